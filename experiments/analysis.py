@@ -6,10 +6,10 @@ import numpy as np
 
 from experiments import intervals, merges, paper_tables, published
 from experiments.paper_tables import BLANK, TableRow, find
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation import statistics
-from imagepiece_jax.reduction.block_plan import floor
+from imagepiece_jax.reduction.block_plan import exact_floor
 from imagepiece_jax.reduction.reduction import Reduction
 
 REDUCTION = "imagepiece"
@@ -80,7 +80,7 @@ def attentive_ratios(paper, vit, reduction):
             merged = merges.merged_slots(outputs.results[before.step])
             attention = outputs.reducer_inputs[here.step].cls_attn
             n = here.counts.n_in
-            upper = n - floor(share * n)
+            upper = n - exact_floor(share * n)
             own = upper if here.merges else here.counts.n_out
             for name, count in (("own", own), ("candidates", upper)):
                 ratio = merges.attentive_share(merged, attention, count)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 
 from imagepiece_jax.common.rng import draw_uniform
-from imagepiece_jax.reduction.block_plan import Merge, Step, ceil
+from imagepiece_jax.reduction.block_plan import MergeCandidates, Step, exact_ceil
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece, Retokenize
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
@@ -31,8 +31,8 @@ class RandomPairs(Retokenize):
     """Similarities are drawn, uniformly, so that chance makes the pairs."""
 
     @property
-    def needs(self):
-        return super().needs - {"metric"} | {"rng"}
+    def needed_inputs(self):
+        return super().needed_inputs - {"metric"} | {"rng"}
 
     def similarity(self, inputs, candidates, size_a):
         shape = (size_a, candidates.shape[1] - size_a)
@@ -54,7 +54,7 @@ class ImagePieceMatched(ImagePieceToMe):
     """ToMe's matching of all tokens, at every step of ImagePiece."""
 
     def merge_step(self, block, score):
-        rule = Merge(self.merge_ratio, self.candidate_ratio)
+        rule = MergeCandidates(self.merge_ratio, self.candidate_ratio)
         return Step(block, Bipartite(self.metric), rule)
 
 
@@ -86,11 +86,11 @@ class ImagePieceAscending(ImagePiece):
         return dataclasses.replace(step, reducer=other)
 
 
-class MergeOfCandidates(Merge):
+class MergeOfCandidates(MergeCandidates):
     """The share `merge_ratio` of the candidates leaves, in place of all tokens'."""
 
-    def removed(self, n):
-        return ceil(self.merge_ratio * self.candidates(n))
+    def count_removed(self, n):
+        return exact_ceil(self.merge_ratio * self.count_candidates(n))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import intervals, paper_tables, published
-from experiments.paper_tables import DENSE, Measured, TableRow, find, measure_row
+from experiments.paper_tables import (
+    DENSE,
+    Measured,
+    TableRow,
+    find,
+    measure_row,
+)
 from imagepiece_jax.common import plotting
+from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation.statistics import format_difference, format_estimate
 from imagepiece_jax.reduction.reduction import Reduction
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

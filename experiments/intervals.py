@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from imagepiece_jax.evaluation import statistics
-from imagepiece_jax.evaluation.statistics import Estimate
+from imagepiece_jax.common import statistics
+from imagepiece_jax.common.statistics import Estimate
 
 
 def accuracy(rights: Sequence[np.ndarray]) -> Estimate:

@@ -13,9 +13,9 @@ import numpy as np
 from experiments import intervals, paper_tables, published
 from experiments.paper_tables import BLANK, DENSE, TableRow, find
 from imagepiece_jax.common import plotting
+from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluation.result_cache import Split
-from imagepiece_jax.evaluation.statistics import format_difference, format_estimate
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)

@@ -14,7 +14,11 @@ from flax import linen as nn
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.ranking import gather_rows, rank_tokens
 from imagepiece_jax.kernels.similarity import cosine_similarity, unit_vectors
-from imagepiece_jax.reduction.block_plan import AtMostHalf, build, ceil
+from imagepiece_jax.reduction.block_plan import (
+    RemoveAtMostHalf,
+    exact_ceil,
+    plan_blocks,
+)
 from imagepiece_jax.reduction.reducers import Reducer
 
 
@@ -28,8 +32,8 @@ class Observed(Reducer):
     reducer: Any
 
     @property
-    def needs(self):
-        return self.reducer.needs | {"cls_attn", "metric"}
+    def needed_inputs(self):
+        return self.reducer.needed_inputs | {"cls_attn", "metric"}
 
     @property
     def metric(self):
@@ -61,7 +65,7 @@ def observed(model):
             step = dataclasses.replace(step, reducer=Observed(step.reducer))
         if step:
             steps.append(step)
-    plan = build(model.depth, patches, steps, prefix)
+    plan = plan_blocks(model.depth, patches, steps, prefix)
     return model.clone(plan=plan)
 
 
@@ -80,7 +84,7 @@ def sites(model) -> list[Site]:
     all_sites = []
     for block, layer in enumerate(model.plan):
         if layer.counts:
-            merges = isinstance(layer.step.rule, AtMostHalf)
+            merges = isinstance(layer.step.rule, RemoveAtMostHalf)
             all_sites.append(Site(block, len(all_sites), merges, layer.counts))
     return all_sites
 
@@ -162,5 +166,5 @@ def percent_attended(members, cls_attn, percent: int) -> jax.Array:
 
     Rounded up, so that the top 70 % and ImagePiece's lowest 30 % share no token.
     """
-    count = ceil(percent / 100 * cls_attn.shape[1])
+    count = exact_ceil(percent / 100 * cls_attn.shape[1])
     return 100 * attentive_share(members, cls_attn, count)

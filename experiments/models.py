@@ -24,9 +24,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.reduction_plan import at_cost
+from imagepiece_jax.models.reduction_plan import fit_to_cost
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 from imagepiece_jax.weights.load import load
@@ -168,7 +168,7 @@ class Finetuner(Models):
         if stem != "patch" and not by_stem:
             return []
         reduction = Reduction.read(reduction)
-        if not by_stem and reduction not in (DENSE, REFERENCE):
+        if not by_stem and reduction not in (DENSE_REDUCTION, REFERENCE):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
@@ -192,7 +192,7 @@ class Finetuner(Models):
         reference = build_model(self._dense.config, REFERENCE)
         share = model_macs(reference) / model_macs(self._dense)
         requested = with_cost(reduction, share)
-        return at_cost(requested, self._dense, tolerance=0.1)
+        return fit_to_cost(requested, self._dense, tolerance=0.1)
 
     @functools.cached_property
     def _dense(self):
@@ -225,7 +225,7 @@ class Finetuner(Models):
 
     def _start(self, stem, seed):
         """Folder of the dense run that the others of this seed start from."""
-        config = self._prepared(DENSE, stem, seed)
+        config = self._prepared(DENSE_REDUCTION, stem, seed)
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
         if not self._has_classes_of(pretrained):

@@ -25,14 +25,14 @@ from experiments import intervals, study, towers
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.common.progress import with_progress_bar
+from imagepiece_jax.common.statistics import format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.evaluation import compare_outputs
-from imagepiece_jax.evaluation.compare_outputs import NEIGHBORS, nearest, shared
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluation.statistics import format_estimate
-from imagepiece_jax.models.variables import digest
+from imagepiece_jax.inference import compare_outputs
+from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared
+from imagepiece_jax.models.variables import variables_digest
 
 FOLDER = pathlib.Path("docs/results/neighbors")
 
@@ -266,7 +266,7 @@ class Study:
         self.weights = weights
         self.images = images
         dense = imagepiece_jax.load(weights, image_size=SIDE)
-        self.identity = {"weights": digest(dense.variables)[:16]}
+        self.identity = {"weights": variables_digest(dense.variables)[:16]}
         names = [names_digest(source) for source in images.values()]
         self.folder = folder / text_digest([*self.identity.values(), *names])
 
@@ -325,7 +325,9 @@ class Study:
 
 
 def names_digest(source: Source) -> str:
-    return text_digest(pathlib.Path(source.name(i)).name for i in range(len(source)))
+    return text_digest(
+        pathlib.Path(source.image_name(i)).name for i in range(len(source))
+    )
 
 
 def text_digest(lines: Iterable[str]) -> str:
@@ -334,7 +336,9 @@ def text_digest(lines: Iterable[str]) -> str:
 
 def labels_of(source: Source) -> np.ndarray:
     """The classes of images, by the names of their folders. [n]."""
-    folders = [pathlib.Path(source.name(i)).parent.name for i in range(len(source))]
+    folders = [
+        pathlib.Path(source.image_name(i)).parent.name for i in range(len(source))
+    ]
     return np.unique(folders, return_inverse=True)[1]
 
 

@@ -43,14 +43,13 @@ from experiments.models import (
     take_from_weights,
 )
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.benchmark.timer import Timing
 from imagepiece_jax.benchmark.workloads import on_noise
-from imagepiece_jax.common import device, parallel, xla_options
+from imagepiece_jax.common import device, parallel, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
@@ -61,7 +60,7 @@ from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache,
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import is_run
 
@@ -170,14 +169,18 @@ class Clock:
         gelu = optimize.default_gelu(vit.model, here)
         if gelu != vit.model.config.arch.gelu:
             setting["gelu"] = gelu
-        if optimize.for_device(vit.model, here).execution.attention_impl == "cudnn":
+        model = optimize.with_device_attention(vit.model, here)
+        if model.execution.attention_impl == "cudnn":
             setting["sizes"] = "direction"
         return setting
 
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
         """`timer.figures` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
-        for name, reduction_of_model in (("dense", DENSE), ("reduced", reduction)):
+        for name, reduction_of_model in (
+            ("dense", DENSE_REDUCTION),
+            ("reduced", reduction),
+        ):
             variant = vit.with_reduction(reduction_of_model, seed=0)
             fast = optimize.optimize(
                 variant,
@@ -220,7 +223,7 @@ class StudyImages:
     @property
     def text(self) -> str:
         """How many images of which set in which crop, for a page."""
-        spaced = ", evenly spaced" if self.source.part else ""
+        spaced = ", evenly spaced" if self.source.subset_record else ""
         crop = self.preprocessing.text
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
@@ -235,7 +238,7 @@ class StudyImages:
             "image_size": self.image_size,
             "resize": "deit",
             **self.crop,
-            **self.source.part,
+            **self.source.subset_record,
         }
 
     def batches(self):

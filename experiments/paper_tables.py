@@ -15,9 +15,9 @@ import numpy as np
 from experiments import intervals, published
 from experiments.controls import CONTROLS
 from experiments.models import Model
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
@@ -467,8 +467,8 @@ def switches_table(results: Results) -> str:
             if measured is None or measured is base:
                 continue
             row = measured.row
-            name_of_method = row.reduction.partition(":")[0]
-            is_switch = name_of_method in ("imagepiece", *CONTROLS)
+            method_name = row.reduction.partition(":")[0]
+            is_switch = method_name in ("imagepiece", *CONTROLS)
             if not is_switch or row.stem != default.stem:
                 continue
             change = intervals.difference(measured.rights, base.rights)

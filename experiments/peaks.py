@@ -26,18 +26,18 @@ from scipy import special
 
 import imagepiece_jax
 from experiments import intervals, study
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.rng import draw_uniform
+from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_source, read_images
-from imagepiece_jax.data.source import evenly_spaced
+from imagepiece_jax.data.source import evenly_spaced_indices
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import statistics
-from imagepiece_jax.evaluation.compare_outputs import NEIGHBORS, nearest, shared, unit
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluation.statistics import Estimate, format_estimate
+from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared, unit
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
@@ -84,11 +84,11 @@ class KeepParts(KeepPeaks):
     ordered: bool = True  # False: all scores are equal
 
     @property
-    def needs(self):
-        return super().needs | ({"rng"} if self.keep == "random" else set())
+    def needed_inputs(self):
+        return super().needed_inputs | ({"rng"} if self.keep == "random" else set())
 
     def __call__(self, inputs, counts, train=False):
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         if not self.ordered:
             score = jnp.ones_like(score)
         alike = all_cosines(inputs.x, inputs.all_x)
@@ -120,7 +120,7 @@ class PeaksOfParts(Peaks):
 
     def steps(self, model):
         parts = {name: getattr(self, name) for name in ("keep", "merge", "ordered")}
-        return self.stages(model, KeepParts(score=self.score_for(model), **parts))
+        return self.stage_steps(model, KeepParts(score=self.score_for(model), **parts))
 
 
 CONTROLS = {
@@ -259,7 +259,8 @@ def judging_photographs() -> np.ndarray:
     """Indices of the photographs that chose nothing, rising."""
     is_judging = np.ones(1000, bool)
     is_judging[1:600:2] = False  # chose the method
-    is_judging[2 * evenly_spaced(500, 100)] = False  # chose the recipe of recovery
+    # these 100 chose the recipe of recovery
+    is_judging[2 * evenly_spaced_indices(500, 100)] = False
     return np.flatnonzero(is_judging)
 
 
@@ -283,7 +284,7 @@ class Study:
             "even": photographs.subset(range(0, 1000, 2)),
             "imagenette": tests.evenly_spaced(2000),
         }
-        names = [self.images["imagenette"].name(index) for index in range(2000)]
+        names = [self.images["imagenette"].image_name(index) for index in range(2000)]
         self.labels = {
             "photographs": photographs.labels[judging_photographs()],
             "imagenette": np.array(

@@ -56,22 +56,22 @@ from experiments import study
 from experiments.peaks import judging_photographs
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.statistics import (
+    Estimate,
+    format_estimate,
+    paired_difference,
+)
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.evaluation.statistics import (
-    Estimate,
-    format_estimate,
-    paired_difference,
-)
 from imagepiece_jax.recovery import recovery_loss
 from imagepiece_jax.recovery.recovery_images import evaluation_batches
 from imagepiece_jax.recovery.recovery_loss import relative_change
 from imagepiece_jax.recovery.recovery_step import DenseTeacher
-from imagepiece_jax.reduction.methods.recommended import IN_STAGES_FROM
-from imagepiece_jax.reduction.provenance import follow
+from imagepiece_jax.reduction.methods.recommended import LEAST_STAGED_MACS
+from imagepiece_jax.reduction.provenance import follow_patches
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINES = ROOT / "docs/results/recovery.jsonl"
@@ -100,7 +100,7 @@ def tome(macs):
 
 def in_blocks(method, macs):
     """In three blocks; below .45, where these lose more, in all except the first."""
-    schedule = THREE if macs >= IN_STAGES_FROM else "proportional-1"
+    schedule = THREE if macs >= LEAST_STAGED_MACS else "proportional-1"
     return f"{method}:macs={macs}:counts={schedule}"
 
 
@@ -219,7 +219,7 @@ def unreachable(model, variables, images, targets):
     targets: the dense model's `answers`
     """
     outputs = model.with_execution(head_only=True).apply(variables, images)
-    slot = follow(outputs.results)[-1].slot
+    slot = follow_patches(outputs.results)[-1].token_of_patch
     patches = targets["patches"]
     share = 1 / jnp.sum(patches**2, axis=-1, keepdims=True)
     holds = jax.nn.one_hot(slot, patches.shape[1])  # [B, n, tokens]; 0 for DROPPED
@@ -337,9 +337,9 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
     tests = as_source(imagenette)
     sources["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])
     others = np.setdiff1d(tests.indices, sources["imagenette"].indices)
-    paths = [tests.name(index) for index in others]
+    paths = [tests.image_name(index) for index in others]
     learned = sources["learned"]
-    paths += [learned.name(index) for index in range(len(learned))]
+    paths += [learned.image_name(index) for index in range(len(learned))]
     sources["more"] = as_source(paths)
     return sources
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from experiments import intervals, peaks, recovery, types
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.evaluation.result_cache import decode_bits
-from imagepiece_jax.evaluation.statistics import Estimate, format_estimate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results" / "results.json"

@@ -17,7 +17,7 @@ import numpy as np
 
 import imagepiece_jax
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models import registry
@@ -65,7 +65,7 @@ def main(*, times: pathlib.Path, towers: tuple[str, ...] = tuple(TOWERS)):
 
 def forms(size: str, side: int) -> dict[str, Pretrained]:
     """A tower with random weights, dense and reduced."""
-    config = registry.config(size)
+    config = registry.model_config(size)
     variables = fresh_variables(create_model(config, image_size=side), 0)
     models = {}
     for form, reduction in reductions(config).items():

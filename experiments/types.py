@@ -34,17 +34,14 @@ import numpy as np
 import imagepiece_jax
 from experiments import neighbors, study, towers
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.common import device
+from imagepiece_jax.common import device, statistics, timer
 from imagepiece_jax.common.files import replace_file, write_json
+from imagepiece_jax.common.statistics import format_estimate
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import read_images
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import compare_outputs, statistics
-from imagepiece_jax.evaluation.compare_outputs import CONTROLS, fidelity
 from imagepiece_jax.evaluation.result_cache import encode_bits, read_lines
-from imagepiece_jax.evaluation.statistics import format_estimate
 from imagepiece_jax.exporters import (
     card,
     onnx_model,
@@ -52,6 +49,8 @@ from imagepiece_jax.exporters import (
     program_facts,
     quantize,
 )
+from imagepiece_jax.inference import compare_outputs
+from imagepiece_jax.inference.compare_outputs import CONTROLS, fidelity
 
 FOLDER = pathlib.Path("docs/results/types")
 TIMES = "times.jsonl"

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from configs import base
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.models.architecture import PARTS
+from imagepiece_jax.models.architecture import PART_NAMES
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import optimizer
@@ -193,7 +193,7 @@ def test_recipe_of_90_epochs():
     assert not model.config.arch.class_token
     # There Posterize keeps four bits at the highest magnitude; here it would keep none.
     magnitude = jnp.full(1, changed["augment.magnitude"])
-    op = jnp.array([randaugment.OPS.index("Posterize")])
+    op = jnp.array([randaugment.OPERATION_NAMES.index("Posterize")])
     pixels = jnp.zeros((1, 2, 2, 3), jnp.uint8)
     assert tables(pixels, op, magnitude, jnp.ones(1)).max() > 0
 
@@ -237,7 +237,7 @@ def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
 
 
 def test_parts_of_a_model_are_placeholders_of_its_architecture():
-    assert {*base.get_config().model.arch} == {*PARTS}
+    assert {*base.get_config().model.arch} == {*PART_NAMES}
     line = "--config configs/quickstart.py --config.model.arch.gelu=tanh"
     config = configured(f"{line} --config.reduction=tome:r=8:prop_attn=False")
     assert config.model.arch.gelu == "tanh"

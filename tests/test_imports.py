@@ -1,6 +1,7 @@
 """The direction of imports: every file is parsed and held to one order of floors."""
 
 import ast
+import graphlib
 import importlib.util
 import pathlib
 import sys
@@ -9,44 +10,37 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = "imagepiece_jax"
-# A file may import those of its own floor, and of those above it in this list. Counts
-# know no arrays, operations know no method; what keeps a run alive knows nothing of
-# what is trained. Up to training it is the core, which can be read without the rest.
+# Nine floors. A file may import those of its own floor, and of those above it in this
+# list; rooms of one floor have one direction, too. Indented lines divide a floor:
+# counts know no arrays, operations know no method; what keeps a run alive knows nothing
+# of what is trained.
 FLOORS = """
-errors
-common
+errors common
 kernels
 reduction.block_plan reduction.schedules
-reduction.state
-reduction.moves
-reduction.provenance
-reduction.reducers reduction.token_selector
-reduction.contract
-reduction.methods
-reduction.reduction
+    reduction.state
+    reduction.moves
+    reduction.provenance
+    reduction.reducers reduction.token_selector
+    reduction.contract
+    reduction.methods
+    reduction.reduction
 data
 models
 weights
-evaluation
+inference evaluation
 training.config training.cluster training.logging
-training
-inference
-recovery
-benchmark.timer
-exporters
-visualize
-benchmark
-evaluation.evaluate
-cli
-commands
-__main__
+    training recovery visualize benchmark exporters
+cli commands __main__
 """
+# Training is read without these rooms.
 ABOVE_TRAINING = ("recovery", "inference", "exporters", "visualize", "benchmark")
 FLOOR_OF = {}
 for number, line in enumerate(FLOORS.split("\n")):
     FLOOR_OF |= dict.fromkeys(line.split(), number)
 PLAIN_PYTHON = FLOOR_OF["reduction.block_plan"]
 ONLY = {  # of the package, of all that stands above them
+    "errors": (),
     "cli": ("errors", "common"),
     "__main__": ("errors", "common", "cli"),
     "train": ("cli", "errors", "weights", "training"),
@@ -65,11 +59,18 @@ def floor(module):
 def imports(module, source, is_package=False):
     """Dotted names that `source` imports, relative ones resolved, wherever they stand.
 
-    `from a import b` counts as a.b: b may be a module.
+    `from a import b` counts as a.b: b may be a module. Imports for type checkers alone
+    are left out, because no program runs them.
     """
     package = module if is_package else module.rpartition(".")[0]
     names = []
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    checks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    typed = [node for node in checks if ast.unparse(node.test) == "TYPE_CHECKING"]
+    unread = {part for node in typed for part in node.body}
+    for node in ast.walk(tree):
+        if node in unread:
+            continue
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -95,6 +96,8 @@ def allowed(module, name):
     ours = module.removeprefix(f"{PACKAGE}.")
     if ours in ONLY:
         return theirs.partition(".")[0] in ONLY[ours]
+    if ours.startswith("training.") and theirs.startswith(ABOVE_TRAINING):
+        return False
     if theirs.startswith("commands."):  # no command imports a command
         return ours.startswith("commands.") and theirs.startswith("commands._")
     return module == PACKAGE or floor(theirs) <= floor(ours)
@@ -126,6 +129,29 @@ def described(path):
     is_package = parts[-1] == "__init__"
     module = ".".join(parts[:-1] if is_package else parts)
     return module, path.read_text("utf-8"), is_package
+
+
+def rooms_imported():
+    """{room: rooms that its files import}."""
+    found = {}
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        module, source, is_package = described(path)
+        room, *_ = module.removeprefix(f"{PACKAGE}.").split(".")
+        for name in imports(module, source, is_package):
+            top, _, theirs = name.partition(".")
+            if top == PACKAGE != room and theirs.partition(".")[0] != room:
+                found.setdefault(room, set()).add(theirs.partition(".")[0])
+    return found
+
+
+def test_rooms_have_no_circle():
+    graph = rooms_imported()
+    assert graph["evaluation"] & {"inference", "exporters"} == {"inference"}
+    assert "exporters" not in graph["benchmark"]
+    graphlib.TopologicalSorter(graph).prepare()
+    graph["inference"].add("evaluation")
+    with pytest.raises(graphlib.CycleError, match="inference"):
+        graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_imports_point_one_way():

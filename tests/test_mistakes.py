@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import timer
 from tests.helpers import tiny_vit
 from tests.helpers.picture_files import write_csv
 from tests.helpers.run_command import call

@@ -142,6 +142,6 @@ def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean
     """tests/training/test_initial_weights.py has a resumed one."""
     fields = {name: str(folder / path) for name, path in fields.items()}
     run = RunConfig.from_config(config(**fields))
-    settled = InitialWeights(run, tmp_path).completed()
+    settled = InitialWeights(run, tmp_path).complete_config()
     assert settled.model.mean == mean
     assert (settled.model.std == HALF) == (mean == HALF)

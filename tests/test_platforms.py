@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from experiments.paper import Clock
-from imagepiece_jax.benchmark import timer, workloads
-from imagepiece_jax.common import device, parallel, xla_options
+from imagepiece_jax.benchmark import workloads
+from imagepiece_jax.common import device, parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import create_model
 from tests.helpers import named_models, tiny_vit

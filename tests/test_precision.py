@@ -15,7 +15,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import ArraySource
-from imagepiece_jax.visualize.trace import trace
+from imagepiece_jax.visualize.trace import trace_tokens
 from imagepiece_jax.weights.load import load
 from tests.helpers import tiny_vit
 from tests.helpers.run_command import call
@@ -56,12 +56,12 @@ FULL = {("HIGHEST", "HIGHEST")}
 def test_what_visualize_and_studies_show(weights, lowered):
     variant = load(weights).analyzed().with_reduction(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
-    trace(variant.model, variant.variables, images)
+    trace_tokens(variant.model, variant.variables, images)
     options = {"transform": Preprocessing(16, resize="none"), "batch_size": 2}
     options["placement"] = parallel.process_placement()
     batches = Batches(source=ArraySource(images), **options)
     answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
-    answer(batches.read(threads=1))
+    answer(batches.read_batches(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

@@ -70,7 +70,7 @@ def run(page, start, space):
 def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     space = run(DOCS / "methods.md", "# imagepiece_jax/reduction/methods/", {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(facts(4))
-    plan = block_plan.build(4, 16, steps)
+    plan = block_plan.plan_blocks(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = tiny_vit.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -79,19 +79,19 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     @tiny_vit.compiled
     def decide(variables, images):
         outputs = model.apply(variables, images)
-        return outputs.reducer_inputs[0].x, outputs.results[0].dest
+        return outputs.reducer_inputs[0].x, outputs.results[0].slot_of_token
 
-    for x, dest in zip(*decide(variables, images), strict=True):
+    for x, slot_of_token in zip(*decide(variables, images), strict=True):
         norm = np.linalg.norm(x, axis=-1)
         longest = np.sort(np.argsort(-norm)[:8])  # slots are in spatial order
-        np.testing.assert_array_equal(dest[longest], np.arange(8))
+        np.testing.assert_array_equal(slot_of_token[longest], np.arange(8))
         unit = x / norm[:, None]
         best = (unit @ unit[longest].T).argmax(axis=1)
         others = np.setdiff1d(np.arange(16), longest)
-        np.testing.assert_array_equal(dest[others], best[others])
+        np.testing.assert_array_equal(slot_of_token[others], best[others])
     own = space["JoinByNorm"]()
     counts = block_plan.StepCounts(n_in=16, n_out=8)
-    decide_alone = tiny_vit.compiled(lambda inputs: own(inputs, counts).dest)
+    decide_alone = tiny_vit.compiled(lambda inputs: own(inputs, counts).slot_of_token)
     size = np.ones((2, 16), np.float32)
     inputs = ReducerInputs(x=images.reshape(2, 16, 12), size=size)
     assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
@@ -110,14 +110,14 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     counts = block_plan.StepCounts(n_in=10, n_out=4)
     own = space["PruneAndMerge"](keep=7)
     decide = tiny_vit.compiled(lambda inputs: own(inputs, counts))
-    for dest, tokens_of in zip(decide(inputs).dest, x, strict=True):
-        assert (dest == DROPPED).sum() == 3
-        assert set(dest) == {-1, 0, 1, 2, 3}
+    for slot_of_token, tokens_of in zip(decide(inputs).slot_of_token, x, strict=True):
+        assert (slot_of_token == DROPPED).sum() == 3
+        assert set(slot_of_token) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
         order = np.argsort(-tokens_of[:, 0])
-        np.testing.assert_array_equal(dest[order[:4]], range(4))
+        np.testing.assert_array_equal(slot_of_token[order[:4]], range(4))
         alike = unit[order[4:7]] @ unit[order[:4]].T
-        np.testing.assert_array_equal(dest[order[4:7]], alike.argmax(axis=1))
+        np.testing.assert_array_equal(slot_of_token[order[4:7]], alike.argmax(axis=1))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -353,14 +353,14 @@ def test_the_lines_with_the_hub_run(hub_of_pages, capsys):
     space = {"imagepiece_jax": imagepiece_jax}
     run(DOCS / "features.md", "dinov2 = ", space)
     name = space["dinov2"].removeprefix("hf://timm/")
-    assert space["vit"].config.arch == registry.config(name).arch
+    assert space["vit"].config.arch == registry.model_config(name).arch
     assert capsys.readouterr().out == "(1, 24) (1, 16, 16, 24)\n"
 
 
 def test_the_examples_of_configs_run(tmp_path, monkeypatch):
     name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
     monkeypatch.setitem(registry.public_models()[name.partition(".")[0]], "depth", 1)
-    monkeypatch.setattr(registry, "config", registry.config.__wrapped__)
+    monkeypatch.setattr(registry, "model_config", registry.model_config.__wrapped__)
     monkeypatch.chdir(tmp_path)
     variables = tiny_vit.variables(create_model(name))
     tiny_vit.write("my.npz", variables)

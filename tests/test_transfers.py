@@ -13,7 +13,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.visualize.trace import trace
+from imagepiece_jax.visualize.trace import trace_tokens
 from tests.helpers import tiny_vit
 from tests.helpers.rounding import assert_close
 
@@ -59,7 +59,7 @@ CALLS = {
     # What commands call for every batch, or several times.
     "evaluate": lambda of: accuracy.evaluate(of.step, of.on_devices, [ROWS]),
     "evaluate a program": lambda of: accuracy.evaluate(of.program_step, None, [ROWS]),
-    "visualize": lambda of: trace(of.vit.model, of.vit.variables, PIXELS[:9]),
+    "visualize": lambda of: trace_tokens(of.vit.model, of.vit.variables, PIXELS[:9]),
 }
 # They make programs in every call.
 COMPILING = {"optimize", "recover"}

@@ -57,7 +57,7 @@ def preprocessing(case):
 
 def fields(case):
     """The JSON of a case; it has nothing of a model but the mean and the deviation."""
-    config = registry.config("deit_s")
+    config = registry.model_config("deit_s")
     vit = types.SimpleNamespace(preprocessing=preprocessing(case), config=config)
     if CASES[case][0] == "open_clip":
         return tower.open_clip_fields(vit)
@@ -87,7 +87,7 @@ def computed(case):
     else:
         prepare = by_transformers(content)
     normalized = [prepare(Image.fromarray(image)) for image in pictures()]
-    config = registry.config("deit_s")
+    config = registry.model_config("deit_s")
     pixels = np.stack(normalized).transpose(0, 2, 3, 1) * config.std + config.mean
     return np.rint(255 * pixels).astype(np.uint8)
 

@@ -152,7 +152,7 @@ def unplaced(config):
 
 def placed(model, config):
     """Return `model` with the attention of `config` on an H200."""
-    return optimize.for_device(model, device(), config.model.attention)
+    return optimize.with_device_attention(model, device(), config.model.attention)
 
 
 def inference_text(config, gelu=None):
@@ -162,14 +162,14 @@ def inference_text(config, gelu=None):
     on_gpu = placed(model.with_execution(dtype=dtype), config)
     gelu = gelu or optimize.default_gelu(on_gpu, device())
     reductions = optimize.default_reductions(on_gpu, device())
-    pixels = optimize.joined_pixels(on_gpu, device())
-    if optimize.takes_direction(on_gpu):
+    pixels = optimize.count_joined_pixels(on_gpu, device())
+    if optimize.uses_size_direction(on_gpu):
         # It has the shapes of a folded one.
         model = model.with_execution(size_encoding="direction")
     prepared = []
 
     def prepare(variables):
-        fast, weights = optimize.prepare(
+        fast, weights = optimize.fold_and_cast(
             model, variables, dtype=dtype, gelu=gelu, pixels=pixels
         )
         prepared.append(fast)

@@ -34,7 +34,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.training.logging import CLOCKED_METRICS, read_metrics
 from imagepiece_jax.weights.run_files import KINDS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -223,7 +223,7 @@ def result_of_training(workdir):
                 found[f"{kind}/{name}"] = (str(array.dtype), array.tobytes())
     lines = read_metrics(workdir)
     found["metrics"] = [
-        {key: value for key, value in line.items() if key not in MEASURED}
+        {key: value for key, value in line.items() if key not in CLOCKED_METRICS}
         for line in lines
     ]
     return found
@@ -238,7 +238,7 @@ def write_inputs(folder):
         return rng.normal(mean, 0.3, leaf.shape).astype(leaf.dtype)
 
     sizes = dict(SIZE)
-    config = registry.config("vit_mini").at_size(sizes.pop("image_size"))
+    config = registry.model_config("vit_mini").at_size(sizes.pop("image_size"))
     config = dataclasses.replace(config, **sizes)
     model = imagepiece_jax.create_model(config)
     shapes = variable_shapes(model)

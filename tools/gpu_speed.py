@@ -29,16 +29,15 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import on_noise, random_variables
-from imagepiece_jax.common import device, xla_options
+from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.optimize import compiler
+from imagepiece_jax.inference.optimize import program_compiler
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -51,13 +50,13 @@ class Case:
     """A model that is timed, with reductions."""
 
     title: str
-    name: str  # for `registry.config`
+    name: str  # for `registry.model_config`
     side: int = SIDE  # of images, in pixels
     timm: str | None = None  # timm's name; None: the same
 
     def create(self, setting: str):
         """The ViT in one of MODELS."""
-        config = registry.config(self.name).at_size(self.side_of(setting))
+        config = registry.model_config(self.name).at_size(self.side_of(setting))
         if setting.endswith(CONV):
             config = dataclasses.replace(config, stem="conv")
         if OPTIONS.smoke:
@@ -252,7 +251,7 @@ def ways(case: Case) -> list[Way]:
         model = case.create(name)
         if not size_direction.has_sizes(model):
             kinds = []
-        elif size_direction.reason_against(model):
+        elif size_direction.refusal_reason(model):
             kinds = [kind for kind in kinds if kind != "direction"]
         reductions = OPTIONS.reduction_forms
         if name not in FASTER:
@@ -350,11 +349,11 @@ def compiler_of(case: Case, dtype: str, way: Way):
     options["compiler_options"] = XLA[way.xla]
     if OPTIONS.smoke:
         options["compiler_options"] = XLA[way.xla] | QUICK
-    return compiler(Pretrained(model, variables), **options)
+    return program_compiler(Pretrained(model, variables), **options)
 
 
 def random_directions(vit, images=None) -> np.ndarray:
-    """In place of `size_direction.directions`: for a clock any will do."""
+    """In place of `size_direction.find_directions`: for a clock any will do."""
     model = vit.model
     shape = (model.depth, model.config.num_heads, model.config.head_dim)
     directions = np.random.default_rng(0).normal(size=shape)

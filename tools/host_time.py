@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import with_random_weights
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry
@@ -38,7 +38,7 @@ CALLS = ["executable, us", "Program, us", "Program, image of NumPy, us"]
 def main(
     name: tyro.conf.Positional[str],
     *,
-    inside: tuple[int, ...] = (0, optimize.SMALL),
+    inside: tuple[int, ...] = (0, optimize.SMALL_WEIGHT),
     dtype: str | None = None,
 ):
     """Time what the host does in a call for one image.
@@ -53,8 +53,8 @@ def main(
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        vit = with_random_weights(create_model(registry.config(name)))
-        compile_for = optimize.compiler(vit, dtype=dtype, pixels=True)
+        vit = with_random_weights(create_model(registry.model_config(name)))
+        compile_for = optimize.program_compiler(vit, dtype=dtype, pixels=True)
         compile_for(2)  # loads what all programs share
         for limit in inside:
             with mock.patch.object(optimize, "SMALL", limit):

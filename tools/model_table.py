@@ -59,7 +59,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
-    lacking = contract.lacking_fields(registry.config(name).arch)
+    lacking = contract.lacking_fields(registry.model_config(name).arch)
     available = []
     for score, field in reducers.SCORES.items():
         if score != "auto" and field not in lacking:

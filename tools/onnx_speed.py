@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.towers import THREADS, onnxruntime_call, openvino_call
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
@@ -107,7 +107,7 @@ def measure(size, batch, models=()):
         side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"
         images = random_images(batch, side)
-        config = dataclasses.replace(registry.config(size), stem=stem)
+        config = dataclasses.replace(registry.model_config(size), stem=stem)
         model = create_model(config, reduction, image_size=side)
         variables = fresh_variables(model, 0)
         macs[name] = model_macs(model)

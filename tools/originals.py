@@ -106,7 +106,7 @@ def config_like(name, **changes):
     """The config of a small model whose parts are those of `name`."""
     sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     sizes |= {"mlp_ratio": HIDDEN / WIDTH, "patch_size": PATCH}
-    config = registry.config(name).with_preprocessing(image_size=SIDE)
+    config = registry.model_config(name).with_preprocessing(image_size=SIDE)
     return dataclasses.replace(config, **sizes | changes)
 
 

@@ -17,11 +17,11 @@ from typing import Literal
 import jax
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import suite, timer
+from imagepiece_jax.benchmark import suite
 from imagepiece_jax.benchmark import workloads as ours
 from imagepiece_jax.benchmark.workloads import NUM_INPUTS, Workload
 from imagepiece_jax.commands._arguments import Model
-from imagepiece_jax.common import extras, xla_options
+from imagepiece_jax.common import extras, timer, xla_options
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import TRAINING_MACS

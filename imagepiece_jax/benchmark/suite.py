@@ -5,16 +5,16 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from imagepiece_jax.benchmark import timer
 from imagepiece_jax.benchmark.workloads import Case, Workload
-from imagepiece_jax.common import device
+from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.models.program import Program
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # {column title: format of a row's field}
 COLUMNS = {
@@ -42,7 +42,7 @@ def variants(
     Raises InputError for a reduction that does not fit, or is repeated.
     """
     models = {"dense": vit.with_reduction(None)}
-    if vit.reduction != DENSE:
+    if vit.reduction != DENSE_REDUCTION:
         models[own] = vit
     for text in reductions:
         if text in models:
@@ -52,7 +52,7 @@ def variants(
 
 
 def groups(
-    vits: Mapping[str, Pretrained],
+    vits: Mapping[str, Pretrained | Program],
     batch_sizes: Iterable[int],
     dtype: str,
     mode: str,

@@ -10,26 +10,28 @@ their values do not change the speed.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.common import device, parallel
+from imagepiece_jax.common import device, parallel, timer
 from imagepiece_jax.common.device import NUM_INPUTS
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.rng import draw_normal, root_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.onnx_program import OnnxProgram
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.program import Program
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import ModelConfig, RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create_optimizer
+from imagepiece_jax.training.teacher import Teacher
 from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
 
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
@@ -53,7 +55,7 @@ class Case:
     Raises InputError for mistakes that would otherwise show while measuring.
     """
 
-    vit: Pretrained  # or the OnnxProgram of an exported file
+    vit: Pretrained | Program
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str
@@ -64,8 +66,9 @@ class Case:
         vit = self.vit
         size = self.batch_size
         optimize.check_gelu(vit.model, self.gelu)
-        if isinstance(vit, OnnxProgram) and vit.batch_size not in (None, size):
-            takes = f"{vit.source.title} takes {vit.batch_size}"
+        own_size = None if isinstance(vit, Pretrained) else vit.batch_size
+        if own_size not in (None, size):
+            takes = f"{vit.source.title} takes {own_size}"
             raise InputError(f"batch_size has {size}, but {takes}")
         if self.mode == "train" and self.run is None:
             run = training_run(vit, size, self.dtype)
@@ -86,9 +89,9 @@ class Case:
         """Compile the program to time."""
         if self.mode == "train":
             return self._train()
-        if isinstance(self.vit, OnnxProgram):
-            call = self._file()
-            facts = _facts(self.vit.model, None) | {"attention": "onnxruntime"}
+        if not isinstance(self.vit, Pretrained):
+            call = self._exported_call()
+            facts = _facts(self.vit.model, None)
         else:
             fast = optimize.optimize(
                 self.vit,
@@ -102,14 +105,14 @@ class Case:
         macs = self.batch_size * model_macs(self.vit.model)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
-    def _file(self):
+    def _exported_call(self) -> Callable[[int], Any]:
         """Make a function (number) that runs an exported file on random images."""
-        shape = (self.batch_size, *image_sides(self.vit.image_size), 3)
-        batches = []
+        shape = (self.batch_size, *image_sides(self.vit.config.image_size), 3)
+        calls = []
         for seed in range(NUM_INPUTS):
             pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-            batches.append(self.vit.prepared(pixels))
-        return lambda number: self.vit.run(batches[number % NUM_INPUTS])
+            calls.append(self.vit.prepared_call(pixels))
+        return lambda number: calls[number % NUM_INPUTS]()
 
     def _train(self):
         """Compile training steps. A step continues from the step before."""
@@ -191,10 +194,11 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH, method.param_groups)
     teacher = None
     adapted_teacher = None
-    if method.needs_teacher or run.distill.active:  # a teacher of the student's size
+    if method.needs_teacher or run.distill.is_active:  # a teacher of the student's size
         teacher = run.create_dense().with_execution(drop_path_rate=0.0)
         teacher = teacher.with_execution(head_only=not method.needs_teacher)
-        adapted_teacher = adapt(teacher)
+        config = teacher.config
+        adapted_teacher = Teacher(adapt(teacher), config.mean, config.std)
     step = functools.partial(
         train_step,
         run=run,
@@ -228,7 +232,7 @@ def random_variables(model):
 
 
 def _facts(model, compiled):
-    """A compiled program's row fields; None: onnxruntime's."""
+    """A compiled program's row fields; None: an exported file's."""
     return {
         "peak_memory": compiled and device.program_bytes(compiled),
         "attention": model.execution.attention_impl,

@@ -14,8 +14,8 @@ from tyro.conf import Positional, arg
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
-    from imagepiece_jax.exporters.onnx_program import OnnxProgram
     from imagepiece_jax.models.pretrained import Pretrained
+    from imagepiece_jax.models.program import Program
     from imagepiece_jax.models.vit import ViT
 
 
@@ -86,14 +86,14 @@ class Weights:
             if name not in allowed:
                 raise InputError(f"{name} is {value}, but {self.weights} is {title}")
 
-    def exported(self) -> "OnnxProgram | None":
-        """Open an .onnx file; None if the argument is weights."""
-        if not self.weights.lower().endswith(".onnx"):
-            return None
-        from imagepiece_jax.exporters.onnx_program import open_file
+    def exported(self) -> "Program | None":
+        """Open an exported file; None if the argument is weights."""
+        from imagepiece_jax.models.program import is_exported, open_program
 
+        if not is_exported(self.weights):
+            return None
         self.refuse("an exported program; export the weights again with it")
-        return open_file(self.weights)
+        return open_program(self.weights)
 
     def load(self, **others: Any) -> "Pretrained":
         """Load the model. `others`: further arguments of `imagepiece_jax.load`."""

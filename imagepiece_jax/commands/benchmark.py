@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from imagepiece_jax.benchmark.timer import Timing
 from imagepiece_jax.commands._arguments import Model, several
+from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.errors import InputError
 
 

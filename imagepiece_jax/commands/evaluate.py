@@ -28,16 +28,20 @@ def main(
         gelu: The GELU variant in the optimized program.
         json: A file to write the results to.
     """
-    from imagepiece_jax.evaluation import accuracy, statistics
+    from imagepiece_jax.common import statistics
+    from imagepiece_jax.evaluation import accuracy
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import data_name
     from imagepiece_jax.weights import runs
 
-    vit = weights.exported() or weights.load()
+    exported = weights.exported()
+    vit = exported or weights.load()
     if json is not None:
         input_files = runs.own_files(weights.weights, data_name(vit, data.data))
         check_writable("json", json, [".json"], input_files)
-    how = [vit.preprocessing.text, *vit.differences_from_training()]
+    how = [vit.config.preprocessing.text]
+    if exported is None:
+        how += vit.differences_from_training()
     if vit.source.averaged:
         how.insert(0, "averaged weights")
     figures = evaluate(vit, optimized=optimized, gelu=gelu, **vars(data))
@@ -54,7 +58,7 @@ def main(
         count = counted_noun(row["images"], "image")
         print(f"the program's cost: acc1 {difference} (points, 95 %, paired, {count})")
     else:
-        print(accuracy.line(figures, *how, f"gmacs {vit.gmacs:.3f}"))
+        print(accuracy.line(figures, *how, f"gmacs {figures['gmacs']:.3f}"))
     if unreadable := figures["unreadable"]:
         print(f"unreadable images left out: {unreadable}")
     if json is not None:

@@ -42,7 +42,7 @@ def main(
     """
     from imagepiece_jax.common.checks import check_range
     from imagepiece_jax.data import pictures
-    from imagepiece_jax.data.source import evenly_spaced
+    from imagepiece_jax.data.source import evenly_spaced_indices
     from imagepiece_jax.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
@@ -51,7 +51,7 @@ def main(
     if limit is not None:
         check_range("limit", limit, 1)
         limit = min(limit, len(files))
-        files = [files[index] for index in evenly_spaced(len(files), limit)]
+        files = [files[index] for index in evenly_spaced_indices(len(files), limit)]
     vit = weights.load()
     note_cost(vit)
     written = feature_files.write_features(
@@ -65,7 +65,7 @@ def main(
         threads=threads,
         texts=texts,
     )
-    table = folder / feature_folder.DAMAGED
+    table = folder / feature_folder.DAMAGED_FILE
     if written.damaged == written.shapes["pooled"][0]:
         raise RunError(f"no photograph has a feature row; {table} says why")
     for name, shape in written.shapes.items():

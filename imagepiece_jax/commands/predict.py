@@ -77,7 +77,7 @@ def answered(file, answer):
         return {"pooled": answer.tolist()}, line
     listed = []
     for prediction in answer:
-        label = class_names.described(prediction.label)
+        label = class_names.describe_class(prediction.label)
         listed.append(f"{label} {100 * prediction.probability:.1f} %")
     return [
         prediction._asdict() for prediction in answer

@@ -45,7 +45,7 @@ def main(
     drawn = several("blocks", blocks)
     extras.check_installed("a figure", "matplotlib")
     source = pictures.as_source(images.images, "val")
-    if registry.is_set(images.images[0]):
+    if registry.is_set_name(images.images[0]):
         source = source.evenly_spaced(DRAWN)
     folder = pathlib.Path(out)
     html.check_folder(folder)
@@ -58,7 +58,7 @@ def main(
         pixels, names = pictures.read_images(source, vit.preprocessing)
         names = [*map(os.path.basename, names)]
         with contextlib.ExitStack() as stack:
-            for name in html.FILES:
+            for name in html.PAGE_FILES:
                 if not (folder / name).exists():
                     stack.enter_context(signals.unfinished_path(folder / name))
             lines = html.write_folder(

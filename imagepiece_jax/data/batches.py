@@ -2,7 +2,7 @@
 
 Order, crop and flip of an image depend only on (seed, step, position in the global
 batch). Device, host, worker and thread counts do not change batches, nor does a
-restart. `Threads` here or processes in `data.worker_pool` read batches ahead.
+restart. `ThreadTasks` here or processes in `data.worker_pool` read batches ahead.
 """
 
 import collections
@@ -12,23 +12,29 @@ import functools
 import itertools
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage, record_unreadable
+from imagepiece_jax.data.decode import (
+    MAX_UNREADABLE_IN_A_ROW,
+    UnreadableImage,
+    record_unreadable,
+)
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
 # Images per task of a thread or process, about: handing over single images would cost
 # more than decoding them.
-PART_IMAGES = 32
+CHUNK_IMAGES = 32
 BATCHES_AHEAD = 2  # batches read while another is used
 
 # Purposes are part of a random stream's key, so no two purposes share a stream.
-_ORDER = 0
-_TRANSFORM = 1
+_ORDER_PURPOSE = 0
+_TRANSFORM_PURPOSE = 1
 
 
 class Sample(NamedTuple):
@@ -40,11 +46,14 @@ class Sample(NamedTuple):
     damaged: list[UnreadableImage]  # files tried in vain, or the image's misfit
 
 
-class Part(NamedTuple):
+class BatchChunk(NamedTuple):
     """Some images of a batch, ordered by position."""
 
-    pixels: Any  # uint8 [images, H, W, 3]
+    pixels: Any  # uint8 [images, height, width, 3]; None on the way between processes
     samples: list[Sample]
+
+
+AllocatePixels = Callable[[tuple[int, ...]], np.ndarray]  # uint8 of a shape
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -84,169 +93,175 @@ class Batches:
     repeats: int = 1
     strict: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.seed is None:
             self.fields = ("label", "mask", "index")
             self.consequence = "it is left out of the evaluation"
             placement = dataclasses.replace(self.placement, accumulation=1)
             positions = placement.sample_positions(self.batch_size)[:, 0]
-            in_a_pass = math.ceil(len(self.source) / self.batch_size)
+            self._epoch_steps = math.ceil(len(self.source) / self.batch_size)
         else:
             self.fields = ("label",)
             self.consequence = "the next readable image of the epoch takes its place"
             positions = self.placement.sample_positions(self.batch_size)
-            in_a_pass = steps_per_epoch(len(self.source), self.batch_size)
-        if self.steps is None:
-            self.steps = range(in_a_pass)
-        self._epoch_steps = in_a_pass
-        self._shape = positions.shape
+            self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
+        self._steps = range(self._epoch_steps) if self.steps is None else self.steps
+        self._batch_shape = positions.shape
         self._positions = positions.ravel()
-        parts = math.ceil(positions.size / PART_IMAGES)
-        # Slots of this process's batch, ordered by position: `repeats` copies of an
-        # image are neighbors, so `read_part` decodes it once.
-        self._slots = np.array_split(np.argsort(self._positions), parts)
+        num_chunks = math.ceil(positions.size / CHUNK_IMAGES)
+        # Places in this process's batch, ordered by position: `repeats` copies of an
+        # image are neighbors, so `read_chunk` decodes it once.
+        self._chunk_places = np.array_split(np.argsort(self._positions), num_chunks)
 
     @property
-    def parts(self) -> int:
-        """Parts per batch."""
-        return len(self._slots)
+    def chunks_per_batch(self) -> int:
+        return len(self._chunk_places)
 
     @property
-    def part_bytes(self) -> int:
-        """Pixel bytes of the largest part."""
-        return len(self._slots[0]) * math.prod(self.transform.shape) * 3
+    def total_chunks(self) -> int:
+        """Chunks of all batches."""
+        return len(self._steps) * self.chunks_per_batch
 
-    def read_part(self, number: int, allocate) -> Part:
-        """Read part `number` of all batches; allocate(shape) makes its pixels."""
-        step, part = divmod(number, self.parts)
-        step = self.steps[step]
-        positions = self._positions[self._slots[part]].tolist()
+    @property
+    def chunk_bytes(self) -> int:
+        """Pixel bytes of the largest chunk."""
+        return len(self._chunk_places[0]) * math.prod(self.transform.shape) * 3
+
+    def read_chunk(self, chunk_number: int, allocate: AllocatePixels) -> BatchChunk:
+        """Read chunk `chunk_number` of all batches; `allocate` makes its pixels."""
+        step_index, chunk_of_batch = divmod(chunk_number, self.chunks_per_batch)
+        step = self._steps[step_index]
+        positions = self._positions[self._chunk_places[chunk_of_batch]].tolist()
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
-        epoch_index = None
-        for target, position in zip(pixels, positions, strict=True):
-            before = epoch_index
-            epoch_index = self._place(step, position)
-            if epoch_index != before:
-                image, sample = self._read(*epoch_index)
-            else:  # a copy: its damaged files are recorded already
-                sample = sample._replace(damaged=[])
-            try:
-                target[:] = self._transformed(image, step, position)
-            except InputError as error:
-                name = self.source.name(sample.index)
-                if self.strict:
-                    raise InputError(f"{name}: {error}") from error
-                target[:] = 0
-                misfit = UnreadableImage(name, f"it does not fit: {error}")
-                sample = sample._replace(mask=0.0, damaged=[misfit])
-            samples.append(sample)
-        return Part(pixels, samples)
+        targets = zip(pixels, positions, strict=True)
+        for (epoch, order_index), copies in itertools.groupby(
+            targets, lambda pair: self._epoch_place(step, position=pair[1])
+        ):
+            image, sample = self._read_first_readable(epoch, order_index)
+            for target, position in copies:
+                try:
+                    target[:] = self._transform_pixels(image, step, position)
+                except InputError as error:
+                    name = self.source.image_name(sample.index)
+                    if self.strict:
+                        raise InputError(f"{name}: {error}") from error
+                    target[:] = 0
+                    misfit = UnreadableImage(name, f"it does not fit: {error}")
+                    sample = sample._replace(mask=0.0, damaged=[misfit])
+                samples.append(sample)
+                sample = sample._replace(damaged=[])  # copies do not record it again
+        return BatchChunk(pixels, samples)
 
-    def _place(self, step, position):
+    def _epoch_place(self, step: int, position: int) -> tuple[int, int]:
         """(epoch, index into the epoch's order)."""
-        epoch, step = divmod(step, self._epoch_steps)
-        return epoch, (step * self.batch_size + position) // self.repeats
+        epoch, epoch_step = divmod(step, self._epoch_steps)
+        return epoch, (epoch_step * self.batch_size + position) // self.repeats
 
-    def _read(self, epoch, number):
+    def _read_first_readable(
+        self, epoch: int, order_index: int
+    ) -> tuple[UInt8[np.ndarray, "height width 3"] | None, Sample]:
         """(pixels, Sample) of the first readable image; (None, ..) without any."""
-        candidates = [number]
+        candidates = [order_index]
         if self.seed is not None:
             order = epoch_order(self.seed, epoch, len(self.source))
-            following = (number + np.arange(MAX_IN_A_ROW)) % len(order)
-            candidates = order[following].tolist()
-        elif number >= len(self.source):
-            return None, Sample(0, number, 0.0, [])
+            following = order_index + np.arange(MAX_UNREADABLE_IN_A_ROW)
+            candidates = order[following % len(order)].tolist()
+        elif order_index >= len(self.source):
+            return None, Sample(0, order_index, 0.0, [])
         damaged = []
         for index in candidates:
             image = self.source[index]
-            if image.readable:
+            if image.damage is None:
                 return image.pixels, Sample(image.label, index, 1.0, damaged)
             damaged.append(image.damage)
         return None, Sample(0, candidates[0], 0.0, damaged)
 
-    def _transformed(self, pixels, step, position):
+    def _transform_pixels(
+        self, pixels: UInt8[np.ndarray, "_ _ 3"] | None, step: int, position: int
+    ) -> UInt8[np.ndarray, "_ _ 3"] | int:
         if pixels is None:
             return 0  # padding is black
         if self.seed is None:
             return self.transform(pixels)
-        return self.transform(pixels, _stream(self.seed, _TRANSFORM, step, position))
+        rng = _random_stream(self.seed, _TRANSFORM_PURPOSE, step, position)
+        return self.transform(pixels, rng)
 
-    def join(self, parts: list[Part]) -> dict[str, np.ndarray]:
-        """Join a batch's parts."""
+    def join_chunks(self, chunks: list[BatchChunk]) -> dict[str, np.ndarray]:
+        """Join a batch's chunks."""
         # New arrays every time, because JAX on CPUs may use their memory directly.
-        batch = self.empty()
-        axes = len(self._shape)
+        batch = self.empty_batch()
+        num_batch_axes = len(self._batch_shape)
         for name, array in batch.items():
-            flat = array.reshape(-1, *array.shape[axes:])
-            for slots, part in zip(self._slots, parts, strict=True):
+            flat = array.reshape(-1, *array.shape[num_batch_axes:])
+            for places, chunk in zip(self._chunk_places, chunks, strict=True):
                 if name == "image":
-                    flat[slots] = part.pixels
+                    flat[places] = chunk.pixels
                 else:
-                    flat[slots] = [getattr(sample, name) for sample in part.samples]
+                    flat[places] = [getattr(sample, name) for sample in chunk.samples]
         return batch
 
-    def empty(self) -> dict[str, np.ndarray]:
+    def empty_batch(self) -> dict[str, np.ndarray]:
         """Allocate this process's batch without values: {name: array}."""
-        types = {"label": np.int32, "mask": np.float32, "index": np.int32}
-        pixels = (*self._shape, *self.transform.shape, 3)
-        batch = {"image": np.empty(pixels, np.uint8)}
+        dtypes = {"label": np.int32, "mask": np.float32, "index": np.int32}
+        pixel_shape = (*self._batch_shape, *self.transform.shape, 3)
+        batch = {"image": np.empty(pixel_shape, np.uint8)}
         for name in self.fields:
-            batch[name] = np.empty(self._shape, types[name])
+            batch[name] = np.empty(self._batch_shape, dtypes[name])
         return batch
 
-    def read(self, threads: int = 0) -> "Reader":
+    def read_batches(self, threads: int = 0) -> "BatchReader":
         """Iterate over batches that threads read ahead (0: on demand), until close."""
-        return Reader(self, Threads(self.read_part, threads))
+        return BatchReader(self, ThreadTasks(self.read_chunk, threads))
 
 
-class Reader:
-    """Iterator over batches whose parts a pool reads ahead.
+class BatchReader:
+    """Iterator over batches whose chunks a pool reads ahead.
 
     close() ends the pool; so do garbage collection and interpreter exit.
 
-    pool: Threads, or `worker_pool.Processes`
-    Raises the errors of `Batches.read_part`, and InputError for too many unreadable
+    pool: ThreadTasks, or `worker_pool.ProcessTasks`
+    Raises the errors of `Batches.read_chunk`, and InputError for too many unreadable
     images.
     """
 
-    def __init__(self, batches: Batches, pool: Any):
+    def __init__(self, batches: Batches, pool: Any) -> None:
         self._batches = batches
         self._pool = pool
         self._damaged = []  # since the last readable image
-        self._numbers = iter(range(len(batches.steps) * batches.parts))
-        self._pending = collections.deque()
-        self._close = weakref.finalize(self, pool.close)
-        self._submit(parts_ahead(batches, pool.tasks_at_a_time))
+        self._chunk_numbers = iter(range(batches.total_chunks))
+        self._pending_results = collections.deque()
+        self._close_pool = weakref.finalize(self, pool.close)
+        self._submit_chunks(chunks_ahead(batches, pool.tasks_at_a_time))
 
-    def __iter__(self):
+    def __iter__(self) -> "BatchReader":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
         try:
-            if not self._pending:
+            if not self._pending_results:
                 raise StopIteration
-            parts = []
-            for _ in range(self._batches.parts):
-                result = self._pending.popleft()
-                parts.append(result())
+            chunks = []
+            for _ in range(self._batches.chunks_per_batch):
+                wait_for_chunk = self._pending_results.popleft()
+                chunks.append(wait_for_chunk())
             # Recorded by the consuming thread, in order of position: the record does
             # not depend on the pool.
-            self._record(parts)
-            batch = self._batches.join(parts)
-            self._submit(len(parts))
+            self._record_damage(chunks)
+            batch = self._batches.join_chunks(chunks)
+            self._submit_chunks(len(chunks))
         except BaseException:
             self.close()
             raise
         return batch
 
-    def _submit(self, count):
-        for number in itertools.islice(self._numbers, count):
-            self._pending.append(self._pool.submit(number))
+    def _submit_chunks(self, num_chunks: int) -> None:
+        for chunk_number in itertools.islice(self._chunk_numbers, num_chunks):
+            self._pending_results.append(self._pool.submit_task(chunk_number))
 
-    def _record(self, parts):
+    def _record_damage(self, chunks: list[BatchChunk]) -> None:
         batches = self._batches
-        for sample in itertools.chain(*[part.samples for part in parts]):
+        for sample in itertools.chain(*[chunk.samples for chunk in chunks]):
             unreadable = batches.source.unreadable
             if not batches.strict:
                 unreadable |= {error.name: error.reason for error in sample.damaged}
@@ -257,58 +272,63 @@ class Reader:
             if sample.mask:
                 self._damaged = []
 
-    def close(self):
+    def close(self) -> None:
         """End threads and processes."""
-        self._pending.clear()
-        self._close()
+        self._pending_results.clear()
+        self._close_pool()
 
 
-def parts_ahead(batches: Batches, tasks_at_a_time: int) -> int:
-    """Most parts in memory at once: the current batch and the parts read ahead."""
-    return batches.parts + max(BATCHES_AHEAD * batches.parts, tasks_at_a_time, 1)
+def chunks_ahead(batches: Batches, tasks_at_a_time: int) -> int:
+    """Most chunks in memory at once: the current batch and the chunks read ahead."""
+    per_batch = batches.chunks_per_batch
+    return per_batch + max(BATCHES_AHEAD * per_batch, tasks_at_a_time, 1)
 
 
-class Threads:
+class ThreadTasks:
     """Numbered tasks in threads, or in the calling thread for threads=0."""
 
-    def __init__(self, work, threads):
+    def __init__(self, read_chunk: Callable[..., BatchChunk], threads: int) -> None:
         self.tasks_at_a_time = threads
         allocate = functools.partial(np.empty, dtype=np.uint8)
-        self._work = functools.partial(work, allocate=allocate)
+        self._read_chunk = functools.partial(read_chunk, allocate=allocate)
         self._executor = None
         if threads:
             self._executor = concurrent.futures.ThreadPoolExecutor(threads)
 
-    def submit(self, number):
+    def submit_task(self, task_number: int) -> Callable[[], BatchChunk]:
         """Submit a task; return a function that waits for its result."""
         if self._executor:
-            return self._executor.submit(self._work, number).result
-        return functools.partial(self._work, number)
+            return self._executor.submit(self._read_chunk, task_number).result
+        return functools.partial(self._read_chunk, task_number)
 
-    def close(self):
+    def close(self) -> None:
         if self._executor:
             self._executor.shutdown(cancel_futures=True)
 
 
-def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Whole batches in `length` images; InputError for no whole batch."""
-    if length < batch_size:
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches in `num_images` images; InputError for no whole batch."""
+    if num_images < batch_size:
         raise InputError(
-            f"batch_size is {batch_size}, but the training data has only {length} "
+            f"batch_size is {batch_size}, but the training data has only {num_images} "
             "images"
         )
-    return length // batch_size
+    return num_images // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # every part asks; two epochs at an epoch's end
-def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Random permutation of 0..length-1 for an epoch, read-only int64 [length]."""
-    order = _stream(seed, _ORDER, epoch, 0).permutation(length)
+@functools.lru_cache(maxsize=2)  # every chunk asks; two epochs at an epoch's end
+def epoch_order(
+    seed: int, epoch: int, num_images: int
+) -> Int[np.ndarray, " {num_images}"]:
+    """Random permutation of 0..num_images-1 for an epoch, read-only."""
+    order = _random_stream(seed, _ORDER_PURPOSE, epoch, 0).permutation(num_images)
     order.flags.writeable = False
     return order
 
 
-def _stream(seed, purpose, step, position):
+def _random_stream(
+    seed: int, purpose: int, step: int, position: int
+) -> np.random.Generator:
     """Random generator for one purpose, step and position."""
     # Philox is counter-based: streams with different keys or counters never meet.
     return np.random.Generator(

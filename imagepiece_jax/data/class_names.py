@@ -6,13 +6,14 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from imagepiece_jax.errors import InputError
 
 # WordNet ID and lemmas of every class, by label; the first lines state the source.
-TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
+CLASS_NAME_TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
 # {WordNet ID: name} for classes whose first lemma is another class's, too
-DISTINCT = {
+DISTINCT_NAMES = {
     "n02012849": "crane (bird)",
     "n03126707": "crane (machine)",
     "n02113186": "Cardigan Welsh corgi",  # 474 is the garment
@@ -20,115 +21,125 @@ DISTINCT = {
 }
 # The Hugging Face hub's data set renamed duplicate names.
 HUB_NAMES = {"crane2": "crane"}
-Names = Sequence[str | None]
-DIGITS = re.compile("[0-9]+")  # not \d: digits of other scripts count as letters
+ClassNames = Sequence[str | None]
+DIGIT_RUN = re.compile("[0-9]+")  # not \d: digits of other scripts count as letters
 
 
 @functools.cache
-def imagenet_rows() -> list[tuple[str, str]]:
+def imagenet_rows() -> list[tuple[str, ...]]:
     """(WordNet ID, all lemmas) of ImageNet-1k's classes, by label."""
-    lines = TABLE.read_text("utf-8").strip("\n").split("\n")
+    lines = CLASS_NAME_TABLE.read_text("utf-8").strip("\n").split("\n")
     return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
 
 
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
     """ImageNet-1k's class names by label, all different."""
-    rows = imagenet_rows()
-    return tuple(DISTINCT.get(synset, words.split(", ")[0]) for synset, words in rows)
+    names = []
+    for wordnet_id, lemmas in imagenet_rows():
+        names.append(DISTINCT_NAMES.get(wordnet_id, lemmas.split(", ")[0]))
+    return tuple(names)
 
 
 @functools.cache
-def _names_of_ids():
+def _name_of_wordnet_id() -> dict[str, str]:
     """{WordNet ID: class name} of ImageNet-1k."""
-    synsets = [synset for synset, _ in imagenet_rows()]
-    return dict(zip(synsets, imagenet_names(), strict=True))
+    wordnet_ids = [wordnet_id for wordnet_id, _ in imagenet_rows()]
+    return dict(zip(wordnet_ids, imagenet_names(), strict=True))
 
 
-def described(name: str) -> str:
+def describe_class(name: str) -> str:
     """Class name for people: "n01440764 (tench)" for a WordNet ID."""
-    class_name = _names_of_ids().get(name)
+    class_name = _name_of_wordnet_id().get(name)
     return f"{name} ({class_name})" if class_name else name
 
 
-def shortened(names: Names | None) -> Names | None:
+def shorten_names(names: ClassNames | None) -> ClassNames | None:
     """Replace ImageNet-1k's label map by `imagenet_names`; keep any other names."""
     if names is None or len(names) != len(imagenet_names()):
         return names
-    short = imagenet_names()
-    for name, short_name, (synset, words) in zip(
-        names, short, imagenet_rows(), strict=True
+    short_names = imagenet_names()
+    for name, short_name, (wordnet_id, lemmas) in zip(
+        names, short_names, imagenet_rows(), strict=True
     ):
         # In ImageNet's map a class has its WordNet ID, its name, or some lemmas.
-        synonyms = {synset, short_name, *words.split(", ")}
-        name = HUB_NAMES.get(name, name)
+        synonyms = {wordnet_id, short_name, *lemmas.split(", ")}
+        name = HUB_NAMES.get(name or "", name)
         if synonyms.isdisjoint([name, *str(name).split(", ")]):
             return names
-    return short
+    return short_names
 
 
-def normalized(name: str) -> str:
+def composed_name(name: str) -> str:
     """Name in Unicode's composed form: é is one character, not e and an accent."""
     return unicodedata.normalize("NFC", name)
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """ImageNet's name for a WordNet ID; any other name in Unicode's composed form."""
-    return _names_of_ids().get(name, normalized(name))
+    return _name_of_wordnet_id().get(name, composed_name(name))
 
 
-def labels_by_name(names: Names) -> dict[str, int | None]:
+def labels_by_name(names: ClassNames) -> dict[str, int | None]:
     """{canonical name: label}; None for a name of several classes."""
-    labels = {}
+    label_of_name = {}
     for label, name in enumerate(names):
         if name is not None:
-            key = canonical(name)
-            labels[key] = None if key in labels else label
-    return labels
+            known_name = canonical_name(name)
+            label_of_name[known_name] = None if known_name in label_of_name else label
+    return label_of_name
 
 
-def two_orders(names: Sequence[str]) -> tuple[str, str] | None:
+def misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
     """Find names (class_10, class_2) whose text order contradicts their numbers."""
     # torchvision sorts class folders as text, which puts class_10 before class_2; timm
     # sorts them by number.
-    last = {}  # {text around numbers: last name with this text}
+    last_names = {}  # {text around numbers: last name with this text}
     for name in sorted(names):
-        before = last.get(DIGITS.sub("0", name), name)
-        if _numbers(before) > _numbers(name):
-            return before, name
-        last[DIGITS.sub("0", name)] = name
+        surrounding_text = DIGIT_RUN.sub("0", name)
+        previous_name = last_names.get(surrounding_text, name)
+        if _numbers_in(previous_name) > _numbers_in(name):
+            return previous_name, name
+        last_names[surrounding_text] = name
     return None
 
 
-def _numbers(name):
-    return [int(digits) for digits in DIGITS.findall(name)]
+def _numbers_in(name: str) -> list[int]:
+    return [int(digits) for digits in DIGIT_RUN.findall(name)]
 
 
 def check_classes(
-    weights: Names | None, weights_name: str, names: Names | None, data: str
-):
+    weights_names: ClassNames | None,
+    weights_title: str,
+    data_names: ClassNames | None,
+    data_title: str,
+) -> None:
     """Compare the classes of weights and data by name; unnamed classes are skipped.
 
-    weights, names: names by label, or None
-    weights_name, data: for messages, a path, or a field and its value
+    weights_names, data_names: names by label, or None
+    weights_title, data_title: for messages, a path, or a field and its value
     """
-    pairs = zip(weights or (), names or (), strict=False)
-    for label, (name, data_name) in enumerate(pairs):
-        if None not in (name, data_name) and canonical(name) != canonical(data_name):
-            way_out = "; drop its column 'class'" if "csv:" in data else ""
+    name_pairs = zip(weights_names or (), data_names or (), strict=False)
+    for label, (weights_name, data_name) in enumerate(name_pairs):
+        if weights_name is None or data_name is None:
+            continue
+        if canonical_name(weights_name) != canonical_name(data_name):
+            way_out = "; drop its column 'class'" if "csv:" in data_title else ""
             raise InputError(
-                f"{weights_name}: class {label} is {name!r}, but {data_name!r} in "
-                f"{data}{way_out}"
+                f"{weights_title}: class {label} is {weights_name!r}, but "
+                f"{data_name!r} in {data_title}{way_out}"
             )
 
 
-def checked_names(names, classes, field="class_names"):
-    """Check names by label (strings, integers, None): a tuple of length `classes`."""
+def checked_names(
+    names: Any, num_classes: int, field: str = "class_names"
+) -> tuple[str | None, ...]:
+    """Check names by label (strings, integers, None); there are `num_classes`."""
     if isinstance(names, str | bytes | Mapping | Set):
         raise InputError(f"{field} is {names!r}; it must be a list of names")
     names = tuple(names)
-    if len(names) != classes:
-        raise InputError(f"{field} has {len(names)} names for {classes} classes")
+    if len(names) != num_classes:
+        raise InputError(f"{field} has {len(names)} names for {num_classes} classes")
     for name in names:
         if not isinstance(name, str | numbers.Integral | None):
             raise InputError(f"{field} has the name {name!r}; it must be a string")

@@ -1,24 +1,32 @@
 """Decoding of image files, and the record of damaged files.
 
-One damaged file must not end a long run; many must. `decode` raises `UnreadableImage`,
-the loader continues without the image, and `record_unreadable` counts.
+One damaged file must not end a long run; many must. `decode_image` raises
+`UnreadableImage`, the loader continues without the image, and `record_unreadable`
+counts.
 """
 
 import io
 import logging
+import os
 import warnings
+from collections.abc import Sequence
+from typing import IO, Literal
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.common.image_size import MAX_PIXELS
 from imagepiece_jax.errors import InputError
 
+RgbPixels = UInt8[np.ndarray, "height width 3"]
+ImageFile = str | os.PathLike | bytes  # a path, or a file's bytes
+
 # All formats that Pillow decodes by itself; formats of public sets come first. Left out
 # are documents, which Ghostscript runs (.eps), films, formats with a separate decoder
 # (.wmf, .h5), and formats that Pillow drops (.im).
-EXTENSIONS = (
+IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jfif", ".jpe", ".mpo", ".apng"),
     *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".dib"),
@@ -27,10 +35,10 @@ EXTENSIONS = (
     *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".vda", ".vst"),
     *(".xbm", ".xpm"),
 )
-MAX_IN_A_ROW = 20  # unreadable images in a row that stop a run
-MAX_SHARE = 0.01  # largest unreadable share of a source before the run stops
+MAX_UNREADABLE_IN_A_ROW = 20  # unreadable images in a row that stop a run
+MAX_UNREADABLE_SHARE = 0.01  # largest unreadable share of a source before the run stops
 # {EXIF orientation: transpose that makes the image upright}; 1 needs no transpose.
-TURNS = {
+UPRIGHT_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,7 +47,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]  # swap width and height
+SIDEWAYS_TRANSPOSES = [
+    UPRIGHT_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)
+]  # swap width and height
+BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
 NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # {EXIF type byte, short or long: bytes}
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -51,34 +62,33 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 class UnreadableImage(InputError):
     """An image that does not decode, by the name of its file."""
 
-    def __init__(self, name, reason):
+    def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be read ({reason})")
         self.name = name
         self.reason = reason
 
-    def __reduce__(self):  # worker processes pickle it
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # worker processes pickle it
         return UnreadableImage, (self.name, self.reason)
 
 
-def decode(file, name: str, upright: bool = True) -> np.ndarray:
-    """Decode an image to RGB pixels, uint8 [H, W, 3]; `rgb` treats other modes.
+def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
+    """Decode an image to RGB pixels; `rgb_pixels` treats other modes.
 
-    file: a path, or a file's bytes
     name: file name for errors
     upright: apply the EXIF orientation
     Raises UnreadableImage, also for more than MAX_PIXELS.
     """
     try:
-        with _opened(file) as stream:
-            data = stream.read()
-        pixels = _fast_jpeg(data)
+        with _open_stream(file) as stream:
+            content = stream.read()
+        pixels = _decode_plain_jpeg(content)
         # EXIF orientations are in APP1 segments, which most files of public sets lack.
-        if pixels is not None and upright and b"\xff\xe1" in data:
-            pixels = _upright_jpeg(pixels, data)
+        if pixels is not None and upright and b"\xff\xe1" in content:
+            pixels = _turn_jpeg_upright(pixels, content)
         if pixels is not None:
             return pixels
-        with Image.open(io.BytesIO(data)) as image:
-            return rgb(image, upright)
+        with Image.open(io.BytesIO(content)) as image:
+            return rgb_pixels(image, upright)
     except ImportError:  # a missing library, not a damaged image
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
@@ -90,23 +100,24 @@ def decode(file, name: str, upright: bool = True) -> np.ndarray:
         raise UnreadableImage(name, reason) from error
 
 
-def size(file, upright: bool = True) -> tuple[int, int] | None:
+def read_header_size(file: ImageFile, upright: bool = True) -> tuple[int, int] | None:
     """(height, width) from an image's header; None if unreadable."""
     try:
-        with _opened(file) as stream, Image.open(stream) as image:
+        with _open_stream(file) as stream, Image.open(stream) as image:
             # Pillow turns TIFF files by itself, size included.
-            if upright and image.format != "TIFF" and _turn(image) in SIDEWAYS:
+            may_turn = upright and image.format != "TIFF"
+            if may_turn and _upright_transpose(image) in SIDEWAYS_TRANSPOSES:
                 return image.width, image.height
             return image.height, image.width
-    except Exception:  # as in `decode`, which reports it
+    except Exception:  # as in `decode_image`, which reports it
         return None
 
 
-def _opened(file):
+def _open_stream(file: ImageFile) -> IO[bytes]:
     return io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
 
 
-def _fast_jpeg(data):
+def _decode_plain_jpeg(content: bytes) -> RgbPixels | None:
     """Decode a plain JPEG by simplejpeg; None for any other file."""
     try:
         import simplejpeg  # optional, and only for decoding
@@ -116,77 +127,78 @@ def _fast_jpeg(data):
         # Half of Pillow's time for equal pixels: both call libjpeg-turbo, but Pillow
         # passes it the bytes piece by piece. Odd files (printing inks, damage, sizes
         # that would fill the memory) follow Pillow's rules.
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-        if colors not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+        if colors not in ("YCbCr", "Gray") or int(height) * int(width) > MAX_PIXELS:
             return None
-        return simplejpeg.decode_jpeg(data, "RGB")
+        return simplejpeg.decode_jpeg(content, "RGB")
     except ValueError:
         return None
 
 
-def _upright_jpeg(pixels, data):
+def _turn_jpeg_upright(pixels: RgbPixels, content: bytes) -> UInt8[np.ndarray, "_ _ 3"]:
     """Turn a JPEG file's pixels by its EXIF orientation."""
     try:  # not Image.open, which also reads further images listed in the file
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
     except Exception:  # the pixels are decoded already
         return pixels
-    turn = _turn(image)
-    if turn is None:
+    transpose = _upright_transpose(image)
+    if transpose is None:
         return pixels
-    return np.asarray(Image.fromarray(pixels).transpose(turn))
+    return np.asarray(Image.fromarray(pixels).transpose(transpose))
 
 
-def _turn(image):
-    """Find the transpose in `TURNS` that makes `image` upright, or None."""
+def _upright_transpose(image: Image.Image) -> Image.Transpose | None:
+    """Find the transpose that makes `image` upright, or None."""
     # Not ImageOps.exif_transpose: it also rewrites the EXIF without the orientation,
     # and fails if any other field is malformed.
-    orientation = _orientation(image.info.get("exif", b""))
+    orientation = _parse_orientation(image.info.get("exif", b""))
     if orientation is None:
         try:  # PNG and XMP have it elsewhere
             orientation = image.getexif().get(ExifTags.Base.Orientation)
         except Exception:  # malformed metadata; the pixels are whole
             return None
-    return TURNS.get(orientation)
+    return UPRIGHT_TRANSPOSES.get(orientation or 1)
 
 
-def _orientation(exif):
+def _parse_orientation(exif: bytes) -> int | None:
     """Orientation in an EXIF block; None without it."""
-    content = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "little", b"MM": "big"}.get(content[:2])
-    if order is None:
+    block = exif.removeprefix(b"Exif\0\0")
+    byte_order = BYTE_ORDERS.get(block[:2])
+    if byte_order is None:
         return None
 
-    def number(offset, size):
-        return int.from_bytes(content[offset : offset + size], order)
+    def read_number(offset: int, num_bytes: int) -> int:
+        return int.from_bytes(block[offset : offset + num_bytes], byte_order)
 
     # An EXIF field has 12 bytes: number, type, count, and the value or its offset in
     # the block. Some programs cut the block short, so values are missing. Pillow stops
     # at the first missing value: of 4,000 random blocks it missed 266 orientations.
-    table = number(4, 4)  # offset of the field count; the fields follow it
-    end = table + 2 + 12 * number(table, 2)
-    for offset in range(table + 2, min(end, len(content)), 12):
-        size = NUMBER_BYTES.get(number(offset + 2, 2))
-        single = number(offset + 4, 4) == 1  # several values may lie elsewhere
-        if number(offset, 2) == ExifTags.Base.Orientation and size and single:
-            return number(offset + 8, size)
+    table_start = read_number(4, 4)  # offset of the field count; the fields follow it
+    table_end = table_start + 2 + 12 * read_number(table_start, 2)
+    for offset in range(table_start + 2, min(table_end, len(block)), 12):
+        num_bytes = NUMBER_BYTES.get(read_number(offset + 2, 2))
+        is_single = read_number(offset + 4, 4) == 1  # several values may lie elsewhere
+        is_orientation = read_number(offset, 2) == ExifTags.Base.Orientation
+        if is_orientation and num_bytes and is_single:
+            return read_number(offset + 8, num_bytes)
     return None
 
 
-def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
-    """RGB pixels [H, W, 3] uint8 of a PIL image in any mode, turned if `upright`.
+def rgb_pixels(image: Image.Image, upright: bool = True) -> RgbPixels:
+    """RGB pixels of a PIL image in any mode, turned if `upright`.
 
     Transparency is ignored; 16-bit gray keeps its upper eight bits.
     Raises ValueError for mode I beyond 16 bits, and for mode F not clearly 0 to 255.
     """
     if upright:
         image.load()  # for some formats Pillow reads EXIF, or turns the image, only now
-        turn = _turn(image)
-        if turn is not None:
-            image = image.transpose(turn)
+        transpose = _upright_transpose(image)
+        if transpose is not None:
+            image = image.transpose(transpose)
     if image.mode.startswith("I;16"):  # convert() would clip at 255, not scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
+        image = Image.fromarray(_as_eight_bits(np.asarray(image), image.mode))
     elif image.mode == "La":
         image = image.convert("LA")
     elif image.mode == "P" and "transparency" in image.info:
@@ -194,26 +206,34 @@ def rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _eight_bits(values, mode):
-    """Mode I or F values as uint8, by their range; ValueError for any other range."""
-    low = values.min()
-    high = values.max()
+def _as_eight_bits(
+    levels: Shaped[np.ndarray, "height width"], mode: str
+) -> UInt8[np.ndarray, "height width"]:
+    """Mode I or F levels as uint8, by their range; ValueError for any other range."""
+    lowest = levels.min()
+    highest = levels.max()
     # Floats up to 16 may be an image in [0, 1] with a few highlights: refused.
-    if low >= 0 and high <= 255 and (mode == "I" or not 0 < high < 16):
-        return np.rint(values).astype(np.uint8)
-    if low >= 0 and high < 2**16 and mode == "I":
-        return (values >> 8).astype(np.uint8)  # the upper eight bits of sixteen
+    if lowest >= 0 and highest <= 255 and (mode == "I" or not 0 < highest < 16):
+        return np.rint(levels).astype(np.uint8)
+    if lowest >= 0 and highest < 2**16 and mode == "I":
+        return (levels >> 8).astype(np.uint8)  # the upper eight bits of sixteen
     allowed = "0 to 255, or 16 bits" if mode == "I" else "0 to 255"
     raise ValueError(
-        f"the values of its mode {mode!r} are {low:g} to {high:g}; allowed: {allowed}"
+        f"the values of its mode {mode!r} are {lowest:g} to {highest:g}; allowed: "
+        f"{allowed}"
     )
 
 
-def record_unreadable(damaged, in_a_row, total, consequence):
+def record_unreadable(
+    damaged: dict[str, str],
+    in_a_row: Sequence[UnreadableImage],
+    total: int,
+    consequence: str,
+) -> None:
     """Log every unreadable file once; raise InputError for too many.
 
     damaged: {file name: reason} so far, in order; updated
-    in_a_row: UnreadableImage errors since the last readable image
+    in_a_row: errors since the last readable image
     total: length of the source
     consequence: for the log, how the run continues
     """
@@ -221,14 +241,13 @@ def record_unreadable(damaged, in_a_row, total, consequence):
         if error.name not in damaged:
             damaged[error.name] = error.reason
             log.warning("%s: %s", error, consequence)
-    if len(in_a_row) >= MAX_IN_A_ROW:
+    if len(in_a_row) >= MAX_UNREADABLE_IN_A_ROW:
         raise InputError(
             f"{in_a_row[0]}; none of {len(in_a_row)} images in a row can be read"
         )
-    count = len(damaged)
-    if count > MAX_SHARE * total:
+    if len(damaged) > MAX_UNREADABLE_SHARE * total:
         file, reason = next(iter(damaged.items()))
         raise InputError(
-            f"{count} of {total} images cannot be read, more than {MAX_SHARE:.0%}; the "
-            f"first is {file} ({reason})"
+            f"{len(damaged)} of {total} images cannot be read, more than "
+            f"{MAX_UNREADABLE_SHARE:.0%}; the first is {file} ({reason})"
         )

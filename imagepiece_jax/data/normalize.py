@@ -6,49 +6,55 @@ has its own (`ViTConfig.mean`, `ViTConfig.std`).
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Shaped
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.errors import InputError
+
+Channels = Sequence[float]  # a number for each of three channels
+Images = Shaped[Array, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
     """Mean to subtract from pixels in [0, 1], and std to divide by."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            values = tuple(getattr(self, name))
-            if len(values) != 3:
-                raise InputError(f"{name} is {values}; it must be three numbers")
-            for value in values:
+            channels = tuple(getattr(self, name))
+            if len(channels) != 3:
+                raise InputError(f"{name} is {channels}; it must be three numbers")
+            for value in channels:
                 check_range(name, value, 0, 1)
-            object.__setattr__(self, name, tuple(map(float, values)))
+            object.__setattr__(self, name, tuple(map(float, channels)))
         for value in self.std:
             check_range("std", value, above=0)
 
 
-def is_array(images) -> bool:
+def is_array(images: Any) -> bool:
     """Whether `images` is a NumPy or JAX array; a torch tensor's dtype is torch's."""
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
-def native(array):
+def to_native_order(array: Any) -> Any:
     """Convert to this machine's byte order: JAX rejects any other."""
-    if getattr(array.dtype, "isnative", True):
+    if not isinstance(array, np.ndarray) or array.dtype.isnative:
         return array
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def normalize(images: jax.Array, mean, std) -> jax.Array:
-    """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
+def normalize(images: Images, mean: Channels, std: Channels) -> Float32[Array, "... 3"]:
+    """Subtract `mean` from uint8 pixels, divide by `std`.
 
     Raises InputError for floats, other channel counts, and mean and std of [0, 255].
     """
@@ -59,31 +65,37 @@ def normalize(images: jax.Array, mean, std) -> jax.Array:
             "[..., 3]"
         )
     checked = Normalization(mean, std)
-    mean = _along(images, checked.mean)
-    std = _along(images, checked.std)
-    largest = 255
+    channel_mean = _along_channels(images, checked.mean)
+    channel_std = _along_channels(images, checked.std)
+    white = 255
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
-        largest = jax.device_put(np.float32(largest))
-    return (images.astype(jnp.float32) / largest - mean) / std
+        white = jax.device_put(np.float32(white))
+    return (images.astype(jnp.float32) / white - channel_mean) / channel_std
 
 
-def _along(images, values):
-    """Three values along the images' last axis. -> [1, .., 3]."""
-    values = np.float32(values).reshape((1,) * (images.ndim - 1) + (3,))
+def _along_channels(images: Images, channels: Channels) -> Float32[Array, "... 3"]:
+    """Three values along the images' last axis, with as many axes as the images."""
+    shape = (1,) * (images.ndim - 1) + (3,)
+    row = np.asarray(channels, np.float32).reshape(shape)
     if isinstance(images, jax.core.Tracer):
-        return jnp.asarray(values)
-    return jax.device_put(values)
+        return jnp.asarray(row)
+    return jax.device_put(row)
 
 
-def as_normalized(images: jax.Array, mean, std) -> jax.Array:
+def as_normalized(images: Images, mean: Channels, std: Channels) -> Images:
     """`normalize` pixels; floats are normalized already and pass unchanged."""
     if images.dtype != jnp.uint8:
         return images
     return normalize(images, mean, std)
 
 
-def check_images(images, image_size=None, floats: bool = True, pixels: bool = False):
+def check_images(
+    images: Any,
+    image_size: int | tuple[int, int] | None = None,
+    floats: bool = True,
+    pixels: bool = False,
+) -> None:
     """Check that images are a batch [B, H, W, 3], B > 0.
 
     image_size: None: any
@@ -112,7 +124,9 @@ def check_images(images, image_size=None, floats: bool = True, pixels: bool = Fa
         )
 
 
-def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
+def warn_of_range(
+    images: Any, mean: Channels, std: Channels, stacklevel: int = 2
+) -> bool:
     """Warn if a float array's range shows pixels of 0..255 or 0..1, or NaN.
 
     Constant and traced arrays, and arrays on accelerators, are not checked.
@@ -122,24 +136,24 @@ def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
     """
     # Unnormalized floats pass through a model, but their logits mean nothing. On an
     # accelerator the check would wait for the array.
-    if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
+    if not _is_on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
         return False
     slices = []  # a sample of the pixels decides
-    for side, count in zip(images.shape, (8, 32, 32), strict=False):
-        slices.append(slice(None, None, max(1, side // count)))
+    for length, num_sampled in zip(images.shape, (8, 32, 32), strict=False):
+        slices.append(slice(None, None, max(1, length // num_sampled)))
     sample = np.asarray(images)[tuple(slices)].astype(np.float32)
-    low = sample.min(initial=np.inf)
-    high = sample.max(initial=-np.inf)
-    if low >= high:
+    lowest = sample.min(initial=np.inf)
+    highest = sample.max(initial=-np.inf)
+    if lowest >= highest:
         return False
     black = (0 - np.asarray(mean)) / std
     white = (1 - np.asarray(mean)) / std
     farthest = max(abs(black).max(), abs(white).max())
-    if np.isnan(low):
+    if np.isnan(lowest):
         fault = "not all numbers: some are NaN"
-    elif max(-low, high) > max(10, 2 * farthest):
+    elif max(-lowest, highest) > max(10, 2 * farthest):
         fault = "far from 0, as pixels of 0 .. 255"
-    elif low >= 0 and high <= 1 and black.min() < 0:
+    elif lowest >= 0 and highest <= 1 and black.min() < 0:
         fault = "all from 0 to 1, as pixels before normalization"
     else:
         return True
@@ -151,7 +165,7 @@ def warn_of_range(images, mean, std, stacklevel: int = 2) -> bool:
     return True
 
 
-def _on_host(images):
+def _is_on_host(images: Any) -> bool:
     """Whether an array is in this process's memory."""
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
         is_local = images.is_fully_addressable  # not spread over processes

@@ -6,12 +6,13 @@
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt8
 
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import log, notes, with_progress_bar
@@ -19,18 +20,23 @@ from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.data.sources.folder import left_out_note, list_images, train_folder
+from imagepiece_jax.data.sources.folder import (
+    find_train_folder,
+    left_out_note,
+    list_images,
+)
 from imagepiece_jax.errors import InputError
 
-PATH = str | os.PathLike
-QUOTED = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
+AnyPath = str | os.PathLike
+Crop = Callable[[decode.RgbPixels], UInt8[np.ndarray, "_ _ 3"]]
+QUOTED_PATH = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
-def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
+def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | Array:
     """Turn images into one array; batches and floats pass unchanged.
 
-    images: an array [B, H, W, 3], or one or several images for `rgb`
-    preprocessing: function that crops any image to the model's size
+    images: an array [B, H, W, 3], or one or several images for `read_pixels`
+    preprocessing: crops any image to the model's size
     Returns `images`, or uint8 [B, H, W, 3].
     """
     if isinstance(images, jax.core.Tracer):
@@ -39,45 +45,45 @@ def as_batch(images, preprocessing) -> np.ndarray | jax.Array:
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if floats or images.ndim == 4:
             return images
-    images, _ = listed(images)
-    pixels = [cropped(image, preprocessing) for image in images]
-    if not pixels:
+    pictures, _ = list_pictures(images)
+    cropped_images = [crop_picture(picture, preprocessing) for picture in pictures]
+    if not cropped_images:
         raise InputError("images is empty")
-    return np.stack(pixels)
+    return np.stack(cropped_images)
 
 
-def cropped(image, preprocessing) -> np.ndarray:
-    """Crop an image as `rgb` takes it. -> uint8 [h, w, 3]."""
-    pixels = rgb(image)
+def crop_picture(picture: Any, preprocessing: Crop) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Crop a picture as `read_pixels` takes it."""
+    pixels = read_pixels(picture)
     try:
         return preprocessing(pixels)
     except InputError as error:
-        if isinstance(image, PATH):
-            raise InputError(f"{image}: {error}") from error
+        if isinstance(picture, AnyPath):
+            raise InputError(f"{picture}: {error}") from error
         raise
 
 
-def listed(images) -> tuple[Any, bool]:
-    """(images, whether the input was a single image); a folder gives its files."""
-    is_picture = isinstance(images, PATH) or hasattr(images, "convert")  # PIL's
-    if isinstance(images, PATH) and os.path.isdir(os.path.expanduser(images)):
+def list_pictures(images: Any) -> tuple[Any, bool]:
+    """(pictures, whether the input was a single image); a folder gives its files."""
+    is_picture = isinstance(images, AnyPath) or hasattr(images, "convert")  # PIL's
+    if isinstance(images, AnyPath) and os.path.isdir(os.path.expanduser(images)):
         return find_images([images]), False
     if is_picture or getattr(images, "ndim", None) == 3:
         return [images], True
     return images, False
 
 
-def rgb(image) -> np.ndarray:
-    """Pixels of one image, uint8 [H, W, 3]; files and PIL images are turned upright.
+def read_pixels(image: Any) -> decode.RgbPixels:
+    """Pixels of one image; files and PIL images are turned upright.
 
     image: a path, a PIL image, or an array uint8 [H, W, 3]
     Raises UnreadableImage for an unreadable file.
     """
-    if isinstance(image, PATH):
+    if isinstance(image, AnyPath):
         path = os.path.expanduser(image)
-        return decode.decode(path, str(path))
+        return decode.decode_image(path, str(path))
     if hasattr(image, "convert"):
-        return decode.rgb(image)
+        return decode.rgb_pixels(image)
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
@@ -94,8 +100,8 @@ def rgb(image) -> np.ndarray:
 def as_source(images: Any, split: str = "train") -> Source:
     """Make a Source of images, ignoring labels.
 
-    images: csv:FILE, a set's name, paths, images for `rgb`, uint8 [B, H, W, 3], or a
-        Source, which is returned; or a list of one of them
+    images: csv:FILE, a set's name, paths, images for `read_pixels`, uint8 [B, H, W, 3],
+        or a Source, which is returned; or a list of one of them
     split: of tables and sets, and "train" of folders with splits
     """
     if isinstance(images, Source):
@@ -103,22 +109,22 @@ def as_source(images: Any, split: str = "train") -> Source:
     if isinstance(images, list | tuple) and len(images) == 1:
         (images,) = images
     is_text = isinstance(images, str)
-    if is_text and (images.startswith("csv:") or registry.is_set(images)):
+    if is_text and (images.startswith("csv:") or registry.is_set_name(images)):
         return registry.open_source(images, split, labeled=False)
-    if isinstance(images, PATH):
+    if isinstance(images, AnyPath):
         images = [images]
-    images = [*listed(images)[0]]
-    if all(isinstance(image, PATH) for image in images):
-        return photographs(find_images(images, split))
-    return ArraySource([rgb(image) for image in images])
+    pictures = [*list_pictures(images)[0]]
+    if all(isinstance(picture, AnyPath) for picture in pictures):
+        return unlabeled_files(find_images(pictures, split))
+    return ArraySource([read_pixels(picture) for picture in pictures])
 
 
-def photographs(files: Sequence[PATH]) -> FileSource:
+def unlabeled_files(files: Sequence[AnyPath]) -> FileSource:
     """Image files without labels."""
     return FileSource("", files, np.full(len(files), -1))
 
 
-def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
+def find_images(words: Sequence[AnyPath], split: str | None = None) -> list[str]:
     """List the image files that `words` name, without opening them.
 
     A folder stands for its images (`list_images`), a .txt file for its lines. Notes
@@ -131,7 +137,7 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
         path = os.path.expanduser(word)
         if os.path.isdir(path):
             if split == "train":
-                path = train_folder(path)
+                path = find_train_folder(path)
             listing = list_images(path)
             if note := left_out_note(path, listing.left_out):
                 notes.info(f"note: {note}")
@@ -139,7 +145,7 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
         elif not os.path.exists(path):
             raise InputError(f"images: {word} does not exist")
         elif str(path).lower().endswith(".txt"):
-            files += _lines(path)
+            files += _read_path_list(path)
         else:
             files.append(os.fspath(path))
     if not files:
@@ -147,50 +153,55 @@ def find_images(words: Sequence[PATH], split: str | None = None) -> list[str]:
     return files
 
 
-def _lines(path):
+def _read_path_list(file: AnyPath) -> list[str]:
     """Paths listed in a text file, without blanks and quotes around them."""
-    bases = ("", os.path.dirname(path))
-    text = read_text(path, "surrogateescape")
+    base_folders = ("", os.path.dirname(file))
+    text = read_text(file, "surrogateescape")
     if "\0" in text:
-        raise InputError(f"images: {path} is not a list of paths: it has a zero byte")
-    lines = []
+        raise InputError(f"images: {file} is not a list of paths: it has a zero byte")
+    paths = []
     for line in text.split("\n"):  # splitlines() also splits at other characters
-        line = line.removesuffix("\r")
-        bare = QUOTED.sub(r"\2", line.strip())
+        path = line.removesuffix("\r")
+        bare_path = QUOTED_PATH.sub(r"\2", path.strip())
         # A file name may really have blanks or quotes around it.
-        if bare != line and _base([line], bases) is None:
-            line = bare
-        if line:
-            lines.append(os.path.expanduser(line))
+        if bare_path != path and _existing_base([path], base_folders) is None:
+            path = bare_path
+        if path:
+            paths.append(os.path.expanduser(path))
     # Relative paths start at the current folder or, if none exists there, at the list.
-    base = _base([line for line in lines if not os.path.isabs(line)], bases) or ""
-    return [os.path.join(base, line) for line in lines]
+    relative_paths = [path for path in paths if not os.path.isabs(path)]
+    base_folder = _existing_base(relative_paths, base_folders) or ""
+    return [os.path.join(base_folder, path) for path in paths]
 
 
-def _base(paths, folders):
+def _existing_base(paths: Iterable[str], base_folders: Iterable[str]) -> str | None:
     """Folder that holds the first existing path; None if no path exists."""
-    for path, folder in itertools.product(paths, folders):
+    for path, folder in itertools.product(paths, base_folders):
         if os.path.exists(os.path.join(folder, path)):
             return folder
     return None
 
 
-def read_images(source: Source, transform) -> tuple[np.ndarray, list[str]]:
-    """(uint8 [B, H, W, 3], names) of a source's readable images."""
-    pixels = []
+def read_images(
+    source: Source, transform: Crop
+) -> tuple[UInt8[np.ndarray, "images height width 3"], list[str]]:
+    """(pixels, names) of a source's readable images."""
+    cropped_images = []
     names = []
     for index in with_progress_bar(range(len(source)), "reading images"):
         image = source[index]
-        if not image.readable:
+        if image.damage is not None:
             log.warning(f"{image.name} is left out: {image.damage.reason}")
+        if image.pixels is None:
             continue
         try:
-            pixels.append(transform(image.pixels))
+            cropped_images.append(transform(image.pixels))
         except InputError as error:
             raise InputError(f"{image.name}: {error}") from error
         names.append(image.name)
-    if not pixels:
-        count = len(source)
-        first = source.name(0)
-        raise InputError(f"none of {count} files can be read, the first is {first}")
-    return np.stack(pixels), names
+    if not cropped_images:
+        raise InputError(
+            f"none of {len(source)} files can be read, the first is "
+            f"{source.image_name(0)}"
+        )
+    return np.stack(cropped_images), names

@@ -1,30 +1,34 @@
 """Resize and crop for evaluation: `Preprocessing`, for everything that reads images.
 
-A run makes it from config.data (`IN_CONFIG` maps the fields), other weights from their
-ViTConfig.
+A run makes it from config.data (`NAME_IN_CONFIG` maps the fields), other weights from
+their ViTConfig.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import checked_size, image_sides, size_text
 from imagepiece_jax.errors import InputError
 
+RgbPixels = UInt8[np.ndarray, "height width 3"]
+CroppedPixels = UInt8[np.ndarray, "_ _ 3"]
+
 DEIT_CROP = 0.875  # for models that state no crop
 MAX_UNCROPPED = 32  # up to this many pixels a side, no stated crop means no crop
 MAX_ASPECT = 300  # long to short side; longer images are cut before resizing
 
-RESIZES = ("deit", "none")
+RESIZE_MODES = ("deit", "none")
 CROP_MODES = ("center", "squash")
-INTERPOLATIONS = ("bicubic", "bilinear")
-RULES = ("timm", "transformers")
+INTERPOLATION_NAMES = ("bicubic", "bilinear")
+ROUNDING_RULES = ("timm", "transformers")
 # {Preprocessing field: config.data field}
-IN_CONFIG = {
+NAME_IN_CONFIG = {
     "crop": "eval_crop",
     "crop_mode": "eval_crop_mode",
     "interpolation": "eval_interpolation",
@@ -35,7 +39,7 @@ IN_CONFIG = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Evaluation's resize and center crop: a function uint8 [H, W, 3] -> [h, w, 3]."""
+    """Evaluation's resize and center crop, a function of pixels."""
 
     # output size: pixels a side, or (height, width)
     image_size: int | tuple[int, int]
@@ -46,22 +50,22 @@ class Preprocessing:
     # "center" keeps the image's aspect ratio; "squash" does not
     crop_mode: str = "center"  # one of CROP_MODES
     # Pillow's, antialiased, as in published accuracies
-    interpolation: str = "bicubic"  # one of INTERPOLATIONS
+    interpolation: str = "bicubic"  # one of INTERPOLATION_NAMES
     # library to follow in details. timm resizes in one Pillow call and rounds the
     # crop's start half to even, like torchvision. transformers resizes the width first,
     # an order that Pillow 13 does not always keep, and rounds down
-    rule: str = "timm"  # one of RULES
+    rule: str = "timm"  # one of ROUNDING_RULES
     # "none": images already have image_size
-    resize: str = "deit"  # one of RESIZES
+    resize: str = "deit"  # one of RESIZE_MODES
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", checked_size(self.image_size))
         if self.crop is not None:
             check_range("crop", self.crop, above=0, most=1)
         check_choice("crop_mode", self.crop_mode, CROP_MODES)
-        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        check_choice("rule", self.rule, RULES)
-        check_choice("resize", self.resize, RESIZES)
+        check_choice("interpolation", self.interpolation, INTERPOLATION_NAMES)
+        check_choice("rule", self.rule, ROUNDING_RULES)
+        check_choice("resize", self.resize, RESIZE_MODES)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,18 +74,18 @@ class Preprocessing:
     @property
     def resizes(self) -> bool:
         """Whether images are resized and cropped."""
-        small = self.crop is None and max(self.shape) <= MAX_UNCROPPED
-        return self.resize != "none" and not small
+        is_small = self.crop is None and max(self.shape) <= MAX_UNCROPPED
+        return self.resize != "none" and not is_small
 
     @property
-    def _crop(self):
+    def _crop_share(self) -> float:
         return DEIT_CROP if self.crop is None else self.crop
 
     @property
     def resized(self) -> tuple[int, int]:
         """(height, width) before the crop; in mode "center" images cover it."""
         height, width = self.shape
-        return int(height / self._crop), int(width / self._crop)
+        return int(height / self._crop_share), int(width / self._crop_share)
 
     @property
     def text(self) -> str:
@@ -90,16 +94,16 @@ class Preprocessing:
             return f"images as they are, {size_text(self.image_size)}"
         height, width = self.shape
         if self.crop_mode == "squash":
-            size = f"{size_text(self.resized)} squashed"
+            resized_text = f"{size_text(self.resized)} squashed"
         elif height == width:
-            size = self.resized[0]
+            resized_text = str(self.resized[0])
         else:
-            size = size_text(self.resized)
-        crop = height if height == width else size_text(self.shape)
-        text = f"resize {size} {self.interpolation}, crop {crop}"
+            resized_text = size_text(self.resized)
+        crop_text = height if height == width else size_text(self.shape)
+        crop_text = f"resize {resized_text} {self.interpolation}, crop {crop_text}"
         if self.rule != "timm":
-            text += f" as in {self.rule}"
-        return text
+            crop_text += f" as in {self.rule}"
+        return crop_text
 
     @property
     def as_json(self) -> dict[str, object]:
@@ -107,15 +111,17 @@ class Preprocessing:
         size = list(self.shape)
         if not self.resizes:
             return {"image_size": size, "resize": "none"}
-        return {**vars(self), "image_size": size, "crop": self._crop}
+        return {**vars(self), "image_size": size, "crop": self._crop_share}
 
-    def note(self, sizes, total: int) -> str | None:
+    def enlargement_note(
+        self, sizes: Iterable[tuple[int, int]], total: int
+    ) -> str | None:
         """Note if images of the model's own size are still enlarged and cropped.
 
         sizes: (height, width) of some or all of `total` images
         """
         sizes = list(sizes)
-        if not self.resizes or {*sizes} != {self.shape} or self._crop == 1:
+        if not self.resizes or {*sizes} != {self.shape} or self._crop_share == 1:
             return None
         return (
             f"each image read ({len(sizes)} of {total}) has {size_text(self.shape)} "
@@ -124,14 +130,16 @@ class Preprocessing:
         )
 
     # `rng` is ignored; training transforms draw from it.
-    def __call__(self, image: np.ndarray, rng=None) -> np.ndarray:
-        """Resize, then crop the middle. uint8 [H, W, 3] -> [h, w, 3]."""
+    def __call__(self, image: RgbPixels, rng: Any = None) -> CroppedPixels:
+        """Resize, then crop the middle."""
         if not self.resizes:
-            return unresized(image, self.image_size, small=self.resize != "none")
+            return check_unresized(
+                image, self.image_size, is_small=self.resize != "none"
+            )
         height, width = self.shape
         new_height, new_width = self.resized
         if self.crop_mode == "center":
-            image = _middle(image)
+            image = _cut_ends(image)
             new_height, new_width = _covering_size(image, new_height, new_width)
         if self.rule == "transformers":
             top = (new_height - height) // 2
@@ -147,18 +155,18 @@ class Preprocessing:
 
 def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     """Preprocessing fields, except the size, from a run's config.data."""
-    return {field: data[in_config] for field, in_config in IN_CONFIG.items()}
+    return {field: data[in_config] for field, in_config in NAME_IN_CONFIG.items()}
 
 
 def resize_exactly(
-    image: np.ndarray, height: int, width: int, interpolation: str = "bicubic"
-) -> np.ndarray:
-    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3]."""
+    image: CroppedPixels, height: int, width: int, interpolation: str = "bicubic"
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Resize by Pillow, with antialiasing."""
     resampling = Image.Resampling[interpolation.upper()]
     return np.asarray(Image.fromarray(image).resize((width, height), resampling))
 
 
-def _covering_size(image, height, width):
+def _covering_size(image: CroppedPixels, height: int, width: int) -> tuple[int, int]:
     """Smallest size with the image's aspect ratio that covers (height, width)."""
     rows, columns = image.shape[:2]
     if height != width:  # timm rounds to the nearest
@@ -170,7 +178,7 @@ def _covering_size(image, height, width):
     return int(width * rows / columns), width
 
 
-def _middle(image):
+def _cut_ends(image: RgbPixels) -> CroppedPixels:
     """Cut both ends of an image longer than MAX_ASPECT times its width."""
     height, width = image.shape[:2]
     # A very thin image would be huge after resizing.
@@ -180,16 +188,18 @@ def _middle(image):
     return image[top : height - top, left : width - left]
 
 
-def unresized(image: np.ndarray, size, small: bool = False) -> np.ndarray:
-    """Return an image that must already have the size; `small` explains the error."""
-    actual = image.shape[:2]
-    if actual != image_sides(size):
+def check_unresized(
+    image: RgbPixels, image_size: int | tuple[int, int], is_small: bool = False
+) -> RgbPixels:
+    """Return an image that must have the size; `is_small` explains the error."""
+    actual_size = image.shape[:2]
+    if actual_size != image_sides(image_size):
         why = ""
-        if small:
+        if is_small:
             limit = size_text(MAX_UNCROPPED)
             why = f", because evaluation at up to {limit} resizes no image"
         raise InputError(
-            f"the image has {size_text(actual)} pixels and is not resized{why}; scale "
-            f"it to the model's image_size, {size_text(size)}"
+            f"the image has {size_text(actual_size)} pixels and is not resized{why}; "
+            f"scale it to the model's image_size, {size_text(image_size)}"
         )
     return image

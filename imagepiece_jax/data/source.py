@@ -5,92 +5,95 @@ import copy
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.data import decode
+from imagepiece_jax.data.class_names import ClassNames
 from imagepiece_jax.errors import InputError
 
-SPLITS = ("train", "val")
+SPLIT_KINDS = ("train", "val")
 # Split names in folders, tables and on the hub; no other name is guessed.
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
-SAMPLE = 64  # images to read where reading all images would take too long
-THREADS = 16  # threads for file sizes and contents, which are slow over a network
+SAMPLED_IMAGES = 64  # images to read where reading all images would take too long
+FILE_THREADS = 16  # threads for file sizes and contents, which are slow over a network
 
 
-class Image(NamedTuple):
+class SourceImage(NamedTuple):
     """One image of a source."""
 
-    pixels: np.ndarray | None  # uint8 RGB [H, W, 3]; None: unreadable
+    pixels: decode.RgbPixels | None  # None: unreadable
     label: int  # -1: no label
     name: str  # for logs: the file name, if there is a file
     damage: decode.UnreadableImage | None = None
 
-    @property
-    def readable(self) -> bool:
-        return self.pixels is not None
+
+# (path, bytes or pixels; label; name)
+StoredImage = tuple[str | bytes | np.ndarray, int, str]
 
 
 class Source(abc.ABC):
-    """Images and labels by index: `source[i]` is an Image.
+    """Images and labels by index: `source[i]` is a SourceImage.
 
     A source holds a whole store, or a subset at `indices`. Subclasses implement
-    `stored`.
-
-    indices: store index of every image
-    class_names: a name or None for every class; None: the data have no names
-    labels: int32 labels of the whole store, or None if the store does not list labels
-    split: split name in the data, such as "valid"; "": no splits
-    upright: whether the EXIF orientation is applied
-    unreadable: {damaged file: reason}, filled by `decode.record_unreadable`
+    `stored_image`.
     """
 
-    labels = None
-    split = ""
-    upright = True
+    indices: range | np.ndarray  # store index of every image
+    num_classes: int
+    class_names: ClassNames | None  # None: the data have no names
+    labels: Any = None  # int32 of the whole store; None: the store lists no labels
+    split: str = ""  # split name in the data, such as "valid"; "": no splits
+    upright: bool = True  # whether the EXIF orientation is applied
+    unreadable: dict[str, str]  # {damaged file: reason}, see `record_unreadable`
 
-    def __init__(self, count, num_classes=0, class_names=None):
+    def __init__(
+        self, count: int, num_classes: int = 0, class_names: ClassNames | None = None
+    ) -> None:
         self.indices = range(count)
         self.num_classes = num_classes
         self.class_names = class_names
         self.unreadable = {}
 
     @abc.abstractmethod
-    def stored(self, store_index: int) -> tuple[str | bytes | np.ndarray, int, str]:
-        """(path, bytes or pixels; label; name) of the image at `store_index`."""
+    def stored_image(self, store_index: int) -> StoredImage:
+        """The image at `store_index`."""
 
     def __len__(self) -> int:
         """Image count, damaged images included."""
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Image:
-        data, label, name = self._stored(index)
+    def __getitem__(self, index: int) -> SourceImage:
+        data, label, name = self._image_data(index)
         if isinstance(data, np.ndarray):
-            return Image(data, label, name)
+            return SourceImage(data, label, name)
         try:
-            return Image(decode.decode(data, name, self.upright), label, name)
+            pixels = decode.decode_image(data, name, self.upright)
+            return SourceImage(pixels, label, name)
         except decode.UnreadableImage as damage:
-            return Image(None, label, name, damage)
+            return SourceImage(None, label, name, damage)
 
-    def name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """Image name for logs."""
-        return self._stored(index)[2]
+        return self._image_data(index)[2]
 
-    def size(self, index: int) -> tuple[int, int] | None:
+    def header_size(self, index: int) -> tuple[int, int] | None:
         """(height, width) from the image's header; None if unreadable."""
-        data = self._stored(index)[0]
+        data = self._image_data(index)[0]
         if isinstance(data, np.ndarray):
             return data.shape[:2]
-        return decode.size(data, self.upright)
+        return decode.read_header_size(data, self.upright)
 
-    def some_sizes(self) -> list[tuple[int, int]]:
+    def sampled_sizes(self) -> list[tuple[int, int]]:
         """Sizes of readable images among 64, spread over the source."""
-        return [*filter(None, map(self.size, self._sample()))]
+        return [*filter(None, map(self.header_size, self._sampled_indices()))]
 
     @property
     def present_labels(self) -> tuple[int, ...]:
@@ -107,39 +110,39 @@ class Source(abc.ABC):
         """
         # Names, labels, byte sizes and the content of 64 images, so no set is read
         # whole. The folder and file times are left out, because data get copied.
-        return self._digest(self._sample())
+        return self._digest_with_content(self._sampled_indices())
 
     @functools.cached_property
     def whole_digest(self) -> str:
         """Like `digest`, but reads the content of all images."""
-        return self._digest(range(len(self)))
+        return self._digest_with_content(range(len(self)))
 
-    def _digest(self, read):
-        """Digest of all images, with the content at the indices `read`."""
-        total = hashlib.sha256(str(len(self)).encode())
-        for part in self.inventory(np.asarray(self.indices)):
-            total.update(hashlib.sha256(part).digest())
+    def _digest_with_content(self, content_indices: Sequence[int]) -> str:
+        """Digest of all images, with the content at `content_indices`."""
+        total_hash = hashlib.sha256(str(len(self)).encode())
+        for identity in self.identity_bytes(np.asarray(self.indices)):
+            total_hash.update(hashlib.sha256(identity).digest())
 
-        def content(index):
-            data, label, _ = self._stored(index)
-            return str(label).encode() + hashlib.sha256(_content(data)).digest()
+        def label_and_content(index: int) -> bytes:
+            data, label, _ = self._image_data(index)
+            return str(label).encode() + hashlib.sha256(_image_bytes(data)).digest()
 
-        with ThreadPool(THREADS) as pool:
-            for part in pool.imap(content, read):
-                total.update(part)
-        return total.hexdigest()[:16]
+        with ThreadPool(FILE_THREADS) as pool:
+            for content in pool.imap(label_and_content, content_indices):
+                total_hash.update(content)
+        return total_hash.hexdigest()[:16]
 
-    def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
+    def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
         """Yield bytes that identify the images, without opening an image."""
         for store_index in indices.tolist():
-            _, label, name = self.stored(store_index)
+            _, label, name = self.stored_image(store_index)
             yield f"{name} {label}".encode(errors="surrogateescape")
 
-    def try_first(self, transform, **options):
+    def try_first_image(self, transform: Callable[..., Any], **options: Any) -> None:
         """Check that the first readable image fits `transform`."""
-        for index in range(min(len(self), decode.MAX_IN_A_ROW)):
+        for index in range(min(len(self), decode.MAX_UNREADABLE_IN_A_ROW)):
             image = self[index]
-            if not image.readable:
+            if image.pixels is None:
                 continue
             try:
                 transform(image.pixels, **options)
@@ -147,48 +150,49 @@ class Source(abc.ABC):
                 raise InputError(f"{image.name}: {error}") from error
             return
 
-    def evenly_spaced(self, count: int | None) -> "Source":
+    def evenly_spaced(self, count: int | None) -> Self:
         """Take `count` evenly spaced images; all if count is None or not smaller."""
         if count is None or count >= len(self):
             return self
-        return self.subset(evenly_spaced(len(self), count))
+        return self.subset(evenly_spaced_indices(len(self), count))
 
-    def subset(self, indices: Sequence[int]) -> "Source":
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Take the images at `indices`, in that order."""
         subset = copy.copy(self)
-        for name in ("digest", "whole_digest"):
-            subset.__dict__.pop(name, None)
+        for cached_name in ("digest", "whole_digest"):
+            subset.__dict__.pop(cached_name, None)
         subset.indices = np.asarray(self.indices)[np.asarray(indices, np.int64)]
         subset.unreadable = {}
         return subset
 
     @property
-    def part(self) -> dict[str, str]:
+    def subset_record(self) -> dict[str, str]:
         """{"part": FNV-1a hash of a subset's indices, hex}; {} for a whole source."""
         if isinstance(self.indices, range):
             return {}
-        power = np.uint64(1099511628211)
-        total = np.uint64(14695981039346656037)
+        prime = np.uint64(1099511628211)
+        index_hash = np.uint64(14695981039346656037)
         with np.errstate(over="ignore"):
             for index in self.indices.astype(np.uint64):
-                total = (total ^ index) * power
-        return {"part": f"{int(total):016x}"}
+                index_hash = (index_hash ^ index) * prime
+        return {"part": f"{int(index_hash):016x}"}
 
-    def _stored(self, index):
-        return self.stored(int(self.indices[index]))
+    def _image_data(self, index: int) -> StoredImage:
+        return self.stored_image(int(self.indices[index]))
 
-    def _sample(self) -> list[int]:
+    def _sampled_indices(self) -> list[int]:
         """Up to 64 indices, spread over the source."""
-        count = min(len(self), SAMPLE)
-        return [i * (len(self) - 1) // max(1, count - 1) for i in range(count)]
+        num_sampled = min(len(self), SAMPLED_IMAGES)
+        last = len(self) - 1
+        return [i * last // max(1, num_sampled - 1) for i in range(num_sampled)]
 
 
-def evenly_spaced(total: int, count: int) -> np.ndarray:
+def evenly_spaced_indices(total: int, count: int) -> Int[np.ndarray, " {count}"]:
     """`count` evenly spaced indices below `total`, first and last included."""
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
-def _content(data):
+def _image_bytes(data: str | bytes | np.ndarray) -> bytes:
     """Bytes of an image file or of pixels; empty if the file cannot be read."""
     if isinstance(data, np.ndarray):
         return data.tobytes()
@@ -204,7 +208,14 @@ def _content(data):
 class FileSource(Source):
     """Image files below `root`, with their labels."""
 
-    def __init__(self, root, files, labels, num_classes=0, class_names=None):
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        files: Sequence[str | os.PathLike],
+        labels: ArrayLike,
+        num_classes: int = 0,
+        class_names: ClassNames | None = None,
+    ) -> None:
         super().__init__(len(files), num_classes, class_names)
         self.root = root
         # Bytes, because every worker process has a copy: a million names take 50 MB,
@@ -212,11 +223,11 @@ class FileSource(Source):
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
 
-    def stored(self, store_index):
+    def stored_image(self, store_index: int) -> StoredImage:
         path = os.path.join(self.root, os.fsdecode(self.files[store_index]))
         return path, int(self.labels[store_index]), path
 
-    def inventory(self, indices):
+    def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
         files = self.files[indices]
         yield b"\0".join(files.tolist())
         yield self.labels[indices].tobytes()
@@ -224,30 +235,34 @@ class FileSource(Source):
         yield file_sizes(paths).tobytes()
 
 
-def file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
-    """File sizes in bytes, int64; -1 for a file without access."""
+def file_sizes(paths: Sequence[str | bytes]) -> Int[np.ndarray, " files"]:
+    """File sizes in bytes; -1 for a file without access."""
 
-    def size(path):
+    def file_size(path: str | bytes) -> int:
         try:
             return os.stat(path).st_size
         except OSError:
             return -1
 
-    with ThreadPool(THREADS) as pool:
-        return np.array(pool.map(size, paths), np.int64)
+    with ThreadPool(FILE_THREADS) as pool:
+        return np.array(pool.map(file_size, paths), np.int64)
 
 
 class ArraySource(Source):
-    """Images in memory.
+    """Images in memory, whose sizes may differ.
 
-    images: uint8 [H, W, 3], sizes may differ
     labels: None: no labels, stored as -1
     names: None: "image 0", "image 1", ..
     """
 
     def __init__(
-        self, images, labels=None, num_classes=0, class_names=None, names=None
-    ):
+        self,
+        images: Sequence[decode.RgbPixels] | np.ndarray,
+        labels: ArrayLike | None = None,
+        num_classes: int = 0,
+        class_names: ClassNames | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(len(images), num_classes, class_names)
         if labels is None:
             labels = np.full(len(images), -1)
@@ -255,24 +270,26 @@ class ArraySource(Source):
         self.labels = np.asarray(labels, np.int32)
         self.names = names
 
-    def stored(self, store_index):
+    def stored_image(self, store_index: int) -> StoredImage:
         name = f"image {store_index}" if self.names is None else self.names[store_index]
         return self.images[store_index], int(self.labels[store_index]), name
 
 
-def find_splits(names: Collection[str], data: str) -> dict[str, str]:
+def find_splits(names: Collection[str], data_title: str) -> dict[str, str]:
     """Find splits: {"train" or "val": its name}; "test" may stand in for validation."""
     validation = [name for name in VALIDATION_NAMES if name in names]
     if len(validation) > 1:
-        names = " and ".join(validation)
-        raise InputError(f"{data} has two validation splits, {names}")
+        both_names = " and ".join(validation)
+        raise InputError(f"{data_title} has two validation splits, {both_names}")
     candidates = {"train": ["train"], "val": validation or ["test"]}
     return {split: name for split, (name,) in candidates.items() if name in names}
 
 
-def check_num_classes(num_classes, classes, data):
-    """Check `num_classes`, unless None, against the class count of `data`."""
-    if num_classes not in (None, classes):
+def check_num_classes(
+    num_classes: int | None, data_classes: int, data_title: str
+) -> None:
+    """Check `num_classes`, unless None, against the class count of the data."""
+    if num_classes not in (None, data_classes):
         raise InputError(
-            f"num_classes is {num_classes}, but {data} has {classes} classes"
+            f"num_classes is {num_classes}, but {data_title} has {data_classes} classes"
         )

@@ -1,7 +1,8 @@
 """Worker processes that read ahead, with pixels in shared memory.
 
 Workers are plain Python processes: they import neither JAX nor the main script. Worker
-`number % workers` does task `number`. Pixels are in one shared block with reused slots.
+`number % workers` does task `number`. Pixels are in one block of shared memory, whose
+buffers are used again.
 """
 
 import contextlib
@@ -16,11 +17,13 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from imagepiece_jax.common.signals import END_SIGNALS, blocked_signals
-from imagepiece_jax.data.batches import Batches, Reader, parts_ahead
+from imagepiece_jax.data.batches import BatchChunk, Batches, BatchReader, chunks_ahead
 from imagepiece_jax.errors import InputError, RunError
 
 # grain 0.2.18 was built in place of this pool and measured on two cores, with JPEGs of
@@ -29,97 +32,109 @@ from imagepiece_jax.errors import InputError, RunError
 # Memory: twice as much. Its workers import JAX and the main script, and end at Ctrl-C.
 
 MIN_TASKS = 16  # least tasks per worker process
-SHARED = "/dev/shm"  # shared memory on Linux; a container may have little
+SHARED_FOLDER = "/dev/shm"  # shared memory on Linux; a container may have little
+
+ReadChunk = Callable[..., BatchChunk]  # of a chunk number and a pixel allocator
 
 # Usual causes of a worker's death, by signal.
-_CAUSES = {
+_CAUSE_OF_SIGNAL = {
     "SIGKILL": ", often for lack of memory",
-    "SIGBUS": f", often because {SHARED} is full (in a container, its shm-size)",
+    "SIGBUS": f", often because {SHARED_FOLDER} is full (in a container, its shm-size)",
 }
 
 
-def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> Reader:
+def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> BatchReader:
     """Iterate over batches that processes read ahead; close() ends the processes.
 
-    workers: processes, at most one for every 16 parts; 0: threads of this process
+    workers: processes, at most one for every 16 chunks; 0: threads of this process
     threads: threads in each process; without processes, 0: read on demand
-    Raises the errors of `Batches.read`, RunError for a dead process, and InputError for
-        too little shared memory.
+    Raises the errors of `Batches.read_batches`, RunError for a dead process, and
+        InputError for too little shared memory.
     """
-    workers = _usable(batches, workers)
+    workers = _usable_workers(batches, workers)
     if not workers:
-        return batches.read(threads)
-    slots = parts_ahead(batches, workers * max(threads, 1))
-    size = batches.part_bytes
-    return Reader(batches, Processes(batches.read_part, workers, threads, slots, size))
+        return batches.read_batches(threads)
+    buffers = chunks_ahead(batches, workers * max(threads, 1))
+    sizes = (workers, threads, buffers, batches.chunk_bytes)
+    return BatchReader(batches, ProcessTasks(batches.read_chunk, *sizes))
 
 
 def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
     """Shared memory for `read_ahead` in bytes; 0 without processes."""
-    workers = _usable(batches, workers)
+    workers = _usable_workers(batches, workers)
     if not workers:
         return 0
-    return parts_ahead(batches, workers * max(threads, 1)) * batches.part_bytes
+    return chunks_ahead(batches, workers * max(threads, 1)) * batches.chunk_bytes
 
 
-def _usable(batches, workers):
+def _usable_workers(batches: Batches, workers: int) -> int:
     """Reduce `workers` until every worker has enough tasks."""
-    return min(workers, len(batches.steps) * batches.parts // MIN_TASKS)
+    return min(workers, batches.total_chunks // MIN_TASKS)
 
 
-class Processes:
-    """Numbered tasks in processes, with pixels in `slots` slots of shared memory.
+class ProcessTasks:
+    """Numbered tasks in processes, with pixels in buffers of shared memory.
 
-    Task n uses slot n % slots: it may start once the result of task n - slots is no
-    longer needed.
+    Task n uses buffer n % buffers: it may start once the result of task n - buffers is
+    no longer needed.
+
+    buffer_bytes: largest size of a chunk's pixels
     """
 
-    def __init__(self, work, workers, threads, slots, max_bytes):
+    def __init__(
+        self,
+        read_chunk: ReadChunk,
+        workers: int,
+        threads: int,
+        buffers: int,
+        buffer_bytes: int,
+    ) -> None:
         self.tasks_at_a_time = workers * max(threads, 1)
-        self._slots = slots
-        self._max_bytes = max_bytes
-        payload = pickle.dumps(work)  # once, into memory that all workers read
-        size = slots * max_bytes + len(payload)
-        check_space(size)
-        self._arrived = {}
+        self._buffers = buffers
+        self._buffer_bytes = buffer_bytes
+        payload = pickle.dumps(read_chunk)  # once, into memory that all workers read
+        payload_start = buffers * buffer_bytes
+        memory_bytes = payload_start + len(payload)
+        check_shared_memory(memory_bytes)
+        self._arrived = {}  # {task number: (pixel shape, result)}
         self._workers = []
         # An unnamed file disappears even if all processes are killed.
-        folder = SHARED if os.path.isdir(SHARED) else None
+        folder = SHARED_FOLDER if os.path.isdir(SHARED_FOLDER) else None
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(size)
-            self._memory = mmap.mmap(file.fileno(), size)
-            self._memory[slots * max_bytes :] = payload
-            arguments = (slots * max_bytes, max_bytes, max(threads, 1))
+            file.truncate(memory_bytes)
+            self._memory: mmap.mmap | None = mmap.mmap(file.fileno(), memory_bytes)
+            self._memory[payload_start:] = payload
+            arguments = (payload_start, buffer_bytes, max(threads, 1))
             for _ in range(workers):
                 self._workers.append(_Worker(file.fileno(), *arguments))
 
-    def submit(self, number):
+    def submit_task(self, task_number: int) -> Callable[[], BatchChunk]:
         """Start a task; return a function that waits for its result."""
-        worker = self._workers[number % len(self._workers)]
+        worker = self._workers[task_number % len(self._workers)]
         try:
-            pickle.dump((number, number % self._slots), worker.tasks)
+            pickle.dump((task_number, task_number % self._buffers), worker.tasks)
             worker.tasks.flush()
         except OSError:
-            raise worker.death() from None
-        return functools.partial(self._result, number)
+            raise worker.death_error() from None
+        return functools.partial(self._wait_for_result, task_number)
 
-    def _result(self, number):
+    def _wait_for_result(self, task_number: int) -> BatchChunk:
         """Wait for a task's result, and keep results that its worker sends earlier."""
-        worker = self._workers[number % len(self._workers)]
-        while number not in self._arrived:
+        worker = self._workers[task_number % len(self._workers)]
+        while task_number not in self._arrived:
             try:
-                result_number, shape, result = pickle.load(worker.results)
+                arrived_number, pixel_shape, result = pickle.load(worker.results)
             except (EOFError, OSError, pickle.UnpicklingError):
-                raise worker.death() from None
-            self._arrived[result_number] = shape, result
-        shape, result = self._arrived.pop(number)
-        if shape is None:
+                raise worker.death_error() from None
+            self._arrived[arrived_number] = pixel_shape, result
+        pixel_shape, result = self._arrived.pop(task_number)
+        if pixel_shape is None:
             raise result
-        offset = number % self._slots * self._max_bytes
-        pixels = np.ndarray(shape, np.uint8, self._memory, offset)
+        offset = task_number % self._buffers * self._buffer_bytes
+        pixels = np.ndarray(pixel_shape, np.uint8, self._memory, offset)
         return result._replace(pixels=pixels)
 
-    def close(self):
+    def close(self) -> None:
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
@@ -128,20 +143,20 @@ class Processes:
 
 
 class _Worker:
-    """A process running `_serve(memory, ..)`, with pipes to and from it."""
+    """A process running `_serve_tasks(memory, ..)`, with pipes to and from it."""
 
-    def __init__(self, memory, *arguments):
+    def __init__(self, memory: int, *arguments: int) -> None:
         readable, writable = os.pipe()
         code = (
             "from imagepiece_jax.data import worker_pool; "
-            f"worker_pool._serve({memory}, {writable}, *{arguments})"
+            f"worker_pool._serve_tasks({memory}, {writable}, *{arguments})"
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
             # Signals stay blocked in the worker, which ends with its parent:
             # a stopping run needs batches until it has finished its step.
             with blocked_signals(*END_SIGNALS):
-                self.process = subprocess.Popen(
+                process = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],  # -P: no current folder
                     stdin=subprocess.PIPE,
                     pass_fds=(memory, writable),
@@ -149,56 +164,60 @@ class _Worker:
                 )
         finally:
             os.close(writable)
-        self.tasks = self.process.stdin
+        self.process = process
+        self.tasks: Any = process.stdin
         self.results = os.fdopen(readable, "rb")
 
-    def death(self):
+    def death_error(self) -> RunError:
         """RunError for a process that ended by itself."""
         status = self.process.wait()
-        names = {-number: number.name for number in signal.Signals}
-        cause = _CAUSES.get(names.get(status), "")
+        signal_names = {-number: number.name for number in signal.Signals}
+        cause = _CAUSE_OF_SIGNAL.get(signal_names.get(status, ""), "")
         return RunError(
             f"a worker process ended with status {status}{cause}; the same command "
             "resumes from the last checkpoint, also with fewer workers"
         )
 
-    def close(self):
+    def close(self) -> None:
         self.process.wait()
         self.results.close()
         with contextlib.suppress(OSError):  # unwritten tasks
             self.tasks.close()
 
 
-def check_space(size: int):
-    """Raise InputError if less than `size` bytes of shared memory are free."""
-    if not os.path.isdir(SHARED):
+def check_shared_memory(needed_bytes: int) -> None:
+    """Raise InputError if less than `needed_bytes` of shared memory are free."""
+    if not os.path.isdir(SHARED_FOLDER):
         return
     # Without this check a process would die when it writes.
-    free = shutil.disk_usage(SHARED).free
-    if free < size:
+    free_bytes = shutil.disk_usage(SHARED_FOLDER).free
+    if free_bytes < needed_bytes:
         raise InputError(
-            f"{SHARED} has {free / 1e6:,.0f} MB free, but worker processes need "
-            f"{size / 1e6:,.0f} MB; enlarge it (a container's shm-size), or read "
-            "in threads with workers=0"
+            f"{SHARED_FOLDER} has {free_bytes / 1e6:,.0f} MB free, but worker "
+            f"processes need {needed_bytes / 1e6:,.0f} MB; enlarge it (a container's "
+            "shm-size), or read in threads with workers=0"
         )
 
 
-def _serve(memory, results, payload, max_bytes, threads):
+def _serve_tasks(
+    memory_file: int, results_file: int, payload: int, buffer_bytes: int, threads: int
+) -> None:
     """Run a worker process: read tasks from stdin, write results to a pipe."""
-    memory = mmap.mmap(memory, 0)
-    results = os.fdopen(results, "wb")
+    memory = mmap.mmap(memory_file, 0)
+    results = os.fdopen(results_file, "wb")
     receiving = threading.Lock()
     sending = threading.Lock()
-    work = pickle.loads(memoryview(memory)[payload:])
+    read_chunk = pickle.loads(memoryview(memory)[payload:])
 
-    def serve():
+    def serve_until_end() -> None:
         try:
             while True:
                 with receiving:
-                    number, slot = pickle.load(sys.stdin.buffer)
-                done = number, *_done(work, number, memory, slot * max_bytes)
+                    task_number, buffer = pickle.load(sys.stdin.buffer)
+                offset = buffer * buffer_bytes
+                result = _run_task(read_chunk, task_number, memory, offset)
                 with sending:
-                    pickle.dump(done, results)
+                    pickle.dump((task_number, *result), results)
                     results.flush()
         except (EOFError, BrokenPipeError):  # the parent has ended
             os._exit(0)
@@ -207,14 +226,19 @@ def _serve(memory, results, payload, max_bytes, threads):
             os._exit(1)
 
     for _ in range(threads - 1):
-        threading.Thread(target=serve).start()
-    serve()
+        threading.Thread(target=serve_until_end).start()
+    serve_until_end()
 
 
-def _done(work, number, memory, offset):
-    """(pixel shape, result without pixels), or (None, error that `work` raised)."""
+def _run_task(
+    read_chunk: ReadChunk, task_number: int, memory: mmap.mmap, offset: int
+) -> tuple[tuple[int, ...] | None, BatchChunk | Exception]:
+    """(pixel shape, result without pixels), or (None, error of `read_chunk`)."""
+    allocate = functools.partial(
+        np.ndarray, dtype=np.uint8, buffer=memory, offset=offset
+    )
     try:
-        result = work(number, lambda shape: np.ndarray(shape, np.uint8, memory, offset))
+        result = read_chunk(task_number, allocate)
     except Exception as error:
         error.add_note(traceback.format_exc())
         return None, error

@@ -1,4 +1,4 @@
-"""Accuracy and fidelity of models, their statistics, and comparisons of models.
+"""Accuracy of models, its images, and comparisons of models.
 
-An encoder's vectors are in `inference`.
+An encoder's vectors, and how near they are to the dense model's, are in `inference`.
 """

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common import parallel, statistics, xla_options
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,23 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common import device, extras, plotting
+from imagepiece_jax.common import device, extras, plotting, statistics
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import LOCK_NAME, check_own_files, replace_file
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import result_cache, statistics
-from imagepiece_jax.evaluation.annotations import annotations
-from imagepiece_jax.evaluation.compare_outputs import (
-    COLUMNS,
-    CONTROLS,
-    MIN_IMAGES,
-    SHUFFLED,
-    Annotations,
-    cells,
-)
+from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.labeled_images import labeled_images
 from imagepiece_jax.evaluation.result_cache import (
     MeasuredWeights,
@@ -43,8 +34,17 @@ from imagepiece_jax.evaluation.result_cache import (
     Split,
     decode_bits,
 )
+from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.compare_outputs import (
+    COLUMNS,
+    CONTROLS,
+    MIN_IMAGES,
+    SHUFFLED,
+    Annotations,
+    cells,
+)
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 SHARES = ("0.6", "0.5")  # of the dense model's MACs, if the caller names no row
 TABLE = "compare.md"
@@ -177,8 +177,10 @@ def rows_of(
         rows.append(Row(text, measured, reduction))
     for size in sizes:
         resized = on_smaller_images(measured, size)
-        rows.append(Row(f"image_size={size}", resized, DENSE, is_smaller=True))
-    seen = {(vit.image_size, DENSE): "dense"}
+        rows.append(
+            Row(f"image_size={size}", resized, DENSE_REDUCTION, is_smaller=True)
+        )
+    seen = {(vit.image_size, DENSE_REDUCTION): "dense"}
     for row in rows:
         key = row.weights.vit.image_size, row.reduction
         if key in seen:
@@ -189,7 +191,7 @@ def rows_of(
 
 def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
-    rows = [Row("dense", measured, DENSE), *rows]
+    rows = [Row("dense", measured, DENSE_REDUCTION), *rows]
     if measured.reference:
         rows += [control(measured, name) for name in (*CONTROLS, SHUFFLED)]
     figures = {}
@@ -215,7 +217,7 @@ def control(measured: MeasuredWeights, name: str) -> Row:
     weights = dataclasses.replace(
         measured, images=images, name=title, is_shuffled=name == SHUFFLED
     )
-    return Row(title, weights, DENSE)
+    return Row(title, weights, DENSE_REDUCTION)
 
 
 def comparisons(
@@ -342,7 +344,7 @@ def table(report: Report) -> str:
     for row in report.rows:
         figures = report.figures[row.name]
         variant = None
-        if vit.recovery and row.reduction != DENSE:
+        if vit.recovery and row.reduction != DENSE_REDUCTION:
             variant = vit.recovery.of(vit.model_with(row.reduction))
         recovered = " (recovered)" if variant and variant.values else ""
         line = {"row": f"`{row.name}`{recovered}"}
@@ -387,7 +389,7 @@ def draw_plot(path: str | os.PathLike, report: Report):
         if row.weights.is_shuffled:  # chance would stretch the axis
             continue
         name = row.reduction.name
-        if row.reduction == DENSE:
+        if row.reduction == DENSE_REDUCTION:
             name = "smaller images" if row.is_smaller else row.name
         figures = report.figures[row.name]
         if report.comparisons:

@@ -10,13 +10,13 @@ from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.evaluation.labeled_images import labeled_images
-from imagepiece_jax.exporters import onnx_program
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.program import Program, open_program
 
 
 def evaluate(
-    model: Pretrained | str | os.PathLike,
+    model: Pretrained | Program | str | os.PathLike,
     data: str | None = None,
     *,
     optimized: bool = False,
@@ -43,12 +43,12 @@ def evaluate(
     Raises InputError for images of other classes, and for a model without classes.
     """
     vit = model
-    if not isinstance(model, Pretrained):
-        vit = onnx_program.open_file(model)
-    is_file = isinstance(vit, onnx_program.OnnxProgram)
+    if isinstance(model, str | os.PathLike):
+        vit = open_program(model)
+    has_weights = isinstance(vit, Pretrained)
     if gelu and not optimized:
         raise InputError(f"gelu is {gelu}, but only the optimized program takes it")
-    if optimized and is_file:
+    if optimized and not has_weights:
         raise InputError("optimized is for weights, not for an exported file")
     images = labeled_images(
         vit,
@@ -59,25 +59,28 @@ def evaluate(
         workers=workers,
         threads=threads,
     )
-    if is_file:
+    if not has_weights:
         step = accuracy.program_step(lambda pixels: jax.device_put(vit(pixels)))
         batches = images.batches(placement=Placement())
         figures = accuracy.evaluate(step, None, batches).figures
-        return figures | images.facts(vit) | {"recovered": vit.recovered_name}
+        recovered = vit.facts.get("recovered")
+        return figures | images.facts(vit, vit.facts["method"], recovered)
     if not optimized:
         step = accuracy.model_step(vit.model)
         variables = parallel.replicate(vit.variables)
         figures = accuracy.evaluate(step, variables, images.batches()).figures
-        return figures | images.facts(vit)
-    program = optimize(
-        vit,
-        batch_size=images.batch,
-        dtype=vit.model.execution.dtype.name,
-        gelu=gelu,
-        attention=vit.model.execution.attention,
-        pixels=True,
-    )
-    figures = accuracy.evaluate_program(
-        vit.model, vit.variables, program, images.batches
-    )
-    return figures | images.facts(vit)
+    else:
+        program = optimize(
+            vit,
+            batch_size=images.batch,
+            dtype=vit.model.execution.dtype.name,
+            gelu=gelu,
+            attention=vit.model.execution.attention,
+            pixels=True,
+        )
+        figures = accuracy.evaluate_program(
+            vit.model, vit.variables, program, images.batches
+        )
+    recovered = vit.recovered and vit.recovered.name
+    # After the pass, which finds unreadable images.
+    return figures | images.facts(vit, vit.reduction, recovered)

@@ -17,8 +17,10 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, NoLabels
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
+from imagepiece_jax.models.program import Program
 
 LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
@@ -54,8 +56,14 @@ class LabeledImages:
         )
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 
-    def facts(self, vit: Pretrained) -> dict[str, Any]:
-        """Everything that decides a model's figures on the images, as JSON values."""
+    def facts(
+        self, vit: Pretrained | Program, reduction: Any, recovered: str | None
+    ) -> dict[str, Any]:
+        """Everything that decides a model's figures on the images, as JSON values.
+
+        reduction: the model's, in any form with a text
+        recovered: name of the recovered variant
+        """
         source = vit.source
         return {
             "preprocessing": self.preprocessing.as_json,
@@ -63,16 +71,16 @@ class LabeledImages:
             "averaged": source.averaged,
             "data": self.name,
             "limit": self.limit,
-            **self.source.part,
+            **self.source.subset_record,
             "num_classes": vit.config.num_classes,
             "dtype": vit.model.execution.dtype.name,
             "trained": {
                 "reduction": source.reduction and str(source.reduction),
-                "image_size": source.image_size or vit.image_size,
+                "image_size": source.image_size or vit.config.image_size,
             },
-            "recovered": vit.recovered and vit.recovered.name,
-            "reduction": str(vit.reduction),
-            "gmacs": vit.gmacs,
+            "recovered": recovered,
+            "reduction": str(reduction),
+            "gmacs": model_macs(vit.model) / 1e9,
             "unreadable": len(self.source.unreadable),
         }
 
@@ -84,12 +92,12 @@ class LabeledImages:
             "digest": self.source.whole_digest,
             "images": len(self.source),
             "limit": self.limit,
-            **self.source.part,
+            **self.source.subset_record,
             **self.preprocessing.as_json,
         }
 
 
-def data_name(vit: Pretrained, data: str | None = None) -> str:
+def data_name(vit: Pretrained | Program, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
     run = vit.source.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
@@ -99,7 +107,7 @@ def data_name(vit: Pretrained, data: str | None = None) -> str:
 
 
 def labeled_images(
-    vit: Pretrained,
+    vit: Pretrained | Program,
     data: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -148,7 +156,7 @@ def labeled_images(
     return LabeledImages(
         name=name,
         source=source,
-        preprocessing=vit.preprocessing,
+        preprocessing=vit.config.preprocessing,
         **reading | typed,
     )
 
@@ -159,7 +167,7 @@ def _notes(vit, name, every, source):
     texts = []
     if source.split:
         texts.append(f"images are from the split {source.split} of {name}")
-    if source.part:
+    if source.subset_record:
         texts.append(f"{len(source)} evenly spaced images of {len(every)} are used")
     present = len(source.present_labels)
     if present < source.num_classes:
@@ -169,5 +177,7 @@ def _notes(vit, name, every, source):
     if name.startswith("csv:") and every.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         texts.append(f"the lowest label of {name} is 1, but labels count from 0")
-    texts.append(vit.preprocessing.note(source.some_sizes(), len(source)))
+    texts.append(
+        vit.config.preprocessing.enlargement_note(source.sampled_sizes(), len(source))
+    )
     return [note for note in texts if note]

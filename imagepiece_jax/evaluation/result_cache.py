@@ -21,10 +21,10 @@ from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.compare_outputs import Annotations, fidelity, shuffled
+from imagepiece_jax.inference.compare_outputs import Annotations, fidelity, shuffled
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.record import record_of
+from imagepiece_jax.models.record import model_record
 from imagepiece_jax.reduction.reduction import Reduction
 
 FILE = "points.jsonl"
@@ -180,7 +180,7 @@ class MeasuredWeights:
         """Everything that decides a result, as JSON values."""
         setting = {
             "kind": task,
-            **record_of(self.vit, self.vit.model_with(reduction)),
+            **model_record(self.vit, self.vit.model_with(reduction)),
             "reduction": self.text(reduction),
             "use": self.vit.use(reduction),
             "trained_as": str(self.vit.reduction),

@@ -13,25 +13,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.common import device
+from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.annotations import annotations
-from imagepiece_jax.evaluation.compare_outputs import (
+from imagepiece_jax.exporters.program_facts import files_of, read_facts
+from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.compare_outputs import (
     CONTROLS,
     MIN_IMAGES,
     Annotations,
     cells,
     fidelity_of_rows,
 )
-from imagepiece_jax.exporters.onnx_program import open_file
-from imagepiece_jax.exporters.program_facts import files_of, read_facts
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.program import Program, open_program
 from imagepiece_jax.recovery.recovery_images import split_images
 
 NAME = "README.md"
@@ -89,7 +88,7 @@ def divided_images(
     count = len(calibration) + len(compared)
     log.info(f"a card of {count} images: {len(compared)} of them are compared")
     places = np.flatnonzero(np.isin(source.indices, held_out.indices))
-    known = known.subset([i for i in places if source.name(i) in paths])
+    known = known.subset([i for i in places if source.image_name(i) in paths])
     shared = os.path.commonprefix(paths).rfind("/") + 1
     names = [path[shared:] for path in paths]
     return CardImages(calibration, compared, names, known)
@@ -104,13 +103,13 @@ def measured(
     """
     pixels = images.compared
     files = {"file": out, "dense": dense}
-    programs = {name: open_file(file, THREADS) for name, file in files.items()}
+    programs = {name: open_program(file, THREADS) for name, file in files.items()}
     size = programs["file"].batch_size or 1
     jobs = {}
     megabytes = {}
     for name, program in programs.items():
-        batch = next(program.parts(pixels[:size], size))
-        jobs[name] = timer.TimedCall(lambda _, run=program.run, batch=batch: run(batch))
+        call = program.prepared_call(pixels[:size])
+        jobs[name] = timer.TimedCall(lambda _, call=call: call())
         total = sum(file.stat().st_size for file in files_of(files[name]))
         megabytes[name] = total / 1e6
     with announced_work("timing the file and the dense file, in turns"):
@@ -140,10 +139,12 @@ def measured(
     }
 
 
-def outputs(program, pixels):
-    """A file's logits or vectors, [images, D]."""
-    name = next(name for name in OUTPUTS if name in program.output_names)
-    return program.output(pixels, name, ROWS).reshape(len(pixels), -1)
+def outputs(program: Program, pixels: np.ndarray) -> np.ndarray:
+    """Compute a file's logits or vectors, [images, D]."""
+    entries = np.ravel(program.facts["output"])  # of one output, or of several
+    names = [entry["name"] for entry in entries]
+    name = next(name for name in OUTPUTS if name in names)
+    return program(pixels, name, ROWS).reshape(len(pixels), -1)
 
 
 def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:

@@ -1,18 +1,18 @@
-"""Export of a trained model: an ONNX file, and JSON that describes it.
+"""Export of a trained model: a file that runs elsewhere, and JSON that describes it.
 
 The file does not run here. Tests compare its logits in onnxruntime and OpenVINO.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
-    check_own_files,
     check_writable,
     replace_file,
     temporary_folder,
@@ -24,20 +24,55 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import (
     card,
     largest_numbers,
-    onnx_model,
-    onnx_program,
     program_facts,
-    quantize,
     tower,
     upload,
 )
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
-from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.record import as_json
+from imagepiece_jax.models.program import FORMATS, format_of, open_program
 
-ENDING = ".onnx"
+
+class Wanted(NamedTuple):
+    """The arguments of `export` about the program, as there."""
+
+    batch_size: int | None
+    gelu: str | None
+    pixels: bool
+    output: str
+    layout: str | None
+    dtype: str
+    gathers: bool | None
+
+
+class Traced(NamedTuple):
+    """A model with plain attention, which has a graph, and its program's arrays."""
+
+    vit: Pretrained
+    outputs: ProgramOutputs
+    wanted: Wanted
+
+
+class Place(NamedTuple):
+    """Where the files of an export go."""
+
+    graph: pathlib.Path
+    folder: pathlib.Path  # has the page of cards; `push` uploads it
+    files: dict[pathlib.Path, Any]  # the layout's, {path: JSON value, or text}
+    metadata: dict[str, str] | None  # the layout's, inside the graph
+
+    @property
+    def page(self) -> pathlib.Path:
+        return self.folder / card.NAME
+
+
+class MadeProgram(NamedTuple):
+    """A program in memory, and its JSON."""
+
+    graph: Any  # the format's
+    facts: dict[str, Any]
 
 
 def export(
@@ -88,193 +123,222 @@ def export(
         anything is written; for `push` also RunError if the hub fails, before or after
         the files are written.
     """
-    if batch_size is not None:
-        check_range("batch_size", batch_size, 1, whole=True)
-    check_gelu(vit.model, gelu)
-    check_choice("dtype", dtype, tower.SUFFIX)
-    check_choice("gathers", gathers, (None, True, False))
-    if dtype == "int8" and images is None:
+    wanted = Wanted(batch_size, gelu, pixels, output, layout, dtype, gathers)
+    check_arguments(vit, wanted, images, texts, push, dry_run)
+    vit.warn_of_untrained()
+    traced = trace_model(vit, wanted)
+    vit = traced.vit
+    place = find_place(out, traced)
+    if push is not None:
+        upload.check_repository(push, dry_run)
+    card_images = None
+    calibration = None
+    if images is not None:
+        check_card(place, traced)
+        card_images = card.divided_images(vit, images, texts)
+        calibration = card_images.calibration
+    # Seconds in float32 find numbers that are not finite before a file is written, and
+    # those too large for float16.
+    largest = largest_numbers.find(vit, calibration)
+    if dtype == "float16":
+        traced.outputs.model = largest_numbers.in_float16(vit.model, largest)
+    place.graph.parent.mkdir(parents=True, exist_ok=True)
+    checked_file(place.graph)
+    program = make_program(traced, place)
+    if dtype == "int8":
+        program = quantize_program(program, place, calibration)
+    if card_images is not None:
+        figures = measure_card(program, traced, place, card_images)
+        program = program._replace(facts=program.facts | {"card": figures})
+    with deferred_signals():  # the files belong together
+        write_files(program, place)
+        if card_images is not None:
+            page = card.page_of(place.graph, vit, program.facts)
+            card.write_page(place.page, place.graph, page)
+    if push is not None:
+        upload_files(place, push, dry_run)
+    return place.graph
+
+
+def check_arguments(
+    vit: Pretrained,
+    wanted: Wanted,
+    images: Any,
+    texts: str | os.PathLike | None,
+    push: str | None,
+    dry_run: bool,
+) -> None:
+    """Check arguments of `export` that need no file and no computation."""
+    if wanted.batch_size is not None:
+        check_range("batch_size", wanted.batch_size, 1, whole=True)
+    check_gelu(vit.model, wanted.gelu)
+    check_choice("dtype", wanted.dtype, tower.SUFFIX)
+    check_choice("gathers", wanted.gathers, (None, True, False))
+    if wanted.layout is not None:
+        check_choice("layout", wanted.layout, tower.LAYOUTS)
+        if wanted.output != "logits":
+            raise InputError(
+                f"output is {wanted.output!r}; the layout decides the outputs"
+            )
+    if wanted.dtype == "int8" and images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
         )
-    if texts is not None and (images is None or output != "logits"):
+    if texts is not None and (images is None or wanted.output != "logits"):
         raise InputError(
             f"texts is {texts}, which needs images (--images FOLDER) and the output "
             "'logits'"
         )
-    vit.warn_of_untrained()
-    vit = _traced(vit, gelu, dtype)
-    folder = pathlib.Path(os.path.expanduser(out))
-    if layout is None:
-        outputs = ProgramOutputs(vit, output)
-        out = checked_file(out, dtype)
-        folder = out.parent
-    elif output != "logits":
-        raise InputError(f"output is {output!r}; the layout decides the outputs")
-    else:
-        out = tower.graph_file(folder, layout, vit, dtype)
-        outputs = tower.outputs(vit, layout, pixels)
-        _check_folder(folder, layout, vit, out)
-    if gathers is None:
-        gathers = layout is not None and tower.LAYOUTS[layout].gathers
     if push is None and dry_run:
         raise InputError("dry_run is for push; give push='OWNER/NAME' (--push)")
-    if push is not None:
-        if images is None:
-            raise InputError(
-                "push needs images, because the hub shows the card; give images "
-                "(--images FOLDER)"
-            )
-        upload.check_repository(push, dry_run)
-    page = folder / card.NAME
-    card_images = None
-    if images is not None:
-        extras.check_installed("a card", "onnxruntime")
-        if vit.config.arch.pool == "none" and output != "patches":
-            raise InputError(
-                "pool is 'none', so a card has no image vectors to compare; give "
-                "output='patches' (--output patches)"
-            )
-        if page.exists() and not card.is_card(page):
-            raise InputError(
-                f"{page} already exists, and export did not write it; the card needs a "
-                "folder of its own"
-            )
-        card_images = card.divided_images(vit, images, texts)
-    largest = largest_numbers.find(vit, card_images and card_images.calibration)
-    if dtype == "float16":
-        outputs.model = largest_numbers.in_float16(outputs.model, largest)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checked_file(out)
-    float32_export = functools.partial(
-        export,
-        batch_size=batch_size,
-        gelu=gelu,
-        pixels=pixels,
-        output=output,
-        layout=layout,
-        gathers=gathers,
-    )
-    if dtype == "int8":
-        with temporary_folder() as temporary:
-            float32_program = onnx_program.open_file(float32_export(vit, temporary))
-            count = len(card_images.calibration)
-            with announced_work(
-                f"calibrating int8 with {count} images, which takes minutes"
-            ):
-                program = quantize.quantized(float32_program, card_images.calibration)
-    else:
-        with announced_work("exporting the model"):
-            program = onnx_model.onnx_model(
-                vit,
-                batch_size=batch_size,
-                pixels=pixels,
-                outputs=outputs,
-                gathers=gathers,
-            )
-    shape = program_facts.exported_images(
-        vit, batch_size, pixels, outputs.channels_first
-    )
-    facts = program_facts.program_facts(vit, shape, outputs)
-    facts |= {"opset": onnx_model.OPSET, "layout": layout, "dtype": dtype}
-    facts["gathers"] = gathers
-    facts["float32_parts"] = list(outputs.model.execution.float32_parts)
-    import onnx  # which `checked_file` found
-
-    if layout is not None:
-        onnx.helper.set_model_props(program, tower.LAYOUTS[layout].metadata(vit))
-    files = tower.files(folder, vit, layout)
-    if card_images is not None:
-        with temporary_folder() as temporary:
-            # Beside the dense file, and in place only if its outputs are finite.
-            dense = float32_export(vit.with_reduction(None), temporary)
-            trial = dense.with_name(f"trial_{out.name}")
-            _write_files(trial, program, facts, dense.with_name(card.NAME), {})
-            has_classes = "logits" in outputs.names and vit.has_classes
-            facts["card"] = card.measured(trial, dense, card_images, has_classes)
-            program = onnx.load(trial)
-    with deferred_signals():
-        _write_files(out, program, facts, page, files)
-        if card_images is not None:
-            card.write_page(page, out, card.page_of(out, vit, facts))
-    if push is not None:
-        parts = []
-        for name in card.graphs_on(page):  # earlier types of the model, too
-            graph = out.with_name(name)
-            if graph.exists():
-                parts += [
-                    *program_facts.files_of(graph),
-                    program_facts.facts_file(graph),
-                ]
-        upload.upload(push, folder, [*parts, *files, page], dry_run)
-    return out
+    if push is not None and images is None:
+        raise InputError(
+            "push needs images, because the hub shows the card; give images "
+            "(--images FOLDER)"
+        )
 
 
-def _traced(vit, gelu, dtype):
-    """The model as it is traced: with plain attention, which has an ONNX graph."""
-    config = vit.config.with_arch(gelu=gelu or vit.config.arch.gelu)
+def trace_model(vit: Pretrained, wanted: Wanted) -> Traced:
+    """Choose what is traced, and check that the layout's program takes it."""
+    layout = wanted.layout
+    if wanted.gathers is None:
+        gathers = layout is not None and tower.LAYOUTS[layout].gathers
+        wanted = wanted._replace(gathers=gathers)
+    config = vit.config.with_arch(gelu=wanted.gelu or vit.config.arch.gelu)
+    dtype = wanted.dtype
     if dtype == "int8":  # made of the float32 graph
         dtype = "float32"
-    execution = execution_of(config, dtype, "xla")
+    execution = make_execution(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
-    return dataclasses.replace(vit, model=model)
+    vit = dataclasses.replace(vit, model=model)
+    if layout is None:
+        return Traced(vit, ProgramOutputs(vit, wanted.output), wanted)
+    return Traced(vit, tower.outputs(vit, layout, wanted.pixels), wanted)
 
 
-def _check_folder(folder, layout, vit, out):
-    """Check a layout's folder: only an export for this layout is replaced.
+def find_place(out: str | os.PathLike, traced: Traced) -> Place:
+    """Check where files go: nothing but an earlier export is replaced."""
+    vit, _, wanted = traced
+    layout = wanted.layout
+    if layout is None:
+        graph = checked_file(out, wanted.dtype)
+        return Place(graph, graph.parent, {}, None)
+    folder = pathlib.Path(os.path.expanduser(out))
+    graph = tower.graph_file(folder, layout, vit, wanted.dtype)
+    tower.check_folder(folder, layout, vit, graph)
+    entry = tower.LAYOUTS[layout]
+    files = {folder / name: content for name, content in entry.files(vit).items()}
+    return Place(graph, folder, files, entry.metadata(vit))
 
-    An export for the layout may get further dtypes of its model. A saved model has JSON
-    files of the same names, and an export without a layout may lie beside it.
 
-    out: the graph to write
+def check_card(place: Place, traced: Traced) -> None:
+    """Check that a card can be measured, and written."""
+    extras.check_installed("a card", format_of(place.graph).RUNTIME)
+    if traced.vit.config.arch.pool == "none" and traced.wanted.output != "patches":
+        raise InputError(
+            "pool is 'none', so a card has no image vectors to compare; give "
+            "output='patches' (--output patches)"
+        )
+    if place.page.exists() and not card.is_card(place.page):
+        raise InputError(
+            f"{place.page} already exists, and export did not write it; the card needs "
+            "a folder of its own"
+        )
+
+
+def make_program(traced: Traced, place: Place) -> MadeProgram:
+    """Make a float32 or float16 program, and the facts about it."""
+    vit, outputs, wanted = traced
+    form = format_of(place.graph)
+    size = {"batch_size": wanted.batch_size, "pixels": wanted.pixels}
+    with announced_work("exporting the model"):
+        graph = form.build_graph(vit, **size, outputs=outputs, gathers=wanted.gathers)
+    images = program_facts.exported_images(
+        vit, **size, channels_first=outputs.channels_first
+    )
+    facts = program_facts.program_facts(vit, images, outputs) | form.FACTS
+    facts |= {"layout": wanted.layout, "dtype": wanted.dtype, "gathers": wanted.gathers}
+    facts["float32_parts"] = list(outputs.model.execution.float32_parts)
+    return MadeProgram(graph, facts)
+
+
+def quantize_program(
+    program: MadeProgram, place: Place, images: np.ndarray
+) -> MadeProgram:
+    """Quantize a float32 program to int8.
+
+    images: calibrate it, uint8 [images, H, W, 3]
     """
-    is_export = False
-    for dtype in tower.SUFFIX:
-        graph = tower.graph_file(folder, layout, vit, dtype)
-        facts = program_facts.read_facts(graph)
-        if facts.get("layout") == layout:
-            is_export = True
-            if graph != out and facts["model"] != as_json(vit.config):
-                raise InputError(f"{graph} is of another model; choose a folder")
-
-    def ours(file):
-        # Ctrl-C may have left an empty folder.
-        is_place = file == out.parent and file.is_dir()
-        return is_export or (is_place and not any(file.iterdir()))
-
-    check_own_files("out", folder, f"an export for {layout}", ours)
+    text = f"calibrating int8 with {len(images)} images, which takes minutes"
+    with temporary_folder() as temporary, announced_work(text):
+        place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
+        write_program(program, place)
+        opened = open_program(place.graph)
+        graph = format_of(place.graph).quantize_graph(opened, images)
+    return program._replace(graph=graph)
 
 
-def _write_files(out, program, facts, page, files):
-    """Write a program, its weights and the files beside it, and remove earlier ones.
+def measure_card(
+    program: MadeProgram, traced: Traced, place: Place, images: card.CardImages
+) -> dict[str, Any]:
+    """Measure a program beside the dense one, before it is in place.
 
-    facts: get the digest, and the name of the file for weights, if there is one
-    page: the cards, which lose an earlier file's
-    files: the layout's, {path: JSON value, or text}
+    Raises InputError for outputs that are not finite.
     """
+    vit, outputs, wanted = traced
+    dense = trace_model(vit.with_reduction(None), wanted._replace(dtype="float32"))
+    with temporary_folder() as temporary:
+        file = pathlib.Path(temporary, f"file{place.graph.suffix}")
+        dense_file = file.with_stem("dense")
+        write_program(program, place._replace(graph=file))
+        write_program(make_program(dense, place), place._replace(graph=dense_file))
+        has_classes = "logits" in outputs.names and vit.has_classes
+        return card.measured(file, dense_file, images, has_classes)
+
+
+def write_program(program: MadeProgram, place: Place) -> None:
+    """Write a program, its weights and its JSON; remove an earlier one's weights."""
+    out = place.graph
+    form = format_of(out)
+    facts = dict(program.facts)
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
-    with deferred_signals():  # the files belong together
-        # Nobody compares these with the graph's digest. A kill must not leave them
-        # beside another graph.
-        card.write_page(page, out)
-        for file in files:
-            file.unlink(missing_ok=True)
-        weights_file = onnx_model.write_onnx(out, program)
-        if weights_file is not None:
-            facts["external_data"] = weights_file.name
-        facts["digest"] = program_facts.digest_of(out)
-        write_json(program_facts.facts_file(out), facts)
-        onnx_model.remove_weights(out, earlier_weights, weights_file)
-        for file, content in files.items():
-            if isinstance(content, str):
-                replace_file(file, content)
-            else:
-                write_json(file, content)
+    weights_file = form.write_graph(out, program.graph, place.metadata)
+    if weights_file is not None:
+        facts["external_data"] = weights_file.name
+    facts["digest"] = program_facts.digest_of(out)
+    write_json(program_facts.facts_file(out), facts)
+    form.remove_weights(out, earlier_weights, weights_file)
+
+
+def write_files(program: MadeProgram, place: Place) -> None:
+    """Write a program and the layout's files. The page loses an earlier section."""
+    # Nobody compares these with the graph's digest. A kill must not leave them beside
+    # another graph.
+    card.write_page(place.page, place.graph)
+    for file in place.files:
+        file.unlink(missing_ok=True)
+    write_program(program, place)
+    for file, content in place.files.items():
+        if isinstance(content, str):
+            replace_file(file, content)
+        else:
+            write_json(file, content)
+
+
+def upload_files(place: Place, repository: str, dry_run: bool) -> None:
+    """Upload the files of all graphs on the page: earlier types of the model, too."""
+    parts = []
+    for name in card.graphs_on(place.page):
+        graph = place.graph.with_name(name)
+        if graph.exists():
+            parts += [*program_facts.files_of(graph), program_facts.facts_file(graph)]
+    files = [*parts, *place.files, place.page]
+    upload.upload(repository, place.folder, files, dry_run)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
-    """Check the path of an .onnx file to write. Only an export may be replaced.
+    """Check the path of a file to write. Only an export may be replaced.
 
     out: the file, or a folder, which may be new
     Returns the file's path.
@@ -283,16 +347,18 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     folder = None
     if out.is_dir() or not out.suffix:
         folder = out
-        out = folder / f"model{tower.SUFFIX[dtype]}{ENDING}"
-    if out.suffix.lower() != ENDING:
-        raise InputError(f"out {out} does not end in {ENDING}")
-    extras.check_installed("an ONNX file", "onnx")
+        ending = next(iter(FORMATS))
+        out = folder / f"model{tower.SUFFIX[dtype]}{ending}"
+    if out.suffix.lower() not in FORMATS:
+        raise InputError(f"out {out} does not end in {' or '.join(FORMATS)}")
+    form = format_of(out)
+    extras.check_installed(form.TITLE, form.WRITER)
     if folder is not None and not folder.exists():
         check_writable("out", folder, ("",))
         return out
     is_export = program_facts.FACTS <= {*program_facts.read_facts(out)}
     for file in (out, program_facts.facts_file(out)):
-        check_writable("out", file, (ENDING, ".json"))
+        check_writable("out", file, (out.suffix.lower(), ".json"))
         if file.exists() and not is_export:
             raise InputError(f"{file} already exists, and export did not write it")
     return out

@@ -11,7 +11,7 @@ from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.size_direction import photographs
+from imagepiece_jax.inference.size_direction import sample_photographs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 
@@ -73,10 +73,10 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
         return [jnp.max(jnp.stack(each)) for each in numbers.values()]
 
     model = vit.analyzed().model
-    model, variables = optimize.prepare(model, vit.variables, dtype="float32")
+    model, variables = optimize.fold_and_cast(model, vit.variables, dtype="float32")
     run = jax.jit(numbers_of)
     largest = {}
-    batches = [photographs(vit.image_size)]
+    batches = [sample_photographs(vit.image_size)]
     if images is not None:
         batches.append(images[:: math.ceil(len(images) / FEW)])
     with announced_work("finding the largest numbers"):

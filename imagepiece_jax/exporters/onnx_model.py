@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -51,13 +52,13 @@ def onnx_model(
     """
     outputs = outputs or ProgramOutputs(vit)
     for layer in outputs.model.plan:
-        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+        if layer.counts and layer.step.reducer.draws_random(layer.counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
     images = exported_images(vit, batch_size, pixels, outputs.channels_first)
     dtype = outputs.model.execution.dtype.name
-    fast, fixed = optimize.prepare(outputs.model, vit.variables, dtype=dtype)
+    fast, fixed = optimize.fold_and_cast(outputs.model, vit.variables, dtype=dtype)
     with nodes.marked_functions():
         traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), outputs.image)
@@ -92,18 +93,24 @@ def in_model(graph: "GraphProto") -> "ModelProto":
     )
 
 
-def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
+def write_onnx(
+    path: str | os.PathLike,
+    model: "ModelProto",
+    properties: Mapping[str, str] | None = None,
+) -> pathlib.Path | None:
     """Write a model to a file, or to two files if it exceeds protobuf's 2 GB.
 
-    The second file, PATH.DIGEST.data, holds the large weights. They are then removed
-    from `model`.
+    The second file, PATH.DIGEST.data, holds the large weights.
 
+    properties: the model's metadata; None: as they are
     Returns the second file's path, or None.
     Raises RunError if a file cannot be written.
     """
     import onnx
 
     path = pathlib.Path(path)
+    if properties is not None:
+        onnx.helper.set_model_props(model, properties)
     if _size(model) <= LARGEST:
         replace_file(path, model.SerializeToString())
         return None
@@ -125,6 +132,8 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
         onnx.save_model(model, file, save_as_external_data=True, **options)
         file.replace(graph)
         file.with_name(data.name).replace(weights)
+    # Saving took the weights out of `model`, which may be written again.
+    onnx.load_external_data_for_model(model, str(path.parent))
     return data
 
 

@@ -216,13 +216,13 @@ def onnx_index_kept_tokens(graph, keep):
 
 
 @translates
-def onnx_invert_order(graph, position, values):
+def onnx_invert_order(graph, position, wanted):
     batch, n = position.shape
-    if isinstance(values, int):
-        values = Value.constant(np.arange(values))
-    m = values.shape[-1]
+    if isinstance(wanted, int):
+        wanted = Value.constant(np.arange(wanted))
+    m = wanted.shape[-1]
     ranks = None
-    known = np.ravel(-1 if values.array is None else values.array)
+    known = np.ravel(-1 if wanted.array is None else wanted.array)
     if known.size and (np.diff(known) == 1).all():
         ranks = (position, int(known[0]))
     sorted_tokens = graph.notes[position.name].sorted_tokens
@@ -233,8 +233,8 @@ def onnx_invert_order(graph, position, values):
         index = graph.cast(integers, np.float32)
         graph.notes[index.name] = Note(integers=integers, ranks=ranks)
         return index
-    values = graph.reshape(values, (1, m, 1))
-    one_hot = _equal(graph, graph.reshape(position, (batch, 1, n)), values)
+    wanted = graph.reshape(wanted, (1, m, 1))
+    one_hot = _equal(graph, graph.reshape(position, (batch, 1, n)), wanted)
     tokens = Value.constant(np.arange(n)[None])
     index = graph.reduce("ReduceSum", _weighted(graph, one_hot, tokens), (2,))
     graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks)
@@ -253,8 +253,8 @@ def onnx_pick_by_rank(graph, position, length, *values):
 
 
 @translates
-def onnx_sum_arrays(graph, values, axis):
-    return [graph.reduce("ReduceSum", value, (axis,)) for value in values]
+def onnx_sum_arrays(graph, arrays, axis):
+    return [graph.reduce("ReduceSum", value, (axis,)) for value in arrays]
 
 
 @translates
@@ -292,14 +292,14 @@ def first_best(graph, x, axis, kind):
 
 
 @translates
-def onnx_distance_to_earlier(graph, alike, order):
+def onnx_distance_to_earlier(graph, similarity, order):
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
-    batch, n, _ = alike.shape
+    batch, n, _ = similarity.shape
     mine = graph.reshape(graph.elementwise("Mul", order, 4), (batch, n, 1))
     other = graph.reshape(graph.elementwise("Add", mine, 4), (batch, 1, n))
     penalty = graph.elementwise("Min", graph.elementwise("Sub", mine, other), 0)
-    highest = graph.elementwise("Add", alike, penalty)
+    highest = graph.elementwise("Add", similarity, penalty)
     highest = graph.reduce("ReduceMax", highest, (2,))
     # The first token's distance is 4, not 2: it has the highest score anyway.
     one = Value.constant(np.float32(1))
@@ -307,12 +307,12 @@ def onnx_distance_to_earlier(graph, alike, order):
 
 
 @translates
-def onnx_join_kept(graph, alike, order, n_out):
-    n = alike.shape[1]
+def onnx_join_kept(graph, similarity, order, n_out):
+    n = similarity.shape[1]
     itself = 2 * np.eye(n, dtype=np.float32)[None]
-    alike = graph.elementwise("Add", alike, itself)
+    similarity = graph.elementwise("Add", similarity, itself)
     tokens = onnx_invert_order(graph, order, n_out)
-    to_kept = onnx_gather_rows(graph, alike, tokens)  # similarities are symmetric
+    to_kept = onnx_gather_rows(graph, similarity, tokens)  # similarities are symmetric
     best, slot = first_best(graph, to_kept, 1, "Max")
     return [slot, graph.elementwise("Min", best, 1)]
 
@@ -389,14 +389,14 @@ def _is_in_slot(graph, dest, n_out):
 
 
 @translates
-def onnx_sum_by_slot(graph, values, dest, n_out):
-    terms = _weighted(graph, _is_in_slot(graph, dest, n_out), values)
+def onnx_sum_by_slot(graph, values, slot_of_token, n_out):
+    terms = _weighted(graph, _is_in_slot(graph, slot_of_token, n_out), values)
     return graph.reduce("ReduceSum", terms, (2,))
 
 
 @translates
-def onnx_slot_matrix(graph, weight, dest, n_out, mean):
-    matrix = _weighted(graph, _is_in_slot(graph, dest, n_out), weight)
+def onnx_slot_matrix(graph, weight, slot_of_token, n_out, mean):
+    matrix = _weighted(graph, _is_in_slot(graph, slot_of_token, n_out), weight)
     if not mean:
         return matrix
     return graph.elementwise("Div", matrix, _row_sums(graph, matrix))
@@ -417,14 +417,14 @@ def _row_sums(graph, matrix):
 
 
 @translates
-def onnx_merge_features(graph, x, size, result):
+def onnx_merge_features(graph, x, size, assignment):
     """Kept rows, plus a matrix product of the absorbed rows."""
-    index = result.index
+    index = assignment.index
     if index is None:
         return None
     batch, n_out = index.kept_tokens.shape
     absorbs = index.absorbed_tokens.shape[1]
-    prefix = x.shape[1] - result.dest.shape[1]
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     keep = _with_prefix(graph, index.kept_tokens, prefix)
     kept = onnx_gather_rows(graph, x, keep)
     if absorbs:
@@ -449,18 +449,18 @@ def onnx_merge_features(graph, x, size, result):
 
     factor, shares, total = terms(size)
     sizes = graph.reshape(total, keep.shape)
-    if result.mean and not absorbs:
+    if assignment.mean and not absorbs:
         return [kept, sizes]
     # Means are float32 in float16 graphs, too.
     kept = graph.cast(kept, np.float32)
-    if result.weight is not None:
-        weight = graph.cast(result.weight, np.float32)
+    if assignment.weight is not None:
+        weight = graph.cast(assignment.weight, np.float32)
         operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.op("Pad", operands, size.shape, np.float32)
         factor, shares, total = terms(weight)
-    elif not result.by_size:
+    elif not assignment.by_size:
         factor, shares, total = terms()
-    if result.mean:
+    if assignment.mean:
         factor = graph.elementwise("Div", factor, total)
         shares = graph.elementwise("Div", shares, total)
     merged = graph.elementwise("Mul", kept, factor)
@@ -487,21 +487,25 @@ def _with_prefix(graph, index, prefix, are_first=True):
 
 
 @translates
-def onnx_attend_merged(graph, weights, value, result, size):
+def onnx_attend_merged(graph, attention, value, assignment, size):
     """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
     # A merged map has sums of columns, and means of rows.
-    batch, heads, queries, tokens = weights.shape
+    batch, heads, queries, tokens = attention.shape
     slots = value.shape[1]
-    index = result.index
+    index = assignment.index
     absorbs = 0 if index is None else index.absorbed_tokens.shape[1]
     if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
         return None
-    slot = _with_prefix(graph, result.dest, tokens - result.dest.shape[1])
+    slot = _with_prefix(
+        graph, assignment.slot_of_token, tokens - assignment.slot_of_token.shape[1]
+    )
     rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
     rows = onnx_gather_rows(graph, rows, slot)
     heads = (heads, value.shape[3])
-    out = _weighted_sum(graph, weights, graph.reshape(rows, (batch, tokens, *heads)))
+    out = _weighted_sum(graph, attention, graph.reshape(rows, (batch, tokens, *heads)))
     if queries < tokens:
         return out
-    rows, _ = onnx_merge_features(graph, graph.reshape(out, rows.shape), size, result)
+    rows, _ = onnx_merge_features(
+        graph, graph.reshape(out, rows.shape), size, assignment
+    )
     return graph.reshape(rows, (batch, slots, *heads))

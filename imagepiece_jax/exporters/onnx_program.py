@@ -1,9 +1,10 @@
 """Exported ONNX files in onnxruntime, described by the JSON beside them."""
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -18,31 +20,49 @@ from imagepiece_jax.exporters.program_facts import FACTS, digest_of, facts_file
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
-from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
+from imagepiece_jax.models.pretrained import WeightsSource
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights.config_json import guarded
 
 KIND = "ONNX file"
 FIRST = "1.17"  # of onnxruntime's versions, that has opset 20, and so its Gelu
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class OnnxProgram(Pretrained):
-    """An exported program: called with uint8 images, it returns logits."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class OnnxProgram:
+    """A `Program` in onnxruntime."""
 
+    model: ViT
+    class_names: tuple[str | None, ...] | None = None
+    source: WeightsSource
+    facts: Mapping[str, Any]  # the JSON beside the file
     session: Any  # an onnxruntime.InferenceSession
     input_name: str
     input_dtype: str
     batch_size: int | None  # images per call; None: any number
     channels_first: bool
-    recovered_name: str | None  # the recovered variant with the file's values
 
     @property
-    def variables(self):
-        """Raises InputError, because the weights are in the file."""
-        raise InputError(
-            f"{self.source.title} is an exported program; only evaluate and benchmark "
-            "take it, so load the original weights"
-        )
+    def config(self) -> ViTConfig:
+        return self.model.config
+
+    def __call__(
+        self, pixels: np.ndarray, name: str = "logits", size: int | None = None
+    ) -> np.ndarray:
+        """Like `Program.__call__`."""
+        names = [output.name for output in self.session.get_outputs()]
+        if name not in names:
+            title = self.source.title
+            raise InputError(f"{title} returns {', '.join(names)}, and no {name}")
+        rows = []
+        for images in self.parts(pixels, size):
+            rows += self.session.run([name], {self.input_name: images})
+        return np.concatenate(rows)[: len(pixels)]
+
+    def prepared_call(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
+        """Like `Program.prepared_call`, for all outputs."""
+        images = {self.input_name: self.prepared(pixels)}
+        return functools.partial(self.session.run, None, images)
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
@@ -53,38 +73,10 @@ class OnnxProgram(Pretrained):
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return images
 
-    def run(self, images: np.ndarray, outputs: list[str] | None = None) -> list:
-        """Run `prepared` images; return the named outputs (None: all)."""
-        return self.session.run(outputs, {self.input_name: images})
-
-    @property
-    def output_names(self) -> list[str]:
-        return [output.name for output in self.session.get_outputs()]
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Logits of images. uint8 [B, H, W, 3] -> [B, classes]."""
-        names = self.output_names
-        if "logits" not in names:
-            title = self.source.title
-            raise InputError(f"{title} returns {', '.join(names)}, and no logits")
-        return self.output(pixels, "logits")
-
-    def output(
-        self, pixels: np.ndarray, name: str, size: int | None = None
-    ) -> np.ndarray:
-        """The named output for images. uint8 [B, H, W, 3] -> [B, ..].
-
-        size: images per call of a file that takes any number; None: all
-        """
-        rows = []
-        for images in self.parts(pixels, size):
-            rows += self.run(images, [name])
-        return np.concatenate(rows)[: len(pixels)]
-
     def parts(
         self, pixels: np.ndarray, size: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield images `prepared` in batches; see `output`."""
+        """Yield images `prepared` in batches; see `Program.__call__`."""
         size = self.batch_size or size or len(pixels)
         for start in range(0, len(pixels), size):
             part = np.asarray(pixels[start : start + size])
@@ -95,11 +87,7 @@ class OnnxProgram(Pretrained):
 
 
 def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
-    """Open an .onnx file, described by its JSON, as a program.
-
-    threads: of the CPU; None: all devices, and as many threads as cores
-    Raises InputError if onnxruntime cannot load the file, or export's JSON is missing.
-    """
+    """Open an .onnx file, as `open_program` does."""
     extras.check_installed("an ONNX file", "onnxruntime")
     import onnxruntime
 
@@ -132,10 +120,13 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
                 f"{FIRST} has; install a newer one"
             )
         raise InputError(f"{KIND} {path}: {reason}") from error
-    return guarded(file, _program, path, facts, session)
+    return guarded(file, described_program, path, facts, session)
 
 
-def _program(path, facts, session):
+def described_program(
+    path: pathlib.Path, facts: Mapping[str, Any], session: Any
+) -> OnnxProgram:
+    """Make the program of a session from the JSON beside its file."""
     fields = _without_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
     images = dict(facts["preprocessing"])
@@ -144,17 +135,20 @@ def _program(path, facts, session):
     config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
     batch_size, channels, *_ = facts["input"]["shape"]
     dtype = np.dtype(facts["dtype"])
+    model = build_model(config, facts["method"])
+    class_names = facts["class_names"]
+    if class_names is not None:
+        class_names = checked_names(class_names, config.num_classes)
     return OnnxProgram(
-        model=build_model(config, facts["method"]).with_execution(dtype=dtype),
-        dense_variables={"params": {}},
-        class_names=facts["class_names"],
+        model=model.with_execution(dtype=dtype, attention_impl="onnxruntime"),
+        class_names=class_names,
         source=WeightsSource(path=path, kind=KIND, name=path.name),
+        facts=facts,
         session=session,
         input_name=facts["input"]["name"],
         input_dtype=facts["input"]["dtype"],
         batch_size=batch_size if isinstance(batch_size, int) else None,
         channels_first=channels == 3,
-        recovered_name=facts["recovered"],
     )
 
 

@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.files import check_own_files, read_json
 from imagepiece_jax.data.preprocessing import CROP_MODES
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.exporters.program_facts import read_facts
 from imagepiece_jax.exporters.program_outputs import TowerOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import activation
+from imagepiece_jax.models.record import as_json
 from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
 
@@ -37,10 +38,10 @@ FILTERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's filter
 class Layout:
     """What one program loads. Functions take the model.
 
+    outputs: {name of an output: array of TowerOutputs}
     graph: path of the graph in the folder; {folder} is the folder's name, and {dtype}
         an entry of SUFFIX, for programs that choose a type by the file's name
     image: name of the graph's input
-    outputs: {name of an output: array of TowerOutputs}
     heads: heads that the program takes, among VECTORS, SOFTMAX, SIGMOID and NUMBERS
     files: {path in the folder: JSON value, or text}
     metadata: properties inside the ONNX file
@@ -50,10 +51,10 @@ class Layout:
     gathers: as for `export`; False for programs that run on any device
     """
 
-    graph: Callable[[Pretrained], str]
-    image: str
-    outputs: Callable[[Pretrained], dict[str, str]]
-    heads: tuple[str, ...]
+    outputs: dict[str, str] | Callable[[Pretrained], dict[str, str]]
+    graph: str | Callable[[Pretrained], str] = "model.onnx"
+    image: str = "pixel_values"
+    heads: tuple[str, ...] = (VECTORS,)
     files: Callable[[Pretrained], dict[str, Any]] = lambda vit: {}
     metadata: Callable[[Pretrained], dict[str, str]] = lambda vit: {}
     crops: tuple[str, ...] = CROP_MODES
@@ -65,9 +66,10 @@ def graph_file(
     folder: pathlib.Path, layout: str, vit: Pretrained, dtype: str = "float32"
 ) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
-    check_choice("layout", layout, LAYOUTS)
     name = folder.resolve().name
-    graph = LAYOUTS[layout].graph(vit)
+    graph = LAYOUTS[layout].graph
+    if callable(graph):
+        graph = graph(vit)
     if "{folder}" in graph and not re.fullmatch("[a-z0-9_]+", name):
         raise InputError(
             f"out is {folder}, but {layout} reads folders whose names have lower-case "
@@ -109,17 +111,37 @@ def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
         raise InputError("pool is 'none', so the model has no image vector")
     if pixels and not entry.takes_pixels:
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
-    return TowerOutputs(vit, entry.image, entry.outputs(vit), pixels)
+    arrays = entry.outputs
+    if callable(arrays):
+        arrays = arrays(vit)
+    return TowerOutputs(vit, entry.image, arrays, pixels)
 
 
-def files(
-    folder: pathlib.Path, vit: Pretrained, layout: str | None
-) -> dict[pathlib.Path, Any]:
-    """The layout's files beside the graph, {path: JSON value, or text}."""
-    if layout is None:
-        return {}
-    contents = LAYOUTS[layout].files(vit)
-    return {folder / name: content for name, content in contents.items()}
+def check_folder(
+    folder: pathlib.Path, layout: str, vit: Pretrained, out: pathlib.Path
+) -> None:
+    """Check a layout's folder: only an export for this layout is replaced.
+
+    An export for the layout may get further dtypes of its model. A saved model has JSON
+    files of the same names, and an export without a layout may lie beside it.
+
+    out: the graph to write
+    """
+    is_export = False
+    for dtype in SUFFIX:
+        graph = graph_file(folder, layout, vit, dtype)
+        facts = read_facts(graph)
+        if facts.get("layout") == layout:
+            is_export = True
+            if graph != out and facts["model"] != as_json(vit.config):
+                raise InputError(f"{graph} is of another model; choose a folder")
+
+    def ours(file):
+        # Ctrl-C may have left an empty folder.
+        is_place = file == out.parent and file.is_dir()
+        return is_export or (is_place and not any(file.iterdir()))
+
+    check_own_files("out", folder, f"an export for {layout}", ours)
 
 
 def head_of(vit: Pretrained) -> str:
@@ -176,15 +198,10 @@ def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
     optimum-onnx hands over `last_hidden_state` alone, which here is the vector.
     """
     image = {"method": "forward", "method_output_name": "last_hidden_state"}
-    module = {
-        "idx": 0,
-        "name": "0",
-        "path": "",
-        "type": "sentence_transformers.models.Transformer",
-    }
+    kind = "sentence_transformers.models.Transformer"
     return {
         **transformers_files(vit),
-        "modules.json": [module],
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": kind}],
         # Older versions say that they are older.
         "config_sentence_transformers.json": {
             "__version__": {"sentence_transformers": "5.4.0"}
@@ -339,49 +356,41 @@ def written_fields(vit: Pretrained) -> dict:
 
 LAYOUTS = {
     "immich": Layout(
-        graph=lambda vit: "visual/model.onnx",
+        outputs={"embedding": "embedding"},
+        graph="visual/model.onnx",
         image="image",
-        outputs=lambda vit: {"embedding": "embedding"},
-        heads=(VECTORS,),
         files=lambda vit: {"visual/preprocess_cfg.json": open_clip_fields(vit)},
         crops=(),
         takes_pixels=True,
     ),
     "transformers": Layout(  # transformers.js and optimum
-        graph=transformers_graph,
-        image="pixel_values",
         outputs=transformers_outputs,
+        graph=transformers_graph,
         heads=(VECTORS, SOFTMAX, SIGMOID, NUMBERS),
         files=transformers_files,
         gathers=False,
     ),
     "fastembed": Layout(
-        graph=lambda vit: "model.onnx",
-        image="pixel_values",
-        outputs=lambda vit: {"image_embeds": "image_embeds"},
-        heads=(VECTORS,),
+        outputs={"image_embeds": "image_embeds"},
         files=lambda vit: {PREPROCESSOR: processor_fields(vit)},
     ),
     "sentence_transformers": Layout(
-        graph=lambda vit: "onnx/model.onnx",
-        image="pixel_values",
-        outputs=lambda vit: {"last_hidden_state": "image_embeds"},
-        heads=(VECTORS,),
+        outputs={"last_hidden_state": "image_embeds"},
+        graph="onnx/model.onnx",
         files=sentence_transformers_files,
     ),
     "photoprism": Layout(
-        graph=lambda vit: "{folder}.onnx",
+        outputs={"logits": "logits"},
+        graph="{folder}.onnx",
         image="input",
-        outputs=lambda vit: {"logits": "logits"},
         heads=(SOFTMAX,),
         files=lambda vit: {"labels.txt": "\n".join(label_names(vit)) + "\n"},
         metadata=photoprism_metadata,
         crops=("center",),
     ),
     "model_api": Layout(  # OpenVINO's
-        graph=lambda vit: "model.onnx",
+        outputs={"logits": "logits"},
         image="input",
-        outputs=lambda vit: {"logits": "logits"},
         heads=(SOFTMAX, SIGMOID),
         metadata=model_api_metadata,
         crops=(),

@@ -1,4 +1,4 @@
-"""Compiled programs, predictions and feature vectors of trained models.
+"""Compiled programs, predictions, vectors, and how near they are to the dense model's.
 
 Programs for other runtimes are in `imagepiece_jax.exporters`.
 """

@@ -18,32 +18,37 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from imagepiece_jax.common import files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.file_records import FileRecord, look_at, read
-from imagepiece_jax.models.record import differences, sentence
+from imagepiece_jax.inference.file_records import (
+    FileRecord,
+    read_recorded,
+    record_unread,
+)
+from imagepiece_jax.models.record import describe_difference, list_differences
 
 # pooled.npy [photographs, D]; on request logits.npy [photographs, classes] and
 # patches.npy [photographs, h, w, D]. A photograph's row is its line in paths.txt.
-ARRAYS = ("pooled", "logits", "patches")
-INFO = "info.json"  # the record that decides a row (RECORD), and the number of rows
-PATHS = "paths.txt"  # the photographs' paths, one per line
-DAMAGED = "damaged.csv"  # row, path and reason of photographs without features (NaN)
-FILES = "files.jsonl"  # a FileRecord per row: the file the row was computed from
-NEW = ".new"
-COMPLETE = ".complete"
-RECORD = "made_by"  # key in info.json
-INTERVAL = 5.0  # seconds between two writes: a kill loses as much work
-THREADS = 16  # for looking at files, which is slow over a network
+ARRAY_NAMES = ("pooled", "logits", "patches")
+INFO_FILE = "info.json"  # {SETTINGS_KEY: the settings that decide a row, "rows": count}
+PATHS_FILE = "paths.txt"  # the photographs' paths, one per line
+DAMAGED_FILE = "damaged.csv"  # row, path and reason of NaN rows
+RECORDS_FILE = "files.jsonl"  # a FileRecord per row: the file the row was computed from
+NEW_FOLDER = ".new"
+COMPLETE_FOLDER = ".complete"
+SETTINGS_KEY = "made_by"  # key in info.json
+FLUSH_SECONDS = 5.0  # between two writes: a kill loses as much work
+STAT_THREADS = 16  # for looking at files, which is slow over a network
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]:
+def open_folder(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]:
     """Open a FeatureFolder and lock it against other processes.
 
     contents: FeatureFolder's arguments after `path`
-    Raises InputError for a folder in use, or with a different record.
+    Raises InputError for a folder in use, or with other settings.
     """
     path = pathlib.Path(path)
     check_folder(path)
@@ -52,136 +57,135 @@ def opened(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]
         try:
             yield folder
         finally:
-            folder.count()
+            folder.flush_rows()
 
 
 class FeatureFolder:
     """The feature rows for a list of photographs.
 
-    record: the settings that decide a row; a folder with a different record is refused
+    settings: they decide a row; a folder with other settings is refused
     paths: without line breaks
     shapes: {array name: shape of one row}
-    missing: indices of photographs without a row yet
-    leaving: number of earlier rows that no photograph uses any more
     """
 
     def __init__(
         self,
         path: pathlib.Path,
-        record: Mapping[str, Any],
+        settings: Mapping[str, Any],
         paths: Sequence[str],
         shapes: Mapping[str, tuple[int, ...]],
         dtype: str,
-    ):
+    ) -> None:
         self.path = path
         self.dtype = np.dtype(dtype)
-        self._made_by = record
+        self._settings = settings
         self._paths = paths
         self._shapes = shapes
-        self._new = path / NEW
-        self._lines = []  # FileRecords that are not yet in files.jsonl
-        self._counted = time.monotonic()
+        self._new_folder = path / NEW_FOLDER
+        self._unwritten_records: list[FileRecord] = []
+        self._flush_time = time.monotonic()
         # A killed process may have left temporary files.
-        for leftover in [*path.glob(".*.tmp"), *self._new.glob(".*.tmp")]:
+        for leftover in [*path.glob(".*.tmp"), *self._new_folder.glob(".*.tmp")]:
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
-        self._replace_earlier()  # finish what a killed process had started
-        self._earlier, records = self._rows_in(path)
-        _, new_records = self._rows_in(self._new)
-        self._first = len(records)  # index of the first new row
-        self._end = self._first + len(new_records)
+        self._replace_earlier_files()  # finish what a killed process had started
+        self._earlier_arrays, records = self._read_rows(path)
+        _, new_records = self._read_rows(self._new_folder)
+        self._first_new_row = len(records)
+        self._end_row = self._first_new_row + len(new_records)
         self._find_rows([*records, *new_records])
-        if len(self.missing) or self._new.exists():
-            self._prepare(new_records)
+        if len(self.missing) or self._new_folder.exists():
+            self._start_new_folder(new_records)
 
-    def _rows_in(self, folder):
+    def _read_rows(
+        self, folder: pathlib.Path
+    ) -> tuple[dict[str, np.ndarray], list[FileRecord]]:
         """Read a folder's complete rows: (memory-mapped arrays, FileRecords)."""
-        info = _info(folder)
+        info = _read_info(folder)
         if not info:
             return {}, []
-        if mismatches := differences(self._made_by, info[RECORD]):
-            problem = sentence(mismatches, f"{self.path} was started with")
+        if mismatches := list_differences(self._settings, info[SETTINGS_KEY]):
+            problem = describe_difference(mismatches, f"{self.path} was started with")
             raise InputError(f"{mismatches[0][0]} {problem}; give another folder")
         try:
-            *lines, _ = (folder / FILES).read_bytes().split(b"\n")
+            *lines, _ = (folder / RECORDS_FILE).read_bytes().split(b"\n")
             arrays = {
                 name: np.load(folder / f"{name}.npy", "r") for name in self._shapes
             }
         except (FileNotFoundError, ValueError, EOFError):
             return {}, []
         # A kill may leave arrays and lines of different lengths.
-        count = min(map(len, [lines, *arrays.values()]))
+        num_rows = min(map(len, [lines, *arrays.values()]))
         for name, array in arrays.items():
             if (array.shape[1:], array.dtype) != (self._shapes[name], self.dtype):
-                count = 0
+                num_rows = 0
         if info["rows"] not in (None, len(lines)):  # lines were removed
-            count = 0
-        return arrays, [FileRecord.of_line(line) for line in lines[:count]]
+            num_rows = 0
+        return arrays, [FileRecord.parse_line(line) for line in lines[:num_rows]]
 
-    def _find_rows(self, known):
-        """Find the rows of all photographs with unchanged files.
-
-        known: FileRecords of all rows
-        """
+    def _find_rows(self, row_records: Sequence[FileRecord]) -> None:
+        """Find the rows of all photographs with unchanged files."""
         # A file with an unchanged path, size and times is not read. Any other file is
         # read if some row has its size, and keeps the row with equal bytes: a moved or
         # copied file.
-        rows = {}  # by the file, and by its content
-        for row, record in enumerate(known):
+        rows: dict[tuple, int] = {}  # by the file's state, and by its content
+        for row, record in enumerate(row_records):
             if record.digest:
-                rows[record.seen] = rows[record.content] = row
-        sizes = {record.size for record in known}
+                rows[record.file_state] = rows[record.content] = row
+        known_sizes = {record.size for record in row_records}
 
-        def find(path):
+        def find_row(path: str) -> tuple[int, FileRecord | None]:
             """Find a photograph's (row, FileRecord); (-1, None) without a row."""
             try:
-                record = look_at(path)
-                row = rows.get(record.seen)
-                if row is None and record.size in sizes:
-                    _, record = read(path)
+                record = record_unread(path)
+                row = rows.get(record.file_state)
+                if row is None and record.size in known_sizes:
+                    _, record = read_recorded(path)
                     row = rows.get(record.content)
             except OSError:
                 return -1, None
             if row is None:
                 return -1, None
-            of_row = known[row]
-            return row, record._replace(digest=of_row.digest, reason=of_row.reason)
+            _, _, _, _, digest, reason = row_records[row]
+            return row, record._replace(digest=digest, reason=reason)
 
-        with ThreadPool(THREADS) as pool:
-            results = pool.map(find, self._paths)
+        with ThreadPool(STAT_THREADS) as pool:
+            results = pool.map(find_row, self._paths)
         self._rows = np.array([row for row, _ in results], np.int64)
         self._records = [record for _, record in results]
+        # Indices of photographs without a row yet, and the number of unused rows.
         self.missing = np.flatnonzero(self._rows < 0)
-        kept = {row for row, _ in results if 0 <= row < self._first}
-        self.leaving = self._first - len(kept)
+        kept = {row for row, _ in results if 0 <= row < self._first_new_row}
+        self.num_removed = self._first_new_row - len(kept)
 
-    def _prepare(self, records):
+    def _start_new_folder(self, records: Sequence[FileRecord]) -> None:
         """Prepare `.new` for appending rows after the rows of `records`."""
-        self._new.mkdir(exist_ok=True)
-        files.write_json(self._new / INFO, {RECORD: self._made_by, "rows": None})
+        self._new_folder.mkdir(exist_ok=True)
+        info = {SETTINGS_KEY: self._settings, "rows": None}
+        files.write_json(self._new_folder / INFO_FILE, info)
         for name in self._shapes:
-            (self._new / f"{name}.npy").touch()
-        self._write_counts(len(records))
-        files.replace_file(self._new / FILES, _lines_of(records))
+            (self._new_folder / f"{name}.npy").touch()
+        self._set_row_count(len(records))
+        files.replace_file(self._new_folder / RECORDS_FILE, _json_lines(records))
 
-    def _write_counts(self, count):
-        """Make the arrays in `.new` hold exactly `count` rows, and flush them."""
+    def _set_row_count(self, num_rows: int) -> None:
+        """Make the arrays in `.new` hold exactly `num_rows`, and flush them."""
         for name, shape in self._shapes.items():
-            header = self._header(name, count)
+            header = self._npy_header(name, num_rows)
             row_bytes = int(np.prod(shape)) * self.dtype.itemsize
-            with open(self._new / f"{name}.npy", "r+b") as file:
+            with open(self._new_folder / f"{name}.npy", "r+b") as file:
                 file.write(header)
-                file.truncate(len(header) + count * row_bytes)
+                file.truncate(len(header) + num_rows * row_bytes)
                 with files.where_supported():
                     os.fsync(file.fileno())
 
-    def _header(self, name, count):
-        """Make the header of an .npy file with `count` rows."""
-        # NumPy's header has the same length for any count, so it can be overwritten.
+    def _npy_header(self, name: str, num_rows: int) -> bytes:
+        """Make the header of an .npy file with `num_rows`."""
+        # NumPy's header has the same length for any number, so it can be overwritten.
         header = io.BytesIO()
-        shape = (count, *self._shapes[name])
+        shape = (num_rows, *self._shapes[name])
         facts = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, facts)
         return header.getvalue()
@@ -195,115 +199,117 @@ class FeatureFolder:
                 entries.append((row, self._paths[row], record.reason))
         return entries
 
-    def append(
+    def append_rows(
         self,
-        indices: Sequence[int],
-        arrays: Mapping[str, np.ndarray],
+        indices: Sequence[int] | Int[np.ndarray, " rows"],
+        arrays: Mapping[str, Float[np.ndarray, "rows ..."]],
         records: Sequence[FileRecord],
-    ):
+    ) -> None:
         """Append rows.
 
         indices: indices of the photographs, in the order of the rows
         arrays: {name: rows}
         """
         for name in self._shapes:
-            with open(self._new / f"{name}.npy", "ab") as file:
+            with open(self._new_folder / f"{name}.npy", "ab") as file:
                 file.write(arrays[name].tobytes())
         for index, record in zip(indices, records, strict=True):
-            self._rows[index] = self._end
+            self._rows[index] = self._end_row
             self._records[index] = record
-            self._end += 1
-        self._lines += records
-        if time.monotonic() > self._counted + INTERVAL:
-            self.count()
+            self._end_row += 1
+        self._unwritten_records += records
+        if time.monotonic() > self._flush_time + FLUSH_SECONDS:
+            self.flush_rows()
 
-    def count(self):
+    def flush_rows(self) -> None:
         """Flush all new rows to the disk, then write their records."""
-        if not self._lines:
+        if not self._unwritten_records:
             return
         # Records follow the rows, so that a kill never leaves a record without its row.
-        self._write_counts(self._end - self._first)
-        with open(self._new / FILES, "ab") as file:
-            file.write(_lines_of(self._lines))
-        self._lines = []
-        self._counted = time.monotonic()
+        self._set_row_count(self._end_row - self._first_new_row)
+        with open(self._new_folder / RECORDS_FILE, "ab") as file:
+            file.write(_json_lines(self._unwritten_records))
+        self._unwritten_records = []
+        self._flush_time = time.monotonic()
 
-    def complete(self):
+    def complete_folder(self) -> None:
         """Replace the folder's set by all photographs' rows, in their order."""
-        self.count()
-        new_rows = np.arange(self._first, self._end)
+        self.flush_rows()
+        new_rows = np.arange(self._first_new_row, self._end_row)
         if np.array_equal(self._rows, new_rows):
-            self._write_lists(self._new)
-            os.rename(self._new, self.path / COMPLETE)
+            self._write_lists(self._new_folder)
+            os.rename(self._new_folder, self.path / COMPLETE_FOLDER)
         else:
-            with files.replacement_folder(self.path / COMPLETE) as folder:
-                if not np.array_equal(self._rows, np.arange(self._first)):
+            with files.replacement_folder(self.path / COMPLETE_FOLDER) as folder:
+                if not np.array_equal(self._rows, np.arange(self._first_new_row)):
                     self._copy_rows(folder)
                 self._write_lists(folder)
-        self._replace_earlier()
-        shutil.rmtree(self._new, ignore_errors=True)
+        self._replace_earlier_files()
+        shutil.rmtree(self._new_folder, ignore_errors=True)
 
-    def _copy_rows(self, folder):
+    def _copy_rows(self, folder: pathlib.Path) -> None:
         """Write all photographs' arrays, in their order, into a folder."""
-        new, _ = self._rows_in(self._new)
+        added_arrays, _ = self._read_rows(self._new_folder)
         for name in self._shapes:
             with open(folder / f"{name}.npy", "wb") as file:
-                file.write(self._header(name, len(self._rows)))
+                file.write(self._npy_header(name, len(self._rows)))
                 for row in self._rows.tolist():
-                    if row < self._first:
-                        file.write(self._earlier[name][row].tobytes())
+                    if row < self._first_new_row:
+                        file.write(self._earlier_arrays[name][row].tobytes())
                     else:
-                        file.write(new[name][row - self._first].tobytes())
+                        new_row = row - self._first_new_row
+                        file.write(added_arrays[name][new_row].tobytes())
 
-    def _write_lists(self, folder):
+    def _write_lists(self, folder: pathlib.Path) -> None:
         """Write paths.txt, damaged.csv, files.jsonl and info.json."""
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerows([("row", "path", "reason"), *self.damaged])
         damaged = text.getvalue().encode(errors="surrogateescape")
         paths = [os.fsencode(path) + b"\n" for path in self._paths]
-        info = {RECORD: self._made_by, "rows": len(self._rows)}
-        files.replace_file(folder / PATHS, b"".join(paths))
-        files.replace_file(folder / DAMAGED, damaged)
-        files.replace_file(folder / FILES, _lines_of(self._records))
-        files.write_json(folder / INFO, info)
+        info = {SETTINGS_KEY: self._settings, "rows": len(self._rows)}
+        files.replace_file(folder / PATHS_FILE, b"".join(paths))
+        files.replace_file(folder / DAMAGED_FILE, damaged)
+        files.replace_file(folder / RECORDS_FILE, _json_lines(self._records))
+        files.write_json(folder / INFO_FILE, info)
 
-    def _replace_earlier(self):
+    def _replace_earlier_files(self) -> None:
         """Move `.complete`'s files, if there are any, into the folder itself."""
         # paths.txt is absent meanwhile and moves last, so no reader takes a row for
         # another photograph's.
-        complete = self.path / COMPLETE
+        complete = self.path / COMPLETE_FOLDER
         if not complete.exists():
             return
-        if (complete / PATHS).exists():
-            (self.path / PATHS).unlink(missing_ok=True)
+        if (complete / PATHS_FILE).exists():
+            (self.path / PATHS_FILE).unlink(missing_ok=True)
         names = {file.name for file in complete.iterdir()}
-        for name in sorted(names, key=lambda name: name == PATHS):
+        for name in sorted(names, key=lambda name: name == PATHS_FILE):
             os.replace(complete / name, self.path / name)
         complete.rmdir()
 
 
-def check_folder(path: pathlib.Path):
+def check_folder(path: pathlib.Path) -> None:
     """Check that a folder holds features, or nothing."""
     # Without an info.json, even files with our names count as somebody else's.
-    folders = [path, path / NEW, path / COMPLETE]
+    folders = [path, path / NEW_FOLDER, path / COMPLETE_FOLDER]
     names = {files.LOCK_NAME}
-    new = path / NEW
+    new = path / NEW_FOLDER
     if new.is_dir() and all(file.name.endswith(".tmp") for file in new.iterdir()):
-        names.add(NEW)  # a killed process left it, before its info.json
-    if any([_info(folder) for folder in folders]):
-        names |= {INFO, PATHS, DAMAGED, FILES, NEW, COMPLETE}
-        names |= {f"{name}.npy" for name in ARRAYS}
+        names.add(NEW_FOLDER)  # a killed process left it, before its info.json
+    if any([_read_info(folder) for folder in folders]):
+        names |= {INFO_FILE, PATHS_FILE, DAMAGED_FILE, RECORDS_FILE}
+        names |= {NEW_FOLDER, COMPLETE_FOLDER}
+        names |= {f"{name}.npy" for name in ARRAY_NAMES}
     files.check_own_files("folder", path, "features", lambda file: file.name in names)
 
 
-def _info(folder):
+def _read_info(folder: pathlib.Path) -> dict[str, Any]:
     """Read a folder's info.json; {} if the folder has no rows."""
-    file = folder / INFO
+    file = folder / INFO_FILE
     info = files.read_json(file) if file.exists() else {}
-    return info if isinstance(info.get(RECORD), dict) and "rows" in info else {}
+    return info if isinstance(info.get(SETTINGS_KEY), dict) and "rows" in info else {}
 
 
-def _lines_of(records):
+def _json_lines(records: Sequence[FileRecord | None]) -> bytes:
     """Write FileRecords as lines of JSON."""
     return b"".join([json.dumps(record).encode() + b"\n" for record in records])

@@ -9,12 +9,13 @@ patch is a mean of the learned tokens. `fill` chooses the feature of dropped pat
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
@@ -24,19 +25,21 @@ from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
-    native,
+    to_native_order,
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import Outputs, final_norm
-from imagepiece_jax.reduction.provenance import follow, rows_of
-from imagepiece_jax.reduction.state import Masking
+from imagepiece_jax.models.vit import Outputs, ViT, final_norm
+from imagepiece_jax.reduction.provenance import PatchPath, follow_patches, gather_tokens
+from imagepiece_jax.reduction.state import Masking, TokenState
 
-FILLS = ("nearest", "last", "zero", "class")
-BATCH = 64  # files per batch
+FILL_CHOICES = ("nearest", "last", "zero", "class")
+FILE_BATCH_SIZE = 64
+
+Norm = Callable[[jax.Array], jax.Array]
 
 
 class Layer(NamedTuple):
@@ -83,11 +86,11 @@ def features(
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
-    if isinstance(images, pictures.PATH):
-        images, _ = pictures.listed(images)
-    is_long = isinstance(images, list | tuple) and len(images) > BATCH
-    if is_long and all(isinstance(image, pictures.PATH) for image in images):
-        return _in_batches(vit, images, options)
+    if isinstance(images, pictures.AnyPath):
+        images, _ = pictures.list_pictures(images)
+    is_long = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
+    if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
+        return _batched_features(vit, [*images], options)
     model = vit.model
     blocks = layers
     if not np.iterable(layers):
@@ -98,7 +101,7 @@ def features(
         check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = native(pictures.as_batch(images, vit.preprocessing))
+    images = to_native_order(pictures.as_batch(images, vit.preprocessing))
     check_images(images, vit.image_size, pixels=True)
     warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables
@@ -107,61 +110,74 @@ def features(
         variables = vit.device_variables
     # Only a setting's first call compiles; later calls just start the program.
     with announced_work("compiling the features"):
-        return _extract(variables, images, model, blocks, norm, reshape, fill)
+        options = (blocks, norm, reshape, fill)
+        return _extract_features(variables, images, model, options)
 
 
-def _in_batches(vit, files, options):
+def _batched_features(
+    vit: Pretrained, files: list, options: Mapping[str, Any]
+) -> Features:
     """Compute features for files in batches, as NumPy arrays.
 
     options: keyword arguments of `features`
     """
-    count = len(files)
+    num_files = len(files)
     # Copies of the last file fill the last batch, so that one program serves all.
-    files = [*files, *files[-1:] * (-count % BATCH)]
+    files = [*files, *files[-1:] * (-num_files % FILE_BATCH_SIZE)]
     batches = []
-    for start in range(0, count, BATCH):
-        batch = features(vit, files[start : start + BATCH], **options)
+    for start in range(0, num_files, FILE_BATCH_SIZE):
+        batch = features(vit, files[start : start + FILE_BATCH_SIZE], **options)
         batches.append(jax.device_get(batch))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_files], *batches)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "blocks", "norm", "reshape", "fill"),
-)
-def _extract(variables, images, model, blocks, norm, reshape, fill):
-    run = forward_features(model, blocks, norm, reshape, fill)
-    return on_auto_axes(run, images)(variables, images)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _extract_features(
+    variables: Mapping[str, Any], images: jax.Array, model: ViT, options: tuple
+) -> Features:
+    extract = forward_features(model, *options)
+    return on_auto_axes(extract, images)(variables, images)
 
 
-def forward_features(model, blocks=(), norm=True, reshape=True, fill="nearest"):
+def forward_features(
+    model: ViT,
+    blocks: Sequence[int] = (),
+    norm: bool = True,
+    reshape: bool = True,
+    fill: str = "nearest",
+) -> Callable[[Mapping[str, Any], jax.Array], Features]:
     """Return a function: (variables, images) -> Features, with `features`' options.
 
     blocks: block indices from 0
     """
 
-    def extract(variables, images):
+    def extract(
+        variables: Mapping[str, Any],
+        images: Shaped[Array, "batch height width channels"],
+    ) -> Features:
         images = as_normalized(images, model.config.mean, model.config.std)
-        outputs = model.apply(variables, images, with_states=True)
-        grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+        outputs = cast(Outputs, model.apply(variables, images, with_states=True))
+        _, height, width, _ = images.shape
+        grid = patch_grid((height, width), model.config.patch_size, cut=True)
         last_norm = final_norm(model, variables)
-        # Number of reduction steps up to every block: the index of its path in `paths`.
-        steps = np.cumsum([bool(layer.counts) for layer in model.plan])
+        # Reduction steps up to every block: the index of its path in `paths`.
+        num_steps = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs)
-        paths = follow(outputs.results, outputs.reducer_inputs, fill)
+        paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
-        def layer(block, norm):
-            path = paths[steps[block]]
-            prefix, patches, dropped = _mapped(outputs.states[block], path, fill, norm)
+        def layer_features(block: int, norm: Norm | None) -> Layer:
+            path = paths[num_steps[block]]
+            state = outputs.states[block]
+            prefix, patches, dropped = _patch_features(state, path, fill, norm)
             if reshape:
                 patches = patches.reshape(-1, *grid, *patches.shape[2:])
                 dropped = dropped.reshape(-1, *grid, *dropped.shape[2:])
             return Layer(patches, prefix, dropped)
 
-        final = layer(model.depth - 1, last_norm)
-        norm_of_layers = last_norm if norm else None
-        layers = tuple(layer(block, norm_of_layers) for block in blocks)
+        final = layer_features(model.depth - 1, last_norm)
+        layer_norm = last_norm if norm else None
+        layers = tuple(layer_features(block, layer_norm) for block in blocks)
         return Features(outputs.pooled, *final, layers)
 
     return extract
@@ -171,9 +187,9 @@ def feature_map(
     outputs: Outputs,
     grid: tuple[int, int],
     fill: str = "nearest",
-    norm: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
-    """Compute the features of all patches as a grid, [B, *grid, D].
+    norm: Norm | None = None,
+) -> Float[Array, "batch {grid[0]} {grid[1]} dim"]:
+    """Compute the features of all patches as a grid.
 
     After a soft reduction (TokenLearner) a patch is the mean of the learned tokens,
     weighted by how much they took from it.
@@ -186,69 +202,74 @@ def feature_map(
         grows from block to block
     Raises InputError for outputs of masked training.
     """
-    check_fill(fill, outputs.state.num_prefix)
+    check_fill(fill, outputs.state.num_prefix > 0)
     check_outputs(outputs)
-    path = follow(outputs.results, outputs.reducer_inputs, fill)[-1]
-    _, values, _ = _mapped(outputs.state, path, fill, norm)
-    return values.reshape(values.shape[0], *grid, values.shape[2])
+    path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
+    _, patches, _ = _patch_features(outputs.state, path, fill, norm)
+    return patches.reshape(patches.shape[0], *grid, patches.shape[2])
 
 
-def _mapped(state, path, fill, norm):
-    """Map tokens to (prefix [B, P, D], patches [B, h w, D], dropped [B, h w])."""
+def _patch_features(
+    state: TokenState, path: PatchPath, fill: str, norm: Norm | None
+) -> tuple[
+    Float[Array, "batch prefix dim"],
+    Float[Array, "batch patches dim"],
+    Bool[Array, "batch patches"],
+]:
+    """Map tokens to (prefix, patches, dropped)."""
     prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
         dropped = jnp.zeros(values.shape[:2], bool)
-        if path.slot is not None:
-            dropped = path.slot == DROPPED
-            values = rows_of(values, path.read)
-        if path.last is not None:
-            values = jnp.where(dropped[..., None], path.last, values)
-        if path.mixed is None:
+        if path.token_of_patch is not None:
+            dropped = path.token_of_patch == DROPPED
+            values = gather_tokens(values, path.source_token)
+        if path.last_feature is not None:
+            values = jnp.where(dropped[..., None], path.last_feature, values)
+        if path.before_mixing is None:
             break
-        path, mixing, x = path.mixed
-        values = _spread(values, mixing.matrix).astype(x.dtype)
+        path, mixing, x = path.before_mixing
+        values = _spread_tokens(values, mixing.matrix).astype(x.dtype)
     if fill == "class":
         values = jnp.where(dropped[..., None], prefix[:, :1], values)
     if norm:  # one norm over prefix and patches compiles faster than two
-        both = norm(jnp.concatenate([prefix, values], axis=1))
-        prefix, values = jnp.split(both, [state.num_prefix], axis=1)
+        normed = norm(jnp.concatenate([prefix, values], axis=1))
+        prefix, values = jnp.split(normed, [state.num_prefix], axis=1)
     if fill == "zero":
         values = jnp.where(dropped[..., None], 0, values)
     return prefix, values, dropped
 
 
-def _spread(learned, matrix):
-    """Spread learned tokens back over their inputs, [B, n, D].
+def _spread_tokens(
+    learned: Float[Array, "batch slots dim"],
+    matrix: Float[Array, "batch slots tokens"],
+) -> Float[Array, "batch tokens dim"]:
+    """Spread learned tokens back over their inputs.
 
     An input gets the learned tokens' mean, weighted by how much they took from it.
 
-    learned: [B, S, D]
-    matrix: [B, S, n], the weights of the inputs in the learned tokens
+    matrix: the weights of the inputs in the learned tokens
     """
-    total = jnp.sum(matrix, axis=1, keepdims=True)
+    weight_sum = jnp.sum(matrix, axis=1, keepdims=True)
     # An input that no learned token used gets 0, not 0 / 0.
-    total = jnp.where(total > 0, total, 1.0)
-    share = matrix / total
+    weight_sum = jnp.where(weight_sum > 0, weight_sum, 1.0)
     return jnp.einsum(
         "bsn,bsd->bnd",
-        share,
+        matrix / weight_sum,
         learned.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
 
 
-def check_outputs(outputs):
+def check_outputs(outputs: Outputs) -> None:
     """Refuse outputs of masked training: its masks remove no token."""
-    state = outputs.state
-    results = outputs.results
-    masks = [result for result in results if isinstance(result, Masking)]
-    if state.mask is not None or masks:
+    has_masks = any(isinstance(result, Masking) for result in outputs.results)
+    if outputs.state.mask is not None or has_masks:
         raise InputError("outputs come from masked training")
 
 
-def check_fill(fill: str, class_token: bool) -> None:
+def check_fill(fill: str, has_class_token: bool) -> None:
     """Refuse an unknown fill, and "class" without a class token."""
-    if fill == "class" and not class_token:
+    if fill == "class" and not has_class_token:
         raise InputError("fill is 'class', but this model has no class token")
-    check_choice("fill", fill, FILLS)
+    check_choice("fill", fill, FILL_CHOICES)

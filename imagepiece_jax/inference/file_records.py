@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from imagepiece_jax.common.files import open_regular
-from imagepiece_jax.data.source import FileSource
+from imagepiece_jax.data.source import FileSource, StoredImage
 
 
 class FileRecord(NamedTuple):
@@ -24,7 +24,7 @@ class FileRecord(NamedTuple):
     reason: str | None = None  # why the file has no features
 
     @property
-    def seen(self) -> tuple[str, int, int, int]:
+    def file_state(self) -> tuple[str, int, int, int]:
         """Path, size and times: known without reading the file."""
         return self[:4]
 
@@ -34,7 +34,7 @@ class FileRecord(NamedTuple):
         return self.size, self.digest
 
     @classmethod
-    def of_line(cls, line: bytes) -> "FileRecord":
+    def parse_line(cls, line: bytes) -> Self:
         """Parse a line of JSON."""
         try:
             record = cls(*json.loads(line))
@@ -45,7 +45,7 @@ class FileRecord(NamedTuple):
         return record
 
 
-def look_at(path: str) -> FileRecord:
+def record_unread(path: str) -> FileRecord:
     """Record a file without reading it, so without its digest. Raises OSError."""
     status = os.stat(path)
     folder, name = os.path.split(path)
@@ -56,10 +56,10 @@ def look_at(path: str) -> FileRecord:
 _real_path = functools.lru_cache(maxsize=1000)(os.path.realpath)
 
 
-def read(path: str) -> tuple[bytes, FileRecord]:
+def read_recorded(path: str) -> tuple[bytes, FileRecord]:
     """Read a regular file: (bytes, record). Raises OSError."""
     # The times are taken first, so that a write during the read shows as a change.
-    record = look_at(path)
+    record = record_unread(path)
     with open_regular(path) as file:
         data = file.read()
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -69,21 +69,21 @@ def read(path: str) -> tuple[bytes, FileRecord]:
 class RecordedFiles(FileSource):
     """Upright image files without labels; reading a file keeps its FileRecord.
 
-    records: {store index: FileRecord} of the files read so far, shared
-        with subsets
+    Subsets share `records`.
     """
 
-    def __init__(self, files: Sequence[str]):
+    def __init__(self, files: Sequence[str]) -> None:
         super().__init__("", files, np.full(len(files), -1))
-        self.records = {}
+        self.records: dict[int, FileRecord] = {}  # files read so far, by store index
 
-    def stored(self, store_index):
-        path, label, name = super().stored(store_index)
+    def stored_image(self, store_index: int) -> StoredImage:
+        _, label, path = super().stored_image(store_index)
+        data = path
         try:
-            path, self.records[store_index] = read(path)
+            data, self.records[store_index] = read_recorded(path)
         except OSError:  # `decode` meets the error again and says the reason
             self.records[store_index] = FileRecord(os.path.abspath(path), -1, -1, -1)
-        return path, label, name
+        return data, label, path
 
-    def name(self, index):
+    def image_name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.files[self.indices[index]]))

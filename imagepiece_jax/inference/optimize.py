@@ -1,8 +1,8 @@
 """Compile a trained model into the fastest program for a device.
 
-`compiler` prepares the weights once and compiles a Program for every batch size.
+`program_compiler` prepares the weights once and compiles a Program per batch size.
 Results change only by rounding, except for three defaults on GPUs: tanh GELU
-(`default_gelu`), sizes in key directions (`takes_direction`) and fast reductions
+(`default_gelu`), sizes in key directions (`uses_size_direction`) and fast reductions
 (`default_reductions`).
 """
 
@@ -11,13 +11,13 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import Array, Shaped
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
@@ -27,7 +27,7 @@ from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.normalize import (
     as_normalized,
     check_images,
-    native,
+    to_native_order,
     warn_of_range,
 )
 from imagepiece_jax.errors import InputError
@@ -36,54 +36,56 @@ from imagepiece_jax.kernels import choice, folded_stem
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.kernels.size_direction import SIZE_ENCODINGS
 from imagepiece_jax.models import stems
-from imagepiece_jax.models.architecture import GELUS
+from imagepiece_jax.models.architecture import GELU_KINDS
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables
+from imagepiece_jax.models.vit import Outputs, ViT
 
 # These parts compute in float32 for any dtype, so casting their weights loses digits.
-STAYS_FLOAT32 = ("norm", "fc_norm", "head", "reducer", "mean_key_bias")
+FLOAT32_PREFIXES = ("norm", "fc_norm", "head", "reducer", "mean_key_bias")
 # QuickGELU is never exchanged: it differs from the other variants by up to 0.02.
-QUICK = "quick"
-REDUCTIONS = ("exact", "fast")
+QUICK_GELU = "quick"
+REDUCTION_MODES = ("exact", "fast")
 # On GPUs, a stem's first convolution reads up to 16 pixels at once. On an H200, DeiT-S
 # with the stem then runs 1.06 times as fast and ImagePiece 1.09 times; with 8 pixels
 # 1.06 and 1.08 times (docs/results/h200/forms.jsonl). Wider patches were not timed.
-JOINED = 16
-# Up to SMALL_BATCH images, weights of at most SMALL bytes are compiled into the
-# program, because every argument costs about a microsecond a call. Larger arrays stay
-# arguments: inside, every program would hold its own copy and compile four to eleven
-# times as long (PERFORMANCE.md).
+MAX_JOINED_PIXELS = 16
+# Up to SMALL_BATCH images, weights of at most SMALL_WEIGHT bytes are compiled into
+# the program, because every argument costs about a microsecond a call. Larger arrays
+# stay arguments: inside, every program would hold its own copy and compile four to
+# eleven times as long (PERFORMANCE.md).
 SMALL_BATCH = 8
-SMALL = 2**16
+SMALL_WEIGHT = 2**16
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
     """A compiled model: `program(images)` returns logits."""
 
-    model: nn.Module  # the compiled model, with a folded stem
+    model: ViT  # the compiled model, with a folded stem
     variables: Mapping  # on the device
     arguments: tuple[jax.Array, ...]  # the variables that `compiled` takes as arguments
     compiled: jax.stages.Compiled  # (arguments, images) -> logits
     images: jax.ShapeDtypeStruct  # shape and dtype of a full batch
     device: jax.Device
     options: Mapping  # XLA's options
-    reductions: str  # one of REDUCTIONS
+    reductions: str  # one of REDUCTION_MODES
     gmacs: float  # per image
     dead_gmacs: float  # the part of `gmacs` that is skipped (`cost.dead_macs`)
     compile_seconds: float
     own_gelu: str  # the model's GELU before `optimize`
     # Whether the range of float images was checked. Later calls skip the check, which
     # takes longer than starting the program.
-    judged: bool = dataclasses.field(default=False, init=False)
+    is_range_checked: bool = dataclasses.field(default=False, init=False)
 
     @property
     def batch_size(self) -> int:
         return self.images.shape[0]
 
     @property
-    def memory(self):
+    def memory(self) -> Any:
         """XLA's memory analysis, such as `memory.temp_size_in_bytes`."""
         return self.compiled.memory_analysis()
 
@@ -96,45 +98,46 @@ class Program:
         Raises InputError for other shapes and dtypes.
         """
         spec = self.images
-        images = native(images)
+        images = to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
-            floats = spec.dtype != jnp.uint8
-            check_images(images, spec.shape[1:3], floats, pixels=True)
-        count = images.shape[0]
-        if count > self.batch_size:
+            takes_floats = spec.dtype != jnp.uint8
+            check_images(images, spec.shape[1:3], takes_floats, pixels=True)
+        num_images = images.shape[0]
+        if num_images > self.batch_size:
             raise InputError(
-                f"images has {count} images, more than the program's batch_size, "
+                f"images has {num_images} images, more than the program's batch_size, "
                 f"{self.batch_size}"
             )
-        if not self.judged and images.dtype != np.uint8:
+        if not self.is_range_checked and images.dtype != np.uint8:
             config = self.model.config
-            judged = warn_of_range(images, config.mean, config.std)
-            object.__setattr__(self, "judged", judged)
-        missing = self.batch_size - count
-        on_host = isinstance(images, np.ndarray)
+            is_range_checked = warn_of_range(images, config.mean, config.std)
+            object.__setattr__(self, "is_range_checked", is_range_checked)
+        num_missing = self.batch_size - num_images
         # NumPy pads without compiling a program for every image count.
-        if missing and on_host:
-            images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        if num_missing and isinstance(images, np.ndarray):
+            images = np.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
         fits = images.shape == spec.shape and images.dtype == spec.dtype
-        copies = contextlib.nullcontext()
-        if fits and on_host:
+        own_devices = {self.device}
+        is_on_device = isinstance(images, jax.Array) and images.devices() == own_devices
+        transfer_guard = contextlib.nullcontext()
+        if fits and isinstance(images, np.ndarray):
             # The executable copies the images itself, in a fifth of device_put's time.
-            copies = jax.transfer_guard_host_to_device("allow")
-        elif not fits or images.devices() != {self.device}:
+            transfer_guard = jax.transfer_guard_host_to_device("allow")
+        elif not (fits and is_on_device):
             images = jax.device_put(images, self.device)
-            images = _fitted(images, self.batch_size, spec.dtype, self.model.config)
-        with copies:
-            results = self.compiled(self.arguments, images)
-        if missing:
-            results = jax.lax.slice_in_dim(results, 0, count)
-        return results
+            images = fit_images(images, self.batch_size, spec.dtype, self.model.config)
+        with transfer_guard:
+            logits = self.compiled(self.arguments, images)
+        if num_missing:
+            logits = jax.lax.slice_in_dim(logits, 0, num_images)
+        return logits
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Program: {self.summary()}>"
 
     def summary(self) -> str:
         """Describe the model, its cost and its compilation in a few lines."""
-        batch, *size, _ = self.images.shape
+        batch, height, width, _ = self.images.shape
         dtype = self.images.dtype
         model = self.model
         if dtype == jnp.uint8:
@@ -147,12 +150,12 @@ class Program:
         sizes = ""
         if size_direction.has_sizes(model):
             sizes = f", sizes by a {model.execution.size_encoding}"
-        inputs = self.memory.argument_size_in_bytes / 1e6
-        working_space = self.memory.temp_size_in_bytes / 1e6
+        argument_megabytes = self.memory.argument_size_in_bytes / 1e6
+        working_megabytes = self.memory.temp_size_in_bytes / 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
         options = ", ".join(options) or "none"
         return (
-            f"{counted_noun(batch, 'image')} of {size_text(size)}, {dtype}, "
+            f"{counted_noun(batch, 'image')} of {size_text((height, width))}, {dtype}, "
             f"on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
@@ -161,34 +164,39 @@ class Program:
             f"{model.execution.attention_impl} attention, {model.config.stem} stem, "
             f"folded{sizes}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
-            f"{inputs:.0f} MB of weights and images, "
-            f"{working_space:.0f} MB to work in\n"
+            f"{argument_megabytes:.0f} MB of weights and images, "
+            f"{working_megabytes:.0f} MB to work in\n"
             f"{self.reductions} reductions, compiler options: {options}"
         )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _fitted(images, batch_size, dtype, config):
+def fit_images(
+    images: Shaped[Array, "batch height width channels"],
+    batch_size: int,
+    dtype: np.dtype,
+    config: ViTConfig,
+) -> Shaped[Array, "{batch_size} height width channels"]:
     """Pad images, cast them, and normalize them for a program of floats."""
-    missing = batch_size - images.shape[0]
-    images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    num_missing = batch_size - images.shape[0]
+    images = jnp.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
     if dtype != jnp.uint8:
         images = as_normalized(images, config.mean, config.std)
     return images.astype(dtype)
 
 
-def _device(value):
+def find_device(device: jax.Device | str) -> jax.Device:
     """Find the jax.Device for a device or a platform name."""
-    if isinstance(value, jax.Device):
-        return value
-    platform, _, index = str(value).lower().partition(":")
+    if isinstance(device, jax.Device):
+        return device
+    platform, _, index = str(device).lower().partition(":")
     with contextlib.suppress(RuntimeError, IndexError, ValueError):
         return jax.local_devices(backend=platform or "none")[int(index or 0)]
     devices = *jax.local_devices(), *jax.devices("cpu")
     platforms = sorted({device.platform for device in devices})
     raise InputError(
-        f"device is {value!r}; it must be a jax.Device, or a platform of this process: "
-        f"{', '.join(platforms)}"
+        f"device is {device!r}; it must be a jax.Device, or a platform of this "
+        f"process: {', '.join(platforms)}"
     )
 
 
@@ -225,7 +233,7 @@ def optimize(
     compiler_options: XLA options that override common.xla_options
     """
     check_range("batch_size", batch_size, 1, whole=True)
-    compile_for = compiler(
+    compile_batch = program_compiler(
         vit,
         dtype=dtype,
         gelu=gelu,
@@ -236,10 +244,10 @@ def optimize(
         device=device,
         compiler_options=compiler_options,
     )
-    return compile_for(batch_size)
+    return compile_batch(batch_size)
 
 
-def compiler(
+def program_compiler(
     vit: Pretrained,
     *,
     dtype: str | None = None,
@@ -259,9 +267,9 @@ def compiler(
         dtype = xla_options.checked_dtype(dtype)
     check_choice("attention", attention, ATTENTION_BACKENDS)
     check_choice("sizes", sizes, (None, *SIZE_ENCODINGS))
-    check_choice("reductions", reductions, (None, *REDUCTIONS))
+    check_choice("reductions", reductions, (None, *REDUCTION_MODES))
     check_gelu(vit.model, gelu)
-    device = jax.local_devices()[0] if device is None else _device(device)
+    device = jax.local_devices()[0] if device is None else find_device(device)
     size = image_sides(vit.image_size)
     model = vit.model
     variables = vit.variables
@@ -276,43 +284,43 @@ def compiler(
         **(compiler_options or {}),
     }
     model = model.with_execution(dtype=jnp.dtype(dtype))
-    model = for_device(model, device, attention)
-    if takes_direction(model, sizes):
-        directions = size_direction.directions(vit)
-        model, variables = size_direction.folded(model, variables, directions)
+    model = with_device_attention(model, device, attention)
+    if uses_size_direction(model, sizes):
+        directions = size_direction.find_directions(vit)
+        model, variables = size_direction.fold_sizes(model, variables, directions)
     with jax.default_device(device):
         gelu = gelu or default_gelu(model, device)
-        joined = joined_pixels(model, device)
-        model, weights = prepare(
-            model, variables, dtype=dtype, gelu=gelu, pixels=joined
+        pixels_at_once = count_joined_pixels(model, device)
+        model, weights = fold_and_cast(
+            model, variables, dtype=dtype, gelu=gelu, pixels=pixels_at_once
         )
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model) / 1e9
     dead_gmacs = dead_macs(model) / 1e9
     reductions = reductions or default_reductions(model, device)
     input_dtype = "uint8" if pixels else dtype
-    run = forward_logits(model, reductions)
+    compute_logits = forward_logits(model, reductions)
     leaves, tree = jax.tree.flatten(weights)
 
-    def compiled(batch_size):
+    def compile_batch(batch_size: int) -> Program:
         images = jax.ShapeDtypeStruct(
             (batch_size, *size, 3),
             jnp.dtype(input_dtype),
             sharding=SingleDeviceSharding(device),
         )
-        began = time.perf_counter()
-        count = counted_noun(batch_size, "image")
-        work = announced_work(f"compiling the model for {count} at a time")
-        inside = SMALL if batch_size <= SMALL_BATCH else 0
-        arguments = tuple(leaf for leaf in leaves if leaf.nbytes > inside)
+        start_time = time.perf_counter()
+        max_inside = SMALL_WEIGHT if batch_size <= SMALL_BATCH else 0
+        arguments = tuple(leaf for leaf in leaves if leaf.nbytes > max_inside)
 
-        def logits(arguments, images):
-            args = iter(arguments)
-            whole = [leaf if leaf.nbytes <= inside else next(args) for leaf in leaves]
-            return run(jax.tree.unflatten(tree, whole), images)
+        def logits(arguments: tuple[jax.Array, ...], images: jax.Array) -> jax.Array:
+            large = iter(arguments)
+            whole = [x if x.nbytes <= max_inside else next(large) for x in leaves]
+            return compute_logits(jax.tree.unflatten(tree, whole), images)
 
-        with work:
+        image_count = counted_noun(batch_size, "image")
+        with announced_work(f"compiling the model for {image_count} at a time"):
             lowered = jax.jit(logits).lower(arguments, images)
+            # pyrefly: ignore[bad-argument-type]  # the stub has no numbers
             executable = lowered.compile(compiler_options=options)
         return Program(
             model=model,
@@ -325,50 +333,52 @@ def compiler(
             reductions=reductions,
             gmacs=gmacs,
             dead_gmacs=dead_gmacs,
-            compile_seconds=time.perf_counter() - began,
+            compile_seconds=time.perf_counter() - start_time,
             own_gelu=vit.model.config.arch.gelu,
         )
 
-    return compiled
+    return compile_batch
 
 
-def for_device(model, device, attention="auto"):
+def with_device_attention(
+    model: ViT, device: jax.Device, attention: str = "auto"
+) -> ViT:
     """Give a model the device's attention; `attention` is optimize's option."""
-    width = model.config.head_dim
-    backend = resolve_backend(attention, model.execution.dtype, width, device)
+    head_dim = model.config.head_dim
+    backend = resolve_backend(attention, model.execution.dtype, head_dim, device)
     return model.with_execution(attention_impl=backend)
 
 
-def takes_direction(model, sizes=None):
+def uses_size_direction(model: ViT, sizes: str | None = None) -> bool:
     """Whether token sizes go into key directions; `sizes` is optimize's option.
 
-    model: as `for_device` returns it
+    model: as `with_device_attention` returns it
     """
     if sizes == "bias" or not size_direction.has_sizes(model):
         return False
     # A direction changes the dense model less than bfloat16 does (docs/results/forms).
-    reason = size_direction.reason_against(model)
-    if sizes == "direction" and reason:
-        raise InputError(f"sizes is 'direction', but the model {reason}")
+    refusal = size_direction.refusal_reason(model)
+    if sizes == "direction" and refusal:
+        raise InputError(f"sizes is 'direction', but the model {refusal}")
     if sizes is None and model.execution.attention_impl != "cudnn":
         return False
-    return not reason
+    return not refusal
 
 
-def check_gelu(model, gelu):
+def check_gelu(model: ViT, gelu: str | None) -> None:
     """Refuse an unknown GELU, and any exchange from or to QuickGELU."""
-    check_choice("gelu", gelu, (None, *GELUS))
+    check_choice("gelu", gelu, (None, *GELU_KINDS))
     model_gelu = model.config.arch.gelu
-    if gelu not in (None, model_gelu) and QUICK in (gelu, model_gelu):
+    if gelu not in (None, model_gelu) and QUICK_GELU in (gelu, model_gelu):
         raise InputError(f"gelu is {gelu!r}, but the model's GELU is {model_gelu!r}")
 
 
-def in_two_bytes_on_gpu(model, device):
+def is_16_bit_on_gpu(model: ViT, device: jax.Device) -> bool:
     """Whether the model runs in a 16-bit dtype on a GPU, where faster variants pay."""
     return device.platform == "gpu" and model.execution.dtype.itemsize == 2
 
 
-def default_gelu(model, device):
+def default_gelu(model: ViT, device: jax.Device) -> str:
     """Choose the default GELU: the model's own, or "tanh" for "exact" on GPUs."""
     # GPUs compute "tanh" in the kernel of the product before it. "exact" is a kernel of
     # its own, which takes a fifth of a dense model's time. In 16-bit dtypes "tanh"
@@ -376,27 +386,34 @@ def default_gelu(model, device):
     # stays exact.
     gelu = model.config.arch.gelu
     is_exact = gelu == "exact" and model.config.arch.has_gelu
-    return "tanh" if is_exact and in_two_bytes_on_gpu(model, device) else gelu
+    return "tanh" if is_exact and is_16_bit_on_gpu(model, device) else gelu
 
 
-def default_reductions(model, device):
+def default_reductions(model: ViT, device: jax.Device) -> str:
     """Choose the default reductions: "fast" in 16-bit dtypes on GPUs."""
     # Fast reductions take half as many kernels (PERFORMANCE.md, "Few kernels"). Except
     # near ties they change a model less than bfloat16 does (docs/results/forms).
-    return "fast" if in_two_bytes_on_gpu(model, device) else "exact"
+    return "fast" if is_16_bit_on_gpu(model, device) else "exact"
 
 
-def joined_pixels(model, device):
+def count_joined_pixels(model: ViT, device: jax.Device) -> int:
     """Count the pixels a stem reads at once (`folded_stem.fold_stem`)."""
-    if model.config.stem == "conv" and in_two_bytes_on_gpu(model, device):
-        return min(JOINED, model.config.patch_size)
+    if model.config.stem == "conv" and is_16_bit_on_gpu(model, device):
+        return min(MAX_JOINED_PIXELS, model.config.patch_size)
     return 1
 
 
-def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
+def fold_and_cast(
+    model: ViT,
+    variables: Mapping[str, Any],
+    *,
+    dtype: str = "bfloat16",
+    gelu: str | None = None,
+    pixels: int = 1,
+) -> tuple[ViT, dict[str, Any]]:
     """Return (model, variables) for compilation: stem folded, weights cast.
 
-    The parts in STAYS_FLOAT32 and `Execution.float32_parts` stay float32.
+    The parts in FLOAT32_PREFIXES and `Execution.float32_parts` stay float32.
 
     pixels: as for `folded_stem.fold_stem`
     """
@@ -409,29 +426,31 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None, pixels=1):
         )
         model = model.with_execution(folded=pixels)
 
-    def cast(path, value):
+    def cast_param(path: tuple, param: Any) -> jax.Array:
         part = path[0].key if len(path) > 1 else "patch_embed"
-        stays = part in model.execution.float32_parts
-        stays = stays or any(key.key.startswith(STAYS_FLOAT32) for key in path)
-        own_dtype = jnp.float32 if stays else dtype
-        return jnp.asarray(jax.device_put(value), own_dtype)
+        stays_float32 = part in model.execution.float32_parts
+        stays_float32 |= any(key.key.startswith(FLOAT32_PREFIXES) for key in path)
+        param_dtype = jnp.float32 if stays_float32 else dtype
+        return jnp.asarray(jax.device_put(param), param_dtype)
 
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    params = jax.tree_util.tree_map_with_path(cast_param, params)
     config = model.config.with_arch(gelu=gelu or model.config.arch.gelu)
-    fast = model.clone(config=config).with_execution(dtype=dtype)
-    return fast, {"params": params}
+    fast_model = model.clone(config=config).with_execution(dtype=dtype)
+    return fast_model, {"params": params}
 
 
-def forward_logits(model, reductions="exact"):
+def forward_logits(
+    model: ViT, reductions: str = "exact"
+) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
     """Return a function: (variables, images) -> logits. uint8 images are normalized.
 
     The last block computes only the tokens the head reads (`ViT.head_only`).
     """
     model = model.with_execution(head_only=True)
 
-    def logits(variables, images):
+    def logits(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         images = as_normalized(images, model.config.mean, model.config.std)
         with choice.fast_forms(reductions == "fast"):
-            return model.apply(variables, images).logits
+            return cast(Outputs, model.apply(variables, images)).logits
 
     return logits

@@ -1,22 +1,23 @@
 """Predict the most probable classes of image files, PIL images or arrays."""
 
 import collections
-import concurrent.futures
 import functools
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import compiler
+from imagepiece_jax.inference.optimize import Program, program_compiler
 from imagepiece_jax.models.pretrained import Pretrained
 
 
@@ -56,28 +57,28 @@ class Predictor:
         reductions: str | None = None,
         device: jax.Device | str | None = None,
         compiler_options: Mapping[str, Any] | None = None,
-    ):
-        classes = vit.model.config.num_classes
+    ) -> None:
+        num_classes = vit.model.config.num_classes
         self._labels = vit.class_names
         if labels == "imagenet":
             labels = class_names.imagenet_names()
         if labels is not None:
-            self._labels = class_names.checked_names(labels, classes, "labels")
+            self._labels = class_names.checked_names(labels, num_classes, "labels")
         self._top = top
         if top is None:
-            self._top = min(5, classes)
-        check_range("top", self._top, min(1, classes), classes, whole=True)
-        if classes:
-            vit.probabilities(np.zeros(classes))  # raises unless there are classes
+            self._top = min(5, num_classes)
+        check_range("top", self._top, min(1, num_classes), num_classes, whole=True)
+        if num_classes:
+            vit.probabilities(np.zeros(num_classes))  # raises unless there are classes
         if threads is None:
             threads = min(16, available_cores())
         check_range("batch_size", batch_size, 1, whole=True)
         smaller = [size for size in (1, 8) if size < batch_size]
         self.sizes = (*smaller, batch_size)
-        self._answer = self._most_probable if classes else np.array
+        self._as_result = self._most_probable if num_classes else np.array
         self._preprocessing = vit.preprocessing
         self._probabilities = vit.probabilities
-        self._compile = compiler(
+        self._compile_batch = program_compiler(
             vit,
             dtype=dtype,
             gelu=gelu,
@@ -88,24 +89,22 @@ class Predictor:
             device=device,
             compiler_options=compiler_options,
         )
-        self._programs = {}
+        self._programs: dict[int, Program] = {}
         self._lock = threading.Lock()
-        self._threads = concurrent.futures.ThreadPoolExecutor(
-            threads, thread_name_prefix="decode"
-        )
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @property
-    def program(self):
+    def program(self) -> Program:
         """The Program for a full batch."""
-        return self._program(self.sizes[-1])
+        return self._find_program(self.sizes[-1])
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         """Compile the programs for all batch sizes now, and run every program once."""
-        for size in self.sizes:
-            program = self._program(size)
+        for batch_size in self.sizes:
+            program = self._find_program(batch_size)
             jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
 
-    def __call__(self, images) -> list:
+    def __call__(self, images: Any) -> Any:
         """Predict the most probable classes of one image or several images.
 
         images: one image: a path, a PIL image (both rotated by their EXIF orientation),
@@ -117,62 +116,61 @@ class Predictor:
             file. Among several images, an unreadable file's error takes its place in
             the list.
         """
-        images, is_one = pictures.listed(images)
-        answers = list(self.stream(images))
+        images, is_one = pictures.list_pictures(images)
+        results = list(self.stream(images))
         if not is_one:
-            return answers
-        if isinstance(answers[0], InputError):
-            raise answers[0]
-        return answers[0]
+            return results
+        if isinstance(results[0], InputError):
+            raise results[0]
+        return results[0]
 
     def stream(self, images: Iterable) -> Iterator:
         """Yield image results in order; `images` may be endless.
 
         Images are computed in batches. At most two batches are read ahead.
         """
-        images, _ = pictures.listed(images)
-        decoded = self._decoded(images)
-        while part := list(itertools.islice(decoded, self.sizes[-1])):
-            results = [_result(future) for future in part]
-            pixels = [image for image in results if isinstance(image, np.ndarray)]
-            rows = iter(())
-            if pixels:
-                rows = iter(self._logits(pixels))
-            for result in results:
-                if isinstance(result, InputError):
-                    yield result
+        images, _ = pictures.list_pictures(images)
+        futures = self._read_ahead(images)
+        while batch := list(itertools.islice(futures, self.sizes[-1])):
+            pixels_or_errors = [_pixels_or_error(future) for future in batch]
+            pixels = [x for x in pixels_or_errors if isinstance(x, np.ndarray)]
+            logits = iter(self._compute_logits(pixels) if pixels else ())
+            for pixels_or_error in pixels_or_errors:
+                if isinstance(pixels_or_error, InputError):
+                    yield pixels_or_error
                 else:
-                    yield self._answer(next(rows))
+                    yield self._as_result(next(logits))
 
-    def _program(self, size):
+    def _find_program(self, batch_size: int) -> Program:
         with self._lock:
-            if size not in self._programs:
-                self._programs[size] = self._compile(size)
-            return self._programs[size]
+            if batch_size not in self._programs:
+                self._programs[batch_size] = self._compile_batch(batch_size)
+            return self._programs[batch_size]
 
-    def _logits(self, pixels):
-        """Compute the logits of at most a full batch, [b, classes]."""
-        size = next(size for size in self.sizes if size >= len(pixels))
-        program = self._program(size)
+    def _compute_logits(
+        self, pixels: list[UInt8[np.ndarray, "height width 3"]]
+    ) -> Float[np.ndarray, "images classes"]:
+        """Compute the logits of at most a full batch."""
+        program = self._find_program(min(n for n in self.sizes if n >= len(pixels)))
         # The guard is lifted, because device_get would take 60 us more.
         with jax.transfer_guard_device_to_host("allow"):
             return np.asarray(program(np.stack(pixels)))
 
-    def _decoded(self, images):
+    def _read_ahead(self, images: Iterable) -> Iterator[Future]:
         """Yield a Future of every image's pixels; threads read ahead."""
-        waiting = collections.deque()
+        waiting: collections.deque[Future] = collections.deque()
         for image in images:
-            if not isinstance(image, pictures.PATH):
+            if not isinstance(image, pictures.AnyPath):
                 # Read the pixels now: the caller may change or close the image later.
-                image = pictures.rgb(image)
-            crop = functools.partial(pictures.cropped, image, self._preprocessing)
+                image = pictures.read_pixels(image)
+            crop = functools.partial(pictures.crop_picture, image, self._preprocessing)
             waiting.append(self._threads.submit(crop))
             if len(waiting) > self.sizes[-1]:
                 yield waiting.popleft()
         yield from waiting
 
-    def _most_probable(self, logits):
-        """Turn one image's logits [classes] into the `top` Predictions."""
+    def _most_probable(self, logits: Float[np.ndarray, " classes"]) -> list[Prediction]:
+        """Turn one image's logits into the `top` Predictions."""
         probabilities = self._probabilities(logits)
         order = np.argsort(-logits, kind="stable")[: self._top]
         predictions = []
@@ -186,7 +184,7 @@ class Predictor:
         return predictions
 
 
-def _result(future):
+def _pixels_or_error(future: Future) -> np.ndarray | UnreadableImage:
     """Return an image's pixels, or an unreadable file's error."""
     try:
         return future.result()

@@ -1,126 +1,160 @@
 """Attention: its definition, and forms for GPUs and for training."""
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.choice import is_reference
-from imagepiece_jax.kernels.merging import merge_map
+from imagepiece_jax.kernels.merging import Assignment, merge_map
 
+Backend = Literal["xla", "cudnn"]
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn")
 BIAS_ALIGNMENT = 8  # two-byte values in 16 bytes, the alignment of a bias row
 PADDING_BIAS = -6e4  # logit bias of padding keys; float16 ends at -65504
 
 
-def plain_attention(query, key, value, key_bias=None, length=None):
+def plain_attention(
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch length"] | None = None,
+    length: int | None = None,
+) -> Float[Array, "batch queries heads head_dim"]:
     """softmax(q k^T / sqrt(d) + key_bias) v over the first `length` tokens."""
-    weights = attention_map(query, key[:, :length], key_bias)
-    return weighted_sum(weights, value[:, :length])
+    attention = attention_map(query, key[:, :length], key_bias)
+    return weighted_sum(attention, value[:, :length])
 
 
 @onnx_op
-def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
-    """Attention weights from the first Q tokens to all N, [B, H, Q, N] float32.
+def attention_map(
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch tokens"] | None = None,
+    mask: Float[Array, "batch tokens"] | None = None,
+    eps: float = 1e-6,
+) -> Float[Array, "batch heads queries tokens"]:
+    """Attention from the first tokens to all tokens, in float32.
 
     A masked token gets attention from itself only (Rao et al. 2021, DynamicViT). With
     P = exp(logits), and W = mask except 1 on the diagonal, the map is
     (P W + eps / N) / (sum P W + eps). It is finite even if all tokens are masked.
 
-    query, key: [B, Q, H, d] and [B, N, H, d]
-    key_bias: [B, N], added to the logits
-    mask: [B, N], 1 for live tokens, 0 for masked tokens; differentiable
+    key_bias: added to the logits
+    mask: 1 for live tokens, 0 for masked tokens; differentiable
     """
-    length = key.shape[1]
-    width = query.shape[-1]
+    num_tokens = key.shape[1]
     logits = jnp.einsum(
         "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
     )
-    logits = logits * width**-0.5
+    logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, None, None, :]
     if mask is None:
         return jax.nn.softmax(logits, axis=-1)
     # The maximum keeps exp finite. It changes the map only by way of eps, so it needs
     # no gradient.
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    top = jax.lax.stop_gradient(top)
-    itself = jnp.eye(query.shape[1], length, dtype=jnp.float32)[None]
-    seen = itself + (1 - itself) * mask.astype(jnp.float32)[:, None, :]
-    weights = jnp.exp(logits - top) * seen[:, None]
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return (weights + eps / length) / (total + eps)
+    max_logit = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    is_itself = jnp.eye(query.shape[1], num_tokens, dtype=jnp.float32)[None]
+    visible = is_itself + (1 - is_itself) * mask.astype(jnp.float32)[:, None, :]
+    attention = jnp.exp(logits - max_logit) * visible[:, None]
+    attention_sum = jnp.sum(attention, axis=-1, keepdims=True)
+    return (attention + eps / num_tokens) / (attention_sum + eps)
 
 
-def weighted_sum(weights, value):
-    """Sum values by weight. [B, H, N, M], [B, M, H, d] -> [B, N, H, d]."""
-    weights = weights.astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+def weighted_sum(
+    attention: Float[Array, "batch heads queries tokens"],
+    value: Float[Array, "batch tokens heads head_dim"],
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Sum values by attention."""
+    attention = attention.astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", attention, value)
 
 
-def attend_live_tokens(query, key, value, mask, key_bias=None, eps=1e-6):
-    """Attention from a single query to the live tokens. -> [B, H, d] float32.
-
-    query: [1, 1, H, d]
-    key, value, mask, key_bias, eps: as for `dot_product_attention` and `attention_map`
-    """
+def attend_live_tokens(
+    query: Float[Array, "1 1 heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    mask: Float[Array, "batch tokens"],
+    key_bias: Float[Array, "batch tokens"] | None = None,
+    eps: float = 1e-6,
+) -> Float[Array, "batch heads head_dim"]:
+    """Attention from a single query to the live tokens, as `attention_map` has it."""
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
     logits = jnp.sum(products, axis=-1)
     logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
-    top = jnp.max(logits, axis=1, keepdims=True)
-    top = jax.lax.stop_gradient(top)
-    weights = jnp.exp(logits - top) * mask.astype(jnp.float32)[:, :, None]
-    total = jnp.sum(weights, axis=1, keepdims=True)
-    share = (weights + eps / key.shape[1]) / (total + eps)
-    terms = share[..., None] * value.astype(jnp.float32)
+    max_logit = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+    attention = jnp.exp(logits - max_logit) * mask.astype(jnp.float32)[:, :, None]
+    attention_sum = jnp.sum(attention, axis=1, keepdims=True)
+    attention = (attention + eps / key.shape[1]) / (attention_sum + eps)
+    terms = attention[..., None] * value.astype(jnp.float32)
     return jnp.sum(terms, axis=1)
 
 
 @onnx_op
-def attend_merged(weights, value, result, size):
-    """Sum merged tokens' values [B, N_out, H, d] by an attention map merged like them.
+def attend_merged(
+    attention: Float[Array, "batch heads queries tokens"],
+    value: Float[Array, "batch merged_tokens heads head_dim"],
+    assignment: Assignment,
+    size: Float[Array, "batch tokens"],
+) -> Float[Array, "batch merged_queries heads head_dim"]:
+    """Sum merged tokens' values by an attention map that is merged like them.
 
-    weights, size: [B, H, N, N] (or only the prefix rows) and [B, N], before the merge
+    attention: before the merge, from all tokens or from the prefix alone
+    size: before the merge
     """
-    prefix = size.shape[1] - result.dest.shape[1]
-    merged = merge_map(weights, result, size[:, prefix:])
-    return weighted_sum(merged, value)
+    num_prefix = size.shape[1] - assignment.slot_of_token.shape[1]
+    merged_attention = merge_map(attention, assignment, size[:, num_prefix:])
+    return weighted_sum(merged_attention, value)
 
 
-def attention_columns(query, key, key_bias=None, live=None):
-    """Mean received attention per token, over heads and queries. -> [B, N] float32.
+def attention_columns(
+    query: Float[Array, "batch tokens heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch tokens"] | None = None,
+    live: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch tokens"]:
+    """Mean received attention per token, over heads and queries, in float32.
 
-    query, key, key_bias: as for `attention_map`
-    live: [B, N], 1 for queries that count, 0 for masked queries; None: all count
+    live: 1 for queries that count, 0 for masked queries; None: all count
     """
     # This score needs the full N x N matrix (Marin et al. 2023, Token Pooling).
-    weights = attention_map(query, key, key_bias)
+    attention = attention_map(query, key, key_bias)
     if live is None:
-        return jnp.mean(weights, axis=(1, 2))
-    by_query = jnp.mean(weights, axis=1) * live[:, :, None]
-    received = jnp.sum(by_query, axis=1)
-    return received / jnp.sum(live, axis=1, keepdims=True)
+        return jnp.mean(attention, axis=(1, 2))
+    from_live = jnp.mean(attention, axis=1) * live[:, :, None]
+    return jnp.sum(from_live, axis=1) / jnp.sum(live, axis=1, keepdims=True)
 
 
 # Forms: a fused kernel without an N x N matrix. cuDNN's wants a whole bias, and JAX
 # refuses to train it with an odd number of tokens.
 
 
-def _fused_attention(query, key, value, key_bias, backend, length=None):
+def _fused_attention(
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch tokens"] | None,
+    backend: Backend,
+    length: int | None = None,
+) -> Float[Array, "batch queries heads head_dim"]:
     """`dot_product_attention` for a token count that the backend accepts."""
-    batch, padded = key.shape[:2]
-    lengths = {}
-    if length is not None and length != padded:
+    batch, padded_length = key.shape[:2]
+    query_lengths = None
+    key_lengths = None
+    if length is not None and length != padded_length:
         key = _without_padding_gradient(key, length)
         value = _without_padding_gradient(value, length)
-        lengths = {
-            "query_seq_lengths": jnp.full((batch,), padded, jnp.int32),
-            "key_value_seq_lengths": jnp.full((batch,), length, jnp.int32),
-        }
+        query_lengths = jnp.full((batch,), padded_length, jnp.int32)
+        key_lengths = jnp.full((batch,), length, jnp.int32)
     bias = None
     if key_bias is not None and backend == "cudnn":
         key, value, bias = _expand_key_bias(query, key, value, key_bias)
@@ -130,30 +164,43 @@ def _fused_attention(query, key, value, key_bias, backend, length=None):
     # raises an error.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(
-            query, key, value, bias=bias, implementation=backend, **lengths
+            query,
+            key,
+            value,
+            bias=bias,
+            implementation=backend,
+            query_seq_lengths=query_lengths,
+            key_value_seq_lengths=key_lengths,
         )
 
 
-def _expand_key_bias(query, key, value, key_bias):
+def _expand_key_bias(
+    query: Float[Array, "batch tokens heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch tokens"],
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """Expand the key bias to one row per query for cuDNN: (key, value, bias)."""
-    tokens = key.shape[1]
+    num_tokens = key.shape[1]
     # Odd row lengths are unaligned and take cuDNN up to twice as long. Padding keys get
     # the bias UNSEEN, so no token attends to them (PERFORMANCE.md, "Sizes in a
     # direction").
-    if tokens % 2:
-        length = tokens + -tokens % BIAS_ALIGNMENT
+    if num_tokens % 2:
+        length = num_tokens + -num_tokens % BIAS_ALIGNMENT
         key = pad_tokens(key, length)
         value = pad_tokens(value, length)
-        ends = ((0, 0), (0, length - tokens))
-        key_bias = jnp.pad(key_bias, ends, constant_values=PADDING_BIAS)
+        padding = ((0, 0), (0, length - num_tokens))
+        key_bias = jnp.pad(key_bias, padding, constant_values=PADDING_BIAS)
     bias = key_bias[:, None, None, :].astype(query.dtype)
-    rows = (query.shape[0], 1, query.shape[1], key.shape[1])
-    return key, value, jnp.broadcast_to(bias, rows)
+    bias_shape = (query.shape[0], 1, query.shape[1], key.shape[1])
+    return key, value, jnp.broadcast_to(bias, bias_shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _without_padding_gradient(x, length):
-    """Return x [B, N, ...]; its padding, from token `length` on, gets zero gradient."""
+def _without_padding_gradient(
+    x: Float[Array, "batch tokens *dims"], length: int
+) -> Float[Array, "batch tokens *dims"]:
+    """Return x; its padding, from token `length` on, gets zero gradient."""
     # A fused kernel may return any gradient for padding, even NaN.
     return x
 
@@ -165,26 +212,45 @@ _without_padding_gradient.defvjp(
 
 
 @jax.custom_vjp
-def _attend_odd_length(query, key, value, key_bias):
+def _attend_odd_length(
+    query: Float[Array, "batch tokens heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch tokens"] | None,
+) -> Float[Array, "batch tokens heads head_dim"]:
     """cuDNN's attention for an odd token count; only differentiation pads it."""
     return _fused_attention(query, key, value, key_bias, "cudnn")
 
 
-def _odd_length_forward(*arrays):
-    length = arrays[0].shape[1]
+def _odd_length_forward(
+    query: Float[Array, "batch tokens heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch tokens"] | None,
+) -> tuple[Float[Array, "batch tokens heads head_dim"], Callable]:
+    length = key.shape[1]
 
-    def padded(*arrays):
-        even = [pad_tokens(array, length + 1) for array in arrays]
-        return _fused_attention(*even, "cudnn", length)[:, :length]
+    def attend_padded(
+        query: jax.Array, key: jax.Array, value: jax.Array, key_bias: jax.Array | None
+    ) -> jax.Array:
+        query = pad_tokens(query, length + 1)
+        key = pad_tokens(key, length + 1)
+        value = pad_tokens(value, length + 1)
+        if key_bias is not None:
+            key_bias = pad_tokens(key_bias, length + 1)
+        out = _fused_attention(query, key, value, key_bias, "cudnn", length)
+        return out[:, :length]
 
-    return jax.vjp(padded, *arrays)
+    return jax.vjp(attend_padded, query, key, value, key_bias)
 
 
 _attend_odd_length.defvjp(_odd_length_forward, lambda vjp, gradient: vjp(gradient))
 
 
-def pad_for_training(x, backend):
-    """Append a token to x [B, N, D] if `backend` cannot train with N tokens."""
+def pad_for_training(
+    x: Float[Array, "batch tokens dim"], backend: Backend
+) -> Float[Array, "batch padded_tokens dim"]:
+    """Append a token to x if `backend` cannot train with its token count."""
     # Padding x costs nothing, because x is written anyway. Padding query, key and
     # value, as `_attend_odd_length` does, copies them.
     if is_reference() or backend != "cudnn":
@@ -192,44 +258,56 @@ def pad_for_training(x, backend):
     return pad_tokens(x, x.shape[1] + x.shape[1] % 2)
 
 
-def pad_tokens(x, length):
-    """Append zero tokens. [B, N, ...] -> [B, length, ...]; None stays None."""
-    if x is None or x.shape[1] == length:
+def pad_tokens(
+    x: Shaped[Array, "batch tokens *dims"], length: int
+) -> Shaped[Array, "batch {length} *dims"]:
+    """Append zero tokens."""
+    if x.shape[1] == length:
         return x
-    missing = length - x.shape[1]
-    ends = [(0, 0)] * x.ndim
-    ends[1] = (0, missing)
-    return jnp.pad(x, ends)
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, length - x.shape[1])
+    return jnp.pad(x, padding)
 
 
 @onnx_op
 def dot_product_attention(
-    query, key, value, key_bias=None, *, backend="xla", length=None
-):
-    """Compute softmax(q k^T / sqrt(d) + key_bias) v. -> [B, Q, H, d].
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    value: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch biased_tokens"] | None = None,
+    *,
+    backend: Backend = "xla",
+    length: int | None = None,
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Compute softmax(q k^T / sqrt(d) + key_bias) v.
 
-    query: [B, Q, H, d]; Q must be N with padded keys
-    key, value: [B, N, H, d]
-    key_bias: [B, N] or [B, length] float32, the log sizes of proportional attention
+    query: of all tokens if keys are padded
+    key_bias: log sizes of proportional attention, with or without padding
     length: token count without padding. Padding gets no attention and a zero gradient,
         but attends to the tokens, which keeps all outputs finite.
     """
     if is_reference():
         return plain_attention(query, key, value, key_bias, length)
-    tokens = key.shape[1]
-    key_bias = pad_tokens(key_bias, tokens)
+    num_tokens = key.shape[1]
+    if key_bias is not None:
+        key_bias = pad_tokens(key_bias, num_tokens)
     if query.shape != key.shape:  # cuDNN cannot train with a single query
         backend = "xla"
-    if backend == "cudnn" and tokens % 2:
+    if backend == "cudnn" and num_tokens % 2:
         return _attend_odd_length(query, key, value, key_bias)
     return _fused_attention(query, key, value, key_bias, backend, length)
 
 
-def resolve_backend(requested, dtype, head_dim=64, device=None):
+def resolve_backend(
+    requested: str,
+    dtype: np.dtype | str,
+    head_dim: int = 64,
+    device: jax.Device | None = None,
+) -> Backend:
     """Choose the attention kernel for a device, "xla" or "cudnn".
 
     requested: in BACKENDS; "auto" takes cuDNN's fused attention if the device runs it
-    device: a jax.Device; None: this process's first
+    device: None: this process's first
     Raises InputError if "cudnn" is requested but cannot run.
     """
     if requested == "xla":
@@ -241,7 +319,9 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     return "xla" if reason else "cudnn"
 
 
-def _unmet_requirement(device, dtype, head_dim):
+def _unmet_requirement(
+    device: jax.Device, dtype: np.dtype, head_dim: int
+) -> str | None:
     """The unmet requirement of cuDNN's attention, in words; None if it runs."""
     try:
         capability = float(device.compute_capability)

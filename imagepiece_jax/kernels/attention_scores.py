@@ -1,21 +1,26 @@
 """Token scores by attention from few queries."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_reference
 
 
 @onnx_op
-def mean_attention(query, key, key_bias=None):
-    """Attention to all N tokens, prefix included. -> [B, N] float32.
+def mean_attention(
+    query: Float[Array, "#batch queries heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    key_bias: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch tokens"]:
+    """Attention to all tokens, prefix included: float32 means over queries and heads.
 
-    query: [B, Q, H, d], such as the class token's; attention is averaged over queries
-        and heads
-    key: [B, N, H, d]
-    key_bias: [B, N], added to the logits
+    query: the class token's, for example
+    key_bias: added to the logits
     """
     in_one_kernel = is_fast(key)
     query = query.astype(jnp.float32)
@@ -34,69 +39,79 @@ def mean_attention(query, key, key_bias=None):
 
 
 @onnx_op
-def mean_query(query, live=None):
-    """Average the queries of all tokens, prefix included. -> [B, 1, H, d] float32.
+def mean_query(
+    query: Float[Array, "batch tokens heads head_dim"],
+    live: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch 1 heads head_dim"]:
+    """Average the queries of all tokens, prefix included, in float32.
 
-    query: [B, N, H, d]
-    live: [B, N], 1 for live tokens and 0 for masked tokens; None: all live
+    live: 1 for live tokens and 0 for masked tokens; None: all live
     """
     query = query.astype(jnp.float32)
     if live is None:
         return jnp.mean(query, axis=1)[:, None]
     live = live[:, :, None, None]
-    total = jnp.sum(live * query, axis=1, keepdims=True)
-    return total / jnp.sum(live, axis=1, keepdims=True)
+    query_sum = jnp.sum(live * query, axis=1, keepdims=True)
+    return query_sum / jnp.sum(live, axis=1, keepdims=True)
 
 
 @onnx_op
-def class_and_mean_queries(query, live=None):
-    """The class token's query and the mean query. -> [B, 2, H, d] float32.
+def class_and_mean_queries(
+    query: Float[Array, "batch tokens heads head_dim"],
+    live: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch 2 heads head_dim"]:
+    """The class token's query and the `mean_query`."""
+    class_query = query[:, :1].astype(jnp.float32)
+    return jnp.concatenate([class_query, mean_query(query, live)], axis=1)
 
-    query, live: as for `mean_query`
-    """
-    both = [query[:, :1].astype(jnp.float32), mean_query(query, live)]
-    return jnp.concatenate(both, axis=1)
 
-
-def attention_row(logits, key_bias=None):
-    """One query's attention, mean over heads. [B, N, H], [B, N] float32 -> [B, N]."""
+def attention_row(
+    logits: Float[Array, "batch tokens heads"],
+    key_bias: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch tokens"]:
+    """One query's attention, mean over heads."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
     if is_reference():
-        total = jax.nn.logsumexp(jnp.maximum(logits, LOWEST_LOGIT), axis=1)[:, None, :]
+        log_sum = jax.nn.logsumexp(jnp.maximum(logits, LOWEST_LOGIT), axis=1)
     else:
-        total = log_sum_exp(logits)[:, None, :]
-    weights = jnp.exp(logits - total)
-    return jnp.mean(weights, axis=2)
+        log_sum = log_sum_exp(logits)
+    attention = jnp.exp(logits - log_sum[:, None, :])
+    return jnp.mean(attention, axis=2)
 
 
 LOWEST_LOGIT = -1e30  # replaces minus infinity: -inf - (-inf) is NaN
 
 
 @jax.custom_jvp
-def log_sum_exp(logits):
-    """log(sum(exp(logits))) over axis 1, in one pass. [B, N, H] float32 -> [B, H]."""
+def log_sum_exp(
+    logits: Float[Array, "batch tokens heads"],
+) -> Float[Array, "batch heads"]:
+    """log(sum(exp(logits))) over tokens, in one pass."""
     logits = jnp.maximum(logits, LOWEST_LOGIT)
 
-    def join(a, b):
-        top = jnp.maximum(a[0], b[0])
-        part_a = a[1] * jnp.exp(a[0] - top)
-        part_b = b[1] * jnp.exp(b[0] - top)
-        return top, part_a + part_b
+    def join(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
+        max_logit = jnp.maximum(a[0], b[0])
+        exp_sum_a = a[1] * jnp.exp(a[0] - max_logit)
+        exp_sum_b = b[1] * jnp.exp(b[0] - max_logit)
+        return max_logit, exp_sum_a + exp_sum_b
 
     start = (jnp.float32(LOWEST_LOGIT), jnp.float32(0))
-    values = (logits, jnp.ones_like(logits))
-    top, total = jax.lax.reduce(values, start, join, (1,))
-    return top + jnp.log(total)
+    operands = (logits, jnp.ones_like(logits))
+    max_logit, exp_sum = jax.lax.reduce(operands, start, join, (1,))
+    return max_logit + jnp.log(exp_sum)
 
 
 @log_sum_exp.defjvp
-def _log_sum_exp_jvp(primals, tangents):
+def _log_sum_exp_jvp(
+    primals: tuple[Float[Array, "batch tokens heads"]],
+    tangents: tuple[Float[Array, "batch tokens heads"]],
+) -> tuple[Float[Array, "batch heads"], Float[Array, "batch heads"]]:
     (logits,) = primals
     (tangent,) = tangents
-    out = log_sum_exp(logits)
-    weights = jnp.exp(logits - out[:, None])
-    return out, jnp.sum(weights * tangent, axis=1)
+    log_sum = log_sum_exp(logits)
+    attention = jnp.exp(logits - log_sum[:, None])
+    return log_sum, jnp.sum(attention * tangent, axis=1)
 
 
 log_sum_exp = onnx_op(log_sum_exp)

@@ -2,21 +2,23 @@
 
 import contextlib
 import contextvars
+from collections.abc import Generator
+from typing import Literal
+
+from jaxtyping import Array, Shaped
 
 # Up to this many array elements (55 images of DeiT-S, 14 of So400m), fewer kernels are
 # worth more bytes; an estimate.
 LATENCY_BOUND_SIZE = 2**22
-REFERENCE = "reference"
-EXACT = "exact"
-FAST = "fast"
-_forms = contextvars.ContextVar("forms", default=EXACT)
+Forms = Literal["reference", "exact", "fast"]
+_forms: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", default="exact")
 
 
 @contextlib.contextmanager
-def _trace_forms(forms):
+def _trace_forms(forms: Forms) -> Generator[None]:
     """Trace operations in these forms, or in definitions inside `reference_forms`."""
-    if _forms.get() == REFERENCE:
-        forms = REFERENCE
+    if is_reference():
+        forms = "reference"
     token = _forms.set(forms)
     try:
         yield
@@ -24,33 +26,33 @@ def _trace_forms(forms):
         _forms.reset(token)
 
 
-def reference_forms():
+def reference_forms() -> contextlib.AbstractContextManager[None]:
     """A context in which every operation is traced as its plain definition.
 
     Its gradients are JAX's own. Enter it inside `jax.jit`, which knows no context.
     """
-    return _trace_forms(REFERENCE)
+    return _trace_forms("reference")
 
 
-def fast_forms(enabled=True):
+def fast_forms(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     """A context that traces reductions with fewer, cheaper GPU kernels, if wanted.
 
     The same tokens leave, except at near ties: summation order may differ.
     """
     # Products take two-byte operands where these are exact, and sum in float32.
-    return _trace_forms(FAST if enabled else EXACT)
+    return _trace_forms("fast" if enabled else "exact")
 
 
-def is_reference():
+def is_reference() -> bool:
     """Whether `reference_forms` is entered."""
-    return _forms.get() == REFERENCE
+    return _forms.get() == "reference"
 
 
-def is_fast(x):
+def is_fast(x: Shaped[Array, "..."]) -> bool:
     """Whether `fast_forms` is entered and tokens x have a two-byte dtype."""
-    return _forms.get() == FAST and x.dtype.itemsize == 2
+    return _forms.get() == "fast" and x.dtype.itemsize == 2
 
 
-def is_latency_bound(x):
+def is_latency_bound(x: Shaped[Array, "..."]) -> bool:
     """Whether `is_fast` and starting GPU kernels takes longer than moving x."""
     return is_fast(x) and x.size <= LATENCY_BOUND_SIZE

@@ -4,10 +4,14 @@
 for a FoldedStem, so `reference_forms` changes nothing here.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 
 class FoldedStem(nn.Module):
@@ -17,10 +21,12 @@ class FoldedStem(nn.Module):
     patch_size: int
     dtype: jnp.dtype = jnp.float32
     widths: tuple[int, ...] = ()  # a conv stem's, by `conv_stem_widths`; (): patches
-    pixels: int = 1  # see `fold_stem`
+    pixels_per_position: int = 1  # see `fold_stem`
 
     @nn.compact
-    def __call__(self, images, train=False):
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch rows columns dim"]:
         x = images
         p = self.patch_size
         dim = self.embed_dim
@@ -29,28 +35,38 @@ class FoldedStem(nn.Module):
             # from putting the patches in order.
             batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
-            return self._convolved("proj", x, dim, (p, 1), (p, 1))
+            return self._convolve("proj", x, dim, (p, 1), (p, 1))
         # A GPU computes bias and ReLU in the convolution's kernel.
         for i, width in enumerate(self.widths):
-            if i == 0 and self.pixels > 1:
-                x = self._convolved_joined(x, width)
+            if i == 0 and self.pixels_per_position > 1:
+                x = self._convolve_joined(x, width)
             else:
-                x = self._convolved(f"conv_{i}", x, width, (3, 3), (2, 2), 1)
+                x = self._convolve(f"conv_{i}", x, width, (3, 3), (2, 2), 1)
             x = nn.relu(x)
-        return self._convolved("proj", x, dim, (1, 1), (1, 1))
+        return self._convolve("proj", x, dim, (1, 1), (1, 1))
 
-    def _convolved_joined(self, x, width):
+    def _convolve_joined(
+        self, x: Float[Array, "batch height width channels"], out_channels: int
+    ) -> Float[Array, "batch rows columns {out_channels}"]:
         """The first convolution, with the kernel of `join_pixels`."""
         # Joining the pixels is a reshape without a copy.
-        pixels = self.pixels
-        batch, height, length, channels = x.shape
-        x = x.reshape(batch, height, length // pixels, pixels * channels)
-        results = pixels // 2 * width
-        x = self._convolved("conv_0", x, results, (3, 3), (2, 1), 1)
-        return x.reshape(batch, height // 2, length // 2, width)
+        pixels = self.pixels_per_position
+        batch, height, width, channels = x.shape
+        x = x.reshape(batch, height, width // pixels, pixels * channels)
+        joined_channels = pixels // 2 * out_channels
+        x = self._convolve("conv_0", x, joined_channels, (3, 3), (2, 1), 1)
+        return x.reshape(batch, height // 2, width // 2, out_channels)
 
-    def _convolved(self, name, x, width, size, strides, padding=0):
-        shape = (width, *size, x.shape[-1])
+    def _convolve(
+        self,
+        name: str,
+        x: Float[Array, "batch height width channels"],
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        strides: tuple[int, int],
+        padding: int = 0,
+    ) -> Float[Array, "batch rows columns {out_channels}"]:
+        shape = (out_channels, *kernel_size, x.shape[-1])
         return _Convolution(shape, strides, padding, self.dtype, name=name)(x)
 
 
@@ -63,7 +79,9 @@ class _Convolution(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch rows columns out_channels"]:
         init = nn.initializers.zeros
         kernel = self.param("kernel", init, self.shape, jnp.float32)
         bias = self.param("bias", init, self.shape[:1], jnp.float32)
@@ -77,23 +95,31 @@ class _Convolution(nn.Module):
         return out + _broadcast_channels(bias.astype(self.dtype))
 
 
-def fold_stem(params, stats, epsilon, pixels=1):
+def fold_stem(
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    epsilon: float,
+    pixels_per_position: int = 1,
+) -> dict[str, Any]:
     """Convert a trained stem's parameters to a FoldedStem's float32 parameters.
 
-    stats: a conv stem's batch norm means and variances; {}: a patch stem
+    batch_stats: a conv stem's batch norm means and variances; {}: a patch stem
     epsilon: added to the variances
-    pixels: pixels of a row that a conv stem's first convolution reads as one position,
-        a power of two up to the patch size; 1: the plain convolution
+    pixels_per_position: pixels of a row that a conv stem's first convolution reads as
+        one position, a power of two up to the patch size; 1: the plain convolution
     """
     # Explicit copies, here and below, are what a user's transfer guard allows.
-    params, stats = jax.device_put((params, stats))
-    if not stats:
+    params, batch_stats = jax.device_put((params, batch_stats))
+    if not batch_stats:
         return {"proj": _fold_patches(**params["proj"])}
-    return _fold_convolutions(params, stats, epsilon, pixels)
+    return _fold_convolutions(params, batch_stats, epsilon, pixels_per_position)
 
 
-def _fold_patches(kernel, bias=None):
-    """Rewrite a patch projection [p, p, 3, D] to read a row of a patch as one pixel."""
+def _fold_patches(
+    kernel: Float[Array, "side side channels dim"],
+    bias: Float[Array, " dim"] | None = None,
+) -> dict[str, jax.Array]:
+    """Rewrite a patch projection to read a row of a patch as one pixel."""
     p, _, channels, dim = kernel.shape
     if bias is None:
         bias = jax.device_put(np.zeros(dim, kernel.dtype))
@@ -101,14 +127,19 @@ def _fold_patches(kernel, bias=None):
     return {"kernel": _output_axis_first(kernel), "bias": bias}
 
 
-def _fold_convolutions(params, stats, epsilon, pixels):
+def _fold_convolutions(
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    epsilon: float,
+    pixels_per_position: int,
+) -> dict[str, Any]:
     """Multiply batch norms into kernel and bias of the convolution before them."""
     folded = {}
-    epsilon = jax.device_put(np.float32(epsilon))
-    for name, mean_and_variance in stats.items():  # norm_0, norm_1, ..
+    float32_epsilon = jax.device_put(np.float32(epsilon))
+    for name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
         conv = name.replace("norm", "conv")
         scale = params[name]["scale"]
-        scale = scale / jnp.sqrt(mean_and_variance["var"] + epsilon)
+        scale = scale / jnp.sqrt(mean_and_variance["var"] + float32_epsilon)
         kernel = params[conv]["kernel"] * _broadcast_channels(scale)
         bias = params[name]["bias"]
         folded[conv] = {
@@ -117,41 +148,51 @@ def _fold_convolutions(params, stats, epsilon, pixels):
         }
     # More pixels per position mean more than three input channels, and more results
     # at once.
-    if pixels > 1:
+    if pixels_per_position > 1:
         first = folded["conv_0"]
-        kernel, bias = join_pixels(first["kernel"], first["bias"], pixels)
+        kernel, bias = join_pixels(first["kernel"], first["bias"], pixels_per_position)
         folded["conv_0"] = {"kernel": kernel, "bias": bias}
     proj = params["proj"]
     kernel = _output_axis_first(proj["kernel"])
     return folded | {"proj": {"kernel": kernel, "bias": proj["bias"]}}
 
 
-def join_pixels(kernel, bias, pixels):
+def join_pixels(
+    kernel: Float[Array, "out_channels 3 3 channels"],
+    bias: Float[Array, " out_channels"],
+    pixels: int,
+) -> tuple[
+    Float[Array, "{pixels//2}*out_channels 3 3 {pixels}*channels"],
+    Float[Array, " {pixels//2}*out_channels"],
+]:
     """Rewrite a stride-2 convolution to read `pixels` pixels of a row as one position.
 
-    kernel: [O, 3, 3, C]
     pixels: even
-    Returns (kernel [pixels / 2 O, 3, 3, pixels C], bias [pixels / 2 O]).
+    Returns (kernel, bias).
     """
     # A position has pixels / 2 results. A result reads three adjacent pixels; the first
     # result starts at the last pixel of the position before. All other weights are 0,
     # even every weight of the position behind: the kernel covers it because equal
     # padding on both sides spares a copy of the images.
-    width, _, _, channels = kernel.shape
-    results = pixels // 2
-    wide = jnp.zeros((results, width, 3, 3 * pixels, channels), kernel.dtype)
-    for index in range(results):
-        first = pixels - 1 + 2 * index
-        wide = wide.at[index, :, :, first : first + 3].set(kernel)
-    wide = wide.reshape(results * width, 3, 3, pixels * channels)
-    return wide, jnp.tile(bias, results)
+    out_channels, _, _, channels = kernel.shape
+    num_results = pixels // 2
+    shape = (num_results, out_channels, 3, 3 * pixels, channels)
+    wide = jnp.zeros(shape, kernel.dtype)
+    for index in range(num_results):
+        first_pixel = pixels - 1 + 2 * index
+        wide = wide.at[index, :, :, first_pixel : first_pixel + 3].set(kernel)
+    wide = wide.reshape(num_results * out_channels, 3, 3, pixels * channels)
+    return wide, jnp.tile(bias, num_results)
 
 
-def _output_axis_first(kernel):
-    """Order a kernel's axes as `_Convolution`. [h, w, in, out] -> [out, h, w, in]."""
+def _output_axis_first(
+    kernel: Float[Array, "height width channels out_channels"],
+) -> Float[Array, "out_channels height width channels"]:
+    """Order a kernel's axes as `_Convolution`."""
     return jnp.moveaxis(kernel, 3, 0)
 
 
-def _broadcast_channels(values):
-    """Reshape channel values to broadcast. [D] -> [1, 1, 1, D]."""
-    return values.reshape(1, 1, 1, -1)
+def _broadcast_channels(
+    x: Float[Array, " channels"],
+) -> Float[Array, "1 1 1 channels"]:
+    return x.reshape(1, 1, 1, -1)

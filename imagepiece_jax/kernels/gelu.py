@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
@@ -14,7 +15,7 @@ TANH_FACTOR = math.sqrt(2 / math.pi)  # u = TANH_FACTOR (x + CUBIC_FACTOR x^3)
 CUBIC_FACTOR = 0.044715
 
 
-def plain_gelu(x, variant):
+def plain_gelu(x: Float[Array, " *dims"], variant: str) -> Float[Array, " *dims"]:
     """x Phi(x) in float32."""
     wide = x.astype(jnp.float32)
     if variant == "tanh":
@@ -26,7 +27,7 @@ def plain_gelu(x, variant):
     return (wide * share).astype(x.dtype)
 
 
-def _normal_cdf(x):
+def _normal_cdf(x: Float[Array, " *dims"]) -> Float[Array, " *dims"]:
     """Phi(x)."""
     # erf, as in PyTorch: erfc, as in JAX's own GELU, takes much longer.
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
@@ -36,13 +37,15 @@ def _normal_cdf(x):
 # backward pass needs only x, a GPU can compute "tanh" in the kernel of the matrix
 # product before it, in the type of x.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gelu_from_input(x, variant):
+def _gelu_from_input(x: Float[Array, " *dims"], variant: str) -> Float[Array, " *dims"]:
     if variant == "tanh":
         return jax.nn.gelu(x, approximate=True)
     return plain_gelu(x, variant)
 
 
-def _gelu_gradient(variant, x, gradient):
+def _gelu_gradient(
+    variant: str, x: Float[Array, " *dims"], gradient: Float[Array, " *dims"]
+) -> tuple[Float[Array, " *dims"]]:
     """The gradient of x: (Phi(x) + x Phi'(x)) times the result's gradient."""
     wide = x.astype(jnp.float32)
     if variant == "tanh":
@@ -66,7 +69,7 @@ _gelu_from_input.defvjp(
 
 
 @onnx_op
-def gelu(x, variant="exact"):
+def gelu(x: Float[Array, " *dims"], variant: str = "exact") -> Float[Array, " *dims"]:
     """GELU, x Phi(x), elementwise (Hendrycks & Gimpel 2016, section 2).
 
     variant: "exact", or an approximate Phi: "tanh", 0.5 (1 + tanh u), or "quick",

@@ -1,17 +1,18 @@
-"""Merging tokens into slots by an Assignment of `reduction.state`, called `result`.
+"""Merging tokens into slots by an Assignment.
 
 By definition, `slot_matrix` mixes all tokens. With a SlotIndex tokens are gathered, and
 only slots that absorb tokens are summed. Neither the forward nor the backward pass over
 features scatters. In two bytes, one product may merge the prefix and many tokens.
 """
 
+import dataclasses
 import functools
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int32, Num
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
@@ -45,38 +46,73 @@ class SlotIndex:
         return self.target_slots[:, : self.partner_tokens.shape[1]]
 
 
-def is_in_slot(dest: Int[Array, "B n"], n_out: int) -> Bool[Array, "B {n_out} n"]:
+@struct.dataclass
+class Assignment:
+    """A hard reduction: every token goes to one slot, or is dropped."""
+
+    # int32 slots, or DROPPED; no slot is empty
+    slot_of_token: Int[Array, "batch tokens"]
+    # weights of the features; None: the sizes, or 1 without `by_size`
+    weight: Num[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None
+    # contributions to the slots' attention sizes; None: the tokens' own
+    attn_size: Float[Array, "batch tokens"] | None = None
+    # the same map as indices for gathering; None: a matrix product moves the tokens
+    index: SlotIndex | None = None
+    n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
+    # True: slots are weighted means of tokens; False: weighted sums
+    mean: bool = struct.field(pytree_node=False, default=True)
+    # without `weight`: True weighs tokens by size, False equally
+    by_size: bool = struct.field(pytree_node=False, default=True)
+
+    def feature_weights(
+        self, size: Float[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens"]:
+        """Feature weights, float32."""
+        if self.weight is not None:
+            return self.weight.astype(jnp.float32)
+        return size if self.by_size else jnp.ones_like(size)
+
+
+def is_in_slot(
+    slot_of_token: Int[Array, "batch tokens"], n_out: int
+) -> Bool[Array, "batch {n_out} tokens"]:
     """Mark the tokens in every slot."""
-    dest = dest[:, None, :]
-    slots = jnp.arange(n_out, dtype=dest.dtype)
-    return dest == slots[None, :, None]
+    slots = jnp.arange(n_out, dtype=slot_of_token.dtype)
+    return slot_of_token[:, None, :] == slots[None, :, None]
 
 
 @onnx_op
 def slot_matrix(
-    weight: Float[Array, "B n"], dest: Int[Array, "B n"], n_out: int, mean: bool
-) -> Float[Array, "B {n_out} n"]:
+    weight: Float[Array, "batch tokens"],
+    slot_of_token: Int[Array, "batch tokens"],
+    n_out: int,
+    mean: bool,
+) -> Float[Array, "batch {n_out} tokens"]:
     """Token factors in every slot's mean (or sum)."""
-    matrix = jnp.where(is_in_slot(dest, n_out), weight[:, None, :], 0)
+    matrix = jnp.where(is_in_slot(slot_of_token, n_out), weight[:, None, :], 0)
     if not mean:
         return matrix
     return matrix / jnp.sum(matrix, axis=-1, keepdims=True)
 
 
-def mix_tokens(x, matrix):
-    """Keep the prefix of x and mix its image tokens by a matrix [B, n_out, n]."""
-    prefix = x.shape[1] - matrix.shape[2]
-    image = x[:, prefix:].astype(jnp.float32)
-    mixed = jnp.einsum("bon,bnd->bod", matrix, image, precision="highest")
-    both = [x[:, :prefix], mixed.astype(x.dtype)]
-    return jnp.concatenate(both, axis=1)
+def mix_tokens(
+    x: Float[Array, "batch all_tokens dim"], matrix: Float[Array, "batch slots tokens"]
+) -> Float[Array, "batch prefix_and_slots dim"]:
+    """Keep the prefix of x and mix its image tokens by a matrix."""
+    num_prefix = x.shape[1] - matrix.shape[2]
+    image_tokens = x[:, num_prefix:].astype(jnp.float32)
+    mixed = jnp.einsum("bon,bnd->bod", matrix, image_tokens, precision="highest")
+    return jnp.concatenate([x[:, :num_prefix], mixed.astype(x.dtype)], axis=1)
 
 
 @onnx_op
-def sum_by_slot(values, dest, n_out):
-    """Sum values per slot by comparing destinations. [B, n] -> [B, n_out]."""
-    belongs = is_in_slot(dest, n_out)
-    terms = jnp.where(belongs, values[:, None, :], 0)
+def sum_by_slot(
+    values: Num[Array, "batch tokens"],
+    slot_of_token: Int[Array, "batch tokens"],
+    n_out: int,
+) -> Num[Array, "batch {n_out}"]:
+    """Sum values per slot by comparing slots."""
+    terms = jnp.where(is_in_slot(slot_of_token, n_out), values[:, None, :], 0)
     return jnp.sum(terms, axis=-1)
 
 
@@ -85,32 +121,39 @@ def sum_by_slot(values, dest, n_out):
 # GPUs.
 
 
-def sum_slots(values, result):
-    """Sum token values per slot. [B, n] -> [B, n_out]."""
-    index = result.index
+def sum_slots(
+    values: Num[Array, "batch tokens"], assignment: Assignment
+) -> Num[Array, "batch slots"]:
+    """Sum token values per slot."""
+    index = assignment.index
     if index is None:
-        return sum_by_slot(values, result.dest, result.n_out)
-    first = gather_rows(values, index.kept_tokens)
+        return sum_by_slot(values, assignment.slot_of_token, assignment.n_out)
+    kept_values = gather_rows(values, index.kept_tokens)
     if not index.absorbed_tokens.shape[1]:
-        return first
-    absorbed = gather_rows(values, index.absorbed_tokens)
-    return first + sum_by_slot(absorbed, index.target_slots, result.n_out)
+        return kept_values
+    absorbed_values = gather_rows(values, index.absorbed_tokens)
+    absorbed_sums = sum_by_slot(absorbed_values, index.target_slots, assignment.n_out)
+    return kept_values + absorbed_sums
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _move_by_index(x, weight, total, index, dest, mean):
-    """Move tokens to their slots, in one pass over x. -> [B, prefix + n_out, D].
+def _move_by_index(
+    x: Float[Array, "batch all_tokens dim"],
+    weight: Float[Array, "batch tokens"] | None,
+    divisor: Float[Array, "batch slots"] | None,
+    index: SlotIndex,
+    slot_of_token: Int[Array, "batch tokens"],
+    mean: bool,
+) -> Float[Array, "batch prefix_and_slots dim"]:
+    """Move tokens to their slots, in one pass over x.
 
-    x: [B, prefix + n, D]
-    weight: [B, n], token weights; None: all weights are 1
-    total: [B, n_out], divisors of the weighted sums; None: sums are not divided
-    index: as in `Assignment`
-    dest: as in `Assignment`
+    weight: None: all weights are 1
+    divisor: of the weighted sums; None: sums are not divided
     mean: whether slots hold means; a token alone in its slot then stays unchanged
     """
     # A slot with one token reads a row of x. A slot that absorbs tokens reads a row
-    # of `rows`, a small array [B, m, D] of weighted sums.
-    prefix = x.shape[1] - dest.shape[1]
+    # of `group_sums`, a small array.
+    prefix = x.shape[1] - slot_of_token.shape[1]
     slot = jnp.arange(prefix + index.kept_tokens.shape[1], dtype=jnp.int32)[None]
     front = ((0, 0), (prefix, 0))
     row = jnp.where(slot < prefix, slot, jnp.pad(index.kept_tokens + prefix, front))
@@ -120,104 +163,124 @@ def _move_by_index(x, weight, total, index, dest, mean):
         factor = jnp.pad(factor, front, constant_values=1.0)
         single = single.astype(jnp.float32) * factor[:, :, None]
         single = single.astype(x.dtype)
-    plain = weight is None and total is None
-    if plain or not index.absorbed_tokens.shape[1]:
+    is_plain = weight is None and divisor is None
+    if is_plain or not index.absorbed_tokens.shape[1]:
         return single
-    rows = _group_sums(x, weight, total, index, prefix)
-    grouped = is_in_slot(
-        index.partner_slots, index.kept_tokens.shape[1]
-    )  # [B, n_out, m]
-    group = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
-    group, has_group = _largest_and_any(jnp.where(grouped, group, 0), grouped)
-    together = gather_rows(rows.astype(x.dtype), jnp.pad(group, front))
+    group_sums = _group_sums(x, weight, divisor, index, prefix)
+    is_group = is_in_slot(index.partner_slots, index.kept_tokens.shape[1])
+    group = jnp.arange(group_sums.shape[1], dtype=jnp.int32)[None, None, :]
+    group, has_group = _largest_and_any(jnp.where(is_group, group, 0), is_group)
+    merged = gather_rows(group_sums.astype(x.dtype), jnp.pad(group, front))
     has_group = jnp.pad(has_group, front)
-    return jnp.where(has_group[:, :, None], together, single)
+    return jnp.where(has_group[:, :, None], merged, single)
 
 
-def _group_sums(x, weight, total, index, prefix):
-    """Weighted token sums per group, [B, m, D] float32."""
-    absorbs = (
-        index.partner_slots[:, :, None] == index.target_slots[:, None, :]
-    )  # [B, m, e]
-    # Up to FEW absorbed tokens are gathered for every group and summed: a matrix
-    # product would need copies. For more tokens the product is cheaper, because the
-    # sums grow with the square of the token count.
+def _group_sums(
+    x: Float[Array, "batch all_tokens dim"],
+    weight: Float[Array, "batch tokens"] | None,
+    divisor: Float[Array, "batch slots"] | None,
+    index: SlotIndex,
+    prefix: int,
+) -> Float[Array, "batch groups dim"]:
+    """Weighted token sums per group, in float32."""
+    absorbs = index.partner_slots[:, :, None] == index.target_slots[:, None, :]
+    # Up to FEW_ABSORBED tokens are gathered for every group and summed: a product
+    # would need copies. For more tokens the product is cheaper, because the sums grow
+    # with the square of the token count.
     if index.absorbed_tokens.shape[1] > FEW_ABSORBED:
-        return _group_product(x, weight, total, index, prefix, absorbs)
+        return _group_product(x, weight, divisor, index, prefix, absorbs)
     absorbed = jnp.where(absorbs, index.absorbed_tokens[:, None, :], 0)
     tokens = jnp.concatenate([index.partner_tokens[:, :, None], absorbed], axis=2)
-    in_front = ((0, 0), (0, 0), (1, 0))
-    taken = jnp.pad(absorbs, in_front, constant_values=True)
-    factor = jnp.where(taken, _gather_weights(weight, tokens), 0)
-    if total is not None:
-        factor = factor / gather_rows(total, index.partner_slots)[:, :, None]
+    is_member = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    factor = jnp.where(is_member, _gather_weights(weight, tokens), 0)
+    if divisor is not None:
+        factor = factor / gather_rows(divisor, index.partner_slots)[:, :, None]
     rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
     return jnp.sum(rows * factor[..., None], axis=2)
 
 
-def _group_product(x, weight, total, index, prefix, absorbs):
-    """`_group_sums` by a matrix product; absorbs: [B, m, e] bool."""
-    first = index.partner_tokens
+def _group_product(
+    x: Float[Array, "batch all_tokens dim"],
+    weight: Float[Array, "batch tokens"] | None,
+    divisor: Float[Array, "batch slots"] | None,
+    index: SlotIndex,
+    prefix: int,
+    absorbs: Bool[Array, "batch groups absorbed"],
+) -> Float[Array, "batch groups dim"]:
+    """`_group_sums` by a matrix product."""
+    partners = index.partner_tokens
     absorbed = index.absorbed_tokens
-    factor_of_first = _gather_weights(weight, first)[:, :, None]
-    weights = _gather_weights(weight, absorbed)[:, None, :]
-    factor = jnp.where(absorbs, weights, 0)
-    if total is not None:
-        divisor = gather_rows(total, index.partner_slots)[:, :, None]
-        factor_of_first = factor_of_first / divisor
-        factor = factor / divisor
-    rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
-    rows = jnp.einsum("bme,bed->bmd", factor, rows, precision="highest")
-    first_rows = gather_rows(x, first + prefix).astype(jnp.float32)
-    return rows + factor_of_first * first_rows
+    partner_factor = _gather_weights(weight, partners)[:, :, None]
+    factor = jnp.where(absorbs, _gather_weights(weight, absorbed)[:, None, :], 0)
+    if divisor is not None:
+        group_divisor = gather_rows(divisor, index.partner_slots)[:, :, None]
+        partner_factor = partner_factor / group_divisor
+        factor = factor / group_divisor
+    absorbed_rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
+    sums = jnp.einsum("bme,bed->bmd", factor, absorbed_rows, precision="highest")
+    partner_rows = gather_rows(x, partners + prefix).astype(jnp.float32)
+    return sums + partner_factor * partner_rows
 
 
-def _gather_weights(weight, tokens):
+def _gather_weights(
+    weight: Float[Array, "batch tokens"] | None, tokens: Int[Array, "batch ..."]
+) -> Float[Array, "batch ..."]:
     if weight is None:
         return jnp.ones(tokens.shape, jnp.float32)
     return gather_rows(weight, tokens)
 
 
-def _largest_and_any(values, flags):
+def _largest_and_any(
+    values: Int32[Array, "batch slots groups"], flags: Bool[Array, "batch slots groups"]
+) -> tuple[Int32[Array, "batch slots"], Bool[Array, "batch slots"]]:
     """Reduce int32 values >= 0 by max and flags by any, along the last axis, at once.
 
     Returns (largest value, whether any flag is True).
     """
 
-    def join(a, b):
-        largest = jnp.maximum(a[0], b[0])
-        any_of_them = a[1] | b[1]
-        return largest, any_of_them
+    def join(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
+        return jnp.maximum(a[0], b[0]), a[1] | b[1]
 
     start = (jnp.int32(0), jnp.bool_(False))
     return jax.lax.reduce((values, flags), start, join, (values.ndim - 1,))
 
 
-def _move_forward(x, weight, total, index, dest, mean):
-    moved = _move_by_index(x, weight, total, index, dest, mean)
+def _move_forward(
+    x: Float[Array, "batch all_tokens dim"],
+    weight: Float[Array, "batch tokens"] | None,
+    divisor: Float[Array, "batch slots"] | None,
+    index: SlotIndex,
+    slot_of_token: Int[Array, "batch tokens"],
+    mean: bool,
+) -> tuple[Float[Array, "batch prefix_and_slots dim"], tuple[Any, ...]]:
+    moved = _move_by_index(x, weight, divisor, index, slot_of_token, mean)
     share = weight
-    if total is not None:
+    if divisor is not None:
         share = 1.0 if weight is None else weight
-        share = share / gather_rows(total, jnp.maximum(dest, 0))
-    return moved, (x, share, total, dest)
+        share = share / gather_rows(divisor, jnp.maximum(slot_of_token, 0))
+    return moved, (x, share, divisor, slot_of_token)
 
 
-def _move_backward(mean, saved, gradient):
+def _move_backward(
+    mean: bool,
+    saved: tuple[Any, ...],
+    gradient: Float[Array, "batch prefix_and_slots dim"],
+) -> tuple[jax.Array | None, ...]:
     """Gradients of x and weight: every token reads its slot's gradient."""
-    x, share, total, dest = saved
-    prefix = x.shape[1] - dest.shape[1]
+    x, share, divisor, slot_of_token = saved
+    prefix = x.shape[1] - slot_of_token.shape[1]
     front = ((0, 0), (prefix, 0))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    slot = jnp.pad(jnp.maximum(dest, 0) + prefix, front)
+    slot = jnp.pad(jnp.maximum(slot_of_token, 0) + prefix, front)
     rows = gather_rows(gradient, jnp.where(token < prefix, token, slot))
-    dropped = jnp.pad(dest == DROPPED, front)[:, :, None]
-    rows = jnp.where(dropped, 0, rows)
+    is_dropped = jnp.pad(slot_of_token == DROPPED, front)[:, :, None]
+    rows = jnp.where(is_dropped, 0, rows)
     if share is None:
         return rows, None, None, None, None
     rows = rows.astype(jnp.float32)
     d_share = None
-    # With `total`, the weights are sizes, which get no gradient.
-    if total is None:
+    # With `divisor`, the weights are sizes, which get no gradient.
+    if divisor is None:
         d_share = jnp.sum(rows * x.astype(jnp.float32), axis=-1)
         d_share = d_share[:, prefix:]
     factor = jnp.pad(share, front, constant_values=1.0)
@@ -231,97 +294,112 @@ _move_by_index.defvjp(_move_forward, _move_backward)
 # By one product, in two bytes
 
 
-def _merge_by_product(x, size, attn_size, result, patches):
+def _merge_by_product(
+    x: Float[Array, "batch all_tokens dim"],
+    size: Float[Array, "batch all_tokens"],
+    attn_size: Float[Array, "batch all_tokens"] | None,
+    assignment: Assignment,
+    patches: int | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`merge_tokens` by one matrix product [slots, tokens] that includes the prefix."""
-    prefix = x.shape[1] - result.dest.shape[1]
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     front = ((0, 0), (prefix, 0))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    count = prefix + result.n_out
+    num_slots = prefix + assignment.n_out
     # Rows are padded to a multiple of 8 for tensor cores. Otherwise XLA would cut the
     # padded product in one more pass over it.
-    slot = jnp.arange(count + -count % 8, dtype=jnp.int32)
+    slot = jnp.arange(num_slots + -num_slots % 8, dtype=jnp.int32)
     # Prefix tokens get slot numbers below DROPPED, which no image token has.
     slot = jnp.where(slot < prefix, DROPPED - 1 - slot, slot - prefix)
-    dest = jnp.where(token < prefix, DROPPED - 1 - token, jnp.pad(result.dest, front))
-    belongs = dest[:, None, :] == slot[None, :, None]
+    slot_of_token = jnp.pad(assignment.slot_of_token, front)
+    slot_of_token = jnp.where(token < prefix, DROPPED - 1 - token, slot_of_token)
+    belongs = slot_of_token[:, None, :] == slot[None, :, None]
     size = jnp.where(belongs, size[:, None, :], 0)
-    by_size = result.by_size and result.weight is None
-    weight_of_token = 1.0
-    if result.weight is not None:
+    by_size = assignment.by_size and assignment.weight is None
+    token_weight = 1.0
+    if assignment.weight is not None:
         # The totals are sums of the rounded weights, so every slot is an exact mean.
-        rounded = result.weight.astype(x.dtype).astype(jnp.float32)
-        weight_of_token = jnp.pad(rounded, front, constant_values=1.0)[:, None, :]
-    weight = size if by_size else jnp.where(belongs, weight_of_token, 0.0)
-    values = [weight]
-    if result.attn_size is not None:
-        attn_size = jnp.pad(result.attn_size, front, constant_values=1.0)
+        rounded = assignment.weight.astype(x.dtype).astype(jnp.float32)
+        token_weight = jnp.pad(rounded, front, constant_values=1.0)[:, None, :]
+    weight = size if by_size else jnp.where(belongs, token_weight, 0.0)
+    summands = [weight]
+    if assignment.attn_size is not None:
+        attn_size = jnp.pad(assignment.attn_size, front, constant_values=1.0)
     if attn_size is not None:
-        values.append(jnp.where(belongs, attn_size[:, None, :], 0))
+        summands.append(jnp.where(belongs, attn_size[:, None, :], 0))
     # One pass computes all sums per slot, in the kernel that writes the matrix.
-    total, *attn_size = (
-        slot_sums[:, :count] for slot_sums in sum_arrays(values, axis=2)
-    )
-    parts = [weight.astype(x.dtype)]
+    slot_sums = [sums[:, :num_slots] for sums in sum_arrays(summands, axis=2)]
+    total = slot_sums[0]
+    operands = [weight.astype(x.dtype)]
     # Whole numbers up to `exact` fit into the tokens' dtype. A larger size needs two
     # operands: the rounded size and the rest.
     exact = 2 / jnp.finfo(x.dtype).eps
     if by_size and (patches is None or patches > exact):
-        rounding = weight - parts[0].astype(jnp.float32)
-        parts.append(rounding.astype(x.dtype))
+        rounding = weight - operands[0].astype(jnp.float32)
+        operands.append(rounding.astype(x.dtype))
     rows = jnp.einsum(
         "bpsn,bnd->bpsd",
-        jnp.stack(parts, axis=1),
+        jnp.stack(operands, axis=1),
         x,
         preferred_element_type=jnp.float32,
     )
-    rows = jnp.sum(rows, axis=1)[:, :count] / total[:, :, None]
+    rows = jnp.sum(rows, axis=1)[:, :num_slots] / total[:, :, None]
     rows = rows.astype(x.dtype)
-    size = total if by_size else jnp.sum(size, axis=-1)[:, :count]
+    size = total if by_size else jnp.sum(size, axis=-1)[:, :num_slots]
     tiny = jnp.finfo(jnp.float32).tiny
-    attn_size = jnp.maximum(attn_size[0], tiny) if attn_size else None
-    return rows, size, attn_size
+    if attn_size is None:
+        return rows, size, None
+    return rows, size, jnp.maximum(slot_sums[1], tiny)
 
 
 # Who chooses
 
 
-def choose_form(x, result):
-    """`result` with its index, or without it where a product merges tokens x faster."""
-    if result.index is None:
-        return result
-    absorbed = result.index.absorbed_tokens.shape[1]
+def choose_form(x: Float[Array, "..."], assignment: Assignment) -> Assignment:
+    """Remove the assignment's index where a product merges tokens x faster."""
+    if assignment.index is None:
+        return assignment
+    absorbed = assignment.index.absorbed_tokens.shape[1]
     # One product is fast for means of many tokens. For few tokens it pays only where
     # starting kernels takes longer than moving x.
     by_product = absorbed > FEW_ABSORBED or (absorbed > 0 and is_latency_bound(x))
     # Float weights would be rounded to two bytes; sizes and booleans are exact.
-    by_product &= result.weight is None or result.weight.dtype == bool
-    if is_reference() or (is_fast(x) and result.mean and by_product):
-        return result.replace(index=None)
-    return result
+    by_product &= assignment.weight is None or assignment.weight.dtype == bool
+    if is_reference() or (is_fast(x) and assignment.mean and by_product):
+        return dataclasses.replace(assignment, index=None)
+    return assignment
 
 
-def merge_tokens(x, size, attn_size, result, patches=None):
+def merge_tokens(
+    x: Float[Array, "batch all_tokens dim"],
+    size: Float[Array, "batch all_tokens"],
+    attn_size: Float[Array, "batch all_tokens"] | None,
+    assignment: Assignment,
+    patches: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Merge features, sizes and attention sizes in the form of `choose_form`.
 
-    The arguments are fields of a `TokenState`; `result` may have attention sizes, too.
+    The arguments are fields of a TokenState; `assignment` may have attention sizes.
     """
-    if is_fast(x) and result.index is None and result.mean:
-        return _merge_by_product(x, size, attn_size, result, patches)
-    merged, merged_size = merge_features(x, size, result)
-    if attn_size is None and result.attn_size is None:
+    if is_fast(x) and assignment.index is None and assignment.mean:
+        return _merge_by_product(x, size, attn_size, assignment, patches)
+    merged, merged_size = merge_features(x, size, assignment)
+    if attn_size is None and assignment.attn_size is None:
         return merged, merged_size, None
-    prefix = x.shape[1] - result.dest.shape[1]
-    sizes = result.attn_size  # of image tokens
-    if sizes is None:
-        sizes = attn_size[:, prefix:]
-    total = sum_slots(sizes.astype(jnp.float32), result)
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
+    image_sizes = assignment.attn_size
+    if attn_size is None:
+        attn_size = size
+    if image_sizes is None:
+        image_sizes = attn_size[:, prefix:]
+    slot_sizes = sum_slots(image_sizes.astype(jnp.float32), assignment)
     # A slot's tokens may all add 0, but attention takes the logarithm.
-    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    own = size if attn_size is None else attn_size
-    return merged, merged_size, jnp.concatenate([own[:, :prefix], total], axis=1)
+    slot_sizes = jnp.maximum(slot_sizes, jnp.finfo(jnp.float32).tiny)
+    attn_size = jnp.concatenate([attn_size[:, :prefix], slot_sizes], axis=1)
+    return merged, merged_size, attn_size
 
 
-def least_weight(x):
+def least_weight(x: Float[Array, "..."]) -> float:
     """The least weight with which a token of x still counts in a mean of its slot."""
     # Its products with features must not underflow. `_merge_by_product` rounds it.
     least = 1e-30
@@ -331,71 +409,101 @@ def least_weight(x):
 
 
 @onnx_op
-def merge_features(x, size, result):
-    """Merge features and sizes: [B, prefix + n_out, D], [B, prefix + n_out].
-
-    x, size: [B, prefix + n, D], [B, prefix + n]
-    """
-    prefix = x.shape[1] - result.dest.shape[1]
+def merge_features(
+    x: Float[Array, "batch all_tokens dim"],
+    size: Float[Array, "batch all_tokens"],
+    assignment: Assignment,
+) -> tuple[
+    Float[Array, "batch prefix_and_slots dim"], Float[Array, "batch prefix_and_slots"]
+]:
+    """Merge features and sizes."""
+    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     image_size = size[:, prefix:]
-    size_of_slots = sum_slots(image_size, result)
-    sizes = jnp.concatenate([size[:, :prefix], size_of_slots], axis=1)
-    if result.index is None:
-        weight = result.weights(image_size)
-        matrix = slot_matrix(weight, result.dest, result.n_out, result.mean)
+    slot_sizes = sum_slots(image_size, assignment)
+    sizes = jnp.concatenate([size[:, :prefix], slot_sizes], axis=1)
+    if assignment.index is None:
+        weight = assignment.feature_weights(image_size)
+        matrix = slot_matrix(
+            weight, assignment.slot_of_token, assignment.n_out, assignment.mean
+        )
         return mix_tokens(x, matrix), sizes
-    if result.index.absorbed_tokens.shape[1] and result.weight is None and result.mean:
+    if (
+        assignment.index.absorbed_tokens.shape[1]
+        and assignment.weight is None
+        and assignment.mean
+    ):
         # Weights are integers here, so sums per slot suffice. `_slot_shares` would
         # compare all pairs of tokens.
         share = image_size
-        total = size_of_slots
-        if not result.by_size:
+        divisor = slot_sizes
+        if not assignment.by_size:
             share = None
-            total = sum_slots(jnp.ones_like(image_size), result)
+            divisor = sum_slots(jnp.ones_like(image_size), assignment)
     else:
-        share = _slot_shares(result, image_size)
-        total = None
-    return _move_tokens(x, share, total, result), sizes
+        share = _slot_shares(assignment, image_size)
+        divisor = None
+    return _move_tokens(x, share, divisor, assignment), sizes
 
 
-def merge_map(weights, result, size):
+def merge_map(
+    attention: Float[Array, "batch heads queries all_tokens"],
+    assignment: Assignment,
+    size: Float[Array, "batch tokens"],
+) -> Float[Array, "batch heads merged_queries prefix_and_slots"]:
     """Merge an attention map: rows are averaged like features, columns are summed.
 
-    weights: [B, H, N, N], attention before the merge, or only the prefix rows
-    size: [B, n], image token sizes before the merge
-    Returns [B, H, N_out, N_out], or only the prefix rows.
+    attention: before the merge, of all tokens or of the prefix alone
+    size: of image tokens before the merge
     Source: Lee et al. 2024, section 3.3.
     """
     if is_reference():
-        result = result.replace(index=None)
-    batch, heads, rows, tokens = weights.shape
-    by_row = weights.transpose(0, 2, 1, 3)
-    by_row = by_row.reshape(batch, rows, -1)
-    if rows == tokens:
-        by_row = _move_tokens(by_row, _slot_shares(result, size), None, result)
+        assignment = dataclasses.replace(assignment, index=None)
+    batch, heads, queries, tokens = attention.shape
+    by_row = attention.transpose(0, 2, 1, 3)
+    by_row = by_row.reshape(batch, queries, -1)
+    if queries == tokens:
+        by_row = _move_tokens(by_row, _slot_shares(assignment, size), None, assignment)
     by_column = by_row.reshape(batch, -1, heads, tokens)
     by_column = by_column.transpose(0, 3, 2, 1)
     by_column = by_column.reshape(batch, tokens, -1)
     ones = jnp.ones(size.shape, jnp.float32)
-    by_column = _move_tokens(by_column, ones, None, result.replace(mean=False))
+    by_column = _move_tokens(
+        by_column, ones, None, dataclasses.replace(assignment, mean=False)
+    )
     merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
     return merged.transpose(0, 2, 3, 1)
 
 
-def _slot_shares(result, size):
-    """Token factors in the slot sums, [B, n] float32; None: all factors are 1."""
-    no_merges = result.index is not None and not result.index.absorbed_tokens.shape[1]
-    if no_merges and result.weight is None and result.mean:
+def _slot_shares(
+    assignment: Assignment, size: Float[Array, "batch tokens"]
+) -> Float[Array, "batch tokens"] | None:
+    """Token factors in the slot sums; None: all factors are 1."""
+    has_no_merges = (
+        assignment.index is not None and not assignment.index.absorbed_tokens.shape[1]
+    )
+    if has_no_merges and assignment.weight is None and assignment.mean:
         return None
-    weight = result.weights(size)
-    if not result.mean:
+    weight = assignment.feature_weights(size)
+    if not assignment.mean:
         return weight
-    together = result.dest[:, :, None] == result.dest[:, None, :]
-    weights_in_slot = jnp.where(together, weight[:, None, :], 0)
+    is_same_slot = (
+        assignment.slot_of_token[:, :, None] == assignment.slot_of_token[:, None, :]
+    )
+    weights_in_slot = jnp.where(is_same_slot, weight[:, None, :], 0)
     return weight / jnp.sum(weights_in_slot, axis=-1)
 
 
-def _move_tokens(x, weight, total, result):
-    if result.index is not None:
-        return _move_by_index(x, weight, total, result.index, result.dest, result.mean)
-    return mix_tokens(x, slot_matrix(weight, result.dest, result.n_out, mean=False))
+def _move_tokens(
+    x: Float[Array, "batch all_tokens dim"],
+    weight: Float[Array, "batch tokens"] | None,
+    divisor: Float[Array, "batch slots"] | None,
+    assignment: Assignment,
+) -> Float[Array, "batch prefix_and_slots dim"]:
+    index = assignment.index
+    if index is not None:
+        return _move_by_index(
+            x, weight, divisor, index, assignment.slot_of_token, assignment.mean
+        )
+    return mix_tokens(
+        x, slot_matrix(weight, assignment.slot_of_token, assignment.n_out, mean=False)
+    )

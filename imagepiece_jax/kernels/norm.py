@@ -2,18 +2,27 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
 
 
-def plain_layer_norm(x, scale, bias, dtype, eps):
+def plain_layer_norm(
+    x: Float[Array, "*tokens dim"],
+    scale: Float[Array, " dim"],
+    bias: Float[Array, " dim"],
+    dtype: jnp.dtype,
+    eps: float,
+) -> Float[Array, "*tokens dim"]:
     """(x - mean) / deviation * scale + bias in float32."""
     return _normalize(x, *_mean_and_factor(x, eps), scale, bias).astype(dtype)
 
 
-def _mean_and_factor(x, eps):
-    """(mean, 1 / deviation), [..., 1] float32."""
+def _mean_and_factor(
+    x: Float[Array, "*tokens dim"], eps: float
+) -> tuple[Float[Array, "*tokens 1"], Float[Array, "*tokens 1"]]:
+    """(mean, 1 / deviation), in float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     # XLA fuses the mean of squared distances into one kernel. E[x^2] - E[x]^2 would
@@ -23,7 +32,13 @@ def _mean_and_factor(x, eps):
     return mean, jax.lax.rsqrt(variance + eps)
 
 
-def _normalize(x, mean, factor, scale, bias):
+def _normalize(
+    x: Float[Array, "*tokens dim"],
+    mean: Float[Array, "*tokens 1"],
+    factor: Float[Array, "*tokens 1"],
+    scale: Float[Array, " dim"],
+    bias: Float[Array, " dim"],
+) -> Float[Array, "*tokens dim"]:
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
@@ -34,26 +49,36 @@ def _normalize(x, mean, factor, scale, bias):
 _layer_norm_from_input = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4))
 
 
-def _layer_norm_forward(x, scale, bias, dtype, eps):
+def _layer_norm_forward(
+    x: Float[Array, "*tokens dim"],
+    scale: Float[Array, " dim"],
+    bias: Float[Array, " dim"],
+    dtype: jnp.dtype,
+    eps: float,
+) -> tuple[Float[Array, "*tokens dim"], tuple[jax.Array, ...]]:
     # Without this barrier XLA would store whole float32 arrays instead.
     mean, factor = jax.lax.optimization_barrier(_mean_and_factor(x, eps))
     out = _normalize(x, mean, factor, scale, bias).astype(dtype)
     return out, (x, mean, factor, scale)
 
 
-def _layer_norm_backward(dtype, eps, saved, gradient):
+def _layer_norm_backward(
+    dtype: jnp.dtype,
+    eps: float,
+    saved: tuple[jax.Array, ...],
+    gradient: Float[Array, "*tokens dim"],
+) -> tuple[Float[Array, "*tokens dim"], Float[Array, " dim"], Float[Array, " dim"]]:
     """The gradients of x, scale and bias."""
     x, mean, factor, scale = saved
-    # x in units of its deviation
-    unit = (x.astype(jnp.float32) - mean) * factor
+    normalized = (x.astype(jnp.float32) - mean) * factor
     gradient = gradient.astype(jnp.float32)
     inner = gradient * jnp.expand_dims(scale, range(x.ndim - 1))
-    along = jnp.mean(inner * unit, axis=-1, keepdims=True)
+    along = jnp.mean(inner * normalized, axis=-1, keepdims=True)
     centered = inner - jnp.mean(inner, axis=-1, keepdims=True)
-    d_x = factor * (centered - unit * along)
-    tokens = tuple(range(x.ndim - 1))
-    d_scale = jnp.sum(gradient * unit, axis=tokens)
-    d_bias = jnp.sum(gradient, axis=tokens)
+    d_x = factor * (centered - normalized * along)
+    token_axes = tuple(range(x.ndim - 1))
+    d_scale = jnp.sum(gradient * normalized, axis=token_axes)
+    d_bias = jnp.sum(gradient, axis=token_axes)
     return (
         d_x.astype(x.dtype),
         d_scale.astype(scale.dtype),
@@ -65,10 +90,15 @@ _layer_norm_from_input.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 @onnx_op
-def layer_norm(x, scale, bias, dtype, eps=1e-6):
+def layer_norm(
+    x: Float[Array, "*tokens dim"],
+    scale: Float[Array, " dim"],
+    bias: Float[Array, " dim"],
+    dtype: jnp.dtype,
+    eps: float = 1e-6,
+) -> Float[Array, "*tokens dim"]:
     """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
 
-    x, scale, bias: [..., D], [D] and [D]
     dtype: the result's type; statistics are float32
     eps: added to the variance
     """

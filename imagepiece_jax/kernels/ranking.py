@@ -4,21 +4,23 @@ Outside `reference_forms` nothing sorts, scatters or accumulates along an axis. 
 comparisons give ranks: one kernel on a GPU, where starting kernels costs most.
 """
 
-import chex
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32, Num, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
 
 
 @onnx_op
-def rank_tokens(score):
-    """Rank tokens by falling score, ties to the lower index. -> [B, n] int32.
+def rank_tokens(score: Num[Array, "batch tokens"]) -> Int32[Array, "batch tokens"]:
+    """Rank tokens from 0 by falling score, ties to the lower index.
 
-    score: [B, n] float, where NaN counts as minus infinity, or `order_key` keys
+    score: floats, where NaN counts as minus infinity, or `order_key` keys
     """
-    chex.assert_rank(score, 2)
     key = score
     if not jnp.issubdtype(score.dtype, jnp.integer):
         key = order_key(score)
@@ -32,7 +34,7 @@ def rank_tokens(score):
     return jnp.sum(other_key >= own_key, axis=-1, dtype=jnp.int32)
 
 
-def order_key(score):
+def order_key(score: Float[Array, " *dims"]) -> Int32[Array, " *dims"]:
     """Map float scores to int32 keys with the same order; NaN becomes the lowest."""
     # Integers compare in one operation, floats with ties and NaN in several.
     score = score.astype(jnp.float32)
@@ -44,18 +46,21 @@ def order_key(score):
     return jnp.where(magnitude > infinity, -infinity, key)
 
 
-def _pair_indices(values):
-    """Indices of both tokens in every pair. [B, n] -> [B, n, n] int32 twice."""
-    shape = values.shape + values.shape[-1:]
+def _pair_indices(
+    x: Shaped[Array, "batch tokens"],
+) -> tuple[Int32[Array, "batch tokens tokens"], Int32[Array, "batch tokens tokens"]]:
+    """Indices of both tokens in every pair."""
+    shape = x.shape + x.shape[-1:]
     mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
     return mine, other
 
 
 @onnx_op
-def count_kept_before(keep):
-    """Count kept tokens before every token. [B, n] bool -> [B, n] int32."""
-    chex.assert_rank(keep, 2)
+def count_kept_before(
+    keep: Bool[Array, "batch tokens"],
+) -> Int32[Array, "batch tokens"]:
+    """Count kept tokens before every token."""
     if is_reference():
         return jnp.cumsum(keep, axis=1, dtype=jnp.int32) - keep.astype(jnp.int32)
     mine, other = _pair_indices(keep)
@@ -64,9 +69,10 @@ def count_kept_before(keep):
 
 
 @onnx_op
-def index_kept_tokens(keep):
-    """Number kept tokens from 0; other tokens are negative. [B, n] -> [B, n] int32."""
-    chex.assert_rank(keep, 2)
+def index_kept_tokens(
+    keep: Bool[Array, "batch tokens"],
+) -> Int32[Array, "batch tokens"]:
+    """Number kept tokens from 0; other tokens are negative."""
     if is_reference():
         return count_kept_before(keep) - jnp.where(keep, 0, keep.shape[1])
     mine, other = _pair_indices(keep)
@@ -78,7 +84,9 @@ def index_kept_tokens(keep):
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
-def index_kept_or(keep, otherwise):
+def index_kept_or(
+    keep: Bool[Array, "batch tokens"], otherwise: Int[Array, "batch tokens"]
+) -> Int32[Array, "batch tokens"]:
     """`index_kept_tokens` for kept tokens, `otherwise` for the rest, in one pass."""
     mine, other = _pair_indices(keep)
     earlier = keep[:, None, :] & (other < mine)
@@ -88,70 +96,73 @@ def index_kept_or(keep, otherwise):
 
 
 @onnx_op
-def invert_order(position, values):
-    """Find the index of every wanted value in `position` [B, n]. -> [B, m] int32.
+def invert_order(
+    position: Int[Array, "batch tokens"], wanted: int | Int[Array, " wanted"]
+) -> Int32[Array, "batch wanted"]:
+    """Find the token at every wanted position.
 
-    A missing value gives 0. A repeated value gives the sum of its indices.
+    A missing position gives 0. A repeated position gives the sum of its tokens.
 
-    values: [m] values, or a number m for the values 0..m-1
+    wanted: positions, or a number m for the positions 0..m-1
     """
-    chex.assert_rank(position, 2)
-    if isinstance(values, int):
-        values = jnp.arange(values)
-    else:
-        values = jnp.asarray(values)
-    index = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
+    wanted = jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
+    token = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
     position = position[:, None, :]
-    values = values.astype(jnp.int32)[None, :, None]
-    indices = jnp.where(position == values, index, 0)
+    wanted = wanted.astype(jnp.int32)[None, :, None]
+    indices = jnp.where(position == wanted, token, 0)
     return jnp.sum(indices, axis=-1, dtype=jnp.int32)
 
 
 @onnx_op
-def pick_by_rank(position, length, *values):
-    """Gather values [B, n] int32 at `invert_order(position, length)`, in one pass.
-
-    Returns a tuple of [B, length] int32.
-    """
+def pick_by_rank(
+    position: Int[Array, "batch tokens"],
+    length: int,
+    *values: Num[Array, "#batch tokens"],
+) -> tuple[Num[Array, "batch {length}"], ...]:
+    """Gather values at `invert_order(position, length)`, in one pass."""
     if not is_reference():
         # Without it XLA recomputes all positions for every wanted index.
         position = jax.lax.optimization_barrier(position)
     ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
-    holds = position[:, None, :] == ranks
-    picked = tuple(jnp.where(holds, value[:, None, :], 0) for value in values)
+    has_rank = position[:, None, :] == ranks
+    picked = tuple(jnp.where(has_rank, value[:, None, :], 0) for value in values)
     return sum_arrays(picked, axis=2)
 
 
 @onnx_op
-def sum_arrays(values, axis):
-    """Sum several arrays along an axis, in one pass."""
+def sum_arrays(arrays: Sequence[jax.Array], axis: int) -> tuple[jax.Array, ...]:
+    """Sum several arrays of one shape along an axis, in one pass."""
     if is_reference():
-        return tuple(jnp.sum(value, axis=axis) for value in values)
+        return tuple(jnp.sum(array, axis=axis) for array in arrays)
 
-    def add(a, b):
+    def add(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(x + y for x, y in zip(a, b, strict=True))
 
-    zeros = tuple(jnp.zeros((), value.dtype) for value in values)
-    return jax.lax.reduce(tuple(values), zeros, add, (axis,))
+    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
+    return jax.lax.reduce(tuple(arrays), zeros, add, (axis,))
 
 
 @onnx_op
-def gather_rows(x, index):
-    """Gather rows of x [B, n, ...] at an index [B, ...] in [0, n), image by image.
+def gather_rows(
+    x: Shaped[Array, "batch tokens *dims"], index: Int[Array, "#batch *places"]
+) -> Shaped[Array, "batch ..."]:
+    """Gather rows of x at indices that are at least 0, image by image.
 
-    Returns [*index.shape, *x.shape[2:]].
+    Returns [*index.shape, *dims].
     """
     if is_reference():
         return jax.vmap(lambda rows, chosen: rows[chosen])(x, index)
     batch, n = x.shape[:2]
     # One matrix of all rows: pairs (image, row) would be one more array in memory.
-    start = n * jnp.arange(batch, dtype=index.dtype)
-    index = index + start.reshape(batch, *(1,) * (index.ndim - 1))
+    first_rows = n * jnp.arange(batch, dtype=index.dtype)
+    index = index + first_rows.reshape(batch, *(1,) * (index.ndim - 1))
     flat = x.reshape(batch * n, *x.shape[2:])
     return flat.at[index].get(mode="promise_in_bounds")
 
 
-def mark_smallest(values, k):
+def mark_smallest(
+    values: Float[Array, "*rows columns"], k: int
+) -> Bool[Array, "*rows columns"]:
     """Mark the k smallest values per row, ties to the lower index, in k passes."""
     if is_reference():
         return jnp.argsort(jnp.argsort(values, stable=True)) < k
@@ -159,16 +170,17 @@ def mark_smallest(values, k):
     marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
         unmarked = jnp.where(marked, jnp.inf, values)
-        nearest = jnp.argmin(unmarked, axis=-1).astype(jnp.int32)
-        marked |= index == nearest[..., None]
+        smallest_index = jnp.argmin(unmarked, axis=-1).astype(jnp.int32)
+        marked |= index == smallest_index[..., None]
     return marked
 
 
-def interleave_tokens(first, second):
-    """Interleave `first` [B, ceil(n/2)] (even places) and `second`. -> [B, n]."""
-    batch, half = first.shape
-    n = half + second.shape[1]
-    missing = half - second.shape[1]
-    second = jnp.pad(second, ((0, 0), (0, missing)))
-    pairs = jnp.stack([first, second], axis=-1)
-    return pairs.reshape(batch, 2 * half)[:, :n]
+def interleave_tokens(
+    even: Shaped[Array, "batch even_tokens"], odd: Shaped[Array, "batch odd_tokens"]
+) -> Shaped[Array, "batch tokens"]:
+    """Interleave the values of even and of odd tokens."""
+    batch, num_even = even.shape
+    num_odd = odd.shape[1]
+    odd = jnp.pad(odd, ((0, 0), (0, num_even - num_odd)))
+    pairs = jnp.stack([even, odd], axis=-1)
+    return pairs.reshape(batch, 2 * num_even)[:, : num_even + num_odd]

@@ -1,34 +1,41 @@
 """Similarities and distances of tokens, in float32."""
 
-import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 
 
 @onnx_op
-def unit_vectors(x, eps=1e-6):
+def unit_vectors(
+    x: Float[Array, "*rows dim"], eps: float = 1e-6
+) -> Float[Array, "*rows dim"]:
     """Scale vectors along the last axis to length 1, in float32."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(squares + eps)
 
 
-def dot_products(a, b):
-    """Dot products of all row pairs, in float32. [B, n, d], [B, m, d] -> [B, n, m]."""
+def dot_products(
+    a: Float[Array, "batch rows dim"], b: Float[Array, "batch columns dim"]
+) -> Float[Array, "batch rows columns"]:
+    """Dot products of all row pairs, in float32."""
     a = a.astype(jnp.float32)
     b = b.astype(jnp.float32)
     return jnp.einsum("bnd,bmd->bnm", a, b, precision="highest")
 
 
-def cosine_similarity(a, b=None, eps=1e-6):
-    """Cosine similarities in float32. [B, n, d], [B, m, d] -> [B, n, m].
+def cosine_similarity(
+    a: Float[Array, "batch rows dim"],
+    b: Float[Array, "batch columns dim"] | None = None,
+    eps: float = 1e-6,
+) -> Float[Array, "batch rows columns_of_b"]:
+    """Cosine similarities of all row pairs, in float32.
 
     b: None: all pairs of `a`
     """
-    chex.assert_rank(a, 3)
     if b is not None:
         return dot_products(unit_vectors(a, eps), unit_vectors(b, eps))
     if is_reference():
@@ -45,25 +52,34 @@ def cosine_similarity(a, b=None, eps=1e-6):
     return product * scale[:, :, None] * scale[:, None, :]
 
 
-def all_cosines(x, all_x=None):
-    """Cosines of all image tokens, without a gradient. [B, n, D] -> [B, n, n] float32.
+def all_cosines(
+    x: Float[Array, "batch tokens dim"],
+    all_x: Float[Array, "batch all_tokens dim"] | None = None,
+) -> Float[Array, "batch tokens tokens"]:
+    """Cosines of all image tokens, without a gradient.
 
-    all_x: [B, prefix + n, D], x behind the prefix; None: x alone
+    all_x: x behind the prefix; None: x alone
     """
     x = jax.lax.stop_gradient(x)
     if not is_fast(x) or all_x is None:
         x = unit_vectors(x)
         return dot_products(x, x)
     # For a product with a slice of an array, a GPU would copy the slice.
-    n = x.shape[1]
-    return cosine_similarity(jax.lax.stop_gradient(all_x))[:, -n:, -n:]
+    num_tokens = x.shape[1]
+    cosines = cosine_similarity(jax.lax.stop_gradient(all_x))
+    return cosines[:, -num_tokens:, -num_tokens:]
 
 
-def side_cosines(metric, first, x, all_metric=None):
-    """Cosines between the tokens first, first + 2, .. and the rest. -> [B, a, b].
+def side_cosines(
+    metric: Float[Array, "batch tokens metric_dim"],
+    first: int,
+    x: Float[Array, "batch tokens dim"],
+    all_metric: Float[Array, "batch all_tokens metric_dim"] | None = None,
+) -> Float[Array, "batch side_a side_b"]:
+    """Cosines between the tokens first, first + 2, .. and the rest.
 
-    metric, x: [B, n, ..], the feature to compare, and the tokens
-    all_metric: [B, prefix + n, d], metric behind the prefix; None: metric alone
+    metric: the feature to compare
+    all_metric: metric behind the prefix; None: metric alone
     """
     if not is_latency_bound(x):
         # Scaling all tokens at once is one GPU kernel; two sides need several.
@@ -71,13 +87,15 @@ def side_cosines(metric, first, x, all_metric=None):
         return dot_products(metric[:, first::2], metric[:, 1 - first :: 2])
     if all_metric is not None:
         metric = all_metric
-    n = x.shape[1]
-    alike = cosine_similarity(metric)[:, -n:, -n:]
-    return alike[:, first::2, 1 - first :: 2]
+    num_tokens = x.shape[1]
+    cosines = cosine_similarity(metric)[:, -num_tokens:, -num_tokens:]
+    return cosines[:, first::2, 1 - first :: 2]
 
 
-def squared_distances(x):
-    """Squared distances of all token pairs. [B, n, D] float32 -> [B, n, n].
+def squared_distances(
+    x: Float[Array, "batch tokens dim"],
+) -> Float[Array, "batch tokens tokens"]:
+    """Squared distances of all token pairs.
 
     Distances beyond float32 become its largest number.
     """
@@ -89,7 +107,7 @@ def squared_distances(x):
     return jnp.where(squares < largest_float, squares, largest_float)
 
 
-def vector_lengths(x):
+def vector_lengths(x: Float[Array, "*rows dim"]) -> Float[Array, " *rows"]:
     """Vector lengths along the last axis, in float32, with a finite gradient at 0."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x**2, axis=-1)

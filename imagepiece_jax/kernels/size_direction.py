@@ -5,8 +5,12 @@ bias matrix that costs a GPU as much again as attention itself. Instead, every h
 gives up the direction its logits use least, and its keys carry log(size) there.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.choice import is_fast
 
@@ -20,12 +24,14 @@ SETTLED_MARGIN = 1e-12  # a direction has settled at a cosine above 1 - SETTLED_
 TRACE_FLOOR = 1e-9  # added share of the trace, below the precision of float32 sums
 
 
-def add_sizes(key, log_size, direction):
+def add_sizes(
+    key: Float[Array, "batch tokens heads head_dim"],
+    log_size: Float[Array, "batch tokens"],
+    direction: Float[Array, "heads head_dim"],
+) -> Float[Array, "batch tokens heads head_dim"]:
     """Move keys along the size directions, which adds log_size to their logits.
 
-    key: [B, N, H, d], orthogonal to the directions
-    log_size: [B, N]
-    direction: [H, d]
+    key: orthogonal to the directions
     """
     # Along its direction every query is QUERY_SCALE (`remove_size_directions`). The
     # factor cancels that and attention's division by sqrt(d).
@@ -40,65 +46,72 @@ def add_sizes(key, log_size, direction):
     return (key.astype(jnp.float32) + along).astype(key.dtype)
 
 
-def remove_size_directions(attention, u):
+def remove_size_directions(
+    attention_params: Mapping[str, Any], u: Float[np.ndarray, "heads head_dim"]
+) -> dict[str, Any]:
     """Remove size directions from an Attention's query and key parameters.
 
-    u: [H, d] float32, unit vectors; zeros leave the logits as they are
+    u: float32 unit vectors; zeros leave the logits as they are
     """
     # With P = I - u u^T and a = QUERY_SCALE, the projections become W_q P, b_q P + a u
     # and W_k P, b_k P. Attention turns the key of a token of size s_j into
     # k_j + sqrt(d) / a log(s_j) u. Then q k_j / sqrt(d) loses its part along u and
     # gains log(s_j). The head width and the kernel stay the same. Training would fill
     # the direction again, so the result is for inference.
-    attention = dict(attention)
-    query = {name: _project_out(value, u) for name, value in attention["q"].items()}
+    params = dict(attention_params)
+    query = {name: _project_out(value, u) for name, value in params["q"].items()}
     bias = query.get("bias", np.zeros(u.size, np.float32))
-    attention["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
-    key = attention["k"]
+    params["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
+    key = params["k"]
     # Reducers compare the mean key over heads as it was before. It becomes a product of
     # its own: the tokens with the heads' mean weights.
-    of_heads = np.asarray(key["kernel"], np.float32).reshape(-1, *u.shape)
-    attention["mean_key"] = np.mean(of_heads, axis=1)
+    head_kernels = np.asarray(key["kernel"], np.float32).reshape(-1, *u.shape)
+    params["mean_key"] = np.mean(head_kernels, axis=1)
     bias = np.asarray(key.get("bias", np.zeros(u.size, np.float32)))
-    attention["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
-    attention["k"] = {name: _project_out(value, u) for name, value in key.items()}
-    attention["size_direction"] = u
-    return attention
+    params["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
+    params["k"] = {name: _project_out(value, u) for name, value in key.items()}
+    params["size_direction"] = u
+    return params
 
 
-def _project_out(value, u):
-    """Multiply by P = I - u u^T, head by head. [.., H d] -> [.., H d] float32."""
-    heads = np.asarray(value, np.float64).reshape(*value.shape[:-1], *u.shape)
+def _project_out(
+    param: Float[Array, "*rows dim"], u: Float[np.ndarray, "heads head_dim"]
+) -> Float[np.ndarray, "*rows dim"]:
+    """Multiply by P = I - u u^T, head by head, in float32."""
+    heads = np.asarray(param, np.float64).reshape(*param.shape[:-1], *u.shape)
     along = np.sum(heads * u, axis=-1, keepdims=True)
-    return (heads - along * u).reshape(value.shape).astype(np.float32)
+    return (heads - along * u).reshape(param.shape).astype(np.float32)
 
 
-def second_moments(query, key, class_token):
+def second_moments(
+    query: Float[Array, "batch tokens heads head_dim"],
+    key: Float[Array, "batch tokens heads head_dim"],
+    has_class_token: bool,
+) -> tuple[
+    Float[Array, "heads head_dim head_dim"], Float[Array, "heads head_dim head_dim"]
+]:
     """Compute C_q, the mean of q q^T, and C_k, the key covariance within an image.
 
-    Both are [H, d, d].
-
-    query, key: [B, N, H, d]
-    class_token: whether the first token is a class token, with the weight CLASS_SHARE
+    has_class_token: whether the first token is a class token, of weight CLASS_SHARE
     """
-    batch, tokens = query.shape[:2]
-    weight = jnp.full(tokens, 1 / tokens)
-    if class_token:
-        token_weight = (1 - CLASS_SHARE) / (tokens - 1)
-        weight = jnp.full(tokens, token_weight).at[0].set(CLASS_SHARE)
-    of_queries = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
+    batch, num_tokens = query.shape[:2]
+    weight = jnp.full(num_tokens, 1 / num_tokens)
+    if has_class_token:
+        token_weight = (1 - CLASS_SHARE) / (num_tokens - 1)
+        weight = jnp.full(num_tokens, token_weight).at[0].set(CLASS_SHARE)
+    query_moments = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
     # A vector shared by all keys of an image shifts the logits of a query alike, which
     # the softmax ignores. So the keys' covariance counts, not their second moment.
     key = key - jnp.mean(key, axis=1, keepdims=True)
-    of_keys = jnp.einsum("bnhd,bnhe->hde", key, key) / (batch * tokens)
-    return of_queries, of_keys
+    key_moments = jnp.einsum("bnhd,bnhe->hde", key, key) / (batch * num_tokens)
+    return query_moments, key_moments
 
 
-def least_used_direction(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndarray:
-    """Minimize (u^T C_q u) (u^T C_k u) over unit vectors u.
-
-    [.., d, d] twice -> [.., d]
-    """
+def least_used_direction(
+    query_moments: Float[np.ndarray, "*heads head_dim head_dim"],
+    key_moments: Float[np.ndarray, "*heads head_dim head_dim"],
+) -> Float[np.ndarray, "*heads head_dim"]:
+    """Minimize (u^T C_q u) (u^T C_k u) over unit vectors u."""
     # The product is the mean square of the logits' loss when queries and keys lose
     # their part along u. An oblique projection (one vector for queries, another for
     # keys) loses a quarter less mean square, but comes no closer to the dense model.
@@ -107,46 +120,58 @@ def least_used_direction(of_queries: np.ndarray, of_keys: np.ndarray) -> np.ndar
     # smallest eigenvalue. A turn multiplies u by this matrix's inverse, which never
     # makes the product larger (AM-GM) and takes a fraction of an eigendecomposition's
     # time. Only the best start is continued.
-    of_queries = _normalize_moments(of_queries)
-    of_keys = _normalize_moments(of_keys)
+    query_moments = _normalize_moments(query_moments)
+    key_moments = _normalize_moments(key_moments)
     starts = [
-        np.linalg.eigh(of_queries + of_keys)[1][..., :NUM_STARTS],
-        np.linalg.eigh(of_queries)[1][..., :1],
-        np.linalg.eigh(of_keys)[1][..., :1],
+        np.linalg.eigh(query_moments + key_moments)[1][..., :NUM_STARTS],
+        np.linalg.eigh(query_moments)[1][..., :1],
+        np.linalg.eigh(key_moments)[1][..., :1],
     ]
     vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
-    vectors = _take_turns(vectors, of_queries, of_keys, FIRST_TURNS)
-    lost = _quadratic_form(vectors, of_queries) * _quadratic_form(vectors, of_keys)
-    best = np.argmin(lost, axis=-1)[..., None, None]
+    vectors = _take_turns(vectors, query_moments, key_moments, FIRST_TURNS)
+    losses = _quadratic_form(vectors, query_moments) * _quadratic_form(
+        vectors, key_moments
+    )
+    best = np.argmin(losses, axis=-1)[..., None, None]
     vectors = np.take_along_axis(vectors, best, axis=-2)
-    return _take_turns(vectors, of_queries, of_keys, FURTHER_TURNS)[..., 0, :]
+    return _take_turns(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]
 
 
-def _take_turns(vectors, of_queries, of_keys, turns):
-    """Take up to `turns` turns of unit vectors [.., S, d]; stop once all settle."""
-    for _ in range(turns):
-        before = vectors
-        along_queries = _quadratic_form(vectors, of_queries)[..., None, None]
-        along_keys = _quadratic_form(vectors, of_keys)[..., None, None]
-        matrix = of_queries[..., None, :, :] / along_queries
-        matrix = matrix + of_keys[..., None, :, :] / along_keys
+def _take_turns(
+    vectors: Float[np.ndarray, "*heads starts head_dim"],
+    query_moments: Float[np.ndarray, "*heads head_dim head_dim"],
+    key_moments: Float[np.ndarray, "*heads head_dim head_dim"],
+    max_turns: int,
+) -> Float[np.ndarray, "*heads starts head_dim"]:
+    """Take up to `max_turns` turns of unit vectors; stop once all settle."""
+    for _ in range(max_turns):
+        previous = vectors
+        along_queries = _quadratic_form(vectors, query_moments)[..., None, None]
+        along_keys = _quadratic_form(vectors, key_moments)[..., None, None]
+        matrix = query_moments[..., None, :, :] / along_queries
+        matrix = matrix + key_moments[..., None, :, :] / along_keys
         vectors = np.linalg.solve(matrix, vectors[..., None])[..., 0]
         vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-        cosines = np.sum(before * vectors, axis=-1)
+        cosines = np.sum(previous * vectors, axis=-1)
         if np.all(cosines > 1 - SETTLED_MARGIN):
             break
     return vectors
 
 
-def _quadratic_form(vectors, moments):
-    """Compute u^T C u. [.., S, d], [.., d, d] -> [.., S]"""
+def _quadratic_form(
+    vectors: Float[np.ndarray, "*heads starts head_dim"],
+    moments: Float[np.ndarray, "*heads head_dim head_dim"],
+) -> Float[np.ndarray, "*heads starts"]:
+    """Compute u^T C u."""
     return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
 
 
-def _normalize_moments(moments):
+def _normalize_moments(
+    moments: Float[np.ndarray, "*heads head_dim head_dim"],
+) -> Float[np.ndarray, "*heads head_dim head_dim"]:
     """Scale second moments to trace 1 and make them positive definite."""
     # A head of zeros, such as a pruned head, gets equal moments in every direction.
     moments = np.asarray(moments, np.float64)
-    total = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
-    scaled = moments / np.where(total > 0, total, 1)
-    return scaled + TRACE_FLOOR * np.eye(moments.shape[-1])
+    trace = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
+    normalized = moments / np.where(trace > 0, trace, 1)
+    return normalized + TRACE_FLOOR * np.eye(moments.shape[-1])

@@ -1,28 +1,34 @@
 """Memory layouts of token arrays that spare a GPU copies; no value changes."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.choice import is_reference
 
 
-def flatten_tokens(x):
-    """Join batch and tokens. [B, N, D] -> [B N, D]."""
+def flatten_tokens(x: Float[Array, "*tokens dim"]) -> Float[Array, "rows dim"]:
+    """Join batch and tokens."""
     # XLA does not change the layout of a matrix. For [B, N, D] it may choose layouts
     # with the batch innermost, and then transposes whole arrays in the backward pass.
     return x.reshape(-1, x.shape[-1])
 
 
-def call_on_rows(layer, x):
-    """layer(x) for a layer of single tokens. [B, N, D] -> [B, N, D]."""
+def call_on_rows(
+    layer: Callable[[jax.Array], jax.Array], x: Float[Array, "batch tokens dim"]
+) -> Float[Array, "batch tokens dim"]:
+    """layer(x) for a layer of single tokens."""
     return layer(flatten_tokens(x)).reshape(x.shape)
 
 
-def add_branch(x, branch, factor=None):
-    """x + branch * factor, for x [B, N, D] and drop path's factor [B] or None.
-
-    branch: [B, N, D] or [B N, D]
-    """
+def add_branch(
+    x: Float[Array, "batch tokens dim"],
+    branch: Float[Array, "batch tokens dim"] | Float[Array, "rows dim"],
+    factor: Float[Array, " batch"] | None = None,
+) -> Float[Array, "batch tokens dim"]:
+    """x + branch * factor, with drop path's factor."""
     branch = flatten_tokens(branch)
     if factor is not None:
         factor = factor.astype(branch.dtype)[:, None]
@@ -31,19 +37,25 @@ def add_branch(x, branch, factor=None):
     return (flatten_tokens(x) + branch).reshape(x.shape)
 
 
-def keep_token_major(x):
-    """Return x [B, N, D]; its gradient keeps the memory layout [B, N, D]."""
+def keep_token_major(
+    x: Float[Array, "batch tokens dim"],
+) -> Float[Array, "batch tokens dim"]:
+    """Return x; its gradient keeps the memory layout [batch, tokens, dim]."""
     # XLA would otherwise move the batch innermost, for the positions' gradient, and
     # transpose whole arrays.
     return x if is_reference() else _keep_token_major(x)
 
 
 @jax.custom_vjp
-def _keep_token_major(x):
+def _keep_token_major(
+    x: Float[Array, "batch tokens dim"],
+) -> Float[Array, "batch tokens dim"]:
     return x
 
 
-def _keep_token_major_backward(_, gradient):
+def _keep_token_major_backward(
+    _: None, gradient: Float[Array, "batch tokens dim"]
+) -> tuple[Float[Array, "batch tokens dim"]]:
     matrix = jax.lax.optimization_barrier(flatten_tokens(gradient))
     return (matrix.reshape(gradient.shape),)
 

@@ -10,10 +10,10 @@ from imagepiece_jax.errors import InputError
 if TYPE_CHECKING:  # this module imports JAX
     from imagepiece_jax.models.rotary import Rotary
 
-GELUS = ("exact", "tanh", "quick")
-RESIZES = ("antialias", "bicubic", "offset", "linear")
-POOLS = ("token", "mean", "map", "none")
-MLPS = ("gelu", "swiglu")
+GELU_KINDS = ("exact", "tanh", "quick")
+RESIZE_KINDS = ("antialias", "bicubic", "offset", "linear")
+POOL_KINDS = ("token", "mean", "map", "none")
+MLP_KINDS = ("gelu", "swiglu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Architecture:
     pool_mlp_ratio: float | None = None
     final_norm: bool = True  # norm of all tokens before the pool
     fc_norm: bool = False  # norm of the pooled vector
-    resize: str = "antialias"  # method in `resize_positions.resize`
+    resize: str = "antialias"  # method in `resize_positions.resize_grid`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if isinstance(field.default, bool):
                 check_choice(field.name, getattr(self, field.name), (True, False))
@@ -62,10 +62,10 @@ class Architecture:
         if self.pool_mlp_ratio is not None:
             check_range("pool_mlp_ratio", self.pool_mlp_ratio, above=0)
         check_range("norm_eps", self.norm_eps, above=0, below=1)
-        check_choice("gelu", self.gelu, GELUS)
-        check_choice("mlp", self.mlp, MLPS)
-        check_choice("pool", self.pool, POOLS)
-        check_choice("resize", self.resize, RESIZES)
+        check_choice("gelu", self.gelu, GELU_KINDS)
+        check_choice("mlp", self.mlp, MLP_KINDS)
+        check_choice("pool", self.pool, POOL_KINDS)
+        check_choice("resize", self.resize, RESIZE_KINDS)
         rotary = self.rotary
         if rotary is False:  # a caller's way to switch off a named model's rotary
             rotary = None
@@ -124,5 +124,5 @@ class Architecture:
             )
 
 
-PARTS = tuple(field.name for field in dataclasses.fields(Architecture))
+PART_NAMES = tuple(field.name for field in dataclasses.fields(Architecture))
 DEIT = Architecture()

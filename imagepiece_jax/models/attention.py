@@ -4,11 +4,13 @@ A separate product computes the class token's attention row, so the attention it
 run as a fused kernel without an N x N matrix.
 """
 
-from typing import NamedTuple
+from collections.abc import Set
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.attention import (
     attention_columns,
@@ -25,20 +27,24 @@ from imagepiece_jax.kernels.attention_scores import (
 )
 from imagepiece_jax.kernels.token_layout import flatten_tokens
 from imagepiece_jax.models.config import Execution, ViTConfig
-from imagepiece_jax.models.layers import LayerNorm, dense
+from imagepiece_jax.models.layers import LayerNorm, dense_layer
+from imagepiece_jax.reduction.state import TokenState
 
 
 class Heads(NamedTuple):
     """Queries, keys and values of N tokens, including the prefix."""
 
-    query: jax.Array  # [B, N, H, d], or [B, Q, H, d] for the first Q tokens
-    key: jax.Array  # [B, N, H, d]
-    value: jax.Array | None  # [B, N, H, d]; None: not computed yet
+    query: Float[Array, "batch queries heads head_dim"]  # of all or of the first tokens
+    key: Float[Array, "batch tokens heads head_dim"]
+    # None: not computed yet
+    value: Float[Array, "batch tokens heads head_dim"] | None
     # "query", "key" and "value" before rotary positions rotate them, and "input", the
-    # tokens x [B, N, D]. Reducers compare tokens without positions.
+    # tokens x. Reducers compare tokens without positions.
     unrotated: dict[str, jax.Array]
-    key_bias: jax.Array | None  # [B, N], log sizes of proportional attention
-    mask: jax.Array | None  # [B, N], 0 for masked tokens; None outside masked training
+    # log sizes of proportional attention
+    key_bias: Float[Array, "batch tokens"] | None
+    # 0 for masked tokens; None outside masked training
+    mask: Float[Array, "batch tokens"] | None
 
 
 class Attention(nn.Module):
@@ -51,22 +57,29 @@ class Attention(nn.Module):
     prop_attn: bool = False  # add log(size) to the logits
     query_bias = False  # whether queries have a bias even without `qkv_bias`
 
-    def setup(self):
+    def setup(self) -> None:
         arch = self.config.arch
         dtype = self.execution.dtype
         width = self.config.embed_dim
         # Separate projections give contiguous results; a joint qkv would be split.
-        self.q = dense(width, dtype, use_bias=arch.qkv_bias or self.query_bias)
-        self.k = dense(width, dtype, use_bias=arch.qkv_bias and arch.key_bias)
-        self.v = dense(width, dtype, use_bias=arch.qkv_bias)
-        self.proj = dense(width, dtype)
+        self.q = dense_layer(width, dtype, use_bias=arch.qkv_bias or self.query_bias)
+        self.k = dense_layer(width, dtype, use_bias=arch.qkv_bias and arch.key_bias)
+        self.v = dense_layer(width, dtype, use_bias=arch.qkv_bias)
+        self.proj = dense_layer(width, dtype)
         if arch.attn_norm:
             self.norm = LayerNorm(dtype, arch.norm_eps)
 
-    def __call__(self, x, state, reads=frozenset(), train=False, queries=None):
-        """Attend: (output [B, N, D], the dict of `scores`).
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens dim"],
+        state: TokenState,
+        reads: Set[str] = frozenset(),
+        train: bool = False,
+        queries: int | None = None,
+    ) -> tuple[Float[Array, "batch returned dim"], dict[str, jax.Array]]:
+        """Attend: (output, the dict of `scores`).
 
-        x: [B, N, D], the normed tokens of `state`
+        x: the normed tokens of `state`
         queries: attend only from the first tokens (no reduction follows); None: all
         """
         length = x.shape[1]
@@ -77,43 +90,59 @@ class Attention(nn.Module):
         scores = self.scores(heads, reads, state)
         return self.output(out)[:, :length], scores
 
-    def project(self, x, state, with_value=True, queries=None) -> Heads:
+    def project(
+        self,
+        x: Float[Array, "batch tokens dim"],
+        state: TokenState,
+        with_value: bool = True,
+        queries: int | None = None,
+    ) -> Heads:
         """Project tokens to queries, keys and values.
 
-        x: [B, N, D], the normed tokens of `state`, possibly with padding after them
+        x: the normed tokens of `state`, possibly with padding after them
         queries: project queries of the first tokens only; None: of all
         """
         matrix = flatten_tokens(x)
-        first = matrix if queries is None else flatten_tokens(x[:, :queries])
-        query = self._split(self.q(first), x)
+        query_rows = matrix if queries is None else flatten_tokens(x[:, :queries])
+        query = self._split(self.q(query_rows), x)
         key = self._split(self.k(matrix), x)
-        value = self._split(self.v(matrix), x) if with_value else None
-        unrotated = {"query": query, "key": key, "value": value, "input": x}
+        unrotated = {"query": query, "key": key, "input": x}
+        value = None
+        if with_value:
+            value = self._split(self.v(matrix), x)
+            unrotated["value"] = value
+        rotary = self.config.arch.rotary
         rotations = self._rotations(state)
-        if rotations is not None:
+        if rotary is not None and rotations is not None:
             rotations = tuple(pad_tokens(a, x.shape[1]) for a in rotations)
-            key = self.config.arch.rotary.rotate(key, rotations)
+            key = rotary.rotate(key, rotations)
             rotations = tuple(a[:, :queries] for a in rotations)
-            query = self.config.arch.rotary.rotate(query, rotations)
+            query = rotary.rotate(query, rotations)
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
 
-    def value(self, x):
-        """Project normed tokens to values. [B, N, D] -> [B, N, H, d]."""
+    def value(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch tokens heads head_dim"]:
+        """Project normed tokens to values."""
         return self._split(self.v(flatten_tokens(x)), x)
 
-    def _split(self, matrix, x):
-        """Split rows of tokens x [B, N, D] into heads, [B, N, H, d]."""
+    def _split(
+        self, matrix: Float[Array, "rows dim"], x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch queries heads head_dim"]:
+        """Split rows of tokens x into heads."""
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         return matrix.reshape(shape)
 
-    def scores(self, heads, reads, state):
-        """Token scores for reducers, without padding: a dict of the names in `reads`.
+    def scores(
+        self, heads: Heads, reads: Set[str], state: TokenState
+    ) -> dict[str, jax.Array]:
+        """Image token scores for reducers, without padding: the names in `reads`.
 
-        Image token scores: ATTENTION_SCORES [B, n] float32, as in ReducerInputs;
-        "key", "query" and "value" [B, n, d], means over heads; "input" [B, n, D].
+        ATTENTION_SCORES [batch, tokens] are float32, as in ReducerInputs; "key",
+        "query" and "value" [batch, tokens, head_dim] are means over heads.
         """
         length = state.x.shape[1]
         query = heads.query[:, :length]
@@ -123,8 +152,8 @@ class Attention(nn.Module):
         if heads.mask is not None:
             # Scores select tokens and have no gradient. They see live tokens only.
             live = (heads.mask > 0.5).astype(jnp.float32)
-            gone = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
-            bias = gone if bias is None else bias + gone
+            mask_bias = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
+            bias = mask_bias if bias is None else bias + mask_bias
         image = slice(state.num_prefix, length)
         scores = {}
         if "cls_attn" in reads:
@@ -148,12 +177,14 @@ class Attention(nn.Module):
                 scores[name] = means[:, image]
         return scores
 
-    def weights(self, heads):
-        """Attention weights, [B, H, N, N] float32."""
+    def weights(self, heads: Heads) -> Float[Array, "batch heads tokens tokens"]:
+        """Attention after softmax, in float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
-    def attend(self, heads, length):
-        """Attend from every query to the first `length` tokens. -> [B, Q, H, d]."""
+    def attend(
+        self, heads: Heads, length: int
+    ) -> Float[Array, "batch queries heads head_dim"]:
+        """Attend from every query to the first `length` tokens."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
             return weighted_sum(attention_map(query, key, bias, mask), value)
@@ -162,14 +193,16 @@ class Attention(nn.Module):
             query, key, value, bias, backend=backend, length=length
         )
 
-    def output(self, out):
-        """Project the heads' results. [B, N, H, d] -> [B, N, D]."""
+    def output(
+        self, out: Float[Array, "batch tokens heads head_dim"]
+    ) -> Float[Array, "batch tokens dim"]:
+        """Project the heads' results."""
         matrix = out.reshape(-1, self.config.embed_dim)
         if self.config.arch.attn_norm:
             matrix = self.norm(matrix)
         return self.proj(matrix).reshape(*out.shape[:2], self.config.embed_dim)
 
-    def _rotations(self, state):
+    def _rotations(self, state: TokenState) -> tuple[Any, Any] | None:
         """(cosines, sines) of the tokens' rotary positions; None without rotary."""
         rotary = self.config.arch.rotary
         width = self.config.head_dim

@@ -2,18 +2,27 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
 from imagepiece_jax.kernels.attention_scores import attention_row
+from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp, dense
+from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, Mlp, dense_layer
+from imagepiece_jax.reduction.state import TokenState
 
 
-def pooled_tokens(x, state, arch):
-    """Cut all tokens x [B, N, D] to the pool's input: (tokens, sizes, mask or None)."""
+def cut_pooled_tokens(
+    x: Float[Array, "batch all_tokens dim"], state: TokenState, arch: Architecture
+) -> tuple[
+    Float[Array, "batch tokens dim"],
+    Float[Array, "batch tokens"],
+    Float[Array, "batch tokens"] | None,
+]:
+    """Cut all tokens x to the pool's input: (tokens, sizes, mask or None)."""
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
-    return state.image(x), state.image(state.effective_size), state.mask
+    return state.image_rows(x), state.image_rows(state.effective_size), state.mask
 
 
 class AttentionPool(nn.Module):
@@ -26,21 +35,23 @@ class AttentionPool(nn.Module):
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False  # add log(size) to the logits
 
-    def setup(self):
+    def setup(self) -> None:
         width = self.config.embed_dim
-        self.latent = self.param("latent", INIT, (1, 1, width))
-        self.q = dense(width, self.dtype)
-        self.k = dense(width, self.dtype)
-        self.v = dense(width, self.dtype)
-        self.proj = dense(width, self.dtype)
+        self.latent = self.param("latent", NORMAL_INIT, (1, 1, width))
+        self.q = dense_layer(width, self.dtype)
+        self.k = dense_layer(width, self.dtype)
+        self.v = dense_layer(width, self.dtype)
+        self.proj = dense_layer(width, self.dtype)
         self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
         ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
         hidden = round(width * ratio)
         self.mlp = Mlp(hidden, self.config.arch.gelu, self.dtype)
 
-    def __call__(self, x, state):
-        """Pool x [B, N, D], the normed tokens of `state`. -> [B, D]."""
-        x, size, mask = pooled_tokens(x, state, self.config.arch)
+    def __call__(
+        self, x: Float[Array, "batch all_tokens dim"], state: TokenState
+    ) -> Float[Array, "batch dim"]:
+        """Pool x, the normed tokens of `state`."""
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         query = self._query()
         key = self._heads(self.k(x))
         value = self._heads(self.v(x))
@@ -56,15 +67,17 @@ class AttentionPool(nn.Module):
         read = self.proj(read)
         return read + self.mlp(self.norm(read))
 
-    def scores(self, x, state):
-        """The probe's attention to image tokens, mean over heads. -> [B, n] float32.
+    def scores(
+        self, x: Float[Array, "batch all_tokens dim"], state: TokenState
+    ) -> Float[Array, "batch tokens"]:
+        """The probe's attention to image tokens, mean over heads.
 
-        x: [B, N, D], the normed tokens of `state`
+        x: the normed tokens of `state`
         """
         # All tokens share the query, so the query is multiplied into the key
         # projection: one product of the tokens with [D, H] is left. The projection's
         # bias adds the same number to all logits and is left out.
-        x, size, mask = pooled_tokens(x, state, self.config.arch)
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if self.is_initializing():
             self.k(x)
         query = self._query()[0, 0].astype(jnp.float32)
@@ -81,12 +94,14 @@ class AttentionPool(nn.Module):
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
         if self.config.arch.pool_include_prefix:
-            row = state.image(row)
+            row = state.image_rows(row)
         return row
 
-    def _query(self):
+    def _query(self) -> Float[Array, "1 1 heads head_dim"]:
         return self._heads(self.q(self.latent.astype(self.dtype)))
 
-    def _heads(self, x):
+    def _heads(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch tokens heads head_dim"]:
         heads = self.config.arch.pool_heads or self.config.num_heads
         return x.reshape(*x.shape[:2], heads, -1)

@@ -1,12 +1,13 @@
 """One transformer block: attention, token reduction, MLP."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
@@ -42,7 +43,9 @@ class BlockReduction:
     # attention pool
     probe: Callable[[TokenState], jax.Array] | None = None
 
-    def __call__(self, state, scores, train=False):
+    def __call__(
+        self, state: TokenState, scores: dict[str, jax.Array], train: bool = False
+    ) -> tuple[TokenState, Decision]:
         """Reduce a state: (new state, Decision)."""
         counts = self.layer.counts
         inputs = self._inputs(state, scores, train)
@@ -52,15 +55,17 @@ class BlockReduction:
         except InputError as error:
             reducer = type(self.reducer).__name__
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
-        return moves.apply(state, result), Decision(inputs, result)
+        return moves.apply_result(state, result), Decision(inputs, result)
 
-    def _inputs(self, state, scores, train):
+    def _inputs(
+        self, state: TokenState, scores: dict[str, jax.Array], train: bool
+    ) -> ReducerInputs:
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
         inputs = ReducerInputs(
-            x=state.image(state.x),
-            size=state.image(state.size),
-            attn_size=state.image(state.effective_size),
+            x=state.image_rows(state.x),
+            size=state.image_rows(state.size),
+            attn_size=state.image_rows(state.effective_size),
             metric=scores.get(reducer.metric),
             **{name: scores.get(name) for name in ATTENTION_SCORES},
             shift=scores.get("shift"),
@@ -71,18 +76,18 @@ class BlockReduction:
             all_x=state.x,
         )
         if reducer.metric == "key":
-            inputs = inputs.replace(all_metric=scores.get("all_keys"))
+            inputs = dataclasses.replace(inputs, all_metric=scores.get("all_keys"))
         if reducer.metric == "token":
-            inputs = inputs.replace(metric=inputs.x)
-        if "key" in reducer.needs:
-            inputs = inputs.replace(key=scores["key"])
-        if "probe" in reducer.needs:
-            inputs = inputs.replace(probe=self.probe(state))
-        if reducer.draws(self.layer.counts, train):
-            inputs = inputs.replace(rng=self._rng(len(inputs.x)))
+            inputs = dataclasses.replace(inputs, metric=inputs.x)
+        if "key" in reducer.needed_inputs:
+            inputs = dataclasses.replace(inputs, key=scores["key"])
+        if "probe" in reducer.needed_inputs:
+            inputs = dataclasses.replace(inputs, probe=self.probe(state))
+        if reducer.draws_random(self.layer.counts, train):
+            inputs = dataclasses.replace(inputs, rng=self._rng(len(inputs.x)))
         return inputs
 
-    def _rng(self, batch):
+    def _rng(self, batch: int) -> jax.Array:
         """This block's random keys [batch]; fixed keys if the model call has none."""
         if self.keys is None:
             indices = jnp.arange(batch)
@@ -92,7 +97,7 @@ class BlockReduction:
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)
 
 
-def _identity(x):
+def _identity(x: jax.Array) -> jax.Array:
     return x
 
 
@@ -108,7 +113,7 @@ class Block(nn.Module):
     # None: all tokens.
     queries: int | None = None
 
-    def setup(self):
+    def setup(self) -> None:
         arch = self.config.arch
         dtype = self.execution.dtype
         hidden = round(self.config.embed_dim * self.config.mlp_ratio)
@@ -124,16 +129,21 @@ class Block(nn.Module):
         self.ls2 = LayerScale() if arch.layer_scale else _identity
 
     def __call__(
-        self, state, scores, reduction=None, drop_path=(None, None), train=False
-    ):
+        self,
+        state: TokenState,
+        scores: dict[str, jax.Array],
+        reduction: BlockReduction | None = None,
+        drop_path: tuple[jax.Array | None, jax.Array | None] = (None, None),
+        train: bool = False,
+    ) -> tuple[TokenState, dict[str, jax.Array], Decision | None]:
         """Run the block: (state, scores, the reduction's Decision or None).
 
-        state, scores: TokenState and token scores from the block before
-        reduction: a BlockReduction; None keeps all tokens
-        drop_path: factors of the two residual branches, [B] or None
+        state, scores: tokens and token scores from the block before
+        reduction: None keeps all tokens
+        drop_path: factors [batch] of the two residual branches
         """
         site = reduction and self.layer.step.site
-        reads = self.layer.reads
+        reads = self.layer.attention_reads
         if self.queries and site == "mid":  # attention leaves no image token to reduce
             site = None
             reads = frozenset()
@@ -151,17 +161,20 @@ class Block(nn.Module):
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
-            state = self._returned(state).replace(x=x)
+            state = dataclasses.replace(self._returned(state), x=x)
         if site == "mid":
             state, decision = reduction(state, scores, train)
-        state = state.replace(x=feed_forward(self, state.x, drop_path[1]))
+        state = dataclasses.replace(state, x=feed_forward(self, state.x, drop_path[1]))
         return state, scores, decision
 
-    def attend(self, state, factor, reads, train):
-        """The attention branch: (x + attention(norm(x)) [B, N, D], scores).
-
-        factor: drop path factor, [B] or None
-        """
+    def attend(
+        self,
+        state: TokenState,
+        factor: Float[Array, " batch"] | None,
+        reads: Set[str],
+        train: bool,
+    ) -> tuple[Float[Array, "batch tokens dim"], dict[str, jax.Array]]:
+        """The attention branch: (x + factor * attention(norm(x)), scores)."""
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
         out = self._scaled(out)
@@ -169,10 +182,16 @@ class Block(nn.Module):
             live = None
             if state.mask is not None:
                 live = (state.mask > 0.5).astype(jnp.float32)
-            scores["shift"] = shift_shares(state.image(out), live)
+            scores["shift"] = shift_shares(state.image_rows(out), live)
         return add_branch(self._returned(state).x, out, factor), scores
 
-    def attend_reduced(self, state, reduction, factor, train):
+    def attend_reduced(
+        self,
+        state: TokenState,
+        reduction: BlockReduction,
+        factor: Float[Array, " batch"] | None,
+        train: bool,
+    ) -> tuple[TokenState, dict[str, jax.Array], Decision]:
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
@@ -180,24 +199,26 @@ class Block(nn.Module):
         weights = self.attn.weights(heads)
         if self.queries:
             weights = weights[:, :, : self.queries]
-        scores = self.attn.scores(heads, self.layer.reads, state)
+        scores = self.attn.scores(heads, self.layer.attention_reads, state)
         size = state.size
         state, decision = reduction(state, scores, train)
         value = self.attn.value(self._normed(state.x))
         out = self.attn.output(attend_merged(weights, value, decision.result, size))
         state = self._returned(state)
         x = add_branch(state.x, self._scaled(out), factor)
-        return state.replace(x=x), scores, decision
+        return dataclasses.replace(state, x=x), scores, decision
 
-    def feed_forward(self, x, factor=None):
-        """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
+    def feed_forward(
+        self, x: Float[Array, "batch tokens dim"], factor: jax.Array | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        """x + mlp(norm(x))."""
         if self.config.arch.post_norm:
             out = self.norm2(self.mlp(flatten_tokens(x)))
         else:
             out = self.mlp(self.norm2(flatten_tokens(x)))
         return add_branch(x, self.ls2(out), factor)
 
-    def _returned(self, state):
+    def _returned(self, state: TokenState) -> TokenState:
         """Cut `state` to the tokens returned by the block."""
         if not self.queries:
             return state
@@ -205,11 +226,15 @@ class Block(nn.Module):
         size = state.size[:, : self.queries]
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
-    def _normed(self, x):
+    def _normed(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch tokens dim"]:
         """Attention's input: norm(x), or x if the norm follows attention."""
         return x if self.config.arch.post_norm else call_on_rows(self.norm1, x)
 
-    def _scaled(self, out):
+    def _scaled(
+        self, out: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch tokens dim"]:
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
             out = call_on_rows(self.norm1, out)

@@ -11,11 +11,12 @@ from imagepiece_jax.common.image_size import checked_size, image_sides, patch_gr
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.attention import Backend
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.problem_type import PROBLEMS, SINGLE_LABEL
-from imagepiece_jax.models.stems import STEMS, conv_stem_widths
+from imagepiece_jax.models.stems import STEM_KINDS, conv_stem_widths
 
-MOST = 10**5  # upper bound of widths and depths, far above any model
+MAX_WIDTH = 10**5  # upper bound of widths and depths, far above any model
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, pixels in [0, 1]
 STD = (0.229, 0.224, 0.225)
 
@@ -47,15 +48,15 @@ class ViTConfig:
     prop_attn: bool | None = None
     name: str | None = None  # a public model's name; selects DiffRate's schedules
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name in ("embed_dim", "depth", "num_heads", "patch_size"):
-            check_range(name, getattr(self, name), 1, MOST, whole=True)
-        check_range("mlp_ratio", self.mlp_ratio, above=0, most=MOST)
+            check_range(name, getattr(self, name), 1, MAX_WIDTH, whole=True)
+        check_range("mlp_ratio", self.mlp_ratio, above=0, most=MAX_WIDTH)
         check_range("num_classes", self.num_classes, 0, whole=True)
-        check_choice("stem", self.stem, STEMS)
+        check_choice("stem", self.stem, STEM_KINDS)
         check_choice("problem_type", self.problem_type, PROBLEMS)
         check_choice("prop_attn", self.prop_attn, (None, True, False))
         normalization = Normalization(self.mean, self.std)
@@ -63,7 +64,7 @@ class ViTConfig:
         object.__setattr__(self, "std", normalization.std)
         self._check_parts()
 
-    def _check_parts(self):
+    def _check_parts(self) -> None:
         arch = self.arch
         arch.check_parts()
         if arch.pool == "none" and self.num_classes:
@@ -145,7 +146,7 @@ class Execution:
     # parts that are float32 in any dtype, by name: "patch_embed" with the positions,
     # "blocks_3", "norm", "attn_pool"
     float32_parts: tuple[str, ...] = ()
-    attention_impl: str = "xla"  # or "cudnn", by `kernels.attention.resolve_backend`
+    attention_impl: Backend = "xla"  # by `kernels.attention.resolve_backend`
     # the requested kernel, possibly "auto"; `attention_impl` is its choice on this
     # device
     attention: str = dataclasses.field(default="auto", compare=False)
@@ -161,7 +162,7 @@ class Execution:
     # and pooled vectors need no more.
     head_only: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
 

@@ -5,6 +5,7 @@ are not counted, as in published figures.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 
@@ -12,12 +13,13 @@ from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import conv_stem_widths
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.block_plan import dense_plan
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction.block_plan import BlockPlan, plan_dense_blocks
 
 TRAINING_MACS = 3  # times inference MACs: a backward pass costs two forward passes
 
 
-def cost_summary(model, others):
+def cost_summary(model: ViT, others: Sequence[ViT]) -> str:
     """Write a model's cost table and a line with its cost relative to other models.
 
     others: dense models; the first is the table's reference
@@ -37,7 +39,7 @@ def cost_summary(model, others):
     return "\n".join(lines)
 
 
-def cost_table(model, dense):
+def cost_table(model: ViT, dense: ViT) -> str:
     """Write a table of token counts, MMACs relative to `dense`, and parameters by part.
 
     The stem includes prefix and positions; the head includes final norm and pooling.
@@ -49,7 +51,9 @@ def cost_table(model, dense):
     macs = _part_macs(model)
     dense_macs = _part_macs(dense)
     parameters = _part_parameters(model)
-    rows = [("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")]
+    rows: list[tuple[object, ...]] = [
+        ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
+    ]
     for name, layer, part_macs, dense_part_macs, count in zip(
         names,
         layers,
@@ -63,11 +67,11 @@ def cost_table(model, dense):
             rows.append((name, "", "", *cells, ""))
         else:
             tokens = (layer.attn_tokens, layer.mlp_tokens)
-            rows.append((name, *tokens, *cells, action(layer)))
+            rows.append((name, *tokens, *cells, describe_reduction(layer)))
     return text_table(rows)
 
 
-def action(layer):
+def describe_reduction(layer: BlockPlan) -> str:
     """Describe a block's reduction in a few words; "" for none."""
     if layer.counts is None:
         return ""
@@ -79,18 +83,18 @@ def action(layer):
     return f"{name}: {n_in} - {leaving}{site}"
 
 
-def model_macs(model):
+def model_macs(model: ViT) -> float:
     """MACs per image, counted from the model's plan."""
     return sum(_part_macs(model))
 
 
-def share_of_dense(model):
+def share_of_dense(model: ViT) -> float:
     """A model's MACs divided by the dense model's MACs."""
-    plan = dense_plan(model.depth, model.config.tokens)
+    plan = plan_dense_blocks(model.depth, model.config.tokens)
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 
-def dead_macs(model):
+def dead_macs(model: ViT) -> float:
     """MACs per image in the last block without effect on the logits.
 
     `Execution.head_only` saves them. `model_macs` counts them, as published figures do.
@@ -105,7 +109,7 @@ def dead_macs(model):
     return dead
 
 
-def _part_macs(model):
+def _part_macs(model: ViT) -> list[float]:
     """MACs [stem, *blocks, head]."""
     config = model.config
     width = config.embed_dim
@@ -126,10 +130,9 @@ def _part_macs(model):
     return [stem, *blocks, head]
 
 
-def block_macs(model, layer, queries=None):
+def block_macs(model: ViT, layer: BlockPlan, queries: int | None = None) -> float:
     """MACs per image in one block, without its reducer.
 
-    layer: the block's BlockPlan
     queries: only the first tokens attend and are returned; None: all
     """
     config = model.config
@@ -151,7 +154,7 @@ def block_macs(model, layer, queries=None):
     return attention + returned * layers * width * hidden
 
 
-def reducer_macs(model, layer):
+def reducer_macs(model: ViT, layer: BlockPlan) -> float:
     """MACs of a block's reducer itself (a learned selector)."""
     if layer.counts is None:
         return 0
@@ -161,21 +164,28 @@ def reducer_macs(model, layer):
     )
 
 
-def _part_parameters(model):
+def _part_parameters(model: ViT) -> list[int]:
     """Parameter counts [stem, *blocks, head]."""
     params = variable_shapes(model)["params"]
 
-    def size(*names):
+    def count_parameters(*names: str) -> int:
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    blocks = [size(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))]
-    head = size("norm", "fc_norm", "attn_pool", "head", "head_dist")
-    stem = size(*params) - sum(blocks) - head
+    blocks = [
+        count_parameters(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))
+    ]
+    head = count_parameters("norm", "fc_norm", "attn_pool", "head", "head_dist")
+    stem = count_parameters(*params) - sum(blocks) - head
     return [stem, *blocks, head]
 
 
-def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
+def stem_macs(
+    stem: str,
+    embed_dim: int,
+    image_size: int | tuple[int, int] = 224,
+    patch_size: int = 16,
+) -> int:
     """A stem's MACs for one RGB image, cut to whole patches.
 
     image_size: pixels a side, or (height, width)

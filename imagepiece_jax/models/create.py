@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
@@ -14,11 +16,11 @@ from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.block_plan import dense_plan
+from imagepiece_jax.reduction.block_plan import plan_dense_blocks
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 # Sizes in a run's config, which override the named model's sizes.
-SIZES = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
+RUN_SIZE_FIELDS = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
 
 
 def create_model(
@@ -41,22 +43,24 @@ def create_model(
     Raises InputError for values that do not fit.
     """
     if isinstance(config, str):
-        config = registry.config(config)
+        config = registry.model_config(config)
     if image_size is not None:
         config = config.at_size(image_size)
-    model = build_model(config, reduction, execution_of(config, dtype, attention))
+    model = build_model(config, reduction, make_execution(config, dtype, attention))
     reduction_plan.print_reduction(Reduction.read(reduction), model)
     return model
 
 
-def execution_of(
+def make_execution(
     config: ViTConfig, dtype: str = "float32", attention: str = "auto"
 ) -> Execution:
     """Make an Execution with the attention kernel for this process's first device."""
     dtype = checked_dtype(dtype)
     check_choice("attention", attention, ATTENTION_BACKENDS)
     backend = resolve_backend(attention, dtype, config.head_dim)
-    return Execution(dtype=dtype, attention_impl=backend, attention=attention)
+    return Execution(
+        dtype=jnp.dtype(dtype), attention_impl=backend, attention=attention
+    )
 
 
 def build_model(
@@ -70,11 +74,11 @@ def build_model(
     masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit.
     """
-    dense = ViT(config, dense_plan(config.depth, config.tokens), execution)
+    dense = ViT(config, plan_dense_blocks(config.depth, config.tokens), execution)
     return reduction_plan.with_plan(dense, Reduction.read(reduction), masked)
 
 
-def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
+def read_run_config(run: Mapping[str, Any]) -> ViTConfig:
     """Read the model from a run's config (configs/base.py).
 
     The named model fills empty fields of config.model. Without a name, mean and std are
@@ -84,8 +88,11 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
     model = dict(run["model"])
     # The named model's crop belongs to its published weights, not to this run.
     preprocessing = Preprocessing(run["image_size"], **read_fields(run["data"]))
-    fields = {"preprocessing": preprocessing, "num_classes": run["num_classes"]}
-    for field in (*SIZES, "stem", "mean", "std"):
+    fields: dict[str, Any] = {
+        "preprocessing": preprocessing,
+        "num_classes": run["num_classes"],
+    }
+    for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
         if model.get(field) is not None:
             fields[field] = model[field]
     if ("mean" in fields) != ("std" in fields):
@@ -98,18 +105,18 @@ def config_of_run(run: Mapping[str, Any]) -> ViTConfig:
         if value is not None:
             parts[part] = as_tuple(value)
     if model["name"]:
-        base = registry.config(model["name"])
+        base = registry.model_config(model["name"])
         config = dataclasses.replace(base, arch=base.arch.with_parts(parts), **fields)
         published = base.image_size, base.patch_size
         if (config.image_size, config.patch_size) != published:
             patch_grid(config.image_size, config.patch_size)
         return config
-    if lacking := [field for field in SIZES[:-1] if field not in fields]:
+    if lacking := [field for field in RUN_SIZE_FIELDS[:-1] if field not in fields]:
         raise InputError(
             f"model.name is empty, and so is model.{lacking[0]}; a model needs a name, "
-            f"or {', '.join(SIZES[:-1])}"
+            f"or {', '.join(RUN_SIZE_FIELDS[:-1])}"
         )
-    normalization = {"mean": MEAN, "std": STD}
+    normalization: dict[str, Any] = {"mean": MEAN, "std": STD}
     config = ViTConfig(**normalization | fields, arch=DEIT.with_parts(parts))
     patch_grid(config.image_size, config.patch_size)
     return config

@@ -1,27 +1,31 @@
 """Layers of a block: dense, norms, MLP."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.gelu import gelu
 from imagepiece_jax.kernels.norm import layer_norm
 
-INIT = nn.initializers.normal(0.02, jnp.float32)
+NORMAL_INIT = nn.initializers.normal(0.02, jnp.float32)
 
 
-def dense(width, dtype=jnp.float32, **options):
+def dense_layer(width: int, dtype: DTypeLike = jnp.float32, **options: Any) -> nn.Dense:
     """`nn.Dense` with the ViT initializer, N(0, 0.02^2)."""
-    return nn.Dense(width, dtype=dtype, kernel_init=INIT, **options)
+    return nn.Dense(width, dtype=dtype, kernel_init=NORMAL_INIT, **options)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis with float32 statistics. [..., D] -> [..., D]."""
+    """Layer norm over the last axis with float32 statistics."""
 
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
         dim = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, dim, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, dim, jnp.float32)
@@ -29,10 +33,10 @@ class LayerNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Learned factor per channel (Touvron et al. 2021, CaiT). [..., D] -> [..., D]."""
+    """Learned factor per channel (Touvron et al. 2021, CaiT)."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
         init = nn.initializers.constant(1e-5, jnp.float32)
         gamma = self.param("gamma", init, x.shape[-1:])
         gamma = gamma.astype(x.dtype)
@@ -40,7 +44,7 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around a GELU, or SwiGLU. [M, D] -> [M, D]."""
+    """Two linear layers around a GELU, or SwiGLU."""
 
     hidden_dim: int
     gelu: str = "exact"  # `Architecture.gelu`
@@ -49,14 +53,14 @@ class Mlp(nn.Module):
     norm_eps: float | None = None  # epsilon of the hidden layer's norm; None: no norm
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
         dim = x.shape[-1]
         hidden = (self.hidden_dim, self.dtype)
         if self.kind == "swiglu":
-            gate = nn.silu(dense(*hidden, name="fc1_g")(x))
-            x = gate * dense(*hidden, name="fc1_x")(x)
+            gate = nn.silu(dense_layer(*hidden, name="fc1_g")(x))
+            x = gate * dense_layer(*hidden, name="fc1_x")(x)
         else:
-            x = gelu(dense(*hidden, name="fc1")(x), self.gelu)
+            x = gelu(dense_layer(*hidden, name="fc1")(x), self.gelu)
         if self.norm_eps is not None:
             x = LayerNorm(self.dtype, self.norm_eps, name="norm")(x)
-        return dense(dim, self.dtype, name="fc2")(x)
+        return dense_layer(dim, self.dtype, name="fc2")(x)

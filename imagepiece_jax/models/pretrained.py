@@ -14,13 +14,13 @@ from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
-from imagepiece_jax.data.normalize import native
+from imagepiece_jax.data.normalize import to_native_order
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.problem_type import (
     PROJECTION,
     REGRESSION,
@@ -33,9 +33,9 @@ from imagepiece_jax.models.recovery_record import (
     flat_params,
     with_values,
 )
-from imagepiece_jax.models.variables import digest
+from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,8 +101,8 @@ class Pretrained:
             names = checked_names(self.class_names, self.config.num_classes)
             put("class_names", names)
         leaves = jax.tree.leaves(self.dense_variables)
-        if any(native(leaf) is not leaf for leaf in leaves):
-            put("dense_variables", jax.tree.map(native, self.dense_variables))
+        if any(to_native_order(leaf) is not leaf for leaf in leaves):
+            put("dense_variables", jax.tree.map(to_native_order, self.dense_variables))
 
     def __repr__(self):
         # The model's own repr is pages long.
@@ -127,9 +127,9 @@ class Pretrained:
 
         Its prop_attn is set only if it differs from the method's and model's default.
         """
-        reduction = self.model.reduction or DENSE
+        reduction = self.model.reduction or DENSE_REDUCTION
         has_steps = any(layer.step for layer in self.model.plan)
-        return None if has_steps and reduction == DENSE else reduction
+        return None if has_steps and reduction == DENSE_REDUCTION else reduction
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -153,14 +153,14 @@ class Pretrained:
     def digest(self) -> str:
         """16 hex digits that change with the weights and with any recovered value."""
         if self.recovery is None:
-            return digest(self.variables)[:16]
+            return variables_digest(self.variables)[:16]
         leaves = flat_params(self.dense_variables["params"])
         replaced = {}
         parts = [self.variables, replaced]
         for variant in self.recovery.variants:
             replaced |= {path: leaves[path] for path in variant.values}
             parts += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
-        return digest(parts)[:16]
+        return variables_digest(parts)[:16]
 
     @functools.cached_property
     def device_variables(self) -> Mapping[str, Any]:
@@ -237,7 +237,7 @@ class Pretrained:
         # These weights' own resizing code is used: the model may name another.
         if "pos_embed" not in fresh:
             config = model.config.with_arch(resize=self.config.arch.resize)
-            tensors = resize_positions.fit(tensors, config, self.image_size)
+            tensors = resize_positions.fit_positions(tensors, config, self.image_size)
         origin = self.source.title
         tensors, fresh = timm_tensors.own_selectors(model, tensors, origin, fresh)
         variables, _ = timm_tensors.model_variables(
@@ -259,7 +259,9 @@ class Pretrained:
         """Names of untrained parts, such as "head"."""
         drawn = self.source.untrained.items()
         params = self.variables["params"] if drawn else {}
-        return tuple(k for k, v in drawn if k in params and digest(params[k]) == v)
+        return tuple(
+            k for k, v in drawn if k in params and variables_digest(params[k]) == v
+        )
 
     @property
     def untrained_kinds(self) -> list[str]:
@@ -338,7 +340,7 @@ class Pretrained:
     def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model with default execution, except dtype and attention kernel."""
         model_execution = self.model.execution
-        execution = execution_of(
+        execution = make_execution(
             self.config, dtype or model_execution.dtype.name, model_execution.attention
         )
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
@@ -376,9 +378,9 @@ class Pretrained:
         if "selectors" in self.untrained_kinds:
             return self.selectors
         # The model's selectors may have been trained after `self.selectors` was set.
-        selectors = timm_tensors.selectors_of(self.dense_variables)
+        selectors = timm_tensors.selector_params(self.dense_variables)
         tensors = timm_tensors.to_timm({"params": selectors})
-        return timm_tensors.merged_selectors(self.selectors, tensors)
+        return timm_tensors.replace_selectors(self.selectors, tensors)
 
     def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
         """The same weights in another ViT, with resized position embeddings.
@@ -396,7 +398,7 @@ class Pretrained:
         if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = source.image_size or self.image_size
             source = dataclasses.replace(source, image_size=trained_size)
-            params = resize_positions.fit(params, model.config, trained_size)
+            params = resize_positions.fit_positions(params, model.config, trained_size)
         learned = self._learned
         drawn = () if seed is None else None
         tensors, fresh = timm_tensors.own_selectors(model, learned, source.title, drawn)
@@ -422,4 +424,4 @@ class Pretrained:
 
 def digests(variables: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
     """{part: digest of its parameters}."""
-    return {part: digest(variables["params"][part]) for part in parts}
+    return {part: variables_digest(variables["params"][part]) for part in parts}

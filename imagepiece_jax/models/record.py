@@ -14,16 +14,19 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 if TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import Pretrained
 
-OF_FLAX = ("parent", "name")  # fields of every Flax module, without effect on results
-MAX_NAMED = 3  # fields named in a sentence
+FLAX_FIELDS = (
+    "parent",
+    "name",
+)  # fields of every Flax module, without effect on results
+MAX_NAMED_FIELDS = 3  # fields named in a sentence
 
 
-def record_of(
+def model_record(
     vit: "Pretrained", model: ViT | None = None, **others: Any
 ) -> dict[str, Any]:
     """Make the record of a model with its weights.
@@ -33,7 +36,7 @@ def record_of(
     """
     model = model or vit.model
     return {
-        "reduction": str(model.reduction or DENSE),
+        "reduction": str(model.reduction or DENSE_REDUCTION),
         "weights": vit.digest,
         "preprocessing": vit.preprocessing.as_json,
         **as_json(others),
@@ -64,7 +67,7 @@ def as_json(value: Any) -> Any:
         raise TypeError(f"{value!r} has no form in a record")
     record = {"is": type(value).__name__}
     for field in dataclasses.fields(value):
-        if isinstance(value, nn.Module) and field.name in OF_FLAX:
+        if isinstance(value, nn.Module) and field.name in FLAX_FIELDS:
             continue
         field_value = getattr(value, field.name)
         if field.compare and field_value not in (None, (), frozenset()):
@@ -72,37 +75,37 @@ def as_json(value: Any) -> Any:
     return record
 
 
-def differences(
+def list_differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
     """List (field, our value, their value) for every difference between records."""
     entries = []
-    for name in ours | theirs:
+    for name in {**ours, **theirs}:
         our_value = ours.get(name)
         their_value = theirs.get(name)
         if our_value == their_value:
             continue
         if isinstance(our_value, Mapping) and isinstance(their_value, Mapping):
-            entries += differences(our_value, their_value)
+            entries += list_differences(our_value, their_value)
         else:
             entries.append((name, our_value, their_value))
     return entries
 
 
-def sentence(entries: list[tuple[str, Any, Any]], owner: str) -> str:
+def describe_difference(entries: list[tuple[str, Any, Any]], owner: str) -> str:
     """Put the first difference into words, as a predicate of its field.
 
     owner: the other record's owner and a verb, such as "vectors was started with"
     """
     (_, our_value, their_value), *more = entries
-    text = f"is {_short(our_value)}, but {owner} {_short(their_value)}"
+    text = f"is {_shorten_value(our_value)}, but {owner} {_shorten_value(their_value)}"
     if more:
-        names = [name for name, *_ in more[: MAX_NAMED - 1]]
+        names = [name for name, *_ in more[: MAX_NAMED_FIELDS - 1]]
         text += f" (also different: {', '.join(names)})"
     return text
 
 
-def _short(value):
+def _shorten_value(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else reprlib.repr(value)

@@ -14,7 +14,7 @@ from flax import traverse_util
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.tables import counted_noun
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
 Values = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
@@ -81,7 +81,7 @@ class RecoveredVariant:
 
     def fits(self, model) -> bool:
         """Whether a model has this variant's reduction, image size and depth."""
-        same = (model.reduction or DENSE) == self.reduction
+        same = (model.reduction or DENSE_REDUCTION) == self.reduction
         sides = image_sides(self.image_size)
         same = same and image_sides(model.config.image_size) == sides
         return same and model.depth == self.depth

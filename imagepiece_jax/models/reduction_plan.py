@@ -15,8 +15,8 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommended
 from imagepiece_jax.reduction.reduction import Reduction
 
-TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
-BISECTIONS = 30  # of a schedule's ratio: 2^30 is far more than all token counts
+COST_TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
+MAX_BISECTIONS = 30  # of a schedule's ratio: 2^30 is far more than all token counts
 
 
 def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
@@ -26,7 +26,7 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     Raises InputError for a reduction that does not fit the model.
     """
     config = model.config
-    fitted = at_cost(reduction, model)
+    fitted = fit_to_cost(reduction, model)
     try:
         facts = model.facts_for_methods()
         plan = fitted.method.plan(facts, config.arch.prefix, masked)
@@ -46,8 +46,8 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted)
 
 
-def at_cost(
-    reduction: Reduction, model: ViT, tolerance: float = TOLERANCE
+def fit_to_cost(
+    reduction: Reduction, model: ViT, tolerance: float = COST_TOLERANCE
 ) -> Reduction:
     """Replace a reduction's cost `macs` by token counts, or by fields of its method.
 
@@ -58,11 +58,12 @@ def at_cost(
     method = reduction.method
     if method.macs is None:
         return reduction
+    macs = method.macs
     facts = model.facts_for_methods()
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = recommended(method, facts)
     try:
-        ratio = _nearest_ratio(method, model.clone(parent=None), tolerance)
+        ratio = _nearest_ratio(method, macs, model.clone(parent=None), tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
     return dataclasses.replace(reduction, method=method.at_ratio(ratio, facts))
@@ -90,8 +91,8 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _nearest_ratio(method, model, tolerance):
-    """Bisect for the ratio whose cost is nearest to the method's `macs`.
+def _nearest_ratio(method: Method, macs: float, model: ViT, tolerance: float) -> float:
+    """Bisect for the ratio whose cost is nearest to `macs`.
 
     Raises InputError if the nearest cost misses by more than the tolerance.
     """
@@ -99,7 +100,7 @@ def _nearest_ratio(method, model, tolerance):
     shares = {}  # {ratio: share of the dense model's MACs}
     errors = {}  # {ratio: Unreachable}
 
-    def share_at(ratio):
+    def share_at(ratio: float) -> float:
         reduced = method.at_ratio(ratio, facts)
         plan = reduced.plan(facts, model.config.arch.prefix)
         shares[ratio] = share_of_dense(model.clone(plan=plan))
@@ -110,10 +111,10 @@ def _nearest_ratio(method, model, tolerance):
         share_at(1.0)
     low = 0.0
     high = 1.0
-    for _ in range(BISECTIONS):
+    for _ in range(MAX_BISECTIONS):
         middle = (low + high) / 2
         try:
-            costs_less = share_at(middle) < method.macs
+            costs_less = share_at(middle) < macs
         except Unreachable as error:  # too few tokens: the ratio is too high
             errors[middle] = error
             costs_less = True
@@ -121,12 +122,11 @@ def _nearest_ratio(method, model, tolerance):
             high = middle
         else:
             low = middle
-    nearest = min(shares, key=lambda ratio: abs(shares[ratio] - method.macs))
-    if abs(shares[nearest] - method.macs) <= tolerance:
+    nearest = min(shares, key=lambda ratio: abs(shares[ratio] - macs))
+    if abs(shares[nearest] - macs) <= tolerance:
         return nearest
     if high in errors:
         raise errors[high]
     raise InputError(
-        f"macs is {method.macs:g}, but the method's nearest cost is "
-        f"{shares[nearest]:.3f}"
+        f"macs is {macs:g}, but the method's nearest cost is {shares[nearest]:.3f}"
     )

@@ -17,12 +17,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 
-DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
-DEIT["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
+DEIT_FIELDS: dict[str, Any] = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
+DEIT_FIELDS["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
 MODELS = {
-    "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **DEIT),
-    "deit_s": ViTConfig(name="deit_s", embed_dim=384, num_heads=6, **DEIT),
-    "deit_b": ViTConfig(name="deit_b", embed_dim=768, num_heads=12, **DEIT),
+    "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **DEIT_FIELDS),
+    "deit_s": ViTConfig(name="deit_s", embed_dim=384, num_heads=6, **DEIT_FIELDS),
+    "deit_b": ViTConfig(name="deit_b", embed_dim=768, num_heads=12, **DEIT_FIELDS),
     "vit_mini": ViTConfig(
         name="vit_mini",
         patch_size=2,
@@ -34,10 +34,10 @@ MODELS = {
         std=STD,
     ),
 }
-TABLE = pathlib.Path(__file__).with_name("public_models.json")
+PUBLIC_MODEL_TABLE = pathlib.Path(__file__).with_name("public_models.json")
 # {pattern of the authors' file name, without suffix: timm's model name}, from the
 # addresses in timm 1.0.31
-ORIGINALS = {
+ORIGINAL_FILE_PATTERNS = {
     r"(deit_\w+)-[0-9a-f]{8}": r"\1.fb_in1k",
     r"deit_3_huge_224_1k": "deit3_huge_patch14_224.fb_in1k",
     r"deit_3_huge_224_21k_v1": "deit3_huge_patch14_224.fb_in22k_ft_in1k",
@@ -52,17 +52,17 @@ ORIGINALS = {
     r"mae_pretrain_vit_(base|large)": r"vit_\1_patch16_224.mae",
     r"mae_pretrain_vit_huge": "vit_huge_patch14_224.mae",
 }
-NAMES = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
+KNOWN_MODELS_TEXT = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 
 
 # size fields in a row of the JSON
-SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+SIZE_FIELDS = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 # Facts on which all weights behind a name without a tag must agree.
-AGREED = ("mean", "std", "gelu", "resize")
+AGREED_FIELDS = ("mean", "std", "gelu", "resize")
 
 
 @functools.cache
-def config(name: str) -> ViTConfig:
+def model_config(name: str) -> ViTConfig:
     """Look up a model's config by name.
 
     name: one of MODELS, or timm's name with its tag, "vit_small_patch16_224.dino". The
@@ -72,11 +72,13 @@ def config(name: str) -> ViTConfig:
     """
     if name in MODELS:
         return MODELS[name]
-    weights = _weights(name)
+    weights = _public_weights(name)
     if not weights:
-        raise InputError(f"{name!r} is not a model name; {names_for(name)}")
+        raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
     published = next(iter(weights.values()))
-    if any(_agreed(other) != _agreed(published) for other in weights.values()):
+    if any(
+        _agreed_facts(other) != _agreed_facts(published) for other in weights.values()
+    ):
         tags = ", ".join(f"{name}.{tag}" for tag in weights)
         raise InputError(
             f"{name!r} has weights with different normalization, crop or GELU; name "
@@ -86,28 +88,28 @@ def config(name: str) -> ViTConfig:
     parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
     if "." not in name:
         facts.pop("prop_attn", None)  # only some of the weights have it
-    return made_of(name, **facts).with_arch(**parts)
+    return build_config(name, **facts).with_arch(**parts)
 
 
-def made_of(name: str, **facts: Any) -> ViTConfig:
+def build_config(name: str, **facts: Any) -> ViTConfig:
     """Make the config of a timm architecture with further ViTConfig fields."""
     row = public_models()[name.partition(".")[0]]
-    sizes = {field: row[field] for field in SIZES if field in row}
+    sizes = {field: row[field] for field in SIZE_FIELDS if field in row}
     return ViTConfig(name=name, arch=Architecture(**row["arch"]), **sizes, **facts)
 
 
-def _agreed(images):
+def _agreed_facts(weights: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The facts on which all weights behind a name must agree."""
-    crop = images["preprocessing"] | {"image_size": None}
-    return crop, [images.get(field) for field in AGREED]
+    crop = weights["preprocessing"] | {"image_size": None}
+    return crop, [weights.get(field) for field in AGREED_FIELDS]
 
 
 def is_known(name: str | None) -> bool:
     """Whether a model has this name, with or without a tag."""
-    return name in MODELS or bool(_weights(name))
+    return name in MODELS or bool(_public_weights(name))
 
 
-def names_for(name: str) -> str:
+def suggest_names(name: str) -> str:
     """Suggest known names for an unknown name: its architecture's tags, if known."""
     base = name.partition(".")[0]
     tags = public_models().get(base, {"weights": {}})["weights"]
@@ -115,10 +117,10 @@ def names_for(name: str) -> str:
         return f"with a tag it is one of {', '.join(f'{base}.{tag}' for tag in tags)}"
     if similar := most_similar(base, [*MODELS, *public_models()]):
         return f"did you mean {similar!r}?"
-    return NAMES
+    return KNOWN_MODELS_TEXT
 
 
-def _weights(name):
+def _public_weights(name: str | None) -> dict[str, dict[str, Any]]:
     """{tag: facts} of the public weights behind timm's `name`; {} if unknown.
 
     A name without a tag stands for all its weights, timm's default tag first.
@@ -138,18 +140,20 @@ def public_models() -> dict[str, dict[str, Any]]:
     the class. "weights" is {tag: facts}, timm's default tag first. "former_names" is
     {name before timm 0.9: tag}.
     """
-    return json.loads(TABLE.read_text("utf-8"))
+    return json.loads(PUBLIC_MODEL_TABLE.read_text("utf-8"))
 
 
 def timm_class(name: str | None) -> str | None:
     """timm's class for an architecture; None for any other name."""
-    return public_models().get(name, {}).get("class")
+    return public_models().get(name or "", {}).get("class")
 
 
 @functools.cache
 def timm_arguments(name: str) -> dict[str, Any]:
     """All constructor arguments in timm for an architecture, as JSON values."""
-    classes = json.loads(TABLE.with_name("timm_classes.json").read_text("utf-8"))
+    classes = json.loads(
+        PUBLIC_MODEL_TABLE.with_name("timm_classes.json").read_text("utf-8")
+    )
     # An unknown name gets the defaults of Eva.
     row = public_models().get(name, {"class": "Eva", "arguments": {}})
     return classes[row["class"]] | row["arguments"]
@@ -168,12 +172,12 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
     # Tags that end in "in1k" were trained on ImageNet-1k last, for example
     # "augreg_in21k_ft_in1k". A name without a tag stands for all its weights. MODELS
     # have no published weights.
-    tags = _weights(name)
+    tags = _public_weights(name)
     named = classes == 1000 and any(tag.endswith("in1k") for tag in tags)
     return class_names.imagenet_names() if named else None
 
 
-def name_of_file(path: str | os.PathLike) -> str | None:
+def model_in_file_name(path: str | os.PathLike) -> str | None:
     """The known model in a weights file's name, or None."""
     file = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
     name = timm_name(pathlib.Path(file).stem)
@@ -182,7 +186,7 @@ def name_of_file(path: str | os.PathLike) -> str | None:
 
 def timm_name(file: str) -> str:
     """Translate the stem of an authors' file to timm's model name, or return it."""
-    for pattern, name in ORIGINALS.items():
+    for pattern, name in ORIGINAL_FILE_PATTERNS.items():
         if match := re.fullmatch(pattern, file):
             return match.expand(name)
     return file

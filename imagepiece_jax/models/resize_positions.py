@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32
 
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.models.config import ViTConfig
@@ -13,8 +14,10 @@ from imagepiece_jax.models.config import ViTConfig
 log = logging.getLogger("imagepiece_jax.models")
 
 
-def fit(
-    tensors: Mapping[str, np.ndarray], config: ViTConfig, trained_size
+def fit_positions(
+    tensors: Mapping[str, np.ndarray],
+    config: ViTConfig,
+    trained_size: int | tuple[int, int],
 ) -> Mapping[str, np.ndarray]:
     """Resize the position embeddings in `tensors` to a model's grid, if necessary.
 
@@ -38,15 +41,17 @@ def fit(
     rows = np.asarray(embedding[0], np.float32)
     front, patch_rows = np.split(rows, [prefix])
     patch_rows = patch_rows.reshape(*old_grid, -1)
-    resized = resize(patch_rows, config.grid, arch.resize)
+    resized = resize_grid(patch_rows, config.grid, arch.resize)
     resized = resized.reshape(-1, config.embed_dim)
     rows = np.concatenate([front, resized])
     log.info("position embeddings resized to %dx%d", *config.grid)
     return {**tensors, "pos_embed": rows[None]}
 
 
-def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
-    """Interpolate a grid of embeddings. [h, w, D] -> [*new, D] float32.
+def resize_grid(
+    grid: Float[np.ndarray, "height width dim"], new: tuple[int, int], how: str
+) -> Float32[np.ndarray, "rows columns dim"]:
+    """Interpolate a grid of embeddings.
 
     new: (height, width)
     how: "antialias" (timm: Keys' kernel, a = -0.5, wider if the grid shrinks),
@@ -59,17 +64,19 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
         resized = jax.image.resize(jax.device_put(grid), (*new, dim), "cubic")
         return jax.device_get(resized)
     if how == "linear":
-        rows = _linear(height, new[0])
-        columns = _linear(width, new[1])
+        rows = _linear_weights(height, new[0])
+        columns = _linear_weights(width, new[1])
     else:
         offset = 0.1 if how == "offset" else 0.0  # as in DINO and DINOv2
-        rows = _bicubic(height, new[0], offset)
-        columns = _bicubic(width, new[1], offset)
+        rows = _bicubic_weights(height, new[0], offset)
+        columns = _bicubic_weights(width, new[1], offset)
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 
 
-def _bicubic(old, new, offset):
-    """PyTorch's bicubic interpolation weights along one axis, [new, old]."""
+def _bicubic_weights(
+    old: int, new: int, offset: float
+) -> Float32[np.ndarray, "{new} {old}"]:
+    """PyTorch's bicubic interpolation weights along one axis."""
     coordinate = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     first = np.floor(coordinate).astype(int)
     weights = np.zeros((new, old))
@@ -84,8 +91,8 @@ def _bicubic(old, new, offset):
     return weights.astype(np.float32)
 
 
-def _linear(old, new):
-    """Linear interpolation weights with fixed end points, [new, old]."""
+def _linear_weights(old: int, new: int) -> Float32[np.ndarray, "{new} {old}"]:
+    """Linear interpolation weights with fixed end points."""
     coordinate = np.linspace(0, old - 1, new)
     distance = np.abs(coordinate[:, None] - np.arange(old))
     return np.maximum(0, 1 - distance).astype(np.float32)

@@ -7,10 +7,11 @@ et al. 2025, "DINOv3"). A merged token has its patches' mean coordinates.
 
 import dataclasses
 import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
 from imagepiece_jax.errors import InputError
@@ -34,7 +35,7 @@ class Rotary:
     # head.
     planes: str = "neighbors"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("origin", self.origin, ("corner", "center"))
         check_range("temperature", self.temperature, above=0)
         check_range("start", self.start)
@@ -49,8 +50,8 @@ class Rotary:
         for side in reference:
             check_range("reference", side)
 
-    def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
-        """(y, x) of all patches in a grid (height, width), [n, 2] float32."""
+    def coordinates(self, grid: tuple[int, int]) -> Float32[np.ndarray, "patches 2"]:
+        """(y, x) of all patches in a grid (height, width)."""
         coordinates = []
         for axis, side in enumerate(grid):
             coordinate = np.arange(side)
@@ -61,13 +62,21 @@ class Rotary:
                 if self.reference is not None:
                     coordinate = coordinate / side * self.reference[axis]
             coordinates.append(coordinate)
-        grid = np.meshgrid(*coordinates, indexing="ij")
-        return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
+        mesh = np.meshgrid(*coordinates, indexing="ij")
+        return np.stack(mesh, axis=-1).reshape(-1, 2).astype(np.float32)
 
-    def rotations(self, coordinates: jax.Array, width: int, prefix: int = 0):
-        """(cosines, sines) of plane angles, both [B, prefix + n, 1, width / 2].
+    def rotations(
+        self,
+        coordinates: Float[Array | np.ndarray, "batch tokens 2"],
+        width: int,
+        prefix: int = 0,
+    ) -> tuple[
+        Float[Array, "batch all_tokens 1 planes"],
+        Float[Array, "batch all_tokens 1 planes"],
+    ]:
+        """(cosines, sines) of plane angles.
 
-        coordinates: [B, n, 2], (y, x) of the tokens; NumPy in, NumPy out
+        coordinates: (y, x) of the tokens; NumPy in, NumPy out
         width: channels per head
         prefix: count of prefix tokens, which get angle 0
         """
@@ -77,12 +86,16 @@ class Rotary:
         return xp.cos(angles), xp.sin(angles)
 
     @functools.cache  # noqa: B019, all blocks of a program share one constant
-    def grid_rotations(self, grid: tuple[int, int], width: int, prefix: int = 0):
+    def grid_rotations(
+        self, grid: tuple[int, int], width: int, prefix: int = 0
+    ) -> tuple[Any, Any]:
         """`rotations` for all patches in a grid, as NumPy arrays."""
         return self.rotations(self.coordinates(grid)[None], width, prefix)
 
-    def angles(self, coordinates, width):
-        """Plane angles, in the order of `axes`. [B, n, 2] -> [B, n, 1, width / 2].
+    def angles(
+        self, coordinates: Float[Array | np.ndarray, "batch tokens 2"], width: int
+    ) -> Float[Array, "batch tokens 1 planes"]:
+        """Plane angles, in the order of `axes`.
 
         coordinates, width: as for `rotations`
         """
@@ -96,8 +109,15 @@ class Rotary:
         angles = coordinates[..., None] * frequency
         return angles.reshape(*angles.shape[:2], 1, 2 * bands)
 
-    def rotate(self, heads: jax.Array, rotations) -> jax.Array:
-        """Rotate heads [B, N, H, d] in float32 by [B or 1, N, 1, d / 2] rotations."""
+    def rotate(
+        self,
+        heads: Float[Array, "batch tokens heads head_dim"],
+        rotations: tuple[
+            Float[Array, "#batch tokens 1 planes"],
+            Float[Array, "#batch tokens 1 planes"],
+        ],
+    ) -> Float[Array, "batch tokens heads head_dim"]:
+        """Rotate heads in float32."""
         cos, sin = rotations
         x = heads.astype(jnp.float32)
         if self.planes == "halves":

@@ -1,8 +1,12 @@
 """Stems from image to tokens: patch projection, or convolutions."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.errors import InputError
@@ -12,17 +16,17 @@ KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 NORM_EPSILON = 1e-5
 
 
-def bias_init(fan_in):
+def bias_init(fan_in: int) -> Callable[..., jax.Array]:
     """Bias initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
-    def init(key, shape, dtype):
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         return draw_uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
 
     return init
 
 
-def conv_stem_widths(embed_dim, patch_size):
+def conv_stem_widths(embed_dim: int, patch_size: int) -> tuple[int, ...]:
     """Widths of the log2(patch_size) stride-2 convolutions, doubling up to embed_dim.
 
     Raises InputError unless patch_size is 2^k, k > 0, and its half divides embed_dim.
@@ -37,7 +41,7 @@ def conv_stem_widths(embed_dim, patch_size):
 
 
 class PatchStem(nn.Module):
-    """Linear patch projection. [B, H, W, 3] -> [B, H/p, W/p, D]."""
+    """Linear patch projection."""
 
     embed_dim: int
     patch_size: int
@@ -45,7 +49,9 @@ class PatchStem(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, images, train=False):
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch rows columns dim"]:
         p = self.patch_size
         batch, height, width, channels = images.shape
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
@@ -65,9 +71,8 @@ class ConvStem(nn.Module):
     """Convolution stem: ImagePiece's coherence bias makes neighboring patches alike.
 
     Stride-2 3x3 convolutions with batch norm and ReLU, then a 1x1 convolution (Xiao et
-    al. 2021, "Early convolutions help transformers see better").
-    [B, H, W, 3] -> [B, H/p, W/p, D]. Training shares batch statistics over the device
-    axis `axis_name`.
+    al. 2021, "Early convolutions help transformers see better"). Training shares batch
+    statistics over the device axis `axis_name`.
     """
 
     embed_dim: int
@@ -76,7 +81,9 @@ class ConvStem(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, train=False):
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch rows columns dim"]:
         x = images
         widths = conv_stem_widths(self.embed_dim, self.patch_size)
         for i, width in enumerate(widths):
@@ -114,4 +121,4 @@ class ConvStem(nn.Module):
         )(x)
 
 
-STEMS = {"patch": PatchStem, "conv": ConvStem}
+STEM_KINDS = {"patch": PatchStem, "conv": ConvStem}

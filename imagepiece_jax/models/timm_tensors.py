@@ -5,7 +5,7 @@ timm. PyTorch kernels have outputs before inputs (linear [out, in], convolution 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from flax import traverse_util
 from imagepiece_jax.models.variables import (
     StateDictMismatch,
     fresh_variables,
-    matches,
+    is_in_parts,
     variable_shapes,
 )
 from imagepiece_jax.models.vit import ViT
@@ -103,9 +103,9 @@ def own_selectors(
     fresh: parts to draw even if there are tensors; None: every missing selector
     Raises StateDictMismatch for a missing selector that is not in `fresh`.
     """
-    selectors = selectors_of(variable_shapes(model))
+    selectors = selector_params(variable_shapes(model))
     starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
-    dense, learned = apart(tensors)
+    dense, learned = split_selectors(tensors)
     selector_tensors = {
         name: v for name, v in learned.items() if name.startswith(starts)
     }
@@ -118,7 +118,7 @@ def own_selectors(
     if fresh is None:
         fresh = lacking
     for selector in lacking:
-        if not matches(selector, fresh):
+        if not is_in_parts(selector, fresh):
             raise StateDictMismatch(
                 f"{source} has no {selector}, the selector of this reduction",
                 selector,
@@ -127,7 +127,9 @@ def own_selectors(
     return dense | selector_tensors, (*fresh,)
 
 
-def apart(tensors):
+def split_selectors(
+    tensors: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split tensors into (dense model, selectors)."""
     dense = {}
     selectors = {}
@@ -137,15 +139,17 @@ def apart(tensors):
     return dense, selectors
 
 
-def merged_selectors(selectors, newer):
+def replace_selectors(
+    selectors: Mapping[str, Any], newer: Mapping[str, Any]
+) -> dict[str, Any]:
     """Replace selector tensors, block by block, by newer tensors."""
     # A block's older tensors all go: another selector may have other names.
     blocks = {name.split(".")[1] for name in newer}
     kept = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
-    return kept | newer
+    return {**kept, **newer}
 
 
-def selectors_of(variables):
+def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
     """{name: parameters} of the learned reducers."""
     params = variables["params"].items()
     return {name: values for name, values in params if name.startswith(SELECTOR)}
@@ -165,20 +169,22 @@ def from_timm(
     Raises StateDictMismatch for a tensor that is missing, extra, of wrong shape or
         type, or not finite.
     """
-    leaves = traverse_util.flatten_dict(like, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")
     for key, entry in check_fit(state_dict, like, fresh).items():
-        leaves[key] = _take(state_dict, entry, leaves[key].dtype)
+        leaves[key] = _read_param(state_dict, entry, leaves[key].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def check_fit(state_dict, like, fresh=()):
+def check_fit(
+    state_dict: Mapping[str, Any], like: Mapping[str, Any], fresh: Iterable[str] = ()
+) -> dict[str, _Entry]:
     """Check names, shapes and types: {path: _Entry} of all parameters except `fresh`.
 
     Raises StateDictMismatch if a tensor does not fit.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
-    entries = dict(sorted(_entries(leaves).items()))
-    needed = {k: p for k, p in entries.items() if not matches(p.path, fresh)}
+    entries = dict(sorted(_make_entries(leaves).items()))
+    needed = {k: p for k, p in entries.items() if not is_in_parts(p.path, fresh)}
     problem = _size_difference(state_dict, needed.values())
     if problem:
         raise StateDictMismatch(problem)
@@ -199,8 +205,8 @@ def values_from_timm(
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
     subset = {}
-    for key, entry in _entries(leaves).items():
-        if entry.name in tensors and not matches(entry.path, fresh):
+    for key, entry in _make_entries(leaves).items():
+        if entry.name in tensors and not is_in_parts(entry.path, fresh):
             subset[key] = leaves[key]
     if "pos_embed" in tensors:
         positions = tensors["pos_embed"]
@@ -213,10 +219,10 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Convert variables to a timm state dict of NumPy arrays, with qkv stacked."""
     stacks = {}  # {name: {part: array}}
     leaves = traverse_util.flatten_dict(variables, sep="/")
-    for key, entry in _entries(leaves).items():
+    for key, entry in _make_entries(leaves).items():
         array = np.asarray(leaves[key])
         if entry.name.endswith(".weight"):
-            array = array.transpose(_axes(array.ndim))
+            array = array.transpose(_torch_axes(array.ndim))
         stacks.setdefault(entry.name, {})[entry.part] = array
     tensors = {}
     for name, parts in stacks.items():
@@ -230,15 +236,15 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{timm's name: shape}, as from `to_timm`, without computing the tensors."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
-    return {entry.name: entry.shape for entry in _entries(leaves).values()}
+    return {entry.name: entry.shape for entry in _make_entries(leaves).values()}
 
 
-def _entries(leaves):
+def _make_entries(leaves: Mapping[str, Any]) -> dict[str, _Entry]:
     """{path with collection: _Entry} for all leaves of a variables tree."""
-    return {key: _entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
+    return {key: _make_entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
 
 
-def _entry(key, shape, leaves):
+def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _Entry:
     """The _Entry of one leaf; `key` is params/blocks_3/mlp/fc1/bias, for example."""
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
@@ -258,24 +264,26 @@ def _entry(key, shape, leaves):
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     if name.endswith(".weight"):
-        shape = [shape[axis] for axis in _axes(len(shape))]
+        shape = [shape[axis] for axis in _torch_axes(len(shape))]
     if part is not None:
         shape = (len(stack) * shape[0], *shape[1:])
     return _Entry(path, name, part, len(stack), tuple(shape))
 
 
-def _axes(ndim):
+def _torch_axes(ndim: int) -> Sequence[int]:
     """PyTorch's axis order for a kernel."""
     return _AXES.get(ndim, range(ndim))
 
 
-def _take(state_dict, entry, dtype):
+def _read_param(
+    state_dict: Mapping[str, np.ndarray], entry: _Entry, dtype: np.dtype
+) -> np.ndarray:
     """Read one parameter, in this model's axis order and dtype."""
     array = state_dict[entry.name]
     if entry.part is not None:
         array = np.split(array, entry.parts)[entry.part]
     if entry.name.endswith(".weight"):
-        array = array.transpose(np.argsort(_axes(array.ndim)))
+        array = array.transpose(np.argsort(_torch_axes(array.ndim)))
     with np.errstate(over="ignore"):  # an overflow is infinite and refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
@@ -286,13 +294,18 @@ def _take(state_dict, entry, dtype):
     return array
 
 
-def _check_tensors(state_dict, entries, needed, fresh):
+def _check_tensors(
+    state_dict: Mapping[str, Any],
+    entries: Iterable[_Entry],
+    needed: Iterable[_Entry],
+    fresh: Iterable[str],
+) -> None:
     """Raise StateDictMismatch for a tensor left over, missing or of wrong form."""
     names = {entry.name for entry in entries}
     problems = []  # (path, name, problem)
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
-        if name not in names and not matches(path, fresh):
+        if name not in names and not is_in_parts(path, fresh):
             problem = (
                 f"of shape {tensor.shape} is left over, this model has no such part"
             )
@@ -313,20 +326,24 @@ def _check_tensors(state_dict, entries, needed, fresh):
         problems.append((path, name, problem))
     if problems:
         _, name, problem = problems[0]
-        remedy = _remedy([path for path, *_ in problems], entries, fresh)
+        remedy = _replaceable_parts([path for path, *_ in problems], entries, fresh)
         raise StateDictMismatch(f"tensor {name} {problem}", name, remedy)
 
 
-def _size_difference(state_dict, needed):
+def _size_difference(
+    state_dict: Mapping[str, Any], needed: Iterable[_Entry]
+) -> str | None:
     """Say how depth or width differ from the model's; None if they do not."""
 
-    def size(shapes):
+    def depth_and_width(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
         width = shapes.get("blocks.0.norm1.weight", ())[:1]
         return (len(blocks), *width)
 
-    tensor_size = size({name: tensor.shape for name, tensor in state_dict.items()})
-    model_size = size({entry.name: entry.shape for entry in needed})
+    tensor_size = depth_and_width(
+        {name: tensor.shape for name, tensor in state_dict.items()}
+    )
+    model_size = depth_and_width({entry.name: entry.shape for entry in needed})
     if (
         tensor_size == model_size
         or len(tensor_size) != len(model_size)
@@ -339,14 +356,16 @@ def _size_difference(state_dict, needed):
     )
 
 
-def _remedy(wrong, entries, fresh):
+def _replaceable_parts(
+    wrong: Sequence[str], entries: Iterable[_Entry], fresh: Iterable[str]
+) -> tuple[str, ...]:
     """Find parts to draw so the rest fits, for unfit paths `wrong`; () if it cannot."""
     of_model = [entry.path for entry in entries]
     replaced = []
     for part in _REPLACEABLE:
-        in_model = any(matches(path, [part]) for path in of_model)
-        if in_model and any(matches(path, [part]) for path in wrong):
+        in_model = any(is_in_parts(path, [part]) for path in of_model)
+        if in_model and any(is_in_parts(path, [part]) for path in wrong):
             replaced.append(part)
-    if not all(matches(path, replaced) for path in wrong):
+    if not all(is_in_parts(path, replaced) for path in wrong):
         return ()
     return (*fresh, *replaced)

@@ -15,7 +15,7 @@ def trained_part(params: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     if part == "all":
         return params
     is_norm = "scale" in params
-    trained = {}
+    trained: dict[str, Any] = {}
     for name, value in params.items():
         is_bias = name in ("bias", "gamma")
         if isinstance(value, Mapping):

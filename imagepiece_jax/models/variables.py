@@ -1,10 +1,11 @@
 """A model's variables: shapes, random values, checks."""
 
+import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import flax
 import jax
@@ -19,6 +20,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 
+if TYPE_CHECKING:  # this module imports variables
+    from imagepiece_jax.models.vit import ViT
+
 
 class StateDictMismatch(InputError):
     """Tensors do not fit a model.
@@ -29,19 +33,19 @@ class StateDictMismatch(InputError):
 
     def __init__(
         self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
-    ):
+    ) -> None:
         super().__init__(sentence)
         self.tensor = tensor
         self.fresh = fresh
 
 
-def variable_shapes(model):
+def variable_shapes(model: "ViT") -> dict[str, Any]:
     """The shapes and dtypes of a model's variables, without computing any."""
     # All blocks have equal shapes, so one block is traced for all plans and methods.
     # Every learned reducer is traced on its own.
     one_block = model.with_execution(axis_name=None)
     one_block = one_block.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
-    block_shapes = _shapes(one_block)
+    block_shapes = _traced_shapes(one_block)
     shapes = {}
     for collection, values in block_shapes.items():
         shapes[collection] = {}
@@ -50,7 +54,7 @@ def variable_shapes(model):
             if name == "blocks_0":
                 names = [f"blocks_{i}" for i in range(model.depth)]
             for copy_name in names:
-                shapes[collection][copy_name] = _copied(part)
+                shapes[collection][copy_name] = _copy_dicts(part)
     learned = {}
     for index, layer in enumerate(model.plan):
         if not layer.step or not isinstance(layer.step.reducer, nn.Module):
@@ -59,32 +63,36 @@ def variable_shapes(model):
         if reducer not in learned:
             learned[reducer] = _reducer_shapes(model, layer)
         for collection, values in learned[reducer].items():
-            shapes[collection][f"reducer_{index}"] = _copied(values)
+            shapes[collection][f"reducer_{index}"] = _copy_dicts(values)
     return shapes
 
 
-def _copied(tree):
+def _copy_dicts(tree: Any) -> Any:
     """Copy a tree's dicts, not its leaves."""
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
-def _reducer_shapes(model, layer):
+def _reducer_shapes(model: "ViT", layer: BlockPlan) -> Mapping[str, Any]:
     """Shapes and dtypes of the variables of a BlockPlan's reducer."""
     reducer = layer.step.reducer
     patches = layer.mlp_tokens - model.config.arch.prefix
     counts = layer.counts or StepCounts(patches, patches)
 
-    def init(key):
+    def init(key: jax.Array) -> Mapping[str, Any]:
         inputs = contract.random_inputs(
             reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
         # Some reducers read the grid. Variables do not depend on its shape.
-        return reducer.init(key, inputs.replace(grid=(1, counts.n_in)), counts)
+        return reducer.init(
+            key, dataclasses.replace(inputs, grid=(1, counts.n_in)), counts
+        )
 
-    return jax.eval_shape(init, _key())
+    return jax.eval_shape(init, _key_shape())
 
 
-def fresh_variables(model, seed, parts=None):
+def fresh_variables(
+    model: "ViT", seed: int, parts: Collection[str] | None = None
+) -> dict[str, Any]:
     """Draw a model's variables from a seed, or only the named parts."""
     images = jax.device_put(
         np.zeros((1, *image_sides(model.config.image_size), 3), np.float32)
@@ -92,24 +100,26 @@ def fresh_variables(model, seed, parts=None):
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a training step. Initial statistics do not
     # depend on it.
-    init = _init(model.with_execution(axis_name=None))
+    init = _init_function(model.with_execution(axis_name=None))
     if parts is None:
         return init(key, images)
 
+    names = tuple(parts)
+
     @jax.jit
-    def draw(key, images):
+    def draw(key: jax.Array, images: jax.Array) -> dict[str, Any]:
         drawn = {}
         for collection, values in init(key, images).items():
-            drawn[collection] = {n: values[n] for n in parts if n in values}
+            drawn[collection] = {n: values[n] for n in names if n in values}
         return drawn
 
     return draw(key, images)
 
 
-def check_variables(model, variables):
+def check_variables(model: "ViT", variables: Mapping[str, Any]) -> None:
     """Check the names and shapes of variables against a model."""
-    present = _by_name(variables)
-    needed = _by_name(variable_shapes(model))
+    present = _shapes_by_name(variables)
+    needed = _shapes_by_name(variable_shapes(model))
     for name in sorted(present.keys() | needed.keys()):
         got = present.get(name, "missing")
         expected = needed.get(name, "missing")
@@ -118,22 +128,22 @@ def check_variables(model, variables):
 
 
 def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
-    """Check that every name `matches` a variable; errors name `field` as the origin."""
+    """Check that every name `is_in_parts` of a variable; `field` names it in errors."""
     leaves = traverse_util.flatten_dict(like, sep="/")
     paths = [key.partition("/")[2] for key in leaves]
     for name in names:
-        if not any(matches(path, [name]) for path in paths):
+        if not any(is_in_parts(path, [name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
             listed = ", ".join(sorted(parts))
             raise InputError(f"{field} names {name!r}; the model has {listed}")
 
 
-def matches(path: str, names: Iterable[str]) -> bool:
+def is_in_parts(path: str, names: Iterable[str]) -> bool:
     """Whether a path is in a part in `names`, given with or without block number."""
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
 
 
-def digest(tree):
+def variables_digest(tree: Any) -> str:
     """SHA-256 of a tree's paths and array bytes, as hex digits."""
     # Shapes and dtypes are left out: published results and saved folders hold digests.
     total = hashlib.sha256()
@@ -143,24 +153,24 @@ def digest(tree):
     return total.hexdigest()
 
 
-def _key():
+def _key_shape() -> jax.ShapeDtypeStruct:
     """A random key's shape and dtype."""
     return jax.eval_shape(root_key, 0)
 
 
 @functools.lru_cache(maxsize=4)
-def _shapes(model):
+def _traced_shapes(model: "ViT") -> Mapping[str, Any]:
     size = image_sides(model.config.image_size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return _init(model).eval_shape(_key(), images)
+    return _init_function(model).eval_shape(_key_shape(), images)
 
 
 @functools.lru_cache(maxsize=4)
-def _init(model):
+def _init_function(model: "ViT") -> Callable[..., Any]:
     """`model.init`, traced once for both shapes and values."""
 
     @jax.jit
-    def init(key, images):
+    def init(key: jax.Array, images: jax.Array) -> Mapping[str, Any]:
         # A Flax setting decides how parameters' keys are derived. A fixed value keeps
         # initial values independent of the user's setting.
         with flax.config.temp_flip_flag("fix_rng_separator", False):
@@ -169,7 +179,7 @@ def _init(model):
     return init
 
 
-def _by_name(variables):
+def _shapes_by_name(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{path: shape}."""
-    leaves = traverse_util.flatten_dict(variables, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

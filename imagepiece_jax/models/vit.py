@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import draw_uniform
@@ -17,17 +18,17 @@ from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.folded_stem import FoldedStem
 from imagepiece_jax.kernels.token_layout import keep_token_major
-from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
-from imagepiece_jax.models.block import Block, BlockReduction
+from imagepiece_jax.models.attention_pool import AttentionPool, cut_pooled_tokens
+from imagepiece_jax.models.block import Block, BlockReduction, Decision
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
-from imagepiece_jax.models.layers import INIT, LayerNorm, dense
+from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, dense_layer
 from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import ReducerInputs, TokenState, start
+from imagepiece_jax.reduction.state import ReducerInputs, TokenState, initial_state
 
 
 @struct.dataclass
@@ -38,9 +39,11 @@ class Outputs:
     a reduction at site "mid".
     """
 
-    logits: jax.Array  # [B, num_classes] float32; equal to `pooled` without classes
-    pooled: jax.Array  # [B, D], the head's input; all tokens [B, N, D] without a pool
-    tokens: jax.Array  # [B, N, D], all tokens after the final norm
+    # float32; equal to `pooled` without classes
+    logits: Float[Array, "batch *tokens classes"]
+    # the head's input; all tokens without a pool
+    pooled: Float[Array, "batch *tokens dim"]
+    tokens: Float[Array, "batch tokens dim"]  # after the final norm
     state: TokenState  # all tokens before the final norm
     # the reducers' results and their inputs, one per reducing step
     results: tuple
@@ -52,18 +55,20 @@ class Outputs:
     states: tuple[TokenState, ...] = ()
 
 
-def drop_path_scale(keys, depth, rate):
-    """Draw DeiT's drop path factors for both branches per block. -> [B, depth, 2].
+def drop_path_scale(
+    keys: Shaped[Array, " batch"], depth: int, rate: float
+) -> Float[Array, "batch {depth} 2"]:
+    """Draw DeiT's drop path factors for both branches per block.
 
     A branch is dropped (factor 0) with probability p, or scaled by 1 / (1 - p). p grows
     linearly over the blocks. A block's branches share p but are drawn independently.
 
-    keys: [B] random keys, one per image
+    keys: random keys, one per image
     rate: the last block's p
     """
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
-    def draw(key):
+    def draw(key: jax.Array) -> jax.Array:
         alive = draw_uniform(key, (depth, 2)) < keep
         return alive.astype(jnp.float32) / keep
 
@@ -77,7 +82,7 @@ class ViT(nn.Module):
     """
 
     config: ViTConfig
-    # Token counts and the reducing step per block, from `block_plan.build`. The plan
+    # Token counts and the reducing step per block, by `plan_blocks`. The plan
     # depends on the patch count only, not on the image's shape.
     plan: tuple[BlockPlan, ...]
     execution: Execution = FLOAT32
@@ -123,7 +128,13 @@ class ViT(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, images, train=False, keys=None, with_states=False):
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool = False,
+        keys: dict[str, jax.Array] | None = None,
+        with_states: bool = False,
+    ) -> Outputs:
         """Run the model on images.
 
         images: [B, H, W, 3], normalized by `mean` and `std`
@@ -146,7 +157,7 @@ class ViT(nn.Module):
             images = reshard(images, NamedSharding(sharding.mesh, PartitionSpec()))
         elif sharding is not None:
 
-            def call(vit, images, keys):
+            def call(vit: ViT, images: jax.Array, keys: Any) -> Outputs:
                 return vit(images, train, keys, with_states)
 
             return method_on_auto_axes(call, self, images, keys)
@@ -166,33 +177,35 @@ class ViT(nn.Module):
                 name="attn_pool",
             )
 
-            def probe(state):
+            def probe(state: TokenState) -> jax.Array:
                 return pool.scores(norm(state.x), state)
 
         for index in range(self.depth):
             block = self._block(index)
             reduction = self._block_reduction(index, keys, probe)
             factors = drop_path[index]
-            state = state.replace(x=state.x.astype(block.execution.dtype))
+            state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
             state, scores, decision = block(state, scores, reduction, factors, train)
             states.append(state)
             if decision:
                 decisions.append(decision)
         outputs = self._classify(state, decisions, norm, pool)
-        return outputs.replace(states=tuple(states)) if with_states else outputs
+        if with_states:
+            outputs = dataclasses.replace(outputs, states=tuple(states))
+        return outputs
 
-    def _dtype(self, part):
+    def _dtype(self, part: str) -> jnp.dtype:
         if part in self.execution.float32_parts:
             return jnp.dtype("float32")
         return self.execution.dtype
 
-    def _final_norm(self):
+    def _final_norm(self) -> Callable[[jax.Array], jax.Array]:
         """The norm after the last block; the identity if the model has none."""
         if self.config.arch.final_norm:
             return self._norm("norm")
         return lambda x: x
 
-    def _block(self, index):
+    def _block(self, index: int) -> Block:
         """Make a Block; `head_only` limits the last block to the head's queries."""
         queries = None
         is_last = index == self.depth - 1
@@ -210,7 +223,12 @@ class ViT(nn.Module):
             name=name,
         )
 
-    def _block_reduction(self, index, keys, probe):
+    def _block_reduction(
+        self,
+        index: int,
+        keys: dict[str, jax.Array] | None,
+        probe: Callable[[TokenState], jax.Array] | None,
+    ) -> BlockReduction | None:
         """The BlockReduction at an index; None if the block keeps all tokens."""
         layer = self.plan[index]
         if layer.step is None:
@@ -230,8 +248,10 @@ class ViT(nn.Module):
             return None
         return BlockReduction(index, layer, reducer, self.config.num_heads, keys, probe)
 
-    def _drop_path(self, keys, train):
-        """Drop path factors of the two branches per block: pairs of [B] or None."""
+    def _drop_path(
+        self, keys: dict[str, jax.Array] | None, train: bool
+    ) -> list[tuple[jax.Array | None, jax.Array | None]]:
+        """Drop path factors [batch] of the two branches per block."""
         if not (train and self.execution.drop_path_rate):
             return [(None, None)] * self.depth
         if keys is None:
@@ -240,18 +260,21 @@ class ViT(nn.Module):
         scale = drop_path_scale(
             keys["drop_path"], self.depth, self.execution.drop_path_rate
         )
-        factors = []
-        for block in range(self.depth):
-            factors.append((scale[:, block, 0], scale[:, block, 1]))
-        return factors
+        return [(scale[:, i, 0], scale[:, i, 1]) for i in range(self.depth)]
 
-    def _classify(self, state, decisions, norm, pool):
+    def _classify(
+        self,
+        state: TokenState,
+        decisions: list[Decision],
+        norm: Callable[[jax.Array], jax.Array],
+        pool: AttentionPool | None,
+    ) -> Outputs:
         arch = self.config.arch
         x = state.x
         if arch.pool == "token":
             # The head reads one or two tokens. jit drops the norm of all other tokens.
-            read = norm(x[:, : arch.head_tokens])
-            pooled = read[:, 0]
+            head_tokens = norm(x[:, : arch.head_tokens])
+            pooled = head_tokens[:, 0]
         elif arch.pool == "mean":
             pooled = self._mean(norm(x), state)
         elif arch.pool == "map":
@@ -262,12 +285,14 @@ class ViT(nn.Module):
             pooled = self._norm("fc_norm")(pooled)
         vectors = {"head": pooled}
         if arch.dist_token:
-            vectors["head_dist"] = read[:, 1]
-            pooled = jnp.mean(read, axis=1)
+            vectors["head_dist"] = head_tokens[:, 1]
+            pooled = jnp.mean(head_tokens, axis=1)
         head_logits = []
         for name, vector in vectors.items():
             if self.config.num_classes:
-                head_logits.append(dense(self.config.num_classes, name=name)(vector))
+                head_logits.append(
+                    dense_layer(self.config.num_classes, name=name)(vector)
+                )
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
@@ -284,22 +309,26 @@ class ViT(nn.Module):
             head_logits=tuple(head_logits),
         )
 
-    def _norm(self, name):
+    def _norm(self, name: str) -> LayerNorm:
         return LayerNorm(self._dtype(name), self.config.arch.norm_eps, name=name)
 
-    def _mean(self, x, state):
-        """Token mean, weighted by size. [B, N, D] -> [B, D] float32."""
-        x, size, mask = pooled_tokens(x, state, self.config.arch)
+    def _mean(
+        self, x: Float[Array, "batch tokens dim"], state: TokenState
+    ) -> Float[Array, "batch dim"]:
+        """Token mean, weighted by size."""
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if mask is not None:
             size = size * mask
-        total = jnp.sum(size, axis=1, keepdims=True)
-        # The total is 0 if all tokens of an image are masked.
-        share = size / jnp.maximum(total, 1.0)
+        size_sum = jnp.sum(size, axis=1, keepdims=True)
+        # The sum is 0 if all tokens of an image are masked.
+        share = size / jnp.maximum(size_sum, 1.0)
         terms = x.astype(jnp.float32) * share[:, :, None]
         return jnp.sum(terms, axis=1)
 
-    def _embed(self, images, train):
-        """Turn images [B, H, W, 3] into tokens: the prefix, then the patches."""
+    def _embed(
+        self, images: Float[Array, "batch height width channels"], train: bool
+    ) -> TokenState:
+        """Turn images into tokens: the prefix, then the patches."""
         arch = self.config.arch
         stem = self._stem()
         # Pixels beyond the last whole patch are cut, like a strided convolution does.
@@ -310,7 +339,7 @@ class ViT(nn.Module):
         x = stem(patches.astype(self._dtype("patch_embed")), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
-        self._check_positions(height, width, images.shape[1:3])
+        self._check_positions(height, width, (images.shape[1], images.shape[2]))
         prefix = self._prefix(batch, dim)
         if arch.prefix_positions:
             if prefix:
@@ -324,15 +353,15 @@ class ViT(nn.Module):
         coordinates = None
         if arch.rotary:
             coordinates = arch.rotary.coordinates((height, width))
-        return start(
+        return initial_state(
             keep_token_major(x),
             arch.prefix,
             grid=(height, width),
             coordinates=coordinates,
         )
 
-    def _prefix(self, batch, dim):
-        """The learned prefix tokens: a list of arrays [batch, count, dim]."""
+    def _prefix(self, batch: int, dim: int) -> list[jax.Array]:
+        """The learned prefix tokens: arrays [batch, count, dim]."""
         arch = self.config.arch
         counts = {
             "cls_token": int(arch.class_token),
@@ -342,11 +371,11 @@ class ViT(nn.Module):
         params = []
         for name, count in counts.items():
             if count:
-                params.append(self.param(name, INIT, (1, count, dim)))
+                params.append(self.param(name, NORMAL_INIT, (1, count, dim)))
         prefix = [param.astype(self._dtype("patch_embed")) for param in params]
         return [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
 
-    def _stem(self):
+    def _stem(self) -> nn.Module:
         name = "patch_embed"
         sizes = (self.config.embed_dim, self.config.patch_size, self._dtype(name))
         is_conv = self.config.stem == "conv"
@@ -357,7 +386,9 @@ class ViT(nn.Module):
             return ConvStem(*sizes, axis_name=self.execution.axis_name, name=name)
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
-    def _check_positions(self, height, width, size):
+    def _check_positions(
+        self, height: int, width: int, image_size: tuple[int, int]
+    ) -> None:
         """Check that the grid has as many patches as the position embeddings."""
         arch = self.config.arch
         positions = self.variables.get("params", {}).get("pos_embed")
@@ -368,15 +399,17 @@ class ViT(nn.Module):
             count -= arch.prefix
         if count != height * width:
             raise InputError(
-                f"images have {size_text(size)} pixels, {height * width} patches, but "
-                f"the model has positions for {count}; load(.., image_size=..) resizes "
-                "them"
+                f"images have {size_text(image_size)} pixels, {height * width} "
+                f"patches, but the model has positions for {count}; "
+                "load(.., image_size=..) resizes them"
             )
 
-    def _with_positions(self, x):
+    def _with_positions(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch tokens dim"]:
         if not self.config.arch.positions:
             return x
-        pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
+        pos_embed = self.param("pos_embed", NORMAL_INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(x.dtype)
 
 

@@ -22,9 +22,9 @@ from jaxtyping import Float
 from imagepiece_jax.common import signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import ProgressBar
+from imagepiece_jax.common.statistics import mean_difference
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.statistics import mean_difference
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredVariant,
@@ -45,7 +45,7 @@ from imagepiece_jax.recovery.recovery_step import (
     RecoveryRecipe,
     StudentFit,
 )
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
 # values for all three costs, outputs are 1.1 to 1.3 times as far from the dense model
@@ -156,7 +156,11 @@ def check_recoverable(vit: Pretrained) -> None:
         raise InputError(f"{vit.label} has selectors, which only training can learn")
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
-    if is_dense(vit) and reduction is not None and reduction.name != DENSE.name:
+    if (
+        is_dense(vit)
+        and reduction is not None
+        and reduction.name != DENSE_REDUCTION.name
+    ):
         raise InputError(
             f"reduction {reduction} keeps all tokens, so there is nothing to recover"
         )
@@ -212,7 +216,7 @@ class RecoveryRun:
         if self.fit.vit.recovered:
             self.off_the_shelf = self.scene_metrics(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
-        for batch in self.crops(1).read():
+        for batch in self.crops(1).read_batches():
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
 
     def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
@@ -241,7 +245,9 @@ class RecoveryRun:
         self.seconds_left -= self.attempt_seconds
         self.attempt_seconds = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
-        with contextlib.closing(self.crops(steps).read(DECODE_THREADS)) as reader:
+        with contextlib.closing(
+            self.crops(steps).read_batches(DECODE_THREADS)
+        ) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
                 lr = self.lr * lr_factor(min(1.0, self.finished_share(ahead=0.5)))
@@ -307,7 +313,7 @@ class RecoveryRun:
         if self.trained is not None:
             values = {**values, **flat_params(self.trained)}
         return RecoveredVariant(
-            reduction=vit.reduction or DENSE,
+            reduction=vit.reduction or DENSE_REDUCTION,
             images=len(self.images.learned),
             held_out=len(self.images.held_out),
             scenes=self.images.num_scenes,

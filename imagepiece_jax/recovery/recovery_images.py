@@ -10,8 +10,8 @@ from jaxtyping import Int
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.near_duplicates import DIGITS, readable_scenes
-from imagepiece_jax.data.source import Source, evenly_spaced
+from imagepiece_jax.data.near_duplicates import DIGEST_DIGITS, readable_scenes
+from imagepiece_jax.data.source import Source, evenly_spaced_indices
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recovery.recovery_step import RecoveryRecipe
 
@@ -56,8 +56,8 @@ def split_images(
         missing = f"images has {num_images}, but {num_needed} are needed"
         raise InputError(f"{missing}: {parts}")
     num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
-    starts = range(0, len(known_digests), DIGITS)
-    known = [known_digests[start : start + DIGITS] for start in starts]
+    starts = range(0, len(known_digests), DIGEST_DIGITS)
+    known = [known_digests[start : start + DIGEST_DIGITS] for start in starts]
     known_scenes = scenes[np.isin(digests, known)]
     new_scenes = scenes[~np.isin(scenes, known_scenes)]
     held_out_scenes = choose_scenes(new_scenes, num_held_out)
@@ -71,9 +71,11 @@ def split_images(
         # Single images are held out; num_scenes tells the report.
         num_scenes = 0
         scenes = np.arange(num_images)
-        is_held_out = np.isin(scenes, evenly_spaced(num_images, num_held_out))
+        is_held_out = np.isin(scenes, evenly_spaced_indices(num_images, num_held_out))
     held_out = np.flatnonzero(is_held_out)
-    held_out = held_out[evenly_spaced(len(held_out), min(MAX_HELD_OUT, len(held_out)))]
+    held_out = held_out[
+        evenly_spaced_indices(len(held_out), min(MAX_HELD_OUT, len(held_out)))
+    ]
     learned = source.subset(np.flatnonzero(~is_held_out))
     learned_digests = "".join(np.array(digests)[~is_held_out])
     images = (learned, source.subset(held_out))
@@ -94,7 +96,7 @@ def choose_scenes(
     # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
     num_chosen = max(MIN_SCENES, min(MIN_HELD_OUT, len(small_scenes) // 3))
     while num_chosen < len(small_scenes):
-        chosen = small_scenes[evenly_spaced(len(small_scenes), num_chosen)]
+        chosen = small_scenes[evenly_spaced_indices(len(small_scenes), num_chosen)]
         if scene_sizes[chosen].sum() >= min_images:
             return chosen
         num_chosen += 1
@@ -137,7 +139,7 @@ def evaluation_batches(
         placement=parallel.process_placement(),
     )
     host_batches = []
-    for batch in batches.read(DECODE_THREADS):
+    for batch in batches.read_batches(DECODE_THREADS):
         pixels_and_index = {name: batch[name] for name in ("image", "index")}
         host_batches.append({**pixels_and_index, "mask": batch["mask"] == 1})
     return host_batches

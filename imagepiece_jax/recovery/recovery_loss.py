@@ -11,7 +11,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import activation
 from imagepiece_jax.models.vit import Outputs, ViT
-from imagepiece_jax.reduction.provenance import follow, rows_of
+from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
 Images = Float[Array, "batch height width channels"]  # normalized
@@ -44,8 +44,8 @@ def compared_outputs(
         compared["class_tokens"] = jnp.stack(rows, axis=1)
     if "patches" in names:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
-        slot = follow(outputs.results)[-1].slot
-        compared["patches"] = rows_of(tokens, slot)
+        slot = follow_patches(outputs.results)[-1].token_of_patch
+        compared["patches"] = gather_tokens(tokens, slot)
         dropped = jnp.zeros(compared["patches"].shape[:2], bool)
         compared["kept"] = ~dropped if slot is None else slot != DROPPED
     return {name: jnp.asarray(compared[name], jnp.float32) for name in compared}

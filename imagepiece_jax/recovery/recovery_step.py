@@ -125,7 +125,7 @@ class StudentFit:
         self.adam = optax.scale_by_adam()
         self.reset_state()
         self._step_program = parallel.pmap(
-            self._train_step, donate_argnums=0, program="recovery step"
+            self._train_step, donate_argnums=(0,), program="recovery step"
         )
         self._metrics_program = parallel.pmap(
             self._batch_metrics, program="reduced model"

@@ -19,12 +19,12 @@ from imagepiece_jax.errors import InputError
 SITES = ("pre", "attention", "mid")
 
 
-def ceil(x):
+def exact_ceil(x: float) -> int:
     """Ceiling, immune to binary rounding: 0.07 * 100 is 7, not 8."""
     return math.ceil(x - 1e-9)
 
 
-def floor(x):
+def exact_floor(x: float) -> int:
     """Floor, immune to binary rounding: 0.7 * 90 is 63, not 62."""
     return math.floor(x + 1e-9)
 
@@ -41,93 +41,98 @@ class Rule:
         """
         raise NotImplementedError
 
-    def fewest(self, n: int, stage: int) -> int:
+    def fewest_tokens(self, n: int, stage: int) -> int:
         """Lower limit for an entry of `counts` at this step, out of `n` tokens."""
         return 1
 
-    def candidates(self, n: int) -> int | None:
+    def count_candidates(self, n: int) -> int | None:
         """Number of merge candidates; None: all tokens."""
         return None
 
 
-class AtMostHalf(Rule):
+class RemoveAtMostHalf(Rule):
     """Base of rules for pairwise merges: at most half the tokens leave."""
 
-    def removed(self, n: int) -> int:
+    def count_removed(self, n: int) -> int:
         """Number of tokens to remove from `n`, before the limit of one half."""
         raise NotImplementedError
 
-    def n_out(self, n, n0, stage):
-        removed = min(self.removed(n), self.half(n))
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        removed = min(self.count_removed(n), self.half_of_candidates(n))
         return None if removed <= 0 else n - removed
 
-    def fewest(self, n, stage):
-        return n - self.half(n)
+    def fewest_tokens(self, n: int, stage: int) -> int:
+        return n - self.half_of_candidates(n)
 
-    def half(self, n):
+    def half_of_candidates(self, n: int) -> int:
         """Half the candidates: the most tokens that can leave."""
-        candidates = self.candidates(n)
+        candidates = self.count_candidates(n)
         if candidates is None:
             candidates = n
         return candidates // 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Keep(Rule):
+class KeepShare(Rule):
     """ceil(rate * n) tokens stay, at least 1."""
 
     rate: float
     fused: bool = False  # whether one more token sums up the leaving tokens
 
-    def n_out(self, n, n0, stage):
-        count = max(1, ceil(self.rate * n))
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        count = max(1, exact_ceil(self.rate * n))
         if count == n:
             return None
         return count + 1 if self.fused else count
 
-    def fewest(self, n, stage):
+    def fewest_tokens(self, n: int, stage: int) -> int:
         return 2 if self.fused else 1
 
 
 @dataclasses.dataclass(frozen=True)
-class KeepInitial(Rule):
+class KeepInitialShare(Rule):
     """floor(rate * n0) tokens stay, at least 1."""
 
     rate: float
     packages: bool = False  # whether every step so far has added one more token
 
-    def n_out(self, n, n0, stage):
-        count = max(1, floor(self.rate * n0))
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        count = max(1, exact_floor(self.rate * n0))
         if self.packages:
             count += stage
         return None if count >= n else count
 
-    def fewest(self, n, stage):
+    def fewest_tokens(self, n: int, stage: int) -> int:
         return 1 + stage if self.packages else 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Remove(AtMostHalf):
+class RemoveCount(RemoveAtMostHalf):
     """`count` tokens leave, at most half."""
 
     count: int
 
-    def removed(self, n):
+    def count_removed(self, n: int) -> int:
         return self.count
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeTo(AtMostHalf):
-    """ceil(rate * n) tokens stay, as under `Keep(rate)`, but at most half leave."""
+class KeepAtLeastHalf(RemoveAtMostHalf):
+    """ceil(rate * n) tokens stay, at least half.
+
+    counts_class_token: n includes the class token, which stays
+    """
 
     rate: float
+    counts_class_token: bool = False
 
-    def removed(self, n):
-        return n - max(1, ceil(self.rate * n))
+    def count_removed(self, n: int) -> int:
+        total = n + self.counts_class_token
+        return total - max(1, exact_ceil(self.rate * total))
 
 
 @dataclasses.dataclass(frozen=True)
-class Merge(AtMostHalf):
+class MergeCandidates(RemoveAtMostHalf):
     """ImagePiece's rule: ceil(merge_ratio * (n + 1)) tokens leave, merged in pairs.
 
     Pairs are among floor(candidate_ratio * n) candidates: at most half of them leave.
@@ -136,21 +141,21 @@ class Merge(AtMostHalf):
     merge_ratio: float
     candidate_ratio: float
 
-    def candidates(self, n):
-        return floor(self.candidate_ratio * n)
+    def count_candidates(self, n: int) -> int:
+        return exact_floor(self.candidate_ratio * n)
 
-    def removed(self, n):
+    def count_removed(self, n: int) -> int:
         # The published arithmetic counts the class token: 16 of 197 tokens leave.
-        return ceil(self.merge_ratio * (n + 1))
+        return exact_ceil(self.merge_ratio * (n + 1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed(Rule):
+class KeepFixed(Rule):
     """`tokens` tokens stay, for every n."""
 
     tokens: int
 
-    def n_out(self, n, n0, stage):
+    def n_out(self, n: int, n0: int, stage: int) -> int:
         return self.tokens
 
 
@@ -169,11 +174,17 @@ class Step:
     rule: Rule = Rule()  # sets how many tokens stay
     site: str = "mid"  # position in the block, one of SITES
     # number of tokens added here in masked training; None: tokens leave there, too
-    when_masked: int | None = None
+    added_when_masked: int | None = None
     tokens: int | None = None  # number of image tokens that stay; None: by the rule
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("site", self.site, SITES)
+
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        """Image token count after the step by `tokens` or the rule, see `Rule`."""
+        if self.tokens is None:
+            return self.rule.n_out(n, n0, stage)
+        return self.tokens if self.tokens < n else None
 
     @property
     def attention_block(self) -> int:
@@ -207,10 +218,10 @@ class BlockPlan:
     # None where no token leaves or is masked
     counts: StepCounts | None = None
     # attention scores and projections read by reducers, here or at the next block
-    reads: frozenset[str] = frozenset()
+    attention_reads: frozenset[str] = frozenset()
 
 
-def steps_to(
+def choose_steps(
     counts: Sequence[int], steps: Sequence[Step], n: int, exact: bool = True
 ) -> list[Step]:
     """Choose from `steps` where `counts` fall, and set the tokens that stay there.
@@ -230,7 +241,7 @@ def steps_to(
                 f"counts change at block {block}, but the method's blocks are "
                 f"{blocks or 'none'}"
             )
-        fewest = step.rule.fewest(n, stage=len(chosen) + 1)
+        fewest = step.rule.fewest_tokens(n, stage=len(chosen) + 1)
         if exact and tokens < fewest:
             raise Unreachable(
                 f"counts has {tokens} tokens after block {block}; of {n} before it "
@@ -251,12 +262,8 @@ def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts |
     n = n0
     stage = 1
     for step in steps:
-        n_out = None
-        if step and step.tokens is None:
-            n_out = step.rule.n_out(n, n0, stage)
-        elif step and step.tokens < n:
-            n_out = step.tokens
-        if n_out is None:
+        n_out = step.n_out(n, n0, stage) if step else None
+        if step is None or n_out is None:
             yield None
             continue
         if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
@@ -265,35 +272,34 @@ def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts |
                 f"block {step.block}; it must leave 1 to {n}, or None"
             )
         progress = max(step.attention_block, 0) / len(steps)
-        yield StepCounts(n, n_out, step.rule.candidates(n), stage, progress)
+        yield StepCounts(n, n_out, step.rule.count_candidates(n), stage, progress)
         n = n_out
         stage += 1
 
 
-def count_masked(
+def count_masked_tokens(
     steps: Sequence[Step | None], evaluation: Sequence[StepCounts | None]
 ) -> Iterator[StepCounts | None]:
     """Count the tokens in masked training, from the counts in evaluation."""
     more = 0  # tokens that evaluation does not have
     for step, counts in zip(steps, evaluation, strict=True):
-        if counts:
+        if step and counts:
             n_in = counts.n_in + more
-            own = None
-            if step.when_masked is not None:
-                own = counts
-                more += own.n_in - own.n_out + step.when_masked
+            own = None if step.added_when_masked is None else counts
+            if step.added_when_masked is not None:
+                more += counts.n_in - counts.n_out + step.added_when_masked
             n_out = counts.n_out + more
             changes = {"n_in": n_in, "n_out": n_out, "evaluation": own}
             counts = dataclasses.replace(counts, **changes)
         yield counts
 
 
-def dense_plan(depth: int, tokens: int) -> tuple[BlockPlan, ...]:
+def plan_dense_blocks(depth: int, tokens: int) -> tuple[BlockPlan, ...]:
     """Plan a dense model with `tokens` tokens, prefix included."""
     return (BlockPlan(tokens, tokens),) * depth
 
 
-def build(
+def plan_blocks(
     depth: int,
     n0: int,
     steps: Sequence[Step],
@@ -305,10 +311,10 @@ def build(
     n0: number of image tokens before the first block
     steps: in any order, at most one per block
     num_prefix: number of class, distillation and register tokens, which always stay
-    masked: plan masked training; steps with `when_masked` then remove no tokens
+    masked: plan masked training; steps with `added_when_masked` then remove no tokens
     Raises InputError for a step outside the model, or two steps at one block.
     """
-    by_block = [None] * depth
+    by_block: list[Step | None] = [None] * depth
     for step in steps:
         if step.block not in range(depth):
             raise InputError(
@@ -323,9 +329,9 @@ def build(
         by_block[step.block] = step
     all_counts = list(count_tokens(by_block, n0))
     if masked:
-        all_counts = list(count_masked(by_block, all_counts))
+        all_counts = list(count_masked_tokens(by_block, all_counts))
     pairs = list(zip(by_block, all_counts, strict=True))
-    readers = [step for step, counts in pairs if counts]
+    readers = [step for step, counts in pairs if step and counts]
     plan = []
     after = n0 + num_prefix
     for block, (step, counts) in enumerate(pairs):
@@ -333,7 +339,9 @@ def build(
         if counts:
             after = counts.n_out + num_prefix
         attn_tokens = after if step and step.site == "pre" else before
-        reads = [s.reducer.reads for s in readers if s.attention_block == block]
+        reads = [
+            s.reducer.attention_reads for s in readers if s.attention_block == block
+        ]
         reads = frozenset().union(*reads)
         plan.append(BlockPlan(attn_tokens, after, step, counts, reads))
     return tuple(plan)

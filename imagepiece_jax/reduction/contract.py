@@ -2,20 +2,37 @@
 
 Nothing crashes when a reducer breaks the contract: it then merges tokens other than the
 ones it reports. `check_plan` and `check_form` run whenever a model is made or traced.
-`check` needs values, so it runs only after a program.
+`check_values` needs values, so it runs only after a program.
 """
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, Shaped
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, ReducerInputs
+from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
+from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    Mixing,
+    ReducerInputs,
+    Result,
+)
+
+if TYPE_CHECKING:
+    from imagepiece_jax.models.architecture import Architecture
 
 
-def check_plan(plan, arch, grid):
+def check_plan(
+    plan: tuple[BlockPlan, ...], arch: "Architecture", grid: tuple[int, int] | None
+) -> None:
     """Check that attention, model and grid meet the needs of a plan's steps.
 
     arch: an `Architecture`
@@ -28,15 +45,17 @@ def check_plan(plan, arch, grid):
             continue
         reducer = layer.step.reducer
         for field, part in lacking.items():
-            if field in reducer.needs:
+            if field in reducer.needed_inputs:
                 raise InputError(
                     f"{type(reducer).__name__} ranks tokens at block {block} by a "
                     f"score of the {part}, but the model has no {part}; name "
                     "another score"
                 )
-        if layer.step.site == "pre" and reducer.reads:
+        if layer.step.site == "pre" and reducer.attention_reads:
             before = plan[block - 1] if block else None
-            if before is None or (before.counts and before.step.site != "pre"):
+            if before is None or (
+                before.step and before.counts and before.step.site != "pre"
+            ):
                 raise InputError(
                     f"{type(reducer).__name__} at block {block} reads the attention of "
                     "the block before; this block must exist and keep its tokens"
@@ -46,7 +65,7 @@ def check_plan(plan, arch, grid):
             grid = None
 
 
-def lacking_fields(arch):
+def lacking_fields(arch: "Architecture") -> dict[str, str]:
     """List a model's missing scores: {field of ReducerInputs: part it would need}."""
     lacking = {}
     if not arch.class_token:
@@ -57,7 +76,7 @@ def lacking_fields(arch):
     return lacking
 
 
-def check_form(result, counts):
+def check_form(result: object, counts: StepCounts) -> None:
     """Check shapes and types of a reducer's result; arrays may be traced.
 
     counts: the `block_plan.StepCounts` of the call
@@ -71,9 +90,11 @@ def check_form(result, counts):
                 f"an Assignment of {n_in} tokens has n_out {result.n_out}; it must be "
                 f"the counts' n_out, {n_out}, and at most {n_in}"
             )
-        if not jnp.issubdtype(result.dest.dtype, jnp.integer):
-            raise InputError(f"dest is {result.dest.dtype}; it must be integers")
-        _check_shape("dest", result.dest, n_in)
+        if not jnp.issubdtype(result.slot_of_token.dtype, jnp.integer):
+            raise InputError(
+                f"slot_of_token is {result.slot_of_token.dtype}; it must be integers"
+            )
+        _check_shape("slot_of_token", result.slot_of_token, n_in)
         _check_shape("weight", result.weight, n_in)
         _check_shape("attn_size", result.attn_size, n_in)
     elif isinstance(result, Mixing):
@@ -91,47 +112,52 @@ def check_form(result, counts):
         )
 
 
-def check(result, counts):
+def check_values(result: object, counts: StepCounts) -> None:
     """Check the values of a reducer's result, outside `jax.jit` only.
 
     Raises InputError, with image, slot or token.
     """
-    # Every token has a slot or is dropped, every slot has a token, `index` and `dest`
-    # are the same map, and weights are finite.
+    # Every token has a slot or is dropped, every slot has a token, `index` and
+    # `slot_of_token` are the same map, and weights are finite.
     check_form(result, counts)
-    result = jax.tree.map(np.asarray, result)
+    arrays: Any = jax.tree.map(np.asarray, result)
     if isinstance(result, Assignment):
-        _check_slots(result.dest, result.n_out)
-        if result.index is not None:
-            _check_index(result.dest, result.index)
+        _check_slots(arrays.slot_of_token, result.n_out)
+        if arrays.index is not None:
+            _check_index(arrays.slot_of_token, arrays.index)
     for name in ("weight", "attn_size", "matrix", "keep"):
-        values = getattr(result, name, None)
+        values = getattr(arrays, name, None)
         if values is not None:
             _check_finite(name, values)
 
 
-def _check_finite(name, values):
+def _check_finite(name: str, values: Shaped[np.ndarray, "batch ..."]) -> None:
     finite = np.isfinite(values.astype(np.float32))
-    for image, *index in _first(~finite):
+    for image, *index in _first_true(~finite):
         value = values[image, *index]
         raise InputError(f"image {image}: {name}{index} is {value}")
 
 
-def check_results(plan, results):
-    """`check` the results of a plan's reducing steps (`Outputs.results`).
+def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> None:
+    """`check_values` the results of a plan's reducing steps (`Outputs.results`).
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
-    for (block, layer), result in zip(steps, results, strict=True):
+    steps = [
+        (layer.step, layer.counts) for layer in plan if layer.step and layer.counts
+    ]
+    for (step, counts), result in zip(steps, results, strict=True):
         try:
-            check(result, layer.counts)
+            check_values(result, counts)
         except InputError as error:
-            reducer = type(layer.step.reducer).__name__
+            block = step.block
+            reducer = type(step.reducer).__name__
             raise InputError(f"block {block}, {reducer}: {error}") from error
 
 
-def random_inputs(reducer, n, embed_dim, num_heads):
+def random_inputs(
+    reducer: Reducer, n: int, embed_dim: int, num_heads: int
+) -> ReducerInputs:
     """Make random ReducerInputs: two images with `n` tokens."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
@@ -156,54 +182,56 @@ def random_inputs(reducer, n, embed_dim, num_heads):
     )
 
 
-def _check_shape(name, array, *sizes):
+def _check_shape(
+    name: str, array: Shaped[Array, "batch ..."] | None, *sizes: int
+) -> None:
     if array is not None and array.shape[1:] != sizes:
         listed = ", ".join(map(str, sizes))
         raise InputError(f"{name} has shape {array.shape}; it must be [B, {listed}]")
 
 
-def _first(wrong):
+def _first_true(wrong: Bool[np.ndarray, "..."]) -> list[list[int]]:
     """Locate an array's first True: a list with one index, or an empty list."""
     return [index.tolist() for index in np.argwhere(wrong)[:1]]
 
 
-def _check_slots(dest, n_out):
+def _check_slots(slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int) -> None:
     """Check that slots are in range, and not empty."""
-    outside = (dest < 0) | (dest >= n_out)
-    for image, token in _first(outside & (dest != DROPPED)):
+    outside = (slot_of_token < 0) | (slot_of_token >= n_out)
+    for image, token in _first_true(outside & (slot_of_token != DROPPED)):
         raise InputError(
-            f"image {image}: token {token} goes to slot {dest[image, token]}; it must "
-            f"be 0 to {n_out - 1}, or {DROPPED} for a dropped token"
+            f"image {image}: token {token} goes to slot {slot_of_token[image, token]}; "
+            f"it must be 0 to {n_out - 1}, or {DROPPED} for a dropped token"
         )
     slots = np.arange(n_out)[None, :, None]
-    filled = (dest[:, None, :] == slots).any(axis=-1)
-    for image, slot in _first(~filled):
+    filled = (slot_of_token[:, None, :] == slots).any(axis=-1)
+    for image, slot in _first_true(~filled):
         raise InputError(f"image {image}: slot {slot} of {n_out} gets no token")
 
 
-def _check_index(dest, index):
-    """Check that `index` and `dest` are the same map, and that partners stay."""
+def _check_index(slot_of_token: Int[np.ndarray, "batch tokens"], index: Any) -> None:
+    """Check that both maps are the same, and that partners stay."""
     tokens = np.concatenate([index.kept_tokens, index.absorbed_tokens], axis=1)
     kept = np.broadcast_to(
         np.arange(index.kept_tokens.shape[1]), index.kept_tokens.shape
     )
     slots = np.concatenate([kept, index.target_slots], axis=1)
-    inside = np.clip(tokens, 0, dest.shape[1] - 1)
-    differ = np.take_along_axis(dest, inside, axis=1) != slots
-    for image, number in _first(differ | (inside != tokens)):
+    inside = np.clip(tokens, 0, slot_of_token.shape[1] - 1)
+    differ = np.take_along_axis(slot_of_token, inside, axis=1) != slots
+    for image, number in _first_true(differ | (inside != tokens)):
         raise InputError(
             f"image {image}: token {tokens[image, number]} is in slot "
-            f"{slots[image, number]} of index, but in another slot of dest"
+            f"{slots[image, number]} of index, but in another slot of slot_of_token"
         )
-    times = (tokens[:, :, None] == np.arange(dest.shape[1])).sum(axis=1)
-    for image, token in _first(times != (dest != DROPPED)):
+    times = (tokens[:, :, None] == np.arange(slot_of_token.shape[1])).sum(axis=1)
+    for image, token in _first_true(times != (slot_of_token != DROPPED)):
         raise InputError(
-            f"image {image}: token {token} of slot {dest[image, token]} is "
+            f"image {image}: token {token} of slot {slot_of_token[image, token]} is "
             f"{times[image, token]} times in index"
         )
     kept = np.take_along_axis(index.kept_tokens, index.target_slots, axis=1)
     partner = np.broadcast_to(index.partner_tokens, kept.shape)
-    for image, number in _first(kept != partner):
+    for image, number in _first_true(kept != partner):
         raise InputError(
             f"image {image}: slot {index.target_slots[image, number]} keeps token "
             f"{kept[image, number]}, but index.partner_tokens has "

@@ -1,11 +1,14 @@
-"""Move and merge tokens by a reducer's result; `apply` is the entry.
+"""Move and merge tokens by a reducer's result; `apply_result` is the entry.
 
 A merged token is a mean weighted by sizes, or by an Assignment's `weight`.
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.kernels.merging import (
     DROPPED,
@@ -17,10 +20,16 @@ from imagepiece_jax.kernels.merging import (
 )
 from imagepiece_jax.kernels.ranking import gather_rows, index_kept_tokens, invert_order
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.state import Masking, Mixing, TokenState
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    Mixing,
+    Result,
+    TokenState,
+)
 
 
-def apply(state, result):
+def apply_result(state: TokenState, result: Result) -> TokenState:
     """Apply a reducer's result (Assignment, Mixing or Masking) to a TokenState.
 
     The prefix stays in front. An Assignment's slots get weighted means (or sums) of
@@ -31,7 +40,7 @@ def apply(state, result):
         return _apply_masking(state, result)
     if isinstance(result, Mixing):
         return _apply_mixing(state, result)
-    expected = state.num_prefix + result.dest.shape[1]
+    expected = state.num_prefix + result.slot_of_token.shape[1]
     chex.assert_shape(state.x, (None, expected, None))
     result = choose_form(state.x, result)
     x, size, attn_size = merge_tokens(
@@ -39,7 +48,7 @@ def apply(state, result):
     )
     mask = state.mask
     if mask is not None:
-        mask = _live(mask, result)
+        mask = _slot_mask(mask, result)
     return TokenState(
         x=x,
         size=size,
@@ -51,11 +60,13 @@ def apply(state, result):
     )
 
 
-def mean_coordinates(state, result):
-    """Average patch coordinates per slot, [B, n_out, 2]; None without coordinates."""
+def mean_coordinates(
+    state: TokenState, result: Assignment
+) -> Float[Array, "batch slots 2"] | None:
+    """Average patch coordinates per slot; None without coordinates."""
     if state.coordinates is None:
         return None
-    size = state.image(state.size)
+    size = state.image_rows(state.size)
     sums = []
     for axis in range(2):
         weighted = size * state.coordinates[..., axis]
@@ -63,22 +74,24 @@ def mean_coordinates(state, result):
     return jnp.stack(sums, axis=-1) / sum_slots(size, result)[..., None]
 
 
-def _live(mask, result):
-    """Mask slots: a slot with a live token is live. [B, n] -> [B, n_out]."""
-    belongs = is_in_slot(result.dest, result.n_out)
+def _slot_mask(
+    mask: Float[Array, "batch tokens"], result: Assignment
+) -> Float[Array, "batch slots"]:
+    """Mask slots: a slot with a live token is live."""
+    belongs = is_in_slot(result.slot_of_token, result.n_out)
     masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
     return jnp.max(masks_in_slot, axis=-1)
 
 
-def _apply_mixing(state, result):
+def _apply_mixing(state: TokenState, result: Mixing) -> TokenState:
     matrix = result.matrix.astype(jnp.float32)
     x = mix_tokens(state.x, matrix)
     coordinates = state.coordinates
     if coordinates is not None:
-        coordinates = mean_by(matrix, coordinates)
+        coordinates = weighted_coordinates(matrix, coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
-        both = [state.prefix(state.effective_size), attn_size]
+        both = [state.prefix_rows(state.effective_size), attn_size]
         attn_size = jnp.concatenate(both, axis=1)
     # All sizes are 1: every token mixes all patches, so patches cannot be counted.
     return TokenState(
@@ -90,22 +103,22 @@ def _apply_mixing(state, result):
     )
 
 
-def mean_by(weight, coordinates):
-    """Average coordinates [B, n, 2] by weights [B, m, n] >= 0. -> [B, m, 2].
-
-    A row of zero weights gives the plain mean.
-    """
+def weighted_coordinates(
+    weight: Float[Array, "batch slots tokens"],
+    coordinates: Float[Array, "batch tokens 2"],
+) -> Float[Array, "batch slots 2"]:
+    """Average coordinates by weights >= 0; zero weights give the plain mean."""
     total = jnp.sum(weight, axis=-1, keepdims=True)
     weight = jnp.where(total > 0, weight, 1.0)
     weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
     return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
 
 
-def _apply_masking(state, result):
+def _apply_masking(state: TokenState, result: Masking) -> TokenState:
     """Apply a Masking: no token leaves, and `append` adds a token at the end."""
     before = state.mask
     coordinates = state.coordinates
-    state = state.replace(mask=result.keep, grid=None)
+    state = dataclasses.replace(state, mask=result.keep, grid=None)
     if result.append is None:
         return state
     if coordinates is not None:
@@ -113,8 +126,8 @@ def _apply_masking(state, result):
             before = 1.0
         # The appended token lies in the middle of the tokens masked by this step.
         gone = before - result.keep
-        gone = jax.lax.stop_gradient(gone * state.image(state.size))
-        middle = mean_by(gone[:, None], coordinates)
+        gone = jax.lax.stop_gradient(gone * state.image_rows(state.size))
+        middle = weighted_coordinates(gone[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     last = result.append[:, None].astype(state.x.dtype)
     its_size = jnp.ones((last.shape[0], 1), jnp.float32)
@@ -122,7 +135,8 @@ def _apply_masking(state, result):
     if attn_size is not None:
         attn_size = jnp.concatenate([attn_size, its_size], axis=1)
     live = its_size.astype(result.keep.dtype)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         x=jnp.concatenate([state.x, last], axis=1),
         size=jnp.concatenate([state.size, its_size], axis=1),
         attn_size=attn_size,
@@ -131,21 +145,23 @@ def _apply_masking(state, result):
     )
 
 
-def to_nearest_slot(x, result):
+def find_nearest_slots(
+    x: Float[Array, "batch tokens dim"], result: Assignment
+) -> Int[Array, "batch tokens"]:
     """Find every token's slot; a dropped token gets its most similar kept token's slot.
 
-    x: [B, n, D], tokens before the step, compared by cosine; ties go to the first token
-    result: an Assignment
-    Returns [B, n] int.
+    x: tokens before the step, compared by cosine; ties go to the first token
     """
-    dropped = result.dest == DROPPED
-    leaving = result.dest.shape[1] - result.n_out  # the most tokens that can be dropped
+    dropped = result.slot_of_token == DROPPED
+    leaving = (
+        result.slot_of_token.shape[1] - result.n_out
+    )  # the most tokens that can be dropped
     if not leaving:
-        return result.dest
+        return result.slot_of_token
     number = index_kept_tokens(dropped)
     rows = gather_rows(x, invert_order(number, leaving))
     alike = jnp.where(dropped[:, None, :], -2.0, cosine_similarity(rows, x))
     nearest = jnp.argmax(alike, axis=-1)
-    slot = gather_rows(result.dest, nearest)
+    slot = gather_rows(result.slot_of_token, nearest)
     slot = gather_rows(slot, jnp.maximum(number, 0))
-    return jnp.where(dropped, slot, result.dest)
+    return jnp.where(dropped, slot, result.slot_of_token)

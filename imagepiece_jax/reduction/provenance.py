@@ -1,27 +1,31 @@
 """Track every patch's token through a model's steps."""
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import gather_rows
-from imagepiece_jax.reduction.moves import to_nearest_slot
-from imagepiece_jax.reduction.state import Assignment, Mixing
+from imagepiece_jax.reduction.moves import find_nearest_slots
+from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs, Result
 
 
-def patch_slots(results, batch: int, patches: int) -> list:
+def trace_patches(
+    results: Sequence[Result], batch: int, patches: int
+) -> list[Int[Array, "batch patches"] | None]:
     """Find every patch's image token, before the first step and after every step.
 
     results: `Outputs.results`
-    Returns a list of [batch, patches] int32, DROPPED for patches without a token. From
-        the first Mixing or Masking on, entries are None.
+    Returns int32 maps, DROPPED for patches without a token. From the first Mixing or
+        Masking on, entries are None.
     """
     hard = itertools.takewhile(lambda result: isinstance(result, Assignment), results)
-    slots = [path.slot for path in follow([*hard])]
+    slots = [path.token_of_patch for path in follow_patches([*hard])]
     every_patch = jnp.arange(patches, dtype=jnp.int32)
     slots[0] = jnp.broadcast_to(every_patch, (batch, patches))
     untraced = len(results) + 1 - len(slots)
@@ -34,18 +38,21 @@ class PatchPath(NamedTuple):
     After a Mixing, a path starts again from the new tokens.
     """
 
-    # [B, n] int: the patch's token, or DROPPED; None before any step
-    slot: jax.Array | None = None
-    # [B, n] int: the source token of the patch's feature, also for a dropped patch
-    read: jax.Array | None = None
-    # [B, n, D]: the last feature of the patch's token before the token was dropped;
-    # None: not requested
-    last: jax.Array | None = None
+    # the patch's token, or DROPPED; None before any step
+    token_of_patch: Int[Array, "batch patches"] | None = None
+    # the source token of the patch's feature, also for a dropped patch
+    source_token: Int[Array, "batch patches"] | None = None
+    # last feature of the patch's token before it was dropped; None: not requested
+    last_feature: Any = None  # Float[Array, "batch patches dim"]
     # (path before a Mixing, the Mixing, tokens before the Mixing); None: no Mixing yet
-    mixed: tuple["PatchPath", Mixing, jax.Array] | None = None
+    before_mixing: tuple["PatchPath", Mixing, jax.Array] | None = None
 
 
-def follow(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
+def follow_patches(
+    results: Sequence[Result],
+    reducer_inputs: Sequence[ReducerInputs] | None = None,
+    fill: str | None = None,
+) -> list[PatchPath]:
     """Compute the PatchPaths before the first step and after every step.
 
     results, reducer_inputs: from `Outputs`; a Mixing and `fill` need reducer_inputs
@@ -54,38 +61,48 @@ def follow(results, reducer_inputs=None, fill=None) -> list[PatchPath]:
     paths = [PatchPath()]
     for index, result in enumerate(results):
         x = reducer_inputs[index].x if reducer_inputs else None
-        paths.append(_followed(paths[-1], result, x, fill))
+        paths.append(_follow_step(paths[-1], result, x, fill))
     return paths
 
 
-def _followed(path, result, x, fill):
+def _follow_step(
+    path: PatchPath,
+    result: Any,  # an Assignment or a Mixing
+    x: Any,  # tokens before the step; None: not known
+    fill: str | None,
+) -> PatchPath:
     if isinstance(result, Mixing):
-        return PatchPath(mixed=(path, result, x))
-    slot = compose(result.dest, path.slot)
+        return PatchPath(before_mixing=(path, result, x))
+    token_of_patch = compose_maps(result.slot_of_token, path.token_of_patch)
     if fill == "nearest":
-        read = compose(to_nearest_slot(x, result), path.read)
-        return path._replace(slot=slot, read=read)
-    last = None
+        nearest = find_nearest_slots(x, result)
+        source_token = compose_maps(nearest, path.source_token)
+        return path._replace(token_of_patch=token_of_patch, source_token=source_token)
+    last_feature = None
     # After a Mixing, a patch has a part of every token, dropped tokens included.
-    if fill == "last" or path.mixed:
-        last = rows_of(x, path.slot)
-        if path.slot is not None:
-            last = jnp.where((path.slot == DROPPED)[..., None], path.last, last)
-    return path._replace(slot=slot, read=slot, last=last)
+    if fill == "last" or path.before_mixing:
+        last_feature = gather_tokens(x, path.token_of_patch)
+        if path.token_of_patch is not None:
+            dropped = (path.token_of_patch == DROPPED)[..., None]
+            last_feature = jnp.where(dropped, path.last_feature, last_feature)
+    return PatchPath(token_of_patch, token_of_patch, last_feature, path.before_mixing)
 
 
-def rows_of(values, slot):
-    """Gather rows of values [B, n, ..] at `slot`; None: return all rows."""
+def gather_tokens(
+    values: Shaped[Array, "batch tokens ..."], slot: Int[Array, "batch patches"] | None
+) -> Shaped[Array, "batch rows ..."]:
+    """Gather rows of values at `slot`; None: return all rows."""
     if slot is None:
         return values
     return gather_rows(values, jnp.maximum(slot, 0))
 
 
-def compose(outer, inner):
-    """Compose two slot maps: outer[inner], [B, m] int. DROPPED stays DROPPED.
+def compose_maps(
+    outer: Int[Array, "batch slots"], inner: Int[Array, "batch patches"] | None
+) -> Int[Array, "batch mapped"]:
+    """Compose two slot maps: outer[inner]. DROPPED stays DROPPED.
 
-    outer: [B, n] int
-    inner: [B, m] int in [0, n), or DROPPED; None: the identity
+    inner: slots of `outer`, or DROPPED; None: the identity
     """
     if inner is None:
         return outer

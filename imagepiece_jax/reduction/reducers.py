@@ -5,10 +5,10 @@ A reducer reads `ReducerInputs` and `StepCounts`. It returns an `Assignment`, a
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from imagepiece_jax.kernels.joining import find_partners, join_sides
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
@@ -27,7 +27,7 @@ from imagepiece_jax.kernels.similarity import (
     vector_lengths,
 )
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 METRICS = ("key", "query", "value", "token")  # features by which tokens are compared
 # Scores that rank tokens: {name: field of ReducerInputs}. "auto" reads class attention;
@@ -59,17 +59,24 @@ class Reducer:
     Subclasses are frozen dataclasses, or Flax modules if they learn.
     """
 
-    # Fields of ReducerInputs read by the reducer. Features, scores and rng may be None
-    # unless named here.
-    needs: ClassVar[frozenset[str]] = frozenset()
-    # the feature to compare, one of METRICS; None: no comparison
-    metric = None
+    @property
+    def needed_inputs(self) -> frozenset[str]:
+        """Fields of ReducerInputs; unless named, features, scores and rng may be None.
+
+        Subclasses may set it as a class attribute, and `metric`, too.
+        """
+        return frozenset()
 
     @property
-    def reads(self) -> frozenset[str]:
+    def metric(self) -> str | None:
+        """The feature to compare, one of METRICS; None: no comparison."""
+        return None
+
+    @property
+    def attention_reads(self) -> frozenset[str]:
         """Scores and projections for attention to compute for this reducer."""
-        names = self.needs & (ATTENTION_SCORES | {"shift", "key"})
-        if "metric" in self.needs and self.metric != "token":
+        names = self.needed_inputs & (ATTENTION_SCORES | {"shift", "key"})
+        if self.metric and "metric" in self.needed_inputs and self.metric != "token":
             names |= {self.metric}
         return frozenset(names)
 
@@ -77,11 +84,11 @@ class Reducer:
         """MACs of the reducer itself, for one image with `n_in` image tokens."""
         return 0
 
-    def draws(self, counts, train: bool) -> bool:
+    def draws_random(self, counts: StepCounts, train: bool) -> bool:
         """Whether this call draws random numbers from `rng`."""
-        return "rng" in self.needs
+        return "rng" in self.needed_inputs
 
-    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts):
+    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
         """Raise InputError if the reducer cannot reduce these tokens.
 
         grid: (height, width); None after an earlier reduction
@@ -91,9 +98,9 @@ class Reducer:
 class MaskingReducer(Reducer):
     """Base of reducers that draw a random mask where the plan removes no tokens."""
 
-    needs = frozenset({"rng"})
+    needed_inputs = frozenset({"rng"})
 
-    def draws(self, counts, train):
+    def draws_random(self, counts: StepCounts, train: bool) -> bool:
         return counts.n_out >= counts.n_in
 
 
@@ -107,17 +114,19 @@ class Ranking(Reducer):
     score: str = dataclasses.field(default="auto", kw_only=True)
 
     @property
-    def needs(self):
+    def needed_inputs(self) -> frozenset[str]:
         names = {SCORES[self.score]}
         if self.metric:
             names.add("metric")
         return frozenset(names)
 
-    def scores(self, inputs, counts):
-        """Compute scores [B, n] float32; a token removed by a mask scores infinity.
+    def token_scores(
+        self, inputs: ReducerInputs, counts: StepCounts
+    ) -> Float[Array, "batch tokens"]:
+        """Compute float32 scores; a token removed by a mask scores infinity.
 
-        So no merge of low scores takes it. Do not keep the highest scores in masked
-        training: removed tokens would stay.
+        So no merge of low scores takes it. In masked training, do not keep the highest
+        scores, because removed tokens would stay.
         """
         score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":
@@ -125,7 +134,7 @@ class Ranking(Reducer):
             if inputs.mask is not None:
                 live = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
-            score = uniqueness(score, margin, live)
+            score = uniqueness_scores(score, margin, live)
         if inputs.mask is None:
             return score
         return jnp.where(inputs.mask > 0.5, score, jnp.inf)
@@ -139,8 +148,10 @@ class TopK(Ranking):
     # in EViT (Liang et al. 2022); its gradient reaches the scores
     fuse: bool = False
 
-    def __call__(self, inputs, counts, train=False):
-        score = self.scores(inputs, counts)
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
+        score = self.token_scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
         keep = rank_tokens(score) < counts.n_out - 1
@@ -157,9 +168,11 @@ class Bipartite(Reducer):
     """
 
     metric: str = "key"
-    needs = frozenset({"metric"})
+    needed_inputs = frozenset({"metric"})
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         merges = counts.n_in - counts.n_out
         first = inputs.num_prefix % 2  # A's first image token: positions count all
         metric = jax.lax.stop_gradient(inputs.metric)
@@ -169,15 +182,20 @@ class Bipartite(Reducer):
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
         in_order = inputs.num_prefix > 0
         order = rank_tokens(best)
-        dest, index = join_sides(order, partner, merges, first, in_order, inputs.x)
-        return Assignment(dest, index=index, n_out=counts.n_out)
+        slot_of_token, index = join_sides(
+            order, partner, merges, first, in_order, inputs.x
+        )
+        return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
-def shift_shares(change, live=None):
-    """Measure token changes by a layer, as shares with sum 1. -> [B, n] float32.
+def shift_shares(
+    change: Float[Array, "batch tokens dim"],
+    live: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch tokens"]:
+    """Measure token changes by a layer, as float32 shares with sum 1.
 
-    change: [B, n, D], added to the tokens by the layer
-    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
+    change: added to the tokens by the layer
+    live: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
     moved = vector_lengths(change)
@@ -187,11 +205,15 @@ def shift_shares(change, live=None):
     return moved / jnp.maximum(total, 1e-6)
 
 
-def uniqueness(key, margin, live=None):
-    """Score tokens by 1 - energy (PiToMe), as shares with sum 1. -> [B, n] float32.
+def uniqueness_scores(
+    key: Float[Array, "batch tokens head_dim"],
+    margin: float,
+    live: Float[Array, "batch tokens"] | None = None,
+) -> Float[Array, "batch tokens"]:
+    """Score tokens by 1 - energy (PiToMe), as float32 shares with sum 1.
 
-    key: [B, n, d], means over heads
-    live: [B, n], 1 for live tokens and 0 for masked tokens; None: all live
+    key: means over heads
+    live: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Tran et al. 2024, section 3.2.
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
@@ -207,21 +229,22 @@ def uniqueness(key, margin, live=None):
     return unlike / jnp.maximum(total, 1e-6)
 
 
-def keep_highest(score, n_out):
-    """Assign slots to the `n_out` highest scores [B, n], in spatial order."""
+def keep_highest(score: Float[Array, "batch tokens"], n_out: int) -> Assignment:
+    """Assign slots to the `n_out` highest scores, in spatial order."""
     slot = index_kept_tokens(rank_tokens(score) < n_out)
-    dest = jnp.maximum(slot, DROPPED)
+    slot_of_token = jnp.maximum(slot, DROPPED)
     index = SlotIndex.one_token_each(invert_order(slot, n_out))
-    return Assignment(dest, index=index, n_out=n_out)
+    return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
-def keep_and_sum(keep, weight, n_out):
+def keep_and_sum(
+    keep: Bool[Array, "batch tokens"], weight: Float[Array, "batch tokens"], n_out: int
+) -> Assignment:
     """Keep `n_out - 1` tokens in spatial order; the last slot sums the leaving tokens.
 
-    keep: [B, n] bool
-    weight: [B, n], weights in the sum
+    weight: weights in the sum
     """
-    dest = jnp.where(keep, count_kept_before(keep), n_out - 1)
+    slot_of_token = jnp.where(keep, count_kept_before(keep), n_out - 1)
     weight = jnp.where(keep, 1.0, weight)
     staying = invert_order(index_kept_tokens(keep), n_out - 1)
     leaving = invert_order(index_kept_tokens(~keep), keep.shape[1] - n_out + 1)
@@ -231,18 +254,22 @@ def keep_and_sum(keep, weight, n_out):
     # The last slot keeps the first leaving token, which the others join.
     kept = jnp.concatenate([staying, first], axis=1)
     index = SlotIndex(kept, absorbed, target, first)
-    return Assignment(dest, weight, index=index, n_out=n_out, mean=False)
+    return Assignment(slot_of_token, weight, index=index, n_out=n_out, mean=False)
 
 
-def merge_in_place(absorbed, partners, counts):
+def merge_in_place(
+    absorbed: Int[Array, "batch pairs"],
+    partners: Int[Array, "batch pairs"],
+    counts: StepCounts,
+) -> Assignment:
     """Merge `absorbed` tokens into staying `partners`; the token order is kept.
 
-    absorbed, partners: [B, r] int32; no token may be absorbed twice
+    absorbed: no token may be absorbed twice
     """
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
-    def before(tokens):
-        """Mark absorbed tokens before every token. [B, m] -> [B, m, r] int32."""
+    def before(tokens: Int[Array, "#batch listed"]) -> Int[Array, "batch listed pairs"]:
+        """Mark absorbed tokens before every token."""
         earlier = absorbed[:, None, :] < tokens[:, :, None]
         return earlier.astype(jnp.int32)
 
@@ -261,16 +288,21 @@ def merge_in_place(absorbed, partners, counts):
     slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
     skipped = staying_before[:, None, :] <= slot[:, :, None]
     keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
-    dest = jnp.where(joined == DROPPED, slot_of_staying, joined)
+    slot_of_token = jnp.where(joined == DROPPED, slot_of_staying, joined)
     index = SlotIndex(keep, absorbed, target, partners)
-    return Assignment(dest, index=index, n_out=counts.n_out)
+    return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
-def keep_and_join(keep, absorbed, target, n):
+def keep_and_join(
+    keep: Int[Array, "batch slots"],
+    absorbed: Int[Array, "batch absorbed"],
+    target: Int[Array, "batch absorbed"],
+    n: int,
+) -> Assignment:
     """Keep one token per slot, let slots absorb tokens, and drop the rest.
 
-    keep: [B, n_out] int32, in slot order
-    absorbed, target: [B, e] int32, absorbed tokens (no token twice) and their slots
+    keep: in slot order
+    absorbed, target: absorbed tokens (no token twice) and their slots
     n: number of tokens before the step
     """
     n_out = keep.shape[1]
@@ -279,20 +311,24 @@ def keep_and_join(keep, absorbed, target, n):
     slots = jnp.concatenate((slots, target), axis=1)
     tokens = tokens[:, None, :]
     holds = tokens == jnp.arange(n, dtype=jnp.int32)[None, :, None]
-    dest = jnp.where(holds, slots[:, None, :], DROPPED)
-    dest = jnp.max(dest, axis=-1)
+    slot_of_token = jnp.where(holds, slots[:, None, :], DROPPED)
+    slot_of_token = jnp.max(slot_of_token, axis=-1)
     partners = gather_rows(keep, target)
     index = SlotIndex(keep, absorbed, target, partners)
-    return Assignment(dest, index=index, n_out=n_out)
+    return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
-def join_most_similar(metric, sources, targets, joining=None):
+def join_most_similar(
+    metric: Float[Array, "batch tokens dim"],
+    sources: Int[Array, "batch sources"],
+    targets: Int[Array, "batch targets"],
+    joining: int | None = None,
+) -> tuple[Int[Array, "batch pairs"], Int[Array, "batch pairs"]]:
     """Pair sources with their most similar targets; ties go to the first target.
 
-    metric: [B, n, d], the feature to compare
-    sources, targets: [B, a] and [B, t] int32, tokens
+    metric: the feature to compare
     joining: number of sources to pair, most similar first; None: all sources
-    Returns (sources, targets), both [B, r] int32.
+    Returns (sources, targets), pair by pair.
     """
     sides = (gather_rows(metric, side) for side in (sources, targets))
     similarity = cosine_similarity(*sides)

@@ -7,7 +7,7 @@ A reduction's text is METHOD:FIELD=VALUE:FIELD=VALUE, such as
 import ast
 import dataclasses
 import numbers
-from typing import Self
+from typing import Any
 
 from imagepiece_jax.common.checks import check_choice, check_share, most_similar
 from imagepiece_jax.errors import InputError
@@ -30,11 +30,11 @@ class Reduction:
     # whether attention is proportional; None: the default of method and model
     prop_attn: bool | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("prop_attn", self.prop_attn, (None, True, False))
 
     @classmethod
-    def read(cls, value: "ReductionLike", prop_attn: bool | None = None) -> Self:
+    def read(cls, value: "ReductionLike", prop_attn: bool | None = None) -> "Reduction":
         """Read the reduction given by a caller, a config or a file.
 
         value: a share of the dense model's MACs for the recommended method; a text,
@@ -44,13 +44,13 @@ class Reduction:
         Raises InputError for an invalid value, and for two values of prop_attn.
         """
         if value is None:
-            reduction = DENSE
+            reduction = DENSE_REDUCTION
         elif isinstance(value, Reduction):
             reduction = value
         elif isinstance(value, Method):
             reduction = cls(value)
         elif isinstance(value, str):
-            reduction = cls._of_text(value)
+            reduction = cls._parse_text(value)
         elif isinstance(value, numbers.Real):
             check_share("reduction", value)
             reduction = cls(Method(macs=value))
@@ -68,11 +68,11 @@ class Reduction:
         return dataclasses.replace(reduction, prop_attn=prop_attn)
 
     @classmethod
-    def _of_text(cls, text):
+    def _parse_text(cls, text: str) -> "Reduction":
         """Parse a reduction's text. Raises InputError for an invalid text."""
         name, *parts = [part.strip() for part in text.split(":")]
         kind = Method
-        fields = {}
+        fields: dict[str, Any] = {}
         try:
             fields["macs"] = float(name)
         except ValueError:
@@ -100,14 +100,14 @@ class Reduction:
                     f"reduction is {text!r}; {field!r} must be a field of {name}: "
                     f"{', '.join(known)}"
                 )
-            fields[field] = _literal(value)
+            fields[field] = _parse_literal(value)
         prop_attn = fields.pop("prop_attn", None)
         try:
             return cls(kind(**fields), prop_attn)
         except InputError as error:
             raise InputError(f"reduction {text}: {error}") from error
 
-    def __str__(self):
+    def __str__(self) -> str:
         changed = {}
         for field in dataclasses.fields(self.method):
             value = getattr(self.method, field.name)
@@ -126,14 +126,14 @@ class Reduction:
 
     @property
     def name(self) -> str:
-        return methods.name_of(self.method)
+        return methods.method_name(self.method)
 
 
 ReductionLike = Reduction | Method | str | float | None
-DENSE = Reduction(METHODS["none"]())
+DENSE_REDUCTION = Reduction(METHODS["none"]())
 
 
-def _literal(text):
+def _parse_literal(text: str) -> Any:
     """Parse a Python literal, lists as tuples; return any other text unchanged."""
     try:
         value = ast.literal_eval(text)

@@ -15,25 +15,25 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
 # The two lists below hold image tokens after the blocks of a model with 12 blocks and
-# PATCHES patches.
-PATCHES = 196
+# DEIT_PATCHES patches.
+DEIT_PATCHES = 196
 # ImagePiece: keep .8, merge .08, schedule B. Source: spec of the AAAI 2025 paper.
-IMAGEPIECE = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
+IMAGEPIECE_COUNTS = (180, 165, 132, 121, 111, 89, 81, 74, 60, 60, 60, 60)
 # DiffRate: its list for DeiT-Ti at 0.8 GMACs, after merging. Source: methods/diffrate.
-DIFFRATE = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
+DIFFRATE_COUNTS = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
 
 
-def constant(depth, ratio, start=0):
+def constant_shares(depth: int, ratio: float, start: int = 0) -> list[float]:
     """Shares after the blocks; every block from `start` on loses an equal number."""
     return [1 - ratio * max(0, block + 1 - start) for block in range(depth)]
 
 
-def proportional(depth, ratio, start=0):
+def proportional_shares(depth: int, ratio: float, start: int = 0) -> list[float]:
     """Shares after the blocks; every block from `start` on loses an equal share."""
     return [(1 - ratio) ** max(0, block + 1 - start) for block in range(depth)]
 
 
-def stages(depth, ratio, *blocks):
+def staged_shares(depth: int, ratio: float, *blocks: int) -> list[float]:
     """Shares after the blocks; every block in `blocks` loses an equal share."""
     blocks = blocks or (3, 6, 9)
     shares = []
@@ -43,7 +43,7 @@ def stages(depth, ratio, *blocks):
     return shares
 
 
-def late(depth, ratio, power=2.0):
+def late_shares(depth: int, ratio: float, power: float = 2.0) -> list[float]:
     """Shares after the blocks; the lost share is ratio * ((block + 1) / depth)^power.
 
     power: above 0; with 1 every block loses an equal share of the initial tokens
@@ -63,13 +63,13 @@ def powered_shares(shares: Sequence[float], ratio: float) -> list[float]:
     return [share**power for share in shares]
 
 
-def stretched(counts, depth, ratio):
-    """Stretch the counts of a model with PATCHES patches to shares for `depth` blocks.
+def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[float]:
+    """Stretch a schedule for DEIT_PATCHES patches to shares after `depth` blocks.
 
     counts: image tokens after the blocks, interpolated for another depth
     ratio: see `powered_shares`
     """
-    points = [PATCHES, *counts]
+    points = [DEIT_PATCHES, *counts]
     shares = []
     for block in range(depth):
         position = (block + 1) * len(counts) / depth
@@ -81,25 +81,25 @@ def stretched(counts, depth, ratio):
 
 
 # {name: function (depth, ratio, *numbers) -> shares of tokens after the blocks}
-SHAPES: dict[str, Callable[..., list[float]]] = {
-    "constant": constant,
-    "proportional": proportional,
-    "stages": stages,
-    "imagepiece": functools.partial(stretched, IMAGEPIECE),
-    "diffrate": functools.partial(stretched, DIFFRATE),
-    "late": late,
+SCHEDULE_SHAPES: dict[str, Callable[..., list[float]]] = {
+    "constant": constant_shares,
+    "proportional": proportional_shares,
+    "stages": staged_shares,
+    "imagepiece": functools.partial(stretched_shares, IMAGEPIECE_COUNTS),
+    "diffrate": functools.partial(stretched_shares, DIFFRATE_COUNTS),
+    "late": late_shares,
 }
 # Most numbers in a schedule's text: any number for "stages", 0 if not listed.
 MAX_NUMBERS = {"constant": 1, "proportional": 1, "late": 1}
-POWERED = "late"  # the number of this schedule is a power, not a block
-ALLOWED = (
-    f"{', '.join(SHAPES)}, with numbers such as proportional-1 (from block 1), "
-    "stages-3-6-9 (blocks that rise) and late-2 (a power above 0), or a list of whole "
-    "numbers, one for each block, that do not rise"
+POWER_SCHEDULE = "late"  # the number of this schedule is a power, not a block
+ALLOWED_COUNTS = (
+    f"{', '.join(SCHEDULE_SHAPES)}, with numbers such as proportional-1 (from block "
+    "1), stages-3-6-9 (blocks that rise) and late-2 (a power above 0), or a list of "
+    "whole numbers, one for each block, that do not rise"
 )
 
 
-def split_text(text: str) -> tuple[str, tuple[float, ...]]:
+def split_schedule(text: str) -> tuple[str, tuple[float, ...]]:
     """Split a schedule's text such as "stages-3-6-9" into (name, numbers).
 
     Raises InputError for an invalid schedule.
@@ -107,21 +107,25 @@ def split_text(text: str) -> tuple[str, tuple[float, ...]]:
     name, *texts = text.split("-")
     pattern = "[0-9]+"
     number_type = int
-    if name == POWERED:
+    if name == POWER_SCHEDULE:
         pattern = "[0-9]*[.]?[0-9]+(e[0-9]+)?"
         number_type = float
-    fits = name in SHAPES and all(re.fullmatch(pattern, word) for word in texts)
+    fits = name in SCHEDULE_SHAPES and all(
+        re.fullmatch(pattern, word) for word in texts
+    )
     numbers = tuple(map(number_type, texts)) if fits else ()
     if name == "stages":
         fits = fits and [*numbers] == sorted({*numbers})
     else:
         fits = fits and len(numbers) <= MAX_NUMBERS.get(name, 0)
-    if not fits or (name == POWERED and 0 in numbers):
-        raise InputError(f"counts is {text!r}; it must be one of {ALLOWED}")
+    if not fits or (name == POWER_SCHEDULE and 0 in numbers):
+        raise InputError(f"counts is {text!r}; it must be one of {ALLOWED_COUNTS}")
     return name, numbers
 
 
-def counts_of(text: str, depth: int, patches: int, ratio: float) -> tuple[int, ...]:
+def scheduled_counts(
+    text: str, depth: int, patches: int, ratio: float
+) -> tuple[int, ...]:
     """Compute image token counts after the blocks, at least 1, from a schedule.
 
     text: a schedule, such as "stages-3-6-9"
@@ -129,28 +133,28 @@ def counts_of(text: str, depth: int, patches: int, ratio: float) -> tuple[int, .
     ratio: from 0 (all tokens stay) to 1
     Raises InputError for a block outside the model.
     """
-    name, numbers = split_text(text)
+    name, numbers = split_schedule(text)
     for block in numbers:
-        if block >= depth and name != POWERED:
+        if block >= depth and name != POWER_SCHEDULE:
             raise InputError(
                 f"counts is {text!r}; the model has blocks 0 to {depth - 1}"
             )
-    shares = SHAPES[name](depth, ratio, *numbers)
-    return counts_of_shares(shares, patches)
+    shares = SCHEDULE_SHAPES[name](depth, ratio, *numbers)
+    return shares_to_counts(shares, patches)
 
 
-def counts_of_shares(shares: Sequence[float], patches: int) -> tuple[int, ...]:
+def shares_to_counts(shares: Sequence[float], patches: int) -> tuple[int, ...]:
     """Turn shares of the patches into image token counts, at least 1."""
-    return tuple(max(1, rounded(share * patches)) for share in shares)
+    return tuple(max(1, round_half_up(share * patches)) for share in shares)
 
 
-def falls(counts: Sequence[int], patches: int) -> dict[int, int]:
+def find_falls(counts: Sequence[int], patches: int) -> dict[int, int]:
     """Find the blocks where `counts` fall: {block: image tokens after it}."""
     pairs = enumerate(itertools.pairwise((patches, *counts)))
     return {block: after for block, (before, after) in pairs if after < before}
 
 
-def rounded(number: float) -> int:
+def round_half_up(number: float) -> int:
     """Round to the nearest whole number, halves up, immune to binary rounding."""
     return math.floor(number + 0.5 + 1e-9)
 
@@ -158,10 +162,10 @@ def rounded(number: float) -> int:
 def check_counts(value: str | tuple[int, ...]) -> None:
     """Raise InputError unless `value` is a schedule's text, or non-rising counts."""
     if isinstance(value, str):
-        split_text(value)
+        split_schedule(value)
         return
     if not isinstance(value, tuple) or not value:
-        raise InputError(f"counts is {value!r}; it must be one of {ALLOWED}")
+        raise InputError(f"counts is {value!r}; it must be one of {ALLOWED_COUNTS}")
     for count in value:
         check_range("an entry of counts", count, least=1, whole=True)
     for block, (before, after) in enumerate(itertools.pairwise(value), start=1):

@@ -3,18 +3,25 @@
 Training removes no tokens: attention reads a mask drawn from the scores.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.rng import draw_gumbel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import Assignment, start
+from imagepiece_jax.reduction.state import Assignment, initial_state
 
-INIT = nn.initializers.normal(0.02)
-EPS = 1e-6
+if TYPE_CHECKING:
+    from imagepiece_jax.models.vit import Outputs
+
+DENSE_INIT = nn.initializers.normal(0.02)
+DIVISION_EPS = 1e-6
 
 
 class KeepScores(nn.Module):
@@ -25,13 +32,17 @@ class KeepScores(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x, mask=None):
-        """x [B, n, .., D], mask [B, n] (None: all live) -> [B, n, .., 2] float32."""
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens *heads dim"],
+        mask: Float[Array, "batch tokens"] | None = None,
+    ) -> Float[Array, "batch tokens *heads 2"]:
+        """Compute float32 log probabilities; mask: None: all tokens are live."""
         dim = x.shape[-1]
         dtype = x.dtype
 
-        def dense(width, name, dtype=dtype):
-            return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
+        def dense(width: int, name: str, dtype: Any = dtype) -> nn.Dense:
+            return nn.Dense(width, kernel_init=DENSE_INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
         # Flax adds float32 to bfloat16, but a user's setting may forbid promotion.
@@ -40,13 +51,11 @@ class KeepScores(nn.Module):
         hidden = nn.gelu(dense(dim, "embed")(x), approximate=False)
         single = hidden[..., : dim // 2]
         common = hidden[..., dim // 2 :].astype(jnp.float32)
-        live = mask
-        if mask is None:
-            live = jnp.ones(x.shape[:2], jnp.float32)
+        live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
         ones = (1,) * (x.ndim - 2)
         live = live.reshape(live.shape + ones).astype(jnp.float32)
-        # Without live tokens, EPS makes the mean 0 instead of 0 / 0.
-        total = jnp.sum(live, axis=1, keepdims=True) + EPS
+        # Without live tokens, DIVISION_EPS makes the mean 0 instead of 0 / 0.
+        total = jnp.sum(live, axis=1, keepdims=True) + DIVISION_EPS
         mean = jnp.sum(live * common, axis=1, keepdims=True) / total
         mean = jnp.broadcast_to(mean.astype(dtype), common.shape)
         hidden = jnp.concatenate([single, mean], axis=-1)
@@ -55,38 +64,47 @@ class KeepScores(nn.Module):
         return jax.nn.log_softmax(dense(2, "score", jnp.float32)(hidden))
 
 
-def keep_macs(n, dim):
+def keep_macs(n: int, dim: int) -> int:
     """MACs of `KeepScores` for `n` tokens of width `dim`."""
     half = dim // 2
     quarter = dim // 4
     return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
 
 
-def noise(keys, shape):
-    """Draw Gumbel(0, 1) noise with one key per image. [B] keys -> [B, *shape]."""
+def gumbel_noise(
+    keys: Shaped[Array, " batch"], shape: tuple[int, ...]
+) -> Float[Array, "batch ..."]:
+    """Draw Gumbel(0, 1) noise with one key per image."""
     return jax.vmap(lambda key: draw_gumbel(key, shape))(keys)
 
 
-def straight_through(value, slope):
+def straight_through(
+    value: Float[Array, "*sizes"], slope: Float[Array, "*sizes"]
+) -> Float[Array, "*sizes"]:
     """Return exactly `value`, with the gradient of `slope`; float32 of one shape."""
     return jax.lax.stop_gradient(value) + (slope - jax.lax.stop_gradient(slope))
 
 
-def draw_mask(scores, mask, rng):
-    """Draw a mask of live tokens by Gumbel noise. -> [B, n] float32, exactly 0 or 1.
+def draw_mask(
+    scores: Float[Array, "batch tokens 2"],
+    mask: Float[Array, "batch tokens"] | None,
+    rng: Shaped[Array, " batch"],
+) -> Float[Array, "batch tokens"]:
+    """Draw a mask of live tokens by Gumbel noise, exactly 0 or 1 in float32.
 
-    scores: [B, n, 2], log probabilities of keeping and dropping
-    mask: [B, n], 1 for tokens live so far; None: all live
-    rng: [B] keys
+    scores: log probabilities of keeping and dropping
+    mask: 1 for tokens live so far; None: all live
     """
-    noisy = scores + noise(rng, scores.shape[1:])
+    noisy = scores + gumbel_noise(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
     # The gradient is the gradient of a softmax with temperature 1.
     keep = straight_through(hard, jax.nn.softmax(noisy)[..., 0])
     return keep if mask is None else keep * mask
 
 
-def ratio_loss(shares, targets):
+def ratio_loss(
+    shares: Sequence[Float[Array, "..."]], targets: Sequence[float]
+) -> Float[Array, ""]:
     """Mean squared distance between live token shares and targets; 0 without steps.
 
     shares: one array of any shape per step
@@ -98,26 +116,28 @@ def ratio_loss(shares, targets):
     return sum(errors, jnp.float32(0)) / max(1, len(errors))
 
 
-def kl_divergence(student, teacher):
-    """KL(teacher || student) of softmax(logits), in float32. [B, C] twice -> [B]."""
+def kl_divergence(
+    student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """KL(teacher || student) of softmax(logits), in float32."""
     student = jax.nn.log_softmax(student.astype(jnp.float32))
     teacher = jax.nn.log_softmax(teacher.astype(jnp.float32))
     teacher = jax.lax.stop_gradient(teacher)
     return optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
-def token_loss(outputs, teacher_outputs):
+def token_loss(outputs: "Outputs", teacher_outputs: "Outputs") -> Float[Array, ""]:
     """Mean squared distance between student and teacher tokens after the final norm.
 
     Only live tokens count. The loss is 0 without live tokens.
     """
     # The student's merges and drops are applied to the teacher's tokens. Appended
     # student tokens are left out.
-    state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
+    state = initial_state(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:
         if isinstance(result, Assignment):
-            state = moves.apply(state, result)
-    teacher = jax.lax.stop_gradient(state.image(state.x))
+            state = moves.apply_result(state, result)
+    teacher = jax.lax.stop_gradient(state.image_rows(state.x))
     n = teacher.shape[1]
     prefix = outputs.state.num_prefix
     mask = outputs.state.mask
@@ -133,15 +153,15 @@ def token_loss(outputs, teacher_outputs):
     return total / count
 
 
-def check_teacher(outputs, teacher_outputs):
+def check_teacher(outputs: "Outputs", teacher_outputs: "Outputs") -> None:
     """Raise InputError unless patches, width and classes equal the student's."""
-    student = _sizes_in_words(outputs)
-    teacher = _sizes_in_words(teacher_outputs)
+    student = _describe_sizes(outputs)
+    teacher = _describe_sizes(teacher_outputs)
     if teacher != student:
         raise InputError(f"the teacher has {teacher}, but it must have {student}")
 
 
-def _sizes_in_words(outputs):
+def _describe_sizes(outputs: "Outputs") -> str:
     patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.reducer_inputs:  # the first step saw all patches
         patches = outputs.reducer_inputs[0].x.shape[1]

@@ -7,12 +7,12 @@ the ConfigDict of the command line from these classes.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import as_tuple, check_options, option
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
-from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
+from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import run_files
 
@@ -70,11 +70,11 @@ class DistillConfig:
     temperature: float = option(3.0, least=0.01)  # of "soft": divides both logits
     weight: float = option(0.5, least=0, most=1)  # the labels' term has 1 - weight
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_options(self, "config.distill")
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the loss reads a teacher's logits."""
         return self.kind != "none"
 
@@ -101,7 +101,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     # A method with its fields, such as "evit:keep_rate=0.5:blocks=(3,6,9)", or a share
     # of the dense model's MACs, "0.5".
-    reduction: "Reduction | str" = "none"
+    reduction: "Reduction" = "none"  # pyrefly: ignore[bad-assignment]
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
 
@@ -140,13 +140,13 @@ class RunConfig:
     progress: bool = True  # print a line where metrics are logged
     profile: bool = False  # trace some early steps for TensorBoard or Perfetto
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from imagepiece_jax.reduction.reduction import Reduction
 
         check_options(self, "config")
         if len(self.betas) != 2:
             raise InputError(f"config.betas is {self.betas}; it must be two numbers")
-        with _in_config():
+        with _config_errors():
             object.__setattr__(self, "reduction", Reduction.read(self.reduction))
 
     @classmethod
@@ -157,7 +157,7 @@ class RunConfig:
         # Only the config.json of a run has a format.
         config = {name: value for name, value in config.items() if name != "format"}
         try:
-            run = _from_dict(cls, as_tuple(config))
+            run = _read_options(cls, as_tuple(config))
             _ = run.vit_config  # raises for a model that does not fit
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error
@@ -168,11 +168,11 @@ class RunConfig:
     @functools.cached_property
     def vit_config(self) -> "ViTConfig":
         """The complete model; raises InputError for options that do not fit."""
-        from imagepiece_jax.models.create import config_of_run
+        from imagepiece_jax.models.create import read_run_config
 
         fields = {"model": vars(self.model), "data": vars(self.data)}
-        with _in_config():
-            return config_of_run(vars(self) | fields)
+        with _config_errors():
+            return read_run_config(vars(self) | fields)
 
     @property
     def peak_lr(self) -> float:
@@ -192,7 +192,8 @@ class RunConfig:
         # EViT's keep rate depends on the epoch.
         reduction = self.reduction
         if rate_at := reduction.method.rate_at:
-            method = dataclasses.replace(reduction.method, keep_rate=rate_at(epoch))
+            method: Any = reduction.method
+            method = dataclasses.replace(method, keep_rate=rate_at(epoch))
             reduction = dataclasses.replace(reduction, method=method)
         # Methods that train with masks remove no tokens in training (`Method.plan`).
         model = self._model(reduction, axis_name, masked=True)
@@ -204,8 +205,8 @@ class RunConfig:
 
         if self.reduction.method.macs is None:
             return self
-        with _in_config():
-            reduction = reduction_plan.at_cost(self.reduction, self.create_dense())
+        with _config_errors():
+            reduction = reduction_plan.fit_to_cost(self.reduction, self.create_dense())
         run = dataclasses.replace(self, reduction=reduction)
         reduction_plan.print_reduction(self.reduction, run.create_model())
         return run
@@ -220,7 +221,7 @@ class RunConfig:
         if data.eval_crop is None and data.resize != "none":
             # The weights give the whole crop, so no part of it may be given alone.
             for field in ("crop_mode", "interpolation", "rule"):
-                name = IN_CONFIG[field]
+                name = NAME_IN_CONFIG[field]
                 value = getattr(data, name)
                 if value != getattr(Preprocessing, field):
                     raise InputError(
@@ -241,18 +242,26 @@ class RunConfig:
         fields = dataclasses.asdict(self) | {"reduction": str(self.reduction)}
         return {"format": run_files.FORMAT, **fields}
 
-    def _model(self, reduction, axis_name=None, masked=False):
-        from imagepiece_jax.models.create import build_model, execution_of  # import JAX
+    def _model(
+        self,
+        reduction: "Reduction | None",
+        axis_name: str | None = None,
+        masked: bool = False,
+    ) -> "ViT":
+        from imagepiece_jax.models.create import (  # import JAX
+            build_model,
+            make_execution,
+        )
 
-        with _in_config():
+        with _config_errors():
             model = self.model
-            execution = execution_of(self.vit_config, model.dtype, model.attention)
+            execution = make_execution(self.vit_config, model.dtype, model.attention)
             execution = dataclasses.replace(
                 execution, axis_name=axis_name, drop_path_rate=model.drop_path_rate
             )
             return build_model(self.vit_config, reduction, execution, masked)
 
-    def saves(self, step: int) -> bool:
+    def saves_step(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows."""
         for every in (self.checkpoint_every_steps, self.keep_every_steps):
             if every and step % every == 0:
@@ -260,18 +269,18 @@ class RunConfig:
         return False
 
 
-def _from_dict(options, values):
+def _read_options(options: Any, values: Mapping[str, Any]) -> Any:
     """Make a dataclass of options from the values of all its fields."""
     fields = dict(values)
     for field in dataclasses.fields(options):
         value = fields[field.name]  # no default: another version's may differ
         if dataclasses.is_dataclass(field.type):
-            fields[field.name] = _from_dict(field.type, value)
+            fields[field.name] = _read_options(field.type, value)
     return options(**fields)
 
 
 @contextlib.contextmanager
-def _in_config():
+def _config_errors() -> Iterator[None]:
     """Prefix InputErrors about a config's model or reduction."""
     try:
         yield

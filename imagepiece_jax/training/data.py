@@ -8,18 +8,18 @@ import numpy as np
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.batches import Batches, Reader, steps_per_epoch
+from imagepiece_jax.data.batches import Batches, BatchReader, steps_per_epoch
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.source import Source
-from imagepiece_jax.data.sources.imagenet_tfds import Counted
+from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
 
-IMAGENET = "imagenet2012"
+IMAGENET_SOURCE = "imagenet2012"
 
 
 @dataclasses.dataclass(frozen=True)
-class Length:
+class RunLength:
     """A run's length in steps, and its evaluation steps."""
 
     steps_per_epoch: int
@@ -27,20 +27,20 @@ class Length:
     eval_every_epochs: int
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def due(self, step: int) -> bool:
+    def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows `step`; after the last step always."""
         epoch, remainder = divmod(step, self.steps_per_epoch)
         is_last = step == self.steps
         return is_last or (not remainder and epoch % self.eval_every_epochs == 0)
 
 
-def length(run: RunConfig, images: int) -> Length:
+def run_length(run: RunConfig, images: int) -> RunLength:
     """Length of a run over `images` training images, without partial batches."""
     steps = steps_per_epoch(images, run.batch_size)
-    return Length(steps, run.epochs, run.eval_every_epochs)
+    return RunLength(steps, run.epochs, run.eval_every_epochs)
 
 
 def check_training(run: RunConfig, placement: Placement) -> None:
@@ -70,21 +70,19 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     Raises InputError if they cannot be opened or do not fit the config.
     """
     try:
-        return run.data.source(split, num_classes=run.num_classes)
+        return run.data.open_split(split, num_classes=run.num_classes)
     except InputError as error:
-        if dry_run and run.data.name == IMAGENET:
-            return Counted(split, run.num_classes)
+        if dry_run and run.data.name == IMAGENET_SOURCE:
+            return CountedSource(split, run.num_classes)
         raise InputError(f"config.data: {error}") from error
 
 
 class RunData:
     """A run's images, and this process's share of their batches.
 
-    train, val: the Sources of training and validation images
-    training: function (steps) -> Batches for a range of steps
-    evaluation: Batches for one pass over the validation images
-    readers: (processes, threads per process) that read ahead; training and evaluation
-        have their own
+    `train` and `val` are the Sources. `training(steps=range(..))` makes Batches,
+    `evaluation` is one pass over the validation images.
+
     Raises InputError if images do not fit the config, or the run cannot be trained on
         the devices of `placement`.
     """
@@ -103,9 +101,10 @@ class RunData:
         # At most the validation set, as a multiple of the devices.
         batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
         # An image size that does not fit shows here, not in the first step.
-        self.train.try_first(train_transform, rng=np.random.default_rng(0))
-        self.val.try_first(preprocessing)
-        self.length = length(run, len(self.train))
+        self.train.try_first_image(train_transform, rng=np.random.default_rng(0))
+        self.val.try_first_image(preprocessing)
+        self.length = run_length(run, len(self.train))
+        # (processes, threads per process); training and evaluation have their own.
         self.readers = run.data.workers, run.data.threads
         self.training = functools.partial(
             Batches,
@@ -123,7 +122,7 @@ class RunData:
             placement=placement,
         )
 
-    def read(self, batches: Batches) -> Reader:
+    def read_ahead(self, batches: Batches) -> BatchReader:
         """Iterate over batches, read ahead by `readers`."""
         return worker_pool.read_ahead(batches, *self.readers)
 
@@ -132,14 +131,14 @@ class RunData:
         training = self.training(steps=range(self.length.steps))
         needed = worker_pool.shared_bytes(training, *self.readers)
         needed += worker_pool.shared_bytes(self.evaluation, *self.readers)
-        worker_pool.check_space(needed)
+        worker_pool.check_shared_memory(needed)
 
     @property
     def image_counts(self) -> list[int]:
         """[number of training images, number of validation images]."""
         return [len(self.train), len(self.val)]
 
-    def digest(self) -> list[str]:
+    def content_digests(self) -> list[str]:
         """Content digests of both splits; slow for files over a network."""
         with announced_work("making a digest of the data"):
             return [self.train.digest, self.val.digest]

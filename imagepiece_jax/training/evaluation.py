@@ -1,17 +1,23 @@
 """A run's evaluations."""
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.training.cluster.preemption import Interrupted
+from imagepiece_jax.training.cluster.checkpoint import RunProgress
+from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
+from imagepiece_jax.training.logging import RunLog
 
-OF_A_PASS = ("images", "throughput")  # figures shared by all models of a pass
+if TYPE_CHECKING:
+    from imagepiece_jax.training.trainer import Run
+
+SHARED_METRICS = ("images", "throughput")  # shared by all models of a pass
 
 
 class Evaluation:
     """Evaluates a `Run` between its steps; `request` is its StopRequest."""
 
-    def __init__(self, run, log, request) -> None:
+    def __init__(self, run: "Run", log: RunLog, request: StopRequest) -> None:
         plan = run.plan
         self._run = run
         self._data = plan.data
@@ -20,9 +26,9 @@ class Evaluation:
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
             self._step = accuracy.model_step(plan.model, plan.config.seed)
-            self._step.compile(run.state.variables, plan.data.evaluation.empty())
+            self._step.compile(run.state.variables, plan.data.evaluation.empty_batch())
 
-    def after_step(self):
+    def after_step(self) -> RunProgress:
         """Evaluate the run; return its new RunProgress, or the old after a signal."""
         run = self._run
         log = self._log
@@ -32,20 +38,20 @@ class Evaluation:
         models = [state.variables]
         if state.ema is not None:
             models.append(state.ema)
-        reader = self._data.read(self._data.evaluation)
+        reader = self._data.read_ahead(self._data.evaluation)
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             try:
                 results = accuracy.evaluate_each(self._step, models, batches)
             except Interrupted:
                 return run.progress
-        figures, *averages = [result.figures for result in results]
-        for ema_figures in averages:
-            for name, value in ema_figures.items():
-                if name not in OF_A_PASS:
-                    figures[f"ema_{name}"] = value
-        log.evaluation(run.step, figures)
+        metrics, *averages = [result.figures for result in results]
+        for ema_metrics in averages:
+            for name, value in ema_metrics.items():
+                if name not in SHARED_METRICS:
+                    metrics[f"ema_{name}"] = value
+        log.write_evaluation(run.step, metrics)
         log.restart_clock()
         # A test split chooses no checkpoint.
         chooses = self._data.val.split != "test"
-        return run.progress.with_evaluation(run.step, figures, chooses)
+        return run.progress.with_evaluation(run.step, metrics, chooses)

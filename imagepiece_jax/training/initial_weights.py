@@ -1,7 +1,8 @@
 """A run's initial weights and its teacher's, checked against the config."""
 
 import functools
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.architecture import PARTS
+from imagepiece_jax.models.architecture import PART_NAMES
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
@@ -18,21 +19,22 @@ from imagepiece_jax.models.variables import (
     fresh_variables,
     variable_shapes,
 )
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.load import load
 
 # Fields of ViTConfig and Architecture that no tensor shows. With other values than in
 # training, weights silently compute something else.
-UNSTORED = ("num_heads", "mean", "std", "norm_eps", "gelu", "rotary", "post_norm")
-UNSTORED += ("pool", "pool_include_prefix", "pool_heads")
-OF_HEAD = ("pool", "pool_include_prefix")  # a new head may differ in them
+UNSTORED_FIELDS = ("num_heads", "mean", "std", "norm_eps", "gelu", "rotary")
+UNSTORED_FIELDS += ("post_norm", "pool", "pool_include_prefix", "pool_heads")
+HEAD_FIELDS = ("pool", "pool_include_prefix")  # a new head may differ in them
 
 
 class InitialWeights:
     """The weights a run starts and learns from, loaded when first needed."""
 
-    def __init__(self, run: RunConfig, workdir) -> None:
+    def __init__(self, run: RunConfig, workdir: str | os.PathLike) -> None:
         self._run = run
         self._workdir = workdir
         self._earlier = run_dir.read_earlier(workdir)  # config.json, class names
@@ -48,12 +50,12 @@ class InitialWeights:
         """The weights the run learns from; None: it has none."""
         return _dense_model("config.teacher.weights", self._run.teacher.weights)
 
-    def forget(self) -> None:
+    def free_weights(self) -> None:
         """Free the weights; a later use loads them again."""
         for name in ("start", "teacher"):
             vars(self).pop(name, None)
 
-    def completed(self) -> RunConfig:
+    def complete_config(self) -> RunConfig:
         """Fill the config's empty normalization and crop from the initial weights."""
         # With the weights' normalization and crop, the first accuracy equals the
         # accuracy of `evaluate`. A resumed run keeps its own.
@@ -67,7 +69,9 @@ class InitialWeights:
             config = config.with_preprocessing(crop=DEIT_CROP)
         return run.with_images_of(config)
 
-    def check_classes(self, names, resumed: bool = False) -> None:
+    def check_classes(
+        self, names: Sequence[str | None] | None, resumed: bool = False
+    ) -> None:
         """Compare the classes of a run's weights with the classes of its data.
 
         The weights are the run's own earlier weights, the teacher's, and the initial
@@ -84,20 +88,21 @@ class InitialWeights:
                     self._earlier.class_names, str(self._workdir), names, data
                 )
             except InputError as error:
-                raise InputError(f"{error}; {run_dir.OTHER}") from error
+                raise InputError(f"{error}; {run_dir.CHOOSE_OTHER_WORKDIR}") from error
         if self.teacher is not None:
             source = f"config.teacher.weights {run.teacher.weights}"
             check_classes(self.teacher.class_names, source, names, data)
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
         source = f"config.init.weights {run.init.weights}"
+        start_names = self.start.class_names if self.start else None
         try:
-            check_classes(self.start.class_names, source, names, data)
+            check_classes(start_names, source, names, data)
         except InputError as error:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error
 
-    def variables(self, model) -> Mapping[str, Any]:
+    def start_variables(self, model: ViT) -> Mapping[str, Any]:
         """Variables at the start of training: from `start`, else fresh."""
         run = self._run
         fresh = run.init.fresh
@@ -114,7 +119,7 @@ class InitialWeights:
             return fresh_variables(model, run.seed)
         check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:
-            return fitted(self.start, model, fresh, run.seed)
+            return fitted_variables(self.start, model, fresh, run.seed)
         except StateDictMismatch as error:
             if not error.fresh:
                 raise
@@ -123,7 +128,7 @@ class InitialWeights:
             raise InputError(f"{error}; to train it anew: {flags}") from error
 
 
-def _dense_model(field, path):
+def _dense_model(field: str, path: str | None) -> Pretrained | None:
     """Load the dense model at a config field's path; None without a path."""
     if not path:
         return None
@@ -133,7 +138,9 @@ def _dense_model(field, path):
         raise InputError(f"{field}: {error}") from error
 
 
-def fitted(vit: Pretrained, model, fresh=(), seed: int = 0) -> Mapping[str, Any]:
+def fitted_variables(
+    vit: Pretrained, model: ViT, fresh: tuple[str, ...] = (), seed: int = 0
+) -> Mapping[str, Any]:
     """Variables of `model` with trained values; `fresh` parts are drawn instead."""
     variables = vit.variables_for(model, fresh, seed)
     check_unstored(model.config, vit.config, vit.source.title, "head" in fresh)
@@ -144,28 +151,28 @@ def check_unstored(
     ours: ViTConfig, theirs: ViTConfig, weights: str, new_head: bool = False
 ) -> None:
     """Raise InputError for the first UNSTORED field with another trained value."""
-    for field in UNSTORED:
-        if new_head and field in OF_HEAD:
+    for field in UNSTORED_FIELDS:
+        if new_head and field in HEAD_FIELDS:
             continue
         if field == "gelu" and not ours.arch.has_gelu:
             continue
         group = "config.model"
         our_fields = ours
         their_fields = theirs
-        if field in PARTS:
+        if field in PART_NAMES:
             group = "config.model.arch"
             our_fields = ours.arch
             their_fields = theirs.arch
         value = getattr(our_fields, field)
         trained = getattr(their_fields, field)
-        if not _equal(value, trained):
+        if not _is_equal(value, trained):
             raise InputError(
                 f"{group}.{field} is {value!r}, but {weights} was trained with "
                 f"{trained!r}"
             )
 
 
-def _equal(ours, theirs):
+def _is_equal(ours: Any, theirs: Any) -> bool:
     """Whether values are equal; numbers may differ by float32 rounding."""
     if isinstance(ours, tuple | float):
         return np.allclose(ours, theirs, rtol=1e-6, atol=0)

@@ -8,24 +8,28 @@ same numbers. Nothing here changes the training.
 import contextlib
 import json
 import math
+import os
 import pathlib
 import time
-from typing import Never
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, replace_file, where_supported
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.config import RunConfig
 
-FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 # Values from clocks and meters. A repeated run has equal values everywhere else.
-MEASURED = ("throughput", "input_wait", "device_memory")
+CLOCKED_METRICS = ("throughput", "input_wait", "device_memory")
 # Figures in a step's line, besides the loss terms.
-FIGURES = ("kind", "step", "epoch", "loss", "acc1", "acc5")
-FIGURES += ("lr", "grad_norm", "skipped", *MEASURED)
+STEP_METRICS = ("kind", "step", "epoch", "loss", "acc1", "acc5")
+STEP_METRICS += ("lr", "grad_norm", "skipped", *CLOCKED_METRICS)
 
 
 class MetricWriter(contextlib.ExitStack):
@@ -37,33 +41,36 @@ class MetricWriter(contextlib.ExitStack):
     is_main: whether anything is written
     """
 
-    def __init__(self, workdir, step=0, is_main=True) -> None:
+    def __init__(
+        self, workdir: str | os.PathLike, step: int = 0, is_main: bool = True
+    ) -> None:
         super().__init__()
         self._lines = None  # the open metrics.jsonl
-        self._events = None  # TensorBoard's writer
+        self._events: Any = None  # TensorBoard's writer
         if not is_main:
             return
         from tensorboardX import event_file_writer  # only where logged
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog  # pyrefly: ignore
 
         workdir = pathlib.Path(workdir)
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         last_step = step or -1  # -1: a new run keeps no line
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
-        if (workdir / FILE).exists():
+        if (workdir / METRICS_FILE).exists():
             lines = read_metrics(workdir)
             before = [line for line in lines if line["step"] <= last_step]
             text = "".join(json.dumps(line) + "\n" for line in before)
-            replace_file(workdir / FILE, text)
-        self._lines = self.enter_context(open(workdir / FILE, "ab", buffering=0))
+            replace_file(workdir / METRICS_FILE, text)
+        metrics_file = open(workdir / METRICS_FILE, "ab", buffering=0)
+        self._lines = self.enter_context(metrics_file)
         prefix = str(workdir / "tensorboard" / "events")
         self._events = event_file_writer.EventsWriter(prefix)
         self.callback(self._close_events)
         start = SessionLog(status=SessionLog.START)  # hides later steps from before
         self._write_event(last_step + 1, session_log=start)
 
-    def write_line(self, kind, step, **values) -> None:
+    def write_line(self, kind: str, step: int, **values: Any) -> None:
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
 
         kind: "train" or "eval"
@@ -73,11 +80,11 @@ class MetricWriter(contextlib.ExitStack):
         """
         if self._lines is None:
             return
-        values = {name: _scalar(value) for name, value in values.items()}
+        values = {name: _json_scalar(value) for name, value in values.items()}
         line = {"kind": kind, "step": int(step), **values}
         # Unbuffered, and before the step's checkpoint: a kill between loses nothing.
         append_line(self._lines, json.dumps(line, allow_nan=False))
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore
 
         scalars = []
         for name, value in values.items():
@@ -89,43 +96,42 @@ class MetricWriter(contextlib.ExitStack):
         with where_supported():
             self._events.close()
 
-    def _write_event(self, step, **content) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+    def _write_event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
         with where_supported():  # it calls fsync at the end
             self._events.flush()
 
 
-def read_metrics(workdir):
+def read_metrics(workdir: str | os.PathLike) -> list[dict]:
     """Read `workdir/metrics.jsonl` as dicts, in order; [] without the file.
 
     An unfinished last line is left out.
     Raises InputError for any other line without a JSON object and a step.
     """
-    path = pathlib.Path(workdir) / FILE
+    path = pathlib.Path(workdir) / METRICS_FILE
     if not path.exists():
         return []
-    texts = path.read_text(encoding="utf-8", errors="replace")
-    texts = texts.removesuffix("\n").split("\n")
+    content = path.read_text(encoding="utf-8", errors="replace")
+    text_lines = content.removesuffix("\n").split("\n")
     lines = []
-    for number, text in enumerate(texts, start=1):
+    for line_number, text_line in enumerate(text_lines, start=1):
         try:
-            line = json.loads(text)
-            valid = isinstance(line, dict) and isinstance(line.get("step"), int)
+            line = json.loads(text_line)
         except json.JSONDecodeError:
-            valid = False
-        if valid:
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
-        elif number < len(texts):
+        elif line_number < len(text_lines):
             raise InputError(
-                f"{path}: line {number} is {text[:40]!r}; it must be a JSON object "
-                "with a step"
+                f"{path}: line {line_number} is {text_line[:40]!r}; it must be a JSON "
+                "object with a step"
             )
     return lines
 
 
-def _scalar(value):
+def _json_scalar(value: Any) -> Any:
     value = np.asarray(value).item()
     # JSON has no NaN and no infinity.
     if isinstance(value, float) and not np.isfinite(value):
@@ -133,11 +139,11 @@ def _scalar(value):
     return value
 
 
-TRACE = "profile"  # trace folder in the run's folder
+TRACE_FOLDER = "profile"  # trace folder in the run's folder
 TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and few
 
 
-def say(text) -> None:
+def print_line(text: str) -> None:
     """Print a line in the main process only."""
     # A lost terminal refuses lines, but the run goes on, or stops and saves.
     with contextlib.suppress(OSError):
@@ -148,12 +154,21 @@ def say(text) -> None:
 class RunLog(contextlib.ExitStack):
     """A run's output; closing it closes files and trace.
 
+    length: the run's RunLength
     step: the step the run resumes from; 0: a new run
     last_saved: function () -> newest checkpoint step or None, for an error message
     """
 
-    def __init__(self, workdir, config, length, step, last_saved) -> None:
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        config: RunConfig,
+        length: Any,
+        step: int,
+        last_saved: Callable[[], int | None],
+    ) -> None:
         super().__init__()
+        self._trace_folder = pathlib.Path(workdir) / TRACE_FOLDER
         self._workdir = workdir
         self._config = config
         self._length = length
@@ -176,12 +191,12 @@ class RunLog(contextlib.ExitStack):
         self._waited = 0.0
         self._images = 0
 
-    def compiles(self, step) -> None:
+    def begin_program(self, step: int) -> None:
         """Leave `step`, the first step of a new program, out of the throughput."""
         self.flush()
         self._untimed = step
 
-    def timed(self, batches):
+    def timed_batches(self, batches: Iterable[dict]) -> Iterator[dict]:
         """Yield the batches; waiting for a batch counts as `input_wait`."""
         # The device works meanwhile, so reading costs at most `input_wait`.
         self.restart_clock()
@@ -191,13 +206,13 @@ class RunLog(contextlib.ExitStack):
             yield batch
             began = time.perf_counter()
 
-    def dispatch(self, step):
+    def traced_step(self, step: int) -> contextlib.AbstractContextManager:
         """Context for dispatching `step`, with its number in the trace."""
         if step == self._traced[0]:
-            self._trace.enter_context(jax.profiler.trace(self._workdir / TRACE))
+            self._trace.enter_context(jax.profiler.trace(self._trace_folder))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def record(self, step, metrics) -> None:
+    def take_metrics(self, step: int, metrics: PyTree) -> None:
         """Take the metrics of `step`, and write the metrics of the step before."""
         # The device computes this step while the last metrics are fetched.
         self.flush()
@@ -213,9 +228,10 @@ class RunLog(contextlib.ExitStack):
         if step == self._traced[1]:
             self._trace.close()
             steps = "steps {} to {}".format(*self._traced)
-            say(f"trace of {steps}: {self._workdir / TRACE} (TensorBoard, Perfetto)")
+            place = f"{self._trace_folder} (TensorBoard, Perfetto)"
+            print_line(f"trace of {steps}: {place}")
         if metrics["skipped"] > self._config.max_skipped_steps:
-            self._stop(step, metrics)
+            self._raise_not_finite(step, metrics)
         if step == self._untimed:
             self.restart_clock()
         else:
@@ -241,19 +257,19 @@ class RunLog(contextlib.ExitStack):
         if logged:
             self._writer.write_line("train", step, **values)
             if self._config.progress:
-                self._print_line(step, values)
+                self._print_progress(step, values)
             self.restart_clock()
 
-    def evaluation(self, step, figures) -> None:
+    def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write and print an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
-        self._writer.write_line("eval", step, epoch=epoch, **figures)
+        self._writer.write_line("eval", step, epoch=epoch, **metrics)
         text = (
-            f"epoch {epoch:g}, step {step}: validation accuracy {figures['acc1']:.2f} %"
+            f"epoch {epoch:g}, step {step}: validation accuracy {metrics['acc1']:.2f} %"
         )
-        say(f"{text}, loss {figures['loss']:.3f}")
+        print_line(f"{text}, loss {metrics['loss']:.3f}")
 
-    def _print_line(self, step, values) -> None:
+    def _print_progress(self, step: int, values: dict) -> None:
         images = (self._length.steps - step) * self._config.batch_size
         throughput = values["throughput"]
         text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
@@ -266,9 +282,9 @@ class RunLog(contextlib.ExitStack):
             text += f"{duration_text(images / throughput)} left"
         if values["skipped"]:
             text += f", skipped {values['skipped']}"
-        say(text)
+        print_line(text)
 
-    def _stop(self, step, metrics) -> Never:
+    def _raise_not_finite(self, step: int, metrics: dict) -> NoReturn:
         """Raise RunError for a step with a non-finite loss or gradient."""
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         saved = self._last_saved()
@@ -285,7 +301,7 @@ class RunLog(contextlib.ExitStack):
         )
 
 
-def device_memory():
+def device_memory() -> dict[str, float]:
     """Peak memory of the fullest local device: {"device_memory": GB}, or {}."""
     # CPUs do not count their memory.
     stats = [device.memory_stats() or {} for device in parallel.local_devices()]

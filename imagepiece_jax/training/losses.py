@@ -1,4 +1,4 @@
-"""Training losses: of labels, and of distillation. `train_step.loss_of` adds them up.
+"""Losses of labels and of distillation; `train_step.micro_batch_loss` adds them up.
 
 Soft distillation learns the teacher's probabilities at a temperature (Hinton et al.,
 2015). Hard distillation learns the teacher's first class as a label (Touvron et al.,
@@ -9,48 +9,59 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
+from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction.token_selector import kl_divergence
+from imagepiece_jax.training.config import DistillConfig
 
 
-def soft_cross_entropy(logits, targets):
-    """Cross entropy with class probabilities. [B, C] twice -> [B] float32."""
+def soft_cross_entropy(
+    logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
+) -> Float[Array, " batch"]:
+    """Cross entropy with class probabilities, in float32."""
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])
-    both = logits.astype(jnp.float32), targets.astype(jnp.float32)
-    return optax.softmax_cross_entropy(*both)
+    logits = logits.astype(jnp.float32)
+    return optax.softmax_cross_entropy(logits, targets.astype(jnp.float32))
 
 
-def distillation(distill, outputs, targets, teacher_logits):
+def distillation_loss(
+    distill: DistillConfig,
+    outputs: Outputs,
+    targets: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weight the two losses: (label loss, {"distill": teacher loss}).
 
     The teacher loss has `distill.weight`, the label loss the rest.
 
-    targets: [B, C], label probabilities
-    teacher_logits: [B, C]
+    targets: label probabilities
     """
-    first, *second = outputs.head_logits or (outputs.logits,)
-    answers = first
-    if second:  # the head of the distillation token
-        answers = second[0]
-    distance = teacher_distance(distill, answers, teacher_logits)
-    term = distill.weight * jnp.mean(distance)
-    loss = jnp.mean(soft_cross_entropy(first, targets))
-    return (1 - distill.weight) * loss, {"distill": term}
+    # The last head is the distillation token's, if the model has one.
+    class_logits, *_ = head_logits = outputs.head_logits or (outputs.logits,)
+    distance = teacher_distance(distill, head_logits[-1], teacher_logits)
+    teacher_loss = distill.weight * jnp.mean(distance)
+    label_loss = jnp.mean(soft_cross_entropy(class_logits, targets))
+    return (1 - distill.weight) * label_loss, {"distill": teacher_loss}
 
 
-def teacher_distance(distill, logits, teacher_logits):
-    """Teacher loss per image. [B, C] twice -> [B] float32.
+def teacher_distance(
+    distill: DistillConfig,
+    logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
+) -> Float[Array, " batch"]:
+    """Teacher loss per image, in float32.
 
     Hard: the cross entropy with the teacher's first class. Soft: T^2 KL(teacher ||
     student) of softmax(logits / T).
     """
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     if distill.kind == "hard":
-        answer = jnp.argmax(teacher_logits, axis=-1)
-        one_hot = jax.nn.one_hot(answer, logits.shape[-1], dtype=jnp.float32)
+        teacher_class = jnp.argmax(teacher_logits, axis=-1)
+        one_hot = jax.nn.one_hot(teacher_class, logits.shape[-1], dtype=jnp.float32)
         return soft_cross_entropy(logits, one_hot)
     scale = 1 / distill.temperature
-    student = logits.astype(jnp.float32) * scale
-    kl = kl_divergence(student, teacher_logits * scale)
+    student_logits = logits.astype(jnp.float32) * scale
+    kl = kl_divergence(student_logits, teacher_logits * scale)
     return distill.temperature**2 * kl  # T^2 keeps the gradient's size

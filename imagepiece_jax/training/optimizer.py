@@ -7,20 +7,31 @@ the end of the warm-up.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training.config import RunConfig
 
+Optimizer: TypeAlias = optax.GradientTransformation
+Step: TypeAlias = int | Int[Array, "*steps"]
+Schedule: TypeAlias = Callable[[Any], Any]  # training step -> learning rate
+# Parameter path, such as "blocks_3/attn/q/kernel" -> its group, or None.
+GroupOf: TypeAlias = Callable[[str], ParamGroup | None]
 # Names of parameters without weight decay, beside all 1-D parameters.
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
-def create_optimizer(run: RunConfig, steps_per_epoch: int, param_groups=None):
-    """Create (function step -> learning rate, optax transformation).
+def create_optimizer(
+    run: RunConfig, steps_per_epoch: int, param_groups: GroupOf | None = None
+) -> tuple[Schedule, Optimizer]:
+    """Create the learning rate's schedule and the optimizer.
 
     param_groups: `Method.param_groups`, for parameters with their own rates; None: one
         rate for all parameters
@@ -34,7 +45,7 @@ def create_optimizer(run: RunConfig, steps_per_epoch: int, param_groups=None):
     lr_schedule = functools.partial(
         learning_rate, run=run, steps_per_epoch=steps_per_epoch
     )
-    optimizer = adamw(run, lr_schedule)
+    optimizer = create_adamw(run, lr_schedule)
     if param_groups is not None:
         # Frozen parameters leave the clipping. Groups scale the finished update.
         groups = scale_by_group(param_groups, lr_schedule, run.peak_lr, steps_per_epoch)
@@ -42,8 +53,10 @@ def create_optimizer(run: RunConfig, steps_per_epoch: int, param_groups=None):
     return lr_schedule, optimizer
 
 
-def learning_rate(step, run: RunConfig, steps_per_epoch: int):
-    """Learning rate at `step` (integer array of any shape), float32 of that shape.
+def learning_rate(
+    step: Step, run: RunConfig, steps_per_epoch: int
+) -> Float[Array, "*steps"]:
+    """Learning rate at `step`, float32.
 
     With t in epochs: `warmup_lr + t (peak_lr - warmup_lr) / warmup_epochs` below
     `warmup_epochs`, then `min_lr + (peak_lr - min_lr) (1 + cos(pi t / epochs)) / 2`;
@@ -78,20 +91,20 @@ def warmup_steps(run: RunConfig, steps_per_epoch: int) -> int:
     return math.ceil(min(run.epochs, epochs) * steps_per_epoch)
 
 
-def decay_mask(params):
+def decay_mask(params: optax.Params) -> PyTree:
     """Whether weight decay applies, as a tree of bools like `params`."""
 
-    def decays(path, leaf):
+    def has_decay(path: tuple, leaf: Any) -> bool:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         # 1-D parameters are biases and norm scales. Positions and prefix tokens have
         # more dimensions, so they are named.
         return leaf.ndim > 1 and not set(names) & set(NEVER_DECAYED)
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(has_decay, params)
 
 
-def adamw(run: RunConfig, lr_schedule):
-    """AdamW after gradient clipping; `lr_schedule`: function step -> learning rate."""
+def create_adamw(run: RunConfig, lr_schedule: Schedule) -> Optimizer:
+    """AdamW after gradient clipping."""
     # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
     # as in torch. The paper multiplies by only the schedule's factor.
     b1, b2 = run.betas
@@ -108,35 +121,34 @@ def adamw(run: RunConfig, lr_schedule):
     return optax.chain(optax.clip_by_global_norm(run.clip_grad_norm), optimizer)
 
 
-def without_frozen(optimizer, group_of):
-    """Give frozen parameters zero gradients, so that clipping ignores them.
+def without_frozen(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
+    """Give frozen parameters zero gradients, so that clipping ignores them."""
 
-    group_of: function path ("blocks_3/attn/q/kernel") -> ParamGroup or None
-    """
-
-    def trained(path, gradient):
-        group = _group(group_of, path)
+    def zero_frozen(path: tuple, gradient: Array) -> Array:
+        group = _param_group(group_of, path)
         if group is not None and group.is_frozen:
             return jnp.zeros_like(gradient)
         return gradient
 
-    def update(gradients, state, params=None):
-        gradients = jax.tree_util.tree_map_with_path(trained, gradients)
+    def update(
+        gradients: PyTree, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        gradients = jax.tree_util.tree_map_with_path(zero_frozen, gradients)
         return optimizer.update(gradients, state, params)
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformation(optimizer.init, update)  # pyrefly: ignore
 
 
-def scale_by_group(group_of, lr_schedule, peak, steps_per_epoch):
-    """Scale updates by their group's learning rate, as an optax transformation.
+def scale_by_group(
+    group_of: GroupOf, lr_schedule: Schedule, peak: float, steps_per_epoch: int
+) -> Optimizer:
+    """Scale updates by their group's learning rate.
 
-    group_of: as for `without_frozen`
-    lr_schedule: function step -> the schedule's rate
     peak: the schedule's highest rate
     """
 
-    def factor(path, step):
-        group = _group(group_of, path)
+    def update_scale(path: tuple, step: Step) -> float | Float[Array, ""]:
+        group = _param_group(group_of, path)
         if group is None:
             return 1.0
         if group.is_frozen:
@@ -152,30 +164,33 @@ def scale_by_group(group_of, lr_schedule, peak, steps_per_epoch):
             )
         return jnp.where(thawed, scale, 0.0)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None):
+    def update(
+        updates: PyTree, state: Any, params: optax.Params | None = None
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
         scaled = jax.tree_util.tree_map_with_path(
-            lambda path, u: (u * factor(path, state.count)).astype(u.dtype), updates
+            lambda path, u: (u * update_scale(path, state.count)).astype(u.dtype),
+            updates,
         )
         return scaled, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
 
-def _group(group_of, path):
+def _param_group(group_of: GroupOf, path: tuple) -> ParamGroup | None:
     return group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
-def global_norm(tree):
-    """The norm of all leaves together, float32 []."""
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """The norm of all leaves together, float32."""
     # One sum over all leaves is one kernel on GPUs.
     leaves = [leaf.astype(jnp.float32).ravel() for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.concatenate(leaves) ** 2))
 
 
-def ema(average, new, decay):
+def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
     """Moving average over any tree: `average + (1 - decay) (new - average)`."""
     # In this form an average equal to `new` stays exactly equal. Leaves keep the dtype
     # of `average`.
@@ -184,17 +199,17 @@ def ema(average, new, decay):
     )
 
 
-def skip_update(finite, new, old):
+def skip_update(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """Choose the optimizer state after a step: `new` if `finite`, else `old`."""
 
     # A skipped step still counts in schedules, so the rate follows the run's step.
     # Adam's own count stays, because it corrects the moments.
-    def choose(new, old):
+    def choose_leaf(new: Any, old: Any) -> Any:
         if isinstance(new, optax.ScaleByScheduleState):
             return new
         return jnp.where(finite, new, old)
 
-    def is_schedule(node):
+    def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
-    return jax.tree.map(choose, new, old, is_leaf=is_schedule)
+    return jax.tree.map(choose_leaf, new, old, is_leaf=is_schedule)

@@ -1,25 +1,33 @@
 """Texts about a run: an estimate, a dry run's findings, and the result table."""
 
+import pathlib
 import statistics
 import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import duration_text
-from imagepiece_jax.data.sources.imagenet_tfds import Counted
+from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import length
-from imagepiece_jax.training.logging import read_metrics, say
+from imagepiece_jax.training.data import RunData, run_length
+from imagepiece_jax.training.logging import print_line, read_metrics
 from imagepiece_jax.training.train_step import count_programs
 
-UNIT = " (1e18 operations, two a MAC)"
+if TYPE_CHECKING:
+    from imagepiece_jax.training.trainer import Run
+
+EFLOP_UNIT = " (1e18 operations, two a MAC)"
 LISTED_CLASSES = 5  # class names in the text about the data
 
 
-def macs_by_epoch(run: RunConfig) -> list[int]:
+def macs_by_epoch(run: RunConfig) -> list[float]:
     """Forward-pass MACs per image, in every epoch; keep rates may differ."""
     # MACs differ between epochs only by the keep rate.
     rate_at = run.reduction.method.rate_at
@@ -34,7 +42,7 @@ def macs_by_epoch(run: RunConfig) -> list[int]:
 
 
 def training_flop(
-    run: RunConfig, images: int, teacher_macs: int | None = None
+    run: RunConfig, images: int, teacher_macs: float | None = None
 ) -> float:
     """Operations of all training steps, two per MAC.
 
@@ -44,21 +52,21 @@ def training_flop(
     """
     if teacher_macs is None:
         teacher_macs = 0
-        if run.reduction.method.needs_teacher or run.distill.active:
+        if run.reduction.method.needs_teacher or run.distill.is_active:
             teacher_macs = model_macs(run.create_dense())
-    steps = length(run, images)
+    steps = run_length(run, images)
     # A step is a forward pass, a backward pass of twice its cost, and the teacher's
     # forward pass.
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
     return 2.0 * steps.steps_per_epoch * run.batch_size * macs
 
 
-def dry_run(run) -> str:
+def dry_run_report(run: "Run") -> str:
     """Describe a Run's memory and length. Compiles the last epoch's training step."""
     plan = run.plan
     config = plan.config
     length = plan.data.length
-    say("compiling the training step, which takes minutes on a few CPU cores")
+    print_line("compiling the training step, which takes minutes on a few CPU cores")
     began = time.perf_counter()
     program = run.compiled_step(length.epochs - 1)
     seconds = time.perf_counter() - began
@@ -74,20 +82,20 @@ def dry_run(run) -> str:
         f"working space in the program for {jax.devices()[0].device_kind}, unlike that "
         f"for another device (compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{operations / 1e18:#.3g} EFLOP{UNIT}; "
+        f"{operations / 1e18:#.3g} EFLOP{EFLOP_UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
 
 
-def data_text(config, data) -> str:
+def data_text(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
-    absent = [
-        name for name in ("train", "val") if isinstance(vars(data)[name], Counted)
+    absent_splits = [
+        name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
     ]
     note = ""
-    if absent:
-        note = f" (not read: {' and '.join(absent)} are its published numbers)"
+    if absent_splits:
+        note = f" (not read: {' and '.join(absent_splits)} are its published numbers)"
     names = data.train.class_names
     classes = f"{config.num_classes} classes"
     if names is not None:
@@ -104,24 +112,26 @@ def data_text(config, data) -> str:
     )
 
 
-def final_table(workdir, config, model, progress):
+def final_table(
+    workdir: pathlib.Path, config: RunConfig, model: ViT, progress: RunProgress
+) -> str:
     """The result table: accuracy, tokens and cost of `model`, time, folder."""
     best = progress.best
     macs = model_macs(model) / 1e9
     dense = model_macs(config.create_dense()) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     rows = [
-        ("accuracy", _accuracy(progress.last)),
+        ("accuracy", _accuracy_text(progress.last or {})),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
-        *_history(workdir, config.batch_size),
+        *_history_rows(workdir, config.batch_size),
         ("folder", workdir),
     ]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
 
 
-def _history(workdir, batch_size):
+def _history_rows(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str, str]]:
     """Table rows from the log: time, skipped steps."""
     lines = read_metrics(workdir)
     train = [line for line in lines if line["kind"] == "train"]
@@ -138,9 +148,9 @@ def _history(workdir, batch_size):
         yield "skipped", f"{skipped} of {steps} steps, which were not finite"
 
 
-def _accuracy(figures):
-    text = f"top-1 {figures['acc1']:.2f} %, top-5 {figures['acc5']:.2f} %"
-    text += f" of {figures['images']} images"
-    if figures.get("ema_acc1") is not None:
-        text += f"; averaged weights {figures['ema_acc1']:.2f} %"
+def _accuracy_text(metrics: dict) -> str:
+    text = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
+    text += f" of {metrics['images']} images"
+    if metrics.get("ema_acc1") is not None:
+        text += f"; averaged weights {metrics['ema_acc1']:.2f} %"
     return text

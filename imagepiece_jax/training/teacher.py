@@ -6,22 +6,26 @@ classes, on images prepared as in its own training.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.create import execution_of
+from imagepiece_jax.models.create import make_execution
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.problem_type import check_single_label
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.models.variables import digest
-from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.models.variables import variables_digest
+from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.initial_weights import InitialWeights, fitted
-from imagepiece_jax.training.logging import say
+from imagepiece_jax.training.initial_weights import InitialWeights, fitted_variables
+from imagepiece_jax.training.logging import print_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +36,26 @@ class Teacher:
     mean: tuple[float, ...]  # the student's; its images come normalized
     std: tuple[float, ...]  # likewise
 
-    def apply(self, variables, images):
-        """Outputs with states for the student's images [B, H, W, 3]."""
-        images = self.prepared(images)
-        return self.model.apply(variables, images, with_states=True)
+    def compute_outputs(
+        self, variables: Mapping[str, Any], images: Float[Array, "batch height width 3"]
+    ) -> Outputs:
+        """Outputs with states for the student's images."""
+        images = self.prepare_images(images)
+        apply: Callable = self.model.apply  # flax's type has no room for Outputs
+        return apply(variables, images, with_states=True)
 
-    def record(self, variables):
+    def record(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Weights, model and normalization as JSON, for checkpoints."""
         # The attention kernel is left out: it depends on the device.
         alike = dataclasses.replace(
             self, model=self.model.with_execution(attention_impl="xla")
         )
-        return {"weights": digest(variables)[:16], **as_json(alike)}
+        return {"weights": variables_digest(variables)[:16], **as_json(alike)}
 
-    def prepared(self, images):
-        """Resize and normalize images [B, H, W, 3] for this model."""
+    def prepare_images(
+        self, images: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch _ _ 3"]:
+        """Resize and normalize images for this model."""
         batch, *size, channels = images.shape
         teacher_size = image_sides(self.model.config.image_size)
         # Bicubic and antialiased like Pillow, but from values that are not rounded.
@@ -65,7 +74,9 @@ class Teacher:
         return images
 
 
-def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
+def create_teacher(
+    run: RunConfig, dense: ViT, initial: InitialWeights
+) -> tuple[Teacher | None, Any]:
     """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
     dense: the trained model without reduction
@@ -73,21 +84,22 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.
     """
-    needed = run.reduction.method.needs_teacher or run.distill.active
-    _check_wanted(run, needed)
-    if not needed:
+    needed = run.reduction.method.needs_teacher or run.distill.is_active
+    check_teacher_settings(run, needed)
+    vit = initial.teacher if needed else None
+    if vit is None:
         return None, None
-    vit = initial.teacher
-    named = f"config.teacher.weights {run.teacher.weights}"
-    check_single_label(vit.config.problem_type, named, "distillation")
-    trained = vit.source.reduction or DENSE
-    if trained.name != DENSE.name:
-        say(f"note: {named} was trained with {trained}, and teaches without it")
+    setting = f"config.teacher.weights {run.teacher.weights}"
+    check_single_label(vit.config.problem_type, setting, "distillation")
+    trained_reduction = vit.source.reduction or DENSE_REDUCTION
+    if trained_reduction.name != DENSE_REDUCTION.name:
+        reduction_note = f"was trained with {trained_reduction}, and teaches without it"
+        print_line(f"note: {setting} {reduction_note}")
     try:
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:
             model = dense.with_execution(drop_path_rate=0.0)
-            variables = fitted(vit, model)
+            variables = fitted_variables(vit, model)
         else:
             model, variables = _teacher_of_distillation(run, vit)
     except InputError as error:
@@ -95,14 +107,14 @@ def create_teacher(run: RunConfig, dense: ViT, initial: InitialWeights):
     return Teacher(model, dense.config.mean, dense.config.std), variables
 
 
-def _check_wanted(run, needed) -> None:
+def check_teacher_settings(run: RunConfig, needed: bool) -> None:
     """Raise InputError for a missing or unused teacher."""
     if needed and not run.teacher.weights:
-        learner = f"config.reduction={run.reduction.name}"
-        if run.distill.active:
-            learner = f"config.distill.kind={run.distill.kind}"
+        needed_by = f"config.reduction={run.reduction.name}"
+        if run.distill.is_active:
+            needed_by = f"config.distill.kind={run.distill.kind}"
         raise InputError(
-            f"config.teacher.weights is empty, but {learner} needs a teacher"
+            f"config.teacher.weights is empty, but {needed_by} needs a teacher"
         )
     if run.teacher.weights and not needed:
         raise InputError(
@@ -111,7 +123,9 @@ def _check_wanted(run, needed) -> None:
         )
 
 
-def _teacher_of_distillation(run, vit):
+def _teacher_of_distillation(
+    run: RunConfig, vit: Pretrained
+) -> tuple[ViT, Mapping[str, Any]]:
     """(model, variables) of any model with the student's number of classes."""
     config = vit.config
     if config.num_classes != run.num_classes:
@@ -119,6 +133,6 @@ def _teacher_of_distillation(run, vit):
             f"the teacher has {config.num_classes} classes, but the student has "
             f"{run.num_classes}"
         )
-    execution = execution_of(config, run.model.dtype, run.model.attention)
+    execution = make_execution(config, run.model.dtype, run.model.attention)
     model = vit.model.clone(execution=execution)
     return model.with_execution(head_only=True), vit.variables

@@ -1,17 +1,20 @@
 """One training step: a function of state and batch, inside `pmap`.
 
-`train_step` averages gradients (`accumulated`, `micro_batch_gradient`), counts the step
-(`counted_in_window`) and updates the state (`updated`). docs/training.md replaces
-its loss, `loss_of`.
+`train_step` averages gradients (`accumulate_gradients`, `micro_batch_gradient`), counts
+the step (`count_in_window`) and updates the state (`update_state`). docs/training.md
+replaces its loss, `micro_batch_loss`.
 """
 
+import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
@@ -20,9 +23,19 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.logging import FIGURES
-from imagepiece_jax.training.losses import distillation, soft_cross_entropy
-from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
+from imagepiece_jax.training.logging import STEP_METRICS
+from imagepiece_jax.training.losses import distillation_loss, soft_cross_entropy
+from imagepiece_jax.training.optimizer import (
+    Optimizer,
+    Schedule,
+    global_norm,
+    moving_average,
+    skip_update,
+)
+from imagepiece_jax.training.teacher import Teacher
+
+Batch: TypeAlias = dict[str, Any]
+Metrics: TypeAlias = dict[str, Num[Array, "..."]]
 
 
 @struct.dataclass
@@ -39,11 +52,11 @@ class TrainState:
     skipped: jax.Array  # skipped steps in a row, up to this step
 
     @property
-    def variables(self):
+    def variables(self) -> dict[str, Any]:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
+WINDOW_METRICS = ("loss", "acc1", "acc5", "samples", "skipped")
 
 
 def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
@@ -66,8 +79,10 @@ def count_programs(run: RunConfig) -> int:
     return len(set(map(step_counts, models)))
 
 
-def init_state(variables, optimizer, with_ema):
-    """Make the TrainState before the first step."""
+def init_state(
+    variables: Mapping[str, Any], optimizer: Optimizer, with_ema: bool
+) -> TrainState:
+    """Make the TrainState before the first training step."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats}
@@ -77,28 +92,35 @@ def init_state(variables, optimizer, with_ema):
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, average) if with_ema else None,
-        window={name: jnp.zeros((), jnp.float32) for name in WINDOW},
+        window={name: jnp.zeros((), jnp.float32) for name in WINDOW_METRICS},
         skipped=jnp.zeros((), jnp.int32),
     )
 
 
-def loss_of(student, teacher, targets, run, model, step):
+def micro_batch_loss(
+    student: tuple,
+    teacher: tuple | None,
+    targets: Float[Array, "batch classes"],
+    run: RunConfig,
+    model: ViT,
+    step: Int[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
     """Compute the loss of a micro-batch: (total, {name: logged term of the total}).
 
     The total adds the method's terms to the loss of labels and distillation.
 
     student, teacher: (Outputs, TokenState after each block) for the same images;
         teacher None: the run has no teacher
-    targets: [m, C], label probabilities, smoothed and mixed
+    targets: label probabilities, smoothed and mixed
     model: the student
-    step: int32 [], from 0; unused here, but another loss may change with it
+    step: from 0; unused here, but another loss may change with it
     """
     outputs, _ = student
-    taught = None
+    taught: Any = None
     if teacher is not None:
         taught, _ = teacher
-    if run.distill.active:
-        loss, terms = distillation(run.distill, outputs, targets, taught.logits)
+    if run.distill.is_active:
+        loss, terms = distillation_loss(run.distill, outputs, targets, taught.logits)
     else:
         loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
         terms = {}
@@ -115,17 +137,17 @@ def loss_of(student, teacher, targets, run, model, step):
 
 
 def train_step(
-    state,
-    batch,
-    teacher=None,
+    state: TrainState,
+    batch: Batch,
+    teacher: PyTree = None,
     *,
-    run,
-    model,
-    optimizer,
-    lr_schedule,
-    teacher_model=None,
-    loss=loss_of,
-):
+    run: RunConfig,
+    model: ViT,
+    optimizer: Optimizer,
+    lr_schedule: Schedule,
+    teacher_model: Teacher | None = None,
+    loss: Callable = micro_batch_loss,
+) -> tuple[TrainState, dict]:
     """Take one training step.
 
     A step with a non-finite loss or gradient norm is skipped: parameters, statistics,
@@ -137,14 +159,14 @@ def train_step(
         augmented and mixed images
     model: from `RunConfig.create_train_model`
     lr_schedule: function step -> learning rate, here only for the metrics
-    loss: `loss_of`, or a function with its arguments and results
+    loss: `micro_batch_loss`, or a function with its arguments and results
     Returns (state, metrics). Metrics of the global batch: loss, grad_norm, lr, terms,
         `skipped` (skipped steps in a row, this step included), and `window` (sums over
         the steps since the last logged step; skipped steps only count in "skipped").
-    Raises InputError, when traced, for a term with a name in `logging.FIGURES`.
+    Raises InputError, when traced, for a term with a name in `logging.STEP_METRICS`.
     """
-    # `loss_of` reads logits only; a method's loss, or another loss, may read tokens.
-    reads_tokens = loss is not loss_of or run.reduction.method.loss is not None
+    # `micro_batch_loss` reads logits only. Other losses may read tokens.
+    reads_tokens = loss is not micro_batch_loss or run.reduction.method.loss is not None
     gradient = functools.partial(
         micro_batch_gradient,
         state=state,
@@ -154,7 +176,7 @@ def train_step(
         teacher_model=teacher_model,
         loss=loss,
     )
-    grads, batch_stats, sums, terms = accumulated(gradient, batch, state)
+    grads, batch_stats, sums, terms = accumulate_gradients(gradient, batch, state)
     if jax.lax.axis_size(parallel.DEVICE_AXIS) > 1:
         # Without the barrier XLA joins the gradients' exchange to the earlier exchange
         # of batch statistics. The stem's backward pass would then wait for megabytes
@@ -167,7 +189,7 @@ def train_step(
     finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
     learning_rate = lr_schedule(state.step)
     # Before the update, which raises `state.step`.
-    state = counted_in_window(state, sums, finite, run.log_every_steps)
+    state = count_in_window(state, sums, finite, run.log_every_steps)
     metrics = {
         "loss": mean_loss,
         "grad_norm": grad_norm,
@@ -176,30 +198,34 @@ def train_step(
         "window": state.window,
         "skipped": state.skipped,
     }
-    return updated(state, grads, batch_stats, finite, optimizer, run), metrics
+    return update_state(state, grads, batch_stats, finite, optimizer, run), metrics
 
 
-def accumulated(gradient, batch, state):
+def accumulate_gradients(
+    gradient: Callable, batch: Batch, state: TrainState
+) -> tuple[PyTree, PyTree, Metrics, Metrics]:
     """Average gradients and add up sums over the micro-batches of a batch.
 
-    gradient: function (part, index, batch_stats), from `micro_batch_gradient`
+    gradient: function (micro_batch, index, batch_stats), from `micro_batch_gradient`
     Returns (gradients, batch statistics, sums, terms); terms are [A], or [] for A = 1.
     """
-    count = batch["label"].shape[0]
+    micro_batch_count = batch["label"].shape[0]
 
-    def micro_step(carry, inputs):
+    def micro_step(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
         # A micro-batch starts from the statistics the micro-batch before it leaves.
         batch_stats, grads, sums = carry
-        part, index = inputs
-        grad, batch_stats, added, terms = gradient(part, index, batch_stats)
-        grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
+        micro_batch, index = inputs
+        grad, batch_stats, added, terms = gradient(micro_batch, index, batch_stats)
+        grads = jax.tree.map(
+            lambda total, g: total + g / micro_batch_count, grads, grad
+        )
         sums = jax.tree.map(jnp.add, sums, added)
         return (batch_stats, grads, sums), terms
 
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
     carry = (state.batch_stats, *zeros)
-    inputs = (batch, jnp.arange(count, dtype=jnp.int32))
-    if count == 1:
+    inputs = (batch, jnp.arange(micro_batch_count, dtype=jnp.int32))
+    if micro_batch_count == 1:
         carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
     else:
         carry, terms = jax.lax.scan(micro_step, carry, inputs)
@@ -208,33 +234,44 @@ def accumulated(gradient, batch, state):
 
 
 def micro_batch_gradient(
-    part, index, batch_stats, *, state, teacher, run, model, teacher_model, loss
-):
+    micro_batch: Batch,
+    index: Int[Array, ""],
+    batch_stats: PyTree,
+    *,
+    state: TrainState,
+    teacher: PyTree,
+    run: RunConfig,
+    model: ViT,
+    teacher_model: Teacher | None,
+    loss: Callable,
+) -> tuple[PyTree, PyTree, Metrics, Metrics]:
     """Compute the gradient of one micro-batch on this device.
 
-    part: image uint8 [m, S, S, 3] and label int32 [m]
-    index: micro-batch number, int32 []
+    micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
+    index: micro-batch number
     batch_stats: statistics before the forward pass
     state: the TrainState before the step
     Returns (gradients, statistics after the forward pass, metric sums over m images,
         {name: loss term}).
     """
-    micro_batch = part["label"].shape[0]
+    image_count = micro_batch["label"].shape[0]
     devices = jax.lax.axis_size(parallel.DEVICE_AXIS)
     # Draws depend on positions in the global batch, not on the device count.
-    own_positions = parallel.micro_batch_positions(micro_batch)
-    positions = index * (micro_batch * devices) + own_positions
-    image, targets = prepare(part, positions, state.step, index, run, model)
+    own_positions = parallel.micro_batch_positions(image_count)
+    positions = index * (image_count * devices) + own_positions
+    image, targets = prepare_micro_batch(
+        micro_batch, positions, state.step, index, run, model
+    )
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
     keys = {}
     for name, purpose in purposes.items():
         keys[name] = sample_keys(run.seed, state.step, positions, purpose)
     taught = None
     if teacher_model is not None:
-        taught = teacher_model.apply(teacher, image)
+        taught = teacher_model.compute_outputs(teacher, image)
         taught = jax.lax.stop_gradient((taught, taught.states))
 
-    def loss_fn(params):
+    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple]:
         outputs, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
             image,
@@ -250,18 +287,26 @@ def micro_batch_gradient(
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     (value, (logits, changed, terms)), grads = gradient(state.params)
-    return grads, changed, _sums(value, logits, targets), terms
+    return grads, changed, _metric_sums(value, logits, targets), terms
 
 
-def updated(state, grads, batch_stats, finite, optimizer, run):
+def update_state(
+    state: TrainState,
+    grads: PyTree,
+    batch_stats: PyTree,
+    finite: Bool[Array, ""],
+    optimizer: Optimizer,
+    run: RunConfig,
+) -> TrainState:
     """Apply the gradients of the global batch; unless `finite`, no weight changes."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
     if average is not None:
         variables = {"params": params, "batch_stats": batch_stats}
-        average = ema(average, variables, run.ema_decay)
-    return state.replace(
+        average = moving_average(average, variables, run.ema_decay)
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.tree.where(finite, params, state.params),
         batch_stats=optax.tree.where(finite, batch_stats, state.batch_stats),
@@ -270,7 +315,9 @@ def updated(state, grads, batch_stats, finite, optimizer, run):
     )
 
 
-def counted_in_window(state, sums, finite, log_every_steps):
+def count_in_window(
+    state: TrainState, sums: Metrics, finite: Bool[Array, ""], log_every_steps: int
+) -> TrainState:
     """Count a step, with its global `sums`, in the window and in `skipped`."""
     skipped = jnp.where(finite, 0, state.skipped + 1)
     sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
@@ -279,27 +326,35 @@ def counted_in_window(state, sums, finite, log_every_steps):
     window = jax.tree.map(
         lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
     )
-    return state.replace(window=window, skipped=skipped)
+    return dataclasses.replace(state, window=window, skipped=skipped)
 
 
-def prepare(part, positions, step, index, run, model):
+def prepare_micro_batch(
+    micro_batch: Batch,
+    positions: Int[Array, " batch"],
+    step: Int[Array, ""],
+    index: Int[Array, ""],
+    run: RunConfig,
+    model: ViT,
+) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
     """Normalize, augment and mix a micro-batch: (images, soft targets).
 
-    part: image uint8 [m, S, S, 3] and label int32 [m]
-    positions: [m], image positions in the global batch
+    micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
+    positions: image positions in the global batch
     index: micro-batch number
     """
     draw_keys = functools.partial(
         sample_keys, run.seed, step, positions, Purpose.AUGMENT
     )
+    mean_and_std = (model.config.mean, model.config.std)
     image = pipeline.augment_batch(
-        part["image"], run.augment, model.config.mean, model.config.std, draw_keys
+        micro_batch["image"], run.augment, *mean_and_std, draw_keys
     )
     smoothing = run.label_smoothing
-    targets = mixup.soft_targets(part["label"], run.num_classes, smoothing)
+    targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
     # The key is equal on all devices: a micro-batch is mixed as a whole.
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
-    drawn = mixup.draw(
+    drawn = mixup.draw_mix(
         key,
         *image.shape[1:3],
         mixup=run.mixup,
@@ -310,20 +365,25 @@ def prepare(part, positions, step, index, run, model):
     if drawn is None:
         return image, targets
     # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
-    return mixup.apply(drawn, image, targets, *parallel.reverse_batch((image, targets)))
+    partners = parallel.reverse_batch((image, targets))
+    return mixup.mix_batch(drawn, image, targets, *partners)
 
 
-def _check_terms(terms) -> None:
+def _check_terms(terms: Metrics) -> None:
     """Raise InputError for a loss term named like another figure of a step."""
     for name in terms:
-        if name in FIGURES:
+        if name in STEP_METRICS:
             raise InputError(
                 f"loss returns a term {name!r}, but a step already has a figure of "
                 "this name"
             )
 
 
-def _sums(loss, logits, targets):
+def _metric_sums(
+    loss: Float[Array, ""],
+    logits: Float[Array, "batch classes"],
+    targets: Float[Array, "batch classes"],
+) -> Metrics:
     """Sum the metrics over this device's images."""
     samples, classes = targets.shape
     # A mixed image counts as the image with the larger share.

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,18 +22,18 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer, report
 from imagepiece_jax.training.cluster.checkpoint import RunProgress
-from imagepiece_jax.training.cluster.keeper import Keeper, held
+from imagepiece_jax.training.cluster.keeper import Keeper, held_workdir
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.training.logging import RunLog, say
+from imagepiece_jax.training.logging import RunLog, print_line
 from imagepiece_jax.training.teacher import Teacher, create_teacher
 from imagepiece_jax.training.train_step import (
     TrainState,
     batch_shapes,
     init_state,
-    loss_of,
+    micro_batch_loss,
     step_counts,
     train_step,
 )
@@ -47,7 +47,7 @@ def train_and_evaluate(
     """Train a config in `workdir`, or resume it; a complete run is only reported.
 
     dry_run: print plan, cost and memory, and write nothing
-    Returns the figures of the last evaluation; None for a dry run.
+    Returns the metrics of the last evaluation; None for a dry run.
     Raises InputError for a config or file that does not fit, RunError if training
         cannot continue, Stopped after a signal.
     """
@@ -56,18 +56,22 @@ def train_and_evaluate(
         extras.check_installed("training", *libraries)
     plan = plan_run(config, workdir, dry_run)
     with open_run(plan, dry_run) as run:
-        say(report.data_text(plan.config, plan.data))
+        print_line(report.data_text(plan.config, plan.data))
         if dry_run:
-            say(report.dry_run(run))
+            print_line(report.dry_run_report(run))
             return None
         steps = plan.data.length.steps
-        if run.complete:
-            say(f"this run is complete: {steps} steps; there is nothing left to do")
+        if run.is_complete:
+            print_line(
+                f"this run is complete: {steps} steps; there is nothing left to do"
+            )
         elif run.step > 0:
-            say(f"resuming from step {run.step} of {steps}")
+            print_line(f"resuming from step {run.step} of {steps}")
         train(run)
         if parallel.is_main():
-            say(report.final_table(plan.workdir, plan.config, plan.model, run.progress))
+            print_line(
+                report.final_table(plan.workdir, plan.config, plan.model, run.progress)
+            )
         return run.progress.last
 
 
@@ -84,16 +88,16 @@ class RunPlan:
     optimizer: optax.GradientTransformation
     initial: InitialWeights
     # Micro-batch loss. config.json does not name it, so a resume cannot check it.
-    loss: Callable = loss_of
+    loss: Callable = micro_batch_loss
 
-    def epoch(self, step: int) -> int:
+    def epoch_of_step(self, step: int) -> int:
         """The epoch, from 0, of `step`, from 1."""
         return (step - 1) // self.data.length.steps_per_epoch
 
     def changes_program(self, step: int) -> bool:
         """Whether `step` needs a new program: its epoch has other token counts."""
         # Only a keep rate by epoch changes the counts between epochs.
-        epochs = self.epoch(step - 1), self.epoch(step)
+        epochs = self.epoch_of_step(step - 1), self.epoch_of_step(step)
         if epochs[0] == epochs[1]:
             return False
         model_before, model = map(self.config.create_train_model, epochs)
@@ -113,7 +117,7 @@ def plan_run(
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
         initial = InitialWeights(config, workdir)
-        config = initial.completed().with_counts()
+        config = initial.complete_config().with_counts()
         placement = parallel.process_placement(config.grad_accum_steps)
         model = config.create_model(parallel.DEVICE_AXIS)
         dense = config.create_dense()
@@ -141,17 +145,17 @@ class Run:
     step: int = 0
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether nothing is left to do."""
         return self.step == self.plan.data.length.steps == self.progress.evaluated
 
     @property
     def lacks_evaluation(self) -> bool:
         """Whether a stop prevented the evaluation after the last step."""
-        due = self.step > 0 and self.plan.data.length.due(self.step)
+        due = self.step > 0 and self.plan.data.length.evaluates_after(self.step)
         return due and self.progress.evaluated < self.step
 
-    def compiled_step(self, epoch: int):
+    def compiled_step(self, epoch: int) -> parallel.MappedFunction:
         """Compile an epoch's training step for all devices.
 
         Returns a function (state, batch, teacher variables) -> (state, metrics). It
@@ -178,7 +182,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(plan: RunPlan, dry_run: bool = False):
+def open_run(plan: RunPlan, dry_run: bool = False) -> Iterator["Run"]:
     """Context in which no other run uses the folder. Yields the Run.
 
     Mistakes are found before anything is written, and leave no folder behind.
@@ -188,37 +192,41 @@ def open_run(plan: RunPlan, dry_run: bool = False):
     """
     with contextlib.ExitStack() as stack:
         with parallel.shared_errors():
-            keeper = stack.enter_context(held(plan, dry_run))
-            run = _begun(plan, keeper)
+            keeper = stack.enter_context(held_workdir(plan, dry_run))
+            run = _begin_run(plan, keeper)
         yield run
 
 
-def _begun(plan, keeper):
+def _begin_run(plan: RunPlan, keeper: Keeper) -> Run:
     """Make the Run from initial weights, or from a checkpoint."""
     config = plan.config
     initial = plan.initial
     names = plan.data.train.class_names
-    initial.check_classes(names, keeper.resumed)
+    initial.check_classes(names, keeper.has_checkpoint)
     teacher, teacher_variables = create_teacher(config, plan.dense, initial)
-    taught_by = teacher and teacher.record(teacher_variables)
+    teacher_record = teacher.record(teacher_variables) if teacher else None
     new_state = functools.partial(
         init_state,
         optimizer=plan.optimizer,
         with_ema=config.ema_decay > 0,
     )
-    if keeper.resumed:  # shapes are enough: the checkpoint has the values
+    if keeper.has_checkpoint:  # shapes are enough: the checkpoint has the values
         shapes = variable_shapes(plan.model)
         state = jax.eval_shape(new_state, shapes)
     else:
-        state = jax.jit(new_state)(initial.variables(plan.model))
-    initial.forget()  # frees host memory for the training
-    say(cost.cost_summary(plan.model, [plan.dense]))
+        state = jax.jit(new_state)(initial.start_variables(plan.model))
+    initial.free_weights()  # frees host memory for the training
+    print_line(cost.cost_summary(plan.model, [plan.dense]))
     kinds = sorted({device.device_kind for device in jax.devices()})
     devices = f"{parallel.device_count()} ({', '.join(kinds)})"
-    say(f"devices: {devices}; processes: {jax.process_count()}")
-    state, progress, step = keeper.begin(state, teacher_variables, names, taught_by)
-    if keeper.resumed and plan.loss is not loss_of:
-        say(f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}")
+    print_line(f"devices: {devices}; processes: {jax.process_count()}")
+    state, progress, step = keeper.begin_run(
+        state, teacher_variables, names, teacher_record
+    )
+    if keeper.has_checkpoint and plan.loss is not micro_batch_loss:
+        print_line(
+            f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}"
+        )
     state, teacher_variables = parallel.replicate((state, teacher_variables))
     return Run(plan, keeper, state, teacher, teacher_variables, progress, step)
 
@@ -229,7 +237,7 @@ def train(run: Run) -> None:
     Raises Stopped after a signal, once the state is saved, and RunError if the run
     cannot continue.
     """
-    if run.complete:
+    if run.is_complete:
         return
     plan = run.plan
     keeper = run.keeper
@@ -238,36 +246,35 @@ def train(run: Run) -> None:
     saved = keeper.last_saved
     # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
-        keeper.guarding() as request,
+        keeper.guarded_steps() as request,
         RunLog(plan.workdir, plan.config, length, run.step, saved) as log,
-        contextlib.closing(plan.data.read(training)) as batches,
+        contextlib.closing(plan.data.read_ahead(training)) as batches,
     ):
         evaluation = Evaluation(run, log, request)
-        keeper.stop_if_requested(run)  # arrived since `guarding`
+        keeper.stop_if_requested(run)  # arrived since `guarded_steps`
         # A signal stopped the run in this evaluation.
         if run.lacks_evaluation:
             run.progress = evaluation.after_step()
             keeper.after_step(run, log)
 
         program = None
-        for batch in log.timed(batches):
+        for batch in log.timed_batches(batches):
             step = run.step + 1
-            is_first = program is None
-            if is_first or plan.changes_program(step):
-                log.compiles(step)
-                with keeper.compiling(run, log):
-                    if not is_first:
+            if program is None or plan.changes_program(step):
+                log.begin_program(step)
+                with keeper.guarded_compilation(run, log):
+                    if program is not None:
                         # Only an unreferenced program is unloaded.
                         program = None
                         parallel.forget_programs()
-                    program = run.compiled_step(plan.epoch(step))
+                    program = run.compiled_step(plan.epoch_of_step(step))
 
-            # `record` ends a run that skips too many steps.
-            with log.dispatch(step):
+            # `take_metrics` ends a run that skips too many steps.
+            with log.traced_step(step):
                 run.state, metrics = program(run.state, batch, run.frozen)
             run.step = step
-            log.record(step, metrics)
+            log.take_metrics(step, metrics)
 
-            if length.due(step):
+            if length.evaluates_after(step):
                 run.progress = evaluation.after_step()
             keeper.after_step(run, log)

@@ -6,22 +6,25 @@ import math
 import os
 import pathlib
 import urllib.parse
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.common.tables import counted_noun
-from imagepiece_jax.data.class_names import described
+from imagepiece_jax.data.class_names import describe_class
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
 from imagepiece_jax.visualize import trace as tracing
+from imagepiece_jax.visualize.trace import Trace
 
-FILES = ("figures", "index.html", tracing.JSON)  # in an output folder
-TITLE = "What the tokens became"
-PAGE = """<!doctype html>
+PAGE_FILES = ("figures", "index.html", tracing.TRACE_FILE)  # in an output folder
+PAGE_TITLE = "What the tokens became"
+PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -45,101 +48,112 @@ img {{ max-width: 100%; }}
 </body>
 </html>
 """
-ROW = "<tr><td>{label}</td><td>{gmacs:.3f}</td><td>{tokens}</td><td>{steps}</td></tr>"
-FIGURE = """<figure>
+ROW_TEMPLATE = (
+    "<tr><td>{label}</td><td>{gmacs:.3f}</td><td>{tokens}</td><td>{steps}</td></tr>"
+)
+FIGURE_TEMPLATE = """<figure>
 <figcaption>{caption}</figcaption>
 <img src="{path}" alt="{caption}" loading="lazy">
 </figure>"""
 
 
-def check_folder(out: str | os.PathLike):
+def check_folder(out: str | os.PathLike) -> None:
     """Check that a folder is empty or comes from `write_folder`."""
 
-    def ours(file):
+    def is_ours(file: pathlib.Path) -> bool:
         if file.name == "index.html":
-            return TITLE in file.read_text("utf-8", errors="replace")
-        return file.name in (*FILES, files.LOCK_NAME)
+            return PAGE_TITLE in file.read_text("utf-8", errors="replace")
+        return file.name in (*PAGE_FILES, files.LOCK_NAME)
 
-    files.check_own_files("out", out, "an earlier call", ours)
+    files.check_own_files("out", out, "an earlier call", is_ours)
 
 
 def write_folder(
     out: str | os.PathLike,
     models: Sequence[Pretrained],
-    images: np.ndarray,
+    images: UInt8[np.ndarray, "images height width 3"],
     names: Sequence[str],
-    source: str,
+    weights_name: str,
     blocks: Collection[int] = (),
 ) -> Iterator[str]:
     """Write page, figures and data for images under a model's reductions.
 
     models: one per reduction, with equal weights
-    images: uint8 [B, H, W, 3], with `names`
-    source: name of the weights
-    blocks: blocks to draw; empty: all
+    names: image names
+    blocks: blocks to show; empty: all
     Yields a line per reduction, and a line about the files.
     """
-    figures = pathlib.Path(out) / "figures"
+    figure_folder = pathlib.Path(out) / "figures"
     methods = []
     traces = []
     os.makedirs(out, exist_ok=True)
-    images_of_patches, _ = cut_to_patches(images, models[0].model.config.patch_size)
+    cut_images, _ = cut_to_patches(images, models[0].model.config.patch_size)
     for vit in models:
         problem_type = vit.config.problem_type
-        trace = tracing.trace(vit.model, vit.variables, images, problem_type)
+        trace = tracing.trace_tokens(vit.model, vit.variables, images, problem_type)
         traces.append(trace)
         setting = str(vit.reduction)
-        method = {"label": vit.label, "setting": setting, "gmacs": vit.gmacs}
-        methods.append(method)
+        methods.append({"label": vit.label, "setting": setting, "gmacs": vit.gmacs})
         stages = trace.stages
         if blocks:
             stages = tuple(stage for stage in stages if stage.block in blocks)
-        drawn = dataclasses.replace(trace, stages=stages)
-        os.makedirs(figures, exist_ok=True)  # only with something to put in it
+        shown_trace = dataclasses.replace(trace, stages=stages)
+        os.makedirs(figure_folder, exist_ok=True)  # only with something to put in it
         for i in with_progress_bar(range(len(names)), f"figures of {vit.label}"):
-            path = figures / figure.file_name(i, names[i], vit.label)
-            figure.save(path, images_of_patches[i], names[i], drawn, i)
-        left = counted_noun(trace.tokens, "token")
-        yield f"{vit.label}: {math.prod(trace.grid)} patches, {left} at the end"
+            path = figure_folder / figure.figure_name(i, names[i], vit.label)
+            figure.write_figure(path, cut_images[i], names[i], shown_trace, i)
+        tokens_left = counted_noun(trace.tokens, "token")
+        yield f"{vit.label}: {math.prod(trace.grid)} patches, {tokens_left} at the end"
     tracing.write_traces(out, names, methods, traces)
-    text = page(names, methods, traces, source, models[0].class_names)
-    files.replace_file(pathlib.Path(out) / "index.html", text)
-    yield f"page: {out}/index.html; figures: {figures}; data: {out}/{tracing.JSON}"
+    page = render_page(names, methods, traces, weights_name, models[0].class_names)
+    files.replace_file(pathlib.Path(out) / "index.html", page)
+    data_file = f"{out}/{tracing.TRACE_FILE}"
+    yield f"page: {out}/index.html; figures: {figure_folder}; data: {data_file}"
 
 
-def page(names, methods, traces, weights, class_names=None):
-    """HTML text; arguments as in `write_folder`."""
+def render_page(
+    names: Sequence[str],
+    methods: Sequence[Mapping[str, Any]],
+    traces: Sequence[Trace],
+    weights_name: str,
+    class_names: Sequence[str | None] | None = None,
+) -> str:
+    """HTML text; arguments as in `write_folder` and `write_traces`."""
     rows = []
     for method, trace in zip(methods, traces, strict=True):
-        steps = ", ".join(str(stage.tokens) for stage in trace.stages)
-        label = html.escape(method["label"])
-        row = ROW.format(
-            label=label, gmacs=method["gmacs"], tokens=trace.tokens, steps=steps
-        )
-        rows.append(row)
+        row = {
+            "label": html.escape(method["label"]),
+            "gmacs": method["gmacs"],
+            "tokens": trace.tokens,
+            "steps": ", ".join(str(stage.tokens) for stage in trace.stages),
+        }
+        rows.append(ROW_TEMPLATE.format(**row))
     sections = []
     for i, name in enumerate(names):
         sections.append(f"<h2>{html.escape(name)}</h2>")
         for method, trace in zip(methods, traces, strict=True):
-            file = figure.file_name(i, name, method["label"])
+            file = figure.figure_name(i, name, method["label"])
             path = urllib.parse.quote(os.fsencode(f"figures/{file}"))
-            caption = method["label"] + _prediction(trace, i, class_names or ())
-            sections.append(FIGURE.format(path=path, caption=html.escape(caption)))
-    return PAGE.format(
-        title=TITLE,
-        weights=html.escape(weights),
+            caption = method["label"] + _prediction_text(trace, i, class_names or ())
+            caption = html.escape(caption)
+            sections.append(FIGURE_TEMPLATE.format(path=path, caption=caption))
+    return PAGE_TEMPLATE.format(
+        title=PAGE_TITLE,
+        weights=html.escape(weights_name),
         patches=math.prod(traces[0].grid),
         rows="\n".join(rows),
         sections="\n".join(sections),
     )
 
 
-def _prediction(trace, index, class_names):
+def _prediction_text(
+    trace: Trace, index: int, class_names: Sequence[str | None]
+) -> str:
     """Most probable class in words; "" without classes."""
-    if trace.top is None:
+    if trace.top is None or trace.confidence is None:
         return ""
-    top = trace.top[index]
-    name = f"class {top}"
-    if top < len(class_names):
-        name = described(class_names[top] or name)
-    return f": {name}, {100 * trace.confidence[index]:.0f} % sure"
+    label = trace.top[index]
+    class_name = f"class {label}"
+    if label < len(class_names):
+        class_name = describe_class(class_names[label] or class_name)
+    return f": {class_name}, {100 * trace.confidence[index]:.0f} % sure"

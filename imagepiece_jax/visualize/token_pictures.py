@@ -1,146 +1,158 @@
 """Pictures with tokens as outlined areas, and pages of pictures.
 
-`source` is a reduction's provenance map: per patch, row by row, its token's slot. A
-negative slot is a dropped patch.
+`token_of_patch` is the token of every patch, row by row; negative: a dropped patch.
 """
 
 import itertools
 import os
 import pathlib
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from imagepiece_jax.common.plotting import DOTS_PER_INCH, new_figure, save_figure
 
+Grid = tuple[int, int]  # (height, width) in patches; divides the image's sides
+TokenMap = Int[np.ndarray, " patches"]
+Pixels = UInt8[np.ndarray, "height width 3"]
+FloatPixels = Float[np.ndarray, "height width 3"]
+PatchColors = Float[np.ndarray, "rows columns 3"]
+Panel = tuple[str, Pixels, str]  # (title, picture, note)
+
 # Blend shares: the group's mean color in a kept patch; black or white in a single
 # patch's outline; stripes in a dropped patch; a value's color.
-_MEAN = 0.55
-_PALE = 0.3
-_FADED = 0.8
-_VALUE = 0.75
+_MEAN_SHARE = 0.55
+_PALE_SHARE = 0.3
+_FADED_SHARE = 0.8
+_VALUE_SHARE = 0.75
 # Stripes, because an even tone looks like a gray patch in a gray image.
-_STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
+_STRIPE_COLORS = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
 
 # The page, in pixels.
-_PANEL = 224  # least side of a picture
-_MARGIN = 20
-_GAP = 16
-_LABEL = 58
-_LINE = 22
+_LEAST_PANEL = 224  # least side of a picture
+_PAGE_MARGIN = 20
+_PANEL_GAP = 16
+_TITLE_HEIGHT = 58
+_LINE_HEIGHT = 22
 _FONT_SIZE = 11
-_LETTER = 8.2
-CAPTION = (
+_LETTER_WIDTH = 8.2
+TOKEN_CAPTION = (
     "Each outlined area is one token, filled with the mean color of its patches. "
     "Patches merged into one token share the color of their outlines, wherever they "
     "lie; other tokens may have a similar color. Striped patches were dropped."
 )
 
 
-def draw_groups(image: np.ndarray, source: np.ndarray, grid) -> np.ndarray:
-    """Draw tokens on the image. -> uint8 [H, W, 3].
+def paint_tokens(image: Pixels, token_of_patch: TokenMap, grid: Grid) -> Pixels:
+    """Paint tokens on the image.
 
-    A kept patch is blended with its group's mean color; a dropped patch fades into
+    A kept patch is blended with its token's mean color; a dropped patch fades into
     stripes. Outlines are two pixels wide and bright around merged patches, one pixel
     wide and pale around a single patch.
-
-    image: uint8 [H, W, 3]
-    source: int [h * w]
-    grid: (h, w), which divides (H, W)
     """
     image = np.asarray(image)
-    source = np.asarray(source)
-    slots = _to_pixels(source.reshape(grid), image)
-    hues = _to_pixels(outline_colors(source, grid), image)
-    means = _to_pixels(mean_colors(image, source, grid), image)
+    token_of_patch = np.asarray(token_of_patch)
+    token_of_pixel = _to_pixels(token_of_patch.reshape(grid), image)
+    outlines = _to_pixels(outline_colors(token_of_patch, grid), image)
+    means = _to_pixels(mean_colors(image, token_of_patch, grid), image)
     pixels = image.astype(np.float32)
-    present = (slots >= 0)[..., None]
-    drawn = np.where(present, _blend(pixels, means, _MEAN), _fade(pixels))
-    merged = (_same_token(source).sum(axis=1) > 1).reshape(grid)
-    merged = _to_pixels(merged, image)[..., None]
-    pale = present & ~merged & _border(slots, 1)[..., None]
-    contrast = np.where(drawn.mean(axis=-1, keepdims=True) < 128, 255, 0)
-    drawn = np.where(pale, _blend(drawn, contrast, _PALE), drawn)
-    bright = present & merged & _border(slots, 2)[..., None]
-    return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
+    is_kept = (token_of_pixel >= 0)[..., None]
+    faded = _fade_to_stripes(pixels)
+    painted = np.where(is_kept, _mix_colors(pixels, means, _MEAN_SHARE), faded)
+    is_merged = (_same_token(token_of_patch).sum(axis=1) > 1).reshape(grid)
+    is_merged = _to_pixels(is_merged, image)[..., None]
+    is_pale = is_kept & ~is_merged & _token_border(token_of_pixel, 1)[..., None]
+    contrast = np.where(painted.mean(axis=-1, keepdims=True) < 128, 255, 0)
+    painted = np.where(is_pale, _mix_colors(painted, contrast, _PALE_SHARE), painted)
+    is_bright = is_kept & is_merged & _token_border(token_of_pixel, 2)[..., None]
+    return np.rint(np.where(is_bright, outlines, painted)).astype(np.uint8)
 
 
-def outline_colors(source, grid) -> np.ndarray:
-    """Outline color of every patch's token, float [h, w, 3] from 0 to 255."""
+def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
+    """Outline color of every patch's token, from 0 to 255."""
     from matplotlib import colors
 
     # The hue follows the token's first patch, so it stays when the token absorbs
     # patches. Hues of neighboring places are a sixth of the circle or more apart.
-    row, column = np.divmod(_first_patch(source).reshape(grid), grid[1])
+    row, column = np.divmod(_first_patch(token_of_patch).reshape(grid), grid[1])
     hues = (0.414 * row + 0.236 * column) % 1.0
     hsv = np.stack([hues, np.full(grid, 0.85), np.ones(grid)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
 
 
-def mean_colors(image, source, grid):
-    """Mean color of every patch's token. [H, W, 3], [h * w] -> float32 [h, w, 3]."""
+def mean_colors(image: Pixels, token_of_patch: TokenMap, grid: Grid) -> PatchColors:
+    """Mean color of every patch's token."""
     height, width = image.shape[:2]
-    h, w = grid
-    patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
-    same_token = _same_token(source)
-    sums = same_token @ patches.mean(axis=(1, 3)).reshape(-1, 3)
-    means = sums / same_token.sum(axis=1, keepdims=True)
-    return means.reshape(h, w, 3).astype(np.float32)
+    rows, columns = grid
+    patches = image.reshape(rows, height // rows, columns, width // columns, 3)
+    patch_means = patches.astype(np.float64).mean(axis=(1, 3)).reshape(-1, 3)
+    same_token = _same_token(token_of_patch)
+    token_means = same_token @ patch_means / same_token.sum(axis=1, keepdims=True)
+    return token_means.reshape(rows, columns, 3).astype(np.float32)
 
 
-def draw_values(image, values, grid):
-    """Draw a value per patch over the gray image. uint8 [H, W, 3] -> same shape.
+def paint_values(
+    image: Pixels, patch_values: Float[np.ndarray, " patches"], grid: Grid
+) -> Pixels:
+    """Paint a value per patch over the gray image.
 
-    values: float [h * w] in 0..1; NaN: a dropped patch, which fades into stripes
+    patch_values: from 0 to 1; NaN: a dropped patch, which fades into stripes
     """
     from matplotlib import colormaps
 
     image = np.asarray(image)
-    values = np.asarray(values).reshape(grid)
-    dropped = _to_pixels(np.isnan(values), image)[..., None]
-    colors = colormaps["viridis"](np.nan_to_num(values), bytes=True)
-    painted = _to_pixels(colors[..., :3], image)
+    patch_values = np.asarray(patch_values).reshape(grid)
+    is_dropped = _to_pixels(np.isnan(patch_values), image)[..., None]
+    patch_colors = colormaps["viridis"](np.nan_to_num(patch_values), bytes=True)
+    pixel_colors = _to_pixels(patch_colors[..., :3], image)
     gray = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    drawn = np.where(dropped, _fade(image), _blend(gray, painted, _VALUE))
-    return np.rint(drawn).astype(np.uint8)
+    colored = _mix_colors(gray, pixel_colors, _VALUE_SHARE)
+    painted = np.where(is_dropped, _fade_to_stripes(image), colored)
+    return np.rint(painted).astype(np.uint8)
 
 
-def enlarged(image):
-    """Enlarge an image [H, W, 3] by a whole factor to _PANEL rows or more."""
-    scale = max(1, -(-_PANEL // image.shape[0]))
-    return image.repeat(scale, 0).repeat(scale, 1)
+def enlarge_image(image: Pixels) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Enlarge an image by a whole factor to _LEAST_PANEL rows or more."""
+    factor = max(1, -(-_LEAST_PANEL // image.shape[0]))
+    return image.repeat(factor, 0).repeat(factor, 1)
 
 
-def panel_page(path: str | os.PathLike, rows, caption: str):
+def write_panel_page(
+    path: str | os.PathLike, panel_rows: Sequence[Sequence[Panel | None]], caption: str
+) -> None:
     """Write one PNG of pictures in rows.
 
-    rows: lists of (title, uint8 [H, W, 3], note) of one size; None: an empty place
+    panel_rows: pictures of one size; None: an empty place
     caption: text below the pictures
     """
-    _, first_picture, _ = next(filter(None, itertools.chain(*rows)))
+    _, first_picture, _ = next(filter(None, itertools.chain(*panel_rows)))
     height, width = first_picture.shape[:2]
-    columns = max(map(len, rows))
-    page_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
-    caption = textwrap.wrap(caption, int((page_width - 2 * _MARGIN) / _LETTER))
-    below = 2 * _MARGIN + len(caption) * _LINE
-    page_height = len(rows) * (height + _LABEL) + below
+    columns = max(map(len, panel_rows))
+    page_width = 2 * _PAGE_MARGIN + columns * (width + _PANEL_GAP) - _PANEL_GAP
+    letters_per_line = int((page_width - 2 * _PAGE_MARGIN) / _LETTER_WIDTH)
+    caption_lines = textwrap.wrap(caption, letters_per_line)
+    caption_height = 2 * _PAGE_MARGIN + len(caption_lines) * _LINE_HEIGHT
+    page_height = len(panel_rows) * (height + _TITLE_HEIGHT) + caption_height
 
     figure = new_figure(page_width / DOTS_PER_INCH, page_height / DOTS_PER_INCH)
-    for row, panels in enumerate(rows):
+    for row, panels in enumerate(panel_rows):
         for column, panel in enumerate(panels):
             if panel is None:
                 continue
             title, pixels, note = panel
-            left = _MARGIN + column * (width + _GAP)
-            bottom = page_height - (row + 1) * (height + _LABEL)
+            left = _PAGE_MARGIN + column * (width + _PANEL_GAP)
+            bottom = page_height - (row + 1) * (height + _TITLE_HEIGHT)
             corner = (left / page_width, bottom / page_height)
-            size = (width / page_width, height / page_height)
-            axes = figure.add_axes((*corner, *size))
+            extent = (width / page_width, height / page_height)
+            axes = figure.add_axes((*corner, *extent))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
-            title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
+            title_letters = int(width / _LETTER_WIDTH)
+            title = textwrap.shorten(title, title_letters, placeholder="…")
             axes.set_title(
                 f"{title}\n{note}",
                 fontsize=_FONT_SIZE,
@@ -149,51 +161,59 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
                 parse_math=False,  # "$" in a file name is a "$"
             )
     figure.text(
-        _MARGIN / page_width,
-        (below - _MARGIN) / page_height,
-        "\n".join(caption),
+        _PAGE_MARGIN / page_width,
+        (caption_height - _PAGE_MARGIN) / page_height,
+        "\n".join(caption_lines),
         fontsize=_FONT_SIZE,
         verticalalignment="top",
     )
     save_figure(figure, pathlib.Path(path))
 
 
-def _same_token(source):
-    """Whether patches share a token; a dropped patch is alone. -> bool [n0, n0]."""
-    kept = (source[:, None] == source) & (source >= 0)
-    return kept | np.eye(len(source), dtype=bool)
+def _same_token(token_of_patch: TokenMap) -> Bool[np.ndarray, "patches patches"]:
+    """Whether patches share a token; a dropped patch is alone."""
+    is_shared = (token_of_patch[:, None] == token_of_patch) & (token_of_patch >= 0)
+    return is_shared | np.eye(len(token_of_patch), dtype=bool)
 
 
-def _first_patch(source):
-    """First patch of every patch's token. [n0] -> int [n0]."""
-    return _same_token(source).argmax(axis=1)
+def _first_patch(token_of_patch: TokenMap) -> TokenMap:
+    """First patch of every patch's token."""
+    return _same_token(token_of_patch).argmax(axis=1)
 
 
-def _blend(below, above, share):
+def _mix_colors(
+    below: Shaped[np.ndarray, "..."], above: Shaped[np.ndarray, "..."], share: float
+) -> Float[np.ndarray, "..."]:
     return (1 - share) * below + share * above
 
 
-def _fade(pixels):
+def _fade_to_stripes(pixels: Shaped[np.ndarray, "height width 3"]) -> FloatPixels:
     """Stripes over the faintly visible gray image."""
     y, x = np.indices(pixels.shape[:2])
-    stripes = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
-    return _blend(pixels.mean(axis=-1, keepdims=True), stripes, _FADED)
+    stripes = _STRIPE_COLORS[(x + y) // _STRIPE_WIDTH % 2]
+    return _mix_colors(pixels.mean(axis=-1, keepdims=True), stripes, _FADED_SHARE)
 
 
-def _to_pixels(values, image):
-    """Value of every pixel's patch. [h, w, ...] -> [H, W, ...]."""
+def _to_pixels(
+    patch_values: Shaped[np.ndarray, "rows columns *channels"], image: Pixels
+) -> Shaped[np.ndarray, "height width *channels"]:
+    """Value of every pixel's patch."""
     for axis in (0, 1):
-        values = values.repeat(image.shape[axis] // values.shape[axis], axis)
-    return values
+        factor = image.shape[axis] // patch_values.shape[axis]
+        patch_values = patch_values.repeat(factor, axis)
+    return patch_values
 
 
-def _border(slots, width):
-    """Pixels at most `width` from another group in their row or column."""
-    border = np.zeros(slots.shape, bool)
+def _token_border(
+    token_of_pixel: Int[np.ndarray, "height width"], border_width: int
+) -> Bool[np.ndarray, "height width"]:
+    """Pixels at most `border_width` from another token in their row or column."""
+    is_border = np.zeros(token_of_pixel.shape, bool)
     # A transpose turns columns into rows, in the same memory.
-    for edges, values in ((border, slots), (border.T, slots.T)):
-        for distance in range(1, width + 1):
-            differ = values[distance:] != values[:-distance]
-            edges[distance:] |= differ
-            edges[:-distance] |= differ
-    return border
+    orientations = ((is_border, token_of_pixel), (is_border.T, token_of_pixel.T))
+    for border, tokens in orientations:
+        for distance in range(1, border_width + 1):
+            differs = tokens[distance:] != tokens[:-distance]
+            border[distance:] |= differs
+            border[:-distance] |= differs
+    return is_border

@@ -4,10 +4,14 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
@@ -15,10 +19,10 @@ from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.problem_type import SINGLE_LABEL, activation, probabilities
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.provenance import patch_slots
+from imagepiece_jax.reduction.provenance import trace_patches
 
-BATCH = 8  # images at a time; the last batch is padded, so one program suffices
-JSON = "provenance.json"
+TRACE_BATCH = 8  # images at a time; the last batch is padded, so one program suffices
+TRACE_FILE = "provenance.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +32,9 @@ class Stage:
     block: int
     site: str  # "mid", between attention and MLP of the block, or "pre", before it
     tokens: int
-    # None after a soft reduction (TokenLearner), whose tokens overlap
-    source: np.ndarray | None = None  # [B, n0] int32, token per patch, or DROPPED
-    sizes: np.ndarray | None = None  # [B, n_out] int32, patches per token
+    # None after a soft reduction (TokenLearner), whose tokens overlap. DROPPED: none
+    token_of_patch: Int[np.ndarray, "images patches"] | None = None
+    sizes: Int[np.ndarray, "images tokens"] | None = None  # patches per token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,40 +44,43 @@ class Trace:
     grid: tuple[int, int]  # (height, width) in patches
     stages: tuple[Stage, ...]
     tokens: int  # image tokens at the end
-    # [B] int32, most probable class; None if the outputs are not classes
-    top: np.ndarray | None
-    confidence: np.ndarray | None  # [B] float32, its probability
+    top: Int[np.ndarray, " images"] | None  # most probable class; None: not classes
+    confidence: Float[np.ndarray, " images"] | None  # its probability
 
 
-def trace(
-    model: ViT, variables, images: np.ndarray, problem_type: str | None = SINGLE_LABEL
+def trace_tokens(
+    model: ViT,
+    variables: Any,
+    images: UInt8[np.ndarray, "images height width 3"],
+    problem_type: str | None = SINGLE_LABEL,
 ) -> Trace:
-    """Trace uint8 images [B, H, W, 3] up to the first soft reduction.
+    """Trace images up to the first soft reduction.
 
     model: not in masked training
     problem_type: the head's; None: outputs are not classes
     """
-    slots, logits = _in_batches(model, variables, images)
+    token_maps, logits = _trace_in_batches(model, variables, images)
     top = None
     confidence = None
-    classes = model.config.num_classes
-    if problem_type is not None and activation(problem_type, classes) is not None:
+    num_classes = model.config.num_classes
+    if problem_type is not None and activation(problem_type, num_classes) is not None:
         top = logits.argmax(axis=-1).astype(np.int32)
         confidence = probabilities(logits, problem_type).max(axis=-1)
     stages = []
-    sources = iter(slots)
-    for block, layer in enumerate(model.plan):
-        if not layer.counts:
+    remaining_maps = iter(token_maps)
+    for block, block_plan in enumerate(model.plan):
+        if not block_plan.counts or block_plan.step is None:
             continue
-        count = layer.counts.n_out
-        source = next(sources, None)
+        site = block_plan.step.site
+        num_tokens = block_plan.counts.n_out
+        token_of_patch = next(remaining_maps, None)
         # A soft reduction's tokens overlap; later tokens have no place in the image.
-        if source is None:
-            stages.append(Stage(block, layer.step.site, count))
+        if token_of_patch is None:
+            stages.append(Stage(block, site, num_tokens))
             break
-        belongs = source[:, :, None] == np.arange(count)
-        sizes = belongs.sum(axis=1, dtype=np.int32)
-        stages.append(Stage(block, layer.step.site, count, source, sizes))
+        is_member = token_of_patch[:, :, None] == np.arange(num_tokens)
+        sizes = is_member.sum(axis=1, dtype=np.int32)
+        stages.append(Stage(block, site, num_tokens, token_of_patch, sizes))
     return Trace(
         grid=patch_grid(images.shape[1:3], model.config.patch_size, cut=True),
         stages=tuple(stages),
@@ -83,44 +90,58 @@ def trace(
     )
 
 
-def _in_batches(model, variables, images):
-    """`_run` on all images, BATCH at a time, as NumPy arrays."""
+def _trace_in_batches(
+    model: ViT, variables: Any, images: UInt8[np.ndarray, "images height width 3"]
+) -> tuple[list[Int[np.ndarray, "images patches"]], Float[np.ndarray, "images ..."]]:
+    """`_token_maps_and_logits` of all images, TRACE_BATCH at a time."""
     variables = jax.device_put(variables)  # once for all batches
-    parts = []
+    batch_results = []
     for start in with_progress_bar(
-        range(0, len(images), BATCH), "batches of images traced"
+        range(0, len(images), TRACE_BATCH), "batches of images traced"
     ):
-        part = images[start : start + BATCH]
-        padding = min(BATCH, len(images)) - len(part)
-        part = np.concatenate([part, np.repeat(part[:1], padding, axis=0)])
-        parts.append(jax.device_get(_run(variables, jax.device_put(part), model)))
-    together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-    return jax.tree.map(lambda rows: rows[: len(images)], together)
+        batch = images[start : start + TRACE_BATCH]
+        padding = min(TRACE_BATCH, len(images)) - len(batch)
+        batch = np.concatenate([batch, np.repeat(batch[:1], padding, axis=0)])
+        batch_result = _token_maps_and_logits(variables, jax.device_put(batch), model)
+        batch_results.append(jax.device_get(batch_result))
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *batch_results)
+    return jax.tree.map(lambda array: array[: len(images)], joined)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _run(variables, images, model):
-    """(slots after every step before the first soft reduction, logits)."""
+def _token_maps_and_logits(
+    variables: Any, images: UInt8[Array, "batch height width 3"], model: ViT
+) -> tuple[list[Int[Array, "batch patches"]], Float[Array, "batch ..."]]:
+    """(token_of_patch after every step before the first soft reduction, logits)."""
     images = normalize(images, model.config.mean, model.config.std)
     # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
-        outputs = model.apply(variables, images)
-    patches = math.prod(
-        patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
-    )
-    _, *slots = patch_slots(outputs.results, len(images), patches)
-    return [source for source in slots if source is not None], outputs.logits
+        outputs: Any = model.apply(variables, images)
+    _, height, width, _ = images.shape
+    grid = patch_grid((height, width), model.config.patch_size, cut=True)
+    # The first map is from before the first step.
+    _, *token_maps = trace_patches(outputs.results, len(images), math.prod(grid))
+    known_maps = [token_map for token_map in token_maps if token_map is not None]
+    return known_maps, outputs.logits
 
 
-def write_traces(folder, names, methods, traces):
-    """Write JSON with slot maps of all images under all methods.
+def write_traces(
+    folder: str | os.PathLike,
+    names: Sequence[str],
+    methods: Sequence[Mapping[str, Any]],
+    traces: Sequence[Trace],
+) -> None:
+    """Write JSON with token maps of all images under all methods.
 
     names: image names
-    methods: a dict of JSON values per trace, such as its label
+    methods: JSON values of every trace's method, such as its label
     """
-    entries = []
+    method_records = []
     for method, trace in zip(methods, traces, strict=True):
-        entries.append({**method, **dataclasses.asdict(trace)})
-    record = {"images": names, "methods": entries}
+        trace_record = dataclasses.asdict(trace)
+        for stage in trace_record["stages"]:
+            stage["source"] = stage.pop("token_of_patch")  # the file's older word
+        method_records.append({**method, **trace_record})
+    record = {"images": names, "methods": method_records}
     text = json.dumps(record, default=np.ndarray.tolist) + "\n"
-    replace_file(pathlib.Path(folder) / JSON, text)
+    replace_file(pathlib.Path(folder) / TRACE_FILE, text)

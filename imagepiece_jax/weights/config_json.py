@@ -22,7 +22,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
 from imagepiece_jax.weights.file_names import (
     CONFIG,
@@ -42,7 +42,7 @@ class WeightsInfo(NamedTuple):
     config: ViTConfig
     class_names: tuple[str | None, ...] | None = None
     license: str | None = None  # from timm's or our own config.json
-    reduction: Reduction = DENSE  # of the training or the saved model
+    reduction: Reduction = DENSE_REDUCTION  # of the training or the saved model
     dtype: str = "float32"
     untrained: tuple[str, ...] = ()  # drawn parts that were never trained
     # the record of `recover`, without parameters, which RECOVERED holds

@@ -23,11 +23,11 @@ from imagepiece_jax.models import (
     timm_tensors,
 )
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import build_model, execution_of
+from imagepiece_jax.models.create import build_model, make_execution
 from imagepiece_jax.models.pretrained import Pretrained, WeightsSource, digests
 from imagepiece_jax.models.problem_type import PROJECTION, SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import digest, matches
+from imagepiece_jax.models.variables import is_in_parts, variables_digest
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import config_json, hub, layouts, location, runs
 from imagepiece_jax.weights.config_json import WeightsInfo
@@ -101,7 +101,7 @@ def load(
     new_head = vit_config.num_classes != trained.num_classes
     if class_names is None and not new_head:
         class_names = _class_names(trained, described)
-    execution = execution_of(vit_config, dtype or described.dtype, attention)
+    execution = make_execution(vit_config, dtype or described.dtype, attention)
     as_trained = reduction == TRAINED
     chosen_reduction = Reduction.read(described.reduction if as_trained else reduction)
     try:
@@ -117,7 +117,7 @@ def load(
         model, tensors, trained_tensors, source, described, as_trained, seed
     )
     if image_sides(vit_config.image_size) != image_sides(trained.image_size):
-        model_tensors = resize_positions.fit(
+        model_tensors = resize_positions.fit_positions(
             model_tensors, vit_config, trained.image_size
         )
     fresh_head = HEADS if new_head else ()
@@ -210,7 +210,7 @@ def _with_selectors(
 
 def _dense_and_learned(tensors, described):
     """Split tensors into (dense model, selectors without untrained ones)."""
-    dense, selectors = timm_tensors.apart(tensors)
+    dense, selectors = timm_tensors.split_selectors(tensors)
     untrained = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
     learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
     return dense, learned
@@ -220,7 +220,7 @@ def _untrained(variables, drawn, described):
     """List the drawn parts, then the other parts that the files call untrained."""
     untrained = [*drawn]
     for part in variables["params"]:
-        if part not in drawn and matches(part, described.untrained):
+        if part not in drawn and is_in_parts(part, described.untrained):
             untrained.append(part)
     return untrained
 
@@ -241,9 +241,9 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     """
     name = os.fspath(config)
     if registry.is_known(name):
-        return registry.config(name)
+        return registry.model_config(name)
     if not location.exists(os.path.expanduser(name)):
-        names = registry.names_for(name)
+        names = registry.suggest_names(name)
         raise InputError(
             f"config is {name!r}, which is neither a model name nor a file; {names}"
         )
@@ -291,9 +291,9 @@ def _of_files(source, config):
 def _config_of_file(source):
     """Find the config by a file's own name, if it is the name of a public model."""
     if source.kind == location.FILE:
-        name = registry.name_of_file(source.path)
+        name = registry.model_in_file_name(source.path)
         if name is not None:
-            return registry.config(name)
+            return registry.model_config(name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
@@ -325,7 +325,10 @@ def _read(source, described, checkpoint, averaged):
     read = {name: read_state_dict(source.path / name) for name in beside}
     tensors |= read.get(SELECTORS, {})
     recovered = read.get(RECOVERED, {})
-    if beside and described.digest not in (None, digest([tensors, recovered])):
+    if beside and described.digest not in (
+        None,
+        variables_digest([tensors, recovered]),
+    ):
         raise InputError(
             f"{source.title}: {' or '.join(beside)} belongs to another model than the "
             "weights"

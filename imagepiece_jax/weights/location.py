@@ -12,6 +12,7 @@ from typing import Any
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import WeightsSource
+from imagepiece_jax.models.program import is_exported
 from imagepiece_jax.weights import hub
 from imagepiece_jax.weights.file_names import (
     BESIDE,
@@ -84,7 +85,7 @@ def find(path: str | os.PathLike, may_be_broken: bool = False) -> Location:
         )
     if path.is_dir():
         return _in_folder(path, may_be_broken)
-    if path.suffix.lower() == ".onnx":
+    if is_exported(path):
         raise InputError(
             f"weights is '{path}', an exported program; evaluate, benchmark and "
             "onnxruntime run it, but load needs the original weights"

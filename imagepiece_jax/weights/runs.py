@@ -11,7 +11,7 @@ from imagepiece_jax.common import checksums
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
-from imagepiece_jax.models.create import config_of_run
+from imagepiece_jax.models.create import read_run_config
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights.config_json import WeightsInfo, guarded
 from imagepiece_jax.weights.file_names import (
@@ -52,7 +52,7 @@ def read(source: Location) -> WeightsInfo:
 def _parts(run):
     """Return (ViTConfig, Reduction, dtype) from a run's config."""
     check_format(run)
-    return config_of_run(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
+    return read_run_config(run), Reduction.read(run["reduction"]), run["model"]["dtype"]
 
 
 def read_checkpoint(
@@ -99,7 +99,7 @@ def own_files(*words):
     files = []
     for word in words:
         word = os.fspath(word)
-        if registry.form_of(word).endswith(":FILE"):
+        if registry.name_form(word).endswith(":FILE"):
             word = word.partition(":")[2]
         path = pathlib.Path(word).expanduser()
         beside = path.with_name(f"{path.name}.json")  # describes an .onnx file

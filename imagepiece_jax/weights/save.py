@@ -20,7 +20,11 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import check_variables, digest, variable_shapes
+from imagepiece_jax.models.variables import (
+    check_variables,
+    variable_shapes,
+    variables_digest,
+)
 from imagepiece_jax.weights import config_json, layouts
 from imagepiece_jax.weights.file_names import (
     BESIDE,
@@ -58,12 +62,12 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         raise InputError("the model was changed by optimize; save the loaded one")
     check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
-    dense, selectors = timm_tensors.apart(tensors)
-    learned = timm_tensors.merged_selectors(vit.selectors, selectors)
+    dense, selectors = timm_tensors.split_selectors(tensors)
+    learned = timm_tensors.replace_selectors(vit.selectors, selectors)
     described = config_json.config_fields(vit)
     dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
     recovered = _recovered(vit.recovery)
-    described[OURS]["digest"] = digest(
+    described[OURS]["digest"] = variables_digest(
         [layouts.with_timm_names(dense) | learned, recovered]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.

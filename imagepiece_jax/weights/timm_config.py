@@ -90,7 +90,7 @@ def parse_timm(
     config = with_arguments(base, arguments)
     names = None
     if classes != 0:
-        names = class_names.shortened(labels(images | file, classes))
+        names = class_names.shorten_names(labels(images | file, classes))
     # Without a tag the model may have learned other classes.
     if not names and "." in base.name:
         names = registry.published_class_names(base.name, classes)
@@ -121,8 +121,8 @@ def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
     Raises InputError for an unsupported architecture.
     """
     if name not in registry.public_models():
-        raise InputError(f"architecture is {name!r}; {registry.NAMES}")
-    return registry.made_of(name, **{"num_classes": 0} | images)
+        raise InputError(f"architecture is {name!r}; {registry.KNOWN_MODELS_TEXT}")
+    return registry.build_config(name, **{"num_classes": 0} | images)
 
 
 def _published(name, base, classes, arguments):
@@ -135,7 +135,7 @@ def _published(name, base, classes, arguments):
     # such as exact GELU, and not with the tag's (QuickGELU for CLIP's weights).
     if not registry.is_known(name) or not {*arguments} <= {*WRITTEN}:
         return None
-    published = registry.config(name)
+    published = registry.model_config(name)
     pool = published.arch.pool
     if POOLS.get(arguments.get("global_pool"), pool) != pool:
         return None
@@ -309,7 +309,7 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
             ignored["gelu"] = DEIT.gelu
         ours = _sizes_and_parts(config, ignored)
         for tag in row["weights"]:
-            known = registry.config(f"{name}.{tag}")
+            known = registry.model_config(f"{name}.{tag}")
             if config.stem == "patch" and _sizes_and_parts(known, ignored) == ours:
                 candidates.append((known.image_size != config.image_size, name))
     if not candidates:

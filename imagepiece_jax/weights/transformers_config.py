@@ -217,7 +217,7 @@ def parse_transformers(
     )
     if classify:
         vit_config = dataclasses.replace(vit_config, **head)
-    return vit_config, class_names.shortened(_names(labels)), head
+    return vit_config, class_names.shorten_names(_names(labels)), head
 
 
 def _of_tower(config):

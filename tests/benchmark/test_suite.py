@@ -3,8 +3,8 @@
 import pytest
 
 from imagepiece_jax.benchmark import suite
-from imagepiece_jax.benchmark.timer import TimedCall
 from imagepiece_jax.benchmark.workloads import Workload
+from imagepiece_jax.common.timer import TimedCall
 from imagepiece_jax.errors import InputError
 from tests.helpers import tiny_vit
 

@@ -5,9 +5,9 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import compare
-from imagepiece_jax.common import extras
+from imagepiece_jax.common import extras, statistics
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.evaluation import result_cache, statistics
+from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused

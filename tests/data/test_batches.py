@@ -15,7 +15,7 @@ import pytest
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.batches import (
     BATCHES_AHEAD,
-    PART_IMAGES,
+    CHUNK_IMAGES,
     Batches,
     epoch_order,
     steps_per_epoch,
@@ -39,7 +39,7 @@ def evaluate(source, threads=0, **options):
     transform = Preprocessing(8, resize="none")
     options = {"batch_size": 8} | options
     batches = Batches(source=source, transform=transform, **options)
-    return list(batches.read(threads))
+    return list(batches.read_batches(threads))
 
 
 def test_epoch_order_is_a_permutation_of_its_own():
@@ -110,7 +110,7 @@ def test_seed_step_and_position_change_the_draws():
     batches = train(source, stop=6, size=1) + train(source, stop=6, size=1, seed=4)
     assert len({batch["image"].tobytes() for batch in batches}) == 12
     repeated = Noise(8)
-    repeated.stored = lambda place: (Noise(1)[0].pixels, place, "")
+    repeated.stored_image = lambda place: (Noise(1)[0].pixels, place, "")
     batch = train(repeated, stop=1)[0]["image"][0, 0]
     assert len({image.tobytes() for image in batch}) == 8
 
@@ -286,7 +286,7 @@ def test_an_image_is_read_once_for_its_copies_in_a_part(processes, accumulation)
         source = Noise(400)
         placement = Placement(index, processes, 2, accumulation)
         (batch,) = repeated(source, 1, 192, placement=placement)
-        parts = math.ceil(batch["label"].size / PART_IMAGES)
+        parts = math.ceil(batch["label"].size / CHUNK_IMAGES)
         assert parts > 1
         distinct = len(np.unique(batch["label"]))
         assert distinct <= len(source.reads) < distinct + parts

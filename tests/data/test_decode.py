@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from imagepiece_jax.data.decode import UnreadableImage, decode, rgb, size
+from imagepiece_jax.data.decode import (
+    UnreadableImage,
+    decode_image,
+    read_header_size,
+    rgb_pixels,
+)
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
 
@@ -41,7 +46,7 @@ def paletted(color):
     ],
 )
 def test_colors_of_a_file_become_rgb(image, expected):
-    pixels = decode(encoded(image, "PNG"), "x")
+    pixels = decode_image(encoded(image, "PNG"), "x")
     assert (pixels == np.full((4, 6, 3), expected)).all()
 
 
@@ -61,7 +66,7 @@ def test_jpeg_pixels_are_pillow_s(mode, options):
     image = Image.fromarray(noise).resize((670, 450)).convert(mode)
     file = encoded(image, "JPEG", **options)
     truth = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
-    np.testing.assert_array_equal(decode(file, "x"), truth)
+    np.testing.assert_array_equal(decode_image(file, "x"), truth)
 
 
 # Where each corner of an image, numbered row by row, is stored for an orientation.
@@ -80,12 +85,12 @@ def test_only_upright_is_as_a_viewer_shows_it(format, orientation, stored):
     file = encoded(image, format, exif=exif, **lossless)
     as_it_is = "1234" if format == "TIFF" else stored  # which Pillow itself turns
     for upright, corners in ((False, as_it_is), (True, "1234")):
-        pixels = decode(file, "x", upright)[8::16, 8::16, 0].reshape(-1)
+        pixels = decode_image(file, "x", upright)[8::16, 8::16, 0].reshape(-1)
         assert np.abs(pixels - 60.0 * np.array([*map(int, corners)])).max() < 3
     wide = encoded(image.resize((20, 10)), format, exif=exif, **lossless)
     for upright in (False, True):
-        shape = decode(wide, "x", upright).shape[:2]
-        assert size(wide, upright) == shape
+        shape = decode_image(wide, "x", upright).shape[:2]
+        assert read_header_size(wide, upright) == shape
 
 
 # How NumPy turns pixels by an orientation.
@@ -123,11 +128,11 @@ def stated(orientation, order="<", kind="H"):
 
 def upright(data, pil):
     if pil:
-        return rgb(Image.open(io.BytesIO(data)), upright=True)
-    return decode(data, "x", upright=True)
+        return rgb_pixels(Image.open(io.BytesIO(data)), upright=True)
+    return decode_image(data, "x", upright=True)
 
 
-STORED_PIXELS = decode(PHOTOGRAPH, "x")
+STORED_PIXELS = decode_image(PHOTOGRAPH, "x")
 
 
 def random_block(draw, orientation):
@@ -192,7 +197,7 @@ MODES = ("P", "LA", "CMYK", "YCbCr")
     ids=lambda image: image.mode,
 )
 def test_every_mode_of_pillow_has_its_eight_bits(image):
-    pixels = rgb(image)
+    pixels = rgb_pixels(image)
     assert pixels.dtype == np.uint8
     assert pixels.tolist() == np.repeat((GRAY >> 8)[..., None], 3, axis=2).tolist()
 
@@ -206,7 +211,7 @@ def test_numbers_without_a_known_range_are_refused(values):
     """Clipped to 0 .. 255 they would be black or white."""
     dtype = np.int32 if isinstance(values[0], int) else np.float32
     with pytest.raises(ValueError, match="values of its mode '[IF]' are .* to "):
-        rgb(Image.fromarray(np.array([values], dtype)))
+        rgb_pixels(Image.fromarray(np.array([values], dtype)))
 
 
 def large_jpeg():
@@ -246,7 +251,7 @@ FLOATS = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
 def test_damage_and_too_many_pixels_are_an_unreadable_image(tmp_path, data, reason):
     file = str(tmp_path / "gone.jpg") if data is None else data
     with pytest.raises(UnreadableImage) as caught:
-        decode(file, "cat.jpg")
+        decode_image(file, "cat.jpg")
     assert caught.value.name == "cat.jpg"
     assert reason in caught.value.reason
 
@@ -255,5 +260,7 @@ def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):
     """Its limit is made small here: from half of it on it warns."""
     plain("L", 7).save(tmp_path / "a.png")
     program = "from PIL import Image; Image.MAX_IMAGE_PIXELS = 20\n"
-    program += "from imagepiece_jax.data.decode import decode; decode('a.png', 'a')"
+    program += (
+        "from imagepiece_jax.data import decode; decode.decode_image('a.png', 'a')"
+    )
     start("-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT)).quiet()

@@ -69,22 +69,22 @@ def test_copies_of_photographs_are_found(photographs, forms, way):
     found = 0
     for index in range(1, 100, 2):
         other = near_duplicates.small_form(copy(photographs[index]))
-        distance = near_duplicates.distances(forms[index][None], other[None])
-        found += distance.item() < near_duplicates.NEAR
+        distance = near_duplicates.form_distances(forms[index][None], other[None])
+        found += distance.item() < near_duplicates.COPY_DISTANCE
     assert found >= least
 
 
 def test_no_photograph_is_a_copy_of_another(forms):
     """499,500 pairs, and as many with mirror images."""
     pairs = np.triu_indices(len(forms), 1)
-    between = near_duplicates.distances(forms, forms)[pairs]
+    between = near_duplicates.form_distances(forms, forms)[pairs]
     assert len(between) == 499_500
     assert between.min() == pytest.approx(0.31, abs=0.01)
 
 
 def test_few_unrelated_photographs_share_a_scene(forms):
     """Of those with odd rows; even rows chose the thresholds."""
-    counts = np.bincount(near_duplicates.scenes(forms[1::2]))
+    counts = np.bincount(near_duplicates.number_scenes(forms[1::2]))
     assert counts[counts > 1].sum() <= 0.05 * len(forms[1::2])
     assert counts.max() <= 5
 
@@ -106,7 +106,7 @@ def test_frames_of_a_scene_are_found(photographs):
     truth = np.repeat(np.arange(100), 8)
     frames = np.stack([frame(photographs[2 * scene + 1], draw) for scene in truth])
     for order, least in ((np.arange(800), 0.97), (draw.permutation(800), 0.6)):
-        numbers = near_duplicates.scenes(frames[order])
+        numbers = near_duplicates.number_scenes(frames[order])
         scenes = [numbers[truth[order] == scene] for scene in range(100)]
         assert np.mean([len(set(scene)) == 1 for scene in scenes]) >= least
         assert np.bincount(numbers).max() <= 60
@@ -117,7 +117,7 @@ def test_likeness_is_the_correlation_of_the_parts_that_overlap():
     large = draw.normal(size=(18, 19))
     one = large[2:, :16]
     other = large[:16, 3:]
-    found = near_duplicates.likeness(one.reshape(1, -1), other.reshape(1, -1))
+    found = near_duplicates.form_likeness(one.reshape(1, -1), other.reshape(1, -1))
     assert found.item() == pytest.approx(1)
     stranger = draw.normal(size=(16, 16))
     correlations = []
@@ -129,7 +129,7 @@ def test_likeness_is_the_correlation_of_the_parts_that_overlap():
             theirs = np.roll(stranger, (down, right), (0, 1))
             theirs = theirs[np.ix_(rows, columns)].ravel()
             correlations.append(np.corrcoef(ours, theirs)[0, 1])
-    found = near_duplicates.likeness(one.reshape(1, -1), stranger.reshape(1, -1))
+    found = near_duplicates.form_likeness(one.reshape(1, -1), stranger.reshape(1, -1))
     assert found.item() == pytest.approx(max(correlations), rel=1e-5)
 
 
@@ -139,16 +139,16 @@ def test_a_distance_is_that_of_its_definition():
     assert one.mean() == pytest.approx(0, abs=1e-5)
     assert one.std() == pytest.approx(1, abs=1e-5)
     by_hand = [np.sqrt(np.mean((one - each) ** 2)) for each in (other, mirrored)]
-    found = near_duplicates.distances(one[None], other[None])
+    found = near_duplicates.form_distances(one[None], other[None])
     assert found.item() == pytest.approx(min(by_hand), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 500])
 def test_copies_and_their_mirror_images_are_of_one_scene(monkeypatch, rows):
-    monkeypatch.setattr(near_duplicates, "ROWS", rows)
+    monkeypatch.setattr(near_duplicates, "CHUNK_FORMS", rows)
     images = [*pictures(3), pictures(3)[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     forms = [near_duplicates.small_form(image) for image in images]
-    scenes = near_duplicates.scenes(np.stack(forms)[[0, 1, 0, 2, 3, 0]])
+    scenes = near_duplicates.number_scenes(np.stack(forms)[[0, 1, 0, 2, 3, 0]])
     same = scenes[:, None] == scenes
     truth = np.array([0, 1, 0, 2, 1, 0])
     np.testing.assert_array_equal(same, truth[:, None] == truth)
@@ -157,7 +157,7 @@ def test_copies_and_their_mirror_images_are_of_one_scene(monkeypatch, rows):
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_images_have_scenes(count):
     forms = [near_duplicates.small_form(image) for image in pictures(count)]
-    scenes = near_duplicates.scenes(np.reshape(forms, (-1, 256)))
+    scenes = near_duplicates.number_scenes(np.reshape(forms, (-1, 256)))
     assert len(np.unique(scenes)) == count
 
 

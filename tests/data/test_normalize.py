@@ -72,7 +72,9 @@ def test_an_array_on_an_accelerator_was_not_looked_at(monkeypatch):
     """A program would else ask no more after it, of arrays on the host either."""
     looked = np.asarray(normalize(PIXELS, *IMAGENET))
     assert warn_of_range(looked, *IMAGENET)
-    monkeypatch.setattr("imagepiece_jax.data.normalize._on_host", lambda images: False)
+    monkeypatch.setattr(
+        "imagepiece_jax.data.normalize._is_on_host", lambda images: False
+    )
     assert not warn_of_range(looked, *IMAGENET)
 
 

@@ -97,4 +97,4 @@ def test_every_source_turns_photographs_upright(tmp_path):
         sources.append(as_source(images))
     for source in sources:
         np.testing.assert_array_equal(source[0].pixels, np.rot90(pixels, -1))
-        assert source.size(0) == (5, 4)
+        assert source.header_size(0) == (5, 4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.digits import read_digits
 from imagepiece_jax.data.sources.registry import open_source
@@ -25,7 +25,7 @@ def labels_of(source):
 
 def names_of(source, prefix=""):
     """The names of all images, without what they begin with."""
-    return [source.name(i).removeprefix(str(prefix)) for i in range(len(source))]
+    return [source.image_name(i).removeprefix(str(prefix)) for i in range(len(source))]
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
     np.testing.assert_array_equal(pixels, datasets.load_digits().images)
     np.testing.assert_array_equal(labels, datasets.load_digits().target)
     source = open_source("digits", "val", num_classes=10)
-    index = int(source.name(0).removeprefix("digits/"))
+    index = int(source.image_name(0).removeprefix("digits/"))
     small = np.round(pixels[index] * 255 / 16)
     truth = filtered(filtered(small.T, 16).T, 16)  # Pillow too: columns, then rows
     image, label, *_ = source[0]
@@ -97,10 +97,10 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
     images = np.stack([source[index].pixels for index in range(6)])
     assert images[:, 0, 0, 0].tolist() == [30, 40, 50, 0, 10, 20]
     assert images[0].shape == (16, 16, 3)
-    assert source.name(4) == str(folder / "train" / "zebra" / "1.PNG")
+    assert source.image_name(4) == str(folder / "train" / "zebra" / "1.PNG")
     (folder / "train" / "ant" / "1.PNG").write_bytes(b"torn")
     damaged = source[1]
-    assert not damaged.readable and damaged.name in str(damaged.damage)
+    assert damaged.pixels is None and damaged.name in str(damaged.damage)
     assert source[2].label == 0
     (folder / "train").rename(folder / "elsewhere")
     assert len(open_source(f"folder:{folder}", "val", num_classes=2)) == 2
@@ -110,8 +110,10 @@ def test_test_images_may_be_folders_of_classes_alone(folder):
     within = open_source(f"folder:{folder}", "val", num_classes=2)
     for name in (f"folder:{folder}/val", f"{folder}/val", f"{folder}/val/"):
         alone = open_source(name, "val", num_classes=2)
-        names = [os.path.normpath(alone.name(index)) for index in range(len(alone))]
-        assert names == [within.name(index) for index in range(len(within))]
+        names = [
+            os.path.normpath(alone.image_name(index)) for index in range(len(alone))
+        ]
+        assert names == [within.image_name(index) for index in range(len(within))]
         assert labels_of(alone) == labels_of(within) == [0, 1]
         assert alone.class_names == within.class_names == ("ant", "zebra")
     with pytest.raises(InputError, match=f"{folder}/val has no folder train"):
@@ -124,7 +126,7 @@ def test_csv_reads_rows_in_order_and_sources_name_their_classes(table):
     assert labels_of(source) == [4, 0]
     assert source[1].pixels.shape == (7, 7, 3)
     assert source[0].pixels[0, 0].tolist() == [1, 2, 3]
-    assert source.name(0) == str(table.parent / "images" / "a.png")
+    assert source.image_name(0) == str(table.parent / "images" / "a.png")
     table.write_text("filename,label,class\nimages/a.png,2,cat\nimages/b.png,0,ant\n")
     source = open_source(f"csv:{table}", "val", num_classes=4)
     assert source.class_names == ("ant", None, "cat", None)
@@ -135,7 +137,7 @@ def test_folder_names_that_are_not_utf8_can_be_printed(tmp_path):
         write_plain(tmp_path, f"val/{os.fsdecode(name)}/0.png")
     source = open_source(f"folder:{tmp_path}", "val")
     assert source.class_names == ("a", "caf\ufffd")
-    assert os.path.isfile(source.name(1))
+    assert os.path.isfile(source.image_name(1))
 
 
 @pytest.mark.parametrize("link", ["", "zebra"])
@@ -156,7 +158,7 @@ WRITTEN = {suffix for suffix, name in FORMATS.items() if name in COLOR}
 
 
 def test_images_of_a_folder_are_of_any_known_format(folder):
-    formats = sorted({*EXTENSIONS} & WRITTEN)
+    formats = sorted({*IMAGE_EXTENSIONS} & WRITTEN)
     for number, suffix in enumerate(formats, start=1):
         write_plain(folder, f"val/ant/{number:03}{suffix}", color=(200, 100, 0))
     source = open_source(f"folder:{folder}", "val")
@@ -262,8 +264,8 @@ def test_the_digest_is_of_a_parts_images_and_of_few_of_a_large_set(folder):
     assert again.digest != full.digest
     source = FileSource(folder, ["train/ant/0.png"] * 1000, [0] * 1000, 2)
     read = []
-    stored = source.stored
-    source.stored = lambda place: read.append(place) or stored(place)
+    stored = source.stored_image
+    source.stored_image = lambda place: read.append(place) or stored(place)
     assert len(source.digest) == 16
     assert len(read) == 64
     read.sort()  # threads read in any order
@@ -281,11 +283,11 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
     for index, place in enumerate([0, 2, 3, 5]):
         assert (part[index].pixels == full[place].pixels).all()
         assert part[index][1:] == full[place][1:]
-        assert part.name(index) == full.name(place) == part[index].name
+        assert part.image_name(index) == full.image_name(place) == part[index].name
     assert full.evenly_spaced(6) is full.evenly_spaced(None) is full
-    assert full.evenly_spaced(1).name(0) == full.name(0)
-    assert full.subset(range(4)).part != part.part
-    assert full.part == {}
+    assert full.evenly_spaced(1).image_name(0) == full.image_name(0)
+    assert full.subset(range(4)).subset_record != part.subset_record
+    assert full.subset_record == {}
     files = [f"{number // 37}/{number % 37}" for number in range(370)]
     source = FileSource(tmp_path, files, np.arange(370) // 37, 10)
     for count in (10, 40, 100):
@@ -303,7 +305,7 @@ def test_images_of_equal_sizes_differ_in_a_whole_digest(tmp_path):
         return FileSource(str(tmp_path), [path.name for path in paths], [0] * 100)
 
     before = source()
-    for path in set(paths) - {paths[index] for index in before._sample()}:
+    for path in set(paths) - {paths[index] for index in before._sampled_indices()}:
         Image.fromarray(pixels[100]).save(path)
     assert source().digest == before.digest
     whole = FileSource("", paths, [0] * 100).subset(range(50)).whole_digest

@@ -184,8 +184,8 @@ def test_evaluations_between_steps_change_no_batch():
     damaged = [dict(source.unreadable) for source in sources]
     for source in sources:
         source.unreadable.clear()
-    same(trained, list(training.read()))
-    expected = list(evaluation.read())
+    same(trained, list(training.read_batches()))
+    expected = list(evaluation.read_batches())
     for one in evaluated:
         same(one, expected)
     assert len(trained) == 11
@@ -230,9 +230,9 @@ def with_free(monkeypatch, free):
 
 
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
+    monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
     with_free(monkeypatch, 2 * 10**6)
-    monkeypatch.setattr(Filled, "part_bytes", 10**6)
+    monkeypatch.setattr(Filled, "chunk_bytes", 10**6)
     message = f"{tmp_path} has 2 MB free, but .* 9 MB; .*workers=0"
     with pytest.raises(InputError, match=message):
         read_ahead(Filled(9), workers=1)
@@ -240,7 +240,7 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
 
 def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     """Before the first step; 6 MB for training, of three groups, and 3 MB beside it."""
-    monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
+    monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
     fields = {"data.workers": 1, "image_size": 100, "model.patch_size": 4}
     fields |= {"data.resize": "deit", "data.crop": "random_resized"}
     config = configured(fields, batch_size=64, eval_batch_size=32)

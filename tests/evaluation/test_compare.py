@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from imagepiece_jax.common import statistics
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import compare, statistics
+from imagepiece_jax.evaluation import compare
 from imagepiece_jax.evaluation.result_cache import (
     MeasuredWeights,
     ResultCache,
@@ -21,9 +22,7 @@ from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.reduction import DENSE
-from tests.evaluation.test_annotations import write_texts
-from tests.evaluation.test_compare_outputs import slow_recall, votes
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from tests.helpers import (
     made_up_recoveries,
     named_models,
@@ -31,6 +30,8 @@ from tests.helpers import (
     tiny_paper,
     tiny_vit,
 )
+from tests.inference.test_annotations import write_texts
+from tests.inference.test_compare_outputs import slow_recall, votes
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
@@ -107,7 +108,7 @@ def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     made = on_digits(made_up_recoveries.recovered(public, reductions=("tome:r=16",)))
     rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
     report = compare.measure(made, rows, made.cache)
-    dense = on_digits(public).evaluate(DENSE)
+    dense = on_digits(public).evaluate(DENSE_REDUCTION)
     assert report.figures["dense"]["right"] == dense["right"]
     plain = on_digits(public).evaluate(rows[0].reduction)
     assert report.figures["tome:r=16"]["loss"] != plain["loss"]
@@ -134,11 +135,11 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     fields = tiny_paper.FIELDS | {"image_size": both, "depth": 2}
     model = create_model(named_models.config(**fields))
     tensors = timm_tensors.to_timm(weights.variables)
-    tensors = resize_positions.fit(tensors, model.config, weights.image_size)
+    tensors = resize_positions.fit_positions(tensors, model.config, weights.image_size)
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
     logits = tiny_vit.logits(model)({"params": params}, made)
     assert resized.vit.gmacs < weights.gmacs
-    right = decode_bits(resized.evaluate(DENSE)["right"], 24)
+    right = decode_bits(resized.evaluate(DENSE_REDUCTION)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
 

@@ -13,8 +13,9 @@ from imagepiece_jax.models.problem_type import SINGLE_LABEL
 from tests.helpers.picture_files import write_csv, write_plain
 
 VIT = types.SimpleNamespace(
-    config=types.SimpleNamespace(num_classes=10, problem_type=SINGLE_LABEL),
-    preprocessing=Preprocessing(16),
+    config=types.SimpleNamespace(
+        num_classes=10, problem_type=SINGLE_LABEL, preprocessing=Preprocessing(16)
+    ),
     source=types.SimpleNamespace(title="w.npz", run=None),
     class_names=tuple("0123456789"),
 )
@@ -32,7 +33,7 @@ def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
     for split, name in itertools.product(("train", "val"), range(10)):
         write_plain(tmp_path, f"{split}/{name}/0.png")
     source = labeled_images(VIT, f"{tmp_path}").source
-    assert {source.name(index).split("/")[-3] for index in range(10)} == {"val"}
+    assert {source.image_name(index).split("/")[-3] for index in range(10)} == {"val"}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_numbers_below_their_least_are_refused(name, value):
 
 
 ENCODER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": False})
-ENCODER.config = types.SimpleNamespace(num_classes=0, problem_type=SINGLE_LABEL)
+ENCODER.config = types.SimpleNamespace(**vars(VIT.config) | {"num_classes": 0})
 CLASSIFIER = types.SimpleNamespace(**vars(VIT) | {"is_single_label": True})
 
 
@@ -64,7 +65,7 @@ def test_an_encoder_reads_no_labels(tmp_path):
     """Whatever the classes are; of splits val is taken, as with labels."""
     write_plain(tmp_path, "train/ant/a.png", "val/ant/b.png", "val/bee/deep/c.png")
     source = labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
-    names = [source.name(index) for index in range(len(source))]
+    names = [source.image_name(index) for index in range(len(source))]
     assert [name.removeprefix(f"{tmp_path}/val/") for name in names] == [
         "ant/b.png",
         "bee/deep/c.png",

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import controls
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.reduction.block_plan import StepCounts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.state import ReducerInputs
@@ -27,7 +27,7 @@ SAME_COUNTS.append("imagepiece_ascending")
 
 def block_counts(method, n0, depth):
     """(tokens of attention, of the MLP, block of the step) of every block."""
-    plan = build(depth, n0, method.steps(facts(depth)))
+    plan = plan_blocks(depth, n0, method.steps(facts(depth)))
     return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
 
 
@@ -47,7 +47,7 @@ def inputs(images, n):
 
 def first_step(n, method):
     """(reducer, counts) of the first step on n tokens."""
-    layer = build(12, n, method.steps(facts()))[0]
+    layer = plan_blocks(12, n, method.steps(facts()))[0]
     return layer.step.reducer, layer.counts
 
 
@@ -68,7 +68,7 @@ def test_dropping_drops_the_least_attended():
     mask = np.ones((5, 40), "float32")
     np.put_along_axis(mask, lowest[:, :3], 0, axis=1)
     seen = seen.replace(mask=mask)
-    dropped = np.nonzero(decide(reducer, seen, counts).dest == DROPPED)[1]
+    dropped = np.nonzero(decide(reducer, seen, counts).slot_of_token == DROPPED)[1]
     np.testing.assert_array_equal(dropped.reshape(5, 4), np.sort(lowest[:, 3:7]))
 
 
@@ -88,7 +88,7 @@ def test_the_other_order_is_the_oracles(parity, candidates):
             "ascending",
             parity,
         )
-        np.testing.assert_array_equal(found.dest[image], want)
+        np.testing.assert_array_equal(found.slot_of_token[image], want)
 
 
 @pytest.mark.parametrize(

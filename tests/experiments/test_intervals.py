@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from experiments import intervals
-from imagepiece_jax.evaluation import statistics
-from tests.evaluation.test_statistics import pair
+from imagepiece_jax.common import statistics
+from tests.common.test_statistics import pair
 from tests.helpers.rounding import assert_close
 
 

@@ -42,7 +42,7 @@ def _run(reducer, counts, tokens):
     result = reducer(tokens, counts)
     members = {x: merges.taking_part(result, counts.n_in, x) for x in (False, True)}
     return {
-        "dest": result.dest,
+        "slot_of_token": result.slot_of_token,
         "pairs": merges.pairs(result),
         "similarity": merges.pair_similarity(tokens, result),
         "distance": merges.pair_distance(result, 4),
@@ -112,7 +112,7 @@ def test_pairs_are_those_of_the_slot_map(reducer, counts):
     merged = run(reducer, counts, drawn())
     (left, partner) = merged["pairs"]
     members = merged["members"]
-    dest = merged["dest"]
+    dest = merged["slot_of_token"]
     slots = merged["slots"]
     for image in range(3):
         assert (dest[image][left[image]] == dest[image][partner[image]]).all()

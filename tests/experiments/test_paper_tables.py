@@ -60,7 +60,7 @@ def test_a_line_has_the_whole_setting(study, pretrained):
 def slow_ratio(outputs, place, after, count):
     """Mean share, token by token, of merged tokens among the `kept` most attended."""
     shares = []
-    dest = np.asarray(outputs.results[place].dest)
+    dest = np.asarray(outputs.results[place].slot_of_token)
     attention = np.asarray(outputs.reducer_inputs[after].cls_attn)
     for slots, scores in zip(dest, attention, strict=True):
         merged = [s for s in set(slots) if (slots == s).sum() > 1]

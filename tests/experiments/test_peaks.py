@@ -47,7 +47,7 @@ def test_every_cell_has_its_own_name():
 def test_without_an_exchanged_part_the_control_is_the_method(inputs):
     own = decide(inputs)
     method = KeepPeaks(score="class_and_mean")(inputs, COUNTS)
-    for name in ("dest", "weight", "attn_size"):
+    for name in ("slot_of_token", "weight", "attn_size"):
         np.testing.assert_array_equal(getattr(own, name), getattr(method, name))
 
 
@@ -61,16 +61,16 @@ def test_each_control_exchanges_one_part(inputs):
         assert set(np.flatnonzero(kept[image])) == {*best}
     np.testing.assert_array_equal(highest.weight, own.weight)
     plain = decide(inputs, merge="plain")
-    np.testing.assert_array_equal(plain.dest, own.dest)
+    np.testing.assert_array_equal(plain.slot_of_token, own.slot_of_token)
     assert (np.asarray(plain.weight) == 1).all()
     assert decide(inputs, merge="patches").weight is None
     squared = decide(inputs, merge="square").weight
     np.testing.assert_allclose(squared, score**2, rtol=1e-6, atol=1e-9)
-    dropped = np.asarray(decide(inputs, merge="none").dest)
+    dropped = np.asarray(decide(inputs, merge="none").slot_of_token)
     assert ((dropped == DROPPED).sum(axis=1) == 5).all()
     drawn = decide(inputs, keep="random")
-    assert (np.asarray(drawn.dest) != np.asarray(own.dest)).any()
-    assert (np.asarray(drawn.dest).max(axis=1) == 3).all()
+    assert (np.asarray(drawn.slot_of_token) != np.asarray(own.slot_of_token)).any()
+    assert (np.asarray(drawn.slot_of_token).max(axis=1) == 3).all()
 
 
 def test_a_divergence_by_hand():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import results, towers
-from imagepiece_jax.benchmark.timer import Timing
+from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
@@ -37,7 +37,7 @@ def test_forms_have_the_cost_and_the_method_of_the_published_lines():
     for row in map(json.loads, text.splitlines()):
         published[row["tower"], row["setting"]] = row["gmacs"]
     for tower, (size, side) in towers.TOWERS.items():
-        config = registry.config(size)
+        config = registry.model_config(size)
         for form, reduction in towers.reductions(config).items():
             model = create_model(config, reduction, image_size=side)
             gmacs = model_macs(model) / 1e9

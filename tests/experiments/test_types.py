@@ -10,7 +10,7 @@ import pytest
 
 from experiments import towers, types
 from experiments.types import Cell
-from imagepiece_jax.benchmark.timer import Timing
+from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.save import save

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagepiece_jax.benchmark.timer import Timing
+from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.exporters import card
 
 

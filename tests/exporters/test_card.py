@@ -14,17 +14,17 @@ import imagepiece_jax
 from imagepiece_jax import recover
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.evaluation.compare_outputs import CONTROLS
 from imagepiece_jax.exporters import card
+from imagepiece_jax.inference.compare_outputs import CONTROLS
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import split_images
-from tests.evaluation.test_annotations import write_texts
-from tests.evaluation.test_compare_outputs import slow_recall, votes
 from tests.exporters.test_tower import clip
 from tests.helpers import made_up_recoveries, small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call
+from tests.inference.test_annotations import write_texts
+from tests.inference.test_compare_outputs import slow_recall, votes
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -243,7 +243,7 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
         vit.recovery.variants[0], depth=1, learned=learned.digests
     )
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
-    names = {pathlib.Path(learned.learned.name(i)).name for i in range(44)}
+    names = {pathlib.Path(learned.learned.image_name(i)).name for i in range(44)}
     small_photographs.write(tmp_path / "more", 7, seed=1)
     for file in (tmp_path / "more").iterdir():
         file.rename(folder / f"0{file.name}")

@@ -98,7 +98,7 @@ def test_immich_gets_the_pixels_of_the_model(tmp_path, mode, interpolation):
     for file in odd_files(tmp_path):
         with Image.open(file) as image:
             theirs = resized_by_immich(image, fields)
-        ours = vit.preprocessing(decode.decode(file, file.name))
+        ours = vit.preprocessing(decode.decode_image(file, file.name))
         # Of some images Pillow resizes columns before rows.
         assert np.abs(ours.astype(int) - theirs).max() <= 3 * ROUNDING
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction import block_plan
-from imagepiece_jax.reduction.block_plan import Fixed, Step
+from imagepiece_jax.reduction.block_plan import KeepFixed, Step
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment
 from tests.helpers import tiny_vit
@@ -51,7 +51,7 @@ def taught(model, seed=5):
 
 
 @dataclasses.dataclass(frozen=True)
-class Keep(Reducer):
+class KeepShare(Reducer):
     """Drops all tokens but those named, in every image alike."""
 
     tokens: tuple[int, ...]
@@ -62,7 +62,7 @@ class Keep(Reducer):
             for i in range(counts.n_in)
         ]
         dest = jnp.broadcast_to(jnp.asarray(dest), inputs.x.shape[:2])
-        return Assignment(dest=dest, n_out=len(self.tokens))
+        return Assignment(slot_of_token=dest, n_out=len(self.tokens))
 
 
 def without(model, masks):
@@ -74,10 +74,10 @@ def without(model, masks):
     held = list(range(tiny_vit.TOKENS))
     for block, mask in masks.items():
         rest = [token for token in held if mask[token] > 0.5]
-        keep = Keep(tuple(held.index(token) for token in rest))
-        steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
+        keep = KeepShare(tuple(held.index(token) for token in rest))
+        steps.append(Step(block, keep, KeepFixed(len(rest)), "pre"))
         held = rest
-    plan = block_plan.build(
+    plan = block_plan.plan_blocks(
         tiny_vit.DEPTH, tiny_vit.TOKENS, steps, model.config.arch.prefix
     )
     return model.clone(plan=plan)

@@ -4,7 +4,7 @@ import dataclasses
 
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.architecture import DEIT, PARTS, Architecture
+from imagepiece_jax.models.architecture import DEIT, PART_NAMES, Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 from imagepiece_jax.reduction.methods.method import ModelFacts
 
@@ -20,13 +20,13 @@ def config(name, *, arch=None, **changes):
     name: None for a config of all sizes
     arch: an Architecture, or parts of one
     """
-    base = registry.config(name) if name else None
+    base = registry.model_config(name) if name else None
     own = base.arch if base else DEIT
     if isinstance(arch, Architecture):
         own = arch
     elif arch:
         own = own.with_parts(arch)
-    parts = {field: changes.pop(field) for field in [*changes] if field in PARTS}
+    parts = {field: changes.pop(field) for field in [*changes] if field in PART_NAMES}
     own = own.with_parts(parts)
     images = base.preprocessing if base else Preprocessing(224)
     fields = {field: changes.pop(field) for field in {*changes} & {*vars(images)}}

@@ -36,7 +36,7 @@ class Noise(Source):
         self.reads.append(index)
         return super().__getitem__(index)
 
-    def stored(self, place):
+    def stored_image(self, place):
         name = f"{place}.jpg"
         if place in self.bad:
             return b"torn", place, name

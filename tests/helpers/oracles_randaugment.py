@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-from imagepiece_jax.data.augment.randaugment import OPS
+from imagepiece_jax.data.augment.randaugment import OPERATION_NAMES
 
 
 def apply(image, draws, fill=(124, 116, 104)):
@@ -11,7 +11,9 @@ def apply(image, draws, fill=(124, 116, 104)):
     picture = Image.fromarray(image)
     for op, applied, magnitude, sign in zip(*draws, strict=True):
         if applied:
-            picture = _operated(picture, OPS[op], float(magnitude), float(sign), fill)
+            picture = _operated(
+                picture, OPERATION_NAMES[op], float(magnitude), float(sign), fill
+            )
     return np.asarray(picture)
 
 

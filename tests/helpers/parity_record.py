@@ -55,7 +55,7 @@ def outputs(model, tensors, images):
     """Outputs of a dense model, for the images' size, with tensors by timm's names."""
     trained_size = model.config.image_size
     model = create_model(model.config.at_size(images.shape[1:3]))
-    tensors = resize_positions.fit(tensors, model.config, trained_size)
+    tensors = resize_positions.fit_positions(tensors, model.config, trained_size)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return computed(Pretrained(model, variables), images)
 

@@ -4,28 +4,28 @@ import sys
 import time
 
 from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.batches import Batches, Part
+from imagepiece_jax.data.batches import BatchChunk, Batches
 from tests.helpers.noise_images import Noise, train_batches, train_transform
 
 
 class Filled:
-    """Batches of three parts, whose work is to fill 5 pixels with a number."""
+    """Batches of three chunks, whose work is to fill 5 pixels with a number."""
 
     def __init__(self, steps):
-        self.steps = range(steps)
+        self.total_chunks = 3 * steps
 
-    parts = 3
-    read = Batches.read
-    part_bytes = 7
+    chunks_per_batch = 3
+    read_batches = Batches.read_batches
+    chunk_bytes = 7
 
-    def read_part(self, number, allocate):
+    def read_chunk(self, number, allocate):
         time.sleep(0.02 * (number % 3 == 0))
         pixels = allocate((5,))
         pixels[:] = number % 200
-        return Part(pixels, [])
+        return BatchChunk(pixels, [])
 
-    def join(self, parts):
-        return [part.pixels.copy() for part in parts]
+    def join_chunks(self, chunks):
+        return [chunk.pixels.copy() for chunk in chunks]
 
 
 def train(source, stop, **options):

@@ -13,10 +13,10 @@ FORMS = ("gather", "one_hot")
 
 
 def move(state, result, form=None):
-    """`moves.apply`, by indices ("gather") or a product ("one_hot"), its oracle."""
+    """`apply_result`, by indices ("gather") or a product ("one_hot"), its oracle."""
     if form == "one_hot":
         result = result.replace(index=None)
-    return moves.apply(state, result)
+    return moves.apply_result(state, result)
 
 
 def index_of(dest, n_out):
@@ -40,7 +40,7 @@ _apply = tiny_vit.compiled(move, static_argnames="form")
 def apply(state, result, form=None):
     """Compiled `move` of any result, by an index that it need not have."""
     if form == "gather" and result.index is None:
-        result = result.replace(index=index_of(result.dest, result.n_out))
+        result = result.replace(index=index_of(result.slot_of_token, result.n_out))
     return _apply(state, result, form=form)
 
 

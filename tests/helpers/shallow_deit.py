@@ -19,4 +19,4 @@ def deit_ti(monkeypatch, depth):
         registry.public_models()["deit_tiny_patch16_224"], "depth", depth
     )
     # What was read of the table before, and what is read meanwhile, is forgotten.
-    monkeypatch.setattr(registry, "config", registry.config.__wrapped__)
+    monkeypatch.setattr(registry, "model_config", registry.model_config.__wrapped__)

@@ -17,7 +17,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import InitConfig, RunConfig
-from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.training.logging import CLOCKED_METRICS, read_metrics
 from tests.helpers import compiling, forked_processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -65,7 +65,9 @@ def lines(workdir, kind):
 def computed(workdir):
     """All lines, without what a clock has measured."""
     lines = read_metrics(workdir)
-    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in CLOCKED_METRICS} for line in lines
+    ]
 
 
 def stored(workdir, kind):

@@ -17,7 +17,7 @@ from imagepiece_jax.models.pretrained import Pretrained, WeightsSource
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.provenance import patch_slots
+from imagepiece_jax.reduction.provenance import trace_patches
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers.named_models import config
 
@@ -96,7 +96,7 @@ def _fetch(leaf):
 def slots(outputs, patches=None):
     """Image token of each patch in the end, [B, patches]."""
     batch = outputs.state.x.shape[0]
-    return patch_slots(outputs.results, batch, patches or TOKENS)[-1]
+    return trace_patches(outputs.results, batch, patches or TOKENS)[-1]
 
 
 def small(name):
@@ -134,7 +134,7 @@ def model(reduction=None, masked=False, drop_path_rate=0.0, **options):
         name: size.pop(name) for name in ("dtype", "attention") if name in size
     }
     made = config("vit_mini", **size)
-    execution = create.execution_of(made, **execution)
+    execution = create.make_execution(made, **execution)
     execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
     return create.build_model(made, reduction, execution, masked)
 

@@ -17,12 +17,12 @@ from imagepiece_jax.common.files import write_json
 from imagepiece_jax.data import pictures
 from imagepiece_jax.inference import feature_files, feature_folder, optimize
 from imagepiece_jax.inference.feature_files import write_features
-from tests.evaluation.test_annotations import write_texts
-from tests.evaluation.test_compare_outputs import slow_recall, votes
 from tests.helpers import tiny_vit
 from tests.helpers.picture_files import noise, write_images
 from tests.helpers.refused_calls import refused
 from tests.helpers.small_photographs import write as write_photographs
+from tests.inference.test_annotations import write_texts
+from tests.inference.test_compare_outputs import slow_recall, votes
 
 COUNT = 22  # photographs, in batches of 4
 DAMAGED = (5, 9, 21)
@@ -183,7 +183,7 @@ def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch):
     pixels = noise(4, tiny_vit.SIDE, tiny_vit.SIDE)
     found = []
     for joined in (1, vit.model.config.patch_size):
-        monkeypatch.setattr(optimize, "joined_pixels", lambda *_, n=joined: n)
+        monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_, n=joined: n)
         run = feature_files.Extractor(vit, ["pooled"])
         kernel = run._weights["params"]["patch_embed"]["conv_0"]["kernel"]
         assert kernel.shape[-1] == 3 * joined
@@ -371,7 +371,7 @@ def test_a_path_is_its_file(write, collection, tmp_path, computed, monkeypatch, 
     (tmp_path / "link").symlink_to(collection)
     words = {"relative": "collection", "link": tmp_path / "link"}
     words["dots"] = f"{collection}/../collection/"
-    monkeypatch.setattr(feature_folder, "read", lambda path: 1 / 0)
+    monkeypatch.setattr(feature_folder, "read_recorded", lambda path: 1 / 0)
     paths = pictures.find_images([words[form]])
     write(tmp_path / "out", paths)
     assert computed[-1] == 0
@@ -440,9 +440,9 @@ def test_a_name_with_a_line_break_is_left_out(write, collection, tmp_path, capsy
 
 
 def test_rows_are_counted_as_they_are_written(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_folder, "INTERVAL", 0.0)
+    monkeypatch.setattr(feature_folder, "FLUSH_SECONDS", 0.0)
     counted = []
-    append = feature_folder.FeatureFolder.append
+    append = feature_folder.FeatureFolder.append_rows
 
     def failing(folder, *values):
         append(folder, *values)
@@ -450,7 +450,7 @@ def test_rows_are_counted_as_they_are_written(write, tmp_path, monkeypatch):
         if len(counted) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(feature_folder.FeatureFolder, "append", failing)
+    monkeypatch.setattr(feature_folder.FeatureFolder, "append_rows", failing)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "f", batch_size=4)
     write(tmp_path / "f", batch_size=8)

@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.state import (
     Masking,
     Mixing,
     ReducerInputs,
-    start,
+    initial_state,
 )
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.picture_files import noise, write_images
@@ -43,7 +43,7 @@ PATCHES = [[1.0, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]
 
 
 def state_of(patches):
-    return start(jnp.asarray([[CLASS, *patches]], jnp.float32))
+    return initial_state(jnp.asarray([[CLASS, *patches]], jnp.float32))
 
 
 @tiny_vit.jit
@@ -54,7 +54,7 @@ def outputs_of(state, *steps):
     for result, more in steps:
         inputs.append(ReducerInputs(state.x[:, 1:], state.size[:, 1:]))
         results.append(result)
-        state = moves.apply(state, result)
+        state = moves.apply_result(state, result)
         state = state.replace(x=state.x + more)
     return Outputs(None, None, state.x, state, tuple(results), tuple(inputs))
 
@@ -179,15 +179,15 @@ def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
     options = {"layers": np.array([0])}
     wanted = features.features(vit, pixels, **options)
     chex.assert_trees_all_equal(features.features(vit, tmp_path, layers=1), wanted)
-    monkeypatch.setattr(features, "BATCH", 2)
+    monkeypatch.setattr(features, "FILE_BATCH_SIZE", 2)
     sizes = set()
-    extract = features._extract
+    extract = features._extract_features
 
     def counted(variables, images, *others):
         sizes.add(len(images))
         return extract(variables, images, *others)
 
-    monkeypatch.setattr(features, "_extract", counted)
+    monkeypatch.setattr(features, "_extract_features", counted)
     for images in (str(tmp_path), sorted(tmp_path.iterdir())):
         found = features.features(vit, images, **options)
         chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -267,8 +267,8 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fil
         normed = []
         for inputs, result in zip(out.reducer_inputs, out.results, strict=True):
             x = inputs.x[image]
-            steps.append((x, result.dest[image]))
-            normed.append((oracles.layer_norm(x, norm), result.dest[image]))
+            steps.append((x, result.slot_of_token[image]))
+            normed.append((oracles.layer_norm(x, norm), result.slot_of_token[image]))
         want = {
             "nearest": oracles.nearest_values(values, steps),
             "last": oracles.last_values(values, normed),

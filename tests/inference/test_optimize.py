@@ -67,7 +67,7 @@ def test_fast_reductions_are_of_programs_in_two_bytes():
         model = tiny_vit.model(reduction, dtype=dtype)
         arguments = tiny_vit.shapes(model), tiny_vit.images(2)
         programs = set()
-        for form in optimize.REDUCTIONS:
+        for form in optimize.REDUCTION_MODES:
             forward = optimize.forward_logits(model, reductions=form)
             programs.add(str(jax.make_jaxpr(forward)(*arguments)))
         assert (len(programs) > 1) is differs
@@ -86,7 +86,7 @@ def test_small_batches_have_small_arrays_inside(
     trained, batch_size, small, monkeypatch
 ):
     """Then no call passes them, not even as constants that JAX makes arguments."""
-    monkeypatch.setattr(optimize, "SMALL", small)
+    monkeypatch.setattr(optimize, "SMALL_WEIGHT", small)
     fast = optimized(*trained, pixels=True, batch_size=batch_size)
     inside = small if batch_size == 1 else 0
     leaves = jax.tree.leaves(fast.variables)
@@ -162,13 +162,13 @@ def test_gpus_join_pixels_in_two_bytes(platform, dtype, stem, patch_size, pixels
     device = types.SimpleNamespace(platform=platform)
     config = types.SimpleNamespace(stem=stem, patch_size=patch_size)
     model = types.SimpleNamespace(config=config, execution=Execution(dtype=dtype))
-    assert optimize.joined_pixels(model, device) == pixels
+    assert optimize.count_joined_pixels(model, device) == pixels
 
 
 def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
     model = tiny_vit.model(depth=1, dtype="bfloat16", stem="conv")
     monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
-    monkeypatch.setattr(optimize, "joined_pixels", lambda *_: 2)
+    monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_: 2)
     monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
     monkeypatch.setattr(optimize, "forward_logits", lambda *_: lambda *_: jnp.zeros(()))
     variables = tiny_vit.variables(model)
@@ -186,8 +186,8 @@ def test_only_what_layers_cast_is_cast():
     """Shapes can be prepared without weights."""
     model = tiny_vit.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
     variables = tiny_vit.variables(model)
-    shapes = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
-    _, variables = optimize.prepare(model, variables)
+    shapes = jax.eval_shape(lambda v: optimize.fold_and_cast(model, v)[1], variables)
+    _, variables = optimize.fold_and_cast(model, variables)
     chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
     params = variables["params"]
     assert params["blocks_0"]["attn"]["q"]["kernel"].dtype == jnp.bfloat16

@@ -164,10 +164,10 @@ def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeyp
     made = []
 
     def counting(*args, **options):
-        compiled = optimize.compiler(*args, **options)
+        compiled = optimize.program_compiler(*args, **options)
         return lambda batch_size: made.append(batch_size) or compiled(batch_size)
 
-    monkeypatch.setattr(api, "compiler", counting)
+    monkeypatch.setattr(api, "program_compiler", counting)
     predict = imagepiece_jax.Predictor(trained, batch_size=12, **QUICK)
     assert predict.sizes == (1, 8, 12)
     assert made == []

@@ -12,7 +12,7 @@ from PIL import Image
 from imagepiece_jax import load, normalize, optimize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.optimize import takes_direction
+from imagepiece_jax.inference.optimize import uses_size_direction
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.reduction.methods import METHODS
 from tests.helpers import oracles_peaks, tiny_vit
@@ -52,9 +52,9 @@ def vit():
 
 @pytest.fixture(scope="module", autouse=True)
 def moments_compiled_once():
-    moments = functools.cache(size_direction._moments)
+    moments = functools.cache(size_direction.compile_moments)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(size_direction, "_moments", moments)
+        patch.setattr(size_direction, "compile_moments", moments)
         yield
 
 
@@ -69,8 +69,8 @@ def photographs(vit):
 def given(vit):
     """(directions, model, variables, images): the model without the directions."""
     images = photographs(vit)
-    u = size_direction.directions(vit, images)
-    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    u = size_direction.find_directions(vit, images)
+    model, variables = size_direction.fold_sizes(vit.model, vit.variables, u)
     return u, model, variables, normalize(images, vit.config.mean, vit.config.std)
 
 
@@ -102,10 +102,10 @@ def test_the_mean_query_gains_the_log_of_the_size():
     """It is 1 along the direction where all queries are. Block 1 meets sizes first."""
     vit = tiny_vit.pretrained("peaks:blocks=(0,1):keep_rate=0.6")
     images = photographs(vit)
-    u = size_direction.directions(vit, images)
+    u = size_direction.find_directions(vit, images)
     images = normalize(images, vit.config.mean, vit.config.std)
     plain = compiled_results("project", vit.model, vit.variables, images)[1]
-    folded = size_direction.folded(vit.model, vit.variables, u)
+    folded = size_direction.fold_sizes(vit.model, vit.variables, u)
     scores = compiled_results("scores", *folded, images)[1]["cls_and_mean_attn"]
     axis = u[1].astype(np.float64)
     sizes = np.exp(np.asarray(plain.key_bias, np.float64))
@@ -120,7 +120,7 @@ def test_the_mean_query_gains_the_log_of_the_size():
 def test_reducers_compare_keys_as_they_were(vit, given):
     """The mean over heads, with neither a direction given up nor sizes."""
     _, model, variables, images = given
-    assert vit.model.plan[0].reads == {"key"}
+    assert vit.model.plan[0].attention_reads == {"key"}
     plain = compiled_results("scores", vit.model, vit.variables, images)
     folded = compiled_results("scores", model, variables, images)
     assert len(plain) == vit.model.depth
@@ -152,8 +152,8 @@ def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
 def test_a_program_says_how_it_takes_sizes(vit):
     program = optimize(vit, 2, sizes="direction")
     assert "sizes by a direction" in program.summary()
-    u = size_direction.directions(vit)
-    model, variables = size_direction.folded(vit.model, vit.variables, u)
+    u = size_direction.find_directions(vit)
+    model, variables = size_direction.fold_sizes(vit.model, vit.variables, u)
     images = photographs(vit)
     pixels = normalize(images, vit.config.mean, vit.config.std)
     wanted = tiny_vit.logits(model)(variables, pixels)
@@ -172,13 +172,13 @@ def test_a_program_says_how_it_takes_sizes(vit):
 )
 def test_a_direction_is_taken_by_fused_attention(reduction, asked, backend, taken):
     model = tiny_vit.model(reduction).with_execution(attention_impl=backend)
-    assert takes_direction(model, asked) is taken
+    assert uses_size_direction(model, asked) is taken
 
 
 def test_what_turns_directions_keeps_the_bias():
     rotary = tiny_vit.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
     for vit in (rotary, tiny_vit.pretrained(f"{TOME}:metric=query")):
-        assert not takes_direction(vit.model.with_execution(attention_impl="cudnn"))
+        assert not uses_size_direction(vit.model.with_execution(attention_impl="cudnn"))
         with refused("sizes"):
             optimize(vit, 2, sizes="direction")
 
@@ -191,7 +191,7 @@ def test_a_head_of_zeros_has_a_direction(vit, names):
         for values in params["blocks_1"]["attn"][name].values():
             values[..., :10] = 0
     vit = vit.with_variables({"params": params})
-    found = size_direction.directions(vit, photographs(vit))
+    found = size_direction.find_directions(vit, photographs(vit))
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
 
@@ -200,15 +200,15 @@ def test_weights_that_are_no_numbers_find_no_directions(vit):
     params["blocks_1"]["attn"]["k"]["kernel"][0, 0] = np.inf
     vit = vit.with_variables({"params": params})
     with pytest.raises(InputError, match="not finite"):
-        size_direction.directions(vit)
+        size_direction.find_directions(vit)
 
 
 def test_eight_photographs_come_with_the_package(vit):
-    files = [*size_direction.PHOTOGRAPHS.glob("*.jpg")]
+    files = [*size_direction.PHOTOGRAPH_FOLDER.glob("*.jpg")]
     assert len(files) == 8
-    credits = (size_direction.PHOTOGRAPHS / "CREDITS.txt").read_text()
+    credits = (size_direction.PHOTOGRAPH_FOLDER / "CREDITS.txt").read_text()
     assert all(file.name in credits for file in files)
-    found = size_direction.directions(vit)
+    found = size_direction.find_directions(vit)
     assert found.shape[0] == vit.model.depth
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
 
@@ -224,8 +224,8 @@ def test_deit_hardly_notices(assets):
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     images = normalize(pixels, vit.config.mean, vit.config.std)
     every = range(vit.model.depth)
-    u = size_direction.directions(vit)
-    model, variables = size_direction.folded(vit.model, vit.variables, u, every)
+    u = size_direction.find_directions(vit)
+    model, variables = size_direction.fold_sizes(vit.model, vit.variables, u, every)
     dense = jax.nn.log_softmax(tiny_vit.logits(vit.model)(vit.variables, images))
     folded = jax.nn.log_softmax(tiny_vit.logits(model)(variables, images))
     assert 1e-6 < jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1)) < 5e-4

@@ -54,13 +54,13 @@ PLACES = {"float32": 64, "bfloat16": 2}
 
 def inputs_of(state, block):
     """ReducerInputs whose scores and features are functions of the tokens."""
-    x = state.image(state.x)
+    x = state.image_rows(state.x)
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
     keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys(len(x)), block)
     return ReducerInputs(
         x=x,
-        size=state.image(state.size),
-        attn_size=state.image(state.attn_size),
+        size=state.image_rows(state.size),
+        attn_size=state.image_rows(state.attn_size),
         metric=x,
         all_x=state.x,
         all_metric=state.x if state.num_prefix == 1 else None,
@@ -82,7 +82,7 @@ def step(layer, block, prefix, form, x, size, probe):
         with FORMS[form]():
             inputs = inputs_of(state, block)
             result = decide(layer.step.reducer, inputs, layer.counts)
-            state = moves.apply(state, result)
+            state = moves.apply_result(state, result)
         weights = probe[:, : state.x.shape[1]]
         return jnp.sum(state.x.astype(jnp.float32) * weights), (result, state)
 

@@ -138,7 +138,9 @@ def test_folded_stem(stem, pixels):
     stats = variables.get("batch_stats", {})
     if stats:
         stats["norm_0"]["var"] = np.full_like(stats["norm_0"]["var"], 1e-5)
-    folded = FoldedStem(8, 8, widths=(2, 4, 8) if stats else (), pixels=pixels)
+    folded = FoldedStem(
+        8, 8, widths=(2, 4, 8) if stats else (), pixels_per_position=pixels
+    )
     params = fold_stem(variables["params"], stats, NORM_EPSILON, pixels)
 
     chosen, defined = (

@@ -66,7 +66,7 @@ def test_sizes_of_many_digits_count_in_full(dtype):
     result = Assignment(jnp.zeros((1, n), jnp.int32), index=index, n_out=1)
     state = TokenState(x=jnp.asarray(x, dtype), size=jnp.asarray(size))
     with choice.fast_forms():
-        moved = moves.apply(state, result)
+        moved = moves.apply_result(state, result)
     mean = (x[0, 1:, 0] * size[0, 1:]).sum() / size[0, 1:].sum()
     assert 0 < mean < 1e-3
     unit = float(jnp.finfo(dtype).eps) * mean
@@ -89,7 +89,7 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
 
     def move(state):
         with choice.fast_forms():
-            return moves.apply(state, result)
+            return moves.apply_result(state, result)
 
     program = jax.jit(move).lower(state)
     products = re.findall(r"dot_general .*: \((.*)\) ->", program.as_text())

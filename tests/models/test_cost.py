@@ -14,7 +14,7 @@ from experiments import controls
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.reduction.block_plan import Keep, Step, build
+from imagepiece_jax.reduction.block_plan import KeepShare, Step, plan_blocks
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training.config import RunConfig
 from tests.helpers import named_models, tiny_vit
@@ -43,11 +43,11 @@ def test_steps_cost_and_are_listed_where_they_change_something():
         def extra_macs(self, n_in, embed_dim, num_heads):
             return 1000 * n_in + 10 * embed_dim + num_heads
 
-    rules = Keep(1.0), Keep(0.5)
-    plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
+    rules = KeepShare(1.0), KeepShare(0.5)
+    plan = plan_blocks(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
     model = tiny_vit.vit(plan, 8, 2)
     assert sum(cost.reducer_macs(model, layer) for layer in plan) == 16082
-    assert [cost.action(layer) for layer in plan] == ["", "Costly: 16 - 8"]
+    assert [cost.describe_reduction(layer) for layer in plan] == ["", "Costly: 16 - 8"]
 
 
 def test_cost_table_of_a_model_counted_by_hand():

@@ -7,10 +7,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan as plans
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.reduction_plan import TOLERANCE, with_plan
+from imagepiece_jax.models.reduction_plan import COST_TOLERANCE, with_plan
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.methods.diffrate import published
+from imagepiece_jax.reduction.methods.diffrate import published_schedules
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers import named_models, tiny_vit
@@ -19,7 +19,7 @@ from tests.helpers.refused_calls import refused
 LATER = "proportional-1"  # all tokens stay in block 0
 NAMES = sorted(set(METHODS) - {"none"})
 # Every schedule with one method, and every method with two schedules.
-FOLLOWED = [("evit", schedule) for schedule in schedules.SHAPES]
+FOLLOWED = [("evit", schedule) for schedule in schedules.SCHEDULE_SHAPES]
 FOLLOWED += [(name, schedule) for name in NAMES for schedule in ("constant", LATER)]
 MERGES = "but the method's blocks are 0, 1, 2, 3"
 # What stands in the way of a schedule: blocks of its own only, squares, and in block 0
@@ -38,7 +38,7 @@ def dense(reduction=None, **fields):
 def at_cost(reduction, model=None):
     """(the reduction in counts, its share of the dense MACs, counts by block)."""
     model = model or dense()
-    found = plans.at_cost(Reduction.read(reduction), model)
+    found = plans.fit_to_cost(Reduction.read(reduction), model)
     reduced = with_plan(model, found)
     left = [layer.mlp_tokens - 1 for layer in reduced.plan]
     return found, share_of_dense(reduced), left
@@ -55,7 +55,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
         assert counts != LATER or not takes_any
         return
     assert counts != LATER or takes_any
-    assert abs(share - 0.6) <= TOLERANCE
+    assert abs(share - 0.6) <= COST_TOLERANCE
     assert isinstance(found.method.counts, tuple)
     assert found.method.macs is None
     extra = np.array(left) - found.method.counts  # packages and fused tokens
@@ -99,9 +99,11 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
     def scaled(**fields):
         method = kind(**fields)
-        return [method.scaled(ratio, named_models.facts()) for ratio in (0.2, 0.7)]
+        return [
+            method.scale_schedule(ratio, named_models.facts()) for ratio in (0.2, 0.7)
+        ]
 
-    for field in {*kind.amounts} - {"prune", "merge"}:
+    for field in {*kind.amount_fields} - {"prune", "merge"}:
         changed = {field: other[field]}
         is_same = scaled(**changed) == scaled()
         assert is_same == (field == kind.ratio_field), field
@@ -120,7 +122,7 @@ def test_unusual_models():
         assert left == [196] * 12
     assert tiny_vit.model("none:counts=(25,25,25)").plan == tiny_vit.model().plan
     _, share, _ = at_cost("tome:macs=0.8", dense(depth=1))
-    assert abs(share - 0.8) <= TOLERANCE
+    assert abs(share - 0.8) <= COST_TOLERANCE
     listed = [*np.arange(190, 70, -10)]
     found, _, left = at_cost(ToMe(counts=listed))
     assert left == listed
@@ -138,7 +140,7 @@ def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
     model = create_model(named_models.config(model, image_size=size))
     found, share, _ = at_cost(f"{name}:macs={cost}", model)
-    assert abs(share - cost) <= TOLERANCE
+    assert abs(share - cost) <= COST_TOLERANCE
     assert found.method.macs is None
 
 
@@ -148,7 +150,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     method = method.at_ratio(
         0.5, named_models.facts(patches=1369)
     )  # to the power of one
-    prune, merge = published("deit_s")[2.9]
+    prune, merge = published_schedules("deit_s")[2.9]
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)

@@ -8,10 +8,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.reduction_plan import TOLERANCE
+from imagepiece_jax.models.reduction_plan import COST_TOLERANCE
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.methods.recommended import recommendation, recommended
+from imagepiece_jax.reduction.methods.recommended import recommend_method, recommended
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests.helpers import tiny_vit
@@ -41,7 +41,7 @@ def test_half_of_deit_by_hand(capsys):
     ends = 196 * 768 * 192 + 192 * 1000  # stem and head
     share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
     assert share == pytest.approx(share_of_dense(model), abs=1e-3)
-    assert abs(share - 0.5) <= TOLERANCE
+    assert abs(share - 0.5) <= COST_TOLERANCE
     said = capsys.readouterr().err.splitlines()[0]
     blocks = "peaks in blocks 3, 6, 9"
     assert said == f"{blocks}; counts 99, 50, 26; {share:.2f} of the MACs"
@@ -61,7 +61,7 @@ def test_half_of_deit_by_hand(capsys):
 )
 def test_the_method_of_each_kind_of_model(fields, name, blocks):
     method = recommended(Method(macs=0.5), facts(**fields))
-    assert methods.name_of(method) == recommendation(facts(**fields)).name == name
+    assert methods.method_name(method) == recommend_method(facts(**fields)).name == name
     assert getattr(method, "blocks", None) == blocks
     assert method.macs == 0.5
 

@@ -42,7 +42,7 @@ def test_an_unknown_model_is_answered_with_the_list():
     ],
 )
 def test_what_a_pool_reads_and_by_how_many_heads(name, includes_prefix, heads):
-    arch = registry.config(name).arch
+    arch = registry.model_config(name).arch
     assert arch.pool == "map"
     assert (arch.pool_include_prefix, arch.pool_heads) == (includes_prefix, heads)
 
@@ -51,7 +51,7 @@ def test_the_heads_of_image_text_models_are_projections():
     """timm's tags: those trained further have classes, as ImageNet's 1,000."""
     kinds = {}
     for name in ("openai", "openai_ft_in1k", "laion2b", "laion2b_ft_in12k"):
-        config = registry.config(f"vit_base_patch16_clip_224.{name}")
+        config = registry.model_config(f"vit_base_patch16_clip_224.{name}")
         kinds[name] = (config.num_classes, config.problem_type)
     single = "single_label_classification"
     assert kinds == {

@@ -15,7 +15,7 @@ from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import SCORES
-from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, start
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, initial_state
 from tests.helpers import oracles, oracles_peaks, tiny_vit
 from tests.helpers.reduction_steps import apply
 from tests.helpers.rounding import assert_close
@@ -111,7 +111,7 @@ def test_the_other_order_of_axes_turns_by_x_first():
     assert by_y.ravel()[0] == pytest.approx(math.cos(3))
 
 
-begin = tiny_vit.compiled(lambda x, places: start(x, 2, coordinates=places))
+begin = tiny_vit.compiled(lambda x, places: initial_state(x, 2, coordinates=places))
 
 
 def state_at(places, size=None):
@@ -160,7 +160,7 @@ def test_every_token_has_coordinates(name, masked):
     state = jax.eval_shape(made.apply, tiny_vit.shapes(made), tiny_vit.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
     assert state.x.shape == (2, made.plan[-1].mlp_tokens, WIDTH)
-    assert start(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
+    assert initial_state(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
 
 
 TOME = "tome:counts=(22,20,18)"
@@ -243,7 +243,7 @@ def after(result, inputs, groups, places, grid):
         matrix = result.matrix[0].astype(float)
         return None, matrix @ places / matrix.sum(axis=1, keepdims=True)
     joined = [[] for _ in range(result.n_out)]
-    for group, slot in zip(groups, result.dest[0], strict=True):
+    for group, slot in zip(groups, result.slot_of_token[0], strict=True):
         if slot >= 0:
             joined[slot] += group
     # A token stands at the mean of its patches.

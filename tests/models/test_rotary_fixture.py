@@ -39,7 +39,7 @@ def made(name, fixture):
         named_models.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
     )
     tensors = layouts.with_timm_names(tensors)
-    tensors = resize_positions.fit(tensors, model.config, IMAGE)
+    tensors = resize_positions.fit_positions(tensors, model.config, IMAGE)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return model, variables, fixture[f"{name}/image"].astype(np.float32)
 

@@ -72,7 +72,7 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     config = tiny_vit.model(embed_dim=6, num_heads=1, image_size=size).config
     with caplog.at_level("INFO", logger="imagepiece_jax.models"):
         tensors = {"pos_embed": positions}
-        tensors = resize_positions.fit(tensors, config, old * tiny_vit.PATCH)
+        tensors = resize_positions.fit_positions(tensors, config, old * tiny_vit.PATCH)
     assert f"resized to {new}x{new}" in caplog.text
     resized = tensors["pos_embed"]
     np.testing.assert_array_equal(resized[:, 0], positions[:, 0])

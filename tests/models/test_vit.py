@@ -32,7 +32,7 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
         moves = {}
         for block, result in zip(steps, results, strict=True):
             weight = None if result.weight is None else np.asarray(result.weight[b])
-            dest = np.asarray(result.dest[b])
+            dest = np.asarray(result.slot_of_token[b])
             moves[block] = dest, weight, result.n_out, result.mean
         options["scale"] = None if scale is None else scale[b]
         answers.append(slow_deit.forward(params, image, moves=moves, **options))
@@ -93,7 +93,7 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
                 close(inputs.metric[b], slow.key[1:].mean(axis=1))
             counted = oracles.count_sources(source, len(slow.x) - 1)
             np.testing.assert_array_equal(inputs.size[b], counted)
-            source = oracles.compose(np.asarray(result.dest[b]), source)
+            source = oracles.compose(np.asarray(result.slot_of_token[b]), source)
         np.testing.assert_array_equal(slots[b], source)
         counted = oracles.count_sources(source, size.shape[1] - 1)
         np.testing.assert_array_equal(size[b, 1:], counted)
@@ -250,7 +250,7 @@ def kept():
     def run(keys):
         twice = jnp.concatenate([images, images])
         outputs = [model.apply(variables, twice, keys=keys) for model in models]
-        return [out.results[0].dest >= 0 for out in outputs]
+        return [out.results[0].slot_of_token >= 0 for out in outputs]
 
     return lambda keys: np.asarray(run(keys))
 

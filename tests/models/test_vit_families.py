@@ -123,7 +123,7 @@ def test_every_method_runs_on_every_family(name, family):
         if isinstance(result, Mixing):
             assert result.matrix.shape == (2, after, before)
         else:
-            assert result.dest.shape == (2, before)
+            assert result.slot_of_token.shape == (2, before)
             assert result.n_out == after
 
 

@@ -54,7 +54,9 @@ def in_float64():
         operations = (gelu, norm, attention_scores, joining, merging, similarity)
         for module in (*models, *operations, moves, state):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
-        wide_head = mock.patch.object(layers.dense, "__defaults__", (jnp.float64,))
+        wide_head = mock.patch.object(
+            layers.dense_layer, "__defaults__", (jnp.float64,)
+        )
         stack.enter_context(wide_head)
         # JAX's own attention has its softmax in float32.
         stack.enter_context(kernels.reference_forms())

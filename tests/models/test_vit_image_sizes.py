@@ -82,7 +82,7 @@ def test_what_fills_no_patch_is_not_read(folded):
     images = tiny_vit.images(2, side=23)
     models = (cut, whole)
     if folded:
-        fast = [optimize.prepare(m, variables, dtype="float32") for m in models]
+        fast = [optimize.fold_and_cast(m, variables, dtype="float32") for m in models]
         models, (variables, _) = zip(*fast, strict=True)
     found, expected = (
         tiny_vit.jit(m.apply)(variables, x).logits
@@ -104,7 +104,7 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     vit = imagepiece_jax.load(tmp_path / "w.npz", config=made.config, image_size=size)
     old = variables["params"]["pos_embed"]
     tensors = {"pos_embed": old}
-    want = resize_positions.fit(tensors, vit.config, (224, 224))["pos_embed"]
+    want = resize_positions.fit_positions(tensors, vit.config, (224, 224))["pos_embed"]
     np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
     np.testing.assert_array_equal(want[:, 0], old[:, 0])
     assert want.shape == old.shape

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.provenance import rows_of
+from imagepiece_jax.reduction.provenance import gather_tokens
 from tests.helpers import tiny_vit
 
 
@@ -36,6 +36,6 @@ def test_merged_tokens_count_by_their_patches(reduction):
     assert (size.sum(axis=1) == tiny_vit.TOKENS).all()
     pooled = np.einsum("bn,bnd->bd", size, out.tokens) / tiny_vit.TOKENS
     close(out.logits, read(pooled))
-    spread = rows_of(jnp.asarray(out.tokens), tiny_vit.slots(out))
+    spread = gather_tokens(jnp.asarray(out.tokens), tiny_vit.slots(out))
     close(out.logits, read(np.asarray(spread).mean(axis=1)))
     assert np.abs(out.logits - read(out.tokens.mean(axis=1))).max() > 0.01

@@ -18,7 +18,7 @@ def write(root, *files):
 
 def pairs(root):
     source = open_source(f"folder:{root}", "val")
-    names = [source.name(index) for index in range(len(source))]
+    names = [source.image_name(index) for index in range(len(source))]
     return {*zip(names, source.labels.tolist(), strict=True)}
 
 

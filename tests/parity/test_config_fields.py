@@ -106,7 +106,7 @@ def test_every_argument_of_timm_is_known(kind):
 
 
 def timm_file(name, **arguments):
-    size = registry.config(name).image_size
+    size = registry.model_config(name).image_size
     images = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3}
     config = {"architecture": name, "num_classes": 5, "model_args": arguments}
     return config | {"pretrained_cfg": images}

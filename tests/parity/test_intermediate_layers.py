@@ -28,8 +28,8 @@ LAYERS = [0, 2]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_are_those_of_timm(name):
-    arch = registry.config(name).arch
-    patch = registry.config(name).patch_size
+    arch = registry.model_config(name).arch
+    patch = registry.model_config(name).patch_size
     size = (3 * patch, 6 * patch)
     act = {"quick": "quick_gelu", "tanh": "gelu_tanh", "exact": "gelu"}[arch.gelu]
     theirs = timm.create_model(

@@ -62,10 +62,10 @@ def test_every_name_has_timms_crop():
     names = public_weights()
     for name in registry.public_models():
         with contextlib.suppress(InputError):
-            names.append(registry.config(name).name)
+            names.append(registry.model_config(name).name)
     for name in names:
         theirs = timm.get_pretrained_cfg(name.removesuffix("."))
-        ours = registry.config(name)
+        ours = registry.model_config(name)
         assert (ours.mean, ours.std) == (theirs.mean, theirs.std)
         crop = ours.preprocessing
         for field in ("crop_mode", "interpolation"):

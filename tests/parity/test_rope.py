@@ -47,7 +47,7 @@ FAMILIES = {  # by a part of their names
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_features_are_timms(name):
-    size = MODELS[name] or registry.config(name).image_size
+    size = MODELS[name] or registry.model_config(name).image_size
     theirs = timm.create_model(
         name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
     )

@@ -72,7 +72,7 @@ def test_timm_reads_a_recovered_folder_as_its_dense_model(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_public_architectures(tmp_path, name):
-    assert registry.config(name).arch.gelu == "exact"
+    assert registry.model_config(name).arch.gelu == "exact"
     vit = made(name, num_classes=3, image_size=64, gelu="quick")
     theirs = agrees(tmp_path / "m", vit)
     cfg = resolve_model_data_config(theirs)

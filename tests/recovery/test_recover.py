@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax.common import statistics
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.evaluation import statistics
 from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery import recover, recovery_images, recovery_step
@@ -594,7 +594,7 @@ def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, k
 
 
 def names_of(source):
-    return [source.name(index) for index in range(len(source))]
+    return [source.image_name(index) for index in range(len(source))]
 
 
 def divided(monkeypatch, vit, images):

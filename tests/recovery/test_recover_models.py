@@ -60,7 +60,7 @@ def stream_of(model):
     @tiny_vit.compiled
     def run(variables, images):
         outputs, blocks = tiny_vit.traced_blocks(model, variables, images)
-        dests = [result.dest for result in outputs.results]
+        dests = [result.slot_of_token for result in outputs.results]
         return outputs.logits, outputs.tokens, blocks, dests
 
     return run

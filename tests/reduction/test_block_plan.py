@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.reduction.block_plan import (
-    Fixed,
-    Keep,
-    KeepInitial,
-    Merge,
-    MergeTo,
-    Remove,
+    KeepAtLeastHalf,
+    KeepFixed,
+    KeepInitialShare,
+    KeepShare,
+    MergeCandidates,
+    RemoveCount,
     Step,
-    build,
-    steps_to,
+    choose_steps,
+    plan_blocks,
 )
 from imagepiece_jax.reduction.reducers import Reducer
 from tests.helpers import oracles
@@ -37,34 +37,34 @@ def test_keep_is_the_exact_ceiling_and_a_fused_token_is_one_more(rate):
         kept = oracles.keep_count(rate, n)
         for fused in (False, True):
             want = None if kept == n else kept + fused
-            assert Keep(float(rate), fused).n_out(n, n, 1) == want
+            assert KeepShare(float(rate), fused).n_out(n, n, 1) == want
 
 
 @pytest.mark.parametrize("merge_ratio, candidate_ratio", MERGES)
 def test_merge_counts_are_exact(merge_ratio, candidate_ratio):
-    rule = Merge(float(merge_ratio), float(candidate_ratio))
+    rule = MergeCandidates(float(merge_ratio), float(candidate_ratio))
     for n in SIZES:
         candidates, merges = oracles.merge_counts(n, merge_ratio, candidate_ratio)
         assert rule.n_out(n, n, 1) == (n - merges if merges else None)
-        assert rule.candidates(n) == candidates
+        assert rule.count_candidates(n) == candidates
 
 
 @pytest.mark.parametrize(
     "rule, n, expected",
     [
-        (Remove(13), 196, 183),
-        (Remove(13), 7, 4),  # one of two sides
-        (Remove(0), 7, None),
-        (MergeTo(0.8), 196, 157),
-        (MergeTo(0.4), 7, 4),
-        (MergeTo(1.0), 7, None),
-        (Fixed(16), 7, 16),
+        (RemoveCount(13), 196, 183),
+        (RemoveCount(13), 7, 4),  # one of two sides
+        (RemoveCount(0), 7, None),
+        (KeepAtLeastHalf(0.8), 196, 157),
+        (KeepAtLeastHalf(0.4), 7, 4),
+        (KeepAtLeastHalf(1.0), 7, None),
+        (KeepFixed(16), 7, 16),
         # SPViT's second step on 196 patches, with one package a step.
-        (KeepInitial(0.369), 122, 72),
-        (KeepInitial(0.369, packages=True), 122, 74),
-        (KeepInitial(0.0), 122, 1),
-        (KeepInitial(0.7), 137, None),  # as many as there are
-        (KeepInitial(0.7), 100, None),  # fewer are there
+        (KeepInitialShare(0.369), 122, 72),
+        (KeepInitialShare(0.369, packages=True), 122, 74),
+        (KeepInitialShare(0.0), 122, 1),
+        (KeepInitialShare(0.7), 137, None),  # as many as there are
+        (KeepInitialShare(0.7), 100, None),  # fewer are there
     ],
 )
 def test_published_and_hand_computed_counts(rule, n, expected):
@@ -76,30 +76,36 @@ def step(rule, block=0, site="mid"):
 
 
 def test_build_puts_pre_steps_before_the_block_whatever_the_prefix():
-    plan = build(depth=3, n0=196, steps=[step(Keep(0.7), block=1, site="pre")])
+    plan = plan_blocks(
+        depth=3, n0=196, steps=[step(KeepShare(0.7), block=1, site="pre")]
+    )
     tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
     assert tokens == [(197, 197), (139, 139), (139, 139)]
     assert plan[1].counts.n_in == 196
     # A distillation token changes no count: N is n + 1 whatever the prefix is.
-    steps = [step(Merge(0.08, 0.3), block=0), step(Keep(0.8), block=1)]
-    one = build(2, 196, steps, num_prefix=1)
-    two = build(2, 196, steps, num_prefix=2)
+    steps = [step(MergeCandidates(0.08, 0.3), block=0), step(KeepShare(0.8), block=1)]
+    one = plan_blocks(2, 196, steps, num_prefix=1)
+    two = plan_blocks(2, 196, steps, num_prefix=2)
     for a, b in zip(one, two, strict=True):
         assert a.counts == b.counts
         assert (a.attn_tokens, a.mlp_tokens) == (b.attn_tokens - 1, b.mlp_tokens - 1)
 
 
 def test_masked_training_keeps_what_evaluation_would_remove():
-    held = dataclasses.replace(step(Keep(0.8)), when_masked=0)
-    appended = dataclasses.replace(step(Keep(0.8), block=1), when_masked=1)
-    plan = build(3, 196, [held, appended, step(Keep(0.8), block=2)], masked=True)
+    held = dataclasses.replace(step(KeepShare(0.8)), added_when_masked=0)
+    appended = dataclasses.replace(step(KeepShare(0.8), block=1), added_when_masked=1)
+    plan = plan_blocks(
+        3, 196, [held, appended, step(KeepShare(0.8), block=2)], masked=True
+    )
     # In evaluation 157, 126 and 101 image tokens stay: the last step removes 25.
     assert [layer.mlp_tokens for layer in plan] == [197, 198, 173]
 
 
 def test_stages_count_the_steps_that_change_something():
-    steps = [step(Keep(rate), block) for block, rate in enumerate((0.9, 1.0, 0.9))]
-    plan = build(depth=4, n0=20, steps=[*steps, step(Merge(0.0, 0.3), block=3)])
+    steps = [step(KeepShare(rate), block) for block, rate in enumerate((0.9, 1.0, 0.9))]
+    plan = plan_blocks(
+        depth=4, n0=20, steps=[*steps, step(MergeCandidates(0.0, 0.3), block=3)]
+    )
     assert [layer.step for layer in plan][:3] == steps
     assert [layer.counts and layer.counts.stage for layer in plan] == [1, None, 2, None]
     assert plan[1].mlp_tokens == plan[0].mlp_tokens
@@ -107,12 +113,12 @@ def test_stages_count_the_steps_that_change_something():
 
 def test_steps_follow_counts_where_they_fall_and_as_far_as_rules_go():
     """Of 16 tokens at most half leave; later steps take the rest."""
-    steps = [step(Remove(1), block) for block in range(3)]
-    assert [s.tokens for s in steps_to((16, 8, 7), steps, 16)] == [8, 7]
-    chosen = steps_to((16, 5, 5), steps, 16, exact=False)
+    steps = [step(RemoveCount(1), block) for block in range(3)]
+    assert [s.tokens for s in choose_steps((16, 8, 7), steps, 16)] == [8, 7]
+    chosen = choose_steps((16, 5, 5), steps, 16, exact=False)
     assert [(s.block, s.tokens) for s in chosen] == [(1, 8), (2, 5)]
-    assert steps_to((1, 1, 1), [step(Remove(1))], 1) == []
+    assert choose_steps((1, 1, 1), [step(RemoveCount(1))], 1) == []
     with refused("after block 1; of 16 before it at least 8 must stay"):
-        steps_to((16, 5, 5), steps, 16)
+        choose_steps((16, 5, 5), steps, 16)
     with refused("change at block 2, but the method's blocks are 0, 1"):
-        steps_to((16, 16, 15), steps[:2], 16)
+        choose_steps((16, 16, 15), steps[:2], 16)

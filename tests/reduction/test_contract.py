@@ -9,7 +9,13 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.block_plan import Fixed, Keep, Rule, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import (
+    KeepFixed,
+    KeepShare,
+    Rule,
+    Step,
+    StepCounts,
+)
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.method import Method
@@ -35,7 +41,7 @@ def tokens(*rows):
 
 def assignment(*rows, **fields):
     """An Assignment to four slots without an index, of a row for each image."""
-    return Assignment(**{"dest": tokens(*rows), "n_out": 4} | fields)
+    return Assignment(**{"slot_of_token": tokens(*rows), "n_out": 4} | fields)
 
 
 def indexed(**fields):
@@ -89,7 +95,7 @@ def ones(*shape):
 def test_what_breaks_the_contract_is_named(result, said):
     result = result() if callable(result) else result
     with pytest.raises(InputError, match=said):
-        contract.check(result, COUNTS)
+        contract.check_values(result, COUNTS)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +103,8 @@ def test_what_breaks_the_contract_is_named(result, said):
     [
         (assignment(RIGHT, n_out=3), 4, "n_out 3; .*, 4"),
         (assignment(RIGHT, n_out=7), 7, "of 6 tokens has n_out 7"),
-        (assignment(RIGHT[:5]), 4, r"dest has shape \(1, 5\); .* \[B, 6"),
-        (assignment(RIGHT, dest=ones(1, 6)), 4, "dest is float32"),
+        (assignment(RIGHT[:5]), 4, r"slot_of_token has shape \(1, 5\); .* \[B, 6"),
+        (assignment(RIGHT, slot_of_token=ones(1, 6)), 4, "slot_of_token is float32"),
         (Mixing(ones(1, 6, 4)), 4, r"has shape \(1, 6, 4\); .* \[B, 4, 6\]"),
         (Masking(ones(1, 6)), 4, "keep leaves 6 tokens"),
     ],
@@ -125,7 +131,7 @@ class Leaving(Rule):
     def n_out(self, n, n0, stage):
         return self.count
 
-    def candidates(self, n):
+    def count_candidates(self, n):
         return self.among
 
 
@@ -139,8 +145,8 @@ def made(steps):
     [
         (TopK(), Leaving(0), "the rule Leaving leaves 0 image tokens at block 1"),
         (TopK(), Leaving("3"), "the rule Leaving leaves '3' image tokens at block 1"),
-        (TopK(), Fixed(26), "tokens at block 1; it must leave 1 to 25"),
-        (Retokenize(), Keep(0.5), "Retokenize needs a rule with candidates"),
+        (TopK(), KeepFixed(26), "tokens at block 1; it must leave 1 to 25"),
+        (Retokenize(), KeepShare(0.5), "Retokenize needs a rule with candidates"),
         (Retokenize(), Leaving(19, among=10), "of 10 candidates; at most half"),
     ],
 )
@@ -154,7 +160,7 @@ def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
 
 
 def test_every_model_checks_what_needs_no_values(monkeypatch):
-    monkeypatch.setitem(METHODS, "wrong", made([Step(1, Fewer(), Keep(0.6))]))
+    monkeypatch.setitem(METHODS, "wrong", made([Step(1, Fewer(), KeepShare(0.6))]))
     model = tiny_vit.model("wrong")
     with pytest.raises(InputError, match="^block 1, Fewer: .* n_out 14; .* 15"):
         jax.eval_shape(model.apply, tiny_vit.shapes(model), ones(1, 20, 20, 3))

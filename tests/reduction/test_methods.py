@@ -18,11 +18,11 @@ from flax import linen as nn
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction import contract, moves, provenance
-from imagepiece_jax.reduction.block_plan import build
+from imagepiece_jax.reduction.block_plan import plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import ReducerInputs, start
+from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import reducers, shortest
@@ -120,7 +120,7 @@ def walk(plan, x, keys=None):
 
     The blocks do nothing; scores and metric are functions of the tokens themselves.
     """
-    states = [start(x)]
+    states = [initial_state(x)]
     results = []
     grid = GRID
     keys = image_keys(len(x)) if keys is None else keys
@@ -128,14 +128,14 @@ def walk(plan, x, keys=None):
         if layer.counts:
             inputs = inputs_of(layer, states[-1], keys_of(keys, block), grid)
             results.append(decide(layer.step.reducer, inputs, layer.counts))
-            states.append(moves.apply(states[-1], results[-1]))
+            states.append(moves.apply_result(states[-1], results[-1]))
             grid = None
     return states, results
 
 
 def slots_of(results):
     """Slots of the patches before the first step and after each; None if soft."""
-    slots = provenance.patch_slots(results, 3, N0)
+    slots = provenance.trace_patches(results, 3, N0)
     return [None if each is None else np.asarray(each) for each in slots]
 
 
@@ -193,7 +193,7 @@ def first_step(name, method):
     block, layer = next((block, layer) for block, layer in steps if layer.counts)
     x = jnp.asarray(random_tokens())
     keys = image_keys(3)
-    inputs = inputs_of(layer, start(x), keys_of(keys, block), GRID)
+    inputs = inputs_of(layer, initial_state(x), keys_of(keys, block), GRID)
     run = functools.partial(decide, layer.step.reducer, counts=layer.counts)
     _, (result, *_) = jax.jit(program(name, method))(x, keys)
     return run, inputs, jax.tree.map(np.asarray, result)
@@ -318,6 +318,6 @@ def test_a_method_that_reduces_nothing_is_the_dense_plan(name):
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
     method = METHODS[name](**{k: v for k, v in NOTHING.items() if k in fields})
     plan = plan_of(name, method, n0=196)
-    dense = build(len(plan), 196, ())
+    dense = plan_blocks(len(plan), 196, ())
     tokens = [(layer.counts, layer.mlp_tokens) for layer in plan]
     assert tokens == [(layer.counts, layer.mlp_tokens) for layer in dense]

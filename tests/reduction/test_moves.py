@@ -50,7 +50,7 @@ def expected(state, assignment):
         size = np.asarray(state.size[b])
         weight = None if assignment.weight is None else assignment.weight[b]
         weight = weight if assignment.by_size else np.ones(len(x) - prefix)
-        dest = np.asarray(assignment.dest[b])
+        dest = np.asarray(assignment.slot_of_token[b])
         how = weight, assignment.n_out, assignment.mean
         moved, added = oracles.apply_map(x[prefix:], size[prefix:], dest, *how)
         xs.append(np.concatenate([x[:prefix], moved]))
@@ -101,7 +101,9 @@ def test_many_absorbed_tokens_are_a_product(weighted):
 def test_sizes_are_exact_past_what_bfloat16_can_count():
     state, assignment = make(7, 1, dtype=jnp.bfloat16)
     state = state.replace(size=np.full_like(state.size, 129.0))
-    assignment = assignment.replace(dest=np.zeros((3, 7), np.int32), index=None)
+    assignment = assignment.replace(
+        slot_of_token=np.zeros((3, 7), np.int32), index=None
+    )
     np.testing.assert_array_equal(apply(state, assignment).size[:, 1], 7 * 129)
 
 
@@ -111,7 +113,7 @@ def test_a_token_alone_in_its_slot_keeps_its_bits(form):
     dest = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
     if form == "gather":  # reads survivors only; a product would spread 0 * inf
         state.x[:, 1 + 4] = np.inf
-    got = apply(state, Assignment(dest=dest, n_out=5), form=form)
+    got = apply(state, Assignment(slot_of_token=dest, n_out=5), form=form)
     assert np.isfinite(got.x).all()
     np.testing.assert_array_equal(got.x[:, [1, 3, 4, 5]], state.x[:, [1, 4, 6, 7]])
 
@@ -125,7 +127,7 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
         mask=np.float32([[1, 0, 0, 1, 0, 1]]),
     )
     dest = np.int32([[0, 0, 1, 2, 1, DROPPED]])
-    moved = apply(state, Assignment(dest=dest, n_out=3), form=form)
+    moved = apply(state, Assignment(slot_of_token=dest, n_out=3), form=form)
     assert moved.mask.tolist() == [[1, 0, 1]]
 
 

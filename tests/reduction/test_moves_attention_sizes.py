@@ -20,14 +20,14 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     x, size = expected(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
     for image, slot in np.ndindex(3, 3):
-        total = given[image][assignment.dest[image] == slot].sum()
+        total = given[image][assignment.slot_of_token[image] == slot].sum()
         want[image, slot] = max(total, want[image, slot])
     assert_close(got.effective_size[:, 1:], want, units=8)
     assert (got.effective_size > 0).all()
     np.testing.assert_array_equal(got.effective_size[:, :1], state.size[:, :1])
     assert_close(got.x, x)
     np.testing.assert_array_equal(got.size, size)
-    one = Assignment(dest=np.zeros((3, 3), np.int32), n_out=1)
+    one = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
     assert apply(state, assignment).attn_size is None  # one array: that of the sizes
     again = apply(got, one, form=form)
     assert_close(again.effective_size[:, 1], want.sum(axis=1), units=8)
@@ -46,7 +46,7 @@ def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
     assert_close(got, loose, units=8)
     by = np.asarray(assignment.weight if weighted else size)
     for image, head in np.ndindex(3, 2):
-        dest = np.asarray(assignment.dest[image])
+        dest = np.asarray(assignment.slot_of_token[image])
         members = [[0], [1]] + [list(2 + np.flatnonzero(dest == s)) for s in range(3)]
         share = np.concatenate([[1, 1], by[image]])
         for i, rows in enumerate(members):

@@ -9,15 +9,15 @@ from imagepiece_jax.reduction.state import Assignment, Masking, Mixing
 
 def test_slots_are_followed_until_tokens_overlap():
     """A merge, a drop, then a step that mixes or masks."""
-    merge = Assignment(dest=np.int32([[0, 1, 0, 2]]), n_out=3)
-    drop = Assignment(dest=np.int32([[1, DROPPED, 0]]), n_out=2)
+    merge = Assignment(slot_of_token=np.int32([[0, 1, 0, 2]]), n_out=3)
+    drop = Assignment(slot_of_token=np.int32([[1, DROPPED, 0]]), n_out=2)
     for last in (Mixing(np.ones((1, 1, 2))), Masking(np.ones((1, 2)))):
-        slots = provenance.patch_slots((merge, drop, last, drop), 1, 4)
+        slots = provenance.trace_patches((merge, drop, last, drop), 1, 4)
         assert [slot.tolist() for slot in slots[:3]] == [
             [[0, 1, 2, 3]],
             [[0, 1, 0, 2]],
             [[1, DROPPED, 1, 0]],
         ]
         assert slots[3:] == [None, None]
-    (alone,) = provenance.patch_slots((), 2, 3)
+    (alone,) = provenance.trace_patches((), 2, 3)
     assert alone.tolist() == [[0, 1, 2]] * 2

@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import Bipartite, TopK
-from imagepiece_jax.reduction.state import ReducerInputs, start
+from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.reduction_steps import FORMS, apply, decide, vectors
 from tests.helpers.rounding import assert_close
@@ -73,14 +73,14 @@ def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes
     result = decide(Retokenize(), make_inputs([ATTENTION], [CIRCLE]), counts)
     # The class token is -1, then token i is i.
     x = np.arange(-1.0, 10.0, dtype=np.float32)[None, :, None]
-    got = apply(start(x), result, form=form)
+    got = apply(initial_state(x), result, form=form)
     assert_close(got.x[0, :, 0], [-1, *values], units=8)
     assert got.size[0].tolist() == [1, *sizes]
 
     dest = oracles.retokenize(
         np.float32(ATTENTION), oracles.cosine(CIRCLE, CIRCLE), candidates, merges
     )
-    np.testing.assert_array_equal(result.dest[0], dest)
+    np.testing.assert_array_equal(result.slot_of_token[0], dest)
     assert result.by_size
     equal = Retokenize(size_weighting=False)
     assert not decide(equal, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
@@ -92,9 +92,9 @@ def test_evit_fuses_as_computed_by_hand(fuse, form):
     inputs = make_inputs([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
     result = decide(TopK(fuse=fuse), inputs, StepCounts(n_in=5, n_out=3 + fuse))
     slot = 3 if fuse else DROPPED
-    assert result.dest.tolist() == [[slot, slot, 0, 1, 2]]
+    assert result.slot_of_token.tolist() == [[slot, slot, 0, 1, 2]]
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
-    got = apply(start(x), result, form=form)
+    got = apply(initial_state(x), result, form=form)
     want = [0, 3, 4, 5] + [0.2] * fuse
     assert_close(got.x[0, :, 0], want, units=2 * fuse)
     assert got.size[0].tolist() == [1, 1, 1, 1] + [2] * fuse
@@ -146,9 +146,9 @@ def test_decisions_equal_the_oracle(n):
     assert bool(work) == (n > 1)  # a single token is left alone by every rule
     for (reducer, counts), result in zip(work, results, strict=True):
         assert result.n_out == counts.n_out
-        assert result.dest.dtype == jnp.int32
-        assert filled(np.asarray(result.dest), counts.n_out)
-        for image, dest in enumerate(np.asarray(result.dest)):
+        assert result.slot_of_token.dtype == jnp.int32
+        assert filled(np.asarray(result.slot_of_token), counts.n_out)
+        for image, dest in enumerate(np.asarray(result.slot_of_token)):
             want = truth(reducer, counts, scores[image], similarity[image])
             case = f"{reducer} {counts} image {image}"
             np.testing.assert_array_equal(dest, want, err_msg=case)
@@ -157,13 +157,15 @@ def test_decisions_equal_the_oracle(n):
 def test_fusing_passes_gradient_to_the_attention():
     """The slope of a dropped token's score is the token itself, of a kept one 0."""
     rng = np.random.default_rng(0)
-    state = jax.tree.map(jnp.asarray, start(np.float32(rng.normal(size=(2, 8, 5)))))
+    state = jax.tree.map(
+        jnp.asarray, initial_state(np.float32(rng.normal(size=(2, 8, 5))))
+    )
     scores = np.float32(rng.dirichlet(np.ones(7), size=2))
     counts = StepCounts(n_in=7, n_out=5)
 
     def loss(scores):
         result = TopK(fuse=True)(make_inputs(scores, state.x[:, 1:]), counts)
-        return moves.apply(state, result).x.sum()
+        return moves.apply_result(state, result).x.sum()
 
     slope = tiny_vit.compiled(jax.grad(loss))(scores)
     for image in range(2):
@@ -193,7 +195,7 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
         (np.full((8, 12), -np.inf), np.where(metric > 0, np.nan, metric)),
     ):
         result = decide(reducer, make_inputs(bad_scores, bad_metric), counts)
-        assert filled(np.asarray(result.dest), counts.n_out)
+        assert filled(np.asarray(result.slot_of_token), counts.n_out)
 
 
 def test_partners_of_very_large_images():

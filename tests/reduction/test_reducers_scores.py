@@ -13,8 +13,13 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.reducers import SCORES, Ranking, shift_shares, uniqueness
-from imagepiece_jax.reduction.state import ReducerInputs, start
+from imagepiece_jax.reduction.reducers import (
+    SCORES,
+    Ranking,
+    shift_shares,
+    uniqueness_scores,
+)
+from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, oracles_peaks, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
@@ -52,7 +57,7 @@ def test_energy_is_the_published_one(margin):
     keys = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     energy = np.array(ENERGIES[margin])
     np.testing.assert_allclose(slow_energy(keys, margin), energy, atol=6e-5)
-    unique = tiny_vit.compiled(uniqueness, static_argnums=1)
+    unique = tiny_vit.compiled(uniqueness_scores, static_argnums=1)
     got = unique(np.float32(3 * keys[None]), margin)[0]
     np.testing.assert_allclose(got, shares(energy), atol=2e-5)
     assert list(np.argsort(got)) == list(np.argsort(-energy))
@@ -72,7 +77,9 @@ def run(arch, reduction, **options):
 def scores_of(layer, inputs):
     reducer = layer.step.reducer
     counts = layer.counts
-    return tiny_vit.compiled(lambda inputs: reducer.scores(inputs, counts))(inputs)
+    return tiny_vit.compiled(lambda inputs: reducer.token_scores(inputs, counts))(
+        inputs
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,7 @@ def test_the_shift_is_how_far_attention_moves_a_token():
     images = tiny_vit.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
     (layer,) = features(Pretrained(model, variables), images, **options).layers
-    dest = out.results[0].dest
+    dest = out.results[0].slot_of_token
     patches = [[row.tolist().index(slot) for slot in range(23)] for row in dest]
     patches = np.asarray(patches)[..., None]
     entered = np.take_along_axis(np.asarray(layer.patches), patches, 1)
@@ -230,10 +237,10 @@ def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
 
 def init_of(module):
     """Function of tokens, two of them a prefix, that returns a module's variables."""
-    return lambda x: module.init(jax.random.key(0), x, start(x, 2))
+    return lambda x: module.init(jax.random.key(0), x, initial_state(x, 2))
 
 
-begin = tiny_vit.compiled(lambda x: start(x, 2))
+begin = tiny_vit.compiled(lambda x: initial_state(x, 2))
 
 
 @pytest.mark.parametrize(
@@ -249,10 +256,10 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     there = np.flatnonzero(np.append([1, 1], mask))
 
     def scores(x, mask=None):
-        state = start(x, 2).replace(mask=mask)
-        _, found = module.apply(variables, x, state, reducer.reads)
+        state = initial_state(x, 2).replace(mask=mask)
+        _, found = module.apply(variables, x, state, reducer.attention_reads)
         inputs = ReducerInputs(x[:, 2:], state.size[:, 2:], mask=mask, **found)
-        return reducer.scores(inputs, StepCounts(5, 4, progress=1 / 3))
+        return reducer.token_scores(inputs, StepCounts(5, 4, progress=1 / 3))
 
     got = tiny_vit.compiled(scores)(x, mask)
     got = np.where(mask > 0.5, got, 0)

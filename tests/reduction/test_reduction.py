@@ -11,7 +11,7 @@ from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.tome import ToMe
-from imagepiece_jax.reduction.reduction import DENSE, Reduction
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from tests.helpers.refused_calls import refused
 from tests.helpers.small_runs import ROOT
 
@@ -64,9 +64,9 @@ def test_equal_reductions_compute_the_same():
     assert hash(short) == hash(Reduction.read("evit:keep_rate=.7"))
     assert short != Reduction.read("evit:prop_attn=True")
     assert short != Reduction.read("evit:keep_rate=.6")
-    assert Reduction.read(None) == DENSE == Reduction.read("none")
+    assert Reduction.read(None) == DENSE_REDUCTION == Reduction.read("none")
     assert Reduction.read(ToMe(r=8)) == Reduction.read("tome:r=8")
-    assert str(DENSE) == "none"
+    assert str(DENSE_REDUCTION) == "none"
 
 
 @pytest.mark.parametrize(

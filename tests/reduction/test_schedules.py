@@ -2,9 +2,9 @@
 
 import pytest
 
-from imagepiece_jax.reduction.block_plan import build
+from imagepiece_jax.reduction.block_plan import plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.schedules import check_counts, counts_of
+from imagepiece_jax.reduction.schedules import check_counts, scheduled_counts
 from tests.helpers.named_models import facts
 from tests.helpers.refused_calls import refused
 
@@ -30,33 +30,35 @@ from tests.helpers.refused_calls import refused
     ],
 )
 def test_counts_by_hand(text, ratio, want):
-    assert counts_of(text, 4, 16, ratio) == want
+    assert scheduled_counts(text, 4, 16, ratio) == want
 
 
 def test_published_counts_are_reached_at_one_half():
     """To the power of two: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9."""
-    plan = build(12, 196, METHODS["imagepiece"]().steps(facts()))
+    plan = plan_blocks(12, 196, METHODS["imagepiece"]().steps(facts()))
     own = tuple(layer.mlp_tokens - 1 for layer in plan)
-    assert counts_of("imagepiece", 12, 196, 0.5) == own
-    squared = counts_of("imagepiece", 12, 196, 2 / 3)
+    assert scheduled_counts("imagepiece", 12, 196, 0.5) == own
+    squared = scheduled_counts("imagepiece", 12, 196, 2 / 3)
     assert (squared[0], squared[2]) == (165, 89)
     merged = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
-    assert counts_of("diffrate", 12, 196, 0.5) == merged
-    assert counts_of("diffrate", 6, 196, 0.5) == merged[1::2]
-    doubled = counts_of("diffrate", 24, 196, 0.5)
+    assert scheduled_counts("diffrate", 12, 196, 0.5) == merged
+    assert scheduled_counts("diffrate", 6, 196, 0.5) == merged[1::2]
+    doubled = scheduled_counts("diffrate", 24, 196, 0.5)
     assert doubled[1::2] == merged
     assert doubled[4] == 192  # of 195 and 189
 
 
 def test_proportions_of_what_leaves_are_kept():
     """6 and 3 of 16: ratio 1 is the larger one times 16."""
-    method = METHODS["tome"](r=9, inflection=-1.0).scaled(3 / 8, facts(3, patches=16))
+    method = METHODS["tome"](r=9, inflection=-1.0).scale_schedule(
+        3 / 8, facts(3, patches=16)
+    )
     assert method.counts == (10, 7, 7)
 
 
 @pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])
 def test_a_stronger_schedule_leaves_no_more(text):
-    rows = [counts_of(text, 12, 196, ratio / 50) for ratio in range(51)]
+    rows = [scheduled_counts(text, 12, 196, ratio / 50) for ratio in range(51)]
     assert rows[0] == (196,) * 12
     assert min(rows[-1]) == 1
     for weak, strong in zip(rows, rows[1:], strict=False):

@@ -10,7 +10,12 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    ReducerInputs,
+    initial_state,
+)
 from tests.helpers import oracles, oracles_learned, tiny_vit
 from tests.helpers.rounding import assert_close
 
@@ -79,7 +84,7 @@ def test_the_gradient_of_a_draw_is_that_of_the_softmax():
         return jnp.sum(weight * draw(scores))
 
     def soft(scores):
-        noise = token_selector.noise(image_keys(2), (5, 2))
+        noise = token_selector.gumbel_noise(image_keys(2), (5, 2))
         return jnp.sum(weight * jax.nn.softmax(scores + noise)[..., 0])
 
     slope = tiny_vit.jit(jax.grad(hard))(scores)
@@ -107,7 +112,7 @@ def test_the_noise_of_an_image_is_its_own():
 def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
     """Outputs of a model, as far as a loss reads them."""
     tokens = jnp.asarray(tokens, jnp.float32)
-    state = start(tokens, prefix).replace(mask=mask)
+    state = initial_state(tokens, prefix).replace(mask=mask)
     first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
     inputs = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
     logits = jnp.asarray(logits)
@@ -159,9 +164,9 @@ def test_what_the_student_merges_and_drops_the_teacher_does_too():
     dest = np.array([[0, 1, 0, -1, 2], [2, 2, -1, 0, 1]], np.int32)
     second = np.array([[0, -1, 1], [1, 0, 1]], np.int32)
     results = (
-        Assignment(dest=jnp.asarray(dest), n_out=3),
+        Assignment(slot_of_token=jnp.asarray(dest), n_out=3),
         Masking(jnp.ones((2, 3))),
-        Assignment(dest=jnp.asarray(second), n_out=2),
+        Assignment(slot_of_token=jnp.asarray(second), n_out=2),
     )
     a = numbers(2, 3, 4)
     b = numbers(2, 6, 4, seed=1)

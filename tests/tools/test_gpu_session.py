@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from imagepiece_jax.benchmark import suite
-from imagepiece_jax.benchmark.timer import Timing
+from imagepiece_jax.common.timer import Timing
 from tests.helpers import tiny_vit
 from tests.helpers.run_command import call
 from tests.helpers.small_runs import ROOT

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import deit_s_evit
-from imagepiece_jax.data.preprocessing import IN_CONFIG, Preprocessing
+from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training.config import RunConfig
@@ -61,7 +61,7 @@ def images_of(run):
     """mean, std, and evaluation's crop of a run, as its model and its data have them"""
     model = run.vit_config
     crop = {name: getattr(model.preprocessing, name) for name in SHOWN}
-    assert crop == {name: getattr(run.data, IN_CONFIG[name]) for name in SHOWN}
+    assert crop == {name: getattr(run.data, NAME_IN_CONFIG[name]) for name in SHOWN}
     return {"mean": model.mean, "std": model.std} | crop
 
 

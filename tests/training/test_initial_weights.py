@@ -37,7 +37,7 @@ def initial(config, workdir="no_such_run"):
 
 
 def started(config):
-    return initial(config).variables(model_of(config))
+    return initial(config).start_variables(model_of(config))
 
 
 def taught(config):
@@ -102,7 +102,7 @@ def test_a_run_starts_with_what_was_recovered_for_its_form(recovered):
     own = reducing(**weights)
     assert np.all(scales(started(own)) == scales(vit.variables))
     assert np.all(scales(started(reducing(image_size=32, **weights))) == dense)
-    found = initial(own).variables(RunConfig.from_config(own).create_dense())
+    found = initial(own).start_variables(RunConfig.from_config(own).create_dense())
     assert np.all(scales(found) == dense)
 
 
@@ -182,13 +182,13 @@ def test_a_run_has_the_images_of_its_weights(tmp_path):
     path = tmp_path / "w"
     write(path, configured(OWN, LARGER, **{"data.eval_crop": 0.9}))
     config = configured(LARGER, **{"init.weights": str(path)})
-    run = initial(config).completed()
+    run = initial(config).complete_config()
     assert (run.vit_config.mean, run.vit_config.std) == (HALF, HALF)
     assert run.data.eval_crop == run.vit_config.preprocessing.crop == 0.9
     workdir = tmp_path / "run"
     record_start(workdir, run.to_dict())
     (workdir / "checkpoints" / "latest" / "1").mkdir(parents=True)
     path.rename(tmp_path / "gone")
-    assert initial(config, workdir).completed() == run
+    assert initial(config, workdir).complete_config() == run
     with refused("config.init.weights"):
-        initial(config).completed()
+        initial(config).complete_config()

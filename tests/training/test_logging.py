@@ -17,7 +17,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import logging
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import Length
+from imagepiece_jax.training.data import RunLength
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
 from tests.helpers import small_runs
 
@@ -26,7 +26,7 @@ def make(workdir, step=0, saved=None, epochs=2, **fields):
     """A RunLog of a run of 20 steps an epoch, 64 images each."""
     config = small_runs.configured({"progress": False, "log_every_steps": 2}, **fields)
     config = RunConfig.from_config(config)
-    length = Length(steps_per_epoch=20, epochs=epochs, eval_every_epochs=1)
+    length = RunLength(steps_per_epoch=20, epochs=epochs, eval_every_epochs=1)
     return logging.RunLog(workdir, config, length, step, lambda: saved)
 
 
@@ -67,8 +67,8 @@ def batches(clock, count, seconds):
 
 def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
     run = begin()
-    run.record(1, numbers())
-    run.record(2, numbers())
+    run.take_metrics(1, numbers())
+    run.take_metrics(2, numbers())
     assert read_metrics(tmp_path) == []  # one behind: the device is at work
     run.flush()
     (line,) = read_metrics(tmp_path)
@@ -79,16 +79,16 @@ def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
     assert line["lr"] == pytest.approx(1e-3)
     assert line["throughput"] > 0
     # A CPU does not count its memory.
-    assert {*line} == {*logging.FIGURES} - {"device_memory"} | {"own"}
+    assert {*line} == {*logging.STEP_METRICS} - {"device_memory"} | {"own"}
 
 
 def test_rate_and_input_wait_by_the_clock(begin, tmp_path, clock):
     """A batch takes four seconds to read, a step one: 64 images in five seconds."""
     run = begin(log_every_steps=3)
-    for step, number in enumerate(run.timed(batches(clock, 6, 4)), start=1):
+    for step, number in enumerate(run.timed_batches(batches(clock, 6, 4)), start=1):
         assert number == step - 1
         clock[0] += 1000 if step == 1 else 1  # the first is compiled
-        run.record(step, numbers())
+        run.take_metrics(step, numbers())
         run.flush()
         if step == 3:  # an evaluation between the two windows
             clock[0] += 1000
@@ -102,12 +102,12 @@ def test_rate_and_input_wait_by_the_clock(begin, tmp_path, clock):
 def test_no_compile_is_in_a_rate(begin, tmp_path, clock):
     """A resumed run logs its first step; other programs begin inside of windows."""
     run = begin(step=2, log_every_steps=3)
-    for step, _ in enumerate(run.timed(batches(clock, 7, 3)), start=3):
+    for step, _ in enumerate(run.timed_batches(batches(clock, 7, 3)), start=3):
         if step in (3, 5, 8):
-            run.compiles(step)
+            run.begin_program(step)
             clock[0] += 1000
         clock[0] += 1
-        run.record(step, numbers())
+        run.take_metrics(step, numbers())
         run.flush()
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [3, 6, 9]
@@ -129,7 +129,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(
 ):
     run = begin(max_skipped_steps=limit, saved=saved)
     for count in range(limit + 2):
-        run.record(9 + count, numbers(skipped=count, **metrics))
+        run.take_metrics(9 + count, numbers(skipped=count, **metrics))
     with pytest.raises(RunError, match=f"^{message}"):
         run.flush()
 
@@ -137,9 +137,9 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(
 def test_a_line_has_the_time_left(begin, capsys):
     run = begin(progress=True)
     for step in (1, 2, 3):
-        run.record(step, numbers())
+        run.take_metrics(step, numbers())
     run.flush()
-    run.evaluation(3, {"acc1": 12.345, "loss": 2.0})
+    run.write_evaluation(3, {"acc1": 12.345, "loss": 2.0})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 2 of 40, epoch 0.10: loss 0.500, acc1 25.0 %, lr ")
     assert "img/s" in lines[0] and lines[0].endswith(" s left")
@@ -150,10 +150,10 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "is_main", lambda: False)
     run = make(tmp_path / "run", progress=True, profile=True, epochs=1)
     for step in range(1, 21):
-        with run.dispatch(step):
-            run.record(step, numbers())
+        with run.traced_step(step):
+            run.take_metrics(step, numbers())
     run.flush()
-    run.evaluation(20, {"acc1": 1.0, "loss": 2.0})
+    run.write_evaluation(20, {"acc1": 1.0, "loss": 2.0})
     run.close()
     assert not (tmp_path / "run").exists()
     assert read_metrics(tmp_path / "run") == []
@@ -164,11 +164,11 @@ def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logging, "TRACED_STEPS", range(2, 4))
     run = make(tmp_path, step=20, profile=True)
     for step in range(21, 26):
-        with run.dispatch(step):
+        with run.traced_step(step):
             metrics = numbers()
-        run.record(step, metrics)
+        run.take_metrics(step, metrics)
     run.close()
-    (path,) = (tmp_path / logging.TRACE).rglob("*.trace.json.gz")
+    (path,) = (tmp_path / logging.TRACE_FOLDER).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = [int(e["args"]["step_num"]) for e in events if e.get("name") == "train"]
     # The one after them is under way when their numbers are there.
@@ -262,5 +262,5 @@ def test_a_lost_terminal_does_not_end_a_run(monkeypatch):
     stdout = io.StringIO()
     monkeypatch.setattr(stdout, "flush", lambda: os.write(-1, b""))
     monkeypatch.setattr(sys, "stdout", stdout)
-    logging.say("step 400")
+    logging.print_line("step 400")
     assert stdout.getvalue() == "step 400\n"

@@ -15,11 +15,11 @@ from configs import base
 from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import (
-    adamw,
+    create_adamw,
     create_optimizer,
     decay_mask,
-    ema,
     learning_rate,
+    moving_average,
     scale_by_group,
     warmup_steps,
 )
@@ -134,7 +134,7 @@ def test_adamw_equals_a_slow_one(clip_norm):
     )
     want = slow_adamw(params, gradients, rates, optim)
 
-    optimizer = adamw(optim, lambda step: jnp.asarray(rates)[step])
+    optimizer = create_adamw(optim, lambda step: jnp.asarray(rates)[step])
     state = optimizer.init(params)
     for grads in gradients:
         tree = dict(zip(shapes, grads, strict=True))
@@ -147,11 +147,11 @@ def test_adamw_equals_a_slow_one(clip_norm):
 def test_ema_by_hand_leaves_what_is_the_same():
     average = {"a": jnp.array([1.0, 2.0]), "norm": {"mean": jnp.array([0.0])}}
     new = {"a": jnp.array([3.0, 2.0]), "norm": {"mean": jnp.array([1.0])}}
-    got = ema(ema(average, new, 0.9), new, 0.9)
+    got = moving_average(moving_average(average, new, 0.9), new, 0.9)
     assert_close(got["a"], [1.38, 2.0], units=8)  # 3 - 2 * .9^2
     assert_close(got["norm"]["mean"], [0.19], units=8)  # 1 - .9^2
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000).astype(np.float32))
-    assert (ema({"x": x}, {"x": x}, 0.99996)["x"] == x).all()
+    assert (moving_average({"x": x}, {"x": x}, 0.99996)["x"] == x).all()
 
 
 PARAMS = {

@@ -20,7 +20,7 @@ from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.training import teacher
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.training.losses import distillation, teacher_distance
+from imagepiece_jax.training.losses import distillation_loss, teacher_distance
 from imagepiece_jax.weights.save import save
 from tests.helpers import small_runs, tiny_vit
 from tests.helpers.named_models import config
@@ -93,7 +93,9 @@ def test_terms_and_their_heads(kind, weight, both):
         heads = (jnp.float32(STUDENT), jnp.float32(read))
     given = Outputs(jnp.float32(logits), None, None, None, (), (), heads)
     distill = DistillConfig(kind=kind, temperature=2.0, weight=weight)
-    loss, terms = distillation(distill, given, *map(jnp.float32, (TARGETS, TEACHER)))
+    loss, terms = distillation_loss(
+        distill, given, *map(jnp.float32, (TARGETS, TEACHER))
+    )
     by_labels = -(TARGETS * log_softmax(STUDENT)).sum(1).mean()
     by_teacher = ORACLES[kind](read, TEACHER, 2.0).mean()
     assert_close(loss, (1 - weight) * by_labels)
@@ -139,15 +141,16 @@ def seen_by_teacher(images, side=12):
 def test_the_teacher_sees_its_own_size_and_normalization():
     frozen, variables = other_teacher()
     images = batch(0)["image"][0, 0]
-    seen = frozen.prepared(ours(images))
+    seen = frozen.prepare_images(ours(images))
     np.testing.assert_allclose(seen, seen_by_teacher(images), atol=2e-5)
     config = frozen.model.config
     smaller = frozen.model.clone(config=config.at_size(4))  # antialiased
-    found = teacher.Teacher(smaller, MEAN, STD).prepared(ours(images))
+    found = teacher.Teacher(smaller, MEAN, STD).prepare_images(ours(images))
     np.testing.assert_allclose(found, seen_by_teacher(images, 4), atol=2e-5)
     same = dataclasses.replace(config.at_size(SIZE), mean=MEAN, std=STD)
     same = frozen.model.clone(config=same)
-    assert teacher.Teacher(same, MEAN, STD).prepared(images) is images
+    images = ours(images)
+    assert teacher.Teacher(same, MEAN, STD).prepare_images(images) is images
 
 
 def test_the_loss_of_a_step():
@@ -212,6 +215,9 @@ def test_any_teacher_brings_its_size_and_images(tmp_path):
     assert found.mean == MEAN
     assert found.model.config.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
-    assert jax.eval_shape(found.apply, variables, images).logits.shape == (2, 10)
+    assert jax.eval_shape(found.compute_outputs, variables, images).logits.shape == (
+        2,
+        10,
+    )
     with refused("has 9 classes, but the student has 10"):
         teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/nine"})

@@ -16,7 +16,7 @@ def test_sizes_are_those_of_the_trace():
 
 @pytest.mark.parametrize("kind, rows", [("hard", 2), ("soft", 1), ("dense", 1)])
 def test_figures_are_written_for_every_kind(tmp_path, kind, rows):
-    figure.save(
+    figure.write_figure(
         tmp_path / "f.png",
         handmade_traces.images()[0],
         "a",

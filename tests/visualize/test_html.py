@@ -11,7 +11,7 @@ NAMES = ["one.jpg", '<b>"two".jpg']
 
 def test_the_page_names_figures_and_likeliest_classes():
     """traces: class 3 of the first image, 4 of the second."""
-    text = html.page(
+    text = html.render_page(
         NAMES, *handmade_traces.methods(), "w.npz", ["a", "b", "c", "<cat>", None]
     )
     assert text.count("dense: &lt;cat&gt;, 25 % sure") == 2  # caption and alt

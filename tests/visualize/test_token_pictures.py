@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.visualize import token_pictures
-from imagepiece_jax.visualize.token_pictures import draw_groups
+from imagepiece_jax.visualize.token_pictures import paint_tokens
 from tests.helpers.rounding import assert_close
 
 DROPPED = -1
@@ -15,7 +15,7 @@ def random_image(height, width, seed=0):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def random_source(patches, slots, seed=0):
+def random_token_map(patches, slots, seed=0):
     rng = np.random.default_rng(seed)
     rest = rng.integers(DROPPED, slots, patches - slots)
     return rng.permutation(np.concatenate([np.arange(slots), rest]))
@@ -26,13 +26,13 @@ def plain(colors, side):
     return np.kron(colors, np.ones((side, side, 1))).astype(np.uint8)
 
 
-def slot_of_pixels(source, grid, height, width):
+def token_of_pixels(token_of_patch, grid, height, width):
     """The slot behind each pixel, by integer division."""
     slots = np.empty((height, width), int)
     for y, x in np.ndindex(height, width):
         row = y * grid[0] // height
         column = x * grid[1] // width
-        slots[y, x] = source[row * grid[1] + column]
+        slots[y, x] = token_of_patch[row * grid[1] + column]
     return slots
 
 
@@ -50,12 +50,12 @@ def distance_to_other(slots, y, x):
 @pytest.mark.parametrize("grid, slots", [((3, 4), 5), ((2, 2), 4), ((4, 3), 1)])
 def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
     image = random_image(12, 24)
-    source = random_source(grid[0] * grid[1], slots)
-    pixels = slot_of_pixels(source, grid, 12, 24)
-    found = token_pictures.mean_colors(image, source, grid)
+    token_of_patch = random_token_map(grid[0] * grid[1], slots)
+    pixels = token_of_pixels(token_of_patch, grid, 12, 24)
+    found = token_pictures.mean_colors(image, token_of_patch, grid)
     assert found.shape == (*grid, 3)
     for row, column in np.ndindex(*grid):
-        slot = source[row * grid[1] + column]
+        slot = token_of_patch[row * grid[1] + column]
         if slot == DROPPED:
             high = 12 // grid[0]
             wide = 24 // grid[1]
@@ -70,12 +70,12 @@ def test_outlines_are_only_where_groups_meet():
     """One gray image: whatever is not gray is outline or dropped."""
     grid = (3, 4)
     image = np.full((18, 24, 3), 100, np.uint8)
-    source = random_source(12, 6, seed=3)
-    drawn = draw_groups(image, source, grid)
+    token_of_patch = random_token_map(12, 6, seed=3)
+    drawn = paint_tokens(image, token_of_patch, grid)
     assert drawn.shape == (18, 24, 3)
     assert drawn.dtype == np.uint8
-    slots = slot_of_pixels(source, grid, *drawn.shape[:2])
-    sizes = {slot: (source == slot).sum() for slot in source}
+    slots = token_of_pixels(token_of_patch, grid, *drawn.shape[:2])
+    sizes = {slot: (token_of_patch == slot).sum() for slot in token_of_patch}
     assert DROPPED in sizes
     assert min(sizes.values()) == 1
     assert max(sizes.values()) > 1
@@ -90,15 +90,15 @@ def test_outlines_are_only_where_groups_meet():
 def test_outline_of_a_group_has_one_color_that_stays():
     """All its pieces, and the same after a step that renumbers the slots."""
     image = np.full((16, 16, 3), 100, np.uint8)
-    source = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
-    drawn = draw_groups(image, source, (4, 4))
+    token_of_patch = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
+    drawn = paint_tokens(image, token_of_patch, (4, 4))
     color = tuple(drawn[3, 3])
     assert tuple(drawn[4, 4]) == tuple(drawn[8, 0]) == color
     other = tuple(drawn[8, 4])
     assert max(color) - min(color) > 150, "a bright color"
     assert np.abs(np.subtract(color, other, dtype=int)).max() > 60
     renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
-    again = draw_groups(image, renumbered, (4, 4))
+    again = paint_tokens(image, renumbered, (4, 4))
     assert tuple(again[3, 3]) == tuple(again[8, 0]) == color
 
 
@@ -119,7 +119,7 @@ def test_merged_patches_take_their_mean_color():
     colors = np.zeros((2, 2, 3))
     colors[0, 0] = (200, 0, 100)
     colors[0, 1] = (100, 40, 100)
-    drawn = draw_groups(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
+    drawn = paint_tokens(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
     mean = np.array([150, 20, 100])
     for column, own in ((0, colors[0, 0]), (1, colors[0, 1])):
         inside = drawn[:4, 6 * column : 6 * column + 6].astype(float)
@@ -133,7 +133,7 @@ def test_merged_patches_take_their_mean_color():
 def test_values_are_painted_over_the_gray_image():
     """Black below: three quarters of the color. A dropped patch gets no color."""
     values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
-    drawn = token_pictures.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
+    drawn = token_pictures.paint_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
     assert drawn[0, 0].tolist() == [51, 1, 63]  # three quarters of viridis's lowest
     lightness = []
     for patch, value in enumerate(values):

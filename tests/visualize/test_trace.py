@@ -7,7 +7,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.visualize import trace as trace_module
-from imagepiece_jax.visualize.trace import Stage, trace, write_traces
+from imagepiece_jax.visualize.trace import Stage, trace_tokens, write_traces
 from tests.helpers import handmade_traces, tiny_vit
 from tests.helpers.oracles import softmax
 from tests.helpers.rounding import assert_close
@@ -28,8 +28,8 @@ def imagepiece(images):
     model = tiny_vit.model(SHORT, depth=2)
     variables = tiny_vit.variables(model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace_module, "BATCH", 2)
-        traced = trace(model, variables, images)
+        patch.setattr(trace_module, "TRACE_BATCH", 2)
+        traced = trace_tokens(model, variables, images)
     return traced, tiny_vit.jit(model.apply)(variables, normalize(images, MEAN, STD))
 
 
@@ -37,14 +37,16 @@ def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
     traced, outputs = imagepiece
     last = traced.stages[-1]
     assert [(s.block, s.site) for s in traced.stages] == [(b, "mid") for b in range(2)]
-    np.testing.assert_array_equal(last.source, tiny_vit.slots(outputs))
+    np.testing.assert_array_equal(last.token_of_patch, tiny_vit.slots(outputs))
     np.testing.assert_array_equal(last.sizes, outputs.state.size[:, 1:])
     assert traced.tokens == outputs.tokens.shape[1] - 1 == 19
-    for row in last.source:
+    for row in last.token_of_patch:
         assert len(set(row.tolist()) - {-1}) == traced.tokens
     for stage in traced.stages:
         assert stage.sizes.shape == (3, stage.tokens)
-        assert (stage.sizes.sum(axis=1) == (stage.source >= 0).sum(axis=1)).all()
+        assert (
+            stage.sizes.sum(axis=1) == (stage.token_of_patch >= 0).sum(axis=1)
+        ).all()
     assert traced.grid == (5, 5)
 
 
@@ -57,19 +59,19 @@ def test_predictions_are_those_of_the_logits(imagepiece):
 
 def test_a_projection_predicts_no_class(images):
     model = tiny_vit.model("tome:r=3", depth=1)
-    assert trace(model, tiny_vit.variables(model), images[:1], None).top is None
+    assert trace_tokens(model, tiny_vit.variables(model), images[:1], None).top is None
 
 
 def test_a_trace_ends_at_learned_tokens(images):
     model = tiny_vit.model(LEARNER, depth=2)
-    traced = trace(model, tiny_vit.variables(model), images)
+    traced = trace_tokens(model, tiny_vit.variables(model), images)
     assert traced.stages == (Stage(1, "pre", 4),)
     assert traced.tokens == 4
 
 
 def test_without_a_class_token_all_tokens_are_traced(images):
     model = tiny_vit.model("tome:r=3", class_token=False, depth=1)
-    traced = trace(model, tiny_vit.variables(model), images[:1])
+    traced = trace_tokens(model, tiny_vit.variables(model), images[:1])
     assert traced.tokens == traced.stages[0].tokens == 22
 
 

@@ -52,7 +52,7 @@ def test_timms_form():
     """Also from before its fields were grouped."""
     found = config_json.parse(timm(), {})
     config = found.config
-    assert config == registry.config("vit_small_patch14_reg4_dinov2.lvd142m")
+    assert config == registry.model_config("vit_small_patch14_reg4_dinov2.lvd142m")
     assert (config.image_size, config.num_classes) == (518, 0)
     assert {"mean": config.mean, "std": config.std} == IMAGENET
     assert config.preprocessing == Preprocessing(518, crop=1.0)
@@ -249,7 +249,7 @@ DISTILLED = "deit_tiny_distilled_patch16_224"
 def test_arguments_that_change_the_parts(name, arguments, wanted):
     config = timm(architecture=name, model_args=arguments, num_classes=0)
     found = config_json.parse(config, {}).config
-    known = registry.config(name)
+    known = registry.model_config(name)
     assert found.arch == dataclasses.replace(known.arch, **wanted)
     for field in ("name", "num_heads", "patch_size", "embed_dim", "depth"):
         assert getattr(found, field) == arguments.get(field, getattr(known, field))
@@ -325,7 +325,7 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
         "use_gated_mlp": gated,
     }
     found = transformers(config)
-    public = registry.config(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m").arch
+    public = registry.model_config(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m").arch
     assert found.arch == dataclasses.replace(public, pool="token")
     assert found.image_size == 224
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
@@ -507,7 +507,7 @@ def test_a_file_is_named(tmp_path):
 def test_a_rotary_model_of_timm_says_its_own_pool():
     """timm writes global_pool whatever the model; only the head may be another."""
     config = timm(architecture=EVA, model_args={"global_pool": "avg"})
-    own = registry.config(EVA).arch
+    own = registry.model_config(EVA).arch
     assert config_json.parse(config, {}).config.arch == own
     config["model_args"] = {"global_pool": "token"}
     found = config_json.parse(config, {}).config.arch

@@ -20,7 +20,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.problem_type import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from imagepiece_jax.models.resize_positions import resize
+from imagepiece_jax.models.resize_positions import resize_grid
 from imagepiece_jax.weights import layouts
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
@@ -221,11 +221,11 @@ def test_bicubic_positions_are_those_of_opencv(new):
     cv2 = pytest.importorskip("cv2")
     grid = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
     resized = cv2.resize(grid, new[::-1], interpolation=cv2.INTER_CUBIC)
-    np.testing.assert_allclose(resize(grid, new, "bicubic"), resized, atol=1e-5)
+    np.testing.assert_allclose(resize_grid(grid, new, "bicubic"), resized, atol=1e-5)
 
 
 @pytest.mark.parametrize("new", [(7, 9), (3, 4), (5, 8), (1, 2)])
 def test_linear_positions_are_those_of_a_zoom(new):
     grid = np.random.default_rng(0).normal(size=(5, 5, 3)).astype(np.float32)
     zoomed = scipy.ndimage.zoom(grid, (new[0] / 5, new[1] / 5, 1), order=1)
-    assert_close(resize(grid, new, "linear"), zoomed)
+    assert_close(resize_grid(grid, new, "linear"), zoomed)

@@ -15,7 +15,7 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.reduction.reduction import DENSE
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import layouts, load, location
@@ -84,7 +84,7 @@ def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
         assert same(vit.variables, variables)
     with refused("a model of depth 2 and width 64", "depth 6 and width 64"):
         imagepiece_jax.load(file, config="vit_mini")
-    assert load.read_config("vit_mini") == registry.config("vit_mini")
+    assert load.read_config("vit_mini") == registry.model_config("vit_mini")
 
 
 def test_a_config_goes_over_that_of_a_folder(saved):
@@ -270,7 +270,7 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     ],
 )
 def test_the_authors_names_of_files(file, name):
-    assert registry.name_of_file(f"folder/{file}.pth") == name
+    assert registry.model_in_file_name(f"folder/{file}.pth") == name
 
 
 def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
@@ -352,4 +352,4 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
     given = small_runs.configured().reduction
     assert usual.use(given) == "as trained"
     assert usual.use(f"{given}:keep_rate=0.5") == "off-the-shelf"
-    assert other.use(given) == usual.use(DENSE) == "off-the-shelf"
+    assert other.use(given) == usual.use(DENSE_REDUCTION) == "off-the-shelf"

@@ -56,7 +56,7 @@ def test_one_file_has_one_crop_by_every_name(tmp_path, stem):
 
 def test_a_model_is_cropped_as_its_config_says(vit):
     squashed = Preprocessing(384, 0.95, "squash", "bicubic")
-    assert registry.config(SQUASHED).preprocessing == squashed
+    assert registry.model_config(SQUASHED).preprocessing == squashed
     assert vit.preprocessing == Preprocessing(SIDE, crop=0.9)
     assert Pretrained(vit.model, vit.variables).preprocessing == vit.preprocessing
     path = vit.source.path

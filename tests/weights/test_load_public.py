@@ -89,7 +89,7 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
     kept_by_them = [theirs.idx0, theirs.idx1, theirs.idx2]
     mine = yours = [frozenset([patch]) for patch in range(196)]
     for indices, result in zip(kept_by_them, outputs.results, strict=True):
-        dest = result.dest[image]
+        dest = result.slot_of_token[image]
         assert DROPPED not in dest
         mine = [
             frozenset.union(*(mine[i] for i in np.flatnonzero(dest == slot)))

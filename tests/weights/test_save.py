@@ -12,7 +12,7 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.inference.optimize import prepare
+from imagepiece_jax.inference.optimize import fold_and_cast
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
@@ -123,7 +123,7 @@ PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
 @pytest.mark.parametrize("name", [*PUBLIC, "vit_base_patch16_clip_224.openai"])
 def test_a_public_model_keeps_its_architecture(name):
     """And the kind of GELU, which timm's architecture of that name may not have."""
-    config = registry.config(name)
+    config = registry.model_config(name)
     found = described(name)
     assert found["architecture"] == name.partition(".")[0]
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
@@ -348,7 +348,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
     for other, *facts in (
         (Pretrained(evit.clone(reduction=None), variables), "reduction"),
-        (Pretrained(*prepare(model, variables)), "model", "changed by optimize"),
+        (Pretrained(*fold_and_cast(model, variables)), "model", "changed by optimize"),
         (Pretrained(model, without), "params/norm/bias", "missing"),
         (Pretrained(made(num_classes=3).model, variables), "params/head/bias", "(7,)"),
         (Pretrained(model, spoilt), "tensor cls_token"),

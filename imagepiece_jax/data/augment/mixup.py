@@ -6,14 +6,19 @@ Functions are pure: all draws come from the key of `training.train_step`.
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 
-TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
+Images = Float[Array, "batch height width 3"]
+Targets = Float[Array, "batch classes"]
+BETA_TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
 
-def soft_targets(labels, num_classes, smoothing):
-    """Smoothed one-hot rows that sum to 1. [...] int -> float32 [..., num_classes]."""
+def soft_targets(
+    labels: Int[Array, "*batch"], num_classes: int, smoothing: float
+) -> Float32[Array, "*batch {num_classes}"]:
+    """Smoothed one-hot rows that sum to 1."""
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return one_hot * (1 - smoothing) + smoothing / num_classes
 
@@ -22,12 +27,22 @@ def soft_targets(labels, num_classes, smoothing):
 class Mix:
     """One draw for all images of a batch: how they mix with their partners."""
 
-    lam: jax.Array  # [] float32, weight of the image's own target
-    box: jax.Array  # [4] int32, top, bottom, left, right of the partner's part if `cut`
-    cut: jax.Array  # [] bool, cutmix; else mixup
+    lam: Float32[Array, ""]  # weight of the image's own target
+    # top, bottom, left, right of the partner's rectangle, if `cut`
+    box: Int32[Array, " 4"]
+    cut: Bool[Array, ""]  # cutmix; else mixup
 
 
-def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
+def draw_mix(
+    key: PRNGKeyArray,
+    height: int,
+    width: int,
+    *,
+    mixup: float,
+    cutmix: float,
+    prob: float,
+    switch_prob: float,
+) -> Mix | None:
     """Draw a batch's `Mix`; None if mixup and cutmix are off.
 
     mixup, cutmix: alphas of Beta(alpha, alpha); 0: off
@@ -38,73 +53,83 @@ def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
         return None
     mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
     if mixup > 0 and cutmix > 0:
-        share = switch_prob
+        cutmix_prob = switch_prob
     else:
-        share = float(cutmix > 0)
-    cut = draw_uniform(cut_key) < share
+        cutmix_prob = float(cutmix > 0)
+    cut = draw_uniform(cut_key) < cutmix_prob
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
-    mixed = draw_uniform(mixed_key) < prob
-    lam = jnp.where(mixed, beta(lam_key, alpha), 1.0)
+    is_mixed = draw_uniform(mixed_key) < prob
+    lam = jnp.where(is_mixed, draw_beta(lam_key, alpha), 1.0)
     center = draw_integers(center_key, (2,), 0, jnp.array([height, width]))
     box, box_lam = cutmix_box(lam, center, height, width)
     return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
 
 
-def beta(key, alpha):
-    """Draw from Beta(alpha, alpha) for alpha > 0, float32 []."""
+def draw_beta(key: PRNGKeyArray, alpha: Float32[Array, ""]) -> Float32[Array, ""]:
+    """Draw from Beta(alpha, alpha) for alpha > 0."""
     # Two gamma variables, with all tries at once: `jax.random.beta` repeats tries in a
     # loop, and a GPU waits for the host before every turn of a loop of unknown length.
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
-    x = draw_normal(normal_key, (2, TRIES))
-    u = 1 - draw_uniform(accept_key, (2, TRIES))
+    x = draw_normal(normal_key, (2, BETA_TRIES))
+    u = 1 - draw_uniform(accept_key, (2, BETA_TRIES))
     # Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     d = alpha + 2 / 3  # for the shape alpha + 1, above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
-    positive = jnp.where(v > 0, v, 1)
-    log_v = jnp.log(positive)
-    limit = x**2 / 2 + d * (1 - positive + log_v)
-    accepted = (v > 0) & (jnp.log(u) < limit)
-    first = jnp.argmax(accepted, axis=1, keepdims=True)
+    positive_v = jnp.where(v > 0, v, 1)
+    log_v = jnp.log(positive_v)
+    limit = x**2 / 2 + d * (1 - positive_v + log_v)
+    is_accepted = (v > 0) & (jnp.log(u) < limit)
+    first_accepted = jnp.argmax(is_accepted, axis=1, keepdims=True)
     # A gamma variable of shape alpha + 1 times U^(1 / alpha) has shape alpha.
     # Logarithms, because variables of a small alpha would vanish.
     boost = jnp.log(1 - draw_uniform(boost_key, (2,))) / alpha
-    log_gamma = jnp.take_along_axis(log_v, first, axis=1)[:, 0] + boost
+    log_gamma = jnp.take_along_axis(log_v, first_accepted, axis=1)[:, 0] + boost
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 
 
-def cutmix_box(lam, center, height, width):
-    """Box [4] (top, bottom, left, right), and the lam of its clipped area.
+def cutmix_box(
+    lam: Float[Array, ""], center: Int[Array, " 2"], height: int, width: int
+) -> tuple[Int32[Array, " 4"], Float32[Array, ""]]:
+    """Box (top, bottom, left, right), and the lam of its clipped area.
 
     Before the image's edges clip it, the box has 1 - lam of the area, around `center`
     (row, column).
     """
-    side = jnp.array([height, width], jnp.int32)
-    half = (side.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
-    low = jnp.clip(center - half, 0, side)
-    high = jnp.clip(center + half, 0, side)
-    area = jnp.prod(high - low)
-    box = jnp.stack([low[0], high[0], low[1], high[1]])
+    sides = jnp.array([height, width], jnp.int32)
+    half_box = (sides.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    start = jnp.clip(center - half_box, 0, sides)
+    stop = jnp.clip(center + half_box, 0, sides)
+    area = jnp.prod(stop - start)
+    box = jnp.stack([start[0], stop[0], start[1], stop[1]])
     return box, 1 - area.astype(jnp.float32) / (height * width)
 
 
-def apply(mix, images, targets, partner_images, partner_targets):
-    """Mix partners into images [B, H, W, 3] and targets [B, C].
+def mix_batch(
+    mix: Mix,
+    images: Images,
+    targets: Targets,
+    partner_images: Images,
+    partner_targets: Targets,
+) -> tuple[Images, Targets]:
+    """Mix partners into images and targets.
 
-    images: normalized floats; they keep their dtype, the arithmetic is float32
+    images: normalized; they keep their dtype, the arithmetic is float32
     partner_images, partner_targets: the reversed global batch
     """
     height, width = images.shape[1:3]
     row = jnp.arange(height, dtype=jnp.int32)[:, None]
     column = jnp.arange(width, dtype=jnp.int32)[None, :]
     top, bottom, left, right = mix.box
-    inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
-    share = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)
-    firsts = images.astype(jnp.float32)
-    partners = partner_images.astype(jnp.float32)
-    mixed = _blend(share[None, :, :, None], firsts, partners)
+    is_inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
+    share = jnp.where(mix.cut, 1 - is_inside.astype(jnp.float32), mix.lam)
+    images_float32 = images.astype(jnp.float32)
+    partners_float32 = partner_images.astype(jnp.float32)
+    mixed = _weighted_mean(share[None, :, :, None], images_float32, partners_float32)
     mixed = mixed.astype(images.dtype)
-    return mixed, _blend(mix.lam, targets, partner_targets)
+    return mixed, _weighted_mean(mix.lam, targets, partner_targets)
 
 
-def _blend(share, first, second):
+def _weighted_mean(
+    share: Float[Array, "..."], first: Float[Array, "..."], second: Float[Array, "..."]
+) -> Float[Array, "..."]:
     return share * first + (1 - share) * second

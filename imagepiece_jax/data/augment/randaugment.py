@@ -6,171 +6,199 @@ grow stronger with the magnitude does. Results equal Pillow's and timm's to one 
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import (
+    Array,
+    Bool,
+    Float,
+    Float32,
+    Int,
+    Int32,
+    Integer,
+    Key,
+    PRNGKeyArray,
+    UInt8,
+)
 
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
-from imagepiece_jax.data.config import MAX_MAGNITUDE
+from imagepiece_jax.data.config import MAX_MAGNITUDE, AugmentConfig
 
-OPS = (
+OPERATION_NAMES = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
     *("SolarizeAdd", "Color", "Contrast", "Brightness", "Sharpness"),
     *("ShearX", "ShearY", "TranslateX", "TranslateY"),
 )
-_MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-_AFFINE = tuple(map(OPS.index, _MOVES))
-_COLOR = OPS.index("Color")
-_SHARPNESS = OPS.index("Sharpness")
+_MOVING_NAMES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+_MOVING_INDICES = tuple(map(OPERATION_NAMES.index, _MOVING_NAMES))
+_COLOR_INDEX = OPERATION_NAMES.index("Color")
+_SHARPNESS_INDEX = OPERATION_NAMES.index("Sharpness")
 # Red, green and blue weights in 65,536ths (ITU-R 601, as in Pillow).
-LUMINANCE = (19595, 38470, 7471)
+LUMINANCE_WEIGHTS = (19595, 38470, 7471)
 # Pillow truncates a double-precision result to an integer. A float32 sum may end just
 # below its integer, and a flat area must not change.
-_NUDGE = 1e-3
+_ROUNDING_NUDGE = 1e-3
 
 
-class Draws(NamedTuple):
-    """Drawn operations, arrays [B, layers]."""
+Images: TypeAlias = UInt8[Array, "batch height width 3"]
+Operations: TypeAlias = Int[Array, " batch"]  # index in OPERATION_NAMES; -1: none
+PerImage: TypeAlias = Float[Array, " batch"]
+Tables: TypeAlias = Int[Array, "batch 3 256"]  # a new value for every value and channel
+Levels: TypeAlias = Integer[Array, "..."]  # from 0 to 255
+Factors: TypeAlias = Float[Array, "*batch"]
+Positions: TypeAlias = Float32[Array, "batch height width"]  # in pixels
+Matrices: TypeAlias = Float32[Array, "batch 6"]
+Keys: TypeAlias = Key[Array, " batch"]
+Color: TypeAlias = Sequence[int]  # red, green and blue, from 0 to 255
 
-    op: jax.Array  # index in OPS
+
+class OperationDraws(NamedTuple):
+    """Drawn operations, arrays [batch, layers]."""
+
+    op: jax.Array  # index in OPERATION_NAMES
     applied: jax.Array  # bool; else the image stays as it is
     magnitude: jax.Array  # 0 .. 10
     sign: jax.Array  # 1 or -1: the direction of two-sided operations
 
 
-def randaugment(images, keys, augment, fill):
-    """Draw and apply operations to uint8 [B, H, W, 3] by keys [B].
-
-    augment: AugmentConfig
-    fill: red, green and blue where a moved image leaves a gap
-    """
-    return apply(images, draw(keys, augment), fill)
+def randaugment(
+    images: Images, keys: Keys, augment: AugmentConfig, fill: Color
+) -> Images:
+    """Draw and apply operations; `fill` is where a moved image leaves a gap."""
+    return apply_operations(images, draw_operations(keys, augment), fill)
 
 
-def fill_color(mean):
+def fill_color(mean: Sequence[float]) -> Color:
     """Color nearest to a pixel mean in [0, 1], as in timm."""
-    return tuple(min(255, round(255 * x)) for x in mean)
+    return tuple(min(255, round(255 * channel_mean)) for channel_mean in mean)
 
 
-def draw(keys, augment):
-    """`Draws` [B, layers] from one key per image, `keys` [B]."""
+def draw_operations(keys: Keys, augment: AugmentConfig) -> OperationDraws:
+    """Draw operations from one key per image."""
 
-    def of_image(key):
-        op, applied, magnitude, sign = jax.random.split(key, 4)
+    def draw_for_image(key: PRNGKeyArray) -> OperationDraws:
+        op_key, applied_key, magnitude_key, sign_key = jax.random.split(key, 4)
         shape = (augment.layers,)
-        noise = augment.magnitude_std * draw_normal(magnitude, shape)
-        return Draws(
-            op=draw_integers(op, shape, 0, len(OPS)),
-            applied=draw_uniform(applied, shape) < augment.prob,
+        noise = augment.magnitude_std * draw_normal(magnitude_key, shape)
+        return OperationDraws(
+            op=draw_integers(op_key, shape, 0, len(OPERATION_NAMES)),
+            applied=draw_uniform(applied_key, shape) < augment.prob,
             magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
-            sign=jnp.where(draw_uniform(sign, shape) < 0.5, jnp.float32(1), -1),
+            sign=jnp.where(draw_uniform(sign_key, shape) < 0.5, jnp.float32(1), -1),
         )
 
-    return jax.vmap(of_image)(keys)
+    return jax.vmap(draw_for_image)(keys)
 
 
-def apply(images, draws, fill):
-    """Apply drawn operations layer by layer. uint8 [B, H, W, 3] -> same shape."""
-    op = jnp.where(draws.applied, draws.op, -1)
-    for layer in range(op.shape[1]):
-        images = _layer(
-            images, op[:, layer], draws.magnitude[:, layer], draws.sign[:, layer], fill
-        )
+def apply_operations(images: Images, draws: OperationDraws, fill: Color) -> Images:
+    """Apply drawn operations layer by layer."""
+    applied_op = jnp.where(draws.applied, draws.op, -1)
+    for layer in range(applied_op.shape[1]):
+        op = applied_op[:, layer]
+        magnitude = draws.magnitude[:, layer]
+        sign = draws.sign[:, layer]
+        images = _apply_layer(images, op, magnitude, sign, fill)
     return images
 
 
-def _layer(images, op, magnitude, sign, fill):
-    """Apply one operation per image, none where `op` is -1."""
+def _apply_layer(
+    images: Images, op: Operations, magnitude: PerImage, sign: PerImage, fill: Color
+) -> Images:
+    """Apply one operation per image."""
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
-    table = tables(images, op, magnitude, sign).reshape(-1)
-    looked_up = table.at[_bins(images)].get(mode="promise_in_bounds")
-    matrix = matrices(op, magnitude, sign, *images.shape[1:3])
-    moves = jnp.isin(op, jnp.array(_AFFINE, op.dtype))[:, None, None, None]
-    blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
-    moved = affine(images, matrix, fill)
-    enhanced = _enhanced(images, op, factor(magnitude, sign))
+    table = lookup_tables(images, op, magnitude, sign).reshape(-1)
+    looked_up = table.at[_table_indices(images)].get(mode="promise_in_bounds")
+    matrix = affine_matrices(op, magnitude, sign, *images.shape[1:3])
+    moves = jnp.isin(op, jnp.array(_MOVING_INDICES, op.dtype))[:, None, None, None]
+    blends = ((op == _COLOR_INDEX) | (op == _SHARPNESS_INDEX))[:, None, None, None]
+    moved = move_pixels(images, matrix, fill)
+    enhanced = _enhance_images(images, op, blend_factor(magnitude, sign))
     unmoved = jnp.where(blends, enhanced, looked_up)
     return jnp.where(moves, moved, unmoved)
 
 
-def _enhanced(images, op, share):
+def _enhance_images(images: Images, op: Operations, share: PerImage) -> Images:
     """Blend images with their gray (Color) or smoothed (Sharpness) version."""
-    gray = jnp.broadcast_to(luminance(images)[..., None], images.shape)
-    sharpens = (op == _SHARPNESS)[:, None, None, None]
-    degenerate = jnp.where(sharpens, _smooth(images), gray)
-    return blend(degenerate, images, share[:, None, None, None]).astype(jnp.uint8)
+    gray = jnp.broadcast_to(gray_levels(images)[..., None], images.shape)
+    sharpens = (op == _SHARPNESS_INDEX)[:, None, None, None]
+    degenerate = jnp.where(sharpens, _smooth_images(images), gray)
+    blended = blend_images(degenerate, images, share[:, None, None, None])
+    return blended.astype(jnp.uint8)
 
 
-def _smooth(images):
-    """3 x 3 mean with a fivefold center; edge pixels stay. int32."""
+def _smooth_images(images: Images) -> Int32[Array, "batch height width 3"]:
+    """3 x 3 mean with a fivefold center; edge pixels stay."""
     height, width = images.shape[1:3]
-    values = images.astype(jnp.int32)
-    rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
+    levels = images.astype(jnp.int32)
+    rows = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    total = total + 4 * values[:, 1:-1, 1:-1]
+    total = total + 4 * levels[:, 1:-1, 1:-1]
     inner = (2 * total + 13) // 26  # total / 13, rounded: no sum lies halfway
     padded = jnp.pad(inner, ((0, 0), (1, 1), (1, 1), (0, 0)))
     row = jnp.arange(height)[:, None]
     column = jnp.arange(width)[None, :]
-    edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
-    return jnp.where(edge[None, :, :, None], values, padded)
+    is_edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
+    return jnp.where(is_edge[None, :, :, None], levels, padded)
 
 
-def luminance(images):
-    """Gray levels. uint8 [B, H, W, 3] -> int32 [B, H, W]."""
+def gray_levels(images: Images) -> Int32[Array, "batch height width"]:
+    """Gray levels from 0 to 255."""
     red = images[..., 0].astype(jnp.int32)
     green = images[..., 1].astype(jnp.int32)
     blue = images[..., 2].astype(jnp.int32)
-    total = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
+    total = (
+        LUMINANCE_WEIGHTS[0] * red
+        + LUMINANCE_WEIGHTS[1] * green
+        + LUMINANCE_WEIGHTS[2] * blue
+    )
     return (total + 0x8000) >> 16
 
 
-def factor(magnitude, sign):
-    """Blend factor, float32: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
+def blend_factor(magnitude: Factors, sign: Factors) -> Factors:
+    """Blend factor: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
-def blend(degenerate, image, share):
-    """degenerate + share * (image - degenerate), truncated to int32 as in Pillow."""
+def blend_images(degenerate: Levels, image: Levels, share: Factors) -> Levels:
+    """degenerate + share * (image - degenerate), truncated as in Pillow."""
     start = degenerate.astype(jnp.float32)
-    value = start + share * (image.astype(jnp.float32) - start)
-    return jnp.clip(value, 0, 255).astype(jnp.int32)
+    blended = start + share * (image.astype(jnp.float32) - start)
+    return jnp.clip(blended, 0, 255).astype(jnp.int32)
 
 
-def tables(images, op, magnitude, sign):
-    """Lookup tables, uint8 [B, 3, 256]: a new value for every value and channel.
-
-    Images without a lookup operation get the identity.
-
-    images: uint8 [B, H, W, 3]
-    op: [B], index in OPS, or -1
-    magnitude, sign: [B]
-    """
+def lookup_tables(
+    images: Images, op: Operations, magnitude: PerImage, sign: PerImage
+) -> UInt8[Array, "batch 3 256"]:
+    """New values for every value and channel; the identity for other operations."""
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m = magnitude[:, None, None]
     direction = sign[:, None, None]
-    share = factor(m, direction)
+    share = blend_factor(m, direction)
     # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
     added = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
-    results = {
-        "AutoContrast": _autocontrast(images, value),
-        "Equalize": _equalize(_histograms(images, op == OPS.index("Equalize"))),
+    table_of_name = {
+        "AutoContrast": _autocontrast_tables(images, value),
+        "Equalize": _equalize_tables(
+            _value_histograms(images, op == OPERATION_NAMES.index("Equalize"))
+        ),
         "Invert": 255 - value,
         "Posterize": (value >> (8 - bits)) << (8 - bits),
         "Solarize": jnp.where(value < threshold, value, 255 - value),
         "SolarizeAdd": jnp.where(value < 128, jnp.minimum(255, value + added), value),
-        "Contrast": blend(_mean(images)[:, None, None], value, share),
-        "Brightness": blend(jnp.zeros_like(value), value, share),
+        "Contrast": blend_images(_mean_gray(images)[:, None, None], value, share),
+        "Brightness": blend_images(jnp.zeros_like(value), value, share),
     }
     shape = (images.shape[0], 3, 256)
-    values = (value, *results.values())
-    choices = jnp.stack([jnp.broadcast_to(v, shape) for v in values])
-    chosen = [op == OPS.index(name) for name in results]
-    takes = jnp.stack([~functools.reduce(jnp.logical_or, chosen), *chosen])
+    every_table = (value, *table_of_name.values())
+    choices = jnp.stack([jnp.broadcast_to(table, shape) for table in every_table])
+    is_chosen = [op == OPERATION_NAMES.index(name) for name in table_of_name]
+    takes = jnp.stack([~functools.reduce(jnp.logical_or, is_chosen), *is_chosen])
     # A product with zeros and a one, because a compiler folds a chain of selects into
     # the lookup and computes the table anew for every pixel.
     table = jnp.einsum(
@@ -179,103 +207,99 @@ def tables(images, op, magnitude, sign):
     return table.astype(jnp.uint8)
 
 
-def _bins(images):
-    """Pixel indices in flattened tables [B, 3, 256]. -> int32 [B, H, W, 3]."""
+def _table_indices(images: Images) -> Int32[Array, "batch height width 3"]:
+    """Pixel indices in flattened tables."""
     image = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image * 3 + channel) * 256 + images.astype(jnp.int32)
 
 
-def _mean(images):
-    """Rounded mean gray level, int32 [B]; exact up to 2,000 x 2,000 pixels."""
+def _mean_gray(images: Images) -> Int32[Array, " batch"]:
+    """Rounded mean gray level; exact up to 2,000 x 2,000 pixels."""
     pixels = images.shape[1] * images.shape[2]
-    return (2 * luminance(images).sum((1, 2)) + pixels) // (2 * pixels)
+    return (2 * gray_levels(images).sum((1, 2)) + pixels) // (2 * pixels)
 
 
-def _autocontrast(images, value):
-    """Stretch channels between their darkest and brightest value. -> [B, 3, 256]."""
+def _autocontrast_tables(images: Images, value: Int32[Array, "1 1 256"]) -> Tables:
+    """Stretch channels between their darkest and brightest value."""
     low = images.min((1, 2)).astype(jnp.int32)[:, :, None]
     span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - low
     stretched = jnp.clip((value - low) * 255 // jnp.maximum(span, 1), 0, 255)
     return jnp.where(span > 0, stretched, value)
 
 
-def _histograms(images, chosen):
-    """Pixel counts per value, int32 [B, 3, 256]; zeros for images not chosen."""
+def _value_histograms(images: Images, is_chosen: Bool[Array, " batch"]) -> Tables:
+    """Pixel counts per value; zeros for images not chosen."""
     # One scatter that drops images not chosen: histograms of all images would be the
     # most expensive part of the augmentation, and one in thirty is needed. Integer sums
     # do not depend on their order.
-    count = images.shape[0] * 3 * 256
-    bins = jnp.where(chosen[:, None, None, None], _bins(images), count)
-    empty = jnp.zeros(count, jnp.int32)
+    num_bins = images.shape[0] * 3 * 256
+    bins = jnp.where(is_chosen[:, None, None, None], _table_indices(images), num_bins)
+    empty = jnp.zeros(num_bins, jnp.int32)
     counts = empty.at[bins.reshape(-1)].add(1, mode="drop")
     return counts.reshape(images.shape[0], 3, 256)
 
 
-def _equalize(histograms):
-    """Tables that spread values over equal pixel counts. [B, 3, 256] -> same."""
+def _equalize_tables(histograms: Tables) -> Tables:
+    """Tables that spread values over equal pixel counts."""
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     total = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
     brightest = jnp.max(jnp.where(histograms > 0, value, 0), -1, keepdims=True)
-    last = jnp.take_along_axis(histograms, brightest, axis=-1)
+    brightest_count = jnp.take_along_axis(histograms, brightest, axis=-1)
     # A channel with fewer than 255 pixels below its brightest value stays unchanged.
-    step = (total - last) // 255
+    bin_pixels = (total - brightest_count) // 255
     below = jnp.cumsum(histograms, -1, dtype=jnp.int32) - histograms
-    spread = (step // 2 + below) // jnp.maximum(step, 1)
-    return jnp.where(step > 0, jnp.minimum(spread, 255), value)
+    spread = (bin_pixels // 2 + below) // jnp.maximum(bin_pixels, 1)
+    return jnp.where(bin_pixels > 0, jnp.minimum(spread, 255), value)
 
 
-def matrices(op, magnitude, sign, height, width):
+def affine_matrices(
+    op: Operations, magnitude: PerImage, sign: PerImage, height: int, width: int
+) -> Matrices:
     """Affine maps of the geometric operations; the identity for other operations.
 
-    op, magnitude, sign: [B], as for `tables`
-    height, width: image size in pixels
-    Returns (a, b, c, d, e, f), float32 [B, 6]: source x = a x + b y + c, y = d x + e y
-        + f.
+    Returns (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f, in pixels.
     """
     degrees = sign * 30 * magnitude / 10
     cos = jnp.cos(jnp.deg2rad(degrees))
     sin = jnp.sin(jnp.deg2rad(degrees))
     shear = sign * 0.3 * magnitude / 10
-    move = sign * 0.45 * magnitude / 10
+    shift = sign * 0.45 * magnitude / 10
     zero = jnp.zeros_like(sign)
-    unit = jnp.ones_like(sign)
+    one = jnp.ones_like(sign)
     x = width / 2
     y = height / 2
-    results = {
+    coefficients_of_name = {
         # Around the center, which stays in place.
         "Rotate": (cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos),
-        "ShearX": (unit, shear, zero, zero, unit, zero),
-        "ShearY": (unit, zero, zero, shear, unit, zero),
-        "TranslateX": (unit, zero, move * width, zero, unit, zero),
-        "TranslateY": (unit, zero, zero, zero, unit, move * height),
+        "ShearX": (one, shear, zero, zero, one, zero),
+        "ShearY": (one, zero, zero, shear, one, zero),
+        "TranslateX": (one, zero, shift * width, zero, one, zero),
+        "TranslateY": (one, zero, zero, zero, one, shift * height),
     }
-    matrix = jnp.stack([unit, zero, zero, zero, unit, zero], axis=-1)
-    for name, coefficients in results.items():
-        chosen = (op == OPS.index(name))[:, None]
-        matrix = jnp.where(chosen, jnp.stack(coefficients, axis=-1), matrix)
+    matrix = jnp.stack([one, zero, zero, zero, one, zero], axis=-1)
+    for name, coefficients in coefficients_of_name.items():
+        is_chosen = (op == OPERATION_NAMES.index(name))[:, None]
+        matrix = jnp.where(is_chosen, jnp.stack(coefficients, axis=-1), matrix)
     return matrix
 
 
-def affine(images, matrix, fill):
-    """Move pixels along `matrix`, with Pillow's bicubic weights (a = -1).
+def move_pixels(images: Images, matrix: Matrices, fill: Color) -> Images:
+    """Move pixels along `affine_matrices`, with Pillow's bicubic weights (a = -1).
 
-    images: uint8 [B, H, W, 3]
-    matrix: float32 [B, 6], see `matrices`
-    fill: red, green and blue where a pixel's center lies outside the source
-    Returns uint8 [B, H, W, 3].
+    fill: color where a pixel's center lies outside the source
     """
     batch, height, width, _ = images.shape
     x, y = _source_positions(matrix, height, width)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    left, weights_x = _neighbors(x - 0.5)
-    top, weights_y = _neighbors(y - 0.5)
-    first = (jnp.arange(batch, dtype=jnp.int32) * (height * width))[:, None, None]
+    is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    left, weights_x = _cubic_neighbors(x - 0.5)
+    top, weights_y = _cubic_neighbors(y - 0.5)
+    first_pixel = (jnp.arange(batch, dtype=jnp.int32) * (height * width))[:, None, None]
     # Clipped indices repeat the edge's pixels beyond the edge.
     columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
-    rows = [first + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
+    rows = [first_pixel + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
     pixels = images.reshape(-1, 3)
-    total = jnp.float32(_NUDGE)
+    total = jnp.float32(_ROUNDING_NUDGE)
     for row, weight_y in zip(rows, weights_y, strict=True):
         line = jnp.float32(0)
         for column, weight_x in zip(columns, weights_x, strict=True):
@@ -286,11 +310,13 @@ def affine(images, matrix, fill):
     bare = jnp.asarray(fill, jnp.uint8)[None, None, None, :]
     # The barrier keeps the next operation apart: fused, both need half as much memory
     # again.
-    return jax.lax.optimization_barrier(jnp.where(inside[..., None], moved, bare))
+    return jax.lax.optimization_barrier(jnp.where(is_inside[..., None], moved, bare))
 
 
-def _source_positions(matrix, height, width):
-    """Source position of every pixel's center: x and y, float32 [B, H, W]."""
+def _source_positions(
+    matrix: Matrices, height: int, width: int
+) -> tuple[Positions, Positions]:
+    """Source position of every pixel's center: x and y."""
     x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
     a, b, c, d, e, f = [matrix[:, k, None, None] for k in range(6)]
@@ -301,14 +327,16 @@ def _source_positions(matrix, height, width):
     return jax.lax.optimization_barrier((source_x, source_y))
 
 
-def _neighbors(position):
+def _cubic_neighbors(
+    position: Positions,
+) -> tuple[Int32[Array, "batch height width"], tuple[Positions, ...]]:
     """First of four neighbors along an axis, and their cubic weights (a = -1)."""
-    first = jnp.floor(position)  # pixel k has its center at position k
-    d = position - first
+    center = jnp.floor(position)  # pixel k has its center at position k
+    d = position - center
     weights = (
         d * (-1 + d * (2 - d)),
         1 + d * d * (d - 2),
         d * (1 + d * (1 - d)),
         d * d * (d - 1),
     )
-    return first.astype(jnp.int32) - 1, weights
+    return center.astype(jnp.int32) - 1, weights

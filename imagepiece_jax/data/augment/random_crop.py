@@ -9,9 +9,10 @@ import functools
 import math
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 
 from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.data.preprocessing import resize_exactly, unresized
+from imagepiece_jax.data.preprocessing import check_unresized, resize_exactly
 
 try:
     import cv2
@@ -21,55 +22,68 @@ else:
     # Workers are parallel over images; OpenCV's own threads would compete with them.
     cv2.setNumThreads(0)
 
-TRIES = 10  # random boxes to try
-CROPS = ("random_resized", "shift", "none")
-_OPENCV = -0.75  # parameter `a` of OpenCV's cubic kernel
-_PILLOW = -0.5  # parameter `a` of Pillow's cubic kernel
+CROP_TRIES = 10  # random boxes to try
+CROP_KINDS = ("random_resized", "shift", "none")
+BOX_ASPECT = (3 / 4, 4 / 3)  # bounds of width / height, as in DeiT
+Rng = np.random.Generator
+Bounds = tuple[float, float]  # smallest and largest
+ImageSize = int | tuple[int, int]  # pixels a side, or (height, width)
+RgbPixels = UInt8[np.ndarray, "height width 3"]
+NewPixels = UInt8[np.ndarray, "_ _ 3"]
+_OPENCV_CUBIC = -0.75  # parameter `a` of OpenCV's cubic kernel
+_PILLOW_CUBIC = -0.5  # parameter `a` of Pillow's cubic kernel
 
 
-def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
+def crop_box(
+    height: int, width: int, rng: Rng, area: Bounds, aspect: Bounds = BOX_ASPECT
+) -> tuple[int, int, int, int]:
     """Draw a box (top, left, height, width): the Inception crop as in DeiT.
 
     area: bounds of box area / image area, drawn uniformly
     aspect: bounds of width / height, whose logarithm is drawn uniformly
     """
-    low, high = (math.log(ratio) for ratio in aspect)
-    for share, ratio, down, right in rng.random((TRIES, 4)):
-        pixels = height * width * (area[0] + share * (area[1] - area[0]))
-        ratio = math.exp(low + ratio * (high - low))
-        box_width = round(math.sqrt(pixels * ratio))
-        box_height = round(math.sqrt(pixels / ratio))
+    low, high = (math.log(bound) for bound in aspect)
+    for area_draw, aspect_draw, down, right in rng.random((CROP_TRIES, 4)):
+        pixels = height * width * (area[0] + area_draw * (area[1] - area[0]))
+        box_aspect = math.exp(low + aspect_draw * (high - low))
+        box_width = round(math.sqrt(pixels * box_aspect))
+        box_height = round(math.sqrt(pixels / box_aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
             top = int(down * (height - box_height + 1))
             left = int(right * (width - box_width + 1))
             return top, left, box_height, box_width
     # No random box fits: the largest centered box within `aspect`.
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    box_width = min(width, round(height * ratio))
-    box_height = min(height, round(width / ratio))
+    box_aspect = min(max(width / height, aspect[0]), aspect[1])
+    box_width = min(width, round(height * box_aspect))
+    box_height = min(height, round(width / box_aspect))
     top = (height - box_height) // 2
     left = (width - box_width) // 2
     return top, left, box_height, box_width
 
 
-def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
-    """Resize a `crop_box` of the image to pixels a side, or (height, width)."""
-    height, width = image_sides(size)
-    aspect = tuple(ratio * (width / height) for ratio in aspect)  # times the output's
-    top, left, *box = crop_box(*image.shape[:2], rng, area, aspect)
-    inside = image[top : top + box[0], left : left + box[1]]
-    return resize_fast(inside, height, width)
+def random_resized_crop(
+    image: RgbPixels, image_size: ImageSize, rng: Rng, area: Bounds
+) -> NewPixels:
+    """Resize a `crop_box` of the image to `image_size`."""
+    height, width = image_sides(image_size)
+    lowest, highest = BOX_ASPECT
+    # relative to the output's aspect
+    aspect = (lowest * (width / height), highest * (width / height))
+    image_height, image_width = image.shape[:2]
+    top, left, *box = crop_box(image_height, image_width, rng, area, aspect)
+    cropped = image[top : top + box[0], left : left + box[1]]
+    return resize_fast(cropped, height, width)
 
 
-def shift(image, rng, pixels):
-    """Move a small image by up to `pixels` each way, over zeros, as in DeiT."""
+def shift_image(image: RgbPixels, rng: Rng, max_shift: int) -> RgbPixels:
+    """Move a small image by up to `max_shift` each way, over zeros, as in DeiT."""
     height, width = image.shape[:2]
-    top, left = rng.integers(0, 2 * pixels + 1, size=2)
-    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    top, left = rng.integers(0, 2 * max_shift + 1, size=2)
+    padded = np.pad(image, ((max_shift, max_shift), (max_shift, max_shift), (0, 0)))
     return padded[top : top + height, left : left + width]
 
 
-def flip(image, rng):
+def flip_image(image: RgbPixels, rng: Rng) -> RgbPixels:
     """Mirror the image left to right with probability 1/2."""
     if rng.random() >= 0.5:
         return image
@@ -78,57 +92,62 @@ def flip(image, rng):
     return cv2.flip(image, 1)  # 9 us for 224 x 224; NumPy's view takes 800 to copy
 
 
-def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize nearly like `resize_exactly`, but faster. -> [height, width, 3]."""
-    old = image.shape[:2]
-    if old == (height, width):
+def resize_fast(
+    image: NewPixels, height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Resize nearly like `resize_exactly`, but faster."""
+    old_size = image.shape[:2]
+    if old_size == (height, width):
         return image
     if cv2 is None:
         return resize_exactly(image, height, width)
     # A quarter of Pillow's time, and about half a level of 256 away from its result.
     # More than twice the new size: average by a whole factor first.
-    rows = old[0] // _factor(old[0], height)
-    columns = old[1] // _factor(old[1], width)
-    if (rows, columns) != old:
+    rows = old_size[0] // _averaging_factor(old_size[0], height)
+    columns = old_size[1] // _averaging_factor(old_size[1], width)
+    if (rows, columns) != old_size:
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     # OpenCV's bicubic kernel differs from Pillow's and does not widen when images
     # shrink, so fine texture becomes noise. A short filter beforehand corrects both.
-    across = _filter(columns, width)
-    down = _filter(rows, height)
-    image = cv2.sepFilter2D(image, -1, across, down, borderType=cv2.BORDER_REPLICATE)
+    filters = (_resize_filter(columns, width), _resize_filter(rows, height))
+    image = cv2.sepFilter2D(image, -1, *filters, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _factor(old, new):
-    """Whole factor to average by; at least twice the new size is left."""
-    return max(1, old // (2 * new))
+def _averaging_factor(old_side: int, new_side: int) -> int:
+    """Whole factor to average by; at least twice the new side is left."""
+    return max(1, old_side // (2 * new_side))
 
 
-def _filter(old, new):
-    if old == new:
+def _resize_filter(old_side: int, new_side: int) -> Float32[np.ndarray, " taps"]:
+    if old_side == new_side:
         return np.ones(1, np.float32)
     # Rounded, so a few hundred filters serve all crops.
-    return _filter_by_scale(round(old / new, 2))
+    return _filter_of_scale(round(old_side / new_side, 2))
 
 
 @functools.lru_cache(maxsize=1024)
-def _filter_by_scale(scale):
-    """Filter before OpenCV's resize, float32 [2n + 1]; scale: old / new size."""
+def _filter_of_scale(scale: float) -> Float32[np.ndarray, " taps"]:
+    """Filter before OpenCV's resize; scale: old / new size."""
     # By least squares, the filter followed by OpenCV's kernel equals Pillow's kernel.
     # That kernel is `scale` times as wide when images shrink.
-    wide = max(scale, 1.0)
-    count = math.ceil(2 * wide)
-    x = np.linspace(0, 2 * wide + 2, 50 * count)  # both sides are even functions
-    target = _cubic(x / wide, _PILLOW) / wide
-    kernels = [_cubic(x, _OPENCV)]
-    for k in range(1, count + 1):
-        kernels.append(_cubic(x - k, _OPENCV) + _cubic(x + k, _OPENCV))
+    kernel_scale = max(scale, 1.0)
+    radius = math.ceil(2 * kernel_scale)
+    x = np.linspace(0, 2 * kernel_scale + 2, 50 * radius)  # both are even functions
+    target = _cubic_kernel(x / kernel_scale, _PILLOW_CUBIC) / kernel_scale
+    kernels = [_cubic_kernel(x, _OPENCV_CUBIC)]
+    for k in range(1, radius + 1):
+        kernels.append(
+            _cubic_kernel(x - k, _OPENCV_CUBIC) + _cubic_kernel(x + k, _OPENCV_CUBIC)
+        )
     half, *_ = np.linalg.lstsq(np.stack(kernels, axis=1), target)
     weights = np.concatenate([half[:0:-1], half])
     return (weights / weights.sum()).astype(np.float32)
 
 
-def _cubic(x, a):
+def _cubic_kernel(
+    x: Float[np.ndarray, " points"], a: float
+) -> Float[np.ndarray, " points"]:
     """Keys' cubic kernel: 1 at 0, 0 at other integers and beyond 2."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
@@ -139,25 +158,25 @@ def _cubic(x, a):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop and flip: a function (image, rng) -> [H, W, 3] uint8."""
+    """Random crop and flip, a function of an image and a NumPy Generator."""
 
-    image_size: int | tuple[int, int]  # pixels a side, or (height, width)
+    image_size: ImageSize
     crop: str  # "random_resized"; "shift" or "none" for images of this size
-    area: tuple[float, float]  # bounds of crop area / image area
+    area: Bounds  # of crop area / image area
     shift: int  # largest shift in pixels
     flip: bool  # whether to flip at random
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
         return image_sides(self.image_size)
 
-    def __call__(self, image, rng):
+    def __call__(self, image: RgbPixels, rng: Rng) -> NewPixels:
         if self.crop == "random_resized":
             image = random_resized_crop(image, self.image_size, rng, self.area)
         else:
-            image = unresized(image, self.image_size)
+            image = check_unresized(image, self.image_size)
             if self.crop == "shift":
-                image = shift(image, rng, self.shift)
+                image = shift_image(image, rng, self.shift)
         if self.flip:
-            image = flip(image, rng)
+            image = flip_image(image, rng)
         return image

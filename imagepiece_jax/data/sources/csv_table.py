@@ -6,27 +6,28 @@ import io
 import os
 import re
 import unicodedata
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_text
-from imagepiece_jax.data.class_names import normalized
+from imagepiece_jax.data.class_names import composed_name
 from imagepiece_jax.data.source import SPLIT_NAMES, FileSource, find_splits
 from imagepiece_jax.errors import InputError, NoLabels
 
-COLUMNS = ("filename", "label", "split", "class")
+COLUMN_NAMES = ("filename", "label", "split", "class")
 
 
-class _Row(NamedTuple):
+class _TableRow(NamedTuple):
     line: int  # line number in the file
     split: str
     file: str  # relative to the table's folder
-    label: str | int
+    label: Any  # str as read; then int, -1: not used
     class_name: str  # "": no name
 
 
 def open_csv(
-    path: str, split: str, num_classes: int | None = None, labeled: bool = True, *_
+    path: str, split: str, num_classes: int | None = None, labeled: bool = True, *_: Any
 ) -> FileSource:
     """Open a split of a CSV file, in UTF-8 or Excel's UTF-16.
 
@@ -43,42 +44,42 @@ def open_csv(
     rows = _read_rows(path, "val" if labeled else split, labeled)
     splits = find_splits({row.split for row in rows}, path)
     for index, row in enumerate(rows):
-        label = -1
-        if labeled and row.split in splits.values():
-            label = _label(path, row, num_classes)
+        is_used = labeled and row.split in splits.values()
+        label = _parse_label(path, row, num_classes) if is_used else -1
         rows[index] = row._replace(label=label)
-    _check_repeated(rows, path)
+    _check_repeated_images(rows, path)
     split_rows = [row for row in rows if row.split == splits.get(split)]
     if not split_rows:
         raise InputError(f"{path} has no row with split {split!r}")
-    files = [_stored_name(path, row) for row in split_rows]
+    files = [_name_on_disk(path, row) for row in split_rows]
     labels = [row.label for row in split_rows]
-    absent = {*range(num_classes or 0)} - {*labels}
-    if absent and split == "train":
+    absent_labels = {*range(num_classes or 0)} - {*labels}
+    if absent_labels and split == "train":
         raise InputError(
-            f"{path} has no training image with label {min(absent)}; all {num_classes} "
-            "classes need training images"
+            f"{path} has no training image with label {min(absent_labels)}; all "
+            f"{num_classes} classes need training images"
         )
     num_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
-    if names := _class_names(rows, path):
-        class_names = tuple(map(names.get, range(num_classes)))
+    if name_of_label := _class_names(rows, path):
+        class_names = tuple(map(name_of_label.get, range(num_classes)))
     source = FileSource(root, files, labels, num_classes, class_names)
     source.split = splits[split]
     return source
 
 
-def _read_rows(path, split, labeled):
+def _read_rows(path: str, split: str, labeled: bool) -> list[_TableRow]:
     """Read all splits' rows, labels as text; `split` stands in for a missing column."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     # Blanks around column names are removed.
     try:
-        table.fieldnames = [name.strip() for name in table.fieldnames or ()]
-        for name in COLUMNS:  # of two equal columns the last would win silently
-            if table.fieldnames.count(name) > 1:
-                raise InputError(f"there is more than one column {name!r}")
-        if "filename" not in table.fieldnames:
+        columns = [column.strip() for column in table.fieldnames or ()]
+        table.fieldnames = columns
+        for column in COLUMN_NAMES:  # of two equal columns the last would win silently
+            if columns.count(column) > 1:
+                raise InputError(f"there is more than one column {column!r}")
+        if "filename" not in columns:
             raise InputError("there is no column 'filename'")
         for fields in table:
             if any(fields.get(None, ())):  # a comma at the end is harmless
@@ -87,36 +88,40 @@ def _read_rows(path, split, labeled):
                 )
             row_split = fields.get("split", split).strip()
             check_choice("split", row_split, SPLIT_NAMES)
-            name = normalized(fields.get("class", "").strip())
+            class_name = composed_name(fields.get("class", "").strip())
             label = fields.get("label")
-            rows.append(
-                _Row(table.line_num, row_split, fields["filename"], label, name)
-            )
+            file = fields["filename"]
+            row = _TableRow(table.line_num, row_split, file, label, class_name)
+            rows.append(row)
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
-    if labeled and "label" not in table.fieldnames:
+    if labeled and "label" not in columns:
         raise NoLabels(f"{path} has no column 'label'")
     return rows
 
 
-def _label(path, row, num_classes):
+def _parse_label(path: str, row: _TableRow, num_classes: int | None) -> int:
     """Parse a row's label and check its range."""
     label = -1
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", row.label):
         label = int(row.label)
     if label < 0 or (num_classes and label >= num_classes):
-        of = f" below num_classes, {num_classes}" if num_classes else ""
+        limit = f" below num_classes, {num_classes}" if num_classes else ""
         raise InputError(
             f"{path} line {row.line}: label is {row.label!r}; it must be a whole "
-            f"number from 0{of}"
+            f"number from 0{limit}"
         )
     return label
 
 
-def _stored_name(path, row):
+def _name_on_disk(path: str, row: _TableRow) -> str:
     """A row's file name, in the Unicode form of the file on disk."""
-    for normalize in (str, normalized, functools.partial(unicodedata.normalize, "NFD")):
+    for normalize in (
+        str,
+        composed_name,
+        functools.partial(unicodedata.normalize, "NFD"),
+    ):
         file = normalize(row.file)
         if os.path.isfile(os.path.join(os.path.dirname(path), file)):
             return file
@@ -126,19 +131,19 @@ def _stored_name(path, row):
     )
 
 
-def _check_repeated(rows, path):
+def _check_repeated_images(rows: Sequence[_TableRow], path: str) -> None:
     """Refuse a repeated image, except in training with an equal label."""
     first_rows = {}  # {file: first row}
     for row in rows:
-        first = first_rows.setdefault(normalized(os.path.normpath(row.file)), row)
-        same_label = first.label == row.label
-        if first is row or (first.split == row.split == "train" and same_label):
+        first = first_rows.setdefault(composed_name(os.path.normpath(row.file)), row)
+        is_same_label = first.label == row.label
+        if first is row or (first.split == row.split == "train" and is_same_label):
             continue
         why = "a validation image must count once"
         if first.split != row.split:
             split_names = " and ".join(sorted([first.split, row.split]))
             why = f"an image must not be in both {split_names}"
-        elif not same_label:
+        elif not is_same_label:
             why = f"its labels differ, {first.label} and {row.label}"
         raise InputError(
             f"{path} line {row.line} names {row.file!r} again (line {first.line}); "
@@ -146,16 +151,16 @@ def _check_repeated(rows, path):
         )
 
 
-def _class_names(rows, path):
+def _class_names(rows: Sequence[_TableRow], path: str) -> dict[int, str]:
     """{label: class name}; {} for a table without names."""
-    names = {}
+    name_of_label = {}
     for row in rows:
         name = row.class_name
         if row.label < 0:  # the row's split is not used
             continue
-        if name and names.setdefault(row.label, name) != name:
+        if name and name_of_label.setdefault(row.label, name) != name:
             raise InputError(
                 f"{path} line {row.line}: class is {name!r} for label {row.label}, "
-                f"which already has the name {names[row.label]!r}"
+                f"which already has the name {name_of_label[row.label]!r}"
             )
-    return names
+    return name_of_label

@@ -4,14 +4,16 @@ import logging
 import os
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from imagepiece_jax.common.files import SYSTEM_NAMES
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     FileSource,
@@ -30,34 +32,34 @@ LOOKS_LIKE_A_SPLIT = re.compile(
 )
 
 
-class Listing(NamedTuple):
+class FolderListing(NamedTuple):
     """Contents of a folder and its subfolders, as paths relative to a root."""
 
     images: list[str]
     left_out: list[str]  # all other files, and folders that are not read
 
 
-def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
+def list_images(root: str | os.PathLike, inside: str = "") -> FolderListing:
     """List the images in the folder `inside` of `root`, and in its subfolders.
 
-    Images have an ending in `EXTENSIONS`. A folder's files come before its subfolders,
-    both sorted by name. Hidden files and folders, `SYSTEM_NAMES`, pipes and unreadable
-    subfolders are left out.
+    Images have an ending in `IMAGE_EXTENSIONS`. A folder's files come before its
+    subfolders, both sorted by name. Hidden files and folders, `SYSTEM_NAMES`, pipes and
+    unreadable subfolders are left out.
     Raises InputError if there are no images.
     """
-    listing = Listing([], [])
-    seen = set()
+    listing = FolderListing([], [])
+    seen_folders = set()
     start = os.path.normpath(inside)
-    waiting = [start]
-    while waiting:
-        folder = waiting.pop()
+    waiting_folders = [start]
+    while waiting_folders:
+        folder = waiting_folders.pop()
         path = os.path.join(root, folder)
-        real = os.path.realpath(path)
-        if real in seen:  # links may lead to a folder again, and in circles
+        real_path = os.path.realpath(path)
+        if real_path in seen_folders:  # links may lead to a folder again, in circles
             continue
-        seen.add(real)
+        seen_folders.add(real_path)
         try:
-            folders, images, left_out = _entries(path)
+            folders, images, left_out = _folder_entries(path)
         except OSError:
             if folder == start:
                 raise
@@ -66,7 +68,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
             continue
         for names, paths in ((images, listing.images), (left_out, listing.left_out)):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
-        waiting += [os.path.join(folder, name) for name in reversed(folders)]
+        waiting_folders += [os.path.join(folder, name) for name in reversed(folders)]
     if not listing.images:
         raise InputError(
             f"folder {pathlib.Path(root, inside)} holds no images (files ending in "
@@ -75,25 +77,27 @@ def list_images(root: str | os.PathLike, inside: str = "") -> Listing:
     return listing
 
 
-def _entries(folder):
+def _folder_entries(
+    folder: str | os.PathLike,
+) -> tuple[list[str], list[str], list[str]]:
     """Sorted names in a folder: (folders, images, other names)."""
     folders = []
     images = []
     left_out = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            names = left_out
+            entries_of_kind = left_out
             name = entry.name.lower()
             if not name.startswith(".") and name not in SYSTEM_NAMES:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
-                    names = folders
-                elif name.endswith(EXTENSIONS) and _is_file(entry):
-                    names = images
-            names.append(entry.name)
+                    entries_of_kind = folders
+                elif name.endswith(IMAGE_EXTENSIONS) and _is_file(entry):
+                    entries_of_kind = images
+            entries_of_kind.append(entry.name)
     return sorted(folders), sorted(images), sorted(left_out)
 
 
-def _is_file(entry):
+def _is_file(entry: os.DirEntry) -> bool:
     """Whether a folder's entry is a file, or a link to a missing file."""
     if entry.is_symlink():
         return os.path.isfile(entry) or not os.path.exists(entry)
@@ -105,29 +109,33 @@ def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
     if not left_out:
         return None
     first = os.path.join(root, left_out[0])
-    count = len(left_out) - 1
-    text = f"{first} is"
-    if count:
-        text = f"{first} and {count} more are"
+    more_count = len(left_out) - 1
+    subject = f"{first} is"
+    if more_count:
+        subject = f"{first} and {more_count} more are"
     return (
-        f"{text} left out: hidden or of a system, unreadable folders, or files without "
-        f"an ending such as {SOME_EXTENSIONS}"
+        f"{subject} left out: hidden or of a system, unreadable folders, or files "
+        f"without an ending such as {SOME_EXTENSIONS}"
     )
 
 
-def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str, str]:
+def find_split_folders(
+    folder: str | os.PathLike, labeled: bool = False
+) -> dict[str, str]:
     """Find a folder's splits: {"train" or "val": folder name}; {} for class folders.
 
     labeled: splits hold class folders, so folders of images are not splits
     Raises InputError for folder names that look like splits, such as training.
     """
-    folders, images, _ = _entries(folder)
+    folders, images, _ = _folder_entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     other_folders = {*folders} - {*SPLIT_NAMES}
-    alike = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
+    split_like = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
     # A folder such as "evaluation" may be the validation split: test only stands in.
     is_whole = len(splits) == 2 and splits["val"] != "test"
-    may_be_missed = not is_whole and len(alike) > 1 and bool(alike & other_folders)
+    may_be_missed = (
+        not is_whole and len(split_like) > 1 and bool(split_like & other_folders)
+    )
     if not splits and not may_be_missed:
         return {}
     with_images = {name for name in folders if _has_images(folder, name)}
@@ -146,19 +154,19 @@ def split_folders(folder: str | os.PathLike, labeled: bool = False) -> dict[str,
     return splits
 
 
-def _has_images(folder, name):
+def _has_images(folder: str | os.PathLike, name: str) -> bool:
     try:
-        _, images, _ = _entries(os.path.join(folder, name))
+        _, images, _ = _folder_entries(os.path.join(folder, name))
     except OSError:
         return False
     return bool(images)
 
 
-def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
+def find_train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     """Find the folder to learn from: train, or `folder` itself without splits."""
-    folders, _, _ = _entries(folder)
+    folders, _, _ = _folder_entries(folder)
     names = " and ".join(name for name in SPLIT_NAMES if name in folders)
-    splits = split_folders(folder)
+    splits = find_split_folders(folder)
     if not names:
         return folder
     if not splits:
@@ -170,76 +178,88 @@ def train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     return os.path.join(folder, "train")
 
 
-def open_folder(root, split, num_classes, labeled, names_of_model, *_):
+def open_folder(
+    root: str,
+    split: str,
+    num_classes: int | None,
+    labeled: bool,
+    model_names: Sequence[str | None] | None,
+    *_: Any,
+) -> FileSource:
     """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or ROOT/CLASS for "val".
 
     Arguments and errors are as for `open_source`.
     """
-    data = f"folder {root}"
-    splits = split_folders(root, labeled)
+    title = f"folder {root}"
+    splits = find_split_folders(root, labeled)
     inside = splits.get(split, split)
     if split == "val" and not splits:
         inside = ""  # validation images lie in the root itself
     if not labeled:
-        files, left_out = list_images(root, inside)
-        return _source(root, inside, files, np.full(len(files), -1), left_out)
-    folders, left_out = _classes(root, inside)
-    in_order = folders  # label order
+        listing = list_images(root, inside)
+        return _make_source(root, inside, listing, np.full(len(listing.images), -1))
+    folders, left_out = _class_folders(root, inside)
+    label_order = folders
     if len(splits) == 2:
-        _check_splits(data, root, splits)
-        in_order, _ = _classes(root, splits["train"])
+        _check_split_classes(title, root, splits)
+        label_order = _class_folders(root, splits["train"])[0]
     if split == "train":  # validation images may lack classes
-        check_num_classes(num_classes, len(folders), data)
+        check_num_classes(num_classes, len(folders), title)
     num_classes = num_classes or len(folders)
-    if names_of_model is None:
-        names_of_model = [*map(_shown, in_order)]
-        check_num_classes(num_classes, len(in_order), data)
-        if pair := class_names.two_orders(names_of_model):
+    if model_names is None:
+        model_names = folder_names = [*map(_printable_name, label_order)]
+        check_num_classes(num_classes, len(label_order), title)
+        if pair := class_names.misordered_pair(folder_names):
             raise InputError(
-                f"{data} has class {pair[0]!r} before {pair[1]!r} as text; pad the "
+                f"{title} has class {pair[0]!r} before {pair[1]!r} as text; pad the "
                 "numbers with zeros, or load the model with class_names="
             )
-    label_of = class_names.labels_by_name(names_of_model)
+    label_of_name = class_names.labels_by_name(model_names)
     files = []
     labels = []
-    names = {}  # {label: folder name}
+    folder_of_label = {}
     for folder in folders:
-        name = _shown(folder)
-        key = class_names.canonical(name)
-        label = label_of.get(key)
-        if label is None and key in label_of:
-            raise InputError(f"{data}: two classes have the name {ascii(key)}")
+        name = _printable_name(folder)
+        known_name = class_names.canonical_name(name)
+        label = label_of_name.get(known_name)
+        if label is None and known_name in label_of_name:
+            raise InputError(f"{title}: two classes have the name {ascii(known_name)}")
         if label is None:
             raise InputError(
-                f"{data} has class {name!r}, but no class of the model's {num_classes} "
-                "has this name; rename the folder, or load the model with class_names="
+                f"{title} has class {name!r}, but no class of the model's "
+                f"{num_classes} has this name; rename the folder, or load the model "
+                "with class_names="
             )
-        if names.setdefault(label, name) != name:
+        if folder_of_label.setdefault(label, name) != name:
             raise InputError(
-                f"{data} has class {label} twice, as {names[label]!r} and {name!r}"
+                f"{title} has class {label} twice, as {folder_of_label[label]!r} and "
+                f"{name!r}"
             )
         listing = list_images(root, os.path.join(inside, folder))
         files += listing.images
         labels += [label] * len(listing.images)
         left_out += listing.left_out
-    names = tuple(map(names.get, range(num_classes)))
-    return _source(root, inside, files, labels, left_out, num_classes, names)
+    names = tuple(map(folder_of_label.get, range(num_classes)))
+    listing = FolderListing(files, left_out)
+    return _make_source(root, inside, listing, labels, num_classes, names)
 
 
-def _source(root, inside, files, labels, left_out, *classes):
-    if note := left_out_note(root, left_out):
+def _make_source(
+    root: str, inside: str, listing: FolderListing, labels: ArrayLike, *classes: Any
+) -> FileSource:
+    if note := left_out_note(root, listing.left_out):
         log.warning(note)
-    source = FileSource(root, files, labels, *classes)
+    source = FileSource(root, listing.images, labels, *classes)
     source.split = inside
     return source
 
 
-def _shown(name):
+def _printable_name(folder: str) -> str:
     """Printable form of a folder name, which may be any bytes."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    return os.fsencode(folder).decode("utf-8", "replace")
 
 
-def _classes(root, inside):
+def _class_folders(root: str, inside: str) -> tuple[list[str], list[str]]:
     """(names of the class folders in root/inside, paths of all other entries)."""
     folder = pathlib.Path(root, inside)
     if inside and not folder.is_dir():
@@ -247,25 +267,25 @@ def _classes(root, inside):
             f"folder {root} has no folder {inside}; make {root}/train/CLASS and "
             f"{root}/val/CLASS with the images of each class, or give a csv"
         )
-    names, *loose = _entries(folder)
+    names, images, other_names = _folder_entries(folder)
     if not names:
         raise NoLabels(f"folder {folder} has no class folders with images")
-    return names, [os.path.join(inside, name) for name in sum(loose, [])]
+    return names, [os.path.join(inside, name) for name in images + other_names]
 
 
-def _check_splits(data, root, splits):
+def _check_split_classes(title: str, root: str, splits: Mapping[str, str]) -> None:
     """Check that train and val have equal classes and share no folder."""
-    names = []
-    folders = []
+    class_sets = []
+    path_sets = []
     for inside in splits.values():
-        classes, _ = _classes(root, inside)
-        names.append({*map(class_names.normalized, classes)})
-        paths = [os.path.join(root, inside, name) for name in classes]
-        folders.append({*map(os.path.realpath, paths)})
-    if set.intersection(*folders):
-        raise InputError(f"{data} links train and val to the same images")
-    if names[0] != names[1]:
+        folders, _ = _class_folders(root, inside)
+        class_sets.append({*map(class_names.composed_name, folders)})
+        paths = [os.path.join(root, inside, folder) for folder in folders]
+        path_sets.append({*map(os.path.realpath, paths)})
+    if set.intersection(*path_sets):
+        raise InputError(f"{title} links train and val to the same images")
+    if class_sets[0] != class_sets[1]:
         raise InputError(
-            f"{data} has class {min(names[0] ^ names[1])!r} in only one of train and "
-            f"{splits['val']}"
+            f"{title} has class {min(class_sets[0] ^ class_sets[1])!r} in only one of "
+            f"train and {splits['val']}"
         )

@@ -1,14 +1,19 @@
 """hf:OWNER/NAME and hf:FOLDER: images read by Hugging Face's `datasets`."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data.class_names import shortened
+from imagepiece_jax.data.class_names import shorten_names
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     Source,
+    StoredImage,
     check_num_classes,
     file_sizes,
     find_splits,
@@ -16,10 +21,13 @@ from imagepiece_jax.data.source import (
 from imagepiece_jax.errors import InputError, NoLabels
 
 
-def open_hub_data(path, split, num_classes, labeled, *_):
+def open_hub_data(
+    path: str, split: str, num_classes: int | None, labeled: bool, *_: Any
+) -> "HubSource":
     """Open a split of hf:PATH; arguments and errors as for `open_source`."""
-    data = f"hf:{path}"
-    extras.check_installed(data, "datasets")
+    title = f"hf:{path}"
+    extras.check_installed(title, "datasets")
+    # pyrefly: ignore[missing-import]
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.
@@ -28,45 +36,46 @@ def open_hub_data(path, split, num_classes, labeled, *_):
         # Written once to the cache, as a file that processes map into memory.
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
-        raise InputError(f"{data} cannot be opened: {one_line(error)}") from error
-    name = find_splits(splits, data).get(split)
-    if name is None:
+        raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
+    split_name = find_splits(splits, title).get(split)
+    if split_name is None:
         raise InputError(
-            f"{data} has the splits {', '.join(splits)}; a split must be named "
+            f"{title} has the splits {', '.join(splits)}; a split must be named "
             f"{', '.join(SPLIT_NAMES)}"
         )
-    if not len(splits[name]):
-        raise InputError(f"{data} has no row with split {name!r}")
+    if not len(splits[split_name]):
+        raise InputError(f"{title} has no row with split {split_name!r}")
     columns = ["image", "label"][: 1 + labeled]
     try:
-        rows = splits[name].select_columns(columns)
+        rows = splits[split_name].select_columns(columns)
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except mistakes as error:
-        missing = " and ".join(columns)
-        kind = NoLabels if labeled else InputError
-        raise kind(f"{data} has no {missing} ({one_line(error)})") from error
+        column_text = " and ".join(columns)
+        error_type = NoLabels if labeled else InputError
+        raise error_type(f"{title} has no {column_text} ({one_line(error)})") from error
     if not labeled:
-        return HubSource(rows, f"{data}/{name}", np.full(len(rows), -1), 0)
+        return HubSource(rows, f"{title}/{split_name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
-        raise InputError(f"{data} has labels that are not whole numbers")
-    names = None
-    classes = num_classes or int(labels.max()) + 1
+        raise InputError(f"{title} has labels that are not whole numbers")
+    class_names = None
+    data_classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
-        names = shortened(tuple(rows.features["label"].names))
-        classes = len(names)
-    check_num_classes(num_classes, classes, data)
-    if labels.min() < 0 or labels.max() >= classes:
+        stored_names = tuple(rows.features["label"].names)
+        class_names = shorten_names(stored_names)
+        data_classes = len(stored_names)
+    check_num_classes(num_classes, data_classes, title)
+    if labels.min() < 0 or labels.max() >= data_classes:
         raise InputError(
-            f"{data} has labels from {labels.min()} to {labels.max()}; they must be "
-            f"from 0 to {classes - 1}"
+            f"{title} has labels from {labels.min()} to {labels.max()}; they must be "
+            f"from 0 to {data_classes - 1}"
         )
-    source = HubSource(rows, f"{data}/{name}", labels, classes, names)
-    source.split = name
+    source = HubSource(rows, f"{title}/{split_name}", labels, data_classes, class_names)
+    source.split = split_name
     return source
 
 
-def one_line(error):
+def one_line(error: Exception) -> str:
     """Error text on one line."""
     return " ".join(str(error).split())
 
@@ -74,13 +83,13 @@ def one_line(error):
 class HubSource(Source):
     """Rows of a `datasets.Dataset`; `title` (data and split) is in image names."""
 
-    def __init__(self, rows, title, labels, num_classes, class_names=None):
-        super().__init__(len(rows), num_classes, class_names)
+    def __init__(self, rows: Any, title: str, labels: ArrayLike, *classes: Any) -> None:
+        super().__init__(len(rows), *classes)
         self._rows = rows
         self._title = title
         self.labels = np.asarray(labels, np.int32)
 
-    def stored(self, store_index):
+    def stored_image(self, store_index: int) -> StoredImage:
         # A row may lack an image.
         image = self._rows[store_index]["image"] or {"bytes": b""}
         data = image["bytes"]
@@ -88,15 +97,19 @@ class HubSource(Source):
             data = image["path"] or b""  # empty bytes do not decode
         return data, int(self.labels[store_index]), f"{self._title}/{store_index}"
 
-    def inventory(self, indices):
+    def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
         import pyarrow.compute  # which `datasets` needs
 
         images = self._rows.data.column("image")
-        files = pyarrow.compute.struct_field(images, "bytes")
-        sizes = pyarrow.compute.binary_length(files).fill_null(-1).to_numpy()[indices]
+        call = pyarrow.compute.call_function
+        files, paths = (
+            call("struct_field", [images], pyarrow.compute.StructFieldOptions(name))
+            for name in ("bytes", "path")
+        )
+        sizes = call("binary_length", [files]).fill_null(-1).to_numpy()[indices]
         yield sizes.tobytes()
         yield self.labels[indices].tobytes()
-        paths = pyarrow.compute.struct_field(images, "path").to_numpy()[indices]
+        paths = paths.to_numpy()[indices]
         paths = [path for path in paths[sizes < 0] if path]  # image files
         if paths:
             names = [os.path.basename(path) for path in paths]

@@ -1,11 +1,11 @@
-"""Data sets by name. A new one is a file here, and an entry of `OPENERS`."""
+"""Data sets by name. A new one is a file here, and an entry of `SOURCE_OPENERS`."""
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.data.source import SPLITS, Source
+from imagepiece_jax.data.source import SPLIT_KINDS, Source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.data.sources.digits import open_digits
 from imagepiece_jax.data.sources.folder import open_folder
@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 
 # {form of names: function (path, split, num_classes, labeled, class_names, data_dir)}.
 # No command overwrites a FILE it reads.
-OPENERS = {
+SOURCE_OPENERS: dict[str, Callable[..., Source]] = {
     "imagenet2012": open_imagenet,
     "digits": open_digits,
     "hf:OWNER/NAME": open_hub_data,
@@ -54,37 +54,39 @@ def open_source(
         labels that do not fit `num_classes`, and for folders without `class_names`
         whose text order contradicts their numbers.
     """
-    check_choice("split", split, SPLITS)
+    check_choice("split", split, SPLIT_KINDS)
     name = full_name(name)
-    form = form_of(name)
+    form = name_form(name)
     if not form:
         raise InputError(
-            f"name is {name!r}; it must be {', '.join(OPENERS)}, or an existing folder "
-            "or .csv file"
+            f"name is {name!r}; it must be {', '.join(SOURCE_OPENERS)}, or an existing "
+            "folder or .csv file"
         )
     path = os.path.expanduser(name.partition(":")[2])
-    return OPENERS[form](path, split, num_classes, labeled, class_names, data_dir)
+    return SOURCE_OPENERS[form](
+        path, split, num_classes, labeled, class_names, data_dir
+    )
 
 
-def form_of(name: str) -> str:
-    """The form in `OPENERS` of a data set's name; "" for another word."""
-    word, colon, path = name.partition(":")
-    for form in OPENERS:
-        start, form_colon, argument = form.partition(":")
-        if (word, colon, path != "") == (start, form_colon, argument != ""):
+def name_form(name: str) -> str:
+    """The form in `SOURCE_OPENERS` of a data set's name; "" for another word."""
+    prefix, colon, path = name.partition(":")
+    for form in SOURCE_OPENERS:
+        form_prefix, form_colon, form_path = form.partition(":")
+        if (prefix, colon, path != "") == (form_prefix, form_colon, form_path != ""):
             return form
     return ""
 
 
-def is_set(word: str) -> bool:
+def is_set_name(word: str) -> bool:
     """Whether a word names a data set and not a path."""
-    return form_of(word) != "" and not os.path.exists(word)
+    return name_form(word) != "" and not os.path.exists(word)
 
 
 def full_name(name: str) -> str:
     """Complete a path to "folder:PATH" or "csv:FILE", if it exists."""
     path = os.path.expanduser(name)
-    if name in OPENERS:
+    if name in SOURCE_OPENERS:
         return name
     if os.path.isdir(path):
         return f"folder:{name}"

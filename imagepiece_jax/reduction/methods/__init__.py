@@ -11,21 +11,21 @@ class _Methods(collections.UserDict):
     """{method name: class}; the file with the method's name holds the class."""
 
     # Classes are imported on first use: a program loads only the method it runs.
-    def __getitem__(self, name) -> type[Method]:
-        method = self.data[name]
+    def __getitem__(self, key: str) -> type[Method]:
+        method = self.data[key]
         if isinstance(method, str):
-            method = getattr(importlib.import_module(f"{__name__}.{name}"), method)
-            self[name] = method
+            method = getattr(importlib.import_module(f"{__name__}.{key}"), method)
+            self[key] = method
         return method
 
-    def __setitem__(self, name, method):
-        if isinstance(method, type) and "__dataclass_fields__" not in vars(method):
+    def __setitem__(self, key: str, item: str | type[Method]) -> None:
+        if isinstance(item, type) and "__dataclass_fields__" not in vars(item):
             raise InputError(
-                f"method {name} is {method.__name__}, which needs "
+                f"method {key} is {item.__name__}, which needs "
                 "@dataclasses.dataclass(frozen=True) above its class: its fields would "
                 "be lost"
             )
-        self.data[name] = method
+        self.data[key] = item
 
 
 METHODS = _Methods(
@@ -53,7 +53,7 @@ METHODS = _Methods(
 )
 
 
-def name_of(method: Method) -> str:
+def method_name(method: Method) -> str:
     """Name of a method in METHODS; otherwise its class name."""
     method_class = type(method)
     METHODS.get(method_class.__module__.rpartition(".")[2])  # imports only this class

@@ -7,13 +7,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.kernels.ranking import count_kept_before, gather_rows
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 # {name: function (a, b, m, n) -> distances of a joined cluster}; a and b are the
 # distances of its two parts [B, n], m and n the token counts of the parts [B, 1].
@@ -24,21 +26,23 @@ LINKAGES = {
 }
 # The distance of what may not join; cosine distances are at most 2. Infinity would
 # become NaN in a product that picks a row.
-FAR = 4.0
+FAR_DISTANCE = 4.0
 
 
-def agglomerate(distance, merges, linkage):
+def join_closest_clusters(
+    distance: Float[Array, "batch tokens tokens"], merges: int, linkage: str
+) -> Int[Array, "batch tokens"]:
     """Join the two closest clusters `merges` times; ties go to the first pair.
 
-    distance: [B, n, n], symmetric
+    distance: symmetric
     linkage: one of LINKAGES
-    Returns [B, n] int32: the first token of every token's cluster.
+    Returns the first token of every token's cluster.
     """
     batch, n, _ = distance.shape
     tokens = jnp.arange(n, dtype=jnp.int32)[None]
     join = LINKAGES[linkage]
 
-    def step(_, state):
+    def step(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         # A cluster is stored in the row and column of its first token.
         distance, first, size = state
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
@@ -53,20 +57,20 @@ def agglomerate(distance, merges, linkage):
         size_a = gather_rows(size, a)
         size_b = gather_rows(size, b)
         joined = join(row_a, row_b, size_a, size_b)
-        joined = jnp.where(is_itself, FAR, joined)
+        joined = jnp.where(is_itself, FAR_DISTANCE, joined)
         distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
         size = jnp.where(is_a, size + gather_rows(size, b), size)
         return (
-            jnp.where(is_of_b, FAR, distance),
+            jnp.where(is_of_b, FAR_DISTANCE, distance),
             jnp.where(first == b, a, first),
             size,
         )
 
     itself = tokens[:, :, None] == tokens[:, None, :]
     start = (
-        jnp.where(itself, FAR, distance),
+        jnp.where(itself, FAR_DISTANCE, distance),
         jnp.broadcast_to(tokens, (batch, n)),
         jnp.ones((batch, n), jnp.float32),
     )
@@ -82,16 +86,20 @@ class Agglomeration(Reducer):
     linkage: str = "complete"
     metric: str = "key"
     size_weighting: bool = True  # whether means are over patches, not over tokens
-    needs = frozenset({"metric"})
+    needed_inputs = frozenset({"metric"})
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         metric = jax.lax.stop_gradient(inputs.metric)
         distance = 1 - cosine_similarity(metric, metric)
         merges = counts.n_in - counts.n_out
-        first = agglomerate(distance, merges, self.linkage)
+        first = join_closest_clusters(distance, merges, self.linkage)
         stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        dest = gather_rows(count_kept_before(stays), first)
-        return Assignment(dest, n_out=counts.n_out, by_size=self.size_weighting)
+        slot_of_token = gather_rows(count_kept_before(stays), first)
+        return Assignment(
+            slot_of_token, n_out=counts.n_out, by_size=self.size_weighting
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +113,11 @@ class ATC(InStages):
     metric: str = "key"
     size_weighting: bool = True  # whether means are over patches, not tokens
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("linkage", self.linkage, tuple(LINKAGES))
         check_choice("size_weighting", self.size_weighting, (True, False))
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
-        return self.stages(model, reducer)
+        return self.stage_steps(model, reducer)

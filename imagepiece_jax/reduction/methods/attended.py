@@ -5,8 +5,9 @@ This is DiffRate's selector without pruning and searched lists (Chen et al., ICC
 
 import dataclasses
 
-from imagepiece_jax.reduction.methods.diffrate import ALL, PruneAndMerge
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import Step
+from imagepiece_jax.reduction.methods.diffrate import ALL_TOKENS, PruneAndMerge
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,5 +18,7 @@ class Attended(InStages):
 
     score: str = "auto"
 
-    def steps(self, model):
-        return self.stages(model, PruneAndMerge(ALL, score=self.score_for(model)))
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(
+            model, PruneAndMerge(ALL_TOKENS, score=self.score_for(model))
+        )

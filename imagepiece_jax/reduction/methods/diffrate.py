@@ -5,6 +5,8 @@ import functools
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 
@@ -12,43 +14,45 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.joining import join_ranked
 from imagepiece_jax.kernels.ranking import rank_tokens
-from imagepiece_jax.reduction.block_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, check_each
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts, check_entries
 from imagepiece_jax.reduction.reducers import Ranking
 from imagepiece_jax.reduction.schedules import (
-    counts_of_shares,
     powered_shares,
-    stretched,
+    shares_to_counts,
+    stretched_shares,
 )
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 # Published schedules for models with 197 tokens: {model: {GMACs: (counts after pruning,
 # counts after merging)}}, one count per block, class token included.
 # Source: compression_rate.json in the authors' code, OpenGVLab/DiffRate.
-TABLE = pathlib.Path(__file__).with_suffix(".json")
-ALL = sys.maxsize  # number of tokens to keep: all, so no token is dropped
-BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
+COUNT_LISTS_FILE = pathlib.Path(__file__).with_suffix(".json")
+ALL_TOKENS = sys.maxsize  # number of tokens to keep: all, so no token is dropped
+MODEL_OF_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
 # GMACs of the schedules with accuracies reported by the authors; for DeiT-Ti, a
 # schedule with an equal share of the MACs.
-DEFAULT = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
+DEFAULT_GMACS = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
 @functools.cache
-def published(model):
+def published_schedules(
+    model: str,
+) -> dict[float, tuple[tuple[int, ...], ...]]:
     """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
-    lists = json.loads(TABLE.read_text("utf-8"))[model]
+    lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
-def _fitted(kept, model):
+def _fit_counts(kept: Sequence[int], model: ModelFacts) -> tuple[int, ...]:
     """Stretch a published count list to a model with another depth or patch count."""
-    shares = stretched([tokens - 1 for tokens in kept], model.depth, ratio=0.5)
-    return _with_class_token(shares, model.patches)
+    shares = stretched_shares([tokens - 1 for tokens in kept], model.depth, ratio=0.5)
+    return _count_with_class_token(shares, model.patches)
 
 
-def _with_class_token(shares, patches):
+def _count_with_class_token(shares: Sequence[float], patches: int) -> tuple[int, ...]:
     """Turn image token shares into counts, class token included."""
-    return tuple(1 + count for count in counts_of_shares(shares, patches))
+    return tuple(1 + count for count in shares_to_counts(shares, patches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +65,17 @@ class PruneAndMerge(Ranking):
 
     kept: int  # number of tokens before merging
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         n_in = counts.n_in
         n_out = counts.n_out
-        x, score = jax.lax.stop_gradient((inputs.x, self.scores(inputs, counts)))
+        x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
         kept = min(max(self.kept, n_out), n_in)
-        dest, size, index = join_ranked(
+        slot_of_token, size, index = join_ranked(
             x, rank_tokens(score), n_out, kept, inputs.attn_size, inputs.all_x
         )
-        return Assignment(dest, None, size, index, n_out=n_out, by_size=False)
+        return Assignment(slot_of_token, None, size, index, n_out=n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +83,9 @@ class DiffRate(Method):
     """In every block, prune to a first token count, then merge to a second."""
 
     default_prop_attn = True
-    amounts = ("target", "prune", "merge")
+    amount_fields = ("target", "prune", "merge")
 
-    # GMACs of a published schedule for the model's size; None: by `DEFAULT`
+    # GMACs of a published schedule for the model's size; None: by `DEFAULT_GMACS`
     target: float | None = None
     # instead of a published schedule: token counts after pruning, and after merging,
     # per block, class token included
@@ -87,34 +93,36 @@ class DiffRate(Method):
     merge: tuple[int, ...] | None = None
     score: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.target is not None:
             check_range("target", self.target, 0)
-        if (self.prune is None) != (self.merge is None):
+        if self.prune is None or self.merge is None:
+            if self.prune is self.merge:
+                return
             raise InputError(
                 f"prune is {self.prune} and merge is {self.merge}; give both or neither"
             )
-        if self.prune is None:
-            return
-        check_each("prune", self.prune, least=2)
-        check_each("merge", self.merge, least=2)
+        check_entries("prune", self.prune, least=2)
+        check_entries("merge", self.merge, least=2)
         for pruned, merged in zip(self.prune, self.merge, strict=False):
             if merged > pruned:
                 raise InputError(
                     f"merge has {merged} tokens, more than the {pruned} of prune"
                 )
 
-    def lists(self, model, stretch=False):
+    def published_lists(
+        self, model: ModelFacts, stretch: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (prune, merge): the given lists, or the published ones for the size.
 
         stretch: a model of another size gets stretched lists of the nearest width
         Raises InputError for another size without `stretch`.
         """
-        if self.prune is not None:
+        if self.prune is not None and self.merge is not None:
             return self.prune, self.merge
-        width = min(BY_WIDTH, key=lambda width: abs(width - model.embed_dim))
-        name = BY_WIDTH[width]
+        width = min(MODEL_OF_WIDTH, key=lambda width: abs(width - model.embed_dim))
+        name = MODEL_OF_WIDTH[width]
         # MAE-B's schedules need ".mae" in the model's name, or a head that reads the
         # mean.
         mae = model.pool == "mean" or ".mae" in (model.name or "")
@@ -128,32 +136,32 @@ class DiffRate(Method):
                 f"{model.embed_dim} and {model.patches} patches, only for DeiT-Ti, S, "
                 "B and MAE-B with 196 patches; give macs, or prune and merge"
             )
-        target = DEFAULT[name] if self.target is None else self.target
-        lists = published(name)
+        target = DEFAULT_GMACS[name] if self.target is None else self.target
+        lists = published_schedules(name)
         if target not in lists:
             listed = ", ".join(map(str, lists))
             raise InputError(f"target is {target}; {name} has {listed}")
         prune, merge = lists[target]
         if has_list:
             return prune, merge
-        return _fitted(prune, model), _fitted(merge, model)
+        return _fit_counts(prune, model), _fit_counts(merge, model)
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # The shares in both lists are raised to a power.
 
-        def powered(kept):
+        def powered(kept: Sequence[int]) -> tuple[int, ...]:
             shares = [(tokens - 1) / model.patches for tokens in kept]
-            return _with_class_token(powered_shares(shares, ratio), model.patches)
+            return _count_with_class_token(powered_shares(shares, ratio), model.patches)
 
-        prune, merge = map(powered, self.lists(model, stretch=True))
+        prune, merge = map(powered, self.published_lists(model, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         score = self.score_for(model)
         if self.counts is not None:  # no token is dropped
-            reducer = PruneAndMerge(ALL, score=score)
+            reducer = PruneAndMerge(ALL_TOKENS, score=score)
             return tuple(Step(block, reducer) for block in range(model.depth))
-        prune, merge = self.lists(model)
+        prune, merge = self.published_lists(model)
         if not len(prune) == len(merge) == model.depth:
             raise InputError(
                 f"prune and merge have {len(prune)} and {len(merge)} entries; the "

@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import (
@@ -16,16 +17,19 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import squared_distances
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
-def density_peaks(x, neighbors, n_out):
-    """Cluster tokens x [B, n, D] float32; clusters in the order of their centers.
+def density_peaks(
+    x: Float[Array, "batch tokens dim"], neighbors: int, n_out: int
+) -> Int[Array, "batch tokens"]:
+    """Cluster float32 tokens; clusters in the order of their centers.
 
     neighbors: number of nearest tokens, the token itself included
-    Returns cluster numbers, [B, n] int32.
+    Returns every token's cluster number.
     """
     # A token's density is exp(- mean squared distance to its nearest tokens). Centers
     # are the `n_out` tokens with the highest product of density and distance to the
@@ -53,10 +57,12 @@ class DensityPeaks(Reducer):
 
     neighbors: int = 5  # see `density_peaks`
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
-        dest = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
-        return Assignment(dest, n_out=counts.n_out, by_size=False)
+        slot_of_token = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
+        return Assignment(slot_of_token, n_out=counts.n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +71,9 @@ class DpcKnn(InStages):
 
     neighbors: int = 5  # tokens per density, the token itself included
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("neighbors", self.neighbors, 1, whole=True)
 
-    def steps(self, model):
-        return self.stages(model, DensityPeaks(self.neighbors), site="pre")
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(model, DensityPeaks(self.neighbors), site="pre")

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import (
@@ -19,35 +20,43 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import Remove, Step
-from imagepiece_jax.reduction.methods.method import ParamGroup, Removal
+from imagepiece_jax.reduction.block_plan import RemoveCount, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import (
+    ModelFacts,
+    ParamGroup,
+    RemovalPerBlock,
+)
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
-from imagepiece_jax.reduction.state import Mixing
+from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs
 
-NEIGHBORS = 3  # most partners that share a token in training
-TEMPERATURE = 0.1  # of the soft choice; the authors divide similarities by it twice
-TINY = 1e-12  # attention size of a token merged away; 0 would have no logarithm
+SHARING_PARTNERS = 3  # most partners that share a token in training
+CHOICE_TEMPERATURE = (
+    0.1  # of the soft choice; the authors divide similarities by it twice
+)
+TINY_SIZE = 1e-12  # attention size of a token merged away; 0 would have no logarithm
 
 
-def soft_top(similarity, merges):
-    """Choose `merges` rows of `similarity` [B, a, b] softly, and columns in the rows.
+def soft_top(
+    similarity: Float[Array, "batch even odd"], merges: int
+) -> Float[Array, "batch even odd"]:
+    """Choose `merges` rows of `similarity` softly, and columns in the rows.
 
-    Returns [B, a, b]: chosen amounts, with a sum of at most 1 per row.
+    Returns chosen amounts, with a sum of at most 1 per row.
     Source: Lee & Hong 2024, section 3.2.
     """
-    # Every draw is a softmax over the NEIGHBORS largest entries of all rows. The more
-    # of a row is chosen already, the less the row counts.
-    near = mark_smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
-    logits = jnp.where(near, similarity, 0) / (TEMPERATURE * TEMPERATURE)
+    # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
+    # The more of a row is chosen already, the less the row counts.
+    near = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
+    logits = jnp.where(near, similarity, 0) / (CHOICE_TEMPERATURE * CHOICE_TEMPERATURE)
 
-    def draw(carry, _):
+    def draw(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         chosen, discount = carry
         entries = jnp.where(near, logits + discount[:, :, None], -jnp.inf)
         share = jax.nn.softmax(entries.reshape(len(entries), -1))
         share = share.reshape(entries.shape)
         drawn = jnp.sum(share, axis=-1)
         left = jnp.maximum(1 - drawn, 2.0**-23)  # 0 would have no logarithm
-        discount = discount + jnp.log(left) / TEMPERATURE
+        discount = discount + jnp.log(left) / CHOICE_TEMPERATURE
         return (chosen + share, discount), None
 
     start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
@@ -57,14 +66,19 @@ def soft_top(similarity, merges):
     return chosen / jax.lax.stop_gradient(total)
 
 
-def soft_merge(similarity, size, live, merges):
+def soft_merge(
+    similarity: Float[Array, "batch even odd"],
+    size: Float[Array, "batch tokens"],
+    live: int,
+    merges: int,
+) -> Mixing:
     """Merge tokens softly, as a Mixing.
 
     Among the first `live` tokens, even tokens spread over odd tokens, and lose the
     spread share of their size. These tokens then stand in the order of falling size.
 
-    similarity: [B, a, b], from tokens at even places to tokens at odd places
-    size: [B, n], attention sizes
+    similarity: from tokens at even places to tokens at odd places
+    size: attention sizes
     live: token count in evaluation at this step
     merges: number of merges in evaluation
     """
@@ -79,7 +93,7 @@ def soft_merge(similarity, size, live, merges):
     clipped = left + jax.lax.stop_gradient(excess)  # with the gradient of `left`
     # A token at an odd place becomes the size-weighted mean of itself and its received
     # shares. First the weights of the shares, at odd rows and even columns.
-    safe = jnp.maximum(grown, TINY)
+    safe = jnp.maximum(grown, TINY_SIZE)
     to_odd = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
     dead = n - live
     odd = live % 2
@@ -95,12 +109,17 @@ def soft_merge(similarity, size, live, merges):
     sizes = interleave_tokens(even_size * clipped, grown)
     order = rank_tokens(jax.lax.stop_gradient(sizes))
     order = invert_order(order, live)
-    sizes = _reordered(sizes, order, size, live)
-    matrix = _reordered(matrix, order, matrix, live)
-    return Mixing(matrix, attn_size=sizes + TINY)
+    sizes = _reorder_live_rows(sizes, order, size, live)
+    matrix = _reorder_live_rows(matrix, order, matrix, live)
+    return Mixing(matrix, attn_size=sizes + TINY_SIZE)
 
 
-def _reordered(rows, order, whole, live):
+def _reorder_live_rows(
+    rows: Float[Array, "batch ..."],
+    order: Int[Array, "batch {live}"],
+    whole: Float[Array, "batch ..."],
+    live: int,
+) -> Float[Array, "batch ..."]:
     """Gather rows at `order`, and append the rows of `whole` from `live` on."""
     ordered = gather_rows(rows, order)
     return jnp.concatenate([ordered, whole[:, live:]], axis=1)
@@ -113,15 +132,17 @@ class Embedding(nn.Module, Reducer):
     """
 
     metric = "input"
-    needs = frozenset({"metric"})
+    needed_inputs = frozenset({"metric"})
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment | Mixing:
         x = jax.lax.stop_gradient(inputs.metric).astype(jnp.float32)
         width = embedding_width(x.shape[-1], inputs.num_heads)
         embedding = nn.Dense(width, name="embed")(x)
         if counts.evaluation is None:
-            inputs = inputs.replace(metric=embedding, all_metric=None)
+            inputs = dataclasses.replace(inputs, metric=embedding, all_metric=None)
             return Bipartite()(inputs, counts)
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
@@ -132,11 +153,11 @@ class Embedding(nn.Module, Reducer):
         return soft_merge(similarity, inputs.attn_size, live, merges)
 
     @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         return n_in * embed_dim * embedding_width(embed_dim, num_heads)
 
 
-def embedding_width(embed_dim, num_heads):
+def embedding_width(embed_dim: int, num_heads: int) -> int:
     """Embedding width: a head's width, doubled for models from width 1,024."""
     if embed_dim >= 1024:
         return 2 * embed_dim // num_heads
@@ -144,25 +165,27 @@ def embedding_width(embed_dim, num_heads):
 
 
 @dataclasses.dataclass(frozen=True)
-class DTEM(Removal):
+class DTEM(RemovalPerBlock):
     """Merge `r` tokens away in every block, at most half the image tokens."""
 
-    amounts = ("r",)
+    amount_fields = ("r",)
 
     r: int = 16  # number of tokens merged away per block
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("r", self.r, 0, whole=True)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         steps = []
-        for block, r in enumerate(self.removed(model.depth)):
+        for block, r in enumerate(self.removed_counts(model.depth)):
             if r:
-                steps.append(Step(block, Embedding(), Remove(r), when_masked=0))
+                steps.append(
+                    Step(block, Embedding(), RemoveCount(r), added_when_masked=0)
+                )
         return tuple(steps)
 
-    def param_groups(self, path):
+    def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
         # Only the embeddings are trained.
         if path.startswith("reducer_"):
             return ParamGroup()

@@ -5,39 +5,48 @@ Training draws masks. It starts from a trained model, which is also the teacher.
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import token_selector
+from imagepiece_jax.reduction.block_plan import BlockPlan, Step, StepCounts
 from imagepiece_jax.reduction.methods.method import (
     InStages,
     Method,
+    ModelFacts,
     ParamGroup,
-    of_training,
+    training_field,
 )
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
-from imagepiece_jax.reduction.state import Masking
+from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs
 from imagepiece_jax.reduction.token_selector import (
     kl_divergence,
     ratio_loss,
     token_loss,
 )
 
+if TYPE_CHECKING:
+    from imagepiece_jax.models.vit import Outputs
+
 
 class KeepPredictor(nn.Module, MaskingReducer):
     """Keep the tokens with the highest learned scores; masked training draws a mask."""
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment | Masking:
         scores = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)
         if counts.n_out < counts.n_in:
             return keep_highest(scores[..., 0], counts.n_out)
         return Masking(token_selector.draw_mask(scores, inputs.mask, inputs.rng))
 
     @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         return token_selector.keep_macs(n_in, embed_dim)
 
 
@@ -49,23 +58,28 @@ class LearnedSelection(Method):
 
     # Weights of loss terms; cross entropy has the weight 1:
     # live token shares against their targets
-    ratio_weight: float = of_training(2.0)
+    ratio_weight: float = training_field(2.0)
     # logits against the teacher's logits
-    kl_weight: float = of_training(0.5)
+    kl_weight: float = training_field(0.5)
     # live tokens after the final norm against the teacher's tokens
-    token_weight: float = of_training(0.5)
+    token_weight: float = training_field(0.5)
     # learning rate of the backbone / learning rate of the selectors
-    backbone_lr: float = of_training(0.01)
+    backbone_lr: float = training_field(0.01)
     # number of first epochs that train only the selectors
-    frozen_epochs: float = of_training(5.0)
+    frozen_epochs: float = training_field(5.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("ratio_weight", "kl_weight", "token_weight", "frozen_epochs"):
             check_range(name, getattr(self, name), 0)
         check_range("backbone_lr", self.backbone_lr, 0, 1)
 
-    def loss(self, outputs, teacher_outputs, plan):
+    def loss(  # pyrefly: ignore[bad-override]
+        self,
+        outputs: "Outputs",
+        teacher_outputs: "Outputs",
+        plan: tuple[BlockPlan, ...],
+    ) -> dict[str, Float[Array, ""]]:
         """Compute {name: loss term}, as means over this device's images.
 
         plan: for masked training
@@ -82,30 +96,34 @@ class LearnedSelection(Method):
             "tokens": self.token_weight * token_loss(outputs, teacher_outputs),
         }
 
-    def live_shares(self, masks):
-        """Live token shares per image: one array [B] per masking step."""
+    def live_shares(
+        self, masks: list[Float[Array, "batch tokens"]]
+    ) -> list[Float[Array, " batch"]]:
+        """Live token shares per image: one array per masking step."""
         return [jnp.mean(mask, axis=1) for mask in masks]
 
-    def target_shares(self, plan):
+    def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         """Shares of initial tokens kept in evaluation, per masking step."""
-        layers = [layer for layer in plan if layer.counts]
         shares = []
-        for layer in layers:
-            step = layer.step
-            stage = layer.counts.stage
-            if step.tokens is None:
-                shares.append(step.rule.rate)
+        patches = None
+        for layer in plan:
+            if layer.step is None or layer.counts is None:
                 continue
-            tokens = step.tokens
-            if step.rule.packages:  # a package is not a staying token
-                tokens -= stage
-            shares.append(tokens / layers[0].counts.n_in)
+            rule: Any = layer.step.rule
+            tokens = layer.step.tokens
+            patches = patches or layer.counts.n_in
+            if tokens is None:
+                shares.append(rule.rate)
+                continue
+            if rule.packages:  # a package is not a staying token
+                tokens -= layer.counts.stage
+            shares.append(tokens / patches)
         return shares
 
-    def backbone_rate(self, lr, peak):
+    def backbone_rate(self, lr: Any, peak: float) -> Any:
         return self.backbone_lr * lr
 
-    def param_groups(self, path):
+    def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
         # Selectors have the scheduled learning rate. The backbone learns slower, after
         # the frozen epochs. Prefix tokens and positions are not trained.
         name = path.split("/")[0]
@@ -120,5 +138,5 @@ class LearnedSelection(Method):
 class DynamicViT(InStages, LearnedSelection):
     """Before the s-th of `blocks`, keep floor(n0 * keep_rate**s) of n0 image tokens."""
 
-    def steps(self, model):
-        return self.stages(model, KeepPredictor(), site="pre", when_masked=0)
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(model, KeepPredictor(), site="pre", added_when_masked=0)

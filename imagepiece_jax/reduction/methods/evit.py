@@ -5,8 +5,8 @@ import math
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.block_plan import Keep
-from imagepiece_jax.reduction.methods.method import InStages, of_training
+from imagepiece_jax.reduction.block_plan import KeepShare, Step
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts, training_field
 from imagepiece_jax.reduction.reducers import TopK
 
 
@@ -18,10 +18,10 @@ class EViT(InStages):
     fuse_token: bool = False
     score: str = "auto"
     # number of first epochs with all tokens, then of epochs until keep_rate is reached
-    rate_warmup_start: float = of_training(0.0)
-    rate_warmup_epochs: float = of_training(0.0)
+    rate_warmup_start: float = training_field(0.0)
+    rate_warmup_epochs: float = training_field(0.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("fuse_token", self.fuse_token, (True, False))
         check_range("rate_warmup_start", self.rate_warmup_start, 0)
@@ -32,11 +32,13 @@ class EViT(InStages):
                 "given; the warm-up needs keep_rate"
             )
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = TopK(self.fuse_token, score=self.score_for(model))
-        return self.stages(model, reducer, Keep(self.keep_rate, self.fuse_token))
+        return self.stage_steps(
+            model, reducer, KeepShare(self.keep_rate, self.fuse_token)
+        )
 
-    def rate_at(self, epoch):
+    def rate_at(self, epoch: int) -> float:  # pyrefly: ignore[bad-override]
         # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors
         # change it in every step (start 10, 100 epochs). A change per epoch needs fewer
         # compiled programs.

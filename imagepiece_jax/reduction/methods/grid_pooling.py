@@ -2,16 +2,17 @@
 
 import dataclasses
 import math
+from typing import Any, Self, cast
 
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.block_plan import Fixed, Step, Unreachable
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts, Unreachable
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.schedules import falls, rounded
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.schedules import find_falls, round_half_up
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Cells(Reducer):
 
     size: int
 
-    def check_fits(self, grid, counts):
+    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
         if grid is None:
             raise InputError(
                 "grid pooling needs the patch grid, but a block before reduces tokens"
@@ -34,22 +35,25 @@ class Cells(Reducer):
                 "patches"
             )
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         self.check_fits(inputs.grid, counts)
-        height, width = inputs.grid
+        grid: Any = inputs.grid  # checked
+        height, width = grid
         rows = jnp.arange(height) * self.size // height
         columns = jnp.arange(width) * self.size // width
         cell = rows[:, None] * self.size + columns[None, :]
         cell = cell.reshape(1, -1).astype(jnp.int32)
-        dest = jnp.broadcast_to(cell, inputs.size.shape)
-        return Assignment(dest=dest, n_out=counts.n_out)
+        slot_of_token = jnp.broadcast_to(cell, inputs.size.shape)
+        return Assignment(slot_of_token=slot_of_token, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
 class GridPooling(Method):
     """Before `block`, average image tokens over a `grid_size` x `grid_size` grid."""
 
-    amounts = ("grid_size", "block")
+    amount_fields = ("grid_size", "block")
     ratio_field = "block"
 
     # On DeiT-S at 224 pixels the defaults cost 2.87 GMACs (2.7 to 3.0 for the rest of
@@ -57,20 +61,20 @@ class GridPooling(Method):
     grid_size: int = 7  # cells per side, at most the patches per side
     block: int = 6  # the first block with the cells
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("grid_size", self.grid_size, 1, whole=True)
         check_range("block", self.block, 0, whole=True)
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # A larger ratio moves the same cells to an earlier block.
-        block = min(model.depth - 1, max(1, rounded((1 - ratio) * model.depth)))
+        block = min(model.depth - 1, max(1, round_half_up((1 - ratio) * model.depth)))
         return dataclasses.replace(self, block=block)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         tokens_after = {self.block: self.grid_size**2}
         if self.counts is not None:
-            tokens_after = falls(self.counts, model.patches)
+            tokens_after = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
         for block, tokens in tokens_after.items():
             side = math.isqrt(tokens)
@@ -79,5 +83,5 @@ class GridPooling(Method):
                     f"counts has {tokens} tokens after block {block}; it must be a "
                     f"square such as {side**2}"
                 )
-            steps.append(Step(block, Cells(side), Fixed(tokens), site="pre"))
+            steps.append(Step(block, Cells(side), KeepFixed(tokens), site="pre"))
         return tuple(steps)

@@ -1,10 +1,12 @@
 """ImagePiece: merge unimportant tokens, reassess them, then prune (AAAI 2025)."""
 
 import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
@@ -16,9 +18,15 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import Keep, Merge, Step
-from imagepiece_jax.reduction.methods.method import Method, check_each
+from imagepiece_jax.reduction.block_plan import (
+    KeepShare,
+    MergeCandidates,
+    Step,
+    StepCounts,
+)
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts, check_entries
 from imagepiece_jax.reduction.reducers import Ranking, TopK, merge_in_place
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Retokenize(Ranking):
     metric: str = "key"  # the feature to compare: "key", "query", "value" or "token"
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
-    def check_fits(self, grid, counts):
+    def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
         # At most half the candidates can merge.
         candidates = counts.candidates
         if candidates is None:
@@ -46,14 +54,17 @@ class Retokenize(Ranking):
                 "can merge"
             )
 
-    def __call__(self, inputs, counts, train=False):
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         # Places of the candidates by falling score; side A comes before side B.
-        position = np.arange(counts.candidates)
+        num_candidates = counts.candidates or 0  # set by the rule MergeCandidates
+        position = np.arange(num_candidates)
         side_a = position[self.parity :: 2]
         side_b = position[1 - self.parity :: 2]
         position = np.concatenate([side_a, side_b])
-        others = counts.n_in - counts.candidates  # they have higher scores
+        others = counts.n_in - num_candidates  # they have higher scores
         candidates = invert_order(rank_tokens(score), others + position)  # [B, c]
         size_a = len(side_a)
         similarity = self.similarity(inputs, candidates, size_a)
@@ -63,13 +74,15 @@ class Retokenize(Ranking):
             rank_tokens(best), merges, candidates[:, :size_a], partner
         )
         result = merge_in_place(absorbed, partners, counts)
-        return result.replace(by_size=self.size_weighting)
+        return dataclasses.replace(result, by_size=self.size_weighting)
 
-    def similarity(self, inputs, candidates, size_a):
-        """Compare side A, the first `size_a` of `candidates` [B, c], with side B.
-
-        Returns [B, size_a, c - size_a].
-        """
+    def similarity(
+        self,
+        inputs: ReducerInputs,
+        candidates: Int[Array, "batch candidates"],
+        size_a: int,
+    ) -> Float[Array, "batch {size_a} side_b"]:
+        """Compare side A, the first `size_a` candidates, with side B."""
         metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
         return cosine_similarity(metric.astype(jnp.float32))[:, :size_a, size_a:]
 
@@ -78,7 +91,7 @@ class Retokenize(Ranking):
 class ImagePiece(Method):
     """Merge the least attended tokens in some blocks, and prune them in others."""
 
-    amounts = ("keep_rate", "merge_ratio")
+    amount_fields = ("keep_rate", "merge_ratio")
 
     keep_rate: float = 0.8  # share of image tokens kept by a prune step
     merge_ratio: float = 0.08  # share of tokens merged away by a merge step
@@ -90,17 +103,17 @@ class ImagePiece(Method):
     size_weighting: bool = True  # merged tokens are means over patches
     score: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("keep_rate", "merge_ratio", "candidate_ratio"):
             check_range(name, getattr(self, name), 0, 1)
         for name in ("merge_blocks", "prune_blocks"):
             if getattr(self, name) is not None:
-                check_each(name, getattr(self, name))
+                check_entries(name, getattr(self, name))
         check_choice("parity", self.parity, (0, 1))
         check_choice("size_weighting", self.size_weighting, (True, False))
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
         # and merge_ratio becomes 1. Without prune blocks, only merge_ratio changes.
         drop = 1 - self.keep_rate
@@ -112,7 +125,7 @@ class ImagePiece(Method):
         merge = round(merge * factor, 6)
         return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         merge = self.merge_blocks
         prune = self.prune_blocks
         if merge is None:
@@ -127,13 +140,15 @@ class ImagePiece(Method):
     def merge_step(self, block: int, score: str) -> Step:
         switches = (self.parity, self.metric, self.size_weighting)
         reducer = Retokenize(*switches, score=score)
-        return Step(block, reducer, Merge(self.merge_ratio, self.candidate_ratio))
+        return Step(
+            block, reducer, MergeCandidates(self.merge_ratio, self.candidate_ratio)
+        )
 
     def prune_step(self, block: int, score: str) -> Step:
         """Make a Step that prunes tokens; combinations of methods override this."""
-        return Step(block, TopK(score=score), Keep(self.keep_rate))
+        return Step(block, TopK(score=score), KeepShare(self.keep_rate))
 
-    def scheduled_blocks(self, depth):
+    def scheduled_blocks(self, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """List the paper's (merge blocks, prune blocks) for a depth.
 
         Raises InputError for a depth below 4.

@@ -15,29 +15,32 @@ from flax import linen as nn
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.block_plan import Keep, Step
+from imagepiece_jax.reduction.block_plan import BlockPlan, KeepShare, Step, StepCounts
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import keep_highest
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 class NoisyTopK(KeepPredictor):
     """Keep tokens with the highest learned scores, with Gumbel noise in training."""
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         score = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
-        noisy = score + token_selector.noise(inputs.rng, score.shape[1:])
+        noisy = score + token_selector.gumbel_noise(inputs.rng, score.shape[1:])
         # A staying token is multiplied by 1, with the gradient of its probability to
         # be kept, so the scores learn.
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
         chosen = keep_highest(jax.lax.stop_gradient(noisy), counts.n_out)
-        return chosen.replace(weight=factor, mean=False)
+        return dataclasses.replace(chosen, weight=factor, mean=False)
 
     @nn.nowrap
-    def draws(self, counts, train):
+    def draws_random(self, counts: StepCounts, train: bool) -> bool:
         return train
 
 
@@ -47,21 +50,21 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
 
     mode: str = "mask"  # training masks tokens ("mask") or removes tokens ("topk")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("mode", self.mode, ("mask", "topk"))
 
-    def prune_step(self, block, score):
+    def prune_step(self, block: int, score: str) -> Step:
         # In the mode "mask", masked training removes no token at this step.
         reducer = NoisyTopK()
-        when_masked = None
+        added_when_masked = None
         if self.mode == "mask":
             reducer = KeepPredictor()
-            when_masked = 0
-        rule = Keep(self.keep_rate)
-        return Step(block, reducer, rule, when_masked=when_masked)
+            added_when_masked = 0
+        rule = KeepShare(self.keep_rate)
+        return Step(block, reducer, rule, added_when_masked=added_when_masked)
 
-    def target_shares(self, plan):
+    def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         # Shares kept in evaluation by the prune steps alone; merges do not count.
         shares = []
         for layer in plan:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imagepiece_jax.reduction.block_plan import MergeTo, Step
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
 
@@ -14,5 +14,5 @@ class ImagePieceToMe(ImagePiece):
     A ToMe merge removes at most half the tokens.
     """
 
-    def prune_step(self, block, score):
-        return Step(block, Bipartite(self.metric), MergeTo(self.keep_rate))
+    def prune_step(self, block: int, score: str) -> Step:
+        return Step(block, Bipartite(self.metric), KeepAtLeastHalf(self.keep_rate))

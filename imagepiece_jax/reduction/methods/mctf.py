@@ -4,10 +4,13 @@ The authors' training, with a second pass at a random reduction, is not included
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.joining import find_partners
@@ -18,28 +21,39 @@ from imagepiece_jax.kernels.ranking import (
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import dot_products, unit_vectors
-from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
-from imagepiece_jax.reduction.methods.method import Removal, check_each
+from imagepiece_jax.reduction.block_plan import (
+    RemoveAtMostHalf,
+    Step,
+    StepCounts,
+    exact_floor,
+)
+from imagepiece_jax.reduction.methods.method import (
+    ModelFacts,
+    RemovalPerBlock,
+    check_entries,
+)
 from imagepiece_jax.reduction.reducers import Ranking, keep_and_join
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
-FEWEST = 10  # tokens that stay of a fixed number `r`, class token included
+FEWEST_TOKENS = 10  # tokens that stay of a fixed number `r`, class token included
 
 
 @dataclasses.dataclass(frozen=True)
-class FuseAway(AtMostHalf):
+class FusionRule(RemoveAtMostHalf):
     """`r` tokens leave, or the share `r` < 1; at most half leave.
 
-    As in the authors' code, FEWEST bounds a number, and a share only from FEWEST down.
+    As in the authors' code, FEWEST_TOKENS bounds a number, and a share only where at
+    most this many are left.
     """
 
     r: float  # a number of tokens, or below 1 a share
 
-    def removed(self, n):
-        r = min(self.r, n + 1 - FEWEST)
-        return floor(n * r) if r < 1 else r
+    def count_removed(self, n: int) -> int:
+        r = min(self.r, n + 1 - FEWEST_TOKENS)
+        return exact_floor(n * r) if r < 1 else int(r)
 
-    def fewest(self, n, stage):
-        return max(super().fewest(n, stage), min(n, FEWEST - 1))
+    def fewest_tokens(self, n: int, stage: int) -> int:
+        return max(super().fewest_tokens(n, stage), min(n, FEWEST_TOKENS - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +72,13 @@ class Fusion(Ranking):
     score: str = dataclasses.field(default="received", kw_only=True)
     metric = "token"
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         n = counts.n_in
         merges = counts.n_in - counts.n_out
         x, received, size = jax.lax.stop_gradient(
-            (inputs.metric, self.scores(inputs, counts), inputs.attn_size)
+            (inputs.metric, self.token_scores(inputs, counts), inputs.attn_size)
         )
         tiny = jnp.finfo(jnp.float32).tiny
         received = jnp.maximum(received, tiny)
@@ -70,10 +86,12 @@ class Fusion(Ranking):
         # count the prefix, too.
         even = inputs.num_prefix % 2
         odd = 1 - even
-        even_to_odd = self.affinity(x, received, size, even)
+        even_to_odd = self.fusion_values(x, received, size, even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         leaving_even = merges // 2
-        best, partner = find_partners(even_to_odd, _places(even_to_odd.shape[2]))
+        best, partner = find_partners(
+            even_to_odd, _column_indices(even_to_odd.shape[2])
+        )
         order = rank_tokens(best)
         joining = invert_order(order, leaving_even)
         joined = gather_rows(partner, joining)
@@ -81,7 +99,9 @@ class Fusion(Ranking):
         staying = invert_order(slot_of_even, order.shape[1] - leaving_even)
         # The second half: odd tokens join the remaining even tokens.
         odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
-        best, partner = find_partners(odd_to_even, _places(odd_to_even.shape[2]))
+        best, partner = find_partners(
+            odd_to_even, _column_indices(odd_to_even.shape[2])
+        )
         order = rank_tokens(best)
         leaving_odd = merges - leaving_even
         leaves = order < leaving_odd
@@ -102,12 +122,20 @@ class Fusion(Ranking):
         target = gather_rows(slot, target)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
-        return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
+        return dataclasses.replace(
+            keep_and_join(keep, absorbed, target, n), weight=weight
+        )
 
-    def affinity(self, x, received, size, even):
-        """Fusion values of even and odd tokens, [B, n_even, n_odd]."""
+    def fusion_values(
+        self,
+        x: Float[Array, "batch tokens dim"],
+        received: Float[Array, "batch tokens"],
+        size: Float[Array, "batch tokens"],
+        even: int,
+    ) -> Float[Array, "batch even odd"]:
+        """Fusion values of even and odd tokens."""
         # A power of a product is a product of powers: of vectors, not of matrices.
-        factor = 1.0
+        factor: Any = 1.0
         for value, temperature in ((received, self.attention), (size, self.sizes)):
             least = jnp.min(value, axis=1, keepdims=True)
             factor *= (least / value) ** (1 / temperature)
@@ -117,16 +145,16 @@ class Fusion(Ranking):
         return alike * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 
 
-def _places(length):
+def _column_indices(length: int) -> Int[Array, "1 {length}"]:
     """Whole numbers from 0, [1, length] int32, as a constant in the program."""
     return jnp.asarray(np.arange(length, dtype=np.int32))[None]
 
 
 @dataclasses.dataclass(frozen=True)
-class MCTF(Removal):
+class MCTF(RemovalPerBlock):
     """Fuse `r` tokens away (r < 1: this share) in every block in `blocks`."""
 
-    amounts = ("r", "blocks")
+    amount_fields = ("r", "blocks")
 
     # number of tokens lost per block; below 1: their share
     r: float = 16
@@ -137,38 +165,38 @@ class MCTF(Removal):
     sizes: float = 40.0  # temperature: small tokens fuse
     score: str = "received"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.blocks is not None:
-            check_each("blocks", self.blocks, least=0)
+            check_entries("blocks", self.blocks, least=0)
         check_range("r", self.r, 0)
         if self.r >= 1:
             check_range("r", self.r, whole=True)
         for name in ("similarity", "attention", "sizes"):
             check_range(name, getattr(self, name), above=0)
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         if 0 < self.r < 1:
             return dataclasses.replace(self, r=min(ratio, 0.999999))
-        return super().scaled(ratio, model)
+        return super().scale_schedule(ratio, model)
 
-    def removed(self, depth):
+    def removed_counts(self, depth: int) -> Sequence[int]:
         chosen = self.chosen_blocks(depth)
         return [int(block in chosen) for block in range(depth)]
 
-    def chosen_blocks(self, depth):
+    def chosen_blocks(self, depth: int) -> Sequence[int]:
         """List the fusing blocks. Raises InputError for a block outside the model."""
         if self.counts is not None:
             return range(depth)
         if self.blocks is None:
             return range(1, depth)
-        check_each("blocks", self.blocks, least=0, most=depth - 1)
+        check_entries("blocks", self.blocks, least=0, most=depth - 1)
         return self.blocks
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         score = self.score_for(model)
         reducer = Fusion(self.similarity, self.attention, self.sizes, score=score)
-        rule = FuseAway(self.r)
+        rule = FusionRule(self.r)
         # With the score "received", tokens fuse inside attention, and the whole
         # attention map is computed. With another score, tokens fuse after attention.
         site = "attention" if score == "received" else "mid"

@@ -1,13 +1,13 @@
 """Base classes of methods: fields, steps, and hooks for training.
 
 `Method` is the base. `InStages` keeps a share of the tokens at some blocks, and
-`Removal` removes a number of tokens in every block.
+`RemovalPerBlock` removes a number of tokens in every block.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from imagepiece_jax.common.checks import (
     as_tuple,
@@ -19,10 +19,11 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.block_plan import (
     BlockPlan,
-    KeepInitial,
+    KeepInitialShare,
+    Rule,
     Step,
-    build,
-    steps_to,
+    choose_steps,
+    plan_blocks,
 )
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
 
@@ -30,12 +31,12 @@ from imagepiece_jax.reduction.reducers import METRICS, SCORES
 CHOICES = {"score": tuple(SCORES), "metric": METRICS}
 
 
-def of_training(default: float) -> Any:
+def training_field(default: float) -> Any:
     """Declare a field that only training reads; equality ignores it."""
     return dataclasses.field(default=default, compare=False)
 
 
-def check_each(name: str, values: Any, **bounds: Any) -> None:
+def check_entries(name: str, values: Any, **bounds: Any) -> None:
     """Raise InputError unless a value is a tuple of whole numbers within bounds.
 
     bounds: keywords of `check_range`
@@ -87,18 +88,18 @@ class Method:
     # or a function.
 
     # names of the fields that set token counts and blocks
-    amounts: ClassVar[tuple[str, ...]] = ()
-    # the field among `amounts` set by the search for a cost; unused with `macs`
+    amount_fields: ClassVar[tuple[str, ...]] = ()
+    # the field among `amount_fields` set by the search for a cost; unused with `macs`
     ratio_field: ClassVar[str | None] = None
     needs_teacher: ClassVar[bool] = False  # whether training needs a frozen dense model
     # whether attention is proportional, if neither reduction nor model sets it
     default_prop_attn: ClassVar[bool] = False
     # function (outputs, teacher_outputs, plan) -> {name: further loss term}
-    loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
+    loss: ClassVar[Any] = None
     # function (path such as "blocks_3/attn/q/kernel") -> ParamGroup
-    param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
+    param_groups: ClassVar[Any] = None
     # function (epoch) -> keep rate in this epoch
-    rate_at: ClassVar[Callable[[int], float] | None] = None
+    rate_at: ClassVar[Any] = None
 
     _: dataclasses.KW_ONLY
     # Cost as a share of the dense model's MACs. `models.reduction_plan` finds the ratio
@@ -107,7 +108,7 @@ class Method:
     # Image token counts after the blocks, or a schedule, which needs `macs`.
     counts: str | tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             # Lists have no hash, and NumPy numbers print differently.
             value = as_tuple(getattr(self, field.name))
@@ -121,7 +122,7 @@ class Method:
         if self.counts is None:
             return
         schedules.check_counts(self.counts)
-        for name in self.amounts:
+        for name in self.amount_fields:
             self._check_default(name, "counts")
         if isinstance(self.counts, str) != (self.macs is not None):
             raise InputError(
@@ -129,7 +130,7 @@ class Method:
                 "counts excludes macs"
             )
 
-    def _check_default(self, name, other):
+    def _check_default(self, name: str, other: str) -> None:
         """Raise InputError if a field is set that `other` sets, too."""
         value = getattr(self, name)
         if value != getattr(type(self), name):
@@ -146,7 +147,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def scaled(self, ratio: float, model: ModelFacts) -> "Method":
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         """Scale the method's own schedule. By default, its shares get a power.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible)
@@ -154,28 +155,31 @@ class Method:
         plan = self.plan(model)  # no prefix, so counts are image tokens
         shares = [block.mlp_tokens / model.patches for block in plan]
         powered = schedules.powered_shares(shares, ratio)
-        counts = schedules.counts_of_shares(powered, model.patches)
+        counts = schedules.shares_to_counts(powered, model.patches)
         return self.with_counts(counts, model)
 
     def score_for(self, model: ModelFacts) -> str:
         """Return the field `score`, with a score of the model in place of "auto"."""
-        if self.score != "auto":
-            return self.score
+        score = vars(self)["score"]  # a field of the methods that call this
+        if score != "auto":
+            return score
         return "class" if model.class_token else "received"
 
-    def at_ratio(self, ratio: float, model: ModelFacts) -> "Method":
+    def at_ratio(self, ratio: float, model: ModelFacts) -> Self:
         """Replace `macs`: scale the schedule in `counts`, or the method's own.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible), for a search by cost
         """
         if self.counts is None:
-            return dataclasses.replace(self, macs=None).scaled(ratio, model)
-        counts = schedules.counts_of(self.counts, model.depth, model.patches, ratio)
+            return dataclasses.replace(self, macs=None).scale_schedule(ratio, model)
+        counts = schedules.scheduled_counts(
+            str(self.counts), model.depth, model.patches, ratio
+        )
         return self.with_counts(counts, model)
 
-    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> "Method":
+    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> Self:
         """Set `counts`, raised where the method's steps must leave more tokens."""
-        defaults = {name: getattr(type(self), name) for name in self.amounts}
+        defaults = {name: getattr(type(self), name) for name in self.amount_fields}
         method = dataclasses.replace(self, macs=None, counts=counts, **defaults)
         plan = method.plan(model, exact=False)
         return dataclasses.replace(method, counts=[b.mlp_tokens for b in plan])
@@ -189,15 +193,15 @@ class Method:
     ) -> tuple[BlockPlan, ...]:
         """Plan a model's blocks by `counts`, or by the method's own fields.
 
-        prefix, masked: see `block_plan.build`
-        exact: see `block_plan.steps_to`
+        prefix, masked: see `block_plan.plan_blocks`
+        exact: see `block_plan.choose_steps`
         Raises InputError for counts outside the reach of method or model.
         """
         depth = model.depth
         patches = model.patches
-        counts = self.counts
+        counts: Any = self.counts  # a list, because `at_ratio` replaces schedules
         if counts is None:
-            return build(depth, patches, self.steps(model), prefix, masked)
+            return plan_blocks(depth, patches, self.steps(model), prefix, masked)
         if len(counts) != depth or counts[0] > patches:
             raise InputError(
                 f"counts is {counts}; it must have {depth} entries, one per block, of "
@@ -205,24 +209,24 @@ class Method:
             )
         steps = ()
         if counts[-1] < patches:
-            steps = steps_to(counts, self.steps(model), patches, exact)
-        return build(depth, patches, steps, prefix, masked)
+            steps = choose_steps(counts, self.steps(model), patches, exact)
+        return plan_blocks(depth, patches, steps, prefix, masked)
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepingShare(Method):
     """Base of methods that keep the share `keep_rate` of the tokens."""
 
-    amounts = ("keep_rate",)
+    amount_fields = ("keep_rate",)
     ratio_field = "keep_rate"
 
     keep_rate: float = 0.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("keep_rate", self.keep_rate, 0, 1)
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
 
 
@@ -230,19 +234,21 @@ class KeepingShare(Method):
 class InStages(KeepingShare):
     """Base of methods that keep the share `keep_rate` of the tokens at some blocks."""
 
-    amounts = ("keep_rate", "blocks")
+    amount_fields = ("keep_rate", "blocks")
 
     blocks: tuple[int, ...] = (3, 6, 9)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_each("blocks", self.blocks)
+        check_entries("blocks", self.blocks)
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         blocks = fit_blocks(self, model.depth)
-        return dataclasses.replace(super().scaled(ratio, model), blocks=blocks)
+        return dataclasses.replace(super().scale_schedule(ratio, model), blocks=blocks)
 
-    def stages(self, model, reducer, rule=None, **where: Any) -> tuple[Step, ...]:
+    def stage_steps(
+        self, model: ModelFacts, reducer: Any, rule: Rule | None = None, **where: Any
+    ) -> tuple[Step, ...]:
         """Make a Step for every block in `blocks`; with `counts`, for every block.
 
         rule: None: keep_rate**s of the initial tokens stay at the s-th block
@@ -251,12 +257,12 @@ class InStages(KeepingShare):
         blocks = self.blocks if self.counts is None else range(model.depth)
         steps = []
         for stage, block in enumerate(sorted(blocks), start=1):
-            own = rule or KeepInitial(self.keep_rate**stage)
+            own = rule or KeepInitialShare(self.keep_rate**stage)
             steps.append(Step(block, reducer, own, **where))
         return tuple(steps)
 
 
-def fit_blocks(method: Method, depth: int) -> tuple[int, ...]:
+def fit_blocks(method: Any, depth: int) -> tuple[int, ...]:
     """Move a method's default `blocks` to the same shares of a smaller depth."""
     # Default blocks are for a depth of 12. Blocks stay if they are not the defaults, or
     # fit the depth. They also stay if two blocks would coincide, or the first would be
@@ -268,23 +274,25 @@ def fit_blocks(method: Method, depth: int) -> tuple[int, ...]:
     return moved if 0 < min(moved) and len({*moved}) == len(moved) else blocks
 
 
-class Removal(Method):
+class RemovalPerBlock(Method):
     """Base of methods that remove `r` tokens per block."""
 
     default_prop_attn = True
     ratio_field = "r"
 
-    def removed(self, depth: int) -> Sequence[int]:
+    def removed_counts(self, depth: int) -> Sequence[int]:
         """Token counts to remove, per block."""
-        return (self.r,) * depth
+        return (vars(self)["r"],) * depth  # a field of the subclasses
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Proportions between blocks stay. With ratio 1 the block with the largest count
         # would lose all tokens.
-        removed = self.removed(model.depth)
+        removed = self.removed_counts(model.depth)
         if not any(removed):
             removed = (1,) * model.depth
         unit = ratio * model.patches / max(removed)
         lost = itertools.accumulate(number * unit for number in removed)
-        counts = [max(1, schedules.rounded(model.patches - total)) for total in lost]
+        counts = [
+            max(1, schedules.round_half_up(model.patches - total)) for total in lost
+        ]
         return self.with_counts(counts, model)

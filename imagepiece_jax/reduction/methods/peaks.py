@@ -15,9 +15,10 @@ from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import least_weight
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,10 @@ class KeepPeaks(Ranking):
     token of its highest cosine. Features are means weighted by score.
     """
 
-    def __call__(self, inputs, counts, train=False):
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         size = inputs.attn_size
         if inputs.mask is not None:  # tokens removed by a mask leave first
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
@@ -60,10 +63,10 @@ class Peaks(InStages):
 
     score: str = "auto"
 
-    def score_for(self, model):
+    def score_for(self, model: ModelFacts) -> str:
         if self.score != "auto":
             return self.score
         return "class_and_mean" if model.pool == "token" else "mean"
 
-    def steps(self, model):
-        return self.stages(model, KeepPeaks(score=self.score_for(model)))
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(model, KeepPeaks(score=self.score_for(model)))

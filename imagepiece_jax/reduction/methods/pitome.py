@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from imagepiece_jax.kernels.ranking import invert_order, rank_tokens
-from imagepiece_jax.reduction.block_plan import MergeTo, Step
-from imagepiece_jax.reduction.methods.method import KeepingShare
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import KeepingShare, ModelFacts
 from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,10 @@ class ByEnergy(Ranking):
     metric: str = "key"
     score: str = dataclasses.field(default="energy", kw_only=True)
 
-    def __call__(self, inputs, counts, train=False):
-        unlike = jax.lax.stop_gradient(self.scores(inputs, counts))
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
+        unlike = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
         order = rank_tokens(-unlike)
@@ -53,10 +56,10 @@ class PiToMe(KeepingShare):
     keep_rate: float = 0.9125  # of the image tokens, in every block
     metric: str = "key"  # for pairs; energies always compare keys
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         half = math.ceil(model.depth / 2)
         steps = []
         for block in range(model.depth):
             reducer = ByEnergy(block >= half, self.metric)
-            steps.append(Step(block, reducer, MergeTo(self.keep_rate)))
+            steps.append(Step(block, reducer, KeepAtLeastHalf(self.keep_rate)))
         return tuple(steps)

@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import draw_uniform
-from imagepiece_jax.reduction.block_plan import Keep
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import KeepShare, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +19,12 @@ class Draw(Reducer):
     An image's draw is a function of its key: of seed, step (or image) and block.
     """
 
-    needs = frozenset({"rng"})
+    needed_inputs = frozenset({"rng"})
 
-    def __call__(self, inputs, counts, train=False):
-        def draw(key):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
+        def draw(key: Array) -> Float[Array, " tokens"]:
             return draw_uniform(key, (counts.n_in,))
 
         return keep_highest(jax.vmap(draw)(inputs.rng), counts.n_out)
@@ -30,5 +34,5 @@ class Draw(Reducer):
 class Random(InStages):
     """At every block in `blocks`, keep ceil(keep_rate * n) tokens: EViT's counts."""
 
-    def steps(self, model):
-        return self.stages(model, Draw(), Keep(self.keep_rate))
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(model, Draw(), KeepShare(self.keep_rate))

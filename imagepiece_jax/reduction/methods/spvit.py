@@ -6,20 +6,26 @@ kept (Kong et al.). Packages are never dropped.
 
 import dataclasses
 import functools
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.block_plan import KeepInitial, Step
+from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step, StepCounts
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
-from imagepiece_jax.reduction.methods.method import check_each, fit_blocks
+from imagepiece_jax.reduction.methods.method import (
+    ModelFacts,
+    check_entries,
+    fit_blocks,
+)
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
-from imagepiece_jax.reduction.state import Masking
+from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs
 
 
 class Selector(nn.Module, MaskingReducer):
@@ -29,7 +35,9 @@ class Selector(nn.Module, MaskingReducer):
     """
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment | Masking:
         batch, n, dim = inputs.x.shape
         heads = inputs.x.reshape(batch, n, inputs.num_heads, dim // inputs.num_heads)
         # Log probabilities from the heads' features, [B, n, H, 2].
@@ -54,10 +62,12 @@ class Selector(nn.Module, MaskingReducer):
         package = jnp.einsum("bn,bnd->bd", weight, x, precision="highest")
         return Masking(keep, append=package)
 
-    def _votes(self, heads):
-        """Head weights from the heads' mean features: [B, n, H], with sum 1."""
+    def _votes(
+        self, heads: Float[Array, "batch tokens heads head_dim"]
+    ) -> Float[Array, "batch tokens heads"]:
+        """Head weights from the heads' mean features, with sum 1."""
         count = heads.shape[2]
-        dense = functools.partial(nn.Dense, kernel_init=token_selector.INIT)
+        dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
         votes = jnp.mean(heads, axis=-1, dtype=jnp.float32)
         votes = dense(max(1, count // 2), name="vote_in")(votes)
         votes = nn.gelu(votes, approximate=False)
@@ -66,39 +76,41 @@ class Selector(nn.Module, MaskingReducer):
         return jax.nn.softmax(jax.nn.log_sigmoid(votes))
 
     @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         votes = 2 * num_heads * max(1, num_heads // 2)
         scores = token_selector.keep_macs(n_in, embed_dim // num_heads)
         return n_in * votes + num_heads * scores
 
 
-def package_weights(probability, dropped):
-    """Weights of a package's mean, [B, n] float32; all 0 if no token is dropped.
+def package_weights(
+    probability: Float[Array, "batch tokens"], dropped: Shaped[Array, "batch tokens"]
+) -> Float[Array, "batch tokens"]:
+    """Weights of a package's mean, in float32; all 0 if no token is dropped.
 
-    probability: [B, n], probability of being kept
-    dropped: [B, n], 1 or True for dropped tokens
+    probability: probability of being kept
+    dropped: 1 or True for dropped tokens
     """
     weight = probability * dropped.astype(jnp.float32)
     total = jnp.sum(weight, axis=1, keepdims=True)
     # Without dropped tokens the divisor is 1: with EPS the gradient would be a million.
-    return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
+    return weight / jnp.where(total > 0, total + token_selector.DIVISION_EPS, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
     """Before every block in `blocks`, keep a share of the tokens, and add a package."""
 
-    amounts = ("keep_rates", "blocks")
+    amount_fields = ("keep_rates", "blocks")
 
     # shares of the initial tokens that stay, one per entry of `blocks`
     keep_rates: tuple[float, ...] = (0.617, 0.369, 0.137)
     blocks: tuple[int, ...] = (3, 6, 9)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         rates = self.keep_rates
         blocks = self.blocks
-        check_each("blocks", blocks)
+        check_entries("blocks", blocks)
         if not isinstance(rates, tuple) or len(rates) != len(blocks):
             raise InputError(
                 f"keep_rates is {rates}; it must have one entry per block of blocks, "
@@ -114,7 +126,7 @@ class SPViT(LearnedSelection):
                 "keep_rates must not"
             )
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # All shares get a common factor, and are at most 1.
         least = min((share for share in self.keep_rates if share), default=1.0)
         scale = (1 - ratio) / least
@@ -123,22 +135,24 @@ class SPViT(LearnedSelection):
         blocks = fit_blocks(self, model.depth)
         return dataclasses.replace(self, keep_rates=rates, blocks=blocks)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         shares = zip(self.blocks, self.keep_rates, strict=True)
         if self.counts is not None:
             shares = [(block, 0.0) for block in range(model.depth)]
         steps = []
         for block, share in shares:
-            rule = KeepInitial(share, packages=True)
-            steps.append(Step(block, Selector(), rule, site="pre", when_masked=1))
+            rule = KeepInitialShare(share, packages=True)
+            steps.append(Step(block, Selector(), rule, site="pre", added_when_masked=1))
         return tuple(steps)
 
-    def live_shares(self, masks):
+    def live_shares(
+        self, masks: list[Float[Array, "batch tokens"]]
+    ) -> list[Float[Array, ""]]:
         # Shares are means over this device's whole batch, because images may keep
         # different numbers of tokens. Packages do not count.
         patches = masks[0].shape[1]
         return [jnp.mean(mask[:, :patches]) for mask in masks]
 
-    def backbone_rate(self, lr, peak):
+    def backbone_rate(self, lr: Any, peak: float) -> Any:
         # The rate is capped at `backbone_lr` times the peak rate.
         return jnp.minimum(self.backbone_lr * peak, lr)

@@ -4,55 +4,57 @@ Pruning ends in the middle of the model, as in PiToMe's public code.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.similarity import vector_lengths
-from imagepiece_jax.reduction.block_plan import AtMostHalf, Step, floor
-from imagepiece_jax.reduction.methods.method import KeepingShare
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import KeepingShare, ModelFacts
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.state import Assignment
-
-
-@dataclasses.dataclass(frozen=True)
-class MergeAway(AtMostHalf):
-    """floor((1 - rate) (n + 1)) tokens leave, at most half; + 1 is the class token."""
-
-    rate: float
-
-    def removed(self, n):
-        return floor((1 - self.rate) * (n + 1))
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 class Discard(Bipartite):
     """Drop the tokens merged by ToMe."""
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         merged = super().__call__(inputs, counts, train)
-        return without_joined(merged, merged.index.kept_tokens, counts)
+        index: Any = merged.index  # Bipartite makes one
+        return without_joined(merged, index.kept_tokens, counts)
 
 
-def without_joined(merged, keep, counts):
+def without_joined(
+    merged: Assignment, keep: Int[Array, "batch slots"], counts: StepCounts
+) -> Assignment:
     """Turn merges into drops: slot s keeps only token keep[:, s], int32."""
     itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
-    dest = jnp.where(stays, merged.dest, DROPPED)
-    return Assignment(dest, index=SlotIndex.one_token_each(keep), n_out=counts.n_out)
+    slot_of_token = jnp.where(stays, merged.slot_of_token, DROPPED)
+    return Assignment(
+        slot_of_token, index=SlotIndex.one_token_each(keep), n_out=counts.n_out
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Fuse(Bipartite):
     """Merge the tokens merged by ToMe, but into plain means scaled per group."""
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         merged = super().__call__(inputs, counts, train)
         # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        belongs = merged.dest[:, None, :] == slots
-        destination = merged.index.kept_tokens[..., None]
+        belongs = merged.slot_of_token[:, None, :] == slots
+        index: Any = merged.index  # Bipartite makes one
+        destination = index.kept_tokens[..., None]
         x = _safe_to_square(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
@@ -64,11 +66,13 @@ class Fuse(Bipartite):
         weight = greatest / divisor / members.astype(jnp.float32)
         weight = weight[:, :, None]
         weight = jnp.sum(jnp.where(belongs, weight, 0), axis=1)
-        return merged.replace(weight=weight, mean=False)
+        return dataclasses.replace(merged, weight=weight, mean=False)
 
 
-def _safe_to_square(x):
-    """Divide large tokens [B, n, D] per image, so that squares fit into float32."""
+def _safe_to_square(
+    x: Float[Array, "batch tokens dim"],
+) -> Float[Array, "batch tokens dim"]:
+    """Divide large tokens per image, so that squares fit into float32."""
     # The caller uses only ratios of lengths, which stay the same.
     x = x.astype(jnp.float32)
     size = jnp.abs(jax.lax.stop_gradient(x))
@@ -86,10 +90,10 @@ class ToFu(KeepingShare):
     keep_rate: float = 0.925  # of all tokens, in every block
     metric: str = "key"
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         discard = Discard(self.metric)
         fuse = Fuse(self.metric)
-        rule = MergeAway(self.keep_rate)
+        rule = KeepAtLeastHalf(self.keep_rate, counts_class_token=True)
         steps = []
         for block in range(model.depth):
             reducer = fuse

@@ -1,27 +1,31 @@
 """TokenLearner: learned summaries replace all tokens (Ryoo et al., NeurIPS 2021)."""
 
 import dataclasses
+from typing import Self, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.block_plan import Fixed, Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.schedules import falls, rounded
-from imagepiece_jax.reduction.state import Mixing
+from imagepiece_jax.reduction.schedules import find_falls, round_half_up
+from imagepiece_jax.reduction.state import Mixing, ReducerInputs
 
 
 class Scores(nn.Module):
-    """MLP scores for the S new tokens. [B, n, D] -> [B, n, S] float32."""
+    """MLP scores for the S new tokens, in float32."""
 
     num_tokens: int
     bottleneck_dim: int = 64
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch tokens slots"]:
         init = nn.initializers.xavier_uniform()
         norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm")
         x = norm(x.astype(jnp.float32))
@@ -37,12 +41,14 @@ class MlpLearner(nn.Module, Reducer):
     bottleneck_dim: int = 64
 
     @nn.compact
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Mixing:
         scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(inputs.x)
         return Mixing(jax.nn.softmax(jnp.swapaxes(scores, 1, 2), axis=-1))
 
     @nn.nowrap
-    def extra_macs(self, n_in, embed_dim, num_heads):
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         scores = self.bottleneck_dim * (embed_dim + self.num_tokens)
         return n_in * (scores + self.num_tokens * embed_dim)
 
@@ -51,20 +57,20 @@ class MlpLearner(nn.Module, Reducer):
 class TokenLearner(Method):
     """Before `block`, replace all image tokens by `num_tokens` learned tokens."""
 
-    amounts = ("num_tokens", "block")
+    amount_fields = ("num_tokens", "block")
     ratio_field = "block"
 
     num_tokens: int = 16
     block: int = 7  # the first block with the new tokens
     bottleneck_dim: int = 64  # width of the scoring MLP
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("num_tokens", self.num_tokens, 1, whole=True)
         check_range("block", self.block, 0, whole=True)
         check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
 
-    def scaled(self, ratio, model):
+    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # A larger ratio moves the step to an earlier block. A ratio between two blocks'
         # ratios gives more new tokens, for a cost in between.
         depth = model.depth
@@ -73,15 +79,15 @@ class TokenLearner(Method):
         fraction = min(1.0, fractional - block)
         # This many more new tokens cost as much as one more block with all patches.
         tokens_for_a_block = (model.patches - self.num_tokens) / (depth - block)
-        tokens = self.num_tokens + rounded(fraction * tokens_for_a_block)
+        tokens = self.num_tokens + round_half_up(fraction * tokens_for_a_block)
         return dataclasses.replace(self, block=block, num_tokens=tokens)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         tokens_after = {self.block: self.num_tokens}
         if self.counts is not None:
-            tokens_after = falls(self.counts, model.patches)
+            tokens_after = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
         for block, tokens in tokens_after.items():
             reducer = MlpLearner(tokens, self.bottleneck_dim)
-            steps.append(Step(block, reducer, Fixed(tokens), site="pre"))
+            steps.append(Step(block, reducer, KeepFixed(tokens), site="pre"))
         return tuple(steps)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import count_kept_before, rank_tokens
 from imagepiece_jax.kernels.similarity import squared_distances
-from imagepiece_jax.reduction.methods.method import InStages
+from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.state import Assignment
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,11 @@ class KMedoids(Ranking):
     iterations: int = 3
     score: str = dataclasses.field(default="received", kw_only=True)
 
-    def __call__(self, inputs, counts, train=False):
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Assignment:
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
-        score = jax.lax.stop_gradient(self.scores(inputs, counts))
+        score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         is_medoid = rank_tokens(score) < counts.n_out
         # A score can underflow to 0. Zero scores would tie all costs.
         tiny = jnp.finfo(jnp.float32).tiny
@@ -49,9 +52,9 @@ class KMedoids(Ranking):
             is_medoid = ~jnp.any(together & better, axis=-1)
         # Slots are in the order of the medoids.
         slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
-        dest = jnp.where(together, slot[:, None, :], 0)
-        dest = dest.sum(axis=-1, dtype=jnp.int32)
-        return Assignment(dest, weight=is_medoid, n_out=counts.n_out)
+        slot_of_token = jnp.where(together, slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
+        slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)
+        return Assignment(slot_of_token, weight=is_medoid, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +64,10 @@ class TokenPooling(InStages):
     score: str = "received"  # weighs distances and chooses the first medoids
     iterations: int = 3  # clustering rounds
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("iterations", self.iterations, 1, whole=True)
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = KMedoids(self.iterations, score=self.score_for(model))
-        return self.stages(model, reducer, site="pre")
+        return self.stage_steps(model, reducer, site="pre")

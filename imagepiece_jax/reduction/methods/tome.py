@@ -1,21 +1,22 @@
 """ToMe: merge similar tokens, a few in every block (Bolya et al., ICLR 2023)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.reduction.block_plan import Remove, Step
-from imagepiece_jax.reduction.methods.method import Removal
+from imagepiece_jax.reduction.block_plan import RemoveCount, Step
+from imagepiece_jax.reduction.methods.method import ModelFacts, RemovalPerBlock
 from imagepiece_jax.reduction.reducers import Bipartite
 
 
 @dataclasses.dataclass(frozen=True)
-class ToMe(Removal):
+class ToMe(RemovalPerBlock):
     """Merge `r` tokens away in every block, at most half the image tokens.
 
     `reducers.Bipartite` finds the pairs.
     """
 
-    amounts = ("r", "inflection")
+    amount_fields = ("r", "inflection")
 
     r: int = 13  # number of tokens merged away per block, on average
     # Slope over the blocks: -1 falls from 2 r in the first block to 0 in the last, and
@@ -23,21 +24,21 @@ class ToMe(Removal):
     inflection: float = 0.0
     metric: str = "key"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_range("r", self.r, 0, whole=True)
         check_range("inflection", self.inflection, -1, 1)
 
-    def removed(self, depth):
+    def removed_counts(self, depth: int) -> Sequence[int]:
         first = int(self.r * (1 - self.inflection))
         last = 2 * self.r - first
         rise = last - first
         steps = max(depth - 1, 1)
         return tuple(first + block * rise // steps for block in range(depth))
 
-    def steps(self, model):
+    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = Bipartite(self.metric)
         steps = []
-        for block, r in enumerate(self.removed(model.depth)):
-            steps.append(Step(block, reducer, Remove(r)))
+        for block, r in enumerate(self.removed_counts(model.depth)):
+            steps.append(Step(block, reducer, RemoveCount(r)))
         return tuple(steps)

@@ -13,17 +13,22 @@ import functools
 import os
 import pathlib
 import re
+from collections.abc import Iterator
+from typing import Any, Self
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from imagepiece_jax.common import checksums, orbax_files, parallel
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.record import differences, sentence
-from imagepiece_jax.training.logging import MEASURED
+from imagepiece_jax.models.record import describe_difference, list_differences
+from imagepiece_jax.training.logging import CLOCKED_METRICS
 from imagepiece_jax.weights.run_files import CHECKPOINTS, check_normalization
 
-KEEP = 2  # newest steps per kind that stay: the second serves if the newest is damaged
+NUM_KEPT = (
+    2  # newest steps per kind that stay: the second serves if the newest is damaged
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,47 +39,49 @@ class RunProgress:
     digest: list[str]  # content digests of both
     # step and accuracy of the best evaluation
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
-    last: dict | None = None  # figures of the last evaluation
+    last: dict | None = None  # metrics of the last evaluation
     evaluated: int = 0  # the step of the last evaluation
     # {"mean", "std"} of the images; None: unknown
     normalization: dict | None = None
     teacher: dict | None = None  # `Teacher.record`; None: no teacher
 
     def with_evaluation(
-        self, step: int, figures: dict, chooses: bool = True
+        self, step: int, metrics: dict, chooses: bool = True
     ) -> "RunProgress":
         """Add an evaluation at `step`; `chooses`: images may choose a checkpoint."""
         best = self.best
         # If the images may not choose, the last step is the best.
-        if figures["acc1"] > best["acc1"] or not chooses:
-            best = {"acc1": figures["acc1"], "step": step}
+        if metrics["acc1"] > best["acc1"] or not chooses:
+            best = {"acc1": metrics["acc1"], "step": step}
         # Times stay out, so that all runs of one config have equal checkpoints.
-        last = {k: v for k, v in figures.items() if k not in MEASURED}
+        last = {k: v for k, v in metrics.items() if k not in CLOCKED_METRICS}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
-    def resumed(self, saved: dict, data: str, workdir) -> "RunProgress":
+    def resume_saved(
+        self, saved: dict, data: str, workdir: str | os.PathLike
+    ) -> "RunProgress":
         """Return a checkpoint's progress; refuse other data, or another teacher."""
-        check_normalization(workdir, self.normalization, saved)
+        check_normalization(pathlib.Path(workdir), self.normalization or {}, saved)
         # The checkpoint may not know its normalization.
-        before = RunProgress(**saved | {"normalization": self.normalization})
-        for fact in ("images", "digest"):
-            values = getattr(self, fact), getattr(before, fact)
-            for split, value, old_value in zip(
-                ("training", "validation"), *values, strict=True
-            ):
-                if value != old_value:
+        earlier = RunProgress(**saved | {"normalization": self.normalization})
+        for split, index in (("training", 0), ("validation", 1)):
+            facts: dict[str, tuple] = {}
+            facts["images"] = (self.images[index], earlier.images[index])
+            facts["digest"] = (self.digest[index], earlier.digest[index])
+            for name, (new_fact, old_fact) in facts.items():
+                if new_fact != old_fact:
                     raise InputError(
-                        f"config.data.name is {data}, whose {split} set has {fact} "
-                        f"{value}, but the run in {workdir} began with {old_value}; "
+                        f"config.data.name is {data}, whose {split} set has {name} "
+                        f"{new_fact}, but the run in {workdir} began with {old_fact}; "
                         "choose another workdir"
                     )
-        if changes := differences(self.teacher or {}, before.teacher or {}):
+        if changes := list_differences(self.teacher or {}, earlier.teacher or {}):
             raise InputError(
                 "config.teacher.weights is another teacher than the run in "
                 f"{workdir} began with, whose {changes[0][0]} "
-                f"{sentence(changes, 'was')}; choose another workdir"
+                f"{describe_difference(changes, 'was')}; choose another workdir"
             )
-        return before
+        return earlier
 
 
 class Checkpoints:
@@ -88,31 +95,32 @@ class Checkpoints:
         background, in the next `save`, `wait` or `close`.
     """
 
-    def __init__(self, workdir, keep_every=0) -> None:
+    def __init__(self, workdir: str | os.PathLike, keep_every: int = 0) -> None:
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
         self._keep_every = keep_every
-        self._writers = {}  # {kind: StepWriter}, each made by the first save
+        # By kind, each made by the first save.
+        self._writers: dict[str, orbax_files.StepWriter] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             self.close()
         except RunError:
             if not isinstance(error, RunError):  # else `error` says why the run ended
                 raise
 
-    def save(self, step, state, meta, kind="latest") -> None:
+    def save(self, step: int, state: PyTree, meta: dict, kind: str = "latest") -> None:
         """Start saving a state and its JSON `meta`; return when it may change again."""
         if not parallel.is_main():
             return
-        arrays = _arrays(state)
+        arrays = _named_arrays(state)
         with self._reported(kind):
             if kind not in self._writers:
                 # Making a writer removes unfinished files of killed runs.
                 every = self._keep_every if kind == "latest" else 0
-                writer = orbax_files.StepWriter(self._root / kind, KEEP, every)
+                writer = orbax_files.StepWriter(self._root / kind, NUM_KEPT, every)
                 self._writers[kind] = writer
             writer = self._writers[kind]
             writer.wait()
@@ -124,20 +132,20 @@ class Checkpoints:
             # and loses no complete step.
             writer.save(step, arrays, checksums.sealed_metadata(arrays, meta))
 
-    def replace_facts(self, step, state, meta) -> None:
+    def replace_facts(self, step: int, state: PyTree, meta: dict) -> None:
         """Replace a "latest" step's `meta`; its state on disk is already the same."""
         # A kill leaves the old or the new `meta`. `save` would remove the step first.
         if parallel.is_main():
-            item = checksums.sealed_metadata(_arrays(state), meta)
+            item = checksums.sealed_metadata(_named_arrays(state), meta)
             folder = self._root / "latest" / str(step) / "meta"
             orbax_files.replace_json_item(folder, item)
 
-    def latest_step(self):
+    def latest_step(self) -> int | None:
         """The newest complete step, even if damaged; None without steps."""
         self.wait()
         return max(checksums.complete_steps(self._root / "latest"), default=None)
 
-    def restore(self, abstract_state):
+    def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict, int]:
         """Read the newest undamaged step: (state, meta, step).
 
         abstract_state: a tree like the state, whose leaves have `shape` and `dtype`
@@ -146,14 +154,14 @@ class Checkpoints:
         self.wait()
         abstract_leaves = _leaves_by_name(abstract_state)
         choose = functools.partial(_checked_table, abstract_leaves)
+        folder = self._root / "latest"
         # Process 0 decides: a network file system may show processes different files.
-        checkpoint = None
         if parallel.is_main():
-            checkpoint = checksums.read_newest(self._root / "latest", choose)
-        step = parallel.decided_by_main(lambda: checkpoint[2])
-        if checkpoint is None:  # another process reads the same step
-            checkpoint = checksums.read_newest(self._root / "latest", choose, [step])
-        arrays, meta, _ = checkpoint
+            arrays, meta, step = checksums.read_newest(folder, choose)
+            parallel.decided_by_main(lambda: step)
+        else:  # another process reads the same step
+            step = parallel.decided_by_main(lambda: None)
+            arrays, meta, _ = checksums.read_newest(folder, choose, [step])
         leaves = [arrays[name] for name in abstract_leaves]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return state, meta, step
@@ -173,7 +181,7 @@ class Checkpoints:
             self._writers = {}
 
     @contextlib.contextmanager
-    def _reported(self, kind):
+    def _reported(self, kind: str) -> Iterator[None]:
         """Turn errors of Orbax and TensorStore into a RunError."""
         try:
             yield
@@ -185,16 +193,18 @@ class Checkpoints:
                 complete = checksums.complete_steps(self._root / kind)
             raise RunError(
                 f"{self._root / kind}: a checkpoint could not be written ("
-                f"{_reason(error)}); complete ones there: {complete or 'none'}; fix "
-                "this, and the same command resumes from the newest"
+                f"{_failure_reason(error)}); complete ones there: {complete or 'none'};"
+                " fix this, and the same command resumes from the newest"
             ) from error
 
 
-def _checked_table(abstract, folder, table):
+def _checked_table(
+    abstract: dict[str, Any], folder: pathlib.Path, table: dict[str, list]
+) -> dict[str, list]:
     """Return a checkpoint's array table; raise InputError where `abstract` differs."""
     needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in abstract.items()}
     stored = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
-    for name, expected, actual in differences(needed, stored):
+    for name, expected, actual in list_differences(needed, stored):
         raise InputError(
             f"{folder}: {name} is {actual or 'missing'}, but {expected or 'missing'} "
             "in the model of this config"
@@ -202,18 +212,18 @@ def _checked_table(abstract, folder, table):
     return table
 
 
-def _arrays(state):
+def _named_arrays(state: PyTree) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()}
 
 
-def _leaves_by_name(tree):
+def _leaves_by_name(tree: PyTree) -> dict[str, Any]:
     """Leaves by path: {"params/head/bias": array, "opt_state/0/mu/...": ...}."""
     keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {keystr(path): leaf for path, leaf in leaves}
 
 
-def _reason(error):
+def _failure_reason(error: Exception) -> str:
     """Why writing failed: the operating system's reason, if there is one."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:

@@ -16,26 +16,31 @@ import signal
 import socket
 import sys
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.signals import ending_at_once
 from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.cluster.run_dir import flat_fields
 
 # Both short, so that all processes have stopped within a minute.
-HEARTBEAT = 30  # seconds without a heartbeat until a process counts as dead
-SHUTDOWN = 15  # seconds an ending process waits for the end of all processes
+HEARTBEAT_SECONDS = 30  # without a heartbeat until a process counts as dead
+SHUTDOWN_SECONDS = 15  # an ending process waits for the end of all processes
 # Words in JAX, gloo and NCCL errors about a lost process.
-SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket", "deadline")
-LOST = (
+LOSS_SIGNS = ("gloo", "nccl", "coordination", "barrier")
+LOSS_SIGNS += ("connection", "socket", "deadline")
+LOSS_MESSAGE = (
     "error: another process of this run has ended or cannot be reached; start all of "
     "them again with the same command to resume from the newest checkpoint\n"
 )
 # Fields about reading on one host; they may differ between hosts.
-OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
+HOST_FIELDS = ("data.dir", "data.workers", "data.threads")
 
 
 @contextlib.contextmanager
@@ -43,7 +48,7 @@ def joined_cluster(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-):
+) -> Iterator[None]:
     """Context that joins this process to its run's other processes, if there are any.
 
     Enter it before anything else uses JAX. Without arguments JAX finds the processes
@@ -63,9 +68,9 @@ def joined_cluster(
         # the handlers by a StopRequest, which saves.
         stack.enter_context(ending_at_once())
         stack.enter_context(_loss_in_one_sentence())
-        if _initialize(coordinator, num_processes, process_id):
+        if _connect_processes(coordinator, num_processes, process_id):
             # JAX aborts from a C++ thread, where Python's handlers do not run either.
-            ctypes.CDLL(None).signal(signal.SIGABRT, _end)
+            ctypes.CDLL(None).signal(signal.SIGABRT, _end_after_loss)
             check_device_counts()
             check_gpus()
             # CPU devices must connect within 30 seconds. They connect here, before a
@@ -82,16 +87,16 @@ def joined_cluster(
 
 
 @contextlib.contextmanager
-def _loss_in_one_sentence():
+def _loss_in_one_sentence() -> Iterator[None]:
     """Context in which any error, also a lost process, ends in one sentence."""
     try:
         yield
     except BaseException as error:
         # JAX raises a ValueError if a process is lost during an exchange of values.
         of_jax = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-        if of_jax and not isinstance(error, InputError) and is_loss(error):
+        if of_jax and not isinstance(error, InputError) and is_process_loss(error):
             print(error, file=sys.stderr, flush=True)
-            _end(signal.SIGABRT)
+            _end_after_loss(signal.SIGABRT)
         if jax.distributed.is_initialized():
             # While this process ends, JAX waits for all processes, and reports stopped
             # processes at length: stderr goes to the null device. The last registration
@@ -101,7 +106,9 @@ def _loss_in_one_sentence():
         raise
 
 
-def _initialize(coordinator, num_processes, process_id) -> bool:
+def _connect_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> bool:
     """Connect to the coordinator; return False without other processes."""
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     has_flags = (coordinator, num_processes, process_id) != (None, None, None)
@@ -115,8 +122,8 @@ def _initialize(coordinator, num_processes, process_id) -> bool:
             # The flags decide, not the scheduler, which would give this process a
             # single GPU.
             cluster_detection_method="deactivate" if has_flags else None,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=SHUTDOWN,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, IndexError) as error:
         if not has_flags and "coordinator_address" in str(error):  # no scheduler
@@ -134,8 +141,8 @@ def check_device_counts() -> None:
     # Every process sees all devices, so nothing is exchanged: an exchange would need
     # equal counts.
     owners = collections.Counter(device.process_index for device in jax.devices())
-    fewest = min(owners, key=owners.get)
-    most = max(owners, key=owners.get)
+    fewest = min(owners, key=lambda process: owners[process])
+    most = max(owners, key=lambda process: owners[process])
     if owners[fewest] < owners[most]:
         raise InputError(
             f"the number of devices is {owners[fewest]} on process {fewest}, but "
@@ -162,14 +169,14 @@ def check_gpus() -> None:
             )
 
 
-def check_same_settings(dry_run: bool, config: dict, model, data) -> None:
+def check_same_settings(dry_run: bool, config: dict, model: ViT, data: Any) -> None:
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)
     parallel.check_same_values(
         {
             "dry_run": dry_run,
-            **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
+            **{f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS},
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
             "the count of training and validation images": data.image_counts,
@@ -178,7 +185,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data) -> None:
     )
 
 
-def check_same_start(step: int, arrays) -> None:
+def check_same_start(step: int, arrays: PyTree) -> None:
     """Raise InputError if processes start at different steps or from unequal arrays."""
     checksum = 0
     if jax.process_count() > 1:
@@ -190,14 +197,14 @@ def check_same_start(step: int, arrays) -> None:
     )
 
 
-def is_loss(error: BaseException) -> bool:
+def is_process_loss(error: BaseException) -> bool:
     """Whether a JAX exception reports the loss of a process."""
     text = str(error).lower()
-    return any(sign in text for sign in SIGNS)
+    return any(sign in text for sign in LOSS_SIGNS)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _end(signum) -> None:
+def _end_after_loss(signum: int) -> None:
     """End now, without waiting: the run needs the lost process."""
-    os.write(2, LOST.encode())
+    os.write(2, LOSS_MESSAGE.encode())
     os._exit(1)

@@ -7,20 +7,22 @@ by label, if the data has names.
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import KEY_LIBRARIES
-from imagepiece_jax.data.decode import EXTENSIONS
+from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.record import differences
+from imagepiece_jax.models.record import list_differences
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.run_files import (
@@ -31,8 +33,8 @@ from imagepiece_jax.weights.run_files import (
     read_class_names,
 )
 
-RUN = "run.json"
-CLOCK = "%Y-%m-%d %H:%M:%S %z"  # time format in run.json
+RUN_FILE = "run.json"
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S %z"  # time format in run.json
 # Fields that a resumed run may change. Its images may have moved, because their digest
 # is in the checkpoint.
 MAY_CHANGE = (
@@ -40,11 +42,11 @@ MAY_CHANGE = (
     *("checkpoint_every_steps", "keep_every_steps", "log_every_steps"),
     *("max_skipped_steps", "progress", "profile"),
 )
-OTHER = "choose another workdir"
+CHOOSE_OTHER_WORKDIR = "choose another workdir"
 NO_FIELD = "not a field"
 
 
-def took_steps(workdir):
+def has_steps(workdir: str | os.PathLike) -> bool:
     """Whether a run in `workdir` has a checkpoint, or metrics of a step."""
     # Unfinished checkpoints have names that are not decimal.
     checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
@@ -53,37 +55,37 @@ def took_steps(workdir):
     return any(line["step"] > 0 for line in read_metrics(workdir))
 
 
-class Earlier(NamedTuple):
+class EarlierRun(NamedTuple):
     """Facts in a run's folder about its earlier steps."""
 
     model: ViTConfig
     class_names: tuple[str | None, ...] | None
 
 
-def read_earlier(workdir) -> Earlier | None:
+def read_earlier(workdir: str | os.PathLike) -> EarlierRun | None:
     """Read the Earlier of the run in `workdir`; None before its first step."""
     folder = pathlib.Path(workdir)
     path = folder / CONFIG
-    if not (took_steps(folder) and path.is_file()):
+    if not (has_steps(folder) and path.is_file()):
         return None
     config = _read_config(path)
     try:
         run = RunConfig.from_config(config)
     except InputError as error:
-        raise InputError(f"{path}: {error}; {OTHER}") from error
-    return Earlier(run.vit_config, read_class_names(folder, run.num_classes))
+        raise InputError(f"{path}: {error}; {CHOOSE_OTHER_WORKDIR}") from error
+    return EarlierRun(run.vit_config, read_class_names(folder, run.num_classes))
 
 
-def _read_config(path):
+def _read_config(path: pathlib.Path) -> dict:
     config = files.read_json(path)
     try:
         check_format(config)
     except InputError as error:
-        raise InputError(f"{path}: {error}; {OTHER}") from error
+        raise InputError(f"{path}: {error}; {CHOOSE_OTHER_WORKDIR}") from error
     return config
 
 
-def check_place(workdir, data: str) -> None:
+def check_workdir_place(workdir: str | os.PathLike, data: str) -> None:
     """Raise InputError for a new run inside config.data.name, or among images."""
     folder = pathlib.Path(workdir).resolve()
     if (folder / CONFIG).exists():  # not a new run
@@ -91,14 +93,18 @@ def check_place(workdir, data: str) -> None:
     _, _, path = data.partition(":")
     images = pathlib.Path(path).expanduser().resolve()
     if path and images.is_dir() and folder.is_relative_to(images):
-        raise InputError(f"workdir {workdir} is inside the data, {images}; {OTHER}")
+        raise InputError(
+            f"workdir {workdir} is inside the data, {images}; {CHOOSE_OTHER_WORKDIR}"
+        )
     for level in ("*", "*/*", "*/*/*"):  # images, classes and splits
         for file in folder.glob(level):
-            if file.suffix.lower() in EXTENSIONS:
-                raise InputError(f"workdir {workdir} holds images; {OTHER}")
+            if file.suffix.lower() in IMAGE_EXTENSIONS:
+                raise InputError(
+                    f"workdir {workdir} holds images; {CHOOSE_OTHER_WORKDIR}"
+                )
 
 
-def check_config(workdir, config: dict) -> None:
+def check_config(workdir: str | os.PathLike, config: dict) -> None:
     """Check that `workdir` holds no steps of another config.
 
     All fields except `MAY_CHANGE` must be equal; 1, 1.0 and True differ.
@@ -108,66 +114,68 @@ def check_config(workdir, config: dict) -> None:
         and a config.json of anything else than a run.
     """
     path = pathlib.Path(workdir) / CONFIG
-    begun = took_steps(workdir)
+    begun = has_steps(workdir)
     # Another config.json, such as a saved model's, would be replaced.
-    if path.exists() and not (path.with_name(RUN).exists() or begun):
-        raise InputError(f"{path} is not a run's config; {OTHER}")
+    if path.exists() and not (path.with_name(RUN_FILE).exists() or begun):
+        raise InputError(f"{path} is not a run's config; {CHOOSE_OTHER_WORKDIR}")
     if begun and not path.exists():
-        raise InputError(f"{workdir} holds a run without {CONFIG}; {OTHER}")
+        raise InputError(
+            f"{workdir} holds a run without {CONFIG}; {CHOOSE_OTHER_WORKDIR}"
+        )
     if not begun:  # another config can start here without spoiling anything
         return
-    old_fields = _flat(_read_config(path))
+    old_fields = _json_fields(_read_config(path))
     # Through JSON, so that tuples are lists.
-    new_fields = _flat(json.loads(json.dumps(config)))
-    for name, value, old_value in differences(new_fields, old_fields):
+    new_fields = _json_fields(json.loads(json.dumps(config)))
+    for name, value, old_value in list_differences(new_fields, old_fields):
         if name not in MAY_CHANGE:
             raise InputError(
                 f"config.{name} is {value or NO_FIELD}, but {old_value or NO_FIELD} in "
-                f"the run in {workdir}; change it back, or {OTHER}, which may start "
-                f"from this one's weights: --config.init.weights={workdir}"
+                f"the run in {workdir}; change it back, or {CHOOSE_OTHER_WORKDIR}, "
+                "which may start from this one's weights: --config.init.weights="
+                f"{workdir}"
             )
 
 
-def record_start(workdir, config: dict) -> None:
+def record_start(workdir: str | os.PathLike, config: dict) -> None:
     """Write `config.json`, and add this start to `run.json`."""
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
     starts = []
-    if (workdir / RUN).exists():
-        starts = files.read_json(workdir / RUN).get("starts", [])
+    if (workdir / RUN_FILE).exists():
+        starts = files.read_json(workdir / RUN_FILE).get("starts", [])
+    libraries = {name: importlib.metadata.version(name) for name in KEY_LIBRARIES}
     starts.append(
         {
             "git": files.git_revision(),  # null if git does not track the code
-            "time": time.strftime(CLOCK),
+            "time": time.strftime(TIME_FORMAT),
             "command": sys.argv,
             "python": platform.python_version(),
             "devices": [str(d.device_kind) for d in parallel.local_devices()],
-            "libraries": {
-                name: importlib.metadata.version(name) for name in KEY_LIBRARIES
-            },
+            "libraries": libraries,
         }
     )
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / RUN, {"starts": starts})
+    files.write_json(workdir / RUN_FILE, {"starts": starts})
     files.write_json(workdir / CONFIG, config)
 
 
-def record_classes(workdir, names) -> None:
+def record_classes(
+    workdir: str | os.PathLike, names: Sequence[str | None] | None
+) -> None:
     """Write the class names of the training data; None writes nothing."""
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
         files.replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
 
 
-def flat_fields(config):
+def flat_fields(config: dict) -> dict[str, Any]:
     """Flatten a config to {"a.b": 1}; an empty group is a field {}."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
-    for name, value in fields.items():
-        if value is traverse_util.empty_node:
-            fields[name] = {}
-    return fields
+    empty_group = traverse_util.empty_node
+    return {n: {} if value is empty_group else value for n, value in fields.items()}
 
 
-def _flat(config):
+def _json_fields(config: dict) -> dict[str, str]:
     """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     return {name: json.dumps(value) for name, value in flat_fields(config).items()}

@@ -12,10 +12,10 @@ from scipy import stats
 from imagepiece_jax.data.augment import mixup
 from tests.helpers.rounding import assert_close
 
-beta = jax.jit(jax.vmap(mixup.beta, (0, None)))
+beta = jax.jit(jax.vmap(mixup.draw_beta, (0, None)))
 cutmix_box = jax.jit(mixup.cutmix_box, static_argnums=(2, 3))
 soft_targets = jax.jit(mixup.soft_targets, static_argnums=(1, 2))
-apply = jax.jit(mixup.apply)
+apply = jax.jit(mixup.mix_batch)
 BOTH = {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5}
 
 
@@ -24,7 +24,7 @@ def draws(**options):
     """4000 draws for images of 32 x 48."""
     options = BOTH | options
     keys = jax.random.split(jax.random.key(0), 4000)
-    mixes = jax.jit(jax.vmap(lambda key: mixup.draw(key, 32, 48, **options)))(keys)
+    mixes = jax.jit(jax.vmap(lambda key: mixup.draw_mix(key, 32, 48, **options)))(keys)
     return jax.tree.map(np.asarray, mixes)
 
 
@@ -35,7 +35,9 @@ def test_soft_targets_and_a_batch_that_nothing_mixes():
     np.testing.assert_allclose(out, expected, atol=1e-7)
     assert out.dtype == jnp.float32
     assert soft_targets(np.array([1]), 3, 0.0).tolist() == [[0, 1, 0]]
-    drawn = mixup.draw(jax.random.key(0), 6, 8, **BOTH | {"mixup": 0.0, "cutmix": 0.0})
+    drawn = mixup.draw_mix(
+        jax.random.key(0), 6, 8, **BOTH | {"mixup": 0.0, "cutmix": 0.0}
+    )
     assert drawn is None
 
 
@@ -139,11 +141,11 @@ def test_one_program_without_a_loop_serves_every_draw():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def mixed(key, images, targets, partner, partner_targets):
-        drawn = mixup.draw(key, 6, 8, **BOTH)
-        return mixup.apply(drawn, images, targets, partner, partner_targets)
+        drawn = mixup.draw_mix(key, 6, 8, **BOTH)
+        return mixup.mix_batch(drawn, images, targets, partner, partner_targets)
 
     arrays = batch(jnp.float32)
     outs = [np.asarray(mixed(jax.random.key(s), *arrays)[0]) for s in range(3)]
     assert not np.array_equal(outs[0], outs[1])
-    program = jax.make_jaxpr(lambda key: mixup.draw(key, 6, 8, **BOTH))
+    program = jax.make_jaxpr(lambda key: mixup.draw_mix(key, 6, 8, **BOTH))
     assert "while" not in str(program(jax.random.key(0)))

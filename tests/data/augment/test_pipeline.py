@@ -32,7 +32,7 @@ def keys(count, seed=0):
 
 @functools.cache
 def boxes(prob=1.0):
-    draw = jax.vmap(lambda key: pipeline.erased_box(key, 224, 224, prob))
+    draw = jax.vmap(lambda key: pipeline.draw_erased_box(key, 224, 224, prob))
     return np.asarray(jax.jit(draw)(keys(6000)))
 
 
@@ -49,13 +49,13 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
 
     watch(pipeline, "randaugment", 0)
     watch(pipeline, "normalize")
-    watch(pipeline, "random_erasing", 0)
+    watch(pipeline, "erase_randomly", 0)
     full = dataclasses.replace(POLICY, erase_prob=0.5)
     images = jnp.zeros((2, 3, 3, 3))
     out = pipeline.augment_batch(images, full, *HALF, lambda: keys(2))
     assert (out == 3).all()
     names, used, rest = zip(*seen, strict=True)
-    assert names == ("randaugment", "normalize", "random_erasing")
+    assert names == ("randaugment", "normalize", "erase_randomly")
     assert rest[0][1:] == (full, (128, 128, 128))
     assert rest[1] == HALF
     assert rest[2][1] == 0.5
@@ -133,7 +133,7 @@ def test_erasing_happens_with_its_probability():
 
 def test_erased_pixels_are_standard_normal_each():
     images = np.full((300, SIDE, SIDE, 3), 7, np.float32)
-    out = np.asarray(jax.jit(pipeline.random_erasing)(images, keys(300), 0.5))
+    out = np.asarray(jax.jit(pipeline.erase_randomly)(images, keys(300), 0.5))
     erased = (out != 7).any(-1)
     assert (erased == (out != 7).all(-1)).all()
     hit = erased.any((1, 2))

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.data.augment.randaugment import OPS, Draws, fill_color
+from imagepiece_jax.data.augment.randaugment import (
+    OPERATION_NAMES,
+    OperationDraws,
+    fill_color,
+)
 from tests.data.augment.test_pipeline import augment
 from tests.helpers import oracles_randaugment
 from tests.helpers.oracles_augment import photographs
@@ -18,9 +22,9 @@ SIZE = (64, 48)
 FILL = (124, 116, 104)  # ImageNet's mean as a pixel
 POLICY = augment(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
 
-compiled = jax.jit(randaugment.apply)
-draw = jax.jit(randaugment.draw, static_argnums=1)
-tables = jax.jit(randaugment.tables)
+compiled = jax.jit(randaugment.apply_operations)
+draw = jax.jit(randaugment.draw_operations, static_argnums=1)
+tables = jax.jit(randaugment.lookup_tables)
 
 
 def apply(images, draws, fill=FILL):
@@ -44,7 +48,7 @@ def images():
 def draws(op, magnitude, sign, applied=True):
     """The same for every image, or arrays [B, 2]."""
     shape = (len(images()), 2)
-    return Draws(
+    return OperationDraws(
         op=np.broadcast_to(np.int32(op), shape),
         applied=np.broadcast_to(np.asarray(applied), shape),
         magnitude=np.broadcast_to(np.float32(magnitude), shape),
@@ -65,11 +69,11 @@ def assert_close(out, expected, name):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", OPERATION_NAMES)
 def test_operations_at_magnitude_nine(name, sign):
-    drawn = draws(OPS.index(name), 9.0, sign, applied=[True, False])
+    drawn = draws(OPERATION_NAMES.index(name), 9.0, sign, applied=[True, False])
     expected = [
-        oracles_randaugment.apply(image, Draws(*(x[i] for x in drawn)))
+        oracles_randaugment.apply(image, OperationDraws(*(x[i] for x in drawn)))
         for i, image in enumerate(images())
     ]
     assert_close(np.asarray(apply(images(), drawn)), np.stack(expected), name)
@@ -79,9 +83,9 @@ def test_bare_places_have_the_mean_that_the_model_was_trained_with():
     assert fill_color((0.485, 0.456, 0.406)) == FILL
     fill = fill_color((0.5, 0.5, 0.5))
     assert fill == (128, 128, 128)
-    drawn = draws(OPS.index("Rotate"), 9.0, 1, applied=[True, False])
+    drawn = draws(OPERATION_NAMES.index("Rotate"), 9.0, 1, applied=[True, False])
     white = np.full_like(images(), 255)
-    first = Draws(*(x[0] for x in drawn))
+    first = OperationDraws(*(x[0] for x in drawn))
     for moved in (
         np.asarray(apply(white, drawn, fill))[0],
         oracles_randaugment.apply(white[0], first, fill),
@@ -95,7 +99,7 @@ def test_device_and_pillow_agree_on_any_draw():
     rng = np.random.default_rng(1)
     shape = (len(images()), 2)
     drawn = draws(
-        op=rng.integers(0, len(OPS), shape),
+        op=rng.integers(0, len(OPERATION_NAMES), shape),
         magnitude=rng.uniform(0, 10, shape),
         sign=rng.choice([-1, 1], shape),
         applied=rng.random(shape) < 0.7,
@@ -104,7 +108,7 @@ def test_device_and_pillow_agree_on_any_draw():
     off = []
     changed = 0
     for i, image in enumerate(images()):
-        mine = Draws(*(x[i] for x in drawn))
+        mine = OperationDraws(*(x[i] for x in drawn))
         expected = oracles_randaugment.apply(image, mine).astype(int)
         changed += (expected != image).any()
         # A second operation may widen what the first left: Solarize flips a level that
@@ -135,7 +139,9 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
 def test_arguments_at_the_ends(name, magnitude, expected):
     wanted = np.array([expected(v) for v in range(256)])
     sign = -1.0 if name.startswith("-") else 1.0
-    drawn = Draws([OPS.index(name.strip("-"))], [True], [magnitude], [sign])
+    drawn = OperationDraws(
+        [OPERATION_NAMES.index(name.strip("-"))], [True], [magnitude], [sign]
+    )
     by_pillow = oracles_randaugment.apply(RAMP[0], drawn)
     np.testing.assert_array_equal(by_pillow[:, :, 1].ravel(), wanted)
     arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
@@ -148,7 +154,7 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_what_is_not_applied():
     @jax.jit
     def drawn_in(order):
         keys = jax.random.split(jax.random.key(0), 30)
-        return randaugment.draw(keys[order], POLICY)
+        return randaugment.draw_operations(keys[order], POLICY)
 
     skipped = draws(np.arange(60).reshape(30, 2) % 15, 9.0, 1.0, applied=False)
     np.testing.assert_array_equal(apply(images(), skipped), images())
@@ -160,7 +166,7 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_what_is_not_applied():
 
 def drawn(policy, count):
     keys = jax.random.split(jax.random.key(3), count)
-    return Draws(*map(np.asarray, draw(keys, policy)))
+    return OperationDraws(*map(np.asarray, draw(keys, policy)))
 
 
 def test_draws_have_the_recipe_s_distribution():

@@ -78,7 +78,7 @@ def test_without_opencv_a_crop_is_pillows(monkeypatch):
     image = rng().integers(0, 256, (40, 60, 3), np.uint8)
     np.testing.assert_array_equal(resize_fast(image, 20, 30), pillow(image, 20, 30))
     mirrored = next(seed for seed in range(99) if rng(seed).random() < 0.5)
-    found = random_crop.flip(image, rng(mirrored))
+    found = random_crop.flip_image(image, rng(mirrored))
     np.testing.assert_array_equal(found, image[:, ::-1])
 
 
@@ -88,7 +88,9 @@ def test_shift_moves_by_every_offset_and_pads_with_zeros():
     padded[2:10, 2:10] = image
     offsets = itertools.product(range(5), range(5))
     every = {padded[y : y + 8, x : x + 8].tobytes() for y, x in offsets}
-    seen = {random_crop.shift(image, rng(seed), 2).tobytes() for seed in range(300)}
+    seen = {
+        random_crop.shift_image(image, rng(seed), 2).tobytes() for seed in range(300)
+    }
     assert seen == every
 
 
@@ -96,7 +98,7 @@ def test_flip_mirrors_half_of_the_images():
     image = ramp(4, 6)
     flipped = 0
     for seed in range(1000):
-        out = random_crop.flip(image, rng(seed))
+        out = random_crop.flip_image(image, rng(seed))
         flipped += out[0, 0, 1] == 20
         np.testing.assert_array_equal(out, image[:, ::-1] if out[0, 0, 1] else image)
     assert abs(flipped - 500) < 64  # 4 standard deviations

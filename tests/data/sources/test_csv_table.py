@@ -176,8 +176,8 @@ def test_a_name_is_found_in_either_form_of_unicode(images, stored, named):
     rows = f"{name}.png,0,{name}\nimages/a.png,0,{name}\n"
     path.write_text(f"filename,label,class\n{rows}")
     source = open_csv(path, "val")
-    assert source.name(0) == str(images / file)
-    assert source[0].readable
+    assert source.image_name(0) == str(images / file)
+    assert source[0].pixels is not None
     with open(path, "a") as table:
         table.write(f"{file},0,{unicodedata.normalize(stored, name)}\n")
     refused(path, "again")

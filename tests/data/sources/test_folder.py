@@ -9,7 +9,11 @@ import pytest
 
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import VALIDATION_NAMES
-from imagepiece_jax.data.sources.folder import list_images, split_folders, train_folder
+from imagepiece_jax.data.sources.folder import (
+    find_split_folders,
+    find_train_folder,
+    list_images,
+)
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from tests.helpers.picture_files import write_plain
@@ -56,8 +60,10 @@ def test_pipes_and_sockets_are_no_images(tmp_path, monkeypatch):
     assert images == ["a.jpg", "empty.jpg", "gone.jpg", "loop.jpg", "folder.jpg/b.jpg"]
     assert left_out == ["link.jpg", "null.jpg", "pipe.jpg", "socket.jpg"]
     source = as_source(["a.jpg", "pipe.jpg", "null.jpg", "empty.jpg"])
-    assert [source[index].readable for index in range(4)] == [True] + 3 * [False]
-    assert source.size(1) is None
+    assert [source[index].pixels is not None for index in range(4)] == [True] + 3 * [
+        False
+    ]
+    assert source.header_size(1) is None
     assert len(source.digest) == 16
     os.mkfifo("list.txt")
     for images in ("list.txt", "csv:list.txt"):
@@ -120,10 +126,10 @@ def test_splits_and_classes_of_one_name(tmp_path, folders, labeled, unlabeled):
     for is_labeled, val in ((True, labeled), (False, unlabeled)):
         if val == REFUSED:
             with refused("split"):
-                split_folders(tmp_path, is_labeled)
+                find_split_folders(tmp_path, is_labeled)
         else:
             expected = {"train": "train", "val": val} if val else {}
-            assert split_folders(tmp_path, is_labeled) == expected
+            assert find_split_folders(tmp_path, is_labeled) == expected
 
 
 def test_a_class_called_train_is_measured_on(tmp_path):
@@ -134,7 +140,7 @@ def test_a_class_called_train_is_measured_on(tmp_path):
         assert source.labels.tolist() == [1, 2, 0]
     assert len(as_source(tmp_path / "val")) == 3
     source = as_source(tmp_path)
-    assert {source.name(index)[-5:] for index in range(3)} == {"2.jpg"}
+    assert {source.image_name(index)[-5:] for index in range(3)} == {"2.jpg"}
 
 
 @pytest.mark.parametrize(
@@ -143,12 +149,12 @@ def test_a_class_called_train_is_measured_on(tmp_path):
 def test_only_train_is_learned_from(tmp_path, others, capsys):
     write_plain(tmp_path, "train/a/1.jpg", *(f"{name}/a/2.jpg" for name in others))
     source = as_source(tmp_path)
-    assert (len(source), source.name(0)) == (1, f"{tmp_path}/train/a/1.jpg")
+    assert (len(source), source.image_name(0)) == (1, f"{tmp_path}/train/a/1.jpg")
     assert "images in train are used" in capsys.readouterr().out
     (tmp_path / "train").rename(tmp_path / "apart")
     if others != ("more",):
         with pytest.raises(InputError, match="learn"):
-            train_folder(tmp_path)
+            find_train_folder(tmp_path)
 
 
 @pytest.mark.parametrize("names", [["caf\u00e9", "dog"], ["\u00e9a", "eb", "zz"]])
@@ -168,6 +174,6 @@ def test_classes_of_both_splits_may_differ_in_the_form_of_unicode(
         source = open_source(f"{tmp_path}", split, **options)
         found = {}
         for place, label in enumerate(source.labels.tolist()):
-            folder = pathlib.Path(source.name(place)).parent.name
+            folder = pathlib.Path(source.image_name(place)).parent.name
             found[unicodedata.normalize("NFC", folder)] = label
         assert found == {name: label for label, name in enumerate(order)}

@@ -61,8 +61,8 @@ def test_rows_are_read_in_their_order_by_this_process_and_by_others(folder):
         pixels, label, *_ = source[number]
         assert (pixels == np.full((8, 8, 3), 4 * number)).all()
         assert label == number % 3
-        assert source.stored(number)[0] == png(number)
-    assert source.name(7) == f"hf:{folder}/train/7"
+        assert source.stored_image(number)[0] == png(number)
+    assert source.image_name(7) == f"hf:{folder}/train/7"
     one_each = Batches(source=source, transform=Preprocessing(8), batch_size=1)
     for workers in (0, 2):
         batches = [*read_ahead(one_each, workers, threads=2)]
@@ -141,7 +141,7 @@ def test_rows_without_an_image_are_unreadable_ones(tmp_path):
     source = HubSource(rows, "hf:a", [0, 1, 2], 3)
     for index in range(3):
         assert str(source[index].damage).startswith(f"hf:a/{index} cannot be read")
-    assert source.some_sizes() == []
+    assert source.sampled_sizes() == []
     assert source.digest
 
 

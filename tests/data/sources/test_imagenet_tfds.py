@@ -76,8 +76,8 @@ def test_files_are_read_as_they_are_without_tensorflow(imagenet):
     for index in range(6):
         image = source[index]
         seen[image.name] = None
-        if image.readable:
-            assert source.stored(index)[0] == jpeg(image.label // 100)
+        if image.pixels is not None:
+            assert source.stored_image(index)[0] == jpeg(image.label // 100)
             gray = int(image.pixels[0, 0, 0])
             seen[image.name] = (image.pixels.shape, gray, image.label)
     expected = {f"n{i}.JPEG": ((20 + i, 24, 3), 10 * i, 100 * i) for i in range(5)}
@@ -95,7 +95,7 @@ READ_FIRST = """
 import pickle, sys, threading
 source = pickle.load(sys.stdin.buffer)
 assert "tensorflow_datasets.proto" in sys.modules
-threads = [threading.Thread(target=source.stored, args=[i]) for i in range(6)]
+threads = [threading.Thread(target=source.stored_image, args=[i]) for i in range(6)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
@@ -186,10 +186,10 @@ def test_tfds_prepares_imagenets_tars(tmp_path):
     command += [f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}/out"]
     subprocess.run(command, check=True)
     source = opened(tmp_path / "out")
-    found = {source[i].label: source.stored(i)[0] for i in range(len(source))}
+    found = {source[i].label: source.stored_image(i)[0] for i in range(len(source))}
     assert found == {0: jpeg(0), 1: jpeg(1)}
     source = opened(tmp_path / "out", "val")
-    assert {source.name(i): source.stored(i)[0] for i in range(4)} == tests
-    labels = {source.name(i): source[i].label for i in range(4)}
+    assert {source.image_name(i): source.stored_image(i)[0] for i in range(4)} == tests
+    labels = {source.image_name(i): source[i].label for i in range(4)}
     # The first lines of ILSVRC2012_validation_ground_truth.txt, as WordNet IDs sort.
     assert [*dict(sorted(labels.items())).values()] == [65, 970, 230, 809]

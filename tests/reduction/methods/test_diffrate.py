@@ -8,7 +8,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published
+from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published_schedules
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers import named_models
 from tests.helpers.reduction_steps import apply, decide, vectors
@@ -26,7 +26,7 @@ def test_the_schedule_of_mae(name, arch, target):
     model = create_model(
         named_models.config(name, arch=arch, num_classes=1000), reduction
     )
-    _, merge = published("mae_b")[target]
+    _, merge = published_schedules("mae_b")[target]
     assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:
         assert model_macs(model) == MAE[target]
@@ -40,7 +40,7 @@ def test_pruned_merged_and_counted_by_hand():
     attention = np.float32([[0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]])
     inputs = ReducerInputs(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
     result = decide(PruneAndMerge(kept=7), inputs, StepCounts(n_in=7, n_out=4))
-    assert result.dest.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
+    assert result.slot_of_token.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
     after = apply(state, result)
     want = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
     want.append((-0.6523, 5.4563))
@@ -49,4 +49,4 @@ def test_pruned_merged_and_counted_by_hand():
     np.testing.assert_allclose(after.effective_size[0], sizes, atol=1e-4)
     assert after.size.tolist() == [[1, 2, 1, 5, 2]]
     fewer = decide(PruneAndMerge(kept=5), inputs, StepCounts(n_in=7, n_out=4))
-    assert fewer.dest.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]
+    assert fewer.slot_of_token.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]

@@ -11,7 +11,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
-from imagepiece_jax.reduction.state import ReducerInputs, start
+from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
 
 
@@ -27,7 +27,7 @@ def pooled(x, grid, size, prefix=1):
     """(state, slots) after pooling the tokens x [B, prefix + n, D]."""
     counts = StepCounts(n_in=grid[0] * grid[1], n_out=size * size)
     result = Cells(size)(inputs_of(grid, len(x)), counts)
-    return moves.apply(start(x, prefix), result), result.dest
+    return moves.apply_result(initial_state(x, prefix), result), result.slot_of_token
 
 
 def test_two_by_two_patches_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.reduction.block_plan import Keep, Merge, build
+from imagepiece_jax.reduction.block_plan import KeepShare, MergeCandidates, plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from tests.helpers import tiny_vit
@@ -23,21 +23,24 @@ from tests.helpers.named_models import facts
 def test_it_merges_twice_and_prunes_once_a_cycle(depth, merge, prune):
     found = ImagePiece().steps(facts(depth))
     rules = {step.block: type(step.rule) for step in found}
-    assert rules == {**dict.fromkeys(merge, Merge), **dict.fromkeys(prune, Keep)}
+    assert rules == {
+        **dict.fromkeys(merge, MergeCandidates),
+        **dict.fromkeys(prune, KeepShare),
+    }
     assert all(step.site == "mid" for step in found)
-    build(depth, 196, found)
+    plan_blocks(depth, 196, found)
 
 
 def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
-    path = [ImagePiece().scaled(i / 100, facts()) for i in range(101)]
+    path = [ImagePiece().scale_schedule(i / 100, facts()) for i in range(101)]
     rates = [(method.keep_rate, method.merge_ratio) for method in path]
     assert rates[0] == (1.0, 0.0)
     assert rates[20] == (0.8, 0.08)
     assert rates[10] == (0.9, 0.04)
     assert rates[-1] == (0.0, 0.4)
-    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scaled(0.4, facts())
+    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scale_schedule(0.4, facts())
     assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
-    plans = [build(12, 196, method.steps(facts())) for method in path]
+    plans = [plan_blocks(12, 196, method.steps(facts())) for method in path]
     costs = [model_macs(tiny_vit.vit(plan, 192, 3)) for plan in plans]
     assert costs == sorted(costs, reverse=True)
 

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import moves, token_selector
-from imagepiece_jax.reduction.block_plan import StepCounts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
     NoisyTopK,
 )
-from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    ReducerInputs,
+    initial_state,
+)
 from tests.helpers import masked_models, oracles, oracles_learned, tiny_vit
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import random_variables
@@ -30,10 +35,10 @@ def with_masks():
 
 def test_merges_look_at_as_many_candidates_as_in_evaluation():
     steps = ImagePieceDynamicViT().steps(facts())
-    plans = (build(12, 196, steps, masked=m) for m in (False, True))
+    plans = (plan_blocks(12, 196, steps, masked=m) for m in (False, True))
     small, large = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
-    assert small == large and small[3] == 39  # floor(.3 * 132)
-    plan = build(12, 196, steps)
+    assert small == large and small[3] == 39  # exact_floor(.3 * 132)
+    plan = plan_blocks(12, 196, steps)
     assert (plan[2].attn_tokens, plan[2].mlp_tokens) == (166, 133)
 
 
@@ -49,7 +54,7 @@ def test_masked_tokens_are_never_merged(with_masks, score):
     assert second.keep.shape == (3, 23)
     assert out.state.mask.shape == (3, 22)
     keep = np.asarray(second.keep)
-    dest = np.asarray(third.dest)
+    dest = np.asarray(third.slot_of_token)
     for image in range(3):
         assert 4 < keep[image].sum() < 20  # more than the candidates of the merge
         together = oracles.count_sources(dest[image], 22)[dest[image]]
@@ -76,13 +81,13 @@ def test_masked_training_has_terms_for_all(with_masks):
 
 def test_targets_are_what_evaluation_keeps():
     """132 of 165, then 89 of 111, then 60 of 74; some have none."""
-    plan = build(12, 196, ImagePieceDynamicViT().steps(facts()), masked=True)
+    plan = plan_blocks(12, 196, ImagePieceDynamicViT().steps(facts()), masked=True)
     wanted = np.cumprod([132 / 165, 89 / 111, 60 / 74]).tolist()
     method = ImagePieceDynamicViT()
     assert_close(method.target_shares(plan), wanted, units=1)
     for fields in ({"keep_rate": 1.0}, {"mode": "topk"}):
         steps = ImagePieceDynamicViT(**fields).steps(facts())
-        assert method.target_shares(build(12, 196, steps, masked=True)) == []
+        assert method.target_shares(plan_blocks(12, 196, steps, masked=True)) == []
     assert float(token_selector.ratio_loss([], [])) == 0
 
 
@@ -109,8 +114,8 @@ def test_noise_decides_between_scores_that_are_close():
         inputs, variables = noisy_topk(spread)
         trained = run(variables, inputs, COUNTS, True)
         assert (trained.weight == 1).all()
-        noisy = trained.dest
-        plain = run(variables, inputs, COUNTS, False).dest
+        noisy = trained.slot_of_token
+        plain = run(variables, inputs, COUNTS, False).slot_of_token
         assert (noisy == plain).all() == same
         for row in noisy:
             assert sorted(row[row >= 0]) == [0, 1, 2, 3]
@@ -123,8 +128,8 @@ def test_the_score_learns_from_the_kept_tokens():
 
     def objective(variables):
         result = NoisyTopK().apply(variables, inputs, COUNTS, True)
-        state = moves.apply(start(inputs.x, num_prefix=0), result)
-        return jnp.sum(state.x * weight), result.dest
+        state = moves.apply_result(initial_state(inputs.x, num_prefix=0), result)
+        return jnp.sum(state.x * weight), result.slot_of_token
 
     slopes, dest = tiny_vit.compiled(jax.grad(objective, has_aux=True))(variables)
     wanted = 0.0

@@ -2,7 +2,11 @@
 
 import pytest
 
-from imagepiece_jax.reduction.block_plan import Merge, MergeTo, build
+from imagepiece_jax.reduction.block_plan import (
+    KeepAtLeastHalf,
+    MergeCandidates,
+    plan_blocks,
+)
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite
@@ -21,14 +25,14 @@ def test_merge_steps_are_imagepieces_and_the_others_match(fields):
     ours = ImagePieceToMe(**fields).steps(facts())
     theirs = ImagePiece(**fields).steps(facts())
     metric = fields.get("metric", "key")
-    assert {type(step.rule) for step in ours} == {Merge, MergeTo}
-    plans = (build(12, 196, steps) for steps in (ours, theirs))
+    assert {type(step.rule) for step in ours} == {MergeCandidates, KeepAtLeastHalf}
+    plans = (plan_blocks(12, 196, steps) for steps in (ours, theirs))
     counts, others = ([layer.mlp_tokens for layer in plan] for plan in plans)
     assert counts == others
     for step, other in zip(ours, theirs, strict=True):
         assert step.block == other.block
-        assert (step.site, step.when_masked) == ("mid", None)
-        if isinstance(other.rule, Merge):
+        assert (step.site, step.added_when_masked) == ("mid", None)
+        if isinstance(other.rule, MergeCandidates):
             assert step == other
         else:
             assert step.reducer == Bipartite(metric)

@@ -7,7 +7,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import merge_map
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.block_plan import StepCounts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
@@ -31,7 +31,7 @@ def test_a_fusion_by_hand():
     inputs = ReducerInputs(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
     result = decide(Fusion(), inputs, StepCounts(n_in=7, n_out=4))
     # {2, 3}, {4, 5, 6}, {1}, {7}
-    assert result.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
+    assert result.slot_of_token.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
     after = apply(TokenState(x, size), result)
     want = [(1, 0), (1.4, 0.9475), (0.3297, 0.9374), (0.9848, 0.1736)]
     want.append((-0.9397, 0.342))
@@ -51,11 +51,11 @@ def test_another_score_takes_the_place_of_attention():
     counts = StepCounts(n_in=7, n_out=4)
     want = decide(Fusion(), both, counts)
     found = decide(Fusion(score="shift"), turned, counts)
-    np.testing.assert_array_equal(found.dest, want.dest)
+    np.testing.assert_array_equal(found.slot_of_token, want.slot_of_token)
     np.testing.assert_array_equal(found.weight, want.weight)
     (step,) = MCTF(blocks=(1,), score="shift").steps(facts(3))
     assert step.site == "mid"
-    assert "attn_columns" not in step.reducer.reads
+    assert "attn_columns" not in step.reducer.attention_reads
 
 
 @pytest.mark.parametrize("even", [0, 1])
@@ -71,7 +71,7 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
         want = want * np.outer(small, small) ** (1 / temperature)
     fusion = Fusion(similarity, 2.0, 3.0)
     arrays = (x[None], received[None], size[None])
-    got = tiny_vit.compiled(fusion.affinity, static_argnums=3)(*arrays, even)
+    got = tiny_vit.compiled(fusion.fusion_values, static_argnums=3)(*arrays, even)
     assert_close(got[0], want[even::2, 1 - even :: 2], units=256)
 
 
@@ -88,12 +88,14 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
 )
 def test_ten_tokens_stay_of_a_number_and_not_of_a_share(r, tokens, left):
     """By hand, as the authors' code counts, class token included."""
-    plan = build(2, tokens - 1, MCTF(r=r).steps(facts(2)), 1)
+    plan = plan_blocks(2, tokens - 1, MCTF(r=r).steps(facts(2)), 1)
     assert plan[-1].mlp_tokens == left
 
 
 def test_a_step_before_the_next_block_would_read_what_is_gone():
     pooling = TokenPooling(blocks=(2,), score="class")
-    plan = build(4, 196, (*MCTF(blocks=(1,)).steps(facts(4)), *pooling.steps(facts(4))))
+    plan = plan_blocks(
+        4, 196, (*MCTF(blocks=(1,)).steps(facts(4)), *pooling.steps(facts(4)))
+    )
     with pytest.raises(InputError, match="at block 2 reads .* keep its tokens"):
         contract.check_plan(plan, Architecture(), (14, 14))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagepiece_jax.reduction.block_plan import build
+from imagepiece_jax.reduction.block_plan import plan_blocks
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers.named_models import facts
 
@@ -34,7 +34,7 @@ def numbers(text):
     ],
 )
 def test_tokens_by_hand(text, site, tokens):
-    plan = build(12, 196, Reduction.read(text).method.steps(facts()))
+    plan = plan_blocks(12, 196, Reduction.read(text).method.steps(facts()))
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     arriving = [197, *numbers(tokens)[:-1]]
     wanted = numbers(tokens) if site == "pre" else arriving
@@ -53,6 +53,6 @@ def test_tokens_by_hand(text, site, tokens):
     ],
 )
 def test_tokens_in_masked_training(text, tokens):
-    plan = build(12, 196, Reduction.read(text).method.steps(facts()), masked=True)
+    plan = plan_blocks(12, 196, Reduction.read(text).method.steps(facts()), masked=True)
     assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
     assert any(layer.counts for layer in plan)

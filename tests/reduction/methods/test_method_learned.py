@@ -75,6 +75,6 @@ def test_evaluation_keeps_the_best_scores_of_what_is_left():
             tokens = np.asarray(inputs.x[image], float)
             scores = oracles_learned.keep_scores(params["scores"], tokens)
             want = oracles.top_k(scores[:, 0], result.n_out)
-            np.testing.assert_array_equal(result.dest[image], want)
+            np.testing.assert_array_equal(result.slot_of_token[image], want)
     assert params
     assert out.state.x.shape[1] == 1 + 14

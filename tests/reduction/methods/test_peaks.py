@@ -15,7 +15,7 @@ from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.models.config import MEAN, STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan, moves
-from imagepiece_jax.reduction.block_plan import Fixed, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers import compiling, masked_models, oracles, oracles_peaks, tiny_vit
@@ -43,9 +43,9 @@ def step(x, score, size, patches, n_out, mask=None, fast=False):
     """One step of x [B, n, D]: (cosines, Assignment, TokenState after it)."""
     state = state_of(x, size, patches, mask)
     inputs = ReducerInputs(
-        x=state.image(state.x),
-        size=state.image(state.size),
-        attn_size=state.image(state.attn_size),
+        x=state.image_rows(state.x),
+        size=state.image_rows(state.size),
+        attn_size=state.image_rows(state.attn_size),
         cls_and_mean_attn=jnp.asarray(score, jnp.float32),
         mask=mask,
         all_x=state.x if fast else None,
@@ -53,7 +53,11 @@ def step(x, score, size, patches, n_out, mask=None, fast=False):
     counts = StepCounts(n_in=inputs.x.shape[1], n_out=n_out)
     with choice.fast_forms(fast):
         result = REDUCER(inputs, counts)
-        return all_cosines(inputs.x, inputs.all_x), result, moves.apply(state, result)
+        return (
+            all_cosines(inputs.x, inputs.all_x),
+            result,
+            moves.apply_result(state, result),
+        )
 
 
 run = tiny_vit.compiled(step, static_argnames=("n_out", "fast"))
@@ -68,7 +72,7 @@ def test_an_attended_token_leaves_if_a_more_attended_one_says_the_same():
     score = np.float32([[0.30, 0.25, 0.10, 0.15, 0.05, 0.006]])
     size = np.float32([[1, 2, 1, 1, 3, 1]])
     _, result, after = run(x, score, size, size, n_out=3)
-    assert result.dest.tolist() == [[0, 0, 1, 1, 1, 2]]
+    assert result.slot_of_token.tolist() == [[0, 0, 1, 1, 1, 2]]
     want = [(1, 1), (1.4407, 0.1579), (0.4643, 0.8550), (-0.9397, -0.3420)]
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     np.testing.assert_allclose(after.attn_size, [[1, 2.9696, 4.5829, 1]], atol=1e-4)
@@ -80,7 +84,7 @@ def test_the_highest_token_comes_first_though_the_next_is_its_opposite():
     x = vectors([0, 180, 80])
     score = np.float32([[0.5, 0.4, 0.1]])
     _, result, _ = run(x, score, np.ones((1, 3)), np.ones((1, 3)), n_out=2)
-    assert result.dest.tolist() == [[0, 1, 0]]
+    assert result.slot_of_token.tolist() == [[0, 1, 0]]
 
 
 KINDS = ("random", "few", "equal", "alike", "zero", "unattended", "opposite")
@@ -122,8 +126,8 @@ def test_a_step_is_the_oracles(n):
         for image, (x, score, size, patches) in enumerate(zip(*arrays, strict=True)):
             assert_close(cosines[image], oracles.cosine(x, x), scale=1.0)
             want = oracles_peaks.decide(score, cosines[image], n_out)
-            np.testing.assert_array_equal(result.dest[image], want.slot)
-            assert {*result.dest[image].tolist()} == {*range(n_out)}
+            np.testing.assert_array_equal(result.slot_of_token[image], want.slot)
+            assert {*result.slot_of_token[image].tolist()} == {*range(n_out)}
             rows = oracles_peaks.matrix(want, score) @ x
             assert_close(after.x[image, 1:], rows, scale=1.0)
             sizes = oracles_peaks.attention_sizes(want, size)
@@ -138,7 +142,7 @@ def test_ties_go_to_the_first():
     x = np.float32([[[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]]])
     ones = np.ones((1, 5), np.float32)
     _, result, _ = run(x, 0.25 * ones, ones, ones, n_out=3)
-    assert result.dest.tolist() == [[0, 1, 2, 0, 0]]
+    assert result.slot_of_token.tolist() == [[0, 1, 2, 0, 0]]
 
 
 def test_a_permutation_of_tokens_moves_nothing_else():
@@ -150,7 +154,9 @@ def test_a_permutation_of_tokens_moves_nothing_else():
         run(*each, n_out=12) for each in (arrays, moved)
     )
     image = KINDS.index("random")
-    np.testing.assert_array_equal(other.dest[image], plain.dest[image][order])
+    np.testing.assert_array_equal(
+        other.slot_of_token[image], plain.slot_of_token[image][order]
+    )
     assert_close(other_after.x[image], after.x[image])
     assert_close(other_after.attn_size[image], after.attn_size[image])
 
@@ -166,7 +172,7 @@ def test_tokens_removed_by_a_mask_leave_first_and_add_nothing(n_out):
     there = np.flatnonzero(mask[0])
     _, want, without = run(*(a[:, there] for a in arrays), n_out=n_out)
     _, result, after = run(*arrays, n_out=n_out, mask=mask)
-    np.testing.assert_array_equal(result.dest[:, there], want.dest)
+    np.testing.assert_array_equal(result.slot_of_token[:, there], want.slot_of_token)
     assert_close(after.x, without.x)
     assert_close(after.attn_size, without.attn_size)
     assert after.mask.tolist() == [[1] * n_out]
@@ -176,7 +182,7 @@ def test_removed_tokens_stay_where_more_are_wanted_and_stay_removed():
     arrays = [a[:1] for a in images(6)]
     mask = np.float32([[0, 1, 1, 0, 0, 1]])
     _, result, after = run(*arrays, n_out=5, mask=mask)
-    assert {*result.dest[0, [1, 2, 5]].tolist()} == {0, 1, 2}
+    assert {*result.slot_of_token[0, [1, 2, 5]].tolist()} == {0, 1, 2}
     assert after.mask.tolist() == [[1, 1, 1, 0, 0]]
     chex.assert_tree_all_finite(after)
 
@@ -198,10 +204,10 @@ def test_unattended_tokens_have_a_plain_mean(dtype, fast):
     got = np.asarray(after.x[0, 1:], float)
     unit = 4 * float(jnp.finfo(dtype).eps)
     for slot, row in enumerate(got):
-        inside = rounded[result.dest[0] == slot]
-        mean = rounded[4] if slot == result.dest[0, 4] else inside.mean(axis=0)
+        inside = rounded[result.slot_of_token[0] == slot]
+        mean = rounded[4] if slot == result.slot_of_token[0, 4] else inside.mean(axis=0)
         np.testing.assert_allclose(row, mean, rtol=0, atol=unit * 2.0**-8)
-    assert result.dest[0, 4] == 0
+    assert result.slot_of_token[0, 4] == 0
     assert after.x.dtype == dtype
 
 
@@ -214,7 +220,7 @@ def test_little_attention_is_weighed_as_it_is(dtype):
     score = np.float32([[5e-5, 1e-6, 0.5]])
     ones = np.ones((1, 3), np.float32)
     _, result, after = run(x, score, ones, ones, n_out=2)
-    assert result.dest.tolist() == [[1, 1, 0]]
+    assert result.slot_of_token.tolist() == [[1, 1, 0]]
     first, second, _ = np.asarray(x, float)[0]
     mean = (50 * first + second) / 51
     atol = float(jnp.finfo(dtype).eps)
@@ -240,7 +246,7 @@ def test_tokens_have_the_gradient_of_their_means_and_scores_none(dtype):
     for image in range(len(KINDS)):
         cosines = oracles.cosine(x[image], x[image])
         decision = oracles_peaks.decide(score[image], cosines, 12)
-        decision = decision._replace(slot=result.dest[image])
+        decision = decision._replace(slot=result.slot_of_token[image])
         matrix = oracles_peaks.matrix(decision, score[image])
         wanted = matrix.T @ probe[image, 1:]
         unit = float(jnp.finfo(dtype).eps)
@@ -272,7 +278,9 @@ def test_a_model_is_the_oracles(score):
         assert_close(out.logits[image], logits, units=128)
         assert_close(out.state.effective_size[image], size, units=128)
         for result, slow in zip(out.results, steps, strict=True):
-            np.testing.assert_array_equal(result.dest[image], slow.decision.slot)
+            np.testing.assert_array_equal(
+                result.slot_of_token[image], slow.decision.slot
+            )
             assert_close(result.weight[image], slow.score, units=128)
         np.testing.assert_array_equal(out.state.size[image, 1:], steps[-1].patches)
 
@@ -312,7 +320,9 @@ def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
         for result, slow in zip(out.results, steps, strict=True):
             # No near tie is among the twelve decisions, so they are exact.
             assert smallest_gap(slow) > TIE
-            np.testing.assert_array_equal(result.dest[image], slow.decision.slot)
+            np.testing.assert_array_equal(
+                result.slot_of_token[image], slow.decision.slot
+            )
             source = oracles.compose(slow.decision.slot, source)
         np.testing.assert_array_equal(slots[image], source)
         assert_close(out.logits[image], logits, units=128)
@@ -325,8 +335,10 @@ def test_to_mask_is_to_remove():
 
     def with_peaks(model, left):
         steps = [layer.step for layer in model.plan if layer.step]
-        steps.append(Step(1, REDUCER, Fixed(left), "mid"))
-        plan = block_plan.build(tiny_vit.DEPTH, tiny_vit.TOKENS, steps, 1, masked=True)
+        steps.append(Step(1, REDUCER, KeepFixed(left), "mid"))
+        plan = block_plan.plan_blocks(
+            tiny_vit.DEPTH, tiny_vit.TOKENS, steps, 1, masked=True
+        )
         return model.clone(plan=plan, prop_attn=True)
 
     variables = masked_models.lean(tiny_vit.variables(made), 1.0)

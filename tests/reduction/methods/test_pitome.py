@@ -22,7 +22,7 @@ def test_the_halves_by_hand(protect, progress, together):
     inputs = ReducerInputs(x, size, size, key, key, num_prefix=0)
     counts = StepCounts(n_in=8, n_out=6, progress=progress)
     result = decide(ByEnergy(protect), inputs, counts)
-    (dest,) = result.dest
+    (dest,) = result.slot_of_token
     groups = [set(np.flatnonzero(dest == slot)) for slot in range(6)]
     assert [g for g in groups if len(g) > 1] == together
     after = apply(TokenState(x, size, num_prefix=0), result)

@@ -31,13 +31,13 @@ def draw(keys, counts, train=False):
 def test_as_many_as_wanted_stay_in_spatial_order(n, n_out):
     result = draw(keys(5), StepCounts(n_in=n, n_out=n_out))
     assert (result.n_out, result.index.absorbed_tokens.shape[1]) == (n_out, 0)
-    for dest in np.asarray(result.dest):
+    for dest in np.asarray(result.slot_of_token):
         assert dest[dest != DROPPED].tolist() == list(range(n_out))
 
 
 def test_every_set_of_tokens_is_equally_likely():
     """Two of five: ten pairs, 400 of 4,000 images each."""
-    dest = np.asarray(draw(keys(4000), StepCounts(n_in=5, n_out=2)).dest)
+    dest = np.asarray(draw(keys(4000), StepCounts(n_in=5, n_out=2)).slot_of_token)
     pairs, times = np.unique(dest != DROPPED, axis=0, return_counts=True)
     assert len(pairs) == 10
     assert np.abs(times - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.block_plan import StepCounts, build
+from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
-from imagepiece_jax.reduction.moves import apply
-from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs, start
+from imagepiece_jax.reduction.moves import apply_result
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    ReducerInputs,
+    initial_state,
+)
 from tests.helpers import oracles, oracles_learned, tiny_vit
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import apply_learned, random_variables
@@ -50,7 +55,9 @@ def test_evaluation_equals_the_oracle():
     parameters, result = run(Selector(), counts, x)
     assert isinstance(result, Assignment)
     assert result.n_out == 6
-    move = tiny_vit.compiled(lambda x, result: apply(start(x, num_prefix=0), result))
+    move = tiny_vit.compiled(
+        lambda x, result: apply_result(initial_state(x, num_prefix=0), result)
+    )
     state = move(x, result)
     for image in range(BATCH):
         tokens = x[image].astype(float)
@@ -58,7 +65,7 @@ def test_evaluation_equals_the_oracle():
         dest = oracles.top_k(probability[:8], 3)
         dropped = np.append(dest == -1, [False, False])
         want = np.append(np.where(dest == -1, 5, dest), [3, 4])
-        np.testing.assert_array_equal(result.dest[image], want)
+        np.testing.assert_array_equal(result.slot_of_token[image], want)
         package = oracles_learned.package(probability, dropped, tokens)
         rows = np.vstack([tokens[~dropped], package])
         np.testing.assert_allclose(state.x[image], rows, rtol=1e-4, atol=1e-5)
@@ -124,7 +131,9 @@ def test_the_ratio_is_of_the_whole_batch_without_packages():
     results = tuple(Masking(np.float32(mask)) for mask in (first, second))
     out = outputs(np.zeros((2, 5, 3)), np.zeros((2, 4)), results)
     steps = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2)).steps(facts(3))
-    plan = build(3, 10, steps, masked=True)  # shares of more tokens, the same targets
+    plan = plan_blocks(
+        3, 10, steps, masked=True
+    )  # shares of more tokens, the same targets
     terms = SPViT(ratio_weight=1.0).loss(out, out, plan)
     assert float(terms["ratio"]) == pytest.approx((0.075**2 + 0.05**2) / 2, rel=1e-5)
     assert float(terms["kl"]) == float(terms["tokens"]) == 0

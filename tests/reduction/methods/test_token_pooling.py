@@ -12,7 +12,7 @@ from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.token_pooling import KMedoids
-from imagepiece_jax.reduction.state import ReducerInputs, start
+from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.rounding import assert_close
 
@@ -24,8 +24,8 @@ def pool(x, weight, n_out, iterations=3, prefix=0):
     size = jnp.ones(image.shape[:2], jnp.float32)
     inputs = ReducerInputs(x=image, size=size, attn_columns=weight)
     result = KMedoids(iterations=iterations)(inputs, StepCounts(image.shape[1], n_out))
-    state = moves.apply(start(x, prefix), result)
-    return result.dest, state.x, state.size
+    state = moves.apply_result(initial_state(x, prefix), result)
+    return result.slot_of_token, state.x, state.size
 
 
 def distance(a, b):
@@ -146,4 +146,4 @@ def test_a_model_clusters_by_what_the_block_before_attends_to():
         assert (weight.sum(axis=1) > 0.5).all()
         for image in range(3):
             _, dest = slow_kmedoids(np.asarray(inputs.x[image]), weight[image], n_out)
-            np.testing.assert_array_equal(result.dest[image], dest)
+            np.testing.assert_array_equal(result.slot_of_token[image], dest)

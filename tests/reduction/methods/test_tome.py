@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.block_plan import Remove, Step, count_tokens
+from imagepiece_jax.reduction.block_plan import RemoveCount, Step, count_tokens
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.state import ReducerInputs, start
+from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, oracles_tome, tiny_vit
 from tests.helpers.reduction_steps import FORMS, apply, decide, vectors
 from tests.helpers.rounding import assert_close
@@ -29,7 +29,7 @@ def inputs_of(metric, num_prefix=1, size=None):
 
 def removing(r, n):
     """Counts of a step that merges `r` of `n` tokens away; None: it changes nothing."""
-    return next(count_tokens([Step(0, Bipartite(), Remove(r))], n))
+    return next(count_tokens([Step(0, Bipartite(), RemoveCount(r))], n))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -42,7 +42,7 @@ def removing(r, n):
 )
 def test_seven_tokens(r, values, sizes, form):
     inputs = inputs_of(vectors([0, 10, 14, 50, 47, 90, 88]))
-    state = start(10 * np.arange(7, dtype=np.float32)[None, :, None])
+    state = initial_state(10 * np.arange(7, dtype=np.float32)[None, :, None])
     got = apply(state, decide(Bipartite(), inputs, removing(r, 6)), form=form)
     assert_close(got.x[0, :, 0], values, units=8)
     assert got.size[0].tolist() == sizes
@@ -71,9 +71,9 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
             work.setdefault(counts, r)
     results = decide_all(inputs_of(metric, num_prefix), tuple(work))
     for (counts, r), result in zip(work.items(), results, strict=True):
-        assert result.dest.dtype == jnp.int32
+        assert result.slot_of_token.dtype == jnp.int32
         assert result.index.absorbed_tokens.shape[1] == counts.n_in - counts.n_out
-        for image, dest in enumerate(np.asarray(result.dest)):
+        for image, dest in enumerate(np.asarray(result.slot_of_token)):
             pairs = oracles_tome.bipartite(similarity[image], r, num_prefix)
             want = oracles_tome.slots(pairs, num_prefix)
             np.testing.assert_array_equal(dest, want, err_msg=f"r {r} image {image}")
@@ -94,4 +94,4 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
 def test_schedules_of_its_authors(depth, r, inflection, published):
     if isinstance(published, str):
         published = [int(number) for number in published.split()]
-    assert list(ToMe(r=r, inflection=inflection).removed(depth)) == published
+    assert list(ToMe(r=r, inflection=inflection).removed_counts(depth)) == published

@@ -12,7 +12,11 @@ import types
 import jax
 import pytest
 
-from imagepiece_jax.training.cluster.job import check_device_counts, check_gpus, is_loss
+from imagepiece_jax.training.cluster.job import (
+    check_device_counts,
+    check_gpus,
+    is_process_loss,
+)
 from tests.helpers import forked_processes
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import start
@@ -145,4 +149,4 @@ def test_a_process_ends_with_its_own_error_or_that_another_is_lost(work):
     ],
 )
 def test_the_loss_of_a_process_is_distinguished_from_other_errors(message, lost):
-    assert is_loss(RuntimeError(message)) == lost
+    assert is_process_loss(RuntimeError(message)) == lost

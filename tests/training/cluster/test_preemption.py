@@ -21,11 +21,11 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back(name):
     signum = signal.Signals[name]
     before = signal.getsignal(signum)
     with StopRequest() as request:
-        assert request.requested() == 0
+        assert request.stop_signal() == 0
         signal.raise_signal(signum)
-        assert request.requested() == signum
+        assert request.stop_signal() == signum
         signal.raise_signal(signal.SIGINT)  # the first one counts
-        assert request.requested() == signum
+        assert request.stop_signal() == signum
     assert signal.getsignal(signum) is before
 
 
@@ -35,7 +35,7 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with StopRequest() as request:
             signal.raise_signal(signal.SIGINT)
-            assert request.requested() == 0
+            assert request.stop_signal() == 0
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -46,7 +46,7 @@ def test_outside_the_main_thread_no_signal_is_heard():
 
     def requested():
         with StopRequest() as request:
-            return request.requested()
+            return request.stop_signal()
 
     try:
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -69,7 +69,7 @@ def test_work_is_abandoned_between_two_items():
 def test_all_processes_stop_at_the_same_call():
     answers = iter([0, signal.SIGTERM])
     with StopRequest(agree=lambda own: next(answers)) as request:
-        assert [request.requested() for _ in range(3)] == [0, 15, 15]
+        assert [request.stop_signal() for _ in range(3)] == [0, 15, 15]
 
 
 # Busy where Python's own handlers do not run, as in a compile.

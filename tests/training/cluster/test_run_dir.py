@@ -10,7 +10,7 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
-    check_place,
+    check_workdir_place,
     read_earlier,
     record_start,
 )
@@ -91,18 +91,18 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, field, now, 
 def test_no_run_is_written_among_images(workdir, tmp_path):
     write_plain(tmp_path, "set/train/ant/1.png", "photos/a/2.JPG")
     with pytest.raises(InputError, match="^workdir .* choose another workdir$"):
-        check_place(tmp_path / workdir, f"folder:{tmp_path / 'set'}")
+        check_workdir_place(tmp_path / workdir, f"folder:{tmp_path / 'set'}")
 
 
 def test_a_run_beside_its_images_or_with_figures_goes_on(tmp_path):
     write_plain(tmp_path, "set/ant/1.png")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/slurm-1.out").touch()
-    check_place(tmp_path / "run", f"folder:{tmp_path / 'set'}")
-    check_place(tmp_path / "set2", f"csv:{tmp_path / 'labels.csv'}")
+    check_workdir_place(tmp_path / "run", f"folder:{tmp_path / 'set'}")
+    check_workdir_place(tmp_path / "set2", f"csv:{tmp_path / 'labels.csv'}")
     record_start(tmp_path / "run", CONFIG)
     (tmp_path / "run/figure.png").touch()
-    check_place(tmp_path / "run", "digits")
+    check_workdir_place(tmp_path / "run", "digits")
 
 
 def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):

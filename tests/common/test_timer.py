@@ -4,8 +4,8 @@ from itertools import chain, repeat
 
 import pytest
 
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.benchmark.timer import TimedCall, Timing
+from imagepiece_jax.common import timer
+from imagepiece_jax.common.timer import TimedCall, Timing
 
 
 class Device:

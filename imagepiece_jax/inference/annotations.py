@@ -9,7 +9,7 @@ from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data.pictures import find_images
 from imagepiece_jax.data.source import FileSource, Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.compare_outputs import Annotations, unit
+from imagepiece_jax.inference.compare_outputs import Annotations, unit
 from imagepiece_jax.models.pretrained import Pretrained
 
 

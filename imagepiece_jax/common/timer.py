@@ -25,7 +25,7 @@ class Timing:
     repeats: int = 5  # turns of every program
     seconds: float = 1.0  # least duration of a turn
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("warmup", self.warmup, 1, whole=True)
         check_range("repeats", self.repeats, 1, whole=True)
         check_range("seconds", self.seconds, 0)
@@ -39,7 +39,7 @@ def calls_ahead() -> int:
     return 0 if jax.devices()[0].platform == "cpu" else AHEAD
 
 
-def wait_for_arrays(results):
+def wait_for_arrays(results: Any) -> None:
     """Wait for JAX arrays. NumPy arrays are finished."""
     import jax
 
@@ -77,8 +77,8 @@ def spread(values: Sequence[float]) -> Spread:
 def measure(
     jobs: dict[Any, TimedCall],
     rules: Timing,
-    now=time.perf_counter,
-    pause=lambda: None,
+    now: Callable[[], float] = time.perf_counter,
+    pause: Callable[[], object] = lambda: None,
 ) -> dict[Any, list[float]]:
     """Time jobs in turns: {name: seconds per call, one reading per repeat}.
 
@@ -89,7 +89,7 @@ def measure(
     # Inputs rotate across turns, by the number of started calls.
     started = dict.fromkeys(jobs, 0)
 
-    def run(name, calls, seconds=0.0):
+    def run(name: Any, calls: float, seconds: float = 0.0) -> float:
         """Seconds per call, over at least `calls` calls and `seconds`."""
         job = jobs[name]
         pending = collections.deque()

@@ -5,8 +5,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import compare_outputs
-from imagepiece_jax.evaluation.compare_outputs import Annotations, fidelity
+from imagepiece_jax.inference import compare_outputs
+from imagepiece_jax.inference.compare_outputs import Annotations, fidelity
 from tests.helpers.refused_calls import refused
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from imagepiece_jax.evaluation import statistics
-from imagepiece_jax.evaluation.statistics import Estimate
+from imagepiece_jax.common import statistics
+from imagepiece_jax.common.statistics import Estimate
 from tests.helpers.rounding import assert_close
 
 

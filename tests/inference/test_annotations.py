@@ -9,7 +9,7 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.annotations import annotations
+from imagepiece_jax.inference.annotations import annotations
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -44,7 +44,7 @@ def write_texts(folder, paths, vectors):
 def test_classes_are_folders_below_the_common_one(vit, folder, tmp_path):
     source = as_source(folder)
     known = annotations(vit, source)
-    names = [os.path.relpath(source.name(i), folder) for i in range(14)]
+    names = [os.path.relpath(source.image_name(i), folder) for i in range(14)]
     assert [*known.classes] == [name[:3] for name in names]
     part = annotations(vit, source.subset(range(0, 14, 3)))
     assert [*part.classes] == [name[:3] for name in names[::3]]
@@ -65,7 +65,7 @@ def test_labels_of_a_set_are_classes(vit):
 def test_rows_find_their_images_by_name(vit, folder, tmp_path, monkeypatch, form):
     """In any order, with names of other images, and some images left out."""
     source = as_source(folder)
-    files = [source.name(i) for i in range(14)][::-1]
+    files = [source.image_name(i) for i in range(14)][::-1]
     del files[3]
     paths = files
     if form == "end":
@@ -81,14 +81,14 @@ def test_rows_find_their_images_by_name(vit, folder, tmp_path, monkeypatch, form
     texts = write_texts(tmp_path, [*paths, "other/77.png"], vectors)
     known = annotations(vit, source.subset(range(13)), texts)
     wanted = [os.path.basename(file) for file in files]
-    found = [os.path.basename(source.name(i)) for i in known.described]
+    found = [os.path.basename(source.image_name(i)) for i in known.described]
     assert found == wanted[1:]  # the last image, the first of these, is not there
     assert known.texts[:, 0].tolist() == [*range(2, 14)]
 
 
 def test_files_that_do_not_fit(vit, folder, tmp_path):
     source = as_source(folder)
-    names = [os.path.basename(source.name(i)) for i in range(14)]
+    names = [os.path.basename(source.image_name(i)) for i in range(14)]
 
     whole = np.ones((14, WIDTH), np.float32)
 

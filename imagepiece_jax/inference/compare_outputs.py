@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import statistics
 
 NEIGHBORS = 10
 MIN_IMAGES = NEIGHBORS + 2  # with fewer, all others would be among the nearest

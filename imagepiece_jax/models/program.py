@@ -1,0 +1,64 @@
+"""Exported programs, and the table of their formats."""
+
+import importlib
+import os
+import pathlib
+import types
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from imagepiece_jax.errors import InputError
+
+if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
+    import numpy as np
+
+    from imagepiece_jax.models.config import ViTConfig
+    from imagepiece_jax.models.pretrained import WeightsSource
+    from imagepiece_jax.models.vit import ViT
+
+# {ending of a file: module with its format's functions}. The first is a folder's. The
+# modules' libraries are optional, so `format_of` imports the one that is needed.
+FORMATS = {".onnx": "imagepiece_jax.exporters.onnx_format"}
+
+
+class Program(Protocol):
+    """An exported program, which has its weights inside."""
+
+    model: "ViT"  # the model of the program: token counts and dtype
+    config: "ViTConfig"  # its sizes, head and image preparation
+    class_names: tuple[str | None, ...] | None
+    source: "WeightsSource"
+    facts: Mapping[str, Any]  # the JSON beside the file
+    batch_size: int | None  # images per call; None: any number
+
+    def __call__(
+        self, pixels: "np.ndarray", name: str = "logits", size: int | None = None
+    ) -> "np.ndarray":
+        """Compute the named output. uint8 [B, H, W, 3] -> [B, ..].
+
+        size: images at once of a program that takes any number; None: all
+        """
+
+    def prepared_call(self, pixels: "np.ndarray") -> Callable[[], Any]:
+        """Prepare images, and return a function that computes them at once."""
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Whether a file's name is an exported program's."""
+    return pathlib.PurePath(path).suffix.lower() in FORMATS
+
+
+def format_of(path: str | os.PathLike) -> types.ModuleType:
+    """Import the format of an exported file."""
+    if not is_exported(path):
+        raise InputError(f"{path} does not end in {' or '.join(FORMATS)}")
+    return importlib.import_module(FORMATS[pathlib.PurePath(path).suffix.lower()])
+
+
+def open_program(path: str | os.PathLike, threads: int | None = None) -> Program:
+    """Open an exported file, described by its JSON.
+
+    threads: of the CPU; None: all devices, and as many threads as cores
+    Raises InputError if its runtime cannot load the file, or export's JSON is missing.
+    """
+    return format_of(path).open_file(path, threads)

@@ -1,0 +1,68 @@
+"""A format of exported files is a module and a line in a table."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.exporters.program_facts import read_facts
+from imagepiece_jax.models import program
+from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
+
+
+class Halves:
+    """A program whose logits are halves, for classes of digits."""
+
+    def __init__(self, vit, facts):
+        self.model = vit.model
+        self.config = vit.config
+        self.class_names = None
+        self.source = vit.source
+        self.facts = facts
+        self.batch_size = None
+
+    def __call__(self, pixels, name="logits", size=None):
+        return np.full((len(pixels), 10), 0.5, np.float32)
+
+
+def write_graph(path, graph, metadata):
+    path.write_text(graph)
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """A format of text files, in the table."""
+    vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
+    form = types.ModuleType("format_of_texts")
+    form.TITLE, form.WRITER, form.FACTS = "a text", "json", {"lines": 1}
+    form.build_graph = lambda vit, outputs, **options: f"{outputs.names}"
+    form.write_graph = write_graph
+    form.remove_weights = lambda *files: None
+    form.open_file = lambda path, threads: Halves(vit, read_facts(path))
+    monkeypatch.setitem(sys.modules, form.__name__, form)
+    monkeypatch.setitem(program.FORMATS, ".txt", form.__name__)
+    return vit
+
+
+def test_a_line_in_the_table_is_a_format(tmp_path, texts):
+    file = imagepiece_jax.export(texts, tmp_path / "m.TXT")
+    assert file.read_text() == "['logits']"
+    facts = read_facts(file)
+    assert (facts["lines"], facts["method"]) == (1, "tome:r=3")
+    assert program.is_exported(file)
+    found = imagepiece_jax.evaluate(file, "digits", limit=40, workers=0)
+    assert found["loss"] == pytest.approx(np.log(10))  # all classes alike
+    assert (found["reduction"], found["recovered"]) == ("tome:r=3", None)
+    assert found["gmacs"] == pytest.approx(texts.gmacs)
+    with refused("m.TXT", "an exported program"):
+        imagepiece_jax.load(file)
+
+
+def test_another_ending_is_refused(tmp_path):
+    assert not program.is_exported("model.npz")
+    for use in (program.open_program, imagepiece_jax.evaluate):
+        with refused("m.tflite", "does not end in .onnx"):
+            use(tmp_path / "m.tflite")
