@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
@@ -55,7 +55,7 @@ def _layer_norm_forward(
     bias: Float[Array, " dim"],
     dtype: jnp.dtype,
     eps: float,
-) -> tuple[Float[Array, "*tokens dim"], tuple[jax.Array, ...]]:
+) -> tuple[Float[Array, "*tokens dim"], tuple[Shaped[Array, "..."], ...]]:
     # Without this barrier XLA would store whole float32 arrays instead.
     mean, factor = jax.lax.optimization_barrier(_mean_and_factor(x, eps))
     out = _normalize(x, mean, factor, scale, bias).astype(dtype)

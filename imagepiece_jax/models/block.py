@@ -76,15 +76,15 @@ class BlockReduction:
             all_x=state.x,
         )
         if reducer.metric == "key":
-            inputs = inputs.replace(all_metric=scores.get("all_keys"))
+            inputs = dataclasses.replace(inputs, all_metric=scores.get("all_keys"))
         if reducer.metric == "token":
-            inputs = inputs.replace(metric=inputs.x)
+            inputs = dataclasses.replace(inputs, metric=inputs.x)
         if "key" in reducer.needed_inputs:
-            inputs = inputs.replace(key=scores["key"])
+            inputs = dataclasses.replace(inputs, key=scores["key"])
         if "probe" in reducer.needed_inputs:
-            inputs = inputs.replace(probe=self.probe(state))
+            inputs = dataclasses.replace(inputs, probe=self.probe(state))
         if reducer.draws_random(self.layer.counts, train):
-            inputs = inputs.replace(rng=self._rng(len(inputs.x)))
+            inputs = dataclasses.replace(inputs, rng=self._rng(len(inputs.x)))
         return inputs
 
     def _rng(self, batch: int) -> jax.Array:
@@ -161,10 +161,10 @@ class Block(nn.Module):
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
-            state = self._returned(state).replace(x=x)
+            state = dataclasses.replace(self._returned(state), x=x)
         if site == "mid":
             state, decision = reduction(state, scores, train)
-        state = state.replace(x=feed_forward(self, state.x, drop_path[1]))
+        state = dataclasses.replace(state, x=feed_forward(self, state.x, drop_path[1]))
         return state, scores, decision
 
     def attend(
@@ -206,7 +206,7 @@ class Block(nn.Module):
         out = self.attn.output(attend_merged(weights, value, decision.result, size))
         state = self._returned(state)
         x = add_branch(state.x, self._scaled(out), factor)
-        return state.replace(x=x), scores, decision
+        return dataclasses.replace(state, x=x), scores, decision
 
     def feed_forward(
         self, x: Float[Array, "batch tokens dim"], factor: jax.Array | None = None

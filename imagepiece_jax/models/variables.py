@@ -1,5 +1,6 @@
 """A model's variables: shapes, random values, checks."""
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -82,7 +83,9 @@ def _reducer_shapes(model: "ViT", layer: BlockPlan) -> Mapping[str, Any]:
             reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
         # Some reducers read the grid. Variables do not depend on its shape.
-        return reducer.init(key, inputs.replace(grid=(1, counts.n_in)), counts)
+        return reducer.init(
+            key, dataclasses.replace(inputs, grid=(1, counts.n_in)), counts
+        )
 
     return jax.eval_shape(init, _key_shape())
 

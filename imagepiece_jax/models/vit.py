@@ -184,13 +184,15 @@ class ViT(nn.Module):
             block = self._block(index)
             reduction = self._block_reduction(index, keys, probe)
             factors = drop_path[index]
-            state = state.replace(x=state.x.astype(block.execution.dtype))
+            state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
             state, scores, decision = block(state, scores, reduction, factors, train)
             states.append(state)
             if decision:
                 decisions.append(decision)
         outputs = self._classify(state, decisions, norm, pool)
-        return outputs.replace(states=tuple(states)) if with_states else outputs
+        if with_states:
+            outputs = dataclasses.replace(outputs, states=tuple(states))
+        return outputs
 
     def _dtype(self, part: str) -> jnp.dtype:
         if part in self.execution.float32_parts:
