@@ -52,9 +52,9 @@ class AttentionPool(nn.Module):
     ) -> Float[Array, "batch dim"]:
         """Pool x, the normed tokens of `state`."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
-        query = self._query()
-        key = self._heads(self.k(x))
-        value = self._heads(self.v(x))
+        query = self._probe_query()
+        key = self._split_heads(self.k(x))
+        value = self._split_heads(self.v(x))
         bias = None
         if self.prop_attn:
             bias = jnp.log(size)
@@ -67,7 +67,7 @@ class AttentionPool(nn.Module):
         read = self.proj(read)
         return read + self.mlp(self.norm(read))
 
-    def scores(
+    def probe_scores(
         self, x: Float[Array, "batch all_tokens dim"], state: TokenState
     ) -> Float[Array, "batch tokens"]:
         """The probe's attention to image tokens, mean over heads.
@@ -80,7 +80,7 @@ class AttentionPool(nn.Module):
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if self.is_initializing():
             self.k(x)
-        query = self._query()[0, 0].astype(jnp.float32)
+        query = self._probe_query()[0, 0].astype(jnp.float32)
         kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
         kernel = kernel.reshape(self.config.embed_dim, *query.shape)
         read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
@@ -97,10 +97,10 @@ class AttentionPool(nn.Module):
             row = state.image_rows(row)
         return row
 
-    def _query(self) -> Float[Array, "1 1 heads head_dim"]:
-        return self._heads(self.q(self.latent.astype(self.dtype)))
+    def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:
+        return self._split_heads(self.q(self.latent.astype(self.dtype)))
 
-    def _heads(
+    def _split_heads(
         self, x: Float[Array, "batch tokens dim"]
     ) -> Float[Array, "batch tokens heads head_dim"]:
         heads = self.config.arch.pool_heads or self.config.num_heads

@@ -18,7 +18,7 @@ from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.directed_attention import DirectedAttention
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
-from imagepiece_jax.reduction.block_plan import BlockPlan
+from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES, shift_shares
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
@@ -35,7 +35,7 @@ class BlockReduction:
     """One block's reduction: from tokens and scores to fewer tokens."""
 
     block: int  # index
-    layer: BlockPlan  # the block's plan
+    counts: StepCounts
     reducer: Any  # the plan's reducer, bound to its parameters
     num_heads: int
     keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
@@ -47,11 +47,10 @@ class BlockReduction:
         self, state: TokenState, scores: dict[str, jax.Array], train: bool = False
     ) -> tuple[TokenState, Decision]:
         """Reduce a state: (new state, Decision)."""
-        counts = self.layer.counts
         inputs = self._inputs(state, scores, train)
-        result = self.reducer(inputs, counts, train)
+        result = self.reducer(inputs, self.counts, train)
         try:
-            contract.check_form(result, counts)
+            contract.check_form(result, self.counts)
         except InputError as error:
             reducer = type(self.reducer).__name__
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
@@ -62,32 +61,31 @@ class BlockReduction:
     ) -> ReducerInputs:
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
-        inputs = ReducerInputs(
-            x=state.image_rows(state.x),
-            size=state.image_rows(state.size),
-            attn_size=state.image_rows(state.effective_size),
-            metric=scores.get(reducer.metric),
-            **{name: scores.get(name) for name in ATTENTION_SCORES},
-            shift=scores.get("shift"),
-            mask=state.mask,
-            grid=state.grid,
-            num_prefix=state.num_prefix,
-            num_heads=self.num_heads,
-            all_x=state.x,
-        )
+        fields: dict[str, Any] = {
+            "x": state.image_rows(state.x),
+            "size": state.image_rows(state.size),
+            "attn_size": state.image_rows(state.effective_size),
+            "metric": scores.get(reducer.metric),
+            **{name: scores.get(name) for name in (*ATTENTION_SCORES, "shift")},
+            "mask": state.mask,
+            "grid": state.grid,
+            "num_prefix": state.num_prefix,
+            "num_heads": self.num_heads,
+            "all_x": state.x,
+        }
         if reducer.metric == "key":
-            inputs = dataclasses.replace(inputs, all_metric=scores.get("all_keys"))
+            fields["all_metric"] = scores.get("all_keys")
         if reducer.metric == "token":
-            inputs = dataclasses.replace(inputs, metric=inputs.x)
+            fields["metric"] = fields["x"]
         if "key" in reducer.needed_inputs:
-            inputs = dataclasses.replace(inputs, key=scores["key"])
-        if "probe" in reducer.needed_inputs:
-            inputs = dataclasses.replace(inputs, probe=self.probe(state))
-        if reducer.draws_random(self.layer.counts, train):
-            inputs = dataclasses.replace(inputs, rng=self._rng(len(inputs.x)))
-        return inputs
+            fields["key"] = scores["key"]
+        if self.probe and "probe" in reducer.needed_inputs:
+            fields["probe"] = self.probe(state)
+        if reducer.draws_random(self.counts, train):
+            fields["rng"] = self._random_keys(len(state.x))
+        return ReducerInputs(**fields)
 
-    def _rng(self, batch: int) -> jax.Array:
+    def _random_keys(self, batch: int) -> jax.Array:
         """This block's random keys [batch]; fixed keys if the model call has none."""
         if self.keys is None:
             indices = jnp.arange(batch)
@@ -142,7 +140,7 @@ class Block(nn.Module):
         reduction: None keeps all tokens
         drop_path: factors [batch] of the two residual branches
         """
-        site = reduction and self.layer.step.site
+        site = self.layer.site
         reads = self.layer.attention_reads
         if self.queries and site == "mid":  # attention leaves no image token to reduce
             site = None
@@ -153,16 +151,16 @@ class Block(nn.Module):
             attend = nn.remat(attend, static_argnums=(3, 4))
             feed_forward = nn.remat(feed_forward)
         decision = None
-        if site == "pre":
+        if reduction and site == "pre":
             state, decision = reduction(state, scores, train)
-        if site == "attention":
+        if reduction and site == "attention":
             state, scores, decision = self.attend_reduced(
                 state, reduction, drop_path[0], train
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
             state = dataclasses.replace(self._returned(state), x=x)
-        if site == "mid":
+        if reduction and site == "mid":
             state, decision = reduction(state, scores, train)
         state = dataclasses.replace(state, x=feed_forward(self, state.x, drop_path[1]))
         return state, scores, decision
@@ -195,15 +193,17 @@ class Block(nn.Module):
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
-        heads = self.attn.project(self._normed(state.x), state, with_value=False)
-        weights = self.attn.weights(heads)
+        heads = self.attn.project_heads(self._normed(state.x), state, with_value=False)
+        weights = self.attn.attention_weights(heads)
         if self.queries:
             weights = weights[:, :, : self.queries]
-        scores = self.attn.scores(heads, self.layer.attention_reads, state)
+        scores = self.attn.token_scores(heads, self.layer.attention_reads, state)
         size = state.size
         state, decision = reduction(state, scores, train)
-        value = self.attn.value(self._normed(state.x))
-        out = self.attn.output(attend_merged(weights, value, decision.result, size))
+        value = self.attn.project_values(self._normed(state.x))
+        out = self.attn.project_output(
+            attend_merged(weights, value, decision.result, size)
+        )
         state = self._returned(state)
         x = add_branch(state.x, self._scaled(out), factor)
         return dataclasses.replace(state, x=x), scores, decision

@@ -77,10 +77,9 @@ def describe_reduction(layer: BlockPlan) -> str:
         return ""
     n_in = layer.counts.n_in
     leaving = n_in - layer.counts.n_out
-    name = type(layer.step.reducer).__name__
     sites = {"pre": " before the block", "attention": " inside attention"}
-    site = sites.get(layer.step.site, "")
-    return f"{name}: {n_in} - {leaving}{site}"
+    place = sites.get(layer.site or "", "")
+    return f"{type(layer.reducer).__name__}: {n_in} - {leaving}{place}"
 
 
 def model_macs(model: ViT) -> float:
@@ -104,7 +103,7 @@ def dead_macs(model: ViT) -> float:
     if queries is None:
         return 0
     dead = block_macs(model, layer) - block_macs(model, layer, queries)
-    if layer.counts and layer.step.site == "mid":
+    if layer.site == "mid":
         dead += reducer_macs(model, layer)
     return dead
 
@@ -141,7 +140,7 @@ def block_macs(model: ViT, layer: BlockPlan, queries: int | None = None) -> floa
     values = layer.attn_tokens
     scoring = queries or keys
     returned = queries or layer.mlp_tokens
-    if layer.counts and layer.step.site == "attention":
+    if layer.site == "attention":
         # All tokens have attention weights. Only the remaining tokens have values.
         scoring = keys
         values = layer.mlp_tokens
@@ -158,10 +157,9 @@ def reducer_macs(model: ViT, layer: BlockPlan) -> float:
     """MACs of a block's reducer itself (a learned selector)."""
     if layer.counts is None:
         return 0
-    reducer = layer.step.reducer
-    return reducer.extra_macs(
-        layer.counts.n_in, model.config.embed_dim, model.config.num_heads
-    )
+    config = model.config
+    n_in = layer.counts.n_in
+    return layer.reducer.extra_macs(n_in, config.embed_dim, config.num_heads)
 
 
 def _part_parameters(model: ViT) -> list[int]:

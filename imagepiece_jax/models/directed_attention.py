@@ -27,24 +27,24 @@ class DirectedAttention(Attention):
         self.mean_key = self.param("mean_key", zeros, mean_key_shape)
         self.mean_key_bias = self.param("mean_key_bias", zeros, (config.head_dim,))
 
-    def project(
+    def project_heads(
         self,
         x: Float[Array, "batch tokens dim"],
         state: TokenState,
         with_value: bool = True,
         queries: int | None = None,
     ) -> Heads:
-        heads = super().project(x, state, with_value, queries)
+        heads = super().project_heads(x, state, with_value, queries)
         if heads.key_bias is None:
             return heads
         key = add_sizes(heads.key, heads.key_bias, self.size_direction)
         return heads._replace(key=key, key_bias=None)
 
-    def scores(
+    def token_scores(
         self, heads: Heads, reads: Set[str], state: TokenState
     ) -> dict[str, jax.Array]:
         """As in Attention; "key" comes with "all_keys", prefix included."""
-        scores = super().scores(heads, reads - {"key"}, state)
+        scores = super().token_scores(heads, reads - {"key"}, state)
         if "key" in reads:
             # Reducers compare the mean key over heads without sizes, a product of its
             # own.

@@ -26,7 +26,7 @@ def fit_positions(
         embeddings, a square grid is assumed
     """
     arch = config.arch
-    embedding = tensors.get("pos_embed")
+    embedding = tensors.get("pos_embed", np.empty(()))
     prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
     # A wrong shape is left for the later shape check, which names the problem.
     shape = np.shape(embedding)

@@ -94,7 +94,7 @@ class Rotary:
 
     def angles(
         self, coordinates: Float[Array | np.ndarray, "batch tokens 2"], width: int
-    ) -> Float[Array, "batch tokens 1 planes"]:
+    ) -> Float[Array | np.ndarray, "batch tokens 1 planes"]:
         """Plane angles, in the order of `axes`.
 
         coordinates, width: as for `rotations`

@@ -204,7 +204,7 @@ def values_from_timm(
     Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
-    subset = {}
+    subset: dict[str, Any] = {}
     for key, entry in _make_entries(leaves).items():
         if entry.name in tensors and not is_in_parts(entry.path, fresh):
             subset[key] = leaves[key]
@@ -212,23 +212,23 @@ def values_from_timm(
         positions = tensors["pos_embed"]
         subset["params/pos_embed"] = jax.ShapeDtypeStruct(positions.shape, jnp.float32)
     variables = from_timm(tensors, traverse_util.unflatten_dict(subset, sep="/"), fresh)
-    return traverse_util.flatten_dict(variables.get("params", {}), sep="/")
+    values: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+    return {key.removeprefix("params/"): value for key, value in values.items()}
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Convert variables to a timm state dict of NumPy arrays, with qkv stacked."""
-    stacks = {}  # {name: {part: array}}
+    stacks = {}  # {name: {index in the stack: array}}
     leaves = traverse_util.flatten_dict(variables, sep="/")
     for key, entry in _make_entries(leaves).items():
         array = np.asarray(leaves[key])
         if entry.name.endswith(".weight"):
             array = array.transpose(_torch_axes(array.ndim))
-        stacks.setdefault(entry.name, {})[entry.part] = array
+        stacks.setdefault(entry.name, {})[entry.part or 0] = array
     tensors = {}
     for name, parts in stacks.items():
-        tensor = parts.get(None)
-        if tensor is None:
-            tensor = np.concatenate([parts[part] for part in sorted(parts)])
+        arrays = [parts[index] for index in sorted(parts)]
+        tensor = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         tensors[name] = np.array(tensor, order="C")  # file formats store C order
     return tensors
 

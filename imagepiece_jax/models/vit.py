@@ -103,10 +103,7 @@ class ViT(nn.Module):
     @property
     def has_selectors(self) -> bool:
         """Whether a reducer has parameters, so it learns its selection."""
-        for layer in self.plan:
-            if layer.step and isinstance(layer.step.reducer, nn.Module):
-                return True
-        return False
+        return any(isinstance(layer.reducer, nn.Module) for layer in self.plan)
 
     @nn.nowrap
     def with_execution(self, **changes: Any) -> "ViT":
@@ -147,9 +144,10 @@ class ViT(nn.Module):
         check_images(images)
         warn_of_range(images, self.config.mean, self.config.std)
         # A module around this one may draw from `rngs`.
-        if not self.scope.path and set(self.scope.rngs) - {"params"}:
+        scope = self.scope
+        if scope is not None and not scope.path and set(scope.rngs) - {"params"}:
             raise InputError(
-                f"rngs has {sorted(self.scope.rngs)}, but the model draws from keys: "
+                f"rngs has {sorted(scope.rngs)}, but the model draws from keys: "
                 'keys={"drop_path": [B] keys, "reducer": [B] keys}'
             )
         sharding = batch_sharding(images)
@@ -160,7 +158,7 @@ class ViT(nn.Module):
             def call(vit: ViT, images: jax.Array, keys: Any) -> Outputs:
                 return vit(images, train, keys, with_states)
 
-            return method_on_auto_axes(call, self, images, keys)
+            return method_on_auto_axes(call, self, sharding, images, keys)
         state = self._embed(images, train)
         scores = {}
         states = []
@@ -178,7 +176,7 @@ class ViT(nn.Module):
             )
 
             def probe(state: TokenState) -> jax.Array:
-                return pool.scores(norm(state.x), state)
+                return pool.probe_scores(norm(state.x), state)
 
         for index in range(self.depth):
             block = self._block(index)
@@ -231,10 +229,8 @@ class ViT(nn.Module):
     ) -> BlockReduction | None:
         """The BlockReduction at an index; None if the block keeps all tokens."""
         layer = self.plan[index]
-        if layer.step is None:
-            return None
-        reducer = layer.step.reducer
-        if isinstance(reducer, nn.Module):
+        reducer: Any = layer.reducer
+        if isinstance(layer.reducer, nn.Module):
             reducer = reducer.clone(parent=self, name=f"reducer_{index}")
             if layer.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters:
@@ -246,7 +242,8 @@ class ViT(nn.Module):
                 reducer(reducer_inputs, StepCounts(n, n))
         if layer.counts is None:
             return None
-        return BlockReduction(index, layer, reducer, self.config.num_heads, keys, probe)
+        heads = self.config.num_heads
+        return BlockReduction(index, layer.counts, reducer, heads, keys, probe)
 
     def _drop_path(
         self, keys: dict[str, jax.Array] | None, train: bool
@@ -271,16 +268,16 @@ class ViT(nn.Module):
     ) -> Outputs:
         arch = self.config.arch
         x = state.x
+        # A head may read one or two tokens. jit drops the norm of all other tokens.
+        head_tokens = norm(x[:, : arch.head_tokens])
         if arch.pool == "token":
-            # The head reads one or two tokens. jit drops the norm of all other tokens.
-            head_tokens = norm(x[:, : arch.head_tokens])
             pooled = head_tokens[:, 0]
         elif arch.pool == "mean":
-            pooled = self._mean(norm(x), state)
-        elif arch.pool == "map":
-            pooled = pool(norm(x), state)
+            pooled = self._mean(head_tokens, state)
+        elif pool is not None:
+            pooled = pool(head_tokens, state)
         else:
-            pooled = norm(x)
+            pooled = head_tokens
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
         vectors = {"head": pooled}
@@ -413,9 +410,7 @@ class ViT(nn.Module):
         return x + pos_embed.astype(x.dtype)
 
 
-def final_norm(
-    model: ViT, variables: Mapping[str, Any]
-) -> Callable[[jax.Array], jax.Array]:
+def final_norm(model: ViT, variables: Mapping[str, Any]) -> Callable[[jax.Array], Any]:
     """The norm after the last block, as a function [.., D] -> [.., D]."""
     # A model without a final norm, for example with `fc_norm`, has the identity.
     if not model.config.arch.final_norm:
