@@ -8,15 +8,16 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
 from imagepiece_jax.kernels.choice import is_fast, is_reference
 
 
 @onnx_op
 def mean_attention(
     query: Float[Array, "#batch queries heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
+    key: TokenHeads,
+    key_bias: TokenValues | None = None,
+) -> TokenValues:
     """Attention to all tokens, prefix included: float32 means over queries and heads.
 
     query: the class token's, for example
@@ -40,8 +41,7 @@ def mean_attention(
 
 @onnx_op
 def mean_query(
-    query: Float[Array, "batch tokens heads head_dim"],
-    live: Float[Array, "batch tokens"] | None = None,
+    query: TokenHeads, live: TokenValues | None = None
 ) -> Float[Array, "batch 1 heads head_dim"]:
     """Average the queries of all tokens, prefix included, in float32.
 
@@ -57,8 +57,7 @@ def mean_query(
 
 @onnx_op
 def class_and_mean_queries(
-    query: Float[Array, "batch tokens heads head_dim"],
-    live: Float[Array, "batch tokens"] | None = None,
+    query: TokenHeads, live: TokenValues | None = None
 ) -> Float[Array, "batch 2 heads head_dim"]:
     """The class token's query and the `mean_query`."""
     class_query = query[:, :1].astype(jnp.float32)
@@ -66,9 +65,8 @@ def class_and_mean_queries(
 
 
 def attention_row(
-    logits: Float[Array, "batch tokens heads"],
-    key_bias: Float[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
+    logits: Float[Array, "batch tokens heads"], key_bias: TokenValues | None = None
+) -> TokenValues:
     """One query's attention, mean over heads."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]

@@ -13,6 +13,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import PatchGrid, PixelRows
+
 
 class FoldedStem(nn.Module):
     """A stem's inference form without batch norm; `fold_stem` makes its variables."""
@@ -24,9 +26,7 @@ class FoldedStem(nn.Module):
     pixels_per_position: int = 1  # see `fold_stem`
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch rows columns dim"]:
+    def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         x = images
         p = self.patch_size
         dim = self.embed_dim
@@ -46,7 +46,7 @@ class FoldedStem(nn.Module):
         return self._convolve("proj", x, dim, (1, 1), (1, 1))
 
     def _convolve_joined(
-        self, x: Float[Array, "batch height width channels"], out_channels: int
+        self, x: PixelRows, out_channels: int
     ) -> Float[Array, "batch rows columns {out_channels}"]:
         """The first convolution, with the kernel of `join_pixels`."""
         # Joining the pixels is a reshape without a copy.
@@ -60,7 +60,7 @@ class FoldedStem(nn.Module):
     def _convolve(
         self,
         name: str,
-        x: Float[Array, "batch height width channels"],
+        x: PixelRows,
         out_channels: int,
         kernel_size: tuple[int, int],
         strides: tuple[int, int],
@@ -79,9 +79,7 @@ class _Convolution(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch rows columns out_channels"]:
+    def __call__(self, x: PixelRows) -> Float[Array, "batch rows columns out_channels"]:
         init = nn.initializers.zeros
         kernel = self.param("kernel", init, self.shape, jnp.float32)
         bias = self.param("bias", init, self.shape[:1], jnp.float32)
@@ -192,7 +190,5 @@ def _output_axis_first(
     return jnp.moveaxis(kernel, 3, 0)
 
 
-def _broadcast_channels(
-    x: Float[Array, " channels"],
-) -> Float[Array, "1 1 1 channels"]:
+def _broadcast_channels(x: Float[Array, " channels"]) -> Float[Array, "1 1 1 channels"]:
     return x.reshape(1, 1, 1, -1)

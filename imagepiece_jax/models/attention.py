@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenRows
 from imagepiece_jax.kernels.attention import (
     attention_columns,
     attention_map,
@@ -34,8 +35,8 @@ from imagepiece_jax.reduction.state import TokenState
 class Heads(NamedTuple):
     """Queries, keys and values of N tokens, including the prefix."""
 
-    query: Float[Array, "batch queries heads head_dim"]  # of all or of the first tokens
-    key: Float[Array, "batch tokens heads head_dim"]
+    query: QueryHeads  # of all or of the first tokens
+    key: TokenHeads
     value: Any  # [batch, tokens, heads, head_dim]; None: not computed yet
     # "query", "key" and "value" before rotary positions rotate them, and "input", the
     # tokens x. Reducers compare tokens without positions.
@@ -70,7 +71,7 @@ class Attention(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch tokens dim"],
+        x: TokenRows,
         state: TokenState,
         reads: Set[str] = frozenset(),
         train: bool = False,
@@ -91,7 +92,7 @@ class Attention(nn.Module):
 
     def project_heads(
         self,
-        x: Float[Array, "batch tokens dim"],
+        x: TokenRows,
         state: TokenState,
         with_value: bool = True,
         queries: int | None = None,
@@ -121,15 +122,13 @@ class Attention(nn.Module):
             key_bias = jnp.log(state.effective_size)
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
 
-    def project_values(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens heads head_dim"]:
+    def project_values(self, x: TokenRows) -> TokenHeads:
         """Project normed tokens to values."""
         return self._split_heads(self.v(flatten_tokens(x)), x)
 
     def _split_heads(
-        self, matrix: Float[Array, "rows dim"], x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch queries heads head_dim"]:
+        self, matrix: Float[Array, "rows dim"], x: TokenRows
+    ) -> QueryHeads:
         """Split rows of tokens x into heads."""
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         return matrix.reshape(shape)
@@ -155,8 +154,7 @@ class Attention(nn.Module):
         image = slice(state.num_prefix, length)
         scores = {}
         if "cls_attn" in reads:
-            row = mean_attention(query[:, :1], key, bias)
-            scores["cls_attn"] = row[:, image]
+            scores["cls_attn"] = mean_attention(query[:, :1], key, bias)[:, image]
         if "mean_attn" in reads:
             row = mean_attention(mean_query(query, live), key, bias)
             scores["mean_attn"] = row[:, image]
@@ -164,8 +162,7 @@ class Attention(nn.Module):
             row = mean_attention(class_and_mean_queries(query, live), key, bias)
             scores["cls_and_mean_attn"] = row[:, image]
         if "attn_columns" in reads:
-            received = attention_columns(query, key, bias, live)
-            scores["attn_columns"] = received[:, image]
+            scores["attn_columns"] = attention_columns(query, key, bias, live)[:, image]
         if "input" in reads:
             scores["input"] = heads.unrotated["input"][:, image]
         # Means include the prefix: for a product a slice of x would be copied first.
@@ -181,9 +178,7 @@ class Attention(nn.Module):
         """Attention after softmax, in float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
-    def attend_heads(
-        self, heads: Heads, length: int
-    ) -> Float[Array, "batch queries heads head_dim"]:
+    def attend_heads(self, heads: Heads, length: int) -> QueryHeads:
         """Attend from every query to the first `length` tokens."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
@@ -193,9 +188,7 @@ class Attention(nn.Module):
             query, key, value, bias, backend=backend, length=length
         )
 
-    def project_output(
-        self, out: Float[Array, "batch tokens heads head_dim"]
-    ) -> Float[Array, "batch tokens dim"]:
+    def project_output(self, out: TokenHeads) -> TokenRows:
         """Project the heads' results."""
         matrix = out.reshape(-1, self.config.embed_dim)
         if self.config.arch.attn_norm:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
 from imagepiece_jax.kernels.attention_scores import attention_row
 from imagepiece_jax.models.architecture import Architecture
@@ -16,8 +17,8 @@ def cut_pooled_tokens(
     x: Float[Array, "batch all_tokens dim"], state: TokenState, arch: Architecture
 ) -> tuple[
     Float[Array, "batch tokens dim"],
-    Float[Array, "batch tokens"],
-    Float[Array, "batch tokens"] | None,
+    TokenValues,
+    TokenValues | None,
 ]:
     """Cut all tokens x to the pool's input: (tokens, sizes, mask or None)."""
     if arch.pool_include_prefix:
@@ -44,8 +45,7 @@ class AttentionPool(nn.Module):
         self.proj = dense_layer(width, self.dtype)
         self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
         ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
-        hidden = round(width * ratio)
-        self.mlp = Mlp(hidden, self.config.arch.gelu, self.dtype)
+        self.mlp = Mlp(round(width * ratio), self.config.arch.gelu, self.dtype)
 
     def __call__(
         self, x: Float[Array, "batch all_tokens dim"], state: TokenState
@@ -55,9 +55,7 @@ class AttentionPool(nn.Module):
         query = self._probe_query()
         key = self._split_heads(self.k(x))
         value = self._split_heads(self.v(x))
-        bias = None
-        if self.prop_attn:
-            bias = jnp.log(size)
+        bias = jnp.log(size) if self.prop_attn else None
         if mask is None:
             queries = jnp.repeat(query, x.shape[0], axis=0)
             read = dot_product_attention(queries, key, value, bias)
@@ -69,7 +67,7 @@ class AttentionPool(nn.Module):
 
     def probe_scores(
         self, x: Float[Array, "batch all_tokens dim"], state: TokenState
-    ) -> Float[Array, "batch tokens"]:
+    ) -> TokenValues:
         """The probe's attention to image tokens, mean over heads.
 
         x: the normed tokens of `state`
@@ -86,16 +84,11 @@ class AttentionPool(nn.Module):
         read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
         x = x.astype(jnp.float32)
         logits = jnp.einsum("bnx,xh->bnh", x, read, precision="highest")
-        if self.prop_attn:
-            bias = jnp.log(size)
-        else:
-            bias = jnp.zeros_like(size)
+        bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
-        if self.config.arch.pool_include_prefix:
-            row = state.image_rows(row)
-        return row
+        return state.image_rows(row) if self.config.arch.pool_include_prefix else row
 
     def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:
         return self._split_heads(self.q(self.latent.astype(self.dtype)))

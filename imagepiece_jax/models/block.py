@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.kernels.token_layout import add_branch, call_on_rows, flatten_tokens
 from imagepiece_jax.models.attention import Attention
@@ -21,6 +22,10 @@ from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES, shift_shares
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+
+Scores = dict[str, jax.Array]  # of image tokens, by name
+Probe = Callable[[TokenState], jax.Array]
+BranchFactor = Float[Array, " batch"] | None  # drop path's factor; None: 1
 
 
 class Decision(NamedTuple):
@@ -41,10 +46,10 @@ class BlockReduction:
     keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
     # attention from the pool's probe to a state's image tokens; None without an
     # attention pool
-    probe: Callable[[TokenState], jax.Array] | None = None
+    probe: Probe | None = None
 
     def __call__(
-        self, state: TokenState, scores: dict[str, jax.Array], train: bool = False
+        self, state: TokenState, scores: Scores, train: bool = False
     ) -> tuple[TokenState, Decision]:
         """Reduce a state: (new state, Decision)."""
         inputs = self._inputs(state, scores, train)
@@ -56,9 +61,7 @@ class BlockReduction:
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
-    def _inputs(
-        self, state: TokenState, scores: dict[str, jax.Array], train: bool
-    ) -> ReducerInputs:
+    def _inputs(self, state: TokenState, scores: Scores, train: bool) -> ReducerInputs:
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
         fields: dict[str, Any] = {
@@ -95,10 +98,6 @@ class BlockReduction:
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)
 
 
-def _identity(x: jax.Array) -> jax.Array:
-    return x
-
-
 class Block(nn.Module):
     """A block: attention, token reduction, MLP. `vit.ViT` explains shared fields."""
 
@@ -116,29 +115,28 @@ class Block(nn.Module):
         dtype = self.execution.dtype
         hidden = round(self.config.embed_dim * self.config.mlp_ratio)
         self.norm1 = LayerNorm(dtype, arch.norm_eps)
-        kind = Attention
-        if self.execution.size_encoding == "direction":
-            kind = DirectedAttention
+        is_directed = self.execution.size_encoding == "direction"
+        kind = DirectedAttention if is_directed else Attention
         self.attn = kind(self.config, self.execution, self.prop_attn)
         self.norm2 = LayerNorm(dtype, arch.norm_eps)
         hidden_eps = arch.norm_eps if arch.mlp_norm else None
         self.mlp = Mlp(hidden, arch.gelu, dtype, arch.mlp, hidden_eps)
-        self.ls1 = LayerScale() if arch.layer_scale else _identity
-        self.ls2 = LayerScale() if arch.layer_scale else _identity
+        self.ls1 = LayerScale() if arch.layer_scale else lambda x: x
+        self.ls2 = LayerScale() if arch.layer_scale else lambda x: x
 
     def __call__(
         self,
         state: TokenState,
-        scores: dict[str, jax.Array],
+        scores: Scores,
         reduction: BlockReduction | None = None,
-        drop_path: tuple[jax.Array | None, jax.Array | None] = (None, None),
+        drop_path: tuple[BranchFactor, BranchFactor] = (None, None),
         train: bool = False,
-    ) -> tuple[TokenState, dict[str, jax.Array], Decision | None]:
+    ) -> tuple[TokenState, Scores, Decision | None]:
         """Run the block: (state, scores, the reduction's Decision or None).
 
         state, scores: tokens and token scores from the block before
         reduction: None keeps all tokens
-        drop_path: factors [batch] of the two residual branches
+        drop_path: factors of the two residual branches
         """
         site = self.layer.site
         reads = self.layer.attention_reads
@@ -166,12 +164,8 @@ class Block(nn.Module):
         return state, scores, decision
 
     def attend(
-        self,
-        state: TokenState,
-        factor: Float[Array, " batch"] | None,
-        reads: Set[str],
-        train: bool,
-    ) -> tuple[Float[Array, "batch tokens dim"], dict[str, jax.Array]]:
+        self, state: TokenState, factor: BranchFactor, reads: Set[str], train: bool
+    ) -> tuple[TokenRows, Scores]:
         """The attention branch: (x + factor * attention(norm(x)), scores)."""
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
@@ -187,9 +181,9 @@ class Block(nn.Module):
         self,
         state: TokenState,
         reduction: BlockReduction,
-        factor: Float[Array, " batch"] | None,
+        factor: BranchFactor,
         train: bool,
-    ) -> tuple[TokenState, dict[str, jax.Array], Decision]:
+    ) -> tuple[TokenState, Scores, Decision]:
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
@@ -208,9 +202,7 @@ class Block(nn.Module):
         x = add_branch(state.x, self._scaled(out), factor)
         return dataclasses.replace(state, x=x), scores, decision
 
-    def feed_forward(
-        self, x: Float[Array, "batch tokens dim"], factor: jax.Array | None = None
-    ) -> Float[Array, "batch tokens dim"]:
+    def feed_forward(self, x: TokenRows, factor: BranchFactor = None) -> TokenRows:
         """x + mlp(norm(x))."""
         if self.config.arch.post_norm:
             out = self.norm2(self.mlp(flatten_tokens(x)))
@@ -226,15 +218,11 @@ class Block(nn.Module):
         size = state.size[:, : self.queries]
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
-    def _normed(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens dim"]:
+    def _normed(self, x: TokenRows) -> TokenRows:
         """Attention's input: norm(x), or x if the norm follows attention."""
         return x if self.config.arch.post_norm else call_on_rows(self.norm1, x)
 
-    def _scaled(
-        self, out: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens dim"]:
+    def _scaled(self, out: TokenRows) -> TokenRows:
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
             out = call_on_rows(self.norm1, out)
