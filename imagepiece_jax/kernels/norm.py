@@ -7,19 +7,19 @@ from jaxtyping import Array, Float, Shaped
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
 
-Rows = Float[Array, "*tokens dim"]
+AnyRows = Float[Array, "*tokens dim"]
 RowValues = Float[Array, "*tokens 1"]
 Channels = Float[Array, " dim"]
 
 
 def plain_layer_norm(
-    x: Rows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
-) -> Rows:
+    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
+) -> AnyRows:
     """(x - mean) / deviation * scale + bias in float32."""
     return _normalize(x, *_mean_and_factor(x, eps), scale, bias).astype(dtype)
 
 
-def _mean_and_factor(x: Rows, eps: float) -> tuple[RowValues, RowValues]:
+def _mean_and_factor(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]:
     """(mean, 1 / deviation), in float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -31,8 +31,8 @@ def _mean_and_factor(x: Rows, eps: float) -> tuple[RowValues, RowValues]:
 
 
 def _normalize(
-    x: Rows, mean: RowValues, factor: RowValues, scale: Channels, bias: Channels
-) -> Rows:
+    x: AnyRows, mean: RowValues, factor: RowValues, scale: Channels, bias: Channels
+) -> AnyRows:
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
@@ -44,8 +44,8 @@ _layer_norm_from_input = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4)
 
 
 def _layer_norm_forward(
-    x: Rows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
-) -> tuple[Rows, tuple[Shaped[Array, "..."], ...]]:
+    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
+) -> tuple[AnyRows, tuple[Shaped[Array, "..."], ...]]:
     # Without this barrier XLA would store whole float32 arrays instead.
     mean, factor = jax.lax.optimization_barrier(_mean_and_factor(x, eps))
     out = _normalize(x, mean, factor, scale, bias).astype(dtype)
@@ -53,8 +53,8 @@ def _layer_norm_forward(
 
 
 def _layer_norm_backward(
-    dtype: jnp.dtype, eps: float, saved: tuple[jax.Array, ...], gradient: Rows
-) -> tuple[Rows, Channels, Channels]:
+    dtype: jnp.dtype, eps: float, saved: tuple[jax.Array, ...], gradient: AnyRows
+) -> tuple[AnyRows, Channels, Channels]:
     """The gradients of x, scale and bias."""
     x, mean, factor, scale = saved
     normalized = (x.astype(jnp.float32) - mean) * factor
@@ -74,8 +74,8 @@ _layer_norm_from_input.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @onnx_op
 def layer_norm(
-    x: Rows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float = 1e-6
-) -> Rows:
+    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float = 1e-6
+) -> AnyRows:
     """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
 
     dtype: the result's type; statistics are float32

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from imagepiece_jax.kernels.array_shapes import TokenHeads
 from imagepiece_jax.kernels.choice import is_fast
 
-# NumPy's arrays of all heads
+HeadMoments = Float[Array, "heads head_dim head_dim"]
 Moments = Float[np.ndarray, "*heads head_dim head_dim"]
 Vectors = Float[np.ndarray, "*heads starts head_dim"]
 Directions = Float[np.ndarray, "heads head_dim"]
@@ -90,9 +90,7 @@ def _project_out(
 
 def second_moments(
     query: TokenHeads, key: TokenHeads, has_class_token: bool
-) -> tuple[
-    Float[Array, "heads head_dim head_dim"], Float[Array, "heads head_dim head_dim"]
-]:
+) -> tuple[HeadMoments, HeadMoments]:
     """Compute C_q, the mean of q q^T, and C_k, the key covariance within an image.
 
     has_class_token: whether the first token is a class token, of weight CLASS_SHARE
@@ -131,9 +129,8 @@ def least_used_direction(
     ]
     vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
     vectors = _take_turns(vectors, query_moments, key_moments, FIRST_TURNS)
-    losses = _quadratic_form(vectors, query_moments) * _quadratic_form(
-        vectors, key_moments
-    )
+    query_loss = _quadratic_form(vectors, query_moments)
+    losses = query_loss * _quadratic_form(vectors, key_moments)
     best = np.argmin(losses, axis=-1)[..., None, None]
     vectors = np.take_along_axis(vectors, best, axis=-2)
     return _take_turns(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels.array_shapes import TokenValues
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows, TokenValues
 from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
 from imagepiece_jax.kernels.attention_scores import attention_row
 from imagepiece_jax.models.architecture import Architecture
@@ -14,12 +14,8 @@ from imagepiece_jax.reduction.state import TokenState
 
 
 def cut_pooled_tokens(
-    x: Float[Array, "batch all_tokens dim"], state: TokenState, arch: Architecture
-) -> tuple[
-    Float[Array, "batch tokens dim"],
-    TokenValues,
-    TokenValues | None,
-]:
+    x: AllRows, state: TokenState, arch: Architecture
+) -> tuple[TokenRows, TokenValues, TokenValues | None]:
     """Cut all tokens x to the pool's input: (tokens, sizes, mask or None)."""
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
@@ -47,9 +43,7 @@ class AttentionPool(nn.Module):
         ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
         self.mlp = Mlp(round(width * ratio), self.config.arch.gelu, self.dtype)
 
-    def __call__(
-        self, x: Float[Array, "batch all_tokens dim"], state: TokenState
-    ) -> Float[Array, "batch dim"]:
+    def __call__(self, x: AllRows, state: TokenState) -> Float[Array, "batch dim"]:
         """Pool x, the normed tokens of `state`."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         query = self._probe_query()
@@ -65,9 +59,7 @@ class AttentionPool(nn.Module):
         read = self.proj(read)
         return read + self.mlp(self.norm(read))
 
-    def probe_scores(
-        self, x: Float[Array, "batch all_tokens dim"], state: TokenState
-    ) -> TokenValues:
+    def probe_scores(self, x: AllRows, state: TokenState) -> TokenValues:
         """The probe's attention to image tokens, mean over heads.
 
         x: the normed tokens of `state`
@@ -93,8 +85,6 @@ class AttentionPool(nn.Module):
     def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:
         return self._split_heads(self.q(self.latent.astype(self.dtype)))
 
-    def _split_heads(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens heads head_dim"]:
+    def _split_heads(self, x: TokenRows) -> Float[Array, "batch tokens heads head_dim"]:
         heads = self.config.arch.pool_heads or self.config.num_heads
         return x.reshape(*x.shape[:2], heads, -1)

@@ -44,9 +44,7 @@ def cost_table(model: ViT, dense: ViT) -> str:
 
     The stem includes prefix and positions; the head includes final norm and pooling.
     """
-    names = ["stem"]
-    names += [f"block {i}" for i in range(len(model.plan))]
-    names += ["head", "total"]
+    names = ["stem", *[f"block {i}" for i in range(model.depth)], "head", "total"]
     layers = [None, *model.plan, None, None]
     macs = _part_macs(model)
     dense_macs = _part_macs(dense)
@@ -114,9 +112,8 @@ def _part_macs(model: ViT) -> list[float]:
     width = config.embed_dim
     arch = config.arch
     stem = stem_macs(config.stem, width, config.image_size, config.patch_size)
-    blocks = []
-    for layer in model.plan:
-        blocks.append(block_macs(model, layer) + reducer_macs(model, layer))
+    layers = model.plan
+    blocks = [block_macs(model, layer) + reducer_macs(model, layer) for layer in layers]
     heads = 2 if arch.dist_token else 1
     head = heads * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
@@ -170,9 +167,8 @@ def _part_parameters(model: ViT) -> list[int]:
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    blocks = [
-        count_parameters(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))
-    ]
+    numbers = range(model.depth)
+    blocks = [count_parameters(f"blocks_{i}", f"reducer_{i}") for i in numbers]
     head = count_parameters("norm", "fc_norm", "attn_pool", "head", "head_dist")
     stem = count_parameters(*params) - sum(blocks) - head
     return [stem, *blocks, head]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import zeros
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.size_direction import add_sizes
 from imagepiece_jax.kernels.token_layout import flatten_tokens
 from imagepiece_jax.models.attention import Attention, Heads
@@ -29,7 +30,7 @@ class DirectedAttention(Attention):
 
     def project_heads(
         self,
-        x: Float[Array, "batch tokens dim"],
+        x: TokenRows,
         state: TokenState,
         with_value: bool = True,
         queries: int | None = None,
@@ -53,15 +54,11 @@ class DirectedAttention(Attention):
             scores["key"] = state.image_rows(scores["all_keys"])
         return scores
 
-    def _mean_key(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens head_dim"]:
+    def _mean_key(self, x: TokenRows) -> Float[Array, "batch tokens head_dim"]:
         """Mean key over heads, without directions."""
         dtype = self.execution.dtype
-        product = jnp.dot(
-            flatten_tokens(x).astype(dtype),
-            self.mean_key.astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        rows = flatten_tokens(x).astype(dtype)
+        kernel = self.mean_key.astype(dtype)
+        product = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
         key = product + self.mean_key_bias.astype(jnp.float32)[None]
         return key.reshape(*x.shape[:2], -1)
