@@ -20,7 +20,7 @@ from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.program_facts import files_of, read_facts
+from imagepiece_jax.exporters.program_facts import program_files, read_facts
 from imagepiece_jax.inference.annotations import annotations
 from imagepiece_jax.inference.compare_outputs import (
     CONTROLS,
@@ -33,16 +33,23 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import Program, open_program
 from imagepiece_jax.recovery.recovery_images import split_images
 
-NAME = "README.md"
-MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
-THREADS = 2
-RULES = timer.Timing(warmup=2, repeats=5, seconds=0.4)
-PAUSE = 0.1  # seconds until onnxruntime's threads leave the cores
-IMAGES = 200  # the most images that calibrate, and the most that are compared
-ROWS = 8  # images per call, where outputs are compared
+CARD_FILE_NAME = "README.md"
+SECTION_MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
+CARD_THREADS = 2
+CARD_TIMING = timer.Timing(warmup=2, repeats=5, seconds=0.4)
+PAUSE_SECONDS = 0.1  # seconds until onnxruntime's threads leave the cores
+MAX_CARD_IMAGES = 200  # the most images that calibrate, and the most that are compared
+IMAGES_PER_CALL = 8  # images per call, where outputs are compared
 # The output to compare is the first of these.
-OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled", "patches")
-OUTPUTS += ("last_hidden_state",)
+COMPARED_OUTPUTS = (
+    "logits",
+    "embedding",
+    "image_embeds",
+    "pooler_output",
+    "pooled",
+    "patches",
+)
+COMPARED_OUTPUTS += ("last_hidden_state",)
 
 
 class CardImages(NamedTuple):
@@ -56,10 +63,10 @@ class CardImages(NamedTuple):
 
 def is_card(file: pathlib.Path) -> bool:
     """Whether a file is a page of cards."""
-    return file.is_file() and MARK in file.read_text("utf-8", errors="replace")
+    return file.is_file() and SECTION_MARK in file.read_text("utf-8", errors="replace")
 
 
-def divided_images(
+def read_card_images(
     vit: Pretrained, images: Any, texts: str | os.PathLike | None = None
 ) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
@@ -81,8 +88,10 @@ def divided_images(
             "images are alike or recovered the model, so none can be held out to "
             "compare; give photographs of more scenes"
         )
-    calibration, _ = read_images(parts.learned.evenly_spaced(IMAGES), vit.preprocessing)
-    held_out = parts.held_out.evenly_spaced(IMAGES)
+    calibration, _ = read_images(
+        parts.learned.evenly_spaced(MAX_CARD_IMAGES), vit.preprocessing
+    )
+    held_out = parts.held_out.evenly_spaced(MAX_CARD_IMAGES)
     compared, paths = read_images(held_out, vit.preprocessing)
     check_range("number of images to compare", len(compared), MIN_IMAGES)
     count = len(calibration) + len(compared)
@@ -94,7 +103,7 @@ def divided_images(
     return CardImages(calibration, compared, names, known)
 
 
-def measured(
+def dense_comparison(
     out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool | None
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
@@ -103,33 +112,37 @@ def measured(
     """
     pixels = images.compared
     files = {"file": out, "dense": dense}
-    programs = {name: open_program(file, THREADS) for name, file in files.items()}
+    programs = {name: open_program(file, CARD_THREADS) for name, file in files.items()}
     size = programs["file"].batch_size or 1
     jobs = {}
     megabytes = {}
     for name, program in programs.items():
         call = program.prepared_call(pixels[:size])
         jobs[name] = timer.TimedCall(lambda _, call=call: call())
-        total = sum(file.stat().st_size for file in files_of(files[name]))
+        total = sum(file.stat().st_size for file in program_files(files[name]))
         megabytes[name] = total / 1e6
     with announced_work("timing the file and the dense file, in turns"):
-        seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(PAUSE))
+        seconds = timer.measure(
+            jobs, CARD_TIMING, pause=lambda: time.sleep(PAUSE_SECONDS)
+        )
     ms = {}
     for name, readings in seconds.items():
         ms[name] = timer.spread([1000 * value / size for value in readings])
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        rows = {name: outputs(programs[name], pixels) for name in ("dense", "file")}
+        rows = {
+            name: compared_output(programs[name], pixels) for name in ("dense", "file")
+        }
         if not np.isfinite(rows["file"]).all():
             raise InputError(
                 f"the {read_facts(out)['dtype']} file's outputs are not finite for all "
                 "images; export float32"
             )
         for name, change in CONTROLS.items():
-            rows[name] = outputs(programs["dense"], change(pixels))
+            rows[name] = compared_output(programs["dense"], change(pixels))
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
-        "threads": THREADS,
+        "threads": CARD_THREADS,
         "batch_size": size,
         "mac_share": read_facts(out)["gmacs"] / read_facts(dense)["gmacs"],
         "megabytes": megabytes,
@@ -139,15 +152,15 @@ def measured(
     }
 
 
-def outputs(program: Program, pixels: np.ndarray) -> np.ndarray:
+def compared_output(program: Program, pixels: np.ndarray) -> np.ndarray:
     """Compute a file's logits or vectors, [images, D]."""
     entries = np.ravel(program.facts["output"])  # of one output, or of several
     names = [entry["name"] for entry in entries]
-    name = next(name for name in OUTPUTS if name in names)
-    return program(pixels, name, ROWS).reshape(len(pixels), -1)
+    name = next(name for name in COMPARED_OUTPUTS if name in names)
+    return program(pixels, name, IMAGES_PER_CALL).reshape(len(pixels), -1)
 
 
-def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
+def card_table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     """Markdown table of a card: the dense file, the file, and the controls.
 
     facts: the file's, with its card
@@ -171,30 +184,30 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     return rows_table([{"": name, **row} for name, row in rows.items()])
 
 
-def graphs_on(page: pathlib.Path) -> list[str]:
+def section_names(page: pathlib.Path) -> list[str]:
     """Names of the files that have a section on a page of cards."""
-    sections = page.read_text("utf-8").split(MARK)[1:]
+    sections = page.read_text("utf-8").split(SECTION_MARK)[1:]
     return [section.partition(" -->")[0] for section in sections]
 
 
-def write_page(page: pathlib.Path, out: pathlib.Path, text: str = ""):
+def write_card_page(page: pathlib.Path, out: pathlib.Path, text: str = ""):
     """Replace a file's section of a page of cards, or remove it.
 
-    text: the page's head and the section, as `page_of` gives them
+    text: the page's head and the section, as `card_page` gives them
     """
-    head, *new = text.split(MARK)
+    head, *new = text.split(SECTION_MARK)
     sections = []
     if is_card(page):
-        first, *sections = page.read_text("utf-8").split(MARK)
+        first, *sections = page.read_text("utf-8").split(SECTION_MARK)
         head = head or first
     sections = [each for each in sections if not each.startswith(f"{out.name} ")] + new
     if sections:
-        replace_file(page, MARK.join([head, *sections]))
+        replace_file(page, SECTION_MARK.join([head, *sections]))
     elif is_card(page):
         page.unlink()
 
 
-def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
+def card_page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
     """A file's README.md: a model card of the Hugging Face hub."""
     card = facts["card"]
     task = "image-feature-extraction"
@@ -213,11 +226,11 @@ def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str
     lines = [
         *head,
         "---",
-        f"{MARK}{out.name} -->",
+        f"{SECTION_MARK}{out.name} -->",
         "",
         f"# {name}, {vit.label}, {facts['dtype']}",
         "",
-        table(out, facts),
+        card_table(out, facts),
         "",
         f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
         f"batch size {card['batch_size']}. Files took turns; brackets at times have "

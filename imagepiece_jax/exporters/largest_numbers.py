@@ -15,18 +15,20 @@ from imagepiece_jax.inference.size_direction import sample_photographs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 
-FINITE = np.finfo(np.float32).max
+LARGEST_FLOAT32 = np.finfo(np.float32).max
 # Half of float16's range: other images may have larger numbers.
-LIMIT = float(np.finfo(np.float16).max) / 2
-FEW = 8  # images at most, of given ones
-FLOAT32 = ("head", "reducer")  # these parts are float32 in any dtype
+FLOAT16_LIMIT = float(np.finfo(np.float16).max) / 2
+MAX_SAMPLED_IMAGES = 8  # images at most, of given ones
+ALWAYS_FLOAT32_PARTS = ("head", "reducer")  # these parts are float32 in any dtype
 # WebGPU sums float16 products in float16. The stem has 2 % of DeiT-Ti's multiply-adds,
 # but over half of the squared error, so it stays float32 (docs/export.md).
-STEM = "patch_embed"
-EMBEDDING = ("_embed", "_prefix", "_with_positions")  # methods of ViT
+STEM_PART = "patch_embed"
+EMBEDDING_METHODS = ("_embed", "_prefix", "_with_positions")  # methods of ViT
 
 
-def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
+def find_largest_numbers(
+    vit: Pretrained, images: np.ndarray | None = None
+) -> dict[str, float]:
     """Find the largest weight, input or result of every part, in float32.
 
     The parts are in the order of computation, named as in `Execution.float32_parts`.
@@ -47,7 +49,9 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
                     noted[part, id(array)] = array
                     # XLA's maximum may lose NaN on CPUs.
                     number = jnp.abs(array)
-                    number = jnp.max(jnp.where(number <= FINITE, number, jnp.inf))
+                    number = jnp.max(
+                        jnp.where(number <= LARGEST_FLOAT32, number, jnp.inf)
+                    )
                     numbers.setdefault(part, []).append(number)
 
         def noting(call, args, kwargs, context):
@@ -55,8 +59,8 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
             path = context.module.path
             if path:
                 note(path[0], (args, result))
-            elif context.method_name in EMBEDDING:
-                note(STEM, result)
+            elif context.method_name in EMBEDDING_METHODS:
+                note(STEM_PART, result)
             if context.method_name == "project":
                 # No layer returns the logits of attention: lengths bound them.
                 lengths = [jnp.linalg.norm(rows, axis=-1) for rows in result[:2]]
@@ -67,7 +71,7 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
         with nn.intercept_methods(noting):
             outputs = model.apply(variables, images)
         for name, weights in variables["params"].items():
-            note(name if isinstance(weights, dict) else STEM, weights)
+            note(name if isinstance(weights, dict) else STEM_PART, weights)
         note("outputs", (outputs.logits, outputs.tokens))
         names[:] = numbers
         return [jnp.max(jnp.stack(each)) for each in numbers.values()]
@@ -78,7 +82,7 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
     largest = {}
     batches = [sample_photographs(vit.image_size)]
     if images is not None:
-        batches.append(images[:: math.ceil(len(images) / FEW)])
+        batches.append(images[:: math.ceil(len(images) / MAX_SAMPLED_IMAGES)])
     with announced_work("finding the largest numbers"):
         for pixels in batches:
             batch = normalize(pixels, vit.config.mean, vit.config.std)
@@ -92,7 +96,7 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
     return largest
 
 
-def in_float16(model: ViT, largest: dict[str, float]) -> ViT:
+def with_float32_parts(model: ViT, largest: dict[str, float]) -> ViT:
     """Set a float16 model's parts that stay float32: the stem, and large numbers.
 
     largest: from `find`
@@ -100,7 +104,9 @@ def in_float16(model: ViT, largest: dict[str, float]) -> ViT:
     """
     large = []
     for part, number in largest.items():
-        if number > LIMIT and not part.startswith((STEM, *FLOAT32)):
+        if number > FLOAT16_LIMIT and not part.startswith(
+            (STEM_PART, *ALWAYS_FLOAT32_PARTS)
+        ):
             large.append(part)
     if sum(part.startswith("blocks_") for part in large) == model.depth:
         raise InputError(
@@ -109,4 +115,4 @@ def in_float16(model: ViT, largest: dict[str, float]) -> ViT:
         )
     if large:
         log.info(f"float32 in the float16 file, for large numbers: {', '.join(large)}")
-    return model.with_execution(float32_parts=(STEM, *large))
+    return model.with_execution(float32_parts=(STEM_PART, *large))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LARGEST_INTEGER = 2**23  # half of a larger one would be rounded
 # Operators that WebGPU has for numbers only. Booleans become numbers and back.
-MOVES = {
+MOVING_OPERATORS = {
     "Concat",
     "Gather",
     "Identity",
@@ -77,7 +77,7 @@ class Value:
         return cls(array.shape, array.dtype, array=array)
 
     @classmethod
-    def counts(cls, array):
+    def int64_constant(cls, array):
         """Make an int64 constant: sides, axes, or other counts for an operator."""
         array = np.asarray(array, np.int64, order="C")
         return cls(array.shape, array.dtype, array=array)
@@ -92,7 +92,7 @@ class Note:
     """Facts about a Value, from which `onnx_ops` chooses shorter programs."""
 
     # (array, axis, start): the Value is consecutive rows of the array along one axis.
-    # `Graph.slice` writes it; `Graph.unsliced` and `unit` read it.
+    # `Graph.slice` writes it; `Graph.source_and_start` and `unit` read it.
     slice_of: tuple | None = None
     # The Value is this constant, broadcast. `Graph.expand` writes it, `gather_rows`
     # reads it.
@@ -129,19 +129,19 @@ class Graph:
         self.gathers = gathers
         self.nodes = []
         self.constants = {}
-        self._outputs = {}  # {(kind, operands, attributes) of a node: its Values}
-        self._count = {}  # {kind of node: number of its names so far}
+        self._known_outputs = {}  # {(kind, operands, attributes) of a node: its Values}
+        self._name_counts = {}  # {kind of node: number of its names so far}
         # {name of a Value: (kind, operands, attributes) of its node}
-        self._made = collections.defaultdict(lambda: (None, (), {}))
+        self._node_of_value = collections.defaultdict(lambda: (None, (), {}))
         self.notes = collections.defaultdict(Note)  # {name of a Value: its Note}
 
     # Nodes
 
-    def op(self, kind, inputs: Sequence, shape, dtype, **attributes):
+    def add_node(self, kind, inputs: Sequence, shape, dtype, **attributes):
         """Add a node with one output; return its Value. `inputs`: Values and arrays."""
-        return self.ops(kind, inputs, [(shape, dtype)], **attributes)[0]
+        return self.add_split_node(kind, inputs, [(shape, dtype)], **attributes)[0]
 
-    def ops(self, kind, inputs, results, **attributes):
+    def add_split_node(self, kind, inputs, results, **attributes):
         """Add a node; return its outputs' Values.
 
         inputs: Values and arrays; an array of integers counts sides or axes
@@ -150,28 +150,28 @@ class Graph:
         from onnx import helper
 
         inputs = [_as_operand(each) for each in inputs]
-        if kind in MOVES and any(each.dtype.kind == "b" for each in inputs):
+        if kind in MOVING_OPERATORS and any(each.dtype.kind == "b" for each in inputs):
             inputs = [self.as_number(each) for each in inputs]
             numbers = [(shape, np.float32) for shape, _ in results]
-            moved = self.ops(kind, inputs, numbers, **attributes)
+            moved = self.add_split_node(kind, inputs, numbers, **attributes)
             return [self.cast(each, bool) for each in moved]
-        names = tuple(map(self.name_of, inputs))
+        names = tuple(map(self.initializer_name, inputs))
         options = sorted((name, str(value)) for name, value in attributes.items())
         key = (kind, names, tuple(options))
-        if key in self._outputs:
-            return self._outputs[key]
+        if key in self._known_outputs:
+            return self._known_outputs[key]
         values = []
         for shape, dtype in results:
-            name = self._fresh(kind)
+            name = self._new_name(kind)
             values.append(Value(tuple(shape), stored_dtype(dtype), name))
         outputs = [value.name for value in values]
         node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
         self.nodes.append(node)
-        self._outputs[key] = values
-        self._made[outputs[0]] = (kind, inputs, attributes)
+        self._known_outputs[key] = values
+        self._node_of_value[outputs[0]] = (kind, inputs, attributes)
         return values
 
-    def name_of(self, value: Value, name: str | None = None) -> str:
+    def initializer_name(self, value: Value, name: str | None = None) -> str:
         """Name a Value. Equal constants share one initializer.
 
         name: name of a new initializer; None: a numbered name
@@ -181,15 +181,15 @@ class Graph:
         array = value.array
         key = (array.dtype.str, array.shape, hashlib.sha256(array).digest())
         if key not in self.constants:
-            name = name or self._fresh("constant")
+            name = name or self._new_name("constant")
             self.constants[key] = (name, array)
         return self.constants[key][0]
 
-    def finished(self, outputs: Mapping[str, Value]) -> "GraphProto":
+    def graph_proto(self, outputs: Mapping[str, Value]) -> "GraphProto":
         """Build the ONNX graph of {name: output}, with the nodes the outputs need."""
         from onnx import helper, numpy_helper
 
-        outputs = self._distinct(outputs)
+        outputs = self._distinct_outputs(outputs)
         names = {value.name: name for name, value in outputs.items()}
         live = {*names}
         needed = []
@@ -203,7 +203,7 @@ class Graph:
 
         def info(name, value):
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-            sides = [str(s) if is_open(s) else int(s) for s in value.shape]
+            sides = [str(s) if is_open_side(s) else int(s) for s in value.shape]
             return helper.make_tensor_value_info(name, kind, sides)
 
         constants = []
@@ -218,7 +218,7 @@ class Graph:
             initializer=constants,
         )
 
-    def _distinct(self, outputs):
+    def _distinct_outputs(self, outputs):
         """Copy Values with two names: {name: output} without a repeated Value."""
         from onnx import helper
 
@@ -226,7 +226,7 @@ class Graph:
         seen = set()
         for name, value in outputs.items():
             if value.name in seen:
-                copy = self._fresh("Identity")
+                copy = self._new_name("Identity")
                 node = helper.make_node("Identity", [value.name], [copy], copy)
                 self.nodes.append(node)
                 value = dataclasses.replace(value, name=copy)
@@ -234,10 +234,10 @@ class Graph:
             distinct[name] = value
         return distinct
 
-    def _fresh(self, kind):
+    def _new_name(self, kind):
         """Make a new name, such as "MatMul_3"."""
-        number = self._count.get(kind, 0)
-        self._count[kind] = number + 1
+        number = self._name_counts.get(kind, 0)
+        self._name_counts[kind] = number + 1
         return f"{kind}_{number}"
 
     def as_number(self, value):
@@ -249,32 +249,32 @@ class Graph:
     def reshape(self, value, shape):
         """Reshape a Value. At most one side of `shape` is open."""
         shape = tuple(shape)
-        kind, operands, _ = self._made[value.name]
+        kind, operands, _ = self._node_of_value[value.name]
         if kind == "Reshape":  # two reshapes in a row: the second is enough
             value = operands[0]
         if value.shape == shape:
             return value
         if value.array is not None:
             return Value.constant(value.array.reshape(shape))
-        sides = [-1 if is_open(side) else side for side in shape]
-        return self.op("Reshape", [value, sides], shape, value.dtype)
+        sides = [-1 if is_open_side(side) else side for side in shape]
+        return self.add_node("Reshape", [value, sides], shape, value.dtype)
 
     def transpose(self, value, order):
-        value, before = self.untransposed(value)
+        value, before = self.source_and_order(value)
         order = tuple(before[i] for i in order)  # two transposes become one
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
             return Value.constant(value.array.transpose(order))
         shape = tuple(value.shape[i] for i in order)
-        return self.op("Transpose", [value], shape, value.dtype, perm=order)
+        return self.add_node("Transpose", [value], shape, value.dtype, perm=order)
 
-    def untransposed(self, value):
+    def source_and_order(self, value):
         """(source, axis order) of a transposed Value.
 
         Any other Value is its own source, with its axes in order.
         """
-        kind, operands, attributes = self._made[value.name]
+        kind, operands, attributes = self._node_of_value[value.name]
         if kind != "Transpose":
             return value, tuple(range(value.ndim))
         return operands[0], attributes["perm"]
@@ -285,19 +285,19 @@ class Graph:
         if (start, limit, stride) == (0, shape[axis], 1):
             return value
         shape[axis] = math.ceil((limit - start) / stride)
-        kind, parts, options = self._made[value.name]
+        kind, parts, options = self._node_of_value[value.name]
         if kind == "Concat" and options["axis"] == axis and stride == 1:
             ends = itertools.accumulate(part.shape[axis] for part in parts)
             for part, end in zip(parts, ends, strict=True):
                 if (start, limit) == (end - part.shape[axis], end):
                     return part
         operands = [value, [start], [limit], [axis], [stride]]
-        out = self.op("Slice", operands, shape, value.dtype)
+        out = self.add_node("Slice", operands, shape, value.dtype)
         if stride == 1:
             self.notes[out.name] = Note(slice_of=(value, axis, start))
         return out
 
-    def unsliced(self, value, axis):
+    def source_and_start(self, value, axis):
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
         source = self.notes[value.name].slice_of
         if source and source[1] == axis:
@@ -308,42 +308,42 @@ class Graph:
         shape = tuple(shape)
         if value.shape == shape:
             return value
-        if value.array is not None and not any(map(is_open, shape)):
+        if value.array is not None and not any(map(is_open_side, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
         source = value
         own = [1] * (len(shape) - value.ndim) + [*value.shape]
-        opened = [b if is_open(b) else a for a, b in zip(own, shape, strict=True)]
+        opened = [b if is_open_side(b) else a for a, b in zip(own, shape, strict=True)]
         if opened != own:
             number = self.as_number(self.reshape(value, own))
-            zeros = self._zeros(opened, number.dtype)
-            number = self.op("Add", [number, zeros], opened, number.dtype)
+            zeros = self._open_zeros(opened, number.dtype)
+            number = self.add_node("Add", [number, zeros], opened, number.dtype)
             value = self.cast(number, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
         sides = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
         if any(side != 1 for side in sides):
-            value = self.op("Expand", [value, sides], shape, value.dtype)
+            value = self.add_node("Expand", [value, sides], shape, value.dtype)
         if source.array is not None:
             self.notes[value.name] = Note(constant=source)
         return value
 
-    def _zeros(self, shape, dtype):
+    def _open_zeros(self, shape, dtype):
         """Zeros with the open side of `shape`; all other sides are 1."""
         # An operator that counts the images would compute integers.
-        (side,) = filter(is_open, shape)
+        (side,) = filter(is_open_side, shape)
         images = self.images.shape[0]
         times = int(side // images)
         ends = [1] * (self.images.ndim - 1)
         axes = [*range(1, self.images.ndim)]
         sides = (images, *ends)
         first = [self.images, [0] * len(axes), ends, axes]
-        corner = self.op("Slice", first, sides, self.images.dtype)
-        zeros = self.elementwise("Mul", self.cast(corner, dtype), 0)
+        corner = self.add_node("Slice", first, sides, self.images.dtype)
+        zeros = self.add_elementwise("Mul", self.cast(corner, dtype), 0)
         if times > 1:
             zeros = self.concat([self.reshape(zeros, (images, 1))] * times, 1)
-        sides = [side if is_open(side) else 1 for side in shape]
+        sides = [side if is_open_side(side) else 1 for side in shape]
         return self.reshape(zeros, sides)
 
-    def unexpanded(self, value):
+    def broadcast_source(self, value):
         """The constant broadcast to a Value; any other Value is its own source."""
         return self.notes[value.name].constant or value
 
@@ -354,16 +354,16 @@ class Graph:
             return values[0]
         shape = list(values[0].shape)
         shape[axis] = sum(value.shape[axis] for value in values)
-        return self.op("Concat", values, shape, values[0].dtype, axis=axis)
+        return self.add_node("Concat", values, shape, values[0].dtype, axis=axis)
 
-    def output(self, value, shape):
+    def as_output(self, value, shape):
         """Make a Value a graph output: broadcast, and made by a node."""
         value = self.expand(value, shape)
         if value.array is None:
             return value
-        return self.op("Identity", [value], shape, value.dtype)
+        return self.add_node("Identity", [value], shape, value.dtype)
 
-    def elementwise(self, kind, *inputs, dtype=None, **attributes):
+    def add_elementwise(self, kind, *inputs, dtype=None, **attributes):
         """Add a node that broadcasts its inputs; return its Value.
 
         inputs: Values, and numbers of the Values' dtype
@@ -374,15 +374,15 @@ class Graph:
         if dtype is None:
             dtype = inputs[0].dtype
         if kind in ("Max", "Min"):
-            return self._extremum(kind, *inputs)
+            return self._add_extremum(kind, *inputs)
         if kind in ("Add", "Mul") and inputs[0].array is not None:
             inputs = inputs[::-1]
         if len(inputs) == 2 and inputs[1].array is not None and inputs[1].ndim == 0:
-            shorter = self._with_number(kind, inputs[0], inputs[1].array)
+            shorter = self._nodeless_result(kind, inputs[0], inputs[1].array)
             if shorter:
                 return shorter
         value, *others = sorted(inputs, key=lambda value: value.array is not None)
-        source, order = self.untransposed(value)
+        source, order = self.source_and_order(value)
         constant = all(other.array is not None for other in others)
         # A node of one transposed Value and constants is added before the transpose. So
         # the transposes between several convolutions come together and cancel.
@@ -390,38 +390,40 @@ class Graph:
             back = np.argsort(order)
             before = []
             for each in inputs:
-                before.append(source if each is value else _permuted(each, back))
-            out = self.elementwise(kind, *before, dtype=dtype, **attributes)
+                before.append(
+                    source if each is value else _transposed_constant(each, back)
+                )
+            out = self.add_elementwise(kind, *before, dtype=dtype, **attributes)
             return self.transpose(out, order)
-        return self.op(kind, inputs, shape, dtype, **attributes)
+        return self.add_node(kind, inputs, shape, dtype, **attributes)
 
-    def _extremum(self, kind, a, b):
+    def _add_extremum(self, kind, a, b):
         """Max or Min, which WebGPU has for numbers only (Clip)."""
         if a.array is not None:
             a, b = b, a
         if b.array is not None and b.array.size == 1:
             number = b.array.reshape(())
             if (kind, number) == ("Max", 0):
-                return self.elementwise("Relu", a)
+                return self.add_elementwise("Relu", a)
             infinity = np.asarray(np.inf, number.dtype)
             limits = (number, infinity) if kind == "Max" else (-infinity, number)
-            return self.op("Clip", [a, *limits], a.shape, a.dtype)
+            return self.add_node("Clip", [a, *limits], a.shape, a.dtype)
         wins = {"Max": "Greater", "Min": "Less"}[kind]
-        a_wins = self.elementwise(wins, a, b, dtype=bool)
-        return self.op("Where", [a_wins, a, b], a_wins.shape, a.dtype)
+        a_wins = self.add_elementwise(wins, a, b, dtype=bool)
+        return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
 
-    def _with_number(self, kind, value, number):
+    def _nodeless_result(self, kind, value, number):
         """The result of a Value and a number without a node of its own, or None."""
         if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
             return value
         total = value
-        if self._made[value.name][0] == "Reshape":
-            total = self._made[value.name][1][0]
-        before, operands, _ = self._made[total.name]
+        if self._node_of_value[value.name][0] == "Reshape":
+            total = self._node_of_value[value.name][1][0]
+        before, operands, _ = self._node_of_value[total.name]
         if before == "ReduceSum" and kind == "Div":
             source, axes = operands
             if number == math.prod(source.shape[axis] for axis in axes.array):
-                mean = self.reduce("ReduceMean", source, axes.array, keep=True)
+                mean = self.add_reduction("ReduceMean", source, axes.array, keep=True)
                 return self.reshape(mean, value.shape)
         return None
 
@@ -433,26 +435,26 @@ class Graph:
             return value
         if value.array is not None:
             return Value.constant(value.array.astype(dtype))
-        before, operands, _ = self._made[value.name]
+        before, operands, _ = self._node_of_value[value.name]
         if before == "Cast" and operands[0].dtype.kind == "b":  # one cast is enough
             value = operands[0]
             if value.dtype == dtype:
                 return value
         kind = helper.np_dtype_to_tensor_dtype(dtype)
-        return self.op("Cast", [value], value.shape, dtype, to=kind)
+        return self.add_node("Cast", [value], value.shape, dtype, to=kind)
 
-    def reduce(self, kind, value, axes, keep=False):
+    def add_reduction(self, kind, value, axes, keep=False):
         """Add a reduction, such as ReduceSum, over `axes`; return its Value."""
         if value.dtype.kind == "b":  # booleans count as 0 and 1
             wide = self.cast(value, np.float32)
-            return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
+            return self.cast(self.add_reduction(kind, wide, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
         shape = list(value.shape)
         for axis in axes:
             shape[axis] = 1
         # OpenVINO 2026.4 adds a constant per row, [1, n, 1], to sums of rows wrongly,
         # unless a Reshape comes between. So no caller may add one to kept axes.
-        out = self.op(kind, [value, axes], shape, value.dtype, keepdims=1)
+        out = self.add_node(kind, [value, axes], shape, value.dtype, keepdims=1)
         if keep:
             return out
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
@@ -471,15 +473,19 @@ def _as_operand(given):
     if isinstance(given, Value):
         return given
     given = np.asarray(given)
-    return Value.counts(given) if given.dtype.kind == "i" else Value.constant(given)
+    return (
+        Value.int64_constant(given)
+        if given.dtype.kind == "i"
+        else Value.constant(given)
+    )
 
 
-def is_open(side):
+def is_open_side(side):
     """Whether a side of a shape is the open batch, or a multiple of it."""
     return not isinstance(side, int | np.integer)
 
 
-def _permuted(constant, order):
+def _transposed_constant(constant, order):
     """Transpose a constant to broadcast with an array transposed by `order`."""
     array = constant.array
     if array.ndim == 0:

@@ -18,7 +18,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 
-FACTS = {"input", "output", "preprocessing"}  # every program has these
+REQUIRED_FACTS = {"input", "output", "preprocessing"}  # every program has these
 
 
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
@@ -34,13 +34,13 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
         return {}
 
 
-def digest_of(out: str | os.PathLike) -> str:
+def graph_digest(out: str | os.PathLike) -> str:
     """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
     with open(out, "rb") as graph:
         return hashlib.file_digest(graph, "sha256").hexdigest()
 
 
-def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
+def program_files(out: str | os.PathLike) -> list[pathlib.Path]:
     """The program's file, and the second file of a program with large weights."""
     out = pathlib.Path(out)
     files = [out]
@@ -96,7 +96,7 @@ def program_facts(
         shape = [side if isinstance(side, int) else str(side) for side in array.shape]
         return {"name": name, "shape": shape, "dtype": output_dtype(array.dtype).name}
 
-    output = [*map(entry, outputs.names, arrays)]
+    output = [*map(entry, outputs.output_names, arrays)]
     if len(output) == 1:
         output = output[0]
     if images.dtype == jnp.uint8:
@@ -110,12 +110,12 @@ def program_facts(
     prepared = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         prepared["resized"] = list(vit.preprocessing.resized)
-    are_classes = "logits" in outputs.names and vit.config.head.is_classifier
+    are_classes = "logits" in outputs.output_names and vit.config.head.is_classifier
     method = None  # a plan made by hand has no method
     if vit.reduction is not None:
         method = str(vit.reduction)
     return {
-        "input": entry(outputs.image, images),
+        "input": entry(outputs.input_name, images),
         "normalization": normalization,
         "output": output,
         "classes": config.num_classes,

@@ -10,7 +10,7 @@ from imagepiece_jax.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT, final_norm
 
-OUTPUTS = ("logits", "features", "patches")
+OUTPUT_CHOICES = ("logits", "features", "patches")
 
 
 class ProgramOutputs:
@@ -23,20 +23,20 @@ class ProgramOutputs:
         (only a feature per patch)
     """
 
-    image = "images"
+    input_name = "images"
     channels_first = False
 
     def __init__(self, vit: Pretrained, output: str = "logits"):
-        check_choice("output", output, OUTPUTS)
+        check_choice("output", output, OUTPUT_CHOICES)
         self.model = vit.model
         self.has_features = output != "logits"
-        self.names = ["logits" if self.model.config.num_classes else "pooled"]
+        self.output_names = ["logits" if self.model.config.num_classes else "pooled"]
         if output == "features":
-            self.names = ["pooled", "patches", "prefix", "dropped"]
+            self.output_names = ["pooled", "patches", "prefix", "dropped"]
             if not self.model.config.arch.prefix:  # its array would have no elements
-                self.names.remove("prefix")
+                self.output_names.remove("prefix")
         elif output == "patches":
-            self.names = ["patches"]
+            self.output_names = ["patches"]
 
     def forward(self, model: ViT) -> Callable:
         """Return a function (variables, images) -> tuple of arrays, one per name.
@@ -50,7 +50,7 @@ class ProgramOutputs:
 
         def arrays(variables, images):
             outputs = run(variables, images)
-            return tuple(getattr(outputs, name) for name in self.names)
+            return tuple(getattr(outputs, name) for name in self.output_names)
 
         return arrays
 
@@ -68,17 +68,17 @@ class TowerOutputs(ProgramOutputs):
         self, vit: Pretrained, image: str, arrays: dict[str, str], pixels: bool
     ):
         self.model = vit.model
-        self.image = image
+        self.input_name = image
         self.channels_first = not pixels
-        self.names = [*arrays]
-        self.arrays = [*arrays.values()]
+        self.output_names = [*arrays]
+        self.array_names = [*arrays.values()]
 
     def forward(self, model: ViT) -> Callable:
         """Like `ProgramOutputs.forward`.
 
         Float images are [batch, 3, H, W], uint8 images [batch, H, W, 3].
         """
-        has_tokens = "last_hidden_state" in self.arrays
+        has_tokens = "last_hidden_state" in self.array_names
         model = model.with_execution(head_only=not has_tokens)
 
         def arrays(variables, images):
@@ -98,6 +98,6 @@ class TowerOutputs(ProgramOutputs):
                 "pooler_output": outputs.pooled,
                 "last_hidden_state": tokens,
             }
-            return tuple(arrays_by_name[name] for name in self.arrays)
+            return tuple(arrays_by_name[name] for name in self.array_names)
 
         return arrays

@@ -1,4 +1,4 @@
-"""Folders that other programs load: `LAYOUTS`, one entry per program.
+"""Folders that other programs load: `PROGRAM_LAYOUTS`, one entry per program.
 
 Sources: the loaders of immich's machine learning service, transformers.js, fastembed's
 ImageEmbedding, sentence-transformers with optimum-onnx, PhotoPrism's packages classify
@@ -23,25 +23,25 @@ from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
 from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
 
 # {dtype: end of the graph's name}, as transformers.js adds it for fp32, fp16 and q8
-SUFFIX = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
+DTYPE_SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
 # What a head gives.
-VECTORS, NUMBERS = "vectors", "regressed numbers"
-SOFTMAX, SIGMOID = "classes with softmax", "classes with sigmoid"
+VECTOR_HEAD, REGRESSION_HEAD = "vectors", "regressed numbers"
+SOFTMAX_HEAD, SIGMOID_HEAD = "classes with softmax", "classes with sigmoid"
 # A classifier's fields in config.json, and the end of its architecture's name.
-OF_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
-CLASSIFIER = "ForImageClassification"
-FILTERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's filter numbers
+CLASSIFIER_FIELDS = ("id2label", "label2id", "num_labels", "problem_type")
+CLASSIFIER_ENDING = "ForImageClassification"
+PILLOW_FILTERS = {name: number for number, name in RESAMPLE.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ProgramLayout:
     """What one program loads. Functions take the model.
 
     outputs: {name of an output: array of TowerOutputs}
     graph: path of the graph in the folder; {folder} is the folder's name, and {dtype}
-        an entry of SUFFIX, for programs that choose a type by the file's name
+        an entry of DTYPE_SUFFIXES, for programs that choose a type by the file's name
     image: name of the graph's input
-    heads: heads that the program takes, among VECTORS, SOFTMAX, SIGMOID and NUMBERS
+    heads: head kinds that the program takes, such as VECTOR_HEAD
     files: {path in the folder: JSON value, or text}
     metadata: properties inside the ONNX file
     crops: modes of Preprocessing in which the program resizes beyond the image size,
@@ -53,7 +53,7 @@ class Layout:
     outputs: dict[str, str] | Callable[[Pretrained], dict[str, str]]
     graph: str | Callable[[Pretrained], str] = "model.onnx"
     image: str = "pixel_values"
-    heads: tuple[str, ...] = (VECTORS,)
+    heads: tuple[str, ...] = (VECTOR_HEAD,)
     files: Callable[[Pretrained], dict[str, Any]] = lambda vit: {}
     metadata: Callable[[Pretrained], dict[str, str]] = lambda vit: {}
     crops: tuple[str, ...] = CROP_MODES
@@ -66,7 +66,7 @@ def graph_file(
 ) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
     name = folder.resolve().name
-    graph = LAYOUTS[layout].graph
+    graph = PROGRAM_LAYOUTS[layout].graph
     if callable(graph):
         graph = graph(vit)
     if "{folder}" in graph and not re.fullmatch("[a-z0-9_]+", name):
@@ -74,21 +74,21 @@ def graph_file(
             f"out is {folder}, but {layout} reads folders whose names have lower-case "
             "letters, digits and underscores alone"
         )
-    return folder / graph.format(folder=name, dtype=SUFFIX[dtype])
+    return folder / graph.format(folder=name, dtype=DTYPE_SUFFIXES[dtype])
 
 
-def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
+def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     """Inputs and outputs of a layout's graph.
 
     pixels: uint8 images [batch, H, W, 3]; else floats [batch, 3, H, W], normalized by
         the loading program
     Raises InputError for images or a head that the program does not take.
     """
-    entry = LAYOUTS[layout]
-    head = head_of(vit)
+    entry = PROGRAM_LAYOUTS[layout]
+    head = head_kind(vit)
     if head not in entry.heads:
         advice = ""
-        if VECTORS in entry.heads:
+        if VECTOR_HEAD in entry.heads:
             head = f"{vit.config.num_classes} {head}"
             advice = "; num_classes=0 (--num-classes 0) removes the head"
         raise InputError(
@@ -127,7 +127,7 @@ def check_folder(
     out: the graph to write
     """
     is_export = False
-    for dtype in SUFFIX:
+    for dtype in DTYPE_SUFFIXES:
         graph = graph_file(folder, layout, vit, dtype)
         facts = read_facts(graph)
         if facts.get("layout") == layout:
@@ -135,19 +135,19 @@ def check_folder(
             if graph != out and facts["model"] != as_json(vit.config):
                 raise InputError(f"{graph} is of another model; choose a folder")
 
-    def ours(file):
+    def is_ours(file):
         # Ctrl-C may have left an empty folder.
         is_place = file == out.parent and file.is_dir()
         return is_export or (is_place and not any(file.iterdir()))
 
-    check_own_files("out", folder, f"an export for {layout}", ours)
+    check_own_files("out", folder, f"an export for {layout}", is_ours)
 
 
-def head_of(vit: Pretrained) -> str:
-    """What the head gives, in the words of `Layout.heads`."""
+def head_kind(vit: Pretrained) -> str:
+    """What the head gives, in the words of `ProgramLayout.heads`."""
     if not vit.config.head.is_classifier:
-        return VECTORS
-    kinds = {"softmax": SOFTMAX, "sigmoid": SIGMOID, None: NUMBERS}
+        return VECTOR_HEAD
+    kinds = {"softmax": SOFTMAX_HEAD, "sigmoid": SIGMOID_HEAD, None: REGRESSION_HEAD}
     return kinds[vit.config.head.activation]
 
 
@@ -247,7 +247,7 @@ def model_api_metadata(vit: Pretrained) -> dict[str, str]:
     values = {
         "model_type": "Classification",
         "labels": " ".join(label_names(vit, "_")),
-        "multilabel": str(head_of(vit) == SIGMOID),
+        "multilabel": str(head_kind(vit) == SIGMOID_HEAD),
         "resize_type": resize_type,
         "interpolation_mode": filters[preprocessing.interpolation],
         "reverse_input_channels": "True",  # it reads images as OpenCV does, in BGR
@@ -287,7 +287,7 @@ def processor_fields(vit: Pretrained) -> dict:
         "do_convert_rgb": True,
         "do_resize": preprocessing.resizes,
         "size": size,
-        "resample": FILTERS[preprocessing.interpolation],
+        "resample": PILLOW_FILTERS[preprocessing.interpolation],
         "do_center_crop": preprocessing.resizes,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
@@ -307,7 +307,7 @@ def config_fields(vit: Pretrained) -> dict:
     fields = stored_fields(vit)
     is_classifier = config.head.is_classifier
     if not is_classifier and "id2label" in fields:  # the head was left out
-        for name in ("architectures", *OF_CLASSES):
+        for name in ("architectures", *CLASSIFIER_FIELDS):
             fields.pop(name, None)
     for part in (fields, fields.get("vision_config", {})):
         if "image_size" in part:
@@ -315,8 +315,8 @@ def config_fields(vit: Pretrained) -> dict:
     fields = fields or written_fields(vit)
     if is_classifier:
         kinds = fields.get("architectures") or [""]
-        if not kinds[0].endswith(CLASSIFIER):
-            fields["architectures"] = [f"ViT{CLASSIFIER}"]
+        if not kinds[0].endswith(CLASSIFIER_ENDING):
+            fields["architectures"] = [f"ViT{CLASSIFIER_ENDING}"]
         fields["problem_type"] = config.problem_type
         names = label_names(vit)
         fields["id2label"] = dict(enumerate(names))
@@ -354,8 +354,8 @@ def written_fields(vit: Pretrained) -> dict:
     return fields
 
 
-LAYOUTS = {
-    "immich": Layout(
+PROGRAM_LAYOUTS = {
+    "immich": ProgramLayout(
         outputs={"embedding": "embedding"},
         graph="visual/model.onnx",
         image="image",
@@ -363,35 +363,35 @@ LAYOUTS = {
         crops=(),
         takes_pixels=True,
     ),
-    "transformers": Layout(  # transformers.js and optimum
+    "transformers": ProgramLayout(  # transformers.js and optimum
         outputs=transformers_outputs,
         graph=transformers_graph,
-        heads=(VECTORS, SOFTMAX, SIGMOID, NUMBERS),
+        heads=(VECTOR_HEAD, SOFTMAX_HEAD, SIGMOID_HEAD, REGRESSION_HEAD),
         files=transformers_files,
         gathers=False,
     ),
-    "fastembed": Layout(
+    "fastembed": ProgramLayout(
         outputs={"image_embeds": "image_embeds"},
         files=lambda vit: {PREPROCESSOR: processor_fields(vit)},
     ),
-    "sentence_transformers": Layout(
+    "sentence_transformers": ProgramLayout(
         outputs={"last_hidden_state": "image_embeds"},
         graph="onnx/model.onnx",
         files=sentence_transformers_files,
     ),
-    "photoprism": Layout(
+    "photoprism": ProgramLayout(
         outputs={"logits": "logits"},
         graph="{folder}.onnx",
         image="input",
-        heads=(SOFTMAX,),
+        heads=(SOFTMAX_HEAD,),
         files=lambda vit: {"labels.txt": "\n".join(label_names(vit)) + "\n"},
         metadata=photoprism_metadata,
         crops=("center",),
     ),
-    "model_api": Layout(  # OpenVINO's
+    "model_api": ProgramLayout(  # OpenVINO's
         outputs={"logits": "logits"},
         image="input",
-        heads=(SOFTMAX, SIGMOID),
+        heads=(SOFTMAX_HEAD, SIGMOID_HEAD),
         metadata=model_api_metadata,
         crops=(),
     ),

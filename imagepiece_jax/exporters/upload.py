@@ -10,7 +10,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.exporters import card
 
 # {HTTP status: what the user can do}
-REFUSALS = {
+REFUSAL_ADVICE = {
     401: "the hub does not accept the token; log in again: `hf auth login`",
     403: "the token may not write there; log in with one that may: `hf auth login`",
 }
@@ -43,14 +43,16 @@ def check_repository(name: str, dry_run: bool = False) -> None:
                 f"{', '.join(owners)} alone"
             )
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise InputError(f"push is {name!r}: {REFUSALS[403]}")
+            raise InputError(f"push is {name!r}: {REFUSAL_ADVICE[403]}")
         try:
             files = {*api.list_repo_files(name)} - {".gitattributes"}
         except errors.RepositoryNotFoundError:
             return
         is_ours = not files
-        if card.NAME in files:
-            is_ours = card.is_card(pathlib.Path(api.hf_hub_download(name, card.NAME)))
+        if card.CARD_FILE_NAME in files:
+            is_ours = card.is_card(
+                pathlib.Path(api.hf_hub_download(name, card.CARD_FILE_NAME))
+            )
         if not is_ours:
             raise InputError(
                 f"push is {name!r}, which exists, and export did not write it; choose "
@@ -58,7 +60,7 @@ def check_repository(name: str, dry_run: bool = False) -> None:
             )
 
 
-def upload(
+def commit_files(
     name: str,
     folder: pathlib.Path,
     files: Sequence[pathlib.Path],
@@ -105,7 +107,7 @@ def hub_errors(name: str) -> Iterator[None]:
         if isinstance(error, RuntimeError):  # hides the error of a large file
             source = error.__cause__ or error
         status = getattr(getattr(source, "response", None), "status_code", None)
-        if status in REFUSALS:
-            raise InputError(f"push is {name!r}: {REFUSALS[status]}") from error
+        if status in REFUSAL_ADVICE:
+            raise InputError(f"push is {name!r}: {REFUSAL_ADVICE[status]}") from error
         reason = str(source).partition("\n")[0]
         raise RunError(f"push to {name} failed: {reason}") from error

@@ -17,12 +17,11 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import onnx_graph, onnx_ops
 from imagepiece_jax.exporters import onnx_model as onnx_model_file
 from imagepiece_jax.exporters.onnx_model import (
-    in_model,
-    onnx_model,
     remove_weights,
+    wrap_graph,
     write_onnx,
 )
-from imagepiece_jax.exporters.onnx_primitives import walk
+from imagepiece_jax.exporters.onnx_primitives import add_equations
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.kernels import (
@@ -125,7 +124,7 @@ def check(
     """The graph of `model`, which gives the logits of JAX for two images and one."""
     variables, images, want = by_jax(model, side)
     vit = Pretrained(model, variables)
-    graph = onnx_model(vit, batch_size=batch_size, gathers=gathers)
+    graph = build_onnx_model(vit, batch_size=batch_size, gathers=gathers)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
     assert not with_constants_per_row(graph.graph)
@@ -179,7 +178,7 @@ def test_a_reduction_adds_few_nodes(name, most):
     """A CPU takes microseconds to start a node, however small its arrays are."""
     counts = []
     for model in (short("none"), short(name)):
-        graph = onnx_model(Pretrained(model, tiny_vit.variables(model)))
+        graph = build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
         counts.append(len(graph.graph.node))
     dense, reduced = counts
     assert reduced - dense <= 2 * most
@@ -275,7 +274,7 @@ def test_the_conv_stem():
 
 def test_the_format_is_the_oldest_that_has_the_operators():
     """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
-    model = onnx_model(tiny_vit.pretrained())
+    model = build_onnx_model(tiny_vit.pretrained())
     assert (model.opset_import[0].version, model.ir_version) == (20, 9)
 
 
@@ -294,7 +293,7 @@ def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
 def test_an_open_batch_and_weights_are_named():
     """Weights are there once."""
     vit = tiny_vit.pretrained(EVIT, depth=2)
-    model = onnx_model(vit)
+    model = build_onnx_model(vit)
     for value in (model.graph.input[0], model.graph.output[0]):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [value.name for value in model.graph.input] == ["images"]
@@ -316,7 +315,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     """Weights of layers are float16; the logits are JAX's but for rounding."""
     vit = tiny_vit.pretrained(tiny_vit.small(name), depth=3)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
-    graph = onnx_model(Pretrained(half, vit.variables))
+    graph = build_onnx_model(Pretrained(half, vit.variables))
     onnx.checker.check_model(graph, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     kinds = {each.name: each.type.tensor_type.elem_type for each in inferred.value_info}
@@ -339,7 +338,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
 def test_float16_graphs_of_all_architectures_have_sound_types(name):
     model = small(name, depth=1)
     half = model.with_execution(dtype=np.dtype(np.float16))
-    graph = onnx_model(Pretrained(half, tiny_vit.variables(model)))
+    graph = build_onnx_model(Pretrained(half, tiny_vit.variables(model)))
     onnx.checker.check_model(graph, full_check=True)
 
 
@@ -348,7 +347,7 @@ def test_pixels_are_normalized_inside():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
     want = logits_of(vit.model, vit.variables, images)
-    (logits,) = run(onnx_model(vit, pixels=True), pixels)
+    (logits,) = run(build_onnx_model(vit, pixels=True), pixels)
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
@@ -370,7 +369,7 @@ def test_features_are_those_of_jax(reduction, options):
     vit = tiny_vit.pretrained(reduction, depth=2, **arch)
     images = np.asarray(tiny_vit.images(2))
     output = options.pop("output")
-    graph = onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
+    graph = build_onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
     session = session_of(graph)
@@ -395,7 +394,7 @@ def test_features_are_those_of_jax(reduction, options):
 @pytest.fixture
 def small_files(monkeypatch):
     """Files hold 20 kB, as if a tiny model were one of more than 2 GB."""
-    monkeypatch.setattr(onnx_model_file, "LARGEST", 20_000)
+    monkeypatch.setattr(onnx_model_file, "MAX_PROTOBUF_BYTES", 20_000)
 
 
 def answers(path, images):
@@ -411,8 +410,8 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     path = tmp_path / "model.onnx"
     vit = tiny_vit.pretrained(EVIT, depth=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
-    (want,) = run(onnx_model(vit, pixels=True), pixels)
-    data = write_onnx(path, onnx_model(vit, pixels=True))
+    (want,) = run(build_onnx_model(vit, pixels=True), pixels)
+    data = write_onnx(path, build_onnx_model(vit, pixels=True))
     assert sorted(tmp_path.iterdir()) == [path, data]
     assert path.stat().st_size < 20_000 < data.stat().st_size
     onnx.checker.check_model(path, full_check=True)
@@ -431,7 +430,7 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
     images = np.asarray(tiny_vit.images(1))
     old = tiny_vit.pretrained(EVIT, depth=1)
     new = tiny_vit.pretrained(EVIT, depth=2)
-    first = write_onnx(path, onnx_model(old))
+    first = write_onnx(path, build_onnx_model(old))
     want, _ = answers(path, images)
     replace = os.replace
 
@@ -443,9 +442,9 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_onnx(path, onnx_model(new))
+            write_onnx(path, build_onnx_model(new))
     np.testing.assert_array_equal(answers(path, images)[0], want)
-    second = write_onnx(path, onnx_model(new))
+    second = write_onnx(path, build_onnx_model(new))
     remove_weights(path, first.name, second)
     remove_weights(path, second.name, second)
     remove_weights(path, "model.onnx", second)
@@ -460,13 +459,13 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
         vit.variables["params"]["pos_embed"][:] = 0
         images = np.ones((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.float32)
         want = logits_of(vit.model, vit.variables, images)
-        (logits,) = run(onnx_model(vit), images)
+        (logits,) = run(build_onnx_model(vit), images)
         np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
-        onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
+        build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
 
 
 def outputs(fn, *shapes, gathers=False):
@@ -481,10 +480,10 @@ def outputs_of(fn, *arrays, gathers=False):
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
     graph = onnx_graph.Graph(entry, gathers)
     others = map(onnx_graph.Value.constant, arrays[1:])
-    (out,) = walk(graph, jax.make_jaxpr(fn)(*arrays), [entry, *others])
+    (out,) = add_equations(graph, jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
-    finished = graph.finished({"logits": graph.expand(out, want.shape)})
-    model = in_model(finished)
+    finished = graph.graph_proto({"logits": graph.expand(out, want.shape)})
+    model = wrap_graph(finished)
     return want, *run(model, arrays[0]), *run_openvino(model, arrays[0])
 
 
@@ -533,24 +532,34 @@ MARKED = nodes.onnx_op(lambda: None).__code__
 ROOMS = (attention, attention_scores, gelu, joining, merging, norm, ranking, similarity)
 
 
+def onnx_translations():
+    """{name of a marked function: function that adds its nodes}."""
+    translations = {}
+    for name, fn in vars(onnx_ops).items():
+        if name.startswith("add_"):
+            translations[name.removeprefix("add_")] = fn
+    return translations
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
     """The graph argument comes first."""
+    translations = onnx_translations()
     marked = []
     for name, fn in vars(room).items():
         if getattr(fn, "__code__", None) is MARKED:
             marked.append(name)
             expected = inspect.signature(fn).parameters
-            graph, *parameters = inspect.signature(onnx_ops.OPS[name]).parameters
+            graph, *parameters = inspect.signature(translations[name]).parameters
             assert parameters == [*expected]
     assert marked
 
 
 def test_onnx_operators_are_of_marked_functions():
     """A function that nobody marks would never be called."""
-    found = collections.ChainMap(*map(vars, ROOMS))
-    for name in onnx_ops.OPS:
-        assert found[name].__code__ is MARKED
+    functions = collections.ChainMap(*map(vars, ROOMS))
+    for name in onnx_translations():
+        assert functions[name].__code__ is MARKED
 
 
 NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
@@ -702,9 +711,9 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     images = jax.ShapeDtypeStruct((batch, 6), np.float32)
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     graph = onnx_graph.Graph(entry)
-    (out,) = walk(graph, jax.make_jaxpr(with_ones)(images), [entry])
+    (out,) = add_equations(graph, jax.make_jaxpr(with_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
-    for each in run(in_model(graph.finished({"logits": out})), x):
+    for each in run(wrap_graph(graph.graph_proto({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
 
 
@@ -714,11 +723,11 @@ def test_the_size_of_an_open_batch_is_no_number():
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     mean = jax.make_jaxpr(lambda x: x.mean(0))(images)
     with refused("the model"):
-        walk(onnx_graph.Graph(entry), mean, [entry])
+        add_equations(onnx_graph.Graph(entry), mean, [entry])
 
 
 def custom_sum(x):
-    return jax.lax.reduce(x, 0.0, lambda a, b: a + 2 * b, (1,))
+    return jax.lax.add_reduction(x, 0.0, lambda a, b: a + 2 * b, (1,))
 
 
 def reversed_padding(x):

@@ -30,7 +30,7 @@ def test_a_last_part_is_filled_up_with_its_last_image():
         channels_first=False,
     )
     pixels = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1)
-    parts = [part.ravel().tolist() for part in program.parts(pixels)]
+    parts = [part.ravel().tolist() for part in program.prepared_batches(pixels)]
     assert parts == [[1, 2], [3, 3]]
 
 

@@ -37,8 +37,12 @@ def texts(monkeypatch):
     """A format of text files, in the table."""
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     form = types.ModuleType("format_of_texts")
-    form.TITLE, form.WRITER, form.FACTS = "a text", "json", {"lines": 1}
-    form.build_graph = lambda vit, outputs, **options: f"{outputs.names}"
+    form.FORMAT_TITLE, form.WRITER_MODULE, form.FORMAT_FACTS = (
+        "a text",
+        "json",
+        {"lines": 1},
+    )
+    form.build_graph = lambda vit, outputs, **options: f"{outputs.output_names}"
     form.write_graph = write_graph
     form.remove_weights = lambda *files: None
     form.open_file = lambda path, threads: Halves(vit, read_facts(path))
