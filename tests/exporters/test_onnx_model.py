@@ -17,6 +17,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import onnx_graph, onnx_ops
 from imagepiece_jax.exporters import onnx_model as onnx_model_file
 from imagepiece_jax.exporters.onnx_model import (
+    build_onnx_model,
     remove_weights,
     wrap_graph,
     write_onnx,
