@@ -79,10 +79,12 @@ def read_card_images(
     """
     source = as_source(images)
     known = annotations(vit, source, texts)
-    learned = (1,)
+    batch_size = 1
+    learned = ""
     if vit.recovered:
-        learned = (vit.recovered.batch_size, vit.recovered.learned or "")
-    parts = split_images(source, *learned)
+        batch_size = vit.recovered.batch_size
+        learned = vit.recovered.learned or ""
+    parts = split_images(source, batch_size, learned)
     if not parts.num_scenes:
         raise InputError(
             "images are alike or recovered the model, so none can be held out to "
@@ -96,7 +98,7 @@ def read_card_images(
     check_range("number of images to compare", len(compared), MIN_IMAGES)
     count = len(calibration) + len(compared)
     log.info(f"a card of {count} images: {len(compared)} of them are compared")
-    places = np.flatnonzero(np.isin(source.indices, held_out.indices))
+    places = np.flatnonzero(np.isin(source.indices, held_out.indices)).tolist()
     known = known.subset([i for i in places if source.image_name(i) in paths])
     shared = os.path.commonprefix(paths).rfind("/") + 1
     names = [path[shared:] for path in paths]
@@ -190,7 +192,7 @@ def section_names(page: pathlib.Path) -> list[str]:
     return [section.partition(" -->")[0] for section in sections]
 
 
-def write_card_page(page: pathlib.Path, out: pathlib.Path, text: str = ""):
+def write_card_page(page: pathlib.Path, out: pathlib.Path, text: str = "") -> None:
     """Replace a file's section of a page of cards, or remove it.
 
     text: the page's head and the section, as `card_page` gives them

@@ -145,7 +145,7 @@ def export(
     place.graph.parent.mkdir(parents=True, exist_ok=True)
     checked_file(place.graph)
     program = make_program(traced, place)
-    if dtype == "int8":
+    if dtype == "int8" and calibration is not None:
         program = quantize_program(program, place, calibration)
     if card_images is not None:
         figures = make_card(program, traced, place, card_images)

@@ -1,11 +1,14 @@
 """The largest numbers of a model's parts, and the parts that float16 cannot hold."""
 
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.data.normalize import normalize
@@ -13,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.size_direction import sample_photographs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.vit import Outputs, ViT
 
 LARGEST_FLOAT32 = np.finfo(np.float32).max
 # Half of float16's range: other images may have larger numbers.
@@ -38,11 +41,13 @@ def find_largest_numbers(
     """
     names = []
 
-    def numbers_of(variables, images):
+    def numbers_of(
+        variables: dict[str, Any], images: Float[Array, "batch height width channels"]
+    ) -> list[Float[Array, ""]]:
         numbers = {}
         noted = {}  # a layer's result is the next one's input
 
-        def note(part, arrays):
+        def note(part: str, arrays: Any) -> None:
             for array in jax.tree.leaves(arrays):
                 is_number = isinstance(array, jax.Array) and array.dtype == jnp.float32
                 if is_number and (part, id(array)) not in noted:
@@ -54,7 +59,12 @@ def find_largest_numbers(
                     )
                     numbers.setdefault(part, []).append(number)
 
-        def noting(call, args, kwargs, context):
+        def noting(
+            call: Callable[..., Any],
+            args: tuple,
+            kwargs: dict[str, Any],
+            context: nn.module.InterceptorContext,
+        ) -> Any:
             result = call(*args, **kwargs)
             path = context.module.path
             if path:
@@ -69,7 +79,7 @@ def find_largest_numbers(
             return result
 
         with nn.intercept_methods(noting):
-            outputs = model.apply(variables, images)
+            outputs = cast(Outputs, model.apply(variables, images))
         for name, weights in variables["params"].items():
             note(name if isinstance(weights, dict) else STEM_PART, weights)
         note("outputs", (outputs.logits, outputs.tokens))
@@ -91,7 +101,7 @@ def find_largest_numbers(
             for name, number in zip(names, numbers, strict=True):
                 largest[name] = max(largest.get(name, 0.0), float(number))
     if not math.isfinite(largest.pop("outputs")):
-        first = max(largest, key=largest.get)
+        first = max(largest, key=lambda part: largest[part])
         raise InputError(f"the model's outputs are not finite, from {first} on")
     return largest
 

@@ -15,17 +15,19 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jax.numpy import broadcast_shapes
+from numpy.typing import ArrayLike, DTypeLike
 
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
+    from onnx import GraphProto, NodeProto, ValueInfoProto
 
+Shape = Sequence[Any]  # sides are ints, or multiples of the open batch
 LARGEST_INTEGER = 2**23  # half of a larger one would be rounded
 # Operators that WebGPU has for numbers only. Booleans become numbers and back.
 MOVING_OPERATORS = {
@@ -40,7 +42,7 @@ MOVING_OPERATORS = {
 }
 
 
-def stored_dtype(dtype) -> np.dtype:
+def stored_dtype(dtype: DTypeLike) -> np.dtype:
     """Dtype in the graph for a JAX dtype: integers except uint8 become float32.
 
     int64, which JAX does not use here, is the dtype of ONNX's own indices.
@@ -55,14 +57,13 @@ def stored_dtype(dtype) -> np.dtype:
 class Value:
     """A tensor in the graph, or a constant not yet in the graph."""
 
-    # sides are ints, or multiples of the open batch; a 1 may stand for a broadcast side
-    shape: tuple
+    shape: Shape  # a 1 may stand for a broadcast side
     dtype: np.dtype  # a result of `stored_dtype`
-    name: str | None = None  # name in the graph; None: a constant
+    name: str = ""  # name in the graph; "": a constant
     array: np.ndarray | None = None  # the value of a constant
 
     @classmethod
-    def constant(cls, array, dtype=None):
+    def constant(cls, array: ArrayLike, dtype: DTypeLike | None = None) -> Self:
         """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
         stored = array.dtype
@@ -77,13 +78,13 @@ class Value:
         return cls(array.shape, array.dtype, array=array)
 
     @classmethod
-    def int64_constant(cls, array):
+    def int64_constant(cls, array: ArrayLike) -> Self:
         """Make an int64 constant: sides, axes, or other counts for an operator."""
         array = np.asarray(array, np.int64, order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return len(self.shape)
 
 
@@ -93,7 +94,7 @@ class Note:
 
     # (array, axis, start): the Value is consecutive rows of the array along one axis.
     # `Graph.slice` writes it; `Graph.source_and_start` and `unit` read it.
-    slice_of: tuple | None = None
+    slice_of: tuple[Value, int, int] | None = None
     # The Value is this constant, broadcast. `Graph.expand` writes it, `gather_rows`
     # reads it.
     constant: Value | None = None
@@ -124,24 +125,41 @@ class Graph:
         would give the same tokens on every device, but take longer on CPUs.
     """
 
-    def __init__(self, images: Value, gathers: bool = False):
+    def __init__(self, images: Value, gathers: bool = False) -> None:
         self.images = images
         self.gathers = gathers
-        self.nodes = []
-        self.constants = {}
-        self._known_outputs = {}  # {(kind, operands, attributes) of a node: its Values}
-        self._name_counts = {}  # {kind of node: number of its names so far}
+        self.nodes: list[NodeProto] = []
+        # {(dtype, shape, digest) of an array: (its name, array)}
+        self.constants: dict[tuple, tuple[str, np.ndarray]] = {}
+        # {(kind, operands, attributes) of a node: its Values}
+        self._known_outputs: dict[tuple, list[Value]] = {}
+        self._name_counts = collections.Counter()  # {kind of node: names so far}
         # {name of a Value: (kind, operands, attributes) of its node}
-        self._node_of_value = collections.defaultdict(lambda: (None, (), {}))
-        self.notes = collections.defaultdict(Note)  # {name of a Value: its Note}
+        self._node_of_value: dict[str | None, tuple[str | None, list[Value], dict]]
+        self._node_of_value = collections.defaultdict(lambda: (None, [], {}))
+        # {name of a Value: its Note}
+        self.notes: dict[str | None, Note] = collections.defaultdict(Note)
 
     # Nodes
 
-    def add_node(self, kind, inputs: Sequence, shape, dtype, **attributes):
+    def add_node(
+        self,
+        kind: str,
+        inputs: Sequence,
+        shape: Shape,
+        dtype: DTypeLike,
+        **attributes: Any,
+    ) -> Value:
         """Add a node with one output; return its Value. `inputs`: Values and arrays."""
         return self.add_split_node(kind, inputs, [(shape, dtype)], **attributes)[0]
 
-    def add_split_node(self, kind, inputs, results, **attributes):
+    def add_split_node(
+        self,
+        kind: str,
+        inputs: Sequence[Value | ArrayLike],
+        results: Sequence[tuple[Shape, DTypeLike]],
+        **attributes: Any,
+    ) -> list[Value]:
         """Add a node; return its outputs' Values.
 
         inputs: Values and arrays; an array of integers counts sides or axes
@@ -149,13 +167,14 @@ class Graph:
         """
         from onnx import helper
 
-        inputs = [_as_operand(each) for each in inputs]
-        if kind in MOVING_OPERATORS and any(each.dtype.kind == "b" for each in inputs):
-            inputs = [self.as_number(each) for each in inputs]
+        operands = [_as_operand(given) for given in inputs]
+        has_booleans = any(operand.dtype.kind == "b" for operand in operands)
+        if kind in MOVING_OPERATORS and has_booleans:
+            operands = [self.as_number(operand) for operand in operands]
             numbers = [(shape, np.float32) for shape, _ in results]
-            moved = self.add_split_node(kind, inputs, numbers, **attributes)
-            return [self.cast(each, bool) for each in moved]
-        names = tuple(map(self.initializer_name, inputs))
+            moved = self.add_split_node(kind, operands, numbers, **attributes)
+            return [self.cast(value, bool) for value in moved]
+        names = tuple(map(self.initializer_name, operands))
         options = sorted((name, str(value)) for name, value in attributes.items())
         key = (kind, names, tuple(options))
         if key in self._known_outputs:
@@ -168,7 +187,7 @@ class Graph:
         node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
         self.nodes.append(node)
         self._known_outputs[key] = values
-        self._node_of_value[outputs[0]] = (kind, inputs, attributes)
+        self._node_of_value[outputs[0]] = (kind, operands, attributes)
         return values
 
     def initializer_name(self, value: Value, name: str | None = None) -> str:
@@ -179,7 +198,7 @@ class Graph:
         if value.array is None:
             return value.name
         array = value.array
-        key = (array.dtype.str, array.shape, hashlib.sha256(array).digest())
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self.constants:
             name = name or self._new_name("constant")
             self.constants[key] = (name, array)
@@ -201,7 +220,7 @@ class Graph:
                 for field in (node.input, node.output):
                     field[:] = [names.get(name, name) for name in field]
 
-        def info(name, value):
+        def info(name: str, value: Value) -> "ValueInfoProto":
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
             sides = [str(s) if is_open_side(s) else int(s) for s in value.shape]
             return helper.make_tensor_value_info(name, kind, sides)
@@ -218,7 +237,7 @@ class Graph:
             initializer=constants,
         )
 
-    def _distinct_outputs(self, outputs):
+    def _distinct_outputs(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
         """Copy Values with two names: {name: output} without a repeated Value."""
         from onnx import helper
 
@@ -234,19 +253,18 @@ class Graph:
             distinct[name] = value
         return distinct
 
-    def _new_name(self, kind):
+    def _new_name(self, kind: str) -> str:
         """Make a new name, such as "MatMul_3"."""
-        number = self._name_counts.get(kind, 0)
-        self._name_counts[kind] = number + 1
-        return f"{kind}_{number}"
+        self._name_counts[kind] += 1
+        return f"{kind}_{self._name_counts[kind] - 1}"
 
-    def as_number(self, value):
+    def as_number(self, value: Value) -> Value:
         """Turn booleans into 0 and 1; any other Value stays."""
         return self.cast(value, np.float32) if value.dtype.kind == "b" else value
 
     # Shapes
 
-    def reshape(self, value, shape):
+    def reshape(self, value: Value, shape: Shape) -> Value:
         """Reshape a Value. At most one side of `shape` is open."""
         shape = tuple(shape)
         kind, operands, _ = self._node_of_value[value.name]
@@ -259,7 +277,7 @@ class Graph:
         sides = [-1 if is_open_side(side) else side for side in shape]
         return self.add_node("Reshape", [value, sides], shape, value.dtype)
 
-    def transpose(self, value, order):
+    def transpose(self, value: Value, order: Sequence[int]) -> Value:
         value, before = self.source_and_order(value)
         order = tuple(before[i] for i in order)  # two transposes become one
         if order == tuple(range(value.ndim)):
@@ -269,7 +287,7 @@ class Graph:
         shape = tuple(value.shape[i] for i in order)
         return self.add_node("Transpose", [value], shape, value.dtype, perm=order)
 
-    def source_and_order(self, value):
+    def source_and_order(self, value: Value) -> tuple[Value, Sequence[int]]:
         """(source, axis order) of a transposed Value.
 
         Any other Value is its own source, with its axes in order.
@@ -279,7 +297,9 @@ class Graph:
             return value, tuple(range(value.ndim))
         return operands[0], attributes["perm"]
 
-    def slice(self, value, axis, start, limit, stride=1):
+    def slice(
+        self, value: Value, axis: int, start: int, limit: int, stride: int = 1
+    ) -> Value:
         """value[start:limit:stride] along one axis."""
         shape = list(value.shape)
         if (start, limit, stride) == (0, shape[axis], 1):
@@ -297,14 +317,14 @@ class Graph:
             self.notes[out.name] = Note(slice_of=(value, axis, start))
         return out
 
-    def source_and_start(self, value, axis):
+    def source_and_start(self, value: Value, axis: int) -> tuple[Value, int]:
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
         source = self.notes[value.name].slice_of
         if source and source[1] == axis:
             return source[0], source[2]
         return value, 0
 
-    def expand(self, value, shape):
+    def expand(self, value: Value, shape: Shape) -> Value:
         shape = tuple(shape)
         if value.shape == shape:
             return value
@@ -326,7 +346,7 @@ class Graph:
             self.notes[value.name] = Note(constant=source)
         return value
 
-    def _open_zeros(self, shape, dtype):
+    def _open_zeros(self, shape: Shape, dtype: DTypeLike) -> Value:
         """Zeros with the open side of `shape`; all other sides are 1."""
         # An operator that counts the images would compute integers.
         (side,) = filter(is_open_side, shape)
@@ -343,11 +363,11 @@ class Graph:
         sides = [side if is_open_side(side) else 1 for side in shape]
         return self.reshape(zeros, sides)
 
-    def broadcast_source(self, value):
+    def broadcast_source(self, value: Value) -> Value:
         """The constant broadcast to a Value; any other Value is its own source."""
         return self.notes[value.name].constant or value
 
-    def concat(self, values, axis):
+    def concat(self, values: Sequence[Value], axis: int) -> Value:
         # Runtimes differ in arrays without elements, such as an empty prefix.
         values = [value for value in values if value.shape[axis]] or values[:1]
         if len(values) == 1:
@@ -356,48 +376,55 @@ class Graph:
         shape[axis] = sum(value.shape[axis] for value in values)
         return self.add_node("Concat", values, shape, values[0].dtype, axis=axis)
 
-    def as_output(self, value, shape):
+    def as_output(self, value: Value, shape: Shape) -> Value:
         """Make a Value a graph output: broadcast, and made by a node."""
         value = self.expand(value, shape)
         if value.array is None:
             return value
         return self.add_node("Identity", [value], shape, value.dtype)
 
-    def add_elementwise(self, kind, *inputs, dtype=None, **attributes):
+    def add_elementwise(
+        self,
+        kind: str,
+        *inputs: Value | ArrayLike,
+        dtype: DTypeLike | None = None,
+        **attributes: Any,
+    ) -> Value:
         """Add a node that broadcasts its inputs; return its Value.
 
         inputs: Values, and numbers of the Values' dtype
         """
         like = next(each.dtype for each in inputs if isinstance(each, Value))
-        inputs = [_as_value(each, like) for each in inputs]
-        shape = broadcast_shapes(*[value.shape for value in inputs])
+        operands = [_as_value(given, like) for given in inputs]
+        shape = broadcast_shapes(*[operand.shape for operand in operands])
         if dtype is None:
-            dtype = inputs[0].dtype
+            dtype = operands[0].dtype
         if kind in ("Max", "Min"):
-            return self._add_extremum(kind, *inputs)
-        if kind in ("Add", "Mul") and inputs[0].array is not None:
-            inputs = inputs[::-1]
-        if len(inputs) == 2 and inputs[1].array is not None and inputs[1].ndim == 0:
-            shorter = self._nodeless_result(kind, inputs[0], inputs[1].array)
+            return self._add_extremum(kind, *operands)
+        if kind in ("Add", "Mul") and operands[0].array is not None:
+            operands = operands[::-1]
+        if (
+            len(operands) == 2
+            and operands[1].array is not None
+            and operands[1].ndim == 0
+        ):
+            shorter = self._nodeless_result(kind, operands[0], operands[1].array)
             if shorter:
                 return shorter
-        value, *others = sorted(inputs, key=lambda value: value.array is not None)
+        value, *others = sorted(operands, key=lambda value: value.array is not None)
         source, order = self.source_and_order(value)
         constant = all(other.array is not None for other in others)
         # A node of one transposed Value and constants is added before the transpose. So
         # the transposes between several convolutions come together and cancel.
         if source is not value and constant and source.ndim == len(shape):
-            back = np.argsort(order)
-            before = []
-            for each in inputs:
-                before.append(
-                    source if each is value else _transposed_constant(each, back)
-                )
+            back = np.argsort(order).tolist()
+            before = [_transposed_constant(operand, back) for operand in operands]
+            before[operands.index(value)] = source
             out = self.add_elementwise(kind, *before, dtype=dtype, **attributes)
             return self.transpose(out, order)
-        return self.add_node(kind, inputs, shape, dtype, **attributes)
+        return self.add_node(kind, operands, shape, dtype, **attributes)
 
-    def _add_extremum(self, kind, a, b):
+    def _add_extremum(self, kind: str, a: Value, b: Value) -> Value:
         """Max or Min, which WebGPU has for numbers only (Clip)."""
         if a.array is not None:
             a, b = b, a
@@ -412,7 +439,9 @@ class Graph:
         a_wins = self.add_elementwise(wins, a, b, dtype=bool)
         return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
 
-    def _nodeless_result(self, kind, value, number):
+    def _nodeless_result(
+        self, kind: str, value: Value, number: np.ndarray
+    ) -> Value | None:
         """The result of a Value and a number without a node of its own, or None."""
         if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
             return value
@@ -421,13 +450,13 @@ class Graph:
             total = self._node_of_value[value.name][1][0]
         before, operands, _ = self._node_of_value[total.name]
         if before == "ReduceSum" and kind == "Div":
-            source, axes = operands
-            if number == math.prod(source.shape[axis] for axis in axes.array):
-                mean = self.add_reduction("ReduceMean", source, axes.array, keep=True)
+            source, axes = operands[0], operands[1].array
+            if axes is not None and number == math.prod(source.shape[i] for i in axes):
+                mean = self.add_reduction("ReduceMean", source, axes, keep=True)
                 return self.reshape(mean, value.shape)
         return None
 
-    def cast(self, value, dtype):
+    def cast(self, value: Value, dtype: DTypeLike) -> Value:
         from onnx import helper
 
         dtype = stored_dtype(dtype)
@@ -443,7 +472,9 @@ class Graph:
         kind = helper.np_dtype_to_tensor_dtype(dtype)
         return self.add_node("Cast", [value], value.shape, dtype, to=kind)
 
-    def add_reduction(self, kind, value, axes, keep=False):
+    def add_reduction(
+        self, kind: str, value: Value, axes: Iterable[int], keep: bool = False
+    ) -> Value:
         """Add a reduction, such as ReduceSum, over `axes`; return its Value."""
         if value.dtype.kind == "b":  # booleans count as 0 and 1
             wide = self.cast(value, np.float32)
@@ -461,14 +492,14 @@ class Graph:
         return self.reshape(out, rest)
 
 
-def _as_value(given, dtype=None):
+def _as_value(given: Value | ArrayLike, dtype: DTypeLike | None = None) -> Value:
     """Turn a number or an array into a constant; a Value stays."""
     if isinstance(given, Value):
         return given
     return Value.constant(given, dtype)
 
 
-def _as_operand(given):
+def _as_operand(given: Value | ArrayLike) -> Value:
     """Turn an operator's numbers into a constant: integers count sides or axes."""
     if isinstance(given, Value):
         return given
@@ -480,15 +511,15 @@ def _as_operand(given):
     )
 
 
-def is_open_side(side):
+def is_open_side(side: Any) -> bool:
     """Whether a side of a shape is the open batch, or a multiple of it."""
     return not isinstance(side, int | np.integer)
 
 
-def _transposed_constant(constant, order):
+def _transposed_constant(constant: Value, order: Sequence[int]) -> Value:
     """Transpose a constant to broadcast with an array transposed by `order`."""
     array = constant.array
-    if array.ndim == 0:
+    if array is None or array.ndim == 0:
         return constant
     sides = (1,) * (len(order) - array.ndim) + array.shape
     return Value.constant(array.reshape(sides).transpose(order))

@@ -54,7 +54,7 @@ def build_onnx_model(
     """
     outputs = outputs or ProgramOutputs(vit)
     for layer in outputs.model.plan:
-        if layer.counts and layer.step.reducer.draws_random(layer.counts, train=False):
+        if layer.step and layer.step.reducer.draws_random(layer.counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
@@ -113,7 +113,7 @@ def write_onnx(
 
     path = pathlib.Path(path)
     if properties is not None:
-        onnx.helper.set_model_props(model, properties)
+        onnx.helper.set_model_props(model, dict(properties))
     if _model_bytes(model) <= MAX_PROTOBUF_BYTES:
         replace_file(path, model.SerializeToString())
         return None
@@ -142,7 +142,9 @@ def write_onnx(
     return data
 
 
-def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None):
+def remove_weights(
+    path: str | os.PathLike, name: Any, data: pathlib.Path | None
+) -> None:
     """Remove the weights file of an earlier graph at `path`.
 
     name: the file's name in the earlier graph's facts. A name that `write_onnx` does
@@ -156,7 +158,7 @@ def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None
             path.with_name(name).unlink(missing_ok=True)
 
 
-def _model_bytes(model):
+def _model_bytes(model: "ModelProto") -> int:
     """Bytes of a graph with its weights, or a few more."""
     total = 0
     for node in model.graph.node:

@@ -5,16 +5,26 @@ the computation.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
-from imagepiece_jax.exporters.onnx_graph import Note, Value
+from imagepiece_jax.exporters.onnx_graph import Graph, Note, Shape, Value
 from imagepiece_jax.kernels.gelu import QUICK_GELU_FACTOR
 
 # The network
 
 
-def add_layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
+def add_layer_norm(
+    graph: Graph,
+    x: Value,
+    scale: Value,
+    bias: Value,
+    dtype: DTypeLike,
+    eps: float = 1e-6,
+) -> Value:
     x = graph.cast(x, np.float32)
     options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
@@ -22,7 +32,7 @@ def add_layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
     return graph.cast(out, dtype)
 
 
-def add_gelu(graph, x, variant="exact"):
+def add_gelu(graph: Graph, x: Value, variant: str = "exact") -> Value:
     if variant == "quick":
         share = graph.add_elementwise(
             "Sigmoid", graph.add_elementwise("Mul", x, QUICK_GELU_FACTOR)
@@ -33,14 +43,21 @@ def add_gelu(graph, x, variant="exact"):
 
 
 def add_dot_product_attention(
-    graph, query, key, value, key_bias=None, *, backend="xla", length=None
-):
-    weights = add_attention_map(graph, query, key, key_bias)
+    graph: Graph,
+    query: Value,
+    key: Value,
+    value: Value,
+    key_bias: Value | None = None,
+    *,
+    backend: str = "xla",
+    length: int | None = None,
+) -> Value:
+    weights = _attention_weights(graph, query, key, key_bias)
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
     return _weighted_sum(graph, weights, value)
 
 
-def _weighted_sum(graph, weights, value):
+def _weighted_sum(graph: Graph, weights: Value, value: Value) -> Value:
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
     weights = graph.cast(weights, value.dtype)
@@ -48,9 +65,22 @@ def _weighted_sum(graph, weights, value):
     return graph.transpose(out, (0, 2, 1, 3))
 
 
-def add_attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
+def add_attention_map(
+    graph: Graph,
+    query: Value,
+    key: Value,
+    key_bias: Value | None = None,
+    mask: Value | None = None,
+    eps: float = 1e-6,
+) -> Value | None:
     if mask is not None:
         return None
+    return _attention_weights(graph, query, key, key_bias)
+
+
+def _attention_weights(
+    graph: Graph, query: Value, key: Value, key_bias: Value | None
+) -> Value:
     query = graph.add_elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
@@ -65,18 +95,20 @@ def add_attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
     return graph.add_node("Softmax", [logits], shape, np.float32, axis=-1)
 
 
-def add_mean_query(graph, query, live=None):
+def add_mean_query(graph: Graph, query: Value, live: Value | None = None) -> Value:
     tokens = query.shape[1]
     return _weighted_queries(graph, query, np.full((1, tokens), 1 / tokens))
 
 
-def add_class_and_mean_queries(graph, query, live=None):
+def add_class_and_mean_queries(
+    graph: Graph, query: Value, live: Value | None = None
+) -> Value:
     tokens = query.shape[1]
     class_token = np.arange(tokens) == 0
     return _weighted_queries(graph, query, [class_token, np.full(tokens, 1 / tokens)])
 
 
-def _weighted_queries(graph, query, weights):
+def _weighted_queries(graph: Graph, query: Value, weights: ArrayLike) -> Value:
     """Weighted sums of queries [B, N, H, d]; weights: [Q, N]. -> [B, Q, H, d]."""
     # onnxruntime's ReduceMean over tokens takes three times as long.
     batch, tokens, heads, width = query.shape
@@ -89,7 +121,9 @@ def _weighted_queries(graph, query, weights):
     return graph.reshape(sums, (batch, count, heads, width))
 
 
-def add_mean_attention(graph, query, key, key_bias=None):
+def add_mean_attention(
+    graph: Graph, query: Value, key: Value, key_bias: Value | None = None
+) -> Value:
     """The class token's attention is a row of the full attention, if that is there."""
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
@@ -101,15 +135,15 @@ def add_mean_attention(graph, query, key, key_bias=None):
         if first == query and bias == key_bias:
             weights = graph.slice(all_weights, 2, 0, 1)
     if weights is None:
-        weights = add_attention_map(graph, query, key, key_bias)
+        weights = _attention_weights(graph, query, key, key_bias)
     return graph.add_reduction("ReduceMean", weights, (1, 2))
 
 
-def add_log_sum_exp(graph, logits):
+def add_log_sum_exp(graph: Graph, logits: Value) -> Value:
     return graph.add_reduction("ReduceLogSumExp", logits, (1,))
 
 
-def add_unit_vectors(graph, x, eps=1e-6):
+def add_unit_vectors(graph: Graph, x: Value, eps: float = 1e-6) -> Value:
     slice_of = graph.notes[x.name].slice_of
     if slice_of and slice_of[1] < x.ndim - 1:  # all rows, once for all slices
         rows, axis, start = slice_of
@@ -127,7 +161,7 @@ def add_unit_vectors(graph, x, eps=1e-6):
 # its index (`_one_hot`), or by int64 indices if the graph `gathers`.
 
 
-def _one_hot(graph, index, n):
+def _one_hot(graph: Graph, index: Value, n: int) -> Value:
     """1 at each index, and 0 elsewhere. [B, m] -> [B, m, n] float32."""
     batch, m = index.shape
     source, first = graph.source_and_start(index, 1)
@@ -137,7 +171,7 @@ def _one_hot(graph, index, n):
     return _equality(graph, graph.reshape(index, (batch, m, 1)), np.arange(n))
 
 
-def _equality(graph, values, numbers):
+def _equality(graph: Graph, values: Value, numbers: Value | ArrayLike) -> Value:
     """Compare values with numbers. -> float32, 1 where they are equal."""
     if values.array is not None and not isinstance(numbers, Value):
         return Value.constant(np.equal(values.array, numbers), np.float32)
@@ -145,14 +179,14 @@ def _equality(graph, values, numbers):
     return graph.cast(hits, np.float32)
 
 
-def _noted_index(graph, integers):
+def _noted_index(graph: Graph, integers: Value) -> Value:
     """Indices as float32, with a Note of their int64 form."""
     index = graph.cast(integers, np.float32)
     graph.notes[index.name] = Note(integers=integers)
     return index
 
 
-def _sorted_indices(graph, x, largest):
+def _sorted_indices(graph: Graph, x: Value, largest: bool) -> Value:
     """Indices [B, n] int64 of sorted numbers."""
     n = x.shape[1]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
@@ -160,7 +194,7 @@ def _sorted_indices(graph, x, largest):
     return graph.add_split_node("TopK", [x, [n]], results, **options)[1]
 
 
-def add_rank_tokens(graph, score):
+def add_rank_tokens(graph: Graph, score: Value) -> Value:
     batch, n = score.shape
     score = graph.cast(score, np.float32)
     if graph.gathers:
@@ -182,19 +216,19 @@ def add_rank_tokens(graph, score):
     return graph.reshape(graph.add_elementwise("Add", earlier, later), (batch, n))
 
 
-def add_count_kept_before(graph, keep):
+def add_count_kept_before(graph: Graph, keep: Value) -> Value:
     keep = graph.cast(keep, np.float32)
     return graph.add_node("CumSum", [keep, 1], keep.shape, np.float32, exclusive=1)
 
 
-def add_index_kept_tokens(graph, keep):
+def add_index_kept_tokens(graph: Graph, keep: Value) -> Value:
     before = add_count_kept_before(graph, keep)
     # As in `ranking.index_kept_tokens`, the index of a dropped token is negative.
     operands = [keep, before, np.float32(-keep.shape[1])]
     return graph.add_node("Where", operands, keep.shape, np.float32)
 
 
-def add_invert_order(graph, position, wanted):
+def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Value:
     batch, n = position.shape
     if isinstance(wanted, int):
         wanted = Value.constant(np.arange(wanted))
@@ -221,7 +255,9 @@ def add_invert_order(graph, position, wanted):
     return index
 
 
-def add_pick_by_rank(graph, position, length, *values):
+def add_pick_by_rank(
+    graph: Graph, position: Value, length: int | Value, *values: Value
+) -> list[Value]:
     index = add_invert_order(graph, position, length)
     one_hot = graph.notes[index.name].one_hot
     if one_hot is None:
@@ -231,16 +267,16 @@ def add_pick_by_rank(graph, position, length, *values):
     return [graph.add_reduction("ReduceSum", term, (2,)) for term in terms]
 
 
-def add_sum_arrays(graph, arrays, axis):
+def add_sum_arrays(graph: Graph, arrays: Sequence[Value], axis: int) -> list[Value]:
     return [graph.add_reduction("ReduceSum", value, (axis,)) for value in arrays]
 
 
-def add_find_partners(graph, similarity, tokens):
+def add_find_partners(graph: Graph, similarity: Value, tokens: Value) -> list[Value]:
     best, place = first_best(graph, similarity, 2, "Max")
     return [best, add_gather_rows(graph, tokens, place)]
 
 
-def first_best(graph, x, axis, kind):
+def first_best(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, Value]:
     """The largest value along an axis, and its first index, without the axis.
 
     kind: "Max", or "Min" for the smallest value
@@ -270,7 +306,7 @@ def first_best(graph, x, axis, kind):
     return graph.reshape(best, rest), graph.reshape(index, rest)
 
 
-def add_distance_to_earlier(graph, similarity, order):
+def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
@@ -284,7 +320,9 @@ def add_distance_to_earlier(graph, similarity, order):
     return graph.add_elementwise("Sub", one, highest)
 
 
-def add_join_kept(graph, similarity, order, n_out):
+def add_join_kept(
+    graph: Graph, similarity: Value, order: Value, n_out: int
+) -> list[Value]:
     n = similarity.shape[1]
     itself = 2 * np.eye(n, dtype=np.float32)[None]
     similarity = graph.add_elementwise("Add", similarity, itself)
@@ -294,7 +332,7 @@ def add_join_kept(graph, similarity, order, n_out):
     return [slot, graph.add_elementwise("Min", best, 1)]
 
 
-def add_gather_rows(graph, x, index):
+def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
     n = x.shape[1]
     shape = (*index.shape, *x.shape[2:])
     if index.ndim != 2:
@@ -314,10 +352,12 @@ def add_gather_rows(graph, x, index):
                 scaled = graph.add_elementwise("Mul", index, step)
                 return graph.add_elementwise("Add", scaled, rows[0, 0])
     tokens, first = graph.source_and_start(index, 1)
-    if graph.notes[x.name].by_rank and graph.notes[tokens.name].ranks:
-        values, ranks = graph.notes[x.name].by_rank
-        of_index, lowest = graph.notes[tokens.name].ranks
-        if of_index == ranks:
+    by_rank = graph.notes[x.name].by_rank
+    index_ranks = graph.notes[tokens.name].ranks
+    if by_rank and index_ranks:
+        values, ranks = by_rank
+        token_ranks, lowest = index_ranks
+        if token_ranks == ranks:
             first += lowest
             return graph.slice(values, 1, first, first + index.shape[1])
     if graph.gathers:
@@ -333,7 +373,7 @@ def add_gather_rows(graph, x, index):
     return graph.reshape(_token_product(graph, one_hot, rows), shape)
 
 
-def _gathered_rows(graph, x, index, shape):
+def _gathered_rows(graph: Graph, x: Value, index: Value, shape: Shape) -> Value:
     places = (*index.shape, 1) if x.ndim > 2 else index.shape
     if index.array is not None:
         integers = Value.int64_constant(index.array.reshape(places))
@@ -347,7 +387,7 @@ def _gathered_rows(graph, x, index, shape):
     return graph.add_node("GatherElements", [x, integers], shape, x.dtype, axis=1)
 
 
-def _token_product(graph, matrix, x):
+def _token_product(graph: Graph, matrix: Value, x: Value) -> Value:
     """Multiply a matrix [B, m, n] and tokens [B, n, D], in the tokens' dtype."""
     matrix = graph.cast(matrix, x.dtype)
     shape = (*matrix.shape[:2], x.shape[2])
@@ -357,26 +397,30 @@ def _token_product(graph, matrix, x):
 # Slots
 
 
-def _is_in_slot(graph, dest, n_out):
+def _is_in_slot(graph: Graph, dest: Value, n_out: int) -> Value:
     """`merging.is_in_slot` as float32."""
     batch, n = dest.shape
     slots = np.arange(n_out)[None, :, None]
     return _equality(graph, graph.reshape(dest, (batch, 1, n)), slots)
 
 
-def add_sum_by_slot(graph, values, slot_of_token, n_out):
+def add_sum_by_slot(
+    graph: Graph, values: Value, slot_of_token: Value, n_out: int
+) -> Value:
     terms = _weighted_columns(graph, _is_in_slot(graph, slot_of_token, n_out), values)
     return graph.add_reduction("ReduceSum", terms, (2,))
 
 
-def add_slot_matrix(graph, weight, slot_of_token, n_out, mean):
+def add_slot_matrix(
+    graph: Graph, weight: Value, slot_of_token: Value, n_out: int, mean: bool
+) -> Value:
     matrix = _weighted_columns(graph, _is_in_slot(graph, slot_of_token, n_out), weight)
     if not mean:
         return matrix
     return graph.add_elementwise("Div", matrix, _row_sums(graph, matrix))
 
 
-def _weighted_columns(graph, matrix, weight):
+def _weighted_columns(graph: Graph, matrix: Value, weight: Value) -> Value:
     """Multiply columns by weights. [B, m, n], [B, n] -> [B, m, n] float32."""
     weight = graph.cast(weight, np.float32)
     rows = graph.broadcast_source(weight).array
@@ -386,11 +430,13 @@ def _weighted_columns(graph, matrix, weight):
     return graph.add_elementwise("Mul", matrix, weight)
 
 
-def _row_sums(graph, matrix):
+def _row_sums(graph: Graph, matrix: Value) -> Value:
     return graph.add_reduction("ReduceSum", matrix, (2,), keep=True)
 
 
-def add_merge_features(graph, x, size, assignment):
+def add_merge_features(
+    graph: Graph, x: Value, size: Value, assignment: Any
+) -> list[Value] | None:
     """Kept rows, plus a matrix product of the absorbed rows."""
     index = assignment.index
     if index is None:
@@ -400,27 +446,25 @@ def add_merge_features(graph, x, size, assignment):
     prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     keep = _prefixed_index(graph, index.kept_tokens, prefix)
     kept = add_gather_rows(graph, x, keep)
+    absorbed = None
     if absorbs:
-        absorbed = _prefixed_index(
-            graph, index.absorbed_tokens, prefix, are_first=False
-        )
+        absorbed = _prefixed_index(graph, index.absorbed_tokens, prefix, False)
         slot = np.arange(-prefix, n_out)[None, :, None]
         target = graph.reshape(index.target_slots, (batch, 1, absorbs))
         joins = _equality(graph, target, slot)
 
-    def terms(values=None):
+    def terms(values: Value | None = None) -> tuple[Value, Value | None, Value]:
         """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
         own = Value.constant(np.float32(1))  # no values: ones
         if values is not None:
             own = add_gather_rows(graph, values, keep)
             own = graph.reshape(own, (*own.shape, 1))
-        if not absorbs:
+        if absorbed is None:
             return own, None, own
         added = joins
         if values is not None:
-            added = _weighted_columns(
-                graph, joins, add_gather_rows(graph, values, absorbed)
-            )
+            absorbed_values = add_gather_rows(graph, values, absorbed)
+            added = _weighted_columns(graph, joins, absorbed_values)
         total = _row_sums(graph, added)
         return own, added, graph.add_elementwise("Add", own, total)
 
@@ -439,17 +483,19 @@ def add_merge_features(graph, x, size, assignment):
         factor, shares, total = terms()
     if assignment.mean:
         factor = graph.add_elementwise("Div", factor, total)
+    if assignment.mean and shares is not None:
         shares = graph.add_elementwise("Div", shares, total)
     merged = graph.add_elementwise("Mul", kept, factor)
-    if absorbs:
+    if absorbed is not None and shares is not None:
         rows = graph.cast(add_gather_rows(graph, x, absorbed), np.float32)
-        merged = graph.add_elementwise(
-            "Add", merged, _token_product(graph, shares, rows)
-        )
+        added = _token_product(graph, shares, rows)
+        merged = graph.add_elementwise("Add", merged, added)
     return [graph.cast(merged, x.dtype), sizes]
 
 
-def _prefixed_index(graph, index, prefix, are_first=True):
+def _prefixed_index(
+    graph: Graph, index: Value, prefix: int, are_first: bool = True
+) -> Value:
     """Count the prefix in indices [B, m] of image tokens.
 
     are_first: put the prefix's own indices in front, [B, prefix + m]
@@ -465,7 +511,9 @@ def _prefixed_index(graph, index, prefix, are_first=True):
     return graph.add_elementwise("Add", padded, front) if prefix > 1 else padded
 
 
-def add_attend_merged(graph, attention, value, assignment, size):
+def add_attend_merged(
+    graph: Graph, attention: Value, value: Value, assignment: Any, size: Value
+) -> Value | None:
     """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
     # A merged map has sums of columns, and means of rows.
     batch, heads, queries, tokens = attention.shape
@@ -479,11 +527,9 @@ def add_attend_merged(graph, attention, value, assignment, size):
     )
     rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
     rows = add_gather_rows(graph, rows, slot)
-    heads = (heads, value.shape[3])
-    out = _weighted_sum(graph, attention, graph.reshape(rows, (batch, tokens, *heads)))
+    shape = (batch, tokens, heads, value.shape[3])
+    out = _weighted_sum(graph, attention, graph.reshape(rows, shape))
     if queries < tokens:
         return out
-    rows, _ = add_merge_features(
-        graph, graph.reshape(out, rows.shape), size, assignment
-    )
-    return graph.reshape(rows, (batch, slots, *heads))
+    merged = add_merge_features(graph, graph.reshape(out, rows.shape), size, assignment)
+    return graph.reshape(merged[0], value.shape) if merged else None

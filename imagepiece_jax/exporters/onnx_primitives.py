@@ -6,29 +6,37 @@ whose inputs are all constants is computed during the export, and stored as a co
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.extend import core
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import onnx_ops
-from imagepiece_jax.exporters.onnx_graph import Graph, Value, is_open_side
+from imagepiece_jax.exporters.onnx_graph import Graph, Shape, Value, is_open_side
+
+Atom = Var | Literal
+# (graph, equation, *operands) -> the output's Value, or several outputs' Values
+Translation = Callable[..., Value | Sequence[Value]]
 
 
-def add_equations(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
+def add_equations(
+    graph: Graph, closed: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]
+) -> list[Value]:
     """Add a jaxpr's needed equations, closed or not; return its outputs' Values."""
-    jaxpr = getattr(closed, "jaxpr", closed)
+    jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
     constants = map(Value.constant, getattr(closed, "consts", ()))
     values = dict(zip(jaxpr.constvars, constants, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
-    def value(atom):
-        if isinstance(atom, core.Literal):
-            return Value.constant(np.asarray(atom.val, atom.aval.dtype))
+    def value(atom: Atom) -> Value:
+        if isinstance(atom, Literal):
+            return Value.constant(np.asarray(atom.val, _traced_array(atom).dtype))
         return values[atom]
 
     for equation in _needed_equations(jaxpr):
@@ -37,7 +45,9 @@ def add_equations(graph: Graph, closed, inputs: Sequence[Value]) -> list[Value]:
     return [*map(value, jaxpr.outvars)]
 
 
-def _add_equation(graph, equation, values):
+def _add_equation(
+    graph: Graph, equation: JaxprEqn, values: Sequence[Value]
+) -> Sequence[Value]:
     name = equation.primitive.name
     params = equation.params
     if name == nodes.COMPOSITE_PRIMITIVE:
@@ -60,17 +70,19 @@ def _add_equation(graph, equation, values):
     return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *values))
 
 
-def _folded_outputs(graph, equation, values):
+def _folded_outputs(
+    graph: Graph, equation: JaxprEqn, values: Sequence[Value]
+) -> list[Value]:
     """Compute an equation of constants and return its outputs as constants."""
     name = equation.primitive.name
     outputs = equation.outvars
     values = _broadcast_operands(graph, equation, values)
     if name in MOVING_PRIMITIVES:
-        moved = PRIMITIVE_TRANSLATIONS[name](graph, equation, *values)
-        return [graph.expand(moved, outputs[0].aval.shape)]
+        (moved,) = _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *values))
+        return [graph.expand(moved, _traced_array(outputs[0]).shape)]
     arrays = []
     for value, atom in zip(values, equation.invars, strict=True):
-        arrays.append(np.asarray(value.array, atom.aval.dtype))
+        arrays.append(np.asarray(value.array, _traced_array(atom).dtype))
     if name in NUMPY_PRIMITIVES:
         results = NUMPY_PRIMITIVES[name](*arrays)
     else:
@@ -80,22 +92,29 @@ def _folded_outputs(graph, equation, values):
     return [Value.constant(np.asarray(result)) for result in _as_list(results)]
 
 
-def _broadcast_operands(graph, equation, values):
+def _broadcast_operands(
+    graph: Graph, equation: JaxprEqn, values: Sequence[Value]
+) -> list[Value]:
     """Broadcast an equation's operands to their shapes in JAX."""
     shapes = _atom_shapes(equation.invars)
     return [graph.expand(v, s) for v, s in zip(values, shapes, strict=False)]
 
 
-def _as_list(results):
+def _as_list(results: Any) -> Sequence:
     """Put a single result in a list."""
     return results if isinstance(results, list | tuple) else [results]
 
 
-def _atom_shapes(atoms):
-    return [atom.aval.shape for atom in atoms]
+def _traced_array(atom: Atom) -> ShapedArray:
+    """Shape and dtype of an equation's operand or result."""
+    return cast(ShapedArray, atom.aval)
 
 
-def _needed_equations(jaxpr):
+def _atom_shapes(atoms: Iterable[Atom]) -> list[Shape]:
+    return [_traced_array(atom).shape for atom in atoms]
+
+
+def _needed_equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
     """List the equations on which a jaxpr's outputs depend."""
     live = set(map(id, jaxpr.outvars))
     needed = []
@@ -106,7 +125,7 @@ def _needed_equations(jaxpr):
     return needed[::-1]
 
 
-def missing_operator_error(name):
+def missing_operator_error(name: str) -> InputError:
     """InputError for a computation without an ONNX operator."""
     return InputError(f"the model computes {name}, which has no ONNX operator here")
 
@@ -114,19 +133,21 @@ def missing_operator_error(name):
 # {primitive that calls a function: name of its parameter with the function's jaxpr}
 CALL_PRIMITIVES = dict.fromkeys(("jit", "closed_call"), "jaxpr")
 CALL_PRIMITIVES |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
-# {JAX's primitive: function (graph, equation, *operands) -> the output's Value, or a
-# list of several outputs' Values}
-PRIMITIVE_TRANSLATIONS = {}
+PRIMITIVE_TRANSLATIONS: dict[str, Translation] = {}
 
 
-def translates_primitive(*names, expand=False):
+def translates_primitive(
+    *names: str, expand: bool = False
+) -> Callable[[Translation], Translation]:
     """Decorator that enters a function in PRIMITIVE_TRANSLATIONS under these names.
 
     expand: broadcast its operands first
     """
 
-    def enter(fn):
-        def expanded(graph, equation, *values):
+    def enter(fn: Translation) -> Translation:
+        def expanded(
+            graph: Graph, equation: JaxprEqn, *values: Value
+        ) -> Value | Sequence[Value]:
             return fn(graph, equation, *_broadcast_operands(graph, equation, values))
 
         for name in names:
@@ -138,11 +159,9 @@ def translates_primitive(*names, expand=False):
 
 # Elementwise
 
-SIMPLE_OPERATORS = (
-    "abs add and cos div erf exp log max min mul neg not or pow sin sqrt sub tanh"
-)
-SIMPLE_OPERATORS = {name: name.capitalize() for name in SIMPLE_OPERATORS.split()}
-SIMPLE_OPERATORS |= {"logistic": "Sigmoid"}
+_SAME_NAMES = "abs add and cos div erf exp log max min mul neg not or pow sin sqrt sub"
+SIMPLE_OPERATORS = {name: name.capitalize() for name in _SAME_NAMES.split()}
+SIMPLE_OPERATORS |= {"logistic": "Sigmoid", "tanh": "Tanh"}
 COMPARISON_OPERATORS = {
     "eq": "Equal",
     "ge": "GreaterOrEqual",
@@ -172,10 +191,10 @@ NUMPY_PRIMITIVES = {
 
 
 @translates_primitive(*SIMPLE_OPERATORS)
-def _add_operator(graph, equation, *values):
+def _add_operator(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     """Add an operator. For booleans, max is `or`, and min is `and`."""
     name = equation.primitive.name
-    kind = equation.invars[0].aval.dtype.kind
+    kind = _traced_array(equation.invars[0]).dtype.kind
     if kind == "b":
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
@@ -188,7 +207,7 @@ def _add_operator(graph, equation, *values):
     return graph.add_elementwise(SIMPLE_OPERATORS[name], *values)
 
 
-def _whole_quotient(graph, a, b):
+def _whole_quotient(graph: Graph, a: Value, b: Value) -> Value:
     """The integer part of a / b, toward zero, for whole numbers."""
     op = graph.add_elementwise
     # Half a unit more: a GPU's quotient may be a little below the exact number.
@@ -199,10 +218,10 @@ def _whole_quotient(graph, a, b):
 
 
 @translates_primitive(*COMPARISON_OPERATORS)
-def _add_comparison(graph, equation, *values):
+def _add_comparison(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     name = equation.primitive.name
-    values = map(graph.as_number, values)
-    return graph.add_elementwise(COMPARISON_OPERATORS[name], *values, dtype=bool)
+    numbers = map(graph.as_number, values)
+    return graph.add_elementwise(COMPARISON_OPERATORS[name], *numbers, dtype=bool)
 
 
 # {primitive written with other operators: function (Graph.add_elementwise, *operands)}
@@ -217,21 +236,23 @@ PRIMITIVE_FORMULAS = {
 
 
 @translates_primitive(*PRIMITIVE_FORMULAS)
-def _add_formula(graph, equation, *values):
-    values = map(graph.as_number, values)
-    return PRIMITIVE_FORMULAS[equation.primitive.name](graph.add_elementwise, *values)
+def _add_formula(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
+    numbers = map(graph.as_number, values)
+    return PRIMITIVE_FORMULAS[equation.primitive.name](graph.add_elementwise, *numbers)
 
 
 @translates_primitive("rem")
-def _add_remainder(graph, equation, a, b):
-    if equation.invars[0].aval.dtype.kind not in "iu":
+def _add_remainder(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Value:
+    if _traced_array(equation.invars[0]).dtype.kind not in "iu":
         return graph.add_elementwise("Mod", a, b, fmod=1)
     whole = graph.add_elementwise("Mul", b, _whole_quotient(graph, a, b))
     return graph.add_elementwise("Sub", a, whole)
 
 
 @translates_primitive("sign")
-def _add_sign(graph, equation, x):  # WebGPU has no Sign
+def _add_sign(
+    graph: Graph, equation: JaxprEqn, x: Value
+) -> Value:  # WebGPU has no Sign
     above = graph.add_elementwise("Greater", x, 0, dtype=bool)
     below = graph.add_elementwise("Less", x, 0, dtype=bool)
     return graph.add_elementwise(
@@ -240,7 +261,7 @@ def _add_sign(graph, equation, x):  # WebGPU has no Sign
 
 
 @translates_primitive("integer_pow")
-def _add_integer_pow(graph, equation, x):
+def _add_integer_pow(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     power = equation.params["y"]
     if power == 2:
         return graph.add_elementwise("Mul", x, x)
@@ -248,7 +269,9 @@ def _add_integer_pow(graph, equation, x):
 
 
 @translates_primitive("select_n")
-def _add_selection(graph, equation, which, *cases):
+def _add_selection(
+    graph: Graph, equation: JaxprEqn, which: Value, *cases: Value
+) -> Value:
     if len(cases) != 2 or which.dtype.kind != "b":
         raise missing_operator_error("a choice among more than two")
     no, yes = cases
@@ -262,9 +285,11 @@ def _add_selection(graph, equation, which, *cases):
 
 
 @translates_primitive("convert_element_type")
-def _add_conversion(graph, equation, x):
+def _add_conversion(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     dtype = np.dtype(equation.params["new_dtype"])
-    is_float = jax.numpy.issubdtype(equation.invars[0].aval.dtype, jax.numpy.floating)
+    is_float = jax.numpy.issubdtype(
+        _traced_array(equation.invars[0]).dtype, jax.numpy.floating
+    )
     if is_float and dtype.kind in "iu":  # toward zero
         is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
         limits = [graph.add_elementwise(kind, x) for kind in ("Ceil", "Floor")]
@@ -273,7 +298,7 @@ def _add_conversion(graph, equation, x):
 
 
 @translates_primitive("copy", "stop_gradient", "optimization_barrier")
-def _pass_operands(graph, equation, *values):
+def _pass_operands(graph: Graph, equation: JaxprEqn, *values: Value) -> Sequence[Value]:
     return values
 
 
@@ -281,7 +306,7 @@ def _pass_operands(graph, equation, *values):
 
 
 @translates_primitive("broadcast_in_dim")
-def _add_broadcast(graph, equation, x, *_):
+def _add_broadcast(graph: Graph, equation: JaxprEqn, x: Value, *_: Value) -> Value:
     sides = [1] * len(equation.params["shape"])
     axes = equation.params["broadcast_dimensions"]
     for axis, side in zip(axes, x.shape, strict=True):
@@ -290,22 +315,22 @@ def _add_broadcast(graph, equation, x, *_):
 
 
 @translates_primitive("reshape", "squeeze", expand=True)
-def _add_reshape(graph, equation, x, *_):
-    return graph.reshape(x, equation.outvars[0].aval.shape)
+def _add_reshape(graph: Graph, equation: JaxprEqn, x: Value, *_: Value) -> Value:
+    return graph.reshape(x, _traced_array(equation.outvars[0]).shape)
 
 
 @translates_primitive("transpose")
-def _add_transpose(graph, equation, x):
+def _add_transpose(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     return graph.transpose(x, equation.params["permutation"])
 
 
 @translates_primitive("concatenate", expand=True)
-def _add_concatenation(graph, equation, *values):
+def _add_concatenation(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     return graph.concat(values, int(equation.params["dimension"]))
 
 
 @translates_primitive("stack", expand=True)
-def _add_stack(graph, equation, *values):
+def _add_stack(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     axis = int(equation.params["axis"])
     parts = []
     for value in values:
@@ -315,18 +340,20 @@ def _add_stack(graph, equation, *values):
 
 
 @translates_primitive("pad", expand=True)
-def _add_padding(graph, equation, x, value):
+def _add_padding(graph: Graph, equation: JaxprEqn, x: Value, value: Value) -> Value:
     (out,) = equation.outvars
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise missing_operator_error("padding between or negative")
     if not any(low + high):
         return x
-    return graph.add_node("Pad", [x, low + high, value], out.aval.shape, x.dtype)
+    return graph.add_node(
+        "Pad", [x, low + high, value], _traced_array(out).shape, x.dtype
+    )
 
 
 @translates_primitive("iota")
-def _index_constant(graph, equation):
+def _index_constant(graph: Graph, equation: JaxprEqn) -> Value:
     shape = equation.params["shape"]
     axis = equation.params["dimension"]
     if is_open_side(shape[axis]):
@@ -337,7 +364,7 @@ def _index_constant(graph, equation):
 
 
 @translates_primitive("slice", expand=True)
-def _add_slice(graph, equation, x):
+def _add_slice(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     params = equation.params
     strides = params["strides"] or (1,) * x.ndim
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
@@ -347,16 +374,16 @@ def _add_slice(graph, equation, x):
 
 
 @translates_primitive("split", expand=True)
-def _add_split(graph, equation, x):
+def _add_split(graph: Graph, equation: JaxprEqn, x: Value) -> list[Value]:
     inputs = [x, equation.params["sizes"]]
-    parts = [(out.aval.shape, x.dtype) for out in equation.outvars]
+    parts = [(_traced_array(out).shape, x.dtype) for out in equation.outvars]
     return graph.add_split_node(
         "Split", inputs, parts, axis=int(equation.params["axis"])
     )
 
 
 @translates_primitive("rev", expand=True)
-def _add_reversal(graph, equation, x):
+def _add_reversal(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     """Reverse axes by a Gather with constant indices."""
     # A Slice would need a negative step: not every runtime can slice backward.
     for axis in map(int, equation.params["dimensions"]):
@@ -368,9 +395,9 @@ def _add_reversal(graph, equation, x):
 
 
 @translates_primitive("gather")
-def _add_gather(graph, equation, x, index):
+def _add_gather(graph: Graph, equation: JaxprEqn, x: Value, index: Value) -> Value:
     """Gather by constant indices: a block of the array, or rows of one axis."""
-    x = graph.expand(x, equation.invars[0].aval.shape)
+    x = graph.expand(x, _traced_array(equation.invars[0]).shape)
     params = equation.params
     (out,) = equation.outvars
     numbers = params["dimension_numbers"]
@@ -379,7 +406,7 @@ def _add_gather(graph, equation, x, index):
     if index.array is None or numbers.operand_batching_dims:
         raise missing_operator_error("a gather by computed indices")
     indices = np.asarray(index.array, np.int64)
-    indices = np.broadcast_to(indices, equation.invars[1].aval.shape)
+    indices = np.broadcast_to(indices, _traced_array(equation.invars[1]).shape)
     highest = [x.shape[axis] - sizes[axis] for axis in axes]
     if (
         any(map(is_open_side, highest))
@@ -392,7 +419,7 @@ def _add_gather(graph, equation, x, index):
         for axis, size in enumerate(sizes):
             start = starts.get(axis, 0)
             x = graph.slice(x, axis, start, start + size)
-        return graph.reshape(x, out.aval.shape)
+        return graph.reshape(x, _traced_array(out).shape)
     # Rows along neighboring axes: ONNX's Gather has a single axis, so they become one.
     first = axes[0]
     end = axes[-1] + 1
@@ -400,7 +427,7 @@ def _add_gather(graph, equation, x, index):
     row_shape = list(x.shape)
     row_shape[first:end] = [1] * (end - first)
     end_in_output = first + indices.ndim - 1
-    other_axes = (*range(first), *range(end_in_output, out.aval.ndim))
+    other_axes = (*range(first), *range(end_in_output, _traced_array(out).ndim))
     takes_whole_rows = (
         tuple(axes) == neighbors
         and tuple(numbers.collapsed_slice_dims) == neighbors
@@ -415,7 +442,7 @@ def _add_gather(graph, equation, x, index):
     x, start = graph.source_and_start(x, first)
     taken = taken + start
     return graph.add_node(
-        "Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first)
+        "Gather", [x, taken], _traced_array(out).shape, x.dtype, axis=int(first)
     )
 
 
@@ -431,13 +458,13 @@ REDUCTION_OPERATORS = {
 
 
 @translates_primitive(*REDUCTION_OPERATORS, expand=True)
-def _add_reduction(graph, equation, x):
+def _add_reduction(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     kind = REDUCTION_OPERATORS[equation.primitive.name]
     return graph.add_reduction(kind, x, equation.params["axes"])
 
 
 @translates_primitive("argmax", "argmin", expand=True)
-def _add_arg_extremum(graph, equation, x):
+def _add_arg_extremum(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     (axis,) = equation.params["axes"]
     kind = {"argmax": "Max", "argmin": "Min"}[equation.primitive.name]
     _, index = onnx_ops.first_best(graph, x, int(axis), kind)
@@ -445,10 +472,10 @@ def _add_arg_extremum(graph, equation, x):
 
 
 @translates_primitive("dot_general", expand=True)
-def _add_dot_general(graph, equation, a, b):
+def _add_dot_general(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Value:
     """MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
     (out,) = equation.outvars
-    dtype = out.aval.dtype
+    dtype = _traced_array(out).dtype
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     a = graph.cast(a, dtype)
     b = graph.cast(b, dtype)
@@ -466,16 +493,18 @@ def _add_dot_general(graph, equation, a, b):
         b = graph.reshape(b, (*b.shape[:first], inner, columns))
     shape = (*a.shape[:-1], b.shape[-1])
     product = graph.add_node("MatMul", [a, b], shape, dtype)
-    return graph.reshape(product, out.aval.shape)
+    return graph.reshape(product, _traced_array(out).shape)
 
 
-def _remaining_axes(value, *groups):
+def _remaining_axes(value: Value, *groups: Iterable[int]) -> list[int]:
     listed = {*itertools.chain(*groups)}
     return [axis for axis in range(value.ndim) if axis not in listed]
 
 
 @translates_primitive("conv_general_dilated", expand=True)
-def _add_convolution(graph, equation, x, kernel):
+def _add_convolution(
+    graph: Graph, equation: JaxprEqn, x: Value, kernel: Value
+) -> Value:
     (out,) = equation.outvars
     params = equation.params
     numbers = params["dimension_numbers"]
@@ -493,16 +522,20 @@ def _add_convolution(graph, equation, x, kernel):
         "dilations": tuple(params["rhs_dilation"]),
         "group": params["feature_group_count"],
     }
-    shape = [out.aval.shape[i] for i in numbers.out_spec]
-    convolved = graph.add_node("Conv", [x, kernel], shape, out.aval.dtype, **options)
-    return graph.transpose(convolved, np.argsort(numbers.out_spec))
+    shape = [_traced_array(out).shape[i] for i in numbers.out_spec]
+    convolved = graph.add_node(
+        "Conv", [x, kernel], shape, _traced_array(out).dtype, **options
+    )
+    return graph.transpose(convolved, np.argsort(numbers.out_spec).tolist())
 
 
 # Loops
 
 
 @translates_primitive("scan", expand=True)
-def _add_unrolled_loop(graph, equation, *values):
+def _add_unrolled_loop(
+    graph: Graph, equation: JaxprEqn, *values: Value
+) -> Sequence[Value]:
     """Unroll a loop.
 
     values: operands equal in all steps, then operands changed by the steps

@@ -36,6 +36,7 @@ OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu
 class OnnxProgram:
     """A `Program` in onnxruntime."""
 
+    path: pathlib.Path
     model: ViT
     class_names: tuple[str | None, ...] | None = None
     origin: Origin
@@ -144,6 +145,7 @@ def program_from_facts(
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
     return OnnxProgram(
+        path=path,
         model=model.with_execution(dtype=dtype, attention_impl="onnxruntime"),
         class_names=class_names,
         origin=Origin(path=path, kind=PROGRAM_KIND, name=path.name),

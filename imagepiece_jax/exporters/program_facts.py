@@ -61,16 +61,17 @@ def exported_images(
     pixels: uint8 images, normalized by the program; else float32
     channels_first: [batch, 3, H, W]; else [batch, H, W, 3]
     """
-    if batch_size is None:
-        (batch_size,) = jax.export.symbolic_shape("batch")
-    shape = (batch_size, *image_sides(vit.image_size), 3)
+    batch: Any = batch_size
+    if batch is None:
+        (batch,) = jax.export.symbolic_shape("batch")
+    shape = (batch, *image_sides(vit.image_size), 3)
     if channels_first:
-        shape = (batch_size, 3, *image_sides(vit.image_size))
+        shape = (batch, 3, *image_sides(vit.image_size))
     dtype = "uint8" if pixels else "float32"
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
-def output_dtype(dtype) -> np.dtype:
+def output_dtype(dtype: np.dtype) -> np.dtype:
     """Dtype of an output for a JAX dtype: floats are float32, as programs expect."""
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype(np.float32)
@@ -92,7 +93,7 @@ def program_facts(
     config = model.config
     arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
 
-    def entry(name, array):
+    def entry(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
         shape = [side if isinstance(side, int) else str(side) for side in array.shape]
         return {"name": name, "shape": shape, "dtype": output_dtype(array.dtype).name}
 

@@ -1,14 +1,16 @@
 """Inputs and outputs of an exported program: logits, features, or vectors."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax.numpy as jnp
+from jax import Array
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT, final_norm
+from imagepiece_jax.models.vit import Outputs, ViT, final_norm
 
 OUTPUT_CHOICES = ("logits", "features", "patches")
 
@@ -26,7 +28,7 @@ class ProgramOutputs:
     input_name = "images"
     channels_first = False
 
-    def __init__(self, vit: Pretrained, output: str = "logits"):
+    def __init__(self, vit: Pretrained, output: str = "logits") -> None:
         check_choice("output", output, OUTPUT_CHOICES)
         self.model = vit.model
         self.has_features = output != "logits"
@@ -48,7 +50,7 @@ class ProgramOutputs:
             return lambda variables, images: (run(variables, images),)
         run = features.forward_features(model)
 
-        def arrays(variables, images):
+        def arrays(variables: dict[str, Any], images: Array) -> tuple[Array, ...]:
             outputs = run(variables, images)
             return tuple(getattr(outputs, name) for name in self.output_names)
 
@@ -66,7 +68,7 @@ class TowerOutputs(ProgramOutputs):
 
     def __init__(
         self, vit: Pretrained, image: str, arrays: dict[str, str], pixels: bool
-    ):
+    ) -> None:
         self.model = vit.model
         self.input_name = image
         self.channels_first = not pixels
@@ -81,11 +83,11 @@ class TowerOutputs(ProgramOutputs):
         has_tokens = "last_hidden_state" in self.array_names
         model = model.with_execution(head_only=not has_tokens)
 
-        def arrays(variables, images):
+        def arrays(variables: dict[str, Any], images: Array) -> tuple[Array, ...]:
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
-            images = as_normalized(images, model.config.mean, model.config.std)
-            outputs = model.apply(variables, images)
+            normalized = as_normalized(images, model.config.mean, model.config.std)
+            outputs = cast(Outputs, model.apply(variables, normalized))
             tokens = outputs.state.x
             if not model.config.arch.pre_norm:  # CLIP has pre_norm
                 tokens = final_norm(model, variables)(tokens)

@@ -3,7 +3,7 @@
 import pathlib
 import tempfile
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -30,19 +30,20 @@ def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
     from onnxruntime import quantization
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    path = program.origin.path
+    path = program.path
     model = onnx.load(path)
     batches = (
         {program.input_name: images} for images in program.prepared_batches(pixels, 1)
     )
     calibration = types.SimpleNamespace(get_next=lambda: next(batches, None))
+    reader = cast(quantization.CalibrationDataReader, calibration)
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "int8.onnx")
         quantization.quantize_static(
             model,
             file,
-            calibration,
+            reader,
             op_types_to_quantize=QUANTIZED_OPERATORS,
             nodes_to_quantize=weight_products(model.graph),
             per_channel=True,

@@ -135,7 +135,7 @@ def check_folder(
             if graph != out and facts["model"] != as_json(vit.config):
                 raise InputError(f"{graph} is of another model; choose a folder")
 
-    def is_ours(file):
+    def is_ours(file: pathlib.Path) -> bool:
         # Ctrl-C may have left an empty folder.
         is_place = file == out.parent and file.is_dir()
         return is_export or (is_place and not any(file.iterdir()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ def test_a_last_part_is_filled_up_with_its_last_image():
     """Black images would extend the ranges that calibrate int8."""
     vit = tiny_vit.pretrained()
     program = OnnxProgram(
+        path=pathlib.Path("model.onnx"),
         model=vit.model,
         origin=vit.origin,
         facts={},
