@@ -36,7 +36,7 @@ from imagepiece_jax.models.program import FORMATS, format_of, open_program
 
 
 class ExportOptions(NamedTuple):
-    """The arguments of `export` about the program, as there."""
+    """The arguments of `export`, as there."""
 
     batch_size: int | None
     gelu: str | None
@@ -45,6 +45,10 @@ class ExportOptions(NamedTuple):
     layout: str | None
     dtype: str
     gathers: bool | None
+    images: Any
+    texts: str | os.PathLike | None
+    push: str | None
+    dry_run: bool
 
 
 class TracedModel(NamedTuple):
@@ -123,8 +127,9 @@ def export(
         anything is written; for `push` also RunError if the hub fails, before or after
         the files are written.
     """
-    options = ExportOptions(batch_size, gelu, pixels, output, layout, dtype, gathers)
-    check_arguments(vit, options, images, texts, push, dry_run)
+    program_options = (batch_size, gelu, pixels, output, layout, dtype, gathers)
+    options = ExportOptions(*program_options, images, texts, push, dry_run)
+    check_arguments(vit, options)
     vit.warn_of_untrained()
     traced = trace_model(vit, options)
     vit = traced.vit
@@ -148,8 +153,8 @@ def export(
     if dtype == "int8" and calibration is not None:
         program = quantize_program(program, place, calibration)
     if card_images is not None:
-        figures = make_card(program, traced, place, card_images)
-        program = program._replace(facts=program.facts | {"card": figures})
+        card_facts = make_card(program, traced, place, card_images)
+        program = program._replace(facts=program.facts | {"card": card_facts})
     with deferred_signals():  # the files belong together
         write_files(program, place)
         if card_images is not None:
@@ -160,14 +165,7 @@ def export(
     return place.graph
 
 
-def check_arguments(
-    vit: Pretrained,
-    options: ExportOptions,
-    images: Any,
-    texts: str | os.PathLike | None,
-    push: str | None,
-    dry_run: bool,
-) -> None:
+def check_arguments(vit: Pretrained, options: ExportOptions) -> None:
     """Check arguments of `export` that need no file and no computation."""
     if options.batch_size is not None:
         check_range("batch_size", options.batch_size, 1, whole=True)
@@ -180,18 +178,19 @@ def check_arguments(
             raise InputError(
                 f"output is {options.output!r}; the layout decides the outputs"
             )
-    if options.dtype == "int8" and images is None:
+    if options.dtype == "int8" and options.images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
         )
-    if texts is not None and (images is None or options.output != "logits"):
+    lacks_vectors = options.images is None or options.output != "logits"
+    if options.texts is not None and lacks_vectors:
         raise InputError(
-            f"texts is {texts}, which needs images (--images FOLDER) and the output "
-            "'logits'"
+            f"texts is {options.texts}, which needs images (--images FOLDER) and the "
+            "output 'logits'"
         )
-    if push is None and dry_run:
+    if options.push is None and options.dry_run:
         raise InputError("dry_run is for push; give push='OWNER/NAME' (--push)")
-    if push is not None and images is None:
+    if options.push is not None and options.images is None:
         raise InputError(
             "push needs images, because the hub shows the card; give images "
             "(--images FOLDER)"
@@ -250,20 +249,16 @@ def make_program(traced: TracedModel, place: ExportPlace) -> MadeProgram:
     """Make a float32 or float16 program, and the facts about it."""
     vit, outputs, options = traced
     file_format = format_of(place.graph)
-    size = {"batch_size": options.batch_size, "pixels": options.pixels}
+    input_options = {"batch_size": options.batch_size, "pixels": options.pixels}
     with announced_work("exporting the model"):
-        graph = file_format.build_graph(
-            vit, **size, outputs=outputs, gathers=options.gathers
-        )
+        form = file_format.build_graph
+        graph = form(vit, **input_options, outputs=outputs, gathers=options.gathers)
     images = program_facts.exported_images(
-        vit, **size, channels_first=outputs.channels_first
+        vit, **input_options, channels_first=outputs.channels_first
     )
     facts = program_facts.program_facts(vit, images, outputs) | file_format.FORMAT_FACTS
-    facts |= {
-        "layout": options.layout,
-        "dtype": options.dtype,
-        "gathers": options.gathers,
-    }
+    facts |= {"layout": options.layout, "dtype": options.dtype}
+    facts["gathers"] = options.gathers
     facts["float32_parts"] = list(outputs.model.execution.float32_parts)
     return MadeProgram(graph, facts)
 
@@ -275,12 +270,12 @@ def quantize_program(
 
     images: calibrate it, uint8 [images, H, W, 3]
     """
-    text = f"calibrating int8 with {len(images)} images, which takes minutes"
-    with temporary_folder() as temporary, announced_work(text):
+    message = f"calibrating int8 with {len(images)} images, which takes minutes"
+    with temporary_folder() as temporary, announced_work(message):
         place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
         write_program(program, place)
-        opened = open_program(place.graph)
-        graph = format_of(place.graph).quantize_graph(opened, images)
+        float32_program = open_program(place.graph)
+        graph = format_of(place.graph).quantize_graph(float32_program, images)
     return program._replace(graph=graph)
 
 
@@ -337,15 +332,13 @@ def write_files(program: MadeProgram, place: ExportPlace) -> None:
 
 def upload_files(place: ExportPlace, repository: str, dry_run: bool) -> None:
     """Upload the files of all graphs on the page: earlier types of the model, too."""
-    parts = []
+    graph_files = []
     for name in card.section_names(place.page):
         graph = place.graph.with_name(name)
         if graph.exists():
-            parts += [
-                *program_facts.program_files(graph),
-                program_facts.facts_file(graph),
-            ]
-    files = [*parts, *place.files, place.page]
+            graph_files += program_facts.program_files(graph)
+            graph_files.append(program_facts.facts_file(graph))
+    files = [*graph_files, *place.files, place.page]
     upload.commit_files(repository, place.folder, files, dry_run)
 
 

@@ -30,16 +30,8 @@ if TYPE_CHECKING:
 Shape = Sequence[Any]  # sides are ints, or multiples of the open batch
 LARGEST_INTEGER = 2**23  # half of a larger one would be rounded
 # Operators that WebGPU has for numbers only. Booleans become numbers and back.
-MOVING_OPERATORS = {
-    "Concat",
-    "Gather",
-    "Identity",
-    "Pad",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Transpose",
-}
+MOVING_OPERATORS = {"Concat", "Gather", "Identity", "Pad"}
+MOVING_OPERATORS |= {"Reshape", "Slice", "Split", "Transpose"}
 
 
 def stored_dtype(dtype: DTypeLike) -> np.dtype:
@@ -88,32 +80,35 @@ class Value:
         return len(self.shape)
 
 
+Input = Value | ArrayLike  # of a node; integers count sides or axes
+
+
 @dataclasses.dataclass(frozen=True)
 class Note:
     """Facts about a Value, from which `onnx_ops` chooses shorter programs."""
 
     # (array, axis, start): the Value is consecutive rows of the array along one axis.
-    # `Graph.slice` writes it; `Graph.source_and_start` and `unit` read it.
+    # `Graph.slice` writes it; `Graph.source_and_start` and `add_unit_vectors` read it.
     slice_of: tuple[Value, int, int] | None = None
-    # The Value is this constant, broadcast. `Graph.expand` writes it, `gather_rows`
-    # reads it.
+    # The Value is this constant, broadcast. `Graph.expand` writes it, and
+    # `add_gather_rows` reads it.
     constant: Value | None = None
     # The Value holds indices [B, m] of tokens; the note is 1 at each index, [B, m, n].
     # `onnx_ops` writes and reads it.
     one_hot: Value | None = None
     # int64 form of the Value's indices. `onnx_ops` writes and reads it.
     integers: Value | None = None
-    # The Value holds the tokens' ranks; the note holds the sorted tokens, int64. `rank`
-    # writes it, `invert` reads it.
+    # The Value holds the tokens' ranks; the note holds the sorted tokens, int64.
+    # `add_rank_tokens` writes it, `add_invert_order` reads it.
     sorted_tokens: Value | None = None
     # (ranks [B, n], first): the Value holds the tokens with the ranks first, first + 1,
     # .. `onnx_ops` writes and reads it.
     ranks: tuple[Value, int] | None = None
     # (values [B, n], ranks): the Value holds, per token, the value at the token's rank.
-    # `gather_rows` writes and reads it.
+    # `add_gather_rows` writes and reads it.
     by_rank: tuple[Value, Value] | None = None
     # (queries, key bias, weights): attention of all tokens, with the Value as keys.
-    # `attend` writes it, `mean_attention` reads it.
+    # `add_dot_product_attention` writes it, `add_mean_attention` reads it.
     attention: tuple[Value, Value | None, Value] | None = None
 
 
@@ -135,36 +130,31 @@ class Graph:
         self._known_outputs: dict[tuple, list[Value]] = {}
         self._name_counts = collections.Counter()  # {kind of node: names so far}
         # {name of a Value: (kind, operands, attributes) of its node}
-        self._node_of_value: dict[str | None, tuple[str | None, list[Value], dict]]
-        self._node_of_value = collections.defaultdict(lambda: (None, [], {}))
-        # {name of a Value: its Note}
-        self.notes: dict[str | None, Note] = collections.defaultdict(Note)
+        self._node_of_value: dict[str, tuple[str, list[Value], dict]]
+        self._node_of_value = collections.defaultdict(lambda: ("", [], {}))
+        self.notes: dict[str, Note] = collections.defaultdict(Note)  # by a Value's name
 
     # Nodes
 
     def add_node(
         self,
         kind: str,
-        inputs: Sequence,
+        inputs: Sequence[Input],
         shape: Shape,
-        dtype: DTypeLike,
-        **attributes: Any,
+        dtype: Any,
+        **options: Any,
     ) -> Value:
         """Add a node with one output; return its Value. `inputs`: Values and arrays."""
-        return self.add_split_node(kind, inputs, [(shape, dtype)], **attributes)[0]
+        return self.add_split_node(kind, inputs, [(shape, dtype)], **options)[0]
 
     def add_split_node(
         self,
         kind: str,
-        inputs: Sequence[Value | ArrayLike],
+        inputs: Sequence[Input],
         results: Sequence[tuple[Shape, DTypeLike]],
         **attributes: Any,
     ) -> list[Value]:
-        """Add a node; return its outputs' Values.
-
-        inputs: Values and arrays; an array of integers counts sides or axes
-        results: (shape, dtype) per output
-        """
+        """Add a node; return its outputs' Values. `results`: their (shape, dtype)."""
         from onnx import helper
 
         operands = [_as_operand(given) for given in inputs]
@@ -172,13 +162,13 @@ class Graph:
         if kind in MOVING_OPERATORS and has_booleans:
             operands = [self.as_number(operand) for operand in operands]
             numbers = [(shape, np.float32) for shape, _ in results]
-            moved = self.add_split_node(kind, operands, numbers, **attributes)
-            return [self.cast(value, bool) for value in moved]
+            moved_values = self.add_split_node(kind, operands, numbers, **attributes)
+            return [self.cast(value, bool) for value in moved_values]
         names = tuple(map(self.initializer_name, operands))
         options = sorted((name, str(value)) for name, value in attributes.items())
-        key = (kind, names, tuple(options))
-        if key in self._known_outputs:
-            return self._known_outputs[key]
+        node_key = (kind, names, tuple(options))
+        if node_key in self._known_outputs:
+            return self._known_outputs[node_key]
         values = []
         for shape, dtype in results:
             name = self._new_name(kind)
@@ -186,7 +176,7 @@ class Graph:
         outputs = [value.name for value in values]
         node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
         self.nodes.append(node)
-        self._known_outputs[key] = values
+        self._known_outputs[node_key] = values
         self._node_of_value[outputs[0]] = (kind, operands, attributes)
         return values
 
@@ -209,49 +199,49 @@ class Graph:
         from onnx import helper, numpy_helper
 
         outputs = self._distinct_outputs(outputs)
-        names = {value.name: name for name, value in outputs.items()}
-        live = {*names}
-        needed = []
+        public_names = {value.name: name for name, value in outputs.items()}
+        needed_names = {*public_names}
+        needed_nodes = []
         for node in reversed(self.nodes):
-            if live & {*node.output}:
-                needed.append(node)
-                live |= {*node.input}
+            if needed_names & {*node.output}:
+                needed_nodes.append(node)
+                needed_names |= {*node.input}
                 # The graph's outputs get their public names.
                 for field in (node.input, node.output):
-                    field[:] = [names.get(name, name) for name in field]
+                    field[:] = [public_names.get(name, name) for name in field]
 
-        def info(name: str, value: Value) -> "ValueInfoProto":
-            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        def value_info(name: str, value: Value) -> "ValueInfoProto":
+            element_type = helper.np_dtype_to_tensor_dtype(value.dtype)
             sides = [str(s) if is_open_side(s) else int(s) for s in value.shape]
-            return helper.make_tensor_value_info(name, kind, sides)
+            return helper.make_tensor_value_info(name, element_type, sides)
 
-        constants = []
+        initializers = []
         for name, array in self.constants.values():
-            if name in live:
-                constants.append(numpy_helper.from_array(array, name))
+            if name in needed_names:
+                initializers.append(numpy_helper.from_array(array, name))
         return helper.make_graph(
-            nodes=needed[::-1],
+            nodes=needed_nodes[::-1],
             name="imagepiece_jax",
-            inputs=[info(self.images.name, self.images)],
-            outputs=[info(name, output) for name, output in outputs.items()],
-            initializer=constants,
+            inputs=[value_info(self.images.name, self.images)],
+            outputs=[value_info(name, output) for name, output in outputs.items()],
+            initializer=initializers,
         )
 
     def _distinct_outputs(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
         """Copy Values with two names: {name: output} without a repeated Value."""
         from onnx import helper
 
-        distinct = {}
-        seen = set()
+        outputs_by_name = {}
+        seen_names = set()
         for name, value in outputs.items():
-            if value.name in seen:
+            if value.name in seen_names:
                 copy = self._new_name("Identity")
                 node = helper.make_node("Identity", [value.name], [copy], copy)
                 self.nodes.append(node)
                 value = dataclasses.replace(value, name=copy)
-            seen.add(value.name)
-            distinct[name] = value
-        return distinct
+            seen_names.add(value.name)
+            outputs_by_name[name] = value
+        return outputs_by_name
 
     def _new_name(self, kind: str) -> str:
         """Make a new name, such as "MatMul_3"."""
@@ -312,10 +302,10 @@ class Graph:
                 if (start, limit) == (end - part.shape[axis], end):
                     return part
         operands = [value, [start], [limit], [axis], [stride]]
-        out = self.add_node("Slice", operands, shape, value.dtype)
+        sliced = self.add_node("Slice", operands, shape, value.dtype)
         if stride == 1:
-            self.notes[out.name] = Note(slice_of=(value, axis, start))
-        return out
+            self.notes[sliced.name] = Note(slice_of=(value, axis, start))
+        return sliced
 
     def source_and_start(self, value: Value, axis: int) -> tuple[Value, int]:
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
@@ -334,14 +324,16 @@ class Graph:
         own = [1] * (len(shape) - value.ndim) + [*value.shape]
         opened = [b if is_open_side(b) else a for a, b in zip(own, shape, strict=True)]
         if opened != own:
-            number = self.as_number(self.reshape(value, own))
-            zeros = self._open_zeros(opened, number.dtype)
-            number = self.add_node("Add", [number, zeros], opened, number.dtype)
-            value = self.cast(number, value.dtype)
+            numeric_value = self.as_number(self.reshape(value, own))
+            zeros = self._open_zeros(opened, numeric_value.dtype)
+            numeric_value = self.add_node(
+                "Add", [numeric_value, zeros], opened, numeric_value.dtype
+            )
+            value = self.cast(numeric_value, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
-        sides = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
-        if any(side != 1 for side in sides):
-            value = self.add_node("Expand", [value, sides], shape, value.dtype)
+        repeats = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
+        if any(side != 1 for side in repeats):
+            value = self.add_node("Expand", [value, repeats], shape, value.dtype)
         if source.array is not None:
             self.notes[value.name] = Note(constant=source)
         return value
@@ -351,17 +343,17 @@ class Graph:
         # An operator that counts the images would compute integers.
         (side,) = filter(is_open_side, shape)
         images = self.images.shape[0]
-        times = int(side // images)
-        ends = [1] * (self.images.ndim - 1)
-        axes = [*range(1, self.images.ndim)]
-        sides = (images, *ends)
-        first = [self.images, [0] * len(axes), ends, axes]
-        corner = self.add_node("Slice", first, sides, self.images.dtype)
+        rows_per_image = int(side // images)
+        slice_ends = [1] * (self.images.ndim - 1)
+        other_axes = [*range(1, self.images.ndim)]
+        corner_shape = (images, *slice_ends)
+        slice_operands = [self.images, [0] * len(other_axes), slice_ends, other_axes]
+        corner = self.add_node("Slice", slice_operands, corner_shape, self.images.dtype)
         zeros = self.add_elementwise("Mul", self.cast(corner, dtype), 0)
-        if times > 1:
-            zeros = self.concat([self.reshape(zeros, (images, 1))] * times, 1)
-        sides = [side if is_open_side(side) else 1 for side in shape]
-        return self.reshape(zeros, sides)
+        if rows_per_image > 1:
+            zeros = self.concat([self.reshape(zeros, (images, 1))] * rows_per_image, 1)
+        corner_shape = [side if is_open_side(side) else 1 for side in shape]
+        return self.reshape(zeros, corner_shape)
 
     def broadcast_source(self, value: Value) -> Value:
         """The constant broadcast to a Value; any other Value is its own source."""
@@ -386,7 +378,7 @@ class Graph:
     def add_elementwise(
         self,
         kind: str,
-        *inputs: Value | ArrayLike,
+        *inputs: Input,
         dtype: DTypeLike | None = None,
         **attributes: Any,
     ) -> Value:
@@ -394,8 +386,8 @@ class Graph:
 
         inputs: Values, and numbers of the Values' dtype
         """
-        like = next(each.dtype for each in inputs if isinstance(each, Value))
-        operands = [_as_value(given, like) for given in inputs]
+        default_dtype = next(each.dtype for each in inputs if isinstance(each, Value))
+        operands = [_as_value(given, default_dtype) for given in inputs]
         shape = broadcast_shapes(*[operand.shape for operand in operands])
         if dtype is None:
             dtype = operands[0].dtype
@@ -413,15 +405,17 @@ class Graph:
                 return shorter
         value, *others = sorted(operands, key=lambda value: value.array is not None)
         source, order = self.source_and_order(value)
-        constant = all(other.array is not None for other in others)
+        are_constants = all(other.array is not None for other in others)
         # A node of one transposed Value and constants is added before the transpose. So
         # the transposes between several convolutions come together and cancel.
-        if source is not value and constant and source.ndim == len(shape):
-            back = np.argsort(order).tolist()
-            before = [_transposed_constant(operand, back) for operand in operands]
-            before[operands.index(value)] = source
-            out = self.add_elementwise(kind, *before, dtype=dtype, **attributes)
-            return self.transpose(out, order)
+        if source is not value and are_constants and source.ndim == len(shape):
+            inverse = np.argsort(order).tolist()
+            sources = [_transposed_constant(operand, inverse) for operand in operands]
+            sources[operands.index(value)] = source
+            source_result = self.add_elementwise(
+                kind, *sources, dtype=dtype, **attributes
+            )
+            return self.transpose(source_result, order)
         return self.add_node(kind, operands, shape, dtype, **attributes)
 
     def _add_extremum(self, kind: str, a: Value, b: Value) -> Value:
@@ -429,14 +423,14 @@ class Graph:
         if a.array is not None:
             a, b = b, a
         if b.array is not None and b.array.size == 1:
-            number = b.array.reshape(())
-            if (kind, number) == ("Max", 0):
+            limit = b.array.reshape(())
+            if (kind, limit) == ("Max", 0):
                 return self.add_elementwise("Relu", a)
-            infinity = np.asarray(np.inf, number.dtype)
-            limits = (number, infinity) if kind == "Max" else (-infinity, number)
+            infinity = np.asarray(np.inf, limit.dtype)
+            limits = (limit, infinity) if kind == "Max" else (-infinity, limit)
             return self.add_node("Clip", [a, *limits], a.shape, a.dtype)
-        wins = {"Max": "Greater", "Min": "Less"}[kind]
-        a_wins = self.add_elementwise(wins, a, b, dtype=bool)
+        comparison = {"Max": "Greater", "Min": "Less"}[kind]
+        a_wins = self.add_elementwise(comparison, a, b, dtype=bool)
         return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
 
     def _nodeless_result(
@@ -445,15 +439,15 @@ class Graph:
         """The result of a Value and a number without a node of its own, or None."""
         if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
             return value
-        total = value
+        sum_value = value
         if self._node_of_value[value.name][0] == "Reshape":
-            total = self._node_of_value[value.name][1][0]
-        before, operands, _ = self._node_of_value[total.name]
-        if before == "ReduceSum" and kind == "Div":
+            sum_value = self._node_of_value[value.name][1][0]
+        sum_kind, operands, _ = self._node_of_value[sum_value.name]
+        if sum_kind == "ReduceSum" and kind == "Div":
             source, axes = operands[0], operands[1].array
             if axes is not None and number == math.prod(source.shape[i] for i in axes):
-                mean = self.add_reduction("ReduceMean", source, axes, keep=True)
-                return self.reshape(mean, value.shape)
+                mean_value = self.add_reduction("ReduceMean", source, axes, keep=True)
+                return self.reshape(mean_value, value.shape)
         return None
 
     def cast(self, value: Value, dtype: DTypeLike) -> Value:
@@ -464,42 +458,44 @@ class Graph:
             return value
         if value.array is not None:
             return Value.constant(value.array.astype(dtype))
-        before, operands, _ = self._node_of_value[value.name]
-        if before == "Cast" and operands[0].dtype.kind == "b":  # one cast is enough
+        earlier_kind, operands, _ = self._node_of_value[value.name]
+        if (
+            earlier_kind == "Cast" and operands[0].dtype.kind == "b"
+        ):  # one cast is enough
             value = operands[0]
             if value.dtype == dtype:
                 return value
-        kind = helper.np_dtype_to_tensor_dtype(dtype)
-        return self.add_node("Cast", [value], value.shape, dtype, to=kind)
+        element_type = helper.np_dtype_to_tensor_dtype(dtype)
+        return self.add_node("Cast", [value], value.shape, dtype, to=element_type)
 
     def add_reduction(
         self, kind: str, value: Value, axes: Iterable[int], keep: bool = False
     ) -> Value:
         """Add a reduction, such as ReduceSum, over `axes`; return its Value."""
         if value.dtype.kind == "b":  # booleans count as 0 and 1
-            wide = self.cast(value, np.float32)
-            return self.cast(self.add_reduction(kind, wide, axes, keep), value.dtype)
+            numbers = self.cast(value, np.float32)
+            return self.cast(self.add_reduction(kind, numbers, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
         shape = list(value.shape)
         for axis in axes:
             shape[axis] = 1
         # OpenVINO 2026.4 adds a constant per row, [1, n, 1], to sums of rows wrongly,
         # unless a Reshape comes between. So no caller may add one to kept axes.
-        out = self.add_node(kind, [value, axes], shape, value.dtype, keepdims=1)
+        reduced = self.add_node(kind, [value, axes], shape, value.dtype, keepdims=1)
         if keep:
-            return out
-        rest = [side for i, side in enumerate(value.shape) if i not in axes]
-        return self.reshape(out, rest)
+            return reduced
+        kept_sides = [side for i, side in enumerate(value.shape) if i not in axes]
+        return self.reshape(reduced, kept_sides)
 
 
-def _as_value(given: Value | ArrayLike, dtype: DTypeLike | None = None) -> Value:
+def _as_value(given: Input, dtype: DTypeLike | None = None) -> Value:
     """Turn a number or an array into a constant; a Value stays."""
     if isinstance(given, Value):
         return given
     return Value.constant(given, dtype)
 
 
-def _as_operand(given: Value | ArrayLike) -> Value:
+def _as_operand(given: Input) -> Value:
     """Turn an operator's numbers into a constant: integers count sides or axes."""
     if isinstance(given, Value):
         return given

@@ -60,27 +60,29 @@ def build_onnx_model(
             )
     images = exported_images(vit, batch_size, pixels, outputs.channels_first)
     dtype = outputs.model.execution.dtype.name
-    fast, fixed = optimize.fold_and_cast(outputs.model, vit.variables, dtype=dtype)
+    folded, variables = optimize.fold_and_cast(
+        outputs.model, vit.variables, dtype=dtype
+    )
     with nodes.marked_functions():
-        traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
-    entry = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
-    graph = Graph(entry, gathers)
+        traced = jax.make_jaxpr(outputs.forward(folded))(variables, images)
+    image_value = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
+    graph = Graph(image_value, gathers)
     weights = []
     # Weights are named first, so that initializers have the parameters' names.
-    for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         weight = Value.constant(leaf)
         graph.initializer_name(
             weight, jax.tree_util.keystr(path, simple=True, separator=".")
         )
         weights.append(weight)
-    results = add_equations(graph, traced, [*weights, entry])
-    named = {}
-    for name, result, aval in zip(
-        outputs.output_names, results, traced.out_avals, strict=True
+    output_values = add_equations(graph, traced, [*weights, image_value])
+    named_outputs = {}
+    for name, output_value, aval in zip(
+        outputs.output_names, output_values, traced.out_avals, strict=True
     ):
-        result = graph.cast(result, output_dtype(aval.dtype))
-        named[name] = graph.as_output(result, aval.shape)
-    return wrap_graph(graph.graph_proto(named))
+        output_value = graph.cast(output_value, output_dtype(aval.dtype))
+        named_outputs[name] = graph.as_output(output_value, aval.shape)
+    return wrap_graph(graph.graph_proto(named_outputs))
 
 
 def wrap_graph(graph: "GraphProto") -> "ModelProto":
@@ -117,33 +119,35 @@ def write_onnx(
     if _model_bytes(model) <= MAX_PROTOBUF_BYTES:
         replace_file(path, model.SerializeToString())
         return None
-    tensors = [
+    large_tensors = [
         t for t in model.graph.initializer if len(t.raw_data) >= MIN_EXTERNAL_BYTES
     ]
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in large_tensors:
         digest.update(tensor.raw_data)
-    data = path.with_name(f"{path.name}.{digest.hexdigest()[:NAME_DIGEST_DIGITS]}.data")
+    weights_file = path.with_name(
+        f"{path.name}.{digest.hexdigest()[:NAME_DIGEST_DIGITS]}.data"
+    )
     # The weights file is in place before the graph, and named by its digest. So a kill
     # leaves the old graph with its weights, or the new graph.
     with (
-        replacement_file(path) as graph,
-        replacement_file(data) as weights,  # which ends first
+        replacement_file(path) as graph_path,
+        replacement_file(weights_file) as weights_path,  # which ends first
         tempfile.TemporaryDirectory(".tmp", ".", path.parent) as folder,
         signals.unfinished_path(folder),  # gigabytes, which a second Ctrl-C would leave
     ):
-        file = pathlib.Path(folder, path.name)
-        options = {"location": data.name, "size_threshold": MIN_EXTERNAL_BYTES}
-        onnx.save_model(model, file, save_as_external_data=True, **options)
-        file.replace(graph)
-        file.with_name(data.name).replace(weights)
+        temporary_graph = pathlib.Path(folder, path.name)
+        options = {"location": weights_file.name, "size_threshold": MIN_EXTERNAL_BYTES}
+        onnx.save_model(model, temporary_graph, save_as_external_data=True, **options)
+        temporary_graph.replace(graph_path)
+        temporary_graph.with_name(weights_file.name).replace(weights_path)
     # Saving took the weights out of `model`, which may be written again.
     onnx.load_external_data_for_model(model, str(path.parent))
-    return data
+    return weights_file
 
 
 def remove_weights(
-    path: str | os.PathLike, name: Any, data: pathlib.Path | None
+    path: str | os.PathLike, name: Any, weights_file: pathlib.Path | None
 ) -> None:
     """Remove the weights file of an earlier graph at `path`.
 
@@ -154,15 +158,15 @@ def remove_weights(
     path = pathlib.Path(path)
     pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{NAME_DIGEST_DIGITS}}}\.data"
     if isinstance(name, str) and re.fullmatch(pattern, name):
-        if data is None or data.name != name:
+        if weights_file is None or weights_file.name != name:
             path.with_name(name).unlink(missing_ok=True)
 
 
 def _model_bytes(model: "ModelProto") -> int:
     """Bytes of a graph with its weights, or a few more."""
-    total = 0
+    byte_count = 0
     for node in model.graph.node:
-        total += node.ByteSize() + ENTRY_OVERHEAD_BYTES
+        byte_count += node.ByteSize() + ENTRY_OVERHEAD_BYTES
     for tensor in model.graph.initializer:
-        total += len(tensor.raw_data) + len(tensor.name) + ENTRY_OVERHEAD_BYTES
-    return total
+        byte_count += len(tensor.raw_data) + len(tensor.name) + ENTRY_OVERHEAD_BYTES
+    return byte_count

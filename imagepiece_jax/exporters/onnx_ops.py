@@ -28,18 +28,17 @@ def add_layer_norm(
     x = graph.cast(x, np.float32)
     options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
-    out = graph.add_node("LayerNormalization", operands, x.shape, x.dtype, **options)
-    return graph.cast(out, dtype)
+    normed = graph.add_node("LayerNormalization", operands, x.shape, x.dtype, **options)
+    return graph.cast(normed, dtype)
 
 
 def add_gelu(graph: Graph, x: Value, variant: str = "exact") -> Value:
     if variant == "quick":
-        share = graph.add_elementwise(
-            "Sigmoid", graph.add_elementwise("Mul", x, QUICK_GELU_FACTOR)
-        )
-        return graph.add_elementwise("Mul", x, share)
-    kind = {"exact": "none", "tanh": "tanh"}[variant]
-    return graph.add_elementwise("Gelu", x, approximate=kind)
+        scaled = graph.add_elementwise("Mul", x, QUICK_GELU_FACTOR)
+        gate = graph.add_elementwise("Sigmoid", scaled)
+        return graph.add_elementwise("Mul", x, gate)
+    approximation = {"exact": "none", "tanh": "tanh"}[variant]
+    return graph.add_elementwise("Gelu", x, approximate=approximation)
 
 
 def add_dot_product_attention(
@@ -61,8 +60,8 @@ def _weighted_sum(graph: Graph, weights: Value, value: Value) -> Value:
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
     weights = graph.cast(weights, value.dtype)
-    out = graph.add_node("MatMul", [weights, value], shape, value.dtype)
-    return graph.transpose(out, (0, 2, 1, 3))
+    weighted_values = graph.add_node("MatMul", [weights, value], shape, value.dtype)
+    return graph.transpose(weighted_values, (0, 2, 1, 3))
 
 
 def add_attention_map(
@@ -114,11 +113,9 @@ def _weighted_queries(graph: Graph, query: Value, weights: ArrayLike) -> Value:
     batch, tokens, heads, width = query.shape
     rows = graph.reshape(graph.cast(query, np.float32), (batch, tokens, heads * width))
     weights = np.asarray(weights, np.float32)[None]
-    count = weights.shape[1]
-    sums = graph.add_node(
-        "MatMul", [weights, rows], (batch, count, heads * width), np.float32
-    )
-    return graph.reshape(sums, (batch, count, heads, width))
+    shape = (batch, weights.shape[1], heads * width)
+    weighted_sums = graph.add_node("MatMul", [weights, rows], shape, np.float32)
+    return graph.reshape(weighted_sums, (*shape[:2], heads, width))
 
 
 def add_mean_attention(
@@ -130,10 +127,10 @@ def add_mean_attention(
     weights = None
     attention = graph.notes[key.name].attention
     if attention:  # the full attention, the class token first
-        queries, bias, all_weights = attention
-        first = graph.slice(queries, 1, 0, 1)
-        if first == query and bias == key_bias:
-            weights = graph.slice(all_weights, 2, 0, 1)
+        known_queries, known_bias, known_weights = attention
+        class_query = graph.slice(known_queries, 1, 0, 1)
+        if class_query == query and known_bias == key_bias:
+            weights = graph.slice(known_weights, 2, 0, 1)
     if weights is None:
         weights = _attention_weights(graph, query, key, key_bias)
     return graph.add_reduction("ReduceMean", weights, (1, 2))
@@ -163,20 +160,20 @@ def add_unit_vectors(graph: Graph, x: Value, eps: float = 1e-6) -> Value:
 
 def _one_hot(graph: Graph, index: Value, n: int) -> Value:
     """1 at each index, and 0 elsewhere. [B, m] -> [B, m, n] float32."""
-    batch, m = index.shape
-    source, first = graph.source_and_start(index, 1)
-    known = graph.notes[source.name].one_hot
-    if known and known.shape[2] == n:
-        return graph.slice(known, 1, first, first + m)
-    return _equality(graph, graph.reshape(index, (batch, m, 1)), np.arange(n))
+    batch, index_count = index.shape
+    source, start = graph.source_and_start(index, 1)
+    source_one_hot = graph.notes[source.name].one_hot
+    if source_one_hot and source_one_hot.shape[2] == n:
+        return graph.slice(source_one_hot, 1, start, start + index_count)
+    return _equality(graph, graph.reshape(index, (batch, index_count, 1)), np.arange(n))
 
 
 def _equality(graph: Graph, values: Value, numbers: Value | ArrayLike) -> Value:
     """Compare values with numbers. -> float32, 1 where they are equal."""
     if values.array is not None and not isinstance(numbers, Value):
         return Value.constant(np.equal(values.array, numbers), np.float32)
-    hits = graph.add_elementwise("Equal", values, numbers, dtype=bool)
-    return graph.cast(hits, np.float32)
+    is_equal = graph.add_elementwise("Equal", values, numbers, dtype=bool)
+    return graph.cast(is_equal, np.float32)
 
 
 def _noted_index(graph: Graph, integers: Value) -> Value:
@@ -190,8 +187,8 @@ def _sorted_indices(graph: Graph, x: Value, largest: bool) -> Value:
     """Indices [B, n] int64 of sorted numbers."""
     n = x.shape[1]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
-    results = [(x.shape, x.dtype), (x.shape, np.int64)]
-    return graph.add_split_node("TopK", [x, [n]], results, **options)[1]
+    output_types = [(x.shape, x.dtype), (x.shape, np.int64)]
+    return graph.add_split_node("TopK", [x, [n]], output_types, **options)[1]
 
 
 def add_rank_tokens(graph: Graph, score: Value) -> Value:
@@ -203,9 +200,9 @@ def add_rank_tokens(graph: Graph, score: Value) -> Value:
         ranks = graph.cast(_sorted_indices(graph, tokens, largest=False), np.float32)
         graph.notes[ranks.name] = Note(sorted_tokens=tokens)
         return ranks
-    mine = graph.reshape(score, (batch, n, 1))
+    own_score = graph.reshape(score, (batch, n, 1))
     other = graph.reshape(score, (batch, 1, n))
-    higher = graph.add_elementwise("Greater", other, mine, dtype=bool)
+    higher = graph.add_elementwise("Greater", other, own_score, dtype=bool)
     is_later = np.triu(np.ones((n, n), np.float32), 1)[None]
     higher = graph.add_elementwise("Mul", graph.cast(higher, np.float32), is_later)
     # A token comes behind later tokens with higher scores, and behind earlier tokens,
@@ -233,25 +230,24 @@ def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Valu
     if isinstance(wanted, int):
         wanted = Value.constant(np.arange(wanted))
     m = wanted.shape[-1]
-    ranks = None
-    known = np.ravel(-1 if wanted.array is None else wanted.array)
-    if known.size and (np.diff(known) == 1).all():
-        ranks = (position, int(known[0]))
+    index_ranks = None
+    known_positions = np.ravel(-1 if wanted.array is None else wanted.array)
+    if known_positions.size and (np.diff(known_positions) == 1).all():
+        index_ranks = (position, int(known_positions[0]))
     sorted_tokens = graph.notes[position.name].sorted_tokens
     # A missing position has no sorted token.
-    if sorted_tokens and (known >= 0).all() and (known < n).all():
-        operands = [sorted_tokens, known.astype(np.int64)]
+    if sorted_tokens and (known_positions >= 0).all() and (known_positions < n).all():
+        operands = [sorted_tokens, known_positions.astype(np.int64)]
         integers = graph.add_node("Gather", operands, (batch, m), np.int64, axis=1)
         index = graph.cast(integers, np.float32)
-        graph.notes[index.name] = Note(integers=integers, ranks=ranks)
+        graph.notes[index.name] = Note(integers=integers, ranks=index_ranks)
         return index
     wanted = graph.reshape(wanted, (1, m, 1))
     one_hot = _equality(graph, graph.reshape(position, (batch, 1, n)), wanted)
     tokens = Value.constant(np.arange(n)[None])
-    index = graph.add_reduction(
-        "ReduceSum", _weighted_columns(graph, one_hot, tokens), (2,)
-    )
-    graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks)
+    terms = _weighted_columns(graph, one_hot, tokens)
+    index = graph.add_reduction("ReduceSum", terms, (2,))
+    graph.notes[index.name] = Note(one_hot=one_hot, ranks=index_ranks)
     return index
 
 
@@ -282,37 +278,38 @@ def first_best(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, Val
     kind: "Max", or "Min" for the smallest value
     """
     source, order = graph.source_and_order(x)
-    rest = [each for each in order if each != order[axis]]
-    if rest == sorted(rest):
+    other_order = [each for each in order if each != order[axis]]
+    if other_order == sorted(other_order):
         # onnxruntime would transpose booleans, which WebGPU does not.
         x = source
         axis = order[axis]
-    rest = (*x.shape[:axis], *x.shape[axis + 1 :])
+    other_order = (*x.shape[:axis], *x.shape[axis + 1 :])
     if graph.gathers:
         options = {"axis": int(axis), "keepdims": 0}
-        index = graph.add_node(f"Arg{kind}", [x], rest, np.int64, **options)
-        return graph.add_reduction(f"Reduce{kind}", x, (axis,)), _noted_index(
-            graph, index
-        )
-    best = graph.add_reduction(f"Reduce{kind}", x, (axis,), keep=True)
-    is_best = graph.add_elementwise("Equal", x, best, dtype=bool)
-    n = x.shape[axis]
-    sides = [1] * x.ndim
-    sides[axis] = n
-    index = Value.constant(np.arange(n).reshape(sides))
-    operands = [is_best, index, np.float32(n)]
+        index = graph.add_node(f"Arg{kind}", [x], other_order, np.int64, **options)
+        best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,))
+        return best_value, _noted_index(graph, index)
+    best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,), keep=True)
+    is_best = graph.add_elementwise("Equal", x, best_value, dtype=bool)
+    length = x.shape[axis]
+    index_shape = [1] * x.ndim
+    index_shape[axis] = length
+    index = Value.constant(np.arange(length).reshape(index_shape))
+    operands = [is_best, index, np.float32(length)]
     index = graph.add_node("Where", operands, is_best.shape, np.float32)
     index = graph.add_reduction("ReduceMin", index, (axis,), keep=True)
-    return graph.reshape(best, rest), graph.reshape(index, rest)
+    return graph.reshape(best_value, other_order), graph.reshape(index, other_order)
 
 
 def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
-    mine = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
-    other = graph.reshape(graph.add_elementwise("Add", mine, 4), (batch, 1, n))
-    penalty = graph.add_elementwise("Min", graph.add_elementwise("Sub", mine, other), 0)
+    own_order = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
+    other = graph.reshape(graph.add_elementwise("Add", own_order, 4), (batch, 1, n))
+    penalty = graph.add_elementwise(
+        "Min", graph.add_elementwise("Sub", own_order, other), 0
+    )
     highest = graph.add_elementwise("Add", similarity, penalty)
     highest = graph.add_reduction("ReduceMax", highest, (2,))
     # The first token's distance is 4, not 2: it has the highest score anyway.
@@ -324,12 +321,14 @@ def add_join_kept(
     graph: Graph, similarity: Value, order: Value, n_out: int
 ) -> list[Value]:
     n = similarity.shape[1]
-    itself = 2 * np.eye(n, dtype=np.float32)[None]
-    similarity = graph.add_elementwise("Add", similarity, itself)
+    self_bonus = 2 * np.eye(n, dtype=np.float32)[None]
+    similarity = graph.add_elementwise("Add", similarity, self_bonus)
     tokens = add_invert_order(graph, order, n_out)
-    to_kept = add_gather_rows(graph, similarity, tokens)  # similarities are symmetric
-    best, slot = first_best(graph, to_kept, 1, "Max")
-    return [slot, graph.add_elementwise("Min", best, 1)]
+    kept_similarity = add_gather_rows(
+        graph, similarity, tokens
+    )  # similarities are symmetric
+    best_similarity, slot = first_best(graph, kept_similarity, 1, "Max")
+    return [slot, graph.add_elementwise("Min", best_similarity, 1)]
 
 
 def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
@@ -351,37 +350,37 @@ def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
             if np.array_equal(rows[0], evenly_spaced):
                 scaled = graph.add_elementwise("Mul", index, step)
                 return graph.add_elementwise("Add", scaled, rows[0, 0])
-    tokens, first = graph.source_and_start(index, 1)
+    all_tokens, start = graph.source_and_start(index, 1)
     by_rank = graph.notes[x.name].by_rank
-    index_ranks = graph.notes[tokens.name].ranks
+    index_ranks = graph.notes[all_tokens.name].ranks
     if by_rank and index_ranks:
         values, ranks = by_rank
         token_ranks, lowest = index_ranks
         if token_ranks == ranks:
-            first += lowest
-            return graph.slice(values, 1, first, first + index.shape[1])
+            start += lowest
+            return graph.slice(values, 1, start, start + index.shape[1])
     if graph.gathers:
         return _gathered_rows(graph, x, index, shape)
     one_hot = _one_hot(graph, index, n)
     if x.ndim == 2:
         # Not a product of matrices, which int8 would round.
-        out = _row_sums(graph, _weighted_columns(graph, one_hot, x))
-        out = graph.cast(graph.reshape(out, shape), x.dtype)
-        graph.notes[out.name] = Note(by_rank=(x, index))
-        return out
+        picked_values = _row_sums(graph, _weighted_columns(graph, one_hot, x))
+        picked_values = graph.cast(graph.reshape(picked_values, shape), x.dtype)
+        graph.notes[picked_values.name] = Note(by_rank=(x, index))
+        return picked_values
     rows = graph.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
     return graph.reshape(_token_product(graph, one_hot, rows), shape)
 
 
 def _gathered_rows(graph: Graph, x: Value, index: Value, shape: Shape) -> Value:
-    places = (*index.shape, 1) if x.ndim > 2 else index.shape
+    index_shape = (*index.shape, 1) if x.ndim > 2 else index.shape
     if index.array is not None:
-        integers = Value.int64_constant(index.array.reshape(places))
+        integers = Value.int64_constant(index.array.reshape(index_shape))
     else:
-        source, first = graph.source_and_start(index, 1)
+        source, start = graph.source_and_start(index, 1)
         integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
-        integers = graph.slice(integers, 1, first, first + index.shape[1])
-        integers = graph.reshape(integers, places)
+        integers = graph.slice(integers, 1, start, start + index.shape[1])
+        integers = graph.reshape(integers, index_shape)
     if x.ndim > 2:
         return graph.add_node("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
     return graph.add_node("GatherElements", [x, integers], shape, x.dtype, axis=1)
@@ -442,55 +441,57 @@ def add_merge_features(
     if index is None:
         return None
     batch, n_out = index.kept_tokens.shape
-    absorbs = index.absorbed_tokens.shape[1]
+    absorbed_count = index.absorbed_tokens.shape[1]
     prefix = x.shape[1] - assignment.slot_of_token.shape[1]
-    keep = _prefixed_index(graph, index.kept_tokens, prefix)
-    kept = add_gather_rows(graph, x, keep)
-    absorbed = None
-    if absorbs:
-        absorbed = _prefixed_index(graph, index.absorbed_tokens, prefix, False)
-        slot = np.arange(-prefix, n_out)[None, :, None]
-        target = graph.reshape(index.target_slots, (batch, 1, absorbs))
-        joins = _equality(graph, target, slot)
+    kept_index = _prefixed_index(graph, index.kept_tokens, prefix)
+    kept_rows = add_gather_rows(graph, x, kept_index)
+    absorbed_index = None
+    if absorbed_count:
+        absorbed_index = _prefixed_index(graph, index.absorbed_tokens, prefix, False)
+        slots = np.arange(-prefix, n_out)[None, :, None]
+        target_slots = graph.reshape(index.target_slots, (batch, 1, absorbed_count))
+        is_joined = _equality(graph, target_slots, slots)
 
-    def terms(values: Value | None = None) -> tuple[Value, Value | None, Value]:
+    def merge_terms(values: Value | None = None) -> tuple[Value, Value | None, Value]:
         """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
         own = Value.constant(np.float32(1))  # no values: ones
         if values is not None:
-            own = add_gather_rows(graph, values, keep)
+            own = add_gather_rows(graph, values, kept_index)
             own = graph.reshape(own, (*own.shape, 1))
-        if absorbed is None:
+        if absorbed_index is None:
             return own, None, own
-        added = joins
+        absorbed = is_joined
         if values is not None:
-            absorbed_values = add_gather_rows(graph, values, absorbed)
-            added = _weighted_columns(graph, joins, absorbed_values)
-        total = _row_sums(graph, added)
-        return own, added, graph.add_elementwise("Add", own, total)
+            absorbed_values = add_gather_rows(graph, values, absorbed_index)
+            absorbed = _weighted_columns(graph, is_joined, absorbed_values)
+        total = _row_sums(graph, absorbed)
+        return (own, absorbed, graph.add_elementwise("Add", own, total))
 
-    factor, shares, total = terms(size)
-    sizes = graph.reshape(total, keep.shape)
-    if assignment.mean and not absorbs:
-        return [kept, sizes]
+    kept_factor, absorbed_factor, total = merge_terms(size)
+    merged_sizes = graph.reshape(total, kept_index.shape)
+    if assignment.mean and not absorbed_count:
+        return [kept_rows, merged_sizes]
     # Means are float32 in float16 graphs, too.
-    kept = graph.cast(kept, np.float32)
+    kept_rows = graph.cast(kept_rows, np.float32)
     if assignment.weight is not None:
         weight = graph.cast(assignment.weight, np.float32)
         operands = [weight, [0, prefix, 0, 0], np.float32(1)]
         weight = graph.add_node("Pad", operands, size.shape, np.float32)
-        factor, shares, total = terms(weight)
+        kept_factor, absorbed_factor, total = merge_terms(weight)
     elif not assignment.by_size:
-        factor, shares, total = terms()
+        kept_factor, absorbed_factor, total = merge_terms()
     if assignment.mean:
-        factor = graph.add_elementwise("Div", factor, total)
-    if assignment.mean and shares is not None:
-        shares = graph.add_elementwise("Div", shares, total)
-    merged = graph.add_elementwise("Mul", kept, factor)
-    if absorbed is not None and shares is not None:
-        rows = graph.cast(add_gather_rows(graph, x, absorbed), np.float32)
-        added = _token_product(graph, shares, rows)
-        merged = graph.add_elementwise("Add", merged, added)
-    return [graph.cast(merged, x.dtype), sizes]
+        kept_factor = graph.add_elementwise("Div", kept_factor, total)
+    if assignment.mean and absorbed_factor is not None:
+        absorbed_factor = graph.add_elementwise("Div", absorbed_factor, total)
+    merged = graph.add_elementwise("Mul", kept_rows, kept_factor)
+    if absorbed_index is not None and absorbed_factor is not None:
+        absorbed_rows = graph.cast(
+            add_gather_rows(graph, x, absorbed_index), np.float32
+        )
+        absorbed = _token_product(graph, absorbed_factor, absorbed_rows)
+        merged = graph.add_elementwise("Add", merged, absorbed)
+    return [graph.cast(merged, x.dtype), merged_sizes]
 
 
 def _prefixed_index(
@@ -503,12 +504,12 @@ def _prefixed_index(
     shifted = graph.add_elementwise("Add", index, prefix)
     if not prefix or not are_first:
         return shifted
-    batch, m = index.shape
+    batch, index_count = index.shape
     operands = [shifted, [0, prefix, 0, 0], np.float32(0)]
-    padded = graph.add_node("Pad", operands, (batch, prefix + m), np.float32)
-    front = np.zeros((1, prefix + m), np.float32)
-    front[0, :prefix] = np.arange(prefix)
-    return graph.add_elementwise("Add", padded, front) if prefix > 1 else padded
+    padded = graph.add_node("Pad", operands, (batch, prefix + index_count), np.float32)
+    prefix_index = np.zeros((1, prefix + index_count), np.float32)
+    prefix_index[0, :prefix] = np.arange(prefix)
+    return graph.add_elementwise("Add", padded, prefix_index) if prefix > 1 else padded
 
 
 def add_attend_merged(
@@ -519,17 +520,20 @@ def add_attend_merged(
     batch, heads, queries, tokens = attention.shape
     slots = value.shape[1]
     index = assignment.index
-    absorbs = 0 if index is None else index.absorbed_tokens.shape[1]
-    if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
+    absorbed_count = 0 if index is None else index.absorbed_tokens.shape[1]
+    if (
+        not absorbed_count or slots + absorbed_count < tokens
+    ):  # none merges, or some are dropped
         return None
-    slot = _prefixed_index(
-        graph, assignment.slot_of_token, tokens - assignment.slot_of_token.shape[1]
-    )
-    rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
-    rows = add_gather_rows(graph, rows, slot)
+    prefix = tokens - assignment.slot_of_token.shape[1]
+    slot_of_row = _prefixed_index(graph, assignment.slot_of_token, prefix)
+    value_rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
+    value_rows = add_gather_rows(graph, value_rows, slot_of_row)
     shape = (batch, tokens, heads, value.shape[3])
-    out = _weighted_sum(graph, attention, graph.reshape(rows, shape))
+    out = _weighted_sum(graph, attention, graph.reshape(value_rows, shape))
     if queries < tokens:
         return out
-    merged = add_merge_features(graph, graph.reshape(out, rows.shape), size, assignment)
+    merged = add_merge_features(
+        graph, graph.reshape(out, value_rows.shape), size, assignment
+    )
     return graph.reshape(merged[0], value.shape) if merged else None

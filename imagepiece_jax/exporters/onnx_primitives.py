@@ -34,15 +34,15 @@ def add_equations(
     values = dict(zip(jaxpr.constvars, constants, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
-    def value(atom: Atom) -> Value:
+    def atom_value(atom: Atom) -> Value:
         if isinstance(atom, Literal):
             return Value.constant(np.asarray(atom.val, _traced_array(atom).dtype))
         return values[atom]
 
     for equation in _needed_equations(jaxpr):
-        results = _add_equation(graph, equation, [*map(value, equation.invars)])
+        results = _add_equation(graph, equation, [*map(atom_value, equation.invars)])
         values.update(zip(equation.outvars, results, strict=True))
-    return [*map(value, jaxpr.outvars)]
+    return [*map(atom_value, jaxpr.outvars)]
 
 
 def _add_equation(
@@ -55,18 +55,18 @@ def _add_equation(
         name, args, options = nodes.marked_call(equation, values)
         results = getattr(onnx_ops, f"add_{name}")(graph, *args, **options)
         if results is None:  # no operators for these arguments
-            body = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before
-            return add_equations(graph, body, values)
+            jaxpr = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before
+            return add_equations(graph, jaxpr, values)
         return _as_list(results)
     if name in CALL_PRIMITIVES:
         return add_equations(graph, params[CALL_PRIMITIVES[name]], values)
-    shapes = _atom_shapes([*equation.invars, *equation.outvars])
-    fixed = not any(map(is_open_side, itertools.chain(*shapes)))
-    fixed &= name != "dim_as_value"  # the open batch, as a number
-    if fixed and all(v.array is not None for v in values):
+    atom_shapes = _atom_shapes([*equation.invars, *equation.outvars])
+    is_constant = not any(map(is_open_side, itertools.chain(*atom_shapes)))
+    is_constant &= name != "dim_as_value"  # the open batch, as a number
+    if is_constant and all(v.array is not None for v in values):
         return _folded_outputs(graph, equation, values)
     if name not in PRIMITIVE_TRANSLATIONS:
-        raise missing_operator_error(name)
+        raise no_operator_error(name)
     return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *values))
 
 
@@ -116,16 +116,16 @@ def _atom_shapes(atoms: Iterable[Atom]) -> list[Shape]:
 
 def _needed_equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
     """List the equations on which a jaxpr's outputs depend."""
-    live = set(map(id, jaxpr.outvars))
+    live_atoms = set(map(id, jaxpr.outvars))
     needed = []
     for equation in reversed(jaxpr.eqns):
-        if live & set(map(id, equation.outvars)):
+        if live_atoms & set(map(id, equation.outvars)):
             needed.append(equation)
-            live |= set(map(id, equation.invars))
+            live_atoms |= set(map(id, equation.invars))
     return needed[::-1]
 
 
-def missing_operator_error(name: str) -> InputError:
+def no_operator_error(name: str) -> InputError:
     """InputError for a computation without an ONNX operator."""
     return InputError(f"the model computes {name}, which has no ONNX operator here")
 
@@ -145,13 +145,10 @@ def translates_primitive(
     """
 
     def enter(fn: Translation) -> Translation:
-        def expanded(
-            graph: Graph, equation: JaxprEqn, *values: Value
-        ) -> Value | Sequence[Value]:
+        def expanded(graph: Graph, equation: JaxprEqn, *values: Value) -> Any:
             return fn(graph, equation, *_broadcast_operands(graph, equation, values))
 
-        for name in names:
-            PRIMITIVE_TRANSLATIONS[name] = expanded if expand else fn
+        PRIMITIVE_TRANSLATIONS.update(dict.fromkeys(names, expanded if expand else fn))
         return fn
 
     return enter
@@ -162,14 +159,6 @@ def translates_primitive(
 _SAME_NAMES = "abs add and cos div erf exp log max min mul neg not or pow sin sqrt sub"
 SIMPLE_OPERATORS = {name: name.capitalize() for name in _SAME_NAMES.split()}
 SIMPLE_OPERATORS |= {"logistic": "Sigmoid", "tanh": "Tanh"}
-COMPARISON_OPERATORS = {
-    "eq": "Equal",
-    "ge": "GreaterOrEqual",
-    "gt": "Greater",
-    "le": "LessOrEqual",
-    "lt": "Less",
-}
-
 
 # For an equation of constants JAX would compile a program, and another program for
 # every shape. So functions of PRIMITIVE_TRANSLATIONS compute MOVING_PRIMITIVES, and
@@ -198,7 +187,7 @@ def _add_operator(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     if kind == "b":
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
-        raise missing_operator_error(f"{name} of integers")
+        raise no_operator_error(f"{name} of integers")
     if name == "or":  # WebGPU has no Or
         neither = [graph.add_elementwise("Not", value) for value in values]
         return graph.add_elementwise("Not", graph.add_elementwise("And", *neither))
@@ -209,26 +198,29 @@ def _add_operator(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
 
 def _whole_quotient(graph: Graph, a: Value, b: Value) -> Value:
     """The integer part of a / b, toward zero, for whole numbers."""
-    op = graph.add_elementwise
+    elementwise = graph.add_elementwise
     # Half a unit more: a GPU's quotient may be a little below the exact number.
-    size = op("Floor", op("Div", op("Add", op("Abs", a), 0.5), op("Abs", b)))
-    is_negative = op("Less", op("Mul", a, b), 0, dtype=bool)
-    operands = [is_negative, op("Neg", size), size]
-    return graph.add_node("Where", operands, size.shape, size.dtype)
-
-
-@translates_primitive(*COMPARISON_OPERATORS)
-def _add_comparison(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
-    name = equation.primitive.name
-    numbers = map(graph.as_number, values)
-    return graph.add_elementwise(COMPARISON_OPERATORS[name], *numbers, dtype=bool)
+    magnitude = elementwise(
+        "Floor",
+        elementwise(
+            "Div", elementwise("Add", elementwise("Abs", a), 0.5), elementwise("Abs", b)
+        ),
+    )
+    is_negative = elementwise("Less", elementwise("Mul", a, b), 0, dtype=bool)
+    operands = [is_negative, elementwise("Neg", magnitude), magnitude]
+    return graph.add_node("Where", operands, magnitude.shape, magnitude.dtype)
 
 
 # {primitive written with other operators: function (Graph.add_elementwise, *operands)}
 PRIMITIVE_FORMULAS = {
+    "eq": lambda op, a, b: op("Equal", a, b, dtype=bool),
     "erfc": lambda op, x: op("Sub", 1, op("Erf", x)),
     "expm1": lambda op, x: op("Sub", op("Exp", x), 1),
+    "ge": lambda op, a, b: op("GreaterOrEqual", a, b, dtype=bool),
+    "gt": lambda op, a, b: op("Greater", a, b, dtype=bool),
+    "le": lambda op, a, b: op("LessOrEqual", a, b, dtype=bool),
     "log1p": lambda op, x: op("Log", op("Add", x, 1)),
+    "lt": lambda op, a, b: op("Less", a, b, dtype=bool),
     "ne": lambda op, a, b: op("Not", op("Equal", a, b, dtype=bool)),
     "rsqrt": lambda op, x: op("Reciprocal", op("Sqrt", x)),
     "square": lambda op, x: op("Mul", x, x),
@@ -250,14 +242,12 @@ def _add_remainder(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Valu
 
 
 @translates_primitive("sign")
-def _add_sign(
-    graph: Graph, equation: JaxprEqn, x: Value
-) -> Value:  # WebGPU has no Sign
-    above = graph.add_elementwise("Greater", x, 0, dtype=bool)
-    below = graph.add_elementwise("Less", x, 0, dtype=bool)
-    return graph.add_elementwise(
-        "Sub", *(graph.cast(each, x.dtype) for each in (above, below))
-    )
+def _add_sign(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+    # WebGPU has no Sign.
+    is_positive = graph.add_elementwise("Greater", x, 0, dtype=bool)
+    is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
+    signs = [graph.cast(value, x.dtype) for value in (is_positive, is_negative)]
+    return graph.add_elementwise("Sub", *signs)
 
 
 @translates_primitive("integer_pow")
@@ -270,27 +260,27 @@ def _add_integer_pow(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 @translates_primitive("select_n")
 def _add_selection(
-    graph: Graph, equation: JaxprEqn, which: Value, *cases: Value
+    graph: Graph, equation: JaxprEqn, condition: Value, *cases: Value
 ) -> Value:
-    if len(cases) != 2 or which.dtype.kind != "b":
-        raise missing_operator_error("a choice among more than two")
+    if len(cases) != 2 or condition.dtype.kind != "b":
+        raise no_operator_error("a choice among more than two")
     no, yes = cases
-    shape = broadcast_shapes(which.shape, no.shape, yes.shape)
+    shape = broadcast_shapes(condition.shape, no.shape, yes.shape)
     dtype = yes.dtype
     if dtype.kind == "b":
         no = graph.cast(no, np.float32)
         yes = graph.cast(yes, np.float32)
-    chosen = graph.add_node("Where", [which, yes, no], shape, yes.dtype)
-    return graph.cast(chosen, dtype)
+    selected = graph.add_node("Where", [condition, yes, no], shape, yes.dtype)
+    return graph.cast(selected, dtype)
 
 
 @translates_primitive("convert_element_type")
 def _add_conversion(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     dtype = np.dtype(equation.params["new_dtype"])
-    is_float = jax.numpy.issubdtype(
-        _traced_array(equation.invars[0]).dtype, jax.numpy.floating
-    )
-    if is_float and dtype.kind in "iu":  # toward zero
+    old_dtype = _traced_array(equation.invars[0]).dtype
+    if (
+        jax.numpy.issubdtype(old_dtype, jax.numpy.floating) and dtype.kind in "iu"
+    ):  # toward zero
         is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
         limits = [graph.add_elementwise(kind, x) for kind in ("Ceil", "Floor")]
         x = graph.add_node("Where", [is_negative, *limits], x.shape, x.dtype)
@@ -332,24 +322,22 @@ def _add_concatenation(graph: Graph, equation: JaxprEqn, *values: Value) -> Valu
 @translates_primitive("stack", expand=True)
 def _add_stack(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     axis = int(equation.params["axis"])
-    parts = []
+    stacked_values = []
     for value in values:
         sides = (*value.shape[:axis], 1, *value.shape[axis:])
-        parts.append(graph.reshape(value, sides))
-    return graph.concat(parts, axis)
+        stacked_values.append(graph.reshape(value, sides))
+    return graph.concat(stacked_values, axis)
 
 
 @translates_primitive("pad", expand=True)
 def _add_padding(graph: Graph, equation: JaxprEqn, x: Value, value: Value) -> Value:
-    (out,) = equation.outvars
+    out = _traced_array(*equation.outvars)
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
-        raise missing_operator_error("padding between or negative")
+        raise no_operator_error("padding between or negative")
     if not any(low + high):
         return x
-    return graph.add_node(
-        "Pad", [x, low + high, value], _traced_array(out).shape, x.dtype
-    )
+    return graph.add_node("Pad", [x, low + high, value], out.shape, x.dtype)
 
 
 @translates_primitive("iota")
@@ -357,10 +345,10 @@ def _index_constant(graph: Graph, equation: JaxprEqn) -> Value:
     shape = equation.params["shape"]
     axis = equation.params["dimension"]
     if is_open_side(shape[axis]):
-        raise missing_operator_error("the number of each image of an open batch")
-    row = np.arange(shape[axis], dtype=equation.params["dtype"])
-    others = [i for i in range(len(shape)) if i != axis]
-    return Value.constant(np.expand_dims(row, others))
+        raise no_operator_error("the number of each image of an open batch")
+    indices = np.arange(shape[axis], dtype=equation.params["dtype"])
+    other_axes = [i for i in range(len(shape)) if i != axis]
+    return Value.constant(np.expand_dims(indices, other_axes))
 
 
 @translates_primitive("slice", expand=True)
@@ -375,11 +363,10 @@ def _add_slice(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 @translates_primitive("split", expand=True)
 def _add_split(graph: Graph, equation: JaxprEqn, x: Value) -> list[Value]:
-    inputs = [x, equation.params["sizes"]]
-    parts = [(_traced_array(out).shape, x.dtype) for out in equation.outvars]
-    return graph.add_split_node(
-        "Split", inputs, parts, axis=int(equation.params["axis"])
-    )
+    operands = [x, equation.params["sizes"]]
+    output_types = [(shape, x.dtype) for shape in _atom_shapes(equation.outvars)]
+    axis = int(equation.params["axis"])
+    return graph.add_split_node("Split", operands, output_types, axis=axis)
 
 
 @translates_primitive("rev", expand=True)
@@ -388,7 +375,7 @@ def _add_reversal(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     # A Slice would need a negative step: not every runtime can slice backward.
     for axis in map(int, equation.params["dimensions"]):
         if is_open_side(x.shape[axis]):
-            raise missing_operator_error("the reverse of an open batch")
+            raise no_operator_error("the reverse of an open batch")
         backward = np.arange(x.shape[axis])[::-1]
         x = graph.add_node("Gather", [x, backward], x.shape, x.dtype, axis=axis)
     return x
@@ -399,62 +386,55 @@ def _add_gather(graph: Graph, equation: JaxprEqn, x: Value, index: Value) -> Val
     """Gather by constant indices: a block of the array, or rows of one axis."""
     x = graph.expand(x, _traced_array(equation.invars[0]).shape)
     params = equation.params
-    (out,) = equation.outvars
-    numbers = params["dimension_numbers"]
-    sizes = params["slice_sizes"]
-    axes = numbers.start_index_map
-    if index.array is None or numbers.operand_batching_dims:
-        raise missing_operator_error("a gather by computed indices")
+    out = _traced_array(*equation.outvars)
+    dimensions = params["dimension_numbers"]
+    slice_sizes = params["slice_sizes"]
+    axes = dimensions.start_index_map
+    if index.array is None or dimensions.operand_batching_dims:
+        raise no_operator_error("a gather by computed indices")
     indices = np.asarray(index.array, np.int64)
     indices = np.broadcast_to(indices, _traced_array(equation.invars[1]).shape)
-    highest = [x.shape[axis] - sizes[axis] for axis in axes]
-    if (
-        any(map(is_open_side, highest))
-        or (indices < 0).any()
-        or (indices > highest).any()
-    ):
-        raise missing_operator_error("a gather beyond its array")
+    last_starts = [x.shape[axis] - slice_sizes[axis] for axis in axes]
+    has_open = any(map(is_open_side, last_starts))
+    if has_open or (indices < 0).any() or (indices > last_starts).any():
+        raise no_operator_error("a gather beyond its array")
     if indices.ndim == 1:  # a block
         starts = dict(zip(axes, map(int, indices), strict=True))
-        for axis, size in enumerate(sizes):
+        for axis, size in enumerate(slice_sizes):
             start = starts.get(axis, 0)
             x = graph.slice(x, axis, start, start + size)
-        return graph.reshape(x, _traced_array(out).shape)
+        return graph.reshape(x, out.shape)
     # Rows along neighboring axes: ONNX's Gather has a single axis, so they become one.
     first = axes[0]
-    end = axes[-1] + 1
-    neighbors = tuple(range(first, end))
+    end_axis = axes[-1] + 1
+    neighbors = tuple(range(first, end_axis))
     row_shape = list(x.shape)
-    row_shape[first:end] = [1] * (end - first)
+    row_shape[first:end_axis] = [1] * (end_axis - first)
     end_in_output = first + indices.ndim - 1
-    other_axes = (*range(first), *range(end_in_output, _traced_array(out).ndim))
+    other_axes = (*range(first), *range(end_in_output, out.ndim))
     takes_whole_rows = (
         tuple(axes) == neighbors
-        and tuple(numbers.collapsed_slice_dims) == neighbors
-        and list(sizes) == row_shape
-        and tuple(numbers.offset_dims) == other_axes
+        and tuple(dimensions.collapsed_slice_dims) == neighbors
+        and list(slice_sizes) == row_shape
+        and tuple(dimensions.offset_dims) == other_axes
     )
     if not takes_whole_rows:
-        raise missing_operator_error("a gather of parts of rows")
-    sides = x.shape[first:end]
-    taken = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
-    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end:]))
+        raise no_operator_error("a gather of parts of rows")
+    sides = x.shape[first:end_axis]
+    row_numbers = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
+    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end_axis:]))
     x, start = graph.source_and_start(x, first)
-    taken = taken + start
+    row_numbers = row_numbers + start
     return graph.add_node(
-        "Gather", [x, taken], _traced_array(out).shape, x.dtype, axis=int(first)
+        "Gather", [x, row_numbers], out.shape, x.dtype, axis=int(first)
     )
 
 
 # Sums and products
 
-REDUCTION_OPERATORS = {
-    "reduce_max": "ReduceMax",
-    "reduce_min": "ReduceMin",
-    "reduce_sum": "ReduceSum",
-    "reduce_or": "ReduceMax",
-    "reduce_and": "ReduceMin",
-}
+REDUCTION_OPERATORS = {"reduce_max": "ReduceMax", "reduce_or": "ReduceMax"}
+REDUCTION_OPERATORS |= {"reduce_min": "ReduceMin", "reduce_and": "ReduceMin"}
+REDUCTION_OPERATORS |= {"reduce_sum": "ReduceSum"}
 
 
 @translates_primitive(*REDUCTION_OPERATORS, expand=True)
@@ -474,8 +454,8 @@ def _add_arg_extremum(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 @translates_primitive("dot_general", expand=True)
 def _add_dot_general(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Value:
     """MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
-    (out,) = equation.outvars
-    dtype = _traced_array(out).dtype
+    out = _traced_array(*equation.outvars)
+    dtype = out.dtype
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     a = graph.cast(a, dtype)
     b = graph.cast(b, dtype)
@@ -484,16 +464,16 @@ def _add_dot_general(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Va
     a = graph.transpose(a, (*batch_a, *free_a, *inner_a))
     b = graph.transpose(b, (*batch_b, *inner_b, *free_b))
     if batch_a or len(free_b) != 1 or len(inner_a) != 1:
-        first = len(batch_a)
-        batch = a.shape[:first]
-        rows = math.prod(a.shape[first : first + len(free_a)])
-        inner = math.prod(a.shape[first + len(free_a) :])
-        columns = math.prod(b.shape[first + len(inner_b) :])
-        a = graph.reshape(a, (*batch, rows, inner))
-        b = graph.reshape(b, (*b.shape[:first], inner, columns))
+        batch_ndim = len(batch_a)
+        batch_sides = a.shape[:batch_ndim]
+        row_count = math.prod(a.shape[batch_ndim : batch_ndim + len(free_a)])
+        inner_count = math.prod(a.shape[batch_ndim + len(free_a) :])
+        column_count = math.prod(b.shape[batch_ndim + len(inner_b) :])
+        a = graph.reshape(a, (*batch_sides, row_count, inner_count))
+        b = graph.reshape(b, (*b.shape[:batch_ndim], inner_count, column_count))
     shape = (*a.shape[:-1], b.shape[-1])
     product = graph.add_node("MatMul", [a, b], shape, dtype)
-    return graph.reshape(product, _traced_array(out).shape)
+    return graph.reshape(product, out.shape)
 
 
 def _remaining_axes(value: Value, *groups: Iterable[int]) -> list[int]:
@@ -505,28 +485,26 @@ def _remaining_axes(value: Value, *groups: Iterable[int]) -> list[int]:
 def _add_convolution(
     graph: Graph, equation: JaxprEqn, x: Value, kernel: Value
 ) -> Value:
-    (out,) = equation.outvars
+    out = _traced_array(*equation.outvars)
     params = equation.params
-    numbers = params["dimension_numbers"]
-    groups = params["batch_group_count"]
+    dimensions = params["dimension_numbers"]
+    batch_groups = params["batch_group_count"]
     low, high = zip(*params["padding"], strict=True)
-    if {*params["lhs_dilation"], groups} != {1} or min(low + high) < 0:
-        raise missing_operator_error(
+    if {*params["lhs_dilation"], batch_groups} != {1} or min(low + high) < 0:
+        raise no_operator_error(
             "a transposed convolution, or one with negative padding"
         )
-    x = graph.transpose(x, numbers.lhs_spec)
-    kernel = graph.transpose(kernel, numbers.rhs_spec)
+    x = graph.transpose(x, dimensions.lhs_spec)
+    kernel = graph.transpose(kernel, dimensions.rhs_spec)
     options = {
         "strides": tuple(params["window_strides"]),
         "pads": (*low, *high),
         "dilations": tuple(params["rhs_dilation"]),
         "group": params["feature_group_count"],
     }
-    shape = [_traced_array(out).shape[i] for i in numbers.out_spec]
-    convolved = graph.add_node(
-        "Conv", [x, kernel], shape, _traced_array(out).dtype, **options
-    )
-    return graph.transpose(convolved, np.argsort(numbers.out_spec).tolist())
+    shape = [out.shape[i] for i in dimensions.out_spec]
+    convolved = graph.add_node("Conv", [x, kernel], shape, out.dtype, **options)
+    return graph.transpose(convolved, np.argsort(dimensions.out_spec).tolist())
 
 
 # Loops
@@ -542,14 +520,14 @@ def _add_unrolled_loop(
     """
     # ONNX's loops are slow, or missing in a runtime.
     body = equation.params["jaxpr"]
-    carried = len(equation.outvars)
+    carry_count = len(equation.outvars)
     # A step that reads or writes part of an array has shapes different from the loop's.
-    of_loop = _atom_shapes([*equation.invars, *equation.outvars])
-    of_step = _atom_shapes([*body.jaxpr.invars, *body.jaxpr.outvars])
-    if of_loop != of_step:
-        raise missing_operator_error("a loop over the parts of an array")
-    fixed = values[:-carried]
-    carry = values[-carried:]
+    loop_shapes = _atom_shapes([*equation.invars, *equation.outvars])
+    step_shapes = _atom_shapes([*body.jaxpr.invars, *body.jaxpr.outvars])
+    if loop_shapes != step_shapes:
+        raise no_operator_error("a loop over the parts of an array")
+    fixed_values = values[:-carry_count]
+    carried_values = values[-carry_count:]
     for _ in range(equation.params["length"]):
-        carry = add_equations(graph, body, [*fixed, *carry])
-    return carry
+        carried_values = add_equations(graph, body, [*fixed_values, *carried_values])
+    return carried_values

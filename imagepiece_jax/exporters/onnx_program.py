@@ -55,14 +55,16 @@ class OnnxProgram:
         self, pixels: np.ndarray, name: str = "logits", size: int | None = None
     ) -> np.ndarray:
         """Like `Program.__call__`."""
-        names = [output.name for output in self.session.get_outputs()]
-        if name not in names:
+        output_names = [output.name for output in self.session.get_outputs()]
+        if name not in output_names:
             title = self.origin.title
-            raise InputError(f"{title} returns {', '.join(names)}, and no {name}")
-        rows = []
+            raise InputError(
+                f"{title} returns {', '.join(output_names)}, and no {name}"
+            )
+        output_rows = []
         for images in self.prepared_batches(pixels, size):
-            rows += self.session.run([name], {self.input_name: images})
-        return np.concatenate(rows)[: len(pixels)]
+            output_rows += self.session.run([name], {self.input_name: images})
+        return np.concatenate(output_rows)[: len(pixels)]
 
     def prepared_call(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
         """Like `Program.prepared_call`, for all outputs."""
@@ -84,11 +86,11 @@ class OnnxProgram:
         """Yield images `prepared_images` in batches; see `Program.__call__`."""
         size = self.batch_size or size or len(pixels)
         for start in range(0, len(pixels), size):
-            part = np.asarray(pixels[start : start + size])
+            batch = np.asarray(pixels[start : start + size])
             # A fixed batch size pads the last part.
-            missing = size - len(part) if self.batch_size else 0
-            part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
-            yield self.prepared_images(part)
+            missing = size - len(batch) if self.batch_size else 0
+            batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
+            yield self.prepared_images(batch)
 
 
 def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
@@ -134,10 +136,12 @@ def program_from_facts(
     """Make the program of a session from the JSON beside its file."""
     fields = _without_type_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
-    images = dict(facts["preprocessing"])
-    images.pop("resized", None)  # for readers: no field of Preprocessing
-    images = Preprocessing(tuple(images.pop("image_size")), **images)
-    config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
+    preprocessing = dict(facts["preprocessing"])
+    preprocessing.pop("resized", None)  # for readers: no field of Preprocessing
+    preprocessing = Preprocessing(
+        tuple(preprocessing.pop("image_size")), **preprocessing
+    )
+    config = ViTConfig(**fields | {"arch": arch, "preprocessing": preprocessing})
     batch_size, channels, *_ = facts["input"]["shape"]
     dtype = np.dtype(facts["dtype"])
     model = build_model(config, facts["method"])

@@ -91,15 +91,15 @@ def program_facts(
     outputs = outputs or ProgramOutputs(vit)
     model = outputs.model
     config = model.config
-    arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
+    output_arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
 
-    def entry(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    def array_facts(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
         shape = [side if isinstance(side, int) else str(side) for side in array.shape]
         return {"name": name, "shape": shape, "dtype": output_dtype(array.dtype).name}
 
-    output = [*map(entry, outputs.output_names, arrays)]
-    if len(output) == 1:
-        output = output[0]
+    output_facts = [*map(array_facts, outputs.output_names, output_arrays)]
+    if len(output_facts) == 1:
+        output_facts = output_facts[0]
     if images.dtype == jnp.uint8:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     else:
@@ -108,22 +108,22 @@ def program_facts(
             "mean": config.mean,
             "std": config.std,
         }
-    prepared = vit.preprocessing.as_json
+    preprocessing = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
-        prepared["resized"] = list(vit.preprocessing.resized)
-    are_classes = "logits" in outputs.output_names and vit.config.head.is_classifier
+        preprocessing["resized"] = list(vit.preprocessing.resized)
+    has_classes = "logits" in outputs.output_names and vit.config.head.is_classifier
     method = None  # a plan made by hand has no method
     if vit.reduction is not None:
         method = str(vit.reduction)
     return {
-        "input": entry(outputs.input_name, images),
+        "input": array_facts(outputs.input_name, images),
         "normalization": normalization,
-        "output": output,
+        "output": output_facts,
         "classes": config.num_classes,
         "class_names": vit.class_names,
         "problem_type": config.problem_type if config.num_classes else None,
-        "activation": config.head.activation if are_classes else None,
-        "preprocessing": prepared,
+        "activation": config.head.activation if has_classes else None,
+        "preprocessing": preprocessing,
         "model": as_json(config),
         "method": method,
         "recovered": vit.recovered and vit.recovered.name,

@@ -46,15 +46,17 @@ class ProgramOutputs:
         model: the model in its exported form
         """
         if not self.has_features:
-            run = optimize.forward_logits(model)
-            return lambda variables, images: (run(variables, images),)
-        run = features.forward_features(model)
+            run_model = optimize.forward_logits(model)
+            return lambda variables, images: (run_model(variables, images),)
+        run_model = features.forward_features(model)
 
-        def arrays(variables: dict[str, Any], images: Array) -> tuple[Array, ...]:
-            outputs = run(variables, images)
+        def output_arrays(
+            variables: dict[str, Any], images: Array
+        ) -> tuple[Array, ...]:
+            outputs = run_model(variables, images)
             return tuple(getattr(outputs, name) for name in self.output_names)
 
-        return arrays
+        return output_arrays
 
 
 class TowerOutputs(ProgramOutputs):

@@ -35,15 +35,15 @@ def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
     batches = (
         {program.input_name: images} for images in program.prepared_batches(pixels, 1)
     )
-    calibration = types.SimpleNamespace(get_next=lambda: next(batches, None))
-    reader = cast(quantization.CalibrationDataReader, calibration)
+    batch_reader = types.SimpleNamespace(get_next=lambda: next(batches, None))
+    data_reader = cast(quantization.CalibrationDataReader, batch_reader)
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess
     with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "int8.onnx")
+        int8_file = pathlib.Path(folder, "int8.onnx")
         quantization.quantize_static(
             model,
-            file,
-            reader,
+            int8_file,
+            data_reader,
             op_types_to_quantize=QUANTIZED_OPERATORS,
             nodes_to_quantize=weight_products(model.graph),
             per_channel=True,
@@ -55,7 +55,7 @@ def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
             weight_type=quantization.QuantType.QInt8,
             use_external_data_format=len(program_files(path)) > 1,
         )
-        return onnx.load(file)
+        return onnx.load(int8_file)
 
 
 def weight_products(graph: "GraphProto") -> list[str]:
@@ -64,15 +64,15 @@ def weight_products(graph: "GraphProto") -> list[str]:
     Others only decide which tokens leave, such as those of a selector.
     """
     weights = {tensor.name for tensor in graph.initializer}
-    live = {output.name for output in graph.output}
-    names = []
+    live_names = {output.name for output in graph.output}
+    product_names = []
     for node in reversed(graph.node):
         outputs = node.output
         if node.op_type == "TopK":
             outputs = node.output[:1]  # the values; the indices are a decision
-        if node.op_type in DECISION_OPERATORS or not live & {*outputs}:
+        if node.op_type in DECISION_OPERATORS or not live_names & {*outputs}:
             continue
-        live |= {*node.input}
+        live_names |= {*node.input}
         if node.op_type in QUANTIZED_OPERATORS and node.input[1] in weights:
-            names.append(node.name)
-    return names
+            product_names.append(node.name)
+    return product_names

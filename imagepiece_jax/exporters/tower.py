@@ -65,16 +65,16 @@ def graph_file(
     folder: pathlib.Path, layout: str, vit: Pretrained, dtype: str = "float32"
 ) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
-    name = folder.resolve().name
-    graph = PROGRAM_LAYOUTS[layout].graph
-    if callable(graph):
-        graph = graph(vit)
-    if "{folder}" in graph and not re.fullmatch("[a-z0-9_]+", name):
+    folder_name = folder.resolve().name
+    graph_path = PROGRAM_LAYOUTS[layout].graph
+    if callable(graph_path):
+        graph_path = graph_path(vit)
+    if "{folder}" in graph_path and not re.fullmatch("[a-z0-9_]+", folder_name):
         raise InputError(
             f"out is {folder}, but {layout} reads folders whose names have lower-case "
             "letters, digits and underscores alone"
         )
-    return folder / graph.format(folder=name, dtype=DTYPE_SUFFIXES[dtype])
+    return folder / graph_path.format(folder=folder_name, dtype=DTYPE_SUFFIXES[dtype])
 
 
 def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
@@ -84,36 +84,36 @@ def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
         the loading program
     Raises InputError for images or a head that the program does not take.
     """
-    entry = PROGRAM_LAYOUTS[layout]
-    head = head_kind(vit)
-    if head not in entry.heads:
+    program_layout = PROGRAM_LAYOUTS[layout]
+    head_words = head_kind(vit)
+    if head_words not in program_layout.heads:
         advice = ""
-        if VECTOR_HEAD in entry.heads:
-            head = f"{vit.config.num_classes} {head}"
+        if VECTOR_HEAD in program_layout.heads:
+            head_words = f"{vit.config.num_classes} {head_words}"
             advice = "; num_classes=0 (--num-classes 0) removes the head"
         raise InputError(
-            f"layout is {layout!r}, which takes {' or '.join(entry.heads)}, but the "
-            f"weights give {head}{advice}"
+            f"layout is {layout!r}, which takes {' or '.join(program_layout.heads)}, "
+            f"but the weights give {head_words}{advice}"
         )
-    prepared = vit.preprocessing
-    height, width = prepared.shape
+    preprocessing = vit.preprocessing
+    height, width = preprocessing.shape
     if height != width:
         raise InputError(f"image_size is {height, width}; a layout needs square images")
-    is_cropped = prepared.resizes and prepared.resized != prepared.shape
-    if is_cropped and prepared.crop_mode not in entry.crops:
+    is_cropped = preprocessing.resizes and preprocessing.resized != preprocessing.shape
+    if is_cropped and preprocessing.crop_mode not in program_layout.crops:
         raise InputError(
-            f"images are resized to {prepared.resized[0]} pixels and cropped, but "
+            f"images are resized to {preprocessing.resized[0]} pixels and cropped, but "
             f"{layout} resizes to {height} pixels and does not crop; load with crop=1 "
             "(--crop 1)"
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no image vector")
-    if pixels and not entry.takes_pixels:
+    if pixels and not program_layout.takes_pixels:
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
-    arrays = entry.outputs
+    arrays = program_layout.outputs
     if callable(arrays):
         arrays = arrays(vit)
-    return TowerOutputs(vit, entry.image, arrays, pixels)
+    return TowerOutputs(vit, program_layout.image, arrays, pixels)
 
 
 def check_folder(
@@ -156,24 +156,24 @@ def is_siglip(vit: Pretrained) -> bool:
     return vit.config.arch.pool == "map" and not vit.config.num_classes
 
 
-def label_names(vit: Pretrained, space: str = " ") -> list[str]:
+def label_names(vit: Pretrained, separator: str = " ") -> list[str]:
     """Names of all classes; a missing name is transformers' LABEL_i.
 
     space: between a name's words
     """
     names = vit.class_names or [None] * vit.config.num_classes
-    words = []
+    label_words = []
     for label, name in enumerate(names):
-        words.append((name or "").split() or [f"LABEL_{label}"])
-    return [space.join(each) for each in words]
+        label_words.append((name or "").split() or [f"LABEL_{label}"])
+    return [separator.join(each) for each in label_words]
 
 
 def transformers_graph(vit: Pretrained) -> str:
     """Name of the graph: optimum's for image-text models, or its usual one."""
-    name = "model"
+    graph_name = "model"
     if vit.config.head.is_projection or is_siglip(vit):
-        name = "vision_model"
-    return f"onnx/{name}{{dtype}}.onnx"
+        graph_name = "vision_model"
+    return f"onnx/{graph_name}{{dtype}}.onnx"
 
 
 def transformers_outputs(vit: Pretrained) -> dict[str, str]:
@@ -215,23 +215,23 @@ def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
 def photoprism_metadata(vit: Pretrained) -> dict[str, str]:
     """PhotoPrism's properties. Means and deviations are of pixels from 0 to 255."""
     preprocessing = vit.preprocessing
-    mode, short_edge = "center-crop", min(preprocessing.shape)
+    resize_mode, short_edge = "center-crop", min(preprocessing.shape)
     if preprocessing.resizes:
         short_edge = min(preprocessing.resized)
     if preprocessing.crop_mode == "squash":
-        mode = "stretch"
-    filters = {"bicubic": "bicubic", "bilinear": "linear"}
-    values = {
+        resize_mode = "stretch"
+    filter_names = {"bicubic": "bicubic", "bilinear": "linear"}
+    properties = {
         "layout": "NCHW",
         "color_order": "RGB",
         "mean": json.dumps([255 * value for value in vit.config.mean]),
         "std_dev": json.dumps([255 * value for value in vit.config.std]),
-        "resize_mode": mode,
+        "resize_mode": resize_mode,
         "resize_short_edge": str(short_edge),
-        "interpolation": filters[preprocessing.interpolation],
+        "interpolation": filter_names[preprocessing.interpolation],
         "outputs_logits": "true",
     }
-    return {f"photoprism.{name}": value for name, value in values.items()}
+    return {f"photoprism.{name}": value for name, value in properties.items()}
 
 
 def model_api_metadata(vit: Pretrained) -> dict[str, str]:
@@ -243,31 +243,31 @@ def model_api_metadata(vit: Pretrained) -> dict[str, str]:
     resize_type = "crop"
     if preprocessing.crop_mode == "squash":
         resize_type = "standard"
-    filters = {"bicubic": "CUBIC", "bilinear": "LINEAR"}
-    values = {
+    filter_names = {"bicubic": "CUBIC", "bilinear": "LINEAR"}
+    properties = {
         "model_type": "Classification",
         "labels": " ".join(label_names(vit, "_")),
         "multilabel": str(head_kind(vit) == SIGMOID_HEAD),
         "resize_type": resize_type,
-        "interpolation_mode": filters[preprocessing.interpolation],
+        "interpolation_mode": filter_names[preprocessing.interpolation],
         "reverse_input_channels": "True",  # it reads images as OpenCV does, in BGR
         "mean_values": " ".join(str(255 * value) for value in vit.config.mean),
         "scale_values": " ".join(str(255 * value) for value in vit.config.std),
     }
-    return {f"model_info {name}": value for name, value in values.items()}
+    return {f"model_info {name}": value for name, value in properties.items()}
 
 
 def open_clip_fields(vit: Pretrained) -> dict:
     """OpenCLIP's preprocess_cfg fields. OpenCLIP resizes to the crop's size."""
     preprocessing = vit.preprocessing
-    mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
+    resize_mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
     return {
         "size": list(preprocessing.shape),
         "mode": "RGB",
         "mean": list(vit.config.mean),
         "std": list(vit.config.std),
         "interpolation": preprocessing.interpolation,
-        "resize_mode": mode,
+        "resize_mode": resize_mode,
         "fill_color": 0,
     }
 
@@ -277,16 +277,16 @@ def processor_fields(vit: Pretrained) -> dict:
     preprocessing = vit.preprocessing
     height, width = preprocessing.shape
     resized_height, resized_width = preprocessing.resized
-    size = {"shortest_edge": resized_height}
+    resized_size = {"shortest_edge": resized_height}
     if preprocessing.crop_mode == "squash":
         # A height and a width squash the image.
-        size = {"height": resized_height, "width": resized_width}
+        resized_size = {"height": resized_height, "width": resized_width}
     return {
         # All clients know CLIP's processor: fastembed does not know ViT's.
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": preprocessing.resizes,
-        "size": size,
+        "size": resized_size,
         "resample": PILLOW_FILTERS[preprocessing.interpolation],
         "do_center_crop": preprocessing.resizes,
         "crop_size": {"height": height, "width": width},
@@ -314,13 +314,13 @@ def config_fields(vit: Pretrained) -> dict:
             part["image_size"] = min(vit.preprocessing.shape)
     fields = fields or written_fields(vit)
     if is_classifier:
-        kinds = fields.get("architectures") or [""]
-        if not kinds[0].endswith(CLASSIFIER_ENDING):
+        architectures = fields.get("architectures") or [""]
+        if not architectures[0].endswith(CLASSIFIER_ENDING):
             fields["architectures"] = [f"ViT{CLASSIFIER_ENDING}"]
         fields["problem_type"] = config.problem_type
-        names = label_names(vit)
-        fields["id2label"] = dict(enumerate(names))
-        fields["label2id"] = {name: i for i, name in enumerate(names)}
+        class_labels = label_names(vit)
+        fields["id2label"] = dict(enumerate(class_labels))
+        fields["label2id"] = {name: i for i, name in enumerate(class_labels)}
     return fields
 
 
