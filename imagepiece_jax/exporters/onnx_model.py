@@ -153,7 +153,7 @@ def remove_weights(
 
     name: the file's name in the earlier graph's facts. A name that `write_onnx` does
         not give is left alone.
-    data: the new graph's weights file, which stays
+    weights_file: the new graph's weights file, which stays
     """
     path = pathlib.Path(path)
     pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{NAME_DIGEST_DIGITS}}}\.data"

@@ -16,9 +16,9 @@ OUTPUT_CHOICES = ("logits", "features", "patches")
 
 
 class ProgramOutputs:
-    """Arrays returned by `vit`'s program, in the order of `names`.
+    """Arrays returned by `vit`'s program, in the order of `output_names`.
 
-    image: name of the program's input
+    input_name: of the program
     channels_first: input [batch, 3, H, W]; else [batch, H, W, 3]
     output: "logits" (pooled vectors of a model without classes), "features" (the pooled
         vector, patches, prefix tokens, and a mask of dropped patches) or "patches"

@@ -159,7 +159,7 @@ def is_siglip(vit: Pretrained) -> bool:
 def label_names(vit: Pretrained, separator: str = " ") -> list[str]:
     """Names of all classes; a missing name is transformers' LABEL_i.
 
-    space: between a name's words
+    separator: between a name's words
     """
     names = vit.class_names or [None] * vit.config.num_classes
     label_words = []
