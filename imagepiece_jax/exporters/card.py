@@ -105,49 +105,61 @@ def dense_comparison(
 
     has_classes: as for `fidelity`
     """
-    pixels = images.compared
     files = {"file": out, "dense": dense}
+    facts = {name: read_facts(file) for name, file in files.items()}
     programs = {name: open_program(file, CARD_THREADS) for name, file in files.items()}
     batch_size = programs["file"].batch_size or 1
-    calls = {}
+    seconds = time_programs(programs, images.compared[:batch_size])
+    outputs = outputs_by_name(programs, images.compared)
+    metrics = fidelity_of_rows(outputs, has_classes, images.annotations)
     megabytes = {}
-    for name, program in programs.items():
-        call = program.prepared_call(pixels[:batch_size])
-        calls[name] = timer.TimedCall(lambda _, call=call: call())
-        file_bytes = sum(file.stat().st_size for file in program_files(files[name]))
-        megabytes[name] = file_bytes / 1e6
-    with announced_work("timing the file and the dense file, in turns"):
-        pause = functools.partial(time.sleep, PAUSE_SECONDS)
-        seconds = timer.measure(calls, CARD_TIMING, pause=pause)
     milliseconds = {}
-    for name, readings in seconds.items():
-        milliseconds[name] = timer.spread(
-            [1000 * value / batch_size for value in readings]
-        )
-    with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        output_rows = {
-            name: compared_output(programs[name], pixels) for name in ("dense", "file")
-        }
-        if not np.isfinite(output_rows["file"]).all():
-            raise InputError(
-                f"the {read_facts(out)['dtype']} file's outputs are not finite for all "
-                "images; export float32"
-            )
-        for name, change_pixels in CONTROLS.items():
-            output_rows[name] = compared_output(
-                programs["dense"], change_pixels(pixels)
-            )
+    for name, file in files.items():
+        megabytes[name] = sum(f.stat().st_size for f in program_files(file)) / 1e6
+        per_image = [1000 * call_seconds / batch_size for call_seconds in seconds[name]]
+        milliseconds[name] = timer.spread(per_image)
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
         "threads": CARD_THREADS,
         "batch_size": batch_size,
-        "mac_share": read_facts(out)["gmacs"] / read_facts(dense)["gmacs"],
+        "mac_share": facts["file"]["gmacs"] / facts["dense"]["gmacs"],
         "megabytes": megabytes,
         "ms": milliseconds,
         "speedup": timer.spread(timer.speedups(seconds["dense"], seconds["file"])),
-        "fidelity": fidelity_of_rows(output_rows, has_classes, images.annotations),
+        "fidelity": metrics,
     }
+
+
+def time_programs(
+    programs: Mapping[str, Program], pixels: np.ndarray
+) -> dict[str, list[float]]:
+    """Time programs in turns: seconds per call, in every turn."""
+    calls = {}
+    for name, program in programs.items():
+        prepared = program.prepared_call(pixels)
+        calls[name] = timer.TimedCall(lambda _, prepared=prepared: prepared())
+    with announced_work("timing the file and the dense file, in turns"):
+        pause = functools.partial(time.sleep, PAUSE_SECONDS)
+        return timer.measure(calls, CARD_TIMING, pause=pause)
+
+
+def outputs_by_name(
+    programs: Mapping[str, Program], pixels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Outputs of the dense file, the file, and the dense file for changed pixels."""
+    with announced_work(f"comparing the outputs for {len(pixels)} images"):
+        outputs = {
+            name: compared_output(programs[name], pixels) for name in ("dense", "file")
+        }
+        if not np.isfinite(outputs["file"]).all():
+            raise InputError(
+                f"the {programs['file'].facts['dtype']} file's outputs are not finite "
+                "for all images; export float32"
+            )
+        for name, change_pixels in CONTROLS.items():
+            outputs[name] = compared_output(programs["dense"], change_pixels(pixels))
+    return outputs
 
 
 def compared_output(program: Program, pixels: np.ndarray) -> np.ndarray:

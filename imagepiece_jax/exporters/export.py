@@ -224,7 +224,7 @@ def find_place(out: str | os.PathLike, traced: TracedModel) -> ExportPlace:
         return ExportPlace(graph, graph.parent, {}, None)
     folder = pathlib.Path(os.path.expanduser(out))
     graph = tower.graph_file(folder, layout, vit, options.dtype)
-    tower.check_folder(folder, layout, vit, graph)
+    tower.check_layout_folder(folder, layout, vit, graph)
     entry = tower.PROGRAM_LAYOUTS[layout]
     files = {folder / name: content for name, content in entry.files(vit).items()}
     return ExportPlace(graph, folder, files, entry.metadata(vit))

@@ -116,7 +116,7 @@ def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     return TowerOutputs(vit, program_layout.image, arrays, pixels)
 
 
-def check_folder(
+def check_layout_folder(
     folder: pathlib.Path, layout: str, vit: Pretrained, out: pathlib.Path
 ) -> None:
     """Check a layout's folder: only an export for this layout is replaced.
@@ -188,7 +188,7 @@ def transformers_outputs(vit: Pretrained) -> dict[str, str]:
 
 def transformers_files(vit: Pretrained) -> dict[str, Any]:
     """transformers' two JSON files."""
-    return {PREPROCESSOR: processor_fields(vit), CONFIG: config_fields(vit)}
+    return {PREPROCESSOR: processor_fields(vit), CONFIG: exported_config(vit)}
 
 
 def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def processor_fields(vit: Pretrained) -> dict:
     }
 
 
-def config_fields(vit: Pretrained) -> dict:
+def exported_config(vit: Pretrained) -> dict:
     """Fields of transformers' config.json: the weights folder's, or written ones.
 
     Image size and classes are the model's, because `load` may have changed them.

@@ -20,7 +20,7 @@ class Halves:
         self.model = vit.model
         self.config = vit.config
         self.class_names = None
-        self.source = vit.source
+        self.origin = vit.origin
         self.facts = facts
         self.batch_size = None
 
@@ -37,11 +37,9 @@ def texts(monkeypatch):
     """A format of text files, in the table."""
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     form = types.ModuleType("format_of_texts")
-    form.FORMAT_TITLE, form.WRITER_MODULE, form.FORMAT_FACTS = (
-        "a text",
-        "json",
-        {"lines": 1},
-    )
+    form.FORMAT_TITLE = "a text"
+    form.WRITER_MODULE = "json"
+    form.FORMAT_FACTS = {"lines": 1}
     form.build_graph = lambda vit, outputs, **options: f"{outputs.output_names}"
     form.write_graph = write_graph
     form.remove_weights = lambda *files: None
