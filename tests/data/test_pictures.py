@@ -13,6 +13,7 @@ from imagepiece_jax.data.pictures import as_source, find_images
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from tests.helpers.picture_files import noise, write_images, write_plain
+from tests.helpers.refused_calls import refused
 
 NAMES = ("a.png", "b c.png", "d.png")
 
@@ -113,3 +114,15 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("filename,split\n00.png,train\n01.png,train\n02.png,val")
     assert len(as_source(f"csv:{table}")) == 2
+
+
+def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes(b"a.png\r\n\n\xff.jpg\na\rb\n")
+    found = find_images(["list.txt", "b.jpg"])
+    assert found == ["a.png", "\udcff.jpg", "a\rb", "b.jpg"]
+    for words in (["b.jpg", "no.csv"], [], [""]):
+        with refused("images"):
+            find_images(words)
