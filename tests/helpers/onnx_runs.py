@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.exporters import onnx_graph
-from imagepiece_jax.exporters.onnx_model import wrap_graph
+from imagepiece_jax.exporters.onnx_model import build_onnx_model, wrap_graph
 from imagepiece_jax.exporters.onnx_primitives import add_equations
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
