@@ -93,7 +93,7 @@ def with_own_config(argv: list[str]) -> list[str]:
     file = pathlib.Path(workdir[1], run_files.CONFIG)
     if not file.is_file():
         return argv
-    run_files.read_config(file)
+    run_files.read_run_file(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
 

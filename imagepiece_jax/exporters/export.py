@@ -32,7 +32,7 @@ from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import FORMATS, format_of, open_program
+from imagepiece_jax.models.program import FORMAT_MODULES, import_format, open_program
 
 
 class Wanted(NamedTuple):
@@ -233,7 +233,7 @@ def find_place(out: str | os.PathLike, traced: Traced) -> Place:
 
 def check_card(place: Place, traced: Traced) -> None:
     """Check that a card can be measured, and written."""
-    extras.check_installed("a card", format_of(place.graph).RUNTIME)
+    extras.check_installed("a card", import_format(place.graph).RUNTIME)
     if traced.vit.config.arch.pool == "none" and traced.wanted.output != "patches":
         raise InputError(
             "pool is 'none', so a card has no image vectors to compare; give "
@@ -249,7 +249,7 @@ def check_card(place: Place, traced: Traced) -> None:
 def make_program(traced: Traced, place: Place) -> MadeProgram:
     """Make a float32 or float16 program, and the facts about it."""
     vit, outputs, wanted = traced
-    form = format_of(place.graph)
+    form = import_format(place.graph)
     size = {"batch_size": wanted.batch_size, "pixels": wanted.pixels}
     with announced_work("exporting the model"):
         graph = form.build_graph(vit, **size, outputs=outputs, gathers=wanted.gathers)
@@ -274,7 +274,7 @@ def quantize_program(
         place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
         write_program(program, place)
         opened = open_program(place.graph)
-        graph = format_of(place.graph).quantize_graph(opened, images)
+        graph = import_format(place.graph).quantize_graph(opened, images)
     return program._replace(graph=graph)
 
 
@@ -299,7 +299,7 @@ def measure_card(
 def write_program(program: MadeProgram, place: Place) -> None:
     """Write a program, its weights and its JSON; remove an earlier one's weights."""
     out = place.graph
-    form = format_of(out)
+    form = import_format(out)
     facts = dict(program.facts)
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
@@ -347,11 +347,11 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     folder = None
     if out.is_dir() or not out.suffix:
         folder = out
-        ending = next(iter(FORMATS))
+        ending = next(iter(FORMAT_MODULES))
         out = folder / f"model{tower.SUFFIX[dtype]}{ending}"
-    if out.suffix.lower() not in FORMATS:
-        raise InputError(f"out {out} does not end in {' or '.join(FORMATS)}")
-    form = format_of(out)
+    if out.suffix.lower() not in FORMAT_MODULES:
+        raise InputError(f"out {out} does not end in {' or '.join(FORMAT_MODULES)}")
+    form = import_format(out)
     extras.check_installed(form.TITLE, form.WRITER)
     if folder is not None and not folder.exists():
         check_writable("out", folder, ("",))

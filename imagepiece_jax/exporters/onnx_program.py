@@ -22,7 +22,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.weights.described import guarded
+from imagepiece_jax.weights.described import parse_content
 
 KIND = "ONNX file"
 FIRST = "1.17"  # of onnxruntime's versions, that has opset 20, and so its Gelu
@@ -120,7 +120,7 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
                 f"{FIRST} has; install a newer one"
             )
         raise InputError(f"{KIND} {path}: {reason}") from error
-    return guarded(file, described_program, path, facts, session)
+    return parse_content(file, described_program, path, facts, session)
 
 
 def described_program(

@@ -12,7 +12,7 @@ MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"  # its outputs are numbers, not probabilities
 # CLIP's, whose outputs are an image's vector; transformers has no such type
 PROJECTION = "projection"
-PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, PROJECTION)
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, PROJECTION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Head:
     """A model's head, as `ViTConfig.head` returns it."""
 
     num_classes: int  # number of outputs; 0: no head
-    problem_type: str = SINGLE_LABEL  # the outputs' meaning, from PROBLEMS
+    problem_type: str = SINGLE_LABEL  # the outputs' meaning, from PROBLEM_TYPES
 
     @property
     def is_projection(self) -> bool:

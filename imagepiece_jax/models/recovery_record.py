@@ -21,7 +21,9 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
-Values = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
+RecoveredValues = Mapping[
+    str, np.ndarray
+]  # {path: value}, such as blocks_0/norm1/scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,9 @@ class RecoveredVariant:
     # `near_duplicates`; None: unknown, because an earlier version trained them
     learned: str | None = dataclasses.field(default=None, repr=False)
     # learned values, in place of dense parameters; {}: nothing was better
-    values: Values = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    values: RecoveredValues = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self):
         # JSON turns tuples into lists.

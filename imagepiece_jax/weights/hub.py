@@ -14,16 +14,16 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import file_names, tensor_files
 
-SCHEME = "hf://"
-_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_SCHEME = "hf://"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def is_id(path: str | os.PathLike) -> bool:
+def is_hub_id(path: str | os.PathLike) -> bool:
     """Whether `path` is a hub id."""
-    return str(path).startswith(SCHEME)
+    return str(path).startswith(HUB_SCHEME)
 
 
-def repository_at(folder: pathlib.Path) -> str | None:
+def cached_repository_name(folder: pathlib.Path) -> str | None:
     """Return OWNER/NAME of a folder in the hub's cache; None for any other folder."""
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
@@ -31,48 +31,48 @@ def repository_at(folder: pathlib.Path) -> str | None:
     return None
 
 
-def fetched(text):
+def fetch_folder(text):
     """Fetch a hub id, and return its folder in the cache."""
     # A process asks the hub once, and again if another process cleared the cache.
-    if not all(file.exists() for file in repository_files(text)):
-        repository_files.cache_clear()
-    return repository_files(text)[0].parent
+    if not all(file.exists() for file in fetch_repository_files(text)):
+        fetch_repository_files.cache_clear()
+    return fetch_repository_files(text)[0].parent
 
 
 @functools.cache
-def repository_files(text):
+def fetch_repository_files(text):
     """Fetch the files of a hub id: the config file, then the rest."""
-    name = text.removeprefix(SCHEME)
-    if not _ID.fullmatch(name):
+    name = text.removeprefix(HUB_SCHEME)
+    if not _HUB_ID.fullmatch(name):
         raise InputError(
-            f"{text} is not a hub id; it must be {SCHEME}OWNER/NAME or "
-            f"{SCHEME}OWNER/NAME@REVISION"
+            f"{text} is not a hub id; it must be {HUB_SCHEME}OWNER/NAME or "
+            f"{HUB_SCHEME}OWNER/NAME@REVISION"
         )
     extras.check_installed(text, "huggingface_hub")
     name, _, revision = name.partition("@")
     repository = _Repository(text, name, revision or None)
-    file = repository.needed(file_names.CONFIG, file_names.OPEN_CLIP)
+    file = repository.needed(file_names.CONFIG_FILE, file_names.OPEN_CLIP_FILE)
     config = read_json(file)
-    weights = repository.needed(*file_names.WEIGHTS)
-    if weights.name.endswith(file_names.INDEX):
-        for part in sorted({*tensor_files.parts(weights).values()}):
+    weights = repository.needed(*file_names.WEIGHTS_FILES)
+    if weights.name.endswith(file_names.INDEX_ENDING):
+        for part in sorted({*tensor_files.read_weight_map(weights).values()}):
             repository.needed(part)
-    if file.name == file_names.OPEN_CLIP:
+    if file.name == file_names.OPEN_CLIP_FILE:
         return repository.files
     if weights.name.startswith("open_clip"):
-        repository.optional(file_names.OPEN_CLIP)
+        repository.optional(file_names.OPEN_CLIP_FILE)
     if "architecture" not in config:  # timm's and our own config need no other file
         # transformers 5 prefers processor_config.json, and writes no other file for
         # image-text models. Caches that older versions filled do not know it, so beside
         # a preprocessor_config.json it may be out of reach.
-        if repository.optional(file_names.PREPROCESSOR):
-            repository.get(file_names.PROCESSOR)
+        if repository.optional(file_names.PREPROCESSOR_FILE):
+            repository.get(file_names.PROCESSOR_FILE)
         else:
-            repository.optional(file_names.PROCESSOR)
-    if file_names.OURS in config:
-        repository.optional(file_names.SELECTORS)
-        if "recovery" in config[file_names.OURS]:
-            repository.optional(file_names.RECOVERED)
+            repository.optional(file_names.PROCESSOR_FILE)
+    if file_names.OWN_KEY in config:
+        repository.optional(file_names.SELECTORS_FILE)
+        if "recovery" in config[file_names.OWN_KEY]:
+            repository.optional(file_names.RECOVERED_FILE)
     return repository.files
 
 

@@ -22,17 +22,17 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import is_in_parts
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights.described import Described, describe
-from imagepiece_jax.weights.located import Located, locate
+from imagepiece_jax.weights.described import Described, describe_weights
+from imagepiece_jax.weights.located import Located, locate_weights
 from imagepiece_jax.weights.tensors import Tensors, read_tensors
 
-TRAINED = "trained"  # the reduction of the training or of the saved model
-HEADS = ("head", "head_dist")  # parts to draw for a new number of classes
+TRAINED_REDUCTION = "trained"  # the reduction of the training or of the saved model
+HEAD_PARTS = ("head", "head_dist")  # parts to draw for a new number of classes
 
 
 def load(
     weights: str | os.PathLike | Mapping[str, Any],
-    reduction: ReductionLike = TRAINED,
+    reduction: ReductionLike = TRAINED_REDUCTION,
     *,
     config: ViTConfig | str | os.PathLike | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -71,16 +71,16 @@ def load(
     Raises InputError for weights without a known config, and for tensors that do not
         match the config.
     """
-    located = locate(weights, config is not None, checkpoint, averaged)
-    described = describe(located, config)
+    located = locate_weights(weights, config is not None, checkpoint, averaged)
+    described = describe_weights(located, config)
     tensors = read_tensors(located, described)
     vit_config = change_config(described, tensors, image_size, crop, num_classes)
     new_head = ()
     if vit_config.num_classes != tensors.config.num_classes:
-        new_head = HEADS
+        new_head = HEAD_PARTS
     elif class_names is None:
         class_names = tensors.class_names
-    as_trained = reduction == TRAINED
+    as_trained = reduction == TRAINED_REDUCTION
     wanted = described.reduction if as_trained else Reduction.read(reduction)
     execution = make_execution(vit_config, dtype or described.dtype, attention)
     try:

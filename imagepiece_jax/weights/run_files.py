@@ -11,34 +11,34 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.file_names import (
-    CONFIG,
-    INDEX,
-    OPEN_CLIP,
-    PREPROCESSOR,
-    PROCESSOR,
-    WEIGHTS,
+    CONFIG_FILE,
+    INDEX_ENDING,
+    OPEN_CLIP_FILE,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    WEIGHTS_FILES,
 )
 
-FORMAT = 1  # of CONFIG; other formats are refused
-CLASSES = "classes.json"  # class names by label, if the data have names
-CHECKPOINTS = "checkpoints"  # the folder of weights
-KINDS = ("latest", "best")  # kinds of checkpoints
-OTHERS = ("run.json", "metrics.jsonl")  # files that only a run writes
+RUN_FORMAT = 1  # of CONFIG_FILE; other formats are refused
+CLASS_NAMES_FILE = "classes.json"  # class names by label, if the data have names
+CHECKPOINTS_FOLDER = "checkpoints"  # the folder of weights
+CHECKPOINT_KINDS = ("latest", "best")  # kinds of checkpoints
+LOG_FILES = ("run.json", "metrics.jsonl")  # files that only a run writes
 
 
-def read_config(file: pathlib.Path) -> dict[str, Any]:
+def read_run_file(file: pathlib.Path) -> dict[str, Any]:
     """Read the config of a run, in this version's format."""
     config = read_json(file)
-    check_format(config)
+    check_run_format(config)
     return config
 
 
-def check_format(config: Mapping[str, Any]) -> None:
+def check_run_format(config: Mapping[str, Any]) -> None:
     """Refuse a run's config in another format."""
-    if config.get("format") != FORMAT:
+    if config.get("format") != RUN_FORMAT:
         raise InputError(
             f"the run has format {config.get('format')}; this version reads format "
-            f"{FORMAT}"
+            f"{RUN_FORMAT}"
         )
 
 
@@ -47,7 +47,7 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
 
     classes: the expected number of names
     """
-    path = folder / CLASSES
+    path = folder / CLASS_NAMES_FILE
     if not path.exists():
         return None
     try:
@@ -68,19 +68,26 @@ def check_normalization(
         value = [*values[field]]
         if value != trained:
             raise InputError(
-                f"{pathlib.Path(folder) / CONFIG}: model.{field} is {value}, but the "
+                f"{pathlib.Path(folder) / CONFIG_FILE}: model.{field} is {value}, but the "
                 f"run was trained with {trained}"
             )
 
 
-def own_files(*words: str | os.PathLike) -> list[pathlib.Path]:
+def list_input_files(*words: str | os.PathLike) -> list[pathlib.Path]:
     """List the files of a command's inputs, which its outputs may not overwrite.
 
     words: paths of weights, and names of data such as csv:FILE; files that belong to
         them are listed whether they exist or not
     """
-    names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
-    names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
+    names = (
+        CONFIG_FILE,
+        CLASS_NAMES_FILE,
+        *LOG_FILES,
+        OPEN_CLIP_FILE,
+        PREPROCESSOR_FILE,
+        PROCESSOR_FILE,
+    )
+    names += tuple(name for name in WEIGHTS_FILES if name.endswith(INDEX_ENDING))
     files = []
     for word in words:
         word = os.fspath(word)

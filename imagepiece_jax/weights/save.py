@@ -27,23 +27,23 @@ from imagepiece_jax.models.variables import (
     variable_shapes,
     variables_digest,
 )
-from imagepiece_jax.weights import layouts, timm_config
-from imagepiece_jax.weights.described import FORMAT, parse_config
+from imagepiece_jax.weights import naming, timm_config
+from imagepiece_jax.weights.described import RECORD_FORMAT, parse_config
 from imagepiece_jax.weights.file_names import (
-    BESIDE,
-    CONFIG,
-    OURS,
-    RECOVERED,
-    SELECTORS,
-    WEIGHTS,
+    CONFIG_FILE,
+    LEARNED_FILES,
+    OWN_KEY,
+    RECOVERED_FILE,
+    SELECTORS_FILE,
+    WEIGHTS_FILES,
 )
 
 # A saved folder holds up to four files. model.safetensors has the dense part by timm's
-# names, SELECTORS the learned selectors, and RECOVERED the recovered parameters (0.NAME
-# belongs to the first variant). CONFIG has all `load` needs to make the same model, and
+# names, SELECTORS_FILE the learned selectors, and RECOVERED_FILE the recovered parameters (0.NAME
+# belongs to the first variant). CONFIG_FILE has all `load` needs to make the same model, and
 # timm's architecture if timm has the model.
-DENSE_PART = WEIGHTS[0]
-FILES = (DENSE_PART, *BESIDE, CONFIG)
+DENSE_FILE = WEIGHTS_FILES[0]
+SAVED_FILES = (DENSE_FILE, *LEARNED_FILES, CONFIG_FILE)
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -67,31 +67,31 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, selectors = timm_tensors.split_selectors(tensors)
     learned = timm_tensors.replace_selectors(vit.selectors, selectors)
-    described = config_fields(vit)
-    dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
-    recovered = _recovered(vit.recovery)
-    described[OURS]["digest"] = variables_digest(
-        [layouts.with_timm_names(dense) | learned, recovered]
+    described = saved_config(vit)
+    dense = naming.pack_for_timm(dense, vit.config.arch, described["architecture"])
+    recovered = _recovered_tensors(vit.recovery)
+    described[OWN_KEY]["digest"] = variables_digest(
+        [naming.with_timm_names(dense) | learned, recovered]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     config = json.loads(json.dumps(described, default=lambda scalar: scalar.item()))
     vit.warn_of_untrained()
     _check_round_trip(vit.model, dense | selectors, config)
     with replacement_folder(folder) as new:
-        _write(new / DENSE_PART, dense)
+        _write_tensors(new / DENSE_FILE, dense)
         if learned:
-            _write(new / SELECTORS, learned)
+            _write_tensors(new / SELECTORS_FILE, learned)
         if recovered:
-            _write(new / RECOVERED, recovered)
-        write_json(new / CONFIG, config)
+            _write_tensors(new / RECOVERED_FILE, recovered)
+        write_json(new / CONFIG_FILE, config)
     return folder
 
 
-def config_fields(vit: Pretrained) -> dict[str, Any]:
+def saved_config(vit: Pretrained) -> dict[str, Any]:
     """Make the content of a config.json for `load`: our own complete part, and timm's.
 
     "architecture" is timm's name if timm has the model, so that `timm.create_model`
-    loads the dense part; else it is our own name (OURS).
+    loads the dense part; else it is our own name (OWN_KEY).
     """
     model = vit.model
     reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
@@ -107,16 +107,18 @@ def config_fields(vit: Pretrained) -> dict[str, Any]:
     if vit.origin.license:
         optional["license"] = vit.origin.license
     record = {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "config": dataclasses.asdict(model.config),
         "reduction": str(reduction),
         "dtype": model.execution.dtype.name,
         **optional,
     }
-    return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: record}
+    return (
+        {"architecture": OWN_KEY} | timm_config.describe_timm(vit) | {OWN_KEY: record}
+    )
 
 
-def _recovered(recovery):
+def _recovered_tensors(recovery):
     """Collect a Recovery's parameters as {"INDEX.NAME": tensor}, by variant."""
     tensors = {}
     for index, variant in enumerate(recovery.variants if recovery else ()):
@@ -126,7 +128,7 @@ def _recovered(recovery):
     return tensors
 
 
-def _write(file, tensors):
+def _write_tensors(file, tensors):
     """Write tensors to a file. Raises OSError if a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
     try:
@@ -141,8 +143,8 @@ def checked_folder(folder):
     names = (LOCK_NAME,)
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
-        if OURS in read_json(folder / CONFIG):
-            names += FILES
+        if OWN_KEY in read_json(folder / CONFIG_FILE):
+            names += SAVED_FILES
     check_own_files("folder", folder, "a saved model", lambda file: file.name in names)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
@@ -153,7 +155,7 @@ def _check_round_trip(model, tensors, config):
     """Check that `load` would make the same model from these tensors and config."""
     described = parse_config(config, {})
     again = build_model(described.config, described.reduction)
-    read = layouts.with_timm_names(tensors)
+    read = naming.with_timm_names(tensors)
     timm_tensors.from_timm(read, variable_shapes(again))
     for field in ("plan", "prop_attn"):
         value = getattr(model, field)

@@ -17,14 +17,14 @@ import safetensors
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.torch_files import LazyTensor, opened_torch
+from imagepiece_jax.weights.torch_files import LazyTensor, open_torch_file
 
-_LFS = b"version https://git-lfs"
-_COUNT = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weight
-SMALLEST = 12  # a model has at least the tensors of one block
+_LFS_START = b"version https://git-lfs"
+_AVERAGES_COUNTER = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weight
+MIN_MODEL_TENSORS = 12  # a model has at least the tensors of one block
 
 
-def title(path: str | os.PathLike | Mapping[str, Any]) -> str:
+def weights_title(path: str | os.PathLike | Mapping[str, Any]) -> str:
     """Name a weights file or a state dict in error messages."""
     return "the state dict" if isinstance(path, Mapping) else f"weights file {path}"
 
@@ -36,22 +36,24 @@ def read_state_dict(
 
     A state dict in memory is copied.
 
-    checkpoint: as for `opened`
+    checkpoint: as for `open_tensors`
     """
-    with opened(path, checkpoint) as state_dict:
+    with open_tensors(path, checkpoint) as state_dict:
         return state_dict.read(state_dict.tensors)
 
 
-def read_all(tensors):
+def read_lazy_tensors(tensors):
     """Read {name: LazyTensor} into {name: array}."""
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
-class Unread(NamedTuple):
+class UnreadTensors(NamedTuple):
     """Tensors of an open weights file, and the function that reads them."""
 
     tensors: Mapping[str, LazyTensor]
-    reader: Callable[[Mapping[str, LazyTensor]], dict[str, np.ndarray]] = read_all
+    reader: Callable[[Mapping[str, LazyTensor]], dict[str, np.ndarray]] = (
+        read_lazy_tensors
+    )
 
     def read(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Read {name: array}; all other tensors, maybe many GB, stay in the file."""
@@ -66,59 +68,61 @@ class Unread(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(
+def open_tensors(
     path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
-) -> Iterator[Unread]:
+) -> Iterator[UnreadTensors]:
     """Open a weights file or a state dict in memory; errors name the file.
 
     checkpoint: the key of the wanted model in a file with several models
     """
     if isinstance(path, Mapping):
         try:
-            yield Unread(tensors_of_one(in_memory(path), checkpoint))
+            yield UnreadTensors(select_model(wrap_arrays(path), checkpoint))
         except InputError as error:
-            raise InputError(f"{title(path)}: {error}") from error
+            raise InputError(f"{weights_title(path)}: {error}") from error
     else:
-        with _opened(pathlib.Path(path), _OPENERS) as content:
-            yield content._replace(tensors=tensors_of_one(content.tensors, checkpoint))
+        with _open_file(pathlib.Path(path), _FILE_OPENERS) as content:
+            yield content._replace(tensors=select_model(content.tensors, checkpoint))
 
 
 @contextlib.contextmanager
-def _opened(path, openers):
+def _open_file(path, openers):
     """Open a file by its ending, as Unread of its whole content."""
     opener = openers.get(path.suffix.lower() or path.name)
     if opener is None:
-        raise InputError(f"{title(path)} ends in none of {', '.join(openers)}")
+        raise InputError(f"{weights_title(path)} ends in none of {', '.join(openers)}")
     try:
         with open(path, "rb") as start:
-            if start.read(len(_LFS)) == _LFS:
+            if start.read(len(_LFS_START)) == _LFS_START:
                 raise InputError(
                     "it is a Git LFS pointer; git lfs pull fetches the file"
                 )
         with opener(path) as content:
             yield content
     except InputError as error:
-        raise InputError(f"{title(path)}: {error}") from error
+        raise InputError(f"{weights_title(path)}: {error}") from error
     except OSError:
         raise
     except Exception as error:  # a damaged pickle or header can raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{title(path)} is damaged or of another kind: {reason}"
+            f"{weights_title(path)} is damaged or of another kind: {reason}"
         ) from error
 
 
 @contextlib.contextmanager
-def _npz(path):
+def _open_npz(path):
     # numpy.load would take any other file for a pickle, and say so.
     with np.lib.npyio.NpzFile(path) as archive:
         content = {}
         for name in archive.files:
-            content[name] = LazyTensor(functools.partial(_array, archive, name))
-        yield Unread(content)
+            content[name] = LazyTensor(
+                functools.partial(_read_npz_array, archive, name)
+            )
+        yield UnreadTensors(content)
 
 
-def _array(archive, name):
+def _read_npz_array(archive, name):
     array = archive[name]
     if array.dtype == "V2":  # bfloat16, which NumPy saves as two raw bytes
         return array.view(jnp.bfloat16)
@@ -126,21 +130,21 @@ def _array(archive, name):
 
 
 @contextlib.contextmanager
-def _safetensors(path):
+def _open_safetensors(path):
     with safetensors.safe_open(path, framework="numpy") as file:
         content = {}
         for name in file.keys():
             content[name] = LazyTensor(functools.partial(file.get_tensor, name))
-        yield Unread(content)
+        yield UnreadTensors(content)
 
 
 @contextlib.contextmanager
-def _torch(path):
-    with opened_torch(path) as content:
-        yield Unread(content)
+def _open_torch(path):
+    with open_torch_file(path) as content:
+        yield UnreadTensors(content)
 
 
-def parts(path: pathlib.Path) -> dict[str, str]:
+def read_weight_map(path: pathlib.Path) -> dict[str, str]:
     """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
     part_of = read_json(path)["weight_map"]
     for part in part_of.values():
@@ -150,10 +154,10 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _index(path):
-    part_of = parts(path)
+def _open_index(path):
+    part_of = read_weight_map(path)
     read_parts = functools.partial(_read_parts, path.parent, part_of)
-    yield Unread(dict.fromkeys(part_of, LazyTensor()), read_parts)
+    yield UnreadTensors(dict.fromkeys(part_of, LazyTensor()), read_parts)
 
 
 def _read_parts(folder, part_of, names):
@@ -163,23 +167,23 @@ def _read_parts(folder, part_of, names):
         names_by_part.setdefault(part_of[name], []).append(name)
     tensors = {}
     for part, part_names in sorted(names_by_part.items()):
-        with _opened(folder / part, _PARTS) as content:
-            unread = named_tensors(content.tensors)
+        with _open_file(folder / part, _PART_OPENERS) as content:
+            unread = check_named_tensors(content.tensors)
             present = [name for name in part_names if name in unread]
             tensors |= content.reader({name: unread[name] for name in present})
     return tensors
 
 
-def in_memory(content):
+def wrap_arrays(content):
     """Replace arrays and torch tensors in `content` by LazyTensor."""
     if isinstance(content, Mapping):
-        return {name: in_memory(value) for name, value in content.items()}
+        return {name: wrap_arrays(value) for name, value in content.items()}
     if hasattr(content, "shape"):
-        return LazyTensor(functools.partial(_copied, content))
+        return LazyTensor(functools.partial(_copy_to_numpy, content))
     return content
 
 
-def _copied(tensor):
+def _copy_to_numpy(tensor):
     """Copy a tensor to NumPy, so that later changes by the caller miss the model."""
     # torch tensors may be bfloat16, which NumPy lacks, or on a GPU.
     if hasattr(tensor, "detach"):
@@ -187,14 +191,14 @@ def _copied(tensor):
     return np.array(tensor)
 
 
-def tensors_of_one(content, key=None):
+def select_model(content, key=None):
     """Select one model in `content`, {name: LazyTensor}.
 
     key: needed if the content has several models
     """
     models = {}
     if isinstance(content, dict):
-        models = {name: part for name, part in content.items() if _is_model(part)}
+        models = {name: part for name, part in content.items() if _is_state_dict(part)}
     if key is not None and key not in models:
         listed = ", ".join(models) or "one model under no key"
         raise InputError(f"checkpoint is {key!r}; the file has {listed}")
@@ -205,10 +209,10 @@ def tensors_of_one(content, key=None):
         )
     if models:
         content = models[key or next(iter(models))]
-    return named_tensors(content)
+    return check_named_tensors(content)
 
 
-def named_tensors(content):
+def check_named_tensors(content):
     """Check that `content` is a state dict, and drop AveragedModel's counter."""
     if not isinstance(content, dict) or not content:
         raise InputError("it holds no named tensors")
@@ -218,25 +222,27 @@ def named_tensors(content):
                 f"it must hold named tensors only, but {name!r} is of type "
                 f"{type(value).__name__}"
             )
-    return {name: tensor for name, tensor in content.items() if name != _COUNT}
+    return {
+        name: tensor for name, tensor in content.items() if name != _AVERAGES_COUNTER
+    }
 
 
-def _is_model(part):
+def _is_state_dict(part):
     """Whether a value in the content is a model's state dict."""
-    if not isinstance(part, dict) or len(part) < SMALLEST:
+    if not isinstance(part, dict) or len(part) < MIN_MODEL_TENSORS:
         return False
     return all(isinstance(value, LazyTensor) for value in part.values())
 
 
-_OPENERS = {
-    ".npz": _npz,
-    ".safetensors": _safetensors,
-    ".pth": _torch,
-    ".pt": _torch,
-    ".tar": _torch,  # timm's .pth.tar
-    ".bin": _torch,
-    ".ckpt": _torch,  # Lightning
-    ".json": _index,
+_FILE_OPENERS = {
+    ".npz": _open_npz,
+    ".safetensors": _open_safetensors,
+    ".pth": _open_torch,
+    ".pt": _open_torch,
+    ".tar": _open_torch,  # timm's .pth.tar
+    ".bin": _open_torch,
+    ".ckpt": _open_torch,  # Lightning
+    ".json": _open_index,
 }
 # Openers for the parts of an index.
-_PARTS = {".safetensors": _safetensors, ".bin": _torch}
+_PART_OPENERS = {".safetensors": _open_safetensors, ".bin": _open_torch}

@@ -15,16 +15,26 @@ from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.head import PROJECTION, SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import variable_shapes, variables_digest
-from imagepiece_jax.weights import layouts
-from imagepiece_jax.weights.described import Described, guarded
-from imagepiece_jax.weights.file_names import BESIDE, RECOVERED, SELECTORS
-from imagepiece_jax.weights.located import FOLDER, RUN, Located
-from imagepiece_jax.weights.run_files import CHECKPOINTS, KINDS, check_normalization
-from imagepiece_jax.weights.tensor_files import read_state_dict, title
+from imagepiece_jax.weights import naming
+from imagepiece_jax.weights.described import Described, parse_content
+from imagepiece_jax.weights.file_names import (
+    LEARNED_FILES,
+    RECOVERED_FILE,
+    SELECTORS_FILE,
+)
+from imagepiece_jax.weights.located import FOLDER_KIND, RUN_KIND, Located
+from imagepiece_jax.weights.run_files import (
+    CHECKPOINT_KINDS,
+    CHECKPOINTS_FOLDER,
+    check_normalization,
+)
+from imagepiece_jax.weights.tensor_files import read_state_dict, weights_title
 
-Arrays = dict[str, np.ndarray]  # {timm's name: array}
-COLLECTIONS = ("params", "batch_stats")
-AVERAGES = "ema"  # where a run's state keeps COLLECTIONS averaged over steps
+NamedArrays = dict[str, np.ndarray]  # {timm's name: array}
+VARIABLE_COLLECTIONS = ("params", "batch_stats")
+AVERAGES_KEY = (
+    "ema"  # where a run's state keeps VARIABLE_COLLECTIONS averaged over steps
+)
 
 
 class Tensors(NamedTuple):
@@ -32,9 +42,9 @@ class Tensors(NamedTuple):
 
     config: ViTConfig  # the described config, corrected by the tensors
     class_names: tuple[str | None, ...] | None  # of the stored head
-    dense: Arrays
-    selectors: Arrays  # of learned reducers, maybe for several reductions
-    learned: Arrays  # `selectors` without untrained ones
+    dense: NamedArrays
+    selectors: NamedArrays  # of learned reducers, maybe for several reductions
+    learned: NamedArrays  # `selectors` without untrained ones
     recovery: Recovery | None  # with its values
 
 
@@ -56,23 +66,25 @@ def read_tensors(located: Located, described: Described) -> Tensors:
     learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
     recovery = None
     if described.recovery is not None:
-        file = title(located.path / RECOVERED)
-        recovery = _with_values(described.recovery, recovered, config, file)
+        file = weights_title(located.path / RECOVERED_FILE)
+        recovery = _add_recovered_values(described.recovery, recovered, config, file)
     return Tensors(config, class_names, dense, selectors, learned, recovery)
 
 
-def _read_files(located: Located, described: Described) -> tuple[Arrays, Arrays]:
+def _read_files(
+    located: Located, described: Described
+) -> tuple[NamedArrays, NamedArrays]:
     """Read (the model's tensors, tensors of recovered variants)."""
-    if located.kind == RUN:
+    if located.kind == RUN_KIND:
         return _read_run(located, described.config), {}
     file = located.path or located.tensors
-    if located.kind == FOLDER:
+    if located.kind == FOLDER_KIND:
         file = located.weights_file()
-    tensors = layouts.read_weights(file, located.checkpoint, described.config)
-    beside = [name for name in BESIDE if name in located.names]
+    tensors = naming.read_timm_tensors(file, located.checkpoint, described.config)
+    beside = [name for name in LEARNED_FILES if name in located.names]
     read = {name: read_state_dict(located.path / name) for name in beside}
-    tensors |= read.get(SELECTORS, {})
-    recovered = read.get(RECOVERED, {})
+    tensors |= read.get(SELECTORS_FILE, {})
+    recovered = read.get(RECOVERED_FILE, {})
     if beside and described.digest not in (
         None,
         variables_digest([tensors, recovered]),
@@ -84,13 +96,13 @@ def _read_files(located: Located, described: Described) -> tuple[Arrays, Arrays]
     return tensors, recovered
 
 
-def _read_run(located: Located, config: ViTConfig) -> Arrays:
+def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
     """Read a run's newest "best" or "latest" checkpoint, or its averages."""
     folder = located.path.resolve()
-    start = f"{AVERAGES}/" if located.averaged else ""
+    start = f"{AVERAGES_KEY}/" if located.averaged else ""
 
     def choose(_, table):
-        prefixes = tuple(f"{start}{name}/" for name in COLLECTIONS)
+        prefixes = tuple(f"{start}{name}/" for name in VARIABLE_COLLECTIONS)
         names = [name for name in table if name.startswith(prefixes)]
         if names or not located.averaged:
             return names
@@ -98,8 +110,12 @@ def _read_run(located: Located, config: ViTConfig) -> Arrays:
             f"run {folder} has no averaged weights, as its ema_decay was 0"
         )
 
-    checkpoints = folder / CHECKPOINTS
-    written = [kind for kind in KINDS if checksums.complete_steps(checkpoints / kind)]
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    written = [
+        kind
+        for kind in CHECKPOINT_KINDS
+        if checksums.complete_steps(checkpoints / kind)
+    ]
     if written and located.checkpoint not in written:
         raise InputError(
             f"run {folder} has no {located.checkpoint!r} checkpoint yet, but "
@@ -112,7 +128,7 @@ def _read_run(located: Located, config: ViTConfig) -> Arrays:
 
 
 def correct_config(
-    located: Located, described: Described, tensors: Arrays
+    located: Located, described: Described, tensors: NamedArrays
 ) -> ViTConfig:
     """Correct a config by its tensors.
 
@@ -159,8 +175,8 @@ def correct_config(
     return config.with_preprocessing(image_size=size)
 
 
-def _with_values(
-    recovery: Recovery, recovered: Arrays, config: ViTConfig, file: str
+def _add_recovered_values(
+    recovery: Recovery, recovered: NamedArrays, config: ViTConfig, file: str
 ) -> Recovery:
     """Give every recovered variant its values.
 
@@ -177,6 +193,6 @@ def _with_values(
                 tensors[name.removeprefix(start)] = tensor
         if not tensors and variant.changed:
             raise InputError(f"{file} has no values for {variant.name}")
-        values = guarded(file, timm_tensors.values_from_timm, tensors, shapes)
+        values = parse_content(file, timm_tensors.values_from_timm, tensors, shapes)
         variants.append(dataclasses.replace(variant, values=values))
     return Recovery(tuple(variants))

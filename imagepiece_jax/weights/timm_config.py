@@ -15,38 +15,42 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
-SILUS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
-POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
+GATE_ACTIVATIONS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
+TIMM_POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 
 # Reading.
 # {argument of timm's class Eva: the same argument of VisionTransformer}
-RENAMED = dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm")
-RENAMED |= dict(use_post_transformer_norm="final_norm", scale_mlp="scale_mlp_norm")
-RENAMED |= dict(use_pre_transformer_norm="pre_norm", scale_attn_inner="scale_attn_norm")
-# Arguments in model_args: PARTS change a model's parts, and SIZES its sizes. IDLE
+EVA_ARGUMENT_NAMES = dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm")
+EVA_ARGUMENT_NAMES |= dict(
+    use_post_transformer_norm="final_norm", scale_mlp="scale_mlp_norm"
+)
+EVA_ARGUMENT_NAMES |= dict(
+    use_pre_transformer_norm="pre_norm", scale_attn_inner="scale_attn_norm"
+)
+# Arguments in model_args: PART_ARGUMENTS change a model's parts, and SIZE_ARGUMENTS its sizes. IDLE_ARGUMENTS
 # arguments change no logits, or only facts that the tensors show too. Any other
 # argument, except act_layer and norm_layer, must have timm's usual value.
-PARTS = (
+PART_ARGUMENTS = (
     """
     class_token no_embed_class qkv_bias init_values mlp_ratio global_pool attn_type
     pool_include_prefix attn_pool_num_heads attn_pool_mlp_ratio swiglu_align_to
 """.split()
-    + [*RENAMED, *RENAMED.values()]
+    + [*EVA_ARGUMENT_NAMES, *EVA_ARGUMENT_NAMES.values()]
 )
-SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-IDLE = """
+SIZE_ARGUMENTS = ("patch_size", "embed_dim", "depth", "num_heads")
+IDLE_ARGUMENTS = """
     drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate drop_path_rate
     weight_init fix_init dynamic_img_size strict_img_size img_size num_classes in_chans
     device dtype qkv_fused head_init_scale rope_shift_coords rope_jitter_coords
     rope_rescale_coords
 """.split()
 # The epsilon of timm's LayerNorm, also without an argument.
-NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
+NORM_LAYER_EPS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Tags of weights with a SwiGLU. Their model cards pass mlp_layer=SwiGLUPacked and
 # act_layer=SiLU to timm, because no config.json can name a layer class.
-SWIGLU = ("virchow_v1", "virchow_v2")
+SWIGLU_TAGS = ("virchow_v1", "virchow_v2")
 # Arguments that timm writes for every model, published models included.
-WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
+USUAL_ARGUMENTS = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
 def parse_timm(
@@ -73,11 +77,11 @@ def parse_timm(
     _, *size = images["input_size"]
     trained_size = None
     if _is_flexible(name, images, arguments):
-        trained_size = _side(arguments.get("img_size") or size)
+        trained_size = _compact_size(arguments.get("img_size") or size)
     else:
         size = arguments.get("img_size") or size
     preprocessing = Preprocessing(
-        _side(size),
+        _compact_size(size),
         # timm's default crop, for small images too
         crop=images.get("crop_pct") or DEIT_CROP,
         crop_mode=images.get("crop_mode") or Preprocessing.crop_mode,
@@ -87,15 +91,17 @@ def parse_timm(
     stated["preprocessing"] = preprocessing
     if classes is not None:
         stated["num_classes"] = classes
-    base = of_architecture(name, stated)
-    if tag and (published := _published(f"{name}.{tag}", base, classes, arguments)):
+    base = build_architecture_config(name, stated)
+    if tag and (
+        published := _find_published_config(f"{name}.{tag}", base, classes, arguments)
+    ):
         base = published
-    if tag in SWIGLU:
+    if tag in SWIGLU_TAGS:
         base = base.with_arch(mlp="swiglu")
-    config = with_arguments(base, arguments)
+    config = apply_model_args(base, arguments)
     names = None
     if classes != 0:
-        names = class_names.shorten_names(labels(images | file, classes))
+        names = class_names.shorten_names(list_label_names(images | file, classes))
     # Without a tag the model may have learned other classes.
     if not names and "." in base.name:
         names = registry.published_class_names(base.name, classes)
@@ -105,7 +111,7 @@ def parse_timm(
     return config, names, trained_size
 
 
-def _side(size):
+def _compact_size(size):
     """Return a square's side, or else (height, width)."""
     height, width = image_sides(size)
     return height if height == width else (height, width)
@@ -119,7 +125,7 @@ def _is_flexible(name, images, arguments):
     return not images.get("fixed_input_size", not flexible)
 
 
-def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
+def build_architecture_config(name: str, images: Mapping[str, Any]) -> ViTConfig:
     """Make the config of timm's architecture `name`, without a head.
 
     images: the ViTConfig fields of the training images
@@ -130,7 +136,7 @@ def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
     return registry.build_config(name, **{"num_classes": 0} | images)
 
 
-def _published(name, base, classes, arguments):
+def _find_published_config(name, base, classes, arguments):
     """Find the public model `name` if the file describes its weights; else None.
 
     base, classes: the file's config and number of classes, which must agree
@@ -138,11 +144,11 @@ def _published(name, base, classes, arguments):
     # A fine-tuned model keeps the tag of the weights it started from. With different
     # classes, images or arguments it was trained with the architecture's functions,
     # such as exact GELU, and not with the tag's (QuickGELU for CLIP's weights).
-    if not registry.is_known(name) or not {*arguments} <= {*WRITTEN}:
+    if not registry.is_known(name) or not {*arguments} <= {*USUAL_ARGUMENTS}:
         return None
     published = registry.model_config(name)
     pool = published.arch.pool
-    if POOLS.get(arguments.get("global_pool"), pool) != pool:
+    if TIMM_POOLS.get(arguments.get("global_pool"), pool) != pool:
         return None
     same = classes in (None, published.num_classes)
     for field in ("mean", "std", "image_size"):
@@ -150,7 +156,7 @@ def _published(name, base, classes, arguments):
     return published if same else None
 
 
-def labels(config: Mapping[str, Any], classes: int | None):
+def list_label_names(config: Mapping[str, Any], classes: int | None):
     """List the labels' descriptions, or else their names; None without names."""
     names = config.get("label_names")
     if not names:
@@ -161,7 +167,7 @@ def labels(config: Mapping[str, Any], classes: int | None):
     return tuple(described.get(name, name) for name in names)
 
 
-def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
+def apply_model_args(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
     """Apply model_args, the arguments of timm's class, to a timm model's config."""
     name = config.name.partition(".")[0]
     eva = registry.timm_class(name) == "Eva"
@@ -172,22 +178,22 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
     parts = {}
     for field, value in arguments.items():
         path = f"model_args.{field}"
-        if field in SIZES:
+        if field in SIZE_ARGUMENTS:
             sizes[field] = value
-        elif field in IDLE:
+        elif field in IDLE_ARGUMENTS:
             continue
         elif field == "act_layer" and field in usual:
-            acts = SILUS if gated else TIMM_GELUS | {None: "exact"}
+            acts = GATE_ACTIVATIONS if gated else TIMM_GELUS | {None: "exact"}
             check_choice(path, value, acts)
             parts["gelu"] = acts[value]
         elif field == "norm_layer" and field in usual:
-            check_choice(path, value, NORMS)
-            parts["norm_eps"] = NORMS[value]
-        elif field in PARTS and field in usual:
+            check_choice(path, value, NORM_LAYER_EPS)
+            parts["norm_eps"] = NORM_LAYER_EPS[value]
+        elif field in PART_ARGUMENTS and field in usual:
             all_arguments[field] = value
         elif field not in usual or value != usual[field]:
             raise InputError(f"{path} is {value!r}, which is not supported")
-    check_choice("model_args.global_pool", all_arguments["global_pool"], POOLS)
+    check_choice("model_args.global_pool", all_arguments["global_pool"], TIMM_POOLS)
     width = sizes.get("embed_dim", config.embed_dim)
     hidden = int(width * all_arguments["mlp_ratio"])
     if gated and not eva:  # mlp_ratio counts both halves of the packed layer
@@ -195,9 +201,10 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
     if gated:
         hidden += -hidden % (all_arguments.get("swiglu_align_to") or 1)
     all_arguments = {
-        RENAMED.get(field, field): value for field, value in all_arguments.items()
+        EVA_ARGUMENT_NAMES.get(field, field): value
+        for field, value in all_arguments.items()
     }
-    parts |= _parts(all_arguments, eva, config.arch)
+    parts |= _architecture_fields(all_arguments, eva, config.arch)
     if parts["pool"] == "map":
         heads = all_arguments.get("attn_pool_num_heads") or 0
         if heads == sizes.get("num_heads", config.num_heads):
@@ -209,12 +216,12 @@ def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig
     return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=hidden / width)
 
 
-def _parts(arguments, eva, arch):
+def _architecture_fields(arguments, eva, arch):
     """Translate timm's arguments into fields of an Architecture.
 
     arguments: all arguments; Eva's under their names in VisionTransformer
     """
-    pool = POOLS[arguments["global_pool"]]
+    pool = TIMM_POOLS[arguments["global_pool"]]
     prefix = arguments["class_token"] or arguments["reg_tokens"]
     fc_norm = arguments["fc_norm"]
     if fc_norm is None:
@@ -261,7 +268,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     """Describe the dense part of a Pretrained for timm; {} if timm lacks the model."""
     config = vit.model.config
     images = vit.preprocessing
-    architecture = _architecture(config)
+    architecture = _find_timm_architecture(config)
     if not architecture:
         return {}
     optional = {}
@@ -299,7 +306,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     }
 
 
-def _architecture(config: ViTConfig) -> dict[str, Any]:
+def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
     """Find timm's "architecture" and "model_args"; {} if timm lacks the model.
 
     The architecture is a public model with equal parts and sizes, preferably with the
@@ -329,5 +336,5 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
 
 def _sizes_and_parts(config, ignored):
     """Collect the values that make two models equal to timm."""
-    sizes = [getattr(config, field) for field in (*SIZES, "mlp_ratio")]
+    sizes = [getattr(config, field) for field in (*SIZE_ARGUMENTS, "mlp_ratio")]
     return sizes, dataclasses.replace(config.arch, **ignored)

@@ -56,11 +56,11 @@ class LazyTensor(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened_torch(path):
+def open_torch_file(path):
     """Open a torch.save file, and give its content with every tensor a LazyTensor."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
-            yield _old_content(file)
+            yield _read_old_file(file)
             return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -76,7 +76,7 @@ def opened_torch(path):
         yield _StateDictUnpickler(pickled, stored).load()
 
 
-def _old_content(file):
+def _read_old_file(file):
     """Return the content of a file from before PyTorch 1.6."""
     offsets = {}
 

@@ -10,10 +10,10 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.head import MULTI_LABEL, PROBLEMS
+from imagepiece_jax.models.head import MULTI_LABEL, PROBLEM_TYPES
 from imagepiece_jax.weights import timm_config
-from imagepiece_jax.weights.described import describe, parse_config
-from imagepiece_jax.weights.located import locate
+from imagepiece_jax.weights.described import describe_weights, parse_config
+from imagepiece_jax.weights.located import locate_weights
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.helpers import named_models
 from tests.helpers.refused_calls import refused
@@ -147,8 +147,8 @@ def test_labels_of_timms_form(fields, names):
 @pytest.mark.parametrize("name", registry.public_models())
 def test_the_arguments_of_timms_class_make_its_parts(name):
     images = {"preprocessing": Preprocessing(224)} | HALF
-    config = timm_config.of_architecture(name, images)
-    assert timm_config.with_arguments(config, {}) == config
+    config = timm_config.build_architecture_config(name, images)
+    assert timm_config.apply_model_args(config, {}) == config
 
 
 def test_names_from_before_timm_0_9():
@@ -397,9 +397,9 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
         (TWO | {"problem_type": "regression"}, "regression"),
         # The pipeline's rule for one class.
         (ONE, MULTI_LABEL),
-        (ONE | {"problem_type": "single_label_classification"}, PROBLEMS[0]),
+        (ONE | {"problem_type": "single_label_classification"}, PROBLEM_TYPES[0]),
         # No classifier, unless the weights have a head.
-        (ONE | {"architectures": ["ViTModel"]}, PROBLEMS[0]),
+        (ONE | {"architectures": ["ViTModel"]}, PROBLEM_TYPES[0]),
     ],
 )
 def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
@@ -503,7 +503,7 @@ def test_a_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
     with refused(f"{tmp_path / 'config.json'}: model_type is "):
-        describe(locate(tmp_path))
+        describe_weights(locate_weights(tmp_path))
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():

@@ -16,14 +16,14 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.weights.tensor_files import opened, title
+from imagepiece_jax.weights.tensor_files import open_tensors, weights_title
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Naming:
     """The tensor names of one library's checkpoints."""
 
-    title: str  # the library in error messages
+    library: str  # the library in error messages
     # One tensor name identifies a layout: all its checkpoints have it. The text before
     # the name, such as "vision_model." or "backbone.", is the vision tower's prefix.
     mark: str
@@ -41,32 +41,32 @@ class Layout:
     def timm_name(self, name: str, prefix: str) -> str | None:
         """Translate a tensor's name to timm's; None if no model needs the tensor.
 
-        Some results are not timm's names yet: `_canonical` finishes them.
+        Some results are not timm's names yet: `_canonical_tensors` finishes them.
         Raises InputError for a tensor outside the layout.
         """
         in_tower = name.startswith(prefix)
         inside = name.removeprefix(prefix)
-        if re.match(self.left_out if in_tower else IGNORED, inside):
+        if re.match(self.left_out if in_tower else IGNORED_NAMES, inside):
             return None
         start = ""
         timm_name = None
         if in_tower and (match := re.match(self.blocks, inside)):
-            start = f"blocks.{match[1] or SCANNED}."
+            start = f"blocks.{match[1] or SCANNED_BLOCK}."
             inside = inside[match.end() :]
-            timm_name = _renamed(inside, self.inner)
+            timm_name = _translate_name(inside, self.inner)
         elif in_tower:
-            timm_name = _renamed(inside, self.outer)
+            timm_name = _translate_name(inside, self.outer)
         if timm_name is None and not start:
-            timm_name = _renamed(name, self.outside)
+            timm_name = _translate_name(name, self.outside)
         if timm_name is None and in_tower and not self.strict:
             timm_name = inside
         if not timm_name:
             tower = f" outside the tower {prefix[:-1]}" if prefix else ""
-            raise InputError(f"tensor {name} is not part of {self.title}{tower}")
+            raise InputError(f"tensor {name} is not part of {self.library}{tower}")
         return start + timm_name
 
 
-def _renamed(name, table):
+def _translate_name(name, table):
     """Translate a name by a table of tensors and modules; None if it is not listed."""
     for pattern, template in table.items():
         pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
@@ -78,7 +78,7 @@ def _renamed(name, table):
 # Ignored names outside the vision tower: the text tower of CLIP and SigLIP with its
 # logit scale and bias, optimizer states, self-distillation heads (DINO, DINOv2) and
 # decoders.
-IGNORED = (
+IGNORED_NAMES = (
     r"(text|text_model|text_projection|transformer|token_embedding|attn_mask|ln_final|"
     r"positional_embedding|logit_scale|logit_bias|input_resolution|context_length|"
     r"vocab_size|(params\.)?(txt|t|b)|opt|head\.(mlp|last_layer)|dino_head|ibot_head|decoder)"
@@ -86,23 +86,23 @@ IGNORED = (
 )
 
 
-QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
+QKV_PATTERN = "(q|k|v)(?:uery|ey|alue|_proj)"
 FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
-VIT = Layout(
+TRANSFORMERS_VIT = Naming(
     # Names in files and, since version 5, in memory, where DINOv3's blocks are below
     # "model". Poolers are left out, because no public head reads them.
-    title="transformers' ViT, DeiT and DINOv2",
+    library="transformers' ViT, DeiT and DINOv2",
     mark="embeddings.patch_embeddings.projection.weight",
     blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
     inner={
-        f"attention.(?:attention.)?{QKV}": r"attn.\1",
+        f"attention.(?:attention.)?{QKV_PATTERN}": r"attn.\1",
         "attention.(?:output.dense|o_proj)": "attn.proj",
         "layernorm_before|norm1": "norm1",
         "layernorm_after|norm2": "norm2",
         "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
         "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
         "mlp.gate_proj": "mlp.fc1_g",
-        "mlp.up_proj": "mlp.fc1",  # `_split` renames it to fc1_x if there is a gate
+        "mlp.up_proj": "mlp.fc1",  # `_split_packed_layers` renames it to fc1_x if there is a gate
         "layer_scale([12]).lambda1": r"ls\1.gamma",
     },
     outer={
@@ -115,17 +115,17 @@ VIT = Layout(
     outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
     left_out=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
 )
-TIMM = Layout(
+TIMM_NAMING = Naming(
     # Also the original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a
     # timm trunk. DINOv2 saves blocks in chunks: blocks.CHUNK.BLOCK, where BLOCK counts
     # through all chunks. Rotary positions are computed from the grid, except for
     # learned ones (freqs). local_cls_norm serves the small crops in DINOv3's training.
-    title="timm's models",
+    library="timm's models",
     mark="patch_embed.proj.weight",
     blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
     inner={
         "gamma_([12])": r"ls\1.gamma",
-        f"attn.{QKV}": r"attn.\1",
+        f"attn.{QKV_PATTERN}": r"attn.\1",
         "attn.inner_attn_ln": "attn.norm",
         "mlp.w1": "mlp.fc1_g",
         "mlp.w2": "mlp.fc1_x",
@@ -141,18 +141,18 @@ TIMM = Layout(
 )
 # The first layout whose mark is found wins, so the order matters: DINOv3's own models
 # also have TIMM's mark, and transformers' CLIP also has a class_embedding.
-LAYOUTS = (
-    Layout(
+NAMINGS = (
+    Naming(
         # Before linen, Flax numbered all modules of a block together (MlpBlock_3).
         # Linen numbers every kind of module on its own (MlpBlock_0).
-        title="Google's Flax files",
+        library="Google's Flax files",
         mark="embedding.kernel",
         # big_vision scans its blocks: one tensor holds all blocks and has no number.
         blocks=r"Transformer\.encoderblock(?:_(\d+))?\.",
         inner={
             "LayerNorm_0": "norm1",
             "LayerNorm_[12]": "norm2",
-            f"{FLAX_ATTENTION}.{QKV}": r"attn.\1",
+            f"{FLAX_ATTENTION}.{QKV_PATTERN}": r"attn.\1",
             f"{FLAX_ATTENTION}.out": "attn.proj",
             "MlpBlock_[03].Dense_0": "mlp.fc1",
             "MlpBlock_[03].Dense_1": "mlp.fc2",
@@ -164,26 +164,26 @@ LAYOUTS = (
             "Transformer.encoder_norm": "norm",
             "head": "head",
             "MAPHead_0.probe": "attn_pool.latent",
-            f"MAPHead_0.{FLAX_ATTENTION}.{QKV}": r"attn_pool.\1",
+            f"MAPHead_0.{FLAX_ATTENTION}.{QKV_PATTERN}": r"attn_pool.\1",
             f"MAPHead_0.{FLAX_ATTENTION}.out": "attn_pool.proj",
             "MAPHead_0.LayerNorm_0": "attn_pool.norm",
             "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
             "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
         },
     ),
-    VIT,
+    TRANSFORMERS_VIT,
     dataclasses.replace(
-        VIT,
-        title="transformers' DINOv3",
+        TRANSFORMERS_VIT,
+        library="transformers' DINOv3",
         mark="embeddings.patch_embeddings.weight",
         outside={},
     ),
-    Layout(
-        title="transformers' CLIP and SigLIP",
+    Naming(
+        library="transformers' CLIP and SigLIP",
         mark="embeddings.patch_embedding.weight",
         blocks=r"encoder\.layers\.(\d+)\.",
         inner={
-            f"self_attn.{QKV}": r"attn.\1",
+            f"self_attn.{QKV_PATTERN}": r"attn.\1",
             "self_attn.out_proj": "attn.proj",
             "layer_(norm[12])": r"\1",
             "(mlp.fc[12])": r"\1",
@@ -203,8 +203,8 @@ LAYOUTS = (
         outside={"visual_projection": "projection", "classifier": "mean_head"},
         left_out=r"embeddings\.position_ids$",
     ),
-    Layout(
-        title="OpenAI's CLIP and OpenCLIP",
+    Naming(
+        library="OpenAI's CLIP and OpenCLIP",
         mark="class_embedding",
         blocks=r"transformer\.resblocks\.(\d+)\.",
         inner={
@@ -225,41 +225,41 @@ LAYOUTS = (
         norms_pooled=True,
     ),
     dataclasses.replace(
-        TIMM,
-        title="DINOv3's own models",
+        TIMM_NAMING,
+        library="DINOv3's own models",
         mark="storage_tokens",
-        inner=TIMM.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
+        inner=TIMM_NAMING.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
         outer={"storage_tokens": "reg_token"},
         outside={},
-        left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # an error in other layouts
+        left_out=rf"{TIMM_NAMING.left_out}|rope_embed\.periods$",  # an error in other layouts
     ),
-    TIMM,
+    TIMM_NAMING,
 )
 
 
 # timm's names and our own, which identify a file without TIMM's mark, such as one with
 # a conv stem.
-TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
-SHOWN_NAMES = 3  # names in an error message
+TIMM_NAME_PATTERN = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
+NUM_SHOWN_NAMES = 3  # names in an error message
 # Name parts that wrappers insert: parallel training, torch.compile and activation
 # checkpointing. Training scripts put further parts in front of all names.
-_INSERTED = {
+_INSERTED_PARTS = {
     "module",
     "_orig_mod",
     "_checkpoint_wrapped_module",
     "_fsdp_wrapped_module",
 }
-_IN_FRONT = r"((model|net|network)\.)*"
-_VALUE = ".value"  # at the end of all names in a saved Flax NNX state
-SCANNED = "all"  # stands for the block number in a tensor of scanned blocks
+_FRONT_PATTERN = r"((model|net|network)\.)*"
+_NNX_ENDING = ".value"  # at the end of all names in a saved Flax NNX state
+SCANNED_BLOCK = "all"  # stands for the block number in a tensor of scanned blocks
 
 
-def misshapen(name, shape, allowed):
+def shape_error(name, shape, allowed):
     """Make the InputError for a tensor of the wrong shape."""
     return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
 
 
-def read_weights(
+def read_timm_tensors(
     path: str | os.PathLike | Mapping[str, Any],
     checkpoint: str | None = None,
     config: ViTConfig | None = None,
@@ -272,22 +272,22 @@ def read_weights(
     checkpoint: the key of the wanted model in a file with several models
     config: as for `with_timm_names`
     """
-    with opened(path, checkpoint) as unread:
+    with open_tensors(path, checkpoint) as unread:
         layout, names = timm_names(unread.tensors)
         state_dict = unread.read(names)
     try:
-        return _renamed_tensors(state_dict, layout, names, config)
+        return _translate_tensors(state_dict, layout, names, config)
     except InputError as error:
-        raise InputError(f"{title(path)}: {error}") from error
+        raise InputError(f"{weights_title(path)}: {error}") from error
 
 
-def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
+def timm_names(names: Collection[str]) -> tuple[Naming, dict[str, str]]:
     """Find (the layout of a checkpoint, {name: timm's name}).
 
     Text towers, decoders, poolers and self-distillation heads are left out.
     """
     dotted = _dotted_names(names)
-    layout, prefix = _layout([*dotted.values()])
+    layout, prefix = _find_naming([*dotted.values()])
     named = {name: layout.timm_name(dotted[name], prefix) for name in names}
     return layout, {name: of_timm for name, of_timm in named.items() if of_timm}
 
@@ -302,15 +302,15 @@ def with_timm_names(
     config: resolves names with two meanings, such as a last norm before or after the
         pool; None: names are taken literally
     """
-    return _renamed_tensors(state_dict, *timm_names(state_dict), config)
+    return _translate_tensors(state_dict, *timm_names(state_dict), config)
 
 
-def _renamed_tensors(state_dict, layout, names, config):
+def _translate_tensors(state_dict, layout, names, config):
     """Translate tensors by `layout` and `names`, the results of `timm_names`."""
     renamed = {}
     origin = {}  # {timm's name: name in the file}
     for name in [name for name in names if name in state_dict]:
-        for part, value in _unscanned(names[name], state_dict[name]).items():
+        for part, value in _split_scanned_blocks(names[name], state_dict[name]).items():
             if part in origin:
                 raise InputError(
                     f"tensors {origin[part]} and {name} are the same part, {part}"
@@ -325,22 +325,22 @@ def _renamed_tensors(state_dict, layout, names, config):
             f"{query.shape[1]} heads"
         )
     try:
-        tensors = _canonical(renamed)
+        tensors = _canonical_tensors(renamed)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"its tensors' shapes do not fit {layout.title}: {error}"
+            f"its tensors' shapes do not fit {layout.library}: {error}"
         ) from error
     if config is None:
         return tensors
     # A mask token beside q_bias marks EVA-02's pretrained weights. Their last norm may
     # be an fc_norm, because the public configs describe the fine-tuned models.
     masked = masked and "blocks.0.attn.q_bias" in tensors
-    return _of_parts(tensors, config.arch, layout.norms_pooled or masked)
+    return _fit_norm_and_biases(tensors, config.arch, layout.norms_pooled or masked)
 
 
-def _of_parts(tensors, arch, norms_pooled):
+def _fit_norm_and_biases(tensors, arch, norms_pooled):
     """Let `arch` decide between norm and fc_norm, and whether zero biases stay."""
     # Without arch.qkv_bias the attention biases are dropped, but only if all are 0, so
     # that no learned bias is lost.
@@ -353,7 +353,7 @@ def _of_parts(tensors, arch, norms_pooled):
     return {name: tensors[name] for name in tensors if name not in biases}
 
 
-def as_timm(
+def pack_for_timm(
     tensors: Mapping[str, np.ndarray], arch: Architecture, name: str | None
 ) -> dict[str, np.ndarray]:
     """Convert canonical tensors (`timm_tensors.to_timm`) for timm's own classes.
@@ -390,17 +390,17 @@ def _dotted_names(names):
     dotted = {}
     for name in names:
         parts = name.replace("/", ".").split(".")
-        dotted[name] = ".".join([part for part in parts if part not in _INSERTED])
-    prefix = re.match(_IN_FRONT, os.path.commonprefix([*dotted.values()]))[0]
+        dotted[name] = ".".join([part for part in parts if part not in _INSERTED_PARTS])
+    prefix = re.match(_FRONT_PATTERN, os.path.commonprefix([*dotted.values()]))[0]
     dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
-    if all(name.endswith(_VALUE) for name in dotted.values()):
-        dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
+    if all(name.endswith(_NNX_ENDING) for name in dotted.values()):
+        dotted = {k: name.removesuffix(_NNX_ENDING) for k, name in dotted.items()}
     return dotted
 
 
-def _layout(tensors):
+def _find_naming(tensors):
     """Find (layout, prefix of the vision tower) from a checkpoint's tensor names."""
-    for layout in LAYOUTS:
+    for layout in NAMINGS:
         prefixes = []
         for name in tensors:
             if f".{name}".endswith(f".{layout.mark}"):
@@ -414,54 +414,56 @@ def _layout(tensors):
             )
         if prefixes:
             return layout, prefixes[0]
-    if any(re.match(TIMM_NAMES, name) for name in tensors):
-        return TIMM, ""
-    names = ", ".join([*tensors][:SHOWN_NAMES])
+    if any(re.match(TIMM_NAME_PATTERN, name) for name in tensors):
+        return TIMM_NAMING, ""
+    names = ", ".join([*tensors][:NUM_SHOWN_NAMES])
     raise InputError(f"it has tensors of an unsupported model, such as {names}")
 
 
-def _unscanned(name, tensor):
+def _split_scanned_blocks(name, tensor):
     """Split a tensor of scanned blocks into {name: tensor} with one entry per block."""
-    before, scan, after = name.partition(f"blocks.{SCANNED}.")
+    before, scan, after = name.partition(f"blocks.{SCANNED_BLOCK}.")
     if not scan:
         return {name: tensor}
     if tensor.ndim == 0:
-        raise misshapen(name, tensor.shape, "an array whose first axis is blocks")
+        raise shape_error(name, tensor.shape, "an array whose first axis is blocks")
     return {f"blocks.{block}.{after}": part for block, part in enumerate(tensor)}
 
 
-def _canonical(tensors):
+def _canonical_tensors(tensors):
     """Bring renamed tensors of any layout into the canonical layout."""
     out = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf == "kernel":
-            out[f"{module}.weight"] = _from_flax(module, tensor)
+            out[f"{module}.weight"] = _torch_weight(module, tensor)
         elif leaf == "scale":
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax biases have an extra axis of heads
         elif name == "pos_embed" and tensor.ndim == 1:
             out[name] = tensor  # malformed; the comparison with the model reports it
-        elif name in ROWS and tensor.ndim != 3:
+        elif name in TOKEN_ROWS and tensor.ndim != 3:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
             continue
         else:
             out[name] = tensor
-    _stack(out)
-    _mask_keys(out)
-    _split(out)
-    _add_positions(out)
+    _stack_projections(out)
+    _apply_bias_masks(out)
+    _split_packed_layers(out)
+    _add_class_position(out)
     _name_head(out)
     return out
 
 
 # Token rows, [1, N, D] in timm.
-ROWS = "cls_token distillation_token register_tokens pos_embed attn_pool.latent".split()
+TOKEN_ROWS = (
+    "cls_token distillation_token register_tokens pos_embed attn_pool.latent".split()
+)
 
 
-def _from_flax(module, kernel):
+def _torch_weight(module, kernel):
     """Turn a Flax kernel into a PyTorch weight: outputs first, heads flattened."""
     if kernel.ndim == 4:
         return kernel.transpose(3, 2, 0, 1)
@@ -474,7 +476,7 @@ def _from_flax(module, kernel):
     return kernel.T
 
 
-def _stack(tensors):
+def _stack_projections(tensors):
     """Stack the blocks' q, k and v, and an attention pool's k and v, in place.
 
     Without a key bias, the other biases become timm's q_bias and v_bias.
@@ -503,7 +505,7 @@ def _stack(tensors):
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
 
 
-def _mask_keys(tensors):
+def _apply_bias_masks(tensors):
     """Apply DINOv3's masks to the q, k, v biases, in place."""
     # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel.
     # So the key bias is dropped if it is 0 or NaN in all blocks.
@@ -515,9 +517,9 @@ def _mask_keys(tensors):
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         if mask.shape != bias.shape:
             allowed = f"{bias.shape}, as qkv.bias"
-            raise misshapen(f"{module}.qkv.bias_mask", mask.shape, allowed)
+            raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed)
         bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
-        thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
+        thirds[module] = _equal_parts(f"{module}.qkv.bias", bias, 3)
     keyless = True
     for _, k, _ in thirds.values():
         hidden = (k == 0) | np.isnan(k)
@@ -530,19 +532,19 @@ def _mask_keys(tensors):
             tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
 
 
-def _parts(name, tensor, count):
+def _equal_parts(name, tensor, count):
     """Split the tensor `name` into `count` equal parts."""
     if tensor.ndim == 0 or len(tensor) % count:
-        raise misshapen(name, tensor.shape, f"{count} equal parts")
+        raise shape_error(name, tensor.shape, f"{count} equal parts")
     return np.split(tensor, count)
 
 
-def _split(tensors):
+def _split_packed_layers(tensors):
     """Split an attention pool's stacked projections and packed SwiGLUs, in place."""
     for leaf in ("weight", "bias"):
         stacked = tensors.pop(f"attn_pool.qkv.{leaf}", None)
         if stacked is not None:
-            q, *kv = _parts(f"attn_pool.qkv.{leaf}", stacked, 3)
+            q, *kv = _equal_parts(f"attn_pool.qkv.{leaf}", stacked, 3)
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
     first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
@@ -559,12 +561,12 @@ def _split(tensors):
             if tensor is None:
                 continue
             if not has_gate:  # packed: the gate is the first half (DINOv2's SwiGLUFFN)
-                gate, tensor = _parts(f"{module}.fc1.{leaf}", tensor, 2)
+                gate, tensor = _equal_parts(f"{module}.fc1.{leaf}", tensor, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
             tensors[f"{module}.fc1_x.{leaf}"] = tensor
 
 
-def _add_positions(tensors):
+def _add_class_position(tensors):
     """Add the class token's position to the token, for DINOv2's registers, in place."""
     # DINOv2 inserts its registers after adding positions. In a model with registers
     # timm and this package have positions for patches only.
