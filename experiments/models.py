@@ -109,7 +109,10 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrai
         problem = f"{folder} has no run"
         allowed = "a folder of runs"
         raise InputError(f"--runs {problem}; allowed: {allowed}")
-    return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
+    return [
+        load(path.parent, checkpoint="latest").with_default_execution(dtype)
+        for path in configs
+    ]
 
 
 # Fine-tuning
@@ -270,7 +273,7 @@ def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     run = RunConfig.from_config(config)
     train_and_evaluate(run, workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
-    return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
+    return load(workdir, checkpoint="latest").with_default_execution(config.model.dtype)
 
 
 def take_from_weights(config: ConfigDict, pretrained: Pretrained):

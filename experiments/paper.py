@@ -322,7 +322,7 @@ class Study:
         reduction = Reduction.read(reduction)
         setting = {
             "kind": "speed",
-            "model": as_json(vit.model_with(reduction)),
+            "model": as_json(vit.reduced_model(reduction)),
             "reduction": self.weights(vit).text(reduction),
             **self.clock.setting(vit),
         }

@@ -41,7 +41,7 @@ def main(
         check_writable("json", json, [".json"], input_files)
     how = [vit.config.preprocessing.text]
     if exported is None:
-        how += vit.origin.differences(vit)
+        how += vit.origin.describe_differences(vit)
     if vit.origin.averaged:
         how.insert(0, "averaged weights")
     figures = evaluate(vit, optimized=optimized, gelu=gelu, **vars(data))

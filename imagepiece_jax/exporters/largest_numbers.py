@@ -72,7 +72,7 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
         names[:] = numbers
         return [jnp.max(jnp.stack(each)) for each in numbers.values()]
 
-    model = vit.analyzed().model
+    model = vit.with_default_execution().model
     model, variables = optimize.fold_and_cast(model, vit.variables, dtype="float32")
     run = jax.jit(numbers_of)
     largest = {}

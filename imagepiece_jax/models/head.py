@@ -76,14 +76,14 @@ class Head:
         powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return powers / powers.sum(axis=-1, keepdims=True)
 
-    def check_single_label(self, weights: str, reader: str) -> None:
+    def check_single_label(self, weights_title: str, reader: str) -> None:
         """Refuse weights for multi-label or regression problems.
 
-        weights: the weights' name in the message
+        weights_title: the weights' name in the message
         reader: what needs one label per image, such as "accuracy"
         """
         if self.problem_type != SINGLE_LABEL:
             raise InputError(
-                f"{weights}: problem_type is {self.problem_type!r}, but {reader} needs "
-                "one label per image"
+                f"{weights_title}: problem_type is {self.problem_type!r}, but {reader} "
+                "needs one label per image"
             )

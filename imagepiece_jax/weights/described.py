@@ -56,7 +56,7 @@ class Described(NamedTuple):
     # the record of `recover`, without parameters, which RECOVERED holds
     recovery: Recovery | None = None
     # whether files beside the weights state the config; False: the caller or a name
-    stated: bool = True
+    is_stated: bool = True
     # fields of the config that apply if the weights have a head
     head_fields: Mapping[str, Any] = types.MappingProxyType({})
     # image size of the positions in a model of flexible size; None: the config's
@@ -77,7 +77,7 @@ def describe_weights(
     if located.kind == RUN_KIND:
         described = _describe_run(located)
     elif located.config_file is None:
-        return Described(config or _config_by_file_name(located), stated=False)
+        return Described(config or _config_by_file_name(located), is_stated=False)
     else:
         try:
             described = _describe_folder(located, config is not None)
@@ -89,9 +89,11 @@ def describe_weights(
             warn_caller(
                 f"{error}; the file is ignored, because config describes the model"
             )
-            return Described(config, stated=False)
+            return Described(config, is_stated=False)
     if config is not None:
-        described = described._replace(config=config, stated=False, trained_size=None)
+        described = described._replace(
+            config=config, is_stated=False, trained_size=None
+        )
     return described
 
 
@@ -102,30 +104,32 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         timm, transformers, `save` or a run; an open_clip_config.json; or a folder with
         such a file
     """
-    name = os.fspath(config)
-    if registry.is_known(name):
-        return registry.model_config(name)
-    located = locate_config(name)
+    name_or_path = os.fspath(config)
+    if registry.is_known(name_or_path):
+        return registry.model_config(name_or_path)
+    located = locate_config(name_or_path)
     if located is None:
-        names = registry.suggest_names(name)
+        suggestion = registry.suggest_names(name_or_path)
         raise InputError(
-            f"config is {name!r}, which is neither a model name nor a file; {names}"
+            f"config is {name_or_path!r}, which is neither a model name nor a file; "
+            f"{suggestion}"
         )
     return describe_weights(located).config
 
 
 def _config_by_file_name(located: Located) -> ViTConfig:
     """Find the config by a file's own name, if it is the name of a public model."""
+    path = located.folder
     if located.kind == FILE_KIND:
-        name = registry.model_in_file_name(located.path)
-        if name is not None:
-            return registry.model_config(name)
+        model_name = registry.model_in_file_name(path)
+        if model_name is not None:
+            return registry.model_config(model_name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
     )
-    if (located.path.parent / CONFIG_FILE).is_file():
-        remedy = f"its folder, {located.path.parent}, has a {CONFIG_FILE}, so load that"
+    if (path.parent / CONFIG_FILE).is_file():
+        remedy = f"its folder, {path.parent}, has a {CONFIG_FILE}, so load that"
     raise InputError(
         f"{located.title} has no {CONFIG_FILE} and no public model's name; {remedy}"
     )
@@ -133,14 +137,14 @@ def _config_by_file_name(located: Located) -> ViTConfig:
 
 def _describe_run(located: Located) -> Described:
     """Read a run's config and its class names."""
-    run = located.config
+    run = located.config or {}
     if not RUN_FIELDS <= {*run}:
         raise InputError(
             f"{located.config_file} describes neither a run nor published weights"
         )
     described = parse_content(located.config_file, _parse_run_config, run)
-    names = read_class_names(located.path, run["num_classes"])
-    return described._replace(class_names=names)
+    class_names = read_class_names(located.folder, run["num_classes"])
+    return described._replace(class_names=class_names)
 
 
 def _parse_run_config(run: Mapping[str, Any]) -> Described:
@@ -153,20 +157,19 @@ def _parse_run_config(run: Mapping[str, Any]) -> Described:
 
 def _describe_folder(located: Located, has_config: bool) -> Described:
     """Read a folder's config file and its image processor's config file."""
-    folder = located.path
-    if located.config is None:
-        read_json(located.config_file)  # raises the error in the file
-    if located.config_file.name == OPEN_CLIP_FILE:
+    folder = located.folder
+    config_file = located.config_file or folder / CONFIG_FILE
+    # Broken JSON is read again, which raises the error in the file.
+    config = located.config or read_json(config_file)
+    if config_file.name == OPEN_CLIP_FILE:
         parse_open_clip = open_clip_config.parse_open_clip
-        return Described(
-            parse_content(located.config_file, parse_open_clip, located.config)
-        )
+        return Described(parse_content(config_file, parse_open_clip, config))
     images = {}
     if PROCESSOR_FILE in located.names:
         images = read_json(folder / PROCESSOR_FILE).get("image_processor") or {}
     if not images and PREPROCESSOR_FILE in located.names:
         images = read_json(folder / PREPROCESSOR_FILE)
-    return parse_config(located.config, images, folder, has_config)
+    return parse_config(config, images, folder, has_config)
 
 
 def parse_config(
@@ -184,28 +187,38 @@ def parse_config(
     if OWN_KEY in config:
         return parse_content(file, _parse_own_record, config)
     if "architecture" in config:
-        vit_config, names, size = parse_content(file, timm_config.parse_timm, config)
+        from_timm = parse_content(file, timm_config.parse_timm, config)
         license = config.get("pretrained_cfg", config).get("license")
-        return Described(vit_config, names, license, trained_size=size)
+        return Described(
+            from_timm.config,
+            from_timm.class_names,
+            license,
+            trained_size=from_timm.trained_size,
+        )
     if not images and not has_config:
         raise InputError(
-            f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images are "
-            "normalized; place it beside the weights, or give config="
+            f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
+            "are normalized; place it beside the weights, or give config="
         )
     model_type = parse_content(file, transformers_config.find_vision_type, config)
-    parse_images = transformers_config.parse_image_processor
-    images = parse_content(folder / PREPROCESSOR_FILE, parse_images, images, model_type)
-    parse_transformers = transformers_config.parse_transformers
-    vit_config, names, head = parse_content(file, parse_transformers, config, images)
-    return Described(vit_config, names, head_fields=head)
+    preprocessing = parse_content(
+        folder / PREPROCESSOR_FILE,
+        transformers_config.parse_image_processor,
+        images,
+        model_type,
+    )
+    parsed = parse_content(
+        file, transformers_config.parse_transformers, config, preprocessing
+    )
+    return Described(parsed.config, parsed.class_names, head_fields=parsed.head_fields)
 
 
 def parse_content(
-    file: str | os.PathLike, call: Callable[..., Result], *content: Any
+    file: str | os.PathLike | None, parse: Callable[..., Result], *content: Any
 ) -> Result:
-    """Call `call(*content)`, and name the file in its errors."""
+    """Call `parse(*content)`, and name the file in its errors."""
     try:
-        return call(*content)
+        return parse(*content)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except KeyError as error:
@@ -219,16 +232,16 @@ def _parse_own_record(file: Mapping[str, Any]) -> Described:
     record = as_tuple(file[OWN_KEY])
     if record.get("format") != RECORD_FORMAT:
         raise InputError(
-            f"{OWN_KEY}.format is {record.get('format')}; this version reads {RECORD_FORMAT}: "
-            "load it with the version that wrote it, or save the original weights "
-            "again"
+            f"{OWN_KEY}.format is {record.get('format')}; this version reads "
+            f"{RECORD_FORMAT}: load it with the version that wrote it, or save the "
+            "original weights again"
         )
     fields = dict(record["config"])
     fields["preprocessing"] = _read_record(Preprocessing, fields["preprocessing"])
-    arch = dict(fields["arch"])
-    if arch["rotary"]:
-        arch["rotary"] = _read_record(Rotary, arch["rotary"])
-    fields["arch"] = _read_record(Architecture, arch)
+    arch_fields = dict(fields["arch"])
+    if arch_fields["rotary"]:
+        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
+    fields["arch"] = _read_record(Architecture, arch_fields)
     config = _read_record(ViTConfig, fields)
     _check_same_images(config, file)
     recovery = None
@@ -238,14 +251,14 @@ def _parse_own_record(file: Mapping[str, Any]) -> Described:
             for variant in record["recovery"]["variants"]
         ]
         recovery = Recovery(tuple(variants))
-    names = record.get("class_names")
-    if names is not None:
-        names = checked_names(names, config.num_classes)
+    class_names = record.get("class_names")
+    if class_names is not None:
+        class_names = checked_names(class_names, config.num_classes)
     if record["reduction"] is None:  # Reduction.read(None) would be the dense model
         raise InputError(f"{OWN_KEY}.reduction is None")
     return Described(
         config,
-        class_names=names,
+        class_names=class_names,
         license=record.get("license"),
         reduction=Reduction.read(record["reduction"]),
         dtype=checked_dtype(record["dtype"]),
@@ -255,7 +268,7 @@ def _parse_own_record(file: Mapping[str, Any]) -> Described:
     )
 
 
-def _read_record(record_class: type[Result], fields: Mapping[str, Any]) -> Result:
+def _read_record(record_class: type[Any], fields: Mapping[str, Any]) -> Any:
     """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(record_class):
         # Values are in another file, and earlier versions wrote no `learned`.
@@ -268,9 +281,9 @@ def _check_same_images(config: ViTConfig, file: Mapping[str, Any]) -> None:
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
     images = as_tuple(file.get("pretrained_cfg", {}))
-    fields = {"mean": config.mean, "std": config.std}
-    fields["input_size"] = (3, *image_sides(config.image_size))
-    for field, value in fields.items():
+    own_values = {"mean": config.mean, "std": config.std}
+    own_values["input_size"] = (3, *image_sides(config.image_size))
+    for field, value in own_values.items():
         if images.get(field, value) != value:
             raise InputError(
                 f"pretrained_cfg.{field} is {images[field]}, but {OWN_KEY}.config says "

@@ -71,14 +71,21 @@ class Located:
         """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
         return self.origin.title
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """The path of weights on disk; a state dict has none."""
+        if self.path is None:
+            raise InputError("a state dict has no path")
+        return self.path
+
     def weights_file(self) -> pathlib.Path:
         """Find a folder's single weights file."""
         candidates = _weights_names(self.names)
         if len(candidates) == 1:
-            return self.path / candidates[0]
+            return self.folder / candidates[0]
         raise InputError(
-            f"folder {self.path} must have one weights file, such as {WEIGHTS_FILES[0]}; it "
-            f"has {', '.join(candidates) or 'none'}"
+            f"folder {self.path} must have one weights file, such as "
+            f"{WEIGHTS_FILES[0]}; it has {', '.join(candidates) or 'none'}"
         )
 
 
@@ -142,17 +149,17 @@ def locate_config(path: str) -> Located | None:
     Of several config files, the named one is read.
     """
     folder, name = os.path.split(path)
-    is_file = name in (CONFIG_FILE, OPEN_CLIP_FILE)
+    is_config_file = name in (CONFIG_FILE, OPEN_CLIP_FILE)
     if hub.is_hub_id(path):
-        return locate_weights(folder if is_file else path)
-    file = os.path.expanduser(path)
-    if not os.path.exists(file):  # also for a name that is too long
+        return locate_weights(folder if is_config_file else path)
+    config_file = os.path.expanduser(path)
+    if not os.path.exists(config_file):  # also for a name that is too long
         return None
-    file = pathlib.Path(file)
+    config_file = pathlib.Path(config_file)
     return (
-        _locate_folder(file.parent, config_file=file)
-        if is_file
-        else locate_weights(file)
+        _locate_folder(config_file.parent, config_file=config_file)
+        if is_config_file
+        else locate_weights(config_file)
     )
 
 
@@ -176,14 +183,14 @@ def _locate_folder(
     config_file: None: the preferred config file
     """
     names = frozenset(os.listdir(folder))
-    file = config_file or folder / _config_name(names)
-    if file.name not in names:
+    found_file = config_file or folder / _config_name(names)
+    if found_file.name not in names:
         located = Located(folder, FOLDER_KIND, names=names)
         located.weights_file()  # raises unless there is exactly one weights file
         return located
     config = None
     try:
-        config = read_json(file)
+        config = read_json(found_file)
     except InputError:
         if not may_be_broken:
             raise
@@ -194,16 +201,16 @@ def _locate_folder(
         and not {*config} & PUBLISHED_KEYS
     ):
         kind = RUN_KIND
-    return Located(folder, kind, file, config, names=names)
+    return Located(folder, kind, found_file, config, names=names)
 
 
 def _config_name(names: frozenset[str]) -> str:
     """Choose a folder's config file name; the file may be missing."""
     # OpenCLIP repositories often hold transformers' weights and config.json too, and
     # these are preferred.
-    weights = _weights_names(names)
-    only_open_clip = all(name.startswith("open_clip") for name in weights)
-    if OPEN_CLIP_FILE in names and (only_open_clip or CONFIG_FILE not in names):
+    weights_names = _weights_names(names)
+    has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
+    if OPEN_CLIP_FILE in names and (has_only_open_clip or CONFIG_FILE not in names):
         return OPEN_CLIP_FILE
     return CONFIG_FILE
 

@@ -42,34 +42,36 @@ def check_run_format(config: Mapping[str, Any]) -> None:
         )
 
 
-def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
+def read_class_names(
+    folder: pathlib.Path, num_classes: int
+) -> tuple[str | None, ...] | None:
     """Read a run's class names by label; None if the run has no names.
 
-    classes: the expected number of names
+    num_classes: the expected number of names
     """
     path = folder / CLASS_NAMES_FILE
     if not path.exists():
         return None
     try:
-        return checked_names(json.loads(path.read_text("utf-8")), classes)
+        return checked_names(json.loads(path.read_text("utf-8")), num_classes)
     except (ValueError, TypeError) as error:  # InputError, too
         raise InputError(f"{path}: {error}") from error
 
 
 def check_normalization(
-    folder: pathlib.Path, values: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: pathlib.Path, model_fields: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
     """Refuse a run whose config was edited to a mean or std unlike its training's.
 
-    values: "mean" and "std" from the config
+    model_fields: "mean" and "std" from the config
     facts: stored beside a checkpoint's arrays; {}: unknown
     """
     for field, trained in (facts.get("normalization") or {}).items():
-        value = [*values[field]]
+        value = [*model_fields[field]]
         if value != trained:
             raise InputError(
-                f"{pathlib.Path(folder) / CONFIG_FILE}: model.{field} is {value}, but the "
-                f"run was trained with {trained}"
+                f"{pathlib.Path(folder) / CONFIG_FILE}: model.{field} is {value}, but "
+                f"the run was trained with {trained}"
             )
 
 
@@ -79,7 +81,7 @@ def list_input_files(*words: str | os.PathLike) -> list[pathlib.Path]:
     words: paths of weights, and names of data such as csv:FILE; files that belong to
         them are listed whether they exist or not
     """
-    names = (
+    file_names = (
         CONFIG_FILE,
         CLASS_NAMES_FILE,
         *LOG_FILES,
@@ -87,13 +89,13 @@ def list_input_files(*words: str | os.PathLike) -> list[pathlib.Path]:
         PREPROCESSOR_FILE,
         PROCESSOR_FILE,
     )
-    names += tuple(name for name in WEIGHTS_FILES if name.endswith(INDEX_ENDING))
+    file_names += tuple(name for name in WEIGHTS_FILES if name.endswith(INDEX_ENDING))
     files = []
     for word in words:
         word = os.fspath(word)
         if registry.name_form(word).endswith(":FILE"):
             word = word.partition(":")[2]
         path = pathlib.Path(word).expanduser()
-        beside = path.with_name(f"{path.name}.json")  # describes an .onnx file
-        files += [path, beside, *(path / name for name in names)]
+        json_file = path.with_name(f"{path.name}.json")  # describes an .onnx file
+        files += [path, json_file, *(path / name for name in file_names)]
     return files

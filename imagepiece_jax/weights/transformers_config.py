@@ -7,8 +7,8 @@ defaults of its configuration classes and image processors (version 5.24).
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
@@ -29,38 +29,51 @@ from imagepiece_jax.weights.timm_config import GATE_ACTIVATIONS
 
 JsonFields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by name. Activations of one kind differ only in rounding.
-TANH_GELU_NAMES = (
-    "gelu_pytorch_tanh gelu_python_tanh gelu_new gelu_fast gelu_accurate".split()
-)
-TRANSFORMERS_GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
-TRANSFORMERS_GELUS |= dict.fromkeys(TANH_GELU_NAMES, "tanh")
+TRANSFORMERS_GELUS = {
+    "gelu": "exact",
+    "gelu_python": "exact",
+    "quick_gelu": "quick",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_python_tanh": "tanh",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_accurate": "tanh",
+}
 # Fields of at least 1.
-POSITIVE_FIELDS = (
-    "hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
-)
+POSITIVE_FIELDS = """
+    hidden_size num_hidden_layers num_attention_heads intermediate_size
+""".split()
 INTERPOLATION_OF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
 RESCALE_FACTOR = 1 / 255
-RESCALE_RANGE = (
-    RESCALE_FACTOR - 1e-6,
-    RESCALE_FACTOR + 1e-6,
-)  # files round RESCALE_FACTOR
+# Files round RESCALE_FACTOR.
+RESCALE_RANGE = (RESCALE_FACTOR - 1e-6, RESCALE_FACTOR + 1e-6)
 # Quantized tensors mean nothing without this config, which is refused.
 UNQUANTIZED_FIELDS = {"quantization_config": None}
+
+
+class TransformersModel(NamedTuple):
+    """What a config.json of transformers tells about a model."""
+
+    config: ViTConfig
+    class_names: tuple[str | None, ...] | None
+    head_fields: dict[str, Any]  # apply if the tensors turn out to have a head
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelType:
     """A model type of transformers."""
 
-    fields: JsonFields  # defaults of the configuration class
+    defaults: dict[str, Any]  # of the configuration class
     resize: str  # how transformers' code interpolates positions
     processor: str  # image processor for a file without a processor name
-    arch: Callable[[JsonFields], Architecture]
+    make_arch: Callable[[JsonFields], Architecture]
     # fields with the only supported values
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    has_labels: bool = True  # False: id2label says nothing, and a head is a projection
+    classifier_pool: str | None = None  # of a classifier; None: as without a classifier
 
 
-def _hidden_width(fields):
+def _hidden_width(fields: JsonFields) -> int:
     """Compute the MLP's hidden width."""
     if "intermediate_size" in fields:
         return fields["intermediate_size"]
@@ -71,15 +84,15 @@ def _hidden_width(fields):
     return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
-def _vit_arch(fields):
+def _vit_arch(fields: JsonFields) -> Architecture:
     return Architecture(qkv_bias=fields["qkv_bias"])
 
 
-def _deit_arch(fields):
+def _deit_arch(fields: JsonFields) -> Architecture:
     return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
 
 
-def _dinov2_arch(fields):
+def _dinov2_arch(fields: JsonFields) -> Architecture:
     return Architecture(
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
@@ -87,13 +100,13 @@ def _dinov2_arch(fields):
     )
 
 
-def _registers_arch(fields):
+def _registers_arch(fields: JsonFields) -> Architecture:
     registers = fields["num_register_tokens"]
     parts = {"registers": registers, "prefix_positions": not registers}
     return dataclasses.replace(_dinov2_arch(fields), **parts)
 
 
-def _dinov3_arch(fields):
+def _dinov3_arch(fields: JsonFields) -> Architecture:
     biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
     allowed = [(True, True, True), (True, False, True), (False, False, False)]
     check_choice("(query_bias, key_bias, value_bias)", biases, allowed)
@@ -110,27 +123,51 @@ def _dinov3_arch(fields):
     )
 
 
-_BASE_FIELDS = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
-_BASE_FIELDS |= dict(image_size=224, patch_size=16, num_channels=3)
-_WIDE_FIELDS = _BASE_FIELDS | dict(intermediate_size=3072)
-_VIT_FIELDS = _WIDE_FIELDS | dict(
-    hidden_act="gelu", layer_norm_eps=1e-12, qkv_bias=True
-)
-_DINOV2_FIELDS = _BASE_FIELDS | dict(hidden_act="gelu", layer_norm_eps=1e-6)
-_DINOV2_FIELDS |= dict(mlp_ratio=4, use_swiglu_ffn=False, qkv_bias=True)
-_CLIP_FIELDS = _WIDE_FIELDS | dict(
-    patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5
-)
-_SIGLIP_FIELDS = _WIDE_FIELDS | dict(
-    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6
-)
-_DINOV3_FIELDS = _BASE_FIELDS | dict(
-    hidden_size=384, num_attention_heads=6, intermediate_size=1536
-)
-_DINOV3_FIELDS |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
-_DINOV3_FIELDS |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
-_DINOV3_FIELDS |= dict(key_bias=False, value_bias=True)
-_DINOV3_FIXED_FIELDS = dict(proj_bias=True, mlp_bias=True)
+_BASE_FIELDS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+}
+_VIT_FIELDS = _BASE_FIELDS | {
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "qkv_bias": True,
+}
+_DINOV2_FIELDS = _BASE_FIELDS | {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "mlp_ratio": 4,
+    "use_swiglu_ffn": False,
+    "qkv_bias": True,
+}
+_CLIP_FIELDS = _BASE_FIELDS | {
+    "intermediate_size": 3072,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_SIGLIP_FIELDS = _BASE_FIELDS | {
+    "intermediate_size": 3072,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_DINOV3_FIELDS = _BASE_FIELDS | {
+    "hidden_size": 384,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "use_gated_mlp": False,
+    "num_register_tokens": 0,
+    "rope_theta": 100.0,
+    "query_bias": True,
+    "key_bias": False,
+    "value_bias": True,
+}
 _CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True)
 _SIGLIP_ARCH = Architecture(class_token=False, pool="map")
 MODEL_TYPES = {
@@ -143,97 +180,96 @@ MODEL_TYPES = {
         _DINOV2_FIELDS | {"num_register_tokens": 4}, "antialias", "Bit", _registers_arch
     ),
     "clip_vision_model": ModelType(
-        _CLIP_FIELDS, "bicubic", "CLIP", lambda _: _CLIP_ARCH
+        _CLIP_FIELDS, "bicubic", "CLIP", lambda _: _CLIP_ARCH, has_labels=False
     ),
     "siglip_vision_model": ModelType(
-        _SIGLIP_FIELDS, "bicubic", "Siglip", lambda _: _SIGLIP_ARCH
+        _SIGLIP_FIELDS,
+        "bicubic",
+        "Siglip",
+        lambda _: _SIGLIP_ARCH,
+        classifier_pool="mean",
     ),
     "dinov3_vit": ModelType(
         _DINOV3_FIELDS,
         "antialias",
         "DINOv3ViT",
         _dinov3_arch,
-        fixed=_DINOV3_FIXED_FIELDS,
+        fixed={"proj_bias": True, "mlp_bias": True},
     ),
 }
 # Image-text models, of which only the vision tower is read: {type: vision type}.
 VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 # Defaults of image processors, by the start of their names. crop_size None: no crop.
-_SWITCHED_ON = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
-_SWITCHED_OFF = dict.fromkeys(("do_center_crop", "do_pad", "default_to_square"), False)
-SWITCH_VALUES = {
-    True: True,
-    False: False,
-    None: False,
-}  # values of _SWITCHED_ON and _SWITCHED_OFF fields
-_COMMON_FIELDS = _SWITCHED_ON | _SWITCHED_OFF
-_COMMON_FIELDS |= dict(rescale_factor=RESCALE_FACTOR, crop_size=None, resample=3)
-_HALF_NORMALIZATION = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-_IMAGENET_NORMALIZATION = dict(image_mean=MEAN, image_std=STD)
-_OPENAI_NORMALIZATION = dict(image_mean=CLIP_MEAN, image_std=CLIP_STD)
-_CROPPED_IMAGES = _COMMON_FIELDS | dict(do_center_crop=True, crop_size=224)
-_SQUARE_IMAGES = _COMMON_FIELDS | dict(
-    size={"height": 224, "width": 224}, default_to_square=True
-)
-_LARGER_IMAGES = dict(size={"height": 256, "width": 256}, default_to_square=True)
-_CLIP_IMAGES = (
-    _CROPPED_IMAGES | _OPENAI_NORMALIZATION | dict(size={"shortest_edge": 224})
-)
-PROCESSOR_DEFAULTS = {
-    "ViT": _SQUARE_IMAGES | _HALF_NORMALIZATION | dict(resample=2),
-    "DeiT": _CROPPED_IMAGES | _HALF_NORMALIZATION | _LARGER_IMAGES,
+_SWITCHES = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_center_crop": False,
+    "do_pad": False,
+    "default_to_square": False,
+}
+SWITCH_VALUES = {True: True, False: False, None: False}
+_COMMON_FIELDS = _SWITCHES | {
+    "rescale_factor": RESCALE_FACTOR,
+    "crop_size": None,
+    "resample": 3,
+}
+_HALF_NORMALIZATION = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+_CROPPED_IMAGES = _COMMON_FIELDS | {"do_center_crop": True, "crop_size": 224}
+_SQUARE_IMAGES = _COMMON_FIELDS | {
+    "size": {"height": 224, "width": 224},
+    "default_to_square": True,
+}
+_CLIP_IMAGES = _CROPPED_IMAGES | {
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "size": {"shortest_edge": 224},
+}
+PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": _SQUARE_IMAGES | _HALF_NORMALIZATION | {"resample": 2},
+    "DeiT": _CROPPED_IMAGES
+    | _HALF_NORMALIZATION
+    | {"size": {"height": 256, "width": 256}, "default_to_square": True},
     "Bit": _CLIP_IMAGES,
     "CLIP": _CLIP_IMAGES,
-    "Siglip": _SQUARE_IMAGES | _HALF_NORMALIZATION | dict(default_to_square=False),
-    "DINOv3ViT": _SQUARE_IMAGES | _IMAGENET_NORMALIZATION | dict(resample=2),
+    "Siglip": _SQUARE_IMAGES | _HALF_NORMALIZATION | {"default_to_square": False},
+    "DINOv3ViT": _SQUARE_IMAGES | {"image_mean": MEAN, "image_std": STD, "resample": 2},
 }
 
 
 def parse_transformers(
     config: JsonFields, images: tuple[Normalization, dict[str, Any]]
-) -> tuple[ViTConfig, tuple | None, dict[str, Any]]:
-    """Parse a config.json: (config, class names or None, fields for a head).
-
-    The fields for a head apply if the tensors turn out to have a head.
+) -> TransformersModel:
+    """Parse a config.json.
 
     images: the result of `parse_image_processor`
     """
-    normalization, crop = images
-    model = MODEL_TYPES[find_vision_type(config)]
+    normalization, crop_fields = images
+    model_type = MODEL_TYPES[find_vision_type(config)]
     fields = _vision_fields(config)
     _check_fixed(UNQUANTIZED_FIELDS, config)
-    _check_fixed(model.fixed, fields)
-    fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
+    _check_fixed(model_type.fixed, fields)
+    fields = model_type.defaults | {
+        name: value for name, value in fields.items() if name in model_type.defaults
+    }
     for field in {*fields} & {*POSITIVE_FIELDS}:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
     architectures = config.get("architectures") or ()
-    classify = any("ImageClass" in name for name in architectures)
-    labels = config.get("id2label") or {}
-    is_clip = model is MODEL_TYPES["clip_vision_model"]
-    if is_clip:
-        labels = {}
-    head = {"num_classes": len(labels), "problem_type": _problem_type(config, labels)}
-    if is_clip and not classify:
-        head["problem_type"] = PROJECTION
-    acts = TRANSFORMERS_GELUS
-    if fields.get("use_gated_mlp"):
-        acts = GATE_ACTIVATIONS
-    check_choice("hidden_act", fields["hidden_act"], acts)
-    arch = model.arch(fields)
-    if arch.pool == "map" and classify:  # SigLIP's classifier reads the mean
-        arch = dataclasses.replace(arch, pool="mean")
-    elif arch.pool == "map":
+    is_classifier = any("ImageClass" in name for name in architectures)
+    labels = {}
+    if model_type.has_labels:
+        labels = config.get("id2label") or {}
+    problem_type = _problem_type(config, labels)
+    if not model_type.has_labels and not is_classifier:
+        problem_type = PROJECTION
+    head_fields = {"num_classes": len(labels), "problem_type": problem_type}
+    arch = _build_arch(model_type, fields, is_classifier)
+    if arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _vision_fields(config))
-    arch = dataclasses.replace(
-        arch,
-        gelu=acts[fields["hidden_act"]],
-        norm_eps=float(fields["layer_norm_eps"]),
-        resize=model.resize,
-    )
     width = fields["hidden_size"]
     vit_config = ViTConfig(
         embed_dim=width,
@@ -243,15 +279,35 @@ def parse_transformers(
         mlp_ratio=_hidden_width(fields) / width,
         arch=arch,
         num_classes=0,
-        preprocessing=Preprocessing(_square_side(fields["image_size"]), **crop),
+        preprocessing=Preprocessing(_square_side(fields["image_size"]), **crop_fields),
         **vars(normalization),
     )
-    if classify:
-        vit_config = dataclasses.replace(vit_config, **head)
-    return vit_config, class_names.shorten_names(_label_names(labels)), head
+    if is_classifier:
+        vit_config = dataclasses.replace(vit_config, **head_fields)
+    names = class_names.shorten_names(_label_names(labels))
+    return TransformersModel(vit_config, tuple(names) if names else None, head_fields)
 
 
-def _vision_fields(config):
+def _build_arch(
+    model_type: ModelType, fields: JsonFields, is_classifier: bool
+) -> Architecture:
+    """Make the Architecture of a model type with a file's fields."""
+    gelus = TRANSFORMERS_GELUS
+    if fields.get("use_gated_mlp"):
+        gelus = GATE_ACTIVATIONS
+    check_choice("hidden_act", fields["hidden_act"], gelus)
+    arch = dataclasses.replace(
+        model_type.make_arch(fields),
+        gelu=gelus[fields["hidden_act"]],
+        norm_eps=float(fields["layer_norm_eps"]),
+        resize=model_type.resize,
+    )
+    if is_classifier and model_type.classifier_pool:
+        arch = dataclasses.replace(arch, pool=model_type.classifier_pool)
+    return arch
+
+
+def _vision_fields(config: JsonFields) -> JsonFields:
     """Select the vision tower's fields in an image-text model, else all fields."""
     if config["model_type"] not in VISION_TYPES:
         return config
@@ -262,7 +318,7 @@ def _vision_fields(config):
     return earlier
 
 
-def _check_fixed(fixed, fields):
+def _check_fixed(fixed: JsonFields, fields: JsonFields) -> None:
     """Check that fields have their only supported value, or are absent."""
     for field, value in fixed.items():
         check_choice(field, fields.get(field, value), [value])
@@ -277,12 +333,12 @@ def parse_image_processor(
 
     images: content of the file
     """
-    name = _processor_name(images, model_type)
-    if name == "CLIP":  # this field would change the size in CLIP's processor
+    processor = _processor_name(images, model_type)
+    if processor == "CLIP":  # this field would change the size in CLIP's processor
         _check_fixed({"use_square_size": False}, images)
-    fields = PROCESSOR_DEFAULTS[name]
+    fields = PROCESSOR_DEFAULTS[processor]
     fields = fields | {k: v for k, v in images.items() if k in fields}
-    for field in _SWITCHED_ON | _SWITCHED_OFF:
+    for field in _SWITCHES:
         check_choice(field, fields[field], SWITCH_VALUES)
         fields[field] = SWITCH_VALUES[fields[field]]
     check_choice("do_rescale", fields["do_rescale"], [True])
@@ -292,30 +348,30 @@ def parse_image_processor(
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channel_values(fields["image_mean"])
     std = _channel_values(fields["image_std"])
-    return Normalization(mean, std), _crop_fields(fields, name)
+    return Normalization(mean, std), _crop_fields(fields, processor)
 
 
-def _processor_name(images, model_type):
+def _processor_name(images: JsonFields, model_type: str) -> str:
     """Find the image processor of a file, one of PROCESSOR_DEFAULTS."""
     field = "image_processor_type"
     if images.get(field) is None:
         field = "feature_extractor_type"  # the field's name up to version 4.26
-    named = images.get(field)
-    if named is None:
+    type_name = images.get(field)
+    if type_name is None:
         return MODEL_TYPES[model_type].processor
     names = {f"{name}ImageProcessor": name for name in PROCESSOR_DEFAULTS}
-    usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
-    name = re.sub("(Fast|Pil)$", "", usual)
+    slow_name = re.sub("FeatureExtractor$", "ImageProcessor", str(type_name))
+    name = re.sub("(Fast|Pil)$", "", slow_name)
     check_choice(field, name, names)
     return names[name]
 
 
-def _crop_fields(fields, name):
+def _crop_fields(fields: JsonFields, name: str) -> dict[str, Any]:
     """Translate an image processor's fields into fields of a Preprocessing."""
     size = fields["size"]
-    cropped = fields["do_center_crop"]
+    has_crop = fields["do_center_crop"]
     if not fields["do_resize"]:
-        if cropped:
+        if has_crop:
             raise InputError(
                 "do_resize is False, but do_center_crop is True; a crop needs resized "
                 "images"
@@ -329,28 +385,28 @@ def _crop_fields(fields, name):
             f"resample is {resample}, bicubic, with which DINOv3's image processor "
             "makes pixels below 0 and above 1"
         )
-    side, squash = _resized_side(size, fields["default_to_square"])
+    side, is_squashed = _resized_side(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
-    same_size = squash  # whether all images get one size
-    share = 1.0
-    if cropped:
-        same_size = crop_size is not None
-    if cropped and same_size:
-        share = _crop_share(_square_side(crop_size), side)
-    if not same_size or share > 1 or not side:
+    has_same_size = is_squashed  # whether all images get one size
+    crop_share = 1.0
+    if has_crop:
+        has_same_size = crop_size is not None
+    if has_crop and has_same_size:
+        crop_share = _crop_share(_square_side(crop_size), side)
+    if not has_same_size or crop_share > 1 or not side:
         raise InputError(
-            f"size is {size!r}, do_center_crop {cropped} and crop_size {crop_size!r}; "
+            f"size is {size!r}, do_center_crop {has_crop} and crop_size {crop_size!r}; "
             "size must be a height and a width, or crop_size at most size"
         )
     return {
-        "crop": share,
-        "crop_mode": "squash" if squash else "center",
+        "crop": crop_share,
+        "crop_mode": "squash" if is_squashed else "center",
         "interpolation": interpolation,
         "rule": "transformers",
     }
 
 
-def _problem_type(config, labels):
+def _problem_type(config: JsonFields, labels: JsonFields) -> str:
     """Find the problem type by the rule of transformers' pipeline."""
     problem_type = config.get("problem_type")
     if problem_type is not None:
@@ -363,17 +419,17 @@ def _problem_type(config, labels):
 
 def find_vision_type(config: JsonFields) -> str:
     """Return the model type, one of MODEL_TYPES: an image-text model's vision type."""
-    name = config["model_type"]
-    check_choice("model_type", name, [*MODEL_TYPES, *VISION_TYPES])
-    if name not in VISION_TYPES:
-        return name
-    vision_type = VISION_TYPES[name]
-    named = _vision_fields(config).get("model_type", vision_type)
-    check_choice("vision_config.model_type", named, [vision_type, name])
+    model_type = config["model_type"]
+    check_choice("model_type", model_type, [*MODEL_TYPES, *VISION_TYPES])
+    if model_type not in VISION_TYPES:
+        return model_type
+    vision_type = VISION_TYPES[model_type]
+    tower_type = _vision_fields(config).get("model_type", vision_type)
+    check_choice("vision_config.model_type", tower_type, [vision_type, model_type])
     return vision_type
 
 
-def _label_names(labels):
+def _label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
     """Turn id2label into a tuple of names; None for transformers' placeholders."""
     if not labels:
         return None
@@ -383,7 +439,7 @@ def _label_names(labels):
     return None if names == placeholders else names
 
 
-def _crop_share(crop, side):
+def _crop_share(crop: int, side: int) -> float:
     """Compute crop / side, rounded so that int(crop / share) is `side` again."""
     if not crop or not side:
         return math.inf  # `_crop_fields` refuses a share above 1
@@ -393,7 +449,7 @@ def _crop_share(crop, side):
     return share
 
 
-def _resized_side(size, default_to_square):
+def _resized_side(size: Any, default_to_square: bool) -> tuple[int, bool]:
     """Read a processor's size: (pixels, whether both sides are resized to them)."""
     if not isinstance(size, Mapping):
         return _square_side(size), default_to_square or not isinstance(size, int)
@@ -407,14 +463,14 @@ def _resized_side(size, default_to_square):
     return _square_side(fields), True
 
 
-def _channel_values(values):
+def _channel_values(values: float | Sequence[float]) -> Sequence[float]:
     """Expand a mean or std to three channels."""
     if isinstance(values, int | float):
         return (values,) * 3
     return values
 
 
-def _square_side(size):
+def _square_side(size: Any) -> int:
     """Read a square's side from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])

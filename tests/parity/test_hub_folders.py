@@ -135,7 +135,7 @@ def test_transformers_folder(tmp_path, name):
 
 @pytest.mark.parametrize("kind", transformers_config.MODEL_TYPES)
 def test_what_a_config_leaves_out_is_as_in_transformers(kind):
-    ours = transformers_config.MODEL_TYPES[kind].fields
+    ours = transformers_config.MODEL_TYPES[kind].defaults
     theirs = transformers.AutoConfig.for_model(kind).to_dict()
     assert ours == {field: theirs[field] for field in ours}
 

@@ -344,7 +344,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         model = RunConfig.from_config(config).create_model()
         with Checkpoints(run) as checkpoints:
             checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {}, "best")
-        return imagepiece_jax.load(run).analyzed()
+        return imagepiece_jax.load(run).with_default_execution()
 
     usual = described()
     other = described(reduction="imagepiece:prop_attn=True")
