@@ -16,35 +16,19 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.head import PROJECTION
 from imagepiece_jax.weights import timm_config
 
-VISION_DEFAULTS = {
-    "layers": 12,
-    "width": 768,
-    "head_width": 64,
-    "mlp_ratio": 4.0,
-    "patch_size": 16,
-    "image_size": 224,
-    "pool_type": "tok",
-    "final_ln_after_pool": False,
-    "act_kwargs": None,
-    "norm_kwargs": None,
-    "timm_model_name": None,
-    "timm_pool": "avg",
-    "timm_proj": "linear",
-    "no_ln_pre": False,
-}
+VISION_DEFAULTS = (
+    dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
+    | dict(image_size=224, pool_type="tok", final_ln_after_pool=False)
+    | dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
+    | dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
+)
 OPEN_CLIP_POOLS = {"tok": "token", "avg": "mean", "none": "none"}
 # Unsupported parts: {field: values without the part}.
-VALUES_WITHOUT_PART = {
-    "qk_norm": [False],
-    "scaled_cosine_attn": [False],
-    "scale_heads": [False],
-    "scale_attn_inner": [False],
-    "scale_attn": [False],
-    "scale_fc": [False],
-    "attentional_pool": [False],
-    "ls_init_value": [None],
-    "block_type": [None, "default"],
-}
+VALUES_WITHOUT_PART = (
+    dict(qk_norm=[False], scaled_cosine_attn=[False], attentional_pool=[False])
+    | dict(scale_heads=[False], scale_attn_inner=[False], scale_attn=[False])
+    | dict(scale_fc=[False], ls_init_value=[None], block_type=[None, "default"])
+)
 # Fields that change nothing, or only facts that the tensors show too.
 IDLE_VISION_FIELDS = """
     patch_dropout attn_pooler_queries attn_pooler_heads pos_embed_type output_tokens

@@ -20,14 +20,11 @@ TIMM_POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 
 # Reading.
 # {argument of timm's class Eva: the same argument of VisionTransformer}
-EVA_ARGUMENT_NAMES = {
-    "num_reg_tokens": "reg_tokens",
-    "use_fc_norm": "fc_norm",
-    "use_post_transformer_norm": "final_norm",
-    "scale_mlp": "scale_mlp_norm",
-    "use_pre_transformer_norm": "pre_norm",
-    "scale_attn_inner": "scale_attn_norm",
-}
+EVA_ARGUMENT_NAMES = (
+    dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm", scale_mlp="scale_mlp_norm")
+    | dict(use_post_transformer_norm="final_norm", scale_attn_inner="scale_attn_norm")
+    | dict(use_pre_transformer_norm="pre_norm")
+)
 # Arguments in model_args: PART_ARGUMENTS change a model's parts, and SIZE_ARGUMENTS its
 # sizes. IDLE_ARGUMENTS change no logits, or only facts that the tensors show too. Any
 # other argument, except act_layer and norm_layer, must have timm's usual value.
@@ -106,8 +103,8 @@ def parse_timm(file_fields: Mapping[str, Any]) -> TimmModel:
     config = apply_model_args(base, arguments)
     names = None
     if num_classes != 0:
-        names = list_label_names(cfg | file_fields, num_classes)
-        names = class_names.shorten_names(names)
+        labels = list_label_names(cfg | file_fields, num_classes)
+        names = class_names.shorten_names(labels)
     # Without a tag the model may have learned other classes.
     if not names and base.name and "." in base.name:
         names = registry.published_class_names(base.name, num_classes)
@@ -226,9 +223,8 @@ def apply_model_args(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConf
         pool_heads = all_arguments.get("attn_pool_num_heads") or 0
         if pool_heads == sizes.get("num_heads", config.num_heads):
             pool_heads = 0
-        pool_hidden = (
-            int(embed_dim * (all_arguments.get("attn_pool_mlp_ratio") or 0)) or hidden
-        )
+        pool_ratio = all_arguments.get("attn_pool_mlp_ratio") or 0
+        pool_hidden = int(embed_dim * pool_ratio) or hidden
         pool_ratio = None if pool_hidden == hidden else pool_hidden / embed_dim
         arch_fields |= {"pool_heads": pool_heads, "pool_mlp_ratio": pool_ratio}
     arch = dataclasses.replace(config.arch, **arch_fields)
@@ -296,12 +292,9 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
         return {}
     optional: dict[str, Any] = {}
     if preprocessing.resizes:
-        json_fields = preprocessing.as_json
-        optional = {
-            "crop_pct": json_fields["crop"],
-            "crop_mode": json_fields["crop_mode"],
-        }
-        optional["interpolation"] = json_fields["interpolation"]
+        fields = preprocessing.as_json
+        optional = {name: fields[name] for name in ("crop_mode", "interpolation")}
+        optional["crop_pct"] = fields["crop"]
     if vit.origin.license:
         optional["license"] = vit.origin.license
     head_names = "head"
@@ -310,9 +303,8 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     label_fields: dict[str, Any] = {}
     if vit.class_names and None in vit.class_names:  # {number: name} skips None
         names = enumerate(vit.class_names)
-        label_fields["label_names"] = {
-            str(i): name for i, name in names if name is not None
-        }
+        named = {str(i): name for i, name in names if name is not None}
+        label_fields["label_names"] = named
     elif vit.class_names:
         label_fields["label_names"] = vit.class_names
     return {
@@ -350,17 +342,14 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
         wanted = _sizes_and_parts(config, ignored)
         for tag in row["weights"]:
             public_config = registry.model_config(f"{name}.{tag}")
-            if (
-                config.stem == "patch"
-                and _sizes_and_parts(public_config, ignored) == wanted
-            ):
+            if _sizes_and_parts(public_config, ignored) == wanted:
                 candidates.append((public_config.image_size != config.image_size, name))
-    if not candidates:
+    if config.stem != "patch" or not candidates:
         return {}
     _, name = min(candidates, key=lambda candidate: candidate[0])
     arguments: dict[str, Any] = {"img_size": config.image_size}
     if config.arch.mlp != "swiglu" and registry.timm_class(name) != "Eva":
-        gelus = {wanted: theirs for theirs, wanted in TIMM_GELUS.items()}
+        gelus = {own: theirs for theirs, own in TIMM_GELUS.items()}
         arguments["act_layer"] = gelus[config.arch.gelu]
     return {"architecture": name, "model_args": arguments}
 

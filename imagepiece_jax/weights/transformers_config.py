@@ -29,16 +29,12 @@ from imagepiece_jax.weights.timm_config import GATE_ACTIVATIONS
 
 JsonFields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by name. Activations of one kind differ only in rounding.
-TRANSFORMERS_GELUS = {
-    "gelu": "exact",
-    "gelu_python": "exact",
-    "quick_gelu": "quick",
-    "gelu_pytorch_tanh": "tanh",
-    "gelu_python_tanh": "tanh",
-    "gelu_new": "tanh",
-    "gelu_fast": "tanh",
-    "gelu_accurate": "tanh",
-}
+TANH_GELU_NAMES = """
+    gelu_pytorch_tanh gelu_python_tanh gelu_new gelu_fast gelu_accurate
+""".split()
+TRANSFORMERS_GELUS = dict.fromkeys(TANH_GELU_NAMES, "tanh") | dict(
+    gelu="exact", gelu_python="exact", quick_gelu="quick"
+)
 # Fields of at least 1.
 POSITIVE_FIELDS = """
     hidden_size num_hidden_layers num_attention_heads intermediate_size
@@ -123,53 +119,33 @@ def _dinov3_arch(fields: JsonFields) -> Architecture:
     )
 
 
-_BASE_FIELDS = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-    "num_channels": 3,
-}
-_VIT_FIELDS = _BASE_FIELDS | {
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "qkv_bias": True,
-}
-_DINOV2_FIELDS = _BASE_FIELDS | {
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-6,
-    "mlp_ratio": 4,
-    "use_swiglu_ffn": False,
-    "qkv_bias": True,
-}
-_CLIP_FIELDS = _BASE_FIELDS | {
-    "intermediate_size": 3072,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-_SIGLIP_FIELDS = _BASE_FIELDS | {
-    "intermediate_size": 3072,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-}
-_DINOV3_FIELDS = _BASE_FIELDS | {
-    "hidden_size": 384,
-    "num_attention_heads": 6,
-    "intermediate_size": 1536,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "use_gated_mlp": False,
-    "num_register_tokens": 0,
-    "rope_theta": 100.0,
-    "query_bias": True,
-    "key_bias": False,
-    "value_bias": True,
-}
-_CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True)
-_SIGLIP_ARCH = Architecture(class_token=False, pool="map")
+def _clip_arch(_: JsonFields) -> Architecture:
+    return Architecture(patch_bias=False, pre_norm=True)
+
+
+def _siglip_arch(_: JsonFields) -> Architecture:
+    return Architecture(class_token=False, pool="map")
+
+
+_BASE_FIELDS = (
+    dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+    | dict(image_size=224, patch_size=16, num_channels=3)
+    | dict(hidden_act="gelu", layer_norm_eps=1e-6)
+)
+_WIDE_FIELDS = _BASE_FIELDS | dict(intermediate_size=3072)
+_VIT_FIELDS = _WIDE_FIELDS | dict(layer_norm_eps=1e-12, qkv_bias=True)
+_DINOV2_FIELDS = _BASE_FIELDS | dict(mlp_ratio=4, use_swiglu_ffn=False, qkv_bias=True)
+_CLIP_FIELDS = _WIDE_FIELDS | dict(
+    patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5
+)
+_SIGLIP_FIELDS = _WIDE_FIELDS | dict(hidden_act="gelu_pytorch_tanh")
+_DINOV3_FIELDS = (
+    _BASE_FIELDS
+    | dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+    | dict(layer_norm_eps=1e-5, use_gated_mlp=False, num_register_tokens=0)
+    | dict(rope_theta=100.0, query_bias=True, key_bias=False, value_bias=True)
+)
+_DINOV3_FIXED = {"proj_bias": True, "mlp_bias": True}
 MODEL_TYPES = {
     "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _vit_arch),
     "deit": ModelType(_VIT_FIELDS, "bicubic", "DeiT", _deit_arch),
@@ -180,61 +156,42 @@ MODEL_TYPES = {
         _DINOV2_FIELDS | {"num_register_tokens": 4}, "antialias", "Bit", _registers_arch
     ),
     "clip_vision_model": ModelType(
-        _CLIP_FIELDS, "bicubic", "CLIP", lambda _: _CLIP_ARCH, has_labels=False
+        _CLIP_FIELDS, "bicubic", "CLIP", _clip_arch, has_labels=False
     ),
     "siglip_vision_model": ModelType(
-        _SIGLIP_FIELDS,
-        "bicubic",
-        "Siglip",
-        lambda _: _SIGLIP_ARCH,
-        classifier_pool="mean",
+        _SIGLIP_FIELDS, "bicubic", "Siglip", _siglip_arch, classifier_pool="mean"
     ),
     "dinov3_vit": ModelType(
-        _DINOV3_FIELDS,
-        "antialias",
-        "DINOv3ViT",
-        _dinov3_arch,
-        fixed={"proj_bias": True, "mlp_bias": True},
+        _DINOV3_FIELDS, "antialias", "DINOv3ViT", _dinov3_arch, fixed=_DINOV3_FIXED
     ),
 }
 # Image-text models, of which only the vision tower is read: {type: vision type}.
 VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 # Defaults of image processors, by the start of their names. crop_size None: no crop.
-_SWITCHES = {
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_center_crop": False,
-    "do_pad": False,
-    "default_to_square": False,
-}
+_SWITCHES = dict(do_resize=True, do_rescale=True, do_normalize=True) | dict.fromkeys(
+    ("do_center_crop", "do_pad", "default_to_square"), False
+)
 SWITCH_VALUES = {True: True, False: False, None: False}
-_COMMON_FIELDS = _SWITCHES | {
-    "rescale_factor": RESCALE_FACTOR,
-    "crop_size": None,
-    "resample": 3,
-}
-_HALF_NORMALIZATION = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
-_CROPPED_IMAGES = _COMMON_FIELDS | {"do_center_crop": True, "crop_size": 224}
-_SQUARE_IMAGES = _COMMON_FIELDS | {
-    "size": {"height": 224, "width": 224},
-    "default_to_square": True,
-}
-_CLIP_IMAGES = _CROPPED_IMAGES | {
-    "image_mean": CLIP_MEAN,
-    "image_std": CLIP_STD,
-    "size": {"shortest_edge": 224},
-}
+_COMMON_FIELDS = _SWITCHES | dict(
+    rescale_factor=RESCALE_FACTOR, crop_size=None, resample=3
+)
+_HALF_NORMALIZATION = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+_IMAGENET_NORMALIZATION = dict(image_mean=MEAN, image_std=STD)
+_CLIP_NORMALIZATION = dict(image_mean=CLIP_MEAN, image_std=CLIP_STD)
+_CROPPED_IMAGES = _COMMON_FIELDS | dict(do_center_crop=True, crop_size=224)
+_SQUARE_IMAGES = _COMMON_FIELDS | dict(
+    size={"height": 224, "width": 224}, default_to_square=True
+)
+_LARGER_IMAGES = dict(size={"height": 256, "width": 256}, default_to_square=True)
+_CLIP_IMAGES = _CROPPED_IMAGES | _CLIP_NORMALIZATION | dict(size={"shortest_edge": 224})
 PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
-    "ViT": _SQUARE_IMAGES | _HALF_NORMALIZATION | {"resample": 2},
-    "DeiT": _CROPPED_IMAGES
-    | _HALF_NORMALIZATION
-    | {"size": {"height": 256, "width": 256}, "default_to_square": True},
+    "ViT": _SQUARE_IMAGES | _HALF_NORMALIZATION | dict(resample=2),
+    "DeiT": _CROPPED_IMAGES | _HALF_NORMALIZATION | _LARGER_IMAGES,
     "Bit": _CLIP_IMAGES,
     "CLIP": _CLIP_IMAGES,
-    "Siglip": _SQUARE_IMAGES | _HALF_NORMALIZATION | {"default_to_square": False},
-    "DINOv3ViT": _SQUARE_IMAGES | {"image_mean": MEAN, "image_std": STD, "resample": 2},
+    "Siglip": _SQUARE_IMAGES | _HALF_NORMALIZATION | dict(default_to_square=False),
+    "DINOv3ViT": _SQUARE_IMAGES | _IMAGENET_NORMALIZATION | dict(resample=2),
 }
 
 
