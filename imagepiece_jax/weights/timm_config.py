@@ -103,8 +103,8 @@ def parse_timm(file_fields: Mapping[str, Any]) -> TimmModel:
     config = apply_model_args(base, arguments)
     names = None
     if num_classes != 0:
-        labels = list_label_names(cfg | file_fields, num_classes)
-        names = class_names.shorten_names(labels)
+        list_label_names = list_label_names(cfg | file_fields, num_classes)
+        names = class_names.shorten_names(list_label_names)
     # Without a tag the model may have learned other classes.
     if not names and base.name and "." in base.name:
         names = registry.published_class_names(base.name, num_classes)
@@ -293,8 +293,8 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     optional: dict[str, Any] = {}
     if preprocessing.resizes:
         fields = preprocessing.as_json
-        optional = {name: fields[name] for name in ("crop_mode", "interpolation")}
-        optional["crop_pct"] = fields["crop"]
+        optional = {"crop_pct": fields["crop"], "crop_mode": fields["crop_mode"]}
+        optional["interpolation"] = fields["interpolation"]
     if vit.origin.license:
         optional["license"] = vit.origin.license
     head_names = "head"

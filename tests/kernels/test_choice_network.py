@@ -27,7 +27,7 @@ def draw(*shape, seed=0, dtype="float32"):
 
 
 def pulled_back(fn, context, *arrays):
-    """(value, gradients) of `fn`, traced in a context, for one random gradient."""
+    """Value and gradients of `fn`, traced in a context, for one random gradient."""
 
     def both(*arrays):
         with context():
@@ -38,11 +38,11 @@ def pulled_back(fn, context, *arrays):
 
 
 def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
-    """The chosen form has the definition's value and gradients, and their types.
+    """The chosen form has the definition's values, gradients and types.
 
-    roundings: of the largest number in a type, by which each array may differ: float32
-        and bfloat16
-    together: the largest number is that of all arrays: in some, all terms cancel
+    roundings: allowed error in roundings of an array's largest number, for float32 and
+        bfloat16
+    together: the largest number of all arrays counts, as some arrays cancel to zero
     """
     chosen = pulled_back(fn, contextlib.nullcontext, *arrays)
     defined = pulled_back(fn, kernels.reference_forms, *arrays)
@@ -68,7 +68,7 @@ def test_gelu(variant, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(7, 12), (2, 3, 33)])
 def test_layer_norm(shape, dtype):
-    """Tokens far from zero: squares that cancel would show."""
+    """Tokens are far from zero, so canceling squares would show."""
     x = (draw(*shape) + 20 * draw(*shape[:-1], 1, seed=1)).astype(jnp.dtype(dtype))
     scale = 1 + 0.3 * draw(shape[-1], seed=2)
     layer_norm = functools.partial(norm.layer_norm, dtype=jnp.dtype(dtype))
@@ -80,7 +80,7 @@ def test_layer_norm(shape, dtype):
 @pytest.mark.parametrize("is_biased", [False, True])
 @pytest.mark.parametrize("length", [None, 6])
 def test_attend(length, is_biased, dtype):
-    """With a row of padding, too."""
+    """Also with a row of padding."""
     heads = draw(3, 2, 7, 3, 4, dtype=dtype)
     bias = draw(2, length or 7, seed=1) if is_biased else None
 
@@ -131,7 +131,7 @@ def test_whole_attention(form, dtype):
     "stem, pixels", [("patch", 1), *(("conv", p) for p in (1, 2, 8))]
 )
 def test_folded_stem(stem, pixels):
-    """The stem that `fold_stem` rewrites defines it, however small a variance is."""
+    """A folded stem equals its trained stem, also for a tiny variance."""
     images = tiny_vit.images(2, side=(16, 24))
     trained = {"patch": PatchStem, "conv": ConvStem}[stem](8, 8)
     variables = tiny_vit.fill(tiny_vit.shapes(trained, (16, 24)))
@@ -153,7 +153,7 @@ def test_folded_stem(stem, pixels):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["none", "peaks:blocks=(1,):keep_rate=0.6"])
 def test_whole_models(reduction, dtype):
-    """In bfloat16 every block rounds each number that it passes on."""
+    """In bfloat16 every block rounds its outputs."""
     model = tiny_vit.model(reduction, dtype=dtype, depth=2)
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2)

@@ -15,7 +15,7 @@ def draw(*shape, seed=0):
 
 
 def pulled_back(fn, *arguments):
-    """Value of `fn`, and what it makes of one random gradient of that value."""
+    """Value of `fn`, and its gradients for one random gradient of the value."""
 
     def both(*arguments):
         out, pull = jax.vjp(fn, *arguments)
@@ -26,7 +26,7 @@ def pulled_back(fn, *arguments):
 
 @pytest.mark.parametrize("shape, eps", [((7, 12), 1e-6), ((2, 3, 12), 0.1)])
 def test_layer_norm_is_flaxs_and_so_is_its_gradient(shape, eps):
-    """Tokens far from zero: squares that cancel would show."""
+    """Tokens are far from zero, so canceling squares would show."""
     x = 3 * draw(*shape) + 50 * draw(*shape[:-1], 1, seed=1)
     scale = 1 + 0.3 * draw(12, seed=2)
     bias = draw(12, seed=3)

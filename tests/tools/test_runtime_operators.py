@@ -19,8 +19,17 @@ from imagepiece_jax.exporters.onnx_model import onnx_model
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
-from tests.exporters import test_onnx_model, test_tower
+from tests.exporters import test_tower
 from tests.helpers import tiny_vit
+from tests.helpers.architecture_pairs import (
+    ARCHITECTURES,
+    MEANS,
+    MERGED,
+    ROTARY,
+    covering_architectures,
+    narrow_model,
+    short_model,
+)
 from tests.helpers.rounding import UNIT
 from tests.helpers.small_photographs import pixels_of
 from tests.helpers.small_runs import ROOT
@@ -40,14 +49,14 @@ needs_webgpu = pytest.mark.skipif(
 
 
 def method_graph(name, batch_size, dtype):
-    model = test_onnx_model.short(name)
+    model = short_model(name)
     made = model.with_execution(dtype=np.dtype(dtype))
     vit = Pretrained(made, tiny_vit.variables(model))
     return onnx_model(vit, batch_size=batch_size)
 
 
 def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
-    model = test_onnx_model.small(name, reduction, depth)
+    model = narrow_model(name, reduction, depth)
     return onnx_model(Pretrained(model, tiny_vit.variables(model)))
 
 
@@ -75,17 +84,17 @@ def float_graphs(folder):
     for number, (make, layout, *_) in enumerate(test_tower.CASES):
         place = folder / str(number)
         graphs[place.name] = functools.partial(layout_graph, place, make, layout)
-    archs = FAMILIES | test_onnx_model.ARCHITECTURES
-    for name in test_onnx_model.with_all_pairs(archs):  # registers, rotary positions
+    archs = FAMILIES | ARCHITECTURES
+    for name in covering_architectures(archs):  # registers, rotary positions
         graphs[name] = functools.partial(architecture_graph, name)
-    for name in test_onnx_model.ROTARY.values():
-        for reduction in (test_onnx_model.MERGED, test_onnx_model.MEANS):
+    for name in ROTARY.values():
+        for reduction in (MERGED, MEANS):
             title = f"{name}-{reduction.partition(':')[0]}"
             graphs[title] = functools.partial(architecture_graph, name, reduction, 3)
     for reduction in (
         tiny_vit.changed(tiny_vit.FUSED, blocks=(0,)),
         "tome:r=4",
-        test_onnx_model.MEANS,
+        MEANS,
         "mctf:r=3",
     ):
         for output in ("features", "patches"):
@@ -126,7 +135,7 @@ def test_a_graph_that_gathers_leaves():
 @pytest.mark.parametrize("name", NAMES)
 def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
     """onnxruntime's WebGPU has no QuantizeLinear, for a dense model either."""
-    model = test_onnx_model.short(name)
+    model = short_model(name)
     vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
     program = onnx_program.open_file(file)
@@ -200,7 +209,7 @@ def leaves(row, share):
     return not row["difference"] <= share * row["spread"]
 
 
-# As in test_onnx_model: sums in another order, and sums of float16.
+# As in tests/helpers/onnx_runs.py: sums in another order, and sums of float16.
 FLOAT32 = 256 * UNIT
 FLOAT16 = 0.02
 
