@@ -133,7 +133,7 @@ class _Repository:
         from huggingface_hub import errors
 
         try:
-            fetch_folder = huggingface_hub.hf_hub_download(
+            fetched = huggingface_hub.hf_hub_download(
                 self._name,
                 name,
                 revision=self._revision,
@@ -146,7 +146,7 @@ class _Repository:
             return None
         except errors.HFValidationError as error:
             raise InputError(f"{self._hub_id}: {error}") from error
-        file = pathlib.Path(fetch_folder)
+        file = pathlib.Path(fetched)
         self.fetched_files.append(file)
         # The cache names folders after commits: the first file fixes the commit of all
         # later files.

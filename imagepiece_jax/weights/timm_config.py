@@ -103,8 +103,8 @@ def parse_timm(file_fields: Mapping[str, Any]) -> TimmModel:
     config = apply_model_args(base, arguments)
     names = None
     if num_classes != 0:
-        list_label_names = list_label_names(cfg | file_fields, num_classes)
-        names = class_names.shorten_names(list_label_names)
+        labels = list_label_names(cfg | file_fields, num_classes)
+        names = class_names.shorten_names(labels)
     # Without a tag the model may have learned other classes.
     if not names and base.name and "." in base.name:
         names = registry.published_class_names(base.name, num_classes)

@@ -145,7 +145,7 @@ _DINOV3_FIELDS = (
     | dict(layer_norm_eps=1e-5, use_gated_mlp=False, num_register_tokens=0)
     | dict(rope_theta=100.0, query_bias=True, key_bias=False, value_bias=True)
 )
-_DINOV3_FIXED_FIELDS = {"proj_bias": True, "mlp_bias": True}
+_DINOV3_FIXED = {"proj_bias": True, "mlp_bias": True}
 MODEL_TYPES = {
     "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _vit_arch),
     "deit": ModelType(_VIT_FIELDS, "bicubic", "DeiT", _deit_arch),
@@ -162,11 +162,7 @@ MODEL_TYPES = {
         _SIGLIP_FIELDS, "bicubic", "Siglip", _siglip_arch, classifier_pool="mean"
     ),
     "dinov3_vit": ModelType(
-        _DINOV3_FIELDS,
-        "antialias",
-        "DINOv3ViT",
-        _dinov3_arch,
-        fixed=_DINOV3_FIXED_FIELDS,
+        _DINOV3_FIELDS, "antialias", "DINOv3ViT", _dinov3_arch, fixed=_DINOV3_FIXED
     ),
 }
 # Image-text models, of which only the vision tower is read: {type: vision type}.
