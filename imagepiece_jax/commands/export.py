@@ -71,7 +71,7 @@ def main(
     from imagepiece_jax.exporters.card import card_table
     from imagepiece_jax.exporters.export import checked_file, export
     from imagepiece_jax.exporters.program_facts import program_files, read_facts
-    from imagepiece_jax.models.program import format_of
+    from imagepiece_jax.models.program import import_format
 
     words = several("images", images)
     if layout is None:
@@ -97,7 +97,7 @@ def main(
     size = sum(path.stat().st_size for path in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
-        f"{facts['gmacs']:.3f} GMACs an image, {format_of(file).FORMAT_VERSION}; "
+        f"{facts['gmacs']:.3f} GMACs an image, {import_format(file).FORMAT_VERSION}; "
         f"{file.name}.json describes input and output"
     )
     if "card" in facts:

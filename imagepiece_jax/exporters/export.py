@@ -32,7 +32,7 @@ from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import FORMATS, format_of, open_program
+from imagepiece_jax.models.program import FORMAT_MODULES, import_format, open_program
 
 
 class ExportOptions(NamedTuple):
@@ -232,7 +232,7 @@ def find_place(out: str | os.PathLike, traced: TracedModel) -> ExportPlace:
 
 def check_card(place: ExportPlace, traced: TracedModel) -> None:
     """Check that a card can be measured, and written."""
-    extras.check_installed("a card", format_of(place.graph).RUNTIME_MODULE)
+    extras.check_installed("a card", import_format(place.graph).RUNTIME_MODULE)
     if traced.vit.config.arch.pool == "none" and traced.options.output != "patches":
         raise InputError(
             "pool is 'none', so a card has no image vectors to compare; give "
@@ -248,7 +248,7 @@ def check_card(place: ExportPlace, traced: TracedModel) -> None:
 def make_program(traced: TracedModel, place: ExportPlace) -> MadeProgram:
     """Make a float32 or float16 program, and the facts about it."""
     vit, outputs, options = traced
-    file_format = format_of(place.graph)
+    file_format = import_format(place.graph)
     input_options = {"batch_size": options.batch_size, "pixels": options.pixels}
     with announced_work("exporting the model"):
         form = file_format.build_graph
@@ -275,7 +275,7 @@ def quantize_program(
         place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
         write_program(program, place)
         float32_program = open_program(place.graph)
-        graph = format_of(place.graph).quantize_graph(float32_program, images)
+        graph = import_format(place.graph).quantize_graph(float32_program, images)
     return program._replace(graph=graph)
 
 
@@ -303,7 +303,7 @@ def make_card(
 def write_program(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program, its weights and its JSON; remove an earlier one's weights."""
     out = place.graph
-    file_format = format_of(out)
+    file_format = import_format(out)
     facts = dict(program.facts)
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
@@ -352,11 +352,11 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     folder = None
     if out.is_dir() or not out.suffix:
         folder = out
-        ending = next(iter(FORMATS))
+        ending = next(iter(FORMAT_MODULES))
         out = folder / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
-    if out.suffix.lower() not in FORMATS:
-        raise InputError(f"out {out} does not end in {' or '.join(FORMATS)}")
-    file_format = format_of(out)
+    if out.suffix.lower() not in FORMAT_MODULES:
+        raise InputError(f"out {out} does not end in {' or '.join(FORMAT_MODULES)}")
+    file_format = import_format(out)
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
     if folder is not None and not folder.exists():
         check_writable("out", folder, ("",))

@@ -79,7 +79,7 @@ def find_largest_numbers(
         part_names[:] = numbers
         return [jnp.max(jnp.stack(each)) for each in numbers.values()]
 
-    model = vit.analyzed().model
+    model = vit.with_default_execution().model
     model, variables = optimize.fold_and_cast(model, vit.variables, dtype="float32")
     run = jax.jit(part_maxima)
     largest = {}

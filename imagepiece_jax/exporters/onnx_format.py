@@ -1,4 +1,4 @@
-"""ONNX as a format of `models.program.FORMATS`: every format has these names."""
+"""ONNX as a format of `models.program.FORMAT_MODULES`: every format has these names."""
 
 from imagepiece_jax.exporters.onnx_model import (
     ONNX_OPSET,

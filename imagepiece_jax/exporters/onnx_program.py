@@ -26,7 +26,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.weights.described import guarded
+from imagepiece_jax.weights.described import parse_content
 
 PROGRAM_KIND = "ONNX file"
 OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu
@@ -127,7 +127,7 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
                 f"{'.'.join(map(str, OLDEST_ONNXRUNTIME))} has; install a newer one"
             )
         raise InputError(f"{PROGRAM_KIND} {path}: {reason}") from error
-    return guarded(file, program_from_facts, path, facts, session)
+    return parse_content(file, program_from_facts, path, facts, session)
 
 
 def program_from_facts(

@@ -19,8 +19,11 @@ from imagepiece_jax.exporters.program_facts import read_facts
 from imagepiece_jax.exporters.program_outputs import TowerOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
-from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
+from imagepiece_jax.weights.file_names import CONFIG_FILE, PREPROCESSOR_FILE
+from imagepiece_jax.weights.transformers_config import (
+    INTERPOLATION_OF_RESAMPLE,
+    RESCALE_FACTOR,
+)
 
 # {dtype: end of the graph's name}, as transformers.js adds it for fp32, fp16 and q8
 DTYPE_SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
@@ -30,7 +33,7 @@ SOFTMAX_HEAD, SIGMOID_HEAD = "classes with softmax", "classes with sigmoid"
 # A classifier's fields in config.json, and the end of its architecture's name.
 CLASSIFIER_FIELDS = ("id2label", "label2id", "num_labels", "problem_type")
 CLASSIFIER_ENDING = "ForImageClassification"
-PILLOW_FILTERS = {name: number for number, name in RESAMPLE.items()}
+PILLOW_FILTERS = {name: number for number, name in INTERPOLATION_OF_RESAMPLE.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +191,7 @@ def transformers_outputs(vit: Pretrained) -> dict[str, str]:
 
 def transformers_files(vit: Pretrained) -> dict[str, Any]:
     """transformers' two JSON files."""
-    return {PREPROCESSOR: processor_fields(vit), CONFIG: exported_config(vit)}
+    return {PREPROCESSOR_FILE: processor_fields(vit), CONFIG_FILE: exported_config(vit)}
 
 
 def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
@@ -291,7 +294,7 @@ def processor_fields(vit: Pretrained) -> dict:
         "do_center_crop": preprocessing.resizes,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
-        "rescale_factor": RESCALE,
+        "rescale_factor": RESCALE_FACTOR,
         "do_normalize": True,
         "image_mean": list(vit.config.mean),
         "image_std": list(vit.config.std),
@@ -328,7 +331,7 @@ def stored_fields(vit: Pretrained) -> dict:
     """Read the weights folder's config.json if it is transformers', else {}."""
     if vit.origin.path is None:
         return {}
-    file = pathlib.Path(vit.origin.path) / CONFIG
+    file = pathlib.Path(vit.origin.path) / CONFIG_FILE
     if not file.is_file():
         return {}
     fields = read_json(file)
@@ -372,7 +375,7 @@ PROGRAM_LAYOUTS = {
     ),
     "fastembed": ProgramLayout(
         outputs={"image_embeds": "image_embeds"},
-        files=lambda vit: {PREPROCESSOR: processor_fields(vit)},
+        files=lambda vit: {PREPROCESSOR_FILE: processor_fields(vit)},
     ),
     "sentence_transformers": ProgramLayout(
         outputs={"last_hidden_state": "image_embeds"},

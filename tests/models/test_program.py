@@ -45,7 +45,7 @@ def texts(monkeypatch):
     form.remove_weights = lambda *files: None
     form.open_file = lambda path, threads: Halves(vit, read_facts(path))
     monkeypatch.setitem(sys.modules, form.__name__, form)
-    monkeypatch.setitem(program.FORMATS, ".txt", form.__name__)
+    monkeypatch.setitem(program.FORMAT_MODULES, ".txt", form.__name__)
     return vit
 
 
