@@ -54,7 +54,9 @@ def build_onnx_model(
     """
     outputs = outputs or ProgramOutputs(vit)
     for layer in outputs.model.plan:
-        if layer.step and layer.step.reducer.draws_random(layer.counts, train=False):
+        step = layer.step
+        counts = layer.counts  # None where all tokens stay
+        if step and counts and step.reducer.draws_random(counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
