@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.exporters import onnx_graph
-from imagepiece_jax.exporters.onnx_model import in_model
-from imagepiece_jax.exporters.onnx_primitives import walk
+from imagepiece_jax.exporters.onnx_model import wrap_graph
+from imagepiece_jax.exporters.onnx_primitives import add_equations
 from tests.helpers.onnx_runs import random_outputs, run_onnxruntime
 from tests.helpers.refused_calls import refused
 
@@ -62,9 +62,9 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     images = jax.ShapeDtypeStruct((batch, 6), np.float32)
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     graph = onnx_graph.Graph(entry)
-    (out,) = walk(graph, jax.make_jaxpr(with_ones)(images), [entry])
+    (out,) = add_equations(graph, jax.make_jaxpr(with_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
-    for each in run_onnxruntime(in_model(graph.finished({"logits": out})), x):
+    for each in run_onnxruntime(wrap_graph(graph.graph_proto({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
 
 
@@ -74,7 +74,7 @@ def test_the_size_of_an_open_batch_is_no_number():
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     mean = jax.make_jaxpr(lambda x: x.mean(0))(images)
     with refused("the model"):
-        walk(onnx_graph.Graph(entry), mean, [entry])
+        add_equations(onnx_graph.Graph(entry), mean, [entry])
 
 
 def custom_sum(x):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.pretrained import Pretrained
@@ -54,7 +54,7 @@ def test_a_reduction_adds_few_nodes(name, most):
     """A CPU takes microseconds to start a node, however small its arrays are."""
     counts = []
     for model in (short_model("none"), short_model(name)):
-        graph = onnx_model(Pretrained(model, tiny_vit.variables(model)))
+        graph = build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
         counts.append(len(graph.graph.node))
     dense, reduced = counts
     assert reduced - dense <= 2 * most
@@ -108,7 +108,7 @@ def test_the_conv_stem():
 
 def test_the_format_is_the_oldest_that_has_the_operators():
     """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
-    model = onnx_model(tiny_vit.pretrained())
+    model = build_onnx_model(tiny_vit.pretrained())
     assert (model.opset_import[0].version, model.ir_version) == (20, 9)
 
 
@@ -127,7 +127,7 @@ def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
 def test_an_open_batch_and_weights_are_named():
     """Weights are there once."""
     vit = tiny_vit.pretrained(EVIT, depth=2)
-    model = onnx_model(vit)
+    model = build_onnx_model(vit)
     for value in (model.graph.input[0], model.graph.output[0]):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [value.name for value in model.graph.input] == ["images"]
@@ -149,7 +149,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     """Weights of layers are float16; the logits are JAX's but for rounding."""
     vit = tiny_vit.pretrained(tiny_vit.small(name), depth=3)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
-    graph = onnx_model(Pretrained(half, vit.variables))
+    graph = build_onnx_model(Pretrained(half, vit.variables))
     onnx.checker.check_model(graph, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     kinds = {each.name: each.type.tensor_type.elem_type for each in inferred.value_info}
@@ -172,7 +172,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
 def test_float16_graphs_of_all_architectures_have_sound_types(name):
     model = narrow_model(name, depth=1)
     half = model.with_execution(dtype=np.dtype(np.float16))
-    graph = onnx_model(Pretrained(half, tiny_vit.variables(model)))
+    graph = build_onnx_model(Pretrained(half, tiny_vit.variables(model)))
     onnx.checker.check_model(graph, full_check=True)
 
 
@@ -181,7 +181,7 @@ def test_pixels_are_normalized_inside():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
     want = jax_logits(vit.model, vit.variables, images)
-    (logits,) = run_onnxruntime(onnx_model(vit, pixels=True), pixels)
+    (logits,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
@@ -203,7 +203,7 @@ def test_features_are_those_of_jax(reduction, options):
     vit = tiny_vit.pretrained(reduction, depth=2, **arch)
     images = np.asarray(tiny_vit.images(2))
     output = options.pop("output")
-    graph = onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
+    graph = build_onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     session = open_session(graph)
@@ -232,10 +232,10 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
         vit.variables["params"]["pos_embed"][:] = 0
         images = np.ones((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.float32)
         want = jax_logits(vit.model, vit.variables, images)
-        (logits,) = run_onnxruntime(onnx_model(vit), images)
+        (logits,) = run_onnxruntime(build_onnx_model(vit), images)
         np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
-        onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
+        build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.head import PROBLEMS, REGRESSION, Head
+from imagepiece_jax.models.head import PROBLEM_TYPES, REGRESSION, Head
 from tests.helpers.refused_calls import refused
 
-SINGLE, MULTI, _, PROJECTION = PROBLEMS
+SINGLE, MULTI, _, PROJECTION = PROBLEM_TYPES
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers.small_runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
@@ -35,7 +35,7 @@ def test_the_whole_model_has_timms_tensors(name):
     model = create_model(name)
     ours = variable_shapes(model)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
-    found = layouts.with_timm_names(tensors(row))
+    found = naming.with_timm_names(tensors(row))
     timm_tensors.check_fit(found, ours)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
     # Some papers count the head, and all round to the last digit that is not 0.

@@ -3,8 +3,8 @@
 import pytest
 
 from imagepiece_jax.data import class_names
-from imagepiece_jax.weights.described import describe, parse_config
-from imagepiece_jax.weights.located import locate
+from imagepiece_jax.weights.described import describe_weights, parse_config
+from imagepiece_jax.weights.located import locate_weights
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.helpers.config_files import (
     CLASSIFIER_CONFIG,
@@ -165,4 +165,4 @@ def test_a_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
     with refused(f"{tmp_path / 'config.json'}: model_type is "):
-        describe(locate(tmp_path))
+        describe_weights(locate_weights(tmp_path))

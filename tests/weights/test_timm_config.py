@@ -89,8 +89,8 @@ def test_labels_of_timms_form(fields, names):
 @pytest.mark.parametrize("name", registry.public_models())
 def test_the_arguments_of_timms_class_make_its_parts(name):
     images = {"preprocessing": Preprocessing(224)} | HALF_PIXELS
-    config = timm_config.of_architecture(name, images)
-    assert timm_config.with_arguments(config, {}) == config
+    config = timm_config.build_architecture_config(name, images)
+    assert timm_config.apply_model_args(config, {}) == config
 
 
 def test_names_from_before_timm_0_9():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.head import MULTI_LABEL, PROBLEMS
+from imagepiece_jax.models.head import MULTI_LABEL, PROBLEM_TYPES
 from imagepiece_jax.weights.described import parse_config
 from tests.helpers import named_models
 from tests.helpers.config_files import (
@@ -155,9 +155,9 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
         (TWO | {"problem_type": "regression"}, "regression"),
         # The pipeline's rule for one class.
         (ONE, MULTI_LABEL),
-        (ONE | {"problem_type": "single_label_classification"}, PROBLEMS[0]),
+        (ONE | {"problem_type": "single_label_classification"}, PROBLEM_TYPES[0]),
         # No classifier, unless the weights have a head.
-        (ONE | {"architectures": ["ViTModel"]}, PROBLEMS[0]),
+        (ONE | {"architectures": ["ViTModel"]}, PROBLEM_TYPES[0]),
     ],
 )
 def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
