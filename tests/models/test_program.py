@@ -14,7 +14,7 @@ from tests.helpers.refused_calls import refused
 
 
 class Halves:
-    """A program whose logits are halves, for classes of digits."""
+    """A program that returns logits of 0.5 for the ten digits."""
 
     def __init__(self, vit, facts):
         self.model = vit.model
@@ -34,7 +34,7 @@ def write_graph(path, graph, metadata):
 
 @pytest.fixture
 def texts(monkeypatch):
-    """A format of text files, in the table."""
+    """Register a format of text files."""
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     form = types.ModuleType("format_of_texts")
     form.FORMAT_TITLE = "a text"
