@@ -179,7 +179,7 @@ def _expand_key_bias(
     """Expand the key bias to one row per query for cuDNN: (key, value, bias)."""
     num_tokens = key.shape[1]
     # Odd row lengths are unaligned and take cuDNN up to twice as long. Padding keys get
-    # the bias UNSEEN, so no token attends to them (PERFORMANCE.md, "Sizes in a
+    # PADDING_BIAS, so no token attends to them (PERFORMANCE.md, "Sizes in a
     # direction").
     if num_tokens % 2:
         length = num_tokens + -num_tokens % BIAS_ALIGNMENT
@@ -291,7 +291,7 @@ def resolve_backend(
 ) -> Backend:
     """Choose the attention kernel for a device, "xla" or "cudnn".
 
-    requested: in BACKENDS; "auto" takes cuDNN's fused attention if the device runs it
+    requested: in ATTENTION_BACKENDS; "auto" is cuDNN's fused attention where it runs
     device: None: this process's first
     Raises InputError if "cudnn" is requested but cannot run.
     """

@@ -11,6 +11,8 @@ from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
 from imagepiece_jax.kernels.choice import is_fast, is_reference
 
+HeadLogits = Float[Array, "batch tokens heads"]
+
 
 @onnx_op
 def mean_attention(
@@ -65,7 +67,7 @@ def class_and_mean_queries(
 
 
 def attention_row(
-    logits: Float[Array, "batch tokens heads"], key_bias: TokenValues | None = None
+    logits: HeadLogits, key_bias: TokenValues | None = None
 ) -> TokenValues:
     """One query's attention, mean over heads."""
     if key_bias is not None:
@@ -82,9 +84,7 @@ LOWEST_LOGIT = -1e30  # replaces minus infinity: -inf - (-inf) is NaN
 
 
 @jax.custom_jvp
-def log_sum_exp(
-    logits: Float[Array, "batch tokens heads"],
-) -> Float[Array, "batch heads"]:
+def log_sum_exp(logits: HeadLogits) -> Float[Array, "batch heads"]:
     """log(sum(exp(logits))) over tokens, in one pass."""
     logits = jnp.maximum(logits, LOWEST_LOGIT)
 
@@ -102,8 +102,7 @@ def log_sum_exp(
 
 @log_sum_exp.defjvp
 def _log_sum_exp_jvp(
-    primals: tuple[Float[Array, "batch tokens heads"]],
-    tangents: tuple[Float[Array, "batch tokens heads"]],
+    primals: tuple[HeadLogits], tangents: tuple[HeadLogits]
 ) -> tuple[Float[Array, "batch heads"], Float[Array, "batch heads"]]:
     (logits,) = primals
     (tangent,) = tangents

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.array_shapes import TokenRows
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 
 
@@ -54,7 +54,7 @@ def cosine_similarity(
 
 
 def all_cosines(
-    x: TokenRows, all_x: Float[Array, "batch all_tokens dim"] | None = None
+    x: TokenRows, all_x: AllRows | None = None
 ) -> Float[Array, "batch tokens tokens"]:
     """Cosines of all image tokens, without a gradient.
 
