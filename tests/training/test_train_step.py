@@ -63,7 +63,7 @@ def with_loss(recipe, loss):
 
 
 def make(recipe=None, optimizer=None, seed=0, **fields):
-    """(one step on one device, its replicated first state) of a tiny model."""
+    """A tiny model's step on one device, and its replicated first state."""
     execution = {"axis_name": parallel.DEVICE_AXIS}
     for name in ("axis_name", "drop_path_rate"):
         if name in fields:
@@ -81,7 +81,7 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
 
 
 def batch(seed, micro=1):
-    """A batch of one device in `micro` micro-batches."""
+    """A random batch of one device, in `micro` micro-batches."""
     draw = np.random.default_rng(seed)
     image = draw.integers(0, 256, (1, micro, BATCH // micro, SIZE, SIZE, 3), np.uint8)
     label = draw.integers(0, CLASSES, (1, micro, BATCH // micro), np.int32)
@@ -89,7 +89,7 @@ def batch(seed, micro=1):
 
 
 def compiled(step):
-    """The program of a step, which may be traced once."""
+    """Compile a step. A second trace fails."""
 
     @chex.assert_max_traces(n=1)
     def once(state, one):
@@ -109,7 +109,7 @@ def run(program, state, batches):
 
 @functools.cache
 def plain():
-    """The program of a step in which nothing is drawn, and its first state."""
+    """A compiled step without random numbers, and its first state."""
     step, state = make()
     return compiled(step), state
 
@@ -160,7 +160,7 @@ def test_a_term_with_the_name_of_another_figure_is_refused():
 
 
 def test_images_are_normalized_as_the_model_says():
-    """The loss of the first step, by NumPy from pixels; ImageNet's gives another."""
+    """NumPy computes the first loss from pixels; ImageNet's values give another."""
     recipe = dataclasses.replace(PLAIN, label_smoothing=0.0)
     mean = (0.1, 0.5, 0.9)
     std = (0.01, 0.02, 0.03)
@@ -195,7 +195,7 @@ def test_micro_batches_give_the_gradient_of_the_batch_and_another_seed_does_not(
 
 
 def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
-    """With lam drawn once a batch, two equal images stay the same."""
+    """Lambda is drawn once per batch, so a mixture of equal images is unchanged."""
     same = batch(0)
     same["image"][:] = same["image"][:, :, :1]
     same["label"][:] = 3
@@ -216,14 +216,14 @@ class PoisonedOutputs:
 
 
 class Poison:
-    """Stands in for a teacher: returns its variables."""
+    """A stand-in for a teacher, which returns its variables."""
 
     def compute_outputs(self, variables, image):
         return PoisonedOutputs(**variables)
 
 
 def poisoned(outputs, teacher_outputs, plan):
-    """A term whose value, or only whose gradient, is not finite on request."""
+    """A loss term with a value or only a gradient that is not finite on request."""
     size = jnp.sum(outputs.logits**2)
     return {
         "value": teacher_outputs.value * size,
@@ -233,13 +233,13 @@ def poisoned(outputs, teacher_outputs, plan):
 
 GOOD = {"value": 0.0, "root": 1.0}
 BAD_LOSS = {"value": np.nan, "root": 1.0}
-BAD_GRADIENT = {"value": 0.0, "root": 0.0}  # the root of 0 is 0, but rises without end
+BAD_GRADIENT = {"value": 0.0, "root": 0.0}  # the root of 0 has an infinite slope
 RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 
 
 @pytest.fixture(scope="module")
 def poisoned_run():
-    """The step, and states before and after five of which three are not finite."""
+    """The step, and all states and metrics of five steps; three are not finite."""
     numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
     optim = dataclasses.replace(PLAIN, **numbers)
     recipe = dataclasses.replace(PLAIN, ema_decay=0.75, log_every_steps=3)
@@ -286,7 +286,7 @@ def test_a_step_that_is_not_finite_changes_nothing(poisoned_run):
 
 
 def test_the_step_after_skipped_ones_ignores_them(poisoned_run):
-    """Moments and their count are those of the first step, the rate is the fifth's."""
+    """Moments and their count come from the first step, the rate from the fifth."""
     advance, (_, *states), _ = poisoned_run
 
     def is_schedule(node):
@@ -319,7 +319,7 @@ AUGMENT = AugmentConfig(
 
 
 def test_draws_belong_to_a_place_in_the_global_batch():
-    """Whatever device, micro-batch or neighbor is there; another step, other draws."""
+    """Device, micro-batch and neighbors do not matter; another step draws anew."""
     model = create_model(config("vit_mini", mean=HALF, std=HALF, **DENSE))
     recipe = dataclasses.replace(PLAIN, seed=3, augment=AUGMENT)
     prepare_part = functools.partial(prepare_micro_batch, model=model, run=recipe)
