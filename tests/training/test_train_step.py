@@ -62,7 +62,7 @@ def with_loss(recipe, loss):
     return dataclasses.replace(recipe, reduction=reduction)
 
 
-def make(recipe=None, optimizer=None, seed=0, **fields):
+def make_step(recipe=None, optimizer=None, seed=0, **fields):
     """A tiny model's step on one device, and its replicated first state."""
     execution = {"axis_name": parallel.DEVICE_AXIS}
     for name in ("axis_name", "drop_path_rate"):
@@ -80,7 +80,7 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     return step, parallel.replicate(state)
 
 
-def batch(seed, micro=1):
+def random_batch(seed, micro=1):
     """A random batch of one device, in `micro` micro-batches."""
     draw = np.random.default_rng(seed)
     image = draw.integers(0, 256, (1, micro, BATCH // micro, SIZE, SIZE, 3), np.uint8)
@@ -108,14 +108,14 @@ def run(program, state, batches):
 
 
 @functools.cache
-def plain():
+def plain_step():
     """A compiled step without random numbers, and its first state."""
-    step, state = make()
+    step, state = make_step()
     return compiled(step), state
 
 
 def test_the_window_starts_anew_after_each_logged_step():
-    _, metrics = run(*plain(), [batch(i) for i in range(5)])
+    _, metrics = run(*plain_step(), [random_batch(i) for i in range(5)])
     assert [m["window"]["samples"] for m in metrics] == [8, 16, 24, 8, 16]
     losses = [m["loss"] for m in metrics]
     sums = [m["window"]["loss"] / BATCH for m in metrics]
@@ -131,9 +131,11 @@ def test_a_loss_of_ones_own_gets_the_number_of_the_step():
         loss = step * jnp.mean(soft_cross_entropy(outputs.logits, targets))
         return loss, {"at": step}
 
-    step, state = make()
+    step, state = make_step()
     step.keywords.update(loss=rising)
-    after, metrics = run(compiled(step), state, [batch(i, micro=2) for i in range(3)])
+    after, metrics = run(
+        compiled(step), state, [random_batch(i, micro=2) for i in range(3)]
+    )
     assert [m["terms"]["at"] for m in metrics] == [0, 1, 2]
     assert metrics[0]["loss"] == 0 < metrics[1]["loss"] < metrics[2]["loss"]
     assert after.step == 3
@@ -144,19 +146,19 @@ def test_terms_of_a_method_join_the_loss():
         assert teacher_outputs is None
         return {"size": 0.5 * jnp.mean(outputs.logits**2)}
 
-    _, (without,) = run(*plain(), [batch(0)])
-    step, state = make(with_loss(PLAIN, terms))
-    _, (found,) = run(compiled(step), state, [batch(0)])
+    _, (without,) = run(*plain_step(), [random_batch(0)])
+    step, state = make_step(with_loss(PLAIN, terms))
+    _, (found,) = run(compiled(step), state, [random_batch(0)])
     assert found["terms"]["size"] > 0
     assert_close(found["loss"], without["loss"] + found["terms"]["size"], units=8)
     assert without["terms"] == {}
 
 
 def test_a_term_with_the_name_of_another_figure_is_refused():
-    step, state = make()
+    step, state = make_step()
     step.keywords.update(loss=lambda *_: (jnp.float32(1), {"lr": jnp.float32(1)}))
     with refused("loss", "a term 'lr'"):
-        parallel.pmap(step)(state, batch(0))
+        parallel.pmap(step)(state, random_batch(0))
 
 
 def test_images_are_normalized_as_the_model_says():
@@ -164,9 +166,9 @@ def test_images_are_normalized_as_the_model_says():
     recipe = dataclasses.replace(PLAIN, label_smoothing=0.0)
     mean = (0.1, 0.5, 0.9)
     std = (0.01, 0.02, 0.03)
-    step, state = make(recipe, mean=mean, std=std)
-    images = batch(0)["image"][0, 0]
-    labels = batch(0)["label"][0, 0]
+    step, state = make_step(recipe, mean=mean, std=std)
+    images = random_batch(0)["image"][0, 0]
+    labels = random_batch(0)["label"][0, 0]
     forward = jax.jit(create_model(config("vit_mini", **DENSE)).apply)
     variables = parallel.unreplicate(state).variables
 
@@ -175,7 +177,7 @@ def test_images_are_normalized_as_the_model_says():
         logits = forward(variables, jnp.asarray(pixels, jnp.float32)).logits
         return -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels].mean()
 
-    loss = run(compiled(step), state, [batch(0)])[1][0]["loss"]
+    loss = run(compiled(step), state, [random_batch(0)])[1][0]["loss"]
     assert_close(loss, cross_entropy(mean, std))
     assert abs(cross_entropy(MEAN, STD) - loss) > 1e-4
 
@@ -184,8 +186,8 @@ def test_micro_batches_give_the_gradient_of_the_batch_and_another_seed_does_not(
     states = []
     for micro, seed in ((1, 0), (4, 0), (1, 1)):
         recipe = dataclasses.replace(PLAIN, seed=seed)
-        step, state = make(recipe, depth=2, drop_path_rate=0.5)
-        batches = [batch(0, micro), batch(1, micro)]
+        step, state = make_step(recipe, depth=2, drop_path_rate=0.5)
+        batches = [random_batch(0, micro), random_batch(1, micro)]
         states.append(run(compiled(step), state, batches)[0])
     whole, parts, other = [state.params for state in states]
     chex.assert_trees_all_close(parts, whole, atol=1e-6)
@@ -196,13 +198,15 @@ def test_micro_batches_give_the_gradient_of_the_batch_and_another_seed_does_not(
 
 def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
     """Lambda is drawn once per batch, so a mixture of equal images is unchanged."""
-    same = batch(0)
+    same = random_batch(0)
     same["image"][:] = same["image"][:, :, :1]
     same["label"][:] = 3
-    step, state = make(dataclasses.replace(PLAIN, mixup=1.0))
+    step, state = make_step(dataclasses.replace(PLAIN, mixup=1.0))
     found = []
-    for program in (compiled(step), plain()[0]):
-        found.append([run(program, state, [one])[1][0] for one in (same, batch(0))])
+    for program in (compiled(step), plain_step()[0]):
+        found.append(
+            [run(program, state, [one])[1][0] for one in (same, random_batch(0))]
+        )
     (equal, other), (equal_plain, other_plain) = found
     assert_close(equal["loss"], equal_plain["loss"])
     assert abs(other["grad_norm"] - other_plain["grad_norm"]) > 1e-3
@@ -245,13 +249,13 @@ def poisoned_run():
     recipe = dataclasses.replace(PLAIN, ema_decay=0.75, log_every_steps=3)
     recipe = with_loss(recipe, poisoned)
     optimizer = create_adamw(optim, lambda step: RATES[step])
-    step, state = make(recipe, optimizer, stem="conv")
+    step, state = make_step(recipe, optimizer, stem="conv")
     step.keywords["teacher_model"] = Poison()
     compiled = parallel.pmap(step)
 
     def advance(state, poison, seed):
         poison = {name: np.float32(value) for name, value in poison.items()}
-        return compiled(state, batch(seed), parallel.replicate(poison))
+        return compiled(state, random_batch(seed), parallel.replicate(poison))
 
     states = [parallel.unreplicate(state)]
     metrics = []
