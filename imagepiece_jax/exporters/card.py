@@ -45,6 +45,8 @@ IMAGES_PER_CALL = 8  # images per call, where outputs are compared
 CARD_OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled")
 CARD_OUTPUTS += ("patches", "last_hidden_state")
 
+Programs = Mapping[str, Program]
+
 
 class CardImages(NamedTuple):
     """Pixels [N, H, W, 3] that calibrate, and others that are compared."""
@@ -131,9 +133,7 @@ def dense_comparison(
     }
 
 
-def time_programs(
-    programs: Mapping[str, Program], pixels: np.ndarray
-) -> dict[str, list[float]]:
+def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, list[float]]:
     """Time programs in turns: seconds per call, in every turn."""
     calls = {}
     for name, program in programs.items():
@@ -144,14 +144,12 @@ def time_programs(
         return timer.measure(calls, CARD_TIMING, pause=pause)
 
 
-def outputs_by_name(
-    programs: Mapping[str, Program], pixels: np.ndarray
-) -> dict[str, np.ndarray]:
+def outputs_by_name(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Outputs of the dense file, the file, and the dense file for changed pixels."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        outputs = {
-            name: compared_output(programs[name], pixels) for name in ("dense", "file")
-        }
+        outputs = {}
+        for name in ("dense", "file"):
+            outputs[name] = compared_output(programs[name], pixels)
         if not np.isfinite(outputs["file"]).all():
             raise InputError(
                 f"the {programs['file'].facts['dtype']} file's outputs are not finite "
@@ -229,9 +227,8 @@ def card_page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> s
     if "/" in vit.origin.name:
         front_matter.append(f"base_model: {vit.origin.name}")
     if vit.origin.license:  # any text, as JSON, which YAML reads
-        front_matter.append(
-            f"license: {json.dumps(vit.origin.license, ensure_ascii=False)}"
-        )
+        license_name = json.dumps(vit.origin.license, ensure_ascii=False)
+        front_matter.append(f"license: {license_name}")
     others = "neither recovered nor calibrated"
     if vit.recovered and vit.recovered.learned is None:
         others = "did not calibrate; which images recovered the model is not recorded"

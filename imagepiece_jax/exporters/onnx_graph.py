@@ -80,6 +80,7 @@ class Value:
         return len(self.shape)
 
 
+Values = Sequence[Value]
 Input = Value | ArrayLike  # of a node; integers count sides or axes
 
 
@@ -326,9 +327,8 @@ class Graph:
         if opened != own:
             numeric_value = self.as_number(self.reshape(value, own))
             zeros = self._open_zeros(opened, numeric_value.dtype)
-            numeric_value = self.add_node(
-                "Add", [numeric_value, zeros], opened, numeric_value.dtype
-            )
+            terms = [numeric_value, zeros]
+            numeric_value = self.add_node("Add", terms, opened, zeros.dtype)
             value = self.cast(numeric_value, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
         repeats = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
@@ -359,7 +359,7 @@ class Graph:
         """The constant broadcast to a Value; any other Value is its own source."""
         return self.notes[value.name].constant or value
 
-    def concat(self, values: Sequence[Value], axis: int) -> Value:
+    def concat(self, values: Values, axis: int) -> Value:
         # Runtimes differ in arrays without elements, such as an empty prefix.
         values = [value for value in values if value.shape[axis]] or values[:1]
         if len(values) == 1:
@@ -395,12 +395,9 @@ class Graph:
             return self._add_extremum(kind, *operands)
         if kind in ("Add", "Mul") and operands[0].array is not None:
             operands = operands[::-1]
-        if (
-            len(operands) == 2
-            and operands[1].array is not None
-            and operands[1].ndim == 0
-        ):
-            shorter = self._nodeless_result(kind, operands[0], operands[1].array)
+        number = operands[-1].array
+        if len(operands) == 2 and number is not None and number.ndim == 0:
+            shorter = self._nodeless_result(kind, operands[0], number)
             if shorter:
                 return shorter
         value, *others = sorted(operands, key=lambda value: value.array is not None)
@@ -412,10 +409,8 @@ class Graph:
             inverse = np.argsort(order).tolist()
             sources = [_transposed_constant(operand, inverse) for operand in operands]
             sources[operands.index(value)] = source
-            source_result = self.add_elementwise(
-                kind, *sources, dtype=dtype, **attributes
-            )
-            return self.transpose(source_result, order)
+            out = self.add_elementwise(kind, *sources, dtype=dtype, **attributes)
+            return self.transpose(out, order)
         return self.add_node(kind, operands, shape, dtype, **attributes)
 
     def _add_extremum(self, kind: str, a: Value, b: Value) -> Value:

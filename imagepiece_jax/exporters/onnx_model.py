@@ -54,15 +54,16 @@ def build_onnx_model(
     """
     outputs = outputs or ProgramOutputs(vit)
     for layer in outputs.model.plan:
-        if layer.step and layer.step.reducer.draws_random(layer.counts, train=False):
+        step = layer.step
+        counts = layer.counts  # None where all tokens stay
+        if step and counts and step.reducer.draws_random(counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
     images = exported_images(vit, batch_size, pixels, outputs.channels_first)
     dtype = outputs.model.execution.dtype.name
-    folded, variables = optimize.fold_and_cast(
-        outputs.model, vit.variables, dtype=dtype
-    )
+    model = outputs.model
+    folded, variables = optimize.fold_and_cast(model, vit.variables, dtype=dtype)
     with nodes.marked_functions():
         traced = jax.make_jaxpr(outputs.forward(folded))(variables, images)
     image_value = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
@@ -71,15 +72,13 @@ def build_onnx_model(
     # Weights are named first, so that initializers have the parameters' names.
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         weight = Value.constant(leaf)
-        graph.initializer_name(
-            weight, jax.tree_util.keystr(path, simple=True, separator=".")
-        )
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        graph.initializer_name(weight, name)
         weights.append(weight)
     output_values = add_equations(graph, traced, [*weights, image_value])
     named_outputs = {}
-    for name, output_value, aval in zip(
-        outputs.output_names, output_values, traced.out_avals, strict=True
-    ):
+    named_values = zip(outputs.output_names, output_values, strict=True)
+    for (name, output_value), aval in zip(named_values, traced.out_avals, strict=True):
         output_value = graph.cast(output_value, output_dtype(aval.dtype))
         named_outputs[name] = graph.as_output(output_value, aval.shape)
     return wrap_graph(graph.graph_proto(named_outputs))
@@ -125,9 +124,8 @@ def write_onnx(
     digest = hashlib.sha256()
     for tensor in large_tensors:
         digest.update(tensor.raw_data)
-    weights_file = path.with_name(
-        f"{path.name}.{digest.hexdigest()[:NAME_DIGEST_DIGITS]}.data"
-    )
+    digits = digest.hexdigest()[:NAME_DIGEST_DIGITS]
+    weights_file = path.with_name(f"{path.name}.{digits}.data")
     # The weights file is in place before the graph, and named by its digest. So a kill
     # leaves the old graph with its weights, or the new graph.
     with (

@@ -5,13 +5,12 @@ the computation.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from imagepiece_jax.exporters.onnx_graph import Graph, Note, Shape, Value
+from imagepiece_jax.exporters.onnx_graph import Graph, Note, Shape, Value, Values
 from imagepiece_jax.kernels.gelu import QUICK_GELU_FACTOR
 
 # The network
@@ -253,7 +252,7 @@ def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Valu
 
 def add_pick_by_rank(
     graph: Graph, position: Value, length: int | Value, *values: Value
-) -> list[Value]:
+) -> Values:
     index = add_invert_order(graph, position, length)
     one_hot = graph.notes[index.name].one_hot
     if one_hot is None:
@@ -263,11 +262,11 @@ def add_pick_by_rank(
     return [graph.add_reduction("ReduceSum", term, (2,)) for term in terms]
 
 
-def add_sum_arrays(graph: Graph, arrays: Sequence[Value], axis: int) -> list[Value]:
+def add_sum_arrays(graph: Graph, arrays: Values, axis: int) -> Values:
     return [graph.add_reduction("ReduceSum", value, (axis,)) for value in arrays]
 
 
-def add_find_partners(graph: Graph, similarity: Value, tokens: Value) -> list[Value]:
+def add_find_partners(graph: Graph, similarity: Value, tokens: Value) -> Values:
     best, place = first_best(graph, similarity, 2, "Max")
     return [best, add_gather_rows(graph, tokens, place)]
 
@@ -307,9 +306,8 @@ def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Va
     batch, n, _ = similarity.shape
     own_order = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
     other = graph.reshape(graph.add_elementwise("Add", own_order, 4), (batch, 1, n))
-    penalty = graph.add_elementwise(
-        "Min", graph.add_elementwise("Sub", own_order, other), 0
-    )
+    lead = graph.add_elementwise("Sub", own_order, other)
+    penalty = graph.add_elementwise("Min", lead, 0)
     highest = graph.add_elementwise("Add", similarity, penalty)
     highest = graph.add_reduction("ReduceMax", highest, (2,))
     # The first token's distance is 4, not 2: it has the highest score anyway.
@@ -317,9 +315,7 @@ def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Va
     return graph.add_elementwise("Sub", one, highest)
 
 
-def add_join_kept(
-    graph: Graph, similarity: Value, order: Value, n_out: int
-) -> list[Value]:
+def add_join_kept(graph: Graph, similarity: Value, order: Value, n_out: int) -> Values:
     n = similarity.shape[1]
     self_bonus = 2 * np.eye(n, dtype=np.float32)[None]
     similarity = graph.add_elementwise("Add", similarity, self_bonus)
@@ -435,7 +431,7 @@ def _row_sums(graph: Graph, matrix: Value) -> Value:
 
 def add_merge_features(
     graph: Graph, x: Value, size: Value, assignment: Any
-) -> list[Value] | None:
+) -> Values | None:
     """Kept rows, plus a matrix product of the absorbed rows."""
     index = assignment.index
     if index is None:
@@ -486,9 +482,8 @@ def add_merge_features(
         absorbed_factor = graph.add_elementwise("Div", absorbed_factor, total)
     merged = graph.add_elementwise("Mul", kept_rows, kept_factor)
     if absorbed_index is not None and absorbed_factor is not None:
-        absorbed_rows = graph.cast(
-            add_gather_rows(graph, x, absorbed_index), np.float32
-        )
+        absorbed_rows = add_gather_rows(graph, x, absorbed_index)
+        absorbed_rows = graph.cast(absorbed_rows, np.float32)
         absorbed = _token_product(graph, absorbed_factor, absorbed_rows)
         merged = graph.add_elementwise("Add", merged, absorbed)
     return [graph.cast(merged, x.dtype), merged_sizes]
@@ -533,7 +528,6 @@ def add_attend_merged(
     out = _weighted_sum(graph, attention, graph.reshape(value_rows, shape))
     if queries < tokens:
         return out
-    merged = add_merge_features(
-        graph, graph.reshape(out, value_rows.shape), size, assignment
-    )
+    out = graph.reshape(out, value_rows.shape)
+    merged = add_merge_features(graph, out, size, assignment)
     return graph.reshape(merged[0], value.shape) if merged else None

@@ -18,16 +18,20 @@ from jax.numpy import broadcast_shapes
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import onnx_ops
-from imagepiece_jax.exporters.onnx_graph import Graph, Shape, Value, is_open_side
+from imagepiece_jax.exporters.onnx_graph import (
+    Graph,
+    Shape,
+    Value,
+    Values,
+    is_open_side,
+)
 
 Atom = Var | Literal
 # (graph, equation, *operands) -> the output's Value, or several outputs' Values
-Translation = Callable[..., Value | Sequence[Value]]
+Translation = Callable[..., Value | Values]
 
 
-def add_equations(
-    graph: Graph, closed: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]
-) -> list[Value]:
+def add_equations(graph: Graph, closed: ClosedJaxpr | Jaxpr, inputs: Values) -> Values:
     """Add a jaxpr's needed equations, closed or not; return its outputs' Values."""
     jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
     constants = map(Value.constant, getattr(closed, "consts", ()))
@@ -45,9 +49,7 @@ def add_equations(
     return [*map(atom_value, jaxpr.outvars)]
 
 
-def _add_equation(
-    graph: Graph, equation: JaxprEqn, values: Sequence[Value]
-) -> Sequence[Value]:
+def _add_equation(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
     name = equation.primitive.name
     params = equation.params
     if name == nodes.COMPOSITE_PRIMITIVE:
@@ -70,9 +72,7 @@ def _add_equation(
     return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *values))
 
 
-def _folded_outputs(
-    graph: Graph, equation: JaxprEqn, values: Sequence[Value]
-) -> list[Value]:
+def _folded_outputs(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
     """Compute an equation of constants and return its outputs as constants."""
     name = equation.primitive.name
     outputs = equation.outvars
@@ -92,9 +92,7 @@ def _folded_outputs(
     return [Value.constant(np.asarray(result)) for result in _as_list(results)]
 
 
-def _broadcast_operands(
-    graph: Graph, equation: JaxprEqn, values: Sequence[Value]
-) -> list[Value]:
+def _broadcast_operands(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
     """Broadcast an equation's operands to their shapes in JAX."""
     shapes = _atom_shapes(equation.invars)
     return [graph.expand(v, s) for v, s in zip(values, shapes, strict=False)]
@@ -136,9 +134,7 @@ CALL_PRIMITIVES |= dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_j
 PRIMITIVE_TRANSLATIONS: dict[str, Translation] = {}
 
 
-def translates_primitive(
-    *names: str, expand: bool = False
-) -> Callable[[Translation], Translation]:
+def translates_primitive(*names: str, expand: bool = False) -> Callable:
     """Decorator that enters a function in PRIMITIVE_TRANSLATIONS under these names.
 
     expand: broadcast its operands first
@@ -259,18 +255,16 @@ def _add_integer_pow(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("select_n")
-def _add_selection(
-    graph: Graph, equation: JaxprEqn, condition: Value, *cases: Value
-) -> Value:
-    if len(cases) != 2 or condition.dtype.kind != "b":
+def _add_select(graph: Graph, equation: JaxprEqn, mask: Value, *cases: Value) -> Value:
+    if len(cases) != 2 or mask.dtype.kind != "b":
         raise no_operator_error("a choice among more than two")
     no, yes = cases
-    shape = broadcast_shapes(condition.shape, no.shape, yes.shape)
+    shape = broadcast_shapes(mask.shape, no.shape, yes.shape)
     dtype = yes.dtype
     if dtype.kind == "b":
         no = graph.cast(no, np.float32)
         yes = graph.cast(yes, np.float32)
-    selected = graph.add_node("Where", [condition, yes, no], shape, yes.dtype)
+    selected = graph.add_node("Where", [mask, yes, no], shape, yes.dtype)
     return graph.cast(selected, dtype)
 
 
@@ -288,7 +282,7 @@ def _add_conversion(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("copy", "stop_gradient", "optimization_barrier")
-def _pass_operands(graph: Graph, equation: JaxprEqn, *values: Value) -> Sequence[Value]:
+def _pass_operands(graph: Graph, equation: JaxprEqn, *values: Value) -> Values:
     return values
 
 
@@ -362,7 +356,7 @@ def _add_slice(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("split", expand=True)
-def _add_split(graph: Graph, equation: JaxprEqn, x: Value) -> list[Value]:
+def _add_split(graph: Graph, equation: JaxprEqn, x: Value) -> Values:
     operands = [x, equation.params["sizes"]]
     output_types = [(shape, x.dtype) for shape in _atom_shapes(equation.outvars)]
     axis = int(equation.params["axis"])
@@ -425,9 +419,8 @@ def _add_gather(graph: Graph, equation: JaxprEqn, x: Value, index: Value) -> Val
     x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end_axis:]))
     x, start = graph.source_and_start(x, first)
     row_numbers = row_numbers + start
-    return graph.add_node(
-        "Gather", [x, row_numbers], out.shape, x.dtype, axis=int(first)
-    )
+    operands = [x, row_numbers]
+    return graph.add_node("Gather", operands, out.shape, x.dtype, axis=int(first))
 
 
 # Sums and products
@@ -482,9 +475,7 @@ def _remaining_axes(value: Value, *groups: Iterable[int]) -> list[int]:
 
 
 @translates_primitive("conv_general_dilated", expand=True)
-def _add_convolution(
-    graph: Graph, equation: JaxprEqn, x: Value, kernel: Value
-) -> Value:
+def _add_conv(graph: Graph, equation: JaxprEqn, x: Value, kernel: Value) -> Value:
     out = _traced_array(*equation.outvars)
     params = equation.params
     dimensions = params["dimension_numbers"]
@@ -511,9 +502,7 @@ def _add_convolution(
 
 
 @translates_primitive("scan", expand=True)
-def _add_unrolled_loop(
-    graph: Graph, equation: JaxprEqn, *values: Value
-) -> Sequence[Value]:
+def _add_unrolled_loop(graph: Graph, equation: JaxprEqn, *values: Value) -> Values:
     """Unroll a loop.
 
     values: operands equal in all steps, then operands changed by the steps

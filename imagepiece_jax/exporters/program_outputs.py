@@ -50,9 +50,7 @@ class ProgramOutputs:
             return lambda variables, images: (run_model(variables, images),)
         run_model = features.forward_features(model)
 
-        def output_arrays(
-            variables: dict[str, Any], images: Array
-        ) -> tuple[Array, ...]:
+        def output_arrays(variables: dict, images: Array) -> tuple[Array, ...]:
             outputs = run_model(variables, images)
             return tuple(getattr(outputs, name) for name in self.output_names)
 
