@@ -52,9 +52,8 @@ def import_format(path: str | os.PathLike) -> types.ModuleType:
     """Import the format of an exported file."""
     if not is_exported(path):
         raise InputError(f"{path} does not end in {' or '.join(FORMAT_MODULES)}")
-    return importlib.import_module(
-        FORMAT_MODULES[pathlib.PurePath(path).suffix.lower()]
-    )
+    ending = pathlib.PurePath(path).suffix.lower()
+    return importlib.import_module(FORMAT_MODULES[ending])
 
 
 def open_program(path: str | os.PathLike, threads: int | None = None) -> Program:
