@@ -15,7 +15,6 @@ from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.models.program import Program
     from imagepiece_jax.models.vit import ViT
 
 

@@ -30,7 +30,7 @@ from imagepiece_jax.inference.compare_outputs import (
     fidelity_of_rows,
 )
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import Program, open_program
+from imagepiece_jax.models.program import ExportedProgram, open_program
 from imagepiece_jax.recovery.recovery_images import split_images
 
 NAME = "README.md"
@@ -139,7 +139,7 @@ def measured(
     }
 
 
-def outputs(program: Program, pixels: np.ndarray) -> np.ndarray:
+def outputs(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     """Compute a file's logits or vectors, [images, D]."""
     entries = np.ravel(program.facts["output"])  # of one output, or of several
     names = [entry["name"] for entry in entries]

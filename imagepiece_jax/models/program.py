@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
 FORMAT_MODULES = {".onnx": "imagepiece_jax.exporters.onnx_format"}
 
 
-class Program(Protocol):
+class ExportedProgram(Protocol):
     """An exported program, which has its weights inside."""
 
     model: "ViT"  # the model of the program: token counts and dtype
@@ -56,7 +56,9 @@ def import_format(path: str | os.PathLike) -> types.ModuleType:
     return importlib.import_module(FORMAT_MODULES[ending])
 
 
-def open_program(path: str | os.PathLike, threads: int | None = None) -> Program:
+def open_program(
+    path: str | os.PathLike, threads: int | None = None
+) -> ExportedProgram:
     """Open an exported file, described by its JSON.
 
     threads: of the CPU; None: all devices, and as many threads as cores

@@ -38,7 +38,7 @@ IDLE_VISION_FIELDS = """
 # or embed_dim outputs by the head of timm's model.
 TIMM_PROJECTIONS = ("linear", "none", "")
 CROP_MODE_OF_RESIZE = {"shortest": "center", "squash": "squash"}
-INTERPOLATION_NAMES = ("bicubic", "bilinear")
+CLIP_INTERPOLATIONS = ("bicubic", "bilinear")
 LAYER_NORM_EPS = 1e-5  # of PyTorch's LayerNorm
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -69,7 +69,7 @@ def _parse_preprocess_cfg(
     resize_mode = preprocess_cfg.get("resize_mode", "shortest")
     interpolation = preprocess_cfg.get("interpolation", "bicubic")
     check_choice("preprocess_cfg.resize_mode", resize_mode, CROP_MODE_OF_RESIZE)
-    check_choice("preprocess_cfg.interpolation", interpolation, INTERPOLATION_NAMES)
+    check_choice("preprocess_cfg.interpolation", interpolation, CLIP_INTERPOLATIONS)
     height, width = image_sides(image_size)
     # OpenCLIP ignores the interpolation for a crop that is not square.
     if resize_mode == "shortest" and height != width:

@@ -83,19 +83,22 @@ def _read_files(
     if located.kind == FOLDER_KIND:
         file = located.weights_file()
     tensors = naming.read_timm_tensors(file, located.checkpoint, described.config)
-    beside = [name for name in LEARNED_FILES if name in located.names]
-    learned = {name: read_state_dict(located.folder / name) for name in beside}
+    learned = _read_learned_files(located)
     tensors |= learned.get(SELECTORS_FILE, {})
     recovered = learned.get(RECOVERED_FILE, {})
-    if beside and described.digest not in (
-        None,
-        variables_digest([tensors, recovered]),
-    ):
-        raise InputError(
-            f"{located.title}: {' or '.join(beside)} belongs to another model "
-            "than the weights"
-        )
+    if learned and described.digest is not None:
+        if variables_digest([tensors, recovered]) != described.digest:
+            raise InputError(
+                f"{located.title}: {' or '.join(learned)} belongs to another model "
+                "than the weights"
+            )
     return tensors, recovered
+
+
+def _read_learned_files(located: Located) -> dict[str, NamedArrays]:
+    """Read the files beside a saved model's weights: {file name: tensors}."""
+    names = [name for name in LEARNED_FILES if name in located.names]
+    return {name: read_state_dict(located.folder / name) for name in names}
 
 
 def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
@@ -113,15 +116,11 @@ def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
         )
 
     checkpoints = folder / CHECKPOINTS_FOLDER
-    written_kinds = [
-        kind
-        for kind in CHECKPOINT_KINDS
-        if checksums.complete_steps(checkpoints / kind)
-    ]
-    if written_kinds and located.checkpoint not in written_kinds:
+    written = [k for k in CHECKPOINT_KINDS if checksums.complete_steps(checkpoints / k)]
+    if written and located.checkpoint not in written:
         raise InputError(
             f"run {folder} has no {located.checkpoint!r} checkpoint yet, but "
-            f"{written_kinds[0]!r}"
+            f"{written[0]!r}"
         )
     checkpoint = checkpoints / str(located.checkpoint)
     arrays, facts, _ = checksums.read_newest(checkpoint, choose_names)
