@@ -85,7 +85,7 @@ class Weights:
             if name not in allowed:
                 raise InputError(f"{name} is {value}, but {self.weights} is {title}")
 
-    def exported(self) -> "Program | None":
+    def exported(self) -> "ExportedProgram | None":
         """Open an exported file; None if the argument is weights."""
         from imagepiece_jax.models.program import is_exported, open_program
 
