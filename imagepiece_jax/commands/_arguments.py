@@ -15,6 +15,7 @@ from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.models.pretrained import Pretrained
+    from imagepiece_jax.models.program import ExportedProgram
     from imagepiece_jax.models.vit import ViT
 
 
