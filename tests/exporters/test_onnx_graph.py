@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.exporters import onnx_graph
-from imagepiece_jax.exporters.onnx_model import in_model
-from imagepiece_jax.exporters.onnx_primitives import walk
+from imagepiece_jax.exporters.onnx_model import wrap_graph
+from imagepiece_jax.exporters.onnx_primitives import add_equations
 from tests.helpers.onnx_runs import random_outputs, run_onnxruntime
 from tests.helpers.refused_calls import refused
 
 
-def whole(x):
-    """Integers of both signs, with repetitions."""
+def whole_numbers(x):
+    """Integers of both signs, some repeated."""
     return (4 * x).astype(jnp.int32)
 
 
@@ -35,16 +35,19 @@ def whole(x):
         (lambda x: jnp.concatenate([x, 2 * x], 2)[:, 1:3], [(3, 4, 5)]),
         (lambda x: x[1:, 1:, ::2][:, :, 1:][:, ::2], [(3, 4, 5)]),
         (lambda x: jnp.broadcast_to(x[:, :1, None], (3, 2, 4, 5)), [(3, 4, 5)]),
-        (lambda x: whole(x), [(3, 40)]),
-        (lambda x: jax.lax.div(whole(x), jnp.int32(3)), [(3, 40)]),
-        (lambda x: jax.lax.rem(whole(x), jnp.int32(3)), [(3, 40)]),
-        (lambda x: jax.lax.div(whole(x), jnp.int32(-3)), [(3, 40)]),
+        (lambda x: whole_numbers(x), [(3, 40)]),
+        (lambda x: jax.lax.div(whole_numbers(x), jnp.int32(3)), [(3, 40)]),
+        (lambda x: jax.lax.rem(whole_numbers(x), jnp.int32(3)), [(3, 40)]),
+        (lambda x: jax.lax.div(whole_numbers(x), jnp.int32(-3)), [(3, 40)]),
         (lambda x: jax.lax.rem(x, 0.3), [(3, 40)]),
-        (lambda x: whole(x) // 3 + 4 * (whole(x) % 3), [(3, 40)]),
+        (lambda x: whole_numbers(x) // 3 + 4 * (whole_numbers(x) % 3), [(3, 40)]),
         (lambda x: jnp.sign(x) + jnp.maximum(x, -2 * x), [(3, 40)]),
         (lambda x: jnp.minimum(jnp.maximum(x, -0.5), 0.25), [(3, 40)]),
         (lambda x: jnp.where(x > 0, x > 1, x < -1), [(3, 40)]),
-        (lambda x: jnp.argmax(whole(x), axis=1) - jnp.argmin(x, axis=1), [(3, 40)]),
+        (
+            lambda x: jnp.argmax(whole_numbers(x), axis=1) - jnp.argmin(x, axis=1),
+            [(3, 40)],
+        ),
     ],
 )
 def test_rewritten_nodes_give_the_same(fn, shapes):
@@ -62,9 +65,9 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     images = jax.ShapeDtypeStruct((batch, 6), np.float32)
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     graph = onnx_graph.Graph(entry)
-    (out,) = walk(graph, jax.make_jaxpr(with_ones)(images), [entry])
+    (out,) = add_equations(graph, jax.make_jaxpr(with_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
-    for each in run_onnxruntime(in_model(graph.finished({"logits": out})), x):
+    for each in run_onnxruntime(wrap_graph(graph.graph_proto({"logits": out})), x):
         np.testing.assert_array_equal(each, with_ones(x))
 
 
@@ -74,7 +77,7 @@ def test_the_size_of_an_open_batch_is_no_number():
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     mean = jax.make_jaxpr(lambda x: x.mean(0))(images)
     with refused("the model"):
-        walk(onnx_graph.Graph(entry), mean, [entry])
+        add_equations(onnx_graph.Graph(entry), mean, [entry])
 
 
 def custom_sum(x):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.pretrained import Pretrained
@@ -51,16 +51,16 @@ def test_every_method_has_the_logits_of_jax(name, gathers):
 
 @pytest.mark.parametrize("name, most", [("tome", 47), ("attended", 43), ("peaks", 44)])
 def test_a_reduction_adds_few_nodes(name, most):
-    """A CPU takes microseconds to start a node, however small its arrays are."""
+    """A CPU takes microseconds to start a node, even for small arrays."""
     counts = []
     for model in (short_model("none"), short_model(name)):
-        graph = onnx_model(Pretrained(model, tiny_vit.variables(model)))
+        graph = build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
         counts.append(len(graph.graph.node))
     dense, reduced = counts
     assert reduced - dense <= 2 * most
 
 
-# In the first two blocks it prunes and does not merge.
+# Blocks 0 and 1 prune without merging.
 PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
 
 
@@ -81,7 +81,7 @@ def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
 
 @pytest.mark.parametrize("name", covering_architectures(FAMILIES | ARCHITECTURES))
 def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
-    """A first block that attends to all tokens, a second one to merged tokens."""
+    """Block 0 attends to all tokens, block 1 to merged tokens."""
     check_graph(
         narrow_model(name, "tome:r=2:inflection=-1.0"), runtimes=[run_onnxruntime]
     )
@@ -91,7 +91,7 @@ def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
     "planes, reduction, depth", [("halves", MERGED, 3), ("neighbors", MEANS, 2)]
 )
 def test_rotary_positions_of_merged_and_of_learned_tokens(planes, reduction, depth):
-    """The last block attends to what a prune has left of merged tokens, or to means."""
+    """The last block attends to merged tokens after a prune, or to means."""
     names = sorted(ROTARY.values())
     name = next(n for n in names if ARCHITECTURES[n].rotary.planes == planes)
     check_graph(narrow_model(name, reduction, depth), runtimes=[run_onnxruntime])
@@ -108,7 +108,7 @@ def test_the_conv_stem():
 
 def test_the_format_is_the_oldest_that_has_the_operators():
     """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
-    model = onnx_model(tiny_vit.pretrained())
+    model = build_onnx_model(tiny_vit.pretrained())
     assert (model.opset_import[0].version, model.ir_version) == (20, 9)
 
 
@@ -125,9 +125,9 @@ def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
 
 
 def test_an_open_batch_and_weights_are_named():
-    """Weights are there once."""
+    """Weights are stored once."""
     vit = tiny_vit.pretrained(EVIT, depth=2)
-    model = onnx_model(vit)
+    model = build_onnx_model(vit)
     for value in (model.graph.input[0], model.graph.output[0]):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [value.name for value in model.graph.input] == ["images"]
@@ -146,10 +146,10 @@ DECIDING = ("Greater", "LayerNormalization", "ReduceMax", "Softmax")
     "name", ["dynamicvit", "evit", "imagepiece", "mctf", "peaks", "tome"]
 )
 def test_norms_softmax_and_scores_are_float32_in_float16(name):
-    """Weights of layers are float16; the logits are JAX's but for rounding."""
+    """Layer weights are float16; the logits are JAX's up to rounding."""
     vit = tiny_vit.pretrained(tiny_vit.small(name), depth=3)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
-    graph = onnx_model(Pretrained(half, vit.variables))
+    graph = build_onnx_model(Pretrained(half, vit.variables))
     onnx.checker.check_model(graph, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     kinds = {each.name: each.type.tensor_type.elem_type for each in inferred.value_info}
@@ -172,7 +172,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
 def test_float16_graphs_of_all_architectures_have_sound_types(name):
     model = narrow_model(name, depth=1)
     half = model.with_execution(dtype=np.dtype(np.float16))
-    graph = onnx_model(Pretrained(half, tiny_vit.variables(model)))
+    graph = build_onnx_model(Pretrained(half, tiny_vit.variables(model)))
     onnx.checker.check_model(graph, full_check=True)
 
 
@@ -181,7 +181,7 @@ def test_pixels_are_normalized_inside():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
     want = jax_logits(vit.model, vit.variables, images)
-    (logits,) = run_onnxruntime(onnx_model(vit, pixels=True), pixels)
+    (logits,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
@@ -203,7 +203,7 @@ def test_features_are_those_of_jax(reduction, options):
     vit = tiny_vit.pretrained(reduction, depth=2, **arch)
     images = np.asarray(tiny_vit.images(2))
     output = options.pop("output")
-    graph = onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
+    graph = build_onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     session = open_session(graph)
@@ -232,10 +232,10 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
         vit.variables["params"]["pos_embed"][:] = 0
         images = np.ones((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.float32)
         want = jax_logits(vit.model, vit.variables, images)
-        (logits,) = run_onnxruntime(onnx_model(vit), images)
+        (logits,) = run_onnxruntime(build_onnx_model(vit), images)
         np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
-        onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
+        build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))

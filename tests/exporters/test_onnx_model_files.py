@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.exporters import onnx_model as onnx_model_file
 from imagepiece_jax.exporters.onnx_model import (
-    onnx_model,
+    build_onnx_model,
     remove_weights,
     write_onnx,
 )
@@ -19,16 +19,16 @@ onnx = pytest.importorskip("onnx")
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """Files hold 20 kB, as if a tiny model were one of more than 2 GB."""
-    monkeypatch.setattr(onnx_model_file, "LARGEST", 20_000)
+    """Files hold 20 kB, so a tiny model is too large for one file."""
+    monkeypatch.setattr(onnx_model_file, "MAX_PROTOBUF_BYTES", 20_000)
 
 
 def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     path = tmp_path / "model.onnx"
     vit = tiny_vit.pretrained(EVIT, depth=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
-    (want,) = run_onnxruntime(onnx_model(vit, pixels=True), pixels)
-    data = write_onnx(path, onnx_model(vit, pixels=True))
+    (want,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
+    data = write_onnx(path, build_onnx_model(vit, pixels=True))
     assert sorted(tmp_path.iterdir()) == [path, data]
     assert path.stat().st_size < 20_000 < data.stat().st_size
     onnx.checker.check_model(path, full_check=True)
@@ -42,12 +42,12 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
 
 
 def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monkeypatch):
-    """A kill between the two files leaves the old graph with its own."""
+    """A kill between writing the two files leaves the old pair."""
     path = tmp_path / "model.onnx"
     images = np.asarray(tiny_vit.images(1))
     old = tiny_vit.pretrained(EVIT, depth=1)
     new = tiny_vit.pretrained(EVIT, depth=2)
-    first = write_onnx(path, onnx_model(old))
+    first = write_onnx(path, build_onnx_model(old))
     want, _ = run_file(path, images)
     replace = os.replace
 
@@ -59,9 +59,9 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_onnx(path, onnx_model(new))
+            write_onnx(path, build_onnx_model(new))
     np.testing.assert_array_equal(run_file(path, images)[0], want)
-    second = write_onnx(path, onnx_model(new))
+    second = write_onnx(path, build_onnx_model(new))
     remove_weights(path, first.name, second)
     remove_weights(path, second.name, second)
     remove_weights(path, "model.onnx", second)

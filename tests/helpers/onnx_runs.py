@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.exporters import onnx_graph
-from imagepiece_jax.exporters.onnx_model import in_model, onnx_model
-from imagepiece_jax.exporters.onnx_primitives import walk
+from imagepiece_jax.exporters.onnx_model import build_onnx_model, wrap_graph
+from imagepiece_jax.exporters.onnx_primitives import add_equations
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 from tests.helpers.rounding import assert_close
@@ -79,7 +79,7 @@ def check_graph(
     """Return the graph of `model` after comparing its logits with JAX's."""
     variables, images, expected = jax_example(model, side)
     vit = Pretrained(model, variables)
-    graph = onnx_model(vit, batch_size=batch_size, gathers=gathers)
+    graph = build_onnx_model(vit, batch_size=batch_size, gathers=gathers)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     assert not nodes_with_row_constants(graph.graph)
@@ -118,9 +118,9 @@ def function_outputs(fn, *arrays, gathers=False):
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
     graph = onnx_graph.Graph(entry, gathers)
     constants = map(onnx_graph.Value.constant, arrays[1:])
-    (out,) = walk(graph, jax.make_jaxpr(fn)(*arrays), [entry, *constants])
+    (out,) = add_equations(graph, jax.make_jaxpr(fn)(*arrays), [entry, *constants])
     expected = fn(*arrays)
-    finished = graph.finished({"logits": graph.expand(out, expected.shape)})
-    model = in_model(finished)
+    finished = graph.graph_proto({"logits": graph.expand(out, expected.shape)})
+    model = wrap_graph(finished)
     results = run_onnxruntime(model, arrays[0]) + run_openvino(model, arrays[0])
     return expected, *results

@@ -1,4 +1,4 @@
-"""What logits mean: probabilities by hand, and heads that have none."""
+"""The meaning of logits: probabilities by hand, and heads without probabilities."""
 
 import numpy as np
 import pytest

@@ -15,7 +15,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.exporters import onnx_program, quantize
-from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
@@ -52,18 +52,18 @@ def method_graph(name, batch_size, dtype):
     model = short_model(name)
     made = model.with_execution(dtype=np.dtype(dtype))
     vit = Pretrained(made, tiny_vit.variables(model))
-    return onnx_model(vit, batch_size=batch_size)
+    return build_onnx_model(vit, batch_size=batch_size)
 
 
 def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
     model = narrow_model(name, reduction, depth)
-    return onnx_model(Pretrained(model, tiny_vit.variables(model)))
+    return build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
 
 
 def output_graph(reduction, output, batch_size):
     vit = tiny_vit.pretrained(reduction, depth=2)
     outputs = ProgramOutputs(vit, output)
-    return onnx_model(vit, batch_size=batch_size, outputs=outputs)
+    return build_onnx_model(vit, batch_size=batch_size, outputs=outputs)
 
 
 def layout_graph(folder, make, layout):
@@ -126,8 +126,8 @@ def test_operators_of_every_graph_are_those_of_webgpu(graphs):
 
 def test_a_graph_that_gathers_leaves():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
-    assert not elsewhere(onnx_model(vit), "WebGPU")
-    leaving = elsewhere(onnx_model(vit, gathers=True), "WebGPU")
+    assert not elsewhere(build_onnx_model(vit), "WebGPU")
+    leaving = elsewhere(build_onnx_model(vit, gathers=True), "WebGPU")
     assert {"TopK", "GatherND"} & {kind for kind, _ in leaving}
 
 
@@ -139,7 +139,7 @@ def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
     vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
     program = onnx_program.open_file(file)
-    graph = quantize.quantized(program, pixels_of(1))
+    graph = quantize.quantize_onnx(program, pixels_of(1))
     assert {kind for kind, _ in elsewhere(graph, "WebGPU")} == {"QuantizeLinear"}
     both = {"DequantizeLinear", "QuantizeLinear"}  # of uint8, whose zero is not 0
     assert {kind for kind, _ in elsewhere(graph, "TensorRT")} == both
@@ -147,9 +147,9 @@ def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
 
 def test_of_pixels_only_nodes_that_read_them_leave():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
-    graph = onnx_model(vit, batch_size=1, pixels=True)
+    graph = build_onnx_model(vit, batch_size=1, pixels=True)
     assert elsewhere(graph, "WebGPU") == {("Cast", "u"): 1}
-    leaving = elsewhere(onnx_model(vit, pixels=True), "WebGPU")
+    leaving = elsewhere(build_onnx_model(vit, pixels=True), "WebGPU")
     assert {kind for _, kinds in leaving for kind in kinds} <= {*"ui"}
     assert leaving.total() <= 3
 
@@ -250,7 +250,7 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
 def test_quantizations_leave_webgpu(tmp_path):
     vit = tiny_vit.pretrained("none", depth=1)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
-    graph = quantize.quantized(onnx_program.open_file(file), pixels_of(1))
+    graph = quantize.quantize_onnx(onnx_program.open_file(file), pixels_of(1))
     onnx.save(graph, tmp_path / "int8.onnx")
     (row,) = measured([tmp_path / "int8.onnx"]).values()
     kinds = {(operator, place) for operator, place, *_ in row["elsewhere"]}
