@@ -45,7 +45,7 @@ IMAGES_PER_CALL = 8  # images per call, where outputs are compared
 CARD_OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled")
 CARD_OUTPUTS += ("patches", "last_hidden_state")
 
-Programs = Mapping[str, Program]
+Programs = Mapping[str, ExportedProgram]
 
 
 class CardImages(NamedTuple):
