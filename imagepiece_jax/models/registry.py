@@ -15,9 +15,11 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import MEAN, STD, ViTConfig
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 
-DEIT_FIELDS: dict[str, Any] = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
+DEIT_FIELDS: dict[str, Any] = dict(
+    patch_size=16, depth=12, mean=IMAGENET_MEAN, std=IMAGENET_STD
+)
 DEIT_FIELDS["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
 MODELS = {
     "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **DEIT_FIELDS),
@@ -30,8 +32,8 @@ MODELS = {
         depth=6,
         num_heads=4,
         preprocessing=Preprocessing(16),
-        mean=MEAN,
-        std=STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     ),
 }
 PUBLIC_MODEL_TABLE = pathlib.Path(__file__).with_name("public_models.json")
