@@ -25,6 +25,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.program import Program
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights.described import parse_content
 
@@ -32,12 +33,13 @@ PROGRAM_KIND = "ONNX file"
 OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class OnnxProgram:
+@dataclasses.dataclass(eq=False, kw_only=True)
+class OnnxProgram(Program):
     """A `Program` in onnxruntime."""
 
     path: pathlib.Path
     model: ViT
+    config: ViTConfig
     class_names: tuple[str | None, ...] | None = None
     origin: Origin
     facts: Mapping[str, Any]  # the JSON beside the file
@@ -46,10 +48,6 @@ class OnnxProgram:
     input_dtype: str
     batch_size: int | None  # images per call; None: any number
     channels_first: bool
-
-    @property
-    def config(self) -> ViTConfig:
-        return self.model.config
 
     def __call__(
         self, pixels: np.ndarray, name: str = "logits", size: int | None = None
@@ -151,6 +149,7 @@ def program_from_facts(
     return OnnxProgram(
         path=path,
         model=model.with_execution(dtype=dtype, attention_impl="onnxruntime"),
+        config=config,
         class_names=class_names,
         origin=Origin(path=path, kind=PROGRAM_KIND, name=path.name),
         facts=facts,
