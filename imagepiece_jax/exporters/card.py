@@ -31,7 +31,7 @@ from imagepiece_jax.inference.compare_outputs import (
     fidelity_of_rows,
 )
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import Program, open_program
+from imagepiece_jax.models.program import ExportedProgram, open_program
 from imagepiece_jax.recovery.recovery_images import split_images
 
 CARD_FILE_NAME = "README.md"
@@ -45,7 +45,7 @@ IMAGES_PER_CALL = 8  # images per call, where outputs are compared
 CARD_OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled")
 CARD_OUTPUTS += ("patches", "last_hidden_state")
 
-Programs = Mapping[str, Program]
+Programs = Mapping[str, ExportedProgram]
 
 
 class CardImages(NamedTuple):
@@ -160,7 +160,7 @@ def outputs_by_name(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndar
     return outputs
 
 
-def compared_output(program: Program, pixels: np.ndarray) -> np.ndarray:
+def compared_output(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     """Compute a file's logits or vectors, [images, D]."""
     output_facts = np.ravel(program.facts["output"])  # of one output, or of several
     output_names = [entry["name"] for entry in output_facts]

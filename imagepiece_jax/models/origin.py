@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.models.variables import variables_digest
@@ -46,9 +46,7 @@ class Origin:
             path = f"hf://{self.name}"
         return f"{self.kind} {path}"
 
-    def with_untrained(
-        self, params: Mapping[str, Any], parts: Iterable[str]
-    ) -> "Origin":
+    def with_untrained(self, params: Mapping[str, Any], parts: Iterable[str]) -> Self:
         """The same origin with more untrained parts, which have random values."""
         digests = {part: variables_digest(params[part]) for part in parts}
         return dataclasses.replace(self, untrained={**self.untrained, **digests})
@@ -68,11 +66,9 @@ class Origin:
         """
         lines = []
         if self.reduction is not None and not vit.recovery:
-            trained_reduction = vit.reduced_model(self.reduction).reduction
-            if trained_reduction != vit.reduction:
-                lines.append(
-                    f"reduction {vit.reduction} (trained with {trained_reduction})"
-                )
+            trained = vit.reduced_model(self.reduction).reduction
+            if trained != vit.reduction:
+                lines.append(f"reduction {vit.reduction} (trained with {trained})")
         trained_size = self.image_size or vit.image_size
         if image_sides(vit.image_size) != image_sides(trained_size):
             size = size_text(vit.image_size)

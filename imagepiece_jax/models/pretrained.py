@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -55,9 +55,8 @@ class Pretrained:
             set_field("class_names", class_names)
         leaves = jax.tree.leaves(self.dense_variables)
         if any(to_native_order(leaf) is not leaf for leaf in leaves):
-            set_field(
-                "dense_variables", jax.tree.map(to_native_order, self.dense_variables)
-            )
+            variables = jax.tree.map(to_native_order, self.dense_variables)
+            set_field("dense_variables", variables)
 
     def __repr__(self) -> str:
         # The model's own repr is pages long.
@@ -113,10 +112,8 @@ class Pretrained:
         """16 hex digits that change with the weights and with any recovered value."""
         weights: Any = self.variables
         if self.recovery is not None:
-            weights = [
-                weights,
-                *self.recovery.digest_parts(self.dense_variables["params"]),
-            ]
+            dense_params = self.dense_variables["params"]
+            weights = [weights, *self.recovery.digest_parts(dense_params)]
         return variables_digest(weights)[:16]
 
     @functools.cached_property
@@ -170,7 +167,7 @@ class Pretrained:
                 f"{self!r}: untrained parts were drawn from a seed; train them first"
             )
 
-    def with_variables(self, variables: Mapping[str, Any]) -> "Pretrained":
+    def with_variables(self, variables: Mapping[str, Any]) -> Self:
         """The same model with new variables, for example trained further."""
         # Recovered values were learned for the old variables, so they are dropped.
         return dataclasses.replace(self, dense_variables=variables, recovery=None)
@@ -197,9 +194,7 @@ class Pretrained:
         )
         return variables
 
-    def with_reduction(
-        self, reduction: ReductionLike, seed: int | None = None
-    ) -> "Pretrained":
+    def with_reduction(self, reduction: ReductionLike, seed: int | None = None) -> Self:
         """The same weights with another reduction, or with none.
 
         reduction: 0.5, a share of the MACs, for the recommended method; a text, "tome"
@@ -212,7 +207,7 @@ class Pretrained:
         reduction_plan.print_reduction(reduction, model)
         return self.with_model(model, seed)
 
-    def at_size(self, image_size: int | tuple[int, int]) -> "Pretrained":
+    def at_size(self, image_size: int | tuple[int, int]) -> Self:
         """The same weights at another image size, with resized position embeddings.
 
         image_size: pixels a side, or (height, width), multiples of the patch size
@@ -231,7 +226,7 @@ class Pretrained:
             reduction_plan.with_plan(dense_model, self.known_reduction())
         )
 
-    def with_preprocessing(self, **fields: Any) -> "Pretrained":
+    def with_preprocessing(self, **fields: Any) -> Self:
         """The same model with changed Preprocessing fields, such as crop=1.0.
 
         Raises InputError for a new image_size; use `at_size`.
@@ -244,7 +239,7 @@ class Pretrained:
             )
         return dataclasses.replace(self, model=self.model.clone(config=config))
 
-    def with_default_execution(self, dtype: str | None = "float32") -> "Pretrained":
+    def with_default_execution(self, dtype: str | None = "float32") -> Self:
         """The same model with default execution, except dtype and attention kernel."""
         model_execution = self.model.execution
         execution = make_execution(
@@ -266,7 +261,7 @@ class Pretrained:
         tensors = timm_tensors.to_timm({"params": selectors})
         return timm_tensors.replace_selectors(self.selectors, tensors)
 
-    def with_model(self, model: ViT, seed: int | None = None) -> "Pretrained":
+    def with_model(self, model: ViT, seed: int | None = None) -> Self:
         """The same weights in another ViT, with resized position embeddings.
 
         Selectors learned for any reduction so far are used again.

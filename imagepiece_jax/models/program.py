@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
 FORMAT_MODULES = {".onnx": "imagepiece_jax.exporters.onnx_format"}
 
 
-class Program(Protocol):
+class ExportedProgram(Protocol):
     """An exported program, which has its weights inside."""
 
     model: "ViT"  # the model of the program: token counts and dtype
@@ -52,12 +52,13 @@ def import_format(path: str | os.PathLike) -> types.ModuleType:
     """Import the format of an exported file."""
     if not is_exported(path):
         raise InputError(f"{path} does not end in {' or '.join(FORMAT_MODULES)}")
-    return importlib.import_module(
-        FORMAT_MODULES[pathlib.PurePath(path).suffix.lower()]
-    )
+    ending = pathlib.PurePath(path).suffix.lower()
+    return importlib.import_module(FORMAT_MODULES[ending])
 
 
-def open_program(path: str | os.PathLike, threads: int | None = None) -> Program:
+def open_program(
+    path: str | os.PathLike, threads: int | None = None
+) -> ExportedProgram:
     """Open an exported file, described by its JSON.
 
     threads: of the CPU; None: all devices, and as many threads as cores

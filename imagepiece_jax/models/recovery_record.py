@@ -6,7 +6,7 @@ and biases, by learned values.
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flax import traverse_util
@@ -21,9 +21,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
-RecoveredValues = Mapping[
-    str, np.ndarray
-]  # {path: value}, such as blocks_0/norm1/scale
+ValueByPath = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ class RecoveredVariant:
     # `near_duplicates`; None: unknown, because an earlier version trained them
     learned: str | None = dataclasses.field(default=None, repr=False)
     # learned values, in place of dense parameters; {}: nothing was better
-    values: RecoveredValues = dataclasses.field(
+    values: ValueByPath = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -141,22 +139,16 @@ class Recovery:
                 return variant
         return None
 
-    def variables_for(
-        self, model: ViT, dense_variables: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    def variables_for(self, model: ViT, dense: Mapping[str, Any]) -> Mapping[str, Any]:
         """Replace dense variables by the recovered values of a model's variant."""
         variant = self.variant_for(model)
         if variant is None or not variant.values:
-            return dense_variables
-        dense_params = traverse_util.flatten_dict(dense_variables["params"], sep="/")
+            return dense
+        dense_params = traverse_util.flatten_dict(dense["params"], sep="/")
         # Values of a part that the model lacks, such as a head, are ignored.
-        present_values = {
-            path: value
-            for path, value in variant.values.items()
-            if path in dense_params
-        }
-        params = traverse_util.unflatten_dict(dense_params | present_values, sep="/")
-        return {**dense_variables, "params": params}
+        present = {k: v for k, v in variant.values.items() if k in dense_params}
+        params = traverse_util.unflatten_dict(dense_params | present, sep="/")
+        return {**dense, "params": params}
 
     def digest_parts(self, dense_params: Mapping[str, Any]) -> list[Any]:
         """Everything in a digest of weights that tells this recovery."""
@@ -176,7 +168,7 @@ class Recovery:
             return
         log.info(f"{label}: not recovered, so it has the dense model's values")
 
-    def without_parts(self, parts: Collection[str]) -> "Recovery":
+    def without_parts(self, parts: Collection[str]) -> Self:
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
@@ -184,9 +176,9 @@ class Recovery:
                 k: v for k, v in variant.values.items() if not is_in_parts(k, parts)
             }
             variants.append(dataclasses.replace(variant, values=kept_values))
-        return Recovery(tuple(variants))
+        return dataclasses.replace(self, variants=tuple(variants))
 
-    def merge_earlier(self, earlier: "Recovery | None") -> "Recovery":
+    def merge_earlier(self, earlier: Self | None) -> Self:
         """Add the variants of an earlier Recovery; newer variants win."""
         # An earlier variant with values beats a newer variant without values, whose
         # training found nothing better.
@@ -200,7 +192,7 @@ class Recovery:
                 variant = earlier_variant
             variants.append(variant)
         variants += earlier_variants.values()
-        return Recovery(tuple(variants))
+        return dataclasses.replace(self, variants=tuple(variants))
 
 
 def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -91,9 +91,8 @@ def describe_weights(
             )
             return Described(config, is_stated=False)
     if config is not None:
-        described = described._replace(
-            config=config, is_stated=False, trained_size=None
-        )
+        changes = {"config": config, "is_stated": False, "trained_size": None}
+        described = described._replace(**changes)
     return described
 
 
@@ -150,9 +149,8 @@ def _describe_run(located: Located) -> Described:
 def _parse_run_config(run: Mapping[str, Any]) -> Described:
     check_run_format(run)
     reduction = Reduction.read(run["reduction"])
-    return Described(
-        read_run_config(run), reduction=reduction, dtype=run["model"]["dtype"]
-    )
+    dtype = run["model"]["dtype"]
+    return Described(read_run_config(run), reduction=reduction, dtype=dtype)
 
 
 def _describe_folder(located: Located, has_config: bool) -> Described:
@@ -187,29 +185,19 @@ def parse_config(
     if OWN_KEY in config:
         return parse_content(file, _parse_own_record, config)
     if "architecture" in config:
-        from_timm = parse_content(file, timm_config.parse_timm, config)
-        license = config.get("pretrained_cfg", config).get("license")
-        return Described(
-            from_timm.config,
-            from_timm.class_names,
-            license,
-            trained_size=from_timm.trained_size,
-        )
+        parsed = parse_content(file, timm_config.parse_timm, config)
+        return Described(**parsed._asdict())
     if not images and not has_config:
         raise InputError(
             f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
             "are normalized; place it beside the weights, or give config="
         )
     model_type = parse_content(file, transformers_config.find_vision_type, config)
-    preprocessing = parse_content(
-        folder / PREPROCESSOR_FILE,
-        transformers_config.parse_image_processor,
-        images,
-        model_type,
-    )
-    parsed = parse_content(
-        file, transformers_config.parse_transformers, config, preprocessing
-    )
+    parse_images = transformers_config.parse_image_processor
+    images_file = folder / PREPROCESSOR_FILE
+    preprocessing = parse_content(images_file, parse_images, images, model_type)
+    parse_model = transformers_config.parse_transformers
+    parsed = parse_content(file, parse_model, config, preprocessing)
     return Described(parsed.config, parsed.class_names, head_fields=parsed.head_fields)
 
 
@@ -236,13 +224,7 @@ def _parse_own_record(file: Mapping[str, Any]) -> Described:
             f"{RECORD_FORMAT}: load it with the version that wrote it, or save the "
             "original weights again"
         )
-    fields = dict(record["config"])
-    fields["preprocessing"] = _read_record(Preprocessing, fields["preprocessing"])
-    arch_fields = dict(fields["arch"])
-    if arch_fields["rotary"]:
-        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
-    fields["arch"] = _read_record(Architecture, arch_fields)
-    config = _read_record(ViTConfig, fields)
+    config = _read_config_record(record["config"])
     _check_same_images(config, file)
     recovery = None
     if "recovery" in record:
@@ -266,6 +248,16 @@ def _parse_own_record(file: Mapping[str, Any]) -> Described:
         recovery=recovery,
         digest=record.get("digest"),
     )
+
+
+def _read_config_record(record: Mapping[str, Any]) -> ViTConfig:
+    """Make a ViTConfig from its record."""
+    arch = dict(record["arch"])
+    if arch["rotary"]:
+        arch["rotary"] = _read_record(Rotary, arch["rotary"])
+    fields = dict(record, arch=_read_record(Architecture, arch))
+    fields["preprocessing"] = _read_record(Preprocessing, record["preprocessing"])
+    return _read_record(ViTConfig, fields)
 
 
 def _read_record(record_class: type[Any], fields: Mapping[str, Any]) -> Any:

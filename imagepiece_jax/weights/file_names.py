@@ -1,5 +1,9 @@
 """Names of weights files and of the files beside them."""
 
+from collections.abc import Mapping
+from typing import Any
+
+JsonFields = Mapping[str, Any]  # of a JSON file
 # Files that tell which model the weights are.
 CONFIG_FILE = "config.json"  # of timm, transformers, `save` and runs
 OWN_KEY = "imagepiece_jax"  # key of this package's own part in CONFIG_FILE

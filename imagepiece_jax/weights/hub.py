@@ -8,11 +8,14 @@ import functools
 import os
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import file_names, tensor_files
+from imagepiece_jax.weights.file_names import OPEN_CLIP_FILE
 
 HUB_SCHEME = "hf://"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -42,27 +45,17 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
 @functools.cache
 def fetch_repository_files(hub_id: str) -> list[pathlib.Path]:
     """Fetch the files of a hub id: the config file, then the rest."""
-    name = hub_id.removeprefix(HUB_SCHEME)
-    if not _HUB_ID.fullmatch(name):
-        raise InputError(
-            f"{hub_id} is not a hub id; it must be {HUB_SCHEME}OWNER/NAME or "
-            f"{HUB_SCHEME}OWNER/NAME@REVISION"
-        )
-    extras.check_installed(hub_id, "huggingface_hub")
-    name, _, revision = name.partition("@")
-    repository = _Repository(hub_id, name, revision or None)
-    config_file = repository.fetch_first(
-        file_names.CONFIG_FILE, file_names.OPEN_CLIP_FILE
-    )
+    repository = _open_repository(hub_id)
+    config_file = repository.fetch_first(file_names.CONFIG_FILE, OPEN_CLIP_FILE)
     config = read_json(config_file)
     weights_file = repository.fetch_first(*file_names.WEIGHTS_FILES)
     if weights_file.name.endswith(file_names.INDEX_ENDING):
         for part_name in sorted({*tensor_files.read_weight_map(weights_file).values()}):
             repository.fetch_first(part_name)
-    if config_file.name == file_names.OPEN_CLIP_FILE:
+    if config_file.name == OPEN_CLIP_FILE:
         return repository.fetched_files
     if weights_file.name.startswith("open_clip"):
-        repository.fetch_optional(file_names.OPEN_CLIP_FILE)
+        repository.fetch_optional(OPEN_CLIP_FILE)
     if "architecture" not in config:  # timm's and our own config need no other file
         # transformers 5 prefers processor_config.json, and writes no other file for
         # image-text models. Caches that older versions filled do not know it, so beside
@@ -71,10 +64,7 @@ def fetch_repository_files(hub_id: str) -> list[pathlib.Path]:
             repository.try_fetch(file_names.PROCESSOR_FILE)
         else:
             repository.fetch_optional(file_names.PROCESSOR_FILE)
-    if file_names.OWN_KEY in config:
-        repository.fetch_optional(file_names.SELECTORS_FILE)
-        if "recovery" in config[file_names.OWN_KEY]:
-            repository.fetch_optional(file_names.RECOVERED_FILE)
+    _fetch_learned_files(repository, config.get(file_names.OWN_KEY))
     return repository.fetched_files
 
 
@@ -152,3 +142,26 @@ class _Repository:
         # later files.
         self._revision = file.parent.name
         return file
+
+
+def _fetch_learned_files(
+    repository: _Repository, own_record: Mapping[str, Any] | None
+) -> None:
+    """Fetch what `save` wrote beside the weights."""
+    if own_record is not None:
+        repository.fetch_optional(file_names.SELECTORS_FILE)
+        if "recovery" in own_record:
+            repository.fetch_optional(file_names.RECOVERED_FILE)
+
+
+def _open_repository(hub_id: str) -> _Repository:
+    """Find the repository and revision of a hub id; nothing is fetched."""
+    name = hub_id.removeprefix(HUB_SCHEME)
+    if not _HUB_ID.fullmatch(name):
+        raise InputError(
+            f"{hub_id} is not a hub id; it must be {HUB_SCHEME}OWNER/NAME or "
+            f"{HUB_SCHEME}OWNER/NAME@REVISION"
+        )
+    extras.check_installed(hub_id, "huggingface_hub")
+    name, _, revision = name.partition("@")
+    return _Repository(hub_id, name, revision or None)

@@ -83,30 +83,26 @@ def load(
         class_names = tensors.class_names
     if class_names is not None:
         class_names = checked_names(class_names, vit_config.num_classes)
-    is_trained_reduction = reduction == TRAINED_REDUCTION
-    wanted_reduction = (
-        described.reduction if is_trained_reduction else Reduction.read(reduction)
-    )
+    keeps_reduction = reduction == TRAINED_REDUCTION
+    wanted = described.reduction if keeps_reduction else Reduction.read(reduction)
     execution = make_execution(vit_config, dtype or described.dtype, attention)
     try:
-        model = build_model(vit_config, wanted_reduction, execution)
+        model = build_model(vit_config, wanted, execution)
     except InputError as error:
-        if not is_trained_reduction:  # the caller's mistake, not the file's
+        if not keeps_reduction:  # the caller's mistake, not the file's
             raise
         raise InputError(f"{located.title}: {error}") from error
-    reduction_plan.print_reduction(wanted_reduction, model)
+    reduction_plan.print_reduction(wanted, model)
     # Only a saved folder holds selectors for several reductions.
-    is_exact = is_trained_reduction and described.digest is None
+    is_exact = keeps_reduction and described.digest is None
     fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
     fresh_parts = (*new_head, *new_selectors)
     variables, drawn_parts = timm_tensors.model_variables(
         model, fitted_tensors, located.title, fresh=fresh_parts, seed=seed or 0
     )
     params = variables["params"]
-    known_untrained = {
-        part for part in params if is_in_parts(part, described.untrained)
-    }
-    untrained = {*drawn_parts, *known_untrained}
+    stated = {part for part in params if is_in_parts(part, described.untrained)}
+    untrained = {*drawn_parts, *stated}
     # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
         located.origin,
@@ -160,22 +156,18 @@ def fit_tensors(
     is_exact: keep selectors that the model lacks, which are an error later
     seed: draws untrained and missing selectors; None: missing ones are refused
     """
-    stored_tensors: Mapping[str, np.ndarray] = tensors.dense | tensors.selectors
+    stored: Mapping[str, np.ndarray] = tensors.dense | tensors.selectors
     fresh_parts = ()
     if seed is not None:
-        stored_tensors, fresh_parts = timm_tensors.own_selectors(
+        stored, fresh_parts = timm_tensors.own_selectors(
             model, tensors.dense | tensors.learned, located.title, None
         )
     elif not is_exact:
-        stored_tensors, _ = timm_tensors.own_selectors(
-            model, stored_tensors, located.title
-        )
+        stored, _ = timm_tensors.own_selectors(model, stored, located.title)
     trained_size = tensors.config.image_size
     if image_sides(model.config.image_size) != image_sides(trained_size):
-        stored_tensors = resize_positions.fit_positions(
-            stored_tensors, model.config, trained_size
-        )
-    return stored_tensors, fresh_parts
+        stored = resize_positions.fit_positions(stored, model.config, trained_size)
+    return stored, fresh_parts
 
 
 def warn_of_doubts(vit: Pretrained) -> None:

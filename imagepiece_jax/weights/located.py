@@ -46,9 +46,7 @@ class Located:
     tensors: Mapping[str, Any] | None = None  # a STATE_DICT's
     # file names in a folder
     names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
-    checkpoint: str | None = (
-        None  # one of a run's CHECKPOINT_KINDS; the key of a model in a file
-    )
+    checkpoint: str | None = None  # a run's CHECKPOINT_KINDS; a model's key in a file
     averaged: bool = False  # whether to read a run's averaged weights
 
     @property
@@ -166,9 +164,7 @@ def locate_config(path: str) -> Located | None:
 def is_run_folder(path: str | os.PathLike) -> bool:
     """Whether `path` is a run's folder."""
     folder = pathlib.Path(os.path.expanduser(path))
-    if not os.path.isfile(
-        folder / CONFIG_FILE
-    ):  # also False for a name that is too long
+    if not os.path.isfile(folder / CONFIG_FILE):  # also for a name that is too long
         return False
     return _locate_folder(folder).kind == RUN_KIND
 
@@ -195,11 +191,8 @@ def _locate_folder(
         if not may_be_broken:
             raise
     kind = FOLDER_KIND
-    if (
-        config is not None
-        and OPEN_CLIP_FILE not in names
-        and not {*config} & PUBLISHED_KEYS
-    ):
+    keys = PUBLISHED_KEYS if config is None else {*config}
+    if OPEN_CLIP_FILE not in names and not keys & PUBLISHED_KEYS:
         kind = RUN_KIND
     return Located(folder, kind, found_file, config, names=names)
 

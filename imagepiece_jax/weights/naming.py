@@ -244,12 +244,9 @@ TIMM_NAME_PATTERN = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
 NUM_SHOWN_NAMES = 3  # names in an error message
 # Name parts that wrappers insert: parallel training, torch.compile and activation
 # checkpointing. Training scripts put further parts in front of all names.
-_INSERTED_PARTS = {
-    "module",
-    "_orig_mod",
-    "_checkpoint_wrapped_module",
-    "_fsdp_wrapped_module",
-}
+_INSERTED_PARTS = """
+    module _orig_mod _checkpoint_wrapped_module _fsdp_wrapped_module
+""".split()
 _FRONT_PATTERN = r"^((model|net|network)\.)*"
 _NNX_ENDING = ".value"  # at the end of all names in a saved Flax NNX state
 SCANNED_BLOCK = "all"  # stands for the block number in a tensor of scanned blocks
@@ -389,13 +386,13 @@ def pack_for_timm(
             name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", name)
         renamed[name] = tensor
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
-        gate_names = [name for name in renamed if ".mlp.fc1_g." in name]
-        for gate_name in gate_names:
+        gates = [name for name in renamed if ".mlp.fc1_g." in name]
+        for gate in gates:
             halves = [
-                renamed.pop(gate_name),
-                renamed.pop(gate_name.replace("_g.", "_x.")),
+                renamed.pop(gate),
+                renamed.pop(gate.replace("_g.", "_x.")),
             ]
-            renamed[gate_name.replace("_g.", ".")] = np.concatenate(halves)
+            renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
     return renamed
 
 
@@ -403,10 +400,8 @@ def _dotted_names(names: Collection[str]) -> dict[str, str]:
     """Map names to dotted names without the parts wrappers added."""
     dotted = {}
     for name in names:
-        name_parts = name.replace("/", ".").split(".")
-        dotted[name] = ".".join(
-            [part for part in name_parts if part not in _INSERTED_PARTS]
-        )
+        parts = name.replace("/", ".").split(".")
+        dotted[name] = ".".join([part for part in parts if part not in _INSERTED_PARTS])
     common_start = os.path.commonprefix([*dotted.values()])
     prefix = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
     dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
@@ -457,13 +452,9 @@ def _canonical_tensors(tensors: NamedArrays) -> NamedArrays:
         elif leaf == "scale":
             canonical[f"{module}.weight"] = tensor
         elif leaf == "bias":
-            canonical[name] = tensor.reshape(
-                -1
-            )  # Flax biases have an extra axis of heads
+            canonical[name] = tensor.reshape(-1)  # Flax has an extra axis of heads
         elif name == "pos_embed" and tensor.ndim == 1:
-            canonical[name] = (
-                tensor  # malformed; the comparison with the model reports it
-            )
+            canonical[name] = tensor  # malformed; model_variables reports it
         elif name in TOKEN_ROWS and tensor.ndim != 3:
             canonical[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
@@ -571,10 +562,9 @@ def _split_packed_layers(tensors: NamedArrays) -> None:
         module = name.removesuffix(".fc1.weight")
         has_gate = f"{module}.fc1_g.weight" in tensors
         # A packed first layer has twice the outputs the second layer reads.
-        second_layer = tensors.get(f"{module}.fc2.weight", np.zeros(0))
-        is_packed = second_layer.ndim == 2 and tensors[name].shape[:1] == (
-            2 * second_layer.shape[1],
-        )
+        last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
+        packed_shape = (2 * last.shape[-1],) if last.ndim == 2 else None
+        is_packed = tensors[name].shape[:1] == packed_shape
         if not has_gate and not is_packed:
             continue
         for leaf in ("weight", "bias"):

@@ -4,7 +4,6 @@ A missing field has the default of CLIPVisionCfg (open_clip 3.3).
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.checks import as_tuple, check_choice
@@ -15,6 +14,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.head import PROJECTION
 from imagepiece_jax.weights import timm_config
+from imagepiece_jax.weights.file_names import JsonFields
 
 VISION_DEFAULTS = (
     dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
@@ -38,13 +38,13 @@ IDLE_VISION_FIELDS = """
 # or embed_dim outputs by the head of timm's model.
 TIMM_PROJECTIONS = ("linear", "none", "")
 CROP_MODE_OF_RESIZE = {"shortest": "center", "squash": "squash"}
-SUPPORTED_INTERPOLATIONS = ("bicubic", "bilinear")
+CLIP_INTERPOLATIONS = ("bicubic", "bilinear")
 LAYER_NORM_EPS = 1e-5  # of PyTorch's LayerNorm
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def parse_open_clip(config: Mapping[str, Any]) -> ViTConfig:
+def parse_open_clip(config: JsonFields) -> ViTConfig:
     """Parse the content of an open_clip_config.json: the vision tower's config."""
     model = config["model_cfg"]
     vision = model["vision_cfg"]
@@ -63,15 +63,13 @@ def parse_open_clip(config: Mapping[str, Any]) -> ViTConfig:
 
 
 def _parse_preprocess_cfg(
-    preprocess_cfg: Mapping[str, Any], image_size: int | tuple[int, int]
+    preprocess_cfg: JsonFields, image_size: int | tuple[int, int]
 ) -> dict[str, Any]:
     """Translate preprocess_cfg into a ViTConfig's mean, std and preprocessing."""
     resize_mode = preprocess_cfg.get("resize_mode", "shortest")
     interpolation = preprocess_cfg.get("interpolation", "bicubic")
     check_choice("preprocess_cfg.resize_mode", resize_mode, CROP_MODE_OF_RESIZE)
-    check_choice(
-        "preprocess_cfg.interpolation", interpolation, SUPPORTED_INTERPOLATIONS
-    )
+    check_choice("preprocess_cfg.interpolation", interpolation, CLIP_INTERPOLATIONS)
     height, width = image_sides(image_size)
     # OpenCLIP ignores the interpolation for a crop that is not square.
     if resize_mode == "shortest" and height != width:
@@ -86,7 +84,7 @@ def _parse_preprocess_cfg(
 
 
 def _build_tower_config(
-    vision: Mapping[str, Any], model: Mapping[str, Any], images: Mapping[str, Any]
+    vision: JsonFields, model: JsonFields, images: JsonFields
 ) -> ViTConfig:
     """Make the config of OpenCLIP's own VisionTransformer.
 
@@ -126,14 +124,14 @@ def _build_tower_config(
     )
 
 
-def _check_only_option(path: str, options: Mapping[str, Any], known: str) -> None:
+def _check_only_option(path: str, options: JsonFields, known: str) -> None:
     """Refuse any option at a path except the known option."""
     for name, value in options.items():
         if name != known:
             raise InputError(f"{path} has {name}={value!r}, which is not supported")
 
 
-def _choose_gelu(act_kwargs: Mapping[str, Any], is_quick: bool) -> str:
+def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
     """Choose the GELU variant from `act_kwargs` and `quick_gelu`."""
     approximate = act_kwargs.get("approximate", "none")
     gelus = {"none": "exact", "tanh": "tanh"}
@@ -145,7 +143,7 @@ def _choose_gelu(act_kwargs: Mapping[str, Any], is_quick: bool) -> str:
 
 
 def _build_timm_config(
-    vision: Mapping[str, Any], model: Mapping[str, Any], images: Mapping[str, Any]
+    vision: JsonFields, model: JsonFields, images: JsonFields
 ) -> ViTConfig:
     """Make the config of a timm model, maybe with a projection.
 
@@ -158,9 +156,7 @@ def _build_timm_config(
     pool = vision["timm_pool"]
     check_choice("vision_cfg.timm_proj", projection, TIMM_PROJECTIONS)
     config = timm_config.build_architecture_config(architecture, images)
-    if (
-        projection != "linear"
-    ):  # timm makes the pool, which decides the last norm's place
+    if projection != "linear":  # timm's pool decides the last norm's place
         config = timm_config.apply_model_args(config, {"global_pool": pool})
     elif pool:  # without a pool the model's own stays
         check_choice("vision_cfg.timm_pool", pool, timm_config.TIMM_POOLS)

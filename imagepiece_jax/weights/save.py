@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import safetensors
@@ -39,6 +38,7 @@ from imagepiece_jax.weights.file_names import (
     RECOVERED_FILE,
     SELECTORS_FILE,
     WEIGHTS_FILES,
+    JsonFields,
 )
 from imagepiece_jax.weights.tensor_files import NamedArrays
 
@@ -67,26 +67,24 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         raise InputError("the model was changed by optimize; save the loaded one")
     check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
-    dense_tensors, selectors = timm_tensors.split_selectors(tensors)
+    dense, selectors = timm_tensors.split_selectors(tensors)
     learned = timm_tensors.replace_selectors(vit.selectors, selectors)
     config_facts = saved_config(vit)
-    dense_tensors = naming.pack_for_timm(
-        dense_tensors, vit.config.arch, config_facts["architecture"]
-    )
-    recovered_tensors = _recovered_tensors(vit.recovery)
+    dense = naming.pack_for_timm(dense, vit.config.arch, config_facts["architecture"])
+    recovered = _recovered_tensors(vit.recovery)
     config_facts[OWN_KEY]["digest"] = variables_digest(
-        [naming.with_timm_names(dense_tensors) | learned, recovered_tensors]
+        [naming.with_timm_names(dense) | learned, recovered]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     config = json.loads(json.dumps(config_facts, default=lambda scalar: scalar.item()))
     vit.warn_of_untrained()
-    _check_round_trip(vit.model, dense_tensors | selectors, config)
+    _check_round_trip(vit.model, dense | selectors, config)
     with replacement_folder(folder) as new_folder:
-        _write_tensors(new_folder / DENSE_FILE, dense_tensors)
+        _write_tensors(new_folder / DENSE_FILE, dense)
         if learned:
             _write_tensors(new_folder / SELECTORS_FILE, learned)
-        if recovered_tensors:
-            _write_tensors(new_folder / RECOVERED_FILE, recovered_tensors)
+        if recovered:
+            _write_tensors(new_folder / RECOVERED_FILE, recovered)
         write_json(new_folder / CONFIG_FILE, config)
     return folder
 
@@ -103,9 +101,8 @@ def saved_config(vit: Pretrained) -> dict[str, Any]:
     if untrained_parts := vit.origin.untrained_parts(vit.variables["params"]):
         optional["untrained"] = untrained_parts
     if vit.recovery:
-        optional["recovery"] = {
-            "variants": [variant.record for variant in vit.recovery.variants]
-        }
+        variant_records = [variant.record for variant in vit.recovery.variants]
+        optional["recovery"] = {"variants": variant_records}
     if vit.class_names:
         optional["class_names"] = vit.class_names
     if vit.origin.license:
@@ -144,22 +141,18 @@ def _write_tensors(file: pathlib.Path, tensors: NamedArrays) -> None:
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    replaceable_names = (LOCK_NAME,)
+    own_names = (LOCK_NAME,)
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
         if OWN_KEY in read_json(folder / CONFIG_FILE):
-            replaceable_names += SAVED_FILES
-    check_own_files(
-        "folder", folder, "a saved model", lambda file: file.name in replaceable_names
-    )
+            own_names += SAVED_FILES
+    check_own_files("folder", folder, "a saved model", lambda f: f.name in own_names)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder
 
 
-def _check_round_trip(
-    model: ViT, tensors: NamedArrays, config: Mapping[str, Any]
-) -> None:
+def _check_round_trip(model: ViT, tensors: NamedArrays, config: JsonFields) -> None:
     """Check that `load` would make the same model from these tensors and config."""
     described = parse_config(config, {})
     loaded_model = build_model(described.config, described.reduction)

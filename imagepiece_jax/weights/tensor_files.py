@@ -20,7 +20,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.torch_files import LazyTensor, open_torch_file
 
 _LFS_START = b"version https://git-lfs"
-_AVERAGES_COUNTER = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weight
+_COUNTER_NAME = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weight
 MIN_MODEL_TENSORS = 12  # a model has at least the tensors of one block
 
 NamedArrays = dict[str, np.ndarray]  # {name: array}
@@ -119,13 +119,11 @@ def _open_npz(path: pathlib.Path) -> Generator[UnreadTensors]:
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
         tensors = {}
         for name in archive.files:
-            tensors[name] = LazyTensor(
-                functools.partial(_read_npz_array, archive, name)
-            )
+            tensors[name] = LazyTensor(functools.partial(_read_array, archive, name))
         yield UnreadTensors(tensors)
 
 
-def _read_npz_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     array = archive[name]
     if array.dtype == "V2":  # bfloat16, which NumPy saves as two raw bytes
         return array.view(jnp.bfloat16)
@@ -150,11 +148,9 @@ def _open_torch(path: pathlib.Path) -> Generator[UnreadTensors]:
 def read_weight_map(path: pathlib.Path) -> dict[str, str]:
     """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
     part_of_tensor = read_json(path)["weight_map"]
-    for file_name in part_of_tensor.values():
-        if pathlib.PurePath(str(file_name)).name != file_name:
-            raise InputError(
-                f"{path} names the part {file_name!r}, which is not beside it"
-            )
+    for part in part_of_tensor.values():
+        if pathlib.PurePath(str(part)).name != part:
+            raise InputError(f"{path} names the part {part!r}, which is not beside it")
     return part_of_tensor
 
 
@@ -168,9 +164,7 @@ def _open_index(path: pathlib.Path) -> Generator[UnreadTensors]:
     yield UnreadTensors(tensors, read_parts)
 
 
-def _read_tensor(
-    read_parts: Callable[[Iterable[str]], NamedArrays], name: str
-) -> np.ndarray:
+def _read_tensor(read_parts: Callable[..., NamedArrays], name: str) -> np.ndarray:
     return read_parts([name])[name]
 
 
@@ -214,9 +208,7 @@ def select_model(content: Any, key: str | None = None) -> dict[str, LazyTensor]:
     """
     models = {}
     if isinstance(content, dict):
-        models = {
-            name: value for name, value in content.items() if _is_state_dict(value)
-        }
+        models = {k: value for k, value in content.items() if _is_state_dict(value)}
     if key is not None and key not in models:
         known_keys = ", ".join(models) or "one model under no key"
         raise InputError(f"checkpoint is {key!r}; the file has {known_keys}")
@@ -240,9 +232,7 @@ def check_named_tensors(content: Any) -> dict[str, LazyTensor]:
                 f"it must hold named tensors only, but {name!r} is of type "
                 f"{type(value).__name__}"
             )
-    return {
-        name: tensor for name, tensor in content.items() if name != _AVERAGES_COUNTER
-    }
+    return {name: tensor for name, tensor in content.items() if name != _COUNTER_NAME}
 
 
 def _is_state_dict(value: Any) -> bool:

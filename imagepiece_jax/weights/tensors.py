@@ -36,9 +36,7 @@ from imagepiece_jax.weights.tensor_files import (
 )
 
 VARIABLE_COLLECTIONS = ("params", "batch_stats")
-AVERAGES_KEY = (
-    "ema"  # where a run's state keeps VARIABLE_COLLECTIONS averaged over steps
-)
+AVERAGES_KEY = "ema"  # of VARIABLE_COLLECTIONS averaged over steps, in a run's state
 
 
 class Tensors(NamedTuple):
@@ -66,10 +64,8 @@ def read_tensors(located: Located, described: Described) -> Tensors:
         # Without a file that states classes, only a public name tells their names.
         class_names = registry.published_class_names(config.name, config.num_classes)
     dense, selectors = timm_tensors.split_selectors(tensors)
-    untrained_starts = tuple(
-        [f"{part.replace('_', '.')}." for part in described.untrained]
-    )
-    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained_starts)}
+    untrained = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
+    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
     recovery = None
     if described.recovery is not None:
         file = weights_title(located.folder / RECOVERED_FILE)
@@ -87,30 +83,31 @@ def _read_files(
     if located.kind == FOLDER_KIND:
         file = located.weights_file()
     tensors = naming.read_timm_tensors(file, located.checkpoint, described.config)
-    learned_files = [name for name in LEARNED_FILES if name in located.names]
-    tensors_by_file = {
-        name: read_state_dict(located.folder / name) for name in learned_files
-    }
-    tensors |= tensors_by_file.get(SELECTORS_FILE, {})
-    recovered = tensors_by_file.get(RECOVERED_FILE, {})
-    if learned_files and described.digest not in (
-        None,
-        variables_digest([tensors, recovered]),
-    ):
-        raise InputError(
-            f"{located.title}: {' or '.join(learned_files)} belongs to another model "
-            "than the weights"
-        )
+    learned = _read_learned_files(located)
+    tensors |= learned.get(SELECTORS_FILE, {})
+    recovered = learned.get(RECOVERED_FILE, {})
+    if learned and described.digest is not None:
+        if variables_digest([tensors, recovered]) != described.digest:
+            raise InputError(
+                f"{located.title}: {' or '.join(learned)} belongs to another model "
+                "than the weights"
+            )
     return tensors, recovered
+
+
+def _read_learned_files(located: Located) -> dict[str, NamedArrays]:
+    """Read the files beside a saved model's weights: {file name: tensors}."""
+    names = [name for name in LEARNED_FILES if name in located.names]
+    return {name: read_state_dict(located.folder / name) for name in names}
 
 
 def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
     """Read a run's newest "best" or "latest" checkpoint, or its averages."""
     folder = located.folder.resolve()
-    collection_start = f"{AVERAGES_KEY}/" if located.averaged else ""
+    start = f"{AVERAGES_KEY}/" if located.averaged else ""
 
     def choose_names(_: Any, table: Mapping[str, Any]) -> list[str]:
-        prefixes = tuple(f"{collection_start}{name}/" for name in VARIABLE_COLLECTIONS)
+        prefixes = tuple(f"{start}{name}/" for name in VARIABLE_COLLECTIONS)
         names = [name for name in table if name.startswith(prefixes)]
         if names or not located.averaged:
             return names
@@ -119,23 +116,16 @@ def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
         )
 
     checkpoints = folder / CHECKPOINTS_FOLDER
-    written_kinds = [
-        kind
-        for kind in CHECKPOINT_KINDS
-        if checksums.complete_steps(checkpoints / kind)
-    ]
-    if written_kinds and located.checkpoint not in written_kinds:
+    written = [k for k in CHECKPOINT_KINDS if checksums.complete_steps(checkpoints / k)]
+    if written and located.checkpoint not in written:
         raise InputError(
             f"run {folder} has no {located.checkpoint!r} checkpoint yet, but "
-            f"{written_kinds[0]!r}"
+            f"{written[0]!r}"
         )
-    arrays, facts, _ = checksums.read_newest(
-        checkpoints / str(located.checkpoint), choose_names
-    )
+    checkpoint = checkpoints / str(located.checkpoint)
+    arrays, facts, _ = checksums.read_newest(checkpoint, choose_names)
     check_normalization(located.folder, vars(config), facts)
-    arrays = {
-        name.removeprefix(collection_start): array for name, array in arrays.items()
-    }
+    arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
 
@@ -173,9 +163,8 @@ def correct_config(
     if not described.is_stated and arch.mlp == "swiglu" and last_layer.ndim == 2:
         changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
     image_size = described.trained_size or config.image_size
-    config = dataclasses.replace(config, **changes).with_preprocessing(
-        image_size=image_size
-    )
+    config = dataclasses.replace(config, **changes)
+    config = config.with_preprocessing(image_size=image_size)
     positions = tensors.get("pos_embed")
     has_fixed_size = described.is_stated and described.trained_size is None
     if has_fixed_size or positions is None or positions.ndim != 3:

@@ -13,6 +13,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.weights.file_names import JsonFields
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 GATE_ACTIVATIONS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
@@ -58,9 +59,10 @@ class TimmModel(NamedTuple):
     class_names: tuple[str | None, ...] | None
     # image size of the positions in a model of flexible size, resized to input_size
     trained_size: int | tuple[int, int] | None
+    license: str | None
 
 
-def parse_timm(file_fields: Mapping[str, Any]) -> TimmModel:
+def parse_timm(file_fields: JsonFields) -> TimmModel:
     """Parse the content of a config.json."""
     # Files from before timm 0.9 are flat.
     cfg = file_fields.get("pretrained_cfg", file_fields)
@@ -86,11 +88,8 @@ def parse_timm(file_fields: Mapping[str, Any]) -> TimmModel:
         crop_mode=cfg.get("crop_mode") or Preprocessing.crop_mode,
         interpolation=cfg.get("interpolation") or Preprocessing.interpolation,
     )
-    file_values: dict[str, Any] = {
-        "mean": tuple(cfg["mean"]),
-        "std": tuple(cfg["std"]),
-        "preprocessing": preprocessing,
-    }
+    file_values: dict[str, Any] = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"])}
+    file_values["preprocessing"] = preprocessing
     if num_classes is not None:
         file_values["num_classes"] = num_classes
     base = build_architecture_config(name, file_values)
@@ -111,8 +110,9 @@ def parse_timm(file_fields: Mapping[str, Any]) -> TimmModel:
     # transformers' TimmWrapper writes a problem_type.
     problem_type = file_fields.get("problem_type") or base.problem_type
     config = dataclasses.replace(config, **file_values, problem_type=problem_type)
+    names = tuple(names) if names else None
     trained_size = positions_size if is_flexible else None
-    return TimmModel(config, tuple(names) if names else None, trained_size)
+    return TimmModel(config, names, trained_size, cfg.get("license"))
 
 
 def _compact_size(size: Any) -> int | tuple[int, int]:
@@ -121,17 +121,15 @@ def _compact_size(size: Any) -> int | tuple[int, int]:
     return height if height == width else (height, width)
 
 
-def _is_flexible(
-    name: str, pretrained_cfg: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> bool:
+def _is_flexible(name: str, cfg: JsonFields, arguments: JsonFields) -> bool:
     """Whether timm's model takes images whose size differs from its positions'."""
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         return True
     flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
-    return not pretrained_cfg.get("fixed_input_size", not flexible)
+    return not cfg.get("fixed_input_size", not flexible)
 
 
-def build_architecture_config(name: str, images: Mapping[str, Any]) -> ViTConfig:
+def build_architecture_config(name: str, images: JsonFields) -> ViTConfig:
     """Make the config of timm's architecture `name`, without a head.
 
     images: the ViTConfig fields of the training images
@@ -146,7 +144,7 @@ def _find_published_config(
     name: str,
     base: ViTConfig,
     num_classes: int | None,
-    arguments: Mapping[str, Any],
+    arguments: JsonFields,
 ) -> ViTConfig | None:
     """Find the public model `name` if the file describes its weights; else None.
 
@@ -169,7 +167,7 @@ def _find_published_config(
 
 
 def list_label_names(
-    config: Mapping[str, Any], num_classes: Any
+    config: JsonFields, num_classes: Any
 ) -> tuple[str | None, ...] | None:
     """List the labels' descriptions, or else their names; None without names."""
     names = config.get("label_names")
@@ -181,7 +179,7 @@ def list_label_names(
     return tuple(descriptions.get(name, name) for name in names)
 
 
-def apply_model_args(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
+def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
     """Apply model_args, the arguments of timm's class, to a timm model's config."""
     name = (config.name or "").partition(".")[0]
     is_eva = registry.timm_class(name) == "Eva"
@@ -232,7 +230,7 @@ def apply_model_args(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConf
 
 
 def _architecture_fields(
-    arguments: Mapping[str, Any], is_eva: bool, arch: Architecture
+    arguments: JsonFields, is_eva: bool, arch: Architecture
 ) -> dict[str, Any]:
     """Translate timm's arguments into fields of an Architecture.
 
@@ -259,9 +257,8 @@ def _architecture_fields(
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
         include_prefix = arguments["pool_include_prefix"] and pool != "token"
-    lacks_key_bias = (
-        is_eva and arguments["attn_type"] == "eva" and arguments["qkv_bias"]
-    )
+    has_own_biases = is_eva and arguments["attn_type"] == "eva"
+    lacks_key_bias = has_own_biases and arguments["qkv_bias"]
     return {
         "class_token": arguments["class_token"],
         "registers": arguments["reg_tokens"],
@@ -355,7 +352,7 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
 
 
 def _sizes_and_parts(
-    config: ViTConfig, ignored: Mapping[str, Any]
+    config: ViTConfig, ignored: JsonFields
 ) -> tuple[list[Any], Architecture]:
     """Collect the values that make two models equal to timm."""
     sizes = [getattr(config, field) for field in (*SIZE_ARGUMENTS, "mlp_ratio")]

@@ -161,9 +161,8 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def __init__(self, file: BinaryIO, read_bytes: Callable[[_Storage], bytes]) -> None:
         super().__init__(file)
-        self._read_bytes = functools.cache(
-            read_bytes
-        )  # several tensors may share a storage
+        # Several tensors may share a storage.
+        self._read_bytes = functools.cache(read_bytes)
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -211,9 +210,8 @@ class _StateDictUnpickler(pickle.Unpickler):
         is_inside = min(offsets) >= 0 and num_values <= storage.num_values
         if not is_inside or (num_values and last >= storage.num_values):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
-        return LazyTensor(
-            functools.partial(self._read_tensor, storage, offset, shape, strides)
-        )
+        read = functools.partial(self._read_tensor, storage, offset, shape, strides)
+        return LazyTensor(read)
 
     def _read_tensor(
         self,

@@ -24,10 +24,10 @@ from imagepiece_jax.models.head import (
     SINGLE_LABEL,
 )
 from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.weights.file_names import JsonFields
 from imagepiece_jax.weights.open_clip_config import CLIP_MEAN, CLIP_STD
 from imagepiece_jax.weights.timm_config import GATE_ACTIVATIONS
 
-JsonFields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by name. Activations of one kind differ only in rounding.
 TANH_GELU_NAMES = """
     gelu_pytorch_tanh gelu_python_tanh gelu_new gelu_fast gelu_accurate
