@@ -25,7 +25,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
-from imagepiece_jax.models.program import Program
+from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights.described import parse_content
 
@@ -34,8 +34,8 @@ OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class OnnxProgram(Program):
-    """A `Program` in onnxruntime."""
+class OnnxProgram(ExportedProgram):
+    """An `ExportedProgram` in onnxruntime."""
 
     path: pathlib.Path
     model: ViT
@@ -52,7 +52,7 @@ class OnnxProgram(Program):
     def __call__(
         self, pixels: np.ndarray, name: str = "logits", size: int | None = None
     ) -> np.ndarray:
-        """Like `Program.__call__`."""
+        """Like `ExportedProgram.__call__`."""
         output_names = [output.name for output in self.session.get_outputs()]
         if name not in output_names:
             title = self.origin.title
@@ -65,7 +65,7 @@ class OnnxProgram(Program):
         return np.concatenate(output_rows)[: len(pixels)]
 
     def prepared_call(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
-        """Like `Program.prepared_call`, for all outputs."""
+        """Like `ExportedProgram.prepared_call`, for all outputs."""
         images = {self.input_name: self.prepared_images(pixels)}
         return functools.partial(self.session.run, None, images)
 
@@ -81,7 +81,7 @@ class OnnxProgram(Program):
     def prepared_batches(
         self, pixels: np.ndarray, size: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield images `prepared_images` in batches; see `Program.__call__`."""
+        """Yield images `prepared_images` in batches; see `ExportedProgram.__call__`."""
         size = self.batch_size or size or len(pixels)
         for start in range(0, len(pixels), size):
             batch = np.asarray(pixels[start : start + size])
