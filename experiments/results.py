@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import intervals, peaks, recovery, types
+from experiments import intervals, peaks, recovery
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.statistics import Estimate, format_estimate
@@ -27,7 +27,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results" / "results.json"
 PAGES = (
     "README.md",
-    "docs/photo_programs.md",
     "docs/results/imagepiece.md",
     "docs/results/peaks.md",
 )
@@ -177,7 +176,6 @@ def tables(results: Results) -> dict[str, str]:
         "readme": f"{readme_photographs(results)}\n\n{readme_table(results)}",
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
-        "towers": types.programs_table(ROOT / types.FOLDER),
         "peaks-recovered": recovery.recovered_table(recovery.read_lines()),
         **peaks.tables(ROOT / peaks.FOLDER),
     }

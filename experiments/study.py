@@ -1,7 +1,7 @@
-"""What studies share: results that are measured once, a line of JSON each, and pages.
+"""What studies share: results that are measured once, a line of JSON each.
 
-A study is one script. It lists its cells, measures each into a line of FOLDER's
-runs.jsonl, and writes its page from the lines that are there.
+A study is one script. It lists its cells, and measures each into a line of FOLDER's
+runs.jsonl.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import device, parallel
-from imagepiece_jax.common.files import git_revision, replace_file
+from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.errors import InputError
@@ -24,29 +24,8 @@ from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_lines
 
 FILE = "runs.jsonl"
-BATCH = 50  # images at once
 
 # Cells: whatever has a `name`
-
-
-def page(blocks: Iterable[str], cells: Iterable[Any], measured: Iterable[Any]) -> str:
-    """A page of blocks of Markdown, which ends with the cells that are not measured."""
-    blocks = [block for block in blocks if block]
-    missing = []
-    for cell in cells:
-        if cell not in measured:
-            missing.append(f"`{cell.name}`")
-    if missing:
-        names = ", ".join(missing)
-        blocks += ["## Missing", f"{len(missing)} cells: {names}."]
-    return "\n\n".join(blocks) + "\n"
-
-
-def write_page(folder: pathlib.Path, text: str):
-    """Write the folder's README.md, and print its path."""
-    path = folder / "README.md"
-    replace_file(path, text)
-    print(path)
 
 
 def run(
@@ -93,12 +72,6 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
             raise InputError(f"{path}: {name} has two lines; remove one")
         lines[name] = entry
     return lines
-
-
-def read(cells: Iterable[Any], folder: str | os.PathLike) -> dict[Any, dict[str, Any]]:
-    """The lines of the cells that have one."""
-    lines = read_runs(folder)
-    return {cell: lines[cell.name] for cell in cells if cell.name in lines}
 
 
 def versions() -> dict[str, str]:

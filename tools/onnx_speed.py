@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.towers import THREADS, onnxruntime_call, openvino_call
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
@@ -65,6 +64,7 @@ SIDES = {
 }
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
+THREADS = 2
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
 RULES = timer.Timing(warmup=3, repeats=7, seconds=0.4)
 
@@ -166,6 +166,31 @@ def _cell(row):
         return f"{rate:.1f}"
     median, low, high = row["ratio"]
     return f"{rate:.1f} ({median:.2f} [{low:.2f}, {high:.2f}])"
+
+
+def onnxruntime_call(graph: bytes, images: np.ndarray):
+    """Return a function of a call's number that runs a graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return lambda number: session.run(None, {name: images})
+
+
+def openvino_call(graph: bytes, images: np.ndarray):
+    """Return a function of a call's number that runs a graph."""
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hints["INFERENCE_NUM_THREADS"] = THREADS
+    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
+    return lambda number: compiled([images])[0]
 
 
 def _jax(program, images):

@@ -28,9 +28,9 @@ def test_a_cell_is_measured_once_into_a_line(tmp_path):
     study.run([FIRST], folder, DIGESTS, measure)
     study.run([FIRST, SECOND], folder, DIGESTS, measure)
     assert measured == [FIRST, SECOND]
-    found = study.read([SECOND, FIRST, Cell("third")], folder)
-    assert [*found] == [SECOND, FIRST]
-    assert {**DIGESTS, "kl": [0.5, 1]}.items() <= found[FIRST].items()
+    found = study.read_runs(folder)
+    assert [*found] == ["first", "second"]
+    assert {**DIGESTS, "kl": [0.5, 1]}.items() <= found["first"].items()
     others = DIGESTS | {"images": "others"}
     with pytest.raises(InputError, match="first is of other weights or images"):
         study.run([Cell("third"), FIRST], folder, others, measure)
