@@ -114,7 +114,7 @@ CONTROLS = {
 
 
 @contextlib.contextmanager
-def registered() -> Iterator[None]:
+def register_methods() -> Iterator[None]:
     """While entered, the controls are among METHODS."""
     new = {}
     for name, kind in CONTROLS.items():

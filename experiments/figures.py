@@ -36,13 +36,13 @@ def draw_axes(xlabel: str, ylabel: str):
     return figure, axes
 
 
-def mark(axes, x, y, label: str, color: str, marker="o", full=True, line="none"):
+def plot_points(axes, x, y, label: str, color: str, marker="o", full=True, line="none"):
     """Draw points, full or hollow; a label that starts with _ is not in the legend."""
     look = {"color": color, "marker": marker, "linestyle": line, "zorder": 3}
     axes.plot(x, y, label=label, mfc=color if full else "white", ms=7, **look)
 
 
-def note(axes, text: str, x: float, y: float, color: str, position):
+def annotate_point(axes, text: str, x: float, y: float, color: str, position):
     """Write a text whose center is `position`, in 1/72 inch, from a point."""
     look = {"color": color, "ha": "center", "textcoords": "offset points"}
     axes.annotate(text, (x, y), position, **look)
@@ -56,10 +56,10 @@ def draw_recovery(lines):
     for name, color in zip(shown, itertools.cycle(COLORS), strict=False):
         line = lines[name]
         axes.plot(*zip(*line["curve"], strict=True), ".-", color=color, label=name)
-        mark(axes, 0, line["before"], f"_{name}, before", color, full=False)
-        mark(axes, line["steps"], line["after"], f"_{name}, after", color)
-    mark(axes, [], [], "before", "black", full=False)
-    mark(axes, [], [], "after", "black")
+        plot_points(axes, 0, line["before"], f"_{name}, before", color, full=False)
+        plot_points(axes, line["steps"], line["after"], f"_{name}, after", color)
+    plot_points(axes, [], [], "before", "black", full=False)
+    plot_points(axes, [], [], "after", "black")
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower left", ncols=2)
     return figure
@@ -79,10 +79,12 @@ def draw_comparison(rows):
                 continue
             y = [row[field][0] for row in chosen]
             full = field == "recovered"
-            mark(axes, x, y, f"{name}, {text}", color, marker, full=full, line="-")
+            plot_points(
+                axes, x, y, f"{name}, {text}", color, marker, full=full, line="-"
+            )
         for row, right in zip(chosen, x, strict=True):
             size = row["typed"].removeprefix(typed)
-            note(axes, size, right, row[noted][0], color, position)
+            annotate_point(axes, size, right, row[noted][0], color, position)
     axes.set_ylim(-1, 13)
     axes.legend(loc="upper left")
     return figure
@@ -97,7 +99,7 @@ def draw_all():
         }
 
 
-def digest(figure) -> str:
+def points_digest(figure) -> str:
     """Sixteen digits of all points and their labels."""
     lines = figure.axes[0].lines
     points = [(line.get_label(), line.get_xydata().round(6).tolist()) for line in lines]
@@ -106,7 +108,7 @@ def digest(figure) -> str:
 
 def main():
     for name, figure in draw_all().items():
-        metadata = {"Date": None, "Creator": None, "Description": digest(figure)}
+        metadata = {"Date": None, "Creator": None, "Description": points_digest(figure)}
         with (
             matplotlib.rc_context(STYLE),
             replacement_file(DOCS / f"{name}.svg") as new,

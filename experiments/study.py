@@ -5,7 +5,6 @@ runs.jsonl.
 """
 
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
 import time
@@ -18,7 +17,6 @@ import numpy as np
 from imagepiece_jax.common import device, parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_lines
@@ -28,7 +26,7 @@ FILE = "runs.jsonl"
 # Cells: whatever has a `name`
 
 
-def run(
+def measure_cells(
     cells: Iterable[Any],
     folder: pathlib.Path,
     identity: Mapping[str, Any],
@@ -41,7 +39,7 @@ def run(
     Raises InputError where a line of a cell is of another identity, before anything is
     measured.
     """
-    loaded = versions()  # the code may change while it runs
+    loaded = code_versions()  # the code may change while it runs
     with ResultCache(folder, name=FILE) as lines:
         measured = read_runs(folder)
         waiting = []
@@ -74,14 +72,10 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     return lines
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries, the processor and the code."""
-    versions_by_name = {}
-    for name in KEY_LIBRARIES:
-        versions_by_name[name] = importlib.metadata.version(name)
-    versions_by_name["device"] = device.device_name()
-    versions_by_name["commit"] = git_revision()
-    return versions_by_name
+def code_versions() -> dict[str, str]:
+    """Versions of the libraries, the processor and the code."""
+    code = {"device": device.device_name(), "commit": git_revision()}
+    return device.library_versions() | code
 
 
 def mean_pooled(vit):
@@ -93,7 +87,7 @@ def mean_pooled(vit):
 # A model's answers
 
 
-def reader(
+def model_reader(
     vit, read: Callable[..., Mapping[str, Any]], model: Any = None
 ) -> Callable[..., dict]:
     """A function of batches that returns read(outputs, batch), [images, ..] by name.

@@ -91,14 +91,14 @@ def main(
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [row for row in map(json.loads, lines) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
-        measured = measure(size, batch, models)
+        measured = measure_batch(size, batch, models)
         with open(file, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
-    print(table(rows))
+    print(speed_table(rows))
 
 
-def measure(size, batch, models=()):
+def measure_batch(size, batch, models=()):
     """Rows of all programs of a batch size, or of these models."""
     jobs = {}
     macs = {}
@@ -117,11 +117,11 @@ def measure(size, batch, models=()):
         for runtime, call in (
             ("onnxruntime", onnxruntime_call(graph, images)),
             ("OpenVINO", openvino_call(graph, images)),
-            ("JAX", _jax(program, images)),
+            ("JAX", _jax_call(program, images)),
         ):
             jobs[runtime, name] = timer.TimedCall(call)
     if importlib.util.find_spec("timm") and not models:
-        call = _timm(size, random_images(batch, SIDE))
+        call = _timm_call(size, random_images(batch, SIDE))
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
     times = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
     rows = []
@@ -141,7 +141,7 @@ def random_images(batch, side):
     return images.astype(np.float32)
 
 
-def table(rows):
+def speed_table(rows):
     """A table: a line for each program, a column for each batch size."""
     by_program = {(row["runtime"], row["model"], row["batch"]): row for row in rows}
     batches = sorted({row["batch"] for row in rows})
@@ -152,12 +152,12 @@ def table(rows):
             measured = [row for row in cells if row is not None]
             if measured:
                 macs = measured[0]["macs"]
-                lines.append([runtime, name, *map(_cell, cells), f"{macs:.2f}"])
+                lines.append([runtime, name, *map(_format_rate, cells), f"{macs:.2f}"])
     head = ["runtime", "model", *(f"batch {batch}" for batch in batches), "by MACs"]
     return markdown_table(head, lines)
 
 
-def _cell(row):
+def _format_rate(row):
     """Images a second, and the ratio to the dense model with its ends."""
     if row is None:
         return None
@@ -193,11 +193,11 @@ def openvino_call(graph: bytes, images: np.ndarray):
     return lambda number: compiled([images])[0]
 
 
-def _jax(program, images):
+def _jax_call(program, images):
     return lambda number: np.asarray(program(images))
 
 
-def _timm(size, images):
+def _timm_call(size, images):
     import timm
     import torch
 
