@@ -248,7 +248,7 @@ def wait_for_event(event):
 
 def _reduced_macs(case, reduction):
     """MACs of an image through our model with a reduction."""
-    return model_macs(case.vit.model_with(reduction))
+    return model_macs(case.vit.reduced_model(reduction))
 
 
 def _measured_workload(case, call, macs, where):

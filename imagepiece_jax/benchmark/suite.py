@@ -13,7 +13,7 @@ from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import Program
+from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # {column title: format of a row's field}
@@ -52,7 +52,7 @@ def variants(
 
 
 def groups(
-    vits: Mapping[str, Pretrained | Program],
+    vits: Mapping[str, Pretrained | ExportedProgram],
     batch_sizes: Iterable[int],
     dtype: str,
     mode: str,

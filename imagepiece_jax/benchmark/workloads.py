@@ -25,7 +25,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import Program
+from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import ModelConfig, RunConfig
@@ -55,7 +55,7 @@ class Case:
     Raises InputError for mistakes that would otherwise show while measuring.
     """
 
-    vit: Pretrained | Program
+    vit: Pretrained | ExportedProgram
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str

@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.models.program import Program
+    from imagepiece_jax.models.program import ExportedProgram
     from imagepiece_jax.models.vit import ViT
 
 
@@ -86,7 +86,7 @@ class Weights:
             if name not in allowed:
                 raise InputError(f"{name} is {value}, but {self.weights} is {title}")
 
-    def exported(self) -> "Program | None":
+    def exported(self) -> "ExportedProgram | None":
         """Open an exported file; None if the argument is weights."""
         from imagepiece_jax.models.program import is_exported, open_program
 

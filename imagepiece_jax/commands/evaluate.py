@@ -32,16 +32,16 @@ def main(
     from imagepiece_jax.evaluation import accuracy
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import data_name
-    from imagepiece_jax.weights.run_files import own_files
+    from imagepiece_jax.weights.run_files import list_input_files
 
     exported = weights.exported()
     vit = exported or weights.load()
     if json is not None:
-        input_files = own_files(weights.weights, data_name(vit, data.data))
+        input_files = list_input_files(weights.weights, data_name(vit, data.data))
         check_writable("json", json, [".json"], input_files)
     how = [vit.config.preprocessing.text]
     if exported is None:
-        how += vit.origin.differences(vit)
+        how += vit.origin.describe_differences(vit)
     if vit.origin.averaged:
         how.insert(0, "averaged weights")
     figures = evaluate(vit, optimized=optimized, gelu=gelu, **vars(data))

@@ -50,7 +50,7 @@ def main(
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked_folder("out", folder):
-        vit = weights.load().analyzed(weights.dtype or "float32")
+        vit = weights.load().with_default_execution(weights.dtype or "float32")
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
         for block in drawn:
             last = len(vit.model.plan) - 1

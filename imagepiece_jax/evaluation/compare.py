@@ -112,7 +112,7 @@ def compare(
     if out is not None:
         check_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")
-    vit = vit.analyzed(None)
+    vit = vit.with_default_execution(None)
     images = labeled_images(
         vit,
         data,
@@ -345,7 +345,7 @@ def table(report: Report) -> str:
         figures = report.figures[row.name]
         variant = None
         if vit.recovery and row.reduction != DENSE_REDUCTION:
-            variant = vit.recovery.variant_for(vit.model_with(row.reduction))
+            variant = vit.recovery.variant_for(vit.reduced_model(row.reduction))
         recovered = " (recovered)" if variant and variant.values else ""
         line = {"row": f"`{row.name}`{recovered}"}
         line |= cells(figures.get("fidelity", {}))

@@ -12,11 +12,11 @@ from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.evaluation.labeled_images import labeled_images
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import Program, open_program
+from imagepiece_jax.models.program import ExportedProgram, open_program
 
 
 def evaluate(
-    model: Pretrained | Program | str | os.PathLike,
+    model: Pretrained | ExportedProgram | str | os.PathLike,
     data: str | None = None,
     *,
     optimized: bool = False,

@@ -19,7 +19,7 @@ from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, NoLabels
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import Program
+from imagepiece_jax.models.program import ExportedProgram
 
 LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
@@ -56,7 +56,7 @@ class LabeledImages:
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 
     def facts(
-        self, vit: Pretrained | Program, reduction: Any, recovered: str | None
+        self, vit: Pretrained | ExportedProgram, reduction: Any, recovered: str | None
     ) -> dict[str, Any]:
         """Everything that decides a model's figures on the images, as JSON values.
 
@@ -96,7 +96,7 @@ class LabeledImages:
         }
 
 
-def data_name(vit: Pretrained | Program, data: str | None = None) -> str:
+def data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
     run = vit.origin.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
@@ -106,7 +106,7 @@ def data_name(vit: Pretrained | Program, data: str | None = None) -> str:
 
 
 def labeled_images(
-    vit: Pretrained | Program,
+    vit: Pretrained | ExportedProgram,
     data: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,

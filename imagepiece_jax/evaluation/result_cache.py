@@ -180,7 +180,7 @@ class MeasuredWeights:
         """Everything that decides a result, as JSON values."""
         setting = {
             "kind": task,
-            **model_record(self.vit, self.vit.model_with(reduction)),
+            **model_record(self.vit, self.vit.reduced_model(reduction)),
             "reduction": self.text(reduction),
             "use": name_use(self.vit, reduction),
             "trained_as": str(self.vit.reduction),
@@ -193,7 +193,7 @@ class MeasuredWeights:
 
     def text(self, reduction: Reduction) -> str:
         """Reduction as text, with its model's attention."""
-        prop_attn = self.vit.model_with(reduction).prop_attn
+        prop_attn = self.vit.reduced_model(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
     def _step(self, model):
@@ -220,7 +220,7 @@ def _outputs(outputs, batch):
 
 def name_use(vit: Pretrained, reduction: ReductionLike) -> str:
     """Name results with `reduction`: "as trained" or "off-the-shelf"."""
-    same = vit.model_with(reduction).reduction == vit.reduction
+    same = vit.reduced_model(reduction).reduction == vit.reduction
     return "as trained" if same else "off-the-shelf"
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.models.variables import variables_digest
@@ -46,30 +46,29 @@ class Origin:
             path = f"hf://{self.name}"
         return f"{self.kind} {path}"
 
-    def with_untrained(
-        self, params: Mapping[str, Any], parts: Iterable[str]
-    ) -> "Origin":
+    def with_untrained(self, params: Mapping[str, Any], parts: Iterable[str]) -> Self:
         """The same origin with more untrained parts, which have random values."""
-        drawn = {part: variables_digest(params[part]) for part in parts}
-        return dataclasses.replace(self, untrained={**self.untrained, **drawn})
+        digests = {part: variables_digest(params[part]) for part in parts}
+        return dataclasses.replace(self, untrained={**self.untrained, **digests})
 
     def untrained_parts(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the parts that still have random values, such as "head"."""
-        drawn = self.untrained.items()
         return tuple(
-            k for k, v in drawn if k in params and variables_digest(params[k]) == v
+            part
+            for part, digest in self.untrained.items()
+            if part in params and variables_digest(params[part]) == digest
         )
 
-    def differences(self, vit: "Pretrained") -> list[str]:
+    def describe_differences(self, vit: "Pretrained") -> list[str]:
         """Describe a model's reduction and image size if they differ from training's.
 
         vit: a model of these weights, recovered or not
         """
         lines = []
         if self.reduction is not None and not vit.recovery:
-            before = vit.model_with(self.reduction).reduction
-            if before != vit.reduction:
-                lines.append(f"reduction {vit.reduction} (trained with {before})")
+            trained = vit.reduced_model(self.reduction).reduction
+            if trained != vit.reduction:
+                lines.append(f"reduction {vit.reduction} (trained with {trained})")
         trained_size = self.image_size or vit.image_size
         if image_sides(vit.image_size) != image_sides(trained_size):
             size = size_text(vit.image_size)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
     from imagepiece_jax.models.vit import ViT
 
 # {ending of a file: module with its format's functions}. The first is a folder's. The
-# modules' libraries are optional, so `format_of` imports the one that is needed.
-FORMATS = {".onnx": "imagepiece_jax.exporters.onnx_format"}
+# modules' libraries are optional, so `import_format` imports the one that is needed.
+FORMAT_MODULES = {".onnx": "imagepiece_jax.exporters.onnx_format"}
 
 
-class Program(Protocol):
+class ExportedProgram(Protocol):
     """An exported program, which has its weights inside."""
 
     model: "ViT"  # the model of the program: token counts and dtype
@@ -45,20 +45,23 @@ class Program(Protocol):
 
 def is_exported(path: str | os.PathLike) -> bool:
     """Whether a file's name is an exported program's."""
-    return pathlib.PurePath(path).suffix.lower() in FORMATS
+    return pathlib.PurePath(path).suffix.lower() in FORMAT_MODULES
 
 
-def format_of(path: str | os.PathLike) -> types.ModuleType:
+def import_format(path: str | os.PathLike) -> types.ModuleType:
     """Import the format of an exported file."""
     if not is_exported(path):
-        raise InputError(f"{path} does not end in {' or '.join(FORMATS)}")
-    return importlib.import_module(FORMATS[pathlib.PurePath(path).suffix.lower()])
+        raise InputError(f"{path} does not end in {' or '.join(FORMAT_MODULES)}")
+    ending = pathlib.PurePath(path).suffix.lower()
+    return importlib.import_module(FORMAT_MODULES[ending])
 
 
-def open_program(path: str | os.PathLike, threads: int | None = None) -> Program:
+def open_program(
+    path: str | os.PathLike, threads: int | None = None
+) -> ExportedProgram:
     """Open an exported file, described by its JSON.
 
     threads: of the CPU; None: all devices, and as many threads as cores
     Raises InputError if its runtime cannot load the file, or export's JSON is missing.
     """
-    return format_of(path).open_file(path, threads)
+    return import_format(path).open_file(path, threads)

@@ -1,4 +1,4 @@
-"""Attention sizes beside the sizes, and maps of attention, merged as tokens are."""
+"""Attention sizes and attention maps are merged like tokens."""
 
 import numpy as np
 import pytest
@@ -8,16 +8,16 @@ from imagepiece_jax.reduction.state import Assignment
 from tests.helpers import tiny_vit
 from tests.helpers.reduction_steps import FORMS, apply
 from tests.helpers.rounding import assert_close
-from tests.reduction.test_moves import expected, make
+from tests.reduction.test_moves import random_move, slow_move
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_sizes_add_up_beside_the_sizes(form):
-    state, assignment = make(7, 3)
+    state, assignment = random_move(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
     got = apply(state, assignment.replace(attn_size=given), form=form)
-    x, size = expected(state, assignment)
+    x, size = slow_move(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
     for image, slot in np.ndindex(3, 3):
         total = given[image][assignment.slot_of_token[image] == slot].sum()
@@ -28,7 +28,8 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     assert_close(got.x, x)
     np.testing.assert_array_equal(got.size, size)
     one = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
-    assert apply(state, assignment).attn_size is None  # one array: that of the sizes
+    # Without attention sizes, the sizes serve.
+    assert apply(state, assignment).attn_size is None
     again = apply(got, one, form=form)
     assert_close(again.effective_size[:, 1], want.sum(axis=1), units=8)
     np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
@@ -36,8 +37,8 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
-    """Against loops; the prefix keeps its row and its column."""
-    state, assignment = make(7, 3, prefix=2, weighted=weighted)
+    """Slow loops agree; the prefix keeps its rows and columns."""
+    state, assignment = random_move(7, 3, prefix=2, weighted=weighted)
     weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
     size = state.size[:, 2:]
     merged = tiny_vit.compiled(merge_map)
