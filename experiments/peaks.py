@@ -13,10 +13,9 @@ paired. `recover` is measured by experiments.recovery.
 
 import argparse
 import base64
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ import numpy as np
 from scipy import special
 
 import imagepiece_jax
-from experiments import intervals, study
+from experiments import controls, intervals, study
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.rng import draw_uniform
@@ -42,7 +41,6 @@ from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
 from imagepiece_jax.reduction.state import Assignment
 
@@ -141,16 +139,6 @@ ENCODER_FURTHER = {
     "mean query": "score=mean",
     "means by patches": "merge=patches",
 }
-
-
-@contextlib.contextmanager
-def register_parts() -> Iterator[None]:
-    """While entered, the controls are a method, "parts"."""
-    METHODS["parts"] = PeaksOfParts
-    try:
-        yield
-    finally:
-        del METHODS["parts"]
 
 
 class Cell(NamedTuple):
@@ -630,7 +618,7 @@ def main():
     for cell in list_cells():
         if any(word in cell.name for word in args.only):
             wanted.append(cell)
-    with register_parts():
+    with controls.register_methods({"parts": PeaksOfParts}):
         images = Study(args.assets, args.imagenette)
         study.measure_cells(wanted, args.out, {}, images.measure)
 

@@ -65,6 +65,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
+from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.recovery import recovery_loss
 from imagepiece_jax.recovery.recovery_images import evaluation_batches
@@ -353,12 +354,7 @@ def open_sources(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, So
 
 def read_lines() -> dict[str, dict]:
     """{cell: its line} of all cells that have run."""
-    lines = {}
-    if LINES.exists():
-        for text in LINES.read_text("utf-8").splitlines():
-            line = json.loads(text)
-            lines[line.pop("cell")] = line
-    return lines
+    return {line.pop("cell"): line for line in result_cache.read_lines(LINES)}
 
 
 def cells_table(lines: dict[str, dict]) -> str:

@@ -19,7 +19,6 @@ import functools
 import itertools
 import json
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -36,6 +35,7 @@ from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluation.result_cache import read_lines
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import program_compiler
 from imagepiece_jax.models import registry
@@ -182,7 +182,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     global OPTIONS
     OPTIONS = options
     if show:
-        print(*all_tables(read_rows(show)).values(), sep="\n\n")
+        print(*all_tables(read_lines(show)).values(), sep="\n\n")
         return
     if not times:
         raise InputError("times is missing; name a file to which lines are added")
@@ -419,11 +419,6 @@ def speed_ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spr
 
 
 # Tables
-
-
-def read_rows(path) -> list[dict[str, Any]]:
-    lines = pathlib.Path(path).read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def group_turns(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:

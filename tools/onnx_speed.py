@@ -23,6 +23,7 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.evaluation.result_cache import read_lines
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry
@@ -88,8 +89,7 @@ def main(
     check_writable("times", file, ["", ".json", ".jsonl"])
     for name in models:
         check_choice("models", name, MODELS)
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [row for row in map(json.loads, lines) if row["size"] == size]
+    rows = [row for row in read_lines(file) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
         measured = measure_batch(size, batch, models)
         with open(file, "a") as out:
