@@ -8,7 +8,7 @@ import sys
 
 from tests.helpers import compiling, forked_processes
 
-# What is imported stays: looking for garbage in it takes a fifth of the time.
+# Imported objects stay, and searching them for garbage takes a fifth of the time.
 gc.disable()
 # Tests compile hundreds of tiny programs and run each once: compile them fast. Some
 # runs in processes of their own (tests/helpers/small_runs.py) are compiled as users
@@ -160,5 +160,5 @@ def shown():
 
 @pytest.fixture
 def capsys(shown, capsys):
-    """pytest's, of what a command would print."""
+    """pytest's capsys, with a command's output."""
     return capsys

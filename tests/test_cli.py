@@ -1,4 +1,4 @@
-"""How a command ends, what it warns of, and the programs that it keeps."""
+"""Commands: exit status, warnings, and kept programs."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ STREAMS = [">&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"]
 
 @pytest.mark.parametrize("streams", STREAMS)
 def test_a_closed_stream_ends_nothing(streams, tmp_path):
-    """And what is printed is in no file that is opened meanwhile."""
+    """Printed text goes into no file opened meanwhile."""
     script = tmp_path / "writes.py"
     script.write_text(WRITES)
     line = f"{sys.executable} {script} {tmp_path}/file {streams}"

@@ -1,4 +1,4 @@
-"""Every config builds a model, and says truly what it costs."""
+"""Every config builds a model, and states its true cost."""
 
 import ast
 import importlib

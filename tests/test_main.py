@@ -1,4 +1,4 @@
-"""The one entry point: what it lists, starts and refuses; each command's help."""
+"""The entry point: its list of commands, refusals, and every command's help."""
 
 import importlib
 import json

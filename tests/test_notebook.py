@@ -1,4 +1,4 @@
-"""The notebook of docs runs from its first cell to its last, and shows what it did."""
+"""The notebook of docs runs completely, and shows its outputs."""
 
 import io
 import json
@@ -23,7 +23,7 @@ DEPTH = 2  # blocks instead of twelve: compiling them takes most of the time
 
 
 def stored(cell):
-    """What a stored cell has printed, and how many pictures it drew."""
+    """A stored cell's printed text and number of pictures."""
     shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
     outputs = [output.get("data", output) for output in shown]
     text = "".join("".join(output.get("text", [])) for output in outputs)
@@ -31,7 +31,7 @@ def stored(cell):
 
 
 def wording(text):
-    """A text without what another machine, model or depth may say otherwise."""
+    """A text without the parts that depend on machine, model or depth."""
     text = re.sub(r"^(trained|random) weights.*", "weights", text)
     text = re.sub(r"^(KL|change)(?= \d)", "measure", text, flags=re.MULTILINE)
     text = re.sub(r"(?<=: ).*(?=, probability)", "class", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What is declared is what is used: requirements, extras, the built package."""
+"""Declared requirements and extras are the used ones, also in the built package."""
 
 import ast
 import os

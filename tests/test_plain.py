@@ -1,4 +1,4 @@
-"""A plain installation: what works without the extra `train`, and what says so."""
+"""A plain installation: working parts without the extra `train`, and refusals."""
 
 import ast
 import importlib

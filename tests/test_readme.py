@@ -1,4 +1,4 @@
-"""What README and the pages of docs show works as it stands there."""
+"""The examples of README and of the pages in docs work as shown."""
 
 import ast
 import dataclasses
@@ -61,7 +61,7 @@ def block(page, start):
 
 
 def run(page, start, space):
-    """What `space` holds after this block of a page."""
+    """The names in `space` after this block of a page."""
     exec(compile(block(page, start), page.name, "exec"), space)
     return space
 
@@ -172,7 +172,7 @@ def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
 
 
 def anchors(page):
-    """What GitHub calls the headings of a page."""
+    """GitHub's anchors of a page's headings."""
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
     words = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
@@ -223,7 +223,7 @@ def test_the_example_of_weights_runs(folder):
 
 
 def test_a_photograph_has_its_class_without_this_package(folder, assets):
-    """Lying and standing ones, and what a phone stores on its side."""
+    """Landscapes, portraits, and a phone's rotated photograph."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     weights = "deit_tiny_patch16_224-a1311bcf.pth"

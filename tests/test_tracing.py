@@ -11,7 +11,7 @@ from tests.helpers import fast_tracing, tiny_vit
     fast_tracing._lower_equation is None, reason="no function to replace"
 )
 def test_programs_are_those_of_jax(monkeypatch):
-    """The second one takes over what the first has lowered."""
+    """The second program reuses the first program's lowered equations."""
     model = tiny_vit.model("tome:r=2", depth=2)
     variables = tiny_vit.shapes(model)
     images = jax.ShapeDtypeStruct((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), "float32")

@@ -1,4 +1,4 @@
-"""train.py: what it reads, and what it says of a mistake in a command line."""
+"""train.py: its config, and errors for a wrong command line."""
 
 import json
 import re

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenValues
 from imagepiece_jax.kernels.choice import is_reference
 from imagepiece_jax.kernels.merging import Assignment, merge_map
 
@@ -21,12 +22,12 @@ PADDING_BIAS = -6e4  # logit bias of padding keys; float16 ends at -65504
 
 
 def plain_attention(
-    query: Float[Array, "batch queries heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads head_dim"],
+    query: QueryHeads,
+    key: TokenHeads,
+    value: TokenHeads,
     key_bias: Float[Array, "batch length"] | None = None,
     length: int | None = None,
-) -> Float[Array, "batch queries heads head_dim"]:
+) -> QueryHeads:
     """softmax(q k^T / sqrt(d) + key_bias) v over the first `length` tokens."""
     attention = attention_map(query, key[:, :length], key_bias)
     return weighted_sum(attention, value[:, :length])
@@ -34,10 +35,10 @@ def plain_attention(
 
 @onnx_op
 def attention_map(
-    query: Float[Array, "batch queries heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"] | None = None,
-    mask: Float[Array, "batch tokens"] | None = None,
+    query: QueryHeads,
+    key: TokenHeads,
+    key_bias: TokenValues | None = None,
+    mask: TokenValues | None = None,
     eps: float = 1e-6,
 ) -> Float[Array, "batch heads queries tokens"]:
     """Attention from the first tokens to all tokens, in float32.
@@ -50,9 +51,8 @@ def attention_map(
     mask: 1 for live tokens, 0 for masked tokens; differentiable
     """
     num_tokens = key.shape[1]
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
-    )
+    wide = jnp.float32
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
     logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, None, None, :]
@@ -69,9 +69,8 @@ def attention_map(
 
 
 def weighted_sum(
-    attention: Float[Array, "batch heads queries tokens"],
-    value: Float[Array, "batch tokens heads head_dim"],
-) -> Float[Array, "batch queries heads head_dim"]:
+    attention: Float[Array, "batch heads queries tokens"], value: TokenHeads
+) -> QueryHeads:
     """Sum values by attention."""
     attention = attention.astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", attention, value)
@@ -79,10 +78,10 @@ def weighted_sum(
 
 def attend_live_tokens(
     query: Float[Array, "1 1 heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads head_dim"],
-    mask: Float[Array, "batch tokens"],
-    key_bias: Float[Array, "batch tokens"] | None = None,
+    key: TokenHeads,
+    value: TokenHeads,
+    mask: TokenValues,
+    key_bias: TokenValues | None = None,
     eps: float = 1e-6,
 ) -> Float[Array, "batch heads head_dim"]:
     """Attention from a single query to the live tokens, as `attention_map` has it."""
@@ -104,7 +103,7 @@ def attend_merged(
     attention: Float[Array, "batch heads queries tokens"],
     value: Float[Array, "batch merged_tokens heads head_dim"],
     assignment: Assignment,
-    size: Float[Array, "batch tokens"],
+    size: TokenValues,
 ) -> Float[Array, "batch merged_queries heads head_dim"]:
     """Sum merged tokens' values by an attention map that is merged like them.
 
@@ -117,11 +116,11 @@ def attend_merged(
 
 
 def attention_columns(
-    query: Float[Array, "batch tokens heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"] | None = None,
-    live: Float[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
+    query: TokenHeads,
+    key: TokenHeads,
+    key_bias: TokenValues | None = None,
+    live: TokenValues | None = None,
+) -> TokenValues:
     """Mean received attention per token, over heads and queries, in float32.
 
     live: 1 for queries that count, 0 for masked queries; None: all count
@@ -139,13 +138,13 @@ def attention_columns(
 
 
 def _fused_attention(
-    query: Float[Array, "batch queries heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"] | None,
+    query: QueryHeads,
+    key: TokenHeads,
+    value: TokenHeads,
+    key_bias: TokenValues | None,
     backend: Backend,
     length: int | None = None,
-) -> Float[Array, "batch queries heads head_dim"]:
+) -> QueryHeads:
     """`dot_product_attention` for a token count that the backend accepts."""
     batch, padded_length = key.shape[:2]
     query_lengths = None
@@ -175,15 +174,12 @@ def _fused_attention(
 
 
 def _expand_key_bias(
-    query: Float[Array, "batch tokens heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"],
+    query: TokenHeads, key: TokenHeads, value: TokenHeads, key_bias: TokenValues
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """Expand the key bias to one row per query for cuDNN: (key, value, bias)."""
     num_tokens = key.shape[1]
     # Odd row lengths are unaligned and take cuDNN up to twice as long. Padding keys get
-    # the bias UNSEEN, so no token attends to them (PERFORMANCE.md, "Sizes in a
+    # PADDING_BIAS, so no token attends to them (PERFORMANCE.md, "Sizes in a
     # direction").
     if num_tokens % 2:
         length = num_tokens + -num_tokens % BIAS_ALIGNMENT
@@ -213,31 +209,20 @@ _without_padding_gradient.defvjp(
 
 @jax.custom_vjp
 def _attend_odd_length(
-    query: Float[Array, "batch tokens heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"] | None,
-) -> Float[Array, "batch tokens heads head_dim"]:
+    query: TokenHeads, key: TokenHeads, value: TokenHeads, key_bias: TokenValues | None
+) -> TokenHeads:
     """cuDNN's attention for an odd token count; only differentiation pads it."""
     return _fused_attention(query, key, value, key_bias, "cudnn")
 
 
 def _odd_length_forward(
-    query: Float[Array, "batch tokens heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"] | None,
-) -> tuple[Float[Array, "batch tokens heads head_dim"], Callable]:
+    query: TokenHeads, key: TokenHeads, value: TokenHeads, key_bias: TokenValues | None
+) -> tuple[TokenHeads, Callable]:
     length = key.shape[1]
 
-    def attend_padded(
-        query: jax.Array, key: jax.Array, value: jax.Array, key_bias: jax.Array | None
-    ) -> jax.Array:
-        query = pad_tokens(query, length + 1)
-        key = pad_tokens(key, length + 1)
-        value = pad_tokens(value, length + 1)
-        if key_bias is not None:
-            key_bias = pad_tokens(key_bias, length + 1)
+    def attend_padded(*operands: jax.Array | None) -> jax.Array:
+        padded = jax.tree.map(lambda x: pad_tokens(x, length + 1), operands)
+        query, key, value, key_bias = padded
         out = _fused_attention(query, key, value, key_bias, "cudnn", length)
         return out[:, :length]
 
@@ -271,14 +256,14 @@ def pad_tokens(
 
 @onnx_op
 def dot_product_attention(
-    query: Float[Array, "batch queries heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    value: Float[Array, "batch tokens heads head_dim"],
+    query: QueryHeads,
+    key: TokenHeads,
+    value: TokenHeads,
     key_bias: Float[Array, "batch biased_tokens"] | None = None,
     *,
     backend: Backend = "xla",
     length: int | None = None,
-) -> Float[Array, "batch queries heads head_dim"]:
+) -> QueryHeads:
     """Compute softmax(q k^T / sqrt(d) + key_bias) v.
 
     query: of all tokens if keys are padded
@@ -306,7 +291,7 @@ def resolve_backend(
 ) -> Backend:
     """Choose the attention kernel for a device, "xla" or "cudnn".
 
-    requested: in BACKENDS; "auto" takes cuDNN's fused attention if the device runs it
+    requested: in ATTENTION_BACKENDS; "auto" is cuDNN's fused attention where it runs
     device: None: this process's first
     Raises InputError if "cudnn" is requested but cannot run.
     """

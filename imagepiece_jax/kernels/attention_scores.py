@@ -8,15 +8,18 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
 from imagepiece_jax.kernels.choice import is_fast, is_reference
+
+HeadLogits = Float[Array, "batch tokens heads"]
 
 
 @onnx_op
 def mean_attention(
     query: Float[Array, "#batch queries heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    key_bias: Float[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
+    key: TokenHeads,
+    key_bias: TokenValues | None = None,
+) -> TokenValues:
     """Attention to all tokens, prefix included: float32 means over queries and heads.
 
     query: the class token's, for example
@@ -40,8 +43,7 @@ def mean_attention(
 
 @onnx_op
 def mean_query(
-    query: Float[Array, "batch tokens heads head_dim"],
-    live: Float[Array, "batch tokens"] | None = None,
+    query: TokenHeads, live: TokenValues | None = None
 ) -> Float[Array, "batch 1 heads head_dim"]:
     """Average the queries of all tokens, prefix included, in float32.
 
@@ -57,8 +59,7 @@ def mean_query(
 
 @onnx_op
 def class_and_mean_queries(
-    query: Float[Array, "batch tokens heads head_dim"],
-    live: Float[Array, "batch tokens"] | None = None,
+    query: TokenHeads, live: TokenValues | None = None
 ) -> Float[Array, "batch 2 heads head_dim"]:
     """The class token's query and the `mean_query`."""
     class_query = query[:, :1].astype(jnp.float32)
@@ -66,9 +67,8 @@ def class_and_mean_queries(
 
 
 def attention_row(
-    logits: Float[Array, "batch tokens heads"],
-    key_bias: Float[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
+    logits: HeadLogits, key_bias: TokenValues | None = None
+) -> TokenValues:
     """One query's attention, mean over heads."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
@@ -84,9 +84,7 @@ LOWEST_LOGIT = -1e30  # replaces minus infinity: -inf - (-inf) is NaN
 
 
 @jax.custom_jvp
-def log_sum_exp(
-    logits: Float[Array, "batch tokens heads"],
-) -> Float[Array, "batch heads"]:
+def log_sum_exp(logits: HeadLogits) -> Float[Array, "batch heads"]:
     """log(sum(exp(logits))) over tokens, in one pass."""
     logits = jnp.maximum(logits, LOWEST_LOGIT)
 
@@ -104,8 +102,7 @@ def log_sum_exp(
 
 @log_sum_exp.defjvp
 def _log_sum_exp_jvp(
-    primals: tuple[Float[Array, "batch tokens heads"]],
-    tangents: tuple[Float[Array, "batch tokens heads"]],
+    primals: tuple[HeadLogits], tangents: tuple[HeadLogits]
 ) -> tuple[Float[Array, "batch heads"], Float[Array, "batch heads"]]:
     (logits,) = primals
     (tangent,) = tangents

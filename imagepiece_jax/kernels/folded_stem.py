@@ -4,6 +4,7 @@
 for a FoldedStem, so `reference_forms` changes nothing here.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from imagepiece_jax.kernels.array_shapes import PatchGrid, PixelRows
 
 
 class FoldedStem(nn.Module):
@@ -24,67 +27,53 @@ class FoldedStem(nn.Module):
     pixels_per_position: int = 1  # see `fold_stem`
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch rows columns dim"]:
+    def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         x = images
         p = self.patch_size
-        dim = self.embed_dim
+        conv = functools.partial(_Convolution, self.dtype)
         if not self.widths:
             # The reshape needs no copy, and a convolution over p rows spares a GPU
             # from putting the patches in order.
             batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
-            return self._convolve("proj", x, dim, (p, 1), (p, 1))
+            return conv(self.embed_dim, (p, 1), (p, 1), name="proj")(x)
         # A GPU computes bias and ReLU in the convolution's kernel.
         for i, width in enumerate(self.widths):
             if i == 0 and self.pixels_per_position > 1:
                 x = self._convolve_joined(x, width)
             else:
-                x = self._convolve(f"conv_{i}", x, width, (3, 3), (2, 2), 1)
+                x = conv(width, (3, 3), (2, 2), 1, name=f"conv_{i}")(x)
             x = nn.relu(x)
-        return self._convolve("proj", x, dim, (1, 1), (1, 1))
+        return conv(self.embed_dim, (1, 1), (1, 1), name="proj")(x)
 
     def _convolve_joined(
-        self, x: Float[Array, "batch height width channels"], out_channels: int
+        self, x: PixelRows, out_channels: int
     ) -> Float[Array, "batch rows columns {out_channels}"]:
         """The first convolution, with the kernel of `join_pixels`."""
         # Joining the pixels is a reshape without a copy.
         pixels = self.pixels_per_position
         batch, height, width, channels = x.shape
         x = x.reshape(batch, height, width // pixels, pixels * channels)
-        joined_channels = pixels // 2 * out_channels
-        x = self._convolve("conv_0", x, joined_channels, (3, 3), (2, 1), 1)
+        sizes = (pixels // 2 * out_channels, (3, 3), (2, 1), 1)
+        x = _Convolution(self.dtype, *sizes, name="conv_0")(x)
         return x.reshape(batch, height // 2, width // 2, out_channels)
-
-    def _convolve(
-        self,
-        name: str,
-        x: Float[Array, "batch height width channels"],
-        out_channels: int,
-        kernel_size: tuple[int, int],
-        strides: tuple[int, int],
-        padding: int = 0,
-    ) -> Float[Array, "batch rows columns {out_channels}"]:
-        shape = (out_channels, *kernel_size, x.shape[-1])
-        return _Convolution(shape, strides, padding, self.dtype, name=name)(x)
 
 
 class _Convolution(nn.Module):
     """Convolution with bias; its kernel [out, h, w, in] has cuDNN's layout."""
 
-    shape: tuple[int, int, int, int]
-    strides: tuple[int, int]
-    padding: int
     dtype: jnp.dtype
+    out_channels: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: int = 0
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch rows columns out_channels"]:
+    def __call__(self, x: PixelRows) -> Float[Array, "batch rows columns out_channels"]:
         init = nn.initializers.zeros
-        kernel = self.param("kernel", init, self.shape, jnp.float32)
-        bias = self.param("bias", init, self.shape[:1], jnp.float32)
+        shape = (self.out_channels, *self.kernel_size, x.shape[-1])
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        bias = self.param("bias", init, shape[:1], jnp.float32)
         out = jax.lax.conv_general_dilated(
             x,
             kernel.astype(self.dtype),
@@ -123,8 +112,7 @@ def _fold_patches(
     p, _, channels, dim = kernel.shape
     if bias is None:
         bias = jax.device_put(np.zeros(dim, kernel.dtype))
-    kernel = kernel.reshape(p, 1, p * channels, dim)
-    return {"kernel": _output_axis_first(kernel), "bias": bias}
+    return _convolution_params(kernel.reshape(p, 1, p * channels, dim), bias)
 
 
 def _fold_convolutions(
@@ -141,20 +129,15 @@ def _fold_convolutions(
         scale = params[name]["scale"]
         scale = scale / jnp.sqrt(mean_and_variance["var"] + float32_epsilon)
         kernel = params[conv]["kernel"] * _broadcast_channels(scale)
-        bias = params[name]["bias"]
-        folded[conv] = {
-            "kernel": _output_axis_first(kernel),
-            "bias": bias - mean_and_variance["mean"] * scale,
-        }
+        bias = params[name]["bias"] - mean_and_variance["mean"] * scale
+        folded[conv] = _convolution_params(kernel, bias)
     # More pixels per position mean more than three input channels, and more results
     # at once.
     if pixels_per_position > 1:
         first = folded["conv_0"]
         kernel, bias = join_pixels(first["kernel"], first["bias"], pixels_per_position)
         folded["conv_0"] = {"kernel": kernel, "bias": bias}
-    proj = params["proj"]
-    kernel = _output_axis_first(proj["kernel"])
-    return folded | {"proj": {"kernel": kernel, "bias": proj["bias"]}}
+    return folded | {"proj": _convolution_params(**params["proj"])}
 
 
 def join_pixels(
@@ -185,14 +168,12 @@ def join_pixels(
     return wide, jnp.tile(bias, num_results)
 
 
-def _output_axis_first(
-    kernel: Float[Array, "height width channels out_channels"],
-) -> Float[Array, "out_channels height width channels"]:
-    """Order a kernel's axes as `_Convolution`."""
-    return jnp.moveaxis(kernel, 3, 0)
+def _convolution_params(
+    kernel: Float[Array, "height width channels dim"], bias: Float[Array, " dim"]
+) -> dict[str, jax.Array]:
+    """Parameters of a `_Convolution`; its kernel's first axis is the output."""
+    return {"kernel": jnp.moveaxis(kernel, 3, 0), "bias": bias}
 
 
-def _broadcast_channels(
-    x: Float[Array, " channels"],
-) -> Float[Array, "1 1 1 channels"]:
+def _broadcast_channels(x: Float[Array, " channels"]) -> Float[Array, "1 1 1 channels"]:
     return x.reshape(1, 1, 1, -1)

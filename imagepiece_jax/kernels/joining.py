@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenValues
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.ranking import (
@@ -60,8 +61,8 @@ def _first_largest(
 
 @onnx_op
 def distance_to_earlier(
-    similarity: Float[Array, "batch tokens tokens"], order: Int[Array, "batch tokens"]
-) -> Float[Array, "batch tokens"]:
+    similarity: Float[Array, "batch tokens tokens"], order: TokenIndices
+) -> TokenValues:
     """Subtract the highest similarity to a token earlier in an order from 1.
 
     order: ranks from 0; the first token's distance is 2
@@ -72,10 +73,8 @@ def distance_to_earlier(
 
 @onnx_op
 def join_kept(
-    similarity: Float[Array, "batch tokens tokens"],
-    order: Int[Array, "batch tokens"],
-    n_out: int,
-) -> tuple[Int[Array, "batch tokens"], Float[Array, "batch tokens"]]:
+    similarity: Float[Array, "batch tokens tokens"], order: TokenIndices, n_out: int
+) -> tuple[TokenIndices, TokenValues]:
     """Send every token to the most similar of the first `n_out` tokens in an order.
 
     similarity: from -1 to 1
@@ -103,12 +102,12 @@ def join_kept(
 
 def join_ranked(
     x: Float[Array, "batch tokens dim"],
-    order: Int[Array, "batch tokens"],
+    order: TokenIndices,
     n_out: int,
     num_used: int,
-    size: Float[Array, "batch tokens"],
+    size: TokenValues,
     all_x: Float[Array, "batch all_tokens dim"] | None = None,
-) -> tuple[Int[Array, "batch tokens"], Float[Array, "batch tokens"], SlotIndex | None]:
+) -> tuple[TokenIndices, TokenValues, SlotIndex | None]:
     """Keep the first `n_out` tokens in an order; the next up to `num_used` join them.
 
     A joining token goes to the most similar kept token, and the rest is dropped.

@@ -7,7 +7,7 @@ features scatters. In two bytes, one product may merge the prefix and many token
 
 import dataclasses
 import functools
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,15 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Int32, Num
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenValues
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 from imagepiece_jax.kernels.ranking import gather_rows, sum_arrays
 
+# The prefix stands before the image tokens, or before the slots.
+Rows = Float[Array, "batch all_tokens dim"]
+AllValues = Float[Array, "batch all_tokens"]
+SlotValues = Float[Array, "batch slots"]
+MergedRows = Float[Array, "batch prefix_and_slots dim"]
 DROPPED = -1  # instead of a slot, for a dropped token
 FEW_ABSORBED = 24  # up to this many absorbed tokens are summed without a product
 
@@ -51,11 +57,11 @@ class Assignment:
     """A hard reduction: every token goes to one slot, or is dropped."""
 
     # int32 slots, or DROPPED; no slot is empty
-    slot_of_token: Int[Array, "batch tokens"]
+    slot_of_token: TokenIndices
     # weights of the features; None: the sizes, or 1 without `by_size`
     weight: Num[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None
     # contributions to the slots' attention sizes; None: the tokens' own
-    attn_size: Float[Array, "batch tokens"] | None = None
+    attn_size: TokenValues | None = None
     # the same map as indices for gathering; None: a matrix product moves the tokens
     index: SlotIndex | None = None
     n_out: int = struct.field(pytree_node=False, default=0)  # number of slots
@@ -64,9 +70,7 @@ class Assignment:
     # without `weight`: True weighs tokens by size, False equally
     by_size: bool = struct.field(pytree_node=False, default=True)
 
-    def feature_weights(
-        self, size: Float[Array, "batch tokens"]
-    ) -> Float[Array, "batch tokens"]:
+    def feature_weights(self, size: TokenValues) -> TokenValues:
         """Feature weights, float32."""
         if self.weight is not None:
             return self.weight.astype(jnp.float32)
@@ -74,7 +78,7 @@ class Assignment:
 
 
 def is_in_slot(
-    slot_of_token: Int[Array, "batch tokens"], n_out: int
+    slot_of_token: TokenIndices, n_out: int
 ) -> Bool[Array, "batch {n_out} tokens"]:
     """Mark the tokens in every slot."""
     slots = jnp.arange(n_out, dtype=slot_of_token.dtype)
@@ -83,10 +87,7 @@ def is_in_slot(
 
 @onnx_op
 def slot_matrix(
-    weight: Float[Array, "batch tokens"],
-    slot_of_token: Int[Array, "batch tokens"],
-    n_out: int,
-    mean: bool,
+    weight: TokenValues, slot_of_token: TokenIndices, n_out: int, mean: bool
 ) -> Float[Array, "batch {n_out} tokens"]:
     """Token factors in every slot's mean (or sum)."""
     matrix = jnp.where(is_in_slot(slot_of_token, n_out), weight[:, None, :], 0)
@@ -95,9 +96,7 @@ def slot_matrix(
     return matrix / jnp.sum(matrix, axis=-1, keepdims=True)
 
 
-def mix_tokens(
-    x: Float[Array, "batch all_tokens dim"], matrix: Float[Array, "batch slots tokens"]
-) -> Float[Array, "batch prefix_and_slots dim"]:
+def mix_tokens(x: Rows, matrix: Float[Array, "batch slots tokens"]) -> MergedRows:
     """Keep the prefix of x and mix its image tokens by a matrix."""
     num_prefix = x.shape[1] - matrix.shape[2]
     image_tokens = x[:, num_prefix:].astype(jnp.float32)
@@ -107,9 +106,7 @@ def mix_tokens(
 
 @onnx_op
 def sum_by_slot(
-    values: Num[Array, "batch tokens"],
-    slot_of_token: Int[Array, "batch tokens"],
-    n_out: int,
+    values: Num[Array, "batch tokens"], slot_of_token: TokenIndices, n_out: int
 ) -> Num[Array, "batch {n_out}"]:
     """Sum values per slot by comparing slots."""
     terms = jnp.where(is_in_slot(slot_of_token, n_out), values[:, None, :], 0)
@@ -136,19 +133,19 @@ def sum_slots(
     return kept_values + absorbed_sums
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+class Factors(NamedTuple):
+    """Factors of tokens in their slots' sums."""
+
+    weight: TokenValues | None  # None: all weights are 1
+    divisor: SlotValues | None = None  # of the weighted sums; None: 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _move_by_index(
-    x: Float[Array, "batch all_tokens dim"],
-    weight: Float[Array, "batch tokens"] | None,
-    divisor: Float[Array, "batch slots"] | None,
-    index: SlotIndex,
-    slot_of_token: Int[Array, "batch tokens"],
-    mean: bool,
-) -> Float[Array, "batch prefix_and_slots dim"]:
+    x: Rows, factors: Factors, index: SlotIndex, slot_of_token: TokenIndices, mean: bool
+) -> MergedRows:
     """Move tokens to their slots, in one pass over x.
 
-    weight: None: all weights are 1
-    divisor: of the weighted sums; None: sums are not divided
     mean: whether slots hold means; a token alone in its slot then stays unchanged
     """
     # A slot with one token reads a row of x. A slot that absorbs tokens reads a row
@@ -158,15 +155,15 @@ def _move_by_index(
     front = ((0, 0), (prefix, 0))
     row = jnp.where(slot < prefix, slot, jnp.pad(index.kept_tokens + prefix, front))
     single = gather_rows(x, row)
-    if weight is not None and not mean:
-        factor = gather_rows(weight, index.kept_tokens)
+    if factors.weight is not None and not mean:
+        factor = gather_rows(factors.weight, index.kept_tokens)
         factor = jnp.pad(factor, front, constant_values=1.0)
         single = single.astype(jnp.float32) * factor[:, :, None]
         single = single.astype(x.dtype)
-    is_plain = weight is None and divisor is None
+    is_plain = factors.weight is None and factors.divisor is None
     if is_plain or not index.absorbed_tokens.shape[1]:
         return single
-    group_sums = _group_sums(x, weight, divisor, index, prefix)
+    group_sums = _group_sums(x, factors, index, prefix)
     is_group = is_in_slot(index.partner_slots, index.kept_tokens.shape[1])
     group = jnp.arange(group_sums.shape[1], dtype=jnp.int32)[None, None, :]
     group, has_group = _largest_and_any(jnp.where(is_group, group, 0), is_group)
@@ -176,11 +173,7 @@ def _move_by_index(
 
 
 def _group_sums(
-    x: Float[Array, "batch all_tokens dim"],
-    weight: Float[Array, "batch tokens"] | None,
-    divisor: Float[Array, "batch slots"] | None,
-    index: SlotIndex,
-    prefix: int,
+    x: Rows, factors: Factors, index: SlotIndex, prefix: int
 ) -> Float[Array, "batch groups dim"]:
     """Weighted token sums per group, in float32."""
     absorbs = index.partner_slots[:, :, None] == index.target_slots[:, None, :]
@@ -188,26 +181,26 @@ def _group_sums(
     # would need copies. For more tokens the product is cheaper, because the sums grow
     # with the square of the token count.
     if index.absorbed_tokens.shape[1] > FEW_ABSORBED:
-        return _group_product(x, weight, divisor, index, prefix, absorbs)
+        return _group_product(x, factors, index, prefix, absorbs)
     absorbed = jnp.where(absorbs, index.absorbed_tokens[:, None, :], 0)
     tokens = jnp.concatenate([index.partner_tokens[:, :, None], absorbed], axis=2)
     is_member = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-    factor = jnp.where(is_member, _gather_weights(weight, tokens), 0)
-    if divisor is not None:
-        factor = factor / gather_rows(divisor, index.partner_slots)[:, :, None]
+    factor = jnp.where(is_member, _gather_weights(factors.weight, tokens), 0)
+    if factors.divisor is not None:
+        factor = factor / gather_rows(factors.divisor, index.partner_slots)[:, :, None]
     rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
     return jnp.sum(rows * factor[..., None], axis=2)
 
 
 def _group_product(
-    x: Float[Array, "batch all_tokens dim"],
-    weight: Float[Array, "batch tokens"] | None,
-    divisor: Float[Array, "batch slots"] | None,
+    x: Rows,
+    factors: Factors,
     index: SlotIndex,
     prefix: int,
     absorbs: Bool[Array, "batch groups absorbed"],
 ) -> Float[Array, "batch groups dim"]:
     """`_group_sums` by a matrix product."""
+    weight, divisor = factors
     partners = index.partner_tokens
     absorbed = index.absorbed_tokens
     partner_factor = _gather_weights(weight, partners)[:, :, None]
@@ -223,7 +216,7 @@ def _group_product(
 
 
 def _gather_weights(
-    weight: Float[Array, "batch tokens"] | None, tokens: Int[Array, "batch ..."]
+    weight: TokenValues | None, tokens: Int[Array, "batch ..."]
 ) -> Float[Array, "batch ..."]:
     if weight is None:
         return jnp.ones(tokens.shape, jnp.float32)
@@ -246,14 +239,10 @@ def _largest_and_any(
 
 
 def _move_forward(
-    x: Float[Array, "batch all_tokens dim"],
-    weight: Float[Array, "batch tokens"] | None,
-    divisor: Float[Array, "batch slots"] | None,
-    index: SlotIndex,
-    slot_of_token: Int[Array, "batch tokens"],
-    mean: bool,
-) -> tuple[Float[Array, "batch prefix_and_slots dim"], tuple[Any, ...]]:
-    moved = _move_by_index(x, weight, divisor, index, slot_of_token, mean)
+    x: Rows, factors: Factors, index: SlotIndex, slot_of_token: TokenIndices, mean: bool
+) -> tuple[MergedRows, tuple[Any, ...]]:
+    moved = _move_by_index(x, factors, index, slot_of_token, mean)
+    weight, divisor = factors
     share = weight
     if divisor is not None:
         share = 1.0 if weight is None else weight
@@ -262,10 +251,8 @@ def _move_forward(
 
 
 def _move_backward(
-    mean: bool,
-    saved: tuple[Any, ...],
-    gradient: Float[Array, "batch prefix_and_slots dim"],
-) -> tuple[jax.Array | None, ...]:
+    mean: bool, saved: tuple[Any, ...], gradient: MergedRows
+) -> tuple[Any, ...]:
     """Gradients of x and weight: every token reads its slot's gradient."""
     x, share, divisor, slot_of_token = saved
     prefix = x.shape[1] - slot_of_token.shape[1]
@@ -276,7 +263,7 @@ def _move_backward(
     is_dropped = jnp.pad(slot_of_token == DROPPED, front)[:, :, None]
     rows = jnp.where(is_dropped, 0, rows)
     if share is None:
-        return rows, None, None, None, None
+        return rows, None, None, None
     rows = rows.astype(jnp.float32)
     d_share = None
     # With `divisor`, the weights are sizes, which get no gradient.
@@ -285,7 +272,7 @@ def _move_backward(
         d_share = d_share[:, prefix:]
     factor = jnp.pad(share, front, constant_values=1.0)
     d_x = rows * factor[:, :, None]
-    return d_x.astype(x.dtype), d_share, None, None, None
+    return d_x.astype(x.dtype), Factors(d_share), None, None
 
 
 _move_by_index.defvjp(_move_forward, _move_backward)
@@ -295,9 +282,9 @@ _move_by_index.defvjp(_move_forward, _move_backward)
 
 
 def _merge_by_product(
-    x: Float[Array, "batch all_tokens dim"],
-    size: Float[Array, "batch all_tokens"],
-    attn_size: Float[Array, "batch all_tokens"] | None,
+    x: Rows,
+    size: AllValues,
+    attn_size: AllValues | None,
     assignment: Assignment,
     patches: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -337,12 +324,8 @@ def _merge_by_product(
     if by_size and (patches is None or patches > exact):
         rounding = weight - operands[0].astype(jnp.float32)
         operands.append(rounding.astype(x.dtype))
-    rows = jnp.einsum(
-        "bpsn,bnd->bpsd",
-        jnp.stack(operands, axis=1),
-        x,
-        preferred_element_type=jnp.float32,
-    )
+    matrix = jnp.stack(operands, axis=1)
+    rows = jnp.einsum("bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32)
     rows = jnp.sum(rows, axis=1)[:, :num_slots] / total[:, :, None]
     rows = rows.astype(x.dtype)
     size = total if by_size else jnp.sum(size, axis=-1)[:, :num_slots]
@@ -371,9 +354,9 @@ def choose_form(x: Float[Array, "..."], assignment: Assignment) -> Assignment:
 
 
 def merge_tokens(
-    x: Float[Array, "batch all_tokens dim"],
-    size: Float[Array, "batch all_tokens"],
-    attn_size: Float[Array, "batch all_tokens"] | None,
+    x: Rows,
+    size: AllValues,
+    attn_size: AllValues | None,
     assignment: Assignment,
     patches: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -402,20 +385,14 @@ def merge_tokens(
 def least_weight(x: Float[Array, "..."]) -> float:
     """The least weight with which a token of x still counts in a mean of its slot."""
     # Its products with features must not underflow. `_merge_by_product` rounds it.
-    least = 1e-30
-    if is_fast(x):
-        least = max(least, float(jnp.finfo(x.dtype).tiny))
-    return least
+    tiny = float(jnp.finfo(x.dtype).tiny) if is_fast(x) else 0.0
+    return max(1e-30, tiny)
 
 
 @onnx_op
 def merge_features(
-    x: Float[Array, "batch all_tokens dim"],
-    size: Float[Array, "batch all_tokens"],
-    assignment: Assignment,
-) -> tuple[
-    Float[Array, "batch prefix_and_slots dim"], Float[Array, "batch prefix_and_slots"]
-]:
+    x: Rows, size: AllValues, assignment: Assignment
+) -> tuple[MergedRows, Float[Array, "batch prefix_and_slots"]]:
     """Merge features and sizes."""
     prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     image_size = size[:, prefix:]
@@ -423,32 +400,26 @@ def merge_features(
     sizes = jnp.concatenate([size[:, :prefix], slot_sizes], axis=1)
     if assignment.index is None:
         weight = assignment.feature_weights(image_size)
-        matrix = slot_matrix(
-            weight, assignment.slot_of_token, assignment.n_out, assignment.mean
-        )
+        slot_of_token = assignment.slot_of_token
+        matrix = slot_matrix(weight, slot_of_token, assignment.n_out, assignment.mean)
         return mix_tokens(x, matrix), sizes
-    if (
-        assignment.index.absorbed_tokens.shape[1]
-        and assignment.weight is None
-        and assignment.mean
-    ):
+    has_merges = assignment.index.absorbed_tokens.shape[1] > 0
+    if has_merges and assignment.weight is None and assignment.mean:
         # Weights are integers here, so sums per slot suffice. `_slot_shares` would
         # compare all pairs of tokens.
-        share = image_size
-        divisor = slot_sizes
+        factors = Factors(image_size, slot_sizes)
         if not assignment.by_size:
-            share = None
-            divisor = sum_slots(jnp.ones_like(image_size), assignment)
+            counts = sum_slots(jnp.ones_like(image_size), assignment)
+            factors = Factors(None, counts)
     else:
-        share = _slot_shares(assignment, image_size)
-        divisor = None
-    return _move_tokens(x, share, divisor, assignment), sizes
+        factors = Factors(_slot_shares(assignment, image_size))
+    return _move_tokens(x, factors, assignment), sizes
 
 
 def merge_map(
     attention: Float[Array, "batch heads queries all_tokens"],
     assignment: Assignment,
-    size: Float[Array, "batch tokens"],
+    size: TokenValues,
 ) -> Float[Array, "batch heads merged_queries prefix_and_slots"]:
     """Merge an attention map: rows are averaged like features, columns are summed.
 
@@ -459,24 +430,21 @@ def merge_map(
     if is_reference():
         assignment = dataclasses.replace(assignment, index=None)
     batch, heads, queries, tokens = attention.shape
-    by_row = attention.transpose(0, 2, 1, 3)
-    by_row = by_row.reshape(batch, queries, -1)
+    by_row = attention.transpose(0, 2, 1, 3).reshape(batch, queries, -1)
     if queries == tokens:
-        by_row = _move_tokens(by_row, _slot_shares(assignment, size), None, assignment)
+        shares = Factors(_slot_shares(assignment, size))
+        by_row = _move_tokens(by_row, shares, assignment)
     by_column = by_row.reshape(batch, -1, heads, tokens)
-    by_column = by_column.transpose(0, 3, 2, 1)
-    by_column = by_column.reshape(batch, tokens, -1)
-    ones = jnp.ones(size.shape, jnp.float32)
+    by_column = by_column.transpose(0, 3, 2, 1).reshape(batch, tokens, -1)
+    ones = Factors(jnp.ones(size.shape, jnp.float32))
     by_column = _move_tokens(
-        by_column, ones, None, dataclasses.replace(assignment, mean=False)
+        by_column, ones, dataclasses.replace(assignment, mean=False)
     )
     merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
     return merged.transpose(0, 2, 3, 1)
 
 
-def _slot_shares(
-    assignment: Assignment, size: Float[Array, "batch tokens"]
-) -> Float[Array, "batch tokens"] | None:
+def _slot_shares(assignment: Assignment, size: TokenValues) -> TokenValues | None:
     """Token factors in the slot sums; None: all factors are 1."""
     has_no_merges = (
         assignment.index is not None and not assignment.index.absorbed_tokens.shape[1]
@@ -486,24 +454,16 @@ def _slot_shares(
     weight = assignment.feature_weights(size)
     if not assignment.mean:
         return weight
-    is_same_slot = (
-        assignment.slot_of_token[:, :, None] == assignment.slot_of_token[:, None, :]
-    )
+    slot = assignment.slot_of_token
+    is_same_slot = slot[:, :, None] == slot[:, None, :]
     weights_in_slot = jnp.where(is_same_slot, weight[:, None, :], 0)
     return weight / jnp.sum(weights_in_slot, axis=-1)
 
 
-def _move_tokens(
-    x: Float[Array, "batch all_tokens dim"],
-    weight: Float[Array, "batch tokens"] | None,
-    divisor: Float[Array, "batch slots"] | None,
-    assignment: Assignment,
-) -> Float[Array, "batch prefix_and_slots dim"]:
+def _move_tokens(x: Rows, factors: Factors, assignment: Assignment) -> MergedRows:
+    slot_of_token = assignment.slot_of_token
     index = assignment.index
     if index is not None:
-        return _move_by_index(
-            x, weight, divisor, index, assignment.slot_of_token, assignment.mean
-        )
-    return mix_tokens(
-        x, slot_matrix(weight, assignment.slot_of_token, assignment.n_out, mean=False)
-    )
+        return _move_by_index(x, factors, index, slot_of_token, assignment.mean)
+    matrix = slot_matrix(factors.weight, slot_of_token, assignment.n_out, mean=False)
+    return mix_tokens(x, matrix)

@@ -7,21 +7,19 @@ from jaxtyping import Array, Float, Shaped
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
 
+AnyRows = Float[Array, "*tokens dim"]
+RowValues = Float[Array, "*tokens 1"]
+Channels = Float[Array, " dim"]
+
 
 def plain_layer_norm(
-    x: Float[Array, "*tokens dim"],
-    scale: Float[Array, " dim"],
-    bias: Float[Array, " dim"],
-    dtype: jnp.dtype,
-    eps: float,
-) -> Float[Array, "*tokens dim"]:
+    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
+) -> AnyRows:
     """(x - mean) / deviation * scale + bias in float32."""
     return _normalize(x, *_mean_and_factor(x, eps), scale, bias).astype(dtype)
 
 
-def _mean_and_factor(
-    x: Float[Array, "*tokens dim"], eps: float
-) -> tuple[Float[Array, "*tokens 1"], Float[Array, "*tokens 1"]]:
+def _mean_and_factor(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]:
     """(mean, 1 / deviation), in float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -33,12 +31,8 @@ def _mean_and_factor(
 
 
 def _normalize(
-    x: Float[Array, "*tokens dim"],
-    mean: Float[Array, "*tokens 1"],
-    factor: Float[Array, "*tokens 1"],
-    scale: Float[Array, " dim"],
-    bias: Float[Array, " dim"],
-) -> Float[Array, "*tokens dim"]:
+    x: AnyRows, mean: RowValues, factor: RowValues, scale: Channels, bias: Channels
+) -> AnyRows:
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
@@ -50,12 +44,8 @@ _layer_norm_from_input = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4)
 
 
 def _layer_norm_forward(
-    x: Float[Array, "*tokens dim"],
-    scale: Float[Array, " dim"],
-    bias: Float[Array, " dim"],
-    dtype: jnp.dtype,
-    eps: float,
-) -> tuple[Float[Array, "*tokens dim"], tuple[Shaped[Array, "..."], ...]]:
+    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
+) -> tuple[AnyRows, tuple[Shaped[Array, "..."], ...]]:
     # Without this barrier XLA would store whole float32 arrays instead.
     mean, factor = jax.lax.optimization_barrier(_mean_and_factor(x, eps))
     out = _normalize(x, mean, factor, scale, bias).astype(dtype)
@@ -63,11 +53,8 @@ def _layer_norm_forward(
 
 
 def _layer_norm_backward(
-    dtype: jnp.dtype,
-    eps: float,
-    saved: tuple[jax.Array, ...],
-    gradient: Float[Array, "*tokens dim"],
-) -> tuple[Float[Array, "*tokens dim"], Float[Array, " dim"], Float[Array, " dim"]]:
+    dtype: jnp.dtype, eps: float, saved: tuple[jax.Array, ...], gradient: AnyRows
+) -> tuple[AnyRows, Channels, Channels]:
     """The gradients of x, scale and bias."""
     x, mean, factor, scale = saved
     normalized = (x.astype(jnp.float32) - mean) * factor
@@ -79,11 +66,7 @@ def _layer_norm_backward(
     token_axes = tuple(range(x.ndim - 1))
     d_scale = jnp.sum(gradient * normalized, axis=token_axes)
     d_bias = jnp.sum(gradient, axis=token_axes)
-    return (
-        d_x.astype(x.dtype),
-        d_scale.astype(scale.dtype),
-        d_bias.astype(scale.dtype),
-    )
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 
 
 _layer_norm_from_input.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -91,12 +74,8 @@ _layer_norm_from_input.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @onnx_op
 def layer_norm(
-    x: Float[Array, "*tokens dim"],
-    scale: Float[Array, " dim"],
-    bias: Float[Array, " dim"],
-    dtype: jnp.dtype,
-    eps: float = 1e-6,
-) -> Float[Array, "*tokens dim"]:
+    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float = 1e-6
+) -> AnyRows:
     """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
 
     dtype: the result's type; statistics are float32

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Num, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenIndices
 from imagepiece_jax.kernels.choice import is_reference
 
 
@@ -57,9 +58,7 @@ def _pair_indices(
 
 
 @onnx_op
-def count_kept_before(
-    keep: Bool[Array, "batch tokens"],
-) -> Int32[Array, "batch tokens"]:
+def count_kept_before(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     """Count kept tokens before every token."""
     if is_reference():
         return jnp.cumsum(keep, axis=1, dtype=jnp.int32) - keep.astype(jnp.int32)
@@ -69,9 +68,7 @@ def count_kept_before(
 
 
 @onnx_op
-def index_kept_tokens(
-    keep: Bool[Array, "batch tokens"],
-) -> Int32[Array, "batch tokens"]:
+def index_kept_tokens(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     """Number kept tokens from 0; other tokens are negative."""
     if is_reference():
         return count_kept_before(keep) - jnp.where(keep, 0, keep.shape[1])
@@ -85,7 +82,7 @@ def index_kept_tokens(
 
 
 def index_kept_or(
-    keep: Bool[Array, "batch tokens"], otherwise: Int[Array, "batch tokens"]
+    keep: TokenFlags, otherwise: TokenIndices
 ) -> Int32[Array, "batch tokens"]:
     """`index_kept_tokens` for kept tokens, `otherwise` for the rest, in one pass."""
     mine, other = _pair_indices(keep)
@@ -97,7 +94,7 @@ def index_kept_or(
 
 @onnx_op
 def invert_order(
-    position: Int[Array, "batch tokens"], wanted: int | Int[Array, " wanted"]
+    position: TokenIndices, wanted: int | Int[Array, " wanted"]
 ) -> Int32[Array, "batch wanted"]:
     """Find the token at every wanted position.
 
@@ -115,9 +112,7 @@ def invert_order(
 
 @onnx_op
 def pick_by_rank(
-    position: Int[Array, "batch tokens"],
-    length: int,
-    *values: Num[Array, "#batch tokens"],
+    position: TokenIndices, length: int, *values: Num[Array, "#batch tokens"]
 ) -> tuple[Num[Array, "batch {length}"], ...]:
     """Gather values at `invert_order(position, length)`, in one pass."""
     if not is_reference():

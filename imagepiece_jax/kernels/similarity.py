@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 
 
@@ -53,8 +54,7 @@ def cosine_similarity(
 
 
 def all_cosines(
-    x: Float[Array, "batch tokens dim"],
-    all_x: Float[Array, "batch all_tokens dim"] | None = None,
+    x: TokenRows, all_x: AllRows | None = None
 ) -> Float[Array, "batch tokens tokens"]:
     """Cosines of all image tokens, without a gradient.
 
@@ -73,7 +73,7 @@ def all_cosines(
 def side_cosines(
     metric: Float[Array, "batch tokens metric_dim"],
     first: int,
-    x: Float[Array, "batch tokens dim"],
+    x: TokenRows,
     all_metric: Float[Array, "batch all_tokens metric_dim"] | None = None,
 ) -> Float[Array, "batch side_a side_b"]:
     """Cosines between the tokens first, first + 2, .. and the rest.
@@ -92,9 +92,7 @@ def side_cosines(
     return cosines[:, first::2, 1 - first :: 2]
 
 
-def squared_distances(
-    x: Float[Array, "batch tokens dim"],
-) -> Float[Array, "batch tokens tokens"]:
+def squared_distances(x: TokenRows) -> Float[Array, "batch tokens tokens"]:
     """Squared distances of all token pairs.
 
     Distances beyond float32 become its largest number.

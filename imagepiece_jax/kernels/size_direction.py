@@ -12,8 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import TokenHeads
 from imagepiece_jax.kernels.choice import is_fast
 
+HeadMoments = Float[Array, "heads head_dim head_dim"]
+Moments = Float[np.ndarray, "*heads head_dim head_dim"]
+Vectors = Float[np.ndarray, "*heads starts head_dim"]
+Directions = Float[np.ndarray, "heads head_dim"]
 SIZE_ENCODINGS = ("bias", "direction")
 QUERY_SCALE = 4.0  # every query's component along its head's size direction
 CLASS_SHARE = 0.5  # the class token's weight in C_q: its row decides
@@ -25,10 +30,10 @@ TRACE_FLOOR = 1e-9  # added share of the trace, below the precision of float32 s
 
 
 def add_sizes(
-    key: Float[Array, "batch tokens heads head_dim"],
+    key: TokenHeads,
     log_size: Float[Array, "batch tokens"],
     direction: Float[Array, "heads head_dim"],
-) -> Float[Array, "batch tokens heads head_dim"]:
+) -> TokenHeads:
     """Move keys along the size directions, which adds log_size to their logits.
 
     key: orthogonal to the directions
@@ -47,7 +52,7 @@ def add_sizes(
 
 
 def remove_size_directions(
-    attention_params: Mapping[str, Any], u: Float[np.ndarray, "heads head_dim"]
+    attention_params: Mapping[str, Any], u: Directions
 ) -> dict[str, Any]:
     """Remove size directions from an Attention's query and key parameters.
 
@@ -75,7 +80,7 @@ def remove_size_directions(
 
 
 def _project_out(
-    param: Float[Array, "*rows dim"], u: Float[np.ndarray, "heads head_dim"]
+    param: Float[Array, "*rows dim"], u: Directions
 ) -> Float[np.ndarray, "*rows dim"]:
     """Multiply by P = I - u u^T, head by head, in float32."""
     heads = np.asarray(param, np.float64).reshape(*param.shape[:-1], *u.shape)
@@ -84,12 +89,8 @@ def _project_out(
 
 
 def second_moments(
-    query: Float[Array, "batch tokens heads head_dim"],
-    key: Float[Array, "batch tokens heads head_dim"],
-    has_class_token: bool,
-) -> tuple[
-    Float[Array, "heads head_dim head_dim"], Float[Array, "heads head_dim head_dim"]
-]:
+    query: TokenHeads, key: TokenHeads, has_class_token: bool
+) -> tuple[HeadMoments, HeadMoments]:
     """Compute C_q, the mean of q q^T, and C_k, the key covariance within an image.
 
     has_class_token: whether the first token is a class token, of weight CLASS_SHARE
@@ -108,8 +109,7 @@ def second_moments(
 
 
 def least_used_direction(
-    query_moments: Float[np.ndarray, "*heads head_dim head_dim"],
-    key_moments: Float[np.ndarray, "*heads head_dim head_dim"],
+    query_moments: Moments, key_moments: Moments
 ) -> Float[np.ndarray, "*heads head_dim"]:
     """Minimize (u^T C_q u) (u^T C_k u) over unit vectors u."""
     # The product is the mean square of the logits' loss when queries and keys lose
@@ -129,20 +129,16 @@ def least_used_direction(
     ]
     vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
     vectors = _take_turns(vectors, query_moments, key_moments, FIRST_TURNS)
-    losses = _quadratic_form(vectors, query_moments) * _quadratic_form(
-        vectors, key_moments
-    )
+    query_loss = _quadratic_form(vectors, query_moments)
+    losses = query_loss * _quadratic_form(vectors, key_moments)
     best = np.argmin(losses, axis=-1)[..., None, None]
     vectors = np.take_along_axis(vectors, best, axis=-2)
     return _take_turns(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]
 
 
 def _take_turns(
-    vectors: Float[np.ndarray, "*heads starts head_dim"],
-    query_moments: Float[np.ndarray, "*heads head_dim head_dim"],
-    key_moments: Float[np.ndarray, "*heads head_dim head_dim"],
-    max_turns: int,
-) -> Float[np.ndarray, "*heads starts head_dim"]:
+    vectors: Vectors, query_moments: Moments, key_moments: Moments, max_turns: int
+) -> Vectors:
     """Take up to `max_turns` turns of unit vectors; stop once all settle."""
     for _ in range(max_turns):
         previous = vectors
@@ -159,16 +155,13 @@ def _take_turns(
 
 
 def _quadratic_form(
-    vectors: Float[np.ndarray, "*heads starts head_dim"],
-    moments: Float[np.ndarray, "*heads head_dim head_dim"],
+    vectors: Vectors, moments: Moments
 ) -> Float[np.ndarray, "*heads starts"]:
     """Compute u^T C u."""
     return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
 
 
-def _normalize_moments(
-    moments: Float[np.ndarray, "*heads head_dim head_dim"],
-) -> Float[np.ndarray, "*heads head_dim head_dim"]:
+def _normalize_moments(moments: Moments) -> Moments:
     """Scale second moments to trace 1 and make them positive definite."""
     # A head of zeros, such as a pruned head, gets equal moments in every direction.
     moments = np.asarray(moments, np.float64)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.choice import is_reference
 
 
@@ -16,18 +17,16 @@ def flatten_tokens(x: Float[Array, "*tokens dim"]) -> Float[Array, "rows dim"]:
     return x.reshape(-1, x.shape[-1])
 
 
-def call_on_rows(
-    layer: Callable[[jax.Array], jax.Array], x: Float[Array, "batch tokens dim"]
-) -> Float[Array, "batch tokens dim"]:
+def call_on_rows(layer: Callable[[jax.Array], jax.Array], x: TokenRows) -> TokenRows:
     """layer(x) for a layer of single tokens."""
     return layer(flatten_tokens(x)).reshape(x.shape)
 
 
 def add_branch(
-    x: Float[Array, "batch tokens dim"],
-    branch: Float[Array, "batch tokens dim"] | Float[Array, "rows dim"],
+    x: TokenRows,
+    branch: TokenRows | Float[Array, "rows dim"],
     factor: Float[Array, " batch"] | None = None,
-) -> Float[Array, "batch tokens dim"]:
+) -> TokenRows:
     """x + branch * factor, with drop path's factor."""
     branch = flatten_tokens(branch)
     if factor is not None:
@@ -37,9 +36,7 @@ def add_branch(
     return (flatten_tokens(x) + branch).reshape(x.shape)
 
 
-def keep_token_major(
-    x: Float[Array, "batch tokens dim"],
-) -> Float[Array, "batch tokens dim"]:
+def keep_token_major(x: TokenRows) -> TokenRows:
     """Return x; its gradient keeps the memory layout [batch, tokens, dim]."""
     # XLA would otherwise move the batch innermost, for the positions' gradient, and
     # transpose whole arrays.
@@ -47,15 +44,11 @@ def keep_token_major(
 
 
 @jax.custom_vjp
-def _keep_token_major(
-    x: Float[Array, "batch tokens dim"],
-) -> Float[Array, "batch tokens dim"]:
+def _keep_token_major(x: TokenRows) -> TokenRows:
     return x
 
 
-def _keep_token_major_backward(
-    _: None, gradient: Float[Array, "batch tokens dim"]
-) -> tuple[Float[Array, "batch tokens dim"]]:
+def _keep_token_major_backward(_: None, gradient: TokenRows) -> tuple[TokenRows]:
     matrix = jax.lax.optimization_barrier(flatten_tokens(gradient))
     return (matrix.reshape(gradient.shape),)
 

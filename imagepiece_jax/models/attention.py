@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenRows
 from imagepiece_jax.kernels.attention import (
     attention_columns,
     attention_map,
@@ -34,10 +35,9 @@ from imagepiece_jax.reduction.state import TokenState
 class Heads(NamedTuple):
     """Queries, keys and values of N tokens, including the prefix."""
 
-    query: Float[Array, "batch queries heads head_dim"]  # of all or of the first tokens
-    key: Float[Array, "batch tokens heads head_dim"]
-    # None: not computed yet
-    value: Float[Array, "batch tokens heads head_dim"] | None
+    query: QueryHeads  # of all or of the first tokens
+    key: TokenHeads
+    value: Any  # [batch, tokens, heads, head_dim]; None: not computed yet
     # "query", "key" and "value" before rotary positions rotate them, and "input", the
     # tokens x. Reducers compare tokens without positions.
     unrotated: dict[str, jax.Array]
@@ -71,13 +71,13 @@ class Attention(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch tokens dim"],
+        x: TokenRows,
         state: TokenState,
         reads: Set[str] = frozenset(),
         train: bool = False,
         queries: int | None = None,
     ) -> tuple[Float[Array, "batch returned dim"], dict[str, jax.Array]]:
-        """Attend: (output, the dict of `scores`).
+        """Attend: (output, the dict of `token_scores`).
 
         x: the normed tokens of `state`
         queries: attend only from the first tokens (no reduction follows); None: all
@@ -85,14 +85,14 @@ class Attention(nn.Module):
         length = x.shape[1]
         if train and state.mask is None and queries is None:
             x = pad_for_training(x, self.execution.attention_impl)
-        heads = self.project(x, state, queries=queries)
-        out = self.attend(heads, length)
-        scores = self.scores(heads, reads, state)
-        return self.output(out)[:, :length], scores
+        heads = self.project_heads(x, state, queries=queries)
+        out = self.attend_heads(heads, length)
+        scores = self.token_scores(heads, reads, state)
+        return self.project_output(out)[:, :length], scores
 
-    def project(
+    def project_heads(
         self,
-        x: Float[Array, "batch tokens dim"],
+        x: TokenRows,
         state: TokenState,
         with_value: bool = True,
         queries: int | None = None,
@@ -104,39 +104,36 @@ class Attention(nn.Module):
         """
         matrix = flatten_tokens(x)
         query_rows = matrix if queries is None else flatten_tokens(x[:, :queries])
-        query = self._split(self.q(query_rows), x)
-        key = self._split(self.k(matrix), x)
+        query = self._split_heads(self.q(query_rows), x)
+        key = self._split_heads(self.k(matrix), x)
         unrotated = {"query": query, "key": key, "input": x}
         value = None
         if with_value:
-            value = self._split(self.v(matrix), x)
+            value = self._split_heads(self.v(matrix), x)
             unrotated["value"] = value
         rotary = self.config.arch.rotary
         rotations = self._rotations(state)
         if rotary is not None and rotations is not None:
-            rotations = tuple(pad_tokens(a, x.shape[1]) for a in rotations)
-            key = rotary.rotate(key, rotations)
-            rotations = tuple(a[:, :queries] for a in rotations)
-            query = rotary.rotate(query, rotations)
+            cos, sin = (pad_tokens(a, x.shape[1]) for a in rotations)
+            key = rotary.rotate(key, (cos, sin))
+            query = rotary.rotate(query, (cos[:, :queries], sin[:, :queries]))
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)
         return Heads(query, key, value, unrotated, key_bias, state.full_mask)
 
-    def value(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens heads head_dim"]:
+    def project_values(self, x: TokenRows) -> TokenHeads:
         """Project normed tokens to values."""
-        return self._split(self.v(flatten_tokens(x)), x)
+        return self._split_heads(self.v(flatten_tokens(x)), x)
 
-    def _split(
-        self, matrix: Float[Array, "rows dim"], x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch queries heads head_dim"]:
+    def _split_heads(
+        self, matrix: Float[Array, "rows dim"], x: TokenRows
+    ) -> QueryHeads:
         """Split rows of tokens x into heads."""
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         return matrix.reshape(shape)
 
-    def scores(
+    def token_scores(
         self, heads: Heads, reads: Set[str], state: TokenState
     ) -> dict[str, jax.Array]:
         """Image token scores for reducers, without padding: the names in `reads`.
@@ -157,8 +154,7 @@ class Attention(nn.Module):
         image = slice(state.num_prefix, length)
         scores = {}
         if "cls_attn" in reads:
-            row = mean_attention(query[:, :1], key, bias)
-            scores["cls_attn"] = row[:, image]
+            scores["cls_attn"] = mean_attention(query[:, :1], key, bias)[:, image]
         if "mean_attn" in reads:
             row = mean_attention(mean_query(query, live), key, bias)
             scores["mean_attn"] = row[:, image]
@@ -166,8 +162,7 @@ class Attention(nn.Module):
             row = mean_attention(class_and_mean_queries(query, live), key, bias)
             scores["cls_and_mean_attn"] = row[:, image]
         if "attn_columns" in reads:
-            received = attention_columns(query, key, bias, live)
-            scores["attn_columns"] = received[:, image]
+            scores["attn_columns"] = attention_columns(query, key, bias, live)[:, image]
         if "input" in reads:
             scores["input"] = heads.unrotated["input"][:, image]
         # Means include the prefix: for a product a slice of x would be copied first.
@@ -177,13 +172,13 @@ class Attention(nn.Module):
                 scores[name] = means[:, image]
         return scores
 
-    def weights(self, heads: Heads) -> Float[Array, "batch heads tokens tokens"]:
+    def attention_weights(
+        self, heads: Heads
+    ) -> Float[Array, "batch heads tokens tokens"]:
         """Attention after softmax, in float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
-    def attend(
-        self, heads: Heads, length: int
-    ) -> Float[Array, "batch queries heads head_dim"]:
+    def attend_heads(self, heads: Heads, length: int) -> QueryHeads:
         """Attend from every query to the first `length` tokens."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
@@ -193,9 +188,7 @@ class Attention(nn.Module):
             query, key, value, bias, backend=backend, length=length
         )
 
-    def output(
-        self, out: Float[Array, "batch tokens heads head_dim"]
-    ) -> Float[Array, "batch tokens dim"]:
+    def project_output(self, out: TokenHeads) -> TokenRows:
         """Project the heads' results."""
         matrix = out.reshape(-1, self.config.embed_dim)
         if self.config.arch.attn_norm:
@@ -205,9 +198,11 @@ class Attention(nn.Module):
     def _rotations(self, state: TokenState) -> tuple[Any, Any] | None:
         """(cosines, sines) of the tokens' rotary positions; None without rotary."""
         rotary = self.config.arch.rotary
-        width = self.config.head_dim
+        sizes = (self.config.head_dim, state.num_prefix)
         if rotary is None:
             return None
         if state.grid:  # nothing is reduced yet, so all images share their positions
-            return rotary.grid_rotations(state.grid, width, state.num_prefix)
-        return rotary.rotations(state.coordinates, width, state.num_prefix)
+            return rotary.grid_rotations(state.grid, *sizes)
+        if state.coordinates is None:
+            raise ValueError("rotary positions need the tokens' coordinates")
+        return rotary.rotations(state.coordinates, *sizes)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows, TokenValues
 from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
 from imagepiece_jax.kernels.attention_scores import attention_row
 from imagepiece_jax.models.architecture import Architecture
@@ -13,12 +14,8 @@ from imagepiece_jax.reduction.state import TokenState
 
 
 def cut_pooled_tokens(
-    x: Float[Array, "batch all_tokens dim"], state: TokenState, arch: Architecture
-) -> tuple[
-    Float[Array, "batch tokens dim"],
-    Float[Array, "batch tokens"],
-    Float[Array, "batch tokens"] | None,
-]:
+    x: AllRows, state: TokenState, arch: Architecture
+) -> tuple[TokenRows, TokenValues, TokenValues | None]:
     """Cut all tokens x to the pool's input: (tokens, sizes, mask or None)."""
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask
@@ -44,20 +41,15 @@ class AttentionPool(nn.Module):
         self.proj = dense_layer(width, self.dtype)
         self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
         ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
-        hidden = round(width * ratio)
-        self.mlp = Mlp(hidden, self.config.arch.gelu, self.dtype)
+        self.mlp = Mlp(round(width * ratio), self.config.arch.gelu, self.dtype)
 
-    def __call__(
-        self, x: Float[Array, "batch all_tokens dim"], state: TokenState
-    ) -> Float[Array, "batch dim"]:
+    def __call__(self, x: AllRows, state: TokenState) -> Float[Array, "batch dim"]:
         """Pool x, the normed tokens of `state`."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
-        query = self._query()
-        key = self._heads(self.k(x))
-        value = self._heads(self.v(x))
-        bias = None
-        if self.prop_attn:
-            bias = jnp.log(size)
+        query = self._probe_query()
+        key = self._split_heads(self.k(x))
+        value = self._split_heads(self.v(x))
+        bias = jnp.log(size) if self.prop_attn else None
         if mask is None:
             queries = jnp.repeat(query, x.shape[0], axis=0)
             read = dot_product_attention(queries, key, value, bias)
@@ -67,9 +59,7 @@ class AttentionPool(nn.Module):
         read = self.proj(read)
         return read + self.mlp(self.norm(read))
 
-    def scores(
-        self, x: Float[Array, "batch all_tokens dim"], state: TokenState
-    ) -> Float[Array, "batch tokens"]:
+    def probe_scores(self, x: AllRows, state: TokenState) -> TokenValues:
         """The probe's attention to image tokens, mean over heads.
 
         x: the normed tokens of `state`
@@ -80,28 +70,21 @@ class AttentionPool(nn.Module):
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if self.is_initializing():
             self.k(x)
-        query = self._query()[0, 0].astype(jnp.float32)
+        query = self._probe_query()[0, 0].astype(jnp.float32)
         kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
         kernel = kernel.reshape(self.config.embed_dim, *query.shape)
         read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
         x = x.astype(jnp.float32)
         logits = jnp.einsum("bnx,xh->bnh", x, read, precision="highest")
-        if self.prop_attn:
-            bias = jnp.log(size)
-        else:
-            bias = jnp.zeros_like(size)
+        bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
-        if self.config.arch.pool_include_prefix:
-            row = state.image_rows(row)
-        return row
+        return state.image_rows(row) if self.config.arch.pool_include_prefix else row
 
-    def _query(self) -> Float[Array, "1 1 heads head_dim"]:
-        return self._heads(self.q(self.latent.astype(self.dtype)))
+    def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:
+        return self._split_heads(self.q(self.latent.astype(self.dtype)))
 
-    def _heads(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens heads head_dim"]:
+    def _split_heads(self, x: TokenRows) -> Float[Array, "batch tokens heads head_dim"]:
         heads = self.config.arch.pool_heads or self.config.num_heads
         return x.reshape(*x.shape[:2], heads, -1)

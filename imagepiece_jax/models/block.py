@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.kernels.token_layout import add_branch, call_on_rows, flatten_tokens
 from imagepiece_jax.models.attention import Attention
@@ -18,9 +19,13 @@ from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.directed_attention import DirectedAttention
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
-from imagepiece_jax.reduction.block_plan import BlockPlan
+from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES, shift_shares
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+
+Scores = dict[str, jax.Array]  # of image tokens, by name
+Probe = Callable[[TokenState], jax.Array]
+BranchFactor = Float[Array, " batch"] | None  # drop path's factor; None: 1
 
 
 class Decision(NamedTuple):
@@ -35,59 +40,55 @@ class BlockReduction:
     """One block's reduction: from tokens and scores to fewer tokens."""
 
     block: int  # index
-    layer: BlockPlan  # the block's plan
+    counts: StepCounts
     reducer: Any  # the plan's reducer, bound to its parameters
     num_heads: int
     keys: dict[str, jax.Array] | None = None  # `keys` of the model's call
     # attention from the pool's probe to a state's image tokens; None without an
     # attention pool
-    probe: Callable[[TokenState], jax.Array] | None = None
+    probe: Probe | None = None
 
     def __call__(
-        self, state: TokenState, scores: dict[str, jax.Array], train: bool = False
+        self, state: TokenState, scores: Scores, train: bool = False
     ) -> tuple[TokenState, Decision]:
         """Reduce a state: (new state, Decision)."""
-        counts = self.layer.counts
         inputs = self._inputs(state, scores, train)
-        result = self.reducer(inputs, counts, train)
+        result = self.reducer(inputs, self.counts, train)
         try:
-            contract.check_form(result, counts)
+            contract.check_form(result, self.counts)
         except InputError as error:
             reducer = type(self.reducer).__name__
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
-    def _inputs(
-        self, state: TokenState, scores: dict[str, jax.Array], train: bool
-    ) -> ReducerInputs:
+    def _inputs(self, state: TokenState, scores: Scores, train: bool) -> ReducerInputs:
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
-        inputs = ReducerInputs(
-            x=state.image_rows(state.x),
-            size=state.image_rows(state.size),
-            attn_size=state.image_rows(state.effective_size),
-            metric=scores.get(reducer.metric),
-            **{name: scores.get(name) for name in ATTENTION_SCORES},
-            shift=scores.get("shift"),
-            mask=state.mask,
-            grid=state.grid,
-            num_prefix=state.num_prefix,
-            num_heads=self.num_heads,
-            all_x=state.x,
-        )
+        fields: dict[str, Any] = {
+            "x": state.image_rows(state.x),
+            "size": state.image_rows(state.size),
+            "attn_size": state.image_rows(state.effective_size),
+            "metric": scores.get(reducer.metric),
+            **{name: scores.get(name) for name in (*ATTENTION_SCORES, "shift")},
+            "mask": state.mask,
+            "grid": state.grid,
+            "num_prefix": state.num_prefix,
+            "num_heads": self.num_heads,
+            "all_x": state.x,
+        }
         if reducer.metric == "key":
-            inputs = dataclasses.replace(inputs, all_metric=scores.get("all_keys"))
+            fields["all_metric"] = scores.get("all_keys")
         if reducer.metric == "token":
-            inputs = dataclasses.replace(inputs, metric=inputs.x)
+            fields["metric"] = fields["x"]
         if "key" in reducer.needed_inputs:
-            inputs = dataclasses.replace(inputs, key=scores["key"])
-        if "probe" in reducer.needed_inputs:
-            inputs = dataclasses.replace(inputs, probe=self.probe(state))
-        if reducer.draws_random(self.layer.counts, train):
-            inputs = dataclasses.replace(inputs, rng=self._rng(len(inputs.x)))
-        return inputs
+            fields["key"] = scores["key"]
+        if self.probe and "probe" in reducer.needed_inputs:
+            fields["probe"] = self.probe(state)
+        if reducer.draws_random(self.counts, train):
+            fields["rng"] = self._random_keys(len(state.x))
+        return ReducerInputs(**fields)
 
-    def _rng(self, batch: int) -> jax.Array:
+    def _random_keys(self, batch: int) -> jax.Array:
         """This block's random keys [batch]; fixed keys if the model call has none."""
         if self.keys is None:
             indices = jnp.arange(batch)
@@ -95,10 +96,6 @@ class BlockReduction:
         else:
             keys = self.keys["reducer"]
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
 
 
 class Block(nn.Module):
@@ -118,31 +115,30 @@ class Block(nn.Module):
         dtype = self.execution.dtype
         hidden = round(self.config.embed_dim * self.config.mlp_ratio)
         self.norm1 = LayerNorm(dtype, arch.norm_eps)
-        kind = Attention
-        if self.execution.size_encoding == "direction":
-            kind = DirectedAttention
+        is_directed = self.execution.size_encoding == "direction"
+        kind = DirectedAttention if is_directed else Attention
         self.attn = kind(self.config, self.execution, self.prop_attn)
         self.norm2 = LayerNorm(dtype, arch.norm_eps)
         hidden_eps = arch.norm_eps if arch.mlp_norm else None
         self.mlp = Mlp(hidden, arch.gelu, dtype, arch.mlp, hidden_eps)
-        self.ls1 = LayerScale() if arch.layer_scale else _identity
-        self.ls2 = LayerScale() if arch.layer_scale else _identity
+        self.ls1 = LayerScale() if arch.layer_scale else lambda x: x
+        self.ls2 = LayerScale() if arch.layer_scale else lambda x: x
 
     def __call__(
         self,
         state: TokenState,
-        scores: dict[str, jax.Array],
+        scores: Scores,
         reduction: BlockReduction | None = None,
-        drop_path: tuple[jax.Array | None, jax.Array | None] = (None, None),
+        drop_path: tuple[BranchFactor, BranchFactor] = (None, None),
         train: bool = False,
-    ) -> tuple[TokenState, dict[str, jax.Array], Decision | None]:
+    ) -> tuple[TokenState, Scores, Decision | None]:
         """Run the block: (state, scores, the reduction's Decision or None).
 
         state, scores: tokens and token scores from the block before
         reduction: None keeps all tokens
-        drop_path: factors [batch] of the two residual branches
+        drop_path: factors of the two residual branches
         """
-        site = reduction and self.layer.step.site
+        site = self.layer.site
         reads = self.layer.attention_reads
         if self.queries and site == "mid":  # attention leaves no image token to reduce
             site = None
@@ -153,27 +149,23 @@ class Block(nn.Module):
             attend = nn.remat(attend, static_argnums=(3, 4))
             feed_forward = nn.remat(feed_forward)
         decision = None
-        if site == "pre":
+        if reduction and site == "pre":
             state, decision = reduction(state, scores, train)
-        if site == "attention":
+        if reduction and site == "attention":
             state, scores, decision = self.attend_reduced(
                 state, reduction, drop_path[0], train
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
             state = dataclasses.replace(self._returned(state), x=x)
-        if site == "mid":
+        if reduction and site == "mid":
             state, decision = reduction(state, scores, train)
         state = dataclasses.replace(state, x=feed_forward(self, state.x, drop_path[1]))
         return state, scores, decision
 
     def attend(
-        self,
-        state: TokenState,
-        factor: Float[Array, " batch"] | None,
-        reads: Set[str],
-        train: bool,
-    ) -> tuple[Float[Array, "batch tokens dim"], dict[str, jax.Array]]:
+        self, state: TokenState, factor: BranchFactor, reads: Set[str], train: bool
+    ) -> tuple[TokenRows, Scores]:
         """The attention branch: (x + factor * attention(norm(x)), scores)."""
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
@@ -189,28 +181,28 @@ class Block(nn.Module):
         self,
         state: TokenState,
         reduction: BlockReduction,
-        factor: Float[Array, " batch"] | None,
+        factor: BranchFactor,
         train: bool,
-    ) -> tuple[TokenState, dict[str, jax.Array], Decision]:
+    ) -> tuple[TokenState, Scores, Decision]:
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
-        heads = self.attn.project(self._normed(state.x), state, with_value=False)
-        weights = self.attn.weights(heads)
+        heads = self.attn.project_heads(self._normed(state.x), state, with_value=False)
+        weights = self.attn.attention_weights(heads)
         if self.queries:
             weights = weights[:, :, : self.queries]
-        scores = self.attn.scores(heads, self.layer.attention_reads, state)
+        scores = self.attn.token_scores(heads, self.layer.attention_reads, state)
         size = state.size
         state, decision = reduction(state, scores, train)
-        value = self.attn.value(self._normed(state.x))
-        out = self.attn.output(attend_merged(weights, value, decision.result, size))
+        value = self.attn.project_values(self._normed(state.x))
+        out = self.attn.project_output(
+            attend_merged(weights, value, decision.result, size)
+        )
         state = self._returned(state)
         x = add_branch(state.x, self._scaled(out), factor)
         return dataclasses.replace(state, x=x), scores, decision
 
-    def feed_forward(
-        self, x: Float[Array, "batch tokens dim"], factor: jax.Array | None = None
-    ) -> Float[Array, "batch tokens dim"]:
+    def feed_forward(self, x: TokenRows, factor: BranchFactor = None) -> TokenRows:
         """x + mlp(norm(x))."""
         if self.config.arch.post_norm:
             out = self.norm2(self.mlp(flatten_tokens(x)))
@@ -226,15 +218,11 @@ class Block(nn.Module):
         size = state.size[:, : self.queries]
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
-    def _normed(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens dim"]:
+    def _normed(self, x: TokenRows) -> TokenRows:
         """Attention's input: norm(x), or x if the norm follows attention."""
         return x if self.config.arch.post_norm else call_on_rows(self.norm1, x)
 
-    def _scaled(
-        self, out: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens dim"]:
+    def _scaled(self, out: TokenRows) -> TokenRows:
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
             out = call_on_rows(self.norm1, out)

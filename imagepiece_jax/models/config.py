@@ -66,30 +66,29 @@ class ViTConfig:
 
     def _check_parts(self) -> None:
         arch = self.arch
+        width = self.embed_dim
         arch.check_parts()
         if arch.pool == "none" and self.num_classes:
             raise InputError(
                 "pool is 'none', which needs num_classes=0, but num_classes is "
                 f"{self.num_classes}"
             )
-        if self.embed_dim % self.num_heads:
+        if width % self.num_heads:
             raise InputError(
-                f"num_heads is {self.num_heads}; it must divide embed_dim, "
-                f"{self.embed_dim}"
+                f"num_heads is {self.num_heads}; it must divide embed_dim, {width}"
             )
         pool_heads = arch.pool_heads or self.num_heads
-        if arch.pool == "map" and self.embed_dim % pool_heads:
+        if arch.pool == "map" and width % pool_heads:
             raise InputError(
-                f"pool_heads is {pool_heads}; it must divide embed_dim, "
-                f"{self.embed_dim}"
+                f"pool_heads is {pool_heads}; it must divide embed_dim, {width}"
             )
-        if self.embed_dim * self.mlp_ratio < 1:
+        if width * self.mlp_ratio < 1:
             raise InputError(
-                f"mlp_ratio is {self.mlp_ratio}; it must be at least 1 / "
-                f"{self.embed_dim}, so that the MLP is not empty"
+                f"mlp_ratio is {self.mlp_ratio}; it must be at least 1 / {width}, so "
+                "that the MLP is not empty"
             )
         if self.stem == "conv":
-            conv_stem_widths(self.embed_dim, self.patch_size)
+            conv_stem_widths(width, self.patch_size)
         if self.stem == "conv" and not arch.patch_bias:
             raise InputError(
                 "stem is 'conv', whose projection has a bias, but patch_bias is False"

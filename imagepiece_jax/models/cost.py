@@ -44,9 +44,7 @@ def cost_table(model: ViT, dense: ViT) -> str:
 
     The stem includes prefix and positions; the head includes final norm and pooling.
     """
-    names = ["stem"]
-    names += [f"block {i}" for i in range(len(model.plan))]
-    names += ["head", "total"]
+    names = ["stem", *[f"block {i}" for i in range(model.depth)], "head", "total"]
     layers = [None, *model.plan, None, None]
     macs = _part_macs(model)
     dense_macs = _part_macs(dense)
@@ -77,10 +75,9 @@ def describe_reduction(layer: BlockPlan) -> str:
         return ""
     n_in = layer.counts.n_in
     leaving = n_in - layer.counts.n_out
-    name = type(layer.step.reducer).__name__
     sites = {"pre": " before the block", "attention": " inside attention"}
-    site = sites.get(layer.step.site, "")
-    return f"{name}: {n_in} - {leaving}{site}"
+    place = sites.get(layer.site or "", "")
+    return f"{type(layer.reducer).__name__}: {n_in} - {leaving}{place}"
 
 
 def model_macs(model: ViT) -> float:
@@ -104,7 +101,7 @@ def dead_macs(model: ViT) -> float:
     if queries is None:
         return 0
     dead = block_macs(model, layer) - block_macs(model, layer, queries)
-    if layer.counts and layer.step.site == "mid":
+    if layer.site == "mid":
         dead += reducer_macs(model, layer)
     return dead
 
@@ -115,9 +112,8 @@ def _part_macs(model: ViT) -> list[float]:
     width = config.embed_dim
     arch = config.arch
     stem = stem_macs(config.stem, width, config.image_size, config.patch_size)
-    blocks = []
-    for layer in model.plan:
-        blocks.append(block_macs(model, layer) + reducer_macs(model, layer))
+    layers = model.plan
+    blocks = [block_macs(model, layer) + reducer_macs(model, layer) for layer in layers]
     heads = 2 if arch.dist_token else 1
     head = heads * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
@@ -141,7 +137,7 @@ def block_macs(model: ViT, layer: BlockPlan, queries: int | None = None) -> floa
     values = layer.attn_tokens
     scoring = queries or keys
     returned = queries or layer.mlp_tokens
-    if layer.counts and layer.step.site == "attention":
+    if layer.site == "attention":
         # All tokens have attention weights. Only the remaining tokens have values.
         scoring = keys
         values = layer.mlp_tokens
@@ -158,10 +154,9 @@ def reducer_macs(model: ViT, layer: BlockPlan) -> float:
     """MACs of a block's reducer itself (a learned selector)."""
     if layer.counts is None:
         return 0
-    reducer = layer.step.reducer
-    return reducer.extra_macs(
-        layer.counts.n_in, model.config.embed_dim, model.config.num_heads
-    )
+    config = model.config
+    n_in = layer.counts.n_in
+    return layer.reducer.extra_macs(n_in, config.embed_dim, config.num_heads)
 
 
 def _part_parameters(model: ViT) -> list[int]:
@@ -172,9 +167,8 @@ def _part_parameters(model: ViT) -> list[int]:
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    blocks = [
-        count_parameters(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))
-    ]
+    numbers = range(model.depth)
+    blocks = [count_parameters(f"blocks_{i}", f"reducer_{i}") for i in numbers]
     head = count_parameters("norm", "fc_norm", "attn_pool", "head", "head_dist")
     stem = count_parameters(*params) - sum(blocks) - head
     return [stem, *blocks, head]

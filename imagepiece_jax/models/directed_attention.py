@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import zeros
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.size_direction import add_sizes
 from imagepiece_jax.kernels.token_layout import flatten_tokens
 from imagepiece_jax.models.attention import Attention, Heads
@@ -27,24 +28,24 @@ class DirectedAttention(Attention):
         self.mean_key = self.param("mean_key", zeros, mean_key_shape)
         self.mean_key_bias = self.param("mean_key_bias", zeros, (config.head_dim,))
 
-    def project(
+    def project_heads(
         self,
-        x: Float[Array, "batch tokens dim"],
+        x: TokenRows,
         state: TokenState,
         with_value: bool = True,
         queries: int | None = None,
     ) -> Heads:
-        heads = super().project(x, state, with_value, queries)
+        heads = super().project_heads(x, state, with_value, queries)
         if heads.key_bias is None:
             return heads
         key = add_sizes(heads.key, heads.key_bias, self.size_direction)
         return heads._replace(key=key, key_bias=None)
 
-    def scores(
+    def token_scores(
         self, heads: Heads, reads: Set[str], state: TokenState
     ) -> dict[str, jax.Array]:
         """As in Attention; "key" comes with "all_keys", prefix included."""
-        scores = super().scores(heads, reads - {"key"}, state)
+        scores = super().token_scores(heads, reads - {"key"}, state)
         if "key" in reads:
             # Reducers compare the mean key over heads without sizes, a product of its
             # own.
@@ -53,15 +54,11 @@ class DirectedAttention(Attention):
             scores["key"] = state.image_rows(scores["all_keys"])
         return scores
 
-    def _mean_key(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens head_dim"]:
+    def _mean_key(self, x: TokenRows) -> Float[Array, "batch tokens head_dim"]:
         """Mean key over heads, without directions."""
         dtype = self.execution.dtype
-        product = jnp.dot(
-            flatten_tokens(x).astype(dtype),
-            self.mean_key.astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        rows = flatten_tokens(x).astype(dtype)
+        kernel = self.mean_key.astype(dtype)
+        product = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
         key = product + self.mean_key_bias.astype(jnp.float32)[None]
         return key.reshape(*x.shape[:2], -1)

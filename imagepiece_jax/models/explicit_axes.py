@@ -30,13 +30,16 @@ def on_auto_axes(call: Callable, images: Any) -> Callable:
     return auto_axes(call, out_sharding=sharding) if sharding else call
 
 
-def method_on_auto_axes(method: Callable, module: nn.Module, *arrays: Any) -> Any:
-    """Call a module's method on arrays with explicit axes, images first."""
-    replicated = NamedSharding(batch_sharding(arrays[0]).mesh, PartitionSpec())
+def method_on_auto_axes(
+    method: Callable, module: nn.Module, sharding: NamedSharding, *arrays: Any
+) -> Any:
+    """Call a module's method on arrays whose batch has an explicit sharding."""
+    replicated = NamedSharding(sharding.mesh, PartitionSpec())
     mapped = nn.map_variables(
         method,
         trans_in_fn=lambda variables: reshard(variables, PartitionSpec()),
         trans_out_fn=lambda changed: reshard(changed, replicated),
         mutable=True,
     )
-    return on_auto_axes(functools.partial(mapped, module), arrays[0])(*arrays)
+    call = functools.partial(mapped, module)
+    return auto_axes(call, out_sharding=sharding)(*arrays)

@@ -38,8 +38,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
         init = nn.initializers.constant(1e-5, jnp.float32)
-        gamma = self.param("gamma", init, x.shape[-1:])
-        gamma = gamma.astype(x.dtype)
+        gamma = self.param("gamma", init, x.shape[-1:]).astype(x.dtype)
         return x * jnp.expand_dims(gamma, range(x.ndim - 1))
 
 

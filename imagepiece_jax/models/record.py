@@ -19,10 +19,7 @@ from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 if TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import Pretrained
 
-FLAX_FIELDS = (
-    "parent",
-    "name",
-)  # fields of every Flax module, without effect on results
+FLAX_FIELDS = ("parent", "name")  # of every Flax module, without effect on results
 MAX_NAMED_FIELDS = 3  # fields named in a sentence
 
 

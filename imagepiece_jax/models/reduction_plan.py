@@ -63,7 +63,9 @@ def fit_to_cost(
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = recommended(method, facts)
     try:
-        ratio = _nearest_ratio(method, macs, model.clone(parent=None), tolerance)
+        model = model.clone(parent=None)  # hashable, which Flax's stubs do not say
+        # pyrefly: ignore[bad-argument-type]
+        ratio = _nearest_ratio(method, macs, model, tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
     return dataclasses.replace(reduction, method=method.at_ratio(ratio, facts))
@@ -75,7 +77,7 @@ def print_reduction(reduction: Reduction, model: ViT) -> None:
     # without a cost states its own counts, so nothing is logged.
     if reduction.method.macs is None or not parallel.is_main():
         return
-    method = model.reduction.name
+    method = (model.reduction or reduction).name
     layers = enumerate(model.plan)
     left = {block: layer.counts.n_out for block, layer in layers if layer.counts}
     line = f"{method}: all tokens stay at this cost"

@@ -19,20 +19,13 @@ from imagepiece_jax.models.config import MEAN, STD, ViTConfig
 
 DEIT_FIELDS: dict[str, Any] = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
 DEIT_FIELDS["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
+MINI_FIELDS = DEIT_FIELDS | {"patch_size": 2, "depth": 6}
+MINI_FIELDS["preprocessing"] = Preprocessing(16)
 MODELS = {
     "deit_ti": ViTConfig(name="deit_ti", embed_dim=192, num_heads=3, **DEIT_FIELDS),
     "deit_s": ViTConfig(name="deit_s", embed_dim=384, num_heads=6, **DEIT_FIELDS),
     "deit_b": ViTConfig(name="deit_b", embed_dim=768, num_heads=12, **DEIT_FIELDS),
-    "vit_mini": ViTConfig(
-        name="vit_mini",
-        patch_size=2,
-        embed_dim=64,
-        depth=6,
-        num_heads=4,
-        preprocessing=Preprocessing(16),
-        mean=MEAN,
-        std=STD,
-    ),
+    "vit_mini": ViTConfig(name="vit_mini", embed_dim=64, num_heads=4, **MINI_FIELDS),
 }
 PUBLIC_MODEL_TABLE = pathlib.Path(__file__).with_name("public_models.json")
 # {pattern of the authors' file name, without suffix: timm's model name}, from the
@@ -53,8 +46,6 @@ ORIGINAL_FILE_PATTERNS = {
     r"mae_pretrain_vit_huge": "vit_huge_patch14_224.mae",
 }
 KNOWN_MODELS_TEXT = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
-
-
 # size fields in a row of the JSON
 SIZE_FIELDS = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 # Facts on which all weights behind a name without a tag must agree.
@@ -75,10 +66,8 @@ def model_config(name: str) -> ViTConfig:
     weights = _public_weights(name)
     if not weights:
         raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
-    published = next(iter(weights.values()))
-    if any(
-        _agreed_facts(other) != _agreed_facts(published) for other in weights.values()
-    ):
+    published, *others = weights.values()
+    if any(_agreed_facts(other) != _agreed_facts(published) for other in others):
         tags = ", ".join(f"{name}.{tag}" for tag in weights)
         raise InputError(
             f"{name!r} has weights with different normalization, crop or GELU; name "

@@ -26,7 +26,7 @@ def fit_positions(
         embeddings, a square grid is assumed
     """
     arch = config.arch
-    embedding = tensors.get("pos_embed")
+    embedding = tensors.get("pos_embed", np.empty(()))
     prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
     # A wrong shape is left for the later shape check, which names the problem.
     shape = np.shape(embedding)
@@ -42,8 +42,7 @@ def fit_positions(
     front, patch_rows = np.split(rows, [prefix])
     patch_rows = patch_rows.reshape(*old_grid, -1)
     resized = resize_grid(patch_rows, config.grid, arch.resize)
-    resized = resized.reshape(-1, config.embed_dim)
-    rows = np.concatenate([front, resized])
+    rows = np.concatenate([front, resized.reshape(-1, config.embed_dim)])
     log.info("position embeddings resized to %dx%d", *config.grid)
     return {**tensors, "pos_embed": rows[None]}
 

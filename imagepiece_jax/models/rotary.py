@@ -15,6 +15,12 @@ from jaxtyping import Array, Float, Float32
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import TokenHeads
+
+Coordinates = Float[Array | np.ndarray, "batch tokens 2"]
+PlaneAngles = Float[Array | np.ndarray, "batch _ 1 planes"]
+Rotation = Float[Array | np.ndarray, "#batch tokens 1 planes"]
+Rotations = tuple[Rotation, Rotation]  # (cosines, sines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +72,8 @@ class Rotary:
         return np.stack(mesh, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(
-        self,
-        coordinates: Float[Array | np.ndarray, "batch tokens 2"],
-        width: int,
-        prefix: int = 0,
-    ) -> tuple[
-        Float[Array, "batch all_tokens 1 planes"],
-        Float[Array, "batch all_tokens 1 planes"],
-    ]:
+        self, coordinates: Coordinates, width: int, prefix: int = 0
+    ) -> tuple[PlaneAngles, PlaneAngles]:
         """(cosines, sines) of plane angles.
 
         coordinates: (y, x) of the tokens; NumPy in, NumPy out
@@ -92,9 +92,7 @@ class Rotary:
         """`rotations` for all patches in a grid, as NumPy arrays."""
         return self.rotations(self.coordinates(grid)[None], width, prefix)
 
-    def angles(
-        self, coordinates: Float[Array | np.ndarray, "batch tokens 2"], width: int
-    ) -> Float[Array, "batch tokens 1 planes"]:
+    def angles(self, coordinates: Coordinates, width: int) -> PlaneAngles:
         """Plane angles, in the order of `axes`.
 
         coordinates, width: as for `rotations`
@@ -109,14 +107,7 @@ class Rotary:
         angles = coordinates[..., None] * frequency
         return angles.reshape(*angles.shape[:2], 1, 2 * bands)
 
-    def rotate(
-        self,
-        heads: Float[Array, "batch tokens heads head_dim"],
-        rotations: tuple[
-            Float[Array, "#batch tokens 1 planes"],
-            Float[Array, "#batch tokens 1 planes"],
-        ],
-    ) -> Float[Array, "batch tokens heads head_dim"]:
+    def rotate(self, heads: TokenHeads, rotations: Rotations) -> TokenHeads:
         """Rotate heads in float32."""
         cos, sin = rotations
         x = heads.astype(jnp.float32)

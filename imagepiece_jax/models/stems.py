@@ -1,15 +1,16 @@
 """Stems from image to tokens: patch projection, or convolutions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import PatchGrid, PixelRows
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the reference's initializer for convolutions.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -49,9 +50,7 @@ class PatchStem(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch rows columns dim"]:
+    def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         p = self.patch_size
         batch, height, width, channels = images.shape
         patches = images.reshape(batch, height // p, p, width // p, p, channels)
@@ -81,23 +80,14 @@ class ConvStem(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch rows columns dim"]:
+    def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         x = images
+        conv = functools.partial(nn.Conv, kernel_init=KERNEL_INIT, dtype=self.dtype)
         widths = conv_stem_widths(self.embed_dim, self.patch_size)
         for i, width in enumerate(widths):
             # "SAME" would pad an even side by (0, 1). The reference pads (1, 1).
-            x = nn.Conv(
-                width,
-                (3, 3),
-                strides=2,
-                padding=((1, 1), (1, 1)),
-                use_bias=False,
-                kernel_init=KERNEL_INIT,
-                dtype=self.dtype,
-                name=f"conv_{i}",
-            )(x)
+            padding = ((1, 1), (1, 1))
+            x = conv(width, (3, 3), 2, padding, use_bias=False, name=f"conv_{i}")(x)
             norm = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
@@ -111,14 +101,8 @@ class ConvStem(nn.Module):
             with jax.numpy_dtype_promotion("standard"):
                 x = norm(x)
             x = nn.relu(x)
-        return nn.Conv(
-            self.embed_dim,
-            (1, 1),
-            kernel_init=KERNEL_INIT,
-            bias_init=bias_init(self.embed_dim),
-            dtype=self.dtype,
-            name="proj",
-        )(x)
+        init = bias_init(self.embed_dim)
+        return conv(self.embed_dim, (1, 1), bias_init=init, name="proj")(x)
 
 
 STEM_KINDS = {"patch": PatchStem, "conv": ConvStem}

@@ -21,6 +21,7 @@ from imagepiece_jax.models.variables import (
 )
 from imagepiece_jax.models.vit import ViT
 
+Arrays = Mapping[str, np.ndarray]  # {timm's name: array}
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -49,7 +50,7 @@ class _Entry(NamedTuple):
 
 def model_variables(
     model: ViT,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Arrays,
     source: str,
     *,
     fresh: Iterable[str] = (),
@@ -58,7 +59,6 @@ def model_variables(
 ) -> tuple[dict[str, Any], list[str]]:
     """Make a model's variables from tensors, given variables and random values.
 
-    tensors: {timm's name: array}
     source: the tensors' origin for messages, such as "run runs/a"
     fresh: parts to draw even if there are tensors, named as for `from_timm`
     known: variables to use instead of tensors
@@ -74,9 +74,8 @@ def model_variables(
     try:
         variables = from_timm(tensors, like, (*fresh, *known.get("params", {})))
     except StateDictMismatch as error:
-        raise StateDictMismatch(
-            f"{source}: {error}", error.tensor, error.fresh
-        ) from error
+        sentence = f"{source}: {error}"
+        raise StateDictMismatch(sentence, error.tensor, error.fresh) from error
     # Parts with neither tensors nor given variables are still shapes: draw them.
     present = {}
     missing = set()
@@ -93,10 +92,7 @@ def model_variables(
 
 
 def own_selectors(
-    model: ViT,
-    tensors: Mapping[str, np.ndarray],
-    source: str,
-    fresh: Iterable[str] | None = (),
+    model: ViT, tensors: Arrays, source: str, fresh: Iterable[str] | None = ()
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Drop the tensors of foreign selectors: (tensors, names of parts to draw).
 
@@ -106,10 +102,8 @@ def own_selectors(
     selectors = selector_params(variable_shapes(model))
     starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
     dense, learned = split_selectors(tensors)
-    selector_tensors = {
-        name: v for name, v in learned.items() if name.startswith(starts)
-    }
-    shapes = {name: tuple(tensor.shape) for name, tensor in selector_tensors.items()}
+    own = {name: v for name, v in learned.items() if name.startswith(starts)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     lacking = []
     for selector, start in zip(selectors, starts, strict=True):
         present = {name: shapes[name] for name in shapes if name.startswith(start)}
@@ -124,7 +118,7 @@ def own_selectors(
                 selector,
                 (SELECTOR,),
             )
-    return dense | selector_tensors, (*fresh,)
+    return dense | own, (*fresh,)
 
 
 def split_selectors(
@@ -156,9 +150,7 @@ def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_timm(
-    state_dict: Mapping[str, np.ndarray],
-    like: Mapping[str, Any],
-    fresh: Iterable[str] = (),
+    state_dict: Arrays, like: Mapping[str, Any], fresh: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Convert a timm state dict to variables with the shapes and dtypes of `like`.
 
@@ -193,9 +185,7 @@ def check_fit(
 
 
 def values_from_timm(
-    tensors: Mapping[str, np.ndarray],
-    like: Mapping[str, Any],
-    fresh: Iterable[str] = (),
+    tensors: Arrays, like: Mapping[str, Any], fresh: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
     """Convert an incomplete state dict to {path: value}, without `fresh` parts.
 
@@ -204,7 +194,7 @@ def values_from_timm(
     Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
-    subset = {}
+    subset: dict[str, Any] = {}
     for key, entry in _make_entries(leaves).items():
         if entry.name in tensors and not is_in_parts(entry.path, fresh):
             subset[key] = leaves[key]
@@ -212,23 +202,23 @@ def values_from_timm(
         positions = tensors["pos_embed"]
         subset["params/pos_embed"] = jax.ShapeDtypeStruct(positions.shape, jnp.float32)
     variables = from_timm(tensors, traverse_util.unflatten_dict(subset, sep="/"), fresh)
-    return traverse_util.flatten_dict(variables.get("params", {}), sep="/")
+    values: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+    return {key.removeprefix("params/"): value for key, value in values.items()}
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Convert variables to a timm state dict of NumPy arrays, with qkv stacked."""
-    stacks = {}  # {name: {part: array}}
+    stacks = {}  # {name: {index in the stack: array}}
     leaves = traverse_util.flatten_dict(variables, sep="/")
     for key, entry in _make_entries(leaves).items():
         array = np.asarray(leaves[key])
         if entry.name.endswith(".weight"):
             array = array.transpose(_torch_axes(array.ndim))
-        stacks.setdefault(entry.name, {})[entry.part] = array
+        stacks.setdefault(entry.name, {})[entry.part or 0] = array
     tensors = {}
     for name, parts in stacks.items():
-        tensor = parts.get(None)
-        if tensor is None:
-            tensor = np.concatenate([parts[part] for part in sorted(parts)])
+        arrays = [parts[index] for index in sorted(parts)]
+        tensor = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         tensors[name] = np.array(tensor, order="C")  # file formats store C order
     return tensors
 
@@ -275,9 +265,7 @@ def _torch_axes(ndim: int) -> Sequence[int]:
     return _AXES.get(ndim, range(ndim))
 
 
-def _read_param(
-    state_dict: Mapping[str, np.ndarray], entry: _Entry, dtype: np.dtype
-) -> np.ndarray:
+def _read_param(state_dict: Arrays, entry: _Entry, dtype: np.dtype) -> np.ndarray:
     """Read one parameter, in this model's axis order and dtype."""
     array = state_dict[entry.name]
     if entry.part is not None:
@@ -306,14 +294,11 @@ def _check_tensors(
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
         if name not in names and not is_in_parts(path, fresh):
-            problem = (
-                f"of shape {tensor.shape} is left over, this model has no such part"
-            )
+            shape = f"of shape {tensor.shape}"
+            problem = f"{shape} is left over, this model has no such part"
             problems.append((path, name, problem))
     for entry in needed:
-        path = entry.path
-        name = entry.name
-        shape = entry.shape
+        path, name, *_, shape = entry
         tensor = state_dict.get(name)
         if tensor is None:
             problem = f"is missing, {path} needs it in shape {shape}"
@@ -340,15 +325,11 @@ def _size_difference(
         width = shapes.get("blocks.0.norm1.weight", ())[:1]
         return (len(blocks), *width)
 
-    tensor_size = depth_and_width(
-        {name: tensor.shape for name, tensor in state_dict.items()}
-    )
+    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+    tensor_size = depth_and_width(shapes)
     model_size = depth_and_width({entry.name: entry.shape for entry in needed})
-    if (
-        tensor_size == model_size
-        or len(tensor_size) != len(model_size)
-        or not tensor_size[0]
-    ):
+    is_comparable = tensor_size[0] and len(tensor_size) == len(model_size)
+    if tensor_size == model_size or not is_comparable:
         return None
     return (
         f"a model of depth {tensor_size[0]} and width {tensor_size[-1]}, but this "

@@ -45,7 +45,8 @@ def variable_shapes(model: "ViT") -> dict[str, Any]:
     # Every learned reducer is traced on its own.
     one_block = model.with_execution(axis_name=None)
     one_block = one_block.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
-    block_shapes = _traced_shapes(one_block)
+    # Flax modules are hashable, but its stubs do not say so.
+    block_shapes = _traced_shapes(one_block)  # pyrefly: ignore[bad-argument-type]
     shapes = {}
     for collection, values in block_shapes.items():
         shapes[collection] = {}
@@ -57,9 +58,9 @@ def variable_shapes(model: "ViT") -> dict[str, Any]:
                 shapes[collection][copy_name] = _copy_dicts(part)
     learned = {}
     for index, layer in enumerate(model.plan):
-        if not layer.step or not isinstance(layer.step.reducer, nn.Module):
+        reducer = layer.reducer
+        if not isinstance(reducer, nn.Module):
             continue
-        reducer = layer.step.reducer
         if reducer not in learned:
             learned[reducer] = _reducer_shapes(model, layer)
         for collection, values in learned[reducer].items():
@@ -74,7 +75,7 @@ def _copy_dicts(tree: Any) -> Any:
 
 def _reducer_shapes(model: "ViT", layer: BlockPlan) -> Mapping[str, Any]:
     """Shapes and dtypes of the variables of a BlockPlan's reducer."""
-    reducer = layer.step.reducer
+    reducer = layer.reducer
     patches = layer.mlp_tokens - model.config.arch.prefix
     counts = layer.counts or StepCounts(patches, patches)
 
@@ -100,7 +101,8 @@ def fresh_variables(
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a training step. Initial statistics do not
     # depend on it.
-    init = _init_function(model.with_execution(axis_name=None))
+    model = model.with_execution(axis_name=None)
+    init = _init_function(model)  # pyrefly: ignore[bad-argument-type]
     if parts is None:
         return init(key, images)
 
@@ -162,7 +164,8 @@ def _key_shape() -> jax.ShapeDtypeStruct:
 def _traced_shapes(model: "ViT") -> Mapping[str, Any]:
     size = image_sides(model.config.image_size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return _init_function(model).eval_shape(_key_shape(), images)
+    init = _init_function(model)  # pyrefly: ignore[bad-argument-type]
+    return jax.eval_shape(init, _key_shape(), images)
 
 
 @functools.lru_cache(maxsize=4)

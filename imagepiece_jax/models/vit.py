@@ -16,10 +16,11 @@ from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.data.normalize import check_images, warn_of_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import PixelRows, TokenRows
 from imagepiece_jax.kernels.folded_stem import FoldedStem
 from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.attention_pool import AttentionPool, cut_pooled_tokens
-from imagepiece_jax.models.block import Block, BlockReduction, Decision
+from imagepiece_jax.models.block import Block, BlockReduction, Decision, Probe
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
 from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, dense_layer
@@ -43,7 +44,7 @@ class Outputs:
     logits: Float[Array, "batch *tokens classes"]
     # the head's input; all tokens without a pool
     pooled: Float[Array, "batch *tokens dim"]
-    tokens: Float[Array, "batch tokens dim"]  # after the final norm
+    tokens: TokenRows  # after the final norm
     state: TokenState  # all tokens before the final norm
     # the reducers' results and their inputs, one per reducing step
     results: tuple
@@ -103,10 +104,7 @@ class ViT(nn.Module):
     @property
     def has_selectors(self) -> bool:
         """Whether a reducer has parameters, so it learns its selection."""
-        for layer in self.plan:
-            if layer.step and isinstance(layer.step.reducer, nn.Module):
-                return True
-        return False
+        return any(isinstance(layer.reducer, nn.Module) for layer in self.plan)
 
     @nn.nowrap
     def with_execution(self, **changes: Any) -> "ViT":
@@ -147,9 +145,10 @@ class ViT(nn.Module):
         check_images(images)
         warn_of_range(images, self.config.mean, self.config.std)
         # A module around this one may draw from `rngs`.
-        if not self.scope.path and set(self.scope.rngs) - {"params"}:
+        scope = self.scope
+        if scope is not None and not scope.path and set(scope.rngs) - {"params"}:
             raise InputError(
-                f"rngs has {sorted(self.scope.rngs)}, but the model draws from keys: "
+                f"rngs has {sorted(scope.rngs)}, but the model draws from keys: "
                 'keys={"drop_path": [B] keys, "reducer": [B] keys}'
             )
         sharding = batch_sharding(images)
@@ -160,7 +159,7 @@ class ViT(nn.Module):
             def call(vit: ViT, images: jax.Array, keys: Any) -> Outputs:
                 return vit(images, train, keys, with_states)
 
-            return method_on_auto_axes(call, self, images, keys)
+            return method_on_auto_axes(call, self, sharding, images, keys)
         state = self._embed(images, train)
         scores = {}
         states = []
@@ -170,15 +169,11 @@ class ViT(nn.Module):
         pool = None
         probe = None
         if self.config.arch.pool == "map":
-            pool = AttentionPool(
-                config=self.config,
-                dtype=self._dtype("attn_pool"),
-                prop_attn=self.prop_attn,
-                name="attn_pool",
-            )
+            dtype = self._dtype("attn_pool")
+            pool = AttentionPool(self.config, dtype, self.prop_attn, name="attn_pool")
 
             def probe(state: TokenState) -> jax.Array:
-                return pool.scores(norm(state.x), state)
+                return pool.probe_scores(norm(state.x), state)
 
         for index in range(self.depth):
             block = self._block(index)
@@ -213,28 +208,19 @@ class ViT(nn.Module):
         if is_last and self.execution.head_only and not self.is_initializing():
             queries = self.config.arch.head_tokens
         name = f"blocks_{index}"
+        execution = dataclasses.replace(self.execution, dtype=self._dtype(name))
+        layer = self.plan[index]
         return Block(
-            config=self.config,
-            execution=dataclasses.replace(self.execution, dtype=self._dtype(name)),
-            index=index,
-            layer=self.plan[index],
-            prop_attn=self.prop_attn,
-            queries=queries,
-            name=name,
+            self.config, execution, index, layer, self.prop_attn, queries, name=name
         )
 
     def _block_reduction(
-        self,
-        index: int,
-        keys: dict[str, jax.Array] | None,
-        probe: Callable[[TokenState], jax.Array] | None,
+        self, index: int, keys: dict[str, jax.Array] | None, probe: Probe | None
     ) -> BlockReduction | None:
         """The BlockReduction at an index; None if the block keeps all tokens."""
         layer = self.plan[index]
-        if layer.step is None:
-            return None
-        reducer = layer.step.reducer
-        if isinstance(reducer, nn.Module):
+        reducer: Any = layer.reducer
+        if isinstance(layer.reducer, nn.Module):
             reducer = reducer.clone(parent=self, name=f"reducer_{index}")
             if layer.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters:
@@ -246,20 +232,20 @@ class ViT(nn.Module):
                 reducer(reducer_inputs, StepCounts(n, n))
         if layer.counts is None:
             return None
-        return BlockReduction(index, layer, reducer, self.config.num_heads, keys, probe)
+        heads = self.config.num_heads
+        return BlockReduction(index, layer.counts, reducer, heads, keys, probe)
 
     def _drop_path(
         self, keys: dict[str, jax.Array] | None, train: bool
     ) -> list[tuple[jax.Array | None, jax.Array | None]]:
         """Drop path factors [batch] of the two branches per block."""
-        if not (train and self.execution.drop_path_rate):
+        rate = self.execution.drop_path_rate
+        if not (train and rate):
             return [(None, None)] * self.depth
         if keys is None:
             needed = 'keys={"drop_path": [B] keys}'
             raise ValueError(f"train=True draws for drop path: {needed} is missing")
-        scale = drop_path_scale(
-            keys["drop_path"], self.depth, self.execution.drop_path_rate
-        )
+        scale = drop_path_scale(keys["drop_path"], self.depth, rate)
         return [(scale[:, i, 0], scale[:, i, 1]) for i in range(self.depth)]
 
     def _classify(
@@ -271,28 +257,26 @@ class ViT(nn.Module):
     ) -> Outputs:
         arch = self.config.arch
         x = state.x
+        # A head may read one or two tokens. jit drops the norm of all other tokens.
+        head_tokens = norm(x[:, : arch.head_tokens])
         if arch.pool == "token":
-            # The head reads one or two tokens. jit drops the norm of all other tokens.
-            head_tokens = norm(x[:, : arch.head_tokens])
             pooled = head_tokens[:, 0]
         elif arch.pool == "mean":
-            pooled = self._mean(norm(x), state)
-        elif arch.pool == "map":
-            pooled = pool(norm(x), state)
+            pooled = self._mean(head_tokens, state)
+        elif pool is not None:
+            pooled = pool(head_tokens, state)
         else:
-            pooled = norm(x)
+            pooled = head_tokens
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
         vectors = {"head": pooled}
         if arch.dist_token:
             vectors["head_dist"] = head_tokens[:, 1]
             pooled = jnp.mean(head_tokens, axis=1)
+        classes = self.config.num_classes
         head_logits = []
-        for name, vector in vectors.items():
-            if self.config.num_classes:
-                head_logits.append(
-                    dense_layer(self.config.num_classes, name=name)(vector)
-                )
+        for name, vector in vectors.items() if classes else ():
+            head_logits.append(dense_layer(classes, name=name)(vector))
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
@@ -312,22 +296,16 @@ class ViT(nn.Module):
     def _norm(self, name: str) -> LayerNorm:
         return LayerNorm(self._dtype(name), self.config.arch.norm_eps, name=name)
 
-    def _mean(
-        self, x: Float[Array, "batch tokens dim"], state: TokenState
-    ) -> Float[Array, "batch dim"]:
+    def _mean(self, x: TokenRows, state: TokenState) -> Float[Array, "batch dim"]:
         """Token mean, weighted by size."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if mask is not None:
             size = size * mask
-        size_sum = jnp.sum(size, axis=1, keepdims=True)
         # The sum is 0 if all tokens of an image are masked.
-        share = size / jnp.maximum(size_sum, 1.0)
-        terms = x.astype(jnp.float32) * share[:, :, None]
-        return jnp.sum(terms, axis=1)
+        share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
+        return jnp.sum(x.astype(jnp.float32) * share[:, :, None], axis=1)
 
-    def _embed(
-        self, images: Float[Array, "batch height width channels"], train: bool
-    ) -> TokenState:
+    def _embed(self, images: PixelRows, train: bool) -> TokenState:
         """Turn images into tokens: the prefix, then the patches."""
         arch = self.config.arch
         stem = self._stem()
@@ -335,11 +313,11 @@ class ViT(nn.Module):
         height, width = images.shape[1:3]
         height -= height % self.config.patch_size
         width -= width % self.config.patch_size
-        patches = images[:, :height, :width]
-        x = stem(patches.astype(self._dtype("patch_embed")), train)
+        x = images[:, :height, :width].astype(self._dtype("patch_embed"))
+        x = stem(x, train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
-        self._check_positions(height, width, (images.shape[1], images.shape[2]))
+        self._check_positions(height * width, (images.shape[1], images.shape[2]))
         prefix = self._prefix(batch, dim)
         if arch.prefix_positions:
             if prefix:
@@ -350,15 +328,9 @@ class ViT(nn.Module):
             x = jnp.concatenate([*prefix, x], 1)
         if arch.pre_norm:
             x = self._norm("norm_pre")(x)
-        coordinates = None
-        if arch.rotary:
-            coordinates = arch.rotary.coordinates((height, width))
-        return initial_state(
-            keep_token_major(x),
-            arch.prefix,
-            grid=(height, width),
-            coordinates=coordinates,
-        )
+        grid = (height, width)
+        coordinates = arch.rotary.coordinates(grid) if arch.rotary else None
+        return initial_state(keep_token_major(x), arch.prefix, grid, coordinates)
 
     def _prefix(self, batch: int, dim: int) -> list[jax.Array]:
         """The learned prefix tokens: arrays [batch, count, dim]."""
@@ -386,10 +358,8 @@ class ViT(nn.Module):
             return ConvStem(*sizes, axis_name=self.execution.axis_name, name=name)
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
-    def _check_positions(
-        self, height: int, width: int, image_size: tuple[int, int]
-    ) -> None:
-        """Check that the grid has as many patches as the position embeddings."""
+    def _check_positions(self, patches: int, image_size: tuple[int, int]) -> None:
+        """Check that there are as many patches as position embeddings."""
         arch = self.config.arch
         positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:
@@ -397,25 +367,21 @@ class ViT(nn.Module):
         count = positions.shape[1]
         if arch.prefix_positions:
             count -= arch.prefix
-        if count != height * width:
+        if count != patches:
             raise InputError(
-                f"images have {size_text(image_size)} pixels, {height * width} "
-                f"patches, but the model has positions for {count}; "
-                "load(.., image_size=..) resizes them"
+                f"images have {size_text(image_size)} pixels, {patches} patches, but "
+                f"the model has positions for {count}; load(.., image_size=..) resizes "
+                "them"
             )
 
-    def _with_positions(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens dim"]:
+    def _with_positions(self, x: TokenRows) -> TokenRows:
         if not self.config.arch.positions:
             return x
         pos_embed = self.param("pos_embed", NORMAL_INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(x.dtype)
 
 
-def final_norm(
-    model: ViT, variables: Mapping[str, Any]
-) -> Callable[[jax.Array], jax.Array]:
+def final_norm(model: ViT, variables: Mapping[str, Any]) -> Callable[[jax.Array], Any]:
     """The norm after the last block, as a function [.., D] -> [.., D]."""
     # A model without a final norm, for example with `fc_norm`, has the identity.
     if not model.config.arch.final_norm:

@@ -220,6 +220,16 @@ class BlockPlan:
     # attention scores and projections read by reducers, here or at the next block
     attention_reads: frozenset[str] = frozenset()
 
+    @property
+    def reducer(self) -> Any:
+        """The step's reducer, even if it reduces nothing here; None without a step."""
+        return self.step.reducer if self.step else None
+
+    @property
+    def site(self) -> str | None:
+        """Where the block reduces, one of SITES; None if all tokens stay."""
+        return self.step.site if self.step and self.counts else None
+
 
 def choose_steps(
     counts: Sequence[int], steps: Sequence[Step], n: int, exact: bool = True

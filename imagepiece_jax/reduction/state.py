@@ -1,6 +1,7 @@
 """Data classes: tokens between blocks, inputs of reducers, and results of reducers."""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Shaped
 
@@ -119,7 +120,7 @@ def initial_state(
     x: Float[Array, "batch all_tokens dim"],
     num_prefix: int = 1,
     grid: tuple[int, int] | None = None,
-    coordinates: Float[Array, "tokens 2"] | None = None,
+    coordinates: Float[Array | np.ndarray, "tokens 2"] | None = None,
 ) -> TokenState:
     """Make a TokenState with one patch per token.
 

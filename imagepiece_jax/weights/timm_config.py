@@ -257,8 +257,8 @@ def _architecture_fields(
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
         include_prefix = arguments["pool_include_prefix"] and pool != "token"
-    is_fused = arguments["attn_type"] == "eva"
-    lacks_key_bias = is_eva and is_fused and arguments["qkv_bias"]
+    has_own_biases = is_eva and arguments["attn_type"] == "eva"
+    lacks_key_bias = has_own_biases and arguments["qkv_bias"]
     return {
         "class_token": arguments["class_token"],
         "registers": arguments["reg_tokens"],

@@ -1,4 +1,4 @@
-"""What the programs of a benchmark compute, and the MACs that they count."""
+"""Programs of a benchmark: their outputs, and their MACs."""
 
 import numpy as np
 import pytest

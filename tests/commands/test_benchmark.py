@@ -1,4 +1,4 @@
-"""The benchmark command: what it measures and writes."""
+"""The benchmark command: its measurements and files."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""describe, evaluate and doctor: what they print, and that it is true."""
+"""describe, evaluate and doctor print true figures."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The command that writes features: what it prints, and the words of `load`."""
+"""The features command: its output, and the options of `load`."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""The command that predicts: what it prints, its JSON, and its exit status."""
+"""The predict command: its output, its JSON, and its exit status."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
 
 @pytest.fixture(scope="module")
 def panda(tmp_path_factory):
-    """Public weights by their name, whose class is 388 for every image."""
+    """Public weights by name, which predict class 388 for every image."""
     folder = tmp_path_factory.mktemp("public")
     model = create_model(named_models.config("test_vit", num_classes=1000))
     tensors = timm_tensors.to_timm(tiny_vit.fill(variable_shapes(model)))

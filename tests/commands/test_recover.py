@@ -1,4 +1,4 @@
-"""The command that recovers: the folder that it leaves, and what it leaves alone."""
+"""The recover command: the folder it writes, and files it leaves alone."""
 
 import json
 

@@ -110,7 +110,7 @@ def check_round_trip(devices, everywhere=None):
 
 
 def check_pairs(devices, m):
-    """Of an even number of samples a device every partner is on the same device."""
+    """With evenly many samples per device, partners share a device."""
     samples = device_samples(m * devices, devices)
     mapped = parallel.pmap(parallel.reverse_batch)
     np.testing.assert_array_equal(mapped(samples), m * devices - 1 - samples)
@@ -144,7 +144,7 @@ def check_process(process, port):
 
 
 def check_agreement(process):
-    """What differs is refused in both; what may differ, and what is equal, is not."""
+    """Both processes refuse a difference, unless the field may differ."""
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
     execution = types.SimpleNamespace(attention_impl="xla")
     model = types.SimpleNamespace(execution=execution)

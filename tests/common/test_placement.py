@@ -10,7 +10,7 @@ from tests.helpers.refused_calls import refused
 
 @pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])
 def test_mixup_partners_are_in_mirrored_places(samples, devices):
-    """On one device, but for the middle ones of two mirrored devices."""
+    """On one device, except the middle ones of two mirrored devices."""
     layout = device_samples(samples, devices)
     m = samples // devices
     places = {

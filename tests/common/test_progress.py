@@ -1,4 +1,4 @@
-"""What is said of long work, on a terminal and in a log."""
+"""Messages about long work, on a terminal and in a log."""
 
 import io
 import re
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_items_are_counted(shown, monkeypatch, stream):
-    """By lines in a log, and a bar on a terminal, which disappears."""
+    """A log gets lines; a terminal gets a bar, which disappears."""
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Draws depend on what they are for, and on nothing else."""
+"""Draws depend only on their purpose."""
 
 import ast
 import contextlib

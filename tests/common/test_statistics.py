@@ -76,7 +76,7 @@ def test_mcnemar_sums_a_row_of_pascals_triangle(gained, lost):
     ],
 )
 def test_holm_by_hand(p, corrected):
-    """Of .005 .01 .03 .04: four times, three times, twice, once; then rising."""
+    """.005 .01 .03 .04 times four, three, two and one, then made monotone."""
     assert_close(statistics.holm(p), corrected, units=1)
 
 

@@ -243,7 +243,7 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
 
 
 def sampler(order, workers):
-    """What each of `workers` devices sees in an epoch: DeiT's sampler."""
+    """The images of every one of `workers` devices in an epoch, by DeiT's sampler."""
     assigned = [index for index, _ in itertools.product(order, range(3))]
     total = math.ceil(len(order) * 3 / workers) * workers
     assigned += assigned[: total - len(assigned)]

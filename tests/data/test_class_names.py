@@ -191,7 +191,7 @@ def test_folders_of_other_names_or_of_two_orders_are_refused(
     ],
 )
 def test_a_name_of_two_classes_is_refused(tmp_path, folders, model):
-    """Folders whose names differ only in their form, or a model's equal names."""
+    """Folders with names that differ only in form, or a model's equal names."""
     num_classes = len(model or folders)
     with pytest.raises(InputError, match="two classes have the name"):
         open_val(tmp_path, folders, num_classes=num_classes, class_names=model)

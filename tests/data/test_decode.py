@@ -30,7 +30,7 @@ def plain(mode, color):
 
 
 def paletted(color):
-    """With transparency, of which Pillow warns where it is converted to RGB."""
+    """Pillow warns when it converts transparency to RGB."""
     image = plain("P", 1)
     image.putpalette([0, 0, 0, *color])
     image.info["transparency"] = b"\x00\x80"

@@ -101,7 +101,7 @@ def frame(image, draw):
 
 
 def test_frames_of_a_scene_are_found(photographs):
-    """Zoomed, shifted and in other light: scenes whose eight frames have one number."""
+    """Frames are zoomed, shifted and relit; eight frames make one scene."""
     draw = np.random.default_rng(0)
     truth = np.repeat(np.arange(100), 8)
     frames = np.stack([frame(photographs[2 * scene + 1], draw) for scene in truth])

@@ -1,4 +1,4 @@
-"""Sources of images: what each returns, and what is refused when it is opened."""
+"""Sources of images: returned samples, and refusals on opening."""
 
 import os
 import pathlib
@@ -24,7 +24,7 @@ def labels_of(source):
 
 
 def names_of(source, prefix=""):
-    """The names of all images, without what they begin with."""
+    """The names of all images, without their common beginning."""
     return [source.image_name(i).removeprefix(str(prefix)) for i in range(len(source))]
 
 

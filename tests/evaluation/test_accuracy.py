@@ -1,4 +1,4 @@
-"""Accuracy over a whole split, from a model whose logits are known."""
+"""Accuracy over a whole split, from a model with known logits."""
 
 import functools
 import types
@@ -150,7 +150,7 @@ def random_pass(model, images, order, batch_size):
 
 
 def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
-    """Twelve times the same image: whatever differs was drawn."""
+    """Twelve copies of one image differ only by random draws."""
     model = tiny_vit.model("random:keep_rate=0.5:blocks=(0,)", depth=2)
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
     images = images.repeat(12, 0)
@@ -189,7 +189,7 @@ def test_fewer_than_five_classes_no_images_and_a_bad_one():
 
 
 def test_throughput_leaves_the_first_batch_out(monkeypatch):
-    """The clock: 100 s for the first batch, 1 s for each of the two others."""
+    """The clock takes 100 s for the first batch, and 1 s for the other two each."""
     clock = types.SimpleNamespace(perf_counter=iter((0.0, 100.0, 102.0)).__next__)
     monkeypatch.setattr(accuracy, "time", clock)
     batches = [batch([0] * 3, [0] * 3) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The card: its figures by other code, its images, and whose README.md it replaces."""
+"""The card: its figures, its images, and README.md files it may replace."""
 
 import dataclasses
 import io
@@ -119,7 +119,7 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
 
 
 def test_texts_and_class_folders_join_the_card(tmp_path):
-    """Of images that are held out, with some unreadable ones before them."""
+    """Unreadable files stand before the held-out images."""
     vit = tiny_vit.pretrained("tome:r=3", depth=2, num_classes=0)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     for seed, name in enumerate(("cat", "dog")):
@@ -233,7 +233,7 @@ def test_yaml_reads_the_license_as_it_is(tmp_path, license):
 
 
 def test_images_that_recovered_the_model_are_not_compared(tmp_path):
-    """Others were added to the folder since, which moves the even spacing."""
+    """New files in the folder move the even spacing."""
     folder = small_photographs.write(tmp_path / "photos", 60)
     vit = recover(tiny_vit.pretrained("tome:r=3", depth=1), folder, steps=1)
     assert vit.recovery.variants[0].learned

@@ -155,7 +155,7 @@ def test_a_file_without_finite_outputs_does_not_replace_another(tmp_path, monkey
 
 
 def test_largest_numbers_are_those_of_a_pass():
-    """Of a few given images, by the tokens that follow the stem."""
+    """A few given images, by the tokens after the stem."""
     vit = tiny_vit.pretrained(depth=2)
     white = np.full((3, tiny_vit.SIDE, tiny_vit.SIDE, 3), 255, np.uint8)
     found = largest_numbers.find_largest_numbers(vit)
@@ -182,7 +182,7 @@ def test_logits_of_attention_are_bounded():
 
 
 def test_numbers_of_a_float32_head_may_be_large(tmp_path):
-    """As those of a regression."""
+    """Like a regression's."""
     vit = changed(tiny_vit.pretrained(tiny_vit.EVIT), **{"head/kernel": 1e6})
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
     logits = logits_of(onnx.load(file), IMAGES)

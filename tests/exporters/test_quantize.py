@@ -1,4 +1,4 @@
-"""int8 files: what is quantized, and what decides in float32."""
+"""int8 files: quantized products, and decisions in float32."""
 
 import collections
 
@@ -46,7 +46,7 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
 
 
 def test_products_that_only_decide_are_left_out():
-    """By hand: a score, its comparison, what the comparison chooses, and attention."""
+    """By hand: a score, its comparison, the chosen values, and attention."""
     node = onnx.helper.make_node
     weights = []
     for name in "wuv":

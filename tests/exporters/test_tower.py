@@ -35,17 +35,17 @@ def encoder(reduction=REDUCTION, **options):
 
 
 def clip(reduction=REDUCTION):
-    """A model whose head is a projection."""
+    """A model with a projection head."""
     return tiny_vit.of_problem(tiny_vit.pretrained(reduction), "projection")
 
 
 def siglip(reduction=REDUCTION):
-    """A model whose vector a learned probe reads."""
+    """A model with an attention-pooling head."""
     return encoder(reduction, class_token=False, pool="map")
 
 
 def nameless(reduction=REDUCTION):
-    """A classifier whose classes have no names."""
+    """A classifier without class names."""
     return tiny_vit.pretrained(reduction)
 
 
@@ -121,7 +121,7 @@ def test_a_graph_takes_and_gives_what_its_client_knows(
 
 
 def test_tokens_of_clip_are_those_before_its_last_norm(tmp_path):
-    """As in transformers, which norms the class token alone."""
+    """transformers norms only the class token."""
     vit = encoder(None, pre_norm=True)
     session = onnxruntime.InferenceSession(export(vit, tmp_path, layout="transformers"))
     given = tiny_vit.images(2)
@@ -255,7 +255,7 @@ def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Files of the model's size, which no client resizes."""
+    """No client resizes files of the model's size."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ THEIRS = {"float32": "fp32", "float16": "fp16", "int8": "q8"}  # in transformers
 
 
 def assert_near(vectors, want, dtype):
-    """Cosines of rows, of which none is further away than the type explains."""
+    """Cosines of rows are as close to 1 as the type allows."""
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(want, axis=1)
     assert (np.sum(vectors * want, axis=1) / lengths > CLOSE[dtype]).all()
 

@@ -1,4 +1,4 @@
-"""Pixels that clients make by a tower's JSON files, against those of the model.
+"""Pixels of clients that follow a tower's JSON files, against the model's.
 
 tests/fixtures/client_pixels.npz has what OpenCLIP and transformers make of odd images.
 """

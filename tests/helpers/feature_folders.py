@@ -18,7 +18,7 @@ def load_arrays(folder):
 
 
 def assert_folders_close(folder, other):
-    """Arrays of two folders are equal but for rounding: batches have other sizes."""
+    """Two folders have equal arrays up to rounding, as batch sizes differ."""
     theirs = load_arrays(other)
     for name, ours in load_arrays(folder).items():
         np.testing.assert_allclose(ours, theirs[name], rtol=2e-3, atol=2e-3)

@@ -121,7 +121,7 @@ if sys.platform != "linux":
 
 
 def run(args, cwd=ROOT, env=None, timeout=120):
-    """As `subprocess.run`, which returns both outputs as text."""
+    """Like `subprocess.run` with both outputs as text."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = Process(args, cwd=cwd, env=env, stdout=out, stderr=err)
         try:
@@ -171,7 +171,7 @@ def begin_quickly(replace=setattr):
 
 
 def _run(words, folder, environment):
-    """What `python` does with these words."""
+    """Run these words like `python`."""
     import jax
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Tiny models in masked training, and what becomes of them if masks become real."""
+"""Tiny models in masked training, and the same models with tokens removed."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from tests.helpers import tiny_vit
 
 
 def keys(batch=3, seed=0):
-    """Keys of the reducers, one an image, as a training step hands them over."""
+    """Keys of the reducers, one per image, like a training step's."""
     return {"reducer": jax.random.split(jax.random.key(seed), batch)}
 
 
@@ -27,7 +27,7 @@ def train(model):
 
 
 def trained(fields):
-    """(training model, compiled (keys) -> Outputs for three images)."""
+    """A training model, and a compiled function of keys that returns Outputs."""
     model = tiny_vit.model(fields, masked=True)
     variables = tiny_vit.variables(model)
     run = train(model)
@@ -35,7 +35,7 @@ def trained(fields):
 
 
 def lean(variables, to):
-    """Change all selectors: log odds of keeping are around `to`."""
+    """Set the bias of all selectors so log odds of keeping are about `to`."""
     for name, parameters in variables["params"].items():
         if name.startswith("reducer_"):
             score = parameters["scores"]["score"]
@@ -44,7 +44,7 @@ def lean(variables, to):
 
 
 def taught(model, seed=5):
-    """Outputs of random numbers in the shapes of a model's, which teach a student."""
+    """Random Outputs in a model's shapes, to teach a student."""
     draw = np.random.default_rng(seed)
     outputs = jax.eval_shape(model.apply, tiny_vit.shapes(model), tiny_vit.images())
     return jax.tree.map(lambda a: draw.normal(size=a.shape).astype(a.dtype), outputs)
@@ -52,7 +52,7 @@ def taught(model, seed=5):
 
 @dataclasses.dataclass(frozen=True)
 class KeepShare(Reducer):
-    """Drops all tokens but those named, in every image alike."""
+    """Keep only these tokens, in every image."""
 
     tokens: tuple[int, ...]
 
@@ -66,9 +66,9 @@ class KeepShare(Reducer):
 
 
 def without(model, masks):
-    """`model` with the tokens really gone that are masked: {block: [n] of 0 and 1}.
+    """`model` without the masked tokens. masks: {block: [n] of 0 and 1}.
 
-    A mask covers the tokens of the first block; each is part of the one before.
+    A mask covers the first block's tokens and is part of the previous mask.
     """
     steps = []
     held = list(range(tiny_vit.TOKENS))

@@ -134,7 +134,7 @@ def compose(outer, inner):
 
 
 def count_sources(source, n):
-    """Patches behind each of `n` slots. source [n0] -> [n]."""
+    """Patch counts of `n` slots. source [n0] -> [n]."""
     counts = np.zeros(n, int)
     for slot in source:
         if slot != DROPPED:
@@ -143,7 +143,7 @@ def count_sources(source, n):
 
 
 def last_values(values, steps):
-    """Every patch's value, of dropped ones that of their token when it was dropped.
+    """Every patch's value. A dropped patch has its token's value at the drop.
 
     Arguments as for `nearest_values`.
     """
@@ -205,7 +205,7 @@ def convolution(image, kernel, stride=1, pad=0):
 
 
 def softmax(logits):
-    """Over the last axis, which is that of classes or keys."""
+    """Softmax over the last axis: classes or keys."""
     powers = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 

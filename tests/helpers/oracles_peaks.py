@@ -108,7 +108,7 @@ def attention_sizes(decision, size):
 
 
 class Step(NamedTuple):
-    """What one step reads and decides, and the patches of its tokens, [n_out]."""
+    """One step's inputs and decisions, and its tokens' patches, [n_out]."""
 
     score: np.ndarray  # [n]
     cosines: np.ndarray  # [n, n]

@@ -5,7 +5,7 @@ from PIL import Image
 
 
 def write_images(folder, images):
-    """Write 00.png, 01.png, .. into a folder, which is made; their paths."""
+    """Write 00.png, 01.png, .. into a new folder, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:02}.png" for number in range(len(images))]
     for path, pixels in zip(paths, images, strict=True):
@@ -41,7 +41,7 @@ def write_plain(folder, *names, color=(0, 0, 0), side=16):
 
 
 def write_damaged(folder, side):
-    """The new folder of two images, a.png and c.png, and of b.png, which is none."""
+    """Write a folder with two images, a.png and c.png, and a damaged b.png."""
     first, second = write_images(folder, noise(2, side, side))
     first.rename(folder / "a.png")
     second.rename(folder / "c.png")

@@ -1,4 +1,4 @@
-"""Batches that processes read, each of which imports this module, not JAX."""
+"""Batches read by processes, which import this module instead of JAX."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from tests.helpers.noise_images import Noise, train_batches, train_transform
 
 
 class Filled:
-    """Batches of three chunks, whose work is to fill 5 pixels with a number."""
+    """Batches of three chunks. A chunk fills 5 pixels with a number."""
 
     def __init__(self, steps):
         self.total_chunks = 3 * steps

@@ -64,7 +64,7 @@ def main():
 
 
 def first_example():
-    """What README's first example defines.
+    """The names defined by README's first example.
 
     Weights and photographs are random, and the model has two blocks of twelve.
     """

@@ -8,13 +8,13 @@ from imagepiece_jax.errors import InputError
 
 
 def untrained(part="head"):
-    """Context in which a model is said to have a part that nothing has trained."""
+    """Context that must warn of an untrained part of a model."""
     return pytest.warns(UserWarning, match=f"untrained {part}.*drawn from a seed")
 
 
 @contextlib.contextmanager
 def refused(*texts):
-    """Context in which an InputError is raised, whose sentence has these texts."""
+    """Context that must raise an InputError with these texts."""
     with pytest.raises(InputError) as caught:
         yield caught
     sentence = str(caught.value)

@@ -8,7 +8,7 @@ UNIT = 2.0**-23  # between 1 and the next float32
 
 
 def assert_close(actual, desired, units=32, scale=0.0):
-    """Arrays, or trees of them, equal but for what float32 rounds.
+    """Arrays or trees of arrays are equal up to float32 rounding.
 
     Sums in another order differ by units in the last place of their largest number,
     where terms cancel, too.

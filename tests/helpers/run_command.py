@@ -19,7 +19,7 @@ from tests.helpers.small_runs import ROOT
 
 @contextlib.contextmanager
 def shown():
-    """A block in which the package prints what it logs, and caplog sees it, too."""
+    """Within it the package prints its log, and caplog sees it, too."""
     logger = logging.getLogger("imagepiece_jax")
     before = dict(vars(logger))
     progress.show_progress()
@@ -48,7 +48,7 @@ class Ended(NamedTuple):
 
     @property
     def lines(self):
-        """The lines on stderr, but for plans: what reductions come to."""
+        """The lines on stderr, except the plans of reductions."""
         found = []
         for line in self.err.splitlines():
             if line.startswith("error: ") or not line.endswith(" of the MACs"):

@@ -7,7 +7,7 @@ from imagepiece_jax.weights.tensor_files import UnreadTensors
 
 
 def deit_ti(monkeypatch, depth):
-    """Its first `depth` blocks are what is read of its file, and what it is."""
+    """Let DeiT-Ti have only its first `depth` blocks, also when its file is read."""
     read = UnreadTensors.read
     kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{depth - 1}]\.")
 

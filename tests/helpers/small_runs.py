@@ -63,7 +63,7 @@ def lines(workdir, kind):
 
 
 def computed(workdir):
-    """All lines, without what a clock has measured."""
+    """All lines, without measured times."""
     lines = read_metrics(workdir)
     return [
         {k: v for k, v in line.items() if k not in CLOCKED_METRICS} for line in lines

@@ -26,5 +26,5 @@ class Mean:
 
 
 def simplify(patch):
-    """No model to compile, which takes long."""
+    """Without a model, which would compile for long."""
     patch.setattr(workloads.optimize, "optimize", Mean)

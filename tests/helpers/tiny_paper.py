@@ -30,7 +30,7 @@ PROGRAMS = {}  # of all studies, whose models are mostly the same
 
 
 def pretrained(folder, seed=0, **fields):
-    """Random weights of a dense model, which are saved in a folder."""
+    """Save random weights of a dense model in a folder."""
     fields = FIELDS | fields
     model = create_model(named_models.config(**fields))
     variables = tiny_vit.fill(variable_shapes(model), seed)

@@ -107,7 +107,7 @@ def traced(model, train=True, backward=None):
 
 
 def unwanted(model, **options):
-    """What a fused program must not contain, as a list of sentences."""
+    """Sentences about contents that a fused program must not have."""
     counts = token_counts(model)
     found = []
     for name, shapes in traced(model, **options):

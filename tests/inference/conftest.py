@@ -38,7 +38,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Paths of images of noise, of which three are damaged."""
+    """Paths of noise images; three files are damaged."""
     folder = tmp_path_factory.mktemp("photographs")
     write_images(folder, noise(PHOTOGRAPH_COUNT, tiny_vit.SIDE, tiny_vit.SIDE))
     for number in DAMAGED_ROWS:
@@ -58,14 +58,14 @@ def write(vit, photographs):
 
 @pytest.fixture(scope="module")
 def written(write, tmp_path_factory):
-    """(a complete folder, what `write_features` returned)."""
+    """A complete folder, and the result of `write_features`."""
     folder = tmp_path_factory.mktemp("features") / "whole"
     return folder, write(folder)
 
 
 @pytest.fixture
 def computed(monkeypatch):
-    """Numbers of rows that calls compute, as they begin."""
+    """A list that gets the row count of every call."""
     numbers = []
     batches = feature_files.Batches
 
@@ -79,9 +79,9 @@ def computed(monkeypatch):
 
 @pytest.fixture
 def collection(tmp_path, photographs):
-    """A folder with copies of six of the photographs, of which one is damaged.
+    """A folder with copies of six photographs; one is damaged.
 
-    Two have the same number of bytes.
+    Two files have equally many bytes.
     """
     folder = tmp_path / "collection"
     folder.mkdir()

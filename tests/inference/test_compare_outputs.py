@@ -49,7 +49,7 @@ def test_figures_are_those_of_a_slow_count(has_classes):
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_new_queries_in_an_old_index(monkeypatch, block):
-    """Each finds what is near in the index, and not the image itself."""
+    """An image finds its neighbors in the index, except itself."""
     monkeypatch.setattr(compare_outputs, "BLOCK", block)
     rng = np.random.default_rng(0)
     index = rng.normal(size=(30, 8))
@@ -170,7 +170,7 @@ def slow_recall(rows, texts, described):
 @pytest.mark.parametrize("block", [7, 1000])
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_recall_is_that_of_a_slow_count(monkeypatch, block, repeats):
-    """Of images with as many texts each, in any order; some images have none."""
+    """Texts come in any order, and some images have none."""
     monkeypatch.setattr(compare_outputs, "BLOCK", block)
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(50, 6))

@@ -1,4 +1,4 @@
-"""A folder of photographs as files of vectors: rows, resumption, refusals."""
+"""A folder of photographs as files of vectors: rows, comparisons, refusals."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_vectors_are_compared_with_dense_ones(
 
 @pytest.mark.parametrize("head", ["none", "projection"])
 def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
-    """Each call compares what texts describe, also without new photographs."""
+    """Every call compares the described photographs, also without new ones."""
     vit = tiny_vit.pretrained(tiny_vit.EVIT, num_classes=0)
     array = "pooled"
     if head == "projection":
@@ -115,7 +115,7 @@ def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
 
 
 def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch):
-    """What its first convolution adds are the same products, and zeros."""
+    """Its first convolution adds the same products, and zeros."""
     vit = tiny_vit.pretrained(tiny_vit.EVIT, stem="conv")
     pixels = noise(4, tiny_vit.SIDE, tiny_vit.SIDE)
     found = []

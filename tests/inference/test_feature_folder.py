@@ -1,4 +1,4 @@
-"""Folders of features: what is kept, computed again, or refused."""
+"""Folders of features: kept rows, recomputed rows, and refusals."""
 
 import json
 import os
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("extractors_compiled_once")
 
 
 def unfinished(whole, folder, rows):
-    """A folder in which a killed process has counted `rows` rows.
+    """Make a folder of a killed process that counted `rows` rows.
 
-    It wrote half a row more, and half a line.
+    It also wrote half a row and half a line.
     """
     new = folder / ".new"
     shutil.copytree(whole, new)
@@ -120,9 +120,9 @@ CHANGES = {
 def test_a_changed_collection(
     write, photographs, collection, tmp_path, computed, change
 ):
-    """Its rows are those of a new folder, of which only those that lack are computed.
+    """Its rows equal those of a new folder, and only missing rows are computed.
 
-    A row that was kept is the same to the bit.
+    Kept rows have the same bits.
     """
     act, lacking = CHANGES[change]
     out = tmp_path / "out"
@@ -182,7 +182,7 @@ class Killed(BaseException):
 def test_a_kill_while_replacing(
     write, photographs, collection, tmp_path, monkeypatch, call
 ):
-    """Either set is whole, or paths.txt is absent; then it goes on."""
+    """One set is whole, or paths.txt is absent. The next call completes the set."""
     out = tmp_path / "out"
     write(out, pictures.find_images([collection]))
     old = np.load(out / "pooled.npy").copy()
@@ -257,7 +257,7 @@ def test_rows_that_are_not_there_are_computed_again(write, written, tmp_path, ch
 
 @pytest.mark.parametrize("line", [None, b"", b"[]", b'[["a"], 1, 2, 3, "d"]'])
 def test_a_record_that_was_edited_is_no_row(write, written, tmp_path, computed, line):
-    """Its photograph is computed, and no other row moves; all are where it is gone."""
+    """Only its photograph is computed; a missing line recomputes all."""
     folder = tmp_path / "edited"
     shutil.copytree(written[0], folder)
     lines = (folder / "files.jsonl").read_bytes().split(b"\n")

@@ -48,7 +48,7 @@ def state_of(patches):
 
 @tiny_vit.jit
 def outputs_of(state, *steps):
-    """Outputs after `steps`: (result, what the network adds to every token then)."""
+    """Outputs after `steps`: (result, a number then added to every token)."""
     results = []
     inputs = []
     for result, more in steps:
@@ -98,7 +98,7 @@ def test_dropped_patches_are_filled(fill, lost):
 
 
 def test_a_dropped_patch_follows_the_token_nearest_to_it_the_first_of_equals():
-    """0 is like 1, which is dropped later, then like 3; 5 is like 4, merged with 2."""
+    """0 follows 1, which is dropped later, then 3; 5 follows 4, merged with 2."""
     degrees = np.radians([0, 10, 90, 30, 160, 155])
     patches = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
     steps = (slots(-1, 0, 1, 2, 1, -1), 0), (slots(-1, 0, 1), 0)
@@ -172,7 +172,7 @@ def test_photographs_are_taken_as_a_predictor_takes_them(tmp_path):
 
 
 def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
-    """Two at a time, of which the last has one image of the five twice."""
+    """Two at a time; the last batch repeats the fifth image."""
     vit = tiny_vit.pretrained("tome:r=4", depth=1)
     pixels = noise(5, 20, 20)
     write_images(tmp_path, pixels)
@@ -282,7 +282,7 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(reduced, fil
 
 
 def test_layers_without_norm_are_the_residual_stream():
-    """By the model's own epsilon, which counts where features are small."""
+    """The model's own epsilon matters for small features."""
     vit = tiny_vit.pretrained(TOME, arch=Architecture(norm_eps=0.5), depth=2)
     found = features.features(
         vit, tiny_vit.images(2), layers=1, reshape=False, norm=False

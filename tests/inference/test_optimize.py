@@ -1,4 +1,4 @@
-"""The fast program: what it computes, and sentences for what it does not take."""
+"""The fast program: its outputs, and errors for wrong input."""
 
 import dataclasses
 import types
@@ -28,7 +28,7 @@ def optimized(model, variables, **options):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A reduced model with the conv stem, whose norms have seen images."""
+    """A reduced model with the conv stem and batch statistics."""
     model = tiny_vit.model(EVIT, stem="conv", depth=1)
     return model, tiny_vit.variables(model)
 

@@ -58,7 +58,7 @@ def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path)
 
 
 def close(found, wanted):
-    """Whether predictions are the same but for rounding: of programs of other sizes."""
+    """Whether predictions are equal up to rounding, as programs have other sizes."""
     same = [one[:2] for one in found] == [other[:2] for other in wanted]
     pairs = zip(found, wanted, strict=True)
     near = (abs(a.probability - b.probability) < 1e-5 for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Sizes in a direction of the keys: what logits lose, and what they gain."""
+"""Sizes in a direction of the keys: losses and gains of the logits."""
 
 import functools
 

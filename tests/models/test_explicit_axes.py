@@ -28,7 +28,7 @@ def mesh():
 
 
 def divided(tree, mesh):
-    """A batch, of which each device has a half."""
+    """Divide a batch between the two devices."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
@@ -104,7 +104,7 @@ def test_features_stay_on_their_devices(mesh):
 
 
 class Around(nn.Module):
-    """A user's module: dropout, of which the model inside has none, and a head."""
+    """A user's module: a model, dropout and a head."""
 
     vit: nn.Module
 

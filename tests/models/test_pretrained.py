@@ -58,7 +58,7 @@ def test_positions_are_resized_once(tmp_path, dense):
 
 
 def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
-    """SigLIP So400m/14 at 384 pixels: what is left over is cut."""
+    """Pixels beyond whole patches are cut, as in SigLIP So400m/14 at 384 pixels."""
     made = tiny_vit.model(image_size=22)
     own = Pretrained(made, tiny_vit.variables(made))
     assert own.at_size(22).model == made

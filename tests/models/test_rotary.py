@@ -126,7 +126,7 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     """Three patches at 0 and one at (4, 8): a quarter of the way; the last is gone."""
     state = state_at([[0, 0], [5, 5], [4, 8], [1, 2]], size=[3, 1, 1, 1])
     dest = np.int32([[0, 1, 0, -1]])
-    # What weighs the features does not move the token.
+    # Feature weights do not move the token.
     result = Assignment(dest, weight=np.float32([[1, 1, 9, 1]]), n_out=2)
     moved = apply(state, result, form=form)
     assert moved.coordinates.tolist() == [[[1, 2], [5, 5]]]
@@ -171,7 +171,7 @@ REDUCED += [("dinov3", PEAKS), ("eva02", f"{PEAKS}:score=class_and_mean")]
 
 
 def captured(made, variables, images):
-    """Outputs, and what projections and attention of each block gave."""
+    """Outputs, and the values of every block's projections and attention."""
 
     def wanted(module, method):
         return method == "__call__" and module.name in ("q", "k", "v", "attn")

@@ -1,4 +1,4 @@
-"""Small DINOv3 and EVA02 models against what timm computes (tools/fixtures.py)."""
+"""Small DINOv3 and EVA02 models against timm's outputs (tools/fixtures.py)."""
 
 import pathlib
 
@@ -45,7 +45,7 @@ def made(name, fixture):
 
 
 def differences(name, fixture, model, variables, image):
-    """Of logits and of features, in units of the largest value."""
+    """Differences of logits and features, as shares of the largest value."""
     outputs = tiny_vit.jit(model.apply)(variables, image)
     for field, got in (("logits", outputs.logits), ("features", outputs.tokens)):
         want = fixture[f"{name}/{field}"]

@@ -1,4 +1,4 @@
-"""Variables of a model: the shapes of one block are those of all."""
+"""Variables of a model: all blocks have equal shapes."""
 
 import jax
 import pytest

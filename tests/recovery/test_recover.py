@@ -99,7 +99,7 @@ np.savez(sys.argv[1], *leaves, curve=better.recovery.variants[0].curve)
 
 @pytest.mark.slow
 def test_other_processes_and_devices_recover_the_same(tmp_path):
-    """One device to the bit; several add up in another order."""
+    """One device gives the same bits; several sum in another order."""
     cache = stored_programs.of_processes(tmp_path / "cache")
     processes = {}
     for devices in (1, 4):
@@ -138,7 +138,7 @@ def test_a_dense_model_learns_on_from_the_costs_that_it_has():
 
 
 def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
-    """By the true dense model, and from it; what was learned before stays."""
+    """The true dense model teaches. Earlier recoveries stay."""
     merging = "tome:r=10"
     other = run_recovery(better.with_reduction(merging), steps=24)
     alone = run_recovery(vit.with_reduction(merging), steps=24)
@@ -162,7 +162,7 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
 
 @pytest.mark.usefixtures("useless")
 def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
-    """Learned again at its cost, and at the three of the dense model."""
+    """It learns again at its own cost, and at the dense model's three costs."""
     again = run_recovery(better, steps=2)
     (report,) = again.recovery.variants
     assert not report.changed
@@ -179,7 +179,7 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
 
 @pytest.mark.parametrize("lr", [1e6, recovery_step.REFERENCE_LR])
 def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
-    """Whether the second training is kept or not."""
+    """The other parameters stay, whether the second training is kept or not."""
     first = run_recovery(vit)
     before = first.recovery.variants[0].values
     monkeypatch.setattr(recovery_step, "REFERENCE_LR", lr)
@@ -217,7 +217,7 @@ def test_a_dense_model_learns_three_costs(public):
 
 
 def test_a_model_without_a_class_token_learns_by_its_patches():
-    """Here of images that are not square, which are cropped to that shape."""
+    """Images that are not square are cropped to the model's shape."""
     fields = {"class_token": False, "pool": "mean", "num_classes": 0}
     vit = reduced_model(MERGING, image_size=(16, 24), **fields).with_preprocessing(
         crop=0.875
@@ -229,7 +229,7 @@ def test_a_model_without_a_class_token_learns_by_its_patches():
 
 
 def test_images_that_are_all_alike_are_learned_from(vit, caplog):
-    """Just enough of one color each, and it is said that the report may be too good."""
+    """24 images of one color each suffice, with a warning of a too good report."""
     colors = np.repeat(np.arange(24, dtype=np.uint8), 3 * SIDE**2)
     with caplog.at_level("INFO", logger="imagepiece_jax"):
         found = run_recovery(vit, colors.reshape(24, SIDE, SIDE, 3))
@@ -285,7 +285,7 @@ def test_a_model_without_finite_outputs_is_refused():
 
 
 def test_a_recovered_model_knows_the_images_that_it_learned_from(vit, tmp_path):
-    """Those of both recoveries; None where the first did not say."""
+    """Digests of both recoveries, or None if the first has none."""
     images = noise(48)
     (once,) = imagepiece_jax.recover(vit, images, steps=1).recovery.variants
     assert len(once.learned) == 8 * once.images

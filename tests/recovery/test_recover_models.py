@@ -67,7 +67,7 @@ def stream_of(model):
 
 
 def seen(vit, images):
-    """What a model says of images: by its own apply and intermediates, in float64."""
+    """A model's outputs and intermediates for images, in float64."""
     model = vit.model
     arch = model.config.arch
     logits, tokens, blocks, dests = stream_of(model)(vit.variables, images)

@@ -35,7 +35,7 @@ def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
 
 @pytest.mark.parametrize("kind, restarts", [("nan", 1), ("twice", 1), ("nan", 2)])
 def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, restarts):
-    """At a quarter of the rate, from the start, which is said once."""
+    """It starts again at a quarter of the rate, with one warning."""
     taken = interrupt_step(monkeypatch, step=0)
     train_step = recovery_step.StudentFit.train_step
     measure = recovery_step.StudentFit.image_metrics
@@ -96,7 +96,7 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
 
 @pytest.mark.parametrize("step, other", [(1.0, 0.1), (40.0, 1.0), (1.0, 200.0)])
 def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
-    """On a busy machine compiling and a measure take longer than all 150 s."""
+    """Compiling and a measure may take longer than all 150 s."""
     taken = interrupt_step(monkeypatch, step=0)
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
@@ -113,7 +113,7 @@ def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
 
 @pytest.mark.parametrize("step", [14, 6])
 def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step):
-    """Of the first and the second, in which nothing was better yet; none follows."""
+    """Ctrl-C comes in the second cost or the first. No further cost follows."""
     train_step = recovery_step.StudentFit.train_step
 
     def first_alone(self, pixels, lr):
@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step)
 
 
 def test_progress_has_one_total_for_all_costs(public, monkeypatch):
-    """In steps, from after the compilation; what diverged does not count twice."""
+    """Steps count after compilation; a diverged attempt does not count twice."""
     shown = record_progress(monkeypatch)
     taken = interrupt_step(monkeypatch, step=0)
     train_step = recovery_step.StudentFit.train_step

@@ -77,7 +77,7 @@ def test_a_scene_is_learned_from_or_held_out(monkeypatch, caplog, name):
 
 
 def test_scenes_that_were_learned_from_are_not_held_out(monkeypatch):
-    """Also where only one of their images was, in another place of the list."""
+    """One learned image of a scene suffices, also at another place of the list."""
     scenes = np.repeat(np.arange(60), 2)
     parts = split_scenes(monkeypatch, scenes)
     assert parts.digests == "".join(f"{image:08}" for image in parts.learned.indices)
@@ -117,7 +117,7 @@ def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, k
 
 
 def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypatch):
-    """The same bytes, another size, another encoding. None is left out."""
+    """Copies have the same bytes, another size or another encoding. All are used."""
     for number, small in enumerate(noise(30, side=5)):
         picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
         picture.save(tmp_path / f"{number:02}.png")

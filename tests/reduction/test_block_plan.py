@@ -1,4 +1,4 @@
-"""Token counts of the papers, whatever binary rounding does, and plans of steps."""
+"""The papers' token counts in spite of binary rounding, and plans of steps."""
 
 import dataclasses
 
@@ -112,7 +112,7 @@ def test_stages_count_the_steps_that_change_something():
 
 
 def test_steps_follow_counts_where_they_fall_and_as_far_as_rules_go():
-    """Of 16 tokens at most half leave; later steps take the rest."""
+    """At most half of 16 tokens leave; later steps remove the rest."""
     steps = [step(RemoveCount(1), block) for block in range(3)]
     assert [s.tokens for s in choose_steps((16, 8, 7), steps, 16)] == [8, 7]
     chosen = choose_steps((16, 5, 5), steps, 16, exact=False)

@@ -178,7 +178,7 @@ def test_the_loss_of_a_step():
 
 
 def test_each_head_of_a_distilled_model_learns_its_own():
-    """The class head not from the teacher, that of distillation not from labels."""
+    """The class head ignores the teacher; the distillation head ignores labels."""
     moved = {}
     for weight in (0.0, 0.5):
         distill = DistillConfig(kind="hard", temperature=3.0, weight=weight)

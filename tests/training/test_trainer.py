@@ -122,7 +122,7 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
 
 
 def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_path):
-    """From the finished run's weights, which the first step throws far off."""
+    """The first step throws the finished run's weights far off."""
     start = shutil.copytree(finished[0], tmp_path / "start")
     workdir = tmp_path / "run"
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
@@ -131,7 +131,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_
     with pytest.raises(RunError, match=message) as error:
         small_runs.train(config, workdir)
     step = int(re.search(r"\d+", str(error.value))[0])
-    # The last step has no line and no checkpoint: what is kept is as good as before.
+    # The last step has no line and no checkpoint, so the kept weights are sound.
     assert Checkpoints(workdir).latest_step() == step - 1
     lines = small_runs.lines(workdir, "train")
     assert [line["skipped"] for line in lines] == [0] * (step - 3) + [1, 1]

@@ -49,7 +49,7 @@ def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfac
 
 
 def test_a_line_that_does_not_fit_is_one_sentence(tmp_path):
-    """Readers leave out what was written of it: it has no end."""
+    """Readers skip the incomplete line."""
     path = tmp_path / "lines"
     with open(path, "ab", buffering=0) as file:
         append_line(file, "a" * 60)

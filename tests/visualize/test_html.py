@@ -1,4 +1,4 @@
-"""The page shows all figures, and says in words what stands on them."""
+"""The page shows all figures, and describes them in words."""
 
 import numpy as np
 import pytest

@@ -67,7 +67,7 @@ def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
 
 
 def test_outlines_are_only_where_groups_meet():
-    """One gray image: whatever is not gray is outline or dropped."""
+    """The image is gray, so other colors are outlines or dropped patches."""
     grid = (3, 4)
     image = np.full((18, 24, 3), 100, np.uint8)
     token_of_patch = random_token_map(12, 6, seed=3)

@@ -34,7 +34,7 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     + [("lemmas", False)],
 )
 def test_a_label_map_of_imagenet_has_its_short_names(form, same):
-    """timm's and transformers'; with one other class it is that of other weights."""
+    """In timm's and transformers' form. One changed class keeps the file's names."""
     synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
     forms = {
         "synsets": synsets,
@@ -64,7 +64,7 @@ def test_heads_of_open_clip_are_as_wide_as_it_says():
 @pytest.mark.parametrize("proj", [None, ""])
 @pytest.mark.parametrize("size", [32, [32, 48]])
 def test_a_trunk_of_open_clip(proj, size):
-    """Its head is the projection; OpenCLIP resizes to no square by bicubic alone."""
+    """Its head is the projection. OpenCLIP resizes to a rectangle only by bicubic."""
     vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": proj}
     vision |= {"timm_pool": "token", "image_size": size}
     images = {"resize_mode": "shortest", "interpolation": "bilinear"}

@@ -107,7 +107,7 @@ def test_an_id_that_the_hub_does_not_take(cache):
 
 
 def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
-    """It marks what the hub was asked for and lacks."""
+    """It marks files that the hub lacks."""
     file = "preprocessor_config.json"
     files = {**files, "config.json": json.dumps(HF).encode()}
     snapshot = lay_out(cache, files)
@@ -153,7 +153,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def online(cache, files, monkeypatch):
-    """A handler class whose `files` a hub serves, and its `requests`."""
+    """A handler class with the hub's `files` and its `requests`."""
     constants = pytest.importorskip("huggingface_hub.constants")
     handler = type("Own", (Hub,), {"files": dict(files), "requests": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

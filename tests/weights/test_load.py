@@ -102,7 +102,7 @@ BROKEN = ["{ broken", '{"imagepiece_jax": {"format": 2}}']
 
 @pytest.mark.parametrize("content", [TIMM, *BROKEN])
 def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path, content):
-    """Also in a folder that has a config.json, whatever that says."""
+    """Also in a folder with a config.json of any content."""
     folder = shutil.copytree(saved, tmp_path / "m")
     (folder / "config.json").write_text(content)
     given = dataclasses.replace(CONFIG.at_size(2 * tiny_vit.SIDE), num_classes=9)
@@ -275,7 +275,7 @@ def test_the_authors_names_of_files(file, name):
 
 
 def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
-    """Of timm's names, alone or under a key; the caller's arrays stay the caller's."""
+    """By timm's names, alone or under a key. The caller's arrays are copied."""
     tensors = {k: np.array(v) for k, v in timm_tensors.to_timm(variables).items()}
     vit = imagepiece_jax.load(file, config=CONFIG)
     two = {"model": tensors, "ema": tensors, "epoch": 3}

@@ -1,4 +1,4 @@
-"""One file has one crop of its images, whatever names it.
+"""One file has one crop by every name.
 
 timm's values stand here as its configs have them; tests/parity asks timm for all.
 """

@@ -1,4 +1,4 @@
-"""What a path holds: the kinds of places, their names, and what is none of them."""
+"""What a path holds: kinds of places, their names, and refusals."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Saved models: what `load` makes of them, and what the folder holds."""
+"""Saved models: loaded again, and the files of their folder."""
 
 import dataclasses
 import json
@@ -123,7 +123,7 @@ PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
 
 @pytest.mark.parametrize("name", [*PUBLIC, "vit_base_patch16_clip_224.openai"])
 def test_a_public_model_keeps_its_architecture(name):
-    """And the kind of GELU, which timm's architecture of that name may not have."""
+    """Also the kind of GELU, as timm's architecture of that name may have another."""
     config = registry.model_config(name)
     found = described(name)
     assert found["architecture"] == name.partition(".")[0]
@@ -215,7 +215,7 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
     ],
 )
 def test_a_record_lacks_no_field(group, kind):
-    """What it lacks would be DeiT's."""
+    """Missing fields would be DeiT's."""
     config = json.loads(json.dumps(saved_config(made(**MODELS["eva02"]))))
     parse_config(config, {})
     for field in dataclasses.fields(kind):

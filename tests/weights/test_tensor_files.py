@@ -1,4 +1,4 @@
-"""Weights files: exactly the tensors that they hold, or a sentence on what is wrong."""
+"""Weights files: exactly their tensors, or an error that names the fault."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_real_files_agree_bit_for_bit(assets):
 
 
 def test_npz_and_safetensors(tmp_path):
-    """NumPy writes bfloat16 as two bytes, and does not say what they are."""
+    """NumPy writes bfloat16 as two bytes of an unknown type."""
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7)}
     tensors |= {"h": np.ones(2, np.float16)}
     tensors |= {"b": np.array([1.5, -3e38, 2**-20], jnp.bfloat16)}
@@ -74,7 +74,7 @@ def test_damaged_files(tmp_path, name):
 
 
 def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
-    """A file of a terabyte without a byte on the disk but for the first."""
+    """A sparse file of a terabyte with one byte on the disk."""
     entries = {"small": ((2,), 0, 8), "large": ((2**38,), 8, 8 + 2**40)}
     header = {
         name: {"dtype": "F32", "shape": shape, "data_offsets": places}

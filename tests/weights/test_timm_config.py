@@ -23,7 +23,7 @@ from tests.helpers.refused_calls import refused
 
 
 def test_timms_form():
-    """Also from before its fields were grouped."""
+    """Also in the older form, without grouped fields."""
     found = parse_config(timm_file(), {})
     config = found.config
     assert config == registry.model_config("vit_small_patch14_reg4_dinov2.lvd142m")
@@ -58,7 +58,7 @@ TUNED = {
     ],
 )
 def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, tag):
-    """timm's push_to_hf_hub keeps it, but timm trained with its own, exact, GELU."""
+    """timm's push_to_hf_hub keeps the tag, but timm trains with exact GELU."""
     name = "vit_base_patch16_clip_224"
     config = timm_file(architecture=name, model_args=arguments)
     del config["num_classes"]
@@ -176,7 +176,7 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():
-    """timm writes global_pool whatever the model; only the head may be another."""
+    """timm always writes global_pool; only the head may differ."""
     config = timm_file(architecture=EVA_NAME, model_args={"global_pool": "avg"})
     own = registry.model_config(EVA_NAME).arch
     assert parse_config(config, {}).config.arch == own

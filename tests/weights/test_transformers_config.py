@@ -19,7 +19,7 @@ from tests.helpers.config_files import (
 )
 from tests.helpers.refused_calls import refused
 
-# What a file leaves out is as in the class of its type.
+# Fields that a file leaves out are those of the class of its type.
 TRANSFORMERS = {
     "google/vit-base-patch16-224": HALF_PIXELS
     | {"num_heads": 12, "norm_eps": 1e-12, "num_classes": 2}
@@ -62,7 +62,7 @@ def test_transformers_form(name):
 
 
 def preprocessing_fields(found):
-    """The fields of its Preprocessing but the size."""
+    """The fields of its Preprocessing, except the size."""
     fields = dataclasses.asdict(found.preprocessing)
     del fields["image_size"]
     return fields
@@ -70,7 +70,7 @@ def preprocessing_fields(found):
 
 @pytest.mark.parametrize("size, gated", [("small", False), ("small_plus", True)])
 def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
-    """Which timm has with the mean of the patches; facebook/dinov3-vits16-pretrain."""
+    """timm's model pools the mean of the patches (facebook/dinov3-vits16-pretrain)."""
     config = {
         "model_type": "dinov3_vit",
         "hidden_act": "silu" if gated else "gelu",
@@ -165,7 +165,7 @@ def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
 
 
 def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
-    """As in CLIPConfig: what it leaves out is the default, not as in vision_config."""
+    """As in CLIPConfig, missing fields are defaults, not vision_config's."""
     later = {"hidden_size": 96, "num_hidden_layers": 3}
     config = {"model_type": "clip", "vision_config": later}
     assert parse_transformers(config).embed_dim == 96

@@ -162,7 +162,7 @@ def test_only_train_is_learned_from(tmp_path, others, capsys):
 def test_classes_of_both_splits_may_differ_in_the_form_of_unicode(
     tmp_path, names, is_known
 ):
-    """Those of train decide the labels, whatever the order of those of val is."""
+    """The train split's folders decide the labels, not the val split's order."""
     for split, form in (("train", "NFC"), ("val", "NFD")):
         folders = [unicodedata.normalize(form, name) for name in names]
         write_plain(tmp_path, *[f"{split}/{folder}/a.jpg" for folder in folders])

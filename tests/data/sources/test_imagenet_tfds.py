@@ -102,7 +102,7 @@ for thread in threads: thread.join()
 
 
 def test_threads_of_another_process_read(imagenet):
-    """What TFDS imports for a record, it has imported before there are threads."""
+    """TFDS imports modules for records before threads start."""
     source = pickle.dumps(opened(imagenet))
     command = [sys.executable, "-c", READ_FIRST]
     subprocess.run(command, input=source, check=True, timeout=60)

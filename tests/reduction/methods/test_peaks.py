@@ -146,7 +146,7 @@ def test_ties_go_to_the_first():
 
 
 def test_a_permutation_of_tokens_moves_nothing_else():
-    """The order of the slots neither: it is that of score times distance."""
+    """Slots follow score times distance."""
     arrays = images(30)
     order = np.random.default_rng(1).permutation(30)
     moved = [a[:, order] for a in arrays]

@@ -1,4 +1,4 @@
-"""SPViT: votes of the heads, and packages of what they drop."""
+"""SPViT: votes of the heads, and packages of dropped tokens."""
 
 import jax
 import jax.numpy as jnp

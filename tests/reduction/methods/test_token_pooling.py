@@ -33,7 +33,7 @@ def distance(a, b):
 
 
 def nearest(token, others):
-    """The key of what is nearest to a token in {key: token}, the lowest of several."""
+    """The key of the nearest token in {key: token}, or the lowest of equals."""
     return min(others, key=lambda key: (distance(token, others[key]), key))
 
 

@@ -207,7 +207,7 @@ def test_state_of_another_config_is_an_error(workdir, other, field, found, neede
 
 
 def numbers(step):
-    """What a killed process saves at `step`: 8 MB that do not compress."""
+    """A killed process's checkpoint at `step`: 8 MB that do not compress."""
     rng = np.random.default_rng(step)
     return {"params": {"a": rng.normal(size=1_000_000), "step": np.asarray(step)}}
 
