@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from experiments import intervals, merges, paper_tables, published
-from experiments.paper_tables import BLANK, TableRow, find
+from experiments.paper_tables import BLANK, TableRow, find_models
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
@@ -26,12 +26,12 @@ STEM_FIGURES = {
 }
 
 
-def interval(values, digits=1):
+def format_interval(values, digits=1):
     """A JSON list, [value, low, high], as text."""
     return statistics.format_estimate(statistics.Estimate(*values), digits)
 
 
-def reassess(paper):
+def write_reassess_page(paper):
     """Table 5: how many merged tokens count as attentive one block later; reassess.md.
 
     All patches of a token that a merge has just made were among the least attended. It
@@ -42,7 +42,7 @@ def reassess(paper):
     """
     models = []
     for row in (paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH):
-        models += find(paper, row)
+        models += find_models(paper, row)
     if not models:
         models.append((paper.pretrained, REDUCTION))
     vit, reduction = models[0]
@@ -51,10 +51,10 @@ def reassess(paper):
         number = int(block)
         line = [
             number + 1,
-            published.text(published.REASSESS.get(number)),
-            interval(figures["own"]),
+            published.format_figure(published.REASSESS.get(number)),
+            format_interval(figures["own"]),
             figures["rule"],
-            interval(figures["candidates"]),
+            format_interval(figures["candidates"]),
         ]
         lines.append(line)
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
@@ -68,7 +68,7 @@ def attentive_ratios(paper, vit, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     method = Reduction.read(reduction).method
     share = getattr(method, "candidate_ratio", 0.3)
-    steps = merges.sites(vit.reduced_model(reduction))
+    steps = merges.list_sites(vit.reduced_model(reduction))
     after = []
     for before, here in itertools.pairwise(steps):
         if before.merges and here.block == before.block + 1:
@@ -92,7 +92,7 @@ def attentive_ratios(paper, vit, reduction):
         for _, here in after:
             figures = {}
             for name in ("own", "candidates"):
-                figures[name] = intervals.mean(arrays[f"{here.block} {name}"])
+                figures[name] = intervals.estimate_mean(arrays[f"{here.block} {name}"])
             figures["rule"] = "(a) above the candidates" if here.merges else "(b) kept"
             by_block[str(here.block)] = figures
         return by_block
@@ -100,7 +100,7 @@ def attentive_ratios(paper, vit, reduction):
     return paper.inside("reassess", vit, reduction, read, summarize)
 
 
-def similarity(paper):
+def write_similarity_page(paper):
     """Table 6: cosine similarity of merged pairs, first and last merge; similarity.md.
 
     An image has the mean over the pairs that a step merged, by the keys that it matched
@@ -110,14 +110,14 @@ def similarity(paper):
     for row in ROWS:
         line = [row.name]
         for figure in published.SIMILARITY.get(row.name, (None, None)):
-            line.append(published.text(figure, 4))
-        models = find(paper, row)
+            line.append(published.format_figure(figure, 4))
+        models = find_models(paper, row)
         if models:
             estimates = first_and_last(paper, *models[0])
-            line += [interval(estimates[f"lowest {end}"], 4) for end in ENDS]
+            line += [format_interval(estimates[f"lowest {end}"], 4) for end in ENDS]
             gap = statistics.Estimate(*estimates["gap"])
             line.append(statistics.format_difference(gap, 4))
-            line += [interval(estimates[f"all {end}"], 4) for end in ENDS]
+            line += [format_interval(estimates[f"all {end}"], 4) for end in ENDS]
         else:
             line += [BLANK] * 5
         lines.append(line)
@@ -151,11 +151,13 @@ def first_and_last(paper, vit, reduction):
         values = {end: arrays[end].astype(np.float64) for end in ENDS}
 
         def gap(index):
-            return lowest(values["last"][index]) - lowest(values["first"][index])
+            return mean_lowest(values["last"][index]) - mean_lowest(
+                values["first"][index]
+            )
 
-        estimates = {"gap": intervals.bootstrap(gap, len(values["first"]))}
+        estimates = {"gap": intervals.bootstrap_statistic(gap, len(values["first"]))}
         for end in ENDS:
-            estimates[f"all {end}"] = intervals.mean(values[end])
+            estimates[f"all {end}"] = intervals.estimate_mean(values[end])
             estimates[f"lowest {end}"] = lowest_mean(values[end])
         return estimates
 
@@ -164,7 +166,7 @@ def first_and_last(paper, vit, reduction):
 
 def merging_sites(vit, reduction) -> list[merges.Site]:
     """The Sites that merge."""
-    steps = merges.sites(vit.reduced_model(reduction))
+    steps = merges.list_sites(vit.reduced_model(reduction))
     return [site for site in steps if site.merges]
 
 
@@ -173,18 +175,20 @@ def lowest_count(images: int) -> int:
     return max(1, round(LOWEST * images))
 
 
-def lowest(values: np.ndarray) -> float:
+def mean_lowest(values: np.ndarray) -> float:
     """Mean of the lowest 1 % of values [images]."""
     count = lowest_count(len(values))
     return float(np.sort(values)[:count].mean())
 
 
 def lowest_mean(values: np.ndarray) -> statistics.Estimate:
-    """`lowest` of values [images], by bootstrap."""
-    return intervals.bootstrap(lambda index: lowest(values[index]), len(values))
+    """`mean_lowest` of values [images], by bootstrap."""
+    return intervals.bootstrap_statistic(
+        lambda index: mean_lowest(values[index]), len(values)
+    )
 
 
-def overlap(paper):
+def write_overlap_page(paper):
     """Table 7: share of ToMe's first merged tokens that are well attended; overlap.md.
 
     Percent of the tokens merged in the first block that are among the top k % by that
@@ -193,16 +197,18 @@ def overlap(paper):
     """
     lines = []
     for size, values in published.OVERLAP.items():
-        figures = [published.text(value) for value in values]
+        figures = [published.format_figure(value) for value in values]
         name = f"ToMe, {published.SIZES[size]}"
         lines.append([name, f"not said ({published.LABEL})", *figures])
     for row in ROWS:
-        models = find(paper, row)
+        models = find_models(paper, row)
         if not models:
             continue
         shares = attended_shares(paper, *models[0])
         for kind in KINDS:
-            figures = [interval(shares[f"{kind} {k}"]) for k in published.OVERLAP_K]
+            figures = [
+                format_interval(shares[f"{kind} {k}"]) for k in published.OVERLAP_K
+            ]
             lines.append([row.name, f"{kind} (measured)", *figures])
     lines.append(["chance", "", *map(str, published.OVERLAP_K)])
     head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
@@ -224,7 +230,7 @@ def attended_shares(paper, vit, reduction):
         attention = outputs.reducer_inputs[site.step].cls_attn
         shares = {}
         for kind, both in KINDS.items():
-            members = merges.taking_part(result, site.counts.n_in, both)
+            members = merges.mark_merged_tokens(result, site.counts.n_in, both)
             for k in published.OVERLAP_K:
                 percent = merges.percent_attended(members, attention, k)
                 shares[f"{kind} {k}"] = percent
@@ -232,12 +238,12 @@ def attended_shares(paper, vit, reduction):
 
     def summarize(arrays):
         names = [name for name in arrays if name != "index"]
-        return {name: intervals.mean(arrays[name]) for name in names}
+        return {name: intervals.estimate_mean(arrays[name]) for name in names}
 
     return paper.inside("overlap", vit, reduction, read, summarize)
 
 
-def lcb_similarity(paper):
+def write_lcb_page(paper):
     """Table 8: likeness of ImagePiece's first pairs by stem; lcb-similarity.md.
 
     Likeness of the merged pairs and of all pairs that could have been merged, and how
@@ -245,14 +251,14 @@ def lcb_similarity(paper):
     """
     lines = []
     for stem, row in STEMS.items():
-        line = [row.name, published.text(published.LCB_SIMILARITY[stem], 4)]
-        models = find(paper, row, by_stem=True)
+        line = [row.name, published.format_figure(published.LCB_SIMILARITY[stem], 4)]
+        models = find_models(paper, row, by_stem=True)
         if not models:
             blanks = [BLANK] * len(STEM_FIGURES)
             lines.append([*line, "", *blanks])
         for vit, reduction in models:
             estimates = first_merge(paper, vit, reduction)
-            figures = [interval(estimates[name], 3) for name in STEM_FIGURES]
+            figures = [format_interval(estimates[name], 3) for name in STEM_FIGURES]
             lines.append([*line, vit.origin.seed, *figures])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     head += STEM_FIGURES.values()
@@ -283,7 +289,7 @@ def first_merge(paper, vit, reduction):
     def summarize(arrays):
         estimates = {}
         for name in ("pairs", "candidates", "distance"):
-            estimates[name] = intervals.mean(arrays[name])
+            estimates[name] = intervals.estimate_mean(arrays[name])
         pairs = arrays["pairs"].astype(np.float64)
         estimates["lowest"] = lowest_mean(pairs)
         return estimates

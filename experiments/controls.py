@@ -6,7 +6,7 @@ The comparison of docs/results/imagepiece.md is over. Its tables call the first 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -114,12 +114,9 @@ CONTROLS = {
 
 
 @contextlib.contextmanager
-def registered() -> Iterator[None]:
-    """While entered, the controls are among METHODS."""
-    new = {}
-    for name, kind in CONTROLS.items():
-        if name not in METHODS:
-            new[name] = kind
+def register_methods(methods: Mapping[str, type] = CONTROLS) -> Iterator[None]:
+    """While entered, `methods` are among METHODS."""
+    new = {name: kind for name, kind in methods.items() if name not in METHODS}
     METHODS.update(new)
     try:
         yield

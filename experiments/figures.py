@@ -11,8 +11,8 @@ import json
 
 import matplotlib
 
-from experiments import neighbors, recovery, results, study
-from imagepiece_jax.common.files import read_json, replacement_file
+from experiments import recovery, results
+from imagepiece_jax.common.files import replacement_file
 from imagepiece_jax.common.plotting import new_figure
 
 DOCS = results.ROOT / "docs"
@@ -25,17 +25,6 @@ STYLE = {
 # Of Okabe and Ito's colors, which color-blind people tell apart
 BLUE, ORANGE, GREEN, GRAY = COLORS = ("#0072B2", "#D55E00", "#009E73", "#555555")
 COLORS += ("#CC79A7", "#56B4E9", "#E69F00", "#000000")
-TOME = {"reduction=0.5": "0.5", "reduction=0.6": "0.6", "tome:macs=0.7": "0.7"}
-FUSION = {neighbors.FUSION_HALF: "0.5", neighbors.FUSION: "0.6"}
-FUSION[neighbors.FUSION_MOST] = "0.75"
-SMALLER = {"image_size=168": "168 px", "image_size=182": "182 px"}
-FAMILIES = (  # name, {setting: text}, color, marker, place of the text
-    ("ToMe", TOME, BLUE, "o", (16, -12)),
-    ("fusion", FUSION, ORANGE, "s", (16, -12)),
-    ("fusion in 4 blocks", {neighbors.FUSION_FEW: "0.6"}, GREEN, "D", (16, -12)),
-    ("smaller image", SMALLER, GRAY, "^", (0, 8)),
-)
-CONTROLS = {"JPEG 75": "dense, saved as JPEG 75", "mirrored": "dense, mirrored"}
 
 
 def draw_axes(xlabel: str, ylabel: str):
@@ -47,13 +36,13 @@ def draw_axes(xlabel: str, ylabel: str):
     return figure, axes
 
 
-def mark(axes, x, y, label: str, color: str, marker="o", full=True, line="none"):
+def plot_points(axes, x, y, label: str, color: str, marker="o", full=True, line="none"):
     """Draw points, full or hollow; a label that starts with _ is not in the legend."""
     look = {"color": color, "marker": marker, "linestyle": line, "zorder": 3}
     axes.plot(x, y, label=label, mfc=color if full else "white", ms=7, **look)
 
 
-def note(axes, text: str, x: float, y: float, color: str, position):
+def annotate_point(axes, text: str, x: float, y: float, color: str, position):
     """Write a text whose center is `position`, in 1/72 inch, from a point."""
     look = {"color": color, "ha": "center", "textcoords": "offset points"}
     axes.annotate(text, (x, y), position, **look)
@@ -67,38 +56,12 @@ def draw_recovery(lines):
     for name, color in zip(shown, itertools.cycle(COLORS), strict=False):
         line = lines[name]
         axes.plot(*zip(*line["curve"], strict=True), ".-", color=color, label=name)
-        mark(axes, 0, line["before"], f"_{name}, before", color, full=False)
-        mark(axes, line["steps"], line["after"], f"_{name}, after", color)
-    mark(axes, [], [], "before", "black", full=False)
-    mark(axes, [], [], "after", "black")
+        plot_points(axes, 0, line["before"], f"_{name}, before", color, full=False)
+        plot_points(axes, line["steps"], line["after"], f"_{name}, after", color)
+    plot_points(axes, [], [], "before", "black", full=False)
+    plot_points(axes, [], [], "after", "black")
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower left", ncols=2)
-    return figure
-
-
-def draw_search(runs, times):
-    """Neighbors kept over milliseconds; the dense model on changed images as lines."""
-    figure, axes = draw_axes("ms per image, onnxruntime", "nearest neighbors kept, %")
-    kept = {}
-    for cell in runs:
-        if cell.images == "photographs":
-            kept[cell.setting] = neighbors.percents(runs, cell, "shared").mean()
-    mark(axes, times["dense"], kept["dense"], "dense", "black", "*")
-    for name, texts, color, marker, position in FAMILIES:
-        x = [times[setting] for setting in texts]
-        y = [kept[setting] for setting in texts]
-        mark(axes, x, y, name, color, marker, full=False, line="-")
-        for setting, text in texts.items():
-            note(axes, text, times[setting], kept[setting], color, position)
-            after = f"recovered {setting}"
-            if after in kept:
-                mark(axes, times[setting], kept[after], f"_{after}", color, marker)
-    for control, text in CONTROLS.items():
-        axes.axhline(kept[control], color="black", ls=":", label=f"_{control}")
-        note(axes, text, 98, kept[control], "black", (0, -12))
-    mark(axes, [], [], "full: recovered", "black")
-    axes.set_ylim(bottom=34)
-    axes.legend(loc=(0.7, 0.15))
     return figure
 
 
@@ -116,10 +79,12 @@ def draw_comparison(rows):
                 continue
             y = [row[field][0] for row in chosen]
             full = field == "recovered"
-            mark(axes, x, y, f"{name}, {text}", color, marker, full=full, line="-")
+            plot_points(
+                axes, x, y, f"{name}, {text}", color, marker, full=full, line="-"
+            )
         for row, right in zip(chosen, x, strict=True):
             size = row["typed"].removeprefix(typed)
-            note(axes, size, right, row[noted][0], color, position)
+            annotate_point(axes, size, right, row[noted][0], color, position)
     axes.set_ylim(-1, 13)
     axes.legend(loc="upper left")
     return figure
@@ -127,19 +92,14 @@ def draw_comparison(rows):
 
 def draw_all():
     """{name: figure}, of the data that are there today."""
-    folder = results.ROOT / neighbors.FOLDER
-    rows = read_json(folder / "times.json")["rows"]
-    rows = [row for row in rows if row["runtime"] == "onnxruntime"]
-    times = {row["setting"]: row["ms"][0] for row in rows}
     with matplotlib.rc_context(STYLE):
         return {
             "recovery": draw_recovery(recovery.read_lines()),
-            "search": draw_search(study.read(neighbors.cells(), folder), times),
             "comparison": draw_comparison(results.read_results().readme),
         }
 
 
-def digest(figure) -> str:
+def points_digest(figure) -> str:
     """Sixteen digits of all points and their labels."""
     lines = figure.axes[0].lines
     points = [(line.get_label(), line.get_xydata().round(6).tolist()) for line in lines]
@@ -148,7 +108,7 @@ def digest(figure) -> str:
 
 def main():
     for name, figure in draw_all().items():
-        metadata = {"Date": None, "Creator": None, "Description": digest(figure)}
+        metadata = {"Date": None, "Creator": None, "Description": points_digest(figure)}
         with (
             matplotlib.rc_context(STYLE),
             replacement_file(DOCS / f"{name}.svg") as new,

@@ -16,7 +16,7 @@ from experiments.paper_tables import (
     DENSE,
     Measured,
     TableRow,
-    find,
+    find_models,
     measure_row,
 )
 from imagepiece_jax.common import plotting
@@ -50,16 +50,16 @@ SWEEPS = {
 Curve = Mapping[str, Measured]  # by rate
 
 
-def hyperspeed(paper):
+def write_hyperspeed_page(paper):
     """Measure the curves, and write hyperspeed.md and two plots."""
-    dense = find(paper, DENSE)
+    dense = find_models(paper, DENSE)
     curves = {}
     for sweep in SWEEPS.values():
         for row in sweep.rows:
-            models = find(paper, row)
+            models = find_models(paper, row)
             if models:
                 curve = measure_curve(paper, row, models, sweep.rates, dense)
-                curves[name_of(row, curve)] = curve
+                curves[curve_name(row, curve)] = curve
                 break
     gmacs = {}
     for name, curve in curves.items():
@@ -98,7 +98,7 @@ def measure_curve(paper, row, models, rates, dense) -> Curve:
     return curve
 
 
-def name_of(row: TableRow, curve: Curve) -> str:
+def curve_name(row: TableRow, curve: Curve) -> str:
     first = next(iter(curve.values()))
     if first.facts["untrained_selectors"]:
         return f"{row.name} (untrained selectors)"
@@ -124,7 +124,7 @@ def points_table(curves: Mapping[str, Curve]) -> str:
     return markdown_table([*head, "acc1, %", "to dense, points"], lines)
 
 
-def area(x, accuracy, low: float, high: float) -> float:
+def mean_height(x, accuracy, low: float, high: float) -> float:
     """Mean of a piecewise linear curve over low..high, in the unit of `accuracy`.
 
     x, accuracy: [points], in any order of x; both ends lie inside its range.
@@ -166,27 +166,27 @@ def means_table(
     for method, curve in curves.items():
         accuracies = [point.accuracy for point in curve.values()]
         series[method] = list(zip(x[method], accuracies, strict=True))
-    draw(paper.out / f"hyperspeed_{axis}.png", name, series, level)
+    draw_speed_curves(paper.out / f"hyperspeed_{axis}.png", name, series, level)
     span = common_range(x) if len(x) > 1 else None
     if span is None:
         return ""
     lines = []
     for method, curve in curves.items():
         rights = [point.rights.mean(axis=0) for point in curve.values()]
-        mean = mean_over(x[method], 100 * np.stack(rights), span)
+        mean = estimate_range_mean(x[method], 100 * np.stack(rights), span)
         lines.append([method, format_estimate(mean)])
     low, high = span
     head = ["method", f"mean acc1 from {low:.3f} to {high:.3f} {name}, %"]
     return markdown_table(head, lines)
 
 
-def draw(path, name: str, series: Mapping, level: float | None):
+def draw_speed_curves(path, name: str, series: Mapping, level: float | None):
     """A PNG of accuracy, {method: [(x, Estimate)]}; arguments as for `means_table`."""
     line = None if level is None else ("dense", level)
     plotting.draw_curves(path, name, "accuracy, %", series, level=line)
 
 
-def mean_over(x, right: np.ndarray, span: tuple[float, float]):
+def estimate_range_mean(x, right: np.ndarray, span: tuple[float, float]):
     """Mean accuracy over a range, an Estimate.
 
     right: percent, [points, images]
@@ -194,9 +194,9 @@ def mean_over(x, right: np.ndarray, span: tuple[float, float]):
 
     def mean(index):
         accuracy = right[:, index].mean(axis=1)
-        return area(x, accuracy, *span)
+        return mean_height(x, accuracy, *span)
 
-    return intervals.bootstrap(mean, right.shape[1], repeats=500)
+    return intervals.bootstrap_statistic(mean, right.shape[1], repeats=500)
 
 
 def printed_table() -> str:

@@ -17,7 +17,7 @@ from imagepiece_jax.common import statistics
 from imagepiece_jax.common.statistics import Estimate
 
 
-def accuracy(rights: Sequence[np.ndarray]) -> Estimate:
+def estimate_accuracy(rights: Sequence[np.ndarray]) -> Estimate:
     """Percent of True, bool [seeds, images]; one seed has Wilson's interval."""
     if len(rights) == 1:
         return statistics.accuracy(rights[0])
@@ -26,7 +26,9 @@ def accuracy(rights: Sequence[np.ndarray]) -> Estimate:
     return Estimate(value, max(low, 0.0), min(high, 100.0))
 
 
-def difference(rights: Sequence[np.ndarray], bases: Sequence[np.ndarray]) -> Estimate:
+def estimate_difference(
+    rights: Sequence[np.ndarray], bases: Sequence[np.ndarray]
+) -> Estimate:
     """Points that `rights` have more than `bases`, paired by seed and image.
 
     bool [seeds, images] twice; one seed has the interval of Agresti and Min.
@@ -39,7 +41,7 @@ def difference(rights: Sequence[np.ndarray], bases: Sequence[np.ndarray]) -> Est
     return mean_over_seeds(changes)
 
 
-def mean(values: ArrayLike) -> Estimate:
+def estimate_mean(values: ArrayLike) -> Estimate:
     """Mean of one value per image [images], NaN left out, by its standard error."""
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
@@ -58,15 +60,15 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     Two sources of chance add up: which images there are (normal), and which seeds
     (Student's t over the seeds' means).
     """
-    by_image = mean(np.mean(values, axis=0))
-    by_seed = student(np.mean(values, axis=1))
+    by_image = estimate_mean(np.mean(values, axis=0))
+    by_seed = estimate_seed_mean(np.mean(values, axis=1))
     of_images = by_image.high - by_image.value
     of_seeds = by_seed.high - by_seed.value
     half = math.hypot(of_images, of_seeds)
     return Estimate(by_seed.value, by_seed.value - half, by_seed.value + half)
 
 
-def student(values: ArrayLike) -> Estimate:
+def estimate_seed_mean(values: ArrayLike) -> Estimate:
     """Mean of one figure per training [trainings], two or more, by Student's t."""
     errors = stats.t.ppf(0.975, len(values) - 1)
     half = float(errors * stats.sem(values))
@@ -74,7 +76,7 @@ def student(values: ArrayLike) -> Estimate:
     return Estimate(value, value - half, value + half)
 
 
-def bootstrap(
+def bootstrap_statistic(
     statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000
 ) -> Estimate:
     """Estimate of `statistic(index)`, a number, by resampling n images.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import intervals, paper_tables, published
-from experiments.paper_tables import BLANK, DENSE, TableRow, find
+from experiments.paper_tables import BLANK, DENSE, TableRow, find_models
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
@@ -27,25 +27,25 @@ ROWS = (
 )
 
 
-def masking(paper):
+def write_masking_page(paper):
     """Measure every model at every number of squares; masking.md and a plot."""
     rights = {}
     for row in ROWS:
-        for model in find(paper, row)[:1]:
+        for model in find_models(paper, row)[:1]:
             vit, reduction = model
             # Fresh selectors say nothing of the method.
             variant = vit.with_reduction(reduction, seed=0)
             if "selectors" not in variant.untrained:
-                rights[row] = [rights_of(paper, model, count) for count in COUNTS]
+                rights[row] = [measure_rights(paper, model, count) for count in COUNTS]
     lines = []
     series = {}
     for row in ROWS:
         lines += published_lines(row)
         lines += measured_lines(row, rights.get(row), rights.get(DENSE))
         if row in rights:
-            accuracies = map(intervals.accuracy, rights[row])
+            accuracies = map(intervals.estimate_accuracy, rights[row])
             series[row.name] = list(zip(COUNTS, accuracies, strict=True))
-    draw(paper.out / "masking.png", series)
+    draw_mask_curves(paper.out / "masking.png", series)
     head = ["model", "figure", *(f"{count} masks" for count in COUNTS), "mean, masked"]
     squares = f"{SIDE} pixels, mean, anywhere"
     more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
@@ -54,7 +54,7 @@ def masking(paper):
     paper.write_page("masking", title, table, paper.facts(more))
 
 
-def draw(path, series):
+def draw_mask_curves(path, series):
     """A PNG of accuracy by the number of squares, {model: [(count, Estimate)]}."""
     axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
     plotting.draw_curves(path, *axes, series)
@@ -63,7 +63,7 @@ def draw(path, series):
 def published_lines(row: TableRow) -> list[list[str]]:
     if row.name not in published.MASKING:
         return []
-    figures = [published.text(acc1) for acc1 in published.MASKING[row.name]]
+    figures = [published.format_figure(acc1) for acc1 in published.MASKING[row.name]]
     label = f"acc1, %, DeiT-S ({published.LABEL})"
     return [[row.name, label, "", *figures, ""]]
 
@@ -78,14 +78,14 @@ def measured_lines(row: TableRow, rights, dense) -> list[list[str]]:
         blanks = [BLANK] * (len(COUNTS) + 1)
         return [[row.name, name, *blanks]]
     masked = masked_mean(rights)
-    estimates = [intervals.accuracy(right) for right in rights]
-    estimates.append(intervals.mean(masked))
+    estimates = [intervals.estimate_accuracy(right) for right in rights]
+    estimates.append(intervals.estimate_mean(masked))
     lines = [[row.name, name, *map(format_estimate, estimates)]]
     if dense is not None and row != DENSE:
         changes = []
         for right, base in zip(rights, dense, strict=True):
-            changes.append(intervals.difference(right, base))
-        changes.append(intervals.mean(masked - masked_mean(dense)))
+            changes.append(intervals.estimate_difference(right, base))
+        changes.append(intervals.estimate_mean(masked - masked_mean(dense)))
         cells = map(format_difference, changes)
         lines.append([row.name, "to dense, points (paired)", *cells])
     return lines
@@ -96,18 +96,18 @@ def masked_mean(rights) -> np.ndarray:
     return 100 * np.mean(rights[1:], axis=(0, 1))
 
 
-def rights_of(paper, model, count: int) -> list[np.ndarray]:
+def measure_rights(paper, model, count: int) -> list[np.ndarray]:
     """bool [mask seeds, images]; without squares one evaluation stands for all."""
     if count == 0:
         return [paper.evaluate(*model).right] * len(SEEDS)
     rights = []
     for seed in SEEDS:
-        images = covered(paper.images, count, seed)
+        images = cover_images(paper.images, count, seed)
         rights.append(paper.evaluate(*model, images).right)
     return rights
 
 
-def covered(images, count: int, seed: int) -> Split:
+def cover_images(images, count: int, seed: int) -> Split:
     """The images with `count` squares each."""
     setting = images.setting | {"masks": count, "square": SIDE, "mask_seed": seed}
 
@@ -115,24 +115,24 @@ def covered(images, count: int, seed: int) -> Split:
         for batch in images.batches():
             yield with_corners(batch, count, seed)
 
-    return Split(setting, batches, cover)
+    return Split(setting, batches, hide_squares)
 
 
 def with_corners(batch, count, seed):
-    """`batch` with "corners", as `cover` reads them, of `count` squares an image.
+    """Add "corners" of `count` squares an image to a batch, as `hide_squares` reads.
 
     There are MAX_MASKS for any count, so that one program serves all: the rest lies
     outside of the image.
     """
     side = batch["image"].shape[-2]
-    drawn = corners_of(batch["index"], count, seed, side)
+    drawn = draw_corners(batch["index"], count, seed, side)
     *images, _, two = drawn.shape
     corners = np.full((*images, MAX_MASKS, two), -SIDE, np.int32)
     corners[..., :count, :] = drawn
     return batch | {"corners": corners}
 
 
-def corners_of(index, count: int, seed: int, side: int) -> np.ndarray:
+def draw_corners(index, count: int, seed: int, side: int) -> np.ndarray:
     """Top left corners of each image's squares. int [...] -> int32 [..., count, 2].
 
     (row, column) from 0 to side - SIDE, only by (seed, index): the first corners of a
@@ -148,7 +148,7 @@ def corners_of(index, count: int, seed: int, side: int) -> np.ndarray:
     return np.array(corners, np.int32).reshape(shape)
 
 
-def cover(images: jax.Array, batch: dict, model) -> jax.Array:
+def hide_squares(images: jax.Array, batch: dict, model) -> jax.Array:
     """Normalized images [m, S, S, 3], 0 in the squares of batch["corners"]."""
     index = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]

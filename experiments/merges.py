@@ -43,7 +43,7 @@ class Observed(Reducer):
         return self.reducer(inputs, counts, train)
 
 
-def observed(model):
+def observe_reducers(model):
     """`model` with `Observed` reducers; those with parameters stay as they are.
 
     Raises InputError for a model without class token.
@@ -79,7 +79,7 @@ class Site:
     counts: Any
 
 
-def sites(model) -> list[Site]:
+def list_sites(model) -> list[Site]:
     """All Sites of `model`'s plan, in order."""
     all_sites = []
     for block, layer in enumerate(model.plan):
@@ -89,7 +89,7 @@ def sites(model) -> list[Site]:
     return all_sites
 
 
-def pairs(result) -> tuple[jax.Array, jax.Array]:
+def merged_pairs(result) -> tuple[jax.Array, jax.Array]:
     """(tokens that left, tokens they were merged into), both [B, r], of a matching."""
     index = result.index
     return index.absorbed_tokens, jnp.take_along_axis(
@@ -99,7 +99,7 @@ def pairs(result) -> tuple[jax.Array, jax.Array]:
 
 def pair_similarity(inputs, result) -> jax.Array:
     """Mean cosine similarity of the pairs that were merged. [B]."""
-    left, partner = pairs(result)
+    left, partner = merged_pairs(result)
     ours = unit_vectors(gather_rows(inputs.metric, left))
     theirs = unit_vectors(gather_rows(inputs.metric, partner))
     cosines = jnp.sum(ours * theirs, axis=-1)
@@ -125,7 +125,7 @@ def pair_distance(result, width: int) -> jax.Array:
 
     width: number of patches in a row
     """
-    left, partner = pairs(result)
+    left, partner = merged_pairs(result)
     rows = left // width - partner // width
     columns = left % width - partner % width
     squares = rows.astype(jnp.float32) ** 2 + columns**2
@@ -134,10 +134,10 @@ def pair_distance(result, width: int) -> jax.Array:
 
 def merged_slots(result) -> jax.Array:
     """The tokens after a matching that several were merged into. [B, n_out] bool."""
-    return holds(result.index.target_slots, result.n_out)
+    return mark_indices(result.index.target_slots, result.n_out)
 
 
-def holds(indices, n: int) -> jax.Array:
+def mark_indices(indices, n: int) -> jax.Array:
     """Which of n places are among the indices [B, r]. [B, n] bool."""
     index = jnp.arange(n)[None, :, None]
     return jnp.any(indices[:, None, :] == index, axis=2)
@@ -150,15 +150,15 @@ def attentive_share(merged, cls_attn, count: int) -> jax.Array:
     return shared / jnp.sum(merged, axis=1)
 
 
-def taking_part(result, n: int, both: bool) -> jax.Array:
+def mark_merged_tokens(result, n: int, both: bool) -> jax.Array:
     """Which of `n` tokens a matching merges. [B, n] bool.
 
     both: whether the tokens that others are merged into count, beside those that leave
     """
-    tokens, partner = pairs(result)
+    tokens, partner = merged_pairs(result)
     if both:
         tokens = jnp.concatenate([tokens, partner], axis=1)
-    return holds(tokens, n)
+    return mark_indices(tokens, n)
 
 
 def percent_attended(members, cls_attn, percent: int) -> jax.Array:

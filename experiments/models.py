@@ -102,7 +102,7 @@ class TrainedRuns(Models):
         return runs
 
 
-def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
+def load_runs(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
     """All runs in a folder, by name. Raises InputError where there are none."""
     configs = sorted(pathlib.Path(folder).glob(f"*/{CONFIG_FILE}"))
     if not configs:
@@ -175,7 +175,12 @@ class Finetuner(Models):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
-                print(f"left out: {label(reduction)}", error, sep="\n", flush=True)
+                print(
+                    f"left out: {reduction_label(reduction)}",
+                    error,
+                    sep="\n",
+                    flush=True,
+                )
                 return []
         runs = [self._trained(reduction, stem, seed) for seed in self.seeds]
         return [(run, run.reduction) for run in runs]
@@ -215,7 +220,7 @@ class Finetuner(Models):
             config.init.fresh = ("reducer",)
         if reduction.method.needs_teacher:
             config.teacher.weights = str(start)
-        return self._run(config, f"{label(reduction)}_{stem}_seed{seed}")
+        return self._run(config, f"{reduction_label(reduction)}_{stem}_seed{seed}")
 
     def _has_classes_of(self, vit):
         if self.num_classes != vit.config.num_classes:
@@ -285,7 +290,7 @@ def take_from_weights(config: ConfigDict, pretrained: Pretrained):
     config.model.std = trained.std
 
 
-def label(reduction) -> str:
+def reduction_label(reduction) -> str:
     """A reduction as the name of a folder: "evit_keep_rate=0.5"."""
     text = str(Reduction.read(reduction))
     return text.translate(str.maketrans(":", "_", "()"))

@@ -39,7 +39,7 @@ from experiments.models import (
     Models,
     OffTheShelf,
     TrainedRuns,
-    runs_in,
+    load_runs,
     take_from_weights,
 )
 from imagepiece_jax import cli
@@ -65,17 +65,17 @@ from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.located import is_run_folder
 
 TABLES = {
-    "table1": paper_tables.table1,
-    "table2": paper_tables.table2,
-    "hyperspeed": hyperspeed.hyperspeed,
-    "table3": paper_tables.table3,
-    "masking": masking.masking,
-    "reassess": analysis.reassess,
-    "similarity": analysis.similarity,
-    "overlap": analysis.overlap,
-    "lcb-similarity": analysis.lcb_similarity,
-    "combos": paper_tables.combinations,
-    "ablation": paper_tables.ablation,
+    "table1": paper_tables.write_table1,
+    "table2": paper_tables.write_table2,
+    "hyperspeed": hyperspeed.write_hyperspeed_page,
+    "table3": paper_tables.write_table3,
+    "masking": masking.write_masking_page,
+    "reassess": analysis.write_reassess_page,
+    "similarity": analysis.write_similarity_page,
+    "overlap": analysis.write_overlap_page,
+    "lcb-similarity": analysis.write_lcb_page,
+    "combos": paper_tables.write_combinations_page,
+    "ablation": paper_tables.write_ablation_page,
 }
 ALL = "all"
 WITHOUT_TRAINING = ("table3",)  # which have no form with --small
@@ -346,7 +346,9 @@ class Study:
 
         def measure():
             reduced = vit.with_reduction(reduction, vit.origin.seed)
-            answer = study.reader(reduced, read, merges.observed(reduced.model))
+            answer = study.model_reader(
+                reduced, read, merges.observe_reducers(reduced.model)
+            )
             return summarize(answer(self.images.batches()))
 
         weights = self.weights(vit)
@@ -383,7 +385,7 @@ class Study:
 # The command
 
 
-def selected(name: str, small: bool) -> list[str]:
+def select_tables(name: str, small: bool) -> list[str]:
     """Names of the tables to make.
 
     Raises InputError for a name that is not there, or has no form with `small`.
@@ -397,11 +399,11 @@ def selected(name: str, small: bool) -> list[str]:
     return trained if small else list(TABLES)
 
 
-def opened_models(options: Options) -> Models:
+def open_models(options: Options) -> Models:
     """Trained runs, a Finetuner, or one checkpoint off the shelf."""
     dtype = options.dtype or xla_options.fast_dtype()
     if options.runs:
-        return TrainedRuns(tuple(runs_in(options.runs, dtype)))
+        return TrainedRuns(tuple(load_runs(options.runs, dtype)))
     # A run's best was chosen on the images of the figures.
     checkpoint = "latest" if is_run_folder(options.weights) else None
     vit = load(
@@ -422,7 +424,7 @@ def opened_models(options: Options) -> Models:
     return Finetuner(recipe, vit, options.data, options.out / "small", seeds)
 
 
-def opened_images(models: Models, options: Options) -> StudyImages:
+def open_images(models: Models, options: Options) -> StudyImages:
     """The images that all models are compared on. Prints notes on their classes.
 
     Raises InputError where models or images have other classes than the first.
@@ -459,9 +461,9 @@ def one_size(models: Models) -> tuple[int, Any]:
     return classes, side
 
 
-def make(names: list[str], paper: Study):
+def make_tables(names: list[str], paper: Study):
     """Make tables; of several, one with a mistake is left out and named."""
-    with controls.registered():
+    with controls.register_methods():
         for name in names:
             try:
                 TABLES[name](paper)
@@ -476,21 +478,21 @@ def main(options: Options):
 
     With weights alone one checkpoint stands for every row, off the shelf.
     """
-    names = selected(options.table, options.small)
+    names = select_tables(options.table, options.small)
     if bool(options.runs) == bool(options.weights):
         raise InputError("give either weights or runs")
     if options.runs and options.small:
         raise InputError("runs is given with small")
-    models = opened_models(options)
-    images = opened_images(models, options)
+    models = open_models(options)
+    images = open_images(models, options)
     clock = None
     if not options.no_speed:
         rules = Timing(options.warmup, options.repeats, options.seconds)
         clock = Clock(options.speed_batch_size, rules)
     out = options.out
-    with ResultCache(out, versions=study.versions()) as cache:
+    with ResultCache(out, versions=study.code_versions()) as cache:
         paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)
-        make(names, paper)
+        make_tables(names, paper)
 
 
 if __name__ == "__main__":

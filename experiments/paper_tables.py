@@ -100,7 +100,7 @@ class Measured:
 
     @property
     def accuracy(self) -> statistics.Estimate:
-        return intervals.accuracy(self.rights)
+        return intervals.estimate_accuracy(self.rights)
 
     @property
     def difference(self) -> statistics.Estimate | None:
@@ -108,7 +108,7 @@ class Measured:
         if not self.bases:
             return None
         bases = [result.right for result in self.bases]
-        return intervals.difference(self.rights, bases)
+        return intervals.estimate_difference(self.rights, bases)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -119,7 +119,7 @@ class Measured:
 Results = Mapping[str, Measured | None]
 
 
-def find(paper, row: TableRow, by_stem: bool = False) -> list[Model]:
+def find_models(paper, row: TableRow, by_stem: bool = False) -> list[Model]:
     """The models of a row, one a seed, as `Models.find` has them."""
     trained = row.reduction if row.trained is None else row.trained
     models = paper.models.find(trained, row.stem, by_stem)
@@ -128,7 +128,7 @@ def find(paper, row: TableRow, by_stem: bool = False) -> list[Model]:
     return [(vit, row.reduction) for vit, _ in models]
 
 
-def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results:
+def measure_rows(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results:
     """Measure the rows of a table, and the dense model.
 
     Raises InputError where there is not one model.
@@ -136,7 +136,7 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
     models = {}
     for row in (DENSE, *rows):
         if row not in models:
-            models[row] = find(paper, row, by_stem)
+            models[row] = find_models(paper, row, by_stem)
     for vits in models.values():
         for vit, reduction in vits:
             vit.reduced_model(reduction)  # fail before anything is measured
@@ -185,7 +185,7 @@ def measure_row(
 # As text
 
 
-def table(rows, results: Results, printed: Mapping, whose: str) -> str:
+def rows_table(rows, results: Results, printed: Mapping, whose: str) -> str:
     """The Markdown table of rows. One without a model and figures is left out.
 
     printed: published (acc1, img/s) by a row's name; img/s may be None
@@ -208,9 +208,9 @@ def table(rows, results: Results, printed: Mapping, whose: str) -> str:
         if measured is None and row.name not in printed:
             continue
         acc1, speed = printed.get(row.name, (None, None))
-        line = [row.name, published.text(acc1)]
+        line = [row.name, published.format_figure(acc1)]
         if timed:
-            line.append(published.text(speed, 1))
+            line.append(published.format_figure(speed, 1))
         if measured is None:
             line.append("none")
             line += [BLANK] * (len(head) - len(line))
@@ -263,7 +263,7 @@ def speed_cell(speed: Mapping[str, float] | None) -> str:
     return f"{speed['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def facts(paper, results: Results) -> str:
+def describe_table(paper, results: Results) -> str:
     """Images and models of a table, and the rows that it lacks."""
     more = {}
     lacking = [name for name, measured in results.items() if measured is None]
@@ -275,7 +275,7 @@ def facts(paper, results: Results) -> str:
     return paper.facts(more)
 
 
-def present(
+def write_table_page(
     paper,
     name: str,
     title: str,
@@ -288,26 +288,26 @@ def present(
     """Measure rows, and write the page of their table.
 
     more: makes a further table of the results
-    sizes: as `printed_for` takes them
+    sizes: as `published_figures` takes them
     """
-    results = measure(paper, rows, by_stem)
-    text = table(rows, results, *printed_for(results, sizes))
+    results = measure_rows(paper, rows, by_stem)
+    text = rows_table(rows, results, *published_figures(results, sizes))
     further = more(results) if more else ""
-    paper.write_page(name, title, text, facts(paper, results), further)
+    paper.write_page(name, title, text, describe_table(paper, results), further)
 
 
-def printed_for(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]:
+def published_figures(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]:
     """Published (acc1, img/s) by row of the models' own size, and whose these are.
 
     sizes: those that the paper prints a table of; the first stands in for any other
     """
-    size = size_of(results)
+    size = find_size_name(results)
     if size not in sizes:
         size = sizes[0]
     return published.ACCURACY_SPEED[size], published.SIZES[size]
 
 
-def size_of(results: Results) -> str | None:
+def find_size_name(results: Results) -> str | None:
     """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(entry for entry in results.values() if entry is not None)
     config = first.pretrained.config
@@ -322,21 +322,21 @@ def size_of(results: Results) -> str | None:
 # The tables
 
 
-def table1(paper):
+def write_table1(paper):
     """Methods that prune: every row that there is a model for, as table1.md."""
     title = "comparison with pruning methods"
-    present(paper, "table1", title, TABLE1, sizes=("deit_s", "deit_ti"))
+    write_table_page(paper, "table1", title, TABLE1, sizes=("deit_s", "deit_ti"))
 
 
-def table2(paper):
+def write_table2(paper):
     """Methods that merge: every row that there is a model for, as table2.md."""
-    present(paper, "table2", "comparison with merging methods", TABLE2)
+    write_table_page(paper, "table2", "comparison with merging methods", TABLE2)
 
 
-def table3(paper):
+def write_table3(paper):
     """Tokens left at similar accuracy, as table3.md."""
     title = "tokens left at similar accuracy"
-    present(paper, "table3", title, TABLE3, more=printed_tokens)
+    write_table_page(paper, "table3", title, TABLE3, more=printed_tokens)
 
 
 def printed_tokens(_) -> str:
@@ -376,7 +376,7 @@ def _with_stem(name, reduction, stem, usual):
     return TableRow(name, reduction, stem)
 
 
-def _pair(stem, combined):
+def _combine_rows(stem, combined):
     """(a method alone, with ImagePiece), both with this stem."""
     single, name, reduction = combined
     return (
@@ -385,17 +385,19 @@ def _pair(stem, combined):
     )
 
 
-PAIRS = tuple(itertools.starmap(_pair, itertools.product(("patch", "conv"), COMBINED)))
+PAIRS = tuple(
+    itertools.starmap(_combine_rows, itertools.product(("patch", "conv"), COMBINED))
+)
 COMBINATIONS = (DENSE, *itertools.chain(*PAIRS))
 
 
-def combinations(paper):
+def write_combinations_page(paper):
     """ImagePiece added to other methods, as combos.md."""
     title = "ImagePiece added to other methods"
-    present(paper, "combos", title, COMBINATIONS, more=gains)
+    write_table_page(paper, "combos", title, COMBINATIONS, more=gains_table)
 
 
-def gains(results: Results) -> str:
+def gains_table(results: Results) -> str:
     """Table of the gain of each combination, on the same images."""
     lines = []
     for row, combination in PAIRS:
@@ -407,7 +409,7 @@ def gains(results: Results) -> str:
         if any(measured.facts["untrained_selectors"] for measured in pair):
             continue
         costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
-        gain = intervals.difference(combined.rights, single.rights)
+        gain = intervals.estimate_difference(combined.rights, single.rights)
         lines.append([row.name, *costs, statistics.format_difference(gain)])
     if not lines:
         return ""
@@ -427,7 +429,7 @@ SWITCHES = {
 }
 
 
-def switched(stem):
+def list_switches(stem):
     """A TableRow for each value of each switch and each control, with this stem."""
     end = "" if stem == "patch" else ", conv stem"
     rows = []
@@ -441,10 +443,10 @@ def switched(stem):
 
 
 STEMS = (DENSE, DENSE_CONV, IMAGEPIECE, IMAGEPIECE_PATCH)
-ABLATION = (*STEMS, *switched("patch"), *switched("conv"))
+ABLATION = (*STEMS, *list_switches("patch"), *list_switches("conv"))
 
 
-def ablation(paper):
+def write_ablation_page(paper):
     """ImagePiece's stem and every switch of it, as ablation.md.
 
     Where models are trained here, the stem and the schedule alone.
@@ -454,7 +456,7 @@ def ablation(paper):
         later = TableRow("imagepiece_later", "imagepiece_later")
         rows = (*STEMS, later)
     title = "local coherence bias and switches"
-    present(paper, "ablation", title, rows, by_stem=True, more=switches_table)
+    write_table_page(paper, "ablation", title, rows, by_stem=True, more=switches_table)
 
 
 def switches_table(results: Results) -> str:
@@ -472,7 +474,7 @@ def switches_table(results: Results) -> str:
             is_switch = method_name in ("imagepiece", *CONTROLS)
             if not is_switch or row.stem != default.stem:
                 continue
-            change = intervals.difference(measured.rights, base.rights)
+            change = intervals.estimate_difference(measured.rights, base.rights)
             cost = measured.facts["gmacs"] - base.facts["gmacs"]
             lines.append([name, statistics.format_difference(change), f"{cost:+.3f}"])
     if not lines:

@@ -13,10 +13,9 @@ paired. `recover` is measured by experiments.recovery.
 
 import argparse
 import base64
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ import numpy as np
 from scipy import special
 
 import imagepiece_jax
-from experiments import intervals, study
+from experiments import controls, intervals, study
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.rng import draw_uniform
@@ -42,7 +41,6 @@ from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
 from imagepiece_jax.reduction.state import Assignment
 
@@ -143,16 +141,6 @@ ENCODER_FURTHER = {
 }
 
 
-@contextlib.contextmanager
-def registered() -> Iterator[None]:
-    """While entered, the controls are a method, "parts"."""
-    METHODS["parts"] = PeaksOfParts
-    try:
-        yield
-    finally:
-        del METHODS["parts"]
-
-
 class Cell(NamedTuple):
     """A model, a set of images and a setting: fields for `load`."""
 
@@ -166,7 +154,7 @@ class Cell(NamedTuple):
         return f"{self.model}, {self.images}, {self.setting}"
 
 
-def reduced(model, images, method, share, schedule=None, title=None) -> Cell:
+def reduced_cell(model, images, method, share, schedule=None, title=None) -> Cell:
     """A cell of a method at a share, with its own schedule or one of SCHEDULES."""
     text = f"{method}:macs={share}"
     where = "own schedule"
@@ -183,22 +171,24 @@ def part_cells(model, images, parts: Mapping[str, str], shares) -> list[Cell]:
     for share in shares:
         for title, fields in parts.items():
             method = f"parts:{fields}"
-            cells.append(reduced(model, images, method, share, "three", title))
+            cells.append(reduced_cell(model, images, method, share, "three", title))
     return cells
 
 
-def cells() -> list[Cell]:
+def list_cells() -> list[Cell]:
     """All cells, in the order in which they run."""
     dense = "dense"
     order = [Cell("deit", "photographs", dense)]
     for share in (0.5, 0.6, 0.4, 0.75, 0.3):
         for method in ("peaks", "attended"):
             for schedule in SCHEDULES:
-                order.append(reduced("deit", "photographs", method, share, schedule))
+                order.append(
+                    reduced_cell("deit", "photographs", method, share, schedule)
+                )
     for share in SHARES:
-        order += [reduced("deit", "photographs", method, share) for method in OWN]
+        order += [reduced_cell("deit", "photographs", method, share) for method in OWN]
         for method in IN_ALL:
-            order.append(reduced("deit", "photographs", method, share, "all"))
+            order.append(reduced_cell("deit", "photographs", method, share, "all"))
     for size in SIZES:
         title = f"dense on {size} pixels"
         order.append(Cell("deit", "photographs", title, (("image_size", size),)))
@@ -207,17 +197,19 @@ def cells() -> list[Cell]:
     for score in ("class", "mean", "class_and_mean"):
         for share in (0.6, 0.5):
             method = f"imagepiece:score={score}"
-            order.append(reduced("deit", "photographs", method, share))
+            order.append(reduced_cell("deit", "photographs", method, share))
             method = f"evit:score={score}"
-            order.append(reduced("deit", "photographs", method, share))
+            order.append(reduced_cell("deit", "photographs", method, share))
     order.append(Cell("deit", "imagenette", dense))
     for share in (0.5, 0.6, 0.4, 0.3):
         for method in ("peaks", "attended"):
             for schedule in ("three", "all"):
-                order.append(reduced("deit", "imagenette", method, share, schedule))
+                order.append(
+                    reduced_cell("deit", "imagenette", method, share, schedule)
+                )
     for share in (0.5, 0.6, 0.4):
         for method in ("tome", "mctf", "diffrate"):
-            order.append(reduced("deit", "imagenette", method, share))
+            order.append(reduced_cell("deit", "imagenette", method, share))
     order += part_cells("deit", "imagenette", CONTROLS, (0.5,))
     return order + encoder_cells()
 
@@ -225,21 +217,21 @@ def cells() -> list[Cell]:
 def encoder_cells() -> list[Cell]:
     order = [Cell("dinov2", "even", "dense")]
     for share in (0.6, 0.5, 0.75, 0.4):
-        order.append(reduced("dinov2", "even", "peaks", share, "three"))
-        order.append(reduced("dinov2", "even", "tome", share))
-        order.append(reduced("dinov2", "even", "attended", share, "three"))
-        order.append(reduced("dinov2", "even", FUSION, share, title="mctf"))
-        order.append(reduced("dinov2", "even", "peaks", share, "all"))
+        order.append(reduced_cell("dinov2", "even", "peaks", share, "three"))
+        order.append(reduced_cell("dinov2", "even", "tome", share))
+        order.append(reduced_cell("dinov2", "even", "attended", share, "three"))
+        order.append(reduced_cell("dinov2", "even", FUSION, share, title="mctf"))
+        order.append(reduced_cell("dinov2", "even", "peaks", share, "all"))
     for share in (0.6, 0.5):
-        order.append(reduced("dinov2", "even", "peaks", share, "five"))
-        order.append(reduced("dinov2", "even", "pitome", share))
-        order.append(reduced("dinov2", "even", "random", share))
+        order.append(reduced_cell("dinov2", "even", "peaks", share, "five"))
+        order.append(reduced_cell("dinov2", "even", "pitome", share))
+        order.append(reduced_cell("dinov2", "even", "random", share))
     order += part_cells("dinov2", "even", ENCODER_FURTHER, (0.6, 0.5))
     order.append(Cell("mean", "even", "dense"))
     for share in (0.6, 0.5):
-        order.append(reduced("mean", "even", "peaks:score=mean", share, "three"))
-        order.append(reduced("mean", "even", "tome", share))
-        order.append(reduced("mean", "even", "attended", share, "three"))
+        order.append(reduced_cell("mean", "even", "peaks:score=mean", share, "three"))
+        order.append(reduced_cell("mean", "even", "tome", share))
+        order.append(reduced_cell("mean", "even", "attended", share, "three"))
     return order
 
 
@@ -310,7 +302,7 @@ class Study:
         """Logits of a cell's classifier; vectors and patch features of an encoder."""
         pixels = self.read(cell.images)
         if cell.model == "deit":
-            return {"logits": logits(vit, pixels)}
+            return {"logits": compute_logits(vit, pixels)}
         vectors = []
         maps = []
         for start in range(0, len(pixels), BATCH):
@@ -335,13 +327,11 @@ class Study:
         counts = [layer.mlp_tokens for layer in vit.model.plan]
         line = {"gmacs": vit.gmacs, "tokens": counts}
         if cell.model == "deit":
-            return line | compared_logits(
-                answer["logits"], wanted["logits"], self, cell
-            )
-        return line | compared_features(answer, wanted)
+            return line | compare_logits(answer["logits"], wanted["logits"], self, cell)
+        return line | compare_features(answer, wanted)
 
 
-def logits(vit, pixels: np.ndarray) -> np.ndarray:
+def compute_logits(vit, pixels: np.ndarray) -> np.ndarray:
     """Logits [images, classes] of uint8 images, resized on the device if need be."""
     height, width = image_sides(vit.image_size)
     config = vit.config
@@ -362,7 +352,7 @@ def logits(vit, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(answers)
 
 
-def compared_logits(own, wanted, images: Study, cell: Cell) -> dict[str, str]:
+def compare_logits(own, wanted, images: Study, cell: Cell) -> dict[str, str]:
     log_own = special.log_softmax(own.astype(np.float64), axis=1)
     log_dense = special.log_softmax(wanted.astype(np.float64), axis=1)
     kl = np.sum(np.exp(log_dense) * (log_dense - log_own), axis=1)
@@ -374,7 +364,7 @@ def compared_logits(own, wanted, images: Study, cell: Cell) -> dict[str, str]:
     }
 
 
-def compared_features(own, wanted) -> dict[str, Any]:
+def compare_features(own, wanted) -> dict[str, Any]:
     own_vectors = unit(own["vectors"])
     dense_vectors = unit(wanted["vectors"])
     kept = shared(
@@ -432,7 +422,7 @@ def shares_table(lines: Lines) -> str:
     for method, schedule in methods_of_table():
         row = [f"`{method}`", WHERE[schedule]]
         for share in SHARES:
-            cell = reduced("deit", "photographs", method, share, schedule)
+            cell = reduced_cell("deit", "photographs", method, share, schedule)
             row.append(kl_and_points(lines, cell, dense))
         rows.append(row)
     return markdown_table(head, rows)
@@ -478,9 +468,9 @@ def contrasts_table(
     """Peaks minus other methods at equal cost, paired by image."""
     rows = []
     for share in shares:
-        own = reduced("deit", images, "peaks", share, own_schedule)
+        own = reduced_cell("deit", images, "peaks", share, own_schedule)
         for method, schedule in others:
-            cell = reduced("deit", images, method, share, schedule)
+            cell = reduced_cell("deit", images, method, share, schedule)
             if not lines.has(own) or not lines.has(cell):
                 continue
             kl = lines.change(own, cell, "kl")
@@ -506,8 +496,8 @@ def controls_table(lines: Lines, images: str, shares) -> str:
     for title in (*CONTROLS, *FURTHER):
         row = [title]
         for share in shares:
-            own = reduced("deit", images, "peaks", share, "three")
-            cell = reduced("deit", images, "parts", share, "three", title)
+            own = reduced_cell("deit", images, "peaks", share, "three")
+            cell = reduced_cell("deit", images, "parts", share, "three", title)
             if not lines.has(own) or not lines.has(cell):
                 row += ["", "", ""]
                 continue
@@ -529,7 +519,7 @@ def scores_table(lines: Lines) -> str:
             row = [f"`{method}`", f"`{score}`"]
             for share in (0.6, 0.5):
                 text = f"{method}:score={score}"
-                cell = reduced("deit", "photographs", text, share)
+                cell = reduced_cell("deit", "photographs", text, share)
                 row.append(kl_and_points(lines, cell, dense))
             rows.append(row)
     return markdown_table(head, rows)
@@ -540,11 +530,11 @@ def encoder_table(lines: Lines, model: str) -> str:
     head = ["share", "method", "vector, 1 - cosine", "worst image"]
     head += ["maps, 1 - cosine", "ten nearest kept, %"]
     rows = []
-    for cell in sorted(encoder_cells(), key=share_of):
+    for cell in sorted(encoder_cells(), key=negative_share):
         if cell.model != model or not lines.has(cell) or cell.setting == "dense":
             continue
         title, _, share = cell.setting.rpartition(", ")
-        kept = intervals.mean(100 * lines.values(cell, "kept"))
+        kept = intervals.estimate_mean(100 * lines.values(cell, "kept"))
         vector = lines.values(cell, "vector")
         row = [share, title, f"{vector.mean():.4f}", f"{vector.max():.3f}"]
         row.append(f"{lines.mean(cell, 'maps'):.4f}")
@@ -552,7 +542,7 @@ def encoder_table(lines: Lines, model: str) -> str:
     return markdown_table(head, rows)
 
 
-def share_of(cell: Cell) -> float:
+def negative_share(cell: Cell) -> float:
     share = cell.setting.rpartition(", ")[2]
     return 0.0 if share == "dense" else -float(share)
 
@@ -562,9 +552,9 @@ def encoder_contrasts(lines: Lines) -> str:
     rows = []
     for model, method in (("dinov2", "peaks"), ("mean", "peaks:score=mean")):
         for share in (0.75, 0.6, 0.5, 0.4):
-            own = reduced(model, "even", method, share, "three")
+            own = reduced_cell(model, "even", method, share, "three")
             for other, schedule in (("tome", None), ("attended", "three")):
-                cell = reduced(model, "even", other, share, schedule)
+                cell = reduced_cell(model, "even", other, share, schedule)
                 if not lines.has(own) or not lines.has(cell):
                     continue
                 row = [ENCODERS[model], f"{share:g}", f"`{other}`, {WHERE[schedule]}"]
@@ -591,7 +581,7 @@ WHERE["all"] = "1 to 11"
 ENCODERS = {"dinov2": "class token", "mean": "mean of patches"}
 
 
-def tables(folder: pathlib.Path = FOLDER) -> dict[str, str]:
+def page_tables(folder: pathlib.Path = FOLDER) -> dict[str, str]:
     """The tables of docs/results/peaks.md, by the names in their marks."""
     lines = Lines(folder)
     shares = (0.6, 0.5, 0.4)
@@ -625,12 +615,12 @@ def main():
     if args.assets is None or args.imagenette is None:
         parser.error("--assets and --imagenette are required")
     wanted = []
-    for cell in cells():
+    for cell in list_cells():
         if any(word in cell.name for word in args.only):
             wanted.append(cell)
-    with registered():
+    with controls.register_methods({"parts": PeaksOfParts}):
         images = Study(args.assets, args.imagenette)
-        study.run(wanted, args.out, {}, images.measure)
+        study.measure_cells(wanted, args.out, {}, images.measure)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
+from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.recovery import recovery_loss
 from imagepiece_jax.recovery.recovery_images import evaluation_batches
@@ -87,65 +88,69 @@ class Cell(NamedTuple):
     reduction: Any  # as `load` takes it
     size: int = 224
     seed: int = 0
-    images: str = "learned"  # of `images_of`
+    images: str = "learned"  # of `open_sources`
 
 
 THREE = "stages-3-6-9"
 SIX = "stages-0-2-4-6-8-10"
 
 
-def tome(macs):
+def tome_reduction(macs):
     return f"tome:macs={macs}"
 
 
-def in_blocks(method, macs):
+def blocks_reduction(method, macs):
     """In three blocks; below .45, where these lose more, in all except the first."""
     schedule = THREE if macs >= LEAST_STAGED_MACS else "proportional-1"
     return f"{method}:macs={macs}:counts={schedule}"
 
 
-def attended(macs):
+def attended_reduction(macs):
     """The method of a typed share before `peaks`; its lines have the share alone."""
-    return in_blocks("attended", macs)
+    return blocks_reduction("attended", macs)
 
 
-def peaks(macs):
-    return in_blocks("peaks", macs)
+def peaks_reduction(macs):
+    return blocks_reduction("peaks", macs)
 
 
 CELLS = {
-    "dinov2-tome-.6": Cell("dinov2", tome(0.6)),
-    "deit-.5": Cell("deit", attended(0.5)),
-    "dinov2-tome-.5": Cell("dinov2", tome(0.5)),
-    "deit-160-.5": Cell("deit", attended(0.5), 160),
-    "deit-tome-.5": Cell("deit", tome(0.5)),
+    "dinov2-tome-.6": Cell("dinov2", tome_reduction(0.6)),
+    "deit-.5": Cell("deit", attended_reduction(0.5)),
+    "dinov2-tome-.5": Cell("dinov2", tome_reduction(0.5)),
+    "deit-160-.5": Cell("deit", attended_reduction(0.5), 160),
+    "deit-tome-.5": Cell("deit", tome_reduction(0.5)),
     "deit-evit-.5": Cell("deit", "evit:macs=0.5"),
-    "ten-.5": Cell("ten", attended(0.5)),
-    "deit-.6": Cell("deit", attended(0.6)),
-    "deit-.4": Cell("deit", attended(0.4)),
-    "deit-160-.6": Cell("deit", attended(0.6), 160),
-    "deit-160-.4": Cell("deit", attended(0.4), 160),
-    "two-.5": Cell("two", attended(0.5)),
-    "mean-160-tome-.5": Cell("mean", tome(0.5), 160),
-    "mean-160-tome-six-.5": Cell("mean", f"{tome(0.5)}:counts={SIX}", 160),
-    "mean-160-tome-three-.5": Cell("mean", f"{tome(0.5)}:counts={THREE}", 160),
+    "ten-.5": Cell("ten", attended_reduction(0.5)),
+    "deit-.6": Cell("deit", attended_reduction(0.6)),
+    "deit-.4": Cell("deit", attended_reduction(0.4)),
+    "deit-160-.6": Cell("deit", attended_reduction(0.6), 160),
+    "deit-160-.4": Cell("deit", attended_reduction(0.4), 160),
+    "two-.5": Cell("two", attended_reduction(0.5)),
+    "mean-160-tome-.5": Cell("mean", tome_reduction(0.5), 160),
+    "mean-160-tome-six-.5": Cell("mean", f"{tome_reduction(0.5)}:counts={SIX}", 160),
+    "mean-160-tome-three-.5": Cell(
+        "mean", f"{tome_reduction(0.5)}:counts={THREE}", 160
+    ),
 }
 CELLS["dinov2-tome-.6-more"] = CELLS["dinov2-tome-.6"]._replace(images="more")
 FOLDS = {"A": 1, "B": 0}  # first of the photographs that are judged, every second one
 COSTS = (0.6, 0.5, 0.4)
 for cost in COSTS:
     for fold in FOLDS:
-        CELLS[f"readme-{cost}-{fold}"] = Cell("deit", attended(cost), images=fold)
-        CELLS[f"peaks-{cost}-{fold}"] = Cell("deit", peaks(cost), images=fold)
-CELLS["deit-peaks-.5"] = Cell("deit", peaks(0.5))
-CELLS["dinov2-peaks-.6"] = Cell("dinov2", peaks(0.6))
+        CELLS[f"readme-{cost}-{fold}"] = Cell(
+            "deit", attended_reduction(cost), images=fold
+        )
+        CELLS[f"peaks-{cost}-{fold}"] = Cell("deit", peaks_reduction(cost), images=fold)
+CELLS["deit-peaks-.5"] = Cell("deit", peaks_reduction(0.5))
+CELLS["dinov2-peaks-.6"] = Cell("dinov2", peaks_reduction(0.6))
 SEEDS = ("deit-.5", "dinov2-tome-.6")
 for seed in (1, 2):
     for name in SEEDS:
         CELLS[f"{name}-seed{seed}"] = CELLS[name]._replace(seed=seed)
 
 
-def loaded(cell: Cell, paths: dict[str, str]) -> imagepiece_jax.Pretrained:
+def load_cell(cell: Cell, paths: dict[str, str]) -> imagepiece_jax.Pretrained:
     """The reduced model of a cell; those of FROM_DEIT are DeiT-Ti, changed."""
     path = paths["deit" if cell.model in FROM_DEIT else cell.model]
     vit = imagepiece_jax.load(path, image_size=cell.size)
@@ -154,7 +159,7 @@ def loaded(cell: Cell, paths: dict[str, str]) -> imagepiece_jax.Pretrained:
     return vit.with_reduction(cell.reduction)
 
 
-def of_two_classes(vit):
+def with_two_classes(vit):
     """DeiT-Ti that tells ImageNet's animals (0 to 397) from the rest: mean logits."""
     head = vit.variables["params"]["head"]
     parts = {}
@@ -171,10 +176,10 @@ def of_two_classes(vit):
     )
 
 
-FROM_DEIT = {"two": of_two_classes, "mean": study.mean_pooled}
+FROM_DEIT = {"two": with_two_classes, "mean": study.mean_pooled}
 
 
-def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
+def judge_recovery(vit, better, source: Source) -> dict[str, dict[str, float]]:
     """Mean distances of a reduced model from the dense one, and equal first classes.
 
     Returns {"before": .., "after": ..}, of the model and of what it became.
@@ -190,7 +195,7 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
         distances = teacher.comparison.loss_terms(own, targets)
         distances |= teacher.comparison.image_metrics(own, targets)
         if "patches" in names:
-            distances["unreachable"] = unreachable(
+            distances["unreachable"] = unreachable_change(
                 vit.model, variables, images, targets
             )
         return distances
@@ -210,7 +215,7 @@ def judged(vit, better, source: Source) -> dict[str, dict[str, float]]:
     return means
 
 
-def unreachable(model, variables, images, targets):
+def unreachable_change(model, variables, images, targets):
     """The least change of patches that share tokens as they do in a model. [B].
 
     The best vector of a token is the mean of the dense model's for its patches, each
@@ -229,7 +234,7 @@ def unreachable(model, variables, images, targets):
     return relative_change(best, patches, jnp.sum(holds, axis=-1))
 
 
-def right_of(vit, source: Source) -> str:
+def encode_right_answers(vit, source: Source) -> str:
     """Which images of a source have the right first class, as bits in base64."""
     labels = source.labels[source.indices]
     right = np.zeros(len(source), bool)
@@ -295,10 +300,10 @@ def recovered_table(lines: dict[str, dict]) -> str:
     return markdown_table([*head, "recovered peaks minus recovered attended"], rows)
 
 
-def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> dict:
+def measure_cell(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> dict:
     """The line of a cell."""
     began = time.monotonic()
-    vit = loaded(cell, paths)
+    vit = load_cell(cell, paths)
     better = imagepiece_jax.recover(
         vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
     )
@@ -308,10 +313,13 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
     answers = {}
     if cell.images in FOLDS:
         models = {"dense": vit.with_reduction(None), "before": vit, "after": better}
-        right = {name: right_of(models[name], images["labeled"]) for name in models}
+        right = {
+            name: encode_right_answers(models[name], images["labeled"])
+            for name in models
+        }
         answers["right"] = right
     else:
-        judges = {name: judged(vit, better, images[name]) for name in JUDGED}
+        judges = {name: judge_recovery(vit, better, images[name]) for name in JUDGED}
         answers["elsewhere"] = judges
     fields = ("measure", "before", "after", "interval", "steps", "changed")
     return {
@@ -324,7 +332,7 @@ def measured(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> di
     }
 
 
-def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Source]:
+def open_sources(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Source]:
     """The images that cells learn from, and those that judge them."""
     photographs = as_source(assets / "data/nips2017_224_jpg/images")
     odd = photographs.subset(range(1, len(photographs), 2))
@@ -346,15 +354,10 @@ def images_of(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Sourc
 
 def read_lines() -> dict[str, dict]:
     """{cell: its line} of all cells that have run."""
-    lines = {}
-    if LINES.exists():
-        for text in LINES.read_text("utf-8").splitlines():
-            line = json.loads(text)
-            lines[line.pop("cell")] = line
-    return lines
+    return {line.pop("cell"): line for line in result_cache.read_lines(LINES)}
 
 
-def table(lines: dict[str, dict]) -> str:
+def cells_table(lines: dict[str, dict]) -> str:
     """The table of docs/results/recovery.md, and which cells have no line."""
     head = ["cell", "held out", "95 % of the change", *JUDGED, "minutes"]
     rows = []
@@ -365,14 +368,14 @@ def table(lines: dict[str, dict]) -> str:
         row = [name, f"{line['before']:.4f} -> {line['after']:.4f}"]
         row.append(f"{low:+.4f}, {high:+.4f}")
         for images in JUDGED:
-            row.append(pairs_text(**line["elsewhere"][images]))
+            row.append(format_change(**line["elsewhere"][images]))
         rows.append([*row, f"{line['minutes']:.0f}"])
     text = markdown_table(head, rows).strip()
     missing = ", ".join(name for name in CELLS if name not in lines)
     return f"{text}\n\nNot measured: {missing}." if missing else text
 
 
-def pairs_text(before: dict[str, float], after: dict[str, float]) -> str:
+def format_change(before: dict[str, float], after: dict[str, float]) -> str:
     """Distances before and after, in text; of an encoder also by vector and maps."""
     text = f"{before['distance']:.4f} -> {after['distance']:.4f}"
     if "patches" not in before:
@@ -394,7 +397,7 @@ def main():
     args = parser.parse_args()
     lines = read_lines()
     if args.table:
-        print(table(lines))
+        print(cells_table(lines))
         return
     if args.readme:
         for study in ("readme", "peaks"):
@@ -409,11 +412,11 @@ def main():
         "dinov2": str(weights / "dinov2_small"),
         **dict(pair.split("=", 1) for pair in args.weights),
     }
-    images = images_of(args.assets, args.imagenette)
+    images = open_sources(args.assets, args.imagenette)
     for name in args.only:
         if name in lines or CELLS[name].model not in {*paths, *FROM_DEIT}:
             continue
-        line = measured(CELLS[name], paths, images)
+        line = measure_cell(CELLS[name], paths, images)
         with LINES.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"cell": name, **line}) + "\n")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import intervals, peaks, recovery, types
+from experiments import intervals, peaks, recovery
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.statistics import Estimate, format_estimate
@@ -27,7 +27,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results" / "results.json"
 PAGES = (
     "README.md",
-    "docs/photo_programs.md",
     "docs/results/imagepiece.md",
     "docs/results/peaks.md",
 )
@@ -138,7 +137,7 @@ def controls_table(
     for one, other in CONTRASTS.values():
         change = np.subtract(rights[one], rights[other], dtype=float)
         points = 100 * change.mean(axis=0)
-        line.append(format_estimate(intervals.mean(points), signs=True))
+        line.append(format_estimate(intervals.estimate_mean(points), signs=True))
     lines.append(line)
     head = ["share of the dense MACs", "keep, merge", *SHOWN.values(), *CONTRASTS]
     return markdown_table(head, lines)
@@ -171,19 +170,18 @@ def readme_photographs(results: Results) -> str:
     )
 
 
-def tables(results: Results) -> dict[str, str]:
+def page_tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
     return {
         "readme": f"{readme_photographs(results)}\n\n{readme_table(results)}",
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
-        "towers": types.programs_table(ROOT / types.FOLDER),
         "peaks-recovered": recovery.recovered_table(recovery.read_lines()),
-        **peaks.tables(ROOT / peaks.FOLDER),
+        **peaks.page_tables(ROOT / peaks.FOLDER),
     }
 
 
-def filled(text: str, by_name: Mapping[str, str]) -> str:
+def fill_tables(text: str, by_name: Mapping[str, str]) -> str:
     """`text` of a page with the tables between its marks."""
 
     def fill(part):
@@ -195,10 +193,10 @@ def filled(text: str, by_name: Mapping[str, str]) -> str:
 
 def main():
     results = read_results()
-    by_name = tables(results)
+    by_name = page_tables(results)
     for name in PAGES:
         path = ROOT / name
-        replace_file(path, filled(path.read_text("utf-8"), by_name))
+        replace_file(path, fill_tables(path.read_text("utf-8"), by_name))
 
 
 if __name__ == "__main__":

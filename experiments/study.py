@@ -1,11 +1,10 @@
-"""What studies share: results that are measured once, a line of JSON each, and pages.
+"""What studies share: results that are measured once, a line of JSON each.
 
-A study is one script. It lists its cells, measures each into a line of FOLDER's
-runs.jsonl, and writes its page from the lines that are there.
+A study is one script. It lists its cells, and measures each into a line of FOLDER's
+runs.jsonl.
 """
 
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
 import time
@@ -16,40 +15,18 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import device, parallel
-from imagepiece_jax.common.files import git_revision, replace_file
+from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_lines
 
 FILE = "runs.jsonl"
-BATCH = 50  # images at once
 
 # Cells: whatever has a `name`
 
 
-def page(blocks: Iterable[str], cells: Iterable[Any], measured: Iterable[Any]) -> str:
-    """A page of blocks of Markdown, which ends with the cells that are not measured."""
-    blocks = [block for block in blocks if block]
-    missing = []
-    for cell in cells:
-        if cell not in measured:
-            missing.append(f"`{cell.name}`")
-    if missing:
-        names = ", ".join(missing)
-        blocks += ["## Missing", f"{len(missing)} cells: {names}."]
-    return "\n\n".join(blocks) + "\n"
-
-
-def write_page(folder: pathlib.Path, text: str):
-    """Write the folder's README.md, and print its path."""
-    path = folder / "README.md"
-    replace_file(path, text)
-    print(path)
-
-
-def run(
+def measure_cells(
     cells: Iterable[Any],
     folder: pathlib.Path,
     identity: Mapping[str, Any],
@@ -62,7 +39,7 @@ def run(
     Raises InputError where a line of a cell is of another identity, before anything is
     measured.
     """
-    loaded = versions()  # the code may change while it runs
+    loaded = code_versions()  # the code may change while it runs
     with ResultCache(folder, name=FILE) as lines:
         measured = read_runs(folder)
         waiting = []
@@ -95,20 +72,10 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     return lines
 
 
-def read(cells: Iterable[Any], folder: str | os.PathLike) -> dict[Any, dict[str, Any]]:
-    """The lines of the cells that have one."""
-    lines = read_runs(folder)
-    return {cell: lines[cell.name] for cell in cells if cell.name in lines}
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries, the processor and the code."""
-    versions_by_name = {}
-    for name in KEY_LIBRARIES:
-        versions_by_name[name] = importlib.metadata.version(name)
-    versions_by_name["device"] = device.device_name()
-    versions_by_name["commit"] = git_revision()
-    return versions_by_name
+def code_versions() -> dict[str, str]:
+    """Versions of the libraries, the processor and the code."""
+    code = {"device": device.device_name(), "commit": git_revision()}
+    return device.library_versions() | code
 
 
 def mean_pooled(vit):
@@ -120,7 +87,7 @@ def mean_pooled(vit):
 # A model's answers
 
 
-def reader(
+def model_reader(
     vit, read: Callable[..., Mapping[str, Any]], model: Any = None
 ) -> Callable[..., dict]:
     """A function of batches that returns read(outputs, batch), [images, ..] by name.

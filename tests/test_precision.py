@@ -60,7 +60,9 @@ def test_what_visualize_and_studies_show(weights, lowered):
     options = {"transform": Preprocessing(16, resize="none"), "batch_size": 2}
     options["placement"] = parallel.process_placement()
     batches = Batches(source=ArraySource(images), **options)
-    answer = study.reader(variant, lambda outputs, batch: {"logits": outputs.logits})
+    answer = study.model_reader(
+        variant, lambda outputs, batch: {"logits": outputs.logits}
+    )
     answer(batches.read_batches(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 

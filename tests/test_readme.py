@@ -18,7 +18,6 @@ from PIL import ExifTags, Image
 
 import imagepiece_jax
 from experiments import paper
-from experiments.__main__ import STUDIES
 from imagepiece_jax.__main__ import command_files
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
@@ -26,7 +25,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import gather_rows, invert_order, rank_tokens
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import MEAN
+from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.reducers import Reducer
@@ -143,7 +142,7 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         assert name in command_files(), name
     if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
         for name in re.findall(r"python -m\s+experiments (\w+)", text):
-            assert name in (*paper.TABLES, *STUDIES, "NAME"), name
+            assert name in (*paper.TABLES, "NAME"), name
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -366,7 +365,7 @@ def test_the_examples_of_configs_run(tmp_path, monkeypatch):
     tiny_vit.write("my.npz", variables)
     space = {"imagepiece_jax": imagepiece_jax}
     vit = run(DOCS / "weight_files.md", "import dataclasses\n\nvit = ", space)["vit"]
-    assert (vit.config.name, vit.config.mean) == (name, MEAN)
+    assert (vit.config.name, vit.config.mean) == (name, IMAGENET_MEAN)
     assert vit.config.arch.gelu == "tanh"
     chex.assert_trees_all_equal(vit.variables, variables)
 

@@ -19,7 +19,7 @@ from imagepiece_jax.models import registry
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "tests" / "fixtures" / "client_pixels.npz"
 SIDE = 12
-# The first and the last are longer than `preprocessing` resizes. Of most, an odd number
+# The first and the last are longer than preprocessing resizes. Of most, an odd number
 # of pixels is cropped, or a side is rounded.
 SIZES = ((1, 700), (33, 31), (225, 224), (427, 640), (1200, 97), (61, 48), (50, 333))
 SIZES += ((113, 58), (17, 240), (1000, 3))
@@ -37,12 +37,12 @@ CASES = {
 }
 
 
-def pictures():
+def odd_pictures():
     """Images of SIZES, [H, W, 3] uint8: waves of five to nine periods."""
-    return [picture(*size) for size in SIZES]
+    return [paint_waves(*size) for size in SIZES]
 
 
-def picture(height, width):
+def paint_waves(height, width):
     periods = np.array([5, 7, 9])
     rows = np.abs(np.arange(height)[:, None] * 2 * periods % (2 * height) - height)
     columns = np.abs(np.arange(width)[:, None] * 2 * periods % (2 * width) - width)
@@ -50,21 +50,21 @@ def picture(height, width):
     return both.astype(np.uint8)
 
 
-def preprocessing(case):
+def case_preprocessing(case):
     """The Preprocessing of a case."""
     return Preprocessing(SIDE, **CASES[case][1])
 
 
-def fields(case):
+def case_fields(case):
     """The JSON of a case; it has nothing of a model but the mean and the deviation."""
     config = registry.model_config("deit_s")
-    vit = types.SimpleNamespace(preprocessing=preprocessing(case), config=config)
+    vit = types.SimpleNamespace(preprocessing=case_preprocessing(case), config=config)
     if CASES[case][0] == "open_clip":
         return tower.open_clip_fields(vit)
     return tower.processor_fields(vit)
 
 
-def by_open_clip(content):
+def open_clip_transform(content):
     """The function from a PIL image to pixels, [3, SIDE, SIDE], normalized."""
     from open_clip import transform
 
@@ -72,28 +72,28 @@ def by_open_clip(content):
     return lambda image: transform.image_transform_v2(config, False)(image).numpy()
 
 
-def by_transformers(content):
+def transformers_transform(content):
     import transformers
 
     processor = transformers.CLIPImageProcessor.from_dict(content)
     return lambda image: processor(image, return_tensors="np").pixel_values[0]
 
 
-def computed(case):
+def compute_pixels(case):
     """The pixels of a case, uint8."""
-    content = fields(case)
+    content = case_fields(case)
     if CASES[case][0] == "open_clip":
-        prepare = by_open_clip(content)
+        prepare = open_clip_transform(content)
     else:
-        prepare = by_transformers(content)
-    normalized = [prepare(Image.fromarray(image)) for image in pictures()]
+        prepare = transformers_transform(content)
+    normalized = [prepare(Image.fromarray(image)) for image in odd_pictures()]
     config = registry.model_config("deit_s")
     pixels = np.stack(normalized).transpose(0, 2, 3, 1) * config.std + config.mean
     return np.rint(255 * pixels).astype(np.uint8)
 
 
 if __name__ == "__main__":
-    contents = {case: fields(case) for case in CASES}
-    arrays = {case: computed(case) for case in CASES}
+    contents = {case: case_fields(case) for case in CASES}
+    arrays = {case: compute_pixels(case) for case in CASES}
     np.savez_compressed(FILE, json=json.dumps(contents), **arrays)
     print(f"{FILE}: {FILE.stat().st_size} bytes")

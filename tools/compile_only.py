@@ -75,21 +75,21 @@ def main(
         gelu: Of the optimized program.
         kernels: List every kernel of every program.
     """
-    read = {name: config_of(name) for name in configs}
+    read = {name: read_config_file(name) for name in configs}
     for config in read.values():
         config.model.dtype = dtype
     for size, one_mode in itertools.product(sorted(batch_size, reverse=True), mode):
-        print(report(read.items(), size, one_mode, kernels, gelu))
+        print(report_kernels(read.items(), size, one_mode, kernels, gelu))
 
 
-def config_of(name: str):
+def read_config_file(name: str):
     """The config of a file of configs/, "deit_s:deit_ti" with its argument."""
     file, *argument = name.split(":", 1)
     check_choice("configs", file, [module.name for module in iter_modules(CONFIGS)])
     return importlib.import_module(f"configs.{file}").get_config(*argument)
 
 
-def report(configs, batch_size, mode="inference", kernels=False, gelu=None):
+def report_kernels(configs, batch_size, mode="inference", kernels=False, gelu=None):
     """The table of configs, as text: kernels by kind, and GMACs.
 
     configs: [(name, config)]
@@ -98,25 +98,25 @@ def report(configs, batch_size, mode="inference", kernels=False, gelu=None):
     gelu: of programs of mode inference, as `optimize` takes it
     Raises InputError without JAX's CUDA wheels.
     """
-    device()  # before JAX is used otherwise
+    described_gpu()  # before JAX is used otherwise
     programs = []
     for name, config in configs:
         config = config.copy_and_resolve_references()
         config.batch_size = batch_size
         options = {"gelu": gelu} if mode == "inference" else {}
-        kernels_of_program = hlo.kernels(PROGRAMS[mode](config, **options))
-        programs.append((name, kernels_of_program, _gmacs(config)))
+        kernels_of_program = hlo.list_kernels(PROGRAMS[mode](config, **options))
+        programs.append((name, kernels_of_program, _config_gmacs(config)))
     title = f"compiled for an NVIDIA H200, mode {mode}, batch size {batch_size}"
-    parts = [title, _overview(programs)]
+    parts = [title, _overview_table(programs)]
     if kernels:
         parts += [
-            f"{name}\n{_listed(kernels_of_program)}"
+            f"{name}\n{_list_kernels(kernels_of_program)}"
             for name, kernels_of_program, _ in programs
         ]
     return "\n\n".join(parts)
 
 
-def _overview(programs):
+def _overview_table(programs):
     """[(name, kernels, GMACs)] -> a table, one row each, a column per kind."""
     counts = [collections.Counter(each.kind for each in row[1]) for row in programs]
     kinds = [kind for kind, _ in sum(counts, collections.Counter()).most_common()]
@@ -127,7 +127,7 @@ def _overview(programs):
     return text_table(rows)
 
 
-def _listed(kernels):
+def _list_kernels(kernels):
     """A line per kernel: kind, result, name and source."""
     lines = []
     for number, kernel in enumerate(kernels):
@@ -137,32 +137,34 @@ def _listed(kernels):
     return "\n".join(lines)
 
 
-def _gmacs(config):
+def _config_gmacs(config):
     """GMACs of one image, forward."""
-    model = RunConfig.from_config(unplaced(config)).create_model()
+    model = RunConfig.from_config(without_placement(config)).create_model()
     return model_macs(model) / 1e9
 
 
-def unplaced(config):
+def without_placement(config):
     """Return `config` with an attention that every device supports."""
     config = config.copy_and_resolve_references()
     config.model.attention = "xla"
     return config
 
 
-def placed(model, config):
+def place_attention(model, config):
     """Return `model` with the attention of `config` on an H200."""
-    return optimize.with_device_attention(model, device(), config.model.attention)
+    return optimize.with_device_attention(
+        model, described_gpu(), config.model.attention
+    )
 
 
 def inference_text(config, gelu=None):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
-    model = RunConfig.from_config(unplaced(config)).create_model()
+    model = RunConfig.from_config(without_placement(config)).create_model()
     dtype = config.model.dtype
-    on_gpu = placed(model.with_execution(dtype=dtype), config)
-    gelu = gelu or optimize.default_gelu(on_gpu, device())
-    reductions = optimize.default_reductions(on_gpu, device())
-    pixels = optimize.count_joined_pixels(on_gpu, device())
+    on_gpu = place_attention(model.with_execution(dtype=dtype), config)
+    gelu = gelu or optimize.default_gelu(on_gpu, described_gpu())
+    reductions = optimize.default_reductions(on_gpu, described_gpu())
+    pixels = optimize.count_joined_pixels(on_gpu, described_gpu())
     if optimize.uses_size_direction(on_gpu):
         # It has the shapes of a folded one.
         model = model.with_execution(size_encoding="direction")
@@ -178,7 +180,7 @@ def inference_text(config, gelu=None):
     weights = jax.eval_shape(prepare, variable_shapes(model))
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, dtype)
-    fast = placed(prepared[0], config)
+    fast = place_attention(prepared[0], config)
     forward = optimize.forward_logits(fast, reductions=reductions)
     return compile_for(forward, weights, images)
 
@@ -186,7 +188,8 @@ def inference_text(config, gelu=None):
 def train_text(config):
     """Return the compiled text of a training step."""
     step, first_state, model, teacher = workloads.training_step(
-        RunConfig.from_config(unplaced(config)), lambda model: placed(model, config)
+        RunConfig.from_config(without_placement(config)),
+        lambda model: place_attention(model, config),
     )
     state = jax.eval_shape(first_state, variable_shapes(model))
     if teacher is not None:
@@ -194,7 +197,7 @@ def train_text(config):
     leading = (1, config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
     batch = batch_shapes(RunConfig.from_config(config), leading)
     # The equivalent of `parallel.pmap` for a device that is only described.
-    mesh = jax.sharding.Mesh(np.array([device()]), (parallel.DEVICE_AXIS,))
+    mesh = jax.sharding.Mesh(np.array([described_gpu()]), (parallel.DEVICE_AXIS,))
     everywhere = jax.sharding.PartitionSpec()
     specs = (everywhere, jax.sharding.PartitionSpec(parallel.DEVICE_AXIS), everywhere)
 
@@ -212,7 +215,7 @@ PROGRAMS = {"inference": inference_text, "train": train_text}
 
 
 @functools.cache
-def device():
+def described_gpu():
     """Return the described GPU for JAX's compiler; InputError without the wheels.
 
     Call it before anything else uses JAX: its plugin looks for a driver once, at first
@@ -256,7 +259,7 @@ def compile_for(fn, *args, donate=(), shardings=None):
     Raises InputError without JAX's CUDA wheels, RunError where XLA cannot compile it.
     """
     if shardings is None:
-        shardings = [jax.sharding.SingleDeviceSharding(device())] * len(args)
+        shardings = [jax.sharding.SingleDeviceSharding(described_gpu())] * len(args)
 
     def on_device(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -267,7 +270,7 @@ def compile_for(fn, *args, donate=(), shardings=None):
     ]
     traced = jax.jit(fn, donate_argnums=donate).trace(*args)
     try:
-        compiled = lower(traced).compile(
+        compiled = lower_for_cuda(traced).compile(
             compiler_options=xla_options.compiler_options("gpu")
         )
         return compiled.as_text()
@@ -276,7 +279,7 @@ def compile_for(fn, *args, donate=(), shardings=None):
         raise RunError(f"XLA cannot compile this for an H200: {reason}") from error
 
 
-def lower(traced):
+def lower_for_cuda(traced):
     """A traced function, lowered for CUDA; if that fails, for the described device."""
     try:
         return traced.lower(lowering_platforms=("cuda",))

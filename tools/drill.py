@@ -146,7 +146,7 @@ class Run:
                 process = subprocess.Popen(
                     words,
                     cwd=ROOT,
-                    env=environment(self._inputs / "cache", devices),
+                    env=process_environment(self._inputs / "cache", devices),
                     stdout=log,
                     stderr=log,
                 )
@@ -177,7 +177,7 @@ class Run:
     def result(self):
         """All that stands in the folder: {name: bytes}, times left out."""
         if "train.py" in self.command.words:
-            return result_of_training(self.folder / "out")
+            return read_training_result(self.folder / "out")
         digests = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
@@ -199,7 +199,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def environment(cache, devices=1):
+def process_environment(cache, devices=1):
     """Of a process on so many CPU devices, its programs kept in the folder `cache`."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -210,7 +210,7 @@ def environment(cache, devices=1):
     }
 
 
-def result_of_training(workdir):
+def read_training_result(workdir):
     """Checkpoints and lines of metrics of a run, without what a clock has measured."""
     if not workdir.exists():
         return {}
@@ -251,7 +251,7 @@ def write_inputs(folder):
         Image.fromarray(pixels).save(folder / "photographs" / f"{number:02}.png")
 
 
-def drill(folder, names, each, rng):
+def drill_commands(folder, names, each, rng):
     """Yield all rows, each when its run has ended."""
     write_inputs(folder)
     for name in names:
@@ -262,22 +262,24 @@ def drill(folder, names, each, rng):
         passed = not any(statuses) and not whole.unfinished()
         yield Row(name, "none", statuses, "all", whole.said(), passed)
         if len(statuses) > 1:
-            yield two_as_one(whole, Run(folder, "train", "two devices"))
+            yield compare_losses(whole, Run(folder, "train", "two devices"))
         for number in range(each):
             for signum in SIGNALS:
                 run = Run(folder, name, f"{signum.name} {number}")
-                yield ended_by(run, signum, int(rng.integers(lines)), expected, rng)
-                yield given_again(run, expected)
+                yield end_by_signal(
+                    run, signum, int(rng.integers(lines)), expected, rng
+                )
+                yield run_again(run, expected)
 
 
-def ended_by(run, signum, line, expected, rng):
+def end_by_signal(run, signum, line, expected, rng):
     """A Row: a signal up to a second after the run has printed so many lines."""
     run.start()
     hit = int(rng.integers(len(run.processes)))
     process = run.processes[hit]
     while process.poll() is None and run.text().count("\n") < line:
         time.sleep(0.005)
-    while process.poll() is None and not hears(process):
+    while process.poll() is None and not handles_sigterm(process):
         time.sleep(0.005)
     delay = rng.uniform(0, 1)
     time.sleep(delay)
@@ -294,7 +296,7 @@ def ended_by(run, signum, line, expected, rng):
     return Row(run.name, fault, statuses, left, run.said(), passed)
 
 
-def hears(process):
+def handles_sigterm(process):
     """Whether it handles SIGTERM, before which Python starts, by Linux's word."""
     with contextlib.suppress(OSError):  # it has just ended
         text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
@@ -328,7 +330,7 @@ def is_best_so_far(run):
     return imagepiece_jax.load(run.folder / "out").recovery is not None
 
 
-def given_again(run, expected):
+def run_again(run, expected):
     """A Row: the same command once more, which no signal ends."""
     statuses = run.start().ended()
     same = run.result() == expected
@@ -337,7 +339,7 @@ def given_again(run, expected):
     return Row(run.name, "given again", statuses, left, run.said(), passed)
 
 
-def two_as_one(two, one):
+def compare_losses(two, one):
     """A Row: the losses of two processes beside those of one with two devices."""
     statuses = one.start(devices=2).ended()
     losses = []
@@ -368,7 +370,7 @@ def main(*, only: tuple[str, ...] = tuple(COMMANDS), each: int = 2, seed: int = 
     rng = np.random.default_rng(seed)
     passed = []
     with tempfile.TemporaryDirectory() as folder, signals.unfinished_path(folder):
-        rows = drill(pathlib.Path(folder), only, each, rng)
+        rows = drill_commands(pathlib.Path(folder), only, each, rng)
         for row in rows:
             verdict = "as it should be" if row.passed else "WRONG"
             print(*row[:-1], verdict, sep=" | ", flush=True)

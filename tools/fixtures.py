@@ -75,7 +75,7 @@ def write_layouts():
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 
-def randomize(model, seed=0):
+def randomize_model(model, seed=0):
     """Weights that let no fault hide: what is added or multiplied is large.
 
     Only what enters the first norm is small, so that its epsilon counts.
@@ -101,7 +101,7 @@ def computed_by_timm(name):
     """{"<name>/..": arrays} of one of ROTARY."""
     fields = SIZE | {"img_size": IMAGE, "num_classes": 5}
     model = timm.create_model(name, pretrained=False, **fields).eval()
-    randomize(model)
+    randomize_model(model)
     image = np.random.default_rng(0).normal(size=(1, *IMAGE, 3)).astype(np.float16)
     pixels = torch.from_numpy(image.astype(np.float32).transpose(0, 3, 1, 2))
     with torch.no_grad():

@@ -19,7 +19,6 @@ import functools
 import itertools
 import json
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -36,6 +35,7 @@ from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluation.result_cache import read_lines
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import program_compiler
 from imagepiece_jax.models import registry
@@ -182,7 +182,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     global OPTIONS
     OPTIONS = options
     if show:
-        print(*tables(read_rows(show)).values(), sep="\n\n")
+        print(*all_tables(read_lines(show)).values(), sep="\n\n")
         return
     if not times:
         raise InputError("times is missing; name a file to which lines are added")
@@ -200,7 +200,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
             check_choice(name, value, allowed)
     batches = list(options.at_once)
     if options.beside:
-        torch_baselines.prepare(["timm"])
+        torch_baselines.prepare_torch(["timm"])
     dtype = options.dtype or xla_options.fast_dtype()
     rules = timer.Timing(options.warmup, options.repeats, options.seconds)
     shared = {
@@ -211,10 +211,10 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     shared["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
     shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
     for size in options.cases:
-        for rows in measure(size, batches, dtype, rules):
+        for rows in measure_case(size, batches, dtype, rules):
             with open(file, "a") as out:
                 out.writelines(json.dumps(row | shared) + "\n" for row in rows)
-            print(table(rows), flush=True)
+            print(group_table(rows), flush=True)
 
 
 # Programs
@@ -240,7 +240,7 @@ class Timed(NamedTuple):
     facts: dict[str, Any]
 
 
-def ways(case: Case) -> list[Way]:
+def list_ways(case: Case) -> list[Way]:
     """All that the flags list, the dense model first."""
     settings = OPTIONS.models or [
         name for name in MODELS if name not in (HALF, TOME_STAGES)
@@ -263,7 +263,7 @@ def ways(case: Case) -> list[Way]:
     return all_ways
 
 
-def measure(
+def measure_case(
     size: str, batches: list[int], dtype: str, rules
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of a model's programs, which take turns, batch by batch.
@@ -272,13 +272,13 @@ def measure(
     product on the device one by one.
     """
     case = CASES[size]
-    programs = all_compiled(case, batches, dtype, ways(case))
+    programs = all_compiled(case, batches, dtype, list_ways(case))
     for batch in batches:
         timed = []
         for (of_batch, way), program in programs.items():
             if of_batch == batch:
-                timed.append(of_ours(case, way, program))
-        timed += [of_timm(case, name, batch, dtype) for name in OPTIONS.beside]
+                timed.append(time_ours(case, way, program))
+        timed += [time_timm(case, name, batch, dtype) for name in OPTIONS.beside]
         yield timed_rows(timed, {"size": size, "batch": batch}, rules)
 
 
@@ -290,9 +290,9 @@ def all_compiled(case: Case, batches, dtype: str, all_ways: list[Way]) -> dict:
     )
     threads = concurrent.futures.ThreadPoolExecutor(max(1, available_cores() // 2))
     with any_direction, threads:
-        make = functools.partial(compiler_of, case, dtype)
+        make = functools.partial(make_compiler, case, dtype)
         compilers = dict(zip(all_ways, threads.map(make, all_ways), strict=True))
-        programs = threads.map(functools.partial(compiled, compilers), parts)
+        programs = threads.map(functools.partial(compile_program, compilers), parts)
         return dict(zip(parts, programs, strict=True))
 
 
@@ -314,7 +314,7 @@ def timed_rows(programs: list[Timed], shared: Mapping, rules) -> list[dict[str, 
     return with_ratios(rows)
 
 
-def compiled(compilers: Mapping[Way, Callable], part: tuple[int, Way]):
+def compile_program(compilers: Mapping[Way, Callable], part: tuple[int, Way]):
     """The Program of a batch and a Way."""
     batch, way = part
     with jax.default_matmul_precision(PRECISIONS[way.precision]):
@@ -324,7 +324,7 @@ def compiled(compilers: Mapping[Way, Callable], part: tuple[int, Way]):
     return program
 
 
-def of_ours(case: Case, way: Way, program) -> Timed:
+def time_ours(case: Case, way: Way, program) -> Timed:
     """A Program, with images on the device."""
     model = program.model
     sizes = None
@@ -339,7 +339,7 @@ def of_ours(case: Case, way: Way, program) -> Timed:
     return Timed(on_noise(program), jax.block_until_ready, facts)
 
 
-def compiler_of(case: Case, dtype: str, way: Way):
+def make_compiler(case: Case, dtype: str, way: Way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
     variables = random_variables(model)
@@ -362,7 +362,7 @@ def random_directions(vit, images=None) -> np.ndarray:
     return np.float32(directions / np.linalg.norm(directions, axis=-1, keepdims=True))
 
 
-def of_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
+def time_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
     """timm's dense model under torch.compile; name: in ACTS."""
     import timm
 
@@ -374,31 +374,31 @@ def of_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
     shape = (batch, 3, side, side)
     began = time.perf_counter()
     mode = TORCH_MODES.get(name)
-    call = torch_baselines.inference(vit, shape, dtype, compiled=True, mode=mode)
-    torch_baselines.wait(call(0))
+    call = torch_baselines.inference_call(vit, shape, dtype, compiled=True, mode=mode)
+    torch_baselines.wait_for_event(call(0))
     seconds = time.perf_counter() - began
     print(f"{name}: compiled in {seconds:.0f} s", flush=True)
     gelu = "tanh" if ACTS[name] else "exact"
     facts = {"model": DENSE, "library": name, "reduction": MODELS[DENSE]}
     facts |= {"image_size": side, "stem": "patch", "gelu": gelu, "sizes": None}
     facts |= {"precision": "default", "gmacs": None, "compile_s": seconds}
-    return Timed(call, torch_baselines.wait, facts)
+    return Timed(call, torch_baselines.wait_for_event, facts)
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with rates, and with ratios to the dense model."""
     with_ratio = []
     for row in rows:
-        dense = dense_of(row, rows)
+        dense = find_dense_row(row, rows)
         rates = [row["batch"] / second for second in row["turns"]]
-        more = {"rate": timer.spread(rates), "ratio": ratio(row, dense)}
+        more = {"rate": timer.spread(rates), "ratio": speed_ratio(row, dense)}
         if row["gmacs"] is not None:
             more["macs"] = dense["gmacs"] / row["gmacs"]
         with_ratio.append(row | more)
     return with_ratio
 
 
-def dense_of(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
+def find_dense_row(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
     """Our dense model of the same precision, and of the same GELU if it is there.
 
     It has the first of the options of XLA that are listed, whatever those of the row.
@@ -413,7 +413,7 @@ def dense_of(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
     return dense
 
 
-def ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
+def speed_ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
     """How many times as fast a row is as another of its turns."""
     return timer.spread(timer.speedups(other[field], row[field]))
 
@@ -421,12 +421,7 @@ def ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
 # Tables
 
 
-def read_rows(path) -> list[dict[str, Any]]:
-    lines = pathlib.Path(path).read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def groups(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
+def group_turns(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
     """The rows that took turns, by device, size, batch and run."""
     by_key = {}
     for row in rows:
@@ -435,30 +430,30 @@ def groups(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
     return by_key
 
 
-def tables(rows: Iterable[Mapping]) -> dict[str, str]:
+def all_tables(rows: Iterable[Mapping]) -> dict[str, str]:
     """All tables of rows, by their names; one that would be empty is left out."""
     texts = {}
-    for (runtime, size, batch, run), group in groups(rows).items():
+    for (runtime, size, batch, run), group in group_turns(rows).items():
         title = f"{CASES[size].title}, {runtime}, batches of {batch}, {run}"
         title += "".join(f", {flag}" for flag in group[0].get("flags", "").split())
-        texts[title] = f"{title}\n\n{table(group)}"
-    for name, made in (("timm", beside_timm), ("growth", growth)):
+        texts[title] = f"{title}\n\n{group_table(group)}"
+    for name, made in (("timm", timm_table), ("growth", growth_table)):
         if text := made(rows):
             texts[name] = text
     return texts
 
 
-def table(rows: Iterable[Mapping]) -> str:
+def group_table(rows: Iterable[Mapping]) -> str:
     """A line for each program of a group."""
     lines = []
     for row in rows:
         name = row["model"] if row["library"] == OURS else row["library"]
         if row.get("reductions") == "fast":
             name += ", fast"
-        if options := xla_of(row):
+        if options := describe_xla(row):
             name += f", {options}"
         line = [name, row["gelu"], row["sizes"] or "", row["precision"]]
-        line += [f"{row['rate'][0]:,.0f}", cell(row["ratio"])]
+        line += [f"{row['rate'][0]:,.0f}", format_spread(row["ratio"])]
         line.append(f"{row['macs']:.2f}" if "macs" in row else "")
         latency = row["latency"]
         line.append(f"{1e3 * timer.spread(latency).median:.2f}" if latency else "")
@@ -467,43 +462,45 @@ def table(rows: Iterable[Mapping]) -> str:
     return markdown_table([*head, "by MACs", "one call, ms"], lines)
 
 
-def beside_timm(rows: Iterable[Mapping]) -> str:
+def timm_table(rows: Iterable[Mapping]) -> str:
     """Our dense models beside timm's of either GELU."""
     lines = []
-    for (_, size, batch, _), group in groups(rows).items():
+    for (_, size, batch, _), group in group_turns(rows).items():
         theirs = {row["library"]: row for row in group if row["library"] != OURS}
         for row in group:
             if row["model"] == DENSE and row["library"] == OURS and theirs:
                 line = [CASES[size].title, batch, row["gelu"]]
                 for name in ACTS:
                     other = theirs.get(name)
-                    line.append("" if other is None else cell(ratio(row, other)))
+                    line.append(
+                        "" if other is None else format_spread(speed_ratio(row, other))
+                    )
                 lines.append(line)
     head = ["model", "batch", "our GELU", *(f"times {name}" for name in ACTS)]
     return lines and markdown_table(head, lines)
 
 
-def growth(rows: Iterable[Mapping]) -> str:
+def growth_table(rows: Iterable[Mapping]) -> str:
     """What half of the MACs gives by model and batch: throughput, and one call.
 
     Of two runs of a program the later counts.
     """
     lines = {}
-    for (_, size, batch, _), group in groups(rows).items():
+    for (_, size, batch, _), group in group_turns(rows).items():
         for row in group:
             if row["model"] not in HALVES:
                 continue
-            dense = dense_of(row, group)
+            dense = find_dense_row(row, group)
             form = [row["gelu"], row["sizes"] or "", row.get("reductions", "exact")]
-            if options := xla_of(row):
+            if options := describe_xla(row):
                 form[-1] += f", {options}"
             line = [CASES[size].title, batch, row["model"], *form]
             line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
-            line += [cell(row["ratio"]), f"{row['macs']:.2f}"]
+            line += [format_spread(row["ratio"]), f"{row['macs']:.2f}"]
             if row["latency"]:
                 pair = [timer.spread(each["latency"]) for each in (dense, row)]
                 line += [f"{1e3 * each.median:.2f}" for each in pair]
-                line.append(cell(ratio(row, dense, "latency")))
+                line.append(format_spread(speed_ratio(row, dense, "latency")))
             else:
                 line += ["", "", ""]
             lines[size, batch, row["model"], *form] = line
@@ -516,14 +513,14 @@ def growth(rows: Iterable[Mapping]) -> str:
     return lines and markdown_table(head, [lines[key] for key in found])
 
 
-def xla_of(row: Mapping) -> str:
+def describe_xla(row: Mapping) -> str:
     """The options and flags of XLA of a row, in words; "" for the default."""
     options = row.get("xla", "default")
     words = [] if options == "default" else [options]
     return " ".join(words + row.get("flags", "").split())
 
 
-def cell(spread: Iterable[float]) -> str:
+def format_spread(spread: Iterable[float]) -> str:
     """ "1.45 [1.44, 1.46]": median, lowest and highest."""
     median, low, high = spread
     return f"{median:.2f} [{low:.2f}, {high:.2f}]"

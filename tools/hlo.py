@@ -42,17 +42,17 @@ class _Instruction(NamedTuple):
         return match[1] if match else ""
 
 
-def kernels(text):
+def list_kernels(text):
     """Return the GpuKernels of a compiled program's text, in the order of their launch.
 
     The body of a loop counts as often as it runs if XLA knows that, else once; of a
     conditional the branch with most kernels counts.
     """
-    entry, computations = _parse(text)
-    return _launches(computations[entry], computations)
+    entry, computations = _parse_computations(text)
+    return _list_launches(computations[entry], computations)
 
 
-def _parse(text):
+def _parse_computations(text):
     """Return (name of the entry, {computation: its instructions})."""
     entry = None
     current = None
@@ -70,33 +70,35 @@ def _parse(text):
     return entry, computations
 
 
-def _launches(body, computations):
+def _list_launches(body, computations):
     """The GpuKernels of a computation's instructions, in the order of their launch."""
     launches = []
     for i in body:
         if i.op in VIEWS or i.op.endswith("-done"):  # the end of a -start
             continue
-        called = [name for name in _called(i) if name in computations]
+        called = [name for name in _called_computations(i) if name in computations]
         if i.op in ("call", "async-start", "while", "conditional"):
-            parts = [_launches(computations[name], computations) for name in called]
+            parts = [
+                _list_launches(computations[name], computations) for name in called
+            ]
             if parts:
                 times = i.find(r'"known_trip_count":\{"n":"(\d+)"')
                 launches += max(parts, key=len) * int(times or 1)
             continue
         fused = computations[called[0]] if i.op == "fusion" and called else [i]
         source = i.find(r'op_name="([^"]+)"')
-        launches.append(GpuKernel(i.name, _kind(i, fused), i.shape, source))
+        launches.append(GpuKernel(i.name, _kernel_kind(i, fused), i.shape, source))
     return launches
 
 
-def _called(i):
+def _called_computations(i):
     """Return the names of the computations that an instruction runs."""
     listed = i.find(r"branch_computations=\{([^}]*)\}")
     single = re.findall(r"(?:calls|body|to_apply|_computation)=%?([\w.\-]+)", i.line)
     return re.findall(r"[\w.\-]+", listed) + single
 
 
-def _kind(i, fused):
+def _kernel_kind(i, fused):
     """The kind of an instruction's kernel; fused: what a fusion is made of."""
     ops = {each.op for each in fused}
     if "dot" in ops:

@@ -58,13 +58,13 @@ def main(
         compile_for(2)  # loads what all programs share
         for limit in inside:
             with mock.patch.object(optimize, "SMALL_WEIGHT", limit):
-                program, *facts = compiled(compile_for, pathlib.Path(cache))
+                program, *facts = compile_program(compile_for, pathlib.Path(cache))
             rows[limit] = [limit, len(program.arguments), *facts]
-            for title, call in calls(program).items():
+            for title, call in program_calls(program).items():
                 jobs[limit, title] = timer.TimedCall(call)
         arrays = jax.tree.leaves(program.variables)
         rows["dicts"] = ["all in dicts", len(arrays), *[None] * (len(HEAD) - 2)]
-        for title, call in calls(program, former=True).items():
+        for title, call in program_calls(program, former=True).items():
             jobs["dicts", title] = timer.TimedCall(call)
     times = timer.measure(jobs, RULES, now=time.thread_time)
     for (key, _), seconds in times.items():
@@ -75,28 +75,28 @@ def main(
     print(markdown_table([*HEAD, *CALLS], rows.values()))
 
 
-def compiled(compile_for, cache):
+def compile_program(compile_for, cache):
     """A program, the seconds that it took, the MB at most, and those in the cache."""
     STATUS.with_name("clear_refs").write_text("5")  # forgets the largest size
-    before = held("VmRSS"), size_of(cache)
+    before = process_megabytes("VmRSS"), folder_megabytes(cache)
     program = compile_for(1)
-    after = held("VmHWM"), size_of(cache)
+    after = process_megabytes("VmHWM"), folder_megabytes(cache)
     numbers = [program.compile_seconds, *np.subtract(after, before)]
     return program, *[f"{number:.1f}" for number in numbers]
 
 
-def size_of(folder):
+def folder_megabytes(folder):
     """MB of the files of a folder."""
     return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
 
 
-def held(field):
+def process_megabytes(field):
     """MB of the process: VmRSS, now, or VmHWM, at most."""
     lines = STATUS.read_text().splitlines()
     return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) / 1e3
 
 
-def calls(program, former=False):
+def program_calls(program, former=False):
     """Functions of a number that call a program, in the order of CALLS, by names.
 
     former: whether all arrays are passed in dicts, and images put on the device

@@ -28,13 +28,15 @@ LAYOUTS = ["layout", "logits"]
 LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
 
-def last(rows: Iterable[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
+def newest_rows(
+    rows: Iterable[Mapping[str, Any]], field: str
+) -> list[Mapping[str, Any]]:
     """Rows that have `field`, of each value and name the last one, in their order."""
     newest = {(row[field], row.get("name")): row for row in rows if field in row}
     return [*newest.values()]
 
 
-def versions(rows: Iterable[Mapping[str, Any]]) -> str:
+def package_versions(rows: Iterable[Mapping[str, Any]]) -> str:
     """The packages that rows were measured with, all their versions."""
     rows = [*rows]
     named = []
@@ -53,11 +55,11 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
         apart = [f"{row[key]:.1e}" for key in ("logits", "tokens")]
         name = f"`{row['name']}`{fields}"
         count = f"{row['parameters']:,}"
-        cells.append([row["family"], name, scores(row["name"]), count, *apart])
+        cells.append([row["family"], name, token_scores(row["name"]), count, *apart])
     return markdown_table(FAMILIES, cells)
 
 
-def scores(name: str) -> str:
+def token_scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
     lacking = contract.lacking_fields(registry.model_config(name).arch)
     available = []
@@ -77,24 +79,29 @@ def of_layouts(rows: Sequence[Mapping[str, Any]]) -> str:
 def of_largest(models: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of the largest members."""
     cells = [
-        [f"`{name}`", f"{row['parameters']:,}", _short(row["published"]), row["source"]]
+        [
+            f"`{name}`",
+            f"{row['parameters']:,}",
+            _format_count(row["published"]),
+            row["source"],
+        ]
         for name, row in models.items()
     ]
     return markdown_table(LARGEST, cells)
 
 
-def _short(count):
+def _format_count(count):
     if count >= 1e9:
         return f"{count / 1e9:.4g} billion"
     return f"{count / 1e6:.4g} million"
 
 
-def page(
+def parity_page(
     measured: Sequence[Mapping[str, Any]], largest: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """The whole page, Markdown."""
-    families = last(measured, "family")
-    layouts = last(measured, "layout")
+    families = newest_rows(measured, "family")
+    layouts = newest_rows(measured, "layout")
     parts = [
         "# Models, measured",
         "Written by `python -m tools.model_table` for [models](../models.md).",
@@ -103,13 +110,13 @@ def page(
         "Parameters count the compared model, whose head and stated depth may differ "
         "from the published one. The last two columns are the largest difference to "
         "timm's model, relative to the largest absolute value; tests allow 1e-4. "
-        f"Versions: {versions(families)}.",
+        f"Versions: {package_versions(families)}.",
         of_families(families),
         "## Layouts",
         "Checkpoints with each project's names, reduced in width and depth, random "
         "weights. Differences are the largest to the output of the project's own "
         "model, relative to the largest absolute value. Versions: "
-        f"{versions(layouts)}.",
+        f"{package_versions(layouts)}.",
         of_layouts(layouts),
         "## The largest member of each family",
         "Built from names and shapes alone: every timm tensor has its place, and our "
@@ -122,7 +129,7 @@ def page(
 def main():
     lines = MEASURED.read_text("utf-8").splitlines()
     largest = json.loads(WHOLE.read_text("utf-8"))
-    OUT.write_text(page([json.loads(line) for line in lines], largest), "utf-8")
+    OUT.write_text(parity_page([json.loads(line) for line in lines], largest), "utf-8")
     print(OUT)
 
 

@@ -18,12 +18,12 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.towers import THREADS, onnxruntime_call, openvino_call
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.evaluation.result_cache import read_lines
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry
@@ -65,6 +65,7 @@ SIDES = {
 }
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
+THREADS = 2
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
 RULES = timer.Timing(warmup=3, repeats=7, seconds=0.4)
 
@@ -88,17 +89,16 @@ def main(
     check_writable("times", file, ["", ".json", ".jsonl"])
     for name in models:
         check_choice("models", name, MODELS)
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [row for row in map(json.loads, lines) if row["size"] == size]
+    rows = [row for row in read_lines(file) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
-        measured = measure(size, batch, models)
+        measured = measure_batch(size, batch, models)
         with open(file, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
-    print(table(rows))
+    print(speed_table(rows))
 
 
-def measure(size, batch, models=()):
+def measure_batch(size, batch, models=()):
     """Rows of all programs of a batch size, or of these models."""
     jobs = {}
     macs = {}
@@ -119,11 +119,11 @@ def measure(size, batch, models=()):
         for runtime, call in (
             ("onnxruntime", onnxruntime_call(graph, images)),
             ("OpenVINO", openvino_call(graph, images)),
-            ("JAX", _jax(program, images)),
+            ("JAX", _jax_call(program, images)),
         ):
             jobs[runtime, name] = timer.TimedCall(call)
     if importlib.util.find_spec("timm") and not models:
-        call = _timm(size, random_images(batch, SIDE))
+        call = _timm_call(size, random_images(batch, SIDE))
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
     times = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
     rows = []
@@ -143,7 +143,7 @@ def random_images(batch, side):
     return images.astype(np.float32)
 
 
-def table(rows):
+def speed_table(rows):
     """A table: a line for each program, a column for each batch size."""
     by_program = {(row["runtime"], row["model"], row["batch"]): row for row in rows}
     batches = sorted({row["batch"] for row in rows})
@@ -154,12 +154,12 @@ def table(rows):
             measured = [row for row in cells if row is not None]
             if measured:
                 macs = measured[0]["macs"]
-                lines.append([runtime, name, *map(_cell, cells), f"{macs:.2f}"])
+                lines.append([runtime, name, *map(_format_rate, cells), f"{macs:.2f}"])
     head = ["runtime", "model", *(f"batch {batch}" for batch in batches), "by MACs"]
     return markdown_table(head, lines)
 
 
-def _cell(row):
+def _format_rate(row):
     """Images a second, and the ratio to the dense model with its ends."""
     if row is None:
         return None
@@ -170,11 +170,36 @@ def _cell(row):
     return f"{rate:.1f} ({median:.2f} [{low:.2f}, {high:.2f}])"
 
 
-def _jax(program, images):
+def onnxruntime_call(graph: bytes, images: np.ndarray):
+    """Return a function of a call's number that runs a graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return lambda number: session.run(None, {name: images})
+
+
+def openvino_call(graph: bytes, images: np.ndarray):
+    """Return a function of a call's number that runs a graph."""
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hints["INFERENCE_NUM_THREADS"] = THREADS
+    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
+    return lambda number: compiled([images])[0]
+
+
+def _jax_call(program, images):
     return lambda number: np.asarray(program(images))
 
 
-def _timm(size, images):
+def _timm_call(size, images):
     import timm
     import torch
 

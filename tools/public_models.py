@@ -55,7 +55,7 @@ class Unsupported(Exception):
     """A part that no Architecture has."""
 
 
-def need(condition, part):
+def require_part(condition, part):
     """Raise Unsupported, which names the part, where the condition does not hold."""
     if not condition:
         raise Unsupported(part)
@@ -96,22 +96,26 @@ def as_row(arguments):
 
 def facts(model):
     """Size and architecture of one of timm's models, as fields of create_model."""
-    need(type(model) in KINDS, type(model).__name__)
-    need(type(model.patch_embed) is PatchEmbed, type(model.patch_embed).__name__)
+    require_part(type(model) in KINDS, type(model).__name__)
+    require_part(
+        type(model.patch_embed) is PatchEmbed, type(model.patch_embed).__name__
+    )
     block = model.blocks[0]
     patch = model.patch_embed.proj
-    need(type(block) in BLOCKS, type(block).__name__)
-    need(type(block.attn) in ATTENTIONS, type(block.attn).__name__)
+    require_part(type(block) in BLOCKS, type(block).__name__)
+    require_part(type(block.attn) in ATTENTIONS, type(block.attn).__name__)
     norm = type(model.norm)
-    need(issubclass(norm, nn.LayerNorm | nn.Identity), norm.__name__)
-    need(isinstance(block.norm1, nn.LayerNorm), type(block.norm1).__name__)
-    need(isinstance(block.attn.q_norm, nn.Identity), "norm of queries")
-    need(model.global_pool in POOLS, f"pool {model.global_pool!r}")
-    need(len(set(patch.kernel_size)) == 1 and patch.stride == patch.kernel_size, "stem")
+    require_part(issubclass(norm, nn.LayerNorm | nn.Identity), norm.__name__)
+    require_part(isinstance(block.norm1, nn.LayerNorm), type(block.norm1).__name__)
+    require_part(isinstance(block.attn.q_norm, nn.Identity), "norm of queries")
+    require_part(model.global_pool in POOLS, f"pool {model.global_pool!r}")
+    require_part(
+        len(set(patch.kernel_size)) == 1 and patch.stride == patch.kernel_size, "stem"
+    )
     width = model.embed_dim
     hidden, mlp, gelu = mlp_facts(block.mlp)
     eps = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
-    need(len(eps) == 1, "eps")
+    require_part(len(eps) == 1, "eps")
     registers = getattr(model, "reg_token", None)
     arch = {
         "class_token": model.cls_token is not None,
@@ -139,7 +143,7 @@ def facts(model):
         heads = model.attn_pool.num_heads
         arch["pool_heads"] = 0 if heads == block.attn.num_heads else heads
         of_pool, _, of_pool_gelu = mlp_facts(model.attn_pool.mlp)
-        need(of_pool_gelu == gelu, "activation of the pool")
+        require_part(of_pool_gelu == gelu, "activation of the pool")
         arch["pool_mlp_ratio"] = None if of_pool == hidden else of_pool / width
     prefix = arch["class_token"] or arch["registers"]
     if prefix and arch["pool"] != "token":  # timm's class Eva: a map does, a mean not
@@ -164,15 +168,19 @@ def eva_facts(model):
     block = model.blocks[0]
     rope = model.rope
     attention = block.attn
-    need(attention.gate is None, "gate in attention")
-    need(all(b.attn.proj.in_features == model.embed_dim for b in model.blocks), "heads")
-    need((block.gamma_1 is None) == (block.gamma_2 is None), "LayerScale of one branch")
+    require_part(attention.gate is None, "gate in attention")
+    require_part(
+        all(b.attn.proj.in_features == model.embed_dim for b in model.blocks), "heads"
+    )
+    require_part(
+        (block.gamma_1 is None) == (block.gamma_2 is None), "LayerScale of one branch"
+    )
     if type(attention) is eva.EvaAttention:
         separate = attention.q_proj if attention.qkv is None else None
         bias = attention.q_bias if separate is None else separate.bias
         biases = {"qkv_bias": bias is not None, "key_bias": bias is None}
     else:
-        need(attention.qkv is not None, "queries apart from keys")
+        require_part(attention.qkv is not None, "queries apart from keys")
         biases = {"qkv_bias": attention.qkv.bias is not None}
     fields = {"positions": model.pos_embed is not None, **biases}
     fields["layer_scale"] = block.gamma_1 is not None
@@ -185,15 +193,15 @@ def rotary_facts(rope):
     """Fields of a rotary.Rotary that differ from its defaults."""
     centered = type(rope) is pos_embed_sincos.RotaryEmbeddingDinoV3
     counted = type(rope) is pos_embed_sincos.RotaryEmbeddingCat
-    need(centered or counted, type(rope).__name__)
+    require_part(centered or counted, type(rope).__name__)
     if centered:
-        need(
+        require_part(
             rope.normalize_coords == "separate" and not rope.grid_offset, "coordinates"
         )
-        need(rope.min_period is None and rope.max_period is None, "periods")
+        require_part(rope.min_period is None and rope.max_period is None, "periods")
         fields = {"origin": "center"}
     else:
-        need(rope.grid_type == "index", "coordinates")
+        require_part(rope.grid_type == "index", "coordinates")
         reference = rope.ref_feat_shape
         fields = {"reference": None if reference is None else tuple(reference)}
         fields["start"] = float(rope.grid_offset)
@@ -208,15 +216,17 @@ def mlp_facts(mlp):
     """(hidden width, kind, GELU) of an MLP."""
     if type(mlp) is Mlp:
         name = type(mlp.act).__name__
-        need(name in GELUS, f"activation {name}")
+        require_part(name in GELUS, f"activation {name}")
         gelu = GELUS[name]
         if name == "GELU" and getattr(mlp.act, "approximate", "none") == "tanh":
             gelu = "tanh"
         return mlp.fc1.out_features, "gelu", gelu
     if type(mlp) is SwiGLU:
         return mlp.fc1_g.out_features, "swiglu", "exact"
-    need(type(mlp) is GluMlp and isinstance(mlp.act, nn.SiLU), type(mlp).__name__)
-    need(not mlp.gate_last, "gate")
+    require_part(
+        type(mlp) is GluMlp and isinstance(mlp.act, nn.SiLU), type(mlp).__name__
+    )
+    require_part(not mlp.gate_last, "gate")
     return mlp.fc2.in_features, "swiglu", "exact"
 
 
@@ -224,7 +234,7 @@ def images(name):
     """The images that the weights `name` are for."""
     cfg = timm.get_pretrained_cfg(name)
     _, height, width = cfg.input_size
-    need(height == width, "images")
+    require_part(height == width, "images")
     preprocessing = {
         "image_size": height,
         "crop": cfg.crop_pct,

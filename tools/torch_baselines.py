@@ -58,7 +58,7 @@ def main(
         seconds: That a program is timed in a round, at least.
         json: A file of one line per figure.
     """
-    prepare(against)
+    prepare_torch(against)
     named = model.named()
     if named is None:
         raise InputError(f"{model.weights} are weights; give the name of a model")
@@ -68,19 +68,21 @@ def main(
     if plain:
         for group in groups:
             for name, case in group.items():
-                group[name] = dataclasses.replace(case, run=plainer(case.run))
+                group[name] = dataclasses.replace(
+                    case, run=without_augmentation(case.run)
+                )
     rules = timer.Timing(warmup, repeats, seconds)
-    suite.run_all(groups, rules, json, functools.partial(workloads, against))
+    suite.run_all(groups, rules, json, functools.partial(torch_workloads, against))
 
 
-def plainer(run):
+def without_augmentation(run):
     """A run whose steps only compute the model's: forward, backward, AdamW."""
     augment = dataclasses.replace(run.augment, layers=0, erase_prob=0.0)
     changes = {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0}
     return dataclasses.replace(run, augment=augment, **changes)
 
 
-def prepare(names):
+def prepare_torch(names):
     """Make JAX, which is not used yet, leave memory of the device to PyTorch.
 
     Raises InputError for a missing library.
@@ -95,30 +97,34 @@ def prepare(names):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def workloads(names, cases):
+def torch_workloads(names, cases):
     """{label: Workload} for each model size among `cases`, which have one mode.
 
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
     first_of_size = {}
     for case in cases:
-        first_of_size.setdefault(_size(case), case)
+        first_of_size.setdefault(_timm_size(case), case)
     found = {}
     mode = cases[0].mode
     for size, case in first_of_size.items():
         model = case.vit.config.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
-                found[f"timm {model}, {variant}"] = _infer(size, case, variant)
+                found[f"timm {model}, {variant}"] = _inference_workload(
+                    size, case, variant
+                )
             if mode == "inference" and "tome" in names:
                 label = f"ToMe r={R} on timm {model}, {variant}"
-                found[label] = _infer(size, case, variant, R)
+                found[label] = _inference_workload(size, case, variant, R)
             if mode == "train" and "timm" in names:
-                found[f"timm {model}, {variant}"] = _train(size, case, variant)
+                found[f"timm {model}, {variant}"] = _training_workload(
+                    size, case, variant
+                )
     return found
 
 
-def _size(case):
+def _timm_size(case):
     """The arguments of timm's constructor, which identify a model's size."""
     config = case.vit.config
     fields = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -132,23 +138,25 @@ def _images_shape(case):
     return case.batch_size, 3, side, side
 
 
-def _model(size, **options):
+def _timm_model(size, **options):
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(**dict(size), **options)
 
 
-def _infer(size, case, variant, r=0):
+def _inference_workload(size, case, variant, r=0):
     """The Workload of inference; r: tokens that ToMe merges in a block, 0: dense."""
     is_compiled = variant == "torch.compile"
     dtype = case.dtype
-    call = inference(_model(size), _images_shape(case), dtype, is_compiled, r)
+    call = inference_call(_timm_model(size), _images_shape(case), dtype, is_compiled, r)
     reduction = f"tome:r={R}" if r else None
-    return _workload(case, call, _macs(case, reduction), torch_device())
+    return _measured_workload(
+        case, call, _reduced_macs(case, reduction), torch_device()
+    )
 
 
-def inference(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None):
-    """A function of a call's number that starts timm's `vit` on noise, for `wait`.
+def inference_call(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None):
+    """A function of a call's number that starts timm's `vit` on noise.
 
     shape: of images, [B, 3, H, W]
     mode: of torch.compile
@@ -173,18 +181,18 @@ def inference(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None):
     def call(number):
         with torch.inference_mode():
             run(images[number % NUM_INPUTS])
-        return _mark(where)
+        return _record_event(where)
 
     return call
 
 
-def _train(size, case, variant):
+def _training_workload(size, case, variant):
     """The Workload of training steps."""
     import torch
 
     where = torch_device()
     rate = case.run.model.drop_path_rate
-    vit = _model(size, drop_path_rate=rate).train().to(where)
+    vit = _timm_model(size, drop_path_rate=rate).train().to(where)
     dtype = getattr(torch, case.dtype)
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)
     run = torch.compile(vit) if variant == "torch.compile" else vit
@@ -202,10 +210,10 @@ def _train(size, case, variant):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return _mark(where)
+        return _record_event(where)
 
-    macs = TRAINING_MACS * _macs(case, None)
-    return _workload(case, call, macs, where)
+    macs = TRAINING_MACS * _reduced_macs(case, None)
+    return _measured_workload(case, call, macs, where)
 
 
 def torch_device():
@@ -222,8 +230,8 @@ def torch_device():
     return where
 
 
-def _mark(where):
-    """An event that `wait` blocks on; None on a CPU, where calls are synchronous."""
+def _record_event(where):
+    """The event that ends a call; None on a CPU, where calls are synchronous."""
     import torch
 
     if where == "cpu":
@@ -233,29 +241,29 @@ def _mark(where):
     return event
 
 
-def wait(event):
+def wait_for_event(event):
     if event is not None:
         event.synchronize()
 
 
-def _macs(case, reduction):
+def _reduced_macs(case, reduction):
     """MACs of an image through our model with a reduction."""
     return model_macs(case.vit.reduced_model(reduction))
 
 
-def _workload(case, call, macs, where):
+def _measured_workload(case, call, macs, where):
     """The Workload of `call`: compiled by a first call, memory of the second."""
     import torch
 
-    wait(call(0))
+    wait_for_event(call(0))
     peak = None
     if where == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        wait(call(1))
+        wait_for_event(call(1))
         peak = torch.cuda.max_memory_allocated()
     facts = {"attention": "sdpa", "gelu": "exact", "peak_memory": peak}
     images = case.batch_size
-    return Workload(timer.TimedCall(call, wait), images, images * macs, facts)
+    return Workload(timer.TimedCall(call, wait_for_event), images, images * macs, facts)
 
 
 def tome_forward(vit, images, r):
@@ -272,16 +280,16 @@ def tome_forward(vit, images, r):
     x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
     size = torch.ones_like(x[..., :1])
     for block in vit.blocks:
-        attended, key = _attend(block.attn, block.norm1(x), size)
+        attended, key = _attend_with_keys(block.attn, block.norm1(x), size)
         x = x + attended
         merges = min(r, (x.shape[1] - 1) // 2)
         if merges:
-            x, size = merge(x, size, key.mean(dim=1), merges)
+            x, size = merge_pairs(x, size, key.mean(dim=1), merges)
         x = x + block.mlp(block.norm2(x))
     return vit.forward_head(vit.norm(x))
 
 
-def _attend(attention, x, size):
+def _attend_with_keys(attention, x, size):
     """timm's attention with log(size) on the logits, and its keys [B, H, N, d].
 
     One fused kernel, although the published code builds the matrix: the faster version
@@ -297,7 +305,7 @@ def _attend(attention, x, size):
     return attention.proj(out.transpose(1, 2).reshape(batch, length, dim)), key
 
 
-def merge(x, size, metric, merges):
+def merge_pairs(x, size, metric, merges):
     """Replace the most similar pairs by their means: (x, size), `merges` tokens fewer.
 
     The class token, at position 0, stays. The remaining even tokens come first, in

@@ -50,8 +50,8 @@ def main():
     try:
         check_adapter(arguments.files)
         for path in arguments.files:
-            row = measured(path)
-            print(json.dumps(row) if arguments.json else text_of(row), flush=True)
+            row = measure_file(path)
+            print(json.dumps(row) if arguments.json else format_row(row), flush=True)
             stays = stays and not (row["elsewhere"] or row["failure"])
     except Unusable as error:
         parser.exit(2, f"error: {error}\n")
@@ -87,7 +87,7 @@ def check_adapter(files):
         )
 
 
-def measured(path):
+def measure_file(path):
     """Run a file on WebGPU and on the CPU, with noise.
 
     Returns a dict: file, counts (of nodes on WebGPU, on the CPU, and of copies),
@@ -98,14 +98,14 @@ def measured(path):
     row = {"file": str(path), "counts": counts, "elsewhere": [], "failure": None}
     row |= {"difference": None, "spread": None}
     reference = open_session(path, [CPU])
-    feeds = noise(reference)
+    feeds = noise_inputs(reference)
     wanted = reference.run(None, feeds)
     with tempfile.TemporaryDirectory() as folder:
         program = open_session(path, [WEBGPU, CPU], pathlib.Path(folder, "profile"))
         try:
             outputs = program.run(None, feeds)
         except Exception as error:
-            row["failure"] = sentence_of(error)
+            row["failure"] = last_error_line(error)
             return row
         events = json.loads(pathlib.Path(program.end_profiling()).read_text())
     elsewhere = collections.Counter()
@@ -142,10 +142,10 @@ def open_session(path, providers, profile=None):
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:
-        raise Unusable(f"{path} does not open: {sentence_of(error)}") from None
+        raise Unusable(f"{path} does not open: {last_error_line(error)}") from None
 
 
-def noise(program):
+def noise_inputs(program):
     """Make inputs: normal noise, or random pixels for uint8. {name: array}"""
     rng = np.random.default_rng(0)
     feeds = {}
@@ -168,21 +168,21 @@ def largest_difference(outputs, wanted):
         # Not `max`, which may drop NaN.
         difference = np.abs(output - reference).max()
         pairs.append((float(difference), float(np.ptp(reference))))
-    return max(pairs, key=lambda pair: _share(*pair))
+    return max(pairs, key=lambda pair: _spread_share(*pair))
 
 
-def _share(difference, spread):
+def _spread_share(difference, spread):
     if np.isnan(difference):
         return np.inf
     return difference / max(spread, np.finfo(np.float64).tiny)
 
 
-def sentence_of(error):
+def last_error_line(error):
     """The last line of onnxruntime's error."""
     return str(error).strip().splitlines()[-1]
 
 
-def text_of(row):
+def format_row(row):
     """The lines of a file."""
     if row["failure"]:
         return f"{row['file']}: fails on WebGPU: {row['failure']}"

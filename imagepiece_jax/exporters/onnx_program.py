@@ -25,6 +25,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights.described import parse_content
 
@@ -32,12 +33,13 @@ PROGRAM_KIND = "ONNX file"
 OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class OnnxProgram:
-    """A `Program` in onnxruntime."""
+@dataclasses.dataclass(eq=False, kw_only=True)
+class OnnxProgram(ExportedProgram):
+    """An `ExportedProgram` in onnxruntime."""
 
     path: pathlib.Path
     model: ViT
+    config: ViTConfig
     class_names: tuple[str | None, ...] | None = None
     origin: Origin
     facts: Mapping[str, Any]  # the JSON beside the file
@@ -47,14 +49,10 @@ class OnnxProgram:
     batch_size: int | None  # images per call; None: any number
     channels_first: bool
 
-    @property
-    def config(self) -> ViTConfig:
-        return self.model.config
-
     def __call__(
         self, pixels: np.ndarray, name: str = "logits", size: int | None = None
     ) -> np.ndarray:
-        """Like `Program.__call__`."""
+        """Like `ExportedProgram.__call__`."""
         output_names = [output.name for output in self.session.get_outputs()]
         if name not in output_names:
             title = self.origin.title
@@ -67,7 +65,7 @@ class OnnxProgram:
         return np.concatenate(output_rows)[: len(pixels)]
 
     def prepared_call(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
-        """Like `Program.prepared_call`, for all outputs."""
+        """Like `ExportedProgram.prepared_call`, for all outputs."""
         images = {self.input_name: self.prepared_images(pixels)}
         return functools.partial(self.session.run, None, images)
 
@@ -83,7 +81,7 @@ class OnnxProgram:
     def prepared_batches(
         self, pixels: np.ndarray, size: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield images `prepared_images` in batches; see `Program.__call__`."""
+        """Yield images `prepared_images` in batches; see `ExportedProgram.__call__`."""
         size = self.batch_size or size or len(pixels)
         for start in range(0, len(pixels), size):
             batch = np.asarray(pixels[start : start + size])
@@ -151,6 +149,7 @@ def program_from_facts(
     return OnnxProgram(
         path=path,
         model=model.with_execution(dtype=dtype, attention_impl="onnxruntime"),
+        config=config,
         class_names=class_names,
         origin=Origin(path=path, kind=PROGRAM_KIND, name=path.name),
         facts=facts,

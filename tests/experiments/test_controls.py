@@ -131,7 +131,7 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
 
 def test_controls_are_methods_while_they_are_registered():
     """By name in a model."""
-    with controls.registered(), controls.registered():
+    with controls.register_methods(), controls.register_methods():
         for name, kind in controls.CONTROLS.items():
             vit = tiny_vit.pretrained(tiny_vit.IMAGEPIECE.replace("imagepiece", name))
             assert type(vit.reduction.method) is kind

@@ -30,34 +30,6 @@ def recovery_points():
     return points
 
 
-def search_points():
-    kept = {}
-    for run in read_lines("neighbors/runs.jsonl"):
-        images, setting = run["name"].split(", ", 1)
-        if images == "photographs":
-            kept[setting] = 10 * np.mean([int(text) for text in run["shared"].split()])
-    times = {}
-    for row in json.loads((TABLES / "neighbors/times.json").read_text())["rows"]:
-        if row["runtime"] == "onnxruntime":
-            times[row["setting"]] = row["ms"][0]
-    points = {"full: recovered": [], "dense": [[times["dense"], kept["dense"]]]}
-    for control in ("JPEG 75", "mirrored"):
-        points[f"_{control}"] = [[0, kept[control]], [1, kept[control]]]
-    fusion = "mctf:macs={}:score=auto:attention=40{}"
-    for name, settings in (
-        ("ToMe", ["reduction=0.5", "reduction=0.6", "tome:macs=0.7"]),
-        ("fusion", [fusion.format(share, "") for share in (0.5, 0.6, 0.75)]),
-        ("fusion in 4 blocks", [fusion.format(0.6, ":blocks=(3,6,9)")]),
-        ("smaller image", ["image_size=168", "image_size=182"]),
-    ):
-        points[name] = [[times[setting], kept[setting]] for setting in settings]
-        for setting in settings:
-            after = f"recovered {setting}"
-            if after in kept:
-                points[f"_{after}"] = [[times[setting], kept[after]]]
-    return points
-
-
 def comparison_points():
     points = {}
     for row in json.loads((TABLES / "results.json").read_text("utf-8"))["readme"]:
@@ -71,8 +43,7 @@ def comparison_points():
     return points
 
 
-STORED = {"recovery": recovery_points, "search": search_points}
-STORED["comparison"] = comparison_points
+STORED = {"recovery": recovery_points, "comparison": comparison_points}
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +64,12 @@ def test_a_page_shows_the_stored_figures(name, drawings):
     path = markdown.ROOT / f"docs/{name}.svg"
     assert path.stat().st_size < 100_000
     assert f"]({name}.svg)" in markdown.section(f"docs/{name}.md")
-    assert figures.digest(drawings[name]) in path.read_text("utf-8")
+    assert figures.points_digest(drawings[name]) in path.read_text("utf-8")
 
 
 def test_another_figure_is_another_picture():
     stored = figures.results.read_results().readme
-    before = figures.digest(figures.draw_comparison(stored))
+    before = figures.points_digest(figures.draw_comparison(stored))
     changed = json.loads(json.dumps(stored))
     changed[2]["recovered"][0] += 0.001
-    assert figures.digest(figures.draw_comparison(changed)) != before
+    assert figures.points_digest(figures.draw_comparison(changed)) != before

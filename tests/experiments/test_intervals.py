@@ -15,17 +15,17 @@ from tests.helpers.rounding import assert_close
     [((0.0, 8.5, 7.5, -0.5, 2.5), -1.6, 8.8), ((7.5, 6.5, 6.0, 8.0, 6.5), 5.9, 7.9)],
 )
 def test_few_trainings_have_students_interval(points, low, high):
-    found = intervals.student(points)
+    found = intervals.estimate_seed_mean(points)
     theirs = stats.ttest_1samp(points, 0).confidence_interval()
     assert found == pytest.approx((np.mean(points), *theirs))
     assert (round(found.low, 1), round(found.high, 1)) == (low, high)
 
 
 def test_mean_by_hand_leaves_missing_values_out():
-    found = intervals.mean([1.0, np.nan, 2.0, 6.0])
+    found = intervals.estimate_mean([1.0, np.nan, 2.0, 6.0])
     half = 1.959964 * np.sqrt(7 / 3)  # variance 7 of three values
     assert_close(np.array(found), (3, 3 - half, 3 + half), units=1)
-    assert np.isnan(intervals.mean([np.nan, np.nan])).all()
+    assert np.isnan(intervals.estimate_mean([np.nan, np.nan])).all()
 
 
 def test_seeds_and_images_add_up():
@@ -35,35 +35,35 @@ def test_seeds_and_images_add_up():
     seeds = 12.706205 * np.std([50, 100], ddof=1) / np.sqrt(2)
     assert found.value == 75
     assert found.high - found.value == pytest.approx(np.hypot(images, seeds))
-    found = intervals.accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
+    found = intervals.estimate_accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
     assert found.value == 87.5
     assert found.high == 100
     assert found.low == 0
     # One seed has the interval of its images.
     right, base = pair(30, 6, 2, 2)
-    assert intervals.accuracy([right]) == statistics.accuracy(right)
+    assert intervals.estimate_accuracy([right]) == statistics.accuracy(right)
     alone = statistics.paired_difference(right, base)
-    assert intervals.difference([right], [base]) == alone
+    assert intervals.estimate_difference([right], [base]) == alone
 
 
 def test_differences_of_seeds_are_paired_by_seed_and_image():
     """Differences of images, over seeds: 50, 0, 0, 50; of seeds: 25 and 25."""
     rights = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
     bases = np.array([[0, 1, 1, 0], [1, 0, 1, 0]], bool)
-    found = intervals.difference(rights, bases)
+    found = intervals.estimate_difference(rights, bases)
     half = 1.959964 * np.std([50, 0, 0, 50], ddof=1) / 2
     assert_close(np.array(found), (25, 25 - half, 25 + half), units=1)
     for others in (bases[:1], bases[:, :3]):
         with pytest.raises(ValueError):
-            intervals.difference(rights, others)
+            intervals.estimate_difference(rights, others)
 
 
 def test_intervals_are_near_their_bootstrap():
     values = np.random.default_rng(3).normal(size=400)
-    brute = intervals.bootstrap(lambda index: values[index].mean(), 400)
-    np.testing.assert_allclose(brute, intervals.mean(values), atol=0.02)
+    brute = intervals.bootstrap_statistic(lambda index: values[index].mean(), 400)
+    np.testing.assert_allclose(brute, intervals.estimate_mean(values), atol=0.02)
     right, base = pair(300, 60, 25, 115)
     found = statistics.paired_difference(right, base)
     each = 100 * (right.astype(float) - base)
-    brute = intervals.bootstrap(lambda index: each[index].mean(), len(each))
+    brute = intervals.bootstrap_statistic(lambda index: each[index].mean(), len(each))
     np.testing.assert_allclose(found, brute, atol=0.35)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import masking
-from experiments.masking import SIDE, corners_of, cover
+from experiments.masking import SIDE, draw_corners, hide_squares
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from experiments.paper_tables import DENSE
@@ -16,17 +16,17 @@ INDEX = np.array([[3, 0, 7]])
 
 
 def test_squares_depend_on_seed_and_image():
-    every = corners_of(INDEX, 50, 1, 224)
+    every = draw_corners(INDEX, 50, 1, 224)
     assert every.shape == (1, 3, 50, 2)
-    assert (corners_of(np.array([7]), 50, 1, 224)[0] == every[0, 2]).all()
-    for other in (corners_of(INDEX, 50, 2, 224), np.roll(every, 1, axis=1)):
+    assert (draw_corners(np.array([7]), 50, 1, 224)[0] == every[0, 2]).all()
+    for other in (draw_corners(INDEX, 50, 2, 224), np.roll(every, 1, axis=1)):
         assert (other != every).any()
     for count in MASKS:  # more squares are the fewer and others
-        assert (corners_of(INDEX, count, 1, 224) == every[..., :count, :]).all()
+        assert (draw_corners(INDEX, count, 1, 224) == every[..., :count, :]).all()
 
 
 def test_squares_lie_anywhere_inside():
-    corners = corners_of(np.arange(400), 50, 0, 224)
+    corners = draw_corners(np.arange(400), 50, 0, 224)
     assert (corners.min(), corners.max()) == (0, 224 - SIDE)
     counts = np.bincount(corners.ravel(), minlength=209)
     assert counts.min() > 0.6 * counts.mean()  # 40,000 draws of 209 places
@@ -36,7 +36,7 @@ def test_cover_is_a_slow_loop_over_squares():
     images = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
     corners = np.array([[[0, 24], [10, 3]], [[24, 24], [-SIDE, -SIDE]]], np.int32)
     batch = {"corners": jnp.asarray(corners), "index": jnp.asarray([4, 9])}
-    found = np.asarray(cover(jnp.asarray(images), batch, None))
+    found = np.asarray(hide_squares(jnp.asarray(images), batch, None))
     covered = np.zeros((2, 40, 40), bool)
     for image, squares in enumerate(corners):
         for row, column in squares[squares[:, 0] >= 0].reshape(-1, 2):
@@ -83,7 +83,9 @@ def test_all_methods_get_the_same_masks(tmp_path):
     weights.with_reduction = lambda reduction, seed: mock.Mock(
         untrained=["selectors"] * reduction.startswith("dynamicvit")
     )
-    masking.masking(Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path))
+    masking.write_masking_page(
+        Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path)
+    )
     by_method = {}
     for name, *masks in CALLS:
         by_method.setdefault(name, []).append(masks)

@@ -40,10 +40,12 @@ PERCENTS = (15, 70)
 def _run(reducer, counts, tokens):
     """A matching and all that is derived from it, compiled at once, which is quick."""
     result = reducer(tokens, counts)
-    members = {x: merges.taking_part(result, counts.n_in, x) for x in (False, True)}
+    members = {
+        x: merges.mark_merged_tokens(result, counts.n_in, x) for x in (False, True)
+    }
     return {
         "slot_of_token": result.slot_of_token,
-        "pairs": merges.pairs(result),
+        "pairs": merges.merged_pairs(result),
         "similarity": merges.pair_similarity(tokens, result),
         "distance": merges.pair_distance(result, 4),
         "slots": merges.merged_slots(result),

@@ -8,8 +8,8 @@ import pytest
 
 from configs import quickstart
 from experiments import models
-from experiments.models import Finetuner, label, with_cost
-from experiments.paper_tables import DENSE, TableRow, measure, table
+from experiments.models import Finetuner, reduction_label, with_cost
+from experiments.paper_tables import DENSE, TableRow, measure_rows, rows_table
 from imagepiece_jax.data.sources import digits
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.methods import METHODS
@@ -59,7 +59,7 @@ def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained
         maker.find(reduction, "patch", False)
     maker.find(EVIT, "conv", True)
     names = [name for name in trained if not name.startswith("start")]
-    labels = ["none_patch", "imagepiece_patch", f"{label(EVIT)}_conv"]
+    labels = ["none_patch", "imagepiece_patch", f"{reduction_label(EVIT)}_conv"]
     both = ([f"{name}_seed0", f"{name}_seed1"] for name in labels)
     assert names == [*itertools.chain(*both)]
     assert maker.find(EVIT, "conv", False) == []
@@ -114,12 +114,12 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd, monkeypa
     maker.seeds = [1]
     rows = (DENSE, TableRow("EViT", evit))
     with tiny_paper.study(tmp_path / "out", models=maker) as study:
-        found = measure(study, rows, by_stem=True)
+        found = measure_rows(study, rows, by_stem=True)
     assert len(found["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
-    expected = ["none", label(evit), "start"]
+    expected = ["none", reduction_label(evit), "start"]
     assert names == sorted(f"{name}_patch_seed1" for name in expected)
-    assert "| EViT |  | as trained |" in table(rows, found, {}, "")
+    assert "| EViT |  | as trained |" in rows_table(rows, found, {}, "")
     capfd.readouterr()
     ((again, _),) = maker.find(evit, "patch", True)
     assert capfd.readouterr().out.count("this run is complete") == 2

@@ -57,7 +57,7 @@ def points(study, reduction, base):
 
 
 def test_gains_are_the_combinations_over_their_methods(study):
-    paper_tables.combinations(study)
+    paper_tables.write_combinations_page(study)
     gains = lines(study, "combos")
     for single, combined in paper_tables.PAIRS[:3]:
         gain = points(study, combined.reduction, single.reduction)
@@ -69,19 +69,19 @@ def test_gains_are_the_combinations_over_their_methods(study):
 
 def test_ablation_compares_with_the_default(study):
     default = paper_tables.IMAGEPIECE_PATCH.reduction
-    changed = paper_tables.switched("patch")
-    with controls.registered():
-        paper_tables.ablation(study)
+    changed = paper_tables.list_switches("patch")
+    with controls.register_methods():
+        paper_tables.write_ablation_page(study)
         found = {row.name: points(study, row.reduction, default) for row in changed}
     changes = lines(study, "ablation")
     for row in changed:
         change = found[row.name]
         assert changes[row.name][0].startswith(f"{change:+.1f} [")
-    assert not set(changes) & {row.name for row in paper_tables.switched("conv")}
+    assert not set(changes) & {row.name for row in paper_tables.list_switches("conv")}
 
 
 def test_hyperspeed_compares_curves_where_all_have_points(study):
-    hyperspeed.hyperspeed(study)
+    hyperspeed.write_hyperspeed_page(study)
     text = (study.out / "hyperspeed.md").read_text()
     assert "mean acc1 from 0.483 to 0.650 GMACs" in text
     # One curve of accuracy by MACs: the means differ by how straight lines cut it.
@@ -108,4 +108,4 @@ def test_area_is_that_of_many_points():
     low = sorted(x)[1] + 0.01
     high = sorted(x)[5]
     brute = np.interp(np.linspace(low, high, 200_001), x[order], y[order]).mean()
-    assert hyperspeed.area(x, y, low, high) == pytest.approx(brute, abs=1e-5)
+    assert hyperspeed.mean_height(x, y, low, high) == pytest.approx(brute, abs=1e-5)

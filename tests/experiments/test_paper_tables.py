@@ -9,7 +9,7 @@ from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluation.result_cache import FILE, read_lines
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_paper, tiny_vit
 from tests.helpers.oracles import log_softmax
 
@@ -34,7 +34,9 @@ def test_figures_are_those_of_plain_numpy(study, pretrained):
     batches = list(study.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
-    logits = tiny_vit.logits(model)(variables, normalize(pixels, MEAN, STD))
+    logits = tiny_vit.logits(model)(
+        variables, normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
+    )
     order = np.argsort(-logits, axis=1, kind="stable")
     right = order[:, 0] == label
     losses = -log_softmax(logits)[np.arange(24), label]
@@ -71,13 +73,13 @@ def slow_ratio(outputs, place, after, count):
 
 @pytest.mark.slow
 def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained):
-    model = merges.observed(pretrained.reduced_model("imagepiece"))
+    model = merges.observe_reducers(pretrained.reduced_model("imagepiece"))
     batches = [batch["image"] for batch in study.images.batches()]
-    pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
+    pixels = normalize(np.concatenate(batches, axis=1)[0], IMAGENET_MEAN, IMAGENET_STD)
     outputs = jax.jit(model.apply)(pretrained.variables, pixels)
     found = analysis.attentive_ratios(study, pretrained, "imagepiece")
     assert list(found) == ["1", "2"]
-    sites = {site.block: site for site in merges.sites(model)}
+    sites = {site.block: site for site in merges.list_sites(model)}
     for block, rule in ((1, "(a)"), (2, "(b)")):
         here = sites[block]
         before = sites[block - 1]
@@ -95,9 +97,9 @@ ROWS = (DENSE, TableRow("ToMe", TOME), TableRow("ImagePiece", "imagepiece", "con
 
 
 def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
-    found = paper_tables.measure(study, ROWS)
+    found = paper_tables.measure_rows(study, ROWS)
     printed = {"ToMe": (79.36, 3806.1), "ImagePiece": (80.22, 3891.9)}
-    text = paper_tables.table(ROWS, found, printed, "DeiT-S")
+    text = paper_tables.rows_table(ROWS, found, printed, "DeiT-S")
     head, _, dense, tome, imagepiece = text.split("\n")
     assert "acc1, % (DeiT-S, ImageNet-1k, published)" in head
     assert "| DeiT |  |  | as trained |" in dense
@@ -105,7 +107,7 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert imagepiece.count("not measured") == 6
     assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
-    assert "| no model of | ImagePiece |" in paper_tables.facts(study, found)
+    assert "| no model of | ImagePiece |" in paper_tables.describe_table(study, found)
 
 
 @pytest.mark.slow
@@ -113,7 +115,7 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
     runs = TrainedRuns((*dense, *[vit.with_reduction(TOME) for vit in dense]))
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
-        found = paper_tables.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
+        found = paper_tables.measure_rows(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(found.results) == len(found.bases) == 2
     ours, theirs = (
         np.mean([r.right for r in each]) for each in (found.results, found.bases)

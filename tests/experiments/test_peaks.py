@@ -40,7 +40,7 @@ def test_no_photograph_that_chose_judges():
 
 
 def test_every_cell_has_its_own_name():
-    names = [cell.name for cell in peaks.cells()]
+    names = [cell.name for cell in peaks.list_cells()]
     assert len(names) == len(set(names))
 
 
@@ -80,7 +80,7 @@ def test_a_divergence_by_hand():
     labels = {"photographs": np.array([0, 1])}
     study = types.SimpleNamespace(labels=labels)
     cell = Cell("deit", "photographs", "x")
-    line = peaks.compared_logits(own, dense, study, cell)
+    line = peaks.compare_logits(own, dense, study, cell)
     want = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
     np.testing.assert_allclose(peaks.decode_values(line["kl"]), [want, 0], atol=1e-4)
     assert line["same"] == encode_bits([True, True])  # the first of equals is class 0
@@ -95,7 +95,7 @@ def test_distances_of_features_by_hand():
     turned[0] -= np.pi / 3
     own = np.stack([np.cos(turned), np.sin(turned)], axis=1)
     wanted = {"vectors": dense, "maps": dense[:, None]}
-    line = peaks.compared_features({"vectors": own, "maps": own[:, None]}, wanted)
+    line = peaks.compare_features({"vectors": own, "maps": own[:, None]}, wanted)
     vector = peaks.decode_values(line["vector"])
     np.testing.assert_allclose(vector, [0.5] + [0] * 11, atol=1e-3)
     np.testing.assert_allclose(peaks.decode_values(line["maps"]), vector, atol=1e-3)

@@ -10,7 +10,7 @@ from imagepiece_jax.evaluation.result_cache import encode_bits
 
 def test_the_page_has_the_lines():
     page = (recovery.ROOT / "docs/results/recovery.md").read_text("utf-8")
-    assert recovery.table(recovery.read_lines()).strip() in page
+    assert recovery.cells_table(recovery.read_lines()).strip() in page
 
 
 def test_no_image_both_teaches_and_judges(tmp_path):
@@ -23,7 +23,7 @@ def test_no_image_both_teaches_and_judges(tmp_path):
             Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(
                 place / f"{index:02}.png"
             )
-    found = recovery.images_of(tmp_path, tests)
+    found = recovery.open_sources(tmp_path, tests)
     shown = {}
     for name, source in found.items():
         shown[name] = {int(source[i].pixels[0, 0, 0]) for i in range(len(source))}

@@ -15,11 +15,11 @@ def stored():
 
 
 def test_tables_of_the_pages_are_made_from_the_file(stored):
-    tables = results.tables(stored)
+    tables = results.page_tables(stored)
     used = []
     for name in results.PAGES:
         text = (results.ROOT / name).read_text("utf-8")
-        assert results.filled(text, tables) == text, name
+        assert results.fill_tables(text, tables) == text, name
         used += results.MARKED.findall(text)
     assert {name for _, name, _ in used} == set(tables)
 

@@ -25,22 +25,22 @@ def test_a_cell_is_measured_once_into_a_line(tmp_path):
         return {"kl": (0.5, len(measured))}
 
     folder = tmp_path / "new"
-    study.run([FIRST], folder, DIGESTS, measure)
-    study.run([FIRST, SECOND], folder, DIGESTS, measure)
+    study.measure_cells([FIRST], folder, DIGESTS, measure)
+    study.measure_cells([FIRST, SECOND], folder, DIGESTS, measure)
     assert measured == [FIRST, SECOND]
-    found = study.read([SECOND, FIRST, Cell("third")], folder)
-    assert [*found] == [SECOND, FIRST]
-    assert {**DIGESTS, "kl": [0.5, 1]}.items() <= found[FIRST].items()
+    found = study.read_runs(folder)
+    assert [*found] == ["first", "second"]
+    assert {**DIGESTS, "kl": [0.5, 1]}.items() <= found["first"].items()
     others = DIGESTS | {"images": "others"}
     with pytest.raises(InputError, match="first is of other weights or images"):
-        study.run([Cell("third"), FIRST], folder, others, measure)
+        study.measure_cells([Cell("third"), FIRST], folder, others, measure)
     assert len(measured) == 2
 
 
 def test_lines_name_the_revision_at_the_start(tmp_path, monkeypatch):
     """A later commit is not the code that runs."""
     monkeypatch.setattr(study, "git_revision", iter(["old", "new", "newer"]).__next__)
-    study.run([FIRST, SECOND], tmp_path, {}, lambda cell: {})
+    study.measure_cells([FIRST, SECOND], tmp_path, {}, lambda cell: {})
     for line in study.read_runs(tmp_path).values():
         assert line["versions"]["commit"] == "old"
 

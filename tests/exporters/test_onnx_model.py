@@ -239,3 +239,10 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 def test_what_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
         build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
+
+
+def test_a_step_that_keeps_all_tokens_draws_nothing():
+    vit = tiny_vit.pretrained("random:blocks=(1,):keep_rate=1.0", depth=2)
+    assert vit.model.plan[1].step
+    assert vit.model.plan[1].counts is None
+    assert build_onnx_model(vit).graph.node

@@ -23,6 +23,7 @@ def test_a_last_part_is_filled_up_with_its_last_image():
     program = OnnxProgram(
         path=pathlib.Path("model.onnx"),
         model=vit.model,
+        config=vit.config,
         origin=vit.origin,
         facts={},
         session=None,

@@ -30,22 +30,24 @@ def theirs():
 
 def apart(case, theirs, **changes):
     """The largest difference of each image, in gray levels."""
-    prepare = dataclasses.replace(client_pixels.preprocessing(case), **changes)
-    ours = np.stack([prepare(image) for image in client_pixels.pictures()])
+    prepare = dataclasses.replace(client_pixels.case_preprocessing(case), **changes)
+    ours = np.stack([prepare(image) for image in client_pixels.odd_pictures()])
     return np.abs(ours.astype(int) - theirs[case]).max(axis=(1, 2, 3))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_json_files_give_the_pixels_of_the_model(case, theirs):
-    assert json.loads(str(theirs["json"]))[case] == client_pixels.fields(case)
+    assert json.loads(str(theirs["json"]))[case] == client_pixels.case_fields(case)
     assert apart(case, theirs).max() <= ROUNDING
     # Another filter shows in every image but those that are as large as the result,
     # and a crop that starts a pixel later in many.
     filters = {"bicubic", "bilinear"}
-    (other,) = filters - {client_pixels.preprocessing(case).interpolation}
+    (other,) = filters - {client_pixels.case_preprocessing(case).interpolation}
     assert (apart(case, theirs, interpolation=other) > 2 * ROUNDING).mean() > 0.8
-    if client_pixels.preprocessing(case).crop_mode == "center":
-        (other,) = {"timm", "transformers"} - {client_pixels.preprocessing(case).rule}
+    if client_pixels.case_preprocessing(case).crop_mode == "center":
+        (other,) = {"timm", "transformers"} - {
+            client_pixels.case_preprocessing(case).rule
+        }
         assert (apart(case, theirs, rule=other) > 5 * ROUNDING).sum() >= 2
 
 
@@ -76,7 +78,7 @@ def odd_files(folder):
     sizes = client_pixels.SIZES[1:7]
     for number, (mode, size) in enumerate(zip(modes, sizes, strict=True)):
         file = folder / f"{number}.png"
-        image = Image.fromarray(client_pixels.picture(*size)).convert(mode)
+        image = Image.fromarray(client_pixels.paint_waves(*size)).convert(mode)
         if mode == "RGBA":
             image.putalpha(100)
         image.save(file)
@@ -144,7 +146,7 @@ def test_fastembed_gets_the_pixels_of_the_model(mode, crop):
     operators = pytest.importorskip("fastembed.image.transform.operators")
     vit = small(crop=crop, crop_mode=mode)
     prepare = operators.Compose.from_config(tower.processor_fields(vit))
-    pictures = client_pixels.pictures()[1:-1]
+    pictures = client_pixels.odd_pictures()[1:-1]
     arrays = prepare([*map(Image.fromarray, pictures)])
     theirs = np.stack(arrays).transpose(0, 2, 3, 1)
     ours = np.stack([vit.preprocessing(picture) for picture in pictures])
@@ -201,7 +203,7 @@ def test_photoprism_gets_the_classes_of_the_model(tmp_path, mode, crop, interpol
     files = []
     for number, size in enumerate([(26, 52), (78, 39), (13, 13)]):
         files.append(tmp_path / f"{number}.png")
-        Image.fromarray(client_pixels.picture(*size)).save(files[-1])
+        Image.fromarray(client_pixels.paint_waves(*size)).save(files[-1])
     for file, predicted in zip(files, predictor(files), strict=True):
         with Image.open(file) as image:
             labels = labels_by_photoprism(tmp_path / "tags", image)

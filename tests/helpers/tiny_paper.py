@@ -5,7 +5,7 @@ import pathlib
 
 from experiments.models import OffTheShelf
 from experiments.paper import Study, StudyImages
-from experiments.study import versions
+from experiments.study import code_versions
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.evaluation.result_cache import ResultCache
 from imagepiece_jax.models.create import create_model
@@ -50,6 +50,6 @@ def study(folder, weights=None, **given):
     if weights is not None:
         given["models"] = OffTheShelf(weights)
     fields = {"images": images(), "programs": PROGRAMS, **given}
-    cache = ResultCache(folder, versions=versions())
+    cache = ResultCache(folder, versions=code_versions())
     with contextlib.closing(cache):
         yield Study(out=pathlib.Path(folder), cache=cache, **fields)

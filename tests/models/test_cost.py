@@ -27,7 +27,7 @@ VECTORS = json.loads((ROOT / "tests/models/cost_vectors.json").read_text("utf-8"
 )
 def test_published_tokens_and_macs(row):
     config = named_models.config(row["model"], stem=row.get("stem", "patch"))
-    with controls.registered():  # imagepiece_later belongs to a study
+    with controls.register_methods():  # imagepiece_later belongs to a study
         model = create_model(config, row["reduction"])
     for name in ("attn", "mlp"):
         tokens = [getattr(layer, f"{name}_tokens") for layer in model.plan]

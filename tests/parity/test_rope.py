@@ -51,7 +51,7 @@ def test_logits_and_features_are_timms(name):
     theirs = timm.create_model(
         name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
     )
-    fixtures.randomize(theirs.eval())
+    fixtures.randomize_model(theirs.eval())
     ours = create_model(named_models.config(name, image_size=size))
     raw = originals.memory(theirs)
     tensors = naming.with_timm_names(raw)
@@ -78,7 +78,7 @@ def test_logits_and_features_are_timms(name):
 def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
-    fixtures.randomize(theirs.eval())
+    fixtures.randomize_model(theirs.eval())
     tensors = naming.with_timm_names(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
@@ -100,7 +100,7 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
 def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed):
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     model = timm.create_model(name, pretrained=False, **size)
-    fixtures.randomize(model)
+    fixtures.randomize_model(model)
     theirs = renamed(originals.memory(model))
     tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)

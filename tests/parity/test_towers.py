@@ -102,8 +102,8 @@ def test_a_tower_of_open_clip(tmp_path, mode):
     fields = json.loads((out.parent / "preprocess_cfg.json").read_text())
     for field, value in content["preprocess_cfg"].items():
         assert fields[field] == value
-    prepare = client_pixels.by_open_clip(fields)
-    pictures = map(Image.fromarray, client_pixels.pictures()[1:-1])
+    prepare = client_pixels.open_clip_transform(fields)
+    pictures = map(Image.fromarray, client_pixels.odd_pictures()[1:-1])
     images = np.stack([prepare(picture) for picture in pictures])
     with torch.no_grad():
         theirs = model.encode_image(torch.from_numpy(images), normalize=True).numpy()

@@ -33,7 +33,7 @@ def compiled(monkeypatch):
     """Tracing in place of compiling; a list of (results, arguments) of each call."""
     calls = []
     texts = [ADD, "\n".join([ADD, COPY, COPY])]
-    monkeypatch.setattr(compile_only, "device", lambda: jax.devices("cpu")[0])
+    monkeypatch.setattr(compile_only, "described_gpu", lambda: jax.devices("cpu")[0])
 
     def trace(fn, *args, donate=(), shardings=None):
         calls.append((jax.eval_shape(fn, *args), args))
@@ -45,7 +45,9 @@ def compiled(monkeypatch):
 
 def test_a_row_for_each_config(compiled):
     configs = [("one", config()), ("two", config(stem="patch"))]
-    _, table, *listed = compile_only.report(configs, 6, kernels=True).split("\n\n")
+    _, table, *listed = compile_only.report_kernels(configs, 6, kernels=True).split(
+        "\n\n"
+    )
     assert [lines.splitlines()[0] for lines in listed] == ["one", "two"]
     assert [len(lines.splitlines()) for lines in listed] == [2, 4]
     _, one, two = (line.split() for line in table.splitlines())
@@ -59,7 +61,7 @@ def test_a_row_for_each_config(compiled):
 
 
 def test_a_training_step_is_compiled_whole(compiled):
-    compile_only.report([("one", config(attention="xla"))], 6, mode="train")
+    compile_only.report_kernels([("one", config(attention="xla"))], 6, mode="train")
     ((state, metrics), (given, batch, teacher)) = compiled[0]
     assert batch["image"].shape == (1, 1, 6, 16, 16, 3)
     assert teacher is None
@@ -68,12 +70,12 @@ def test_a_training_step_is_compiled_whole(compiled):
 
 
 def test_what_is_compiled_is_the_function(monkeypatch):
-    monkeypatch.setattr(compile_only, "device", lambda: jax.devices("cpu")[0])
-    monkeypatch.setattr(compile_only, "lower", lambda traced: traced.lower())
+    monkeypatch.setattr(compile_only, "described_gpu", lambda: jax.devices("cpu")[0])
+    monkeypatch.setattr(compile_only, "lower_for_cuda", lambda traced: traced.lower())
     options = compile_only.xla_options
     monkeypatch.setattr(options, "compiler_options", lambda platform: {})
     shape = jax.ShapeDtypeStruct((3, 5), jnp.float32)
-    (sine,) = hlo.kernels(compile_only.compile_for(jnp.sin, shape))
+    (sine,) = hlo.list_kernels(compile_only.compile_for(jnp.sin, shape))
     assert sine.shape.startswith("f32[3,5]")
 
 

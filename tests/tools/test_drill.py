@@ -20,7 +20,7 @@ def test_a_signal_and_the_command_again(tmp_path, monkeypatch, name, signum, cou
     monkeypatch.setattr(subprocess, "Popen", forked_processes.Process)
     monkeypatch.setattr(drill, "SIGNALS", (signum,))
     stored_programs.of_processes(tmp_path / "cache")
-    rows = [*drill.drill(tmp_path, [name], 1, np.random.default_rng(0))]
+    rows = [*drill.drill_commands(tmp_path, [name], 1, np.random.default_rng(0))]
     assert len(rows) == count
     assert all(row.passed for row in rows), rows
 

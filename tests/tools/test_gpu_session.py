@@ -41,16 +41,16 @@ def timed(monkeypatch):
     found = []
 
     def measure(size, batches, dtype, rules):
-        assert gpu_speed.ways(gpu_speed.CASES[size])
+        assert gpu_speed.list_ways(gpu_speed.CASES[size])
         found.append(size)
         return []
 
-    monkeypatch.setattr(gpu_speed, "measure", measure)
+    monkeypatch.setattr(gpu_speed, "measure_case", measure)
     monkeypatch.setattr(
         host_time, "with_random_weights", lambda _: tiny_vit.pretrained()
     )
     monkeypatch.setattr(host_time, "RULES", Timing(warmup=1, repeats=1, seconds=0))
-    monkeypatch.setattr(torch_baselines, "prepare", lambda *_: None)
+    monkeypatch.setattr(torch_baselines, "prepare_torch", lambda *_: None)
     monkeypatch.setattr(suite, "groups", lambda *_: [{}])
     monkeypatch.setattr(suite, "run_all", lambda *_: None)
     monkeypatch.chdir(ROOT)

@@ -109,7 +109,7 @@ def test_ratios_are_to_the_dense_model_of_the_same_gelu_turn_by_turn(rows):
 
 
 def test_a_table_beside_timm(rows):
-    _, _, exact, tanh = gpu_speed.beside_timm(rows).splitlines()
+    _, _, exact, tanh = gpu_speed.timm_table(rows).splitlines()
     assert exact == "| DeiT-S | 2 | exact | 1.50 [0.75, 1.50] |  |  |"
     assert tanh == "| DeiT-S | 2 | tanh | 2.00 [2.00, 2.00] |  |  |"
 

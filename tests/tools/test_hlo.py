@@ -42,7 +42,9 @@ WORKSPACE = "%g = (f32[40,8]{1,0}, s8[4194304]{0}) custom-call(%x.1, %q.1), "
 
 
 def kernels(*lines):
-    return hlo.kernels(TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines)))
+    return hlo.list_kernels(
+        TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines))
+    )
 
 
 @pytest.mark.parametrize(

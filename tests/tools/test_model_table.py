@@ -10,9 +10,9 @@ def test_the_page_is_that_of_the_stored_measurements():
     rows = [*map(json.loads, model_table.MEASURED.read_text("utf-8").splitlines())]
     largest = json.loads(model_table.WHOLE.read_text())
     page = ROOT / "docs" / "results" / "parity.md"
-    assert page.read_text("utf-8") == model_table.page(rows, largest)
-    assert len(model_table.last(rows, "family")) > 15
-    assert len(model_table.last(rows, "layout")) > 20
+    assert page.read_text("utf-8") == model_table.parity_page(rows, largest)
+    assert len(model_table.newest_rows(rows, "family")) > 15
+    assert len(model_table.newest_rows(rows, "layout")) > 20
     # What README says of them.
     apart = [row.get(name, 0) for row in rows for name in ("logits", "tokens")]
     assert max(apart) < 1e-5
