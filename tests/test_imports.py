@@ -190,3 +190,26 @@ def test_tests_lie_where_their_file_lies():
         if not any(f"{about}_".startswith(f"{subject}_") for subject in subjects):
             astray.append(str(test.relative_to(ROOT)))
     assert astray == []
+
+
+def public_names(source):
+    """Functions, classes and constants that a file defines for other files.
+
+    Short names of array shapes are not among them.
+    """
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = {name.id for name in node.targets if isinstance(name, ast.Name)}
+            names |= {*filter(str.isupper, targets)}
+    return {name for name in names if name[0] != "_" and name != "main"}
+
+
+def test_a_public_name_has_one_home():
+    homes = {}
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        for name in public_names(path.read_text("utf-8")):
+            homes.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

@@ -46,7 +46,7 @@ def main(
     from imagepiece_jax.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
-    feature_folder.check_folder(folder)
+    feature_folder.check_feature_folder(folder)
     files = pictures.find_images(images.images)
     if limit is not None:
         check_range("limit", limit, 1)

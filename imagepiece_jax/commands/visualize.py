@@ -48,7 +48,7 @@ def main(
     if registry.is_set_name(images.images[0]):
         source = source.evenly_spaced(DRAWN)
     folder = pathlib.Path(out)
-    html.check_folder(folder)
+    html.check_page_folder(folder)
     with locked_folder("out", folder):
         vit = weights.load().with_default_execution(weights.dtype or "float32")
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]

@@ -95,7 +95,9 @@ def write_features(
     extractor = Extractor(vit, names)
     shapes = extractor.shapes
     record = model_record(vit, extractor.model, storage=storage, arrays=shapes)
-    with feature_folder.open_folder(folder, record, paths, shapes, storage) as files:
+    with feature_folder.open_feature_folder(
+        folder, record, paths, shapes, storage
+    ) as files:
         num_paths = len(paths)
         missing = photographs.subset(files.missing)
         num_devices = len(parallel.local_devices())

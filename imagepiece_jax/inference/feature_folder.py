@@ -44,14 +44,16 @@ STAT_THREADS = 16  # for looking at files, which is slow over a network
 
 
 @contextlib.contextmanager
-def open_folder(path: str | os.PathLike, *contents: Any) -> Iterator["FeatureFolder"]:
+def open_feature_folder(
+    path: str | os.PathLike, *contents: Any
+) -> Iterator["FeatureFolder"]:
     """Open a FeatureFolder and lock it against other processes.
 
     contents: FeatureFolder's arguments after `path`
     Raises InputError for a folder in use, or with other settings.
     """
     path = pathlib.Path(path)
-    check_folder(path)
+    check_feature_folder(path)
     with files.locked_folder("folder", path):
         folder = FeatureFolder(path, *contents)
         try:
@@ -288,7 +290,7 @@ class FeatureFolder:
         complete.rmdir()
 
 
-def check_folder(path: pathlib.Path) -> None:
+def check_feature_folder(path: pathlib.Path) -> None:
     """Check that a folder holds features, or nothing."""
     # Without an info.json, even files with our names count as somebody else's.
     folders = [path, path / NEW_FOLDER, path / COMPLETE_FOLDER]

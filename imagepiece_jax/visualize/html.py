@@ -57,7 +57,7 @@ FIGURE_TEMPLATE = """<figure>
 </figure>"""
 
 
-def check_folder(out: str | os.PathLike) -> None:
+def check_page_folder(out: str | os.PathLike) -> None:
     """Check that a folder is empty or comes from `write_folder`."""
 
     def is_ours(file: pathlib.Path) -> bool:

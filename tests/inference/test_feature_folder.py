@@ -298,7 +298,7 @@ def test_a_first_run_that_was_killed_before_its_record_goes_on(tmp_path):
     (tmp_path / ".new").mkdir()
     (tmp_path / ".lock").touch()
     (tmp_path / ".new" / ".info.json.1.tmp").touch()
-    feature_folder.check_folder(tmp_path)
+    feature_folder.check_feature_folder(tmp_path)
     (tmp_path / ".new" / "notes.txt").touch()
     with refused("holds .new"):
-        feature_folder.check_folder(tmp_path)
+        feature_folder.check_feature_folder(tmp_path)

@@ -178,7 +178,7 @@ def find_train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     return os.path.join(folder, "train")
 
 
-def open_folder(
+def open_class_folders(
     root: str,
     split: str,
     num_classes: int | None,

@@ -8,7 +8,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.source import SPLIT_KINDS, Source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.data.sources.digits import open_digits
-from imagepiece_jax.data.sources.folder import open_folder
+from imagepiece_jax.data.sources.folder import open_class_folders
 from imagepiece_jax.data.sources.hub_data import open_hub_data
 from imagepiece_jax.data.sources.imagenet_tfds import open_imagenet
 from imagepiece_jax.errors import InputError
@@ -19,7 +19,7 @@ SOURCE_OPENERS: dict[str, Callable[..., Source]] = {
     "imagenet2012": open_imagenet,
     "digits": open_digits,
     "hf:OWNER/NAME": open_hub_data,
-    "folder:PATH": open_folder,
+    "folder:PATH": open_class_folders,
     "csv:FILE": open_csv,
 }
 
