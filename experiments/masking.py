@@ -15,7 +15,7 @@ from experiments.paper_tables import BLANK, DENSE, TableRow, find
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation.result_cache import Split
+from imagepiece_jax.evaluation.result_cache import MeasuredImages
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
@@ -107,7 +107,7 @@ def rights_of(paper, model, count: int) -> list[np.ndarray]:
     return rights
 
 
-def covered(images, count: int, seed: int) -> Split:
+def covered(images, count: int, seed: int) -> MeasuredImages:
     """The images with `count` squares each."""
     setting = images.setting | {"masks": count, "square": SIDE, "mask_seed": seed}
 
@@ -115,7 +115,7 @@ def covered(images, count: int, seed: int) -> Split:
         for batch in images.batches():
             yield with_corners(batch, count, seed)
 
-    return Split(setting, batches, cover)
+    return MeasuredImages(setting, batches, cover)
 
 
 def with_corners(batch, count, seed):

@@ -31,7 +31,11 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.inference import compare_outputs
-from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared
+from imagepiece_jax.inference.compare_outputs import (
+    NUM_NEIGHBORS,
+    count_shared,
+    nearest_images,
+)
 from imagepiece_jax.models.variables import variables_digest
 
 FOLDER = pathlib.Path("docs/results/neighbors")
@@ -64,7 +68,7 @@ def shifted(pixels):
 
 def compressed(pixels):
     """Through a JPEG file of quality 75."""
-    return compare_outputs.compressed(pixels[None])[0]
+    return compare_outputs.compress_images(pixels[None])[0]
 
 
 class Setting(NamedTuple):
@@ -245,13 +249,13 @@ def vectors(vit, source: Source, change) -> np.ndarray:
 
 def unit(values: np.ndarray) -> np.ndarray:
     """Vectors of length 1, of those that `features` stores."""
-    return compare_outputs.unit(values.astype(np.float16))
+    return compare_outputs.unit_rows(values.astype(np.float16))
 
 
 def voted(queries, labeled, labels: np.ndarray) -> np.ndarray:
     """The class of each by its nearest labeled images, which vote by cosine. [n]."""
     cosines = unit(queries) @ unit(labeled).T
-    near = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBORS]
+    near = np.argsort(-cosines, axis=1, kind="stable")[:, :NUM_NEIGHBORS]
     votes = np.zeros((len(queries), labels.max() + 1))
     rows = np.arange(len(queries))
     for column in near.T:
@@ -304,14 +308,14 @@ class Study:
         own = unit(values)
         dense = unit(self.vectors(cell.images, DENSE))
         cosines = np.sum(dense * own, axis=1)
-        wanted = nearest(dense, dense)
-        near = nearest(own, own)
+        wanted = nearest_images(dense, dense)
+        near = nearest_images(own, own)
         line = {
             "gmacs": self.model(cell.setting).gmacs,
             "images": len(source),
             "names": names_digest(source),
-            "shared": listed(shared(near, wanted)),
-            "mixed": listed(shared(nearest(own, dense), wanted)),
+            "shared": listed(count_shared(near, wanted)),
+            "mixed": listed(count_shared(nearest_images(own, dense), wanted)),
             "cosine": [round(float(cosines.mean()), 5), round(float(cosines.min()), 5)],
         }
         if cell.images == "imagenette":
@@ -398,7 +402,7 @@ def percents(results, cell: Cell, field: str) -> np.ndarray | None:
     """Percent of each image's ten, by a field; None: not measured."""
     if cell not in results or field not in results[cell]:
         return None
-    return 100 * np.array(results[cell][field].split(), float) / NEIGHBORS
+    return 100 * np.array(results[cell][field].split(), float) / NUM_NEIGHBORS
 
 
 def rights(results, cell: Cell) -> np.ndarray | None:

@@ -98,15 +98,15 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
                 jobs[name] = timer.TimedCall(open_file(str(file), image))
             seconds = turns(jobs)
             for name, readings in seconds.items():
-                ratios = timer.speedups(seconds[DENSE], readings)
+                ratios = timer.paired_speedups(seconds[DENSE], readings)
                 rows.append(
                     {
                         "setting": name,
                         "runtime": runtime,
                         "gmacs": towers[name].gmacs,
                         "megabytes": megabytes(files[name].parent),
-                        "ms": timer.spread([1000 * value for value in readings]),
-                        "ratio": timer.spread(ratios),
+                        "ms": timer.find_spread([1000 * value for value in readings]),
+                        "ratio": timer.find_spread(ratios),
                     }
                 )
     return rows
@@ -114,7 +114,7 @@ def measure(towers: dict[str, Pretrained]) -> list[dict]:
 
 def turns(jobs: dict[Any, timer.TimedCall]) -> dict[Any, list[float]]:
     """Seconds per call of programs that take turns, a reading per turn."""
-    return timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
+    return timer.time_in_turns(jobs, RULES, pause=lambda: time.sleep(0.1))
 
 
 def megabytes(folder: pathlib.Path) -> int:

@@ -41,7 +41,7 @@ from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import read_images
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.result_cache import encode_bits, read_lines
+from imagepiece_jax.evaluation.result_cache import encode_bits, read_points
 from imagepiece_jax.exporters import (
     card,
     onnx_model,
@@ -50,7 +50,7 @@ from imagepiece_jax.exporters import (
     quantize,
 )
 from imagepiece_jax.inference import compare_outputs
-from imagepiece_jax.inference.compare_outputs import CONTROLS, fidelity
+from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS, measure_fidelity
 
 FOLDER = pathlib.Path("docs/results/types")
 TIMES = "times.jsonl"
@@ -93,7 +93,7 @@ def cells() -> list[Cell]:
     order = []
     for model in (DEIT, DINOV2):
         order += timed(model, (*TIMED, *RECOVERED))
-        order += [Cell(model, control, "float32") for control in CONTROLS]
+        order += [Cell(model, control, "float32") for control in IMAGE_CONTROLS]
     return order + timed(CLIP)
 
 
@@ -135,7 +135,7 @@ class Study:
 
     def file(self, cell: Cell) -> pathlib.Path:
         """The exported file; of a control, the dense file."""
-        if cell.form in CONTROLS:
+        if cell.form in IMAGE_CONTROLS:
             cell = cell.dense
         path = self.files / f"{cell.name}.onnx"
         if path.exists():
@@ -157,7 +157,7 @@ class Study:
     def outputs(self, cell: Cell) -> np.ndarray:
         """Logits or vectors of the photographs."""
         program = onnx_program.open_file(self.file(cell), towers.THREADS)
-        change = CONTROLS.get(cell.form, np.asarray)
+        change = IMAGE_CONTROLS.get(cell.form, np.asarray)
         return card.outputs(program, change(self.pixels))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
@@ -172,12 +172,16 @@ class Study:
         if cell.model == DEIT:
             line["right"] = encode_bits(own.argmax(1) == self.labels)
         if cell != cell.dense:
-            line["dense"] = fidelity(own, self.outputs(cell.dense), cell.model == DEIT)
-        if cell.form not in CONTROLS:
+            line["dense"] = measure_fidelity(
+                own, self.outputs(cell.dense), cell.model == DEIT
+            )
+        if cell.form not in IMAGE_CONTROLS:
             answer = towers.openvino_program(str(path))
             program = onnx_program.open_file(path, threads=1)
             rows = [answer([batch])[0] for batch in program.parts(self.pixels[:20])]
-            figures = fidelity(np.concatenate(rows), own[:20], has_classes=False)
+            figures = measure_fidelity(
+                np.concatenate(rows), own[:20], has_classes=False
+            )
             line["openvino"] = figures["cosine_mean"]
         return line
 
@@ -221,11 +225,11 @@ def outputs_row(results, cell: Cell) -> dict[str, str]:
     row = {"file": f"{cell.form}, {cell.dtype}", "MB": f"{line['megabytes']:.1f}"}
     if "right" in line:
         right, dense = map(study.unpacked_right, (line, results[cell.dense]))
-        row["accuracy, %"] = format_estimate(statistics.accuracy(right))
+        row["accuracy, %"] = format_estimate(statistics.estimate_accuracy(right))
         if cell != cell.dense:
             points = statistics.paired_difference(right, dense)
             row["points"] = format_estimate(points, signs=True)
-    row |= compare_outputs.cells(line.get("dense", {}))
+    row |= compare_outputs.fidelity_cells(line.get("dense", {}))
     row["OpenVINO"] = f"{line['openvino']:.4f}" if "openvino" in line else ""
     return row
 
@@ -238,18 +242,18 @@ def times_row(times, cell: Cell, runtimes=towers.RUNTIMES) -> dict[str, str]:
         own = times[runtime, cell]
         row[f"ms, {runtime}"] = spread_text([1000 * value for value in own], 1)
         for column, base in bases.items():
-            ratios = timer.speedups(times[runtime, base], own)
+            ratios = timer.paired_speedups(times[runtime, base], own)
             row[f"{column}, {runtime}"] = spread_text(ratios) if base != cell else ""
     return row
 
 
 def spread_text(values: list[float], digits: int = 2) -> str:
-    median, low, high = (f"{value:.{digits}f}" for value in timer.spread(values))
+    median, low, high = (f"{value:.{digits}f}" for value in timer.find_spread(values))
     return f"{median} [{low}, {high}]"
 
 
 def read_times(folder: pathlib.Path) -> dict[tuple[str, Cell], list[float]]:
-    rows = read_lines(folder / TIMES)
+    rows = read_points(folder / TIMES)
     return {(row["runtime"], Cell(*row["cell"])): row["seconds"] for row in rows}
 
 
@@ -280,7 +284,7 @@ def programs_table(folder: pathlib.Path) -> str:
         row |= times_row(times, cell, towers.RUNTIMES[:1] if times else ())
         for column, form in (("cosine", ""), ("cosine, recovered", " recovered")):
             line = results.get(cell._replace(form=cell.form + form), {})
-            figures = compare_outputs.cells(line.get("dense", {}))
+            figures = compare_outputs.fidelity_cells(line.get("dense", {}))
             row[column] = figures.get("cosine, mean")
         rows.append(row)
     return rows_table(rows)

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark.workloads import on_noise, random_variables
+from imagepiece_jax.benchmark.workloads import call_on_noise, random_variables
 from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
@@ -303,7 +303,7 @@ def timed_rows(programs: list[Timed], shared: Mapping, rules) -> list[dict[str, 
         jobs[number, "turns"] = timer.TimedCall(*call)
         if latency:
             jobs[number, "latency"] = timer.TimedCall(*call, ahead=0)
-    times = timer.measure(jobs, rules)
+    times = timer.time_in_turns(jobs, rules)
     rows = []
     for number, program in enumerate(programs):
         row = {**shared, **program.facts, "turns": times[number, "turns"]}
@@ -334,7 +334,7 @@ def of_ours(case: Case, way: Way, program) -> Timed:
     facts |= {"gelu": gelu, "sizes": sizes, "precision": way.precision}
     facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
     facts |= {"xla": way.xla, "reductions": program.reductions}
-    return Timed(on_noise(program), jax.block_until_ready, facts)
+    return Timed(call_on_noise(program), jax.block_until_ready, facts)
 
 
 def compiler_of(case: Case, dtype: str, way: Way):
@@ -389,7 +389,7 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         dense = dense_of(row, rows)
         rates = [row["batch"] / second for second in row["turns"]]
-        more = {"rate": timer.spread(rates), "ratio": ratio(row, dense)}
+        more = {"rate": timer.find_spread(rates), "ratio": ratio(row, dense)}
         if row["gmacs"] is not None:
             more["macs"] = dense["gmacs"] / row["gmacs"]
         with_ratio.append(row | more)
@@ -413,7 +413,7 @@ def dense_of(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
 
 def ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
     """How many times as fast a row is as another of its turns."""
-    return timer.spread(timer.speedups(other[field], row[field]))
+    return timer.find_spread(timer.paired_speedups(other[field], row[field]))
 
 
 # Tables
@@ -459,7 +459,7 @@ def table(rows: Iterable[Mapping]) -> str:
         line += [f"{row['rate'][0]:,.0f}", cell(row["ratio"])]
         line.append(f"{row['macs']:.2f}" if "macs" in row else "")
         latency = row["latency"]
-        line.append(f"{1e3 * timer.spread(latency).median:.2f}" if latency else "")
+        line.append(f"{1e3 * timer.find_spread(latency).median:.2f}" if latency else "")
         lines.append(line)
     head = ["model", "GELU", "sizes", "products", "images/s", "times the dense"]
     return markdown_table([*head, "by MACs", "one call, ms"], lines)
@@ -499,7 +499,7 @@ def growth(rows: Iterable[Mapping]) -> str:
             line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
             line += [cell(row["ratio"]), f"{row['macs']:.2f}"]
             if row["latency"]:
-                pair = [timer.spread(each["latency"]) for each in (dense, row)]
+                pair = [timer.find_spread(each["latency"]) for each in (dense, row)]
                 line += [f"{1e3 * each.median:.2f}" for each in pair]
                 line.append(cell(ratio(row, dense, "latency")))
             else:

@@ -123,13 +123,13 @@ def measure(size, batch, models=()):
     if importlib.util.find_spec("timm") and not models:
         call = _timm(size, random_images(batch, SIDE))
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
-    times = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
+    times = timer.time_in_turns(jobs, RULES, pause=lambda: time.sleep(0.1))
     rows = []
     for runtime, name in times:
-        rates = timer.spread([batch / seconds for seconds in times[runtime, name]])
-        ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])
+        rates = timer.find_spread([batch / seconds for seconds in times[runtime, name]])
+        ratios = timer.paired_speedups(times[runtime, "dense"], times[runtime, name])
         row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
-        row |= {"rate": rates, "ratio": timer.spread(ratios)}
+        row |= {"rate": rates, "ratio": timer.find_spread(ratios)}
         row |= {"macs": macs["dense"] / macs[name], "reduction": MODELS[name]}
         rows.append(row | {"image_size": SIDES.get(name, SIDE)})
     return rows

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from imagepiece_jax.benchmark.workloads import Case, Workload
+from imagepiece_jax.benchmark.workloads import BenchmarkCase, Workload
 from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
@@ -17,7 +17,7 @@ from imagepiece_jax.models.program import Program
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # {column title: format of a row's field}
-COLUMNS = {
+COLUMN_FORMATS = {
     "program": "{config}",
     "batch": "{batch_size}",
     "img/s": "{throughput:,.0f}",
@@ -33,7 +33,7 @@ COLUMNS = {
 }
 
 
-def variants(
+def make_variants(
     vit: Pretrained, reductions: Sequence[str], own: str = "as it is"
 ) -> dict[str, Pretrained]:
     """A model's variants by name: dense, its own reduction, then `reductions`.
@@ -51,13 +51,13 @@ def variants(
     return models
 
 
-def groups(
+def make_case_groups(
     vits: Mapping[str, Pretrained | Program],
     batch_sizes: Iterable[int],
     dtype: str,
     mode: str,
     gelu: str | None = None,
-) -> list[dict[str, Case]]:
+) -> list[dict[str, BenchmarkCase]]:
     """Make Cases by name, in one group per batch size, largest first.
 
     vits: variants by name
@@ -69,16 +69,16 @@ def groups(
         check_range("batch_size", batch_size, 1, whole=True)
         group = {}
         for name, vit in vits.items():
-            group[name] = Case(vit, mode, batch_size, dtype, gelu)
+            group[name] = BenchmarkCase(vit, mode, batch_size, dtype, gelu)
         case_groups.append(group)
     return case_groups
 
 
-def run_all(
-    groups: Sequence[Mapping[str, Case]],
+def time_groups(
+    groups: Sequence[Mapping[str, BenchmarkCase]],
     rules: timer.Timing,
     file: str | None = None,
-    others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
+    others: Callable[[list[BenchmarkCase]], Mapping[str, Workload]] | None = None,
 ):
     """Measure and print every group. A group's programs take turns.
 
@@ -107,16 +107,16 @@ def run_all(
             programs.update(others(cases))
         jobs = {name: program.job for name, program in programs.items()}
         with announced_work(f"measuring {', '.join(jobs)}, in turns"):
-            readings = timer.measure(jobs, rules)
+            readings = timer.time_in_turns(jobs, rules)
         setting["batch_size"] = cases[0].batch_size
-        group_rows = rows(programs, readings, setting)
-        print(f"\n{first.mode}\n{table(group_rows)}", flush=True)
+        group_rows = speed_rows(programs, readings, setting)
+        print(f"\n{first.mode}\n{speed_table(group_rows)}", flush=True)
         lines += [json.dumps(row) + "\n" for row in group_rows]
         if file:
             replace_file(file, "".join(lines))
 
 
-def rows(
+def speed_rows(
     programs: Mapping[str, Workload],
     readings: Mapping[str, Sequence[float]],
     setting: Mapping,
@@ -127,13 +127,13 @@ def rows(
     predicted by MACs.
 
     programs: by name
-    readings: seconds per call by name, from `timer.measure`
+    readings: seconds per call by name, from `timer.time_in_turns`
     setting: fields shared by all rows
     """
     rows_of_group = []
     first = next(iter(programs))
     for name, work in programs.items():
-        figures = timer.figures(readings[first], readings[name], work.images)
+        figures = timer.speed_metrics(readings[first], readings[name], work.images)
         row = {
             "config": name,
             **figures,
@@ -148,11 +148,11 @@ def rows(
     return rows_of_group
 
 
-def table(rows: Iterable[Mapping]) -> str:
+def speed_table(rows: Iterable[Mapping]) -> str:
     """Align rows in columns for a terminal. Unknown bytes are a "-"."""
     cells = []
     for row in rows:
         size = row["peak_memory"]
         known = row | {"megabytes": f"{size / 1e6:,.0f}" if size else "-"}
-        cells.append([form.format(**known) for form in COLUMNS.values()])
-    return text_table([[*COLUMNS], *cells])
+        cells.append([form.format(**known) for form in COLUMN_FORMATS.values()])
+    return text_table([[*COLUMN_FORMATS], *cells])

@@ -48,7 +48,7 @@ class Workload:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Case:
+class BenchmarkCase:
     """A model to measure, in one mode, batch size and dtype.
 
     Mode "train" trains by the recipe of `training_run`.
@@ -91,7 +91,7 @@ class Case:
             return self._train()
         if not isinstance(self.vit, Pretrained):
             call = self._exported_call()
-            facts = _facts(self.vit.model, None)
+            facts = _program_facts(self.vit.model, None)
         else:
             fast = optimize.optimize(
                 self.vit,
@@ -100,8 +100,8 @@ class Case:
                 gelu=self.gelu,
                 attention=self.vit.model.execution.attention,
             )
-            call = on_noise(fast)
-            facts = _facts(fast.model, fast.compiled)
+            call = call_on_noise(fast)
+            facts = _program_facts(fast.model, fast.compiled)
         macs = self.batch_size * model_macs(self.vit.model)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
@@ -117,7 +117,7 @@ class Case:
     def _train(self):
         """Compile training steps. A step continues from the step before."""
         run = self.run
-        step, first_state, model, teacher = training_step(run)
+        step, first_state, model, teacher = make_training_step(run)
         if teacher is not None:
             teacher = random_variables(teacher)
         state = first_state(random_variables(model))
@@ -135,7 +135,7 @@ class Case:
             return metrics
 
         macs = self.batch_size * TRAINING_MACS * model_macs(model)
-        facts = _facts(model, compiled)
+        facts = _program_facts(model, compiled)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
@@ -164,14 +164,14 @@ def with_random_weights(model: ViT) -> Pretrained:
     return Pretrained(model, random_variables(model))
 
 
-def on_noise(program):
+def call_on_noise(program):
     """Make a function (number) that runs `program` on random images on its device."""
-    images = _noise(program.images.shape, program.images.dtype)
+    images = _noise_images(program.images.shape, program.images.dtype)
     return lambda number: program(images[number % NUM_INPUTS])
 
 
 @functools.lru_cache(maxsize=4)  # shapes of images
-def _noise(shape, dtype):
+def _noise_images(shape, dtype):
     """Random images on the device, shared by programs that take turns."""
 
     @jax.jit
@@ -182,7 +182,7 @@ def _noise(shape, dtype):
     return draw()
 
 
-def training_step(run: RunConfig, adapt=lambda model: model):
+def make_training_step(run: RunConfig, adapt=lambda model: model):
     """Make a run's training step in its last epoch, as `train.py` runs it.
 
     adapt: function from a model to the model to run, for example with cuDNN
@@ -231,7 +231,7 @@ def random_variables(model):
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
-def _facts(model, compiled):
+def _program_facts(model, compiled):
     """A compiled program's row fields; None: an exported file's."""
     return {
         "peak_memory": compiled and device.program_bytes(compiled),

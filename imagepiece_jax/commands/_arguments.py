@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.models.vit import ViT
 
 
-def several(name: str, values: tuple | None) -> tuple:
+def option_values(name: str, values: tuple | None) -> tuple:
     """Values of a repeatable option; () if it is not typed.
 
     Raises InputError if it is typed without a value.

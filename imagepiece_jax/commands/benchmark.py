@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from imagepiece_jax.commands._arguments import Model, several
+from imagepiece_jax.commands._arguments import Model, option_values
 from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.errors import InputError
 
@@ -41,12 +41,12 @@ def main(
     from imagepiece_jax.common.files import check_writable
     from imagepiece_jax.weights.run_files import own_files
 
-    sizes = several("batch_size", batch_size)
+    sizes = option_values("batch_size", batch_size)
     rules = Timing(warmup, repeats, seconds)
     if json:
         input_files = own_files(model.weights)
         check_writable("json", json, [".json", ".jsonl"], input_files)
-    texts = several("reductions", reductions)
+    texts = option_values("reductions", reductions)
     vit = model.exported()
     if vit is not None:
         if texts or gelu or mode != "inference":
@@ -62,7 +62,7 @@ def main(
             vit = model.load(seed=0)  # seeds selectors, whose values do not matter
         else:
             vit = workloads.with_random_weights(named)
-        models = suite.variants(vit, texts, model.reduction or "as it is")
+        models = suite.make_variants(vit, texts, model.reduction or "as it is")
         dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.groups(models, sizes or [256], dtype, mode, gelu)
-    suite.run_all(groups, rules, json)
+    groups = suite.make_case_groups(models, sizes or [256], dtype, mode, gelu)
+    suite.time_groups(groups, rules, json)

@@ -1,6 +1,6 @@
 """Accuracy or fidelity of reductions and smaller images beside the dense model."""
 
-from imagepiece_jax.commands._arguments import Data, Weights, several
+from imagepiece_jax.commands._arguments import Data, Weights, option_values
 from imagepiece_jax.errors import InputError
 
 
@@ -35,12 +35,12 @@ def main(
         raise InputError(text)
     report = compare.compare(
         weights.load(),
-        reductions=several("reductions", reductions),
-        image_sizes=several("image_sizes", image_sizes),
+        reductions=option_values("reductions", reductions),
+        image_sizes=option_values("image_sizes", image_sizes),
         texts=texts,
         out=out,
         **vars(data),
     )
-    table, plot = compare.files(out, report)
+    table, plot = compare.report_files(out, report)
     print(table.read_text("utf-8"), end="")
     print(f"written to {table} and {plot.name}", flush=True)

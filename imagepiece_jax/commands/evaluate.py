@@ -50,7 +50,9 @@ def main(
         for name in ("reference", "optimized"):
             row = figures[name]
             variant = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as"
-            print(f"{variant} {row['sizes']}: {accuracy.line(row)}", flush=True)
+            print(
+                f"{variant} {row['sizes']}: {accuracy.format_metrics(row)}", flush=True
+            )
         change = statistics.Estimate(
             row["difference"], row["difference_low"], row["difference_high"]
         )
@@ -58,7 +60,7 @@ def main(
         count = counted_noun(row["images"], "image")
         print(f"the program's cost: acc1 {difference} (points, 95 %, paired, {count})")
     else:
-        print(accuracy.line(figures, *how, f"gmacs {figures['gmacs']:.3f}"))
+        print(accuracy.format_metrics(figures, *how, f"gmacs {figures['gmacs']:.3f}"))
     if unreadable := figures["unreadable"]:
         print(f"unreadable images left out: {unreadable}")
     if json is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from imagepiece_jax.commands._arguments import Weights, several
+from imagepiece_jax.commands._arguments import Weights, option_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def main(
     from imagepiece_jax.exporters.program_facts import files_of, read_facts
     from imagepiece_jax.models.program import format_of
 
-    words = several("images", images)
+    words = option_values("images", images)
     if layout is None:
         checked_file(out.out, weights.dtype)
     vit = weights.load()

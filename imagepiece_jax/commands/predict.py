@@ -49,7 +49,7 @@ def main(
     answers = {}
     unreadable = 0
     for file, answer in zip(files, predict.stream(files), strict=True):
-        answers[file], line = answered(file, answer)
+        answers[file], line = describe_output(file, answer)
         if isinstance(answer, InputError):
             unreadable += 1
             print(line, file=sys.stderr)
@@ -60,7 +60,7 @@ def main(
     return int(unreadable > 0)
 
 
-def answered(file, answer):
+def describe_output(file, answer):
     """(JSON value, printed line) of an image.
 
     answer: its Predictions, an InputError, or vectors of a model without classes

@@ -4,13 +4,13 @@ import contextlib
 import os
 import pathlib
 
-from imagepiece_jax.commands._arguments import Images, Weights, several
+from imagepiece_jax.commands._arguments import Images, Weights, option_values
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import locked_folder
 from imagepiece_jax.errors import InputError
 
-DRAWN = 8  # images of a data set
+NUM_DRAWN_IMAGES = 8  # images of a data set
 
 
 def main(
@@ -38,15 +38,15 @@ def main(
     from imagepiece_jax.data.sources import registry
     from imagepiece_jax.visualize import html
 
-    texts = several("reductions", reductions)
+    texts = option_values("reductions", reductions)
     if texts and weights.reduction is not None:
         text = f"reduction is {weights.reduction}; give it in reductions"
         raise InputError(text)
-    drawn = several("blocks", blocks)
+    drawn = option_values("blocks", blocks)
     extras.check_installed("a figure", "matplotlib")
     source = pictures.as_source(images.images, "val")
     if registry.is_set_name(images.images[0]):
-        source = source.evenly_spaced(DRAWN)
+        source = source.evenly_spaced(NUM_DRAWN_IMAGES)
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked_folder("out", folder):

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-Z = 1.959964  # standard errors of a 95 % interval
-NOISE = "within noise"
+NORMAL_QUANTILE = 1.959964  # standard errors of a 95 % interval
+WITHIN_NOISE = "within noise"
 
 
 class Estimate(NamedTuple):
@@ -24,16 +24,20 @@ class Estimate(NamedTuple):
     high: float
 
 
-def accuracy(right: ArrayLike) -> Estimate:
+def estimate_accuracy(right: ArrayLike) -> Estimate:
     """Percent of right answers, with its interval (Wilson, 1927). bool [images]."""
     right = np.asarray(right)
     n = right.size
     # Unlike value +- 1.96 standard errors, Wilson's interval stays inside 0..100 and is
     # not empty at the ends.
     share = float(right.mean())
-    scale = 1 + Z**2 / n
-    center = (share + Z**2 / (2 * n)) / scale
-    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / scale
+    scale = 1 + NORMAL_QUANTILE**2 / n
+    center = (share + NORMAL_QUANTILE**2 / (2 * n)) / scale
+    half = (
+        NORMAL_QUANTILE
+        * math.sqrt(share * (1 - share) / n + NORMAL_QUANTILE**2 / (4 * n**2))
+        / scale
+    )
     # Rounding must not put an end on the other side of the share.
     ends = (min(share, center - half), max(share, center + half))
     return Estimate(100 * share, *(100 * end for end in ends))
@@ -41,14 +45,14 @@ def accuracy(right: ArrayLike) -> Estimate:
 
 def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
     """Accuracy `right` - `base` in points, paired by image. bool [images] twice."""
-    gained, lost = discordant(right, base)
+    gained, lost = count_discordant(right, base)
     right = np.asarray(right)
     # Agresti and Min, 2005, for paired proportions: half an image more in every cell of
     # the 2 x 2 table, so the interval is not empty where few images differ.
     n = right.size + 2
     center = (gained - lost) / n
     differ = gained + lost + 1
-    half = Z * math.sqrt(differ - (gained - lost) ** 2 / n) / n
+    half = NORMAL_QUANTILE * math.sqrt(differ - (gained - lost) ** 2 / n) / n
     low = 100 * (center - half)
     high = 100 * (center + half)
     value = 100 * (gained - lost) / right.size
@@ -71,7 +75,7 @@ def mean_share(shares: ArrayLike) -> Estimate:
     return Estimate(*np.clip(ends, 0, 100).tolist())
 
 
-def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
+def count_discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
     """(images right only in `right`, images right only in `base`)."""
     right = np.asarray(right, bool)
     base = np.asarray(base, bool)
@@ -80,15 +84,15 @@ def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
     return int(np.sum(right & ~base)), int(np.sum(base & ~right))
 
 
-def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
+def mcnemar_p(right: ArrayLike, base: ArrayLike) -> float:
     """Exact two-sided p that neither is better (McNemar, 1947). bool [images]."""
-    gained, lost = discordant(right, base)
+    gained, lost = count_discordant(right, base)
     trials = gained + lost
     fewer = min(gained, lost)
     return min(1.0, 2 * float(special.bdtr(fewer, trials, 0.5)))
 
 
-def holm(p: ArrayLike) -> list[float]:
+def holm_correction(p: ArrayLike) -> list[float]:
     """Correct p values of many tests by the step-down rule (Holm, 1979), in order."""
     # The chance that any corrected p below .05 is false is at most .05, however the
     # tests depend on each other.
@@ -116,5 +120,5 @@ def format_difference(estimate: Estimate | None, digits: int = 1) -> str:
     """Format a difference, with noise named: "+1.8 [-0.0, +3.6], within noise"."""
     text = format_estimate(estimate, digits, signs=True)
     if text and estimate.low <= 0 <= estimate.high:
-        return f"{text}, {NOISE}"
+        return f"{text}, {WITHIN_NOISE}"
     return text

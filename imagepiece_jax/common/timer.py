@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from imagepiece_jax.common.checks import check_range
 
 # JAX is imported where it is used: commands read Timing for their --help.
-AHEAD = 2  # queued calls, so that a device never waits for its host
+MAX_QUEUED_CALLS = 2  # queued calls, so that a device never waits for its host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def calls_ahead() -> int:
     import jax
 
     # On a CPU a call starts after the call before it has ended, as in PyTorch.
-    return 0 if jax.devices()[0].platform == "cpu" else AHEAD
+    return 0 if jax.devices()[0].platform == "cpu" else MAX_QUEUED_CALLS
 
 
 def wait_for_arrays(results: Any) -> None:
@@ -69,12 +69,12 @@ class Spread(NamedTuple):
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
+def find_spread(values: Sequence[float]) -> Spread:
     """Median, minimum and maximum of a sequence."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def measure(
+def time_in_turns(
     jobs: dict[Any, TimedCall],
     rules: Timing,
     now: Callable[[], float] = time.perf_counter,
@@ -116,12 +116,12 @@ def measure(
     return readings
 
 
-def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
+def paired_speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
     """Speeds of `other` relative to `base`, round by round, from seconds."""
     return [b / o for b, o in zip(base, other, strict=True)]
 
 
-def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
+def speed_metrics(base: Sequence[float], own: Sequence[float], images: int) -> dict:
     """A program's speed figures, by name.
 
     base, own: seconds per call of the reference and of the program, round by round
@@ -129,8 +129,8 @@ def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
     Returns throughput (images per second) and ratio (speed relative to `base`, taken
         round by round), both with _min and _max, and ms (milliseconds per call).
     """
-    seconds = spread(own)
-    ratio = spread(speedups(base, own))
+    seconds = find_spread(own)
+    ratio = find_spread(paired_speedups(base, own))
     return {
         "throughput": images / seconds.median,
         "throughput_min": images / seconds.high,

@@ -40,7 +40,7 @@ class EvalResult:
         return {k: value for k, value in vars(self).items() if k != "per_image"}
 
 
-def line(figures: Mapping[str, float], *more: str) -> str:
+def format_metrics(figures: Mapping[str, float], *more: str) -> str:
     """Format an EvalResult's figures, and `more` texts, as one line."""
     parts = [
         f"acc1 {figures['acc1']:.2f} %",
@@ -66,7 +66,7 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     return (ahead < k) & ~jnp.isnan(label_logit[:, 0])
 
 
-def _score(logits, label, classes=None):
+def _image_metrics(logits, label, classes=None):
     """Per-image arrays [m] by name; classes: possible answers, or None for all."""
     if classes is not None:
         answers = np.isin(np.arange(logits.shape[-1]), classes)
@@ -79,7 +79,7 @@ def _score(logits, label, classes=None):
     }
 
 
-def _sums(per_image, mask):
+def _metric_sums(per_image, mask):
     """Sums over one device's images, by figure name."""
     values = {
         "acc1": per_image["right"],
@@ -130,8 +130,8 @@ def model_step(
         products = precision or jax.config.jax_default_matmul_precision
         with jax.default_matmul_precision(products):
             outputs = model.apply(variables, images, keys=keys)
-        per_image = _score(outputs.logits, batch["label"], classes)
-        sums = parallel.sum_over_devices(_sums(per_image, batch["mask"]))
+        per_image = _image_metrics(outputs.logits, batch["label"], classes)
+        sums = parallel.sum_over_devices(_metric_sums(per_image, batch["mask"]))
         if measure is not None:
             per_image |= measure(outputs, batch)
         return sums, per_image
@@ -144,8 +144,8 @@ def program_step(program: Callable[[np.ndarray], jax.Array]):
 
     @jax.jit
     def score(logits, label, mask):
-        per_image = _score(logits, label)
-        sums = _sums(per_image, mask)
+        per_image = _image_metrics(logits, label)
+        sums = _metric_sums(per_image, mask)
         return jax.tree.map(lambda x: x[None], (sums, per_image))  # a device axis
 
     def step(_, batch):
@@ -156,7 +156,7 @@ def program_step(program: Callable[[np.ndarray], jax.Array]):
     return step
 
 
-def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResult:
+def evaluate_model(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResult:
     """Accuracy and loss of one pass over all images.
 
     step: from `model_step` or `program_step`
@@ -164,21 +164,21 @@ def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResul
     batches: read from `Batches` without a seed
     Raises InputError if outputs are not finite.
     """
-    (result,) = evaluate_each(step, [variables], batches)
+    (result,) = evaluate_models(step, [variables], batches)
     values = result.per_image.get("outputs", result.per_image["loss"])
     if not np.isfinite(values).all():
         raise InputError("the model's outputs are not finite for all images")
     return result
 
 
-def evaluate_each(
+def evaluate_models(
     step, models: list, batches: Iterable[Mapping[str, Any]]
 ) -> list[EvalResult]:
     """Evaluate several sets of variables in one pass that reads every image once.
 
     models: replicated variables per model; step and batches as for `evaluate`
     """
-    passes = [_Pass() for _ in models]
+    passes = [_ModelPass() for _ in models]
     began = time.perf_counter()
     images_before = 0.0
     pending = None
@@ -203,7 +203,7 @@ def evaluate_each(
     return [of_model.result(images_before, seconds) for of_model in passes]
 
 
-def evaluate_program(
+def compare_program(
     model,
     variables,
     program,
@@ -220,9 +220,9 @@ def evaluate_program(
     """
     exact = model.with_execution(dtype=jnp.dtype("float32"), attention_impl="xla")
     step = model_step(exact, seed, precision="highest")
-    before = evaluate(step, parallel.replicate(variables), batches())
+    before = evaluate_model(step, parallel.replicate(variables), batches())
     program_batches = batches(batch_size=program.batch_size, placement=Placement())
-    after = evaluate(program_step(program), None, program_batches)
+    after = evaluate_model(program_step(program), None, program_batches)
     change = statistics.paired_difference(
         after.per_image["right"], before.per_image["right"]
     )
@@ -242,7 +242,7 @@ def evaluate_program(
     return {"reference": described(before, exact, "exact"), "optimized": optimized}
 
 
-class _Pass:
+class _ModelPass:
     """Sums and per-image arrays of one model so far."""
 
     def __init__(self):

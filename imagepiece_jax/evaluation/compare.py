@@ -27,33 +27,36 @@ from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import result_cache
-from imagepiece_jax.evaluation.labeled_images import labeled_images
+from imagepiece_jax.evaluation.labeled_images import open_labeled_images
 from imagepiece_jax.evaluation.result_cache import (
+    MeasuredImages,
     MeasuredWeights,
     ResultCache,
-    Split,
     decode_bits,
 )
-from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
-    COLUMNS,
-    CONTROLS,
-    MIN_IMAGES,
-    SHUFFLED,
+    FIDELITY_COLUMNS,
+    IMAGE_CONTROLS,
+    MIN_COMPARED_IMAGES,
+    SHUFFLED_CONTROL,
     Annotations,
-    cells,
+    fidelity_cells,
 )
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
-SHARES = ("0.6", "0.5")  # of the dense model's MACs, if the caller names no row
-TABLE = "compare.md"
-PLOT = "compare.png"
-SIGNIFICANT = 0.05  # only a smaller p is shown
+DEFAULT_MAC_SHARES = (
+    "0.6",
+    "0.5",
+)  # of the dense model's MACs, if the caller names no row
+TABLE_FILE_NAME = "compare.md"
+PLOT_FILE_NAME = "compare.png"
+MAX_SHOWN_P = 0.05  # only a smaller p is shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Row:
+class ComparedRow:
     """A variant of the weights to compare with the dense model."""
 
     name: str
@@ -67,14 +70,14 @@ class Report:
     """Measured figures, and comparisons between rows."""
 
     weights: MeasuredWeights
-    rows: Sequence[Row]  # the dense model is the first
+    rows: Sequence[ComparedRow]  # the dense model is the first
     # `MeasuredWeights.evaluate` results by row name
     figures: Mapping[str, Mapping[str, Any]]
-    # `comparisons` results by two row names; {}: figures are of fidelity
+    # `compare_pairs` results by two row names; {}: figures are of fidelity
     comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
 
     def __str__(self):
-        return page(self)
+        return report_page(self)
 
 
 def compare(
@@ -102,7 +105,7 @@ def compare(
     reductions: shares of the dense model's MACs, or methods; without any row 0.6 and
         0.5
     image_sizes: pixels a side, for the dense model
-    texts: a text tower's vectors for recall of text to image, as for `annotations`
+    texts: a text tower's vectors for recall of text to image, as for `read_annotations`
     out: folder for a table, a plot and points.jsonl, where a stopped comparison
         resumes; None: write nothing
     data_dir to threads: as for `evaluate`
@@ -110,10 +113,10 @@ def compare(
     Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
     if out is not None:
-        check_folder(out)
+        check_report_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")
     vit = vit.analyzed(None)
-    images = labeled_images(
+    images = open_labeled_images(
         vit,
         data,
         data_dir=data_dir,
@@ -126,10 +129,10 @@ def compare(
     is_fidelity = not vit.config.head.is_single_label or not images.source.num_classes
     known = Annotations()
     if is_fidelity or texts is not None:
-        check_range("number of images", len(images.source), MIN_IMAGES)
-        known = annotations(vit, images.source, texts)  # before images are read
+        check_range("number of images", len(images.source), MIN_COMPARED_IMAGES)
+        known = read_annotations(vit, images.source, texts)  # before images are read
     setting = images.setting | known.setting
-    measured = MeasuredWeights(vit, Split(setting, images.batches))
+    measured = MeasuredWeights(vit, MeasuredImages(setting, images.batches))
     if is_fidelity:
         dense = vit.with_reduction(None)
 
@@ -139,27 +142,27 @@ def compare(
             return per_image["outputs"], known.subset(per_image["index"])
 
         measured = dataclasses.replace(measured, reference=reference)
-    rows = rows_of(measured, reductions, image_sizes)  # before files are made
+    rows = make_rows(measured, reductions, image_sizes)  # before files are made
     with contextlib.ExitStack() as stack:
         folder = out
         if out is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         versions = device.library_versions()
         results = stack.enter_context(ResultCache(folder, versions=versions))
-        report = measure(measured, rows, results)
+        report = measure_rows(measured, rows, results)
         if out is not None:
-            table_file, plot_file = files(out, report)
+            table_file, plot_file = report_files(out, report)
             with deferred_signals():  # the files belong together
-                replace_file(table_file, page(report, plot_file.name))
-                draw_plot(plot_file, report)
+                replace_file(table_file, report_page(report, plot_file.name))
+                paint_plot(plot_file, report)
     return report
 
 
-def rows_of(
+def make_rows(
     measured: MeasuredWeights,
     reductions: Iterable[str] = (),
     image_sizes: Iterable[int] = (),
-) -> list[Row]:
+) -> list[ComparedRow]:
     """Make rows from reductions and image sizes; the default is SHARES.
 
     reductions: texts for `Reduction.read`
@@ -170,15 +173,15 @@ def rows_of(
     texts = list(reductions)
     sizes = list(image_sizes)
     if not texts and not sizes:
-        texts = list(SHARES)
+        texts = list(DEFAULT_MAC_SHARES)
     rows = []
     for text in texts:
         reduction = vit.with_reduction(text).reduction
-        rows.append(Row(text, measured, reduction))
+        rows.append(ComparedRow(text, measured, reduction))
     for size in sizes:
         resized = on_smaller_images(measured, size)
         rows.append(
-            Row(f"image_size={size}", resized, DENSE_REDUCTION, is_smaller=True)
+            ComparedRow(f"image_size={size}", resized, DENSE_REDUCTION, is_smaller=True)
         )
     seen = {(vit.image_size, DENSE_REDUCTION): "dense"}
     for row in rows:
@@ -189,11 +192,15 @@ def rows_of(
     return rows
 
 
-def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
+def measure_rows(
+    measured: MeasuredWeights, rows: Sequence[ComparedRow], out: ResultCache
+) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
-    rows = [Row("dense", measured, DENSE_REDUCTION), *rows]
+    rows = [ComparedRow("dense", measured, DENSE_REDUCTION), *rows]
     if measured.reference:
-        rows += [control(measured, name) for name in (*CONTROLS, SHUFFLED)]
+        rows += [
+            control_row(measured, name) for name in (*IMAGE_CONTROLS, SHUFFLED_CONTROL)
+        ]
     figures = {}
     for row in rows:
         weights = dataclasses.replace(row.weights, cache=out)
@@ -201,26 +208,26 @@ def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) ->
     if measured.reference:
         return Report(measured, rows, figures, {})
     smaller = [row.name for row in rows if row.is_smaller]
-    return Report(measured, rows, figures, comparisons(figures, smaller))
+    return Report(measured, rows, figures, compare_pairs(figures, smaller))
 
 
-def control(measured: MeasuredWeights, name: str) -> Row:
-    """The dense weights on images changed by `CONTROLS[name]`, or SHUFFLED."""
+def control_row(measured: MeasuredWeights, name: str) -> ComparedRow:
+    """The dense weights on images changed by `IMAGE_CONTROLS[name]`, or SHUFFLED_CONTROL."""
 
     def batches():
         for batch in measured.images.batches():
-            changed = [CONTROLS[name](pixels) for pixels in batch["image"]]
+            changed = [IMAGE_CONTROLS[name](pixels) for pixels in batch["image"]]
             yield {**batch, "image": np.stack(changed)}
 
-    images = Split(measured.images.setting | {"change": name}, batches)
+    images = MeasuredImages(measured.images.setting | {"change": name}, batches)
     title = f"dense, images {name}"
     weights = dataclasses.replace(
-        measured, images=images, name=title, is_shuffled=name == SHUFFLED
+        measured, images=images, name=title, is_shuffled=name == SHUFFLED_CONTROL
     )
-    return Row(title, weights, DENSE_REDUCTION)
+    return ComparedRow(title, weights, DENSE_REDUCTION)
 
 
-def comparisons(
+def compare_pairs(
     figures: Mapping[str, Mapping[str, Any]], smaller: Sequence[str] = ()
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Compare rows in pairs, with p before and after Holm's correction.
@@ -229,27 +236,27 @@ def comparisons(
     smaller: names of rows with smaller images
     Returns {(row, other row): comparison}.
     """
-    rights = {name: _right(record) for name, record in figures.items()}
+    rights = {name: _right_answers(record) for name, record in figures.items()}
     results = {}
     for name, right in rights.items():
         if name == "dense":
             continue
         bases = ["dense"] if name in smaller else ["dense", *smaller]
         for base in bases:
-            gained, lost = statistics.discordant(right, rights[base])
+            gained, lost = statistics.count_discordant(right, rights[base])
             results[name, base] = {
                 "points": statistics.paired_difference(right, rights[base]),
                 "gained": gained,
                 "lost": lost,
-                "p": statistics.mcnemar(right, rights[base]),
+                "p": statistics.mcnemar_p(right, rights[base]),
             }
-    corrected = statistics.holm([record["p"] for record in results.values()])
+    corrected = statistics.holm_correction([record["p"] for record in results.values()])
     for record, p in zip(results.values(), corrected, strict=True):
         record["holm"] = p
     return results
 
 
-def _right(figures):
+def _right_answers(figures):
     """Right answers, bool [images]."""
     return decode_bits(figures["right"], figures["images"])
 
@@ -276,7 +283,7 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
     return dataclasses.replace(
         measured,
         vit=dense.at_size(size),
-        images=Split(setting, measured.images.batches, alter),
+        images=MeasuredImages(setting, measured.images.batches, alter),
         programs={},
         name=f"images of {size} pixels a side",
     )
@@ -285,22 +292,22 @@ def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
 # Files
 
 
-def check_folder(folder: str | os.PathLike):
+def check_report_folder(folder: str | os.PathLike):
     """Check that a folder is empty or holds comparisons."""
     regex = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{LOCK_NAME}|"
-    regex += re.escape(result_cache.FILE)
+    regex += re.escape(result_cache.POINTS_FILE_NAME)
     check_own_files(
         "out", folder, "a comparison", lambda file: re.fullmatch(regex, file.name)
     )
 
 
-def files(
+def report_files(
     folder: str | os.PathLike, report: Report
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """Paths of a report's table and plot in a folder."""
     folder = pathlib.Path(folder)
-    subject = head(report)
-    table = folder / TABLE
+    subject = subject_table(report)
+    table = folder / TABLE_FILE_NAME
     # A comparison of other weights or images has its own names, so both stay.
     if table.exists() and subject not in table.read_text("utf-8", errors="replace"):
         number = hashlib.sha256(subject.encode()).hexdigest()[:8]
@@ -308,7 +315,7 @@ def files(
     return table, table.with_suffix(".png")
 
 
-def head(report: Report) -> str:
+def subject_table(report: Report) -> str:
     """Table of the measured weights, images and crop."""
     dense = report.figures["dense"]
     vit = report.weights.vit
@@ -321,19 +328,19 @@ def head(report: Report) -> str:
     return markdown_table([*columns], [[*columns.values()]])
 
 
-def page(report: Report, plot: str = PLOT) -> str:
+def report_page(report: Report, plot: str = PLOT_FILE_NAME) -> str:
     """Page of a comparison: subject, rows, and the picture in file `plot`."""
     subject = "Accuracy" if report.comparisons else "Fidelity"
     parts = [
         f"# {subject} of reductions",
-        head(report),
-        table(report),
+        subject_table(report),
+        report_table(report),
         f"![{subject} by MACs]({plot})",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def table(report: Report) -> str:
+def report_table(report: Report) -> str:
     """Table of the report's rows, in order."""
     vit = report.weights.vit
     bases = {"points to dense, p if < .05": "dense"}
@@ -348,12 +355,14 @@ def table(report: Report) -> str:
             variant = vit.recovery.variant_for(vit.model_with(row.reduction))
         recovered = " (recovered)" if variant and variant.values else ""
         line = {"row": f"`{row.name}`{recovered}"}
-        line |= cells(figures.get("fidelity", {}))
+        line |= fidelity_cells(figures.get("fidelity", {}))
         if report.comparisons:
-            acc1 = statistics.accuracy(_right(figures))
+            acc1 = statistics.estimate_accuracy(_right_answers(figures))
             line["acc1, %"] = statistics.format_estimate(acc1)
             for column, base in bases.items():
-                line[column] = difference(report.comparisons.get((row.name, base)))
+                line[column] = format_comparison(
+                    report.comparisons.get((row.name, base))
+                )
             line["acc5, %"] = f"{figures['acc5']:.1f}"
             line["tokens, with class token"] = figures["tokens"]
         line["GMACs"] = f"{figures['gmacs']:.3f}"
@@ -363,7 +372,7 @@ def table(report: Report) -> str:
     return rows_table(lines)
 
 
-def difference(estimate: Mapping[str, Any] | None) -> str:
+def format_comparison(estimate: Mapping[str, Any] | None) -> str:
     """Format a comparison: "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
     if estimate is None:
         return ""
@@ -371,19 +380,21 @@ def difference(estimate: Mapping[str, Any] | None) -> str:
     p = estimate["holm"]
     if p < 0.001:
         return f"{text}, p < .001"
-    return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < SIGNIFICANT else text
+    return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < MAX_SHOWN_P else text
 
 
-def draw_plot(path: str | os.PathLike, report: Report):
+def paint_plot(path: str | os.PathLike, report: Report):
     """Write a PNG of accuracy or fidelity by GMACs, with a curve per method."""
     if not report.comparisons:
         fidelity = report.figures["dense"]["fidelity"]
         figure = [*fidelity][-1]  # the last one has an interval
-        label = f"{COLUMNS[figure]} (95 %)"
+        label = f"{FIDELITY_COLUMNS[figure]} (95 %)"
         dense = fidelity[figure][0]
     else:
         label = "acc1, % (95 %, paired difference to dense)"
-        dense = statistics.accuracy(_right(report.figures["dense"])).value
+        dense = statistics.estimate_accuracy(
+            _right_answers(report.figures["dense"])
+        ).value
     curves = {}
     for row in report.rows[1:]:
         if row.weights.is_shuffled:  # chance would stretch the axis

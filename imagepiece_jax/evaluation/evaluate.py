@@ -9,7 +9,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.labeled_images import labeled_images
+from imagepiece_jax.evaluation.labeled_images import open_labeled_images
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import Program, open_program
@@ -50,7 +50,7 @@ def evaluate(
         raise InputError(f"gelu is {gelu}, but only the optimized program takes it")
     if optimized and not has_weights:
         raise InputError("optimized is for weights, not for an exported file")
-    images = labeled_images(
+    images = open_labeled_images(
         vit,
         data,
         data_dir=data_dir,
@@ -62,13 +62,13 @@ def evaluate(
     if not has_weights:
         step = accuracy.program_step(lambda pixels: jax.device_put(vit(pixels)))
         batches = images.batches(placement=Placement())
-        figures = accuracy.evaluate(step, None, batches).figures
+        figures = accuracy.evaluate_model(step, None, batches).figures
         recovered = vit.facts.get("recovered")
         return figures | images.facts(vit, vit.facts["method"], recovered)
     if not optimized:
         step = accuracy.model_step(vit.model)
         variables = parallel.replicate(vit.variables)
-        figures = accuracy.evaluate(step, variables, images.batches()).figures
+        figures = accuracy.evaluate_model(step, variables, images.batches()).figures
     else:
         program = optimize(
             vit,
@@ -78,7 +78,7 @@ def evaluate(
             attention=vit.model.execution.attention,
             pixels=True,
         )
-        figures = accuracy.evaluate_program(
+        figures = accuracy.compare_program(
             vit.model, vit.variables, program, images.batches
         )
     recovered = vit.recovered and vit.recovered.name

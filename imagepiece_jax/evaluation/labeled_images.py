@@ -21,7 +21,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import Program
 
-LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
+LEAST_OPTION_VALUES = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def data_name(vit: Pretrained | Program, data: str | None = None) -> str:
     return name
 
 
-def labeled_images(
+def open_labeled_images(
     vit: Pretrained | Program,
     data: str | None = None,
     *,
@@ -131,7 +131,7 @@ def labeled_images(
         vit.config.head.check_single_label(path, "accuracy")
     typed = {name: value for name, value in options.items() if value is not None}
     for name, value in typed.items():
-        check_range(name, value, LEAST[name], whole=True)
+        check_range(name, value, LEAST_OPTION_VALUES[name], whole=True)
     run = vit.origin.run or {}
     of_run = run.get("data", {})
     reading = {name: of_run[name] for name in ("workers", "threads") if name in of_run}
@@ -150,7 +150,7 @@ def labeled_images(
             raise NoLabels(f"{error}; `compare` needs no labels") from error
         every = opened(labeled=False)
     source = every.evenly_spaced(typed.get("limit"))
-    for note in _notes(vit, name, every, source):
+    for note in _image_notes(vit, name, every, source):
         notes.info(f"note: {note}")
     return LabeledImages(
         name=name,
@@ -160,7 +160,7 @@ def labeled_images(
     )
 
 
-def _notes(vit, name, every, source):
+def _image_notes(vit, name, every, source):
     """Check classes; note facts about labels and sizes in `source`, part of `every`."""
     check_classes(vit.class_names, vit.origin.title, source.class_names, name)
     texts = []

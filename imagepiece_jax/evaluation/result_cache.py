@@ -21,16 +21,20 @@ from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.inference.compare_outputs import Annotations, fidelity, shuffled
+from imagepiece_jax.inference.compare_outputs import (
+    Annotations,
+    measure_fidelity,
+    shuffle_outputs,
+)
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import model_record
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
-FILE = "points.jsonl"
+POINTS_FILE_NAME = "points.jsonl"
 
 
-def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_points(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read the objects in a ResultCache's file; [] without a file."""
     try:
         # The last piece is empty, or a line that a killed process left unfinished.
@@ -59,7 +63,7 @@ class ResultCache(contextlib.ExitStack):
         self,
         folder: str | os.PathLike,
         versions: dict[str, Any] | None = None,
-        name: str = FILE,
+        name: str = POINTS_FILE_NAME,
     ):
         super().__init__()
         self.versions = versions or {}
@@ -68,9 +72,9 @@ class ResultCache(contextlib.ExitStack):
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.locked_folder("folder", folder))
             self._file = stack.enter_context(open(path, "ab", buffering=0))
-            for line in read_lines(path):
+            for line in read_points(path):
                 if line.keys() >= {"setting", "result"}:
-                    self._results[_key(line["setting"])] = line["result"]
+                    self._results[_settings_text(line["setting"])] = line["result"]
             # Cut off an unfinished last line, which a killed process left.
             os.ftruncate(self._file.fileno(), path.read_bytes().rfind(b"\n") + 1)
             self.push(stack.pop_all())
@@ -90,7 +94,7 @@ class ResultCache(contextlib.ExitStack):
         measure: returns a dict of JSON values
         task: subject of the measurement, for the log
         """
-        key = _key(setting)
+        key = _settings_text(setting)
         if key in self._results:
             return self._results[key]
         began = time.monotonic()
@@ -111,11 +115,11 @@ class ResultCache(contextlib.ExitStack):
         return self._results.setdefault(key, json.loads(json.dumps(result)))
 
 
-def _key(setting):
+def _settings_text(setting):
     return json.dumps(setting, sort_keys=True)
 
 
-class Split(NamedTuple):
+class MeasuredImages(NamedTuple):
     """Images to measure on."""
 
     # everything that decides figures on these images, as JSON; "images" is their count
@@ -130,7 +134,9 @@ class MeasuredWeights:
     """Accuracy or fidelity of weights, measured once per reduction."""
 
     vit: Pretrained  # a model of `load`
-    images: Split  # the images to evaluate on, or an object with the same fields
+    images: (
+        MeasuredImages  # the images to evaluate on, or an object with the same fields
+    )
     cache: ResultCache | None = None  # where results are stored
     seed: int | None = None  # for random reducers; None: the weights' seed
     name: str = ""  # for the log; "": the reduction
@@ -149,10 +155,12 @@ class MeasuredWeights:
             if self.reference:
                 dense, known = self.reference()
                 if self.is_shuffled:
-                    outputs = shuffled(dense)
+                    outputs = shuffle_outputs(dense)
                 else:
                     outputs = self.run(vit).per_image["outputs"]
-                near = fidelity(outputs, dense, vit.config.head.has_classes, known)
+                near = measure_fidelity(
+                    outputs, dense, vit.config.head.has_classes, known
+                )
                 figures = {"images": len(outputs), "fidelity": near}
             else:
                 result = self.run(vit)
@@ -174,7 +182,7 @@ class MeasuredWeights:
         """One pass over the images; vit: these weights with any reduction."""
         variables = parallel.replicate(vit.variables)
         batches = self.images.batches()
-        return accuracy.evaluate(self._step(vit.model), variables, batches)
+        return accuracy.evaluate_model(self._step(vit.model), variables, batches)
 
     def setting(self, task: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
@@ -202,7 +210,7 @@ class MeasuredWeights:
         seed = self.seed
         if seed is None:
             seed = self.vit.origin.seed
-        measure = self.reference and _outputs
+        measure = self.reference and _logit_rows
         key = model, seed, alter, measure
         if key not in self.programs:
             while self.programs and parallel.are_memory_maps_scarce():
@@ -214,7 +222,7 @@ class MeasuredWeights:
         return self.programs[key]
 
 
-def _outputs(outputs, batch):
+def _logit_rows(outputs, batch):
     return {"outputs": outputs.logits}  # vectors of a model without a head
 
 

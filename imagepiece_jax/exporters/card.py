@@ -21,13 +21,13 @@ from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_facts import files_of, read_facts
-from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
-    CONTROLS,
-    MIN_IMAGES,
+    IMAGE_CONTROLS,
+    MIN_COMPARED_IMAGES,
     Annotations,
-    cells,
-    fidelity_of_rows,
+    fidelity_cells,
+    measure_fidelities,
 )
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import Program, open_program
@@ -67,11 +67,11 @@ def divided_images(
     They are divided as by `recover`. Scenes that recovered the model are not compared.
 
     images: as for `recover`
-    texts: as for `annotations`
+    texts: as for `read_annotations`
     Raises InputError if images are too few, or all alike or known.
     """
     source = as_source(images)
-    known = annotations(vit, source, texts)
+    known = read_annotations(vit, source, texts)
     learned = (1,)
     if vit.recovered:
         learned = (vit.recovered.batch_size, vit.recovered.learned or "")
@@ -84,7 +84,7 @@ def divided_images(
     calibration, _ = read_images(parts.learned.evenly_spaced(IMAGES), vit.preprocessing)
     held_out = parts.held_out.evenly_spaced(IMAGES)
     compared, paths = read_images(held_out, vit.preprocessing)
-    check_range("number of images to compare", len(compared), MIN_IMAGES)
+    check_range("number of images to compare", len(compared), MIN_COMPARED_IMAGES)
     count = len(calibration) + len(compared)
     log.info(f"a card of {count} images: {len(compared)} of them are compared")
     places = np.flatnonzero(np.isin(source.indices, held_out.indices))
@@ -99,7 +99,7 @@ def measured(
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    has_classes: as for `fidelity`
+    has_classes: as for `measure_fidelity`
     """
     pixels = images.compared
     files = {"file": out, "dense": dense}
@@ -113,10 +113,10 @@ def measured(
         total = sum(file.stat().st_size for file in files_of(files[name]))
         megabytes[name] = total / 1e6
     with announced_work("timing the file and the dense file, in turns"):
-        seconds = timer.measure(jobs, RULES, pause=lambda: time.sleep(PAUSE))
+        seconds = timer.time_in_turns(jobs, RULES, pause=lambda: time.sleep(PAUSE))
     ms = {}
     for name, readings in seconds.items():
-        ms[name] = timer.spread([1000 * value / size for value in readings])
+        ms[name] = timer.find_spread([1000 * value / size for value in readings])
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
         rows = {name: outputs(programs[name], pixels) for name in ("dense", "file")}
         if not np.isfinite(rows["file"]).all():
@@ -124,7 +124,7 @@ def measured(
                 f"the {read_facts(out)['dtype']} file's outputs are not finite for all "
                 "images; export float32"
             )
-        for name, change in CONTROLS.items():
+        for name, change in IMAGE_CONTROLS.items():
             rows[name] = outputs(programs["dense"], change(pixels))
     return {
         "images": images.compared_names,
@@ -134,8 +134,10 @@ def measured(
         "mac_share": read_facts(out)["gmacs"] / read_facts(dense)["gmacs"],
         "megabytes": megabytes,
         "ms": ms,
-        "speedup": timer.spread(timer.speedups(seconds["dense"], seconds["file"])),
-        "fidelity": fidelity_of_rows(rows, has_classes, images.known),
+        "speedup": timer.find_spread(
+            timer.paired_speedups(seconds["dense"], seconds["file"])
+        ),
+        "fidelity": measure_fidelities(rows, has_classes, images.known),
     }
 
 
@@ -167,7 +169,7 @@ def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     titles = dict(zip(("dense", "file"), rows, strict=True))
     for name, figures in card["fidelity"].items():
         title = titles.get(name, f"dense, images {name}")
-        rows[title] = rows.get(title, {}) | cells(figures)
+        rows[title] = rows.get(title, {}) | fidelity_cells(figures)
     return rows_table([{"": name, **row} for name, row in rows.items()])
 
 

@@ -9,11 +9,11 @@ from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data.pictures import find_images
 from imagepiece_jax.data.source import FileSource, Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.compare_outputs import Annotations, unit
+from imagepiece_jax.inference.compare_outputs import Annotations, unit_rows
 from imagepiece_jax.models.pretrained import Pretrained
 
 
-def annotations(
+def read_annotations(
     vit: Pretrained, source: Source, texts: str | os.PathLike | None = None
 ) -> Annotations:
     """Classes and texts of a source's images.
@@ -39,7 +39,7 @@ def annotations(
     elif folders and all(folders):
         known = Annotations(np.array([parts[0] for parts in folders]))
     if texts is not None:
-        vectors, described = _texts(vit, os.path.expanduser(texts), store)
+        vectors, described = _read_texts(vit, os.path.expanduser(texts), store)
         position = {index: i for i, index in enumerate(source.indices)}
         described = np.array([position.get(index, -1) for index in described])
         if count := np.sum(described < 0):
@@ -50,7 +50,7 @@ def annotations(
     return known.subset(range(len(source)))
 
 
-def _texts(vit, file, names):
+def _read_texts(vit, file, names):
     """Vectors of texts, and per text the index of its image in `names`; -1: none."""
     if vit.config.head.is_classifier:
         raise InputError(
@@ -76,7 +76,7 @@ def _texts(vit, file, names):
             f"texts: {file} has {vectors.dtype} {shape}; the model's vectors need "
             f"floats [texts, {width}]"
         )
-    is_vector = unit(vectors).any(axis=1)
+    is_vector = unit_rows(vectors).any(axis=1)
     if not is_vector.all():
         raise InputError(
             f"texts: row {is_vector.argmin()} of {file} is 0 or not finite"

@@ -42,7 +42,7 @@ class Evaluation:
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             try:
-                results = accuracy.evaluate_each(self._step, models, batches)
+                results = accuracy.evaluate_models(self._step, models, batches)
             except Interrupted:
                 return run.progress
         metrics, *averages = [result.figures for result in results]

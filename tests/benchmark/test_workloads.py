@@ -23,7 +23,7 @@ def test_inputs_differ_and_rotate(vit, monkeypatch):
         return made[0]
 
     monkeypatch.setattr(workloads.optimize, "optimize", optimize)
-    job = workloads.Case(vit, "inference", 3, "float32").workload().job
+    job = workloads.BenchmarkCase(vit, "inference", 3, "float32").workload().job
     for number in range(2 * workloads.NUM_INPUTS):
         job.call(number)
     first = made[0].seen[: workloads.NUM_INPUTS]
@@ -35,7 +35,7 @@ def test_inputs_differ_and_rotate(vit, monkeypatch):
 
 
 def test_the_optimized_model_is_timed(vit):
-    work = workloads.Case(vit, "inference", 4, "float32").workload()
+    work = workloads.BenchmarkCase(vit, "inference", 4, "float32").workload()
     logits = work.job.call(0)
     work.job.wait(logits)
     assert logits.shape == (4, tiny_vit.CLASSES)
@@ -50,7 +50,7 @@ def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     sizes |= {"image_size": 16, "num_classes": 10}
     model = create_model(named_models.config("vit_mini", **sizes))
     vit = workloads.with_random_weights(model).with_reduction("tome:r=2")
-    work = workloads.Case(vit, "train", 4, "float32").workload()
+    work = workloads.BenchmarkCase(vit, "train", 4, "float32").workload()
     first, second = (work.job.call(number) for number in range(2))
     work.job.wait(second)
     assert first["loss"] != second["loss"]
