@@ -109,13 +109,13 @@ def rights_of(paper, model, count: int) -> list[np.ndarray]:
 
 def covered(images, count: int, seed: int) -> MeasuredImages:
     """The images with `count` squares each."""
-    setting = images.setting | {"masks": count, "square": SIDE, "mask_seed": seed}
+    facts = images.facts | {"masks": count, "square": SIDE, "mask_seed": seed}
 
     def batches():
         for batch in images.batches():
             yield with_corners(batch, count, seed)
 
-    return MeasuredImages(setting, batches, cover)
+    return MeasuredImages(facts, batches, cover)
 
 
 def with_corners(batch, count, seed):

@@ -232,7 +232,7 @@ class StudyImages:
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
     @property
-    def setting(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """All that decides figures on these images."""
         return {
             "data": self.name,
@@ -309,7 +309,7 @@ class Study:
             images or self.images,
             self.cache,
             seed=0,  # of reducers that draw: one program for all trainings of a row
-            programs=self.programs,
+            compiled_steps=self.programs,
         )
 
     def evaluate(
@@ -319,7 +319,8 @@ class Study:
         images: MeasuredImages | None = None,
     ) -> Answers:
         """Answers of a model with a reduction on all images, or on these."""
-        figures = self.weights(vit, images).evaluate(Reduction.read(reduction))
+        weights = self.weights(vit, images)
+        figures = weights.measure_reduction(Reduction.read(reduction))
         return Answers(figures, study.unpacked_right(figures))
 
     def speed(
@@ -332,11 +333,13 @@ class Study:
         setting = {
             "kind": "speed",
             "model": as_json(vit.model_with(reduction)),
-            "reduction": self.weights(vit).text(reduction),
+            "reduction": self.weights(vit).reduction_text(reduction),
             **self.clock.setting(vit),
         }
         task = f"the speed of {reduction}"
-        return self.cache.result(setting, lambda: self.clock(vit, reduction), task)
+        return self.cache.measure_once(
+            setting, lambda: self.clock(vit, reduction), task
+        )
 
     def inside(
         self,
@@ -361,7 +364,8 @@ class Study:
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)
         task = f"inside {reduction}, {len(self.images)} images"
-        return weights.cache.result(weights.setting(kind, reduction), measure, task)
+        key = weights.result_key(kind, reduction)
+        return weights.cache.measure_once(key, measure, task)
 
     # The pages
 

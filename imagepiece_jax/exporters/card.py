@@ -88,7 +88,7 @@ def divided_images(
     count = len(calibration) + len(compared)
     log.info(f"a card of {count} images: {len(compared)} of them are compared")
     places = np.flatnonzero(np.isin(source.indices, held_out.indices))
-    known = known.subset([i for i in places if source.image_name(i) in paths])
+    known = known.select_images([i for i in places if source.image_name(i) in paths])
     shared = os.path.commonprefix(paths).rfind("/") + 1
     names = [path[shared:] for path in paths]
     return CardImages(calibration, compared, names, known)

@@ -207,8 +207,8 @@ def _compare_with_dense(
     if vit.config.head.is_projection and "logits" in extractor.shapes:
         array_name = "logits"
     sample = photographs
-    if known.described is not None:
-        sample = photographs.subset(np.unique(known.described))
+    if known.image_of_text is not None:
+        sample = photographs.subset(np.unique(known.image_of_text))
     sample = sample.evenly_spaced(COMPARED_PHOTOGRAPHS)
     dense = Extractor(vit.with_reduction(None), [array_name])
     extractors = {"dense": dense, vit.label: extractor}
@@ -229,7 +229,7 @@ def _compare_with_dense(
     if not indices:
         return f"none of {len(sample)} photographs can be compared with the dense model"
     rows = {name: np.concatenate(vectors) for name, vectors in batch_vectors.items()}
-    known = known.subset(np.asarray(sample.indices)[indices].tolist())
+    known = known.select_images(np.asarray(sample.indices)[indices].tolist())
     figures = measure_fidelities(rows, False, known)
     cosines = np.sum(unit_rows(rows[vit.label]) * unit_rows(rows["dense"]), axis=1)
     lines = [{"vectors": name, **fidelity_cells(figures[name])} for name in figures]

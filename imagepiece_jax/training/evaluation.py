@@ -45,7 +45,7 @@ class Evaluation:
                 results = accuracy.evaluate_models(self._step, models, batches)
             except Interrupted:
                 return run.progress
-        metrics, *averages = [result.figures for result in results]
+        metrics, *averages = [result.metrics for result in results]
         for ema_metrics in averages:
             for name, value in ema_metrics.items():
                 if name not in SHARED_METRICS:

@@ -105,7 +105,7 @@ def test_an_interval_has_its_value_inside(images):
 def test_the_interval_of_shares_stays_inside():
     """Student's interval by SciPy, cut at 100."""
     shares = [100.0] * 9 + [90.0]
-    found = statistics.mean_share(shares)
+    found = statistics.mean_share(np.array(shares))
     interval = stats.ttest_1samp(shares, 0).confidence_interval()
     assert found.value == pytest.approx(99)
     assert found.low == pytest.approx(interval.low)

@@ -206,5 +206,5 @@ def test_several_sets_of_variables_share_one_pass():
     results = accuracy.evaluate_models(step_of(TABLE), models, iter(batches))
     for result, scale in zip(results, (1, -1), strict=True):
         alone = run(TABLE, batches, scale)
-        assert result.figures | {"throughput": 0} == alone.figures | {"throughput": 0}
+        assert result.metrics | {"throughput": 0} == alone.metrics | {"throughput": 0}
     assert results[0].loss != results[1].loss

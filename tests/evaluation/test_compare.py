@@ -108,9 +108,9 @@ def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     made = on_digits(made_up_recoveries.recovered(public, reductions=("tome:r=16",)))
     rows = compare.make_rows(made, ["tome:r=16", "tome:r=1"])
     report = compare.measure_rows(made, rows, made.cache)
-    dense = on_digits(public).evaluate(DENSE_REDUCTION)
+    dense = on_digits(public).measure_reduction(DENSE_REDUCTION)
     assert report.figures["dense"]["right"] == dense["right"]
-    plain = on_digits(public).evaluate(rows[0].reduction)
+    plain = on_digits(public).measure_reduction(rows[0].reduction)
     assert report.figures["tome:r=16"]["loss"] != plain["loss"]
     text = compare.report_table(report)
     assert "`tome:r=16` (recovered) |" in text
@@ -139,7 +139,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
     logits = tiny_vit.logits(model)({"params": params}, made)
     assert resized.vit.gmacs < weights.gmacs
-    right = decode_bits(resized.evaluate(DENSE_REDUCTION)["right"], 24)
+    right = decode_bits(resized.measure_reduction(DENSE_REDUCTION)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
 

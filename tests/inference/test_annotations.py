@@ -81,7 +81,7 @@ def test_rows_find_their_images_by_name(vit, folder, tmp_path, monkeypatch, form
     texts = write_texts(tmp_path, [*paths, "other/77.png"], vectors)
     known = read_annotations(vit, source.subset(range(13)), texts)
     wanted = [os.path.basename(file) for file in files]
-    found = [os.path.basename(source.image_name(i)) for i in known.described]
+    found = [os.path.basename(source.image_name(i)) for i in known.image_of_text]
     assert found == wanted[1:]  # the last image, the first of these, is not there
     assert known.texts[:, 0].tolist() == [*range(2, 14)]
 

@@ -228,15 +228,17 @@ def test_a_part_of_annotations(capsys):
     classes = np.array([*"aabbab" * 5])
     texts = np.arange(60).reshape(30, 2)
     known = Annotations(classes, texts, np.arange(30)[::-1])
-    part = known.subset([*range(4, 30)])
+    part = known.select_images([*range(4, 30)])
     assert [*part.classes] == [*classes[4:]]
     np.testing.assert_array_equal(part.texts, texts[:26])
-    np.testing.assert_array_equal(part.described, np.arange(26)[::-1])
-    assert Annotations(classes).subset([0, 1, 2]).classes is None
-    assert Annotations(classes).subset([0, 1]).classes is None
-    assert known.setting != part.setting != Annotations().setting == {}
+    np.testing.assert_array_equal(part.image_of_text, np.arange(26)[::-1])
+    assert Annotations(classes).select_images([0, 1, 2]).classes is None
+    assert Annotations(classes).select_images([0, 1]).classes is None
+    assert (
+        known.digest_record != part.digest_record != Annotations().digest_record == {}
+    )
     with refused("texts describe 11 of the 11 compared images", "12"):
-        known.subset(range(11))
+        known.select_images(range(11))
 
 
 def test_a_class_without_a_neighbor_does_not_win():
