@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from imagepiece_jax.common import device, parallel, timer
 from imagepiece_jax.common.device import NUM_INPUTS
@@ -250,7 +250,7 @@ def random_variables(model: ViT) -> PyTree:
     # drawing all numbers of a large model takes longer than timing it.
     number_pool = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
 
-    def draw_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> Shaped[np.ndarray, "..."]:
+    def draw_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         mean = 1.0 if path[-1].key in ("scale", "var") else 0.0
         offset = rng.integers(len(number_pool))
         deviations = np.resize(np.roll(number_pool, offset), leaf.shape)

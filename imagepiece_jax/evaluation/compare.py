@@ -293,7 +293,7 @@ def on_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeig
         images: Float[Array, "batch height width channels"],
         batch: Mapping[str, Array],
         model: ViT,
-    ) -> Float[Array, "batch {side} {side} channels"]:
+    ) -> Float[Array, "batch side side channels"]:
         # The dense model's normalized images, by antialiased bicubic weights.
         shape = (images.shape[0], side, side, images.shape[3])
         return jax.image.resize(images, shape, "cubic", antialias=True)

@@ -133,8 +133,7 @@ def measure_fidelity(
         cosines = np.sum(own_rows * dense_rows, axis=1)
         metrics["cosine_mean"] = float(cosines.mean())
         metrics["cosine_worst"] = float(cosines.min())
-    too_few = len(dense_outputs) < MIN_COMPARED_IMAGES
-    if has_classes is None or is_single or too_few:
+    if has_classes is None or is_single or len(dense_outputs) < MIN_COMPARED_IMAGES:
         return metrics
     own_nearest = nearest_images(own_rows, own_rows)
     dense_nearest = nearest_images(dense_rows, dense_rows)
