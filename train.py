@@ -90,10 +90,10 @@ def with_own_config(argv: list[str]) -> list[str]:
     workdir = re.search(r"^--?workdir[=\n](.*)$", text, re.MULTILINE)
     if workdir is None or re.search(r"^--?config([=\n]|$)", text, re.MULTILINE):
         return argv
-    file = pathlib.Path(workdir[1], run_files.CONFIG)
+    file = pathlib.Path(workdir[1], run_files.CONFIG_FILE)
     if not file.is_file():
         return argv
-    run_files.read_config(file)
+    run_files.read_run_file(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
 

@@ -68,7 +68,7 @@ def attentive_ratios(paper, vit, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     method = Reduction.read(reduction).method
     share = getattr(method, "candidate_ratio", 0.3)
-    steps = merges.sites(vit.model_with(reduction))
+    steps = merges.sites(vit.reduced_model(reduction))
     after = []
     for before, here in itertools.pairwise(steps):
         if before.merges and here.block == before.block + 1:
@@ -164,7 +164,7 @@ def first_and_last(paper, vit, reduction):
 
 def merging_sites(vit, reduction) -> list[merges.Site]:
     """The Sites that merge."""
-    steps = merges.sites(vit.model_with(reduction))
+    steps = merges.sites(vit.reduced_model(reduction))
     return [site for site in steps if site.merges]
 
 

@@ -29,8 +29,8 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
+from imagepiece_jax.weights.file_names import CONFIG_FILE
 from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.run_files import CONFIG
 
 # A model, and the reduction that it is measured with
 Model = tuple[Pretrained, Mapping]
@@ -104,12 +104,15 @@ class TrainedRuns(Models):
 
 def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
     """All runs in a folder, by name. Raises InputError where there are none."""
-    configs = sorted(pathlib.Path(folder).glob(f"*/{CONFIG}"))
+    configs = sorted(pathlib.Path(folder).glob(f"*/{CONFIG_FILE}"))
     if not configs:
         problem = f"{folder} has no run"
         allowed = "a folder of runs"
         raise InputError(f"--runs {problem}; allowed: {allowed}")
-    return [load(path.parent, checkpoint="latest").analyzed(dtype) for path in configs]
+    return [
+        load(path.parent, checkpoint="latest").with_default_execution(dtype)
+        for path in configs
+    ]
 
 
 # Fine-tuning
@@ -270,7 +273,7 @@ def train_run(config: ConfigDict, workdir: pathlib.Path) -> Pretrained:
     run = RunConfig.from_config(config)
     train_and_evaluate(run, workdir)
     jax.clear_caches()  # its programs would stay, and no other run uses them
-    return load(workdir, checkpoint="latest").analyzed(config.model.dtype)
+    return load(workdir, checkpoint="latest").with_default_execution(config.model.dtype)
 
 
 def take_from_weights(config: ConfigDict, pretrained: Pretrained):

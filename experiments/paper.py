@@ -66,7 +66,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.located import is_run
+from imagepiece_jax.weights.located import is_run_folder
 
 TABLES = {
     "table1": paper_tables.table1,
@@ -332,7 +332,7 @@ class Study:
         reduction = Reduction.read(reduction)
         setting = {
             "kind": "speed",
-            "model": as_json(vit.model_with(reduction)),
+            "model": as_json(vit.reduced_model(reduction)),
             "reduction": self.weights(vit).reduction_text(reduction),
             **self.clock.setting(vit),
         }
@@ -416,7 +416,7 @@ def opened_models(options: Options) -> Models:
     if options.runs:
         return TrainedRuns(tuple(runs_in(options.runs, dtype)))
     # A run's best was chosen on the images of the figures.
-    checkpoint = "latest" if is_run(options.weights) else None
+    checkpoint = "latest" if is_run_folder(options.weights) else None
     vit = load(
         options.weights,
         config=options.config,

@@ -139,7 +139,7 @@ def measure(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results
             models[row] = find(paper, row, by_stem)
     for vits in models.values():
         for vit, reduction in vits:
-            vit.model_with(reduction)  # fail before anything is measured
+            vit.reduced_model(reduction)  # fail before anything is measured
     if not any(models.values()):
         paths = [str(vit.origin.path) for vit in paper.models.weights]
         names = ", ".join(paths)

@@ -149,8 +149,8 @@ class Study:
         program = onnx_program.open_file(float32)
         pixels, _ = read_images(self.calibrating, np.asarray)
         facts = program_facts.read_facts(float32) | {"dtype": "int8"}
-        onnx_model.write_onnx(path, quantize.quantized(program, pixels))
-        facts["digest"] = program_facts.digest_of(path)
+        onnx_model.write_onnx(path, quantize.quantize_onnx(program, pixels))
+        facts["digest"] = program_facts.graph_digest(path)
         write_json(program_facts.facts_file(path), facts)
         return path
 
@@ -158,12 +158,12 @@ class Study:
         """Logits or vectors of the photographs."""
         program = onnx_program.open_file(self.file(cell), towers.THREADS)
         change = IMAGE_CONTROLS.get(cell.form, np.asarray)
-        return card.outputs(program, change(self.pixels))
+        return card.compared_output(program, change(self.pixels))
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """The line of a cell."""
         path = self.file(cell)
-        size = sum(part.stat().st_size for part in program_facts.files_of(path))
+        size = sum(part.stat().st_size for part in program_facts.program_files(path))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         line = {"sha256": digest, "megabytes": size / 1e6}
         if cell.model == CLIP:
@@ -178,7 +178,10 @@ class Study:
         if cell.form not in IMAGE_CONTROLS:
             answer = towers.openvino_program(str(path))
             program = onnx_program.open_file(path, threads=1)
-            rows = [answer([batch])[0] for batch in program.parts(self.pixels[:20])]
+            rows = [
+                answer([batch])[0]
+                for batch in program.prepared_batches(self.pixels[:20])
+            ]
             figures = measure_fidelity(
                 np.concatenate(rows), own[:20], has_classes=False
             )
@@ -191,7 +194,7 @@ class Study:
         for cell in timed(model):
             path = self.file(cell)
             program = onnx_program.open_file(path, threads=1)
-            batch = next(program.parts(self.pixels[:1]))
+            batch = next(program.prepared_batches(self.pixels[:1]))
             call = towers.OPENERS[runtime](str(path), batch)
             jobs[cell] = timer.TimedCall(call)
         version = importlib.metadata.version(runtime.lower())

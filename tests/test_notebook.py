@@ -57,7 +57,7 @@ def test_its_cells_run_and_show_what_is_stored(tmp_path, monkeypatch, capsys):
 
     plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", show)
-    monkeypatch.setattr(hub, "repository_files", unreachable)
+    monkeypatch.setattr(hub, "fetch_repository_files", unreachable)
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     recover = imagepiece_jax.recover

@@ -54,7 +54,7 @@ FULL = {("HIGHEST", "HIGHEST")}
 
 
 def test_what_visualize_and_studies_show(weights, lowered):
-    variant = load(weights).analyzed().with_reduction(SETTING)
+    variant = load(weights).with_default_execution().with_reduction(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace_tokens(variant.model, variant.variables, images)
     options = {"transform": Preprocessing(16, resize="none"), "batch_size": 2}

@@ -262,7 +262,7 @@ def published(tmp_path_factory):
 @pytest.fixture
 def hub_of_pages(published, tmp_path, monkeypatch):
     """`published` as if the hub had them, and two photographs where the reader is."""
-    monkeypatch.setattr(hub, "fetched", published.__getitem__)
+    monkeypatch.setattr(hub, "fetch_folder", published.__getitem__)
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -275,7 +275,7 @@ def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
     assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
     deit_ti(monkeypatch, 2)
-    monkeypatch.setattr(hub, "fetched", None)
+    monkeypatch.setattr(hub, "fetch_folder", None)
     return tmp_path
 
 

@@ -49,7 +49,7 @@ def other_weights(vit):
 MODELS = {
     "weights": other_weights,
     "mean": lambda vit: with_config(vit, dataclasses.replace(vit.config, mean=HALF)),
-    "dtype": lambda vit: vit.analyzed("bfloat16"),
+    "dtype": lambda vit: vit.with_default_execution("bfloat16"),
     "gelu": lambda vit: with_config(vit, vit.config.with_arch(gelu="tanh")),
     "image_size": lambda vit: vit.with_reduction(None).at_size(36),
     "counts": lambda vit: vit.with_reduction(

@@ -35,7 +35,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.logging import CLOCKED_METRICS, read_metrics
-from imagepiece_jax.weights.run_files import KINDS
+from imagepiece_jax.weights.run_files import CHECKPOINT_KINDS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATIENCE = 900.0  # seconds for anything that a run should do, on a busy machine
@@ -215,7 +215,7 @@ def result_of_training(workdir):
     if not workdir.exists():
         return {}
     found = {}
-    for kind in KINDS:
+    for kind in CHECKPOINT_KINDS:
         with contextlib.suppress(InputError):  # there is none yet
             folder = workdir / "checkpoints" / kind
             arrays, _, _ = checksums.read_newest(folder, lambda _, table: table)

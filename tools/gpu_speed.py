@@ -285,7 +285,9 @@ def measure(
 def all_compiled(case: Case, batches, dtype: str, all_ways: list[Way]) -> dict:
     """The Program of each batch and Way."""
     parts = [*itertools.product(batches, all_ways)]
-    any_direction = mock.patch.object(size_direction, "directions", random_directions)
+    any_direction = mock.patch.object(
+        size_direction, "find_directions", random_directions
+    )
     threads = concurrent.futures.ThreadPoolExecutor(max(1, available_cores() // 2))
     with any_direction, threads:
         make = functools.partial(compiler_of, case, dtype)

@@ -57,7 +57,7 @@ def main(
         compile_for = optimize.program_compiler(vit, dtype=dtype, pixels=True)
         compile_for(2)  # loads what all programs share
         for limit in inside:
-            with mock.patch.object(optimize, "SMALL", limit):
+            with mock.patch.object(optimize, "SMALL_WEIGHT", limit):
                 program, *facts = compiled(compile_for, pathlib.Path(cache))
             rows[limit] = [limit, len(program.arguments), *facts]
             for title, call in calls(program).items():

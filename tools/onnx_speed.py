@@ -24,7 +24,7 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs
@@ -112,7 +112,9 @@ def measure(size, batch, models=()):
         variables = fresh_variables(model, 0)
         macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
-        graph = onnx_model(vit, batch_size=batch, gathers=True).SerializeToString()
+        graph = build_onnx_model(
+            vit, batch_size=batch, gathers=True
+        ).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")
         for runtime, call in (
             ("onnxruntime", onnxruntime_call(graph, images)),

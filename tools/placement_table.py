@@ -19,7 +19,7 @@ import imagepiece_jax
 from imagepiece_jax import cli
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.exporters.onnx_model import onnx_model, write_onnx
+from imagepiece_jax.exporters.onnx_model import build_onnx_model, write_onnx
 from imagepiece_jax.reduction.methods import METHODS
 from tools.runtime_operators import RUNTIMES, elsewhere
 
@@ -106,7 +106,7 @@ def measured_rows(weights, webgpu, revision):
             reduced = vit.with_reduction(reduction, seed=0)
             for batch in BATCHES:
                 file = pathlib.Path(folder, f"{method}-{batch}.onnx")
-                model = onnx_model(reduced, batch_size=batch)
+                model = build_onnx_model(reduced, batch_size=batch)
                 write_onnx(file, model)
                 row = {"revision": revision, "method": method, "batch": batch}
                 row["operators"] = _sorted_counts(

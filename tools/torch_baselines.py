@@ -240,7 +240,7 @@ def wait(event):
 
 def _macs(case, reduction):
     """MACs of an image through our model with a reduction."""
-    return model_macs(case.vit.model_with(reduction))
+    return model_macs(case.vit.reduced_model(reduction))
 
 
 def _workload(case, call, macs, where):

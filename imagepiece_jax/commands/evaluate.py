@@ -33,15 +33,15 @@ def main(
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import data_name
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.weights.run_files import own_files
+    from imagepiece_jax.weights.run_files import list_input_files
 
     model = weights.open_exported() or weights.load_model()
     if json is not None:
-        input_files = own_files(weights.weights, data_name(model, data.data))
+        input_files = list_input_files(weights.weights, data_name(model, data.data))
         check_writable("json", json, [".json"], input_files)
     notes = [model.config.preprocessing.text]
     if isinstance(model, Pretrained):
-        notes += model.origin.differences(model)
+        notes += model.origin.describe_differences(model)
     if model.origin.averaged:
         notes.insert(0, "averaged weights")
     metrics = evaluate(model, optimized=optimized, gelu=gelu, **vars(data))

@@ -68,10 +68,10 @@ def main(
         push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.
         dry_run: List the files of --push, and upload nothing.
     """
-    from imagepiece_jax.exporters.card import table
+    from imagepiece_jax.exporters.card import card_table
     from imagepiece_jax.exporters.export import checked_file, export
-    from imagepiece_jax.exporters.program_facts import files_of, read_facts
-    from imagepiece_jax.models.program import format_of
+    from imagepiece_jax.exporters.program_facts import program_files, read_facts
+    from imagepiece_jax.models.program import import_format
 
     image_words = option_values("images", images)
     if layout is None:
@@ -93,12 +93,12 @@ def main(
         dry_run=dry_run,
     )
     facts = read_facts(file)
-    files = files_of(file)
+    files = program_files(file)
     size = sum(path.stat().st_size for path in files)
     print(
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
-        f"{facts['gmacs']:.3f} GMACs an image, {format_of(file).VERSION}; "
+        f"{facts['gmacs']:.3f} GMACs an image, {import_format(file).FORMAT_VERSION}; "
         f"{file.name}.json describes input and output"
     )
     if "card" in facts:
-        print(table(file, facts))
+        print(card_table(file, facts))

@@ -36,11 +36,11 @@ def main(
     """
     from imagepiece_jax.data import pictures
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.weights.run_files import own_files
+    from imagepiece_jax.weights.run_files import list_input_files
 
     files = pictures.find_images(images.images)
     if json is not None:
-        input_files = [*files, *own_files(weights.weights)]
+        input_files = [*files, *list_input_files(weights.weights)]
         check_writable("json", json, [".json"], input_files)
     vit = weights.load_model()
     predict = Predictor(

@@ -49,7 +49,7 @@ def main(
     folder = pathlib.Path(out)
     html.check_folder(folder)
     with locked_folder("out", folder):
-        vit = weights.load_model().analyzed(weights.dtype or "float32")
+        vit = weights.load_model().with_default_execution(weights.dtype or "float32")
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
         for block in drawn_blocks:
             check_range("blocks", block, 0, len(vit.model.plan) - 1)

@@ -19,7 +19,7 @@ from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.errors import InputError
 
 Channels = Sequence[float]  # a number for each of three channels
-Images = Shaped[Array, "..."]
+Images = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
 
 
 @dataclasses.dataclass(frozen=True)

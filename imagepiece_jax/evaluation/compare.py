@@ -114,7 +114,7 @@ def compare(
     if out is not None:
         check_report_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")
-    vit = vit.analyzed(None)
+    vit = vit.with_default_execution(None)
     images = open_labeled_images(
         vit,
         data,
@@ -371,7 +371,7 @@ def report_table(report: Report) -> str:
         record = report.figures[row.name]
         variant = None
         if vit.recovery and row.reduction != DENSE_REDUCTION:
-            variant = vit.recovery.variant_for(vit.model_with(row.reduction))
+            variant = vit.recovery.variant_for(vit.reduced_model(row.reduction))
         recovered = " (recovered)" if variant and variant.values else ""
         line = {"row": f"`{row.name}`{recovered}"}
         line |= fidelity_cells(record.get("fidelity", {}))

@@ -195,7 +195,7 @@ class MeasuredWeights:
         """Everything that decides a result, as JSON values."""
         key = {
             "kind": kind,
-            **model_record(self.vit, self.vit.model_with(reduction)),
+            **model_record(self.vit, self.vit.reduced_model(reduction)),
             "reduction": self.reduction_text(reduction),
             "use": name_use(self.vit, reduction),
             "trained_as": str(self.vit.reduction),
@@ -208,7 +208,7 @@ class MeasuredWeights:
 
     def reduction_text(self, reduction: Reduction) -> str:
         """Reduction as text, with its model's attention."""
-        prop_attn = self.vit.model_with(reduction).prop_attn
+        prop_attn = self.vit.reduced_model(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
     def _step(self, model: ViT) -> accuracy.EvalStep:
@@ -233,7 +233,7 @@ def _logit_rows(outputs: Outputs, batch: Mapping[str, Array]) -> dict[str, Array
 
 def name_use(vit: Pretrained, reduction: ReductionLike) -> str:
     """Name results with `reduction`: "as trained" or "off-the-shelf"."""
-    is_same = vit.model_with(reduction).reduction == vit.reduction
+    is_same = vit.reduced_model(reduction).reduction == vit.reduction
     return "as trained" if is_same else "off-the-shelf"
 
 

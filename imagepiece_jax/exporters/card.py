@@ -4,6 +4,7 @@ The dense file is an export of the same weights without reduction, in float32. B
 in onnxruntime on the CPU.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.program_facts import files_of, read_facts
+from imagepiece_jax.exporters.program_facts import program_files, read_facts
 from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
     IMAGE_CONTROLS,
@@ -33,16 +34,18 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import Program, open_program
 from imagepiece_jax.recovery.recovery_images import split_images
 
-NAME = "README.md"
-MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
-THREADS = 2
-RULES = timer.Timing(warmup=2, repeats=5, seconds=0.4)
-PAUSE = 0.1  # seconds until onnxruntime's threads leave the cores
-IMAGES = 200  # the most images that calibrate, and the most that are compared
-ROWS = 8  # images per call, where outputs are compared
+CARD_FILE_NAME = "README.md"
+SECTION_MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
+CARD_THREADS = 2
+CARD_TIMING = timer.Timing(warmup=2, repeats=5, seconds=0.4)
+PAUSE_SECONDS = 0.1  # seconds until onnxruntime's threads leave the cores
+MAX_CARD_IMAGES = 200  # the most images that calibrate, and the most that are compared
+IMAGES_PER_CALL = 8  # images per call, where outputs are compared
 # The output to compare is the first of these.
-OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled", "patches")
-OUTPUTS += ("last_hidden_state",)
+CARD_OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled")
+CARD_OUTPUTS += ("patches", "last_hidden_state")
+
+Programs = Mapping[str, Program]
 
 
 class CardImages(NamedTuple):
@@ -51,15 +54,15 @@ class CardImages(NamedTuple):
     calibration: np.ndarray
     compared: np.ndarray
     compared_names: list[str]
-    known: Annotations  # of the compared images
+    annotations: Annotations  # of the compared images
 
 
 def is_card(file: pathlib.Path) -> bool:
     """Whether a file is a page of cards."""
-    return file.is_file() and MARK in file.read_text("utf-8", errors="replace")
+    return file.is_file() and SECTION_MARK in file.read_text("utf-8", errors="replace")
 
 
-def divided_images(
+def read_card_images(
     vit: Pretrained, images: Any, texts: str | os.PathLike | None = None
 ) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
@@ -72,154 +75,175 @@ def divided_images(
     """
     source = as_source(images)
     known = read_annotations(vit, source, texts)
-    learned = (1,)
+    batch_size = 1
+    learned = ""
     if vit.recovered:
-        learned = (vit.recovered.batch_size, vit.recovered.learned or "")
-    parts = split_images(source, *learned)
-    if not parts.num_scenes:
+        batch_size = vit.recovered.batch_size
+        learned = vit.recovered.learned or ""
+    image_split = split_images(source, batch_size, learned)
+    if not image_split.num_scenes:
         raise InputError(
             "images are alike or recovered the model, so none can be held out to "
             "compare; give photographs of more scenes"
         )
-    calibration, _ = read_images(parts.learned.evenly_spaced(IMAGES), vit.preprocessing)
-    held_out = parts.held_out.evenly_spaced(IMAGES)
+    learned_from = image_split.learned.evenly_spaced(MAX_CARD_IMAGES)
+    calibration, _ = read_images(learned_from, vit.preprocessing)
+    held_out = image_split.held_out.evenly_spaced(MAX_CARD_IMAGES)
     compared, paths = read_images(held_out, vit.preprocessing)
     check_range("number of images to compare", len(compared), MIN_COMPARED_IMAGES)
-    count = len(calibration) + len(compared)
-    log.info(f"a card of {count} images: {len(compared)} of them are compared")
-    places = np.flatnonzero(np.isin(source.indices, held_out.indices))
-    known = known.select_images([i for i in places if source.image_name(i) in paths])
-    shared = os.path.commonprefix(paths).rfind("/") + 1
-    names = [path[shared:] for path in paths]
+    image_count = len(calibration) + len(compared)
+    log.info(f"a card of {image_count} images: {len(compared)} of them are compared")
+    indices = np.flatnonzero(np.isin(source.indices, held_out.indices)).tolist()
+    known = known.select_images([i for i in indices if source.image_name(i) in paths])
+    folder_length = os.path.commonprefix(paths).rfind("/") + 1
+    names = [path[folder_length:] for path in paths]
     return CardImages(calibration, compared, names, known)
 
 
-def measured(
+def dense_comparison(
     out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool | None
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
     has_classes: as for `measure_fidelity`
     """
-    pixels = images.compared
     files = {"file": out, "dense": dense}
-    programs = {name: open_program(file, THREADS) for name, file in files.items()}
-    size = programs["file"].batch_size or 1
-    jobs = {}
+    facts = {name: read_facts(file) for name, file in files.items()}
+    programs = {name: open_program(file, CARD_THREADS) for name, file in files.items()}
+    batch_size = programs["file"].batch_size or 1
+    seconds = time_programs(programs, images.compared[:batch_size])
+    outputs = outputs_by_name(programs, images.compared)
+    metrics = measure_fidelities(outputs, has_classes, images.annotations)
     megabytes = {}
-    for name, program in programs.items():
-        call = program.prepared_call(pixels[:size])
-        jobs[name] = timer.TimedCall(lambda _, call=call: call())
-        total = sum(file.stat().st_size for file in files_of(files[name]))
-        megabytes[name] = total / 1e6
-    with announced_work("timing the file and the dense file, in turns"):
-        seconds = timer.time_in_turns(jobs, RULES, pause=lambda: time.sleep(PAUSE))
-    ms = {}
-    for name, readings in seconds.items():
-        ms[name] = timer.find_spread([1000 * value / size for value in readings])
-    with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        rows = {name: outputs(programs[name], pixels) for name in ("dense", "file")}
-        if not np.isfinite(rows["file"]).all():
-            raise InputError(
-                f"the {read_facts(out)['dtype']} file's outputs are not finite for all "
-                "images; export float32"
-            )
-        for name, change in IMAGE_CONTROLS.items():
-            rows[name] = outputs(programs["dense"], change(pixels))
+    milliseconds = {}
+    for name, file in files.items():
+        megabytes[name] = sum(f.stat().st_size for f in program_files(file)) / 1e6
+        per_image = [1000 * call_seconds / batch_size for call_seconds in seconds[name]]
+        milliseconds[name] = timer.find_spread(per_image)
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
-        "threads": THREADS,
-        "batch_size": size,
-        "mac_share": read_facts(out)["gmacs"] / read_facts(dense)["gmacs"],
+        "threads": CARD_THREADS,
+        "batch_size": batch_size,
+        "mac_share": facts["file"]["gmacs"] / facts["dense"]["gmacs"],
         "megabytes": megabytes,
-        "ms": ms,
+        "ms": milliseconds,
         "speedup": timer.find_spread(
             timer.paired_speedups(seconds["dense"], seconds["file"])
         ),
-        "fidelity": measure_fidelities(rows, has_classes, images.known),
+        "fidelity": metrics,
     }
 
 
-def outputs(program: Program, pixels: np.ndarray) -> np.ndarray:
+def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, list[float]]:
+    """Time programs in turns: seconds per call, in every turn."""
+    calls = {}
+    for name, program in programs.items():
+        prepared = program.prepared_call(pixels)
+        calls[name] = timer.TimedCall(lambda _, prepared=prepared: prepared())
+    with announced_work("timing the file and the dense file, in turns"):
+        pause = functools.partial(time.sleep, PAUSE_SECONDS)
+        return timer.time_in_turns(calls, CARD_TIMING, pause=pause)
+
+
+def outputs_by_name(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs of the dense file, the file, and the dense file for changed pixels."""
+    with announced_work(f"comparing the outputs for {len(pixels)} images"):
+        outputs = {}
+        for name in ("dense", "file"):
+            outputs[name] = compared_output(programs[name], pixels)
+        if not np.isfinite(outputs["file"]).all():
+            raise InputError(
+                f"the {programs['file'].facts['dtype']} file's outputs are not finite "
+                "for all images; export float32"
+            )
+        for name, change_pixels in IMAGE_CONTROLS.items():
+            outputs[name] = compared_output(programs["dense"], change_pixels(pixels))
+    return outputs
+
+
+def compared_output(program: Program, pixels: np.ndarray) -> np.ndarray:
     """Compute a file's logits or vectors, [images, D]."""
-    entries = np.ravel(program.facts["output"])  # of one output, or of several
-    names = [entry["name"] for entry in entries]
-    name = next(name for name in OUTPUTS if name in names)
-    return program(pixels, name, ROWS).reshape(len(pixels), -1)
+    output_facts = np.ravel(program.facts["output"])  # of one output, or of several
+    output_names = [entry["name"] for entry in output_facts]
+    name = next(name for name in CARD_OUTPUTS if name in output_names)
+    return program(pixels, name, IMAGES_PER_CALL).reshape(len(pixels), -1)
 
 
-def table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
+def card_table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     """Markdown table of a card: the dense file, the file, and the controls.
 
     facts: the file's, with its card
     """
     card = facts["card"]
-    own = f"{out.name}, {facts['dtype']}"
+    file_title = f"{out.name}, {facts['dtype']}"
     if facts["float32_parts"]:
-        own += f" ({', '.join(facts['float32_parts'])} float32)"
-    rows = {"dense, float32": {"share of the MACs": "1.00"}, own: {}}
-    rows[own]["share of the MACs"] = f"{card['mac_share']:.2f}"
-    for row, name in zip(rows.values(), ("dense", "file"), strict=True):
+        file_title += f" ({', '.join(facts['float32_parts'])} float32)"
+    rows = {"dense, float32": {"share of the MACs": "1.00"}, file_title: {}}
+    rows[file_title]["share of the MACs"] = f"{card['mac_share']:.2f}"
+    for table_row, name in zip(rows.values(), ("dense", "file"), strict=True):
         median, low, high = card["ms"][name]
-        row["MB"] = f"{card['megabytes'][name]:.1f}"
-        row["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
+        table_row["MB"] = f"{card['megabytes'][name]:.1f}"
+        table_row["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
     median, low, high = card["speedup"]
-    rows[own]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
+    rows[file_title]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
     titles = dict(zip(("dense", "file"), rows, strict=True))
-    for name, figures in card["fidelity"].items():
+    for name, metrics in card["fidelity"].items():
         title = titles.get(name, f"dense, images {name}")
-        rows[title] = rows.get(title, {}) | fidelity_cells(figures)
-    return rows_table([{"": name, **row} for name, row in rows.items()])
+        rows[title] = rows.get(title, {}) | fidelity_cells(metrics)
+    return rows_table([{"": name, **table_row} for name, table_row in rows.items()])
 
 
-def graphs_on(page: pathlib.Path) -> list[str]:
+def section_names(page: pathlib.Path) -> list[str]:
     """Names of the files that have a section on a page of cards."""
-    sections = page.read_text("utf-8").split(MARK)[1:]
+    sections = page.read_text("utf-8").split(SECTION_MARK)[1:]
     return [section.partition(" -->")[0] for section in sections]
 
 
-def write_page(page: pathlib.Path, out: pathlib.Path, text: str = ""):
+def write_card_page(page: pathlib.Path, out: pathlib.Path, text: str = "") -> None:
     """Replace a file's section of a page of cards, or remove it.
 
-    text: the page's head and the section, as `page_of` gives them
+    text: the page's head and the section, as `card_page` gives them
     """
-    head, *new = text.split(MARK)
+    page_head, *added = text.split(SECTION_MARK)
     sections = []
     if is_card(page):
-        first, *sections = page.read_text("utf-8").split(MARK)
-        head = head or first
-    sections = [each for each in sections if not each.startswith(f"{out.name} ")] + new
+        old_head, *sections = page.read_text("utf-8").split(SECTION_MARK)
+        page_head = page_head or old_head
+    sections = [
+        each for each in sections if not each.startswith(f"{out.name} ")
+    ] + added
     if sections:
-        replace_file(page, MARK.join([head, *sections]))
+        replace_file(page, SECTION_MARK.join([page_head, *sections]))
     elif is_card(page):
         page.unlink()
 
 
-def page_of(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
+def card_page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
     """A file's README.md: a model card of the Hugging Face hub."""
     card = facts["card"]
     task = "image-feature-extraction"
     if facts["activation"]:
         task = "image-classification"
-    head = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
+    front_matter = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
     if "/" in vit.origin.name:
-        head.append(f"base_model: {vit.origin.name}")
+        front_matter.append(f"base_model: {vit.origin.name}")
     if vit.origin.license:  # any text, as JSON, which YAML reads
-        head.append(f"license: {json.dumps(vit.origin.license, ensure_ascii=False)}")
+        license_name = json.dumps(vit.origin.license, ensure_ascii=False)
+        front_matter.append(f"license: {license_name}")
     others = "neither recovered nor calibrated"
     if vit.recovered and vit.recovered.learned is None:
         others = "did not calibrate; which images recovered the model is not recorded"
-    name = vit.origin.name or vit.config.name or "ViT"
+    model_name = vit.origin.name or vit.config.name or "ViT"
     count = len(card["images"])
     lines = [
-        *head,
+        *front_matter,
         "---",
-        f"{MARK}{out.name} -->",
+        f"{SECTION_MARK}{out.name} -->",
         "",
-        f"# {name}, {vit.label}, {facts['dtype']}",
+        f"# {model_name}, {vit.label}, {facts['dtype']}",
         "",
-        table(out, facts),
+        card_table(out, facts),
         "",
         f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
         f"batch size {card['batch_size']}. Files took turns; brackets at times have "

@@ -32,11 +32,11 @@ from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import FORMATS, format_of, open_program
+from imagepiece_jax.models.program import FORMAT_MODULES, import_format, open_program
 
 
-class Wanted(NamedTuple):
-    """The arguments of `export` about the program, as there."""
+class ExportOptions(NamedTuple):
+    """The arguments of `export`, as there."""
 
     batch_size: int | None
     gelu: str | None
@@ -45,17 +45,21 @@ class Wanted(NamedTuple):
     layout: str | None
     dtype: str
     gathers: bool | None
+    images: Any
+    texts: str | os.PathLike | None
+    push: str | None
+    dry_run: bool
 
 
-class Traced(NamedTuple):
+class TracedModel(NamedTuple):
     """A model with plain attention, which has a graph, and its program's arrays."""
 
     vit: Pretrained
     outputs: ProgramOutputs
-    wanted: Wanted
+    options: ExportOptions
 
 
-class Place(NamedTuple):
+class ExportPlace(NamedTuple):
     """Where the files of an export go."""
 
     graph: pathlib.Path
@@ -65,7 +69,7 @@ class Place(NamedTuple):
 
     @property
     def page(self) -> pathlib.Path:
-        return self.folder / card.NAME
+        return self.folder / card.CARD_FILE_NAME
 
 
 class MadeProgram(NamedTuple):
@@ -104,7 +108,7 @@ def export(
     pixels: uint8 images, normalized by the program; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (the
         outputs of `features`) or "patches" (only a feature per patch)
-    layout: the program that loads the folder, from `tower.LAYOUTS`
+    layout: the program that loads the folder, from `tower.PROGRAM_LAYOUTS`
     dtype: of the layers, whatever the model's: "float32", "float16" or "int8", where
         products with weights are quantized. Norms, softmax, and scores and order of
         reductions are float32 in every dtype, and so are outputs. In float16 the stem
@@ -123,10 +127,11 @@ def export(
         anything is written; for `push` also RunError if the hub fails, before or after
         the files are written.
     """
-    wanted = Wanted(batch_size, gelu, pixels, output, layout, dtype, gathers)
-    check_arguments(vit, wanted, images, texts, push, dry_run)
+    program_options = (batch_size, gelu, pixels, output, layout, dtype, gathers)
+    options = ExportOptions(*program_options, images, texts, push, dry_run)
+    check_arguments(vit, options)
     vit.warn_of_untrained()
-    traced = trace_model(vit, wanted)
+    traced = trace_model(vit, options)
     vit = traced.vit
     place = find_place(out, traced)
     if push is not None:
@@ -135,106 +140,100 @@ def export(
     calibration = None
     if images is not None:
         check_card(place, traced)
-        card_images = card.divided_images(vit, images, texts)
+        card_images = card.read_card_images(vit, images, texts)
         calibration = card_images.calibration
     # Seconds in float32 find numbers that are not finite before a file is written, and
     # those too large for float16.
-    largest = largest_numbers.find(vit, calibration)
+    largest = largest_numbers.find_largest_numbers(vit, calibration)
     if dtype == "float16":
-        traced.outputs.model = largest_numbers.in_float16(vit.model, largest)
+        traced.outputs.model = largest_numbers.with_float32_parts(vit.model, largest)
     place.graph.parent.mkdir(parents=True, exist_ok=True)
     checked_file(place.graph)
     program = make_program(traced, place)
-    if dtype == "int8":
+    if dtype == "int8" and calibration is not None:
         program = quantize_program(program, place, calibration)
     if card_images is not None:
-        figures = measure_card(program, traced, place, card_images)
-        program = program._replace(facts=program.facts | {"card": figures})
+        card_facts = make_card(program, traced, place, card_images)
+        program = program._replace(facts=program.facts | {"card": card_facts})
     with deferred_signals():  # the files belong together
         write_files(program, place)
         if card_images is not None:
-            page = card.page_of(place.graph, vit, program.facts)
-            card.write_page(place.page, place.graph, page)
+            page = card.card_page(place.graph, vit, program.facts)
+            card.write_card_page(place.page, place.graph, page)
     if push is not None:
         upload_files(place, push, dry_run)
     return place.graph
 
 
-def check_arguments(
-    vit: Pretrained,
-    wanted: Wanted,
-    images: Any,
-    texts: str | os.PathLike | None,
-    push: str | None,
-    dry_run: bool,
-) -> None:
+def check_arguments(vit: Pretrained, options: ExportOptions) -> None:
     """Check arguments of `export` that need no file and no computation."""
-    if wanted.batch_size is not None:
-        check_range("batch_size", wanted.batch_size, 1, whole=True)
-    check_gelu(vit.model, wanted.gelu)
-    check_choice("dtype", wanted.dtype, tower.SUFFIX)
-    check_choice("gathers", wanted.gathers, (None, True, False))
-    if wanted.layout is not None:
-        check_choice("layout", wanted.layout, tower.LAYOUTS)
-        if wanted.output != "logits":
+    if options.batch_size is not None:
+        check_range("batch_size", options.batch_size, 1, whole=True)
+    check_gelu(vit.model, options.gelu)
+    check_choice("dtype", options.dtype, tower.DTYPE_SUFFIXES)
+    check_choice("gathers", options.gathers, (None, True, False))
+    if options.layout is not None:
+        check_choice("layout", options.layout, tower.PROGRAM_LAYOUTS)
+        if options.output != "logits":
             raise InputError(
-                f"output is {wanted.output!r}; the layout decides the outputs"
+                f"output is {options.output!r}; the layout decides the outputs"
             )
-    if wanted.dtype == "int8" and images is None:
+    if options.dtype == "int8" and options.images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
         )
-    if texts is not None and (images is None or wanted.output != "logits"):
+    lacks_vectors = options.images is None or options.output != "logits"
+    if options.texts is not None and lacks_vectors:
         raise InputError(
-            f"texts is {texts}, which needs images (--images FOLDER) and the output "
-            "'logits'"
+            f"texts is {options.texts}, which needs images (--images FOLDER) and the "
+            "output 'logits'"
         )
-    if push is None and dry_run:
+    if options.push is None and options.dry_run:
         raise InputError("dry_run is for push; give push='OWNER/NAME' (--push)")
-    if push is not None and images is None:
+    if options.push is not None and options.images is None:
         raise InputError(
             "push needs images, because the hub shows the card; give images "
             "(--images FOLDER)"
         )
 
 
-def trace_model(vit: Pretrained, wanted: Wanted) -> Traced:
+def trace_model(vit: Pretrained, options: ExportOptions) -> TracedModel:
     """Choose what is traced, and check that the layout's program takes it."""
-    layout = wanted.layout
-    if wanted.gathers is None:
-        gathers = layout is not None and tower.LAYOUTS[layout].gathers
-        wanted = wanted._replace(gathers=gathers)
-    config = vit.config.with_arch(gelu=wanted.gelu or vit.config.arch.gelu)
-    dtype = wanted.dtype
+    layout = options.layout
+    if options.gathers is None:
+        gathers = layout is not None and tower.PROGRAM_LAYOUTS[layout].gathers
+        options = options._replace(gathers=gathers)
+    config = vit.config.with_arch(gelu=options.gelu or vit.config.arch.gelu)
+    dtype = options.dtype
     if dtype == "int8":  # made of the float32 graph
         dtype = "float32"
     execution = make_execution(config, dtype, "xla")
     model = vit.model.clone(config=config, execution=execution)
     vit = dataclasses.replace(vit, model=model)
     if layout is None:
-        return Traced(vit, ProgramOutputs(vit, wanted.output), wanted)
-    return Traced(vit, tower.outputs(vit, layout, wanted.pixels), wanted)
+        return TracedModel(vit, ProgramOutputs(vit, options.output), options)
+    return TracedModel(vit, tower.layout_outputs(vit, layout, options.pixels), options)
 
 
-def find_place(out: str | os.PathLike, traced: Traced) -> Place:
+def find_place(out: str | os.PathLike, traced: TracedModel) -> ExportPlace:
     """Check where files go: nothing but an earlier export is replaced."""
-    vit, _, wanted = traced
-    layout = wanted.layout
+    vit, _, options = traced
+    layout = options.layout
     if layout is None:
-        graph = checked_file(out, wanted.dtype)
-        return Place(graph, graph.parent, {}, None)
+        graph = checked_file(out, options.dtype)
+        return ExportPlace(graph, graph.parent, {}, None)
     folder = pathlib.Path(os.path.expanduser(out))
-    graph = tower.graph_file(folder, layout, vit, wanted.dtype)
-    tower.check_folder(folder, layout, vit, graph)
-    entry = tower.LAYOUTS[layout]
+    graph = tower.graph_file(folder, layout, vit, options.dtype)
+    tower.check_layout_folder(folder, layout, vit, graph)
+    entry = tower.PROGRAM_LAYOUTS[layout]
     files = {folder / name: content for name, content in entry.files(vit).items()}
-    return Place(graph, folder, files, entry.metadata(vit))
+    return ExportPlace(graph, folder, files, entry.metadata(vit))
 
 
-def check_card(place: Place, traced: Traced) -> None:
+def check_card(place: ExportPlace, traced: TracedModel) -> None:
     """Check that a card can be measured, and written."""
-    extras.check_installed("a card", format_of(place.graph).RUNTIME)
-    if traced.vit.config.arch.pool == "none" and traced.wanted.output != "patches":
+    extras.check_installed("a card", import_format(place.graph).RUNTIME_MODULE)
+    if traced.vit.config.arch.pool == "none" and traced.options.output != "patches":
         raise InputError(
             "pool is 'none', so a card has no image vectors to compare; give "
             "output='patches' (--output patches)"
@@ -246,76 +245,81 @@ def check_card(place: Place, traced: Traced) -> None:
         )
 
 
-def make_program(traced: Traced, place: Place) -> MadeProgram:
+def make_program(traced: TracedModel, place: ExportPlace) -> MadeProgram:
     """Make a float32 or float16 program, and the facts about it."""
-    vit, outputs, wanted = traced
-    form = format_of(place.graph)
-    size = {"batch_size": wanted.batch_size, "pixels": wanted.pixels}
+    vit, outputs, options = traced
+    file_format = import_format(place.graph)
+    input_options = {"batch_size": options.batch_size, "pixels": options.pixels}
     with announced_work("exporting the model"):
-        graph = form.build_graph(vit, **size, outputs=outputs, gathers=wanted.gathers)
+        form = file_format.build_graph
+        graph = form(vit, **input_options, outputs=outputs, gathers=options.gathers)
     images = program_facts.exported_images(
-        vit, **size, channels_first=outputs.channels_first
+        vit, **input_options, channels_first=outputs.channels_first
     )
-    facts = program_facts.program_facts(vit, images, outputs) | form.FACTS
-    facts |= {"layout": wanted.layout, "dtype": wanted.dtype, "gathers": wanted.gathers}
+    facts = program_facts.program_facts(vit, images, outputs) | file_format.FORMAT_FACTS
+    facts |= {"layout": options.layout, "dtype": options.dtype}
+    facts["gathers"] = options.gathers
     facts["float32_parts"] = list(outputs.model.execution.float32_parts)
     return MadeProgram(graph, facts)
 
 
 def quantize_program(
-    program: MadeProgram, place: Place, images: np.ndarray
+    program: MadeProgram, place: ExportPlace, images: np.ndarray
 ) -> MadeProgram:
     """Quantize a float32 program to int8.
 
     images: calibrate it, uint8 [images, H, W, 3]
     """
-    text = f"calibrating int8 with {len(images)} images, which takes minutes"
-    with temporary_folder() as temporary, announced_work(text):
+    message = f"calibrating int8 with {len(images)} images, which takes minutes"
+    with temporary_folder() as temporary, announced_work(message):
         place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
         write_program(program, place)
-        opened = open_program(place.graph)
-        graph = format_of(place.graph).quantize_graph(opened, images)
+        float32_program = open_program(place.graph)
+        graph = import_format(place.graph).quantize_graph(float32_program, images)
     return program._replace(graph=graph)
 
 
-def measure_card(
-    program: MadeProgram, traced: Traced, place: Place, images: card.CardImages
+def make_card(
+    program: MadeProgram,
+    traced: TracedModel,
+    place: ExportPlace,
+    images: card.CardImages,
 ) -> dict[str, Any]:
     """Measure a program beside the dense one, before it is in place.
 
     Raises InputError for outputs that are not finite.
     """
-    vit, outputs, wanted = traced
-    dense = trace_model(vit.with_reduction(None), wanted._replace(dtype="float32"))
+    vit, outputs, options = traced
+    dense = trace_model(vit.with_reduction(None), options._replace(dtype="float32"))
     with temporary_folder() as temporary:
         file = pathlib.Path(temporary, f"file{place.graph.suffix}")
         dense_file = file.with_stem("dense")
         write_program(program, place._replace(graph=file))
         write_program(make_program(dense, place), place._replace(graph=dense_file))
-        has_classes = "logits" in outputs.names and vit.config.head.has_classes
-        return card.measured(file, dense_file, images, has_classes)
+        has_classes = "logits" in outputs.output_names and vit.config.head.has_classes
+        return card.dense_comparison(file, dense_file, images, has_classes)
 
 
-def write_program(program: MadeProgram, place: Place) -> None:
+def write_program(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program, its weights and its JSON; remove an earlier one's weights."""
     out = place.graph
-    form = format_of(out)
+    file_format = import_format(out)
     facts = dict(program.facts)
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
-    weights_file = form.write_graph(out, program.graph, place.metadata)
+    weights_file = file_format.write_graph(out, program.graph, place.metadata)
     if weights_file is not None:
         facts["external_data"] = weights_file.name
-    facts["digest"] = program_facts.digest_of(out)
+    facts["digest"] = program_facts.graph_digest(out)
     write_json(program_facts.facts_file(out), facts)
-    form.remove_weights(out, earlier_weights, weights_file)
+    file_format.remove_weights(out, earlier_weights, weights_file)
 
 
-def write_files(program: MadeProgram, place: Place) -> None:
+def write_files(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program and the layout's files. The page loses an earlier section."""
     # Nobody compares these with the graph's digest. A kill must not leave them beside
     # another graph.
-    card.write_page(place.page, place.graph)
+    card.write_card_page(place.page, place.graph)
     for file in place.files:
         file.unlink(missing_ok=True)
     write_program(program, place)
@@ -326,15 +330,16 @@ def write_files(program: MadeProgram, place: Place) -> None:
             write_json(file, content)
 
 
-def upload_files(place: Place, repository: str, dry_run: bool) -> None:
+def upload_files(place: ExportPlace, repository: str, dry_run: bool) -> None:
     """Upload the files of all graphs on the page: earlier types of the model, too."""
-    parts = []
-    for name in card.graphs_on(place.page):
+    graph_files = []
+    for name in card.section_names(place.page):
         graph = place.graph.with_name(name)
         if graph.exists():
-            parts += [*program_facts.files_of(graph), program_facts.facts_file(graph)]
-    files = [*parts, *place.files, place.page]
-    upload.upload(repository, place.folder, files, dry_run)
+            graph_files += program_facts.program_files(graph)
+            graph_files.append(program_facts.facts_file(graph))
+    files = [*graph_files, *place.files, place.page]
+    upload.commit_files(repository, place.folder, files, dry_run)
 
 
 def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
@@ -347,16 +352,16 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     folder = None
     if out.is_dir() or not out.suffix:
         folder = out
-        ending = next(iter(FORMATS))
-        out = folder / f"model{tower.SUFFIX[dtype]}{ending}"
-    if out.suffix.lower() not in FORMATS:
-        raise InputError(f"out {out} does not end in {' or '.join(FORMATS)}")
-    form = format_of(out)
-    extras.check_installed(form.TITLE, form.WRITER)
+        ending = next(iter(FORMAT_MODULES))
+        out = folder / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
+    if out.suffix.lower() not in FORMAT_MODULES:
+        raise InputError(f"out {out} does not end in {' or '.join(FORMAT_MODULES)}")
+    file_format = import_format(out)
+    extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
     if folder is not None and not folder.exists():
         check_writable("out", folder, ("",))
         return out
-    is_export = program_facts.FACTS <= {*program_facts.read_facts(out)}
+    is_export = program_facts.REQUIRED_FACTS <= {*program_facts.read_facts(out)}
     for file in (out, program_facts.facts_file(out)):
         check_writable("out", file, (out.suffix.lower(), ".json"))
         if file.exists() and not is_export:

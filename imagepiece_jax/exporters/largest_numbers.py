@@ -1,11 +1,14 @@
 """The largest numbers of a model's parts, and the parts that float16 cannot hold."""
 
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.data.normalize import normalize
@@ -13,20 +16,22 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.size_direction import sample_photographs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.vit import Outputs, ViT
 
-FINITE = np.finfo(np.float32).max
+LARGEST_FLOAT32 = np.finfo(np.float32).max
 # Half of float16's range: other images may have larger numbers.
-LIMIT = float(np.finfo(np.float16).max) / 2
-FEW = 8  # images at most, of given ones
-FLOAT32 = ("head", "reducer")  # these parts are float32 in any dtype
+FLOAT16_LIMIT = float(np.finfo(np.float16).max) / 2
+MAX_SAMPLED_IMAGES = 8  # images at most, of given ones
+ALWAYS_FLOAT32_PARTS = ("head", "reducer")  # these parts are float32 in any dtype
 # WebGPU sums float16 products in float16. The stem has 2 % of DeiT-Ti's multiply-adds,
 # but over half of the squared error, so it stays float32 (docs/export.md).
-STEM = "patch_embed"
-EMBEDDING = ("_embed", "_prefix", "_with_positions")  # methods of ViT
+STEM_PART = "patch_embed"
+EMBEDDING_METHODS = ("_embed", "_prefix", "_with_positions")  # methods of ViT
 
 
-def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
+def find_largest_numbers(
+    vit: Pretrained, images: np.ndarray | None = None
+) -> dict[str, float]:
     """Find the largest weight, input or result of every part, in float32.
 
     The parts are in the order of computation, named as in `Execution.float32_parts`.
@@ -34,79 +39,85 @@ def find(vit: Pretrained, images: np.ndarray | None = None) -> dict[str, float]:
     images: uint8 [B, H, W, 3], of which a few are used besides this package's own
     Raises InputError if the model's outputs are not finite.
     """
-    names = []
+    part_names = []
 
-    def numbers_of(variables, images):
+    def part_maxima(
+        variables: dict, images: Float[Array, "batch height width channels"]
+    ) -> list[Float[Array, ""]]:
         numbers = {}
-        noted = {}  # a layer's result is the next one's input
+        noted_arrays = {}  # a layer's result is the next one's input
 
-        def note(part, arrays):
+        def note_numbers(part: str, arrays: Any) -> None:
             for array in jax.tree.leaves(arrays):
                 is_number = isinstance(array, jax.Array) and array.dtype == jnp.float32
-                if is_number and (part, id(array)) not in noted:
-                    noted[part, id(array)] = array
+                if is_number and (part, id(array)) not in noted_arrays:
+                    noted_arrays[part, id(array)] = array
                     # XLA's maximum may lose NaN on CPUs.
-                    number = jnp.abs(array)
-                    number = jnp.max(jnp.where(number <= FINITE, number, jnp.inf))
-                    numbers.setdefault(part, []).append(number)
+                    sizes = jnp.abs(array)
+                    sizes = jnp.where(sizes <= LARGEST_FLOAT32, sizes, jnp.inf)
+                    numbers.setdefault(part, []).append(jnp.max(sizes))
 
-        def noting(call, args, kwargs, context):
+        def noting(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
             result = call(*args, **kwargs)
             path = context.module.path
             if path:
-                note(path[0], (args, result))
-            elif context.method_name in EMBEDDING:
-                note(STEM, result)
+                note_numbers(path[0], (args, result))
+            elif context.method_name in EMBEDDING_METHODS:
+                note_numbers(STEM_PART, result)
             if context.method_name == "project":
                 # No layer returns the logits of attention: lengths bound them.
                 lengths = [jnp.linalg.norm(rows, axis=-1) for rows in result[:2]]
                 bound = jnp.max(lengths[0]) * jnp.max(lengths[1])
-                note(path[0], bound * result.query.shape[-1] ** -0.5)
+                note_numbers(path[0], bound * result.query.shape[-1] ** -0.5)
             return result
 
         with nn.intercept_methods(noting):
-            outputs = model.apply(variables, images)
+            outputs = cast(Outputs, model.apply(variables, images))
         for name, weights in variables["params"].items():
-            note(name if isinstance(weights, dict) else STEM, weights)
-        note("outputs", (outputs.logits, outputs.tokens))
-        names[:] = numbers
+            note_numbers(name if isinstance(weights, dict) else STEM_PART, weights)
+        note_numbers("outputs", (outputs.logits, outputs.tokens))
+        part_names[:] = numbers
         return [jnp.max(jnp.stack(each)) for each in numbers.values()]
 
-    model = vit.analyzed().model
+    model = vit.with_default_execution().model
     model, variables = optimize.fold_and_cast(model, vit.variables, dtype="float32")
-    run = jax.jit(numbers_of)
+    run = jax.jit(part_maxima)
     largest = {}
     batches = [sample_photographs(vit.image_size)]
     if images is not None:
-        batches.append(images[:: math.ceil(len(images) / FEW)])
+        batches.append(images[:: math.ceil(len(images) / MAX_SAMPLED_IMAGES)])
     with announced_work("finding the largest numbers"):
         for pixels in batches:
-            batch = normalize(pixels, vit.config.mean, vit.config.std)
+            normalized = normalize(pixels, vit.config.mean, vit.config.std)
             # Explicit copies, which a user's transfer guard allows.
-            numbers = jax.device_get(run(*jax.device_put((variables, batch))))
-            for name, number in zip(names, numbers, strict=True):
+            numbers = jax.device_get(run(*jax.device_put((variables, normalized))))
+            for name, number in zip(part_names, numbers, strict=True):
                 largest[name] = max(largest.get(name, 0.0), float(number))
     if not math.isfinite(largest.pop("outputs")):
-        first = max(largest, key=largest.get)
-        raise InputError(f"the model's outputs are not finite, from {first} on")
+        first_part = max(largest, key=lambda part: largest[part])
+        raise InputError(f"the model's outputs are not finite, from {first_part} on")
     return largest
 
 
-def in_float16(model: ViT, largest: dict[str, float]) -> ViT:
+def with_float32_parts(model: ViT, largest: dict[str, float]) -> ViT:
     """Set a float16 model's parts that stay float32: the stem, and large numbers.
 
     largest: from `find`
     Raises InputError if no block is left for float16.
     """
-    large = []
+    large_parts = []
     for part, number in largest.items():
-        if number > LIMIT and not part.startswith((STEM, *FLOAT32)):
-            large.append(part)
-    if sum(part.startswith("blocks_") for part in large) == model.depth:
+        if number > FLOAT16_LIMIT and not part.startswith(
+            (STEM_PART, *ALWAYS_FLOAT32_PARTS)
+        ):
+            large_parts.append(part)
+    if sum(part.startswith("blocks_") for part in large_parts) == model.depth:
         raise InputError(
-            f"dtype is 'float16', whose numbers end at 65504, but {large[0]} has "
-            f"{largest[large[0]]:.3g}, and no block is far below; export float32"
+            f"dtype is 'float16', whose numbers end at 65504, but {large_parts[0]} has "
+            f"{largest[large_parts[0]]:.3g}, and no block is far below; export float32"
         )
-    if large:
-        log.info(f"float32 in the float16 file, for large numbers: {', '.join(large)}")
-    return model.with_execution(float32_parts=(STEM, *large))
+    if large_parts:
+        log.info(
+            f"float32 in the float16 file, for large numbers: {', '.join(large_parts)}"
+        )
+    return model.with_execution(float32_parts=(STEM_PART, *large_parts))

@@ -1,21 +1,21 @@
-"""ONNX as a format of `models.program.FORMATS`: every format has these names."""
+"""ONNX as a format of `models.program.FORMAT_MODULES`: every format has these names."""
 
 from imagepiece_jax.exporters.onnx_model import (
-    OPSET,
-    onnx_model,
+    ONNX_OPSET,
+    build_onnx_model,
     remove_weights,
     write_onnx,
 )
 from imagepiece_jax.exporters.onnx_program import open_file
-from imagepiece_jax.exporters.quantize import quantized
+from imagepiece_jax.exporters.quantize import quantize_onnx
 
 __all__ = ["open_file", "remove_weights"]
 
-build_graph = onnx_model
+build_graph = build_onnx_model
 write_graph = write_onnx
-quantize_graph = quantized
-TITLE = "an ONNX file"
-VERSION = f"ONNX opset {OPSET}"
-FACTS = {"opset": OPSET}  # of every file's JSON
-WRITER = "onnx"  # modules
-RUNTIME = "onnxruntime"
+quantize_graph = quantize_onnx
+FORMAT_TITLE = "an ONNX file"
+FORMAT_VERSION = f"ONNX opset {ONNX_OPSET}"
+FORMAT_FACTS = {"opset": ONNX_OPSET}  # of every file's JSON
+WRITER_MODULE = "onnx"  # modules
+RUNTIME_MODULE = "onnxruntime"

@@ -15,32 +15,26 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jax.numpy import broadcast_shapes
+from numpy.typing import ArrayLike, DTypeLike
 
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
+    from onnx import GraphProto, NodeProto, ValueInfoProto
 
+Shape = Sequence[Any]  # sides are ints, or multiples of the open batch
 LARGEST_INTEGER = 2**23  # half of a larger one would be rounded
 # Operators that WebGPU has for numbers only. Booleans become numbers and back.
-MOVES = {
-    "Concat",
-    "Gather",
-    "Identity",
-    "Pad",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Transpose",
-}
+MOVING_OPERATORS = {"Concat", "Gather", "Identity", "Pad"}
+MOVING_OPERATORS |= {"Reshape", "Slice", "Split", "Transpose"}
 
 
-def stored_dtype(dtype) -> np.dtype:
+def stored_dtype(dtype: DTypeLike) -> np.dtype:
     """Dtype in the graph for a JAX dtype: integers except uint8 become float32.
 
     int64, which JAX does not use here, is the dtype of ONNX's own indices.
@@ -55,14 +49,13 @@ def stored_dtype(dtype) -> np.dtype:
 class Value:
     """A tensor in the graph, or a constant not yet in the graph."""
 
-    # sides are ints, or multiples of the open batch; a 1 may stand for a broadcast side
-    shape: tuple
+    shape: Shape  # a 1 may stand for a broadcast side
     dtype: np.dtype  # a result of `stored_dtype`
-    name: str | None = None  # name in the graph; None: a constant
+    name: str = ""  # name in the graph; "": a constant
     array: np.ndarray | None = None  # the value of a constant
 
     @classmethod
-    def constant(cls, array, dtype=None):
+    def constant(cls, array: ArrayLike, dtype: DTypeLike | None = None) -> Self:
         """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
         stored = array.dtype
@@ -77,14 +70,18 @@ class Value:
         return cls(array.shape, array.dtype, array=array)
 
     @classmethod
-    def counts(cls, array):
+    def int64_constant(cls, array: ArrayLike) -> Self:
         """Make an int64 constant: sides, axes, or other counts for an operator."""
         array = np.asarray(array, np.int64, order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return len(self.shape)
+
+
+Values = Sequence[Value]
+Input = Value | ArrayLike  # of a node; integers count sides or axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,27 +89,27 @@ class Note:
     """Facts about a Value, from which `onnx_ops` chooses shorter programs."""
 
     # (array, axis, start): the Value is consecutive rows of the array along one axis.
-    # `Graph.slice` writes it; `Graph.unsliced` and `unit` read it.
-    slice_of: tuple | None = None
-    # The Value is this constant, broadcast. `Graph.expand` writes it, `gather_rows`
-    # reads it.
+    # `Graph.slice` writes it; `Graph.source_and_start` and `add_unit_vectors` read it.
+    slice_of: tuple[Value, int, int] | None = None
+    # The Value is this constant, broadcast. `Graph.expand` writes it, and
+    # `add_gather_rows` reads it.
     constant: Value | None = None
     # The Value holds indices [B, m] of tokens; the note is 1 at each index, [B, m, n].
     # `onnx_ops` writes and reads it.
     one_hot: Value | None = None
     # int64 form of the Value's indices. `onnx_ops` writes and reads it.
     integers: Value | None = None
-    # The Value holds the tokens' ranks; the note holds the sorted tokens, int64. `rank`
-    # writes it, `invert` reads it.
+    # The Value holds the tokens' ranks; the note holds the sorted tokens, int64.
+    # `add_rank_tokens` writes it, `add_invert_order` reads it.
     sorted_tokens: Value | None = None
     # (ranks [B, n], first): the Value holds the tokens with the ranks first, first + 1,
     # .. `onnx_ops` writes and reads it.
     ranks: tuple[Value, int] | None = None
     # (values [B, n], ranks): the Value holds, per token, the value at the token's rank.
-    # `gather_rows` writes and reads it.
+    # `add_gather_rows` writes and reads it.
     by_rank: tuple[Value, Value] | None = None
     # (queries, key bias, weights): attention of all tokens, with the Value as keys.
-    # `attend` writes it, `mean_attention` reads it.
+    # `add_dot_product_attention` writes it, `add_mean_attention` reads it.
     attention: tuple[Value, Value | None, Value] | None = None
 
 
@@ -124,54 +121,67 @@ class Graph:
         would give the same tokens on every device, but take longer on CPUs.
     """
 
-    def __init__(self, images: Value, gathers: bool = False):
+    def __init__(self, images: Value, gathers: bool = False) -> None:
         self.images = images
         self.gathers = gathers
-        self.nodes = []
-        self.constants = {}
-        self._outputs = {}  # {(kind, operands, attributes) of a node: its Values}
-        self._count = {}  # {kind of node: number of its names so far}
+        self.nodes: list[NodeProto] = []
+        # {(dtype, shape, digest) of an array: (its name, array)}
+        self.constants: dict[tuple, tuple[str, np.ndarray]] = {}
+        # {(kind, operands, attributes) of a node: its Values}
+        self._known_outputs: dict[tuple, list[Value]] = {}
+        self._name_counts = collections.Counter()  # {kind of node: names so far}
         # {name of a Value: (kind, operands, attributes) of its node}
-        self._made = collections.defaultdict(lambda: (None, (), {}))
-        self.notes = collections.defaultdict(Note)  # {name of a Value: its Note}
+        self._node_of_value: dict[str, tuple[str, list[Value], dict]]
+        self._node_of_value = collections.defaultdict(lambda: ("", [], {}))
+        self.notes: dict[str, Note] = collections.defaultdict(Note)  # by a Value's name
 
     # Nodes
 
-    def op(self, kind, inputs: Sequence, shape, dtype, **attributes):
+    def add_node(
+        self,
+        kind: str,
+        inputs: Sequence[Input],
+        shape: Shape,
+        dtype: Any,
+        **options: Any,
+    ) -> Value:
         """Add a node with one output; return its Value. `inputs`: Values and arrays."""
-        return self.ops(kind, inputs, [(shape, dtype)], **attributes)[0]
+        return self.add_split_node(kind, inputs, [(shape, dtype)], **options)[0]
 
-    def ops(self, kind, inputs, results, **attributes):
-        """Add a node; return its outputs' Values.
-
-        inputs: Values and arrays; an array of integers counts sides or axes
-        results: (shape, dtype) per output
-        """
+    def add_split_node(
+        self,
+        kind: str,
+        inputs: Sequence[Input],
+        results: Sequence[tuple[Shape, DTypeLike]],
+        **attributes: Any,
+    ) -> list[Value]:
+        """Add a node; return its outputs' Values. `results`: their (shape, dtype)."""
         from onnx import helper
 
-        inputs = [_as_operand(each) for each in inputs]
-        if kind in MOVES and any(each.dtype.kind == "b" for each in inputs):
-            inputs = [self.as_number(each) for each in inputs]
+        operands = [_as_operand(given) for given in inputs]
+        has_booleans = any(operand.dtype.kind == "b" for operand in operands)
+        if kind in MOVING_OPERATORS and has_booleans:
+            operands = [self.as_number(operand) for operand in operands]
             numbers = [(shape, np.float32) for shape, _ in results]
-            moved = self.ops(kind, inputs, numbers, **attributes)
-            return [self.cast(each, bool) for each in moved]
-        names = tuple(map(self.name_of, inputs))
+            moved_values = self.add_split_node(kind, operands, numbers, **attributes)
+            return [self.cast(value, bool) for value in moved_values]
+        names = tuple(map(self.initializer_name, operands))
         options = sorted((name, str(value)) for name, value in attributes.items())
-        key = (kind, names, tuple(options))
-        if key in self._outputs:
-            return self._outputs[key]
+        node_key = (kind, names, tuple(options))
+        if node_key in self._known_outputs:
+            return self._known_outputs[node_key]
         values = []
         for shape, dtype in results:
-            name = self._fresh(kind)
+            name = self._new_name(kind)
             values.append(Value(tuple(shape), stored_dtype(dtype), name))
         outputs = [value.name for value in values]
         node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
         self.nodes.append(node)
-        self._outputs[key] = values
-        self._made[outputs[0]] = (kind, inputs, attributes)
+        self._known_outputs[node_key] = values
+        self._node_of_value[outputs[0]] = (kind, operands, attributes)
         return values
 
-    def name_of(self, value: Value, name: str | None = None) -> str:
+    def initializer_name(self, value: Value, name: str | None = None) -> str:
         """Name a Value. Equal constants share one initializer.
 
         name: name of a new initializer; None: a numbered name
@@ -179,253 +189,263 @@ class Graph:
         if value.array is None:
             return value.name
         array = value.array
-        key = (array.dtype.str, array.shape, hashlib.sha256(array).digest())
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self.constants:
-            name = name or self._fresh("constant")
+            name = name or self._new_name("constant")
             self.constants[key] = (name, array)
         return self.constants[key][0]
 
-    def finished(self, outputs: Mapping[str, Value]) -> "GraphProto":
+    def graph_proto(self, outputs: Mapping[str, Value]) -> "GraphProto":
         """Build the ONNX graph of {name: output}, with the nodes the outputs need."""
         from onnx import helper, numpy_helper
 
-        outputs = self._distinct(outputs)
-        names = {value.name: name for name, value in outputs.items()}
-        live = {*names}
-        needed = []
+        outputs = self._distinct_outputs(outputs)
+        public_names = {value.name: name for name, value in outputs.items()}
+        needed_names = {*public_names}
+        needed_nodes = []
         for node in reversed(self.nodes):
-            if live & {*node.output}:
-                needed.append(node)
-                live |= {*node.input}
+            if needed_names & {*node.output}:
+                needed_nodes.append(node)
+                needed_names |= {*node.input}
                 # The graph's outputs get their public names.
                 for field in (node.input, node.output):
-                    field[:] = [names.get(name, name) for name in field]
+                    field[:] = [public_names.get(name, name) for name in field]
 
-        def info(name, value):
-            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-            sides = [str(s) if is_open(s) else int(s) for s in value.shape]
-            return helper.make_tensor_value_info(name, kind, sides)
+        def value_info(name: str, value: Value) -> "ValueInfoProto":
+            element_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+            sides = [str(s) if is_open_side(s) else int(s) for s in value.shape]
+            return helper.make_tensor_value_info(name, element_type, sides)
 
-        constants = []
+        initializers = []
         for name, array in self.constants.values():
-            if name in live:
-                constants.append(numpy_helper.from_array(array, name))
+            if name in needed_names:
+                initializers.append(numpy_helper.from_array(array, name))
         return helper.make_graph(
-            nodes=needed[::-1],
+            nodes=needed_nodes[::-1],
             name="imagepiece_jax",
-            inputs=[info(self.images.name, self.images)],
-            outputs=[info(name, output) for name, output in outputs.items()],
-            initializer=constants,
+            inputs=[value_info(self.images.name, self.images)],
+            outputs=[value_info(name, output) for name, output in outputs.items()],
+            initializer=initializers,
         )
 
-    def _distinct(self, outputs):
+    def _distinct_outputs(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
         """Copy Values with two names: {name: output} without a repeated Value."""
         from onnx import helper
 
-        distinct = {}
-        seen = set()
+        outputs_by_name = {}
+        seen_names = set()
         for name, value in outputs.items():
-            if value.name in seen:
-                copy = self._fresh("Identity")
+            if value.name in seen_names:
+                copy = self._new_name("Identity")
                 node = helper.make_node("Identity", [value.name], [copy], copy)
                 self.nodes.append(node)
                 value = dataclasses.replace(value, name=copy)
-            seen.add(value.name)
-            distinct[name] = value
-        return distinct
+            seen_names.add(value.name)
+            outputs_by_name[name] = value
+        return outputs_by_name
 
-    def _fresh(self, kind):
+    def _new_name(self, kind: str) -> str:
         """Make a new name, such as "MatMul_3"."""
-        number = self._count.get(kind, 0)
-        self._count[kind] = number + 1
-        return f"{kind}_{number}"
+        self._name_counts[kind] += 1
+        return f"{kind}_{self._name_counts[kind] - 1}"
 
-    def as_number(self, value):
+    def as_number(self, value: Value) -> Value:
         """Turn booleans into 0 and 1; any other Value stays."""
         return self.cast(value, np.float32) if value.dtype.kind == "b" else value
 
     # Shapes
 
-    def reshape(self, value, shape):
+    def reshape(self, value: Value, shape: Shape) -> Value:
         """Reshape a Value. At most one side of `shape` is open."""
         shape = tuple(shape)
-        kind, operands, _ = self._made[value.name]
+        kind, operands, _ = self._node_of_value[value.name]
         if kind == "Reshape":  # two reshapes in a row: the second is enough
             value = operands[0]
         if value.shape == shape:
             return value
         if value.array is not None:
             return Value.constant(value.array.reshape(shape))
-        sides = [-1 if is_open(side) else side for side in shape]
-        return self.op("Reshape", [value, sides], shape, value.dtype)
+        sides = [-1 if is_open_side(side) else side for side in shape]
+        return self.add_node("Reshape", [value, sides], shape, value.dtype)
 
-    def transpose(self, value, order):
-        value, before = self.untransposed(value)
+    def transpose(self, value: Value, order: Sequence[int]) -> Value:
+        value, before = self.source_and_order(value)
         order = tuple(before[i] for i in order)  # two transposes become one
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
             return Value.constant(value.array.transpose(order))
         shape = tuple(value.shape[i] for i in order)
-        return self.op("Transpose", [value], shape, value.dtype, perm=order)
+        return self.add_node("Transpose", [value], shape, value.dtype, perm=order)
 
-    def untransposed(self, value):
+    def source_and_order(self, value: Value) -> tuple[Value, Sequence[int]]:
         """(source, axis order) of a transposed Value.
 
         Any other Value is its own source, with its axes in order.
         """
-        kind, operands, attributes = self._made[value.name]
+        kind, operands, attributes = self._node_of_value[value.name]
         if kind != "Transpose":
             return value, tuple(range(value.ndim))
         return operands[0], attributes["perm"]
 
-    def slice(self, value, axis, start, limit, stride=1):
+    def slice(
+        self, value: Value, axis: int, start: int, limit: int, stride: int = 1
+    ) -> Value:
         """value[start:limit:stride] along one axis."""
         shape = list(value.shape)
         if (start, limit, stride) == (0, shape[axis], 1):
             return value
         shape[axis] = math.ceil((limit - start) / stride)
-        kind, parts, options = self._made[value.name]
+        kind, parts, options = self._node_of_value[value.name]
         if kind == "Concat" and options["axis"] == axis and stride == 1:
             ends = itertools.accumulate(part.shape[axis] for part in parts)
             for part, end in zip(parts, ends, strict=True):
                 if (start, limit) == (end - part.shape[axis], end):
                     return part
         operands = [value, [start], [limit], [axis], [stride]]
-        out = self.op("Slice", operands, shape, value.dtype)
+        sliced = self.add_node("Slice", operands, shape, value.dtype)
         if stride == 1:
-            self.notes[out.name] = Note(slice_of=(value, axis, start))
-        return out
+            self.notes[sliced.name] = Note(slice_of=(value, axis, start))
+        return sliced
 
-    def unsliced(self, value, axis):
+    def source_and_start(self, value: Value, axis: int) -> tuple[Value, int]:
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
         source = self.notes[value.name].slice_of
         if source and source[1] == axis:
             return source[0], source[2]
         return value, 0
 
-    def expand(self, value, shape):
+    def expand(self, value: Value, shape: Shape) -> Value:
         shape = tuple(shape)
         if value.shape == shape:
             return value
-        if value.array is not None and not any(map(is_open, shape)):
+        if value.array is not None and not any(map(is_open_side, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
         source = value
         own = [1] * (len(shape) - value.ndim) + [*value.shape]
-        opened = [b if is_open(b) else a for a, b in zip(own, shape, strict=True)]
+        opened = [b if is_open_side(b) else a for a, b in zip(own, shape, strict=True)]
         if opened != own:
-            number = self.as_number(self.reshape(value, own))
-            zeros = self._zeros(opened, number.dtype)
-            number = self.op("Add", [number, zeros], opened, number.dtype)
-            value = self.cast(number, value.dtype)
+            numeric_value = self.as_number(self.reshape(value, own))
+            zeros = self._open_zeros(opened, numeric_value.dtype)
+            terms = [numeric_value, zeros]
+            numeric_value = self.add_node("Add", terms, opened, zeros.dtype)
+            value = self.cast(numeric_value, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
-        sides = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
-        if any(side != 1 for side in sides):
-            value = self.op("Expand", [value, sides], shape, value.dtype)
+        repeats = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
+        if any(side != 1 for side in repeats):
+            value = self.add_node("Expand", [value, repeats], shape, value.dtype)
         if source.array is not None:
             self.notes[value.name] = Note(constant=source)
         return value
 
-    def _zeros(self, shape, dtype):
+    def _open_zeros(self, shape: Shape, dtype: DTypeLike) -> Value:
         """Zeros with the open side of `shape`; all other sides are 1."""
         # An operator that counts the images would compute integers.
-        (side,) = filter(is_open, shape)
+        (side,) = filter(is_open_side, shape)
         images = self.images.shape[0]
-        times = int(side // images)
-        ends = [1] * (self.images.ndim - 1)
-        axes = [*range(1, self.images.ndim)]
-        sides = (images, *ends)
-        first = [self.images, [0] * len(axes), ends, axes]
-        corner = self.op("Slice", first, sides, self.images.dtype)
-        zeros = self.elementwise("Mul", self.cast(corner, dtype), 0)
-        if times > 1:
-            zeros = self.concat([self.reshape(zeros, (images, 1))] * times, 1)
-        sides = [side if is_open(side) else 1 for side in shape]
-        return self.reshape(zeros, sides)
+        rows_per_image = int(side // images)
+        slice_ends = [1] * (self.images.ndim - 1)
+        other_axes = [*range(1, self.images.ndim)]
+        corner_shape = (images, *slice_ends)
+        slice_operands = [self.images, [0] * len(other_axes), slice_ends, other_axes]
+        corner = self.add_node("Slice", slice_operands, corner_shape, self.images.dtype)
+        zeros = self.add_elementwise("Mul", self.cast(corner, dtype), 0)
+        if rows_per_image > 1:
+            zeros = self.concat([self.reshape(zeros, (images, 1))] * rows_per_image, 1)
+        corner_shape = [side if is_open_side(side) else 1 for side in shape]
+        return self.reshape(zeros, corner_shape)
 
-    def unexpanded(self, value):
+    def broadcast_source(self, value: Value) -> Value:
         """The constant broadcast to a Value; any other Value is its own source."""
         return self.notes[value.name].constant or value
 
-    def concat(self, values, axis):
+    def concat(self, values: Values, axis: int) -> Value:
         # Runtimes differ in arrays without elements, such as an empty prefix.
         values = [value for value in values if value.shape[axis]] or values[:1]
         if len(values) == 1:
             return values[0]
         shape = list(values[0].shape)
         shape[axis] = sum(value.shape[axis] for value in values)
-        return self.op("Concat", values, shape, values[0].dtype, axis=axis)
+        return self.add_node("Concat", values, shape, values[0].dtype, axis=axis)
 
-    def output(self, value, shape):
+    def as_output(self, value: Value, shape: Shape) -> Value:
         """Make a Value a graph output: broadcast, and made by a node."""
         value = self.expand(value, shape)
         if value.array is None:
             return value
-        return self.op("Identity", [value], shape, value.dtype)
+        return self.add_node("Identity", [value], shape, value.dtype)
 
-    def elementwise(self, kind, *inputs, dtype=None, **attributes):
+    def add_elementwise(
+        self,
+        kind: str,
+        *inputs: Input,
+        dtype: DTypeLike | None = None,
+        **attributes: Any,
+    ) -> Value:
         """Add a node that broadcasts its inputs; return its Value.
 
         inputs: Values, and numbers of the Values' dtype
         """
-        like = next(each.dtype for each in inputs if isinstance(each, Value))
-        inputs = [_as_value(each, like) for each in inputs]
-        shape = broadcast_shapes(*[value.shape for value in inputs])
+        default_dtype = next(each.dtype for each in inputs if isinstance(each, Value))
+        operands = [_as_value(given, default_dtype) for given in inputs]
+        shape = broadcast_shapes(*[operand.shape for operand in operands])
         if dtype is None:
-            dtype = inputs[0].dtype
+            dtype = operands[0].dtype
         if kind in ("Max", "Min"):
-            return self._extremum(kind, *inputs)
-        if kind in ("Add", "Mul") and inputs[0].array is not None:
-            inputs = inputs[::-1]
-        if len(inputs) == 2 and inputs[1].array is not None and inputs[1].ndim == 0:
-            shorter = self._with_number(kind, inputs[0], inputs[1].array)
+            return self._add_extremum(kind, *operands)
+        if kind in ("Add", "Mul") and operands[0].array is not None:
+            operands = operands[::-1]
+        number = operands[-1].array
+        if len(operands) == 2 and number is not None and number.ndim == 0:
+            shorter = self._nodeless_result(kind, operands[0], number)
             if shorter:
                 return shorter
-        value, *others = sorted(inputs, key=lambda value: value.array is not None)
-        source, order = self.untransposed(value)
-        constant = all(other.array is not None for other in others)
+        value, *others = sorted(operands, key=lambda value: value.array is not None)
+        source, order = self.source_and_order(value)
+        are_constants = all(other.array is not None for other in others)
         # A node of one transposed Value and constants is added before the transpose. So
         # the transposes between several convolutions come together and cancel.
-        if source is not value and constant and source.ndim == len(shape):
-            back = np.argsort(order)
-            before = []
-            for each in inputs:
-                before.append(source if each is value else _permuted(each, back))
-            out = self.elementwise(kind, *before, dtype=dtype, **attributes)
+        if source is not value and are_constants and source.ndim == len(shape):
+            inverse = np.argsort(order).tolist()
+            sources = [_transposed_constant(operand, inverse) for operand in operands]
+            sources[operands.index(value)] = source
+            out = self.add_elementwise(kind, *sources, dtype=dtype, **attributes)
             return self.transpose(out, order)
-        return self.op(kind, inputs, shape, dtype, **attributes)
+        return self.add_node(kind, operands, shape, dtype, **attributes)
 
-    def _extremum(self, kind, a, b):
+    def _add_extremum(self, kind: str, a: Value, b: Value) -> Value:
         """Max or Min, which WebGPU has for numbers only (Clip)."""
         if a.array is not None:
             a, b = b, a
         if b.array is not None and b.array.size == 1:
-            number = b.array.reshape(())
-            if (kind, number) == ("Max", 0):
-                return self.elementwise("Relu", a)
-            infinity = np.asarray(np.inf, number.dtype)
-            limits = (number, infinity) if kind == "Max" else (-infinity, number)
-            return self.op("Clip", [a, *limits], a.shape, a.dtype)
-        wins = {"Max": "Greater", "Min": "Less"}[kind]
-        a_wins = self.elementwise(wins, a, b, dtype=bool)
-        return self.op("Where", [a_wins, a, b], a_wins.shape, a.dtype)
+            limit = b.array.reshape(())
+            if (kind, limit) == ("Max", 0):
+                return self.add_elementwise("Relu", a)
+            infinity = np.asarray(np.inf, limit.dtype)
+            limits = (limit, infinity) if kind == "Max" else (-infinity, limit)
+            return self.add_node("Clip", [a, *limits], a.shape, a.dtype)
+        comparison = {"Max": "Greater", "Min": "Less"}[kind]
+        a_wins = self.add_elementwise(comparison, a, b, dtype=bool)
+        return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
 
-    def _with_number(self, kind, value, number):
+    def _nodeless_result(
+        self, kind: str, value: Value, number: np.ndarray
+    ) -> Value | None:
         """The result of a Value and a number without a node of its own, or None."""
         if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
             return value
-        total = value
-        if self._made[value.name][0] == "Reshape":
-            total = self._made[value.name][1][0]
-        before, operands, _ = self._made[total.name]
-        if before == "ReduceSum" and kind == "Div":
-            source, axes = operands
-            if number == math.prod(source.shape[axis] for axis in axes.array):
-                mean = self.reduce("ReduceMean", source, axes.array, keep=True)
-                return self.reshape(mean, value.shape)
+        sum_value = value
+        if self._node_of_value[value.name][0] == "Reshape":
+            sum_value = self._node_of_value[value.name][1][0]
+        sum_kind, operands, _ = self._node_of_value[sum_value.name]
+        if sum_kind == "ReduceSum" and kind == "Div":
+            source, axes = operands[0], operands[1].array
+            if axes is not None and number == math.prod(source.shape[i] for i in axes):
+                mean_value = self.add_reduction("ReduceMean", source, axes, keep=True)
+                return self.reshape(mean_value, value.shape)
         return None
 
-    def cast(self, value, dtype):
+    def cast(self, value: Value, dtype: DTypeLike) -> Value:
         from onnx import helper
 
         dtype = stored_dtype(dtype)
@@ -433,56 +453,64 @@ class Graph:
             return value
         if value.array is not None:
             return Value.constant(value.array.astype(dtype))
-        before, operands, _ = self._made[value.name]
-        if before == "Cast" and operands[0].dtype.kind == "b":  # one cast is enough
+        earlier_kind, operands, _ = self._node_of_value[value.name]
+        if (
+            earlier_kind == "Cast" and operands[0].dtype.kind == "b"
+        ):  # one cast is enough
             value = operands[0]
             if value.dtype == dtype:
                 return value
-        kind = helper.np_dtype_to_tensor_dtype(dtype)
-        return self.op("Cast", [value], value.shape, dtype, to=kind)
+        element_type = helper.np_dtype_to_tensor_dtype(dtype)
+        return self.add_node("Cast", [value], value.shape, dtype, to=element_type)
 
-    def reduce(self, kind, value, axes, keep=False):
+    def add_reduction(
+        self, kind: str, value: Value, axes: Iterable[int], keep: bool = False
+    ) -> Value:
         """Add a reduction, such as ReduceSum, over `axes`; return its Value."""
         if value.dtype.kind == "b":  # booleans count as 0 and 1
-            wide = self.cast(value, np.float32)
-            return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
+            numbers = self.cast(value, np.float32)
+            return self.cast(self.add_reduction(kind, numbers, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
         shape = list(value.shape)
         for axis in axes:
             shape[axis] = 1
         # OpenVINO 2026.4 adds a constant per row, [1, n, 1], to sums of rows wrongly,
         # unless a Reshape comes between. So no caller may add one to kept axes.
-        out = self.op(kind, [value, axes], shape, value.dtype, keepdims=1)
+        reduced = self.add_node(kind, [value, axes], shape, value.dtype, keepdims=1)
         if keep:
-            return out
-        rest = [side for i, side in enumerate(value.shape) if i not in axes]
-        return self.reshape(out, rest)
+            return reduced
+        kept_sides = [side for i, side in enumerate(value.shape) if i not in axes]
+        return self.reshape(reduced, kept_sides)
 
 
-def _as_value(given, dtype=None):
+def _as_value(given: Input, dtype: DTypeLike | None = None) -> Value:
     """Turn a number or an array into a constant; a Value stays."""
     if isinstance(given, Value):
         return given
     return Value.constant(given, dtype)
 
 
-def _as_operand(given):
+def _as_operand(given: Input) -> Value:
     """Turn an operator's numbers into a constant: integers count sides or axes."""
     if isinstance(given, Value):
         return given
     given = np.asarray(given)
-    return Value.counts(given) if given.dtype.kind == "i" else Value.constant(given)
+    return (
+        Value.int64_constant(given)
+        if given.dtype.kind == "i"
+        else Value.constant(given)
+    )
 
 
-def is_open(side):
+def is_open_side(side: Any) -> bool:
     """Whether a side of a shape is the open batch, or a multiple of it."""
     return not isinstance(side, int | np.integer)
 
 
-def _permuted(constant, order):
+def _transposed_constant(constant: Value, order: Sequence[int]) -> Value:
     """Transpose a constant to broadcast with an array transposed by `order`."""
     array = constant.array
-    if array.ndim == 0:
+    if array is None or array.ndim == 0:
         return constant
     sides = (1,) * (len(order) - array.ndim) + array.shape
     return Value.constant(array.reshape(sides).transpose(order))

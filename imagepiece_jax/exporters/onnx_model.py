@@ -15,7 +15,7 @@ from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacement_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import Graph, Value
-from imagepiece_jax.exporters.onnx_primitives import walk
+from imagepiece_jax.exporters.onnx_primitives import add_equations
 from imagepiece_jax.exporters.program_facts import exported_images, output_dtype
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference import optimize
@@ -24,14 +24,16 @@ from imagepiece_jax.models.pretrained import Pretrained
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-OPSET = 20  # the first with Gelu
-LARGEST = 2**31 - 1  # bytes of the largest file in protobuf, ONNX's format
-ENTRY = 64  # upper bound of the extra bytes per node or tensor
-SMALL = 1024  # smaller tensors, in bytes, stay in the graph, where runtimes read shapes
-DIGITS = 16  # digest digits in a file's name
+ONNX_OPSET = 20  # the first with Gelu
+MAX_PROTOBUF_BYTES = 2**31 - 1  # bytes of the largest file in protobuf, ONNX's format
+ENTRY_OVERHEAD_BYTES = 64  # upper bound of the extra bytes per node or tensor
+MIN_EXTERNAL_BYTES = (
+    1024  # smaller tensors, in bytes, stay in the graph, where runtimes read shapes
+)
+NAME_DIGEST_DIGITS = 16  # digest digits in a file's name
 
 
-def onnx_model(
+def build_onnx_model(
     vit: Pretrained,
     *,
     batch_size: int | None = None,
@@ -41,9 +43,9 @@ def onnx_model(
 ) -> "ModelProto":
     """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
 
-    The graph has opset `OPSET`, and no Scatter, Loop, If or NonZero. All shapes are
-    fixed except the batch. Weights and layers have the model's dtype. In a 16-bit dtype
-    norms, softmax, the head, and scores and order of reductions stay float32.
+    The graph has opset `ONNX_OPSET`, and no Scatter, Loop, If or NonZero. All shapes
+    are fixed except the batch. Weights and layers have the model's dtype. In a 16-bit
+    dtype norms, softmax, the head, and scores and order of reductions stay float32.
 
     batch_size: images per call; None: any number
     pixels: uint8 images, normalized by the program; else float32
@@ -52,39 +54,41 @@ def onnx_model(
     """
     outputs = outputs or ProgramOutputs(vit)
     for layer in outputs.model.plan:
-        if layer.counts and layer.step.reducer.draws_random(layer.counts, train=False):
+        step = layer.step
+        counts = layer.counts  # None where all tokens stay
+        if step and counts and step.reducer.draws_random(counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
     images = exported_images(vit, batch_size, pixels, outputs.channels_first)
     dtype = outputs.model.execution.dtype.name
-    fast, fixed = optimize.fold_and_cast(outputs.model, vit.variables, dtype=dtype)
+    model = outputs.model
+    folded, variables = optimize.fold_and_cast(model, vit.variables, dtype=dtype)
     with nodes.marked_functions():
-        traced = jax.make_jaxpr(outputs.forward(fast))(fixed, images)
-    entry = Value(images.shape, np.dtype(images.dtype), outputs.image)
-    graph = Graph(entry, gathers)
+        traced = jax.make_jaxpr(outputs.forward(folded))(variables, images)
+    image_value = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
+    graph = Graph(image_value, gathers)
     weights = []
-    # Weights are named before the walk, so that initializers have the parameters'
-    # names.
-    for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"]):
+    # Weights are named first, so that initializers have the parameters' names.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         weight = Value.constant(leaf)
-        graph.name_of(weight, jax.tree_util.keystr(path, simple=True, separator="."))
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        graph.initializer_name(weight, name)
         weights.append(weight)
-    results = walk(graph, traced, [*weights, entry])
-    named = {}
-    for name, result, aval in zip(
-        outputs.names, results, traced.out_avals, strict=True
-    ):
-        result = graph.cast(result, output_dtype(aval.dtype))
-        named[name] = graph.output(result, aval.shape)
-    return in_model(graph.finished(named))
+    output_values = add_equations(graph, traced, [*weights, image_value])
+    named_outputs = {}
+    named_values = zip(outputs.output_names, output_values, strict=True)
+    for (name, output_value), aval in zip(named_values, traced.out_avals, strict=True):
+        output_value = graph.cast(output_value, output_dtype(aval.dtype))
+        named_outputs[name] = graph.as_output(output_value, aval.shape)
+    return wrap_graph(graph.graph_proto(named_outputs))
 
 
-def in_model(graph: "GraphProto") -> "ModelProto":
+def wrap_graph(graph: "GraphProto") -> "ModelProto":
     """Wrap a graph in an ONNX model, in the oldest file format with its operators."""
     from onnx import helper
 
-    opsets = [helper.make_opsetid("", OPSET)]
+    opsets = [helper.make_opsetid("", ONNX_OPSET)]
     return helper.make_model(
         graph,
         producer_name="imagepiece_jax",
@@ -110,52 +114,57 @@ def write_onnx(
 
     path = pathlib.Path(path)
     if properties is not None:
-        onnx.helper.set_model_props(model, properties)
-    if _size(model) <= LARGEST:
+        onnx.helper.set_model_props(model, dict(properties))
+    if _model_bytes(model) <= MAX_PROTOBUF_BYTES:
         replace_file(path, model.SerializeToString())
         return None
-    tensors = [t for t in model.graph.initializer if len(t.raw_data) >= SMALL]
+    large_tensors = [
+        t for t in model.graph.initializer if len(t.raw_data) >= MIN_EXTERNAL_BYTES
+    ]
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in large_tensors:
         digest.update(tensor.raw_data)
-    data = path.with_name(f"{path.name}.{digest.hexdigest()[:DIGITS]}.data")
+    digits = digest.hexdigest()[:NAME_DIGEST_DIGITS]
+    weights_file = path.with_name(f"{path.name}.{digits}.data")
     # The weights file is in place before the graph, and named by its digest. So a kill
     # leaves the old graph with its weights, or the new graph.
     with (
-        replacement_file(path) as graph,
-        replacement_file(data) as weights,  # which ends first
+        replacement_file(path) as graph_path,
+        replacement_file(weights_file) as weights_path,  # which ends first
         tempfile.TemporaryDirectory(".tmp", ".", path.parent) as folder,
         signals.unfinished_path(folder),  # gigabytes, which a second Ctrl-C would leave
     ):
-        file = pathlib.Path(folder, path.name)
-        options = {"location": data.name, "size_threshold": SMALL}
-        onnx.save_model(model, file, save_as_external_data=True, **options)
-        file.replace(graph)
-        file.with_name(data.name).replace(weights)
+        temporary_graph = pathlib.Path(folder, path.name)
+        options = {"location": weights_file.name, "size_threshold": MIN_EXTERNAL_BYTES}
+        onnx.save_model(model, temporary_graph, save_as_external_data=True, **options)
+        temporary_graph.replace(graph_path)
+        temporary_graph.with_name(weights_file.name).replace(weights_path)
     # Saving took the weights out of `model`, which may be written again.
     onnx.load_external_data_for_model(model, str(path.parent))
-    return data
+    return weights_file
 
 
-def remove_weights(path: str | os.PathLike, name: Any, data: pathlib.Path | None):
+def remove_weights(
+    path: str | os.PathLike, name: Any, weights_file: pathlib.Path | None
+) -> None:
     """Remove the weights file of an earlier graph at `path`.
 
     name: the file's name in the earlier graph's facts. A name that `write_onnx` does
         not give is left alone.
-    data: the new graph's weights file, which stays
+    weights_file: the new graph's weights file, which stays
     """
     path = pathlib.Path(path)
-    pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{DIGITS}}}\.data"
+    pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{NAME_DIGEST_DIGITS}}}\.data"
     if isinstance(name, str) and re.fullmatch(pattern, name):
-        if data is None or data.name != name:
+        if weights_file is None or weights_file.name != name:
             path.with_name(name).unlink(missing_ok=True)
 
 
-def _size(model):
+def _model_bytes(model: "ModelProto") -> int:
     """Bytes of a graph with its weights, or a few more."""
-    total = 0
+    byte_count = 0
     for node in model.graph.node:
-        total += node.ByteSize() + ENTRY
+        byte_count += node.ByteSize() + ENTRY_OVERHEAD_BYTES
     for tensor in model.graph.initializer:
-        total += len(tensor.raw_data) + len(tensor.name) + ENTRY
-    return total
+        byte_count += len(tensor.raw_data) + len(tensor.name) + ENTRY_OVERHEAD_BYTES
+    return byte_count

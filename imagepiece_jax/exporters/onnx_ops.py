@@ -1,142 +1,154 @@
 """ONNX nodes for the functions that `common.nodes` marks.
 
-`onnx_gelu` has the arguments of the marked function `gelu`, whose docstring describes
+`add_gelu` has the arguments of the marked function `gelu`, whose docstring describes
 the computation.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
-from imagepiece_jax.exporters.onnx_graph import Note, Value
+from imagepiece_jax.exporters.onnx_graph import Graph, Note, Shape, Value, Values
 from imagepiece_jax.kernels.gelu import QUICK_GELU_FACTOR
-
-OPS = {}  # {name of a marked function: function (graph, *its arguments)}
-
-
-def translates(fn):
-    """Decorator that enters a function in OPS."""
-    OPS[fn.__name__.removeprefix("onnx_")] = fn
-    return fn
-
 
 # The network
 
 
-@translates
-def onnx_layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
+def add_layer_norm(
+    graph: Graph,
+    x: Value,
+    scale: Value,
+    bias: Value,
+    dtype: DTypeLike,
+    eps: float = 1e-6,
+) -> Value:
     x = graph.cast(x, np.float32)
     options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
-    out = graph.op("LayerNormalization", operands, x.shape, x.dtype, **options)
-    return graph.cast(out, dtype)
+    normed = graph.add_node("LayerNormalization", operands, x.shape, x.dtype, **options)
+    return graph.cast(normed, dtype)
 
 
-@translates
-def onnx_gelu(graph, x, variant="exact"):
+def add_gelu(graph: Graph, x: Value, variant: str = "exact") -> Value:
     if variant == "quick":
-        share = graph.elementwise(
-            "Sigmoid", graph.elementwise("Mul", x, QUICK_GELU_FACTOR)
-        )
-        return graph.elementwise("Mul", x, share)
-    kind = {"exact": "none", "tanh": "tanh"}[variant]
-    return graph.elementwise("Gelu", x, approximate=kind)
+        scaled = graph.add_elementwise("Mul", x, QUICK_GELU_FACTOR)
+        gate = graph.add_elementwise("Sigmoid", scaled)
+        return graph.add_elementwise("Mul", x, gate)
+    approximation = {"exact": "none", "tanh": "tanh"}[variant]
+    return graph.add_elementwise("Gelu", x, approximate=approximation)
 
 
-@translates
-def onnx_dot_product_attention(
-    graph, query, key, value, key_bias=None, *, backend="xla", length=None
-):
-    weights = onnx_attention_map(graph, query, key, key_bias)
+def add_dot_product_attention(
+    graph: Graph,
+    query: Value,
+    key: Value,
+    value: Value,
+    key_bias: Value | None = None,
+    *,
+    backend: str = "xla",
+    length: int | None = None,
+) -> Value:
+    weights = _attention_weights(graph, query, key, key_bias)
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
     return _weighted_sum(graph, weights, value)
 
 
-def _weighted_sum(graph, weights, value):
+def _weighted_sum(graph: Graph, weights: Value, value: Value) -> Value:
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
     weights = graph.cast(weights, value.dtype)
-    out = graph.op("MatMul", [weights, value], shape, value.dtype)
-    return graph.transpose(out, (0, 2, 1, 3))
+    weighted_values = graph.add_node("MatMul", [weights, value], shape, value.dtype)
+    return graph.transpose(weighted_values, (0, 2, 1, 3))
 
 
-@translates
-def onnx_attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
+def add_attention_map(
+    graph: Graph,
+    query: Value,
+    key: Value,
+    key_bias: Value | None = None,
+    mask: Value | None = None,
+    eps: float = 1e-6,
+) -> Value | None:
     if mask is not None:
         return None
-    query = graph.elementwise("Mul", query, query.shape[-1] ** -0.5)
+    return _attention_weights(graph, query, key, key_bias)
+
+
+def _attention_weights(
+    graph: Graph, query: Value, key: Value, key_bias: Value | None
+) -> Value:
+    query = graph.add_elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
     shape = (*query.shape[:3], key.shape[3])
-    logits = graph.op("MatMul", [query, key], shape, query.dtype)
+    logits = graph.add_node("MatMul", [query, key], shape, query.dtype)
     logits = graph.cast(logits, np.float32)
     if key_bias is not None:
         batch, tokens = key_bias.shape
         bias = graph.cast(key_bias, np.float32)
         bias = graph.reshape(bias, (batch, 1, 1, tokens))
-        logits = graph.elementwise("Add", logits, bias)
-    return graph.op("Softmax", [logits], shape, np.float32, axis=-1)
+        logits = graph.add_elementwise("Add", logits, bias)
+    return graph.add_node("Softmax", [logits], shape, np.float32, axis=-1)
 
 
-@translates
-def onnx_mean_query(graph, query, live=None):
+def add_mean_query(graph: Graph, query: Value, live: Value | None = None) -> Value:
     tokens = query.shape[1]
     return _weighted_queries(graph, query, np.full((1, tokens), 1 / tokens))
 
 
-@translates
-def onnx_class_and_mean_queries(graph, query, live=None):
+def add_class_and_mean_queries(
+    graph: Graph, query: Value, live: Value | None = None
+) -> Value:
     tokens = query.shape[1]
     class_token = np.arange(tokens) == 0
     return _weighted_queries(graph, query, [class_token, np.full(tokens, 1 / tokens)])
 
 
-def _weighted_queries(graph, query, weights):
+def _weighted_queries(graph: Graph, query: Value, weights: ArrayLike) -> Value:
     """Weighted sums of queries [B, N, H, d]; weights: [Q, N]. -> [B, Q, H, d]."""
     # onnxruntime's ReduceMean over tokens takes three times as long.
     batch, tokens, heads, width = query.shape
     rows = graph.reshape(graph.cast(query, np.float32), (batch, tokens, heads * width))
     weights = np.asarray(weights, np.float32)[None]
-    count = weights.shape[1]
-    sums = graph.op(
-        "MatMul", [weights, rows], (batch, count, heads * width), np.float32
-    )
-    return graph.reshape(sums, (batch, count, heads, width))
+    shape = (batch, weights.shape[1], heads * width)
+    weighted_sums = graph.add_node("MatMul", [weights, rows], shape, np.float32)
+    return graph.reshape(weighted_sums, (*shape[:2], heads, width))
 
 
-@translates
-def onnx_mean_attention(graph, query, key, key_bias=None):
+def add_mean_attention(
+    graph: Graph, query: Value, key: Value, key_bias: Value | None = None
+) -> Value:
     """The class token's attention is a row of the full attention, if that is there."""
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
     weights = None
     attention = graph.notes[key.name].attention
     if attention:  # the full attention, the class token first
-        queries, bias, all_weights = attention
-        first = graph.slice(queries, 1, 0, 1)
-        if first == query and bias == key_bias:
-            weights = graph.slice(all_weights, 2, 0, 1)
+        known_queries, known_bias, known_weights = attention
+        class_query = graph.slice(known_queries, 1, 0, 1)
+        if class_query == query and known_bias == key_bias:
+            weights = graph.slice(known_weights, 2, 0, 1)
     if weights is None:
-        weights = onnx_attention_map(graph, query, key, key_bias)
-    return graph.reduce("ReduceMean", weights, (1, 2))
+        weights = _attention_weights(graph, query, key, key_bias)
+    return graph.add_reduction("ReduceMean", weights, (1, 2))
 
 
-@translates
-def onnx_log_sum_exp(graph, logits):
-    return graph.reduce("ReduceLogSumExp", logits, (1,))
+def add_log_sum_exp(graph: Graph, logits: Value) -> Value:
+    return graph.add_reduction("ReduceLogSumExp", logits, (1,))
 
 
-@translates
-def onnx_unit_vectors(graph, x, eps=1e-6):
+def add_unit_vectors(graph: Graph, x: Value, eps: float = 1e-6) -> Value:
     slice_of = graph.notes[x.name].slice_of
     if slice_of and slice_of[1] < x.ndim - 1:  # all rows, once for all slices
         rows, axis, start = slice_of
         limit = start + x.shape[axis]
-        return graph.slice(onnx_unit_vectors(graph, rows, eps), axis, start, limit)
+        return graph.slice(add_unit_vectors(graph, rows, eps), axis, start, limit)
     x = graph.cast(x, np.float32)
-    squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
-    length = graph.elementwise("Sqrt", graph.elementwise("Add", squares, eps))
-    return graph.elementwise("Div", x, length)
+    squares = graph.add_reduction("ReduceSumSquare", x, (-1,), keep=True)
+    length = graph.add_elementwise("Sqrt", graph.add_elementwise("Add", squares, eps))
+    return graph.add_elementwise("Div", x, length)
 
 
 # Order and choice
@@ -145,188 +157,185 @@ def onnx_unit_vectors(graph, x, eps=1e-6):
 # its index (`_one_hot`), or by int64 indices if the graph `gathers`.
 
 
-def _one_hot(graph, index, n):
+def _one_hot(graph: Graph, index: Value, n: int) -> Value:
     """1 at each index, and 0 elsewhere. [B, m] -> [B, m, n] float32."""
-    batch, m = index.shape
-    source, first = graph.unsliced(index, 1)
-    known = graph.notes[source.name].one_hot
-    if known and known.shape[2] == n:
-        return graph.slice(known, 1, first, first + m)
-    return _equal(graph, graph.reshape(index, (batch, m, 1)), np.arange(n))
+    batch, index_count = index.shape
+    source, start = graph.source_and_start(index, 1)
+    source_one_hot = graph.notes[source.name].one_hot
+    if source_one_hot and source_one_hot.shape[2] == n:
+        return graph.slice(source_one_hot, 1, start, start + index_count)
+    return _equality(graph, graph.reshape(index, (batch, index_count, 1)), np.arange(n))
 
 
-def _equal(graph, values, numbers):
+def _equality(graph: Graph, values: Value, numbers: Value | ArrayLike) -> Value:
     """Compare values with numbers. -> float32, 1 where they are equal."""
     if values.array is not None and not isinstance(numbers, Value):
         return Value.constant(np.equal(values.array, numbers), np.float32)
-    hits = graph.elementwise("Equal", values, numbers, dtype=bool)
-    return graph.cast(hits, np.float32)
+    is_equal = graph.add_elementwise("Equal", values, numbers, dtype=bool)
+    return graph.cast(is_equal, np.float32)
 
 
-def _numbers(graph, integers):
+def _noted_index(graph: Graph, integers: Value) -> Value:
     """Indices as float32, with a Note of their int64 form."""
     index = graph.cast(integers, np.float32)
     graph.notes[index.name] = Note(integers=integers)
     return index
 
 
-def _sorted(graph, x, largest):
+def _sorted_indices(graph: Graph, x: Value, largest: bool) -> Value:
     """Indices [B, n] int64 of sorted numbers."""
     n = x.shape[1]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
-    results = [(x.shape, x.dtype), (x.shape, np.int64)]
-    return graph.ops("TopK", [x, [n]], results, **options)[1]
+    output_types = [(x.shape, x.dtype), (x.shape, np.int64)]
+    return graph.add_split_node("TopK", [x, [n]], output_types, **options)[1]
 
 
-@translates
-def onnx_rank_tokens(graph, score):
+def add_rank_tokens(graph: Graph, score: Value) -> Value:
     batch, n = score.shape
     score = graph.cast(score, np.float32)
     if graph.gathers:
-        tokens = _sorted(graph, score, largest=True)
+        tokens = _sorted_indices(graph, score, largest=True)
         # Sorting a permutation inverts it: it gives the ranks.
-        ranks = graph.cast(_sorted(graph, tokens, largest=False), np.float32)
+        ranks = graph.cast(_sorted_indices(graph, tokens, largest=False), np.float32)
         graph.notes[ranks.name] = Note(sorted_tokens=tokens)
         return ranks
-    mine = graph.reshape(score, (batch, n, 1))
+    own_score = graph.reshape(score, (batch, n, 1))
     other = graph.reshape(score, (batch, 1, n))
-    higher = graph.elementwise("Greater", other, mine, dtype=bool)
+    higher = graph.add_elementwise("Greater", other, own_score, dtype=bool)
     is_later = np.triu(np.ones((n, n), np.float32), 1)[None]
-    higher = graph.elementwise("Mul", graph.cast(higher, np.float32), is_later)
+    higher = graph.add_elementwise("Mul", graph.cast(higher, np.float32), is_later)
     # A token comes behind later tokens with higher scores, and behind earlier tokens,
     # except those with lower scores.
-    later = graph.reshape(graph.reduce("ReduceSum", higher, (2,)), other.shape)
-    lower = graph.reduce("ReduceSum", higher, (1,), keep=True)
-    earlier = graph.elementwise("Sub", np.arange(n)[None, None], lower)
-    return graph.reshape(graph.elementwise("Add", earlier, later), (batch, n))
+    later = graph.reshape(graph.add_reduction("ReduceSum", higher, (2,)), other.shape)
+    lower = graph.add_reduction("ReduceSum", higher, (1,), keep=True)
+    earlier = graph.add_elementwise("Sub", np.arange(n)[None, None], lower)
+    return graph.reshape(graph.add_elementwise("Add", earlier, later), (batch, n))
 
 
-@translates
-def onnx_count_kept_before(graph, keep):
+def add_count_kept_before(graph: Graph, keep: Value) -> Value:
     keep = graph.cast(keep, np.float32)
-    return graph.op("CumSum", [keep, 1], keep.shape, np.float32, exclusive=1)
+    return graph.add_node("CumSum", [keep, 1], keep.shape, np.float32, exclusive=1)
 
 
-@translates
-def onnx_index_kept_tokens(graph, keep):
-    before = onnx_count_kept_before(graph, keep)
+def add_index_kept_tokens(graph: Graph, keep: Value) -> Value:
+    before = add_count_kept_before(graph, keep)
     # As in `ranking.index_kept_tokens`, the index of a dropped token is negative.
     operands = [keep, before, np.float32(-keep.shape[1])]
-    return graph.op("Where", operands, keep.shape, np.float32)
+    return graph.add_node("Where", operands, keep.shape, np.float32)
 
 
-@translates
-def onnx_invert_order(graph, position, wanted):
+def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Value:
     batch, n = position.shape
     if isinstance(wanted, int):
         wanted = Value.constant(np.arange(wanted))
     m = wanted.shape[-1]
-    ranks = None
-    known = np.ravel(-1 if wanted.array is None else wanted.array)
-    if known.size and (np.diff(known) == 1).all():
-        ranks = (position, int(known[0]))
+    index_ranks = None
+    known_positions = np.ravel(-1 if wanted.array is None else wanted.array)
+    if known_positions.size and (np.diff(known_positions) == 1).all():
+        index_ranks = (position, int(known_positions[0]))
     sorted_tokens = graph.notes[position.name].sorted_tokens
     # A missing position has no sorted token.
-    if sorted_tokens and (known >= 0).all() and (known < n).all():
-        operands = [sorted_tokens, known.astype(np.int64)]
-        integers = graph.op("Gather", operands, (batch, m), np.int64, axis=1)
+    if sorted_tokens and (known_positions >= 0).all() and (known_positions < n).all():
+        operands = [sorted_tokens, known_positions.astype(np.int64)]
+        integers = graph.add_node("Gather", operands, (batch, m), np.int64, axis=1)
         index = graph.cast(integers, np.float32)
-        graph.notes[index.name] = Note(integers=integers, ranks=ranks)
+        graph.notes[index.name] = Note(integers=integers, ranks=index_ranks)
         return index
     wanted = graph.reshape(wanted, (1, m, 1))
-    one_hot = _equal(graph, graph.reshape(position, (batch, 1, n)), wanted)
+    one_hot = _equality(graph, graph.reshape(position, (batch, 1, n)), wanted)
     tokens = Value.constant(np.arange(n)[None])
-    index = graph.reduce("ReduceSum", _weighted(graph, one_hot, tokens), (2,))
-    graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks)
+    terms = _weighted_columns(graph, one_hot, tokens)
+    index = graph.add_reduction("ReduceSum", terms, (2,))
+    graph.notes[index.name] = Note(one_hot=one_hot, ranks=index_ranks)
     return index
 
 
-@translates
-def onnx_pick_by_rank(graph, position, length, *values):
-    index = onnx_invert_order(graph, position, length)
+def add_pick_by_rank(
+    graph: Graph, position: Value, length: int | Value, *values: Value
+) -> Values:
+    index = add_invert_order(graph, position, length)
     one_hot = graph.notes[index.name].one_hot
     if one_hot is None:
-        return [onnx_gather_rows(graph, value, index) for value in values]
+        return [add_gather_rows(graph, value, index) for value in values]
     # A missing position has a row of zeros, and so the value 0.
-    terms = [_weighted(graph, one_hot, value) for value in values]
-    return [graph.reduce("ReduceSum", term, (2,)) for term in terms]
+    terms = [_weighted_columns(graph, one_hot, value) for value in values]
+    return [graph.add_reduction("ReduceSum", term, (2,)) for term in terms]
 
 
-@translates
-def onnx_sum_arrays(graph, arrays, axis):
-    return [graph.reduce("ReduceSum", value, (axis,)) for value in arrays]
+def add_sum_arrays(graph: Graph, arrays: Values, axis: int) -> Values:
+    return [graph.add_reduction("ReduceSum", value, (axis,)) for value in arrays]
 
 
-@translates
-def onnx_find_partners(graph, similarity, tokens):
+def add_find_partners(graph: Graph, similarity: Value, tokens: Value) -> Values:
     best, place = first_best(graph, similarity, 2, "Max")
-    return [best, onnx_gather_rows(graph, tokens, place)]
+    return [best, add_gather_rows(graph, tokens, place)]
 
 
-def first_best(graph, x, axis, kind):
+def first_best(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, Value]:
     """The largest value along an axis, and its first index, without the axis.
 
     kind: "Max", or "Min" for the smallest value
     """
-    source, order = graph.untransposed(x)
-    rest = [each for each in order if each != order[axis]]
-    if rest == sorted(rest):
+    source, order = graph.source_and_order(x)
+    other_order = [each for each in order if each != order[axis]]
+    if other_order == sorted(other_order):
         # onnxruntime would transpose booleans, which WebGPU does not.
         x = source
         axis = order[axis]
-    rest = (*x.shape[:axis], *x.shape[axis + 1 :])
+    other_order = (*x.shape[:axis], *x.shape[axis + 1 :])
     if graph.gathers:
         options = {"axis": int(axis), "keepdims": 0}
-        index = graph.op(f"Arg{kind}", [x], rest, np.int64, **options)
-        return graph.reduce(f"Reduce{kind}", x, (axis,)), _numbers(graph, index)
-    best = graph.reduce(f"Reduce{kind}", x, (axis,), keep=True)
-    is_best = graph.elementwise("Equal", x, best, dtype=bool)
-    n = x.shape[axis]
-    sides = [1] * x.ndim
-    sides[axis] = n
-    index = Value.constant(np.arange(n).reshape(sides))
-    operands = [is_best, index, np.float32(n)]
-    index = graph.op("Where", operands, is_best.shape, np.float32)
-    index = graph.reduce("ReduceMin", index, (axis,), keep=True)
-    return graph.reshape(best, rest), graph.reshape(index, rest)
+        index = graph.add_node(f"Arg{kind}", [x], other_order, np.int64, **options)
+        best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,))
+        return best_value, _noted_index(graph, index)
+    best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,), keep=True)
+    is_best = graph.add_elementwise("Equal", x, best_value, dtype=bool)
+    length = x.shape[axis]
+    index_shape = [1] * x.ndim
+    index_shape[axis] = length
+    index = Value.constant(np.arange(length).reshape(index_shape))
+    operands = [is_best, index, np.float32(length)]
+    index = graph.add_node("Where", operands, is_best.shape, np.float32)
+    index = graph.add_reduction("ReduceMin", index, (axis,), keep=True)
+    return graph.reshape(best_value, other_order), graph.reshape(index, other_order)
 
 
-@translates
-def onnx_distance_to_earlier(graph, similarity, order):
+def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
-    mine = graph.reshape(graph.elementwise("Mul", order, 4), (batch, n, 1))
-    other = graph.reshape(graph.elementwise("Add", mine, 4), (batch, 1, n))
-    penalty = graph.elementwise("Min", graph.elementwise("Sub", mine, other), 0)
-    highest = graph.elementwise("Add", similarity, penalty)
-    highest = graph.reduce("ReduceMax", highest, (2,))
+    own_order = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
+    other = graph.reshape(graph.add_elementwise("Add", own_order, 4), (batch, 1, n))
+    lead = graph.add_elementwise("Sub", own_order, other)
+    penalty = graph.add_elementwise("Min", lead, 0)
+    highest = graph.add_elementwise("Add", similarity, penalty)
+    highest = graph.add_reduction("ReduceMax", highest, (2,))
     # The first token's distance is 4, not 2: it has the highest score anyway.
     one = Value.constant(np.float32(1))
-    return graph.elementwise("Sub", one, highest)
+    return graph.add_elementwise("Sub", one, highest)
 
 
-@translates
-def onnx_join_kept(graph, similarity, order, n_out):
+def add_join_kept(graph: Graph, similarity: Value, order: Value, n_out: int) -> Values:
     n = similarity.shape[1]
-    itself = 2 * np.eye(n, dtype=np.float32)[None]
-    similarity = graph.elementwise("Add", similarity, itself)
-    tokens = onnx_invert_order(graph, order, n_out)
-    to_kept = onnx_gather_rows(graph, similarity, tokens)  # similarities are symmetric
-    best, slot = first_best(graph, to_kept, 1, "Max")
-    return [slot, graph.elementwise("Min", best, 1)]
+    self_bonus = 2 * np.eye(n, dtype=np.float32)[None]
+    similarity = graph.add_elementwise("Add", similarity, self_bonus)
+    tokens = add_invert_order(graph, order, n_out)
+    kept_similarity = add_gather_rows(
+        graph, similarity, tokens
+    )  # similarities are symmetric
+    best_similarity, slot = first_best(graph, kept_similarity, 1, "Max")
+    return [slot, graph.add_elementwise("Min", best_similarity, 1)]
 
 
-@translates
-def onnx_gather_rows(graph, x, index):
+def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
     n = x.shape[1]
     shape = (*index.shape, *x.shape[2:])
     if index.ndim != 2:
         index = graph.reshape(index, (index.shape[0], math.prod(index.shape[1:])))
-        return graph.reshape(onnx_gather_rows(graph, x, index), shape)
+        return graph.reshape(add_gather_rows(graph, x, index), shape)
     if x.dtype.kind == "b":
-        return graph.cast(onnx_gather_rows(graph, graph.as_number(x), index), bool)
-    rows = graph.unexpanded(x).array
+        return graph.cast(add_gather_rows(graph, graph.as_number(x), index), bool)
+    rows = graph.broadcast_source(x).array
     if rows is not None and rows.ndim == x.ndim and len(rows) == 1:
         if (rows == rows[:, :1]).all():  # the same for all tokens
             return graph.expand(Value.constant(rows[:, :1]), shape)
@@ -335,177 +344,190 @@ def onnx_gather_rows(graph, x, index):
                 step = rows[0, 1] - rows[0, 0]
                 evenly_spaced = np.arange(n, dtype=np.float32) * step + rows[0, 0]
             if np.array_equal(rows[0], evenly_spaced):
-                scaled = graph.elementwise("Mul", index, step)
-                return graph.elementwise("Add", scaled, rows[0, 0])
-    tokens, first = graph.unsliced(index, 1)
-    if graph.notes[x.name].by_rank and graph.notes[tokens.name].ranks:
-        values, ranks = graph.notes[x.name].by_rank
-        of_index, lowest = graph.notes[tokens.name].ranks
-        if of_index == ranks:
-            first += lowest
-            return graph.slice(values, 1, first, first + index.shape[1])
+                scaled = graph.add_elementwise("Mul", index, step)
+                return graph.add_elementwise("Add", scaled, rows[0, 0])
+    all_tokens, start = graph.source_and_start(index, 1)
+    by_rank = graph.notes[x.name].by_rank
+    index_ranks = graph.notes[all_tokens.name].ranks
+    if by_rank and index_ranks:
+        values, ranks = by_rank
+        token_ranks, lowest = index_ranks
+        if token_ranks == ranks:
+            start += lowest
+            return graph.slice(values, 1, start, start + index.shape[1])
     if graph.gathers:
-        return _gathered(graph, x, index, shape)
+        return _gathered_rows(graph, x, index, shape)
     one_hot = _one_hot(graph, index, n)
     if x.ndim == 2:
         # Not a product of matrices, which int8 would round.
-        out = _row_sums(graph, _weighted(graph, one_hot, x))
-        out = graph.cast(graph.reshape(out, shape), x.dtype)
-        graph.notes[out.name] = Note(by_rank=(x, index))
-        return out
+        picked_values = _row_sums(graph, _weighted_columns(graph, one_hot, x))
+        picked_values = graph.cast(graph.reshape(picked_values, shape), x.dtype)
+        graph.notes[picked_values.name] = Note(by_rank=(x, index))
+        return picked_values
     rows = graph.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
-    return graph.reshape(_product(graph, one_hot, rows), shape)
+    return graph.reshape(_token_product(graph, one_hot, rows), shape)
 
 
-def _gathered(graph, x, index, shape):
-    places = (*index.shape, 1) if x.ndim > 2 else index.shape
+def _gathered_rows(graph: Graph, x: Value, index: Value, shape: Shape) -> Value:
+    index_shape = (*index.shape, 1) if x.ndim > 2 else index.shape
     if index.array is not None:
-        integers = Value.counts(index.array.reshape(places))
+        integers = Value.int64_constant(index.array.reshape(index_shape))
     else:
-        source, first = graph.unsliced(index, 1)
+        source, start = graph.source_and_start(index, 1)
         integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
-        integers = graph.slice(integers, 1, first, first + index.shape[1])
-        integers = graph.reshape(integers, places)
+        integers = graph.slice(integers, 1, start, start + index.shape[1])
+        integers = graph.reshape(integers, index_shape)
     if x.ndim > 2:
-        return graph.op("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
-    return graph.op("GatherElements", [x, integers], shape, x.dtype, axis=1)
+        return graph.add_node("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
+    return graph.add_node("GatherElements", [x, integers], shape, x.dtype, axis=1)
 
 
-def _product(graph, matrix, x):
+def _token_product(graph: Graph, matrix: Value, x: Value) -> Value:
     """Multiply a matrix [B, m, n] and tokens [B, n, D], in the tokens' dtype."""
     matrix = graph.cast(matrix, x.dtype)
     shape = (*matrix.shape[:2], x.shape[2])
-    return graph.op("MatMul", [matrix, x], shape, x.dtype)
+    return graph.add_node("MatMul", [matrix, x], shape, x.dtype)
 
 
 # Slots
 
 
-def _is_in_slot(graph, dest, n_out):
+def _is_in_slot(graph: Graph, dest: Value, n_out: int) -> Value:
     """`merging.is_in_slot` as float32."""
     batch, n = dest.shape
     slots = np.arange(n_out)[None, :, None]
-    return _equal(graph, graph.reshape(dest, (batch, 1, n)), slots)
+    return _equality(graph, graph.reshape(dest, (batch, 1, n)), slots)
 
 
-@translates
-def onnx_sum_by_slot(graph, values, slot_of_token, n_out):
-    terms = _weighted(graph, _is_in_slot(graph, slot_of_token, n_out), values)
-    return graph.reduce("ReduceSum", terms, (2,))
+def add_sum_by_slot(
+    graph: Graph, values: Value, slot_of_token: Value, n_out: int
+) -> Value:
+    terms = _weighted_columns(graph, _is_in_slot(graph, slot_of_token, n_out), values)
+    return graph.add_reduction("ReduceSum", terms, (2,))
 
 
-@translates
-def onnx_slot_matrix(graph, weight, slot_of_token, n_out, mean):
-    matrix = _weighted(graph, _is_in_slot(graph, slot_of_token, n_out), weight)
+def add_slot_matrix(
+    graph: Graph, weight: Value, slot_of_token: Value, n_out: int, mean: bool
+) -> Value:
+    matrix = _weighted_columns(graph, _is_in_slot(graph, slot_of_token, n_out), weight)
     if not mean:
         return matrix
-    return graph.elementwise("Div", matrix, _row_sums(graph, matrix))
+    return graph.add_elementwise("Div", matrix, _row_sums(graph, matrix))
 
 
-def _weighted(graph, matrix, weight):
+def _weighted_columns(graph: Graph, matrix: Value, weight: Value) -> Value:
     """Multiply columns by weights. [B, m, n], [B, n] -> [B, m, n] float32."""
     weight = graph.cast(weight, np.float32)
-    rows = graph.unexpanded(weight).array
+    rows = graph.broadcast_source(weight).array
     if rows is not None and (rows == 1).all():
         return matrix
     weight = graph.reshape(weight, (weight.shape[0], 1, weight.shape[1]))
-    return graph.elementwise("Mul", matrix, weight)
+    return graph.add_elementwise("Mul", matrix, weight)
 
 
-def _row_sums(graph, matrix):
-    return graph.reduce("ReduceSum", matrix, (2,), keep=True)
+def _row_sums(graph: Graph, matrix: Value) -> Value:
+    return graph.add_reduction("ReduceSum", matrix, (2,), keep=True)
 
 
-@translates
-def onnx_merge_features(graph, x, size, assignment):
+def add_merge_features(
+    graph: Graph, x: Value, size: Value, assignment: Any
+) -> Values | None:
     """Kept rows, plus a matrix product of the absorbed rows."""
     index = assignment.index
     if index is None:
         return None
     batch, n_out = index.kept_tokens.shape
-    absorbs = index.absorbed_tokens.shape[1]
+    absorbed_count = index.absorbed_tokens.shape[1]
     prefix = x.shape[1] - assignment.slot_of_token.shape[1]
-    keep = _with_prefix(graph, index.kept_tokens, prefix)
-    kept = onnx_gather_rows(graph, x, keep)
-    if absorbs:
-        absorbed = _with_prefix(graph, index.absorbed_tokens, prefix, are_first=False)
-        slot = np.arange(-prefix, n_out)[None, :, None]
-        target = graph.reshape(index.target_slots, (batch, 1, absorbs))
-        joins = _equal(graph, target, slot)
+    kept_index = _prefixed_index(graph, index.kept_tokens, prefix)
+    kept_rows = add_gather_rows(graph, x, kept_index)
+    absorbed_index = None
+    if absorbed_count:
+        absorbed_index = _prefixed_index(graph, index.absorbed_tokens, prefix, False)
+        slots = np.arange(-prefix, n_out)[None, :, None]
+        target_slots = graph.reshape(index.target_slots, (batch, 1, absorbed_count))
+        is_joined = _equality(graph, target_slots, slots)
 
-    def terms(values=None):
+    def merge_terms(values: Value | None = None) -> tuple[Value, Value | None, Value]:
         """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
         own = Value.constant(np.float32(1))  # no values: ones
         if values is not None:
-            own = onnx_gather_rows(graph, values, keep)
+            own = add_gather_rows(graph, values, kept_index)
             own = graph.reshape(own, (*own.shape, 1))
-        if not absorbs:
+        if absorbed_index is None:
             return own, None, own
-        added = joins
+        absorbed = is_joined
         if values is not None:
-            added = _weighted(graph, joins, onnx_gather_rows(graph, values, absorbed))
-        total = _row_sums(graph, added)
-        return own, added, graph.elementwise("Add", own, total)
+            absorbed_values = add_gather_rows(graph, values, absorbed_index)
+            absorbed = _weighted_columns(graph, is_joined, absorbed_values)
+        total = _row_sums(graph, absorbed)
+        return (own, absorbed, graph.add_elementwise("Add", own, total))
 
-    factor, shares, total = terms(size)
-    sizes = graph.reshape(total, keep.shape)
-    if assignment.mean and not absorbs:
-        return [kept, sizes]
+    kept_factor, absorbed_factor, total = merge_terms(size)
+    merged_sizes = graph.reshape(total, kept_index.shape)
+    if assignment.mean and not absorbed_count:
+        return [kept_rows, merged_sizes]
     # Means are float32 in float16 graphs, too.
-    kept = graph.cast(kept, np.float32)
+    kept_rows = graph.cast(kept_rows, np.float32)
     if assignment.weight is not None:
         weight = graph.cast(assignment.weight, np.float32)
         operands = [weight, [0, prefix, 0, 0], np.float32(1)]
-        weight = graph.op("Pad", operands, size.shape, np.float32)
-        factor, shares, total = terms(weight)
+        weight = graph.add_node("Pad", operands, size.shape, np.float32)
+        kept_factor, absorbed_factor, total = merge_terms(weight)
     elif not assignment.by_size:
-        factor, shares, total = terms()
+        kept_factor, absorbed_factor, total = merge_terms()
     if assignment.mean:
-        factor = graph.elementwise("Div", factor, total)
-        shares = graph.elementwise("Div", shares, total)
-    merged = graph.elementwise("Mul", kept, factor)
-    if absorbs:
-        rows = graph.cast(onnx_gather_rows(graph, x, absorbed), np.float32)
-        merged = graph.elementwise("Add", merged, _product(graph, shares, rows))
-    return [graph.cast(merged, x.dtype), sizes]
+        kept_factor = graph.add_elementwise("Div", kept_factor, total)
+    if assignment.mean and absorbed_factor is not None:
+        absorbed_factor = graph.add_elementwise("Div", absorbed_factor, total)
+    merged = graph.add_elementwise("Mul", kept_rows, kept_factor)
+    if absorbed_index is not None and absorbed_factor is not None:
+        absorbed_rows = add_gather_rows(graph, x, absorbed_index)
+        absorbed_rows = graph.cast(absorbed_rows, np.float32)
+        absorbed = _token_product(graph, absorbed_factor, absorbed_rows)
+        merged = graph.add_elementwise("Add", merged, absorbed)
+    return [graph.cast(merged, x.dtype), merged_sizes]
 
 
-def _with_prefix(graph, index, prefix, are_first=True):
+def _prefixed_index(
+    graph: Graph, index: Value, prefix: int, are_first: bool = True
+) -> Value:
     """Count the prefix in indices [B, m] of image tokens.
 
     are_first: put the prefix's own indices in front, [B, prefix + m]
     """
-    shifted = graph.elementwise("Add", index, prefix)
+    shifted = graph.add_elementwise("Add", index, prefix)
     if not prefix or not are_first:
         return shifted
-    batch, m = index.shape
+    batch, index_count = index.shape
     operands = [shifted, [0, prefix, 0, 0], np.float32(0)]
-    padded = graph.op("Pad", operands, (batch, prefix + m), np.float32)
-    front = np.zeros((1, prefix + m), np.float32)
-    front[0, :prefix] = np.arange(prefix)
-    return graph.elementwise("Add", padded, front) if prefix > 1 else padded
+    padded = graph.add_node("Pad", operands, (batch, prefix + index_count), np.float32)
+    prefix_index = np.zeros((1, prefix + index_count), np.float32)
+    prefix_index[0, :prefix] = np.arange(prefix)
+    return graph.add_elementwise("Add", padded, prefix_index) if prefix > 1 else padded
 
 
-@translates
-def onnx_attend_merged(graph, attention, value, assignment, size):
+def add_attend_merged(
+    graph: Graph, attention: Value, value: Value, assignment: Any, size: Value
+) -> Value | None:
     """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
     # A merged map has sums of columns, and means of rows.
     batch, heads, queries, tokens = attention.shape
     slots = value.shape[1]
     index = assignment.index
-    absorbs = 0 if index is None else index.absorbed_tokens.shape[1]
-    if not absorbs or slots + absorbs < tokens:  # none merges, or some are dropped
+    absorbed_count = 0 if index is None else index.absorbed_tokens.shape[1]
+    if (
+        not absorbed_count or slots + absorbed_count < tokens
+    ):  # none merges, or some are dropped
         return None
-    slot = _with_prefix(
-        graph, assignment.slot_of_token, tokens - assignment.slot_of_token.shape[1]
-    )
-    rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
-    rows = onnx_gather_rows(graph, rows, slot)
-    heads = (heads, value.shape[3])
-    out = _weighted_sum(graph, attention, graph.reshape(rows, (batch, tokens, *heads)))
+    prefix = tokens - assignment.slot_of_token.shape[1]
+    slot_of_row = _prefixed_index(graph, assignment.slot_of_token, prefix)
+    value_rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
+    value_rows = add_gather_rows(graph, value_rows, slot_of_row)
+    shape = (batch, tokens, heads, value.shape[3])
+    out = _weighted_sum(graph, attention, graph.reshape(value_rows, shape))
     if queries < tokens:
         return out
-    rows, _ = onnx_merge_features(
-        graph, graph.reshape(out, rows.shape), size, assignment
-    )
-    return graph.reshape(rows, (batch, slots, *heads))
+    out = graph.reshape(out, value_rows.shape)
+    merged = add_merge_features(graph, out, size, assignment)
+    return graph.reshape(merged[0], value.shape) if merged else None

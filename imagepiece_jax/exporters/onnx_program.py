@@ -16,22 +16,27 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.program_facts import FACTS, digest_of, facts_file
+from imagepiece_jax.exporters.program_facts import (
+    REQUIRED_FACTS,
+    facts_file,
+    graph_digest,
+)
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.weights.described import guarded
+from imagepiece_jax.weights.described import parse_content
 
-KIND = "ONNX file"
-FIRST = "1.17"  # of onnxruntime's versions, that has opset 20, and so its Gelu
+PROGRAM_KIND = "ONNX file"
+OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class OnnxProgram:
     """A `Program` in onnxruntime."""
 
+    path: pathlib.Path
     model: ViT
     class_names: tuple[str | None, ...] | None = None
     origin: Origin
@@ -50,21 +55,23 @@ class OnnxProgram:
         self, pixels: np.ndarray, name: str = "logits", size: int | None = None
     ) -> np.ndarray:
         """Like `Program.__call__`."""
-        names = [output.name for output in self.session.get_outputs()]
-        if name not in names:
+        output_names = [output.name for output in self.session.get_outputs()]
+        if name not in output_names:
             title = self.origin.title
-            raise InputError(f"{title} returns {', '.join(names)}, and no {name}")
-        rows = []
-        for images in self.parts(pixels, size):
-            rows += self.session.run([name], {self.input_name: images})
-        return np.concatenate(rows)[: len(pixels)]
+            raise InputError(
+                f"{title} returns {', '.join(output_names)}, and no {name}"
+            )
+        output_rows = []
+        for images in self.prepared_batches(pixels, size):
+            output_rows += self.session.run([name], {self.input_name: images})
+        return np.concatenate(output_rows)[: len(pixels)]
 
     def prepared_call(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
         """Like `Program.prepared_call`, for all outputs."""
-        images = {self.input_name: self.prepared(pixels)}
+        images = {self.input_name: self.prepared_images(pixels)}
         return functools.partial(self.session.run, None, images)
 
-    def prepared(self, pixels: np.ndarray) -> np.ndarray:
+    def prepared_images(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
         images = np.asarray(pixels)
         if self.input_dtype != "uint8":
@@ -73,17 +80,17 @@ class OnnxProgram:
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return images
 
-    def parts(
+    def prepared_batches(
         self, pixels: np.ndarray, size: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield images `prepared` in batches; see `Program.__call__`."""
+        """Yield images `prepared_images` in batches; see `Program.__call__`."""
         size = self.batch_size or size or len(pixels)
         for start in range(0, len(pixels), size):
-            part = np.asarray(pixels[start : start + size])
+            batch = np.asarray(pixels[start : start + size])
             # A fixed batch size pads the last part.
-            missing = size - len(part) if self.batch_size else 0
-            part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
-            yield self.prepared(part)
+            missing = size - len(batch) if self.batch_size else 0
+            batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
+            yield self.prepared_images(batch)
 
 
 def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
@@ -95,14 +102,14 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
     path.stat()  # FileNotFoundError for the file itself
     file = facts_file(path)
     facts = read_json(file) if file.exists() else {}
-    if not FACTS <= {*facts}:
+    if not REQUIRED_FACTS <= {*facts}:
         raise InputError(
-            f"{KIND} {path} lacks the {file.name} that export writes beside it"
+            f"{PROGRAM_KIND} {path} lacks the {file.name} that export writes beside it"
         )
-    if facts.get("digest") != digest_of(path):
+    if facts.get("digest") != graph_digest(path):
         raise InputError(
-            f"{KIND} {path} and {file.name} are not from the same export, or from an "
-            "earlier version; export the model again"
+            f"{PROGRAM_KIND} {path} and {file.name} are not from the same export, or "
+            "from an earlier version; export the model again"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
@@ -114,25 +121,27 @@ def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgra
     except Exception as error:  # onnxruntime's errors share no class
         reason = str(error).partition("\n")[0]
         version = onnxruntime.__version__
-        if [*map(int, version.split(".")[:2])] < [*map(int, FIRST.split("."))]:
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_ONNXRUNTIME:
             reason = (
                 f"onnxruntime {version} lacks Gelu of opset {facts['opset']}, which "
-                f"{FIRST} has; install a newer one"
+                f"{'.'.join(map(str, OLDEST_ONNXRUNTIME))} has; install a newer one"
             )
-        raise InputError(f"{KIND} {path}: {reason}") from error
-    return guarded(file, described_program, path, facts, session)
+        raise InputError(f"{PROGRAM_KIND} {path}: {reason}") from error
+    return parse_content(file, program_from_facts, path, facts, session)
 
 
-def described_program(
+def program_from_facts(
     path: pathlib.Path, facts: Mapping[str, Any], session: Any
 ) -> OnnxProgram:
     """Make the program of a session from the JSON beside its file."""
-    fields = _without_names(facts["model"])
+    fields = _without_type_names(facts["model"])
     arch = Architecture(**fields.pop("arch"))
-    images = dict(facts["preprocessing"])
-    images.pop("resized", None)  # for readers: no field of Preprocessing
-    images = Preprocessing(tuple(images.pop("image_size")), **images)
-    config = ViTConfig(**fields | {"arch": arch, "preprocessing": images})
+    preprocessing = dict(facts["preprocessing"])
+    preprocessing.pop("resized", None)  # for readers: no field of Preprocessing
+    preprocessing = Preprocessing(
+        tuple(preprocessing.pop("image_size")), **preprocessing
+    )
+    config = ViTConfig(**fields | {"arch": arch, "preprocessing": preprocessing})
     batch_size, channels, *_ = facts["input"]["shape"]
     dtype = np.dtype(facts["dtype"])
     model = build_model(config, facts["method"])
@@ -140,9 +149,10 @@ def described_program(
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
     return OnnxProgram(
+        path=path,
         model=model.with_execution(dtype=dtype, attention_impl="onnxruntime"),
         class_names=class_names,
-        origin=Origin(path=path, kind=KIND, name=path.name),
+        origin=Origin(path=path, kind=PROGRAM_KIND, name=path.name),
         facts=facts,
         session=session,
         input_name=facts["input"]["name"],
@@ -152,8 +162,8 @@ def described_program(
     )
 
 
-def _without_names(record: Any) -> Any:
+def _without_type_names(record: Any) -> Any:
     """Remove the dataclass names from a record of `as_json`."""
     if not isinstance(record, Mapping):
         return record
-    return {k: _without_names(value) for k, value in record.items() if k != "is"}
+    return {k: _without_type_names(value) for k, value in record.items() if k != "is"}

@@ -18,7 +18,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 
-FACTS = {"input", "output", "preprocessing"}  # every program has these
+REQUIRED_FACTS = {"input", "output", "preprocessing"}  # every program has these
 
 
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
@@ -34,13 +34,13 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
         return {}
 
 
-def digest_of(out: str | os.PathLike) -> str:
+def graph_digest(out: str | os.PathLike) -> str:
     """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
     with open(out, "rb") as graph:
         return hashlib.file_digest(graph, "sha256").hexdigest()
 
 
-def files_of(out: str | os.PathLike) -> list[pathlib.Path]:
+def program_files(out: str | os.PathLike) -> list[pathlib.Path]:
     """The program's file, and the second file of a program with large weights."""
     out = pathlib.Path(out)
     files = [out]
@@ -61,16 +61,17 @@ def exported_images(
     pixels: uint8 images, normalized by the program; else float32
     channels_first: [batch, 3, H, W]; else [batch, H, W, 3]
     """
-    if batch_size is None:
-        (batch_size,) = jax.export.symbolic_shape("batch")
-    shape = (batch_size, *image_sides(vit.image_size), 3)
+    batch: Any = batch_size
+    if batch is None:
+        (batch,) = jax.export.symbolic_shape("batch")
+    shape = (batch, *image_sides(vit.image_size), 3)
     if channels_first:
-        shape = (batch_size, 3, *image_sides(vit.image_size))
+        shape = (batch, 3, *image_sides(vit.image_size))
     dtype = "uint8" if pixels else "float32"
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
-def output_dtype(dtype) -> np.dtype:
+def output_dtype(dtype: np.dtype) -> np.dtype:
     """Dtype of an output for a JAX dtype: floats are float32, as programs expect."""
     if jnp.issubdtype(dtype, jnp.floating):
         return np.dtype(np.float32)
@@ -90,15 +91,15 @@ def program_facts(
     outputs = outputs or ProgramOutputs(vit)
     model = outputs.model
     config = model.config
-    arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
+    output_arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
 
-    def entry(name, array):
+    def array_facts(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
         shape = [side if isinstance(side, int) else str(side) for side in array.shape]
         return {"name": name, "shape": shape, "dtype": output_dtype(array.dtype).name}
 
-    output = [*map(entry, outputs.names, arrays)]
-    if len(output) == 1:
-        output = output[0]
+    output_facts = [*map(array_facts, outputs.output_names, output_arrays)]
+    if len(output_facts) == 1:
+        output_facts = output_facts[0]
     if images.dtype == jnp.uint8:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     else:
@@ -107,22 +108,22 @@ def program_facts(
             "mean": config.mean,
             "std": config.std,
         }
-    prepared = vit.preprocessing.as_json
+    preprocessing = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
-        prepared["resized"] = list(vit.preprocessing.resized)
-    are_classes = "logits" in outputs.names and vit.config.head.is_classifier
+        preprocessing["resized"] = list(vit.preprocessing.resized)
+    has_classes = "logits" in outputs.output_names and vit.config.head.is_classifier
     method = None  # a plan made by hand has no method
     if vit.reduction is not None:
         method = str(vit.reduction)
     return {
-        "input": entry(outputs.image, images),
+        "input": array_facts(outputs.input_name, images),
         "normalization": normalization,
-        "output": output,
+        "output": output_facts,
         "classes": config.num_classes,
         "class_names": vit.class_names,
         "problem_type": config.problem_type if config.num_classes else None,
-        "activation": config.head.activation if are_classes else None,
-        "preprocessing": prepared,
+        "activation": config.head.activation if has_classes else None,
+        "preprocessing": preprocessing,
         "model": as_json(config),
         "method": method,
         "recovered": vit.recovered and vit.recovered.name,

@@ -1,42 +1,44 @@
 """Inputs and outputs of an exported program: logits, features, or vectors."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax.numpy as jnp
+from jax import Array
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT, final_norm
+from imagepiece_jax.models.vit import Outputs, ViT, final_norm
 
-OUTPUTS = ("logits", "features", "patches")
+OUTPUT_CHOICES = ("logits", "features", "patches")
 
 
 class ProgramOutputs:
-    """Arrays returned by `vit`'s program, in the order of `names`.
+    """Arrays returned by `vit`'s program, in the order of `output_names`.
 
-    image: name of the program's input
+    input_name: of the program
     channels_first: input [batch, 3, H, W]; else [batch, H, W, 3]
     output: "logits" (pooled vectors of a model without classes), "features" (the pooled
         vector, patches, prefix tokens, and a mask of dropped patches) or "patches"
         (only a feature per patch)
     """
 
-    image = "images"
+    input_name = "images"
     channels_first = False
 
-    def __init__(self, vit: Pretrained, output: str = "logits"):
-        check_choice("output", output, OUTPUTS)
+    def __init__(self, vit: Pretrained, output: str = "logits") -> None:
+        check_choice("output", output, OUTPUT_CHOICES)
         self.model = vit.model
         self.has_features = output != "logits"
-        self.names = ["logits" if self.model.config.num_classes else "pooled"]
+        self.output_names = ["logits" if self.model.config.num_classes else "pooled"]
         if output == "features":
-            self.names = ["pooled", "patches", "prefix", "dropped"]
+            self.output_names = ["pooled", "patches", "prefix", "dropped"]
             if not self.model.config.arch.prefix:  # its array would have no elements
-                self.names.remove("prefix")
+                self.output_names.remove("prefix")
         elif output == "patches":
-            self.names = ["patches"]
+            self.output_names = ["patches"]
 
     def forward(self, model: ViT) -> Callable:
         """Return a function (variables, images) -> tuple of arrays, one per name.
@@ -44,15 +46,15 @@ class ProgramOutputs:
         model: the model in its exported form
         """
         if not self.has_features:
-            run = optimize.forward_logits(model)
-            return lambda variables, images: (run(variables, images),)
-        run = features.forward_features(model)
+            run_model = optimize.forward_logits(model)
+            return lambda variables, images: (run_model(variables, images),)
+        run_model = features.forward_features(model)
 
-        def arrays(variables, images):
-            outputs = run(variables, images)
-            return tuple(getattr(outputs, name) for name in self.names)
+        def output_arrays(variables: dict, images: Array) -> tuple[Array, ...]:
+            outputs = run_model(variables, images)
+            return tuple(getattr(outputs, name) for name in self.output_names)
 
-        return arrays
+        return output_arrays
 
 
 class TowerOutputs(ProgramOutputs):
@@ -66,26 +68,26 @@ class TowerOutputs(ProgramOutputs):
 
     def __init__(
         self, vit: Pretrained, image: str, arrays: dict[str, str], pixels: bool
-    ):
+    ) -> None:
         self.model = vit.model
-        self.image = image
+        self.input_name = image
         self.channels_first = not pixels
-        self.names = [*arrays]
-        self.arrays = [*arrays.values()]
+        self.output_names = [*arrays]
+        self.array_names = [*arrays.values()]
 
     def forward(self, model: ViT) -> Callable:
         """Like `ProgramOutputs.forward`.
 
         Float images are [batch, 3, H, W], uint8 images [batch, H, W, 3].
         """
-        has_tokens = "last_hidden_state" in self.arrays
+        has_tokens = "last_hidden_state" in self.array_names
         model = model.with_execution(head_only=not has_tokens)
 
-        def arrays(variables, images):
+        def arrays(variables: dict[str, Any], images: Array) -> tuple[Array, ...]:
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
-            images = as_normalized(images, model.config.mean, model.config.std)
-            outputs = model.apply(variables, images)
+            normalized = as_normalized(images, model.config.mean, model.config.std)
+            outputs = cast(Outputs, model.apply(variables, normalized))
             tokens = outputs.state.x
             if not model.config.arch.pre_norm:  # CLIP has pre_norm
                 tokens = final_norm(model, variables)(tokens)
@@ -98,6 +100,6 @@ class TowerOutputs(ProgramOutputs):
                 "pooler_output": outputs.pooled,
                 "last_hidden_state": tokens,
             }
-            return tuple(arrays_by_name[name] for name in self.arrays)
+            return tuple(arrays_by_name[name] for name in self.array_names)
 
         return arrays

@@ -3,25 +3,25 @@
 import pathlib
 import tempfile
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from imagepiece_jax.exporters.onnx_program import OnnxProgram
-from imagepiece_jax.exporters.program_facts import files_of
+from imagepiece_jax.exporters.program_facts import program_files
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 # Products of tokens, norms, softmax, and scores of reductions stay float32: they have
 # few of the multiply-adds, and their rounding would change which tokens leave.
-QUANTIZED = ["Conv", "Gemm", "MatMul"]
+QUANTIZED_OPERATORS = ["Conv", "Gemm", "MatMul"]
 # Operators that decide by numbers, and whose outputs are no numbers of the model.
-DECISIONS = {"ArgMax", "ArgMin", "Equal", "Not"}
-DECISIONS |= {"Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+DECISION_OPERATORS = {"ArgMax", "ArgMin", "Equal", "Not"}
+DECISION_OPERATORS |= {"Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 
 
-def quantized(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
+def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
     """Quantize a float32 file to int8, with a scale per channel of its weights.
 
     pixels: images that give the ranges of activations, uint8 [images, H, W, 3]
@@ -30,18 +30,21 @@ def quantized(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
     from onnxruntime import quantization
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    path = program.origin.path
+    path = program.path
     model = onnx.load(path)
-    batches = ({program.input_name: images} for images in program.parts(pixels, 1))
-    calibration = types.SimpleNamespace(get_next=lambda: next(batches, None))
+    batches = (
+        {program.input_name: images} for images in program.prepared_batches(pixels, 1)
+    )
+    batch_reader = types.SimpleNamespace(get_next=lambda: next(batches, None))
+    data_reader = cast(quantization.CalibrationDataReader, batch_reader)
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess
     with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "int8.onnx")
+        int8_file = pathlib.Path(folder, "int8.onnx")
         quantization.quantize_static(
             model,
-            file,
-            calibration,
-            op_types_to_quantize=QUANTIZED,
+            int8_file,
+            data_reader,
+            op_types_to_quantize=QUANTIZED_OPERATORS,
             nodes_to_quantize=weight_products(model.graph),
             per_channel=True,
             # CPUs without VNNI add two products in 16 bits, where weights of 8 bits
@@ -50,9 +53,9 @@ def quantized(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=len(files_of(path)) > 1,
+            use_external_data_format=len(program_files(path)) > 1,
         )
-        return onnx.load(file)
+        return onnx.load(int8_file)
 
 
 def weight_products(graph: "GraphProto") -> list[str]:
@@ -61,15 +64,15 @@ def weight_products(graph: "GraphProto") -> list[str]:
     Others only decide which tokens leave, such as those of a selector.
     """
     weights = {tensor.name for tensor in graph.initializer}
-    live = {output.name for output in graph.output}
-    names = []
+    live_names = {output.name for output in graph.output}
+    product_names = []
     for node in reversed(graph.node):
         outputs = node.output
         if node.op_type == "TopK":
             outputs = node.output[:1]  # the values; the indices are a decision
-        if node.op_type in DECISIONS or not live & {*outputs}:
+        if node.op_type in DECISION_OPERATORS or not live_names & {*outputs}:
             continue
-        live |= {*node.input}
-        if node.op_type in QUANTIZED and node.input[1] in weights:
-            names.append(node.name)
-    return names
+        live_names |= {*node.input}
+        if node.op_type in QUANTIZED_OPERATORS and node.input[1] in weights:
+            product_names.append(node.name)
+    return product_names

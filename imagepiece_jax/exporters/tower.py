@@ -1,4 +1,4 @@
-"""Folders that other programs load: `LAYOUTS`, one entry per program.
+"""Folders that other programs load: `PROGRAM_LAYOUTS`, one entry per program.
 
 Sources: the loaders of immich's machine learning service, transformers.js, fastembed's
 ImageEmbedding, sentence-transformers with optimum-onnx, PhotoPrism's packages classify
@@ -19,29 +19,32 @@ from imagepiece_jax.exporters.program_facts import read_facts
 from imagepiece_jax.exporters.program_outputs import TowerOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.weights.file_names import CONFIG, PREPROCESSOR
-from imagepiece_jax.weights.transformers_config import RESAMPLE, RESCALE
+from imagepiece_jax.weights.file_names import CONFIG_FILE, PREPROCESSOR_FILE
+from imagepiece_jax.weights.transformers_config import (
+    INTERPOLATION_OF_RESAMPLE,
+    RESCALE_FACTOR,
+)
 
 # {dtype: end of the graph's name}, as transformers.js adds it for fp32, fp16 and q8
-SUFFIX = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
+DTYPE_SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
 # What a head gives.
-VECTORS, NUMBERS = "vectors", "regressed numbers"
-SOFTMAX, SIGMOID = "classes with softmax", "classes with sigmoid"
+VECTOR_HEAD, REGRESSION_HEAD = "vectors", "regressed numbers"
+SOFTMAX_HEAD, SIGMOID_HEAD = "classes with softmax", "classes with sigmoid"
 # A classifier's fields in config.json, and the end of its architecture's name.
-OF_CLASSES = ("id2label", "label2id", "num_labels", "problem_type")
-CLASSIFIER = "ForImageClassification"
-FILTERS = {name: number for number, name in RESAMPLE.items()}  # Pillow's filter numbers
+CLASSIFIER_FIELDS = ("id2label", "label2id", "num_labels", "problem_type")
+CLASSIFIER_ENDING = "ForImageClassification"
+PILLOW_FILTERS = {name: number for number, name in INTERPOLATION_OF_RESAMPLE.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ProgramLayout:
     """What one program loads. Functions take the model.
 
     outputs: {name of an output: array of TowerOutputs}
     graph: path of the graph in the folder; {folder} is the folder's name, and {dtype}
-        an entry of SUFFIX, for programs that choose a type by the file's name
+        an entry of DTYPE_SUFFIXES, for programs that choose a type by the file's name
     image: name of the graph's input
-    heads: heads that the program takes, among VECTORS, SOFTMAX, SIGMOID and NUMBERS
+    heads: head kinds that the program takes, such as VECTOR_HEAD
     files: {path in the folder: JSON value, or text}
     metadata: properties inside the ONNX file
     crops: modes of Preprocessing in which the program resizes beyond the image size,
@@ -53,7 +56,7 @@ class Layout:
     outputs: dict[str, str] | Callable[[Pretrained], dict[str, str]]
     graph: str | Callable[[Pretrained], str] = "model.onnx"
     image: str = "pixel_values"
-    heads: tuple[str, ...] = (VECTORS,)
+    heads: tuple[str, ...] = (VECTOR_HEAD,)
     files: Callable[[Pretrained], dict[str, Any]] = lambda vit: {}
     metadata: Callable[[Pretrained], dict[str, str]] = lambda vit: {}
     crops: tuple[str, ...] = CROP_MODES
@@ -65,58 +68,58 @@ def graph_file(
     folder: pathlib.Path, layout: str, vit: Pretrained, dtype: str = "float32"
 ) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
-    name = folder.resolve().name
-    graph = LAYOUTS[layout].graph
-    if callable(graph):
-        graph = graph(vit)
-    if "{folder}" in graph and not re.fullmatch("[a-z0-9_]+", name):
+    folder_name = folder.resolve().name
+    graph_path = PROGRAM_LAYOUTS[layout].graph
+    if callable(graph_path):
+        graph_path = graph_path(vit)
+    if "{folder}" in graph_path and not re.fullmatch("[a-z0-9_]+", folder_name):
         raise InputError(
             f"out is {folder}, but {layout} reads folders whose names have lower-case "
             "letters, digits and underscores alone"
         )
-    return folder / graph.format(folder=name, dtype=SUFFIX[dtype])
+    return folder / graph_path.format(folder=folder_name, dtype=DTYPE_SUFFIXES[dtype])
 
 
-def outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
+def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     """Inputs and outputs of a layout's graph.
 
     pixels: uint8 images [batch, H, W, 3]; else floats [batch, 3, H, W], normalized by
         the loading program
     Raises InputError for images or a head that the program does not take.
     """
-    entry = LAYOUTS[layout]
-    head = head_of(vit)
-    if head not in entry.heads:
+    program_layout = PROGRAM_LAYOUTS[layout]
+    head_words = head_kind(vit)
+    if head_words not in program_layout.heads:
         advice = ""
-        if VECTORS in entry.heads:
-            head = f"{vit.config.num_classes} {head}"
+        if VECTOR_HEAD in program_layout.heads:
+            head_words = f"{vit.config.num_classes} {head_words}"
             advice = "; num_classes=0 (--num-classes 0) removes the head"
         raise InputError(
-            f"layout is {layout!r}, which takes {' or '.join(entry.heads)}, but the "
-            f"weights give {head}{advice}"
+            f"layout is {layout!r}, which takes {' or '.join(program_layout.heads)}, "
+            f"but the weights give {head_words}{advice}"
         )
-    prepared = vit.preprocessing
-    height, width = prepared.shape
+    preprocessing = vit.preprocessing
+    height, width = preprocessing.shape
     if height != width:
         raise InputError(f"image_size is {height, width}; a layout needs square images")
-    is_cropped = prepared.resizes and prepared.resized != prepared.shape
-    if is_cropped and prepared.crop_mode not in entry.crops:
+    is_cropped = preprocessing.resizes and preprocessing.resized != preprocessing.shape
+    if is_cropped and preprocessing.crop_mode not in program_layout.crops:
         raise InputError(
-            f"images are resized to {prepared.resized[0]} pixels and cropped, but "
+            f"images are resized to {preprocessing.resized[0]} pixels and cropped, but "
             f"{layout} resizes to {height} pixels and does not crop; load with crop=1 "
             "(--crop 1)"
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no image vector")
-    if pixels and not entry.takes_pixels:
+    if pixels and not program_layout.takes_pixels:
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
-    arrays = entry.outputs
+    arrays = program_layout.outputs
     if callable(arrays):
         arrays = arrays(vit)
-    return TowerOutputs(vit, entry.image, arrays, pixels)
+    return TowerOutputs(vit, program_layout.image, arrays, pixels)
 
 
-def check_folder(
+def check_layout_folder(
     folder: pathlib.Path, layout: str, vit: Pretrained, out: pathlib.Path
 ) -> None:
     """Check a layout's folder: only an export for this layout is replaced.
@@ -127,7 +130,7 @@ def check_folder(
     out: the graph to write
     """
     is_export = False
-    for dtype in SUFFIX:
+    for dtype in DTYPE_SUFFIXES:
         graph = graph_file(folder, layout, vit, dtype)
         facts = read_facts(graph)
         if facts.get("layout") == layout:
@@ -135,19 +138,19 @@ def check_folder(
             if graph != out and facts["model"] != as_json(vit.config):
                 raise InputError(f"{graph} is of another model; choose a folder")
 
-    def ours(file):
+    def is_ours(file: pathlib.Path) -> bool:
         # Ctrl-C may have left an empty folder.
         is_place = file == out.parent and file.is_dir()
         return is_export or (is_place and not any(file.iterdir()))
 
-    check_own_files("out", folder, f"an export for {layout}", ours)
+    check_own_files("out", folder, f"an export for {layout}", is_ours)
 
 
-def head_of(vit: Pretrained) -> str:
-    """What the head gives, in the words of `Layout.heads`."""
+def head_kind(vit: Pretrained) -> str:
+    """What the head gives, in the words of `ProgramLayout.heads`."""
     if not vit.config.head.is_classifier:
-        return VECTORS
-    kinds = {"softmax": SOFTMAX, "sigmoid": SIGMOID, None: NUMBERS}
+        return VECTOR_HEAD
+    kinds = {"softmax": SOFTMAX_HEAD, "sigmoid": SIGMOID_HEAD, None: REGRESSION_HEAD}
     return kinds[vit.config.head.activation]
 
 
@@ -156,24 +159,24 @@ def is_siglip(vit: Pretrained) -> bool:
     return vit.config.arch.pool == "map" and not vit.config.num_classes
 
 
-def label_names(vit: Pretrained, space: str = " ") -> list[str]:
+def label_names(vit: Pretrained, separator: str = " ") -> list[str]:
     """Names of all classes; a missing name is transformers' LABEL_i.
 
-    space: between a name's words
+    separator: between a name's words
     """
     names = vit.class_names or [None] * vit.config.num_classes
-    words = []
+    label_words = []
     for label, name in enumerate(names):
-        words.append((name or "").split() or [f"LABEL_{label}"])
-    return [space.join(each) for each in words]
+        label_words.append((name or "").split() or [f"LABEL_{label}"])
+    return [separator.join(each) for each in label_words]
 
 
 def transformers_graph(vit: Pretrained) -> str:
     """Name of the graph: optimum's for image-text models, or its usual one."""
-    name = "model"
+    graph_name = "model"
     if vit.config.head.is_projection or is_siglip(vit):
-        name = "vision_model"
-    return f"onnx/{name}{{dtype}}.onnx"
+        graph_name = "vision_model"
+    return f"onnx/{graph_name}{{dtype}}.onnx"
 
 
 def transformers_outputs(vit: Pretrained) -> dict[str, str]:
@@ -188,7 +191,7 @@ def transformers_outputs(vit: Pretrained) -> dict[str, str]:
 
 def transformers_files(vit: Pretrained) -> dict[str, Any]:
     """transformers' two JSON files."""
-    return {PREPROCESSOR: processor_fields(vit), CONFIG: config_fields(vit)}
+    return {PREPROCESSOR_FILE: processor_fields(vit), CONFIG_FILE: exported_config(vit)}
 
 
 def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
@@ -215,23 +218,23 @@ def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
 def photoprism_metadata(vit: Pretrained) -> dict[str, str]:
     """PhotoPrism's properties. Means and deviations are of pixels from 0 to 255."""
     preprocessing = vit.preprocessing
-    mode, short_edge = "center-crop", min(preprocessing.shape)
+    resize_mode, short_edge = "center-crop", min(preprocessing.shape)
     if preprocessing.resizes:
         short_edge = min(preprocessing.resized)
     if preprocessing.crop_mode == "squash":
-        mode = "stretch"
-    filters = {"bicubic": "bicubic", "bilinear": "linear"}
-    values = {
+        resize_mode = "stretch"
+    filter_names = {"bicubic": "bicubic", "bilinear": "linear"}
+    properties = {
         "layout": "NCHW",
         "color_order": "RGB",
         "mean": json.dumps([255 * value for value in vit.config.mean]),
         "std_dev": json.dumps([255 * value for value in vit.config.std]),
-        "resize_mode": mode,
+        "resize_mode": resize_mode,
         "resize_short_edge": str(short_edge),
-        "interpolation": filters[preprocessing.interpolation],
+        "interpolation": filter_names[preprocessing.interpolation],
         "outputs_logits": "true",
     }
-    return {f"photoprism.{name}": value for name, value in values.items()}
+    return {f"photoprism.{name}": value for name, value in properties.items()}
 
 
 def model_api_metadata(vit: Pretrained) -> dict[str, str]:
@@ -243,31 +246,31 @@ def model_api_metadata(vit: Pretrained) -> dict[str, str]:
     resize_type = "crop"
     if preprocessing.crop_mode == "squash":
         resize_type = "standard"
-    filters = {"bicubic": "CUBIC", "bilinear": "LINEAR"}
-    values = {
+    filter_names = {"bicubic": "CUBIC", "bilinear": "LINEAR"}
+    properties = {
         "model_type": "Classification",
         "labels": " ".join(label_names(vit, "_")),
-        "multilabel": str(head_of(vit) == SIGMOID),
+        "multilabel": str(head_kind(vit) == SIGMOID_HEAD),
         "resize_type": resize_type,
-        "interpolation_mode": filters[preprocessing.interpolation],
+        "interpolation_mode": filter_names[preprocessing.interpolation],
         "reverse_input_channels": "True",  # it reads images as OpenCV does, in BGR
         "mean_values": " ".join(str(255 * value) for value in vit.config.mean),
         "scale_values": " ".join(str(255 * value) for value in vit.config.std),
     }
-    return {f"model_info {name}": value for name, value in values.items()}
+    return {f"model_info {name}": value for name, value in properties.items()}
 
 
 def open_clip_fields(vit: Pretrained) -> dict:
     """OpenCLIP's preprocess_cfg fields. OpenCLIP resizes to the crop's size."""
     preprocessing = vit.preprocessing
-    mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
+    resize_mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
     return {
         "size": list(preprocessing.shape),
         "mode": "RGB",
         "mean": list(vit.config.mean),
         "std": list(vit.config.std),
         "interpolation": preprocessing.interpolation,
-        "resize_mode": mode,
+        "resize_mode": resize_mode,
         "fill_color": 0,
     }
 
@@ -277,28 +280,28 @@ def processor_fields(vit: Pretrained) -> dict:
     preprocessing = vit.preprocessing
     height, width = preprocessing.shape
     resized_height, resized_width = preprocessing.resized
-    size = {"shortest_edge": resized_height}
+    resized_size = {"shortest_edge": resized_height}
     if preprocessing.crop_mode == "squash":
         # A height and a width squash the image.
-        size = {"height": resized_height, "width": resized_width}
+        resized_size = {"height": resized_height, "width": resized_width}
     return {
         # All clients know CLIP's processor: fastembed does not know ViT's.
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": preprocessing.resizes,
-        "size": size,
-        "resample": FILTERS[preprocessing.interpolation],
+        "size": resized_size,
+        "resample": PILLOW_FILTERS[preprocessing.interpolation],
         "do_center_crop": preprocessing.resizes,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
-        "rescale_factor": RESCALE,
+        "rescale_factor": RESCALE_FACTOR,
         "do_normalize": True,
         "image_mean": list(vit.config.mean),
         "image_std": list(vit.config.std),
     }
 
 
-def config_fields(vit: Pretrained) -> dict:
+def exported_config(vit: Pretrained) -> dict:
     """Fields of transformers' config.json: the weights folder's, or written ones.
 
     Image size and classes are the model's, because `load` may have changed them.
@@ -307,20 +310,20 @@ def config_fields(vit: Pretrained) -> dict:
     fields = stored_fields(vit)
     is_classifier = config.head.is_classifier
     if not is_classifier and "id2label" in fields:  # the head was left out
-        for name in ("architectures", *OF_CLASSES):
+        for name in ("architectures", *CLASSIFIER_FIELDS):
             fields.pop(name, None)
     for part in (fields, fields.get("vision_config", {})):
         if "image_size" in part:
             part["image_size"] = min(vit.preprocessing.shape)
     fields = fields or written_fields(vit)
     if is_classifier:
-        kinds = fields.get("architectures") or [""]
-        if not kinds[0].endswith(CLASSIFIER):
-            fields["architectures"] = [f"ViT{CLASSIFIER}"]
+        architectures = fields.get("architectures") or [""]
+        if not architectures[0].endswith(CLASSIFIER_ENDING):
+            fields["architectures"] = [f"ViT{CLASSIFIER_ENDING}"]
         fields["problem_type"] = config.problem_type
-        names = label_names(vit)
-        fields["id2label"] = dict(enumerate(names))
-        fields["label2id"] = {name: i for i, name in enumerate(names)}
+        class_labels = label_names(vit)
+        fields["id2label"] = dict(enumerate(class_labels))
+        fields["label2id"] = {name: i for i, name in enumerate(class_labels)}
     return fields
 
 
@@ -328,7 +331,7 @@ def stored_fields(vit: Pretrained) -> dict:
     """Read the weights folder's config.json if it is transformers', else {}."""
     if vit.origin.path is None:
         return {}
-    file = pathlib.Path(vit.origin.path) / CONFIG
+    file = pathlib.Path(vit.origin.path) / CONFIG_FILE
     if not file.is_file():
         return {}
     fields = read_json(file)
@@ -354,8 +357,8 @@ def written_fields(vit: Pretrained) -> dict:
     return fields
 
 
-LAYOUTS = {
-    "immich": Layout(
+PROGRAM_LAYOUTS = {
+    "immich": ProgramLayout(
         outputs={"embedding": "embedding"},
         graph="visual/model.onnx",
         image="image",
@@ -363,35 +366,35 @@ LAYOUTS = {
         crops=(),
         takes_pixels=True,
     ),
-    "transformers": Layout(  # transformers.js and optimum
+    "transformers": ProgramLayout(  # transformers.js and optimum
         outputs=transformers_outputs,
         graph=transformers_graph,
-        heads=(VECTORS, SOFTMAX, SIGMOID, NUMBERS),
+        heads=(VECTOR_HEAD, SOFTMAX_HEAD, SIGMOID_HEAD, REGRESSION_HEAD),
         files=transformers_files,
         gathers=False,
     ),
-    "fastembed": Layout(
+    "fastembed": ProgramLayout(
         outputs={"image_embeds": "image_embeds"},
-        files=lambda vit: {PREPROCESSOR: processor_fields(vit)},
+        files=lambda vit: {PREPROCESSOR_FILE: processor_fields(vit)},
     ),
-    "sentence_transformers": Layout(
+    "sentence_transformers": ProgramLayout(
         outputs={"last_hidden_state": "image_embeds"},
         graph="onnx/model.onnx",
         files=sentence_transformers_files,
     ),
-    "photoprism": Layout(
+    "photoprism": ProgramLayout(
         outputs={"logits": "logits"},
         graph="{folder}.onnx",
         image="input",
-        heads=(SOFTMAX,),
+        heads=(SOFTMAX_HEAD,),
         files=lambda vit: {"labels.txt": "\n".join(label_names(vit)) + "\n"},
         metadata=photoprism_metadata,
         crops=("center",),
     ),
-    "model_api": Layout(  # OpenVINO's
+    "model_api": ProgramLayout(  # OpenVINO's
         outputs={"logits": "logits"},
         image="input",
-        heads=(SOFTMAX, SIGMOID),
+        heads=(SOFTMAX_HEAD, SIGMOID_HEAD),
         metadata=model_api_metadata,
         crops=(),
     ),

@@ -10,7 +10,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.exporters import card
 
 # {HTTP status: what the user can do}
-REFUSALS = {
+REFUSAL_ADVICE = {
     401: "the hub does not accept the token; log in again: `hf auth login`",
     403: "the token may not write there; log in with one that may: `hf auth login`",
 }
@@ -36,21 +36,26 @@ def check_repository(name: str, dry_run: bool = False) -> None:
         if dry_run:
             return
         user = api.whoami()
-        owners = [user["name"], *(group["name"] for group in user.get("orgs", ()))]
+        owners = [
+            user["name"],
+            *(group["name"] for group in user.get("orgs", ())),
+        ]
         if owner.lower() not in map(str.lower, owners):
             raise InputError(
                 f"push is {name!r}, but the login on the hub may write to "
                 f"{', '.join(owners)} alone"
             )
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise InputError(f"push is {name!r}: {REFUSALS[403]}")
+            raise InputError(f"push is {name!r}: {REFUSAL_ADVICE[403]}")
         try:
-            files = {*api.list_repo_files(name)} - {".gitattributes"}
+            repository_files = {*api.list_repo_files(name)} - {".gitattributes"}
         except errors.RepositoryNotFoundError:
             return
-        is_ours = not files
-        if card.NAME in files:
-            is_ours = card.is_card(pathlib.Path(api.hf_hub_download(name, card.NAME)))
+        is_ours = not repository_files
+        if card.CARD_FILE_NAME in repository_files:
+            is_ours = card.is_card(
+                pathlib.Path(api.hf_hub_download(name, card.CARD_FILE_NAME))
+            )
         if not is_ours:
             raise InputError(
                 f"push is {name!r}, which exists, and export did not write it; choose "
@@ -58,7 +63,7 @@ def check_repository(name: str, dry_run: bool = False) -> None:
             )
 
 
-def upload(
+def commit_files(
     name: str,
     folder: pathlib.Path,
     files: Sequence[pathlib.Path],
@@ -71,17 +76,17 @@ def upload(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    lines = [f"{'would push' if dry_run else 'pushed'} to {api.endpoint}/{name}:"]
+    note_lines = [f"{'would push' if dry_run else 'pushed'} to {api.endpoint}/{name}:"]
     operations = []
     for file in files:
-        path = file.relative_to(folder).as_posix()
-        operations.append(CommitOperationAdd(path, file))
-        lines.append(f"  {path}, {file.stat().st_size:,} bytes")
+        repository_path = file.relative_to(folder).as_posix()
+        operations.append(CommitOperationAdd(repository_path, file))
+        note_lines.append(f"  {repository_path}, {file.stat().st_size:,} bytes")
     if not dry_run:
         with hub_errors(name), announced_work(f"uploading to {name}"):
             api.create_repo(name, exist_ok=True)
             api.create_commit(name, operations, commit_message="Export of a model")
-    for line in lines:
+    for line in note_lines:
         notes.info(line)
 
 
@@ -101,11 +106,11 @@ def hub_errors(name: str) -> Iterator[None]:
             "push needs a login on the hub: `hf auth login`, or a token in HF_TOKEN"
         ) from error
     except (errors.HTTPError, OSError, RuntimeError) as error:
-        source = error
+        hub_error = error
         if isinstance(error, RuntimeError):  # hides the error of a large file
-            source = error.__cause__ or error
-        status = getattr(getattr(source, "response", None), "status_code", None)
-        if status in REFUSALS:
-            raise InputError(f"push is {name!r}: {REFUSALS[status]}") from error
-        reason = str(source).partition("\n")[0]
+            hub_error = error.__cause__ or error
+        status = getattr(getattr(hub_error, "response", None), "status_code", None)
+        if status in REFUSAL_ADVICE:
+            raise InputError(f"push is {name!r}: {REFUSAL_ADVICE[status]}") from error
+        reason = str(hub_error).partition("\n")[0]
         raise RunError(f"push to {name} failed: {reason}") from error

@@ -67,7 +67,9 @@ def find_directions(
     """
     if images is None:
         images = sample_photographs(vit.image_size)
-    dense = vit.model_with(None).with_execution(attention_impl="xla", dtype="float32")
+    dense = vit.reduced_model(None).with_execution(
+        attention_impl="xla", dtype="float32"
+    )
     with announced_work("finding the directions of sizes"):
         # An explicit copy, which a user's transfer guard allows.
         inputs = jax.device_put((vit.variables, images))

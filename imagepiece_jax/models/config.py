@@ -13,7 +13,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import Backend
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.head import PROBLEMS, SINGLE_LABEL, Head
+from imagepiece_jax.models.head import PROBLEM_TYPES, SINGLE_LABEL, Head
 from imagepiece_jax.models.stems import STEM_KINDS, conv_stem_widths
 
 MAX_WIDTH = 10**5  # upper bound of widths and depths, far above any model
@@ -39,7 +39,7 @@ class ViTConfig:
     stem: str = "patch"  # or "conv" (`models.stems`)
     arch: Architecture = DEIT
     num_classes: int = 1000  # 0: no head
-    problem_type: str = SINGLE_LABEL  # the logits' meaning, from PROBLEMS
+    problem_type: str = SINGLE_LABEL  # the logits' meaning, from PROBLEM_TYPES
     preprocessing: Preprocessing  # image size, resizing and crop
     mean: tuple[float, float, float]  # RGB, pixels in [0, 1]
     std: tuple[float, float, float]  # likewise
@@ -57,7 +57,7 @@ class ViTConfig:
         check_range("mlp_ratio", self.mlp_ratio, above=0, most=MAX_WIDTH)
         check_range("num_classes", self.num_classes, 0, whole=True)
         check_choice("stem", self.stem, STEM_KINDS)
-        check_choice("problem_type", self.problem_type, PROBLEMS)
+        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         check_choice("prop_attn", self.prop_attn, (None, True, False))
         normalization = Normalization(self.mean, self.std)
         object.__setattr__(self, "mean", normalization.mean)

@@ -12,7 +12,7 @@ MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"  # its outputs are numbers, not probabilities
 # CLIP's, whose outputs are an image's vector; transformers has no such type
 PROJECTION = "projection"
-PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, PROJECTION)
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, PROJECTION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Head:
     """A model's head, as `ViTConfig.head` returns it."""
 
     num_classes: int  # number of outputs; 0: no head
-    problem_type: str = SINGLE_LABEL  # the outputs' meaning, from PROBLEMS
+    problem_type: str = SINGLE_LABEL  # the outputs' meaning, from PROBLEM_TYPES
 
     @property
     def is_projection(self) -> bool:
@@ -76,14 +76,14 @@ class Head:
         powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return powers / powers.sum(axis=-1, keepdims=True)
 
-    def check_single_label(self, weights: str, reader: str) -> None:
+    def check_single_label(self, weights_title: str, reader: str) -> None:
         """Refuse weights for multi-label or regression problems.
 
-        weights: the weights' name in the message
+        weights_title: the weights' name in the message
         reader: what needs one label per image, such as "accuracy"
         """
         if self.problem_type != SINGLE_LABEL:
             raise InputError(
-                f"{weights}: problem_type is {self.problem_type!r}, but {reader} needs "
-                "one label per image"
+                f"{weights_title}: problem_type is {self.problem_type!r}, but {reader} "
+                "needs one label per image"
             )

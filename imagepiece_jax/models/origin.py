@@ -50,26 +50,29 @@ class Origin:
         self, params: Mapping[str, Any], parts: Iterable[str]
     ) -> "Origin":
         """The same origin with more untrained parts, which have random values."""
-        drawn = {part: variables_digest(params[part]) for part in parts}
-        return dataclasses.replace(self, untrained={**self.untrained, **drawn})
+        digests = {part: variables_digest(params[part]) for part in parts}
+        return dataclasses.replace(self, untrained={**self.untrained, **digests})
 
     def untrained_parts(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the parts that still have random values, such as "head"."""
-        drawn = self.untrained.items()
         return tuple(
-            k for k, v in drawn if k in params and variables_digest(params[k]) == v
+            part
+            for part, digest in self.untrained.items()
+            if part in params and variables_digest(params[part]) == digest
         )
 
-    def differences(self, vit: "Pretrained") -> list[str]:
+    def describe_differences(self, vit: "Pretrained") -> list[str]:
         """Describe a model's reduction and image size if they differ from training's.
 
         vit: a model of these weights, recovered or not
         """
         lines = []
         if self.reduction is not None and not vit.recovery:
-            before = vit.model_with(self.reduction).reduction
-            if before != vit.reduction:
-                lines.append(f"reduction {vit.reduction} (trained with {before})")
+            trained_reduction = vit.reduced_model(self.reduction).reduction
+            if trained_reduction != vit.reduction:
+                lines.append(
+                    f"reduction {vit.reduction} (trained with {trained_reduction})"
+                )
         trained_size = self.image_size or vit.image_size
         if image_sides(vit.image_size) != image_sides(trained_size):
             size = size_text(vit.image_size)

@@ -48,16 +48,18 @@ class Pretrained:
     # tensors of learned selectors by timm's names, kept for other reductions
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
-        put = functools.partial(object.__setattr__, self)
+    def __post_init__(self) -> None:
+        set_field = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
-            names = checked_names(self.class_names, self.config.num_classes)
-            put("class_names", names)
+            class_names = checked_names(self.class_names, self.config.num_classes)
+            set_field("class_names", class_names)
         leaves = jax.tree.leaves(self.dense_variables)
         if any(to_native_order(leaf) is not leaf for leaf in leaves):
-            put("dense_variables", jax.tree.map(to_native_order, self.dense_variables))
+            set_field(
+                "dense_variables", jax.tree.map(to_native_order, self.dense_variables)
+            )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         # The model's own repr is pages long.
         return (
             f"<Pretrained {self.config.name or 'ViT'}: {self.label}, images of "
@@ -84,6 +86,12 @@ class Pretrained:
         has_steps = any(layer.step for layer in self.model.plan)
         return None if has_steps and reduction == DENSE_REDUCTION else reduction
 
+    def known_reduction(self) -> Reduction:
+        """`reduction`; raises InputError for a plan made by hand."""
+        if self.reduction is None:
+            raise InputError("reduction is unknown: the model's plan was made by hand")
+        return self.reduction
+
     @property
     def image_size(self) -> int | tuple[int, int]:
         """Pixels a side, or (height, width)."""
@@ -92,9 +100,9 @@ class Pretrained:
     @functools.cached_property
     def variables(self) -> Mapping[str, Any]:
         """Parameters and statistics, {"params": .., ..}, with recovered values."""
-        return self._variables_of(self.model)
+        return self._variables_with_recovery(self.model)
 
-    def _variables_of(self, model):
+    def _variables_with_recovery(self, model: ViT) -> Mapping[str, Any]:
         """`dense_variables` with the values recovered for a ViT's reduction, if any."""
         if self.recovery is None:
             return self.dense_variables
@@ -103,10 +111,13 @@ class Pretrained:
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that change with the weights and with any recovered value."""
-        tree = self.variables
+        weights: Any = self.variables
         if self.recovery is not None:
-            tree = [tree, *self.recovery.digest_parts(self.dense_variables["params"])]
-        return variables_digest(tree)[:16]
+            weights = [
+                weights,
+                *self.recovery.digest_parts(self.dense_variables["params"]),
+            ]
+        return variables_digest(weights)[:16]
 
     @functools.cached_property
     def device_variables(self) -> Mapping[str, Any]:
@@ -129,8 +140,8 @@ class Pretrained:
         if self.reduction is None:
             return "a reduction without a name"
         label = str(self.reduction)
-        if kinds := " and ".join(self.untrained):
-            label += f" (untrained {kinds})"
+        if part_kinds := " and ".join(self.untrained):
+            label += f" (untrained {part_kinds})"
         return f"{label} (recovered)" if self.recovered else label
 
     @property
@@ -146,11 +157,11 @@ class Pretrained:
         """The kinds of parts with random values: "head", "selectors", both or ()."""
         if not self.origin.untrained:
             return ()
-        kinds = set()
+        part_kinds = set()
         for part in self.origin.untrained_parts(self.variables["params"]):
             is_selector = part.startswith(timm_tensors.SELECTOR)
-            kinds.add("selectors" if is_selector else "head")
-        return tuple(sorted(kinds))
+            part_kinds.add("selectors" if is_selector else "head")
+        return tuple(sorted(part_kinds))
 
     def warn_of_untrained(self) -> None:
         """Warn if any part is untrained."""
@@ -173,7 +184,7 @@ class Pretrained:
         fresh: names of parts to draw from the seed, such as "head" or "reducer"
         Raises StateDictMismatch if the weights do not fit.
         """
-        tensors = timm_tensors.to_timm(self._variables_of(model))
+        tensors = timm_tensors.to_timm(self._variables_with_recovery(model))
         tensors |= self.selectors
         # These weights' own resizing code is used: the model may name another.
         if "pos_embed" not in fresh:
@@ -197,7 +208,7 @@ class Pretrained:
         Raises InputError for a reduction that does not fit the model.
         """
         reduction = Reduction.read(reduction)
-        model = self.model_with(reduction)
+        model = self.reduced_model(reduction)
         reduction_plan.print_reduction(reduction, model)
         return self.with_model(model, seed)
 
@@ -209,14 +220,16 @@ class Pretrained:
             position embeddings that are already resized.
         """
         trained_size = self.origin.image_size or self.image_size
-        resized = image_sides(trained_size) != image_sides(self.image_size)
-        if resized and self.config.arch.positions:
+        is_resized = image_sides(trained_size) != image_sides(self.image_size)
+        if is_resized and self.config.arch.positions:
             raise InputError(
                 f"positions are resized from {size_text(trained_size)} already; resize "
                 "the model as it was loaded"
             )
-        dense = self.model.clone(config=self.config.at_size(image_size))
-        return self.with_model(reduction_plan.with_plan(dense, self.reduction))
+        dense_model = self.model.clone(config=self.config.at_size(image_size))
+        return self.with_model(
+            reduction_plan.with_plan(dense_model, self.known_reduction())
+        )
 
     def with_preprocessing(self, **fields: Any) -> "Pretrained":
         """The same model with changed Preprocessing fields, such as crop=1.0.
@@ -231,7 +244,7 @@ class Pretrained:
             )
         return dataclasses.replace(self, model=self.model.clone(config=config))
 
-    def analyzed(self, dtype: str | None = "float32") -> "Pretrained":
+    def with_default_execution(self, dtype: str | None = "float32") -> "Pretrained":
         """The same model with default execution, except dtype and attention kernel."""
         model_execution = self.model.execution
         execution = make_execution(
@@ -239,12 +252,12 @@ class Pretrained:
         )
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
-    def model_with(self, reduction: ReductionLike) -> ViT:
+    def reduced_model(self, reduction: ReductionLike) -> ViT:
         """The ViT of `with_reduction`, without variables."""
         return reduction_plan.with_plan(self.model, Reduction.read(reduction))
 
     @property
-    def _learned(self):
+    def _learned_selectors(self) -> Mapping[str, np.ndarray]:
         """Tensors of all learned selectors, for any reduction, by timm's names."""
         if "selectors" in self.untrained:
             return self.selectors
@@ -263,21 +276,22 @@ class Pretrained:
         """
         origin = self.origin
         params = {}
-        for name, part in self.dense_variables["params"].items():
+        for name, parameters in self.dense_variables["params"].items():
             if not name.startswith(timm_tensors.SELECTOR):
-                params[name] = part
+                params[name] = parameters
         if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = origin.image_size or self.image_size
             origin = dataclasses.replace(origin, image_size=trained_size)
             params = resize_positions.fit_positions(params, model.config, trained_size)
-        learned = self._learned
-        drawn = () if seed is None else None
-        tensors, fresh = timm_tensors.own_selectors(model, learned, origin.title, drawn)
-        variables, drawn = timm_tensors.model_variables(
+        selectors = self._learned_selectors
+        tensors, fresh_parts = timm_tensors.own_selectors(
+            model, selectors, origin.title, () if seed is None else None
+        )
+        variables, drawn_parts = timm_tensors.model_variables(
             model,
             tensors,
             origin.title,
-            fresh=fresh,
+            fresh=fresh_parts,
             seed=seed or 0,
             known={**self.dense_variables, "params": params},
         )
@@ -285,8 +299,8 @@ class Pretrained:
             self,
             model=model,
             dense_variables=variables,
-            selectors=learned,
-            origin=origin.with_untrained(variables["params"], drawn),
+            selectors=selectors,
+            origin=origin.with_untrained(variables["params"], drawn_parts),
         )
         if self.recovery is not None:
             self.recovery.say_dense_values(model, vit.label)

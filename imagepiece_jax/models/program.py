@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
     from imagepiece_jax.models.vit import ViT
 
 # {ending of a file: module with its format's functions}. The first is a folder's. The
-# modules' libraries are optional, so `format_of` imports the one that is needed.
-FORMATS = {".onnx": "imagepiece_jax.exporters.onnx_format"}
+# modules' libraries are optional, so `import_format` imports the one that is needed.
+FORMAT_MODULES = {".onnx": "imagepiece_jax.exporters.onnx_format"}
 
 
 class Program(Protocol):
@@ -45,14 +45,16 @@ class Program(Protocol):
 
 def is_exported(path: str | os.PathLike) -> bool:
     """Whether a file's name is an exported program's."""
-    return pathlib.PurePath(path).suffix.lower() in FORMATS
+    return pathlib.PurePath(path).suffix.lower() in FORMAT_MODULES
 
 
-def format_of(path: str | os.PathLike) -> types.ModuleType:
+def import_format(path: str | os.PathLike) -> types.ModuleType:
     """Import the format of an exported file."""
     if not is_exported(path):
-        raise InputError(f"{path} does not end in {' or '.join(FORMATS)}")
-    return importlib.import_module(FORMATS[pathlib.PurePath(path).suffix.lower()])
+        raise InputError(f"{path} does not end in {' or '.join(FORMAT_MODULES)}")
+    return importlib.import_module(
+        FORMAT_MODULES[pathlib.PurePath(path).suffix.lower()]
+    )
 
 
 def open_program(path: str | os.PathLike, threads: int | None = None) -> Program:
@@ -61,4 +63,4 @@ def open_program(path: str | os.PathLike, threads: int | None = None) -> Program
     threads: of the CPU; None: all devices, and as many threads as cores
     Raises InputError if its runtime cannot load the file, or export's JSON is missing.
     """
-    return format_of(path).open_file(path, threads)
+    return import_format(path).open_file(path, threads)

@@ -21,7 +21,9 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 NOTHING_LOWER = "nothing was better: try a smaller reduction, or more images or steps"
-Values = Mapping[str, np.ndarray]  # {path: value}, such as blocks_0/norm1/scale
+RecoveredValues = Mapping[
+    str, np.ndarray
+]  # {path: value}, such as blocks_0/norm1/scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +63,11 @@ class RecoveredVariant:
     # `near_duplicates`; None: unknown, because an earlier version trained them
     learned: str | None = dataclasses.field(default=None, repr=False)
     # learned values, in place of dense parameters; {}: nothing was better
-    values: Values = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    values: RecoveredValues = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # JSON turns tuples into lists.
         object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
         object.__setattr__(self, "reduction", Reduction.read(self.reduction))
@@ -73,9 +77,9 @@ class RecoveredVariant:
     @property
     def record(self) -> dict[str, Any]:
         """The fields as JSON values, without `values`."""
-        fields = {**vars(self), "reduction": str(self.reduction)}
-        del fields["values"]
-        return fields
+        json_fields = {**vars(self), "reduction": str(self.reduction)}
+        del json_fields["values"]
+        return json_fields
 
     @property
     def name(self) -> str:
@@ -83,38 +87,41 @@ class RecoveredVariant:
         size = size_text(self.image_size)
         return f"{self.reduction}, {self.depth} blocks, {size} pixels"
 
-    def fits(self, model: ViT) -> bool:
+    def fits_model(self, model: ViT) -> bool:
         """Whether a model has this variant's reduction, image size and depth."""
-        same = (model.reduction or DENSE_REDUCTION) == self.reduction
         sides = image_sides(self.image_size)
-        same = same and image_sides(model.config.image_size) == sides
-        return same and model.depth == self.depth
+        return (
+            (model.reduction or DENSE_REDUCTION) == self.reduction
+            and image_sides(model.config.image_size) == sides
+            and model.depth == self.depth
+        )
 
-    def __str__(self):
-        figures = f"{self.measure} {self.before:.4f}"
+    def __str__(self) -> str:
+        change_text = f"{self.measure} {self.before:.4f}"
         if self.off_the_shelf not in (None, self.before):
-            shelf = f"{self.off_the_shelf:.4f} off the shelf"
-            figures = f"{self.measure} {shelf}, {self.before:.4f}"
+            dense_text = f"{self.off_the_shelf:.4f} off the shelf"
+            change_text = f"{self.measure} {dense_text}, {self.before:.4f}"
         if self.changed:
             low, high = self.interval
-            change = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
+            difference = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
             if low <= 0 <= high:
-                change += ", within noise"
-            figures += f" -> {self.after:.4f} ({change})"
+                difference += ", within noise"
+            change_text += f" -> {self.after:.4f} ({difference})"
             if self.measure == "KL":
-                shares = "{:.1f} -> {:.1f} %".format(*self.agreement)
-                figures += f", first class as the dense model's {shares}"
+                agreement = "{:.1f} -> {:.1f} %".format(*self.agreement)
+                change_text += f", first class as the dense model's {agreement}"
         else:
-            figures += f" stays; {NOTHING_LOWER}"
-        held_out = f"{self.held_out} images held out"
+            change_text += f" stays; {NOTHING_LOWER}"
+        held_out_text = f"{self.held_out} images held out"
         if self.scenes == 0:
-            held_out += " that are like the training images, so it may be too good"
+            held_out_text += " that are like the training images, so it may be too good"
         elif self.scenes and self.scenes < self.held_out:
-            held_out = f"{self.held_out} images of {self.scenes} scenes held out"
-        steps = counted_noun(self.steps, "step")
+            held_out_text = f"{self.held_out} images of {self.scenes} scenes held out"
+        steps_text = counted_noun(self.steps, "step")
         return (
-            f"{self.name}: {figures}; on {held_out}, "
-            f"learned from {self.images} others, {steps} of {self.batch_size} images"
+            f"{self.name}: {change_text}; on {held_out_text}, "
+            f"learned from {self.images} others, {steps_text} of {self.batch_size} "
+            "images"
         )
 
 
@@ -124,36 +131,42 @@ class Recovery:
 
     variants: tuple[RecoveredVariant, ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n".join(map(str, self.variants))
 
     def variant_for(self, model: ViT) -> RecoveredVariant | None:
         """The variant with a model's reduction, image size and depth, or None."""
         for variant in self.variants:
-            if variant.fits(model):
+            if variant.fits_model(model):
                 return variant
         return None
 
-    def variables_for(self, model: ViT, dense: Mapping[str, Any]) -> Mapping[str, Any]:
+    def variables_for(
+        self, model: ViT, dense_variables: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Replace dense variables by the recovered values of a model's variant."""
         variant = self.variant_for(model)
         if variant is None or not variant.values:
-            return dense
-        leaves = traverse_util.flatten_dict(dense["params"], sep="/")
+            return dense_variables
+        dense_params = traverse_util.flatten_dict(dense_variables["params"], sep="/")
         # Values of a part that the model lacks, such as a head, are ignored.
-        present = {path: v for path, v in variant.values.items() if path in leaves}
-        params = traverse_util.unflatten_dict(leaves | present, sep="/")
-        return {**dense, "params": params}
+        present_values = {
+            path: value
+            for path, value in variant.values.items()
+            if path in dense_params
+        }
+        params = traverse_util.unflatten_dict(dense_params | present_values, sep="/")
+        return {**dense_variables, "params": params}
 
     def digest_parts(self, dense_params: Mapping[str, Any]) -> list[Any]:
         """Everything in a digest of weights that tells this recovery."""
-        leaves = flat_params(dense_params)
-        replaced = {}
-        parts = [replaced]
+        dense_values = flat_params(dense_params)
+        replaced_values = {}
+        digested = [replaced_values]
         for variant in self.variants:
-            replaced |= {path: leaves[path] for path in variant.values}
-            parts += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
-        return parts
+            replaced_values |= {path: dense_values[path] for path in variant.values}
+            digested += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
+        return digested
 
     def say_dense_values(self, model: ViT, label: str) -> None:
         """Log that a reduced model, called `label`, was not recovered."""
@@ -163,34 +176,34 @@ class Recovery:
             return
         log.info(f"{label}: not recovered, so it has the dense model's values")
 
-    def without(self, parts: Collection[str]) -> "Recovery":
+    def without_parts(self, parts: Collection[str]) -> "Recovery":
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
-            kept = {
+            kept_values = {
                 k: v for k, v in variant.values.items() if not is_in_parts(k, parts)
             }
-            variants.append(dataclasses.replace(variant, values=kept))
+            variants.append(dataclasses.replace(variant, values=kept_values))
         return Recovery(tuple(variants))
 
-    def merged(self, other: "Recovery | None") -> "Recovery":
+    def merge_earlier(self, earlier: "Recovery | None") -> "Recovery":
         """Add the variants of an earlier Recovery; newer variants win."""
         # An earlier variant with values beats a newer variant without values, whose
         # training found nothing better.
-        if other is None:
+        if earlier is None:
             return self
-        earlier = {variant.name: variant for variant in other.variants}
+        earlier_variants = {variant.name: variant for variant in earlier.variants}
         variants = []
         for variant in self.variants:
-            before = earlier.pop(variant.name, None)
-            if before and before.values and not variant.values:
-                variant = before
+            earlier_variant = earlier_variants.pop(variant.name, None)
+            if earlier_variant and earlier_variant.values and not variant.values:
+                variant = earlier_variant
             variants.append(variant)
-        variants += earlier.values()
+        variants += earlier_variants.values()
         return Recovery(tuple(variants))
 
 
 def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Flatten parameters to {path: value} without None."""
-    leaves = traverse_util.flatten_dict(params, sep="/")
-    return {path: leaf for path, leaf in leaves.items() if leaf is not None}
+    leaf_of_path: dict[str, Any] = {**traverse_util.flatten_dict(params, sep="/")}
+    return {path: leaf for path, leaf in leaf_of_path.items() if leaf is not None}

@@ -146,7 +146,7 @@ def recover(
         has_gain = any(variant.changed for variant in variants)
         kept = "stopped: the weights so far are kept"
         log.warning(kept if has_gain else NOTHING_BETTER)
-    recovery = Recovery(tuple(variants)).merged(vit.recovery)
+    recovery = Recovery(tuple(variants)).merge_earlier(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
 

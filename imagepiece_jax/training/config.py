@@ -240,7 +240,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of a run's config.json."""
         fields = dataclasses.asdict(self) | {"reduction": str(self.reduction)}
-        return {"format": run_files.FORMAT, **fields}
+        return {"format": run_files.RUN_FORMAT, **fields}
 
     def _model(
         self,

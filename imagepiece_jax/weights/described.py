@@ -28,19 +28,19 @@ from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
 from imagepiece_jax.weights.file_names import (
-    CONFIG,
-    OPEN_CLIP,
-    OURS,
-    PREPROCESSOR,
-    PROCESSOR,
+    CONFIG_FILE,
+    OPEN_CLIP_FILE,
+    OWN_KEY,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
 )
-from imagepiece_jax.weights.located import FILE, RUN, Located, locate_config
-from imagepiece_jax.weights.run_files import check_format, read_class_names
+from imagepiece_jax.weights.located import FILE_KIND, RUN_KIND, Located, locate_config
+from imagepiece_jax.weights.run_files import check_run_format, read_class_names
 
 Result = TypeVar("Result")
-FORMAT = 4  # of the part OURS; other formats are refused
+RECORD_FORMAT = 4  # of the part OWN_KEY; other formats are refused
 # Errors of parsers for content of an unknown form.
-UNREADABLE = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
+PARSER_ERRORS = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 RUN_FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 
 
@@ -56,7 +56,7 @@ class Described(NamedTuple):
     # the record of `recover`, without parameters, which RECOVERED holds
     recovery: Recovery | None = None
     # whether files beside the weights state the config; False: the caller or a name
-    stated: bool = True
+    is_stated: bool = True
     # fields of the config that apply if the weights have a head
     head_fields: Mapping[str, Any] = types.MappingProxyType({})
     # image size of the positions in a model of flexible size; None: the config's
@@ -64,7 +64,7 @@ class Described(NamedTuple):
     digest: str | None = None  # of all files saved together; None: not compared
 
 
-def describe(
+def describe_weights(
     located: Located, config: ViTConfig | str | os.PathLike | None = None
 ) -> Described:
     """Collect the facts about weights from their files and the caller's `config`.
@@ -74,24 +74,26 @@ def describe(
     """
     if config is not None and not isinstance(config, ViTConfig):
         config = read_config(config)
-    if located.kind == RUN:
+    if located.kind == RUN_KIND:
         described = _describe_run(located)
     elif located.config_file is None:
-        return Described(config or _public_config(located), stated=False)
+        return Described(config or _config_by_file_name(located), is_stated=False)
     else:
         try:
             described = _describe_folder(located, config is not None)
         except InputError as error:
             # The caller's config replaces a config.json of `save` that is broken or
             # from another version.
-            if config is None or OURS not in (located.config or {OURS}):
+            if config is None or OWN_KEY not in (located.config or {OWN_KEY}):
                 raise
             warn_caller(
                 f"{error}; the file is ignored, because config describes the model"
             )
-            return Described(config, stated=False)
+            return Described(config, is_stated=False)
     if config is not None:
-        described = described._replace(config=config, stated=False, trained_size=None)
+        described = described._replace(
+            config=config, is_stated=False, trained_size=None
+        )
     return described
 
 
@@ -102,49 +104,51 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         timm, transformers, `save` or a run; an open_clip_config.json; or a folder with
         such a file
     """
-    name = os.fspath(config)
-    if registry.is_known(name):
-        return registry.model_config(name)
-    located = locate_config(name)
+    name_or_path = os.fspath(config)
+    if registry.is_known(name_or_path):
+        return registry.model_config(name_or_path)
+    located = locate_config(name_or_path)
     if located is None:
-        names = registry.suggest_names(name)
+        suggestion = registry.suggest_names(name_or_path)
         raise InputError(
-            f"config is {name!r}, which is neither a model name nor a file; {names}"
+            f"config is {name_or_path!r}, which is neither a model name nor a file; "
+            f"{suggestion}"
         )
-    return describe(located).config
+    return describe_weights(located).config
 
 
-def _public_config(located: Located) -> ViTConfig:
+def _config_by_file_name(located: Located) -> ViTConfig:
     """Find the config by a file's own name, if it is the name of a public model."""
-    if located.kind == FILE:
-        name = registry.model_in_file_name(located.path)
-        if name is not None:
-            return registry.model_config(name)
+    path = located.folder
+    if located.kind == FILE_KIND:
+        model_name = registry.model_in_file_name(path)
+        if model_name is not None:
+            return registry.model_config(model_name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
     )
-    if (located.path.parent / CONFIG).is_file():
-        remedy = f"its folder, {located.path.parent}, has a {CONFIG}, so load that"
+    if (path.parent / CONFIG_FILE).is_file():
+        remedy = f"its folder, {path.parent}, has a {CONFIG_FILE}, so load that"
     raise InputError(
-        f"{located.title} has no {CONFIG} and no public model's name; {remedy}"
+        f"{located.title} has no {CONFIG_FILE} and no public model's name; {remedy}"
     )
 
 
 def _describe_run(located: Located) -> Described:
     """Read a run's config and its class names."""
-    run = located.config
+    run = located.config or {}
     if not RUN_FIELDS <= {*run}:
         raise InputError(
             f"{located.config_file} describes neither a run nor published weights"
         )
-    described = guarded(located.config_file, _parse_run, run)
-    names = read_class_names(located.path, run["num_classes"])
-    return described._replace(class_names=names)
+    described = parse_content(located.config_file, _parse_run_config, run)
+    class_names = read_class_names(located.folder, run["num_classes"])
+    return described._replace(class_names=class_names)
 
 
-def _parse_run(run: Mapping[str, Any]) -> Described:
-    check_format(run)
+def _parse_run_config(run: Mapping[str, Any]) -> Described:
+    check_run_format(run)
     reduction = Reduction.read(run["reduction"])
     return Described(
         read_run_config(run), reduction=reduction, dtype=run["model"]["dtype"]
@@ -153,18 +157,19 @@ def _parse_run(run: Mapping[str, Any]) -> Described:
 
 def _describe_folder(located: Located, has_config: bool) -> Described:
     """Read a folder's config file and its image processor's config file."""
-    folder = located.path
-    if located.config is None:
-        read_json(located.config_file)  # raises the error in the file
-    if located.config_file.name == OPEN_CLIP:
+    folder = located.folder
+    config_file = located.config_file or folder / CONFIG_FILE
+    # Broken JSON is read again, which raises the error in the file.
+    config = located.config or read_json(config_file)
+    if config_file.name == OPEN_CLIP_FILE:
         parse_open_clip = open_clip_config.parse_open_clip
-        return Described(guarded(located.config_file, parse_open_clip, located.config))
+        return Described(parse_content(config_file, parse_open_clip, config))
     images = {}
-    if PROCESSOR in located.names:
-        images = read_json(folder / PROCESSOR).get("image_processor") or {}
-    if not images and PREPROCESSOR in located.names:
-        images = read_json(folder / PREPROCESSOR)
-    return parse_config(located.config, images, folder, has_config)
+    if PROCESSOR_FILE in located.names:
+        images = read_json(folder / PROCESSOR_FILE).get("image_processor") or {}
+    if not images and PREPROCESSOR_FILE in located.names:
+        images = read_json(folder / PREPROCESSOR_FILE)
+    return parse_config(config, images, folder, has_config)
 
 
 def parse_config(
@@ -178,57 +183,67 @@ def parse_config(
     config, images: of config.json and preprocessor_config.json
     has_config: whether the caller describes the images, which no file then need do
     """
-    file = folder / CONFIG
-    if OURS in config:
-        return guarded(file, _parse_ours, config)
+    file = folder / CONFIG_FILE
+    if OWN_KEY in config:
+        return parse_content(file, _parse_own_record, config)
     if "architecture" in config:
-        vit_config, names, size = guarded(file, timm_config.parse_timm, config)
+        from_timm = parse_content(file, timm_config.parse_timm, config)
         license = config.get("pretrained_cfg", config).get("license")
-        return Described(vit_config, names, license, trained_size=size)
+        return Described(
+            from_timm.config,
+            from_timm.class_names,
+            license,
+            trained_size=from_timm.trained_size,
+        )
     if not images and not has_config:
         raise InputError(
-            f"folder {folder} has no {PREPROCESSOR}, so nothing says how images are "
-            "normalized; place it beside the weights, or give config="
+            f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
+            "are normalized; place it beside the weights, or give config="
         )
-    model_type = guarded(file, transformers_config.kind_of, config)
-    parse_images = transformers_config.parse_images
-    images = guarded(folder / PREPROCESSOR, parse_images, images, model_type)
-    parse_transformers = transformers_config.parse_transformers
-    vit_config, names, head = guarded(file, parse_transformers, config, images)
-    return Described(vit_config, names, head_fields=head)
+    model_type = parse_content(file, transformers_config.find_vision_type, config)
+    preprocessing = parse_content(
+        folder / PREPROCESSOR_FILE,
+        transformers_config.parse_image_processor,
+        images,
+        model_type,
+    )
+    parsed = parse_content(
+        file, transformers_config.parse_transformers, config, preprocessing
+    )
+    return Described(parsed.config, parsed.class_names, head_fields=parsed.head_fields)
 
 
-def guarded(
-    file: str | os.PathLike, call: Callable[..., Result], *content: Any
+def parse_content(
+    file: str | os.PathLike | None, parse: Callable[..., Result], *content: Any
 ) -> Result:
-    """Call `call(*content)`, and name the file in its errors."""
+    """Call `parse(*content)`, and name the file in its errors."""
     try:
-        return call(*content)
+        return parse(*content)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     except KeyError as error:
         raise InputError(f"{file} has no {error.args[0]}") from error
-    except UNREADABLE as error:
+    except PARSER_ERRORS as error:
         raise InputError(f"{file} has an unknown field: {error}") from error
 
 
-def _parse_ours(file: Mapping[str, Any]) -> Described:
+def _parse_own_record(file: Mapping[str, Any]) -> Described:
     """Parse our own part of a file (`config_fields`)."""
-    record = as_tuple(file[OURS])
-    if record.get("format") != FORMAT:
+    record = as_tuple(file[OWN_KEY])
+    if record.get("format") != RECORD_FORMAT:
         raise InputError(
-            f"{OURS}.format is {record.get('format')}; this version reads {FORMAT}: "
-            "load it with the version that wrote it, or save the original weights "
-            "again"
+            f"{OWN_KEY}.format is {record.get('format')}; this version reads "
+            f"{RECORD_FORMAT}: load it with the version that wrote it, or save the "
+            "original weights again"
         )
     fields = dict(record["config"])
     fields["preprocessing"] = _read_record(Preprocessing, fields["preprocessing"])
-    arch = dict(fields["arch"])
-    if arch["rotary"]:
-        arch["rotary"] = _read_record(Rotary, arch["rotary"])
-    fields["arch"] = _read_record(Architecture, arch)
+    arch_fields = dict(fields["arch"])
+    if arch_fields["rotary"]:
+        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
+    fields["arch"] = _read_record(Architecture, arch_fields)
     config = _read_record(ViTConfig, fields)
-    _check_same(config, file)
+    _check_same_images(config, file)
     recovery = None
     if "recovery" in record:
         variants = [
@@ -236,14 +251,14 @@ def _parse_ours(file: Mapping[str, Any]) -> Described:
             for variant in record["recovery"]["variants"]
         ]
         recovery = Recovery(tuple(variants))
-    names = record.get("class_names")
-    if names is not None:
-        names = checked_names(names, config.num_classes)
+    class_names = record.get("class_names")
+    if class_names is not None:
+        class_names = checked_names(class_names, config.num_classes)
     if record["reduction"] is None:  # Reduction.read(None) would be the dense model
-        raise InputError(f"{OURS}.reduction is None")
+        raise InputError(f"{OWN_KEY}.reduction is None")
     return Described(
         config,
-        class_names=names,
+        class_names=class_names,
         license=record.get("license"),
         reduction=Reduction.read(record["reduction"]),
         dtype=checked_dtype(record["dtype"]),
@@ -253,7 +268,7 @@ def _parse_ours(file: Mapping[str, Any]) -> Described:
     )
 
 
-def _read_record(record_class: type[Result], fields: Mapping[str, Any]) -> Result:
+def _read_record(record_class: type[Any], fields: Mapping[str, Any]) -> Any:
     """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(record_class):
         # Values are in another file, and earlier versions wrote no `learned`.
@@ -262,15 +277,15 @@ def _read_record(record_class: type[Result], fields: Mapping[str, Any]) -> Resul
     return record_class(**fields)
 
 
-def _check_same(config: ViTConfig, file: Mapping[str, Any]) -> None:
+def _check_same_images(config: ViTConfig, file: Mapping[str, Any]) -> None:
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
     images = as_tuple(file.get("pretrained_cfg", {}))
-    fields = {"mean": config.mean, "std": config.std}
-    fields["input_size"] = (3, *image_sides(config.image_size))
-    for field, value in fields.items():
+    own_values = {"mean": config.mean, "std": config.std}
+    own_values["input_size"] = (3, *image_sides(config.image_size))
+    for field, value in own_values.items():
         if images.get(field, value) != value:
             raise InputError(
-                f"pretrained_cfg.{field} is {images[field]}, but {OURS}.config says "
+                f"pretrained_cfg.{field} is {images[field]}, but {OWN_KEY}.config says "
                 f"{value}"
             )

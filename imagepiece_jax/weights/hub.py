@@ -14,66 +14,68 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import file_names, tensor_files
 
-SCHEME = "hf://"
-_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_SCHEME = "hf://"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def is_id(path: str | os.PathLike) -> bool:
+def is_hub_id(path: str | os.PathLike) -> bool:
     """Whether `path` is a hub id."""
-    return str(path).startswith(SCHEME)
+    return str(path).startswith(HUB_SCHEME)
 
 
-def repository_at(folder: pathlib.Path) -> str | None:
+def cached_repository_name(folder: pathlib.Path) -> str | None:
     """Return OWNER/NAME of a folder in the hub's cache; None for any other folder."""
-    repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.removeprefix("models--").replace("--", "/")
+    repository_folder = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository_folder.startswith("models--"):
+        return repository_folder.removeprefix("models--").replace("--", "/")
     return None
 
 
-def fetched(text):
+def fetch_folder(hub_id: str) -> pathlib.Path:
     """Fetch a hub id, and return its folder in the cache."""
     # A process asks the hub once, and again if another process cleared the cache.
-    if not all(file.exists() for file in repository_files(text)):
-        repository_files.cache_clear()
-    return repository_files(text)[0].parent
+    if not all(file.exists() for file in fetch_repository_files(hub_id)):
+        fetch_repository_files.cache_clear()
+    return fetch_repository_files(hub_id)[0].parent
 
 
 @functools.cache
-def repository_files(text):
+def fetch_repository_files(hub_id: str) -> list[pathlib.Path]:
     """Fetch the files of a hub id: the config file, then the rest."""
-    name = text.removeprefix(SCHEME)
-    if not _ID.fullmatch(name):
+    name = hub_id.removeprefix(HUB_SCHEME)
+    if not _HUB_ID.fullmatch(name):
         raise InputError(
-            f"{text} is not a hub id; it must be {SCHEME}OWNER/NAME or "
-            f"{SCHEME}OWNER/NAME@REVISION"
+            f"{hub_id} is not a hub id; it must be {HUB_SCHEME}OWNER/NAME or "
+            f"{HUB_SCHEME}OWNER/NAME@REVISION"
         )
-    extras.check_installed(text, "huggingface_hub")
+    extras.check_installed(hub_id, "huggingface_hub")
     name, _, revision = name.partition("@")
-    repository = _Repository(text, name, revision or None)
-    file = repository.needed(file_names.CONFIG, file_names.OPEN_CLIP)
-    config = read_json(file)
-    weights = repository.needed(*file_names.WEIGHTS)
-    if weights.name.endswith(file_names.INDEX):
-        for part in sorted({*tensor_files.parts(weights).values()}):
-            repository.needed(part)
-    if file.name == file_names.OPEN_CLIP:
-        return repository.files
-    if weights.name.startswith("open_clip"):
-        repository.optional(file_names.OPEN_CLIP)
+    repository = _Repository(hub_id, name, revision or None)
+    config_file = repository.fetch_first(
+        file_names.CONFIG_FILE, file_names.OPEN_CLIP_FILE
+    )
+    config = read_json(config_file)
+    weights_file = repository.fetch_first(*file_names.WEIGHTS_FILES)
+    if weights_file.name.endswith(file_names.INDEX_ENDING):
+        for part_name in sorted({*tensor_files.read_weight_map(weights_file).values()}):
+            repository.fetch_first(part_name)
+    if config_file.name == file_names.OPEN_CLIP_FILE:
+        return repository.fetched_files
+    if weights_file.name.startswith("open_clip"):
+        repository.fetch_optional(file_names.OPEN_CLIP_FILE)
     if "architecture" not in config:  # timm's and our own config need no other file
         # transformers 5 prefers processor_config.json, and writes no other file for
         # image-text models. Caches that older versions filled do not know it, so beside
         # a preprocessor_config.json it may be out of reach.
-        if repository.optional(file_names.PREPROCESSOR):
-            repository.get(file_names.PROCESSOR)
+        if repository.fetch_optional(file_names.PREPROCESSOR_FILE):
+            repository.try_fetch(file_names.PROCESSOR_FILE)
         else:
-            repository.optional(file_names.PROCESSOR)
-    if file_names.OURS in config:
-        repository.optional(file_names.SELECTORS)
-        if "recovery" in config[file_names.OURS]:
-            repository.optional(file_names.RECOVERED)
-    return repository.files
+            repository.fetch_optional(file_names.PROCESSOR_FILE)
+    if file_names.OWN_KEY in config:
+        repository.fetch_optional(file_names.SELECTORS_FILE)
+        if "recovery" in config[file_names.OWN_KEY]:
+            repository.fetch_optional(file_names.RECOVERED_FILE)
+    return repository.fetched_files
 
 
 class _Repository:
@@ -86,30 +88,30 @@ class _Repository:
     # choose one of several weights files
     # (test_only_the_files_that_are_needed_are_fetched).
 
-    def __init__(self, text, name, revision):
-        self._text = text
+    def __init__(self, hub_id: str, name: str, revision: str | None) -> None:
+        self._hub_id = hub_id
         self._name = name
         self._revision = revision
-        self._unreachable = False
-        self.files = []
+        self._is_unreachable = False
+        self.fetched_files: list[pathlib.Path] = []
 
-    def needed(self, *names):
+    def fetch_first(self, *names: str) -> pathlib.Path:
         """Fetch the first of these files that exists, and return its path."""
         for name in names:
-            if file := self.get(name):
+            if file := self.try_fetch(name):
                 return file
-        source = self._text
-        if self._unreachable:
-            source += ": the hub cannot be reached, and its cache"
-        raise InputError(f"{source} has none of {', '.join(names)}")
+        title = self._hub_id
+        if self._is_unreachable:
+            title += ": the hub cannot be reached, and its cache"
+        raise InputError(f"{title} has none of {', '.join(names)}")
 
-    def optional(self, name):
+    def fetch_optional(self, name: str) -> pathlib.Path | None:
         """Fetch a file if the repository has it; return its path or None.
 
         Raises InputError if neither the hub nor the cache can tell.
         """
-        file = self.get(name)
-        if file or not self._unreachable:
+        file = self.try_fetch(name)
+        if file or not self._is_unreachable:
             return file
         import huggingface_hub
 
@@ -119,34 +121,34 @@ class _Repository:
         # Any other value means that the repository has no file of this name.
         if cached is None:
             raise InputError(
-                f"{self._text}: the hub cannot be reached, and the cache does not say "
-                f"whether {name} exists; offline, load the folder "
-                f"{self.files[0].parent}"
+                f"{self._hub_id}: the hub cannot be reached, and the cache does not "
+                f"say whether {name} exists; offline, load the folder "
+                f"{self.fetched_files[0].parent}"
             )
         return None
 
-    def get(self, name):
+    def try_fetch(self, name: str) -> pathlib.Path | None:
         """Fetch a file and return its path; None if it is missing or out of reach."""
         import huggingface_hub
         from huggingface_hub import errors
 
         try:
-            file = huggingface_hub.hf_hub_download(
+            fetched = huggingface_hub.hf_hub_download(
                 self._name,
                 name,
                 revision=self._revision,
-                local_files_only=self._unreachable,
+                local_files_only=self._is_unreachable,
             )
         except errors.LocalEntryNotFoundError:
-            self._unreachable = True  # no further requests: a request takes seconds
+            self._is_unreachable = True  # no further requests: a request takes seconds
             return None
         except errors.EntryNotFoundError:
             return None
         except errors.HFValidationError as error:
-            raise InputError(f"{self._text}: {error}") from error
-        path = pathlib.Path(file)
-        self.files.append(path)
+            raise InputError(f"{self._hub_id}: {error}") from error
+        file = pathlib.Path(fetched)
+        self.fetched_files.append(file)
         # The cache names folders after commits: the first file fixes the commit of all
         # later files.
-        self._revision = path.parent.name
-        return path
+        self._revision = file.parent.name
+        return file

@@ -13,6 +13,7 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.warning import warn_caller
+from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
@@ -22,17 +23,17 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import is_in_parts
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights.described import Described, describe
-from imagepiece_jax.weights.located import Located, locate
+from imagepiece_jax.weights.described import Described, describe_weights
+from imagepiece_jax.weights.located import Located, locate_weights
 from imagepiece_jax.weights.tensors import Tensors, read_tensors
 
-TRAINED = "trained"  # the reduction of the training or of the saved model
-HEADS = ("head", "head_dist")  # parts to draw for a new number of classes
+TRAINED_REDUCTION = "trained"  # the reduction of the training or of the saved model
+HEAD_PARTS = ("head", "head_dist")  # parts to draw for a new number of classes
 
 
 def load(
     weights: str | os.PathLike | Mapping[str, Any],
-    reduction: ReductionLike = TRAINED,
+    reduction: ReductionLike = TRAINED_REDUCTION,
     *,
     config: ViTConfig | str | os.PathLike | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -71,35 +72,41 @@ def load(
     Raises InputError for weights without a known config, and for tensors that do not
         match the config.
     """
-    located = locate(weights, config is not None, checkpoint, averaged)
-    described = describe(located, config)
+    located = locate_weights(weights, config is not None, checkpoint, averaged)
+    described = describe_weights(located, config)
     tensors = read_tensors(located, described)
     vit_config = change_config(described, tensors, image_size, crop, num_classes)
-    new_head = ()
+    new_head: tuple[str, ...] = ()
     if vit_config.num_classes != tensors.config.num_classes:
-        new_head = HEADS
+        new_head = HEAD_PARTS
     elif class_names is None:
         class_names = tensors.class_names
-    as_trained = reduction == TRAINED
-    wanted = described.reduction if as_trained else Reduction.read(reduction)
+    if class_names is not None:
+        class_names = checked_names(class_names, vit_config.num_classes)
+    is_trained_reduction = reduction == TRAINED_REDUCTION
+    wanted_reduction = (
+        described.reduction if is_trained_reduction else Reduction.read(reduction)
+    )
     execution = make_execution(vit_config, dtype or described.dtype, attention)
     try:
-        model = build_model(vit_config, wanted, execution)
+        model = build_model(vit_config, wanted_reduction, execution)
     except InputError as error:
-        if not as_trained:  # the caller's mistake, not the file's
+        if not is_trained_reduction:  # the caller's mistake, not the file's
             raise
         raise InputError(f"{located.title}: {error}") from error
-    reduction_plan.print_reduction(wanted, model)
+    reduction_plan.print_reduction(wanted_reduction, model)
     # Only a saved folder holds selectors for several reductions.
-    is_exact = as_trained and described.digest is None
-    fitted, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
-    fresh = (*new_head, *new_selectors)
-    variables, drawn = timm_tensors.model_variables(
-        model, fitted, located.title, fresh=fresh, seed=seed or 0
+    is_exact = is_trained_reduction and described.digest is None
+    fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
+    fresh_parts = (*new_head, *new_selectors)
+    variables, drawn_parts = timm_tensors.model_variables(
+        model, fitted_tensors, located.title, fresh=fresh_parts, seed=seed or 0
     )
     params = variables["params"]
-    stated = {part for part in params if is_in_parts(part, described.untrained)}
-    untrained = {*drawn, *stated}
+    known_untrained = {
+        part for part in params if is_in_parts(part, described.untrained)
+    }
+    untrained = {*drawn_parts, *known_untrained}
     # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
         located.origin,
@@ -112,13 +119,14 @@ def load(
         model,
         variables,
         class_names=class_names,
-        recovery=tensors.recovery and tensors.recovery.without({*fresh, *untrained}),
+        recovery=tensors.recovery
+        and tensors.recovery.without_parts({*fresh_parts, *untrained}),
         origin=origin.with_untrained(params, sorted(untrained)),
         selectors=tensors.learned,
     )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
-    say_doubts(vit)
+    warn_of_doubts(vit)
     return vit
 
 
@@ -137,7 +145,7 @@ def change_config(
         config = config.at_size(image_size)
     if crop is not None:
         config = config.with_preprocessing(crop=crop)
-    if num_classes in (None, config.num_classes):
+    if num_classes is None or num_classes == config.num_classes:
         return config
     return dataclasses.replace(
         config, num_classes=num_classes, problem_type=SINGLE_LABEL
@@ -146,27 +154,31 @@ def change_config(
 
 def fit_tensors(
     located: Located, tensors: Tensors, model: ViT, is_exact: bool, seed: int | None
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
     """Select the tensors for a model and its image size: (tensors, parts to draw).
 
     is_exact: keep selectors that the model lacks, which are an error later
     seed: draws untrained and missing selectors; None: missing ones are refused
     """
-    stored = tensors.dense | tensors.selectors
-    fresh = ()
+    stored_tensors: Mapping[str, np.ndarray] = tensors.dense | tensors.selectors
+    fresh_parts = ()
     if seed is not None:
-        stored, fresh = timm_tensors.own_selectors(
+        stored_tensors, fresh_parts = timm_tensors.own_selectors(
             model, tensors.dense | tensors.learned, located.title, None
         )
     elif not is_exact:
-        stored, _ = timm_tensors.own_selectors(model, stored, located.title)
+        stored_tensors, _ = timm_tensors.own_selectors(
+            model, stored_tensors, located.title
+        )
     trained_size = tensors.config.image_size
     if image_sides(model.config.image_size) != image_sides(trained_size):
-        stored = resize_positions.fit_positions(stored, model.config, trained_size)
-    return stored, fresh
+        stored_tensors = resize_positions.fit_positions(
+            stored_tensors, model.config, trained_size
+        )
+    return stored_tensors, fresh_parts
 
 
-def say_doubts(vit: Pretrained) -> None:
+def warn_of_doubts(vit: Pretrained) -> None:
     """Warn if the head may be a projection; log if nothing was recovered."""
     is_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
     if is_clip and not vit.class_names and not vit.untrained:

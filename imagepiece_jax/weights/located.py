@@ -1,6 +1,6 @@
 """Located, the first stage of `load`: a file, a published folder, a run or a dict.
 
-`locate` looks at a path once. The later stages read its result.
+`locate_weights` looks at a path once. The later stages read its result.
 """
 
 import dataclasses
@@ -16,22 +16,22 @@ from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.program import is_exported
 from imagepiece_jax.weights import hub
 from imagepiece_jax.weights.file_names import (
-    BESIDE,
-    CONFIG,
-    ENDINGS,
-    OPEN_CLIP,
-    OURS,
-    WEIGHTS,
+    CONFIG_FILE,
+    LEARNED_FILES,
+    OPEN_CLIP_FILE,
+    OWN_KEY,
+    WEIGHTS_ENDINGS,
+    WEIGHTS_FILES,
 )
-from imagepiece_jax.weights.run_files import KINDS
+from imagepiece_jax.weights.run_files import CHECKPOINT_KINDS
 
 # Kinds of weights, as error messages call them.
-FILE = "weights file"
-FOLDER = "folder"  # in the Hugging Face hub's format
-RUN = "run"
-STATE_DICT = "state dict"  # in memory
+FILE_KIND = "weights file"
+FOLDER_KIND = "folder"  # in the Hugging Face hub's format
+RUN_KIND = "run"
+STATE_DICT_KIND = "state dict"  # in memory
 # config.json keys of published weights (timm's, transformers', ours), not of runs.
-PUBLISHED = {"architecture", "architectures", "model_type", OURS}
+PUBLISHED_KEYS = {"architecture", "architectures", "model_type", OWN_KEY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Located:
     """Weights on this machine."""
 
     path: pathlib.Path | None  # None: in memory
-    kind: str  # FILE, FOLDER, RUN or STATE_DICT
+    kind: str  # FILE_KIND, FOLDER_KIND, RUN_KIND or STATE_DICT_KIND
     # the config file of a folder's weights, if there is one, and its content
     config_file: pathlib.Path | None = None
     config: Mapping[str, Any] | None = None  # also None for broken JSON
     tensors: Mapping[str, Any] | None = None  # a STATE_DICT's
     # file names in a folder
     names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
-    checkpoint: str | None = None  # one of a run's KINDS; the key of a model in a file
+    checkpoint: str | None = (
+        None  # one of a run's CHECKPOINT_KINDS; the key of a model in a file
+    )
     averaged: bool = False  # whether to read a run's averaged weights
 
     @property
@@ -54,14 +56,14 @@ class Located:
         """What the path tells about the weights; an Origin's other fields are empty."""
         name = ""
         if self.path is not None:
-            name = hub.repository_at(self.path) or self.path.name
+            name = hub.cached_repository_name(self.path) or self.path.name
         return Origin(
             path=self.path,
             kind=self.kind,
             name=name,
             checkpoint=self.checkpoint,
             averaged=self.averaged,
-            run=self.config if self.kind == RUN else None,
+            run=self.config if self.kind == RUN_KIND else None,
         )
 
     @property
@@ -69,18 +71,25 @@ class Located:
         """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
         return self.origin.title
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """The path of weights on disk; a state dict has none."""
+        if self.path is None:
+            raise InputError("a state dict has no path")
+        return self.path
+
     def weights_file(self) -> pathlib.Path:
         """Find a folder's single weights file."""
         candidates = _weights_names(self.names)
         if len(candidates) == 1:
-            return self.path / candidates[0]
+            return self.folder / candidates[0]
         raise InputError(
-            f"folder {self.path} must have one weights file, such as {WEIGHTS[0]}; it "
-            f"has {', '.join(candidates) or 'none'}"
+            f"folder {self.path} must have one weights file, such as "
+            f"{WEIGHTS_FILES[0]}; it has {', '.join(candidates) or 'none'}"
         )
 
 
-def locate(
+def locate_weights(
     weights: str | os.PathLike | Mapping[str, Any],
     has_config: bool = False,
     checkpoint: str | None = None,
@@ -96,15 +105,15 @@ def locate(
     checkpoint, averaged: as for `load`
     """
     if not isinstance(weights, Mapping):
-        located = _at_path(weights, has_config)
+        located = _locate_path(weights, has_config)
     elif has_config:
-        located = Located(None, STATE_DICT, tensors=weights)
+        located = Located(None, STATE_DICT_KIND, tensors=weights)
     else:
         raise InputError("config is missing: a state dict does not say its model")
-    if located.kind == RUN:
+    if located.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
-        check_choice("checkpoint", checkpoint, KINDS)
-    elif checkpoint in KINDS:
+        check_choice("checkpoint", checkpoint, CHECKPOINT_KINDS)
+    elif checkpoint in CHECKPOINT_KINDS:
         raise InputError(f"checkpoint is {checkpoint!r}, but {located.title} is no run")
     elif averaged:
         raise InputError(
@@ -114,24 +123,24 @@ def locate(
     return dataclasses.replace(located, checkpoint=checkpoint, averaged=averaged)
 
 
-def _at_path(path: str | os.PathLike, may_be_broken: bool) -> Located:
+def _locate_path(path: str | os.PathLike, may_be_broken: bool) -> Located:
     """Find the weights at a path or hub id."""
-    if hub.is_id(path):  # its config must be JSON: it tells which files to fetch
-        return _in_folder(hub.fetched(str(path)))
+    if hub.is_hub_id(path):  # its config must be JSON: it tells which files to fetch
+        return _locate_folder(hub.fetch_folder(str(path)))
     path = pathlib.Path(path).expanduser()
     if not path.exists():
         raise InputError(
             f"weights is '{path}': no such file or folder; a model of the Hugging Face "
-            f"hub is {hub.SCHEME}OWNER/NAME"
+            f"hub is {hub.HUB_SCHEME}OWNER/NAME"
         )
     if path.is_dir():
-        return _in_folder(path, may_be_broken)
+        return _locate_folder(path, may_be_broken)
     if is_exported(path):
         raise InputError(
             f"weights is '{path}', an exported program; evaluate, benchmark and "
             "onnxruntime run it, but load needs the original weights"
         )
-    return Located(path, FILE)
+    return Located(path, FILE_KIND)
 
 
 def locate_config(path: str) -> Located | None:
@@ -140,25 +149,31 @@ def locate_config(path: str) -> Located | None:
     Of several config files, the named one is read.
     """
     folder, name = os.path.split(path)
-    is_file = name in (CONFIG, OPEN_CLIP)
-    if hub.is_id(path):
-        return locate(folder if is_file else path)
-    file = os.path.expanduser(path)
-    if not os.path.exists(file):  # also for a name that is too long
+    is_config_file = name in (CONFIG_FILE, OPEN_CLIP_FILE)
+    if hub.is_hub_id(path):
+        return locate_weights(folder if is_config_file else path)
+    config_file = os.path.expanduser(path)
+    if not os.path.exists(config_file):  # also for a name that is too long
         return None
-    file = pathlib.Path(file)
-    return _in_folder(file.parent, config_file=file) if is_file else locate(file)
+    config_file = pathlib.Path(config_file)
+    return (
+        _locate_folder(config_file.parent, config_file=config_file)
+        if is_config_file
+        else locate_weights(config_file)
+    )
 
 
-def is_run(path: str | os.PathLike) -> bool:
+def is_run_folder(path: str | os.PathLike) -> bool:
     """Whether `path` is a run's folder."""
     folder = pathlib.Path(os.path.expanduser(path))
-    if not os.path.isfile(folder / CONFIG):  # also False for a name that is too long
+    if not os.path.isfile(
+        folder / CONFIG_FILE
+    ):  # also False for a name that is too long
         return False
-    return _in_folder(folder).kind == RUN
+    return _locate_folder(folder).kind == RUN_KIND
 
 
-def _in_folder(
+def _locate_folder(
     folder: pathlib.Path,
     may_be_broken: bool = False,
     config_file: pathlib.Path | None = None,
@@ -168,38 +183,44 @@ def _in_folder(
     config_file: None: the preferred config file
     """
     names = frozenset(os.listdir(folder))
-    file = config_file or folder / _config_name(names)
-    if file.name not in names:
-        located = Located(folder, FOLDER, names=names)
+    found_file = config_file or folder / _config_name(names)
+    if found_file.name not in names:
+        located = Located(folder, FOLDER_KIND, names=names)
         located.weights_file()  # raises unless there is exactly one weights file
         return located
     config = None
     try:
-        config = read_json(file)
+        config = read_json(found_file)
     except InputError:
         if not may_be_broken:
             raise
-    kind = FOLDER
-    if config is not None and OPEN_CLIP not in names and not {*config} & PUBLISHED:
-        kind = RUN
-    return Located(folder, kind, file, config, names=names)
+    kind = FOLDER_KIND
+    if (
+        config is not None
+        and OPEN_CLIP_FILE not in names
+        and not {*config} & PUBLISHED_KEYS
+    ):
+        kind = RUN_KIND
+    return Located(folder, kind, found_file, config, names=names)
 
 
 def _config_name(names: frozenset[str]) -> str:
     """Choose a folder's config file name; the file may be missing."""
     # OpenCLIP repositories often hold transformers' weights and config.json too, and
     # these are preferred.
-    weights = _weights_names(names)
-    only_open_clip = all(name.startswith("open_clip") for name in weights)
-    if OPEN_CLIP in names and (only_open_clip or CONFIG not in names):
-        return OPEN_CLIP
-    return CONFIG
+    weights_names = _weights_names(names)
+    has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
+    if OPEN_CLIP_FILE in names and (has_only_open_clip or CONFIG_FILE not in names):
+        return OPEN_CLIP_FILE
+    return CONFIG_FILE
 
 
 def _weights_names(names: frozenset[str]) -> list[str]:
     """List a folder's weights files: the first usual name, or else all."""
-    for name in WEIGHTS:
+    for name in WEIGHTS_FILES:
         if name in names:
             return [name]
-    candidates = names - {*BESIDE}
-    return sorted(name for name in candidates if pathlib.Path(name).suffix in ENDINGS)
+    candidates = names - {*LEARNED_FILES}
+    return sorted(
+        name for name in candidates if pathlib.Path(name).suffix in WEIGHTS_ENDINGS
+    )

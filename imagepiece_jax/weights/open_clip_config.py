@@ -16,89 +16,98 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.head import PROJECTION
 from imagepiece_jax.weights import timm_config
 
-Fields = Mapping[str, Any]  # of a JSON file
-DEFAULTS = dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
-DEFAULTS |= dict(image_size=224, pool_type="tok", final_ln_after_pool=False)
-DEFAULTS |= dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
-DEFAULTS |= dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
-POOLS = {"tok": "token", "avg": "mean", "none": "none"}
+VISION_DEFAULTS = (
+    dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
+    | dict(image_size=224, pool_type="tok", final_ln_after_pool=False)
+    | dict(act_kwargs=None, norm_kwargs=None, timm_model_name=None)
+    | dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
+)
+OPEN_CLIP_POOLS = {"tok": "token", "avg": "mean", "none": "none"}
 # Unsupported parts: {field: values without the part}.
-SWITCHES = "qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc"
-ABSENT = dict.fromkeys([*SWITCHES.split(), "attentional_pool"], [False])
-ABSENT |= {"ls_init_value": [None], "block_type": [None, "default"]}
+VALUES_WITHOUT_PART = (
+    dict(qk_norm=[False], scaled_cosine_attn=[False], attentional_pool=[False])
+    | dict(scale_heads=[False], scale_attn_inner=[False], scale_attn=[False])
+    | dict(scale_fc=[False], ls_init_value=[None], block_type=[None, "default"])
+)
 # Fields that change nothing, or only facts that the tensors show too.
-IDLE = """
+IDLE_VISION_FIELDS = """
     patch_dropout attn_pooler_queries attn_pooler_heads pos_embed_type output_tokens
     timm_model_pretrained timm_proj_bias timm_drop timm_drop_path
 """.split()
 # timm_proj: embed_dim outputs by OpenCLIP's layer after timm's model, no such outputs,
 # or embed_dim outputs by the head of timm's model.
-PROJECTIONS = ("linear", "none", "")
-RESIZE_MODES = {"shortest": "center", "squash": "squash"}
-INTERPOLATIONS = ("bicubic", "bilinear")
-EPS = 1e-5  # of PyTorch's LayerNorm
+TIMM_PROJECTIONS = ("linear", "none", "")
+CROP_MODE_OF_RESIZE = {"shortest": "center", "squash": "squash"}
+SUPPORTED_INTERPOLATIONS = ("bicubic", "bilinear")
+LAYER_NORM_EPS = 1e-5  # of PyTorch's LayerNorm
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def parse_open_clip(config: Fields) -> ViTConfig:
+def parse_open_clip(config: Mapping[str, Any]) -> ViTConfig:
     """Parse the content of an open_clip_config.json: the vision tower's config."""
     model = config["model_cfg"]
     vision = model["vision_cfg"]
     for field, value in vision.items():
         path = f"vision_cfg.{field}"
-        if field in ABSENT:
-            check_choice(path, value, ABSENT[field])
-        elif field not in (*DEFAULTS, *IDLE):
+        if field in VALUES_WITHOUT_PART:
+            check_choice(path, value, VALUES_WITHOUT_PART[field])
+        elif field not in (*VISION_DEFAULTS, *IDLE_VISION_FIELDS):
             raise InputError(f"{path} is {value!r}, which is not supported")
-    vision = DEFAULTS | vision
-    image_size = as_tuple(vision["image_size"])
-    images = _images(config.get("preprocess_cfg") or {}, image_size)
+    vision = VISION_DEFAULTS | vision
+    preprocess_cfg = config.get("preprocess_cfg") or {}
+    images = _parse_preprocess_cfg(preprocess_cfg, as_tuple(vision["image_size"]))
     if vision["timm_model_name"]:
-        return _of_timm(vision, model, images)
-    return _of_tower(vision, model, images)
+        return _build_timm_config(vision, model, images)
+    return _build_tower_config(vision, model, images)
 
 
-def _images(images, image_size):
+def _parse_preprocess_cfg(
+    preprocess_cfg: Mapping[str, Any], image_size: int | tuple[int, int]
+) -> dict[str, Any]:
     """Translate preprocess_cfg into a ViTConfig's mean, std and preprocessing."""
-    mode = images.get("resize_mode", "shortest")
-    interpolation = images.get("interpolation", "bicubic")
-    check_choice("preprocess_cfg.resize_mode", mode, RESIZE_MODES)
-    check_choice("preprocess_cfg.interpolation", interpolation, INTERPOLATIONS)
+    resize_mode = preprocess_cfg.get("resize_mode", "shortest")
+    interpolation = preprocess_cfg.get("interpolation", "bicubic")
+    check_choice("preprocess_cfg.resize_mode", resize_mode, CROP_MODE_OF_RESIZE)
+    check_choice(
+        "preprocess_cfg.interpolation", interpolation, SUPPORTED_INTERPOLATIONS
+    )
     height, width = image_sides(image_size)
     # OpenCLIP ignores the interpolation for a crop that is not square.
-    if mode == "shortest" and height != width:
+    if resize_mode == "shortest" and height != width:
         interpolation = "bicubic"
     return {
-        "mean": tuple(images.get("mean") or CLIP_MEAN),
-        "std": tuple(images.get("std") or CLIP_STD),
+        "mean": tuple(preprocess_cfg.get("mean") or CLIP_MEAN),
+        "std": tuple(preprocess_cfg.get("std") or CLIP_STD),
         "preprocessing": Preprocessing(
-            image_size, 1.0, RESIZE_MODES[mode], interpolation
+            image_size, 1.0, CROP_MODE_OF_RESIZE[resize_mode], interpolation
         ),
     }
 
 
-def _of_tower(vision, model, images):
+def _build_tower_config(
+    vision: Mapping[str, Any], model: Mapping[str, Any], images: Mapping[str, Any]
+) -> ViTConfig:
     """Make the config of OpenCLIP's own VisionTransformer.
 
-    images: the result of `_images`
+    images: the result of `_parse_preprocess_cfg`
     """
     width = vision["width"]
     depth = vision["layers"]
     if not isinstance(depth, int):
         raise InputError(f"vision_cfg.layers is {depth}, so the model is a ResNet")
-    norm = vision["norm_kwargs"] or {}
-    act = vision["act_kwargs"] or {}
-    _check_only("vision_cfg.norm_kwargs", norm, "eps")
-    check_choice("vision_cfg.pool_type", vision["pool_type"], POOLS)
-    pool = POOLS[vision["pool_type"]]
+    norm_kwargs = vision["norm_kwargs"] or {}
+    act_kwargs = vision["act_kwargs"] or {}
+    _check_only_option("vision_cfg.norm_kwargs", norm_kwargs, "eps")
+    check_choice("vision_cfg.pool_type", vision["pool_type"], OPEN_CLIP_POOLS)
+    pool = OPEN_CLIP_POOLS[vision["pool_type"]]
     # The last norm applies to the tokens or to the pooled vector.
     fc_norm = pool == "mean" and bool(vision["final_ln_after_pool"])
     arch = Architecture(
         patch_bias=False,
         pre_norm=not vision["no_ln_pre"],
-        gelu=_gelu(act, bool(model.get("quick_gelu", False))),
-        norm_eps=float(norm.get("eps", EPS)),
+        gelu=_choose_gelu(act_kwargs, bool(model.get("quick_gelu", False))),
+        norm_eps=float(norm_kwargs.get("eps", LAYER_NORM_EPS)),
         resize="antialias",
         pool=pool,
         final_norm=not fc_norm,
@@ -117,44 +126,48 @@ def _of_tower(vision, model, images):
     )
 
 
-def _check_only(path, options, known):
+def _check_only_option(path: str, options: Mapping[str, Any], known: str) -> None:
     """Refuse any option at a path except the known option."""
     for name, value in options.items():
         if name != known:
             raise InputError(f"{path} has {name}={value!r}, which is not supported")
 
 
-def _gelu(act, quick):
+def _choose_gelu(act_kwargs: Mapping[str, Any], is_quick: bool) -> str:
     """Choose the GELU variant from `act_kwargs` and `quick_gelu`."""
-    approximate = act.get("approximate", "none")
+    approximate = act_kwargs.get("approximate", "none")
     gelus = {"none": "exact", "tanh": "tanh"}
-    if quick:
+    if is_quick:
         gelus = {"none": "quick"}
-    _check_only("vision_cfg.act_kwargs", act, "approximate")
+    _check_only_option("vision_cfg.act_kwargs", act_kwargs, "approximate")
     check_choice("vision_cfg.act_kwargs.approximate", approximate, gelus)
     return gelus[approximate]
 
 
-def _of_timm(vision, model, images):
+def _build_timm_config(
+    vision: Mapping[str, Any], model: Mapping[str, Any], images: Mapping[str, Any]
+) -> ViTConfig:
     """Make the config of a timm model, maybe with a projection.
 
-    images: the result of `_images`
+    images: the result of `_parse_preprocess_cfg`
     """
     # OpenCLIP builds the model with timm's own code for the architecture, whatever the
     # weights were trained with.
-    name, _, _ = vision["timm_model_name"].partition(".")
-    proj = vision["timm_proj"] or ""
+    architecture, _, _ = vision["timm_model_name"].partition(".")
+    projection = vision["timm_proj"] or ""
     pool = vision["timm_pool"]
-    check_choice("vision_cfg.timm_proj", proj, PROJECTIONS)
-    config = timm_config.of_architecture(name, images)
-    if proj != "linear":  # timm makes the pool, which decides the last norm's place
-        config = timm_config.with_arguments(config, {"global_pool": pool})
+    check_choice("vision_cfg.timm_proj", projection, TIMM_PROJECTIONS)
+    config = timm_config.build_architecture_config(architecture, images)
+    if (
+        projection != "linear"
+    ):  # timm makes the pool, which decides the last norm's place
+        config = timm_config.apply_model_args(config, {"global_pool": pool})
     elif pool:  # without a pool the model's own stays
-        check_choice("vision_cfg.timm_pool", pool, timm_config.POOLS)
-        pool = timm_config.POOLS[pool]
+        check_choice("vision_cfg.timm_pool", pool, timm_config.TIMM_POOLS)
+        pool = timm_config.TIMM_POOLS[pool]
         includes_prefix = config.arch.pool_include_prefix and pool == "map"
         config = config.with_arch(pool=pool, pool_include_prefix=includes_prefix)
-    if proj == "none":
+    if projection == "none":
         return config
     head = {"num_classes": model["embed_dim"], "problem_type": PROJECTION}
     return dataclasses.replace(config, **head)

@@ -11,82 +11,91 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.file_names import (
-    CONFIG,
-    INDEX,
-    OPEN_CLIP,
-    PREPROCESSOR,
-    PROCESSOR,
-    WEIGHTS,
+    CONFIG_FILE,
+    INDEX_ENDING,
+    OPEN_CLIP_FILE,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    WEIGHTS_FILES,
 )
 
-FORMAT = 1  # of CONFIG; other formats are refused
-CLASSES = "classes.json"  # class names by label, if the data have names
-CHECKPOINTS = "checkpoints"  # the folder of weights
-KINDS = ("latest", "best")  # kinds of checkpoints
-OTHERS = ("run.json", "metrics.jsonl")  # files that only a run writes
+RUN_FORMAT = 1  # of CONFIG_FILE; other formats are refused
+CLASS_NAMES_FILE = "classes.json"  # class names by label, if the data have names
+CHECKPOINTS_FOLDER = "checkpoints"  # the folder of weights
+CHECKPOINT_KINDS = ("latest", "best")  # kinds of checkpoints
+LOG_FILES = ("run.json", "metrics.jsonl")  # files that only a run writes
 
 
-def read_config(file: pathlib.Path) -> dict[str, Any]:
+def read_run_file(file: pathlib.Path) -> dict[str, Any]:
     """Read the config of a run, in this version's format."""
     config = read_json(file)
-    check_format(config)
+    check_run_format(config)
     return config
 
 
-def check_format(config: Mapping[str, Any]) -> None:
+def check_run_format(config: Mapping[str, Any]) -> None:
     """Refuse a run's config in another format."""
-    if config.get("format") != FORMAT:
+    if config.get("format") != RUN_FORMAT:
         raise InputError(
             f"the run has format {config.get('format')}; this version reads format "
-            f"{FORMAT}"
+            f"{RUN_FORMAT}"
         )
 
 
-def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
+def read_class_names(
+    folder: pathlib.Path, num_classes: int
+) -> tuple[str | None, ...] | None:
     """Read a run's class names by label; None if the run has no names.
 
-    classes: the expected number of names
+    num_classes: the expected number of names
     """
-    path = folder / CLASSES
+    path = folder / CLASS_NAMES_FILE
     if not path.exists():
         return None
     try:
-        return checked_names(json.loads(path.read_text("utf-8")), classes)
+        return checked_names(json.loads(path.read_text("utf-8")), num_classes)
     except (ValueError, TypeError) as error:  # InputError, too
         raise InputError(f"{path}: {error}") from error
 
 
 def check_normalization(
-    folder: pathlib.Path, values: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: pathlib.Path, model_fields: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
     """Refuse a run whose config was edited to a mean or std unlike its training's.
 
-    values: "mean" and "std" from the config
+    model_fields: "mean" and "std" from the config
     facts: stored beside a checkpoint's arrays; {}: unknown
     """
     for field, trained in (facts.get("normalization") or {}).items():
-        value = [*values[field]]
+        value = [*model_fields[field]]
         if value != trained:
             raise InputError(
-                f"{pathlib.Path(folder) / CONFIG}: model.{field} is {value}, but the "
-                f"run was trained with {trained}"
+                f"{pathlib.Path(folder) / CONFIG_FILE}: model.{field} is {value}, but "
+                f"the run was trained with {trained}"
             )
 
 
-def own_files(*words: str | os.PathLike) -> list[pathlib.Path]:
+def list_input_files(*words: str | os.PathLike) -> list[pathlib.Path]:
     """List the files of a command's inputs, which its outputs may not overwrite.
 
     words: paths of weights, and names of data such as csv:FILE; files that belong to
         them are listed whether they exist or not
     """
-    names = (CONFIG, CLASSES, *OTHERS, OPEN_CLIP, PREPROCESSOR, PROCESSOR)
-    names += tuple(name for name in WEIGHTS if name.endswith(INDEX))
+    file_names = (
+        CONFIG_FILE,
+        CLASS_NAMES_FILE,
+        *LOG_FILES,
+        OPEN_CLIP_FILE,
+        PREPROCESSOR_FILE,
+        PROCESSOR_FILE,
+    )
+    file_names += tuple(name for name in WEIGHTS_FILES if name.endswith(INDEX_ENDING))
     files = []
     for word in words:
         word = os.fspath(word)
         if registry.name_form(word).endswith(":FILE"):
             word = word.partition(":")[2]
         path = pathlib.Path(word).expanduser()
-        beside = path.with_name(f"{path.name}.json")  # describes an .onnx file
-        files += [path, beside, *(path / name for name in names)]
+        json_file = path.with_name(f"{path.name}.json")  # describes an .onnx file
+        files += [path, json_file, *(path / name for name in file_names)]
     return files

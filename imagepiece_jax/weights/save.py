@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors
@@ -22,28 +23,31 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import (
     check_variables,
     variable_shapes,
     variables_digest,
 )
-from imagepiece_jax.weights import layouts, timm_config
-from imagepiece_jax.weights.described import FORMAT, parse_config
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.weights import naming, timm_config
+from imagepiece_jax.weights.described import RECORD_FORMAT, parse_config
 from imagepiece_jax.weights.file_names import (
-    BESIDE,
-    CONFIG,
-    OURS,
-    RECOVERED,
-    SELECTORS,
-    WEIGHTS,
+    CONFIG_FILE,
+    LEARNED_FILES,
+    OWN_KEY,
+    RECOVERED_FILE,
+    SELECTORS_FILE,
+    WEIGHTS_FILES,
 )
+from imagepiece_jax.weights.tensor_files import NamedArrays
 
 # A saved folder holds up to four files. model.safetensors has the dense part by timm's
-# names, SELECTORS the learned selectors, and RECOVERED the recovered parameters (0.NAME
-# belongs to the first variant). CONFIG has all `load` needs to make the same model, and
-# timm's architecture if timm has the model.
-DENSE_PART = WEIGHTS[0]
-FILES = (DENSE_PART, *BESIDE, CONFIG)
+# names, SELECTORS_FILE the learned selectors, and RECOVERED_FILE the recovered
+# parameters (0.NAME belongs to the first variant). CONFIG_FILE has all `load` needs to
+# make the same model, and timm's architecture if timm has the model.
+DENSE_FILE = WEIGHTS_FILES[0]
+SAVED_FILES = (DENSE_FILE, *LEARNED_FILES, CONFIG_FILE)
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -59,45 +63,45 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
         not match the model.
     """
     folder = checked_folder(folder)
-    if vit.reduction is None:
-        raise InputError("reduction is unknown, as the model's plan was made by hand")
     if vit.model.execution.folded:
         raise InputError("the model was changed by optimize; save the loaded one")
     check_variables(vit.model, vit.dense_variables)
     tensors = timm_tensors.to_timm(vit.dense_variables)
-    dense, selectors = timm_tensors.split_selectors(tensors)
+    dense_tensors, selectors = timm_tensors.split_selectors(tensors)
     learned = timm_tensors.replace_selectors(vit.selectors, selectors)
-    described = config_fields(vit)
-    dense = layouts.as_timm(dense, vit.config.arch, described["architecture"])
-    recovered = _recovered(vit.recovery)
-    described[OURS]["digest"] = variables_digest(
-        [layouts.with_timm_names(dense) | learned, recovered]
+    config_facts = saved_config(vit)
+    dense_tensors = naming.pack_for_timm(
+        dense_tensors, vit.config.arch, config_facts["architecture"]
+    )
+    recovered_tensors = _recovered_tensors(vit.recovery)
+    config_facts[OWN_KEY]["digest"] = variables_digest(
+        [naming.with_timm_names(dense_tensors) | learned, recovered_tensors]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
-    config = json.loads(json.dumps(described, default=lambda scalar: scalar.item()))
+    config = json.loads(json.dumps(config_facts, default=lambda scalar: scalar.item()))
     vit.warn_of_untrained()
-    _check_round_trip(vit.model, dense | selectors, config)
-    with replacement_folder(folder) as new:
-        _write(new / DENSE_PART, dense)
+    _check_round_trip(vit.model, dense_tensors | selectors, config)
+    with replacement_folder(folder) as new_folder:
+        _write_tensors(new_folder / DENSE_FILE, dense_tensors)
         if learned:
-            _write(new / SELECTORS, learned)
-        if recovered:
-            _write(new / RECOVERED, recovered)
-        write_json(new / CONFIG, config)
+            _write_tensors(new_folder / SELECTORS_FILE, learned)
+        if recovered_tensors:
+            _write_tensors(new_folder / RECOVERED_FILE, recovered_tensors)
+        write_json(new_folder / CONFIG_FILE, config)
     return folder
 
 
-def config_fields(vit: Pretrained) -> dict[str, Any]:
+def saved_config(vit: Pretrained) -> dict[str, Any]:
     """Make the content of a config.json for `load`: our own complete part, and timm's.
 
     "architecture" is timm's name if timm has the model, so that `timm.create_model`
-    loads the dense part; else it is our own name (OURS).
+    loads the dense part; else it is our own name (OWN_KEY).
     """
     model = vit.model
-    reduction = dataclasses.replace(vit.reduction, prop_attn=model.prop_attn)
-    optional = {}
-    if untrained := vit.origin.untrained_parts(vit.variables["params"]):
-        optional["untrained"] = untrained
+    reduction = dataclasses.replace(vit.known_reduction(), prop_attn=model.prop_attn)
+    optional: dict[str, Any] = {}
+    if untrained_parts := vit.origin.untrained_parts(vit.variables["params"]):
+        optional["untrained"] = untrained_parts
     if vit.recovery:
         optional["recovery"] = {
             "variants": [variant.record for variant in vit.recovery.variants]
@@ -107,16 +111,18 @@ def config_fields(vit: Pretrained) -> dict[str, Any]:
     if vit.origin.license:
         optional["license"] = vit.origin.license
     record = {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "config": dataclasses.asdict(model.config),
         "reduction": str(reduction),
         "dtype": model.execution.dtype.name,
         **optional,
     }
-    return {"architecture": OURS} | timm_config.describe_timm(vit) | {OURS: record}
+    return (
+        {"architecture": OWN_KEY} | timm_config.describe_timm(vit) | {OWN_KEY: record}
+    )
 
 
-def _recovered(recovery):
+def _recovered_tensors(recovery: Recovery | None) -> NamedArrays:
     """Collect a Recovery's parameters as {"INDEX.NAME": tensor}, by variant."""
     tensors = {}
     for index, variant in enumerate(recovery.variants if recovery else ()):
@@ -126,7 +132,7 @@ def _recovered(recovery):
     return tensors
 
 
-def _write(file, tensors):
+def _write_tensors(file: pathlib.Path, tensors: NamedArrays) -> None:
     """Write tensors to a file. Raises OSError if a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
     try:
@@ -135,30 +141,35 @@ def _write(file, tensors):
         raise OSError(str(error)) from error
 
 
-def checked_folder(folder):
+def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    names = (LOCK_NAME,)
+    replaceable_names = (LOCK_NAME,)
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
-        if OURS in read_json(folder / CONFIG):
-            names += FILES
-    check_own_files("folder", folder, "a saved model", lambda file: file.name in names)
+        if OWN_KEY in read_json(folder / CONFIG_FILE):
+            replaceable_names += SAVED_FILES
+    check_own_files(
+        "folder", folder, "a saved model", lambda file: file.name in replaceable_names
+    )
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder
 
 
-def _check_round_trip(model, tensors, config):
+def _check_round_trip(
+    model: ViT, tensors: NamedArrays, config: Mapping[str, Any]
+) -> None:
     """Check that `load` would make the same model from these tensors and config."""
     described = parse_config(config, {})
-    again = build_model(described.config, described.reduction)
-    read = layouts.with_timm_names(tensors)
-    timm_tensors.from_timm(read, variable_shapes(again))
+    loaded_model = build_model(described.config, described.reduction)
+    canonical = naming.with_timm_names(tensors)
+    timm_tensors.from_timm(canonical, variable_shapes(loaded_model))
     for field in ("plan", "prop_attn"):
-        value = getattr(model, field)
-        loaded = getattr(again, field)
-        if loaded != value:
+        own_value = getattr(model, field)
+        loaded_value = getattr(loaded_model, field)
+        if loaded_value != own_value:
             raise InputError(
-                f"model.{field} is {value!r}, but would be loaded as {loaded!r}"
+                f"model.{field} is {own_value!r}, but would be loaded as "
+                f"{loaded_value!r}"
             )

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,108 +17,115 @@ import safetensors
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.torch_files import LazyTensor, opened_torch
+from imagepiece_jax.weights.torch_files import LazyTensor, open_torch_file
 
-_LFS = b"version https://git-lfs"
-_COUNT = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weight
-SMALLEST = 12  # a model has at least the tensors of one block
+_LFS_START = b"version https://git-lfs"
+_AVERAGES_COUNTER = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weight
+MIN_MODEL_TENSORS = 12  # a model has at least the tensors of one block
+
+NamedArrays = dict[str, np.ndarray]  # {name: array}
+LazyTensors = Mapping[str, LazyTensor]
 
 
-def title(path: str | os.PathLike | Mapping[str, Any]) -> str:
+def weights_title(path: str | os.PathLike | Mapping[str, Any]) -> str:
     """Name a weights file or a state dict in error messages."""
     return "the state dict" if isinstance(path, Mapping) else f"weights file {path}"
 
 
 def read_state_dict(
     path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
-) -> dict[str, np.ndarray]:
+) -> NamedArrays:
     """Read {name: array} from a weights file, with the file's shapes and dtypes.
 
     A state dict in memory is copied.
 
-    checkpoint: as for `opened`
+    checkpoint: as for `open_tensors`
     """
-    with opened(path, checkpoint) as state_dict:
-        return state_dict.read(state_dict.tensors)
+    with open_tensors(path, checkpoint) as unread:
+        return unread.read(unread.tensors)
 
 
-def read_all(tensors):
+def read_lazy_tensors(tensors: LazyTensors) -> NamedArrays:
     """Read {name: LazyTensor} into {name: array}."""
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
-class Unread(NamedTuple):
+class UnreadTensors(NamedTuple):
     """Tensors of an open weights file, and the function that reads them."""
 
-    tensors: Mapping[str, LazyTensor]
-    reader: Callable[[Mapping[str, LazyTensor]], dict[str, np.ndarray]] = read_all
+    tensors: LazyTensors
+    reader: Callable[[LazyTensors], NamedArrays] = read_lazy_tensors
 
-    def read(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+    def read(self, names: Iterable[str]) -> NamedArrays:
         """Read {name: array}; all other tensors, maybe many GB, stay in the file."""
         tensors = self.reader({name: self.tensors[name] for name in names})
-        for name, value in tensors.items():
-            if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
+        for name, tensor in tensors.items():
+            if tensor.dtype.kind not in "biuf" and tensor.dtype != jnp.bfloat16:
                 raise InputError(
-                    f"tensor {name} is of type {value.dtype}; it must have floats, "
+                    f"tensor {name} is of type {tensor.dtype}; it must have floats, "
                     "integers or booleans"
                 )
         return tensors
 
 
 @contextlib.contextmanager
-def opened(
+def open_tensors(
     path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
-) -> Iterator[Unread]:
+) -> Generator[UnreadTensors]:
     """Open a weights file or a state dict in memory; errors name the file.
 
     checkpoint: the key of the wanted model in a file with several models
     """
     if isinstance(path, Mapping):
         try:
-            yield Unread(tensors_of_one(in_memory(path), checkpoint))
+            yield UnreadTensors(select_model(wrap_arrays(path), checkpoint))
         except InputError as error:
-            raise InputError(f"{title(path)}: {error}") from error
+            raise InputError(f"{weights_title(path)}: {error}") from error
     else:
-        with _opened(pathlib.Path(path), _OPENERS) as content:
-            yield content._replace(tensors=tensors_of_one(content.tensors, checkpoint))
+        with _open_file(pathlib.Path(path), _FILE_OPENERS) as content:
+            yield content._replace(tensors=select_model(content.tensors, checkpoint))
 
 
 @contextlib.contextmanager
-def _opened(path, openers):
+def _open_file(
+    path: pathlib.Path, openers: Mapping[str, Callable[[pathlib.Path], Any]]
+) -> Generator[UnreadTensors]:
     """Open a file by its ending, as Unread of its whole content."""
     opener = openers.get(path.suffix.lower() or path.name)
     if opener is None:
-        raise InputError(f"{title(path)} ends in none of {', '.join(openers)}")
+        raise InputError(f"{weights_title(path)} ends in none of {', '.join(openers)}")
     try:
-        with open(path, "rb") as start:
-            if start.read(len(_LFS)) == _LFS:
+        with open(path, "rb") as file:
+            if file.read(len(_LFS_START)) == _LFS_START:
                 raise InputError(
                     "it is a Git LFS pointer; git lfs pull fetches the file"
                 )
         with opener(path) as content:
             yield content
     except InputError as error:
-        raise InputError(f"{title(path)}: {error}") from error
+        raise InputError(f"{weights_title(path)}: {error}") from error
     except OSError:
         raise
     except Exception as error:  # a damaged pickle or header can raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{title(path)} is damaged or of another kind: {reason}"
+            f"{weights_title(path)} is damaged or of another kind: {reason}"
         ) from error
 
 
 @contextlib.contextmanager
-def _npz(path):
+def _open_npz(path: pathlib.Path) -> Generator[UnreadTensors]:
     # numpy.load would take any other file for a pickle, and say so.
-    with np.lib.npyio.NpzFile(path) as archive:
-        content = {}
+    with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
+        tensors = {}
         for name in archive.files:
-            content[name] = LazyTensor(functools.partial(_array, archive, name))
-        yield Unread(content)
+            tensors[name] = LazyTensor(
+                functools.partial(_read_npz_array, archive, name)
+            )
+        yield UnreadTensors(tensors)
 
 
-def _array(archive, name):
+def _read_npz_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     array = archive[name]
     if array.dtype == "V2":  # bfloat16, which NumPy saves as two raw bytes
         return array.view(jnp.bfloat16)
@@ -126,60 +133,73 @@ def _array(archive, name):
 
 
 @contextlib.contextmanager
-def _safetensors(path):
+def _open_safetensors(path: pathlib.Path) -> Generator[UnreadTensors]:
     with safetensors.safe_open(path, framework="numpy") as file:
-        content = {}
+        tensors = {}
         for name in file.keys():
-            content[name] = LazyTensor(functools.partial(file.get_tensor, name))
-        yield Unread(content)
+            tensors[name] = LazyTensor(functools.partial(file.get_tensor, name))
+        yield UnreadTensors(tensors)
 
 
 @contextlib.contextmanager
-def _torch(path):
-    with opened_torch(path) as content:
-        yield Unread(content)
+def _open_torch(path: pathlib.Path) -> Generator[UnreadTensors]:
+    with open_torch_file(path) as content:
+        yield UnreadTensors(content)
 
 
-def parts(path: pathlib.Path) -> dict[str, str]:
+def read_weight_map(path: pathlib.Path) -> dict[str, str]:
     """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
-    part_of = read_json(path)["weight_map"]
-    for part in part_of.values():
-        if pathlib.PurePath(str(part)).name != part:
-            raise InputError(f"{path} names the part {part!r}, which is not beside it")
-    return part_of
+    part_of_tensor = read_json(path)["weight_map"]
+    for file_name in part_of_tensor.values():
+        if pathlib.PurePath(str(file_name)).name != file_name:
+            raise InputError(
+                f"{path} names the part {file_name!r}, which is not beside it"
+            )
+    return part_of_tensor
 
 
 @contextlib.contextmanager
-def _index(path):
-    part_of = parts(path)
-    read_parts = functools.partial(_read_parts, path.parent, part_of)
-    yield Unread(dict.fromkeys(part_of, LazyTensor()), read_parts)
+def _open_index(path: pathlib.Path) -> Generator[UnreadTensors]:
+    part_of_tensor = read_weight_map(path)
+    read_parts = functools.partial(_read_parts, path.parent, part_of_tensor)
+    tensors = {}
+    for name in part_of_tensor:
+        tensors[name] = LazyTensor(functools.partial(_read_tensor, read_parts, name))
+    yield UnreadTensors(tensors, read_parts)
 
 
-def _read_parts(folder, part_of, names):
+def _read_tensor(
+    read_parts: Callable[[Iterable[str]], NamedArrays], name: str
+) -> np.ndarray:
+    return read_parts([name])[name]
+
+
+def _read_parts(
+    folder: pathlib.Path, part_of_tensor: Mapping[str, str], names: Iterable[str]
+) -> NamedArrays:
     """Read tensors of an index, and open each part once."""
     names_by_part = {}
     for name in names:
-        names_by_part.setdefault(part_of[name], []).append(name)
+        names_by_part.setdefault(part_of_tensor[name], []).append(name)
     tensors = {}
     for part, part_names in sorted(names_by_part.items()):
-        with _opened(folder / part, _PARTS) as content:
-            unread = named_tensors(content.tensors)
+        with _open_file(folder / part, _PART_OPENERS) as content:
+            unread = check_named_tensors(content.tensors)
             present = [name for name in part_names if name in unread]
             tensors |= content.reader({name: unread[name] for name in present})
     return tensors
 
 
-def in_memory(content):
+def wrap_arrays(content: Any) -> Any:
     """Replace arrays and torch tensors in `content` by LazyTensor."""
     if isinstance(content, Mapping):
-        return {name: in_memory(value) for name, value in content.items()}
+        return {name: wrap_arrays(value) for name, value in content.items()}
     if hasattr(content, "shape"):
-        return LazyTensor(functools.partial(_copied, content))
+        return LazyTensor(functools.partial(_copy_to_numpy, content))
     return content
 
 
-def _copied(tensor):
+def _copy_to_numpy(tensor: Any) -> np.ndarray:
     """Copy a tensor to NumPy, so that later changes by the caller miss the model."""
     # torch tensors may be bfloat16, which NumPy lacks, or on a GPU.
     if hasattr(tensor, "detach"):
@@ -187,17 +207,19 @@ def _copied(tensor):
     return np.array(tensor)
 
 
-def tensors_of_one(content, key=None):
+def select_model(content: Any, key: str | None = None) -> dict[str, LazyTensor]:
     """Select one model in `content`, {name: LazyTensor}.
 
     key: needed if the content has several models
     """
     models = {}
     if isinstance(content, dict):
-        models = {name: part for name, part in content.items() if _is_model(part)}
+        models = {
+            name: value for name, value in content.items() if _is_state_dict(value)
+        }
     if key is not None and key not in models:
-        listed = ", ".join(models) or "one model under no key"
-        raise InputError(f"checkpoint is {key!r}; the file has {listed}")
+        known_keys = ", ".join(models) or "one model under no key"
+        raise InputError(f"checkpoint is {key!r}; the file has {known_keys}")
     if key is None and len(models) > 1:
         raise InputError(
             f"it holds {len(models)} models; checkpoint must be the key of one, "
@@ -205,10 +227,10 @@ def tensors_of_one(content, key=None):
         )
     if models:
         content = models[key or next(iter(models))]
-    return named_tensors(content)
+    return check_named_tensors(content)
 
 
-def named_tensors(content):
+def check_named_tensors(content: Any) -> dict[str, LazyTensor]:
     """Check that `content` is a state dict, and drop AveragedModel's counter."""
     if not isinstance(content, dict) or not content:
         raise InputError("it holds no named tensors")
@@ -218,25 +240,27 @@ def named_tensors(content):
                 f"it must hold named tensors only, but {name!r} is of type "
                 f"{type(value).__name__}"
             )
-    return {name: tensor for name, tensor in content.items() if name != _COUNT}
+    return {
+        name: tensor for name, tensor in content.items() if name != _AVERAGES_COUNTER
+    }
 
 
-def _is_model(part):
+def _is_state_dict(value: Any) -> bool:
     """Whether a value in the content is a model's state dict."""
-    if not isinstance(part, dict) or len(part) < SMALLEST:
+    if not isinstance(value, dict) or len(value) < MIN_MODEL_TENSORS:
         return False
-    return all(isinstance(value, LazyTensor) for value in part.values())
+    return all(isinstance(tensor, LazyTensor) for tensor in value.values())
 
 
-_OPENERS = {
-    ".npz": _npz,
-    ".safetensors": _safetensors,
-    ".pth": _torch,
-    ".pt": _torch,
-    ".tar": _torch,  # timm's .pth.tar
-    ".bin": _torch,
-    ".ckpt": _torch,  # Lightning
-    ".json": _index,
+_FILE_OPENERS = {
+    ".npz": _open_npz,
+    ".safetensors": _open_safetensors,
+    ".pth": _open_torch,
+    ".pt": _open_torch,
+    ".tar": _open_torch,  # timm's .pth.tar
+    ".bin": _open_torch,
+    ".ckpt": _open_torch,  # Lightning
+    ".json": _open_index,
 }
 # Openers for the parts of an index.
-_PARTS = {".safetensors": _safetensors, ".bin": _torch}
+_PART_OPENERS = {".safetensors": _open_safetensors, ".bin": _open_torch}

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
@@ -15,16 +16,29 @@ from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.head import PROJECTION, SINGLE_LABEL
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import variable_shapes, variables_digest
-from imagepiece_jax.weights import layouts
-from imagepiece_jax.weights.described import Described, guarded
-from imagepiece_jax.weights.file_names import BESIDE, RECOVERED, SELECTORS
-from imagepiece_jax.weights.located import FOLDER, RUN, Located
-from imagepiece_jax.weights.run_files import CHECKPOINTS, KINDS, check_normalization
-from imagepiece_jax.weights.tensor_files import read_state_dict, title
+from imagepiece_jax.weights import naming
+from imagepiece_jax.weights.described import Described, parse_content
+from imagepiece_jax.weights.file_names import (
+    LEARNED_FILES,
+    RECOVERED_FILE,
+    SELECTORS_FILE,
+)
+from imagepiece_jax.weights.located import FOLDER_KIND, RUN_KIND, Located
+from imagepiece_jax.weights.run_files import (
+    CHECKPOINT_KINDS,
+    CHECKPOINTS_FOLDER,
+    check_normalization,
+)
+from imagepiece_jax.weights.tensor_files import (
+    NamedArrays,
+    read_state_dict,
+    weights_title,
+)
 
-Arrays = dict[str, np.ndarray]  # {timm's name: array}
-COLLECTIONS = ("params", "batch_stats")
-AVERAGES = "ema"  # where a run's state keeps COLLECTIONS averaged over steps
+VARIABLE_COLLECTIONS = ("params", "batch_stats")
+AVERAGES_KEY = (
+    "ema"  # where a run's state keeps VARIABLE_COLLECTIONS averaged over steps
+)
 
 
 class Tensors(NamedTuple):
@@ -32,9 +46,9 @@ class Tensors(NamedTuple):
 
     config: ViTConfig  # the described config, corrected by the tensors
     class_names: tuple[str | None, ...] | None  # of the stored head
-    dense: Arrays
-    selectors: Arrays  # of learned reducers, maybe for several reductions
-    learned: Arrays  # `selectors` without untrained ones
+    dense: NamedArrays
+    selectors: NamedArrays  # of learned reducers, maybe for several reductions
+    learned: NamedArrays  # `selectors` without untrained ones
     recovery: Recovery | None  # with its values
 
 
@@ -48,49 +62,55 @@ def read_tensors(located: Located, described: Described) -> Tensors:
     class_names = described.class_names
     if not config.num_classes:
         class_names = None
-    elif class_names is None and not described.stated:
+    elif class_names is None and not described.is_stated:
         # Without a file that states classes, only a public name tells their names.
         class_names = registry.published_class_names(config.name, config.num_classes)
     dense, selectors = timm_tensors.split_selectors(tensors)
-    untrained = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
-    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
+    untrained_starts = tuple(
+        [f"{part.replace('_', '.')}." for part in described.untrained]
+    )
+    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained_starts)}
     recovery = None
     if described.recovery is not None:
-        file = title(located.path / RECOVERED)
-        recovery = _with_values(described.recovery, recovered, config, file)
+        file = weights_title(located.folder / RECOVERED_FILE)
+        recovery = _add_recovered_values(described.recovery, recovered, config, file)
     return Tensors(config, class_names, dense, selectors, learned, recovery)
 
 
-def _read_files(located: Located, described: Described) -> tuple[Arrays, Arrays]:
+def _read_files(
+    located: Located, described: Described
+) -> tuple[NamedArrays, NamedArrays]:
     """Read (the model's tensors, tensors of recovered variants)."""
-    if located.kind == RUN:
+    if located.kind == RUN_KIND:
         return _read_run(located, described.config), {}
-    file = located.path or located.tensors
-    if located.kind == FOLDER:
+    file = located.tensors if located.tensors is not None else located.folder
+    if located.kind == FOLDER_KIND:
         file = located.weights_file()
-    tensors = layouts.read_weights(file, located.checkpoint, described.config)
-    beside = [name for name in BESIDE if name in located.names]
-    read = {name: read_state_dict(located.path / name) for name in beside}
-    tensors |= read.get(SELECTORS, {})
-    recovered = read.get(RECOVERED, {})
-    if beside and described.digest not in (
+    tensors = naming.read_timm_tensors(file, located.checkpoint, described.config)
+    learned_files = [name for name in LEARNED_FILES if name in located.names]
+    tensors_by_file = {
+        name: read_state_dict(located.folder / name) for name in learned_files
+    }
+    tensors |= tensors_by_file.get(SELECTORS_FILE, {})
+    recovered = tensors_by_file.get(RECOVERED_FILE, {})
+    if learned_files and described.digest not in (
         None,
         variables_digest([tensors, recovered]),
     ):
         raise InputError(
-            f"{located.title}: {' or '.join(beside)} belongs to another model than the "
-            "weights"
+            f"{located.title}: {' or '.join(learned_files)} belongs to another model "
+            "than the weights"
         )
     return tensors, recovered
 
 
-def _read_run(located: Located, config: ViTConfig) -> Arrays:
+def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
     """Read a run's newest "best" or "latest" checkpoint, or its averages."""
-    folder = located.path.resolve()
-    start = f"{AVERAGES}/" if located.averaged else ""
+    folder = located.folder.resolve()
+    collection_start = f"{AVERAGES_KEY}/" if located.averaged else ""
 
-    def choose(_, table):
-        prefixes = tuple(f"{start}{name}/" for name in COLLECTIONS)
+    def choose_names(_: Any, table: Mapping[str, Any]) -> list[str]:
+        prefixes = tuple(f"{collection_start}{name}/" for name in VARIABLE_COLLECTIONS)
         names = [name for name in table if name.startswith(prefixes)]
         if names or not located.averaged:
             return names
@@ -98,21 +118,29 @@ def _read_run(located: Located, config: ViTConfig) -> Arrays:
             f"run {folder} has no averaged weights, as its ema_decay was 0"
         )
 
-    checkpoints = folder / CHECKPOINTS
-    written = [kind for kind in KINDS if checksums.complete_steps(checkpoints / kind)]
-    if written and located.checkpoint not in written:
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    written_kinds = [
+        kind
+        for kind in CHECKPOINT_KINDS
+        if checksums.complete_steps(checkpoints / kind)
+    ]
+    if written_kinds and located.checkpoint not in written_kinds:
         raise InputError(
             f"run {folder} has no {located.checkpoint!r} checkpoint yet, but "
-            f"{written[0]!r}"
+            f"{written_kinds[0]!r}"
         )
-    arrays, facts, _ = checksums.read_newest(checkpoints / located.checkpoint, choose)
-    check_normalization(located.path, vars(config), facts)
-    arrays = {name.removeprefix(start): array for name, array in arrays.items()}
+    arrays, facts, _ = checksums.read_newest(
+        checkpoints / str(located.checkpoint), choose_names
+    )
+    check_normalization(located.folder, vars(config), facts)
+    arrays = {
+        name.removeprefix(collection_start): array for name, array in arrays.items()
+    }
     return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
 
 def correct_config(
-    located: Located, described: Described, tensors: Arrays
+    located: Located, described: Described, tensors: NamedArrays
 ) -> ViTConfig:
     """Correct a config by its tensors.
 
@@ -122,45 +150,48 @@ def correct_config(
     """
     config = described.config
     arch = config.arch
-    head = tensors.get("head.weight")
-    classes = len(head) if np.ndim(head) else 0
-    if classes and described.stated:
+    head = tensors.get("head.weight", np.zeros(()))
+    num_classes = len(head) if head.ndim else 0
+    if num_classes and described.is_stated:
         config = dataclasses.replace(config, **described.head_fields)
     # A number of classes in the files must agree with the head.
-    stated = config.num_classes
-    if stated and stated != classes and described.stated:
+    is_other_number = config.num_classes not in (0, num_classes)
+    if is_other_number and described.is_stated:
         raise InputError(
-            f"{located.title}: num_classes is {stated}, but its tensors have {classes}"
+            f"{located.title}: num_classes is {config.num_classes}, but its tensors "
+            f"have {num_classes}"
         )
-    changes = {"num_classes": classes}
-    is_other_head = config.name and config.num_classes not in (0, classes)
+    changes: dict[str, Any] = {"num_classes": num_classes}
+    is_other_head = config.name and is_other_number
     if is_other_head and config.problem_type == PROJECTION:
         changes["problem_type"] = SINGLE_LABEL
     # Without a head of its own, DeiT's distillation token is a register.
     if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
         changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
     # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
-    last_layer = tensors.get("blocks.0.mlp.fc2.weight")
-    if not described.stated and arch.mlp == "swiglu" and np.ndim(last_layer) == 2:
+    last_layer = tensors.get("blocks.0.mlp.fc2.weight", np.zeros(()))
+    if not described.is_stated and arch.mlp == "swiglu" and last_layer.ndim == 2:
         changes["mlp_ratio"] = last_layer.shape[1] / config.embed_dim
-    size = described.trained_size or config.image_size
-    config = dataclasses.replace(config, **changes).with_preprocessing(image_size=size)
+    image_size = described.trained_size or config.image_size
+    config = dataclasses.replace(config, **changes).with_preprocessing(
+        image_size=image_size
+    )
     positions = tensors.get("pos_embed")
-    fixed = described.stated and described.trained_size is None
-    if fixed or positions is None or positions.ndim != 3:
+    has_fixed_size = described.is_stated and described.trained_size is None
+    if has_fixed_size or positions is None or positions.ndim != 3:
         return config
-    rows = positions.shape[1]
+    num_positions = positions.shape[1]
     if config.arch.prefix_positions:
-        rows -= config.arch.prefix
+        num_positions -= config.arch.prefix
     # Positions of another grid than the config's are taken for a square's.
-    side = math.isqrt(max(0, rows))
-    if rows != math.prod(config.grid) and side * side == rows:
-        size = side * config.patch_size
-    return config.with_preprocessing(image_size=size)
+    side = math.isqrt(max(0, num_positions))
+    if num_positions != math.prod(config.grid) and side * side == num_positions:
+        image_size = side * config.patch_size
+    return config.with_preprocessing(image_size=image_size)
 
 
-def _with_values(
-    recovery: Recovery, recovered: Arrays, config: ViTConfig, file: str
+def _add_recovered_values(
+    recovery: Recovery, recovered: NamedArrays, config: ViTConfig, file: str
 ) -> Recovery:
     """Give every recovered variant its values.
 
@@ -170,13 +201,13 @@ def _with_values(
     shapes = variable_shapes(build_model(config))
     variants = []
     for index, variant in enumerate(recovery.variants):
-        start = f"{index}."
+        variant_start = f"{index}."
         tensors = {}
         for name, tensor in recovered.items():
-            if name.startswith(start):
-                tensors[name.removeprefix(start)] = tensor
+            if name.startswith(variant_start):
+                tensors[name.removeprefix(variant_start)] = tensor
         if not tensors and variant.changed:
             raise InputError(f"{file} has no values for {variant.name}")
-        values = guarded(file, timm_tensors.values_from_timm, tensors, shapes)
+        values = parse_content(file, timm_tensors.values_from_timm, tensors, shapes)
         variants.append(dataclasses.replace(variant, values=values))
     return Recovery(tuple(variants))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import image_sides
@@ -10,116 +10,128 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.architecture import DEIT
+from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
-SILUS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
-POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
+GATE_ACTIVATIONS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
+TIMM_POOLS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 
 # Reading.
 # {argument of timm's class Eva: the same argument of VisionTransformer}
-RENAMED = dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm")
-RENAMED |= dict(use_post_transformer_norm="final_norm", scale_mlp="scale_mlp_norm")
-RENAMED |= dict(use_pre_transformer_norm="pre_norm", scale_attn_inner="scale_attn_norm")
-# Arguments in model_args: PARTS change a model's parts, and SIZES its sizes. IDLE
-# arguments change no logits, or only facts that the tensors show too. Any other
-# argument, except act_layer and norm_layer, must have timm's usual value.
-PARTS = (
+EVA_ARGUMENT_NAMES = (
+    dict(num_reg_tokens="reg_tokens", use_fc_norm="fc_norm", scale_mlp="scale_mlp_norm")
+    | dict(use_post_transformer_norm="final_norm", scale_attn_inner="scale_attn_norm")
+    | dict(use_pre_transformer_norm="pre_norm")
+)
+# Arguments in model_args: PART_ARGUMENTS change a model's parts, and SIZE_ARGUMENTS its
+# sizes. IDLE_ARGUMENTS change no logits, or only facts that the tensors show too. Any
+# other argument, except act_layer and norm_layer, must have timm's usual value.
+PART_ARGUMENTS = (
     """
     class_token no_embed_class qkv_bias init_values mlp_ratio global_pool attn_type
     pool_include_prefix attn_pool_num_heads attn_pool_mlp_ratio swiglu_align_to
 """.split()
-    + [*RENAMED, *RENAMED.values()]
+    + [*EVA_ARGUMENT_NAMES, *EVA_ARGUMENT_NAMES.values()]
 )
-SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
-IDLE = """
+SIZE_ARGUMENTS = ("patch_size", "embed_dim", "depth", "num_heads")
+IDLE_ARGUMENTS = """
     drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate drop_path_rate
     weight_init fix_init dynamic_img_size strict_img_size img_size num_classes in_chans
     device dtype qkv_fused head_init_scale rope_shift_coords rope_jitter_coords
     rope_rescale_coords
 """.split()
 # The epsilon of timm's LayerNorm, also without an argument.
-NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
+NORM_LAYER_EPS = {"layernorm": 1e-6, "layer_norm": 1e-6, None: 1e-6}
 # Tags of weights with a SwiGLU. Their model cards pass mlp_layer=SwiGLUPacked and
 # act_layer=SiLU to timm, because no config.json can name a layer class.
-SWIGLU = ("virchow_v1", "virchow_v2")
+SWIGLU_TAGS = ("virchow_v1", "virchow_v2")
 # Arguments that timm writes for every model, published models included.
-WRITTEN = ("in_chans", "img_size", "num_classes", "global_pool")
+USUAL_ARGUMENTS = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
-def parse_timm(
-    file: Mapping[str, Any],
-) -> tuple[ViTConfig, tuple | None, int | tuple[int, int] | None]:
-    """Parse a config.json: (config, class names or None, position size or None).
+class TimmModel(NamedTuple):
+    """What a config.json of timm tells about a model."""
 
-    In a model of flexible size, positions for model_args.img_size (the position size)
-    are resized to images of input_size.
-    """
-    images = file.get("pretrained_cfg", file)  # files from before timm 0.9 are flat
-    name, tag = registry.present_name(file["architecture"])
-    tag = images.get("tag") or tag
-    classes = file.get("num_classes", images.get("num_classes"))
+    config: ViTConfig
+    class_names: tuple[str | None, ...] | None
+    # image size of the positions in a model of flexible size, resized to input_size
+    trained_size: int | tuple[int, int] | None
+
+
+def parse_timm(file_fields: Mapping[str, Any]) -> TimmModel:
+    """Parse the content of a config.json."""
+    # Files from before timm 0.9 are flat.
+    cfg = file_fields.get("pretrained_cfg", file_fields)
+    name, tag = registry.present_name(file_fields["architecture"])
+    tag = cfg.get("tag") or tag
+    num_classes = file_fields.get("num_classes", cfg.get("num_classes"))
     # transformers' TimmWrapperModel has no head.
-    if "TimmWrapperModel" in (file.get("architectures") or ()):
-        classes = 0
-    arguments = file.get("model_args") or {}
-    if images.get("label_offset"):
-        offset = images["label_offset"]
+    if "TimmWrapperModel" in (file_fields.get("architectures") or ()):
+        num_classes = 0
+    arguments = file_fields.get("model_args") or {}
+    if cfg.get("label_offset"):
         raise InputError(
-            f"label_offset is {offset}, so some outputs of the head are not classes"
+            f"label_offset is {cfg['label_offset']}, so some outputs of the head are "
+            "not classes"
         )
-    _, *size = images["input_size"]
-    trained_size = None
-    if _is_flexible(name, images, arguments):
-        trained_size = _side(arguments.get("img_size") or size)
-    else:
-        size = arguments.get("img_size") or size
+    image_size = _compact_size(cfg["input_size"][1:])
+    positions_size = _compact_size(arguments.get("img_size") or image_size)
+    is_flexible = _is_flexible(name, cfg, arguments)
     preprocessing = Preprocessing(
-        _side(size),
+        image_size if is_flexible else positions_size,
         # timm's default crop, for small images too
-        crop=images.get("crop_pct") or DEIT_CROP,
-        crop_mode=images.get("crop_mode") or Preprocessing.crop_mode,
-        interpolation=images.get("interpolation") or Preprocessing.interpolation,
+        crop=cfg.get("crop_pct") or DEIT_CROP,
+        crop_mode=cfg.get("crop_mode") or Preprocessing.crop_mode,
+        interpolation=cfg.get("interpolation") or Preprocessing.interpolation,
     )
-    stated = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    stated["preprocessing"] = preprocessing
-    if classes is not None:
-        stated["num_classes"] = classes
-    base = of_architecture(name, stated)
-    if tag and (published := _published(f"{name}.{tag}", base, classes, arguments)):
-        base = published
-    if tag in SWIGLU:
+    file_values: dict[str, Any] = {
+        "mean": tuple(cfg["mean"]),
+        "std": tuple(cfg["std"]),
+        "preprocessing": preprocessing,
+    }
+    if num_classes is not None:
+        file_values["num_classes"] = num_classes
+    base = build_architecture_config(name, file_values)
+    if tag:
+        public_name = f"{name}.{tag}"
+        published = _find_published_config(public_name, base, num_classes, arguments)
+        base = published or base
+    if tag in SWIGLU_TAGS:
         base = base.with_arch(mlp="swiglu")
-    config = with_arguments(base, arguments)
+    config = apply_model_args(base, arguments)
     names = None
-    if classes != 0:
-        names = class_names.shorten_names(labels(images | file, classes))
+    if num_classes != 0:
+        labels = list_label_names(cfg | file_fields, num_classes)
+        names = class_names.shorten_names(labels)
     # Without a tag the model may have learned other classes.
-    if not names and "." in base.name:
-        names = registry.published_class_names(base.name, classes)
+    if not names and base.name and "." in base.name:
+        names = registry.published_class_names(base.name, num_classes)
     # transformers' TimmWrapper writes a problem_type.
-    problem = {"problem_type": file.get("problem_type") or base.problem_type}
-    config = dataclasses.replace(config, **stated, **problem)
-    return config, names, trained_size
+    problem_type = file_fields.get("problem_type") or base.problem_type
+    config = dataclasses.replace(config, **file_values, problem_type=problem_type)
+    trained_size = positions_size if is_flexible else None
+    return TimmModel(config, tuple(names) if names else None, trained_size)
 
 
-def _side(size):
+def _compact_size(size: Any) -> int | tuple[int, int]:
     """Return a square's side, or else (height, width)."""
     height, width = image_sides(size)
     return height if height == width else (height, width)
 
 
-def _is_flexible(name, images, arguments):
+def _is_flexible(
+    name: str, pretrained_cfg: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> bool:
     """Whether timm's model takes images whose size differs from its positions'."""
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         return True
     flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
-    return not images.get("fixed_input_size", not flexible)
+    return not pretrained_cfg.get("fixed_input_size", not flexible)
 
 
-def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
+def build_architecture_config(name: str, images: Mapping[str, Any]) -> ViTConfig:
     """Make the config of timm's architecture `name`, without a head.
 
     images: the ViTConfig fields of the training images
@@ -127,95 +139,107 @@ def of_architecture(name: str, images: Mapping[str, Any]) -> ViTConfig:
     """
     if name not in registry.public_models():
         raise InputError(f"architecture is {name!r}; {registry.KNOWN_MODELS_TEXT}")
-    return registry.build_config(name, **{"num_classes": 0} | images)
+    return registry.build_config(name, **{"num_classes": 0, **images})
 
 
-def _published(name, base, classes, arguments):
+def _find_published_config(
+    name: str,
+    base: ViTConfig,
+    num_classes: int | None,
+    arguments: Mapping[str, Any],
+) -> ViTConfig | None:
     """Find the public model `name` if the file describes its weights; else None.
 
-    base, classes: the file's config and number of classes, which must agree
+    base, num_classes: the file's config and number of classes, which must agree
     """
     # A fine-tuned model keeps the tag of the weights it started from. With different
     # classes, images or arguments it was trained with the architecture's functions,
     # such as exact GELU, and not with the tag's (QuickGELU for CLIP's weights).
-    if not registry.is_known(name) or not {*arguments} <= {*WRITTEN}:
+    if not registry.is_known(name) or not {*arguments} <= {*USUAL_ARGUMENTS}:
         return None
     published = registry.model_config(name)
     pool = published.arch.pool
-    if POOLS.get(arguments.get("global_pool"), pool) != pool:
+    timm_pool = arguments.get("global_pool")
+    if timm_pool is not None and TIMM_POOLS.get(timm_pool, pool) != pool:
         return None
-    same = classes in (None, published.num_classes)
+    is_same = num_classes in (None, published.num_classes)
     for field in ("mean", "std", "image_size"):
-        same = same and getattr(published, field) == getattr(base, field)
-    return published if same else None
+        is_same = is_same and getattr(published, field) == getattr(base, field)
+    return published if is_same else None
 
 
-def labels(config: Mapping[str, Any], classes: int | None):
+def list_label_names(
+    config: Mapping[str, Any], num_classes: Any
+) -> tuple[str | None, ...] | None:
     """List the labels' descriptions, or else their names; None without names."""
     names = config.get("label_names")
     if not names:
         return None
     if isinstance(names, Mapping):  # by number; numbers may be missing
-        names = [names.get(str(i)) for i in range(classes)]
-    described = config.get("label_descriptions") or {}
-    return tuple(described.get(name, name) for name in names)
+        names = [names.get(str(i)) for i in range(num_classes)]
+    descriptions = config.get("label_descriptions") or {}
+    return tuple(descriptions.get(name, name) for name in names)
 
 
-def with_arguments(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
+def apply_model_args(config: ViTConfig, arguments: Mapping[str, Any]) -> ViTConfig:
     """Apply model_args, the arguments of timm's class, to a timm model's config."""
-    name = config.name.partition(".")[0]
-    eva = registry.timm_class(name) == "Eva"
-    gated = config.arch.mlp == "swiglu"
-    usual = registry.timm_arguments(name)
-    all_arguments = dict(usual)
+    name = (config.name or "").partition(".")[0]
+    is_eva = registry.timm_class(name) == "Eva"
+    is_gated = config.arch.mlp == "swiglu"
+    usual_values = registry.timm_arguments(name)
+    all_arguments = dict(usual_values)
     sizes = {}
-    parts = {}
+    arch_fields: dict[str, Any] = {}
     for field, value in arguments.items():
         path = f"model_args.{field}"
-        if field in SIZES:
+        if field in SIZE_ARGUMENTS:
             sizes[field] = value
-        elif field in IDLE:
+        elif field in IDLE_ARGUMENTS:
             continue
-        elif field == "act_layer" and field in usual:
-            acts = SILUS if gated else TIMM_GELUS | {None: "exact"}
-            check_choice(path, value, acts)
-            parts["gelu"] = acts[value]
-        elif field == "norm_layer" and field in usual:
-            check_choice(path, value, NORMS)
-            parts["norm_eps"] = NORMS[value]
-        elif field in PARTS and field in usual:
+        elif field == "act_layer" and field in usual_values:
+            gelus = GATE_ACTIVATIONS if is_gated else TIMM_GELUS | {None: "exact"}
+            check_choice(path, value, gelus)
+            arch_fields["gelu"] = gelus[value]
+        elif field == "norm_layer" and field in usual_values:
+            check_choice(path, value, NORM_LAYER_EPS)
+            arch_fields["norm_eps"] = NORM_LAYER_EPS[value]
+        elif field in PART_ARGUMENTS and field in usual_values:
             all_arguments[field] = value
-        elif field not in usual or value != usual[field]:
+        elif field not in usual_values or value != usual_values[field]:
             raise InputError(f"{path} is {value!r}, which is not supported")
-    check_choice("model_args.global_pool", all_arguments["global_pool"], POOLS)
-    width = sizes.get("embed_dim", config.embed_dim)
-    hidden = int(width * all_arguments["mlp_ratio"])
-    if gated and not eva:  # mlp_ratio counts both halves of the packed layer
+    check_choice("model_args.global_pool", all_arguments["global_pool"], TIMM_POOLS)
+    embed_dim = sizes.get("embed_dim", config.embed_dim)
+    hidden = int(embed_dim * all_arguments["mlp_ratio"])
+    if is_gated and not is_eva:  # mlp_ratio counts both halves of the packed layer
         hidden //= 2
-    if gated:
+    if is_gated:
         hidden += -hidden % (all_arguments.get("swiglu_align_to") or 1)
     all_arguments = {
-        RENAMED.get(field, field): value for field, value in all_arguments.items()
+        EVA_ARGUMENT_NAMES.get(field, field): value
+        for field, value in all_arguments.items()
     }
-    parts |= _parts(all_arguments, eva, config.arch)
-    if parts["pool"] == "map":
-        heads = all_arguments.get("attn_pool_num_heads") or 0
-        if heads == sizes.get("num_heads", config.num_heads):
-            heads = 0
-        of_pool = int(width * (all_arguments.get("attn_pool_mlp_ratio") or 0)) or hidden
-        ratio = None if of_pool == hidden else of_pool / width
-        parts |= {"pool_heads": heads, "pool_mlp_ratio": ratio}
-    arch = dataclasses.replace(config.arch, **parts)
-    return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=hidden / width)
+    arch_fields |= _architecture_fields(all_arguments, is_eva, config.arch)
+    if arch_fields["pool"] == "map":
+        pool_heads = all_arguments.get("attn_pool_num_heads") or 0
+        if pool_heads == sizes.get("num_heads", config.num_heads):
+            pool_heads = 0
+        pool_ratio = all_arguments.get("attn_pool_mlp_ratio") or 0
+        pool_hidden = int(embed_dim * pool_ratio) or hidden
+        pool_ratio = None if pool_hidden == hidden else pool_hidden / embed_dim
+        arch_fields |= {"pool_heads": pool_heads, "pool_mlp_ratio": pool_ratio}
+    arch = dataclasses.replace(config.arch, **arch_fields)
+    return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=hidden / embed_dim)
 
 
-def _parts(arguments, eva, arch):
+def _architecture_fields(
+    arguments: Mapping[str, Any], is_eva: bool, arch: Architecture
+) -> dict[str, Any]:
     """Translate timm's arguments into fields of an Architecture.
 
     arguments: all arguments; Eva's under their names in VisionTransformer
     """
-    pool = POOLS[arguments["global_pool"]]
-    prefix = arguments["class_token"] or arguments["reg_tokens"]
+    pool = TIMM_POOLS[arguments["global_pool"]]
+    has_prefix = arguments["class_token"] or arguments["reg_tokens"]
     fc_norm = arguments["fc_norm"]
     if fc_norm is None:
         fc_norm = pool == "mean"
@@ -226,7 +250,7 @@ def _parts(arguments, eva, arch):
         )
     final_norm = arguments["final_norm"]
     layer_scale = bool(arguments["init_values"])
-    if eva:
+    if is_eva:
         if final_norm is None:
             final_norm = not fc_norm
         layer_scale = arguments["init_values"] is not None
@@ -235,22 +259,24 @@ def _parts(arguments, eva, arch):
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
         include_prefix = arguments["pool_include_prefix"] and pool != "token"
-    keyless = eva and arguments["attn_type"] == "eva" and arguments["qkv_bias"]
+    lacks_key_bias = (
+        is_eva and arguments["attn_type"] == "eva" and arguments["qkv_bias"]
+    )
     return {
         "class_token": arguments["class_token"],
         "registers": arguments["reg_tokens"],
         "prefix_positions": not (
-            arguments["no_embed_class"] and prefix and arch.positions
+            arguments["no_embed_class"] and has_prefix and arch.positions
         ),
         "qkv_bias": arguments["qkv_bias"],
-        "key_bias": not keyless,
+        "key_bias": not lacks_key_bias,
         "pre_norm": arguments["pre_norm"],
         "patch_bias": not arguments["pre_norm"],
         "attn_norm": arguments["scale_attn_norm"],
         "mlp_norm": arguments["scale_mlp_norm"],
         "layer_scale": layer_scale,
         "pool": pool,
-        "pool_include_prefix": bool(include_prefix and prefix),
+        "pool_include_prefix": bool(include_prefix and has_prefix),
         "final_norm": final_norm,
         "fc_norm": fc_norm,
     }
@@ -260,31 +286,32 @@ def _parts(arguments, eva, arch):
 def describe_timm(vit: Pretrained) -> dict[str, Any]:
     """Describe the dense part of a Pretrained for timm; {} if timm lacks the model."""
     config = vit.model.config
-    images = vit.preprocessing
-    architecture = _architecture(config)
+    preprocessing = vit.preprocessing
+    architecture = _find_timm_architecture(config)
     if not architecture:
         return {}
-    optional = {}
-    if images.resizes:
-        fields = images.as_json
+    optional: dict[str, Any] = {}
+    if preprocessing.resizes:
+        fields = preprocessing.as_json
         optional = {"crop_pct": fields["crop"], "crop_mode": fields["crop_mode"]}
         optional["interpolation"] = fields["interpolation"]
     if vit.origin.license:
         optional["license"] = vit.origin.license
-    heads = "head"
+    head_names = "head"
     if config.arch.dist_token:
-        heads = ["head", "head_dist"]
-    named = {}
+        head_names = ["head", "head_dist"]
+    label_fields: dict[str, Any] = {}
     if vit.class_names and None in vit.class_names:  # {number: name} skips None
         names = enumerate(vit.class_names)
-        named["label_names"] = {str(i): name for i, name in names if name is not None}
+        named = {str(i): name for i, name in names if name is not None}
+        label_fields["label_names"] = named
     elif vit.class_names:
-        named["label_names"] = vit.class_names
+        label_fields["label_names"] = vit.class_names
     return {
         **architecture,
         "num_classes": config.num_classes,
         "num_features": config.embed_dim,
-        **named,
+        **label_fields,
         "pretrained_cfg": {
             "input_size": [3, *image_sides(config.image_size)],
             "fixed_input_size": True,
@@ -294,12 +321,12 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
             **optional,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
-            "classifier": heads,
+            "classifier": head_names,
         },
     }
 
 
-def _architecture(config: ViTConfig) -> dict[str, Any]:
+def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
     """Find timm's "architecture" and "model_args"; {} if timm lacks the model.
 
     The architecture is a public model with equal parts and sizes, preferably with the
@@ -312,22 +339,24 @@ def _architecture(config: ViTConfig) -> dict[str, Any]:
         ignored = {"resize": DEIT.resize}
         if row["class"] != "Eva":
             ignored["gelu"] = DEIT.gelu
-        ours = _sizes_and_parts(config, ignored)
+        wanted = _sizes_and_parts(config, ignored)
         for tag in row["weights"]:
-            known = registry.model_config(f"{name}.{tag}")
-            if config.stem == "patch" and _sizes_and_parts(known, ignored) == ours:
-                candidates.append((known.image_size != config.image_size, name))
-    if not candidates:
+            public_config = registry.model_config(f"{name}.{tag}")
+            if _sizes_and_parts(public_config, ignored) == wanted:
+                candidates.append((public_config.image_size != config.image_size, name))
+    if config.stem != "patch" or not candidates:
         return {}
     _, name = min(candidates, key=lambda candidate: candidate[0])
-    arguments = {"img_size": config.image_size}
+    arguments: dict[str, Any] = {"img_size": config.image_size}
     if config.arch.mlp != "swiglu" and registry.timm_class(name) != "Eva":
-        gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}
+        gelus = {own: theirs for theirs, own in TIMM_GELUS.items()}
         arguments["act_layer"] = gelus[config.arch.gelu]
     return {"architecture": name, "model_args": arguments}
 
 
-def _sizes_and_parts(config, ignored):
+def _sizes_and_parts(
+    config: ViTConfig, ignored: Mapping[str, Any]
+) -> tuple[list[Any], Architecture]:
     """Collect the values that make two models equal to timm."""
-    sizes = [getattr(config, field) for field in (*SIZES, "mlp_ratio")]
+    sizes = [getattr(config, field) for field in (*SIZE_ARGUMENTS, "mlp_ratio")]
     return sizes, dataclasses.replace(config.arch, **ignored)

@@ -9,11 +9,12 @@ import contextlib
 import functools
 import io
 import math
+import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Generator
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,15 +53,15 @@ _IGNORED_TYPES = re.compile(
 class LazyTensor(NamedTuple):
     """A tensor that was not read yet."""
 
-    read: Callable[[], np.ndarray] | None = None
+    read: Callable[[], np.ndarray]
 
 
 @contextlib.contextmanager
-def opened_torch(path):
+def open_torch_file(path: pathlib.Path) -> Generator[Any]:
     """Open a torch.save file, and give its content with every tensor a LazyTensor."""
     with open(path, "rb") as file:
         if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
-            yield _old_content(file)
+            yield _read_old_file(file)
             return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -69,35 +70,35 @@ def opened_torch(path):
         if order in names and archive.read(order) != b"little":
             raise InputError("its byte order is big")
 
-        def stored(storage):
+        def read_bytes(storage: _Storage) -> bytes:
             return archive.read(f"{folder}/data/{storage.key}")
 
         pickled = io.BytesIO(archive.read(f"{folder}/data.pkl"))
-        yield _StateDictUnpickler(pickled, stored).load()
+        yield _StateDictUnpickler(pickled, read_bytes).load()
 
 
-def _old_content(file):
-    """Return the content of a file from before PyTorch 1.6."""
-    offsets = {}
+def _read_old_file(file: BinaryIO) -> Any:
+    """Read the content of a file from before PyTorch 1.6."""
+    offsets: dict[str, int] = {}
 
-    def stored(storage):
+    def read_bytes(storage: _Storage) -> bytes:
         file.seek(offsets[storage.key])
-        return file.read(storage.bytes)
+        return file.read(storage.num_bytes)
 
-    _StateDictUnpickler(file, stored).load()  # the version of the format
-    system = _StateDictUnpickler(file, stored).load()
-    if not system["little_endian"]:
+    _StateDictUnpickler(file, read_bytes).load()  # the version of the format
+    system_facts = _StateDictUnpickler(file, read_bytes).load()
+    if not system_facts["little_endian"]:
         raise InputError("its byte order is big")
-    unpickler = _StateDictUnpickler(file, stored)
+    unpickler = _StateDictUnpickler(file, read_bytes)
     content = unpickler.load()
-    for key in _StateDictUnpickler(file, stored).load():
+    for key in _StateDictUnpickler(file, read_bytes).load():
         storage = unpickler.storages[key]
-        size = int.from_bytes(file.read(8), "little")
-        if size != storage.size:
-            sizes = f"{size} elements, needed {storage.size}"
+        num_values = int.from_bytes(file.read(8), "little")
+        if num_values != storage.num_values:
+            sizes = f"{num_values} elements, needed {storage.num_values}"
             raise pickle.UnpicklingError(f"storage {key} has {sizes}")
         offsets[key] = file.tell()
-        file.seek(storage.bytes, io.SEEK_CUR)
+        file.seek(storage.num_bytes, io.SEEK_CUR)
     return content
 
 
@@ -106,11 +107,11 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: np.dtype
-    size: int
+    num_values: int
 
     @property
-    def bytes(self):
-        return self.size * self.dtype.itemsize
+    def num_bytes(self) -> int:
+        return self.num_values * self.dtype.itemsize
 
 
 class _WithoutAttributes:
@@ -118,7 +119,7 @@ class _WithoutAttributes:
 
     __slots__ = ()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -130,16 +131,16 @@ class _IgnoredObject(_WithoutAttributes):
 
     __slots__ = ()
 
-    def __init__(self, *_ignored):
+    def __init__(self, *_ignored: Any) -> None:
         pass
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
-    def append(self, value):
+    def append(self, value: Any) -> None:
         """Ignore the element."""
 
-    def extend(self, values):
+    def extend(self, values: Any) -> None:
         """Ignore the elements."""
 
 
@@ -152,24 +153,26 @@ class _OrderedDict(_WithoutAttributes, dict):
 class _StateDictUnpickler(pickle.Unpickler):
     """Unpickles tensors as LazyTensor, and refuses unlisted globals.
 
-    stored: _Storage -> its bytes in the file
+    read_bytes: reads a storage from the file
     """
 
     # A pickle may call any result of `find_class` with any arguments. So every argument
     # is checked, and no reachable object has attributes to overwrite.
 
-    def __init__(self, file, stored):
+    def __init__(self, file: BinaryIO, read_bytes: Callable[[_Storage], bytes]) -> None:
         super().__init__(file)
-        self._stored = functools.cache(stored)  # several tensors may share a storage
-        self.storages = {}
+        self._read_bytes = functools.cache(
+            read_bytes
+        )  # several tensors may share a storage
+        self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         # Methods are bound, because a pickle can overwrite a plain function's defaults.
         allowed = {
             ("collections", "OrderedDict"): _OrderedDict,
-            ("torch._utils", "_rebuild_tensor"): self._tensor,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._first,
+            ("torch._utils", "_rebuild_tensor"): self._rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): self._first_argument,
         }
         if (module, name) in allowed:
             return allowed[module, name]
@@ -182,46 +185,54 @@ class _StateDictUnpickler(pickle.Unpickler):
             "16, 32 or 64 bits"
         )
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> _Storage:
         """Record a storage. pid is (kind, type, file, device, length)."""
-        _, storage, key, _, size, *view = pid
+        _, storage_type, key, _, num_values, *view = pid
         # Old files have a sixth entry: None, or a view before PyTorch 0.4.
         if view not in ([], [None]):
             raise pickle.UnpicklingError(f"storage {key} is a view, {view}")
-        self.storages[key] = _Storage(key, _STORAGE_DTYPES[storage], size)
+        self.storages[key] = _Storage(key, _STORAGE_DTYPES[storage_type], num_values)
         return self.storages[key]
 
-    def _tensor(self, storage, offset, shape, strides, *_ignored):
+    def _rebuild_tensor(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, *_ignored: Any
+    ) -> LazyTensor:
         """Make a LazyTensor of a strided tensor; strides count elements."""
         # Tuples only: a pickle could change a list after these checks.
-        tuples = type(shape) is type(strides) is tuple
-        if type(storage) is not _Storage or not tuples:
+        are_tuples = type(shape) is type(strides) is tuple
+        if type(storage) is not _Storage or not are_tuples:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
-        values = (offset, *shape, *strides)
-        if {type(value) for value in values} != {int}:
+        offsets = (offset, *shape, *strides)
+        if {type(value) for value in offsets} != {int}:
             raise pickle.UnpicklingError("a tensor with offsets that are not integers")
-        count = math.prod(shape)
+        num_values = math.prod(shape)
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         # Without this check as_strided would read foreign memory.
-        inside = min(values) >= 0 and count <= storage.size
-        if not inside or (count and last >= storage.size):
+        is_inside = min(offsets) >= 0 and num_values <= storage.num_values
+        if not is_inside or (num_values and last >= storage.num_values):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
         return LazyTensor(
-            functools.partial(self._read, storage, offset, shape, strides)
+            functools.partial(self._read_tensor, storage, offset, shape, strides)
         )
 
-    def _read(self, storage, offset, shape, strides):
+    def _read_tensor(
+        self,
+        storage: _Storage,
+        offset: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+    ) -> np.ndarray:
         """Copy a tensor out of its storage."""
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
-        stored = self._stored(storage)
-        if len(stored) != storage.bytes:
-            sizes = f"{len(stored)} bytes, needed {storage.bytes}"
+        content = self._read_bytes(storage)
+        if len(content) != storage.num_bytes:
+            sizes = f"{len(content)} bytes, needed {storage.num_bytes}"
             raise pickle.UnpicklingError(f"storage {storage.key} has {sizes}")
-        flat = np.frombuffer(stored, storage.dtype)[offset:]
-        steps = [s * storage.dtype.itemsize for s in strides]
-        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
+        flat = np.frombuffer(content, storage.dtype)[offset:]
+        byte_strides = [s * storage.dtype.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(flat, shape, byte_strides).copy()
 
-    def _first(self, value, *_ignored):
+    def _first_argument(self, value: Any, *_ignored: Any) -> Any:
         """Return the first argument: a parameter's tensor."""
         return value

@@ -7,8 +7,8 @@ defaults of its configuration classes and image processors (version 5.24).
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
@@ -17,38 +17,59 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MEAN, STD, ViTConfig
-from imagepiece_jax.models.head import MULTI_LABEL, PROBLEMS, PROJECTION, SINGLE_LABEL
+from imagepiece_jax.models.head import (
+    MULTI_LABEL,
+    PROBLEM_TYPES,
+    PROJECTION,
+    SINGLE_LABEL,
+)
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.weights.open_clip_config import CLIP_MEAN, CLIP_STD
-from imagepiece_jax.weights.timm_config import SILUS
+from imagepiece_jax.weights.timm_config import GATE_ACTIVATIONS
 
-Fields = Mapping[str, Any]  # of a JSON file
+JsonFields = Mapping[str, Any]  # of a JSON file
 # transformers' activations by name. Activations of one kind differ only in rounding.
-TANHS = "gelu_pytorch_tanh gelu_python_tanh gelu_new gelu_fast gelu_accurate".split()
-GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
-GELUS |= dict.fromkeys(TANHS, "tanh")
+TANH_GELU_NAMES = """
+    gelu_pytorch_tanh gelu_python_tanh gelu_new gelu_fast gelu_accurate
+""".split()
+TRANSFORMERS_GELUS = dict.fromkeys(TANH_GELU_NAMES, "tanh") | dict(
+    gelu="exact", gelu_python="exact", quick_gelu="quick"
+)
 # Fields of at least 1.
-COUNTS = "hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
-RESCALE = 1 / 255
-RESCALES = (RESCALE - 1e-6, RESCALE + 1e-6)  # files round RESCALE
+POSITIVE_FIELDS = """
+    hidden_size num_hidden_layers num_attention_heads intermediate_size
+""".split()
+INTERPOLATION_OF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
+RESCALE_FACTOR = 1 / 255
+# Files round RESCALE_FACTOR.
+RESCALE_RANGE = (RESCALE_FACTOR - 1e-6, RESCALE_FACTOR + 1e-6)
 # Quantized tensors mean nothing without this config, which is refused.
-QUANTIZED = {"quantization_config": None}
+UNQUANTIZED_FIELDS = {"quantization_config": None}
+
+
+class TransformersModel(NamedTuple):
+    """What a config.json of transformers tells about a model."""
+
+    config: ViTConfig
+    class_names: tuple[str | None, ...] | None
+    head_fields: dict[str, Any]  # apply if the tensors turn out to have a head
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelType:
     """A model type of transformers."""
 
-    fields: Fields  # defaults of the configuration class
+    defaults: dict[str, Any]  # of the configuration class
     resize: str  # how transformers' code interpolates positions
     processor: str  # image processor for a file without a processor name
-    arch: Callable[[Fields], Architecture]
+    make_arch: Callable[[JsonFields], Architecture]
     # fields with the only supported values
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    has_labels: bool = True  # False: id2label says nothing, and a head is a projection
+    classifier_pool: str | None = None  # of a classifier; None: as without a classifier
 
 
-def _hidden(fields):
+def _hidden_width(fields: JsonFields) -> int:
     """Compute the MLP's hidden width."""
     if "intermediate_size" in fields:
         return fields["intermediate_size"]
@@ -59,15 +80,15 @@ def _hidden(fields):
     return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
-def _vit(fields):
+def _vit_arch(fields: JsonFields) -> Architecture:
     return Architecture(qkv_bias=fields["qkv_bias"])
 
 
-def _deit(fields):
+def _deit_arch(fields: JsonFields) -> Architecture:
     return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
 
 
-def _dinov2(fields):
+def _dinov2_arch(fields: JsonFields) -> Architecture:
     return Architecture(
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
@@ -75,13 +96,13 @@ def _dinov2(fields):
     )
 
 
-def _registers(fields):
+def _registers_arch(fields: JsonFields) -> Architecture:
     registers = fields["num_register_tokens"]
     parts = {"registers": registers, "prefix_positions": not registers}
-    return dataclasses.replace(_dinov2(fields), **parts)
+    return dataclasses.replace(_dinov2_arch(fields), **parts)
 
 
-def _dinov3(fields):
+def _dinov3_arch(fields: JsonFields) -> Architecture:
     biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
     allowed = [(True, True, True), (True, False, True), (False, False, False)]
     check_choice("(query_bias, key_bias, value_bias)", biases, allowed)
@@ -98,126 +119,154 @@ def _dinov3(fields):
     )
 
 
-_BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
-_BASE |= dict(image_size=224, patch_size=16, num_channels=3)
-_WIDE = _BASE | dict(intermediate_size=3072)
-_VIT = _WIDE | dict(hidden_act="gelu", layer_norm_eps=1e-12, qkv_bias=True)
-_DINOV2 = _BASE | dict(hidden_act="gelu", layer_norm_eps=1e-6)
-_DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False, qkv_bias=True)
-_CLIP = _WIDE | dict(patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
-_SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
-_DINOV3 = _BASE | dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
-_DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
-_DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
-_DINOV3 |= dict(key_bias=False, value_bias=True)
-_DINOV3_FIXED = dict(proj_bias=True, mlp_bias=True)
-_CLIP_ARCH = Architecture(patch_bias=False, pre_norm=True)
-_SIGLIP_ARCH = Architecture(class_token=False, pool="map")
+def _clip_arch(_: JsonFields) -> Architecture:
+    return Architecture(patch_bias=False, pre_norm=True)
+
+
+def _siglip_arch(_: JsonFields) -> Architecture:
+    return Architecture(class_token=False, pool="map")
+
+
+_BASE_FIELDS = (
+    dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+    | dict(image_size=224, patch_size=16, num_channels=3)
+    | dict(hidden_act="gelu", layer_norm_eps=1e-6)
+)
+_WIDE_FIELDS = _BASE_FIELDS | dict(intermediate_size=3072)
+_VIT_FIELDS = _WIDE_FIELDS | dict(layer_norm_eps=1e-12, qkv_bias=True)
+_DINOV2_FIELDS = _BASE_FIELDS | dict(mlp_ratio=4, use_swiglu_ffn=False, qkv_bias=True)
+_CLIP_FIELDS = _WIDE_FIELDS | dict(
+    patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5
+)
+_SIGLIP_FIELDS = _WIDE_FIELDS | dict(hidden_act="gelu_pytorch_tanh")
+_DINOV3_FIELDS = (
+    _BASE_FIELDS
+    | dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+    | dict(layer_norm_eps=1e-5, use_gated_mlp=False, num_register_tokens=0)
+    | dict(rope_theta=100.0, query_bias=True, key_bias=False, value_bias=True)
+)
+_DINOV3_FIXED = {"proj_bias": True, "mlp_bias": True}
 MODEL_TYPES = {
-    "vit": ModelType(_VIT, "bicubic", "ViT", _vit),
-    "deit": ModelType(_VIT, "bicubic", "DeiT", _deit),
-    "dinov2": ModelType(_DINOV2 | {"patch_size": 14}, "bicubic", "Bit", _dinov2),
-    "dinov2_with_registers": ModelType(
-        _DINOV2 | {"num_register_tokens": 4}, "antialias", "Bit", _registers
+    "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _vit_arch),
+    "deit": ModelType(_VIT_FIELDS, "bicubic", "DeiT", _deit_arch),
+    "dinov2": ModelType(
+        _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _dinov2_arch
     ),
-    "clip_vision_model": ModelType(_CLIP, "bicubic", "CLIP", lambda _: _CLIP_ARCH),
+    "dinov2_with_registers": ModelType(
+        _DINOV2_FIELDS | {"num_register_tokens": 4}, "antialias", "Bit", _registers_arch
+    ),
+    "clip_vision_model": ModelType(
+        _CLIP_FIELDS, "bicubic", "CLIP", _clip_arch, has_labels=False
+    ),
     "siglip_vision_model": ModelType(
-        _SIGLIP, "bicubic", "Siglip", lambda _: _SIGLIP_ARCH
+        _SIGLIP_FIELDS, "bicubic", "Siglip", _siglip_arch, classifier_pool="mean"
     ),
     "dinov3_vit": ModelType(
-        _DINOV3, "antialias", "DINOv3ViT", _dinov3, fixed=_DINOV3_FIXED
+        _DINOV3_FIELDS, "antialias", "DINOv3ViT", _dinov3_arch, fixed=_DINOV3_FIXED
     ),
 }
 # Image-text models, of which only the vision tower is read: {type: vision type}.
-OF_TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 # Defaults of image processors, by the start of their names. crop_size None: no crop.
-_ON = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
-_OFF = dict.fromkeys(("do_center_crop", "do_pad", "default_to_square"), False)
-SWITCHES = {True: True, False: False, None: False}  # values of _ON and _OFF fields
-_PROCESSOR = _ON | _OFF
-_PROCESSOR |= dict(rescale_factor=RESCALE, crop_size=None, resample=3)
-_HALF = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-_IMAGENET = dict(image_mean=MEAN, image_std=STD)
-_OPENAI = dict(image_mean=CLIP_MEAN, image_std=CLIP_STD)
-_CROPPED = _PROCESSOR | dict(do_center_crop=True, crop_size=224)
-_SQUARE = _PROCESSOR | dict(size={"height": 224, "width": 224}, default_to_square=True)
-_LARGER = dict(size={"height": 256, "width": 256}, default_to_square=True)
-_EDGE = _CROPPED | _OPENAI | dict(size={"shortest_edge": 224})
-PROCESSORS = {
-    "ViT": _SQUARE | _HALF | dict(resample=2),
-    "DeiT": _CROPPED | _HALF | _LARGER,
-    "Bit": _EDGE,
-    "CLIP": _EDGE,
-    "Siglip": _SQUARE | _HALF | dict(default_to_square=False),
-    "DINOv3ViT": _SQUARE | _IMAGENET | dict(resample=2),
+_SWITCHES = dict(do_resize=True, do_rescale=True, do_normalize=True) | dict.fromkeys(
+    ("do_center_crop", "do_pad", "default_to_square"), False
+)
+SWITCH_VALUES = {True: True, False: False, None: False}
+_COMMON_FIELDS = _SWITCHES | dict(
+    rescale_factor=RESCALE_FACTOR, crop_size=None, resample=3
+)
+_HALF_NORMALIZATION = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+_IMAGENET_NORMALIZATION = dict(image_mean=MEAN, image_std=STD)
+_CLIP_NORMALIZATION = dict(image_mean=CLIP_MEAN, image_std=CLIP_STD)
+_CROPPED_IMAGES = _COMMON_FIELDS | dict(do_center_crop=True, crop_size=224)
+_SQUARE_IMAGES = _COMMON_FIELDS | dict(
+    size={"height": 224, "width": 224}, default_to_square=True
+)
+_LARGER_IMAGES = dict(size={"height": 256, "width": 256}, default_to_square=True)
+_CLIP_IMAGES = _CROPPED_IMAGES | _CLIP_NORMALIZATION | dict(size={"shortest_edge": 224})
+PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": _SQUARE_IMAGES | _HALF_NORMALIZATION | dict(resample=2),
+    "DeiT": _CROPPED_IMAGES | _HALF_NORMALIZATION | _LARGER_IMAGES,
+    "Bit": _CLIP_IMAGES,
+    "CLIP": _CLIP_IMAGES,
+    "Siglip": _SQUARE_IMAGES | _HALF_NORMALIZATION | dict(default_to_square=False),
+    "DINOv3ViT": _SQUARE_IMAGES | _IMAGENET_NORMALIZATION | dict(resample=2),
 }
 
 
 def parse_transformers(
-    config: Fields, images: tuple[Normalization, dict[str, Any]]
-) -> tuple[ViTConfig, tuple | None, dict[str, Any]]:
-    """Parse a config.json: (config, class names or None, fields for a head).
+    config: JsonFields, images: tuple[Normalization, dict[str, Any]]
+) -> TransformersModel:
+    """Parse a config.json.
 
-    The fields for a head apply if the tensors turn out to have a head.
-
-    images: the result of `parse_images`
+    images: the result of `parse_image_processor`
     """
-    normalization, crop = images
-    model = MODEL_TYPES[kind_of(config)]
-    fields = _of_tower(config)
-    _check_fixed(QUANTIZED, config)
-    _check_fixed(model.fixed, fields)
-    fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
-    for field in {*fields} & {*COUNTS}:
+    normalization, crop_fields = images
+    model_type = MODEL_TYPES[find_vision_type(config)]
+    fields = _vision_fields(config)
+    _check_fixed(UNQUANTIZED_FIELDS, config)
+    _check_fixed(model_type.fixed, fields)
+    fields = model_type.defaults | {
+        name: value for name, value in fields.items() if name in model_type.defaults
+    }
+    for field in {*fields} & {*POSITIVE_FIELDS}:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
     architectures = config.get("architectures") or ()
-    classify = any("ImageClass" in name for name in architectures)
-    labels = config.get("id2label") or {}
-    is_clip = model is MODEL_TYPES["clip_vision_model"]
-    if is_clip:
-        labels = {}
-    head = {"num_classes": len(labels), "problem_type": _problem_type(config, labels)}
-    if is_clip and not classify:
-        head["problem_type"] = PROJECTION
-    acts = GELUS
-    if fields.get("use_gated_mlp"):
-        acts = SILUS
-    check_choice("hidden_act", fields["hidden_act"], acts)
-    arch = model.arch(fields)
-    if arch.pool == "map" and classify:  # SigLIP's classifier reads the mean
-        arch = dataclasses.replace(arch, pool="mean")
-    elif arch.pool == "map":
-        _check_fixed({"vision_use_head": True}, _of_tower(config))
-    arch = dataclasses.replace(
-        arch,
-        gelu=acts[fields["hidden_act"]],
-        norm_eps=float(fields["layer_norm_eps"]),
-        resize=model.resize,
-    )
+    is_classifier = any("ImageClass" in name for name in architectures)
+    labels = {}
+    if model_type.has_labels:
+        labels = config.get("id2label") or {}
+    problem_type = _problem_type(config, labels)
+    if not model_type.has_labels and not is_classifier:
+        problem_type = PROJECTION
+    head_fields = {"num_classes": len(labels), "problem_type": problem_type}
+    arch = _build_arch(model_type, fields, is_classifier)
+    if arch.pool == "map":
+        _check_fixed({"vision_use_head": True}, _vision_fields(config))
     width = fields["hidden_size"]
     vit_config = ViTConfig(
         embed_dim=width,
         depth=fields["num_hidden_layers"],
         num_heads=fields["num_attention_heads"],
-        patch_size=_square(fields["patch_size"]),
-        mlp_ratio=_hidden(fields) / width,
+        patch_size=_square_side(fields["patch_size"]),
+        mlp_ratio=_hidden_width(fields) / width,
         arch=arch,
         num_classes=0,
-        preprocessing=Preprocessing(_square(fields["image_size"]), **crop),
+        preprocessing=Preprocessing(_square_side(fields["image_size"]), **crop_fields),
         **vars(normalization),
     )
-    if classify:
-        vit_config = dataclasses.replace(vit_config, **head)
-    return vit_config, class_names.shorten_names(_names(labels)), head
+    if is_classifier:
+        vit_config = dataclasses.replace(vit_config, **head_fields)
+    names = class_names.shorten_names(_label_names(labels))
+    return TransformersModel(vit_config, tuple(names) if names else None, head_fields)
 
 
-def _of_tower(config):
+def _build_arch(
+    model_type: ModelType, fields: JsonFields, is_classifier: bool
+) -> Architecture:
+    """Make the Architecture of a model type with a file's fields."""
+    gelus = TRANSFORMERS_GELUS
+    if fields.get("use_gated_mlp"):
+        gelus = GATE_ACTIVATIONS
+    check_choice("hidden_act", fields["hidden_act"], gelus)
+    arch = dataclasses.replace(
+        model_type.make_arch(fields),
+        gelu=gelus[fields["hidden_act"]],
+        norm_eps=float(fields["layer_norm_eps"]),
+        resize=model_type.resize,
+    )
+    if is_classifier and model_type.classifier_pool:
+        arch = dataclasses.replace(arch, pool=model_type.classifier_pool)
+    return arch
+
+
+def _vision_fields(config: JsonFields) -> JsonFields:
     """Select the vision tower's fields in an image-text model, else all fields."""
-    if config["model_type"] not in OF_TWO_TOWERS:
+    if config["model_type"] not in VISION_TYPES:
         return config
     # Before version 4.30, vision_config_dict takes precedence over vision_config.
     earlier = config.get("vision_config_dict")
@@ -226,14 +275,14 @@ def _of_tower(config):
     return earlier
 
 
-def _check_fixed(fixed, fields):
+def _check_fixed(fixed: JsonFields, fields: JsonFields) -> None:
     """Check that fields have their only supported value, or are absent."""
     for field, value in fixed.items():
         check_choice(field, fields.get(field, value), [value])
 
 
-def parse_images(
-    images: Fields, model_type: str
+def parse_image_processor(
+    images: JsonFields, model_type: str
 ) -> tuple[Normalization, dict[str, Any]]:
     """Parse a preprocessor_config.json: (normalization, fields of a Preprocessing).
 
@@ -241,103 +290,103 @@ def parse_images(
 
     images: content of the file
     """
-    name = _processor_name(images, model_type)
-    if name == "CLIP":  # this field would change the size in CLIP's processor
+    processor = _processor_name(images, model_type)
+    if processor == "CLIP":  # this field would change the size in CLIP's processor
         _check_fixed({"use_square_size": False}, images)
-    fields = PROCESSORS[name]
+    fields = PROCESSOR_DEFAULTS[processor]
     fields = fields | {k: v for k, v in images.items() if k in fields}
-    for field in _ON | _OFF:
-        check_choice(field, fields[field], SWITCHES)
-        fields[field] = SWITCHES[fields[field]]
+    for field in _SWITCHES:
+        check_choice(field, fields[field], SWITCH_VALUES)
+        fields[field] = SWITCH_VALUES[fields[field]]
     check_choice("do_rescale", fields["do_rescale"], [True])
     check_choice("do_pad", fields["do_pad"], [False])
-    check_range("rescale_factor", fields["rescale_factor"], *RESCALES)
+    check_range("rescale_factor", fields["rescale_factor"], *RESCALE_RANGE)
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    mean = _channels(fields["image_mean"])
-    std = _channels(fields["image_std"])
-    return Normalization(mean, std), _crop(fields, name)
+    mean = _channel_values(fields["image_mean"])
+    std = _channel_values(fields["image_std"])
+    return Normalization(mean, std), _crop_fields(fields, processor)
 
 
-def _processor_name(images, model_type):
-    """Find the image processor of a file, one of PROCESSORS."""
+def _processor_name(images: JsonFields, model_type: str) -> str:
+    """Find the image processor of a file, one of PROCESSOR_DEFAULTS."""
     field = "image_processor_type"
     if images.get(field) is None:
         field = "feature_extractor_type"  # the field's name up to version 4.26
-    named = images.get(field)
-    if named is None:
+    type_name = images.get(field)
+    if type_name is None:
         return MODEL_TYPES[model_type].processor
-    names = {f"{name}ImageProcessor": name for name in PROCESSORS}
-    usual = re.sub("FeatureExtractor$", "ImageProcessor", str(named))
-    name = re.sub("(Fast|Pil)$", "", usual)
+    names = {f"{name}ImageProcessor": name for name in PROCESSOR_DEFAULTS}
+    slow_name = re.sub("FeatureExtractor$", "ImageProcessor", str(type_name))
+    name = re.sub("(Fast|Pil)$", "", slow_name)
     check_choice(field, name, names)
     return names[name]
 
 
-def _crop(fields, name):
+def _crop_fields(fields: JsonFields, name: str) -> dict[str, Any]:
     """Translate an image processor's fields into fields of a Preprocessing."""
     size = fields["size"]
-    cropped = fields["do_center_crop"]
+    has_crop = fields["do_center_crop"]
     if not fields["do_resize"]:
-        if cropped:
+        if has_crop:
             raise InputError(
                 "do_resize is False, but do_center_crop is True; a crop needs resized "
                 "images"
             )
         return {"resize": "none"}
     resample = fields["resample"]
-    check_choice("resample", resample, RESAMPLE)
-    interpolation = RESAMPLE[resample]
+    check_choice("resample", resample, INTERPOLATION_OF_RESAMPLE)
+    interpolation = INTERPOLATION_OF_RESAMPLE[resample]
     if name == "DINOv3ViT" and interpolation == "bicubic":
         raise InputError(
             f"resample is {resample}, bicubic, with which DINOv3's image processor "
             "makes pixels below 0 and above 1"
         )
-    side, squash = _resized(size, fields["default_to_square"])
+    side, is_squashed = _resized_side(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
-    same_size = squash  # whether all images get one size
-    share = 1.0
-    if cropped:
-        same_size = crop_size is not None
-    if cropped and same_size:
-        share = _share(_square(crop_size), side)
-    if not same_size or share > 1 or not side:
+    has_same_size = is_squashed  # whether all images get one size
+    crop_share = 1.0
+    if has_crop:
+        has_same_size = crop_size is not None
+    if has_crop and has_same_size:
+        crop_share = _crop_share(_square_side(crop_size), side)
+    if not has_same_size or crop_share > 1 or not side:
         raise InputError(
-            f"size is {size!r}, do_center_crop {cropped} and crop_size {crop_size!r}; "
+            f"size is {size!r}, do_center_crop {has_crop} and crop_size {crop_size!r}; "
             "size must be a height and a width, or crop_size at most size"
         )
     return {
-        "crop": share,
-        "crop_mode": "squash" if squash else "center",
+        "crop": crop_share,
+        "crop_mode": "squash" if is_squashed else "center",
         "interpolation": interpolation,
         "rule": "transformers",
     }
 
 
-def _problem_type(config, labels):
+def _problem_type(config: JsonFields, labels: JsonFields) -> str:
     """Find the problem type by the rule of transformers' pipeline."""
     problem_type = config.get("problem_type")
     if problem_type is not None:
-        check_choice("problem_type", problem_type, PROBLEMS)
+        check_choice("problem_type", problem_type, PROBLEM_TYPES)
         return problem_type
     if labels and len(labels) == 1:
         return MULTI_LABEL
     return SINGLE_LABEL
 
 
-def kind_of(config: Fields) -> str:
+def find_vision_type(config: JsonFields) -> str:
     """Return the model type, one of MODEL_TYPES: an image-text model's vision type."""
-    name = config["model_type"]
-    check_choice("model_type", name, [*MODEL_TYPES, *OF_TWO_TOWERS])
-    if name not in OF_TWO_TOWERS:
-        return name
-    vision_type = OF_TWO_TOWERS[name]
-    named = _of_tower(config).get("model_type", vision_type)
-    check_choice("vision_config.model_type", named, [vision_type, name])
+    model_type = config["model_type"]
+    check_choice("model_type", model_type, [*MODEL_TYPES, *VISION_TYPES])
+    if model_type not in VISION_TYPES:
+        return model_type
+    vision_type = VISION_TYPES[model_type]
+    tower_type = _vision_fields(config).get("model_type", vision_type)
+    check_choice("vision_config.model_type", tower_type, [vision_type, model_type])
     return vision_type
 
 
-def _names(labels):
+def _label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
     """Turn id2label into a tuple of names; None for transformers' placeholders."""
     if not labels:
         return None
@@ -347,38 +396,38 @@ def _names(labels):
     return None if names == placeholders else names
 
 
-def _share(crop, side):
+def _crop_share(crop: int, side: int) -> float:
     """Compute crop / side, rounded so that int(crop / share) is `side` again."""
     if not crop or not side:
-        return math.inf  # `_crop` refuses a share above 1
+        return math.inf  # `_crop_fields` refuses a share above 1
     share = crop / side
     if int(crop / share) != side:
         share = math.nextafter(share, 0)
     return share
 
 
-def _resized(size, default_to_square):
+def _resized_side(size: Any, default_to_square: bool) -> tuple[int, bool]:
     """Read a processor's size: (pixels, whether both sides are resized to them)."""
     if not isinstance(size, Mapping):
-        return _square(size), default_to_square or not isinstance(size, int)
+        return _square_side(size), default_to_square or not isinstance(size, int)
     fields = {name: value for name, value in size.items() if value is not None}
     if {*fields} == {"shortest_edge"}:
-        return _square(fields["shortest_edge"]), False
+        return _square_side(fields["shortest_edge"]), False
     if {*fields} != {"height", "width"}:
         raise InputError(
             f"size is {size}; it must be a shortest_edge alone, or a height and a width"
         )
-    return _square(fields), True
+    return _square_side(fields), True
 
 
-def _channels(values):
+def _channel_values(values: float | Sequence[float]) -> Sequence[float]:
     """Expand a mean or std to three channels."""
     if isinstance(values, int | float):
         return (values,) * 3
     return values
 
 
-def _square(size):
+def _square_side(size: Any) -> int:
     """Read a square's side from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])

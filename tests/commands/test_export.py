@@ -55,7 +55,7 @@ def test_large_weights_are_beside_an_onnx_file_and_named(
         return json.loads(facts_file.read_text()).get("external_data"), ended.out
 
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_model, "LARGEST", 20_000)
+        patch.setattr(onnx_model, "MAX_PROTOBUF_BYTES", 20_000)
         name, said = exported()
         assert f"{out} and {tmp_path / name}" in said
         pixels = np.zeros((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)

@@ -20,7 +20,7 @@ from imagepiece_jax.common.files import (
     replacement_folder,
 )
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.weights.run_files import own_files
+from imagepiece_jax.weights.run_files import list_input_files
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import start
 
@@ -251,8 +251,8 @@ def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
     for name in (*names, "labels.json"):
         (tmp_path / name).write_text("{}")
     table = tmp_path / "labels.json"
-    check_writable("json", table, [".json"], own_files(tmp_path))
+    check_writable("json", table, [".json"], list_input_files(tmp_path))
     for name in (*names, "labels.json"):
         with refused("json ", f"{name} is an input of this"):
-            own = own_files(tmp_path, f"csv:{table}")
+            own = list_input_files(tmp_path, f"csv:{table}")
             check_writable("json", tmp_path / name, [".json"], own)

@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,8 @@ from PIL import Image
 from imagepiece_jax.data.pictures import as_source, find_images
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from tests.helpers.picture_files import write_plain
+from tests.helpers.picture_files import noise, write_images, write_plain
+from tests.helpers.refused_calls import refused
 
 NAMES = ("a.png", "b c.png", "d.png")
 
@@ -98,3 +100,29 @@ def test_every_source_turns_photographs_upright(tmp_path):
     for source in sources:
         np.testing.assert_array_equal(source[0].pixels, np.rot90(pixels, -1))
         assert source.header_size(0) == (5, 4)
+
+
+def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
+    pixels = noise(3, 8, 8)
+    files = write_images(tmp_path, pixels)
+    sources = [as_source(tmp_path), as_source(files)]
+    sources += [as_source([*pixels]), as_source(pixels)]
+    sources += [as_source(map(Image.open, files)), as_source(jax.numpy.array(pixels))]
+    for source in sources:
+        assert len(source) == 3
+        np.testing.assert_array_equal(source[1].pixels, pixels[1])
+    table = tmp_path / "table.csv"
+    table.write_text("filename,split\n00.png,train\n01.png,train\n02.png,val")
+    assert len(as_source(f"csv:{table}")) == 2
+
+
+def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes(b"a.png\r\n\n\xff.jpg\na\rb\n")
+    found = find_images(["list.txt", "b.jpg"])
+    assert found == ["a.png", "\udcff.jpg", "a\rb", "b.jpg"]
+    for words in (["b.jpg", "no.csv"], [], [""]):
+        with refused("images"):
+            find_images(words)

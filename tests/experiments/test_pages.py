@@ -27,7 +27,9 @@ class Monotone(Study):
     """A study of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
     def evaluate(self, vit, reduction, images=None):
-        figures = plan_facts(vit.model_with(reduction)) | {"untrained_selectors": False}
+        figures = plan_facts(vit.reduced_model(reduction)) | {
+            "untrained_selectors": False
+        }
         share = (figures["gmacs"] / 1.3) ** 0.25
         return Answers(figures, np.arange(IMAGES) < round(IMAGES * share))
 
@@ -59,7 +61,7 @@ def test_gains_are_the_combinations_over_their_methods(study):
     gains = lines(study, "combos")
     for single, combined in paper_tables.PAIRS[:3]:
         gain = points(study, combined.reduction, single.reduction)
-        pair = [study.pretrained.model_with(r.reduction) for r in (single, combined)]
+        pair = [study.pretrained.reduced_model(r.reduction) for r in (single, combined)]
         costs = [f"{model_macs(model) / 1e9:.3f}" for model in pair]
         assert gains[single.name][:2] == costs
         assert gains[single.name][2].startswith(f"{gain:+.1f} [")

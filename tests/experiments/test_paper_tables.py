@@ -71,7 +71,7 @@ def slow_ratio(outputs, place, after, count):
 
 @pytest.mark.slow
 def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained):
-    model = merges.observed(pretrained.model_with("imagepiece"))
+    model = merges.observed(pretrained.reduced_model("imagepiece"))
     batches = [batch["image"] for batch in study.images.batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
     outputs = jax.jit(model.apply)(pretrained.variables, pixels)

@@ -8,4 +8,4 @@ from imagepiece_jax.exporters import card
 
 @pytest.fixture(autouse=True)
 def timed_briefly(monkeypatch):
-    monkeypatch.setattr(card, "RULES", Timing(warmup=1, repeats=2, seconds=0.0))
+    monkeypatch.setattr(card, "CARD_TIMING", Timing(warmup=1, repeats=2, seconds=0.0))

@@ -229,7 +229,7 @@ def test_yaml_reads_the_license_as_it_is(tmp_path, license):
     origin = dataclasses.replace(vit.origin, license=license)
     vit = dataclasses.replace(vit, origin=origin)
     facts = FACTS | {"card": CARD}
-    text = card.page_of(tmp_path / "m.onnx", vit, facts)
+    text = card.card_page(tmp_path / "m.onnx", vit, facts)
     assert yaml.safe_load(text.split("---\n")[1])["license"] == license
 
 
@@ -251,11 +251,11 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     vit = imagepiece_jax.load(saved)
     assert vit.recovered
-    images = card.divided_images(vit, folder)
+    images = card.read_card_images(vit, folder)
     assert len(images.compared) >= 16
     assert not names & {*images.compared_names}
     with refused("recovered the model"):
-        card.divided_images(vit, [folder / name for name in names])
+        card.read_card_images(vit, [folder / name for name in names])
 
 
 @pytest.mark.parametrize("learned", [None, "00000000"])
@@ -265,7 +265,7 @@ def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
     variant = dataclasses.replace(variant, learned=learned)
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
     facts = FACTS | {"card": CARD}
-    text = card.page_of(tmp_path / "m.onnx", vit, facts)
+    text = card.card_page(tmp_path / "m.onnx", vit, facts)
     assert ("neither recovered nor" in text) == (learned is not None)
     assert ("is not recorded" in text) == (learned is None)
 
@@ -274,7 +274,7 @@ def test_images_of_one_name_in_two_folders_differ(tmp_path):
     for seed, name in enumerate("ab"):
         small_photographs.write(tmp_path / name, 20, seed)
     folders = [tmp_path / name for name in "ab"]
-    images = card.divided_images(tiny_vit.pretrained("tome:r=3"), folders)
+    images = card.read_card_images(tiny_vit.pretrained("tome:r=3"), folders)
     names = images.compared_names
     assert len({*names}) == len(names)
     assert {name.split("/")[0] for name in names} == {"a", "b"}

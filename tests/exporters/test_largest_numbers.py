@@ -10,7 +10,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import largest_numbers
-from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
@@ -70,14 +70,14 @@ def test_parts_with_large_numbers_stay_float32(tmp_path, case):
     arch = {} if family is None else {"arch": FAMILIES[family]}
     vit = changed(tiny_vit.pretrained(reduction, **arch), **change)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
-    control = logits_of(onnx_model(Pretrained(half, vit.variables)), IMAGES)
+    control = logits_of(build_onnx_model(Pretrained(half, vit.variables)), IMAGES)
     assert not np.isfinite(control).all()
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
     facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["float32_parts"] == ["patch_embed", *parts]
     graph = onnx.load(file)
     logits = logits_of(graph, IMAGES)
-    want = logits_of(onnx_model(vit), IMAGES)
+    want = logits_of(build_onnx_model(vit), IMAGES)
     assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
     for weight in graph.graph.initializer:
         part = weight.name.split(".")[0]
@@ -138,7 +138,7 @@ def test_nan_names_its_part():
     vit = tiny_vit.pretrained(depth=1)
     vit.variables["params"]["pos_embed"][:] = np.nan
     with refused("not finite", "patch_embed"):
-        largest_numbers.find(vit)
+        largest_numbers.find_largest_numbers(vit)
 
 
 def test_a_file_without_finite_outputs_does_not_replace_another(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_file_without_finite_outputs_does_not_replace_another(tmp_path, monkey
     good = tiny_vit.pretrained(tiny_vit.EVIT)
     file = imagepiece_jax.export(good, tmp_path / "m.onnx", dtype="float16")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(largest_numbers, "LIMIT", np.inf)
+    monkeypatch.setattr(largest_numbers, "FLOAT16_LIMIT", np.inf)
     with refused("float16", "not finite", "export float32"):
         imagepiece_jax.export(
             changed(good, **INSIDE), file, dtype="float16", images=pixels_of(40)
@@ -158,8 +158,8 @@ def test_largest_numbers_are_those_of_a_pass():
     """Of a few given images, by the tokens that follow the stem."""
     vit = tiny_vit.pretrained(depth=2)
     white = np.full((3, tiny_vit.SIDE, tiny_vit.SIDE, 3), 255, np.uint8)
-    found = largest_numbers.find(vit)
-    given = largest_numbers.find(vit, white)
+    found = largest_numbers.find_largest_numbers(vit)
+    given = largest_numbers.find_largest_numbers(vit, white)
     assert [*found] == ["patch_embed", "blocks_0", "blocks_1", "norm", "head"]
     assert given["patch_embed"] >= found["patch_embed"]
     images = normalize(white, vit.config.mean, vit.config.std)
@@ -167,15 +167,17 @@ def test_largest_numbers_are_those_of_a_pass():
     for block, x in enumerate(tokens):
         assert given[f"blocks_{block}"] >= np.abs(x).max()
     scaled = changed(vit, **{"norm/bias": 1e3})
-    assert largest_numbers.find(scaled)["norm"] == pytest.approx(1e3, abs=50)
+    assert largest_numbers.find_largest_numbers(scaled)["norm"] == pytest.approx(
+        1e3, abs=50
+    )
 
 
 def test_logits_of_attention_are_bounded():
     """Queries and keys fit, and their products do not."""
     change = {"blocks_1/attn/q/kernel": 2e3, "blocks_1/attn/k/kernel": 2e3}
     vit = changed(tiny_vit.pretrained(depth=3), **change)
-    largest = largest_numbers.find(vit)
-    half = largest_numbers.in_float16(vit.model, largest)
+    largest = largest_numbers.find_largest_numbers(vit)
+    half = largest_numbers.with_float32_parts(vit.model, largest)
     assert half.execution.float32_parts == ("patch_embed", "blocks_1")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ def test_a_last_part_is_filled_up_with_its_last_image():
     """Black images would extend the ranges that calibrate int8."""
     vit = tiny_vit.pretrained()
     program = OnnxProgram(
+        path=pathlib.Path("model.onnx"),
         model=vit.model,
         origin=vit.origin,
         facts={},
@@ -30,7 +32,7 @@ def test_a_last_part_is_filled_up_with_its_last_image():
         channels_first=False,
     )
     pixels = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1)
-    parts = [part.ravel().tolist() for part in program.parts(pixels)]
+    parts = [part.ravel().tolist() for part in program.prepared_batches(pixels)]
     assert parts == [[1, 2], [3, 3]]
 
 

@@ -26,7 +26,7 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
     pixels = pixels_of(44)
     images = np.asarray(normalize(pixels[:4], vit.config.mean, vit.config.std))
     if large:  # as if the float32 graph were above 2 GB
-        monkeypatch.setattr(onnx_model, "LARGEST", 60_000)
+        monkeypatch.setattr(onnx_model, "MAX_PROTOBUF_BYTES", 60_000)
     file = imagepiece_jax.export(
         vit, tmp_path / "m.onnx", dtype="int8", images=pixels[4:], batch_size=4
     )

@@ -56,8 +56,10 @@ def classifier(reduction=REDUCTION):
 
 def models(layout):
     """The models of these tests that a layout's program takes."""
-    makers = {tower.VECTORS: clip, tower.SOFTMAX: classifier}
-    return [makers[head] for head in tower.LAYOUTS[layout].heads if head in makers]
+    makers = {tower.VECTOR_HEAD: clip, tower.SOFTMAX_HEAD: classifier}
+    return [
+        makers[head] for head in tower.PROGRAM_LAYOUTS[layout].heads if head in makers
+    ]
 
 
 # {folder} is the name of the folder.
@@ -183,7 +185,7 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         export(encoder(image_size=(20, 28)), tmp_path, layout="fastembed")
 
 
-@pytest.mark.parametrize("layout", tower.LAYOUTS)
+@pytest.mark.parametrize("layout", tower.PROGRAM_LAYOUTS)
 def test_files_of_others_stay(tmp_path, layout):
     """A saved model has a config.json of its own."""
     vit = models(layout)[0]()
@@ -197,7 +199,7 @@ def test_files_of_others_stay(tmp_path, layout):
     graph.parent.mkdir(parents=True)  # as Ctrl-C in the middle leaves it
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
     files = {file for file in out.rglob("*") if file.is_file()}
-    beside = {out / name for name in tower.LAYOUTS[layout].files(vit)}
+    beside = {out / name for name in tower.PROGRAM_LAYOUTS[layout].files(vit)}
     assert files == {graph, facts_file(graph), *beside}
 
 
@@ -211,7 +213,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("layout", tower.LAYOUTS)
+@pytest.mark.parametrize("layout", tower.PROGRAM_LAYOUTS)
 def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
     """transformers.js reads dtype "fp16" and "q8"; the other programs one name."""
     vit = models(layout)[0]()
@@ -355,7 +357,7 @@ def test_a_client_finds_the_outputs_of_the_model(tmp_path, photographs, layout, 
 def test_a_client_finds_the_outputs_of_deit(tmp_path, assets, layout, reduction):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     options = {"reduction": reduction, "crop": 1.0}
-    if tower.VECTORS in tower.LAYOUTS[layout].heads:
+    if tower.VECTOR_HEAD in tower.PROGRAM_LAYOUTS[layout].heads:
         options["num_classes"] = 0
     vit = imagepiece_jax.load(weights, **options)
     photographs = sorted(map(str, PHOTOGRAPHS.glob("*.jpg")))
@@ -389,7 +391,7 @@ def test_transformers_js_finds_the_vectors_of_the_model(
     file = export(
         vit, tmp_path / "out", layout="transformers", dtype=dtype, images=images
     )
-    name = file.stem.removesuffix(tower.SUFFIX[dtype])
+    name = file.stem.removesuffix(tower.DTYPE_SUFFIXES[dtype])
     script = os.path.join(TRANSFORMERS_JS, "tower.mjs")
     with open(script, "w", encoding="utf-8") as opened:
         opened.write(SCRIPT)
@@ -406,7 +408,7 @@ def test_configs_are_those_of_transformers(tmp_path):
     export(vit, tmp_path, layout="transformers")
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["id2label"]["2"] == "class 2"
-    assert tower.config_fields(nameless())["id2label"][2] == "LABEL_2"
+    assert tower.exported_config(nameless())["id2label"][2] == "LABEL_2"
     assert fields["patch_size"] == vit.config.patch_size
 
 
@@ -415,10 +417,10 @@ def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
     content = {"model_type": "dinov2", "torch_dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(content))
     origin = dataclasses.replace(vit.origin, path=tmp_path)
-    found = tower.config_fields(dataclasses.replace(vit, origin=origin))
+    found = tower.exported_config(dataclasses.replace(vit, origin=origin))
     assert found == content
     saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
-    assert tower.config_fields(saved)["model_type"] == "vit"
+    assert tower.exported_config(saved)["model_type"] == "vit"
 
 
 def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
@@ -427,13 +429,13 @@ def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
     content["architectures"] = ["ViTModel"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     origin = dataclasses.replace(vit.origin, path=tmp_path)
-    found = tower.config_fields(dataclasses.replace(vit, origin=origin))
+    found = tower.exported_config(dataclasses.replace(vit, origin=origin))
     assert found["id2label"] == dict(enumerate(vit.class_names))
     assert found["label2id"]["class 1"] == 1
     assert found["architectures"] == ["ViTForImageClassification"]
     assert found["problem_type"] == "single_label_classification"
     assert found["image_size"] == tiny_vit.SIDE
-    found = tower.config_fields(dataclasses.replace(encoder(), origin=origin))
+    found = tower.exported_config(dataclasses.replace(encoder(), origin=origin))
     assert found == {"model_type": "vit", "image_size": tiny_vit.SIDE}
 
 

@@ -149,4 +149,4 @@ def test_a_dry_run_lists_the_files(tmp_path, hub, vit):
     assert (ended.status, "push" in ended.err) == (2, True)
     ended = call(command.main, *words, "--push", NAME).ok()
     assert f"pushed to {constants.ENDPOINT}/{NAME}:" in ended.out
-    assert card.MARK.encode() in hub.repositories[NAME]["README.md"]
+    assert card.SECTION_MARK.encode() in hub.repositories[NAME]["README.md"]

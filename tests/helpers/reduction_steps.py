@@ -1,4 +1,4 @@
-"""Compiled steps of reductions, and tokens in the plane for examples by hand."""
+"""Compiled reduction steps, and plane vectors for hand-computed examples."""
 
 import functools
 
@@ -13,16 +13,16 @@ FORMS = ("gather", "one_hot")
 
 
 def move(state, result, form=None):
-    """`apply_result`, by indices ("gather") or a product ("one_hot"), its oracle."""
+    """Apply a result by indices ("gather") or by a product ("one_hot")."""
     if form == "one_hot":
         result = result.replace(index=None)
     return moves.apply_result(state, result)
 
 
 def index_of(dest, n_out):
-    """The SlotIndex of a slot map, whose slots keep the first of their tokens.
+    """The SlotIndex of a slot map. A slot keeps its first token.
 
-    All images drop the same number of tokens.
+    All images drop equally many tokens.
     """
     rows = []
     for slots in np.asarray(dest):
@@ -38,7 +38,7 @@ _apply = tiny_vit.compiled(move, static_argnames="form")
 
 
 def apply(state, result, form=None):
-    """Compiled `move` of any result, by an index that it need not have."""
+    """Compiled `move`. A result without an index gets one to gather by."""
     if form == "gather" and result.index is None:
         result = result.replace(index=index_of(result.slot_of_token, result.n_out))
     return _apply(state, result, form=form)
@@ -54,11 +54,13 @@ def reducers(plan):
 
 
 def shortest(plan):
-    """The first blocks of a plan: two steps, and one at least with each reducer."""
+    """The first blocks of a plan, with two steps and at least one per reducer."""
     every = reducers(plan)
     for end in range(1, len(plan)):
         some = reducers(plan[:end])
-        if len(some) >= min(2, len(every)) and all(each in some for each in every):
+        if len(some) >= min(2, len(every)) and all(
+            reducer in some for reducer in every
+        ):
             return plan[:end]
     return plan
 
@@ -74,7 +76,7 @@ def apply_learned(reducer, variables, inputs, counts):
 
 
 def vectors(degrees, lengths=1.0):
-    """[1, n, 2] float32."""
+    """Vectors at these angles, [1, n, 2] float32."""
     turned = np.deg2rad(np.asarray(degrees, float))
     pairs = np.stack([np.cos(turned), np.sin(turned)], axis=-1)
     return np.float32(np.asarray(lengths, float).reshape(-1, 1) * pairs)[None]

@@ -1,4 +1,4 @@
-"""Attention against its definition by loops, and the road to cuDNN's kernel."""
+"""Attention against slow loops, and the call of cuDNN's kernel."""
 
 import functools
 import itertools
@@ -24,8 +24,8 @@ from tests.helpers import compiling, oracles, oracles_learned, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
-# One compile a shape instead of one an operation.
-defined = tiny_vit.compiled(plain_attention)
+# This compiles once per shape instead of once per operation.
+compiled_attention = tiny_vit.compiled(plain_attention)
 
 
 def masked_attend(query, key, value, mask, key_bias=None):
@@ -60,15 +60,15 @@ def test_the_definition_equals_slow_attention(length, biased):
     query, key, value = random_qkv(length)
     bias = random_bias(length) if biased else None
     out, _ = slow_attention(query, key, value, bias)
-    assert_close(defined(query, key, value, bias), out)
+    assert_close(compiled_attention(query, key, value, bias), out)
 
 
-# The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
+# cuDNN runs only on GPUs. XLA's kernel replaces it here.
 
 
 @pytest.fixture
 def cudnn_calls(monkeypatch):
-    """Calls that would have gone to cuDNN: (queries, keys, bias, masked?)."""
+    """Arguments of calls to cuDNN: (query length, key length, bias, is masked)."""
     calls = []
     plain = jax.nn.dot_product_attention
 
@@ -81,8 +81,8 @@ def cudnn_calls(monkeypatch):
         masked = options.get("key_value_seq_lengths") is not None
         calls.append((query.shape[1], key.shape[1], bias, masked))
         if masked:
-            key = spoilt(key)
-            value = spoilt(value)
+            key = leave_gradient_unwritten(key)
+            value = leave_gradient_unwritten(value)
         return plain(query, key, value, bias=bias, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
@@ -90,12 +90,14 @@ def cudnn_calls(monkeypatch):
 
 
 @jax.custom_vjp
-def spoilt(keys):
-    """As cuDNN leaves it: nothing is written into the gradient of what is masked."""
+def leave_gradient_unwritten(keys):
+    """Keys whose masked gradient is left unwritten, as by cuDNN."""
     return keys
 
 
-spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),))
+leave_gradient_unwritten.defvjp(
+    lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),)
+)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
     "length, keys, biased", [(7, 8, True), (9, 16, True), (6, 6, True), (7, 7, False)]
 )
 def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, biased):
-    """A bias of even lengths is as fast without padding."""
+    """A bias of even length needs no padding."""
     qkv = random_qkv(length)
     bias = random_bias(length) if biased else None
     out = tiny_vit.compiled(functools.partial(dot_product_attention, backend="cudnn"))(
@@ -143,12 +145,12 @@ def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, bia
     )
     ((*lengths, given, masked),) = cudnn_calls
     assert (lengths, given is not None, masked) == ([length, keys], biased, False)
-    assert_close(out, defined(*qkv, bias))
+    assert_close(out, compiled_attention(*qkv, bias))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
-    """A kernel that subtracts infinities would give NaN."""
+    """Subtracting infinities in a kernel would give NaN."""
     if dtype == "float16":
         compiling.needs_float16()
     dot_product_attention(
@@ -162,7 +164,7 @@ def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
 
 
 def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
-    """Where it no longer does, padding can go: see Odd lengths in PERFORMANCE.md."""
+    """Padding can go when JAX accepts them: see Odd lengths in PERFORMANCE.md."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
 
     padded = functools.partial(dot_product_attention, backend="cudnn")
@@ -178,7 +180,7 @@ def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
         trace(plain)
 
 
-def device(platform, capability=None):
+def fake_device(platform, capability=None):
     found = types.SimpleNamespace(platform=platform)
     if capability is not None:
         found.compute_capability = capability
@@ -191,14 +193,19 @@ GPU = "an NVIDIA GPU of compute capability 8.0"
 @pytest.mark.parametrize(
     "found, dtype, head_dim, lacking",
     [
-        (device("gpu", "8.0"), "bfloat16", 64, ""),
-        (device("gpu", "10.0"), "float16", 8, ""),
-        (device("gpu", "9.0"), "float32", 64, "'bfloat16' or 'float16', not 'float32'"),
-        (device("gpu", "9.0"), "bfloat16", 12, "8, 16, .. 128, not 12"),
-        (device("gpu", "9.0"), "bfloat16", 136, "8, 16, .. 128, not 136"),
-        (device("gpu", "7.5"), "bfloat16", 64, GPU),
-        (device("gpu", "gfx942"), "bfloat16", 64, GPU),
-        (device("cpu"), "bfloat16", 64, GPU),
+        (fake_device("gpu", "8.0"), "bfloat16", 64, ""),
+        (fake_device("gpu", "10.0"), "float16", 8, ""),
+        (
+            fake_device("gpu", "9.0"),
+            "float32",
+            64,
+            "'bfloat16' or 'float16', not 'float32'",
+        ),
+        (fake_device("gpu", "9.0"), "bfloat16", 12, "8, 16, .. 128, not 12"),
+        (fake_device("gpu", "9.0"), "bfloat16", 136, "8, 16, .. 128, not 136"),
+        (fake_device("gpu", "7.5"), "bfloat16", 64, GPU),
+        (fake_device("gpu", "gfx942"), "bfloat16", 64, GPU),
+        (fake_device("cpu"), "bfloat16", 64, GPU),
     ],
 )
 def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lacking):

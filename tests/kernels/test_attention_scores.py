@@ -21,7 +21,7 @@ from tests.helpers.rounding import assert_close
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_attention_is_that_of_the_definition(biased, dtype):
-    """Of the class token and the mean query; and its gradient."""
+    """Scores of the class token and the mean query, and their gradients."""
     rng = np.random.default_rng(0)
     query, key = jnp.asarray(rng.normal(size=(2, 3, 9, 2, 4)), dtype)
     bias = None

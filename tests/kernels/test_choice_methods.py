@@ -1,9 +1,9 @@
 """Every method's reductions: the chosen forms against the definitions.
 
-Both round in different orders. So they may decide differently at a near tie: where the
-definition itself decides differently for tokens and scores that differ by roundings.
-Near ties are counted. In all other images decisions are equal, and features and
-gradients are equal up to rounding.
+Both round in different orders, so decisions may differ at a near tie: a tie that the
+definition itself breaks differently after noise of a rounding. Near ties are counted.
+In all other images decisions are equal; features and gradients are equal up to
+rounding.
 """
 
 import contextlib
@@ -21,9 +21,16 @@ from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import ReducerInputs, TokenState
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs, TokenState
 from tests.helpers import tiny_vit
-from tests.reduction.test_methods import DEFAULTS, GRID, D, decide, image_keys, plan_of
+from tests.reduction.test_methods import (
+    DEFAULTS,
+    GRID,
+    D,
+    decide,
+    image_keys,
+    short_plan,
+)
 
 IMAGES = 24
 FORMS = {
@@ -32,7 +39,7 @@ FORMS = {
     "fast": choice.fast_forms,
     "fast for many images": choice.fast_forms,
 }
-# Other numbers of tokens, and of ToMe other sides: (method, image tokens, prefix)
+# Other token counts, which change the sides of ToMe: (method, image tokens, prefix)
 FURTHER = [
     ("tome:r=9", 25, 0),
     ("tome:r=9", 24, 2),
@@ -48,12 +55,12 @@ for text, tokens, prefix in FURTHER:
     method = Reduction.read(text).method
     CASES.append((text.partition(":")[0], method, tokens, prefix))
 LABELS = [f"{name}-{tokens}-{prefix}" for name, _, tokens, prefix in CASES]
-# What a form rounds, in units in the last place of the largest number
+# Rounding errors of a form, in units in the last place of the largest number
 PLACES = {"float32": 64, "bfloat16": 2}
 
 
-def inputs_of(state, block):
-    """ReducerInputs whose scores and features are functions of the tokens."""
+def token_inputs(state, block):
+    """ReducerInputs with scores and features computed from the tokens."""
     x = state.image_rows(state.x)
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
     keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys(len(x)), block)
@@ -74,38 +81,40 @@ def inputs_of(state, block):
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=(0, 1, 2, 3))
-def step(layer, block, prefix, form, x, size, probe):
-    """One reduction: (decisions, (tokens after it, sizes, their gradient))."""
+def run_step(layer, block, prefix, form, x, size, probe):
+    """One reduction: its decisions, and the tokens, sizes and gradient after it."""
 
     def loss(x):
         state = TokenState(x, size, attn_size=size**0.5, num_prefix=prefix)
         with FORMS[form]():
-            inputs = inputs_of(state, block)
+            inputs = token_inputs(state, block)
             result = decide(layer.step.reducer, inputs, layer.counts)
             state = moves.apply_result(state, result)
         weights = probe[:, : state.x.shape[1]]
         return jnp.sum(state.x.astype(jnp.float32) * weights), (result, state)
 
     slope, (result, state) = jax.grad(loss, has_aux=True)(x)
-    decided = getattr(result, "dest", jnp.zeros((len(x), 1)))  # a Mixing decides none
-    return decided, jax.tree.leaves((state.x, state.size, state.attn_size, slope))
+    decisions = jnp.zeros((len(x), 1))
+    if isinstance(result, Assignment):
+        decisions = result.slot_of_token
+    return decisions, jax.tree.leaves((state.x, state.size, state.attn_size, slope))
 
 
 def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=D):
-    """Compare a form of one step with its definition; count where decisions differ."""
+    """Compare a form of a step with its definition. Returns the near ties' count."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(images, prefix + layer.counts.n_in, width))
-    # A third of the images has tokens on few axes, whose ties are exact.
+    # Tokens of every third image lie on few axes, so ties are exact.
     axes = rng.integers(6, size=x[::3].shape[:2])
     x[::3] = np.eye(width)[axes] * rng.choice([-1, 1], (*axes.shape, 1))
     x = jnp.asarray(x, dtype)
     size = rng.integers(1, 5, size=x.shape[:2]).astype(np.float32)
     size[:, :prefix] = 1
     probe = rng.normal(size=x.shape).astype(np.float32)
-    run = functools.partial(step, layer, block, prefix)
+    run = functools.partial(run_step, layer, block, prefix)
     decisions, numbers = run("definition", x, size, probe)
-    got, got_numbers = run(form, x, size, probe)
-    differ = np.any(decisions != got, axis=1)
+    chosen, chosen_numbers = run(form, x, size, probe)
+    differ = np.any(decisions != chosen, axis=1)
     if differ.any():
         is_near = np.zeros(images, bool)
         for _ in range(8):
@@ -113,21 +122,21 @@ def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=D):
             again, _ = run("definition", x * (1 + noise), size, probe)
             is_near |= np.any(decisions != again, axis=1)
         assert not (differ & ~is_near).any()
-    for want, value in zip(numbers, got_numbers, strict=True):
-        assert value.dtype == want.dtype
+    for expected, value in zip(numbers, chosen_numbers, strict=True):
+        assert value.dtype == expected.dtype
         place = float(jnp.finfo(value.dtype).eps)
-        want = np.asarray(want[~differ], np.float64)
+        expected = np.asarray(expected[~differ], np.float64)
         value = np.asarray(value[~differ], np.float64)
-        error = np.abs(want - value).max()
-        assert error <= PLACES[dtype] * place * np.abs(want).max()
+        error = np.abs(expected - value).max()
+        assert error <= PLACES[dtype] * place * np.abs(expected).max()
     return differ.sum()
 
 
-def steps_of(case):
-    """[(block, layer)] of a case's reducers, and its number of prefix tokens."""
+def case_steps(case):
+    """A case's reducers as [(block, layer)], and its prefix length."""
     name, method, tokens, prefix = case
     first = {}
-    for block, layer in enumerate(plan_of(name, method, n0=tokens)):
+    for block, layer in enumerate(short_plan(name, method, n0=tokens)):
         if layer.counts:
             first.setdefault(layer.step.reducer, (block, layer))
     return [*first.values()], prefix
@@ -135,7 +144,7 @@ def steps_of(case):
 
 @pytest.mark.parametrize("case", CASES, ids=LABELS)
 def test_every_form_decides_as_its_definition_but_at_near_ties(case):
-    steps, prefix = steps_of(case)
+    steps, prefix = case_steps(case)
     ties = 0
     for block, layer in steps:
         ties += count_near_ties(layer, block, prefix, "exact", "float32")
@@ -145,9 +154,9 @@ def test_every_form_decides_as_its_definition_but_at_near_ties(case):
 
 @pytest.mark.parametrize("case", CASES[-len(FURTHER) :], ids=LABELS[-len(FURTHER) :])
 def test_many_images_are_decided_as_by_definition(case, monkeypatch):
-    """Where a GPU needs longer to move tokens than to start kernels."""
+    """With many images a GPU moves tokens longer than it starts kernels."""
     monkeypatch.setattr(choice, "LATENCY_BOUND_SIZE", 0)
-    steps, prefix = steps_of(case)
+    steps, prefix = case_steps(case)
     for block, layer in steps:
         count_near_ties(layer, block, prefix, "fast for many images", "bfloat16")
 
@@ -158,14 +167,14 @@ def test_a_gpu_decides_as_by_definition_but_at_near_ties(name):
     """The first steps of DeiT-S."""
     if jax.default_backend() != "gpu":
         pytest.skip("no GPU here")
-    steps, prefix = steps_of((name, METHODS[name](), 196, 1))
+    steps, prefix = case_steps((name, METHODS[name](), 196, 1))
     for block, layer in steps:
         ties = count_near_ties(layer, block, prefix, "fast", "bfloat16", 256, 384)
         assert 100 * ties < 256
 
 
 def test_a_model_with_sizes_in_a_direction_answers_as_usual():
-    """By class attention and mean keys, which products read with the prefix."""
+    """Class attention and mean keys are read with the prefix."""
     fields = "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,):prop_attn=True"
     vit = tiny_vit.pretrained(f"imagepiece_tome:{fields}")
     options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}

@@ -16,36 +16,21 @@ from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.stems import NORM_EPSILON, ConvStem, PatchStem
 from imagepiece_jax.reduction.state import TokenState
 from tests.helpers import tiny_vit
+from tests.helpers.random_gradients import draw_normal, pull_back
 from tests.helpers.rounding import assert_close
 
 DTYPES = ("float32", "bfloat16")
 
 
-def draw(*shape, seed=0, dtype="float32"):
-    values = np.random.default_rng(seed).normal(size=shape)
-    return values.astype(np.float32).astype(jnp.dtype(dtype))
-
-
-def pulled_back(fn, context, *arrays):
-    """(value, gradients) of `fn`, traced in a context, for one random gradient."""
-
-    def both(*arrays):
-        with context():
-            out, pull = jax.vjp(fn, *arrays)
-            return out, pull(draw(*out.shape, seed=9).astype(out.dtype))
-
-    return tiny_vit.compiled(both)(*arrays)
-
-
 def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
-    """The chosen form has the definition's value and gradients, and their types.
+    """The chosen form has the definition's values, gradients and types.
 
-    roundings: of the largest number in a type, by which each array may differ: float32
-        and bfloat16
-    together: the largest number is that of all arrays: in some, all terms cancel
+    roundings: allowed error in roundings of an array's largest number, for float32 and
+        bfloat16
+    together: the largest number of all arrays counts, as some arrays cancel to zero
     """
-    chosen = pulled_back(fn, contextlib.nullcontext, *arrays)
-    defined = pulled_back(fn, kernels.reference_forms, *arrays)
+    chosen = pull_back(fn, contextlib.nullcontext, *arrays)
+    defined = pull_back(fn, kernels.reference_forms, *arrays)
     chex.assert_trees_all_equal_shapes_and_dtypes(chosen, defined)
     unit = float(jnp.finfo(dtype).eps) * roundings[DTYPES.index(dtype)]
     pairs = [*zip(*map(jax.tree.leaves, (chosen, defined)), strict=True)]
@@ -58,7 +43,7 @@ def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", ["exact", "tanh", "quick"])
 def test_gelu(variant, dtype):
-    x = 3 * draw(400, dtype=dtype)
+    x = 3 * draw_normal(400, dtype=dtype)
     form = functools.partial(gelu.gelu, variant=variant)
     # In bfloat16 "tanh" rounds every step.
     roundings = (32, 4 if variant == "tanh" else 1)
@@ -68,11 +53,13 @@ def test_gelu(variant, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(7, 12), (2, 3, 33)])
 def test_layer_norm(shape, dtype):
-    """Tokens far from zero: squares that cancel would show."""
-    x = (draw(*shape) + 20 * draw(*shape[:-1], 1, seed=1)).astype(jnp.dtype(dtype))
-    scale = 1 + 0.3 * draw(shape[-1], seed=2)
+    """Tokens are far from zero, so canceling squares would show."""
+    x = (draw_normal(*shape) + 20 * draw_normal(*shape[:-1], 1, seed=1)).astype(
+        jnp.dtype(dtype)
+    )
+    scale = 1 + 0.3 * draw_normal(shape[-1], seed=2)
     layer_norm = functools.partial(norm.layer_norm, dtype=jnp.dtype(dtype))
-    bias = draw(shape[-1], seed=3)
+    bias = draw_normal(shape[-1], seed=3)
     assert_forms_agree(dtype, layer_norm, x, scale, bias, roundings=(256, 1))
 
 
@@ -80,9 +67,9 @@ def test_layer_norm(shape, dtype):
 @pytest.mark.parametrize("is_biased", [False, True])
 @pytest.mark.parametrize("length", [None, 6])
 def test_attend(length, is_biased, dtype):
-    """With a row of padding, too."""
-    heads = draw(3, 2, 7, 3, 4, dtype=dtype)
-    bias = draw(2, length or 7, seed=1) if is_biased else None
+    """Also with a row of padding."""
+    heads = draw_normal(3, 2, 7, 3, 4, dtype=dtype)
+    bias = draw_normal(2, length or 7, seed=1) if is_biased else None
 
     def attend(*heads):
         out = attention.dot_product_attention(*heads, bias, length=length)
@@ -92,17 +79,19 @@ def test_attend(length, is_biased, dtype):
 
 
 def test_token_major():
-    assert_forms_agree("float32", keep_token_major, draw(2, 4, 3), roundings=(0, 0))
+    assert_forms_agree(
+        "float32", keep_token_major, draw_normal(2, 4, 3), roundings=(0, 0)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sizes_in_a_direction(dtype):
-    key = draw(2, 7, 3, 8, dtype=dtype)
+    key = draw_normal(2, 7, 3, 8, dtype=dtype)
     log_size = np.log(np.random.default_rng(1).integers(1, 9, (2, 7)), dtype=np.float32)
 
     def add(key):
         with choice.fast_forms():
-            return size_direction.add_sizes(key, log_size, draw(3, 8, seed=2))
+            return size_direction.add_sizes(key, log_size, draw_normal(3, 8, seed=2))
 
     assert_forms_agree(dtype, add, key)
 
@@ -112,7 +101,7 @@ def test_sizes_in_a_direction(dtype):
 def test_whole_attention(form, dtype):
     is_biased = form == "biased"
     module = tiny_vit.attention(12, 3, is_biased, dtype=dtype)
-    x = draw(2, 7, 12, dtype=dtype)
+    x = draw_normal(2, 7, 12, dtype=dtype)
     prefix = 5 if form == "registers" else 1
     size = np.random.default_rng(1).integers(1, 9, (2, 7)).astype(np.float32)
     state = TokenState(x=x, size=size, num_prefix=prefix)
@@ -131,7 +120,7 @@ def test_whole_attention(form, dtype):
     "stem, pixels", [("patch", 1), *(("conv", p) for p in (1, 2, 8))]
 )
 def test_folded_stem(stem, pixels):
-    """The stem that `fold_stem` rewrites defines it, however small a variance is."""
+    """A folded stem equals its trained stem, also for a tiny variance."""
     images = tiny_vit.images(2, side=(16, 24))
     trained = {"patch": PatchStem, "conv": ConvStem}[stem](8, 8)
     variables = tiny_vit.fill(tiny_vit.shapes(trained, (16, 24)))
@@ -144,7 +133,7 @@ def test_folded_stem(stem, pixels):
     params = fold_stem(variables["params"], stats, NORM_EPSILON, pixels)
 
     chosen, defined = (
-        pulled_back(functools.partial(form.apply, own), contextlib.nullcontext, images)
+        pull_back(functools.partial(form.apply, own), contextlib.nullcontext, images)
         for form, own in ((folded, {"params": params}), (trained, variables))
     )
     assert_close(chosen, defined, units=128)
@@ -153,7 +142,7 @@ def test_folded_stem(stem, pixels):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["none", "peaks:blocks=(1,):keep_rate=0.6"])
 def test_whole_models(reduction, dtype):
-    """In bfloat16 every block rounds each number that it passes on."""
+    """In bfloat16 every block rounds its outputs."""
     model = tiny_vit.model(reduction, dtype=dtype, depth=2)
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2)

@@ -1,4 +1,4 @@
-"""Merging in the form for many tokens of two bytes, and attention maps."""
+"""Merging of many 16-bit tokens, and of attention maps."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ from tests.reduction.test_moves import make
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_attention_maps_merge_as_by_definition(weighted):
-    """Values, and gradients of the map and of the weights."""
+    """Values, map gradients and weight gradients are equal."""
     state, result = make(9, 5, weighted=weighted, drop=0)
     rng = np.random.default_rng(0)
     weights = rng.uniform(size=(3, 2, 10, 10)).astype(np.float32)
@@ -46,7 +46,7 @@ def test_attention_maps_merge_as_by_definition(weighted):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sizes_of_many_digits_count_in_full(dtype):
-    """Tokens of opposite signs and sizes of 12 digits, whose first ones cancel."""
+    """Tokens of opposite signs have sizes of 12 bits, whose first bits cancel."""
     if dtype == "float16":
         compiling.needs_float16()
     n = 30
@@ -75,7 +75,7 @@ def test_sizes_of_many_digits_count_in_full(dtype):
 
 @pytest.mark.parametrize("chosen", [False, True])
 def test_clusters_move_by_one_product_of_two_bytes(chosen):
-    """Plain means of all tokens of a cluster, and of one chosen token each."""
+    """Means of all tokens of a cluster, or of one chosen token."""
     rng = np.random.default_rng(0)
     n, n_out = 30, 8
     dest = np.stack([rng.permutation(np.arange(n) % n_out) for _ in range(3)])

@@ -1,10 +1,10 @@
-"""Ranks and counts against slow loops."""
+"""Ranks against slow loops."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels.ranking import count_kept_before, rank_tokens
+from imagepiece_jax.kernels.ranking import rank_tokens
 from tests.helpers import oracles
 
 NAN = np.nan
@@ -26,10 +26,3 @@ def test_rank_breaks_ties_by_index_and_puts_nan_last(scores):
     got = rank_tokens(jnp.asarray([scores], jnp.float32))
     assert got.dtype == jnp.int32
     assert got[0].tolist() == oracles.rank_by_score(scores).tolist()
-
-
-def test_count_before_counts_the_kept_tokens_to_the_left():
-    keep = np.random.default_rng(0).random((5, 21)) < 0.5
-    got = np.asarray(count_kept_before(jnp.asarray(keep)))
-    for row, counted in zip(keep, got, strict=True):
-        assert counted.tolist() == [int(row[:i].sum()) for i in range(21)]

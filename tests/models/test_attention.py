@@ -15,20 +15,20 @@ from tests.helpers import oracles_peaks, tiny_vit
 from tests.helpers.rounding import assert_close
 from tests.kernels.test_attention import random_bias, random_qkv, slow_attention
 
-# One compile a shape instead of one an operation.
-row_of = tiny_vit.compiled(mean_attention)
-columns = tiny_vit.compiled(attention_columns)
+# This compiles once per shape instead of once per operation.
+compiled_row = tiny_vit.compiled(mean_attention)
+compiled_columns = tiny_vit.compiled(attention_columns)
 
 
-def rows_of(query, rows):
-    """Queries of the score "class", "mean" or "class_and_mean", one or two an image."""
+def score_queries(query, rows):
+    """Queries of the score "class", "mean" or "class_and_mean", one or two each."""
     both = jnp.concatenate([query[:, :1], mean_query(query)], axis=1)
     return {"class": both[:, :1], "mean": both[:, 1:], "class_and_mean": both}[rows]
 
 
 @pytest.mark.parametrize("rows", ["class", "mean", "class_and_mean"])
 def test_rows_have_the_gradient_of_a_softmax(rows):
-    """A token that EViT fuses learns by it; its own rule is that of log_sum_exp."""
+    """A token fused by EViT learns from it. The handwritten rule is log_sum_exp's."""
     query, key, _ = random_qkv(7)
     bias = random_bias(7)
     along = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)
@@ -45,7 +45,7 @@ def test_rows_have_the_gradient_of_a_softmax(rows):
         return sum(totals) / len(totals)
 
     def by_row(query, key):
-        return jnp.sum(mean_attention(rows_of(query, rows), key, bias) * along)
+        return jnp.sum(mean_attention(score_queries(query, rows), key, bias) * along)
 
     gradients = (tiny_vit.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
     for found, wanted in zip(*(g(query, key) for g in gradients), strict=True):
@@ -59,8 +59,8 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
-    got = columns(query, key, bias)
-    row = row_of(query[:, :1], key, bias)
+    got = compiled_columns(query, key, bias)
+    row = compiled_row(query[:, :1], key, bias)
     assert got.dtype == row.dtype == jnp.float32
     assert_close(got, weights.mean(axis=(1, 2)))
     assert_close(row, weights[:, :, 0].mean(axis=1))
@@ -70,7 +70,7 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fast", [False, True])
 def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
-    """Alone and with the class row, whose mean is one score."""
+    """Alone, and averaged with the class row."""
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
 
@@ -91,10 +91,10 @@ def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
 
 
 def test_a_token_far_from_the_query_gets_nothing():
-    """Its exponential is 0 in float32, and the others' are what they are."""
+    """Its exponential is 0 in float32; the other weights stay."""
     query = np.ones((1, 1, 1, 4), np.float32)
     key = np.float32([[2, 1, -100]])[:, :, None, None] * query
-    got = row_of(query, key)
+    got = compiled_row(query, key)
     assert_close(got[0], [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0])
     assert got[0, 2] == 0
 
@@ -103,14 +103,14 @@ X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
 
 
 def attention(num_prefix=1):
-    """(Attention of width 12, its variables, the state of the seven tokens X)."""
+    """Attention of width 12, its variables, and the state of the seven tokens X."""
     module = tiny_vit.attention(12, 3)
     state = TokenState(x=X, size=np.ones((2, 7), np.float32), num_prefix=num_prefix)
     shapes = jax.eval_shape(module.init, jax.random.key(0), X, state)
     return module, tiny_vit.fill(shapes), state
 
 
-def projected(variables, name):
+def slow_projection(variables, name):
     layer = variables["params"][name]
     return (X.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
 
@@ -136,21 +136,21 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     module, variables, state = attention()
     apply = functools.partial(module.apply, reads={metric})
     _, scores = tiny_vit.compiled(apply)(variables, X, state)
-    want = projected(variables, metric[0])
+    want = slow_projection(variables, metric[0])
     assert scores[metric].dtype == jnp.float32
     np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)
 
 
 @pytest.mark.parametrize("prefix, masked", [(0, False), (1, True), (2, True)])
 def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
-    """The prefix reads as well; masked tokens neither read nor are read."""
+    """The prefix reads, too; masked tokens neither read nor are read."""
     module, variables, state = attention(prefix)
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
     if masked:
         state = state.replace(mask=mask[:, prefix:])
     run = tiny_vit.compiled(functools.partial(module.apply, reads={"attn_columns"}))
     _, scores = run(variables, X, state)
-    query, key = (projected(variables, name) for name in "qk")
+    query, key = (slow_projection(variables, name) for name in "qk")
     _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
     want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
     got = scores["attn_columns"]
@@ -165,7 +165,7 @@ ROWS = {"class": "cls_attn", "mean": "mean_attn", "class_and_mean": "cls_and_mea
     [("mean", 0, False), *((name, 1, True) for name in ROWS), ("mean", 2, True)],
 )
 def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
-    """The mean query is that of the prefix, too, and not of masked tokens."""
+    """The mean query includes the prefix, but no masked token."""
     module, variables, state = attention(prefix)
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
     sizes = np.random.default_rng(1).uniform(0.5, 4, (2, 7)).astype(np.float32)
@@ -175,7 +175,7 @@ def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
         state = state.replace(mask=mask[:, prefix:])
     run = tiny_vit.compiled(functools.partial(module.apply, reads={ROWS[name]}))
     _, scores = run(variables, X, state)
-    query, key = (projected(variables, name) for name in "qk")
+    query, key = (slow_projection(variables, name) for name in "qk")
     for image in range(2):
         arrays = query[image], key[image], sizes[image], mask[image]
         want = oracles_peaks.scores(name, *arrays)

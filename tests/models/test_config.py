@@ -1,4 +1,4 @@
-"""Fields of a model, what is made of them, and the sentences for wrong ones."""
+"""Fields of a model, the models built from them, and errors for wrong fields."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.helpers import named_models, tiny_vit
 from tests.helpers.refused_calls import refused
 
 UNWEIGHTED = "tome:prop_attn=False"
-WRONG = [  # (fields, what the sentence has)
+WRONG = [  # (fields, part of the error)
     ({"embed_dim": 2.5}, "embed_dim is 2.5"),
     ({"num_heads": 4}, "num_heads is 4; it must divide embed_dim, 30"),
     ({"mlp_ratio": 1e-9}, "mlp_ratio is 1e-09"),
@@ -66,7 +66,7 @@ MAE = "vit_base_patch16_224.mae"
         ("deit_ti", "evit", True, True),
         ("deit_ti", UNWEIGHTED, None, False),
         ("deit_ti", UNWEIGHTED, True, False),
-        # MAE off the shelf, as ToMe's authors use it; other weights of its shape not.
+        # MAE as ToMe's authors use it; not other weights of its shape.
         (MAE, "tome", None, False),
         (MAE, "tome", True, True),
         ("deit_base_patch16_224", "tome", None, True),

@@ -1,8 +1,7 @@
 """Published costs of plans, integer for integer, and the table of a model's cost.
 
-`cost_vectors.json` holds what authors publish, or what was computed apart from this
-code: MACs (`rel`: how far they are rounded), and the tokens that attention and MLP of
-each block read, class token included.
+`cost_vectors.json` holds published or independently computed MACs (`rel`: their
+rounding), and the tokens read by attention and MLP per block, class token included.
 """
 
 import json
@@ -28,7 +27,7 @@ VECTORS = json.loads((ROOT / "tests/models/cost_vectors.json").read_text("utf-8"
 )
 def test_published_tokens_and_macs(row):
     config = named_models.config(row["model"], stem=row.get("stem", "patch"))
-    with controls.registered():  # imagepiece_later is one of a study
+    with controls.registered():  # imagepiece_later belongs to a study
         model = create_model(config, row["reduction"])
     for name in ("attn", "mlp"):
         tokens = [getattr(layer, f"{name}_tokens") for layer in model.plan]
@@ -66,7 +65,7 @@ def test_cost_table_of_a_model_counted_by_hand():
     assert [row[-1] for row in (rows[1], rows[4], rows[5])] == ["76", "23", "587"]
     assert rows[3][-1] == "244"
     assert rows[2][6] == "244"
-    # Image tokens: 4, of which 2 are kept. All MACs round to 0.0 million.
+    # Two of four image tokens are kept. All MACs round to 0.0 million.
     assert rows[2][2:4] == ["5", "3"]
     assert rows[3][2:4] == ["3", "3"]
     assert " ".join(rows[2][7:]) == "TopK: 4 - 2"

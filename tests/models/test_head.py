@@ -1,12 +1,12 @@
-"""What logits mean: probabilities by hand, and heads that have none."""
+"""The meaning of logits: probabilities by hand, and heads without probabilities."""
 
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.head import PROBLEMS, REGRESSION, Head
+from imagepiece_jax.models.head import PROBLEM_TYPES, REGRESSION, Head
 from tests.helpers.refused_calls import refused
 
-SINGLE, MULTI, _, PROJECTION = PROBLEMS
+SINGLE, MULTI, _, PROJECTION = PROBLEM_TYPES
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from tests.helpers.refused_calls import refused
 
 
 class Halves:
-    """A program whose logits are halves, for classes of digits."""
+    """A program that returns logits of 0.5 for the ten digits."""
 
     def __init__(self, vit, facts):
         self.model = vit.model
         self.config = vit.config
         self.class_names = None
-        self.source = vit.source
+        self.origin = vit.origin
         self.facts = facts
         self.batch_size = None
 
@@ -34,16 +34,18 @@ def write_graph(path, graph, metadata):
 
 @pytest.fixture
 def texts(monkeypatch):
-    """A format of text files, in the table."""
+    """Register a format of text files."""
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     form = types.ModuleType("format_of_texts")
-    form.TITLE, form.WRITER, form.FACTS = "a text", "json", {"lines": 1}
-    form.build_graph = lambda vit, outputs, **options: f"{outputs.names}"
+    form.FORMAT_TITLE = "a text"
+    form.WRITER_MODULE = "json"
+    form.FORMAT_FACTS = {"lines": 1}
+    form.build_graph = lambda vit, outputs, **options: f"{outputs.output_names}"
     form.write_graph = write_graph
     form.remove_weights = lambda *files: None
     form.open_file = lambda path, threads: Halves(vit, read_facts(path))
     monkeypatch.setitem(sys.modules, form.__name__, form)
-    monkeypatch.setitem(program.FORMATS, ".txt", form.__name__)
+    monkeypatch.setitem(program.FORMAT_MODULES, ".txt", form.__name__)
     return vit
 
 

@@ -1,4 +1,4 @@
-"""What a share of the dense model's MACs becomes: counts near it, or a sentence."""
+"""A share of the dense model's MACs becomes token counts, or an error."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ NAMES = sorted(set(METHODS) - {"none"})
 FOLLOWED = [("evit", schedule) for schedule in schedules.SCHEDULE_SHAPES]
 FOLLOWED += [(name, schedule) for name in NAMES for schedule in ("constant", LATER)]
 MERGES = "but the method's blocks are 0, 1, 2, 3"
-# What stands in the way of a schedule: blocks of its own only, squares, and in block 0
-# the attention of the block before it.
+# Methods refuse a schedule for these reasons: own blocks only, squares, attention of
+# the previous block.
 REASONS = {
     **dict.fromkeys(("imagepiece", "imagepiece_dynamicvit", "imagepiece_tome"), MERGES),
     "token_pooling": "at block 0 reads the attention of the block before",
@@ -31,13 +31,13 @@ REASONS = {
 }
 
 
-def dense(reduction=None, **fields):
+def build_deit(reduction=None, **fields):
     return create_model(named_models.config("deit_ti", **fields), reduction)
 
 
-def at_cost(reduction, model=None):
-    """(the reduction in counts, its share of the dense MACs, counts by block)."""
-    model = model or dense()
+def fit_reduction(reduction, model=None):
+    """The reduction as counts, its share of the dense MACs, and counts by block."""
+    model = model or build_deit()
     found = plans.fit_to_cost(Reduction.read(reduction), model)
     reduced = with_plan(model, found)
     left = [layer.mlp_tokens - 1 for layer in reduced.plan]
@@ -49,7 +49,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
     reduction = f"{name}:macs=0.6:counts={counts}"
     takes_any = name not in REASONS or name == "token_pooling"  # from block 1 on
     try:
-        found, share, left = at_cost(reduction)
+        found, share, left = fit_reduction(reduction)
     except InputError as error:
         assert REASONS.get(name, "nearest cost") in str(error)
         assert counts != LATER or not takes_any
@@ -62,7 +62,7 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
     assert set(extra) <= {0, 1}
     assert left == sorted(left, reverse=True)
     # Counts are what they say, without a cost, too.
-    again, _, same = at_cost(found)
+    again, _, same = fit_reduction(found)
     assert again == found and same == left
 
 
@@ -77,19 +77,19 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
 )
 def test_mistakes(fields, said):
     with refused(said):
-        dense(reduction=f"tome:{fields}")
+        build_deit(reduction=f"tome:{fields}")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cost_that_is_out_of_reach_is_refused(name):
     reduction = f"{name}:macs=1e-4"
     with pytest.raises(InputError, match=f"^reduction {name}:macs=0.0001"):
-        at_cost(reduction)
+        fit_reduction(reduction)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
-    """All other amounts change something, and may stand beside a cost."""
+    """All other amounts change something and may accompany a cost."""
     other = {
         **{"keep_rate": 0.6, "keep_rates": (0.7, 0.5, 0.3), "blocks": (2, 5, 8)},
         **{"block": 3, "r": 9, "inflection": -0.5, "grid_size": 5},
@@ -117,14 +117,14 @@ def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
 
 def test_unusual_models():
     for full in (1, "1", "tome:macs=1.0"):
-        _, share, left = at_cost(full)
+        _, share, left = fit_reduction(full)
         assert share == 1
         assert left == [196] * 12
     assert tiny_vit.model("none:counts=(25,25,25)").plan == tiny_vit.model().plan
-    _, share, _ = at_cost("tome:macs=0.8", dense(depth=1))
+    _, share, _ = fit_reduction("tome:macs=0.8", build_deit(depth=1))
     assert abs(share - 0.8) <= COST_TOLERANCE
     listed = [*np.arange(190, 70, -10)]
-    found, _, left = at_cost(ToMe(counts=listed))
+    found, _, left = fit_reduction(ToMe(counts=listed))
     assert left == listed
     assert found.method.counts == (*listed,)
 
@@ -136,16 +136,16 @@ SIZES += [("vit_huge_patch14_224.mae", 224)]
 @pytest.mark.parametrize("model, size", SIZES)
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"grid_pooling"}))
 def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
-    """Without a published list of the model's size, and with fewer blocks than 12."""
+    """Also without a published list for the model, or with fewer than 12 blocks."""
     cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
     model = create_model(named_models.config(model, image_size=size))
-    found, share, _ = at_cost(f"{name}:macs={cost}", model)
+    found, share, _ = fit_reduction(f"{name}:macs={cost}", model)
     assert abs(share - cost) <= COST_TOLERANCE
     assert found.method.macs is None
 
 
 def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
-    """Of DeiT-S at 2.9 GMACs, whose 196 patches are 1369 of DINOv2, by hand."""
+    """DeiT-S at 2.9 GMACs by hand: its 196 patches become DINOv2's 1369."""
     method = METHODS["diffrate"](macs=0.5)
     method = method.at_ratio(
         0.5, named_models.facts(patches=1369)

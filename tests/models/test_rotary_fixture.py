@@ -10,7 +10,7 @@ import pytest
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers import named_models, tiny_vit
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
@@ -38,7 +38,7 @@ def made(name, fixture):
     model = create_model(
         named_models.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
     )
-    tensors = layouts.with_timm_names(tensors)
+    tensors = naming.with_timm_names(tensors)
     tensors = resize_positions.fit_positions(tensors, model.config, IMAGE)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return model, variables, fixture[f"{name}/image"].astype(np.float32)
@@ -63,7 +63,7 @@ def test_logits_and_features_are_timms(fixture, name):
 def test_names_go_back_to_timm(fixture):
     for name in (DINOV3, EVA02):
         model, variables, _ = made(name, fixture)
-        back = layouts.as_timm(
+        back = naming.pack_for_timm(
             timm_tensors.to_timm(variables), model.config.arch, name.partition(".")[0]
         )
         want = tensors_of(name, fixture)

@@ -15,15 +15,15 @@ from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
 
-def forward(model):
+def compiled_model(model):
     return tiny_vit.compiled(model.apply)
 
 
-close = functools.partial(assert_close, units=128)
+assert_outputs_close = functools.partial(assert_close, units=128)
 
 
 def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=False):
-    """The float64 model's answers, stacked: (logits, tokens, size, seen by image)."""
+    """Stacked float64 outputs: logits, tokens, sizes, and block inputs per image."""
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
     options = {"heads": tiny_vit.HEADS, "patch": tiny_vit.PATCH, "prop_attn": prop_attn}
@@ -40,8 +40,8 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
     return np.stack(logits), np.stack(tokens), np.stack(size), seen
 
 
-def both_scores(inputs, slow):
-    """The one score of rows that a reducer was given, and a slow block's."""
+def row_scores(inputs, slow):
+    """A reducer's row score, and the slow block's score."""
     rows = {"cls_attn": slow.rows, "mean_attn": slow.mean_rows}
     rows["cls_and_mean_attn"] = (slow.rows + slow.mean_rows) / 2
     (name,) = [name for name in rows if getattr(inputs, name) is not None]
@@ -67,12 +67,12 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
     model = tiny_vit.model(reduction, prop_attn=prop_attn)
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2)
-    out = forward(model)(variables, images)
+    out = compiled_model(model)(variables, images)
     logits, tokens, size, seen = slow_outputs(
         model, variables, images, out.results, prop_attn=prop_attn
     )
-    close(out.logits, logits)
-    close(out.tokens, tokens)
+    assert_outputs_close(out.logits, logits)
+    assert_outputs_close(out.tokens, tokens)
     np.testing.assert_array_equal(out.state.size, size)
     slots = np.asarray(tiny_vit.slots(out))
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
@@ -84,13 +84,13 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
             steps, out.reducer_inputs, out.results, strict=True
         ):
             slow = seen[b][block]
-            scores, slow_scores = both_scores(inputs, slow)
-            close(scores[b], slow_scores[1:])
-            close(inputs.x[b], slow.x[1:])
+            scores, slow_scores = row_scores(inputs, slow)
+            assert_outputs_close(scores[b], slow_scores[1:])
+            assert_outputs_close(inputs.x[b], slow.x[1:])
             if "metric=token" in reduction and inputs.metric is not None:
-                close(inputs.metric[b], slow.x[1:])
+                assert_outputs_close(inputs.metric[b], slow.x[1:])
             elif inputs.metric is not None:
-                close(inputs.metric[b], slow.key[1:].mean(axis=1))
+                assert_outputs_close(inputs.metric[b], slow.key[1:].mean(axis=1))
             counted = oracles.count_sources(source, len(slow.x) - 1)
             np.testing.assert_array_equal(inputs.size[b], counted)
             source = oracles.compose(np.asarray(result.slot_of_token[b]), source)
@@ -122,12 +122,12 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     chex.assert_trees_all_equal_shapes_and_dtypes(gradients, variables["params"])
     chex.assert_tree_all_finite(gradients)
     for path, leaf in traverse_util.flatten_dict(gradients, sep="/").items():
-        # What a key bias adds to a row of logits, softmax takes away.
+        # Softmax cancels a key bias.
         assert np.asarray(leaf).any() or path.endswith("attn/k/bias"), path
 
 
 def test_weights_start_from_an_untruncated_normal_of_std_002():
-    """Cut at two deviations it would be another distribution: none beyond 0.04."""
+    """A normal cut at two deviations would have no value beyond 0.04."""
     model = tiny_vit.model(embed_dim=96, depth=1)
     params = tiny_vit.compiled(model.init)(jax.random.key(0), tiny_vit.images(1))[
         "params"
@@ -167,7 +167,7 @@ def test_drop_path_drops_linearly_more_with_depth():
         assert_close(scale[:, block][alive], 1 / (1 - rate), units=8)
         deviation = (rate * (1 - rate) / count) ** 0.5
         np.testing.assert_allclose(alive.mean(0), 1 - rate, atol=4 * deviation + 1e-9)
-        both = alive.all(axis=1).mean()  # the two branches are drawn apart
+        both = alive.all(axis=1).mean()  # branches draw independently
         np.testing.assert_allclose(both, (1 - rate) ** 2, atol=0.035)
 
 
@@ -181,7 +181,7 @@ def test_training_scales_both_branches_of_every_block():
     scale = np.float64(path_scale(keys["drop_path"], tiny_vit.DEPTH, 0.5))
     assert (scale == 0).any()
     logits, _, _, _ = slow_outputs(model, variables, images, scale=scale)
-    close(out.logits, logits)
+    assert_outputs_close(out.logits, logits)
 
 
 def test_drop_path_is_for_training():
@@ -198,7 +198,7 @@ def test_drop_path_is_for_training():
 
 
 def test_other_random_numbers_than_keys_are_refused():
-    """Flax's rngs draw nothing here, which nobody would notice."""
+    """Flax's rngs would silently draw nothing here."""
     model = tiny_vit.model()
     with refused("rngs has ['dropout']", 'keys={"drop_path": '):
         model.apply(
@@ -209,7 +209,7 @@ def test_other_random_numbers_than_keys_are_refused():
 
 
 def test_norms_behind_the_branches():
-    """With a factor of 0 they give their biases, which are added, whatever they get."""
+    """Norms of scale 0 return their biases, which the branches add."""
     reduction = tiny_vit.changed(tiny_vit.EVIT, blocks=(0,))
     model = tiny_vit.model(reduction, arch={"post_norm": True}, depth=1)
     variables = tiny_vit.variables(model)
@@ -217,18 +217,18 @@ def test_norms_behind_the_branches():
     norms = block["norm1"], block["norm2"]
     for norm in norms:
         norm["scale"] = np.zeros_like(norm["scale"])
-    run = forward(model)
+    run = compiled_model(model)
     x = run(variables, tiny_vit.images()).state.x
     added = norms[0]["bias"] + norms[1]["bias"]
     for norm in norms:
         norm["bias"] = np.zeros_like(norm["bias"])
     before = run(variables, tiny_vit.images()).state.x
-    close(x - before, np.broadcast_to(added, x.shape))
+    assert_outputs_close(x - before, np.broadcast_to(added, x.shape))
 
 
 def test_without_a_pool_all_tokens_come_out():
     model = tiny_vit.model(tiny_vit.EVIT, arch={"pool": "none"}, num_classes=0)
-    out = forward(model)(tiny_vit.variables(model), tiny_vit.images())
+    out = compiled_model(model)(tiny_vit.variables(model), tiny_vit.images())
     tokens = 1 + model.image_tokens
     assert out.logits.shape == (len(tiny_vit.images()), tokens, tiny_vit.WIDTH)
     np.testing.assert_array_equal(out.logits, out.tokens)
@@ -236,10 +236,10 @@ def test_without_a_pool_all_tokens_come_out():
 
 
 @pytest.fixture(scope="module")
-def kept():
-    """keys -> tokens kept in each of four images, [4, 25] bool, by block.
+def kept_tokens():
+    """Function of keys that returns kept tokens per block, [4, 25] bool.
 
-    The images are two different ones and the same two again.
+    The four images are two images, twice.
     """
     fields = "random:keep_rate=0.6"
     models = [tiny_vit.model(f"{fields}:blocks=({b},)", depth=2) for b in (0, 1)]
@@ -255,23 +255,23 @@ def kept():
     return lambda keys: np.asarray(run(keys))
 
 
-def keys_of(seed):
+def reducer_keys(seed):
     return {"reducer": sample_keys(4, seed)}
 
 
-def test_every_key_and_every_block_draws_its_own(kept):
-    draws = kept(keys_of(0))
+def test_every_key_and_every_block_draws_its_own(kept_tokens):
+    draws = kept_tokens(reducer_keys(0))
     assert (draws.sum(axis=2) == 15).all()
     assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
-    without = kept(None)
-    np.testing.assert_array_equal(without, kept(None))
+    without = kept_tokens(None)
+    np.testing.assert_array_equal(without, kept_tokens(None))
     assert len({row.tobytes() for row in without.reshape(8, -1)}) == 8
-    # A rotation, which no order in the batch mirrors.
-    keys = keys_of(0)["reducer"]
+    # Rolled keys roll the draws.
+    keys = reducer_keys(0)["reducer"]
     np.testing.assert_array_equal(
-        kept({"reducer": jnp.roll(keys, 1)}), np.roll(draws, 1, axis=1)
+        kept_tokens({"reducer": jnp.roll(keys, 1)}), np.roll(draws, 1, axis=1)
     )
-    assert (draws != kept(keys_of(1))).any(axis=2).all()
+    assert (draws != kept_tokens(reducer_keys(1))).any(axis=2).all()
 
 
 @pytest.mark.parametrize("train, count", [(True, 2 * tiny_vit.DEPTH), (False, 0)])

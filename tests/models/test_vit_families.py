@@ -1,10 +1,10 @@
-"""Contract of all methods on all families of vision transformers.
+"""The contract of all methods on all families of vision transformers.
 
-The pairs of `RUN` are computed: each method on one family, five of them on each family
-that differs from DeiT in its prefix or pooling. What a step does to the prefix, and
-where patches end, is read off the numbers. All methods are traced on the family without
-a prefix, and in test_rotary on one with three. Of other families the blocks alone
-differ, which no reducer sees: two methods are traced.
+The pairs of `RUN` are computed: every method on one family, and about five methods on
+every family with another prefix or pooling than DeiT. Values show what a step does to
+the prefix and where patches end. All methods are traced without a prefix, and with
+three prefix tokens in test_rotary. Other families differ only in their blocks, so two
+methods are traced.
 """
 
 import functools
@@ -31,8 +31,8 @@ FAMILIES = {
     "gap": Architecture(class_token=False, registers=2, pool="mean", layer_scale=True),
 }
 PREFIX = dict(zip(FAMILIES, (1, 2, 1, 5, 1, 0, 1, 2), strict=True))
-# Reductions with which a method has its steps in so few blocks: 25 image tokens come,
-# and these are left. A method that is not here runs in three, as in `tiny_vit.small`.
+# Method: (blocks, a reduction with steps in so few blocks, image tokens left of 25).
+# Other methods run in three blocks, as in `tiny_vit.small`.
 PIECE = "merge_blocks=(0,):prune_blocks=(1,):merge_ratio=0.06"
 FEW = {
     "none": (1, "none", 25),
@@ -77,7 +77,7 @@ def model_of(name, family, changes=None, depth=None, **options):
 
 
 def facts(model, variables):
-    """What the test reads of two images: with all Outputs it would compile for long."""
+    """The outputs that the test reads. All Outputs would take long to compile."""
     states = []
     prefix = model.config.arch.prefix
     reduce = BlockReduction.__call__

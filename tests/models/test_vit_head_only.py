@@ -1,4 +1,4 @@
-"""A last block that computes only what the head reads, against the full model."""
+"""A last block that computes only the head's tokens, against the full model."""
 
 import contextlib
 import types
@@ -46,7 +46,7 @@ CASES = {
 
 @contextlib.contextmanager
 def in_float64():
-    """Context in which models compute in float64 wherever they ask for float32."""
+    """Compute in float64 wherever a model asks for float32."""
     wide = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
@@ -65,7 +65,7 @@ def in_float64():
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients_are_those_of_the_full_model(case):
-    """With drop path, rematerialized; what nothing reads has a gradient of zero."""
+    """With drop path and rematerialization. Unread values have gradients of zero."""
     reduction, options = CASES[case]
     full = tiny_vit.model(reduction, drop_path_rate=0.5, **options)
     variables = tiny_vit.variables(full)
@@ -102,7 +102,7 @@ def test_heads_that_read_patches_read_all(pool):
 
 
 def test_the_compiled_program_has_fewer_operations():
-    """By two a MAC, and those of norms, softmax and GELU."""
+    """Two per MAC, and those of norms, softmax and GELU."""
     model = tiny_vit.model("mctf:r=7:blocks=(1,)", depth=2, embed_dim=96)
 
     def flops(model):
@@ -126,7 +126,7 @@ def mlp_rows(fn, *arguments, hidden=4 * tiny_vit.WIDTH, **options):
 
 
 def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
-    """Of two images of 26 tokens."""
+    """Two images have 52 tokens."""
     model = tiny_vit.model()
     shapes = tiny_vit.shapes(model)
     run = optimize.forward_logits(model)

@@ -1,4 +1,4 @@
-"""Images that are no square, and images whose sides are no multiples of the patch."""
+"""Images that are not square, or not multiples of the patch size."""
 
 import chex
 import jax
@@ -36,7 +36,7 @@ def test_cells_of_a_grid_are_rows_and_columns_of_patches():
 
 
 def test_parts_of_a_model_are_counted():
-    """Every product by hand: 15 patches of 48 numbers, 16 and then 12 tokens."""
+    """Every product is counted by hand: 15 patches of 48 values, 16, then 12 tokens."""
     model = tiny_vit.model("tome:r=4", image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
     assert model_macs(model) == 15 * 48 * 30 + block + 30 * 7
@@ -71,7 +71,7 @@ def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_what_fills_no_patch_is_not_read(folded):
-    """A stride leaves it at the bottom and on the right."""
+    """A stride leaves pixels at the bottom and on the right."""
     size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
     size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
     cut = create_model(named_models.config(None, image_size=23, **size))
@@ -92,7 +92,7 @@ def test_what_fills_no_patch_is_not_read(folded):
 
 
 def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
-    """196 positions are 14 x 14 by the name, whatever has as many: 7 x 28 is new."""
+    """By its name a file's 196 positions are 14 x 14, so 7 x 28 is resized."""
     name = "vit_tiny_patch16_224.augreg_in21k"
     made = create_model(named_models.config(name, depth=1, num_classes=3))
     variables = tiny_vit.variables(made)

@@ -1,8 +1,7 @@
-"""JAX's switches of users change no model: all methods, forward and backward.
+"""JAX's user switches change no model: all methods, forward and backward.
 
 `jax_numpy_dtype_promotion="strict"` and `jax_numpy_rank_promotion="raise"` refuse
-operations while they are traced, `jax_enable_x64` makes types wider, and
-`jax_debug_nans` looks into results. Programs are traced, and nothing is compiled.
+operations while tracing, and `jax_enable_x64` widens types. Nothing is compiled.
 """
 
 import jax
@@ -28,7 +27,7 @@ def _switches():
 
 
 def gradient(model, train=True, batch=2):
-    """Jaxpr of a loss of logits and tokens, of its gradient and of new statistics."""
+    """Jaxpr of a loss of logits and tokens, its gradient, and new statistics."""
     keys = masked_models.keys(batch)
     keys["drop_path"] = keys["reducer"]
     rest = dict(tiny_vit.shapes(model))
@@ -47,7 +46,7 @@ def gradient(model, train=True, batch=2):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_traced_with_the_same_types(name):
-    """Trained in bfloat16 with its own loss, and evaluated where training masks."""
+    """Methods train in bfloat16; methods with selectors are evaluated, too."""
     depth, fields, _ = few(name)
     trained = tiny_vit.model(fields, depth=depth, masked=True, dtype="bfloat16")
     assert found_in_64_bits(gradient(trained)) == []

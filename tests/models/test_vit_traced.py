@@ -1,7 +1,6 @@
 """Properties of the traced program, forward and backward.
 
-A stand-in takes the place of the fused attention, so that whatever else builds an
-N x N array of weights is seen.
+A stand-in replaces the fused attention, so any other N x N array of weights shows.
 """
 
 import functools
@@ -45,28 +44,28 @@ IDENTITY = tiny_vit.changed(tiny_vit.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
 )
 def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, options):
     reduced, dense = (tiny_vit.model(each, **options) for each in (reduction, None))
-    assert text(program(reduced)) == text(program(dense))
+    assert program_text(program(reduced)) == program_text(program(dense))
 
 
 def test_training_alone_changes_the_conv_stem_alone():
-    """Batch norm; drop path, where there is any, is tested with the model's values."""
+    """Batch norm differs in training. Drop path is tested with the model's values."""
     for stem in ("patch", "conv"):
         model = tiny_vit.model(tiny_vit.EVIT, stem=stem)
-        both = (program(model, train, backward=False) for train in (True, False))
-        assert (text(next(both)) == text(next(both))) == (stem == "patch")
+        trained = program_text(program(model, True, backward=False))
+        evaluated = program_text(program(model, False, backward=False))
+        assert (trained == evaluated) == (stem == "patch")
 
 
-def text(jaxpr):
+def program_text(jaxpr):
     return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
 
 
-# Mixtures of all tokens, pools, clusters and joins by weight: their slots have any
-# number of tokens.
+# Slots of mixtures, pools, clusters and weighted joins have any number of tokens.
 BY_PRODUCT = {"token_learner", "grid_pooling", "atc", "dpc_knn", "token_pooling"}
 BY_PRODUCT |= {"peaks"}
-# The map of the attention is what MCTF merges.
+# MCTF merges the attention map.
 EXPECTED = dict.fromkeys(BY_PRODUCT, "product") | {"mctf": "attention weights"}
-# In evaluation they have another program than in training.
+# These methods evaluate with another program than they train.
 BY_MODE = ("none", "dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvit")
 
 
@@ -78,7 +77,7 @@ BY_MODE = ("none", "dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvi
     ],
 )
 def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name, train):
-    """Where training does not mask, and no option asks for columns of the weights."""
+    """Training does not mask here, and no option reads columns of the weights."""
     model = tiny_vit.model(SMALL[name], stem="conv" if name == "none" else "patch")
     assert name == "none" or any(layer.counts for layer in model.plan)
     found = unwanted(model, train=train)
@@ -86,9 +85,9 @@ def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name,
     assert all(line.startswith(EXPECTED[name]) for line in found), found
 
 
-# A pass is an operation that ends a fusion, on a GPU a kernel of its own, or nearly so.
-# Those of one step, class attention and move included: fewer are better.
-LAST = tiny_vit.DEPTH - 1  # after it no block is another for having fewer tokens
+# A pass is an operation that ends a fusion; on a GPU it is about one kernel. These are
+# the passes of one step with class attention and move. Fewer are better.
+LAST = tiny_vit.DEPTH - 1  # no later block changes with the token count
 ALLOWED = {
     f"evit:blocks={(LAST,)}": 10,
     f"evit:blocks={(LAST,)}:fuse_token=True": 32,
@@ -103,8 +102,8 @@ NO_PASS = ("reduce_precision",)
 
 
 @functools.cache
-def passes(reduction):
-    """Number of passes of the forward program, those inside of others too."""
+def count_passes(reduction):
+    """Number of passes of the forward program, nested passes included."""
     model = tiny_vit.model(reduction, prop_attn=False)
     traced = jax.make_jaxpr(lambda v: model.apply(v, tiny_vit.images(2)).logits)
     names = [each.primitive.name for each in equations(traced(tiny_vit.shapes(model)))]
@@ -113,4 +112,4 @@ def passes(reduction):
 
 @pytest.mark.parametrize("reduction", ALLOWED)
 def test_a_step_has_as_few_passes_as_it_had(without_core, reduction):
-    assert passes(reduction) - passes(None) <= ALLOWED[reduction]
+    assert count_passes(reduction) - count_passes(None) <= ALLOWED[reduction]

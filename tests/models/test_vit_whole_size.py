@@ -1,7 +1,6 @@
 """The largest public models, by names and shapes: nothing is allocated.
 
-What timm's own models have is tests/fixtures/whole_models.json, which
-tools/fixtures.py writes.
+tools/fixtures.py writes timm's shapes to tests/fixtures/whole_models.json.
 """
 
 import json
@@ -13,7 +12,7 @@ import pytest
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers.small_runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
@@ -21,7 +20,7 @@ MODELS = json.loads(FILE.read_text())
 
 
 def tensors(row):
-    """{name: zeros} of the whole state dict, which take no memory."""
+    """The whole state dict of zeros, which take no memory."""
     shapes = dict(row["others"])
     for name, shape in row["block"].items():
         for index in range(row["depth"]):
@@ -36,10 +35,10 @@ def test_the_whole_model_has_timms_tensors(name):
     model = create_model(name)
     ours = variable_shapes(model)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
-    found = layouts.with_timm_names(tensors(row))
+    found = naming.with_timm_names(tensors(row))
     timm_tensors.check_fit(found, ours)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
-    # Some count the head, and papers round: to the last digit that is not 0.
+    # Some papers count the head, and all round to the last digit that is not 0.
     published = row["published"]
     digit = 10 ** (len(f"{published:.0f}") - len(f"{published:.0f}".rstrip("0")))
     assert abs(count - published) <= max(0.04 * published, digit / 2)

@@ -8,8 +8,8 @@ from imagepiece_jax.reduction.provenance import gather_tokens
 from tests.helpers import tiny_vit
 
 
-def run(reduction):
-    """(function of pooled vectors that is the head, Outputs) for three images."""
+def run_model(reduction):
+    """The head as a function of pooled vectors, and Outputs of three images."""
     model = tiny_vit.model(reduction, class_token=False, prop_attn=True)
     variables = tiny_vit.variables(model)
     head = variables["params"]["head"]
@@ -17,25 +17,25 @@ def run(reduction):
     return lambda pooled: pooled @ head["kernel"] + head["bias"], outputs
 
 
-def close(got, want):
+def assert_logits_close(got, want):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_it_is_the_mean_of_the_tokens_that_are_left():
-    """It does not shrink with those that are dropped."""
-    read, out = run("random:keep_rate=0.6:blocks=(1,)")
+    """Dropped tokens do not shrink it."""
+    read, out = run_model("random:keep_rate=0.6:blocks=(1,)")
     assert out.tokens.shape == (3, 15, tiny_vit.WIDTH)
-    close(out.logits, read(out.tokens.mean(axis=1)))
+    assert_logits_close(out.logits, read(out.tokens.mean(axis=1)))
 
 
 @pytest.mark.parametrize("reduction", ["tome:r=4", "grid_pooling:grid_size=2:block=1"])
 def test_merged_tokens_count_by_their_patches(reduction):
-    """sum s_i x_i / n0: the mean of what every patch reads back."""
-    read, out = run(reduction)
+    """sum s_i x_i / n0 is the mean over patches."""
+    read, out = run_model(reduction)
     size = out.state.size
     assert (size.sum(axis=1) == tiny_vit.TOKENS).all()
     pooled = np.einsum("bn,bnd->bd", size, out.tokens) / tiny_vit.TOKENS
-    close(out.logits, read(pooled))
+    assert_logits_close(out.logits, read(pooled))
     spread = gather_tokens(jnp.asarray(out.tokens), tiny_vit.slots(out))
-    close(out.logits, read(np.asarray(spread).mean(axis=1)))
+    assert_logits_close(out.logits, read(np.asarray(spread).mean(axis=1)))
     assert np.abs(out.logits - read(out.tokens.mean(axis=1))).max() > 0.01

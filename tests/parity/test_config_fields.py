@@ -18,14 +18,14 @@ from imagepiece_jax.weights import timm_config
 from imagepiece_jax.weights.described import parse_config
 from imagepiece_jax.weights.transformers_config import (
     MODEL_TYPES,
-    OF_TWO_TOWERS,
-    QUANTIZED,
+    UNQUANTIZED_FIELDS,
+    VISION_TYPES,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
 
 # Fields of every configuration class: which head there is and what its logits mean.
-READ = {"architectures", "model_type", "id2label", "problem_type", *QUANTIZED}
+READ = {"architectures", "model_type", "id2label", "problem_type", *UNQUANTIZED_FIELDS}
 # Fields that change no output in evaluation, with another value than the default:
 # models of test_hub_folders have all of them.
 IDLE = {
@@ -61,7 +61,7 @@ ALSO_IDLE |= {"stage_names", "out_features", "out_indices", "text_config"}
 ALSO_IDLE |= {"tie_word_embeddings"}
 
 
-@pytest.mark.parametrize("kind", [*MODEL_TYPES, *OF_TWO_TOWERS])
+@pytest.mark.parametrize("kind", [*MODEL_TYPES, *VISION_TYPES])
 def test_every_field_of_transformers_is_known(kind):
     theirs = {*transformers.AutoConfig.for_model(kind).to_dict()}
     model = MODEL_TYPES.get(kind)
@@ -69,7 +69,7 @@ def test_every_field_of_transformers_is_known(kind):
     if model is None:
         known |= {"vision_config"}
     else:
-        known |= {*model.fields, *model.fixed}
+        known |= {*model.defaults, *model.fixed}
     if kind == "siglip_vision_model":
         known |= {"vision_use_head"}
     assert theirs <= known, theirs - known
@@ -93,7 +93,11 @@ TIMM_NAMES = {
 def test_every_argument_of_timm_is_known(kind):
     parameters = inspect.signature(kind).parameters
     theirs = {*parameters}
-    known = {*timm_config.PARTS, *timm_config.SIZES, *timm_config.IDLE} | LAYERS
+    known = {
+        *timm_config.PART_ARGUMENTS,
+        *timm_config.SIZE_ARGUMENTS,
+        *timm_config.IDLE_ARGUMENTS,
+    } | LAYERS
     assert theirs <= known | FIXED, theirs - known
     assert not known & FIXED
     name = TIMM_NAMES[kind.__name__]
@@ -101,7 +105,7 @@ def test_every_argument_of_timm_is_known(kind):
         with pytest.raises(InputError, match=f"model_args.{field}"):
             parse_config(timm_file(name, **{field: "x"}), {})
     # Those of the other class are refused, too.
-    for field in sorted({*timm_config.PARTS} - theirs):
+    for field in sorted({*timm_config.PART_ARGUMENTS} - theirs):
         with pytest.raises(InputError, match=f"model_args.{field}"):
             parse_config(timm_file(name, **{field: 1}), {})
 

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers import named_models
 from tests.helpers.parity_record import apart, noise, outputs, record, torched
 from tools import originals
@@ -79,7 +79,7 @@ def test_logits_and_tokens_are_timms(family):
     )
     images = noise(2, side, side, 3)
     tensors = originals.memory(theirs)
-    found = outputs(ours, layouts.with_timm_names(tensors), images)
+    found = outputs(ours, naming.with_timm_names(tensors), images)
     distances = [
         apart(found.logits, torched(theirs, images)),
         apart(found.tokens, torched(theirs.forward_features, images)),

@@ -14,7 +14,7 @@ from timm.models import _hub
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.head import PROBLEMS
+from imagepiece_jax.models.head import PROBLEM_TYPES
 from imagepiece_jax.weights import timm_config, transformers_config
 from tests.helpers import named_models
 from tests.helpers.parity_record import apart, computed, noise, torched
@@ -129,13 +129,13 @@ def test_transformers_folder(tmp_path, name):
     wanted = Preprocessing(originals.SIDE, rule="transformers", **images)
     assert vit.preprocessing == wanted
     labels = name in ("vit", "deit", "deit, head", "siglip, head")
-    assert vit.config.problem_type == (model.config.problem_type or PROBLEMS[0])
+    assert vit.config.problem_type == (model.config.problem_type or PROBLEM_TYPES[0])
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
 
 @pytest.mark.parametrize("kind", transformers_config.MODEL_TYPES)
 def test_what_a_config_leaves_out_is_as_in_transformers(kind):
-    ours = transformers_config.MODEL_TYPES[kind].fields
+    ours = transformers_config.MODEL_TYPES[kind].defaults
     theirs = transformers.AutoConfig.for_model(kind).to_dict()
     assert ours == {field: theirs[field] for field in ours}
 
@@ -168,7 +168,7 @@ def agrees(path, images, theirs, **fields):
 
 # Sizes that compile in a second, and what else a model is made with.
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
-IDLE_TIMM = {name: 0.3 for name in timm_config.IDLE if name.endswith("_rate")}
+IDLE_TIMM = {name: 0.3 for name in timm_config.IDLE_ARGUMENTS if name.endswith("_rate")}
 IDLE_TIMM |= {"weight_init": "jax", "fix_init": True, "qk_norm": False}
 # None is the class's own GELU and norm, not the architecture's.
 IDLE_TIMM |= {"act_layer": None, "norm_layer": None}

@@ -14,7 +14,7 @@ import safetensors.numpy
 import torch
 
 import imagepiece_jax
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers.parity_record import apart, computed, record
 from tools import fixtures, originals
 
@@ -39,9 +39,9 @@ def test_the_same_numbers_come_out(original, tmp_path, request):
 
 
 def test_other_names_of_the_same_checkpoint_give_the_same(original):
-    expected = layouts.with_timm_names(original.tensors)
+    expected = naming.with_timm_names(original.tensors)
     for tensors in original.also:
-        chex.assert_trees_all_equal(layouts.with_timm_names(tensors), expected)
+        chex.assert_trees_all_equal(naming.with_timm_names(tensors), expected)
 
 
 @pytest.mark.parametrize("wrapper", ["model", "teacher", None])
@@ -49,8 +49,8 @@ def test_what_torch_saves_is_read(wrapper, tmp_path):
     tensors = {k: torch.from_numpy(v) for k, v in originals.mae().tensors.items()}
     content = {wrapper: tensors, "epoch": 3} if wrapper else tensors
     torch.save(content, tmp_path / "pytorch_model.bin")
-    found = layouts.read_weights(tmp_path / "pytorch_model.bin")
-    expected = layouts.with_timm_names(originals.mae().tensors)
+    found = naming.read_timm_tensors(tmp_path / "pytorch_model.bin")
+    expected = naming.with_timm_names(originals.mae().tensors)
     assert found.keys() == expected.keys()
     safetensors.numpy.save_file(found, tmp_path / "a.safetensors")  # all are arrays
 

@@ -198,7 +198,7 @@ def test_eva02s_pretrained_file(tmp_path, lm_head):
 
 
 def test_dinov3s_biases_that_are_zero(tmp_path):
-    """timm's distilled models have none; test_layouts_rope has other numbers."""
+    """timm's distilled models have none; test_naming_rope has other numbers."""
     name = "vit_small_patch16_dinov3.lvd1689m"
     model = originals.randomize(timm.create_model(name, **TINY | {"img_size": 32}))
     renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}

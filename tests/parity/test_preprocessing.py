@@ -128,10 +128,10 @@ def test_transformers_processors(tmp_path, name):
     assert config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
 
 
-@pytest.mark.parametrize("name", transformers_config.PROCESSORS)
+@pytest.mark.parametrize("name", transformers_config.PROCESSOR_DEFAULTS)
 def test_what_a_processor_leaves_out_is_as_in_transformers(name):
     processor = getattr(transformers, f"{name}ImageProcessor")()
-    read = transformers_config.PROCESSORS[name]
+    read = transformers_config.PROCESSOR_DEFAULTS[name]
     for field, ours in read.items():
         theirs = getattr(processor, field)
         if field in ("size", "crop_size") and ours is not None:
@@ -167,7 +167,7 @@ def test_a_file_that_names_no_processor_has_that_of_its_model():
     for kind, name in KINDS.items():
         assert names[kind]["torchvision"] == f"{name}ImageProcessor"
         plain = {"do_resize": True, "size": 20, "do_center_crop": False}
-        if not transformers_config.PROCESSORS[name]["default_to_square"]:
+        if not transformers_config.PROCESSOR_DEFAULTS[name]["default_to_square"]:
             plain["size"] = {"height": 20, "width": 20}
         found = parse_config({"model_type": kind}, plain)
         theirs = getattr(transformers, f"{name}ImageProcessor")()

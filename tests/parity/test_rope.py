@@ -11,10 +11,10 @@ import torch
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers import named_models
 from tests.helpers.parity_record import apart, noise, outputs, record, torched
-from tests.weights.test_layouts_rope import eva, own
+from tests.weights.test_naming_rope import eva, own
 from tools import fixtures, originals
 
 ALLOWED = 1e-4  # of the largest value
@@ -54,7 +54,7 @@ def test_logits_and_features_are_timms(name):
     fixtures.randomize(theirs.eval())
     ours = create_model(named_models.config(name, image_size=size))
     raw = originals.memory(theirs)
-    tensors = layouts.with_timm_names(raw)
+    tensors = naming.with_timm_names(raw)
     pixels = noise(2, *image_sides(size), 3)
     features = torched(theirs.forward_features, pixels)
     logits = torched(theirs, pixels)
@@ -70,7 +70,7 @@ def test_logits_and_features_are_timms(name):
         **distances,
     )
     assert max(distances.values()) < ALLOWED / 10
-    back = layouts.as_timm(tensors, ours.config.arch, name.partition(".")[0])
+    back = naming.pack_for_timm(tensors, ours.config.arch, name.partition(".")[0])
     chex.assert_trees_all_equal(back, raw)
 
 
@@ -79,7 +79,7 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
     fixtures.randomize(theirs.eval())
-    tensors = layouts.with_timm_names(originals.memory(theirs))
+    tensors = naming.with_timm_names(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
     out = outputs(
@@ -105,6 +105,6 @@ def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed):
     tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)
     assert by_timm.keys() == model.state_dict().keys()
-    want = layouts.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
-    got = layouts.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
+    want = naming.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
+    got = naming.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
     chex.assert_trees_all_equal(got, want)

@@ -1,22 +1,18 @@
-"""Recovery: what moves, what is kept, and what is refused."""
+"""Recovery: what is learned, what is reported, and what is refused."""
 
 import dataclasses
-import itertools
 import json
-import signal
 import sys
 
 import chex
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common import statistics
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.models import recovery_record
-from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery import recover, recovery_images, recovery_step
 from tests.helpers import (
     forked_processes,
@@ -25,93 +21,20 @@ from tests.helpers import (
     stored_programs,
     tiny_vit,
 )
-from tests.helpers.oracles import softmax
-from tests.helpers.picture_files import write_images
+from tests.helpers.recovery_trials import (
+    DROPPING,
+    MERGING,
+    SIDE,
+    held_out_logits,
+    noise,
+    reduced_model,
+    run_recovery,
+    slow_kl,
+)
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
-DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
-MERGING = "tome:r=5"
-SIDE = tiny_vit.SIDE
-
 pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
-
-
-def reduced(reduction=DROPPING, **options):
-    """A model of two blocks: what the first loses shows in the second."""
-    return tiny_vit.pretrained(reduction, depth=2, **options)
-
-
-def noise(count=48, side=SIDE, seed=0):
-    draw = np.random.default_rng(seed)
-    return draw.integers(0, 256, (count, side, side, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def vit():
-    return reduced()
-
-
-def kl(teacher, student):
-    """KL(teacher || student), slowly, in float64."""
-    p = softmax(teacher)
-    return np.sum(p * (np.log(p) - np.log(softmax(student))), axis=-1)
-
-
-@pytest.mark.parametrize("which", TRAINED)
-def test_only_what_is_chosen_is_trained(which):
-    params = tiny_vit.variables(tiny_vit.model(arch={"layer_scale": True}))["params"]
-    part = trained_part(params, which)
-    names = recovery_record.flat_params(part).keys()
-    every = recovery_record.flat_params(params).keys()
-    norms = {name for name in every if "norm" in name}
-    others = {name for name in every if name.endswith(("bias", "gamma"))}
-    assert names == {"all": every, "biases": norms | others, "norms": norms}[which]
-    chex.assert_trees_all_equal(with_trained(params, part), params)
-
-
-def test_a_step_is_relative_to_the_size_of_a_parameter():
-    draw = np.random.default_rng(0)
-    assert recovery_step.step_size("bias", np.zeros(8)) == pytest.approx(0.05)
-    for name, share, values in (
-        ("kernel", 1 / 4, draw.normal(0, 0.1, (16, 5))),
-        ("scale", 1, draw.normal(2, 0.5, 8)),
-        ("pos_embed", 1, draw.normal(0, 2, (1, 17, 8))),
-    ):
-        step = share * np.sqrt(np.mean(values**2))
-        assert recovery_step.step_size(name, values) == pytest.approx(step, rel=1e-5)
-
-
-def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
-    recipe = recovery_step.RecoveryRecipe(batch_size=8, parameters="all")
-    teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
-    fit = recovery_step.StudentFit(vit, recipe, teacher)
-    before = fit.host_state().trained
-    fit.train_step(noise(8)[None], 1e-3)
-    after = fit.host_state().trained
-    for name in ("kernel", "bias"):
-        old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
-        moved = np.abs(new - old)
-        step = 1e-3 * float(recovery_step.step_size(name, old))
-        assert np.median(moved) == pytest.approx(step, rel=0.01)
-
-
-def recovered(vit, images=None, **fields):
-    images = noise() if images is None else images
-    options = {"steps": 8, "batch_size": 8, **fields}
-    return imagepiece_jax.recover(vit, images, **options)
-
-
-def logits_of(vit):
-    """A model's logits of the images that are held out of `noise`, float64."""
-    images = noise()[np.linspace(0, 47, 16).round().astype(int)]
-    images = imagepiece_jax.normalize(images, vit.config.mean, vit.config.std)
-    return tiny_vit.logits(vit.model)(vit.variables, images).astype(float)
-
-
-@pytest.fixture(scope="module")
-def better(vit):
-    return recovered(vit, steps=40)
 
 
 def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
@@ -131,9 +54,9 @@ def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
 def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     (report,) = better.recovery.variants
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
-    dense = logits_of(vit.with_reduction(None))
-    logits = [logits_of(vit), logits_of(better)]
-    before, after = (kl(dense, each) for each in logits)
+    dense = held_out_logits(vit.with_reduction(None))
+    logits = [held_out_logits(vit), held_out_logits(better)]
+    before, after = (slow_kl(dense, each) for each in logits)
     assert [step for step, _ in report.curve] == [0, 4, 40]
     means = [value for _, value in report.curve]
     assert means[0] == report.before == report.off_the_shelf
@@ -148,19 +71,19 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
-    first = recovered(vit)
-    second = recovered(vit)
+    first = run_recovery(vit)
+    second = run_recovery(vit)
     chex.assert_trees_all_equal(first.variables, second.variables)
     one, two, other = (
         each.recovery.variants[0].curve
-        for each in (first, second, recovered(vit, seed=1))
+        for each in (first, second, run_recovery(vit, seed=1))
     )
     assert one == two != other
 
 
 def small_recovery():
     """A recovery of some steps."""
-    return recovered(reduced())
+    return run_recovery(reduced_model())
 
 
 ELSEWHERE = """
@@ -198,111 +121,14 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
 
-@pytest.fixture
-def useless(monkeypatch):
-    """Every learning rate is far too high."""
-    monkeypatch.setattr(recovery_step, "REFERENCE_LR", 1e6)
-
-
 @pytest.mark.usefixtures("useless")
 def test_where_nothing_is_better_the_weights_come_back(vit):
-    lost = recovered(vit)
+    lost = run_recovery(vit)
     (report,) = lost.recovery.variants
     assert not report.changed
     assert report.after == report.before
     assert report.agreement[0] == report.agreement[1]
     chex.assert_trees_all_equal(lost.variables, vit.variables)
-
-
-def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
-    taken = interrupt(monkeypatch, step=0)
-    (report,) = recovered(vit, steps=80).recovery.variants
-    rates = [rate for _, rate in taken]
-    assert len(rates) == 1 + 80
-    assert rates[0] == 0  # the one that compiles
-    highest = 0.002 * 0.5**0.5
-    assert report.lr == pytest.approx(highest)
-    shares = (np.arange(80) + 0.5) / 80
-    expected = highest * (1 + np.cos(np.pi * shares)) / 2
-    expected[:4] *= shares[:4] / 0.05
-    assert_close(np.array(rates[1:]), expected)
-
-
-@pytest.mark.parametrize("kind, restarts", [("nan", 1), ("twice", 1), ("nan", 2)])
-def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, restarts):
-    """At a quarter of the rate, from the start, which is said once."""
-    taken = interrupt(monkeypatch, step=0)
-    train_step = recovery_step.StudentFit.train_step
-    measure = recovery_step.StudentFit.image_metrics
-
-    def diverging(self, *args):
-        loss = train_step(self, *args)
-        return loss * np.nan if kind == "nan" and len(taken) in bad else loss
-
-    def worse(self, *args):
-        measured = measure(self, *args)
-        if kind == "twice" and len(taken) == 5:  # a tenth of the steps
-            measured["distance"] = measured["distance"] * 3
-        return measured
-
-    bad = [4, 7][:restarts]  # the third step of an attempt, after that which compiles
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", diverging)
-    monkeypatch.setattr(recovery_step.StudentFit, "image_metrics", worse)
-    found = recovered(vit, steps=40)
-    (report,) = found.recovery.variants
-    assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
-    assert report.steps == 40
-    assert len(taken) == 1 + {"nan": 3 * restarts, "twice": 4}[kind] + 40
-    assert caplog.text.count("diverged") == 1
-    monkeypatch.undo()
-    monkeypatch.setattr(recovery_step, "REFERENCE_LR", 0.002 / 4**restarts)
-    chex.assert_trees_all_equal(recovered(vit, steps=40).variables, found.variables)
-
-
-def interrupt(monkeypatch, step, presses=1):
-    """Have Ctrl-C pressed in a step. Returns the arguments of all steps, a list."""
-    train_step = recovery_step.StudentFit.train_step
-    taken = []
-
-    def interrupted(self, *args):
-        taken.append(args)
-        if len(taken) == step:
-            for _ in range(presses):
-                signal.raise_signal(signal.SIGINT)
-        return train_step(self, *args)
-
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", interrupted)
-    return taken
-
-
-def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
-    interrupt(monkeypatch, 30, presses=3)
-    before = signal.getsignal(signal.SIGINT)
-    stopped = recovered(vit, steps=40)
-    assert signal.getsignal(signal.SIGINT) is before
-    (report,) = stopped.recovery.variants
-    assert report.stopped and report.changed
-    assert report.steps == 29  # without the one that compiles
-    assert report.after < report.before
-    assert report.curve[-1] == (29, report.after)
-    assert "so far are kept" in caplog.text
-
-
-def test_ctrl_c_before_the_first_step_is_raised(vit, monkeypatch, caplog):
-    interrupt(monkeypatch, 1)  # while it compiles
-    with pytest.raises(KeyboardInterrupt):
-        recovered(vit, steps=40)
-    assert caplog.text.count(recover.NOTHING_BETTER) == 1
-
-
-@pytest.mark.usefixtures("useless")
-def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, caplog):
-    interrupt(monkeypatch, 10)
-    stopped = recovered(vit, steps=40)
-    (report,) = stopped.recovery.variants
-    assert report.stopped and not report.changed
-    chex.assert_trees_all_equal(stopped.variables, vit.variables)
-    assert caplog.text.count(recover.NOTHING_BETTER) == 1
 
 
 def test_a_dense_model_learns_on_from_the_costs_that_it_has():
@@ -311,48 +137,11 @@ def test_a_dense_model_learns_on_from_the_costs_that_it_has():
     assert [form.recovered is None for form in forms] == [True, False, True]
 
 
-@pytest.mark.parametrize("step, other", [(1.0, 0.1), (40.0, 1.0), (1.0, 200.0)])
-def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
-    """On a busy machine compiling and a measure take longer than all 150 s."""
-    taken = interrupt(monkeypatch, step=0)
-    clock = [0.0]
-    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "train_step", step, first=other)
-    slow(monkeypatch, clock, "image_metrics", other)
-    (report,) = recovered(vit, steps=None, minutes=2.5).recovery.variants
-    assert report.seconds == pytest.approx(clock[0], abs=0.1)
-    assert report.steps == 150 // step  # the rate ends near 0
-    assert report.curve[-1][0] == report.steps == len(taken) - 1
-    assert report.changed
-    if step == 1.0:
-        assert taken[-1][1] < 1e-3 * report.lr
-
-
-def slow(monkeypatch, clock, name, seconds, first=None):
-    """A method of StudentFit takes so long by the clock, and the first call `first`."""
-    call = getattr(recovery_step.StudentFit, name)
-    calls = []
-
-    def slowly(self, *args):
-        clock[0] += seconds if calls or first is None else first
-        calls.append(args)
-        return call(self, *args)
-
-    monkeypatch.setattr(recovery_step.StudentFit, name, slowly)
-
-
-def test_damaged_images_are_left_out(vit, tmp_path, monkeypatch):
-    first, *_ = write_images(tmp_path, noise(49))
-    first.write_bytes(b"no image")
-    learned, held_out = divided(monkeypatch, vit, tmp_path)
-    assert (len(learned), len(held_out)) == (32, 16)
-
-
 def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
     """By the true dense model, and from it; what was learned before stays."""
     merging = "tome:r=10"
-    other = recovered(better.with_reduction(merging), steps=24)
-    alone = recovered(vit.with_reduction(merging), steps=24)
+    other = run_recovery(better.with_reduction(merging), steps=24)
+    alone = run_recovery(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(other.variables, alone.variables)
     assert other.recovery.variants[0].curve == alone.recovery.variants[0].curve
     names = [variant.reduction.name for variant in other.recovery.variants]
@@ -360,7 +149,7 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
     own = other.with_reduction(DROPPING)
     chex.assert_trees_all_equal(own.variables, better.variables)
     chex.assert_trees_all_equal(other.with_reduction(None).variables, vit.variables)
-    again = recovered(own, steps=24)
+    again = run_recovery(own, steps=24)
     assert other.recovery.variants[0] in again.recovery.variants
     (newest,) = [c for c in again.recovery.variants if c.reduction.name == "evit"]
     oldest = better.recovery.variants[0]
@@ -374,14 +163,14 @@ def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
 @pytest.mark.usefixtures("useless")
 def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     """Learned again at its cost, and at the three of the dense model."""
-    again = recovered(better, steps=2)
+    again = run_recovery(better, steps=2)
     (report,) = again.recovery.variants
     assert not report.changed
     assert report.before == pytest.approx(better.recovery.variants[0].after, rel=1e-5)
     chex.assert_trees_all_equal(again.variables, better.variables)
     assert again.label == better.label
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
-    of_dense = recovered(better.with_reduction(None), steps=1)
+    of_dense = run_recovery(better.with_reduction(None), steps=1)
     assert len(of_dense.recovery.variants) == 4
     assert str(of_dense.recovery).count(recovery_record.NOTHING_LOWER) == 3
     own = of_dense.with_reduction(DROPPING)
@@ -391,10 +180,10 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
 @pytest.mark.parametrize("lr", [1e6, recovery_step.REFERENCE_LR])
 def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
     """Whether the second training is kept or not."""
-    first = recovered(vit)
+    first = run_recovery(vit)
     before = first.recovery.variants[0].values
     monkeypatch.setattr(recovery_step, "REFERENCE_LR", lr)
-    again = recovered(first, steps=40, parameters="norms", seed=1)
+    again = run_recovery(first, steps=40, parameters="norms", seed=1)
     (report,) = again.recovery.variants
     assert report.changed == (lr < 1)
     assert report.values.keys() == before.keys()
@@ -404,18 +193,13 @@ def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
 
 
-@pytest.fixture(scope="module")
-def public():
-    return tiny_vit.pretrained(depth=2)
-
-
 def test_a_dense_model_learns_three_costs(public):
-    of_dense = recovered(public)
+    of_dense = run_recovery(public)
     assert of_dense.label == "none"
     chex.assert_trees_all_equal(of_dense.variables, public.variables)
     variants = of_dense.recovery.variants
     assert [round(variant.share, 1) for variant in variants] == [0.6, 0.5, 0.4]
-    teacher = logits_of(public)
+    teacher = held_out_logits(public)
     for variant in variants:
         assert variant.steps == 8
         assert variant.changed
@@ -423,91 +207,22 @@ def test_a_dense_model_learns_three_costs(public):
         assert form.recovered is variant
         plain = public.with_reduction(variant.reduction)
         for each, figure in ((plain, variant.before), (form, variant.after)):
-            judged = kl(teacher, logits_of(each)).mean()
+            judged = slow_kl(teacher, held_out_logits(each)).mean()
             assert figure == pytest.approx(judged, rel=1e-4)
     assert str(of_dense.recovery).splitlines() == [*map(str, variants)]
     # Each as if it were learned alone.
-    alone = recovered(public.with_reduction(variants[1].reduction))
+    alone = run_recovery(public.with_reduction(variants[1].reduction))
     half = of_dense.with_reduction(variants[1].reduction)
     chex.assert_trees_all_equal(half.variables, alone.variables)
-
-
-@pytest.mark.parametrize("step", [14, 6])
-def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step):
-    """Of the first and the second, in which nothing was better yet; none follows."""
-    train_step = recovery_step.StudentFit.train_step
-
-    def first_alone(self, pixels, lr):
-        if len(taken) > 9:  # of the second cost no number moves
-            lr = 0.0
-        return train_step(self, pixels, lr)
-
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", first_alone)
-    taken = interrupt(monkeypatch, step)
-    stopped = recovered(public)
-    assert len(taken) == step
-    variants = stopped.recovery.variants
-    assert [variant.changed for variant in variants] == [True]
-    assert "so far are kept" in caplog.text
-
-
-def test_progress_has_one_total_for_all_costs(public, monkeypatch):
-    """In steps, from after the compilation; what diverged does not count twice."""
-    shown = progress_of(monkeypatch)
-    taken = interrupt(monkeypatch, step=0)
-    train_step = recovery_step.StudentFit.train_step
-
-    def once_not_finite(self, *args):
-        return train_step(self, *args) * (np.nan if len(taken) == 5 else 1)
-
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", once_not_finite)
-    recovered(public)
-    (bar,) = {bar for bar, _, _ in shown}
-    assert bar.total == 24
-    assert [n for _, n, _ in shown] == [1, 2, 3, 4, *range(1, 25)]
-    assert shown[0][2] == 2  # one compiled
-
-
-def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow(monkeypatch, clock, "train_step", 5.0)
-    slow(monkeypatch, clock, "image_metrics", 7.0)
-    shown = progress_of(monkeypatch)
-    found = recovered(public, steps=None, minutes=3.0)
-    (bar,) = {bar for bar, _, _ in shown}
-    assert bar.total == 180
-    assert [cost.steps for cost in found.recovery.variants] == [12, 12, 12]
-    parts = (range(start + 5, start + 61, 5) for start in (0, 60, 120))
-    assert [n for _, n, _ in shown] == [*itertools.chain(*parts)]
-
-
-def progress_of(monkeypatch):
-    """(bar, what is done, steps that were taken) at each update, a list."""
-    shown = []
-    taken = []
-    train_step = recovery_step.StudentFit.train_step
-    update = recover.ProgressBar.update
-
-    def counted(self, *args):
-        taken.append(args)
-        return train_step(self, *args)
-
-    def updated(self, n):
-        update(self, n)
-        if taken:  # of training, and not of reading the images
-            shown.append((self, self.n, len(taken)))
-
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", counted)
-    monkeypatch.setattr(recover.ProgressBar, "update", updated)
-    return shown
 
 
 def test_a_model_without_a_class_token_learns_by_its_patches():
     """Here of images that are not square, which are cropped to that shape."""
     fields = {"class_token": False, "pool": "mean", "num_classes": 0}
-    vit = reduced(MERGING, image_size=(16, 24), **fields).with_preprocessing(crop=0.875)
-    (report,) = recovered(vit, noise(side=40), steps=24).recovery.variants
+    vit = reduced_model(MERGING, image_size=(16, 24), **fields).with_preprocessing(
+        crop=0.875
+    )
+    (report,) = run_recovery(vit, noise(side=40), steps=24).recovery.variants
     assert report.measure == "change"
     assert report.changed
     assert report.after < report.before
@@ -517,7 +232,7 @@ def test_images_that_are_all_alike_are_learned_from(vit, caplog):
     """Just enough of one color each, and it is said that the report may be too good."""
     colors = np.repeat(np.arange(24, dtype=np.uint8), 3 * SIDE**2)
     with caplog.at_level("INFO", logger="imagepiece_jax"):
-        found = recovered(vit, colors.reshape(24, SIDE, SIDE, 3))
+        found = run_recovery(vit, colors.reshape(24, SIDE, SIDE, 3))
     (report,) = found.recovery.variants
     assert (report.images, report.held_out, report.scenes) == (8, 16, 0)
     assert "too good" in caplog.text
@@ -542,108 +257,28 @@ MISTAKES = [
 def test_mistakes_are_refused(vit, monkeypatch, given, subject):
     monkeypatch.setattr(recover, "StudentFit", None)  # nothing is compiled before
     with refused(subject):
-        recovered(vit, **given)
+        run_recovery(vit, **given)
 
 
 def test_learned_selectors_are_refused():
     learned = tiny_vit.pretrained("dynamicvit:keep_rate=0.5:blocks=(1,)")
     with refused(learned.label):
-        recovered(learned)
+        run_recovery(learned)
 
 
 @pytest.mark.parametrize("reduction", [1, "tome:r=0"])
 def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
     vit = tiny_vit.pretrained(reduction)
     with refused("reduction", "nothing to recover"):
-        recovered(vit)
+        run_recovery(vit)
 
 
 def test_a_dense_model_may_say_that_its_attention_is_proportional():
     recover.check_recoverable(tiny_vit.pretrained("none:prop_attn=True"))
 
 
-def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
-    files = write_images(tmp_path, noise(3))
-    sources = [as_source(tmp_path), as_source(files)]
-    sources += [as_source([*noise(3)]), as_source(noise(3))]
-    sources += [as_source(map(Image.open, files)), as_source(jax.numpy.array(noise(3)))]
-    for source in sources:
-        assert len(source) == 3
-        np.testing.assert_array_equal(source[1].pixels, noise(3)[1])
-    table = tmp_path / "table.csv"
-    table.write_text("filename,split\n00.png,train\n01.png,train\n02.png,val")
-    assert len(as_source(f"csv:{table}")) == 2
-
-
-@pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
-def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, kind):
-    count = 30
-    write_images(tmp_path, noise(count))
-    images = [tmp_path, tmp_path / ".." / tmp_path.name]
-    if kind == "csv":
-        rows = [f"{number % count:02}.png,0,train" for number in range(2 * count)]
-        table = tmp_path / "table.csv"
-        table.write_text("\n".join(["filename,label,split", *rows]))
-        images = f"csv:{table}"
-    if kind == "limited":
-        images = as_source(images).evenly_spaced(2 * count - 1)
-    parts = divided(monkeypatch, vit, images)
-    learned, held_out = ({name[-6:] for name in names_of(part)} for part in parts)
-    assert not learned & held_out
-    assert len(learned | held_out) == count
-
-
-def names_of(source):
-    return [source.image_name(index) for index in range(len(source))]
-
-
-def divided(monkeypatch, vit, images):
-    """The images that `recover` learns from, and those that it holds out."""
-    divide = recover.split_images
-
-    def divided_only(*args):
-        raise LookupError(divide(*args))
-
-    monkeypatch.setattr(recover, "split_images", divided_only)
-    with pytest.raises(LookupError) as stopped:
-        imagepiece_jax.recover(vit, images, batch_size=8)
-    (parts,) = stopped.value.args
-    return parts.learned, parts.held_out
-
-
-def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypatch):
-    """The same bytes, another size, another encoding. None is left out."""
-    for number, small in enumerate(noise(30, side=5)):
-        picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
-        picture.save(tmp_path / f"{number:02}.png")
-        picture.save(tmp_path / f"{number:02}-again.png")
-        picture.save(tmp_path / f"{number:02}.jpg", quality=60)
-        picture.resize((40, 40)).save(tmp_path / f"{number:02}-small.webp")
-    parts = divided(monkeypatch, vit, tmp_path)
-    start = len(str(tmp_path)) + 1
-    learned, held_out = (
-        {x[start : start + 2] for x in names_of(part)} for part in parts
-    )
-    assert not learned & held_out
-    assert len(learned | held_out) == 30
-    assert sum(map(len, parts)) == 120
-
-
-def test_of_very_many_images_some_are_looked_through(vit, shown, monkeypatch, caplog):
-    monkeypatch.setattr(recovery_images, "MAX_IMAGES", 40)
-    learned, held_out = divided(monkeypatch, vit, noise(60))
-    assert len(learned) + len(held_out) == 40
-    assert "40 of the 60 images are taken" in caplog.text
-
-
-def test_mean_difference_is_student_s():
-    # scipy.stats.ttest_rel([1, 2, 4, 8], [0, 0, 1, 1]).confidence_interval()
-    found = statistics.mean_difference(np.array([1, 2, 4, 8]), np.array([0, 0, 1, 1]))
-    np.testing.assert_allclose(found, (3.25, -0.93485, 7.43485), atol=1e-4)
-
-
 def test_a_model_without_finite_outputs_is_refused():
-    vit = reduced()
+    vit = reduced_model()
     vit.variables["params"]["norm"]["bias"][:] = np.nan
     with refused("outputs are not finite"):
         imagepiece_jax.recover(vit, noise(), steps=1)

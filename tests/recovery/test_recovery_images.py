@@ -1,13 +1,17 @@
-"""Batches of the images that a recovery holds out."""
+"""How a recovery splits images, and the batches of its held-out images."""
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recovery import recovery_images
 from imagepiece_jax.recovery.recovery_images import evaluation_batches
+from tests.helpers.picture_files import write_images
+from tests.helpers.recovery_trials import noise, source_names, split_only
 
 
 def test_the_last_batch_of_an_evaluation_is_padded():
@@ -47,8 +51,8 @@ SCENES = {
 }
 
 
-def divided(monkeypatch, scenes, learned=""):
-    """Images of these scenes, divided; the digest of image 7 is 00000007."""
+def split_scenes(monkeypatch, scenes, learned=""):
+    """Split images of these scenes. The digest of image 7 is 00000007."""
     digests = [f"{image:08}" for image in range(len(scenes))]
     found = lambda source: (source, scenes, digests)  # noqa: E731
     monkeypatch.setattr(recovery_images, "readable_scenes", found)
@@ -59,7 +63,7 @@ def divided(monkeypatch, scenes, learned=""):
 @pytest.mark.parametrize("name", SCENES)
 def test_a_scene_is_learned_from_or_held_out(monkeypatch, caplog, name):
     scenes, num_scenes, num_images = SCENES[name]
-    parts = divided(monkeypatch, scenes)
+    parts = split_scenes(monkeypatch, scenes)
     assert (parts.num_scenes, len(parts.held_out)) == (num_scenes, num_images)
     assert ("too good" in caplog.text) == (num_scenes == 0)
     learned = parts.learned.indices
@@ -75,13 +79,63 @@ def test_a_scene_is_learned_from_or_held_out(monkeypatch, caplog, name):
 def test_scenes_that_were_learned_from_are_not_held_out(monkeypatch):
     """Also where only one of their images was, in another place of the list."""
     scenes = np.repeat(np.arange(60), 2)
-    parts = divided(monkeypatch, scenes)
+    parts = split_scenes(monkeypatch, scenes)
     assert parts.digests == "".join(f"{image:08}" for image in parts.learned.indices)
     first = {*scenes[parts.held_out.indices]}
     seen = "".join(f"{image:08}" for image in range(0, 60, 2))  # scenes 0 to 29
-    again = divided(monkeypatch, scenes, seen)
+    again = split_scenes(monkeypatch, scenes, seen)
     held_out = {*scenes[again.held_out.indices]}
     assert first & {*range(30)} and not held_out & {*range(30)}
     assert len(held_out) >= 5 and len(again.held_out) >= 24
     every = "".join(f"{image:08}" for image in range(0, 120, 2))
-    assert divided(monkeypatch, scenes, every).num_scenes == 0
+    assert split_scenes(monkeypatch, scenes, every).num_scenes == 0
+
+
+def test_damaged_images_are_left_out(vit, tmp_path, monkeypatch):
+    first, *_ = write_images(tmp_path, noise(49))
+    first.write_bytes(b"no image")
+    learned, held_out = split_only(monkeypatch, vit, tmp_path)
+    assert (len(learned), len(held_out)) == (32, 16)
+
+
+@pytest.mark.parametrize("kind", ["csv", "folders", "limited"])
+def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, kind):
+    count = 30
+    write_images(tmp_path, noise(count))
+    images = [tmp_path, tmp_path / ".." / tmp_path.name]
+    if kind == "csv":
+        rows = [f"{number % count:02}.png,0,train" for number in range(2 * count)]
+        table = tmp_path / "table.csv"
+        table.write_text("\n".join(["filename,label,split", *rows]))
+        images = f"csv:{table}"
+    if kind == "limited":
+        images = as_source(images).evenly_spaced(2 * count - 1)
+    parts = split_only(monkeypatch, vit, images)
+    learned, held_out = ({name[-6:] for name in source_names(part)} for part in parts)
+    assert not learned & held_out
+    assert len(learned | held_out) == count
+
+
+def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypatch):
+    """The same bytes, another size, another encoding. None is left out."""
+    for number, small in enumerate(noise(30, side=5)):
+        picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / f"{number:02}.png")
+        picture.save(tmp_path / f"{number:02}-again.png")
+        picture.save(tmp_path / f"{number:02}.jpg", quality=60)
+        picture.resize((40, 40)).save(tmp_path / f"{number:02}-small.webp")
+    parts = split_only(monkeypatch, vit, tmp_path)
+    start = len(str(tmp_path)) + 1
+    learned, held_out = (
+        {x[start : start + 2] for x in source_names(part)} for part in parts
+    )
+    assert not learned & held_out
+    assert len(learned | held_out) == 30
+    assert sum(map(len, parts)) == 120
+
+
+def test_of_very_many_images_some_are_looked_through(vit, shown, monkeypatch, caplog):
+    monkeypatch.setattr(recovery_images, "MAX_IMAGES", 40)
+    learned, held_out = split_only(monkeypatch, vit, noise(60))
+    assert len(learned) + len(held_out) == 40
+    assert "40 of the 60 images are taken" in caplog.text

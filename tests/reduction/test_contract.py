@@ -1,4 +1,4 @@
-"""What the check of a reducer's result says, and where it is asked."""
+"""The check of a reducer's result: its messages, and its callers."""
 
 import dataclasses
 import functools
@@ -40,22 +40,22 @@ def tokens(*rows):
 
 
 def assignment(*rows, **fields):
-    """An Assignment to four slots without an index, of a row for each image."""
+    """An Assignment to four slots without an index, one row per image."""
     return Assignment(**{"slot_of_token": tokens(*rows), "n_out": 4} | fields)
 
 
-def indexed(**fields):
-    """The right Assignment with these fields of its index changed."""
+def changed_index(**fields):
+    """The right Assignment with changed fields of its index."""
     index = index_of(tokens(RIGHT), 4)
     return assignment(RIGHT, index=index.replace(**fields))
 
 
-def merged(absorbed, partners):
+def merge_call(absorbed, partners):
     run = tiny_vit.compiled(merge_in_place, static_argnums=2)
     return functools.partial(run, tokens(absorbed), tokens(partners), COUNTS)
 
 
-def joined(keep, absorbed, target):
+def join_call(keep, absorbed, target):
     run = tiny_vit.compiled(keep_and_join, static_argnums=3)
     return functools.partial(run, tokens(keep), tokens(absorbed), tokens(target), 6)
 
@@ -69,25 +69,28 @@ def ones(*shape):
     [
         (assignment(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1: token 3 goes to slot 4; "),
         (assignment(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: slot 2 of 4 gets no token"),
-        (merged([1, 3], [3, 5]), "image 0: slot .* merge into a leaving token"),
-        (joined([0, 1, 2, 3], [4, 4], [0, 1]), "token 4"),
+        (merge_call([1, 3], [3, 5]), "image 0: slot .* merge into a leaving token"),
+        (join_call([0, 1, 2, 3], [4, 4], [0, 1]), "token 4"),
         (
-            indexed(kept_tokens=tokens([0, 1, 3, 2])),
+            changed_index(kept_tokens=tokens([0, 1, 3, 2])),
             "token 3 is in slot 2 of index, but in another",
         ),
         (
-            indexed(kept_tokens=tokens([0, 1, 2, 9])),
+            changed_index(kept_tokens=tokens([0, 1, 2, 9])),
             "token 9 is in slot 3 of index, but in another",
         ),
         (
-            indexed(target_slots=tokens([1])),
+            changed_index(target_slots=tokens([1])),
             "token 4 is in slot 1 of index, but in another",
         ),
         (
-            indexed(kept_tokens=tokens([4, 1, 2, 3])),
+            changed_index(kept_tokens=tokens([4, 1, 2, 3])),
             "token 0 of slot 0 is 0 times in index",
         ),
-        (indexed(partner_tokens=tokens([2])), "slot 0 keeps token 0, but index.* 2"),
+        (
+            changed_index(partner_tokens=tokens([2])),
+            "slot 0 keeps token 0, but index.* 2",
+        ),
         (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
         (ones(1, 6), "returned a ndarray; it must be an Assignment"),
     ],
@@ -135,7 +138,7 @@ class Leaving(Rule):
         return self.among
 
 
-def made(steps):
+def method_class(steps):
     named = {"steps": lambda method, depth: steps}
     return dataclasses.dataclass(frozen=True)(type("Mine", (Method,), named))
 
@@ -154,13 +157,15 @@ def made(steps):
 def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
     monkeypatch, reducer, rule, said, schedule
 ):
-    monkeypatch.setitem(METHODS, "wrong", made([Step(1, reducer, rule)]))
+    monkeypatch.setitem(METHODS, "wrong", method_class([Step(1, reducer, rule)]))
     with refused("wrong", said):
         tiny_vit.model(f"wrong{schedule}")
 
 
 def test_every_model_checks_what_needs_no_values(monkeypatch):
-    monkeypatch.setitem(METHODS, "wrong", made([Step(1, Fewer(), KeepShare(0.6))]))
+    monkeypatch.setitem(
+        METHODS, "wrong", method_class([Step(1, Fewer(), KeepShare(0.6))])
+    )
     model = tiny_vit.model("wrong")
     with pytest.raises(InputError, match="^block 1, Fewer: .* n_out 14; .* 15"):
         jax.eval_shape(model.apply, tiny_vit.shapes(model), ones(1, 20, 20, 3))

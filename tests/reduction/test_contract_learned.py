@@ -1,7 +1,7 @@
 """Contract of learned methods: gradients for all parameters, MACs for all products.
 
-Every method of `METHODS` whose reducers are Flax modules is tested, in the form that it
-trains: a new one is covered by its line there.
+Every method in `METHODS` with Flax modules as reducers is tested in its training form.
+A new method is covered by its line there.
 """
 
 import chex
@@ -18,11 +18,11 @@ from tests.models.test_vit_families import few
 
 
 def model_of(name, **options):
-    """A method in as few blocks as teach all of it."""
+    """A model of a method, in as few blocks as train all parameters."""
     depth, reduction, _ = few(name)
     if name in ("dtem", "imagepiece_dynamicvit"):
-        depth += 1  # only the next block reads what the last step has decided
-    if name == "dtem":  # whose counts are one for each block
+        depth += 1  # only the next block reads the last decision
+    if name == "dtem":  # it has one count per block
         reduction = tiny_vit.small(name)
     return tiny_vit.model(reduction, depth=depth, **options)
 
@@ -33,7 +33,7 @@ assert len(LEARNED) >= 5
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_the_logits_teach_every_parameter_of_a_reducer(name):
-    """In bfloat16; a choice without a gradient, a plain top-k, learns nothing."""
+    """In bfloat16. A choice without a gradient, such as top-k, would learn nothing."""
     model = model_of(name, masked=True, dtype="bfloat16")
     params = tiny_vit.variables(model)["params"]
     images = tiny_vit.images(4)
@@ -56,7 +56,7 @@ def test_the_logits_teach_every_parameter_of_a_reducer(name):
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_what_a_reducer_multiplies_is_counted(name):
-    """By `extra_macs`: every weight is used once an image, most for every token."""
+    """`extra_macs` counts every weight at least once per image."""
     model = model_of(name)
     counted = sum(cost.reducer_macs(model, layer) for layer in model.plan)
     params = traverse_util.flatten_dict(tiny_vit.shapes(model)["params"], sep="/")

@@ -1,7 +1,7 @@
-"""Contract of all methods, which models and figures rely on.
+"""The contract of every method, on which models and figures rely.
 
-All of `METHODS` are tested, with default fields and with the `SETTINGS` below: a new
-method is covered by its line in `METHODS`. chex's variants need absl's parameters.
+A new method is covered by its line in `METHODS`. Methods run with default fields and
+with the `SETTINGS` below. chex's variants need absl's parameters.
 """
 
 import dataclasses
@@ -52,18 +52,18 @@ SETTINGS = [
     "peaks:score=energy",
     "imagepiece:score=mean",
 ]
-# What has to be smaller than the default for the few tokens here.
+# The default is too large for the few tokens here.
 SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"}
 SMALLER |= {name: tiny_vit.SMALL[name] for name in ("diffrate", "dtem", "mctf")}
-# Where patches are decides with these, not only what they are.
+# These methods decide by a patch's position, too.
 BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling", "tofu", "mctf"}
 BY_POSITION |= {"dtem"}
-# Tokens are mixtures of all patches: there are no groups, and sizes mean nothing.
+# Tokens mix all patches, so groups and sizes mean nothing.
 SOFT = {"token_learner"}
 
 
-def cases(names):
-    """(name of the case, name of a method, Method), for `named_parameters`."""
+def method_cases(names):
+    """(case name, method name, Method) tuples for `named_parameters`."""
     found = []
     for text in (*METHODS, *SETTINGS):
         label = re.sub(r"\W+", "_", text).strip("_")
@@ -75,38 +75,38 @@ def cases(names):
     return found
 
 
-CASES = cases(METHODS)
+CASES = method_cases(METHODS)
 GRID = (5, 5)
 D = 8
 N0 = GRID[0] * GRID[1]
-# Blocks of a model: the default of most is three steps, at 3, 6 and 9; of these it is
-# a step in nearly every block.
+# Most methods have three steps by default, in blocks 3, 6 and 9. These methods have a
+# step in nearly every block, so few blocks suffice.
 FEW = dict.fromkeys(("tome", "diffrate", "pitome", "tofu", "mctf", "dtem"), 3)
 FEW |= dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
 
 
-def plan_of(name, method, n0=N0):
-    """Of steps that are all of one kind the first two: a third meets nothing new."""
+def short_plan(name, method, n0=N0):
+    """A method's plan. Steps of one kind are cut to two: a third adds nothing."""
     depth = FEW.get(name, 10)
     plan = method.plan(facts(depth, n0), prefix=1)
-    alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # of three amounts
+    alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # its steps differ
     return shortest(plan) if alike else plan
 
 
 @functools.cache
 def image_keys(batch):
-    """What reducers that draw are given: one key an image. -> [batch]."""
-    with jax.ensure_compile_time_eval():  # whoever asks first, a traced test too
+    """One random key per image, for reducers that draw. -> [batch]."""
+    with jax.ensure_compile_time_eval():  # the first caller may be traced
         draw = jax.vmap(jax.random.fold_in, (None, 0))
         return draw(jax.random.key(0), jnp.arange(batch))
 
 
 def decide(reducer, inputs, counts):
-    """Result of a reducer; one that learns has random parameters that leave no tie."""
+    """A reducer's result. Random parameters of a learned reducer leave no tie."""
     if not isinstance(reducer, nn.Module):
         return reducer(inputs, counts)
 
-    if reducer not in _parameters:  # of one shape however many tokens there are
+    if reducer not in _parameters:  # shapes do not depend on the token count
         init = functools.partial(reducer.init, inputs=inputs, counts=counts)
         _parameters[reducer] = tiny_vit.fill(jax.eval_shape(init, jax.random.key(0)))
     return reducer.apply(_parameters[reducer], inputs, counts)
@@ -115,10 +115,10 @@ def decide(reducer, inputs, counts):
 _parameters = {}
 
 
-def walk(plan, x, keys=None):
-    """(states, the one before any step first; results). x [B, 1 + n0, D].
+def run_plan(plan, x, keys=None):
+    """All states, beginning with the initial one, and all results. x [B, 1 + n0, D].
 
-    The blocks do nothing; scores and metric are functions of the tokens themselves.
+    Blocks do nothing. Scores and metric are functions of the tokens.
     """
     states = [initial_state(x)]
     results = []
@@ -126,24 +126,24 @@ def walk(plan, x, keys=None):
     keys = image_keys(len(x)) if keys is None else keys
     for block, layer in enumerate(plan):
         if layer.counts:
-            inputs = inputs_of(layer, states[-1], keys_of(keys, block), grid)
+            inputs = step_inputs(layer, states[-1], block_keys(keys, block), grid)
             results.append(decide(layer.step.reducer, inputs, layer.counts))
             states.append(moves.apply_result(states[-1], results[-1]))
             grid = None
     return states, results
 
 
-def slots_of(results):
-    """Slots of the patches before the first step and after each; None if soft."""
+def patch_slots(results):
+    """Slots of patches before the first step and after every step; None if soft."""
     slots = provenance.trace_patches(results, 3, N0)
-    return [None if each is None else np.asarray(each) for each in slots]
+    return [None if slot is None else np.asarray(slot) for slot in slots]
 
 
-def keys_of(keys, block):
+def block_keys(keys, block):
     return jax.vmap(jax.random.fold_in, (0, None))(keys, block)
 
 
-def inputs_of(layer, state, keys, grid=None):
+def step_inputs(layer, state, keys, grid=None):
     x = state.x[:, 1:]
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
     return ReducerInputs(
@@ -160,55 +160,55 @@ def inputs_of(layer, state, keys, grid=None):
 
 
 def random_tokens(dtype="float32", seed=0):
-    """Three images of N0 tokens behind a class token. -> [3, 1 + N0, D]."""
+    """Three images of a class token and N0 patches. -> [3, 1 + N0, D]."""
     return np.random.default_rng(seed).normal(size=(3, 1 + N0, D)).astype(dtype)
 
 
 @functools.cache
-def program(name, method):
-    plan = plan_of(name, method)
+def case_program(name, method):
+    plan = short_plan(name, method)
 
     def run(x, keys):
-        return walk(plan, x, keys=keys)
+        return run_plan(plan, x, keys=keys)
 
-    chex.clear_trace_counter()  # it counts by source line: the other cases' traces too
+    chex.clear_trace_counter()  # it counts by source line, over all cases
     return chex.assert_max_traces(run, n=1)
 
 
 DEFAULTS = [case for case in CASES if case[0] == case[1] != "none"]
-ANYWHERE = cases(set(METHODS) - BY_POSITION)
-# One reducer each that draws, merges, pools, sums and mixes.
+ANYWHERE = method_cases(set(METHODS) - BY_POSITION)
+# One reducer that draws, one that merges, pools, sums and mixes.
 KINDS = ("random", "tome", "grid_pooling", "evit_fuse_token_True", "token_learner")
 ONE_OF_EACH_KIND = [case for case in CASES if case[0] in KINDS]
 ORDER = np.random.default_rng(1).permutation(N0)
 
 
-def permuted(x):
+def permute_patches(x):
     return np.concatenate([x[:, :1], x[:, 1:][:, ORDER]], axis=1)
 
 
 def first_step(name, method):
-    """(function of inputs, inputs, result) of the first step of a case."""
-    steps = enumerate(plan_of(name, method))
+    """Reducer, inputs and result of a case's first step."""
+    steps = enumerate(short_plan(name, method))
     block, layer = next((block, layer) for block, layer in steps if layer.counts)
     x = jnp.asarray(random_tokens())
     keys = image_keys(3)
-    inputs = inputs_of(layer, initial_state(x), keys_of(keys, block), GRID)
+    inputs = step_inputs(layer, initial_state(x), block_keys(keys, block), GRID)
     run = functools.partial(decide, layer.step.reducer, counts=layer.counts)
-    _, (result, *_) = jax.jit(program(name, method))(x, keys)
+    _, (result, *_) = jax.jit(case_program(name, method))(x, keys)
     return run, inputs, jax.tree.map(np.asarray, result)
 
 
-def stacked(tree, stack):
-    """A batch for one device and its reverse for another, each a stack of one batch."""
+def stack_batches(tree, stack):
+    """A batch for one device, and the reversed batch for another."""
     return jax.tree.map(lambda a: stack([a, a[::-1]])[:, None], tree)
 
 
 class MethodsTest(chex.TestCase):
-    """What holds for every method, whatever is in the images and however it is run."""
+    """Promises of every method for any image, jitted or not."""
 
     def walk(self, name, method, x=None, images=slice(None)):
-        run = self.variant(program(name, method))
+        run = self.variant(case_program(name, method))
         x = random_tokens() if x is None else x
         both = run(jnp.asarray(x[images]), image_keys(3)[images])
         return jax.tree.map(np.asarray, both)
@@ -216,14 +216,14 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
     def test_promises_hold_after_every_step(self, name, method):
-        plan = plan_of(name, method)
+        plan = short_plan(name, method)
         x = random_tokens()
         states, results = self.walk(name, method)
         contract.check_results(plan, results)
         counts = [layer.counts for layer in plan if layer.counts]
         assert bool(counts) == (name != "none")
         assert states[-1].x.shape[1] == plan[-1].mlp_tokens
-        before, *slots = slots_of(results)
+        before, *slots = patch_slots(results)
         assert any(slot is None for slot in slots) == (name in SOFT)
         for state, slot, count in zip(states[1:], slots, counts, strict=True):
             chex.assert_shape(state.x, (3, 1 + count.n_out, D))
@@ -243,12 +243,12 @@ class MethodsTest(chex.TestCase):
     @parameterized.named_parameters(*ANYWHERE)
     def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, method):
         (*_, plain), results = self.walk(name, method)
-        (*_, moved), others = self.walk(name, method, permuted(random_tokens()))
+        (*_, moved), others = self.walk(name, method, permute_patches(random_tokens()))
         if name in SOFT:
             assert np.abs(plain.x - moved.x).max() < 1e-5
             return
-        first = slots_of(results)[-1]
-        second = slots_of(others)[-1]
+        first = patch_slots(results)[-1]
+        second = patch_slots(others)[-1]
         for image in range(3):
             a = first[image][ORDER]
             b = second[image]
@@ -261,7 +261,7 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*DEFAULTS)
     def test_large_tokens_stay_finite(self, name, method):
-        """Though their squares overflow, as those of an image times 1e30 do."""
+        """Squares of an image times 1e30 overflow; tokens stay finite."""
         x = random_tokens()
         states, _ = self.walk(name, method, x=x * np.float32(1e30))
         limit = 2.1 * 1e30 * np.linalg.norm(x, axis=-1).max()
@@ -270,12 +270,12 @@ class MethodsTest(chex.TestCase):
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
     def test_images_do_not_know_of_each_other(self, name, method):
-        """Nor does their order matter; other values are served by the same trace."""
-        order = np.array([1, 2, 0])  # turned around, a mirror would not show
+        """Their order does not matter either. Other values need no new trace."""
+        order = np.array([1, 2, 0])  # reversed, a mirror would not show
         want = jax.tree.map(lambda a: a[order], self.walk(name, method))
         got = self.walk(name, method, images=order)
-        # Tokens are up to 5, and a processor may add up each row of a batch in another
-        # order, which costs some ten roundings of 6e-7; another image differs by 1.
+        # Tokens are up to 5. A processor may sum each row in another order, which costs
+        # about ten roundings of 6e-7. Another image would differ by 1.
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
 
     @chex.variants(with_pmap=True)
@@ -283,20 +283,20 @@ class MethodsTest(chex.TestCase):
     def test_stacked_batches_are_decided_as_each_of_them(self, name, method):
         run, inputs, want = first_step(name, method)
         got = self.variant(jax.vmap(run), **tiny_vit.ON_DEVICES)(
-            stacked(inputs, jnp.stack)
+            stack_batches(inputs, jnp.stack)
         )
-        want = stacked(want, np.stack)
+        want = stack_batches(want, np.stack)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*DEFAULTS)
     @pytest.mark.slow
     def test_gradients_in_bfloat16_are_finite(self, name, method):
-        """They reach the patches of every image; the class token gets its own alone."""
-        plan = shortest(plan_of(name, method))
+        """Every image's patches get some; the class token gets only its own."""
+        plan = shortest(short_plan(name, method))
         x = random_tokens(jnp.bfloat16)
         probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
-        slope = jax.grad(lambda x: jnp.sum(walk(plan, x)[0][-1].x * probe))
+        slope = jax.grad(lambda x: jnp.sum(run_plan(plan, x)[0][-1].x * probe))
         slope = np.asarray(self.variant(slope)(x))
         chex.assert_type(slope, jnp.bfloat16)
         chex.assert_tree_all_finite(slope)
@@ -305,7 +305,7 @@ class MethodsTest(chex.TestCase):
 
 
 def test_two_devices_are_there():
-    """Else chex skips its variant with_pmap."""
+    """chex skips its variant with_pmap on one device."""
     chex.assert_devices_available(2, "cpu")
 
 
@@ -317,7 +317,7 @@ NOTHING |= {"prune": (197,) * 3, "merge": (197,) * 3}
 def test_a_method_that_reduces_nothing_is_the_dense_plan(name):
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
     method = METHODS[name](**{k: v for k, v in NOTHING.items() if k in fields})
-    plan = plan_of(name, method, n0=196)
+    plan = short_plan(name, method, n0=196)
     dense = plan_blocks(len(plan), 196, ())
     tokens = [(layer.counts, layer.mlp_tokens) for layer in plan]
     assert tokens == [(layer.counts, layer.mlp_tokens) for layer in dense]

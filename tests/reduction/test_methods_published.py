@@ -1,8 +1,8 @@
-"""Methods on published weights against the code that their authors published.
+"""Methods on published weights against their authors' code.
 
-Outputs of that code for two images: DeiT-Ti, untrained with the reduction, float32 on a
-CPU. Its slots stand in an order of their own: what is compared is which patches are
-together, and which are nowhere.
+The fixtures are outputs of that code for two images: DeiT-Ti, untrained with the
+reduction, float32 on a CPU. Its slots have another order, so the tests compare which
+patches are together and which are dropped.
 """
 
 import types
@@ -35,7 +35,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def given(assets):
-    """(the authors' arrays, images, variables of the dense model)."""
+    """The authors' arrays, images, and the dense model's variables."""
     theirs = dict(np.load(assets / "fixtures/deit_tiny_methods2.npz"))
     theirs |= np.load(assets / "fixtures/deit_tiny_reduced.npz")
     source = theirs["tome_r13_source_argmax"]  # the class token's first
@@ -49,7 +49,7 @@ def given(assets):
 
 
 def embedding(block):
-    """The authors' code was given these: no trained ones were published."""
+    """Parameters given to the authors' code, as no trained ones are published."""
     i = np.arange(64)[:, None]
     j = np.arange(192)
     kernel = 0.05 * np.sin(0.7 * (1 + i) * (1 + j) + 1.3 * block)
@@ -59,7 +59,7 @@ def embedding(block):
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, given):
-    """The authors' arrays of a case, our model, its Outputs, and its patches' slots."""
+    """The authors' arrays of a case, our model, its Outputs, and its patch slots."""
     theirs, images, variables = given
     mark = f"{request.param}_"
     named = {k.removeprefix(mark): v for k, v in theirs.items() if k.startswith(mark)}
@@ -87,7 +87,7 @@ def test_token_counts_and_logits_are_its_authors(case):
 
 
 def test_patches_are_together_where_its_authors_have_them(case):
-    """ToMe's slots stand in the order of its authors, too."""
+    """ToMe's slots have its authors' order."""
     theirs, _, outputs, ours = case
     if theirs.method == "tome":
         np.testing.assert_array_equal(ours, theirs.source)
@@ -98,7 +98,7 @@ def test_patches_are_together_where_its_authors_have_them(case):
 
 
 def test_attention_counts_tokens_as_its_authors_do(case):
-    """DiffRate's sizes are fractions, the others' numbers of patches."""
+    """DiffRate's sizes are fractions; other methods count patches."""
     theirs, _, outputs, _ = case
     if not hasattr(theirs, "size"):
         pytest.skip("not published")

@@ -1,4 +1,4 @@
-"""Applying a reduction, and the map from patches to tokens, against slow loops."""
+"""Applied reductions, and the map from patches to tokens, against slow loops."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from tests.helpers.rounding import assert_close
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
-    """Slot maps onto 0..n_out - 1 of `batch` images. -> [batch, n] int32."""
+    """Slot maps of `batch` images onto 0..n_out - 1. -> [batch, n] int32."""
     dest = rng.integers(n_out, size=(batch, n))
     dropped = round(drop * (n - n_out))
     for row in dest:
@@ -27,7 +27,7 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
 
 
 def make(n, n_out, prefix=1, weighted=False, dtype=np.float32, drop=0.3, **fields):
-    """(state, assignment) with three images of random tokens, sizes and slot maps."""
+    """A TokenState and an Assignment of three images, all random."""
     rng = np.random.default_rng(0)
     dest = random_maps(rng, 3, n, n_out, drop)
     state = TokenState(
@@ -41,7 +41,7 @@ def make(n, n_out, prefix=1, weighted=False, dtype=np.float32, drop=0.3, **field
 
 
 def expected(state, assignment):
-    """The oracle's tokens and sizes for the images of a `make` pair, with prefix."""
+    """The oracle's tokens and sizes after an assignment, prefix included."""
     prefix = state.num_prefix
     xs = []
     sizes = []
@@ -87,7 +87,7 @@ def test_apply_equals_the_oracle(n, n_out, options, form):
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_many_absorbed_tokens_are_a_product(weighted):
-    """More than are summed one by one; features and gradients are the same."""
+    """Too many to sum one by one. Features and gradients are the same."""
     n = 3 * FEW_ABSORBED
     n_out = FEW_ABSORBED
     state, assignment = make(n, n_out, weighted=weighted)
@@ -120,7 +120,7 @@ def test_a_token_alone_in_its_slot_keeps_its_bits(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_slot_is_live_if_any_of_its_tokens_is(form):
-    """A live and a masked token, two masked ones, a live one."""
+    """Slots have a live and a masked token, two masked tokens, and a live token."""
     state = TokenState(
         x=np.zeros((1, 7, 1), np.float32),
         size=np.ones((1, 7), np.float32),

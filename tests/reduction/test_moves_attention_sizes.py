@@ -1,4 +1,4 @@
-"""Attention sizes beside the sizes, and maps of attention, merged as tokens are."""
+"""Attention sizes and attention maps are merged like tokens."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,8 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     assert_close(got.x, x)
     np.testing.assert_array_equal(got.size, size)
     one = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
-    assert apply(state, assignment).attn_size is None  # one array: that of the sizes
+    # Without attention sizes, the sizes serve.
+    assert apply(state, assignment).attn_size is None
     again = apply(got, one, form=form)
     assert_close(again.effective_size[:, 1], want.sum(axis=1), units=8)
     np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
@@ -36,7 +37,7 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
-    """Against loops; the prefix keeps its row and its column."""
+    """Slow loops agree; the prefix keeps its rows and columns."""
     state, assignment = make(7, 3, prefix=2, weighted=weighted)
     weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
     size = state.size[:, 2:]

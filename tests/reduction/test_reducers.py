@@ -1,7 +1,7 @@
-"""Shared reducers against the definitions of the papers.
+"""Shared reducers against the papers' definitions.
 
-The oracle is fed the same scores and the same similarities, so a tie is a tie on both
-sides; metrics with ties are scaled unit vectors, whose products have one rounding.
+The oracle gets the same scores and similarities, so ties are equal on both sides.
+Metrics with ties are scaled unit vectors: their products round once.
 """
 
 import functools
@@ -26,15 +26,15 @@ from tests.helpers.rounding import assert_close
 
 
 def make_inputs(scores, metric):
-    """The inputs of a batch: scores [B, n], metric [B, n, d], which is x, too."""
+    """ReducerInputs with scores [B, n] and metric [B, n, d], which is also x."""
     ones = np.ones(np.shape(scores), np.float32)
     metric = jnp.float32(metric)
     attention = jnp.float32(scores)
     return ReducerInputs(metric, ones, ones, metric=metric, cls_attn=attention)
 
 
-def images(n, seed=0):
-    """Scores [8, n] and metric [8, n, 6], most of them full of ties."""
+def tied_images(n, seed=0):
+    """Scores [8, n] and metric [8, n, 6]; most images are full of ties."""
     rng = np.random.default_rng(seed)
     some = rng.random((3, n))
     few = rng.integers(3, size=(2, n)).astype(float)
@@ -50,7 +50,7 @@ def images(n, seed=0):
     return scores.astype(np.float32), metric.astype(np.float32)
 
 
-def filled(dest, n_out):
+def fills_every_slot(dest, n_out):
     return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in dest)
 
 
@@ -106,13 +106,13 @@ MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)
 def decide_all(inputs, work):
-    """Similarities of all tokens, and all decisions at one n, as one program."""
+    """Similarities and all decisions for one n, in one program."""
     similarity = cosine_similarity(inputs.metric, inputs.metric)
     return similarity, [reducer(inputs, counts) for reducer, counts in work]
 
 
-def work_at(n):
-    """(reducer, counts) of every rate and parity that changes something at `n`."""
+def reducers_at(n):
+    """(reducer, counts) of every rate and parity with an effect at `n` tokens."""
     work = []
     for kept in sorted({oracles.keep_count(rate, n) for rate in RATES} - {n}):
         work.append((TopK(), StepCounts(n_in=n, n_out=kept)))
@@ -125,7 +125,7 @@ def work_at(n):
     return tuple(work)
 
 
-def truth(reducer, counts, scores, similarity):
+def slow_slots(reducer, counts, scores, similarity):
     if reducer == TopK():
         return oracles.top_k(scores, counts.n_out)
     if reducer == TopK(fuse=True):
@@ -139,23 +139,23 @@ def truth(reducer, counts, scores, similarity):
 
 @pytest.mark.parametrize("n", (1, 2, 3, 5, 8, 18, 19, 64))
 def test_decisions_equal_the_oracle(n):
-    scores, metric = images(n, seed=n)
+    scores, metric = tied_images(n, seed=n)
     inputs = make_inputs(scores, metric)
-    work = work_at(n)
+    work = reducers_at(n)
     similarity, results = decide_all(inputs, work)
     assert bool(work) == (n > 1)  # a single token is left alone by every rule
     for (reducer, counts), result in zip(work, results, strict=True):
         assert result.n_out == counts.n_out
         assert result.slot_of_token.dtype == jnp.int32
-        assert filled(np.asarray(result.slot_of_token), counts.n_out)
+        assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
         for image, dest in enumerate(np.asarray(result.slot_of_token)):
-            want = truth(reducer, counts, scores[image], similarity[image])
+            want = slow_slots(reducer, counts, scores[image], similarity[image])
             case = f"{reducer} {counts} image {image}"
             np.testing.assert_array_equal(dest, want, err_msg=case)
 
 
 def test_fusing_passes_gradient_to_the_attention():
-    """The slope of a dropped token's score is the token itself, of a kept one 0."""
+    """The gradient of a dropped token's score is the token; of a kept score it is 0."""
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         jnp.asarray, initial_state(np.float32(rng.normal(size=(2, 8, 5))))
@@ -186,7 +186,7 @@ def test_fusing_passes_gradient_to_the_attention():
     ],
 )
 def test_bad_numbers_still_fill_every_slot(reducer, counts):
-    scores, metric = images(12)
+    scores, metric = tied_images(12)
     for bad_scores, bad_metric in (
         (np.full((8, 12), np.nan), metric),
         (scores, np.full_like(metric, np.nan)),
@@ -195,11 +195,11 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
         (np.full((8, 12), -np.inf), np.where(metric > 0, np.nan, metric)),
     ):
         result = decide(reducer, make_inputs(bad_scores, bad_metric), counts)
-        assert filled(np.asarray(result.slot_of_token), counts.n_out)
+        assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
 
 
 def test_partners_of_very_large_images():
-    """Tokens that need 17 bits, the first of equally similar ones, however many."""
+    """Token indices of 17 bits; the first of equally similar tokens wins."""
     tokens = 60_000 + np.arange(40_000)[None]
     similarity = np.zeros((1, 2, 40_000))
     similarity[0, 0, [7, 39_000]] = similarity[0, 1, [30_000, 35_000]] = 1.0

@@ -30,7 +30,7 @@ SHORT = tiny_vit.changed(
     tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,)
 )  # 25, 23, 19
 SIGLIP = Architecture(class_token=False, pool="map")
-# PiToMe's examples, computed with the published code: unit keys at these angles.
+# PiToMe's published code gives these energies for unit keys at these angles.
 ANGLES = np.radians([0, 8, 20, 24, 90, 96, 150, 200])
 ENERGIES = {
     0.75: [-0.2344, -0.2057, -0.1745, -0.1673, -0.2502, -0.2656, -0.4123, -0.5544],
@@ -39,7 +39,7 @@ ENERGIES = {
 
 
 def slow_energy(keys, margin):
-    """PiToMe's energy, in float64 loops. [n, d] -> [n]."""
+    """PiToMe's energy by float64 loops. [n, d] -> [n]."""
     units = [key / np.sqrt(sum(key**2)) for key in np.asarray(keys, float)]
     found = []
     for one in units:
@@ -48,7 +48,7 @@ def slow_energy(keys, margin):
     return np.array(found)
 
 
-def shares(energy):
+def energy_shares(energy):
     return (1 - energy) / sum(1 - energy)
 
 
@@ -59,11 +59,11 @@ def test_energy_is_the_published_one(margin):
     np.testing.assert_allclose(slow_energy(keys, margin), energy, atol=6e-5)
     unique = tiny_vit.compiled(uniqueness_scores, static_argnums=1)
     got = unique(np.float32(3 * keys[None]), margin)[0]
-    np.testing.assert_allclose(got, shares(energy), atol=2e-5)
+    np.testing.assert_allclose(got, energy_shares(energy), atol=2e-5)
     assert list(np.argsort(got)) == list(np.argsort(-energy))
 
 
-def run(arch, reduction, **options):
+def run_model(arch, reduction, **options):
     """(model, variables, Outputs) of a tiny model of two blocks."""
     model = tiny_vit.model(reduction, arch=arch, depth=2, **options)
     variables = tiny_vit.variables(model)
@@ -74,7 +74,7 @@ def run(arch, reduction, **options):
     )
 
 
-def scores_of(layer, inputs):
+def layer_scores(layer, inputs):
     reducer = layer.step.reducer
     counts = layer.counts
     return tiny_vit.compiled(lambda inputs: reducer.token_scores(inputs, counts))(
@@ -86,23 +86,23 @@ def scores_of(layer, inputs):
     "reduction, blocks",
     [
         (SHORT, (0, 1)),
-        # Before block 1: the keys, and the margin, are those of the block before.
+        # A step before block 1 reads the keys and the margin of block 0.
         ("token_pooling:blocks=(1,):keep_rate=0.6", (0,)),
     ],
 )
 def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
-    """The margin falls from 3/4 by the depth; the prefix has no part."""
-    model, _, out = run(None, tiny_vit.changed(reduction, score="energy"))
+    """The margin falls from 3/4 with depth; the prefix is left out."""
+    model, _, out = run_model(None, tiny_vit.changed(reduction, score="energy"))
     steps = [layer for layer in model.plan if layer.counts]
     for block, layer, inputs in zip(blocks, steps, out.reducer_inputs, strict=True):
-        got = scores_of(layer, inputs)
+        got = layer_scores(layer, inputs)
         for image in range(2):
             energy = slow_energy(inputs.key[image], 0.75 * (1 - block / 2))
-            np.testing.assert_allclose(got[image], shares(energy), atol=1e-6)
+            np.testing.assert_allclose(got[image], energy_shares(energy), atol=1e-6)
 
 
 def pool_weights(pool, x, sizes=1.0):
-    """The head's attention to tokens, each `sizes` times, float64. -> [3 heads, n]."""
+    """The head's attention to tokens repeated `sizes` times. -> [3 heads, n]."""
     query = pool["latent"][0, 0] @ pool["q"]["kernel"] + pool["q"]["bias"]
     keys = x @ pool["k"]["kernel"] + pool["k"]["bias"]
     query = query.reshape(3, -1)
@@ -113,9 +113,9 @@ def pool_weights(pool, x, sizes=1.0):
 
 
 def test_the_probe_is_that_of_the_head_on_tokens_of_the_block():
-    """Merged tokens count by size where the head counts them so."""
+    """Merged tokens count by size where the head does so."""
     arch = dataclasses.replace(SIGLIP, registers=2)
-    _, variables, out = run(arch, f"{SHORT}:score=probe", prop_attn=True)
+    _, variables, out = run_model(arch, f"{SHORT}:score=probe", prop_attn=True)
     assert [inputs.x.shape[1] for inputs in out.reducer_inputs] == [25, 23]
     params = variables["params"]
     for inputs in out.reducer_inputs:
@@ -128,7 +128,7 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block():
 
 
 def slow_stem(params, images, prefix):
-    """What enters block 0: projected patches with positions, float64. -> [B, n, D]."""
+    """Input of block 0: projected patches with positions. -> [B, n, D] float64."""
     proj = params["patch_embed"]["proj"]
     images = np.float64(images)
     p = tiny_vit.PATCH
@@ -139,9 +139,9 @@ def slow_stem(params, images, prefix):
 
 
 def test_the_shift_is_how_far_attention_moves_a_token():
-    """From what the stem or the block before leaves; some are merged at the second."""
+    """Attention moves outputs of the stem or the last block. Block 1 merges some."""
     arch = Architecture(registers=2, layer_scale=True)
-    model, variables, out = run(arch, f"{SHORT}:score=shift")
+    model, variables, out = run_model(arch, f"{SHORT}:score=shift")
     first, second = out.reducer_inputs
     images = tiny_vit.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
@@ -167,8 +167,8 @@ def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
     assert_close(first, 5 / 6)
     assert np.isfinite(slope).all()
     assert np.abs(slope).max() > 0.01
-    shares = tiny_vit.compiled(shift_shares)(change)
-    np.testing.assert_allclose(shares, [[5 / 16, 0, 10 / 16, 1 / 16]], atol=1e-6)
+    energy_shares = tiny_vit.compiled(shift_shares)(change)
+    np.testing.assert_allclose(energy_shares, [[5 / 16, 0, 10 / 16, 1 / 16]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
     ],
 )
 def test_the_mean_query_is_that_of_all_tokens_of_a_block(family, score):
-    """Prefix included; peaks takes this score if it is to choose, EViT if it is told.
+    """The prefix counts. Peaks chooses this score; EViT is told to use it.
 
-    Merged tokens count by their sizes, which are fractions.
+    Merged tokens count by their fractional sizes.
     """
     arch = FAMILIES[family]
     told = "evit:blocks=(1,):keep_rate=0.6"
@@ -211,7 +211,7 @@ def test_the_mean_query_is_that_of_all_tokens_of_a_block(family, score):
 @pytest.mark.parametrize("arch", [None, SIGLIP])
 @pytest.mark.parametrize("name", ["evit", "imagepiece", "token_pooling"])
 def test_tokens_are_ranked_by_what_there_is(arch, name):
-    """Class attention where there is a class token, else attention received."""
+    """By class attention if there is a class token, else by attention received."""
     fields = {"evit": tiny_vit.EVIT, "imagepiece": tiny_vit.IMAGEPIECE}
     reduction = fields.get(name, f"{name}:blocks=(1,2)")
     own = "class" if arch is None and name != "token_pooling" else "received"
@@ -235,23 +235,23 @@ def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
         tiny_vit.model(tiny_vit.changed(tiny_vit.EVIT, score=score), arch=arch)
 
 
-def init_of(module):
-    """Function of tokens, two of them a prefix, that returns a module's variables."""
+def variable_initializer(module):
+    """Function of tokens (two prefix tokens) that returns a module's variables."""
     return lambda x: module.init(jax.random.key(0), x, initial_state(x, 2))
 
 
-begin = tiny_vit.compiled(lambda x: initial_state(x, 2))
+initial_tokens = tiny_vit.compiled(lambda x: initial_state(x, 2))
 
 
 @pytest.mark.parametrize(
     "score", ["received", "energy", "class", "mean", "class_and_mean"]
 )
 def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
-    """They are as if they were not there; two of the five tokens are the prefix."""
+    """Scores equal those without masked tokens. Two of seven tokens are the prefix."""
     module = tiny_vit.attention(12, 3)
     reducer = Ranking(score=score)
     x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
-    variables = tiny_vit.fill(jax.eval_shape(init_of(module), x))
+    variables = tiny_vit.fill(jax.eval_shape(variable_initializer(module), x))
     mask = np.float32([[1, 0, 1, 0, 1]])
     there = np.flatnonzero(np.append([1, 1], mask))
 
@@ -268,32 +268,37 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     np.testing.assert_array_equal(got[:, [1, 3]], 0)
 
 
-def pooled(prop_attn=True, include=True):
-    """AttentionPool of width 12, its variables, and seven tokens, two of a prefix."""
+def attention_pool(prop_attn=True, include=True):
+    """AttentionPool of width 12, its variables, and seven tokens (two are prefix)."""
     vit = tiny_vit.vit(
         (), 12, 3, mlp_ratio=2.0, pool="map", pool_include_prefix=include
     )
     pool = AttentionPool(vit.config, prop_attn=prop_attn)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    return pool, tiny_vit.fill(jax.eval_shape(init_of(pool), x)), x, begin(x)
+    return (
+        pool,
+        tiny_vit.fill(jax.eval_shape(variable_initializer(pool), x)),
+        x,
+        initial_tokens(x),
+    )
 
 
 @pytest.mark.parametrize(
     "method, include", [("__call__", True), ("__call__", False), ("scores", True)]
 )
 def test_the_probe_does_not_read_masked_tokens(method, include):
-    pool, variables, x, state = pooled(include=include)
+    pool, variables, x, state = attention_pool(include=include)
     mask = np.float32([[1, 0, 1, 0, 1]] * 2)
     there = np.array([0, 1, 2, 4, 6])
-    run = tiny_vit.compiled(functools.partial(pool.apply, method=method))
-    got = run(variables, x, state.replace(mask=mask))
-    want = run(variables, x[:, there], begin(x[:, there]))
+    run_model = tiny_vit.compiled(functools.partial(pool.apply, method=method))
+    got = run_model(variables, x, state.replace(mask=mask))
+    want = run_model(variables, x[:, there], initial_tokens(x[:, there]))
     got = got[:, ::2] if method == "scores" else got
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def slow_pool(variables, x, sizes):
-    """The head's attention and MLP of an image in float64, each token `sizes` times."""
+    """The head's attention and MLP in float64, with tokens repeated `sizes` times."""
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
     x = np.repeat(np.asarray(x, float), sizes, axis=0)
 
@@ -311,8 +316,8 @@ def slow_pool(variables, x, sizes):
     "prop_attn, include", [(True, True), (True, False), (False, True)]
 )
 def test_a_token_of_three_patches_is_read_as_three_tokens(prop_attn, include):
-    """Of the two tokens in front, the pool reads none or both."""
-    pool, variables, x, state = pooled(prop_attn, include)
+    """The pool reads both prefix tokens, or neither."""
+    pool, variables, x, state = attention_pool(prop_attn, include)
     sizes = np.array([[1, 1, 3, 1, 5, 1, 2], [1, 1, 1, 4, 1, 1, 1]])
     state = state.replace(size=np.float32(sizes))
     got = tiny_vit.compiled(pool.apply)(variables, x, state)

@@ -17,7 +17,7 @@ from tests.helpers.small_runs import ROOT
 
 METHODS_FOLDER = ROOT / "imagepiece_jax" / "reduction" / "methods"
 
-# As they are written: no field with its default, no digit and no space too many.
+# These texts are canonical: no default field, no extra digit, no space.
 TEXTS = [
     *METHODS,
     "none:macs=1.0:prop_attn=True",
@@ -36,7 +36,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_text_of_a_reduction_is_read_as_the_same(text):
-    """Fields that only training reads are in it, too, though equality ignores them."""
+    """It includes training fields, though equality ignores them."""
     reduction = Reduction.read(text)
     words = {*text.split(":")}
     assert {*str(reduction).split(":")} == words
@@ -104,7 +104,7 @@ def test_a_reduction_has_one_prop_attn():
 
 
 class Forgotten(Method):
-    """A method whose fields would be lost, as @dataclass is missing."""
+    """A method without @dataclass, so its fields would be lost."""
 
     amount: int = 3
 

@@ -15,12 +15,21 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.exporters import onnx_program, quantize
-from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
-from tests.exporters import test_onnx_model, test_tower
+from tests.exporters import test_tower
 from tests.helpers import tiny_vit
+from tests.helpers.architecture_pairs import (
+    ARCHITECTURES,
+    MEANS,
+    MERGED,
+    ROTARY,
+    covering_architectures,
+    narrow_model,
+    short_model,
+)
 from tests.helpers.rounding import UNIT
 from tests.helpers.small_photographs import pixels_of
 from tests.helpers.small_runs import ROOT
@@ -40,21 +49,21 @@ needs_webgpu = pytest.mark.skipif(
 
 
 def method_graph(name, batch_size, dtype):
-    model = test_onnx_model.short(name)
+    model = short_model(name)
     made = model.with_execution(dtype=np.dtype(dtype))
     vit = Pretrained(made, tiny_vit.variables(model))
-    return onnx_model(vit, batch_size=batch_size)
+    return build_onnx_model(vit, batch_size=batch_size)
 
 
 def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
-    model = test_onnx_model.small(name, reduction, depth)
-    return onnx_model(Pretrained(model, tiny_vit.variables(model)))
+    model = narrow_model(name, reduction, depth)
+    return build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
 
 
 def output_graph(reduction, output, batch_size):
     vit = tiny_vit.pretrained(reduction, depth=2)
     outputs = ProgramOutputs(vit, output)
-    return onnx_model(vit, batch_size=batch_size, outputs=outputs)
+    return build_onnx_model(vit, batch_size=batch_size, outputs=outputs)
 
 
 def layout_graph(folder, make, layout):
@@ -75,17 +84,17 @@ def float_graphs(folder):
     for number, (make, layout, *_) in enumerate(test_tower.CASES):
         place = folder / str(number)
         graphs[place.name] = functools.partial(layout_graph, place, make, layout)
-    archs = FAMILIES | test_onnx_model.ARCHITECTURES
-    for name in test_onnx_model.with_all_pairs(archs):  # registers, rotary positions
+    archs = FAMILIES | ARCHITECTURES
+    for name in covering_architectures(archs):  # registers, rotary positions
         graphs[name] = functools.partial(architecture_graph, name)
-    for name in test_onnx_model.ROTARY.values():
-        for reduction in (test_onnx_model.MERGED, test_onnx_model.MEANS):
+    for name in ROTARY.values():
+        for reduction in (MERGED, MEANS):
             title = f"{name}-{reduction.partition(':')[0]}"
             graphs[title] = functools.partial(architecture_graph, name, reduction, 3)
     for reduction in (
         tiny_vit.changed(tiny_vit.FUSED, blocks=(0,)),
         "tome:r=4",
-        test_onnx_model.MEANS,
+        MEANS,
         "mctf:r=3",
     ):
         for output in ("features", "patches"):
@@ -117,8 +126,8 @@ def test_operators_of_every_graph_are_those_of_webgpu(graphs):
 
 def test_a_graph_that_gathers_leaves():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
-    assert not elsewhere(onnx_model(vit), "WebGPU")
-    leaving = elsewhere(onnx_model(vit, gathers=True), "WebGPU")
+    assert not elsewhere(build_onnx_model(vit), "WebGPU")
+    leaving = elsewhere(build_onnx_model(vit, gathers=True), "WebGPU")
     assert {"TopK", "GatherND"} & {kind for kind, _ in leaving}
 
 
@@ -126,11 +135,11 @@ def test_a_graph_that_gathers_leaves():
 @pytest.mark.parametrize("name", NAMES)
 def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
     """onnxruntime's WebGPU has no QuantizeLinear, for a dense model either."""
-    model = test_onnx_model.short(name)
+    model = short_model(name)
     vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
     program = onnx_program.open_file(file)
-    graph = quantize.quantized(program, pixels_of(1))
+    graph = quantize.quantize_onnx(program, pixels_of(1))
     assert {kind for kind, _ in elsewhere(graph, "WebGPU")} == {"QuantizeLinear"}
     both = {"DequantizeLinear", "QuantizeLinear"}  # of uint8, whose zero is not 0
     assert {kind for kind, _ in elsewhere(graph, "TensorRT")} == both
@@ -138,9 +147,9 @@ def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
 
 def test_of_pixels_only_nodes_that_read_them_leave():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
-    graph = onnx_model(vit, batch_size=1, pixels=True)
+    graph = build_onnx_model(vit, batch_size=1, pixels=True)
     assert elsewhere(graph, "WebGPU") == {("Cast", "u"): 1}
-    leaving = elsewhere(onnx_model(vit, pixels=True), "WebGPU")
+    leaving = elsewhere(build_onnx_model(vit, pixels=True), "WebGPU")
     assert {kind for _, kinds in leaving for kind in kinds} <= {*"ui"}
     assert leaving.total() <= 3
 
@@ -200,7 +209,7 @@ def leaves(row, share):
     return not row["difference"] <= share * row["spread"]
 
 
-# As in test_onnx_model: sums in another order, and sums of float16.
+# As in tests/helpers/onnx_runs.py: sums in another order, and sums of float16.
 FLOAT32 = 256 * UNIT
 FLOAT16 = 0.02
 
@@ -241,7 +250,7 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
 def test_quantizations_leave_webgpu(tmp_path):
     vit = tiny_vit.pretrained("none", depth=1)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
-    graph = quantize.quantized(onnx_program.open_file(file), pixels_of(1))
+    graph = quantize.quantize_onnx(onnx_program.open_file(file), pixels_of(1))
     onnx.save(graph, tmp_path / "int8.onnx")
     (row,) = measured([tmp_path / "int8.onnx"]).values()
     kinds = {(operator, place) for operator, place, *_ in row["elsewhere"]}

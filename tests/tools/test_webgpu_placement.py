@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from imagepiece_jax.exporters.onnx_model import onnx_model
+from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from tests.helpers import tiny_vit
 from tests.helpers.small_runs import ROOT
 from tests.tools.test_runtime_operators import PYTHON, needs_webgpu
@@ -20,7 +20,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    onnx.save(onnx_model(tiny_vit.pretrained(depth=1)), path)
+    onnx.save(build_onnx_model(tiny_vit.pretrained(depth=1)), path)
     return path
 
 

@@ -45,9 +45,9 @@ def cache(tmp_path, monkeypatch):
         constants = importlib.import_module("huggingface_hub.constants")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.repository_files.cache_clear()
+    hub.fetch_repository_files.cache_clear()
     yield folder
-    hub.repository_files.cache_clear()
+    hub.fetch_repository_files.cache_clear()
 
 
 def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
@@ -71,9 +71,9 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     found, values = tiny_vit.pair(vit)
     assert same(values, variables)
     assert (found.config.num_classes, found.config.std) == (7, STD)
-    assert hub.fetched("hf://org/name") == snapshot
+    assert hub.fetch_folder("hf://org/name") == snapshot
     assert imagepiece_jax.read_config("hf://org/name") == found.config
-    assert not hub.is_id("org/name")
+    assert not hub.is_hub_id("org/name")
 
 
 def test_a_revision_is_another_commit(cache, files, variables):
@@ -82,23 +82,23 @@ def test_a_revision_is_another_commit(cache, files, variables):
     older = {**files, "model.safetensors": safetensors.numpy.save(other)}
     snapshot = lay_out(cache, older, OLDER, ref="v1")
     for revision in ("v1", OLDER):
-        assert hub.fetched(f"hf://org/name@{revision}") == snapshot
+        assert hub.fetch_folder(f"hf://org/name@{revision}") == snapshot
         values = imagepiece_jax.load(f"hf://org/name@{revision}").variables
         assert not same(values, variables)
     with refused("@v2: the hub cannot be reached, and its cache"):
-        hub.fetched("hf://org/name@v2")
+        hub.fetch_folder("hf://org/name@v2")
 
 
 def test_files_that_are_gone_are_fetched_again(cache, files):
     file = "model.safetensors"
     snapshot = lay_out(cache, files)
-    assert hub.fetched("hf://org/name") == snapshot
+    assert hub.fetch_folder("hf://org/name") == snapshot
     (snapshot / file).unlink()
     lacking = f"its cache has (no|none of) {file}"
     with pytest.raises(InputError, match=f"^hf://org/name: the hub .*{lacking}"):
         imagepiece_jax.load("hf://org/name")
     newer = lay_out(cache, files, OLDER)
-    assert hub.fetched("hf://org/name") == newer != snapshot
+    assert hub.fetch_folder("hf://org/name") == newer != snapshot
 
 
 def test_an_id_that_the_hub_does_not_take(cache):
@@ -112,12 +112,12 @@ def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
     files = {**files, "config.json": json.dumps(HF).encode()}
     snapshot = lay_out(cache, files)
     with refused(f"does not say whether {file}", f"load the folder {snapshot}"):
-        hub.fetched("hf://org/name")
+        hub.fetch_folder("hf://org/name")
     mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
     mark.parent.mkdir(parents=True)
     (mark.parent / "processor_config.json").touch()
     mark.touch()
-    assert hub.fetched("hf://org/name") == snapshot
+    assert hub.fetch_folder("hf://org/name") == snapshot
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -191,7 +191,7 @@ def test_transformers_models_come_with_their_processors(online, cache):
     processors = {"preprocessor_config.json", "processor_config.json"}
     online.files["config.json"] = json.dumps(HF).encode()
     online.files |= dict.fromkeys(processors, b"{}")
-    hub.fetched("hf://org/name")
+    hub.fetch_folder("hf://org/name")
     assert cached(cache) == processors | {"config.json", "model.safetensors"}
 
 

@@ -19,8 +19,8 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights import layouts, located
-from imagepiece_jax.weights.run_files import FORMAT as RUN_FORMAT
+from imagepiece_jax.weights import located, naming
+from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers import named_models, small_runs, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.weights.test_load_published import same
@@ -296,7 +296,7 @@ def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
 
 def test_names_are_mapped_once_and_a_folder_is_listed_once(saved, monkeypatch):
     noted = []
-    for module, name in ((layouts, "timm_names"), (located.os, "listdir")):
+    for module, name in ((naming, "timm_names"), (located.os, "listdir")):
         noted.append(mock.Mock(side_effect=getattr(module, name)))
         monkeypatch.setattr(module, name, noted[-1])
     imagepiece_jax.load(saved)
@@ -344,7 +344,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         model = RunConfig.from_config(config).create_model()
         with Checkpoints(run) as checkpoints:
             checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {}, "best")
-        return imagepiece_jax.load(run).analyzed()
+        return imagepiece_jax.load(run).with_default_execution()
 
     usual = described()
     other = described(reduction="imagepiece:prop_attn=True")

@@ -7,12 +7,12 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.weights.located import (
-    FOLDER,
-    RUN,
+    FOLDER_KIND,
+    RUN_KIND,
     Located,
-    is_run,
-    locate,
+    is_run_folder,
     locate_config,
+    locate_weights,
 )
 from tests.helpers.refused_calls import refused
 
@@ -26,15 +26,15 @@ def write(folder, name, content):
     return folder
 
 
-@pytest.mark.parametrize("config, kind", [(TIMM, FOLDER), (OF_RUN, RUN)])
+@pytest.mark.parametrize("config, kind", [(TIMM, FOLDER_KIND), (OF_RUN, RUN_KIND)])
 def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
     folder = write(tmp_path / "a", "config.json", config)
-    found = locate(folder)
-    checkpoint = "best" if kind == RUN else None
+    found = locate_weights(folder)
+    checkpoint = "best" if kind == RUN_KIND else None
     file = folder / "config.json"
     assert found == Located(folder, kind, file, config, checkpoint=checkpoint)
     assert (found.origin.name, found.title) == ("a", f"{kind} {folder}")
-    assert is_run(folder) == (kind == RUN)
+    assert is_run_folder(folder) == (kind == RUN_KIND)
 
 
 def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
@@ -42,42 +42,42 @@ def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
     (tmp_path / "recovered.safetensors").touch()
     must = f"folder {tmp_path} must have one weights file, such as model.safetensors"
     with refused(f"{must}; it has none"):
-        locate(tmp_path)
+        locate_weights(tmp_path)
     (tmp_path / "b.pth").touch()
-    assert locate(tmp_path) == Located(tmp_path, FOLDER)
+    assert locate_weights(tmp_path) == Located(tmp_path, FOLDER_KIND)
     (tmp_path / "a.npz").touch()
     with refused(f"{must}; it has a.npz, b.pth"):
-        locate(tmp_path)
+        locate_weights(tmp_path)
 
 
 def test_open_clip_counts_where_no_other_weights_are(tmp_path):
     folder = write(tmp_path, "open_clip_config.json", {"model_cfg": {}})
     (folder / "open_clip_model.safetensors").touch()
-    assert locate(folder).config_file.name == "open_clip_config.json"
+    assert locate_weights(folder).config_file.name == "open_clip_config.json"
     write(folder, "config.json", {"architectures": ["CLIPModel"]})
-    assert locate(folder).config_file.name == "open_clip_config.json"
+    assert locate_weights(folder).config_file.name == "open_clip_config.json"
     (folder / "model.safetensors").touch()
-    found = locate(folder)
-    assert (found.kind, found.config_file.name) == (FOLDER, "config.json")
+    found = locate_weights(folder)
+    assert (found.kind, found.config_file.name) == (FOLDER_KIND, "config.json")
 
 
 def test_a_folder_of_the_hubs_cache_has_the_name_of_its_repository(tmp_path):
     folder = tmp_path / "models--org--name" / "snapshots" / "0a1b"
-    found = locate(write(folder, "config.json", TIMM))
+    found = locate_weights(write(folder, "config.json", TIMM))
     assert (found.origin.name, found.title) == ("org/name", "folder hf://org/name")
 
 
 def test_nothing_is_no_run(tmp_path, monkeypatch):
     write(tmp_path / "a", "config.json", OF_RUN)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert is_run("~/a")
-    assert not is_run(tmp_path)
-    assert not is_run(tmp_path / "x")
-    assert not is_run("x" * 5000)  # longer than names may be
+    assert is_run_folder("~/a")
+    assert not is_run_folder(tmp_path)
+    assert not is_run_folder(tmp_path / "x")
+    assert not is_run_folder("x" * 5000)  # longer than names may be
     assert locate_config(str(tmp_path / "x")) is None
     assert locate_config("x" * 5000) is None
     for path in ("~/a", "~/a/config.json"):
-        assert locate_config(path).kind == RUN
+        assert locate_config(path).kind == RUN_KIND
 
 
 IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", pathlib.Path("hf://o/n")]

@@ -17,13 +17,13 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.head import PROBLEMS
+from imagepiece_jax.models.head import PROBLEM_TYPES
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights.described import parse_config
-from imagepiece_jax.weights.save import config_fields
+from imagepiece_jax.weights.save import saved_config
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.made_up_recoveries import recovered
 from tests.helpers.refused_calls import refused, untrained
@@ -63,7 +63,7 @@ MODELS = {
     "dinov3": {"arch": DINOV3, "num_classes": 0},
     "eva02": {"arch": EVA02},
     "selectors": {"reduction": DYNAMICVIT, "dtype": "bfloat16"},
-    "facts": {"class_names": ("a", None, *"cdefg"), "problem_type": PROBLEMS[1]}
+    "facts": {"class_names": ("a", None, *"cdefg"), "problem_type": PROBLEM_TYPES[1]}
     | {"preprocessing": {**SQUASHED, "rule": "transformers"}},
     "prop_attn": {"reduction": "evit:blocks=(1,)", "prop_attn": True},
     "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
@@ -115,7 +115,7 @@ def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp
 
 def described(name, class_names=None, reduction=None, **fields):
     model = create_model(named_models.config(name, **fields), reduction)
-    return config_fields(Pretrained(model, {"params": {}}, class_names))
+    return saved_config(Pretrained(model, {"params": {}}, class_names))
 
 
 PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
@@ -148,7 +148,7 @@ def test_what_timm_reads_of_a_public_model():
 
 @pytest.mark.parametrize("name", ["dense", "large eps"])
 def test_another_model_is_none_of_timms(name):
-    found = config_fields(made(**MODELS[name]))
+    found = saved_config(made(**MODELS[name]))
     assert found["architecture"] == "imagepiece_jax"
     assert found.keys() == {"architecture", "imagepiece_jax"}
 
@@ -216,7 +216,7 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
 )
 def test_a_record_lacks_no_field(group, kind):
     """What it lacks would be DeiT's."""
-    config = json.loads(json.dumps(config_fields(made(**MODELS["eva02"]))))
+    config = json.loads(json.dumps(saved_config(made(**MODELS["eva02"]))))
     parse_config(config, {})
     for field in dataclasses.fields(kind):
         part = changed = json.loads(json.dumps(config))
@@ -233,7 +233,7 @@ WRONG |= {"untrained": [3], "config": ({}, 3)}
 
 @pytest.mark.parametrize("field", WRONG)
 def test_a_value_of_another_type_is_refused(field):
-    config = json.loads(json.dumps(config_fields(made())))
+    config = json.loads(json.dumps(saved_config(made())))
     for value in WRONG[field]:
         config["imagepiece_jax"][field] = value
         with refused("config.json"):

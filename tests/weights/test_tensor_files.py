@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.tensor_files import opened, read_state_dict
+from imagepiece_jax.weights.tensor_files import open_tensors, read_state_dict
 from tests.helpers.pth_files import (
     MAGIC,
     NAMESPACE,
@@ -85,7 +85,7 @@ def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
         file.write(struct.pack("<Q", len(text)) + text)
         file.write(np.array([3, 4], "<f4").tobytes())
         file.truncate(8 + len(text) + 8 + 2**40)
-    with opened(tmp_path / "w.safetensors") as unread:
+    with open_tensors(tmp_path / "w.safetensors") as unread:
         assert unread.read(["small"])["small"].tolist() == [3, 4]
 
 

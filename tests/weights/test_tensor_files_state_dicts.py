@@ -3,7 +3,7 @@
 import numpy as np
 import safetensors.numpy
 
-from imagepiece_jax.weights.tensor_files import SMALLEST, read_state_dict
+from imagepiece_jax.weights.tensor_files import MIN_MODEL_TENSORS, read_state_dict
 from tests.helpers.pth_files import (
     NAMESPACE,
     check_same,
@@ -21,7 +21,7 @@ def under_keys(**values):
     storages = {}
     for key, value in values.items():
         one = tensor(key, 2, (2,), (1,))
-        names = [f"{index}.w" for index in range(SMALLEST)]
+        names = [f"{index}.w" for index in range(MIN_MODEL_TENSORS)]
         content[key] = mapping(**dict.fromkeys(names, one))
         storages[key] = np.full(2, value, "<f4")
     return content, storages

@@ -24,7 +24,7 @@ from imagepiece_jax.common import checksums, orbax_files, parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.record import describe_difference, list_differences
 from imagepiece_jax.training.logging import CLOCKED_METRICS
-from imagepiece_jax.weights.run_files import CHECKPOINTS, check_normalization
+from imagepiece_jax.weights.run_files import CHECKPOINTS_FOLDER, check_normalization
 
 NUM_KEPT = (
     2  # newest steps per kind that stay: the second serves if the newest is damaged
@@ -96,7 +96,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike, keep_every: int = 0) -> None:
-        self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
+        self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS_FOLDER
         self._keep_every = keep_every
         # By kind, each made by the first save.
         self._writers: dict[str, orbax_files.StepWriter] = {}

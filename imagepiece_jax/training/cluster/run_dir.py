@@ -26,10 +26,10 @@ from imagepiece_jax.models.record import list_differences
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.run_files import (
-    CHECKPOINTS,
-    CLASSES,
-    CONFIG,
-    check_format,
+    CHECKPOINTS_FOLDER,
+    CLASS_NAMES_FILE,
+    CONFIG_FILE,
+    check_run_format,
     read_class_names,
 )
 
@@ -49,7 +49,7 @@ NO_FIELD = "not a field"
 def has_steps(workdir: str | os.PathLike) -> bool:
     """Whether a run in `workdir` has a checkpoint, or metrics of a step."""
     # Unfinished checkpoints have names that are not decimal.
-    checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
+    checkpoints = (pathlib.Path(workdir) / CHECKPOINTS_FOLDER).glob("*/*")
     if any(folder.name.isdecimal() for folder in checkpoints):
         return True
     return any(line["step"] > 0 for line in read_metrics(workdir))
@@ -65,7 +65,7 @@ class EarlierRun(NamedTuple):
 def read_earlier(workdir: str | os.PathLike) -> EarlierRun | None:
     """Read the Earlier of the run in `workdir`; None before its first step."""
     folder = pathlib.Path(workdir)
-    path = folder / CONFIG
+    path = folder / CONFIG_FILE
     if not (has_steps(folder) and path.is_file()):
         return None
     config = _read_config(path)
@@ -79,7 +79,7 @@ def read_earlier(workdir: str | os.PathLike) -> EarlierRun | None:
 def _read_config(path: pathlib.Path) -> dict:
     config = files.read_json(path)
     try:
-        check_format(config)
+        check_run_format(config)
     except InputError as error:
         raise InputError(f"{path}: {error}; {CHOOSE_OTHER_WORKDIR}") from error
     return config
@@ -88,7 +88,7 @@ def _read_config(path: pathlib.Path) -> dict:
 def check_workdir_place(workdir: str | os.PathLike, data: str) -> None:
     """Raise InputError for a new run inside config.data.name, or among images."""
     folder = pathlib.Path(workdir).resolve()
-    if (folder / CONFIG).exists():  # not a new run
+    if (folder / CONFIG_FILE).exists():  # not a new run
         return
     _, _, path = data.partition(":")
     images = pathlib.Path(path).expanduser().resolve()
@@ -113,14 +113,14 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
     Raises InputError for the first field that differs, a run without its config.json,
         and a config.json of anything else than a run.
     """
-    path = pathlib.Path(workdir) / CONFIG
+    path = pathlib.Path(workdir) / CONFIG_FILE
     begun = has_steps(workdir)
     # Another config.json, such as a saved model's, would be replaced.
     if path.exists() and not (path.with_name(RUN_FILE).exists() or begun):
         raise InputError(f"{path} is not a run's config; {CHOOSE_OTHER_WORKDIR}")
     if begun and not path.exists():
         raise InputError(
-            f"{workdir} holds a run without {CONFIG}; {CHOOSE_OTHER_WORKDIR}"
+            f"{workdir} holds a run without {CONFIG_FILE}; {CHOOSE_OTHER_WORKDIR}"
         )
     if not begun:  # another config can start here without spoiling anything
         return
@@ -157,7 +157,7 @@ def record_start(workdir: str | os.PathLike, config: dict) -> None:
     )
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / RUN_FILE, {"starts": starts})
-    files.write_json(workdir / CONFIG, config)
+    files.write_json(workdir / CONFIG_FILE, config)
 
 
 def record_classes(
@@ -166,7 +166,7 @@ def record_classes(
     """Write the class names of the training data; None writes nothing."""
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
-        files.replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
+        files.replace_file(pathlib.Path(workdir) / CLASS_NAMES_FILE, text + "\n")
 
 
 def flat_fields(config: dict) -> dict[str, Any]:

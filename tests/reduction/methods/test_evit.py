@@ -1,4 +1,4 @@
-"""EViT's keep-rate warm-up: its published values, and how many programs it compiles."""
+"""EViT's keep-rate warm-up: published values, and the number of programs."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_rate_by_epoch(epoch, rate):
 
 
 def test_programs_of_a_warm_up():
-    """Fused, a set of counts is both dense and a token dropped for the one added."""
+    """One set of fused counts equals the dense counts: a token dropped, one added."""
     config = deit_s_evit.get_config()
     config.reduction += ":fuse_token=True"
     run = RunConfig.from_config(config)

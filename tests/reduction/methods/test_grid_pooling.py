@@ -1,4 +1,4 @@
-"""Grid pooling: neighbors are averaged, as many a cell as there are patches."""
+"""Grid pooling: a cell is the mean of its patches."""
 
 import functools
 import itertools
@@ -15,24 +15,24 @@ from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
 
 
-def inputs_of(grid, batch=2):
-    """ReducerInputs of a grid of patches; what they hold does not matter."""
+def grid_inputs(grid, batch=2):
+    """ReducerInputs of a grid of empty patches."""
     n = grid[0] * grid[1]
     x = np.zeros((batch, n, 1), np.float32)
     return ReducerInputs(x=x, size=np.ones((batch, n), np.float32), grid=grid)
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=(1, 2, 3))
-def pooled(x, grid, size, prefix=1):
+def pool_tokens(x, grid, size, prefix=1):
     """(state, slots) after pooling the tokens x [B, prefix + n, D]."""
     counts = StepCounts(n_in=grid[0] * grid[1], n_out=size * size)
-    result = Cells(size)(inputs_of(grid, len(x)), counts)
+    result = Cells(size)(grid_inputs(grid, len(x)), counts)
     return moves.apply_result(initial_state(x, prefix), result), result.slot_of_token
 
 
 def test_two_by_two_patches_by_hand():
     x = np.arange(17, dtype=np.float32)[None, :, None]  # class token 0, then 1..16
-    got, slots = pooled(x, (4, 4), 2)
+    got, slots = pool_tokens(x, (4, 4), 2)
     assert got.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
     assert got.size[0].tolist() == [1, 4, 4, 4, 4]
     assert slots.tolist() == [[0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2]
@@ -52,7 +52,7 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     n = grid[0] * grid[1]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, prefix + n, 3)).astype(jnp.dtype(dtype))
-    got, slots = pooled(x, grid, size, prefix)
+    got, slots = pool_tokens(x, grid, size, prefix)
     assert got.x.dtype == dtype
     tolerance = 1e-6 if dtype == "float32" else 2**-8
     cells = [
@@ -75,6 +75,6 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     [(4, (9, 3), "have 9 x 3 patches"), (2, None, "before reduces tokens")],
 )
 def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
-    inputs = inputs_of((9, 3)).replace(grid=grid)
+    inputs = grid_inputs((9, 3)).replace(grid=grid)
     with pytest.raises(InputError, match=said):
         Cells(size)(inputs, StepCounts(n_in=27, n_out=size * size))

@@ -1,4 +1,4 @@
-"""Fields of all methods: defaults, checks, and which of them inference reads."""
+"""Fields of all methods: defaults, checks, and refusals."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ DEPTH = 10
 FIELDS = []
 for name, method in METHODS.items():
     FIELDS += [(name, field.name) for field in dataclasses.fields(method)]
-LISTS = {"prune": "merge", "merge": "prune", "keep_rates": "blocks"}  # and their other
+LISTS = {"prune": "merge", "merge": "prune", "keep_rates": "blocks"}  # pairs of lists
 
 
 @pytest.mark.parametrize("name, field", FIELDS)
@@ -25,7 +25,7 @@ def test_every_field_is_checked(name, field):
     assert field in str(error.value) or LISTS[field] in str(error.value)
 
 
-REFUSED = [  # (a reduction's text, what its sentence has)
+REFUSED = [  # (a reduction's text, part of the error)
     ("dynamicvit:ratio_weight=-1.0", "ratio_weight is -1.0"),
     ("grid_pooling:grid_size=2.0", "a whole number, at least 1"),
     (f"grid_pooling:counts={(50,) * DEPTH}", "a square such as 49"),
@@ -70,7 +70,7 @@ def test_blocks_beside_a_cost_are_those_of_the_model(depth):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_of_a_method_have_equal_steps(name):
-    """Else two equal models differ, and jit compiles each."""
+    """Otherwise equal models would differ, and jit would compile each."""
     one, other = (METHODS[name]().steps(facts()) for _ in range(2))
     assert one == other
     assert hash(tuple(one)) == hash(tuple(other))

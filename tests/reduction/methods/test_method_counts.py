@@ -7,8 +7,8 @@ from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers.named_models import facts
 
 
-def numbers(text):
-    """Of "3*197 98", the list 197, 197, 197, 98."""
+def expand_counts(text):
+    """Expand "3*197 98" to [197, 197, 197, 98]."""
     pairs = [part.rpartition("*")[::2] for part in text.split()]
     counts = []
     for times, number in pairs:
@@ -24,7 +24,7 @@ def numbers(text):
         ("dynamicvit:keep_rate=0.0", "pre", "3*197 9*2"),
         ("dynamicvit:keep_rate=0.5:blocks=(9,3,6)", "pre", "3*197 3*99 3*50 3*25"),
         ("token_pooling:keep_rate=0.5:blocks=(9,3,6)", "pre", "3*197 3*99 3*50 3*25"),
-        # One and a package: the next steps cannot shrink.
+        # One token and a package are left, so later steps cannot shrink.
         ("spvit:keep_rates=(0.,0.,0.)", "pre", "3*197 9*3"),
         ("spvit:keep_rates=(.1,.001,0.)", "pre", "3*197 3*21 6*4"),
         # A step that changes nothing leaves no package.
@@ -35,9 +35,9 @@ def numbers(text):
 )
 def test_tokens_by_hand(text, site, tokens):
     plan = plan_blocks(12, 196, Reduction.read(text).method.steps(facts()))
-    assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
-    arriving = [197, *numbers(tokens)[:-1]]
-    wanted = numbers(tokens) if site == "pre" else arriving
+    assert [layer.mlp_tokens for layer in plan] == expand_counts(tokens)
+    arriving = [197, *expand_counts(tokens)[:-1]]
+    wanted = expand_counts(tokens) if site == "pre" else arriving
     assert [layer.attn_tokens for layer in plan] == wanted
 
 
@@ -47,12 +47,12 @@ def test_tokens_by_hand(text, site, tokens):
         ("dynamicvit", "12*197"),
         ("dtem", "12*197"),
         ("spvit", "3*197 3*198 3*199 3*200"),  # a package each step
-        # Masks keep all but what evaluation merges.
+        # Masks keep all tokens except those merged in evaluation.
         ("imagepiece_dynamicvit", "181 2*166 155 2*145 137 5*130"),
         ("imagepiece_dynamicvit:mode=topk", "181 166 133 122 112 90 82 75 4*61"),
     ],
 )
 def test_tokens_in_masked_training(text, tokens):
     plan = plan_blocks(12, 196, Reduction.read(text).method.steps(facts()), masked=True)
-    assert [layer.mlp_tokens for layer in plan] == numbers(tokens)
+    assert [layer.mlp_tokens for layer in plan] == expand_counts(tokens)
     assert any(layer.counts for layer in plan)

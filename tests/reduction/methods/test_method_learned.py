@@ -1,4 +1,4 @@
-"""What methods with learned selectors share: sizes, learning rates, live shares."""
+"""Methods with learned selectors: sizes, learning rates, live shares."""
 
 import math
 

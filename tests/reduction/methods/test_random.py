@@ -1,4 +1,4 @@
-"""Random control: uniform draws that depend on the keys alone."""
+"""Random control: uniform draws that depend only on the keys."""
 
 import functools
 import math
@@ -14,30 +14,30 @@ from imagepiece_jax.reduction.methods.random import Draw
 from imagepiece_jax.reduction.state import ReducerInputs
 
 
-def keys(batch, seed=0):
-    """One key an image. -> [batch]."""
+def image_keys(batch, seed=0):
+    """One key per image. -> [batch]."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     return fold(jax.random.key(seed), jnp.arange(batch))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def draw(keys, counts, train=False):
-    tokens = jnp.zeros((len(keys), counts.n_in))
-    inputs = ReducerInputs(x=tokens[:, :, None], size=tokens + 1, rng=keys)
+def draw(image_keys, counts, train=False):
+    tokens = jnp.zeros((len(image_keys), counts.n_in))
+    inputs = ReducerInputs(x=tokens[:, :, None], size=tokens + 1, rng=image_keys)
     return Draw()(inputs, counts, train)
 
 
 @pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
 def test_as_many_as_wanted_stay_in_spatial_order(n, n_out):
-    result = draw(keys(5), StepCounts(n_in=n, n_out=n_out))
+    result = draw(image_keys(5), StepCounts(n_in=n, n_out=n_out))
     assert (result.n_out, result.index.absorbed_tokens.shape[1]) == (n_out, 0)
     for dest in np.asarray(result.slot_of_token):
         assert dest[dest != DROPPED].tolist() == list(range(n_out))
 
 
 def test_every_set_of_tokens_is_equally_likely():
-    """Two of five: ten pairs, 400 of 4,000 images each."""
-    dest = np.asarray(draw(keys(4000), StepCounts(n_in=5, n_out=2)).slot_of_token)
+    """Two of five tokens make ten pairs; each gets 400 of 4,000 images."""
+    dest = np.asarray(draw(image_keys(4000), StepCounts(n_in=5, n_out=2)).slot_of_token)
     pairs, times = np.unique(dest != DROPPED, axis=0, return_counts=True)
     assert len(pairs) == 10
     assert np.abs(times - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)

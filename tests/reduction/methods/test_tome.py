@@ -20,15 +20,15 @@ def decide_all(inputs, work):
     return [Bipartite()(inputs, counts) for counts in work]
 
 
-def inputs_of(metric, num_prefix=1, size=None):
-    """ReducerInputs of image tokens from a metric [B, prefix + n, d] of all tokens."""
+def image_inputs(metric, num_prefix=1, size=None):
+    """ReducerInputs of image tokens from a metric [B, prefix + n, d]."""
     metric = metric[:, num_prefix:]
     size = np.ones(metric.shape[:2], np.float32) if size is None else size
     return ReducerInputs(x=metric, size=size, metric=metric, num_prefix=num_prefix)
 
 
-def removing(r, n):
-    """Counts of a step that merges `r` of `n` tokens away; None: it changes nothing."""
+def removal_counts(r, n):
+    """Counts of a step that merges `r` of `n` tokens; None if it changes nothing."""
     return next(count_tokens([Step(0, Bipartite(), RemoveCount(r))], n))
 
 
@@ -41,15 +41,15 @@ def removing(r, n):
     ],
 )
 def test_seven_tokens(r, values, sizes, form):
-    inputs = inputs_of(vectors([0, 10, 14, 50, 47, 90, 88]))
+    inputs = image_inputs(vectors([0, 10, 14, 50, 47, 90, 88]))
     state = initial_state(10 * np.arange(7, dtype=np.float32)[None, :, None])
-    got = apply(state, decide(Bipartite(), inputs, removing(r, 6)), form=form)
+    got = apply(state, decide(Bipartite(), inputs, removal_counts(r, 6)), form=form)
     assert_close(got.x[0, :, 0], values, units=8)
     assert got.size[0].tolist() == sizes
 
 
-def metrics(n, seed=0):
-    """[6, n, 5]: three images without ties, three full of them."""
+def tied_metrics(n, seed=0):
+    """Metrics [6, n, 5]: three images without ties, three full of ties."""
     rng = np.random.default_rng(seed)
     metric = rng.normal(size=(6, n, 5))
     axes = np.eye(5)[rng.integers(5, size=(3, n))] * rng.choice([-1, 1], (3, n, 1))
@@ -61,15 +61,15 @@ def metrics(n, seed=0):
 
 @pytest.mark.parametrize("n, num_prefix", [(1, 0), (2, 1), (8, 0), (19, 1), (19, 2)])
 def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
-    metric = metrics(num_prefix + n)
+    metric = tied_metrics(num_prefix + n)
     similarity = [oracles.cosine(m, m) for m in metric]
     work = {}
     for r in (0, 1, n // 3, n // 2, n, 10 * n):
-        counts = removing(r, n)
+        counts = removal_counts(r, n)
         assert (counts is None) == (min(r, n // 2) == 0)
         if counts is not None:
             work.setdefault(counts, r)
-    results = decide_all(inputs_of(metric, num_prefix), tuple(work))
+    results = decide_all(image_inputs(metric, num_prefix), tuple(work))
     for (counts, r), result in zip(work.items(), results, strict=True):
         assert result.slot_of_token.dtype == jnp.int32
         assert result.index.absorbed_tokens.shape[1] == counts.n_in - counts.n_out

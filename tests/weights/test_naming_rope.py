@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers import named_models
 from tests.helpers.pth_files import check_same
 from tests.helpers.refused_calls import refused
@@ -120,14 +120,14 @@ def test_a_file_holds_the_tensors_of_timms(fixture, file, wrapper):
     for key in [key for key in wanted if key.endswith(".q_proj.weight")]:
         parts = [wanted.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
         wanted[key.replace("q_proj", "qkv")] = np.concatenate(parts)
-    check_same(layouts.with_timm_names(tensors), wanted)
+    check_same(naming.with_timm_names(tensors), wanted)
 
 
 def test_a_plain_mlp_has_no_gate_and_no_registers_are_no_tensor(fixture):
     tensors = transformers(fixture[DINOV3])
     tensors["embeddings.register_tokens"] = np.zeros((1, 0, WIDTH), np.float32)
     plain = {k: v for k, v in tensors.items() if "gate_proj" not in k}
-    found = layouts.with_timm_names(plain)
+    found = naming.with_timm_names(plain)
     up = tensors["layer.1.mlp.up_proj.weight"]
     np.testing.assert_array_equal(found["blocks.1.mlp.fc1.weight"], up)
     assert not [name for name in found if "fc1_" in name]
@@ -136,9 +136,9 @@ def test_a_plain_mlp_has_no_gate_and_no_registers_are_no_tensor(fixture):
 
 def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
     tensors = own(fixture[DINOV3], mask=None)
-    found = layouts.with_timm_names(tensors)
-    check_same(found, layouts.with_timm_names(transformers(fixture[DINOV3], keys=7.0)))
-    check_same(found, layouts.with_timm_names(own(fixture[DINOV3], mask=(1, 1, 1))))
+    found = naming.with_timm_names(tensors)
+    check_same(found, naming.with_timm_names(transformers(fixture[DINOV3], keys=7.0)))
+    check_same(found, naming.with_timm_names(own(fixture[DINOV3], mask=(1, 1, 1))))
     thirds = np.split(found["blocks.1.attn.qkv.bias"], 3)
     assert set(thirds[1]) == {7.0}
     assert 7.0 not in {*thirds[0], *thirds[2]}
@@ -153,14 +153,14 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
 
 @pytest.mark.parametrize("keys, mask", [(0.0, None), (np.nan, (1, 0, 1))])
 def test_a_bias_of_keys_that_is_nothing_is_none(fixture, keys, mask):
-    found = layouts.with_timm_names(own(fixture[DINOV3], keys, mask))
-    check_same(found, layouts.with_timm_names(fixture[DINOV3]))
+    found = naming.with_timm_names(own(fixture[DINOV3], keys, mask))
+    check_same(found, naming.with_timm_names(fixture[DINOV3]))
 
 
 def test_keys_of_all_blocks_have_a_bias_or_none(fixture):
     tensors = own(fixture[DINOV3], mask=None)
     tensors["blocks.0.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
-    found = layouts.with_timm_names(tensors)
+    found = naming.with_timm_names(tensors)
     for block in range(2):
         bias = tensors[f"blocks.{block}.attn.qkv.bias"]
         np.testing.assert_array_equal(found[f"blocks.{block}.attn.qkv.bias"], bias)
@@ -194,4 +194,4 @@ def test_a_tensor_that_is_wrong_is_named(fixture, file, change, said):
     tensors = made(fixture[name]) | change
     tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     with refused(said):
-        layouts.with_timm_names(tensors)
+        naming.with_timm_names(tensors)

@@ -1,6 +1,6 @@
 """Tensor names of every supported library, translated to timm's names and back.
 
-The canonical layout is timm's, with SwiGLU's first layer split in two: mlp.fc1_g, the
+Canonical names are timm's, with SwiGLU's first layer split in two: mlp.fc1_g, the
 gate, and mlp.fc1_x. `models.timm_tensors` turns canonical tensors into variables.
 """
 
@@ -16,57 +16,57 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.weights.tensor_files import opened, title
+from imagepiece_jax.weights.tensor_files import NamedArrays, open_tensors, weights_title
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Naming:
     """The tensor names of one library's checkpoints."""
 
-    title: str  # the library in error messages
-    # One tensor name identifies a layout: all its checkpoints have it. The text before
+    library: str  # the library in error messages
+    # One tensor name identifies a library: all its checkpoints have it. The text before
     # the name, such as "vision_model." or "backbone.", is the vision tower's prefix.
     mark: str
     blocks: str  # pattern for the start of a block's names, with the block number
     # {pattern for a block's modules or tensors: timm's name}; "." matches only a dot
-    inner: Mapping[str, str]
+    inner: dict[str, str]
     outer: Mapping[str, str]  # like `inner`, for the rest of the tower
     # like `inner`, for names without the tower's prefix
     outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    left_out: str = r"(?!)"  # pattern for the start of names that no model needs
-    strict: bool = True  # unlisted names are errors; False: they are timm's already
+    ignored: str = r"(?!)"  # pattern for the start of names that no model needs
+    is_strict: bool = True  # unlisted names are errors; False: they are timm's already
     # The last norm may apply to the pooled vector (fc_norm). Its name does not tell.
-    norms_pooled: bool = False
+    may_norm_pooled: bool = False
 
     def timm_name(self, name: str, prefix: str) -> str | None:
         """Translate a tensor's name to timm's; None if no model needs the tensor.
 
-        Some results are not timm's names yet: `_canonical` finishes them.
-        Raises InputError for a tensor outside the layout.
+        Some results are not timm's names yet: `_canonical_tensors` finishes them.
+        Raises InputError for a tensor that the library does not have.
         """
         in_tower = name.startswith(prefix)
-        inside = name.removeprefix(prefix)
-        if re.match(self.left_out if in_tower else IGNORED, inside):
+        tower_name = name.removeprefix(prefix)
+        if re.match(self.ignored if in_tower else IGNORED_NAMES, tower_name):
             return None
         start = ""
         timm_name = None
-        if in_tower and (match := re.match(self.blocks, inside)):
-            start = f"blocks.{match[1] or SCANNED}."
-            inside = inside[match.end() :]
-            timm_name = _renamed(inside, self.inner)
+        if in_tower and (match := re.match(self.blocks, tower_name)):
+            start = f"blocks.{match[1] or SCANNED_BLOCK}."
+            tower_name = tower_name[match.end() :]
+            timm_name = _translate_name(tower_name, self.inner)
         elif in_tower:
-            timm_name = _renamed(inside, self.outer)
+            timm_name = _translate_name(tower_name, self.outer)
         if timm_name is None and not start:
-            timm_name = _renamed(name, self.outside)
-        if timm_name is None and in_tower and not self.strict:
-            timm_name = inside
+            timm_name = _translate_name(name, self.outside)
+        if timm_name is None and in_tower and not self.is_strict:
+            timm_name = tower_name
         if not timm_name:
             tower = f" outside the tower {prefix[:-1]}" if prefix else ""
-            raise InputError(f"tensor {name} is not part of {self.title}{tower}")
+            raise InputError(f"tensor {name} is not part of {self.library}{tower}")
         return start + timm_name
 
 
-def _renamed(name, table):
+def _translate_name(name: str, table: Mapping[str, str]) -> str | None:
     """Translate a name by a table of tensors and modules; None if it is not listed."""
     for pattern, template in table.items():
         pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
@@ -78,7 +78,7 @@ def _renamed(name, table):
 # Ignored names outside the vision tower: the text tower of CLIP and SigLIP with its
 # logit scale and bias, optimizer states, self-distillation heads (DINO, DINOv2) and
 # decoders.
-IGNORED = (
+IGNORED_NAMES = (
     r"(text|text_model|text_projection|transformer|token_embedding|attn_mask|ln_final|"
     r"positional_embedding|logit_scale|logit_bias|input_resolution|context_length|"
     r"vocab_size|(params\.)?(txt|t|b)|opt|head\.(mlp|last_layer)|dino_head|ibot_head|decoder)"
@@ -86,23 +86,23 @@ IGNORED = (
 )
 
 
-QKV = "(q|k|v)(?:uery|ey|alue|_proj)"
+QKV_PATTERN = "(q|k|v)(?:uery|ey|alue|_proj)"
 FLAX_ATTENTION = "MultiHeadDotProductAttention_[01]"
-VIT = Layout(
+TRANSFORMERS_VIT = Naming(
     # Names in files and, since version 5, in memory, where DINOv3's blocks are below
     # "model". Poolers are left out, because no public head reads them.
-    title="transformers' ViT, DeiT and DINOv2",
+    library="transformers' ViT, DeiT and DINOv2",
     mark="embeddings.patch_embeddings.projection.weight",
     blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
     inner={
-        f"attention.(?:attention.)?{QKV}": r"attn.\1",
+        f"attention.(?:attention.)?{QKV_PATTERN}": r"attn.\1",
         "attention.(?:output.dense|o_proj)": "attn.proj",
         "layernorm_before|norm1": "norm1",
         "layernorm_after|norm2": "norm2",
         "intermediate.dense|mlp.(?:fc1|weights_in)": "mlp.fc1",
         "output.dense|mlp.(?:fc2|weights_out|down_proj)": "mlp.fc2",
         "mlp.gate_proj": "mlp.fc1_g",
-        "mlp.up_proj": "mlp.fc1",  # `_split` renames it to fc1_x if there is a gate
+        "mlp.up_proj": "mlp.fc1",  # fc1_x if there is a gate
         "layer_scale([12]).lambda1": r"ls\1.gamma",
     },
     outer={
@@ -113,19 +113,19 @@ VIT = Layout(
         "(?:layer)?norm": "norm",
     },
     outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
-    left_out=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
+    ignored=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
 )
-TIMM = Layout(
+TIMM_NAMING = Naming(
     # Also the original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a
     # timm trunk. DINOv2 saves blocks in chunks: blocks.CHUNK.BLOCK, where BLOCK counts
     # through all chunks. Rotary positions are computed from the grid, except for
     # learned ones (freqs). local_cls_norm serves the small crops in DINOv3's training.
-    title="timm's models",
+    library="timm's models",
     mark="patch_embed.proj.weight",
     blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
     inner={
         "gamma_([12])": r"ls\1.gamma",
-        f"attn.{QKV}": r"attn.\1",
+        f"attn.{QKV_PATTERN}": r"attn.\1",
         "attn.inner_attn_ln": "attn.norm",
         "mlp.w1": "mlp.fc1_g",
         "mlp.w2": "mlp.fc1_x",
@@ -135,24 +135,24 @@ TIMM = Layout(
     },
     outer={},
     outside={"visual.head.proj": "projection"},
-    left_out=r"decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
+    ignored=r"decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
     r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.|lm_head\.",
-    strict=False,
+    is_strict=False,
 )
-# The first layout whose mark is found wins, so the order matters: DINOv3's own models
+# The first naming whose mark is found wins, so the order matters: DINOv3's own models
 # also have TIMM's mark, and transformers' CLIP also has a class_embedding.
-LAYOUTS = (
-    Layout(
+NAMINGS = (
+    Naming(
         # Before linen, Flax numbered all modules of a block together (MlpBlock_3).
         # Linen numbers every kind of module on its own (MlpBlock_0).
-        title="Google's Flax files",
+        library="Google's Flax files",
         mark="embedding.kernel",
         # big_vision scans its blocks: one tensor holds all blocks and has no number.
         blocks=r"Transformer\.encoderblock(?:_(\d+))?\.",
         inner={
             "LayerNorm_0": "norm1",
             "LayerNorm_[12]": "norm2",
-            f"{FLAX_ATTENTION}.{QKV}": r"attn.\1",
+            f"{FLAX_ATTENTION}.{QKV_PATTERN}": r"attn.\1",
             f"{FLAX_ATTENTION}.out": "attn.proj",
             "MlpBlock_[03].Dense_0": "mlp.fc1",
             "MlpBlock_[03].Dense_1": "mlp.fc2",
@@ -164,26 +164,26 @@ LAYOUTS = (
             "Transformer.encoder_norm": "norm",
             "head": "head",
             "MAPHead_0.probe": "attn_pool.latent",
-            f"MAPHead_0.{FLAX_ATTENTION}.{QKV}": r"attn_pool.\1",
+            f"MAPHead_0.{FLAX_ATTENTION}.{QKV_PATTERN}": r"attn_pool.\1",
             f"MAPHead_0.{FLAX_ATTENTION}.out": "attn_pool.proj",
             "MAPHead_0.LayerNorm_0": "attn_pool.norm",
             "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
             "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
         },
     ),
-    VIT,
+    TRANSFORMERS_VIT,
     dataclasses.replace(
-        VIT,
-        title="transformers' DINOv3",
+        TRANSFORMERS_VIT,
+        library="transformers' DINOv3",
         mark="embeddings.patch_embeddings.weight",
         outside={},
     ),
-    Layout(
-        title="transformers' CLIP and SigLIP",
+    Naming(
+        library="transformers' CLIP and SigLIP",
         mark="embeddings.patch_embedding.weight",
         blocks=r"encoder\.layers\.(\d+)\.",
         inner={
-            f"self_attn.{QKV}": r"attn.\1",
+            f"self_attn.{QKV_PATTERN}": r"attn.\1",
             "self_attn.out_proj": "attn.proj",
             "layer_(norm[12])": r"\1",
             "(mlp.fc[12])": r"\1",
@@ -201,10 +201,10 @@ LAYOUTS = (
             "head.(mlp.fc[12])": r"attn_pool.\1",
         },
         outside={"visual_projection": "projection", "classifier": "mean_head"},
-        left_out=r"embeddings\.position_ids$",
+        ignored=r"embeddings\.position_ids$",
     ),
-    Layout(
-        title="OpenAI's CLIP and OpenCLIP",
+    Naming(
+        library="OpenAI's CLIP and OpenCLIP",
         mark="class_embedding",
         blocks=r"transformer\.resblocks\.(\d+)\.",
         inner={
@@ -222,48 +222,49 @@ LAYOUTS = (
             "ln_post": "norm",
             "proj": "projection.kernel",  # [in, out], like a Flax kernel
         },
-        norms_pooled=True,
+        may_norm_pooled=True,
     ),
     dataclasses.replace(
-        TIMM,
-        title="DINOv3's own models",
+        TIMM_NAMING,
+        library="DINOv3's own models",
         mark="storage_tokens",
-        inner=TIMM.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
+        inner=TIMM_NAMING.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
         outer={"storage_tokens": "reg_token"},
         outside={},
-        left_out=rf"{TIMM.left_out}|rope_embed\.periods$",  # an error in other layouts
+        # rope_embed.periods is an error in other namings.
+        ignored=rf"{TIMM_NAMING.ignored}|rope_embed\.periods$",
     ),
-    TIMM,
+    TIMM_NAMING,
 )
 
 
 # timm's names and our own, which identify a file without TIMM's mark, such as one with
 # a conv stem.
-TIMM_NAMES = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
-SHOWN_NAMES = 3  # names in an error message
+TIMM_NAME_PATTERN = r"blocks\.\d|patch_embed\.|pos_embed$|cls_token$|reducer\."
+NUM_SHOWN_NAMES = 3  # names in an error message
 # Name parts that wrappers insert: parallel training, torch.compile and activation
 # checkpointing. Training scripts put further parts in front of all names.
-_INSERTED = {
+_INSERTED_PARTS = {
     "module",
     "_orig_mod",
     "_checkpoint_wrapped_module",
     "_fsdp_wrapped_module",
 }
-_IN_FRONT = r"((model|net|network)\.)*"
-_VALUE = ".value"  # at the end of all names in a saved Flax NNX state
-SCANNED = "all"  # stands for the block number in a tensor of scanned blocks
+_FRONT_PATTERN = r"^((model|net|network)\.)*"
+_NNX_ENDING = ".value"  # at the end of all names in a saved Flax NNX state
+SCANNED_BLOCK = "all"  # stands for the block number in a tensor of scanned blocks
 
 
-def misshapen(name, shape, allowed):
+def shape_error(name: str, shape: tuple[int, ...], allowed: str) -> InputError:
     """Make the InputError for a tensor of the wrong shape."""
     return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
 
 
-def read_weights(
+def read_timm_tensors(
     path: str | os.PathLike | Mapping[str, Any],
     checkpoint: str | None = None,
     config: ViTConfig | None = None,
-) -> dict[str, np.ndarray]:
+) -> NamedArrays:
     """Read the tensors of a weights file, {timm's name: array}.
 
     Tensors that no model needs are never read.
@@ -272,139 +273,155 @@ def read_weights(
     checkpoint: the key of the wanted model in a file with several models
     config: as for `with_timm_names`
     """
-    with opened(path, checkpoint) as unread:
-        layout, names = timm_names(unread.tensors)
+    with open_tensors(path, checkpoint) as unread:
+        naming, names = timm_names(unread.tensors)
         state_dict = unread.read(names)
     try:
-        return _renamed_tensors(state_dict, layout, names, config)
+        return _translate_tensors(state_dict, naming, names, config)
     except InputError as error:
-        raise InputError(f"{title(path)}: {error}") from error
+        raise InputError(f"{weights_title(path)}: {error}") from error
 
 
-def timm_names(names: Collection[str]) -> tuple[Layout, dict[str, str]]:
-    """Find (the layout of a checkpoint, {name: timm's name}).
+def timm_names(names: Collection[str]) -> tuple[Naming, dict[str, str]]:
+    """Find (the naming of a checkpoint, {name: timm's name}).
 
     Text towers, decoders, poolers and self-distillation heads are left out.
     """
     dotted = _dotted_names(names)
-    layout, prefix = _layout([*dotted.values()])
-    named = {name: layout.timm_name(dotted[name], prefix) for name in names}
-    return layout, {name: of_timm for name, of_timm in named.items() if of_timm}
+    naming, prefix = _find_naming([*dotted.values()])
+    translated = {name: naming.timm_name(dotted[name], prefix) for name in names}
+    return naming, {name: by_timm for name, by_timm in translated.items() if by_timm}
 
 
 def with_timm_names(
     state_dict: Mapping[str, np.ndarray], config: ViTConfig | None = None
-) -> dict[str, np.ndarray]:
-    """Translate a state dict in any layout to {timm's name: array}.
+) -> NamedArrays:
+    """Translate a state dict of any library to {timm's name: array}.
 
-    Names in timm's layout are not checked here, but in `timm_tensors.from_timm`.
+    timm's own names are not checked here, but in `timm_tensors.from_timm`.
 
     config: resolves names with two meanings, such as a last norm before or after the
         pool; None: names are taken literally
     """
-    return _renamed_tensors(state_dict, *timm_names(state_dict), config)
+    return _translate_tensors(state_dict, *timm_names(state_dict), config)
 
 
-def _renamed_tensors(state_dict, layout, names, config):
-    """Translate tensors by `layout` and `names`, the results of `timm_names`."""
+def _translate_tensors(
+    state_dict: Mapping[str, np.ndarray],
+    naming: Naming,
+    names: Mapping[str, str],
+    config: ViTConfig | None,
+) -> NamedArrays:
+    """Translate tensors by `naming` and `names`, the results of `timm_names`."""
     renamed = {}
-    origin = {}  # {timm's name: name in the file}
+    file_names = {}  # {timm's name: name in the file}
     for name in [name for name in names if name in state_dict]:
-        for part, value in _unscanned(names[name], state_dict[name]).items():
-            if part in origin:
+        blocks = _split_scanned_blocks(names[name], state_dict[name])
+        for timm_name, tensor in blocks.items():
+            if timm_name in file_names:
                 raise InputError(
-                    f"tensors {origin[part]} and {name} are the same part, {part}"
+                    f"tensors {file_names[timm_name]} and {name} are the same part, "
+                    f"{timm_name}"
                 )
-            origin[part] = name
-            renamed[part] = value
-    masked = renamed.pop("mask_token", None) is not None
-    query = renamed.get("blocks.0.attn.q.kernel")  # Flax: [D, heads, d]
-    if config and np.ndim(query) == 3 and query.shape[1] != config.num_heads:
+            file_names[timm_name] = name
+            renamed[timm_name] = tensor
+    has_mask_token = renamed.pop("mask_token", None) is not None
+    query = renamed.get("blocks.0.attn.q.kernel", np.zeros(0))  # Flax: [D, heads, d]
+    if config and query.ndim == 3 and query.shape[1] != config.num_heads:
         raise InputError(
             f"num_heads is {config.num_heads}, but its tensors are of "
             f"{query.shape[1]} heads"
         )
     try:
-        tensors = _canonical(renamed)
+        tensors = _canonical_tensors(renamed)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"its tensors' shapes do not fit {layout.title}: {error}"
+            f"its tensors' shapes do not fit {naming.library}: {error}"
         ) from error
     if config is None:
         return tensors
     # A mask token beside q_bias marks EVA-02's pretrained weights. Their last norm may
     # be an fc_norm, because the public configs describe the fine-tuned models.
-    masked = masked and "blocks.0.attn.q_bias" in tensors
-    return _of_parts(tensors, config.arch, layout.norms_pooled or masked)
+    is_pretrained_eva = has_mask_token and "blocks.0.attn.q_bias" in tensors
+    may_norm_pooled = naming.may_norm_pooled or is_pretrained_eva
+    return _fit_norm_and_biases(tensors, config.arch, may_norm_pooled)
 
 
-def _of_parts(tensors, arch, norms_pooled):
+def _fit_norm_and_biases(
+    tensors: NamedArrays, arch: Architecture, may_norm_pooled: bool
+) -> NamedArrays:
     """Let `arch` decide between norm and fc_norm, and whether zero biases stay."""
     # Without arch.qkv_bias the attention biases are dropped, but only if all are 0, so
     # that no learned bias is lost.
-    if norms_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
+    if may_norm_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
         tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
-    bias = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
-    biases = [name for name in tensors if bias.fullmatch(name)]
+    bias_pattern = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
+    biases = [name for name in tensors if bias_pattern.fullmatch(name)]
     if arch.qkv_bias or any(np.any(tensors[name]) for name in biases):
         return tensors
     return {name: tensors[name] for name in tensors if name not in biases}
 
 
-def as_timm(
+def pack_for_timm(
     tensors: Mapping[str, np.ndarray], arch: Architecture, name: str | None
-) -> dict[str, np.ndarray]:
+) -> NamedArrays:
     """Convert canonical tensors (`timm_tensors.to_timm`) for timm's own classes.
 
     name: timm's architecture; any other name is allowed for a model timm lacks
     """
-    eva = registry.timm_class(name) == "Eva"
+    is_eva = registry.timm_class(name) == "Eva"
     # timm keeps q, k and v apart in EVA-02's models with sub-LN (an MLP norm and no key
     # bias). It packs both halves of a SwiGLU without a norm in models with position
     # embeddings.
-    apart = arch.mlp_norm and not arch.key_bias
+    keeps_qkv_apart = arch.mlp_norm and not arch.key_bias
     renamed = {}
     for name, tensor in tensors.items():
-        if eva:
+        if is_eva:
             name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
         attention, qkv, _ = name.partition("qkv.weight")
-        if qkv and apart:
-            for part, third in zip("qkv", np.split(tensor, 3), strict=True):
-                renamed[f"{attention}{part}_proj.weight"] = third
+        if qkv and keeps_qkv_apart:
+            for letter, third in zip("qkv", np.split(tensor, 3), strict=True):
+                renamed[f"{attention}{letter}_proj.weight"] = third
             continue
-        if apart:
+        if keeps_qkv_apart:
             name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", name)
         renamed[name] = tensor
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
-        gates = [name for name in renamed if ".mlp.fc1_g." in name]
-        for gate in gates:
-            halves = [renamed.pop(gate), renamed.pop(gate.replace("_g.", "_x."))]
-            renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
+        gate_names = [name for name in renamed if ".mlp.fc1_g." in name]
+        for gate_name in gate_names:
+            halves = [
+                renamed.pop(gate_name),
+                renamed.pop(gate_name.replace("_g.", "_x.")),
+            ]
+            renamed[gate_name.replace("_g.", ".")] = np.concatenate(halves)
     return renamed
 
 
-def _dotted_names(names):
+def _dotted_names(names: Collection[str]) -> dict[str, str]:
     """Map names to dotted names without the parts wrappers added."""
     dotted = {}
     for name in names:
-        parts = name.replace("/", ".").split(".")
-        dotted[name] = ".".join([part for part in parts if part not in _INSERTED])
-    prefix = re.match(_IN_FRONT, os.path.commonprefix([*dotted.values()]))[0]
+        name_parts = name.replace("/", ".").split(".")
+        dotted[name] = ".".join(
+            [part for part in name_parts if part not in _INSERTED_PARTS]
+        )
+    common_start = os.path.commonprefix([*dotted.values()])
+    prefix = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
     dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
-    if all(name.endswith(_VALUE) for name in dotted.values()):
-        dotted = {k: name.removesuffix(_VALUE) for k, name in dotted.items()}
+    if all(name.endswith(_NNX_ENDING) for name in dotted.values()):
+        dotted = {k: name.removesuffix(_NNX_ENDING) for k, name in dotted.items()}
     return dotted
 
 
-def _layout(tensors):
-    """Find (layout, prefix of the vision tower) from a checkpoint's tensor names."""
-    for layout in LAYOUTS:
+def _find_naming(names: Collection[str]) -> tuple[Naming, str]:
+    """Find (naming, prefix of the vision tower) from a checkpoint's tensor names."""
+    for naming in NAMINGS:
         prefixes = []
-        for name in tensors:
-            if f".{name}".endswith(f".{layout.mark}"):
-                prefixes.append(name.removesuffix(layout.mark))
+        for name in names:
+            if f".{name}".endswith(f".{naming.mark}"):
+                prefixes.append(name.removesuffix(naming.mark))
         if len(prefixes) > 1:
             prefixes.sort()
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
@@ -413,68 +430,74 @@ def _layout(tensors):
                 "hold one"
             )
         if prefixes:
-            return layout, prefixes[0]
-    if any(re.match(TIMM_NAMES, name) for name in tensors):
-        return TIMM, ""
-    names = ", ".join([*tensors][:SHOWN_NAMES])
-    raise InputError(f"it has tensors of an unsupported model, such as {names}")
+            return naming, prefixes[0]
+    if any(re.match(TIMM_NAME_PATTERN, name) for name in names):
+        return TIMM_NAMING, ""
+    examples = ", ".join([*names][:NUM_SHOWN_NAMES])
+    raise InputError(f"it has tensors of an unsupported model, such as {examples}")
 
 
-def _unscanned(name, tensor):
+def _split_scanned_blocks(name: str, tensor: np.ndarray) -> NamedArrays:
     """Split a tensor of scanned blocks into {name: tensor} with one entry per block."""
-    before, scan, after = name.partition(f"blocks.{SCANNED}.")
-    if not scan:
+    _, scanned, leaf_name = name.partition(f"blocks.{SCANNED_BLOCK}.")
+    if not scanned:
         return {name: tensor}
     if tensor.ndim == 0:
-        raise misshapen(name, tensor.shape, "an array whose first axis is blocks")
-    return {f"blocks.{block}.{after}": part for block, part in enumerate(tensor)}
+        raise shape_error(name, tensor.shape, "an array whose first axis is blocks")
+    return {f"blocks.{i}.{leaf_name}": tensor[i] for i in range(len(tensor))}
 
 
-def _canonical(tensors):
-    """Bring renamed tensors of any layout into the canonical layout."""
-    out = {}
+def _canonical_tensors(tensors: NamedArrays) -> NamedArrays:
+    """Bring renamed tensors of any library into the canonical form."""
+    canonical = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf == "kernel":
-            out[f"{module}.weight"] = _from_flax(module, tensor)
+            canonical[f"{module}.weight"] = _torch_weight(module, tensor)
         elif leaf == "scale":
-            out[f"{module}.weight"] = tensor
+            canonical[f"{module}.weight"] = tensor
         elif leaf == "bias":
-            out[name] = tensor.reshape(-1)  # Flax biases have an extra axis of heads
+            canonical[name] = tensor.reshape(
+                -1
+            )  # Flax biases have an extra axis of heads
         elif name == "pos_embed" and tensor.ndim == 1:
-            out[name] = tensor  # malformed; the comparison with the model reports it
-        elif name in ROWS and tensor.ndim != 3:
-            out[name] = tensor.reshape(1, -1, tensor.shape[-1])
+            canonical[name] = (
+                tensor  # malformed; the comparison with the model reports it
+            )
+        elif name in TOKEN_ROWS and tensor.ndim != 3:
+            canonical[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
             continue
         else:
-            out[name] = tensor
-    _stack(out)
-    _mask_keys(out)
-    _split(out)
-    _add_positions(out)
-    _name_head(out)
-    return out
+            canonical[name] = tensor
+    _stack_projections(canonical)
+    _apply_bias_masks(canonical)
+    _split_packed_layers(canonical)
+    _add_class_position(canonical)
+    _name_head(canonical)
+    return canonical
 
 
 # Token rows, [1, N, D] in timm.
-ROWS = "cls_token distillation_token register_tokens pos_embed attn_pool.latent".split()
+TOKEN_ROWS = """
+    cls_token distillation_token register_tokens pos_embed attn_pool.latent
+""".split()
 
 
-def _from_flax(module, kernel):
+def _torch_weight(module: str, kernel: np.ndarray) -> np.ndarray:
     """Turn a Flax kernel into a PyTorch weight: outputs first, heads flattened."""
     if kernel.ndim == 4:
         return kernel.transpose(3, 2, 0, 1)
     # q, k and v: [D, heads, d]; the output projection: [heads, d, D].
     if kernel.ndim == 3:
-        outputs = kernel[0].size
+        num_outputs = kernel[0].size
         if module.endswith(".proj"):
-            outputs = kernel.shape[-1]
-        kernel = kernel.reshape(-1, outputs)
+            num_outputs = kernel.shape[-1]
+        kernel = kernel.reshape(-1, num_outputs)
     return kernel.T
 
 
-def _stack(tensors):
+def _stack_projections(tensors: NamedArrays) -> None:
     """Stack the blocks' q, k and v, and an attention pool's k and v, in place.
 
     Without a key bias, the other biases become timm's q_bias and v_bias.
@@ -489,60 +512,58 @@ def _stack(tensors):
             letters = "kv"
         if letter not in letters:
             continue
-        parts = {projection: f"{module}.{projection}.{leaf}" for projection in letters}
-        lacking = [
-            projection for projection in letters if parts[projection] not in tensors
-        ]
-        if lacking == ["k"] and leaf == "bias" and letters == "qkv":
-            tensors[f"{module}.q_bias"] = tensors.pop(parts["q"])
-            tensors[f"{module}.v_bias"] = tensors.pop(parts["v"])
+        names = {part: f"{module}.{part}.{leaf}" for part in letters}
+        lacking_letters = [part for part in letters if names[part] not in tensors]
+        if lacking_letters == ["k"] and leaf == "bias" and letters == "qkv":
+            tensors[f"{module}.q_bias"] = tensors.pop(names["q"])
+            tensors[f"{module}.v_bias"] = tensors.pop(names["v"])
             continue
-        if lacking:
-            raise InputError(f"it has {name}, but not {parts[lacking[0]]}")
-        stack = [tensors.pop(part) for part in parts.values()]
-        tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
+        if lacking_letters:
+            raise InputError(f"it has {name}, but not {names[lacking_letters[0]]}")
+        projections = [tensors.pop(part) for part in names.values()]
+        tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(projections)
 
 
-def _mask_keys(tensors):
+def _apply_bias_masks(tensors: NamedArrays) -> None:
     """Apply DINOv3's masks to the q, k, v biases, in place."""
     # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel.
     # So the key bias is dropped if it is 0 or NaN in all blocks.
     thirds = {}  # {module: [q, k, v]}
-    masked = [name for name in tensors if name.endswith(".masked.bias")]
-    for name in masked:
+    masked_biases = [name for name in tensors if name.endswith(".masked.bias")]
+    for name in masked_biases:
         module = name.removesuffix(".masked.bias")
         bias = tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         if mask.shape != bias.shape:
             allowed = f"{bias.shape}, as qkv.bias"
-            raise misshapen(f"{module}.qkv.bias_mask", mask.shape, allowed)
+            raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed)
         bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
-        thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
-    keyless = True
+        thirds[module] = _equal_parts(f"{module}.qkv.bias", bias, 3)
+    all_keys_hidden = True
     for _, k, _ in thirds.values():
-        hidden = (k == 0) | np.isnan(k)
-        keyless = keyless and hidden.all()
+        is_hidden = (k == 0) | np.isnan(k)
+        all_keys_hidden = all_keys_hidden and is_hidden.all()
     for module, (q, k, v) in thirds.items():
-        if keyless:
+        if all_keys_hidden:
             tensors[f"{module}.q_bias"] = q
             tensors[f"{module}.v_bias"] = v
         else:
             tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
 
 
-def _parts(name, tensor, count):
-    """Split the tensor `name` into `count` equal parts."""
-    if tensor.ndim == 0 or len(tensor) % count:
-        raise misshapen(name, tensor.shape, f"{count} equal parts")
-    return np.split(tensor, count)
+def _equal_parts(name: str, tensor: np.ndarray, num_parts: int) -> list[np.ndarray]:
+    """Split the tensor `name` into equal parts."""
+    if tensor.ndim == 0 or len(tensor) % num_parts:
+        raise shape_error(name, tensor.shape, f"{num_parts} equal parts")
+    return np.split(tensor, num_parts)
 
 
-def _split(tensors):
+def _split_packed_layers(tensors: NamedArrays) -> None:
     """Split an attention pool's stacked projections and packed SwiGLUs, in place."""
     for leaf in ("weight", "bias"):
-        stacked = tensors.pop(f"attn_pool.qkv.{leaf}", None)
-        if stacked is not None:
-            q, *kv = _parts(f"attn_pool.qkv.{leaf}", stacked, 3)
+        qkv = tensors.pop(f"attn_pool.qkv.{leaf}", None)
+        if qkv is not None:
+            q, *kv = _equal_parts(f"attn_pool.qkv.{leaf}", qkv, 3)
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
     first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
@@ -550,21 +571,23 @@ def _split(tensors):
         module = name.removesuffix(".fc1.weight")
         has_gate = f"{module}.fc1_g.weight" in tensors
         # A packed first layer has twice the outputs the second layer reads.
-        last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
-        packed = last.ndim == 2 and tensors[name].shape[:1] == (2 * last.shape[1],)
-        if not has_gate and not packed:
+        second_layer = tensors.get(f"{module}.fc2.weight", np.zeros(0))
+        is_packed = second_layer.ndim == 2 and tensors[name].shape[:1] == (
+            2 * second_layer.shape[1],
+        )
+        if not has_gate and not is_packed:
             continue
         for leaf in ("weight", "bias"):
             tensor = tensors.pop(f"{module}.fc1.{leaf}", None)
             if tensor is None:
                 continue
             if not has_gate:  # packed: the gate is the first half (DINOv2's SwiGLUFFN)
-                gate, tensor = _parts(f"{module}.fc1.{leaf}", tensor, 2)
+                gate, tensor = _equal_parts(f"{module}.fc1.{leaf}", tensor, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
             tensors[f"{module}.fc1_x.{leaf}"] = tensor
 
 
-def _add_positions(tensors):
+def _add_class_position(tensors: NamedArrays) -> None:
     """Add the class token's position to the token, for DINOv2's registers, in place."""
     # DINOv2 inserts its registers after adding positions. In a model with registers
     # timm and this package have positions for patches only.
@@ -573,20 +596,20 @@ def _add_positions(tensors):
         return
     tensors["reg_token"] = registers
     positions = tensors.get("pos_embed")
-    first = tensors.get("cls_token")
-    if positions is None or first is None:
+    class_token = tensors.get("cls_token")
+    if positions is None or class_token is None:
         return
-    row = positions[:, :1].astype(np.float32)
-    tensors["cls_token"] = first.astype(np.float32) + row
+    class_position = positions[:, :1].astype(np.float32)
+    tensors["cls_token"] = class_token.astype(np.float32) + class_position
     tensors["pos_embed"] = positions[:, 1:]
 
 
-def _name_head(tensors):
+def _name_head(tensors: NamedArrays) -> None:
     """Rename a projection, or SigLIP's mean-of-patches head, to the head, in place."""
     # Without a head of its own, DeiT's distillation token acts as a register.
     if "distillation_token" in tensors:
-        token = "dist_token" if "head_dist.weight" in tensors else "reg_token"
-        tensors[token] = tensors.pop("distillation_token")
+        token_name = "dist_token" if "head_dist.weight" in tensors else "reg_token"
+        tensors[token_name] = tensors.pop("distillation_token")
     projection = tensors.pop("projection.weight", None)
     if projection is not None:
         zeros = np.zeros(len(projection), projection.dtype)
@@ -599,8 +622,8 @@ def _name_head(tensors):
                 "(CLIPForImageClassification), which is not supported"
             )
         # SiglipForImageClassification does not use its attention pool.
-        of_pool = [name for name in tensors if name.startswith("attn_pool.")]
-        for name in of_pool:
+        pool_names = [name for name in tensors if name.startswith("attn_pool.")]
+        for name in pool_names:
             del tensors[name]
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")

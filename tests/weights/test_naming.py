@@ -21,7 +21,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from imagepiece_jax.models.resize_positions import resize_grid
-from imagepiece_jax.weights import layouts
+from imagepiece_jax.weights import naming
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
@@ -89,29 +89,29 @@ WRAPPERS = ("module.model", "_orig_mod.module.net", "model._orig_mod.module")
 def test_wrappers_of_a_model_are_not_of_its_names(wrapped, inside):
     """In any order and number, and inside names; a classifier stands beside a tower."""
     tensors, _ = stored("transformers_vit")
-    expected = layouts.with_timm_names(tensors)
+    expected = naming.with_timm_names(tensors)
     renamed = {}
     for name in tensors:
         of_block = name.replace(".layer.0.", f".layer.0.{inside}")
         renamed[f"{wrapped}.{of_block}"] = tensors[name]
     assert len(renamed) == len(tensors)
-    chex.assert_trees_all_equal(layouts.with_timm_names(renamed), expected)
+    chex.assert_trees_all_equal(naming.with_timm_names(renamed), expected)
 
 
 def test_a_pooler_with_a_norm_is_of_another_model():
     """BEiT's, which reads a mean; ViT's has one layer, which is left out."""
     tensors, _ = stored("transformers_vit")
     tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
-    assert not any("pooler" in name for name in layouts.with_timm_names(tensors))
+    assert not any("pooler" in name for name in naming.with_timm_names(tensors))
     tensors["vit.pooler.layernorm.weight"] = np.ones(24)
     with refused("tensor vit.pooler.layernorm.weight is not part"):
-        layouts.with_timm_names(tensors)
+        naming.with_timm_names(tensors)
 
 
 def test_two_names_that_are_one_without_wrappers():
     names = ("blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight")
     with refused("are the same part, blocks.0.norm1.weight"):
-        layouts.with_timm_names(dict.fromkeys(names, np.ones(3)))
+        naming.with_timm_names(dict.fromkeys(names, np.ones(3)))
 
 
 def test_heads_that_kernels_show_are_compared(tmp_path):
@@ -191,7 +191,7 @@ SCALAR = {PROJ: np.zeros(3), "cls_token": np.array(1.0)}
 )
 def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, said):
     with refused(said):
-        layouts.with_timm_names(tensors)
+        naming.with_timm_names(tensors)
 
 
 def test_a_distillation_token_without_a_head_is_a_register(tmp_path):

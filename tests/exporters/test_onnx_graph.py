@@ -1,0 +1,102 @@
+"""Nodes that a graph rewrites: their values in JAX and in both runtimes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.exporters import onnx_graph
+from imagepiece_jax.exporters.onnx_model import wrap_graph
+from imagepiece_jax.exporters.onnx_primitives import add_equations
+from tests.helpers.onnx_runs import random_outputs, run_onnxruntime
+from tests.helpers.refused_calls import refused
+
+
+def whole(x):
+    """Integers of both signs, with repetitions."""
+    return (4 * x).astype(jnp.int32)
+
+
+@pytest.mark.parametrize(
+    "fn, shapes",
+    [
+        (lambda x, y: (x.transpose(1, 0, 2) + y) * 2, [(3, 4, 5), (1, 1, 5)]),
+        (lambda x, y: (x.T - y).T * x, [(3, 4), (4, 1)]),
+        (lambda x: jnp.where(x.T > 0.5, x.T, 0.0).T, [(3, 4)]),
+        (lambda x: x.transpose(1, 2, 0).transpose(1, 0, 2).sum(1), [(3, 4, 5)]),
+        (lambda x: jnp.sum(x > 0, axis=1).astype(float), [(3, 4, 5)]),
+        (lambda x: jnp.concatenate(jnp.split(x, [1, 3], 2)[::-1], 2), [(3, 4, 5)]),
+        (lambda x: x[:, ::-1, ::-1] - x, [(3, 4, 5)]),
+        (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
+        (lambda x: (1 * x.mean(1, keepdims=True) + 0) ** 1.0 / 1, [(3, 4, 5)]),
+        (lambda x: x.sum(1) / 5, [(3, 4, 5)]),  # of four
+        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:8], [(3, 4, 5)]),  # a part
+        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:7], [(3, 4, 5)]),
+        (lambda x: jnp.concatenate([x, 2 * x], 2)[:, 1:3], [(3, 4, 5)]),
+        (lambda x: x[1:, 1:, ::2][:, :, 1:][:, ::2], [(3, 4, 5)]),
+        (lambda x: jnp.broadcast_to(x[:, :1, None], (3, 2, 4, 5)), [(3, 4, 5)]),
+        (lambda x: whole(x), [(3, 40)]),
+        (lambda x: jax.lax.div(whole(x), jnp.int32(3)), [(3, 40)]),
+        (lambda x: jax.lax.rem(whole(x), jnp.int32(3)), [(3, 40)]),
+        (lambda x: jax.lax.div(whole(x), jnp.int32(-3)), [(3, 40)]),
+        (lambda x: jax.lax.rem(x, 0.3), [(3, 40)]),
+        (lambda x: whole(x) // 3 + 4 * (whole(x) % 3), [(3, 40)]),
+        (lambda x: jnp.sign(x) + jnp.maximum(x, -2 * x), [(3, 40)]),
+        (lambda x: jnp.minimum(jnp.maximum(x, -0.5), 0.25), [(3, 40)]),
+        (lambda x: jnp.where(x > 0, x > 1, x < -1), [(3, 40)]),
+        (lambda x: jnp.argmax(whole(x), axis=1) - jnp.argmin(x, axis=1), [(3, 40)]),
+    ],
+)
+def test_rewritten_nodes_give_the_same(fn, shapes):
+    want, *others = random_outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
+    for each in others:
+        np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_side_may_be_a_multiple_of_an_open_batch():
+    def with_ones(x):
+        rows = x.reshape(-1, 2)
+        return jnp.concatenate([rows, jnp.ones((rows.shape[0], 1))], axis=1)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 6), np.float32)
+    entry = onnx_graph.Value(images.shape, images.dtype, "images")
+    graph = onnx_graph.Graph(entry)
+    (out,) = add_equations(graph, jax.make_jaxpr(with_ones)(images), [entry])
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+    for each in run_onnxruntime(wrap_graph(graph.graph_proto({"logits": out})), x):
+        np.testing.assert_array_equal(each, with_ones(x))
+
+
+def test_the_size_of_an_open_batch_is_no_number():
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 6), np.float32)
+    entry = onnx_graph.Value(images.shape, images.dtype, "images")
+    mean = jax.make_jaxpr(lambda x: x.mean(0))(images)
+    with refused("the model"):
+        add_equations(onnx_graph.Graph(entry), mean, [entry])
+
+
+def custom_sum(x):
+    return jax.lax.reduce(x, 0.0, lambda a, b: a + 2 * b, (1,))
+
+
+def reversed_padding(x):
+    kernel = jnp.ones((2, 3, 1))
+    axes = ("NHC", "HIO", "NHC")
+    return jax.lax.conv_general_dilated(x, kernel, (1,), [(-1, 0)], (1,), (1,), axes)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        jnp.sort,
+        lambda x: jnp.int32(x) & 1,
+        custom_sum,
+        reversed_padding,
+        lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0),  # beyond its array
+    ],
+)
+def test_what_has_no_operator_is_refused(fn):
+    with refused("the model"):
+        random_outputs(fn, (2, 4, 3))

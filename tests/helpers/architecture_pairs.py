@@ -1,0 +1,78 @@
+"""Tiny models of public architectures; a few cover every pair of fields."""
+
+import dataclasses
+import itertools
+
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.architecture import Architecture
+from tests.helpers import tiny_vit
+from tests.models.test_vit_families import FAMILIES
+
+# These fields fit two blocks; a method's own fit three.
+TWO_BLOCK_FIELDS = {
+    "blocks": (0, 1),
+    "counts": (23, 19),
+    "prune": (22, 17),
+    "merge": (19, 14),
+    "block": 0,
+    "prune_blocks": (0,),  # in the last block it would prune logits
+    "merge_blocks": (1,),
+}
+
+
+def short_model(name, arch=None):
+    """A model of two or three blocks, reduced in two of them."""
+    reduction = tiny_vit.small(name)
+    if name in ("mctf", "token_pooling"):  # they begin at the second block
+        return tiny_vit.model(reduction, depth=3, arch=arch)
+    typed = [field for field in TWO_BLOCK_FIELDS if f":{field}=" in reduction]
+    reduction = tiny_vit.changed(
+        reduction, **{field: TWO_BLOCK_FIELDS[field] for field in typed}
+    )
+    return tiny_vit.model(reduction, depth=2, arch=arch)
+
+
+# One public model of each architecture, and of each form of rotary positions.
+PUBLIC = {str(row["arch"]): name for name, row in registry.public_models().items()}
+ARCHITECTURES = {
+    name: Architecture(**registry.public_models()[name]["arch"])
+    for name in PUBLIC.values()
+}
+ROTARY = {str(arch.rotary): name for name, arch in ARCHITECTURES.items() if arch.rotary}
+
+
+def field_pairs(arch):
+    """Pairs of (field, value). Registers and rotary count as absent or present."""
+    fields = dataclasses.asdict(arch)
+    fields["registers"] = arch.registers > 0
+    fields["rotary"] = arch.rotary is not None
+    values = [(name, str(value)) for name, value in fields.items()]
+    return set(itertools.combinations(values, 2))
+
+
+def covering_architectures(archs):
+    """Names of a few architectures with every field pair of `archs` ({name: arch})."""
+    pairs_of_name = {name: field_pairs(arch) for name, arch in sorted(archs.items())}
+    missing = set().union(*pairs_of_name.values())
+    chosen = []
+    while missing:
+        chosen.append(
+            max(pairs_of_name, key=lambda name: len(pairs_of_name[name] & missing))
+        )
+        missing -= pairs_of_name[chosen[-1]]
+    for name in chosen[:]:  # later choices may cover an early one
+        others = [other for other in chosen if other != name]
+        covered = set().union(*(pairs_of_name[other] for other in others))
+        if pairs_of_name[name] <= covered:
+            chosen = others
+    return chosen
+
+
+def narrow_model(name, reduction=None, depth=2):
+    """A tiny model of a named architecture, on a tiny grid."""
+    arch = (FAMILIES | ARCHITECTURES)[name]
+    return tiny_vit.model(reduction, arch=arch, embed_dim=24, depth=depth)
+
+
+MERGED = tiny_vit.changed(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+MEANS = "token_learner:num_tokens=8:block=0"

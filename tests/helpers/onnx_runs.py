@@ -1,0 +1,126 @@
+"""ONNX graphs of tests, in onnxruntime and in OpenVINO, beside JAX."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.exporters import onnx_graph
+from imagepiece_jax.exporters.onnx_model import build_onnx_model, wrap_graph
+from imagepiece_jax.exporters.onnx_primitives import add_equations
+from imagepiece_jax.models.pretrained import Pretrained
+from tests.helpers import tiny_vit
+from tests.helpers.rounding import assert_close
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+openvino = pytest.importorskip("openvino")
+FORBIDDEN_OPERATORS = {"Loop", "If", "Scan", "NonZero", "Unique", "Compress", "Scatter"}
+FORBIDDEN_OPERATORS |= {"ScatterElements", "ScatterND", "SequenceAt", "Range", "Einsum"}
+IMAGEPIECE = tiny_vit.changed(tiny_vit.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,))
+EVIT = tiny_vit.changed(tiny_vit.EVIT, blocks=(0,))
+
+
+def open_session(graph):
+    """A session of onnxruntime, with its usual optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run_onnxruntime(graph, *batches):
+    """Logits of each batch by onnxruntime."""
+    session = open_session(graph)
+    return [session.run(None, {"images": np.asarray(images)})[0] for images in batches]
+
+
+def run_openvino(graph, *batches):
+    """Logits of each batch by OpenVINO on a CPU, in float32 throughout."""
+    core = openvino.Core()
+    model = core.read_model(graph.SerializeToString())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [compiled([np.asarray(images)])[0] for images in batches]
+
+
+def run_file(path, images):
+    """Logits by onnxruntime and by OpenVINO, from a file."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    compiled = openvino.Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return session.run(None, {"images": images})[0], compiled([images])[0]
+
+
+@functools.cache
+def jax_example(model, side):
+    """Variables, two images, and JAX's logits of a model."""
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images(2, side=side)
+    return variables, images, jax_logits(model, variables, images)
+
+
+def jax_logits(model, variables, images):
+    """JAX's logits, without compiling the other outputs."""
+    run = tiny_vit.jit(lambda *args: model.apply(*args).logits)
+    return run(variables, images)
+
+
+def check_graph(
+    model,
+    side=tiny_vit.SIDE,
+    batch_size=None,
+    gathers=False,
+    runtimes=(run_onnxruntime, run_openvino),
+):
+    """Return the graph of `model` after comparing its logits with JAX's."""
+    variables, images, expected = jax_example(model, side)
+    vit = Pretrained(model, variables)
+    graph = build_onnx_model(vit, batch_size=batch_size, gathers=gathers)
+    onnx.checker.check_model(graph, full_check=True)
+    assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
+    assert not nodes_with_row_constants(graph.graph)
+    counts = (2, 1) if batch_size is None else (batch_size,)
+    for runtime in runtimes:
+        logits = runtime(graph, *(images[:count] for count in counts))
+        for count, rows in zip(counts, logits, strict=True):
+            assert_close(rows, expected[:count], units=256)
+    return graph
+
+
+def nodes_with_row_constants(graph):
+    """Names of nodes that join row sums and row constants: OpenVINO gets them wrong."""
+    producers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    node_names = []
+    for node in graph.node:
+        kinds = [getattr(producers.get(name), "op_type", "") for name in node.input]
+        shapes = [constants[name].dims for name in node.input if name in constants]
+        per_row = [dims for dims in shapes if np.prod(dims) > 1 and dims[-1] == 1]
+        is_sum = any(kind.startswith("Reduce") for kind in kinds)
+        if node.op_type in ("Add", "Div", "Mul", "Sub") and is_sum and per_row:
+            node_names.append(node.name)
+    return node_names
+
+
+def random_outputs(fn, *shapes, gathers=False):
+    """Outputs of `fn` for random arrays: by JAX, onnxruntime and OpenVINO."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    return function_outputs(fn, *arrays, gathers=gathers)
+
+
+def function_outputs(fn, *arrays, gathers=False):
+    """Outputs of `fn` for arrays. The first array is the graph's input."""
+    entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
+    graph = onnx_graph.Graph(entry, gathers)
+    constants = map(onnx_graph.Value.constant, arrays[1:])
+    (out,) = add_equations(graph, jax.make_jaxpr(fn)(*arrays), [entry, *constants])
+    expected = fn(*arrays)
+    finished = graph.graph_proto({"logits": graph.expand(out, expected.shape)})
+    model = wrap_graph(finished)
+    results = run_onnxruntime(model, arrays[0]) + run_openvino(model, arrays[0])
+    return expected, *results

@@ -1,0 +1,113 @@
+"""Short recoveries of tiny models: slowed down, interrupted, or stopped early."""
+
+import signal
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.recovery import recover, recovery_step
+from tests.helpers import tiny_vit
+from tests.helpers.oracles import softmax
+
+DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
+MERGING = "tome:r=5"
+SIDE = tiny_vit.SIDE
+
+
+def reduced_model(reduction=DROPPING, **options):
+    """A model of two blocks: a loss in the first shows in the second."""
+    return tiny_vit.pretrained(reduction, depth=2, **options)
+
+
+def noise(count=48, side=SIDE, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def slow_kl(teacher, student):
+    """KL(teacher || student), slowly, in float64."""
+    p = softmax(teacher)
+    return np.sum(p * (np.log(p) - np.log(softmax(student))), axis=-1)
+
+
+def run_recovery(vit, images=None, **fields):
+    images = noise() if images is None else images
+    options = {"steps": 8, "batch_size": 8, **fields}
+    return imagepiece_jax.recover(vit, images, **options)
+
+
+def held_out_logits(vit):
+    """A model's logits for the held-out images of `noise`, float64."""
+    images = noise()[np.linspace(0, 47, 16).round().astype(int)]
+    images = imagepiece_jax.normalize(images, vit.config.mean, vit.config.std)
+    return tiny_vit.logits(vit.model)(vit.variables, images).astype(float)
+
+
+def interrupt_step(monkeypatch, step, presses=1):
+    """Press Ctrl-C in a training step. Returns a list of all steps' arguments."""
+    train_step = recovery_step.StudentFit.train_step
+    taken = []
+
+    def interrupted(self, *args):
+        taken.append(args)
+        if len(taken) == step:
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+        return train_step(self, *args)
+
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", interrupted)
+    return taken
+
+
+def slow_down(monkeypatch, clock, name, seconds, first=None):
+    """Let a StudentFit method take `seconds` by the clock, its first call `first`."""
+    call = getattr(recovery_step.StudentFit, name)
+    calls = []
+
+    def slowly(self, *args):
+        clock[0] += seconds if calls or first is None else first
+        calls.append(args)
+        return call(self, *args)
+
+    monkeypatch.setattr(recovery_step.StudentFit, name, slowly)
+
+
+def record_progress(monkeypatch):
+    """Returns a list that gets (bar, progress, steps taken) at each update."""
+    shown = []
+    taken = []
+    train_step = recovery_step.StudentFit.train_step
+    update = recover.ProgressBar.update
+
+    def counted(self, *args):
+        taken.append(args)
+        return train_step(self, *args)
+
+    def updated(self, n):
+        update(self, n)
+        if taken:  # training, not reading images
+            shown.append((self, self.n, len(taken)))
+
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", counted)
+    monkeypatch.setattr(recover.ProgressBar, "update", updated)
+    return shown
+
+
+def source_names(source):
+    """Names of a source's images."""
+    return [source.image_name(index) for index in range(len(source))]
+
+
+def split_only(monkeypatch, vit, images):
+    """The learned and the held-out images of `recover`, which stops there."""
+    split_images = recover.split_images
+
+    def split_and_stop(*args):
+        raise LookupError(split_images(*args))
+
+    monkeypatch.setattr(recover, "split_images", split_and_stop)
+    with pytest.raises(LookupError) as stopped:
+        imagepiece_jax.recover(vit, images, batch_size=8)
+    (parts,) = stopped.value.args
+    return parts.learned, parts.held_out

@@ -1,0 +1,161 @@
+"""The course of a recovery: rates, divergence, Ctrl-C, minutes and progress."""
+
+import itertools
+import signal
+
+import chex
+import numpy as np
+import pytest
+
+from imagepiece_jax.recovery import recover, recovery_step
+from tests.helpers.recovery_trials import (
+    interrupt_step,
+    record_progress,
+    run_recovery,
+    slow_down,
+)
+from tests.helpers.rounding import assert_close
+
+pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
+
+
+def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
+    taken = interrupt_step(monkeypatch, step=0)
+    (report,) = run_recovery(vit, steps=80).recovery.variants
+    rates = [rate for _, rate in taken]
+    assert len(rates) == 1 + 80
+    assert rates[0] == 0  # the one that compiles
+    highest = 0.002 * 0.5**0.5
+    assert report.lr == pytest.approx(highest)
+    shares = (np.arange(80) + 0.5) / 80
+    expected = highest * (1 + np.cos(np.pi * shares)) / 2
+    expected[:4] *= shares[:4] / 0.05
+    assert_close(np.array(rates[1:]), expected)
+
+
+@pytest.mark.parametrize("kind, restarts", [("nan", 1), ("twice", 1), ("nan", 2)])
+def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, restarts):
+    """At a quarter of the rate, from the start, which is said once."""
+    taken = interrupt_step(monkeypatch, step=0)
+    train_step = recovery_step.StudentFit.train_step
+    measure = recovery_step.StudentFit.image_metrics
+
+    def diverging(self, *args):
+        loss = train_step(self, *args)
+        return loss * np.nan if kind == "nan" and len(taken) in bad else loss
+
+    def worse(self, *args):
+        measured = measure(self, *args)
+        if kind == "twice" and len(taken) == 5:  # a tenth of the steps
+            measured["distance"] = measured["distance"] * 3
+        return measured
+
+    bad = [4, 7][:restarts]  # the third step of an attempt, after that which compiles
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", diverging)
+    monkeypatch.setattr(recovery_step.StudentFit, "image_metrics", worse)
+    found = run_recovery(vit, steps=40)
+    (report,) = found.recovery.variants
+    assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
+    assert report.steps == 40
+    assert len(taken) == 1 + {"nan": 3 * restarts, "twice": 4}[kind] + 40
+    assert caplog.text.count("diverged") == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(recovery_step, "REFERENCE_LR", 0.002 / 4**restarts)
+    chex.assert_trees_all_equal(run_recovery(vit, steps=40).variables, found.variables)
+
+
+def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
+    interrupt_step(monkeypatch, 30, presses=3)
+    before = signal.getsignal(signal.SIGINT)
+    stopped = run_recovery(vit, steps=40)
+    assert signal.getsignal(signal.SIGINT) is before
+    (report,) = stopped.recovery.variants
+    assert report.stopped and report.changed
+    assert report.steps == 29  # without the one that compiles
+    assert report.after < report.before
+    assert report.curve[-1] == (29, report.after)
+    assert "so far are kept" in caplog.text
+
+
+def test_ctrl_c_before_the_first_step_is_raised(vit, monkeypatch, caplog):
+    interrupt_step(monkeypatch, 1)  # while it compiles
+    with pytest.raises(KeyboardInterrupt):
+        run_recovery(vit, steps=40)
+    assert caplog.text.count(recover.NOTHING_BETTER) == 1
+
+
+@pytest.mark.usefixtures("useless")
+def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, caplog):
+    interrupt_step(monkeypatch, 10)
+    stopped = run_recovery(vit, steps=40)
+    (report,) = stopped.recovery.variants
+    assert report.stopped and not report.changed
+    chex.assert_trees_all_equal(stopped.variables, vit.variables)
+    assert caplog.text.count(recover.NOTHING_BETTER) == 1
+
+
+@pytest.mark.parametrize("step, other", [(1.0, 0.1), (40.0, 1.0), (1.0, 200.0)])
+def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
+    """On a busy machine compiling and a measure take longer than all 150 s."""
+    taken = interrupt_step(monkeypatch, step=0)
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow_down(monkeypatch, clock, "train_step", step, first=other)
+    slow_down(monkeypatch, clock, "image_metrics", other)
+    (report,) = run_recovery(vit, steps=None, minutes=2.5).recovery.variants
+    assert report.seconds == pytest.approx(clock[0], abs=0.1)
+    assert report.steps == 150 // step  # the rate ends near 0
+    assert report.curve[-1][0] == report.steps == len(taken) - 1
+    assert report.changed
+    if step == 1.0:
+        assert taken[-1][1] < 1e-3 * report.lr
+
+
+@pytest.mark.parametrize("step", [14, 6])
+def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step):
+    """Of the first and the second, in which nothing was better yet; none follows."""
+    train_step = recovery_step.StudentFit.train_step
+
+    def first_alone(self, pixels, lr):
+        if len(taken) > 9:  # of the second cost no number moves
+            lr = 0.0
+        return train_step(self, pixels, lr)
+
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", first_alone)
+    taken = interrupt_step(monkeypatch, step)
+    stopped = run_recovery(public)
+    assert len(taken) == step
+    variants = stopped.recovery.variants
+    assert [variant.changed for variant in variants] == [True]
+    assert "so far are kept" in caplog.text
+
+
+def test_progress_has_one_total_for_all_costs(public, monkeypatch):
+    """In steps, from after the compilation; what diverged does not count twice."""
+    shown = record_progress(monkeypatch)
+    taken = interrupt_step(monkeypatch, step=0)
+    train_step = recovery_step.StudentFit.train_step
+
+    def once_not_finite(self, *args):
+        return train_step(self, *args) * (np.nan if len(taken) == 5 else 1)
+
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", once_not_finite)
+    run_recovery(public)
+    (bar,) = {bar for bar, _, _ in shown}
+    assert bar.total == 24
+    assert [n for _, n, _ in shown] == [1, 2, 3, 4, *range(1, 25)]
+    assert shown[0][2] == 2  # one compiled
+
+
+def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
+    slow_down(monkeypatch, clock, "train_step", 5.0)
+    slow_down(monkeypatch, clock, "image_metrics", 7.0)
+    shown = record_progress(monkeypatch)
+    found = run_recovery(public, steps=None, minutes=3.0)
+    (bar,) = {bar for bar, _, _ in shown}
+    assert bar.total == 180
+    assert [cost.steps for cost in found.recovery.variants] == [12, 12, 12]
+    parts = (range(start + 5, start + 61, 5) for start in (0, 60, 120))
+    assert [n for _, n, _ in shown] == [*itertools.chain(*parts)]

@@ -1,0 +1,49 @@
+"""Steps of a recovery: trained parameters and step sizes."""
+
+import chex
+import numpy as np
+import pytest
+
+from imagepiece_jax.models import recovery_record
+from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
+from imagepiece_jax.recovery import recovery_step
+from tests.helpers import tiny_vit
+from tests.helpers.recovery_trials import noise
+
+
+@pytest.mark.parametrize("which", TRAINED)
+def test_only_what_is_chosen_is_trained(which):
+    params = tiny_vit.variables(tiny_vit.model(arch={"layer_scale": True}))["params"]
+    part = trained_part(params, which)
+    names = recovery_record.flat_params(part).keys()
+    every = recovery_record.flat_params(params).keys()
+    norms = {name for name in every if "norm" in name}
+    others = {name for name in every if name.endswith(("bias", "gamma"))}
+    assert names == {"all": every, "biases": norms | others, "norms": norms}[which]
+    chex.assert_trees_all_equal(with_trained(params, part), params)
+
+
+def test_a_step_is_relative_to_the_size_of_a_parameter():
+    draw = np.random.default_rng(0)
+    assert recovery_step.step_size("bias", np.zeros(8)) == pytest.approx(0.05)
+    for name, share, values in (
+        ("kernel", 1 / 4, draw.normal(0, 0.1, (16, 5))),
+        ("scale", 1, draw.normal(2, 0.5, 8)),
+        ("pos_embed", 1, draw.normal(0, 2, (1, 17, 8))),
+    ):
+        step = share * np.sqrt(np.mean(values**2))
+        assert recovery_step.step_size(name, values) == pytest.approx(step, rel=1e-5)
+
+
+def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
+    recipe = recovery_step.RecoveryRecipe(batch_size=8, parameters="all")
+    teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
+    fit = recovery_step.StudentFit(vit, recipe, teacher)
+    before = fit.host_state().trained
+    fit.train_step(noise(8)[None], 1e-3)
+    after = fit.host_state().trained
+    for name in ("kernel", "bias"):
+        old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
+        moved = np.abs(new - old)
+        step = 1e-3 * float(recovery_step.step_size(name, old))
+        assert np.median(moved) == pytest.approx(step, rel=0.01)

@@ -1,0 +1,186 @@
+"""Config files of timm's models."""
+
+import dataclasses
+
+import pytest
+
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.weights import timm_config
+from imagepiece_jax.weights.described import parse_config
+from tests.helpers import named_models
+from tests.helpers.config_files import (
+    CLIP_PIXELS,
+    DISTILLED_NAME,
+    EVA_NAME,
+    GATED_NAME,
+    HALF_PIXELS,
+    IMAGENET_PIXELS,
+    timm_file,
+)
+from tests.helpers.refused_calls import refused
+
+
+def test_timms_form():
+    """Also from before its fields were grouped."""
+    found = parse_config(timm_file(), {})
+    config = found.config
+    assert config == registry.model_config("vit_small_patch14_reg4_dinov2.lvd142m")
+    assert (config.image_size, config.num_classes) == (518, 0)
+    assert {"mean": config.mean, "std": config.std} == IMAGENET_PIXELS
+    assert config.preprocessing == Preprocessing(518, crop=1.0)
+    assert found.class_names is None
+    config = timm_file()
+    assert parse_config(config.pop("pretrained_cfg") | config, {}) == found
+
+
+USUAL = {"in_chans": 3, "num_classes": 512, "global_pool": "token"}
+TUNED = {
+    "tag": "openai",
+    "input_size": [3, 224, 224],
+    **CLIP_PIXELS,
+    "num_classes": 512,
+}
+
+
+@pytest.mark.parametrize(
+    "changes, arguments, tag",
+    [
+        ({}, {}, ".openai"),
+        ({}, USUAL | {"img_size": [224, 224]}, ".openai"),  # what timm itself writes
+        ({}, {"img_size": 224}, ".openai"),
+        ({"num_classes": 10}, {}, ""),
+        ({"mean": [0.5, 0.5, 0.5]}, {}, ""),
+        ({}, {"depth": 12}, ""),
+        ({}, {"global_pool": "avg"}, ""),
+        ({}, {"img_size": [240, 240]}, ""),
+    ],
+)
+def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, tag):
+    """timm's push_to_hf_hub keeps it, but timm trained with its own, exact, GELU."""
+    name = "vit_base_patch16_clip_224"
+    config = timm_file(architecture=name, model_args=arguments)
+    del config["num_classes"]
+    config["pretrained_cfg"] |= TUNED | changes
+    said = parse_config(config, {}).config
+    assert said.name == name + tag
+    assert said.arch.gelu == ("quick" if tag else "exact")
+    assert (said.problem_type == "projection") == bool(tag)
+    config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
+    assert parse_config(config, {}).config.arch.gelu == "tanh"
+
+
+@pytest.mark.parametrize(
+    "fields, names",
+    [
+        ({"label_names": ["a", "b", "c"]}, ("a", "b", "c")),
+        ({"label_names": {"0": "a", "2": "c"}}, ("a", None, "c")),
+        (
+            {"label_names": ["n1", "n2", "n3"], "label_descriptions": {"n2": "cat"}},
+            ("n1", "cat", "n3"),
+        ),
+    ],
+)
+def test_labels_of_timms_form(fields, names):
+    assert parse_config(timm_file(num_classes=3, **fields), {}).class_names == names
+
+
+@pytest.mark.parametrize("name", registry.public_models())
+def test_the_arguments_of_timms_class_make_its_parts(name):
+    images = {"preprocessing": Preprocessing(224)} | HALF_PIXELS
+    config = timm_config.build_architecture_config(name, images)
+    assert timm_config.apply_model_args(config, {}) == config
+
+
+def test_names_from_before_timm_0_9():
+    images = {"input_size": [3, 224, 224], **HALF_PIXELS}
+    former = {"architecture": "vit_small_patch16_224_dino", "num_classes": 0} | images
+    found = parse_config(former, {}).config
+    assert found.name.startswith("vit_small_patch16_224")
+    tuned = former | {"architecture": "vit_base_patch16_224_in21k", "num_classes": 3}
+    found = parse_config(tuned, {}).config
+    assert (found.name, found.num_classes) == ("vit_base_patch16_224", 3)
+    with refused("vit_base_patch16_of_nobody"):
+        parse_config(tuned | {"architecture": "vit_base_patch16_of_nobody"}, {})
+
+
+@pytest.mark.parametrize(
+    "arguments, wanted",
+    [
+        ({"img_size": 224}, {"image_size": 224}),
+        ({"act_layer": "gelu_tanh", "drop_path_rate": 0.1}, {"gelu": "tanh"}),
+        ({"mlp_ratio": 2.0, "embed_dim": 36}, {"mlp_ratio": 2.0, "embed_dim": 36}),
+        ({"mlp_ratio": 0.3}, {"mlp_ratio": 115 / 384}),  # timm cuts to whole numbers
+    ],
+)
+def test_arguments_that_leave_the_parts(arguments, wanted):
+    found = parse_config(timm_file(model_args=arguments), {}).config
+    usual = {"num_classes": 0, "image_size": 518, "crop": 1.0}
+    # Positions are resized as in timm's code, not as those of the published weights.
+    arch = Architecture(registers=4, prefix_positions=False, layer_scale=True)
+    fields = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
+    fields |= {"arch": arch} | IMAGENET_PIXELS | usual
+    assert found == dataclasses.replace(
+        named_models.config(None, **fields | wanted), name=REG4
+    )
+
+
+DEIT = "deit_tiny_patch16_224"
+GAP = {"global_pool": "avg"}
+TOKENS = {"reg_tokens": 2, "no_embed_class": True, "init_values": 1e-5}
+REGISTERS = {"registers": 2, "prefix_positions": False}
+MAP = {"global_pool": "map"}
+PREFIX = {"pool_include_prefix": True}
+REG4 = "vit_small_patch14_reg4_dinov2"
+
+
+# (architecture, arguments, fields of Architecture that they change)
+@pytest.mark.parametrize(
+    "name, arguments, wanted",
+    [
+        (DEIT, {"embed_dim": 36, "init_values": None}, {}),
+        (DEIT, TOKENS, REGISTERS | {"layer_scale": True}),
+        (DEIT, GAP, {"pool": "mean", "final_norm": False, "fc_norm": True}),
+        (DEIT, GAP | {"fc_norm": False}, {"pool": "mean"}),
+        (DEIT, MAP | {"class_token": False}, {"class_token": False, "pool": "map"}),
+        (DEIT, MAP | PREFIX, {"pool": "map"} | PREFIX),
+        ("test_vit3", {"pool_include_prefix": False}, {"pool_include_prefix": False}),
+        # A class whose map always reads the prefix.
+        (EVA_NAME, MAP, {"pool": "map", "final_norm": True, "fc_norm": False} | PREFIX),
+        (DEIT, {"final_norm": False}, {"final_norm": False}),
+        *((REG4, {"init_values": v}, {"layer_scale": bool(v)}) for v in (None, 0, 0.1)),
+        (
+            DEIT,
+            {"pre_norm": True, "qkv_bias": False},
+            {"pre_norm": True, "patch_bias": False, "qkv_bias": False},
+        ),
+        # timm would put another function into a gate, has another head to distill,
+        # and computes with neither.
+        *(
+            (GATED_NAME, {"act_layer": x}, {"resize": "antialias"})
+            for x in ("silu", "swish")
+        ),
+        (DISTILLED_NAME, {"fc_norm": False}, {}),
+        # Its name says that the mean has no norm behind it.
+        ("vit_base_patch16_gap_224", {"final_norm": False}, {"final_norm": False}),
+    ],
+)
+def test_arguments_that_change_the_parts(name, arguments, wanted):
+    config = timm_file(architecture=name, model_args=arguments, num_classes=0)
+    found = parse_config(config, {}).config
+    known = registry.model_config(name)
+    assert found.arch == dataclasses.replace(known.arch, **wanted)
+    for field in ("name", "num_heads", "patch_size", "embed_dim", "depth"):
+        assert getattr(found, field) == arguments.get(field, getattr(known, field))
+
+
+def test_a_rotary_model_of_timm_says_its_own_pool():
+    """timm writes global_pool whatever the model; only the head may be another."""
+    config = timm_file(architecture=EVA_NAME, model_args={"global_pool": "avg"})
+    own = registry.model_config(EVA_NAME).arch
+    assert parse_config(config, {}).config.arch == own
+    config["model_args"] = {"global_pool": "token"}
+    found = parse_config(config, {}).config.arch
+    assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
+    assert found.rotary == own.rotary

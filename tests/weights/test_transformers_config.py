@@ -1,0 +1,182 @@
+"""Config files of transformers' models."""
+
+import dataclasses
+
+import pytest
+
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.head import MULTI_LABEL, PROBLEM_TYPES
+from imagepiece_jax.weights.described import parse_config
+from tests.helpers import named_models
+from tests.helpers.config_files import (
+    CLASSIFIER_CONFIG,
+    CLIP_PIXELS,
+    HALF_PIXELS,
+    IMAGENET_PIXELS,
+    SQUARE_IMAGES,
+    TRANSFORMERS_FILES,
+    parse_transformers,
+)
+from tests.helpers.refused_calls import refused
+
+# What a file leaves out is as in the class of its type.
+TRANSFORMERS = {
+    "google/vit-base-patch16-224": HALF_PIXELS
+    | {"num_heads": 12, "norm_eps": 1e-12, "num_classes": 2}
+    | {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+    "facebook/dinov2-small": IMAGENET_PIXELS
+    | {"num_heads": 6, "norm_eps": 1e-6, "layer_scale": True}
+    | {"crop": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
+    "openai/clip-vit-large-patch14": CLIP_PIXELS
+    | {"num_heads": 16, "norm_eps": 1e-5, "gelu": "quick"}
+    | {"patch_bias": False, "pre_norm": True}
+    | {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+    "google/siglip-so400m-patch14-384": HALF_PIXELS
+    | {"num_heads": 16, "norm_eps": 1e-6, "gelu": "tanh"}
+    | {"class_token": False, "pool": "map"}
+    | {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_form(name):
+    config, processor = TRANSFORMERS_FILES[name].values()
+    found = parse_config(config, processor)
+    own = config.get("vision_config", config)
+    width = own["hidden_size"]
+    wanted = {
+        "num_classes": 0,
+        "image_size": own.get("image_size", 224),
+        "embed_dim": width,
+        "mlp_ratio": own.get("intermediate_size", 4 * width) / width,
+        "depth": own["num_hidden_layers"],
+        "patch_size": own["patch_size"],
+        "resize": "bicubic",
+        "rule": "transformers",
+    }
+    assert found.config == named_models.config(None, **wanted | TRANSFORMERS[name])
+    names = ("tench, Tinca tinca", "goldfish") if found.config.num_classes else None
+    assert found.class_names == names
+    is_projection = found.head_fields["problem_type"] == "projection"
+    assert is_projection == ("clip" in name)
+
+
+def preprocessing_fields(found):
+    """The fields of its Preprocessing but the size."""
+    fields = dataclasses.asdict(found.preprocessing)
+    del fields["image_size"]
+    return fields
+
+
+@pytest.mark.parametrize("size, gated", [("small", False), ("small_plus", True)])
+def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
+    """Which timm has with the mean of the patches; facebook/dinov3-vits16-pretrain."""
+    config = {
+        "model_type": "dinov3_vit",
+        "hidden_act": "silu" if gated else "gelu",
+        "key_bias": False,
+        "num_register_tokens": 4,
+        "query_bias": True,
+        "rope_theta": 100.0,
+        "use_gated_mlp": gated,
+    }
+    found = parse_transformers(config)
+    public = registry.model_config(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m").arch
+    assert found.arch == dataclasses.replace(public, pool="token")
+    assert found.image_size == 224
+    other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
+    arch = parse_transformers(config | other).arch
+    assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
+
+
+@pytest.mark.parametrize("size", [256, 354])
+def test_a_crop_gives_the_size_that_it_is_of(size):
+    """224 / (224 / 354) is a bit less than 354. DeiT's squashes and crops."""
+    processor = {"size": size, "crop_size": 224, "do_center_crop": True, "resample": 3}
+    found = parse_transformers({"model_type": "deit"}, processor)
+    assert int(224 / found.preprocessing.crop) == size
+    assert preprocessing_fields(found) == SQUASHED | {"crop": pytest.approx(224 / size)}
+
+
+def test_without_a_processor_nothing_says_how_images_are_normalized():
+    with refused("has no preprocessor_config.json", "or give config="):
+        parse_config({"model_type": "vit"}, {})
+
+
+# (file, mean and std, fields of a Preprocessing), by transformers' classes
+SQUASHED = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
+CENTERED = {"crop_mode": "center"}
+SQUASHED |= {"rule": "transformers", "resize": "deit"}
+
+
+@pytest.mark.parametrize(
+    "file, images, crop",
+    [
+        ({"do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}, {}),
+        ({"image_mean": 0.4, "resample": 3}, HALF_PIXELS | {"mean": (0.4,) * 3}, {}),
+        (
+            {"feature_extractor_type": "DeiTFeatureExtractor"},
+            HALF_PIXELS,
+            {"crop": 0.875},
+        ),
+        ({"image_processor_type": "CLIPImageProcessorFast"}, CLIP_PIXELS, CENTERED),
+        (
+            {"image_processor_type": "SiglipImageProcessor", "size": 224}
+            | {"crop_size": 112, "do_center_crop": True},
+            HALF_PIXELS,
+            {"crop": 0.5} | CENTERED,
+        ),
+        (
+            {"default_to_square": True, "size": 30, "do_center_crop": None},
+            HALF_PIXELS,
+            {},
+        ),
+    ],
+)
+def test_what_a_processor_leaves_out_is_as_in_its_class(file, images, crop):
+    found = parse_transformers({"model_type": "vit"}, file)
+    assert {"mean": found.mean, "std": found.std} == images
+    bilinear = {*file}.isdisjoint({"resample", *TYPES})
+    usual = SQUASHED | ({"interpolation": "bilinear"} if bilinear else {})
+    assert preprocessing_fields(found) == usual | crop
+
+
+TYPES = ("image_processor_type", "feature_extractor_type")
+ONE = {"id2label": {"0": "a"}}
+TWO = {"id2label": {"0": "a", "1": "b"}}
+
+
+@pytest.mark.parametrize(
+    "fields, task",
+    [
+        (TWO, "single_label_classification"),
+        (TWO | {"problem_type": None}, "single_label_classification"),
+        (TWO | {"problem_type": "multi_label_classification"}, MULTI_LABEL),
+        (TWO | {"problem_type": "regression"}, "regression"),
+        # The pipeline's rule for one class.
+        (ONE, MULTI_LABEL),
+        (ONE | {"problem_type": "single_label_classification"}, PROBLEM_TYPES[0]),
+        # No classifier, unless the weights have a head.
+        (ONE | {"architectures": ["ViTModel"]}, PROBLEM_TYPES[0]),
+    ],
+)
+def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
+    assert parse_transformers(CLASSIFIER_CONFIG | fields).problem_type == task
+
+
+def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
+    """As in CLIPConfig: what it leaves out is the default, not as in vision_config."""
+    later = {"hidden_size": 96, "num_hidden_layers": 3}
+    config = {"model_type": "clip", "vision_config": later}
+    assert parse_transformers(config).embed_dim == 96
+    config["vision_config_dict"] = {"num_hidden_layers": 5}
+    found = parse_transformers(config)
+    assert (found.embed_dim, found.depth) == (768, 5)
+
+
+def test_placeholders_are_no_names():
+    labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    found = parse_config(config | labels, SQUARE_IMAGES)
+    assert found.class_names is None
+    assert found.config.num_classes == 2
