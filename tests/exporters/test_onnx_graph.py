@@ -12,8 +12,8 @@ from tests.helpers.onnx_runs import random_outputs, run_onnxruntime
 from tests.helpers.refused_calls import refused
 
 
-def whole(x):
-    """Integers of both signs, with repetitions."""
+def whole_numbers(x):
+    """Integers of both signs, some repeated."""
     return (4 * x).astype(jnp.int32)
 
 
@@ -35,16 +35,19 @@ def whole(x):
         (lambda x: jnp.concatenate([x, 2 * x], 2)[:, 1:3], [(3, 4, 5)]),
         (lambda x: x[1:, 1:, ::2][:, :, 1:][:, ::2], [(3, 4, 5)]),
         (lambda x: jnp.broadcast_to(x[:, :1, None], (3, 2, 4, 5)), [(3, 4, 5)]),
-        (lambda x: whole(x), [(3, 40)]),
-        (lambda x: jax.lax.div(whole(x), jnp.int32(3)), [(3, 40)]),
-        (lambda x: jax.lax.rem(whole(x), jnp.int32(3)), [(3, 40)]),
-        (lambda x: jax.lax.div(whole(x), jnp.int32(-3)), [(3, 40)]),
+        (lambda x: whole_numbers(x), [(3, 40)]),
+        (lambda x: jax.lax.div(whole_numbers(x), jnp.int32(3)), [(3, 40)]),
+        (lambda x: jax.lax.rem(whole_numbers(x), jnp.int32(3)), [(3, 40)]),
+        (lambda x: jax.lax.div(whole_numbers(x), jnp.int32(-3)), [(3, 40)]),
         (lambda x: jax.lax.rem(x, 0.3), [(3, 40)]),
-        (lambda x: whole(x) // 3 + 4 * (whole(x) % 3), [(3, 40)]),
+        (lambda x: whole_numbers(x) // 3 + 4 * (whole_numbers(x) % 3), [(3, 40)]),
         (lambda x: jnp.sign(x) + jnp.maximum(x, -2 * x), [(3, 40)]),
         (lambda x: jnp.minimum(jnp.maximum(x, -0.5), 0.25), [(3, 40)]),
         (lambda x: jnp.where(x > 0, x > 1, x < -1), [(3, 40)]),
-        (lambda x: jnp.argmax(whole(x), axis=1) - jnp.argmin(x, axis=1), [(3, 40)]),
+        (
+            lambda x: jnp.argmax(whole_numbers(x), axis=1) - jnp.argmin(x, axis=1),
+            [(3, 40)],
+        ),
     ],
 )
 def test_rewritten_nodes_give_the_same(fn, shapes):

@@ -51,7 +51,7 @@ def test_every_method_has_the_logits_of_jax(name, gathers):
 
 @pytest.mark.parametrize("name, most", [("tome", 47), ("attended", 43), ("peaks", 44)])
 def test_a_reduction_adds_few_nodes(name, most):
-    """A CPU takes microseconds to start a node, however small its arrays are."""
+    """A CPU takes microseconds to start a node, even for small arrays."""
     counts = []
     for model in (short_model("none"), short_model(name)):
         graph = build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
@@ -60,7 +60,7 @@ def test_a_reduction_adds_few_nodes(name, most):
     assert reduced - dense <= 2 * most
 
 
-# In the first two blocks it prunes and does not merge.
+# Blocks 0 and 1 prune without merging.
 PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
 
 
@@ -81,7 +81,7 @@ def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
 
 @pytest.mark.parametrize("name", covering_architectures(FAMILIES | ARCHITECTURES))
 def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
-    """A first block that attends to all tokens, a second one to merged tokens."""
+    """Block 0 attends to all tokens, block 1 to merged tokens."""
     check_graph(
         narrow_model(name, "tome:r=2:inflection=-1.0"), runtimes=[run_onnxruntime]
     )
@@ -91,7 +91,7 @@ def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
     "planes, reduction, depth", [("halves", MERGED, 3), ("neighbors", MEANS, 2)]
 )
 def test_rotary_positions_of_merged_and_of_learned_tokens(planes, reduction, depth):
-    """The last block attends to what a prune has left of merged tokens, or to means."""
+    """The last block attends to merged tokens after a prune, or to means."""
     names = sorted(ROTARY.values())
     name = next(n for n in names if ARCHITECTURES[n].rotary.planes == planes)
     check_graph(narrow_model(name, reduction, depth), runtimes=[run_onnxruntime])
@@ -125,7 +125,7 @@ def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
 
 
 def test_an_open_batch_and_weights_are_named():
-    """Weights are there once."""
+    """Weights are stored once."""
     vit = tiny_vit.pretrained(EVIT, depth=2)
     model = build_onnx_model(vit)
     for value in (model.graph.input[0], model.graph.output[0]):
@@ -146,7 +146,7 @@ DECIDING = ("Greater", "LayerNormalization", "ReduceMax", "Softmax")
     "name", ["dynamicvit", "evit", "imagepiece", "mctf", "peaks", "tome"]
 )
 def test_norms_softmax_and_scores_are_float32_in_float16(name):
-    """Weights of layers are float16; the logits are JAX's but for rounding."""
+    """Layer weights are float16; the logits are JAX's up to rounding."""
     vit = tiny_vit.pretrained(tiny_vit.small(name), depth=3)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
     graph = build_onnx_model(Pretrained(half, vit.variables))

@@ -19,7 +19,7 @@ onnx = pytest.importorskip("onnx")
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """Files hold 20 kB, as if a tiny model were one of more than 2 GB."""
+    """Files hold 20 kB, so a tiny model is too large for one file."""
     monkeypatch.setattr(onnx_model_file, "MAX_PROTOBUF_BYTES", 20_000)
 
 
@@ -42,7 +42,7 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
 
 
 def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monkeypatch):
-    """A kill between the two files leaves the old graph with its own."""
+    """A kill between writing the two files leaves the old pair."""
     path = tmp_path / "model.onnx"
     images = np.asarray(tiny_vit.images(1))
     old = tiny_vit.pretrained(EVIT, depth=1)

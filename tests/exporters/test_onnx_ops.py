@@ -32,7 +32,7 @@ from imagepiece_jax.kernels.ranking import (
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from tests.helpers.onnx_runs import function_outputs, random_outputs
 from tests.helpers.rounding import assert_close
-from tests.reduction.test_moves import make
+from tests.reduction.test_moves import random_move
 
 MARKED = nodes.onnx_op(lambda: None).__code__
 ROOMS = (attention, attention_scores, gelu, joining, merging, norm, ranking, similarity)
@@ -62,7 +62,7 @@ def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
 
 
 def test_onnx_operators_are_of_marked_functions():
-    """A function that nobody marks would never be called."""
+    """An operator without a marked function would never be called."""
     found = collections.ChainMap(*map(vars, ROOMS))
     for name in onnx_translations():
         assert found[name].__code__ is MARKED
@@ -72,12 +72,12 @@ NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
 
 
 def partners(x):
-    """A constant's entry for every value."""
+    """An entry of a constant for every value."""
     return find_partners(x[:, :, None] * x[:, None], NUMBERS[:1])[1]
 
 
 def by_rank(x, other):
-    """Values in the order of ranks, taken at the tokens sorted by `other`."""
+    """Values in rank order, then gathered at the tokens sorted by `other`."""
     return gather_rows(gather_rows(x, rank_tokens(x)), sorted_by(other))
 
 
@@ -91,7 +91,8 @@ def rows_after_first(x, tokens):
     return gather_rows(jnp.concatenate([rows, 3 * rows], 1)[:, 1:], tokens)
 
 
-def both(numbers):
+def repeat_for_images(numbers):
+    """The same numbers for both images."""
     return jnp.broadcast_to(jnp.asarray(numbers, jnp.float32), (2, len(numbers)))
 
 
@@ -99,12 +100,11 @@ def both(numbers):
     "fn",
     [
         lambda x: pick_by_rank(rank_tokens(x), 3, NUMBERS)[0],
-        lambda x: pick_by_rank(index_kept_tokens(x > 0), 6, NUMBERS)[
-            0
-        ],  # fewer are kept
-        lambda x: pick_by_rank(index_kept_tokens(x > 0), 6, both(np.arange(6) + 1.0))[
-            0
-        ],
+        # Fewer tokens are kept than picked.
+        lambda x: pick_by_rank(index_kept_tokens(x > 0), 6, NUMBERS)[0],
+        lambda x: pick_by_rank(
+            index_kept_tokens(x > 0), 6, repeat_for_images(np.arange(6) + 1.0)
+        )[0],
         lambda x: invert_order(rank_tokens(x), np.array([1, 3])),
         lambda x: invert_order(rank_tokens(x), np.array([-1, 9, 2])),  # two are missing
         lambda x: invert_order(index_kept_tokens(x > 0), 6),
@@ -119,8 +119,8 @@ def both(numbers):
         lambda x: rows_after_first(x, sorted_by(x).reshape(2, 3, 2)),
         lambda x: gather_rows(x > 0, sorted_by(x)).astype(float),
         # constants of the same numbers for all images: two that are no steps, and steps
-        lambda x: gather_rows(both([1e8, 1.0]), sorted_by(x) // 3),
-        lambda x: gather_rows(both(np.arange(6) * 2 + 1.0), sorted_by(x)),
+        lambda x: gather_rows(repeat_for_images([1e8, 1.0]), sorted_by(x) // 3),
+        lambda x: gather_rows(repeat_for_images(np.arange(6) * 2 + 1.0), sorted_by(x)),
     ],
 )
 @pytest.mark.parametrize("gathers", [False, True])
@@ -135,10 +135,10 @@ def test_tokens_are_picked_as_by_jax(fn, gathers):
 @pytest.mark.parametrize("ties", [True, False])
 @pytest.mark.parametrize("gathers", [False, True])
 def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
-    """Tokens on a few axes: most cosines are ties, and so are scores of three values.
+    """Tokens lie on few axes, so most cosines are ties; three score values tie, too.
 
-    OpenVINO sorts ties of scores in an order of its own, if a graph gathers. The first
-    token's distance is 2, and any larger number in a graph.
+    OpenVINO orders tied scores in its own way if a graph gathers. The first token's
+    distance is 2, or any larger number in a graph.
     """
     rng = np.random.default_rng(n_out)
     axes = np.eye(4)[rng.integers(4, size=(3, 9))] * rng.choice([-1, 1], (3, 9, 1))
@@ -179,9 +179,9 @@ def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
     ],
 )
 def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
-    """Of three images; the oracle of `apply` is in tests/reduction."""
+    """Three images agree with JAX, whose oracle is in tests/reduction."""
     n = 7
-    state, result = make(n, n_out, drop=drop, **options)
+    state, result = random_move(n, n_out, drop=drop, **options)
     result = result.replace(**fields)
     rng = np.random.default_rng(1)
     tokens = state.x.shape[1]

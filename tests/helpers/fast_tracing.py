@@ -1,4 +1,4 @@
-"""How the tests' models are traced and lowered fast."""
+"""Trace and lower the tests' models fast."""
 
 import functools
 import inspect
@@ -16,7 +16,7 @@ def _initial(init_fn, args, options):
 
 
 def _eval_shape(fn, *args):
-    """`jax.eval_shape`, but of one initializer and shape only once."""
+    """`jax.eval_shape`, once per initializer and shape."""
     closure = {
         name: cell.cell_contents
         for name, cell in zip(
@@ -35,7 +35,7 @@ def _eval_shape(fn, *args):
 def remember_initializers():
     """Let flax trace an initializer once, not whenever it checks a parameter's shape.
 
-    It does so for every parameter of every model that is traced: an eighth of the time.
+    Checking every parameter of every traced model takes an eighth of the time.
     """
     scope.jax = types.SimpleNamespace(**vars(jax) | {"eval_shape": _eval_shape})
 
@@ -43,7 +43,7 @@ def remember_initializers():
 def name_no_arguments():
     """Let JAX not name the arguments of every function that it traces.
 
-    It looks for their names for its error messages alone: a twelfth of the time.
+    The names serve only error messages and take a twelfth of the time.
     """
     api_util.debug_info.__kwdefaults__["signature"] = inspect.Signature()
     api_util._non_static_arg_names = lambda *args: None
@@ -52,8 +52,7 @@ def name_no_arguments():
 def remember_exports():
     """Let all exports have one open batch.
 
-    JAX traces nothing again that it knows: with a batch of its own no graph of a model
-    has a function in common with another's.
+    JAX reuses traced functions, and graphs with different open batches share none.
     """
     symbols = functools.cache(jax.export.symbolic_shape)
     jax.export.symbolic_shape = symbols
@@ -65,7 +64,7 @@ _lowered = {}
 
 
 def _lower_once(ctx, eqn, cache_key, avals_in, **params):
-    """What JAX lowers an equation to, which it copies into each program that has it."""
+    """Lower an equation once; JAX copies the result into every program."""
     key = cache_key, ctx.axis_context, ctx.lowering_parameters
     if key not in _lowered:
         rule = _lower_equation(ctx, eqn, cache_key, avals_in, **params)
@@ -78,9 +77,9 @@ def _lower_once(ctx, eqn, cache_key, avals_in, **params):
 
 
 def _stands_alone(func, params):
-    """Whether a function calls none of its program, and is of no inner jaxpr.
+    """Whether a function calls no other function and comes from no inner jaxpr.
 
-    Nor has it a channel between devices, which are numbered in each program.
+    Programs number their channels between devices, so it may have no channel.
     """
     names = []
 
@@ -100,8 +99,8 @@ def _stands_alone(func, params):
 def lower_fast():
     """Lower a program in a third of the time, to the same program.
 
-    JAX makes a context of MLIR, 5 ms, and lowers each kind of equation anew for every
-    program. Here programs share both; of tracebacks, they keep the last line alone.
+    JAX makes an MLIR context (5 ms) and lowers every equation anew for each program.
+    Here programs share both, and tracebacks keep their last line.
     """
     mlir.make_ir_context = _make_context
     if _lower_equation is not None:
@@ -110,6 +109,6 @@ def lower_fast():
 
 
 def renew_mlir_context():
-    """Make the next program's context anew: it keeps the constants of all programs."""
+    """Renew the context of MLIR, which keeps the constants of all programs."""
     _lowered.clear()
     _make_context.cache_clear()

@@ -1,4 +1,4 @@
-"""What `hub` needs of huggingface_hub, for its cache without a network."""
+"""A stand-in for huggingface_hub's cache, without a network."""
 
 import importlib.machinery
 import types
@@ -16,7 +16,7 @@ def modules(cache):
     """{name: module} of huggingface_hub, by its real names, on the folder `cache`."""
 
     def found(name, file, revision, part):
-        """Where a file of a revision, a branch or a commit, is if it is there."""
+        """The path of a file of a branch or a commit, or None if it is absent."""
         folder = cache / f"models--{name.replace('/', '--')}"
         ref = folder / "refs" / (revision or "main")
         commit = ref.read_text() if ref.is_file() else str(revision)

@@ -1,4 +1,4 @@
-"""Recoveries that nobody has computed: figures and values made up."""
+"""Made-up recoveries, with invented figures and values."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def values(vit, seed=0):
 
 
 def recovered(vit=None, changed=True, reductions=(TOME,)):
-    """A Pretrained, first dense, with made-up recoveries of some reductions."""
+    """A Pretrained with made-up recoveries of these reductions."""
     vit = vit or tiny_vit.pretrained(TOME)
     dense = vit.with_reduction(None)
     made = []

@@ -1,4 +1,4 @@
-"""Models whose configs are those of a name with other fields."""
+"""Configs of named models, with changed fields."""
 
 import dataclasses
 
@@ -10,15 +10,15 @@ from imagepiece_jax.reduction.methods.method import ModelFacts
 
 
 def facts(depth=12, patches=196, embed_dim=384, **fields):
-    """What a method may know of a model; by default DeiT-S."""
+    """ModelFacts of DeiT-S, with changed fields."""
     return ModelFacts(depth, embed_dim, patches, **fields)
 
 
 def config(name, *, arch=None, **changes):
-    """The config of a name with other fields, and other parts of its Architecture.
+    """A named model's config with changed fields and parts.
 
-    name: None for a config of all sizes
-    arch: an Architecture, or parts of one
+    name: None if `changes` has all sizes
+    arch: an Architecture, or changed parts
     """
     base = registry.model_config(name) if name else None
     own = base.arch if base else DEIT

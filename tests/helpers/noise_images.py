@@ -1,4 +1,4 @@
-"""A data set of noise images, and the batches that are made of it."""
+"""A data set of noise images, and its batches."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def train_transform(image_size, **changes):
 class Noise(Source):
     """`length` noise images of various sizes; label i belongs to image i.
 
-    reads: indices of the images that were read, in their order
+    reads: indices of read images, in order
     """
 
     def __init__(self, length, bad=(), size=None):
@@ -68,7 +68,7 @@ def values(batches, field="label"):
 def global_batches(parts):
     """Global batches from the batches of all processes, in order of position.
 
-    test_placement has the places of samples on devices.
+    test_placement checks the samples' places on devices.
     """
     out = []
     for batches in zip(*parts, strict=True):

@@ -33,7 +33,7 @@ CLASSES = 7
 
 EVIT = "evit:keep_rate=0.6:blocks=(1,2)"  # 25, 15, 9
 FUSED = f"{EVIT}:fuse_token=True"  # 25, 16, 11
-# Fields of a method with which it has steps in this model; of others `small`.
+# Fields that give a method steps in this model. `small` has the other methods.
 SMALL = {
     "imagepiece": "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,)",
     "imagepiece_dynamicvit": "merge_ratio=0.06:keep_rate=0.7:merge_blocks=(0,)"
@@ -55,14 +55,14 @@ IMAGEPIECE = f"imagepiece:{SMALL['imagepiece']}"  # 25 image tokens, 23, 21, 17
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-# Of chex's with_pmap: arrays have an axis of devices; copies compile for every shape.
+# Options of chex's with_pmap: arrays already have an axis of devices.
 ON_DEVICES = {"broadcast_args_to_devices": False, "reduce_fn": None}
 
 
 def compiled(fn, **options):
-    """`fn`, compiled, whose results are NumPy arrays, random keys excepted.
+    """Compile `fn`. It returns NumPy arrays, except random keys.
 
-    Looking into an array of JAX is a program of its own for each shape.
+    Reading a JAX array would compile a program for every shape.
     """
     run = jit(fn, **options)
     return lambda *args, **named: jax.tree.map(_fetch, run(*args, **named))
@@ -70,15 +70,15 @@ def compiled(fn, **options):
 
 @functools.cache
 def logits(model):
-    """The logits of equal models by one compiled function of variables and images.
+    """A compiled function of variables and images that returns a model's logits.
 
-    What nobody reads of Outputs is not compiled.
+    The other outputs are not compiled.
     """
     return compiled(lambda variables, images: model.apply(variables, images).logits)
 
 
 def traced_blocks(model, variables, images):
-    """(outputs, tokens after each block), the latter by Flax's intermediates."""
+    """Outputs, and the tokens after every block (from Flax's intermediates)."""
     outputs, found = model.apply(
         variables, images, capture_intermediates=True, mutable=["intermediates"]
     )
@@ -95,13 +95,13 @@ def _fetch(leaf):
 
 
 def slots(outputs, patches=None):
-    """Image token of each patch in the end, [B, patches]."""
+    """The final slot of every patch, [B, patches]."""
     batch = outputs.state.x.shape[0]
     return trace_patches(outputs.results, batch, patches or TOKENS)[-1]
 
 
 def small(name):
-    """A reduction by a method's name that has steps in a model of three blocks."""
+    """A method's reduction with steps in a model of three blocks."""
     if name in SMALL:
         return f"{name}:{SMALL[name]}"
     return f"{name}:blocks=(1,2)" if hasattr(METHODS[name], "blocks") else name
@@ -115,7 +115,7 @@ def changed(reduction, **fields):
 
 
 def vit(plan, embed_dim, num_heads, **fields):
-    """A ViT with a plan, of images of ImageNet's size, mean and deviation."""
+    """A ViT with a plan, for images of ImageNet's size, mean and deviation."""
     depth = max(1, len(plan))
     sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "depth": depth}
     return ViT(config(None, **{"patch_size": 16} | sizes | fields), plan)
@@ -196,13 +196,13 @@ def loaded(path, reduction=None, variables=None, seed=0, **fields):
 
 
 def of_problem(vit, problem_type):
-    """A Pretrained whose logits mean something else."""
+    """A Pretrained with another meaning of its logits."""
     config = dataclasses.replace(vit.config, problem_type=problem_type)
     return dataclasses.replace(vit, model=vit.model.clone(config=config))
 
 
 def write(path, variables):
-    """The path of a file that is written, .npz of timm's names."""
+    """Write variables by timm's names to an .npz file, and return its path."""
     np.savez(path, **timm_tensors.to_timm(variables))
     return path
 

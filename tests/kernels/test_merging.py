@@ -17,13 +17,13 @@ from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, TokenState
 from tests.helpers import compiling, tiny_vit
 from tests.helpers.rounding import assert_close
-from tests.reduction.test_moves import make
+from tests.reduction.test_moves import random_move
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_attention_maps_merge_as_by_definition(weighted):
     """Values, map gradients and weight gradients are equal."""
-    state, result = make(9, 5, weighted=weighted, drop=0)
+    state, result = random_move(9, 5, weighted=weighted, drop=0)
     rng = np.random.default_rng(0)
     weights = rng.uniform(size=(3, 2, 10, 10)).astype(np.float32)
     probe = rng.normal(size=(3, 2, 6, 6)).astype(np.float32)

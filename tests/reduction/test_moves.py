@@ -26,7 +26,9 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
     return dest.astype(np.int32)
 
 
-def make(n, n_out, prefix=1, weighted=False, dtype=np.float32, drop=0.3, **fields):
+def random_move(
+    n, n_out, prefix=1, weighted=False, dtype=np.float32, drop=0.3, **fields
+):
     """A TokenState and an Assignment of three images, all random."""
     rng = np.random.default_rng(0)
     dest = random_maps(rng, 3, n, n_out, drop)
@@ -40,7 +42,7 @@ def make(n, n_out, prefix=1, weighted=False, dtype=np.float32, drop=0.3, **field
     return state, Assignment(dest, weight, index=index, n_out=n_out, **fields)
 
 
-def expected(state, assignment):
+def slow_move(state, assignment):
     """The oracle's tokens and sizes after an assignment, prefix included."""
     prefix = state.num_prefix
     xs = []
@@ -60,7 +62,7 @@ def expected(state, assignment):
 
 BOTH = (False, True)
 WEIGHTS = [dict(weighted=w, mean=m) for w, m in itertools.product(BOTH, BOTH)]
-MOVES = [  # n, n_out, options of `make`
+MOVES = [  # n, n_out, options of `random_move`
     *((7, 3, weights) for weights in WEIGHTS),
     (7, 3, WEIGHTS[2] | {"dtype": jnp.bfloat16}),
     (7, 3, {"by_size": False}),
@@ -73,11 +75,11 @@ MOVES = [  # n, n_out, options of `make`
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n, n_out, options", MOVES)
 def test_apply_equals_the_oracle(n, n_out, options, form):
-    state, assignment = make(n, n_out, **options)
+    state, assignment = random_move(n, n_out, **options)
     got = apply(state, assignment, form=form)
     assert (got.x.dtype, got.size.dtype) == (state.x.dtype, jnp.float32)
     assert got.num_prefix == state.num_prefix
-    x, size = expected(state, assignment)
+    x, size = slow_move(state, assignment)
     rtol = 2**-8 if "dtype" in options else 1e-5
     np.testing.assert_allclose(np.asarray(got.x, float), x, rtol=rtol, atol=1e-6)
     np.testing.assert_array_equal(got.size, size)
@@ -90,16 +92,16 @@ def test_many_absorbed_tokens_are_a_product(weighted):
     """Too many to sum one by one. Features and gradients are the same."""
     n = 3 * FEW_ABSORBED
     n_out = FEW_ABSORBED
-    state, assignment = make(n, n_out, weighted=weighted)
+    state, assignment = random_move(n, n_out, weighted=weighted)
     got = apply(state, assignment, form="gather")
-    x, _ = expected(state, assignment)
+    x, _ = slow_move(state, assignment)
     np.testing.assert_allclose(got.x, x, rtol=1e-5, atol=1e-5)
     probe = random_probe(*got.x.shape)
     assert_close(*(gradients(state, assignment, probe, form) for form in FORMS))
 
 
 def test_sizes_are_exact_past_what_bfloat16_can_count():
-    state, assignment = make(7, 1, dtype=jnp.bfloat16)
+    state, assignment = random_move(7, 1, dtype=jnp.bfloat16)
     state = state.replace(size=np.full_like(state.size, 129.0))
     assignment = assignment.replace(
         slot_of_token=np.zeros((3, 7), np.int32), index=None
@@ -109,7 +111,7 @@ def test_sizes_are_exact_past_what_bfloat16_can_count():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_token_alone_in_its_slot_keeps_its_bits(form):
-    state, _ = make(7, 7)
+    state, _ = random_move(7, 7)
     dest = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
     if form == "gather":  # reads survivors only; a product would spread 0 * inf
         state.x[:, 1 + 4] = np.inf
@@ -132,7 +134,7 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
 
 
 def test_a_package_travels_at_the_end_and_is_live():
-    state, _ = make(5, 5)
+    state, _ = random_move(5, 5)
     package = np.float32([[7, 8, 9, 10]] * 3)
     keep = np.float32([[1, 0, 1, 1, 0]] * 3)
     moved = apply(state, Masking(keep, append=package))
@@ -158,8 +160,8 @@ def random_probe(*shape):
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_in_bfloat16_are_close(form):
     probe = random_probe(3, 4, 4)
-    got = gradients(*make(5, 3, weighted=True, dtype=jnp.bfloat16), probe, form)
-    want = gradients(*make(5, 3, weighted=True), probe, "one_hot")
+    got = gradients(*random_move(5, 3, weighted=True, dtype=jnp.bfloat16), probe, form)
+    want = gradients(*random_move(5, 3, weighted=True), probe, "one_hot")
     assert got[0].dtype == jnp.bfloat16
     for gradient, slope in zip(got, want, strict=True):
         gradient = np.asarray(gradient, float)

@@ -8,16 +8,16 @@ from imagepiece_jax.reduction.state import Assignment
 from tests.helpers import tiny_vit
 from tests.helpers.reduction_steps import FORMS, apply
 from tests.helpers.rounding import assert_close
-from tests.reduction.test_moves import expected, make
+from tests.reduction.test_moves import random_move, slow_move
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_sizes_add_up_beside_the_sizes(form):
-    state, assignment = make(7, 3)
+    state, assignment = random_move(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
     got = apply(state, assignment.replace(attn_size=given), form=form)
-    x, size = expected(state, assignment)
+    x, size = slow_move(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
     for image, slot in np.ndindex(3, 3):
         total = given[image][assignment.slot_of_token[image] == slot].sum()
@@ -38,7 +38,7 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
 @pytest.mark.parametrize("weighted", [True, False])
 def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
     """Slow loops agree; the prefix keeps its rows and columns."""
-    state, assignment = make(7, 3, prefix=2, weighted=weighted)
+    state, assignment = random_move(7, 3, prefix=2, weighted=weighted)
     weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
     size = state.size[:, 2:]
     merged = tiny_vit.compiled(merge_map)

@@ -1,4 +1,4 @@
-"""The config of a run: values out of range are refused, and what is made of it."""
+"""The config of a run: refused values, and the models built from it."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.helpers.small_runs import configured
 
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "image_size": 48}
 
-WRONG = {  # a value for each kind of check
+WRONG = {  # a wrong value per kind of check
     "keep_every_steps": -1,
     "data.repeats": 0,
     "weight_decay": -1.0,
@@ -58,7 +58,7 @@ SHOWN = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
 
 
 def images_of(run):
-    """mean, std, and evaluation's crop of a run, as its model and its data have them"""
+    """A run's mean, std and evaluation crop. Its model and its data agree."""
     model = run.vit_config
     crop = {name: getattr(model.preprocessing, name) for name in SHOWN}
     assert crop == {name: getattr(run.data, NAME_IN_CONFIG[name]) for name in SHOWN}

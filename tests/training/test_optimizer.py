@@ -1,4 +1,4 @@
-"""Rates by DeiT's published table, AdamW by a slow NumPy one, a method's groups."""
+"""Rates against DeiT's table, AdamW against slow NumPy, a method's groups."""
 
 import dataclasses
 import math
@@ -33,20 +33,20 @@ TABLE += [(5, 9.99322e-4), (150, 5.05e-4), (299, 1.00271e-5)]
 PRINTED = 50  # half a unit of the last of six digits, 5e-6, and float32
 
 
-def rate(step, **changes):
+def deit_rate(step, **changes):
     return learning_rate(step, dataclasses.replace(DEIT, **changes), STEPS)
 
 
 @pytest.mark.parametrize("epoch, lr", TABLE)
 def test_rate_at_the_start_of_an_epoch(epoch, lr):
-    got = rate(epoch * STEPS)
+    got = deit_rate(epoch * STEPS)
     assert got.dtype == jnp.float32
     assert_close(got, lr, units=PRINTED)
     step = (epoch + 1) * STEPS
     for within in (0, 1, STEPS - 1):
-        got = rate(step + within, lr_offset=1)
+        got = deit_rate(step + within, lr_offset=1)
         assert_close(got, lr, units=PRINTED)
-    assert rate(0, lr_offset=1) == np.float32(1e-6)
+    assert deit_rate(0, lr_offset=1) == np.float32(1e-6)
 
 
 def test_rate_is_proportional_to_the_batch():
@@ -64,29 +64,29 @@ def test_rate_moves_within_an_epoch_and_stays_at_the_minimum():
         1e-6 + t * (1e-3 - 1e-6) / 5,
         1e-5 + (1e-3 - 1e-5) * (1 + np.cos(math.pi * t / 300)) / 2,
     )
-    assert_close(jax.jit(rate)(steps), want, units=4)
-    assert_close(rate(0, warmup_epochs=0), 1e-3, units=4)
+    assert_close(jax.jit(deit_rate)(steps), want, units=4)
+    assert_close(deit_rate(0, warmup_epochs=0), 1e-3, units=4)
 
 
 def test_steps_of_the_warm_up_are_those_below_its_end():
-    """All of a run whose warm-up is as long; DeiT's code is an epoch late."""
+    """DeiT's own code warms up an epoch longer."""
 
     def steps(**fields):
         return warmup_steps(dataclasses.replace(DEIT, **fields), STEPS)
 
     assert steps() == 5 * STEPS
-    assert rate(steps() - 2) < rate(steps() - 1)  # it rises
-    assert rate(steps()) > rate(steps() + 100)
+    assert deit_rate(steps() - 2) < deit_rate(steps() - 1)  # it rises
+    assert deit_rate(steps()) > deit_rate(steps() + 100)
     for warmup_epochs in (5.0, 4.5):
         late = {"lr_offset": 1, "warmup_epochs": warmup_epochs}
         assert steps(**late) == 6 * STEPS
-        assert rate(5 * STEPS, **late) < rate(6 * STEPS, **late)
-        assert rate(6 * STEPS, **late) > rate(7 * STEPS, **late)
+        assert deit_rate(5 * STEPS, **late) < deit_rate(6 * STEPS, **late)
+        assert deit_rate(6 * STEPS, **late) > deit_rate(7 * STEPS, **late)
     assert steps(warmup_epochs=0.0) == 0
 
 
 def test_decay_mask():
-    """Kernels of a model decay; no 2-D bias does, and no parameter of one number."""
+    """Kernels decay; 2-D biases and scalars do not."""
     arch = {"dist_token": True, "registers": 4, "layer_scale": True}
     reduction = "spvit:blocks=(1,):keep_rates=(0.6,)"
     model = tiny_vit.model(reduction, stem="conv", arch=arch, depth=2)
@@ -161,8 +161,8 @@ PARAMS = {
 }
 
 
-def group_of(path):
-    """The predictor at the schedule's rate, the backbone slower and later."""
+def parameter_group(path):
+    """The reducer follows the schedule; the backbone is slower and later."""
     if path.startswith("reducer"):
         return None
     if path == "cls_token":
@@ -170,14 +170,14 @@ def group_of(path):
     return ParamGroup(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
 
 
-def half(step):
+def half_rate(step):
     return 0.5 + 0.0 * step
 
 
 def test_groups_scale_the_updates_of_the_optimizer():
-    """Two steps an epoch, frozen for two epochs: updates from step 4 on."""
-    groups = scale_by_group(group_of, half, peak=1.0, steps_per_epoch=2)
-    tx = optax.chain(optax.sgd(half), groups)
+    """With two steps per epoch and two frozen epochs, updates begin at step 4."""
+    groups = scale_by_group(parameter_group, half_rate, peak=1.0, steps_per_epoch=2)
+    tx = optax.chain(optax.sgd(half_rate), groups)
     state = tx.init(PARAMS)
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     moved = []
@@ -193,7 +193,7 @@ def test_groups_scale_the_updates_of_the_optimizer():
 
 def test_clipping_does_not_count_what_never_moves():
     optim = dataclasses.replace(DEIT, clip_grad_norm=1.0)
-    _, tx = create_optimizer(optim, 2, group_of)
+    _, tx = create_optimizer(optim, 2, parameter_group)
     moved = []
     for frozen in (0.0, 1000.0):
         params = PARAMS

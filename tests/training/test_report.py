@@ -1,4 +1,4 @@
-"""The cost of a run, the table of its results, and what cannot be trained."""
+"""A run's cost, its table of results, and refused runs."""
 
 import dataclasses
 
@@ -19,14 +19,14 @@ LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
 PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 
-def rows(workdir, progress=PROGRESS, **fields):
+def result_rows(workdir, progress=PROGRESS, **fields):
     run = RunConfig.from_config(small_runs.configured(fields))
     table = report.final_table(workdir, run, run.create_model(), progress)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
 
 
 def write_rates(workdir, *rates):
-    """Lines of training of (step, images a second, steps skipped)."""
+    """Write training lines of (step, images per second, skipped steps)."""
     writer = MetricWriter(workdir)
     for step, rate, skipped in rates:
         writer.write_line("train", step, throughput=rate, skipped=skipped)
@@ -35,31 +35,33 @@ def write_rates(workdir, *rates):
 
 
 def test_results_cost_and_contents_of_the_folder(tmp_path):
-    table = rows(tmp_path)
+    table = result_rows(tmp_path)
     assert table["accuracy"] == "top-1 97.50 %, top-5 99.90 % of 359 images"
     assert table["best"] == "98.12 % at step 352"
     assert table["tokens"].startswith("65 59 54 44 40 36 29 ")
     assert table["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
     averaged = dataclasses.replace(PROGRESS, last=LAST | {"ema_acc1": 96.25})
-    assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
+    assert result_rows(tmp_path, averaged)["accuracy"].endswith(
+        "; averaged weights 96.25 %"
+    )
     assert table["folder"] == str(tmp_path)
     assert len(table) == 5
 
 
 def test_time_and_rate_are_those_of_the_log(tmp_path):
     write_rates(tmp_path, (1, None, 0), (10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1))
-    table = rows(tmp_path)
+    table = result_rows(tmp_path)
     assert table["time"] == (
         "2 min of training, without compiling and evaluations; "
         "13 images a second (median)"
     )
     assert table["skipped"] == "4 of 22 steps, which were not finite"
     write_rates(tmp_path, (1, None, 0))
-    assert "time" not in rows(tmp_path)
+    assert "time" not in result_rows(tmp_path)
 
 
 def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
-    """DeiT-S by hand; a rate that warms up; a teacher, which only looks at images."""
+    """DeiT-S by hand, a keep-rate warm-up, and a teacher without gradients."""
     images = 1281167
     deit = RunConfig.from_config(base.get_config())
     length = data.run_length(deit, images)
@@ -95,7 +97,7 @@ def test_mixing_needs_pairs(on):
 
 
 def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
-    """Its published numbers: 1,281,167 images of training, 50,000 of validation."""
+    """It has 1,281,167 training images and 50,000 validation images."""
 
     def plan(dry_run=True, **fields):
         config = base.get_config()

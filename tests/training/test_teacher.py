@@ -34,8 +34,8 @@ from tests.training.test_train_step import (
     DENSE,
     PLAIN,
     SIZE,
-    batch,
-    make,
+    make_step,
+    random_batch,
 )
 
 pytestmark = pytest.mark.usefixtures("quickly_begun")
@@ -117,7 +117,7 @@ def other_teacher():
 def distilling(distill, optimizer=None, **fields):
     """(compiled step, first state, variables of the teacher)."""
     recipe = dataclasses.replace(PLAIN, distill=distill)
-    step, state = make(recipe, optimizer, **fields)
+    step, state = make_step(recipe, optimizer, **fields)
     frozen, variables = other_teacher()
     step.keywords.update(teacher_model=frozen)
     return parallel.pmap(step), state, parallel.replicate(variables)
@@ -140,7 +140,7 @@ def seen_by_teacher(images, side=12):
 
 def test_the_teacher_sees_its_own_size_and_normalization():
     frozen, variables = other_teacher()
-    images = batch(0)["image"][0, 0]
+    images = random_batch(0)["image"][0, 0]
     seen = frozen.prepare_images(ours(images))
     np.testing.assert_allclose(seen, seen_by_teacher(images), atol=2e-5)
     config = frozen.model.config
@@ -156,7 +156,7 @@ def test_the_teacher_sees_its_own_size_and_normalization():
 def test_the_loss_of_a_step():
     distill = DistillConfig(kind="soft", temperature=2.0, weight=0.25)
     step, state, frozen = distilling(distill)
-    one = batch(0)
+    one = random_batch(0)
     images = one["image"][0, 0]
     labels = one["label"][0, 0]
     student = create_model(config("vit_mini", **DENSE))
@@ -184,7 +184,7 @@ def test_each_head_of_a_distilled_model_learns_its_own():
         distill = DistillConfig(kind="hard", temperature=3.0, weight=weight)
         fields = dict(arch={"dist_token": True}, axis_name=None)
         step, state, frozen = distilling(distill, optax.sgd(1.0), **fields)
-        after = parallel.unreplicate(step(state, batch(0), frozen)[0]).params
+        after = parallel.unreplicate(step(state, random_batch(0), frozen)[0]).params
         before = parallel.unreplicate(state).params
         heads = ("head", "head_dist")
         moved[weight] = [after[head]["bias"] - before[head]["bias"] for head in heads]

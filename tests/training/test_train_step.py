@@ -62,8 +62,8 @@ def with_loss(recipe, loss):
     return dataclasses.replace(recipe, reduction=reduction)
 
 
-def make(recipe=None, optimizer=None, seed=0, **fields):
-    """(one step on one device, its replicated first state) of a tiny model."""
+def make_step(recipe=None, optimizer=None, seed=0, **fields):
+    """A tiny model's step on one device, and its replicated first state."""
     execution = {"axis_name": parallel.DEVICE_AXIS}
     for name in ("axis_name", "drop_path_rate"):
         if name in fields:
@@ -80,8 +80,8 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     return step, parallel.replicate(state)
 
 
-def batch(seed, micro=1):
-    """A batch of one device in `micro` micro-batches."""
+def random_batch(seed, micro=1):
+    """A random batch of one device, in `micro` micro-batches."""
     draw = np.random.default_rng(seed)
     image = draw.integers(0, 256, (1, micro, BATCH // micro, SIZE, SIZE, 3), np.uint8)
     label = draw.integers(0, CLASSES, (1, micro, BATCH // micro), np.int32)
@@ -89,7 +89,7 @@ def batch(seed, micro=1):
 
 
 def compiled(step):
-    """The program of a step, which may be traced once."""
+    """Compile a step. A second trace fails."""
 
     @chex.assert_max_traces(n=1)
     def once(state, one):
@@ -108,14 +108,14 @@ def run(program, state, batches):
 
 
 @functools.cache
-def plain():
-    """The program of a step in which nothing is drawn, and its first state."""
-    step, state = make()
+def plain_step():
+    """A compiled step without random numbers, and its first state."""
+    step, state = make_step()
     return compiled(step), state
 
 
 def test_the_window_starts_anew_after_each_logged_step():
-    _, metrics = run(*plain(), [batch(i) for i in range(5)])
+    _, metrics = run(*plain_step(), [random_batch(i) for i in range(5)])
     assert [m["window"]["samples"] for m in metrics] == [8, 16, 24, 8, 16]
     losses = [m["loss"] for m in metrics]
     sums = [m["window"]["loss"] / BATCH for m in metrics]
@@ -131,9 +131,11 @@ def test_a_loss_of_ones_own_gets_the_number_of_the_step():
         loss = step * jnp.mean(soft_cross_entropy(outputs.logits, targets))
         return loss, {"at": step}
 
-    step, state = make()
+    step, state = make_step()
     step.keywords.update(loss=rising)
-    after, metrics = run(compiled(step), state, [batch(i, micro=2) for i in range(3)])
+    after, metrics = run(
+        compiled(step), state, [random_batch(i, micro=2) for i in range(3)]
+    )
     assert [m["terms"]["at"] for m in metrics] == [0, 1, 2]
     assert metrics[0]["loss"] == 0 < metrics[1]["loss"] < metrics[2]["loss"]
     assert after.step == 3
@@ -144,29 +146,29 @@ def test_terms_of_a_method_join_the_loss():
         assert teacher_outputs is None
         return {"size": 0.5 * jnp.mean(outputs.logits**2)}
 
-    _, (without,) = run(*plain(), [batch(0)])
-    step, state = make(with_loss(PLAIN, terms))
-    _, (found,) = run(compiled(step), state, [batch(0)])
+    _, (without,) = run(*plain_step(), [random_batch(0)])
+    step, state = make_step(with_loss(PLAIN, terms))
+    _, (found,) = run(compiled(step), state, [random_batch(0)])
     assert found["terms"]["size"] > 0
     assert_close(found["loss"], without["loss"] + found["terms"]["size"], units=8)
     assert without["terms"] == {}
 
 
 def test_a_term_with_the_name_of_another_figure_is_refused():
-    step, state = make()
+    step, state = make_step()
     step.keywords.update(loss=lambda *_: (jnp.float32(1), {"lr": jnp.float32(1)}))
     with refused("loss", "a term 'lr'"):
-        parallel.pmap(step)(state, batch(0))
+        parallel.pmap(step)(state, random_batch(0))
 
 
 def test_images_are_normalized_as_the_model_says():
-    """The loss of the first step, by NumPy from pixels; ImageNet's gives another."""
+    """NumPy computes the first loss from pixels; ImageNet's values give another."""
     recipe = dataclasses.replace(PLAIN, label_smoothing=0.0)
     mean = (0.1, 0.5, 0.9)
     std = (0.01, 0.02, 0.03)
-    step, state = make(recipe, mean=mean, std=std)
-    images = batch(0)["image"][0, 0]
-    labels = batch(0)["label"][0, 0]
+    step, state = make_step(recipe, mean=mean, std=std)
+    images = random_batch(0)["image"][0, 0]
+    labels = random_batch(0)["label"][0, 0]
     forward = jax.jit(create_model(config("vit_mini", **DENSE)).apply)
     variables = parallel.unreplicate(state).variables
 
@@ -175,7 +177,7 @@ def test_images_are_normalized_as_the_model_says():
         logits = forward(variables, jnp.asarray(pixels, jnp.float32)).logits
         return -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels].mean()
 
-    loss = run(compiled(step), state, [batch(0)])[1][0]["loss"]
+    loss = run(compiled(step), state, [random_batch(0)])[1][0]["loss"]
     assert_close(loss, cross_entropy(mean, std))
     assert abs(cross_entropy(MEAN, STD) - loss) > 1e-4
 
@@ -184,8 +186,8 @@ def test_micro_batches_give_the_gradient_of_the_batch_and_another_seed_does_not(
     states = []
     for micro, seed in ((1, 0), (4, 0), (1, 1)):
         recipe = dataclasses.replace(PLAIN, seed=seed)
-        step, state = make(recipe, depth=2, drop_path_rate=0.5)
-        batches = [batch(0, micro), batch(1, micro)]
+        step, state = make_step(recipe, depth=2, drop_path_rate=0.5)
+        batches = [random_batch(0, micro), random_batch(1, micro)]
         states.append(run(compiled(step), state, batches)[0])
     whole, parts, other = [state.params for state in states]
     chex.assert_trees_all_close(parts, whole, atol=1e-6)
@@ -195,14 +197,16 @@ def test_micro_batches_give_the_gradient_of_the_batch_and_another_seed_does_not(
 
 
 def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
-    """With lam drawn once a batch, two equal images stay the same."""
-    same = batch(0)
+    """Lambda is drawn once per batch, so a mixture of equal images is unchanged."""
+    same = random_batch(0)
     same["image"][:] = same["image"][:, :, :1]
     same["label"][:] = 3
-    step, state = make(dataclasses.replace(PLAIN, mixup=1.0))
+    step, state = make_step(dataclasses.replace(PLAIN, mixup=1.0))
     found = []
-    for program in (compiled(step), plain()[0]):
-        found.append([run(program, state, [one])[1][0] for one in (same, batch(0))])
+    for program in (compiled(step), plain_step()[0]):
+        found.append(
+            [run(program, state, [one])[1][0] for one in (same, random_batch(0))]
+        )
     (equal, other), (equal_plain, other_plain) = found
     assert_close(equal["loss"], equal_plain["loss"])
     assert abs(other["grad_norm"] - other_plain["grad_norm"]) > 1e-3
@@ -216,14 +220,14 @@ class PoisonedOutputs:
 
 
 class Poison:
-    """Stands in for a teacher: returns its variables."""
+    """A stand-in for a teacher, which returns its variables."""
 
     def compute_outputs(self, variables, image):
         return PoisonedOutputs(**variables)
 
 
 def poisoned(outputs, teacher_outputs, plan):
-    """A term whose value, or only whose gradient, is not finite on request."""
+    """A loss term with a value or only a gradient that is not finite on request."""
     size = jnp.sum(outputs.logits**2)
     return {
         "value": teacher_outputs.value * size,
@@ -233,25 +237,25 @@ def poisoned(outputs, teacher_outputs, plan):
 
 GOOD = {"value": 0.0, "root": 1.0}
 BAD_LOSS = {"value": np.nan, "root": 1.0}
-BAD_GRADIENT = {"value": 0.0, "root": 0.0}  # the root of 0 is 0, but rises without end
+BAD_GRADIENT = {"value": 0.0, "root": 0.0}  # the root of 0 has an infinite slope
 RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 
 
 @pytest.fixture(scope="module")
 def poisoned_run():
-    """The step, and states before and after five of which three are not finite."""
+    """The step, and all states and metrics of five steps; three are not finite."""
     numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
     optim = dataclasses.replace(PLAIN, **numbers)
     recipe = dataclasses.replace(PLAIN, ema_decay=0.75, log_every_steps=3)
     recipe = with_loss(recipe, poisoned)
     optimizer = create_adamw(optim, lambda step: RATES[step])
-    step, state = make(recipe, optimizer, stem="conv")
+    step, state = make_step(recipe, optimizer, stem="conv")
     step.keywords["teacher_model"] = Poison()
     compiled = parallel.pmap(step)
 
     def advance(state, poison, seed):
         poison = {name: np.float32(value) for name, value in poison.items()}
-        return compiled(state, batch(seed), parallel.replicate(poison))
+        return compiled(state, random_batch(seed), parallel.replicate(poison))
 
     states = [parallel.unreplicate(state)]
     metrics = []
@@ -286,7 +290,7 @@ def test_a_step_that_is_not_finite_changes_nothing(poisoned_run):
 
 
 def test_the_step_after_skipped_ones_ignores_them(poisoned_run):
-    """Moments and their count are those of the first step, the rate is the fifth's."""
+    """Moments and their count come from the first step, the rate from the fifth."""
     advance, (_, *states), _ = poisoned_run
 
     def is_schedule(node):
@@ -319,7 +323,7 @@ AUGMENT = AugmentConfig(
 
 
 def test_draws_belong_to_a_place_in_the_global_batch():
-    """Whatever device, micro-batch or neighbor is there; another step, other draws."""
+    """Device, micro-batch and neighbors do not matter; another step draws anew."""
     model = create_model(config("vit_mini", mean=HALF, std=HALF, **DENSE))
     recipe = dataclasses.replace(PLAIN, seed=3, augment=AUGMENT)
     prepare_part = functools.partial(prepare_micro_batch, model=model, run=recipe)
