@@ -114,5 +114,5 @@ def test_the_interval_of_shares_stays_inside():
 
 def test_mean_difference_is_student_s():
     # scipy.stats.ttest_rel([1, 2, 4, 8], [0, 0, 1, 1]).confidence_interval()
-    found = statistics.mean_difference([1, 2, 4, 8], [0, 0, 1, 1])
+    found = statistics.mean_difference(np.array([1, 2, 4, 8]), np.array([0, 0, 1, 1]))
     np.testing.assert_allclose(found, (3.25, -0.93485, 7.43485), atol=1e-4)
