@@ -20,7 +20,7 @@ from imagepiece_jax.common.statistics import Estimate
 def estimate_accuracy(rights: Sequence[np.ndarray]) -> Estimate:
     """Percent of True, bool [seeds, images]; one seed has Wilson's interval."""
     if len(rights) == 1:
-        return statistics.accuracy(rights[0])
+        return statistics.estimate_accuracy(rights[0])
     percents = 100.0 * np.asarray(rights)
     value, low, high = mean_over_seeds(percents)
     return Estimate(value, max(low, 0.0), min(high, 100.0))
@@ -49,7 +49,7 @@ def estimate_mean(values: ArrayLike) -> Estimate:
     if count == 0:
         return Estimate(math.nan, math.nan, math.nan)
     spread = values.std(ddof=1 if count > 1 else 0)
-    half = statistics.Z * spread / math.sqrt(count)
+    half = statistics.NORMAL_QUANTILE * spread / math.sqrt(count)
     value = values.mean()
     return Estimate(value, value - half, value + half)
 

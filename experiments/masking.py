@@ -15,7 +15,6 @@ from experiments.paper_tables import BLANK, DENSE, TableRow, find_models
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation.result_cache import Split
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
@@ -107,15 +106,15 @@ def measure_rights(paper, model, count: int) -> list[np.ndarray]:
     return rights
 
 
-def cover_images(images, count: int, seed: int) -> Split:
+def cover_images(images, count: int, seed: int) -> MeasuredImages:
     """The images with `count` squares each."""
-    setting = images.setting | {"masks": count, "square": SIDE, "mask_seed": seed}
+    facts = images.facts | {"masks": count, "square": SIDE, "mask_seed": seed}
 
     def batches():
         for batch in images.batches():
             yield with_corners(batch, count, seed)
 
-    return Split(setting, batches, hide_squares)
+    return MeasuredImages(facts, batches, hide_squares)
 
 
 def with_corners(batch, count, seed):

@@ -43,7 +43,7 @@ from experiments.models import (
     take_from_weights,
 )
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark.workloads import on_noise
+from imagepiece_jax.benchmark.workloads import call_on_noise
 from imagepiece_jax.common import device, parallel, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
@@ -56,7 +56,11 @@ from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source, short_name
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.evaluation.result_cache import (
+    MeasuredImages,
+    MeasuredWeights,
+    ResultCache,
+)
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
@@ -175,7 +179,7 @@ class Clock:
         return setting
 
     def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
-        """`timer.figures` relative to the dense model; "dense_ms" is its time."""
+        """`timer.speed_metrics` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
         for name, reduction_of_model in (
             ("dense", DENSE_REDUCTION),
@@ -187,10 +191,10 @@ class Clock:
                 batch_size=self.batch_size,
                 dtype=vit.model.execution.dtype.name,
             )
-            jobs[name] = timer.TimedCall(on_noise(fast))
-        times = timer.measure(jobs, self.rules)
-        figures = timer.figures(times["dense"], times["reduced"], self.batch_size)
-        return figures | {"dense_ms": 1e3 * timer.spread(times["dense"]).median}
+            jobs[name] = timer.TimedCall(call_on_noise(fast))
+        times = timer.time_in_turns(jobs, self.rules)
+        figures = timer.speed_metrics(times["dense"], times["reduced"], self.batch_size)
+        return figures | {"dense_ms": 1e3 * timer.find_spread(times["dense"]).median}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -228,7 +232,7 @@ class StudyImages:
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
     @property
-    def setting(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """All that decides figures on these images."""
         return {
             "data": self.name,
@@ -296,21 +300,27 @@ class Study:
             raise InputError(f"--weights is missing; allowed: {allowed}")
         return self.models.pretrained
 
-    def weights(self, vit: Pretrained, images: Split | None = None) -> MeasuredWeights:
+    def weights(
+        self, vit: Pretrained, images: MeasuredImages | None = None
+    ) -> MeasuredWeights:
         """Measurements of a model on all images, or on these."""
         return MeasuredWeights(
             vit,
             images or self.images,
             self.cache,
             seed=0,  # of reducers that draw: one program for all trainings of a row
-            programs=self.programs,
+            compiled_steps=self.programs,
         )
 
     def evaluate(
-        self, vit: Pretrained, reduction: ReductionLike, images: Split | None = None
+        self,
+        vit: Pretrained,
+        reduction: ReductionLike,
+        images: MeasuredImages | None = None,
     ) -> Answers:
         """Answers of a model with a reduction on all images, or on these."""
-        figures = self.weights(vit, images).evaluate(Reduction.read(reduction))
+        weights = self.weights(vit, images)
+        figures = weights.measure_reduction(Reduction.read(reduction))
         return Answers(figures, study.unpacked_right(figures))
 
     def speed(
@@ -323,11 +333,13 @@ class Study:
         setting = {
             "kind": "speed",
             "model": as_json(vit.reduced_model(reduction)),
-            "reduction": self.weights(vit).text(reduction),
+            "reduction": self.weights(vit).reduction_text(reduction),
             **self.clock.setting(vit),
         }
         task = f"the speed of {reduction}"
-        return self.cache.result(setting, lambda: self.clock(vit, reduction), task)
+        return self.cache.measure_once(
+            setting, lambda: self.clock(vit, reduction), task
+        )
 
     def inside(
         self,
@@ -354,7 +366,8 @@ class Study:
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)
         task = f"inside {reduction}, {len(self.images)} images"
-        return weights.cache.result(weights.setting(kind, reduction), measure, task)
+        key = weights.result_key(kind, reduction)
+        return weights.cache.measure_once(key, measure, task)
 
     # The pages
 

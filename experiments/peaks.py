@@ -36,7 +36,10 @@ from imagepiece_jax.data.source import evenly_spaced_indices
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.inference.compare_outputs import NEIGHBORS, nearest, shared, unit
+from imagepiece_jax.inference.compare_outputs import (
+    NUM_NEIGHBORS,
+    unit_rows,
+)
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
@@ -309,7 +312,7 @@ class Study:
             part = imagepiece_jax.features(vit, pixels[start : start + BATCH])
             vectors.append(np.asarray(part.pooled))
             patches = np.asarray(part.patches)
-            rows = unit(patches.reshape(-1, patches.shape[-1])).astype(np.float32)
+            rows = unit_rows(patches.reshape(-1, patches.shape[-1])).astype(np.float32)
             maps.append(rows.reshape(len(patches), -1, rows.shape[-1]))
         return {"vectors": np.concatenate(vectors), "maps": np.concatenate(maps)}
 
@@ -365,17 +368,18 @@ def compare_logits(own, wanted, images: Study, cell: Cell) -> dict[str, str]:
 
 
 def compare_features(own, wanted) -> dict[str, Any]:
-    own_vectors = unit(own["vectors"])
-    dense_vectors = unit(wanted["vectors"])
-    kept = shared(
-        nearest(own_vectors, own_vectors), nearest(dense_vectors, dense_vectors)
+    own_vectors = unit_rows(own["vectors"])
+    dense_vectors = unit_rows(wanted["vectors"])
+    kept = count_shared(
+        nearest_images(own_vectors, own_vectors),
+        nearest_images(dense_vectors, dense_vectors),
     )
     cosines = np.sum(own_vectors * dense_vectors, axis=1)
     of_maps = np.mean(np.sum(own["maps"] * wanted["maps"], axis=-1), axis=1)
     return {
         "vector": encode_values(1 - cosines),
         "maps": encode_values(1 - of_maps),
-        "kept": encode_values(np.asarray(kept) / NEIGHBORS),
+        "kept": encode_values(np.asarray(kept) / NUM_NEIGHBORS),
     }
 
 

@@ -354,7 +354,7 @@ def open_sources(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, So
 
 def read_lines() -> dict[str, dict]:
     """{cell: its line} of all cells that have run."""
-    return {line.pop("cell"): line for line in result_cache.read_lines(LINES)}
+    return {line.pop("cell"): line for line in result_cache.read_points(LINES)}
 
 
 def cells_table(lines: dict[str, dict]) -> str:

@@ -19,7 +19,7 @@ from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_lines
+from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_points
 
 FILE = "runs.jsonl"
 
@@ -64,7 +64,7 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """The lines of a folder's cells, by name. Raises InputError for a name twice."""
     path = pathlib.Path(folder, FILE)
     lines = {}
-    for entry in read_lines(path):
+    for entry in read_points(path):
         name = entry["name"]
         if name in lines:
             raise InputError(f"{path}: {name} has two lines; remove one")
@@ -111,7 +111,7 @@ def model_reader(
     variables = parallel.replicate(vit.variables)
 
     def answer(images):
-        return accuracy.evaluate(step, variables, images).per_image
+        return accuracy.evaluate_model(step, variables, images).per_image
 
     return answer
 

@@ -59,7 +59,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         public = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         return globals().setdefault(name, public)

@@ -154,7 +154,7 @@ def contents(folder):
 @pytest.mark.parametrize("line, status, word", MISTAKES, ids=lambda each: str(each))
 def test_a_mistake_in_a_command(folder, monkeypatch, line, status, word):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(timer, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(timer, "time_in_turns", lambda *_: pytest.fail("measured"))
     before = contents(folder)
     name, *words = line.split()
     main = importlib.import_module(f"imagepiece_jax.commands.{name}").main

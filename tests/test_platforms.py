@@ -40,8 +40,8 @@ def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
     model = create_model(named_models.config("deit_ti", image_size=32, depth=1))
     vit = workloads.with_random_weights(model)
-    workloads.Case(vit, "train", 64, "float32")
+    workloads.BenchmarkCase(vit, "train", 64, "float32")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
-    workloads.Case(vit, "inference", 64, "float32")
+    workloads.BenchmarkCase(vit, "inference", 64, "float32")
     with pytest.raises(InputError, match="mode is train on 8 devices"):
-        workloads.Case(vit, "train", 64, "float32")
+        workloads.BenchmarkCase(vit, "train", 64, "float32")

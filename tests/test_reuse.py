@@ -13,7 +13,11 @@ from flax import linen as nn
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache, Split
+from imagepiece_jax.evaluation.result_cache import (
+    MeasuredImages,
+    MeasuredWeights,
+    ResultCache,
+)
 from imagepiece_jax.inference.feature_files import write_features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
@@ -124,15 +128,15 @@ OF_IMAGES = {"digest": "other", "limit": 5}
 def measured(vit, tmp_path):
     """MeasuredWeights of which the accuracy of the model as it is has been measured."""
     with ResultCache(tmp_path) as cache:
-        made = MeasuredWeights(vit, Split(SETTING, list), cache)
-        made.cache.result(made.setting("accuracy", vit.reduction), dict)
+        made = MeasuredWeights(vit, MeasuredImages(SETTING, list), cache)
+        made.cache.measure_once(made.result_key("accuracy", vit.reduction), dict)
         yield made
 
 
 def is_measured(weights):
     measured = []
-    setting = weights.setting("accuracy", weights.vit.reduction)
-    weights.cache.result(setting, lambda: measured.append(1) or {})
+    key = weights.result_key("accuracy", weights.vit.reduction)
+    weights.cache.measure_once(key, lambda: measured.append(1) or {})
     return not measured
 
 
@@ -147,7 +151,7 @@ def test_a_line_of_compare(vit, measured, name):
     if name in MODELS | OF_DEVICE:
         changes["vit"] = (MODELS | OF_DEVICE)[name](vit)
     elif name in OF_IMAGES:
-        changes["images"] = Split(SETTING | {name: OF_IMAGES[name]}, list)
+        changes["images"] = MeasuredImages(SETTING | {name: OF_IMAGES[name]}, list)
     elif name == "reducers":
         changes["seed"] = 1
     else:

@@ -57,8 +57,10 @@ CALLS = {
     "optimize": lambda of: imagepiece_jax.optimize(of.vit, batch_size=4, **FAST),
     "recover": lambda of: imagepiece_jax.recover(of.vit, PIXELS, steps=1, batch_size=8),
     # What commands call for every batch, or several times.
-    "evaluate": lambda of: accuracy.evaluate(of.step, of.on_devices, [ROWS]),
-    "evaluate a program": lambda of: accuracy.evaluate(of.program_step, None, [ROWS]),
+    "evaluate": lambda of: accuracy.evaluate_model(of.step, of.on_devices, [ROWS]),
+    "evaluate a program": lambda of: accuracy.evaluate_model(
+        of.program_step, None, [ROWS]
+    ),
     "visualize": lambda of: trace_tokens(of.vit.model, of.vit.variables, PIXELS[:9]),
 }
 # They make programs in every call.

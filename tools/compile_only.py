@@ -187,7 +187,7 @@ def inference_text(config, gelu=None):
 
 def train_text(config):
     """Return the compiled text of a training step."""
-    step, first_state, model, teacher = workloads.training_step(
+    step, first_state, model, teacher = workloads.make_training_step(
         RunConfig.from_config(without_placement(config)),
         lambda model: place_attention(model, config),
     )

@@ -28,14 +28,14 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark.workloads import on_noise, random_variables
+from imagepiece_jax.benchmark.workloads import call_on_noise, random_variables
 from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.result_cache import read_lines
+from imagepiece_jax.evaluation.result_cache import read_points
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import program_compiler
 from imagepiece_jax.models import registry
@@ -182,7 +182,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     global OPTIONS
     OPTIONS = options
     if show:
-        print(*all_tables(read_lines(show)).values(), sep="\n\n")
+        print(*all_tables(read_points(show)).values(), sep="\n\n")
         return
     if not times:
         raise InputError("times is missing; name a file to which lines are added")
@@ -305,7 +305,7 @@ def timed_rows(programs: list[Timed], shared: Mapping, rules) -> list[dict[str, 
         jobs[number, "turns"] = timer.TimedCall(*call)
         if latency:
             jobs[number, "latency"] = timer.TimedCall(*call, ahead=0)
-    times = timer.measure(jobs, rules)
+    times = timer.time_in_turns(jobs, rules)
     rows = []
     for number, program in enumerate(programs):
         row = {**shared, **program.facts, "turns": times[number, "turns"]}
@@ -336,7 +336,7 @@ def time_ours(case: Case, way: Way, program) -> Timed:
     facts |= {"gelu": gelu, "sizes": sizes, "precision": way.precision}
     facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
     facts |= {"xla": way.xla, "reductions": program.reductions}
-    return Timed(on_noise(program), jax.block_until_ready, facts)
+    return Timed(call_on_noise(program), jax.block_until_ready, facts)
 
 
 def make_compiler(case: Case, dtype: str, way: Way):
@@ -391,7 +391,7 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         dense = find_dense_row(row, rows)
         rates = [row["batch"] / second for second in row["turns"]]
-        more = {"rate": timer.spread(rates), "ratio": speed_ratio(row, dense)}
+        more = {"rate": timer.find_spread(rates), "ratio": speed_ratio(row, dense)}
         if row["gmacs"] is not None:
             more["macs"] = dense["gmacs"] / row["gmacs"]
         with_ratio.append(row | more)
@@ -415,7 +415,7 @@ def find_dense_row(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
 
 def speed_ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
     """How many times as fast a row is as another of its turns."""
-    return timer.spread(timer.speedups(other[field], row[field]))
+    return timer.find_spread(timer.paired_speedups(other[field], row[field]))
 
 
 # Tables
@@ -456,7 +456,7 @@ def group_table(rows: Iterable[Mapping]) -> str:
         line += [f"{row['rate'][0]:,.0f}", format_spread(row["ratio"])]
         line.append(f"{row['macs']:.2f}" if "macs" in row else "")
         latency = row["latency"]
-        line.append(f"{1e3 * timer.spread(latency).median:.2f}" if latency else "")
+        line.append(f"{1e3 * timer.find_spread(latency).median:.2f}" if latency else "")
         lines.append(line)
     head = ["model", "GELU", "sizes", "products", "images/s", "times the dense"]
     return markdown_table([*head, "by MACs", "one call, ms"], lines)
@@ -498,7 +498,7 @@ def growth_table(rows: Iterable[Mapping]) -> str:
             line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
             line += [format_spread(row["ratio"]), f"{row['macs']:.2f}"]
             if row["latency"]:
-                pair = [timer.spread(each["latency"]) for each in (dense, row)]
+                pair = [timer.find_spread(each["latency"]) for each in (dense, row)]
                 line += [f"{1e3 * each.median:.2f}" for each in pair]
                 line.append(format_spread(speed_ratio(row, dense, "latency")))
             else:

@@ -23,7 +23,7 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation.result_cache import read_lines
+from imagepiece_jax.evaluation.result_cache import read_points
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry
@@ -89,7 +89,7 @@ def main(
     check_writable("times", file, ["", ".json", ".jsonl"])
     for name in models:
         check_choice("models", name, MODELS)
-    rows = [row for row in read_lines(file) if row["size"] == size]
+    rows = [row for row in read_points(file) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
         measured = measure_batch(size, batch, models)
         with open(file, "a") as out:
@@ -125,13 +125,13 @@ def measure_batch(size, batch, models=()):
     if importlib.util.find_spec("timm") and not models:
         call = _timm_call(size, random_images(batch, SIDE))
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
-    times = timer.measure(jobs, RULES, pause=lambda: time.sleep(0.1))
+    times = timer.time_in_turns(jobs, RULES, pause=lambda: time.sleep(0.1))
     rows = []
     for runtime, name in times:
-        rates = timer.spread([batch / seconds for seconds in times[runtime, name]])
-        ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])
+        rates = timer.find_spread([batch / seconds for seconds in times[runtime, name]])
+        ratios = timer.paired_speedups(times[runtime, "dense"], times[runtime, name])
         row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
-        row |= {"rate": rates, "ratio": timer.spread(ratios)}
+        row |= {"rate": rates, "ratio": timer.find_spread(ratios)}
         row |= {"macs": macs["dense"] / macs[name], "reduction": MODELS[name]}
         rows.append(row | {"image_size": SIDES.get(name, SIDE)})
     return rows

@@ -62,9 +62,9 @@ def main(
     named = model.named()
     if named is None:
         raise InputError(f"{model.weights} are weights; give the name of a model")
-    forms = suite.variants(ours.with_random_weights(named), reductions)
+    forms = suite.make_variants(ours.with_random_weights(named), reductions)
     dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.groups(forms, batch_size, dtype, mode)
+    groups = suite.make_case_groups(forms, batch_size, dtype, mode)
     if plain:
         for group in groups:
             for name, case in group.items():
@@ -72,7 +72,7 @@ def main(
                     case, run=without_augmentation(case.run)
                 )
     rules = timer.Timing(warmup, repeats, seconds)
-    suite.run_all(groups, rules, json, functools.partial(torch_workloads, against))
+    suite.time_groups(groups, rules, json, functools.partial(torch_workloads, against))
 
 
 def without_augmentation(run):

@@ -4,8 +4,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from imagepiece_jax.benchmark.workloads import Case, Workload
+from imagepiece_jax.benchmark.workloads import BenchmarkCase, Workload
 from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import git_revision, replace_file
@@ -17,7 +18,7 @@ from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # {column title: format of a row's field}
-COLUMNS = {
+COLUMN_FORMATS = {
     "program": "{config}",
     "batch": "{batch_size}",
     "img/s": "{throughput:,.0f}",
@@ -33,126 +34,126 @@ COLUMNS = {
 }
 
 
-def variants(
-    vit: Pretrained, reductions: Sequence[str], own: str = "as it is"
+def make_variants(
+    vit: Pretrained, reductions: Sequence[str], own_name: str = "as it is"
 ) -> dict[str, Pretrained]:
     """A model's variants by name: dense, its own reduction, then `reductions`.
 
-    own: name of the model's own reduction
+    own_name: name of the model's own reduction
     Raises InputError for a reduction that does not fit, or is repeated.
     """
-    models = {"dense": vit.with_reduction(None)}
+    vits = {"dense": vit.with_reduction(None)}
     if vit.reduction != DENSE_REDUCTION:
-        models[own] = vit
+        vits[own_name] = vit
     for text in reductions:
-        if text in models:
+        if text in vits:
             raise InputError(f"reductions has {text} twice")
-        models[text] = vit.with_reduction(text, seed=0)  # values do not change the time
-    return models
+        vits[text] = vit.with_reduction(text, seed=0)  # values do not change the time
+    return vits
 
 
-def groups(
+def make_case_groups(
     vits: Mapping[str, Pretrained | ExportedProgram],
     batch_sizes: Iterable[int],
     dtype: str,
     mode: str,
     gelu: str | None = None,
-) -> list[dict[str, Case]]:
-    """Make Cases by name, in one group per batch size, largest first.
+) -> list[dict[str, BenchmarkCase]]:
+    """Make cases by name, in one group per batch size, largest first.
 
     vits: variants by name
-    dtype, mode, gelu: as in `Case`
+    dtype, mode, gelu: as in `BenchmarkCase`
     Raises InputError for mistakes that show without compiling.
     """
     case_groups = []
     for batch_size in sorted({*batch_sizes}, reverse=True):
         check_range("batch_size", batch_size, 1, whole=True)
-        group = {}
+        cases = {}
         for name, vit in vits.items():
-            group[name] = Case(vit, mode, batch_size, dtype, gelu)
-        case_groups.append(group)
+            cases[name] = BenchmarkCase(vit, mode, batch_size, dtype, gelu)
+        case_groups.append(cases)
     return case_groups
 
 
-def run_all(
-    groups: Sequence[Mapping[str, Case]],
-    rules: timer.Timing,
+def time_groups(
+    case_groups: Sequence[Mapping[str, BenchmarkCase]],
+    timing: timer.Timing,
     file: str | None = None,
-    others: Callable[[list[Case]], Mapping[str, Workload]] | None = None,
-):
-    """Measure and print every group. A group's programs take turns.
+    others: Callable[[list[BenchmarkCase]], Mapping[str, Workload]] | None = None,
+) -> None:
+    """Time and print every group. A group's programs take turns.
 
     file: for JSON lines, one per program, rewritten after every group
-    others: function from a group's Cases to further programs to measure with them
+    others: function from a group's cases to further programs to time with them
     """
-    first = next(iter(groups[0].values()))
-    weights = "random weights" if first.path is None else f"weights of {first.path}"
+    first_case = next(iter(case_groups[0].values()))
+    path = first_case.weights_path
+    weights = "random weights" if path is None else f"weights of {path}"
     hardware = device.device_name()
-    print(f"{hardware}, {first.dtype}, {weights}, random images", flush=True)
+    print(f"{hardware}, {first_case.dtype}, {weights}, random images", flush=True)
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
-    setting = {
-        "mode": first.mode,
-        "dtype": first.dtype,
-        "weights": first.path,
-        "device": device.device_name(),
+    run_facts = {
+        "mode": first_case.mode,
+        "dtype": first_case.dtype,
+        "weights": path,
+        "device": hardware,
         "versions": device.library_versions(libraries),
         "git": git_revision(),
-        **dataclasses.asdict(rules),
+        **dataclasses.asdict(timing),
     }
     lines = []
-    for group in groups:
-        cases = [*group.values()]
-        programs = {name: case.workload() for name, case in group.items()}
+    for cases in case_groups:
+        workloads = {name: case.compile_workload() for name, case in cases.items()}
         if others:
-            programs.update(others(cases))
-        jobs = {name: program.job for name, program in programs.items()}
-        with announced_work(f"measuring {', '.join(jobs)}, in turns"):
-            readings = timer.measure(jobs, rules)
-        setting["batch_size"] = cases[0].batch_size
-        group_rows = rows(programs, readings, setting)
-        print(f"\n{first.mode}\n{table(group_rows)}", flush=True)
-        lines += [json.dumps(row) + "\n" for row in group_rows]
+            workloads.update(others([*cases.values()]))
+        timed_calls = {name: work.timed_call for name, work in workloads.items()}
+        with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
+            readings = timer.time_in_turns(timed_calls, timing)
+        batch_size = next(iter(cases.values())).batch_size
+        rows = speed_rows(workloads, readings, {**run_facts, "batch_size": batch_size})
+        print(f"\n{first_case.mode}\n{speed_table(rows)}", flush=True)
+        lines += [json.dumps(row) + "\n" for row in rows]
         if file:
             replace_file(file, "".join(lines))
 
 
-def rows(
-    programs: Mapping[str, Workload],
+def speed_rows(
+    workloads: Mapping[str, Workload],
     readings: Mapping[str, Sequence[float]],
-    setting: Mapping,
-) -> list[dict]:
+    shared_facts: Mapping[str, Any],
+) -> list[dict[str, Any]]:
     """Make a row of JSON values per program.
 
     "ratio" is the speed relative to the first program, and "mac_ratio" the ratio
     predicted by MACs.
 
-    programs: by name
-    readings: seconds per call by name, from `timer.measure`
-    setting: fields shared by all rows
+    workloads: by name
+    readings: seconds per call by name, from `timer.time_in_turns`
+    shared_facts: fields shared by all rows
     """
-    rows_of_group = []
-    first = next(iter(programs))
-    for name, work in programs.items():
-        figures = timer.figures(readings[first], readings[name], work.images)
+    rows = []
+    first = next(iter(workloads))
+    for name, work in workloads.items():
+        metrics = timer.speed_metrics(readings[first], readings[name], work.images)
         row = {
             "config": name,
-            **figures,
-            "mac_ratio": programs[first].macs / work.macs,
+            **metrics,
+            "mac_ratio": workloads[first].macs / work.macs,
             "gmacs": work.macs / work.images / 1e9,
-            "tmacs_per_s": work.macs / figures["ms"] / 1e9,
+            "tmacs_per_s": work.macs / metrics["ms"] / 1e9,
             **work.facts,
-            **setting,
+            **shared_facts,
             "seconds_a_call": readings[name],
         }
-        rows_of_group.append(row)
-    return rows_of_group
+        rows.append(row)
+    return rows
 
 
-def table(rows: Iterable[Mapping]) -> str:
+def speed_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Align rows in columns for a terminal. Unknown bytes are a "-"."""
-    cells = []
+    lines = []
     for row in rows:
-        size = row["peak_memory"]
-        known = row | {"megabytes": f"{size / 1e6:,.0f}" if size else "-"}
-        cells.append([form.format(**known) for form in COLUMNS.values()])
-    return text_table([[*COLUMNS], *cells])
+        num_bytes = row["peak_memory"]
+        fields = {**row, "megabytes": f"{num_bytes / 1e6:,.0f}" if num_bytes else "-"}
+        lines.append([form.format(**fields) for form in COLUMN_FORMATS.values()])
+    return text_table([[*COLUMN_FORMATS], *lines])

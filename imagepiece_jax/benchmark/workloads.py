@@ -10,11 +10,12 @@ their values do not change the speed.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from imagepiece_jax.common import device, parallel, timer
 from imagepiece_jax.common.device import NUM_INPUTS
@@ -32,7 +33,12 @@ from imagepiece_jax.training.config import ModelConfig, RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create_optimizer
 from imagepiece_jax.training.teacher import Teacher
-from imagepiece_jax.training.train_step import batch_shapes, init_state, train_step
+from imagepiece_jax.training.train_step import (
+    TrainState,
+    batch_shapes,
+    init_state,
+    train_step,
+)
 
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
@@ -41,14 +47,14 @@ STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 class Workload:
     """A program to time."""
 
-    job: timer.TimedCall
+    timed_call: timer.TimedCall
     images: int  # images per call
     macs: float  # MACs per call
-    facts: dict  # further fields of its row, such as gelu and peak_memory
+    facts: dict[str, Any]  # further fields of its row, such as gelu and peak_memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Case:
+class BenchmarkCase:
     """A model to measure, in one mode, batch size and dtype.
 
     Mode "train" trains by the recipe of `training_run`.
@@ -62,81 +68,99 @@ class Case:
     gelu: str | None = None  # GELU variant, as in `optimize`
     run: RunConfig | None = None  # in mode train
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         vit = self.vit
-        size = self.batch_size
         optimize.check_gelu(vit.model, self.gelu)
-        own_size = None if isinstance(vit, Pretrained) else vit.batch_size
-        if own_size not in (None, size):
-            takes = f"{vit.origin.title} takes {own_size}"
-            raise InputError(f"batch_size has {size}, but {takes}")
-        if self.mode == "train" and self.run is None:
-            run = training_run(vit, size, self.dtype)
+        if not isinstance(vit, Pretrained):
+            if self.mode == "train":
+                raise InputError("mode is train, which needs weights")
+            if vit.batch_size not in (None, self.batch_size):
+                takes = f"{vit.origin.title} takes {vit.batch_size}"
+                raise InputError(f"batch_size has {self.batch_size}, but {takes}")
+        elif self.mode == "train" and self.run is None:
+            run = training_run(vit, self.batch_size, self.dtype)
             check_training(run, parallel.process_placement(run.grad_accum_steps))
-            count = parallel.device_count()
-            if count > 1:
-                text = f"mode is train on {count} devices; CUDA_VISIBLE_DEVICES=0"
-                raise InputError(f"{text} leaves one to measure")
+            num_devices = parallel.device_count()
+            if num_devices > 1:
+                raise InputError(
+                    f"mode is train on {num_devices} devices; CUDA_VISIBLE_DEVICES=0 "
+                    "leaves one to measure"
+                )
             object.__setattr__(self, "run", run)
 
     @property
-    def path(self) -> str | None:
+    def weights_path(self) -> str | None:
         """Path of the weights; None for random weights."""
         path = self.vit.origin.path
-        return path and str(path)
+        return None if path is None else str(path)
 
-    def workload(self) -> Workload:
+    def compile_workload(self) -> Workload:
         """Compile the program to time."""
-        if self.mode == "train":
-            return self._train()
+        if self.run is not None:
+            return _training_workload(self.run)
         if not isinstance(self.vit, Pretrained):
-            call = self._exported_call()
-            facts = _facts(self.vit.model, None)
+            call = _exported_program_call(self.vit, self.batch_size)
+            facts = _program_facts(self.vit.model, None)
         else:
-            fast = optimize.optimize(
+            fast_program = optimize.optimize(
                 self.vit,
                 batch_size=self.batch_size,
                 dtype=self.dtype,
                 gelu=self.gelu,
                 attention=self.vit.model.execution.attention,
             )
-            call = on_noise(fast)
-            facts = _facts(fast.model, fast.compiled)
+            call = call_on_noise(fast_program)
+            facts = _program_facts(fast_program.model, fast_program.compiled)
         macs = self.batch_size * model_macs(self.vit.model)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
-    def _exported_call(self) -> Callable[[int], Any]:
-        """Make a function (number) that runs an exported file on random images."""
-        shape = (self.batch_size, *image_sides(self.vit.config.image_size), 3)
-        calls = []
-        for seed in range(NUM_INPUTS):
-            pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-            calls.append(self.vit.prepared_call(pixels))
-        return lambda number: calls[number % NUM_INPUTS]()
 
-    def _train(self):
-        """Compile training steps. A step continues from the step before."""
-        run = self.run
-        step, first_state, model, teacher = training_step(run)
-        if teacher is not None:
-            teacher = random_variables(teacher)
-        state = first_state(random_variables(model))
-        state = parallel.replicate(state)
-        teacher = parallel.replicate(teacher)
-        batches = []
-        for seed in range(NUM_INPUTS):
-            batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
-        step = parallel.pmap(step, donate_argnums=(0,), program="training step")
-        compiled = step.compile(state, batches[0], teacher)
+def _exported_program_call(
+    program: ExportedProgram, batch_size: int
+) -> Callable[[int], Any]:
+    """Make a function (number) that runs an exported file on random images."""
+    shape = (batch_size, *image_sides(program.config.image_size), 3)
+    calls = []
+    for seed in range(NUM_INPUTS):
+        pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+        calls.append(program.prepared_call(pixels))
+    return lambda number: calls[number % NUM_INPUTS]()
 
-        def call(number):
-            nonlocal state
-            state, metrics = compiled(state, batches[number % NUM_INPUTS], teacher)
-            return metrics
 
-        macs = self.batch_size * TRAINING_MACS * model_macs(model)
-        facts = _facts(model, compiled)
-        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
+@dataclasses.dataclass
+class TrainingSteps:
+    """Training steps. A call continues from the step before."""
+
+    compiled_step: jax.stages.Compiled
+    state: TrainState
+    batches: Sequence[PyTree]
+    teacher_variables: PyTree
+
+    def __call__(self, number: int) -> dict[str, Array]:
+        """Take a step on the batch chosen by `number`, and return its metrics."""
+        batch = self.batches[number % NUM_INPUTS]
+        self.state, metrics = self.compiled_step(
+            self.state, batch, self.teacher_variables
+        )
+        return metrics
+
+
+def _training_workload(run: RunConfig) -> Workload:
+    """Compile a run's training steps."""
+    step, first_state, model, teacher = make_training_step(run)
+    teacher_variables = None
+    if teacher is not None:
+        teacher_variables = parallel.replicate(random_variables(teacher))
+    state = parallel.replicate(first_state(random_variables(model)))
+    batches = []
+    for seed in range(NUM_INPUTS):
+        batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
+    step = parallel.pmap(step, donate_argnums=(0,), program="training step")
+    compiled_step = step.compile(state, batches[0], teacher_variables)
+    steps = TrainingSteps(compiled_step, state, batches, teacher_variables)
+    macs = run.batch_size * TRAINING_MACS * model_macs(model)
+    facts = _program_facts(model, compiled_step)
+    return Workload(timer.TimedCall(steps), run.batch_size, macs, facts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,10 +172,12 @@ class LoadedRun(RunConfig):
 
 def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
     """DeiT's recipe, the defaults of `RunConfig`, for a model with its reduction."""
+    if vit.reduction is None:
+        raise InputError("mode is train, which needs a reduction with a name")
     attention = vit.model.execution.attention
     return LoadedRun(
         vit_config=vit.config,
-        image_size=vit.image_size,
+        image_size=cast(int, vit.image_size),  # RunConfig refuses two sides
         num_classes=vit.config.num_classes,
         model=ModelConfig(dtype=dtype, attention=attention),
         reduction=vit.reduction,
@@ -164,25 +190,29 @@ def with_random_weights(model: ViT) -> Pretrained:
     return Pretrained(model, random_variables(model))
 
 
-def on_noise(program):
+def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
     """Make a function (number) that runs `program` on random images on its device."""
-    images = _noise(program.images.shape, program.images.dtype)
+    images = _noise_images(program.images.shape, program.images.dtype)
     return lambda number: program(images[number % NUM_INPUTS])
 
 
 @functools.lru_cache(maxsize=4)  # shapes of images
-def _noise(shape, dtype):
+def _noise_images(
+    shape: tuple[int, ...], dtype: np.dtype
+) -> list[Float[Array, "images ..."]]:
     """Random images on the device, shared by programs that take turns."""
 
     @jax.jit
-    def draw():
+    def draw_images() -> list[Array]:
         keys = jax.random.split(root_key(0), NUM_INPUTS)
         return [draw_normal(key, shape, dtype=dtype) for key in keys]
 
-    return draw()
+    return draw_images()
 
 
-def training_step(run: RunConfig, adapt=lambda model: model):
+def make_training_step(
+    run: RunConfig, adapt: Callable[[ViT], ViT] = lambda model: model
+) -> tuple[functools.partial, functools.partial, ViT, ViT | None]:
     """Make a run's training step in its last epoch, as `train.py` runs it.
 
     adapt: function from a model to the model to run, for example with cuDNN
@@ -215,23 +245,23 @@ def training_step(run: RunConfig, adapt=lambda model: model):
     return step, first_state, model, teacher
 
 
-def random_variables(model):
+def random_variables(model: ViT) -> PyTree:
     """Draw random variables for `model`. Scales and variances are near 1."""
     rng = np.random.default_rng(0)
     # A million numbers are drawn once, and every array takes them from a random offset:
     # drawing all numbers of a large model takes longer than timing it.
-    pool = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
+    number_pool = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
 
-    def draw(path, leaf):
-        around = 1.0 if path[-1].key in ("scale", "var") else 0.0
-        first = rng.integers(len(pool))
-        drawn = np.resize(np.roll(pool, first), leaf.shape)
-        return (around + drawn).astype(leaf.dtype)
+    def draw_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        mean = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        offset = rng.integers(len(number_pool))
+        deviations = np.resize(np.roll(number_pool, offset), leaf.shape)
+        return (mean + deviations).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
+    return jax.tree_util.tree_map_with_path(draw_leaf, variable_shapes(model))
 
 
-def _facts(model, compiled):
+def _program_facts(model: ViT, compiled: jax.stages.Compiled | None) -> dict[str, Any]:
     """A compiled program's row fields; None: an exported file's."""
     return {
         "peak_memory": compiled and device.program_bytes(compiled),
@@ -241,12 +271,12 @@ def _facts(model, compiled):
     }
 
 
-def _labeled_batch(run, seed):
+def _labeled_batch(run: RunConfig, seed: int) -> dict[str, np.ndarray]:
     """A random batch in the loader's form: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
-    split = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)
-    shapes = batch_shapes(run, split)
+    leading_axes = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)
+    shapes = batch_shapes(run, leading_axes)
     return {
         "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),
-        "label": rng.integers(0, run.num_classes, split, np.int32),
+        "label": rng.integers(0, run.num_classes, leading_axes, np.int32),
     }

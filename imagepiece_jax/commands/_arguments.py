@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.models.vit import ViT
 
 
-def several(name: str, values: tuple | None) -> tuple:
+def option_values(name: str, values: tuple | None) -> tuple:
     """Values of a repeatable option; () if it is not typed.
 
     Raises InputError if it is typed without a value.
@@ -69,37 +69,37 @@ class Weights:
     num_classes: Literal[0] | None = None
     """0 removes the head: the model gives vectors."""
 
-    def typed(self) -> dict[str, Any]:
+    def typed_options(self) -> dict[str, Any]:
         """The typed arguments apart from the weights, by name."""
-        typed = {}
+        options = {}
         for name, value in vars(self).items():
             if name != "weights" and value is not None and value is not False:
-                typed[name] = value
-        return typed
+                options[name] = value
+        return options
 
-    def refuse(self, title: str, allowed: Collection[str] = ()):
+    def refuse_options(self, title: str, allowed: Collection[str] = ()) -> None:
         """Raise InputError for a typed argument that is not in `allowed`.
 
         title: the weights in the error
         """
-        for name, value in self.typed().items():
+        for name, value in self.typed_options().items():
             if name not in allowed:
                 raise InputError(f"{name} is {value}, but {self.weights} is {title}")
 
-    def exported(self) -> "ExportedProgram | None":
+    def open_exported(self) -> "ExportedProgram | None":
         """Open an exported file; None if the argument is weights."""
         from imagepiece_jax.models.program import is_exported, open_program
 
         if not is_exported(self.weights):
             return None
-        self.refuse("an exported program; export the weights again with it")
+        self.refuse_options("an exported program; export the weights again with it")
         return open_program(self.weights)
 
-    def load(self, **others: Any) -> "Pretrained":
-        """Load the model. `others`: further arguments of `imagepiece_jax.load`."""
+    def load_model(self, **more_options: Any) -> "Pretrained":
+        """Load the model, with more arguments of `imagepiece_jax.load`."""
         from imagepiece_jax import load
 
-        return load(self.weights, **self.typed(), **others)
+        return load(self.weights, **self.typed_options(), **more_options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Model(Weights):
     weights: Annotated[str, Positional, arg(metavar="MODEL")]
     """Weights as other commands take them, or timm's name of a public model."""
 
-    def named(self) -> "ViT | None":
+    def create_named(self) -> "ViT | None":
         """Create a named model; None for a file, a folder or hf://OWNER/NAME.
 
         Raises InputError for an unknown name, and for arguments that need weights.
@@ -120,8 +120,8 @@ class Model(Weights):
         if os.path.exists(path) or path.startswith("hf://"):
             return None
         allowed = ("reduction", "image_size", "dtype", "attention")
-        self.refuse("no file or folder", allowed)
-        return create_model(self.weights, **self.typed())
+        self.refuse_options("no file or folder", allowed)
+        return create_model(self.weights, **self.typed_options())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from imagepiece_jax.commands._arguments import Model, several
+from imagepiece_jax.commands._arguments import Model, option_values
 from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.errors import InputError
 
@@ -18,7 +18,7 @@ def main(
     repeats: int = Timing.repeats,
     seconds: float = Timing.seconds,
     json: str | None = None,
-):
+) -> None:
     """Time the dense model and every reduction in turns, in one process.
 
     A speed is the median of the rounds, with the lowest and the highest beside it.
@@ -41,28 +41,30 @@ def main(
     from imagepiece_jax.common.files import check_writable
     from imagepiece_jax.weights.run_files import list_input_files
 
-    sizes = several("batch_size", batch_size)
-    rules = Timing(warmup, repeats, seconds)
+    batch_sizes = option_values("batch_size", batch_size)
+    timing = Timing(warmup, repeats, seconds)
     if json:
         input_files = list_input_files(model.weights)
         check_writable("json", json, [".json", ".jsonl"], input_files)
-    texts = several("reductions", reductions)
-    vit = model.exported()
-    if vit is not None:
-        if texts or gelu or mode != "inference":
+    reduction_texts = option_values("reductions", reductions)
+    program = model.open_exported()
+    if program is not None:
+        if reduction_texts or gelu or mode != "inference":
             raise InputError(
                 "reductions, gelu and mode are for weights, not for a file"
             )
-        models = {vit.origin.name: vit}
-        sizes = sizes or [vit.batch_size or 1]
-        dtype = vit.model.execution.dtype.name
+        variants = {program.origin.name: program}
+        batch_sizes = batch_sizes or (program.batch_size or 1,)
+        dtype = program.model.execution.dtype.name
     else:
-        named = model.named()
-        if named is None:
-            vit = model.load(seed=0)  # seeds selectors, whose values do not matter
+        named_model = model.create_named()
+        if named_model is None:
+            # The seed is for selectors, whose values do not matter.
+            vit = model.load_model(seed=0)
         else:
-            vit = workloads.with_random_weights(named)
-        models = suite.variants(vit, texts, model.reduction or "as it is")
+            vit = workloads.with_random_weights(named_model)
+        own_name = model.reduction or "as it is"
+        variants = suite.make_variants(vit, reduction_texts, own_name)
         dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.groups(models, sizes or [256], dtype, mode, gelu)
-    suite.run_all(groups, rules, json)
+    groups = suite.make_case_groups(variants, batch_sizes or (256,), dtype, mode, gelu)
+    suite.time_groups(groups, timing, json)

@@ -1,6 +1,6 @@
 """Accuracy or fidelity of reductions and smaller images beside the dense model."""
 
-from imagepiece_jax.commands._arguments import Data, Weights, several
+from imagepiece_jax.commands._arguments import Data, Weights, option_values
 from imagepiece_jax.errors import InputError
 
 
@@ -12,7 +12,7 @@ def main(
     image_sizes: tuple[int, ...] | None = None,
     texts: str | None = None,
     out: str = "runs/compare",
-):
+) -> None:
     """Compare reductions and smaller images with the dense model on the same images.
 
     Without labels, or for a model without classes, it compares outputs instead of
@@ -31,16 +31,15 @@ def main(
     from imagepiece_jax.evaluation import compare
 
     if weights.reduction is not None:
-        text = f"reduction is {weights.reduction}; give it in reductions"
-        raise InputError(text)
+        raise InputError(f"reduction is {weights.reduction}; give it in reductions")
     report = compare.compare(
-        weights.load(),
-        reductions=several("reductions", reductions),
-        image_sizes=several("image_sizes", image_sizes),
+        weights.load_model(),
+        reductions=option_values("reductions", reductions),
+        image_sizes=option_values("image_sizes", image_sizes),
         texts=texts,
         out=out,
         **vars(data),
     )
-    table, plot = compare.files(out, report)
-    print(table.read_text("utf-8"), end="")
-    print(f"written to {table} and {plot.name}", flush=True)
+    table_file, plot_file = compare.report_files(out, report)
+    print(table_file.read_text("utf-8"), end="")
+    print(f"written to {table_file} and {plot_file.name}", flush=True)

@@ -5,7 +5,7 @@ import dataclasses
 from imagepiece_jax.commands._arguments import Model
 
 
-def main(model: Model):
+def main(model: Model) -> None:
     """Print tokens, MACs and parameters of a model with a reduction, block by block.
 
     Example: imagepiece describe deit_s --reduction tome:r=8
@@ -14,9 +14,9 @@ def main(model: Model):
     from imagepiece_jax.models.create import build_model
 
     recovery = None
-    vit = model.named()
+    vit = model.create_named()
     if vit is None:
-        loaded = model.load(seed=0)  # seeds selectors, whose values do not matter
+        loaded = model.load_model(seed=0)  # seeds selectors, whose values do not matter
         recovery = loaded.recovery
         vit = loaded.model
     # Two dense models to compare with: the same stem shows the reduction's savings, and
@@ -30,10 +30,10 @@ def main(model: Model):
     for variant in recovery.variants:
         outcome = "recovered for" if variant.changed else "no better for"
         print(f"{outcome} {variant}")
-    own = recovery.variant_for(vit)
-    if own is None:
+    own_variant = recovery.variant_for(vit)
+    if own_variant is None:
         print("its values are the dense model's")
-    elif own.changed:
-        print(f"its values are the recovered values of {own.name}")
+    elif own_variant.changed:
+        print(f"its values are the recovered values of {own_variant.name}")
     else:
         print("its values are the values before the recovery")

@@ -7,7 +7,7 @@ from imagepiece_jax import __version__
 from imagepiece_jax.common.version import KEY_LIBRARIES
 
 
-def main():
+def main() -> None:
     """Print the versions and devices for a bug report.
 
     Example: imagepiece doctor

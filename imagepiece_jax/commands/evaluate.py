@@ -14,7 +14,7 @@ def main(
     optimized: bool = False,
     gelu: Literal["exact", "tanh"] | None = None,
     json: str | None = None,
-):
+) -> None:
     """Print top-1, top-5 and loss over a whole data set, with any --reduction.
 
     WEIGHTS may be an exported .onnx file, run in onnxruntime. With --optimized, the
@@ -32,34 +32,36 @@ def main(
     from imagepiece_jax.evaluation import accuracy
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import data_name
+    from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.weights.run_files import list_input_files
 
-    exported = weights.exported()
-    vit = exported or weights.load()
+    model = weights.open_exported() or weights.load_model()
     if json is not None:
-        input_files = list_input_files(weights.weights, data_name(vit, data.data))
+        input_files = list_input_files(weights.weights, data_name(model, data.data))
         check_writable("json", json, [".json"], input_files)
-    how = [vit.config.preprocessing.text]
-    if exported is None:
-        how += vit.origin.describe_differences(vit)
-    if vit.origin.averaged:
-        how.insert(0, "averaged weights")
-    figures = evaluate(vit, optimized=optimized, gelu=gelu, **vars(data))
+    notes = [model.config.preprocessing.text]
+    if isinstance(model, Pretrained):
+        notes += model.origin.describe_differences(model)
+    if model.origin.averaged:
+        notes.insert(0, "averaged weights")
+    metrics = evaluate(model, optimized=optimized, gelu=gelu, **vars(data))
     if optimized:
-        print(*how, sep="  ")
+        print(*notes, sep="  ")
         for name in ("reference", "optimized"):
-            row = figures[name]
+            row = metrics[name]
             variant = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as"
-            print(f"{variant} {row['sizes']}: {accuracy.line(row)}", flush=True)
+            print(
+                f"{variant} {row['sizes']}: {accuracy.format_metrics(row)}", flush=True
+            )
         change = statistics.Estimate(
             row["difference"], row["difference_low"], row["difference_high"]
         )
         difference = statistics.format_difference(change, 2)
-        count = counted_noun(row["images"], "image")
-        print(f"the program's cost: acc1 {difference} (points, 95 %, paired, {count})")
+        paired = f"paired, {counted_noun(row['images'], 'image')}"
+        print(f"the program's cost: acc1 {difference} (points, 95 %, {paired})")
     else:
-        print(accuracy.line(figures, *how, f"gmacs {figures['gmacs']:.3f}"))
-    if unreadable := figures["unreadable"]:
+        print(accuracy.format_metrics(metrics, *notes, f"gmacs {metrics['gmacs']:.3f}"))
+    if unreadable := metrics["unreadable"]:
         print(f"unreadable images left out: {unreadable}")
     if json is not None:
-        write_json(json, figures | {"weights": weights.weights})
+        write_json(json, metrics | {"weights": weights.weights})

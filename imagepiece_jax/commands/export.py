@@ -6,20 +6,20 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from imagepiece_jax.commands._arguments import Weights, several
+from imagepiece_jax.commands._arguments import Weights, option_values
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportedWeights(Weights):
     """Weights, whose dtype is the file's: `load` does not get it."""
 
-    dtype: Literal["float32", "float16", "int8"] = "float32"
+    dtype: Literal["float32", "float16", "int8"] = "float32"  # pyrefly: ignore[bad-override]
     """Type of the file's layers; int8 needs --images."""
 
-    def typed(self) -> dict[str, Any]:
-        typed = super().typed()
-        typed.pop("dtype")
-        return typed
+    def typed_options(self) -> dict[str, Any]:
+        options = super().typed_options()
+        options.pop("dtype")
+        return options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main(
     texts: str | None = None,
     push: str | None = None,
     dry_run: bool = False,
-):
+) -> None:
     """Write a model with its weights as an ONNX file.
 
     OUT.json beside it describes image preparation and outputs. With --images the
@@ -73,10 +73,10 @@ def main(
     from imagepiece_jax.exporters.program_facts import program_files, read_facts
     from imagepiece_jax.models.program import import_format
 
-    words = several("images", images)
+    image_words = option_values("images", images)
     if layout is None:
         checked_file(out.out, weights.dtype)
-    vit = weights.load()
+    vit = weights.load_model()
     file = export(
         vit,
         out.out,
@@ -87,7 +87,7 @@ def main(
         layout=layout,
         dtype=weights.dtype,
         gathers=gathers or None,
-        images=words or None,
+        images=image_words or None,
         texts=texts,
         push=push,
         dry_run=dry_run,

@@ -1,12 +1,15 @@
 """Features of photographs, as vector files for NumPy and faiss."""
 
 import pathlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import RunError
+
+if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
+    from imagepiece_jax.models.pretrained import Pretrained
 
 
 def main(
@@ -21,7 +24,7 @@ def main(
     threads: int | None = None,
     limit: int | None = None,
     texts: str | None = None,
-):
+) -> None:
     """Write a folder with pooled.npy, one row per line of its paths.txt.
 
     Rows of unreadable images are NaN. Run the command again to continue where it
@@ -47,16 +50,17 @@ def main(
 
     folder = pathlib.Path(out)
     feature_folder.check_feature_folder(folder)
-    files = pictures.find_images(images.images)
+    image_files = pictures.find_images(images.images)
     if limit is not None:
         check_range("limit", limit, 1)
-        limit = min(limit, len(files))
-        files = [files[index] for index in evenly_spaced_indices(len(files), limit)]
-    vit = weights.load()
-    note_cost(vit)
+        limit = min(limit, len(image_files))
+        indices = evenly_spaced_indices(len(image_files), limit)
+        image_files = [image_files[index] for index in indices]
+    vit = weights.load_model()
+    note_image_cost(vit)
     written = feature_files.write_features(
         vit,
-        files,
+        image_files,
         folder,
         patches=patches,
         logits=logits,
@@ -65,17 +69,17 @@ def main(
         threads=threads,
         texts=texts,
     )
-    table = folder / feature_folder.DAMAGED_FILE
+    damaged_file = folder / feature_folder.DAMAGED_FILE
     if written.damaged == written.shapes["pooled"][0]:
-        raise RunError(f"no photograph has a feature row; {table} says why")
+        raise RunError(f"no photograph has a feature row; {damaged_file} says why")
     for name, shape in written.shapes.items():
-        size = " x ".join([f"{side}" for side in shape])
-        print(f"{folder / name}.npy: {size} {storage}")
+        shape_text = " x ".join(map(str, shape))
+        print(f"{folder / name}.npy: {shape_text} {storage}")
     if written.damaged:
-        print(f"{written.damaged} damaged, whose rows are NaN: {table}")
+        print(f"{written.damaged} damaged, whose rows are NaN: {damaged_file}")
 
 
-def note_cost(vit):
+def note_image_cost(vit: "Pretrained") -> None:
     """Log a note if images of 224 pixels would take less than half the MACs."""
     from imagepiece_jax.models.cost import model_macs
     from imagepiece_jax.models.create import build_model

@@ -1,11 +1,16 @@
 """The most probable classes of images."""
 
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
 from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
+
+if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
+    import numpy as np
+
+    from imagepiece_jax.inference.predictor import Prediction
 
 
 def main(
@@ -37,7 +42,7 @@ def main(
     if json is not None:
         input_files = [*files, *list_input_files(weights.weights)]
         check_writable("json", json, [".json"], input_files)
-    vit = weights.load()
+    vit = weights.load_model()
     predict = Predictor(
         vit,
         labels=labels,
@@ -46,39 +51,40 @@ def main(
         attention=vit.model.execution.attention,
         gelu=gelu,
     )
-    answers = {}
-    unreadable = 0
-    for file, answer in zip(files, predict.stream(files), strict=True):
-        answers[file], line = answered(file, answer)
-        if isinstance(answer, InputError):
-            unreadable += 1
+    records = {}
+    num_unreadable = 0
+    for file, output in zip(files, predict.stream(files), strict=True):
+        records[file], line = describe_output(file, output)
+        if isinstance(output, InputError):
+            num_unreadable += 1
             print(line, file=sys.stderr)
         else:
             print(line, flush=True)
     if json is not None:
-        write_json(json, answers)
-    return int(unreadable > 0)
+        write_json(json, records)
+    return int(num_unreadable > 0)
 
 
-def answered(file, answer):
+def describe_output(
+    file: str, output: "list[Prediction] | np.ndarray | InputError"
+) -> tuple[dict | list, str]:
     """(JSON value, printed line) of an image.
 
-    answer: its Predictions, an InputError, or vectors of a model without classes
+    output: its predictions, an InputError, or vectors of a model without classes
     """
     from imagepiece_jax.data import class_names
 
-    if isinstance(answer, InputError):
-        return {"error": str(answer)}, f"error: {answer}"
-    if not isinstance(answer, list):
+    if isinstance(output, InputError):
+        return {"error": str(output)}, f"error: {output}"
+    if not isinstance(output, list):
         vectors = "a vector"
-        if answer.ndim == 2:  # a model without a pool
-            vectors = f"{len(answer)} vectors"
-        line = f"{file}: {vectors} of {answer.shape[-1]} features"
-        return {"pooled": answer.tolist()}, line
-    listed = []
-    for prediction in answer:
-        label = class_names.describe_class(prediction.label)
-        listed.append(f"{label} {100 * prediction.probability:.1f} %")
-    return [
-        prediction._asdict() for prediction in answer
-    ], f"{file}: {'; '.join(listed)}"
+        if output.ndim == 2:  # a model without a pool
+            vectors = f"{len(output)} vectors"
+        line = f"{file}: {vectors} of {output.shape[-1]} features"
+        return {"pooled": output.tolist()}, line
+    class_texts = []
+    for prediction in output:
+        label = class_names.describe_class(str(prediction.label))
+        class_texts.append(f"{label} {100 * prediction.probability:.1f} %")
+    line = f"{file}: {'; '.join(class_texts)}"
+    return [prediction._asdict() for prediction in output], line

@@ -1,7 +1,7 @@
 """Recovery of a reduced model, from a few hundred images without labels."""
 
 import sys
-from typing import Literal
+from typing import Literal, cast
 
 from imagepiece_jax.commands._arguments import Images, Weights
 
@@ -16,7 +16,7 @@ def main(
     batch_size: int = 16,
     seed: int = 0,
     parameters: Literal["norms", "biases", "all"] = "biases",
-):
+) -> None:
     """Train a reduced model to answer like the dense model.
 
     It trains at --reduction, or else at 0.6, 0.5 and 0.4. IMAGE may be a set,
@@ -38,6 +38,7 @@ def main(
     from imagepiece_jax.common.files import locked_folder
     from imagepiece_jax.common.signals import deferred_signals
     from imagepiece_jax.data.pictures import as_source
+    from imagepiece_jax.models.recovery_record import Recovery
     from imagepiece_jax.recovery.recover import recover
     from imagepiece_jax.weights.save import checked_folder, save
 
@@ -45,8 +46,8 @@ def main(
     source = as_source(images.images)
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked_folder("out", folder):
-        vit = weights.load()
-        recovered = recover(
+        vit = weights.load_model()
+        recovered_vit = recover(
             vit,
             source,
             steps=steps,
@@ -55,13 +56,13 @@ def main(
             seed=seed,
             parameters=parameters,
         )
-    recovery = recovered.recovery
-    nothing = all(v.stopped and not v.changed for v in recovery.variants)
+    recovery = cast(Recovery, recovered_vit.recovery)
+    is_unchanged = all(v.stopped and not v.changed for v in recovery.variants)
     with deferred_signals():  # a signal must not lose minutes of work
-        if not nothing:
-            save(recovered, out)  # before prints, which a lost terminal refuses
+        if not is_unchanged:
+            save(recovered_vit, out)  # before prints, which a lost terminal refuses
         print(recovery, flush=True)
-        if nothing:
+        if is_unchanged:
             print(f"nothing is written to {out}", file=sys.stderr)
             return
         print(f"saved in {out}", flush=True)

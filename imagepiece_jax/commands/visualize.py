@@ -4,13 +4,13 @@ import contextlib
 import os
 import pathlib
 
-from imagepiece_jax.commands._arguments import Images, Weights, several
+from imagepiece_jax.commands._arguments import Images, Weights, option_values
 from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import locked_folder
 from imagepiece_jax.errors import InputError
 
-DRAWN = 8  # images of a data set
+NUM_DRAWN_IMAGES = 8  # images of a data set
 
 
 def main(
@@ -38,23 +38,21 @@ def main(
     from imagepiece_jax.data.sources import registry
     from imagepiece_jax.visualize import html
 
-    texts = several("reductions", reductions)
+    texts = option_values("reductions", reductions)
     if texts and weights.reduction is not None:
-        text = f"reduction is {weights.reduction}; give it in reductions"
-        raise InputError(text)
-    drawn = several("blocks", blocks)
+        raise InputError(f"reduction is {weights.reduction}; give it in reductions")
+    drawn_blocks = option_values("blocks", blocks)
     extras.check_installed("a figure", "matplotlib")
     source = pictures.as_source(images.images, "val")
     if registry.is_set_name(images.images[0]):
-        source = source.evenly_spaced(DRAWN)
+        source = source.evenly_spaced(NUM_DRAWN_IMAGES)
     folder = pathlib.Path(out)
     html.check_page_folder(folder)
     with locked_folder("out", folder):
-        vit = weights.load().with_default_execution(weights.dtype or "float32")
+        vit = weights.load_model().with_default_execution(weights.dtype or "float32")
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
-        for block in drawn:
-            last = len(vit.model.plan) - 1
-            check_range("blocks", block, 0, last)
+        for block in drawn_blocks:
+            check_range("blocks", block, 0, len(vit.model.plan) - 1)
         pixels, names = pictures.read_images(source, vit.preprocessing)
         names = [*map(os.path.basename, names)]
         with contextlib.ExitStack() as stack:
@@ -62,7 +60,7 @@ def main(
                 if not (folder / name).exists():
                     stack.enter_context(signals.unfinished_path(folder / name))
             lines = html.write_folder(
-                folder, models, pixels, names, vit.origin.name, drawn
+                folder, models, pixels, names, vit.origin.name, drawn_blocks
             )
             for line in lines:
                 print(line, flush=True)

@@ -8,13 +8,13 @@ import collections
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_range
 
 # JAX is imported where it is used: commands read Timing for their --help.
-AHEAD = 2  # queued calls, so that a device never waits for its host
+MAX_QUEUED_CALLS = 2  # queued calls, so that a device never waits for its host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,14 @@ def calls_ahead() -> int:
     import jax
 
     # On a CPU a call starts after the call before it has ended, as in PyTorch.
-    return 0 if jax.devices()[0].platform == "cpu" else AHEAD
+    return 0 if jax.devices()[0].platform == "cpu" else MAX_QUEUED_CALLS
 
 
 def wait_for_arrays(results: Any) -> None:
     """Wait for JAX arrays. NumPy arrays are finished."""
     import jax
 
-    return jax.block_until_ready(results)
+    jax.block_until_ready(results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,79 +62,84 @@ class TimedCall:
 
 
 class Spread(NamedTuple):
-    """Summary of a quantity's readings."""
+    """Summary of a metric's readings."""
 
     median: float
     low: float
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median, minimum and maximum of a sequence."""
-    return Spread(statistics.median(values), min(values), max(values))
+def find_spread(readings: Sequence[float]) -> Spread:
+    """Median, minimum and maximum of readings."""
+    return Spread(statistics.median(readings), min(readings), max(readings))
 
 
-def measure(
-    jobs: dict[Any, TimedCall],
-    rules: Timing,
+def time_in_turns(
+    timed_calls: Mapping[Any, TimedCall],
+    timing: Timing,
     now: Callable[[], float] = time.perf_counter,
     pause: Callable[[], object] = lambda: None,
 ) -> dict[Any, list[float]]:
-    """Time jobs in turns: {name: seconds per call, one reading per repeat}.
+    """Time programs in turns: {name: seconds per call, one reading per repeat}.
 
     now: function that returns the time in seconds
     pause: function called before every turn. It waits for another runtime's threads,
         which keep a core busy for a while after their turn.
     """
     # Inputs rotate across turns, by the number of started calls.
-    started = dict.fromkeys(jobs, 0)
+    num_started = dict.fromkeys(timed_calls, 0)
 
-    def run(name: Any, calls: float, seconds: float = 0.0) -> float:
-        """Seconds per call, over at least `calls` calls and `seconds`."""
-        job = jobs[name]
-        pending = collections.deque()
-        first = started[name]
-        began = now()
-        while started[name] < first + calls or now() < began + seconds:
-            pending.append(job.call(started[name]))
-            started[name] += 1
-            if len(pending) > job.ahead:  # wait for the oldest call
-                job.wait(pending.popleft())
-        for result in pending:
-            job.wait(result)
-        return (now() - began) / (started[name] - first)
+    def time_turn(name: Any, min_calls: int, min_seconds: float = 0.0) -> float:
+        """Seconds per call."""
+        timed_call = timed_calls[name]
+        pending_results = collections.deque()
+        first_call = num_started[name]
+        end_call = first_call + min_calls
+        start_time = now()
+        while num_started[name] < end_call or now() < start_time + min_seconds:
+            pending_results.append(timed_call.call(num_started[name]))
+            num_started[name] += 1
+            if len(pending_results) > timed_call.ahead:  # wait for the oldest call
+                timed_call.wait(pending_results.popleft())
+        for result in pending_results:
+            timed_call.wait(result)
+        return (now() - start_time) / (num_started[name] - first_call)
 
     # First calls are slow, so they are not timed.
-    for name in jobs:
-        run(name, rules.warmup)
-    readings = {name: [] for name in jobs}
+    for name in timed_calls:
+        time_turn(name, timing.warmup)
+    readings = {name: [] for name in timed_calls}
     # Speeds drift. In turns, drift affects all programs alike.
-    for _ in range(rules.repeats):
-        for name in jobs:
+    for _ in range(timing.repeats):
+        for name in timed_calls:
             pause()
-            readings[name].append(run(name, 1, rules.seconds))
+            readings[name].append(time_turn(name, 1, timing.seconds))
     return readings
 
 
-def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Speeds of `other` relative to `base`, round by round, from seconds."""
-    return [b / o for b, o in zip(base, other, strict=True)]
+def paired_speedups(
+    base_seconds: Sequence[float], own_seconds: Sequence[float]
+) -> list[float]:
+    """Speeds relative to the base, round by round, from seconds per call."""
+    return [base / own for base, own in zip(base_seconds, own_seconds, strict=True)]
 
 
-def figures(base: Sequence[float], own: Sequence[float], images: int) -> dict:
-    """A program's speed figures, by name.
+def speed_metrics(
+    base_seconds: Sequence[float], own_seconds: Sequence[float], num_images: int
+) -> dict[str, float]:
+    """A program's speed metrics, by name.
 
-    base, own: seconds per call of the reference and of the program, round by round
-    images: images per call
-    Returns throughput (images per second) and ratio (speed relative to `base`, taken
-        round by round), both with _min and _max, and ms (milliseconds per call).
+    base_seconds, own_seconds: per call of the reference and of the program, by round
+    num_images: images per call
+    Returns throughput (images per second) and ratio (speed relative to the reference,
+        by round), both with _min and _max, and ms (milliseconds per call).
     """
-    seconds = spread(own)
-    ratio = spread(speedups(base, own))
+    seconds = find_spread(own_seconds)
+    ratio = find_spread(paired_speedups(base_seconds, own_seconds))
     return {
-        "throughput": images / seconds.median,
-        "throughput_min": images / seconds.high,
-        "throughput_max": images / seconds.low,
+        "throughput": num_images / seconds.median,
+        "throughput_min": num_images / seconds.high,
+        "throughput_max": num_images / seconds.low,
         "ms": 1e3 * seconds.median,
         "ratio": ratio.median,
         "ratio_min": ratio.low,

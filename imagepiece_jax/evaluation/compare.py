@@ -13,11 +13,12 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from imagepiece_jax.common import device, extras, plotting, statistics
 from imagepiece_jax.common.checks import check_range
@@ -27,33 +28,34 @@ from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import result_cache
-from imagepiece_jax.evaluation.labeled_images import labeled_images
+from imagepiece_jax.evaluation.labeled_images import LabeledImages, open_labeled_images
 from imagepiece_jax.evaluation.result_cache import (
+    MeasuredImages,
     MeasuredWeights,
     ResultCache,
-    Split,
     decode_bits,
 )
-from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
-    COLUMNS,
-    CONTROLS,
-    MIN_IMAGES,
-    SHUFFLED,
+    FIDELITY_COLUMNS,
+    IMAGE_CONTROLS,
+    MIN_COMPARED_IMAGES,
+    SHUFFLED_CONTROL,
     Annotations,
-    cells,
+    fidelity_cells,
 )
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
-SHARES = ("0.6", "0.5")  # of the dense model's MACs, if the caller names no row
-TABLE = "compare.md"
-PLOT = "compare.png"
-SIGNIFICANT = 0.05  # only a smaller p is shown
+DEFAULT_MAC_SHARES = ("0.6", "0.5")  # if the caller names no row
+TABLE_FILE_NAME = "compare.md"
+PLOT_FILE_NAME = "compare.png"
+MAX_SHOWN_P = 0.05  # only a smaller p is shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Row:
+class ComparedRow:
     """A variant of the weights to compare with the dense model."""
 
     name: str
@@ -64,17 +66,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """Measured figures, and comparisons between rows."""
+    """Measured metrics, and comparisons between rows."""
 
     weights: MeasuredWeights
-    rows: Sequence[Row]  # the dense model is the first
-    # `MeasuredWeights.evaluate` results by row name
+    rows: Sequence[ComparedRow]  # the dense model is the first
+    # `MeasuredWeights.measure_reduction` results by row name
     figures: Mapping[str, Mapping[str, Any]]
-    # `comparisons` results by two row names; {}: figures are of fidelity
+    # `compare_pairs` results by two row names; {}: figures are of fidelity
     comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
 
-    def __str__(self):
-        return page(self)
+    def __str__(self) -> str:
+        return report_page(self)
 
 
 def compare(
@@ -102,7 +104,7 @@ def compare(
     reductions: shares of the dense model's MACs, or methods; without any row 0.6 and
         0.5
     image_sizes: pixels a side, for the dense model
-    texts: a text tower's vectors for recall of text to image, as for `annotations`
+    texts: a text tower's vectors for recall of text to image, as for `read_annotations`
     out: folder for a table, a plot and points.jsonl, where a stopped comparison
         resumes; None: write nothing
     data_dir to threads: as for `evaluate`
@@ -110,10 +112,10 @@ def compare(
     Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
     if out is not None:
-        check_folder(out)
+        check_report_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")
     vit = vit.with_default_execution(None)
-    images = labeled_images(
+    images = open_labeled_images(
         vit,
         data,
         data_dir=data_dir,
@@ -123,267 +125,293 @@ def compare(
         workers=workers,
         threads=threads,
     )
-    is_fidelity = not vit.config.head.is_single_label or not images.source.num_classes
-    known = Annotations()
-    if is_fidelity or texts is not None:
-        check_range("number of images", len(images.source), MIN_IMAGES)
-        known = annotations(vit, images.source, texts)  # before images are read
-    setting = images.setting | known.setting
-    measured = MeasuredWeights(vit, Split(setting, images.batches))
-    if is_fidelity:
-        dense = vit.with_reduction(None)
-
-        @functools.cache
-        def reference():
-            per_image = measured.run(dense).per_image
-            return per_image["outputs"], known.subset(per_image["index"])
-
-        measured = dataclasses.replace(measured, reference=reference)
-    rows = rows_of(measured, reductions, image_sizes)  # before files are made
+    dense_weights = _dense_weights(vit, images, texts)
+    rows = make_rows(dense_weights, reductions, image_sizes)  # before files are made
     with contextlib.ExitStack() as stack:
         folder = out
-        if out is None:
+        if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         versions = device.library_versions()
-        results = stack.enter_context(ResultCache(folder, versions=versions))
-        report = measure(measured, rows, results)
+        cache = stack.enter_context(ResultCache(folder, versions=versions))
+        report = measure_rows(dense_weights, rows, cache)
         if out is not None:
-            table_file, plot_file = files(out, report)
+            table_file, plot_file = report_files(out, report)
             with deferred_signals():  # the files belong together
-                replace_file(table_file, page(report, plot_file.name))
-                draw_plot(plot_file, report)
+                replace_file(table_file, report_page(report, plot_file.name))
+                paint_plot(plot_file, report)
     return report
 
 
-def rows_of(
-    measured: MeasuredWeights,
+def _dense_weights(
+    vit: Pretrained, images: LabeledImages, texts: str | os.PathLike | None
+) -> MeasuredWeights:
+    """Weights that measure accuracy, or fidelity without labels, classes or one class.
+
+    texts: as for `read_annotations`
+    """
+    has_accuracy = vit.config.head.is_single_label and images.source.num_classes
+    annotations = Annotations()
+    if texts is not None or not has_accuracy:
+        check_range("number of images", len(images.source), MIN_COMPARED_IMAGES)
+        # Texts are checked before images are read.
+        annotations = read_annotations(vit, images.source, texts)
+    facts = images.facts | annotations.digest_record
+    weights = MeasuredWeights(vit, MeasuredImages(facts, images.batches))
+    if has_accuracy:
+        return weights
+
+    @functools.cache
+    def dense_reference() -> tuple[np.ndarray, Annotations]:
+        per_image = fidelity_weights.measure_images(vit.with_reduction(None)).per_image
+        indices = per_image["index"].tolist()
+        return per_image["outputs"], annotations.select_images(indices)
+
+    fidelity_weights = dataclasses.replace(weights, dense_reference=dense_reference)
+    return fidelity_weights
+
+
+def make_rows(
+    dense_weights: MeasuredWeights,
     reductions: Iterable[str] = (),
     image_sizes: Iterable[int] = (),
-) -> list[Row]:
-    """Make rows from reductions and image sizes; the default is SHARES.
+) -> list[ComparedRow]:
+    """Make rows from reductions and image sizes; the default is DEFAULT_MAC_SHARES.
 
     reductions: texts for `Reduction.read`
     image_sizes: pixels a side, for the dense model
     Raises InputError for a row that does not fit, and for a duplicate.
     """
-    vit = measured.vit
-    texts = list(reductions)
-    sizes = list(image_sizes)
-    if not texts and not sizes:
-        texts = list(SHARES)
+    vit = dense_weights.vit
+    reduction_texts = list(reductions)
+    sides = list(image_sizes)
+    if not reduction_texts and not sides:
+        reduction_texts = list(DEFAULT_MAC_SHARES)
     rows = []
-    for text in texts:
-        reduction = vit.with_reduction(text).reduction
-        rows.append(Row(text, measured, reduction))
-    for size in sizes:
-        resized = on_smaller_images(measured, size)
-        rows.append(
-            Row(f"image_size={size}", resized, DENSE_REDUCTION, is_smaller=True)
-        )
-    seen = {(vit.image_size, DENSE_REDUCTION): "dense"}
+    for text in reduction_texts:
+        reduction = vit.with_reduction(text).reduction or DENSE_REDUCTION
+        rows.append(ComparedRow(text, dense_weights, reduction))
+    for side in sides:
+        weights = on_smaller_images(dense_weights, side)
+        name = f"image_size={side}"
+        rows.append(ComparedRow(name, weights, DENSE_REDUCTION, is_smaller=True))
+    row_names = {(vit.image_size, DENSE_REDUCTION): "dense"}
     for row in rows:
-        key = row.weights.vit.image_size, row.reduction
-        if key in seen:
-            raise InputError(f"{row.name} is {seen[key]} again; give it once")
-        seen[key] = row.name
+        variant = row.weights.vit.image_size, row.reduction
+        if variant in row_names:
+            raise InputError(f"{row.name} is {row_names[variant]} again; give it once")
+        row_names[variant] = row.name
     return rows
 
 
-def measure(measured: MeasuredWeights, rows: Sequence[Row], out: ResultCache) -> Report:
+def measure_rows(
+    dense_weights: MeasuredWeights, rows: Sequence[ComparedRow], cache: ResultCache
+) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
-    rows = [Row("dense", measured, DENSE_REDUCTION), *rows]
-    if measured.reference:
-        rows += [control(measured, name) for name in (*CONTROLS, SHUFFLED)]
-    figures = {}
+    rows = [ComparedRow("dense", dense_weights, DENSE_REDUCTION), *rows]
+    if dense_weights.dense_reference:
+        controls = (*IMAGE_CONTROLS, SHUFFLED_CONTROL)
+        rows += [control_row(dense_weights, name) for name in controls]
+    records = {}
     for row in rows:
-        weights = dataclasses.replace(row.weights, cache=out)
-        figures[row.name] = weights.evaluate(row.reduction)
-    if measured.reference:
-        return Report(measured, rows, figures, {})
-    smaller = [row.name for row in rows if row.is_smaller]
-    return Report(measured, rows, figures, comparisons(figures, smaller))
+        weights = dataclasses.replace(row.weights, cache=cache)
+        records[row.name] = weights.measure_reduction(row.reduction)
+    if dense_weights.dense_reference:
+        return Report(dense_weights, rows, records, {})
+    smaller_names = [row.name for row in rows if row.is_smaller]
+    comparisons = compare_pairs(records, smaller_names)
+    return Report(dense_weights, rows, records, comparisons)
 
 
-def control(measured: MeasuredWeights, name: str) -> Row:
-    """The dense weights on images changed by `CONTROLS[name]`, or SHUFFLED."""
+def control_row(dense_weights: MeasuredWeights, name: str) -> ComparedRow:
+    """The dense weights on images changed by `IMAGE_CONTROLS`, or SHUFFLED_CONTROL."""
 
-    def batches():
-        for batch in measured.images.batches():
-            changed = [CONTROLS[name](pixels) for pixels in batch["image"]]
-            yield {**batch, "image": np.stack(changed)}
+    def changed_batches() -> Iterator[dict[str, Any]]:
+        for batch in dense_weights.images.batches():
+            images = [IMAGE_CONTROLS[name](pixels) for pixels in batch["image"]]
+            yield {**batch, "image": np.stack(images)}
 
-    images = Split(measured.images.setting | {"change": name}, batches)
+    facts = {**dense_weights.images.facts, "change": name}
     title = f"dense, images {name}"
     weights = dataclasses.replace(
-        measured, images=images, name=title, is_shuffled=name == SHUFFLED
+        dense_weights,
+        images=MeasuredImages(facts, changed_batches),
+        name=title,
+        is_shuffled=name == SHUFFLED_CONTROL,
     )
-    return Row(title, weights, DENSE_REDUCTION)
+    return ComparedRow(title, weights, DENSE_REDUCTION)
 
 
-def comparisons(
-    figures: Mapping[str, Mapping[str, Any]], smaller: Sequence[str] = ()
+def compare_pairs(
+    records: Mapping[str, Mapping[str, Any]], smaller_names: Sequence[str] = ()
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Compare rows in pairs, with p before and after Holm's correction.
 
-    figures: by row name or "dense"
-    smaller: names of rows with smaller images
+    records: metrics by row name or "dense"
+    smaller_names: names of rows with smaller images
     Returns {(row, other row): comparison}.
     """
-    rights = {name: _right(record) for name, record in figures.items()}
-    results = {}
-    for name, right in rights.items():
+    is_right = {name: _right_answers(record) for name, record in records.items()}
+    comparisons: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, own_right in is_right.items():
         if name == "dense":
             continue
-        bases = ["dense"] if name in smaller else ["dense", *smaller]
+        # Smaller images are the alternative to reducing: every reduced row is also
+        # compared with each of them, and they only with the dense model.
+        bases = ["dense"] if name in smaller_names else ["dense", *smaller_names]
         for base in bases:
-            gained, lost = statistics.discordant(right, rights[base])
-            results[name, base] = {
-                "points": statistics.paired_difference(right, rights[base]),
+            gained, lost = statistics.count_discordant(own_right, is_right[base])
+            comparisons[name, base] = {
+                "points": statistics.paired_difference(own_right, is_right[base]),
                 "gained": gained,
                 "lost": lost,
-                "p": statistics.mcnemar(right, rights[base]),
+                "p": statistics.mcnemar_p(own_right, is_right[base]),
             }
-    corrected = statistics.holm([record["p"] for record in results.values()])
-    for record, p in zip(results.values(), corrected, strict=True):
-        record["holm"] = p
-    return results
+    p_values = [comparison["p"] for comparison in comparisons.values()]
+    corrected_p = statistics.holm_correction(p_values)
+    for comparison, p in zip(comparisons.values(), corrected_p, strict=True):
+        comparison["holm"] = p
+    return comparisons
 
 
-def _right(figures):
-    """Right answers, bool [images]."""
-    return decode_bits(figures["right"], figures["images"])
+def _right_answers(record: Mapping[str, Any]) -> Bool[np.ndarray, " images"]:
+    return decode_bits(record["right"], record["images"])
 
 
 # Smaller images
 
 
-def on_smaller_images(measured: MeasuredWeights, size: int) -> MeasuredWeights:
-    """The dense weights on images of `size` pixels a side."""
-    if size >= min(image_sides(measured.vit.image_size)):
-        model_size = size_text(measured.vit.image_size)
+def on_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeights:
+    """The dense weights on images of `side` pixels a side."""
+    vit = dense_weights.vit
+    if side >= min(image_sides(vit.image_size)):
         raise InputError(
-            f"image_sizes has {size}; sizes must be below the model's image_size, "
-            f"{model_size}"
+            f"image_sizes has {side}; sizes must be below the model's image_size, "
+            f"{size_text(vit.image_size)}"
         )
 
-    def alter(images, batch, model):
+    def shrink_images(
+        images: Float[Array, "batch height width channels"],
+        batch: Mapping[str, Array],
+        model: ViT,
+    ) -> Float[Array, "batch side side channels"]:
         # The dense model's normalized images, by antialiased bicubic weights.
-        shape = (images.shape[0], size, size, images.shape[3])
+        shape = (images.shape[0], side, side, images.shape[3])
         return jax.image.resize(images, shape, "cubic", antialias=True)
 
-    dense = measured.vit.with_reduction(None)  # a dense model fits any size
-    setting = measured.images.setting | {"smaller": (size, size)}
+    facts = {**dense_weights.images.facts, "smaller": (side, side)}
     return dataclasses.replace(
-        measured,
-        vit=dense.at_size(size),
-        images=Split(setting, measured.images.batches, alter),
-        programs={},
-        name=f"images of {size} pixels a side",
+        dense_weights,
+        vit=vit.with_reduction(None).at_size(side),  # a dense model fits any size
+        images=MeasuredImages(facts, dense_weights.images.batches, shrink_images),
+        compiled_steps={},
+        name=f"images of {side} pixels a side",
     )
 
 
 # Files
 
 
-def check_folder(folder: str | os.PathLike):
+def check_report_folder(folder: str | os.PathLike) -> None:
     """Check that a folder is empty or holds comparisons."""
     regex = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{LOCK_NAME}|"
-    regex += re.escape(result_cache.FILE)
+    regex += re.escape(result_cache.POINTS_FILE_NAME)
     check_own_files(
         "out", folder, "a comparison", lambda file: re.fullmatch(regex, file.name)
     )
 
 
-def files(
+def report_files(
     folder: str | os.PathLike, report: Report
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """Paths of a report's table and plot in a folder."""
     folder = pathlib.Path(folder)
-    subject = head(report)
-    table = folder / TABLE
+    subject = subject_table(report)
+    file = folder / TABLE_FILE_NAME
     # A comparison of other weights or images has its own names, so both stay.
-    if table.exists() and subject not in table.read_text("utf-8", errors="replace"):
-        number = hashlib.sha256(subject.encode()).hexdigest()[:8]
-        table = folder / f"compare-{number}.md"
-    return table, table.with_suffix(".png")
+    if file.exists() and subject not in file.read_text("utf-8", errors="replace"):
+        digest = hashlib.sha256(subject.encode()).hexdigest()[:8]
+        file = folder / f"compare-{digest}.md"
+    return file, file.with_suffix(".png")
 
 
-def head(report: Report) -> str:
+def subject_table(report: Report) -> str:
     """Table of the measured weights, images and crop."""
-    dense = report.figures["dense"]
     vit = report.weights.vit
+    num_images = report.figures["dense"]["images"]
     columns = {
         "weights": f"`{vit.origin.name}`",
         "digest": vit.digest,
-        "images": f"{dense['images']:,} of {report.weights.images.setting['data']}",
+        "images": f"{num_images:,} of {report.weights.images.facts['data']}",
         "crop": vit.preprocessing.text,
     }
     return markdown_table([*columns], [[*columns.values()]])
 
 
-def page(report: Report, plot: str = PLOT) -> str:
-    """Page of a comparison: subject, rows, and the picture in file `plot`."""
-    subject = "Accuracy" if report.comparisons else "Fidelity"
-    parts = [
-        f"# {subject} of reductions",
-        head(report),
-        table(report),
-        f"![{subject} by MACs]({plot})",
+def report_page(report: Report, plot_name: str = PLOT_FILE_NAME) -> str:
+    """Page of a comparison: subject, rows, and the picture in file `plot_name`."""
+    metric = "Accuracy" if report.comparisons else "Fidelity"
+    sections = [
+        f"# {metric} of reductions",
+        subject_table(report),
+        report_table(report),
+        f"![{metric} by MACs]({plot_name})",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
-def table(report: Report) -> str:
+def report_table(report: Report) -> str:
     """Table of the report's rows, in order."""
     vit = report.weights.vit
-    bases = {"points to dense, p if < .05": "dense"}
+    base_of_column = {"points to dense, p if < .05": "dense"}
     for row in report.rows:
         if row.is_smaller:
-            bases[f"to `{row.name}`"] = row.name
+            base_of_column[f"to `{row.name}`"] = row.name
     lines = []
     for row in report.rows:
-        figures = report.figures[row.name]
+        record = report.figures[row.name]
         variant = None
         if vit.recovery and row.reduction != DENSE_REDUCTION:
             variant = vit.recovery.variant_for(vit.reduced_model(row.reduction))
         recovered = " (recovered)" if variant and variant.values else ""
         line = {"row": f"`{row.name}`{recovered}"}
-        line |= cells(figures.get("fidelity", {}))
+        line |= fidelity_cells(record.get("fidelity", {}))
         if report.comparisons:
-            acc1 = statistics.accuracy(_right(figures))
+            acc1 = statistics.estimate_accuracy(_right_answers(record))
             line["acc1, %"] = statistics.format_estimate(acc1)
-            for column, base in bases.items():
-                line[column] = difference(report.comparisons.get((row.name, base)))
-            line["acc5, %"] = f"{figures['acc5']:.1f}"
-            line["tokens, with class token"] = figures["tokens"]
-        line["GMACs"] = f"{figures['gmacs']:.3f}"
-        share = figures["gmacs"] / report.figures["dense"]["gmacs"]
-        line["share of the MACs"] = f"{share:.2f}"
+            for column, base in base_of_column.items():
+                comparison = report.comparisons.get((row.name, base))
+                line[column] = format_comparison(comparison)
+            line["acc5, %"] = f"{record['acc5']:.1f}"
+            line["tokens, with class token"] = record["tokens"]
+        line["GMACs"] = f"{record['gmacs']:.3f}"
+        mac_share = record["gmacs"] / report.figures["dense"]["gmacs"]
+        line["share of the MACs"] = f"{mac_share:.2f}"
         lines.append(line)
     return rows_table(lines)
 
 
-def difference(estimate: Mapping[str, Any] | None) -> str:
-    """Format a comparison: "-1.8 [-3.0, -0.6], p = .023"; p only if SIGNIFICANT."""
-    if estimate is None:
+def format_comparison(comparison: Mapping[str, Any] | None) -> str:
+    """Format like "-1.8 [-3.0, -0.6], p = .023"; p only below MAX_SHOWN_P."""
+    if comparison is None:
         return ""
-    text = statistics.format_estimate(estimate["points"], signs=True)
-    p = estimate["holm"]
+    text = statistics.format_estimate(comparison["points"], signs=True)
+    p = comparison["holm"]
     if p < 0.001:
         return f"{text}, p < .001"
-    return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < SIGNIFICANT else text
+    return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < MAX_SHOWN_P else text
 
 
-def draw_plot(path: str | os.PathLike, report: Report):
+def paint_plot(path: str | os.PathLike, report: Report) -> None:
     """Write a PNG of accuracy or fidelity by GMACs, with a curve per method."""
-    if not report.comparisons:
-        fidelity = report.figures["dense"]["fidelity"]
-        figure = [*fidelity][-1]  # the last one has an interval
-        label = f"{COLUMNS[figure]} (95 %)"
-        dense = fidelity[figure][0]
-    else:
+    dense_record = report.figures["dense"]
+    metric = "acc1"
+    if report.comparisons:
         label = "acc1, % (95 %, paired difference to dense)"
-        dense = statistics.accuracy(_right(report.figures["dense"])).value
+        level = statistics.estimate_accuracy(_right_answers(dense_record)).value
+    else:
+        metric = [*dense_record["fidelity"]][-1]  # the last one has an interval
+        label = f"{FIDELITY_COLUMNS[metric]} (95 %)"
+        level = dense_record["fidelity"][metric][0]
     curves = {}
     for row in report.rows[1:]:
         if row.weights.is_shuffled:  # chance would stretch the axis
@@ -391,11 +419,11 @@ def draw_plot(path: str | os.PathLike, report: Report):
         name = row.reduction.name
         if row.reduction == DENSE_REDUCTION:
             name = "smaller images" if row.is_smaller else row.name
-        figures = report.figures[row.name]
+        record = report.figures[row.name]
         if report.comparisons:
             # The band is the interval of the paired difference to the dense model.
-            band = dense + np.array(report.comparisons[row.name, "dense"]["points"])
+            band = level + np.array(report.comparisons[row.name, "dense"]["points"])
         else:
-            band = figures["fidelity"][figure]
-        curves.setdefault(name, []).append((figures["gmacs"], band))
-    plotting.draw_curves(path, "GMACs an image", label, curves, level=("dense", dense))
+            band = record["fidelity"][metric]
+        curves.setdefault(name, []).append((record["gmacs"], band))
+    plotting.draw_curves(path, "GMACs an image", label, curves, level=("dense", level))

@@ -4,15 +4,17 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import parallel, statistics
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.labeled_images import labeled_images
-from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.evaluation.labeled_images import LabeledImages, open_labeled_images
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram, open_program
+from imagepiece_jax.models.vit import ViT
 
 
 def evaluate(
@@ -39,19 +41,17 @@ def evaluate(
     batch_size, workers, threads: how to read images; None: as in the run, or 512, 8 and
         2
     Returns acc1 and acc5 in percent, loss, images, throughput in images a second, and
-        their settings; with `optimized`, figures are under "reference" and "optimized".
+        their settings; with `optimized`, metrics are under "reference" and "optimized".
     Raises InputError for images of other classes, and for a model without classes.
     """
-    vit = model
     if isinstance(model, str | os.PathLike):
-        vit = open_program(model)
-    has_weights = isinstance(vit, Pretrained)
+        model = open_program(model)
     if gelu and not optimized:
         raise InputError(f"gelu is {gelu}, but only the optimized program takes it")
-    if optimized and not has_weights:
+    if optimized and not isinstance(model, Pretrained):
         raise InputError("optimized is for weights, not for an exported file")
-    images = labeled_images(
-        vit,
+    images = open_labeled_images(
+        model,
         data,
         data_dir=data_dir,
         limit=limit,
@@ -59,28 +59,84 @@ def evaluate(
         workers=workers,
         threads=threads,
     )
-    if not has_weights:
-        step = accuracy.program_step(lambda pixels: jax.device_put(vit(pixels)))
-        batches = images.batches(placement=Placement())
-        figures = accuracy.evaluate(step, None, batches).figures
-        recovered = vit.facts.get("recovered")
-        return figures | images.facts(vit, vit.facts["method"], recovered)
-    if not optimized:
-        step = accuracy.model_step(vit.model)
-        variables = parallel.replicate(vit.variables)
-        figures = accuracy.evaluate(step, variables, images.batches()).figures
+    if not isinstance(model, Pretrained):
+        metrics = program_metrics(model, images)
+        reduction = model.facts["method"]
+        recovered = model.facts.get("recovered")
     else:
-        program = optimize(
-            vit,
-            batch_size=images.batch,
-            dtype=vit.model.execution.dtype.name,
-            gelu=gelu,
-            attention=vit.model.execution.attention,
-            pixels=True,
-        )
-        figures = accuracy.evaluate_program(
-            vit.model, vit.variables, program, images.batches
-        )
-    recovered = vit.recovered and vit.recovered.name
+        if optimized:
+            metrics = compare_optimized(model, images, gelu)
+        else:
+            metrics = model_metrics(model, images)
+        reduction = model.reduction
+        recovered = model.recovered.name if model.recovered else None
     # After the pass, which finds unreadable images.
-    return figures | images.facts(vit, vit.reduction, recovered)
+    return metrics | images.model_facts(model, reduction, recovered)
+
+
+def program_metrics(
+    program: ExportedProgram, images: LabeledImages
+) -> dict[str, float]:
+    """Measure an exported program, on this process."""
+    step = accuracy.program_step(lambda pixels: jax.device_put(program(pixels)))
+    batches = images.batches(placement=Placement())
+    return accuracy.evaluate_model(step, None, batches).metrics
+
+
+def model_metrics(vit: Pretrained, images: LabeledImages) -> dict[str, float]:
+    """Measure a model, on all devices."""
+    step = accuracy.model_step(vit.model)
+    variables = parallel.replicate(vit.variables)
+    return accuracy.evaluate_model(step, variables, images.batches()).metrics
+
+
+def compare_optimized(
+    vit: Pretrained, images: LabeledImages, gelu: str | None
+) -> dict[str, dict[str, Any]]:
+    """Compare the accuracy of a model's optimized program with the model's.
+
+    The model runs in float32 with XLA's attention.
+    Returns {"reference", "optimized"}: metrics of both, and under "optimized" the
+        difference of acc1 in points with its interval.
+    """
+    program = optimize.optimize(
+        vit,
+        batch_size=images.pass_batch_size,
+        dtype=vit.model.execution.dtype.name,
+        gelu=gelu,
+        attention=vit.model.execution.attention,
+        pixels=True,
+    )
+    exact_model = vit.model.with_execution(
+        dtype=np.dtype("float32"), attention_impl="xla"
+    )
+    step = accuracy.model_step(exact_model, precision="highest")
+    variables = parallel.replicate(vit.variables)
+    reference = accuracy.evaluate_model(step, variables, images.batches())
+    batches = images.batches(program.batch_size, Placement())
+    step = accuracy.program_step(program)
+    optimized = accuracy.evaluate_model(step, None, batches)
+    difference = statistics.paired_difference(
+        optimized.per_image["right"], reference.per_image["right"]
+    )
+
+    def result_record(
+        result: accuracy.EvalResult, model: ViT, reductions: str
+    ) -> dict[str, Any]:
+        return {
+            **result.metrics,
+            "dtype": model.execution.dtype.name,
+            "gelu": model.config.arch.gelu,
+            "sizes": model.execution.size_encoding,
+            "reductions": reductions,
+        }
+
+    return {
+        "reference": result_record(reference, exact_model, "exact"),
+        "optimized": {
+            **result_record(optimized, program.model, program.reductions),
+            "difference": difference.value,
+            "difference_low": difference.low,
+            "difference_high": difference.high,
+        },
+    }

@@ -21,7 +21,7 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram
 
-LEAST = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
+LEAST_OPTION_VALUES = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class LabeledImages:
     threads: int = 2  # decoding threads in each process; 0: its main thread
 
     @property
-    def batch(self) -> int:
+    def pass_batch_size(self) -> int:
         """At most half the images, rounded up to whole devices."""
         # Half, because the first batch compiles and is not timed.
         half = -(-len(self.source) // 2)
@@ -50,15 +50,15 @@ class LabeledImages:
         batches = Batches(
             source=self.source,
             transform=self.preprocessing,
-            batch_size=batch_size or self.batch,
+            batch_size=batch_size or self.pass_batch_size,
             placement=placement or parallel.process_placement(),
         )
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 
-    def facts(
+    def model_facts(
         self, vit: Pretrained | ExportedProgram, reduction: Any, recovered: str | None
     ) -> dict[str, Any]:
-        """Everything that decides a model's figures on the images, as JSON values.
+        """Everything that decides a model's metrics on the images, as JSON values.
 
         reduction: the model's, in any form with a text
         recovered: name of the recovered variant
@@ -84,8 +84,8 @@ class LabeledImages:
         }
 
     @property
-    def setting(self) -> dict[str, Any]:
-        """Everything in the images that decides figures, as JSON values."""
+    def facts(self) -> dict[str, Any]:
+        """Everything in the images that decides metrics, as JSON values."""
         return {
             "data": registry.short_name(self.name),
             "digest": self.source.whole_digest,
@@ -105,7 +105,7 @@ def data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -> str
     return name
 
 
-def labeled_images(
+def open_labeled_images(
     vit: Pretrained | ExportedProgram,
     data: str | None = None,
     *,
@@ -122,61 +122,66 @@ def labeled_images(
         the default
     Raises InputError for weights without classes, and for images of other classes.
     """
-    path = vit.origin.title
-    if need_labels and not vit.config.num_classes:
-        raise InputError(
-            f"{path} has no classes; train a head, or take vectors by `features`"
-        )
+    head = vit.config.head
     if need_labels:
-        vit.config.head.check_single_label(path, "accuracy")
-    typed = {name: value for name, value in options.items() if value is not None}
-    for name, value in typed.items():
-        check_range(name, value, LEAST[name], whole=True)
+        title = vit.origin.title
+        if not vit.config.num_classes:
+            raise InputError(
+                f"{title} has no classes; train a head, or take vectors by `features`"
+            )
+        head.check_single_label(title, "accuracy")
+    given_options = {k: value for k, value in options.items() if value is not None}
+    for option, value in given_options.items():
+        check_range(option, value, LEAST_OPTION_VALUES[option], whole=True)
     run = vit.origin.run or {}
-    of_run = run.get("data", {})
-    reading = {name: of_run[name] for name in ("workers", "threads") if name in of_run}
+    run_data = run.get("data", {})
+    run_options = {k: run_data[k] for k in ("workers", "threads") if k in run_data}
     if "eval_batch_size" in run:
-        reading["batch_size"] = run["eval_batch_size"]
+        run_options["batch_size"] = run["eval_batch_size"]
     name = data_name(vit, data)
-    data_dir = data_dir or of_run.get("dir") or None
-    opened = functools.partial(registry.open_source, name, "val", data_dir=data_dir)
-    classes = {"num_classes": vit.config.num_classes, "class_names": vit.class_names}
-    if not need_labels and not vit.config.head.is_single_label:
-        classes = {"labeled": False}
+    data_dir = data_dir or run_data.get("dir") or None
+    open_images = functools.partial(
+        registry.open_source, name, "val", data_dir=data_dir
+    )
     try:
-        every = opened(**classes)
+        if need_labels or head.is_single_label:
+            num_classes = vit.config.num_classes
+            whole = open_images(num_classes=num_classes, class_names=vit.class_names)
+        else:
+            whole = open_images(labeled=False)
     except NoLabels as error:
         if need_labels:
             raise NoLabels(f"{error}; `compare` needs no labels") from error
-        every = opened(labeled=False)
-    source = every.evenly_spaced(typed.get("limit"))
-    for note in _notes(vit, name, every, source):
+        whole = open_images(labeled=False)
+    source = whole.evenly_spaced(given_options.get("limit"))
+    for note in _image_notes(vit, name, whole, source):
         notes.info(f"note: {note}")
     return LabeledImages(
         name=name,
         source=source,
         preprocessing=vit.config.preprocessing,
-        **reading | typed,
+        **run_options | given_options,
     )
 
 
-def _notes(vit, name, every, source):
-    """Check classes; note facts about labels and sizes in `source`, part of `every`."""
+def _image_notes(
+    vit: Pretrained | ExportedProgram, name: str, whole: Source, source: Source
+) -> list[str]:
+    """Check classes; note facts about labels and sizes in `source`, part of `whole`."""
     check_classes(vit.class_names, vit.origin.title, source.class_names, name)
     texts = []
     if source.split:
         texts.append(f"images are from the split {source.split} of {name}")
     if source.subset_record:
-        texts.append(f"{len(source)} evenly spaced images of {len(every)} are used")
-    present = len(source.present_labels)
-    if present < source.num_classes:
-        having = "1 class has" if present == 1 else f"{present:,} classes have"
-        of_all = f"the model chooses among all {source.num_classes:,}"
-        texts.append(f"{having} images, and {of_all}")
-    if name.startswith("csv:") and every.labels.min() == 1:
+        texts.append(f"{len(source)} evenly spaced images of {len(whole)} are used")
+    num_present = len(source.present_labels)
+    if num_present < source.num_classes:
+        subject = "1 class has" if num_present == 1 else f"{num_present:,} classes have"
+        choice = f"the model chooses among all {source.num_classes:,}"
+        texts.append(f"{subject} images, and {choice}")
+    if name.startswith("csv:") and whole.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         texts.append(f"the lowest label of {name} is 1, but labels count from 0")
-    texts.append(
-        vit.config.preprocessing.enlargement_note(source.sampled_sizes(), len(source))
-    )
-    return [note for note in texts if note]
+    sizes = source.sampled_sizes()
+    enlargement = vit.config.preprocessing.enlargement_note(sizes, len(source))
+    return [*texts, enlargement] if enlargement else texts

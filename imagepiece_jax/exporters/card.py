@@ -22,13 +22,13 @@ from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_facts import program_files, read_facts
-from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
-    CONTROLS,
-    MIN_IMAGES,
+    IMAGE_CONTROLS,
+    MIN_COMPARED_IMAGES,
     Annotations,
-    cells,
-    fidelity_of_rows,
+    fidelity_cells,
+    measure_fidelities,
 )
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram, open_program
@@ -70,11 +70,11 @@ def read_card_images(
     They are divided as by `recover`. Scenes that recovered the model are not compared.
 
     images: as for `recover`
-    texts: as for `annotations`
+    texts: as for `read_annotations`
     Raises InputError if images are too few, or all alike or known.
     """
     source = as_source(images)
-    known = annotations(vit, source, texts)
+    known = read_annotations(vit, source, texts)
     batch_size = 1
     learned = ""
     if vit.recovered:
@@ -90,11 +90,11 @@ def read_card_images(
     calibration, _ = read_images(learned_from, vit.preprocessing)
     held_out = image_split.held_out.evenly_spaced(MAX_CARD_IMAGES)
     compared, paths = read_images(held_out, vit.preprocessing)
-    check_range("number of images to compare", len(compared), MIN_IMAGES)
+    check_range("number of images to compare", len(compared), MIN_COMPARED_IMAGES)
     image_count = len(calibration) + len(compared)
     log.info(f"a card of {image_count} images: {len(compared)} of them are compared")
     indices = np.flatnonzero(np.isin(source.indices, held_out.indices)).tolist()
-    known = known.subset([i for i in indices if source.image_name(i) in paths])
+    known = known.select_images([i for i in indices if source.image_name(i) in paths])
     folder_length = os.path.commonprefix(paths).rfind("/") + 1
     names = [path[folder_length:] for path in paths]
     return CardImages(calibration, compared, names, known)
@@ -105,7 +105,7 @@ def dense_comparison(
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    has_classes: as for `fidelity`
+    has_classes: as for `measure_fidelity`
     """
     files = {"file": out, "dense": dense}
     facts = {name: read_facts(file) for name, file in files.items()}
@@ -113,13 +113,13 @@ def dense_comparison(
     batch_size = programs["file"].batch_size or 1
     seconds = time_programs(programs, images.compared[:batch_size])
     outputs = outputs_by_name(programs, images.compared)
-    metrics = fidelity_of_rows(outputs, has_classes, images.annotations)
+    metrics = measure_fidelities(outputs, has_classes, images.annotations)
     megabytes = {}
     milliseconds = {}
     for name, file in files.items():
         megabytes[name] = sum(f.stat().st_size for f in program_files(file)) / 1e6
         per_image = [1000 * call_seconds / batch_size for call_seconds in seconds[name]]
-        milliseconds[name] = timer.spread(per_image)
+        milliseconds[name] = timer.find_spread(per_image)
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
@@ -128,7 +128,9 @@ def dense_comparison(
         "mac_share": facts["file"]["gmacs"] / facts["dense"]["gmacs"],
         "megabytes": megabytes,
         "ms": milliseconds,
-        "speedup": timer.spread(timer.speedups(seconds["dense"], seconds["file"])),
+        "speedup": timer.find_spread(
+            timer.paired_speedups(seconds["dense"], seconds["file"])
+        ),
         "fidelity": metrics,
     }
 
@@ -141,7 +143,7 @@ def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, list[floa
         calls[name] = timer.TimedCall(lambda _, prepared=prepared: prepared())
     with announced_work("timing the file and the dense file, in turns"):
         pause = functools.partial(time.sleep, PAUSE_SECONDS)
-        return timer.measure(calls, CARD_TIMING, pause=pause)
+        return timer.time_in_turns(calls, CARD_TIMING, pause=pause)
 
 
 def outputs_by_name(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,7 +157,7 @@ def outputs_by_name(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndar
                 f"the {programs['file'].facts['dtype']} file's outputs are not finite "
                 "for all images; export float32"
             )
-        for name, change_pixels in CONTROLS.items():
+        for name, change_pixels in IMAGE_CONTROLS.items():
             outputs[name] = compared_output(programs["dense"], change_pixels(pixels))
     return outputs
 
@@ -188,7 +190,7 @@ def card_table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     titles = dict(zip(("dense", "file"), rows, strict=True))
     for name, metrics in card["fidelity"].items():
         title = titles.get(name, f"dense, images {name}")
-        rows[title] = rows.get(title, {}) | cells(metrics)
+        rows[title] = rows.get(title, {}) | fidelity_cells(metrics)
     return rows_table([{"": name, **table_row} for name, table_row in rows.items()])
 
 

@@ -2,21 +2,23 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data.pictures import find_images
 from imagepiece_jax.data.source import FileSource, Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.compare_outputs import Annotations, unit
+from imagepiece_jax.inference.compare_outputs import Annotations, unit_rows
 from imagepiece_jax.models.pretrained import Pretrained
 
 
-def annotations(
+def read_annotations(
     vit: Pretrained, source: Source, texts: str | os.PathLike | None = None
 ) -> Annotations:
-    """Classes and texts of a source's images.
+    """Read the classes and texts of a source's images.
 
     A class is the label in a set that has labels, or the first folder below the folder
     of all images. An image without such a folder leaves all images without classes.
@@ -25,33 +27,36 @@ def annotations(
         row: the path of the row's image, or the end of its path
     Raises InputError for files that do not fit each other, the model or the images.
     """
-    store = []  # all files, also those that a subset leaves out
+    all_paths = []  # also those that a subset leaves out
     if isinstance(source, FileSource):  # others may decode an image for its name
         for file in source.files:
             path = os.path.join(source.root, os.fsdecode(file))
-            store.append(os.path.abspath(path))
-    names = [store[index] for index in source.indices] if store else []
-    shared = os.path.commonprefix(names).rfind("/") + 1
-    folders = [name[shared:].split("/")[:-1] for name in names]
-    known = Annotations()
+            all_paths.append(os.path.abspath(path))
+    paths = [all_paths[index] for index in source.indices] if all_paths else []
+    prefix_length = os.path.commonprefix(paths).rfind("/") + 1
+    folders = [path[prefix_length:].split("/")[:-1] for path in paths]
+    annotations = Annotations()
     if source.labels is not None and source.labels.min() >= 0:
-        known = Annotations(source.labels[np.asarray(source.indices)])
+        annotations = Annotations(source.labels[np.asarray(source.indices)])
     elif folders and all(folders):
-        known = Annotations(np.array([parts[0] for parts in folders]))
+        annotations = Annotations(np.array([names[0] for names in folders]))
     if texts is not None:
-        vectors, described = _texts(vit, os.path.expanduser(texts), store)
-        position = {index: i for i, index in enumerate(source.indices)}
-        described = np.array([position.get(index, -1) for index in described])
-        if count := np.sum(described < 0):
+        vectors, file_of_text = _read_texts(vit, os.path.expanduser(texts), all_paths)
+        new_index = {index: i for i, index in enumerate(source.indices)}
+        image_of_text = np.array([new_index.get(index, -1) for index in file_of_text])
+        if num_foreign := np.sum(image_of_text < 0):
             notes.info(
-                f"note: {count} of {len(vectors)} texts describe none of the images"
+                f"note: {num_foreign} of {len(vectors)} texts describe none of the "
+                "images"
             )
-        known = known._replace(texts=vectors, described=described)
-    return known.subset(range(len(source)))
+        annotations = annotations._replace(texts=vectors, image_of_text=image_of_text)
+    return annotations.select_images(range(len(source)))
 
 
-def _texts(vit, file, names):
-    """Vectors of texts, and per text the index of its image in `names`; -1: none."""
+def _read_texts(
+    vit: Pretrained, file: str, image_paths: Sequence[str]
+) -> tuple[Float[np.ndarray, "texts dim"], list[int]]:
+    """Read texts' vectors, and per text the index of its image's path; -1: none."""
     if vit.config.head.is_classifier:
         raise InputError(
             f"texts is {file}, which needs vectors, but the weights' head has "
@@ -59,10 +64,10 @@ def _texts(vit, file, names):
             "removes the head"
         )
     paths_file = pathlib.Path(file).with_suffix(".txt")
-    for part in (file, paths_file):
-        if not os.path.isfile(part):
+    for required_file in (file, paths_file):
+        if not os.path.isfile(required_file):
             raise InputError(
-                f"texts: {part} is missing; {file} needs a row per text, and "
+                f"texts: {required_file} is missing; {file} needs a row per text, and "
                 f"{paths_file.name} the path of a row's image per line"
             )
     try:
@@ -70,35 +75,35 @@ def _texts(vit, file, names):
     except (OSError, ValueError) as error:
         raise InputError(f"texts: {file} is not a .npy file ({error})") from error
     shape = [*vectors.shape]
-    width = vit.config.num_classes or vit.config.embed_dim
-    if vectors.dtype.kind != "f" or shape[1:] != [width]:
+    dim = vit.config.num_classes or vit.config.embed_dim
+    if vectors.dtype.kind != "f" or shape[1:] != [dim]:
         raise InputError(
             f"texts: {file} has {vectors.dtype} {shape}; the model's vectors need "
-            f"floats [texts, {width}]"
+            f"floats [texts, {dim}]"
         )
-    is_vector = unit(vectors).any(axis=1)
-    if not is_vector.all():
+    has_direction = unit_rows(vectors).any(axis=1)
+    if not has_direction.all():
         raise InputError(
-            f"texts: row {is_vector.argmin()} of {file} is 0 or not finite"
+            f"texts: row {has_direction.argmin()} of {file} is 0 or not finite"
         )
     if not len(vectors):
         raise InputError(f"texts: {file} has no rows")
-    paths = find_images([paths_file])
-    if len(paths) != len(vectors):
+    text_paths = find_images([paths_file])
+    if len(text_paths) != len(vectors):
         raise InputError(
             f"texts: {file} has {len(vectors)} rows, but {paths_file} names "
-            f"{len(paths)} images; it needs a row's image per line"
+            f"{len(text_paths)} images; it needs a row's image per line"
         )
-    images = {}  # {a path or its end: index, or None for several images}
-    for index, name in enumerate(names):
-        while name:
-            images[name] = None if name in images else index
-            name = name.partition("/")[2]
-    described = []
-    for path in paths:
-        end = images.get(os.path.normpath(path), -1)
-        described.append(images.get(os.path.abspath(path), end))
-    if None in described:
-        path = paths[described.index(None)]
-        raise InputError(f"texts: {path!r} in {paths_file} names several images")
-    return vectors, described
+    index_by_end: dict[str, int | None] = {}  # by a path or its end; None: several
+    for index, path in enumerate(image_paths):
+        while path:
+            index_by_end[path] = None if path in index_by_end else index
+            path = path.partition("/")[2]
+    image_of_text = []
+    for path in text_paths:
+        index = index_by_end.get(os.path.normpath(path), -1)
+        index = index_by_end.get(os.path.abspath(path), index)
+        if index is None:
+            raise InputError(f"texts: {path!r} in {paths_file} names several images")
+        image_of_text.append(index)
+    return vectors, image_of_text

@@ -7,23 +7,25 @@ order, which is chance.
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.errors import InputError
 
-NEIGHBORS = 10
-MIN_IMAGES = NEIGHBORS + 2  # with fewer, all others would be among the nearest
-BLOCK = 1000  # images whose cosines to all others are in memory at once
-QUALITY = 75  # of the control's JPEG files
+NUM_NEIGHBORS = 10
+# With fewer images, all others would be among the nearest.
+MIN_COMPARED_IMAGES = NUM_NEIGHBORS + 2
+IMAGES_PER_BLOCK = 1000  # images whose cosines to all others are in memory at once
+JPEG_QUALITY = 75  # of the control's JPEG files
 # A text's recall is the mean over these numbers of nearest images, as immich lists it.
-RANKS = (1, 5, 10)
-SHUFFLED = "shuffled"  # the control by chance
-COLUMNS = {
+RECALL_RANKS = (1, 5, 10)
+SHUFFLED_CONTROL = "shuffled"  # the control by chance
+FIDELITY_COLUMNS = {
     "first_class": "first class as dense, %",
     "cosine_mean": "cosine, mean",
     "cosine_worst": "worst",
@@ -39,222 +41,254 @@ COLUMNS = {
 class Annotations(NamedTuple):
     """What images show; None: unknown."""
 
-    classes: np.ndarray | None = None  # [images], numbers or folder names
-    texts: np.ndarray | None = None  # [texts, D], vectors of a text tower
-    described: np.ndarray | None = None  # int [texts], every text's image; -1: none
+    classes: Shaped[np.ndarray, " images"] | None = None  # numbers or folder names
+    texts: Float[np.ndarray, "texts dim"] | None = None  # vectors of a text tower
+    image_of_text: Int[np.ndarray, " texts"] | None = None  # index; -1: none
 
     @property
-    def setting(self) -> dict[str, str]:
+    def digest_record(self) -> dict[str, str]:
         """{"annotations": digest}; {} if nothing is known."""
-        known = [part.tobytes() for part in self if part is not None]
-        if not known:
+        known_bytes = [array.tobytes() for array in self if array is not None]
+        if not known_bytes:
             return {}
-        return {"annotations": hashlib.sha256(b"|".join(known)).hexdigest()[:16]}
+        return {"annotations": hashlib.sha256(b"|".join(known_bytes)).hexdigest()[:16]}
 
-    def subset(self, indices: Sequence[int]) -> "Annotations":
+    def select_images(self, indices: Sequence[int]) -> Self:
         """Annotations of the images at `indices`, in that order.
 
         Classes with single images are left out, with a note.
-        Raises InputError if texts describe fewer than MIN_IMAGES of the images.
+        Raises InputError if texts describe fewer than MIN_COMPARED_IMAGES images.
         """
-        classes, texts, described = self
+        classes, texts, image_of_text = self
         if classes is not None:
             classes = classes[np.asarray(indices)]
-            names, counts = np.unique(classes, return_counts=True)
-            if len(names) < 2 or counts.min() < 2:
-                few = names.tolist()[counts.argmin()]
+            names, image_counts = np.unique(classes, return_counts=True)
+            if len(names) < 2 or image_counts.min() < 2:
+                rarest = names.tolist()[image_counts.argmin()]
                 notes.info(
                     "note: images do not vote by class, which needs two classes of two "
-                    f"images or more, but class {few!r} has {counts.min()} of "
+                    f"images or more, but class {rarest!r} has {image_counts.min()} of "
                     f"{len(classes)}"
                 )
                 classes = None
-        if texts is not None:
-            place_of = {int(index): place for place, index in enumerate(indices)}
-            described = np.array([place_of.get(i, -1) for i in described.tolist()])
-            texts = texts[described >= 0]
-            described = described[described >= 0]
-            count = len({*described.tolist()})
-            if count < MIN_IMAGES:
+        if texts is not None and image_of_text is not None:
+            new_index = {
+                old: new for new, old in enumerate(np.asarray(indices).tolist())
+            }
+            new_images = [new_index.get(old, -1) for old in image_of_text.tolist()]
+            image_of_text = np.array(new_images)
+            texts = texts[image_of_text >= 0]
+            image_of_text = image_of_text[image_of_text >= 0]
+            num_described = len({*image_of_text.tolist()})
+            if num_described < MIN_COMPARED_IMAGES:
                 raise InputError(
-                    f"texts describe {count} of the {len(indices)} compared images; "
-                    f"{MIN_IMAGES} or more are needed"
+                    f"texts describe {num_described} of the {len(indices)} compared "
+                    f"images; {MIN_COMPARED_IMAGES} or more are needed"
                 )
-        return Annotations(classes, texts, described)
+        return type(self)(classes, texts, image_of_text)
 
 
-def fidelity(
-    outputs: np.ndarray,
-    dense: np.ndarray,
+def measure_fidelity(
+    outputs: Float[np.ndarray, "images dim"],
+    dense_outputs: Float[np.ndarray, "images dim"],
     has_classes: bool | None,
-    known: Annotations | None = None,
+    annotations: Annotations | None = None,
 ) -> dict[str, Any]:
     """Compare outputs with the dense model's on the same images, as JSON values.
 
-    outputs, dense: logits or vectors, [images, D]
+    outputs, dense_outputs: logits or vectors
     has_classes: whether they are logits; None: they are a regression's numbers
-    known: what the images show; None: unknown
+    annotations: what the images show; None: unknown
     Returns first_class (% of images with the dense model's first class, or side of 0)
         of logits, difference (root mean square, in % of the dense model's deviation) of
         numbers, or cosine_mean and cosine_worst of vectors. Vectors and logits of
-        MIN_IMAGES or more also have neighbors_kept (% of the dense model's ten nearest
-        images, by cosine, that stay among the ten nearest), and by what is known
-        recall (`recall`), voted_right (% of images whose ten nearest vote for their
-        class), and for other outputs the points of both to the dense model, paired by
-        image. Percentages and points have the ends of their 95 % interval.
+        MIN_COMPARED_IMAGES or more also have neighbors_kept (% of the dense model's ten
+        nearest images, by cosine, that stay among the ten nearest), and by what is
+        known recall (`text_recall`), voted_right (% of images whose ten nearest vote
+        for their class), and for other outputs the points of both to the dense model,
+        paired by image. Percentages and points have the ends of their 95 % interval.
     Raises InputError if dense outputs or numbers are not finite.
     """
-    is_number = not has_classes and (has_classes is None or dense.shape[1] == 1)
-    needed = [outputs, dense] if is_number else dense
-    if not np.isfinite(needed).all():
+    is_single = dense_outputs.shape[1] == 1  # which has no direction
+    is_number = not has_classes and (has_classes is None or is_single)
+    needed_outputs = [outputs, dense_outputs] if is_number else dense_outputs
+    if not np.isfinite(needed_outputs).all():
         raise InputError("the model's outputs are not finite for all images")
-    own = unit(outputs)
-    is_answer = own.any(1)  # NaN is none
-    base = unit(dense)
-    figures = {}
-    is_single = dense.shape[1] == 1  # which has no direction
+    own_rows = unit_rows(outputs)
+    is_finite = own_rows.any(1)  # zeros stand for NaN
+    dense_rows = unit_rows(dense_outputs)
+    metrics: dict[str, Any] = {}
     if has_classes:
-        same = outputs.argmax(1) == dense.argmax(1)
+        is_same = outputs.argmax(1) == dense_outputs.argmax(1)
         if is_single:
-            same = (outputs[:, 0] > 0) == (dense[:, 0] > 0)
-        same &= is_answer
-        figures["first_class"] = statistics.accuracy(same)
+            is_same = (outputs[:, 0] > 0) == (dense_outputs[:, 0] > 0)
+        is_same &= is_finite
+        metrics["first_class"] = statistics.estimate_accuracy(is_same)
     elif is_number:
-        spreads = np.float64(outputs - dense) / np.maximum(dense.std(axis=0), 1e-30)
+        deviation = np.maximum(dense_outputs.std(axis=0), 1e-30)
+        spreads = np.float64(outputs - dense_outputs) / deviation
         change = 100 * np.sqrt(np.mean(spreads**2, axis=1))
-        figures["difference"] = statistics.mean_difference(change, 0 * change)
+        metrics["difference"] = statistics.mean_difference(change, 0 * change)
     else:
-        cosines = np.sum(own * base, axis=1)
-        figures["cosine_mean"] = float(cosines.mean())
-        figures["cosine_worst"] = float(cosines.min())
-    if has_classes is None or is_single or len(dense) < MIN_IMAGES:
-        return figures
-    own_nearest = nearest(own, own)
-    base_nearest = nearest(base, base)
-    is_changed = not np.array_equal(outputs, dense)
-    classes, texts, described = known or Annotations()
-    if texts is not None:
-        found = recall(own, texts, described)
-        base_found = recall(base, texts, described)
-        figures["recall"] = statistics.mean_share(found)
+        cosines = np.sum(own_rows * dense_rows, axis=1)
+        metrics["cosine_mean"] = float(cosines.mean())
+        metrics["cosine_worst"] = float(cosines.min())
+    if has_classes is None or is_single or len(dense_outputs) < MIN_COMPARED_IMAGES:
+        return metrics
+    own_nearest = nearest_images(own_rows, own_rows)
+    dense_nearest = nearest_images(dense_rows, dense_rows)
+    is_changed = not np.array_equal(outputs, dense_outputs)
+    classes, texts, image_of_text = annotations or Annotations()
+    if texts is not None and image_of_text is not None:
+        own_recall = text_recall(own_rows, texts, image_of_text)
+        dense_recall = text_recall(dense_rows, texts, image_of_text)
+        metrics["recall"] = statistics.mean_share(own_recall)
         if is_changed:
-            figures["recall_points"] = statistics.mean_difference(found, base_found)
+            change = statistics.mean_difference(own_recall, dense_recall)
+            metrics["recall_points"] = change
     if classes is not None:
-        right = is_answer & (voted(own, own_nearest, classes) == classes)
-        base_right = voted(base, base_nearest, classes) == classes
-        figures["voted_right"] = statistics.accuracy(right)
+        own_right = voted_classes(own_rows, own_nearest, classes) == classes
+        own_right &= is_finite
+        dense_right = voted_classes(dense_rows, dense_nearest, classes) == classes
+        metrics["voted_right"] = statistics.estimate_accuracy(own_right)
         if is_changed:
-            figures["voted_points"] = statistics.paired_difference(right, base_right)
-    kept = 100 * shared(own_nearest, base_nearest) / NEIGHBORS
-    figures["neighbors_kept"] = statistics.mean_share(kept * is_answer)
-    return figures
+            change = statistics.paired_difference(own_right, dense_right)
+            metrics["voted_points"] = change
+    kept_percent = 100 * count_shared(own_nearest, dense_nearest) / NUM_NEIGHBORS
+    metrics["neighbors_kept"] = statistics.mean_share(kept_percent * is_finite)
+    return metrics
 
 
-def fidelity_of_rows(
-    rows: Mapping[str, np.ndarray], has_classes: bool | None, known: Annotations
+def measure_fidelities(
+    outputs_by_row: Mapping[str, np.ndarray],
+    has_classes: bool | None,
+    annotations: Annotations,
 ) -> dict[str, dict[str, Any]]:
-    """`fidelity` of each row's outputs to the row "dense", and of SHUFFLED outputs."""
-    dense = rows["dense"]
-    rows = {**rows, SHUFFLED: shuffled(dense)}
+    """Measure the fidelity of every row's outputs, and of shuffled dense outputs.
+
+    outputs_by_row: the row "dense" has the dense model's outputs
+    """
+    dense_outputs = outputs_by_row["dense"]
+    shuffled_row = {SHUFFLED_CONTROL: shuffle_outputs(dense_outputs)}
     return {
-        name: fidelity(own, dense, has_classes, known) for name, own in rows.items()
+        name: measure_fidelity(outputs, dense_outputs, has_classes, annotations)
+        for name, outputs in {**outputs_by_row, **shuffled_row}.items()
     }
 
 
-def unit(outputs: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float64; zeros for a row with NaN or infinity."""
+def unit_rows(outputs: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
+    """Scale rows to length 1, in float64; a row with NaN or infinity becomes 0."""
     rows = np.asarray(outputs, np.float64)
     rows = np.where(np.isfinite(rows).all(1, keepdims=True), rows, 0)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
-def nearest(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Indices of every query's nearest rows of `index`. -> int [n, NEIGHBORS].
+def nearest_images(
+    queries: Float[np.ndarray, "images dim"], index: Float[np.ndarray, "images dim"]
+) -> Int[np.ndarray, "images neighbors"]:
+    """Find every query's NUM_NEIGHBORS nearest rows of `index`.
 
-    queries, index: unit rows [n, D]; rows i of both are one image, no neighbor of
-        itself
+    queries, index: unit rows; rows i of both are one image, no neighbor of itself
     """
-    parts = []
-    for start in range(0, len(queries), BLOCK):
-        cosines = queries[start : start + BLOCK] @ index.T
+    neighbor_blocks = []
+    for start in range(0, len(queries), IMAGES_PER_BLOCK):
+        cosines = queries[start : start + IMAGES_PER_BLOCK] @ index.T
         np.fill_diagonal(cosines[:, start:], -np.inf)
         order = np.argsort(-cosines, axis=1, kind="stable")
-        parts.append(order[:, :NEIGHBORS])
-    return np.concatenate(parts)
+        neighbor_blocks.append(order[:, :NUM_NEIGHBORS])
+    return np.concatenate(neighbor_blocks)
 
 
-def shared(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Count common neighbors. int [n, k] twice -> [n]."""
-    return (ours[:, :, None] == theirs[:, None, :]).any(axis=2).sum(axis=1)
+def count_shared(
+    own_nearest: Int[np.ndarray, "images neighbors"],
+    other_nearest: Int[np.ndarray, "images neighbors"],
+) -> Int[np.ndarray, " images"]:
+    """Count common neighbors."""
+    is_equal = own_nearest[:, :, None] == other_nearest[:, None, :]
+    return is_equal.any(axis=2).sum(axis=1)
 
 
-def recall(rows: np.ndarray, texts: np.ndarray, described: np.ndarray) -> np.ndarray:
-    """Recall of text to image, %, the mean over RANKS. -> [described images].
+def text_recall(
+    rows: Float[np.ndarray, "images dim"],
+    texts: Float[np.ndarray, "texts dim"],
+    image_of_text: Int[np.ndarray, " texts"],
+) -> Float[np.ndarray, " described"]:
+    """Recall of text to image, %, the mean over RECALL_RANKS, per described image.
 
     An image of several texts has their mean.
 
-    rows: unit rows [images, D]; zeros are never found
-    texts: vectors [texts, D]
-    described: every text's image, int [texts]
+    rows: unit rows; zeros are never found
     """
     hits = np.zeros(len(texts))
-    for start in range(0, len(texts), BLOCK):
-        part = slice(start, start + BLOCK)
-        cosines = unit(texts[part]) @ rows.T
-        own = np.take_along_axis(cosines, described[part, None], axis=1)
-        ahead = np.sum(cosines >= own, axis=1) - 1  # equal images are ahead
-        hits[part] = np.mean(ahead[:, None] < RANKS, axis=1)
-    hits *= rows.any(axis=1)[described]
-    _, images = np.unique(described, return_inverse=True)
-    return 100 * np.bincount(images, hits) / np.bincount(images)
+    for start in range(0, len(texts), IMAGES_PER_BLOCK):
+        block = slice(start, start + IMAGES_PER_BLOCK)
+        cosines = unit_rows(texts[block]) @ rows.T
+        own_cosine = np.take_along_axis(cosines, image_of_text[block, None], axis=1)
+        # Equal images are ahead.
+        num_ahead = np.count_nonzero(cosines >= own_cosine, axis=1) - 1
+        hits[block] = np.mean(num_ahead[:, None] < RECALL_RANKS, axis=1)
+    is_zero = np.count_nonzero(rows, axis=1) == 0
+    hits[is_zero[image_of_text]] = 0
+    _, described_images = np.unique(image_of_text, return_inverse=True)
+    return 100 * np.bincount(described_images, hits) / np.bincount(described_images)
 
 
-def voted(rows: np.ndarray, near: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The class with most votes of the nearest images, which vote by cosine. [images].
+def voted_classes(
+    rows: Float[np.ndarray, "images dim"],
+    neighbors: Int[np.ndarray, "images neighbors"],
+    classes: Shaped[np.ndarray, " images"],
+) -> Shaped[np.ndarray, " images"]:
+    """Find the class with most votes of the nearest images, which vote by cosine.
 
-    rows: unit rows [images, D]
-    near: from `nearest`
+    rows: unit rows
+    neighbors: from `nearest_images`
     """
-    names, numbers = np.unique(classes, return_inverse=True)
-    votes = np.zeros((len(rows), len(names)))
+    class_names, class_of_image = np.unique(classes, return_inverse=True)
+    votes = np.zeros((len(rows), len(class_names)))
     has_votes = np.zeros(votes.shape, bool)
     images = np.arange(len(rows))
-    for column in near.T:
-        votes[images, numbers[column]] += np.sum(rows * rows[column], axis=1)
-        has_votes[images, numbers[column]] = True
+    for neighbor in neighbors.T:
+        voted = class_of_image[neighbor]
+        votes[images, voted] += np.sum(rows * rows[neighbor], axis=1)
+        has_votes[images, voted] = True
     votes[~has_votes] = -np.inf  # cosines may be negative
-    return names[votes.argmax(axis=1)]
+    return class_names[votes.argmax(axis=1)]
 
 
-def shuffled(outputs: np.ndarray) -> np.ndarray:
+def shuffle_outputs(
+    outputs: Float[np.ndarray, "images dim"],
+) -> Float[np.ndarray, "images dim"]:
     """Outputs in another order, so that an image has a random image's."""
     return np.random.default_rng(0).permutation(outputs)
 
 
-def cells(figures: Mapping[str, Any]) -> dict[str, str]:
-    """A table row's cells by column, from `fidelity`."""
-    row = {}
-    for name, value in figures.items():
+def fidelity_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """A table row's cells by column, from `measure_fidelity`."""
+    cells = {}
+    for name, value in metrics.items():
         if isinstance(value, float):
-            row[COLUMNS[name]] = f"{value:.4f}"
+            cell = f"{value:.4f}"
         else:
             estimate = statistics.Estimate(*value)
             is_change = name.endswith("points")
-            row[COLUMNS[name]] = statistics.format_estimate(estimate, signs=is_change)
-    return row
+            cell = statistics.format_estimate(estimate, signs=is_change)
+        cells[FIDELITY_COLUMNS[name]] = cell
+    return cells
 
 
-def compressed(pixels: np.ndarray) -> np.ndarray:
-    """Images through JPEG files of QUALITY. uint8 [images, H, W, 3]"""
-    decoded = []
+def compress_images(
+    pixels: UInt8[np.ndarray, "images height width 3"],
+) -> UInt8[np.ndarray, "images height width 3"]:
+    """Images through JPEG files of JPEG_QUALITY."""
+    decoded_images = []
     for image in pixels:
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=QUALITY)
-        decoded.append(np.asarray(Image.open(file)))
-    return np.stack(decoded)
+        Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY)
+        decoded_images.append(np.asarray(Image.open(file)))
+    return np.stack(decoded_images)
 
 
-CONTROLS = {
-    f"JPEG {QUALITY}": compressed,
+IMAGE_CONTROLS = {
+    f"JPEG {JPEG_QUALITY}": compress_images,
     "mirrored": lambda pixels: pixels[:, :, ::-1],
 }

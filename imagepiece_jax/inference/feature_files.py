@@ -22,12 +22,12 @@ from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import feature_folder, optimize
-from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
     Annotations,
-    cells,
-    fidelity_of_rows,
-    unit,
+    fidelity_cells,
+    measure_fidelities,
+    unit_rows,
 )
 from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.file_records import RecordedFiles
@@ -91,7 +91,7 @@ def write_features(
     if not paths:
         raise InputError("images is empty")
     photographs = RecordedFiles(paths)
-    known = annotations(vit, photographs, texts)
+    known = read_annotations(vit, photographs, texts)
     extractor = Extractor(vit, names)
     shapes = extractor.shapes
     record = model_record(vit, extractor.model, storage=storage, arrays=shapes)
@@ -209,8 +209,8 @@ def _compare_with_dense(
     if vit.config.head.is_projection and "logits" in extractor.shapes:
         array_name = "logits"
     sample = photographs
-    if known.described is not None:
-        sample = photographs.subset(np.unique(known.described))
+    if known.image_of_text is not None:
+        sample = photographs.subset(np.unique(known.image_of_text))
     sample = sample.evenly_spaced(COMPARED_PHOTOGRAPHS)
     dense = Extractor(vit.with_reduction(None), [array_name])
     extractors = {"dense": dense, vit.label: extractor}
@@ -231,10 +231,10 @@ def _compare_with_dense(
     if not indices:
         return f"none of {len(sample)} photographs can be compared with the dense model"
     rows = {name: np.concatenate(vectors) for name, vectors in batch_vectors.items()}
-    known = known.subset(np.asarray(sample.indices)[indices].tolist())
-    figures = fidelity_of_rows(rows, False, known)
-    cosines = np.sum(unit(rows[vit.label]) * unit(rows["dense"]), axis=1)
-    lines = [{"vectors": name, **cells(figures[name])} for name in figures]
+    known = known.select_images(np.asarray(sample.indices)[indices].tolist())
+    figures = measure_fidelities(rows, False, known)
+    cosines = np.sum(unit_rows(rows[vit.label]) * unit_rows(rows["dense"]), axis=1)
+    lines = [{"vectors": name, **fidelity_cells(figures[name])} for name in figures]
     return (
         f"compared with the dense model on {len(indices)} photographs; the worst is "
         f"{sample.image_name(indices[cosines.argmin()])}\n{rows_table(lines)}"

@@ -42,10 +42,10 @@ class Evaluation:
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             try:
-                results = accuracy.evaluate_each(self._step, models, batches)
+                results = accuracy.evaluate_models(self._step, models, batches)
             except Interrupted:
                 return run.progress
-        metrics, *averages = [result.figures for result in results]
+        metrics, *averages = [result.metrics for result in results]
         for ema_metrics in averages:
             for name, value in ema_metrics.items():
                 if name not in SHARED_METRICS:

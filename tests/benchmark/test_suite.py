@@ -11,17 +11,17 @@ from tests.helpers import tiny_vit
 
 def test_batch_sizes_fall():
     vits = {"dense": tiny_vit.pretrained()}
-    found = suite.groups(vits, (1, 8, 32, 8), "float32", "inference")
+    found = suite.make_case_groups(vits, (1, 8, 32, 8), "float32", "inference")
     assert [group["dense"].batch_size for group in found] == [32, 8, 1]
 
 
 def test_a_reduction_is_there_once():
     vit = tiny_vit.pretrained()
     with pytest.raises(InputError, match="twice"):
-        suite.variants(vit, ["tome:r=1", "tome:r=1"])
-    assert [*suite.variants(vit, ["tome:r=1"])] == ["dense", "tome:r=1"]
+        suite.make_variants(vit, ["tome:r=1", "tome:r=1"])
+    assert [*suite.make_variants(vit, ["tome:r=1"])] == ["dense", "tome:r=1"]
     own = vit.with_reduction("tome:r=1")
-    assert [*suite.variants(own, [])] == ["dense", "as it is"]
+    assert [*suite.make_variants(own, [])] == ["dense", "as it is"]
 
 
 def test_rows_and_their_table():
@@ -33,7 +33,7 @@ def test_rows_and_their_table():
         "half": Workload(job, 10, 2e12, facts | {"peak_memory": None}),
     }
     readings = {"dense": [2.0, 4.0, 1.0], "half": [1.0, 1.0, 1.0]}
-    dense, half = rows = suite.rows(programs, readings, {"batch_size": 10})
+    dense, half = rows = suite.speed_rows(programs, readings, {"batch_size": 10})
     assert (dense["config"], dense["batch_size"]) == ("dense", 10)
     assert (dense["throughput"], dense["ms"]) == (5.0, 2000.0)
     assert (dense["throughput_min"], dense["throughput_max"]) == (2.5, 10.0)
@@ -42,7 +42,7 @@ def test_rows_and_their_table():
     assert (half["ratio"], half["ratio_min"], half["ratio_max"]) == (2, 1, 4)
     assert half["mac_ratio"] == 2.0
     assert half["seconds_a_call"] == [1.0, 1.0, 1.0]
-    heading, *lines = suite.table(rows).splitlines()
+    heading, *lines = suite.speed_table(rows).splitlines()
     assert heading.split()[:4] == ["program", "batch", "img/s", "lowest"]
     assert lines[0].split()[:6] == ["dense", "10", "5", "2", "10", "2,000.00"]
     assert lines[0].split()[-1] == "2" and lines[1].split()[-1] == "-"

@@ -23,7 +23,11 @@ def test_inputs_differ_and_rotate(vit, monkeypatch):
         return made[0]
 
     monkeypatch.setattr(workloads.optimize, "optimize", optimize)
-    job = workloads.Case(vit, "inference", 3, "float32").workload().job
+    job = (
+        workloads.BenchmarkCase(vit, "inference", 3, "float32")
+        .compile_workload()
+        .timed_call
+    )
     for number in range(2 * workloads.NUM_INPUTS):
         job.call(number)
     first = made[0].seen[: workloads.NUM_INPUTS]
@@ -35,9 +39,9 @@ def test_inputs_differ_and_rotate(vit, monkeypatch):
 
 
 def test_the_optimized_model_is_timed(vit):
-    work = workloads.Case(vit, "inference", 4, "float32").workload()
-    logits = work.job.call(0)
-    work.job.wait(logits)
+    work = workloads.BenchmarkCase(vit, "inference", 4, "float32").compile_workload()
+    logits = work.timed_call.call(0)
+    work.timed_call.wait(logits)
     assert logits.shape == (4, tiny_vit.CLASSES)
     assert np.isfinite(logits).all()
     assert work.facts["peak_memory"] > 4 * tiny_vit.SIDE**2 * 3
@@ -50,8 +54,8 @@ def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     sizes |= {"image_size": 16, "num_classes": 10}
     model = create_model(named_models.config("vit_mini", **sizes))
     vit = workloads.with_random_weights(model).with_reduction("tome:r=2")
-    work = workloads.Case(vit, "train", 4, "float32").workload()
-    first, second = (work.job.call(number) for number in range(2))
-    work.job.wait(second)
+    work = workloads.BenchmarkCase(vit, "train", 4, "float32").compile_workload()
+    first, second = (work.timed_call.call(number) for number in range(2))
+    work.timed_call.wait(second)
     assert first["loss"] != second["loss"]
     assert (work.images, work.macs) == (4, 3 * 4 * model_macs(vit.model))

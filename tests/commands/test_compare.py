@@ -27,7 +27,7 @@ def test_rows_table_and_plot(weights, tmp_path):
     out = tmp_path / "out"
     words = [weights, "digits", "--out", out, "--reductions", "tome:r=2"]
     ended = call(compare.main, *words, "--image-sizes", 12).ok()
-    lines = result_cache.read_lines(out / result_cache.FILE)
+    lines = result_cache.read_points(out / result_cache.POINTS_FILE_NAME)
     assert len(lines) == 3
     results = [line["result"] for line in lines]
     assert [each["tokens"] for each in results] == [17, 13, 10]
@@ -45,7 +45,7 @@ def test_rows_table_and_plot(weights, tmp_path):
         assert picture.format == "PNG"
     again = call(compare.main, *words, "evit:blocks=(1,)").ok()
     assert again.err.count("measuring") == 1
-    assert len(result_cache.read_lines(out / result_cache.FILE)) == 4
+    assert len(result_cache.read_points(out / result_cache.POINTS_FILE_NAME)) == 4
 
 
 def test_the_table_of_another_model_stays(weights, tmp_path):
@@ -54,7 +54,9 @@ def test_the_table_of_another_model_stays(weights, tmp_path):
     first = call(compare.main, weights, *words).ok()
     table = (out / "compare.md").read_text()
     assert f"written to {out / 'compare.md'}" in first.out
-    setting = result_cache.read_lines(out / result_cache.FILE)[0]["setting"]
+    setting = result_cache.read_points(out / result_cache.POINTS_FILE_NAME)[0][
+        "setting"
+    ]
     assert (setting["images"], setting["limit"]) == (30, 30)
     first_30 = open_source("digits", "val").subset(range(30))  # not evenly spaced
     assert setting["digest"] != first_30.digest

@@ -137,5 +137,5 @@ def test_a_large_image_size_is_noted(shown, caplog, size, noted):
     """224 pixels take a quarter of the patches, and fewer multiply-adds than that."""
     model = imagepiece_jax.create_model("deit_ti", image_size=size)
     vit = imagepiece_jax.Pretrained(model, {"params": {}})
-    features.note_cost(vit)
+    features.note_image_cost(vit)
     assert ("--image-size 224" in caplog.text) == noted

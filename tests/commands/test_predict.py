@@ -18,7 +18,7 @@ from tests.helpers.run_command import call
 
 
 def test_vectors_of_all_tokens_are_counted():
-    _, line = predict.answered("a.png", np.zeros((17, 24)))
+    _, line = predict.describe_output("a.png", np.zeros((17, 24)))
     assert line == "a.png: 17 vectors of 24 features"
 
 

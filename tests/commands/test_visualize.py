@@ -51,6 +51,8 @@ def test_images_of_a_data_set_are_drawn(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     weights = imagepiece_jax.save(vit, tmp_path / "w")
     call(visualize.main, weights, "digits", "--out", tmp_path / "page").ok()
-    assert len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.DRAWN
+    assert (
+        len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.NUM_DRAWN_IMAGES
+    )
     ended = call(visualize.main, weights, "digits", tmp_path, "--out", tmp_path / "p")
     assert "digits" in sentence(ended)

@@ -78,7 +78,7 @@ def step_of(table):
 
 
 def run(table, batches, scale=1):
-    return accuracy.evaluate(step_of(table), variables_of(scale), iter(batches))
+    return accuracy.evaluate_model(step_of(table), variables_of(scale), iter(batches))
 
 
 # Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
@@ -110,7 +110,7 @@ def test_only_the_given_classes_are_answers():
     """Row 0 among classes 2, 4 and 6: 2 is first, and all three are among five."""
     step = accuracy.model_step(Lookup(TABLE), classes=(2, 4, 6))
     images = batch([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
-    (result,) = accuracy.evaluate_each(step, [variables_of(1)], [images])
+    (result,) = accuracy.evaluate_models(step, [variables_of(1)], [images])
     assert result.per_image["right"].tolist() == [True, False, False, True, False]
     assert result.per_image["right5"].tolist() == [True, True, True, True, False]
     row0 = np.log(np.exp([5, 3, 1]).sum()) - np.array([5, 3, 1])
@@ -146,7 +146,9 @@ def random_pass(model, images, order, batch_size):
     for part in np.reshape(order, (-1, batch_size)):
         one = batch([0] * batch_size, part % tiny_vit.CLASSES)
         batches.append(one | {"image": images[part][None], "index": part[None]})
-    return accuracy.evaluate(accuracy.model_step(model, seed=3), variables, batches)
+    return accuracy.evaluate_model(
+        accuracy.model_step(model, seed=3), variables, batches
+    )
 
 
 def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
@@ -173,7 +175,9 @@ def test_a_step_may_alter_images_and_measure_more():
         return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
 
     step = accuracy.model_step(Lookup(TABLE), measure=measure, alter=alter)
-    result = accuracy.evaluate(step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])])
+    result = accuracy.evaluate_model(
+        step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])]
+    )
     assert result.per_image["largest"].tolist() == [6, 6, 6]
     chex.assert_shape(result.per_image["image"], (3, 2, 3))
     assert result.acc1 == pytest.approx(100 * 2 / 3)
@@ -199,8 +203,8 @@ def test_throughput_leaves_the_first_batch_out(monkeypatch):
 def test_several_sets_of_variables_share_one_pass():
     batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
     models = [variables_of(1), variables_of(-1)]  # which turns ranks over
-    results = accuracy.evaluate_each(step_of(TABLE), models, iter(batches))
+    results = accuracy.evaluate_models(step_of(TABLE), models, iter(batches))
     for result, scale in zip(results, (1, -1), strict=True):
         alone = run(TABLE, batches, scale)
-        assert result.figures | {"throughput": 0} == alone.figures | {"throughput": 0}
+        assert result.metrics | {"throughput": 0} == alone.metrics | {"throughput": 0}
     assert results[0].loss != results[1].loss

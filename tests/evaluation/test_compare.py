@@ -46,7 +46,7 @@ def test_comparisons_are_those_of_a_slow_count():
     figures = {}
     for name, right in at.items():
         figures[name] = {"right": encode_bits(right), "images": IMAGES}
-    found = compare.comparisons(figures, ["small"])
+    found = compare.compare_pairs(figures, ["small"])
     pairs = [("a", "dense"), ("a", "small"), ("b", "dense"), ("b", "small")]
     assert [*found] == [*pairs, ("small", "dense")]
     p = []
@@ -61,20 +61,20 @@ def test_comparisons_are_those_of_a_slow_count():
         p.append(stats.binomtest(gained, gained + lost).pvalue)
         assert line["p"] == pytest.approx(p[-1])
     corrected = [line["holm"] for line in found.values()]
-    assert corrected == pytest.approx(statistics.holm(p))
+    assert corrected == pytest.approx(statistics.holm_correction(p))
 
 
 def test_p_is_shown_where_it_is_below_005():
     points = statistics.Estimate(-4.0, -6.0, -2.0)
     for p, shown in ((0.04, ", p = .040"), (0.3, ""), (4e-7, ", p < .001")):
-        difference = compare.difference({"points": points, "holm": p})
+        difference = compare.format_comparison({"points": points, "holm": p})
         assert difference == f"-4.0 [-6.0, -2.0]{shown}"
-    assert compare.difference(None) == ""
+    assert compare.format_comparison(None) == ""
 
 
 def test_rows_without_a_name_are_two_costs():
     vit = tiny_vit.pretrained()
-    rows = compare.rows_of(MeasuredWeights(vit, tiny_paper.images()))
+    rows = compare.make_rows(MeasuredWeights(vit, tiny_paper.images()))
     assert [row.name for row in rows] == ["0.6", "0.5"]
     for row, share in zip(rows, (0.6, 0.5), strict=True):
         assert row.reduction == vit.with_reduction(share).reduction
@@ -83,17 +83,17 @@ def test_rows_without_a_name_are_two_costs():
 def test_the_dense_model_is_there_once():
     measured = MeasuredWeights(tiny_vit.pretrained(), tiny_paper.images())
     with pytest.raises(InputError, match="none is dense again"):
-        compare.rows_of(measured, ["none"])
+        compare.make_rows(measured, ["none"])
 
 
 def test_folders_of_something_else_are_refused(tmp_path):
-    compare.check_folder(tmp_path / "new")
+    compare.check_report_folder(tmp_path / "new")
     for name in ("points.jsonl", "compare.md", "compare.png", ".0123.tmp"):
         (tmp_path / name).touch()
-    compare.check_folder(tmp_path)
+    compare.check_report_folder(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="notes.txt"):
-        compare.check_folder(tmp_path)
+        compare.check_report_folder(tmp_path)
 
 
 @pytest.fixture
@@ -106,13 +106,13 @@ def on_digits(tmp_path):
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     public = tiny_paper.pretrained(tmp_path, depth=2)
     made = on_digits(made_up_recoveries.recovered(public, reductions=("tome:r=16",)))
-    rows = compare.rows_of(made, ["tome:r=16", "tome:r=1"])
-    report = compare.measure(made, rows, made.cache)
-    dense = on_digits(public).evaluate(DENSE_REDUCTION)
+    rows = compare.make_rows(made, ["tome:r=16", "tome:r=1"])
+    report = compare.measure_rows(made, rows, made.cache)
+    dense = on_digits(public).measure_reduction(DENSE_REDUCTION)
     assert report.figures["dense"]["right"] == dense["right"]
-    plain = on_digits(public).evaluate(rows[0].reduction)
+    plain = on_digits(public).measure_reduction(rows[0].reduction)
     assert report.figures["tome:r=16"]["loss"] != plain["loss"]
-    text = compare.table(report)
+    text = compare.report_table(report)
     assert "`tome:r=16` (recovered) |" in text
     assert text.count("(recovered)") == 1
 
@@ -139,7 +139,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
     logits = tiny_vit.logits(model)({"params": params}, made)
     assert resized.vit.gmacs < weights.gmacs
-    right = decode_bits(resized.evaluate(DENSE_REDUCTION)["right"], 24)
+    right = decode_bits(resized.measure_reduction(DENSE_REDUCTION)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
 
@@ -192,7 +192,7 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
             assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
             assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-5)
     share = vit.with_reduction("tome:r=6").gmacs / vit.gmacs
-    assert f"| {share:.2f} |\n" in compare.table(report)
+    assert f"| {share:.2f} |\n" in compare.report_table(report)
     lines = len((tmp_path / "out" / "points.jsonl").read_text().splitlines())
     assert lines == len(outputs)
     rows = ["tome:r=6", "tome:r=3"]
@@ -241,7 +241,7 @@ def test_texts_and_class_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(
         compare.plotting, "draw_curves", lambda *words, level: drawn.extend(words[3])
     )
-    compare.draw_plot("x.png", report)
+    compare.paint_plot("x.png", report)
     assert drawn == ["tome", "dense, images JPEG 75", "dense, images mirrored"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.labeled_images import labeled_images
+from imagepiece_jax.evaluation.labeled_images import open_labeled_images
 from imagepiece_jax.models.head import Head
 from tests.helpers.picture_files import write_csv, write_plain
 
@@ -24,7 +24,7 @@ VIT = types.SimpleNamespace(
 @pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
 def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_noted):
     data = write_csv(tmp_path, np.zeros((2, 16, 16, 3), np.uint8), labels)
-    source = labeled_images(VIT, data, limit=1).source
+    source = open_labeled_images(VIT, data, limit=1).source
     assert len(source) == 1
     assert ("labels count from 0" in capsys.readouterr().out) == is_noted
 
@@ -32,7 +32,7 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
 def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
     for split, name in itertools.product(("train", "val"), range(10)):
         write_plain(tmp_path, f"{split}/{name}/0.png")
-    source = labeled_images(VIT, f"{tmp_path}").source
+    source = open_labeled_images(VIT, f"{tmp_path}").source
     assert {source.image_name(index).split("/")[-3] for index in range(10)} == {"val"}
 
 
@@ -42,7 +42,7 @@ def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
 )
 def test_numbers_below_their_least_are_refused(name, value):
     with pytest.raises(InputError, match=f"{name} is {value}"):
-        labeled_images(VIT, "digits", **{name: value})
+        open_labeled_images(VIT, "digits", **{name: value})
 
 
 ENCODER = types.SimpleNamespace(**vars(VIT))
@@ -57,25 +57,25 @@ def test_images_without_labels(tmp_path, vit):
     (tmp_path / "set.csv").write_text("filename\na.png\nb.png\n")
     for data in (tmp_path, tmp_path / "set.csv"):
         with pytest.raises(InputError, match="classes|label"):
-            labeled_images(vit, f"{data}")
-        source = labeled_images(vit, f"{data}", need_labels=False).source
+            open_labeled_images(vit, f"{data}")
+        source = open_labeled_images(vit, f"{data}", need_labels=False).source
         assert (len(source), source[0].label, source.num_classes) == (2, -1, 0)
 
 
 def test_an_encoder_reads_no_labels(tmp_path):
     """Whatever the classes are; of splits val is taken, as with labels."""
     write_plain(tmp_path, "train/ant/a.png", "val/ant/b.png", "val/bee/deep/c.png")
-    source = labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
+    source = open_labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
     names = [source.image_name(index) for index in range(len(source))]
     assert [name.removeprefix(f"{tmp_path}/val/") for name in names] == [
         "ant/b.png",
         "bee/deep/c.png",
     ]
-    digits = labeled_images(ENCODER, "digits", need_labels=False).source
+    digits = open_labeled_images(ENCODER, "digits", need_labels=False).source
     assert len(digits) == 359
 
 
 def test_classes_of_another_model_are_not_taken_for_no_labels(tmp_path):
     write_plain(tmp_path, "ant/a.png", "bee/b.png")
     with pytest.raises(InputError, match="ant"):
-        labeled_images(VIT, f"{tmp_path}", need_labels=False)
+        open_labeled_images(VIT, f"{tmp_path}", need_labels=False)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from imagepiece_jax.evaluation.result_cache import FILE, ResultCache
+from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME, ResultCache
 from tests.helpers.refused_calls import refused
 
 SETTING = {"kind": "accuracy", "reduction": "evit:keep_rate=0.7"}
@@ -20,7 +20,7 @@ def measured(folder, *settings):
             calls.append("")
             return {"acc1": 80.0 + len(calls)}
 
-        results = [cache.result(setting, measure) for setting in settings]
+        results = [cache.measure_once(setting, measure) for setting in settings]
     return results, len(calls)
 
 
@@ -40,7 +40,7 @@ def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
 
 def test_a_line_has_setting_versions_and_time(tmp_path):
     measured(tmp_path, SETTING)
-    line = json.loads((tmp_path / FILE).read_text())
+    line = json.loads((tmp_path / POINTS_FILE_NAME).read_text())
     wanted = {"setting": SETTING, "result": {"acc1": 81.0}, "versions": {"jax": "0.0"}}
     assert wanted.items() < line.items()
     assert {"git", "time"} < set(line)
@@ -49,7 +49,7 @@ def test_a_line_has_setting_versions_and_time(tmp_path):
 @pytest.mark.parametrize("left", [1, 20, -1])  # -1: its end alone is missing
 def test_a_line_is_torn_anywhere(tmp_path, left):
     measured(tmp_path, SETTING, SETTING | {"x": 1})
-    file = tmp_path / FILE
+    file = tmp_path / POINTS_FILE_NAME
     first, second = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(first + second[:left])
     assert measured(tmp_path, SETTING, SETTING | {"x": 1})[1] == 1
@@ -58,7 +58,7 @@ def test_a_line_is_torn_anywhere(tmp_path, left):
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path):
-    damaged = tmp_path / "damaged" / FILE
+    damaged = tmp_path / "damaged" / POINTS_FILE_NAME
     damaged.parent.mkdir()
     used = ResultCache(tmp_path / "used")
     with refused("in use"):

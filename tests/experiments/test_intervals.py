@@ -41,7 +41,7 @@ def test_seeds_and_images_add_up():
     assert found.low == 0
     # One seed has the interval of its images.
     right, base = pair(30, 6, 2, 2)
-    assert intervals.estimate_accuracy([right]) == statistics.accuracy(right)
+    assert intervals.estimate_accuracy([right]) == statistics.estimate_accuracy(right)
     alone = statistics.paired_difference(right, base)
     assert intervals.estimate_difference([right], [base]) == alone
 

@@ -52,7 +52,7 @@ class Twenty:
     image_size = 224
     text = "twenty of a made up set"
 
-    setting = {}
+    facts = {}
 
     def __len__(self):
         return 20
@@ -73,8 +73,8 @@ class Fading(Study):
         if images is not None:
             (batch,) = images.batches()
             name = reduction.partition(":")[0]
-            CALLS.append((name, str(images.setting), batch["corners"].tobytes()))
-            count = images.setting["masks"]
+            CALLS.append((name, str(images.facts), batch["corners"].tobytes()))
+            count = images.facts["masks"]
         return Answers({}, np.arange(20) < 18 - count // 5)
 
 

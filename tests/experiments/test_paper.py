@@ -4,7 +4,7 @@ import pytest
 
 import imagepiece_jax
 from experiments import paper
-from imagepiece_jax.evaluation.result_cache import FILE
+from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME
 from tests.helpers import tiny_paper
 from tests.helpers.run_command import call
 
@@ -38,7 +38,7 @@ def test_mistakes_in_words(tmp_path, words, said):
 def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words):
     """At four blocks EViT's default blocks do not exist; overlap has no such row."""
     names = ("overlap", "combos")
-    results = tmp_path / FILE
+    results = tmp_path / POINTS_FILE_NAME
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper, "TABLES", {name: paper.TABLES[name] for name in names})
         first = call(paper.main, "all", *words, "--out", tmp_path)

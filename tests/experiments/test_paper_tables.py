@@ -8,7 +8,7 @@ from experiments import analysis, merges, paper_tables, published
 from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.evaluation.result_cache import FILE, read_lines
+from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME, read_points
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_paper, tiny_vit
 from tests.helpers.oracles import log_softmax
@@ -50,7 +50,7 @@ def test_figures_are_those_of_plain_numpy(study, pretrained):
 
 def test_a_line_has_the_whole_setting(study, pretrained):
     study.evaluate(pretrained, TOME)
-    *_, found = read_lines(study.out / FILE)
+    *_, found = read_points(study.out / POINTS_FILE_NAME)
     setting = found["setting"]
     assert setting["reduction"] == "tome:r=4:prop_attn=True"  # as ToMe is meant
     assert setting["weights"] == pretrained.digest

@@ -15,7 +15,7 @@ from imagepiece_jax import recover
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.exporters import card
-from imagepiece_jax.inference.compare_outputs import CONTROLS
+from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS
 from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import split_images
@@ -33,7 +33,8 @@ CARD = {"mac_share": 0.5, "megabytes": {"file": 1.0, "dense": 2.0}, "threads": 2
 CARD |= {"ms": dict.fromkeys(("file", "dense"), (1.0, 0.9, 1.1)), "machine": "a CPU"}
 CARD |= {"speedup": (2.0, 1.9, 2.1), "batch_size": 1, "images": ["a.jpg"] * 20}
 CARD["fidelity"] = {
-    name: {"first_class": (90.0, 80.0, 95.0)} for name in ("dense", "file", *CONTROLS)
+    name: {"first_class": (90.0, 80.0, 95.0)}
+    for name in ("dense", "file", *IMAGE_CONTROLS)
 }
 
 FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}

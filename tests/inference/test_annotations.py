@@ -9,7 +9,7 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.annotations import annotations
+from imagepiece_jax.inference.annotations import read_annotations
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -43,22 +43,22 @@ def write_texts(folder, paths, vectors):
 
 def test_classes_are_folders_below_the_common_one(vit, folder, tmp_path):
     source = as_source(folder)
-    known = annotations(vit, source)
+    known = read_annotations(vit, source)
     names = [os.path.relpath(source.image_name(i), folder) for i in range(14)]
     assert [*known.classes] == [name[:3] for name in names]
-    part = annotations(vit, source.subset(range(0, 14, 3)))
+    part = read_annotations(vit, source.subset(range(0, 14, 3)))
     assert [*part.classes] == [name[:3] for name in names[::3]]
     opened = open_source(f"{folder}", "val", labeled=False)
-    assert [*annotations(vit, opened).classes] == [*known.classes]
+    assert [*read_annotations(vit, opened).classes] == [*known.classes]
     (folder / "loose.png").touch()
-    assert annotations(vit, as_source(folder)).classes is None
-    assert annotations(vit, as_source(folder / "cat")).classes is None
+    assert read_annotations(vit, as_source(folder)).classes is None
+    assert read_annotations(vit, as_source(folder / "cat")).classes is None
 
 
 def test_labels_of_a_set_are_classes(vit):
     source = open_source("digits", "val").subset(range(5, 300))
     wanted = [source[i].label for i in range(5)]
-    assert annotations(vit, source).classes[:5].tolist() == wanted
+    assert read_annotations(vit, source).classes[:5].tolist() == wanted
 
 
 @pytest.mark.parametrize("form", ["end", "absolute", "beside", "typed"])
@@ -79,9 +79,9 @@ def test_rows_find_their_images_by_name(vit, folder, tmp_path, monkeypatch, form
     vectors = np.ones((14, WIDTH), np.float32)
     vectors[:, 0] = np.arange(1, 15)
     texts = write_texts(tmp_path, [*paths, "other/77.png"], vectors)
-    known = annotations(vit, source.subset(range(13)), texts)
+    known = read_annotations(vit, source.subset(range(13)), texts)
     wanted = [os.path.basename(file) for file in files]
-    found = [os.path.basename(source.image_name(i)) for i in known.described]
+    found = [os.path.basename(source.image_name(i)) for i in known.image_of_text]
     assert found == wanted[1:]  # the last image, the first of these, is not there
     assert known.texts[:, 0].tolist() == [*range(2, 14)]
 
@@ -94,7 +94,7 @@ def test_files_that_do_not_fit(vit, folder, tmp_path):
 
     def check(*words, paths=names, vectors=whole, model=vit):
         with refused("texts", *words):
-            annotations(model, source, write_texts(tmp_path, paths, vectors))
+            read_annotations(model, source, write_texts(tmp_path, paths, vectors))
 
     holed = whole.copy()
     holed[5, 1] = np.nan
@@ -113,15 +113,15 @@ def test_files_that_do_not_fit(vit, folder, tmp_path):
     check("'00.png'", "several")
     (tmp_path / "texts.txt").unlink()
     with refused("texts.txt"):
-        annotations(vit, source, tmp_path / "texts.npy")
+        read_annotations(vit, source, tmp_path / "texts.npy")
     (tmp_path / "texts.txt").write_text("00.png\n")
     for content in (b"", b"PK", b"\x93NUMPY"):
         (tmp_path / "texts.npy").write_bytes(content)
         with refused("texts.npy"):
-            annotations(vit, source, tmp_path / "texts.npy")
+            read_annotations(vit, source, tmp_path / "texts.npy")
     np.savez(tmp_path / "texts.npz", whole)
     with pytest.raises(InputError, match="texts.npz is not a .npy file"):
-        annotations(vit, source, tmp_path / "texts.npz")
+        read_annotations(vit, source, tmp_path / "texts.npz")
 
 
 def test_ends_that_name_several_images_stay_ambiguous_in_a_part(tmp_path):
@@ -135,4 +135,4 @@ def test_ends_that_name_several_images_stay_ambiguous_in_a_part(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(lines))
     for part in (source, source.subset(range(15))):
         with refused("names several images"):
-            annotations(vit, part, tmp_path / "texts.npy")
+            read_annotations(vit, part, tmp_path / "texts.npy")

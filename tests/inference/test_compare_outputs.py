@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import compare_outputs
-from imagepiece_jax.inference.compare_outputs import Annotations, fidelity
+from imagepiece_jax.inference.compare_outputs import Annotations, measure_fidelity
 from tests.helpers.refused_calls import refused
 
 
@@ -29,7 +29,7 @@ def test_figures_are_those_of_a_slow_count(has_classes):
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(30, 8))
     outputs = dense + 0.3 * rng.normal(size=dense.shape)
-    found = fidelity(outputs, dense, has_classes)
+    found = measure_fidelity(outputs, dense, has_classes)
     pairs = list(zip(slow_neighbors(outputs), slow_neighbors(dense), strict=True))
     kept = [10 * len({*own} & {*base}) for own, base in pairs]
     assert found["neighbors_kept"].value == pytest.approx(np.mean(kept))
@@ -49,35 +49,35 @@ def test_figures_are_those_of_a_slow_count(has_classes):
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_new_queries_in_an_old_index(monkeypatch, block):
-    """An image finds its neighbors in the index, except itself."""
-    monkeypatch.setattr(compare_outputs, "BLOCK", block)
+    """Each finds what is near in the index, and not the image itself."""
+    monkeypatch.setattr(compare_outputs, "IMAGES_PER_BLOCK", block)
     rng = np.random.default_rng(0)
     index = rng.normal(size=(30, 8))
     queries = index + 0.3 * rng.normal(size=index.shape)
     ours, theirs = slow_neighbors(queries, index), slow_neighbors(index)
-    unit = compare_outputs.unit
-    near = compare_outputs.nearest(unit(queries), unit(index))
+    unit = compare_outputs.unit_rows
+    near = compare_outputs.nearest_images(unit(queries), unit(index))
     np.testing.assert_array_equal(near, ours)
     counts = [len({*own} & {*other}) for own, other in zip(ours, theirs, strict=True)]
-    got = compare_outputs.shared(np.array(ours), np.array(theirs))
+    got = compare_outputs.count_shared(np.array(ours), np.array(theirs))
     np.testing.assert_array_equal(got, counts)
 
 
 def test_equal_outputs_are_alike_and_nan_is_no_answer():
     dense = np.random.default_rng(0).normal(size=(12, 4))
-    assert fidelity(dense, dense, True)["first_class"].value == 100
-    assert fidelity(dense, dense, False)["cosine_worst"] == pytest.approx(1)
+    assert measure_fidelity(dense, dense, True)["first_class"].value == 100
+    assert measure_fidelity(dense, dense, False)["cosine_worst"] == pytest.approx(1)
     broken = np.full_like(dense, np.nan)
-    assert fidelity(broken, dense, True)["first_class"].value == 0
-    found = fidelity(broken, dense, False)
+    assert measure_fidelity(broken, dense, True)["first_class"].value == 0
+    found = measure_fidelity(broken, dense, False)
     assert (found["cosine_mean"], found["neighbors_kept"].value) == (0, 0)
 
 
 def test_controls_change_images_as_they_say():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    flipped = compare_outputs.CONTROLS["mirrored"](pixels)
+    flipped = compare_outputs.IMAGE_CONTROLS["mirrored"](pixels)
     np.testing.assert_array_equal(flipped[1, 2, 0], pixels[1, 2, 15])
-    changed = compare_outputs.compressed(pixels)
+    changed = compare_outputs.compress_images(pixels)
     assert changed.shape == pixels.shape
     assert 1 < np.abs(changed.astype(int) - pixels).mean() < 60
 
@@ -87,11 +87,11 @@ def test_single_numbers_have_sides_or_spreads():
     dense = np.tile([[1.0], [3.0]], (10, 1))  # mean 2, deviation 1
     outputs = dense + np.tile([[0.5], [-0.1]], (10, 1))
     for kind in (None, False):
-        found = fidelity(outputs, dense, kind)
+        found = measure_fidelity(outputs, dense, kind)
         assert found.keys() == {"difference"}
         assert found["difference"].value == pytest.approx(30)
     outputs[:5] = -0.2
-    found = fidelity(outputs, dense, True)
+    found = measure_fidelity(outputs, dense, True)
     assert found.keys() == {"first_class"}
     assert found["first_class"].value == pytest.approx(75)
 
@@ -99,9 +99,9 @@ def test_single_numbers_have_sides_or_spreads():
 def test_every_number_has_its_own_spread():
     dense = np.tile([[1.0, 300.0], [3.0, 100.0]], (10, 1))  # deviations 1 and 100
     outputs = dense + [0.3, 40]
-    found = fidelity(outputs, dense, None)
+    found = measure_fidelity(outputs, dense, None)
     assert found["difference"].value == pytest.approx(100 * np.sqrt(0.125))
-    assert fidelity(dense, dense, None)["difference"].value == 0
+    assert measure_fidelity(dense, dense, None)["difference"].value == 0
 
 
 @pytest.mark.parametrize("has_classes", [True, False, None])
@@ -109,13 +109,13 @@ def test_an_infinite_dense_model_is_not_compared(has_classes):
     dense = np.random.default_rng(0).normal(size=(12, 2))
     infinite = np.full_like(dense, np.inf)
     with pytest.raises(InputError, match="not finite"):
-        fidelity(dense, infinite, has_classes)
+        measure_fidelity(dense, infinite, has_classes)
 
 
 def test_infinite_numbers_have_no_difference():
     dense = np.random.default_rng(0).normal(size=(12, 2))
     with pytest.raises(InputError, match="not finite"):
-        fidelity(np.full_like(dense, np.nan), dense, None)
+        measure_fidelity(np.full_like(dense, np.nan), dense, None)
 
 
 def votes(rows, classes):
@@ -133,7 +133,7 @@ def test_votes_are_those_of_scikit_learn():
     dense = rng.normal(size=(60, 8)) + [centers[name] for name in classes]
     outputs = dense + 0.7 * rng.normal(size=dense.shape)
     rights = [votes(rows, classes) == classes for rows in (outputs, dense)]
-    found = fidelity(outputs, dense, False, Annotations(classes))
+    found = measure_fidelity(outputs, dense, False, Annotations(classes))
     assert found["voted_right"].value == pytest.approx(100 * rights[0].mean())
     points = 100 * (rights[0].mean() - rights[1].mean())
     assert found["voted_points"].value == pytest.approx(points) != 0
@@ -148,12 +148,12 @@ def test_votes_by_hand():
     """
     outputs = np.array([[1.0, 0.0]] * 11 + [[0.0, 1.0]] * 2)
     classes = np.array([0] * 10 + [1] + [1] * 2)
-    found = fidelity(outputs, outputs, False, Annotations(classes))
+    found = measure_fidelity(outputs, outputs, False, Annotations(classes))
     assert found["voted_right"].value == pytest.approx(100 * 12 / 13)
     assert "voted_points" not in found  # the dense model's own
     changed = outputs.copy()
     changed[11] = [1, 0.1]  # now among those of the other class
-    found = fidelity(changed, outputs, False, Annotations(classes))
+    found = measure_fidelity(changed, outputs, False, Annotations(classes))
     assert found["voted_points"].value == pytest.approx(-100 / 13)
 
 
@@ -170,15 +170,15 @@ def slow_recall(rows, texts, described):
 @pytest.mark.parametrize("block", [7, 1000])
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_recall_is_that_of_a_slow_count(monkeypatch, block, repeats):
-    """Texts come in any order, and some images have none."""
-    monkeypatch.setattr(compare_outputs, "BLOCK", block)
+    """Of images with as many texts each, in any order; some images have none."""
+    monkeypatch.setattr(compare_outputs, "IMAGES_PER_BLOCK", block)
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(50, 6))
     outputs = dense + 0.3 * rng.normal(size=dense.shape)
     described = np.tile(rng.permutation(50)[:40], repeats)
     texts = dense[described] + 0.8 * rng.normal(size=(40 * repeats, 6))
     known = Annotations(None, texts.astype(np.float16), described)
-    found = fidelity(outputs, dense, False, known)
+    found = measure_fidelity(outputs, dense, False, known)
     wanted = slow_recall(outputs, known.texts.astype(float), described)
     dense_recall = slow_recall(dense, known.texts.astype(float), described)
     assert found["recall"].value == pytest.approx(wanted)
@@ -192,10 +192,10 @@ def test_recall_by_hand():
     angles = np.arange(20) / 40
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for ahead, share in {0: 1, 1: 2 / 3, 4: 2 / 3, 5: 1 / 3, 9: 1 / 3, 10: 0}.items():
-        found = compare_outputs.recall(rows, rows[:1], np.array([ahead]))
+        found = compare_outputs.text_recall(rows, rows[:1], np.array([ahead]))
         np.testing.assert_allclose(found, [100 * share], atol=1e-9)
     same = np.ones((20, 2)) / np.sqrt(2)  # a model that sees nothing finds nothing
-    found = compare_outputs.recall(same, rows[:1], np.array([3]))
+    found = compare_outputs.text_recall(same, rows[:1], np.array([3]))
     np.testing.assert_array_equal(found, [0])
 
 
@@ -204,7 +204,7 @@ def test_shuffled_outputs_are_chance():
     classes = np.arange(600) % 4
     dense = rng.normal(size=(600, 16)) + 8 * np.eye(16)[classes]
     known = Annotations(classes, dense, np.arange(600))
-    rows = compare_outputs.fidelity_of_rows({"dense": dense}, False, known)
+    rows = compare_outputs.measure_fidelities({"dense": dense}, False, known)
     assert rows.keys() == {"dense", "shuffled"}
     assert rows["dense"]["recall"].value == 100
     assert rows["dense"]["voted_right"].value == 100
@@ -219,7 +219,7 @@ def test_outputs_of_nan_find_nothing():
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(30, 4))
     known = Annotations(np.arange(30) % 2, -dense, np.arange(30))
-    found = fidelity(np.full_like(dense, np.nan), dense, False, known)
+    found = measure_fidelity(np.full_like(dense, np.nan), dense, False, known)
     assert (found["recall"].value, found["voted_right"].value) == (0, 0)
 
 
@@ -228,15 +228,17 @@ def test_a_part_of_annotations(capsys):
     classes = np.array([*"aabbab" * 5])
     texts = np.arange(60).reshape(30, 2)
     known = Annotations(classes, texts, np.arange(30)[::-1])
-    part = known.subset([*range(4, 30)])
+    part = known.select_images([*range(4, 30)])
     assert [*part.classes] == [*classes[4:]]
     np.testing.assert_array_equal(part.texts, texts[:26])
-    np.testing.assert_array_equal(part.described, np.arange(26)[::-1])
-    assert Annotations(classes).subset([0, 1, 2]).classes is None
-    assert Annotations(classes).subset([0, 1]).classes is None
-    assert known.setting != part.setting != Annotations().setting == {}
+    np.testing.assert_array_equal(part.image_of_text, np.arange(26)[::-1])
+    assert Annotations(classes).select_images([0, 1, 2]).classes is None
+    assert Annotations(classes).select_images([0, 1]).classes is None
+    assert (
+        known.digest_record != part.digest_record != Annotations().digest_record == {}
+    )
     with refused("texts describe 11 of the 11 compared images", "12"):
-        known.subset(range(11))
+        known.select_images(range(11))
 
 
 def test_a_class_without_a_neighbor_does_not_win():
@@ -245,5 +247,5 @@ def test_a_class_without_a_neighbor_does_not_win():
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     near = np.array([np.flatnonzero(np.arange(12) != i)[:10] for i in range(12)])
     classes = np.array([0] * 10 + [1, 2])
-    for image, winner in enumerate(compare_outputs.voted(rows, near, classes)):
+    for image, winner in enumerate(compare_outputs.voted_classes(rows, near, classes)):
         assert winner in classes[near[image]]

@@ -51,8 +51,8 @@ def timed(monkeypatch):
     )
     monkeypatch.setattr(host_time, "RULES", Timing(warmup=1, repeats=1, seconds=0))
     monkeypatch.setattr(torch_baselines, "prepare_torch", lambda *_: None)
-    monkeypatch.setattr(suite, "groups", lambda *_: [{}])
-    monkeypatch.setattr(suite, "run_all", lambda *_: None)
+    monkeypatch.setattr(suite, "make_case_groups", lambda *_: [{}])
+    monkeypatch.setattr(suite, "time_groups", lambda *_: None)
     monkeypatch.chdir(ROOT)
     return found
 

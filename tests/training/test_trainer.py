@@ -233,7 +233,7 @@ def short(**fields):
 def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     """The last one, after a signal; and the end is the same from a kept checkpoint."""
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate = accuracy.evaluate_each
+    evaluate = accuracy.evaluate_models
     epochs = []
     compiled_step = trainer.Run.compiled_step
 
@@ -247,7 +247,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
         signal.raise_signal(signal.SIGTERM)
         return evaluate(step, models, batches)
 
-    monkeypatch.setattr(accuracy, "evaluate_each", asked_to_stop)
+    monkeypatch.setattr(accuracy, "evaluate_models", asked_to_stop)
     with pytest.raises(Stopped, match="stopped at step 10") as stopped:
         small_runs.train(short(**fields), tmp_path)
     assert stopped.value.signum == signal.SIGTERM
@@ -258,7 +258,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     state = tmp_path / "checkpoints" / "latest" / "10" / "state"
     written = state.stat()
 
-    monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
+    monkeypatch.setattr(accuracy, "evaluate_models", evaluate)
     last = small_runs.train(short(**fields), tmp_path)
     assert "resuming from step 10 of 10" in capsys.readouterr().out
     line = read_metrics(tmp_path)[-1]
