@@ -15,6 +15,7 @@ from experiments.paper_tables import BLANK, DENSE, TableRow, find_models
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.evaluation.result_cache import MeasuredImages
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)

@@ -38,6 +38,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.inference.compare_outputs import (
     NUM_NEIGHBORS,
+    count_shared,
+    nearest_images,
     unit_rows,
 )
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Shaped
+from jaxtyping import Array, Float, Float32, Shaped, UInt8
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.image_size import image_sides, size_text
@@ -67,11 +67,12 @@ def normalize(images: Images, mean: Channels, std: Channels) -> Float32[Array, "
     checked = Normalization(mean, std)
     channel_mean = _along_channels(images, checked.mean)
     channel_std = _along_channels(images, checked.std)
+    pixels: Any = images
     white = 255
     if not isinstance(images, jax.core.Tracer):
-        images = jax.device_put(images)
+        pixels = jax.device_put(images)
         white = jax.device_put(np.float32(white))
-    return (images.astype(jnp.float32) / white - channel_mean) / channel_std
+    return (pixels.astype(jnp.float32) / white - channel_mean) / channel_std
 
 
 def _along_channels(images: Images, channels: Channels) -> Float32[Array, "... 3"]:
@@ -83,7 +84,9 @@ def _along_channels(images: Images, channels: Channels) -> Float32[Array, "... 3
     return jax.device_put(row)
 
 
-def as_normalized(images: Images, mean: Channels, std: Channels) -> Images:
+def as_normalized(
+    images: UInt8[Array, "... 3"] | Float[Array, "... 3"], mean: Channels, std: Channels
+) -> Float[Array, "... 3"]:
     """`normalize` pixels; floats are normalized already and pass unchanged."""
     if images.dtype != jnp.uint8:
         return images

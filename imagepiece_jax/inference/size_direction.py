@@ -106,9 +106,9 @@ def compile_moments(model: ViT) -> Callable[[Any, jax.Array], list]:
             projected = call(*args, **kwargs)
             is_attention = isinstance(context.module, Attention)
             if is_attention and context.method_name == Attention.project_heads.__name__:
-                prefix = int(model.config.arch.class_token)
+                has_class_token = model.config.arch.class_token
                 query, key = projected.query, projected.key
-                block_moments.append(second_moments(query, key, prefix))
+                block_moments.append(second_moments(query, key, has_class_token))
             return projected
 
         images = as_normalized(images, model.config.mean, model.config.std)
