@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
@@ -88,7 +88,10 @@ def expected(model, variables, folder):
         logits = np.asarray(tiny_vit.jit(model.apply)(variables, images).logits, float)
         return logits, -log_softmax(logits)[np.arange(40), labels].mean()
 
-    found = {"halves": by_numpy(HALF, HALF), "imagenet": by_numpy(MEAN, STD)}
+    found = {
+        "halves": by_numpy(HALF, HALF),
+        "imagenet": by_numpy(IMAGENET_MEAN, IMAGENET_STD),
+    }
     losses = [loss for _, loss in found.values()]
     assert abs(losses[0] - losses[1]) > 0.05, "the two must differ clearly"
     return found
@@ -131,11 +134,11 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
 @pytest.mark.parametrize(
     "fields, mean",
     [
-        ({}, MEAN),
+        ({}, IMAGENET_MEAN),
         ({"init.weights": "run"}, HALF),
-        ({"teacher.weights": "run"}, MEAN),
+        ({"teacher.weights": "run"}, IMAGENET_MEAN),
         ({"init.weights": "own", "teacher.weights": "w"}, HALF),
-        ({"init.weights": "w", "teacher.weights": "own"}, MEAN),
+        ({"init.weights": "w", "teacher.weights": "own"}, IMAGENET_MEAN),
     ],
 )
 def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean):

@@ -25,7 +25,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import gather_rows, invert_order, rank_tokens
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.config import MEAN
+from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.reducers import Reducer
@@ -365,7 +365,7 @@ def test_the_examples_of_configs_run(tmp_path, monkeypatch):
     tiny_vit.write("my.npz", variables)
     space = {"imagepiece_jax": imagepiece_jax}
     vit = run(DOCS / "weight_files.md", "import dataclasses\n\nvit = ", space)["vit"]
-    assert (vit.config.name, vit.config.mean) == (name, MEAN)
+    assert (vit.config.name, vit.config.mean) == (name, IMAGENET_MEAN)
     assert vit.config.arch.gelu == "tanh"
     chex.assert_trees_all_equal(vit.variables, variables)
 

@@ -15,6 +15,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.size_direction import sample_photographs
+from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, ViT
 
@@ -64,7 +65,7 @@ def find_largest_numbers(
                 note_numbers(path[0], (args, result))
             elif context.method_name in EMBEDDING_METHODS:
                 note_numbers(STEM_PART, result)
-            if context.method_name == "project":
+            if context.method_name == Attention.project_heads.__name__:
                 # No layer returns the logits of attention: lengths bound them.
                 lengths = [jnp.linalg.norm(rows, axis=-1) for rows in result[:2]]
                 bound = jnp.max(lengths[0]) * jnp.max(lengths[1])

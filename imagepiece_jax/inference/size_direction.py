@@ -105,7 +105,7 @@ def compile_moments(model: ViT) -> Callable[[Any, jax.Array], list]:
         def append_moments(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
             projected = call(*args, **kwargs)
             is_attention = isinstance(context.module, Attention)
-            if is_attention and context.method_name == "project":
+            if is_attention and context.method_name == Attention.project_heads.__name__:
                 prefix = int(model.config.arch.class_token)
                 query, key = projected.query, projected.key
                 block_moments.append(second_moments(query, key, prefix))

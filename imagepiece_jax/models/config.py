@@ -17,8 +17,8 @@ from imagepiece_jax.models.head import PROBLEM_TYPES, SINGLE_LABEL, Head
 from imagepiece_jax.models.stems import STEM_KINDS, conv_stem_widths
 
 MAX_WIDTH = 10**5  # upper bound of widths and depths, far above any model
-MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, pixels in [0, 1]
-STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, pixels in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,13 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.models import reduction_plan, registry
 from imagepiece_jax.models.architecture import DEIT
-from imagepiece_jax.models.config import FLOAT32, MEAN, STD, Execution, ViTConfig
+from imagepiece_jax.models.config import (
+    FLOAT32,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Execution,
+    ViTConfig,
+)
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.block_plan import plan_dense_blocks
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
@@ -116,7 +122,7 @@ def read_run_config(run: Mapping[str, Any]) -> ViTConfig:
             f"model.name is empty, and so is model.{lacking[0]}; a model needs a name, "
             f"or {', '.join(RUN_SIZE_FIELDS[:-1])}"
         )
-    normalization: dict[str, Any] = {"mean": MEAN, "std": STD}
+    normalization: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     config = ViTConfig(**normalization | fields, arch=DEIT.with_parts(parts))
     patch_grid(config.image_size, config.patch_size)
     return config

@@ -15,9 +15,11 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import MEAN, STD, ViTConfig
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 
-DEIT_FIELDS: dict[str, Any] = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
+DEIT_FIELDS: dict[str, Any] = dict(
+    patch_size=16, depth=12, mean=IMAGENET_MEAN, std=IMAGENET_STD
+)
 DEIT_FIELDS["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
 MINI_FIELDS = DEIT_FIELDS | {"patch_size": 2, "depth": 6}
 MINI_FIELDS["preprocessing"] = Preprocessing(16)

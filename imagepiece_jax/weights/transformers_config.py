@@ -16,7 +16,7 @@ from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import MEAN, STD, ViTConfig
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from imagepiece_jax.models.head import (
     MULTI_LABEL,
     PROBLEM_TYPES,
@@ -177,7 +177,7 @@ _COMMON_FIELDS = _SWITCHES | dict(
     rescale_factor=RESCALE_FACTOR, crop_size=None, resample=3
 )
 _HALF_NORMALIZATION = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-_IMAGENET_NORMALIZATION = dict(image_mean=MEAN, image_std=STD)
+_IMAGENET_NORMALIZATION = dict(image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
 _CLIP_NORMALIZATION = dict(image_mean=CLIP_MEAN, image_std=CLIP_STD)
 _CROPPED_IMAGES = _COMMON_FIELDS | dict(do_center_crop=True, crop_size=224)
 _SQUARE_IMAGES = _COMMON_FIELDS | dict(

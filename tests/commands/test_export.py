@@ -10,7 +10,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import benchmark, describe, evaluate, export
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.exporters import onnx_model, program_facts
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call, sentence
@@ -101,7 +101,7 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     assert (facts["input"], facts["output"]["shape"]) == (entry, [size, 10])
     assert facts["gmacs"] == pytest.approx(vit.gmacs)
     if not fields:
-        wanted = {"mean": list(MEAN), "std": list(STD)}
+        wanted = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
         assert facts["normalization"].items() >= wanted.items()
     found = json.loads((tmp_path / "a.json").read_text())
     own = imagepiece_jax.evaluate(vit, "digits", limit=40, workers=0)

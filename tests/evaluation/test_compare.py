@@ -19,7 +19,7 @@ from imagepiece_jax.evaluation.result_cache import (
     encode_bits,
 )
 from imagepiece_jax.models import resize_positions, timm_tensors
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
@@ -125,7 +125,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     batches = list(measured.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
-    images = normalize(pixels, MEAN, STD)
+    images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     resized = compare.on_smaller_images(measured, size)
     made = resized.images.alter(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)

@@ -9,7 +9,7 @@ from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluation.result_cache import FILE, read_lines
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_paper, tiny_vit
 from tests.helpers.oracles import log_softmax
 
@@ -34,7 +34,9 @@ def test_figures_are_those_of_plain_numpy(study, pretrained):
     batches = list(study.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
-    logits = tiny_vit.logits(model)(variables, normalize(pixels, MEAN, STD))
+    logits = tiny_vit.logits(model)(
+        variables, normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
+    )
     order = np.argsort(-logits, axis=1, kind="stable")
     right = order[:, 0] == label
     losses = -log_softmax(logits)[np.arange(24), label]
@@ -73,7 +75,7 @@ def slow_ratio(outputs, place, after, count):
 def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained):
     model = merges.observe_reducers(pretrained.reduced_model("imagepiece"))
     batches = [batch["image"] for batch in study.images.batches()]
-    pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
+    pixels = normalize(np.concatenate(batches, axis=1)[0], IMAGENET_MEAN, IMAGENET_STD)
     outputs = jax.jit(model.apply)(pretrained.variables, pixels)
     found = analysis.attentive_ratios(study, pretrained, "imagepiece")
     assert list(found) == ["1", "2"]

@@ -5,7 +5,7 @@ import dataclasses
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, PART_NAMES, Architecture
-from imagepiece_jax.models.config import MEAN, STD, ViTConfig
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 from imagepiece_jax.reduction.methods.method import ModelFacts
 
 
@@ -33,4 +33,4 @@ def config(name, *, arch=None, **changes):
     changes["preprocessing"] = dataclasses.replace(images, **fields)
     if base:
         return dataclasses.replace(base, arch=own, **changes)
-    return ViTConfig(arch=own, **{"mean": MEAN, "std": STD} | changes)
+    return ViTConfig(arch=own, **{"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | changes)

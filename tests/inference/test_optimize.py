@@ -11,7 +11,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.config import MEAN, STD, Execution
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, Execution
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
@@ -119,7 +119,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     pixels = np.random.default_rng(1).integers(
         0, 256, (3, tiny_vit.SIDE, tiny_vit.SIDE, 3)
     )
-    normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    normalized = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
     images = jnp.asarray(normalized, jnp.float32)
     want = np.asarray(tiny_vit.jit(tanh.apply)(variables, images).logits)
@@ -228,7 +228,7 @@ def test_variables_of_another_model(trained):
 def test_pixels_are_normalized(trained, program, for_pixels):
     """As they are where nobody asked for a program of pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
-    images = normalize(pixels, MEAN, STD)
+    images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     for each in (pixels, jnp.asarray(pixels)):
         assert_close(program(each), program(images))
     far = "images are far from 0, as pixels of 0 .. 25"

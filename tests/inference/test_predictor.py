@@ -11,7 +11,7 @@ import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_vit
 from tests.helpers.oracles import softmax
 from tests.helpers.picture_files import noise, write_images
@@ -43,7 +43,7 @@ def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path)
     """Three images in batches of two: probabilities by hand, most probable first."""
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
-    normalized = (pictures / 255 - np.array(MEAN)) / np.array(STD)
+    normalized = (pictures / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     run = tiny_vit.compiled(trained.model.apply)
     odds = softmax(np.float64(run(trained.variables, np.float32(normalized)).logits))
     found = predictor(images)
@@ -198,7 +198,7 @@ def test_several_labels_have_a_probability_each(trained, predictor, pictures):
     """The sigmoid of each logit, in the order of a softmax."""
     vit = tiny_vit.of_problem(trained, "multi_label_classification")
     several = imagepiece_jax.Predictor(vit, top=tiny_vit.CLASSES, batch_size=1, **QUICK)
-    normalized = (pictures[:1] / 255 - np.array(MEAN)) / np.array(STD)
+    normalized = (pictures[:1] / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     run = tiny_vit.compiled(trained.model.apply)
     (logits,) = np.float64(run(trained.variables, np.float32(normalized)).logits)
     found = several(pictures[0])

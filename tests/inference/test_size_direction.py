@@ -77,8 +77,8 @@ def given(vit):
 def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit, given):
     """Against NumPy, in the first block that meets sizes; those before it are exact."""
     u, model, variables, images = given
-    plain = compiled_results("project", vit.model, vit.variables, images)
-    folded = compiled_results("project", model, variables, images)
+    plain = compiled_results("project_heads", vit.model, vit.variables, images)
+    folded = compiled_results("project_heads", model, variables, images)
     first = size_direction.sized_blocks(vit.model)[0]
     for name in ("query", "key"):
         before = getattr(plain[first - 1], name)
@@ -104,9 +104,9 @@ def test_the_mean_query_gains_the_log_of_the_size():
     images = photographs(vit)
     u = size_direction.find_directions(vit, images)
     images = normalize(images, vit.config.mean, vit.config.std)
-    plain = compiled_results("project", vit.model, vit.variables, images)[1]
+    plain = compiled_results("project_heads", vit.model, vit.variables, images)[1]
     folded = size_direction.fold_sizes(vit.model, vit.variables, u)
-    scores = compiled_results("scores", *folded, images)[1]["cls_and_mean_attn"]
+    scores = compiled_results("token_scores", *folded, images)[1]["cls_and_mean_attn"]
     axis = u[1].astype(np.float64)
     sizes = np.exp(np.asarray(plain.key_bias, np.float64))
     assert np.ptp(sizes) > 0.5
@@ -121,12 +121,12 @@ def test_reducers_compare_keys_as_they_were(vit, given):
     """The mean over heads, with neither a direction given up nor sizes."""
     _, model, variables, images = given
     assert vit.model.plan[0].attention_reads == {"key"}
-    plain = compiled_results("scores", vit.model, vit.variables, images)
-    folded = compiled_results("scores", model, variables, images)
+    plain = compiled_results("token_scores", vit.model, vit.variables, images)
+    folded = compiled_results("token_scores", model, variables, images)
     assert len(plain) == vit.model.depth
     np.testing.assert_allclose(folded[0]["key"], plain[0]["key"], atol=1e-5)
     # Behind the first sizes, of the tokens that the block has got.
-    second = compiled_results("project", model, variables, images)[1]
+    second = compiled_results("project_heads", model, variables, images)[1]
     attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
     x = np.asarray(second.unrotated["input"], np.float64)
     key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
@@ -142,7 +142,7 @@ def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
     model = tiny_vit.model(tiny_vit.changed(tiny_vit.small(name), prop_attn=True))
     variables = tiny_vit.shapes(model)
     images = jax.ShapeDtypeStruct((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), jnp.float32)
-    heads = jax.eval_shape(results_of("project", model), variables, images)
+    heads = jax.eval_shape(results_of("project_heads", model), variables, images)
     biased = [block for block, each in enumerate(heads) if each.key_bias is not None]
     sized = [*size_direction.sized_blocks(model)]
     assert sized == biased

@@ -14,7 +14,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from tests.helpers import tiny_vit
 from tests.helpers.rounding import assert_close
@@ -42,7 +42,9 @@ def given(assets):
     np.testing.assert_array_equal(source[:, 0], 0)
     theirs["tome_r13_source"] = source[:, 1:] - 1
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
-        images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
+        images = normalize(
+            jnp.asarray(file["images_uint8"][:2]), IMAGENET_MEAN, IMAGENET_STD
+        )
         theirs["dense"] = file["logits"][:2]
     dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
     return theirs, images, dense.variables

@@ -4,7 +4,7 @@ import pytest
 
 from configs import deit_s_evit
 from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
@@ -47,7 +47,10 @@ def test_a_config_of_a_run_has_its_format_counts_and_normalization():
     assert written["format"] == RUN_FORMAT
     assert "macs" not in written["reduction"]
     assert Reduction.read(written["reduction"]) == run.reduction
-    assert (written["model"]["mean"], written["model"]["std"]) == (MEAN, STD)
+    assert (written["model"]["mean"], written["model"]["std"]) == (
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+    )
     again = RunConfig.from_config(written)
     assert again == run
     assert again.create_model() == run.create_model()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
@@ -111,7 +111,7 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 def other_teacher():
     model = create_model(config("vit_mini", mean=HALF, std=HALF, **OTHER))
     variables = fill(variable_shapes(model), seed=3)
-    return teacher.Teacher(model, MEAN, STD), variables
+    return teacher.Teacher(model, IMAGENET_MEAN, IMAGENET_STD), variables
 
 
 def distilling(distill, optimizer=None, **fields):
@@ -124,7 +124,9 @@ def distilling(distill, optimizer=None, **fields):
 
 
 def ours(images):
-    return jnp.asarray((images / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
+    return jnp.asarray(
+        (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD), jnp.float32
+    )
 
 
 def seen_by_teacher(images, side=12):
@@ -145,12 +147,19 @@ def test_the_teacher_sees_its_own_size_and_normalization():
     np.testing.assert_allclose(seen, seen_by_teacher(images), atol=2e-5)
     config = frozen.model.config
     smaller = frozen.model.clone(config=config.at_size(4))  # antialiased
-    found = teacher.Teacher(smaller, MEAN, STD).prepare_images(ours(images))
+    found = teacher.Teacher(smaller, IMAGENET_MEAN, IMAGENET_STD).prepare_images(
+        ours(images)
+    )
     np.testing.assert_allclose(found, seen_by_teacher(images, 4), atol=2e-5)
-    same = dataclasses.replace(config.at_size(SIZE), mean=MEAN, std=STD)
+    same = dataclasses.replace(
+        config.at_size(SIZE), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
     same = frozen.model.clone(config=same)
     images = ours(images)
-    assert teacher.Teacher(same, MEAN, STD).prepare_images(images) is images
+    assert (
+        teacher.Teacher(same, IMAGENET_MEAN, IMAGENET_STD).prepare_images(images)
+        is images
+    )
 
 
 def test_the_loss_of_a_step():
@@ -195,7 +204,7 @@ def test_each_head_of_a_distilled_model_learns_its_own():
 
 
 def teacher_of(**fields):
-    normalized = {"model.mean": MEAN, "model.std": STD}
+    normalized = {"model.mean": IMAGENET_MEAN, "model.std": IMAGENET_STD}
     run = RunConfig.from_config(
         small_runs.configured(small_runs.DENSE, normalized, fields)
     )
@@ -212,7 +221,7 @@ def test_any_teacher_brings_its_size_and_images(tmp_path):
     soft = {"distill.kind": "soft"}
     found, variables = teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/ten"})
     assert found.model.config.mean == HALF
-    assert found.mean == MEAN
+    assert found.mean == IMAGENET_MEAN
     assert found.model.config.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
     assert jax.eval_shape(found.compute_outputs, variables, images).logits.shape == (

@@ -16,7 +16,7 @@ from flax import struct
 from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.config import AugmentConfig
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.losses import soft_cross_entropy
@@ -179,7 +179,7 @@ def test_images_are_normalized_as_the_model_says():
 
     loss = run(compiled(step), state, [random_batch(0)])[1][0]["loss"]
     assert_close(loss, cross_entropy(mean, std))
-    assert abs(cross_entropy(MEAN, STD) - loss) > 1e-4
+    assert abs(cross_entropy(IMAGENET_MEAN, IMAGENET_STD) - loss) > 1e-4
 
 
 def test_micro_batches_give_the_gradient_of_the_batch_and_another_seed_does_not():

@@ -19,7 +19,7 @@ import imagepiece_jax
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.models.config import MEAN
+from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
@@ -75,7 +75,7 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
 def test_run_leaves_config_versions_classes_and_checkpoints(finished):
     workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
-    assert (saved["model"]["mean"], saved["batch_size"]) == (list(MEAN), 256)
+    assert (saved["model"]["mean"], saved["batch_size"]) == (list(IMAGENET_MEAN), 256)
     assert saved["reduction"].startswith("imagepiece")
     assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 1
     assert Checkpoints(workdir).latest_step() == 10

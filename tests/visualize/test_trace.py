@@ -5,7 +5,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.visualize import trace as trace_module
 from imagepiece_jax.visualize.trace import Stage, trace_tokens, write_traces
 from tests.helpers import handmade_traces, tiny_vit
@@ -30,7 +30,9 @@ def imagepiece(images):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace_module, "TRACE_BATCH", 2)
         traced = trace_tokens(model, variables, images)
-    return traced, tiny_vit.jit(model.apply)(variables, normalize(images, MEAN, STD))
+    return traced, tiny_vit.jit(model.apply)(
+        variables, normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    )
 
 
 def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):

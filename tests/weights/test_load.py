@@ -13,7 +13,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.evaluation.result_cache import name_use
 from imagepiece_jax.models import registry, timm_tensors
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
@@ -56,7 +56,9 @@ def saved(tmp_path_factory, file):
 def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
-    config = small_runs.configured({"model.mean": MEAN, "model.std": STD}, fields)
+    config = small_runs.configured(
+        {"model.mean": IMAGENET_MEAN, "model.std": IMAGENET_STD}, fields
+    )
     fields = {"format": RUN_FORMAT, **config.to_dict()}
     (path / "config.json").write_text(json.dumps(fields))
     return path

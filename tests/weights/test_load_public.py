@@ -18,7 +18,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from tests.helpers import forked_processes, tiny_vit
 from tests.helpers.parity_record import apart
@@ -41,7 +41,7 @@ def reference(assets):
 
 @pytest.fixture(scope="module")
 def images(reference):
-    return normalize(jnp.asarray(reference.images_uint8), MEAN, STD)
+    return normalize(jnp.asarray(reference.images_uint8), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_patch_projection_embeddings_and_logits(reference, variables, images):

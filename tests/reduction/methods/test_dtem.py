@@ -12,7 +12,7 @@ import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import create
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.reduction.methods import dtem
 from tests.helpers import named_models, tiny_vit
 from tests.reduction.test_methods_published import embedding
@@ -61,7 +61,9 @@ def test_a_training_step_is_its_authors(assets):
         if name.startswith(f"dtem_trainb{block}_")
     }
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
-        images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
+        images = normalize(
+            jnp.asarray(file["images_uint8"][:2]), IMAGENET_MEAN, IMAGENET_STD
+        )
         labels = file["labels"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = imagepiece_jax.load(file).variables

@@ -12,7 +12,7 @@ import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels import choice
 from imagepiece_jax.kernels.similarity import all_cosines
-from imagepiece_jax.models.config import MEAN, STD
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan, moves
 from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts
@@ -302,7 +302,9 @@ def smallest_gap(step):
 def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
     """Half of the MACs, by trained weights: kept tokens, every patch, and logits."""
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
-        images = normalize(jnp.asarray(file["images_uint8"]), MEAN, STD)
+        images = normalize(
+            jnp.asarray(file["images_uint8"]), IMAGENET_MEAN, IMAGENET_STD
+        )
     dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
     model = create_model("deit_ti", "peaks:macs=0.5", attention="xla")
     variables = dense.variables
