@@ -173,7 +173,7 @@ class Finetuner(Models):
         reduction = Reduction.read(reduction)
         if not by_stem and reduction not in (DENSE_REDUCTION, REFERENCE):
             try:
-                reduction = self.match(reduction)
+                reduction = self.match_cost(reduction)
             except InputError as error:
                 print(
                     f"left out: {reduction_label(reduction)}",
@@ -182,7 +182,7 @@ class Finetuner(Models):
                     flush=True,
                 )
                 return []
-        runs = [self._trained(reduction, stem, seed) for seed in self.seeds]
+        runs = [self._train_reduced(reduction, stem, seed) for seed in self.seeds]
         return [(run, run.reduction) for run in runs]
 
     @property
@@ -195,7 +195,7 @@ class Finetuner(Models):
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}
 
-    def match(self, reduction):
+    def match_cost(self, reduction):
         """`reduction` at the ratio whose GMACs are nearest to the reference's."""
         reference = build_model(self._dense.config, REFERENCE)
         share = model_macs(reference) / model_macs(self._dense)
@@ -209,10 +209,10 @@ class Finetuner(Models):
         config = dataclasses.replace(config, num_classes=self.num_classes)
         return build_model(config)
 
-    def _trained(self, reduction, stem, seed):
+    def _train_reduced(self, reduction, stem, seed):
         """The run of a reduction, which starts from the dense run of its seed."""
-        start = self._start(stem, seed)
-        config = self._prepared(reduction, stem, seed)
+        start = self._train_dense(stem, seed)
+        config = self._prepare_config(reduction, stem, seed)
         model = RunConfig.from_config(config).create_model()
         names = variable_shapes(model)["params"]
         config.init.weights = str(start)
@@ -220,7 +220,9 @@ class Finetuner(Models):
             config.init.fresh = ("reducer",)
         if reduction.method.needs_teacher:
             config.teacher.weights = str(start)
-        return self._run(config, f"{reduction_label(reduction)}_{stem}_seed{seed}")
+        return self._train_in_folder(
+            config, f"{reduction_label(reduction)}_{stem}_seed{seed}"
+        )
 
     def _has_classes_of(self, vit):
         if self.num_classes != vit.config.num_classes:
@@ -231,18 +233,18 @@ class Finetuner(Models):
             return False
         return True
 
-    def _start(self, stem, seed):
+    def _train_dense(self, stem, seed):
         """Folder of the dense run that the others of this seed start from."""
-        config = self._prepared(DENSE_REDUCTION, stem, seed)
+        config = self._prepare_config(DENSE_REDUCTION, stem, seed)
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
         if not self._has_classes_of(pretrained):
             fresh += ("head",)
         config.init.weights = str(pretrained.origin.path)
         config.init.fresh = fresh
-        return self._run(config, f"start_{stem}_seed{seed}").origin.path
+        return self._train_in_folder(config, f"start_{stem}_seed{seed}").origin.path
 
-    def _prepared(self, reduction, stem, seed):
+    def _prepare_config(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""
         config = self.config.copy_and_resolve_references()
         config.reduction = str(trained_reduction(reduction, LEARNING))
@@ -255,7 +257,7 @@ class Finetuner(Models):
         config.progress = False
         return config
 
-    def _run(self, config, name):
+    def _train_in_folder(self, config, name):
         print(f"training {name}", flush=True)
         return train_run(config, self.folder / name)
 

@@ -153,7 +153,7 @@ class Run:
             self.processes.append(process)
         return self
 
-    def ended(self):
+    def wait_for_statuses(self):
         """The exit statuses when all have ended; 128 + n: by signal n."""
         deadline = time.monotonic() + PATIENCE
         statuses = []
@@ -162,19 +162,19 @@ class Run:
                 status = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired as error:
                 process.kill()
-                raise RunError(f"a run hangs: {self.text()[-3000:]}") from error
+                raise RunError(f"a run hangs: {self.read_log()[-3000:]}") from error
             statuses.append(128 - status if status < 0 else status)
         return statuses
 
-    def text(self):
+    def read_log(self):
         return self.log.read_text("utf-8")
 
-    def said(self):
+    def last_line(self):
         """The last line of the log."""
-        lines = self.text().strip().splitlines()
+        lines = self.read_log().strip().splitlines()
         return lines[-1].replace(str(self.folder), "HERE") if lines else ""
 
-    def result(self):
+    def read_result(self):
         """All that stands in the folder: {name: bytes}, times left out."""
         if "train.py" in self.command.words:
             return read_training_result(self.folder / "out")
@@ -185,7 +185,7 @@ class Run:
                 digests[name] = re.sub(CLOCK, b"", path.read_bytes())
         return digests
 
-    def unfinished(self):
+    def unfinished_files(self):
         """Names of what was being written."""
         found = []
         for pattern in UNFINISHED:
@@ -256,11 +256,11 @@ def drill_commands(folder, names, each, rng):
     write_inputs(folder)
     for name in names:
         whole = Run(folder, name, "undisturbed")
-        statuses = whole.start().ended()
-        lines = whole.text().count("\n")
-        expected = whole.result()
-        passed = not any(statuses) and not whole.unfinished()
-        yield Row(name, "none", statuses, "all", whole.said(), passed)
+        statuses = whole.start().wait_for_statuses()
+        lines = whole.read_log().count("\n")
+        expected = whole.read_result()
+        passed = not any(statuses) and not whole.unfinished_files()
+        yield Row(name, "none", statuses, "all", whole.last_line(), passed)
         if len(statuses) > 1:
             yield compare_losses(whole, Run(folder, "train", "two devices"))
         for number in range(each):
@@ -277,15 +277,15 @@ def end_by_signal(run, signum, line, expected, rng):
     run.start()
     hit = int(rng.integers(len(run.processes)))
     process = run.processes[hit]
-    while process.poll() is None and run.text().count("\n") < line:
+    while process.poll() is None and run.read_log().count("\n") < line:
         time.sleep(0.005)
     while process.poll() is None and not handles_sigterm(process):
         time.sleep(0.005)
     delay = rng.uniform(0, 1)
     time.sleep(delay)
     process.send_signal(signum)
-    statuses = run.ended()
-    there = run.result()
+    statuses = run.wait_for_statuses()
+    there = run.read_result()
     left = "a part"
     if not there:
         left = "nothing"
@@ -293,7 +293,7 @@ def end_by_signal(run, signum, line, expected, rng):
         left = "all"
     passed = is_right(run, signum, hit, statuses, left)
     fault = f"{signum.name} {delay:.2f} s after line {line}"
-    return Row(run.name, fault, statuses, left, run.said(), passed)
+    return Row(run.name, fault, statuses, left, run.last_line(), passed)
 
 
 def handles_sigterm(process):
@@ -314,10 +314,10 @@ def is_right(run, signum, hit, statuses, left):
     if signum == signal.SIGKILL:
         right &= run.command.goes_on or left != "a part"
         return right
-    right &= not re.search(CRASHED, run.text()) and not run.unfinished()
+    right &= not re.search(CRASHED, run.read_log()) and not run.unfinished_files()
     at_once = run.processes and run.processes[hit].returncode == -signum
     if statuses[hit] and not (at_once and run.command.goes_on):
-        right &= bool(re.search(rf"^({ENDED})", run.text(), re.MULTILINE))
+        right &= bool(re.search(rf"^({ENDED})", run.read_log(), re.MULTILINE))
     if left == "a part" and not run.command.goes_on:
         right &= is_best_so_far(run)
     return right
@@ -325,26 +325,26 @@ def is_right(run, signum, hit, statuses, left):
 
 def is_best_so_far(run):
     """Whether `recover` has saved, at Ctrl-C, a whole model of the weights so far."""
-    if "the weights so far are kept" not in run.text():
+    if "the weights so far are kept" not in run.read_log():
         return False
     return imagepiece_jax.load(run.folder / "out").recovery is not None
 
 
 def run_again(run, expected):
     """A Row: the same command once more, which no signal ends."""
-    statuses = run.start().ended()
-    same = run.result() == expected
+    statuses = run.start().wait_for_statuses()
+    same = run.read_result() == expected
     left = "all" if same else "DIFFERENT"
     passed = same and not any(statuses)
-    return Row(run.name, "given again", statuses, left, run.said(), passed)
+    return Row(run.name, "given again", statuses, left, run.last_line(), passed)
 
 
 def compare_losses(two, one):
     """A Row: the losses of two processes beside those of one with two devices."""
-    statuses = one.start(devices=2).ended()
+    statuses = one.start(devices=2).wait_for_statuses()
     losses = []
     for run in (two, one):
-        lines = run.result()["metrics"]
+        lines = run.read_result()["metrics"]
         losses.append([line["loss"] for line in lines if "loss" in line])
     apart = np.inf
     if len(losses[0]) == len(losses[1]):

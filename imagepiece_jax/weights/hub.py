@@ -8,14 +8,12 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights import file_names, tensor_files
-from imagepiece_jax.weights.file_names import OPEN_CLIP_FILE
+from imagepiece_jax.weights.file_names import OPEN_CLIP_FILE, JsonFields
 
 HUB_SCHEME = "hf://"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -144,13 +142,11 @@ class _Repository:
         return file
 
 
-def _fetch_learned_files(
-    repository: _Repository, own_record: Mapping[str, Any] | None
-) -> None:
+def _fetch_learned_files(repository: _Repository, record: JsonFields | None) -> None:
     """Fetch what `save` wrote beside the weights."""
-    if own_record is not None:
+    if record is not None:
         repository.fetch_optional(file_names.SELECTORS_FILE)
-        if "recovery" in own_record:
+        if "recovery" in record:
             repository.fetch_optional(file_names.RECOVERED_FILE)
 
 

@@ -67,7 +67,7 @@ def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained
     fitted = Reduction.read(trained[list(trained)[-1]].reduction).method
     assert fitted.keep_rate != Reduction.read(EVIT).method.keep_rate
     assert fitted.blocks == (1,)
-    assert fitted.keep_rate == maker.match(Reduction.read(EVIT)).method.keep_rate
+    assert fitted.keep_rate == maker.match_cost(Reduction.read(EVIT)).method.keep_rate
     matched, reference = map(maker.pretrained.reduced_model, (fitted, models.REFERENCE))
     assert model_macs(matched) == pytest.approx(model_macs(reference), rel=0.1)
 
