@@ -57,12 +57,12 @@ def main(
             parameters=parameters,
         )
     recovery = cast(Recovery, recovered_vit.recovery)
-    is_unchanged = all(v.stopped and not v.changed for v in recovery.variants)
+    has_nothing_to_save = all(v.stopped and not v.changed for v in recovery.variants)
     with deferred_signals():  # a signal must not lose minutes of work
-        if not is_unchanged:
+        if not has_nothing_to_save:
             save(recovered_vit, out)  # before prints, which a lost terminal refuses
         print(recovery, flush=True)
-        if is_unchanged:
+        if has_nothing_to_save:
             print(f"nothing is written to {out}", file=sys.stderr)
             return
         print(f"saved in {out}", flush=True)

@@ -312,7 +312,7 @@ def write_program(program: MadeProgram, place: ExportPlace) -> None:
         facts["external_data"] = weights_file.name
     facts["digest"] = program_facts.graph_digest(out)
     write_json(program_facts.facts_file(out), facts)
-    file_format.remove_weights(out, earlier_weights, weights_file)
+    file_format.remove_earlier_weights(out, earlier_weights, weights_file)
 
 
 def write_files(program: MadeProgram, place: ExportPlace) -> None:

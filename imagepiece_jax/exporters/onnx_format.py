@@ -3,13 +3,13 @@
 from imagepiece_jax.exporters.onnx_model import (
     ONNX_OPSET,
     build_onnx_model,
-    remove_weights,
+    remove_earlier_weights,
     write_onnx,
 )
 from imagepiece_jax.exporters.onnx_program import open_file
 from imagepiece_jax.exporters.quantize import quantize_onnx
 
-__all__ = ["open_file", "remove_weights"]
+__all__ = ["open_file", "remove_earlier_weights"]
 
 build_graph = build_onnx_model
 write_graph = write_onnx

@@ -65,7 +65,7 @@ def build_onnx_model(
     model = outputs.model
     folded, variables = optimize.fold_and_cast(model, vit.variables, dtype=dtype)
     with nodes.marked_functions():
-        traced = jax.make_jaxpr(outputs.forward(folded))(variables, images)
+        traced = jax.make_jaxpr(outputs.forward_function(folded))(variables, images)
     image_value = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
     graph = Graph(image_value, gathers)
     weights = []
@@ -144,20 +144,20 @@ def write_onnx(
     return weights_file
 
 
-def remove_weights(
-    path: str | os.PathLike, name: Any, weights_file: pathlib.Path | None
+def remove_earlier_weights(
+    path: str | os.PathLike, earlier_name: Any, new_weights_file: pathlib.Path | None
 ) -> None:
     """Remove the weights file of an earlier graph at `path`.
 
-    name: the file's name in the earlier graph's facts. A name that `write_onnx` does
-        not give is left alone.
-    weights_file: the new graph's weights file, which stays
+    earlier_name: the file's name in the earlier graph's facts. A name that `write_onnx`
+        does not give is left alone.
+    new_weights_file: the new graph's weights file, which stays
     """
     path = pathlib.Path(path)
     pattern = rf"{re.escape(path.name)}\.[0-9a-f]{{{NAME_DIGEST_DIGITS}}}\.data"
-    if isinstance(name, str) and re.fullmatch(pattern, name):
-        if weights_file is None or weights_file.name != name:
-            path.with_name(name).unlink(missing_ok=True)
+    if isinstance(earlier_name, str) and re.fullmatch(pattern, earlier_name):
+        if new_weights_file is None or new_weights_file.name != earlier_name:
+            path.with_name(earlier_name).unlink(missing_ok=True)
 
 
 def _model_bytes(model: "ModelProto") -> int:

@@ -91,7 +91,9 @@ def program_facts(
     outputs = outputs or ProgramOutputs(vit)
     model = outputs.model
     config = model.config
-    output_arrays = jax.eval_shape(outputs.forward(model), vit.variables, images)
+    output_arrays = jax.eval_shape(
+        outputs.forward_function(model), vit.variables, images
+    )
 
     def array_facts(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
         shape = [side if isinstance(side, int) else str(side) for side in array.shape]

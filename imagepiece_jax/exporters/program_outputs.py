@@ -40,7 +40,7 @@ class ProgramOutputs:
         elif output == "patches":
             self.output_names = ["patches"]
 
-    def forward(self, model: ViT) -> Callable:
+    def forward_function(self, model: ViT) -> Callable:
         """Return a function (variables, images) -> tuple of arrays, one per name.
 
         model: the model in its exported form
@@ -75,8 +75,8 @@ class TowerOutputs(ProgramOutputs):
         self.output_names = [*arrays]
         self.array_names = [*arrays.values()]
 
-    def forward(self, model: ViT) -> Callable:
-        """Like `ProgramOutputs.forward`.
+    def forward_function(self, model: ViT) -> Callable:
+        """Like `ProgramOutputs.forward_function`.
 
         Float images are [batch, 3, H, W], uint8 images [batch, H, W, 3].
         """

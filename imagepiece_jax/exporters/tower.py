@@ -139,7 +139,7 @@ def check_layout_folder(
                 raise InputError(f"{graph} is of another model; choose a folder")
 
     def is_ours(file: pathlib.Path) -> bool:
-        # Ctrl-C may have left an empty folder.
+        # Ctrl-C may have left the graph's folder, which may lie in `folder`, empty.
         is_place = file == out.parent and file.is_dir()
         return is_export or (is_place and not any(file.iterdir()))
 

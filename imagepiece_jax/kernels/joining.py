@@ -150,7 +150,7 @@ def join_ranked(
 
 
 def join_sides(
-    order: Int32[Array, "batch side_a"],
+    ranks: Int32[Array, "batch side_a"],
     partner: Int32[Array, "batch side_a"],
     num_merges: int,
     first: int,
@@ -161,7 +161,7 @@ def join_sides(
 
     Side A holds the tokens first, first + 2, ..; side B holds the rest of x.
 
-    order: ranks of A's tokens from 0
+    ranks: ranks of A's tokens from 0
     partner: tokens of B
     keeps_order: whether A's staying tokens keep their order; False: they are by rank
     Returns (slot_of_token, index); slots are A's staying tokens, then B's tokens.
@@ -169,22 +169,22 @@ def join_sides(
     num_tokens = x.shape[1]
     side_a = jnp.arange(first, num_tokens, 2, dtype=jnp.int32)[None]
     side_b = jnp.arange(1 - first, num_tokens, 2, dtype=jnp.int32)[None]
-    leaves = order < num_merges
+    is_merged = ranks < num_merges
     num_staying = side_a.shape[1] - num_merges
     if keeps_order:
-        slot_if_staying = index_kept_tokens(~leaves)
+        slot_if_staying = index_kept_tokens(~is_merged)
         staying = invert_order(slot_if_staying, num_staying)
     else:
-        slot_if_staying = order - num_merges
-        staying = invert_order(order, num_merges + np.arange(num_staying))
+        slot_if_staying = ranks - num_merges
+        staying = invert_order(ranks, num_merges + np.arange(num_staying))
     # A token's number on side B is half its index. `//` would be nine operations.
     slot_of_partner = num_staying + jax.lax.div(partner, jnp.int32(2))
-    side_a = jnp.broadcast_to(side_a, (order.shape[0], side_a.size))
-    side_b = jnp.broadcast_to(side_b, (order.shape[0], side_b.size))
-    slots_a = jnp.where(leaves, slot_of_partner, slot_if_staying)
+    side_a = jnp.broadcast_to(side_a, (ranks.shape[0], side_a.size))
+    side_b = jnp.broadcast_to(side_b, (ranks.shape[0], side_b.size))
+    slots_a = jnp.where(is_merged, slot_of_partner, slot_if_staying)
     slots_b = num_staying + side_b // 2
     absorbed, partner, target_slots = pick_by_rank(
-        order, num_merges, side_a, partner, slot_of_partner
+        ranks, num_merges, side_a, partner, slot_of_partner
     )
     kept = jnp.concatenate([first + 2 * staying, side_b], axis=1)
     index = SlotIndex(kept, absorbed, target_slots, partner)
@@ -193,8 +193,9 @@ def join_sides(
         return interleave_tokens(b, a) if first else interleave_tokens(a, b)
 
     slot_of_token = by_token(slots_a, slots_b)
+    # The same numbers by one count over all tokens, for small arrays.
     if is_latency_bound(x) and keeps_order:
-        is_staying = by_token(~leaves, jnp.zeros_like(slots_b, bool))
+        is_staying = by_token(~is_merged, jnp.zeros_like(slots_b, bool))
         slot_of_token = index_kept_or(is_staying, by_token(slot_of_partner, slots_b))
     elif is_latency_bound(x):
         slot_of_token = jax.lax.optimization_barrier(slot_of_token)

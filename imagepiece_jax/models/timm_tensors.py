@@ -246,6 +246,7 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
     if modules and modules[-1] in tuple(stack):
         projection = modules.pop()
         key_bias = f"{key.rsplit('/', 2)[0]}/k/bias"
+        # BEiT has no key bias, so its other biases are tensors of their own: q_bias.
         if leaf == "bias" and key_bias not in leaves:
             leaf = f"{projection}_bias"
         else:

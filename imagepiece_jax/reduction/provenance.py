@@ -71,6 +71,9 @@ def _follow_step(
     x: Any,  # tokens before the step; None: not known
     fill: str | None,
 ) -> PatchPath:
+    """Follow the patches through one step."""
+    # A Mixing gives every slot a part of every token: no map says where a patch is, so
+    # the path starts afresh and remembers what was mixed.
     if isinstance(result, Mixing):
         return PatchPath(before_mixing=(path, result, x))
     token_of_patch = compose_maps(result.slot_of_token, path.token_of_patch)

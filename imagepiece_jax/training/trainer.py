@@ -173,11 +173,11 @@ class Run:
             loss=plan.loss,
         )
         program = parallel.pmap(step, donate_argnums=(0,), program="training step")
-        devices = parallel.device_count()
+        num_devices = parallel.device_count()
         micro_batches = config.grad_accum_steps
-        images = config.batch_size // (devices * micro_batches)
-        batch = batch_shapes(config, (devices, micro_batches, images))
-        program.compile(self.state, batch, self.frozen)
+        micro_batch_size = config.batch_size // (num_devices * micro_batches)
+        leading_axes = (num_devices, micro_batches, micro_batch_size)
+        program.compile(self.state, batch_shapes(config, leading_axes), self.frozen)
         return program
 
 

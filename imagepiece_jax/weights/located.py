@@ -121,7 +121,7 @@ def locate_weights(
     return dataclasses.replace(located, checkpoint=checkpoint, averaged=averaged)
 
 
-def _locate_path(path: str | os.PathLike, may_be_broken: bool) -> Located:
+def _locate_path(path: str | os.PathLike, config_may_be_broken: bool) -> Located:
     """Find the weights at a path or hub id."""
     if hub.is_hub_id(path):  # its config must be JSON: it tells which files to fetch
         return _locate_folder(hub.fetch_folder(str(path)))
@@ -132,7 +132,7 @@ def _locate_path(path: str | os.PathLike, may_be_broken: bool) -> Located:
             f"hub is {hub.HUB_SCHEME}OWNER/NAME"
         )
     if path.is_dir():
-        return _locate_folder(path, may_be_broken)
+        return _locate_folder(path, config_may_be_broken)
     if is_exported(path):
         raise InputError(
             f"weights is '{path}', an exported program; evaluate, benchmark and "
@@ -171,7 +171,7 @@ def is_run_folder(path: str | os.PathLike) -> bool:
 
 def _locate_folder(
     folder: pathlib.Path,
-    may_be_broken: bool = False,
+    config_may_be_broken: bool = False,
     config_file: pathlib.Path | None = None,
 ) -> Located:
     """Find the weights in a folder.
@@ -188,7 +188,7 @@ def _locate_folder(
     try:
         config = read_json(found_file)
     except InputError:
-        if not may_be_broken:
+        if not config_may_be_broken:
             raise
     kind = FOLDER_KIND
     keys = PUBLISHED_KEYS if config is None else {*config}

@@ -83,8 +83,10 @@ def test_a_divergence_by_hand():
     line = peaks.compare_logits(own, dense, study, cell)
     want = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
     np.testing.assert_allclose(peaks.decode_values(line["kl"]), [want, 0], atol=1e-4)
-    assert line["same"] == encode_bits([True, True])  # the first of equals is class 0
-    assert line["right"] == encode_bits([True, False])
+    assert line["same"] == encode_bits(
+        np.array([True, True])
+    )  # the first of equals is class 0
+    assert line["right"] == encode_bits(np.array([True, False]))
 
 
 def test_distances_of_features_by_hand():

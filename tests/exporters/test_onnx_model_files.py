@@ -8,7 +8,7 @@ import pytest
 from imagepiece_jax.exporters import onnx_model as onnx_model_file
 from imagepiece_jax.exporters.onnx_model import (
     build_onnx_model,
-    remove_weights,
+    remove_earlier_weights,
     write_onnx,
 )
 from tests.helpers import tiny_vit
@@ -62,8 +62,8 @@ def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monke
             write_onnx(path, build_onnx_model(new))
     np.testing.assert_array_equal(run_file(path, images)[0], want)
     second = write_onnx(path, build_onnx_model(new))
-    remove_weights(path, first.name, second)
-    remove_weights(path, second.name, second)
-    remove_weights(path, "model.onnx", second)
+    remove_earlier_weights(path, first.name, second)
+    remove_earlier_weights(path, second.name, second)
+    remove_earlier_weights(path, "model.onnx", second)
     assert sorted(tmp_path.iterdir()) == [path, second]
     assert not np.array_equal(run_file(path, images)[0], want)

@@ -42,7 +42,7 @@ def texts(monkeypatch):
     form.FORMAT_FACTS = {"lines": 1}
     form.build_graph = lambda vit, outputs, **options: f"{outputs.output_names}"
     form.write_graph = write_graph
-    form.remove_weights = lambda *files: None
+    form.remove_earlier_weights = lambda *files: None
     form.open_file = lambda path, threads: Halves(vit, read_facts(path))
     monkeypatch.setitem(sys.modules, form.__name__, form)
     monkeypatch.setitem(program.FORMAT_MODULES, ".txt", form.__name__)

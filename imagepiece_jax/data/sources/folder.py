@@ -259,18 +259,19 @@ def _printable_name(folder: str) -> str:
     return os.fsencode(folder).decode("utf-8", "replace")
 
 
-def _class_folders(root: str, inside: str) -> tuple[list[str], list[str]]:
-    """(names of the class folders in root/inside, paths of all other entries)."""
-    folder = pathlib.Path(root, inside)
-    if inside and not folder.is_dir():
+def _class_folders(root: str, subfolder: str) -> tuple[list[str], list[str]]:
+    """(names of the class folders in root/subfolder, paths of all other entries)."""
+    folder = pathlib.Path(root, subfolder)
+    if subfolder and not folder.is_dir():
         raise InputError(
-            f"folder {root} has no folder {inside}; make {root}/train/CLASS and "
+            f"folder {root} has no folder {subfolder}; make {root}/train/CLASS and "
             f"{root}/val/CLASS with the images of each class, or give a csv"
         )
-    names, images, other_names = _folder_entries(folder)
-    if not names:
+    folder_names, image_names, other_names = _folder_entries(folder)
+    if not folder_names:
         raise NoLabels(f"folder {folder} has no class folders with images")
-    return names, [os.path.join(inside, name) for name in images + other_names]
+    paths = [os.path.join(subfolder, name) for name in image_names + other_names]
+    return folder_names, paths
 
 
 def _check_split_classes(title: str, root: str, splits: Mapping[str, str]) -> None:

@@ -111,7 +111,7 @@ class DiffRate(Method):
                     f"merge has {merged} tokens, more than the {pruned} of prune"
                 )
 
-    def published_lists(
+    def prune_and_merge_counts(
         self, model: ModelFacts, stretch: bool = False
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (prune, merge): the given lists, or the published ones for the size.
@@ -125,12 +125,12 @@ class DiffRate(Method):
         name = MODEL_OF_WIDTH[width]
         # MAE-B's schedules need ".mae" in the model's name, or a head that reads the
         # mean.
-        mae = model.pool == "mean" or ".mae" in (model.name or "")
-        if name == "deit_b" and mae:
+        is_mae = model.pool == "mean" or ".mae" in (model.name or "")
+        if name == "deit_b" and is_mae:
             name = "mae_b"
         sizes = model.embed_dim, model.depth, model.patches
-        has_list = sizes == (width, 12, 196)
-        if not has_list and not stretch:
+        is_published_size = sizes == (width, 12, 196)
+        if not is_published_size and not stretch:
             raise InputError(
                 f"diffrate has no schedule for {model.depth} blocks of width "
                 f"{model.embed_dim} and {model.patches} patches, only for DeiT-Ti, S, "
@@ -142,7 +142,7 @@ class DiffRate(Method):
             listed = ", ".join(map(str, lists))
             raise InputError(f"target is {target}; {name} has {listed}")
         prune, merge = lists[target]
-        if has_list:
+        if is_published_size:
             return prune, merge
         return _fit_counts(prune, model), _fit_counts(merge, model)
 
@@ -153,7 +153,7 @@ class DiffRate(Method):
             shares = [(tokens - 1) / model.patches for tokens in kept]
             return _count_with_class_token(powered_shares(shares, ratio), model.patches)
 
-        prune, merge = map(powered, self.published_lists(model, stretch=True))
+        prune, merge = map(powered, self.prune_and_merge_counts(model, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
@@ -161,7 +161,7 @@ class DiffRate(Method):
         if self.counts is not None:  # no token is dropped
             reducer = PruneAndMerge(ALL_TOKENS, score=score)
             return tuple(Step(block, reducer) for block in range(model.depth))
-        prune, merge = self.published_lists(model)
+        prune, merge = self.prune_and_merge_counts(model)
         if not len(prune) == len(merge) == model.depth:
             raise InputError(
                 f"prune and merge have {len(prune)} and {len(merge)} entries; the "
