@@ -44,7 +44,7 @@ class TableRow:
 DENSE = TableRow("DeiT", "none")
 DYNAMICVIT = TableRow("DynamicViT", "dynamicvit:keep_rate=0.7")
 SPVIT = TableRow("SPViT", "spvit")
-# What its published speed fits: see `schedule.efficiency`.
+# What its published speed fits.
 SPVIT_BY_SPEED = TableRow(
     "SPViT, keep .7, .49, .343", "spvit:keep_rates=(0.7,0.49,0.343)"
 )

@@ -12,7 +12,7 @@ def device_samples(samples: int, devices: int) -> Int[np.ndarray, "{devices} _"]
     """Assign a batch's samples to devices, one row per device.
 
     Mixup pairs sample i with n - 1 - i. Both are in mirrored places on one device, so
-    no image travels.
+    no image travels but the middle one of an odd count.
     """
     half, odd = divmod(samples // devices, 2)
     first_half = np.arange(devices * half).reshape(devices, half)

@@ -17,5 +17,5 @@ quantize_graph = quantize_onnx
 FORMAT_TITLE = "an ONNX file"
 FORMAT_VERSION = f"ONNX opset {ONNX_OPSET}"
 FORMAT_FACTS = {"opset": ONNX_OPSET}  # of every file's JSON
-WRITER_MODULE = "onnx"  # modules
+WRITER_MODULE = "onnx"  # the package that writes a file, and the one that runs it
 RUNTIME_MODULE = "onnxruntime"

@@ -69,7 +69,7 @@ class Reducer:
 
     @property
     def metric(self) -> str | None:
-        """The feature to compare, one of METRICS; None: no comparison."""
+        """The feature to compare, one of METRICS, or "input"; None: no comparison."""
         return None
 
     @property

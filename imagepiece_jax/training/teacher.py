@@ -1,7 +1,7 @@
 """A run's frozen teacher.
 
 Method losses compare tokens, so their teacher is the trained model's dense variant.
-`losses.distillation` reads only logits, so its teacher is any model of the same
+`losses.distillation_loss` reads only logits, so its teacher is any model of the same
 classes, on images prepared as in its own training.
 """
 

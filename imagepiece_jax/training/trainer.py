@@ -243,7 +243,7 @@ def train(run: Run) -> None:
     keeper = run.keeper
     length = plan.data.length
     training = plan.data.training(steps=range(run.step, length.steps))
-    saved = keeper.last_saved
+    saved = keeper.find_last_saved
     # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
         keeper.guarded_steps() as request,

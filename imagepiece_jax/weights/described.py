@@ -53,7 +53,7 @@ class Described(NamedTuple):
     reduction: Reduction = DENSE_REDUCTION  # of the training or the saved model
     dtype: str = "float32"
     untrained: tuple[str, ...] = ()  # drawn parts that were never trained
-    # the record of `recover`, without parameters, which RECOVERED holds
+    # the record of `recover`, without parameters, which RECOVERED_FILE holds
     recovery: Recovery | None = None
     # whether files beside the weights state the config; False: the caller or a name
     is_stated: bool = True
@@ -216,7 +216,7 @@ def parse_content(
 
 
 def _parse_own_record(file: Mapping[str, Any]) -> Described:
-    """Parse our own part of a file (`config_fields`)."""
+    """Parse our own part of a file (`save.saved_config`)."""
     record = as_tuple(file[OWN_KEY])
     if record.get("format") != RECORD_FORMAT:
         raise InputError(

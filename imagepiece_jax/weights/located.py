@@ -43,7 +43,7 @@ class Located:
     # the config file of a folder's weights, if there is one, and its content
     config_file: pathlib.Path | None = None
     config: Mapping[str, Any] | None = None  # also None for broken JSON
-    tensors: Mapping[str, Any] | None = None  # a STATE_DICT's
+    tensors: Mapping[str, Any] | None = None  # a STATE_DICT_KIND's
     # file names in a folder
     names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     checkpoint: str | None = None  # a run's CHECKPOINT_KINDS; a model's key in a file

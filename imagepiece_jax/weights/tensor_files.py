@@ -90,7 +90,7 @@ def open_tensors(
 def _open_file(
     path: pathlib.Path, openers: Mapping[str, Callable[[pathlib.Path], Any]]
 ) -> Generator[UnreadTensors]:
-    """Open a file by its ending, as Unread of its whole content."""
+    """Open a file by its ending, as UnreadTensors of its whole content."""
     opener = openers.get(path.suffix.lower() or path.name)
     if opener is None:
         raise InputError(f"{weights_title(path)} ends in none of {', '.join(openers)}")

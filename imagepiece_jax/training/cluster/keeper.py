@@ -48,10 +48,10 @@ class Keeper:
         self._dry_run = dry_run
         self._checkpoints = Checkpoints(plan.workdir, plan.config.keep_every_steps)
         self._request = StopRequest(parallel.max_over_processes())
-        self._saved = 0  # the last saved step; at first, the step to resume from
-        self.last_saved = self._checkpoints.latest_step
+        self._saved_step = 0  # the last saved step; at first, the step to resume from
+        self.find_last_saved = self._checkpoints.latest_step
         # Whether the run has a checkpoint; process 0 looks.
-        self.has_checkpoint = parallel.decided_by_main(self.last_saved) is not None
+        self.has_checkpoint = parallel.decided_by_main(self.find_last_saved) is not None
 
     def begin_run(
         self,
@@ -77,14 +77,14 @@ class Keeper:
         counts = plan.data.image_counts
         progress = RunProgress(counts, digest, normalization=values, teacher=teacher)
         if self.has_checkpoint:
-            state, saved, self._saved = self._checkpoints.restore(state)
+            state, saved, self._saved_step = self._checkpoints.restore(state)
             data = plan.config.data.name
             progress = progress.resume_saved(saved, data, plan.workdir)
-        job.check_same_start(self._saved, (state, frozen))
+        job.check_same_start(self._saved_step, (state, frozen))
         if parallel.is_main() and not self._dry_run:  # nothing is written before
             run_dir.record_start(plan.workdir, self._fields)
             run_dir.record_classes(plan.workdir, class_names)
-        return state, progress, self._saved
+        return state, progress, self._saved_step
 
     @contextlib.contextmanager
     def guarded_steps(self) -> Iterator[StopRequest]:
@@ -97,7 +97,7 @@ class Keeper:
     def guarded_compilation(self, run: Any, log: RunLog) -> Iterator[None]:
         """Save the state, then let a signal end the process at once."""
         # No Python handler runs during compilation, so nothing could be saved then.
-        if run.step > self._saved:
+        if run.step > self._saved_step:
             self.save_run(run, log)
             self._checkpoints.wait()
         with self._request.ending_at_once():
@@ -126,8 +126,8 @@ class Keeper:
         meta = dataclasses.asdict(run.progress)
         if run.progress.best["step"] == run.step:
             self._checkpoints.save(run.step, state, meta, "best")
-        if run.step == self._saved:  # stopped in its evaluation, and resumed
+        if run.step == self._saved_step:  # stopped in its evaluation, and resumed
             self._checkpoints.replace_facts(run.step, state, meta)
         else:
             self._checkpoints.save(run.step, state, meta)
-        self._saved = run.step
+        self._saved_step = run.step
