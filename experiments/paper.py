@@ -199,7 +199,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class StudyImages:
-    """Images that models are compared on, with the fields of a `result_cache.MeasuredImages`."""
+    """Images that models are compared on, as `result_cache.MeasuredImages` has."""
 
     source: Any
     name: str  # as config.data has it
@@ -352,7 +352,7 @@ class Study:
         """Figures inside of a model with a reduction, as JSON values by name.
 
         kind: the name of the figures in the setting of their file
-        read: from (outputs of the `merges.observe_reducers` model, batch) to arrays [m, ...]
+        read: from (outputs of an observed model, batch) to arrays [m, ...]
         summarize: from these of all images, [images, ...], to the figures
         """
 

@@ -62,7 +62,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Config group distill: the teacher's term in the loss, `losses.distillation_loss`."""
+    """Config group distill: the teacher's term, `losses.distillation_loss`."""
 
     # "soft" learns the teacher's probabilities, "hard" its first class. A distillation
     # token has its own head for them.

@@ -150,7 +150,7 @@ def fitted_variables(
 def check_unstored(
     ours: ViTConfig, theirs: ViTConfig, weights: str, new_head: bool = False
 ) -> None:
-    """Raise InputError for the first UNSTORED_FIELDS entry with another trained value."""
+    """Raise InputError for an entry of UNSTORED_FIELDS with another trained value."""
     for field in UNSTORED_FIELDS:
         if new_head and field in HEAD_FIELDS:
             continue

@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import shutil
-import tempfile
+import threading
 import zlib
 
 import jax
@@ -37,12 +37,12 @@ class Programs:
             return None
 
     def put(self, key, value):
+        part = self._path / f"{key}-{os.getpid()}-{threading.get_ident()}"
         try:
-            with tempfile.NamedTemporaryFile(dir=self._path, delete=False) as part:
-                part.write(value)
-            os.replace(part.name, self._file(key))
-        except OSError:  # a test's full disk, for example
-            pathlib.Path(part.name).unlink()
+            part.write_bytes(value)
+            os.replace(part, self._file(key))
+        except OSError:  # a test's full disk, or its folder that is gone
+            part.unlink(missing_ok=True)
 
     def _file(self, key):
         return self._path / f"{key}-cache"

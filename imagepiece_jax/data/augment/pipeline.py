@@ -39,8 +39,9 @@ def augment_batch(
     draw_keys: makes a key per image; called if any augmentation is on
     """
 
-    # A key per augmentation, [B] each; the first two are unused, because runs of today
-    # draw from the others. A new augmentation takes a fifth: no draw depends on the count.
+    # A key per augmentation, [B] each; the first two are unused, because runs of
+    # today draw from the others. A new augmentation takes a fifth: no draw depends on
+    # the count.
     @functools.cache
     def augmentation_keys() -> list[Keys]:
         split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
