@@ -59,7 +59,7 @@ def main(
         json: A file of one line per figure.
     """
     prepare_torch(against)
-    named = model.named()
+    named = model.create_named()
     if named is None:
         raise InputError(f"{model.weights} are weights; give the name of a model")
     forms = suite.make_variants(ours.with_random_weights(named), reductions)

@@ -284,7 +284,7 @@ def attention_pool(prop_attn=True, include=True):
 
 
 @pytest.mark.parametrize(
-    "method, include", [("__call__", True), ("__call__", False), ("scores", True)]
+    "method, include", [("__call__", True), ("__call__", False), ("probe_scores", True)]
 )
 def test_the_probe_does_not_read_masked_tokens(method, include):
     pool, variables, x, state = attention_pool(include=include)
@@ -293,7 +293,7 @@ def test_the_probe_does_not_read_masked_tokens(method, include):
     run_model = tiny_vit.compiled(functools.partial(pool.apply, method=method))
     got = run_model(variables, x, state.replace(mask=mask))
     want = run_model(variables, x[:, there], initial_tokens(x[:, there]))
-    got = got[:, ::2] if method == "scores" else got
+    got = got[:, ::2] if method == "probe_scores" else got
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
