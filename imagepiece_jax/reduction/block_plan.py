@@ -126,6 +126,11 @@ class KeepAtLeastHalf(RemoveAtMostHalf):
     rate: float
     counts_class_token: bool = False
 
+    @property
+    def recorded_name(self) -> str:
+        """The rule's name in stored records (`models/record.py`)."""
+        return "MergeAway" if self.counts_class_token else "MergeTo"
+
     def count_removed(self, n: int) -> int:
         total = n + self.counts_class_token
         return total - max(1, exact_ceil(self.rate * total))

@@ -116,16 +116,18 @@ def micro_batch_loss(
     step: from 0; unused here, but another loss may change with it
     """
     outputs, _ = student
-    taught: Any = None
+    teacher_outputs: Any = None
     if teacher is not None:
-        taught, _ = teacher
+        teacher_outputs, _ = teacher
     if run.distill.is_active:
-        loss, terms = distillation_loss(run.distill, outputs, targets, taught.logits)
+        loss, terms = distillation_loss(
+            run.distill, outputs, targets, teacher_outputs.logits
+        )
     else:
         loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
         terms = {}
     if method_loss := run.reduction.method.loss:
-        of_method = method_loss(outputs, taught, plan=model.plan)
+        of_method = method_loss(outputs, teacher_outputs, plan=model.plan)
         for name in of_method:
             if name in terms:  # one would replace the other
                 raise InputError(

@@ -1,4 +1,4 @@
 """Load a model from a path or a hub id, and save a model to a folder.
 
-This room reads the layouts and configs of other libraries; `export` writes ONNX.
+This room reads the tensor names and configs of other libraries; `export` writes ONNX.
 """

@@ -72,7 +72,7 @@ def keep(root):
 
 
 def of_processes(alone):
-    """The folder for programs of a test's `forked` processes.
+    """The folder for programs of a test's forked processes.
 
     It is that of all tests, or `alone`, which is the test's own, where they have none.
     """
