@@ -97,7 +97,7 @@ class LearnedSelection(Method):
         }
 
     def live_shares(
-        self, masks: list[Float[Array, "batch tokens"]]
+        self, masks: list[Float[Array, "batch _"]]
     ) -> list[Float[Array, " batch"]]:
         """Live token shares per image: one array per masking step."""
         return [jnp.mean(mask, axis=1) for mask in masks]

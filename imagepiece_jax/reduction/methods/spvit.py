@@ -146,7 +146,7 @@ class SPViT(LearnedSelection):
         return tuple(steps)
 
     def live_shares(
-        self, masks: list[Float[Array, "batch tokens"]]
+        self, masks: list[Float[Array, "batch _"]]
     ) -> list[Float[Array, ""]]:
         # Shares are means over this device's whole batch, because images may keep
         # different numbers of tokens. Packages do not count.
