@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, Float, Shaped
 
@@ -29,31 +28,11 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import ReducerInputs, TokenState, initial_state
-
-
-@struct.dataclass
-class Outputs:
-    """Results of a forward pass; jit computes only the fields in use.
-
-    With `Execution.head_only` the last block returns the head's tokens alone and skips
-    a reduction at site "mid".
-    """
-
-    # float32; equal to `pooled` without classes
-    logits: Float[Array, "batch *tokens classes"]
-    # the head's input; all tokens without a pool
-    pooled: Float[Array, "batch *tokens dim"]
-    tokens: TokenRows  # after the final norm
-    state: TokenState  # all tokens before the final norm
-    # the reducers' results and their inputs, one per reducing step
-    results: tuple
-    reducer_inputs: tuple[ReducerInputs, ...]
-    # logits of the class head and of the distillation head; () without a distillation
-    # token
-    head_logits: tuple[jax.Array, ...] = ()
-    # the tokens after every block; () unless `with_states`
-    states: tuple[TokenState, ...] = ()
+from imagepiece_jax.reduction.state import (
+    Outputs,
+    TokenState,
+    initial_state,
+)
 
 
 def drop_path_scale(

@@ -6,7 +6,7 @@ ones it reports. `check_plan` and `check_form` run whenever a model is made or t
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,19 @@ from imagepiece_jax.reduction.state import (
     Result,
 )
 
-if TYPE_CHECKING:
-    from imagepiece_jax.models.architecture import Architecture
+
+class ScoreParts(Protocol):
+    """The parts of an `Architecture` that give scores."""
+
+    @property
+    def class_token(self) -> bool: ...
+
+    @property
+    def pool(self) -> str: ...
 
 
 def check_plan(
-    plan: tuple[BlockPlan, ...], arch: "Architecture", grid: tuple[int, int] | None
+    plan: tuple[BlockPlan, ...], arch: ScoreParts, grid: tuple[int, int] | None
 ) -> None:
     """Check that attention, model and grid meet the needs of a plan's steps.
 
@@ -65,7 +72,7 @@ def check_plan(
             grid = None
 
 
-def lacking_fields(arch: "Architecture") -> dict[str, str]:
+def lacking_fields(arch: ScoreParts) -> dict[str, str]:
     """List a model's missing scores: {field of ReducerInputs: part it would need}."""
     lacking = {}
     if not arch.class_token:

@@ -1,13 +1,13 @@
-"""Data classes: tokens between blocks, inputs of reducers, and results of reducers."""
+"""Data classes: tokens between blocks, inputs and results of reducers, and outputs."""
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Shaped
 
+from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
 from imagepiece_jax.kernels.merging import Assignment as Assignment
 
-TokenValues = Float[Array, "batch tokens"]
 TokenFeatures = Float[Array, "batch tokens head_dim"]
 
 
@@ -114,6 +114,30 @@ class Masking:
 
 
 Result = Assignment | Mixing | Masking  # of a reducer
+
+
+@struct.dataclass
+class Outputs:
+    """Results of a forward pass; jit computes only the fields in use.
+
+    With `Execution.head_only` the last block returns the head's tokens alone and skips
+    a reduction at site "mid".
+    """
+
+    # float32; equal to `pooled` without classes
+    logits: Float[Array, "batch *tokens classes"]
+    # the head's input; all tokens without a pool
+    pooled: Float[Array, "batch *tokens dim"]
+    tokens: TokenRows  # after the final norm
+    state: TokenState  # all tokens before the final norm
+    # the reducers' results and their inputs, one per reducing step
+    results: tuple
+    reducer_inputs: tuple[ReducerInputs, ...]
+    # logits of the class head and of the distillation head; () without a distillation
+    # token
+    head_logits: tuple[Array, ...] = ()
+    # the tokens after every block; () unless `with_states`
+    states: tuple[TokenState, ...] = ()
 
 
 def initial_state(

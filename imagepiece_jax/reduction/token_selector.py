@@ -4,7 +4,7 @@ Training removes no tokens: attention reads a mask drawn from the scores.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,7 @@ from jaxtyping import Array, Float, Shaped
 from imagepiece_jax.common.rng import draw_gumbel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import moves
-from imagepiece_jax.reduction.state import Assignment, initial_state
-
-if TYPE_CHECKING:
-    from imagepiece_jax.models.vit import Outputs
+from imagepiece_jax.reduction.state import Assignment, Outputs, initial_state
 
 DENSE_INIT = nn.initializers.normal(0.02)
 DIVISION_EPS = 1e-6
@@ -126,7 +123,7 @@ def kl_divergence(
     return optax.losses.kl_divergence_with_log_targets(student, teacher)
 
 
-def token_loss(outputs: "Outputs", teacher_outputs: "Outputs") -> Float[Array, ""]:
+def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
     """Mean squared distance between student and teacher tokens after the final norm.
 
     Only live tokens count. The loss is 0 without live tokens.
@@ -153,7 +150,7 @@ def token_loss(outputs: "Outputs", teacher_outputs: "Outputs") -> Float[Array, "
     return total / count
 
 
-def check_teacher(outputs: "Outputs", teacher_outputs: "Outputs") -> None:
+def check_teacher(outputs: Outputs, teacher_outputs: Outputs) -> None:
     """Raise InputError unless patches, width and classes equal the student's."""
     student = _describe_sizes(outputs)
     teacher = _describe_sizes(teacher_outputs)
@@ -161,7 +158,7 @@ def check_teacher(outputs: "Outputs", teacher_outputs: "Outputs") -> None:
         raise InputError(f"the teacher has {teacher}, but it must have {student}")
 
 
-def _describe_sizes(outputs: "Outputs") -> str:
+def _describe_sizes(outputs: Outputs) -> str:
     patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.reducer_inputs:  # the first step saw all patches
         patches = outputs.reducer_inputs[0].x.shape[1]

@@ -5,7 +5,7 @@ Training draws masks. It starts from a trained model, which is also the teacher.
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,15 +22,17 @@ from imagepiece_jax.reduction.methods.method import (
     training_field,
 )
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
-from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs
+from imagepiece_jax.reduction.state import (
+    Assignment,
+    Masking,
+    Outputs,
+    ReducerInputs,
+)
 from imagepiece_jax.reduction.token_selector import (
     kl_divergence,
     ratio_loss,
     token_loss,
 )
-
-if TYPE_CHECKING:
-    from imagepiece_jax.models.vit import Outputs
 
 
 class KeepPredictor(nn.Module, MaskingReducer):
@@ -76,8 +78,8 @@ class LearnedSelection(Method):
 
     def loss(  # pyrefly: ignore[bad-override]
         self,
-        outputs: "Outputs",
-        teacher_outputs: "Outputs",
+        outputs: Outputs,
+        teacher_outputs: Outputs,
         plan: tuple[BlockPlan, ...],
     ) -> dict[str, Float[Array, ""]]:
         """Compute {name: loss term}, as means over this device's images.
