@@ -59,18 +59,11 @@ def floor(module):
 def imports(module, source, is_package=False):
     """Dotted names that `source` imports, relative ones resolved, wherever they stand.
 
-    `from a import b` counts as a.b: b may be a module. Imports for type checkers alone
-    are left out, because no program runs them.
+    `from a import b` counts as a.b: b may be a module.
     """
     package = module if is_package else module.rpartition(".")[0]
     names = []
-    tree = ast.parse(source)
-    checks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
-    typed = [node for node in checks if ast.unparse(node.test) == "TYPE_CHECKING"]
-    unread = {part for node in typed for part in node.body}
-    for node in ast.walk(tree):
-        if node in unread:
-            continue
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -193,18 +186,17 @@ def test_tests_lie_where_their_file_lies():
 
 
 def public_names(source):
-    """Functions, classes and constants that a file defines for other files.
-
-    Short names of array shapes are not among them.
-    """
+    """Functions, classes, constants and types that a file defines for other files."""
     names = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign):
-            targets = {name.id for name in node.targets if isinstance(name, ast.Name)}
-            names |= {*filter(str.isupper, targets)}
-    return {name for name in names if name[0] != "_" and name != "main"}
+            names |= {name.id for name in node.targets if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.AnnAssign):
+            names.add(node.target.id)
+    # Every command has a `main`, and many a file a logger.
+    return {name for name in names if name[0] != "_"} - {"main", "log"}
 
 
 def test_a_public_name_has_one_home():

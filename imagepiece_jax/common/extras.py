@@ -28,9 +28,9 @@ EXTRA_MODULES = {
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"},
     "torch": {"timm": "timm", "torch": "torch"},
 }
-MODULE_EXTRAS = {
-    name: extra for extra in EXTRA_MODULES for name in EXTRA_MODULES[extra]
-}
+MODULE_EXTRAS: dict[str, str] = {}
+for extra, extra_modules in EXTRA_MODULES.items():
+    MODULE_EXTRAS |= dict.fromkeys(extra_modules, extra)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.decode import (
@@ -24,6 +24,7 @@ from imagepiece_jax.data.decode import (
     UnreadableImage,
     record_unreadable,
 )
+from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 
@@ -160,7 +161,7 @@ class Batches:
 
     def _read_first_readable(
         self, epoch: int, order_index: int
-    ) -> tuple[UInt8[np.ndarray, "height width 3"] | None, Sample]:
+    ) -> tuple[RgbPixels | None, Sample]:
         """(pixels, Sample) of the first readable image; (None, ..) without any."""
         candidates = [order_index]
         if self.seed is not None:
@@ -178,8 +179,8 @@ class Batches:
         return None, Sample(0, candidates[0], 0.0, damaged)
 
     def _transform_pixels(
-        self, pixels: UInt8[np.ndarray, "_ _ 3"] | None, step: int, position: int
-    ) -> UInt8[np.ndarray, "_ _ 3"] | int:
+        self, pixels: CroppedPixels | None, step: int, position: int
+    ) -> CroppedPixels | int:
         if pixels is None:
             return 0  # padding is black
         if self.seed is None:

@@ -18,9 +18,9 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.common.image_size import MAX_PIXELS
+from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
 from imagepiece_jax.errors import InputError
 
-RgbPixels = UInt8[np.ndarray, "height width 3"]
 ImageFile = str | os.PathLike | bytes  # a path, or a file's bytes
 
 # All formats that Pillow decodes by itself; formats of public sets come first. Left out
@@ -135,7 +135,7 @@ def _decode_plain_jpeg(content: bytes) -> RgbPixels | None:
         return None
 
 
-def _turn_jpeg_upright(pixels: RgbPixels, content: bytes) -> UInt8[np.ndarray, "_ _ 3"]:
+def _turn_jpeg_upright(pixels: RgbPixels, content: bytes) -> CroppedPixels:
     """Turn a JPEG file's pixels by its EXIF orientation."""
     try:  # not Image.open, which also reads further images listed in the file
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(content))

@@ -52,7 +52,7 @@ DIGEST_DIGITS = (
     8  # hex digits of an image's digest; one pair in 4 billion shares a digest
 )
 
-Forms = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
+GrayForms = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
 Pairs = Int[np.ndarray, "_ 2"]
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -83,7 +83,7 @@ def form_distances(
     return np.sqrt(np.maximum(squares - 2 * products, 0) / FORM_SIDE**2)
 
 
-def form_likeness(forms: Forms, others: Forms) -> Float[np.ndarray, " images"]:
+def form_likeness(forms: GrayForms, others: GrayForms) -> Float[np.ndarray, " images"]:
     """Likeness of forms in pairs, 1 for equal forms."""
     squares = np.reshape(forms, (-1, FORM_SIDE, FORM_SIDE))
     other_squares = np.reshape(others, (-1, FORM_SIDE, FORM_SIDE))
@@ -110,7 +110,7 @@ def _shifted_overlap(
     return overlap - overlap.mean(1, keepdims=True)
 
 
-def number_scenes(forms: Forms) -> Int[np.ndarray, " images"]:
+def number_scenes(forms: GrayForms) -> Int[np.ndarray, " images"]:
     """Scene number of every image.
 
     Copies and alike images share a scene, also by a chain of images between them.
@@ -137,7 +137,7 @@ def number_scenes(forms: Forms) -> Int[np.ndarray, " images"]:
     return csgraph.connected_components(graph, directed=False)[1]
 
 
-def _alike_pairs(forms: Forms, pairs: Pairs, least_likeness: float) -> Pairs:
+def _alike_pairs(forms: GrayForms, pairs: Pairs, least_likeness: float) -> Pairs:
     """Pairs with a likeness above `least_likeness`."""
     alike_pairs = [np.zeros((0, 2), int)]
     for start in range(0, len(pairs), CHUNK_FORMS):

@@ -19,7 +19,9 @@ from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.errors import InputError
 
 Channels = Sequence[float]  # a number for each of three channels
-Images = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
+ImageArrays = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
+PixelImages = UInt8[Array, "batch height width 3"]
+NormalizedImages = Float[Array, "batch height width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,9 @@ def to_native_order(array: Any) -> Any:
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def normalize(images: Images, mean: Channels, std: Channels) -> Float32[Array, "... 3"]:
+def normalize(
+    images: ImageArrays, mean: Channels, std: Channels
+) -> Float32[Array, "... 3"]:
     """Subtract `mean` from uint8 pixels, divide by `std`.
 
     Raises InputError for floats, other channel counts, and mean and std of [0, 255].
@@ -75,7 +79,7 @@ def normalize(images: Images, mean: Channels, std: Channels) -> Float32[Array, "
     return (pixels.astype(jnp.float32) / white - channel_mean) / channel_std
 
 
-def _along_channels(images: Images, channels: Channels) -> Float32[Array, "... 3"]:
+def _along_channels(images: ImageArrays, channels: Channels) -> Float32[Array, "... 3"]:
     """Three values along the images' last axis, with as many axes as the images."""
     shape = (1,) * (images.ndim - 1) + (3,)
     row = np.asarray(channels, np.float32).reshape(shape)

@@ -18,6 +18,7 @@ from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import log, notes, with_progress_bar
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import is_array
+from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.data.sources.folder import (
@@ -28,7 +29,7 @@ from imagepiece_jax.data.sources.folder import (
 from imagepiece_jax.errors import InputError
 
 AnyPath = str | os.PathLike
-Crop = Callable[[decode.RgbPixels], UInt8[np.ndarray, "_ _ 3"]]
+Crop = Callable[[RgbPixels], CroppedPixels]
 QUOTED_PATH = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
@@ -52,7 +53,7 @@ def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | Array:
     return np.stack(cropped_images)
 
 
-def crop_picture(picture: Any, preprocessing: Crop) -> UInt8[np.ndarray, "_ _ 3"]:
+def crop_picture(picture: Any, preprocessing: Crop) -> CroppedPixels:
     """Crop a picture as `read_pixels` takes it."""
     pixels = read_pixels(picture)
     try:
@@ -73,7 +74,7 @@ def list_pictures(images: Any) -> tuple[Any, bool]:
     return images, False
 
 
-def read_pixels(image: Any) -> decode.RgbPixels:
+def read_pixels(image: Any) -> RgbPixels:
     """Pixels of one image; files and PIL images are turned upright.
 
     image: a path, a PIL image, or an array uint8 [H, W, 3]

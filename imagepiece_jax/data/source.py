@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from imagepiece_jax.common.files import open_regular
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.class_names import ClassNames
+from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.errors import InputError
 
 SPLIT_KINDS = ("train", "val")
@@ -29,7 +30,7 @@ FILE_THREADS = 16  # threads for file sizes and contents, which are slow over a 
 class SourceImage(NamedTuple):
     """One image of a source."""
 
-    pixels: decode.RgbPixels | None  # None: unreadable
+    pixels: RgbPixels | None  # None: unreadable
     label: int  # -1: no label
     name: str  # for logs: the file name, if there is a file
     damage: decode.UnreadableImage | None = None
@@ -257,7 +258,7 @@ class ArraySource(Source):
 
     def __init__(
         self,
-        images: Sequence[decode.RgbPixels] | np.ndarray,
+        images: Sequence[RgbPixels] | np.ndarray,
         labels: ArrayLike | None = None,
         num_classes: int = 0,
         class_names: ClassNames | None = None,

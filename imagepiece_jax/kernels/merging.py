@@ -15,12 +15,11 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Int32, Num
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenValues
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenIndices, TokenValues
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 from imagepiece_jax.kernels.ranking import gather_rows, sum_arrays
 
 # The prefix stands before the image tokens, or before the slots.
-Rows = Float[Array, "batch all_tokens dim"]
 AllValues = Float[Array, "batch all_tokens"]
 SlotValues = Float[Array, "batch slots"]
 MergedRows = Float[Array, "batch prefix_and_slots dim"]
@@ -96,7 +95,7 @@ def slot_matrix(
     return matrix / jnp.sum(matrix, axis=-1, keepdims=True)
 
 
-def mix_tokens(x: Rows, matrix: Float[Array, "batch slots tokens"]) -> MergedRows:
+def mix_tokens(x: AllRows, matrix: Float[Array, "batch slots tokens"]) -> MergedRows:
     """Keep the prefix of x and mix its image tokens by a matrix."""
     num_prefix = x.shape[1] - matrix.shape[2]
     image_tokens = x[:, num_prefix:].astype(jnp.float32)
@@ -142,7 +141,11 @@ class Factors(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _move_by_index(
-    x: Rows, factors: Factors, index: SlotIndex, slot_of_token: TokenIndices, mean: bool
+    x: AllRows,
+    factors: Factors,
+    index: SlotIndex,
+    slot_of_token: TokenIndices,
+    mean: bool,
 ) -> MergedRows:
     """Move tokens to their slots, in one pass over x.
 
@@ -173,7 +176,7 @@ def _move_by_index(
 
 
 def _group_sums(
-    x: Rows, factors: Factors, index: SlotIndex, prefix: int
+    x: AllRows, factors: Factors, index: SlotIndex, prefix: int
 ) -> Float[Array, "batch groups dim"]:
     """Weighted token sums per group, in float32."""
     absorbs = index.partner_slots[:, :, None] == index.target_slots[:, None, :]
@@ -193,7 +196,7 @@ def _group_sums(
 
 
 def _group_product(
-    x: Rows,
+    x: AllRows,
     factors: Factors,
     index: SlotIndex,
     prefix: int,
@@ -239,7 +242,11 @@ def _largest_and_any(
 
 
 def _move_forward(
-    x: Rows, factors: Factors, index: SlotIndex, slot_of_token: TokenIndices, mean: bool
+    x: AllRows,
+    factors: Factors,
+    index: SlotIndex,
+    slot_of_token: TokenIndices,
+    mean: bool,
 ) -> tuple[MergedRows, tuple[Any, ...]]:
     moved = _move_by_index(x, factors, index, slot_of_token, mean)
     weight, divisor = factors
@@ -282,7 +289,7 @@ _move_by_index.defvjp(_move_forward, _move_backward)
 
 
 def _merge_by_product(
-    x: Rows,
+    x: AllRows,
     size: AllValues,
     attn_size: AllValues | None,
     assignment: Assignment,
@@ -354,7 +361,7 @@ def choose_form(x: Float[Array, "..."], assignment: Assignment) -> Assignment:
 
 
 def merge_tokens(
-    x: Rows,
+    x: AllRows,
     size: AllValues,
     attn_size: AllValues | None,
     assignment: Assignment,
@@ -391,7 +398,7 @@ def least_weight(x: Float[Array, "..."]) -> float:
 
 @onnx_op
 def merge_features(
-    x: Rows, size: AllValues, assignment: Assignment
+    x: AllRows, size: AllValues, assignment: Assignment
 ) -> tuple[MergedRows, Float[Array, "batch prefix_and_slots"]]:
     """Merge features and sizes."""
     prefix = x.shape[1] - assignment.slot_of_token.shape[1]
@@ -460,7 +467,7 @@ def _slot_shares(assignment: Assignment, size: TokenValues) -> TokenValues | Non
     return weight / jnp.sum(weights_in_slot, axis=-1)
 
 
-def _move_tokens(x: Rows, factors: Factors, assignment: Assignment) -> MergedRows:
+def _move_tokens(x: AllRows, factors: Factors, assignment: Assignment) -> MergedRows:
     slot_of_token = assignment.slot_of_token
     index = assignment.index
     if index is not None:

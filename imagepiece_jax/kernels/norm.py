@@ -9,11 +9,11 @@ from imagepiece_jax.kernels.choice import is_reference
 
 AnyRows = Float[Array, "*tokens dim"]
 RowValues = Float[Array, "*tokens 1"]
-Channels = Float[Array, " dim"]
+FeatureParams = Float[Array, " dim"]
 
 
 def plain_layer_norm(
-    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
+    x: AnyRows, scale: FeatureParams, bias: FeatureParams, dtype: jnp.dtype, eps: float
 ) -> AnyRows:
     """(x - mean) / deviation * scale + bias in float32."""
     return _normalize(x, *_mean_and_factor(x, eps), scale, bias).astype(dtype)
@@ -31,7 +31,11 @@ def _mean_and_factor(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]:
 
 
 def _normalize(
-    x: AnyRows, mean: RowValues, factor: RowValues, scale: Channels, bias: Channels
+    x: AnyRows,
+    mean: RowValues,
+    factor: RowValues,
+    scale: FeatureParams,
+    bias: FeatureParams,
 ) -> AnyRows:
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
@@ -44,7 +48,7 @@ _layer_norm_from_input = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4)
 
 
 def _layer_norm_forward(
-    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float
+    x: AnyRows, scale: FeatureParams, bias: FeatureParams, dtype: jnp.dtype, eps: float
 ) -> tuple[AnyRows, tuple[Shaped[Array, "..."], ...]]:
     # Without this barrier XLA would store whole float32 arrays instead.
     mean, factor = jax.lax.optimization_barrier(_mean_and_factor(x, eps))
@@ -54,7 +58,7 @@ def _layer_norm_forward(
 
 def _layer_norm_backward(
     dtype: jnp.dtype, eps: float, saved: tuple[jax.Array, ...], gradient: AnyRows
-) -> tuple[AnyRows, Channels, Channels]:
+) -> tuple[AnyRows, FeatureParams, FeatureParams]:
     """The gradients of x, scale and bias."""
     x, mean, factor, scale = saved
     normalized = (x.astype(jnp.float32) - mean) * factor
@@ -74,7 +78,11 @@ _layer_norm_from_input.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @onnx_op
 def layer_norm(
-    x: AnyRows, scale: Channels, bias: Channels, dtype: jnp.dtype, eps: float = 1e-6
+    x: AnyRows,
+    scale: FeatureParams,
+    bias: FeatureParams,
+    dtype: jnp.dtype,
+    eps: float = 1e-6,
 ) -> AnyRows:
     """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
 

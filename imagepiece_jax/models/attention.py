@@ -203,6 +203,5 @@ class Attention(nn.Module):
             return None
         if state.grid:  # nothing is reduced yet, so all images share their positions
             return rotary.grid_rotations(state.grid, *sizes)
-        if state.coordinates is None:
-            raise ValueError("rotary positions need the tokens' coordinates")
-        return rotary.rotations(state.coordinates, *sizes)
+        coordinates: Any = state.coordinates  # a rotary model's tokens have them
+        return rotary.rotations(coordinates, *sizes)

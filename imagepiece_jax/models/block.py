@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.reducers import ATTENTION_SCORES, shift_shares
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
-Scores = dict[str, jax.Array]  # of image tokens, by name
+NamedScores = dict[str, jax.Array]  # of image tokens, by name
 Probe = Callable[[TokenState], jax.Array]
 BranchFactor = Float[Array, " batch"] | None  # drop path's factor; None: 1
 
@@ -49,7 +49,7 @@ class BlockReduction:
     probe: Probe | None = None
 
     def __call__(
-        self, state: TokenState, scores: Scores, train: bool = False
+        self, state: TokenState, scores: NamedScores, train: bool = False
     ) -> tuple[TokenState, Decision]:
         """Reduce a state: (new state, Decision)."""
         inputs = self._inputs(state, scores, train)
@@ -61,7 +61,9 @@ class BlockReduction:
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
-    def _inputs(self, state: TokenState, scores: Scores, train: bool) -> ReducerInputs:
+    def _inputs(
+        self, state: TokenState, scores: NamedScores, train: bool
+    ) -> ReducerInputs:
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
         fields: dict[str, Any] = {
@@ -127,11 +129,11 @@ class Block(nn.Module):
     def __call__(
         self,
         state: TokenState,
-        scores: Scores,
+        scores: NamedScores,
         reduction: BlockReduction | None = None,
         drop_path: tuple[BranchFactor, BranchFactor] = (None, None),
         train: bool = False,
-    ) -> tuple[TokenState, Scores, Decision | None]:
+    ) -> tuple[TokenState, NamedScores, Decision | None]:
         """Run the block: (state, scores, the reduction's Decision or None).
 
         state, scores: tokens and token scores from the block before
@@ -165,7 +167,7 @@ class Block(nn.Module):
 
     def attend(
         self, state: TokenState, factor: BranchFactor, reads: Set[str], train: bool
-    ) -> tuple[TokenRows, Scores]:
+    ) -> tuple[TokenRows, NamedScores]:
         """The attention branch: (x + factor * attention(norm(x)), scores)."""
         x = self._normed(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
@@ -183,7 +185,7 @@ class Block(nn.Module):
         reduction: BlockReduction,
         factor: BranchFactor,
         train: bool,
-    ) -> tuple[TokenState, Scores, Decision]:
+    ) -> tuple[TokenState, NamedScores, Decision]:
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.

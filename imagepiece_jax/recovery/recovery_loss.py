@@ -7,20 +7,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagepiece_jax.data.normalize import NormalizedImages
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
-Images = Float[Array, "batch height width channels"]  # normalized
 ComparedOutputs = Mapping[str, jax.Array]  # from `compared_outputs`
 Logits = Float[Array, "batch classes"]
 BatchValues = Float[Array, " batch"]
 
 
 def compared_outputs(
-    model: ViT, variables: Mapping[str, Any], images: Images, names: tuple[str, ...]
+    model: ViT,
+    variables: Mapping[str, Any],
+    images: NormalizedImages,
+    names: tuple[str, ...],
 ) -> ComparedOutputs:
     """Outputs in which student and teacher are compared, by name, float32.
 

@@ -16,17 +16,15 @@ from jaxtyping import Array, Float, Shaped, UInt8
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.normalize import NormalizedImages, PixelImages, normalize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery.recovery_loss import (
     ComparedOutputs,
-    Images,
     OutputComparison,
     compared_outputs,
 )
 
-Pixels = UInt8[Array, "batch height width channels"]
 Variables = Mapping[str, Any]
 
 MIN_PARAM_SIZE = 0.05  # for root mean squares near 0
@@ -93,16 +91,20 @@ class DenseTeacher:
             pairs.append((batch, self._batch_outputs(self.variables, batch["image"])))
         return pairs
 
-    def teacher_outputs(self, variables: Variables, images: Images) -> ComparedOutputs:
+    def teacher_outputs(
+        self, variables: Variables, images: NormalizedImages
+    ) -> ComparedOutputs:
         """Return the teacher's outputs."""
         names = self.comparison.output_names
         return compared_outputs(self.model, variables, images, names)
 
-    def normalize_pixels(self, pixels: Pixels) -> Images:
+    def normalize_pixels(self, pixels: PixelImages) -> NormalizedImages:
         """Normalize pixels for both models."""
         return normalize(pixels, self.model.config.mean, self.model.config.std)
 
-    def _pixel_outputs(self, variables: Variables, pixels: Pixels) -> ComparedOutputs:
+    def _pixel_outputs(
+        self, variables: Variables, pixels: PixelImages
+    ) -> ComparedOutputs:
         return self.teacher_outputs(variables, self.normalize_pixels(pixels))
 
 
@@ -183,7 +185,7 @@ class StudentFit:
         self,
         state: FitState,
         variable_pair: tuple[Variables, Variables],
-        pixels: Pixels,
+        pixels: PixelImages,
         lr: Float[Array, ""],
     ) -> tuple[FitState, Float[Array, ""]]:
         """Take a training step on one device: (next FitState, loss)."""
@@ -209,7 +211,7 @@ class StudentFit:
         self,
         trained: Any,
         student: Variables,
-        pixels: Pixels,
+        pixels: PixelImages,
         targets: ComparedOutputs,
     ) -> dict[str, jax.Array]:
         """Compare a batch with `targets`, the teacher's outputs."""
@@ -222,7 +224,7 @@ class StudentFit:
         return trained_part(params, self.recipe.parameters)
 
     def student_outputs(
-        self, variables: Variables, trained: Any, images: Images
+        self, variables: Variables, trained: Any, images: NormalizedImages
     ) -> ComparedOutputs:
         """Return the student's outputs."""
         params = with_trained(variables["params"], trained)

@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training.config import RunConfig
 
 Optimizer: TypeAlias = optax.GradientTransformation
-Step: TypeAlias = int | Int[Array, "*steps"]
+StepNumber: TypeAlias = int | Int[Array, "*steps"]
 Schedule: TypeAlias = Callable[[Any], Any]  # training step -> learning rate
 # Parameter path, such as "blocks_3/attn/q/kernel" -> its group, or None.
 GroupOf: TypeAlias = Callable[[str], ParamGroup | None]
@@ -54,7 +54,7 @@ def create_optimizer(
 
 
 def learning_rate(
-    step: Step, run: RunConfig, steps_per_epoch: int
+    step: StepNumber, run: RunConfig, steps_per_epoch: int
 ) -> Float[Array, "*steps"]:
     """Learning rate at `step`, float32.
 
@@ -147,7 +147,7 @@ def scale_by_group(
     peak: the schedule's highest rate
     """
 
-    def update_scale(path: tuple, step: Step) -> float | Float[Array, ""]:
+    def update_scale(path: tuple, step: StepNumber) -> float | Float[Array, ""]:
         group = _param_group(group_of, path)
         if group is None:
             return 1.0

@@ -6,9 +6,10 @@ import pathlib
 import re
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from imagepiece_jax.common.tables import counted_noun
+from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.visualize import token_pictures
 from imagepiece_jax.visualize.trace import Stage, Trace
 
@@ -21,7 +22,7 @@ STEM_BYTES = 80  # bytes of an image's name in a file name, which file systems l
 
 def write_figure(
     path: str | os.PathLike,
-    image: UInt8[np.ndarray, "height width 3"],
+    image: RgbPixels,
     name: str,
     trace: Trace,
     index: int,

@@ -10,16 +10,16 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 
 from imagepiece_jax.common.plotting import DOTS_PER_INCH, new_figure, save_figure
+from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
 
 Grid = tuple[int, int]  # (height, width) in patches; divides the image's sides
 TokenMap = Int[np.ndarray, " patches"]
-Pixels = UInt8[np.ndarray, "height width 3"]
 FloatPixels = Float[np.ndarray, "height width 3"]
 PatchColors = Float[np.ndarray, "rows columns 3"]
-Panel = tuple[str, Pixels, str]  # (title, picture, note)
+Panel = tuple[str, RgbPixels, str]  # (title, picture, note)
 
 # Blend shares: the group's mean color in a kept patch; black or white in a single
 # patch's outline; stripes in a dropped patch; a value's color.
@@ -46,7 +46,7 @@ TOKEN_CAPTION = (
 )
 
 
-def paint_tokens(image: Pixels, token_of_patch: TokenMap, grid: Grid) -> Pixels:
+def paint_tokens(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> RgbPixels:
     """Paint tokens on the image.
 
     A kept patch is blended with its token's mean color; a dropped patch fades into
@@ -83,7 +83,7 @@ def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
     return 255 * colors.hsv_to_rgb(hsv)
 
 
-def mean_colors(image: Pixels, token_of_patch: TokenMap, grid: Grid) -> PatchColors:
+def mean_colors(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> PatchColors:
     """Mean color of every patch's token."""
     height, width = image.shape[:2]
     rows, columns = grid
@@ -95,8 +95,8 @@ def mean_colors(image: Pixels, token_of_patch: TokenMap, grid: Grid) -> PatchCol
 
 
 def paint_values(
-    image: Pixels, patch_values: Float[np.ndarray, " patches"], grid: Grid
-) -> Pixels:
+    image: RgbPixels, patch_values: Float[np.ndarray, " patches"], grid: Grid
+) -> RgbPixels:
     """Paint a value per patch over the gray image.
 
     patch_values: from 0 to 1; NaN: a dropped patch, which fades into stripes
@@ -114,7 +114,7 @@ def paint_values(
     return np.rint(painted).astype(np.uint8)
 
 
-def enlarge_image(image: Pixels) -> UInt8[np.ndarray, "_ _ 3"]:
+def enlarge_image(image: RgbPixels) -> CroppedPixels:
     """Enlarge an image by a whole factor to _LEAST_PANEL rows or more."""
     factor = max(1, -(-_LEAST_PANEL // image.shape[0]))
     return image.repeat(factor, 0).repeat(factor, 1)
@@ -195,7 +195,7 @@ def _fade_to_stripes(pixels: Shaped[np.ndarray, "height width 3"]) -> FloatPixel
 
 
 def _to_pixels(
-    patch_values: Shaped[np.ndarray, "rows columns *channels"], image: Pixels
+    patch_values: Shaped[np.ndarray, "rows columns *channels"], image: RgbPixels
 ) -> Shaped[np.ndarray, "height width *channels"]:
     """Value of every pixel's patch."""
     for axis in (0, 1):
@@ -207,7 +207,7 @@ def _to_pixels(
 def _token_border(
     token_of_pixel: Int[np.ndarray, "height width"], border_width: int
 ) -> Bool[np.ndarray, "height width"]:
-    """Pixels at most `border_width` from another token in their row or column."""
+    """RgbPixels at most `border_width` from another token in their row or column."""
     is_border = np.zeros(token_of_pixel.shape, bool)
     # A transpose turns columns into rows, in the same memory.
     orientations = ((is_border, token_of_pixel), (is_border.T, token_of_pixel.T))

@@ -37,7 +37,7 @@ from imagepiece_jax.weights.file_names import (
 from imagepiece_jax.weights.located import FILE_KIND, RUN_KIND, Located, locate_config
 from imagepiece_jax.weights.run_files import check_run_format, read_class_names
 
-Result = TypeVar("Result")
+Parsed = TypeVar("Parsed")
 RECORD_FORMAT = 4  # of the part OWN_KEY; other formats are refused
 # Errors of parsers for content of an unknown form.
 PARSER_ERRORS = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
@@ -202,8 +202,8 @@ def parse_config(
 
 
 def parse_content(
-    file: str | os.PathLike | None, parse: Callable[..., Result], *content: Any
-) -> Result:
+    file: str | os.PathLike | None, parse: Callable[..., Parsed], *content: Any
+) -> Parsed:
     """Call `parse(*content)`, and name the file in its errors."""
     try:
         return parse(*content)

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json
@@ -72,9 +72,7 @@ class Located:
     @property
     def folder(self) -> pathlib.Path:
         """The path of weights on disk; a state dict has none."""
-        if self.path is None:
-            raise InputError("a state dict has no path")
-        return self.path
+        return cast(pathlib.Path, self.path)
 
     def weights_file(self) -> pathlib.Path:
         """Find a folder's single weights file."""

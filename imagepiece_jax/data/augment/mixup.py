@@ -9,8 +9,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
+from imagepiece_jax.data.normalize import NormalizedImages
 
-Images = Float[Array, "batch height width 3"]
 Targets = Float[Array, "batch classes"]
 BETA_TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
@@ -106,11 +106,11 @@ def cutmix_box(
 
 def mix_batch(
     mix: Mix,
-    images: Images,
+    images: NormalizedImages,
     targets: Targets,
-    partner_images: Images,
+    partner_images: NormalizedImages,
     partner_targets: Targets,
-) -> tuple[Images, Targets]:
+) -> tuple[NormalizedImages, Targets]:
     """Mix partners into images and targets.
 
     images: normalized; they keep their dtype, the arithmetic is float32

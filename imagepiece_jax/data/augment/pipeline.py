@@ -11,16 +11,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, Key, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, Shaped
 
 from imagepiece_jax.common.rng import draw_normal, draw_uniform
-from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
+from imagepiece_jax.data.augment.randaugment import Keys, fill_color, randaugment
 from imagepiece_jax.data.config import AugmentConfig
-from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.normalize import NormalizedImages, normalize
 
 Image = Float[Array, "height width 3"]
-Images = Float[Array, "batch height width 3"]
-Keys = Key[Array, " batch"]
 ERASING_TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
@@ -55,7 +53,9 @@ def augment_batch(
     return images
 
 
-def erase_randomly(images: Images, keys: Keys, prob: float) -> Images:
+def erase_randomly(
+    images: NormalizedImages, keys: Keys, prob: float
+) -> NormalizedImages:
     """Fill a box of the normalized image with noise, with probability `prob`.
 
     Source: Zhong et al., 2020, as in DeiT.

@@ -26,6 +26,7 @@ from jaxtyping import (
 
 from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
 from imagepiece_jax.data.config import MAX_MAGNITUDE, AugmentConfig
+from imagepiece_jax.data.normalize import PixelImages
 
 OPERATION_NAMES = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
@@ -43,12 +44,11 @@ LUMINANCE_WEIGHTS = (19595, 38470, 7471)
 _ROUNDING_NUDGE = 1e-3
 
 
-Images: TypeAlias = UInt8[Array, "batch height width 3"]
 Operations: TypeAlias = Int[Array, " batch"]  # index in OPERATION_NAMES; -1: none
 PerImage: TypeAlias = Float[Array, " batch"]
 Tables: TypeAlias = Int[Array, "batch 3 256"]  # a new value for every value and channel
 Levels: TypeAlias = Integer[Array, "..."]  # from 0 to 255
-Factors: TypeAlias = Float[Array, "*batch"]
+BlendFactors: TypeAlias = Float[Array, "*batch"]
 Positions: TypeAlias = Float32[Array, "batch height width"]  # in pixels
 Matrices: TypeAlias = Float32[Array, "batch 6"]
 Keys: TypeAlias = Key[Array, " batch"]
@@ -65,8 +65,8 @@ class OperationDraws(NamedTuple):
 
 
 def randaugment(
-    images: Images, keys: Keys, augment: AugmentConfig, fill: Color
-) -> Images:
+    images: PixelImages, keys: Keys, augment: AugmentConfig, fill: Color
+) -> PixelImages:
     """Draw and apply operations; `fill` is where a moved image leaves a gap."""
     return apply_operations(images, draw_operations(keys, augment), fill)
 
@@ -93,7 +93,9 @@ def draw_operations(keys: Keys, augment: AugmentConfig) -> OperationDraws:
     return jax.vmap(draw_for_image)(keys)
 
 
-def apply_operations(images: Images, draws: OperationDraws, fill: Color) -> Images:
+def apply_operations(
+    images: PixelImages, draws: OperationDraws, fill: Color
+) -> PixelImages:
     """Apply drawn operations layer by layer."""
     applied_op = jnp.where(draws.applied, draws.op, -1)
     for layer in range(applied_op.shape[1]):
@@ -105,8 +107,12 @@ def apply_operations(images: Images, draws: OperationDraws, fill: Color) -> Imag
 
 
 def _apply_layer(
-    images: Images, op: Operations, magnitude: PerImage, sign: PerImage, fill: Color
-) -> Images:
+    images: PixelImages,
+    op: Operations,
+    magnitude: PerImage,
+    sign: PerImage,
+    fill: Color,
+) -> PixelImages:
     """Apply one operation per image."""
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
@@ -121,7 +127,9 @@ def _apply_layer(
     return jnp.where(moves, moved, unmoved)
 
 
-def _enhance_images(images: Images, op: Operations, share: PerImage) -> Images:
+def _enhance_images(
+    images: PixelImages, op: Operations, share: PerImage
+) -> PixelImages:
     """Blend images with their gray (Color) or smoothed (Sharpness) version."""
     gray = jnp.broadcast_to(gray_levels(images)[..., None], images.shape)
     sharpens = (op == _SHARPNESS_INDEX)[:, None, None, None]
@@ -130,7 +138,7 @@ def _enhance_images(images: Images, op: Operations, share: PerImage) -> Images:
     return blended.astype(jnp.uint8)
 
 
-def _smooth_images(images: Images) -> Int32[Array, "batch height width 3"]:
+def _smooth_images(images: PixelImages) -> Int32[Array, "batch height width 3"]:
     """3 x 3 mean with a fivefold center; edge pixels stay."""
     height, width = images.shape[1:3]
     levels = images.astype(jnp.int32)
@@ -145,7 +153,7 @@ def _smooth_images(images: Images) -> Int32[Array, "batch height width 3"]:
     return jnp.where(is_edge[None, :, :, None], levels, padded)
 
 
-def gray_levels(images: Images) -> Int32[Array, "batch height width"]:
+def gray_levels(images: PixelImages) -> Int32[Array, "batch height width"]:
     """Gray levels from 0 to 255."""
     red = images[..., 0].astype(jnp.int32)
     green = images[..., 1].astype(jnp.int32)
@@ -158,12 +166,12 @@ def gray_levels(images: Images) -> Int32[Array, "batch height width"]:
     return (total + 0x8000) >> 16
 
 
-def blend_factor(magnitude: Factors, sign: Factors) -> Factors:
+def blend_factor(magnitude: BlendFactors, sign: BlendFactors) -> BlendFactors:
     """Blend factor: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
-def blend_images(degenerate: Levels, image: Levels, share: Factors) -> Levels:
+def blend_images(degenerate: Levels, image: Levels, share: BlendFactors) -> Levels:
     """degenerate + share * (image - degenerate), truncated as in Pillow."""
     start = degenerate.astype(jnp.float32)
     blended = start + share * (image.astype(jnp.float32) - start)
@@ -171,7 +179,7 @@ def blend_images(degenerate: Levels, image: Levels, share: Factors) -> Levels:
 
 
 def lookup_tables(
-    images: Images, op: Operations, magnitude: PerImage, sign: PerImage
+    images: PixelImages, op: Operations, magnitude: PerImage, sign: PerImage
 ) -> UInt8[Array, "batch 3 256"]:
     """New values for every value and channel; the identity for other operations."""
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
@@ -207,20 +215,20 @@ def lookup_tables(
     return table.astype(jnp.uint8)
 
 
-def _table_indices(images: Images) -> Int32[Array, "batch height width 3"]:
+def _table_indices(images: PixelImages) -> Int32[Array, "batch height width 3"]:
     """Pixel indices in flattened tables."""
     image = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image * 3 + channel) * 256 + images.astype(jnp.int32)
 
 
-def _mean_gray(images: Images) -> Int32[Array, " batch"]:
+def _mean_gray(images: PixelImages) -> Int32[Array, " batch"]:
     """Rounded mean gray level; exact up to 2,000 x 2,000 pixels."""
     pixels = images.shape[1] * images.shape[2]
     return (2 * gray_levels(images).sum((1, 2)) + pixels) // (2 * pixels)
 
 
-def _autocontrast_tables(images: Images, value: Int32[Array, "1 1 256"]) -> Tables:
+def _autocontrast_tables(images: PixelImages, value: Int32[Array, "1 1 256"]) -> Tables:
     """Stretch channels between their darkest and brightest value."""
     low = images.min((1, 2)).astype(jnp.int32)[:, :, None]
     span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - low
@@ -228,7 +236,7 @@ def _autocontrast_tables(images: Images, value: Int32[Array, "1 1 256"]) -> Tabl
     return jnp.where(span > 0, stretched, value)
 
 
-def _value_histograms(images: Images, is_chosen: Bool[Array, " batch"]) -> Tables:
+def _value_histograms(images: PixelImages, is_chosen: Bool[Array, " batch"]) -> Tables:
     """Pixel counts per value; zeros for images not chosen."""
     # One scatter that drops images not chosen: histograms of all images would be the
     # most expensive part of the augmentation, and one in thirty is needed. Integer sums
@@ -284,7 +292,7 @@ def affine_matrices(
     return matrix
 
 
-def move_pixels(images: Images, matrix: Matrices, fill: Color) -> Images:
+def move_pixels(images: PixelImages, matrix: Matrices, fill: Color) -> PixelImages:
     """Move pixels along `affine_matrices`, with Pillow's bicubic weights (a = -1).
 
     fill: color where a pixel's center lies outside the source

@@ -11,8 +11,13 @@ import math
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.data.preprocessing import check_unresized, resize_exactly
+from imagepiece_jax.common.image_size import ImageSize, image_sides
+from imagepiece_jax.data.preprocessing import (
+    CroppedPixels,
+    RgbPixels,
+    check_unresized,
+    resize_exactly,
+)
 
 try:
     import cv2
@@ -27,9 +32,6 @@ CROP_KINDS = ("random_resized", "shift", "none")
 BOX_ASPECT = (3 / 4, 4 / 3)  # bounds of width / height, as in DeiT
 Rng = np.random.Generator
 Bounds = tuple[float, float]  # smallest and largest
-ImageSize = int | tuple[int, int]  # pixels a side, or (height, width)
-RgbPixels = UInt8[np.ndarray, "height width 3"]
-NewPixels = UInt8[np.ndarray, "_ _ 3"]
 _OPENCV_CUBIC = -0.75  # parameter `a` of OpenCV's cubic kernel
 _PILLOW_CUBIC = -0.5  # parameter `a` of Pillow's cubic kernel
 
@@ -63,7 +65,7 @@ def crop_box(
 
 def random_resized_crop(
     image: RgbPixels, image_size: ImageSize, rng: Rng, area: Bounds
-) -> NewPixels:
+) -> CroppedPixels:
     """Resize a `crop_box` of the image to `image_size`."""
     height, width = image_sides(image_size)
     lowest, highest = BOX_ASPECT
@@ -93,7 +95,7 @@ def flip_image(image: RgbPixels, rng: Rng) -> RgbPixels:
 
 
 def resize_fast(
-    image: NewPixels, height: int, width: int
+    image: CroppedPixels, height: int, width: int
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Resize nearly like `resize_exactly`, but faster."""
     old_size = image.shape[:2]
@@ -170,7 +172,7 @@ class TrainTransform:
     def shape(self) -> tuple[int, int]:
         return image_sides(self.image_size)
 
-    def __call__(self, image: RgbPixels, rng: Rng) -> NewPixels:
+    def __call__(self, image: RgbPixels, rng: Rng) -> CroppedPixels:
         if self.crop == "random_resized":
             image = random_resized_crop(image, self.image_size, rng, self.area)
         else:
