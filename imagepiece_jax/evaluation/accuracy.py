@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import chex
 import jax
@@ -145,7 +145,7 @@ def model_step(
         if precision is not None:
             set_precision = jax.default_matmul_precision(precision)
         with set_precision:
-            outputs = cast(Outputs, model.apply(variables, images, keys=keys))
+            outputs = model.apply(variables, images, keys=keys)
         per_image = _image_metrics(outputs.logits, batch["label"], classes)
         sums = parallel.sum_over_devices(_metric_sums(per_image, batch["mask"]))
         if measure is not None:

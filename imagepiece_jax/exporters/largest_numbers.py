@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.size_direction import sample_photographs
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.models.vit import ViT
 
 LARGEST_FLOAT32 = np.finfo(np.float32).max
 # Half of float16's range: other images may have larger numbers.
@@ -73,7 +73,7 @@ def find_largest_numbers(
             return result
 
         with nn.intercept_methods(noting):
-            outputs = cast(Outputs, model.apply(variables, images))
+            outputs = model.apply(variables, images)
         for name, weights in variables["params"].items():
             note_numbers(name if isinstance(weights, dict) else STEM_PART, weights)
         note_numbers("outputs", (outputs.logits, outputs.tokens))

@@ -1,7 +1,7 @@
 """Inputs and outputs of an exported program: logits, features, or vectors."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,7 +10,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import Outputs, ViT, final_norm
+from imagepiece_jax.models.vit import ViT, final_norm
 
 OUTPUT_CHOICES = ("logits", "features", "patches")
 
@@ -87,7 +87,7 @@ class TowerOutputs(ProgramOutputs):
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
             normalized = as_normalized(images, model.config.mean, model.config.std)
-            outputs = cast(Outputs, model.apply(variables, normalized))
+            outputs = model.apply(variables, normalized)
             tokens = outputs.state.x
             if not model.config.arch.pre_norm:  # CLIP has pre_norm
                 tokens = final_norm(model, variables)(tokens)

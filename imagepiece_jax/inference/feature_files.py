@@ -5,7 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from imagepiece_jax.inference.features import feature_map
 from imagepiece_jax.inference.file_records import RecordedFiles
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import model_record
-from imagepiece_jax.models.vit import Outputs, ViT, final_norm
+from imagepiece_jax.models.vit import ViT, final_norm
 
 STORAGE_DTYPES = ("float16", "float32")
 COMPARED_PHOTOGRAPHS = 256  # for the comparison with the dense model
@@ -186,7 +186,7 @@ def _compute_arrays(
     """Compute the named arrays."""
     model = model.with_execution(head_only="patches" not in names)
     images = as_normalized(pixels, model.config.mean, model.config.std)
-    outputs = cast(Outputs, model.apply(variables, images))
+    outputs = model.apply(variables, images)
     arrays = {"pooled": outputs.pooled, "logits": outputs.logits}
     if "patches" in names:
         _, height, width, _ = images.shape

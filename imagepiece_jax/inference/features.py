@@ -10,7 +10,7 @@ patch is a mean of the learned tokens. `fill` chooses the feature of dropped pat
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,7 @@ def forward_features(
         images: Shaped[Array, "batch height width channels"],
     ) -> Features:
         images = as_normalized(images, model.config.mean, model.config.std)
-        outputs = cast(Outputs, model.apply(variables, images, with_states=True))
+        outputs = model.apply(variables, images, with_states=True)
         _, height, width, _ = images.shape
         grid = patch_grid((height, width), model.config.patch_size, cut=True)
         last_norm = final_norm(model, variables)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import dead_macs, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables
-from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.models.vit import ViT
 
 # These parts compute in float32 for any dtype, so casting their weights loses digits.
 FLOAT32_PREFIXES = ("norm", "fc_norm", "head", "reducer", "mean_key_bias")
@@ -451,6 +451,6 @@ def forward_logits(
     def logits(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         images = as_normalized(images, model.config.mean, model.config.std)
         with choice.fast_forms(reductions == "fast"):
-            return cast(Outputs, model.apply(variables, images)).logits
+            return model.apply(variables, images).logits
 
     return logits

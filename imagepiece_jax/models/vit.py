@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,15 @@ class ViT(nn.Module):
     # The reduction behind the plan, set by `reduction_plan.with_plan`. Not compared:
     # models with one plan are equal.
     reduction: Reduction | None = dataclasses.field(default=None, compare=False)
+
+    if TYPE_CHECKING:  # Flax leaves open what `apply` returns
+
+        @overload
+        def apply(
+            self, variables: Mapping, *args: Any, mutable: list[str], **options: Any
+        ) -> tuple[Outputs, dict[str, Any]]: ...
+        @overload
+        def apply(self, variables: Mapping, *args: Any, **options: Any) -> Outputs: ...
 
     @property
     def depth(self) -> int:

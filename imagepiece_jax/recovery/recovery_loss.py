@@ -1,7 +1,7 @@
 """The loss and the metrics of a recovery: how student and teacher are compared."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from imagepiece_jax.data.normalize import NormalizedImages
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
@@ -39,7 +39,7 @@ def compared_outputs(
         pool = "token" if model.config.arch.class_token else "mean"
         model = model.clone(config=model.config.with_arch(pool=pool))
     model = model.with_execution(head_only="patches" not in names)
-    outputs = cast(Outputs, model.apply(variables, images, with_states=True))
+    outputs = model.apply(variables, images, with_states=True)
     compared = {"logits": outputs.logits}
     if "class_tokens" in names:
         rows = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]

@@ -6,7 +6,7 @@ classes, on images prepared as in its own training.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,8 +40,7 @@ class Teacher:
     ) -> Outputs:
         """Outputs with states for the student's images."""
         images = self.prepare_images(images)
-        apply: Callable = self.model.apply  # flax's type has no room for Outputs
-        return apply(variables, images, with_states=True)
+        return self.model.apply(variables, images, with_states=True)
 
     def record(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Weights, model and normalization as JSON, for checkpoints."""

@@ -113,7 +113,7 @@ def _token_maps_and_logits(
     images = normalize(images, model.config.mean, model.config.std)
     # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
-        outputs: Any = model.apply(variables, images)
+        outputs = model.apply(variables, images)
     _, height, width, _ = images.shape
     grid = patch_grid((height, width), model.config.patch_size, cut=True)
     # The first map is from before the first step.
