@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
@@ -44,7 +45,7 @@ class Weights:
     reduction: str | None = None
     """A share of the dense model's MACs, such as 0.5, or a method: tome:r=8."""
 
-    image_size: int | tuple[int, int] | None = None
+    image_size: ImageSize | None = None
     """Pixels per side, or height and width."""
 
     config: str | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Shaped, UInt8
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.errors import InputError
 
 Channels = Sequence[float]  # a number for each of three channels
@@ -99,7 +99,7 @@ def as_normalized(
 
 def check_images(
     images: Any,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     floats: bool = True,
     pixels: bool = False,
 ) -> None:

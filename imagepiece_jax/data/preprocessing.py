@@ -13,7 +13,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import checked_size, image_sides, size_text
+from imagepiece_jax.common.image_size import (
+    ImageSize,
+    checked_size,
+    image_sides,
+    size_text,
+)
 from imagepiece_jax.errors import InputError
 
 RgbPixels = UInt8[np.ndarray, "height width 3"]
@@ -42,7 +47,7 @@ class Preprocessing:
     """Evaluation's resize and center crop, a function of pixels."""
 
     # output size: pixels a side, or (height, width)
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     # crop side / resized side. The short side is resized to int(image_size / crop): to
     # 256 for 224 and DeiT's 0.875. None: DeiT's crop, or no crop for models of up to 32
     # pixels
@@ -189,7 +194,7 @@ def _cut_ends(image: RgbPixels) -> CroppedPixels:
 
 
 def check_unresized(
-    image: RgbPixels, image_size: int | tuple[int, int], is_small: bool = False
+    image: RgbPixels, image_size: ImageSize, is_small: bool = False
 ) -> RgbPixels:
     """Return an image that must have the size; `is_small` explains the error."""
     actual_size = image.shape[:2]

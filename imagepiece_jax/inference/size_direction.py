@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Shaped, UInt8
 
+from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import pictures
 from imagepiece_jax.data.normalize import as_normalized
@@ -86,7 +87,7 @@ def find_directions(
 
 
 def sample_photographs(
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
 ) -> UInt8[np.ndarray, "8 height width 3"]:
     """This package's eight photographs."""
     # A full crop, whatever preprocessing a model expects.

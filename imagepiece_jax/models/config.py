@@ -7,7 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
-from imagepiece_jax.common.image_size import checked_size, image_sides, patch_grid
+from imagepiece_jax.common.image_size import (
+    ImageSize,
+    checked_size,
+    image_sides,
+    patch_grid,
+)
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -100,7 +105,7 @@ class ViTConfig:
             )
 
     @property
-    def image_size(self) -> int | tuple[int, int]:
+    def image_size(self) -> ImageSize:
         """Pixels a side, or (height, width)."""
         return self.preprocessing.image_size
 
@@ -124,7 +129,7 @@ class ViTConfig:
         """Tokens per image in the first block, with the prefix."""
         return self.arch.prefix + math.prod(self.grid)
 
-    def at_size(self, image_size: int | tuple[int, int]) -> "ViTConfig":
+    def at_size(self, image_size: ImageSize) -> "ViTConfig":
         """The same config at another image size, in whole patches."""
         image_size = checked_size(image_size)
         # A published size need not be whole patches, so the present size passes as is.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import conv_stem_widths
 from imagepiece_jax.models.variables import variable_shapes
@@ -177,13 +177,10 @@ def _part_parameters(model: ViT) -> list[int]:
 def stem_macs(
     stem: str,
     embed_dim: int,
-    image_size: int | tuple[int, int] = 224,
+    image_size: ImageSize = 224,
     patch_size: int = 16,
 ) -> int:
-    """A stem's MACs for one RGB image, cut to whole patches.
-
-    image_size: pixels a side, or (height, width)
-    """
+    """A stem's MACs for one RGB image, cut to whole patches."""
     tokens = math.prod(side // patch_size for side in image_sides(image_size))
     if stem == "patch":
         return tokens * 3 * patch_size**2 * embed_dim

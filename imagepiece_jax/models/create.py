@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import as_tuple, check_choice
-from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.image_size import ImageSize, patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
@@ -33,7 +33,7 @@ def create_model(
     config: ViTConfig | str,
     reduction: ReductionLike = None,
     *,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     dtype: str = "float32",
     attention: str = "auto",
 ) -> ViT:

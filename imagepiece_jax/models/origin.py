@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.reduction.reduction import Reduction
 
@@ -22,7 +22,7 @@ class Origin:
     name: str = ""  # last part of the path; for hub weights OWNER/NAME
     license: str | None = None
     # image size the position embeddings were trained at; None: the model's
-    image_size: int | tuple[int, int] | None = None
+    image_size: ImageSize | None = None
     # reduction used in training; None: unknown
     reduction: Reduction | None = None
     checkpoint: str | None = None  # a run's "best" or "latest"; a key in a file

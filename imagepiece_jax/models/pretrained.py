@@ -8,7 +8,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import to_native_order
@@ -92,7 +92,7 @@ class Pretrained:
         return self.reduction
 
     @property
-    def image_size(self) -> int | tuple[int, int]:
+    def image_size(self) -> ImageSize:
         """Pixels a side, or (height, width)."""
         return self.config.image_size
 
@@ -207,7 +207,7 @@ class Pretrained:
         reduction_plan.print_reduction(reduction, model)
         return self.with_model(model, seed)
 
-    def at_size(self, image_size: int | tuple[int, int]) -> Self:
+    def at_size(self, image_size: ImageSize) -> Self:
         """The same weights at another image size, with resized position embeddings.
 
         image_size: pixels a side, or (height, width), multiples of the patch size

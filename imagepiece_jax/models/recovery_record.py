@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import as_tuple
-from imagepiece_jax.common.image_size import image_sides, size_text
+from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.models.variables import is_in_parts
@@ -47,7 +47,7 @@ class RecoveredVariant:
     curve: tuple[tuple[int, float], ...]  # (steps, measure) on held-out images
     stopped: bool  # by a signal, before the last step
     changed: bool  # False: the last weights were no better than the start
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     depth: int  # block count
     lr: float | None = None  # peak learning rate, as a share of a parameter's size
     weights: str | None = None  # `Origin.name` of the dense model

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from imagepiece_jax.common.image_size import patch_grid
+from imagepiece_jax.common.image_size import ImageSize, patch_grid
 from imagepiece_jax.models.config import ViTConfig
 
 log = logging.getLogger("imagepiece_jax.models")
@@ -17,7 +17,7 @@ log = logging.getLogger("imagepiece_jax.models")
 def fit_positions(
     tensors: Mapping[str, np.ndarray],
     config: ViTConfig,
-    trained_size: int | tuple[int, int],
+    trained_size: ImageSize,
 ) -> Mapping[str, np.ndarray]:
     """Resize the position embeddings in `tensors` to a model's grid, if necessary.
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.near_duplicates import DIGEST_DIGITS, readable_scenes
@@ -105,7 +106,7 @@ def choose_scenes(
 
 def random_crops(
     source: Source,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
     recipe: RecoveryRecipe,
     steps: int,
 ) -> Batches:

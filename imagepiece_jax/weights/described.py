@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
@@ -60,7 +60,7 @@ class Described(NamedTuple):
     # fields of the config that apply if the weights have a head
     head_fields: Mapping[str, Any] = types.MappingProxyType({})
     # image size of the positions in a model of flexible size; None: the config's
-    trained_size: int | tuple[int, int] | None = None
+    trained_size: ImageSize | None = None
     digest: str | None = None  # of all files saved together; None: not compared
 
 

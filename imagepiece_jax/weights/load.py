@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
@@ -36,7 +36,7 @@ def load(
     reduction: ReductionLike = TRAINED_REDUCTION,
     *,
     config: ViTConfig | str | os.PathLike | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: ImageSize | None = None,
     dtype: str | None = None,
     attention: str = "auto",
     checkpoint: str | None = None,
@@ -129,7 +129,7 @@ def load(
 def change_config(
     described: Described,
     tensors: Tensors,
-    image_size: int | tuple[int, int] | None,
+    image_size: ImageSize | None,
     crop: float | None,
     num_classes: int | None,
 ) -> ViTConfig:

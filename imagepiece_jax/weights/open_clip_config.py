@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from imagepiece_jax.common.checks import as_tuple, check_choice
-from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
@@ -63,7 +63,7 @@ def parse_open_clip(config: JsonFields) -> ViTConfig:
 
 
 def _parse_preprocess_cfg(
-    preprocess_cfg: JsonFields, image_size: int | tuple[int, int]
+    preprocess_cfg: JsonFields, image_size: ImageSize
 ) -> dict[str, Any]:
     """Translate preprocess_cfg into a ViTConfig's mean, std and preprocessing."""
     resize_mode = preprocess_cfg.get("resize_mode", "shortest")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
@@ -58,7 +58,7 @@ class TimmModel(NamedTuple):
     config: ViTConfig
     class_names: tuple[str | None, ...] | None
     # image size of the positions in a model of flexible size, resized to input_size
-    trained_size: int | tuple[int, int] | None
+    trained_size: ImageSize | None
     license: str | None
 
 
@@ -115,7 +115,7 @@ def parse_timm(file_fields: JsonFields) -> TimmModel:
     return TimmModel(config, names, trained_size, cfg.get("license"))
 
 
-def _compact_size(size: Any) -> int | tuple[int, int]:
+def _compact_size(size: Any) -> ImageSize:
     """Return a square's side, or else (height, width)."""
     height, width = image_sides(size)
     return height if height == width else (height, width)
