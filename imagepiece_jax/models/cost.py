@@ -175,10 +175,7 @@ def _part_parameters(model: ViT) -> list[int]:
 
 
 def stem_macs(
-    stem: str,
-    embed_dim: int,
-    image_size: ImageSize = 224,
-    patch_size: int = 16,
+    stem: str, embed_dim: int, image_size: ImageSize = 224, patch_size: int = 16
 ) -> int:
     """A stem's MACs for one RGB image, cut to whole patches."""
     tokens = math.prod(side // patch_size for side in image_sides(image_size))
