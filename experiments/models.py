@@ -23,8 +23,8 @@ from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import build_model
+from imagepiece_jax.models.fit_to_cost import fit_to_cost
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.reduction_plan import fit_to_cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.training.config import RunConfig

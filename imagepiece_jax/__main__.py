@@ -9,8 +9,8 @@ import sys
 from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError
 
-# Commands that time their programs, or compile little: no compilation cache.
-COMPILE_NOTHING = ("benchmark", "describe", "doctor")
+# Commands that time their programs, or compile little.
+KEEP_NO_PROGRAMS = ("benchmark", "describe", "doctor")
 
 
 def command_files() -> dict:
@@ -36,7 +36,7 @@ def main() -> None:
     signals.handle_ending_signals()
     from imagepiece_jax import cli
 
-    cli.finish_command(_run_command, compiles=False)
+    cli.finish_command(_run_command, keeps_programs=False)
 
 
 def _run_command() -> None:
@@ -56,7 +56,7 @@ def _run_command() -> None:
         module = importlib.import_module(f"imagepiece_jax.commands.{name}")
         del sys.argv[1]
         prog = f"imagepiece {name}"
-        cli.run_command(module.main, prog, compiles=name not in COMPILE_NOTHING)
+        cli.run_command(module.main, prog, keeps_programs=name not in KEEP_NO_PROGRAMS)
     else:
         listed = ", ".join(names)
         raise InputError(f"{name!r} is not a command; the commands are {listed}")

@@ -18,7 +18,7 @@ def run_command(
     function: Callable[..., int | None],
     prog: str | None = None,
     *,
-    compiles: bool = True,
+    keeps_programs: bool = True,
 ) -> None:
     """Call a typed function with the words of sys.argv, and exit with its status.
 
@@ -27,7 +27,7 @@ def run_command(
     function: its typed parameters are the options. Positional words are fields of its
         dataclasses.
     prog: the program's name in its help
-    compiles: as in `finish_command`
+    keeps_programs: as in `finish_command`
     """
 
     def parse_and_call() -> int | None:
@@ -36,7 +36,7 @@ def run_command(
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 
-    finish_command(parse_and_call, compiles=compiles)
+    finish_command(parse_and_call, keeps_programs=keeps_programs)
 
 
 # OSErrors that a mistyped path causes.
@@ -45,13 +45,15 @@ WRONG_PATHS = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
 
-def finish_command(call: Callable[[], int | None], *, compiles: bool = True) -> None:
+def finish_command(
+    call: Callable[[], int | None], *, keeps_programs: bool = True
+) -> None:
     """Call a command's function, and exit with its status (None: 0).
 
     InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1,
     `signals.END_SIGNALS` with 128 + their number (Ctrl-C: 130). stderr gets one line.
 
-    compiles: keep JAX's compiled programs for the next process
+    keeps_programs: keep JAX's compiled programs for the next process
     """
     open_streams()
     signals.handle_ending_signals()
@@ -61,7 +63,7 @@ def finish_command(call: Callable[[], int | None], *, compiles: bool = True) -> 
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _warning_format()
     try:
-        if compiles:
+        if keeps_programs:
             use_program_cache()
         try:
             status = call() or 0

@@ -67,7 +67,7 @@ def main(path: str, /):
         subprocess.run([sys.executable, "-c", "import os; os.write(2, b'of C')"])
         file.write("whole")
 
-cli.run_command(main, compiles=False)
+cli.run_command(main, keeps_programs=False)
 """
 ON_PATH = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -135,7 +135,7 @@ def main():
             pass
         warnings.warn("of this")
 
-cli.run_command(main, compiles=False)
+cli.run_command(main, keeps_programs=False)
 """
 
 

@@ -342,4 +342,4 @@ def merge_pairs(x, size, metric, merges):
 
 
 if __name__ == "__main__":
-    cli.run_command(main, compiles=False)
+    cli.run_command(main, keeps_programs=False)

@@ -12,7 +12,7 @@ from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
-from imagepiece_jax.models import reduction_plan, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import (
     FLOAT32,
@@ -21,7 +21,9 @@ from imagepiece_jax.models.config import (
     Execution,
     ViTConfig,
 )
+from imagepiece_jax.models.fit_to_cost import fit_to_cost, print_reduction
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import plan_dense_blocks
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
@@ -53,7 +55,7 @@ def create_model(
     if image_size is not None:
         config = config.at_size(image_size)
     model = build_model(config, reduction, make_execution(config, dtype, attention))
-    reduction_plan.print_reduction(Reduction.read(reduction), model)
+    print_reduction(Reduction.read(reduction), model)
     return model
 
 
@@ -81,7 +83,34 @@ def build_model(
     Raises InputError for a reduction that does not fit.
     """
     dense = ViT(config, plan_dense_blocks(config.depth, config.tokens), execution)
-    return reduction_plan.with_plan(dense, Reduction.read(reduction), masked)
+    return with_plan(dense, Reduction.read(reduction), masked)
+
+
+def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
+    """Replace a model's plan by a reduction's plan.
+
+    masked: plan for training, where methods with a mask keep all tokens
+    Raises InputError for a reduction that does not fit the model.
+    """
+    config = model.config
+    fitted = fit_to_cost(reduction, model)
+    try:
+        facts = model.facts_for_methods()
+        plan = fitted.method.plan(facts, config.arch.prefix, masked)
+        contract.check_plan(plan, config.arch, config.grid)
+    except InputError as error:
+        raise InputError(f"reduction {reduction}: {error}") from error
+    # The config's default comes first: MAE's weights, for example, work without
+    # proportional attention.
+    default = config.prop_attn
+    if default is None:
+        default = fitted.method.default_prop_attn
+    prop_attn = fitted.prop_attn
+    if prop_attn in (None, default):
+        prop_attn = default
+        # Explicit and implicit defaults give one Reduction.
+        fitted = dataclasses.replace(fitted, prop_attn=None)
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted)
 
 
 def read_run_config(run: Mapping[str, Any]) -> ViTConfig:

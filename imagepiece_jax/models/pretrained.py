@@ -14,10 +14,11 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import to_native_order
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
+from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.create import make_execution
+from imagepiece_jax.models.create import make_execution, with_plan
+from imagepiece_jax.models.fit_to_cost import print_reduction
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.variables import variables_digest
@@ -204,7 +205,7 @@ class Pretrained:
         """
         reduction = Reduction.read(reduction)
         model = self.reduced_model(reduction)
-        reduction_plan.print_reduction(reduction, model)
+        print_reduction(reduction, model)
         return self.with_model(model, seed)
 
     def at_size(self, image_size: ImageSize) -> Self:
@@ -222,9 +223,7 @@ class Pretrained:
                 "the model as it was loaded"
             )
         dense_model = self.model.clone(config=self.config.at_size(image_size))
-        return self.with_model(
-            reduction_plan.with_plan(dense_model, self.known_reduction())
-        )
+        return self.with_model(with_plan(dense_model, self.known_reduction()))
 
     def with_preprocessing(self, **fields: Any) -> Self:
         """The same model with changed Preprocessing fields, such as crop=1.0.
@@ -249,7 +248,7 @@ class Pretrained:
 
     def reduced_model(self, reduction: ReductionLike) -> ViT:
         """The ViT of `with_reduction`, without variables."""
-        return reduction_plan.with_plan(self.model, Reduction.read(reduction))
+        return with_plan(self.model, Reduction.read(reduction))
 
     @property
     def _learned_selectors(self) -> Mapping[str, np.ndarray]:

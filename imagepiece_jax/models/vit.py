@@ -67,7 +67,7 @@ class ViT(nn.Module):
     plan: tuple[BlockPlan, ...]
     execution: Execution = FLOAT32
     prop_attn: bool = False  # add log(size) to the attention logits
-    # The reduction behind the plan, set by `reduction_plan.with_plan`. Not compared:
+    # The reduction behind the plan, set by `create.with_plan`. Not compared:
     # models with one plan are equal.
     reduction: Reduction | None = dataclasses.field(default=None, compare=False)
 

@@ -156,7 +156,7 @@ class MergeCandidates(RemoveAtMostHalf):
 
 @dataclasses.dataclass(frozen=True)
 class KeepFixed(Rule):
-    """`tokens` tokens stay, for every n."""
+    """`tokens` tokens stay, for every n; a step reduces even if n is `tokens`."""
 
     tokens: int
 

@@ -201,14 +201,15 @@ class RunConfig:
 
     def with_counts(self) -> "RunConfig":
         """Replace the cost `macs`, if given, by token counts, and log them."""
-        from imagepiece_jax.models import reduction_plan  # imports JAX
+        # imports JAX
+        from imagepiece_jax.models.fit_to_cost import fit_to_cost, print_reduction
 
         if self.reduction.method.macs is None:
             return self
         with _config_errors():
-            reduction = reduction_plan.fit_to_cost(self.reduction, self.create_dense())
+            reduction = fit_to_cost(self.reduction, self.create_dense())
         run = dataclasses.replace(self, reduction=reduction)
-        reduction_plan.print_reduction(self.reduction, run.create_model())
+        print_reduction(self.reduction, run.create_model())
         return run
 
     def with_images_of(self, config: "ViTConfig") -> "RunConfig":

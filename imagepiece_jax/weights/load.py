@@ -15,9 +15,10 @@ from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import reduction_plan, resize_positions, timm_tensors
+from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model, make_execution
+from imagepiece_jax.models.fit_to_cost import print_reduction
 from imagepiece_jax.models.head import SINGLE_LABEL
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import is_in_parts
@@ -92,7 +93,7 @@ def load(
         if not keeps_reduction:  # the caller's mistake, not the file's
             raise
         raise InputError(f"{located.title}: {error}") from error
-    reduction_plan.print_reduction(wanted, model)
+    print_reduction(wanted, model)
     # Only a saved folder holds selectors for several reductions.
     is_exact = keeps_reduction and described.digest is None
     fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)

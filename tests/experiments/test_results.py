@@ -3,8 +3,7 @@
 import pytest
 
 from experiments import results
-from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.reduction_plan import with_plan
+from imagepiece_jax.models.create import create_model, with_plan
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers import markdown
 

@@ -1,4 +1,4 @@
-"""From a reduction to a model's plan: token counts, fitted to a cost if it has one."""
+"""From a reduction's cost to token counts."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,6 @@ from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import Unreachable
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import recommended
@@ -17,33 +16,6 @@ from imagepiece_jax.reduction.reduction import Reduction
 
 COST_TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
 MAX_BISECTIONS = 30  # of a schedule's ratio: 2^30 is far more than all token counts
-
-
-def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
-    """Replace a model's plan by a reduction's plan.
-
-    masked: plan for training, where methods with a mask keep all tokens
-    Raises InputError for a reduction that does not fit the model.
-    """
-    config = model.config
-    fitted = fit_to_cost(reduction, model)
-    try:
-        facts = model.facts_for_methods()
-        plan = fitted.method.plan(facts, config.arch.prefix, masked)
-        contract.check_plan(plan, config.arch, config.grid)
-    except InputError as error:
-        raise InputError(f"reduction {reduction}: {error}") from error
-    # The config's default comes first: MAE's weights, for example, work without
-    # proportional attention.
-    default = config.prop_attn
-    if default is None:
-        default = fitted.method.default_prop_attn
-    prop_attn = fitted.prop_attn
-    if prop_attn in (None, default):
-        prop_attn = default
-        # Explicit and implicit defaults give one Reduction.
-        fitted = dataclasses.replace(fitted, prop_attn=None)
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted)
 
 
 def fit_to_cost(

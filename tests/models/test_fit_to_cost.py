@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import reduction_plan as plans
 from imagepiece_jax.models.cost import share_of_dense
-from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.reduction_plan import COST_TOLERANCE, with_plan
+from imagepiece_jax.models.create import create_model, with_plan
+from imagepiece_jax.models.fit_to_cost import COST_TOLERANCE, fit_to_cost
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import published_schedules
@@ -38,7 +37,7 @@ def build_deit(reduction=None, **fields):
 def fit_reduction(reduction, model=None):
     """The reduction as counts, its share of the dense MACs, and counts by block."""
     model = model or build_deit()
-    found = plans.fit_to_cost(Reduction.read(reduction), model)
+    found = fit_to_cost(Reduction.read(reduction), model)
     reduced = with_plan(model, found)
     left = [layer.mlp_tokens - 1 for layer in reduced.plan]
     return found, share_of_dense(reduced), left
