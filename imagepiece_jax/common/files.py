@@ -135,9 +135,9 @@ def check_own_files(
     if not folder.exists():
         return
     for file in sorted(folder.iterdir()):
-        # A killed process may have left unfinished files.
+        # A killed process may have left unfinished files and its lock.
         is_unfinished = file.name.startswith(".") and file.suffix == ".tmp"
-        if is_unfinished or file.name.lower() in SYSTEM_NAMES:
+        if is_unfinished or file.name.lower() in {LOCK_NAME, *SYSTEM_NAMES}:
             continue
         if not is_own(file):
             raise InputError(

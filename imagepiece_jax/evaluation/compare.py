@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from imagepiece_jax.common import device, extras, plotting, statistics
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import LOCK_NAME, check_own_files, replace_file
+from imagepiece_jax.common.files import check_own_files, replace_file
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.common.tables import markdown_table, rows_table
@@ -313,7 +313,7 @@ def on_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeig
 
 def check_report_folder(folder: str | os.PathLike) -> None:
     """Check that a folder is empty or holds comparisons."""
-    regex = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{LOCK_NAME}|"
+    regex = r"compare(-[0-9a-f]{8})?\.(md|png)|"
     regex += re.escape(result_cache.POINTS_FILE_NAME)
     check_own_files(
         "out", folder, "a comparison", lambda file: re.fullmatch(regex, file.name)

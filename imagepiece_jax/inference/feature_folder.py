@@ -294,7 +294,7 @@ def check_feature_folder(path: pathlib.Path) -> None:
     """Check that a folder holds features, or nothing."""
     # Without an info.json, even files with our names count as somebody else's.
     folders = [path, path / NEW_FOLDER, path / COMPLETE_FOLDER]
-    names = {files.LOCK_NAME}
+    names = set()
     new = path / NEW_FOLDER
     if new.is_dir() and all(file.name.endswith(".tmp") for file in new.iterdir()):
         names.add(NEW_FOLDER)  # a killed process left it, before its info.json

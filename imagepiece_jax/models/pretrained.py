@@ -189,11 +189,7 @@ class Pretrained:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit_positions(tensors, config, self.image_size)
         title = self.origin.title
-        tensors, fresh = timm_tensors.own_selectors(model, tensors, title, fresh)
-        variables, _ = timm_tensors.model_variables(
-            model, tensors, title, fresh=fresh, seed=seed
-        )
-        return variables
+        return timm_tensors.own_variables(model, tensors, title, fresh, seed)[0]
 
     def with_reduction(self, reduction: ReductionLike, seed: int | None = None) -> Self:
         """The same weights with another reduction, or with none.
@@ -250,11 +246,8 @@ class Pretrained:
         """The ViT of `with_reduction`, without variables."""
         return with_plan(self.model, Reduction.read(reduction))
 
-    @property
-    def _learned_selectors(self) -> Mapping[str, np.ndarray]:
-        """Tensors of all learned selectors, for any reduction, by timm's names."""
-        if "selectors" in self.untrained:
-            return self.selectors
+    def collect_selectors(self) -> dict[str, np.ndarray]:
+        """Tensors of `selectors` and of the model's own, which are newer."""
         # The model's selectors may have been trained after `self.selectors` was set.
         selectors = timm_tensors.selector_params(self.dense_variables)
         tensors = timm_tensors.to_timm({"params": selectors})
@@ -277,15 +270,14 @@ class Pretrained:
             trained_size = origin.image_size or self.image_size
             origin = dataclasses.replace(origin, image_size=trained_size)
             params = resize_positions.fit_positions(params, model.config, trained_size)
-        selectors = self._learned_selectors
-        tensors, fresh_parts = timm_tensors.own_selectors(
-            model, selectors, origin.title, () if seed is None else None
-        )
-        variables, drawn_parts = timm_tensors.model_variables(
+        selectors = self.selectors
+        if "selectors" not in self.untrained:
+            selectors = self.collect_selectors()
+        variables, drawn_parts = timm_tensors.own_variables(
             model,
-            tensors,
+            selectors,
             origin.title,
-            fresh=fresh_parts,
+            fresh=() if seed is None else None,
             seed=seed or 0,
             known={**self.dense_variables, "params": params},
         )

@@ -91,6 +91,22 @@ def model_variables(
     return variables, sorted(missing)
 
 
+def own_variables(
+    model: ViT,
+    tensors: Arrays,
+    source: str,
+    fresh: Iterable[str] | None = (),
+    seed: int = 0,
+    known: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """`model_variables` without the tensors of foreign selectors.
+
+    fresh: as for `own_selectors`
+    """
+    tensors, fresh = own_selectors(model, tensors, source, fresh)
+    return model_variables(model, tensors, source, fresh=fresh, seed=seed, known=known)
+
+
 def own_selectors(
     model: ViT, tensors: Arrays, source: str, fresh: Iterable[str] | None = ()
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

@@ -63,7 +63,7 @@ def check_page_folder(out: str | os.PathLike) -> None:
     def is_ours(file: pathlib.Path) -> bool:
         if file.name == "index.html":
             return PAGE_TITLE in file.read_text("utf-8", errors="replace")
-        return file.name in (*PAGE_FILES, files.LOCK_NAME)
+        return file.name in PAGE_FILES
 
     files.check_own_files("out", out, "an earlier call", is_ours)
 

@@ -5,14 +5,13 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
 from imagepiece_jax.common.files import (
-    LOCK_NAME,
     check_own_files,
     read_json,
     replacement_folder,
@@ -23,11 +22,7 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import Recovery
-from imagepiece_jax.models.variables import (
-    check_variables,
-    variable_shapes,
-    variables_digest,
-)
+from imagepiece_jax.models.variables import check_variables, variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights import naming, timm_config
 from imagepiece_jax.weights.described import RECORD_FORMAT, parse_config
@@ -42,12 +37,19 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.tensor_files import NamedArrays
 
-# A saved folder holds up to four files. model.safetensors has the dense part by timm's
-# names, SELECTORS_FILE the learned selectors, and RECOVERED_FILE the recovered
-# parameters (0.NAME belongs to the first variant). CONFIG_FILE has all `load` needs to
-# make the same model, and timm's architecture if timm has the model.
+# A saved folder holds up to four files. CONFIG_FILE has all `load` needs to make the
+# same model, and timm's architecture if timm has the model.
 DENSE_FILE = WEIGHTS_FILES[0]
 SAVED_FILES = (DENSE_FILE, *LEARNED_FILES, CONFIG_FILE)
+
+
+class SavedTensors(NamedTuple):
+    """The tensors of a saved folder; a file without tensors is not written."""
+
+    dense: NamedArrays  # DENSE_FILE: the dense part by timm's names
+    selectors: NamedArrays  # SELECTORS_FILE: the learned selectors
+    # RECOVERED_FILE: the recovered parameters; 0.NAME belongs to the first variant
+    recovered: NamedArrays
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -66,26 +68,16 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     if vit.model.execution.folded:
         raise InputError("the model was changed by optimize; save the loaded one")
     check_variables(vit.model, vit.dense_variables)
-    tensors = timm_tensors.to_timm(vit.dense_variables)
-    dense, selectors = timm_tensors.split_selectors(tensors)
-    learned = timm_tensors.replace_selectors(vit.selectors, selectors)
     config_facts = saved_config(vit)
-    dense = naming.pack_for_timm(dense, vit.config.arch, config_facts["architecture"])
-    recovered = _recovered_tensors(vit.recovery)
-    config_facts[OWN_KEY]["digest"] = variables_digest(
-        [naming.with_timm_names(dense) | learned, recovered]
-    )
+    tensors = _collect_tensors(vit, config_facts["architecture"])
+    loaded_tensors = naming.with_timm_names(tensors.dense) | tensors.selectors
+    digest = variables_digest([loaded_tensors, tensors.recovered])
+    config_facts[OWN_KEY]["digest"] = digest
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     config = json.loads(json.dumps(config_facts, default=lambda scalar: scalar.item()))
     vit.warn_of_untrained()
-    _check_round_trip(vit.model, dense | selectors, config)
-    with replacement_folder(folder) as new_folder:
-        _write_tensors(new_folder / DENSE_FILE, dense)
-        if learned:
-            _write_tensors(new_folder / SELECTORS_FILE, learned)
-        if recovered:
-            _write_tensors(new_folder / RECOVERED_FILE, recovered)
-        write_json(new_folder / CONFIG_FILE, config)
+    _check_round_trip(vit.model, loaded_tensors, config)
+    _write_folder(folder, tensors, config)
     return folder
 
 
@@ -119,6 +111,14 @@ def saved_config(vit: Pretrained) -> dict[str, Any]:
     )
 
 
+def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
+    """Collect a model's tensors; the dense ones fit timm's `architecture`."""
+    tensors = timm_tensors.to_timm(vit.dense_variables)
+    dense, _ = timm_tensors.split_selectors(tensors)
+    dense = naming.pack_for_timm(dense, vit.config.arch, architecture)
+    return SavedTensors(dense, vit.collect_selectors(), _recovered_tensors(vit.recovery))
+
+
 def _recovered_tensors(recovery: Recovery | None) -> NamedArrays:
     """Collect a Recovery's parameters as {"INDEX.NAME": tensor}, by variant."""
     tensors = {}
@@ -127,6 +127,22 @@ def _recovered_tensors(recovery: Recovery | None) -> NamedArrays:
         for name, tensor in timm_tensors.to_timm({"params": params}).items():
             tensors[f"{index}.{name}"] = tensor
     return tensors
+
+
+def _write_folder(
+    folder: pathlib.Path, tensors: SavedTensors, config: JsonFields
+) -> None:
+    """Replace a folder, completely or not at all."""
+    tensors_by_file = {
+        DENSE_FILE: tensors.dense,
+        SELECTORS_FILE: tensors.selectors,
+        RECOVERED_FILE: tensors.recovered,
+    }
+    with replacement_folder(folder) as new_folder:
+        for name, named_arrays in tensors_by_file.items():
+            if named_arrays:
+                _write_tensors(new_folder / name, named_arrays)
+        write_json(new_folder / CONFIG_FILE, config)
 
 
 def _write_tensors(file: pathlib.Path, tensors: NamedArrays) -> None:
@@ -141,11 +157,11 @@ def _write_tensors(file: pathlib.Path, tensors: NamedArrays) -> None:
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    own_names = (LOCK_NAME,)
+    own_names = ()
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
         if OWN_KEY in read_json(folder / CONFIG_FILE):
-            own_names += SAVED_FILES
+            own_names = SAVED_FILES
     check_own_files("folder", folder, "a saved model", lambda f: f.name in own_names)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
@@ -156,8 +172,7 @@ def _check_round_trip(model: ViT, tensors: NamedArrays, config: JsonFields) -> N
     """Check that `load` would make the same model from these tensors and config."""
     described = parse_config(config, {})
     loaded_model = build_model(described.config, described.reduction)
-    canonical = naming.with_timm_names(tensors)
-    timm_tensors.from_timm(canonical, variable_shapes(loaded_model))
+    timm_tensors.own_variables(loaded_model, tensors, "the saved model")
     for field in ("plan", "prop_attn"):
         own_value = getattr(model, field)
         loaded_value = getattr(loaded_model, field)
