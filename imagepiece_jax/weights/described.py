@@ -33,6 +33,7 @@ from imagepiece_jax.weights.file_names import (
     OWN_KEY,
     PREPROCESSOR_FILE,
     PROCESSOR_FILE,
+    JsonFields,
 )
 from imagepiece_jax.weights.located import FILE_KIND, RUN_KIND, Located, locate_config
 from imagepiece_jax.weights.run_files import check_run_format, read_class_names
@@ -80,7 +81,9 @@ def describe_weights(
         return Described(config or _config_by_file_name(located), is_stated=False)
     else:
         try:
-            described = _describe_folder(located, config is not None)
+            described = _describe_folder(
+                located, located.config_file, config is not None
+            )
         except InputError as error:
             # The caller's config replaces a config.json of `save` that is broken or
             # from another version.
@@ -146,39 +149,46 @@ def _describe_run(located: Located) -> Described:
     return described._replace(class_names=class_names)
 
 
-def _parse_run_config(run: Mapping[str, Any]) -> Described:
+def _parse_run_config(run: JsonFields) -> Described:
     check_run_format(run)
     reduction = Reduction.read(run["reduction"])
     dtype = run["model"]["dtype"]
     return Described(read_run_config(run), reduction=reduction, dtype=dtype)
 
 
-def _describe_folder(located: Located, has_config: bool) -> Described:
+def _describe_folder(
+    located: Located, config_file: pathlib.Path, has_config: bool
+) -> Described:
     """Read a folder's config file and its image processor's config file."""
-    folder = located.folder
-    config_file = located.config_file or folder / CONFIG_FILE
     # Broken JSON is read again, which raises the error in the file.
     config = located.config or read_json(config_file)
     if config_file.name == OPEN_CLIP_FILE:
         parse_open_clip = open_clip_config.parse_open_clip
         return Described(parse_content(config_file, parse_open_clip, config))
-    images = {}
+    processor_fields = _read_image_processor(located)
+    return parse_config(config, processor_fields, located.folder, has_config)
+
+
+def _read_image_processor(located: Located) -> JsonFields:
+    """Read the config of a folder's image processor; {} if there is none."""
+    fields = {}
     if PROCESSOR_FILE in located.names:
-        images = read_json(folder / PROCESSOR_FILE).get("image_processor") or {}
-    if not images and PREPROCESSOR_FILE in located.names:
-        images = read_json(folder / PREPROCESSOR_FILE)
-    return parse_config(config, images, folder, has_config)
+        processor = read_json(located.folder / PROCESSOR_FILE)
+        fields = processor.get("image_processor") or {}
+    if not fields and PREPROCESSOR_FILE in located.names:
+        fields = read_json(located.folder / PREPROCESSOR_FILE)
+    return fields
 
 
 def parse_config(
-    config: Mapping[str, Any],
-    images: Mapping[str, Any],
+    config: JsonFields,
+    processor_fields: JsonFields,
     folder: pathlib.Path = pathlib.Path(),
     has_config: bool = False,
 ) -> Described:
     """Describe weights by the contents of their folder's config files.
 
-    config, images: of config.json and preprocessor_config.json
+    config, processor_fields: of config.json and preprocessor_config.json
     has_config: whether the caller describes the images, which no file then need do
     """
     file = folder / CONFIG_FILE
@@ -187,17 +197,26 @@ def parse_config(
     if "architecture" in config:
         parsed = parse_content(file, timm_config.parse_timm, config)
         return Described(**parsed._asdict())
-    if not images and not has_config:
+    if not processor_fields and not has_config:
         raise InputError(
             f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
             "are normalized; place it beside the weights, or give config="
         )
+    return _describe_transformers(config, processor_fields, folder)
+
+
+def _describe_transformers(
+    config: JsonFields, processor_fields: JsonFields, folder: pathlib.Path
+) -> Described:
+    """Describe transformers' weights, as in `parse_config`."""
+    file = folder / CONFIG_FILE
     model_type = parse_content(file, transformers_config.find_vision_type, config)
-    parse_images = transformers_config.parse_image_processor
-    images_file = folder / PREPROCESSOR_FILE
-    preprocessing = parse_content(images_file, parse_images, images, model_type)
+    parse_processor = transformers_config.parse_image_processor
+    processor = parse_content(
+        folder / PREPROCESSOR_FILE, parse_processor, processor_fields, model_type
+    )
     parse_model = transformers_config.parse_transformers
-    parsed = parse_content(file, parse_model, config, preprocessing)
+    parsed = parse_content(file, parse_model, config, processor)
     return Described(parsed.config, parsed.class_names, head_fields=parsed.head_fields)
 
 
@@ -215,29 +234,15 @@ def parse_content(
         raise InputError(f"{file} has an unknown field: {error}") from error
 
 
-def _parse_own_record(file: Mapping[str, Any]) -> Described:
+def _parse_own_record(file: JsonFields) -> Described:
     """Parse our own part of a file (`save.saved_config`)."""
     record = as_tuple(file[OWN_KEY])
-    if record.get("format") != RECORD_FORMAT:
-        raise InputError(
-            f"{OWN_KEY}.format is {record.get('format')}; this version reads "
-            f"{RECORD_FORMAT}: load it with the version that wrote it, or save the "
-            "original weights again"
-        )
+    _check_record(record)
     config = _read_config_record(record["config"])
     _check_same_images(config, file)
-    recovery = None
-    if "recovery" in record:
-        variants = [
-            _read_record(RecoveredVariant, variant)
-            for variant in record["recovery"]["variants"]
-        ]
-        recovery = Recovery(tuple(variants))
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
-    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
-        raise InputError(f"{OWN_KEY}.reduction is None")
     return Described(
         config,
         class_names=class_names,
@@ -245,12 +250,32 @@ def _parse_own_record(file: Mapping[str, Any]) -> Described:
         reduction=Reduction.read(record["reduction"]),
         dtype=checked_dtype(record["dtype"]),
         untrained=tuple(map(str, record.get("untrained", ()))),
-        recovery=recovery,
+        recovery=_read_recovery(record.get("recovery")),
         digest=record.get("digest"),
     )
 
 
-def _read_config_record(record: Mapping[str, Any]) -> ViTConfig:
+def _check_record(record: JsonFields) -> None:
+    """Refuse our own part of a file in another format, or without a reduction."""
+    if record.get("format") != RECORD_FORMAT:
+        raise InputError(
+            f"{OWN_KEY}.format is {record.get('format')}; this version reads "
+            f"{RECORD_FORMAT}: load it with the version that wrote it, or save the "
+            "original weights again"
+        )
+    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
+        raise InputError(f"{OWN_KEY}.reduction is None")
+
+
+def _read_recovery(record: JsonFields | None) -> Recovery | None:
+    """Make a Recovery without values from its record."""
+    if record is None:
+        return None
+    variants = [_read_record(RecoveredVariant, row) for row in record["variants"]]
+    return Recovery(tuple(variants))
+
+
+def _read_config_record(record: JsonFields) -> ViTConfig:
     """Make a ViTConfig from its record."""
     arch = dict(record["arch"])
     if arch["rotary"]:
@@ -260,7 +285,7 @@ def _read_config_record(record: Mapping[str, Any]) -> ViTConfig:
     return _read_record(ViTConfig, fields)
 
 
-def _read_record(record_class: type[Any], fields: Mapping[str, Any]) -> Any:
+def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
     """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(record_class):
         # Values are in another file, and earlier versions wrote no `learned`.
@@ -269,7 +294,7 @@ def _read_record(record_class: type[Any], fields: Mapping[str, Any]) -> Any:
     return record_class(**fields)
 
 
-def _check_same_images(config: ViTConfig, file: Mapping[str, Any]) -> None:
+def _check_same_images(config: ViTConfig, file: JsonFields) -> None:
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
     images = as_tuple(file.get("pretrained_cfg", {}))

@@ -18,6 +18,9 @@ WEIGHTS_FILES = """
     pytorch_model.bin.index.json model.npz model.pth pytorch_model.pth
     open_clip_model.safetensors open_clip_pytorch_model.bin
 """.split()
+# Names of files that tell something about the weights, beside them.
+FACT_FILES = (CONFIG_FILE, OPEN_CLIP_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE)
+FACT_FILES += tuple(name for name in WEIGHTS_FILES if name.endswith(INDEX_ENDING))
 # Endings of weights files with any other name.
 WEIGHTS_ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 # Files beside a saved model's weights.

@@ -46,22 +46,13 @@ def fetch_repository_files(hub_id: str) -> list[pathlib.Path]:
     repository = _open_repository(hub_id)
     config_file = repository.fetch_first(file_names.CONFIG_FILE, OPEN_CLIP_FILE)
     config = read_json(config_file)
-    weights_file = repository.fetch_first(*file_names.WEIGHTS_FILES)
-    if weights_file.name.endswith(file_names.INDEX_ENDING):
-        for part_name in sorted({*tensor_files.read_weight_map(weights_file).values()}):
-            repository.fetch_first(part_name)
+    weights_file = _fetch_weights(repository)
     if config_file.name == OPEN_CLIP_FILE:
         return repository.fetched_files
     if weights_file.name.startswith("open_clip"):
         repository.fetch_optional(OPEN_CLIP_FILE)
     if "architecture" not in config:  # timm's and our own config need no other file
-        # transformers 5 prefers processor_config.json, and writes no other file for
-        # image-text models. Caches that older versions filled do not know it, so beside
-        # a preprocessor_config.json it may be out of reach.
-        if repository.fetch_optional(file_names.PREPROCESSOR_FILE):
-            repository.try_fetch(file_names.PROCESSOR_FILE)
-        else:
-            repository.fetch_optional(file_names.PROCESSOR_FILE)
+        _fetch_image_processor(repository)
     _fetch_learned_files(repository, config.get(file_names.OWN_KEY))
     return repository.fetched_files
 
@@ -140,6 +131,26 @@ class _Repository:
         # later files.
         self._revision = file.parent.name
         return file
+
+
+def _fetch_weights(repository: _Repository) -> pathlib.Path:
+    """Fetch one weights file, or an index with all its parts; return its path."""
+    weights_file = repository.fetch_first(*file_names.WEIGHTS_FILES)
+    if weights_file.name.endswith(file_names.INDEX_ENDING):
+        for part_name in sorted({*tensor_files.read_weight_map(weights_file).values()}):
+            repository.fetch_first(part_name)
+    return weights_file
+
+
+def _fetch_image_processor(repository: _Repository) -> None:
+    """Fetch the config files of transformers' image processor."""
+    # transformers 5 prefers processor_config.json, and writes no other file for
+    # image-text models. Caches that older versions filled do not know it, so beside a
+    # preprocessor_config.json it may be out of reach.
+    if repository.fetch_optional(file_names.PREPROCESSOR_FILE):
+        repository.try_fetch(file_names.PROCESSOR_FILE)
+    else:
+        repository.fetch_optional(file_names.PROCESSOR_FILE)
 
 
 def _fetch_learned_files(repository: _Repository, record: JsonFields | None) -> None:

@@ -74,9 +74,11 @@ class Located:
         """The path of weights on disk; a state dict has none."""
         return cast(pathlib.Path, self.path)
 
-    def weights_file(self) -> pathlib.Path:
-        """Find a folder's single weights file."""
-        candidates = _weights_names(self.names)
+    def find_tensors(self) -> pathlib.Path | Mapping[str, Any]:
+        """Find the weights file, in a folder the single one, or the state dict."""
+        if self.kind != FOLDER_KIND:
+            return self.folder if self.tensors is None else self.tensors
+        candidates = _list_weights_names(self.names)
         if len(candidates) == 1:
             return self.folder / candidates[0]
         raise InputError(
@@ -177,10 +179,10 @@ def _locate_folder(
     config_file: None: the preferred config file
     """
     names = frozenset(os.listdir(folder))
-    found_file = config_file or folder / _config_name(names)
+    found_file = config_file or folder / _choose_config_name(names)
     if found_file.name not in names:
         located = Located(folder, FOLDER_KIND, names=names)
-        located.weights_file()  # raises unless there is exactly one weights file
+        located.find_tensors()  # raises unless there is exactly one weights file
         return located
     config = None
     try:
@@ -195,18 +197,18 @@ def _locate_folder(
     return Located(folder, kind, found_file, config, names=names)
 
 
-def _config_name(names: frozenset[str]) -> str:
+def _choose_config_name(names: frozenset[str]) -> str:
     """Choose a folder's config file name; the file may be missing."""
     # OpenCLIP repositories often hold transformers' weights and config.json too, and
     # these are preferred.
-    weights_names = _weights_names(names)
+    weights_names = _list_weights_names(names)
     has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
     if OPEN_CLIP_FILE in names and (has_only_open_clip or CONFIG_FILE not in names):
         return OPEN_CLIP_FILE
     return CONFIG_FILE
 
 
-def _weights_names(names: frozenset[str]) -> list[str]:
+def _list_weights_names(names: frozenset[str]) -> list[str]:
     """List a folder's weights files: the first usual name, or else all."""
     for name in WEIGHTS_FILES:
         if name in names:

@@ -6,18 +6,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.common.checksums import complete_steps
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.file_names import (
-    CONFIG_FILE,
-    INDEX_ENDING,
-    OPEN_CLIP_FILE,
-    PREPROCESSOR_FILE,
-    PROCESSOR_FILE,
-    WEIGHTS_FILES,
-)
+from imagepiece_jax.weights.file_names import CONFIG_FILE, FACT_FILES
 
 RUN_FORMAT = 1  # of CONFIG_FILE; other formats are refused
 CLASS_NAMES_FILE = "classes.json"  # class names by label, if the data have names
@@ -58,6 +52,17 @@ def read_class_names(
         raise InputError(f"{path}: {error}") from error
 
 
+def find_checkpoint(folder: pathlib.Path, kind: str) -> pathlib.Path:
+    """Find the folder of a run's checkpoints of a kind, in CHECKPOINT_KINDS."""
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    written = [k for k in CHECKPOINT_KINDS if complete_steps(checkpoints / k)]
+    if written and kind not in written:
+        raise InputError(
+            f"run {folder} has no {kind!r} checkpoint yet, but {written[0]!r}"
+        )
+    return checkpoints / kind
+
+
 def check_normalization(
     folder: pathlib.Path, model_fields: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
@@ -81,15 +86,7 @@ def list_input_files(*words: str | os.PathLike) -> list[pathlib.Path]:
     words: paths of weights, and names of data such as csv:FILE; files that belong to
         them are listed whether they exist or not
     """
-    file_names = (
-        CONFIG_FILE,
-        CLASS_NAMES_FILE,
-        *LOG_FILES,
-        OPEN_CLIP_FILE,
-        PREPROCESSOR_FILE,
-        PROCESSOR_FILE,
-    )
-    file_names += tuple(name for name in WEIGHTS_FILES if name.endswith(INDEX_ENDING))
+    file_names = (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)
     files = []
     for word in words:
         word = os.fspath(word)

@@ -116,7 +116,8 @@ def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, _ = timm_tensors.split_selectors(tensors)
     dense = naming.pack_for_timm(dense, vit.config.arch, architecture)
-    return SavedTensors(dense, vit.collect_selectors(), _recovered_tensors(vit.recovery))
+    recovered = _recovered_tensors(vit.recovery)
+    return SavedTensors(dense, vit.collect_selectors(), recovered)
 
 
 def _recovered_tensors(recovery: Recovery | None) -> NamedArrays:

@@ -23,12 +23,8 @@ from imagepiece_jax.weights.file_names import (
     RECOVERED_FILE,
     SELECTORS_FILE,
 )
-from imagepiece_jax.weights.located import FOLDER_KIND, RUN_KIND, Located
-from imagepiece_jax.weights.run_files import (
-    CHECKPOINT_KINDS,
-    CHECKPOINTS_FOLDER,
-    check_normalization,
-)
+from imagepiece_jax.weights.located import RUN_KIND, Located
+from imagepiece_jax.weights.run_files import check_normalization, find_checkpoint
 from imagepiece_jax.weights.tensor_files import (
     NamedArrays,
     read_state_dict,
@@ -79,26 +75,32 @@ def _read_files(
     """Read (the model's tensors, tensors of recovered variants)."""
     if located.kind == RUN_KIND:
         return _read_run(located, described.config), {}
-    file = located.tensors if located.tensors is not None else located.folder
-    if located.kind == FOLDER_KIND:
-        file = located.weights_file()
-    tensors = naming.read_timm_tensors(file, located.checkpoint, described.config)
-    learned = _read_learned_files(located)
-    tensors |= learned.get(SELECTORS_FILE, {})
-    recovered = learned.get(RECOVERED_FILE, {})
-    if learned and described.digest is not None:
-        if variables_digest([tensors, recovered]) != described.digest:
-            raise InputError(
-                f"{located.title}: {' or '.join(learned)} belongs to another model "
-                "than the weights"
-            )
+    tensors = naming.read_timm_tensors(
+        located.find_tensors(), located.checkpoint, described.config
+    )
+    tensors |= _read_learned_file(located, SELECTORS_FILE)
+    recovered = _read_learned_file(located, RECOVERED_FILE)
+    _check_same_model(located, tensors, recovered, described.digest)
     return tensors, recovered
 
 
-def _read_learned_files(located: Located) -> dict[str, NamedArrays]:
-    """Read the files beside a saved model's weights: {file name: tensors}."""
+def _read_learned_file(located: Located, name: str) -> NamedArrays:
+    """Read a file beside a saved model's weights; {} if it is missing."""
+    return read_state_dict(located.folder / name) if name in located.names else {}
+
+
+def _check_same_model(
+    located: Located, tensors: NamedArrays, recovered: NamedArrays, digest: str | None
+) -> None:
+    """Refuse learned files of another model; digest: of a saved model's tensors."""
     names = [name for name in LEARNED_FILES if name in located.names]
-    return {name: read_state_dict(located.folder / name) for name in names}
+    if not names or digest is None:
+        return
+    if variables_digest([tensors, recovered]) != digest:
+        raise InputError(
+            f"{located.title}: {' or '.join(names)} belongs to another model than the "
+            "weights"
+        )
 
 
 def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
@@ -115,14 +117,7 @@ def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
             f"run {folder} has no averaged weights, as its ema_decay was 0"
         )
 
-    checkpoints = folder / CHECKPOINTS_FOLDER
-    written = [k for k in CHECKPOINT_KINDS if checksums.complete_steps(checkpoints / k)]
-    if written and located.checkpoint not in written:
-        raise InputError(
-            f"run {folder} has no {located.checkpoint!r} checkpoint yet, but "
-            f"{written[0]!r}"
-        )
-    checkpoint = checkpoints / str(located.checkpoint)
+    checkpoint = find_checkpoint(folder, str(located.checkpoint))
     arrays, facts, _ = checksums.read_newest(checkpoint, choose_names)
     check_normalization(located.folder, vars(config), facts)
     arrays = {name.removeprefix(start): array for name, array in arrays.items()}
@@ -199,4 +194,4 @@ def _add_recovered_values(
             raise InputError(f"{file} has no values for {variant.name}")
         values = parse_content(file, timm_tensors.values_from_timm, tensors, shapes)
         variants.append(dataclasses.replace(variant, values=values))
-    return Recovery(tuple(variants))
+    return dataclasses.replace(recovery, variants=tuple(variants))

@@ -65,31 +65,29 @@ class TimmModel(NamedTuple):
 def parse_timm(file_fields: JsonFields) -> TimmModel:
     """Parse the content of a config.json."""
     # Files from before timm 0.9 are flat.
-    cfg = file_fields.get("pretrained_cfg", file_fields)
+    pretrained_cfg = file_fields.get("pretrained_cfg", file_fields)
     name, tag = registry.present_name(file_fields["architecture"])
-    tag = cfg.get("tag") or tag
-    num_classes = file_fields.get("num_classes", cfg.get("num_classes"))
+    tag = pretrained_cfg.get("tag") or tag
+    num_classes = file_fields.get("num_classes", pretrained_cfg.get("num_classes"))
     # transformers' TimmWrapperModel has no head.
     if "TimmWrapperModel" in (file_fields.get("architectures") or ()):
         num_classes = 0
     arguments = file_fields.get("model_args") or {}
-    if cfg.get("label_offset"):
+    if label_offset := pretrained_cfg.get("label_offset"):
         raise InputError(
-            f"label_offset is {cfg['label_offset']}, so some outputs of the head are "
-            "not classes"
+            f"label_offset is {label_offset}, so some outputs of the head are not "
+            "classes"
         )
-    image_size = _compact_size(cfg["input_size"][1:])
+    image_size = _compact_size(pretrained_cfg["input_size"][1:])
     positions_size = _compact_size(arguments.get("img_size") or image_size)
-    is_flexible = _is_flexible(name, cfg, arguments)
-    preprocessing = Preprocessing(
-        image_size if is_flexible else positions_size,
-        # timm's default crop, for small images too
-        crop=cfg.get("crop_pct") or DEIT_CROP,
-        crop_mode=cfg.get("crop_mode") or Preprocessing.crop_mode,
-        interpolation=cfg.get("interpolation") or Preprocessing.interpolation,
-    )
-    file_values: dict[str, Any] = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"])}
-    file_values["preprocessing"] = preprocessing
+    is_flexible = _is_flexible(name, pretrained_cfg, arguments)
+    if not is_flexible:
+        image_size = positions_size
+    file_values: dict[str, Any] = {
+        "mean": tuple(pretrained_cfg["mean"]),
+        "std": tuple(pretrained_cfg["std"]),
+        "preprocessing": _read_preprocessing(pretrained_cfg, image_size),
+    }
     if num_classes is not None:
         file_values["num_classes"] = num_classes
     base = build_architecture_config(name, file_values)
@@ -100,19 +98,26 @@ def parse_timm(file_fields: JsonFields) -> TimmModel:
     if tag in SWIGLU_TAGS:
         base = base.with_arch(mlp="swiglu")
     config = apply_model_args(base, arguments)
-    names = None
-    if num_classes != 0:
-        labels = list_label_names(cfg | file_fields, num_classes)
-        names = class_names.shorten_names(labels)
-    # Without a tag the model may have learned other classes.
-    if not names and base.name and "." in base.name:
-        names = registry.published_class_names(base.name, num_classes)
+    names = _find_class_names(pretrained_cfg | file_fields, num_classes, base)
     # transformers' TimmWrapper writes a problem_type.
     problem_type = file_fields.get("problem_type") or base.problem_type
     config = dataclasses.replace(config, **file_values, problem_type=problem_type)
-    names = tuple(names) if names else None
     trained_size = positions_size if is_flexible else None
-    return TimmModel(config, names, trained_size, cfg.get("license"))
+    return TimmModel(config, names, trained_size, pretrained_cfg.get("license"))
+
+
+def _read_preprocessing(
+    pretrained_cfg: JsonFields, image_size: ImageSize
+) -> Preprocessing:
+    """Read how timm resizes and crops images."""
+    interpolation = pretrained_cfg.get("interpolation") or Preprocessing.interpolation
+    return Preprocessing(
+        image_size,
+        # timm's default crop, for small images too
+        crop=pretrained_cfg.get("crop_pct") or DEIT_CROP,
+        crop_mode=pretrained_cfg.get("crop_mode") or Preprocessing.crop_mode,
+        interpolation=interpolation,
+    )
 
 
 def _compact_size(size: Any) -> ImageSize:
@@ -121,12 +126,12 @@ def _compact_size(size: Any) -> ImageSize:
     return height if height == width else (height, width)
 
 
-def _is_flexible(name: str, cfg: JsonFields, arguments: JsonFields) -> bool:
+def _is_flexible(name: str, pretrained_cfg: JsonFields, arguments: JsonFields) -> bool:
     """Whether timm's model takes images whose size differs from its positions'."""
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         return True
     flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
-    return not cfg.get("fixed_input_size", not flexible)
+    return not pretrained_cfg.get("fixed_input_size", not flexible)
 
 
 def build_architecture_config(name: str, images: JsonFields) -> ViTConfig:
@@ -166,16 +171,29 @@ def _find_published_config(
     return published if is_same else None
 
 
-def list_label_names(
-    config: JsonFields, num_classes: Any
+def _find_class_names(
+    file_fields: JsonFields, num_classes: Any, model: ViTConfig
+) -> tuple[str | None, ...] | None:
+    """Find the class names in a file, or those of a public model's weights."""
+    names = None
+    if num_classes != 0:
+        names = class_names.shorten_names(_list_label_names(file_fields, num_classes))
+    # Without a tag the model may have learned other classes.
+    if not names and model.name and "." in model.name:
+        names = registry.published_class_names(model.name, num_classes)
+    return tuple(names) if names else None
+
+
+def _list_label_names(
+    file_fields: JsonFields, num_classes: Any
 ) -> tuple[str | None, ...] | None:
     """List the labels' descriptions, or else their names; None without names."""
-    names = config.get("label_names")
+    names = file_fields.get("label_names")
     if not names:
         return None
     if isinstance(names, Mapping):  # by number; numbers may be missing
         names = [names.get(str(i)) for i in range(num_classes)]
-    descriptions = config.get("label_descriptions") or {}
+    descriptions = file_fields.get("label_descriptions") or {}
     return tuple(descriptions.get(name, name) for name in names)
 
 

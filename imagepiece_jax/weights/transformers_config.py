@@ -55,6 +55,13 @@ class TransformersModel(NamedTuple):
     head_fields: dict[str, Any]  # apply if the tensors turn out to have a head
 
 
+class ImageProcessor(NamedTuple):
+    """How a preprocessor_config.json prepares images."""
+
+    normalization: Normalization
+    crop_fields: dict[str, Any]  # of a Preprocessing
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelType:
     """A model type of transformers."""
@@ -196,23 +203,11 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def parse_transformers(
-    config: JsonFields, images: tuple[Normalization, dict[str, Any]]
+    config: JsonFields, processor: ImageProcessor
 ) -> TransformersModel:
-    """Parse a config.json.
-
-    images: the result of `parse_image_processor`
-    """
-    normalization, crop_fields = images
+    """Parse a config.json; another file tells the image processor."""
     model_type = MODEL_TYPES[find_vision_type(config)]
-    fields = _vision_fields(config)
-    _check_fixed(UNQUANTIZED_FIELDS, config)
-    _check_fixed(model_type.fixed, fields)
-    fields = model_type.defaults | {
-        name: value for name, value in fields.items() if name in model_type.defaults
-    }
-    for field in {*fields} & {*POSITIVE_FIELDS}:
-        check_range(field, fields[field], 1, whole=True)
-    check_choice("num_channels", fields["num_channels"], [3])
+    fields = _checked_fields(config, model_type)
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
     architectures = config.get("architectures") or ()
@@ -220,13 +215,14 @@ def parse_transformers(
     labels = {}
     if model_type.has_labels:
         labels = config.get("id2label") or {}
-    problem_type = _problem_type(config, labels)
+    problem_type = _find_problem_type(config, labels)
     if not model_type.has_labels and not is_classifier:
         problem_type = PROJECTION
     head_fields = {"num_classes": len(labels), "problem_type": problem_type}
     arch = _build_arch(model_type, fields, is_classifier)
     if arch.pool == "map":
         _check_fixed({"vision_use_head": True}, _vision_fields(config))
+    image_size = _square_side(fields["image_size"])
     width = fields["hidden_size"]
     vit_config = ViTConfig(
         embed_dim=width,
@@ -236,13 +232,27 @@ def parse_transformers(
         mlp_ratio=_hidden_width(fields) / width,
         arch=arch,
         num_classes=0,
-        preprocessing=Preprocessing(_square_side(fields["image_size"]), **crop_fields),
-        **vars(normalization),
+        preprocessing=Preprocessing(image_size, **processor.crop_fields),
+        **vars(processor.normalization),
     )
     if is_classifier:
         vit_config = dataclasses.replace(vit_config, **head_fields)
     names = class_names.shorten_names(_label_names(labels))
     return TransformersModel(vit_config, tuple(names) if names else None, head_fields)
+
+
+def _checked_fields(config: JsonFields, model_type: ModelType) -> JsonFields:
+    """Check the fields of the vision tower, and complete them by defaults."""
+    fields = _vision_fields(config)
+    _check_fixed(UNQUANTIZED_FIELDS, config)
+    _check_fixed(model_type.fixed, fields)
+    fields = model_type.defaults | {
+        name: value for name, value in fields.items() if name in model_type.defaults
+    }
+    for field in {*fields} & {*POSITIVE_FIELDS}:
+        check_range(field, fields[field], 1, whole=True)
+    check_choice("num_channels", fields["num_channels"], [3])
+    return fields
 
 
 def _build_arch(
@@ -282,19 +292,17 @@ def _check_fixed(fixed: JsonFields, fields: JsonFields) -> None:
 
 
 def parse_image_processor(
-    images: JsonFields, model_type: str
-) -> tuple[Normalization, dict[str, Any]]:
-    """Parse a preprocessor_config.json: (normalization, fields of a Preprocessing).
+    processor_fields: JsonFields, model_type: str
+) -> ImageProcessor:
+    """Parse the content of a preprocessor_config.json.
 
     Missing fields have the image processor's defaults.
-
-    images: content of the file
     """
-    processor = _processor_name(images, model_type)
-    if processor == "CLIP":  # this field would change the size in CLIP's processor
-        _check_fixed({"use_square_size": False}, images)
-    fields = PROCESSOR_DEFAULTS[processor]
-    fields = fields | {k: v for k, v in images.items() if k in fields}
+    name = _processor_name(processor_fields, model_type)
+    if name == "CLIP":  # this field would change the size in CLIP's processor
+        _check_fixed({"use_square_size": False}, processor_fields)
+    fields = PROCESSOR_DEFAULTS[name]
+    fields = fields | {k: v for k, v in processor_fields.items() if k in fields}
     for field in _SWITCHES:
         check_choice(field, fields[field], SWITCH_VALUES)
         fields[field] = SWITCH_VALUES[fields[field]]
@@ -305,15 +313,15 @@ def parse_image_processor(
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _channel_values(fields["image_mean"])
     std = _channel_values(fields["image_std"])
-    return Normalization(mean, std), _crop_fields(fields, processor)
+    return ImageProcessor(Normalization(mean, std), _crop_fields(fields, name))
 
 
-def _processor_name(images: JsonFields, model_type: str) -> str:
+def _processor_name(processor_fields: JsonFields, model_type: str) -> str:
     """Find the image processor of a file, one of PROCESSOR_DEFAULTS."""
     field = "image_processor_type"
-    if images.get(field) is None:
+    if processor_fields.get(field) is None:
         field = "feature_extractor_type"  # the field's name up to version 4.26
-    type_name = images.get(field)
+    type_name = processor_fields.get(field)
     if type_name is None:
         return MODEL_TYPES[model_type].processor
     names = {f"{name}ImageProcessor": name for name in PROCESSOR_DEFAULTS}
@@ -363,7 +371,7 @@ def _crop_fields(fields: JsonFields, name: str) -> dict[str, Any]:
     }
 
 
-def _problem_type(config: JsonFields, labels: JsonFields) -> str:
+def _find_problem_type(config: JsonFields, labels: JsonFields) -> str:
     """Find the problem type by the rule of transformers' pipeline."""
     problem_type = config.get("problem_type")
     if problem_type is not None:
