@@ -61,7 +61,6 @@ class ViTConfig:
             check_range(name, getattr(self, name), 1, MAX_WIDTH, whole=True)
         check_range("mlp_ratio", self.mlp_ratio, above=0, most=MAX_WIDTH)
         check_range("num_classes", self.num_classes, 0, whole=True)
-        check_choice("stem", self.stem, STEM_KINDS)
         check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         check_choice("prop_attn", self.prop_attn, (None, True, False))
         normalization = Normalization(self.mean, self.std)
@@ -73,6 +72,7 @@ class ViTConfig:
         arch = self.arch
         width = self.embed_dim
         arch.check_parts()
+        check_choice("stem", self.stem, STEM_KINDS)
         if arch.pool == "none" and self.num_classes:
             raise InputError(
                 "pool is 'none', which needs num_classes=0, but num_classes is "

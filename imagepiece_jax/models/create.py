@@ -120,21 +120,8 @@ def read_run_config(run: Mapping[str, Any]) -> ViTConfig:
     ImageNet's. The crop is always from config.data.
     Raises InputError for fields that do not fit.
     """
-    model = dict(run["model"])
-    # The named model's crop belongs to its published weights, not to this run.
-    preprocessing = Preprocessing(run["image_size"], **read_fields(run["data"]))
-    fields: dict[str, Any] = {
-        "preprocessing": preprocessing,
-        "num_classes": run["num_classes"],
-    }
-    for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
-        if model.get(field) is not None:
-            fields[field] = model[field]
-    if ("mean" in fields) != ("std" in fields):
-        raise InputError(
-            f"model.mean is {model['mean']} and model.std is {model['std']}; give both "
-            "or neither"
-        )
+    model = run["model"]
+    fields = _read_model_fields(run)
     parts = {}
     for part, value in model["arch"].items():
         if value is not None:
@@ -143,15 +130,39 @@ def read_run_config(run: Mapping[str, Any]) -> ViTConfig:
         base = registry.model_config(model["name"])
         config = dataclasses.replace(base, arch=base.arch.with_parts(parts), **fields)
         published = base.image_size, base.patch_size
-        if (config.image_size, config.patch_size) != published:
-            patch_grid(config.image_size, config.patch_size)
-        return config
+        if (config.image_size, config.patch_size) == published:
+            return config
+    else:
+        config = _build_unnamed_config(fields, parts)
+    patch_grid(config.image_size, config.patch_size)  # raises for incomplete patches
+    return config
+
+
+def _read_model_fields(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the ViTConfig fields that a run's config sets."""
+    model = run["model"]
+    # The named model's crop belongs to its published weights, not to this run.
+    preprocessing = Preprocessing(run["image_size"], **read_fields(run["data"]))
+    fields = {"preprocessing": preprocessing, "num_classes": run["num_classes"]}
+    for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
+        if model.get(field) is not None:
+            fields[field] = model[field]
+    if ("mean" in fields) != ("std" in fields):
+        raise InputError(
+            f"model.mean is {model['mean']} and model.std is {model['std']}; give both "
+            "or neither"
+        )
+    return fields
+
+
+def _build_unnamed_config(
+    fields: dict[str, Any], parts: Mapping[str, Any]
+) -> ViTConfig:
+    """Make the config of a DeiT with changed parts, normalized like ImageNet."""
     if lacking := [field for field in RUN_SIZE_FIELDS[:-1] if field not in fields]:
         raise InputError(
             f"model.name is empty, and so is model.{lacking[0]}; a model needs a name, "
             f"or {', '.join(RUN_SIZE_FIELDS[:-1])}"
         )
     normalization: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    config = ViTConfig(**normalization | fields, arch=DEIT.with_parts(parts))
-    patch_grid(config.image_size, config.patch_size)
-    return config
+    return ViTConfig(**normalization | fields, arch=DEIT.with_parts(parts))

@@ -130,15 +130,7 @@ class ViT(nn.Module):
         with_states: fill `Outputs.states`
         Raises InputError for images of another shape, and for `rngs`.
         """
-        check_images(images)
-        warn_of_range(images, self.config.mean, self.config.std)
-        # A module around this one may draw from `rngs`.
-        scope = self.scope
-        if scope is not None and not scope.path and set(scope.rngs) - {"params"}:
-            raise InputError(
-                f"rngs has {sorted(scope.rngs)}, but the model draws from keys: "
-                'keys={"drop_path": [B] keys, "reducer": [B] keys}'
-            )
+        self._check_inputs(images)
         sharding = batch_sharding(images)
         if sharding is not None and self.is_initializing():
             images = reshard(images, NamedSharding(sharding.mesh, PartitionSpec()))
@@ -176,6 +168,18 @@ class ViT(nn.Module):
         if with_states:
             outputs = dataclasses.replace(outputs, states=tuple(states))
         return outputs
+
+    @nn.nowrap
+    def _check_inputs(self, images: jax.Array) -> None:
+        check_images(images)
+        warn_of_range(images, self.config.mean, self.config.std)
+        # A module around this one may draw from `rngs`.
+        scope = self.scope
+        if scope is not None and not scope.path and set(scope.rngs) - {"params"}:
+            raise InputError(
+                f"rngs has {sorted(scope.rngs)}, but the model draws from keys: "
+                'keys={"drop_path": [B] keys, "reducer": [B] keys}'
+            )
 
     def _dtype(self, part: str) -> jnp.dtype:
         if part in self.execution.float32_parts:
