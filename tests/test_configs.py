@@ -100,7 +100,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     run = RunConfig.from_config(config)
     check_training(run, Placement())
-    optimizer.create_optimizer(run, 10, run.reduction.method.param_groups)
+    optimizer.create_optimizer(run, 10)
     assert run.create_model().config.num_classes == config.num_classes
     assert str(run.reduction) == config.reduction  # nothing that is a default
 

@@ -29,7 +29,7 @@ data
 models
 weights
 inference evaluation
-training.config training.cluster training.logging
+training.config training.data training.cluster training.logging
     training recovery visualize benchmark exporters
 cli commands __main__
 """

@@ -87,20 +87,10 @@ def time_groups(
     others: function from a group's cases to further programs to time with them
     """
     first_case = next(iter(case_groups[0].values()))
+    facts = describe_timing(first_case, timing)
     path = first_case.weights_path
     weights = "random weights" if path is None else f"weights of {path}"
-    hardware = device.device_name()
-    print(f"{hardware}, {first_case.dtype}, {weights}, random images", flush=True)
-    libraries = [name for name in ("torch", "timm") if name in sys.modules]
-    run_facts = {
-        "mode": first_case.mode,
-        "dtype": first_case.dtype,
-        "weights": path,
-        "device": hardware,
-        "versions": device.library_versions(libraries),
-        "git": git_revision(),
-        **dataclasses.asdict(timing),
-    }
+    print(f"{facts['device']}, {facts['dtype']}, {weights}, random images", flush=True)
     lines = []
     for cases in case_groups:
         workloads = {name: case.compile_workload() for name, case in cases.items()}
@@ -110,11 +100,25 @@ def time_groups(
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
             readings = timer.time_in_turns(timed_calls, timing)
         batch_size = next(iter(cases.values())).batch_size
-        rows = speed_rows(workloads, readings, {**run_facts, "batch_size": batch_size})
+        rows = speed_rows(workloads, readings, {**facts, "batch_size": batch_size})
         print(f"\n{first_case.mode}\n{speed_table(rows)}", flush=True)
         lines += [json.dumps(row) + "\n" for row in rows]
         if file:
             replace_file(file, "".join(lines))
+
+
+def describe_timing(case: BenchmarkCase, timing: timer.Timing) -> dict[str, Any]:
+    """Mode, dtype, weights, device, versions and duration, as JSON values."""
+    libraries = [name for name in ("torch", "timm") if name in sys.modules]
+    return {
+        "mode": case.mode,
+        "dtype": case.dtype,
+        "weights": case.weights_path,
+        "device": device.device_name(),
+        "versions": device.library_versions(libraries),
+        "git": git_revision(),
+        **dataclasses.asdict(timing),
+    }
 
 
 def speed_rows(

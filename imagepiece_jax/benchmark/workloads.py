@@ -79,13 +79,7 @@ class BenchmarkCase:
                 raise InputError(f"batch_size has {self.batch_size}, but {takes}")
         elif self.mode == "train" and self.run is None:
             run = training_run(vit, self.batch_size, self.dtype)
-            check_training(run, parallel.process_placement(run.grad_accum_steps))
-            num_devices = parallel.device_count()
-            if num_devices > 1:
-                raise InputError(
-                    f"mode is train on {num_devices} devices; CUDA_VISIBLE_DEVICES=0 "
-                    "leaves one to measure"
-                )
+            check_timed_run(run)
             object.__setattr__(self, "run", run)
 
     @property
@@ -129,8 +123,9 @@ def _exported_program_call(
 
 @dataclasses.dataclass
 class TrainingSteps:
-    """Training steps. A call continues from the step before."""
+    """Training steps of a model. A call continues from the step before."""
 
+    model: ViT
     compiled_step: jax.stages.Compiled
     state: TrainState
     batches: Sequence[PyTree]
@@ -146,21 +141,26 @@ class TrainingSteps:
 
 
 def _training_workload(run: RunConfig) -> Workload:
-    """Compile a run's training steps."""
-    step, first_state, model, teacher = make_training_step(run)
+    """Make a run's training steps a program to time."""
+    steps = compile_training_steps(run)
+    macs = run.batch_size * TRAINING_MACS * model_macs(steps.model)
+    facts = _program_facts(steps.model, steps.compiled_step)
+    return Workload(timer.TimedCall(steps), run.batch_size, macs, facts)
+
+
+def compile_training_steps(run: RunConfig) -> TrainingSteps:
+    """Compile a run's training step, and draw weights and batches for it."""
+    step, first_state, model, teacher_model = make_training_step(run)
     teacher_variables = None
-    if teacher is not None:
-        teacher_variables = parallel.replicate(random_variables(teacher))
+    if teacher_model is not None:
+        teacher_variables = parallel.replicate(random_variables(teacher_model))
     state = parallel.replicate(first_state(random_variables(model)))
     batches = []
     for seed in range(NUM_INPUTS):
         batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
     step = parallel.pmap(step, donate_argnums=(0,), program="training step")
     compiled_step = step.compile(state, batches[0], teacher_variables)
-    steps = TrainingSteps(compiled_step, state, batches, teacher_variables)
-    macs = run.batch_size * TRAINING_MACS * model_macs(model)
-    facts = _program_facts(model, compiled_step)
-    return Workload(timer.TimedCall(steps), run.batch_size, macs, facts)
+    return TrainingSteps(model, compiled_step, state, batches, teacher_variables)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +183,17 @@ def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
         reduction=vit.reduction,
         batch_size=batch_size,
     )
+
+
+def check_timed_run(run: RunConfig) -> None:
+    """Raise InputError for a run that cannot be trained, or not on one device."""
+    check_training(run, parallel.process_placement(run.grad_accum_steps))
+    num_devices = parallel.device_count()
+    if num_devices > 1:
+        raise InputError(
+            f"mode is train on {num_devices} devices; CUDA_VISIBLE_DEVICES=0 leaves "
+            "one to measure"
+        )
 
 
 def with_random_weights(model: ViT) -> Pretrained:
@@ -220,29 +231,30 @@ def make_training_step(
         batch, teacher variables) and first_state(model variables).
     """
     method = run.reduction.method
-    model = run.create_train_model(run.epochs - 1, parallel.DEVICE_AXIS)
-    schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH, method.param_groups)
+    model = run.create_train_model(run.epochs - 1)
+    lr_schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH)
+    teacher_model = None
     teacher = None
-    adapted_teacher = None
     if method.needs_teacher or run.distill.is_active:  # a teacher of the student's size
-        teacher = run.create_dense().with_execution(drop_path_rate=0.0)
-        teacher = teacher.with_execution(head_only=not method.needs_teacher)
-        config = teacher.config
-        adapted_teacher = Teacher(adapt(teacher), config.mean, config.std)
+        head_only = not method.needs_teacher
+        teacher_model = run.create_dense().with_execution(
+            drop_path_rate=0.0, head_only=head_only
+        )
+        teacher = Teacher(adapt(teacher_model), model.config.mean, model.config.std)
     step = functools.partial(
         train_step,
         run=run,
         model=adapt(model),
         optimizer=optimizer,
-        lr_schedule=schedule,
-        teacher_model=adapted_teacher,
+        lr_schedule=lr_schedule,
+        teacher=teacher,
     )
     first_state = functools.partial(
         init_state,
         optimizer=optimizer,
         with_ema=run.ema_decay > 0,
     )
-    return step, first_state, model, teacher
+    return step, first_state, model, teacher_model
 
 
 def random_variables(model: ViT) -> PyTree:

@@ -290,11 +290,18 @@ def sum_over_devices(tree: PyTree) -> PyTree:
     return jax.lax.psum(tree, DEVICE_AXIS)
 
 
-def micro_batch_positions(micro_batch_size: int) -> Int[Array, " {micro_batch_size}"]:
-    """This device's positions in the global micro-batch, inside `pmap`."""
+def micro_batch_positions(
+    micro_batch_size: int, index: Int[Array, ""]
+) -> Int[Array, " {micro_batch_size}"]:
+    """This device's positions in the global batch, inside `pmap`.
+
+    micro_batch_size: images on this device
+    index: micro-batch number
+    """
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
     samples = device_samples(micro_batch_size * num_devices, num_devices)
-    return jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]
+    own_samples = jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]
+    return index * (micro_batch_size * num_devices) + own_samples
 
 
 def reverse_batch(tree: PyTree) -> PyTree:

@@ -179,15 +179,15 @@ class RunConfig:
         """Peak learning rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
         return self.lr * self.batch_size / REFERENCE_BATCH
 
-    def create_model(self, axis_name: str | None = None) -> "ViT":
-        """Create the evaluation model; `axis_name`: device axis of its batch norm."""
-        return self._model(self.reduction, axis_name)
+    def create_model(self) -> "ViT":
+        """Create the evaluation model."""
+        return self._create_model(self.reduction)
 
     def create_dense(self) -> "ViT":
         """Create the model without reduction."""
-        return self._model(None)
+        return self._create_model(None)
 
-    def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
+    def create_train_model(self, epoch: int) -> "ViT":
         """Create the training model of an epoch."""
         # EViT's keep rate depends on the epoch.
         reduction = self.reduction
@@ -196,7 +196,7 @@ class RunConfig:
             method = dataclasses.replace(method, keep_rate=rate_at(epoch))
             reduction = dataclasses.replace(reduction, method=method)
         # Methods that train with masks remove no tokens in training (`Method.plan`).
-        model = self._model(reduction, axis_name, masked=True)
+        model = self._create_model(reduction, masked=True)
         return model.with_execution(remat=self.remat)
 
     def with_counts(self) -> "RunConfig":
@@ -243,11 +243,8 @@ class RunConfig:
         fields = dataclasses.asdict(self) | {"reduction": str(self.reduction)}
         return {"format": run_files.RUN_FORMAT, **fields}
 
-    def _model(
-        self,
-        reduction: "Reduction | None",
-        axis_name: str | None = None,
-        masked: bool = False,
+    def _create_model(
+        self, reduction: "Reduction | None", masked: bool = False
     ) -> "ViT":
         from imagepiece_jax.models.create import (  # import JAX
             build_model,
@@ -258,7 +255,7 @@ class RunConfig:
             model = self.model
             execution = make_execution(self.vit_config, model.dtype, model.attention)
             execution = dataclasses.replace(
-                execution, axis_name=axis_name, drop_path_rate=model.drop_path_rate
+                execution, drop_path_rate=model.drop_path_rate
             )
             return build_model(self.vit_config, reduction, execution, masked)
 

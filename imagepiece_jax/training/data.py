@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import worker_pool
@@ -139,6 +140,11 @@ class RunData:
         return [len(self.train), len(self.val)]
 
     def content_digests(self) -> list[str]:
-        """Content digests of both splits; slow for files over a network."""
-        with announced_work("making a digest of the data"):
-            return [self.train.digest, self.val.digest]
+        """Content digests of both splits, equal in all processes."""
+
+        # Only process 0 reads all images, which is slow over a network.
+        def read_images() -> list[str]:
+            with announced_work("making a digest of the data"):
+                return [self.train.digest, self.val.digest]
+
+        return parallel.decided_by_main(read_images)

@@ -18,17 +18,17 @@ class Evaluation:
     """Evaluates a `Run` between its steps; `request` is its StopRequest."""
 
     def __init__(self, run: "Run", log: RunLog, request: StopRequest) -> None:
-        plan = run.plan
+        setup = run.setup
         self._run = run
-        self._data = plan.data
+        self._data = setup.data
         self._log = log
         self._request = request
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
-            self._step = accuracy.model_step(plan.model, plan.config.seed)
-            self._step.compile(run.state.variables, plan.data.evaluation.empty_batch())
+            self._step = accuracy.model_step(setup.model, setup.config.seed)
+            self._step.compile(run.state.variables, self._data.evaluation.empty_batch())
 
-    def after_step(self) -> RunProgress:
+    def evaluate_run(self) -> RunProgress:
         """Evaluate the run; return its new RunProgress, or the old after a signal."""
         run = self._run
         log = self._log

@@ -23,6 +23,7 @@ from imagepiece_jax.common.files import append_line, replace_file, where_support
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.data import RunLength
 
 METRICS_FILE = "metrics.jsonl"
 # Values from clocks and meters. A repeated run has equal values everywhere else.
@@ -154,25 +155,24 @@ def print_line(text: str) -> None:
 class RunLog(contextlib.ExitStack):
     """A run's output; closing it closes files and trace.
 
-    length: the run's RunLength
     step: the step the run resumes from; 0: a new run
-    last_saved: function () -> newest checkpoint step or None, for an error message
+    find_saved_step: newest checkpoint's step or None, for an error message
     """
 
     def __init__(
         self,
         workdir: str | os.PathLike,
         config: RunConfig,
-        length: Any,
+        length: RunLength,
         step: int,
-        last_saved: Callable[[], int | None],
+        find_saved_step: Callable[[], int | None],
     ) -> None:
         super().__init__()
         self._trace_folder = pathlib.Path(workdir) / TRACE_FOLDER
         self._workdir = workdir
         self._config = config
         self._length = length
-        self._last_saved = last_saved
+        self._find_saved_step = find_saved_step
         main = parallel.is_main()
         self._writer = self.enter_context(MetricWriter(workdir, step, main))
         first = min(step + TRACED_STEPS.start, length.steps)
@@ -287,11 +287,11 @@ class RunLog(contextlib.ExitStack):
     def _raise_not_finite(self, step: int, metrics: dict) -> NoReturn:
         """Raise RunError for a step with a non-finite loss or gradient."""
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
-        saved = self._last_saved()
+        saved_step = self._find_saved_step()
         count = int(metrics["skipped"])
         where = "none was saved"
-        if saved:
-            where = f"the checkpoint of step {saved} is kept"
+        if saved_step:
+            where = f"the checkpoint of step {saved_step} is kept"
         row = ""
         if count > 1:
             row = f", as in {count} steps in a row"

@@ -29,12 +29,10 @@ NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
 def create_optimizer(
-    run: RunConfig, steps_per_epoch: int, param_groups: GroupOf | None = None
+    run: RunConfig, steps_per_epoch: int
 ) -> tuple[Schedule, Optimizer]:
     """Create the learning rate's schedule and the optimizer.
 
-    param_groups: `Method.param_groups`, for parameters with their own rates; None: one
-        rate for all parameters
     Raises InputError for a warm-up as long as the run.
     """
     if run.warmup_epochs >= run.epochs:
@@ -46,6 +44,8 @@ def create_optimizer(
         learning_rate, run=run, steps_per_epoch=steps_per_epoch
     )
     optimizer = create_adamw(run, lr_schedule)
+    # Learned methods give some parameters their own rates.
+    param_groups = run.reduction.method.param_groups
     if param_groups is not None:
         # Frozen parameters leave the clipping. Groups scale the finished update.
         groups = scale_by_group(param_groups, lr_schedule, run.peak_lr, steps_per_epoch)

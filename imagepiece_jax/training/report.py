@@ -11,10 +11,9 @@ import jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
-from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.cost import TRAINING_MACS, cost_summary, model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData, run_length
 from imagepiece_jax.training.logging import print_line, read_metrics
@@ -63,19 +62,19 @@ def training_flop(
 
 def dry_run_report(run: "Run") -> str:
     """Describe a Run's memory and length. Compiles the last epoch's training step."""
-    plan = run.plan
-    config = plan.config
-    length = plan.data.length
+    config = run.setup.config
+    data = run.setup.data
+    length = data.length
     print_line("compiling the training step, which takes minutes on a few CPU cores")
     began = time.perf_counter()
-    program = run.compiled_step(length.epochs - 1)
+    program = run.compile_step(length.epochs - 1)
     seconds = time.perf_counter() - began
     # One device's copy.
     state = parallel.unreplicate(run.state)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
-    operations = training_flop(config, len(plan.data.train), teacher_macs)
+    operations = training_flop(config, len(data.train), teacher_macs)
     return (
         f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
@@ -112,21 +111,31 @@ def data_text(config: RunConfig, data: RunData) -> str:
     )
 
 
-def final_table(
-    workdir: pathlib.Path, config: RunConfig, model: ViT, progress: RunProgress
-) -> str:
-    """The result table: accuracy, tokens and cost of `model`, time, folder."""
-    best = progress.best
+def model_text(model: ViT, dense: ViT) -> str:
+    """Describe a model's cost, and the devices it trains on."""
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    return (
+        f"{cost_summary(model, [dense])}\n"
+        f"devices: {parallel.device_count()} ({', '.join(kinds)}); "
+        f"processes: {jax.process_count()}"
+    )
+
+
+def final_table(run: "Run") -> str:
+    """The result table: accuracy, tokens and cost of the model, time, folder."""
+    setup = run.setup
+    model = setup.model
+    best = run.progress.best
     macs = model_macs(model) / 1e9
-    dense = model_macs(config.create_dense()) / 1e9
+    dense = model_macs(setup.dense) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     rows = [
-        ("accuracy", _accuracy_text(progress.last or {})),
+        ("accuracy", _accuracy_text(run.progress.last or {})),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
-        *_history_rows(workdir, config.batch_size),
-        ("folder", workdir),
+        *_history_rows(setup.workdir, setup.config.batch_size),
+        ("folder", setup.workdir),
     ]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
 

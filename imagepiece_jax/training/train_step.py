@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
+from imagepiece_jax.data.normalize import NormalizedImages
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT
@@ -116,9 +117,7 @@ def micro_batch_loss(
     step: from 0; unused here, but another loss may change with it
     """
     outputs, _ = student
-    teacher_outputs: Any = None
-    if teacher is not None:
-        teacher_outputs, _ = teacher
+    teacher_outputs: Any = teacher[0] if teacher else None
     if run.distill.is_active:
         loss, terms = distillation_loss(
             run.distill, outputs, targets, teacher_outputs.logits
@@ -127,27 +126,27 @@ def micro_batch_loss(
         loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
         terms = {}
     if method_loss := run.reduction.method.loss:
-        of_method = method_loss(outputs, teacher_outputs, plan=model.plan)
-        for name in of_method:
+        method_terms = method_loss(outputs, teacher_outputs, plan=model.plan)
+        for name in method_terms:
             if name in terms:  # one would replace the other
                 raise InputError(
                     f"reduction {run.reduction} and distillation both have a loss term "
                     f"{name!r}"
                 )
-        terms |= of_method
+        terms |= method_terms
     return sum(terms.values(), loss), terms
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
-    teacher: PyTree = None,
+    teacher_variables: PyTree = None,
     *,
     run: RunConfig,
     model: ViT,
     optimizer: Optimizer,
     lr_schedule: Schedule,
-    teacher_model: Teacher | None = None,
+    teacher: Teacher | None = None,
     loss: Callable = micro_batch_loss,
 ) -> tuple[TrainState, dict]:
     """Take one training step.
@@ -157,8 +156,8 @@ def train_step(
 
     batch: this device's image uint8 [A, m, S, S, 3] and label int32 [A, m], with A
         micro-batches
-    teacher: frozen variables of `teacher_model`, or None; it gets the student's
-        augmented and mixed images
+    teacher_variables: the teacher's, which are not trained
+    teacher: gets the student's augmented and mixed images; None: no teacher
     model: from `RunConfig.create_train_model`
     lr_schedule: function step -> learning rate, here only for the metrics
     loss: `micro_batch_loss`, or a function with its arguments and results
@@ -172,10 +171,12 @@ def train_step(
     gradient = functools.partial(
         micro_batch_gradient,
         state=state,
-        teacher=teacher,
+        teacher_variables=teacher_variables,
         run=run,
-        model=model.with_execution(head_only=not reads_tokens),
-        teacher_model=teacher_model,
+        model=model.with_execution(
+            head_only=not reads_tokens, axis_name=parallel.DEVICE_AXIS
+        ),
+        teacher=teacher,
         loss=loss,
     )
     grads, batch_stats, sums, terms = accumulate_gradients(gradient, batch, state)
@@ -241,10 +242,10 @@ def micro_batch_gradient(
     batch_stats: PyTree,
     *,
     state: TrainState,
-    teacher: PyTree,
+    teacher_variables: PyTree,
     run: RunConfig,
     model: ViT,
-    teacher_model: Teacher | None,
+    teacher: Teacher | None,
     loss: Callable,
 ) -> tuple[PyTree, PyTree, Metrics, Metrics]:
     """Compute the gradient of one micro-batch on this device.
@@ -256,40 +257,39 @@ def micro_batch_gradient(
     Returns (gradients, statistics after the forward pass, metric sums over m images,
         {name: loss term}).
     """
-    image_count = micro_batch["label"].shape[0]
-    devices = jax.lax.axis_size(parallel.DEVICE_AXIS)
     # Draws depend on positions in the global batch, not on the device count.
-    own_positions = parallel.micro_batch_positions(image_count)
-    positions = index * (image_count * devices) + own_positions
-    image, targets = prepare_micro_batch(
+    image_count = len(micro_batch["label"])
+    positions = parallel.micro_batch_positions(image_count, index)
+    images, targets = prepare_micro_batch(
         micro_batch, positions, state.step, index, run, model
     )
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
     keys = {}
     for name, purpose in purposes.items():
         keys[name] = sample_keys(run.seed, state.step, positions, purpose)
-    taught = None
-    if teacher_model is not None:
-        taught = teacher_model.compute_outputs(teacher, image)
-        taught = jax.lax.stop_gradient((taught, taught.states))
+    teacher_pair = None
+    if teacher is not None:
+        teacher_outputs = teacher.compute_outputs(teacher_variables, images)
+        teacher_pair = teacher_outputs, teacher_outputs.states
+        teacher_pair = jax.lax.stop_gradient(teacher_pair)
 
-    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], tuple]:
-        outputs, changed = model.apply(
+    def student_loss(params: PyTree) -> tuple[Float[Array, ""], tuple]:
+        outputs, new_variables = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            image,
+            images,
             train=True,
             keys=keys,
             with_states=True,
             mutable=["batch_stats"],
         )
-        student = outputs, outputs.states
-        value, terms = loss(student, taught, targets, run, model, state.step)
+        student_pair = outputs, outputs.states
+        value, terms = loss(student_pair, teacher_pair, targets, run, model, state.step)
         _check_terms(terms)
-        return value, (outputs.logits, changed.get("batch_stats", {}), terms)
+        return value, (outputs.logits, new_variables.get("batch_stats", {}), terms)
 
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (value, (logits, changed, terms)), grads = gradient(state.params)
-    return grads, changed, _metric_sums(value, logits, targets), terms
+    gradient = jax.value_and_grad(student_loss, has_aux=True)
+    (value, (logits, new_stats, terms)), grads = gradient(state.params)
+    return grads, new_stats, _metric_sums(value, logits, targets), terms
 
 
 def update_state(
@@ -338,7 +338,7 @@ def prepare_micro_batch(
     index: Int[Array, ""],
     run: RunConfig,
     model: ViT,
-) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch classes"]]:
+) -> tuple[NormalizedImages, Float[Array, "batch classes"]]:
     """Normalize, augment and mix a micro-batch: (images, soft targets).
 
     micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
@@ -349,26 +349,40 @@ def prepare_micro_batch(
         sample_keys, run.seed, step, positions, Purpose.AUGMENT
     )
     mean_and_std = (model.config.mean, model.config.std)
-    image = pipeline.augment_batch(
+    images = pipeline.augment_batch(
         micro_batch["image"], run.augment, *mean_and_std, draw_keys
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
+    return mix_micro_batch(images, targets, step, index, run)
+
+
+def mix_micro_batch(
+    images: NormalizedImages,
+    targets: Float[Array, "batch classes"],
+    step: Int[Array, ""],
+    index: Int[Array, ""],
+    run: RunConfig,
+) -> tuple[NormalizedImages, Float[Array, "batch classes"]]:
+    """Mix image i with image B - 1 - i of the micro-batch over all devices.
+
+    index: micro-batch number
+    Returns (images, targets); unchanged if mixup and cutmix are off.
+    """
     # The key is equal on all devices: a micro-batch is mixed as a whole.
     key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
-    drawn = mixup.draw_mix(
+    mix = mixup.draw_mix(
         key,
-        *image.shape[1:3],
+        *images.shape[1:3],
         mixup=run.mixup,
         cutmix=run.cutmix,
         prob=run.mixup_prob,
         switch_prob=run.mixup_switch_prob,
     )
-    if drawn is None:
-        return image, targets
-    # Image i is mixed with image B - 1 - i of the micro-batch over all devices.
-    partners = parallel.reverse_batch((image, targets))
-    return mixup.mix_batch(drawn, image, targets, *partners)
+    if mix is None:
+        return images, targets
+    partners = parallel.reverse_batch((images, targets))
+    return mixup.mix_batch(mix, images, targets, *partners)
 
 
 def _check_terms(terms: Metrics) -> None:

@@ -1,6 +1,6 @@
-"""Training in three functions: `plan_run`, `open_run` and `train`.
+"""Training in three functions: `set_up_run`, `open_run` and `train`.
 
-`plan_run` decides everything that needs no weights, `open_run` makes the first state,
+`set_up_run` decides everything that needs no weights, `open_run` makes the first state,
 and `train` is the loop; `cluster.keeper` saves, stops and resumes. Weights come from
 the newest checkpoint in the workdir, else from `config.init.weights`, else the seed.
 """
@@ -10,17 +10,16 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import optax
 
 from imagepiece_jax.common import extras, parallel
-from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training import optimizer, report
+from imagepiece_jax.training import report
 from imagepiece_jax.training.cluster.checkpoint import RunProgress
 from imagepiece_jax.training.cluster.keeper import Keeper, held_workdir
 from imagepiece_jax.training.config import RunConfig
@@ -28,6 +27,7 @@ from imagepiece_jax.training.data import RunData
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, print_line
+from imagepiece_jax.training.optimizer import create_optimizer
 from imagepiece_jax.training.teacher import Teacher, create_teacher
 from imagepiece_jax.training.train_step import (
     TrainState,
@@ -46,21 +46,19 @@ def train_and_evaluate(
 ) -> dict | None:
     """Train a config in `workdir`, or resume it; a complete run is only reported.
 
-    dry_run: print plan, cost and memory, and write nothing
+    dry_run: print token counts, cost and memory, and write nothing
     Returns the metrics of the last evaluation; None for a dry run.
     Raises InputError for a config or file that does not fit, RunError if training
         cannot continue, Stopped after a signal.
     """
-    with parallel.shared_errors():
-        libraries = ("cv2", "matplotlib", "simplejpeg", "tensorboardX")
-        extras.check_installed("training", *libraries)
-    plan = plan_run(config, workdir, dry_run)
-    with open_run(plan, dry_run) as run:
-        print_line(report.data_text(plan.config, plan.data))
+    check_libraries()
+    setup = set_up_run(config, workdir, dry_run)
+    with open_run(setup, dry_run) as run:
+        print_line(report.data_text(setup.config, setup.data))
         if dry_run:
             print_line(report.dry_run_report(run))
             return None
-        steps = plan.data.length.steps
+        steps = setup.data.length.steps
         if run.is_complete:
             print_line(
                 f"this run is complete: {steps} steps; there is nothing left to do"
@@ -69,14 +67,19 @@ def train_and_evaluate(
             print_line(f"resuming from step {run.step} of {steps}")
         train(run)
         if parallel.is_main():
-            print_line(
-                report.final_table(plan.workdir, plan.config, plan.model, run.progress)
-            )
+            print_line(report.final_table(run))
         return run.progress.last
 
 
+def check_libraries() -> None:
+    """Raise InputError, in all processes, without the libraries that training needs."""
+    with parallel.shared_errors():
+        libraries = ("cv2", "matplotlib", "simplejpeg", "tensorboardX")
+        extras.check_installed("training", *libraries)
+
+
 @dataclasses.dataclass(frozen=True)
-class RunPlan:
+class RunSetup:
     """All decisions of a run before its first state."""
 
     workdir: pathlib.Path
@@ -103,13 +106,24 @@ class RunPlan:
         model_before, model = map(self.config.create_train_model, epochs)
         return step_counts(model_before) != step_counts(model)
 
+    def create_first_state(self) -> TrainState:
+        """Make the state before the first step, from the initial weights."""
+        return jax.jit(self._init_state)(self.initial.start_variables(self.model))
 
-def plan_run(
+    def state_shapes(self) -> TrainState:
+        """Shapes and dtypes of a state, without its values."""
+        return jax.eval_shape(self._init_state, variable_shapes(self.model))
+
+    def _init_state(self, variables: Mapping[str, Any]) -> TrainState:
+        return init_state(variables, self.optimizer, self.config.ema_decay > 0)
+
+
+def set_up_run(
     config: RunConfig,
     workdir: str | os.PathLike,
     dry_run: bool = False,
-) -> RunPlan:
-    """Plan a run in `workdir` without writing to it.
+) -> RunSetup:
+    """Set up a run in `workdir` without writing to it.
 
     dry_run: accept ImageNet's published image count in place of its images
     Raises InputError, in all processes, if config, files or workdir do not fit.
@@ -119,16 +133,12 @@ def plan_run(
         initial = InitialWeights(config, workdir)
         config = initial.complete_config().with_counts()
         placement = parallel.process_placement(config.grad_accum_steps)
-        model = config.create_model(parallel.DEVICE_AXIS)
+        model = config.create_model()
         dense = config.create_dense()
         data = RunData(config, placement, dry_run)
-        steps_per_epoch = data.length.steps_per_epoch
-        groups = config.reduction.method.param_groups
-        lr_schedule, transformation = optimizer.create_optimizer(
-            config, steps_per_epoch, groups
-        )
-    return RunPlan(
-        workdir, config, model, dense, data, lr_schedule, transformation, initial
+        lr_schedule, optimizer = create_optimizer(config, data.length.steps_per_epoch)
+    return RunSetup(
+        workdir, config, model, dense, data, lr_schedule, optimizer, initial
     )
 
 
@@ -136,53 +146,53 @@ def plan_run(
 class Run:
     """A run between two steps."""
 
-    plan: RunPlan
+    setup: RunSetup
     keeper: Keeper
     state: TrainState  # on all devices
     teacher: Teacher | None
-    frozen: Any  # teacher variables, on all devices
+    teacher_variables: Any  # on all devices; they are not trained
     progress: RunProgress
     step: int = 0
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to do."""
-        return self.step == self.plan.data.length.steps == self.progress.evaluated
+        return self.step == self.setup.data.length.steps == self.progress.evaluated
 
     @property
     def lacks_evaluation(self) -> bool:
         """Whether a stop prevented the evaluation after the last step."""
-        due = self.step > 0 and self.plan.data.length.evaluates_after(self.step)
+        due = self.step > 0 and self.setup.data.length.evaluates_after(self.step)
         return due and self.progress.evaluated < self.step
 
-    def compiled_step(self, epoch: int) -> parallel.MappedFunction:
+    def compile_step(self, epoch: int) -> parallel.MappedFunction:
         """Compile an epoch's training step for all devices.
 
         Returns a function (state, batch, teacher variables) -> (state, metrics). It
         overwrites its input state.
         """
-        plan = self.plan
-        config = plan.config
+        setup = self.setup
+        config = setup.config
         step = functools.partial(
             train_step,
             run=config,
-            model=config.create_train_model(epoch, parallel.DEVICE_AXIS),
-            optimizer=plan.optimizer,
-            lr_schedule=plan.lr_schedule,
-            teacher_model=self.teacher,
-            loss=plan.loss,
+            model=config.create_train_model(epoch),
+            optimizer=setup.optimizer,
+            lr_schedule=setup.lr_schedule,
+            teacher=self.teacher,
+            loss=setup.loss,
         )
         program = parallel.pmap(step, donate_argnums=(0,), program="training step")
         num_devices = parallel.device_count()
         micro_batches = config.grad_accum_steps
         micro_batch_size = config.batch_size // (num_devices * micro_batches)
-        leading_axes = (num_devices, micro_batches, micro_batch_size)
-        program.compile(self.state, batch_shapes(config, leading_axes), self.frozen)
+        batch = batch_shapes(config, (num_devices, micro_batches, micro_batch_size))
+        program.compile(self.state, batch, self.teacher_variables)
         return program
 
 
 @contextlib.contextmanager
-def open_run(plan: RunPlan, dry_run: bool = False) -> Iterator["Run"]:
+def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
     """Context in which no other run uses the folder. Yields the Run.
 
     Mistakes are found before anything is written, and leave no folder behind.
@@ -192,43 +202,33 @@ def open_run(plan: RunPlan, dry_run: bool = False) -> Iterator["Run"]:
     """
     with contextlib.ExitStack() as stack:
         with parallel.shared_errors():
-            keeper = stack.enter_context(held_workdir(plan, dry_run))
-            run = _begin_run(plan, keeper)
+            folder = held_workdir(
+                setup.workdir, setup.config, setup.model, setup.data, dry_run
+            )
+            keeper = stack.enter_context(folder)
+            run = _begin_run(setup, keeper)
         yield run
 
 
-def _begin_run(plan: RunPlan, keeper: Keeper) -> Run:
+def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     """Make the Run from initial weights, or from a checkpoint."""
-    config = plan.config
-    initial = plan.initial
-    names = plan.data.train.class_names
-    initial.check_classes(names, keeper.has_checkpoint)
-    teacher, teacher_variables = create_teacher(config, plan.dense, initial)
+    initial = setup.initial
+    resumes = keeper.has_checkpoint
+    initial.check_classes(setup.data.train.class_names, resumes)
+    teacher, teacher_variables = create_teacher(setup.config, setup.dense, initial)
     teacher_record = teacher.record(teacher_variables) if teacher else None
-    new_state = functools.partial(
-        init_state,
-        optimizer=plan.optimizer,
-        with_ema=config.ema_decay > 0,
-    )
-    if keeper.has_checkpoint:  # shapes are enough: the checkpoint has the values
-        shapes = variable_shapes(plan.model)
-        state = jax.eval_shape(new_state, shapes)
+    if resumes:  # shapes are enough: the checkpoint has the values
+        state = setup.state_shapes()
     else:
-        state = jax.jit(new_state)(initial.start_variables(plan.model))
+        state = setup.create_first_state()
     initial.free_weights()  # frees host memory for the training
-    print_line(cost.cost_summary(plan.model, [plan.dense]))
-    kinds = sorted({device.device_kind for device in jax.devices()})
-    devices = f"{parallel.device_count()} ({', '.join(kinds)})"
-    print_line(f"devices: {devices}; processes: {jax.process_count()}")
-    state, progress, step = keeper.begin_run(
-        state, teacher_variables, names, teacher_record
-    )
-    if keeper.has_checkpoint and plan.loss is not micro_batch_loss:
-        print_line(
-            f"step {step}, with the loss {getattr(plan.loss, '__name__', plan.loss)}"
-        )
+    print_line(report.model_text(setup.model, setup.dense))
+    state, progress, step = keeper.begin_run(state, teacher_variables, teacher_record)
+    if resumes and setup.loss is not micro_batch_loss:
+        loss_name = getattr(setup.loss, "__name__", setup.loss)
+        print_line(f"step {step}, with the loss {loss_name}")
     state, teacher_variables = parallel.replicate((state, teacher_variables))
-    return Run(plan, keeper, state, teacher, teacher_variables, progress, step)
+    return Run(setup, keeper, state, teacher, teacher_variables, progress, step)
 
 
 def train(run: Run) -> None:
@@ -239,42 +239,43 @@ def train(run: Run) -> None:
     """
     if run.is_complete:
         return
-    plan = run.plan
+    setup = run.setup
     keeper = run.keeper
-    length = plan.data.length
-    training = plan.data.training(steps=range(run.step, length.steps))
-    saved = keeper.find_last_saved
+    length = setup.data.length
+    training = setup.data.training(steps=range(run.step, length.steps))
     # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
         keeper.guarded_steps() as request,
-        RunLog(plan.workdir, plan.config, length, run.step, saved) as log,
-        contextlib.closing(plan.data.read_ahead(training)) as batches,
+        RunLog(
+            setup.workdir, setup.config, length, run.step, keeper.find_saved_step
+        ) as log,
+        contextlib.closing(setup.data.read_ahead(training)) as batches,
     ):
         evaluation = Evaluation(run, log, request)
         keeper.stop_if_requested(run)  # arrived since `guarded_steps`
         # A signal stopped the run in this evaluation.
         if run.lacks_evaluation:
-            run.progress = evaluation.after_step()
-            keeper.after_step(run, log)
+            run.progress = evaluation.evaluate_run()
+            keeper.save_or_stop(run, log)
 
         program = None
         for batch in log.timed_batches(batches):
             step = run.step + 1
-            if program is None or plan.changes_program(step):
+            if program is None or setup.changes_program(step):
                 log.begin_program(step)
                 with keeper.guarded_compilation(run, log):
                     if program is not None:
                         # Only an unreferenced program is unloaded.
                         program = None
                         parallel.forget_programs()
-                    program = run.compiled_step(plan.epoch_of_step(step))
+                    program = run.compile_step(setup.epoch_of_step(step))
 
             # `take_metrics` ends a run that skips too many steps.
             with log.traced_step(step):
-                run.state, metrics = program(run.state, batch, run.frozen)
+                run.state, metrics = program(run.state, batch, run.teacher_variables)
             run.step = step
             log.take_metrics(step, metrics)
 
             if length.evaluates_after(step):
-                run.progress = evaluation.after_step()
-            keeper.after_step(run, log)
+                run.progress = evaluation.evaluate_run()
+            keeper.save_or_stop(run, log)

@@ -61,7 +61,7 @@ def check_exchange(devices, first=0, local=None):
     batch = np.stack([samples, -samples], axis=1)[3 * first : 3 * (first + local)]
 
     def step(x):
-        at = parallel.micro_batch_positions(3)
+        at = parallel.micro_batch_positions(3, jnp.int32(0))
         sums = (
             parallel.mean_over_devices({"x": x.sum(0)}),
             parallel.sum_over_devices({"n": jnp.ones(())}),

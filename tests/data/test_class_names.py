@@ -56,8 +56,7 @@ def run(tmp_path_factory):
     """A run's folder as training leaves it, of the classes ant and bee."""
     workdir = tmp_path_factory.mktemp("runs") / "insects"
     config = RunConfig.from_config(configured())
-    run_dir.record_start(workdir, config.to_dict())
-    run_dir.record_classes(workdir, ("ant", "bee"))
+    run_dir.record_start(workdir, config.to_dict(), ("ant", "bee"))
     variables = tiny_vit.fill(variable_shapes(config.create_model()))
     checkpoints = Checkpoints(workdir)
     checkpoints.save(1, variables, {}, "best")
@@ -68,15 +67,15 @@ def run(tmp_path_factory):
 
 def test_names_are_kept_and_read_or_refused(tmp_path):
     assert read_class_names(tmp_path, 3) is None
-    run_dir.record_classes(tmp_path, None)
-    assert not list(tmp_path.iterdir())
-    config = RunConfig.from_config(configured(num_classes=3))
-    run_dir.record_start(tmp_path, config.to_dict())
+    config = RunConfig.from_config(configured(num_classes=3)).to_dict()
+    run_dir.record_start(tmp_path, config)
+    assert read_class_names(tmp_path, 3) is None
     names = ("ant", None, "Käfer \ufffd")
-    run_dir.record_classes(tmp_path, names)
+    run_dir.record_start(tmp_path, config, names)
+    run_dir.record_start(tmp_path, config)
     assert read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
-    run_dir.record_classes(tmp_path, names[:2])
+    run_dir.record_start(tmp_path, config, names[:2])
     with refused("class_names", "classes.json", "3 classes"):
         read_class_names(tmp_path, 3)
 

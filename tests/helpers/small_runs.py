@@ -95,20 +95,20 @@ def compile_once(patch):
         each other's patches
     """
     steps = {}
-    compiled = trainer.Run.compiled_step
+    compiled = trainer.Run.compile_step
 
     def step(run, epoch):
-        plan = run.plan
-        options = dataclasses.replace(plan.config, init=InitConfig())
-        model = plan.config.create_train_model(epoch)
-        loss = plan.loss.__code__  # that of a page is another function each time
+        setup = run.setup
+        options = dataclasses.replace(setup.config, init=InitConfig())
+        model = setup.config.create_train_model(epoch)
+        loss = setup.loss.__code__  # that of a page is another function each time
         loss = loss.co_code, loss.co_consts, loss.co_names
-        key = repr((options, plan.data.length, model, run.teacher, loss))
+        key = repr((options, setup.data.length, model, run.teacher, loss))
         if key not in steps:
             steps[key] = compiled(run, epoch)
         return steps[key]
 
-    patch.setattr(trainer.Run, "compiled_step", step)
+    patch.setattr(trainer.Run, "compile_step", step)
     compile_evaluations_once(patch)
 
 

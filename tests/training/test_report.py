@@ -1,6 +1,7 @@
 """A run's cost, its table of results, and refused runs."""
 
 import dataclasses
+import types
 
 import pytest
 
@@ -20,8 +21,11 @@ PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 
 def result_rows(workdir, progress=PROGRESS, **fields):
-    run = RunConfig.from_config(small_runs.configured(fields))
-    table = report.final_table(workdir, run, run.create_model(), progress)
+    config = RunConfig.from_config(small_runs.configured(fields))
+    models = {"model": config.create_model(), "dense": config.create_dense()}
+    setup = types.SimpleNamespace(workdir=workdir, config=config, **models)
+    run = types.SimpleNamespace(setup=setup, progress=progress)
+    table = report.final_table(run)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
 
 

@@ -119,7 +119,7 @@ def distilling(distill, optimizer=None, **fields):
     recipe = dataclasses.replace(PLAIN, distill=distill)
     step, state = make_step(recipe, optimizer, **fields)
     frozen, variables = other_teacher()
-    step.keywords.update(teacher_model=frozen)
+    step.keywords.update(teacher=frozen)
     return parallel.pmap(step), state, parallel.replicate(variables)
 
 

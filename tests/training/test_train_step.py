@@ -250,7 +250,7 @@ def poisoned_run():
     recipe = with_loss(recipe, poisoned)
     optimizer = create_adamw(optim, lambda step: RATES[step])
     step, state = make_step(recipe, optimizer, stem="conv")
-    step.keywords["teacher_model"] = Poison()
+    step.keywords["teacher"] = Poison()
     compiled = parallel.pmap(step)
 
     def advance(state, poison, seed):

@@ -235,13 +235,13 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
     evaluate = accuracy.evaluate_models
     epochs = []
-    compiled_step = trainer.Run.compiled_step
+    compile_step = trainer.Run.compile_step
 
     def compiled(run, epoch):
         epochs.append(epoch)
-        return compiled_step(run, epoch)
+        return compile_step(run, epoch)
 
-    monkeypatch.setattr(trainer.Run, "compiled_step", compiled)
+    monkeypatch.setattr(trainer.Run, "compile_step", compiled)
 
     def asked_to_stop(step, models, batches):
         signal.raise_signal(signal.SIGTERM)

@@ -17,7 +17,6 @@ import socket
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +27,7 @@ from imagepiece_jax.common.signals import ending_at_once
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.cluster.run_dir import flat_fields
+from imagepiece_jax.training.data import RunData
 
 # Both short, so that all processes have stopped within a minute.
 HEARTBEAT_SECONDS = 30  # without a heartbeat until a process counts as dead
@@ -169,7 +169,7 @@ def check_gpus() -> None:
             )
 
 
-def check_same_settings(dry_run: bool, config: dict, model: ViT, data: Any) -> None:
+def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) -> None:
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flat_fields(config)
     names = json.dumps(data.train.class_names)

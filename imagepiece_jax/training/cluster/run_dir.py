@@ -63,7 +63,7 @@ class EarlierRun(NamedTuple):
 
 
 def read_earlier(workdir: str | os.PathLike) -> EarlierRun | None:
-    """Read the Earlier of the run in `workdir`; None before its first step."""
+    """Read the EarlierRun in `workdir`; None before its first step."""
     folder = pathlib.Path(workdir)
     path = folder / CONFIG_FILE
     if not (has_steps(folder) and path.is_file()):
@@ -137,36 +137,39 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
             )
 
 
-def record_start(workdir: str | os.PathLike, config: dict) -> None:
-    """Write `config.json`, and add this start to `run.json`."""
+def record_start(
+    workdir: str | os.PathLike,
+    config: dict,
+    class_names: Sequence[str | None] | None = None,
+) -> None:
+    """Write `config.json` and `classes.json`, and add this start to `run.json`.
+
+    class_names: of the training data; None: names in the folder stay
+    """
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
     starts = []
     if (workdir / RUN_FILE).exists():
         starts = files.read_json(workdir / RUN_FILE).get("starts", [])
-    libraries = {name: importlib.metadata.version(name) for name in KEY_LIBRARIES}
-    starts.append(
-        {
-            "git": files.git_revision(),  # null if git does not track the code
-            "time": time.strftime(TIME_FORMAT),
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "devices": [str(d.device_kind) for d in parallel.local_devices()],
-            "libraries": libraries,
-        }
-    )
+    starts.append(describe_start())
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / RUN_FILE, {"starts": starts})
     files.write_json(workdir / CONFIG_FILE, config)
+    if class_names is not None:
+        text = json.dumps(class_names, indent=0, ensure_ascii=False)
+        files.replace_file(workdir / CLASS_NAMES_FILE, text + "\n")
 
 
-def record_classes(
-    workdir: str | os.PathLike, names: Sequence[str | None] | None
-) -> None:
-    """Write the class names of the training data; None writes nothing."""
-    if names is not None:
-        text = json.dumps(names, indent=0, ensure_ascii=False)
-        files.replace_file(pathlib.Path(workdir) / CLASS_NAMES_FILE, text + "\n")
+def describe_start() -> dict[str, Any]:
+    """Code, time, command and machine of a start, as JSON values."""
+    return {
+        "git": files.git_revision(),  # null if git does not track the code
+        "time": time.strftime(TIME_FORMAT),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "devices": [str(d.device_kind) for d in parallel.local_devices()],
+        "libraries": {name: importlib.metadata.version(name) for name in KEY_LIBRARIES},
+    }
 
 
 def flat_fields(config: dict) -> dict[str, Any]:
