@@ -33,7 +33,7 @@ WORKDIR = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "compile the training step, print tokens, cost and memory, and exit (takes minutes)",
+    "compile the training step, print tokens, cost, memory, and exit (takes minutes)",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",

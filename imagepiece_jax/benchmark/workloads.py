@@ -90,9 +90,12 @@ class BenchmarkCase:
 
     def compile_workload(self) -> Workload:
         """Compile the program to time."""
+        macs = self.batch_size * model_macs(self.vit.model)
         if self.run is not None:
-            return _training_workload(self.run)
-        if not isinstance(self.vit, Pretrained):
+            call = compile_training_steps(self.run)
+            facts = _program_facts(call.model, call.compiled_step)
+            macs = self.batch_size * TRAINING_MACS * model_macs(call.model)
+        elif not isinstance(self.vit, Pretrained):
             call = _exported_program_call(self.vit, self.batch_size)
             facts = _program_facts(self.vit.model, None)
         else:
@@ -105,7 +108,6 @@ class BenchmarkCase:
             )
             call = call_on_noise(fast_program)
             facts = _program_facts(fast_program.model, fast_program.compiled)
-        macs = self.batch_size * model_macs(self.vit.model)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
@@ -138,14 +140,6 @@ class TrainingSteps:
             self.state, batch, self.teacher_variables
         )
         return metrics
-
-
-def _training_workload(run: RunConfig) -> Workload:
-    """Make a run's training steps a program to time."""
-    steps = compile_training_steps(run)
-    macs = run.batch_size * TRAINING_MACS * model_macs(steps.model)
-    facts = _program_facts(steps.model, steps.compiled_step)
-    return Workload(timer.TimedCall(steps), run.batch_size, macs, facts)
 
 
 def compile_training_steps(run: RunConfig) -> TrainingSteps:
@@ -250,9 +244,7 @@ def make_training_step(
         teacher=teacher,
     )
     first_state = functools.partial(
-        init_state,
-        optimizer=optimizer,
-        with_ema=run.ema_decay > 0,
+        init_state, optimizer=optimizer, with_ema=run.ema_decay > 0
     )
     return step, first_state, model, teacher_model
 

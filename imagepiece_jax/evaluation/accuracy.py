@@ -74,7 +74,7 @@ def correct_at(
     return (num_ahead < k) & ~jnp.isnan(label_logit[:, 0])
 
 
-def _image_metrics(
+def _measure_images(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
     classes: Collection[int] | None = None,
@@ -91,7 +91,7 @@ def _image_metrics(
     }
 
 
-def _metric_sums(
+def _sum_metrics(
     per_image: Mapping[str, Shaped[Array, " batch"]], mask: Shaped[Array, " batch"]
 ) -> dict[str, Float[Array, ""]]:
     """Sums over one device's images, by metric."""
@@ -137,22 +137,34 @@ def model_step(
     def evaluate_batch(
         variables: PyTree, batch: Mapping[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
-        images = normalize(batch["image"], model.config.mean, model.config.std)
-        if alter is not None:
-            images = alter(images, batch, model)
-        set_precision = contextlib.nullcontext()
-        if precision is not None:
-            set_precision = jax.default_matmul_precision(precision)
-        with set_precision:
-            outputs = model.apply(variables, images, keys=keys)
-        per_image = _image_metrics(outputs.logits, batch["label"], classes)
-        sums = parallel.sum_over_devices(_metric_sums(per_image, batch["mask"]))
+        outputs = compute_outputs(model, variables, batch, seed, precision, alter)
+        per_image = _measure_images(outputs.logits, batch["label"], classes)
+        sums = parallel.sum_over_devices(_sum_metrics(per_image, batch["mask"]))
         if measure is not None:
             per_image |= measure(outputs, batch)
         return sums, per_image
 
     return parallel.pmap(evaluate_batch, program="evaluation")
+
+
+def compute_outputs(
+    model: ViT,
+    variables: PyTree,
+    batch: Mapping[str, Array],
+    seed: int,
+    precision: str | None,
+    alter: Callable[[Array, Mapping[str, Array], ViT], Array] | None,
+) -> Outputs:
+    """Compute a model's outputs for a batch; arguments as for `model_step`."""
+    keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
+    images = normalize(batch["image"], model.config.mean, model.config.std)
+    if alter is not None:
+        images = alter(images, batch, model)
+    set_precision = contextlib.nullcontext()
+    if precision is not None:
+        set_precision = jax.default_matmul_precision(precision)
+    with set_precision:
+        return model.apply(variables, images, keys=keys)
 
 
 def program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
@@ -162,8 +174,8 @@ def program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
     def measure_logits(
         logits: Array, labels: Array, mask: Array
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        per_image = _image_metrics(logits, labels)
-        sums = _metric_sums(per_image, mask)
+        per_image = _measure_images(logits, labels)
+        sums = _sum_metrics(per_image, mask)
         return jax.tree.map(lambda x: x[None], (sums, per_image))  # a device axis
 
     def evaluate_batch(_: PyTree, batch: Mapping[str, Any]) -> tuple[dict, dict]:
@@ -189,6 +201,24 @@ def evaluate_model(
     if not np.isfinite(outputs).all():
         raise InputError("the model's outputs are not finite for all images")
     return result
+
+
+def evaluate_weights(
+    model: ViT,
+    variables: PyTree,
+    batches: Iterable[Mapping[str, Any]],
+    precision: str | None = None,
+) -> EvalResult:
+    """`evaluate_model` for a model's variables, on all devices."""
+    step = model_step(model, precision=precision)
+    return evaluate_model(step, parallel.replicate(variables), batches)
+
+
+def evaluate_program(
+    program: Callable[[np.ndarray], Array], batches: Iterable[Mapping[str, Any]]
+) -> EvalResult:
+    """`evaluate_model` for a program, as for `program_step`."""
+    return evaluate_model(program_step(program), None, batches)
 
 
 def evaluate_models(
@@ -222,7 +252,7 @@ def evaluate_models(
         pending.append((positions, results))
     add_pending()
     seconds = time.perf_counter() - start_time
-    return [model_pass.eval_result(untimed_images, seconds) for model_pass in passes]
+    return [model_pass.make_result(untimed_images, seconds) for model_pass in passes]
 
 
 class _ModelPass:
@@ -245,7 +275,7 @@ class _ModelPass:
             rows = array.reshape(-1, *array.shape[2:])[is_real]
             self.batch_arrays.setdefault(name, []).append(rows)
 
-    def eval_result(self, untimed_images: float, seconds: float) -> EvalResult:
+    def make_result(self, untimed_images: float, seconds: float) -> EvalResult:
         """EvalResult; `seconds` were measured after the first `untimed_images`."""
         per_image = {
             name: np.concatenate(arrays) for name, arrays in self.batch_arrays.items()

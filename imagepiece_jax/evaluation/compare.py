@@ -63,6 +63,15 @@ class ComparedRow:
     reduction: Reduction
     is_smaller: bool = False  # the dense model on smaller images
 
+    @property
+    def is_recovered(self) -> bool:
+        """Whether the reduction has values of its own from a recovery."""
+        vit = self.weights.vit
+        if not vit.recovery or self.reduction == DENSE_REDUCTION:
+            return False
+        variant = vit.recovery.variant_for(vit.reduced_model(self.reduction))
+        return variant is not None and bool(variant.values)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
@@ -125,7 +134,7 @@ def compare(
         workers=workers,
         threads=threads,
     )
-    dense_weights = _dense_weights(vit, images, texts)
+    dense_weights = make_dense_weights(vit, images, texts)
     rows = make_rows(dense_weights, reductions, image_sizes)  # before files are made
     with contextlib.ExitStack() as stack:
         folder = out
@@ -135,14 +144,11 @@ def compare(
         cache = stack.enter_context(ResultCache(folder, versions=versions))
         report = measure_rows(dense_weights, rows, cache)
         if out is not None:
-            table_file, plot_file = report_files(out, report)
-            with deferred_signals():  # the files belong together
-                replace_file(table_file, report_page(report, plot_file.name))
-                paint_plot(plot_file, report)
+            write_report(out, report)
     return report
 
 
-def _dense_weights(
+def make_dense_weights(
     vit: Pretrained, images: LabeledImages, texts: str | os.PathLike | None
 ) -> MeasuredWeights:
     """Weights that measure accuracy, or fidelity without labels, classes or one class.
@@ -152,9 +158,8 @@ def _dense_weights(
     has_accuracy = vit.config.head.is_single_label and images.source.num_classes
     annotations = Annotations()
     if texts is not None or not has_accuracy:
-        check_range("number of images", len(images.source), MIN_COMPARED_IMAGES)
         # Texts are checked before images are read.
-        annotations = read_annotations(vit, images.source, texts)
+        annotations = _annotate_images(vit, images, texts)
     facts = images.facts | annotations.digest_record
     weights = MeasuredWeights(vit, MeasuredImages(facts, images.batches))
     if has_accuracy:
@@ -168,6 +173,14 @@ def _dense_weights(
 
     fidelity_weights = dataclasses.replace(weights, dense_reference=dense_reference)
     return fidelity_weights
+
+
+def _annotate_images(
+    vit: Pretrained, images: LabeledImages, texts: str | os.PathLike | None
+) -> Annotations:
+    """`read_annotations`, for enough images to have neighbors."""
+    check_range("number of images", len(images.source), MIN_COMPARED_IMAGES)
+    return read_annotations(vit, images.source, texts)
 
 
 def make_rows(
@@ -311,6 +324,14 @@ def on_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeig
 # Files
 
 
+def write_report(folder: str | os.PathLike, report: Report) -> None:
+    """Write a report's table and plot into a folder."""
+    table_file, plot_file = report_files(folder, report)
+    with deferred_signals():  # the files belong together
+        replace_file(table_file, report_page(report, plot_file.name))
+        paint_plot(plot_file, report)
+
+
 def check_report_folder(folder: str | os.PathLike) -> None:
     """Check that a folder is empty or holds comparisons."""
     regex = r"compare(-[0-9a-f]{8})?\.(md|png)|"
@@ -361,7 +382,6 @@ def report_page(report: Report, plot_name: str = PLOT_FILE_NAME) -> str:
 
 def report_table(report: Report) -> str:
     """Table of the report's rows, in order."""
-    vit = report.weights.vit
     base_of_column = {"points to dense, p if < .05": "dense"}
     for row in report.rows:
         if row.is_smaller:
@@ -369,10 +389,7 @@ def report_table(report: Report) -> str:
     lines = []
     for row in report.rows:
         record = report.figures[row.name]
-        variant = None
-        if vit.recovery and row.reduction != DENSE_REDUCTION:
-            variant = vit.recovery.variant_for(vit.reduced_model(row.reduction))
-        recovered = " (recovered)" if variant and variant.values else ""
+        recovered = " (recovered)" if row.is_recovered else ""
         line = {"row": f"`{row.name}`{recovered}"}
         line |= fidelity_cells(record.get("fidelity", {}))
         if report.comparisons:

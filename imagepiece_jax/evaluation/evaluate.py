@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common import parallel, statistics
+from imagepiece_jax.common import statistics
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
@@ -67,7 +67,9 @@ def evaluate(
         if optimized:
             metrics = compare_optimized(model, images, gelu)
         else:
-            metrics = model_metrics(model, images)
+            batches = images.batches()
+            result = accuracy.evaluate_weights(model.model, model.variables, batches)
+            metrics = result.metrics
         reduction = model.reduction
         recovered = model.recovered.name if model.recovered else None
     # After the pass, which finds unreadable images.
@@ -78,16 +80,10 @@ def program_metrics(
     program: ExportedProgram, images: LabeledImages
 ) -> dict[str, float]:
     """Measure an exported program, on this process."""
-    step = accuracy.program_step(lambda pixels: jax.device_put(program(pixels)))
     batches = images.batches(placement=Placement())
-    return accuracy.evaluate_model(step, None, batches).metrics
-
-
-def model_metrics(vit: Pretrained, images: LabeledImages) -> dict[str, float]:
-    """Measure a model, on all devices."""
-    step = accuracy.model_step(vit.model)
-    variables = parallel.replicate(vit.variables)
-    return accuracy.evaluate_model(step, variables, images.batches()).metrics
+    return accuracy.evaluate_program(
+        lambda pixels: jax.device_put(program(pixels)), batches
+    ).metrics
 
 
 def compare_optimized(
@@ -110,33 +106,33 @@ def compare_optimized(
     exact_model = vit.model.with_execution(
         dtype=np.dtype("float32"), attention_impl="xla"
     )
-    step = accuracy.model_step(exact_model, precision="highest")
-    variables = parallel.replicate(vit.variables)
-    reference = accuracy.evaluate_model(step, variables, images.batches())
+    reference = accuracy.evaluate_weights(
+        exact_model, vit.variables, images.batches(), precision="highest"
+    )
     batches = images.batches(program.batch_size, Placement())
-    step = accuracy.program_step(program)
-    optimized = accuracy.evaluate_model(step, None, batches)
+    optimized = accuracy.evaluate_program(program, batches)
     difference = statistics.paired_difference(
         optimized.per_image["right"], reference.per_image["right"]
     )
-
-    def result_record(
-        result: accuracy.EvalResult, model: ViT, reductions: str
-    ) -> dict[str, Any]:
-        return {
-            **result.metrics,
-            "dtype": model.execution.dtype.name,
-            "gelu": model.config.arch.gelu,
-            "sizes": model.execution.size_encoding,
-            "reductions": reductions,
-        }
-
     return {
-        "reference": result_record(reference, exact_model, "exact"),
+        "reference": _result_record(reference, exact_model, "exact"),
         "optimized": {
-            **result_record(optimized, program.model, program.reductions),
+            **_result_record(optimized, program.model, program.reductions),
             "difference": difference.value,
             "difference_low": difference.low,
             "difference_high": difference.high,
         },
+    }
+
+
+def _result_record(
+    result: accuracy.EvalResult, model: ViT, reductions: str
+) -> dict[str, Any]:
+    """Metrics, and how the model computes."""
+    return {
+        **result.metrics,
+        "dtype": model.execution.dtype.name,
+        "gelu": model.config.arch.gelu,
+        "sizes": model.execution.size_encoding,
+        "reductions": reductions,
     }

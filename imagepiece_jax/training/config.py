@@ -261,10 +261,8 @@ class RunConfig:
 
     def saves_step(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows."""
-        for every in (self.checkpoint_every_steps, self.keep_every_steps):
-            if every and step % every == 0:
-                return True
-        return False
+        intervals = self.checkpoint_every_steps, self.keep_every_steps
+        return any(every and step % every == 0 for every in intervals)
 
 
 def _read_options(options: Any, values: Mapping[str, Any]) -> Any:

@@ -89,10 +89,11 @@ def create_teacher(
         return None, None
     setting = f"config.teacher.weights {run.teacher.weights}"
     vit.config.head.check_single_label(setting, "distillation")
-    trained_reduction = vit.origin.reduction or DENSE_REDUCTION
-    if trained_reduction.name != DENSE_REDUCTION.name:
-        reduction_note = f"was trained with {trained_reduction}, and teaches without it"
-        print_line(f"note: {setting} {reduction_note}")
+    trained = vit.origin.reduction
+    if trained is not None and trained.name != DENSE_REDUCTION.name:
+        print_line(
+            f"note: {setting} was trained with {trained}, and teaches without it"
+        )
     try:
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:

@@ -289,7 +289,7 @@ def micro_batch_gradient(
 
     gradient = jax.value_and_grad(student_loss, has_aux=True)
     (value, (logits, new_stats, terms)), grads = gradient(state.params)
-    return grads, new_stats, _metric_sums(value, logits, targets), terms
+    return grads, new_stats, _sum_metrics(value, logits, targets), terms
 
 
 def update_state(
@@ -395,7 +395,7 @@ def _check_terms(terms: Metrics) -> None:
             )
 
 
-def _metric_sums(
+def _sum_metrics(
     loss: Float[Array, ""],
     logits: Float[Array, "batch classes"],
     targets: Float[Array, "batch classes"],

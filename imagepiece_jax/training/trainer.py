@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -40,9 +40,7 @@ from imagepiece_jax.training.train_step import (
 
 
 def train_and_evaluate(
-    config: RunConfig,
-    workdir: str | os.PathLike,
-    dry_run: bool = False,
+    config: RunConfig, workdir: str | os.PathLike, dry_run: bool = False
 ) -> dict | None:
     """Train a config in `workdir`, or resume it; a complete run is only reported.
 
@@ -106,22 +104,9 @@ class RunSetup:
         model_before, model = map(self.config.create_train_model, epochs)
         return step_counts(model_before) != step_counts(model)
 
-    def create_first_state(self) -> TrainState:
-        """Make the state before the first step, from the initial weights."""
-        return jax.jit(self._init_state)(self.initial.start_variables(self.model))
-
-    def state_shapes(self) -> TrainState:
-        """Shapes and dtypes of a state, without its values."""
-        return jax.eval_shape(self._init_state, variable_shapes(self.model))
-
-    def _init_state(self, variables: Mapping[str, Any]) -> TrainState:
-        return init_state(variables, self.optimizer, self.config.ema_decay > 0)
-
 
 def set_up_run(
-    config: RunConfig,
-    workdir: str | os.PathLike,
-    dry_run: bool = False,
+    config: RunConfig, workdir: str | os.PathLike, dry_run: bool = False
 ) -> RunSetup:
     """Set up a run in `workdir` without writing to it.
 
@@ -217,10 +202,7 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     initial.check_classes(setup.data.train.class_names, resumes)
     teacher, teacher_variables = create_teacher(setup.config, setup.dense, initial)
     teacher_record = teacher.record(teacher_variables) if teacher else None
-    if resumes:  # shapes are enough: the checkpoint has the values
-        state = setup.state_shapes()
-    else:
-        state = setup.create_first_state()
+    state = _first_state(setup, resumes)
     initial.free_weights()  # frees host memory for the training
     print_line(report.model_text(setup.model, setup.dense))
     state, progress, step = keeper.begin_run(state, teacher_variables, teacher_record)
@@ -229,6 +211,17 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
         print_line(f"step {step}, with the loss {loss_name}")
     state, teacher_variables = parallel.replicate((state, teacher_variables))
     return Run(setup, keeper, state, teacher, teacher_variables, progress, step)
+
+
+def _first_state(setup: RunSetup, resumes: bool) -> TrainState:
+    """Make the state before the first step; a run that resumes gets its shapes."""
+    with_ema = setup.config.ema_decay > 0
+    new_state = functools.partial(
+        init_state, optimizer=setup.optimizer, with_ema=with_ema
+    )
+    if resumes:  # the checkpoint has the values
+        return jax.eval_shape(new_state, variable_shapes(setup.model))
+    return jax.jit(new_state)(setup.initial.start_variables(setup.model))
 
 
 def train(run: Run) -> None:
