@@ -14,7 +14,7 @@ from timm.models import _hub
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.head import PROBLEM_TYPES
+from imagepiece_jax.models.head import PROBLEM_TYPES, PROJECTION
 from imagepiece_jax.weights import timm_config, transformers_config
 from tests.helpers import named_models
 from tests.helpers.parity_record import apart, computed, noise, torched
@@ -129,7 +129,10 @@ def test_transformers_folder(tmp_path, name):
     wanted = Preprocessing(originals.SIDE, rule="transformers", **images)
     assert vit.preprocessing == wanted
     labels = name in ("vit", "deit", "deit, head", "siglip, head")
-    assert vit.config.problem_type == (model.config.problem_type or PROBLEM_TYPES[0])
+    problem_type = model.config.problem_type or PROBLEM_TYPES[0]
+    if name == "clip":
+        problem_type = PROJECTION
+    assert vit.config.problem_type == problem_type
     assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
 
