@@ -241,22 +241,22 @@ def _patch_features(
 
 
 def _spread_tokens(
-    learned: Float[Array, "batch slots dim"],
-    matrix: Float[Array, "batch slots tokens"],
+    learned_tokens: Float[Array, "batch slots dim"],
+    token_weights: Float[Array, "batch slots tokens"],
 ) -> Float[Array, "batch tokens dim"]:
     """Spread learned tokens back over their inputs.
 
     An input gets the learned tokens' mean, weighted by how much they took from it.
 
-    matrix: the weights of the inputs in the learned tokens
+    token_weights: the weights of the inputs in the learned tokens
     """
-    weight_sum = jnp.sum(matrix, axis=1, keepdims=True)
+    weight_sum = jnp.sum(token_weights, axis=1, keepdims=True)
     # An input that no learned token used gets 0, not 0 / 0.
     weight_sum = jnp.where(weight_sum > 0, weight_sum, 1.0)
     return jnp.einsum(
         "bsn,bsd->bnd",
-        matrix / weight_sum,
-        learned.astype(jnp.float32),
+        token_weights / weight_sum,
+        learned_tokens.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
 

@@ -42,14 +42,16 @@ def compared_outputs(
     outputs = model.apply(variables, images, with_states=True)
     compared = {"logits": outputs.logits}
     if "class_tokens" in names:
-        rows = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]
-        compared["class_tokens"] = jnp.stack(rows, axis=1)
+        class_tokens = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]
+        compared["class_tokens"] = jnp.stack(class_tokens, axis=1)
     if "patches" in names:
         tokens = outputs.tokens[:, model.config.arch.prefix :]
-        slot = follow_patches(outputs.results)[-1].token_of_patch
-        compared["patches"] = gather_tokens(tokens, slot)
-        dropped = jnp.zeros(compared["patches"].shape[:2], bool)
-        compared["kept"] = ~dropped if slot is None else slot != DROPPED
+        token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
+        compared["patches"] = gather_tokens(tokens, token_of_patch)
+        if token_of_patch is None:
+            compared["kept"] = jnp.ones(compared["patches"].shape[:2], bool)
+        else:
+            compared["kept"] = token_of_patch != DROPPED
     return {name: jnp.asarray(compared[name], jnp.float32) for name in compared}
 
 

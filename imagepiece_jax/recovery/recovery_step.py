@@ -123,7 +123,7 @@ class StudentFit:
         student = teacher.variables
         if vit.recovered:
             student = parallel.replicate(vit.variables)
-        self.variable_pair = student, teacher.variables
+        self.student_and_teacher = student, teacher.variables
         self.adam = optax.scale_by_adam()
         self.reset_state()
         self._step_program = parallel.pmap(
@@ -150,9 +150,9 @@ class StudentFit:
 
         lr: learning rate, multiplied by a parameter's `step_size`
         """
-        device_lr = parallel.replicate(np.float32(lr))
+        replicated_lr = parallel.replicate(np.float32(lr))
         self.state, loss = self._step_program(
-            self.state, self.variable_pair, pixels, device_lr
+            self.state, self.student_and_teacher, pixels, replicated_lr
         )
         return loss
 
@@ -164,7 +164,7 @@ class StudentFit:
         held_out: the images, from `DenseTeacher.add_outputs`
         is_dense: whether the student has the dense model's values
         """
-        student, teacher = self.variable_pair
+        student, teacher = self.student_and_teacher
         trained = self.state.trained
         if is_dense:
             student = teacher
@@ -184,12 +184,12 @@ class StudentFit:
     def _train_step(
         self,
         state: FitState,
-        variable_pair: tuple[Variables, Variables],
+        student_and_teacher: tuple[Variables, Variables],
         pixels: PixelImages,
         lr: Float[Array, ""],
     ) -> tuple[FitState, Float[Array, ""]]:
         """Take a training step on one device: (next FitState, loss)."""
-        student, teacher = variable_pair
+        student, teacher = student_and_teacher
         images = self.teacher.normalize_pixels(pixels)
         targets = self.teacher.teacher_outputs(teacher, images)
 

@@ -62,12 +62,15 @@ class InitialWeights:
         run = self._run
         if self._earlier is not None:
             return run.with_images_of(self._earlier.model)
-        config = run.vit_config
+        vit_config = run.vit_config
         if self.start is not None:
-            config = self.start.config
-        if config.preprocessing.crop is None and run.vit_config.preprocessing.resizes:
-            config = config.with_preprocessing(crop=DEIT_CROP)
-        return run.with_images_of(config)
+            vit_config = self.start.config
+        if (
+            vit_config.preprocessing.crop is None
+            and run.vit_config.preprocessing.resizes
+        ):
+            vit_config = vit_config.with_preprocessing(crop=DEIT_CROP)
+        return run.with_images_of(vit_config)
 
     def check_classes(
         self, names: Sequence[str | None] | None, resumed: bool = False

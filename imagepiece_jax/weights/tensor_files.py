@@ -70,19 +70,19 @@ class UnreadTensors(NamedTuple):
 
 @contextlib.contextmanager
 def open_tensors(
-    path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
+    weights: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
 ) -> Generator[UnreadTensors]:
     """Open a weights file or a state dict in memory; errors name the file.
 
     checkpoint: the key of the wanted model in a file with several models
     """
-    if isinstance(path, Mapping):
+    if isinstance(weights, Mapping):
         try:
-            yield UnreadTensors(select_model(wrap_arrays(path), checkpoint))
+            yield UnreadTensors(select_model(wrap_arrays(weights), checkpoint))
         except InputError as error:
-            raise InputError(f"{weights_title(path)}: {error}") from error
+            raise InputError(f"{weights_title(weights)}: {error}") from error
     else:
-        with _open_file(pathlib.Path(path), _FILE_OPENERS) as content:
+        with _open_file(pathlib.Path(weights), _FILE_OPENERS) as content:
             yield content._replace(tensors=select_model(content.tensors, checkpoint))
 
 

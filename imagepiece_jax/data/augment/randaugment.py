@@ -292,33 +292,39 @@ def affine_matrices(
     return matrix
 
 
-def move_pixels(images: PixelImages, matrix: Matrices, fill: Color) -> PixelImages:
+def move_pixels(
+    images: PixelImages, affine_matrices: Matrices, fill: Color
+) -> PixelImages:
     """Move pixels along `affine_matrices`, with Pillow's bicubic weights (a = -1).
 
     fill: color where a pixel's center lies outside the source
     """
     batch, height, width, _ = images.shape
-    x, y = _source_positions(matrix, height, width)
+    x, y = _source_positions(affine_matrices, height, width)
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, weights_x = _cubic_neighbors(x - 0.5)
     top, weights_y = _cubic_neighbors(y - 0.5)
     first_pixel = (jnp.arange(batch, dtype=jnp.int32) * (height * width))[:, None, None]
     # Clipped indices repeat the edge's pixels beyond the edge.
     columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
-    rows = [first_pixel + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
+    row_starts = [
+        first_pixel + jnp.clip(top + k, 0, height - 1) * width for k in range(4)
+    ]
     pixels = images.reshape(-1, 3)
-    total = jnp.float32(_ROUNDING_NUDGE)
-    for row, weight_y in zip(rows, weights_y, strict=True):
-        line = jnp.float32(0)
+    pixel_sum = jnp.float32(_ROUNDING_NUDGE)
+    for row_start, weight_y in zip(row_starts, weights_y, strict=True):
+        row_sum = jnp.float32(0)
         for column, weight_x in zip(columns, weights_x, strict=True):
-            tap = pixels.at[row + column].get(mode="promise_in_bounds")
-            line = line + weight_x[..., None] * tap.astype(jnp.float32)
-        total = total + weight_y[..., None] * line
-    moved = jnp.clip(total, 0, 255).astype(jnp.uint8)
-    bare = jnp.asarray(fill, jnp.uint8)[None, None, None, :]
+            tap = pixels.at[row_start + column].get(mode="promise_in_bounds")
+            row_sum = row_sum + weight_x[..., None] * tap.astype(jnp.float32)
+        pixel_sum = pixel_sum + weight_y[..., None] * row_sum
+    moved = jnp.clip(pixel_sum, 0, 255).astype(jnp.uint8)
+    fill_pixel = jnp.asarray(fill, jnp.uint8)[None, None, None, :]
     # The barrier keeps the next operation apart: fused, both need half as much memory
     # again.
-    return jax.lax.optimization_barrier(jnp.where(is_inside[..., None], moved, bare))
+    return jax.lax.optimization_barrier(
+        jnp.where(is_inside[..., None], moved, fill_pixel)
+    )
 
 
 def _source_positions(

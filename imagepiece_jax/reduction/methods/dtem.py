@@ -30,9 +30,8 @@ from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs
 
 SHARING_PARTNERS = 3  # most partners that share a token in training
-CHOICE_TEMPERATURE = (
-    0.1  # of the soft choice; the authors divide similarities by it twice
-)
+# Of the soft choice; the authors divide similarities by it twice.
+CHOICE_TEMPERATURE = 0.1
 TINY_SIZE = 1e-12  # attention size of a token merged away; 0 would have no logarithm
 
 
@@ -46,24 +45,26 @@ def soft_top(
     """
     # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
     # The more of a row is chosen already, the less the row counts.
-    near = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
-    logits = jnp.where(near, similarity, 0) / (CHOICE_TEMPERATURE * CHOICE_TEMPERATURE)
+    is_candidate = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
+    logits = jnp.where(is_candidate, similarity, 0) / (
+        CHOICE_TEMPERATURE * CHOICE_TEMPERATURE
+    )
 
     def draw(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         chosen, discount = carry
-        entries = jnp.where(near, logits + discount[:, :, None], -jnp.inf)
+        entries = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
         share = jax.nn.softmax(entries.reshape(len(entries), -1))
         share = share.reshape(entries.shape)
         drawn = jnp.sum(share, axis=-1)
-        left = jnp.maximum(1 - drawn, 2.0**-23)  # 0 would have no logarithm
-        discount = discount + jnp.log(left) / CHOICE_TEMPERATURE
+        remaining = jnp.maximum(1 - drawn, 2.0**-23)  # 0 would have no logarithm
+        discount = discount + jnp.log(remaining) / CHOICE_TEMPERATURE
         return (chosen + share, discount), None
 
-    start = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
-    (chosen, _), _ = jax.lax.scan(draw, start, length=merges)
-    total = jnp.sum(chosen, axis=-1, keepdims=True)
-    total = jnp.maximum(total, 1.0)
-    return chosen / jax.lax.stop_gradient(total)
+    initial_carry = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
+    (chosen, _), _ = jax.lax.scan(draw, initial_carry, length=merges)
+    row_sums = jnp.sum(chosen, axis=-1, keepdims=True)
+    row_sums = jnp.maximum(row_sums, 1.0)
+    return chosen / jax.lax.stop_gradient(row_sums)
 
 
 def soft_merge(

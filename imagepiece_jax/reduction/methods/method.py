@@ -154,8 +154,8 @@ class Method:
         """
         plan = self.plan(model)  # no prefix, so counts are image tokens
         shares = [block.mlp_tokens / model.patches for block in plan]
-        powered = schedules.powered_shares(shares, ratio)
-        counts = schedules.shares_to_counts(powered, model.patches)
+        scaled_shares = schedules.powered_shares(shares, ratio)
+        counts = schedules.shares_to_counts(scaled_shares, model.patches)
         return self.with_counts(counts, model)
 
     def score_for(self, model: ModelFacts) -> str:
