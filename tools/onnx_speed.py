@@ -30,7 +30,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import fresh_variables
+from imagepiece_jax.models.variables import draw_variables
 
 DENSE = "none"
 STAGES = "counts=stages-3-6-9"
@@ -109,7 +109,7 @@ def measure_batch(size, batch, models=()):
         images = random_images(batch, side)
         config = dataclasses.replace(registry.model_config(size), stem=stem)
         model = create_model(config, reduction, image_size=side)
-        variables = fresh_variables(model, 0)
+        variables = draw_variables(model, 0)
         macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
         graph = build_onnx_model(

@@ -27,7 +27,8 @@ ALWAYS_FLOAT32_PARTS = ("head", "reducer")  # these parts are float32 in any dty
 # WebGPU sums float16 products in float16. The stem has 2 % of DeiT-Ti's multiply-adds,
 # but over half of the squared error, so it stays float32 (docs/export.md).
 STEM_PART = "patch_embed"
-EMBEDDING_METHODS = ("_embed", "_prefix", "_with_positions")  # methods of ViT
+# methods of ViT
+EMBEDDING_METHODS = ("_embed_images", "_prefix_tokens", "_add_positions")
 
 
 def find_largest_numbers(

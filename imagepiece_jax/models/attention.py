@@ -112,7 +112,7 @@ class Attention(nn.Module):
             value = self._split_heads(self.v(matrix), x)
             unrotated["value"] = value
         rotary = self.config.arch.rotary
-        rotations = self._rotations(state)
+        rotations = self._token_rotations(state)
         if rotary is not None and rotations is not None:
             cos, sin = (pad_tokens(a, x.shape[1]) for a in rotations)
             key = rotary.rotate(key, (cos, sin))
@@ -195,7 +195,7 @@ class Attention(nn.Module):
             matrix = self.norm(matrix)
         return self.proj(matrix).reshape(*out.shape[:2], self.config.embed_dim)
 
-    def _rotations(self, state: TokenState) -> tuple[Any, Any] | None:
+    def _token_rotations(self, state: TokenState) -> tuple[Any, Any] | None:
         """(cosines, sines) of the tokens' rotary positions; None without rotary."""
         rotary = self.config.arch.rotary
         sizes = (self.config.head_dim, state.num_prefix)

@@ -52,7 +52,7 @@ class BlockReduction:
         self, state: TokenState, scores: NamedScores, train: bool = False
     ) -> tuple[TokenState, Decision]:
         """Reduce a state: (new state, Decision)."""
-        inputs = self._inputs(state, scores, train)
+        inputs = self._collect_inputs(state, scores, train)
         result = self.reducer(inputs, self.counts, train)
         try:
             contract.check_form(result, self.counts)
@@ -61,7 +61,7 @@ class BlockReduction:
             raise InputError(f"block {self.block}, {reducer}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
-    def _inputs(
+    def _collect_inputs(
         self, state: TokenState, scores: NamedScores, train: bool
     ) -> ReducerInputs:
         """Collect the reducer's inputs from a state and its scores."""
@@ -159,7 +159,7 @@ class Block(nn.Module):
             )
         else:
             x, scores = attend(self, state, drop_path[0], reads, train)
-            state = dataclasses.replace(self._returned(state), x=x)
+            state = dataclasses.replace(self._cut_to_queries(state), x=x)
         if reduction and site == "mid":
             state, decision = reduction(state, scores, train)
         state = dataclasses.replace(state, x=feed_forward(self, state.x, drop_path[1]))
@@ -169,15 +169,15 @@ class Block(nn.Module):
         self, state: TokenState, factor: BranchFactor, reads: Set[str], train: bool
     ) -> tuple[TokenRows, NamedScores]:
         """The attention branch: (x + factor * attention(norm(x)), scores)."""
-        x = self._normed(state.x)
+        x = self._norm_input(state.x)
         out, scores = self.attn(x, state, reads, train, self.queries)
-        out = self._scaled(out)
+        out = self._scale_output(out)
         if "shift" in reads:
             live = None
             if state.mask is not None:
                 live = (state.mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(state.image_rows(out), live)
-        return add_branch(self._returned(state).x, out, factor), scores
+        return add_branch(self._cut_to_queries(state).x, out, factor), scores
 
     def attend_reduced(
         self,
@@ -189,19 +189,21 @@ class Block(nn.Module):
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
-        heads = self.attn.project_heads(self._normed(state.x), state, with_value=False)
+        heads = self.attn.project_heads(
+            self._norm_input(state.x), state, with_value=False
+        )
         weights = self.attn.attention_weights(heads)
         if self.queries:
             weights = weights[:, :, : self.queries]
         scores = self.attn.token_scores(heads, self.layer.attention_reads, state)
         size = state.size
         state, decision = reduction(state, scores, train)
-        value = self.attn.project_values(self._normed(state.x))
+        value = self.attn.project_values(self._norm_input(state.x))
         out = self.attn.project_output(
             attend_merged(weights, value, decision.result, size)
         )
-        state = self._returned(state)
-        x = add_branch(state.x, self._scaled(out), factor)
+        state = self._cut_to_queries(state)
+        x = add_branch(state.x, self._scale_output(out), factor)
         return dataclasses.replace(state, x=x), scores, decision
 
     def feed_forward(self, x: TokenRows, factor: BranchFactor = None) -> TokenRows:
@@ -212,7 +214,7 @@ class Block(nn.Module):
             out = self.mlp(self.norm2(flatten_tokens(x)))
         return add_branch(x, self.ls2(out), factor)
 
-    def _returned(self, state: TokenState) -> TokenState:
+    def _cut_to_queries(self, state: TokenState) -> TokenState:
         """Cut `state` to the tokens returned by the block."""
         if not self.queries:
             return state
@@ -220,11 +222,11 @@ class Block(nn.Module):
         size = state.size[:, : self.queries]
         return TokenState(x=x, size=size, num_prefix=self.queries)
 
-    def _normed(self, x: TokenRows) -> TokenRows:
+    def _norm_input(self, x: TokenRows) -> TokenRows:
         """Attention's input: norm(x), or x if the norm follows attention."""
         return x if self.config.arch.post_norm else call_on_rows(self.norm1, x)
 
-    def _scaled(self, out: TokenRows) -> TokenRows:
+    def _scale_output(self, out: TokenRows) -> TokenRows:
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
             out = call_on_rows(self.norm1, out)

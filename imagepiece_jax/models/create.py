@@ -21,7 +21,7 @@ from imagepiece_jax.models.config import (
     Execution,
     ViTConfig,
 )
-from imagepiece_jax.models.fit_to_cost import fit_to_cost, print_reduction
+from imagepiece_jax.models.fit_to_cost import fit_to_cost, log_reduction
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import plan_dense_blocks
@@ -55,7 +55,7 @@ def create_model(
     if image_size is not None:
         config = config.at_size(image_size)
     model = build_model(config, reduction, make_execution(config, dtype, attention))
-    print_reduction(Reduction.read(reduction), model)
+    log_reduction(Reduction.read(reduction), model)
     return model
 
 

@@ -43,7 +43,7 @@ def fit_to_cost(
     return dataclasses.replace(reduction, method=method.at_ratio(ratio, facts))
 
 
-def print_reduction(reduction: Reduction, model: ViT) -> None:
+def log_reduction(reduction: Reduction, model: ViT) -> None:
     """Log "attended in blocks 3, 6, 9; counts 99, 50, 26; 0.50 of the MACs"."""
     # `reduction` is the caller's request; `model.reduction` has the counts. A reduction
     # without a cost states its own counts, so nothing is logged.

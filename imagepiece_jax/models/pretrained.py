@@ -18,7 +18,7 @@ from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import make_execution, with_plan
-from imagepiece_jax.models.fit_to_cost import print_reduction
+from imagepiece_jax.models.fit_to_cost import log_reduction
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.variables import variables_digest
@@ -201,7 +201,7 @@ class Pretrained:
         """
         reduction = Reduction.read(reduction)
         model = self.reduced_model(reduction)
-        print_reduction(reduction, model)
+        log_reduction(reduction, model)
         return self.with_model(model, seed)
 
     def at_size(self, image_size: ImageSize) -> Self:
@@ -289,5 +289,5 @@ class Pretrained:
             origin=origin.with_untrained(variables["params"], drawn_parts),
         )
         if self.recovery is not None:
-            self.recovery.say_dense_values(model, vit.label)
+            self.recovery.log_unrecovered(model, vit.label)
         return vit

@@ -152,7 +152,7 @@ class Recovery:
 
     def digest_parts(self, dense_params: Mapping[str, Any]) -> list[Any]:
         """Everything in a digest of weights that tells this recovery."""
-        dense_values = flat_params(dense_params)
+        dense_values = flatten_params(dense_params)
         replaced_values = {}
         digested = [replaced_values]
         for variant in self.variants:
@@ -160,7 +160,7 @@ class Recovery:
             digested += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
         return digested
 
-    def say_dense_values(self, model: ViT, label: str) -> None:
+    def log_unrecovered(self, model: ViT, label: str) -> None:
         """Log that a reduced model, called `label`, was not recovered."""
         # Recovered values fit only their own variant.
         is_reduced = any(layer.counts for layer in model.plan)
@@ -195,7 +195,7 @@ class Recovery:
         return dataclasses.replace(self, variants=tuple(variants))
 
 
-def flat_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def flatten_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Flatten parameters to {path: value} without None."""
     leaf_of_path: dict[str, Any] = {**traverse_util.flatten_dict(params, sep="/")}
     return {path: leaf for path, leaf in leaf_of_path.items() if leaf is not None}

@@ -171,11 +171,11 @@ def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | N
 def model_in_file_name(path: str | os.PathLike) -> str | None:
     """The known model in a weights file's name, or None."""
     file = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
-    name = timm_name(pathlib.Path(file).stem)
+    name = translate_file_name(pathlib.Path(file).stem)
     return name if is_known(name) else None
 
 
-def timm_name(file: str) -> str:
+def translate_file_name(file: str) -> str:
     """Translate the stem of an authors' file to timm's model name, or return it."""
     for pattern, name in ORIGINAL_FILE_PATTERNS.items():
         if match := re.fullmatch(pattern, file):

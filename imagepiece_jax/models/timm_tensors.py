@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from imagepiece_jax.models.variables import (
     StateDictMismatch,
-    fresh_variables,
+    draw_variables,
     is_in_parts,
     variable_shapes,
 )
@@ -30,9 +30,9 @@ _LEAVES = {
 }
 # {module: projections, in timm's order, in one tensor}, such as `attn.qkv.weight`.
 # Without key biases, timm has `attn.q_bias` and `attn.v_bias`, not a stacked bias.
-_STACKED = {"attn": "qkv", "attn_pool": "kv"}
+_STACKED_LETTERS = {"attn": "qkv", "attn_pool": "kv"}
 # PyTorch's kernel axes by rank: linear layers and convolutions.
-_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+_KERNEL_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 SELECTOR = "reducer"  # prefix of a learned reducer's parameter names
 # Parts that may differ (another task, stem or method) while the rest still fits.
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
@@ -43,8 +43,8 @@ class _Entry(NamedTuple):
 
     path: str  # our name, without the collection: blocks_3/attn/q/kernel
     name: str  # timm's name: blocks.3.attn.qkv.weight
-    part: int | None  # index 0, 1, 2 in a stacked tensor; None: not stacked
-    parts: int  # parameter count of a stacked tensor
+    stack_index: int | None  # 0, 1, 2 in a stacked tensor; None: not stacked
+    stack_size: int  # parameter count of a stacked tensor
     shape: tuple[int, ...]  # shape of timm's whole tensor
 
 
@@ -85,7 +85,7 @@ def model_variables(
         else:
             present[path] = leaf
     if missing:
-        drawn = fresh_variables(model, seed, sorted(missing))
+        drawn = draw_variables(model, seed, sorted(missing))
         drawn = traverse_util.flatten_dict(drawn)
         variables = traverse_util.unflatten_dict(drawn | present)
     return variables, sorted(missing)
@@ -230,7 +230,7 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         array = np.asarray(leaves[key])
         if entry.name.endswith(".weight"):
             array = array.transpose(_torch_axes(array.ndim))
-        stacks.setdefault(entry.name, {})[entry.part or 0] = array
+        stacks.setdefault(entry.name, {})[entry.stack_index or 0] = array
     tensors = {}
     for name, parts in stacks.items():
         arrays = [parts[index] for index in sorted(parts)]
@@ -255,10 +255,10 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
     # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
-    part = None
+    index = None
     stack = ""  # the stacked projections' letters, "qkv" or "kv"
     if len(modules) > 1:
-        stack = _STACKED.get(modules[-2], "")
+        stack = _STACKED_LETTERS.get(modules[-2], "")
     if modules and modules[-1] in tuple(stack):
         projection = modules.pop()
         key_bias = f"{key.rsplit('/', 2)[0]}/k/bias"
@@ -266,27 +266,27 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
         if leaf == "bias" and key_bias not in leaves:
             leaf = f"{projection}_bias"
         else:
-            part = stack.index(projection)
+            index = stack.index(projection)
             modules.append(stack)
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     if name.endswith(".weight"):
         shape = [shape[axis] for axis in _torch_axes(len(shape))]
-    if part is not None:
+    if index is not None:
         shape = (len(stack) * shape[0], *shape[1:])
-    return _Entry(path, name, part, len(stack), tuple(shape))
+    return _Entry(path, name, index, len(stack), tuple(shape))
 
 
 def _torch_axes(ndim: int) -> Sequence[int]:
     """PyTorch's axis order for a kernel."""
-    return _AXES.get(ndim, range(ndim))
+    return _KERNEL_AXES.get(ndim, range(ndim))
 
 
 def _read_param(state_dict: Arrays, entry: _Entry, dtype: np.dtype) -> np.ndarray:
     """Read one parameter, in this model's axis order and dtype."""
     array = state_dict[entry.name]
-    if entry.part is not None:
-        array = np.split(array, entry.parts)[entry.part]
+    if entry.stack_index is not None:
+        array = np.split(array, entry.stack_size)[entry.stack_index]
     if entry.name.endswith(".weight"):
         array = array.transpose(np.argsort(_torch_axes(array.ndim)))
     with np.errstate(over="ignore"):  # an overflow is infinite and refused below
@@ -358,10 +358,10 @@ def _replaceable_parts(
     wrong: Sequence[str], entries: Iterable[_Entry], fresh: Iterable[str]
 ) -> tuple[str, ...]:
     """Find parts to draw so the rest fits, for unfit paths `wrong`; () if it cannot."""
-    of_model = [entry.path for entry in entries]
+    model_paths = [entry.path for entry in entries]
     replaced = []
     for part in _REPLACEABLE:
-        in_model = any(is_in_parts(path, [part]) for path in of_model)
+        in_model = any(is_in_parts(path, [part]) for path in model_paths)
         if in_model and any(is_in_parts(path, [part]) for path in wrong):
             replaced.append(part)
     if not all(is_in_parts(path, replaced) for path in wrong):

@@ -91,7 +91,7 @@ def _reducer_shapes(model: "ViT", layer: BlockPlan) -> Mapping[str, Any]:
     return jax.eval_shape(init, _key_shape())
 
 
-def fresh_variables(
+def draw_variables(
     model: "ViT", seed: int, parts: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Draw a model's variables from a seed, or only the named parts."""

@@ -140,31 +140,31 @@ class ViT(nn.Module):
                 return vit(images, train, keys, with_states)
 
             return method_on_auto_axes(call, self, sharding, images, keys)
-        state = self._embed(images, train)
+        state = self._embed_images(images, train)
         scores = {}
         states = []
         decisions = []
-        drop_path = self._drop_path(keys, train)
-        norm = self._final_norm()
+        drop_path = self._draw_drop_path(keys, train)
+        norm = self._make_final_norm()
         pool = None
         probe = None
         if self.config.arch.pool == "map":
-            dtype = self._dtype("attn_pool")
+            dtype = self._part_dtype("attn_pool")
             pool = AttentionPool(self.config, dtype, self.prop_attn, name="attn_pool")
 
             def probe(state: TokenState) -> jax.Array:
                 return pool.probe_scores(norm(state.x), state)
 
         for index in range(self.depth):
-            block = self._block(index)
-            reduction = self._block_reduction(index, keys, probe)
+            block = self._make_block(index)
+            reduction = self._make_reduction(index, keys, probe)
             factors = drop_path[index]
             state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
             state, scores, decision = block(state, scores, reduction, factors, train)
             states.append(state)
             if decision:
                 decisions.append(decision)
-        outputs = self._classify(state, decisions, norm, pool)
+        outputs = self._compute_outputs(state, decisions, norm, pool)
         if with_states:
             outputs = dataclasses.replace(outputs, states=tuple(states))
         return outputs
@@ -181,18 +181,18 @@ class ViT(nn.Module):
                 'keys={"drop_path": [B] keys, "reducer": [B] keys}'
             )
 
-    def _dtype(self, part: str) -> jnp.dtype:
+    def _part_dtype(self, part: str) -> jnp.dtype:
         if part in self.execution.float32_parts:
             return jnp.dtype("float32")
         return self.execution.dtype
 
-    def _final_norm(self) -> Callable[[jax.Array], jax.Array]:
+    def _make_final_norm(self) -> Callable[[jax.Array], jax.Array]:
         """The norm after the last block; the identity if the model has none."""
         if self.config.arch.final_norm:
-            return self._norm("norm")
+            return self._make_norm("norm")
         return lambda x: x
 
-    def _block(self, index: int) -> Block:
+    def _make_block(self, index: int) -> Block:
         """Make a Block; `head_only` limits the last block to the head's queries."""
         queries = None
         is_last = index == self.depth - 1
@@ -200,13 +200,13 @@ class ViT(nn.Module):
         if is_last and self.execution.head_only and not self.is_initializing():
             queries = self.config.arch.head_tokens
         name = f"blocks_{index}"
-        execution = dataclasses.replace(self.execution, dtype=self._dtype(name))
+        execution = dataclasses.replace(self.execution, dtype=self._part_dtype(name))
         layer = self.plan[index]
         return Block(
             self.config, execution, index, layer, self.prop_attn, queries, name=name
         )
 
-    def _block_reduction(
+    def _make_reduction(
         self, index: int, keys: dict[str, jax.Array] | None, probe: Probe | None
     ) -> BlockReduction | None:
         """The BlockReduction at an index; None if the block keeps all tokens."""
@@ -227,7 +227,7 @@ class ViT(nn.Module):
         heads = self.config.num_heads
         return BlockReduction(index, layer.counts, reducer, heads, keys, probe)
 
-    def _drop_path(
+    def _draw_drop_path(
         self, keys: dict[str, jax.Array] | None, train: bool
     ) -> list[tuple[jax.Array | None, jax.Array | None]]:
         """Drop path factors [batch] of the two branches per block."""
@@ -240,7 +240,7 @@ class ViT(nn.Module):
         scale = drop_path_scale(keys["drop_path"], self.depth, rate)
         return [(scale[:, i, 0], scale[:, i, 1]) for i in range(self.depth)]
 
-    def _classify(
+    def _compute_outputs(
         self,
         state: TokenState,
         decisions: list[Decision],
@@ -254,13 +254,13 @@ class ViT(nn.Module):
         if arch.pool == "token":
             pooled = head_tokens[:, 0]
         elif arch.pool == "mean":
-            pooled = self._mean(head_tokens, state)
+            pooled = self._mean_token(head_tokens, state)
         elif pool is not None:
             pooled = pool(head_tokens, state)
         else:
             pooled = head_tokens
         if arch.fc_norm:
-            pooled = self._norm("fc_norm")(pooled)
+            pooled = self._make_norm("fc_norm")(pooled)
         vectors = {"head": pooled}
         if arch.dist_token:
             vectors["head_dist"] = head_tokens[:, 1]
@@ -285,10 +285,10 @@ class ViT(nn.Module):
             head_logits=tuple(head_logits),
         )
 
-    def _norm(self, name: str) -> LayerNorm:
-        return LayerNorm(self._dtype(name), self.config.arch.norm_eps, name=name)
+    def _make_norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self._part_dtype(name), self.config.arch.norm_eps, name=name)
 
-    def _mean(self, x: TokenRows, state: TokenState) -> Float[Array, "batch dim"]:
+    def _mean_token(self, x: TokenRows, state: TokenState) -> Float[Array, "batch dim"]:
         """Token mean, weighted by size."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if mask is not None:
@@ -297,34 +297,34 @@ class ViT(nn.Module):
         share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
         return jnp.sum(x.astype(jnp.float32) * share[:, :, None], axis=1)
 
-    def _embed(self, images: PixelRows, train: bool) -> TokenState:
+    def _embed_images(self, images: PixelRows, train: bool) -> TokenState:
         """Turn images into tokens: the prefix, then the patches."""
         arch = self.config.arch
-        stem = self._stem()
+        stem = self._make_stem()
         # Pixels beyond the last whole patch are cut, like a strided convolution does.
         height, width = images.shape[1:3]
         height -= height % self.config.patch_size
         width -= width % self.config.patch_size
-        x = images[:, :height, :width].astype(self._dtype("patch_embed"))
+        x = images[:, :height, :width].astype(self._part_dtype("patch_embed"))
         x = stem(x, train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
         self._check_positions(height * width, (images.shape[1], images.shape[2]))
-        prefix = self._prefix(batch, dim)
+        prefix = self._prefix_tokens(batch, dim)
         if arch.prefix_positions:
             if prefix:
                 x = jnp.concatenate([*prefix, x], 1)
-            x = self._with_positions(x)
+            x = self._add_positions(x)
         else:
-            x = self._with_positions(x)
+            x = self._add_positions(x)
             x = jnp.concatenate([*prefix, x], 1)
         if arch.pre_norm:
-            x = self._norm("norm_pre")(x)
+            x = self._make_norm("norm_pre")(x)
         grid = (height, width)
         coordinates = arch.rotary.coordinates(grid) if arch.rotary else None
         return initial_state(keep_token_major(x), arch.prefix, grid, coordinates)
 
-    def _prefix(self, batch: int, dim: int) -> list[jax.Array]:
+    def _prefix_tokens(self, batch: int, dim: int) -> list[jax.Array]:
         """The learned prefix tokens: arrays [batch, count, dim]."""
         arch = self.config.arch
         counts = {
@@ -336,12 +336,12 @@ class ViT(nn.Module):
         for name, count in counts.items():
             if count:
                 params.append(self.param(name, NORMAL_INIT, (1, count, dim)))
-        prefix = [param.astype(self._dtype("patch_embed")) for param in params]
+        prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
         return [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
 
-    def _stem(self) -> nn.Module:
+    def _make_stem(self) -> nn.Module:
         name = "patch_embed"
-        sizes = (self.config.embed_dim, self.config.patch_size, self._dtype(name))
+        sizes = (self.config.embed_dim, self.config.patch_size, self._part_dtype(name))
         is_conv = self.config.stem == "conv"
         if self.execution.folded:
             widths = conv_stem_widths(*sizes[:2]) if is_conv else ()
@@ -366,7 +366,7 @@ class ViT(nn.Module):
                 "them"
             )
 
-    def _with_positions(self, x: TokenRows) -> TokenRows:
+    def _add_positions(self, x: TokenRows) -> TokenRows:
         if not self.config.arch.positions:
             return x
         pos_embed = self.param("pos_embed", NORMAL_INIT, (1, *x.shape[1:]))

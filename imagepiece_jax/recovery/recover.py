@@ -29,7 +29,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredVariant,
     Recovery,
-    flat_params,
+    flatten_params,
 )
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.recovery.recovery_images import (
@@ -311,7 +311,7 @@ class RecoveryRun:
             is_unknown = earlier_digests is None
             learned_digests = None if is_unknown else earlier_digests + learned_digests
         if self.trained is not None:
-            values = {**values, **flat_params(self.trained)}
+            values = {**values, **flatten_params(self.trained)}
         return RecoveredVariant(
             reduction=vit.reduction or DENSE_REDUCTION,
             images=len(self.images.learned),

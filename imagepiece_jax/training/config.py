@@ -202,14 +202,14 @@ class RunConfig:
     def with_counts(self) -> "RunConfig":
         """Replace the cost `macs`, if given, by token counts, and log them."""
         # imports JAX
-        from imagepiece_jax.models.fit_to_cost import fit_to_cost, print_reduction
+        from imagepiece_jax.models.fit_to_cost import fit_to_cost, log_reduction
 
         if self.reduction.method.macs is None:
             return self
         with _config_errors():
             reduction = fit_to_cost(self.reduction, self.create_dense())
         run = dataclasses.replace(self, reduction=reduction)
-        print_reduction(self.reduction, run.create_model())
+        log_reduction(self.reduction, run.create_model())
         return run
 
     def with_images_of(self, config: "ViTConfig") -> "RunConfig":

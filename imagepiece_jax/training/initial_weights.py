@@ -16,7 +16,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import (
     StateDictMismatch,
     check_parts,
-    fresh_variables,
+    draw_variables,
     variable_shapes,
 )
 from imagepiece_jax.models.vit import ViT
@@ -119,7 +119,7 @@ class InitialWeights:
                     "config.init.weights is empty, but this config needs trained "
                     "weights; give --config.init.weights=FILE"
                 )
-            return fresh_variables(model, run.seed)
+            return draw_variables(model, run.seed)
         check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:
             return fitted_variables(self.start, model, fresh, run.seed)

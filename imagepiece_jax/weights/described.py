@@ -78,7 +78,7 @@ def describe_weights(
     if located.kind == RUN_KIND:
         described = _describe_run(located)
     elif located.config_file is None:
-        return Described(config or _config_by_file_name(located), is_stated=False)
+        return Described(config or _find_named_config(located), is_stated=False)
     else:
         try:
             described = _describe_folder(
@@ -119,7 +119,7 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     return describe_weights(located).config
 
 
-def _config_by_file_name(located: Located) -> ViTConfig:
+def _find_named_config(located: Located) -> ViTConfig:
     """Find the config by a file's own name, if it is the name of a public model."""
     path = located.folder
     if located.kind == FILE_KIND:

@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model, make_execution
-from imagepiece_jax.models.fit_to_cost import print_reduction
+from imagepiece_jax.models.fit_to_cost import log_reduction
 from imagepiece_jax.models.head import SINGLE_LABEL
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import is_in_parts
@@ -93,7 +93,7 @@ def load(
         if not keeps_reduction:  # the caller's mistake, not the file's
             raise
         raise InputError(f"{located.title}: {error}") from error
-    print_reduction(wanted, model)
+    log_reduction(wanted, model)
     # Only a saved folder holds selectors for several reductions.
     is_exact = keeps_reduction and described.digest is None
     fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
@@ -180,4 +180,4 @@ def warn_of_doubts(vit: Pretrained) -> None:
             "'projection' says that it is CLIP's projection"
         )
     if vit.recovery is not None:
-        vit.recovery.say_dense_values(vit.model, vit.label)
+        vit.recovery.log_unrecovered(vit.model, vit.label)

@@ -38,7 +38,7 @@ class Naming:
     # The last norm may apply to the pooled vector (fc_norm). Its name does not tell.
     may_norm_pooled: bool = False
 
-    def timm_name(self, name: str, prefix: str) -> str | None:
+    def translate_name(self, name: str, prefix: str) -> str | None:
         """Translate a tensor's name to timm's; None if no model needs the tensor.
 
         Some results are not timm's names yet: `_canonical_tensors` finishes them.
@@ -53,11 +53,11 @@ class Naming:
         if in_tower and (match := re.match(self.blocks, tower_name)):
             start = f"blocks.{match[1] or SCANNED_BLOCK}."
             tower_name = tower_name[match.end() :]
-            timm_name = _translate_name(tower_name, self.inner)
+            timm_name = _look_up_name(tower_name, self.inner)
         elif in_tower:
-            timm_name = _translate_name(tower_name, self.outer)
+            timm_name = _look_up_name(tower_name, self.outer)
         if timm_name is None and not start:
-            timm_name = _translate_name(name, self.outside)
+            timm_name = _look_up_name(name, self.outside)
         if timm_name is None and in_tower and not self.is_strict:
             timm_name = tower_name
         if not timm_name:
@@ -66,7 +66,7 @@ class Naming:
         return start + timm_name
 
 
-def _translate_name(name: str, table: Mapping[str, str]) -> str | None:
+def _look_up_name(name: str, table: Mapping[str, str]) -> str | None:
     """Translate a name by a table of tensors and modules; None if it is not listed."""
     for pattern, template in table.items():
         pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
@@ -271,7 +271,7 @@ def read_timm_tensors(
     config: as for `with_timm_names`
     """
     with open_tensors(path, checkpoint) as unread:
-        naming, names = timm_names(unread.tensors)
+        naming, names = find_timm_names(unread.tensors)
         state_dict = unread.read(names)
     try:
         return _translate_tensors(state_dict, naming, names, config)
@@ -279,14 +279,14 @@ def read_timm_tensors(
         raise InputError(f"{weights_title(path)}: {error}") from error
 
 
-def timm_names(names: Collection[str]) -> tuple[Naming, dict[str, str]]:
+def find_timm_names(names: Collection[str]) -> tuple[Naming, dict[str, str]]:
     """Find (the naming of a checkpoint, {name: timm's name}).
 
     Text towers, decoders, poolers and self-distillation heads are left out.
     """
     dotted = _dotted_names(names)
     naming, prefix = _find_naming([*dotted.values()])
-    translated = {name: naming.timm_name(dotted[name], prefix) for name in names}
+    translated = {name: naming.translate_name(dotted[name], prefix) for name in names}
     return naming, {name: by_timm for name, by_timm in translated.items() if by_timm}
 
 
@@ -300,7 +300,7 @@ def with_timm_names(
     config: resolves names with two meanings, such as a last norm before or after the
         pool; None: names are taken literally
     """
-    return _translate_tensors(state_dict, *timm_names(state_dict), config)
+    return _translate_tensors(state_dict, *find_timm_names(state_dict), config)
 
 
 def _translate_tensors(
@@ -309,7 +309,7 @@ def _translate_tensors(
     names: Mapping[str, str],
     config: ViTConfig | None,
 ) -> NamedArrays:
-    """Translate tensors by `naming` and `names`, the results of `timm_names`."""
+    """Translate tensors by `naming` and `names`, the results of `find_timm_names`."""
     renamed = {}
     file_names = {}  # {timm's name: name in the file}
     for name in [name for name in names if name in state_dict]:
@@ -529,7 +529,7 @@ def _apply_bias_masks(tensors: NamedArrays) -> None:
             allowed = f"{bias.shape}, as qkv.bias"
             raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed)
         bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
-        thirds[module] = _equal_parts(f"{module}.qkv.bias", bias, 3)
+        thirds[module] = _split_equally(f"{module}.qkv.bias", bias, 3)
     all_keys_hidden = True
     for _, k, _ in thirds.values():
         is_hidden = (k == 0) | np.isnan(k)
@@ -542,7 +542,7 @@ def _apply_bias_masks(tensors: NamedArrays) -> None:
             tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
 
 
-def _equal_parts(name: str, tensor: np.ndarray, num_parts: int) -> list[np.ndarray]:
+def _split_equally(name: str, tensor: np.ndarray, num_parts: int) -> list[np.ndarray]:
     """Split the tensor `name` into equal parts."""
     if tensor.ndim == 0 or len(tensor) % num_parts:
         raise shape_error(name, tensor.shape, f"{num_parts} equal parts")
@@ -554,7 +554,7 @@ def _split_packed_layers(tensors: NamedArrays) -> None:
     for leaf in ("weight", "bias"):
         qkv = tensors.pop(f"attn_pool.qkv.{leaf}", None)
         if qkv is not None:
-            q, *kv = _equal_parts(f"attn_pool.qkv.{leaf}", qkv, 3)
+            q, *kv = _split_equally(f"attn_pool.qkv.{leaf}", qkv, 3)
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
     first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
@@ -572,7 +572,7 @@ def _split_packed_layers(tensors: NamedArrays) -> None:
             if tensor is None:
                 continue
             if not has_gate:  # packed: the gate is the first half (DINOv2's SwiGLUFFN)
-                gate, tensor = _equal_parts(f"{module}.fc1.{leaf}", tensor, 2)
+                gate, tensor = _split_equally(f"{module}.fc1.{leaf}", tensor, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
             tensors[f"{module}.fc1_x.{leaf}"] = tensor
 

@@ -60,12 +60,12 @@ def read_tensors(located: Located, described: Described) -> Tensors:
         # Without a file that states classes, only a public name tells their names.
         class_names = registry.published_class_names(config.name, config.num_classes)
     dense, selectors = timm_tensors.split_selectors(tensors)
-    untrained = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
-    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained)}
+    starts = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
+    learned = {k: v for k, v in selectors.items() if not k.startswith(starts)}
     recovery = None
     if described.recovery is not None:
-        file = weights_title(located.folder / RECOVERED_FILE)
-        recovery = _add_recovered_values(described.recovery, recovered, config, file)
+        title = weights_title(located.folder / RECOVERED_FILE)
+        recovery = _add_recovered_values(described.recovery, recovered, config, title)
     return Tensors(config, class_names, dense, selectors, learned, recovery)
 
 
@@ -106,10 +106,10 @@ def _check_same_model(
 def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
     """Read a run's newest "best" or "latest" checkpoint, or its averages."""
     folder = located.folder.resolve()
-    start = f"{AVERAGES_KEY}/" if located.averaged else ""
+    root = f"{AVERAGES_KEY}/" if located.averaged else ""
 
     def choose_names(_: Any, table: Mapping[str, Any]) -> list[str]:
-        prefixes = tuple(f"{start}{name}/" for name in VARIABLE_COLLECTIONS)
+        prefixes = tuple(f"{root}{name}/" for name in VARIABLE_COLLECTIONS)
         names = [name for name in table if name.startswith(prefixes)]
         if names or not located.averaged:
             return names
@@ -120,7 +120,7 @@ def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
     checkpoint = find_checkpoint(folder, str(located.checkpoint))
     arrays, facts, _ = checksums.read_newest(checkpoint, choose_names)
     check_normalization(located.folder, vars(config), facts)
-    arrays = {name.removeprefix(start): array for name, array in arrays.items()}
+    arrays = {name.removeprefix(root): array for name, array in arrays.items()}
     return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
 
@@ -175,12 +175,12 @@ def correct_config(
 
 
 def _add_recovered_values(
-    recovery: Recovery, recovered: NamedArrays, config: ViTConfig, file: str
+    recovery: Recovery, recovered: NamedArrays, config: ViTConfig, title: str
 ) -> Recovery:
     """Give every recovered variant its values.
 
     recovered: {"INDEX.NAME": tensor}, where INDEX counts the variants
-    file: the title of their file
+    title: of their file
     """
     shapes = variable_shapes(build_model(config))
     variants = []
@@ -191,7 +191,7 @@ def _add_recovered_values(
             if name.startswith(variant_start):
                 tensors[name.removeprefix(variant_start)] = tensor
         if not tensors and variant.changed:
-            raise InputError(f"{file} has no values for {variant.name}")
-        values = parse_content(file, timm_tensors.values_from_timm, tensors, shapes)
+            raise InputError(f"{title} has no values for {variant.name}")
+        values = parse_content(title, timm_tensors.values_from_timm, tensors, shapes)
         variants.append(dataclasses.replace(variant, values=values))
     return dataclasses.replace(recovery, variants=tuple(variants))

@@ -15,7 +15,7 @@ import imagepiece_jax
 from imagepiece_jax.common import rng
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.models import variables
-from imagepiece_jax.models.variables import fresh_variables, variables_digest
+from imagepiece_jax.models.variables import draw_variables, variables_digest
 from tests.helpers import tiny_vit
 from tests.helpers.rounding import assert_close
 
@@ -151,7 +151,7 @@ def test_no_setting_changes_fresh_variables():
     def found():
         learned = tiny_vit.small("token_learner")
         model = tiny_vit.model(learned, stem="conv", depth=2)
-        return variables_digest(fresh_variables(model, seed=2**32 - 1))
+        return variables_digest(draw_variables(model, seed=2**32 - 1))
 
     before = found()
     jax.clear_caches()

@@ -167,7 +167,7 @@ def begin_quickly(replace=setattr):
     from imagepiece_jax.training import initial_weights
     from tests.helpers import small_runs
 
-    replace(initial_weights, "fresh_variables", small_runs.untrained)
+    replace(initial_weights, "draw_variables", small_runs.untrained)
 
 
 def _run(words, folder, environment):

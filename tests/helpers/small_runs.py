@@ -78,7 +78,7 @@ def stored(workdir, kind):
 
 
 def untrained(model, seed):
-    """Variables as `fresh_variables` draws them, but by NumPy: nothing is compiled."""
+    """Variables as `draw_variables` draws them, but by NumPy: nothing is compiled."""
     rng = np.random.default_rng(seed)
     leaves = traverse_util.flatten_dict(variable_shapes(model))
     for path, leaf in sorted(leaves.items()):

@@ -20,7 +20,7 @@ def addresses():
 
 def test_every_original_file_is_the_model_that_timm_takes_it_for():
     found = addresses()
-    named = {file: registry.timm_name(file) for file in found}
+    named = {file: registry.translate_file_name(file) for file in found}
     rest = {file for file, name in named.items() if name == file}
     assert {f: [named[f]] for f in found if f not in rest} == {
         file: names for file, names in found.items() if file not in rest

@@ -44,7 +44,9 @@ def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
     assert report.interval[1] < 0
     assert (better.model, better.reduction) == (vit.model, vit.reduction)
     chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
-    both = [recovery_record.flat_params(x.variables["params"]) for x in (better, vit)]
+    both = [
+        recovery_record.flatten_params(x.variables["params"]) for x in (better, vit)
+    ]
     for name in ("pos_embed", "blocks_1/mlp/fc1/kernel"):
         np.testing.assert_array_equal(*(params[name] for params in both))
     scales = [params["blocks_1/norm1/scale"] for params in both]

@@ -15,8 +15,8 @@ from tests.helpers.recovery_trials import noise
 def test_only_what_is_chosen_is_trained(which):
     params = tiny_vit.variables(tiny_vit.model(arch={"layer_scale": True}))["params"]
     part = trained_part(params, which)
-    names = recovery_record.flat_params(part).keys()
-    every = recovery_record.flat_params(params).keys()
+    names = recovery_record.flatten_params(part).keys()
+    every = recovery_record.flatten_params(params).keys()
     norms = {name for name in every if "norm" in name}
     others = {name for name in every if name.endswith(("bias", "gamma"))}
     assert names == {"all": every, "biases": norms | others, "norms": norms}[which]

@@ -9,7 +9,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import fresh_variables
+from imagepiece_jax.models.variables import draw_variables
 from imagepiece_jax.training.cluster.run_dir import record_start
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
@@ -127,7 +127,7 @@ def test_only_the_named_parts_are_new(saved_weights):
     path, variables = saved_weights
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
     config = configured(fields, **{"init.fresh": ("head",)})
-    own = fresh_variables(model_of(config), 5)
+    own = draw_variables(model_of(config), 5)
     head = {"head": own["params"]["head"]}
     chex.assert_trees_all_equal(
         start_variables(config)["params"], variables["params"] | head

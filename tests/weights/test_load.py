@@ -298,7 +298,7 @@ def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
 
 def test_names_are_mapped_once_and_a_folder_is_listed_once(saved, monkeypatch):
     noted = []
-    for module, name in ((naming, "timm_names"), (located.os, "listdir")):
+    for module, name in ((naming, "find_timm_names"), (located.os, "listdir")):
         noted.append(mock.Mock(side_effect=getattr(module, name)))
         monkeypatch.setattr(module, name, noted[-1])
     imagepiece_jax.load(saved)

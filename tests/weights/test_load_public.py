@@ -48,7 +48,7 @@ def test_patch_projection_embeddings_and_logits(reference, variables, images):
     model = create_model("deit_ti", attention="xla")
 
     def is_read(_, method):
-        return method in ("__call__", "_embed")
+        return method in ("__call__", "_embed_images")
 
     options = {"capture_intermediates": is_read, "mutable": ["intermediates"]}
     run = tiny_vit.compiled(functools.partial(model.apply, **options))
@@ -57,7 +57,7 @@ def test_patch_projection_embeddings_and_logits(reference, variables, images):
     (patches,) = seen["patch_embed"]["__call__"]
     patches = patches.reshape(4, 196, 192)
     np.testing.assert_allclose(patches[:1], reference.patch_embed, atol=1e-4)
-    (state,) = seen["_embed"]
+    (state,) = seen["_embed_images"]
     assert state.grid == (14, 14)
     np.testing.assert_allclose(state.x[:2], reference.embeddings, atol=1e-4)
     np.testing.assert_allclose(outputs.tokens[:, 0], reference.prelogits, atol=1e-4)

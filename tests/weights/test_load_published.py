@@ -11,7 +11,7 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.data import class_names
 from imagepiece_jax.models import registry, timm_tensors
-from imagepiece_jax.models.variables import fresh_variables
+from imagepiece_jax.models.variables import draw_variables
 from tests.helpers import tiny_vit
 from tests.helpers.pth_files import mapping, tensor, write_pth
 from tests.helpers.refused_calls import untrained
@@ -145,7 +145,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, variables, tensors):
         fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
     values = fresh.variables
     assert (fresh.model.config.num_classes, fresh.class_names) == (3, None)
-    drawn = fresh_variables(fresh.model, 5)["params"]
+    drawn = draw_variables(fresh.model, 5)["params"]
     assert same(values["params"]["head"], drawn["head"])
     assert drawn["head"]["kernel"].std() > 0.01
     rest = {k: v for k, v in values["params"].items() if k != "head"}
