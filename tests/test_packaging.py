@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from tests.helpers import compiling, tiny_vit
+from tests.helpers import compiling, markdown, tiny_vit
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
 
@@ -78,6 +78,13 @@ def test_requirements_are_what_the_package_imports():
     both = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["train"]
     assert both == requirements("requirements.txt")
     assert imported("configs") == {"ml_collections"}
+
+
+def test_the_page_counts_direct_requirements():
+    rows, _ = markdown.tables(markdown.section("docs/questions.md", "Install"))
+    counts = [int(row["direct requirements"]) for row in rows]
+    whole = requirements("requirements.txt")
+    assert counts == [len(PROJECT["dependencies"]), len(whole)]
 
 
 def test_versions_are_those_of_the_makefile_and_of_the_package():
