@@ -16,6 +16,8 @@ from imagepiece_jax.common.checks import as_tuple
 from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.variables import is_in_parts
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
@@ -176,6 +178,34 @@ class Recovery:
                 k: v for k, v in variant.values.items() if not is_in_parts(k, parts)
             }
             variants.append(dataclasses.replace(variant, values=kept_values))
+        return dataclasses.replace(self, variants=tuple(variants))
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The values as {"INDEX.NAME": tensor}: a variant's index, and timm's name."""
+        tensors = {}
+        for index, variant in enumerate(self.variants):
+            params = traverse_util.unflatten_dict(variant.values, sep="/")
+            for name, tensor in timm_tensors.to_timm({"params": params}).items():
+                tensors[f"{index}.{name}"] = tensor
+        return tensors
+
+    def with_tensors(
+        self, tensors: Mapping[str, np.ndarray], like: Mapping[str, Any]
+    ) -> Self:
+        """The same recovery with the values of `to_tensors`.
+
+        like: the dense model's variables or their shapes
+        Raises InputError if a changed variant has no tensors.
+        """
+        variants = []
+        for index, variant in enumerate(self.variants):
+            start = f"{index}."
+            own_names = [name for name in tensors if name.startswith(start)]
+            if not own_names and variant.changed:
+                raise InputError(f"it has no values for {variant.name}")
+            own_tensors = {k.removeprefix(start): tensors[k] for k in own_names}
+            values = timm_tensors.values_from_timm(own_tensors, like)
+            variants.append(dataclasses.replace(variant, values=values))
         return dataclasses.replace(self, variants=tuple(variants))
 
     def merge_earlier(self, earlier: Self | None) -> Self:

@@ -79,14 +79,21 @@ def model_config(name: str) -> ViTConfig:
     parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
     if "." not in name:
         facts.pop("prop_attn", None)  # only some of the weights have it
-    return build_config(name, **facts).with_arch(**parts)
+    architecture = name.partition(".")[0]
+    return build_config(architecture, name=name, **facts).with_arch(**parts)
 
 
-def build_config(name: str, **facts: Any) -> ViTConfig:
-    """Make the config of a timm architecture with further ViTConfig fields."""
-    row = public_models()[name.partition(".")[0]]
-    sizes = {field: row[field] for field in SIZE_FIELDS if field in row}
-    return ViTConfig(name=name, arch=Architecture(**row["arch"]), **sizes, **facts)
+def build_config(architecture: str, **facts: Any) -> ViTConfig:
+    """Make the config of a timm architecture with further ViTConfig fields.
+
+    Raises InputError for an unknown architecture.
+    """
+    if architecture not in public_models():
+        raise InputError(f"architecture is {architecture!r}; {KNOWN_MODELS_TEXT}")
+    row = public_models()[architecture]
+    fields: dict[str, Any] = {"name": architecture, **facts}
+    fields |= {field: row[field] for field in SIZE_FIELDS if field in row}
+    return ViTConfig(arch=Architecture(**row["arch"]), **fields)
 
 
 def _agreed_facts(weights: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

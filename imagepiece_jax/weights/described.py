@@ -202,18 +202,18 @@ def parse_config(
             f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
             "are normalized; place it beside the weights, or give config="
         )
-    return _describe_transformers(config, processor_fields, folder)
+    return _describe_transformers(file, config, processor_fields)
 
 
 def _describe_transformers(
-    config: JsonFields, processor_fields: JsonFields, folder: pathlib.Path
+    file: pathlib.Path, config: JsonFields, processor_fields: JsonFields
 ) -> Described:
-    """Describe transformers' weights, as in `parse_config`."""
-    file = folder / CONFIG_FILE
+    """Describe transformers' weights by a config.json and its image processor's."""
     model_type = parse_content(file, transformers_config.find_vision_type, config)
+    processor_file = file.with_name(PREPROCESSOR_FILE)
     parse_processor = transformers_config.parse_image_processor
     processor = parse_content(
-        folder / PREPROCESSOR_FILE, parse_processor, processor_fields, model_type
+        processor_file, parse_processor, processor_fields, model_type
     )
     parse_model = transformers_config.parse_transformers
     parsed = parse_content(file, parse_model, config, processor)
@@ -234,12 +234,13 @@ def parse_content(
         raise InputError(f"{file} has an unknown field: {error}") from error
 
 
-def _parse_own_record(file: JsonFields) -> Described:
+def _parse_own_record(file_fields: JsonFields) -> Described:
     """Parse our own part of a file (`save.saved_config`)."""
-    record = as_tuple(file[OWN_KEY])
+    file_fields = as_tuple(file_fields)
+    record = file_fields[OWN_KEY]
     _check_record(record)
     config = _read_config_record(record["config"])
-    _check_same_images(config, file)
+    _check_same_images(config, file_fields)
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
@@ -294,10 +295,10 @@ def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
     return record_class(**fields)
 
 
-def _check_same_images(config: ViTConfig, file: JsonFields) -> None:
+def _check_same_images(config: ViTConfig, file_fields: JsonFields) -> None:
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
-    images = as_tuple(file.get("pretrained_cfg", {}))
+    images = file_fields.get("pretrained_cfg", {})
     own_values = {"mean": config.mean, "std": config.std}
     own_values["input_size"] = (3, *image_sides(config.image_size))
     for field, value in own_values.items():

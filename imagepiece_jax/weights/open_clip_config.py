@@ -10,6 +10,7 @@ from imagepiece_jax.common.checks import as_tuple, check_choice
 from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.head import PROJECTION
@@ -155,7 +156,7 @@ def _build_timm_config(
     projection = vision["timm_proj"] or ""
     pool = vision["timm_pool"]
     check_choice("vision_cfg.timm_proj", projection, TIMM_PROJECTIONS)
-    config = timm_config.build_architecture_config(architecture, images)
+    config = registry.build_config(architecture, num_classes=0, **images)
     if projection != "linear":  # timm's pool decides the last norm's place
         config = timm_config.apply_model_args(config, {"global_pool": pool})
     elif pool:  # without a pool the model's own stays

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.numpy
-from flax import traverse_util
 
 from imagepiece_jax.common.files import (
     check_own_files,
@@ -21,7 +20,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.models.variables import check_variables, variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights import naming, timm_config
@@ -48,8 +46,7 @@ class SavedTensors(NamedTuple):
 
     dense: NamedArrays  # DENSE_FILE: the dense part by timm's names
     selectors: NamedArrays  # SELECTORS_FILE: the learned selectors
-    # RECOVERED_FILE: the recovered parameters; 0.NAME belongs to the first variant
-    recovered: NamedArrays
+    recovered: NamedArrays  # RECOVERED_FILE: by `Recovery.to_tensors`
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -116,18 +113,8 @@ def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense, _ = timm_tensors.split_selectors(tensors)
     dense = naming.pack_for_timm(dense, vit.config.arch, architecture)
-    recovered = _recovered_tensors(vit.recovery)
+    recovered = vit.recovery.to_tensors() if vit.recovery else {}
     return SavedTensors(dense, vit.collect_selectors(), recovered)
-
-
-def _recovered_tensors(recovery: Recovery | None) -> NamedArrays:
-    """Collect a Recovery's parameters as {"INDEX.NAME": tensor}, by variant."""
-    tensors = {}
-    for index, variant in enumerate(recovery.variants if recovery else ()):
-        params = traverse_util.unflatten_dict(variant.values, sep="/")
-        for name, tensor in timm_tensors.to_timm({"params": params}).items():
-            tensors[f"{index}.{name}"] = tensor
-    return tensors
 
 
 def _write_folder(

@@ -28,7 +28,6 @@ from imagepiece_jax.weights.run_files import check_normalization, find_checkpoin
 from imagepiece_jax.weights.tensor_files import (
     NamedArrays,
     read_state_dict,
-    weights_title,
 )
 
 VARIABLE_COLLECTIONS = ("params", "batch_stats")
@@ -53,20 +52,28 @@ def read_tensors(located: Located, described: Described) -> Tensors:
     """
     tensors, recovered = _read_files(located, described)
     config = correct_config(located, described, tensors)
-    class_names = described.class_names
-    if not config.num_classes:
-        class_names = None
-    elif class_names is None and not described.is_stated:
-        # Without a file that states classes, only a public name tells their names.
-        class_names = registry.published_class_names(config.name, config.num_classes)
     dense, selectors = timm_tensors.split_selectors(tensors)
     starts = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
     learned = {k: v for k, v in selectors.items() if not k.startswith(starts)}
-    recovery = None
-    if described.recovery is not None:
-        title = weights_title(located.folder / RECOVERED_FILE)
-        recovery = _add_recovered_values(described.recovery, recovered, config, title)
+    recovery = described.recovery
+    if recovery is not None:
+        like = variable_shapes(build_model(config))
+        file = located.folder / RECOVERED_FILE
+        recovery = parse_content(file, recovery.with_tensors, recovered, like)
+    class_names = _choose_class_names(described, config)
     return Tensors(config, class_names, dense, selectors, learned, recovery)
+
+
+def _choose_class_names(
+    described: Described, config: ViTConfig
+) -> tuple[str | None, ...] | None:
+    """Choose the class names of the stored head; None without a head or names."""
+    if not config.num_classes:
+        return None
+    if described.class_names is None and not described.is_stated:
+        # Without a file that states classes, only a public name tells their names.
+        return registry.published_class_names(config.name, config.num_classes)
+    return described.class_names
 
 
 def _read_files(
@@ -172,26 +179,3 @@ def correct_config(
     if num_positions != math.prod(config.grid) and side * side == num_positions:
         image_size = side * config.patch_size
     return config.with_preprocessing(image_size=image_size)
-
-
-def _add_recovered_values(
-    recovery: Recovery, recovered: NamedArrays, config: ViTConfig, title: str
-) -> Recovery:
-    """Give every recovered variant its values.
-
-    recovered: {"INDEX.NAME": tensor}, where INDEX counts the variants
-    title: of their file
-    """
-    shapes = variable_shapes(build_model(config))
-    variants = []
-    for index, variant in enumerate(recovery.variants):
-        variant_start = f"{index}."
-        tensors = {}
-        for name, tensor in recovered.items():
-            if name.startswith(variant_start):
-                tensors[name.removeprefix(variant_start)] = tensor
-        if not tensors and variant.changed:
-            raise InputError(f"{title} has no values for {variant.name}")
-        values = parse_content(title, timm_tensors.values_from_timm, tensors, shapes)
-        variants.append(dataclasses.replace(variant, values=values))
-    return dataclasses.replace(recovery, variants=tuple(variants))

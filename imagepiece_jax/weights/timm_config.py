@@ -90,7 +90,7 @@ def parse_timm(file_fields: JsonFields) -> TimmModel:
     }
     if num_classes is not None:
         file_values["num_classes"] = num_classes
-    base = build_architecture_config(name, file_values)
+    base = registry.build_config(name, **{"num_classes": 0, **file_values})
     if tag:
         public_name = f"{name}.{tag}"
         published = _find_published_config(public_name, base, num_classes, arguments)
@@ -132,17 +132,6 @@ def _is_flexible(name: str, pretrained_cfg: JsonFields, arguments: JsonFields) -
         return True
     flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
     return not pretrained_cfg.get("fixed_input_size", not flexible)
-
-
-def build_architecture_config(name: str, images: JsonFields) -> ViTConfig:
-    """Make the config of timm's architecture `name`, without a head.
-
-    images: the ViTConfig fields of the training images
-    Raises InputError for an unsupported architecture.
-    """
-    if name not in registry.public_models():
-        raise InputError(f"architecture is {name!r}; {registry.KNOWN_MODELS_TEXT}")
-    return registry.build_config(name, **{"num_classes": 0, **images})
 
 
 def _find_published_config(

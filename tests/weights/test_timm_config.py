@@ -89,7 +89,7 @@ def test_labels_of_timms_form(fields, names):
 @pytest.mark.parametrize("name", registry.public_models())
 def test_the_arguments_of_timms_class_make_its_parts(name):
     images = {"preprocessing": Preprocessing(224)} | HALF_PIXELS
-    config = timm_config.build_architecture_config(name, images)
+    config = registry.build_config(name, num_classes=0, **images)
     assert timm_config.apply_model_args(config, {}) == config
 
 
