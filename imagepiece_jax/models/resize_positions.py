@@ -15,9 +15,7 @@ log = logging.getLogger("imagepiece_jax.models")
 
 
 def fit_positions(
-    tensors: Mapping[str, np.ndarray],
-    config: ViTConfig,
-    trained_size: ImageSize,
+    tensors: Mapping[str, np.ndarray], config: ViTConfig, trained_size: ImageSize
 ) -> Mapping[str, np.ndarray]:
     """Resize the position embeddings in `tensors` to a model's grid, if necessary.
 

@@ -28,11 +28,7 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import (
-    Outputs,
-    TokenState,
-    initial_state,
-)
+from imagepiece_jax.reduction.state import Outputs, TokenState, initial_state
 
 
 def drop_path_scale(

@@ -154,11 +154,9 @@ def locate_config(path: str) -> Located | None:
     if not os.path.exists(config_file):  # also for a name that is too long
         return None
     config_file = pathlib.Path(config_file)
-    return (
-        _locate_folder(config_file.parent, config_file=config_file)
-        if is_config_file
-        else locate_weights(config_file)
-    )
+    if is_config_file:
+        return _locate_folder(config_file.parent, config_file=config_file)
+    return locate_weights(config_file)
 
 
 def is_run_folder(path: str | os.PathLike) -> bool:

@@ -388,10 +388,7 @@ def pack_for_timm(
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
         gates = [name for name in renamed if ".mlp.fc1_g." in name]
         for gate in gates:
-            halves = [
-                renamed.pop(gate),
-                renamed.pop(gate.replace("_g.", "_x.")),
-            ]
+            halves = [renamed.pop(gate), renamed.pop(gate.replace("_g.", "_x."))]
             renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
     return renamed
 

@@ -113,14 +113,18 @@ def _open_file(
         ) from error
 
 
+def _lazy_tensors(
+    names: Iterable[str], read: Callable[[str], np.ndarray]
+) -> LazyTensors:
+    return {name: LazyTensor(functools.partial(read, name)) for name in names}
+
+
 @contextlib.contextmanager
 def _open_npz(path: pathlib.Path) -> Generator[UnreadTensors]:
     # numpy.load would take any other file for a pickle, and say so.
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
-        tensors = {}
-        for name in archive.files:
-            tensors[name] = LazyTensor(functools.partial(_read_array, archive, name))
-        yield UnreadTensors(tensors)
+        read = functools.partial(_read_array, archive)
+        yield UnreadTensors(_lazy_tensors(archive.files, read))
 
 
 def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -133,10 +137,7 @@ def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 @contextlib.contextmanager
 def _open_safetensors(path: pathlib.Path) -> Generator[UnreadTensors]:
     with safetensors.safe_open(path, framework="numpy") as file:
-        tensors = {}
-        for name in file.keys():
-            tensors[name] = LazyTensor(functools.partial(file.get_tensor, name))
-        yield UnreadTensors(tensors)
+        yield UnreadTensors(_lazy_tensors(file.keys(), file.get_tensor))
 
 
 @contextlib.contextmanager
@@ -158,14 +159,8 @@ def read_weight_map(path: pathlib.Path) -> dict[str, str]:
 def _open_index(path: pathlib.Path) -> Generator[UnreadTensors]:
     part_of_tensor = read_weight_map(path)
     read_parts = functools.partial(_read_parts, path.parent, part_of_tensor)
-    tensors = {}
-    for name in part_of_tensor:
-        tensors[name] = LazyTensor(functools.partial(_read_tensor, read_parts, name))
+    tensors = _lazy_tensors(part_of_tensor, lambda name: read_parts([name])[name])
     yield UnreadTensors(tensors, read_parts)
-
-
-def _read_tensor(read_parts: Callable[..., NamedArrays], name: str) -> np.ndarray:
-    return read_parts([name])[name]
 
 
 def _read_parts(

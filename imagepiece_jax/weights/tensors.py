@@ -25,10 +25,7 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.located import RUN_KIND, Located
 from imagepiece_jax.weights.run_files import check_normalization, find_checkpoint
-from imagepiece_jax.weights.tensor_files import (
-    NamedArrays,
-    read_state_dict,
-)
+from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
 
 VARIABLE_COLLECTIONS = ("params", "batch_stats")
 AVERAGES_KEY = "ema"  # of VARIABLE_COLLECTIONS averaged over steps, in a run's state

@@ -135,10 +135,7 @@ def _is_flexible(name: str, pretrained_cfg: JsonFields, arguments: JsonFields) -
 
 
 def _find_published_config(
-    name: str,
-    base: ViTConfig,
-    num_classes: int | None,
-    arguments: JsonFields,
+    name: str, base: ViTConfig, num_classes: int | None, arguments: JsonFields
 ) -> ViTConfig | None:
     """Find the public model `name` if the file describes its weights; else None.
 
@@ -163,27 +160,18 @@ def _find_published_config(
 def _find_class_names(
     file_fields: JsonFields, num_classes: Any, model: ViTConfig
 ) -> tuple[str | None, ...] | None:
-    """Find the class names in a file, or those of a public model's weights."""
-    names = None
-    if num_classes != 0:
-        names = class_names.shorten_names(_list_label_names(file_fields, num_classes))
-    # Without a tag the model may have learned other classes.
-    if not names and model.name and "." in model.name:
-        names = registry.published_class_names(model.name, num_classes)
-    return tuple(names) if names else None
-
-
-def _list_label_names(
-    file_fields: JsonFields, num_classes: Any
-) -> tuple[str | None, ...] | None:
-    """List the labels' descriptions, or else their names; None without names."""
-    names = file_fields.get("label_names")
-    if not names:
-        return None
-    if isinstance(names, Mapping):  # by number; numbers may be missing
+    """Find a file's label descriptions or names, or those of a public model."""
+    names = file_fields.get("label_names") if num_classes != 0 else None
+    if names and isinstance(names, Mapping):  # by number; numbers may be missing
         names = [names.get(str(i)) for i in range(num_classes)]
-    descriptions = file_fields.get("label_descriptions") or {}
-    return tuple(descriptions.get(name, name) for name in names)
+    if names:
+        descriptions = file_fields.get("label_descriptions") or {}
+        labels = [descriptions.get(name, name) for name in names]
+        return tuple(class_names.shorten_names(labels) or ())
+    # Without a tag the model may have learned other classes.
+    if model.name and "." in model.name:
+        return registry.published_class_names(model.name, num_classes)
+    return None
 
 
 def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
