@@ -18,29 +18,22 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 
-# Names of other programs, which no code here uses.
+# {whose names: names that no code here uses}
 FOREIGN = {
-    "BitImageProcessor": "transformers",
-    "DataLoader": "PyTorch",
-    "HF_HOME": "the hub",
-    "ILSVRC2012_img_train.tar": "ImageNet",
-    "ILSVRC2012_img_val.tar": "ImageNet",
-    "TYPE_UINT8": "Triton",
-    "class_02": "a user's folder",
-    "class_10": "a user's folder",
-    "dinov2_vits14_pretrain.pth": "DINOv2",
-    "get_context": "multiprocessing",
-    "model_file_name": "transformers.js",
-    "model_quantized.onnx": "transformers.js",
-    "project.urls": "pyproject.toml",
-    "vision.yml": "PhotoPrism",
-    "--gpus-per-task": "SLURM",
-    "--no-loadscope-reorder": "pytest-xdist",
-    "--preload": "gunicorn",
-    "--shm-size": "Docker",
-    "--xla_gpu_deterministic_ops": "XLA",
+    "DINOv2": {"dinov2_vits14_pretrain.pth"},
+    "ImageNet": {"ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"},
+    "PhotoPrism": {"vision.yml"},
+    "Python": {"get_context", "project.urls"},
+    "PyTorch": {"DataLoader"},
+    "SLURM, gunicorn, Docker": {"--gpus-per-task", "--preload", "--shm-size"},
+    "Triton": {"TYPE_UINT8"},
+    "XLA, pytest": {"--xla_gpu_deterministic_ops", "--no-loadscope-reorder"},
+    "a user": {"class_02", "class_10"},
+    "the hub": {"HF_HOME"},
+    "transformers": {"BitImageProcessor", "model_file_name", "model_quantized.onnx"},
 }
-PLACEHOLDER = re.compile("NAME|FIELD|BLOCK|VERSION")
+ALIASES = {"jnp": "jax.numpy", "nn": "flax.linen", "nnx": "flax.nnx", "np": "numpy"}
+PLACEHOLDER = re.compile("(NAME|FIELD|BLOCK|VERSION)(?![A-Z])")
 PAST = re.compile(r"docs/results/|CHANGELOG\.md")
 # A page names what is gone with the revision that has it.
 GONE = re.compile(r"`[^`]+`(?: and `[^`]+`)*\s+of\s+revision\s+[0-9a-f]{8}")
@@ -51,8 +44,9 @@ QUOTED = {
 }
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 PATH = re.compile(r"(?<![\w./])(?:[\w.*-]+/)+[\w.*-]+\.(?:py|md|sh|mjs|toml)(?![\w.])")
-# An underscore, a dot or CamelCase; other words may be English.
-LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]")
+IN_FILE = re.compile(r"`(\w+)`\s+(?:in|of)\s+`([\w/]+\.py)`")
+# An underscore, a dot, CamelCase or capitals; other words may be English.
+LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]|^[A-Z]{2,}$")
 
 
 class KnownNames:
@@ -60,31 +54,27 @@ class KnownNames:
 
     def __init__(self, files: list[str]) -> None:
         self.files = [f"/{file}" for file in files]
-        self.words = {*dir(builtins), *FOREIGN}
+        self.words = {*dir(builtins)}.union(*FOREIGN.values())
         # {class or dotted module: names in its body}
         self.members: dict[str, set[str]] = defaultdict(set)
         self.bases: dict[str, set[str]] = defaultdict(set)  # {class: its bases}
-        self.imports: dict[str, str] = {}  # {name in code: dotted name}
         for file in files:
             path = pathlib.PurePath(file)
             self.words |= {path.name, *path.with_suffix("").parts}
 
     def read(self, file: str, tree: ast.Module) -> None:
         """Add the names in a file's code, and its strings without spaces."""
-        module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        package, _, stem = module.rpartition(".")
-        self.members[module] |= defined_names(tree)
-        self.members[package].add(stem)
+        parts = module_name(file).split(".")
+        for start in range(max(1, len(parts) - 1)):  # a path may lack its first folders
+            self.members[".".join(parts[start:])] |= defined_names(tree)
+        for start in range(max(1, len(parts) - 2)):
+            self.members[".".join(parts[start:-1])].add(parts[-1])
         for node in ast.walk(tree):
             for field in ("id", "attr", "arg", "name", "asname"):
                 name = getattr(node, field, None)
                 if isinstance(name, str):
                     self.words.update(name.split("."))
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-                for alias in node.names:
-                    self.imports[alias.asname or alias.name] = prefix + alias.name
-            elif isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef):
                 self.members[node.name] |= defined_names(node)
                 bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
                 self.bases[node.name] |= {base.rpartition(".")[2] for base in bases}
@@ -97,13 +87,15 @@ class KnownNames:
         parts = dotted.split(".")
         if dotted in self.words or PLACEHOLDER.search(dotted):
             return True
-        for end in range(1, len(parts)):
+        for end in reversed(range(1, len(parts))):
             owner = ".".join(parts[:end])
-            if owner in self.members and not self.has_member(owner, parts[end]):
-                return False
+            if owner in self.members:
+                if not self.has_member(owner, parts[end]):
+                    return False
+                break
         if self.words.issuperset(parts):
             return True
-        parts[0] = self.imports.get(parts[0], parts[0])
+        parts[0] = ALIASES.get(parts[0], parts[0])
         try:
             pkgutil.resolve_name(".".join(parts))
         except (ImportError, AttributeError):
@@ -114,28 +106,23 @@ class KnownNames:
         """Whether a class or module has a name; a library's class has any word."""
         if owner not in self.members:
             return name in self.words
-        inherited = (self.has_member(base, name) for base in self.bases[owner])
+        bases = self.bases[owner] - {owner}
+        inherited = (self.has_member(base, name) for base in bases)
         return name in self.members[owner] or any(inherited)
 
-    def has_flag(self, flag: str) -> bool:
-        """Whether code has a flag, or an argument or a field of its name."""
-        field = re.sub("^--(no-)?", "", flag).replace("-", "_")
-        return flag in self.words or self.has_name(field)
 
-    def has_path(self, path: str) -> bool:
-        """Whether a file has a path, from any folder."""
-        return bool(fnmatch.filter(self.files, "*/" + PLACEHOLDER.sub("*", path)))
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def defined_names(owner: ast.Module | ast.ClassDef) -> set[str]:
     """Names that the body of a module or a class defines; attributes of `self`."""
     names = set()
     for statement in owner.body:
-        is_definition = isinstance(statement, ast.FunctionDef | ast.ClassDef)
-        if is_definition:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             names.add(statement.name)
-        if is_definition and isinstance(owner, ast.Module):
-            continue
+            if isinstance(owner, ast.Module):
+                continue
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 names.add(node.id)
@@ -164,13 +151,33 @@ def example_names(text: str) -> Iterator[str]:
             inner.add(getattr(node, "value", None))
 
 
-def stale_names(text: str, known: KnownNames) -> Iterator[str]:
+def example_stale_names(text: str, known: KnownNames) -> Iterator[str]:
     """Yield the flags, paths and Python names in an example that exist nowhere."""
-    yield from (flag for flag in FLAG.findall(text) if not known.has_flag(flag))
-    yield from (path for path in PATH.findall(text) if not known.has_path(path))
+    for flag in FLAG.findall(text):
+        field = re.sub("^--(no-)?", "", flag).replace("-", "_")
+        if flag not in known.words and not known.has_name(field):
+            yield flag
+    for path in PATH.findall(text):
+        if not fnmatch.filter(known.files, "*/" + PLACEHOLDER.sub("*", path)):
+            yield path
     if text not in known.words:
         names = example_names(re.sub(r"\S*/\S*", "", text))
         yield from (name for name in names if not known.has_name(name))
+
+
+def stale_names(text: str, suffix: str, known: KnownNames) -> Iterator[tuple[int, str]]:
+    """Yield (line number, name) of every name in a file's text that exists nowhere."""
+    if suffix == ".md":
+        for skipped in (GONE, FENCED):
+            text = skipped.sub(lambda found: "\n" * found[0].count("\n"), text)
+    for quoted in QUOTED[suffix].finditer(text):
+        line = text.count("\n", 0, quoted.start()) + 1
+        for name in example_stale_names(quoted[1].replace("\n", " "), known):
+            yield line, name
+    for found in IN_FILE.finditer(text):
+        name = f"{module_name(found[2])}.{found[1]}"
+        if not known.has_name(name):
+            yield text.count("\n", 0, found.start()) + 1, name
 
 
 def main() -> int:
@@ -187,16 +194,9 @@ def main() -> int:
             known.words.update(re.findall(r'"([\w.]+)"', path.read_text("utf-8")))
     count = 0
     for file in files:
-        suffix = pathlib.PurePath(file).suffix
-        if suffix not in QUOTED or PAST.match(file):
-            continue
-        text = pathlib.Path(file).read_text("utf-8")
-        if suffix == ".md":
-            for skipped in (GONE, FENCED):
-                text = skipped.sub(lambda found: "\n" * found[0].count("\n"), text)
-        for quoted in QUOTED[suffix].finditer(text):
-            for name in stale_names(quoted[1].replace("\n", " "), known):
-                line = text.count("\n", 0, quoted.start()) + 1
+        path = pathlib.Path(file)
+        if path.suffix in QUOTED and not PAST.match(file):
+            for line, name in stale_names(path.read_text("utf-8"), path.suffix, known):
                 print(f"{file}:{line}: {name} exists nowhere")
                 count += 1
     return min(count, 1)
