@@ -75,17 +75,17 @@ class Attention(nn.Module):
         state: TokenState,
         reads: Set[str] = frozenset(),
         train: bool = False,
-        queries: int | None = None,
+        num_queries: int | None = None,
     ) -> tuple[Float[Array, "batch returned dim"], dict[str, jax.Array]]:
         """Attend: (output, the dict of `token_scores`).
 
         x: the normed tokens of `state`
-        queries: attend only from the first tokens (no reduction follows); None: all
+        num_queries: attend only from the first tokens (no reduction follows); None: all
         """
         length = x.shape[1]
-        if train and state.mask is None and queries is None:
+        if train and state.mask is None and num_queries is None:
             x = pad_for_training(x, self.execution.attention_impl)
-        heads = self.project_heads(x, state, queries=queries)
+        heads = self.project_heads(x, state, num_queries=num_queries)
         out = self.attend_heads(heads, length)
         scores = self.token_scores(heads, reads, state)
         return self.project_output(out)[:, :length], scores
@@ -95,15 +95,17 @@ class Attention(nn.Module):
         x: TokenRows,
         state: TokenState,
         with_value: bool = True,
-        queries: int | None = None,
+        num_queries: int | None = None,
     ) -> Heads:
         """Project tokens to queries, keys and values.
 
         x: the normed tokens of `state`, possibly with padding after them
-        queries: project queries of the first tokens only; None: of all
+        num_queries: only the first tokens have queries; None: all
         """
         matrix = flatten_tokens(x)
-        query_rows = matrix if queries is None else flatten_tokens(x[:, :queries])
+        query_rows = matrix
+        if num_queries is not None:
+            query_rows = flatten_tokens(x[:, :num_queries])
         query = self._split_heads(self.q(query_rows), x)
         key = self._split_heads(self.k(matrix), x)
         unrotated = {"query": query, "key": key, "input": x}
@@ -116,7 +118,7 @@ class Attention(nn.Module):
         if rotary is not None and rotations is not None:
             cos, sin = (pad_tokens(a, x.shape[1]) for a in rotations)
             key = rotary.rotate(key, (cos, sin))
-            query = rotary.rotate(query, (cos[:, :queries], sin[:, :queries]))
+            query = rotary.rotate(query, (cos[:, :num_queries], sin[:, :num_queries]))
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)

@@ -108,9 +108,9 @@ class Block(nn.Module):
     index: int  # from 0
     layer: BlockPlan  # the block's plan
     prop_attn: bool = False
-    # Only the first `queries` tokens attend and are returned. They are prefix tokens.
-    # None: all tokens.
-    queries: int | None = None
+    # Only the first `num_queries` tokens attend and are returned, which are prefix
+    # tokens. None: all tokens.
+    num_queries: int | None = None
 
     def setup(self) -> None:
         arch = self.config.arch
@@ -142,7 +142,7 @@ class Block(nn.Module):
         """
         site = self.layer.site
         reads = self.layer.attention_reads
-        if self.queries and site == "mid":  # attention leaves no image token to reduce
+        if self.num_queries and site == "mid":  # no image token is left to reduce
             site = None
             reads = frozenset()
         attend = Block.attend
@@ -170,7 +170,7 @@ class Block(nn.Module):
     ) -> tuple[TokenRows, NamedScores]:
         """The attention branch: (x + factor * attention(norm(x)), scores)."""
         x = self._norm_input(state.x)
-        out, scores = self.attn(x, state, reads, train, self.queries)
+        out, scores = self.attn(x, state, reads, train, self.num_queries)
         out = self._scale_output(out)
         if "shift" in reads:
             live = None
@@ -193,8 +193,8 @@ class Block(nn.Module):
             self._norm_input(state.x), state, with_value=False
         )
         weights = self.attn.attention_weights(heads)
-        if self.queries:
-            weights = weights[:, :, : self.queries]
+        if self.num_queries:
+            weights = weights[:, :, : self.num_queries]
         scores = self.attn.token_scores(heads, self.layer.attention_reads, state)
         size = state.size
         state, decision = reduction(state, scores, train)
@@ -216,11 +216,11 @@ class Block(nn.Module):
 
     def _cut_to_queries(self, state: TokenState) -> TokenState:
         """Cut `state` to the tokens returned by the block."""
-        if not self.queries:
+        if not self.num_queries:
             return state
-        x = state.x[:, : self.queries]
-        size = state.size[:, : self.queries]
-        return TokenState(x=x, size=size, num_prefix=self.queries)
+        x = state.x[:, : self.num_queries]
+        size = state.size[:, : self.num_queries]
+        return TokenState(x=x, size=size, num_prefix=self.num_queries)
 
     def _norm_input(self, x: TokenRows) -> TokenRows:
         """Attention's input: norm(x), or x if the norm follows attention."""

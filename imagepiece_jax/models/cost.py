@@ -97,10 +97,10 @@ def dead_macs(model: ViT) -> float:
     `Execution.head_only` saves them. `model_macs` counts them, as published figures do.
     """
     layer = model.plan[-1]
-    queries = model.config.arch.head_tokens
-    if queries is None:
+    num_queries = model.config.arch.head_tokens
+    if num_queries is None:
         return 0
-    dead = block_macs(model, layer) - block_macs(model, layer, queries)
+    dead = block_macs(model, layer) - block_macs(model, layer, num_queries)
     if layer.site == "mid":
         dead += reducer_macs(model, layer)
     return dead
@@ -117,37 +117,37 @@ def _part_macs(model: ViT) -> list[float]:
     heads = 2 if arch.dist_token else 1
     head = heads * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
-        read = model.plan[-1].mlp_tokens
+        num_read = model.plan[-1].mlp_tokens
         if not arch.pool_include_prefix:
-            read -= arch.prefix
-        head += read * (2 * width**2 + 2 * width)
+            num_read -= arch.prefix
+        head += num_read * (2 * width**2 + 2 * width)
         ratio = arch.pool_mlp_ratio or config.mlp_ratio
         head += width**2 + 2 * width * round(width * ratio)
     return [stem, *blocks, head]
 
 
-def block_macs(model: ViT, layer: BlockPlan, queries: int | None = None) -> float:
+def block_macs(model: ViT, layer: BlockPlan, num_queries: int | None = None) -> float:
     """MACs per image in one block, without its reducer.
 
-    queries: only the first tokens attend and are returned; None: all
+    num_queries: only the first tokens attend and are returned; None: all
     """
     config = model.config
     width = config.embed_dim
-    keys = layer.attn_tokens
-    values = layer.attn_tokens
-    scoring = queries or keys
-    returned = queries or layer.mlp_tokens
+    num_keys = layer.attn_tokens
+    num_values = layer.attn_tokens
+    num_scoring = num_queries or num_keys
+    num_returned = num_queries or layer.mlp_tokens
     if layer.site == "attention":
         # All tokens have attention weights. Only the remaining tokens have values.
-        scoring = keys
-        values = layer.mlp_tokens
-    reading = queries or values
+        num_scoring = num_keys
+        num_values = layer.mlp_tokens
+    num_reading = num_queries or num_values
     # First the projections to queries, keys and values, and proj; then both products.
-    attention = (scoring + keys + values + reading) * width**2
-    attention += (scoring * keys + reading * values) * width
+    attention = (num_scoring + num_keys + num_values + num_reading) * width**2
+    attention += (num_scoring * num_keys + num_reading * num_values) * width
     layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
     hidden = round(config.mlp_ratio * width)
-    return attention + returned * layers * width * hidden
+    return attention + num_returned * layers * width * hidden
 
 
 def reducer_macs(model: ViT, layer: BlockPlan) -> float:

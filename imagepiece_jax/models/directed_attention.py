@@ -33,9 +33,9 @@ class DirectedAttention(Attention):
         x: TokenRows,
         state: TokenState,
         with_value: bool = True,
-        queries: int | None = None,
+        num_queries: int | None = None,
     ) -> Heads:
-        heads = super().project_heads(x, state, with_value, queries)
+        heads = super().project_heads(x, state, with_value, num_queries)
         if heads.key_bias is None:
             return heads
         key = add_sizes(heads.key, heads.key_bias, self.size_direction)

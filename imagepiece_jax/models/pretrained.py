@@ -114,7 +114,7 @@ class Pretrained:
         weights: Any = self.variables
         if self.recovery is not None:
             dense_params = self.dense_variables["params"]
-            weights = [weights, *self.recovery.digest_parts(dense_params)]
+            weights = [weights, *self.recovery.digested_values(dense_params)]
         return variables_digest(weights)[:16]
 
     @functools.cached_property

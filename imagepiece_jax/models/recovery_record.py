@@ -152,7 +152,7 @@ class Recovery:
         params = traverse_util.unflatten_dict(dense_params | present, sep="/")
         return {**dense, "params": params}
 
-    def digest_parts(self, dense_params: Mapping[str, Any]) -> list[Any]:
+    def digested_values(self, dense_params: Mapping[str, Any]) -> list[Any]:
         """Everything in a digest of weights that tells this recovery."""
         dense_values = flatten_params(dense_params)
         replaced_values = {}

@@ -46,11 +46,11 @@ def fit_positions(
 
 
 def resize_grid(
-    grid: Float[np.ndarray, "height width dim"], new: tuple[int, int], how: str
+    grid: Float[np.ndarray, "height width dim"], new_shape: tuple[int, int], how: str
 ) -> Float32[np.ndarray, "rows columns dim"]:
     """Interpolate a grid of embeddings.
 
-    new: (height, width)
+    new_shape: (height, width)
     how: "antialias" (timm: Keys' kernel, a = -0.5, wider if the grid shrinks),
         "bicubic" (PyTorch without antialiasing: a = -0.75, borders repeated), "offset"
         (DINO: "bicubic" by the factor (new + 0.1) / old) or "linear" (Google's vit_jax
@@ -58,15 +58,15 @@ def resize_grid(
     """
     height, width, dim = grid.shape
     if how == "antialias":
-        resized = jax.image.resize(jax.device_put(grid), (*new, dim), "cubic")
+        resized = jax.image.resize(jax.device_put(grid), (*new_shape, dim), "cubic")
         return jax.device_get(resized)
     if how == "linear":
-        rows = _linear_weights(height, new[0])
-        columns = _linear_weights(width, new[1])
+        rows = _linear_weights(height, new_shape[0])
+        columns = _linear_weights(width, new_shape[1])
     else:
         offset = 0.1 if how == "offset" else 0.0  # as in DINO and DINOv2
-        rows = _bicubic_weights(height, new[0], offset)
-        columns = _bicubic_weights(width, new[1], offset)
+        rows = _bicubic_weights(height, new_shape[0], offset)
+        columns = _bicubic_weights(width, new_shape[1], offset)
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 
 

@@ -72,40 +72,40 @@ class Rotary:
         return np.stack(mesh, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(
-        self, coordinates: Coordinates, width: int, prefix: int = 0
+        self, coordinates: Coordinates, head_dim: int, num_prefix: int = 0
     ) -> tuple[PlaneAngles, PlaneAngles]:
         """(cosines, sines) of plane angles.
 
         coordinates: (y, x) of the tokens; NumPy in, NumPy out
-        width: channels per head
-        prefix: count of prefix tokens, which get angle 0
+        head_dim: channels per head
+        num_prefix: count of prefix tokens, which get angle 0
         """
         xp = coordinates.__array_namespace__()
-        angles = self.angles(coordinates, width)
-        angles = xp.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
+        angles = self.angles(coordinates, head_dim)
+        angles = xp.pad(angles, ((0, 0), (num_prefix, 0), (0, 0), (0, 0)))
         return xp.cos(angles), xp.sin(angles)
 
     @functools.cache  # noqa: B019, all blocks of a program share one constant
     def grid_rotations(
-        self, grid: tuple[int, int], width: int, prefix: int = 0
+        self, grid: tuple[int, int], head_dim: int, num_prefix: int = 0
     ) -> tuple[Any, Any]:
         """`rotations` for all patches in a grid, as NumPy arrays."""
-        return self.rotations(self.coordinates(grid)[None], width, prefix)
+        return self.rotations(self.coordinates(grid)[None], head_dim, num_prefix)
 
-    def angles(self, coordinates: Coordinates, width: int) -> PlaneAngles:
+    def angles(self, coordinates: Coordinates, head_dim: int) -> PlaneAngles:
         """Plane angles, in the order of `axes`.
 
-        coordinates, width: as for `rotations`
+        coordinates, head_dim: as for `rotations`
         """
-        bands = width // 4  # planes per axis
-        frequency = self.temperature ** -(np.arange(bands) / bands)
+        planes_per_axis = head_dim // 4
+        frequency = self.temperature ** -(np.arange(planes_per_axis) / planes_per_axis)
         if self.origin == "center":  # 1 is a full rotation of the first plane
             frequency = 2 * np.pi * frequency
         if self.axes == "xy":
             coordinates = coordinates[..., ::-1]
         frequency = frequency.astype(np.float32)[None, None, None]
         angles = coordinates[..., None] * frequency
-        return angles.reshape(*angles.shape[:2], 1, 2 * bands)
+        return angles.reshape(*angles.shape[:2], 1, 2 * planes_per_axis)
 
     def rotate(self, heads: TokenHeads, rotations: Rotations) -> TokenHeads:
         """Rotate heads in float32."""
@@ -116,10 +116,10 @@ class Rotary:
         else:
             a = x[..., ::2]
             b = x[..., 1::2]
-        turned_a = a * cos - b * sin
-        turned_b = b * cos + a * sin
+        rotated_a = a * cos - b * sin
+        rotated_b = b * cos + a * sin
         if self.planes == "halves":
-            turned = jnp.concatenate([turned_a, turned_b], axis=-1)
+            rotated = jnp.concatenate([rotated_a, rotated_b], axis=-1)
         else:
-            turned = jnp.stack([turned_a, turned_b], axis=-1).reshape(x.shape)
-        return turned.astype(heads.dtype)
+            rotated = jnp.stack([rotated_a, rotated_b], axis=-1).reshape(x.shape)
+        return rotated.astype(heads.dtype)

@@ -8,19 +8,19 @@ from typing import Any
 TRAINED = ("all", "biases", "norms")
 
 
-def trained_part(params: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Replace frozen parameters by None; `part` is in TRAINED."""
+def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Replace frozen parameters by None; `kind` is in TRAINED."""
     # JAX treats None as an empty tree, so gradients, moments and exchanges between
     # devices exist for trained parameters only.
-    if part == "all":
+    if kind == "all":
         return params
     is_norm = "scale" in params
     trained: dict[str, Any] = {}
     for name, value in params.items():
         is_bias = name in ("bias", "gamma")
         if isinstance(value, Mapping):
-            trained[name] = trained_part(value, part)
-        elif is_norm or (part == "biases" and is_bias):
+            trained[name] = trained_part(value, kind)
+        elif is_norm or (kind == "biases" and is_bias):
             trained[name] = value
         else:
             trained[name] = None

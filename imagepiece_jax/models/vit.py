@@ -190,16 +190,16 @@ class ViT(nn.Module):
 
     def _make_block(self, index: int) -> Block:
         """Make a Block; `head_only` limits the last block to the head's queries."""
-        queries = None
+        num_queries = None
         is_last = index == self.depth - 1
         # Initialization runs the whole block, because its reducer may have parameters.
         if is_last and self.execution.head_only and not self.is_initializing():
-            queries = self.config.arch.head_tokens
+            num_queries = self.config.arch.head_tokens
         name = f"blocks_{index}"
         execution = dataclasses.replace(self.execution, dtype=self._part_dtype(name))
         layer = self.plan[index]
         return Block(
-            self.config, execution, index, layer, self.prop_attn, queries, name=name
+            self.config, execution, index, layer, self.prop_attn, num_queries, name=name
         )
 
     def _make_reduction(

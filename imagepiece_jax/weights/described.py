@@ -298,12 +298,13 @@ def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
 def _check_same_images(config: ViTConfig, file_fields: JsonFields) -> None:
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
-    images = file_fields.get("pretrained_cfg", {})
+    pretrained_cfg = file_fields.get("pretrained_cfg", {})
     own_values = {"mean": config.mean, "std": config.std}
     own_values["input_size"] = (3, *image_sides(config.image_size))
     for field, value in own_values.items():
-        if images.get(field, value) != value:
+        timm_value = pretrained_cfg.get(field, value)
+        if timm_value != value:
             raise InputError(
-                f"pretrained_cfg.{field} is {images[field]}, but {OWN_KEY}.config says "
+                f"pretrained_cfg.{field} is {timm_value}, but {OWN_KEY}.config says "
                 f"{value}"
             )

@@ -85,15 +85,17 @@ def load(
     if class_names is not None:
         class_names = checked_names(class_names, vit_config.num_classes)
     keeps_reduction = reduction == TRAINED_REDUCTION
-    wanted = described.reduction if keeps_reduction else Reduction.read(reduction)
+    if keeps_reduction:
+        reduction = described.reduction
+    reduction = Reduction.read(reduction)
     execution = make_execution(vit_config, dtype or described.dtype, attention)
     try:
-        model = build_model(vit_config, wanted, execution)
+        model = build_model(vit_config, reduction, execution)
     except InputError as error:
         if not keeps_reduction:  # the caller's mistake, not the file's
             raise
         raise InputError(f"{located.title}: {error}") from error
-    log_reduction(wanted, model)
+    log_reduction(reduction, model)
     # Only a saved folder holds selectors for several reductions.
     is_exact = keeps_reduction and described.digest is None
     fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
@@ -102,8 +104,8 @@ def load(
         model, fitted_tensors, located.title, fresh=fresh_parts, seed=seed or 0
     )
     params = variables["params"]
-    stated = {part for part in params if is_in_parts(part, described.untrained)}
-    untrained = {*drawn_parts, *stated}
+    untrained = {part for part in params if is_in_parts(part, described.untrained)}
+    untrained |= {*drawn_parts}
     # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
         located.origin,

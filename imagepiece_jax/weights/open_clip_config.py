@@ -57,10 +57,10 @@ def parse_open_clip(config: JsonFields) -> ViTConfig:
             raise InputError(f"{path} is {value!r}, which is not supported")
     vision = VISION_DEFAULTS | vision
     preprocess_cfg = config.get("preprocess_cfg") or {}
-    images = _parse_preprocess_cfg(preprocess_cfg, as_tuple(vision["image_size"]))
+    image_fields = _parse_preprocess_cfg(preprocess_cfg, as_tuple(vision["image_size"]))
     if vision["timm_model_name"]:
-        return _build_timm_config(vision, model, images)
-    return _build_tower_config(vision, model, images)
+        return _build_timm_config(vision, model, image_fields)
+    return _build_tower_config(vision, model, image_fields)
 
 
 def _parse_preprocess_cfg(
@@ -85,11 +85,11 @@ def _parse_preprocess_cfg(
 
 
 def _build_tower_config(
-    vision: JsonFields, model: JsonFields, images: JsonFields
+    vision: JsonFields, model: JsonFields, image_fields: JsonFields
 ) -> ViTConfig:
     """Make the config of OpenCLIP's own VisionTransformer.
 
-    images: the result of `_parse_preprocess_cfg`
+    image_fields: the result of `_parse_preprocess_cfg`
     """
     width = vision["width"]
     depth = vision["layers"]
@@ -121,7 +121,7 @@ def _build_tower_config(
         arch=arch,
         num_classes=model["embed_dim"],
         problem_type=PROJECTION,
-        **images,
+        **image_fields,
     )
 
 
@@ -144,11 +144,11 @@ def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
 
 
 def _build_timm_config(
-    vision: JsonFields, model: JsonFields, images: JsonFields
+    vision: JsonFields, model: JsonFields, image_fields: JsonFields
 ) -> ViTConfig:
     """Make the config of a timm model, maybe with a projection.
 
-    images: the result of `_parse_preprocess_cfg`
+    image_fields: the result of `_parse_preprocess_cfg`
     """
     # OpenCLIP builds the model with timm's own code for the architecture, whatever the
     # weights were trained with.
@@ -156,7 +156,7 @@ def _build_timm_config(
     projection = vision["timm_proj"] or ""
     pool = vision["timm_pool"]
     check_choice("vision_cfg.timm_proj", projection, TIMM_PROJECTIONS)
-    config = registry.build_config(architecture, num_classes=0, **images)
+    config = registry.build_config(architecture, num_classes=0, **image_fields)
     if projection != "linear":  # timm's pool decides the last norm's place
         config = timm_config.apply_model_args(config, {"global_pool": pool})
     elif pool:  # without a pool the model's own stays

@@ -331,7 +331,7 @@ def _processor_name(processor_fields: JsonFields, model_type: str) -> str:
     return names[name]
 
 
-def _crop_fields(fields: JsonFields, name: str) -> dict[str, Any]:
+def _crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]:
     """Translate an image processor's fields into fields of a Preprocessing."""
     size = fields["size"]
     has_crop = fields["do_center_crop"]
@@ -345,7 +345,7 @@ def _crop_fields(fields: JsonFields, name: str) -> dict[str, Any]:
     resample = fields["resample"]
     check_choice("resample", resample, INTERPOLATION_OF_RESAMPLE)
     interpolation = INTERPOLATION_OF_RESAMPLE[resample]
-    if name == "DINOv3ViT" and interpolation == "bicubic":
+    if processor_name == "DINOv3ViT" and interpolation == "bicubic":
         raise InputError(
             f"resample is {resample}, bicubic, with which DINOv3's image processor "
             "makes pixels below 0 and above 1"

@@ -93,7 +93,7 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
 
     @tiny_vit.compiled
     def rotate(heads, places):
-        return rotary.rotate(heads, rotary.rotations(places, 8, prefix=1))
+        return rotary.rotate(heads, rotary.rotations(places, 8, num_prefix=1))
 
     got = rotate(heads, places)
     np.testing.assert_array_equal(got[:, 0], heads[:, 0])
