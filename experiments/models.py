@@ -190,7 +190,7 @@ class Finetuner(Models):
         """That of the weights, but for what the config says."""
         run = RunConfig.from_config(self.config)
         vit = self.pretrained
-        return crop_of(run.with_images_of(vit.config).vit_config.preprocessing)
+        return crop_of(run.fill_preprocessing(vit.config).vit_config.preprocessing)
 
     def sizes(self):
         return {(self.num_classes, self.config.image_size)}

@@ -212,7 +212,7 @@ class RunConfig:
         log_reduction(self.reduction, run.create_model())
         return run
 
-    def with_images_of(self, config: "ViTConfig") -> "RunConfig":
+    def fill_preprocessing(self, config: "ViTConfig") -> "RunConfig":
         """Fill empty normalization and crop fields from the model `config`."""
         model = self.model
         data = self.data

@@ -81,8 +81,8 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
 class RunData:
     """A run's images, and this process's share of their batches.
 
-    `train` and `val` are the Sources. `training(steps=range(..))` makes Batches,
-    `evaluation` is one pass over the validation images.
+    `train` and `val` are the Sources. `train_batches(steps=range(..))` makes Batches,
+    `val_batches` is one pass over the validation images.
 
     Raises InputError if images do not fit the config, or the run cannot be trained on
         the devices of `placement`.
@@ -107,7 +107,7 @@ class RunData:
         self.length = run_length(run, len(self.train))
         # (processes, threads per process); training and evaluation have their own.
         self.readers = run.data.workers, run.data.threads
-        self.training = functools.partial(
+        self.train_batches = functools.partial(
             Batches,
             source=self.train,
             transform=train_transform,
@@ -116,7 +116,7 @@ class RunData:
             placement=placement,
             repeats=run.data.repeats,
         )
-        self.evaluation = Batches(
+        self.val_batches = Batches(
             source=self.val,
             transform=preprocessing,
             batch_size=batch_size,
@@ -129,9 +129,9 @@ class RunData:
 
     def check_space(self) -> None:
         """Raise InputError if shared memory cannot hold training plus evaluation."""
-        training = self.training(steps=range(self.length.steps))
-        needed = worker_pool.shared_bytes(training, *self.readers)
-        needed += worker_pool.shared_bytes(self.evaluation, *self.readers)
+        train_batches = self.train_batches(steps=range(self.length.steps))
+        needed = worker_pool.shared_bytes(train_batches, *self.readers)
+        needed += worker_pool.shared_bytes(self.val_batches, *self.readers)
         worker_pool.check_shared_memory(needed)
 
     @property

@@ -26,7 +26,9 @@ class Evaluation:
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
             self._step = accuracy.model_step(setup.model, setup.config.seed)
-            self._step.compile(run.state.variables, self._data.evaluation.empty_batch())
+            self._step.compile(
+                run.state.variables, self._data.val_batches.empty_batch()
+            )
 
     def evaluate_run(self) -> RunProgress:
         """Evaluate the run; return its new RunProgress, or the old after a signal."""
@@ -38,7 +40,7 @@ class Evaluation:
         models = [state.variables]
         if state.ema is not None:
             models.append(state.ema)
-        reader = self._data.read_ahead(self._data.evaluation)
+        reader = self._data.read_ahead(self._data.val_batches)
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             try:

@@ -37,22 +37,22 @@ class InitialWeights:
     def __init__(self, run: RunConfig, workdir: str | os.PathLike) -> None:
         self._run = run
         self._workdir = workdir
-        self._earlier = run_dir.read_earlier(workdir)  # config.json, class names
+        self._earlier = run_dir.read_earlier(workdir)
 
     # Lazy: a resumed run needs no initial weights.
     @functools.cached_property
-    def start(self) -> Pretrained | None:
+    def start_weights(self) -> Pretrained | None:
         """The weights a new run starts from; None: it has none."""
-        return _dense_model("config.init.weights", self._run.init.weights)
+        return _load_dense("config.init.weights", self._run.init.weights)
 
     @functools.cached_property
-    def teacher(self) -> Pretrained | None:
+    def teacher_weights(self) -> Pretrained | None:
         """The weights the run learns from; None: it has none."""
-        return _dense_model("config.teacher.weights", self._run.teacher.weights)
+        return _load_dense("config.teacher.weights", self._run.teacher.weights)
 
     def free_weights(self) -> None:
         """Free the weights; a later use loads them again."""
-        for name in ("start", "teacher"):
+        for name in ("start_weights", "teacher_weights"):
             vars(self).pop(name, None)
 
     def complete_config(self) -> RunConfig:
@@ -61,16 +61,14 @@ class InitialWeights:
         # accuracy of `evaluate`. A resumed run keeps its own.
         run = self._run
         if self._earlier is not None:
-            return run.with_images_of(self._earlier.model)
+            return run.fill_preprocessing(self._earlier.model)
         vit_config = run.vit_config
-        if self.start is not None:
-            vit_config = self.start.config
-        if (
-            vit_config.preprocessing.crop is None
-            and run.vit_config.preprocessing.resizes
-        ):
+        if self.start_weights is not None:
+            vit_config = self.start_weights.config
+        needs_crop = vit_config.preprocessing.crop is None
+        if needs_crop and run.vit_config.preprocessing.resizes:
             vit_config = vit_config.with_preprocessing(crop=DEIT_CROP)
-        return run.with_images_of(vit_config)
+        return run.fill_preprocessing(vit_config)
 
     def check_classes(
         self, names: Sequence[str | None] | None, resumed: bool = False
@@ -92,13 +90,13 @@ class InitialWeights:
                 )
             except InputError as error:
                 raise InputError(f"{error}; {run_dir.CHOOSE_OTHER_WORKDIR}") from error
-        if self.teacher is not None:
+        if self.teacher_weights is not None:
             source = f"config.teacher.weights {run.teacher.weights}"
-            check_classes(self.teacher.class_names, source, names, data)
+            check_classes(self.teacher_weights.class_names, source, names, data)
         if not run.init.weights or resumed or "head" in run.init.fresh:
             return
         source = f"config.init.weights {run.init.weights}"
-        start_names = self.start.class_names if self.start else None
+        start_names = self.start_weights.class_names if self.start_weights else None
         try:
             check_classes(start_names, source, names, data)
         except InputError as error:
@@ -106,10 +104,10 @@ class InitialWeights:
             raise InputError(f"{error}; {new_head}") from error
 
     def start_variables(self, model: ViT) -> Mapping[str, Any]:
-        """Variables at the start of training: from `start`, else fresh."""
+        """Variables at the start of training: from `start_weights`, else fresh."""
         run = self._run
         fresh = run.init.fresh
-        if self.start is None:
+        if self.start_weights is None:
             if fresh:
                 raise InputError(
                     f"config.init.fresh is {fresh!r}, but config.init.weights is empty"
@@ -122,7 +120,7 @@ class InitialWeights:
             return draw_variables(model, run.seed)
         check_parts(fresh, variable_shapes(model), "config.init.fresh")
         try:
-            return fitted_variables(self.start, model, fresh, run.seed)
+            return fit_variables(self.start_weights, model, fresh, run.seed)
         except StateDictMismatch as error:
             if not error.fresh:
                 raise
@@ -131,7 +129,7 @@ class InitialWeights:
             raise InputError(f"{error}; to train it anew: {flags}") from error
 
 
-def _dense_model(field: str, path: str | None) -> Pretrained | None:
+def _load_dense(field: str, path: str | None) -> Pretrained | None:
     """Load the dense model at a config field's path; None without a path."""
     if not path:
         return None
@@ -141,7 +139,7 @@ def _dense_model(field: str, path: str | None) -> Pretrained | None:
         raise InputError(f"{field}: {error}") from error
 
 
-def fitted_variables(
+def fit_variables(
     vit: Pretrained, model: ViT, fresh: tuple[str, ...] = (), seed: int = 0
 ) -> Mapping[str, Any]:
     """Variables of `model` with trained values; `fresh` parts are drawn instead."""
@@ -151,32 +149,29 @@ def fitted_variables(
 
 
 def check_unstored(
-    ours: ViTConfig, theirs: ViTConfig, weights: str, new_head: bool = False
+    config: ViTConfig, trained: ViTConfig, weights: str, new_head: bool = False
 ) -> None:
     """Raise InputError for an entry of UNSTORED_FIELDS with another trained value."""
     for field in UNSTORED_FIELDS:
         if new_head and field in HEAD_FIELDS:
             continue
-        if field == "gelu" and not ours.arch.has_gelu:
+        if field == "gelu" and not config.arch.has_gelu:
             continue
         group = "config.model"
-        our_fields = ours
-        their_fields = theirs
+        owners = config, trained
         if field in PART_NAMES:
             group = "config.model.arch"
-            our_fields = ours.arch
-            their_fields = theirs.arch
-        value = getattr(our_fields, field)
-        trained = getattr(their_fields, field)
-        if not _is_equal(value, trained):
+            owners = config.arch, trained.arch
+        value, trained_value = (getattr(owner, field) for owner in owners)
+        if not _is_equal(value, trained_value):
             raise InputError(
                 f"{group}.{field} is {value!r}, but {weights} was trained with "
-                f"{trained!r}"
+                f"{trained_value!r}"
             )
 
 
-def _is_equal(ours: Any, theirs: Any) -> bool:
+def _is_equal(value: Any, other: Any) -> bool:
     """Whether values are equal; numbers may differ by float32 rounding."""
-    if isinstance(ours, tuple | float):
-        return np.allclose(ours, theirs, rtol=1e-6, atol=0)
-    return ours == theirs
+    if isinstance(value, tuple | float):
+        return np.allclose(value, other, rtol=1e-6, atol=0)
+    return value == other

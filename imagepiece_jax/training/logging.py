@@ -177,38 +177,38 @@ class RunLog(contextlib.ExitStack):
         self._writer = self.enter_context(MetricWriter(workdir, step, main))
         first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
-        # (first, last) traced step
-        self._traced = (first, last) if config.profile and main else (None, None)
+        # (first, last)
+        self._traced_steps = (first, last) if config.profile and main else (None, None)
         self._trace = self.enter_context(contextlib.ExitStack())
         self._unwritten = None  # (last step, its metrics), until `flush`
-        self._untimed = step + 1  # a program's first step, which compiles
+        self._untimed_step = step + 1  # a program's first step, which compiles
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Measure throughput from here on."""
         # Evaluation and compilation are not training.
-        self._began = time.perf_counter()
-        self._waited = 0.0
-        self._images = 0
+        self._start_time = time.perf_counter()
+        self._waited_seconds = 0.0
+        self._timed_images = 0
 
     def begin_program(self, step: int) -> None:
         """Leave `step`, the first step of a new program, out of the throughput."""
         self.flush()
-        self._untimed = step
+        self._untimed_step = step
 
     def timed_batches(self, batches: Iterable[dict]) -> Iterator[dict]:
         """Yield the batches; waiting for a batch counts as `input_wait`."""
         # The device works meanwhile, so reading costs at most `input_wait`.
         self.restart_clock()
-        began = time.perf_counter()
+        wait_start = time.perf_counter()
         for batch in batches:
-            self._waited += time.perf_counter() - began
+            self._waited_seconds += time.perf_counter() - wait_start
             yield batch
-            began = time.perf_counter()
+            wait_start = time.perf_counter()
 
     def traced_step(self, step: int) -> contextlib.AbstractContextManager:
         """Context for dispatching `step`, with its number in the trace."""
-        if step == self._traced[0]:
+        if step == self._traced_steps[0]:
             self._trace.enter_context(jax.profiler.trace(self._trace_folder))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
@@ -225,19 +225,21 @@ class RunLog(contextlib.ExitStack):
         step, metrics = self._unwritten
         self._unwritten = None
         metrics = parallel.unreplicate(metrics)  # waits for their step
-        if step == self._traced[1]:
+        first_traced, last_traced = self._traced_steps
+        if step == last_traced:
             self._trace.close()
-            steps = "steps {} to {}".format(*self._traced)
-            place = f"{self._trace_folder} (TensorBoard, Perfetto)"
-            print_line(f"trace of {steps}: {place}")
+            steps = f"steps {first_traced} to {last_traced}"
+            print_line(
+                f"trace of {steps}: {self._trace_folder} (TensorBoard, Perfetto)"
+            )
         if metrics["skipped"] > self._config.max_skipped_steps:
-            self._raise_not_finite(step, metrics)
-        if step == self._untimed:
+            self._raise_non_finite(step, metrics)
+        if step == self._untimed_step:
             self.restart_clock()
         else:
-            self._images += self._config.batch_size
-        seconds = time.perf_counter() - self._began
-        timed = self._images > 0  # else only a program's first step was taken
+            self._timed_images += self._config.batch_size
+        seconds = time.perf_counter() - self._start_time
+        is_timed = self._timed_images > 0  # else only a program's first step was taken
         window = metrics["window"]
         samples = window["samples"] or math.nan  # 0: all steps were skipped
         values = {
@@ -248,13 +250,13 @@ class RunLog(contextlib.ExitStack):
             "lr": metrics["lr"],
             "grad_norm": metrics["grad_norm"],
             "skipped": int(window["skipped"]),
-            "throughput": self._images / seconds if timed else math.nan,
-            "input_wait": self._waited / seconds if timed else math.nan,
+            "throughput": self._timed_images / seconds if is_timed else math.nan,
+            "input_wait": self._waited_seconds / seconds if is_timed else math.nan,
             **device_memory(),
             **metrics["terms"],
         }
-        logged = step % self._config.log_every_steps == 0 or step == self._length.steps
-        if logged:
+        is_last = step == self._length.steps
+        if is_last or step % self._config.log_every_steps == 0:
             self._writer.write_line("train", step, **values)
             if self._config.progress:
                 self._print_progress(step, values)
@@ -264,40 +266,36 @@ class RunLog(contextlib.ExitStack):
         """Write and print an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
         self._writer.write_line("eval", step, epoch=epoch, **metrics)
-        text = (
-            f"epoch {epoch:g}, step {step}: validation accuracy {metrics['acc1']:.2f} %"
-        )
-        print_line(f"{text}, loss {metrics['loss']:.3f}")
+        accuracy = f"validation accuracy {metrics['acc1']:.2f} %"
+        loss = f"loss {metrics['loss']:.3f}"
+        print_line(f"epoch {epoch:g}, step {step}: {accuracy}, {loss}")
 
     def _print_progress(self, step: int, values: dict) -> None:
-        images = (self._length.steps - step) * self._config.batch_size
+        images_left = (self._length.steps - step) * self._config.batch_size
         throughput = values["throughput"]
         text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
         text += f"loss {values['loss']:.3f}, acc1 {values['acc1']:.1f} %, "
         text += f"lr {values['lr']:.2e}"
         if not math.isnan(throughput):
-            text += (
-                f", {throughput:,.0f} img/s, waits {100 * values['input_wait']:.0f} %, "
-            )
-            text += f"{duration_text(images / throughput)} left"
+            waits = f"waits {100 * values['input_wait']:.0f} %"
+            time_left = duration_text(images_left / throughput)
+            text += f", {throughput:,.0f} img/s, {waits}, {time_left} left"
         if values["skipped"]:
             text += f", skipped {values['skipped']}"
         print_line(text)
 
-    def _raise_not_finite(self, step: int, metrics: dict) -> NoReturn:
+    def _raise_non_finite(self, step: int, metrics: dict) -> NoReturn:
         """Raise RunError for a step with a non-finite loss or gradient."""
         name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         saved_step = self._find_saved_step()
-        count = int(metrics["skipped"])
-        where = "none was saved"
+        num_skipped = int(metrics["skipped"])
+        kept = "none was saved"
         if saved_step:
-            where = f"the checkpoint of step {saved_step} is kept"
-        row = ""
-        if count > 1:
-            row = f", as in {count} steps in a row"
+            kept = f"the checkpoint of step {saved_step} is kept"
+        earlier = f", as in {num_skipped} steps in a row" if num_skipped > 1 else ""
         raise RunError(
-            f"{name} is {metrics[name]} at step {step}{row}: training stopped, {where} "
-            f"in {self._workdir}; try a lower lr, or clip_grad_norm=1.0"
+            f"{name} is {metrics[name]} at step {step}{earlier}: training stopped, "
+            f"{kept} in {self._workdir}; try a lower lr, or clip_grad_norm=1.0"
         )
 
 

@@ -49,7 +49,7 @@ def create_optimizer(
     if param_groups is not None:
         # Frozen parameters leave the clipping. Groups scale the finished update.
         groups = scale_by_group(param_groups, lr_schedule, run.peak_lr, steps_per_epoch)
-        optimizer = optax.chain(without_frozen(optimizer, param_groups), groups)
+        optimizer = optax.chain(zero_frozen_gradients(optimizer, param_groups), groups)
     return lr_schedule, optimizer
 
 
@@ -121,7 +121,7 @@ def create_adamw(run: RunConfig, lr_schedule: Schedule) -> Optimizer:
     return optax.chain(optax.clip_by_global_norm(run.clip_grad_norm), optimizer)
 
 
-def without_frozen(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
+def zero_frozen_gradients(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
     """Give frozen parameters zero gradients, so that clipping ignores them."""
 
     def zero_frozen(path: tuple, gradient: Array) -> Array:

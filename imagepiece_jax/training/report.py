@@ -60,7 +60,7 @@ def training_flop(
     return 2.0 * steps.steps_per_epoch * run.batch_size * macs
 
 
-def dry_run_report(run: "Run") -> str:
+def describe_dry_run(run: "Run") -> str:
     """Describe a Run's memory and length. Compiles the last epoch's training step."""
     config = run.setup.config
     data = run.setup.data
@@ -87,7 +87,7 @@ def dry_run_report(run: "Run") -> str:
     )
 
 
-def data_text(config: RunConfig, data: RunData) -> str:
+def describe_data(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
     absent_splits = [
         name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
@@ -111,7 +111,7 @@ def data_text(config: RunConfig, data: RunData) -> str:
     )
 
 
-def model_text(model: ViT, dense: ViT) -> str:
+def describe_model(model: ViT, dense: ViT) -> str:
     """Describe a model's cost, and the devices it trains on."""
     kinds = sorted({device.device_kind for device in jax.devices()})
     return (
@@ -121,7 +121,7 @@ def model_text(model: ViT, dense: ViT) -> str:
     )
 
 
-def final_table(run: "Run") -> str:
+def describe_results(run: "Run") -> str:
     """The result table: accuracy, tokens and cost of the model, time, folder."""
     setup = run.setup
     model = setup.model
@@ -130,7 +130,7 @@ def final_table(run: "Run") -> str:
     dense = model_macs(setup.dense) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     rows = [
-        ("accuracy", _accuracy_text(run.progress.last or {})),
+        ("accuracy", _format_accuracy(run.progress.last or {})),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
@@ -157,7 +157,7 @@ def _history_rows(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str,
         yield "skipped", f"{skipped} of {steps} steps, which were not finite"
 
 
-def _accuracy_text(metrics: dict) -> str:
+def _format_accuracy(metrics: dict) -> str:
     text = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
     text += f" of {metrics['images']} images"
     if metrics.get("ema_acc1") is not None:

@@ -23,7 +23,7 @@ from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.initial_weights import InitialWeights, fitted_variables
+from imagepiece_jax.training.initial_weights import InitialWeights, fit_variables
 from imagepiece_jax.training.logging import print_line
 
 
@@ -45,10 +45,9 @@ class Teacher:
     def record(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Weights, model and normalization as JSON, for checkpoints."""
         # The attention kernel is left out: it depends on the device.
-        alike = dataclasses.replace(
-            self, model=self.model.with_execution(attention_impl="xla")
-        )
-        return {"weights": variables_digest(variables)[:16], **as_json(alike)}
+        model = self.model.with_execution(attention_impl="xla")
+        settings = as_json(dataclasses.replace(self, model=model))
+        return {"weights": variables_digest(variables)[:16], **settings}
 
     def prepare_images(
         self, images: Float[Array, "batch height width 3"]
@@ -78,13 +77,13 @@ def create_teacher(
     """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
     dense: the trained model without reduction
-    initial: its `teacher` has the weights
+    initial: its `teacher_weights` teach
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.
     """
-    needed = run.reduction.method.needs_teacher or run.distill.is_active
-    check_teacher_settings(run, needed)
-    vit = initial.teacher if needed else None
+    is_needed = run.reduction.method.needs_teacher or run.distill.is_active
+    check_teacher_settings(run, is_needed)
+    vit = initial.teacher_weights if is_needed else None
     if vit is None:
         return None, None
     setting = f"config.teacher.weights {run.teacher.weights}"
@@ -98,31 +97,31 @@ def create_teacher(
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:
             model = dense.with_execution(drop_path_rate=0.0)
-            variables = fitted_variables(vit, model)
+            variables = fit_variables(vit, model)
         else:
-            model, variables = _teacher_of_distillation(run, vit)
+            model, variables = _create_distillation_teacher(run, vit)
     except InputError as error:
         raise InputError(f"config.teacher.weights: {error}") from error
     return Teacher(model, dense.config.mean, dense.config.std), variables
 
 
-def check_teacher_settings(run: RunConfig, needed: bool) -> None:
+def check_teacher_settings(run: RunConfig, is_needed: bool) -> None:
     """Raise InputError for a missing or unused teacher."""
-    if needed and not run.teacher.weights:
+    if is_needed and not run.teacher.weights:
         needed_by = f"config.reduction={run.reduction.name}"
         if run.distill.is_active:
             needed_by = f"config.distill.kind={run.distill.kind}"
         raise InputError(
             f"config.teacher.weights is empty, but {needed_by} needs a teacher"
         )
-    if run.teacher.weights and not needed:
+    if run.teacher.weights and not is_needed:
         raise InputError(
             f"config.teacher.weights is {run.teacher.weights!r}, but nothing learns "
             "from a teacher; leave it empty, or set config.distill.kind to soft or hard"
         )
 
 
-def _teacher_of_distillation(
+def _create_distillation_teacher(
     run: RunConfig, vit: Pretrained
 ) -> tuple[ViT, Mapping[str, Any]]:
     """(model, variables) of any model with the student's number of classes."""

@@ -60,12 +60,12 @@ class TrainState:
 WINDOW_METRICS = ("loss", "acc1", "acc5", "samples", "skipped")
 
 
-def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
-    """Shapes of a loader batch; `leading` is [A, m] or [devices, A, m]."""
-    shape = (*leading, run.image_size, run.image_size, 3)
+def batch_shapes(run: RunConfig, leading_axes: tuple[int, ...]) -> Batch:
+    """Shapes of a loader batch; `leading_axes` are [A, m] or [devices, A, m]."""
+    shape = (*leading_axes, run.image_size, run.image_size, 3)
     return {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "label": jax.ShapeDtypeStruct(leading, jnp.int32),
+        "label": jax.ShapeDtypeStruct(leading_axes, jnp.int32),
     }
 
 
@@ -214,24 +214,23 @@ def accumulate_gradients(
     """
     micro_batch_count = batch["label"].shape[0]
 
-    def micro_step(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
+    def add_micro_batch(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
         # A micro-batch starts from the statistics the micro-batch before it leaves.
         batch_stats, grads, sums = carry
-        micro_batch, index = inputs
-        grad, batch_stats, added, terms = gradient(micro_batch, index, batch_stats)
+        micro_grads, batch_stats, micro_sums, terms = gradient(*inputs, batch_stats)
         grads = jax.tree.map(
-            lambda total, g: total + g / micro_batch_count, grads, grad
+            lambda total, g: total + g / micro_batch_count, grads, micro_grads
         )
-        sums = jax.tree.map(jnp.add, sums, added)
+        sums = jax.tree.map(jnp.add, sums, micro_sums)
         return (batch_stats, grads, sums), terms
 
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
     carry = (state.batch_stats, *zeros)
     inputs = (batch, jnp.arange(micro_batch_count, dtype=jnp.int32))
     if micro_batch_count == 1:
-        carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
+        carry, terms = add_micro_batch(carry, jax.tree.map(lambda x: x[0], inputs))
     else:
-        carry, terms = jax.lax.scan(micro_step, carry, inputs)
+        carry, terms = jax.lax.scan(add_micro_batch, carry, inputs)
     batch_stats, grads, sums = carry
     return grads, batch_stats, sums, terms
 

@@ -52,9 +52,9 @@ def train_and_evaluate(
     check_libraries()
     setup = set_up_run(config, workdir, dry_run)
     with open_run(setup, dry_run) as run:
-        print_line(report.data_text(setup.config, setup.data))
+        print_line(report.describe_data(setup.config, setup.data))
         if dry_run:
-            print_line(report.dry_run_report(run))
+            print_line(report.describe_dry_run(run))
             return None
         steps = setup.data.length.steps
         if run.is_complete:
@@ -65,7 +65,7 @@ def train_and_evaluate(
             print_line(f"resuming from step {run.step} of {steps}")
         train(run)
         if parallel.is_main():
-            print_line(report.final_table(run))
+            print_line(report.describe_results(run))
         return run.progress.last
 
 
@@ -204,7 +204,7 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     teacher_record = teacher.record(teacher_variables) if teacher else None
     state = _first_state(setup, resumes)
     initial.free_weights()  # frees host memory for the training
-    print_line(report.model_text(setup.model, setup.dense))
+    print_line(report.describe_model(setup.model, setup.dense))
     state, progress, step = keeper.begin_run(state, teacher_variables, teacher_record)
     if resumes and setup.loss is not micro_batch_loss:
         loss_name = getattr(setup.loss, "__name__", setup.loss)
@@ -235,14 +235,14 @@ def train(run: Run) -> None:
     setup = run.setup
     keeper = run.keeper
     length = setup.data.length
-    training = setup.data.training(steps=range(run.step, length.steps))
+    train_batches = setup.data.train_batches(steps=range(run.step, length.steps))
     # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
         keeper.guarded_steps() as request,
         RunLog(
             setup.workdir, setup.config, length, run.step, keeper.find_saved_step
         ) as log,
-        contextlib.closing(setup.data.read_ahead(training)) as batches,
+        contextlib.closing(setup.data.read_ahead(train_batches)) as batches,
     ):
         evaluation = Evaluation(run, log, request)
         keeper.stop_if_requested(run)  # arrived since `guarded_steps`

@@ -245,9 +245,9 @@ def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     fields |= {"data.resize": "deit", "data.crop": "random_resized"}
     config = configured(fields, batch_size=64, eval_batch_size=32)
     data = RunData(RunConfig.from_config(config), Placement())
-    training = data.training(steps=range(data.length.steps))
+    training = data.train_batches(steps=range(data.length.steps))
     assert worker_pool.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
-    assert worker_pool.shared_bytes(data.evaluation, 1, 1) == 3 * 32 * 100 * 100 * 3
+    assert worker_pool.shared_bytes(data.val_batches, 1, 1) == 3 * 32 * 100 * 100 * 3
     needed = 3 * (64 + 32) * 100 * 100 * 3
     with_free(monkeypatch, needed)
     data.check_space()

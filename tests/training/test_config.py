@@ -42,7 +42,7 @@ def test_a_value_out_of_range_is_named(field, value):
 
 def test_a_config_of_a_run_has_its_format_counts_and_normalization():
     run = RunConfig.from_config(configured(reduction="tome:macs=0.7")).with_counts()
-    run = run.with_images_of(run.vit_config)
+    run = run.fill_preprocessing(run.vit_config)
     written = run.to_dict()
     assert written["format"] == RUN_FORMAT
     assert "macs" not in written["reduction"]
@@ -71,17 +71,17 @@ def images_of(run):
 def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
     theirs = config(None, **TINY, **OWN, **SHOWN)
     fields = {"image_size": 48, "data.resize": "deit"}
-    run = RunConfig.from_config(configured(fields)).with_images_of(theirs)
+    run = RunConfig.from_config(configured(fields)).fill_preprocessing(theirs)
     assert images_of(run) == OWN | SHOWN
     assert images_of(RunConfig.from_config(run.to_dict())) == OWN | SHOWN
     stated = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
-    run = RunConfig.from_config(configured(fields | stated)).with_images_of(theirs)
+    run = RunConfig.from_config(configured(fields | stated)).fill_preprocessing(theirs)
     wanted = {"mean": (0.1,) * 3, "std": (0.3,) * 3, "crop": 0.8, "crop_mode": "center"}
     assert images_of(run).items() >= wanted.items()
     fields["data.eval_crop_mode"] = "squash"
     squashed = RunConfig.from_config(configured(fields))
     with refused("eval_crop_mode is 'squash', but config.data.eval_crop is empty"):
-        squashed.with_images_of(theirs)
+        squashed.fill_preprocessing(theirs)
 
 
 def test_a_name_says_normalization_but_no_crop():

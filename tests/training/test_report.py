@@ -25,7 +25,7 @@ def result_rows(workdir, progress=PROGRESS, **fields):
     models = {"model": config.create_model(), "dense": config.create_dense()}
     setup = types.SimpleNamespace(workdir=workdir, config=config, **models)
     run = types.SimpleNamespace(setup=setup, progress=progress)
-    table = report.final_table(run)
+    table = report.describe_results(run)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
 
 
@@ -112,7 +112,7 @@ def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
     run, found = plan()
     assert found.image_counts == [1_281_167, 50_000]
     assert found.length.steps_per_epoch == 1_281_167 // run.batch_size
-    assert "not read: train and val" in report.data_text(run, found)
+    assert "not read: train and val" in report.describe_data(run, found)
     other = {"data.name": "folder:nowhere"}
     for fields in ({"dry_run": False}, {"num_classes": 10}, other):
         with pytest.raises((InputError, FileNotFoundError)):
