@@ -67,8 +67,7 @@ from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.recovery import recovery_loss
-from imagepiece_jax.recovery.recovery_images import evaluation_batches
+from imagepiece_jax.recovery.recovery_images import read_image_batches
 from imagepiece_jax.recovery.recovery_loss import relative_change
 from imagepiece_jax.recovery.recovery_step import DenseTeacher
 from imagepiece_jax.reduction.methods.recommended import LEAST_STAGED_MACS
@@ -185,15 +184,15 @@ def judge_recovery(vit, better, source: Source) -> dict[str, dict[str, float]]:
     Returns {"before": .., "after": ..}, of the model and of what it became.
     """
     teacher = DenseTeacher(vit.with_reduction(None))
-    batches = evaluation_batches(source, vit.preprocessing, 50)
-    answered = teacher.add_outputs(batches)
+    batches = read_image_batches(source, vit.preprocessing, 50)
+    answered = teacher.pair_with_outputs(batches)
     names = teacher.comparison.output_names
 
     def terms(variables, pixels, targets):
         images = teacher.normalize_pixels(pixels)
-        own = recovery_loss.compared_outputs(vit.model, variables, images, names)
+        own = teacher.comparison.compute_outputs(vit.model, variables, images)
         distances = teacher.comparison.loss_terms(own, targets)
-        distances |= teacher.comparison.image_metrics(own, targets)
+        distances |= teacher.comparison.measure_images(own, targets)
         if "patches" in names:
             distances["unreachable"] = unreachable_change(
                 vit.model, variables, images, targets
@@ -240,8 +239,8 @@ def encode_right_answers(vit, source: Source) -> str:
     right = np.zeros(len(source), bool)
     # The photographs are stored in the model's size: they are used as they are.
     whole = dataclasses.replace(vit.preprocessing, resize="none")
-    batches = evaluation_batches(source, whole, 50)
-    for batch, answers in DenseTeacher(vit).add_outputs(batches):
+    batches = read_image_batches(source, whole, 50)
+    for batch, answers in DenseTeacher(vit).pair_with_outputs(batches):
         is_image = batch["mask"]  # and not padding
         first = np.argmax(parallel.local_rows(answers)["logits"], axis=-1)[is_image]
         index = batch["index"][is_image]

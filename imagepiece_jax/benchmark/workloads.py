@@ -57,7 +57,7 @@ class Workload:
 class BenchmarkCase:
     """A model to measure, in one mode, batch size and dtype.
 
-    Mode "train" trains by the recipe of `training_run`.
+    Mode "train" trains by the recipe of `make_training_run`.
     Raises InputError for mistakes that would otherwise show while measuring.
     """
 
@@ -78,7 +78,7 @@ class BenchmarkCase:
                 takes = f"{vit.origin.title} takes {vit.batch_size}"
                 raise InputError(f"batch_size has {self.batch_size}, but {takes}")
         elif self.mode == "train" and self.run is None:
-            run = training_run(vit, self.batch_size, self.dtype)
+            run = make_training_run(vit, self.batch_size, self.dtype)
             check_timed_run(run)
             object.__setattr__(self, "run", run)
 
@@ -147,8 +147,8 @@ def compile_training_steps(run: RunConfig) -> TrainingSteps:
     step, first_state, model, teacher_model = make_training_step(run)
     teacher_variables = None
     if teacher_model is not None:
-        teacher_variables = parallel.replicate(random_variables(teacher_model))
-    state = parallel.replicate(first_state(random_variables(model)))
+        teacher_variables = parallel.replicate(draw_variables(teacher_model))
+    state = parallel.replicate(first_state(draw_variables(model)))
     batches = []
     for seed in range(NUM_INPUTS):
         batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
@@ -164,7 +164,7 @@ class LoadedRun(RunConfig):
     vit_config: ViTConfig
 
 
-def training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
+def make_training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
     """DeiT's recipe, the defaults of `RunConfig`, for a model with its reduction."""
     if vit.reduction is None:
         raise InputError("mode is train, which needs a reduction with a name")
@@ -192,7 +192,7 @@ def check_timed_run(run: RunConfig) -> None:
 
 def with_random_weights(model: ViT) -> Pretrained:
     """Give a model random weights, which do not change its speed."""
-    return Pretrained(model, random_variables(model))
+    return Pretrained(model, draw_variables(model))
 
 
 def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
@@ -249,7 +249,7 @@ def make_training_step(
     return step, first_state, model, teacher_model
 
 
-def random_variables(model: ViT) -> PyTree:
+def draw_variables(model: ViT) -> PyTree:
     """Draw random variables for `model`. Scales and variances are near 1."""
     rng = np.random.default_rng(0)
     # A million numbers are drawn once, and every array takes them from a random offset:

@@ -40,6 +40,6 @@ def main(
         out=out,
         **vars(data),
     )
-    table_file, plot_file = compare.report_files(out, report)
+    table_file, plot_file = compare.choose_report_files(out, report)
     print(table_file.read_text("utf-8"), end="")
     print(f"written to {table_file} and {plot_file.name}", flush=True)

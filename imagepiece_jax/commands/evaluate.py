@@ -31,13 +31,15 @@ def main(
     from imagepiece_jax.common import statistics
     from imagepiece_jax.evaluation import accuracy
     from imagepiece_jax.evaluation.evaluate import evaluate
-    from imagepiece_jax.evaluation.labeled_images import data_name
+    from imagepiece_jax.evaluation.labeled_images import find_data_name
     from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.weights.run_files import list_input_files
 
     model = weights.open_exported() or weights.load_model()
     if json is not None:
-        input_files = list_input_files(weights.weights, data_name(model, data.data))
+        input_files = list_input_files(
+            weights.weights, find_data_name(model, data.data)
+        )
         check_writable("json", json, [".json"], input_files)
     notes = [model.config.preprocessing.text]
     if isinstance(model, Pretrained):

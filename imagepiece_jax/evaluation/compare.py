@@ -223,7 +223,7 @@ def measure_rows(
     rows = [ComparedRow("dense", dense_weights, DENSE_REDUCTION), *rows]
     if dense_weights.dense_reference:
         controls = (*IMAGE_CONTROLS, SHUFFLED_CONTROL)
-        rows += [control_row(dense_weights, name) for name in controls]
+        rows += [make_control_row(dense_weights, name) for name in controls]
     records = {}
     for row in rows:
         weights = dataclasses.replace(row.weights, cache=cache)
@@ -235,7 +235,7 @@ def measure_rows(
     return Report(dense_weights, rows, records, comparisons)
 
 
-def control_row(dense_weights: MeasuredWeights, name: str) -> ComparedRow:
+def make_control_row(dense_weights: MeasuredWeights, name: str) -> ComparedRow:
     """The dense weights on images changed by `IMAGE_CONTROLS`, or SHUFFLED_CONTROL."""
 
     def changed_batches() -> Iterator[dict[str, Any]]:
@@ -263,7 +263,7 @@ def compare_pairs(
     smaller_names: names of rows with smaller images
     Returns {(row, other row): comparison}.
     """
-    is_right = {name: _right_answers(record) for name, record in records.items()}
+    is_right = {name: _decode_right(record) for name, record in records.items()}
     comparisons: dict[tuple[str, str], dict[str, Any]] = {}
     for name, own_right in is_right.items():
         if name == "dense":
@@ -286,7 +286,7 @@ def compare_pairs(
     return comparisons
 
 
-def _right_answers(record: Mapping[str, Any]) -> Bool[np.ndarray, " images"]:
+def _decode_right(record: Mapping[str, Any]) -> Bool[np.ndarray, " images"]:
     return decode_bits(record["right"], record["images"])
 
 
@@ -326,7 +326,7 @@ def on_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeig
 
 def write_report(folder: str | os.PathLike, report: Report) -> None:
     """Write a report's table and plot into a folder."""
-    table_file, plot_file = report_files(folder, report)
+    table_file, plot_file = choose_report_files(folder, report)
     with deferred_signals():  # the files belong together
         replace_file(table_file, report_page(report, plot_file.name))
         paint_plot(plot_file, report)
@@ -341,7 +341,7 @@ def check_report_folder(folder: str | os.PathLike) -> None:
     )
 
 
-def report_files(
+def choose_report_files(
     folder: str | os.PathLike, report: Report
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """Paths of a report's table and plot in a folder."""
@@ -393,7 +393,7 @@ def report_table(report: Report) -> str:
         line = {"row": f"`{row.name}`{recovered}"}
         line |= fidelity_cells(record.get("fidelity", {}))
         if report.comparisons:
-            acc1 = statistics.estimate_accuracy(_right_answers(record))
+            acc1 = statistics.estimate_accuracy(_decode_right(record))
             line["acc1, %"] = statistics.format_estimate(acc1)
             for column, base in base_of_column.items():
                 comparison = report.comparisons.get((row.name, base))
@@ -424,7 +424,7 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
     metric = "acc1"
     if report.comparisons:
         label = "acc1, % (95 %, paired difference to dense)"
-        level = statistics.estimate_accuracy(_right_answers(dense_record)).value
+        level = statistics.estimate_accuracy(_decode_right(dense_record)).value
     else:
         metric = [*dense_record["fidelity"]][-1]  # the last one has an interval
         label = f"{FIDELITY_COLUMNS[metric]} (95 %)"

@@ -96,7 +96,7 @@ class LabeledImages:
         }
 
 
-def data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -> str:
+def find_data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
     run = vit.origin.run or {}
     name = registry.full_name(data or run.get("data", {}).get("name", ""))
@@ -122,14 +122,13 @@ def open_labeled_images(
         the default
     Raises InputError for weights without classes, and for images of other classes.
     """
-    head = vit.config.head
     if need_labels:
         title = vit.origin.title
         if not vit.config.num_classes:
             raise InputError(
                 f"{title} has no classes; train a head, or take vectors by `features`"
             )
-        head.check_single_label(title, "accuracy")
+        vit.config.head.check_single_label(title, "accuracy")
     given_options = {k: value for k, value in options.items() if value is not None}
     for option, value in given_options.items():
         check_range(option, value, LEAST_OPTION_VALUES[option], whole=True)
@@ -138,23 +137,12 @@ def open_labeled_images(
     run_options = {k: run_data[k] for k in ("workers", "threads") if k in run_data}
     if "eval_batch_size" in run:
         run_options["batch_size"] = run["eval_batch_size"]
-    name = data_name(vit, data)
+    name = find_data_name(vit, data)
     data_dir = data_dir or run_data.get("dir") or None
-    open_images = functools.partial(
-        registry.open_source, name, "val", data_dir=data_dir
-    )
-    try:
-        if need_labels or head.is_single_label:
-            num_classes = vit.config.num_classes
-            whole = open_images(num_classes=num_classes, class_names=vit.class_names)
-        else:
-            whole = open_images(labeled=False)
-    except NoLabels as error:
-        if need_labels:
-            raise NoLabels(f"{error}; `compare` needs no labels") from error
-        whole = open_images(labeled=False)
-    source = whole.evenly_spaced(given_options.get("limit"))
-    for note in _image_notes(vit, name, whole, source):
+    all_images = _open_source(vit, name, data_dir, need_labels)
+    source = all_images.evenly_spaced(given_options.get("limit"))
+    check_classes(vit.class_names, vit.origin.title, source.class_names, name)
+    for note in _list_notes(vit, name, all_images, source):
         notes.info(f"note: {note}")
     return LabeledImages(
         name=name,
@@ -164,22 +152,43 @@ def open_labeled_images(
     )
 
 
-def _image_notes(
-    vit: Pretrained | ExportedProgram, name: str, whole: Source, source: Source
+def _open_source(
+    vit: Pretrained | ExportedProgram,
+    name: str,
+    data_dir: str | os.PathLike | None,
+    need_labels: bool,
+) -> Source:
+    """Open a model's images; without labels if these are neither there nor needed."""
+    open_images = functools.partial(
+        registry.open_source, name, "val", data_dir=data_dir
+    )
+    if need_labels or vit.config.head.is_single_label:
+        num_classes = vit.config.num_classes
+        try:
+            return open_images(num_classes=num_classes, class_names=vit.class_names)
+        except NoLabels as error:
+            if need_labels:
+                raise NoLabels(f"{error}; `compare` needs no labels") from error
+    return open_images(labeled=False)
+
+
+def _list_notes(
+    vit: Pretrained | ExportedProgram, name: str, all_images: Source, source: Source
 ) -> list[str]:
-    """Check classes; note facts about labels and sizes in `source`, part of `whole`."""
-    check_classes(vit.class_names, vit.origin.title, source.class_names, name)
+    """Note facts about labels and sizes in `source`, a part of `all_images`."""
     texts = []
     if source.split:
         texts.append(f"images are from the split {source.split} of {name}")
     if source.subset_record:
-        texts.append(f"{len(source)} evenly spaced images of {len(whole)} are used")
+        texts.append(
+            f"{len(source)} evenly spaced images of {len(all_images)} are used"
+        )
     num_present = len(source.present_labels)
     if num_present < source.num_classes:
         subject = "1 class has" if num_present == 1 else f"{num_present:,} classes have"
         choice = f"the model chooses among all {source.num_classes:,}"
         texts.append(f"{subject} images, and {choice}")
-    if name.startswith("csv:") and whole.labels.min() == 1:
+    if name.startswith("csv:") and all_images.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         texts.append(f"the lowest label of {name} is 1, but labels count from 0")
     sizes = source.sampled_sizes()

@@ -189,7 +189,9 @@ class MeasuredWeights:
         """One pass over the images; vit: these weights with any reduction."""
         variables = parallel.replicate(vit.variables)
         batches = self.images.batches()
-        return accuracy.evaluate_model(self._step(vit.model), variables, batches)
+        return accuracy.evaluate_model(
+            self._evaluation_step(vit.model), variables, batches
+        )
 
     def result_key(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
@@ -211,7 +213,7 @@ class MeasuredWeights:
         prop_attn = self.vit.reduced_model(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
-    def _step(self, model: ViT) -> accuracy.EvalStep:
+    def _evaluation_step(self, model: ViT) -> accuracy.EvalStep:
         """Compiled evaluation of a model, kept for other weights and images."""
         alter = self.images.alter
         seed = self.vit.origin.seed if self.seed is None else self.seed

@@ -35,8 +35,8 @@ from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.recovery.recovery_images import (
     DECODE_THREADS,
     ImageSplit,
-    evaluation_batches,
-    random_crops,
+    make_crop_batches,
+    read_image_batches,
     split_images,
 )
 from imagepiece_jax.recovery.recovery_step import (
@@ -112,10 +112,10 @@ def recover(
         steps = DEFAULT_STEPS
     recipe = RecoveryRecipe(parameters, steps, batch_size, seed)
     dense = vit.with_reduction(None)
-    students = reduced_models(vit, dense)
+    students = list_students(vit, dense)
     # Images are checked before anything is compiled.
     split = split_images(as_source(images), batch_size)
-    batches = evaluation_batches(split.held_out, vit.preprocessing, batch_size)
+    batches = read_image_batches(split.held_out, vit.preprocessing, batch_size)
     # Progress counts steps, or seconds of a time limit.
     seconds = math.inf
     progress_length = steps
@@ -126,7 +126,7 @@ def recover(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
         teacher = DenseTeacher(dense)
-        held_out = teacher.add_outputs(batches)
+        held_out = teacher.pair_with_outputs(batches)
         progress = None
         for index, student in enumerate(students):
             fit = StudentFit(student, recipe, teacher)
@@ -136,7 +136,7 @@ def recover(
                 total = max(1, round(progress_length * len(students)))
                 progress = stack.enter_context(ProgressBar("recover", total))
             run.train_student(progress, round(progress_length * index))
-            variant = run.recovered_variant(dense)
+            variant = run.make_variant(dense)
             # After a stop a variant without gain is left out, unless it is the first.
             if variant.changed or not (stop.requested and variants):
                 variants.append(variant)
@@ -172,7 +172,7 @@ def is_dense(vit: Pretrained) -> bool:
     return not any(layer.counts for layer in vit.model.plan)
 
 
-def reduced_models(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
+def list_students(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
     """List the variants to train: a reduced model itself, or a dense one at all costs.
 
     A variant starts from its last recovery, if it has one, else from the dense values.
@@ -188,14 +188,17 @@ class RecoveryRun:
 
     fit: StudentFit
     images: ImageSplit
-    held_out: list[tuple]  # held-out images, from `DenseTeacher.add_outputs`
+    held_out: list[tuple]  # held-out images, from `DenseTeacher.pair_with_outputs`
     stop: signals.EarlyStop  # ends the training
     seconds: float = math.inf  # training time; inf: the recipe's steps are taken
 
     def __post_init__(self) -> None:
         self.start_time = time.monotonic()
         self.crops = functools.partial(
-            random_crops, self.images.learned, self.fit.vit.image_size, self.fit.recipe
+            make_crop_batches,
+            self.images.learned,
+            self.fit.vit.image_size,
+            self.fit.recipe,
         )
         self.has_time_limit = math.isfinite(self.seconds)
         self.lr = self.fit.recipe.lr  # the highest learning rate
@@ -214,7 +217,7 @@ class RecoveryRun:
         if math.isinf(mean_metric(self.before)):
             raise InputError(f"{self.fit.vit!r}: outputs are not finite")
         if self.fit.vit.recovered:
-            self.off_the_shelf = self.scene_metrics(is_dense=True)
+            self.off_the_shelf = self.measure_scenes(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
         for batch in self.crops(1).read_batches():
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
@@ -233,7 +236,7 @@ class RecoveryRun:
         after = self.extend_curve()
         if mean_metric(after) < mean_metric(self.before):
             self.after = after
-            self.trained = self.fit.host_state().trained
+            self.trained = self.fit.fetch_state().trained
 
     def attempt_training(self, progress: ProgressBar, earlier_progress: int) -> bool:
         """Train from the start; return whether training ended without diverging."""
@@ -280,9 +283,9 @@ class RecoveryRun:
         seconds_done = self.attempt_seconds + ahead * self.last_step_seconds
         return seconds_done / max(1e-9, self.seconds_left)
 
-    def scene_metrics(self, is_dense: bool = False) -> SceneMetrics:
+    def measure_scenes(self, is_dense: bool = False) -> SceneMetrics:
         """Measure held-out images, per scene; `is_dense`: with the dense parameters."""
-        metrics = self.fit.image_metrics(self.held_out, is_dense)
+        metrics = self.fit.measure_held_out(self.held_out, is_dense)
         # Images of one scene are alike, so the interval counts scenes, not images.
         scenes = self.images.scenes[metrics.pop("index")]
         _, scenes, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
@@ -292,13 +295,13 @@ class RecoveryRun:
         return scene_means
 
     def extend_curve(self) -> SceneMetrics:
-        """Return `scene_metrics`, with their mean distance added to the curve."""
-        metrics = self.scene_metrics()
+        """Return `measure_scenes`, with their mean distance added to the curve."""
+        metrics = self.measure_scenes()
         self.curve.append((self.steps_done, mean_metric(metrics)))
         log.info("recover: step %s, %.4f", *self.curve[-1])
         return metrics
 
-    def recovered_variant(self, dense: Pretrained) -> RecoveredVariant:
+    def make_variant(self, dense: Pretrained) -> RecoveredVariant:
         """Describe the result; `dense` is the teacher."""
         vit = self.fit.vit
         recipe = self.fit.recipe

@@ -104,7 +104,7 @@ def choose_scenes(
     return small_scenes
 
 
-def random_crops(
+def make_crop_batches(
     source: Source,
     image_size: ImageSize,
     recipe: RecoveryRecipe,
@@ -123,7 +123,7 @@ def random_crops(
     )
 
 
-def evaluation_batches(
+def read_image_batches(
     source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> list[dict[str, Any]]:
     """All images, in batches.

@@ -14,45 +14,9 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.token_selector import kl_divergence
 
-ComparedOutputs = Mapping[str, jax.Array]  # from `compared_outputs`
+ComparedOutputs = Mapping[str, jax.Array]  # from `OutputComparison.compute_outputs`
 Logits = Float[Array, "batch classes"]
 BatchValues = Float[Array, " batch"]
-
-
-def compared_outputs(
-    model: ViT,
-    variables: Mapping[str, Any],
-    images: NormalizedImages,
-    names: tuple[str, ...],
-) -> ComparedOutputs:
-    """Outputs in which student and teacher are compared, by name, float32.
-
-    "logits" [B, C]; of a model without classes, its pooled vector
-    "class_tokens" [B, depth, D]: the class token after every block
-    "patches" [B, n, D]: for every patch, its token after the final norm
-    "kept" [B, n]: whether a token holds the patch; comes with "patches"
-
-    names: the outputs besides "logits" and "kept"
-    """
-    # A model without a pool gets one: its class token, else the mean of its tokens.
-    if model.config.arch.pool == "none":
-        pool = "token" if model.config.arch.class_token else "mean"
-        model = model.clone(config=model.config.with_arch(pool=pool))
-    model = model.with_execution(head_only="patches" not in names)
-    outputs = model.apply(variables, images, with_states=True)
-    compared = {"logits": outputs.logits}
-    if "class_tokens" in names:
-        class_tokens = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]
-        compared["class_tokens"] = jnp.stack(class_tokens, axis=1)
-    if "patches" in names:
-        tokens = outputs.tokens[:, model.config.arch.prefix :]
-        token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
-        compared["patches"] = gather_tokens(tokens, token_of_patch)
-        if token_of_patch is None:
-            compared["kept"] = jnp.ones(compared["patches"].shape[:2], bool)
-        else:
-            compared["kept"] = token_of_patch != DROPPED
-    return {name: jnp.asarray(compared[name], jnp.float32) for name in compared}
 
 
 def binary_kl_divergence(student: Logits, teacher: Logits) -> BatchValues:
@@ -128,6 +92,39 @@ class OutputComparison:
             self.term_weights["patches"] = 0.5
         self.output_names = tuple(self.term_weights)  # besides "logits"
 
+    def compute_outputs(
+        self, model: ViT, variables: Mapping[str, Any], images: NormalizedImages
+    ) -> ComparedOutputs:
+        """Compute the compared outputs of the student or the teacher, float32.
+
+        "logits" [B, C]; of a model without classes, its pooled vector
+        "class_tokens" [B, depth, D]: the class token after every block
+        "patches" [B, n, D]: for every patch, its token after the final norm
+        "kept" [B, n]: whether a token holds the patch; comes with "patches"
+        """
+        names = self.output_names
+        # A model without a pool gets one: its class token, else the mean of its tokens.
+        if model.config.arch.pool == "none":
+            pool = "token" if model.config.arch.class_token else "mean"
+            model = model.clone(config=model.config.with_arch(pool=pool))
+        model = model.with_execution(head_only="patches" not in names)
+        outputs = model.apply(variables, images, with_states=True)
+        compared = {"logits": outputs.logits}
+        if "class_tokens" in names:
+            class_tokens = []
+            for state in outputs.states:
+                class_tokens.append(state.x[:, 0].astype(jnp.float32))
+            compared["class_tokens"] = jnp.stack(class_tokens, axis=1)
+        if "patches" in names:
+            tokens = outputs.tokens[:, model.config.arch.prefix :]
+            token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
+            compared["patches"] = gather_tokens(tokens, token_of_patch)
+            if token_of_patch is None:
+                compared["kept"] = jnp.ones(compared["patches"].shape[:2], bool)
+            else:
+                compared["kept"] = token_of_patch != DROPPED
+        return {name: jnp.asarray(compared[name], jnp.float32) for name in compared}
+
     def loss_terms(
         self, student: ComparedOutputs, teacher: ComparedOutputs
     ) -> dict[str, BatchValues]:
@@ -147,7 +144,7 @@ class OutputComparison:
             weighted_sum = weighted_sum + self.term_weights.get(name, 1.0) * term
         return jnp.mean(weighted_sum)
 
-    def image_metrics(
+    def measure_images(
         self, student: ComparedOutputs, teacher: ComparedOutputs
     ) -> dict[str, jax.Array]:
         """{"distance": [B], "agreement": whether both have the same top class}."""
@@ -156,11 +153,13 @@ class OutputComparison:
         distance = terms["logits"]
         if self.output_kind == "features" and "patches" in terms:
             distance = (distance + terms["patches"]) / 2
-        is_equal = top_class(student["logits"]) == top_class(teacher["logits"])
+        is_equal = find_top_class(student["logits"]) == find_top_class(
+            teacher["logits"]
+        )
         return {"distance": distance, "agreement": is_equal}
 
 
-def top_class(logits: Logits) -> jax.Array:
+def find_top_class(logits: Logits) -> jax.Array:
     """Most probable class, [B]; of a single class, whether it is probable."""
     if logits.shape[-1] == 1:
         return logits[:, 0] > 0

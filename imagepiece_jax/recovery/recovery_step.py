@@ -22,7 +22,6 @@ from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery.recovery_loss import (
     ComparedOutputs,
     OutputComparison,
-    compared_outputs,
 )
 
 Variables = Mapping[str, Any]
@@ -82,21 +81,18 @@ class DenseTeacher:
         self.model = dense.model
         self.comparison = OutputComparison(dense)
         self.variables = parallel.replicate(dense.variables)
-        self._batch_outputs = parallel.pmap(self._pixel_outputs, program="dense model")
+        self._outputs_program = parallel.pmap(
+            self._pixel_outputs, program="dense model"
+        )
 
-    def add_outputs(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
-        """Pair all `evaluation_batches` with the teacher's outputs."""
+    def pair_with_outputs(
+        self, batches: Iterable[dict[str, np.ndarray]]
+    ) -> list[tuple]:
+        """Pair all `read_image_batches` with the teacher's outputs."""
         pairs = []
         for batch in batches:
-            pairs.append((batch, self._batch_outputs(self.variables, batch["image"])))
+            pairs.append((batch, self._outputs_program(self.variables, batch["image"])))
         return pairs
-
-    def teacher_outputs(
-        self, variables: Variables, images: NormalizedImages
-    ) -> ComparedOutputs:
-        """Return the teacher's outputs."""
-        names = self.comparison.output_names
-        return compared_outputs(self.model, variables, images, names)
 
     def normalize_pixels(self, pixels: PixelImages) -> NormalizedImages:
         """Normalize pixels for both models."""
@@ -105,7 +101,8 @@ class DenseTeacher:
     def _pixel_outputs(
         self, variables: Variables, pixels: PixelImages
     ) -> ComparedOutputs:
-        return self.teacher_outputs(variables, self.normalize_pixels(pixels))
+        images = self.normalize_pixels(pixels)
+        return self.comparison.compute_outputs(self.model, variables, images)
 
 
 class StudentFit:
@@ -130,7 +127,7 @@ class StudentFit:
             self._train_step, donate_argnums=(0,), program="recovery step"
         )
         self._metrics_program = parallel.pmap(
-            self._batch_metrics, program="reduced model"
+            self._measure_batch, program="reduced model"
         )
 
     def reset_state(self) -> None:
@@ -139,7 +136,7 @@ class StudentFit:
         moments = jax.jit(self.adam.init)(jax.device_put(trained))
         self.state = parallel.replicate(FitState(trained, moments))
 
-    def host_state(self) -> FitState:
+    def fetch_state(self) -> FitState:
         """Copy the state to the host."""
         return jax.device_get(parallel.unreplicate(self.state))
 
@@ -156,12 +153,12 @@ class StudentFit:
         )
         return loss
 
-    def image_metrics(
+    def measure_held_out(
         self, held_out: list[tuple], is_dense: bool = False
     ) -> dict[str, Shaped[np.ndarray, " images"]]:
-        """`OutputComparison.image_metrics` and "index".
+        """`OutputComparison.measure_images` and "index".
 
-        held_out: the images, from `DenseTeacher.add_outputs`
+        held_out: the images, from `DenseTeacher.pair_with_outputs`
         is_dense: whether the student has the dense model's values
         """
         student, teacher = self.student_and_teacher
@@ -191,10 +188,10 @@ class StudentFit:
         """Take a training step on one device: (next FitState, loss)."""
         student, teacher = student_and_teacher
         images = self.teacher.normalize_pixels(pixels)
-        targets = self.teacher.teacher_outputs(teacher, images)
+        targets = self.comparison.compute_outputs(self.teacher.model, teacher, images)
 
         def trained_loss(trained: Any) -> Float[Array, ""]:
-            outputs = self.student_outputs(student, trained, images)
+            outputs = self.compute_student_outputs(student, trained, images)
             return self.comparison.mean_loss(outputs, targets)
 
         loss, gradient = jax.value_and_grad(trained_loss)(state.trained)
@@ -207,7 +204,7 @@ class StudentFit:
         updates = jax.tree.map_with_path(param_update, state.trained, directions)
         return FitState(optax.apply_updates(state.trained, updates), moments), loss
 
-    def _batch_metrics(
+    def _measure_batch(
         self,
         trained: Any,
         student: Variables,
@@ -216,18 +213,17 @@ class StudentFit:
     ) -> dict[str, jax.Array]:
         """Compare a batch with `targets`, the teacher's outputs."""
         images = self.teacher.normalize_pixels(pixels)
-        outputs = self.student_outputs(student, trained, images)
-        return self.comparison.image_metrics(outputs, targets)
+        outputs = self.compute_student_outputs(student, trained, images)
+        return self.comparison.measure_images(outputs, targets)
 
     def select_trained(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Select the trained parameters."""
         return trained_part(params, self.recipe.parameters)
 
-    def student_outputs(
+    def compute_student_outputs(
         self, variables: Variables, trained: Any, images: NormalizedImages
     ) -> ComparedOutputs:
         """Return the student's outputs."""
         params = with_trained(variables["params"], trained)
         variables = {**variables, "params": params}
-        names = self.comparison.output_names
-        return compared_outputs(self.model, variables, images, names)
+        return self.comparison.compute_outputs(self.model, variables, images)

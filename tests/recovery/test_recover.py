@@ -135,7 +135,7 @@ def test_where_nothing_is_better_the_weights_come_back(vit):
 
 def test_a_dense_model_learns_on_from_the_costs_that_it_has():
     better = made_up_recoveries.recovered(tiny_vit.pretrained(None), reductions=(0.5,))
-    forms = recover.reduced_models(better, better.with_reduction(None))
+    forms = recover.list_students(better, better.with_reduction(None))
     assert [form.recovered is None for form in forms] == [True, False, True]
 
 

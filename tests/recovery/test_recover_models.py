@@ -135,11 +135,10 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
     )
 
     def step(trained, variables, images):
-        targets = teacher.teacher_outputs(variables, images)
-        own = fit.student_outputs(variables, trained, images)
-        return fit.comparison.mean_loss(own, targets), fit.comparison.image_metrics(
-            own, targets
-        )
+        targets = fit.comparison.compute_outputs(teacher.model, variables, images)
+        own = fit.compute_student_outputs(variables, trained, images)
+        metrics = fit.comparison.measure_images(own, targets)
+        return fit.comparison.mean_loss(own, targets), metrics
 
     trained = fit.select_trained(vit.variables["params"])
     if name in WITH_GRADIENT:

@@ -38,7 +38,7 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
     """It starts again at a quarter of the rate, with one warning."""
     taken = interrupt_step(monkeypatch, step=0)
     train_step = recovery_step.StudentFit.train_step
-    measure = recovery_step.StudentFit.image_metrics
+    measure = recovery_step.StudentFit.measure_held_out
 
     def diverging(self, *args):
         loss = train_step(self, *args)
@@ -52,7 +52,7 @@ def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, res
 
     bad = [4, 7][:restarts]  # the third step of an attempt, after that which compiles
     monkeypatch.setattr(recovery_step.StudentFit, "train_step", diverging)
-    monkeypatch.setattr(recovery_step.StudentFit, "image_metrics", worse)
+    monkeypatch.setattr(recovery_step.StudentFit, "measure_held_out", worse)
     found = run_recovery(vit, steps=40)
     (report,) = found.recovery.variants
     assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
@@ -101,7 +101,7 @@ def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow_down(monkeypatch, clock, "train_step", step, first=other)
-    slow_down(monkeypatch, clock, "image_metrics", other)
+    slow_down(monkeypatch, clock, "measure_held_out", other)
     (report,) = run_recovery(vit, steps=None, minutes=2.5).recovery.variants
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
     assert report.steps == 150 // step  # the rate ends near 0
@@ -151,7 +151,7 @@ def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch)
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
     slow_down(monkeypatch, clock, "train_step", 5.0)
-    slow_down(monkeypatch, clock, "image_metrics", 7.0)
+    slow_down(monkeypatch, clock, "measure_held_out", 7.0)
     shown = record_progress(monkeypatch)
     found = run_recovery(public, steps=None, minutes=3.0)
     (bar,) = {bar for bar, _, _ in shown}

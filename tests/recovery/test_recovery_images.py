@@ -9,14 +9,14 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recovery import recovery_images
-from imagepiece_jax.recovery.recovery_images import evaluation_batches
+from imagepiece_jax.recovery.recovery_images import read_image_batches
 from tests.helpers.picture_files import write_images
 from tests.helpers.recovery_trials import noise, source_names, split_only
 
 
 def test_the_last_batch_of_an_evaluation_is_padded():
     pixels = np.random.default_rng(0).integers(0, 256, (11, 6, 6, 3), np.uint8)
-    batches = evaluation_batches(ArraySource(pixels), Preprocessing(6), batch_size=8)
+    batches = read_image_batches(ArraySource(pixels), Preprocessing(6), batch_size=8)
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
     assert [batch["mask"].sum() for batch in batches] == [8, 3]
     assert sorted(map(bytes, images)) == sorted(map(bytes, pixels))
@@ -30,7 +30,7 @@ def test_an_image_that_does_not_fit_is_named():
     pixels = np.zeros((3, 6, 6, 3), np.uint8)
     preprocessing = Preprocessing(8, resize="none")
     with pytest.raises(InputError, match="image 0: the image has 6x6 pixels"):
-        evaluation_batches(ArraySource(pixels), preprocessing, batch_size=8)
+        read_image_batches(ArraySource(pixels), preprocessing, batch_size=8)
 
 
 # scenes of the images: (scenes held out, images held out); 0 scenes: single images

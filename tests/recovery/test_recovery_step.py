@@ -39,9 +39,9 @@ def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
     recipe = recovery_step.RecoveryRecipe(batch_size=8, parameters="all")
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.StudentFit(vit, recipe, teacher)
-    before = fit.host_state().trained
+    before = fit.fetch_state().trained
     fit.train_step(noise(8)[None], 1e-3)
-    after = fit.host_state().trained
+    after = fit.fetch_state().trained
     for name in ("kernel", "bias"):
         old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
         moved = np.abs(new - old)

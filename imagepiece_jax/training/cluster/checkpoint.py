@@ -26,9 +26,8 @@ from imagepiece_jax.models.record import describe_difference, list_differences
 from imagepiece_jax.training.logging import CLOCKED_METRICS
 from imagepiece_jax.weights.run_files import CHECKPOINTS_FOLDER, check_normalization
 
-NUM_KEPT = (
-    2  # newest steps per kind that stay: the second serves if the newest is damaged
-)
+# Newest steps per kind that stay: the second serves if the newest is damaged.
+NUM_KEPT = 2
 
 
 @dataclasses.dataclass(frozen=True)

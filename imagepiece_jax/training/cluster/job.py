@@ -26,7 +26,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.signals import ending_at_once
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training.cluster.run_dir import flat_fields
+from imagepiece_jax.training.cluster.run_dir import flatten_fields
 from imagepiece_jax.training.data import RunData
 
 # Both short, so that all processes have stopped within a minute.
@@ -171,7 +171,7 @@ def check_gpus() -> None:
 
 def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) -> None:
     """Raise InputError if the processes of a run disagree on their settings."""
-    fields = flat_fields(config)
+    fields = flatten_fields(config)
     names = json.dumps(data.train.class_names)
     parallel.check_same_values(
         {

@@ -172,7 +172,7 @@ def describe_start() -> dict[str, Any]:
     }
 
 
-def flat_fields(config: dict) -> dict[str, Any]:
+def flatten_fields(config: dict) -> dict[str, Any]:
     """Flatten a config to {"a.b": 1}; an empty group is a field {}."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
     empty_group = traverse_util.empty_node
@@ -180,5 +180,5 @@ def flat_fields(config: dict) -> dict[str, Any]:
 
 
 def _json_fields(config: dict) -> dict[str, str]:
-    """`flat_fields` with values as JSON text, in which 1, 1.0 and true differ."""
-    return {name: json.dumps(value) for name, value in flat_fields(config).items()}
+    """`flatten_fields` with values as JSON text, in which 1, 1.0 and true differ."""
+    return {name: json.dumps(value) for name, value in flatten_fields(config).items()}
