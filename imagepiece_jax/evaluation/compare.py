@@ -60,7 +60,7 @@ class ComparedRow:
 
     name: str
     weights: MeasuredWeights
-    reduction: Reduction
+    reduction: Reduction = DENSE_REDUCTION
     is_smaller: bool = False  # the dense model on smaller images
 
     @property
@@ -206,7 +206,7 @@ def make_rows(
     for side in sides:
         weights = on_smaller_images(dense_weights, side)
         name = f"image_size={side}"
-        rows.append(ComparedRow(name, weights, DENSE_REDUCTION, is_smaller=True))
+        rows.append(ComparedRow(name, weights, is_smaller=True))
     row_names = {(vit.image_size, DENSE_REDUCTION): "dense"}
     for row in rows:
         variant = row.weights.vit.image_size, row.reduction
@@ -220,7 +220,7 @@ def measure_rows(
     dense_weights: MeasuredWeights, rows: Sequence[ComparedRow], cache: ResultCache
 ) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
-    rows = [ComparedRow("dense", dense_weights, DENSE_REDUCTION), *rows]
+    rows = [ComparedRow("dense", dense_weights), *rows]
     if dense_weights.dense_reference:
         controls = (*IMAGE_CONTROLS, SHUFFLED_CONTROL)
         rows += [make_control_row(dense_weights, name) for name in controls]
@@ -251,7 +251,7 @@ def make_control_row(dense_weights: MeasuredWeights, name: str) -> ComparedRow:
         name=title,
         is_shuffled=name == SHUFFLED_CONTROL,
     )
-    return ComparedRow(title, weights, DENSE_REDUCTION)
+    return ComparedRow(title, weights)
 
 
 def compare_pairs(

@@ -129,9 +129,9 @@ def check_variables(model: "ViT", variables: Mapping[str, Any]) -> None:
             raise InputError(f"variables: {name} is {got}, but {expected} in the model")
 
 
-def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
+def check_parts(names: Iterable[str], model: "ViT", field: str) -> None:
     """Check that every name `is_in_parts` of a variable; `field` names it in errors."""
-    leaves = traverse_util.flatten_dict(like, sep="/")
+    leaves = traverse_util.flatten_dict(variable_shapes(model), sep="/")
     paths = [key.partition("/")[2] for key in leaves]
     for name in names:
         if not any(is_in_parts(path, [name]) for path in paths):

@@ -17,7 +17,6 @@ from imagepiece_jax.models.variables import (
     StateDictMismatch,
     check_parts,
     draw_variables,
-    variable_shapes,
 )
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.cluster import run_dir
@@ -118,7 +117,7 @@ class InitialWeights:
                     "weights; give --config.init.weights=FILE"
                 )
             return draw_variables(model, run.seed)
-        check_parts(fresh, variable_shapes(model), "config.init.fresh")
+        check_parts(fresh, model, "config.init.fresh")
         try:
             return fit_variables(self.start_weights, model, fresh, run.seed)
         except StateDictMismatch as error:

@@ -39,16 +39,13 @@ class MetricWriter(contextlib.ExitStack):
     Opening removes lines of later steps than `step`, and an incomplete last line.
 
     step: the step the run resumes from; 0: a new run, all lines are removed
-    is_main: whether anything is written
     """
 
-    def __init__(
-        self, workdir: str | os.PathLike, step: int = 0, is_main: bool = True
-    ) -> None:
+    def __init__(self, workdir: str | os.PathLike, step: int = 0) -> None:
         super().__init__()
         self._lines = None  # the open metrics.jsonl
         self._events: Any = None  # TensorBoard's writer
-        if not is_main:
+        if not parallel.is_main():
             return
         from tensorboardX import event_file_writer  # only where logged
         from tensorboardX.proto.event_pb2 import SessionLog  # pyrefly: ignore
@@ -173,12 +170,12 @@ class RunLog(contextlib.ExitStack):
         self._config = config
         self._length = length
         self._find_saved_step = find_saved_step
-        main = parallel.is_main()
-        self._writer = self.enter_context(MetricWriter(workdir, step, main))
+        self._writer = self.enter_context(MetricWriter(workdir, step))
         first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
+        is_traced = config.profile and parallel.is_main()
         # (first, last)
-        self._traced_steps = (first, last) if config.profile and main else (None, None)
+        self._traced_steps = (first, last) if is_traced else (None, None)
         self._trace = self.enter_context(contextlib.ExitStack())
         self._unwritten = None  # (last step, its metrics), until `flush`
         self._untimed_step = step + 1  # a program's first step, which compiles

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
@@ -73,7 +73,7 @@ class Teacher:
 
 def create_teacher(
     run: RunConfig, dense: ViT, initial: InitialWeights
-) -> tuple[Teacher | None, Any]:
+) -> tuple[Teacher | None, PyTree]:
     """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
     dense: the trained model without reduction

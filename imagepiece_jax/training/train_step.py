@@ -44,10 +44,10 @@ class TrainState:
     """Everything a run carries between steps, and a checkpoint holds."""
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    ema: Any  # {"params", "batch_stats"} averaged, or None
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: optax.OptState
+    ema: PyTree  # {"params", "batch_stats"} averaged, or None
     # In the state, so that a resumed run logs and stops like an uninterrupted run.
     window: dict[str, jax.Array]  # metric sums since the last logged step
     skipped: jax.Array  # skipped steps in a row, up to this step

@@ -11,10 +11,10 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from imagepiece_jax.common import extras, parallel
 from imagepiece_jax.models.variables import variable_shapes
@@ -135,7 +135,7 @@ class Run:
     keeper: Keeper
     state: TrainState  # on all devices
     teacher: Teacher | None
-    teacher_variables: Any  # on all devices; they are not trained
+    teacher_variables: PyTree  # on all devices; they are not trained
     progress: RunProgress
     step: int = 0
 

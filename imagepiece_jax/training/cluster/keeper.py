@@ -82,29 +82,31 @@ class Keeper:
         self.has_checkpoint = parallel.decided_by_main(self.find_saved_step) is not None
 
     def begin_run(
-        self, state: PyTree, teacher_variables: PyTree, teacher: dict | None = None
+        self, state: PyTree, teacher_variables: PyTree, teacher_record: dict | None
     ) -> tuple[PyTree, RunProgress, int]:
         """Start or resume the run, and record the start: (state, RunProgress, step).
 
         state: the first state; for a resumed run jax.ShapeDtypeStructs will do
         teacher_variables: equal in all processes
-        teacher: `Teacher.record`; None: no teacher
+        teacher_record: `Teacher.record`; None: no teacher
         Raises InputError for a checkpoint of another run.
         """
         data = self._data
         if not self._dry_run:
             data.check_space()
         digests = data.content_digests()
-        model = self._config.vit_config
-        normalization = {"mean": [*model.mean], "std": [*model.std]}
+        vit_config = self._config.vit_config
+        normalization = {"mean": [*vit_config.mean], "std": [*vit_config.std]}
         progress = RunProgress(
-            data.image_counts, digests, normalization=normalization, teacher=teacher
+            data.image_counts,
+            digests,
+            normalization=normalization,
+            teacher=teacher_record,
         )
         if self.has_checkpoint:
-            state, earlier, self._saved_step = self._checkpoints.restore(state)
-            progress = progress.resume_saved(
-                earlier, self._config.data.name, self._workdir
-            )
+            state, saved, self._saved_step = self._checkpoints.restore(state)
+            data_name = self._config.data.name
+            progress = progress.resume_saved(saved, data_name, self._workdir)
         job.check_same_start(self._saved_step, (state, teacher_variables))
         if parallel.is_main() and not self._dry_run:  # nothing is written before
             fields = self._config.to_dict()
@@ -131,8 +133,8 @@ class Keeper:
     def save_or_stop(self, run: SavableRun, log: RunLog) -> None:
         """Save a Run if that is due; after a signal, save it and raise Stopped."""
         signum = self._request.stop_signal()
-        evaluated = run.progress.evaluated == run.step
-        if signum or evaluated or self._config.saves_step(run.step):
+        is_evaluated = run.progress.evaluated == run.step
+        if signum or is_evaluated or self._config.saves_step(run.step):
             self.save_run(run, log)
         if run.is_complete:
             self._request.ignores_signals = True  # nothing is left to stop
