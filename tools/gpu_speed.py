@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark.workloads import call_on_noise, draw_variables
+from imagepiece_jax.benchmark.workloads import call_on_noise, draw_random_variables
 from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
@@ -342,7 +342,7 @@ def time_ours(case: Case, way: Way, program) -> Timed:
 def make_compiler(case: Case, dtype: str, way: Way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
-    variables = draw_variables(model)
+    variables = draw_random_variables(model)
     options = {"dtype": dtype, "gelu": way.gelu}
     if way.sizes is not None:
         options["sizes"] = way.sizes

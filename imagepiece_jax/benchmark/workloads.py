@@ -147,8 +147,8 @@ def compile_training_steps(run: RunConfig) -> TrainingSteps:
     step, first_state, model, teacher_model = make_training_step(run)
     teacher_variables = None
     if teacher_model is not None:
-        teacher_variables = parallel.replicate(draw_variables(teacher_model))
-    state = parallel.replicate(first_state(draw_variables(model)))
+        teacher_variables = parallel.replicate(draw_random_variables(teacher_model))
+    state = parallel.replicate(first_state(draw_random_variables(model)))
     batches = []
     for seed in range(NUM_INPUTS):
         batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
@@ -192,7 +192,7 @@ def check_timed_run(run: RunConfig) -> None:
 
 def with_random_weights(model: ViT) -> Pretrained:
     """Give a model random weights, which do not change its speed."""
-    return Pretrained(model, draw_variables(model))
+    return Pretrained(model, draw_random_variables(model))
 
 
 def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
@@ -249,7 +249,7 @@ def make_training_step(
     return step, first_state, model, teacher_model
 
 
-def draw_variables(model: ViT) -> PyTree:
+def draw_random_variables(model: ViT) -> PyTree:
     """Draw random variables for `model`. Scales and variances are near 1."""
     rng = np.random.default_rng(0)
     # A million numbers are drawn once, and every array takes them from a random offset:
