@@ -42,11 +42,11 @@ from imagepiece_jax.inference.compare_outputs import (
     nearest_images,
     unit_rows,
 )
-from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
+from imagepiece_jax.kernels.joining import join_kept
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
-from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks
+from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks, peak_values
 from imagepiece_jax.reduction.state import Assignment
 
 FOLDER = pathlib.Path("docs/results/peaks")
@@ -97,7 +97,7 @@ class KeepParts(KeepPeaks):
         alike = all_cosines(inputs.x, inputs.all_x)
         worth = score
         if self.keep == "peaks":
-            worth = score * distance_to_earlier(alike, rank_tokens(score))
+            worth = peak_values(score, alike)
         if self.keep == "random":
             worth = jax.vmap(lambda key: draw_uniform(key, (counts.n_in,)))(inputs.rng)
         order = rank_tokens(worth)

@@ -55,13 +55,7 @@ def finish_command(
 
     keeps_programs: keep JAX's compiled programs for the next process
     """
-    open_streams()
-    signals.handle_ending_signals()
-    progress.show_progress()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal cannot show, not being UTF-8, must not stop a run.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _warning_format()
+    _set_up_process()
     try:
         if keeps_programs:
             use_program_cache()
@@ -85,6 +79,17 @@ def finish_command(
             raise
         _end_command(RunError.status, f"error: {text}")
     sys.exit(status)
+
+
+def _set_up_process() -> None:
+    """Let a command's process handle signals, and write lines that no name breaks."""
+    open_streams()
+    signals.handle_ending_signals()
+    progress.show_progress()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal cannot show, not being UTF-8, must not stop a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _warning_format()
 
 
 def open_streams() -> None:

@@ -6,7 +6,7 @@ the order of these classes in a command's signature.
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -86,6 +86,29 @@ class Weights:
         for name, value in self.typed_options().items():
             if name not in allowed:
                 raise InputError(f"{name} is {value}, but {self.weights} is {title}")
+
+    def refuse_reduction(self) -> None:
+        """Raise InputError for a typed reduction, in a command of `reductions`."""
+        if self.reduction is not None:
+            raise InputError(f"reduction is {self.reduction}; give it in reductions")
+
+    def check_json_file(
+        self,
+        json: str,
+        *data_names: str,
+        images: Iterable[str] = (),
+        endings: Collection[str] = (".json",),
+    ) -> None:
+        """Check that the file `json` can be written, and is no input of the command.
+
+        data_names: data sets that the command reads beside the weights
+        images: image files that it reads
+        """
+        from imagepiece_jax.common.files import check_writable
+        from imagepiece_jax.weights.run_files import list_input_files
+
+        input_files = [*images, *list_input_files(self.weights, *data_names)]
+        check_writable("json", json, endings, input_files)
 
     def open_exported(self) -> "ExportedProgram | None":
         """Open an exported file; None if the argument is weights."""

@@ -38,14 +38,11 @@ def main(
     """
     from imagepiece_jax.benchmark import suite, workloads
     from imagepiece_jax.common import xla_options
-    from imagepiece_jax.common.files import check_writable
-    from imagepiece_jax.weights.run_files import list_input_files
 
     batch_sizes = option_values("batch_size", batch_size)
     timing = Timing(warmup, repeats, seconds)
     if json:
-        input_files = list_input_files(model.weights)
-        check_writable("json", json, [".json", ".jsonl"], input_files)
+        model.check_json_file(json, endings=(".json", ".jsonl"))
     reduction_texts = option_values("reductions", reductions)
     program = model.open_exported()
     if program is not None:

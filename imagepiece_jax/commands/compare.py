@@ -1,7 +1,6 @@
 """Accuracy or fidelity of reductions and smaller images beside the dense model."""
 
 from imagepiece_jax.commands._arguments import Data, Weights, option_values
-from imagepiece_jax.errors import InputError
 
 
 def main(
@@ -30,8 +29,7 @@ def main(
     """
     from imagepiece_jax.evaluation import compare
 
-    if weights.reduction is not None:
-        raise InputError(f"reduction is {weights.reduction}; give it in reductions")
+    weights.refuse_reduction()
     report = compare.compare(
         weights.load_model(),
         reductions=option_values("reductions", reductions),

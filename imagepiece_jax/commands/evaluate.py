@@ -1,9 +1,10 @@
 """Top-1, top-5 and loss of trained weights over a whole data set."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from imagepiece_jax.commands._arguments import Data, Weights
-from imagepiece_jax.common.files import check_writable, write_json
+from imagepiece_jax.common.files import write_json
 from imagepiece_jax.common.tables import counted_noun
 
 
@@ -28,19 +29,14 @@ def main(
         gelu: The GELU variant in the optimized program.
         json: A file to write the results to.
     """
-    from imagepiece_jax.common import statistics
-    from imagepiece_jax.evaluation import accuracy
+    from imagepiece_jax.evaluation.accuracy import format_metrics
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import find_data_name
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.weights.run_files import list_input_files
 
     model = weights.open_exported() or weights.load_model()
     if json is not None:
-        input_files = list_input_files(
-            weights.weights, find_data_name(model, data.data)
-        )
-        check_writable("json", json, [".json"], input_files)
+        weights.check_json_file(json, find_data_name(model, data.data))
     notes = [model.config.preprocessing.text]
     if isinstance(model, Pretrained):
         notes += model.origin.describe_differences(model)
@@ -49,21 +45,30 @@ def main(
     metrics = evaluate(model, optimized=optimized, gelu=gelu, **vars(data))
     if optimized:
         print(*notes, sep="  ")
-        for name in ("reference", "optimized"):
-            row = metrics[name]
-            variant = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as"
-            print(
-                f"{variant} {row['sizes']}: {accuracy.format_metrics(row)}", flush=True
-            )
-        change = statistics.Estimate(
-            row["difference"], row["difference_low"], row["difference_high"]
-        )
-        difference = statistics.format_difference(change, 2)
-        paired = f"paired, {counted_noun(row['images'], 'image')}"
-        print(f"the program's cost: acc1 {difference} (points, 95 %, {paired})")
+        print_comparison(metrics)
     else:
-        print(accuracy.format_metrics(metrics, *notes, f"gmacs {metrics['gmacs']:.3f}"))
+        print(format_metrics(metrics, *notes, f"gmacs {metrics['gmacs']:.3f}"))
     if unreadable := metrics["unreadable"]:
         print(f"unreadable images left out: {unreadable}")
     if json is not None:
         write_json(json, metrics | {"weights": weights.weights})
+
+
+def print_comparison(metrics: Mapping[str, Any]) -> None:
+    """Print accuracies of the float32 model and its optimized program, and the change.
+
+    metrics: of `evaluate` with `optimized`
+    """
+    from imagepiece_jax.common import statistics
+    from imagepiece_jax.evaluation.accuracy import format_metrics
+
+    for name in ("reference", "optimized"):
+        row = metrics[name]
+        variant = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as {row['sizes']}"
+        print(f"{variant}: {format_metrics(row)}", flush=True)
+    change = statistics.Estimate(
+        row["difference"], row["difference_low"], row["difference_high"]
+    )
+    difference = statistics.format_difference(change, 2)
+    paired = f"paired, {counted_noun(row['images'], 'image')}"
+    print(f"the program's cost: acc1 {difference} (points, 95 %, {paired})")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -70,8 +71,7 @@ def main(
     """
     from imagepiece_jax.exporters.card import card_table
     from imagepiece_jax.exporters.export import checked_file, export
-    from imagepiece_jax.exporters.program_facts import program_files, read_facts
-    from imagepiece_jax.models.program import import_format
+    from imagepiece_jax.exporters.program_facts import read_facts
 
     image_words = option_values("images", images)
     if layout is None:
@@ -93,12 +93,20 @@ def main(
         dry_run=dry_run,
     )
     facts = read_facts(file)
+    print(describe_file(file, facts))
+    if "card" in facts:
+        print(card_table(file, facts))
+
+
+def describe_file(file: pathlib.Path, facts: Mapping[str, Any]) -> str:
+    """Describe an exported file's size, dtype, cost and format on one line."""
+    from imagepiece_jax.exporters.program_facts import program_files
+    from imagepiece_jax.models.program import import_format
+
     files = program_files(file)
     size = sum(path.stat().st_size for path in files)
-    print(
+    return (
         f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
         f"{facts['gmacs']:.3f} GMACs an image, {import_format(file).FORMAT_VERSION}; "
         f"{file.name}.json describes input and output"
     )
-    if "card" in facts:
-        print(card_table(file, facts))

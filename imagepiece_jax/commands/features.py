@@ -43,19 +43,11 @@ def main(
         texts: A text tower's vectors for the comparison with the dense model, as for
             compare.
     """
-    from imagepiece_jax.common.checks import check_range
-    from imagepiece_jax.data import pictures
-    from imagepiece_jax.data.source import evenly_spaced_indices
     from imagepiece_jax.inference import feature_files, feature_folder
 
     folder = pathlib.Path(out)
     feature_folder.check_feature_folder(folder)
-    image_files = pictures.find_images(images.images)
-    if limit is not None:
-        check_range("limit", limit, 1)
-        limit = min(limit, len(image_files))
-        indices = evenly_spaced_indices(len(image_files), limit)
-        image_files = [image_files[index] for index in indices]
+    image_files = choose_images(images, limit)
     vit = weights.load_model()
     note_image_cost(vit)
     written = feature_files.write_features(
@@ -77,6 +69,20 @@ def main(
         print(f"{folder / name}.npy: {shape_text} {storage}")
     if written.damaged:
         print(f"{written.damaged} damaged, whose rows are NaN: {damaged_file}")
+
+
+def choose_images(images: Images, limit: int | None) -> list[str]:
+    """List the image files; of more than `limit`, `limit` evenly spaced ones."""
+    from imagepiece_jax.common.checks import check_range
+    from imagepiece_jax.data.pictures import find_images
+    from imagepiece_jax.data.source import evenly_spaced_indices
+
+    image_files = find_images(images.images)
+    if limit is None:
+        return image_files
+    check_range("limit", limit, 1)
+    indices = evenly_spaced_indices(len(image_files), min(limit, len(image_files)))
+    return [image_files[index] for index in indices]
 
 
 def note_image_cost(vit: "Pretrained") -> None:

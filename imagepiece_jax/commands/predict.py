@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING, Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
-from imagepiece_jax.common.files import check_writable, write_json
+from imagepiece_jax.common.files import write_json
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
@@ -36,12 +36,10 @@ def main(
     """
     from imagepiece_jax.data import pictures
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.weights.run_files import list_input_files
 
     files = pictures.find_images(images.images)
     if json is not None:
-        input_files = [*files, *list_input_files(weights.weights)]
-        check_writable("json", json, [".json"], input_files)
+        weights.check_json_file(json, images=files)
     vit = weights.load_model()
     predict = Predictor(
         vit,

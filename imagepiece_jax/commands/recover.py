@@ -1,9 +1,12 @@
 """Recovery of a reduced model, from a few hundred images without labels."""
 
 import sys
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from imagepiece_jax.commands._arguments import Images, Weights
+
+if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
+    from imagepiece_jax.models.pretrained import Pretrained
 
 
 def main(
@@ -36,11 +39,9 @@ def main(
         parameters: Parameters to train.
     """
     from imagepiece_jax.common.files import locked_folder
-    from imagepiece_jax.common.signals import deferred_signals
     from imagepiece_jax.data.pictures import as_source
-    from imagepiece_jax.models.recovery_record import Recovery
     from imagepiece_jax.recovery.recover import recover
-    from imagepiece_jax.weights.save import checked_folder, save
+    from imagepiece_jax.weights.save import checked_folder
 
     folder = checked_folder(out)
     source = as_source(images.images)
@@ -56,6 +57,18 @@ def main(
             seed=seed,
             parameters=parameters,
         )
+    save_recovered(recovered_vit, out)
+
+
+def save_recovered(recovered_vit: "Pretrained", out: str) -> None:
+    """Save a recovered model, and print what its recovery gave.
+
+    Nothing is written if a signal stopped every variant before it was better.
+    """
+    from imagepiece_jax.common.signals import deferred_signals
+    from imagepiece_jax.models.recovery_record import Recovery
+    from imagepiece_jax.weights.save import save
+
     recovery = cast(Recovery, recovered_vit.recovery)
     has_nothing_to_save = all(v.stopped and not v.changed for v in recovery.variants)
     with deferred_signals():  # a signal must not lose minutes of work

@@ -1,14 +1,11 @@
 """Figures, a page and data of images' tokens."""
 
-import contextlib
 import os
 import pathlib
 
 from imagepiece_jax.commands._arguments import Images, Weights, option_values
-from imagepiece_jax.common import extras, signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import locked_folder
-from imagepiece_jax.errors import InputError
 
 NUM_DRAWN_IMAGES = 8  # images of a data set
 
@@ -39,15 +36,14 @@ def main(
     from imagepiece_jax.visualize import html
 
     texts = option_values("reductions", reductions)
-    if texts and weights.reduction is not None:
-        raise InputError(f"reduction is {weights.reduction}; give it in reductions")
+    if texts:
+        weights.refuse_reduction()
     drawn_blocks = option_values("blocks", blocks)
-    extras.check_installed("a figure", "matplotlib")
+    folder = pathlib.Path(out)
+    html.check_page_writable(folder)
     source = pictures.as_source(images.images, "val")
     if registry.is_set_name(images.images[0]):
         source = source.evenly_spaced(NUM_DRAWN_IMAGES)
-    folder = pathlib.Path(out)
-    html.check_page_folder(folder)
     with locked_folder("out", folder):
         vit = weights.load_model().with_default_execution(weights.dtype or "float32")
         models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
@@ -55,10 +51,7 @@ def main(
             check_range("blocks", block, 0, len(vit.model.plan) - 1)
         pixels, names = pictures.read_images(source, vit.preprocessing)
         names = [*map(os.path.basename, names)]
-        with contextlib.ExitStack() as stack:
-            for name in html.PAGE_FILES:
-                if not (folder / name).exists():
-                    stack.enter_context(signals.unfinished_path(folder / name))
+        with html.unfinished_page(folder):
             lines = html.write_folder(
                 folder, models, pixels, names, vit.origin.name, drawn_blocks
             )

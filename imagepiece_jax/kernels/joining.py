@@ -6,10 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenValues
+from imagepiece_jax.kernels.array_shapes import (
+    AllRows,
+    TokenIndices,
+    TokenRows,
+    TokenValues,
+)
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.ranking import (
@@ -101,12 +106,12 @@ def join_kept(
 
 
 def join_ranked(
-    x: Float[Array, "batch tokens dim"],
+    x: TokenRows,
     order: TokenIndices,
     n_out: int,
     num_used: int,
     size: TokenValues,
-    all_x: Float[Array, "batch all_tokens dim"] | None = None,
+    all_x: AllRows | None = None,
 ) -> tuple[TokenIndices, TokenValues, SlotIndex | None]:
     """Keep the first `n_out` tokens in an order; the next up to `num_used` join them.
 
@@ -133,13 +138,25 @@ def join_ranked(
     if num_used == n_out:  # no token merges, so arrays would be empty
         slot_of_token = jnp.where(order < n_out, order, DROPPED)
         return slot_of_token, size, SlotIndex.one_token_each(kept)
+    return _join_gathered(x, order, kept, joining, size)
+
+
+def _join_gathered(
+    x: TokenRows,
+    order: TokenIndices,
+    kept: Int32[Array, "batch slots"],
+    joining: Int32[Array, "batch joining"],
+    size: TokenValues,
+) -> tuple[TokenIndices, TokenValues, SlotIndex]:
+    """`join_ranked` by a product of the kept and the joining tokens alone."""
     x = unit_vectors(x)
     similarity = dot_products(gather_rows(x, joining), gather_rows(x, kept))
-    slots = jnp.arange(n_out, dtype=jnp.int32)[None]
+    slots = jnp.arange(kept.shape[1], dtype=jnp.int32)[None]
     _, target_slots = find_partners(similarity, slots)
     index = SlotIndex(kept, joining, target_slots, gather_rows(kept, target_slots))
     # Slots and attention sizes of tokens by their ranks, then in token order.
-    padding = ((0, 0), (0, num_tokens - num_used))
+    num_dropped = order.shape[1] - kept.shape[1] - joining.shape[1]
+    padding = ((0, 0), (0, num_dropped))
     ranked_slots = [jnp.broadcast_to(slots, kept.shape), target_slots]
     ranked_slots = jnp.concatenate(ranked_slots, 1)
     ranked_slots = jnp.pad(ranked_slots, padding, constant_values=DROPPED)
@@ -171,12 +188,9 @@ def join_sides(
     side_b = jnp.arange(1 - first, num_tokens, 2, dtype=jnp.int32)[None]
     is_merged = ranks < num_merges
     num_staying = side_a.shape[1] - num_merges
-    if keeps_order:
-        slot_if_staying = index_kept_tokens(~is_merged)
-        staying = invert_order(slot_if_staying, num_staying)
-    else:
-        slot_if_staying = ranks - num_merges
-        staying = invert_order(ranks, num_merges + np.arange(num_staying))
+    slot_if_staying, staying = _number_staying(
+        ranks, is_merged, num_merges, keeps_order
+    )
     # A token's number on side B is half its index. `//` would be nine operations.
     slot_of_partner = num_staying + jax.lax.div(partner, jnp.int32(2))
     side_a = jnp.broadcast_to(side_a, (ranks.shape[0], side_a.size))
@@ -200,3 +214,18 @@ def join_sides(
     elif is_latency_bound(x):
         slot_of_token = jax.lax.optimization_barrier(slot_of_token)
     return slot_of_token, index
+
+
+def _number_staying(
+    ranks: Int32[Array, "batch side_a"],
+    is_merged: Bool[Array, "batch side_a"],
+    num_merges: int,
+    keeps_order: bool,
+) -> tuple[Int32[Array, "batch side_a"], Int32[Array, "batch staying"]]:
+    """Number side A's staying tokens: (slots, negative if merged; tokens by slot)."""
+    num_staying = ranks.shape[1] - num_merges
+    if keeps_order:
+        slots = index_kept_tokens(~is_merged)
+        return slots, invert_order(slots, num_staying)
+    wanted = num_merges + np.arange(num_staying)
+    return ranks - num_merges, invert_order(ranks, wanted)

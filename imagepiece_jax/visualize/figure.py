@@ -1,13 +1,14 @@
 """PNG figure of one image under one method: its tokens after every step."""
 
-import math
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.visualize import token_pictures
@@ -18,6 +19,25 @@ FIGURE_CAPTION = (
     "logarithmic scale; the largest token is the brightest."
 )
 STEM_BYTES = 80  # bytes of an image's name in a file name, which file systems limit
+
+
+def write_figures(
+    folder: pathlib.Path,
+    images: UInt8[np.ndarray, "images height width 3"],
+    names: Sequence[str],
+    trace: Trace,
+    label: str,
+) -> None:
+    """Write the figures of a trace's images.
+
+    images: cut to whole patches
+    names: image names
+    label: the method's
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in with_progress_bar(range(len(names)), f"figures of {label}"):
+        path = folder / figure_name(index, names[index], label)
+        write_figure(path, images[index], names[index], trace, index)
 
 
 def write_figure(
@@ -33,20 +53,13 @@ def write_figure(
     token sizes. A soft reduction's tokens overlap, and are not painted.
     """
     image = token_pictures.enlarge_image(image)
-    grid = trace.grid
-    token_panels = [(name, image, f"{math.prod(grid)} patches")]
+    token_panels = [(name, image, f"{trace.patches} patches")]
     size_panels: list[token_pictures.Panel | None] = [None]
     for stage in trace.stages:
-        if stage.token_of_patch is None:
-            continue
-        title = f"block {stage.block}"
-        if stage.site == "pre":
-            title = f"before block {stage.block}"
-        painted = token_pictures.paint_tokens(image, stage.token_of_patch[index], grid)
-        token_panels.append((title, painted, counted_noun(stage.tokens, "token")))
-        shares, size_note = size_shares(stage, index)
-        painted = token_pictures.paint_values(image, shares, grid)
-        size_panels.append((f"sizes, {title}", painted, size_note))
+        panels = draw_stage(image, trace.grid, stage, index)
+        if panels is not None:
+            token_panels.append(panels[0])
+            size_panels.append(panels[1])
     if len(token_panels) > 1:
         panel_rows = [token_panels, size_panels]
         token_pictures.write_panel_page(path, panel_rows, FIGURE_CAPTION)
@@ -54,20 +67,33 @@ def write_figure(
         token_pictures.write_panel_page(path, [token_panels], "")
 
 
-def size_shares(stage: Stage, index: int) -> tuple[Float[np.ndarray, " patches"], str]:
-    """(token size per patch, sizes in words) of image `index` after a hard reduction.
+def draw_stage(
+    image: RgbPixels, grid: token_pictures.Grid, stage: Stage, index: int
+) -> tuple[token_pictures.Panel, token_pictures.Panel] | None:
+    """Draw the tokens and the token sizes of image `index`; None: they overlap."""
+    if stage.token_of_patch is None or stage.sizes is None:
+        return None
+    token_of_patch = stage.token_of_patch[index]
+    painted = token_pictures.paint_tokens(image, token_of_patch, grid)
+    token_panel = (stage.title, painted, counted_noun(stage.tokens, "token"))
+    shares, size_note = size_shares(stage.sizes[index], token_of_patch)
+    painted_sizes = token_pictures.paint_values(image, shares, grid)
+    return token_panel, (f"sizes, {stage.title}", painted_sizes, size_note)
+
+
+def size_shares(
+    sizes: Int[np.ndarray, " tokens"], token_of_patch: token_pictures.TokenMap
+) -> tuple[Float[np.ndarray, " patches"], str]:
+    """(token size per patch, sizes in words).
 
     Sizes are logarithmic: 0 for one patch, 1 for the image's largest token, NaN for a
     dropped patch.
     """
-    assert stage.sizes is not None and stage.token_of_patch is not None
-    sizes = stage.sizes[index]
     smallest = sizes.min()
     largest = sizes.max()
     # Two patches are the smallest size that gets the brightest color.
     shares = np.log(sizes) / np.log(max(largest, 2))
     size_note = "1 patch each" if largest == 1 else f"{smallest} to {largest} patches"
-    token_of_patch = stage.token_of_patch[index]
     share_of_patch = shares[np.maximum(token_of_patch, 0)]
     return np.where(token_of_patch < 0, np.nan, share_of_patch), size_note
 

@@ -1,8 +1,7 @@
 """A folder for images under several methods: figures, a page, and slot maps."""
 
-import dataclasses
+import contextlib
 import html
-import math
 import os
 import pathlib
 import urllib.parse
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from imagepiece_jax.common import files
+from imagepiece_jax.common import extras, files
 from imagepiece_jax.common.image_size import cut_to_patches
-from imagepiece_jax.common.progress import with_progress_bar
-from imagepiece_jax.common.tables import counted_noun
+from imagepiece_jax.common.signals import unfinished_path
 from imagepiece_jax.data.class_names import describe_class
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
@@ -57,19 +55,33 @@ FIGURE_TEMPLATE = """<figure>
 </figure>"""
 
 
-def check_page_folder(out: str | os.PathLike) -> None:
-    """Check that a folder is empty or comes from `write_folder`."""
+def check_page_writable(folder: pathlib.Path) -> None:
+    """Check, before the work starts, that `write_folder` can draw and write a page.
+
+    Raises InputError without Matplotlib, and for a folder with files of other origin.
+    """
+    extras.check_installed("a figure", "matplotlib")
 
     def is_ours(file: pathlib.Path) -> bool:
         if file.name == "index.html":
             return PAGE_TITLE in file.read_text("utf-8", errors="replace")
         return file.name in PAGE_FILES
 
-    files.check_own_files("out", out, "an earlier call", is_ours)
+    files.check_own_files("out", folder, "an earlier call", is_ours)
+
+
+@contextlib.contextmanager
+def unfinished_page(folder: pathlib.Path) -> Iterator[None]:
+    """Remove a folder's new files of a page if a signal ends the command inside."""
+    with contextlib.ExitStack() as stack:
+        for name in PAGE_FILES:
+            if not (folder / name).exists():
+                stack.enter_context(unfinished_path(folder / name))
+        yield
 
 
 def write_folder(
-    out: str | os.PathLike,
+    folder: pathlib.Path,
     models: Sequence[Pretrained],
     images: UInt8[np.ndarray, "images height width 3"],
     names: Sequence[str],
@@ -83,31 +95,23 @@ def write_folder(
     blocks: blocks to show; empty: all
     Yields a line per reduction, and a line about the files.
     """
-    figure_folder = pathlib.Path(out) / "figures"
+    figure_folder = folder / "figures"
     methods = []
     traces = []
-    os.makedirs(out, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     cut_images, _ = cut_to_patches(images, models[0].model.config.patch_size)
     for vit in models:
         trace = tracing.trace_tokens(vit.model, vit.variables, images)
         traces.append(trace)
         setting = str(vit.reduction)
         methods.append({"label": vit.label, "setting": setting, "gmacs": vit.gmacs})
-        stages = trace.stages
-        if blocks:
-            stages = tuple(stage for stage in stages if stage.block in blocks)
-        shown_trace = dataclasses.replace(trace, stages=stages)
-        os.makedirs(figure_folder, exist_ok=True)  # only with something to put in it
-        for i in with_progress_bar(range(len(names)), f"figures of {vit.label}"):
-            path = figure_folder / figure.figure_name(i, names[i], vit.label)
-            figure.write_figure(path, cut_images[i], names[i], shown_trace, i)
-        tokens_left = counted_noun(trace.tokens, "token")
-        yield f"{vit.label}: {math.prod(trace.grid)} patches, {tokens_left} at the end"
-    tracing.write_traces(out, names, methods, traces)
+        shown_trace = trace.at_blocks(blocks)
+        figure.write_figures(figure_folder, cut_images, names, shown_trace, vit.label)
+        yield f"{vit.label}: {trace.summary}"
+    data_file = tracing.write_traces(folder, names, methods, traces)
     page = render_page(names, methods, traces, weights_name, models[0].class_names)
-    files.replace_file(pathlib.Path(out) / "index.html", page)
-    data_file = f"{out}/{tracing.TRACE_FILE}"
-    yield f"page: {out}/index.html; figures: {figure_folder}; data: {data_file}"
+    files.replace_file(folder / "index.html", page)
+    yield f"page: {folder}/index.html; figures: {figure_folder}; data: {data_file}"
 
 
 def render_page(
@@ -139,7 +143,7 @@ def render_page(
     return PAGE_TEMPLATE.format(
         title=PAGE_TITLE,
         weights=html.escape(weights_name),
-        patches=math.prod(traces[0].grid),
+        patches=traces[0].patches,
         rows="\n".join(rows),
         sections="\n".join(sections),
     )

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import with_progress_bar
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import trace_patches
@@ -35,6 +36,12 @@ class Stage:
     token_of_patch: Int[np.ndarray, "images patches"] | None = None
     sizes: Int[np.ndarray, "images tokens"] | None = None  # patches per token
 
+    @property
+    def title(self) -> str:
+        """The place in the model, in words: "block 3" or "before block 3"."""
+        title = f"block {self.block}"
+        return f"before {title}" if self.site == "pre" else title
+
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -45,6 +52,24 @@ class Trace:
     tokens: int  # image tokens at the end
     top: Int[np.ndarray, " images"] | None  # most probable class; None: not classes
     confidence: Float[np.ndarray, " images"] | None  # its probability
+
+    @property
+    def patches(self) -> int:
+        """Patch count of an image."""
+        return math.prod(self.grid)
+
+    @property
+    def summary(self) -> str:
+        """Token counts of an image: "196 patches, 20 tokens at the end"."""
+        tokens_left = counted_noun(self.tokens, "token")
+        return f"{self.patches} patches, {tokens_left} at the end"
+
+    def at_blocks(self, blocks: Collection[int]) -> Self:
+        """The same trace with the stages of these blocks; empty: all."""
+        if not blocks:
+            return self
+        stages = tuple(stage for stage in self.stages if stage.block in blocks)
+        return dataclasses.replace(self, stages=stages)
 
 
 def trace_tokens(
@@ -127,8 +152,8 @@ def write_traces(
     names: Sequence[str],
     methods: Sequence[Mapping[str, Any]],
     traces: Sequence[Trace],
-) -> None:
-    """Write JSON with token maps of all images under all methods.
+) -> pathlib.Path:
+    """Write JSON with token maps of all images under all methods; returns its path.
 
     names: image names
     methods: JSON values of every trace's method, such as its label
@@ -141,4 +166,6 @@ def write_traces(
         method_records.append({**method, **trace_record})
     record = {"images": names, "methods": method_records}
     text = json.dumps(record, default=np.ndarray.tolist) + "\n"
-    replace_file(pathlib.Path(folder) / TRACE_FILE, text)
+    file = pathlib.Path(folder) / TRACE_FILE
+    replace_file(file, text)
+    return file

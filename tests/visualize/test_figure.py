@@ -9,7 +9,8 @@ from tests.helpers import handmade_traces
 
 
 def test_sizes_are_those_of_the_trace():
-    shares, note = figure.size_shares(handmade_traces.hard().stages[1], 1)
+    stage = handmade_traces.hard().stages[1]
+    shares, note = figure.size_shares(stage.sizes[1], stage.token_of_patch[1])
     np.testing.assert_array_equal(shares, [1, 1, 0, 0, 0, np.nan])
     assert note == "1 to 2 patches"
 

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
@@ -72,32 +72,36 @@ def _read_rows(path: str, split: str, labeled: bool) -> list[_TableRow]:
     """Read all splits' rows, labels as text; `split` stands in for a missing column."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
-    # Blanks around column names are removed.
     try:
         columns = [column.strip() for column in table.fieldnames or ()]
         table.fieldnames = columns
-        for column in COLUMN_NAMES:  # of two equal columns the last would win silently
-            if columns.count(column) > 1:
-                raise InputError(f"there is more than one column {column!r}")
-        if "filename" not in columns:
-            raise InputError("there is no column 'filename'")
+        _check_columns(columns)
         for fields in table:
-            if any(fields.get(None, ())):  # a comma at the end is harmless
-                raise InputError(
-                    "it has more fields than columns; quote text with a comma"
-                )
-            row_split = fields.get("split", split).strip()
-            check_choice("split", row_split, SPLIT_NAMES)
-            class_name = composed_name(fields.get("class", "").strip())
-            label = fields.get("label")
-            file = fields["filename"]
-            row = _TableRow(table.line_num, row_split, file, label, class_name)
-            rows.append(row)
+            rows.append(_parse_row(fields, table.line_num, split))
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
     if labeled and "label" not in columns:
         raise NoLabels(f"{path} has no column 'label'")
     return rows
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    for column in COLUMN_NAMES:  # of two equal columns the last would win silently
+        if columns.count(column) > 1:
+            raise InputError(f"there is more than one column {column!r}")
+    if "filename" not in columns:
+        raise InputError("there is no column 'filename'")
+
+
+def _parse_row(fields: Mapping[Any, Any], line: int, split: str) -> _TableRow:
+    """Parse a row's fields, {column: text}; `split` stands in for a missing column."""
+    if any(fields.get(None, ())):  # a comma at the end is harmless
+        raise InputError("it has more fields than columns; quote text with a comma")
+    row_split = fields.get("split", split).strip()
+    check_choice("split", row_split, SPLIT_NAMES)
+    class_name = composed_name(fields.get("class", "").strip())
+    label = fields.get("label")
+    return _TableRow(line, row_split, fields["filename"], label, class_name)
 
 
 def _parse_label(path: str, row: _TableRow, num_classes: int | None) -> int:

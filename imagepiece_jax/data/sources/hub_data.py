@@ -1,11 +1,11 @@
 """hf:OWNER/NAME and hf:FOLDER: images read by Hugging Face's `datasets`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from numpy.typing import ArrayLike
 
 from imagepiece_jax.common import extras
@@ -37,14 +37,7 @@ def open_hub_data(
         splits = datasets.load_dataset(os.path.expanduser(path))
     except mistakes as error:
         raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
-    split_name = find_splits(splits, title).get(split)
-    if split_name is None:
-        raise InputError(
-            f"{title} has the splits {', '.join(splits)}; a split must be named "
-            f"{', '.join(SPLIT_NAMES)}"
-        )
-    if not len(splits[split_name]):
-        raise InputError(f"{title} has no row with split {split_name!r}")
+    split_name = _choose_split(splits, split, title)
     columns = ["image", "label"][: 1 + labeled]
     try:
         rows = splits[split_name].select_columns(columns)
@@ -55,9 +48,7 @@ def open_hub_data(
         raise error_type(f"{title} has no {column_text} ({one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{title}/{split_name}", np.full(len(rows), -1), 0)
-    labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
-        raise InputError(f"{title} has labels that are not whole numbers")
+    labels = _read_labels(rows, title)
     class_names = None
     data_classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
@@ -73,6 +64,27 @@ def open_hub_data(
     source = HubSource(rows, f"{title}/{split_name}", labels, data_classes, class_names)
     source.split = split_name
     return source
+
+
+def _choose_split(splits: Mapping[str, Any], split: str, title: str) -> str:
+    """Name of the stored split that is "train" or "val"; it has rows."""
+    split_name = find_splits(splits, title).get(split)
+    if split_name is None:
+        raise InputError(
+            f"{title} has the splits {', '.join(splits)}; a split must be named "
+            f"{', '.join(SPLIT_NAMES)}"
+        )
+    if not len(splits[split_name]):
+        raise InputError(f"{title} has no row with split {split_name!r}")
+    return split_name
+
+
+def _read_labels(rows: Any, title: str) -> Integer[np.ndarray, " images"]:
+    """Read the column of labels, whole numbers."""
+    labels = rows.select_columns("label").with_format("numpy")[:]["label"]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
+        raise InputError(f"{title} has labels that are not whole numbers")
+    return labels
 
 
 def one_line(error: Exception) -> str:

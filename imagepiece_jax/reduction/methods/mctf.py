@@ -75,7 +75,6 @@ class Fusion(Ranking):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        n = counts.n_in
         merges = counts.n_in - counts.n_out
         x, received, size = jax.lax.stop_gradient(
             (inputs.metric, self.token_scores(inputs, counts), inputs.attn_size)
@@ -89,41 +88,33 @@ class Fusion(Ranking):
         even_to_odd = self.fusion_values(x, received, size, even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         leaving_even = merges // 2
-        best, partner = find_partners(
-            even_to_odd, _column_indices(even_to_odd.shape[2])
-        )
-        order = rank_tokens(best)
-        joining = invert_order(order, leaving_even)
-        joined = gather_rows(partner, joining)
-        slot_of_even = index_kept_tokens(order >= leaving_even)
-        staying = invert_order(slot_of_even, order.shape[1] - leaving_even)
-        # The second half: odd tokens join the remaining even tokens.
-        odd_to_even = gather_rows(even_to_odd, staying).transpose(0, 2, 1)
-        best, partner = find_partners(
-            odd_to_even, _column_indices(odd_to_even.shape[2])
-        )
-        order = rank_tokens(best)
+        even_ranks, odd_partners = _rank_rows(even_to_odd)
+        joining_even = invert_order(even_ranks, leaving_even)
+        joined_odd = gather_rows(odd_partners, joining_even)
+        slot_of_even = index_kept_tokens(even_ranks >= leaving_even)
+        staying_even = invert_order(slot_of_even, even_ranks.shape[1] - leaving_even)
+        # The second half: odd tokens join the remaining even tokens, whose slots come
+        # first. Then come the odd tokens by the falling value of their best partners.
+        odd_to_even = gather_rows(even_to_odd, staying_even).transpose(0, 2, 1)
+        odd_ranks, partner_slots = _rank_rows(odd_to_even)
         leaving_odd = merges - leaving_even
-        leaves = order < leaving_odd
-        # Slots of the odd tokens: staying odd tokens come after staying even tokens.
-        slot_of_staying = staying.shape[1] - leaving_odd + order
-        slot = jnp.where(leaves, partner, slot_of_staying)
-        ranked_odd = invert_order(order, order.shape[1])
+        leaves = odd_ranks < leaving_odd
+        slot_of_staying = staying_even.shape[1] - leaving_odd + odd_ranks
+        slot_of_odd = jnp.where(leaves, partner_slots, slot_of_staying)
+        ranked_odd = invert_order(odd_ranks, odd_ranks.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
-        # Slots: staying even tokens, then odd tokens by the falling value of their best
-        # partners.
-        keep = [even + 2 * staying, odd + 2 * staying_odd]
+        keep = [even + 2 * staying_even, odd + 2 * staying_odd]
         keep = jnp.concatenate(keep, axis=1)
-        absorbed = [even + 2 * joining, odd + 2 * joining_odd]
+        absorbed = [even + 2 * joining_even, odd + 2 * joining_odd]
         absorbed = jnp.concatenate(absorbed, axis=1)
         # An even token goes to the slot of its odd partner.
-        target = jnp.concatenate([joined, joining_odd], axis=1)
-        target = gather_rows(slot, target)
+        targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
+        target_slots = gather_rows(slot_of_odd, targets)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return dataclasses.replace(
-            keep_and_join(keep, absorbed, target, n), weight=weight
+            keep_and_join(keep, absorbed, target_slots, counts.n_in), weight=weight
         )
 
     def fusion_values(
@@ -145,9 +136,14 @@ class Fusion(Ranking):
         return alike * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 
 
-def _column_indices(length: int) -> Int[Array, "1 {length}"]:
-    """Whole numbers from 0, [1, length] int32, as a constant in the program."""
-    return jnp.asarray(np.arange(length, dtype=np.int32))[None]
+def _rank_rows(
+    values: Float[Array, "batch rows columns"],
+) -> tuple[Int[Array, "batch rows"], Int[Array, "batch rows"]]:
+    """Rank rows by their highest values: (rank of each row, its best column)."""
+    # A constant in the program.
+    columns = jnp.asarray(np.arange(values.shape[2], dtype=np.int32))[None]
+    best, partner = find_partners(values, columns)
+    return rank_tokens(best), partner
 
 
 @dataclasses.dataclass(frozen=True)

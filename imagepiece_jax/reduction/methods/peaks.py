@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import least_weight
@@ -39,8 +40,7 @@ class KeepPeaks(Ranking):
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
             size = jnp.where(inputs.mask > 0.5, size, 0.0)
         alike = all_cosines(inputs.x, inputs.all_x)
-        distance = distance_to_earlier(alike, rank_tokens(score))
-        peaks_first = rank_tokens(score * distance)
+        peaks_first = rank_tokens(peak_values(score, alike))
         slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
         # A weight above 0 keeps the mean of unattended tokens.
         return Assignment(
@@ -49,6 +49,13 @@ class KeepPeaks(Ranking):
             attn_size=size * to_kept,
             n_out=counts.n_out,
         )
+
+
+def peak_values(
+    score: Float[Array, "batch tokens"], cosine: Float[Array, "batch tokens tokens"]
+) -> Float[Array, "batch tokens"]:
+    """Multiply token scores by the distance to higher-scored tokens."""
+    return score * distance_to_earlier(cosine, rank_tokens(score))
 
 
 @dataclasses.dataclass(frozen=True)
