@@ -1,7 +1,7 @@
 """Fixtures of tests, from other libraries: python -m tools.fixtures NAME
 
 NAME          writes in tests/fixtures
-layouts       layouts/NAME.npz: checkpoints by their projects' names, and what the
+originals     originals/NAME.npz: checkpoints by their projects' names, and what the
               projects' models (tools/originals.py) compute
 rope          rope.npz: small models with rotary positions, their weights and an image
               (float16), and what timm computes of it (float32)
@@ -58,8 +58,8 @@ LARGEST = {
 }
 
 
-def write_layouts():
-    folder = FIXTURES / "layouts"
+def write_originals():
+    folder = FIXTURES / "originals"
     folder.mkdir(parents=True, exist_ok=True)
     for name in STORED:
         original = originals.ORIGINALS[name]()
@@ -139,7 +139,7 @@ def write_whole_models():
     path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
-WRITERS = {"layouts": write_layouts, "rope": write_rope}
+WRITERS = {"originals": write_originals, "rope": write_rope}
 WRITERS["whole_models"] = write_whole_models
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Reads tests/fixtures/parity.jsonl, which the tests write:
     PARITY_RECORD=tests/fixtures/parity.jsonl python -m pytest tests/parity
 
 and tests/fixtures/whole_models.json of tools/fixtures.py. The last row of a model or
-layout counts.
+original counts.
 """
 
 import json
@@ -24,7 +24,7 @@ OUT = ROOT / "docs" / "results" / "parity.md"
 PACKAGES = ("jax", "timm", "transformers", "torch")
 FAMILIES = ["family", "model by timm's name", "scores of tokens", "parameters"]
 FAMILIES += ["logits", "tokens"]
-LAYOUTS = ["layout", "logits"]
+ORIGINALS = ["model", "logits"]
 LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
 
@@ -69,10 +69,10 @@ def token_scores(name: str) -> str:
     return ", ".join(available)
 
 
-def of_layouts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of checkpoints' layouts."""
+def of_originals(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of other libraries' checkpoints."""
     return markdown_table(
-        LAYOUTS, [[f"`{r['layout']}`", f"{r['logits']:.1e}"] for r in rows]
+        ORIGINALS, [[f"`{r['original']}`", f"{r['logits']:.1e}"] for r in rows]
     )
 
 
@@ -101,7 +101,7 @@ def parity_page(
 ) -> str:
     """The whole page, Markdown."""
     families = newest_rows(measured, "family")
-    layouts = newest_rows(measured, "layout")
+    stored = newest_rows(measured, "original")
     parts = [
         "# Models, measured",
         "Written by `python -m tools.model_table` for [models](../models.md).",
@@ -112,12 +112,12 @@ def parity_page(
         "timm's model, relative to the largest absolute value; tests allow 1e-4. "
         f"Versions: {package_versions(families)}.",
         of_families(families),
-        "## Layouts",
+        "## Other libraries' checkpoints",
         "Checkpoints with each project's names, reduced in width and depth, random "
         "weights. Differences are the largest to the output of the project's own "
         "model, relative to the largest absolute value. Versions: "
-        f"{package_versions(layouts)}.",
-        of_layouts(layouts),
+        f"{package_versions(stored)}.",
+        of_originals(stored),
         "## The largest member of each family",
         "Built from names and shapes alone: every timm tensor has its place, and our "
         "model has as many parameters (tests/models/test_vit_whole_size.py).",

@@ -1,4 +1,4 @@
-"""The layout of a batch over devices."""
+"""The placement of a batch over devices."""
 
 import itertools
 
@@ -11,17 +11,17 @@ from tests.helpers.refused_calls import refused
 @pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])
 def test_mixup_partners_are_in_mirrored_places(samples, devices):
     """On one device, except the middle ones of two mirrored devices."""
-    layout = device_samples(samples, devices)
+    placed = device_samples(samples, devices)
     m = samples // devices
     places = {
-        layout[d, k]: (d, k) for d, k in itertools.product(range(devices), range(m))
+        placed[d, k]: (d, k) for d, k in itertools.product(range(devices), range(m))
     }
     assert sorted(places) == list(range(samples))
     for sample, (d, k) in places.items():
         middle = m % 2 and k == m // 2
         partner = (devices - 1 - d if middle else d, m - 1 - k)
         assert places[samples - 1 - sample] == partner
-    assert devices > 1 or layout.tolist() == [list(range(samples))]
+    assert devices > 1 or placed.tolist() == [list(range(samples))]
 
 
 def test_placement_splits_micro_batches_by_pairs():

@@ -1,4 +1,4 @@
-"""Conversion of public weights: layout, types, and errors for what does not fit."""
+"""Conversion of public weights: axes, types, and errors for what does not fit."""
 
 import math
 

@@ -12,7 +12,7 @@ def test_the_page_is_that_of_the_stored_measurements():
     page = ROOT / "docs" / "results" / "parity.md"
     assert page.read_text("utf-8") == model_table.parity_page(rows, largest)
     assert len(model_table.newest_rows(rows, "family")) > 15
-    assert len(model_table.newest_rows(rows, "layout")) > 20
+    assert len(model_table.newest_rows(rows, "original")) > 20
     # What README says of them.
     apart = [row.get(name, 0) for row in rows for name in ("logits", "tokens")]
     assert max(apart) < 1e-5

@@ -1,7 +1,7 @@
 """Checkpoints of other projects: by timm's names, and as models that compute the same.
 
-The files in tests/fixtures/layouts are of small random models of transformers and timm,
-of CLIP's tower in torch and of Google's in Flax, with what these compute.
+The files in tests/fixtures/originals are of small random models of transformers, timm,
+CLIP's tower in torch and Google's in Flax, with what these compute.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "layouts"
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "originals"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
 BESIDE = ("images", "outputs")
 apply = jax.jit(lambda model, *inputs: model.apply(*inputs).logits, static_argnums=0)

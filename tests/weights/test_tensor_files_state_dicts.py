@@ -54,7 +54,7 @@ def test_one_of_several_models_is_chosen_by_its_key(tmp_path):
 
 
 def test_a_state_dict_alone_has_no_keys(tmp_path):
-    """Starts of names are none: layouts refuse two models in one state dict."""
+    """Starts of names are none: namings refuse two models in one state dict."""
     tensors = dict.fromkeys(["model.w", "ema_model.w"], np.ones(2, np.float32))
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file(tensors, path)

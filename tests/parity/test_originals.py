@@ -1,4 +1,4 @@
-"""Checkpoints of every layout give what the models that they are of compute.
+"""Checkpoints of other libraries give what the libraries' own models compute.
 
 Float32 with the highest precision of products; models of tools/originals, reduced in
 width and depth. Skipped where torch, timm or transformers are absent.
@@ -34,7 +34,7 @@ def test_the_same_numbers_come_out(original, tmp_path, request):
     np.savez(path, **original.tensors)
     vit = imagepiece_jax.load(path, config=original.config)
     distance = apart(computed(vit, images).logits, original.outputs)
-    record(layout=request.node.callspec.params["original"], logits=distance)
+    record(original=request.node.callspec.params["original"], logits=distance)
     assert distance < 1e-4
 
 
@@ -57,7 +57,7 @@ def test_what_torch_saves_is_read(wrapper, tmp_path):
 
 def test_stored_fixtures_are_these_checkpoints():
     for name in fixtures.STORED:
-        with np.load(fixtures.FIXTURES / "layouts" / f"{name}.npz") as stored:
+        with np.load(fixtures.FIXTURES / "originals" / f"{name}.npz") as stored:
             found = originals.ORIGINALS[name]()
             config = json.loads(json.dumps(dataclasses.asdict(found.config)))
             assert json.loads(str(stored["config"])) == config
