@@ -48,9 +48,7 @@ NEAREST_COUNT = 8  # images to compare with an image, besides its neighbors
 # differ by JPEG noise.
 LEAST_DEVIATION = 8.0
 CHUNK_FORMS = 500  # forms to compare with all forms at once, limited by memory
-DIGEST_DIGITS = (
-    8  # hex digits of an image's digest; one pair in 4 billion shares a digest
-)
+DIGEST_DIGITS = 8  # hex digits of an image's digest; 1 pair in 4 billion shares it
 
 GrayForms = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
 Pairs = Int[np.ndarray, "_ 2"]
@@ -115,25 +113,26 @@ def number_scenes(forms: GrayForms) -> Int[np.ndarray, " images"]:
 
     Copies and alike images share a scene, also by a chain of images between them.
     """
-    total = len(forms)
+    num_images = len(forms)
     # Neighbors in a list need less likeness than other pairs.
     pairs = [np.zeros((0, 2), int)]
     for distance in range(1, 1 + NEIGHBOR_COUNT):
-        later = np.arange(distance, total)
+        later = np.arange(distance, num_images)
         neighbors = np.stack([later, later - distance], 1)
         pairs.append(_alike_pairs(forms, neighbors, NEIGHBOR_LIKENESS))
-    for start in range(0, total, CHUNK_FORMS):
-        rows = np.arange(start, min(start + CHUNK_FORMS, total))
+    for start in range(0, num_images, CHUNK_FORMS):
+        rows = np.arange(start, min(start + CHUNK_FORMS, num_images))
         distances = form_distances(forms[rows], forms)
         distances[np.arange(len(rows)), rows] = np.inf
-        num_nearest = min(NEAREST_COUNT, total - 1)
+        num_nearest = min(NEAREST_COUNT, num_images - 1)
         nearest = np.argpartition(distances, num_nearest, axis=1)[:, :num_nearest]
         candidates = np.stack([np.repeat(rows, num_nearest), nearest.ravel()], 1)
         is_copy = distances[candidates[:, 0] - start, candidates[:, 1]] < COPY_DISTANCE
         pairs.append(candidates[is_copy])
         pairs.append(_alike_pairs(forms, candidates[~is_copy], SCENE_LIKENESS))
-    ones, others = np.concatenate(pairs).T
-    graph = sparse.coo_matrix((np.ones(len(ones)), (ones, others)), (total, total))
+    first, second = np.concatenate(pairs).T
+    edges = (np.ones(len(first)), (first, second))
+    graph = sparse.coo_matrix(edges, (num_images, num_images))
     return csgraph.connected_components(graph, directed=False)[1]
 
 

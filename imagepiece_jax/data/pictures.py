@@ -15,17 +15,13 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from imagepiece_jax.common.files import read_text
-from imagepiece_jax.common.progress import log, notes, with_progress_bar
+from imagepiece_jax.common.progress import log, with_progress_bar
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.data.sources.folder import (
-    find_train_folder,
-    left_out_note,
-    list_images,
-)
+from imagepiece_jax.data.sources.folder import find_folder_images
 from imagepiece_jax.errors import InputError
 
 AnyPath = str | os.PathLike
@@ -116,20 +112,15 @@ def as_source(images: Any, split: str = "train") -> Source:
         images = [images]
     pictures = [*list_pictures(images)[0]]
     if all(isinstance(picture, AnyPath) for picture in pictures):
-        return unlabeled_files(find_images(pictures, split))
+        files = find_images(pictures, split)
+        return FileSource("", files, np.full(len(files), -1))
     return ArraySource([read_pixels(picture) for picture in pictures])
-
-
-def unlabeled_files(files: Sequence[AnyPath]) -> FileSource:
-    """Image files without labels."""
-    return FileSource("", files, np.full(len(files), -1))
 
 
 def find_images(words: Sequence[AnyPath], split: str | None = None) -> list[str]:
     """List the image files that `words` name, without opening them.
 
-    A folder stands for its images (`list_images`), a .txt file for its lines. Notes
-    name left-out files and the split in use.
+    A folder stands for its images, a .txt file for its lines.
 
     split: "train": folders with splits give only training images
     """
@@ -137,12 +128,7 @@ def find_images(words: Sequence[AnyPath], split: str | None = None) -> list[str]
     for word in words:
         path = os.path.expanduser(word)
         if os.path.isdir(path):
-            if split == "train":
-                path = find_train_folder(path)
-            listing = list_images(path)
-            if note := left_out_note(path, listing.left_out):
-                notes.info(f"note: {note}")
-            files += [os.path.join(path, image) for image in listing.images]
+            files += find_folder_images(path, only_train=split == "train")
         elif not os.path.exists(path):
             raise InputError(f"images: {word} does not exist")
         elif str(path).lower().endswith(".txt"):

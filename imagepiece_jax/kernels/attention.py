@@ -11,7 +11,12 @@ from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenValues
+from imagepiece_jax.kernels.array_shapes import (
+    QueryHeads,
+    TokenHeads,
+    TokenRows,
+    TokenValues,
+)
 from imagepiece_jax.kernels.choice import is_reference
 from imagepiece_jax.kernels.merging import Assignment, merge_map
 
@@ -233,7 +238,7 @@ _attend_odd_length.defvjp(_odd_length_forward, lambda vjp, gradient: vjp(gradien
 
 
 def pad_for_training(
-    x: Float[Array, "batch tokens dim"], backend: Backend
+    x: TokenRows, backend: Backend
 ) -> Float[Array, "batch padded_tokens dim"]:
     """Append a token to x if `backend` cannot train with its token count."""
     # Padding x costs nothing, because x is written anyway. Padding query, key and

@@ -122,23 +122,34 @@ def join_ranked(
     all_x: x behind the prefix; None: x alone
     Returns (slot_of_token, size, index).
     """
-    num_tokens = order.shape[1]
     if is_reference() or (is_fast(x) and num_used > n_out):
         # One product of all pairs gathers no tokens.
-        slot_of_token, similarity = join_kept(all_cosines(x, all_x), order, n_out)
-        size = size * similarity
-        if num_used < num_tokens:
-            is_dropped = order >= num_used
-            slot_of_token = jnp.where(is_dropped, DROPPED, slot_of_token)
-            size = jnp.where(is_dropped, 0.0, size)
-        return slot_of_token, size, None
-    ranked_tokens = invert_order(order, num_tokens)
+        return *_join_by_all_pairs(x, order, n_out, num_used, size, all_x), None
+    ranked_tokens = invert_order(order, order.shape[1])
     kept = ranked_tokens[:, :n_out]
     joining = ranked_tokens[:, n_out:num_used]
     if num_used == n_out:  # no token merges, so arrays would be empty
         slot_of_token = jnp.where(order < n_out, order, DROPPED)
         return slot_of_token, size, SlotIndex.one_token_each(kept)
     return _join_gathered(x, order, kept, joining, size)
+
+
+def _join_by_all_pairs(
+    x: TokenRows,
+    order: TokenIndices,
+    n_out: int,
+    num_used: int,
+    size: TokenValues,
+    all_x: AllRows | None,
+) -> tuple[TokenIndices, TokenValues]:
+    """`join_ranked` by the product of all pairs of tokens: (slot_of_token, size)."""
+    slot_of_token, similarity = join_kept(all_cosines(x, all_x), order, n_out)
+    size = size * similarity
+    if num_used < order.shape[1]:
+        is_dropped = order >= num_used
+        slot_of_token = jnp.where(is_dropped, DROPPED, slot_of_token)
+        size = jnp.where(is_dropped, 0.0, size)
+    return slot_of_token, size
 
 
 def _join_gathered(
@@ -172,7 +183,7 @@ def join_sides(
     num_merges: int,
     first: int,
     keeps_order: bool,
-    x: Float[Array, "batch tokens dim"],
+    x: TokenRows,
 ) -> tuple[Int32[Array, "batch tokens"], SlotIndex]:
     """Merge the first `num_merges` tokens of side A into their partners on side B.
 

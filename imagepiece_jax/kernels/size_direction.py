@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels.array_shapes import TokenHeads
+from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
 from imagepiece_jax.kernels.choice import is_fast
 
 HeadMoments = Float[Array, "heads head_dim head_dim"]
@@ -31,7 +31,7 @@ TRACE_FLOOR = 1e-9  # added share of the trace, below the precision of float32 s
 
 def add_sizes(
     key: TokenHeads,
-    log_size: Float[Array, "batch tokens"],
+    log_size: TokenValues,
     direction: Float[Array, "heads head_dim"],
 ) -> TokenHeads:
     """Move keys along the size directions, which adds log_size to their logits.

@@ -296,15 +296,14 @@ def count_masked_tokens(
     steps: Sequence[Step | None], evaluation: Sequence[StepCounts | None]
 ) -> Iterator[StepCounts | None]:
     """Count the tokens in masked training, from the counts in evaluation."""
-    more = 0  # tokens that evaluation does not have
+    num_extra = 0  # tokens that evaluation does not have
     for step, counts in zip(steps, evaluation, strict=True):
         if step and counts:
-            n_in = counts.n_in + more
-            own = None if step.added_when_masked is None else counts
+            changes: dict[str, Any] = {"n_in": counts.n_in + num_extra}
             if step.added_when_masked is not None:
-                more += counts.n_in - counts.n_out + step.added_when_masked
-            n_out = counts.n_out + more
-            changes = {"n_in": n_in, "n_out": n_out, "evaluation": own}
+                num_extra += counts.n_in - counts.n_out + step.added_when_masked
+                changes["evaluation"] = counts
+            changes["n_out"] = counts.n_out + num_extra
             counts = dataclasses.replace(counts, **changes)
         yield counts
 
@@ -329,34 +328,34 @@ def plan_blocks(
     masked: plan masked training; steps with `added_when_masked` then remove no tokens
     Raises InputError for a step outside the model, or two steps at one block.
     """
-    by_block: list[Step | None] = [None] * depth
+    step_of_block: list[Step | None] = [None] * depth
     for step in steps:
         if step.block not in range(depth):
             raise InputError(
                 f"a step is at block {step.block!r}; the model has blocks 0 to "
                 f"{depth - 1}"
             )
-        if by_block[step.block]:
+        if step_of_block[step.block]:
             raise InputError(
                 f"two steps are at block {step.block}; a block takes one step, and its "
                 "reducer may both drop and merge"
             )
-        by_block[step.block] = step
-    all_counts = list(count_tokens(by_block, n0))
+        step_of_block[step.block] = step
+    all_counts = list(count_tokens(step_of_block, n0))
     if masked:
-        all_counts = list(count_masked_tokens(by_block, all_counts))
-    pairs = list(zip(by_block, all_counts, strict=True))
-    readers = [step for step, counts in pairs if step and counts]
+        all_counts = list(count_masked_tokens(step_of_block, all_counts))
+    pairs = list(zip(step_of_block, all_counts, strict=True))
+    attention_reads = [frozenset() for _ in pairs]
+    for step, counts in pairs:
+        if step and counts and step.attention_block >= 0:
+            attention_reads[step.attention_block] |= step.reducer.attention_reads
     plan = []
-    after = n0 + num_prefix
-    for block, (step, counts) in enumerate(pairs):
-        before = after
+    mlp_tokens = n0 + num_prefix
+    for (step, counts), reads in zip(pairs, attention_reads, strict=True):
+        attn_tokens = mlp_tokens
         if counts:
-            after = counts.n_out + num_prefix
-        attn_tokens = after if step and step.site == "pre" else before
-        reads = [
-            s.reducer.attention_reads for s in readers if s.attention_block == block
-        ]
-        reads = frozenset().union(*reads)
-        plan.append(BlockPlan(attn_tokens, after, step, counts, reads))
+            mlp_tokens = counts.n_out + num_prefix
+        if step and step.site == "pre":
+            attn_tokens = mlp_tokens
+        plan.append(BlockPlan(attn_tokens, mlp_tokens, step, counts, reads))
     return tuple(plan)

@@ -8,8 +8,9 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows, TokenValues
 from imagepiece_jax.kernels.merging import (
     DROPPED,
     choose_form,
@@ -74,9 +75,7 @@ def mean_coordinates(
     return jnp.stack(sums, axis=-1) / sum_slots(size, result)[..., None]
 
 
-def _slot_mask(
-    mask: Float[Array, "batch tokens"], result: Assignment
-) -> Float[Array, "batch slots"]:
+def _slot_mask(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
     """Mask slots: a slot with a live token is live."""
     belongs = is_in_slot(result.slot_of_token, result.n_out)
     masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
@@ -91,8 +90,8 @@ def _apply_mixing(state: TokenState, result: Mixing) -> TokenState:
         coordinates = weighted_coordinates(matrix, coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
-        both = [state.prefix_rows(state.effective_size), attn_size]
-        attn_size = jnp.concatenate(both, axis=1)
+        prefix_size = state.effective_size[:, : state.num_prefix]
+        attn_size = jnp.concatenate([prefix_size, attn_size], axis=1)
     # All sizes are 1: every token mixes all patches, so patches cannot be counted.
     return TokenState(
         x=x,
@@ -116,52 +115,50 @@ def weighted_coordinates(
 
 def _apply_masking(state: TokenState, result: Masking) -> TokenState:
     """Apply a Masking: no token leaves, and `append` adds a token at the end."""
-    before = state.mask
+    live_before = state.mask
     coordinates = state.coordinates
     state = dataclasses.replace(state, mask=result.keep, grid=None)
     if result.append is None:
         return state
     if coordinates is not None:
-        if before is None:
-            before = 1.0
+        if live_before is None:
+            live_before = 1.0
         # The appended token lies in the middle of the tokens masked by this step.
-        gone = before - result.keep
-        gone = jax.lax.stop_gradient(gone * state.image_rows(state.size))
-        middle = weighted_coordinates(gone[:, None], coordinates)
+        masked = live_before - result.keep
+        weight = jax.lax.stop_gradient(masked * state.image_rows(state.size))
+        middle = weighted_coordinates(weight[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
-    last = result.append[:, None].astype(state.x.dtype)
-    its_size = jnp.ones((last.shape[0], 1), jnp.float32)
+    appended = result.append[:, None].astype(state.x.dtype)
+    appended_size = jnp.ones((appended.shape[0], 1), jnp.float32)
     attn_size = state.attn_size
     if attn_size is not None:
-        attn_size = jnp.concatenate([attn_size, its_size], axis=1)
-    live = its_size.astype(result.keep.dtype)
+        attn_size = jnp.concatenate([attn_size, appended_size], axis=1)
+    appended_mask = appended_size.astype(result.keep.dtype)
     return dataclasses.replace(
         state,
-        x=jnp.concatenate([state.x, last], axis=1),
-        size=jnp.concatenate([state.size, its_size], axis=1),
+        x=jnp.concatenate([state.x, appended], axis=1),
+        size=jnp.concatenate([state.size, appended_size], axis=1),
         attn_size=attn_size,
-        mask=jnp.concatenate([result.keep, live], axis=1),
+        mask=jnp.concatenate([result.keep, appended_mask], axis=1),
         coordinates=coordinates,
     )
 
 
-def find_nearest_slots(
-    x: Float[Array, "batch tokens dim"], result: Assignment
-) -> Int[Array, "batch tokens"]:
+def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     """Find every token's slot; a dropped token gets its most similar kept token's slot.
 
     x: tokens before the step, compared by cosine; ties go to the first token
     """
-    dropped = result.slot_of_token == DROPPED
-    leaving = (
-        result.slot_of_token.shape[1] - result.n_out
-    )  # the most tokens that can be dropped
-    if not leaving:
-        return result.slot_of_token
-    number = index_kept_tokens(dropped)
-    rows = gather_rows(x, invert_order(number, leaving))
-    alike = jnp.where(dropped[:, None, :], -2.0, cosine_similarity(rows, x))
-    nearest = jnp.argmax(alike, axis=-1)
-    slot = gather_rows(result.slot_of_token, nearest)
-    slot = gather_rows(slot, jnp.maximum(number, 0))
-    return jnp.where(dropped, slot, result.slot_of_token)
+    slot_of_token = result.slot_of_token
+    is_dropped = slot_of_token == DROPPED
+    most_dropped = slot_of_token.shape[1] - result.n_out
+    if not most_dropped:
+        return slot_of_token
+    number = index_kept_tokens(is_dropped)
+    dropped_rows = gather_rows(x, invert_order(number, most_dropped))
+    cosines = jnp.where(
+        is_dropped[:, None, :], -2.0, cosine_similarity(dropped_rows, x)
+    )
+    slot_of_row = gather_rows(slot_of_token, jnp.argmax(cosines, axis=-1))
+    slot_if_dropped = gather_rows(slot_of_row, jnp.maximum(number, 0))
+    return jnp.where(is_dropped, slot_if_dropped, slot_of_token)

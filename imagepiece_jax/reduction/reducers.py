@@ -8,8 +8,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenRows, TokenValues
 from imagepiece_jax.kernels.joining import find_partners, join_sides
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.ranking import (
@@ -120,9 +121,7 @@ class Ranking(Reducer):
             names.add("metric")
         return frozenset(names)
 
-    def token_scores(
-        self, inputs: ReducerInputs, counts: StepCounts
-    ) -> Float[Array, "batch tokens"]:
+    def token_scores(self, inputs: ReducerInputs, counts: StepCounts) -> TokenValues:
         """Compute float32 scores; a token removed by a mask scores infinity.
 
         So no merge of low scores takes it. In masked training, do not keep the highest
@@ -154,8 +153,8 @@ class TopK(Ranking):
         score = self.token_scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
-        keep = rank_tokens(score) < counts.n_out - 1
-        return keep_and_sum(keep, score, counts.n_out)
+        is_kept = rank_tokens(score) < counts.n_out - 1
+        return keep_and_sum(is_kept, score, counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,36 +179,36 @@ class Bipartite(Reducer):
         targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
         best, partner = find_partners(similarity, targets)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
-        in_order = inputs.num_prefix > 0
-        order = rank_tokens(best)
+        keeps_order = inputs.num_prefix > 0
+        ranks = rank_tokens(best)
         slot_of_token, index = join_sides(
-            order, partner, merges, first, in_order, inputs.x
+            ranks, partner, merges, first, keeps_order, inputs.x
         )
         return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
 def shift_shares(
-    change: Float[Array, "batch tokens dim"],
-    live: Float[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
+    change: TokenRows,
+    live: TokenValues | None = None,
+) -> TokenValues:
     """Measure token changes by a layer, as float32 shares with sum 1.
 
     change: added to the tokens by the layer
     live: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
-    moved = vector_lengths(change)
+    distance = vector_lengths(change)
     if live is not None:
-        moved = moved * live
-    total = jnp.sum(moved, axis=1, keepdims=True)
-    return moved / jnp.maximum(total, 1e-6)
+        distance = distance * live
+    total = jnp.sum(distance, axis=1, keepdims=True)
+    return distance / jnp.maximum(total, 1e-6)
 
 
 def uniqueness_scores(
     key: Float[Array, "batch tokens head_dim"],
     margin: float,
-    live: Float[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
+    live: TokenValues | None = None,
+) -> TokenValues:
     """Score tokens by 1 - energy (PiToMe), as float32 shares with sum 1.
 
     key: means over heads
@@ -218,18 +217,18 @@ def uniqueness_scores(
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
     # for a token similar to many tokens.
-    alike = jax.nn.elu(cosine_similarity(key, key) - margin)
+    likeness = jax.nn.elu(cosine_similarity(key, key) - margin)
     if live is None:
         live = jnp.ones(key.shape[:2], jnp.float32)
-    count = jnp.sum(live, axis=1, keepdims=True)
-    count = jnp.maximum(count, 1.0)
-    energy = jnp.sum(alike * live[:, None, :], axis=2) / count
-    unlike = (1 - energy) * live
-    total = jnp.sum(unlike, axis=1, keepdims=True)
-    return unlike / jnp.maximum(total, 1e-6)
+    num_live = jnp.sum(live, axis=1, keepdims=True)
+    num_live = jnp.maximum(num_live, 1.0)
+    energy = jnp.sum(likeness * live[:, None, :], axis=2) / num_live
+    uniqueness = (1 - energy) * live
+    total = jnp.sum(uniqueness, axis=1, keepdims=True)
+    return uniqueness / jnp.maximum(total, 1e-6)
 
 
-def keep_highest(score: Float[Array, "batch tokens"], n_out: int) -> Assignment:
+def keep_highest(score: TokenValues, n_out: int) -> Assignment:
     """Assign slots to the `n_out` highest scores, in spatial order."""
     slot = index_kept_tokens(rank_tokens(score) < n_out)
     slot_of_token = jnp.maximum(slot, DROPPED)
@@ -237,23 +236,21 @@ def keep_highest(score: Float[Array, "batch tokens"], n_out: int) -> Assignment:
     return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
-def keep_and_sum(
-    keep: Bool[Array, "batch tokens"], weight: Float[Array, "batch tokens"], n_out: int
-) -> Assignment:
+def keep_and_sum(is_kept: TokenFlags, weight: TokenValues, n_out: int) -> Assignment:
     """Keep `n_out - 1` tokens in spatial order; the last slot sums the leaving tokens.
 
     weight: weights in the sum
     """
-    slot_of_token = jnp.where(keep, count_kept_before(keep), n_out - 1)
-    weight = jnp.where(keep, 1.0, weight)
-    staying = invert_order(index_kept_tokens(keep), n_out - 1)
-    leaving = invert_order(index_kept_tokens(~keep), keep.shape[1] - n_out + 1)
+    slot_of_token = jnp.where(is_kept, count_kept_before(is_kept), n_out - 1)
+    weight = jnp.where(is_kept, 1.0, weight)
+    staying = invert_order(index_kept_tokens(is_kept), n_out - 1)
+    leaving = invert_order(index_kept_tokens(~is_kept), is_kept.shape[1] - n_out + 1)
     first = leaving[:, :1]
     absorbed = leaving[:, 1:]
-    target = jnp.full_like(absorbed, n_out - 1)
+    target_slots = jnp.full_like(absorbed, n_out - 1)
     # The last slot keeps the first leaving token, which the others join.
     kept = jnp.concatenate([staying, first], axis=1)
-    index = SlotIndex(kept, absorbed, target, first)
+    index = SlotIndex(kept, absorbed, target_slots, first)
     return Assignment(slot_of_token, weight, index=index, n_out=n_out, mean=False)
 
 
@@ -268,71 +265,77 @@ def merge_in_place(
     """
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
-    def before(tokens: Int[Array, "#batch listed"]) -> Int[Array, "batch listed pairs"]:
+    def mark_earlier(
+        tokens: Int[Array, "#batch listed"],
+    ) -> Int[Array, "batch listed pairs"]:
         """Mark absorbed tokens before every token."""
-        earlier = absorbed[:, None, :] < tokens[:, :, None]
-        return earlier.astype(jnp.int32)
+        is_earlier = absorbed[:, None, :] < tokens[:, :, None]
+        return is_earlier.astype(jnp.int32)
 
     # A staying token's slot is its index minus the number of absorbed tokens before it.
     # Absorbed tokens are counted before all partners, and before all absorbed tokens.
-    counts_before = sum_arrays((before(partners), before(absorbed)), axis=2)
-    before_partner, before_absorbed = counts_before
-    target = partners - before_partner
-    staying_before = absorbed - before_absorbed
-    leaves = absorbed[:, None, :] == token[:, :, None]
-    joined = jnp.where(leaves, target[:, None, :], DROPPED)
-    joined = jnp.max(joined, axis=-1)
-    slot_of_staying = token - jnp.sum(before(token), axis=-1, dtype=jnp.int32)
+    num_before_partner, num_before_absorbed = sum_arrays(
+        (mark_earlier(partners), mark_earlier(absorbed)), axis=2
+    )
+    target_slots = partners - num_before_partner
+    staying_before = absorbed - num_before_absorbed
+    is_absorbed = absorbed[:, None, :] == token[:, :, None]
+    slot_if_absorbed = jnp.where(is_absorbed, target_slots[:, None, :], DROPPED)
+    slot_if_absorbed = jnp.max(slot_if_absorbed, axis=-1)
+    num_before = jnp.sum(mark_earlier(token), axis=-1, dtype=jnp.int32)
+    slot_if_staying = token - num_before
     # Slot s keeps token s + m, where m counts the absorbed tokens before it. An
     # absorbed token counts if at most s staying tokens are before it.
     slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
-    skipped = staying_before[:, None, :] <= slot[:, :, None]
-    keep = slot + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
-    slot_of_token = jnp.where(joined == DROPPED, slot_of_staying, joined)
-    index = SlotIndex(keep, absorbed, target, partners)
+    is_skipped = staying_before[:, None, :] <= slot[:, :, None]
+    kept_tokens = slot + jnp.sum(is_skipped, axis=-1, dtype=jnp.int32)
+    slot_of_token = jnp.where(
+        slot_if_absorbed == DROPPED, slot_if_staying, slot_if_absorbed
+    )
+    index = SlotIndex(kept_tokens, absorbed, target_slots, partners)
     return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
 def keep_and_join(
-    keep: Int[Array, "batch slots"],
-    absorbed: Int[Array, "batch absorbed"],
-    target: Int[Array, "batch absorbed"],
-    n: int,
+    kept_tokens: Int[Array, "batch slots"],
+    absorbed_tokens: Int[Array, "batch absorbed"],
+    target_slots: Int[Array, "batch absorbed"],
+    num_tokens: int,
 ) -> Assignment:
     """Keep one token per slot, let slots absorb tokens, and drop the rest.
 
-    keep: in slot order
-    absorbed, target: absorbed tokens (no token twice) and their slots
-    n: number of tokens before the step
+    kept_tokens: in slot order
+    absorbed_tokens: no token twice
+    num_tokens: before the step
     """
-    n_out = keep.shape[1]
-    slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), keep.shape)
-    tokens = jnp.concatenate((keep, absorbed), axis=1)
-    slots = jnp.concatenate((slots, target), axis=1)
+    n_out = kept_tokens.shape[1]
+    slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), kept_tokens.shape)
+    tokens = jnp.concatenate((kept_tokens, absorbed_tokens), axis=1)
+    slots = jnp.concatenate((slots, target_slots), axis=1)
     tokens = tokens[:, None, :]
-    holds = tokens == jnp.arange(n, dtype=jnp.int32)[None, :, None]
+    holds = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
     slot_of_token = jnp.where(holds, slots[:, None, :], DROPPED)
     slot_of_token = jnp.max(slot_of_token, axis=-1)
-    partners = gather_rows(keep, target)
-    index = SlotIndex(keep, absorbed, target, partners)
+    partners = gather_rows(kept_tokens, target_slots)
+    index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partners)
     return Assignment(slot_of_token, index=index, n_out=n_out)
 
 
 def join_most_similar(
-    metric: Float[Array, "batch tokens dim"],
+    metric: TokenRows,
     sources: Int[Array, "batch sources"],
     targets: Int[Array, "batch targets"],
-    joining: int | None = None,
+    num_joining: int | None = None,
 ) -> tuple[Int[Array, "batch pairs"], Int[Array, "batch pairs"]]:
     """Pair sources with their most similar targets; ties go to the first target.
 
     metric: the feature to compare
-    joining: number of sources to pair, most similar first; None: all sources
+    num_joining: sources to pair, most similar first; None: all sources
     Returns (sources, targets), pair by pair.
     """
     sides = (gather_rows(metric, side) for side in (sources, targets))
     similarity = cosine_similarity(*sides)
     best, partners = find_partners(similarity, targets)
-    if joining is None:
+    if num_joining is None:
         return sources, partners
-    return pick_by_rank(rank_tokens(best), joining, sources, partners)
+    return pick_by_rank(rank_tokens(best), num_joining, sources, partners)

@@ -74,8 +74,8 @@ def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[fl
     for block in range(depth):
         position = (block + 1) * len(counts) / depth
         below = min(math.floor(position), len(counts) - 1)
-        part = position - below
-        count = points[below] * (1 - part) + points[below + 1] * part
+        fraction = position - below
+        count = points[below] * (1 - fraction) + points[below + 1] * fraction
         shares.append(count / points[0])
     return powered_shares(shares, ratio)
 

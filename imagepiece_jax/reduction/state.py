@@ -5,7 +5,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Shaped
 
-from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows, TokenValues
 from imagepiece_jax.kernels.merging import Assignment as Assignment
 
 TokenFeatures = Float[Array, "batch tokens head_dim"]
@@ -36,12 +36,6 @@ class TokenState:
         """Rows of the image tokens."""
         return values[:, self.num_prefix :]
 
-    def prefix_rows(
-        self, values: Shaped[Array, "batch all_tokens ..."]
-    ) -> Shaped[Array, "batch rows ..."]:
-        """Rows of the prefix."""
-        return values[:, : self.num_prefix]
-
     @property
     def effective_size(self) -> Float[Array, "batch all_tokens"]:
         """Token weights in attention and pooling."""
@@ -64,7 +58,7 @@ class ReducerInputs:
     them. At site "pre", attention fields come from the block before.
     """
 
-    x: Float[Array, "batch tokens dim"]  # the residual stream at the step's site
+    x: TokenRows  # the residual stream at the step's site
     size: TokenValues  # patches per token
     # see `TokenState.effective_size`
     attn_size: TokenValues = struct.field(default=None)
@@ -141,7 +135,7 @@ class Outputs:
 
 
 def initial_state(
-    x: Float[Array, "batch all_tokens dim"],
+    x: AllRows,
     num_prefix: int = 1,
     grid: tuple[int, int] | None = None,
     coordinates: Float[Array | np.ndarray, "tokens 2"] | None = None,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.rng import draw_gumbel
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Outputs, initial_state
 
@@ -32,7 +33,7 @@ class KeepScores(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens *heads dim"],
-        mask: Float[Array, "batch tokens"] | None = None,
+        mask: TokenValues | None = None,
     ) -> Float[Array, "batch tokens *heads 2"]:
         """Compute float32 log probabilities; mask: None: all tokens are live."""
         dim = x.shape[-1]
@@ -84,9 +85,9 @@ def straight_through(
 
 def draw_mask(
     scores: Float[Array, "batch tokens 2"],
-    mask: Float[Array, "batch tokens"] | None,
+    mask: TokenValues | None,
     rng: Shaped[Array, " batch"],
-) -> Float[Array, "batch tokens"]:
+) -> TokenValues:
     """Draw a mask of live tokens by Gumbel noise, exactly 0 or 1 in float32.
 
     scores: log probabilities of keeping and dropping

@@ -77,7 +77,8 @@ def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
 
     # The hue follows the token's first patch, so it stays when the token absorbs
     # patches. Hues of neighboring places are a sixth of the circle or more apart.
-    row, column = np.divmod(_first_patch(token_of_patch).reshape(grid), grid[1])
+    first_patch = _same_token(token_of_patch).argmax(axis=1).reshape(grid)
+    row, column = np.divmod(first_patch, grid[1])
     hues = (0.414 * row + 0.236 * column) % 1.0
     hsv = np.stack([hues, np.full(grid, 0.85), np.ones(grid)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
@@ -176,11 +177,6 @@ def _same_token(token_of_patch: TokenMap) -> Bool[np.ndarray, "patches patches"]
     return is_shared | np.eye(len(token_of_patch), dtype=bool)
 
 
-def _first_patch(token_of_patch: TokenMap) -> TokenMap:
-    """First patch of every patch's token."""
-    return _same_token(token_of_patch).argmax(axis=1)
-
-
 def _mix_colors(
     below: Shaped[np.ndarray, "..."], above: Shaped[np.ndarray, "..."], share: float
 ) -> Float[np.ndarray, "..."]:
@@ -207,7 +203,7 @@ def _to_pixels(
 def _token_border(
     token_of_pixel: Int[np.ndarray, "height width"], border_width: int
 ) -> Bool[np.ndarray, "height width"]:
-    """RgbPixels at most `border_width` from another token in their row or column."""
+    """Mark pixels at most `border_width` from another token in their row or column."""
     is_border = np.zeros(token_of_pixel.shape, bool)
     # A transpose turns columns into rows, in the same memory.
     orientations = ((is_border, token_of_pixel), (is_border.T, token_of_pixel.T))

@@ -178,6 +178,21 @@ def find_train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     return os.path.join(folder, "train")
 
 
+def find_folder_images(
+    folder: str | os.PathLike, only_train: bool = False
+) -> list[str]:
+    """Paths of a folder's images; notes name left-out files and the split in use.
+
+    only_train: take the images in train alone, if the folder has splits
+    """
+    if only_train:
+        folder = find_train_folder(folder)
+    listing = list_images(folder)
+    if note := left_out_note(folder, listing.left_out):
+        notes.info(f"note: {note}")
+    return [os.path.join(folder, image) for image in listing.images]
+
+
 def open_class_folders(
     root: str,
     split: str,
@@ -220,16 +235,7 @@ def open_class_folders(
     folder_of_label = {}
     for folder in folders:
         name = _printable_name(folder)
-        known_name = class_names.canonical_name(name)
-        label = label_of_name.get(known_name)
-        if label is None and known_name in label_of_name:
-            raise InputError(f"{title}: two classes have the name {ascii(known_name)}")
-        if label is None:
-            raise InputError(
-                f"{title} has class {name!r}, but no class of the model's "
-                f"{num_classes} has this name; rename the folder, or load the model "
-                "with class_names="
-            )
+        label = _label_folder(name, label_of_name, title, num_classes)
         if folder_of_label.setdefault(label, name) != name:
             raise InputError(
                 f"{title} has class {label} twice, as {folder_of_label[label]!r} and "
@@ -242,6 +248,22 @@ def open_class_folders(
     names = tuple(map(folder_of_label.get, range(num_classes)))
     listing = FolderListing(files, left_out)
     return _make_source(root, inside, listing, labels, num_classes, names)
+
+
+def _label_folder(
+    name: str, label_of_name: Mapping[str, int | None], title: str, num_classes: int
+) -> int:
+    """Label of a class folder; its class must be one of the model's."""
+    known_name = class_names.canonical_name(name)
+    label = label_of_name.get(known_name)
+    if label is None and known_name in label_of_name:
+        raise InputError(f"{title}: two classes have the name {ascii(known_name)}")
+    if label is None:
+        raise InputError(
+            f"{title} has class {name!r}, but no class of the model's {num_classes} "
+            "has this name; rename the folder, or load the model with class_names="
+        )
+    return label
 
 
 def _make_source(

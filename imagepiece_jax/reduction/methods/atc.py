@@ -7,9 +7,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.kernels.array_shapes import TokenIndices
 from imagepiece_jax.kernels.ranking import count_kept_before, gather_rows
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
@@ -31,7 +32,7 @@ FAR_DISTANCE = 4.0
 
 def join_closest_clusters(
     distance: Float[Array, "batch tokens tokens"], merges: int, linkage: str
-) -> Int[Array, "batch tokens"]:
+) -> TokenIndices:
     """Join the two closest clusters `merges` times; ties go to the first pair.
 
     distance: symmetric

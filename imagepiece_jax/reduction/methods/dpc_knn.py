@@ -7,9 +7,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
 from imagepiece_jax.kernels.ranking import (
     count_kept_before,
     gather_rows,
@@ -23,9 +23,7 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
-def density_peaks(
-    x: Float[Array, "batch tokens dim"], neighbors: int, n_out: int
-) -> Int[Array, "batch tokens"]:
+def density_peaks(x: TokenRows, neighbors: int, n_out: int) -> TokenIndices:
     """Cluster float32 tokens; clusters in the order of their centers.
 
     neighbors: number of nearest tokens, the token itself included
@@ -35,20 +33,20 @@ def density_peaks(
     # are the `n_out` tokens with the highest product of density and distance to the
     # nearest denser token.
     squares = squared_distances(x) / x.shape[-1]
-    near = mark_smallest(squares, neighbors)
+    is_near = mark_smallest(squares, neighbors)
     # The density's logarithm: the density itself would be 0 for all distant tokens.
-    density = -jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors
+    density = -jnp.sum(jnp.where(is_near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
-    denser = density[:, None, :] > density[:, :, None]
+    is_denser = density[:, None, :] > density[:, :, None]
     farthest = jnp.max(distance, axis=(1, 2))
-    apart = jnp.where(denser, distance, farthest[:, None, None])
-    apart = jnp.min(apart, axis=-1)
-    center = rank_tokens(density + jnp.log(apart)) < n_out
-    away = jnp.where(center[:, None, :], distance, jnp.inf)
+    separation = jnp.where(is_denser, distance, farthest[:, None, None])
+    separation = jnp.min(separation, axis=-1)
+    is_center = rank_tokens(density + jnp.log(separation)) < n_out
+    away = jnp.where(is_center[:, None, :], distance, jnp.inf)
     nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
-    itself = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    owner = jnp.where(center, itself, nearest)
-    return gather_rows(count_kept_before(center), owner)
+    token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    owner = jnp.where(is_center, token, nearest)
+    return gather_rows(count_kept_before(is_center), owner)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,14 +58,12 @@ class Retokenize(Ranking):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
-        # Places of the candidates by falling score; side A comes before side B.
         num_candidates = counts.candidates or 0  # set by the rule MergeCandidates
-        position = np.arange(num_candidates)
-        side_a = position[self.parity :: 2]
-        side_b = position[1 - self.parity :: 2]
-        position = np.concatenate([side_a, side_b])
-        others = counts.n_in - num_candidates  # they have higher scores
-        candidates = invert_order(rank_tokens(score), others + position)  # [B, c]
+        first_rank = counts.n_in - num_candidates  # the rest has higher scores
+        ranks = np.arange(first_rank, counts.n_in)
+        side_a = ranks[self.parity :: 2]
+        side_b = ranks[1 - self.parity :: 2]
+        candidates = invert_order(rank_tokens(score), np.concatenate([side_a, side_b]))
         size_a = len(side_a)
         similarity = self.similarity(inputs, candidates, size_a)
         best, partner = find_partners(similarity, candidates[:, size_a:])

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
 from imagepiece_jax.kernels.joining import find_partners
 from imagepiece_jax.kernels.ranking import (
     gather_rows,
@@ -104,24 +105,25 @@ class Fusion(Ranking):
         ranked_odd = invert_order(odd_ranks, odd_ranks.shape[1])
         joining_odd = ranked_odd[:, :leaving_odd]
         staying_odd = ranked_odd[:, leaving_odd:]
-        keep = [even + 2 * staying_even, odd + 2 * staying_odd]
-        keep = jnp.concatenate(keep, axis=1)
-        absorbed = [even + 2 * joining_even, odd + 2 * joining_odd]
-        absorbed = jnp.concatenate(absorbed, axis=1)
+        kept_tokens = [even + 2 * staying_even, odd + 2 * staying_odd]
+        kept_tokens = jnp.concatenate(kept_tokens, axis=1)
+        absorbed_tokens = [even + 2 * joining_even, odd + 2 * joining_odd]
+        absorbed_tokens = jnp.concatenate(absorbed_tokens, axis=1)
         # An even token goes to the slot of its odd partner.
         targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
         target_slots = gather_rows(slot_of_odd, targets)
         weight = received * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return dataclasses.replace(
-            keep_and_join(keep, absorbed, target_slots, counts.n_in), weight=weight
+            keep_and_join(kept_tokens, absorbed_tokens, target_slots, counts.n_in),
+            weight=weight,
         )
 
     def fusion_values(
         self,
-        x: Float[Array, "batch tokens dim"],
-        received: Float[Array, "batch tokens"],
-        size: Float[Array, "batch tokens"],
+        x: TokenRows,
+        received: TokenValues,
+        size: TokenValues,
         even: int,
     ) -> Float[Array, "batch even odd"]:
         """Fusion values of even and odd tokens."""

@@ -270,8 +270,8 @@ def fit_blocks(method: Any, depth: int) -> tuple[int, ...]:
     blocks = method.blocks
     if blocks != type(method).blocks or max(blocks, default=0) < depth:
         return blocks
-    moved = tuple(block * depth // 12 for block in blocks)
-    return moved if 0 < min(moved) and len({*moved}) == len(moved) else blocks
+    fitted = tuple(block * depth // 12 for block in blocks)
+    return fitted if 0 < min(fitted) and len({*fitted}) == len(fitted) else blocks
 
 
 class RemovalPerBlock(Method):

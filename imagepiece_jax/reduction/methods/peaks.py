@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.merging import least_weight
 from imagepiece_jax.kernels.ranking import rank_tokens
@@ -39,23 +40,23 @@ class KeepPeaks(Ranking):
         if inputs.mask is not None:  # tokens removed by a mask leave first
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
             size = jnp.where(inputs.mask > 0.5, size, 0.0)
-        alike = all_cosines(inputs.x, inputs.all_x)
-        peaks_first = rank_tokens(peak_values(score, alike))
-        slot, to_kept = join_kept(alike, peaks_first, counts.n_out)
+        cosines = all_cosines(inputs.x, inputs.all_x)
+        peak_ranks = rank_tokens(peak_values(score, cosines))
+        slot_of_token, cosine_to_kept = join_kept(cosines, peak_ranks, counts.n_out)
         # A weight above 0 keeps the mean of unattended tokens.
         return Assignment(
-            slot,
+            slot_of_token,
             weight=jnp.maximum(score, least_weight(inputs.x)),
-            attn_size=size * to_kept,
+            attn_size=size * cosine_to_kept,
             n_out=counts.n_out,
         )
 
 
 def peak_values(
-    score: Float[Array, "batch tokens"], cosine: Float[Array, "batch tokens tokens"]
-) -> Float[Array, "batch tokens"]:
+    score: TokenValues, cosines: Float[Array, "batch tokens tokens"]
+) -> TokenValues:
     """Multiply token scores by the distance to higher-scored tokens."""
-    return score * distance_to_earlier(cosine, rank_tokens(score))
+    return score * distance_to_earlier(cosines, rank_tokens(score))
 
 
 @dataclasses.dataclass(frozen=True)

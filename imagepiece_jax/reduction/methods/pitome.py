@@ -30,18 +30,18 @@ class ByEnergy(Ranking):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        unlike = jax.lax.stop_gradient(self.token_scores(inputs, counts))
+        uniqueness = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         merges = counts.n_in - counts.n_out
-        order = rank_tokens(-unlike)
-        compared = counts.n_in
-        joining = merges
+        ranks = rank_tokens(-uniqueness)
+        num_compared = counts.n_in
+        num_joining = merges
         if self.protect:
-            compared = 2 * merges
-            joining = None  # all of side A
-        side_a = invert_order(order, np.arange(0, compared, 2))
-        side_b = invert_order(order, np.arange(1, compared, 2))
-        absorbed, partners = join_most_similar(metric, side_a, side_b, joining)
+            num_compared = 2 * merges
+            num_joining = None  # all of side A
+        side_a = invert_order(ranks, np.arange(0, num_compared, 2))
+        side_b = invert_order(ranks, np.arange(1, num_compared, 2))
+        absorbed, partners = join_most_similar(metric, side_a, side_b, num_joining)
         return merge_in_place(absorbed, partners, counts)
 
 

@@ -24,10 +24,10 @@ class Draw(Reducer):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        def draw(key: Array) -> Float[Array, " tokens"]:
+        def draw_scores(key: Array) -> Float[Array, " tokens"]:
             return draw_uniform(key, (counts.n_in,))
 
-        return keep_highest(jax.vmap(draw)(inputs.rng), counts.n_out)
+        return keep_highest(jax.vmap(draw_scores)(inputs.rng), counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,8 +49,7 @@ def recommended(method: Method, model: ModelFacts) -> Method:
         if (method.macs or 0) < LEAST_STAGED_MACS and model.depth >= NUM_STAGES:
             fields["counts"] = "proportional-1"
         else:
-            quarters = {
-                model.depth * part // NUM_STAGES for part in range(1, NUM_STAGES)
-            }
+            stages = range(1, NUM_STAGES)
+            quarters = {model.depth * stage // NUM_STAGES for stage in stages}
             fields["blocks"] = tuple(sorted(quarters))
     return methods.METHODS[choice.name](**fields)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step, StepCounts
@@ -48,16 +49,16 @@ class Selector(nn.Module, MaskingReducer):
         is_package = (jnp.arange(n) >= n - packages)[None]
         if counts.n_out < counts.n_in:  # else masked training, where no token leaves
             score = jnp.where(is_package, jnp.inf, probability)
-            keep = rank_tokens(score) < counts.n_out - 1
-            weight = package_weights(probability, ~keep)
-            return keep_and_sum(keep, weight, counts.n_out)
+            is_kept = rank_tokens(score) < counts.n_out - 1
+            weight = package_weights(probability, ~is_kept)
+            return keep_and_sum(is_kept, weight, counts.n_out)
         scores = jnp.sum(vote * scores, axis=2)
         keep = token_selector.draw_mask(scores, inputs.mask, inputs.rng)
         keep = jnp.where(is_package, 1.0, keep)
-        before = inputs.mask
-        if before is None:
-            before = jnp.ones_like(keep)
-        weight = package_weights(probability, before - keep)
+        live_before = inputs.mask
+        if live_before is None:
+            live_before = jnp.ones_like(keep)
+        weight = package_weights(probability, live_before - keep)
         x = inputs.x.astype(jnp.float32)
         package = jnp.einsum("bn,bnd->bd", weight, x, precision="highest")
         return Masking(keep, append=package)
@@ -83,8 +84,8 @@ class Selector(nn.Module, MaskingReducer):
 
 
 def package_weights(
-    probability: Float[Array, "batch tokens"], dropped: Shaped[Array, "batch tokens"]
-) -> Float[Array, "batch tokens"]:
+    probability: TokenValues, dropped: Shaped[Array, "batch tokens"]
+) -> TokenValues:
     """Weights of a package's mean, in float32; all 0 if no token is dropped.
 
     probability: probability of being kept

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
 from imagepiece_jax.kernels.similarity import vector_lengths
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
@@ -30,14 +31,14 @@ class Discard(Bipartite):
 
 
 def without_joined(
-    merged: Assignment, keep: Int[Array, "batch slots"], counts: StepCounts
+    merged: Assignment, kept_tokens: Int[Array, "batch slots"], counts: StepCounts
 ) -> Assignment:
-    """Turn merges into drops: slot s keeps only token keep[:, s], int32."""
+    """Turn merges into drops: slot s keeps only token kept_tokens[:, s], int32."""
     itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-    stays = jnp.any(keep[:, :, None] == itself[:, None, :], axis=1)
-    slot_of_token = jnp.where(stays, merged.slot_of_token, DROPPED)
+    is_kept = jnp.any(kept_tokens[:, :, None] == itself[:, None, :], axis=1)
+    slot_of_token = jnp.where(is_kept, merged.slot_of_token, DROPPED)
     return Assignment(
-        slot_of_token, index=SlotIndex.one_token_each(keep), n_out=counts.n_out
+        slot_of_token, index=SlotIndex.one_token_each(kept_tokens), n_out=counts.n_out
     )
 
 
@@ -70,8 +71,8 @@ class Fuse(Bipartite):
 
 
 def _safe_to_square(
-    x: Float[Array, "batch tokens dim"],
-) -> Float[Array, "batch tokens dim"]:
+    x: TokenRows,
+) -> TokenRows:
     """Divide large tokens per image, so that squares fit into float32."""
     # The caller uses only ratios of lengths, which stay the same.
     x = x.astype(jnp.float32)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
@@ -23,9 +24,7 @@ class Scores(nn.Module):
     bottleneck_dim: int = 64
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch tokens slots"]:
+    def __call__(self, x: TokenRows) -> Float[Array, "batch tokens slots"]:
         init = nn.initializers.xavier_uniform()
         norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm")
         x = norm(x.astype(jnp.float32))
