@@ -99,11 +99,7 @@ class Weights:
         images: Iterable[str] = (),
         endings: Collection[str] = (".json",),
     ) -> None:
-        """Check that the file `json` can be written, and is no input of the command.
-
-        data_names: data sets that the command reads beside the weights
-        images: image files that it reads
-        """
+        """Check that the file `json` can be written, and is no input of the command."""
         from imagepiece_jax.common.files import check_writable
         from imagepiece_jax.weights.run_files import list_input_files
 

@@ -55,10 +55,7 @@ def main(
 
 
 def print_comparison(metrics: Mapping[str, Any]) -> None:
-    """Print accuracies of the float32 model and its optimized program, and the change.
-
-    metrics: of `evaluate` with `optimized`
-    """
+    """Print the metrics of `evaluate` with `optimized`: two rows, and their change."""
     from imagepiece_jax.common import statistics
     from imagepiece_jax.evaluation.accuracy import format_metrics
 

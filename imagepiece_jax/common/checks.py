@@ -26,7 +26,6 @@ def check_range(
     name: the value's name in the error
     least, most: inclusive bounds
     above, below: exclusive bounds
-    whole: require an int
     Raises InputError otherwise, also for a bool.
     """
     limits = {"at least": least, "above": above, "at most": most, "below": below}

@@ -129,7 +129,6 @@ def check_own_files(
 
     name: the folder's name in messages, such as "out"
     owner: source of such files in messages, such as "an earlier call"
-    is_own: whether a file is of the kind
     """
     folder = pathlib.Path(path)
     if not folder.exists():

@@ -1,13 +1,10 @@
 """Image sizes: pixels a side, or (height, width)."""
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
-
-if TYPE_CHECKING:  # most commands check sizes without arrays
-    import numpy as np
 
 ImageSize: TypeAlias = int | tuple[int, int]
 # Per image. Pillow refuses more as a decompression bomb. A decoded image of this size
@@ -39,19 +36,6 @@ def image_sides(image_size: ImageSize) -> tuple[int, int]:
 def size_text(image_size: ImageSize) -> str:
     """Format an image size: "224x224"."""
     return "{}x{}".format(*image_sides(image_size))
-
-
-def cut_to_patches(
-    images: "np.ndarray", patch_size: int
-) -> "tuple[np.ndarray, tuple[int, int]]":
-    """Cut images [B, H, W, 3] to whole patches: (images, (rows, columns)).
-
-    Like a model, it cuts off the rest at the bottom and on the right.
-    """
-    rows = images.shape[1] // patch_size
-    columns = images.shape[2] // patch_size
-    images = images[:, : rows * patch_size, : columns * patch_size]
-    return images, (rows, columns)
 
 
 def patch_grid(

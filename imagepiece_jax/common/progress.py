@@ -62,10 +62,7 @@ def announced_work(task: str, enabled: bool = True) -> Iterator[None]:
 
 
 def with_progress_bar(items: Sequence[T], task: str) -> Iterator[T]:
-    """Yield items and show a ProgressBar.
-
-    task: a phrase such as "drawing figures"
-    """
+    """Yield items and show a ProgressBar."""
     with ProgressBar(task, len(items)) as progress:
         for item in items:
             yield item

@@ -82,7 +82,6 @@ def time_in_turns(
 ) -> dict[Any, list[float]]:
     """Time programs in turns: {name: seconds per call, one reading per repeat}.
 
-    now: function that returns the time in seconds
     pause: function called before every turn. It waits for another runtime's threads,
         which keep a core busy for a while after their turn.
     """

@@ -116,7 +116,6 @@ def check_classes(
 ) -> None:
     """Compare the classes of weights and data by name; unnamed classes are skipped.
 
-    weights_names, data_names: names by label, or None
     weights_title, data_title: for messages, a path, or a field and its value
     """
     name_pairs = zip(weights_names or (), data_names or (), strict=False)

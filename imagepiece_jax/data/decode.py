@@ -234,7 +234,6 @@ def record_unreadable(
 
     damaged: {file name: reason} so far, in order; updated
     in_a_row: errors since the last readable image
-    total: length of the source
     consequence: for the log, how the run continues
     """
     for error in in_a_row:

@@ -11,12 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.array_shapes import (
-    QueryHeads,
-    TokenHeads,
-    TokenRows,
-    TokenValues,
-)
+from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenValues
 from imagepiece_jax.kernels.choice import is_reference
 from imagepiece_jax.kernels.merging import Assignment, merge_map
 
@@ -238,7 +233,7 @@ _attend_odd_length.defvjp(_odd_length_forward, lambda vjp, gradient: vjp(gradien
 
 
 def pad_for_training(
-    x: TokenRows, backend: Backend
+    x: Float[Array, "batch tokens dim"], backend: Backend
 ) -> Float[Array, "batch padded_tokens dim"]:
     """Append a token to x if `backend` cannot train with its token count."""
     # Padding x costs nothing, because x is written anyway. Padding query, key and

@@ -150,8 +150,7 @@ def join_pixels(
 ]:
     """Rewrite a stride-2 convolution to read `pixels` pixels of a row as one position.
 
-    pixels: even
-    Returns (kernel, bias).
+    Returns (kernel, bias) for an even number of pixels.
     """
     # A position has pixels / 2 results. A result reads three adjacent pixels; the first
     # result starts at the last pixel of the position before. All other weights are 0,

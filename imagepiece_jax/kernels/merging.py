@@ -15,12 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Int32, Num
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.array_shapes import (
-    AllRows,
-    TokenFlags,
-    TokenIndices,
-    TokenValues,
-)
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenIndices, TokenValues
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 from imagepiece_jax.kernels.ranking import gather_rows, sum_arrays
 
@@ -63,7 +58,7 @@ class Assignment:
     # int32 slots, or DROPPED; no slot is empty
     slot_of_token: TokenIndices
     # weights of the features; None: the sizes, or 1 without `by_size`
-    weight: Num[Array, "batch tokens"] | TokenFlags | None = None
+    weight: Num[Array, "batch tokens"] | Bool[Array, "batch tokens"] | None = None
     # contributions to the slots' attention sizes; None: the tokens' own
     attn_size: TokenValues | None = None
     # the same map as indices for gathering; None: a matrix product moves the tokens

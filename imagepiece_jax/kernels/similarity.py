@@ -78,7 +78,6 @@ def side_cosines(
 ) -> Float[Array, "batch side_a side_b"]:
     """Cosines between the tokens first, first + 2, .. and the rest.
 
-    metric: the feature to compare
     all_metric: metric behind the prefix; None: metric alone
     """
     if not is_latency_bound(x):

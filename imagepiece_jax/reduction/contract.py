@@ -86,7 +86,6 @@ def lacking_fields(arch: ScoreParts) -> dict[str, str]:
 def check_form(result: object, counts: StepCounts) -> None:
     """Check shapes and types of a reducer's result; arrays may be traced.
 
-    counts: the `block_plan.StepCounts` of the call
     Raises InputError if result and counts contradict.
     """
     n_in = counts.n_in

@@ -237,10 +237,7 @@ def keep_highest(score: TokenValues, n_out: int) -> Assignment:
 
 
 def keep_and_sum(is_kept: TokenFlags, weight: TokenValues, n_out: int) -> Assignment:
-    """Keep `n_out - 1` tokens in spatial order; the last slot sums the leaving tokens.
-
-    weight: weights in the sum
-    """
+    """Keep `n_out - 1` tokens in spatial order; the last slot is the rest's sum."""
     slot_of_token = jnp.where(is_kept, count_kept_before(is_kept), n_out - 1)
     weight = jnp.where(is_kept, 1.0, weight)
     staying = invert_order(index_kept_tokens(is_kept), n_out - 1)
@@ -329,7 +326,6 @@ def join_most_similar(
 ) -> tuple[Int[Array, "batch pairs"], Int[Array, "batch pairs"]]:
     """Pair sources with their most similar targets; ties go to the first target.
 
-    metric: the feature to compare
     num_joining: sources to pair, most similar first; None: all sources
     Returns (sources, targets), pair by pair.
     """

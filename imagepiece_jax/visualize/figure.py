@@ -31,7 +31,6 @@ def write_figures(
     """Write the figures of a trace's images.
 
     images: cut to whole patches
-    names: image names
     label: the method's
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from imagepiece_jax.common import extras, files
-from imagepiece_jax.common.image_size import cut_to_patches
 from imagepiece_jax.common.signals import unfinished_path
+from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.class_names import describe_class
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.visualize import figure
@@ -91,7 +91,6 @@ def write_folder(
     """Write page, figures and data for images under a model's reductions.
 
     models: one per reduction, with equal weights
-    names: image names
     blocks: blocks to show; empty: all
     Yields a line per reduction, and a line about the files.
     """
@@ -99,15 +98,20 @@ def write_folder(
     methods = []
     traces = []
     folder.mkdir(parents=True, exist_ok=True)
-    cut_images, _ = cut_to_patches(images, models[0].model.config.patch_size)
     for vit in models:
         trace = tracing.trace_tokens(vit.model, vit.variables, images)
         traces.append(trace)
         setting = str(vit.reduction)
         methods.append({"label": vit.label, "setting": setting, "gmacs": vit.gmacs})
+        # Like the model, figures leave out incomplete patches, at the far edges.
+        height, width = (vit.config.patch_size * side for side in trace.grid)
+        whole_patches = images[:, :height, :width]
         shown_trace = trace.at_blocks(blocks)
-        figure.write_figures(figure_folder, cut_images, names, shown_trace, vit.label)
-        yield f"{vit.label}: {trace.summary}"
+        figure.write_figures(
+            figure_folder, whole_patches, names, shown_trace, vit.label
+        )
+        tokens_left = counted_noun(trace.tokens, "token")
+        yield f"{vit.label}: {trace.patches} patches, {tokens_left} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
     page = render_page(names, methods, traces, weights_name, models[0].class_names)
     files.replace_file(folder / "index.html", page)

@@ -127,7 +127,6 @@ def write_panel_page(
     """Write one PNG of pictures in rows.
 
     panel_rows: pictures of one size; None: an empty place
-    caption: text below the pictures
     """
     _, first_picture, _ = next(filter(None, itertools.chain(*panel_rows)))
     height, width = first_picture.shape[:2]

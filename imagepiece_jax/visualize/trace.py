@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import with_progress_bar
-from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.provenance import trace_patches
@@ -55,14 +54,7 @@ class Trace:
 
     @property
     def patches(self) -> int:
-        """Patch count of an image."""
         return math.prod(self.grid)
-
-    @property
-    def summary(self) -> str:
-        """Token counts of an image: "196 patches, 20 tokens at the end"."""
-        tokens_left = counted_noun(self.tokens, "token")
-        return f"{self.patches} patches, {tokens_left} at the end"
 
     def at_blocks(self, blocks: Collection[int]) -> Self:
         """The same trace with the stages of these blocks; empty: all."""
@@ -155,7 +147,6 @@ def write_traces(
 ) -> pathlib.Path:
     """Write JSON with token maps of all images under all methods; returns its path.
 
-    names: image names
     methods: JSON values of every trace's method, such as its label
     """
     method_records = []

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from imagepiece_jax.common import extras
@@ -48,7 +48,9 @@ def open_hub_data(
         raise error_type(f"{title} has no {column_text} ({one_line(error)})") from error
     if not labeled:
         return HubSource(rows, f"{title}/{split_name}", np.full(len(rows), -1), 0)
-    labels = _read_labels(rows, title)
+    labels = rows.select_columns("label").with_format("numpy")[:]["label"]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
+        raise InputError(f"{title} has labels that are not whole numbers")
     class_names = None
     data_classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
@@ -77,14 +79,6 @@ def _choose_split(splits: Mapping[str, Any], split: str, title: str) -> str:
     if not len(splits[split_name]):
         raise InputError(f"{title} has no row with split {split_name!r}")
     return split_name
-
-
-def _read_labels(rows: Any, title: str) -> Integer[np.ndarray, " images"]:
-    """Read the column of labels, whole numbers."""
-    labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
-        raise InputError(f"{title} has labels that are not whole numbers")
-    return labels
 
 
 def one_line(error: Exception) -> str:

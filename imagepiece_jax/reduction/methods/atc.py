@@ -36,7 +36,6 @@ def join_closest_clusters(
     """Join the two closest clusters `merges` times; ties go to the first pair.
 
     distance: symmetric
-    linkage: one of LINKAGES
     Returns the first token of every token's cluster.
     """
     batch, n, _ = distance.shape
