@@ -30,9 +30,7 @@ TRACE_FLOOR = 1e-9  # added share of the trace, below the precision of float32 s
 
 
 def add_sizes(
-    key: TokenHeads,
-    log_size: TokenValues,
-    direction: Float[Array, "heads head_dim"],
+    key: TokenHeads, log_size: TokenValues, direction: Float[Array, "heads head_dim"]
 ) -> TokenHeads:
     """Move keys along the size directions, which adds log_size to their logits.
 

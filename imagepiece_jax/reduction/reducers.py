@@ -187,10 +187,7 @@ class Bipartite(Reducer):
         return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
-def shift_shares(
-    change: TokenRows,
-    live: TokenValues | None = None,
-) -> TokenValues:
+def shift_shares(change: TokenRows, live: TokenValues | None = None) -> TokenValues:
     """Measure token changes by a layer, as float32 shares with sum 1.
 
     change: added to the tokens by the layer

@@ -40,11 +40,7 @@ def write_figures(
 
 
 def write_figure(
-    path: str | os.PathLike,
-    image: RgbPixels,
-    name: str,
-    trace: Trace,
-    index: int,
+    path: str | os.PathLike, image: RgbPixels, name: str, trace: Trace, index: int
 ) -> None:
     """Write the figure of image `index` in a trace.
 

@@ -65,9 +65,7 @@ class Trace:
 
 
 def trace_tokens(
-    model: ViT,
-    variables: Any,
-    images: UInt8[np.ndarray, "images height width 3"],
+    model: ViT, variables: Any, images: UInt8[np.ndarray, "images height width 3"]
 ) -> Trace:
     """Trace images up to the first soft reduction.
 

@@ -36,9 +36,7 @@ DEFAULT_GMACS = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
 @functools.cache
-def published_schedules(
-    model: str,
-) -> dict[float, tuple[tuple[int, ...], ...]]:
+def published_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
     """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
     lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}

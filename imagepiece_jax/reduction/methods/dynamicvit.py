@@ -22,12 +22,7 @@ from imagepiece_jax.reduction.methods.method import (
     training_field,
 )
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
-from imagepiece_jax.reduction.state import (
-    Assignment,
-    Masking,
-    Outputs,
-    ReducerInputs,
-)
+from imagepiece_jax.reduction.state import Assignment, Masking, Outputs, ReducerInputs
 from imagepiece_jax.reduction.token_selector import (
     kl_divergence,
     ratio_loss,
@@ -77,10 +72,7 @@ class LearnedSelection(Method):
         check_range("backbone_lr", self.backbone_lr, 0, 1)
 
     def loss(  # pyrefly: ignore[bad-override]
-        self,
-        outputs: Outputs,
-        teacher_outputs: Outputs,
-        plan: tuple[BlockPlan, ...],
+        self, outputs: Outputs, teacher_outputs: Outputs, plan: tuple[BlockPlan, ...]
     ) -> dict[str, Float[Array, ""]]:
         """Compute {name: loss term}, as means over this device's images.
 

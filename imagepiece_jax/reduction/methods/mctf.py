@@ -120,11 +120,7 @@ class Fusion(Ranking):
         )
 
     def fusion_values(
-        self,
-        x: TokenRows,
-        received: TokenValues,
-        size: TokenValues,
-        even: int,
+        self, x: TokenRows, received: TokenValues, size: TokenValues, even: int
     ) -> Float[Array, "batch even odd"]:
         """Fusion values of even and odd tokens."""
         # A power of a product is a product of powers: of vectors, not of matrices.

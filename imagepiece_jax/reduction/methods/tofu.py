@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
@@ -27,19 +26,11 @@ class Discard(Bipartite):
     ) -> Assignment:
         merged = super().__call__(inputs, counts, train)
         index: Any = merged.index  # Bipartite makes one
-        return without_joined(merged, index.kept_tokens, counts)
-
-
-def without_joined(
-    merged: Assignment, kept_tokens: Int[Array, "batch slots"], counts: StepCounts
-) -> Assignment:
-    """Turn merges into drops: slot s keeps only token kept_tokens[:, s], int32."""
-    itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-    is_kept = jnp.any(kept_tokens[:, :, None] == itself[:, None, :], axis=1)
-    slot_of_token = jnp.where(is_kept, merged.slot_of_token, DROPPED)
-    return Assignment(
-        slot_of_token, index=SlotIndex.one_token_each(kept_tokens), n_out=counts.n_out
-    )
+        token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+        is_kept = jnp.any(index.kept_tokens[:, :, None] == token[:, None, :], axis=1)
+        slot_of_token = jnp.where(is_kept, merged.slot_of_token, DROPPED)
+        index = SlotIndex.one_token_each(index.kept_tokens)
+        return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +61,7 @@ class Fuse(Bipartite):
         return dataclasses.replace(merged, weight=weight, mean=False)
 
 
-def _safe_to_square(
-    x: TokenRows,
-) -> TokenRows:
+def _safe_to_square(x: TokenRows) -> TokenRows:
     """Divide large tokens per image, so that squares fit into float32."""
     # The caller uses only ratios of lengths, which stay the same.
     x = x.astype(jnp.float32)
