@@ -45,18 +45,18 @@ def explained_imports(feature: str) -> Iterator[None]:
         name = str(error.name).partition(".")[0]
         if name not in MODULE_EXTRAS:
             raise
-        raise missing_module(feature, name) from error
+        raise missing_module_error(feature, name) from error
 
 
 def check_installed(feature: str, *modules: str) -> None:
     """Raise InputError for the first missing module. `feature` names the feature."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise missing_module(feature, module)
+            raise missing_module_error(feature, module)
 
 
-def missing_module(feature: str, module: str) -> InputError:
-    """InputError for a missing module, with its install command."""
+def missing_module_error(feature: str, module: str) -> InputError:
+    """Make an InputError for a missing module, with its install command."""
     extra = MODULE_EXTRAS[module]
     library = EXTRA_MODULES[extra][module]
     return InputError(

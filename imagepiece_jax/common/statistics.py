@@ -34,10 +34,10 @@ def estimate_accuracy(is_right: Bool[np.ndarray, " images"]) -> Estimate:
     squared_z = NORMAL_QUANTILE**2
     scale = 1 + squared_z / n
     center = (share + squared_z / (2 * n)) / scale
-    half = NORMAL_QUANTILE * math.sqrt(share * (1 - share) / n + squared_z / (4 * n**2))
-    half /= scale
+    variance = share * (1 - share) / n + squared_z / (4 * n**2)
+    half_width = NORMAL_QUANTILE * math.sqrt(variance) / scale
     # Rounding must not put an end on the other side of the share.
-    ends = (min(share, center - half), max(share, center + half))
+    ends = (min(share, center - half_width), max(share, center + half_width))
     return Estimate(100 * share, *(100 * end for end in ends))
 
 
@@ -51,9 +51,10 @@ def paired_difference(
     n = is_right.size + 2
     center = (gained - lost) / n
     num_different = gained + lost + 1
-    half = NORMAL_QUANTILE * math.sqrt(num_different - (gained - lost) ** 2 / n) / n
-    low = 100 * (center - half)
-    high = 100 * (center + half)
+    variance = num_different - (gained - lost) ** 2 / n
+    half_width = NORMAL_QUANTILE * math.sqrt(variance) / n
+    low = 100 * (center - half_width)
+    high = 100 * (center + half_width)
     value = 100 * (gained - lost) / is_right.size
     return Estimate(value, max(low, -100.0), min(high, 100.0))
 
@@ -64,10 +65,10 @@ def mean_difference(
     """Mean of values - base_values, paired, with its interval (Student, 1908)."""
     # Two images or more: a single image has no deviation.
     change = np.asarray(values, np.float64) - np.asarray(base_values, np.float64)
-    half = special.stdtrit(change.size - 1, 0.975) * change.std(ddof=1)
-    half /= math.sqrt(change.size)
+    half_width = special.stdtrit(change.size - 1, 0.975) * change.std(ddof=1)
+    half_width /= math.sqrt(change.size)
     mean = change.mean()
-    return Estimate(float(mean), float(mean - half), float(mean + half))
+    return Estimate(float(mean), float(mean - half_width), float(mean + half_width))
 
 
 def mean_share(percentages: Num[np.ndarray, " images"]) -> Estimate:

@@ -150,7 +150,7 @@ def readable_scenes(
     source: Source,
 ) -> tuple[Source, Int[np.ndarray, " images"], list[str]]:
     """(readable images, their scene numbers, their digests), with errors logged."""
-    total = len(source)
+    num_images = len(source)
 
     def form_and_digest(index: int) -> tuple[np.ndarray, str] | UnreadableImage | None:
         image = source[index]
@@ -163,7 +163,7 @@ def readable_scenes(
     digests = []
     indices = []
     task = "looking through the images"
-    for index, result in _map_in_threads(form_and_digest, range(total), task):
+    for index, result in _map_in_threads(form_and_digest, range(num_images), task):
         if isinstance(result, tuple):
             forms.append(result[0])
             digests.append(result[1])
@@ -171,7 +171,7 @@ def readable_scenes(
         else:
             log.warning("%s: it is left out", result)
     scene_numbers = number_scenes(np.reshape(forms, (-1, FORM_SIDE**2)))
-    if len(indices) < total:
+    if len(indices) < num_images:
         source = source.subset(indices)
     return source, scene_numbers, digests
 

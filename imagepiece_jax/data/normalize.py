@@ -100,24 +100,24 @@ def as_normalized(
 def check_images(
     images: Any,
     image_size: ImageSize | None = None,
-    floats: bool = True,
-    pixels: bool = False,
+    takes_floats: bool = True,
+    takes_pixels: bool = False,
 ) -> None:
     """Check that images are a batch [B, H, W, 3], B > 0.
 
     image_size: None: any
-    floats: whether floats are allowed; False for a program for pixels
-    pixels: whether uint8 is allowed, to be normalized later
+    takes_floats: False for a program for pixels
+    takes_pixels: whether uint8 is allowed, to be normalized later
     """
     allowed = "floats, as imagepiece_jax.normalize makes them"
-    if pixels:
+    if takes_pixels:
         allowed += ", or uint8"
-    if not floats:
+    if not takes_floats:
         allowed = "uint8, because the program was made with pixels=True"
     shape = images.shape
     dtype = images.dtype
-    are_floats = floats and jnp.issubdtype(dtype, jnp.floating)
-    are_pixels = pixels and dtype == jnp.uint8
+    are_floats = takes_floats and jnp.issubdtype(dtype, jnp.floating)
+    are_pixels = takes_pixels and dtype == jnp.uint8
     # Other integers would pass through a model, and mean nothing there.
     if not are_floats and not are_pixels:
         raise InputError(f"images is of type {dtype}; it must be {allowed}")

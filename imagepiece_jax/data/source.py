@@ -278,11 +278,11 @@ class ArraySource(Source):
 
 def find_splits(names: Collection[str], data_title: str) -> dict[str, str]:
     """Find splits: {"train" or "val": its name}; "test" may stand in for validation."""
-    validation = [name for name in VALIDATION_NAMES if name in names]
-    if len(validation) > 1:
-        both_names = " and ".join(validation)
+    validation_names = [name for name in VALIDATION_NAMES if name in names]
+    if len(validation_names) > 1:
+        both_names = " and ".join(validation_names)
         raise InputError(f"{data_title} has two validation splits, {both_names}")
-    candidates = {"train": ["train"], "val": validation or ["test"]}
+    candidates = {"train": ["train"], "val": validation_names or ["test"]}
     return {split: name for split, (name,) in candidates.items() if name in names}
 
 

@@ -102,7 +102,7 @@ def features(
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
     images = to_native_order(pictures.as_batch(images, vit.preprocessing))
-    check_images(images, vit.image_size, pixels=True)
+    check_images(images, vit.image_size, takes_pixels=True)
     warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):

@@ -101,7 +101,7 @@ class Program:
         images = to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
             takes_floats = spec.dtype != jnp.uint8
-            check_images(images, spec.shape[1:3], takes_floats, pixels=True)
+            check_images(images, spec.shape[1:3], takes_floats, takes_pixels=True)
         num_images = images.shape[0]
         if num_images > self.batch_size:
             raise InputError(

@@ -28,10 +28,10 @@ def rank_tokens(score: Num[Array, "batch tokens"]) -> Int32[Array, "batch tokens
     if is_reference():
         tokens = jnp.argsort(key, descending=True, stable=True)
         return jnp.argsort(tokens).astype(jnp.int32)
-    mine, other = _pair_indices(score)
+    own_index, other_index = _pair_indices(score)
     # For integers "higher, or equal and earlier" is a single comparison.
     other_key = key[:, None, :]
-    own_key = key[:, :, None] + (other >= mine).astype(jnp.int32)
+    own_key = key[:, :, None] + (other_index >= own_index).astype(jnp.int32)
     return jnp.sum(other_key >= own_key, axis=-1, dtype=jnp.int32)
 
 
@@ -52,9 +52,9 @@ def _pair_indices(
 ) -> tuple[Int32[Array, "batch tokens tokens"], Int32[Array, "batch tokens tokens"]]:
     """Indices of both tokens in every pair."""
     shape = x.shape + x.shape[-1:]
-    mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
-    return mine, other
+    own_index = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    other_index = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    return own_index, other_index
 
 
 @onnx_op
@@ -62,8 +62,8 @@ def count_kept_before(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     """Count kept tokens before every token."""
     if is_reference():
         return jnp.cumsum(keep, axis=1, dtype=jnp.int32) - keep.astype(jnp.int32)
-    mine, other = _pair_indices(keep)
-    earlier = keep[:, None, :] & (other < mine)
+    own_index, other_index = _pair_indices(keep)
+    earlier = keep[:, None, :] & (other_index < own_index)
     return jnp.sum(earlier, axis=-1, dtype=jnp.int32)
 
 
@@ -72,11 +72,11 @@ def index_kept_tokens(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     """Number kept tokens from 0; other tokens are negative."""
     if is_reference():
         return count_kept_before(keep) - jnp.where(keep, 0, keep.shape[1])
-    mine, other = _pair_indices(keep)
+    own_index, other_index = _pair_indices(keep)
     # A dropped token adds a penalty to its own sum, in the same pass.
-    leaves = (other == mine) & ~keep[:, None, :]
+    leaves = (other_index == own_index) & ~keep[:, None, :]
     penalty = jnp.where(leaves, -keep.shape[1], 0)
-    earlier = keep[:, None, :] & (other < mine)
+    earlier = keep[:, None, :] & (other_index < own_index)
     terms = earlier.astype(jnp.int32) + penalty
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
@@ -85,9 +85,9 @@ def index_kept_or(
     keep: TokenFlags, otherwise: TokenIndices
 ) -> Int32[Array, "batch tokens"]:
     """`index_kept_tokens` for kept tokens, `otherwise` for the rest, in one pass."""
-    mine, other = _pair_indices(keep)
-    earlier = keep[:, None, :] & (other < mine)
-    once = jnp.where(other == 0, otherwise[:, :, None], 0)
+    own_index, other_index = _pair_indices(keep)
+    earlier = keep[:, None, :] & (other_index < own_index)
+    once = jnp.where(other_index == 0, otherwise[:, :, None], 0)
     terms = jnp.where(keep[:, :, None], earlier.astype(jnp.int32), once)
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 

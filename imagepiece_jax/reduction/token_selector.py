@@ -115,13 +115,14 @@ def ratio_loss(
 
 
 def kl_divergence(
-    student: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"]
+    student_logits: Float[Array, "batch classes"],
+    teacher_logits: Float[Array, "batch classes"],
 ) -> Float[Array, " batch"]:
     """KL(teacher || student) of softmax(logits), in float32."""
-    student = jax.nn.log_softmax(student.astype(jnp.float32))
-    teacher = jax.nn.log_softmax(teacher.astype(jnp.float32))
-    teacher = jax.lax.stop_gradient(teacher)
-    return optax.losses.kl_divergence_with_log_targets(student, teacher)
+    log_student = jax.nn.log_softmax(student_logits.astype(jnp.float32))
+    log_teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32))
+    log_teacher = jax.lax.stop_gradient(log_teacher)
+    return optax.losses.kl_divergence_with_log_targets(log_student, log_teacher)
 
 
 def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
@@ -135,20 +136,19 @@ def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
     for result in outputs.results:
         if isinstance(result, Assignment):
             state = moves.apply_result(state, result)
-    teacher = jax.lax.stop_gradient(state.image_rows(state.x))
-    n = teacher.shape[1]
+    teacher_tokens = jax.lax.stop_gradient(state.image_rows(state.x))
+    num_tokens = teacher_tokens.shape[1]
     prefix = outputs.state.num_prefix
     mask = outputs.state.mask
-    student = outputs.tokens[:, prefix : prefix + n]
-    error = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2
-    error = jnp.mean(error, axis=-1)
+    student_tokens = outputs.tokens[:, prefix : prefix + num_tokens]
+    error = student_tokens.astype(jnp.float32) - teacher_tokens.astype(jnp.float32)
+    error = jnp.mean(error**2, axis=-1)
     if mask is None:
         live = jnp.ones_like(error)
     else:
-        live = mask[:, :n] > 0.5
-    count = jnp.maximum(1, jnp.sum(live)).astype(jnp.float32)
-    total = jnp.sum(jnp.where(live, error, 0))
-    return total / count
+        live = mask[:, :num_tokens] > 0.5
+    num_live = jnp.maximum(1, jnp.sum(live)).astype(jnp.float32)
+    return jnp.sum(jnp.where(live, error, 0)) / num_live
 
 
 def check_teacher(outputs: Outputs, teacher_outputs: Outputs) -> None:

@@ -42,9 +42,9 @@ def published_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
-def _fit_counts(kept: Sequence[int], model: ModelFacts) -> tuple[int, ...]:
+def _fit_counts(counts: Sequence[int], model: ModelFacts) -> tuple[int, ...]:
     """Stretch a published count list to a model with another depth or patch count."""
-    shares = stretched_shares([tokens - 1 for tokens in kept], model.depth, ratio=0.5)
+    shares = stretched_shares([count - 1 for count in counts], model.depth, ratio=0.5)
     return _count_with_class_token(shares, model.patches)
 
 
@@ -147,11 +147,13 @@ class DiffRate(Method):
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # The shares in both lists are raised to a power.
 
-        def powered(kept: Sequence[int]) -> tuple[int, ...]:
-            shares = [(tokens - 1) / model.patches for tokens in kept]
+        def scale_counts(counts: Sequence[int]) -> tuple[int, ...]:
+            shares = [(count - 1) / model.patches for count in counts]
             return _count_with_class_token(powered_shares(shares, ratio), model.patches)
 
-        prune, merge = map(powered, self.prune_and_merge_counts(model, stretch=True))
+        prune, merge = map(
+            scale_counts, self.prune_and_merge_counts(model, stretch=True)
+        )
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:

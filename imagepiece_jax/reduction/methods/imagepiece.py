@@ -114,25 +114,24 @@ class ImagePiece(Method):
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
         # and merge_ratio becomes 1. Without prune blocks, only merge_ratio changes.
-        drop = 1 - self.keep_rate
-        merge = self.merge_ratio
+        drop_rate = 1 - self.keep_rate
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(ratio, 6))
-        factor = ratio / max(drop, merge, 1e-6)
-        keep = round(1 - drop * factor, 6)
-        merge = round(merge * factor, 6)
-        return dataclasses.replace(self, keep_rate=keep, merge_ratio=merge)
+        factor = ratio / max(drop_rate, self.merge_ratio, 1e-6)
+        keep_rate = round(1 - drop_rate * factor, 6)
+        merge_ratio = round(self.merge_ratio * factor, 6)
+        return dataclasses.replace(self, keep_rate=keep_rate, merge_ratio=merge_ratio)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        merge = self.merge_blocks
-        prune = self.prune_blocks
-        if merge is None:
-            merge, _ = self.scheduled_blocks(model.depth)
-        if prune is None:
-            _, prune = self.scheduled_blocks(model.depth)
+        merge_blocks = self.merge_blocks
+        prune_blocks = self.prune_blocks
+        if merge_blocks is None:
+            merge_blocks, _ = self.scheduled_blocks(model.depth)
+        if prune_blocks is None:
+            _, prune_blocks = self.scheduled_blocks(model.depth)
         score = self.score_for(model)
-        steps = [self.merge_step(block, score) for block in merge]
-        steps += [self.prune_step(block, score) for block in prune]
+        steps = [self.merge_step(block, score) for block in merge_blocks]
+        steps += [self.prune_step(block, score) for block in prune_blocks]
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int, score: str) -> Step:
@@ -159,10 +158,9 @@ class ImagePiece(Method):
             raise InputError(
                 f"merge_blocks and prune_blocks must be given for a depth of {depth}"
             )
-        merge = []
-        prune = []
-        for cycle in range(cycles):
-            block = 3 * cycle
-            merge += [block, block + 1]
-            prune.append(block + 2)
-        return tuple(merge), tuple(prune)
+        merge_blocks = []
+        prune_blocks = []
+        for block in range(0, 3 * cycles, 3):
+            merge_blocks += [block, block + 1]
+            prune_blocks.append(block + 2)
+        return tuple(merge_blocks), tuple(prune_blocks)

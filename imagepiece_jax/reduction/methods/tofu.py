@@ -44,20 +44,20 @@ class Fuse(Bipartite):
         # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        belongs = merged.slot_of_token[:, None, :] == slots
+        is_member = merged.slot_of_token[:, None, :] == slots
         index: Any = merged.index  # Bipartite makes one
-        destination = index.kept_tokens[..., None]
+        kept_tokens = index.kept_tokens[..., None]
         x = _safe_to_square(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
         length = vector_lengths(x)[:, None, :]
-        members = jnp.sum(belongs, axis=-1)
-        greatest = jnp.max(jnp.where(belongs, length, 0), axis=-1)
-        divisor = jnp.sum(jnp.where(destination == tokens, length, 0), axis=-1)
+        num_members = jnp.sum(is_member, axis=-1)
+        greatest_length = jnp.max(jnp.where(is_member, length, 0), axis=-1)
+        kept_length = jnp.sum(jnp.where(kept_tokens == tokens, length, 0), axis=-1)
         # With these weights, a group's weighted sum is its scaled mean.
-        weight = greatest / divisor / members.astype(jnp.float32)
+        weight = greatest_length / kept_length / num_members.astype(jnp.float32)
         weight = weight[:, :, None]
-        weight = jnp.sum(jnp.where(belongs, weight, 0), axis=1)
+        weight = jnp.sum(jnp.where(is_member, weight, 0), axis=1)
         return dataclasses.replace(merged, weight=weight, mean=False)
 
 

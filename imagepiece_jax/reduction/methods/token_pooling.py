@@ -36,23 +36,24 @@ class KMedoids(Ranking):
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
         distance = jnp.sqrt(squared_distances(x))
-        itself = jnp.arange(counts.n_in)
-        earlier = (itself[:, None] > itself[None])[None]  # [1, n, n], j < i
+        token = jnp.arange(counts.n_in)
+        is_earlier = (token[:, None] > token[None])[None]  # [1, n, n], j < i
         for _ in range(self.iterations):
             to_medoids = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
             nearest = jnp.argmin(to_medoids, axis=-1)
-            owner = jnp.where(is_medoid, itself[None], nearest)
-            together = owner[:, :, None] == owner[:, None, :]
+            owner = jnp.where(is_medoid, token[None], nearest)
+            in_same_cluster = owner[:, :, None] == owner[:, None, :]
             # Weighted distance from every token to its cluster's members.
-            cost = jnp.where(together, weight[:, None, :] * distance, 0)
+            cost = jnp.where(in_same_cluster, weight[:, None, :] * distance, 0)
             cost = cost.sum(axis=-1)
-            mine = cost[:, :, None]
-            other = cost[:, None, :]
-            better = (other < mine) | ((other == mine) & earlier)
-            is_medoid = ~jnp.any(together & better, axis=-1)
+            own_cost = cost[:, :, None]
+            other_cost = cost[:, None, :]
+            is_better = other_cost < own_cost
+            is_better |= (other_cost == own_cost) & is_earlier
+            is_medoid = ~jnp.any(in_same_cluster & is_better, axis=-1)
         # Slots are in the order of the medoids.
         slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
-        slot_of_token = jnp.where(together, slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
+        slot_of_token = jnp.where(in_same_cluster, slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
         slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)
         return Assignment(slot_of_token, weight=is_medoid, n_out=counts.n_out)
 
