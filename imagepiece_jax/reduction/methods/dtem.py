@@ -70,23 +70,23 @@ def soft_top(
 def soft_merge(
     similarity: Float[Array, "batch even odd"],
     size: Float[Array, "batch tokens"],
-    live: int,
+    num_live: int,
     merges: int,
 ) -> Mixing:
     """Merge tokens softly, as a Mixing.
 
-    Among the first `live` tokens, even tokens spread over odd tokens, and lose the
+    Among the first `num_live` tokens, even tokens spread over odd tokens, and lose the
     spread share of their size. These tokens then stand in the order of falling size.
 
     similarity: from tokens at even places to tokens at odd places
     size: attention sizes
-    live: token count in evaluation at this step
+    num_live: token count in evaluation at this step
     merges: number of merges in evaluation
     """
     n = size.shape[1]
     spread = soft_top(similarity, merges)  # [B, a, b]
-    even_size = size[:, 0:live:2]
-    odd_size = size[:, 1:live:2]
+    even_size = size[:, 0:num_live:2]
+    odd_size = size[:, 1:num_live:2]
     moved = spread * even_size[:, :, None]
     grown = odd_size + jnp.sum(moved, axis=1)
     left = 1 - jnp.sum(spread, axis=-1)  # share of its size kept by an even token
@@ -94,36 +94,36 @@ def soft_merge(
     clipped = left + jax.lax.stop_gradient(excess)  # with the gradient of `left`
     # A token at an odd place becomes the size-weighted mean of itself and its received
     # shares. First the weights of the shares, at odd rows and even columns.
-    safe = jnp.maximum(grown, TINY_SIZE)
-    to_odd = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
-    dead = n - live
-    odd = live % 2
-    rows = (1, dead + odd, 1)  # padding before, after and between rows
-    columns = (0, dead + 1 - odd, 1)
+    divisor = jnp.maximum(grown, TINY_SIZE)
+    to_odd = moved.transpose(0, 2, 1) / divisor[:, :, None]  # [B, b, a]
+    num_dead = n - num_live
+    odd = num_live % 2
+    rows = (1, num_dead + odd, 1)  # padding before, after and between rows
+    columns = (0, num_dead + 1 - odd, 1)
     matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
-    scale = interleave_tokens(jnp.ones_like(even_size), odd_size / safe)
-    scale = jnp.pad(scale, ((0, 0), (0, dead)), constant_values=1.0)
+    scale = interleave_tokens(jnp.ones_like(even_size), odd_size / divisor)
+    scale = jnp.pad(scale, ((0, 0), (0, num_dead)), constant_values=1.0)
     scale = scale[:, :, None]
     matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
     sizes = interleave_tokens(even_size * clipped, grown)
     order = rank_tokens(jax.lax.stop_gradient(sizes))
-    order = invert_order(order, live)
-    sizes = _reorder_live_rows(sizes, order, size, live)
-    matrix = _reorder_live_rows(matrix, order, matrix, live)
+    order = invert_order(order, num_live)
+    sizes = _reorder_live_rows(sizes, order, size, num_live)
+    matrix = _reorder_live_rows(matrix, order, matrix, num_live)
     return Mixing(matrix, attn_size=sizes + TINY_SIZE)
 
 
 def _reorder_live_rows(
     rows: Float[Array, "batch ..."],
-    order: Int[Array, "batch {live}"],
+    order: Int[Array, "batch {num_live}"],
     whole: Float[Array, "batch ..."],
-    live: int,
+    num_live: int,
 ) -> Float[Array, "batch ..."]:
-    """Gather rows at `order`, and append the rows of `whole` from `live` on."""
+    """Gather rows at `order`, and append the rows of `whole` from `num_live` on."""
     ordered = gather_rows(rows, order)
-    return jnp.concatenate([ordered, whole[:, live:]], axis=1)
+    return jnp.concatenate([ordered, whole[:, num_live:]], axis=1)
 
 
 class Embedding(nn.Module, Reducer):
@@ -145,13 +145,13 @@ class Embedding(nn.Module, Reducer):
         if counts.evaluation is None:
             inputs = dataclasses.replace(inputs, metric=embedding, all_metric=None)
             return Bipartite()(inputs, counts)
-        live = counts.evaluation.n_in
-        merges = live - counts.evaluation.n_out
-        embedding = embedding[:, :live]
+        num_live = counts.evaluation.n_in
+        merges = num_live - counts.evaluation.n_out
+        embedding = embedding[:, :num_live]
         even = embedding[:, 0::2]
         odd = embedding[:, 1::2]
         similarity = cosine_similarity(even, odd, eps=1e-12)
-        return soft_merge(similarity, inputs.attn_size, live, merges)
+        return soft_merge(similarity, inputs.attn_size, num_live, merges)
 
     @nn.nowrap
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
