@@ -13,7 +13,7 @@ UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
 
 
 def checkpoints(folder):
-    writer = StepWriter(folder / "latest", keep=1)
+    writer = StepWriter(folder / "latest", num_newest=1)
     writer.save(1, {"params/kernel": np.zeros((300, 300), np.float32)}, {"step": 1})
     writer.wait()
     writer.close()

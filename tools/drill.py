@@ -218,7 +218,7 @@ def read_training_result(workdir):
     for kind in CHECKPOINT_KINDS:
         with contextlib.suppress(InputError):  # there is none yet
             folder = workdir / "checkpoints" / kind
-            arrays, _, _ = checksums.read_newest(folder, lambda _, table: table)
+            arrays, _, _ = checksums.read_newest_step(folder, lambda _, table: table)
             for name, array in arrays.items():
                 found[f"{kind}/{name}"] = (str(array.dtype), array.tobytes())
     lines = read_metrics(workdir)

@@ -66,7 +66,7 @@ def main(
         rows["dicts"] = ["all in dicts", len(arrays), *[None] * (len(HEAD) - 2)]
         for title, call in program_calls(program, former=True).items():
             jobs["dicts", title] = timer.TimedCall(call)
-    times = timer.time_in_turns(jobs, RULES, now=time.thread_time)
+    times = timer.time_in_turns(jobs, RULES, read_clock=time.thread_time)
     for (key, _), seconds in times.items():
         low, median, high = 1e6 * np.percentile(seconds, [10, 50, 90])
         rows[key].append(f"{median:.0f} [{low:.0f}, {high:.0f}]")

@@ -152,7 +152,7 @@ def compile_training_steps(run: RunConfig) -> TrainingSteps:
     batches = []
     for seed in range(NUM_INPUTS):
         batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
-    step = parallel.pmap(step, donate_argnums=(0,), program="training step")
+    step = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
     compiled_step = step.compile(state, batches[0], teacher_variables)
     return TrainingSteps(model, compiled_step, state, batches, teacher_variables)
 

@@ -38,19 +38,19 @@ def keep_compiled_programs() -> tuple[pathlib.Path | None, bool]:
         JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE, or if the folder
         cannot be created or written.
     """
-    variable = "JAX_COMPILATION_CACHE_DIR"
-    if variable in os.environ or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
+    folder_variable = "JAX_COMPILATION_CACHE_DIR"
+    if folder_variable in os.environ or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
         return None, False
     # One folder per kind of processor: machines may share a home folder, and JAX's file
     # names do not tell processors apart.
     processor_hash = zlib.crc32(processor_features().encode())
     try:
-        programs = cache_folder("programs") / f"{processor_hash:08x}"
-        is_new = not programs.exists()
-        programs.mkdir(parents=True, exist_ok=True)
+        programs_folder = cache_folder("programs") / f"{processor_hash:08x}"
+        is_new = not programs_folder.exists()
+        programs_folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None, False
-    if not os.access(programs, os.W_OK | os.X_OK):
+    if not os.access(programs_folder, os.W_OK | os.X_OK):
         return None, False
-    os.environ[variable] = str(programs)
-    return programs, is_new
+    os.environ[folder_variable] = str(programs_folder)
+    return programs_folder, is_new

@@ -28,8 +28,8 @@ def check_range(
     above, below: exclusive bounds
     Raises InputError otherwise, also for a bool.
     """
-    limits = {"at least": least, "above": above, "at most": most, "below": below}
-    limits = {word: limit for word, limit in limits.items() if limit is not None}
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    limits = {rule: bound for rule, bound in bounds.items() if bound is not None}
     number_type: type = numbers.Integral if whole else numbers.Real
     fits = isinstance(value, number_type) and not isinstance(value, bool)
     fits = fits and limits.get("at least", value) <= value
@@ -37,20 +37,20 @@ def check_range(
     fits = fits and limits.get("above", -math.inf) < value  # False for a NaN
     fits = fits and limits.get("below", math.inf) > value
     if not fits:
-        expected = "a whole number" if whole else "a number"
+        requirement = "a whole number" if whole else "a number"
         if limits:
-            words = [f"{word} {limit}" for word, limit in limits.items()]
-            expected += f", {' and '.join(words)}"
-        raise InputError(f"{name} is {value!r}; it must be {expected}")
+            limit_texts = [f"{rule} {limit}" for rule, limit in limits.items()]
+            requirement += f", {' and '.join(limit_texts)}"
+        raise InputError(f"{name} is {value!r}; it must be {requirement}")
 
 
-def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
-    """Check that a value is in `allowed`. `name` is the value's name in the error."""
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Check that a value is in `choices`. `name` is the value's name in the error."""
     # 1 == True, so equal values must also have the same type.
-    if any(value == choice and type(value) is type(choice) for choice in allowed):
+    if any(value == choice and type(value) is type(choice) for choice in choices):
         return
-    words = ", ".join(map(repr, allowed))
-    raise InputError(f"{name} is {value!r}; it must be one of {words}")
+    choices_text = ", ".join(map(repr, choices))
+    raise InputError(f"{name} is {value!r}; it must be one of {choices_text}")
 
 
 def check_share(name: str, value: Any) -> None:
@@ -65,26 +65,26 @@ def option(default: Any, choices: Collection[Any] = (), **limits: float) -> Any:
     """
     check = functools.partial(check_range, whole=isinstance(default, int), **limits)
     if choices:
-        check = functools.partial(check_choice, allowed=choices)
+        check = functools.partial(check_choice, choices=choices)
     return dataclasses.field(default=default, metadata={"check": check})
 
 
-def check_options(options: Any, path: str) -> None:
+def check_options(options: Any, owner: str) -> None:
     """Check the `option` fields of a dataclass, every number of a tuple by itself.
 
-    path: the dataclass's name in errors, such as "config.data"
+    owner: the dataclass's name in errors, such as "config.data"
     """
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if "check" not in field.metadata or value is field.default:
             continue
         for entry in value if isinstance(value, tuple) else (value,):
-            field.metadata["check"](f"{path}.{field.name}", entry)
+            field.metadata["check"](f"{owner}.{field.name}", entry)
 
 
-def most_similar(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` may be a misspelling of, or None."""
-    return next(iter(difflib.get_close_matches(word, known, 1, cutoff=0.8)), None)
+def find_similar_name(name: str, known_names: Iterable[str]) -> str | None:
+    """The known name that `name` may be a misspelling of, or None."""
+    return next(iter(difflib.get_close_matches(name, known_names, 1, cutoff=0.8)), None)
 
 
 def as_tuple(value: Any) -> Any:

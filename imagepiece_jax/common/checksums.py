@@ -38,51 +38,51 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
     return sorted(int(name) for name in step_names if name.isdecimal())
 
 
-def read_newest(
-    folder: str | os.PathLike, choose: TableChoice, among: list[int] | None = None
+def read_newest_step(
+    folder: str | os.PathLike, choose: TableChoice, steps: list[int] | None = None
 ) -> tuple[dict, dict, int]:
-    """Read the newest intact step in `folder`: (arrays by name, meta, step).
+    """Read the newest intact step in `folder`: (arrays by name, metadata, step).
 
     A damaged step is skipped with a warning.
 
-    among: steps to try, oldest first; None: all
+    steps: the steps to try, oldest first; None: all
     """
     folder = pathlib.Path(folder)
-    among = complete_steps(folder) if among is None else among
-    if not among:
+    steps = complete_steps(folder) if steps is None else steps
+    if not steps:
         raise InputError(f"{folder} holds no checkpoint")
-    for step in reversed(among):
+    for step in reversed(steps):
         try:
-            arrays, meta = _read_step(folder / str(step), choose)
+            arrays, metadata = _read_step(folder / str(step), choose)
         except DamagedError as error:
             warning = "skipping the damaged checkpoint %s: %s; an earlier one is tried"
             log.warning(warning, folder / str(step), error)
             continue
-        return arrays, meta, step
+        return arrays, metadata, step
     raise InputError(
-        f"{folder} has only damaged checkpoints (steps {among} were tried)"
+        f"{folder} has only damaged checkpoints (steps {steps} were tried)"
     )
 
 
-def sealed_metadata(arrays: dict[str, np.ndarray], meta: dict) -> dict:
-    """Make a step's JSON item: `meta` and the table of arrays, with a checksum."""
+def seal_metadata(arrays: dict[str, np.ndarray], metadata: dict) -> dict:
+    """Make a step's JSON item: `metadata` and the table of arrays, with a checksum."""
     array_table = {name: _table_entry(array) for name, array in arrays.items()}
-    content = json.dumps({"meta": meta, "arrays": array_table}, sort_keys=True)
+    content = json.dumps({"meta": metadata, "arrays": array_table}, sort_keys=True)
     return {"content": content, "crc32": zlib.crc32(content.encode())}
 
 
 def _read_step(folder: pathlib.Path, choose: TableChoice) -> tuple[dict, dict]:
-    """Read a step: (arrays by name, meta). Raises DamagedError for a damaged part."""
+    """Read a step: (arrays, metadata). Raises DamagedError for a damaged part."""
     from imagepiece_jax.common import orbax_files  # an optional package
 
-    with _reported_as_damage("meta"):
+    with _translate_read_errors("meta"):
         sealed_item = orbax_files.read_json_item(folder / "meta")
         if zlib.crc32(sealed_item["content"].encode()) != sealed_item["crc32"]:
             raise DamagedError("its metadata does not fit its checksum")
         content = json.loads(sealed_item["content"])
         array_table = content["arrays"]
     key_paths = [tuple(name.split("/")) for name in choose(folder, array_table)]
-    with _reported_as_damage("state"):
+    with _translate_read_errors("state"):
         array_by_path = orbax_files.read_arrays(folder / "state", key_paths)
         arrays = {"/".join(path): array for path, array in array_by_path.items()}
         for name, array in arrays.items():
@@ -92,20 +92,20 @@ def _read_step(folder: pathlib.Path, choose: TableChoice) -> tuple[dict, dict]:
 
 
 @contextlib.contextmanager
-def _reported_as_damage(part: str) -> Iterator[None]:
+def _translate_read_errors(item: str) -> Iterator[None]:
     """Turn Orbax's and TensorStore's errors into a DamagedError.
 
-    part: item of the step, "meta" or "state"
+    item: item of the step, "meta" or "state"
     """
     try:
         yield
     except (MemoryError, DamagedError):
         raise
     except json.JSONDecodeError as error:
-        raise DamagedError(f"its {part} is cut off or is not JSON") from error
+        raise DamagedError(f"its {item} is cut off or is not JSON") from error
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DamagedError(f"its {part} cannot be read ({reason})") from error
+        raise DamagedError(f"its {item} cannot be read ({reason})") from error
 
 
 def _table_entry(array: np.ndarray) -> list:

@@ -30,16 +30,16 @@ def cpu_name() -> str:
     return f"{cpu_model}, {available_cores()} cores"
 
 
-def program_bytes(compiled: jax.stages.Compiled) -> int | None:
+def program_bytes(program: jax.stages.Compiled) -> int | None:
     """Bytes held by a running compiled program; None if unknown."""
-    sizes = compiled.memory_analysis()
-    if sizes is None:
+    memory = program.memory_analysis()
+    if memory is None:
         return None
     return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        + sizes.temp_size_in_bytes
-        - sizes.alias_size_in_bytes
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
     )
 
 

@@ -42,10 +42,10 @@ def explained_imports(feature: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        name = str(error.name).partition(".")[0]
-        if name not in MODULE_EXTRAS:
+        module = str(error.name).partition(".")[0]
+        if module not in MODULE_EXTRAS:
             raise
-        raise missing_module_error(feature, name) from error
+        raise missing_module_error(feature, module) from error
 
 
 def check_installed(feature: str, *modules: str) -> None:

@@ -78,7 +78,7 @@ def locked_folder(name: str, folder: str | os.PathLike) -> Iterator[None]:
         lock.release()
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular_file(path: str | os.PathLike) -> BinaryIO:
     """Open a file to read bytes. A pipe might never end: it raises OSError."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() reports a folder
@@ -91,7 +91,7 @@ def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
 
     errors: as in `bytes.decode`
     """
-    with open_regular(path) as file:
+    with open_regular_file(path) as file:
         encoded_text = file.read()
     is_utf16 = encoded_text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -179,8 +179,8 @@ def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
     if isinstance(content, str):
         # File names in the text may not be UTF-8: they become backslash escapes.
         content = content.encode(errors="backslashreplace")
-    with replacement_file(path) as new:
-        new.write_bytes(content)
+    with replacement_file(path) as new_path:
+        new_path.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -191,19 +191,19 @@ def replacement_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     old file or the new file. The umask sets its permissions.
     Raises RunError if the file cannot be written.
     """
-    new = _temporary_path(path)
+    new_path = _temporary_path(path)
     try:
-        with signals.unfinished_path(new):
-            new.touch()
-            mode = new.stat().st_mode  # the umask's; a library may change it
-            yield new
-            _finish_file(new, mode)
-            os.replace(new, path)
+        with signals.unfinished_path(new_path):
+            new_path.touch()
+            mode = new_path.stat().st_mode  # the umask's; a library may change it
+            yield new_path
+            _finish_file(new_path, mode)
+            os.replace(new_path, path)
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
-            new.unlink()
+            new_path.unlink()
 
 
 @contextlib.contextmanager
@@ -216,37 +216,38 @@ def replacement_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     # Through a symbolic link, the folder it points to is replaced.
     target = pathlib.Path(os.path.realpath(path))
-    new = _temporary_path(target)
-    old = _temporary_path(target)
+    new_folder = _temporary_path(target)
+    old_folder = _temporary_path(target)
     try:
-        with signals.unfinished_path(new):
-            new.mkdir(parents=True)
-            mode = new.stat().st_mode & 0o666  # a file's bits, without execution
-            yield new
-            for file in new.iterdir():
+        with signals.unfinished_path(new_folder):
+            new_folder.mkdir(parents=True)
+            mode = new_folder.stat().st_mode & 0o666  # a file's bits, without execution
+            yield new_folder
+            for file in new_folder.iterdir():
                 _finish_file(file, mode)
             with signals.deferred_signals():
-                if not _exchange_folders(new, target):
+                if not _exchange_folders(new_folder, target):
                     if target.exists():
                         # A kill between the two renames leaves the old folder in the
                         # same place, under a name that starts with a dot.
-                        os.rename(target, old)
-                    os.rename(new, target)
-                    shutil.rmtree(old, ignore_errors=True)
+                        os.rename(target, old_folder)
+                    os.rename(new_folder, target)
+                    shutil.rmtree(old_folder, ignore_errors=True)
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        shutil.rmtree(new, ignore_errors=True)
+        if old_folder.exists() and not target.exists():
+            os.rename(old_folder, target)
+        shutil.rmtree(new_folder, ignore_errors=True)
 
 
-def _exchange_folders(folder: str | os.PathLike, other: str | os.PathLike) -> bool:
+def _exchange_folders(folder: str | os.PathLike, target: str | os.PathLike) -> bool:
     """Exchange two folders in one step; False if one is missing or no call does it."""
     # Linux's call, which Python lacks. `ctypes.CDLL(None)` fails on Windows.
     rename_call = getattr(ctypes.pythonapi, "renameat2", None)
-    paths = (-100, os.fsencode(folder), -100, os.fsencode(other))  # AT_FDCWD
-    return rename_call is not None and rename_call(*paths, 2) == 0  # RENAME_EXCHANGE
+    arguments = (-100, os.fsencode(folder), -100, os.fsencode(target))  # AT_FDCWD
+    exchange_flag = 2  # RENAME_EXCHANGE
+    return rename_call is not None and rename_call(*arguments, exchange_flag) == 0
 
 
 @contextlib.contextmanager
@@ -266,15 +267,15 @@ def temporary_folder() -> Iterator[str]:
 
 def _finish_file(file: pathlib.Path, mode: int) -> None:
     """Set a file's permissions and flush it to the disk."""
-    with where_supported():
+    with ignore_unsupported():
         # Some libraries choose their own permissions: safetensors 0.8 leaves 0600.
         os.chmod(file, mode)
-    with open(file, "rb") as written, where_supported():
-        os.fsync(written.fileno())
+    with open(file, "rb") as opened_file, ignore_unsupported():
+        os.fsync(opened_file.fileno())
 
 
 @contextlib.contextmanager
-def where_supported() -> Iterator[None]:
+def ignore_unsupported() -> Iterator[None]:
     """Ignore that the file system may lack a call, or refuse it to everybody."""
     try:
         yield
@@ -292,10 +293,10 @@ def append_line(file: io.FileIO, line: str) -> None:
 
     Raises RunError if the line cannot be written whole, as on a full disk.
     """
-    unwritten = memoryview((line + "\n").encode())
+    unwritten_bytes = memoryview((line + "\n").encode())
     try:
-        while unwritten:
-            unwritten = unwritten[file.write(unwritten) :]
+        while unwritten_bytes:
+            unwritten_bytes = unwritten_bytes[file.write(unwritten_bytes) :]
     except OSError as error:
         raise _write_error(file.name, error) from error
 
@@ -305,19 +306,19 @@ def git_revision() -> str | None:
 
     None if git does not track the code, as in an installed package.
     """
-    options = {"capture_output": True, "text": True, "cwd": PACKAGE_FOLDER}
-    git = functools.partial(subprocess.run, **options)
-    query = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    run_options = {"capture_output": True, "text": True, "cwd": PACKAGE_FOLDER}
+    run = functools.partial(subprocess.run, **run_options)
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        tracked = git(["git", "ls-files", "--error-unmatch", "errors.py"])
-        revision = git(query)
+        tracking = run(["git", "ls-files", "--error-unmatch", "errors.py"])
+        description = run(describe)
     except OSError:  # git is not installed
         return None
     # An installed package may lie inside another repository, whose revision would say
     # nothing about this code.
-    if tracked.returncode:
+    if tracking.returncode:
         return None
-    return revision.stdout.strip()
+    return description.stdout.strip()
 
 
 def _temporary_path(path: str | os.PathLike) -> pathlib.Path:

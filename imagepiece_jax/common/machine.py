@@ -21,23 +21,23 @@ def available_cores() -> int:
 def _core_quotas() -> Iterator[float]:
     """Yield the quotas, in cores, of this process's cgroups and their parents."""
     try:
-        lines = os.fsdecode(OWN_CGROUPS.read_bytes()).splitlines()
+        cgroup_lines = os.fsdecode(OWN_CGROUPS.read_bytes()).splitlines()
     except OSError:  # not Linux
         return
-    for line in lines:
-        _, controllers, path = (line + "::").split(":", 2)
-        cgroup = pathlib.PurePosixPath(path.rstrip(":").lstrip("/"))
-        roots = []
+    for cgroup_line in cgroup_lines:
+        _, controllers, cgroup_path = (cgroup_line + "::").split(":", 2)
+        cgroup = pathlib.PurePosixPath(cgroup_path.rstrip(":").lstrip("/"))
+        root_folders = []
         if not controllers:  # version 2
-            roots = [CGROUPS]
+            root_folders = [CGROUPS]
         elif "cpu" in controllers.split(","):  # version 1
             # The folder may name them in another order.
-            roots = [CGROUPS / controllers, CGROUPS / "cpu"]
-        for root in roots:
+            root_folders = [CGROUPS / controllers, CGROUPS / "cpu"]
+        for root_folder in root_folders:
             # A container may show the host's path of a cgroup. Its folder is then the
             # root, the last parent.
             for folder in (cgroup, *cgroup.parents):
-                yield from _cgroup_quota(root / folder)
+                yield from _cgroup_quota(root_folder / folder)
 
 
 def _cgroup_quota(folder: pathlib.Path) -> Iterator[float]:

@@ -35,16 +35,16 @@ def onnx_op(fn: Callable) -> Callable:
         # A composite has no derivative, and takes static values only by name.
         if not _are_functions_marked.get():
             return fn(*args, **options)
-        leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
+        leaves, treedef = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = []
-        statics = []  # as in `_rebuilt_arguments`
+        static_entries = []  # as in `_rebuilt_arguments`
         for leaf in leaves:
             if isinstance(leaf, ARRAY_TYPES):
                 arrays.append(leaf)
-                statics.append(None)
+                static_entries.append(None)
             else:
-                statics.append((leaf,))
-        return composite(*arrays, arguments=(tree, tuple(statics)))
+                static_entries.append((leaf,))
+        return composite(*arrays, arguments=(treedef, tuple(static_entries)))
 
     return call_marked
 

@@ -30,25 +30,27 @@ class StepWriter:
 
     The constructor creates the folder, and removes unfinished steps of killed runs.
 
-    keep: number of newest steps to keep
+    num_newest: number of newest steps to keep
     keep_every: also keep the multiples of this number; 0: none
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int, keep_every: int = 0) -> None:
+    def __init__(
+        self, folder: pathlib.Path, num_newest: int, keep_every: int = 0
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        kept_steps: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+        keep_rules: list[policies.PreservationPolicy] = [policies.LatestN(num_newest)]
         if keep_every:
-            kept_steps.append(policies.EveryNSteps(keep_every))
-        options = ocp.CheckpointManagerOptions(
+            keep_rules.append(policies.EveryNSteps(keep_every))
+        manager_options = ocp.CheckpointManagerOptions(
             create=False,
-            preservation_policy=policies.AnyPreservationPolicy(kept_steps),
+            preservation_policy=policies.AnyPreservationPolicy(keep_rules),
             cleanup_tmp_directories=True,
             multiprocessing_options=_single_process_options(jax.process_index()),
         )
         logging.get_absl_logger().addFilter(_is_not_raised)
         self._loops = contextlib.ExitStack()
         self._loops.enter_context(_patient_event_loops())
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._manager = ocp.CheckpointManager(folder, options=manager_options)
 
     def steps(self) -> list[int]:
         """List the complete steps, in order."""
@@ -57,14 +59,14 @@ class StepWriter:
     def remove(self, step: int) -> None:
         self._manager.delete(step)
 
-    def save(self, step: int, arrays: dict[str, np.ndarray], meta: dict) -> None:
+    def save(self, step: int, arrays: dict[str, np.ndarray], metadata: dict) -> None:
         """Start writing a step. After the return, `arrays` may be changed again.
 
         arrays: {name: array}; "/" separates the keys of nested dicts
         """
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(metadata),
         )
         self._manager.save(step, args=items, force=True)
 
@@ -78,14 +80,14 @@ class StepWriter:
             self._manager.close()
 
 
-def read_arrays(folder: pathlib.Path, paths: Collection[tuple[str, ...]]) -> dict:
-    """Read a tree's arrays at `paths`, tuples of keys, as NumPy: {path: array}."""
-    if not paths:  # Orbax refuses an empty tree
+def read_arrays(folder: pathlib.Path, key_paths: Collection[tuple[str, ...]]) -> dict:
+    """Read a tree's arrays at `key_paths`, tuples of keys, as NumPy: {path: array}."""
+    if not key_paths:  # Orbax refuses an empty tree
         return {}
-    tree = traverse_util.unflatten_dict(dict.fromkeys(paths, 0))
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    restore = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
-    arrays = _read_item(folder, ocp.PyTreeCheckpointHandler(), restore)
+    tree = traverse_util.unflatten_dict(dict.fromkeys(key_paths, 0))
+    types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    request = ocp.args.PyTreeRestore(tree, restore_args=types, partial_restore=True)
+    arrays = _read_item(folder, ocp.PyTreeCheckpointHandler(), request)
     return traverse_util.flatten_dict(arrays)
 
 
@@ -102,12 +104,13 @@ def replace_json_item(folder: pathlib.Path, value: Any) -> None:
 def _read_item(
     folder: pathlib.Path,
     handler: ocp.CheckpointHandler,
-    restore: ocp.args.CheckpointArgs,
+    request: ocp.args.CheckpointArgs,
 ) -> Any:
+    """Read a step's item by its handler, without waiting for other processes."""
     options = _single_process_options(primary_host=None)
     checkpointer = ocp.Checkpointer(handler, multiprocessing_options=options)
     with checkpointer, _patient_event_loops():
-        return checkpointer.restore(folder, restore)
+        return checkpointer.restore(folder, request)
 
 
 class _PatientEventLoop(asyncio.SelectorEventLoop):

@@ -37,11 +37,11 @@ def gather_texts(text: str) -> list[str]:
     lengths = multihost_utils.process_allgather(np.int32(encoded_text.size))
     padded_text = np.zeros(max(lengths.max(), 1), np.uint8)
     padded_text[: encoded_text.size] = encoded_text
-    process_rows = multihost_utils.process_allgather(padded_text)
-    texts = []
-    for row, length in zip(process_rows, lengths, strict=True):
-        texts.append(bytes(row[:length]).decode())
-    return texts
+    padded_rows = multihost_utils.process_allgather(padded_text)
+    process_texts = []
+    for row, length in zip(padded_rows, lengths, strict=True):
+        process_texts.append(bytes(row[:length]).decode())
+    return process_texts
 
 
 def exchange_values(value: Any) -> list:
@@ -81,15 +81,16 @@ def shared_errors() -> Iterator[None]:
 
 def check_same_values(values: dict) -> None:
     """Check that all processes have the same `values`: {name in errors: JSON value}."""
-    main_values, *others = exchange_values(values)
-    for process, other_values in enumerate(others, start=1):
-        for name in main_values | other_values:
-            expected = main_values.get(name, "missing")
-            actual = other_values.get(name, "missing")
-            if expected != actual:
+    values_by_process = exchange_values(values)
+    main_values = values_by_process[0]
+    for process, process_values in enumerate(values_by_process[1:], start=1):
+        for name in main_values | process_values:
+            main_value = main_values.get(name, "missing")
+            process_value = process_values.get(name, "missing")
+            if main_value != process_value:
                 raise InputError(
-                    f"{name} is {actual} on process {process}, but {expected} on "
-                    "process 0; all processes of a run need the same"
+                    f"{name} is {process_value} on process {process}, but "
+                    f"{main_value} on process 0; all processes of a run need the same"
                 )
 
 
@@ -101,18 +102,18 @@ def max_over_processes() -> Callable[[int], int]:
     """
     if jax.process_count() == 1:
         return int
-    highest_on_devices = pmap(lambda number: jax.lax.pmax(number, DEVICE_AXIS))
-    latest = None
+    max_over_devices = pmap(lambda number: jax.lax.pmax(number, DEVICE_AXIS))
+    latest_max = None
 
     # The previous call's answer has arrived by now, so the device need not wait for the
     # host.
-    def highest_of_previous_call(number: int) -> int:
-        nonlocal latest
-        previous = latest
-        latest = highest_on_devices(replicate(np.int32(number)))
-        return 0 if previous is None else int(unreplicate(previous))
+    def max_of_previous_call(number: int) -> int:
+        nonlocal latest_max
+        previous_max = latest_max
+        latest_max = max_over_devices(replicate(np.int32(number)))
+        return 0 if previous_max is None else int(unreplicate(previous_max))
 
-    return highest_of_previous_call
+    return max_of_previous_call
 
 
 def is_main() -> bool:
@@ -139,7 +140,10 @@ def process_placement(accumulation: int = 1) -> Placement:
 
 
 def pmap(
-    fn: Callable, *, donate_argnums: tuple[int, ...] = (), program: str | None = None
+    fn: Callable,
+    *,
+    donate_argnums: tuple[int, ...] = (),
+    program_name: str | None = None,
 ) -> "MappedFunction":
     """Compile `fn` for every device, as this file's functions "inside `pmap`" need it.
 
@@ -148,29 +152,29 @@ def pmap(
     call) has one row per device of all processes: see `local_rows`, `unreplicate`.
 
     donate_argnums: arguments whose memory is reused if they are JAX arrays
-    program: name of a model program, such as "training step". It is compiled with
+    program_name: name of a model program, such as "training step". It is compiled with
         xla_options, and its compilation is reported. None: neither.
     """
-    mapped = jax.pmap(
+    mapped_fn = jax.pmap(
         fn,
         axis_name=DEVICE_AXIS,
         donate_argnums=donate_argnums,
         axis_size=device_count(),
     )
-    if program is None:
-        return MappedFunction(mapped, {})
+    if program_name is None:
+        return MappedFunction(mapped_fn, {})
     options = xla_options.compiler_options(local_devices()[0].platform)
-    return MappedFunction(mapped, options, f"compiling the {program}")
+    return MappedFunction(mapped_fn, options, f"compiling the {program_name}")
 
 
 class MappedFunction:
     """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options."""
 
-    def __init__(self, mapped: Any, options: dict, work: str | None = None) -> None:
-        self._mapped = mapped
+    def __init__(self, mapped_fn: Any, options: dict, task: str | None = None) -> None:
+        self._mapped_fn = mapped_fn
         self._options = options
         self._programs: dict[tuple, jax.stages.Compiled] = {}
-        self._work = work
+        self._task = task  # what a compilation logs; None: nothing
 
     def __call__(self, *args: PyTree) -> PyTree:
         # Programs take and return arrays of all processes. `jax.pmap` uses arrays of
@@ -194,21 +198,21 @@ class MappedFunction:
         if key not in self._programs:
             if are_memory_maps_scarce():
                 forget_programs()
-            is_announced = self._work is not None and is_main()
-            with announced_work(self._work or "", enabled=is_announced):
+            is_announced = self._task is not None and is_main()
+            with announced_work(self._task or "", enabled=is_announced):
                 self._programs[key] = self._lower_types(types).compile(self._options)
         return self._programs[key]
 
     def _lower_types(self, types: tuple) -> jax.stages.Lowered:
         # JAX 0.10 itself mixes types when it lowers bfloat16's backward products.
         with jax.numpy_dtype_promotion("standard"):
-            return self._mapped.lower(*types)
+            return self._mapped_fn.lower(*types)
 
     @property
     def working_bytes(self) -> int:
         """Bytes of the largest program's temporaries, without arguments and results."""
-        memory = (program.memory_analysis() for program in self._programs.values())
-        return max(sizes.temp_size_in_bytes for sizes in memory if sizes)
+        analyses = (program.memory_analysis() for program in self._programs.values())
+        return max(memory.temp_size_in_bytes for memory in analyses if memory)
 
 
 def _program_key(args: tuple) -> tuple:
@@ -224,12 +228,12 @@ def are_memory_maps_scarce() -> bool:
         # map, XLA ends the process by SIGSEGV while it compiles or writes to the
         # compilation cache (jaxlib 0.10.2).
         with open("/proc/sys/vm/max_map_count") as file:
-            allowed_maps = int(file.read())
+            max_maps = int(file.read())
         with open("/proc/self/maps", "rb") as file:
-            used_maps = len(file.readlines())
+            num_maps = len(file.readlines())
     except OSError:  # another system
         return False
-    return 2 * used_maps > allowed_maps
+    return 2 * num_maps > max_maps
 
 
 def forget_programs() -> None:
@@ -313,10 +317,10 @@ def reverse_batch(tree: PyTree) -> PyTree:
     mirrored_devices = [(i, num_devices - 1 - i) for i in range(num_devices)]
 
     def reverse_rows(x: Shaped[Array, "images ..."]) -> Shaped[Array, "images ..."]:
-        half, odd = divmod(len(x), 2)
-        if odd and num_devices > 1:
-            middle = jax.lax.ppermute(x[half], DEVICE_AXIS, mirrored_devices)
-            x = x.at[half].set(middle)
+        middle, is_odd = divmod(len(x), 2)
+        if is_odd and num_devices > 1:
+            row = jax.lax.ppermute(x[middle], DEVICE_AXIS, mirrored_devices)
+            x = x.at[middle].set(row)
         return x[::-1]
 
     return jax.tree.map(reverse_rows, tree)

@@ -45,18 +45,19 @@ def draw_curves(
     axes = figure.subplots()
     for index, (name, points) in enumerate(curves.items()):
         x, intervals = zip(*sorted(points), strict=True)
-        value, low, high = np.transpose(intervals)
+        values, lows, highs = np.transpose(intervals)
         # Colors repeat after ten.
         marker = CURVE_MARKERS[index // 10 % len(CURVE_MARKERS)]
-        style: dict[str, Any] = {"color": f"C{index % 10}", "marker": marker}
+        line_style: dict[str, Any] = {"color": f"C{index % 10}", "marker": marker}
         if len(x) > 1:
-            axes.plot(x, value, label=name, **style)
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.18)
+            axes.plot(x, values, label=name, **line_style)
+            axes.fill_between(x, lows, highs, color=line_style["color"], alpha=0.18)
         else:
-            axes.errorbar(x, value, [value - low, high - value], label=name, **style)
+            lengths = [values - lows, highs - values]
+            axes.errorbar(x, values, lengths, label=name, **line_style)
     if level:
-        name, value = level
-        axes.axhline(value, color="black", linewidth=0.8, linestyle=":", label=name)
+        name, y = level
+        axes.axhline(y, color="black", linewidth=0.8, linestyle=":", label=name)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
@@ -66,5 +67,5 @@ def draw_curves(
 
 def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
     """Write a figure as a whole PNG. Raises RunError if the file cannot be written."""
-    with replacement_file(path) as new:
-        figure.savefig(new, format="png")
+    with replacement_file(path) as new_path:
+        figure.savefig(new_path, format="png")

@@ -70,41 +70,41 @@ def with_progress_bar(items: Sequence[T], task: str) -> Iterator[T]:
 
 
 class ProgressBar(tqdm):
-    """Progress over `total` items: a bar on a terminal, lines in a log.
+    """Progress over `num_items` items: a bar on a terminal, lines in a log.
 
-    task: a phrase such as "drawing figures"
-    done: items that an earlier process has done
+    description: a phrase such as "drawing figures"
+    num_done: items that an earlier process has done
     """
 
-    def __init__(self, task: str, total: int, done: int = 0) -> None:
-        self._task = task
-        self._total = total
-        self._done = done
-        self._began = time.monotonic()
-        self._next_line = self._began
+    def __init__(self, description: str, num_items: int, num_done: int = 0) -> None:
+        self._description = description
+        self._num_items = num_items
+        self._num_done = num_done
+        self._start_time = time.monotonic()
+        self._next_line_time = self._start_time
         self._is_timed = False  # the first items may compile: no estimate
         is_disabled = None if log.isEnabledFor(logging.INFO) else True  # None: by tqdm
         options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": is_disabled}
-        super().__init__(desc=task, total=total, initial=done, **options)
+        super().__init__(desc=description, total=num_items, initial=num_done, **options)
 
     def update(self, n: float | None = 1) -> None:
         """Count `n` more items as done."""
         now = time.monotonic()
         if not self._is_timed:
             self._is_timed = True
-            self._done = self.initial = self.n + n
-            self._began = now
-            self._next_line = now + PATIENCE_SECONDS
+            self._num_done = self.initial = self.n + n
+            self._start_time = now
+            self._next_line_time = now + PATIENCE_SECONDS
             self.start_t = time.time()
         if not self.disable:
             super().update(n)
             return
         self.n += n
-        if now >= self._next_line and self.n < self._total:
-            elapsed = now - self._began
-            counts = {"initial": self._done, "prefix": self._task}
-            self.log_line(self.format_meter(self.n, self._total, elapsed, **counts))
-            self._next_line = now + LINE_INTERVAL_SECONDS
+        if now >= self._next_line_time and self.n < self._num_items:
+            elapsed = now - self._start_time
+            kwargs = {"initial": self._num_done, "prefix": self._description}
+            self.log_line(self.format_meter(self.n, self._num_items, elapsed, **kwargs))
+            self._next_line_time = now + LINE_INTERVAL_SECONDS
 
     def log_line(self, line: str) -> None:
         """Log a line, printed above the bar."""

@@ -30,7 +30,7 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
 
 _unfinished_paths = {}  # {path to remove at a signal: whether only if empty}
 _is_command = False
-_arrived_signals = []  # signals deferred by a command
+_deferred_signums = []  # signals deferred by a command
 
 
 def handle_ending_signals() -> None:
@@ -93,27 +93,25 @@ class EarlyStop:
 
 
 @contextlib.contextmanager
-def stoppable_work(
-    without_result: str = "", defers: bool = False
-) -> Iterator[EarlyStop]:
-    """Let a signal end the work inside early. Yields its Stop.
+def stoppable_work(warning: str = "", defers: bool = False) -> Iterator[EarlyStop]:
+    """Let a signal end the work inside early. Yields its EarlyStop.
 
     A signal acts at once unless it is deferred: it ends a command, and Ctrl-C raises
     KeyboardInterrupt elsewhere.
 
-    without_result: warning for the first signal if it is not deferred
+    warning: warning for the first signal if it is not deferred
     """
     stop = EarlyStop(defers)
 
     def note_signal(signum: int, frame: types.FrameType | None) -> None:
         if not (stop.defers or stop.requested):
-            log.warning(without_result)
+            log.warning(warning)
         stop.signums.append(signum)
         if not stop.defers:
             if callable(previous_handler := previous_handlers[signum]):
                 previous_handler(signum, frame)
         elif _is_command:
-            _arrived_signals.append(signum)
+            _deferred_signums.append(signum)
 
     # Only signals with a Python handler can be deferred: both in a command, Ctrl-C in
     # other processes.
@@ -130,7 +128,7 @@ def deferred_signals() -> Iterator[None]:
             yield
     finally:  # an error may come from the signal: a lost terminal refuses prints
         # An earlier `stoppable_work` of the command may have deferred the signal.
-        for signum in [*_arrived_signals, *stop.signums][:1]:
+        for signum in [*_deferred_signums, *stop.signums][:1]:
             signal.raise_signal(signum)
 
 
@@ -171,9 +169,9 @@ def _end_process(signum: int, frame: types.FrameType | None) -> NoReturn:
     # The pipe may be closed, or the signal may have interrupted a flush.
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    lead = "\n" if os.isatty(2) else ""  # after a progress bar, or ^C
+    line_break = "\n" if os.isatty(2) else ""  # after a progress bar, or ^C
     with contextlib.suppress(OSError):
-        os.write(2, f"{lead}{END_SIGNALS[signum]}\n".encode())
+        os.write(2, f"{line_break}{END_SIGNALS[signum]}\n".encode())
     os._exit(128 + signum)
 
 

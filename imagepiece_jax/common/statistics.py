@@ -45,17 +45,17 @@ def paired_difference(
     is_right: Bool[np.ndarray, " images"], base_right: Bool[np.ndarray, " base_images"]
 ) -> Estimate:
     """Accuracy `is_right` - `base_right` in points, paired by image."""
-    gained, lost = count_discordant(is_right, base_right)
+    num_gained, num_lost = count_discordant(is_right, base_right)
     # Agresti and Min, 2005, for paired proportions: half an image more in every cell of
     # the 2 x 2 table, so the interval is not empty where few images differ.
     n = is_right.size + 2
-    center = (gained - lost) / n
-    num_different = gained + lost + 1
-    variance = num_different - (gained - lost) ** 2 / n
+    center = (num_gained - num_lost) / n
+    num_different = num_gained + num_lost + 1
+    variance = num_different - (num_gained - num_lost) ** 2 / n
     half_width = NORMAL_QUANTILE * math.sqrt(variance) / n
     low = 100 * (center - half_width)
     high = 100 * (center + half_width)
-    value = 100 * (gained - lost) / is_right.size
+    value = 100 * (num_gained - num_lost) / is_right.size
     return Estimate(value, max(low, -100.0), min(high, 100.0))
 
 
@@ -64,17 +64,17 @@ def mean_difference(
 ) -> Estimate:
     """Mean of values - base_values, paired, with its interval (Student, 1908)."""
     # Two images or more: a single image has no deviation.
-    change = np.asarray(values, np.float64) - np.asarray(base_values, np.float64)
-    half_width = special.stdtrit(change.size - 1, 0.975) * change.std(ddof=1)
-    half_width /= math.sqrt(change.size)
-    mean = change.mean()
+    differences = np.asarray(values, np.float64) - np.asarray(base_values, np.float64)
+    half_width = special.stdtrit(differences.size - 1, 0.975) * differences.std(ddof=1)
+    half_width /= math.sqrt(differences.size)
+    mean = differences.mean()
     return Estimate(float(mean), float(mean - half_width), float(mean + half_width))
 
 
 def mean_share(percentages: Num[np.ndarray, " images"]) -> Estimate:
     """Mean of percentages, with its interval inside 0..100."""
-    unlimited = mean_difference(percentages, np.zeros(len(percentages)))
-    return Estimate(*np.clip(unlimited, 0, 100).tolist())
+    estimate = mean_difference(percentages, np.zeros(len(percentages)))
+    return Estimate(*np.clip(estimate, 0, 100).tolist())
 
 
 def count_discordant(
@@ -82,19 +82,19 @@ def count_discordant(
 ) -> tuple[int, int]:
     """(images right only in `is_right`, images right only in `base_right`)."""
     if is_right.shape != base_right.shape:
-        shapes = f"{is_right.shape} and {base_right.shape}"
-        raise ValueError(f"answers of {shapes} are not paired")
-    gained = np.sum(is_right & ~base_right)
-    return int(gained), int(np.sum(base_right & ~is_right))
+        raise ValueError(
+            f"answers of {is_right.shape} and {base_right.shape} are not paired"
+        )
+    return int(np.sum(is_right & ~base_right)), int(np.sum(base_right & ~is_right))
 
 
 def mcnemar_p(
     is_right: Bool[np.ndarray, " images"], base_right: Bool[np.ndarray, " images"]
 ) -> float:
     """Exact two-sided p that neither is better (McNemar, 1947)."""
-    gained, lost = count_discordant(is_right, base_right)
-    num_fewer = min(gained, lost)
-    return min(1.0, 2 * float(special.bdtr(num_fewer, gained + lost, 0.5)))
+    num_gained, num_lost = count_discordant(is_right, base_right)
+    num_fewer = min(num_gained, num_lost)
+    return min(1.0, 2 * float(special.bdtr(num_fewer, num_gained + num_lost, 0.5)))
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
@@ -105,9 +105,9 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)  # smallest p: the test count; largest: 1
     raised_p = np.maximum.accumulate(factors * p[order])
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(raised_p, 1.0)
-    return corrected.tolist()
+    corrected_p = np.empty_like(p)
+    corrected_p[order] = np.minimum(raised_p, 1.0)
+    return corrected_p.tolist()
 
 
 def format_estimate(
@@ -123,7 +123,7 @@ def format_estimate(
 
 def format_difference(estimate: Estimate | None, digits: int = 1) -> str:
     """Format a difference, with noise named: "+1.8 [-0.0, +3.6], within noise"."""
-    text = format_estimate(estimate, digits, signs=True)
-    if estimate and text and estimate.low <= 0 <= estimate.high:
-        return f"{text}, {WITHIN_NOISE}"
-    return text
+    estimate_text = format_estimate(estimate, digits, signs=True)
+    if estimate and estimate_text and estimate.low <= 0 <= estimate.high:
+        return f"{estimate_text}, {WITHIN_NOISE}"
+    return estimate_text

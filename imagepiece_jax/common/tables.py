@@ -28,7 +28,7 @@ def markdown_table(head: Sequence, rows: Iterable[Iterable]) -> str:
     """Format a Markdown table without a final newline. None is a blank cell."""
     lines = []
     for row in [head, ["---"] * len(head), *rows]:
-        cells = " | ".join(map(_markdown_cell, row))
+        cells = " | ".join(map(_escape_cell, row))
         lines.append(f"| {cells} |")
     return "\n".join(lines)
 
@@ -39,10 +39,10 @@ def rows_table(rows: Sequence[Mapping]) -> str:
     return markdown_table(columns, [[*map(row.get, columns)] for row in rows])
 
 
-def _markdown_cell(value: Any) -> str:
+def _escape_cell(cell: Any) -> str:
     """Escape text, such as a file name: it could end its cell or be HTML."""
-    if value is None:
+    if cell is None:
         return ""
-    text = str(value).replace("|", "\\|")
-    text = re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", text)  # only these begin a tag
-    return " ".join(text.splitlines())
+    cell_text = str(cell).replace("|", "\\|")
+    cell_text = re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", cell_text)  # only these begin a tag
+    return " ".join(cell_text.splitlines())

@@ -77,7 +77,7 @@ def find_spread(readings: Sequence[float]) -> Spread:
 def time_in_turns(
     timed_calls: Mapping[Any, TimedCall],
     timing: Timing,
-    now: Callable[[], float] = time.perf_counter,
+    read_clock: Callable[[], float] = time.perf_counter,
     pause: Callable[[], object] = lambda: None,
 ) -> dict[Any, list[float]]:
     """Time programs in turns: {name: seconds per call, one reading per repeat}.
@@ -94,15 +94,15 @@ def time_in_turns(
         pending_results = collections.deque()
         first_call = num_started[name]
         end_call = first_call + min_calls
-        start_time = now()
-        while num_started[name] < end_call or now() < start_time + min_seconds:
+        start_time = read_clock()
+        while num_started[name] < end_call or read_clock() < start_time + min_seconds:
             pending_results.append(timed_call.call(num_started[name]))
             num_started[name] += 1
             if len(pending_results) > timed_call.ahead:  # wait for the oldest call
                 timed_call.wait(pending_results.popleft())
         for result in pending_results:
             timed_call.wait(result)
-        return (now() - start_time) / (num_started[name] - first_call)
+        return (read_clock() - start_time) / (num_started[name] - first_call)
 
     # First calls are slow, so they are not timed.
     for name in timed_calls:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-from imagepiece_jax.common.files import open_regular
+from imagepiece_jax.common.files import open_regular_file
 from imagepiece_jax.common.image_size import MAX_PIXELS
 from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
 from imagepiece_jax.errors import InputError
@@ -114,7 +114,7 @@ def read_header_size(file: ImageFile, upright: bool = True) -> tuple[int, int] |
 
 
 def _open_stream(file: ImageFile) -> IO[bytes]:
-    return io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
+    return io.BytesIO(file) if isinstance(file, bytes) else open_regular_file(file)
 
 
 def _decode_plain_jpeg(content: bytes) -> RgbPixels | None:

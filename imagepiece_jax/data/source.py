@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import ArrayLike
 
-from imagepiece_jax.common.files import open_regular
+from imagepiece_jax.common.files import open_regular_file
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.class_names import ClassNames
 from imagepiece_jax.data.preprocessing import RgbPixels
@@ -200,7 +200,7 @@ def _image_bytes(data: str | bytes | np.ndarray) -> bytes:
     if isinstance(data, bytes):
         return data
     try:
-        with open_regular(data) as file:
+        with open_regular_file(data) as file:
             return file.read()
     except OSError:  # one damaged file must not end a run
         return b""

@@ -144,7 +144,7 @@ def model_step(
             per_image |= measure(outputs, batch)
         return sums, per_image
 
-    return parallel.pmap(evaluate_batch, program="evaluation")
+    return parallel.pmap(evaluate_batch, program_name="evaluation")
 
 
 def compute_outputs(

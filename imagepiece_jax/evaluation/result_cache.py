@@ -85,7 +85,7 @@ class ResultCache(contextlib.ExitStack):
     def append(self, value: Mapping[str, Any]) -> None:
         """Write an object as the last line, to disk. Raises RunError without room."""
         files.append_line(self._file, json.dumps(value))
-        with files.where_supported():
+        with files.ignore_unsupported():
             os.fsync(self._file.fileno())
 
     def measure_once(

@@ -168,7 +168,7 @@ class Extractor:
         outputs = jax.eval_shape(compute_arrays, weights, image)
         self.shapes = {name: outputs[name].shape[1:] for name in names}  # of one row
         self.model = model  # with a folded stem
-        self._program = parallel.pmap(compute_arrays, program="features")
+        self._program = parallel.pmap(compute_arrays, program_name="features")
         self._weights = parallel.replicate(weights)
 
     def __call__(

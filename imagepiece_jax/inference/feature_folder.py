@@ -180,7 +180,7 @@ class FeatureFolder:
             with open(self._new_folder / f"{name}.npy", "r+b") as file:
                 file.write(header)
                 file.truncate(len(header) + num_rows * row_bytes)
-                with files.where_supported():
+                with files.ignore_unsupported():
                     os.fsync(file.fileno())
 
     def _npy_header(self, name: str, num_rows: int) -> bytes:

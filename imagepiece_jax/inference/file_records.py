@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from imagepiece_jax.common.files import open_regular
+from imagepiece_jax.common.files import open_regular_file
 from imagepiece_jax.data.source import FileSource, StoredImage
 
 
@@ -60,7 +60,7 @@ def read_recorded(path: str) -> tuple[bytes, FileRecord]:
     """Read a regular file: (bytes, record). Raises OSError."""
     # The times are taken first, so that a write during the read shows as a change.
     record = record_unread(path)
-    with open_regular(path) as file:
+    with open_regular_file(path) as file:
         data = file.read()
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return data, record._replace(size=len(data), digest=digest)

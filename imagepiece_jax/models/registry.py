@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from imagepiece_jax.common.checks import most_similar
+from imagepiece_jax.common.checks import find_similar_name
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -113,7 +113,7 @@ def suggest_names(name: str) -> str:
     tags = public_models().get(base, {"weights": {}})["weights"]
     if tags:
         return f"with a tag it is one of {', '.join(f'{base}.{tag}' for tag in tags)}"
-    if similar := most_similar(base, [*MODELS, *public_models()]):
+    if similar := find_similar_name(base, [*MODELS, *public_models()]):
         return f"did you mean {similar!r}?"
     return KNOWN_MODELS_TEXT
 

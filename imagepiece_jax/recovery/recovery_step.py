@@ -82,7 +82,7 @@ class DenseTeacher:
         self.comparison = OutputComparison(dense)
         self.variables = parallel.replicate(dense.variables)
         self._outputs_program = parallel.pmap(
-            self._pixel_outputs, program="dense model"
+            self._pixel_outputs, program_name="dense model"
         )
 
     def pair_with_outputs(
@@ -124,10 +124,10 @@ class StudentFit:
         self.adam = optax.scale_by_adam()
         self.reset_state()
         self._step_program = parallel.pmap(
-            self._train_step, donate_argnums=(0,), program="recovery step"
+            self._train_step, donate_argnums=(0,), program_name="recovery step"
         )
         self._metrics_program = parallel.pmap(
-            self._measure_batch, program="reduced model"
+            self._measure_batch, program_name="reduced model"
         )
 
     def reset_state(self) -> None:

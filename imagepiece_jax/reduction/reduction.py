@@ -9,7 +9,7 @@ import dataclasses
 import numbers
 from typing import Any
 
-from imagepiece_jax.common.checks import check_choice, check_share, most_similar
+from imagepiece_jax.common.checks import check_choice, check_share, find_similar_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
@@ -79,7 +79,7 @@ class Reduction:
             if name not in METHODS:
                 # A new method is not in the copy that `pip install .` made.
                 place = f"methods in {methods.__path__[0]}"
-                if similar := most_similar(name, METHODS):
+                if similar := find_similar_name(name, METHODS):
                     raise InputError(
                         f"reduction is {text!r}; did you mean {similar!r}? ({place})"
                     ) from None

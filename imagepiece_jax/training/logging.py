@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import append_line, replace_file, where_supported
+from imagepiece_jax.common.files import append_line, ignore_unsupported, replace_file
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.config import RunConfig
@@ -91,14 +91,14 @@ class MetricWriter(contextlib.ExitStack):
         self._write_event(int(step), summary=Summary(value=scalars))
 
     def _close_events(self) -> None:
-        with where_supported():
+        with ignore_unsupported():
             self._events.close()
 
     def _write_event(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore
 
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-        with where_supported():  # it calls fsync at the end
+        with ignore_unsupported():  # it calls fsync at the end
             self._events.flush()
 
 

@@ -167,7 +167,7 @@ class Run:
             teacher=self.teacher,
             loss=setup.loss,
         )
-        program = parallel.pmap(step, donate_argnums=(0,), program="training step")
+        program = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
         num_devices = parallel.device_count()
         micro_batches = config.grad_accum_steps
         micro_batch_size = config.batch_size // (num_devices * micro_batches)

@@ -122,7 +122,7 @@ def _read_run(located: Located, config: ViTConfig) -> NamedArrays:
         )
 
     checkpoint = find_checkpoint(folder, str(located.checkpoint))
-    arrays, facts, _ = checksums.read_newest(checkpoint, choose_names)
+    arrays, facts, _ = checksums.read_newest_step(checkpoint, choose_names)
     check_normalization(located.folder, vars(config), facts)
     arrays = {name.removeprefix(root): array for name, array in arrays.items()}
     return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))

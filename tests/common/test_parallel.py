@@ -68,7 +68,7 @@ def check_exchange(devices, first=0, local=None):
         )
         return at, parallel.reverse_batch({"x": x, "i": x[:, 0]}), *sums
 
-    found = parallel.pmap(step, program="step")(parallel.shard_samples(batch))
+    found = parallel.pmap(step, program_name="step")(parallel.shard_samples(batch))
     at, back, mean, total = parallel.local_rows(found)
     mine = samples[3 * first : 3 * (first + local)]
     assert at.dtype == jnp.int32
@@ -93,7 +93,7 @@ def check_round_trip(devices, everywhere=None):
     shapes = [leaf["w"].shape for leaf in (there, parallel.local_rows(there))]
     assert shapes == [(everywhere or devices, 1 << 18), (devices, 1 << 18)]
     plus_one = functools.partial(jax.tree.map, lambda x: x + 1)
-    grow = parallel.pmap(plus_one, donate_argnums=0, program="step")
+    grow = parallel.pmap(plus_one, donate_argnums=0, program_name="step")
     later = grow(there)
     back = parallel.unreplicate(later)
     kept = {name: x.copy() for name, x in back.items()}
@@ -205,7 +205,9 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
         return compile_as_ever(lowered, compiler_options, **rest)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
-    add = parallel.pmap(lambda state, x: state + x, donate_argnums=(0,), program="step")
+    add = parallel.pmap(
+        lambda state, x: state + x, donate_argnums=(0,), program_name="step"
+    )
     state = parallel.replicate(np.float32(1))
     x = parallel.replicate(np.float32(2))
     add.compile(state, np.empty(len(parallel.local_devices()), np.float32))

@@ -41,6 +41,6 @@ def test_batches_that_do_not_split_evenly_are_refused(batch_size):
 @pytest.mark.parametrize("samples", [359, 40])
 @pytest.mark.parametrize("devices", [1, 2, 8, 16, 100])
 def test_samples_are_rounded_up_to_as_many_on_each_device(devices, samples):
-    whole = Placement(local_devices=devices).round_up(samples)
+    whole = Placement(num_local_devices=devices).round_up(samples)
     assert samples <= whole < samples + devices
     assert whole % devices == 0

@@ -73,7 +73,7 @@ def computed(workdir):
 def stored(workdir, kind):
     """All arrays of the newest undamaged "latest" or "best", as nested dicts."""
     folder = pathlib.Path(workdir, "checkpoints", kind)
-    arrays, _, _ = checksums.read_newest(folder, lambda _, table: table)
+    arrays, _, _ = checksums.read_newest_step(folder, lambda _, table: table)
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 

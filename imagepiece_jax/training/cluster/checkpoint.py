@@ -129,13 +129,13 @@ class Checkpoints:
             # Orbax writes under a temporary name, renames the complete step, and then
             # removes an older step. A kill or a full disk leaves no incomplete step,
             # and loses no complete step.
-            writer.save(step, arrays, checksums.sealed_metadata(arrays, meta))
+            writer.save(step, arrays, checksums.seal_metadata(arrays, meta))
 
     def replace_facts(self, step: int, state: PyTree, meta: dict) -> None:
         """Replace a "latest" step's `meta`; its state on disk is already the same."""
         # A kill leaves the old or the new `meta`. `save` would remove the step first.
         if parallel.is_main():
-            item = checksums.sealed_metadata(_named_arrays(state), meta)
+            item = checksums.seal_metadata(_named_arrays(state), meta)
             folder = self._root / "latest" / str(step) / "meta"
             orbax_files.replace_json_item(folder, item)
 
@@ -156,11 +156,11 @@ class Checkpoints:
         folder = self._root / "latest"
         # Process 0 decides: a network file system may show processes different files.
         if parallel.is_main():
-            arrays, meta, step = checksums.read_newest(folder, choose)
+            arrays, meta, step = checksums.read_newest_step(folder, choose)
             parallel.decided_by_main(lambda: step)
         else:  # another process reads the same step
             step = parallel.decided_by_main(lambda: None)
-            arrays, meta, _ = checksums.read_newest(folder, choose, [step])
+            arrays, meta, _ = checksums.read_newest_step(folder, choose, [step])
         leaves = [arrays[name] for name in abstract_leaves]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return state, meta, step
