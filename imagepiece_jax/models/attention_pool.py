@@ -52,12 +52,12 @@ class AttentionPool(nn.Module):
         bias = jnp.log(size) if self.prop_attn else None
         if mask is None:
             queries = jnp.repeat(query, x.shape[0], axis=0)
-            read = dot_product_attention(queries, key, value, bias)
+            pooled = dot_product_attention(queries, key, value, bias)
         else:
-            read = attend_live_tokens(query, key, value, mask, bias)
-        read = read.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
-        read = self.proj(read)
-        return read + self.mlp(self.norm(read))
+            pooled = attend_live_tokens(query, key, value, mask, bias)
+        pooled = pooled.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
+        pooled = self.proj(pooled)
+        return pooled + self.mlp(self.norm(pooled))
 
     def probe_scores(self, x: AllRows, state: TokenState) -> TokenValues:
         """The probe's attention to image tokens, mean over heads.
@@ -73,9 +73,9 @@ class AttentionPool(nn.Module):
         query = self._probe_query()[0, 0].astype(jnp.float32)
         kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
         kernel = kernel.reshape(self.config.embed_dim, *query.shape)
-        read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
+        query_kernel = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
         x = x.astype(jnp.float32)
-        logits = jnp.einsum("bnx,xh->bnh", x, read, precision="highest")
+        logits = jnp.einsum("bnx,xh->bnh", x, query_kernel, precision="highest")
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)

@@ -115,14 +115,14 @@ class Block(nn.Module):
     def setup(self) -> None:
         arch = self.config.arch
         dtype = self.execution.dtype
-        hidden = round(self.config.embed_dim * self.config.mlp_ratio)
+        hidden_dim = round(self.config.embed_dim * self.config.mlp_ratio)
         self.norm1 = LayerNorm(dtype, arch.norm_eps)
         is_directed = self.execution.size_encoding == "direction"
-        kind = DirectedAttention if is_directed else Attention
-        self.attn = kind(self.config, self.execution, self.prop_attn)
+        attention_class = DirectedAttention if is_directed else Attention
+        self.attn = attention_class(self.config, self.execution, self.prop_attn)
         self.norm2 = LayerNorm(dtype, arch.norm_eps)
         hidden_eps = arch.norm_eps if arch.mlp_norm else None
-        self.mlp = Mlp(hidden, arch.gelu, dtype, arch.mlp, hidden_eps)
+        self.mlp = Mlp(hidden_dim, arch.gelu, dtype, arch.mlp, hidden_eps)
         self.ls1 = LayerScale() if arch.layer_scale else lambda x: x
         self.ls2 = LayerScale() if arch.layer_scale else lambda x: x
 

@@ -145,9 +145,9 @@ def block_macs(model: ViT, layer: BlockPlan, num_queries: int | None = None) -> 
     # First the projections to queries, keys and values, and proj; then both products.
     attention = (num_scoring + num_keys + num_values + num_reading) * width**2
     attention += (num_scoring * num_keys + num_reading * num_values) * width
-    layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
-    hidden = round(config.mlp_ratio * width)
-    return attention + num_returned * layers * width * hidden
+    num_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
+    hidden_dim = round(config.mlp_ratio * width)
+    return attention + num_returned * num_layers * width * hidden_dim
 
 
 def reducer_macs(model: ViT, layer: BlockPlan) -> float:

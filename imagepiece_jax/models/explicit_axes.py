@@ -30,7 +30,7 @@ def on_auto_axes(call: Callable, images: Any) -> Callable:
     return auto_axes(call, out_sharding=sharding) if sharding else call
 
 
-def method_on_auto_axes(
+def call_on_auto_axes(
     method: Callable, module: nn.Module, sharding: NamedSharding, *arrays: Any
 ) -> Any:
     """Call a module's method on arrays whose batch has an explicit sharding."""

@@ -54,12 +54,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
         dim = x.shape[-1]
-        hidden = (self.hidden_dim, self.dtype)
+        width_and_dtype = (self.hidden_dim, self.dtype)
         if self.kind == "swiglu":
-            gate = nn.silu(dense_layer(*hidden, name="fc1_g")(x))
-            x = gate * dense_layer(*hidden, name="fc1_x")(x)
+            gate = nn.silu(dense_layer(*width_and_dtype, name="fc1_g")(x))
+            x = gate * dense_layer(*width_and_dtype, name="fc1_x")(x)
         else:
-            x = gelu(dense_layer(*hidden, name="fc1")(x), self.gelu)
+            x = gelu(dense_layer(*width_and_dtype, name="fc1")(x), self.gelu)
         if self.norm_eps is not None:
             x = LayerNorm(self.dtype, self.norm_eps, name="norm")(x)
         return dense_layer(dim, self.dtype, name="fc2")(x)

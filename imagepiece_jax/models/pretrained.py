@@ -189,7 +189,7 @@ class Pretrained:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit_positions(tensors, config, self.image_size)
         title = self.origin.title
-        return timm_tensors.own_variables(model, tensors, title, fresh, seed)[0]
+        return timm_tensors.make_own_variables(model, tensors, title, fresh, seed)[0]
 
     def with_reduction(self, reduction: ReductionLike, seed: int | None = None) -> Self:
         """The same weights with another reduction, or with none.
@@ -273,7 +273,7 @@ class Pretrained:
         selectors = self.selectors
         if "selectors" not in self.untrained:
             selectors = self.collect_selectors()
-        variables, drawn_parts = timm_tensors.own_variables(
+        variables, drawn_parts = timm_tensors.make_own_variables(
             model,
             selectors,
             origin.title,

@@ -46,28 +46,29 @@ def fit_positions(
 
 
 def resize_grid(
-    grid: Float[np.ndarray, "height width dim"], new_shape: tuple[int, int], how: str
+    grid: Float[np.ndarray, "height width dim"], new_shape: tuple[int, int], kind: str
 ) -> Float32[np.ndarray, "rows columns dim"]:
     """Interpolate a grid of embeddings.
 
     new_shape: (height, width)
-    how: "antialias" (timm: Keys' kernel, a = -0.5, wider if the grid shrinks),
+    kind: "antialias" (timm: Keys' kernel, a = -0.5, wider if the grid shrinks),
         "bicubic" (PyTorch without antialiasing: a = -0.75, borders repeated), "offset"
         (DINO: "bicubic" by the factor (new + 0.1) / old) or "linear" (Google's vit_jax
         and big_vision: corners stay in place, like SciPy's zoom of order 1)
     """
     height, width, dim = grid.shape
-    if how == "antialias":
+    if kind == "antialias":
         resized = jax.image.resize(jax.device_put(grid), (*new_shape, dim), "cubic")
         return jax.device_get(resized)
-    if how == "linear":
-        rows = _linear_weights(height, new_shape[0])
-        columns = _linear_weights(width, new_shape[1])
+    if kind == "linear":
+        row_weights = _linear_weights(height, new_shape[0])
+        column_weights = _linear_weights(width, new_shape[1])
     else:
-        offset = 0.1 if how == "offset" else 0.0  # as in DINO and DINOv2
-        rows = _bicubic_weights(height, new_shape[0], offset)
-        columns = _bicubic_weights(width, new_shape[1], offset)
-    return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
+        offset = 0.1 if kind == "offset" else 0.0  # as in DINO and DINOv2
+        row_weights = _bicubic_weights(height, new_shape[0], offset)
+        column_weights = _bicubic_weights(width, new_shape[1], offset)
+    weights = (row_weights, column_weights)
+    return np.einsum("ab,cd,bdx->acx", *weights, grid, optimize=True)
 
 
 def _bicubic_weights(
@@ -75,14 +76,14 @@ def _bicubic_weights(
 ) -> Float32[np.ndarray, "{new} {old}"]:
     """PyTorch's bicubic interpolation weights along one axis."""
     coordinate = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
-    first = np.floor(coordinate).astype(int)
+    nearest_below = np.floor(coordinate).astype(int)
     weights = np.zeros((new, old))
     a = -0.75
     for step in (-1, 0, 1, 2):
-        distance = np.abs(coordinate - first - step)
+        distance = np.abs(coordinate - nearest_below - step)
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-        column = np.clip(first + step, 0, old - 1)
+        column = np.clip(nearest_below + step, 0, old - 1)
         weight = np.where(distance <= 1, near, far)
         np.add.at(weights, (np.arange(new), column), weight)
     return weights.astype(np.float32)

@@ -48,7 +48,7 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]  # shape of timm's whole tensor
 
 
-def model_variables(
+def make_variables(
     model: ViT,
     tensors: Arrays,
     source: str,
@@ -91,7 +91,7 @@ def model_variables(
     return variables, sorted(missing)
 
 
-def own_variables(
+def make_own_variables(
     model: ViT,
     tensors: Arrays,
     source: str,
@@ -99,15 +99,15 @@ def own_variables(
     seed: int = 0,
     known: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """`model_variables` without the tensors of foreign selectors.
+    """`make_variables` without the tensors of foreign selectors.
 
-    fresh: as for `own_selectors`
+    fresh: as for `drop_foreign_selectors`
     """
-    tensors, fresh = own_selectors(model, tensors, source, fresh)
-    return model_variables(model, tensors, source, fresh=fresh, seed=seed, known=known)
+    tensors, fresh = drop_foreign_selectors(model, tensors, source, fresh)
+    return make_variables(model, tensors, source, fresh=fresh, seed=seed, known=known)
 
 
-def own_selectors(
+def drop_foreign_selectors(
     model: ViT, tensors: Arrays, source: str, fresh: Iterable[str] | None = ()
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Drop the tensors of foreign selectors: (tensors, names of parts to draw).
@@ -192,7 +192,7 @@ def check_fit(
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     entries = dict(sorted(_make_entries(leaves).items()))
-    needed = {k: p for k, p in entries.items() if not is_in_parts(p.path, fresh)}
+    needed = {k: e for k, e in entries.items() if not is_in_parts(e.path, fresh)}
     problem = _size_difference(state_dict, needed.values())
     if problem:
         raise StateDictMismatch(problem)

@@ -21,7 +21,7 @@ from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.attention_pool import AttentionPool, cut_pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction, Decision, Probe
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
-from imagepiece_jax.models.explicit_axes import batch_sharding, method_on_auto_axes
+from imagepiece_jax.models.explicit_axes import batch_sharding, call_on_auto_axes
 from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, dense_layer
 from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
 from imagepiece_jax.reduction import contract
@@ -135,7 +135,7 @@ class ViT(nn.Module):
             def call(vit: ViT, images: jax.Array, keys: Any) -> Outputs:
                 return vit(images, train, keys, with_states)
 
-            return method_on_auto_axes(call, self, sharding, images, keys)
+            return call_on_auto_axes(call, self, sharding, images, keys)
         state = self._embed_images(images, train)
         scores = {}
         states = []
@@ -213,15 +213,15 @@ class ViT(nn.Module):
             if layer.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters:
                 # a call on random inputs creates them.
-                n = layer.mlp_tokens - self.config.arch.prefix
+                num_patches = layer.mlp_tokens - self.config.arch.prefix
                 reducer_inputs = contract.random_inputs(
-                    reducer, n, self.config.embed_dim, self.config.num_heads
+                    reducer, num_patches, self.config.embed_dim, self.config.num_heads
                 )
-                reducer(reducer_inputs, StepCounts(n, n))
+                reducer(reducer_inputs, StepCounts(num_patches, num_patches))
         if layer.counts is None:
             return None
-        heads = self.config.num_heads
-        return BlockReduction(index, layer.counts, reducer, heads, keys, probe)
+        num_heads = self.config.num_heads
+        return BlockReduction(index, layer.counts, reducer, num_heads, keys, probe)
 
     def _draw_drop_path(
         self, keys: dict[str, jax.Array] | None, train: bool
@@ -233,8 +233,8 @@ class ViT(nn.Module):
         if keys is None:
             needed = 'keys={"drop_path": [B] keys}'
             raise ValueError(f"train=True draws for drop path: {needed} is missing")
-        scale = drop_path_scale(keys["drop_path"], self.depth, rate)
-        return [(scale[:, i, 0], scale[:, i, 1]) for i in range(self.depth)]
+        factors = drop_path_scale(keys["drop_path"], self.depth, rate)
+        return [(factors[:, i, 0], factors[:, i, 1]) for i in range(self.depth)]
 
     def _compute_outputs(
         self,
@@ -303,9 +303,9 @@ class ViT(nn.Module):
         width -= width % self.config.patch_size
         x = images[:, :height, :width].astype(self._part_dtype("patch_embed"))
         x = stem(x, train)
-        batch, height, width, dim = x.shape
-        x = x.reshape(batch, height * width, dim)
-        self._check_positions(height * width, (images.shape[1], images.shape[2]))
+        batch, rows, columns, dim = x.shape
+        x = x.reshape(batch, rows * columns, dim)
+        self._check_positions(rows * columns, (images.shape[1], images.shape[2]))
         prefix = self._prefix_tokens(batch, dim)
         if arch.prefix_positions:
             if prefix:
@@ -316,7 +316,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([*prefix, x], 1)
         if arch.pre_norm:
             x = self._make_norm("norm_pre")(x)
-        grid = (height, width)
+        grid = (rows, columns)
         coordinates = arch.rotary.coordinates(grid) if arch.rotary else None
         return initial_state(keep_token_major(x), arch.prefix, grid, coordinates)
 
@@ -346,20 +346,20 @@ class ViT(nn.Module):
             return ConvStem(*sizes, axis_name=self.execution.axis_name, name=name)
         return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
 
-    def _check_positions(self, patches: int, image_size: tuple[int, int]) -> None:
+    def _check_positions(self, num_patches: int, image_size: tuple[int, int]) -> None:
         """Check that there are as many patches as position embeddings."""
         arch = self.config.arch
         positions = self.variables.get("params", {}).get("pos_embed")
         if positions is None:
             return
-        count = positions.shape[1]
+        num_positions = positions.shape[1]
         if arch.prefix_positions:
-            count -= arch.prefix
-        if count != patches:
+            num_positions -= arch.prefix
+        if num_positions != num_patches:
             raise InputError(
-                f"images have {size_text(image_size)} pixels, {patches} patches, but "
-                f"the model has positions for {count}; load(.., image_size=..) resizes "
-                "them"
+                f"images have {size_text(image_size)} pixels, {num_patches} patches, "
+                f"but the model has positions for {num_positions}; "
+                "load(.., image_size=..) resizes them"
             )
 
     def _add_positions(self, x: TokenRows) -> TokenRows:

@@ -100,7 +100,7 @@ def load(
     is_exact = keeps_reduction and described.digest is None
     fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
     fresh_parts = (*new_head, *new_selectors)
-    variables, drawn_parts = timm_tensors.model_variables(
+    variables, drawn_parts = timm_tensors.make_variables(
         model, fitted_tensors, located.title, fresh=fresh_parts, seed=seed or 0
     )
     params = variables["params"]
@@ -162,11 +162,11 @@ def fit_tensors(
     stored: Mapping[str, np.ndarray] = tensors.dense | tensors.selectors
     fresh_parts = ()
     if seed is not None:
-        stored, fresh_parts = timm_tensors.own_selectors(
+        stored, fresh_parts = timm_tensors.drop_foreign_selectors(
             model, tensors.dense | tensors.learned, located.title, None
         )
     elif not is_exact:
-        stored, _ = timm_tensors.own_selectors(model, stored, located.title)
+        stored, _ = timm_tensors.drop_foreign_selectors(model, stored, located.title)
     trained_size = tensors.config.image_size
     if image_sides(model.config.image_size) != image_sides(trained_size):
         stored = resize_positions.fit_positions(stored, model.config, trained_size)

@@ -451,7 +451,7 @@ def _canonical_tensors(tensors: NamedArrays) -> NamedArrays:
         elif leaf == "bias":
             canonical[name] = tensor.reshape(-1)  # Flax has an extra axis of heads
         elif name == "pos_embed" and tensor.ndim == 1:
-            canonical[name] = tensor  # malformed; model_variables reports it
+            canonical[name] = tensor  # malformed; make_variables reports it
         elif name in TOKEN_ROWS and tensor.ndim != 3:
             canonical[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty

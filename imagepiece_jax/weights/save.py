@@ -160,7 +160,7 @@ def _check_round_trip(model: ViT, tensors: NamedArrays, config: JsonFields) -> N
     """Check that `load` would make the same model from these tensors and config."""
     described = parse_config(config, {})
     loaded_model = build_model(described.config, described.reduction)
-    timm_tensors.own_variables(loaded_model, tensors, "the saved model")
+    timm_tensors.make_own_variables(loaded_model, tensors, "the saved model")
     for field in ("plan", "prop_attn"):
         own_value = getattr(model, field)
         loaded_value = getattr(loaded_model, field)

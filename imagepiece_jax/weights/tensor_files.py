@@ -148,33 +148,35 @@ def _open_torch(path: pathlib.Path) -> Generator[UnreadTensors]:
 
 def read_weight_map(path: pathlib.Path) -> dict[str, str]:
     """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
-    part_of_tensor = read_json(path)["weight_map"]
-    for part in part_of_tensor.values():
-        if pathlib.PurePath(str(part)).name != part:
-            raise InputError(f"{path} names the part {part!r}, which is not beside it")
-    return part_of_tensor
+    file_of_tensor = read_json(path)["weight_map"]
+    for file_name in file_of_tensor.values():
+        if pathlib.PurePath(str(file_name)).name != file_name:
+            raise InputError(
+                f"{path} names the part {file_name!r}, which is not beside it"
+            )
+    return file_of_tensor
 
 
 @contextlib.contextmanager
 def _open_index(path: pathlib.Path) -> Generator[UnreadTensors]:
-    part_of_tensor = read_weight_map(path)
-    read_parts = functools.partial(_read_parts, path.parent, part_of_tensor)
-    tensors = _lazy_tensors(part_of_tensor, lambda name: read_parts([name])[name])
-    yield UnreadTensors(tensors, read_parts)
+    file_of_tensor = read_weight_map(path)
+    read_tensors = functools.partial(_read_indexed, path.parent, file_of_tensor)
+    tensors = _lazy_tensors(file_of_tensor, lambda name: read_tensors([name])[name])
+    yield UnreadTensors(tensors, read_tensors)
 
 
-def _read_parts(
-    folder: pathlib.Path, part_of_tensor: Mapping[str, str], names: Iterable[str]
+def _read_indexed(
+    folder: pathlib.Path, file_of_tensor: Mapping[str, str], names: Iterable[str]
 ) -> NamedArrays:
-    """Read tensors of an index, and open each part once."""
-    names_by_part = {}
+    """Read tensors of an index, and open each file once."""
+    names_by_file = {}
     for name in names:
-        names_by_part.setdefault(part_of_tensor[name], []).append(name)
+        names_by_file.setdefault(file_of_tensor[name], []).append(name)
     tensors = {}
-    for part, part_names in sorted(names_by_part.items()):
-        with _open_file(folder / part, _PART_OPENERS) as content:
+    for file_name, own_names in sorted(names_by_file.items()):
+        with _open_file(folder / file_name, _INDEXED_OPENERS) as content:
             unread = check_named_tensors(content.tensors)
-            present = [name for name in part_names if name in unread]
+            present = [name for name in own_names if name in unread]
             tensors |= content.reader({name: unread[name] for name in present})
     return tensors
 
@@ -248,4 +250,4 @@ _FILE_OPENERS = {
     ".json": _open_index,
 }
 # Openers for the parts of an index.
-_PART_OPENERS = {".safetensors": _open_safetensors, ".bin": _open_torch}
+_INDEXED_OPENERS = {".safetensors": _open_safetensors, ".bin": _open_torch}

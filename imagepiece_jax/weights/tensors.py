@@ -50,8 +50,10 @@ def read_tensors(located: Located, described: Described) -> Tensors:
     tensors, recovered = _read_files(located, described)
     config = correct_config(located, described, tensors)
     dense, selectors = timm_tensors.split_selectors(tensors)
-    starts = tuple([f"{part.replace('_', '.')}." for part in described.untrained])
-    learned = {k: v for k, v in selectors.items() if not k.startswith(starts)}
+    untrained_starts = tuple(
+        [f"{part.replace('_', '.')}." for part in described.untrained]
+    )
+    learned = {k: v for k, v in selectors.items() if not k.startswith(untrained_starts)}
     recovery = described.recovery
     if recovery is not None:
         like = variable_shapes(build_model(config))

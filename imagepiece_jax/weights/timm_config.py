@@ -83,14 +83,14 @@ def parse_timm(file_fields: JsonFields) -> TimmModel:
     is_flexible = _is_flexible(name, pretrained_cfg, arguments)
     if not is_flexible:
         image_size = positions_size
-    file_values: dict[str, Any] = {
+    config_fields: dict[str, Any] = {
         "mean": tuple(pretrained_cfg["mean"]),
         "std": tuple(pretrained_cfg["std"]),
         "preprocessing": _read_preprocessing(pretrained_cfg, image_size),
     }
     if num_classes is not None:
-        file_values["num_classes"] = num_classes
-    base = registry.build_config(name, **{"num_classes": 0, **file_values})
+        config_fields["num_classes"] = num_classes
+    base = registry.build_config(name, **{"num_classes": 0, **config_fields})
     if tag:
         public_name = f"{name}.{tag}"
         published = _find_published_config(public_name, base, num_classes, arguments)
@@ -101,7 +101,7 @@ def parse_timm(file_fields: JsonFields) -> TimmModel:
     names = _find_class_names(pretrained_cfg | file_fields, num_classes, base)
     # transformers' TimmWrapper writes a problem_type.
     problem_type = file_fields.get("problem_type") or base.problem_type
-    config = dataclasses.replace(config, **file_values, problem_type=problem_type)
+    config = dataclasses.replace(config, **config_fields, problem_type=problem_type)
     trained_size = positions_size if is_flexible else None
     return TimmModel(config, names, trained_size, pretrained_cfg.get("license"))
 

@@ -66,8 +66,8 @@ def open_torch_file(path: pathlib.Path) -> Generator[Any]:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         folder, _, _ = names[0].partition("/")
-        order = f"{folder}/byteorder"
-        if order in names and archive.read(order) != b"little":
+        order_name = f"{folder}/byteorder"
+        if order_name in names and archive.read(order_name) != b"little":
             raise InputError("its byte order is big")
 
         def read_bytes(storage: _Storage) -> bytes:
