@@ -185,7 +185,7 @@ def judge_recovery(vit, better, source: Source) -> dict[str, dict[str, float]]:
     """
     teacher = DenseTeacher(vit.with_reduction(None))
     batches = read_image_batches(source, vit.preprocessing, 50)
-    answered = teacher.pair_with_outputs(batches)
+    answered = teacher.pair_outputs(batches)
     names = teacher.comparison.output_names
 
     def terms(variables, pixels, targets):
@@ -240,7 +240,7 @@ def encode_right_answers(vit, source: Source) -> str:
     # The photographs are stored in the model's size: they are used as they are.
     whole = dataclasses.replace(vit.preprocessing, resize="none")
     batches = read_image_batches(source, whole, 50)
-    for batch, answers in DenseTeacher(vit).pair_with_outputs(batches):
+    for batch, answers in DenseTeacher(vit).pair_outputs(batches):
         is_image = batch["mask"]  # and not padding
         first = np.argmax(parallel.local_rows(answers)["logits"], axis=-1)[is_image]
         index = batch["index"][is_image]

@@ -126,7 +126,7 @@ def recover(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
         teacher = DenseTeacher(dense)
-        held_out = teacher.pair_with_outputs(batches)
+        held_out = teacher.pair_outputs(batches)
         progress = None
         for index, student in enumerate(students):
             fit = StudentFit(student, recipe, teacher)
@@ -188,7 +188,7 @@ class RecoveryRun:
 
     fit: StudentFit
     images: ImageSplit
-    held_out: list[tuple]  # held-out images, from `DenseTeacher.pair_with_outputs`
+    held_out: list[tuple]  # held-out images, from `DenseTeacher.pair_outputs`
     stop: signals.EarlyStop  # ends the training
     seconds: float = math.inf  # training time; inf: the recipe's steps are taken
 

@@ -153,13 +153,11 @@ class OutputComparison:
         distance = terms["logits"]
         if self.output_kind == "features" and "patches" in terms:
             distance = (distance + terms["patches"]) / 2
-        is_equal = find_top_class(student["logits"]) == find_top_class(
-            teacher["logits"]
-        )
+        is_equal = top_class(student["logits"]) == top_class(teacher["logits"])
         return {"distance": distance, "agreement": is_equal}
 
 
-def find_top_class(logits: Logits) -> jax.Array:
+def top_class(logits: Logits) -> jax.Array:
     """Most probable class, [B]; of a single class, whether it is probable."""
     if logits.shape[-1] == 1:
         return logits[:, 0] > 0

@@ -81,17 +81,15 @@ class DenseTeacher:
         self.model = dense.model
         self.comparison = OutputComparison(dense)
         self.variables = parallel.replicate(dense.variables)
-        self._outputs_program = parallel.pmap(
+        self._pixel_program = parallel.pmap(
             self._pixel_outputs, program_name="dense model"
         )
 
-    def pair_with_outputs(
-        self, batches: Iterable[dict[str, np.ndarray]]
-    ) -> list[tuple]:
+    def pair_outputs(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
         """Pair all `read_image_batches` with the teacher's outputs."""
         pairs = []
         for batch in batches:
-            pairs.append((batch, self._outputs_program(self.variables, batch["image"])))
+            pairs.append((batch, self._pixel_program(self.variables, batch["image"])))
         return pairs
 
     def normalize_pixels(self, pixels: PixelImages) -> NormalizedImages:
@@ -158,7 +156,7 @@ class StudentFit:
     ) -> dict[str, Shaped[np.ndarray, " images"]]:
         """`OutputComparison.measure_images` and "index".
 
-        held_out: the images, from `DenseTeacher.pair_with_outputs`
+        held_out: the images, from `DenseTeacher.pair_outputs`
         is_dense: whether the student has the dense model's values
         """
         student, teacher = self.student_and_teacher
