@@ -333,7 +333,7 @@ class Study:
         setting = {
             "kind": "speed",
             "model": as_json(vit.reduced_model(reduction)),
-            "reduction": self.weights(vit).reduction_text(reduction),
+            "reduction": self.weights(vit).format_reduction(reduction),
             **self.clock.setting(vit),
         }
         task = f"the speed of {reduction}"
@@ -366,7 +366,7 @@ class Study:
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)
         task = f"inside {reduction}, {len(self.images)} images"
-        key = weights.result_key(kind, reduction)
+        key = weights.make_result_key(kind, reduction)
         return weights.cache.measure_once(key, measure, task)
 
     # The pages

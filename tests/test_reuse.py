@@ -129,13 +129,13 @@ def measured(vit, tmp_path):
     """MeasuredWeights of which the accuracy of the model as it is has been measured."""
     with ResultCache(tmp_path) as cache:
         made = MeasuredWeights(vit, MeasuredImages(SETTING, list), cache)
-        made.cache.measure_once(made.result_key("accuracy", vit.reduction), dict)
+        made.cache.measure_once(made.make_result_key("accuracy", vit.reduction), dict)
         yield made
 
 
 def is_measured(weights):
     measured = []
-    key = weights.result_key("accuracy", weights.vit.reduction)
+    key = weights.make_result_key("accuracy", weights.vit.reduction)
     weights.cache.measure_once(key, lambda: measured.append(1) or {})
     return not measured
 

@@ -187,11 +187,11 @@ def inference_text(config, gelu=None):
 
 def train_text(config):
     """Return the compiled text of a training step."""
-    step, first_state, model, teacher = workloads.make_training_step(
+    step, make_state, model, teacher = workloads.make_training_step(
         RunConfig.from_config(without_placement(config)),
         lambda model: place_attention(model, config),
     )
-    state = jax.eval_shape(first_state, variable_shapes(model))
+    state = jax.eval_shape(make_state, variable_shapes(model))
     if teacher is not None:
         teacher = variable_shapes(teacher)
     leading = (1, config.grad_accum_steps, config.batch_size // config.grad_accum_steps)

@@ -95,7 +95,7 @@ def main(
         with open(file, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
-    print(speed_table(rows))
+    print(format_speeds(rows))
 
 
 def measure_batch(size, batch, models=()):
@@ -143,7 +143,7 @@ def random_images(batch, side):
     return images.astype(np.float32)
 
 
-def speed_table(rows):
+def format_speeds(rows):
     """A table: a line for each program, a column for each batch size."""
     by_program = {(row["runtime"], row["model"], row["batch"]): row for row in rows}
     batches = sorted({row["batch"] for row in rows})

@@ -100,8 +100,8 @@ def time_groups(
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
             readings = timer.time_in_turns(timed_calls, timing)
         batch_size = next(iter(cases.values())).batch_size
-        rows = speed_rows(workloads, readings, {**facts, "batch_size": batch_size})
-        print(f"\n{first_case.mode}\n{speed_table(rows)}", flush=True)
+        rows = make_speed_rows(workloads, readings, {**facts, "batch_size": batch_size})
+        print(f"\n{first_case.mode}\n{format_speeds(rows)}", flush=True)
         lines += [json.dumps(row) + "\n" for row in rows]
         if file:
             replace_file(file, "".join(lines))
@@ -121,7 +121,7 @@ def describe_timing(case: BenchmarkCase, timing: timer.Timing) -> dict[str, Any]
     }
 
 
-def speed_rows(
+def make_speed_rows(
     workloads: Mapping[str, Workload],
     readings: Mapping[str, Sequence[float]],
     shared_facts: Mapping[str, Any],
@@ -153,7 +153,7 @@ def speed_rows(
     return rows
 
 
-def speed_table(rows: Iterable[Mapping[str, Any]]) -> str:
+def format_speeds(rows: Iterable[Mapping[str, Any]]) -> str:
     """Align rows in columns for a terminal. Unknown bytes are a "-"."""
     lines = []
     for row in rows:

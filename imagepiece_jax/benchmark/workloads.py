@@ -93,11 +93,11 @@ class BenchmarkCase:
         macs = self.batch_size * model_macs(self.vit.model)
         if self.run is not None:
             call = compile_training_steps(self.run)
-            facts = _program_facts(call.model, call.compiled_step)
+            facts = _describe_program(call.model, call.compiled_step)
             macs = self.batch_size * TRAINING_MACS * model_macs(call.model)
         elif not isinstance(self.vit, Pretrained):
-            call = _exported_program_call(self.vit, self.batch_size)
-            facts = _program_facts(self.vit.model, None)
+            call = _make_program_call(self.vit, self.batch_size)
+            facts = _describe_program(self.vit.model, None)
         else:
             fast_program = optimize.optimize(
                 self.vit,
@@ -107,11 +107,11 @@ class BenchmarkCase:
                 attention=self.vit.model.execution.attention,
             )
             call = call_on_noise(fast_program)
-            facts = _program_facts(fast_program.model, fast_program.compiled)
+            facts = _describe_program(fast_program.model, fast_program.compiled)
         return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
 
 
-def _exported_program_call(
+def _make_program_call(
     program: ExportedProgram, batch_size: int
 ) -> Callable[[int], Any]:
     """Make a function (number) that runs an exported file on random images."""
@@ -144,14 +144,14 @@ class TrainingSteps:
 
 def compile_training_steps(run: RunConfig) -> TrainingSteps:
     """Compile a run's training step, and draw weights and batches for it."""
-    step, first_state, model, teacher_model = make_training_step(run)
+    step, make_state, model, teacher_model = make_training_step(run)
     teacher_variables = None
     if teacher_model is not None:
         teacher_variables = parallel.replicate(draw_random_variables(teacher_model))
-    state = parallel.replicate(first_state(draw_random_variables(model)))
+    state = parallel.replicate(make_state(draw_random_variables(model)))
     batches = []
     for seed in range(NUM_INPUTS):
-        batches.append(parallel.shard_samples(_labeled_batch(run, seed)))
+        batches.append(parallel.shard_samples(_draw_batch(run, seed)))
     step = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
     compiled_step = step.compile(state, batches[0], teacher_variables)
     return TrainingSteps(model, compiled_step, state, batches, teacher_variables)
@@ -197,12 +197,12 @@ def with_random_weights(model: ViT) -> Pretrained:
 
 def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
     """Make a function (number) that runs `program` on random images on its device."""
-    images = _noise_images(program.images.shape, program.images.dtype)
+    images = _draw_noise(program.images.shape, program.images.dtype)
     return lambda number: program(images[number % NUM_INPUTS])
 
 
 @functools.lru_cache(maxsize=4)  # shapes of images
-def _noise_images(
+def _draw_noise(
     shape: tuple[int, ...], dtype: np.dtype
 ) -> list[Float[Array, "images ..."]]:
     """Random images on the device, shared by programs that take turns."""
@@ -221,8 +221,8 @@ def make_training_step(
     """Make a run's training step in its last epoch, as `train.py` runs it.
 
     adapt: function from a model to the model to run, for example with cuDNN
-    Returns (step, first_state, model, teacher model or None): functions step(state,
-        batch, teacher variables) and first_state(model variables).
+    Returns (step, make_state, model, teacher model or None): functions step(state,
+        batch, teacher variables) and make_state(model variables).
     """
     method = run.reduction.method
     model = run.create_train_model(run.epochs - 1)
@@ -243,10 +243,10 @@ def make_training_step(
         lr_schedule=lr_schedule,
         teacher=teacher,
     )
-    first_state = functools.partial(
+    make_state = functools.partial(
         init_state, optimizer=optimizer, with_ema=run.ema_decay > 0
     )
-    return step, first_state, model, teacher_model
+    return step, make_state, model, teacher_model
 
 
 def draw_random_variables(model: ViT) -> PyTree:
@@ -265,7 +265,9 @@ def draw_random_variables(model: ViT) -> PyTree:
     return jax.tree_util.tree_map_with_path(draw_leaf, variable_shapes(model))
 
 
-def _program_facts(model: ViT, compiled: jax.stages.Compiled | None) -> dict[str, Any]:
+def _describe_program(
+    model: ViT, compiled: jax.stages.Compiled | None
+) -> dict[str, Any]:
     """A compiled program's row fields; None: an exported file's."""
     return {
         "peak_memory": compiled and device.program_bytes(compiled),
@@ -275,7 +277,7 @@ def _program_facts(model: ViT, compiled: jax.stages.Compiled | None) -> dict[str
     }
 
 
-def _labeled_batch(run: RunConfig, seed: int) -> dict[str, np.ndarray]:
+def _draw_batch(run: RunConfig, seed: int) -> dict[str, np.ndarray]:
     """A random batch in the loader's form: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
     leading_axes = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)

@@ -85,7 +85,7 @@ class Report:
     comparisons: Mapping[tuple[str, str], Mapping[str, Any]]
 
     def __str__(self) -> str:
-        return report_page(self)
+        return format_page(self)
 
 
 def compare(
@@ -204,7 +204,7 @@ def make_rows(
         reduction = vit.with_reduction(text).reduction or DENSE_REDUCTION
         rows.append(ComparedRow(text, dense_weights, reduction))
     for side in sides:
-        weights = on_smaller_images(dense_weights, side)
+        weights = use_smaller_images(dense_weights, side)
         name = f"image_size={side}"
         rows.append(ComparedRow(name, weights, is_smaller=True))
     row_names = {(vit.image_size, DENSE_REDUCTION): "dense"}
@@ -293,7 +293,7 @@ def _decode_right(record: Mapping[str, Any]) -> Bool[np.ndarray, " images"]:
 # Smaller images
 
 
-def on_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeights:
+def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeights:
     """The dense weights on images of `side` pixels a side."""
     vit = dense_weights.vit
     if side >= min(image_sides(vit.image_size)):
@@ -328,7 +328,7 @@ def write_report(folder: str | os.PathLike, report: Report) -> None:
     """Write a report's table and plot into a folder."""
     table_file, plot_file = choose_report_files(folder, report)
     with deferred_signals():  # the files belong together
-        replace_file(table_file, report_page(report, plot_file.name))
+        replace_file(table_file, format_page(report, plot_file.name))
         paint_plot(plot_file, report)
 
 
@@ -346,7 +346,7 @@ def choose_report_files(
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """Paths of a report's table and plot in a folder."""
     folder = pathlib.Path(folder)
-    subject = subject_table(report)
+    subject = format_subject(report)
     file = folder / TABLE_FILE_NAME
     # A comparison of other weights or images has its own names, so both stay.
     if file.exists() and subject not in file.read_text("utf-8", errors="replace"):
@@ -355,7 +355,7 @@ def choose_report_files(
     return file, file.with_suffix(".png")
 
 
-def subject_table(report: Report) -> str:
+def format_subject(report: Report) -> str:
     """Table of the measured weights, images and crop."""
     vit = report.weights.vit
     num_images = report.figures["dense"]["images"]
@@ -368,19 +368,19 @@ def subject_table(report: Report) -> str:
     return markdown_table([*columns], [[*columns.values()]])
 
 
-def report_page(report: Report, plot_name: str = PLOT_FILE_NAME) -> str:
+def format_page(report: Report, plot_name: str = PLOT_FILE_NAME) -> str:
     """Page of a comparison: subject, rows, and the picture in file `plot_name`."""
     metric = "Accuracy" if report.comparisons else "Fidelity"
     sections = [
         f"# {metric} of reductions",
-        subject_table(report),
-        report_table(report),
+        format_subject(report),
+        format_table(report),
         f"![{metric} by MACs]({plot_name})",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def report_table(report: Report) -> str:
+def format_table(report: Report) -> str:
     """Table of the report's rows, in order."""
     base_of_column = {"points to dense, p if < .05": "dense"}
     for row in report.rows:

@@ -60,7 +60,7 @@ def evaluate(
         threads=threads,
     )
     if not isinstance(model, Pretrained):
-        metrics = program_metrics(model, images)
+        metrics = measure_program(model, images)
         reduction = model.facts["method"]
         recovered = model.facts.get("recovered")
     else:
@@ -76,7 +76,7 @@ def evaluate(
     return metrics | images.model_facts(model, reduction, recovered)
 
 
-def program_metrics(
+def measure_program(
     program: ExportedProgram, images: LabeledImages
 ) -> dict[str, float]:
     """Measure an exported program, on this process."""
@@ -115,9 +115,9 @@ def compare_optimized(
         optimized.per_image["right"], reference.per_image["right"]
     )
     return {
-        "reference": _result_record(reference, exact_model, "exact"),
+        "reference": _describe_result(reference, exact_model, "exact"),
         "optimized": {
-            **_result_record(optimized, program.model, program.reductions),
+            **_describe_result(optimized, program.model, program.reductions),
             "difference": difference.value,
             "difference_low": difference.low,
             "difference_high": difference.high,
@@ -125,7 +125,7 @@ def compare_optimized(
     }
 
 
-def _result_record(
+def _describe_result(
     result: accuracy.EvalResult, model: ViT, reductions: str
 ) -> dict[str, Any]:
     """Metrics, and how the model computes."""

@@ -77,7 +77,7 @@ class ResultCache(contextlib.ExitStack):
             self._file = stack.enter_context(open(path, "ab", buffering=0))
             for line in read_points(path):
                 if line.keys() >= {"setting", "result"}:
-                    self._results[_key_text(line["setting"])] = line["result"]
+                    self._results[_encode_key(line["setting"])] = line["result"]
             # Cut off an unfinished last line, which a killed process left.
             os.ftruncate(self._file.fileno(), path.read_bytes().rfind(b"\n") + 1)
             self.push(stack.pop_all())
@@ -100,7 +100,7 @@ class ResultCache(contextlib.ExitStack):
         measure: returns a dict of JSON values
         subject: of the measurement, for the log
         """
-        key_text = _key_text(key)
+        key_text = _encode_key(key)
         if key_text in self._results:
             return self._results[key_text]
         start_time = time.monotonic()
@@ -121,7 +121,7 @@ class ResultCache(contextlib.ExitStack):
         return self._results.setdefault(key_text, json.loads(json.dumps(result)))
 
 
-def _key_text(key: Mapping[str, Any]) -> str:
+def _encode_key(key: Mapping[str, Any]) -> str:
     return json.dumps(key, sort_keys=True)
 
 
@@ -156,7 +156,7 @@ class MeasuredWeights:
         if self.cache is None:
             return self._measure(reduction)
         kind = "fidelity" if self.dense_reference else "accuracy"
-        key = self.result_key(kind, reduction)
+        key = self.make_result_key(kind, reduction)
         image_count = counted_noun(key["images"], "image")
         subject = f"{self.name or reduction}, {image_count}"
         measure = functools.partial(self._measure, reduction)
@@ -182,7 +182,7 @@ class MeasuredWeights:
         return {
             **metrics,
             "untrained_selectors": "selectors" in vit.untrained,
-            **plan_facts(vit.model),
+            **describe_plan(vit.model),
         }
 
     def measure_images(self, vit: Pretrained) -> accuracy.EvalResult:
@@ -193,12 +193,12 @@ class MeasuredWeights:
             self._evaluation_step(vit.model), variables, batches
         )
 
-    def result_key(self, kind: str, reduction: Reduction) -> dict[str, Any]:
+    def make_result_key(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
         key = {
             "kind": kind,
             **model_record(self.vit, self.vit.reduced_model(reduction)),
-            "reduction": self.reduction_text(reduction),
+            "reduction": self.format_reduction(reduction),
             "use": name_use(self.vit, reduction),
             "trained_as": str(self.vit.reduction),
             "seed": self.vit.origin.seed,  # draws missing selectors
@@ -208,7 +208,7 @@ class MeasuredWeights:
             key["reducer_seed"] = self.seed
         return key
 
-    def reduction_text(self, reduction: Reduction) -> str:
+    def format_reduction(self, reduction: Reduction) -> str:
         """Reduction as text, with its model's attention."""
         prop_attn = self.vit.reduced_model(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
@@ -217,7 +217,7 @@ class MeasuredWeights:
         """Compiled evaluation of a model, kept for other weights and images."""
         alter = self.images.alter
         seed = self.vit.origin.seed if self.seed is None else self.seed
-        measure = _logit_rows if self.dense_reference else None
+        measure = _take_logits if self.dense_reference else None
         key = model, seed, alter, measure
         if key not in self.compiled_steps:
             while self.compiled_steps and parallel.are_memory_maps_scarce():
@@ -229,7 +229,7 @@ class MeasuredWeights:
         return self.compiled_steps[key]
 
 
-def _logit_rows(outputs: Outputs, batch: Mapping[str, Array]) -> dict[str, Array]:
+def _take_logits(outputs: Outputs, batch: Mapping[str, Array]) -> dict[str, Array]:
     return {"outputs": outputs.logits}  # vectors of a model without a head
 
 
@@ -239,7 +239,7 @@ def name_use(vit: Pretrained, reduction: ReductionLike) -> str:
     return "as trained" if is_same else "off-the-shelf"
 
 
-def plan_facts(model: ViT) -> dict[str, Any]:
+def describe_plan(model: ViT) -> dict[str, Any]:
     """GMACs, tokens in attention and MLP per block, and tokens at the end."""
     return {
         "gmacs": model_macs(model) / 1e9,

@@ -38,7 +38,7 @@ class RunLength:
         return is_last or (not remainder and epoch % self.eval_every_epochs == 0)
 
 
-def run_length(run: RunConfig, images: int) -> RunLength:
+def find_run_length(run: RunConfig, images: int) -> RunLength:
     """Length of a run over `images` training images, without partial batches."""
     steps = steps_per_epoch(images, run.batch_size)
     return RunLength(steps, run.epochs, run.eval_every_epochs)
@@ -104,7 +104,7 @@ class RunData:
         # An image size that does not fit shows here, not in the first step.
         self.train.try_first_image(train_transform, rng=np.random.default_rng(0))
         self.val.try_first_image(preprocessing)
-        self.length = run_length(run, len(self.train))
+        self.length = find_run_length(run, len(self.train))
         # (processes, threads per process); training and evaluation have their own.
         self.readers = run.data.workers, run.data.threads
         self.train_batches = functools.partial(
@@ -139,7 +139,7 @@ class RunData:
         """[number of training images, number of validation images]."""
         return [len(self.train), len(self.val)]
 
-    def content_digests(self) -> list[str]:
+    def find_digests(self) -> list[str]:
         """Content digests of both splits, equal in all processes."""
 
         # Only process 0 reads all images, which is slow over a network.

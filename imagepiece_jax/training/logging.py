@@ -78,7 +78,7 @@ class MetricWriter(contextlib.ExitStack):
         """
         if self._lines is None:
             return
-        values = {name: _json_scalar(value) for name, value in values.items()}
+        values = {name: _as_json_scalar(value) for name, value in values.items()}
         line = {"kind": kind, "step": int(step), **values}
         # Unbuffered, and before the step's checkpoint: a kill between loses nothing.
         append_line(self._lines, json.dumps(line, allow_nan=False))
@@ -129,7 +129,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
     return lines
 
 
-def _json_scalar(value: Any) -> Any:
+def _as_json_scalar(value: Any) -> Any:
     value = np.asarray(value).item()
     # JSON has no NaN and no infinity.
     if isinstance(value, float) and not np.isfinite(value):

@@ -125,7 +125,7 @@ def zero_frozen_gradients(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
     """Give frozen parameters zero gradients, so that clipping ignores them."""
 
     def zero_frozen(path: tuple, gradient: Array) -> Array:
-        group = _param_group(group_of, path)
+        group = _find_group(group_of, path)
         if group is not None and group.is_frozen:
             return jnp.zeros_like(gradient)
         return gradient
@@ -148,7 +148,7 @@ def scale_by_group(
     """
 
     def update_scale(path: tuple, step: StepNumber) -> float | Float[Array, ""]:
-        group = _param_group(group_of, path)
+        group = _find_group(group_of, path)
         if group is None:
             return 1.0
         if group.is_frozen:
@@ -179,7 +179,7 @@ def scale_by_group(
     return optax.GradientTransformation(init, update)
 
 
-def _param_group(group_of: GroupOf, path: tuple) -> ParamGroup | None:
+def _find_group(group_of: GroupOf, path: tuple) -> ParamGroup | None:
     return group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 

@@ -15,7 +15,7 @@ from imagepiece_jax.models.cost import TRAINING_MACS, cost_summary, model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import RunData, run_length
+from imagepiece_jax.training.data import RunData, find_run_length
 from imagepiece_jax.training.logging import print_line, read_metrics
 from imagepiece_jax.training.train_step import count_programs
 
@@ -53,7 +53,7 @@ def training_flop(
         teacher_macs = 0
         if run.reduction.method.needs_teacher or run.distill.is_active:
             teacher_macs = model_macs(run.create_dense())
-    steps = run_length(run, images)
+    steps = find_run_length(run, images)
     # A step is a forward pass, a backward pass of twice its cost, and the teacher's
     # forward pass.
     macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
@@ -134,13 +134,13 @@ def describe_results(run: "Run") -> str:
         ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
-        *_history_rows(setup.workdir, setup.config.batch_size),
+        *_list_history(setup.workdir, setup.config.batch_size),
         ("folder", setup.workdir),
     ]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
 
 
-def _history_rows(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str, str]]:
+def _list_history(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str, str]]:
     """Table rows from the log: time, skipped steps."""
     lines = read_metrics(workdir)
     train = [line for line in lines if line["kind"] == "train"]

@@ -69,7 +69,7 @@ def batch_shapes(run: RunConfig, leading_axes: tuple[int, ...]) -> Batch:
     }
 
 
-def step_counts(model: ViT) -> tuple:
+def list_step_counts(model: ViT) -> tuple:
     """StepCounts per block; models with equal counts share a program."""
     return tuple(layer.counts for layer in model.plan)
 
@@ -77,7 +77,7 @@ def step_counts(model: ViT) -> tuple:
 def count_programs(run: RunConfig) -> int:
     """Count the different programs of a run's training steps."""
     models = map(run.create_train_model, range(run.epochs))
-    return len(set(map(step_counts, models)))
+    return len(set(map(list_step_counts, models)))
 
 
 def init_state(

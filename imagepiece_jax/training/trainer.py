@@ -33,8 +33,8 @@ from imagepiece_jax.training.train_step import (
     TrainState,
     batch_shapes,
     init_state,
+    list_step_counts,
     micro_batch_loss,
-    step_counts,
     train_step,
 )
 
@@ -91,18 +91,18 @@ class RunSetup:
     # Micro-batch loss. config.json does not name it, so a resume cannot check it.
     loss: Callable = micro_batch_loss
 
-    def epoch_of_step(self, step: int) -> int:
+    def find_epoch(self, step: int) -> int:
         """The epoch, from 0, of `step`, from 1."""
         return (step - 1) // self.data.length.steps_per_epoch
 
     def changes_program(self, step: int) -> bool:
         """Whether `step` needs a new program: its epoch has other token counts."""
         # Only a keep rate by epoch changes the counts between epochs.
-        epochs = self.epoch_of_step(step - 1), self.epoch_of_step(step)
+        epochs = self.find_epoch(step - 1), self.find_epoch(step)
         if epochs[0] == epochs[1]:
             return False
         model_before, model = map(self.config.create_train_model, epochs)
-        return step_counts(model_before) != step_counts(model)
+        return list_step_counts(model_before) != list_step_counts(model)
 
 
 def set_up_run(
@@ -202,7 +202,7 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     initial.check_classes(setup.data.train.class_names, resumes)
     teacher, teacher_variables = create_teacher(setup.config, setup.dense, initial)
     teacher_record = teacher.record(teacher_variables) if teacher else None
-    state = _first_state(setup, resumes)
+    state = _make_first_state(setup, resumes)
     initial.free_weights()  # frees host memory for the training
     print_line(report.describe_model(setup.model, setup.dense))
     state, progress, step = keeper.begin_run(state, teacher_variables, teacher_record)
@@ -213,7 +213,7 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     return Run(setup, keeper, state, teacher, teacher_variables, progress, step)
 
 
-def _first_state(setup: RunSetup, resumes: bool) -> TrainState:
+def _make_first_state(setup: RunSetup, resumes: bool) -> TrainState:
     """Make the state before the first step; a run that resumes gets its shapes."""
     with_ema = setup.config.ema_decay > 0
     new_state = functools.partial(
@@ -261,7 +261,7 @@ def train(run: Run) -> None:
                         # Only an unreferenced program is unloaded.
                         program = None
                         parallel.forget_programs()
-                    program = run.compile_step(setup.epoch_of_step(step))
+                    program = run.compile_step(setup.find_epoch(step))
 
             # `take_metrics` ends a run that skips too many steps.
             with log.traced_step(step):

@@ -33,7 +33,7 @@ def test_rows_and_their_table():
         "half": Workload(job, 10, 2e12, facts | {"peak_memory": None}),
     }
     readings = {"dense": [2.0, 4.0, 1.0], "half": [1.0, 1.0, 1.0]}
-    dense, half = rows = suite.speed_rows(programs, readings, {"batch_size": 10})
+    dense, half = rows = suite.make_speed_rows(programs, readings, {"batch_size": 10})
     assert (dense["config"], dense["batch_size"]) == ("dense", 10)
     assert (dense["throughput"], dense["ms"]) == (5.0, 2000.0)
     assert (dense["throughput_min"], dense["throughput_max"]) == (2.5, 10.0)
@@ -42,7 +42,7 @@ def test_rows_and_their_table():
     assert (half["ratio"], half["ratio_min"], half["ratio_max"]) == (2, 1, 4)
     assert half["mac_ratio"] == 2.0
     assert half["seconds_a_call"] == [1.0, 1.0, 1.0]
-    heading, *lines = suite.speed_table(rows).splitlines()
+    heading, *lines = suite.format_speeds(rows).splitlines()
     assert heading.split()[:4] == ["program", "batch", "img/s", "lowest"]
     assert lines[0].split()[:6] == ["dense", "10", "5", "2", "10", "2,000.00"]
     assert lines[0].split()[-1] == "2" and lines[1].split()[-1] == "-"

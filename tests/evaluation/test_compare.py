@@ -112,7 +112,7 @@ def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     assert report.figures["dense"]["right"] == dense["right"]
     plain = on_digits(public).measure_reduction(rows[0].reduction)
     assert report.figures["tome:r=16"]["loss"] != plain["loss"]
-    text = compare.report_table(report)
+    text = compare.format_table(report)
     assert "`tome:r=16` (recovered) |" in text
     assert text.count("(recovered)") == 1
 
@@ -126,7 +126,7 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
-    resized = compare.on_smaller_images(measured, size)
+    resized = compare.use_smaller_images(measured, size)
     made = resized.images.alter(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
     want = Image.fromarray(channel).resize(both, Image.Resampling.BICUBIC)
@@ -192,7 +192,7 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
             assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
             assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-5)
     share = vit.with_reduction("tome:r=6").gmacs / vit.gmacs
-    assert f"| {share:.2f} |\n" in compare.report_table(report)
+    assert f"| {share:.2f} |\n" in compare.format_table(report)
     lines = len((tmp_path / "out" / "points.jsonl").read_text().splitlines())
     assert lines == len(outputs)
     rows = ["tome:r=6", "tome:r=3"]

@@ -6,7 +6,7 @@ import pytest
 from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
-from imagepiece_jax.evaluation.result_cache import plan_facts
+from imagepiece_jax.evaluation.result_cache import describe_plan
 from imagepiece_jax.models.cost import model_macs
 from tests.helpers import markdown, tiny_vit
 
@@ -27,7 +27,7 @@ class Monotone(Study):
     """A study of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
     def evaluate(self, vit, reduction, images=None):
-        figures = plan_facts(vit.reduced_model(reduction)) | {
+        figures = describe_plan(vit.reduced_model(reduction)) | {
             "untrained_selectors": False
         }
         share = (figures["gmacs"] / 1.3) ** 0.25

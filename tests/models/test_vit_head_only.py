@@ -152,8 +152,8 @@ def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     if method == "none":
         config.distill.kind = "soft"
     run = RunConfig.from_config(config)
-    step, first_state, model, teacher = workloads.make_training_step(run)
-    state = jax.eval_shape(first_state, variable_shapes(model))
+    step, make_state, model, teacher = workloads.make_training_step(run)
+    state = jax.eval_shape(make_state, variable_shapes(model))
     batch = batch_shapes(run, (1, 6))
     taught = variable_shapes(teacher)
     options = {

@@ -68,7 +68,7 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     """DeiT-S by hand, a keep-rate warm-up, and a teacher without gradients."""
     images = 1281167
     deit = RunConfig.from_config(base.get_config())
-    length = data.run_length(deit, images)
+    length = data.find_run_length(deit, images)
     assert (length.steps_per_epoch, length.steps) == (1251, 375300)
     by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
     assert report.training_flop(deit, images) == pytest.approx(by_hand, rel=1e-3)

@@ -78,7 +78,7 @@ def test_run_leaves_config_versions_classes_and_checkpoints(finished):
     assert (saved["model"]["mean"], saved["batch_size"]) == (list(IMAGENET_MEAN), 256)
     assert saved["reduction"].startswith("imagepiece")
     assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 1
-    assert Checkpoints(workdir).latest_step() == 10
+    assert Checkpoints(workdir).find_latest_step() == 10
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
     digits = [str(digit) for digit in range(10)]
     assert json.loads((workdir / "classes.json").read_text()) == digits
@@ -132,7 +132,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_
         small_runs.train(config, workdir)
     step = int(re.search(r"\d+", str(error.value))[0])
     # The last step has no line and no checkpoint, so the kept weights are sound.
-    assert Checkpoints(workdir).latest_step() == step - 1
+    assert Checkpoints(workdir).find_latest_step() == step - 1
     lines = small_runs.lines(workdir, "train")
     assert [line["skipped"] for line in lines] == [0] * (step - 3) + [1, 1]
     nothing = [line["loss"] is None is line["acc1"] for line in lines]

@@ -114,7 +114,7 @@ class Checkpoints:
         """Start saving a state and its JSON `meta`; return when it may change again."""
         if not parallel.is_main():
             return
-        arrays = _named_arrays(state)
+        arrays = _name_arrays(state)
         with self._reported(kind):
             if kind not in self._writers:
                 # Making a writer removes unfinished files of killed runs.
@@ -135,11 +135,11 @@ class Checkpoints:
         """Replace a "latest" step's `meta`; its state on disk is already the same."""
         # A kill leaves the old or the new `meta`. `save` would remove the step first.
         if parallel.is_main():
-            item = checksums.seal_metadata(_named_arrays(state), meta)
+            item = checksums.seal_metadata(_name_arrays(state), meta)
             folder = self._root / "latest" / str(step) / "meta"
             orbax_files.replace_json_item(folder, item)
 
-    def latest_step(self) -> int | None:
+    def find_latest_step(self) -> int | None:
         """The newest complete step, even if damaged; None without steps."""
         self.wait()
         return max(checksums.complete_steps(self._root / "latest"), default=None)
@@ -151,8 +151,8 @@ class Checkpoints:
         Raises InputError if the step does not fit, or there is no step.
         """
         self.wait()
-        abstract_leaves = _leaves_by_name(abstract_state)
-        choose = functools.partial(_checked_table, abstract_leaves)
+        abstract_leaves = _name_leaves(abstract_state)
+        choose = functools.partial(_check_table, abstract_leaves)
         folder = self._root / "latest"
         # Process 0 decides: a network file system may show processes different files.
         if parallel.is_main():
@@ -191,13 +191,14 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # the folder may be out of reach
                 complete = checksums.complete_steps(self._root / kind)
             raise RunError(
-                f"{self._root / kind}: a checkpoint could not be written ("
-                f"{_failure_reason(error)}); complete ones there: {complete or 'none'};"
-                " fix this, and the same command resumes from the newest"
+                f"{self._root / kind}: a checkpoint could not be written "
+                f"({_explain_failure(error)}); complete ones there: "
+                f"{complete or 'none'}; fix this, and the same command resumes from "
+                "the newest"
             ) from error
 
 
-def _checked_table(
+def _check_table(
     abstract: dict[str, Any], folder: pathlib.Path, table: dict[str, list]
 ) -> dict[str, list]:
     """Return a checkpoint's array table; raise InputError where `abstract` differs."""
@@ -211,18 +212,18 @@ def _checked_table(
     return table
 
 
-def _named_arrays(state: PyTree) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()}
+def _name_arrays(state: PyTree) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in _name_leaves(state).items()}
 
 
-def _leaves_by_name(tree: PyTree) -> dict[str, Any]:
+def _name_leaves(tree: PyTree) -> dict[str, Any]:
     """Leaves by path: {"params/head/bias": array, "opt_state/0/mu/...": ...}."""
     keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {keystr(path): leaf for path, leaf in leaves}
 
 
-def _failure_reason(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     """Why writing failed: the operating system's reason, if there is one."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:

@@ -77,7 +77,7 @@ class Keeper:
         self._checkpoints = Checkpoints(workdir, config.keep_every_steps)
         self._request = StopRequest(parallel.max_over_processes())
         self._saved_step = 0  # the last saved step; at first, the step to resume from
-        self.find_saved_step = self._checkpoints.latest_step
+        self.find_saved_step = self._checkpoints.find_latest_step
         # Whether the run has a checkpoint; process 0 looks.
         self.has_checkpoint = parallel.decided_by_main(self.find_saved_step) is not None
 
@@ -94,7 +94,7 @@ class Keeper:
         data = self._data
         if not self._dry_run:
             data.check_space()
-        digests = data.content_digests()
+        digests = data.find_digests()
         vit_config = self._config.vit_config
         normalization = {"mean": [*vit_config.mean], "std": [*vit_config.std]}
         progress = RunProgress(

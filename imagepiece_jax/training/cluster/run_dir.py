@@ -124,9 +124,9 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
         )
     if not begun:  # another config can start here without spoiling anything
         return
-    old_fields = _json_fields(_read_config(path))
+    old_fields = _encode_fields(_read_config(path))
     # Through JSON, so that tuples are lists.
-    new_fields = _json_fields(json.loads(json.dumps(config)))
+    new_fields = _encode_fields(json.loads(json.dumps(config)))
     for name, value, old_value in list_differences(new_fields, old_fields):
         if name not in MAY_CHANGE:
             raise InputError(
@@ -179,6 +179,6 @@ def flatten_fields(config: dict) -> dict[str, Any]:
     return {n: {} if value is empty_group else value for n, value in fields.items()}
 
 
-def _json_fields(config: dict) -> dict[str, str]:
+def _encode_fields(config: dict) -> dict[str, str]:
     """`flatten_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     return {name: json.dumps(value) for name, value in flatten_fields(config).items()}

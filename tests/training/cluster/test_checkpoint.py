@@ -48,12 +48,12 @@ def test_state_comes_back_to_the_last_bit_although_it_changes_after_save(tmp_pat
     state = make_state(7, width=40_000)
     meta = {"best_acc1": 97.25, "seen": [1, 2], "note": None}
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest_step() is None
+    assert checkpoints.find_latest_step() is None
     checkpoints.save(7, state, meta)
     state.params["head"]["kernel"][:] = 0
     got, got_meta, step = checkpoints.restore(abstract(state))
     assert_same(got, make_state(7, width=40_000))
-    assert (got_meta, step, checkpoints.latest_step()) == (meta, 7, 7)
+    assert (got_meta, step, checkpoints.find_latest_step()) == (meta, 7, 7)
     checkpoints.close()
 
 

@@ -110,4 +110,4 @@ def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
-    assert Checkpoints(workdir).latest_step() is None
+    assert Checkpoints(workdir).find_latest_step() is None
