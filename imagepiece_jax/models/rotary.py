@@ -93,10 +93,7 @@ class Rotary:
         return self.rotations(self.coordinates(grid)[None], head_dim, num_prefix)
 
     def angles(self, coordinates: Coordinates, head_dim: int) -> PlaneAngles:
-        """Plane angles, in the order of `axes`.
-
-        coordinates, head_dim: as for `rotations`
-        """
+        """Plane angles, in the order of `axes`."""
         planes_per_axis = head_dim // 4
         frequency = self.temperature ** -(np.arange(planes_per_axis) / planes_per_axis)
         if self.origin == "center":  # 1 is a full rotation of the first plane

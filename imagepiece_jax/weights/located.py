@@ -159,14 +159,6 @@ def locate_config(path: str) -> Located | None:
     return locate_weights(config_file)
 
 
-def is_run_folder(path: str | os.PathLike) -> bool:
-    """Whether `path` is a run's folder."""
-    folder = pathlib.Path(os.path.expanduser(path))
-    if not os.path.isfile(folder / CONFIG_FILE):  # also for a name that is too long
-        return False
-    return _locate_folder(folder).kind == RUN_KIND
-
-
 def _locate_folder(
     folder: pathlib.Path,
     config_may_be_broken: bool = False,

@@ -87,10 +87,7 @@ def _parse_preprocess_cfg(
 def _build_tower_config(
     vision: JsonFields, model: JsonFields, image_fields: JsonFields
 ) -> ViTConfig:
-    """Make the config of OpenCLIP's own VisionTransformer.
-
-    image_fields: the result of `_parse_preprocess_cfg`
-    """
+    """Make the config of OpenCLIP's own VisionTransformer."""
     width = vision["width"]
     depth = vision["layers"]
     if not isinstance(depth, int):
@@ -146,10 +143,7 @@ def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
 def _build_timm_config(
     vision: JsonFields, model: JsonFields, image_fields: JsonFields
 ) -> ViTConfig:
-    """Make the config of a timm model, maybe with a projection.
-
-    image_fields: the result of `_parse_preprocess_cfg`
-    """
+    """Make the config of a timm model, maybe with a projection."""
     # OpenCLIP builds the model with timm's own code for the architecture, whatever the
     # weights were trained with.
     architecture, _, _ = vision["timm_model_name"].partition(".")

@@ -50,9 +50,7 @@ def read_tensors(located: Located, described: Described) -> Tensors:
     tensors, recovered = _read_files(located, described)
     config = correct_config(located, described, tensors)
     dense, selectors = timm_tensors.split_selectors(tensors)
-    untrained_starts = tuple(
-        [f"{part.replace('_', '.')}." for part in described.untrained]
-    )
+    untrained_starts = tuple([f"{p.replace('_', '.')}." for p in described.untrained])
     learned = {k: v for k, v in selectors.items() if not k.startswith(untrained_starts)}
     recovery = described.recovery
     if recovery is not None:
@@ -100,9 +98,7 @@ def _check_same_model(
 ) -> None:
     """Refuse learned files of another model; digest: of a saved model's tensors."""
     names = [name for name in LEARNED_FILES if name in located.names]
-    if not names or digest is None:
-        return
-    if variables_digest([tensors, recovered]) != digest:
+    if names and digest not in (None, variables_digest([tensors, recovered])):
         raise InputError(
             f"{located.title}: {' or '.join(names)} belongs to another model than the "
             "weights"
