@@ -92,11 +92,10 @@ def note_image_cost(vit: "Pretrained") -> None:
 
     if max(image_sides(vit.image_size)) <= 224 or 224 % vit.config.patch_size:
         return
-    macs = [
-        model_macs(build_model(vit.config.at_size(s))) for s in (vit.image_size, 224)
-    ]
-    if macs[0] > 2 * macs[1]:
+    dense_macs = model_macs(build_model(vit.config))
+    small_macs = model_macs(build_model(vit.config.at_size(224)))
+    if dense_macs > 2 * small_macs:
         log.info(
             f"images of {size_text(vit.image_size)} take {vit.gmacs:.0f} GMACs each; "
-            f"--image-size 224 takes {macs[0] / macs[1]:.0f} times fewer"
+            f"--image-size 224 takes {dense_macs / small_macs:.0f} times fewer"
         )

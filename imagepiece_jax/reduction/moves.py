@@ -68,10 +68,7 @@ def mean_coordinates(
     if state.coordinates is None:
         return None
     size = state.image_rows(state.size)
-    sums = []
-    for axis in range(2):
-        weighted = size * state.coordinates[..., axis]
-        sums.append(sum_slots(weighted, result))
+    sums = [sum_slots(size * state.coordinates[..., axis], result) for axis in range(2)]
     return jnp.stack(sums, axis=-1) / sum_slots(size, result)[..., None]
 
 
@@ -151,14 +148,14 @@ def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     """
     slot_of_token = result.slot_of_token
     is_dropped = slot_of_token == DROPPED
-    most_dropped = slot_of_token.shape[1] - result.n_out
-    if not most_dropped:
+    max_dropped = slot_of_token.shape[1] - result.n_out
+    if not max_dropped:
         return slot_of_token
-    number = index_kept_tokens(is_dropped)
-    dropped_rows = gather_rows(x, invert_order(number, most_dropped))
+    dropped_number = index_kept_tokens(is_dropped)
+    dropped_rows = gather_rows(x, invert_order(dropped_number, max_dropped))
     cosines = jnp.where(
         is_dropped[:, None, :], -2.0, cosine_similarity(dropped_rows, x)
     )
-    slot_of_row = gather_rows(slot_of_token, jnp.argmax(cosines, axis=-1))
-    slot_if_dropped = gather_rows(slot_of_row, jnp.maximum(number, 0))
+    slot_of_dropped = gather_rows(slot_of_token, jnp.argmax(cosines, axis=-1))
+    slot_if_dropped = gather_rows(slot_of_dropped, jnp.maximum(dropped_number, 0))
     return jnp.where(is_dropped, slot_if_dropped, slot_of_token)

@@ -39,8 +39,8 @@ class FolderListing(NamedTuple):
     left_out: list[str]  # all other files, and folders that are not read
 
 
-def list_images(root: str | os.PathLike, inside: str = "") -> FolderListing:
-    """List the images in the folder `inside` of `root`, and in its subfolders.
+def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
+    """List the images in root/subfolder, and in the folders below it.
 
     Images have an ending in `IMAGE_EXTENSIONS`. A folder's files come before its
     subfolders, both sorted by name. Hidden files and folders, `SYSTEM_NAMES`, pipes and
@@ -49,7 +49,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> FolderListing:
     """
     listing = FolderListing([], [])
     seen_folders = set()
-    start = os.path.normpath(inside)
+    start = os.path.normpath(subfolder)
     waiting_folders = [start]
     while waiting_folders:
         folder = waiting_folders.pop()
@@ -71,7 +71,7 @@ def list_images(root: str | os.PathLike, inside: str = "") -> FolderListing:
         waiting_folders += [os.path.join(folder, name) for name in reversed(folders)]
     if not listing.images:
         raise InputError(
-            f"folder {pathlib.Path(root, inside)} holds no images (files ending in "
+            f"folder {pathlib.Path(root, subfolder)} holds no images (files ending in "
             f"{SOME_EXTENSIONS})"
         )
     return listing
@@ -207,13 +207,13 @@ def open_class_folders(
     """
     title = f"folder {root}"
     splits = find_split_folders(root, labeled)
-    inside = splits.get(split, split)
+    subfolder = splits.get(split, split)
     if split == "val" and not splits:
-        inside = ""  # validation images lie in the root itself
+        subfolder = ""  # validation images lie in the root itself
     if not labeled:
-        listing = list_images(root, inside)
-        return _make_source(root, inside, listing, np.full(len(listing.images), -1))
-    folders, left_out = _class_folders(root, inside)
+        listing = list_images(root, subfolder)
+        return _make_source(root, subfolder, listing, np.full(len(listing.images), -1))
+    folders, left_out = _class_folders(root, subfolder)
     label_order = folders
     if len(splits) == 2:
         _check_split_classes(title, root, splits)
@@ -241,13 +241,13 @@ def open_class_folders(
                 f"{title} has class {label} twice, as {folder_of_label[label]!r} and "
                 f"{name!r}"
             )
-        listing = list_images(root, os.path.join(inside, folder))
+        listing = list_images(root, os.path.join(subfolder, folder))
         files += listing.images
         labels += [label] * len(listing.images)
         left_out += listing.left_out
     names = tuple(map(folder_of_label.get, range(num_classes)))
     listing = FolderListing(files, left_out)
-    return _make_source(root, inside, listing, labels, num_classes, names)
+    return _make_source(root, subfolder, listing, labels, num_classes, names)
 
 
 def _label_folder(
@@ -267,12 +267,12 @@ def _label_folder(
 
 
 def _make_source(
-    root: str, inside: str, listing: FolderListing, labels: ArrayLike, *classes: Any
+    root: str, subfolder: str, listing: FolderListing, labels: ArrayLike, *classes: Any
 ) -> FileSource:
     if note := left_out_note(root, listing.left_out):
         log.warning(note)
     source = FileSource(root, listing.images, labels, *classes)
-    source.split = inside
+    source.split = subfolder
     return source
 
 
@@ -300,10 +300,10 @@ def _check_split_classes(title: str, root: str, splits: Mapping[str, str]) -> No
     """Check that train and val have equal classes and share no folder."""
     class_sets = []
     path_sets = []
-    for inside in splits.values():
-        folders, _ = _class_folders(root, inside)
+    for subfolder in splits.values():
+        folders, _ = _class_folders(root, subfolder)
         class_sets.append({*map(class_names.composed_name, folders)})
-        paths = [os.path.join(root, inside, folder) for folder in folders]
+        paths = [os.path.join(root, subfolder, folder) for folder in folders]
         path_sets.append({*map(os.path.realpath, paths)})
     if set.intersection(*path_sets):
         raise InputError(f"{title} links train and val to the same images")

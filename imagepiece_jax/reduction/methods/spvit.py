@@ -45,8 +45,8 @@ class Selector(nn.Module, MaskingReducer):
         scores = token_selector.KeepScores(name="scores")(heads, inputs.mask)
         vote = self._votes(heads)[..., None]
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
-        packages = counts.stage - 1  # packages of earlier steps are the last tokens
-        is_package = (jnp.arange(n) >= n - packages)[None]
+        num_packages = counts.stage - 1  # of earlier steps; they are the last tokens
+        is_package = (jnp.arange(n) >= n - num_packages)[None]
         if counts.n_out < counts.n_in:  # else masked training, where no token leaves
             score = jnp.where(is_package, jnp.inf, probability)
             is_kept = rank_tokens(score) < counts.n_out - 1
@@ -59,8 +59,8 @@ class Selector(nn.Module, MaskingReducer):
         if live_before is None:
             live_before = jnp.ones_like(keep)
         weight = package_weights(probability, live_before - keep)
-        x = inputs.x.astype(jnp.float32)
-        package = jnp.einsum("bn,bnd->bd", weight, x, precision="highest")
+        tokens = inputs.x.astype(jnp.float32)
+        package = jnp.einsum("bn,bnd->bd", weight, tokens, precision="highest")
         return Masking(keep, append=package)
 
     def _votes(
