@@ -97,7 +97,7 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     try:
         facts = model.facts_for_methods()
         plan = fitted.method.plan(facts, config.arch.prefix, masked)
-        contract.check_plan(plan, config.arch, config.grid)
+        contract.check_plan(plan, facts.class_token, facts.pool, config.grid)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
     # The config's default comes first: MAE's weights, for example, work without

@@ -6,7 +6,7 @@ ones it reports. `check_plan` and `check_form` run whenever a model is made or t
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,26 +27,19 @@ from imagepiece_jax.reduction.state import (
 )
 
 
-class ScoreParts(Protocol):
-    """The parts of an `Architecture` that give scores."""
-
-    @property
-    def class_token(self) -> bool: ...
-
-    @property
-    def pool(self) -> str: ...
-
-
 def check_plan(
-    plan: tuple[BlockPlan, ...], arch: ScoreParts, grid: tuple[int, int] | None
+    plan: tuple[BlockPlan, ...],
+    class_token: bool,
+    pool: str,
+    grid: tuple[int, int] | None,
 ) -> None:
     """Check that attention, model and grid meet the needs of a plan's steps.
 
-    arch: an `Architecture`
+    class_token, pool: parts of the model's `Architecture`
     grid: (height, width) in patches
     Raises InputError for the first unmet need, with the block.
     """
-    lacking = lacking_fields(arch)
+    lacking = lacking_fields(class_token, pool)
     for block, layer in enumerate(plan):
         if layer.step is None:
             continue
@@ -59,10 +52,7 @@ def check_plan(
                     "another score"
                 )
         if layer.step.site == "pre" and reducer.attention_reads:
-            before = plan[block - 1] if block else None
-            if before is None or (
-                before.step and before.counts and before.step.site != "pre"
-            ):
+            if block == 0 or plan[block - 1].site not in (None, "pre"):
                 raise InputError(
                     f"{type(reducer).__name__} at block {block} reads the attention of "
                     "the block before; this block must exist and keep its tokens"
@@ -72,13 +62,13 @@ def check_plan(
             grid = None
 
 
-def lacking_fields(arch: ScoreParts) -> dict[str, str]:
+def lacking_fields(class_token: bool, pool: str) -> dict[str, str]:
     """List a model's missing scores: {field of ReducerInputs: part it would need}."""
     lacking = {}
-    if not arch.class_token:
+    if not class_token:
         lacking["cls_attn"] = "class token"
         lacking["cls_and_mean_attn"] = "class token"
-    if arch.pool != "map":
+    if pool != "map":
         lacking["probe"] = "attention-pooling head"
     return lacking
 

@@ -5,7 +5,6 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import merge_map
-from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
@@ -98,4 +97,4 @@ def test_a_step_before_the_next_block_would_read_what_is_gone():
         4, 196, (*MCTF(blocks=(1,)).steps(facts(4)), *pooling.steps(facts(4)))
     )
     with pytest.raises(InputError, match="at block 2 reads .* keep its tokens"):
-        contract.check_plan(plan, Architecture(), (14, 14))
+        contract.check_plan(plan, True, "token", (14, 14))
