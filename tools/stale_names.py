@@ -43,7 +43,10 @@ QUOTED = {
     ".md": re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`"),
 }
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
-PATH = re.compile(r"(?<![\w./])(?:[\w.*-]+/)+[\w.*-]+\.(?:py|md|sh|mjs|toml)(?![\w.])")
+PATH = re.compile(
+    r"(?<![\w./])((?:[\w.*-]+/)+[\w.*-]+\.(?:py|md|sh|mjs|toml)"
+    r"|(?:imagepiece_jax|configs|docs|experiments|tests|tools)(?:/\w+)+)(?![\w.])"
+)
 IN_FILE = re.compile(r"`(\w+)`\s+(?:in|of)\s+`([\w/]+\.py)`")
 # An underscore, a dot, CamelCase or capitals; other words may be English.
 LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]|^[A-Z]{2,}$")
@@ -158,7 +161,8 @@ def example_stale_names(text: str, known: KnownNames) -> Iterator[str]:
         if flag not in known.words and not known.has_name(field):
             yield flag
     for path in PATH.findall(text):
-        if not fnmatch.filter(known.files, "*/" + PLACEHOLDER.sub("*", path)):
+        pattern = f"*/{PLACEHOLDER.sub('*', path)}"
+        if not any(fnmatch.filter(known.files, pattern + end) for end in ("", "/*")):
             yield path
     if text not in known.words:
         names = example_names(re.sub(r"\S*/\S*", "", text))

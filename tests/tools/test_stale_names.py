@@ -51,6 +51,7 @@ os.path.join
 camera/lens.py
 lens.py:1 and test_NAME.py
 tests/test_NAME.py
+docs/lens.md and tests/
 take_picture.py --image-size 3 --no-is_dark
 see tests/*.py
 plain English
@@ -69,6 +70,7 @@ STALE = {
     "np.as_array": "np.as_array",
     "os.path.joined": "os.path.joined",
     "lenses/camera.py": "lenses/camera.py",
+    "docs/camera": "docs/camera",
     "make picture --image-width 3": "--image-width",
     "isDark": "isDark",
 }
