@@ -57,8 +57,8 @@ class BlockReduction:
         try:
             contract.check_form(result, self.counts)
         except InputError as error:
-            reducer = type(self.reducer).__name__
-            raise InputError(f"block {self.block}, {reducer}: {error}") from error
+            reducer_name = type(self.reducer).__name__
+            raise InputError(f"block {self.block}, {reducer_name}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
     def _collect_inputs(

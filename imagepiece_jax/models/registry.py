@@ -165,14 +165,14 @@ def present_name(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def published_class_names(name: str | None, classes: int) -> tuple[str, ...] | None:
+def published_class_names(name: str | None, num_classes: int) -> tuple[str, ...] | None:
     """ImageNet's class names, if weights with this name and 1,000 classes have them."""
     # Tags that end in "in1k" were trained on ImageNet-1k last, for example
     # "augreg_in21k_ft_in1k". A name without a tag stands for all its weights. MODELS
     # have no published weights.
     tags = _public_weights(name)
-    named = classes == 1000 and any(tag.endswith("in1k") for tag in tags)
-    return class_names.imagenet_names() if named else None
+    has_names = num_classes == 1000 and any(tag.endswith("in1k") for tag in tags)
+    return class_names.imagenet_names() if has_names else None
 
 
 def model_in_file_name(path: str | os.PathLike) -> str | None:

@@ -25,22 +25,22 @@ def fit_positions(
     """
     arch = config.arch
     embedding = tensors.get("pos_embed", np.empty(()))
-    prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
+    num_prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
     # A wrong shape is left for the later shape check, which names the problem.
     shape = np.shape(embedding)
     if len(shape) != 3 or not arch.positions or shape[::2] != (1, config.embed_dim):
         return tensors
-    patches = max(0, shape[1] - prefix)
+    num_patches = max(0, shape[1] - num_prefix)
     old_grid = patch_grid(trained_size, config.patch_size, cut=True)
-    if math.prod(old_grid) != patches:
-        old_grid = (math.isqrt(patches),) * 2
-    if not patches or math.prod(old_grid) != patches or old_grid == config.grid:
+    if math.prod(old_grid) != num_patches:
+        old_grid = (math.isqrt(num_patches),) * 2
+    if not num_patches or math.prod(old_grid) != num_patches or old_grid == config.grid:
         return tensors
     rows = np.asarray(embedding[0], np.float32)
-    front, patch_rows = np.split(rows, [prefix])
+    prefix_rows, patch_rows = np.split(rows, [num_prefix])
     patch_rows = patch_rows.reshape(*old_grid, -1)
     resized = resize_grid(patch_rows, config.grid, arch.resize)
-    rows = np.concatenate([front, resized.reshape(-1, config.embed_dim)])
+    rows = np.concatenate([prefix_rows, resized.reshape(-1, config.embed_dim)])
     log.info("position embeddings resized to %dx%d", *config.grid)
     return {**tensors, "pos_embed": rows[None]}
 

@@ -118,8 +118,8 @@ def drop_foreign_selectors(
     selectors = selector_params(variable_shapes(model))
     starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
     dense, learned = split_selectors(tensors)
-    own = {name: v for name, v in learned.items() if name.startswith(starts)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    own_tensors = {name: v for name, v in learned.items() if name.startswith(starts)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
     lacking = []
     for selector, start in zip(selectors, starts, strict=True):
         present = {name: shapes[name] for name in shapes if name.startswith(start)}
@@ -134,7 +134,7 @@ def drop_foreign_selectors(
                 selector,
                 (SELECTOR,),
             )
-    return dense | own, (*fresh,)
+    return dense | own_tensors, (*fresh,)
 
 
 def split_selectors(
@@ -255,7 +255,7 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
     # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
-    index = None
+    stack_index = None
     stack = ""  # the stacked projections' letters, "qkv" or "kv"
     if len(modules) > 1:
         stack = _STACKED_LETTERS.get(modules[-2], "")
@@ -266,15 +266,15 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
         if leaf == "bias" and key_bias not in leaves:
             leaf = f"{projection}_bias"
         else:
-            index = stack.index(projection)
+            stack_index = stack.index(projection)
             modules.append(stack)
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     if name.endswith(".weight"):
         shape = [shape[axis] for axis in _torch_axes(len(shape))]
-    if index is not None:
+    if stack_index is not None:
         shape = (len(stack) * shape[0], *shape[1:])
-    return _Entry(path, name, index, len(stack), tuple(shape))
+    return _Entry(path, name, stack_index, len(stack), tuple(shape))
 
 
 def _torch_axes(ndim: int) -> Sequence[int]:

@@ -287,7 +287,7 @@ def find_timm_names(names: Collection[str]) -> tuple[Naming, dict[str, str]]:
     dotted = _dotted_names(names)
     naming, prefix = _find_naming([*dotted.values()])
     translated = {name: naming.translate_name(dotted[name], prefix) for name in names}
-    return naming, {name: by_timm for name, by_timm in translated.items() if by_timm}
+    return naming, {k: timm_name for k, timm_name in translated.items() if timm_name}
 
 
 def with_timm_names(

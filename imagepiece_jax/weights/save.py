@@ -65,13 +65,13 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     if vit.model.execution.folded:
         raise InputError("the model was changed by optimize; save the loaded one")
     check_variables(vit.model, vit.dense_variables)
-    config_facts = saved_config(vit)
-    tensors = _collect_tensors(vit, config_facts["architecture"])
+    config_fields = saved_config(vit)
+    tensors = _collect_tensors(vit, config_fields["architecture"])
     loaded_tensors = naming.with_timm_names(tensors.dense) | tensors.selectors
     digest = variables_digest([loaded_tensors, tensors.recovered])
-    config_facts[OWN_KEY]["digest"] = digest
+    config_fields[OWN_KEY]["digest"] = digest
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
-    config = json.loads(json.dumps(config_facts, default=lambda scalar: scalar.item()))
+    config = json.loads(json.dumps(config_fields, default=lambda scalar: scalar.item()))
     vit.warn_of_untrained()
     _check_round_trip(vit.model, loaded_tensors, config)
     _write_folder(folder, tensors, config)
