@@ -105,10 +105,7 @@ def choose_scenes(
 
 
 def make_crop_batches(
-    source: Source,
-    image_size: ImageSize,
-    recipe: RecoveryRecipe,
-    steps: int,
+    source: Source, image_size: ImageSize, recipe: RecoveryRecipe, steps: int
 ) -> Batches:
     """Batches of random crops for `steps` steps."""
     return Batches(

@@ -19,10 +19,7 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data.normalize import NormalizedImages, PixelImages, normalize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
-from imagepiece_jax.recovery.recovery_loss import (
-    ComparedOutputs,
-    OutputComparison,
-)
+from imagepiece_jax.recovery.recovery_loss import ComparedOutputs, OutputComparison
 
 Variables = Mapping[str, Any]
 

@@ -6,7 +6,6 @@ and `Keeper.save_or_stop` saves and stops. Its parts are the folder's other file
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Protocol
@@ -38,11 +37,7 @@ class SavableRun(Protocol):
 
 @contextlib.contextmanager
 def held_workdir(
-    workdir: str | os.PathLike,
-    config: RunConfig,
-    model: ViT,
-    data: RunData,
-    dry_run: bool = False,
+    workdir: pathlib.Path, config: RunConfig, model: ViT, data: RunData, dry_run: bool
 ) -> Iterator["Keeper"]:
     """Context in which no other run uses the folder. Yields the run's Keeper.
 
@@ -64,13 +59,9 @@ class Keeper:
     """Begins a run, saves it after steps, and stops it at a signal."""
 
     def __init__(
-        self,
-        workdir: str | os.PathLike,
-        config: RunConfig,
-        data: RunData,
-        dry_run: bool,
+        self, workdir: pathlib.Path, config: RunConfig, data: RunData, dry_run: bool
     ) -> None:
-        self._workdir = pathlib.Path(workdir)
+        self._workdir = workdir
         self._config = config
         self._data = data
         self._dry_run = dry_run
