@@ -152,7 +152,7 @@ def compile_recoveries_once(patch):
             dense = owner.model
         else:
             return pmap(fn, **options)
-        key += options["program"], dense, owner.comparison.output_kind
+        key += options["program_name"], dense, owner.comparison.output_kind
         if key not in programs:
             programs[key] = pmap(fn, **options)
         return programs[key]
