@@ -143,7 +143,7 @@ class ProcessTasks:
 
 
 class _Worker:
-    """A process running `_serve_tasks(memory, ..)`, with pipes to and from it."""
+    """A process running `_serve_tasks`, with pipes to and from it."""
 
     def __init__(self, memory: int, *arguments: int) -> None:
         readable, writable = os.pipe()
