@@ -62,7 +62,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
 def token_scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
     arch = registry.model_config(name).arch
-    lacking = contract.lacking_fields(arch.class_token, arch.pool)
+    lacking = contract.list_missing_parts(arch.class_token, arch.pool)
     available = []
     for score, field in reducers.SCORES.items():
         if score != "auto" and field not in lacking:

@@ -11,7 +11,7 @@ from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.block_plan import Unreachable
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.methods.recommended import recommended
+from imagepiece_jax.reduction.methods.recommended import replace_placeholder
 from imagepiece_jax.reduction.reduction import Reduction
 
 COST_TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
@@ -33,7 +33,7 @@ def fit_to_cost(
     macs = method.macs
     facts = model.facts_for_methods()
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
-        method = recommended(method, facts)
+        method = replace_placeholder(method, facts)
     try:
         model = model.clone(parent=None)  # hashable, which Flax's stubs do not say
         # pyrefly: ignore[bad-argument-type]

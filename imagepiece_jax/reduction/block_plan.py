@@ -58,18 +58,18 @@ class RemoveAtMostHalf(Rule):
         raise NotImplementedError
 
     def n_out(self, n: int, n0: int, stage: int) -> int | None:
-        removed = min(self.count_removed(n), self.half_of_candidates(n))
-        return None if removed <= 0 else n - removed
+        num_removed = min(self.count_removed(n), self.half_candidates(n))
+        return None if num_removed <= 0 else n - num_removed
 
     def fewest_tokens(self, n: int, stage: int) -> int:
-        return n - self.half_of_candidates(n)
+        return n - self.half_candidates(n)
 
-    def half_of_candidates(self, n: int) -> int:
-        """Half the candidates: the most tokens that can leave."""
-        candidates = self.count_candidates(n)
-        if candidates is None:
-            candidates = n
-        return candidates // 2
+    def half_candidates(self, n: int) -> int:
+        """Half the candidates' number: the most tokens that can leave."""
+        num_candidates = self.count_candidates(n)
+        if num_candidates is None:
+            num_candidates = n
+        return num_candidates // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +132,8 @@ class KeepAtLeastHalf(RemoveAtMostHalf):
         return "MergeAway" if self.counts_class_token else "MergeTo"
 
     def count_removed(self, n: int) -> int:
-        total = n + self.counts_class_token
-        return total - max(1, exact_ceil(self.rate * total))
+        num_tokens = n + self.counts_class_token
+        return num_tokens - max(1, exact_ceil(self.rate * num_tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,9 +245,9 @@ def choose_steps(
     exact: False: where a rule must leave more tokens than `counts`, more tokens stay
     Raises Unreachable where no step can leave the counts.
     """
-    chosen = []
-    for block, tokens in enumerate(counts):
-        if tokens >= n:
+    chosen_steps = []
+    for block, count in enumerate(counts):
+        if count >= n:
             continue
         step = next((step for step in steps if step.block == block), None)
         if step is None:
@@ -256,17 +256,17 @@ def choose_steps(
                 f"counts change at block {block}, but the method's blocks are "
                 f"{blocks or 'none'}"
             )
-        fewest = step.rule.fewest_tokens(n, stage=len(chosen) + 1)
-        if exact and tokens < fewest:
+        least_count = step.rule.fewest_tokens(n, stage=len(chosen_steps) + 1)
+        if exact and count < least_count:
             raise Unreachable(
-                f"counts has {tokens} tokens after block {block}; of {n} before it "
-                f"at least {fewest} must stay"
+                f"counts has {count} tokens after block {block}; of {n} before it "
+                f"at least {least_count} must stay"
             )
-        tokens = max(tokens, fewest)
-        if tokens < n:
-            chosen.append(dataclasses.replace(step, tokens=tokens))
-            n = tokens
-    return chosen
+        n_out = max(count, least_count)
+        if n_out < n:
+            chosen_steps.append(dataclasses.replace(step, tokens=n_out))
+            n = n_out
+    return chosen_steps
 
 
 def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts | None]:
@@ -293,24 +293,25 @@ def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts |
 
 
 def count_masked_tokens(
-    steps: Sequence[Step | None], evaluation: Sequence[StepCounts | None]
+    steps: Sequence[Step | None], evaluation_counts: Sequence[StepCounts | None]
 ) -> Iterator[StepCounts | None]:
     """Count the tokens in masked training, from the counts in evaluation."""
     num_extra = 0  # tokens that evaluation does not have
-    for step, counts in zip(steps, evaluation, strict=True):
-        if step and counts:
-            changes: dict[str, Any] = {"n_in": counts.n_in + num_extra}
-            if step.added_when_masked is not None:
-                num_extra += counts.n_in - counts.n_out + step.added_when_masked
-                changes["evaluation"] = counts
-            changes["n_out"] = counts.n_out + num_extra
-            counts = dataclasses.replace(counts, **changes)
-        yield counts
+    for step, counts in zip(steps, evaluation_counts, strict=True):
+        if not (step and counts):
+            yield None
+            continue
+        changes: dict[str, Any] = {"n_in": counts.n_in + num_extra}
+        if step.added_when_masked is not None:
+            num_extra += counts.n_in - counts.n_out + step.added_when_masked
+            changes["evaluation"] = counts
+        changes["n_out"] = counts.n_out + num_extra
+        yield dataclasses.replace(counts, **changes)
 
 
-def plan_dense_blocks(depth: int, tokens: int) -> tuple[BlockPlan, ...]:
-    """Plan a dense model with `tokens` tokens, prefix included."""
-    return (BlockPlan(tokens, tokens),) * depth
+def plan_dense_blocks(depth: int, num_tokens: int) -> tuple[BlockPlan, ...]:
+    """Plan a dense model; `num_tokens` includes the prefix."""
+    return (BlockPlan(num_tokens, num_tokens),) * depth
 
 
 def plan_blocks(
@@ -328,23 +329,23 @@ def plan_blocks(
     masked: plan masked training; steps with `added_when_masked` then remove no tokens
     Raises InputError for a step outside the model, or two steps at one block.
     """
-    step_of_block: list[Step | None] = [None] * depth
+    block_steps: list[Step | None] = [None] * depth
     for step in steps:
         if step.block not in range(depth):
             raise InputError(
                 f"a step is at block {step.block!r}; the model has blocks 0 to "
                 f"{depth - 1}"
             )
-        if step_of_block[step.block]:
+        if block_steps[step.block]:
             raise InputError(
                 f"two steps are at block {step.block}; a block takes one step, and its "
                 "reducer may both drop and merge"
             )
-        step_of_block[step.block] = step
-    all_counts = list(count_tokens(step_of_block, n0))
+        block_steps[step.block] = step
+    block_counts = list(count_tokens(block_steps, n0))
     if masked:
-        all_counts = list(count_masked_tokens(step_of_block, all_counts))
-    pairs = list(zip(step_of_block, all_counts, strict=True))
+        block_counts = list(count_masked_tokens(block_steps, block_counts))
+    pairs = list(zip(block_steps, block_counts, strict=True))
     attention_reads = [frozenset() for _ in pairs]
     for step, counts in pairs:
         if step and counts and step.attention_block >= 0:

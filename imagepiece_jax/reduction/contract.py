@@ -39,38 +39,38 @@ def check_plan(
     grid: (height, width) in patches
     Raises InputError for the first unmet need, with the block.
     """
-    lacking = lacking_fields(class_token, pool)
-    for block, layer in enumerate(plan):
-        if layer.step is None:
+    missing_parts = list_missing_parts(class_token, pool)
+    for block, block_plan in enumerate(plan):
+        if block_plan.step is None:
             continue
-        reducer = layer.step.reducer
-        for field, part in lacking.items():
+        reducer = block_plan.step.reducer
+        for field, part in missing_parts.items():
             if field in reducer.needed_inputs:
                 raise InputError(
                     f"{type(reducer).__name__} ranks tokens at block {block} by a "
                     f"score of the {part}, but the model has no {part}; name "
                     "another score"
                 )
-        if layer.step.site == "pre" and reducer.attention_reads:
+        if block_plan.step.site == "pre" and reducer.attention_reads:
             if block == 0 or plan[block - 1].site not in (None, "pre"):
                 raise InputError(
                     f"{type(reducer).__name__} at block {block} reads the attention of "
                     "the block before; this block must exist and keep its tokens"
                 )
-        if layer.counts:
-            reducer.check_fits(grid, layer.counts)
+        if block_plan.counts:
+            reducer.check_fits(grid, block_plan.counts)
             grid = None
 
 
-def lacking_fields(class_token: bool, pool: str) -> dict[str, str]:
+def list_missing_parts(class_token: bool, pool: str) -> dict[str, str]:
     """List a model's missing scores: {field of ReducerInputs: part it would need}."""
-    lacking = {}
+    missing_parts = {}
     if not class_token:
-        lacking["cls_attn"] = "class token"
-        lacking["cls_and_mean_attn"] = "class token"
+        missing_parts["cls_attn"] = "class token"
+        missing_parts["cls_and_mean_attn"] = "class token"
     if pool != "map":
-        lacking["probe"] = "attention-pooling head"
-    return lacking
+        missing_parts["probe"] = "attention-pooling head"
+    return missing_parts
 
 
 def check_form(result: object, counts: StepCounts) -> None:
@@ -98,9 +98,9 @@ def check_form(result: object, counts: StepCounts) -> None:
         _check_shape("attn_size", result.attn_size, n_out)
     elif isinstance(result, Masking):
         _check_shape("keep", result.keep, n_in)
-        tokens = n_in if result.append is None else n_in + 1
-        if tokens != n_out:
-            raise InputError(f"keep leaves {tokens} tokens; it must leave {n_out}")
+        num_tokens = n_in if result.append is None else n_in + 1
+        if num_tokens != n_out:
+            raise InputError(f"keep leaves {num_tokens} tokens; it must leave {n_out}")
     else:
         raise InputError(
             f"a reducer returned a {type(result).__name__}; it must be an Assignment, "
@@ -116,20 +116,20 @@ def check_values(result: object, counts: StepCounts) -> None:
     # Every token has a slot or is dropped, every slot has a token, `index` and
     # `slot_of_token` are the same map, and weights are finite.
     check_form(result, counts)
-    arrays: Any = jax.tree.map(np.asarray, result)
+    numpy_result: Any = jax.tree.map(np.asarray, result)
     if isinstance(result, Assignment):
-        _check_slots(arrays.slot_of_token, result.n_out)
-        if arrays.index is not None:
-            _check_index(arrays.slot_of_token, arrays.index)
+        _check_slots(numpy_result.slot_of_token, result.n_out)
+        if numpy_result.index is not None:
+            _check_index(numpy_result.slot_of_token, numpy_result.index)
     for name in ("weight", "attn_size", "matrix", "keep"):
-        values = getattr(arrays, name, None)
+        values = getattr(numpy_result, name, None)
         if values is not None:
             _check_finite(name, values)
 
 
 def _check_finite(name: str, values: Shaped[np.ndarray, "batch ..."]) -> None:
-    finite = np.isfinite(values.astype(np.float32))
-    for image, *index in _first_true(~finite):
+    is_finite = np.isfinite(values.astype(np.float32))
+    for image, *index in _find_first_true(~is_finite):
         value = values[image, *index]
         raise InputError(f"image {image}: {name}{index} is {value}")
 
@@ -139,10 +139,10 @@ def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> Non
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    steps = [
+    reducing_steps = [
         (layer.step, layer.counts) for layer in plan if layer.step and layer.counts
     ]
-    for (step, counts), result in zip(steps, results, strict=True):
+    for (step, counts), result in zip(reducing_steps, results, strict=True):
         try:
             check_values(result, counts)
         except InputError as error:
@@ -160,12 +160,12 @@ def random_inputs(
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
     scores = jax.nn.softmax(x[..., 0])
     key = x[..., : embed_dim // num_heads]
-    of_token = reducer.metric in ("token", "input")
+    compares_tokens = reducer.metric in ("token", "input")
     return ReducerInputs(
         x=x,
         size=size,
         attn_size=size,
-        metric=x if of_token else key,
+        metric=x if compares_tokens else key,
         key=key,
         cls_attn=scores,
         mean_attn=scores,
@@ -182,54 +182,55 @@ def _check_shape(
     name: str, array: Shaped[Array, "batch ..."] | None, *sizes: int
 ) -> None:
     if array is not None and array.shape[1:] != sizes:
-        listed = ", ".join(map(str, sizes))
-        raise InputError(f"{name} has shape {array.shape}; it must be [B, {listed}]")
+        size_list = ", ".join(map(str, sizes))
+        raise InputError(f"{name} has shape {array.shape}; it must be [B, {size_list}]")
 
 
-def _first_true(wrong: Bool[np.ndarray, "..."]) -> list[list[int]]:
+def _find_first_true(flags: Bool[np.ndarray, "..."]) -> list[list[int]]:
     """Locate an array's first True: a list with one index, or an empty list."""
-    return [index.tolist() for index in np.argwhere(wrong)[:1]]
+    return [index.tolist() for index in np.argwhere(flags)[:1]]
 
 
 def _check_slots(slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int) -> None:
     """Check that slots are in range, and not empty."""
-    outside = (slot_of_token < 0) | (slot_of_token >= n_out)
-    for image, token in _first_true(outside & (slot_of_token != DROPPED)):
+    is_outside = (slot_of_token < 0) | (slot_of_token >= n_out)
+    for image, token in _find_first_true(is_outside & (slot_of_token != DROPPED)):
         raise InputError(
             f"image {image}: token {token} goes to slot {slot_of_token[image, token]}; "
             f"it must be 0 to {n_out - 1}, or {DROPPED} for a dropped token"
         )
     slots = np.arange(n_out)[None, :, None]
-    filled = (slot_of_token[:, None, :] == slots).any(axis=-1)
-    for image, slot in _first_true(~filled):
+    has_token = (slot_of_token[:, None, :] == slots).any(axis=-1)
+    for image, slot in _find_first_true(~has_token):
         raise InputError(f"image {image}: slot {slot} of {n_out} gets no token")
 
 
 def _check_index(slot_of_token: Int[np.ndarray, "batch tokens"], index: Any) -> None:
     """Check that both maps are the same, and that partners stay."""
     tokens = np.concatenate([index.kept_tokens, index.absorbed_tokens], axis=1)
-    kept = np.broadcast_to(
-        np.arange(index.kept_tokens.shape[1]), index.kept_tokens.shape
-    )
-    slots = np.concatenate([kept, index.target_slots], axis=1)
-    inside = np.clip(tokens, 0, slot_of_token.shape[1] - 1)
-    differ = np.take_along_axis(slot_of_token, inside, axis=1) != slots
-    for image, number in _first_true(differ | (inside != tokens)):
+    every_slot = np.arange(index.kept_tokens.shape[1])
+    kept_slots = np.broadcast_to(every_slot, index.kept_tokens.shape)
+    slots = np.concatenate([kept_slots, index.target_slots], axis=1)
+    clipped_tokens = np.clip(tokens, 0, slot_of_token.shape[1] - 1)
+    is_wrong = np.take_along_axis(slot_of_token, clipped_tokens, axis=1) != slots
+    is_wrong |= clipped_tokens != tokens
+    for image, entry in _find_first_true(is_wrong):
         raise InputError(
-            f"image {image}: token {tokens[image, number]} is in slot "
-            f"{slots[image, number]} of index, but in another slot of slot_of_token"
+            f"image {image}: token {tokens[image, entry]} is in slot "
+            f"{slots[image, entry]} of index, but in another slot of slot_of_token"
         )
-    times = (tokens[:, :, None] == np.arange(slot_of_token.shape[1])).sum(axis=1)
-    for image, token in _first_true(times != (slot_of_token != DROPPED)):
+    every_token = np.arange(slot_of_token.shape[1])
+    num_entries = (tokens[:, :, None] == every_token).sum(axis=1)
+    for image, token in _find_first_true(num_entries != (slot_of_token != DROPPED)):
         raise InputError(
             f"image {image}: token {token} of slot {slot_of_token[image, token]} is "
-            f"{times[image, token]} times in index"
+            f"{num_entries[image, token]} times in index"
         )
-    kept = np.take_along_axis(index.kept_tokens, index.target_slots, axis=1)
-    partner = np.broadcast_to(index.partner_tokens, kept.shape)
-    for image, number in _first_true(kept != partner):
+    kept_tokens = np.take_along_axis(index.kept_tokens, index.target_slots, axis=1)
+    partner_tokens = np.broadcast_to(index.partner_tokens, kept_tokens.shape)
+    for image, entry in _find_first_true(kept_tokens != partner_tokens):
         raise InputError(
-            f"image {image}: slot {index.target_slots[image, number]} keeps token "
-            f"{kept[image, number]}, but index.partner_tokens has "
-            f"{partner[image, number]}; a token may merge into a leaving token"
+            f"image {image}: slot {index.target_slots[image, entry]} keeps token "
+            f"{kept_tokens[image, entry]}, but index.partner_tokens has "
+            f"{partner_tokens[image, entry]}; a token may merge into a leaving token"
         )

@@ -41,8 +41,8 @@ def apply_result(state: TokenState, result: Result) -> TokenState:
         return _apply_masking(state, result)
     if isinstance(result, Mixing):
         return _apply_mixing(state, result)
-    expected = state.num_prefix + result.slot_of_token.shape[1]
-    chex.assert_shape(state.x, (None, expected, None))
+    num_tokens = state.num_prefix + result.slot_of_token.shape[1]
+    chex.assert_shape(state.x, (None, num_tokens, None))
     result = choose_form(state.x, result)
     x, size, attn_size = merge_tokens(
         state.x, state.size, state.attn_size, result, state.patches
@@ -74,12 +74,13 @@ def mean_coordinates(
 
 def _slot_mask(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
     """Mask slots: a slot with a live token is live."""
-    belongs = is_in_slot(result.slot_of_token, result.n_out)
-    masks_in_slot = jnp.where(belongs, mask[:, None, :], 0)
-    return jnp.max(masks_in_slot, axis=-1)
+    is_member = is_in_slot(result.slot_of_token, result.n_out)
+    member_mask = jnp.where(is_member, mask[:, None, :], 0)
+    return jnp.max(member_mask, axis=-1)
 
 
 def _apply_mixing(state: TokenState, result: Mixing) -> TokenState:
+    """Apply a Mixing to tokens, coordinates and attention sizes."""
     matrix = result.matrix.astype(jnp.float32)
     x = mix_tokens(state.x, matrix)
     coordinates = state.coordinates
@@ -104,36 +105,36 @@ def weighted_coordinates(
     coordinates: Float[Array, "batch tokens 2"],
 ) -> Float[Array, "batch slots 2"]:
     """Average coordinates by weights >= 0; zero weights give the plain mean."""
-    total = jnp.sum(weight, axis=-1, keepdims=True)
-    weight = jnp.where(total > 0, weight, 1.0)
+    weight_sum = jnp.sum(weight, axis=-1, keepdims=True)
+    weight = jnp.where(weight_sum > 0, weight, 1.0)
     weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
     return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
 
 
 def _apply_masking(state: TokenState, result: Masking) -> TokenState:
     """Apply a Masking: no token leaves, and `append` adds a token at the end."""
-    live_before = state.mask
+    mask_before = state.mask
     coordinates = state.coordinates
     state = dataclasses.replace(state, mask=result.keep, grid=None)
     if result.append is None:
         return state
     if coordinates is not None:
-        if live_before is None:
-            live_before = 1.0
+        if mask_before is None:
+            mask_before = 1.0
         # The appended token lies in the middle of the tokens masked by this step.
-        masked = live_before - result.keep
-        weight = jax.lax.stop_gradient(masked * state.image_rows(state.size))
+        newly_masked = mask_before - result.keep
+        weight = jax.lax.stop_gradient(newly_masked * state.image_rows(state.size))
         middle = weighted_coordinates(weight[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
-    appended = result.append[:, None].astype(state.x.dtype)
-    appended_size = jnp.ones((appended.shape[0], 1), jnp.float32)
+    appended_x = result.append[:, None].astype(state.x.dtype)
+    appended_size = jnp.ones((appended_x.shape[0], 1), jnp.float32)
     attn_size = state.attn_size
     if attn_size is not None:
         attn_size = jnp.concatenate([attn_size, appended_size], axis=1)
     appended_mask = appended_size.astype(result.keep.dtype)
     return dataclasses.replace(
         state,
-        x=jnp.concatenate([state.x, appended], axis=1),
+        x=jnp.concatenate([state.x, appended_x], axis=1),
         size=jnp.concatenate([state.size, appended_size], axis=1),
         attn_size=attn_size,
         mask=jnp.concatenate([result.keep, appended_mask], axis=1),

@@ -24,12 +24,12 @@ def trace_patches(
     Returns int32 maps, DROPPED for patches without a token. From the first Mixing or
         Masking on, entries are None.
     """
-    hard = itertools.takewhile(lambda result: isinstance(result, Assignment), results)
-    slots = [path.token_of_patch for path in follow_patches([*hard])]
+    assignments = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
+    token_maps = [path.token_of_patch for path in follow_patches([*assignments])]
     every_patch = jnp.arange(patches, dtype=jnp.int32)
-    slots[0] = jnp.broadcast_to(every_patch, (batch, patches))
-    untraced = len(results) + 1 - len(slots)
-    return slots + [None] * untraced
+    token_maps[0] = jnp.broadcast_to(every_patch, (batch, patches))
+    num_untraced = len(results) + 1 - len(token_maps)
+    return token_maps + [None] * num_untraced
 
 
 class PatchPath(NamedTuple):
@@ -78,16 +78,16 @@ def _follow_step(
         return PatchPath(before_mixing=(path, result, x))
     token_of_patch = compose_maps(result.slot_of_token, path.token_of_patch)
     if fill == "nearest":
-        nearest = find_nearest_slots(x, result)
-        source_token = compose_maps(nearest, path.source_token)
+        nearest_slot = find_nearest_slots(x, result)
+        source_token = compose_maps(nearest_slot, path.source_token)
         return path._replace(token_of_patch=token_of_patch, source_token=source_token)
     last_feature = None
     # After a Mixing, a patch has a part of every token, dropped tokens included.
     if fill == "last" or path.before_mixing:
         last_feature = gather_tokens(x, path.token_of_patch)
         if path.token_of_patch is not None:
-            dropped = (path.token_of_patch == DROPPED)[..., None]
-            last_feature = jnp.where(dropped, path.last_feature, last_feature)
+            is_dropped = (path.token_of_patch == DROPPED)[..., None]
+            last_feature = jnp.where(is_dropped, path.last_feature, last_feature)
     return PatchPath(token_of_patch, token_of_patch, last_feature, path.before_mixing)
 
 

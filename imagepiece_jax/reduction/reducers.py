@@ -76,10 +76,10 @@ class Reducer:
     @property
     def attention_reads(self) -> frozenset[str]:
         """Scores and projections for attention to compute for this reducer."""
-        names = self.needed_inputs & (ATTENTION_SCORES | {"shift", "key"})
+        reads = self.needed_inputs & (ATTENTION_SCORES | {"shift", "key"})
         if self.metric and "metric" in self.needed_inputs and self.metric != "token":
-            names |= {self.metric}
-        return frozenset(names)
+            reads |= {self.metric}
+        return frozenset(reads)
 
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         """MACs of the reducer itself, for one image with `n_in` image tokens."""
@@ -116,10 +116,10 @@ class Ranking(Reducer):
 
     @property
     def needed_inputs(self) -> frozenset[str]:
-        names = {SCORES[self.score]}
+        fields = {SCORES[self.score]}
         if self.metric:
-            names.add("metric")
-        return frozenset(names)
+            fields.add("metric")
+        return frozenset(fields)
 
     def token_scores(self, inputs: ReducerInputs, counts: StepCounts) -> TokenValues:
         """Compute float32 scores; a token removed by a mask scores infinity.
@@ -129,11 +129,11 @@ class Ranking(Reducer):
         """
         score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":
-            live = None
+            live_mask = None
             if inputs.mask is not None:
-                live = (inputs.mask > 0.5).astype(jnp.float32)
+                live_mask = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
-            score = uniqueness_scores(score, margin, live)
+            score = uniqueness_scores(score, margin, live_mask)
         if inputs.mask is None:
             return score
         return jnp.where(inputs.mask > 0.5, score, jnp.inf)
@@ -172,57 +172,59 @@ class Bipartite(Reducer):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        merges = counts.n_in - counts.n_out
+        num_merges = counts.n_in - counts.n_out
         first = inputs.num_prefix % 2  # A's first image token: positions count all
         metric = jax.lax.stop_gradient(inputs.metric)
         similarity = side_cosines(metric, first, inputs.x, inputs.all_metric)
-        targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
-        best, partner = find_partners(similarity, targets)
+        side_b = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
+        similarity_keys, partner = find_partners(similarity, side_b)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
         keeps_order = inputs.num_prefix > 0
-        ranks = rank_tokens(best)
+        ranks = rank_tokens(similarity_keys)
         slot_of_token, index = join_sides(
-            ranks, partner, merges, first, keeps_order, inputs.x
+            ranks, partner, num_merges, first, keeps_order, inputs.x
         )
         return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
-def shift_shares(change: TokenRows, live: TokenValues | None = None) -> TokenValues:
+def shift_shares(
+    token_change: TokenRows, live_mask: TokenValues | None = None
+) -> TokenValues:
     """Measure token changes by a layer, as float32 shares with sum 1.
 
-    change: added to the tokens by the layer
-    live: 1 for live tokens and 0 for masked tokens; None: all live
+    token_change: added to the tokens by the layer
+    live_mask: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
-    distance = vector_lengths(change)
-    if live is not None:
-        distance = distance * live
-    total = jnp.sum(distance, axis=1, keepdims=True)
-    return distance / jnp.maximum(total, 1e-6)
+    distance = vector_lengths(token_change)
+    if live_mask is not None:
+        distance = distance * live_mask
+    distance_sum = jnp.sum(distance, axis=1, keepdims=True)
+    return distance / jnp.maximum(distance_sum, 1e-6)
 
 
 def uniqueness_scores(
     key: Float[Array, "batch tokens head_dim"],
     margin: float,
-    live: TokenValues | None = None,
+    live_mask: TokenValues | None = None,
 ) -> TokenValues:
     """Score tokens by 1 - energy (PiToMe), as float32 shares with sum 1.
 
     key: means over heads
-    live: 1 for live tokens and 0 for masked tokens; None: all live
+    live_mask: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Tran et al. 2024, section 3.2.
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
     # for a token similar to many tokens.
-    likeness = jax.nn.elu(cosine_similarity(key, key) - margin)
-    if live is None:
-        live = jnp.ones(key.shape[:2], jnp.float32)
-    num_live = jnp.sum(live, axis=1, keepdims=True)
+    similarity = jax.nn.elu(cosine_similarity(key, key) - margin)
+    if live_mask is None:
+        live_mask = jnp.ones(key.shape[:2], jnp.float32)
+    num_live = jnp.sum(live_mask, axis=1, keepdims=True)
     num_live = jnp.maximum(num_live, 1.0)
-    energy = jnp.sum(likeness * live[:, None, :], axis=2) / num_live
-    uniqueness = (1 - energy) * live
-    total = jnp.sum(uniqueness, axis=1, keepdims=True)
-    return uniqueness / jnp.maximum(total, 1e-6)
+    energy = jnp.sum(similarity * live_mask[:, None, :], axis=2) / num_live
+    uniqueness = (1 - energy) * live_mask
+    uniqueness_sum = jnp.sum(uniqueness, axis=1, keepdims=True)
+    return uniqueness / jnp.maximum(uniqueness_sum, 1e-6)
 
 
 def keep_highest(score: TokenValues, n_out: int) -> Assignment:
@@ -237,25 +239,26 @@ def keep_and_sum(is_kept: TokenFlags, weight: TokenValues, n_out: int) -> Assign
     """Keep `n_out - 1` tokens in spatial order; the last slot is the rest's sum."""
     slot_of_token = jnp.where(is_kept, count_kept_before(is_kept), n_out - 1)
     weight = jnp.where(is_kept, 1.0, weight)
-    staying = invert_order(index_kept_tokens(is_kept), n_out - 1)
-    leaving = invert_order(index_kept_tokens(~is_kept), is_kept.shape[1] - n_out + 1)
-    first = leaving[:, :1]
-    absorbed = leaving[:, 1:]
-    target_slots = jnp.full_like(absorbed, n_out - 1)
+    staying_tokens = invert_order(index_kept_tokens(is_kept), n_out - 1)
+    num_leaving = is_kept.shape[1] - n_out + 1
+    leaving_tokens = invert_order(index_kept_tokens(~is_kept), num_leaving)
+    first_leaving = leaving_tokens[:, :1]
+    absorbed_tokens = leaving_tokens[:, 1:]
+    target_slots = jnp.full_like(absorbed_tokens, n_out - 1)
     # The last slot keeps the first leaving token, which the others join.
-    kept = jnp.concatenate([staying, first], axis=1)
-    index = SlotIndex(kept, absorbed, target_slots, first)
+    kept_tokens = jnp.concatenate([staying_tokens, first_leaving], axis=1)
+    index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, first_leaving)
     return Assignment(slot_of_token, weight, index=index, n_out=n_out, mean=False)
 
 
 def merge_in_place(
-    absorbed: Int[Array, "batch pairs"],
-    partners: Int[Array, "batch pairs"],
+    absorbed_tokens: Int[Array, "batch pairs"],
+    partner_tokens: Int[Array, "batch pairs"],
     counts: StepCounts,
 ) -> Assignment:
-    """Merge `absorbed` tokens into staying `partners`; the token order is kept.
+    """Merge absorbed tokens into staying partners; the token order is kept.
 
-    absorbed: no token may be absorbed twice
+    absorbed_tokens: no token twice
     """
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
@@ -263,17 +266,17 @@ def merge_in_place(
         tokens: Int[Array, "#batch listed"],
     ) -> Int[Array, "batch listed pairs"]:
         """Mark absorbed tokens before every token."""
-        is_earlier = absorbed[:, None, :] < tokens[:, :, None]
+        is_earlier = absorbed_tokens[:, None, :] < tokens[:, :, None]
         return is_earlier.astype(jnp.int32)
 
     # A staying token's slot is its index minus the number of absorbed tokens before it.
     # Absorbed tokens are counted before all partners, and before all absorbed tokens.
     num_before_partner, num_before_absorbed = sum_arrays(
-        (mark_earlier(partners), mark_earlier(absorbed)), axis=2
+        (mark_earlier(partner_tokens), mark_earlier(absorbed_tokens)), axis=2
     )
-    target_slots = partners - num_before_partner
-    staying_before = absorbed - num_before_absorbed
-    is_absorbed = absorbed[:, None, :] == token[:, :, None]
+    target_slots = partner_tokens - num_before_partner
+    num_staying_before = absorbed_tokens - num_before_absorbed
+    is_absorbed = absorbed_tokens[:, None, :] == token[:, :, None]
     slot_if_absorbed = jnp.where(is_absorbed, target_slots[:, None, :], DROPPED)
     slot_if_absorbed = jnp.max(slot_if_absorbed, axis=-1)
     num_before = jnp.sum(mark_earlier(token), axis=-1, dtype=jnp.int32)
@@ -281,12 +284,12 @@ def merge_in_place(
     # Slot s keeps token s + m, where m counts the absorbed tokens before it. An
     # absorbed token counts if at most s staying tokens are before it.
     slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
-    is_skipped = staying_before[:, None, :] <= slot[:, :, None]
+    is_skipped = num_staying_before[:, None, :] <= slot[:, :, None]
     kept_tokens = slot + jnp.sum(is_skipped, axis=-1, dtype=jnp.int32)
     slot_of_token = jnp.where(
         slot_if_absorbed == DROPPED, slot_if_staying, slot_if_absorbed
     )
-    index = SlotIndex(kept_tokens, absorbed, target_slots, partners)
+    index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partner_tokens)
     return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
@@ -328,7 +331,7 @@ def join_most_similar(
     """
     sides = (gather_rows(metric, side) for side in (sources, targets))
     similarity = cosine_similarity(*sides)
-    best, partners = find_partners(similarity, targets)
+    similarity_keys, partners = find_partners(similarity, targets)
     if num_joining is None:
         return sources, partners
-    return pick_by_rank(rank_tokens(best), num_joining, sources, partners)
+    return pick_by_rank(rank_tokens(similarity_keys), num_joining, sources, partners)

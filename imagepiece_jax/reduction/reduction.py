@@ -70,8 +70,8 @@ class Reduction:
     @classmethod
     def _parse_text(cls, text: str) -> "Reduction":
         """Parse a reduction's text. Raises InputError for an invalid text."""
-        name, *parts = [part.strip() for part in text.split(":")]
-        kind = Method
+        name, *field_texts = [field_text.strip() for field_text in text.split(":")]
+        method_class = Method
         fields: dict[str, Any] = {}
         try:
             fields["macs"] = float(name)
@@ -87,42 +87,43 @@ class Reduction:
                     f"reduction is {text!r}; it must be a share of the MACs such as "
                     f"0.5, or begin with one of the {place}: {', '.join(METHODS)}"
                 ) from None
-            kind = METHODS[name]
-        known = [*(field.name for field in dataclasses.fields(kind)), "prop_attn"]
-        for part in parts:
-            field, equals, value = part.partition("=")
-            if not equals or field in fields:
+            method_class = METHODS[name]
+        known_fields = [field.name for field in dataclasses.fields(method_class)]
+        known_fields.append("prop_attn")
+        for field_text in field_texts:
+            field, equals_sign, value_text = field_text.partition("=")
+            if not equals_sign or field in fields:
                 raise InputError(
-                    f"reduction is {text!r}; {part!r} must be FIELD=VALUE, once"
+                    f"reduction is {text!r}; {field_text!r} must be FIELD=VALUE, once"
                 )
-            if field not in known:
+            if field not in known_fields:
                 raise InputError(
                     f"reduction is {text!r}; {field!r} must be a field of {name}: "
-                    f"{', '.join(known)}"
+                    f"{', '.join(known_fields)}"
                 )
-            fields[field] = _parse_literal(value)
+            fields[field] = _parse_literal(value_text)
         prop_attn = fields.pop("prop_attn", None)
         try:
-            return cls(kind(**fields), prop_attn)
+            return cls(method_class(**fields), prop_attn)
         except InputError as error:
             raise InputError(f"reduction {text}: {error}") from error
 
     def __str__(self) -> str:
-        changed = {}
+        set_fields = {}
         for field in dataclasses.fields(self.method):
             value = getattr(self.method, field.name)
             if value != field.default:
-                changed[field.name] = value
+                set_fields[field.name] = value
         if self.prop_attn is not None:
-            changed["prop_attn"] = self.prop_attn
+            set_fields["prop_attn"] = self.prop_attn
         name = self.name
         if type(self.method) is Method:
-            name = str(changed.pop("macs"))
-        words = [name]
-        for field, value in changed.items():
-            text = value if isinstance(value, str) else repr(value).replace(" ", "")
-            words.append(f"{field}={text}")
-        return ":".join(words)
+            name = str(set_fields.pop("macs"))
+        texts = [name]
+        for field, value in set_fields.items():
+            literal = value if isinstance(value, str) else repr(value).replace(" ", "")
+            texts.append(f"{field}={literal}")
+        return ":".join(texts)
 
     @property
     def name(self) -> str:

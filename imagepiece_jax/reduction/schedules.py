@@ -38,8 +38,8 @@ def staged_shares(depth: int, ratio: float, *blocks: int) -> list[float]:
     blocks = blocks or (3, 6, 9)
     shares = []
     for block in range(depth):
-        passed = [stage for stage in blocks if stage <= block]
-        shares.append((1 - ratio) ** len(passed))
+        past_blocks = [loss_block for loss_block in blocks if loss_block <= block]
+        shares.append((1 - ratio) ** len(past_blocks))
     return shares
 
 
@@ -73,9 +73,9 @@ def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[fl
     shares = []
     for block in range(depth):
         position = (block + 1) * len(counts) / depth
-        below = min(math.floor(position), len(counts) - 1)
-        fraction = position - below
-        count = points[below] * (1 - fraction) + points[below + 1] * fraction
+        lower = min(math.floor(position), len(counts) - 1)
+        fraction = position - lower
+        count = points[lower] * (1 - fraction) + points[lower + 1] * fraction
         shares.append(count / points[0])
     return powered_shares(shares, ratio)
 
@@ -99,58 +99,58 @@ ALLOWED_COUNTS = (
 )
 
 
-def split_schedule(text: str) -> tuple[str, tuple[float, ...]]:
+def split_schedule(schedule: str) -> tuple[str, tuple[float, ...]]:
     """Split a schedule's text such as "stages-3-6-9" into (name, numbers).
 
     Raises InputError for an invalid schedule.
     """
-    name, *texts = text.split("-")
+    name, *number_texts = schedule.split("-")
     pattern = "[0-9]+"
     number_type = int
     if name == POWER_SCHEDULE:
         pattern = "[0-9]*[.]?[0-9]+(e[0-9]+)?"
         number_type = float
-    fits = name in SCHEDULE_SHAPES and all(
-        re.fullmatch(pattern, word) for word in texts
+    is_valid = name in SCHEDULE_SHAPES and all(
+        re.fullmatch(pattern, number_text) for number_text in number_texts
     )
-    numbers = tuple(map(number_type, texts)) if fits else ()
+    numbers = tuple(map(number_type, number_texts)) if is_valid else ()
     if name == "stages":
-        fits = fits and [*numbers] == sorted({*numbers})
+        is_valid = is_valid and [*numbers] == sorted({*numbers})
     else:
-        fits = fits and len(numbers) <= MAX_NUMBERS.get(name, 0)
-    if not fits or (name == POWER_SCHEDULE and 0 in numbers):
-        raise InputError(f"counts is {text!r}; it must be one of {ALLOWED_COUNTS}")
+        is_valid = is_valid and len(numbers) <= MAX_NUMBERS.get(name, 0)
+    if not is_valid or (name == POWER_SCHEDULE and 0 in numbers):
+        raise InputError(f"counts is {schedule!r}; it must be one of {ALLOWED_COUNTS}")
     return name, numbers
 
 
 def scheduled_counts(
-    text: str, depth: int, patches: int, ratio: float
+    schedule: str, depth: int, num_patches: int, reduction_ratio: float
 ) -> tuple[int, ...]:
     """Compute image token counts after the blocks, at least 1, from a schedule.
 
-    text: a schedule, such as "stages-3-6-9"
-    patches: number of image tokens before the first block
-    ratio: from 0 (all tokens stay) to 1
+    schedule: such as "stages-3-6-9"
+    num_patches: image tokens before the first block
+    reduction_ratio: from 0 (all tokens stay) to 1
     Raises InputError for a block outside the model.
     """
-    name, numbers = split_schedule(text)
-    for block in numbers:
-        if block >= depth and name != POWER_SCHEDULE:
-            raise InputError(
-                f"counts is {text!r}; the model has blocks 0 to {depth - 1}"
-            )
-    shares = SCHEDULE_SHAPES[name](depth, ratio, *numbers)
-    return shares_to_counts(shares, patches)
+    name, numbers = split_schedule(schedule)
+    # The number of POWER_SCHEDULE is an exponent; all other numbers are blocks.
+    if name != POWER_SCHEDULE and max(numbers, default=0) >= depth:
+        raise InputError(
+            f"counts is {schedule!r}; the model has blocks 0 to {depth - 1}"
+        )
+    shares = SCHEDULE_SHAPES[name](depth, reduction_ratio, *numbers)
+    return shares_to_counts(shares, num_patches)
 
 
-def shares_to_counts(shares: Sequence[float], patches: int) -> tuple[int, ...]:
+def shares_to_counts(shares: Sequence[float], num_patches: int) -> tuple[int, ...]:
     """Turn shares of the patches into image token counts, at least 1."""
-    return tuple(max(1, round_half_up(share * patches)) for share in shares)
+    return tuple(max(1, round_half_up(share * num_patches)) for share in shares)
 
 
-def find_falls(counts: Sequence[int], patches: int) -> dict[int, int]:
+def find_falls(counts: Sequence[int], num_patches: int) -> dict[int, int]:
     """Find the blocks where `counts` fall: {block: image tokens after it}."""
-    pairs = enumerate(itertools.pairwise((patches, *counts)))
+    pairs = enumerate(itertools.pairwise((num_patches, *counts)))
     return {block: after for block, (before, after) in pairs if after < before}
 
 
@@ -159,17 +159,17 @@ def round_half_up(number: float) -> int:
     return math.floor(number + 0.5 + 1e-9)
 
 
-def check_counts(value: str | tuple[int, ...]) -> None:
-    """Raise InputError unless `value` is a schedule's text, or non-rising counts."""
-    if isinstance(value, str):
-        split_schedule(value)
+def check_counts(counts: str | tuple[int, ...]) -> None:
+    """Raise InputError unless `counts` is a schedule's text, or non-rising counts."""
+    if isinstance(counts, str):
+        split_schedule(counts)
         return
-    if not isinstance(value, tuple) or not value:
-        raise InputError(f"counts is {value!r}; it must be one of {ALLOWED_COUNTS}")
-    for count in value:
+    if not isinstance(counts, tuple) or not counts:
+        raise InputError(f"counts is {counts!r}; it must be one of {ALLOWED_COUNTS}")
+    for count in counts:
         check_range("an entry of counts", count, least=1, whole=True)
-    for block, (before, after) in enumerate(itertools.pairwise(value), start=1):
+    for block, (before, after) in enumerate(itertools.pairwise(counts), start=1):
         if after > before:
             raise InputError(
-                f"counts is {value}; it must not rise, but it rises at block {block}"
+                f"counts is {counts}; it must not rise, but it rises at block {block}"
             )

@@ -46,8 +46,8 @@ class TokenState:
         """Mask of all tokens with a live prefix; None: no mask."""
         if self.mask is None:
             return None
-        front = ((0, 0), (self.num_prefix, 0))
-        return jnp.pad(self.mask, front, constant_values=1)
+        prefix_padding = ((0, 0), (self.num_prefix, 0))
+        return jnp.pad(self.mask, prefix_padding, constant_values=1)
 
 
 @struct.dataclass
@@ -145,14 +145,14 @@ def initial_state(
     grid: (height, width) in patches
     coordinates: patch positions; None: the model does not use coordinates
     """
-    batch, total = x.shape[:2]
+    batch, num_tokens = x.shape[:2]
     if coordinates is not None:
         coordinates = jnp.broadcast_to(coordinates, (batch, *coordinates.shape))
     return TokenState(
         x=x,
-        size=jnp.ones((batch, total), jnp.float32),
+        size=jnp.ones((batch, num_tokens), jnp.float32),
         coordinates=coordinates,
         num_prefix=num_prefix,
-        patches=total - num_prefix,
+        patches=num_tokens - num_prefix,
         grid=grid,
     )

@@ -39,37 +39,37 @@ class KeepScores(nn.Module):
         dim = x.shape[-1]
         dtype = x.dtype
 
-        def dense(width: int, name: str, dtype: Any = dtype) -> nn.Dense:
+        def make_dense(width: int, name: str, dtype: Any = dtype) -> nn.Dense:
             return nn.Dense(width, kernel_init=DENSE_INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
         # Flax adds float32 to bfloat16, but a user's setting may forbid promotion.
         with jax.numpy_dtype_promotion("standard"):
             x = norm(x)
-        hidden = nn.gelu(dense(dim, "embed")(x), approximate=False)
-        single = hidden[..., : dim // 2]
-        common = hidden[..., dim // 2 :].astype(jnp.float32)
-        live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
-        ones = (1,) * (x.ndim - 2)
-        live = live.reshape(live.shape + ones).astype(jnp.float32)
+        hidden = nn.gelu(make_dense(dim, "embed")(x), approximate=False)
+        local_features = hidden[..., : dim // 2]
+        shared_features = hidden[..., dim // 2 :].astype(jnp.float32)
+        live_mask = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
+        unit_axes = (1,) * (x.ndim - 2)
+        live_mask = live_mask.reshape(live_mask.shape + unit_axes).astype(jnp.float32)
         # Without live tokens, DIVISION_EPS makes the mean 0 instead of 0 / 0.
-        total = jnp.sum(live, axis=1, keepdims=True) + DIVISION_EPS
-        mean = jnp.sum(live * common, axis=1, keepdims=True) / total
-        mean = jnp.broadcast_to(mean.astype(dtype), common.shape)
-        hidden = jnp.concatenate([single, mean], axis=-1)
-        hidden = nn.gelu(dense(dim // 2, "half")(hidden), approximate=False)
-        hidden = nn.gelu(dense(dim // 4, "quarter")(hidden), approximate=False)
-        return jax.nn.log_softmax(dense(2, "score", jnp.float32)(hidden))
+        num_live = jnp.sum(live_mask, axis=1, keepdims=True) + DIVISION_EPS
+        mean = jnp.sum(live_mask * shared_features, axis=1, keepdims=True) / num_live
+        mean = jnp.broadcast_to(mean.astype(dtype), shared_features.shape)
+        hidden = jnp.concatenate([local_features, mean], axis=-1)
+        hidden = nn.gelu(make_dense(dim // 2, "half")(hidden), approximate=False)
+        hidden = nn.gelu(make_dense(dim // 4, "quarter")(hidden), approximate=False)
+        return jax.nn.log_softmax(make_dense(2, "score", jnp.float32)(hidden))
 
 
-def keep_macs(n: int, dim: int) -> int:
+def score_macs(n: int, dim: int) -> int:
     """MACs of `KeepScores` for `n` tokens of width `dim`."""
     half = dim // 2
     quarter = dim // 4
     return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
 
 
-def gumbel_noise(
+def draw_gumbel_noise(
     keys: Shaped[Array, " batch"], shape: tuple[int, ...]
 ) -> Float[Array, "batch ..."]:
     """Draw Gumbel(0, 1) noise with one key per image."""
@@ -93,10 +93,10 @@ def draw_mask(
     scores: log probabilities of keeping and dropping
     mask: 1 for tokens live so far; None: all live
     """
-    noisy = scores + gumbel_noise(rng, scores.shape[1:])
-    hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
+    noisy_scores = scores + draw_gumbel_noise(rng, scores.shape[1:])
+    is_kept = (noisy_scores[..., 0] >= noisy_scores[..., 1]).astype(jnp.float32)
     # The gradient is the gradient of a softmax with temperature 1.
-    keep = straight_through(hard, jax.nn.softmax(noisy)[..., 0])
+    keep = straight_through(is_kept, jax.nn.softmax(noisy_scores)[..., 0])
     return keep if mask is None else keep * mask
 
 
@@ -138,31 +138,33 @@ def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
             state = moves.apply_result(state, result)
     teacher_tokens = jax.lax.stop_gradient(state.image_rows(state.x))
     num_tokens = teacher_tokens.shape[1]
-    prefix = outputs.state.num_prefix
+    num_prefix = outputs.state.num_prefix
     mask = outputs.state.mask
-    student_tokens = outputs.tokens[:, prefix : prefix + num_tokens]
+    student_tokens = outputs.tokens[:, num_prefix : num_prefix + num_tokens]
     error = student_tokens.astype(jnp.float32) - teacher_tokens.astype(jnp.float32)
     error = jnp.mean(error**2, axis=-1)
     if mask is None:
-        live = jnp.ones_like(error)
+        is_live = jnp.ones_like(error)
     else:
-        live = mask[:, :num_tokens] > 0.5
-    num_live = jnp.maximum(1, jnp.sum(live)).astype(jnp.float32)
-    return jnp.sum(jnp.where(live, error, 0)) / num_live
+        is_live = mask[:, :num_tokens] > 0.5
+    num_live = jnp.maximum(1, jnp.sum(is_live)).astype(jnp.float32)
+    return jnp.sum(jnp.where(is_live, error, 0)) / num_live
 
 
 def check_teacher(outputs: Outputs, teacher_outputs: Outputs) -> None:
     """Raise InputError unless patches, width and classes equal the student's."""
-    student = _describe_sizes(outputs)
-    teacher = _describe_sizes(teacher_outputs)
-    if teacher != student:
-        raise InputError(f"the teacher has {teacher}, but it must have {student}")
+    student_sizes = _describe_sizes(outputs)
+    teacher_sizes = _describe_sizes(teacher_outputs)
+    if teacher_sizes != student_sizes:
+        raise InputError(
+            f"the teacher has {teacher_sizes}, but it must have {student_sizes}"
+        )
 
 
 def _describe_sizes(outputs: Outputs) -> str:
-    patches = outputs.tokens.shape[1] - outputs.state.num_prefix
+    num_patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.reducer_inputs:  # the first step saw all patches
-        patches = outputs.reducer_inputs[0].x.shape[1]
+        num_patches = outputs.reducer_inputs[0].x.shape[1]
     width = outputs.tokens.shape[-1]
-    classes = outputs.logits.shape[-1]
-    return f"{patches} patches, width {width} and {classes} classes"
+    num_classes = outputs.logits.shape[-1]
+    return f"{num_patches} patches, width {width} and {num_classes} classes"

@@ -9,7 +9,7 @@ from imagepiece_jax.models.create import create_model, with_plan
 from imagepiece_jax.models.fit_to_cost import COST_TOLERANCE, fit_to_cost
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.methods.diffrate import published_schedules
+from imagepiece_jax.reduction.methods.diffrate import load_schedules
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers import named_models, tiny_vit
@@ -149,7 +149,7 @@ def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
     method = method.at_ratio(
         0.5, named_models.facts(patches=1369)
     )  # to the power of one
-    prune, merge = published_schedules("deit_s")[2.9]
+    prune, merge = load_schedules("deit_s")[2.9]
     wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(wanted)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)

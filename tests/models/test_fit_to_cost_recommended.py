@@ -11,7 +11,10 @@ from imagepiece_jax.models.fit_to_cost import COST_TOLERANCE
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.methods.recommended import recommend_method, recommended
+from imagepiece_jax.reduction.methods.recommended import (
+    recommend_method,
+    replace_placeholder,
+)
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests.helpers import tiny_vit
@@ -60,7 +63,7 @@ def test_half_of_deit_by_hand(capsys):
     ],
 )
 def test_the_method_of_each_kind_of_model(fields, name, blocks):
-    method = recommended(Method(macs=0.5), facts(**fields))
+    method = replace_placeholder(Method(macs=0.5), facts(**fields))
     assert methods.method_name(method) == recommend_method(facts(**fields)).name == name
     assert getattr(method, "blocks", None) == blocks
     assert method.macs == 0.5
@@ -68,8 +71,8 @@ def test_the_method_of_each_kind_of_model(fields, name, blocks):
 
 def test_with_few_macs_every_block_but_the_first_removes_the_same_share():
     """As from .45 down, where three blocks would have to remove too much at once."""
-    assert recommended(Method(macs=0.45), facts()).blocks == (3, 6, 9)
-    assert recommended(Method(macs=0.44), facts()).counts == "proportional-1"
+    assert replace_placeholder(Method(macs=0.45), facts()).blocks == (3, 6, 9)
+    assert replace_placeholder(Method(macs=0.44), facts()).counts == "proportional-1"
     counts = image_tokens(create_model("deit_ti", 0.4))
     assert counts[0] == 196
     kept = [after / before for before, after in zip(counts, counts[1:], strict=False)]

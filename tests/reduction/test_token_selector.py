@@ -84,7 +84,7 @@ def test_the_gradient_of_a_draw_is_that_of_the_softmax():
         return jnp.sum(weight * draw(scores))
 
     def soft(scores):
-        noise = token_selector.gumbel_noise(image_keys(2), (5, 2))
+        noise = token_selector.draw_gumbel_noise(image_keys(2), (5, 2))
         return jnp.sum(weight * jax.nn.softmax(scores + noise)[..., 0])
 
     slope = tiny_vit.jit(jax.grad(hard))(scores)

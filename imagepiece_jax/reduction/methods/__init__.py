@@ -12,11 +12,12 @@ class _Methods(collections.UserDict):
 
     # Classes are imported on first use: a program loads only the method it runs.
     def __getitem__(self, key: str) -> type[Method]:
-        method = self.data[key]
-        if isinstance(method, str):
-            method = getattr(importlib.import_module(f"{__name__}.{key}"), method)
-            self[key] = method
-        return method
+        method_class = self.data[key]
+        if isinstance(method_class, str):
+            module = importlib.import_module(f"{__name__}.{key}")
+            method_class = getattr(module, method_class)
+            self[key] = method_class
+        return method_class
 
     def __setitem__(self, key: str, item: str | type[Method]) -> None:
         if isinstance(item, type) and "__dataclass_fields__" not in vars(item):

@@ -31,50 +31,51 @@ FAR_DISTANCE = 4.0
 
 
 def join_closest_clusters(
-    distance: Float[Array, "batch tokens tokens"], merges: int, linkage: str
+    distance: Float[Array, "batch tokens tokens"], num_merges: int, linkage: str
 ) -> TokenIndices:
-    """Join the two closest clusters `merges` times; ties go to the first pair.
+    """Join the two closest clusters `num_merges` times; ties go to the first pair.
 
     distance: symmetric
     Returns the first token of every token's cluster.
     """
-    batch, n, _ = distance.shape
-    tokens = jnp.arange(n, dtype=jnp.int32)[None]
-    join = LINKAGES[linkage]
+    batch, num_tokens, _ = distance.shape
+    token = jnp.arange(num_tokens, dtype=jnp.int32)[None]
+    link_distances = LINKAGES[linkage]
 
-    def step(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def merge_pair(_: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # A cluster is stored in the row and column of its first token.
-        distance, first, size = state
+        distance, first_token, size = carry
         pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
-        # Cluster b, the cluster with the later first token, becomes a part of a.
-        a = jax.lax.div(pair[:, None], jnp.int32(n))  # `//` would be nine operations
-        b = pair[:, None] - n * a
-        is_a = tokens == a
-        is_b = tokens == b
-        is_itself = is_a | is_b
+        # Cluster b, the cluster with the later first token, becomes a part of a. `//`
+        # would be nine operations.
+        a = jax.lax.div(pair[:, None], jnp.int32(num_tokens))
+        b = pair[:, None] - num_tokens * a
+        is_a = token == a
+        is_b = token == b
+        is_a_or_b = is_a | is_b
         row_a = gather_rows(distance, a)[:, 0]
         row_b = gather_rows(distance, b)[:, 0]
         size_a = gather_rows(size, a)
         size_b = gather_rows(size, b)
-        joined = join(row_a, row_b, size_a, size_b)
-        joined = jnp.where(is_itself, FAR_DISTANCE, joined)
-        distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
-        distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
+        pair_distance = link_distances(row_a, row_b, size_a, size_b)
+        pair_distance = jnp.where(is_a_or_b, FAR_DISTANCE, pair_distance)
+        distance = jnp.where(is_a[:, :, None], pair_distance[:, None, :], distance)
+        distance = jnp.where(is_a[:, None, :], pair_distance[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
         size = jnp.where(is_a, size + gather_rows(size, b), size)
         return (
             jnp.where(is_of_b, FAR_DISTANCE, distance),
-            jnp.where(first == b, a, first),
+            jnp.where(first_token == b, a, first_token),
             size,
         )
 
-    itself = tokens[:, :, None] == tokens[:, None, :]
-    start = (
-        jnp.where(itself, FAR_DISTANCE, distance),
-        jnp.broadcast_to(tokens, (batch, n)),
-        jnp.ones((batch, n), jnp.float32),
+    is_itself = token[:, :, None] == token[:, None, :]
+    initial_carry = (
+        jnp.where(is_itself, FAR_DISTANCE, distance),
+        jnp.broadcast_to(token, (batch, num_tokens)),
+        jnp.ones((batch, num_tokens), jnp.float32),
     )
-    return jax.lax.fori_loop(0, merges, step, start)[1]
+    return jax.lax.fori_loop(0, num_merges, merge_pair, initial_carry)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +94,10 @@ class Agglomeration(Reducer):
     ) -> Assignment:
         metric = jax.lax.stop_gradient(inputs.metric)
         distance = 1 - cosine_similarity(metric, metric)
-        merges = counts.n_in - counts.n_out
-        first = join_closest_clusters(distance, merges, self.linkage)
-        stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        slot_of_token = gather_rows(count_kept_before(stays), first)
+        num_merges = counts.n_in - counts.n_out
+        first_token = join_closest_clusters(distance, num_merges, self.linkage)
+        is_first = first_token == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+        slot_of_token = gather_rows(count_kept_before(is_first), first_token)
         return Assignment(
             slot_of_token, n_out=counts.n_out, by_size=self.size_weighting
         )

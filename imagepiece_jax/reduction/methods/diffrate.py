@@ -36,10 +36,10 @@ DEFAULT_GMACS = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
 @functools.cache
-def published_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
+def load_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
     """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
-    lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
-    return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
+    schedules = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
+    return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in schedules.items()}
 
 
 def _fit_counts(counts: Sequence[int], model: ModelFacts) -> tuple[int, ...]:
@@ -66,14 +66,18 @@ class PruneAndMerge(Ranking):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        n_in = counts.n_in
+        """Keep `n_out` tokens by score; the next join them, and the rest is dropped."""
         n_out = counts.n_out
+        # Slots and similarities are decisions, through which no gradient flows.
         x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
-        kept = min(max(self.kept, n_out), n_in)
-        slot_of_token, size, index = join_ranked(
-            x, rank_tokens(score), n_out, kept, inputs.attn_size, inputs.all_x
+        # `kept` is of the schedule; other counts may arrive or stay here.
+        num_kept = min(max(self.kept, n_out), counts.n_in)
+        slot_of_token, attn_size, slot_index = join_ranked(
+            x, rank_tokens(score), n_out, num_kept, inputs.attn_size, inputs.all_x
         )
-        return Assignment(slot_of_token, None, size, index, n_out=n_out, by_size=False)
+        return Assignment(
+            slot_of_token, None, attn_size, slot_index, n_out=n_out, by_size=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +107,14 @@ class DiffRate(Method):
             )
         check_entries("prune", self.prune, least=2)
         check_entries("merge", self.merge, least=2)
-        for pruned, merged in zip(self.prune, self.merge, strict=False):
-            if merged > pruned:
+        for prune_count, merge_count in zip(self.prune, self.merge, strict=False):
+            if merge_count > prune_count:
                 raise InputError(
-                    f"merge has {merged} tokens, more than the {pruned} of prune"
+                    f"merge has {merge_count} tokens, more than the {prune_count} of "
+                    "prune"
                 )
 
-    def prune_and_merge_counts(
+    def choose_count_lists(
         self, model: ModelFacts, stretch: bool = False
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (prune, merge): the given lists, or the published ones for the size.
@@ -120,12 +125,12 @@ class DiffRate(Method):
         if self.prune is not None and self.merge is not None:
             return self.prune, self.merge
         width = min(MODEL_OF_WIDTH, key=lambda width: abs(width - model.embed_dim))
-        name = MODEL_OF_WIDTH[width]
+        size_name = MODEL_OF_WIDTH[width]
         # MAE-B's schedules need ".mae" in the model's name, or a head that reads the
         # mean.
         is_mae = model.pool == "mean" or ".mae" in (model.name or "")
-        if name == "deit_b" and is_mae:
-            name = "mae_b"
+        if size_name == "deit_b" and is_mae:
+            size_name = "mae_b"
         sizes = model.embed_dim, model.depth, model.patches
         is_published_size = sizes == (width, 12, 196)
         if not is_published_size and not stretch:
@@ -134,12 +139,12 @@ class DiffRate(Method):
                 f"{model.embed_dim} and {model.patches} patches, only for DeiT-Ti, S, "
                 "B and MAE-B with 196 patches; give macs, or prune and merge"
             )
-        target = DEFAULT_GMACS[name] if self.target is None else self.target
-        lists = published_schedules(name)
-        if target not in lists:
-            listed = ", ".join(map(str, lists))
-            raise InputError(f"target is {target}; {name} has {listed}")
-        prune, merge = lists[target]
+        target = DEFAULT_GMACS[size_name] if self.target is None else self.target
+        schedules = load_schedules(size_name)
+        if target not in schedules:
+            targets = ", ".join(map(str, schedules))
+            raise InputError(f"target is {target}; {size_name} has {targets}")
+        prune, merge = schedules[target]
         if is_published_size:
             return prune, merge
         return _fit_counts(prune, model), _fit_counts(merge, model)
@@ -151,9 +156,7 @@ class DiffRate(Method):
             shares = [(count - 1) / model.patches for count in counts]
             return _count_with_class_token(powered_shares(shares, ratio), model.patches)
 
-        prune, merge = map(
-            scale_counts, self.prune_and_merge_counts(model, stretch=True)
-        )
+        prune, merge = map(scale_counts, self.choose_count_lists(model, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
@@ -161,15 +164,16 @@ class DiffRate(Method):
         if self.counts is not None:  # no token is dropped
             reducer = PruneAndMerge(ALL_TOKENS, score=score)
             return tuple(Step(block, reducer) for block in range(model.depth))
-        prune, merge = self.prune_and_merge_counts(model)
+        prune, merge = self.choose_count_lists(model)
         if not len(prune) == len(merge) == model.depth:
             raise InputError(
                 f"prune and merge have {len(prune)} and {len(merge)} entries; the "
                 f"model has {model.depth} blocks"
             )
         steps = []
-        for block, (pruned, merged) in enumerate(zip(prune, merge, strict=True)):
+        count_pairs = zip(prune, merge, strict=True)
+        for block, (prune_count, merge_count) in enumerate(count_pairs):
             # The lists count the class token.
-            reducer = PruneAndMerge(pruned - 1, score=score)
-            steps.append(Step(block, reducer, tokens=merged - 1))
+            reducer = PruneAndMerge(prune_count - 1, score=score)
+            steps.append(Step(block, reducer, tokens=merge_count - 1))
         return tuple(steps)

@@ -23,7 +23,7 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
-def density_peaks(x: TokenRows, neighbors: int, n_out: int) -> TokenIndices:
+def cluster_by_density(x: TokenRows, neighbors: int, n_out: int) -> TokenIndices:
     """Cluster float32 tokens; clusters in the order of their centers.
 
     neighbors: number of nearest tokens, the token itself included
@@ -38,28 +38,29 @@ def density_peaks(x: TokenRows, neighbors: int, n_out: int) -> TokenIndices:
     density = -jnp.sum(jnp.where(is_near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
     is_denser = density[:, None, :] > density[:, :, None]
-    farthest = jnp.max(distance, axis=(1, 2))
-    separation = jnp.where(is_denser, distance, farthest[:, None, None])
+    max_distance = jnp.max(distance, axis=(1, 2))
+    separation = jnp.where(is_denser, distance, max_distance[:, None, None])
     separation = jnp.min(separation, axis=-1)
     is_center = rank_tokens(density + jnp.log(separation)) < n_out
-    away = jnp.where(is_center[:, None, :], distance, jnp.inf)
-    nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
+    center_distance = jnp.where(is_center[:, None, :], distance, jnp.inf)
+    nearest_center = jnp.argmin(center_distance, axis=-1).astype(jnp.int32)
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    owner = jnp.where(is_center, token, nearest)
-    return gather_rows(count_kept_before(is_center), owner)
+    center_of_token = jnp.where(is_center, token, nearest_center)
+    return gather_rows(count_kept_before(is_center), center_of_token)
 
 
 @dataclasses.dataclass(frozen=True)
 class DensityPeaks(Reducer):
     """Cluster tokens around density peaks, and replace clusters by their means."""
 
-    neighbors: int = 5  # see `density_peaks`
+    neighbors: int = 5  # see `cluster_by_density`
 
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
-        slot_of_token = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
+        neighbors = min(self.neighbors, counts.n_in)
+        slot_of_token = cluster_by_density(x, neighbors, counts.n_out)
         return Assignment(slot_of_token, n_out=counts.n_out, by_size=False)
 
 

@@ -35,10 +35,10 @@ CHOICE_TEMPERATURE = 0.1
 TINY_SIZE = 1e-12  # attention size of a token merged away; 0 would have no logarithm
 
 
-def soft_top(
-    similarity: Float[Array, "batch even odd"], merges: int
+def choose_softly(
+    similarity: Float[Array, "batch even odd"], num_merges: int
 ) -> Float[Array, "batch even odd"]:
-    """Choose `merges` rows of `similarity` softly, and columns in the rows.
+    """Choose `num_merges` rows of `similarity` softly, and columns in the rows.
 
     Returns chosen amounts, with a sum of at most 1 per row.
     Source: Lee & Hong 2024, section 3.2.
@@ -51,27 +51,27 @@ def soft_top(
     )
 
     def draw(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        chosen, discount = carry
+        amounts, discount = carry
         entries = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
         share = jax.nn.softmax(entries.reshape(len(entries), -1))
         share = share.reshape(entries.shape)
-        drawn = jnp.sum(share, axis=-1)
-        remaining = jnp.maximum(1 - drawn, 2.0**-23)  # 0 would have no logarithm
-        discount = discount + jnp.log(remaining) / CHOICE_TEMPERATURE
-        return (chosen + share, discount), None
+        row_share = jnp.sum(share, axis=-1)
+        row_rest = jnp.maximum(1 - row_share, 2.0**-23)  # 0 would have no logarithm
+        discount = discount + jnp.log(row_rest) / CHOICE_TEMPERATURE
+        return (amounts + share, discount), None
 
     initial_carry = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
-    (chosen, _), _ = jax.lax.scan(draw, initial_carry, length=merges)
-    row_sums = jnp.sum(chosen, axis=-1, keepdims=True)
+    (amounts, _), _ = jax.lax.scan(draw, initial_carry, length=num_merges)
+    row_sums = jnp.sum(amounts, axis=-1, keepdims=True)
     row_sums = jnp.maximum(row_sums, 1.0)
-    return chosen / jax.lax.stop_gradient(row_sums)
+    return amounts / jax.lax.stop_gradient(row_sums)
 
 
-def soft_merge(
+def merge_softly(
     similarity: Float[Array, "batch even odd"],
     size: Float[Array, "batch tokens"],
     num_live: int,
-    merges: int,
+    num_merges: int,
 ) -> Mixing:
     """Merge tokens softly, as a Mixing.
 
@@ -81,49 +81,50 @@ def soft_merge(
     similarity: from tokens at even places to tokens at odd places
     size: attention sizes
     num_live: token count in evaluation at this step
-    merges: number of merges in evaluation
+    num_merges: number of merges in evaluation
     """
-    n = size.shape[1]
-    spread = soft_top(similarity, merges)  # [B, a, b]
+    num_tokens = size.shape[1]
+    spread_share = choose_softly(similarity, num_merges)  # [B, a, b]
     even_size = size[:, 0:num_live:2]
     odd_size = size[:, 1:num_live:2]
-    moved = spread * even_size[:, :, None]
-    grown = odd_size + jnp.sum(moved, axis=1)
-    left = 1 - jnp.sum(spread, axis=-1)  # share of its size kept by an even token
-    excess = jnp.clip(left, 0, 1) - left
-    clipped = left + jax.lax.stop_gradient(excess)  # with the gradient of `left`
+    moved_size = spread_share * even_size[:, :, None]
+    grown_size = odd_size + jnp.sum(moved_size, axis=1)
+    # An even token keeps this share of its size, clipped without changing the gradient.
+    kept_share = 1 - jnp.sum(spread_share, axis=-1)
+    excess = jnp.clip(kept_share, 0, 1) - kept_share
+    kept_share = kept_share + jax.lax.stop_gradient(excess)
     # A token at an odd place becomes the size-weighted mean of itself and its received
     # shares. First the weights of the shares, at odd rows and even columns.
-    divisor = jnp.maximum(grown, TINY_SIZE)
-    to_odd = moved.transpose(0, 2, 1) / divisor[:, :, None]  # [B, b, a]
-    num_dead = n - num_live
-    odd = num_live % 2
-    rows = (1, num_dead + odd, 1)  # padding before, after and between rows
-    columns = (0, num_dead + 1 - odd, 1)
-    matrix = jax.lax.pad(to_odd, jnp.float32(0), ((0, 0, 0), rows, columns))
+    divisor = jnp.maximum(grown_size, TINY_SIZE)
+    odd_weight = moved_size.transpose(0, 2, 1) / divisor[:, :, None]  # [B, b, a]
+    num_dead = num_tokens - num_live
+    parity = num_live % 2
+    rows = (1, num_dead + parity, 1)  # padding before, after and between rows
+    columns = (0, num_dead + 1 - parity, 1)
+    matrix = jax.lax.pad(odd_weight, jnp.float32(0), ((0, 0, 0), rows, columns))
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
-    scale = interleave_tokens(jnp.ones_like(even_size), odd_size / divisor)
-    scale = jnp.pad(scale, ((0, 0), (0, num_dead)), constant_values=1.0)
-    scale = scale[:, :, None]
-    matrix = matrix + scale * jnp.eye(n, dtype=jnp.float32)[None]
-    sizes = interleave_tokens(even_size * clipped, grown)
-    order = rank_tokens(jax.lax.stop_gradient(sizes))
-    order = invert_order(order, num_live)
-    sizes = _reorder_live_rows(sizes, order, size, num_live)
+    own_weight = interleave_tokens(jnp.ones_like(even_size), odd_size / divisor)
+    own_weight = jnp.pad(own_weight, ((0, 0), (0, num_dead)), constant_values=1.0)
+    own_weight = own_weight[:, :, None]
+    matrix = matrix + own_weight * jnp.eye(num_tokens, dtype=jnp.float32)[None]
+    live_size = interleave_tokens(even_size * kept_share, grown_size)
+    ranks = rank_tokens(jax.lax.stop_gradient(live_size))
+    order = invert_order(ranks, num_live)
+    attn_size = _reorder_live_rows(live_size, order, size, num_live)
     matrix = _reorder_live_rows(matrix, order, matrix, num_live)
-    return Mixing(matrix, attn_size=sizes + TINY_SIZE)
+    return Mixing(matrix, attn_size=attn_size + TINY_SIZE)
 
 
 def _reorder_live_rows(
     rows: Float[Array, "batch ..."],
     order: Int[Array, "batch {num_live}"],
-    whole: Float[Array, "batch ..."],
+    all_rows: Float[Array, "batch ..."],
     num_live: int,
 ) -> Float[Array, "batch ..."]:
-    """Gather rows at `order`, and append the rows of `whole` from `num_live` on."""
-    ordered = gather_rows(rows, order)
-    return jnp.concatenate([ordered, whole[:, num_live:]], axis=1)
+    """Gather rows at `order`, and append the rows of `all_rows` from `num_live` on."""
+    ordered_rows = gather_rows(rows, order)
+    return jnp.concatenate([ordered_rows, all_rows[:, num_live:]], axis=1)
 
 
 class Embedding(nn.Module, Reducer):
@@ -146,12 +147,12 @@ class Embedding(nn.Module, Reducer):
             inputs = dataclasses.replace(inputs, metric=embedding, all_metric=None)
             return Bipartite()(inputs, counts)
         num_live = counts.evaluation.n_in
-        merges = num_live - counts.evaluation.n_out
+        num_merges = num_live - counts.evaluation.n_out
         embedding = embedding[:, :num_live]
-        even = embedding[:, 0::2]
-        odd = embedding[:, 1::2]
-        similarity = cosine_similarity(even, odd, eps=1e-12)
-        return soft_merge(similarity, inputs.attn_size, num_live, merges)
+        similarity = cosine_similarity(
+            embedding[:, 0::2], embedding[:, 1::2], eps=1e-12
+        )
+        return merge_softly(similarity, inputs.attn_size, num_live, num_merges)
 
     @nn.nowrap
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:

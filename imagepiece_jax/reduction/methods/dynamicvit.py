@@ -44,7 +44,7 @@ class KeepPredictor(nn.Module, MaskingReducer):
 
     @nn.nowrap
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
-        return token_selector.keep_macs(n_in, embed_dim)
+        return token_selector.score_macs(n_in, embed_dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +99,18 @@ class LearnedSelection(Method):
     def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         """Shares of initial tokens kept in evaluation, per masking step."""
         shares = []
-        patches = None
-        for layer in plan:
-            if layer.step is None or layer.counts is None:
+        num_initial = None  # image tokens before the first step
+        for block_plan in plan:
+            if block_plan.step is None or block_plan.counts is None:
                 continue
-            rule: Any = layer.step.rule
-            tokens = layer.step.tokens
-            patches = patches or layer.counts.n_in
-            if tokens is None:
+            rule: Any = block_plan.step.rule
+            num_initial = num_initial or block_plan.counts.n_in
+            if block_plan.step.tokens is None:
                 shares.append(rule.rate)
                 continue
-            if rule.packages:  # a package is not a staying token
-                tokens -= layer.counts.stage
-            shares.append(tokens / patches)
+            # A package is not a staying token; every step so far has added one.
+            num_packages = block_plan.counts.stage if rule.packages else 0
+            shares.append((block_plan.step.tokens - num_packages) / num_initial)
         return shares
 
     def backbone_rate(self, lr: Any, peak: float) -> Any:
@@ -120,10 +119,10 @@ class LearnedSelection(Method):
     def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
         # Selectors have the scheduled learning rate. The backbone learns slower, after
         # the frozen epochs. Prefix tokens and positions are not trained.
-        name = path.split("/")[0]
-        if name.startswith("reducer_"):
+        part = path.split("/")[0]
+        if part.startswith("reducer_"):
             return ParamGroup()
-        if name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+        if part in ("cls_token", "dist_token", "reg_token", "pos_embed"):
             return ParamGroup(frozen_epochs=math.inf)
         return ParamGroup(self.backbone_rate, self.frozen_epochs)
 

@@ -41,9 +41,9 @@ class Cells(Reducer):
         self.check_fits(inputs.grid, counts)
         grid: Any = inputs.grid  # checked
         height, width = grid
-        rows = jnp.arange(height) * self.size // height
-        columns = jnp.arange(width) * self.size // width
-        cell = rows[:, None] * self.size + columns[None, :]
+        cell_row = jnp.arange(height) * self.size // height
+        cell_column = jnp.arange(width) * self.size // width
+        cell = cell_row[:, None] * self.size + cell_column[None, :]
         cell = cell.reshape(1, -1).astype(jnp.int32)
         slot_of_token = jnp.broadcast_to(cell, inputs.size.shape)
         return Assignment(slot_of_token=slot_of_token, n_out=counts.n_out)
@@ -76,12 +76,12 @@ class GridPooling(Method):
         if self.counts is not None:
             tokens_after = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
-        for block, tokens in tokens_after.items():
-            side = math.isqrt(tokens)
-            if side**2 != tokens:
+        for block, num_cells in tokens_after.items():
+            side = math.isqrt(num_cells)
+            if side**2 != num_cells:
                 raise Unreachable(
-                    f"counts has {tokens} tokens after block {block}; it must be a "
+                    f"counts has {num_cells} tokens after block {block}; it must be a "
                     f"square such as {side**2}"
                 )
-            steps.append(Step(block, Cells(side), KeepFixed(tokens), site="pre"))
+            steps.append(Step(block, Cells(side), KeepFixed(num_cells), site="pre"))
         return tuple(steps)

@@ -44,14 +44,14 @@ class Retokenize(Ranking):
 
     def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
         # At most half the candidates can merge.
-        candidates = counts.candidates
-        if candidates is None:
+        num_candidates = counts.candidates
+        if num_candidates is None:
             raise InputError("Retokenize needs a rule with candidates, such as Merge")
-        merges = counts.n_in - counts.n_out
-        if not 0 <= merges <= candidates // 2:
+        num_merges = counts.n_in - counts.n_out
+        if not 0 <= num_merges <= num_candidates // 2:
             raise InputError(
-                f"Retokenize merges {merges} of {candidates} candidates; at most half "
-                "can merge"
+                f"Retokenize merges {num_merges} of {num_candidates} candidates; at "
+                "most half can merge"
             )
 
     def __call__(
@@ -65,16 +65,16 @@ class Retokenize(Ranking):
         side_b = ranks[1 - self.parity :: 2]
         candidates = invert_order(rank_tokens(score), np.concatenate([side_a, side_b]))
         size_a = len(side_a)
-        similarity = self.similarity(inputs, candidates, size_a)
-        best, partner = find_partners(similarity, candidates[:, size_a:])
-        merges = counts.n_in - counts.n_out
-        absorbed, partners = pick_by_rank(
-            rank_tokens(best), merges, candidates[:, :size_a], partner
+        similarity = self.compare_sides(inputs, candidates, size_a)
+        similarity_keys, partners = find_partners(similarity, candidates[:, size_a:])
+        num_merges = counts.n_in - counts.n_out
+        absorbed_tokens, partner_tokens = pick_by_rank(
+            rank_tokens(similarity_keys), num_merges, candidates[:, :size_a], partners
         )
-        result = merge_in_place(absorbed, partners, counts)
-        return dataclasses.replace(result, by_size=self.size_weighting)
+        assignment = merge_in_place(absorbed_tokens, partner_tokens, counts)
+        return dataclasses.replace(assignment, by_size=self.size_weighting)
 
-    def similarity(
+    def compare_sides(
         self,
         inputs: ReducerInputs,
         candidates: Int[Array, "batch candidates"],

@@ -32,12 +32,13 @@ class NoisyTopK(KeepPredictor):
         score = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
-        noisy = score + token_selector.gumbel_noise(inputs.rng, score.shape[1:])
+        noise = token_selector.draw_gumbel_noise(inputs.rng, score.shape[1:])
+        noisy_score = score + noise
         # A staying token is multiplied by 1, with the gradient of its probability to
         # be kept, so the scores learn.
         factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
-        chosen = keep_highest(jax.lax.stop_gradient(noisy), counts.n_out)
-        return dataclasses.replace(chosen, weight=factor, mean=False)
+        assignment = keep_highest(jax.lax.stop_gradient(noisy_score), counts.n_out)
+        return dataclasses.replace(assignment, weight=factor, mean=False)
 
     @nn.nowrap
     def draws_random(self, counts: StepCounts, train: bool) -> bool:

@@ -76,43 +76,43 @@ class Fusion(Ranking):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        merges = counts.n_in - counts.n_out
-        x, received, size = jax.lax.stop_gradient(
+        num_merges = counts.n_in - counts.n_out
+        x, attention, size = jax.lax.stop_gradient(
             (inputs.metric, self.token_scores(inputs, counts), inputs.attn_size)
         )
         tiny = jnp.finfo(jnp.float32).tiny
-        received = jnp.maximum(received, tiny)
+        attention = jnp.maximum(attention, tiny)
         # Indices of the first image tokens at an even and at an odd position. Positions
         # count the prefix, too.
         even = inputs.num_prefix % 2
         odd = 1 - even
-        even_to_odd = self.fusion_values(x, received, size, even)
+        even_to_odd = self.fusion_values(x, attention, size, even)
         # The first half of the leaving tokens: even tokens join odd tokens.
-        leaving_even = merges // 2
+        first_half = num_merges // 2
         even_ranks, odd_partners = _rank_rows(even_to_odd)
-        joining_even = invert_order(even_ranks, leaving_even)
+        joining_even = invert_order(even_ranks, first_half)
         joined_odd = gather_rows(odd_partners, joining_even)
-        slot_of_even = index_kept_tokens(even_ranks >= leaving_even)
-        staying_even = invert_order(slot_of_even, even_ranks.shape[1] - leaving_even)
+        slot_of_even = index_kept_tokens(even_ranks >= first_half)
+        staying_even = invert_order(slot_of_even, even_ranks.shape[1] - first_half)
         # The second half: odd tokens join the remaining even tokens, whose slots come
         # first. Then come the odd tokens by the falling value of their best partners.
         odd_to_even = gather_rows(even_to_odd, staying_even).transpose(0, 2, 1)
         odd_ranks, partner_slots = _rank_rows(odd_to_even)
-        leaving_odd = merges - leaving_even
-        leaves = odd_ranks < leaving_odd
-        slot_of_staying = staying_even.shape[1] - leaving_odd + odd_ranks
-        slot_of_odd = jnp.where(leaves, partner_slots, slot_of_staying)
+        second_half = num_merges - first_half
+        is_leaving = odd_ranks < second_half
+        slot_of_staying = staying_even.shape[1] - second_half + odd_ranks
+        slot_of_odd = jnp.where(is_leaving, partner_slots, slot_of_staying)
         ranked_odd = invert_order(odd_ranks, odd_ranks.shape[1])
-        joining_odd = ranked_odd[:, :leaving_odd]
-        staying_odd = ranked_odd[:, leaving_odd:]
+        joining_odd = ranked_odd[:, :second_half]
+        staying_odd = ranked_odd[:, second_half:]
         kept_tokens = [even + 2 * staying_even, odd + 2 * staying_odd]
         kept_tokens = jnp.concatenate(kept_tokens, axis=1)
         absorbed_tokens = [even + 2 * joining_even, odd + 2 * joining_odd]
         absorbed_tokens = jnp.concatenate(absorbed_tokens, axis=1)
         # An even token goes to the slot of its odd partner.
-        targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
-        target_slots = gather_rows(slot_of_odd, targets)
-        weight = received * size / jnp.max(size, axis=1, keepdims=True)
+        odd_targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
+        target_slots = gather_rows(slot_of_odd, odd_targets)
+        weight = attention * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return dataclasses.replace(
             keep_and_join(kept_tokens, absorbed_tokens, target_slots, counts.n_in),
@@ -120,18 +120,18 @@ class Fusion(Ranking):
         )
 
     def fusion_values(
-        self, x: TokenRows, received: TokenValues, size: TokenValues, even: int
+        self, x: TokenRows, attention: TokenValues, size: TokenValues, even: int
     ) -> Float[Array, "batch even odd"]:
         """Fusion values of even and odd tokens."""
         # A power of a product is a product of powers: of vectors, not of matrices.
         factor: Any = 1.0
-        for value, temperature in ((received, self.attention), (size, self.sizes)):
-            least = jnp.min(value, axis=1, keepdims=True)
-            factor *= (least / value) ** (1 / temperature)
+        for value, temperature in ((attention, self.attention), (size, self.sizes)):
+            min_value = jnp.min(value, axis=1, keepdims=True)
+            factor *= (min_value / value) ** (1 / temperature)
         x = unit_vectors(x)
-        alike = dot_products(x[:, even::2], x[:, 1 - even :: 2])
-        alike = ((alike + 1) / 2) ** (1 / self.similarity)
-        return alike * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
+        similarity = dot_products(x[:, even::2], x[:, 1 - even :: 2])
+        similarity = ((similarity + 1) / 2) ** (1 / self.similarity)
+        return similarity * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
 
 
 def _rank_rows(
@@ -140,8 +140,8 @@ def _rank_rows(
     """Rank rows by their highest values: (rank of each row, its best column)."""
     # A constant in the program.
     columns = jnp.asarray(np.arange(values.shape[2], dtype=np.int32))[None]
-    best, partner = find_partners(values, columns)
-    return rank_tokens(best), partner
+    value_keys, best_column = find_partners(values, columns)
+    return rank_tokens(value_keys), best_column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +175,8 @@ class MCTF(RemovalPerBlock):
         return super().scale_schedule(ratio, model)
 
     def removed_counts(self, depth: int) -> Sequence[int]:
-        chosen = self.chosen_blocks(depth)
-        return [int(block in chosen) for block in range(depth)]
+        fusing_blocks = self.chosen_blocks(depth)
+        return [int(block in fusing_blocks) for block in range(depth)]
 
     def chosen_blocks(self, depth: int) -> Sequence[int]:
         """List the fusing blocks. Raises InputError for a block outside the model."""

@@ -77,8 +77,8 @@ class ModelFacts:
 class Method:
     """A token reduction method; a reduction's text sets its fields.
 
-    `Method(macs=0.5)` is a placeholder: `recommended` replaces it by the method chosen
-    for the model.
+    `Method(macs=0.5)` is a placeholder: `replace_placeholder` replaces it by the
+    method chosen for the model.
     """
 
     # In subclasses every field has a default. Training-only fields have compare=False.
@@ -130,12 +130,12 @@ class Method:
                 "counts excludes macs"
             )
 
-    def _check_default(self, name: str, other: str) -> None:
-        """Raise InputError if a field is set that `other` sets, too."""
+    def _check_default(self, name: str, rival: str) -> None:
+        """Raise InputError if a field is set that `rival` sets, too."""
         value = getattr(self, name)
         if value != getattr(type(self), name):
             raise InputError(
-                f"{name} is {value!r}, but {other} also decides the token counts; give "
+                f"{name} is {value!r}, but {rival} also decides the token counts; give "
                 "one of the two"
             )
 
@@ -247,18 +247,18 @@ class InStages(KeepingShare):
         return dataclasses.replace(super().scale_schedule(ratio, model), blocks=blocks)
 
     def stage_steps(
-        self, model: ModelFacts, reducer: Any, rule: Rule | None = None, **where: Any
+        self, model: ModelFacts, reducer: Any, rule: Rule | None = None, **fields: Any
     ) -> tuple[Step, ...]:
         """Make a Step for every block in `blocks`; with `counts`, for every block.
 
         rule: None: keep_rate**s of the initial tokens stay at the s-th block
-        where: further fields of the Steps
+        fields: further fields of the Steps
         """
         blocks = self.blocks if self.counts is None else range(model.depth)
         steps = []
         for stage, block in enumerate(sorted(blocks), start=1):
-            own = rule or KeepInitialShare(self.keep_rate**stage)
-            steps.append(Step(block, reducer, own, **where))
+            stage_rule = rule or KeepInitialShare(self.keep_rate**stage)
+            steps.append(Step(block, reducer, stage_rule, **fields))
         return tuple(steps)
 
 
@@ -287,12 +287,13 @@ class RemovalPerBlock(Method):
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Proportions between blocks stay. With ratio 1 the block with the largest count
         # would lose all tokens.
-        removed = self.removed_counts(model.depth)
-        if not any(removed):
-            removed = (1,) * model.depth
-        unit = ratio * model.patches / max(removed)
-        lost = itertools.accumulate(number * unit for number in removed)
+        removed_counts = self.removed_counts(model.depth)
+        if not any(removed_counts):
+            removed_counts = (1,) * model.depth
+        scale = ratio * model.patches / max(removed_counts)
+        lost_counts = itertools.accumulate(count * scale for count in removed_counts)
         counts = [
-            max(1, schedules.round_half_up(model.patches - total)) for total in lost
+            max(1, schedules.round_half_up(model.patches - lost))
+            for lost in lost_counts
         ]
         return self.with_counts(counts, model)

@@ -32,17 +32,17 @@ class ByEnergy(Ranking):
     ) -> Assignment:
         uniqueness = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
-        merges = counts.n_in - counts.n_out
+        num_merges = counts.n_in - counts.n_out
         ranks = rank_tokens(-uniqueness)
         num_compared = counts.n_in
-        num_joining = merges
+        num_joining = num_merges
         if self.protect:
-            num_compared = 2 * merges
+            num_compared = 2 * num_merges
             num_joining = None  # all of side A
         side_a = invert_order(ranks, np.arange(0, num_compared, 2))
         side_b = invert_order(ranks, np.arange(1, num_compared, 2))
-        absorbed, partners = join_most_similar(metric, side_a, side_b, num_joining)
-        return merge_in_place(absorbed, partners, counts)
+        pairs = join_most_similar(metric, side_a, side_b, num_joining)
+        return merge_in_place(*pairs, counts)
 
 
 @dataclasses.dataclass(frozen=True)

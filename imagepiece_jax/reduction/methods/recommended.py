@@ -36,20 +36,20 @@ def recommend_method(model: ModelFacts) -> Recommendation:
     return METHOD_OF_KIND["other pool"]
 
 
-def recommended(method: Method, model: ModelFacts) -> Method:
+def replace_placeholder(method: Method, model: ModelFacts) -> Method:
     """Replace a placeholder Method by the recommended method, with the same cost.
 
     method: sets `macs`, and may set a schedule in `counts`
     """
-    choice = recommend_method(model)
+    recommendation = recommend_method(model)
     fields = {"macs": method.macs, "counts": method.counts}
-    if choice.in_stages and method.counts is None:
+    if recommendation.in_stages and method.counts is None:
         # Below a depth of 4, stages start at block 0. This reaches costs out of reach
         # for "proportional-1", which keeps all tokens in block 0.
         if (method.macs or 0) < LEAST_STAGED_MACS and model.depth >= NUM_STAGES:
             fields["counts"] = "proportional-1"
         else:
             stages = range(1, NUM_STAGES)
-            quarters = {model.depth * stage // NUM_STAGES for stage in stages}
-            fields["blocks"] = tuple(sorted(quarters))
-    return methods.METHODS[choice.name](**fields)
+            stage_starts = {model.depth * stage // NUM_STAGES for stage in stages}
+            fields["blocks"] = tuple(sorted(stage_starts))
+    return methods.METHODS[recommendation.name](**fields)

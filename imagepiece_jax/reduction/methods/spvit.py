@@ -40,11 +40,12 @@ class Selector(nn.Module, MaskingReducer):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment | Masking:
         batch, n, dim = inputs.x.shape
-        heads = inputs.x.reshape(batch, n, inputs.num_heads, dim // inputs.num_heads)
+        head_dim = dim // inputs.num_heads
+        head_features = inputs.x.reshape(batch, n, inputs.num_heads, head_dim)
         # Log probabilities from the heads' features, [B, n, H, 2].
-        scores = token_selector.KeepScores(name="scores")(heads, inputs.mask)
-        vote = self._votes(heads)[..., None]
-        probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
+        scores = token_selector.KeepScores(name="scores")(head_features, inputs.mask)
+        head_weights = self._weigh_heads(head_features)[..., None]
+        probability = jnp.sum(head_weights * jnp.exp(scores), axis=2)[..., 0]
         num_packages = counts.stage - 1  # of earlier steps; they are the last tokens
         is_package = (jnp.arange(n) >= n - num_packages)[None]
         if counts.n_out < counts.n_in:  # else masked training, where no token leaves
@@ -52,49 +53,51 @@ class Selector(nn.Module, MaskingReducer):
             is_kept = rank_tokens(score) < counts.n_out - 1
             weight = package_weights(probability, ~is_kept)
             return keep_and_sum(is_kept, weight, counts.n_out)
-        scores = jnp.sum(vote * scores, axis=2)
+        scores = jnp.sum(head_weights * scores, axis=2)
         keep = token_selector.draw_mask(scores, inputs.mask, inputs.rng)
         keep = jnp.where(is_package, 1.0, keep)
-        live_before = inputs.mask
-        if live_before is None:
-            live_before = jnp.ones_like(keep)
-        weight = package_weights(probability, live_before - keep)
+        mask_before = inputs.mask
+        if mask_before is None:
+            mask_before = jnp.ones_like(keep)
+        weight = package_weights(probability, mask_before - keep)
         tokens = inputs.x.astype(jnp.float32)
         package = jnp.einsum("bn,bnd->bd", weight, tokens, precision="highest")
         return Masking(keep, append=package)
 
-    def _votes(
-        self, heads: Float[Array, "batch tokens heads head_dim"]
+    def _weigh_heads(
+        self, head_features: Float[Array, "batch tokens heads head_dim"]
     ) -> Float[Array, "batch tokens heads"]:
         """Head weights from the heads' mean features, with sum 1."""
-        count = heads.shape[2]
-        dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
-        votes = jnp.mean(heads, axis=-1, dtype=jnp.float32)
-        votes = dense(max(1, count // 2), name="vote_in")(votes)
+        num_heads = head_features.shape[2]
+        make_dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
+        votes = jnp.mean(head_features, axis=-1, dtype=jnp.float32)
+        votes = make_dense(max(1, num_heads // 2), name="vote_in")(votes)
         votes = nn.gelu(votes, approximate=False)
-        votes = dense(count, name="vote_out")(votes)
+        votes = make_dense(num_heads, name="vote_out")(votes)
         # sigmoid(v) / sum sigmoid(v) of votes v, even where all sigmoids underflow
         return jax.nn.softmax(jax.nn.log_sigmoid(votes))
 
     @nn.nowrap
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
-        votes = 2 * num_heads * max(1, num_heads // 2)
-        scores = token_selector.keep_macs(n_in, embed_dim // num_heads)
-        return n_in * votes + num_heads * scores
+        vote_macs = 2 * num_heads * max(1, num_heads // 2)
+        head_macs = token_selector.score_macs(n_in, embed_dim // num_heads)
+        return n_in * vote_macs + num_heads * head_macs
 
 
 def package_weights(
-    probability: TokenValues, dropped: Shaped[Array, "batch tokens"]
+    probability: TokenValues, drop_mask: Shaped[Array, "batch tokens"]
 ) -> TokenValues:
     """Weights of a package's mean, in float32; all 0 if no token is dropped.
 
     probability: probability of being kept
-    dropped: 1 or True for dropped tokens
+    drop_mask: 1 or True for dropped tokens
     """
-    weight = probability * dropped.astype(jnp.float32)
-    total = jnp.sum(weight, axis=1, keepdims=True)
+    weight = probability * drop_mask.astype(jnp.float32)
+    weight_sum = jnp.sum(weight, axis=1, keepdims=True)
     # Without dropped tokens the divisor is 1: with EPS the gradient would be a million.
-    return weight / jnp.where(total > 0, total + token_selector.DIVISION_EPS, 1.0)
+    return weight / jnp.where(
+        weight_sum > 0, weight_sum + token_selector.DIVISION_EPS, 1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,20 +132,20 @@ class SPViT(LearnedSelection):
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # All shares get a common factor, and are at most 1.
-        least = min((share for share in self.keep_rates if share), default=1.0)
-        scale = (1 - ratio) / least
-        rates = [min(1.0, scale * share) for share in self.keep_rates]
+        least_rate = min((rate for rate in self.keep_rates if rate), default=1.0)
+        scale = (1 - ratio) / least_rate
+        rates = [min(1.0, scale * rate) for rate in self.keep_rates]
         rates = tuple(round(rate, 6) for rate in rates)
         blocks = fit_blocks(self, model.depth)
         return dataclasses.replace(self, keep_rates=rates, blocks=blocks)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        shares = zip(self.blocks, self.keep_rates, strict=True)
+        block_rates = zip(self.blocks, self.keep_rates, strict=True)
         if self.counts is not None:
-            shares = [(block, 0.0) for block in range(model.depth)]
+            block_rates = [(block, 0.0) for block in range(model.depth)]
         steps = []
-        for block, share in shares:
-            rule = KeepInitialShare(share, packages=True)
+        for block, rate in block_rates:
+            rule = KeepInitialShare(rate, packages=True)
             steps.append(Step(block, Selector(), rule, site="pre", added_when_masked=1))
         return tuple(steps)
 
@@ -151,8 +154,8 @@ class SPViT(LearnedSelection):
     ) -> list[Float[Array, ""]]:
         # Shares are means over this device's whole batch, because images may keep
         # different numbers of tokens. Packages do not count.
-        patches = masks[0].shape[1]
-        return [jnp.mean(mask[:, :patches]) for mask in masks]
+        num_patches = masks[0].shape[1]
+        return [jnp.mean(mask[:, :num_patches]) for mask in masks]
 
     def backbone_rate(self, lr: Any, peak: float) -> Any:
         # The rate is capped at `backbone_lr` times the peak rate.

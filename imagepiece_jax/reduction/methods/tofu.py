@@ -24,12 +24,13 @@ class Discard(Bipartite):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        merged = super().__call__(inputs, counts, train)
-        index: Any = merged.index  # Bipartite makes one
+        assignment = super().__call__(inputs, counts, train)
+        merge_index: Any = assignment.index  # Bipartite makes one
+        kept_tokens = merge_index.kept_tokens
         token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        is_kept = jnp.any(index.kept_tokens[:, :, None] == token[:, None, :], axis=1)
-        slot_of_token = jnp.where(is_kept, merged.slot_of_token, DROPPED)
-        index = SlotIndex.one_token_each(index.kept_tokens)
+        is_kept = jnp.any(kept_tokens[:, :, None] == token[:, None, :], axis=1)
+        slot_of_token = jnp.where(is_kept, assignment.slot_of_token, DROPPED)
+        index = SlotIndex.one_token_each(kept_tokens)
         return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
 
@@ -40,34 +41,34 @@ class Fuse(Bipartite):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        merged = super().__call__(inputs, counts, train)
+        assignment = super().__call__(inputs, counts, train)
         # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
-        slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
-        tokens = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        is_member = merged.slot_of_token[:, None, :] == slots
-        index: Any = merged.index  # Bipartite makes one
+        slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
+        token = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
+        is_member = assignment.slot_of_token[:, None, :] == slot
+        index: Any = assignment.index  # Bipartite makes one
         kept_tokens = index.kept_tokens[..., None]
-        x = _safe_to_square(inputs.x)
+        x = _scale_for_squares(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
         length = vector_lengths(x)[:, None, :]
         num_members = jnp.sum(is_member, axis=-1)
         greatest_length = jnp.max(jnp.where(is_member, length, 0), axis=-1)
-        kept_length = jnp.sum(jnp.where(kept_tokens == tokens, length, 0), axis=-1)
+        kept_length = jnp.sum(jnp.where(kept_tokens == token, length, 0), axis=-1)
         # With these weights, a group's weighted sum is its scaled mean.
         weight = greatest_length / kept_length / num_members.astype(jnp.float32)
         weight = weight[:, :, None]
         weight = jnp.sum(jnp.where(is_member, weight, 0), axis=1)
-        return dataclasses.replace(merged, weight=weight, mean=False)
+        return dataclasses.replace(assignment, weight=weight, mean=False)
 
 
-def _safe_to_square(x: TokenRows) -> TokenRows:
+def _scale_for_squares(x: TokenRows) -> TokenRows:
     """Divide large tokens per image, so that squares fit into float32."""
     # The caller uses only ratios of lengths, which stay the same.
     x = x.astype(jnp.float32)
-    size = jnp.abs(jax.lax.stop_gradient(x))
-    largest = jnp.max(size, axis=(1, 2), keepdims=True)
-    return x / jnp.where(largest > 2.0**56, largest, 1.0)
+    magnitude = jnp.abs(jax.lax.stop_gradient(x))
+    max_magnitude = jnp.max(magnitude, axis=(1, 2), keepdims=True)
+    return x / jnp.where(max_magnitude > 2.0**56, max_magnitude, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,8 +48,8 @@ class MlpLearner(nn.Module, Reducer):
 
     @nn.nowrap
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
-        scores = self.bottleneck_dim * (embed_dim + self.num_tokens)
-        return n_in * (scores + self.num_tokens * embed_dim)
+        score_macs = self.bottleneck_dim * (embed_dim + self.num_tokens)
+        return n_in * (score_macs + self.num_tokens * embed_dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +73,20 @@ class TokenLearner(Method):
         # A larger ratio moves the step to an earlier block. A ratio between two blocks'
         # ratios gives more new tokens, for a cost in between.
         depth = model.depth
-        fractional = max(1.0, (1 - ratio) * depth)
-        block = min(depth - 1, int(fractional))
-        fraction = min(1.0, fractional - block)
+        exact_block = max(1.0, (1 - ratio) * depth)
+        block = min(depth - 1, int(exact_block))
+        fraction = min(1.0, exact_block - block)
         # This many more new tokens cost as much as one more block with all patches.
-        tokens_for_a_block = (model.patches - self.num_tokens) / (depth - block)
-        tokens = self.num_tokens + round_half_up(fraction * tokens_for_a_block)
-        return dataclasses.replace(self, block=block, num_tokens=tokens)
+        tokens_per_block = (model.patches - self.num_tokens) / (depth - block)
+        num_tokens = self.num_tokens + round_half_up(fraction * tokens_per_block)
+        return dataclasses.replace(self, block=block, num_tokens=num_tokens)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         tokens_after = {self.block: self.num_tokens}
         if self.counts is not None:
             tokens_after = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
-        for block, tokens in tokens_after.items():
-            reducer = MlpLearner(tokens, self.bottleneck_dim)
-            steps.append(Step(block, reducer, KeepFixed(tokens), site="pre"))
+        for block, num_tokens in tokens_after.items():
+            reducer = MlpLearner(num_tokens, self.bottleneck_dim)
+            steps.append(Step(block, reducer, KeepFixed(num_tokens), site="pre"))
         return tuple(steps)

@@ -39,10 +39,10 @@ class KMedoids(Ranking):
         token = jnp.arange(counts.n_in)
         is_earlier = (token[:, None] > token[None])[None]  # [1, n, n], j < i
         for _ in range(self.iterations):
-            to_medoids = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
-            nearest = jnp.argmin(to_medoids, axis=-1)
-            owner = jnp.where(is_medoid, token[None], nearest)
-            in_same_cluster = owner[:, :, None] == owner[:, None, :]
+            medoid_distance = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
+            nearest_medoid = jnp.argmin(medoid_distance, axis=-1)
+            medoid_of_token = jnp.where(is_medoid, token[None], nearest_medoid)
+            in_same_cluster = medoid_of_token[:, :, None] == medoid_of_token[:, None, :]
             # Weighted distance from every token to its cluster's members.
             cost = jnp.where(in_same_cluster, weight[:, None, :] * distance, 0)
             cost = cost.sum(axis=-1)

@@ -30,11 +30,11 @@ class ToMe(RemovalPerBlock):
         check_range("inflection", self.inflection, -1, 1)
 
     def removed_counts(self, depth: int) -> Sequence[int]:
-        first = int(self.r * (1 - self.inflection))
-        last = 2 * self.r - first
-        rise = last - first
-        steps = max(depth - 1, 1)
-        return tuple(first + block * rise // steps for block in range(depth))
+        first_count = int(self.r * (1 - self.inflection))
+        last_count = 2 * self.r - first_count
+        rise = last_count - first_count
+        last_block = max(depth - 1, 1)
+        return tuple(first_count + block * rise // last_block for block in range(depth))
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = Bipartite(self.metric)

@@ -8,7 +8,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, published_schedules
+from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge, load_schedules
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers import named_models
 from tests.helpers.reduction_steps import apply, decide, vectors
@@ -26,7 +26,7 @@ def test_the_schedule_of_mae(name, arch, target):
     model = create_model(
         named_models.config(name, arch=arch, num_classes=1000), reduction
     )
-    _, merge = published_schedules("mae_b")[target]
+    _, merge = load_schedules("mae_b")[target]
     assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:
         assert model_macs(model) == MAE[target]

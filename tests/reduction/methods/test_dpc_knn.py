@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.methods.dpc_knn import density_peaks
+from imagepiece_jax.reduction.methods.dpc_knn import cluster_by_density
 from tests.helpers import tiny_vit
 
 
 def test_an_outlier_is_no_center():
     x = np.float32([0, 0.5, 1.25, 5, 5.5, 6.5, 15])[None, :, None]
-    slots = tiny_vit.jit(density_peaks, static_argnums=(1, 2))(x, 3, 3)
+    slots = tiny_vit.jit(cluster_by_density, static_argnums=(1, 2))(x, 3, 3)
     # Centers are tokens 1, 2 and 4, of slots 0, 1 and 2.
     assert slots.tolist() == [[0, 0, 1, 2, 2, 2, 2]]
 
@@ -39,7 +39,7 @@ def clusters(x, neighbors, n_out):
 def test_clusters_are_those_of_slow_loops(neighbors, n_out, scale):
     noise = np.random.default_rng(n_out).normal(size=(3, 30, 6))
     x = (scale * noise).astype(np.float32)
-    run = tiny_vit.jit(density_peaks, static_argnums=(1, 2))
+    run = tiny_vit.jit(cluster_by_density, static_argnums=(1, 2))
     got = run(jnp.asarray(x), neighbors, n_out)
     want = [clusters(image.astype(float), neighbors, n_out) for image in x]
     np.testing.assert_array_equal(got, want)

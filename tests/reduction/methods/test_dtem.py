@@ -34,10 +34,10 @@ def test_a_soft_merge_and_its_gradient_are_its_authors(assets):
     def run(metric):
         metric = metric[:, :live]
         similarity = cosine_similarity(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
-        mixing = dtem.soft_merge(similarity, size, live, r)
+        mixing = dtem.merge_softly(similarity, size, live, r)
         moved = mixing.matrix @ x
         loss = jnp.sum(moved * w) + jnp.sum(mixing.attn_size * jnp.arange(1, 9)[None])
-        top = dtem.soft_top(similarity, r)
+        top = dtem.choose_softly(similarity, r)
         return loss, (similarity, top, moved, mixing.attn_size)
 
     slope, found = run(unit["metric"][:, 1:])
