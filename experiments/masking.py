@@ -35,7 +35,7 @@ def write_masking_page(paper):
             vit, reduction = model
             # Fresh selectors say nothing of the method.
             variant = vit.with_reduction(reduction, seed=0)
-            if "selectors" not in variant.untrained:
+            if "selectors" not in variant.untrained_kinds:
                 rights[row] = [measure_rights(paper, model, count) for count in COUNTS]
     lines = []
     series = {}

@@ -25,7 +25,7 @@ def onnx_op(fn: Callable) -> Callable:
     """Mark `fn`, a function of arrays, pytrees and static values, as a single node."""
 
     def call_whole(*arrays: Any, arguments: tuple) -> Any:
-        args, options = _rebuilt_arguments(arguments, arrays)
+        args, options = _rebuild_arguments(arguments, arrays)
         return fn(*args, **options)
 
     composite = jax.lax.composite(call_whole, fn.__name__)
@@ -37,7 +37,7 @@ def onnx_op(fn: Callable) -> Callable:
             return fn(*args, **options)
         leaves, treedef = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = []
-        static_entries = []  # as in `_rebuilt_arguments`
+        static_entries = []  # as in `_rebuild_arguments`
         for leaf in leaves:
             if isinstance(leaf, ARRAY_TYPES):
                 arrays.append(leaf)
@@ -49,17 +49,19 @@ def onnx_op(fn: Callable) -> Callable:
     return call_marked
 
 
-def marked_call(equation: JaxprEqn, operands: Sequence) -> tuple[str, Sequence, dict]:
+def read_marked_call(
+    equation: JaxprEqn, operands: Sequence
+) -> tuple[str, Sequence, dict]:
     """(name, args, options) of an equation's marked call.
 
     operands: replace the equation's arrays
     """
     ((_, leaves, tree),) = equation.params["attributes"]
-    args, options = _rebuilt_arguments(jax.tree.unflatten(tree, leaves), operands)
+    args, options = _rebuild_arguments(jax.tree.unflatten(tree, leaves), operands)
     return equation.params["name"], args, options
 
 
-def _rebuilt_arguments(arguments: tuple, arrays: Sequence) -> tuple[Sequence, dict]:
+def _rebuild_arguments(arguments: tuple, arrays: Sequence) -> tuple[Sequence, dict]:
     """(args, options) of a marked call, rebuilt with `arrays`.
 
     arguments: (tree, statics); statics: per leaf, None for an array, else (its value,)

@@ -45,7 +45,7 @@ def handle_ending_signals() -> None:
 
 
 def heeded_signals() -> list[int]:
-    """List the SIGNALS not ignored by this process."""
+    """List the END_SIGNALS not ignored by this process."""
     return [s for s in END_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
 
 

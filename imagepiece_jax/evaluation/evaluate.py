@@ -71,7 +71,7 @@ def evaluate(
             result = accuracy.evaluate_weights(model.model, model.variables, batches)
             metrics = result.metrics
         reduction = model.reduction
-        recovered = model.recovered.name if model.recovered else None
+        recovered = model.recovered_variant.name if model.recovered_variant else None
     # After the pass, which finds unreadable images.
     return metrics | images.model_facts(model, reduction, recovered)
 

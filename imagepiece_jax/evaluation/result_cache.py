@@ -181,7 +181,7 @@ class MeasuredWeights:
             metrics = {**result.metrics, "right": right}
         return {
             **metrics,
-            "untrained_selectors": "selectors" in vit.untrained,
+            "untrained_selectors": "selectors" in vit.untrained_kinds,
             **describe_plan(vit.model),
         }
 

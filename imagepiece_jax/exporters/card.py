@@ -77,9 +77,9 @@ def read_card_images(
     known = read_annotations(vit, source, texts)
     batch_size = 1
     learned = ""
-    if vit.recovered:
-        batch_size = vit.recovered.batch_size
-        learned = vit.recovered.learned or ""
+    if vit.recovered_variant:
+        batch_size = vit.recovered_variant.batch_size
+        learned = vit.recovered_variant.learned or ""
     image_split = split_images(source, batch_size, learned)
     if not image_split.num_scenes:
         raise InputError(
@@ -232,7 +232,7 @@ def card_page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> s
         license_name = json.dumps(vit.origin.license, ensure_ascii=False)
         front_matter.append(f"license: {license_name}")
     others = "neither recovered nor calibrated"
-    if vit.recovered and vit.recovered.learned is None:
+    if vit.recovered_variant and vit.recovered_variant.learned is None:
         others = "did not calibrate; which images recovered the model is not recorded"
     model_name = vit.origin.name or vit.config.name or "ViT"
     count = len(card["images"])

@@ -54,7 +54,7 @@ def _add_equation(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
     params = equation.params
     if name == nodes.COMPOSITE_PRIMITIVE:
         values = _broadcast_operands(graph, equation, values)
-        name, args, options = nodes.marked_call(equation, values)
+        name, args, options = nodes.read_marked_call(equation, values)
         results = getattr(onnx_ops, f"add_{name}")(graph, *args, **options)
         if results is None:  # no operators for these arguments
             jaxpr = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before

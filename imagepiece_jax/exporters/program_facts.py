@@ -128,7 +128,7 @@ def program_facts(
         "preprocessing": preprocessing,
         "model": as_json(config),
         "method": method,
-        "recovered": vit.recovered and vit.recovered.name,
+        "recovered": vit.recovered_variant and vit.recovered_variant.name,
         "dtype": model.execution.dtype.name,
         "gmacs": model_macs(model) / 1e9,
     }

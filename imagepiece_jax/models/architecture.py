@@ -75,8 +75,9 @@ class Architecture:
             if isinstance(rotary, Mapping):  # from a file
                 rotary = Rotary(**rotary)
             if not isinstance(rotary, Rotary):
-                text = f"rotary is {rotary!r}; it must be a Rotary or its fields"
-                raise InputError(text)
+                raise InputError(
+                    f"rotary is {rotary!r}; it must be a Rotary or its fields"
+                )
         object.__setattr__(self, "rotary", rotary)
 
     @property
@@ -96,25 +97,20 @@ class Architecture:
             return None
         return 2 if self.dist_token else 1
 
-    def with_parts(self, parts: Mapping[str, Any]) -> "Architecture":
-        """The same architecture with changed parts.
+    def with_fields(self, fields: Mapping[str, Any]) -> "Architecture":
+        """The same architecture with changed fields.
 
         Adding a class token sets pool to "token", removing it sets pool to "mean",
-        unless `parts` names a pool.
+        unless `fields` names a pool.
         """
-        class_token = parts.get("class_token", self.class_token)
+        class_token = fields.get("class_token", self.class_token)
         if class_token != self.class_token:
             pool = "token" if class_token else "mean"
-            parts = {"pool": pool, **parts}
-        return dataclasses.replace(self, **parts)
-
-    def difference(self, other: "Architecture") -> dict[str, Any]:
-        """The parts that differ from `other`, with a Rotary as a dict."""
-        parts = dataclasses.asdict(self)
-        other_parts = dataclasses.asdict(other)
-        return {name: part for name, part in parts.items() if part != other_parts[name]}
+            fields = {"pool": pool, **fields}
+        return dataclasses.replace(self, **fields)
 
     def check_parts(self) -> None:
+        """Check that class token, distillation token and pool go together."""
         if self.pool == "token" and not self.class_token:
             raise InputError("pool is 'token', but the model has no class token")
         if self.dist_token and self.pool != "token":

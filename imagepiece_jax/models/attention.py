@@ -39,8 +39,8 @@ class Heads(NamedTuple):
     key: TokenHeads
     value: Any  # [batch, tokens, heads, head_dim]; None: not computed yet
     # "query", "key" and "value" before rotary positions rotate them, and "input", the
-    # tokens x. Reducers compare tokens without positions.
-    unrotated: dict[str, jax.Array]
+    # tokens x: reducers score tokens without positions
+    score_inputs: dict[str, jax.Array]
     # log sizes of proportional attention
     key_bias: Float[Array, "batch tokens"] | None
     # 0 for masked tokens; None outside masked training
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self,
         x: TokenRows,
         state: TokenState,
-        reads: Set[str] = frozenset(),
+        score_names: Set[str] = frozenset(),
         train: bool = False,
         num_queries: int | None = None,
     ) -> tuple[Float[Array, "batch returned dim"], dict[str, jax.Array]]:
@@ -82,13 +82,13 @@ class Attention(nn.Module):
         x: the normed tokens of `state`
         num_queries: attend only from the first tokens (no reduction follows); None: all
         """
-        length = x.shape[1]
+        num_tokens = x.shape[1]
         if train and state.mask is None and num_queries is None:
             x = pad_for_training(x, self.execution.attention_impl)
         heads = self.project_heads(x, state, num_queries=num_queries)
-        out = self.attend_heads(heads, length)
-        scores = self.token_scores(heads, reads, state)
-        return self.project_output(out)[:, :length], scores
+        out = self.attend_heads(heads, num_tokens)
+        scores = self.token_scores(heads, score_names, state)
+        return self.project_output(out)[:, :num_tokens], scores
 
     def project_heads(
         self,
@@ -102,17 +102,17 @@ class Attention(nn.Module):
         x: the normed tokens of `state`, possibly with padding after them
         num_queries: only the first tokens have queries; None: all
         """
-        matrix = flatten_tokens(x)
-        query_rows = matrix
+        token_rows = flatten_tokens(x)
+        query_rows = token_rows
         if num_queries is not None:
             query_rows = flatten_tokens(x[:, :num_queries])
         query = self._split_heads(self.q(query_rows), x)
-        key = self._split_heads(self.k(matrix), x)
-        unrotated = {"query": query, "key": key, "input": x}
+        key = self._split_heads(self.k(token_rows), x)
+        score_inputs = {"query": query, "key": key, "input": x}
         value = None
         if with_value:
-            value = self._split_heads(self.v(matrix), x)
-            unrotated["value"] = value
+            value = self._split_heads(self.v(token_rows), x)
+            score_inputs["value"] = value
         rotary = self.config.arch.rotary
         rotations = self._token_rotations(state)
         if rotary is not None and rotations is not None:
@@ -122,56 +122,60 @@ class Attention(nn.Module):
         key_bias = None
         if self.prop_attn and not state.grid:  # with a grid all sizes are 1
             key_bias = jnp.log(state.effective_size)
-        return Heads(query, key, value, unrotated, key_bias, state.full_mask)
+        return Heads(query, key, value, score_inputs, key_bias, state.full_mask)
 
     def project_values(self, x: TokenRows) -> TokenHeads:
         """Project normed tokens to values."""
         return self._split_heads(self.v(flatten_tokens(x)), x)
 
     def _split_heads(
-        self, matrix: Float[Array, "rows dim"], x: TokenRows
+        self, token_rows: Float[Array, "rows dim"], x: TokenRows
     ) -> QueryHeads:
         """Split rows of tokens x into heads."""
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
-        return matrix.reshape(shape)
+        return token_rows.reshape(shape)
 
     def token_scores(
-        self, heads: Heads, reads: Set[str], state: TokenState
+        self, heads: Heads, score_names: Set[str], state: TokenState
     ) -> dict[str, jax.Array]:
-        """Image token scores for reducers, without padding: the names in `reads`.
+        """Image token scores for reducers, without padding: the names in `score_names`.
 
         ATTENTION_SCORES [batch, tokens] are float32, as in ReducerInputs; "key",
         "query" and "value" [batch, tokens, head_dim] are means over heads.
         """
-        length = state.x.shape[1]
-        query = heads.query[:, :length]
-        key = heads.key[:, :length]
+        num_tokens = state.x.shape[1]
+        query = heads.query[:, :num_tokens]
+        key = heads.key[:, :num_tokens]
         bias = heads.key_bias
-        live = None
+        live_mask = None
         if heads.mask is not None:
             # Scores select tokens and have no gradient. They see live tokens only.
-            live = (heads.mask > 0.5).astype(jnp.float32)
+            live_mask = (heads.mask > 0.5).astype(jnp.float32)
             mask_bias = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = mask_bias if bias is None else bias + mask_bias
-        image = slice(state.num_prefix, length)
+        image_slice = slice(state.num_prefix, num_tokens)
         scores = {}
-        if "cls_attn" in reads:
-            scores["cls_attn"] = mean_attention(query[:, :1], key, bias)[:, image]
-        if "mean_attn" in reads:
-            row = mean_attention(mean_query(query, live), key, bias)
-            scores["mean_attn"] = row[:, image]
-        if "cls_and_mean_attn" in reads:
-            row = mean_attention(class_and_mean_queries(query, live), key, bias)
-            scores["cls_and_mean_attn"] = row[:, image]
-        if "attn_columns" in reads:
-            scores["attn_columns"] = attention_columns(query, key, bias, live)[:, image]
-        if "input" in reads:
-            scores["input"] = heads.unrotated["input"][:, image]
+        if "cls_attn" in score_names:
+            attention = mean_attention(query[:, :1], key, bias)
+            scores["cls_attn"] = attention[:, image_slice]
+        if "mean_attn" in score_names:
+            attention = mean_attention(mean_query(query, live_mask), key, bias)
+            scores["mean_attn"] = attention[:, image_slice]
+        if "cls_and_mean_attn" in score_names:
+            queries = class_and_mean_queries(query, live_mask)
+            attention = mean_attention(queries, key, bias)
+            scores["cls_and_mean_attn"] = attention[:, image_slice]
+        if "attn_columns" in score_names:
+            columns = attention_columns(query, key, bias, live_mask)
+            scores["attn_columns"] = columns[:, image_slice]
+        if "input" in score_names:
+            scores["input"] = heads.score_inputs["input"][:, image_slice]
         # Means include the prefix: for a product a slice of x would be copied first.
         for name in ("key", "query", "value"):
-            if name in reads:
-                means = jnp.mean(heads.unrotated[name], axis=2, dtype=jnp.float32)
-                scores[name] = means[:, image]
+            if name in score_names:
+                vectors = heads.score_inputs[name]
+                head_means = jnp.mean(vectors, axis=2, dtype=jnp.float32)
+                scores[name] = head_means[:, image_slice]
         return scores
 
     def attention_weights(
@@ -180,30 +184,30 @@ class Attention(nn.Module):
         """Attention after softmax, in float32."""
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
-    def attend_heads(self, heads: Heads, length: int) -> QueryHeads:
-        """Attend from every query to the first `length` tokens."""
-        query, key, value, _, bias, mask = heads
+    def attend_heads(self, heads: Heads, num_keys: int) -> QueryHeads:
+        """Attend from every query to the first `num_keys` tokens."""
+        query, key, value, _, key_bias, mask = heads
         if mask is not None:
-            return weighted_sum(attention_map(query, key, bias, mask), value)
+            return weighted_sum(attention_map(query, key, key_bias, mask), value)
         backend = self.execution.attention_impl
         return dot_product_attention(
-            query, key, value, bias, backend=backend, length=length
+            query, key, value, key_bias, backend=backend, length=num_keys
         )
 
     def project_output(self, out: TokenHeads) -> TokenRows:
         """Project the heads' results."""
-        matrix = out.reshape(-1, self.config.embed_dim)
+        head_rows = out.reshape(-1, self.config.embed_dim)
         if self.config.arch.attn_norm:
-            matrix = self.norm(matrix)
-        return self.proj(matrix).reshape(*out.shape[:2], self.config.embed_dim)
+            head_rows = self.norm(head_rows)
+        return self.proj(head_rows).reshape(*out.shape[:2], self.config.embed_dim)
 
     def _token_rotations(self, state: TokenState) -> tuple[Any, Any] | None:
         """(cosines, sines) of the tokens' rotary positions; None without rotary."""
         rotary = self.config.arch.rotary
-        sizes = (self.config.head_dim, state.num_prefix)
+        rotary_sizes = (self.config.head_dim, state.num_prefix)
         if rotary is None:
             return None
         if state.grid:  # nothing is reduced yet, so all images share their positions
-            return rotary.grid_rotations(state.grid, *sizes)
+            return rotary.grid_rotations(state.grid, *rotary_sizes)
         coordinates: Any = state.coordinates  # a rotary model's tokens have them
-        return rotary.rotations(coordinates, *sizes)
+        return rotary.rotations(coordinates, *rotary_sizes)

@@ -40,8 +40,8 @@ class AttentionPool(nn.Module):
         self.v = dense_layer(width, self.dtype)
         self.proj = dense_layer(width, self.dtype)
         self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
-        ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
-        self.mlp = Mlp(round(width * ratio), self.config.arch.gelu, self.dtype)
+        mlp_ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
+        self.mlp = Mlp(round(width * mlp_ratio), self.config.arch.gelu, self.dtype)
 
     def __call__(self, x: AllRows, state: TokenState) -> Float[Array, "batch dim"]:
         """Pool x, the normed tokens of `state`."""
@@ -79,12 +79,14 @@ class AttentionPool(nn.Module):
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
-        row = attention_row(logits * query.shape[-1] ** -0.5, bias)
-        return state.image_rows(row) if self.config.arch.pool_include_prefix else row
+        attention = attention_row(logits * query.shape[-1] ** -0.5, bias)
+        if self.config.arch.pool_include_prefix:
+            attention = state.image_rows(attention)
+        return attention
 
     def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:
         return self._split_heads(self.q(self.latent.astype(self.dtype)))
 
     def _split_heads(self, x: TokenRows) -> Float[Array, "batch tokens heads head_dim"]:
-        heads = self.config.arch.pool_heads or self.config.num_heads
-        return x.reshape(*x.shape[:2], heads, -1)
+        num_heads = self.config.arch.pool_heads or self.config.num_heads
+        return x.reshape(*x.shape[:2], num_heads, -1)

@@ -39,7 +39,7 @@ class Decision(NamedTuple):
 class BlockReduction:
     """One block's reduction: from tokens and scores to fewer tokens."""
 
-    block: int  # index
+    block_index: int
     counts: StepCounts
     reducer: Any  # the plan's reducer, bound to its parameters
     num_heads: int
@@ -57,8 +57,8 @@ class BlockReduction:
         try:
             contract.check_form(result, self.counts)
         except InputError as error:
-            reducer_name = type(self.reducer).__name__
-            raise InputError(f"block {self.block}, {reducer_name}: {error}") from error
+            place = f"block {self.block_index}, {type(self.reducer).__name__}"
+            raise InputError(f"{place}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
     def _collect_inputs(
@@ -90,14 +90,14 @@ class BlockReduction:
             fields["rng"] = self._random_keys(len(state.x))
         return ReducerInputs(**fields)
 
-    def _random_keys(self, batch: int) -> jax.Array:
+    def _random_keys(self, batch_size: int) -> jax.Array:
         """This block's random keys [batch]; fixed keys if the model call has none."""
         if self.keys is None:
-            indices = jnp.arange(batch)
+            indices = jnp.arange(batch_size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), indices)
         else:
             keys = self.keys["reducer"]
-        return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)
+        return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block_index)
 
 
 class Block(nn.Module):
@@ -106,7 +106,7 @@ class Block(nn.Module):
     config: ViTConfig
     execution: Execution
     index: int  # from 0
-    layer: BlockPlan  # the block's plan
+    block_plan: BlockPlan
     prop_attn: bool = False
     # Only the first `num_queries` tokens attend and are returned, which are prefix
     # tokens. None: all tokens.
@@ -140,11 +140,11 @@ class Block(nn.Module):
         reduction: None keeps all tokens
         drop_path: factors of the two residual branches
         """
-        site = self.layer.site
-        reads = self.layer.attention_reads
+        site = self.block_plan.site
+        score_names = self.block_plan.attention_reads
         if self.num_queries and site == "mid":  # no image token is left to reduce
             site = None
-            reads = frozenset()
+            score_names = frozenset()
         attend = Block.attend
         feed_forward = Block.feed_forward
         if self.execution.remat and train:
@@ -158,7 +158,7 @@ class Block(nn.Module):
                 state, reduction, drop_path[0], train
             )
         else:
-            x, scores = attend(self, state, drop_path[0], reads, train)
+            x, scores = attend(self, state, drop_path[0], score_names, train)
             state = dataclasses.replace(self._cut_to_queries(state), x=x)
         if reduction and site == "mid":
             state, decision = reduction(state, scores, train)
@@ -166,17 +166,21 @@ class Block(nn.Module):
         return state, scores, decision
 
     def attend(
-        self, state: TokenState, factor: BranchFactor, reads: Set[str], train: bool
+        self,
+        state: TokenState,
+        factor: BranchFactor,
+        score_names: Set[str],
+        train: bool,
     ) -> tuple[TokenRows, NamedScores]:
         """The attention branch: (x + factor * attention(norm(x)), scores)."""
         x = self._norm_input(state.x)
-        out, scores = self.attn(x, state, reads, train, self.num_queries)
+        out, scores = self.attn(x, state, score_names, train, self.num_queries)
         out = self._scale_output(out)
-        if "shift" in reads:
-            live = None
+        if "shift" in score_names:
+            live_mask = None
             if state.mask is not None:
-                live = (state.mask > 0.5).astype(jnp.float32)
-            scores["shift"] = shift_shares(state.image_rows(out), live)
+                live_mask = (state.mask > 0.5).astype(jnp.float32)
+            scores["shift"] = shift_shares(state.image_rows(out), live_mask)
         return add_branch(self._cut_to_queries(state).x, out, factor), scores
 
     def attend_reduced(
@@ -192,15 +196,15 @@ class Block(nn.Module):
         heads = self.attn.project_heads(
             self._norm_input(state.x), state, with_value=False
         )
-        weights = self.attn.attention_weights(heads)
+        attention = self.attn.attention_weights(heads)
         if self.num_queries:
-            weights = weights[:, :, : self.num_queries]
-        scores = self.attn.token_scores(heads, self.layer.attention_reads, state)
-        size = state.size
+            attention = attention[:, :, : self.num_queries]
+        scores = self.attn.token_scores(heads, self.block_plan.attention_reads, state)
+        size_before = state.size
         state, decision = reduction(state, scores, train)
         value = self.attn.project_values(self._norm_input(state.x))
         out = self.attn.project_output(
-            attend_merged(weights, value, decision.result, size)
+            attend_merged(attention, value, decision.result, size_before)
         )
         state = self._cut_to_queries(state)
         x = add_branch(state.x, self._scale_output(out), factor)

@@ -66,9 +66,10 @@ class ViTConfig:
         normalization = Normalization(self.mean, self.std)
         object.__setattr__(self, "mean", normalization.mean)
         object.__setattr__(self, "std", normalization.std)
-        self._check_parts()
+        self._check_fit()
 
-    def _check_parts(self) -> None:
+    def _check_fit(self) -> None:
+        """Check that sizes, stem, pool and head go together."""
         arch = self.arch
         width = self.embed_dim
         arch.check_parts()
@@ -142,9 +143,9 @@ class ViTConfig:
         preprocessing = dataclasses.replace(self.preprocessing, **fields)
         return dataclasses.replace(self, preprocessing=preprocessing)
 
-    def with_arch(self, **parts: Any) -> "ViTConfig":
+    def with_arch(self, **fields: Any) -> "ViTConfig":
         """The same config with changed Architecture fields."""
-        return dataclasses.replace(self, arch=dataclasses.replace(self.arch, **parts))
+        return dataclasses.replace(self, arch=dataclasses.replace(self.arch, **fields))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

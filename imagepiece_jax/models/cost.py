@@ -19,65 +19,66 @@ from imagepiece_jax.reduction.block_plan import BlockPlan, plan_dense_blocks
 TRAINING_MACS = 3  # times inference MACs: a backward pass costs two forward passes
 
 
-def cost_summary(model: ViT, others: Sequence[ViT]) -> str:
+def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
     """Write a model's cost table and a line with its cost relative to other models.
 
-    others: dense models; the first is the table's reference
+    dense_models: the first is the table's reference
     """
-    table = cost_table(model, others[0])
-    others = [dense for dense in dict.fromkeys(others) if dense != model]
+    table = cost_table(model, dense_models[0])
     gmacs = model_macs(model) / 1e9
-    line = f"{gmacs:#.4g} GMACs an image"
-    for dense in others:
-        dense_gmacs = model_macs(dense) / 1e9
-        line += f"; dense {dense_gmacs:#.4g} with a {dense.config.stem} stem, "
-        line += f"{dense_gmacs / gmacs:.2f} times as many"
-    lines = [table, line]
-    dead = dead_macs(model) / 1e9
-    if dead:
-        lines.append(f"{dead:#.4g} GMACs of the last block are not computed for logits")
-    return "\n".join(lines)
+    summary = f"{gmacs:#.4g} GMACs an image"
+    for dense_model in dict.fromkeys(dense_models):
+        if dense_model == model:
+            continue
+        dense_gmacs = model_macs(dense_model) / 1e9
+        summary += f"; dense {dense_gmacs:#.4g} with a {dense_model.config.stem} stem, "
+        summary += f"{dense_gmacs / gmacs:.2f} times as many"
+    dead_gmacs = dead_macs(model) / 1e9
+    if dead_gmacs:
+        summary += f"\n{dead_gmacs:#.4g} GMACs of the last block"
+        summary += " are not computed for logits"
+    return f"{table}\n{summary}"
 
 
-def cost_table(model: ViT, dense: ViT) -> str:
-    """Write a table of token counts, MMACs relative to `dense`, and parameters by part.
+def cost_table(model: ViT, dense_model: ViT) -> str:
+    """Write a table of token counts, MMACs, dense MMACs and parameters by part.
 
     The stem includes prefix and positions; the head includes final norm and pooling.
     """
-    names = ["stem", *[f"block {i}" for i in range(model.depth)], "head", "total"]
-    layers = [None, *model.plan, None, None]
+    part_names = ["stem", *[f"block {i}" for i in range(model.depth)], "head", "total"]
+    block_plans = [None, *model.plan, None, None]
     macs = _part_macs(model)
-    dense_macs = _part_macs(dense)
-    parameters = _part_parameters(model)
+    dense_macs = _part_macs(dense_model)
+    parameter_counts = _part_parameters(model)
     rows: list[tuple[object, ...]] = [
         ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
     ]
-    for name, layer, part_macs, dense_part_macs, count in zip(
-        names,
-        layers,
+    for name, block_plan, part_macs, dense_part_macs, count in zip(
+        part_names,
+        block_plans,
         [*macs, sum(macs)],
         [*dense_macs, sum(dense_macs)],
-        [*parameters, sum(parameters)],
+        [*parameter_counts, sum(parameter_counts)],
         strict=True,
     ):
         cells = (f"{part_macs / 1e6:.1f}", f"{dense_part_macs / 1e6:.1f}", f"{count:,}")
-        if layer is None:
+        if block_plan is None:
             rows.append((name, "", "", *cells, ""))
         else:
-            tokens = (layer.attn_tokens, layer.mlp_tokens)
-            rows.append((name, *tokens, *cells, describe_reduction(layer)))
+            token_counts = (block_plan.attn_tokens, block_plan.mlp_tokens)
+            rows.append((name, *token_counts, *cells, describe_reduction(block_plan)))
     return text_table(rows)
 
 
-def describe_reduction(layer: BlockPlan) -> str:
+def describe_reduction(block_plan: BlockPlan) -> str:
     """Describe a block's reduction in a few words; "" for none."""
-    if layer.counts is None:
+    if block_plan.counts is None:
         return ""
-    n_in = layer.counts.n_in
-    leaving = n_in - layer.counts.n_out
+    n_in = block_plan.counts.n_in
+    num_leaving = n_in - block_plan.counts.n_out
     sites = {"pre": " before the block", "attention": " inside attention"}
-    place = sites.get(layer.site or "", "")
-    return f"{type(layer.reducer).__name__}: {n_in} - {leaving}{place}"
+    site_text = sites.get(block_plan.site or "", "")
+    return f"{type(block_plan.reducer).__name__}: {n_in} - {num_leaving}{site_text}"
 
 
 def model_macs(model: ViT) -> float:
@@ -96,14 +97,15 @@ def dead_macs(model: ViT) -> float:
 
     `Execution.head_only` saves them. `model_macs` counts them, as published figures do.
     """
-    layer = model.plan[-1]
+    last_plan = model.plan[-1]
     num_queries = model.config.arch.head_tokens
     if num_queries is None:
         return 0
-    dead = block_macs(model, layer) - block_macs(model, layer, num_queries)
-    if layer.site == "mid":
-        dead += reducer_macs(model, layer)
-    return dead
+    head_macs = block_macs(model, last_plan, num_queries)
+    unused_macs = block_macs(model, last_plan) - head_macs
+    if last_plan.site == "mid":
+        unused_macs += reducer_macs(model, last_plan)
+    return unused_macs
 
 
 def _part_macs(model: ViT) -> list[float]:
@@ -111,52 +113,57 @@ def _part_macs(model: ViT) -> list[float]:
     config = model.config
     width = config.embed_dim
     arch = config.arch
-    stem = stem_macs(config.stem, width, config.image_size, config.patch_size)
-    layers = model.plan
-    blocks = [block_macs(model, layer) + reducer_macs(model, layer) for layer in layers]
-    heads = 2 if arch.dist_token else 1
-    head = heads * width * config.num_classes
+    stem_cost = stem_macs(config.stem, width, config.image_size, config.patch_size)
+    block_costs = []
+    for block_plan in model.plan:
+        block_costs.append(
+            block_macs(model, block_plan) + reducer_macs(model, block_plan)
+        )
+    num_heads = 2 if arch.dist_token else 1
+    head_cost = num_heads * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
-        num_read = model.plan[-1].mlp_tokens
+        num_pooled = model.plan[-1].mlp_tokens
         if not arch.pool_include_prefix:
-            num_read -= arch.prefix
-        head += num_read * (2 * width**2 + 2 * width)
-        ratio = arch.pool_mlp_ratio or config.mlp_ratio
-        head += width**2 + 2 * width * round(width * ratio)
-    return [stem, *blocks, head]
+            num_pooled -= arch.prefix
+        head_cost += num_pooled * (2 * width**2 + 2 * width)
+        mlp_ratio = arch.pool_mlp_ratio or config.mlp_ratio
+        head_cost += width**2 + 2 * width * round(width * mlp_ratio)
+    return [stem_cost, *block_costs, head_cost]
 
 
-def block_macs(model: ViT, layer: BlockPlan, num_queries: int | None = None) -> float:
+def block_macs(
+    model: ViT, block_plan: BlockPlan, num_queries: int | None = None
+) -> float:
     """MACs per image in one block, without its reducer.
 
     num_queries: only the first tokens attend and are returned; None: all
     """
     config = model.config
     width = config.embed_dim
-    num_keys = layer.attn_tokens
-    num_values = layer.attn_tokens
+    num_keys = block_plan.attn_tokens
+    num_values = block_plan.attn_tokens
     num_scoring = num_queries or num_keys
-    num_returned = num_queries or layer.mlp_tokens
-    if layer.site == "attention":
+    num_returned = num_queries or block_plan.mlp_tokens
+    if block_plan.site == "attention":
         # All tokens have attention weights. Only the remaining tokens have values.
         num_scoring = num_keys
-        num_values = layer.mlp_tokens
+        num_values = block_plan.mlp_tokens
     num_reading = num_queries or num_values
     # First the projections to queries, keys and values, and proj; then both products.
-    attention = (num_scoring + num_keys + num_values + num_reading) * width**2
-    attention += (num_scoring * num_keys + num_reading * num_values) * width
+    attention_cost = (num_scoring + num_keys + num_values + num_reading) * width**2
+    attention_cost += (num_scoring * num_keys + num_reading * num_values) * width
     num_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
     hidden_dim = round(config.mlp_ratio * width)
-    return attention + num_returned * num_layers * width * hidden_dim
+    return attention_cost + num_returned * num_layers * width * hidden_dim
 
 
-def reducer_macs(model: ViT, layer: BlockPlan) -> float:
+def reducer_macs(model: ViT, block_plan: BlockPlan) -> float:
     """MACs of a block's reducer itself (a learned selector)."""
-    if layer.counts is None:
+    if block_plan.counts is None:
         return 0
     config = model.config
-    n_in = layer.counts.n_in
-    return layer.reducer.extra_macs(n_in, config.embed_dim, config.num_heads)
+    n_in = block_plan.counts.n_in
+    return block_plan.reducer.extra_macs(n_in, config.embed_dim, config.num_heads)
 
 
 def _part_parameters(model: ViT) -> list[int]:
@@ -167,25 +174,26 @@ def _part_parameters(model: ViT) -> list[int]:
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    numbers = range(model.depth)
-    blocks = [count_parameters(f"blocks_{i}", f"reducer_{i}") for i in numbers]
-    head = count_parameters("norm", "fc_norm", "attn_pool", "head", "head_dist")
-    stem = count_parameters(*params) - sum(blocks) - head
-    return [stem, *blocks, head]
+    block_counts = []
+    for index in range(model.depth):
+        block_counts.append(count_parameters(f"blocks_{index}", f"reducer_{index}"))
+    head_count = count_parameters("norm", "fc_norm", "attn_pool", "head", "head_dist")
+    stem_count = count_parameters(*params) - sum(block_counts) - head_count
+    return [stem_count, *block_counts, head_count]
 
 
 def stem_macs(
     stem: str, embed_dim: int, image_size: ImageSize = 224, patch_size: int = 16
 ) -> int:
     """A stem's MACs for one RGB image, cut to whole patches."""
-    tokens = math.prod(side // patch_size for side in image_sides(image_size))
+    num_patches = math.prod(side // patch_size for side in image_sides(image_size))
     if stem == "patch":
-        return tokens * 3 * patch_size**2 * embed_dim
-    total = tokens * embed_dim**2
-    pixels = tokens * patch_size**2
+        return num_patches * 3 * patch_size**2 * embed_dim
+    macs = num_patches * embed_dim**2
+    num_pixels = num_patches * patch_size**2
     width_in = 3
     for width in conv_stem_widths(embed_dim, patch_size):
-        pixels //= 4
-        total += pixels * 9 * width_in * width
+        num_pixels //= 4
+        macs += num_pixels * 9 * width_in * width
         width_in = width
-    return total
+    return macs

@@ -82,8 +82,8 @@ def build_model(
     masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit.
     """
-    dense = ViT(config, plan_dense_blocks(config.depth, config.tokens), execution)
-    return with_plan(dense, Reduction.read(reduction), masked)
+    dense_model = ViT(config, plan_dense_blocks(config.depth, config.tokens), execution)
+    return with_plan(dense_model, Reduction.read(reduction), masked)
 
 
 def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
@@ -93,76 +93,80 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     Raises InputError for a reduction that does not fit the model.
     """
     config = model.config
-    fitted = fit_to_cost(reduction, model)
+    fitted_reduction = fit_to_cost(reduction, model)
     try:
         facts = model.facts_for_methods()
-        plan = fitted.method.plan(facts, config.arch.prefix, masked)
+        plan = fitted_reduction.method.plan(facts, config.arch.prefix, masked)
         contract.check_plan(plan, facts.class_token, facts.pool, config.grid)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
     # The config's default comes first: MAE's weights, for example, work without
     # proportional attention.
-    default = config.prop_attn
-    if default is None:
-        default = fitted.method.default_prop_attn
-    prop_attn = fitted.prop_attn
-    if prop_attn in (None, default):
-        prop_attn = default
+    default_prop_attn = config.prop_attn
+    if default_prop_attn is None:
+        default_prop_attn = fitted_reduction.method.default_prop_attn
+    prop_attn = fitted_reduction.prop_attn
+    if prop_attn in (None, default_prop_attn):
+        prop_attn = default_prop_attn
         # Explicit and implicit defaults give one Reduction.
-        fitted = dataclasses.replace(fitted, prop_attn=None)
-    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted)
+        fitted_reduction = dataclasses.replace(fitted_reduction, prop_attn=None)
+    return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted_reduction)
 
 
-def read_run_config(run: Mapping[str, Any]) -> ViTConfig:
+def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     """Read the model from a run's config (configs/base.py).
 
     The named model fills empty fields of config.model. Without a name, mean and std are
     ImageNet's. The crop is always from config.data.
     Raises InputError for fields that do not fit.
     """
-    model = run["model"]
-    fields = _read_model_fields(run)
-    parts = {}
-    for part, value in model["arch"].items():
+    model_fields = run_config["model"]
+    fields = _read_model_fields(run_config)
+    arch_fields = {}
+    for field, value in model_fields["arch"].items():
         if value is not None:
-            parts[part] = as_tuple(value)
-    if model["name"]:
-        base = registry.model_config(model["name"])
-        config = dataclasses.replace(base, arch=base.arch.with_parts(parts), **fields)
-        published = base.image_size, base.patch_size
-        if (config.image_size, config.patch_size) == published:
+            arch_fields[field] = as_tuple(value)
+    if model_fields["name"]:
+        base = registry.model_config(model_fields["name"])
+        arch = base.arch.with_fields(arch_fields)
+        config = dataclasses.replace(base, arch=arch, **fields)
+        published_sizes = base.image_size, base.patch_size
+        if (config.image_size, config.patch_size) == published_sizes:
             return config
     else:
-        config = _build_unnamed_config(fields, parts)
+        config = _build_unnamed_config(fields, arch_fields)
     patch_grid(config.image_size, config.patch_size)  # raises for incomplete patches
     return config
 
 
-def _read_model_fields(run: Mapping[str, Any]) -> dict[str, Any]:
+def _read_model_fields(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """Read the ViTConfig fields that a run's config sets."""
-    model = run["model"]
+    model_fields = run_config["model"]
     # The named model's crop belongs to its published weights, not to this run.
-    preprocessing = Preprocessing(run["image_size"], **read_fields(run["data"]))
-    fields = {"preprocessing": preprocessing, "num_classes": run["num_classes"]}
+    preprocessing = Preprocessing(
+        run_config["image_size"], **read_fields(run_config["data"])
+    )
+    fields = {"preprocessing": preprocessing, "num_classes": run_config["num_classes"]}
     for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
-        if model.get(field) is not None:
-            fields[field] = model[field]
+        if model_fields.get(field) is not None:
+            fields[field] = model_fields[field]
     if ("mean" in fields) != ("std" in fields):
         raise InputError(
-            f"model.mean is {model['mean']} and model.std is {model['std']}; give both "
-            "or neither"
+            f"model.mean is {model_fields['mean']} and model.std is "
+            f"{model_fields['std']}; give both or neither"
         )
     return fields
 
 
 def _build_unnamed_config(
-    fields: dict[str, Any], parts: Mapping[str, Any]
+    fields: dict[str, Any], arch_fields: Mapping[str, Any]
 ) -> ViTConfig:
     """Make the config of a DeiT with changed parts, normalized like ImageNet."""
-    if lacking := [field for field in RUN_SIZE_FIELDS[:-1] if field not in fields]:
+    size_fields = RUN_SIZE_FIELDS[:-1]
+    if missing_fields := [field for field in size_fields if field not in fields]:
         raise InputError(
-            f"model.name is empty, and so is model.{lacking[0]}; a model needs a name, "
-            f"or {', '.join(RUN_SIZE_FIELDS[:-1])}"
+            f"model.name is empty, and so is model.{missing_fields[0]}; a model needs "
+            f"a name, or {', '.join(size_fields)}"
         )
     normalization: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return ViTConfig(**normalization | fields, arch=DEIT.with_parts(parts))
+    return ViTConfig(**normalization | fields, arch=DEIT.with_fields(arch_fields))

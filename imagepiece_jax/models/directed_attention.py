@@ -35,6 +35,7 @@ class DirectedAttention(Attention):
         with_value: bool = True,
         num_queries: int | None = None,
     ) -> Heads:
+        """As in Attention; keys carry the sizes, so there is no key bias."""
         heads = super().project_heads(x, state, with_value, num_queries)
         if heads.key_bias is None:
             return heads
@@ -42,15 +43,15 @@ class DirectedAttention(Attention):
         return heads._replace(key=key, key_bias=None)
 
     def token_scores(
-        self, heads: Heads, reads: Set[str], state: TokenState
+        self, heads: Heads, score_names: Set[str], state: TokenState
     ) -> dict[str, jax.Array]:
         """As in Attention; "key" comes with "all_keys", prefix included."""
-        scores = super().token_scores(heads, reads - {"key"}, state)
-        if "key" in reads:
+        scores = super().token_scores(heads, score_names - {"key"}, state)
+        if "key" in score_names:
             # Reducers compare the mean key over heads without sizes, a product of its
             # own.
-            means = self._mean_key(heads.unrotated["input"])
-            scores["all_keys"] = means[:, : state.x.shape[1]]
+            mean_keys = self._mean_key(heads.score_inputs["input"])
+            scores["all_keys"] = mean_keys[:, : state.x.shape[1]]
             scores["key"] = state.image_rows(scores["all_keys"])
         return scores
 

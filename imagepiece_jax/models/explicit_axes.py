@@ -15,13 +15,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes, resh
 
 def batch_sharding(images: Any) -> NamedSharding | None:
     """How a batch is divided over explicit axes; None for any other array."""
-    sharding = jax.typeof(images).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
+    abstract_sharding = jax.typeof(images).sharding
+    mesh = abstract_sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
         return None
-    mesh = sharding.mesh
-    if not isinstance(images, jax.core.Tracer):  # outside of jit a mesh needs devices
-        mesh = getattr(getattr(images, "sharding", None), "mesh", mesh)
-    return NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
+    spec = PartitionSpec(*abstract_sharding.spec[:1])
+    if isinstance(images, jax.core.Tracer):
+        return NamedSharding(mesh, spec)
+    # Outside of jit a mesh needs devices.
+    device_mesh = getattr(getattr(images, "sharding", None), "mesh", mesh)
+    return NamedSharding(device_mesh, spec)
 
 
 def on_auto_axes(call: Callable, images: Any) -> Callable:
@@ -34,12 +37,12 @@ def call_on_auto_axes(
     method: Callable, module: nn.Module, sharding: NamedSharding, *arrays: Any
 ) -> Any:
     """Call a module's method on arrays whose batch has an explicit sharding."""
-    replicated = NamedSharding(sharding.mesh, PartitionSpec())
-    mapped = nn.map_variables(
+    replicated_sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    mapped_method = nn.map_variables(
         method,
         trans_in_fn=lambda variables: reshard(variables, PartitionSpec()),
-        trans_out_fn=lambda changed: reshard(changed, replicated),
+        trans_out_fn=lambda variables: reshard(variables, replicated_sharding),
         mutable=True,
     )
-    call = functools.partial(mapped, module)
-    return auto_axes(call, out_sharding=sharding)(*arrays)
+    mapped_call = functools.partial(mapped_method, module)
+    return auto_axes(mapped_call, out_sharding=sharding)(*arrays)

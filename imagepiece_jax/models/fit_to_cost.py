@@ -50,23 +50,25 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
     if reduction.method.macs is None or not parallel.is_main():
         return
     method = (model.reduction or reduction).name
-    layers = enumerate(model.plan)
-    left = {block: layer.counts.n_out for block, layer in layers if layer.counts}
+    block_plans = enumerate(model.plan)
+    counts = {i: plan.counts.n_out for i, plan in block_plans if plan.counts}
     line = f"{method}: all tokens stay at this cost"
-    if left:
-        blocks = "block" if len(left) == 1 else "blocks"
-        where = f"{blocks} {', '.join(map(str, left))}"
-        if len(left) == model.depth:
-            where = "every block"
-        counts = ", ".join(map(str, left.values()))
+    if counts:
+        blocks = "block" if len(counts) == 1 else "blocks"
+        place = f"{blocks} {', '.join(map(str, counts))}"
+        if len(counts) == model.depth:
+            place = "every block"
+        counts_text = ", ".join(map(str, counts.values()))
         share = share_of_dense(model)
-        line = f"{method} in {where}; counts {counts}; {share:.2f} of the MACs"
+        line = f"{method} in {place}; counts {counts_text}; {share:.2f} of the MACs"
     log.info(line)
 
 
 @functools.lru_cache(maxsize=256)
-def _nearest_ratio(method: Method, macs: float, model: ViT, tolerance: float) -> float:
-    """Bisect for the ratio whose cost is nearest to `macs`.
+def _nearest_ratio(
+    method: Method, target_share: float, model: ViT, tolerance: float
+) -> float:
+    """Bisect for the ratio whose share of the dense MACs is nearest to a target.
 
     Raises InputError if the nearest cost misses by more than the tolerance.
     """
@@ -75,8 +77,8 @@ def _nearest_ratio(method: Method, macs: float, model: ViT, tolerance: float) ->
     errors = {}  # {ratio: Unreachable}
 
     def share_at(ratio: float) -> float:
-        reduced = method.at_ratio(ratio, facts)
-        plan = reduced.plan(facts, model.config.arch.prefix)
+        reduced_method = method.at_ratio(ratio, facts)
+        plan = reduced_method.plan(facts, model.config.arch.prefix)
         shares[ratio] = share_of_dense(model.clone(plan=plan))
         return shares[ratio]
 
@@ -88,7 +90,7 @@ def _nearest_ratio(method: Method, macs: float, model: ViT, tolerance: float) ->
     for _ in range(MAX_BISECTIONS):
         middle = (low + high) / 2
         try:
-            costs_less = share_at(middle) < macs
+            costs_less = share_at(middle) < target_share
         except Unreachable as error:  # too few tokens: the ratio is too high
             errors[middle] = error
             costs_less = True
@@ -96,11 +98,12 @@ def _nearest_ratio(method: Method, macs: float, model: ViT, tolerance: float) ->
             high = middle
         else:
             low = middle
-    nearest = min(shares, key=lambda ratio: abs(shares[ratio] - macs))
-    if abs(shares[nearest] - macs) <= tolerance:
-        return nearest
+    nearest_ratio = min(shares, key=lambda ratio: abs(shares[ratio] - target_share))
+    if abs(shares[nearest_ratio] - target_share) <= tolerance:
+        return nearest_ratio
     if high in errors:
         raise errors[high]
     raise InputError(
-        f"macs is {macs:g}, but the method's nearest cost is {shares[nearest]:.3f}"
+        f"macs is {target_share:g}, but the method's nearest cost is "
+        f"{shares[nearest_ratio]:.3f}"
     )

@@ -29,7 +29,7 @@ class Origin:
     averaged: bool = False  # weights averaged over training steps
     run: Mapping[str, Any] | None = None  # the run's config
     # {part: digest of its random values}. A part with another digest was trained since.
-    untrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    untrained_digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -49,13 +49,14 @@ class Origin:
     def with_untrained(self, params: Mapping[str, Any], parts: Iterable[str]) -> Self:
         """The same origin with more untrained parts, which have random values."""
         digests = {part: variables_digest(params[part]) for part in parts}
-        return dataclasses.replace(self, untrained={**self.untrained, **digests})
+        untrained_digests = {**self.untrained_digests, **digests}
+        return dataclasses.replace(self, untrained_digests=untrained_digests)
 
     def untrained_parts(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the parts that still have random values, such as "head"."""
         return tuple(
             part
-            for part, digest in self.untrained.items()
+            for part, digest in self.untrained_digests.items()
             if part in params and variables_digest(params[part]) == digest
         )
 
@@ -66,11 +67,13 @@ class Origin:
         """
         lines = []
         if self.reduction is not None and not vit.recovery:
-            trained = vit.reduced_model(self.reduction).reduction
-            if trained != vit.reduction:
-                lines.append(f"reduction {vit.reduction} (trained with {trained})")
+            trained_reduction = vit.reduced_model(self.reduction).reduction
+            if trained_reduction != vit.reduction:
+                lines.append(
+                    f"reduction {vit.reduction} (trained with {trained_reduction})"
+                )
         trained_size = self.image_size or vit.image_size
         if image_sides(vit.image_size) != image_sides(trained_size):
-            size = size_text(vit.image_size)
-            lines.append(f"size {size} (trained with {size_text(trained_size)})")
+            own_size = size_text(vit.image_size)
+            lines.append(f"size {own_size} (trained with {size_text(trained_size)})")
         return lines

@@ -114,7 +114,7 @@ class Pretrained:
         weights: Any = self.variables
         if self.recovery is not None:
             dense_params = self.dense_variables["params"]
-            weights = [weights, *self.recovery.digested_values(dense_params)]
+            weights = [weights, *self.recovery.collect_digested_values(dense_params)]
         return variables_digest(weights)[:16]
 
     @functools.cached_property
@@ -138,12 +138,12 @@ class Pretrained:
         if self.reduction is None:
             return "a reduction without a name"
         label = str(self.reduction)
-        if part_kinds := " and ".join(self.untrained):
-            label += f" (untrained {part_kinds})"
-        return f"{label} (recovered)" if self.recovered else label
+        if self.untrained_kinds:
+            label += f" (untrained {' and '.join(self.untrained_kinds)})"
+        return f"{label} (recovered)" if self.recovered_variant else label
 
     @property
-    def recovered(self) -> RecoveredVariant | None:
+    def recovered_variant(self) -> RecoveredVariant | None:
         """The recovered variant in use; None: the model has its dense parameters."""
         if self.recovery is None:
             return None
@@ -151,9 +151,9 @@ class Pretrained:
         return variant if variant and variant.values else None
 
     @functools.cached_property
-    def untrained(self) -> tuple[str, ...]:
+    def untrained_kinds(self) -> tuple[str, ...]:
         """The kinds of parts with random values: "head", "selectors", both or ()."""
-        if not self.origin.untrained:
+        if not self.origin.untrained_digests:
             return ()
         part_kinds = set()
         for part in self.origin.untrained_parts(self.variables["params"]):
@@ -163,7 +163,7 @@ class Pretrained:
 
     def warn_of_untrained(self) -> None:
         """Warn if any part is untrained."""
-        if self.untrained:
+        if self.untrained_kinds:
             warn_caller(
                 f"{self!r}: untrained parts were drawn from a seed; train them first"
             )
@@ -174,22 +174,24 @@ class Pretrained:
         return dataclasses.replace(self, dense_variables=variables, recovery=None)
 
     def variables_for(
-        self, model: ViT, fresh: Iterable[str] = (), seed: int = 0
+        self, model: ViT, fresh_parts: Iterable[str] = (), seed: int = 0
     ) -> Mapping[str, Any]:
         """Convert these weights to another model's variables.
 
         model: a ViT of equal sizes, with any reduction and image size
-        fresh: names of parts to draw from the seed, such as "head" or "reducer"
+        fresh_parts: names of parts to draw from the seed, such as "head" or "reducer"
         Raises StateDictMismatch if the weights do not fit.
         """
         tensors = timm_tensors.to_timm(self._variables_with_recovery(model))
         tensors |= self.selectors
         # These weights' own resizing code is used: the model may name another.
-        if "pos_embed" not in fresh:
+        if "pos_embed" not in fresh_parts:
             config = model.config.with_arch(resize=self.config.arch.resize)
             tensors = resize_positions.fit_positions(tensors, config, self.image_size)
-        title = self.origin.title
-        return timm_tensors.make_own_variables(model, tensors, title, fresh, seed)[0]
+        variables, _ = timm_tensors.make_own_variables(
+            model, tensors, self.origin.title, fresh_parts, seed
+        )
+        return variables
 
     def with_reduction(self, reduction: ReductionLike, seed: int | None = None) -> Self:
         """The same weights with another reduction, or with none.
@@ -263,23 +265,23 @@ class Pretrained:
         """
         origin = self.origin
         params = {}
-        for name, parameters in self.dense_variables["params"].items():
+        for name, part_params in self.dense_variables["params"].items():
             if not name.startswith(timm_tensors.SELECTOR):
-                params[name] = parameters
+                params[name] = part_params
         if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = origin.image_size or self.image_size
             origin = dataclasses.replace(origin, image_size=trained_size)
             params = resize_positions.fit_positions(params, model.config, trained_size)
         selectors = self.selectors
-        if "selectors" not in self.untrained:
+        if "selectors" not in self.untrained_kinds:
             selectors = self.collect_selectors()
         variables, drawn_parts = timm_tensors.make_own_variables(
             model,
             selectors,
             origin.title,
-            fresh=() if seed is None else None,
+            fresh_parts=() if seed is None else None,
             seed=seed or 0,
-            known={**self.dense_variables, "params": params},
+            known_variables={**self.dense_variables, "params": params},
         )
         vit = dataclasses.replace(
             self,

@@ -37,19 +37,19 @@ RECORDED_NAMES = {
 
 
 def model_record(
-    vit: "Pretrained", model: ViT | None = None, **others: Any
+    vit: "Pretrained", model: ViT | None = None, **other_values: Any
 ) -> dict[str, Any]:
     """Make the record of a model with its weights.
 
     model: the ViT that computes, for example reduced; None: `vit.model`
-    others: further values that decide the results, for `as_json`
+    other_values: further values that decide the results, for `as_json`
     """
     model = model or vit.model
     return {
         "reduction": str(model.reduction or DENSE_REDUCTION),
         "weights": vit.digest,
         "preprocessing": vit.preprocessing.as_json,
-        **as_json(others),
+        **as_json(other_values),
         "model": as_json(model),
     }
 
@@ -88,33 +88,34 @@ def as_json(value: Any) -> Any:
 
 
 def list_differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+    our_record: Mapping[str, Any], their_record: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
     """List (field, our value, their value) for every difference between records."""
-    entries = []
-    for name in {**ours, **theirs}:
-        our_value = ours.get(name)
-        their_value = theirs.get(name)
+    differences = []
+    for name in {**our_record, **their_record}:
+        our_value = our_record.get(name)
+        their_value = their_record.get(name)
         if our_value == their_value:
             continue
         if isinstance(our_value, Mapping) and isinstance(their_value, Mapping):
-            entries += list_differences(our_value, their_value)
+            differences += list_differences(our_value, their_value)
         else:
-            entries.append((name, our_value, their_value))
-    return entries
+            differences.append((name, our_value, their_value))
+    return differences
 
 
-def describe_difference(entries: list[tuple[str, Any, Any]], owner: str) -> str:
+def describe_difference(differences: list[tuple[str, Any, Any]], subject: str) -> str:
     """Put the first difference into words, as a predicate of its field.
 
-    owner: the other record's owner and a verb, such as "vectors was started with"
+    subject: the other record's owner and a verb, such as "vectors was started with"
     """
-    (_, our_value, their_value), *more = entries
-    text = f"is {_shorten_value(our_value)}, but {owner} {_shorten_value(their_value)}"
-    if more:
-        names = [name for name, *_ in more[: MAX_NAMED_FIELDS - 1]]
-        text += f" (also different: {', '.join(names)})"
-    return text
+    (_, *values), *more_differences = differences
+    our_text, their_text = map(_shorten_value, values)
+    predicate = f"is {our_text}, but {subject} {their_text}"
+    if more_differences:
+        field_names = [name for name, *_ in more_differences[: MAX_NAMED_FIELDS - 1]]
+        predicate += f" (also different: {', '.join(field_names)})"
+    return predicate
 
 
 def _shorten_value(value: Any) -> str:

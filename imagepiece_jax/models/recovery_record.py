@@ -103,13 +103,14 @@ class RecoveredVariant:
             change_text = f"{self.measure} {dense_text}, {self.before:.4f}"
         if self.changed:
             low, high = self.interval
-            difference = f"{self.after - self.before:+.4f} [{low:+.4f}, {high:+.4f}]"
+            difference = self.after - self.before
+            difference_text = f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
             if low <= 0 <= high:
-                difference += ", within noise"
-            change_text += f" -> {self.after:.4f} ({difference})"
+                difference_text += ", within noise"
+            change_text += f" -> {self.after:.4f} ({difference_text})"
             if self.measure == "KL":
-                agreement = "{:.1f} -> {:.1f} %".format(*self.agreement)
-                change_text += f", first class as the dense model's {agreement}"
+                agreement_text = "{:.1f} -> {:.1f} %".format(*self.agreement)
+                change_text += f", first class as the dense model's {agreement_text}"
         else:
             change_text += f" stays; {NOTHING_LOWER}"
         held_out_text = f"{self.held_out} images held out"
@@ -141,26 +142,29 @@ class Recovery:
                 return variant
         return None
 
-    def variables_for(self, model: ViT, dense: Mapping[str, Any]) -> Mapping[str, Any]:
+    def variables_for(
+        self, model: ViT, variables: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Replace dense variables by the recovered values of a model's variant."""
         variant = self.variant_for(model)
         if variant is None or not variant.values:
-            return dense
-        dense_params = traverse_util.flatten_dict(dense["params"], sep="/")
+            return variables
+        dense_params = traverse_util.flatten_dict(variables["params"], sep="/")
         # Values of a part that the model lacks, such as a head, are ignored.
-        present = {k: v for k, v in variant.values.items() if k in dense_params}
-        params = traverse_util.unflatten_dict(dense_params | present, sep="/")
-        return {**dense, "params": params}
+        model_values = {k: v for k, v in variant.values.items() if k in dense_params}
+        params = traverse_util.unflatten_dict(dense_params | model_values, sep="/")
+        return {**variables, "params": params}
 
-    def digested_values(self, dense_params: Mapping[str, Any]) -> list[Any]:
+    def collect_digested_values(self, dense_params: Mapping[str, Any]) -> list[Any]:
         """Everything in a digest of weights that tells this recovery."""
         dense_values = flatten_params(dense_params)
         replaced_values = {}
-        digested = [replaced_values]
+        digested_values = [replaced_values]
         for variant in self.variants:
             replaced_values |= {path: dense_values[path] for path in variant.values}
-            digested += [variant.values, np.frombuffer(variant.name.encode(), np.uint8)]
-        return digested
+            name_bytes = np.frombuffer(variant.name.encode(), np.uint8)
+            digested_values += [variant.values, name_bytes]
+        return digested_values
 
     def log_unrecovered(self, model: ViT, label: str) -> None:
         """Log that a reduced model, called `label`, was not recovered."""
@@ -199,22 +203,22 @@ class Recovery:
         """
         variants = []
         for index, variant in enumerate(self.variants):
-            start = f"{index}."
-            own_names = [name for name in tensors if name.startswith(start)]
+            name_start = f"{index}."
+            own_names = [name for name in tensors if name.startswith(name_start)]
             if not own_names and variant.changed:
                 raise InputError(f"it has no values for {variant.name}")
-            own_tensors = {k.removeprefix(start): tensors[k] for k in own_names}
+            own_tensors = {k.removeprefix(name_start): tensors[k] for k in own_names}
             values = timm_tensors.values_from_timm(own_tensors, like)
             variants.append(dataclasses.replace(variant, values=values))
         return dataclasses.replace(self, variants=tuple(variants))
 
-    def merge_earlier(self, earlier: Self | None) -> Self:
+    def merge_earlier(self, earlier_recovery: Self | None) -> Self:
         """Add the variants of an earlier Recovery; newer variants win."""
         # An earlier variant with values beats a newer variant without values, whose
         # training found nothing better.
-        if earlier is None:
+        if earlier_recovery is None:
             return self
-        earlier_variants = {variant.name: variant for variant in earlier.variants}
+        earlier_variants = {v.name: v for v in earlier_recovery.variants}
         variants = []
         for variant in self.variants:
             earlier_variant = earlier_variants.pop(variant.name, None)
@@ -227,5 +231,5 @@ class Recovery:
 
 def flatten_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Flatten parameters to {path: value} without None."""
-    leaf_of_path: dict[str, Any] = {**traverse_util.flatten_dict(params, sep="/")}
-    return {path: leaf for path, leaf in leaf_of_path.items() if leaf is not None}
+    leaf_by_path: dict[str, Any] = {**traverse_util.flatten_dict(params, sep="/")}
+    return {path: leaf for path, leaf in leaf_by_path.items() if leaf is not None}

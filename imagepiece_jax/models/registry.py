@@ -65,22 +65,24 @@ def model_config(name: str) -> ViTConfig:
     """
     if name in MODELS:
         return MODELS[name]
-    weights = _public_weights(name)
-    if not weights:
+    facts_by_tag = _facts_by_tag(name)
+    if not facts_by_tag:
         raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
-    published, *others = weights.values()
-    if any(_agreed_facts(other) != _agreed_facts(published) for other in others):
-        tags = ", ".join(f"{name}.{tag}" for tag in weights)
+    agreed_facts = [_agreed_facts(facts) for facts in facts_by_tag.values()]
+    if any(facts != agreed_facts[0] for facts in agreed_facts):
+        tags = ", ".join(f"{name}.{tag}" for tag in facts_by_tag)
         raise InputError(
             f"{name!r} has weights with different normalization, crop or GELU; name "
             f"one of them: {tags}"
         )
-    facts = published | {"preprocessing": Preprocessing(**published["preprocessing"])}
-    parts = {part: facts.pop(part) for part in ("gelu", "resize") if part in facts}
+    default_facts = next(iter(facts_by_tag.values()))
+    facts = {**default_facts}
+    facts["preprocessing"] = Preprocessing(**default_facts["preprocessing"])
+    arch_fields = {k: facts.pop(k) for k in ("gelu", "resize") if k in facts}
     if "." not in name:
         facts.pop("prop_attn", None)  # only some of the weights have it
     architecture = name.partition(".")[0]
-    return build_config(architecture, name=name, **facts).with_arch(**parts)
+    return build_config(architecture, name=name, **facts).with_arch(**arch_fields)
 
 
 def build_config(architecture: str, **facts: Any) -> ViTConfig:
@@ -96,38 +98,39 @@ def build_config(architecture: str, **facts: Any) -> ViTConfig:
     return ViTConfig(arch=Architecture(**row["arch"]), **fields)
 
 
-def _agreed_facts(weights: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def _agreed_facts(facts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The facts on which all weights behind a name must agree."""
-    crop = weights["preprocessing"] | {"image_size": None}
-    return crop, [weights.get(field) for field in AGREED_FIELDS]
+    crop = facts["preprocessing"] | {"image_size": None}
+    return crop, [facts.get(field) for field in AGREED_FIELDS]
 
 
 def is_known(name: str | None) -> bool:
     """Whether a model has this name, with or without a tag."""
-    return name in MODELS or bool(_public_weights(name))
+    return name in MODELS or bool(_facts_by_tag(name))
 
 
 def suggest_names(name: str) -> str:
     """Suggest known names for an unknown name: its architecture's tags, if known."""
-    base = name.partition(".")[0]
-    tags = public_models().get(base, {"weights": {}})["weights"]
+    architecture = name.partition(".")[0]
+    tags = public_models().get(architecture, {"weights": {}})["weights"]
     if tags:
-        return f"with a tag it is one of {', '.join(f'{base}.{tag}' for tag in tags)}"
-    if similar := find_similar_name(base, [*MODELS, *public_models()]):
+        tagged_names = [f"{architecture}.{tag}" for tag in tags]
+        return f"with a tag it is one of {', '.join(tagged_names)}"
+    if similar := find_similar_name(architecture, [*MODELS, *public_models()]):
         return f"did you mean {similar!r}?"
     return KNOWN_MODELS_TEXT
 
 
-def _public_weights(name: str | None) -> dict[str, dict[str, Any]]:
+def _facts_by_tag(name: str | None) -> dict[str, dict[str, Any]]:
     """{tag: facts} of the public weights behind timm's `name`; {} if unknown.
 
     A name without a tag stands for all its weights, timm's default tag first.
     """
-    base, dot, tag = (name or "").partition(".")
-    weights = public_models().get(base, {"weights": {}})["weights"]
+    architecture, dot, tag = (name or "").partition(".")
+    facts_by_tag = public_models().get(architecture, {"weights": {}})["weights"]
     if not dot:
-        return weights
-    return {tag: weights[tag]} if tag in weights else {}
+        return facts_by_tag
+    return {tag: facts_by_tag[tag]} if tag in facts_by_tag else {}
 
 
 @functools.cache
@@ -157,11 +160,11 @@ def timm_arguments(name: str) -> dict[str, Any]:
     return classes[row["class"]] | row["arguments"]
 
 
-def present_name(name: str) -> tuple[str, str]:
+def translate_former_name(name: str) -> tuple[str, str]:
     """Translate a former architecture name to timm's present (name, tag or "")."""
-    for present, row in public_models().items():
+    for present_name, row in public_models().items():
         if name in row.get("former_names", {}):
-            return present, row["former_names"][name]
+            return present_name, row["former_names"][name]
     return name, ""
 
 
@@ -170,21 +173,21 @@ def published_class_names(name: str | None, num_classes: int) -> tuple[str, ...]
     # Tags that end in "in1k" were trained on ImageNet-1k last, for example
     # "augreg_in21k_ft_in1k". A name without a tag stands for all its weights. MODELS
     # have no published weights.
-    tags = _public_weights(name)
+    tags = _facts_by_tag(name)
     has_names = num_classes == 1000 and any(tag.endswith("in1k") for tag in tags)
     return class_names.imagenet_names() if has_names else None
 
 
 def model_in_file_name(path: str | os.PathLike) -> str | None:
     """The known model in a weights file's name, or None."""
-    file = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
-    name = translate_file_name(pathlib.Path(file).stem)
+    file_name = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
+    name = translate_file_name(pathlib.Path(file_name).stem)
     return name if is_known(name) else None
 
 
-def translate_file_name(file: str) -> str:
+def translate_file_name(file_stem: str) -> str:
     """Translate the stem of an authors' file to timm's model name, or return it."""
     for pattern, name in ORIGINAL_FILE_PATTERNS.items():
-        if match := re.fullmatch(pattern, file):
+        if match := re.fullmatch(pattern, file_stem):
             return match.expand(name)
-    return file
+    return file_stem

@@ -24,10 +24,10 @@ def fit_positions(
         embeddings, a square grid is assumed
     """
     arch = config.arch
-    embedding = tensors.get("pos_embed", np.empty(()))
+    old_embeddings = tensors.get("pos_embed", np.empty(()))
     num_prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
     # A wrong shape is left for the later shape check, which names the problem.
-    shape = np.shape(embedding)
+    shape = np.shape(old_embeddings)
     if len(shape) != 3 or not arch.positions or shape[::2] != (1, config.embed_dim):
         return tensors
     num_patches = max(0, shape[1] - num_prefix)
@@ -36,10 +36,10 @@ def fit_positions(
         old_grid = (math.isqrt(num_patches),) * 2
     if not num_patches or math.prod(old_grid) != num_patches or old_grid == config.grid:
         return tensors
-    rows = np.asarray(embedding[0], np.float32)
-    prefix_rows, patch_rows = np.split(rows, [num_prefix])
-    patch_rows = patch_rows.reshape(*old_grid, -1)
-    resized = resize_grid(patch_rows, config.grid, arch.resize)
+    old_rows = np.asarray(old_embeddings[0], np.float32)
+    prefix_rows, patch_rows = np.split(old_rows, [num_prefix])
+    patch_embeddings = patch_rows.reshape(*old_grid, -1)
+    resized = resize_grid(patch_embeddings, config.grid, arch.resize)
     rows = np.concatenate([prefix_rows, resized.reshape(-1, config.embed_dim)])
     log.info("position embeddings resized to %dx%d", *config.grid)
     return {**tensors, "pos_embed": rows[None]}
@@ -72,25 +72,27 @@ def resize_grid(
 
 
 def _bicubic_weights(
-    old: int, new: int, offset: float
-) -> Float32[np.ndarray, "{new} {old}"]:
+    old_side: int, new_side: int, offset: float
+) -> Float32[np.ndarray, "{new_side} {old_side}"]:
     """PyTorch's bicubic interpolation weights along one axis."""
-    coordinate = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
-    nearest_below = np.floor(coordinate).astype(int)
-    weights = np.zeros((new, old))
+    coordinates = (np.arange(new_side) + 0.5) * old_side / (new_side + offset) - 0.5
+    nearest_below = np.floor(coordinates).astype(int)
+    weights = np.zeros((new_side, old_side))
     a = -0.75
     for step in (-1, 0, 1, 2):
-        distance = np.abs(coordinate - nearest_below - step)
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-        column = np.clip(nearest_below + step, 0, old - 1)
-        weight = np.where(distance <= 1, near, far)
-        np.add.at(weights, (np.arange(new), column), weight)
+        distances = np.abs(coordinates - nearest_below - step)
+        near_weights = ((a + 2) * distances - (a + 3)) * distances**2 + 1
+        far_weights = ((a * distances - 5 * a) * distances + 8 * a) * distances - 4 * a
+        columns = np.clip(nearest_below + step, 0, old_side - 1)
+        step_weights = np.where(distances <= 1, near_weights, far_weights)
+        np.add.at(weights, (np.arange(new_side), columns), step_weights)
     return weights.astype(np.float32)
 
 
-def _linear_weights(old: int, new: int) -> Float32[np.ndarray, "{new} {old}"]:
+def _linear_weights(
+    old_side: int, new_side: int
+) -> Float32[np.ndarray, "{new_side} {old_side}"]:
     """Linear interpolation weights with fixed end points."""
-    coordinate = np.linspace(0, old - 1, new)
-    distance = np.abs(coordinate[:, None] - np.arange(old))
-    return np.maximum(0, 1 - distance).astype(np.float32)
+    coordinates = np.linspace(0, old_side - 1, new_side)
+    distances = np.abs(coordinates[:, None] - np.arange(old_side))
+    return np.maximum(0, 1 - distances).astype(np.float32)

@@ -58,17 +58,17 @@ class Rotary:
 
     def coordinates(self, grid: tuple[int, int]) -> Float32[np.ndarray, "patches 2"]:
         """(y, x) of all patches in a grid (height, width)."""
-        coordinates = []
+        axis_coordinates = []
         for axis, side in enumerate(grid):
-            coordinate = np.arange(side)
+            along_axis = np.arange(side)
             if self.origin == "center":
-                coordinate = 2 * (coordinate + 0.5) / side - 1
+                along_axis = 2 * (along_axis + 0.5) / side - 1
             else:
-                coordinate = coordinate + self.start
+                along_axis = along_axis + self.start
                 if self.reference is not None:
-                    coordinate = coordinate / side * self.reference[axis]
-            coordinates.append(coordinate)
-        mesh = np.meshgrid(*coordinates, indexing="ij")
+                    along_axis = along_axis / side * self.reference[axis]
+            axis_coordinates.append(along_axis)
+        mesh = np.meshgrid(*axis_coordinates, indexing="ij")
         return np.stack(mesh, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(
@@ -95,13 +95,14 @@ class Rotary:
     def angles(self, coordinates: Coordinates, head_dim: int) -> PlaneAngles:
         """Plane angles, in the order of `axes`."""
         planes_per_axis = head_dim // 4
-        frequency = self.temperature ** -(np.arange(planes_per_axis) / planes_per_axis)
+        exponents = np.arange(planes_per_axis) / planes_per_axis
+        frequencies = self.temperature**-exponents
         if self.origin == "center":  # 1 is a full rotation of the first plane
-            frequency = 2 * np.pi * frequency
+            frequencies = 2 * np.pi * frequencies
         if self.axes == "xy":
             coordinates = coordinates[..., ::-1]
-        frequency = frequency.astype(np.float32)[None, None, None]
-        angles = coordinates[..., None] * frequency
+        frequencies = frequencies.astype(np.float32)[None, None, None]
+        angles = coordinates[..., None] * frequencies
         return angles.reshape(*angles.shape[:2], 1, 2 * planes_per_axis)
 
     def rotate(self, heads: TokenHeads, rotations: Rotations) -> TokenHeads:

@@ -22,7 +22,7 @@ from imagepiece_jax.models.variables import (
 from imagepiece_jax.models.vit import ViT
 
 Arrays = Mapping[str, np.ndarray]  # {timm's name: array}
-_LEAVES = {
+_TIMM_LEAF_NAMES = {
     "kernel": "weight",
     "scale": "weight",
     "mean": "running_mean",
@@ -51,112 +51,112 @@ class _Entry(NamedTuple):
 def make_variables(
     model: ViT,
     tensors: Arrays,
-    source: str,
-    *,
-    fresh: Iterable[str] = (),
+    title: str,
+    fresh_parts: Iterable[str] = (),
     seed: int = 0,
-    known: Mapping[str, Any] | None = None,
+    known_variables: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Make a model's variables from tensors, given variables and random values.
 
-    source: the tensors' origin for messages, such as "run runs/a"
-    fresh: parts to draw even if there are tensors, named as for `from_timm`
-    known: variables to use instead of tensors
+    title: the tensors' origin for messages, such as "run runs/a"
+    fresh_parts: parts to draw even if there are tensors, named as for `from_timm`
+    known_variables: variables to use instead of tensors
     Returns (variables, names of drawn parts); values from tensors are NumPy arrays.
     Raises StateDictMismatch if the tensors do not fit.
     """
-    known = known or {}
+    known_variables = known_variables or {}
     # `from_timm` passes fresh parts through: shapes, or given variables.
     like = {
-        collection: {**parts, **known.get(collection, {})}
+        collection: {**parts, **known_variables.get(collection, {})}
         for collection, parts in variable_shapes(model).items()
     }
     try:
-        variables = from_timm(tensors, like, (*fresh, *known.get("params", {})))
+        known_parts = known_variables.get("params", {})
+        variables = from_timm(tensors, like, (*fresh_parts, *known_parts))
     except StateDictMismatch as error:
-        sentence = f"{source}: {error}"
-        raise StateDictMismatch(sentence, error.tensor, error.fresh) from error
+        sentence = f"{title}: {error}"
+        raise StateDictMismatch(sentence, error.tensor, error.fresh_parts) from error
     # Parts with neither tensors nor given variables are still shapes: draw them.
-    present = {}
-    missing = set()
+    known_leaves = {}
+    missing_parts = set()
     for path, leaf in traverse_util.flatten_dict(variables).items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            missing.add(path[1])
+            missing_parts.add(path[1])
         else:
-            present[path] = leaf
-    if missing:
-        drawn = draw_variables(model, seed, sorted(missing))
-        drawn = traverse_util.flatten_dict(drawn)
-        variables = traverse_util.unflatten_dict(drawn | present)
-    return variables, sorted(missing)
+            known_leaves[path] = leaf
+    if missing_parts:
+        drawn_variables = draw_variables(model, seed, sorted(missing_parts))
+        drawn_leaves = traverse_util.flatten_dict(drawn_variables)
+        variables = traverse_util.unflatten_dict(drawn_leaves | known_leaves)
+    return variables, sorted(missing_parts)
 
 
 def make_own_variables(
     model: ViT,
     tensors: Arrays,
-    source: str,
-    fresh: Iterable[str] | None = (),
+    title: str,
+    fresh_parts: Iterable[str] | None = (),
     seed: int = 0,
-    known: Mapping[str, Any] | None = None,
+    known_variables: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """`make_variables` without the tensors of foreign selectors.
 
-    fresh: as for `drop_foreign_selectors`
+    fresh_parts: as for `drop_foreign_selectors`
     """
-    tensors, fresh = drop_foreign_selectors(model, tensors, source, fresh)
-    return make_variables(model, tensors, source, fresh=fresh, seed=seed, known=known)
+    own_tensors, parts = drop_foreign_selectors(model, tensors, title, fresh_parts)
+    return make_variables(model, own_tensors, title, parts, seed, known_variables)
 
 
 def drop_foreign_selectors(
-    model: ViT, tensors: Arrays, source: str, fresh: Iterable[str] | None = ()
+    model: ViT, tensors: Arrays, title: str, fresh_parts: Iterable[str] | None = ()
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Drop the tensors of foreign selectors: (tensors, names of parts to draw).
 
-    fresh: parts to draw even if there are tensors; None: every missing selector
-    Raises StateDictMismatch for a missing selector that is not in `fresh`.
+    fresh_parts: parts to draw even if there are tensors; None: every missing selector
+    Raises StateDictMismatch for a missing selector that is not in `fresh_parts`.
     """
     selectors = selector_params(variable_shapes(model))
     starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
-    dense, learned = split_selectors(tensors)
-    own_tensors = {name: v for name, v in learned.items() if name.startswith(starts)}
+    dense_tensors, selector_tensors = split_selectors(tensors)
+    own_tensors = {k: v for k, v in selector_tensors.items() if k.startswith(starts)}
     shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
-    lacking = []
+    missing_selectors = []
     for selector, start in zip(selectors, starts, strict=True):
-        present = {name: shapes[name] for name in shapes if name.startswith(start)}
-        if present != timm_shapes({"params": {selector: selectors[selector]}}):
-            lacking.append(selector)
-    if fresh is None:
-        fresh = lacking
-    for selector in lacking:
-        if not is_in_parts(selector, fresh):
+        own_shapes = {name: shapes[name] for name in shapes if name.startswith(start)}
+        if own_shapes != timm_shapes({"params": {selector: selectors[selector]}}):
+            missing_selectors.append(selector)
+    if fresh_parts is None:
+        fresh_parts = missing_selectors
+    for selector in missing_selectors:
+        if not is_in_parts(selector, fresh_parts):
             raise StateDictMismatch(
-                f"{source} has no {selector}, the selector of this reduction",
+                f"{title} has no {selector}, the selector of this reduction",
                 selector,
                 (SELECTOR,),
             )
-    return dense | own_tensors, (*fresh,)
+    return dense_tensors | own_tensors, (*fresh_parts,)
 
 
 def split_selectors(
     tensors: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split tensors into (dense model, selectors)."""
-    dense = {}
-    selectors = {}
+    dense_tensors = {}
+    selector_tensors = {}
     for name, tensor in tensors.items():
-        part = selectors if name.startswith(f"{SELECTOR}.") else dense
-        part[name] = tensor
-    return dense, selectors
+        group = selector_tensors if name.startswith(f"{SELECTOR}.") else dense_tensors
+        group[name] = tensor
+    return dense_tensors, selector_tensors
 
 
 def replace_selectors(
-    selectors: Mapping[str, Any], newer: Mapping[str, Any]
+    selectors: Mapping[str, Any], newer_selectors: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Replace selector tensors, block by block, by newer tensors."""
     # A block's older tensors all go: another selector may have other names.
-    blocks = {name.split(".")[1] for name in newer}
-    kept = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
-    return {**kept, **newer}
+    blocks = {name.split(".")[1] for name in newer_selectors}
+    tensors = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
+    return {**tensors, **newer_selectors}
 
 
 def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,58 +166,63 @@ def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_timm(
-    state_dict: Arrays, like: Mapping[str, Any], fresh: Iterable[str] = ()
+    state_dict: Arrays, like: Mapping[str, Any], fresh_parts: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Convert a timm state dict to variables with the shapes and dtypes of `like`.
 
     like: the model's variables, arrays or ShapeDtypeStructs
-    fresh: parts to copy from `like`, such as "head" or "blocks_3/mlp"; a name without
-        block number, such as "reducer", means every block
-    Returns NumPy arrays, except for `fresh`.
+    fresh_parts: parts to copy from `like`, such as "head" or "blocks_3/mlp"; a name
+        without block number, such as "reducer", means every block
+    Returns NumPy arrays, except for `fresh_parts`.
     Raises StateDictMismatch for a tensor that is missing, extra, of wrong shape or
         type, or not finite.
     """
     leaves: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")
-    for key, entry in check_fit(state_dict, like, fresh).items():
+    for key, entry in match_tensors(state_dict, like, fresh_parts).items():
         leaves[key] = _read_param(state_dict, entry, leaves[key].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def check_fit(
-    state_dict: Mapping[str, Any], like: Mapping[str, Any], fresh: Iterable[str] = ()
+def match_tensors(
+    state_dict: Mapping[str, Any],
+    like: Mapping[str, Any],
+    fresh_parts: Iterable[str] = (),
 ) -> dict[str, _Entry]:
-    """Check names, shapes and types: {path: _Entry} of all parameters except `fresh`.
+    """Check names, shapes and types: {path: _Entry} of the parts not in `fresh_parts`.
 
     Raises StateDictMismatch if a tensor does not fit.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     entries = dict(sorted(_make_entries(leaves).items()))
-    needed = {k: e for k, e in entries.items() if not is_in_parts(e.path, fresh)}
-    problem = _size_difference(state_dict, needed.values())
+    needed_entries = {
+        k: e for k, e in entries.items() if not is_in_parts(e.path, fresh_parts)
+    }
+    problem = _describe_size_difference(state_dict, needed_entries.values())
     if problem:
         raise StateDictMismatch(problem)
-    _check_tensors(state_dict, entries.values(), needed.values(), fresh)
-    return needed
+    _check_tensors(state_dict, entries.values(), needed_entries.values(), fresh_parts)
+    return needed_entries
 
 
 def values_from_timm(
-    tensors: Arrays, like: Mapping[str, Any], fresh: Iterable[str] = ()
+    tensors: Arrays, like: Mapping[str, Any], fresh_parts: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Convert an incomplete state dict to {path: value}, without `fresh` parts.
+    """Convert an incomplete state dict to {path: value}, without `fresh_parts`.
 
     tensors: any subset of the parameters, by timm's names
-    like, fresh: as for `from_timm`; the position count may differ
+    like, fresh_parts: as for `from_timm`; the position count may differ
     Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
     subset: dict[str, Any] = {}
     for key, entry in _make_entries(leaves).items():
-        if entry.name in tensors and not is_in_parts(entry.path, fresh):
+        if entry.name in tensors and not is_in_parts(entry.path, fresh_parts):
             subset[key] = leaves[key]
     if "pos_embed" in tensors:
         positions = tensors["pos_embed"]
         subset["params/pos_embed"] = jax.ShapeDtypeStruct(positions.shape, jnp.float32)
-    variables = from_timm(tensors, traverse_util.unflatten_dict(subset, sep="/"), fresh)
+    subset_like = traverse_util.unflatten_dict(subset, sep="/")
+    variables = from_timm(tensors, subset_like, fresh_parts)
     values: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return {key.removeprefix("params/"): value for key, value in values.items()}
 
@@ -232,8 +237,8 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             array = array.transpose(_torch_axes(array.ndim))
         stacks.setdefault(entry.name, {})[entry.stack_index or 0] = array
     tensors = {}
-    for name, parts in stacks.items():
-        arrays = [parts[index] for index in sorted(parts)]
+    for name, array_by_index in stacks.items():
+        arrays = [array_by_index[index] for index in sorted(array_by_index)]
         tensor = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         tensors[name] = np.array(tensor, order="C")  # file formats store C order
     return tensors
@@ -253,7 +258,7 @@ def _make_entries(leaves: Mapping[str, Any]) -> dict[str, _Entry]:
 def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _Entry:
     """The _Entry of one leaf; `key` is params/blocks_3/mlp/fc1/bias, for example."""
     path = key.partition("/")[2]
-    *modules, leaf = path.split("/")
+    *modules, leaf_name = path.split("/")
     # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
     stack_index = None
     stack = ""  # the stacked projections' letters, "qkv" or "kv"
@@ -263,13 +268,13 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
         projection = modules.pop()
         key_bias = f"{key.rsplit('/', 2)[0]}/k/bias"
         # BEiT has no key bias, so its other biases are tensors of their own: q_bias.
-        if leaf == "bias" and key_bias not in leaves:
-            leaf = f"{projection}_bias"
+        if leaf_name == "bias" and key_bias not in leaves:
+            leaf_name = f"{projection}_bias"
         else:
             stack_index = stack.index(projection)
             modules.append(stack)
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
-    name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
+    name = ".".join([*modules, _TIMM_LEAF_NAMES.get(leaf_name, leaf_name)])
     if name.endswith(".weight"):
         shape = [shape[axis] for axis in _torch_axes(len(shape))]
     if stack_index is not None:
@@ -302,19 +307,19 @@ def _read_param(state_dict: Arrays, entry: _Entry, dtype: np.dtype) -> np.ndarra
 def _check_tensors(
     state_dict: Mapping[str, Any],
     entries: Iterable[_Entry],
-    needed: Iterable[_Entry],
-    fresh: Iterable[str],
+    needed_entries: Iterable[_Entry],
+    fresh_parts: Iterable[str],
 ) -> None:
     """Raise StateDictMismatch for a tensor left over, missing or of wrong form."""
-    names = {entry.name for entry in entries}
+    model_names = {entry.name for entry in entries}
     problems = []  # (path, name, problem)
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
-        if name not in names and not is_in_parts(path, fresh):
+        if name not in model_names and not is_in_parts(path, fresh_parts):
             shape = f"of shape {tensor.shape}"
             problem = f"{shape} is left over, this model has no such part"
             problems.append((path, name, problem))
-    for entry in needed:
+    for entry in needed_entries:
         path, name, *_, shape = entry
         tensor = state_dict.get(name)
         if tensor is None:
@@ -328,12 +333,13 @@ def _check_tensors(
         problems.append((path, name, problem))
     if problems:
         _, name, problem = problems[0]
-        remedy = _replaceable_parts([path for path, *_ in problems], entries, fresh)
+        unfit_paths = [path for path, *_ in problems]
+        remedy = _replaceable_parts(unfit_paths, entries, fresh_parts)
         raise StateDictMismatch(f"tensor {name} {problem}", name, remedy)
 
 
-def _size_difference(
-    state_dict: Mapping[str, Any], needed: Iterable[_Entry]
+def _describe_size_difference(
+    state_dict: Mapping[str, Any], needed_entries: Iterable[_Entry]
 ) -> str | None:
     """Say how depth or width differ from the model's; None if they do not."""
 
@@ -344,7 +350,7 @@ def _size_difference(
 
     shapes = {name: tensor.shape for name, tensor in state_dict.items()}
     tensor_size = depth_and_width(shapes)
-    model_size = depth_and_width({entry.name: entry.shape for entry in needed})
+    model_size = depth_and_width({entry.name: entry.shape for entry in needed_entries})
     is_comparable = tensor_size[0] and len(tensor_size) == len(model_size)
     if tensor_size == model_size or not is_comparable:
         return None
@@ -355,15 +361,15 @@ def _size_difference(
 
 
 def _replaceable_parts(
-    wrong: Sequence[str], entries: Iterable[_Entry], fresh: Iterable[str]
+    unfit_paths: Sequence[str], entries: Iterable[_Entry], fresh_parts: Iterable[str]
 ) -> tuple[str, ...]:
-    """Find parts to draw so the rest fits, for unfit paths `wrong`; () if it cannot."""
+    """Find parts to draw so the rest fits; () if `unfit_paths` are in other parts."""
     model_paths = [entry.path for entry in entries]
-    replaced = []
+    replaced_parts = []
     for part in _REPLACEABLE:
         in_model = any(is_in_parts(path, [part]) for path in model_paths)
-        if in_model and any(is_in_parts(path, [part]) for path in wrong):
-            replaced.append(part)
-    if not all(is_in_parts(path, replaced) for path in wrong):
+        if in_model and any(is_in_parts(path, [part]) for path in unfit_paths):
+            replaced_parts.append(part)
+    if not all(is_in_parts(path, replaced_parts) for path in unfit_paths):
         return ()
-    return (*fresh, *replaced)
+    return (*fresh_parts, *replaced_parts)

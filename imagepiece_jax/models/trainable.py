@@ -15,22 +15,22 @@ def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     if kind == "all":
         return params
     is_norm = "scale" in params
-    trained: dict[str, Any] = {}
+    trained_params: dict[str, Any] = {}
     for name, value in params.items():
         is_bias = name in ("bias", "gamma")
         if isinstance(value, Mapping):
-            trained[name] = trained_part(value, kind)
+            trained_params[name] = trained_part(value, kind)
         elif is_norm or (kind == "biases" and is_bias):
-            trained[name] = value
+            trained_params[name] = value
         else:
-            trained[name] = None
-    return trained
+            trained_params[name] = None
+    return trained_params
 
 
-def with_trained(params: Mapping[str, Any], trained: Any) -> Mapping[str, Any]:
+def with_trained(params: Mapping[str, Any], trained_params: Any) -> Mapping[str, Any]:
     """Put the parameters of a `trained_part` back into `params`."""
-    if trained is None:
+    if trained_params is None:
         return params
     if not isinstance(params, Mapping):
-        return trained
-    return {name: with_trained(params[name], trained[name]) for name in params}
+        return trained_params
+    return {name: with_trained(params[name], trained_params[name]) for name in params}

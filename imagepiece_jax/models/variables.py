@@ -28,43 +28,46 @@ class StateDictMismatch(InputError):
     """Tensors do not fit a model.
 
     tensor: the first unfit tensor's name; None if depth or width differ
-    fresh: names of parts to draw so the rest fits; () if the rest would not fit
+    fresh_parts: names of parts to draw so the rest fits; () if the rest would not fit
     """
 
     def __init__(
-        self, sentence: str, tensor: str | None = None, fresh: tuple[str, ...] = ()
+        self,
+        sentence: str,
+        tensor: str | None = None,
+        fresh_parts: tuple[str, ...] = (),
     ) -> None:
         super().__init__(sentence)
         self.tensor = tensor
-        self.fresh = fresh
+        self.fresh_parts = fresh_parts
 
 
 def variable_shapes(model: "ViT") -> dict[str, Any]:
     """The shapes and dtypes of a model's variables, without computing any."""
     # All blocks have equal shapes, so one block is traced for all plans and methods.
     # Every learned reducer is traced on its own.
-    one_block = model.with_execution(axis_name=None)
-    one_block = one_block.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
+    one_block_model = model.with_execution(axis_name=None)
+    one_block_model = one_block_model.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
     # Flax modules are hashable, but its stubs do not say so.
-    block_shapes = _traced_shapes(one_block)  # pyrefly: ignore[bad-argument-type]
+    block_shapes = _traced_shapes(one_block_model)  # pyrefly: ignore[bad-argument-type]
     shapes = {}
-    for collection, values in block_shapes.items():
+    for collection, collection_shapes in block_shapes.items():
         shapes[collection] = {}
-        for name, part in values.items():
+        for name, part_shapes in collection_shapes.items():
             names = [name]
             if name == "blocks_0":
                 names = [f"blocks_{i}" for i in range(model.depth)]
             for copy_name in names:
-                shapes[collection][copy_name] = _copy_dicts(part)
-    learned = {}
+                shapes[collection][copy_name] = _copy_dicts(part_shapes)
+    shapes_by_reducer = {}
     for index, layer in enumerate(model.plan):
         reducer = layer.reducer
         if not isinstance(reducer, nn.Module):
             continue
-        if reducer not in learned:
-            learned[reducer] = _reducer_shapes(model, layer)
-        for collection, values in learned[reducer].items():
-            shapes[collection][f"reducer_{index}"] = _copy_dicts(values)
+        if reducer not in shapes_by_reducer:
+            shapes_by_reducer[reducer] = _reducer_shapes(model, layer)
+        for collection, collection_shapes in shapes_by_reducer[reducer].items():
+            shapes[collection][f"reducer_{index}"] = _copy_dicts(collection_shapes)
     return shapes
 
 
@@ -106,53 +109,55 @@ def draw_variables(
     if parts is None:
         return init(key, images)
 
-    names = tuple(parts)
+    part_names = tuple(parts)
 
     @jax.jit
     def draw(key: jax.Array, images: jax.Array) -> dict[str, Any]:
-        drawn = {}
-        for collection, values in init(key, images).items():
-            drawn[collection] = {n: values[n] for n in names if n in values}
-        return drawn
+        variables = {}
+        for collection, arrays in init(key, images).items():
+            variables[collection] = {n: arrays[n] for n in part_names if n in arrays}
+        return variables
 
     return draw(key, images)
 
 
 def check_variables(model: "ViT", variables: Mapping[str, Any]) -> None:
     """Check the names and shapes of variables against a model."""
-    present = _shapes_by_name(variables)
-    needed = _shapes_by_name(variable_shapes(model))
-    for name in sorted(present.keys() | needed.keys()):
-        got = present.get(name, "missing")
-        expected = needed.get(name, "missing")
-        if got != expected:
-            raise InputError(f"variables: {name} is {got}, but {expected} in the model")
+    given_shapes = _shapes_by_name(variables)
+    model_shapes = _shapes_by_name(variable_shapes(model))
+    for name in sorted(given_shapes.keys() | model_shapes.keys()):
+        given_shape = given_shapes.get(name, "missing")
+        model_shape = model_shapes.get(name, "missing")
+        if given_shape != model_shape:
+            raise InputError(
+                f"variables: {name} is {given_shape}, but {model_shape} in the model"
+            )
 
 
-def check_parts(names: Iterable[str], model: "ViT", field: str) -> None:
+def check_parts(part_names: Iterable[str], model: "ViT", field: str) -> None:
     """Check that every name `is_in_parts` of a variable; `field` names it in errors."""
     leaves = traverse_util.flatten_dict(variable_shapes(model), sep="/")
     paths = [key.partition("/")[2] for key in leaves]
-    for name in names:
-        if not any(is_in_parts(path, [name]) for path in paths):
+    for part_name in part_names:
+        if not any(is_in_parts(path, [part_name]) for path in paths):
             parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            listed = ", ".join(sorted(parts))
-            raise InputError(f"{field} names {name!r}; the model has {listed}")
+            parts_text = ", ".join(sorted(parts))
+            raise InputError(f"{field} names {part_name!r}; the model has {parts_text}")
 
 
-def is_in_parts(path: str, names: Iterable[str]) -> bool:
-    """Whether a path is in a part in `names`, given with or without block number."""
-    return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
+def is_in_parts(path: str, part_names: Iterable[str]) -> bool:
+    """Whether a path is in a part of `part_names`, with or without block number."""
+    return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in part_names)
 
 
 def variables_digest(tree: Any) -> str:
     """SHA-256 of a tree's paths and array bytes, as hex digits."""
     # Shapes and dtypes are left out: published results and saved folders hold digests.
-    total = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        total.update(jax.tree_util.keystr(path).encode())
-        total.update(np.ascontiguousarray(leaf).tobytes())
-    return total.hexdigest()
+        hasher.update(jax.tree_util.keystr(path).encode())
+        hasher.update(np.ascontiguousarray(leaf).tobytes())
+    return hasher.hexdigest()
 
 
 def _key_shape() -> jax.ShapeDtypeStruct:

@@ -42,11 +42,11 @@ def drop_path_scale(
     keys: random keys, one per image
     rate: the last block's p
     """
-    keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
+    keep_probs = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
     def draw(key: jax.Array) -> jax.Array:
-        alive = draw_uniform(key, (depth, 2)) < keep
-        return alive.astype(jnp.float32) / keep
+        is_kept = draw_uniform(key, (depth, 2)) < keep_probs
+        return is_kept.astype(jnp.float32) / keep_probs
 
     return jax.vmap(draw)(keys)
 
@@ -167,6 +167,7 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def _check_inputs(self, images: jax.Array) -> None:
+        """Check the images; refuse `rngs`, which would have no effect."""
         check_images(images)
         warn_of_range(images, self.config.mean, self.config.std)
         # A module around this one may draw from `rngs`.
@@ -197,31 +198,29 @@ class ViT(nn.Module):
             num_queries = self.config.arch.head_tokens
         name = f"blocks_{index}"
         execution = dataclasses.replace(self.execution, dtype=self._part_dtype(name))
-        layer = self.plan[index]
-        return Block(
-            self.config, execution, index, layer, self.prop_attn, num_queries, name=name
-        )
+        fields = (self.config, execution, index, self.plan[index], self.prop_attn)
+        return Block(*fields, num_queries, name=name)
 
     def _make_reduction(
         self, index: int, keys: dict[str, jax.Array] | None, probe: Probe | None
     ) -> BlockReduction | None:
         """The BlockReduction at an index; None if the block keeps all tokens."""
-        layer = self.plan[index]
-        reducer: Any = layer.reducer
-        if isinstance(layer.reducer, nn.Module):
+        block_plan = self.plan[index]
+        reducer: Any = block_plan.reducer
+        if isinstance(block_plan.reducer, nn.Module):
             reducer = reducer.clone(parent=self, name=f"reducer_{index}")
-            if layer.counts is None and self.is_initializing():
+            if block_plan.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters:
                 # a call on random inputs creates them.
-                num_patches = layer.mlp_tokens - self.config.arch.prefix
+                num_patches = block_plan.mlp_tokens - self.config.arch.prefix
                 reducer_inputs = contract.random_inputs(
                     reducer, num_patches, self.config.embed_dim, self.config.num_heads
                 )
                 reducer(reducer_inputs, StepCounts(num_patches, num_patches))
-        if layer.counts is None:
+        if block_plan.counts is None:
             return None
         num_heads = self.config.num_heads
-        return BlockReduction(index, layer.counts, reducer, num_heads, keys, probe)
+        return BlockReduction(index, block_plan.counts, reducer, num_heads, keys, probe)
 
     def _draw_drop_path(
         self, keys: dict[str, jax.Array] | None, train: bool
@@ -231,8 +230,8 @@ class ViT(nn.Module):
         if not (train and rate):
             return [(None, None)] * self.depth
         if keys is None:
-            needed = 'keys={"drop_path": [B] keys}'
-            raise ValueError(f"train=True draws for drop path: {needed} is missing")
+            argument = 'keys={"drop_path": [B] keys}'
+            raise ValueError(f"train=True draws for drop path: {argument} is missing")
         factors = drop_path_scale(keys["drop_path"], self.depth, rate)
         return [(factors[:, i, 0], factors[:, i, 1]) for i in range(self.depth)]
 
@@ -243,28 +242,30 @@ class ViT(nn.Module):
         norm: Callable[[jax.Array], jax.Array],
         pool: AttentionPool | None,
     ) -> Outputs:
+        """Pool the last block's tokens and apply the heads."""
         arch = self.config.arch
         x = state.x
         # A head may read one or two tokens. jit drops the norm of all other tokens.
         head_tokens = norm(x[:, : arch.head_tokens])
         if arch.pool == "token":
-            pooled = head_tokens[:, 0]
+            head_vector = head_tokens[:, 0]
         elif arch.pool == "mean":
-            pooled = self._mean_token(head_tokens, state)
+            head_vector = self._mean_token(head_tokens, state)
         elif pool is not None:
-            pooled = pool(head_tokens, state)
+            head_vector = pool(head_tokens, state)
         else:
-            pooled = head_tokens
+            head_vector = head_tokens
         if arch.fc_norm:
-            pooled = self._make_norm("fc_norm")(pooled)
-        vectors = {"head": pooled}
+            head_vector = self._make_norm("fc_norm")(head_vector)
+        head_vectors = {"head": head_vector}
+        pooled = head_vector
         if arch.dist_token:
-            vectors["head_dist"] = head_tokens[:, 1]
+            head_vectors["head_dist"] = head_tokens[:, 1]
             pooled = jnp.mean(head_tokens, axis=1)
-        classes = self.config.num_classes
+        num_classes = self.config.num_classes
         head_logits = []
-        for name, vector in vectors.items() if classes else ():
-            head_logits.append(dense_layer(classes, name=name)(vector))
+        for name, vector in head_vectors.items() if num_classes else ():
+            head_logits.append(dense_layer(num_classes, name=name)(vector))
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
@@ -290,8 +291,8 @@ class ViT(nn.Module):
         if mask is not None:
             size = size * mask
         # The sum is 0 if all tokens of an image are masked.
-        share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
-        return jnp.sum(x.astype(jnp.float32) * share[:, :, None], axis=1)
+        size_share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
+        return jnp.sum(x.astype(jnp.float32) * size_share[:, :, None], axis=1)
 
     def _embed_images(self, images: PixelRows, train: bool) -> TokenState:
         """Turn images into tokens: the prefix, then the patches."""
@@ -320,7 +321,7 @@ class ViT(nn.Module):
         coordinates = arch.rotary.coordinates(grid) if arch.rotary else None
         return initial_state(keep_token_major(x), arch.prefix, grid, coordinates)
 
-    def _prefix_tokens(self, batch: int, dim: int) -> list[jax.Array]:
+    def _prefix_tokens(self, batch_size: int, dim: int) -> list[jax.Array]:
         """The learned prefix tokens: arrays [batch, count, dim]."""
         arch = self.config.arch
         counts = {
@@ -333,9 +334,10 @@ class ViT(nn.Module):
             if count:
                 params.append(self.param(name, NORMAL_INIT, (1, count, dim)))
         prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
-        return [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
+        return [jnp.broadcast_to(p, (batch_size, *p.shape[1:])) for p in prefix]
 
     def _make_stem(self) -> nn.Module:
+        """Make the trained stem, or the FoldedStem of an Execution with `folded`."""
         name = "patch_embed"
         sizes = (self.config.embed_dim, self.config.patch_size, self._part_dtype(name))
         is_conv = self.config.stem == "conv"

@@ -216,7 +216,7 @@ class RecoveryRun:
         self.before = self.after = self.off_the_shelf = self.extend_curve()
         if math.isinf(mean_metric(self.before)):
             raise InputError(f"{self.fit.vit!r}: outputs are not finite")
-        if self.fit.vit.recovered:
+        if self.fit.vit.recovered_variant:
             self.off_the_shelf = self.measure_scenes(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
         for batch in self.crops(1).read_batches():
@@ -308,9 +308,9 @@ class RecoveryRun:
         change = mean_difference(self.after["distance"], self.before["distance"])
         values = {}
         learned_digests = self.images.digests
-        if vit.recovered:  # it started from the values of its last recovery
-            values = vit.recovered.values
-            earlier_digests = vit.recovered.learned
+        if vit.recovered_variant:  # it started from the values of its last recovery
+            values = vit.recovered_variant.values
+            earlier_digests = vit.recovered_variant.learned
             is_unknown = earlier_digests is None
             learned_digests = None if is_unknown else earlier_digests + learned_digests
         if self.trained is not None:

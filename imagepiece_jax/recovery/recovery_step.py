@@ -113,7 +113,7 @@ class StudentFit:
         self.comparison = teacher.comparison
         # Without an earlier recovery both models share one copy of the variables.
         student = teacher.variables
-        if vit.recovered:
+        if vit.recovered_variant:
             student = parallel.replicate(vit.variables)
         self.student_and_teacher = student, teacher.variables
         self.adam = optax.scale_by_adam()

@@ -121,9 +121,9 @@ class InitialWeights:
         try:
             return fit_variables(self.start_weights, model, fresh, run.seed)
         except StateDictMismatch as error:
-            if not error.fresh:
+            if not error.fresh_parts:
                 raise
-            parts = tuple(dict.fromkeys((*fresh, *error.fresh)))
+            parts = tuple(dict.fromkeys((*fresh, *error.fresh_parts)))
             flags = f'"--config.init.fresh={parts}"'
             raise InputError(f"{error}; to train it anew: {flags}") from error
 

@@ -101,7 +101,7 @@ def load(
     fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
     fresh_parts = (*new_head, *new_selectors)
     variables, drawn_parts = timm_tensors.make_variables(
-        model, fitted_tensors, located.title, fresh=fresh_parts, seed=seed or 0
+        model, fitted_tensors, located.title, fresh_parts=fresh_parts, seed=seed or 0
     )
     params = variables["params"]
     untrained = {part for part in params if is_in_parts(part, described.untrained)}
@@ -176,7 +176,7 @@ def fit_tensors(
 def warn_of_doubts(vit: Pretrained) -> None:
     """Warn if the head may be a projection; log if nothing was recovered."""
     is_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
-    if is_clip and not vit.class_names and not vit.untrained:
+    if is_clip and not vit.class_names and not vit.untrained_kinds:
         warn_caller(
             f"{vit!r}: the head is taken for a classifier; config.problem_type "
             "'projection' says that it is CLIP's projection"

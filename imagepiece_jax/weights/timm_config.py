@@ -66,7 +66,7 @@ def parse_timm(file_fields: JsonFields) -> TimmModel:
     """Parse the content of a config.json."""
     # Files from before timm 0.9 are flat.
     pretrained_cfg = file_fields.get("pretrained_cfg", file_fields)
-    name, tag = registry.present_name(file_fields["architecture"])
+    name, tag = registry.translate_former_name(file_fields["architecture"])
     tag = pretrained_cfg.get("tag") or tag
     num_classes = file_fields.get("num_classes", pretrained_cfg.get("num_classes"))
     # transformers' TimmWrapperModel has no head.

@@ -81,7 +81,7 @@ class Fading(Study):
 def test_all_methods_get_the_same_masks(tmp_path):
     weights = mock.Mock(**{"model.config.stem": "patch"})
     weights.with_reduction = lambda reduction, seed: mock.Mock(
-        untrained=["selectors"] * reduction.startswith("dynamicvit")
+        untrained_kinds=["selectors"] * reduction.startswith("dynamicvit")
     )
     masking.write_masking_page(
         Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path)

@@ -250,7 +250,7 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
         file.rename(folder / f"0{file.name}")
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     vit = imagepiece_jax.load(saved)
-    assert vit.recovered
+    assert vit.recovered_variant
     images = card.read_card_images(vit, folder)
     assert len(images.compared) >= 16
     assert not names & {*images.compared_names}

@@ -25,9 +25,9 @@ def config(name, *, arch=None, **changes):
     if isinstance(arch, Architecture):
         own = arch
     elif arch:
-        own = own.with_parts(arch)
+        own = own.with_fields(arch)
     parts = {field: changes.pop(field) for field in [*changes] if field in PART_NAMES}
-    own = own.with_parts(parts)
+    own = own.with_fields(parts)
     images = base.preprocessing if base else Preprocessing(224)
     fields = {field: changes.pop(field) for field in {*changes} & {*vars(images)}}
     changes["preprocessing"] = dataclasses.replace(images, **fields)

@@ -128,7 +128,7 @@ def test_reducers_compare_keys_as_they_were(vit, given):
     # Behind the first sizes, of the tokens that the block has got.
     second = compiled_results("project_heads", model, variables, images)[1]
     attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
-    x = np.asarray(second.unrotated["input"], np.float64)
+    x = np.asarray(second.score_inputs["input"], np.float64)
     key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
     key = key.reshape(*x.shape[:2], vit.model.config.num_heads, -1)
     np.testing.assert_allclose(folded[1]["key"], key.mean(axis=2)[:, 1:], atol=1e-5)

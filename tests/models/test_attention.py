@@ -118,7 +118,7 @@ def slow_projection(variables, name):
 def test_only_what_is_needed_is_tapped():
     def shapes(*reads, num_prefix=1):
         module, variables, state = attention(num_prefix)
-        call = functools.partial(module.apply, reads=reads)
+        call = functools.partial(module.apply, score_names=reads)
         _, scores = jax.eval_shape(call, variables, X, state)
         return {name: score.shape for name, score in scores.items()}
 
@@ -134,7 +134,7 @@ def test_only_what_is_needed_is_tapped():
 @pytest.mark.parametrize("metric", ["query", "key", "value"])
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     module, variables, state = attention()
-    apply = functools.partial(module.apply, reads={metric})
+    apply = functools.partial(module.apply, score_names={metric})
     _, scores = tiny_vit.compiled(apply)(variables, X, state)
     want = slow_projection(variables, metric[0])
     assert scores[metric].dtype == jnp.float32
@@ -148,7 +148,9 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
     if masked:
         state = state.replace(mask=mask[:, prefix:])
-    run = tiny_vit.compiled(functools.partial(module.apply, reads={"attn_columns"}))
+    run = tiny_vit.compiled(
+        functools.partial(module.apply, score_names={"attn_columns"})
+    )
     _, scores = run(variables, X, state)
     query, key = (slow_projection(variables, name) for name in "qk")
     _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
@@ -173,7 +175,7 @@ def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
     state = state.replace(attn_size=sizes)
     if masked:
         state = state.replace(mask=mask[:, prefix:])
-    run = tiny_vit.compiled(functools.partial(module.apply, reads={ROWS[name]}))
+    run = tiny_vit.compiled(functools.partial(module.apply, score_names={ROWS[name]}))
     _, scores = run(variables, X, state)
     query, key = (slow_projection(variables, name) for name in "qk")
     for image in range(2):

@@ -115,14 +115,14 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     with refused("the model", "has no reducer_1, the selector"):
         dense.with_reduction(DYNAMICVIT)
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
-    assert fresh.untrained and fresh.label.endswith("(untrained selectors)")
-    assert not fresh.with_reduction(TOME).untrained
+    assert fresh.untrained_kinds and fresh.label.endswith("(untrained selectors)")
+    assert not fresh.with_reduction(TOME).untrained_kinds
     learned = tiny_vit.pretrained(DYNAMICVIT)
     tiny_vit.write(tmp_path / "w.npz", learned.variables)
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
     for vit in (learned, loaded):
         slower = vit.with_reduction(tiny_vit.changed(DYNAMICVIT, keep_rate=0.8))
-        assert not slower.untrained
+        assert not slower.untrained_kinds
         assert same(slower.variables, vit.variables)
     # A reduction without selectors loses none of a file's.
     again = loaded.with_reduction(TOME)

@@ -124,12 +124,14 @@ def test_remedy_names_every_part_that_differs():
     state_dict = timm_tensors.to_timm(variables(classes=7))
     like = with_reducers(variables(stem="conv"))
     remedy = ("reducer_1", "head", "patch_embed", "reducer")
-    assert misfit(state_dict, like, ("reducer_1",)).fresh == remedy
+    assert misfit(state_dict, like, ("reducer_1",)).fresh_parts == remedy
     timm_tensors.from_timm(state_dict, like, remedy)
     conv = timm_tensors.to_timm(variables(stem="conv"))
-    assert misfit(conv).fresh == ("patch_embed",)
-    assert misfit(changed("pos_embed", np.zeros((1, 13, 6)))).fresh == ("pos_embed",)
-    assert misfit(changed("blocks.0.norm1.weight", None)).fresh == ()
+    assert misfit(conv).fresh_parts == ("patch_embed",)
+    assert misfit(changed("pos_embed", np.zeros((1, 13, 6)))).fresh_parts == (
+        "pos_embed",
+    )
+    assert misfit(changed("blocks.0.norm1.weight", None)).fresh_parts == ()
 
 
 def test_models_of_other_sizes_and_parts_are_named():

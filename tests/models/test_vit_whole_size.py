@@ -36,7 +36,7 @@ def test_the_whole_model_has_timms_tensors(name):
     ours = variable_shapes(model)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
     found = naming.with_timm_names(tensors(row))
-    timm_tensors.check_fit(found, ours)
+    timm_tensors.match_tensors(found, ours)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
     # Some papers count the head, and all round to the last digit that is not 0.
     published = row["published"]

@@ -136,7 +136,7 @@ def test_where_nothing_is_better_the_weights_come_back(vit):
 def test_a_dense_model_learns_on_from_the_costs_that_it_has():
     better = made_up_recoveries.recovered(tiny_vit.pretrained(None), reductions=(0.5,))
     forms = recover.list_students(better, better.with_reduction(None))
-    assert [form.recovered is None for form in forms] == [True, False, True]
+    assert [form.recovered_variant is None for form in forms] == [True, False, True]
 
 
 def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
@@ -206,7 +206,7 @@ def test_a_dense_model_learns_three_costs(public):
         assert variant.steps == 8
         assert variant.changed
         form = of_dense.with_reduction(variant.reduction)
-        assert form.recovered is variant
+        assert form.recovered_variant is variant
         plain = public.with_reduction(variant.reduction)
         for each, figure in ((plain, variant.before), (form, variant.after)):
             judged = slow_kl(teacher, held_out_logits(each)).mean()

@@ -248,11 +248,11 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     assert vit.model == model
     assert same(vit.variables, variables)
     assert set(variables) == {"params", "batch_stats"}
-    assert not vit.untrained
+    assert not vit.untrained_kinds
     learned = {name for name in variables["params"] if "reducer" in name}
     dense = imagepiece_jax.load(tmp_path, reduction="none")
     for other in (dense, vit.with_reduction(None)):
-        assert not other.untrained
+        assert not other.untrained_kinds
         assert model.plan != other.model.plan
         assert {*variables["params"]} - {*other.variables["params"]} == learned
     # An analysis takes the last checkpoint.
@@ -333,10 +333,10 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
     dense = imagepiece_jax.load(path, "none", config=CONFIG)
     for reduction, lacking in both.items():
         found = dense.with_reduction(reduction, seed=0)
-        assert bool(found.untrained) == lacking
+        assert bool(found.untrained_kinds) == lacking
         for other, fresh in both.items():
             other_form = found.with_reduction(other, seed=0)
-            assert bool(other_form.untrained) == fresh
+            assert bool(other_form.untrained_kinds) == fresh
 
 
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):

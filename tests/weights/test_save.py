@@ -365,10 +365,10 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     with untrained("selectors"):
         imagepiece_jax.save(vit, tmp_path / "m")
     loaded = imagepiece_jax.load(tmp_path / "m")
-    assert loaded.untrained
+    assert loaded.untrained_kinds
     assert (loaded.label, loaded.model) == (vit.label, vit.model)
-    assert not loaded.with_reduction(None).untrained
-    assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained
+    assert not loaded.with_reduction(None).untrained_kinds
+    assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained_kinds
 
 
 def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
@@ -378,23 +378,23 @@ def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
         vit = imagepiece_jax.load(file, reduction=tiny_vit.EVIT, **fields)
     assert len(said) == 1
     assert said[0].filename == __file__
-    assert vit.untrained == ("head",)
+    assert vit.untrained_kinds == ("head",)
     other = vit.with_reduction("tome:r=3")
-    assert other.untrained and other.label == "tome:r=3 (untrained head)"
+    assert other.untrained_kinds and other.label == "tome:r=3 (untrained head)"
     with untrained():
         imagepiece_jax.optimize(vit, batch_size=1)
     with untrained() as said:
         imagepiece_jax.save(vit, tmp_path / "m")
     assert said[0].filename == __file__
     again = imagepiece_jax.load(tmp_path / "m")
-    assert again.untrained == ("head",)
+    assert again.untrained_kinds == ("head",)
     assert again.label == vit.label
     # What is trained since says so by its numbers; without a head nothing was drawn.
     params = again.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
     variables = {**again.variables, "params": {**params, "head": head}}
     trained = again.with_variables(variables)
-    assert trained.untrained == ()
+    assert trained.untrained_kinds == ()
     imagepiece_jax.save(trained, tmp_path / "trained")
-    assert not imagepiece_jax.load(tmp_path / "trained").untrained
-    assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained
+    assert not imagepiece_jax.load(tmp_path / "trained").untrained_kinds
+    assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained_kinds
