@@ -161,19 +161,17 @@ def inference_text(config, gelu=None):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
     model = RunConfig.from_config(without_placement(config)).create_model()
     dtype = config.model.dtype
-    on_gpu = place_attention(model.with_execution(dtype=dtype), config)
+    model = model.with_execution(dtype=dtype)
+    on_gpu = place_attention(model, config)
     gelu = gelu or optimize.default_gelu(on_gpu, described_gpu())
     reductions = optimize.default_reductions(on_gpu, described_gpu())
-    pixels = optimize.count_joined_pixels(on_gpu, described_gpu())
     if optimize.uses_size_direction(on_gpu):
         # It has the shapes of a folded one.
         model = model.with_execution(size_encoding="direction")
     prepared = []
 
     def prepare(variables):
-        fast, weights = optimize.fold_and_cast(
-            model, variables, dtype=dtype, gelu=gelu, pixels=pixels
-        )
+        fast, weights = optimize.fold_and_cast(model, variables, described_gpu(), gelu)
         prepared.append(fast)
         return weights
 

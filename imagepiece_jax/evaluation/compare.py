@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from imagepiece_jax.common import device, extras, plotting, statistics
-from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import check_own_files, replace_file
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.signals import deferred_signals
@@ -39,9 +38,9 @@ from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
     FIDELITY_COLUMNS,
     IMAGE_CONTROLS,
-    MIN_COMPARED_IMAGES,
     SHUFFLED_CONTROL,
     Annotations,
+    check_image_count,
     fidelity_cells,
 )
 from imagepiece_jax.models.pretrained import Pretrained
@@ -158,8 +157,9 @@ def make_dense_weights(
     has_accuracy = vit.config.head.is_single_label and images.source.num_classes
     annotations = Annotations()
     if texts is not None or not has_accuracy:
+        check_image_count(len(images.source))
         # Texts are checked before images are read.
-        annotations = _annotate_images(vit, images, texts)
+        annotations = read_annotations(vit, images.source, texts)
     facts = images.facts | annotations.digest_record
     weights = MeasuredWeights(vit, MeasuredImages(facts, images.batches))
     if has_accuracy:
@@ -173,14 +173,6 @@ def make_dense_weights(
 
     fidelity_weights = dataclasses.replace(weights, dense_reference=dense_reference)
     return fidelity_weights
-
-
-def _annotate_images(
-    vit: Pretrained, images: LabeledImages, texts: str | os.PathLike | None
-) -> Annotations:
-    """`read_annotations`, for enough images to have neighbors."""
-    check_range("number of images", len(images.source), MIN_COMPARED_IMAGES)
-    return read_annotations(vit, images.source, texts)
 
 
 def make_rows(

@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import device, timer
-from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.program_facts import program_files, read_facts
+from imagepiece_jax.exporters.program_facts import program_files
 from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
     IMAGE_CONTROLS,
-    MIN_COMPARED_IMAGES,
     Annotations,
+    check_image_count,
     fidelity_cells,
     measure_fidelities,
 )
@@ -57,7 +57,7 @@ class CardImages(NamedTuple):
     annotations: Annotations  # of the compared images
 
 
-def is_card(file: pathlib.Path) -> bool:
+def is_card_page(file: pathlib.Path) -> bool:
     """Whether a file is a page of cards."""
     return file.is_file() and SECTION_MARK in file.read_text("utf-8", errors="replace")
 
@@ -74,7 +74,24 @@ def read_card_images(
     Raises InputError if images are too few, or all alike or known.
     """
     source = as_source(images)
-    known = read_annotations(vit, source, texts)
+    annotations = read_annotations(vit, source, texts)
+    learned, held_out = _split_source(vit, source)
+    calibration, _ = read_images(learned, vit.preprocessing)
+    compared, paths = read_images(held_out, vit.preprocessing)
+    check_image_count(len(compared))
+    image_count = len(calibration) + len(compared)
+    log.info(f"a card of {image_count} images: {len(compared)} of them are compared")
+    held_out_indices = np.flatnonzero(np.isin(source.indices, held_out.indices))
+    annotations = annotations.select_images(
+        [i for i in held_out_indices.tolist() if source.image_name(i) in paths]
+    )
+    folder_length = os.path.commonprefix(paths).rfind("/") + 1
+    names = [path[folder_length:] for path in paths]
+    return CardImages(calibration, compared, names, annotations)
+
+
+def _split_source(vit: Pretrained, source: Source) -> tuple[Source, Source]:
+    """Split images: (to calibrate, to compare), at most MAX_CARD_IMAGES each."""
     batch_size = 1
     learned = ""
     if vit.recovered_variant:
@@ -86,21 +103,13 @@ def read_card_images(
             "images are alike or recovered the model, so none can be held out to "
             "compare; give photographs of more scenes"
         )
-    learned_from = image_split.learned.evenly_spaced(MAX_CARD_IMAGES)
-    calibration, _ = read_images(learned_from, vit.preprocessing)
-    held_out = image_split.held_out.evenly_spaced(MAX_CARD_IMAGES)
-    compared, paths = read_images(held_out, vit.preprocessing)
-    check_range("number of images to compare", len(compared), MIN_COMPARED_IMAGES)
-    image_count = len(calibration) + len(compared)
-    log.info(f"a card of {image_count} images: {len(compared)} of them are compared")
-    indices = np.flatnonzero(np.isin(source.indices, held_out.indices)).tolist()
-    known = known.select_images([i for i in indices if source.image_name(i) in paths])
-    folder_length = os.path.commonprefix(paths).rfind("/") + 1
-    names = [path[folder_length:] for path in paths]
-    return CardImages(calibration, compared, names, known)
+    return (
+        image_split.learned.evenly_spaced(MAX_CARD_IMAGES),
+        image_split.held_out.evenly_spaced(MAX_CARD_IMAGES),
+    )
 
 
-def dense_comparison(
+def compare_with_dense_file(
     out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool | None
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
@@ -108,61 +117,62 @@ def dense_comparison(
     has_classes: as for `measure_fidelity`
     """
     files = {"file": out, "dense": dense}
-    facts = {name: read_facts(file) for name, file in files.items()}
     programs = {name: open_program(file, CARD_THREADS) for name, file in files.items()}
     batch_size = programs["file"].batch_size or 1
-    seconds = time_programs(programs, images.compared[:batch_size])
-    outputs = outputs_by_name(programs, images.compared)
-    metrics = measure_fidelities(outputs, has_classes, images.annotations)
+    times = time_programs(programs, images.compared[:batch_size])
+    outputs = compute_card_outputs(programs, images.compared)
     megabytes = {}
-    milliseconds = {}
     for name, file in files.items():
         megabytes[name] = sum(f.stat().st_size for f in program_files(file)) / 1e6
-        per_image = [1000 * call_seconds / batch_size for call_seconds in seconds[name]]
-        milliseconds[name] = timer.find_spread(per_image)
+    gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
     return {
         "images": images.compared_names,
         "machine": device.cpu_name(),
         "threads": CARD_THREADS,
         "batch_size": batch_size,
-        "mac_share": facts["file"]["gmacs"] / facts["dense"]["gmacs"],
+        "mac_share": gmacs["file"] / gmacs["dense"],
         "megabytes": megabytes,
-        "ms": milliseconds,
-        "speedup": timer.find_spread(
-            timer.paired_speedups(seconds["dense"], seconds["file"])
-        ),
-        "fidelity": metrics,
+        **times,
+        "fidelity": measure_fidelities(outputs, has_classes, images.annotations),
     }
 
 
-def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, list[float]]:
-    """Time programs in turns: seconds per call, in every turn."""
+def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
+    """Time programs in turns: milliseconds per image, and the file's speedup."""
     calls = {}
     for name, program in programs.items():
         prepared = program.prepared_call(pixels)
         calls[name] = timer.TimedCall(lambda _, prepared=prepared: prepared())
     with announced_work("timing the file and the dense file, in turns"):
         pause = functools.partial(time.sleep, PAUSE_SECONDS)
-        return timer.time_in_turns(calls, CARD_TIMING, pause=pause)
+        seconds = timer.time_in_turns(calls, CARD_TIMING, pause=pause)
+    milliseconds = {}
+    for name, call_seconds in seconds.items():
+        per_image = [1000 * each / len(pixels) for each in call_seconds]
+        milliseconds[name] = timer.find_spread(per_image)
+    speedups = timer.paired_speedups(seconds["dense"], seconds["file"])
+    return {"ms": milliseconds, "speedup": timer.find_spread(speedups)}
 
 
-def outputs_by_name(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def compute_card_outputs(
+    programs: Programs, pixels: np.ndarray
+) -> dict[str, np.ndarray]:
     """Outputs of the dense file, the file, and the dense file for changed pixels."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
         outputs = {}
         for name in ("dense", "file"):
-            outputs[name] = compared_output(programs[name], pixels)
+            outputs[name] = compute_vectors(programs[name], pixels)
         if not np.isfinite(outputs["file"]).all():
             raise InputError(
                 f"the {programs['file'].facts['dtype']} file's outputs are not finite "
                 "for all images; export float32"
             )
         for name, change_pixels in IMAGE_CONTROLS.items():
-            outputs[name] = compared_output(programs["dense"], change_pixels(pixels))
+            outputs[name] = compute_vectors(programs["dense"], change_pixels(pixels))
     return outputs
 
 
-def compared_output(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
+def compute_vectors(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     """Compute a file's logits or vectors, [images, D]."""
     output_facts = np.ravel(program.facts["output"])  # of one output, or of several
     output_names = [entry["name"] for entry in output_facts]
@@ -207,7 +217,7 @@ def write_card_page(page: pathlib.Path, out: pathlib.Path, text: str = "") -> No
     """
     page_head, *added = text.split(SECTION_MARK)
     sections = []
-    if is_card(page):
+    if is_card_page(page):
         old_head, *sections = page.read_text("utf-8").split(SECTION_MARK)
         page_head = page_head or old_head
     sections = [
@@ -215,7 +225,7 @@ def write_card_page(page: pathlib.Path, out: pathlib.Path, text: str = "") -> No
     ] + added
     if sections:
         replace_file(page, SECTION_MARK.join([page_head, *sections]))
-    elif is_card(page):
+    elif is_card_page(page):
         page.unlink()
 
 

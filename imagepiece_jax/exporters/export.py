@@ -6,6 +6,7 @@ The file does not run here. Tests compare its logits in onnxruntime and OpenVINO
 import dataclasses
 import os
 import pathlib
+import types
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +22,7 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters import (
-    card,
-    largest_numbers,
-    program_facts,
-    tower,
-    upload,
-)
+from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower, upload
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
@@ -62,10 +57,14 @@ class TracedModel(NamedTuple):
 class ExportPlace(NamedTuple):
     """Where the files of an export go."""
 
-    graph: pathlib.Path
+    graph_file: pathlib.Path
     folder: pathlib.Path  # has the page of cards; `push` uploads it
     files: dict[pathlib.Path, Any]  # the layout's, {path: JSON value, or text}
     metadata: dict[str, str] | None  # the layout's, inside the graph
+
+    @property
+    def file_format(self) -> types.ModuleType:
+        return import_format(self.graph_file)
 
     @property
     def page(self) -> pathlib.Path:
@@ -129,7 +128,8 @@ def export(
     """
     program_options = (batch_size, gelu, pixels, output, layout, dtype, gathers)
     options = ExportOptions(*program_options, images, texts, push, dry_run)
-    check_arguments(vit, options)
+    check_option_values(vit, options)
+    check_option_pairs(options)
     vit.warn_of_untrained()
     traced = trace_model(vit, options)
     vit = traced.vit
@@ -147,8 +147,8 @@ def export(
     largest = largest_numbers.find_largest_numbers(vit, calibration)
     if dtype == "float16":
         traced.outputs.model = largest_numbers.with_float32_parts(vit.model, largest)
-    place.graph.parent.mkdir(parents=True, exist_ok=True)
-    checked_file(place.graph)
+    place.graph_file.parent.mkdir(parents=True, exist_ok=True)
+    checked_file(place.graph_file)
     program = make_program(traced, place)
     if dtype == "int8" and calibration is not None:
         program = quantize_program(program, place, calibration)
@@ -158,15 +158,15 @@ def export(
     with deferred_signals():  # the files belong together
         write_files(program, place)
         if card_images is not None:
-            page = card.card_page(place.graph, vit, program.facts)
-            card.write_card_page(place.page, place.graph, page)
+            page = card.card_page(place.graph_file, vit, program.facts)
+            card.write_card_page(place.page, place.graph_file, page)
     if push is not None:
         upload_files(place, push, dry_run)
-    return place.graph
+    return place.graph_file
 
 
-def check_arguments(vit: Pretrained, options: ExportOptions) -> None:
-    """Check arguments of `export` that need no file and no computation."""
+def check_option_values(vit: Pretrained, options: ExportOptions) -> None:
+    """Check each argument of `export` that needs no file and no computation."""
     if options.batch_size is not None:
         check_range("batch_size", options.batch_size, 1, whole=True)
     check_gelu(vit.model, options.gelu)
@@ -174,10 +174,14 @@ def check_arguments(vit: Pretrained, options: ExportOptions) -> None:
     check_choice("gathers", options.gathers, (None, True, False))
     if options.layout is not None:
         check_choice("layout", options.layout, tower.PROGRAM_LAYOUTS)
-        if options.output != "logits":
-            raise InputError(
-                f"output is {options.output!r}; the layout decides the outputs"
-            )
+
+
+def check_option_pairs(options: ExportOptions) -> None:
+    """Refuse arguments of `export` that contradict or lack each other."""
+    if options.layout is not None and options.output != "logits":
+        raise InputError(
+            f"output is {options.output!r}; the layout decides the outputs"
+        )
     if options.dtype == "int8" and options.images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
@@ -232,13 +236,13 @@ def find_place(out: str | os.PathLike, traced: TracedModel) -> ExportPlace:
 
 def check_card(place: ExportPlace, traced: TracedModel) -> None:
     """Check that a card can be measured, and written."""
-    extras.check_installed("a card", import_format(place.graph).RUNTIME_MODULE)
+    extras.check_installed("a card", place.file_format.RUNTIME_MODULE)
     if traced.vit.config.arch.pool == "none" and traced.options.output != "patches":
         raise InputError(
             "pool is 'none', so a card has no image vectors to compare; give "
             "output='patches' (--output patches)"
         )
-    if place.page.exists() and not card.is_card(place.page):
+    if place.page.exists() and not card.is_card_page(place.page):
         raise InputError(
             f"{place.page} already exists, and export did not write it; the card needs "
             "a folder of its own"
@@ -248,15 +252,14 @@ def check_card(place: ExportPlace, traced: TracedModel) -> None:
 def make_program(traced: TracedModel, place: ExportPlace) -> MadeProgram:
     """Make a float32 or float16 program, and the facts about it."""
     vit, outputs, options = traced
-    file_format = import_format(place.graph)
-    input_options = {"batch_size": options.batch_size, "pixels": options.pixels}
+    file_format = place.file_format
+    image_options = {"batch_size": options.batch_size, "pixels": options.pixels}
     with announced_work("exporting the model"):
-        form = file_format.build_graph
-        graph = form(vit, **input_options, outputs=outputs, gathers=options.gathers)
-    images = program_facts.exported_images(
-        vit, **input_options, channels_first=outputs.channels_first
-    )
-    facts = program_facts.program_facts(vit, images, outputs) | file_format.FORMAT_FACTS
+        graph = file_format.build_graph(
+            vit, **image_options, outputs=outputs, gathers=options.gathers
+        )
+    facts = program_facts.collect_facts(vit, outputs, **image_options)
+    facts |= file_format.FORMAT_FACTS
     facts |= {"layout": options.layout, "dtype": options.dtype}
     facts["gathers"] = options.gathers
     facts["float32_parts"] = list(outputs.model.execution.float32_parts)
@@ -272,10 +275,12 @@ def quantize_program(
     """
     message = f"calibrating int8 with {len(images)} images, which takes minutes"
     with temporary_folder() as temporary, announced_work(message):
-        place = place._replace(graph=pathlib.Path(temporary, place.graph.name))
+        place = place._replace(
+            graph_file=pathlib.Path(temporary, place.graph_file.name)
+        )
         write_program(program, place)
-        float32_program = open_program(place.graph)
-        graph = import_format(place.graph).quantize_graph(float32_program, images)
+        float32_program = open_program(place.graph_file)
+        graph = place.file_format.quantize_graph(float32_program, images)
     return program._replace(graph=graph)
 
 
@@ -292,26 +297,25 @@ def make_card(
     vit, outputs, options = traced
     dense = trace_model(vit.with_reduction(None), options._replace(dtype="float32"))
     with temporary_folder() as temporary:
-        file = pathlib.Path(temporary, f"file{place.graph.suffix}")
+        file = pathlib.Path(temporary, f"file{place.graph_file.suffix}")
         dense_file = file.with_stem("dense")
-        write_program(program, place._replace(graph=file))
-        write_program(make_program(dense, place), place._replace(graph=dense_file))
+        write_program(program, place._replace(graph_file=file))
+        write_program(make_program(dense, place), place._replace(graph_file=dense_file))
         has_classes = "logits" in outputs.output_names and vit.config.head.has_classes
-        return card.dense_comparison(file, dense_file, images, has_classes)
+        return card.compare_with_dense_file(file, dense_file, images, has_classes)
 
 
 def write_program(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program, its weights and its JSON; remove an earlier one's weights."""
-    out = place.graph
-    file_format = import_format(out)
+    out = place.graph_file
+    file_format = place.file_format
     facts = dict(program.facts)
     # Read before the new facts replace it.
     earlier_weights = program_facts.read_facts(out).get("external_data")
     weights_file = file_format.write_graph(out, program.graph, place.metadata)
     if weights_file is not None:
         facts["external_data"] = weights_file.name
-    facts["digest"] = program_facts.graph_digest(out)
-    write_json(program_facts.facts_file(out), facts)
+    program_facts.write_program_facts(out, facts)
     file_format.remove_earlier_weights(out, earlier_weights, weights_file)
 
 
@@ -319,7 +323,7 @@ def write_files(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program and the layout's files. The page loses an earlier section."""
     # Nobody compares these with the graph's digest. A kill must not leave them beside
     # another graph.
-    card.write_card_page(place.page, place.graph)
+    card.write_card_page(place.page, place.graph_file)
     for file in place.files:
         file.unlink(missing_ok=True)
     write_program(program, place)
@@ -334,7 +338,7 @@ def upload_files(place: ExportPlace, repository: str, dry_run: bool) -> None:
     """Upload the files of all graphs on the page: earlier types of the model, too."""
     graph_files = []
     for name in card.section_names(place.page):
-        graph = place.graph.with_name(name)
+        graph = place.graph_file.with_name(name)
         if graph.exists():
             graph_files += program_facts.program_files(graph)
             graph_files.append(program_facts.facts_file(graph))
@@ -349,21 +353,24 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     Returns the file's path.
     """
     out = pathlib.Path(os.path.expanduser(out))
-    folder = None
-    if out.is_dir() or not out.suffix:
-        folder = out
+    file = out
+    is_folder = out.is_dir() or not out.suffix
+    if is_folder:
         ending = next(iter(FORMAT_MODULES))
-        out = folder / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
-    if out.suffix.lower() not in FORMAT_MODULES:
-        raise InputError(f"out {out} does not end in {' or '.join(FORMAT_MODULES)}")
-    file_format = import_format(out)
+        file = out / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
+    file_format = import_format(file)
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
-    if folder is not None and not folder.exists():
-        check_writable("out", folder, ("",))
-        return out
-    is_export = program_facts.REQUIRED_FACTS <= {*program_facts.read_facts(out)}
-    for file in (out, program_facts.facts_file(out)):
-        check_writable("out", file, (out.suffix.lower(), ".json"))
+    if is_folder and not out.exists():
+        check_writable("out", out, ("",))
+    else:
+        check_replaceable(file)
+    return file
+
+
+def check_replaceable(graph: pathlib.Path) -> None:
+    """Check that a graph and its JSON can be written, and replace only an export."""
+    is_export = program_facts.is_export(graph)
+    for file in (graph, program_facts.facts_file(graph)):
+        check_writable("out", file, (graph.suffix.lower(), ".json"))
         if file.exists() and not is_export:
             raise InputError(f"{file} already exists, and export did not write it")
-    return out

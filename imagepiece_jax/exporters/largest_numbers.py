@@ -41,49 +41,18 @@ def find_largest_numbers(
     images: uint8 [B, H, W, 3], of which a few are used besides this package's own
     Raises InputError if the model's outputs are not finite.
     """
+    model = vit.with_default_execution().model
+    model, variables = optimize.fold_and_cast(model, vit.variables)
     part_names = []
 
-    def part_maxima(
+    @jax.jit
+    def ordered_maxima(
         variables: dict, images: Float[Array, "batch height width channels"]
     ) -> list[Float[Array, ""]]:
-        numbers = {}
-        noted_arrays = {}  # a layer's result is the next one's input
+        maxima = find_part_maxima(model, variables, images)
+        part_names[:] = maxima  # in order, which jit would not keep in a dict
+        return [*maxima.values()]
 
-        def note_numbers(part: str, arrays: Any) -> None:
-            for array in jax.tree.leaves(arrays):
-                is_number = isinstance(array, jax.Array) and array.dtype == jnp.float32
-                if is_number and (part, id(array)) not in noted_arrays:
-                    noted_arrays[part, id(array)] = array
-                    # XLA's maximum may lose NaN on CPUs.
-                    sizes = jnp.abs(array)
-                    sizes = jnp.where(sizes <= LARGEST_FLOAT32, sizes, jnp.inf)
-                    numbers.setdefault(part, []).append(jnp.max(sizes))
-
-        def noting(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-            result = call(*args, **kwargs)
-            path = context.module.path
-            if path:
-                note_numbers(path[0], (args, result))
-            elif context.method_name in EMBEDDING_METHODS:
-                note_numbers(STEM_PART, result)
-            if context.method_name == Attention.project_heads.__name__:
-                # No layer returns the logits of attention: lengths bound them.
-                lengths = [jnp.linalg.norm(rows, axis=-1) for rows in result[:2]]
-                bound = jnp.max(lengths[0]) * jnp.max(lengths[1])
-                note_numbers(path[0], bound * result.query.shape[-1] ** -0.5)
-            return result
-
-        with nn.intercept_methods(noting):
-            outputs = model.apply(variables, images)
-        for name, weights in variables["params"].items():
-            note_numbers(name if isinstance(weights, dict) else STEM_PART, weights)
-        note_numbers("outputs", (outputs.logits, outputs.tokens))
-        part_names[:] = numbers
-        return [jnp.max(jnp.stack(each)) for each in numbers.values()]
-
-    model = vit.with_default_execution().model
-    model, variables = optimize.fold_and_cast(model, vit.variables, dtype="float32")
-    run = jax.jit(part_maxima)
     largest = {}
     batches = [sample_photographs(vit.image_size)]
     if images is not None:
@@ -92,8 +61,9 @@ def find_largest_numbers(
         for pixels in batches:
             normalized = normalize(pixels, vit.config.mean, vit.config.std)
             # Explicit copies, which a user's transfer guard allows.
-            numbers = jax.device_get(run(*jax.device_put((variables, normalized))))
-            for name, number in zip(part_names, numbers, strict=True):
+            arguments = jax.device_put((variables, normalized))
+            maxima = jax.device_get(ordered_maxima(*arguments))
+            for name, number in zip(part_names, maxima, strict=True):
                 largest[name] = max(largest.get(name, 0.0), float(number))
     if not math.isfinite(largest.pop("outputs")):
         first_part = max(largest, key=lambda part: largest[part])
@@ -101,10 +71,52 @@ def find_largest_numbers(
     return largest
 
 
+def find_part_maxima(
+    model: ViT, variables: dict, images: Float[Array, "batch height width channels"]
+) -> dict[str, Float[Array, ""]]:
+    """Find the largest absolute number of every part and of "outputs"; NaN as infinity.
+
+    A part's numbers are its weights, its layers' inputs and their results.
+    """
+    part_sizes = {}
+    noted_arrays = {}  # a layer's result is the next one's input
+
+    def note_numbers(part: str, arrays: Any) -> None:
+        for array in jax.tree.leaves(arrays):
+            is_number = isinstance(array, jax.Array) and array.dtype == jnp.float32
+            if is_number and (part, id(array)) not in noted_arrays:
+                noted_arrays[part, id(array)] = array
+                # XLA's maximum may lose NaN on CPUs.
+                sizes = jnp.abs(array)
+                sizes = jnp.where(sizes <= LARGEST_FLOAT32, sizes, jnp.inf)
+                part_sizes.setdefault(part, []).append(jnp.max(sizes))
+
+    def call_and_note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        path = context.module.path
+        if path:
+            note_numbers(path[0], (args, result))
+        elif context.method_name in EMBEDDING_METHODS:
+            note_numbers(STEM_PART, result)
+        if context.method_name == Attention.project_heads.__name__:
+            # No layer returns the logits of attention: lengths bound them.
+            lengths = [jnp.linalg.norm(rows, axis=-1) for rows in result[:2]]
+            bound = jnp.max(lengths[0]) * jnp.max(lengths[1])
+            note_numbers(path[0], bound * result.query.shape[-1] ** -0.5)
+        return result
+
+    with nn.intercept_methods(call_and_note):
+        outputs = model.apply(variables, images)
+    for name, weights in variables["params"].items():
+        note_numbers(name if isinstance(weights, dict) else STEM_PART, weights)
+    note_numbers("outputs", (outputs.logits, outputs.tokens))
+    return {part: jnp.max(jnp.stack(sizes)) for part, sizes in part_sizes.items()}
+
+
 def with_float32_parts(model: ViT, largest: dict[str, float]) -> ViT:
     """Set a float16 model's parts that stay float32: the stem, and large numbers.
 
-    largest: from `find`
+    largest: from `find_largest_numbers`
     Raises InputError if no block is left for float16.
     """
     large_parts = []

@@ -454,9 +454,8 @@ class Graph:
         if value.array is not None:
             return Value.constant(value.array.astype(dtype))
         earlier_kind, operands, _ = self._node_of_value[value.name]
-        if (
-            earlier_kind == "Cast" and operands[0].dtype.kind == "b"
-        ):  # one cast is enough
+        # One cast of a boolean is enough.
+        if earlier_kind == "Cast" and operands[0].dtype.kind == "b":
             value = operands[0]
             if value.dtype == dtype:
                 return value
@@ -495,11 +494,9 @@ def _as_operand(given: Input) -> Value:
     if isinstance(given, Value):
         return given
     given = np.asarray(given)
-    return (
-        Value.int64_constant(given)
-        if given.dtype.kind == "i"
-        else Value.constant(given)
-    )
+    if given.dtype.kind == "i":
+        return Value.int64_constant(given)
+    return Value.constant(given)
 
 
 def is_open_side(side: Any) -> bool:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacement_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import Graph, Value
 from imagepiece_jax.exporters.onnx_primitives import add_equations
-from imagepiece_jax.exporters.program_facts import exported_images, output_dtype
+from imagepiece_jax.exporters.program_facts import output_dtype
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.vit import ViT
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
 ONNX_OPSET = 20  # the first with Gelu
 MAX_PROTOBUF_BYTES = 2**31 - 1  # bytes of the largest file in protobuf, ONNX's format
 ENTRY_OVERHEAD_BYTES = 64  # upper bound of the extra bytes per node or tensor
-MIN_EXTERNAL_BYTES = (
-    1024  # smaller tensors, in bytes, stay in the graph, where runtimes read shapes
-)
+MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph: runtimes read shapes
 NAME_DIGEST_DIGITS = 16  # digest digits in a file's name
 
 
@@ -53,35 +53,53 @@ def build_onnx_model(
     gathers: as for `Graph`
     """
     outputs = outputs or ProgramOutputs(vit)
-    for layer in outputs.model.plan:
+    check_deterministic(vit, outputs.model)
+    images = outputs.input_images(batch_size, pixels)
+    params, traced = trace_program(outputs, vit.variables, images)
+    image_value = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
+    graph = Graph(image_value, gathers)
+    # Weights are named first, so that initializers have the parameters' names.
+    weights = name_weights(graph, params)
+    output_values = add_equations(graph, traced, [*weights, image_value])
+    output_of_name = {}
+    for name, output_value, aval in zip(
+        outputs.output_names, output_values, traced.out_avals, strict=True
+    ):
+        output_value = graph.cast(output_value, output_dtype(aval.dtype))
+        output_of_name[name] = graph.as_output(output_value, aval.shape)
+    return wrap_graph(graph.graph_proto(output_of_name))
+
+
+def check_deterministic(vit: Pretrained, model: ViT) -> None:
+    """Refuse a plan that draws random numbers."""
+    for layer in model.plan:
         step = layer.step
         counts = layer.counts  # None where all tokens stay
         if step and counts and step.reducer.draws_random(counts, train=False):
             raise InputError(
                 f"reduction is {vit.label}, which draws random numbers: it has no graph"
             )
-    images = exported_images(vit, batch_size, pixels, outputs.channels_first)
-    dtype = outputs.model.execution.dtype.name
-    model = outputs.model
-    folded, variables = optimize.fold_and_cast(model, vit.variables, dtype=dtype)
+
+
+def trace_program(
+    outputs: ProgramOutputs, variables: Mapping[str, Any], images: jax.ShapeDtypeStruct
+) -> tuple[dict[str, Any], ClosedJaxpr]:
+    """Trace a program: (parameters in its dtypes, jaxpr of parameters and images)."""
+    model, variables = optimize.fold_and_cast(outputs.model, variables)
     with nodes.marked_functions():
-        traced = jax.make_jaxpr(outputs.forward_function(folded))(variables, images)
-    image_value = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
-    graph = Graph(image_value, gathers)
+        traced = jax.make_jaxpr(outputs.forward_function(model))(variables, images)
+    return variables["params"], traced
+
+
+def name_weights(graph: Graph, params: Mapping[str, Any]) -> list[Value]:
+    """Make every parameter an initializer with its own name, such as "head.bias"."""
     weights = []
-    # Weights are named first, so that initializers have the parameters' names.
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         weight = Value.constant(leaf)
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         graph.initializer_name(weight, name)
         weights.append(weight)
-    output_values = add_equations(graph, traced, [*weights, image_value])
-    named_outputs = {}
-    named_values = zip(outputs.output_names, output_values, strict=True)
-    for (name, output_value), aval in zip(named_values, traced.out_avals, strict=True):
-        output_value = graph.cast(output_value, output_dtype(aval.dtype))
-        named_outputs[name] = graph.as_output(output_value, aval.shape)
-    return wrap_graph(graph.graph_proto(named_outputs))
+    return weights
 
 
 def wrap_graph(graph: "GraphProto") -> "ModelProto":

@@ -320,9 +320,8 @@ def add_join_kept(graph: Graph, similarity: Value, order: Value, n_out: int) -> 
     self_bonus = 2 * np.eye(n, dtype=np.float32)[None]
     similarity = graph.add_elementwise("Add", similarity, self_bonus)
     tokens = add_invert_order(graph, order, n_out)
-    kept_similarity = add_gather_rows(
-        graph, similarity, tokens
-    )  # similarities are symmetric
+    # Similarities are symmetric, so rows stand for columns.
+    kept_similarity = add_gather_rows(graph, similarity, tokens)
     best_similarity, slot = first_best(graph, kept_similarity, 1, "Max")
     return [slot, graph.add_elementwise("Min", best_similarity, 1)]
 
@@ -516,9 +515,8 @@ def add_attend_merged(
     slots = value.shape[1]
     index = assignment.index
     absorbed_count = 0 if index is None else index.absorbed_tokens.shape[1]
-    if (
-        not absorbed_count or slots + absorbed_count < tokens
-    ):  # none merges, or some are dropped
+    # None merges, or some are dropped.
+    if not absorbed_count or slots + absorbed_count < tokens:
         return None
     prefix = tokens - assignment.slot_of_token.shape[1]
     slot_of_row = _prefixed_index(graph, assignment.slot_of_token, prefix)

@@ -272,9 +272,8 @@ def _add_select(graph: Graph, equation: JaxprEqn, mask: Value, *cases: Value) ->
 def _add_conversion(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     dtype = np.dtype(equation.params["new_dtype"])
     old_dtype = _traced_array(equation.invars[0]).dtype
-    if (
-        jax.numpy.issubdtype(old_dtype, jax.numpy.floating) and dtype.kind in "iu"
-    ):  # toward zero
+    if jax.numpy.issubdtype(old_dtype, jax.numpy.floating) and dtype.kind in "iu":
+        # A conversion to integers rounds toward zero.
         is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
         limits = [graph.add_elementwise(kind, x) for kind in ("Ceil", "Floor")]
         x = graph.add_node("Where", [is_negative, *limits], x.shape, x.dtype)

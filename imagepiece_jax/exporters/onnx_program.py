@@ -10,17 +10,12 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.program_facts import (
-    REQUIRED_FACTS,
-    facts_file,
-    graph_digest,
-)
+from imagepiece_jax.exporters.program_facts import facts_file, read_program_facts
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
@@ -50,7 +45,7 @@ class OnnxProgram(ExportedProgram):
     channels_first: bool
 
     def __call__(
-        self, pixels: np.ndarray, name: str = "logits", size: int | None = None
+        self, pixels: np.ndarray, name: str = "logits", batch_size: int | None = None
     ) -> np.ndarray:
         """Like `ExportedProgram.__call__`."""
         output_names = [output.name for output in self.session.get_outputs()]
@@ -60,7 +55,7 @@ class OnnxProgram(ExportedProgram):
                 f"{title} returns {', '.join(output_names)}, and no {name}"
             )
         output_rows = []
-        for images in self.prepared_batches(pixels, size):
+        for images in self.prepared_batches(pixels, batch_size):
             output_rows += self.session.run([name], {self.input_name: images})
         return np.concatenate(output_rows)[: len(pixels)]
 
@@ -79,67 +74,59 @@ class OnnxProgram(ExportedProgram):
         return images
 
     def prepared_batches(
-        self, pixels: np.ndarray, size: int | None = None
+        self, pixels: np.ndarray, batch_size: int | None = None
     ) -> Iterator[np.ndarray]:
         """Yield images `prepared_images` in batches; see `ExportedProgram.__call__`."""
-        size = self.batch_size or size or len(pixels)
-        for start in range(0, len(pixels), size):
-            batch = np.asarray(pixels[start : start + size])
+        batch_size = self.batch_size or batch_size or len(pixels)
+        for start in range(0, len(pixels), batch_size):
+            batch = np.asarray(pixels[start : start + batch_size])
             # A fixed batch size pads the last part.
-            missing = size - len(batch) if self.batch_size else 0
-            batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)), "edge")
+            num_missing = batch_size - len(batch) if self.batch_size else 0
+            batch = np.pad(batch, ((0, num_missing), (0, 0), (0, 0), (0, 0)), "edge")
             yield self.prepared_images(batch)
 
 
 def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
     """Open an .onnx file, as `open_program` does."""
     extras.check_installed("an ONNX file", "onnxruntime")
-    import onnxruntime
-
     path = pathlib.Path(path).expanduser()
     path.stat()  # FileNotFoundError for the file itself
-    file = facts_file(path)
-    facts = read_json(file) if file.exists() else {}
-    if not REQUIRED_FACTS <= {*facts}:
-        raise InputError(
-            f"{PROGRAM_KIND} {path} lacks the {file.name} that export writes beside it"
-        )
-    if facts.get("digest") != graph_digest(path):
-        raise InputError(
-            f"{PROGRAM_KIND} {path} and {file.name} are not from the same export, or "
-            "from an earlier version; export the model again"
-        )
+    facts = read_program_facts(path, PROGRAM_KIND)
+    session = open_session(path, threads, facts.get("opset"))
+    return parse_content(facts_file(path), program_from_facts, path, facts, session)
+
+
+def open_session(path: pathlib.Path, threads: int | None, opset: int | None) -> Any:
+    """Open an .onnx file in onnxruntime, as an InferenceSession.
+
+    threads: as for `open_program`
+    opset: the file's, for the message of an old onnxruntime
+    """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     providers = onnxruntime.get_available_providers()
     if threads is not None:
         providers = ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no class
         reason = str(error).partition("\n")[0]
         version = onnxruntime.__version__
         if tuple(map(int, version.split(".")[:2])) < OLDEST_ONNXRUNTIME:
             reason = (
-                f"onnxruntime {version} lacks Gelu of opset {facts['opset']}, which "
+                f"onnxruntime {version} lacks Gelu of opset {opset}, which "
                 f"{'.'.join(map(str, OLDEST_ONNXRUNTIME))} has; install a newer one"
             )
         raise InputError(f"{PROGRAM_KIND} {path}: {reason}") from error
-    return parse_content(file, program_from_facts, path, facts, session)
 
 
 def program_from_facts(
     path: pathlib.Path, facts: Mapping[str, Any], session: Any
 ) -> OnnxProgram:
     """Make the program of a session from the JSON beside its file."""
-    fields = _without_type_names(facts["model"])
-    arch = Architecture(**fields.pop("arch"))
-    preprocessing = dict(facts["preprocessing"])
-    preprocessing.pop("resized", None)  # for readers: no field of Preprocessing
-    preprocessing = Preprocessing(
-        tuple(preprocessing.pop("image_size")), **preprocessing
-    )
-    config = ViTConfig(**fields | {"arch": arch, "preprocessing": preprocessing})
+    config = config_from_facts(facts)
     batch_size, channels, *_ = facts["input"]["shape"]
     dtype = np.dtype(facts["dtype"])
     model = build_model(config, facts["method"])
@@ -159,6 +146,17 @@ def program_from_facts(
         batch_size=batch_size if isinstance(batch_size, int) else None,
         channels_first=channels == 3,
     )
+
+
+def config_from_facts(facts: Mapping[str, Any]) -> ViTConfig:
+    """Make a model's config from the JSON beside its file."""
+    fields = _without_type_names(facts["model"])
+    fields["arch"] = Architecture(**fields["arch"])
+    preprocessing = dict(facts["preprocessing"])
+    preprocessing.pop("resized", None)  # for readers: no field of Preprocessing
+    image_size = tuple(preprocessing.pop("image_size"))
+    fields["preprocessing"] = Preprocessing(image_size, **preprocessing)
+    return ViTConfig(**fields)
 
 
 def _without_type_names(record: Any) -> Any:

@@ -3,14 +3,14 @@
 import hashlib
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.files import read_json
-from imagepiece_jax.common.image_size import image_sides
+from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import stored_dtype
 from imagepiece_jax.exporters.program_outputs import ProgramOutputs
@@ -34,6 +34,36 @@ def read_facts(out: str | os.PathLike) -> dict[str, Any]:
         return {}
 
 
+def is_export(out: str | os.PathLike) -> bool:
+    """Whether the JSON beside file `out` is a program's."""
+    return REQUIRED_FACTS <= {*read_facts(out)}
+
+
+def read_program_facts(out: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """Read the facts about the program in file `out`, which export wrote with it.
+
+    kind: of the file, for messages
+    Raises InputError for a file without such facts, or with another program's.
+    """
+    file = facts_file(out)
+    facts = read_json(file) if file.exists() else {}
+    if not REQUIRED_FACTS <= {*facts}:
+        raise InputError(
+            f"{kind} {out} lacks the {file.name} that export writes beside it"
+        )
+    if facts.get("digest") != graph_digest(out):
+        raise InputError(
+            f"{kind} {out} and {file.name} are not from the same export, or from an "
+            "earlier version; export the model again"
+        )
+    return facts
+
+
+def write_program_facts(out: str | os.PathLike, facts: Mapping[str, Any]) -> None:
+    """Write the facts about the program in file `out`, with its digest."""
+    write_json(facts_file(out), {**facts, "digest": graph_digest(out)})
+
+
 def graph_digest(out: str | os.PathLike) -> str:
     """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
     with open(out, "rb") as graph:
@@ -49,28 +79,6 @@ def program_files(out: str | os.PathLike) -> list[pathlib.Path]:
     return files
 
 
-def exported_images(
-    vit: Pretrained,
-    batch_size: int | None = None,
-    pixels: bool = False,
-    channels_first: bool = False,
-) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an exported program's images.
-
-    batch_size: images per call; None: any number
-    pixels: uint8 images, normalized by the program; else float32
-    channels_first: [batch, 3, H, W]; else [batch, H, W, 3]
-    """
-    batch: Any = batch_size
-    if batch is None:
-        (batch,) = jax.export.symbolic_shape("batch")
-    shape = (batch, *image_sides(vit.image_size), 3)
-    if channels_first:
-        shape = (batch, 3, *image_sides(vit.image_size))
-    dtype = "uint8" if pixels else "float32"
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-
-
 def output_dtype(dtype: np.dtype) -> np.dtype:
     """Dtype of an output for a JAX dtype: floats are float32, as programs expect."""
     if jnp.issubdtype(dtype, jnp.floating):
@@ -78,17 +86,19 @@ def output_dtype(dtype: np.dtype) -> np.dtype:
     return stored_dtype(dtype)
 
 
-def program_facts(
+def collect_facts(
     vit: Pretrained,
-    images: jax.ShapeDtypeStruct,
     outputs: ProgramOutputs | None = None,
+    batch_size: int | None = None,
+    pixels: bool = False,
 ) -> dict[str, Any]:
     """Collect facts about an exported program as JSON values.
 
-    images: a result of `exported_images`
     outputs: the program's outputs; None: logits
+    batch_size, pixels: as for `ProgramOutputs.input_images`
     """
     outputs = outputs or ProgramOutputs(vit)
+    images = outputs.input_images(batch_size, pixels)
     model = outputs.model
     config = model.config
     output_arrays = jax.eval_shape(
@@ -102,7 +112,7 @@ def program_facts(
     output_facts = [*map(array_facts, outputs.output_names, output_arrays)]
     if len(output_facts) == 1:
         output_facts = output_facts[0]
-    if images.dtype == jnp.uint8:
+    if pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     else:
         normalization = {

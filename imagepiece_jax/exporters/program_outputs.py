@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.data.normalize import as_normalized
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.inference import features, optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT, final_norm
@@ -40,6 +41,21 @@ class ProgramOutputs:
         elif output == "patches":
             self.output_names = ["patches"]
 
+    def input_images(
+        self, batch_size: int | None = None, pixels: bool = False
+    ) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the program's images.
+
+        batch_size: images per call; None: any number
+        pixels: uint8 images, normalized by the program; else float32
+        """
+        batch: Any = batch_size
+        if batch is None:
+            (batch,) = jax.export.symbolic_shape("batch")
+        sides = image_sides(self.model.config.image_size)
+        shape = (batch, 3, *sides) if self.channels_first else (batch, *sides, 3)
+        return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))
+
     def forward_function(self, model: ViT) -> Callable:
         """Return a function (variables, images) -> tuple of arrays, one per name.
 
@@ -50,11 +66,11 @@ class ProgramOutputs:
             return lambda variables, images: (run_model(variables, images),)
         run_model = features.forward_features(model)
 
-        def output_arrays(variables: dict, images: Array) -> tuple[Array, ...]:
+        def compute_arrays(variables: dict, images: Array) -> tuple[Array, ...]:
             outputs = run_model(variables, images)
             return tuple(getattr(outputs, name) for name in self.output_names)
 
-        return output_arrays
+        return compute_arrays
 
 
 class TowerOutputs(ProgramOutputs):
@@ -83,10 +99,12 @@ class TowerOutputs(ProgramOutputs):
         has_tokens = "last_hidden_state" in self.array_names
         model = model.with_execution(head_only=not has_tokens)
 
-        def arrays(variables: dict[str, Any], images: Array) -> tuple[Array, ...]:
+        def compute_arrays(
+            variables: dict[str, Any], images: Array
+        ) -> tuple[Array, ...]:
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
-            normalized = as_normalized(images, model.config.mean, model.config.std)
+            normalized = model.config.as_normalized(images)
             outputs = model.apply(variables, normalized)
             tokens = outputs.state.x
             if not model.config.arch.pre_norm:  # CLIP has pre_norm
@@ -102,4 +120,4 @@ class TowerOutputs(ProgramOutputs):
             }
             return tuple(arrays_by_name[name] for name in self.array_names)
 
-        return arrays
+        return compute_arrays

@@ -45,7 +45,7 @@ def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
             int8_file,
             data_reader,
             op_types_to_quantize=QUANTIZED_OPERATORS,
-            nodes_to_quantize=weight_products(model.graph),
+            nodes_to_quantize=list_weight_products(model.graph),
             per_channel=True,
             # CPUs without VNNI add two products in 16 bits, where weights of 8 bits
             # overflow. Errors of DeiT-Ti's logits (of their deviation): 24 % there and
@@ -58,7 +58,7 @@ def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
         return onnx.load(int8_file)
 
 
-def weight_products(graph: "GraphProto") -> list[str]:
+def list_weight_products(graph: "GraphProto") -> list[str]:
     """Names of the products with weights on which the outputs' numbers depend.
 
     Others only decide which tokens leave, such as those of a selector.

@@ -171,7 +171,7 @@ def label_names(vit: Pretrained, separator: str = " ") -> list[str]:
     return [separator.join(each) for each in label_words]
 
 
-def transformers_graph(vit: Pretrained) -> str:
+def transformers_graph_path(vit: Pretrained) -> str:
     """Name of the graph: optimum's for image-text models, or its usual one."""
     graph_name = "model"
     if vit.config.head.is_projection or is_siglip(vit):
@@ -191,7 +191,10 @@ def transformers_outputs(vit: Pretrained) -> dict[str, str]:
 
 def transformers_files(vit: Pretrained) -> dict[str, Any]:
     """transformers' two JSON files."""
-    return {PREPROCESSOR_FILE: processor_fields(vit), CONFIG_FILE: exported_config(vit)}
+    return {
+        PREPROCESSOR_FILE: processor_fields(vit),
+        CONFIG_FILE: transformers_config_fields(vit),
+    }
 
 
 def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
@@ -301,13 +304,13 @@ def processor_fields(vit: Pretrained) -> dict:
     }
 
 
-def exported_config(vit: Pretrained) -> dict:
+def transformers_config_fields(vit: Pretrained) -> dict:
     """Fields of transformers' config.json: the weights folder's, or written ones.
 
     Image size and classes are the model's, because `load` may have changed them.
     """
     config = vit.config
-    fields = stored_fields(vit)
+    fields = read_transformers_fields(vit)
     is_classifier = config.head.is_classifier
     if not is_classifier and "id2label" in fields:  # the head was left out
         for name in ("architectures", *CLASSIFIER_FIELDS):
@@ -315,7 +318,7 @@ def exported_config(vit: Pretrained) -> dict:
     for part in (fields, fields.get("vision_config", {})):
         if "image_size" in part:
             part["image_size"] = min(vit.preprocessing.shape)
-    fields = fields or written_fields(vit)
+    fields = fields or make_transformers_fields(vit)
     if is_classifier:
         architectures = fields.get("architectures") or [""]
         if not architectures[0].endswith(CLASSIFIER_ENDING):
@@ -327,7 +330,7 @@ def exported_config(vit: Pretrained) -> dict:
     return fields
 
 
-def stored_fields(vit: Pretrained) -> dict:
+def read_transformers_fields(vit: Pretrained) -> dict:
     """Read the weights folder's config.json if it is transformers', else {}."""
     if vit.origin.path is None:
         return {}
@@ -338,7 +341,7 @@ def stored_fields(vit: Pretrained) -> dict:
     return fields if "model_type" in fields else {}
 
 
-def written_fields(vit: Pretrained) -> dict:
+def make_transformers_fields(vit: Pretrained) -> dict:
     """Make transformers' fields of a model, without its classes."""
     config = vit.config
     fields = {
@@ -368,7 +371,7 @@ PROGRAM_LAYOUTS = {
     ),
     "transformers": ProgramLayout(  # transformers.js and optimum
         outputs=transformers_outputs,
-        graph=transformers_graph,
+        graph=transformers_graph_path,
         heads=(VECTOR_HEAD, SOFTMAX_HEAD, SIGMOID_HEAD, REGRESSION_HEAD),
         files=transformers_files,
         gathers=False,

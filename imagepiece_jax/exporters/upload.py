@@ -36,10 +36,7 @@ def check_repository(name: str, dry_run: bool = False) -> None:
         if dry_run:
             return
         user = api.whoami()
-        owners = [
-            user["name"],
-            *(group["name"] for group in user.get("orgs", ())),
-        ]
+        owners = [user["name"], *(group["name"] for group in user.get("orgs", ()))]
         if owner.lower() not in map(str.lower, owners):
             raise InputError(
                 f"push is {name!r}, but the login on the hub may write to "
@@ -53,9 +50,8 @@ def check_repository(name: str, dry_run: bool = False) -> None:
             return
         is_ours = not repository_files
         if card.CARD_FILE_NAME in repository_files:
-            is_ours = card.is_card(
-                pathlib.Path(api.hf_hub_download(name, card.CARD_FILE_NAME))
-            )
+            page = api.hf_hub_download(name, card.CARD_FILE_NAME)
+            is_ours = card.is_card_page(pathlib.Path(page))
         if not is_ours:
             raise InputError(
                 f"push is {name!r}, which exists, and export did not write it; choose "

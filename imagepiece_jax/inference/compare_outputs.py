@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
 from imagepiece_jax.common import statistics
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.errors import InputError
 
@@ -86,6 +87,11 @@ class Annotations(NamedTuple):
                     f"images; {MIN_COMPARED_IMAGES} or more are needed"
                 )
         return type(self)(classes, texts, image_of_text)
+
+
+def check_image_count(image_count: int) -> None:
+    """Check that images are enough to have ten nearest ones among others."""
+    check_range("number of images to compare", image_count, MIN_COMPARED_IMAGES)
 
 
 def measure_fidelity(

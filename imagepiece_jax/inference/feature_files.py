@@ -14,12 +14,10 @@ from jaxtyping import Array, Float, UInt8
 
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.progress import ProgressBar, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import feature_folder, optimize
 from imagepiece_jax.inference.annotations import read_annotations
@@ -87,19 +85,19 @@ def write_features(
     xla_options.check_dtype(vit.model.execution.dtype.name)
     optional = {"logits": logits, "patches": patches}
     names = ("pooled", *filter(optional.get, optional))
-    paths = _drop_multiline([os.fspath(image) for image in images])
+    paths = _drop_multiline_paths([os.fspath(image) for image in images])
     if not paths:
         raise InputError("images is empty")
     photographs = RecordedFiles(paths)
-    known = read_annotations(vit, photographs, texts)
+    annotations = read_annotations(vit, photographs, texts)
     extractor = Extractor(vit, names)
     shapes = extractor.shapes
     record = model_record(vit, extractor.model, storage=storage, arrays=shapes)
     with feature_folder.open_feature_folder(
         folder, record, paths, shapes, storage
-    ) as files:
+    ) as row_folder:
         num_paths = len(paths)
-        missing = photographs.subset(files.missing)
+        missing = photographs.subset(row_folder.missing)
         num_devices = len(parallel.local_devices())
         device_rows = min(batch_size, math.ceil(len(missing) / num_devices))
         global_batch = device_rows * num_devices
@@ -115,9 +113,9 @@ def write_features(
             ProgressBar("features", num_paths, existing_rows) as progress,
             contextlib.closing(batches.read_batches(threads)) as reader,
         ):
-            if files.num_removed:
+            if row_folder.num_removed:
                 log.warning(
-                    f"note: {files.num_removed} rows are removed, because their "
+                    f"note: {row_folder.num_removed} rows are removed, because their "
                     "photographs are gone or not named"
                 )
             if existing_rows:
@@ -127,17 +125,17 @@ def write_features(
                 # Without missing photographs there is no batch size yet.
                 global_batch = global_batch or batch_size * num_devices
                 comparison = _compare_with_dense(
-                    vit, extractor, photographs, known, global_batch, threads
+                    vit, extractor, photographs, annotations, global_batch, threads
                 )
                 progress.log_line(comparison)
-            for batch, arrays in _one_behind(extractor, reader):
-                _append_batch(files, missing, batch, arrays, progress)
-        files.complete_folder()
+            for batch, arrays in _extract_ahead(extractor, reader):
+                _append_batch(row_folder, missing, batch, arrays, progress)
+        row_folder.complete_folder()
         all_shapes = {name: [num_paths, *shape] for name, shape in shapes.items()}
-        return WrittenFeatures(all_shapes, len(files.damaged))
+        return WrittenFeatures(all_shapes, len(row_folder.damaged))
 
 
-def _drop_multiline(paths: list[str]) -> list[str]:
+def _drop_multiline_paths(paths: list[str]) -> list[str]:
     """Drop paths with a line break, with a note."""
     # Readers of paths.txt may split at more than "\n": Python splits at U+2028, too.
     multiline_paths = [path for path in paths if path.splitlines() != [path]]
@@ -157,12 +155,9 @@ class Extractor:
 
     def __init__(self, vit: Pretrained, names: Sequence[str]) -> None:
         device = parallel.local_devices()[0]
-        model = vit.model
-        model = optimize.with_device_attention(model, device, model.execution.attention)
-        pixels = optimize.count_joined_pixels(model, device)
-        model, weights = optimize.fold_and_cast(
-            model, vit.variables, dtype=model.execution.dtype.name, pixels=pixels
-        )
+        attention = vit.model.execution.attention
+        model = optimize.with_device_attention(vit.model, device, attention)
+        model, weights = optimize.fold_and_cast(model, vit.variables, device)
         compute_arrays = functools.partial(_compute_arrays, model, tuple(names))
         image = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
         outputs = jax.eval_shape(compute_arrays, weights, image)
@@ -185,14 +180,11 @@ def _compute_arrays(
 ) -> dict[str, Float[Array, "batch ..."]]:
     """Compute the named arrays."""
     model = model.with_execution(head_only="patches" not in names)
-    images = as_normalized(pixels, model.config.mean, model.config.std)
-    outputs = model.apply(variables, images)
+    outputs = model.apply(variables, model.config.as_normalized(pixels))
     arrays = {"pooled": outputs.pooled, "logits": outputs.logits}
     if "patches" in names:
-        _, height, width, _ = images.shape
-        grid = patch_grid((height, width), model.config.patch_size, cut=True)
         norm = final_norm(model, variables)
-        arrays["patches"] = feature_map(outputs, grid, norm=norm)
+        arrays["patches"] = feature_map(outputs, model.config.grid, norm=norm)
     return {name: arrays[name] for name in names}
 
 
@@ -200,7 +192,7 @@ def _compare_with_dense(
     vit: Pretrained,
     extractor: Extractor,
     photographs: RecordedFiles,
-    known: Annotations,
+    annotations: Annotations,
     batch_size: int,
     threads: int,
 ) -> str:
@@ -209,17 +201,44 @@ def _compare_with_dense(
     if vit.config.head.is_projection and "logits" in extractor.shapes:
         array_name = "logits"
     sample = photographs
-    if known.image_of_text is not None:
-        sample = photographs.subset(np.unique(known.image_of_text))
+    if annotations.image_of_text is not None:
+        sample = photographs.subset(np.unique(annotations.image_of_text))
     sample = sample.evenly_spaced(COMPARED_PHOTOGRAPHS)
     dense = Extractor(vit.with_reduction(None), [array_name])
     extractors = {"dense": dense, vit.label: extractor}
     batches = Batches(
         source=sample, transform=vit.preprocessing, batch_size=batch_size, strict=False
     )
+    rows, indices = _collect_vectors(
+        extractors, array_name, batches.read_batches(threads)
+    )
+    if not indices:
+        return f"none of {len(sample)} photographs can be compared with the dense model"
+    annotations = annotations.select_images(
+        np.asarray(sample.indices)[indices].tolist()
+    )
+    fidelities = measure_fidelities(rows, False, annotations)
+    cosines = np.sum(unit_rows(rows[vit.label]) * unit_rows(rows["dense"]), axis=1)
+    lines = [
+        {"vectors": name, **fidelity_cells(fidelities[name])} for name in fidelities
+    ]
+    return (
+        f"compared with the dense model on {len(indices)} photographs; the worst is "
+        f"{sample.image_name(indices[cosines.argmin()])}\n{rows_table(lines)}"
+    )
+
+
+def _collect_vectors(
+    extractors: Mapping[str, Extractor], array_name: str, batches: Iterable[dict]
+) -> tuple[dict[str, Float[np.ndarray, "images dim"]], list[int]]:
+    """Compute vectors of the readable images whose dense vectors are finite.
+
+    extractors: "dense" comes first
+    Returns ({extractor: vectors}, the images' indices).
+    """
     batch_vectors = {name: [] for name in extractors}
     indices = []
-    for batch in batches.read_batches(threads):
+    for batch in batches:
         is_compared = batch["mask"][0] > 0
         for name, extract in extractors.items():
             vectors = parallel.local_rows(extract(batch["image"][0])[array_name])
@@ -228,20 +247,11 @@ def _compare_with_dense(
                 is_compared &= np.isfinite(vectors).all(axis=1)
             batch_vectors[name].append(vectors[is_compared])
         indices += batch["index"][0, is_compared].tolist()
-    if not indices:
-        return f"none of {len(sample)} photographs can be compared with the dense model"
     rows = {name: np.concatenate(vectors) for name, vectors in batch_vectors.items()}
-    known = known.select_images(np.asarray(sample.indices)[indices].tolist())
-    figures = measure_fidelities(rows, False, known)
-    cosines = np.sum(unit_rows(rows[vit.label]) * unit_rows(rows["dense"]), axis=1)
-    lines = [{"vectors": name, **fidelity_cells(figures[name])} for name in figures]
-    return (
-        f"compared with the dense model on {len(indices)} photographs; the worst is "
-        f"{sample.image_name(indices[cosines.argmin()])}\n{rows_table(lines)}"
-    )
+    return rows, indices
 
 
-def _one_behind(extractor: Extractor, batches: Iterable[dict]) -> Iterator[tuple]:
+def _extract_ahead(extractor: Extractor, batches: Iterable[dict]) -> Iterator[tuple]:
     """Yield (batch, arrays) while the devices compute the next batch."""
     pending = None
     for batch in batches:

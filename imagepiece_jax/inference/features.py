@@ -19,15 +19,9 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import pictures
-from imagepiece_jax.data.normalize import (
-    as_normalized,
-    check_images,
-    to_native_order,
-    warn_of_range,
-)
+from imagepiece_jax.data.normalize import check_images, to_native_order, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
@@ -92,18 +86,10 @@ def features(
     if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
         return _batched_features(vit, [*images], options)
     model = vit.model
-    blocks = layers
-    if not np.iterable(layers):
-        check_range("layers", layers, 0, model.depth, whole=True)
-        blocks = range(model.depth - layers, model.depth)
-    blocks = tuple(np.asarray(blocks).tolist())
-    for block in blocks:
-        check_range("layers", block, 0, model.depth - 1, whole=True)
+    blocks = _list_blocks(layers, model.depth)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = to_native_order(pictures.as_batch(images, vit.preprocessing))
-    check_images(images, vit.image_size, takes_pixels=True)
-    warn_of_range(images, model.config.mean, model.config.std, stacklevel=2)
+    images = _checked_batch(vit, images)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
@@ -112,6 +98,26 @@ def features(
     with announced_work("compiling the features"):
         options = (blocks, norm, reshape, fill)
         return _extract_features(variables, images, model, options)
+
+
+def _list_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """List the block indices of `features`' argument `layers`."""
+    blocks = layers
+    if not np.iterable(layers):
+        check_range("layers", layers, 0, depth, whole=True)
+        blocks = range(depth - layers, depth)
+    blocks = tuple(np.asarray(blocks).tolist())
+    for block in blocks:
+        check_range("layers", block, 0, depth - 1, whole=True)
+    return blocks
+
+
+def _checked_batch(vit: Pretrained, images: Any) -> np.ndarray | Array:
+    """Turn `features`' images into an array of the model's size."""
+    batch = to_native_order(pictures.as_batch(images, vit.preprocessing))
+    check_images(batch, vit.image_size, takes_pixels=True)
+    warn_of_range(batch, vit.config.mean, vit.config.std, stacklevel=3)
+    return batch
 
 
 def _batched_features(
@@ -155,10 +161,9 @@ def forward_features(
         variables: Mapping[str, Any],
         images: Shaped[Array, "batch height width channels"],
     ) -> Features:
-        images = as_normalized(images, model.config.mean, model.config.std)
+        images = model.config.as_normalized(images)
         outputs = model.apply(variables, images, with_states=True)
-        _, height, width, _ = images.shape
-        grid = patch_grid((height, width), model.config.patch_size, cut=True)
+        grid = model.config.grid
         last_norm = final_norm(model, variables)
         # Reduction steps up to every block: the index of its path in `paths`.
         num_steps = np.cumsum([bool(layer.counts) for layer in model.plan])

@@ -24,12 +24,7 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import counted_noun
-from imagepiece_jax.data.normalize import (
-    as_normalized,
-    check_images,
-    to_native_order,
-    warn_of_range,
-)
+from imagepiece_jax.data.normalize import check_images, to_native_order, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.kernels import choice, folded_stem
@@ -181,7 +176,7 @@ def fit_images(
     num_missing = batch_size - images.shape[0]
     images = jnp.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
     if dtype != jnp.uint8:
-        images = as_normalized(images, config.mean, config.std)
+        images = config.as_normalized(images)
     return images.astype(dtype)
 
 
@@ -279,10 +274,8 @@ def program_compiler(
     xla_options.check_dtype(dtype, device.platform)
     if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
         raise InputError(f"reductions is 'fast', but dtype is {dtype}")
-    options = {
-        **xla_options.compiler_options(device.platform),
-        **(compiler_options or {}),
-    }
+    options = xla_options.compiler_options(device.platform)
+    options |= compiler_options or {}
     model = model.with_execution(dtype=jnp.dtype(dtype))
     model = with_device_attention(model, device, attention)
     if uses_size_direction(model, sizes):
@@ -290,10 +283,7 @@ def program_compiler(
         model, variables = size_direction.fold_sizes(model, variables, directions)
     with jax.default_device(device):
         gelu = gelu or default_gelu(model, device)
-        pixels_at_once = count_joined_pixels(model, device)
-        model, weights = fold_and_cast(
-            model, variables, dtype=dtype, gelu=gelu, pixels=pixels_at_once
-        )
+        model, weights = fold_and_cast(model, variables, device, gelu)
     weights = jax.device_put(weights, device)
     gmacs = model_macs(model) / 1e9
     dead_gmacs = dead_macs(model) / 1e9
@@ -406,20 +396,20 @@ def count_joined_pixels(model: ViT, device: jax.Device) -> int:
 def fold_and_cast(
     model: ViT,
     variables: Mapping[str, Any],
-    *,
-    dtype: str = "bfloat16",
+    device: jax.Device | None = None,
     gelu: str | None = None,
-    pixels: int = 1,
 ) -> tuple[ViT, dict[str, Any]]:
-    """Return (model, variables) for compilation: stem folded, weights cast.
+    """Return (model, variables) for compilation: stem folded, weights in its dtype.
 
     The parts in FLOAT32_PREFIXES and `Execution.float32_parts` stay float32.
 
-    pixels: as for `folded_stem.fold_stem`
+    device: decides how many pixels the stem reads at once; None: 1
+    gelu: None: the model's
     """
     # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
+        pixels = count_joined_pixels(model, device) if device else 1
         stats = variables.get("batch_stats", {}).get("patch_embed", {})
         params["patch_embed"] = folded_stem.fold_stem(
             params["patch_embed"], stats, stems.NORM_EPSILON, pixels
@@ -430,13 +420,12 @@ def fold_and_cast(
         part = path[0].key if len(path) > 1 else "patch_embed"
         stays_float32 = part in model.execution.float32_parts
         stays_float32 |= any(key.key.startswith(FLOAT32_PREFIXES) for key in path)
-        param_dtype = jnp.float32 if stays_float32 else dtype
+        param_dtype = jnp.float32 if stays_float32 else model.execution.dtype
         return jnp.asarray(jax.device_put(param), param_dtype)
 
     params = jax.tree_util.tree_map_with_path(cast_param, params)
     config = model.config.with_arch(gelu=gelu or model.config.arch.gelu)
-    fast_model = model.clone(config=config).with_execution(dtype=dtype)
-    return fast_model, {"params": params}
+    return model.clone(config=config), {"params": params}
 
 
 def forward_logits(
@@ -449,7 +438,7 @@ def forward_logits(
     model = model.with_execution(head_only=True)
 
     def logits(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        images = as_normalized(images, model.config.mean, model.config.std)
+        images = model.config.as_normalized(images)
         with choice.fast_forms(reductions == "fast"):
             return model.apply(variables, images).logits
 

@@ -58,12 +58,8 @@ class Predictor:
         device: jax.Device | str | None = None,
         compiler_options: Mapping[str, Any] | None = None,
     ) -> None:
-        num_classes = vit.model.config.num_classes
-        self._labels = vit.class_names
-        if labels == "imagenet":
-            labels = class_names.imagenet_names()
-        if labels is not None:
-            self._labels = class_names.checked_names(labels, num_classes, "labels")
+        num_classes = vit.config.num_classes
+        self._labels = _choose_labels(vit, labels)
         self._top = top
         if top is None:
             self._top = min(5, num_classes)
@@ -74,8 +70,8 @@ class Predictor:
         if threads is None:
             threads = min(16, available_cores())
         check_range("batch_size", batch_size, 1, whole=True)
-        smaller = [size for size in (1, 8) if size < batch_size]
-        self.sizes = (*smaller, batch_size)
+        smaller_sizes = [size for size in (1, 8) if size < batch_size]
+        self.batch_sizes = (*smaller_sizes, batch_size)
         self._as_result = self._most_probable if num_classes else np.array
         self._preprocessing = vit.preprocessing
         self._probabilities = vit.config.head.probabilities
@@ -92,16 +88,16 @@ class Predictor:
         )
         self._programs: dict[int, Program] = {}
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decode_pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @property
     def program(self) -> Program:
         """The Program for a full batch."""
-        return self._find_program(self.sizes[-1])
+        return self._find_program(self.batch_sizes[-1])
 
     def warm_up(self) -> None:
         """Compile the programs for all batch sizes now, and run every program once."""
-        for batch_size in self.sizes:
+        for batch_size in self.batch_sizes:
             program = self._find_program(batch_size)
             jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
 
@@ -132,7 +128,7 @@ class Predictor:
         """
         images, _ = pictures.list_pictures(images)
         futures = self._read_ahead(images)
-        while batch := list(itertools.islice(futures, self.sizes[-1])):
+        while batch := list(itertools.islice(futures, self.batch_sizes[-1])):
             pixels_or_errors = [_pixels_or_error(future) for future in batch]
             pixels = [x for x in pixels_or_errors if isinstance(x, np.ndarray)]
             logits = iter(self._compute_logits(pixels) if pixels else ())
@@ -152,7 +148,9 @@ class Predictor:
         self, pixels: list[UInt8[np.ndarray, "height width 3"]]
     ) -> Float[np.ndarray, "images classes"]:
         """Compute the logits of at most a full batch."""
-        program = self._find_program(min(n for n in self.sizes if n >= len(pixels)))
+        program = self._find_program(
+            min(n for n in self.batch_sizes if n >= len(pixels))
+        )
         # The guard is lifted, because device_get would take 60 us more.
         with jax.transfer_guard_device_to_host("allow"):
             return np.asarray(program(np.stack(pixels)))
@@ -165,8 +163,8 @@ class Predictor:
                 # Read the pixels now: the caller may change or close the image later.
                 image = pictures.read_pixels(image)
             crop = functools.partial(pictures.crop_picture, image, self._preprocessing)
-            waiting.append(self._threads.submit(crop))
-            if len(waiting) > self.sizes[-1]:
+            waiting.append(self._decode_pool.submit(crop))
+            if len(waiting) > self.batch_sizes[-1]:
                 yield waiting.popleft()
         yield from waiting
 
@@ -183,6 +181,17 @@ class Predictor:
                 label = index
             predictions.append(Prediction(label, index, float(probabilities[index])))
         return predictions
+
+
+def _choose_labels(
+    vit: Pretrained, labels: Sequence[str] | str | None
+) -> tuple[str | None, ...] | None:
+    """Choose the class names of predictions, with `labels` as in Predictor."""
+    if labels is None:
+        return vit.class_names
+    if labels == "imagenet":
+        labels = class_names.imagenet_names()
+    return class_names.checked_names(labels, vit.config.num_classes, "labels")
 
 
 def _pixels_or_error(future: Future) -> np.ndarray | UnreadableImage:

@@ -18,7 +18,6 @@ from jaxtyping import Float, Shaped, UInt8
 from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import pictures
-from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.size_direction import (
@@ -86,9 +85,7 @@ def find_directions(
     return np.asarray(block_directions, np.float32)
 
 
-def sample_photographs(
-    image_size: ImageSize,
-) -> UInt8[np.ndarray, "8 height width 3"]:
+def sample_photographs(image_size: ImageSize) -> UInt8[np.ndarray, "8 height width 3"]:
     """This package's eight photographs."""
     # A full crop, whatever preprocessing a model expects.
     preprocessing = Preprocessing(image_size, crop=1.0)
@@ -112,7 +109,7 @@ def compile_moments(model: ViT) -> Callable[[Any, jax.Array], list]:
                 block_moments.append(second_moments(query, key, has_class_token))
             return projected
 
-        images = as_normalized(images, model.config.mean, model.config.std)
+        images = model.config.as_normalized(images)
         exact_products = jax.default_matmul_precision("highest")
         with nn.intercept_methods(append_moments), exact_products:
             model.apply(variables, images)

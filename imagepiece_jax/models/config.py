@@ -13,7 +13,12 @@ from imagepiece_jax.common.image_size import (
     image_sides,
     patch_grid,
 )
-from imagepiece_jax.data.normalize import Normalization
+from imagepiece_jax.data.normalize import (
+    Normalization,
+    NormalizedImages,
+    PixelImages,
+    as_normalized,
+)
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import Backend
@@ -129,6 +134,10 @@ class ViTConfig:
     def tokens(self) -> int:
         """Tokens per image in the first block, with the prefix."""
         return self.arch.prefix + math.prod(self.grid)
+
+    def as_normalized(self, images: PixelImages | NormalizedImages) -> NormalizedImages:
+        """Normalize pixels for the model; floats are normalized already."""
+        return as_normalized(images, self.mean, self.std)
 
     def at_size(self, image_size: ImageSize) -> "ViTConfig":
         """The same config at another image size, in whole patches."""

@@ -32,11 +32,11 @@ class ExportedProgram(Protocol):
     batch_size: int | None  # images per call; None: any number
 
     def __call__(
-        self, pixels: "np.ndarray", name: str = "logits", size: int | None = None
+        self, pixels: "np.ndarray", name: str = "logits", batch_size: int | None = None
     ) -> "np.ndarray":
         """Compute the named output. uint8 [B, H, W, 3] -> [B, ..].
 
-        size: images at once of a program that takes any number; None: all
+        batch_size: images at once of a program that takes any number; None: all
         """
 
     def prepared_call(self, pixels: "np.ndarray") -> Callable[[], Any]:

@@ -33,8 +33,7 @@ def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
     vit = tiny_vit.pretrained(depth=1)
     prepared = Preprocessing(tiny_vit.SIDE, crop=0.9, rule="transformers")
     vit = tiny_vit.of_problem(vit, problem_type).with_preprocessing(**vars(prepared))
-    images = program_facts.exported_images(vit)
-    facts = program_facts.program_facts(vit, images)
+    facts = program_facts.collect_facts(vit)
     assert (facts["problem_type"], facts["activation"]) == (problem_type, activation)
     crop = dict(facts["preprocessing"])
     del crop["image_size"]

@@ -67,7 +67,6 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     vit = imagepiece_jax.load(panda / "test_vit.npz")
     saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
     assert saved.class_names == vit.class_names
-    images = program_facts.exported_images(saved)
-    facts = program_facts.program_facts(saved, images)
+    facts = program_facts.collect_facts(saved)
     assert facts["class_names"][388] == "giant panda"
     assert facts["classes"] == 1000

@@ -67,4 +67,4 @@ def test_products_that_only_decide_are_left_out():
         outputs=[onnx.helper.make_tensor_value_info("out", 1, None)],
         initializer=weights,
     )
-    assert quantize.weight_products(graph) == ["layer"]
+    assert quantize.list_weight_products(graph) == ["layer"]

@@ -408,7 +408,7 @@ def test_configs_are_those_of_transformers(tmp_path):
     export(vit, tmp_path, layout="transformers")
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["id2label"]["2"] == "class 2"
-    assert tower.exported_config(nameless())["id2label"][2] == "LABEL_2"
+    assert tower.transformers_config_fields(nameless())["id2label"][2] == "LABEL_2"
     assert fields["patch_size"] == vit.config.patch_size
 
 
@@ -417,10 +417,10 @@ def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
     content = {"model_type": "dinov2", "torch_dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(content))
     origin = dataclasses.replace(vit.origin, path=tmp_path)
-    found = tower.exported_config(dataclasses.replace(vit, origin=origin))
+    found = tower.transformers_config_fields(dataclasses.replace(vit, origin=origin))
     assert found == content
     saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
-    assert tower.exported_config(saved)["model_type"] == "vit"
+    assert tower.transformers_config_fields(saved)["model_type"] == "vit"
 
 
 def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
@@ -429,13 +429,15 @@ def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
     content["architectures"] = ["ViTModel"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     origin = dataclasses.replace(vit.origin, path=tmp_path)
-    found = tower.exported_config(dataclasses.replace(vit, origin=origin))
+    found = tower.transformers_config_fields(dataclasses.replace(vit, origin=origin))
     assert found["id2label"] == dict(enumerate(vit.class_names))
     assert found["label2id"]["class 1"] == 1
     assert found["architectures"] == ["ViTForImageClassification"]
     assert found["problem_type"] == "single_label_classification"
     assert found["image_size"] == tiny_vit.SIDE
-    found = tower.exported_config(dataclasses.replace(encoder(), origin=origin))
+    found = tower.transformers_config_fields(
+        dataclasses.replace(encoder(), origin=origin)
+    )
     assert found == {"model_type": "vit", "image_size": tiny_vit.SIDE}
 
 

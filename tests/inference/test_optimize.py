@@ -184,7 +184,7 @@ def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
 
 def test_only_what_layers_cast_is_cast():
     """Shapes can be prepared without weights."""
-    model = tiny_vit.model("dynamicvit:keep_rate=0.7:blocks=(1,)")
+    model = tiny_vit.model("dynamicvit:keep_rate=0.7:blocks=(1,)", dtype="bfloat16")
     variables = tiny_vit.variables(model)
     shapes = jax.eval_shape(lambda v: optimize.fold_and_cast(model, v)[1], variables)
     _, variables = optimize.fold_and_cast(model, variables)

@@ -169,7 +169,7 @@ def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeyp
 
     monkeypatch.setattr(api, "program_compiler", counting)
     predict = imagepiece_jax.Predictor(trained, batch_size=12, **QUICK)
-    assert predict.sizes == (1, 8, 12)
+    assert predict.batch_sizes == (1, 8, 12)
     assert made == []
     predict(pictures[0])
     predict(pictures[:1])

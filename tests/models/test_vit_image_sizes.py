@@ -82,7 +82,7 @@ def test_what_fills_no_patch_is_not_read(folded):
     images = tiny_vit.images(2, side=23)
     models = (cut, whole)
     if folded:
-        fast = [optimize.fold_and_cast(m, variables, dtype="float32") for m in models]
+        fast = [optimize.fold_and_cast(m, variables) for m in models]
         models, (variables, _) = zip(*fast, strict=True)
     found, expected = (
         tiny_vit.jit(m.apply)(variables, x).logits
