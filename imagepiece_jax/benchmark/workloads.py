@@ -224,13 +224,12 @@ def make_training_step(
     Returns (step, make_state, model, teacher model or None): functions step(state,
         batch, teacher variables) and make_state(model variables).
     """
-    method = run.reduction.method
     model = run.create_train_model(run.epochs - 1)
     lr_schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH)
     teacher_model = None
     teacher = None
-    if method.needs_teacher or run.distill.is_active:  # a teacher of the student's size
-        head_only = not method.needs_teacher
+    if run.needs_teacher:  # a teacher of the student's size
+        head_only = not run.reduction.method.needs_teacher
         teacher_model = run.create_dense().with_execution(
             drop_path_rate=0.0, head_only=head_only
         )

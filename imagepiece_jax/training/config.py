@@ -179,6 +179,11 @@ class RunConfig:
         """Peak learning rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
         return self.lr * self.batch_size / REFERENCE_BATCH
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss compares the model with a teacher."""
+        return self.reduction.method.needs_teacher or self.distill.is_active
+
     def create_model(self) -> "ViT":
         """Create the evaluation model."""
         return self._create_model(self.reduction)

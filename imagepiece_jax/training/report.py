@@ -50,14 +50,12 @@ def training_flop(
     teacher_macs: the teacher's MACs per image; None: a run's teacher is the dense model
     """
     if teacher_macs is None:
-        teacher_macs = 0
-        if run.reduction.method.needs_teacher or run.distill.is_active:
-            teacher_macs = model_macs(run.create_dense())
-    steps = find_run_length(run, images)
+        teacher_macs = model_macs(run.create_dense()) if run.needs_teacher else 0
+    length = find_run_length(run, images)
     # A step is a forward pass, a backward pass of twice its cost, and the teacher's
     # forward pass.
-    macs = TRAINING_MACS * sum(macs_by_epoch(run)) + steps.epochs * teacher_macs
-    return 2.0 * steps.steps_per_epoch * run.batch_size * macs
+    macs = TRAINING_MACS * sum(macs_by_epoch(run)) + length.epochs * teacher_macs
+    return 2.0 * length.steps_per_epoch * run.batch_size * macs
 
 
 def describe_dry_run(run: "Run") -> str:
@@ -66,9 +64,9 @@ def describe_dry_run(run: "Run") -> str:
     data = run.setup.data
     length = data.length
     print_line("compiling the training step, which takes minutes on a few CPU cores")
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     program = run.compile_step(length.epochs - 1)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     # One device's copy.
     state = parallel.unreplicate(run.state)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6

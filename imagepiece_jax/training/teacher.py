@@ -81,9 +81,8 @@ def create_teacher(
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.
     """
-    is_needed = run.reduction.method.needs_teacher or run.distill.is_active
-    check_teacher_settings(run, is_needed)
-    vit = initial.teacher_weights if is_needed else None
+    check_teacher_settings(run)
+    vit = initial.teacher_weights
     if vit is None:
         return None, None
     setting = f"config.teacher.weights {run.teacher.weights}"
@@ -105,16 +104,16 @@ def create_teacher(
     return Teacher(model, dense.config.mean, dense.config.std), variables
 
 
-def check_teacher_settings(run: RunConfig, is_needed: bool) -> None:
+def check_teacher_settings(run: RunConfig) -> None:
     """Raise InputError for a missing or unused teacher."""
-    if is_needed and not run.teacher.weights:
+    if run.needs_teacher and not run.teacher.weights:
         needed_by = f"config.reduction={run.reduction.name}"
         if run.distill.is_active:
             needed_by = f"config.distill.kind={run.distill.kind}"
         raise InputError(
             f"config.teacher.weights is empty, but {needed_by} needs a teacher"
         )
-    if run.teacher.weights and not is_needed:
+    if run.teacher.weights and not run.needs_teacher:
         raise InputError(
             f"config.teacher.weights is {run.teacher.weights!r}, but nothing learns "
             "from a teacher; leave it empty, or set config.distill.kind to soft or hard"
