@@ -217,13 +217,12 @@ class RunConfig:
         log_reduction(self.reduction, run.create_model())
         return run
 
-    def fill_preprocessing(self, config: "ViTConfig") -> "RunConfig":
-        """Fill empty normalization and crop fields from the model `config`."""
+    def fill_preprocessing(self, trained: "ViTConfig") -> "RunConfig":
+        """Fill empty normalization and crop fields from trained weights' config."""
         model = self.model
         data = self.data
-        images = config.preprocessing
         if model.mean is None:
-            model = dataclasses.replace(model, mean=config.mean, std=config.std)
+            model = dataclasses.replace(model, mean=trained.mean, std=trained.std)
         if data.eval_crop is None and data.resize != "none":
             # The weights give the whole crop, so no part of it may be given alone.
             for field in ("crop_mode", "interpolation", "rule"):
@@ -234,12 +233,13 @@ class RunConfig:
                         f"config.data.{name} is {value!r}, but config.data.eval_crop "
                         "is empty, so the weights decide the crop; give eval_crop, too"
                     )
+            preprocessing = trained.preprocessing
             data = dataclasses.replace(
                 data,
-                eval_crop=images.crop,
-                eval_crop_mode=images.crop_mode,
-                eval_interpolation=images.interpolation,
-                eval_rule=images.rule,
+                eval_crop=preprocessing.crop,
+                eval_crop_mode=preprocessing.crop_mode,
+                eval_interpolation=preprocessing.interpolation,
+                eval_rule=preprocessing.rule,
             )
         return dataclasses.replace(self, model=model, data=data)
 

@@ -55,12 +55,12 @@ def check_training(run: RunConfig, placement: Placement) -> None:
         )
     # Raises for a batch that does not split over devices and micro-batches.
     placement.sample_positions(run.batch_size)
-    micro = run.batch_size // run.grad_accum_steps
+    micro_batch_size = run.batch_size // run.grad_accum_steps
     mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
-    if mixes and micro % 2:
+    if mixes and micro_batch_size % 2:
         raise InputError(
-            f"config.batch_size is {run.batch_size}, which makes micro-batches "
-            f"of {micro}; they must be even, as mixup and cutmix pair images"
+            f"config.batch_size is {run.batch_size}, which makes micro-batches of "
+            f"{micro_batch_size}; they must be even, as mixup and cutmix pair images"
         )
 
 
@@ -96,9 +96,9 @@ class RunData:
         preprocessing = run.vit_config.preprocessing
         self.train = open_images(run, "train", dry_run)
         self.val = open_images(run, "val", dry_run)
-        data = run.data.name
+        name = run.data.name
         # Both splits must have the same classes, by name.
-        check_classes(self.train.class_names, data, self.val.class_names, data)
+        check_classes(self.train.class_names, name, self.val.class_names, name)
         # At most the validation set, as a multiple of the devices.
         batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
         # An image size that does not fit shows here, not in the first step.
@@ -130,9 +130,9 @@ class RunData:
     def check_space(self) -> None:
         """Raise InputError if shared memory cannot hold training plus evaluation."""
         train_batches = self.train_batches(steps=range(self.length.steps))
-        needed = worker_pool.shared_bytes(train_batches, *self.readers)
-        needed += worker_pool.shared_bytes(self.val_batches, *self.readers)
-        worker_pool.check_shared_memory(needed)
+        needed_bytes = worker_pool.shared_bytes(train_batches, *self.readers)
+        needed_bytes += worker_pool.shared_bytes(self.val_batches, *self.readers)
+        worker_pool.check_shared_memory(needed_bytes)
 
     @property
     def image_counts(self) -> list[int]:
