@@ -48,8 +48,8 @@ class StepWriter:
             multiprocessing_options=_single_process_options(jax.process_index()),
         )
         logging.get_absl_logger().addFilter(_is_not_raised)
-        self._loops = contextlib.ExitStack()
-        self._loops.enter_context(_patient_event_loops())
+        self._contexts = contextlib.ExitStack()
+        self._contexts.enter_context(_patient_event_loops())
         self._manager = ocp.CheckpointManager(folder, options=manager_options)
 
     def steps(self) -> list[int]:
@@ -76,7 +76,7 @@ class StepWriter:
 
     def close(self) -> None:
         """Wait, then stop the writing threads."""
-        with self._loops:
+        with self._contexts:
             self._manager.close()
 
 

@@ -53,7 +53,7 @@ def exchange_values(value: Any) -> list:
     return [message["value"] for message in messages]
 
 
-def decided_by_main(decide: Callable[[], Any]) -> Any:
+def share_main_decision(decide: Callable[[], Any]) -> Any:
     """Call `decide()` in process 0 and return its JSON value in every process."""
     # Decisions about shared files belong here: for a while, processes may see different
     # states of a network file system.
@@ -94,7 +94,7 @@ def check_same_values(values: dict) -> None:
                 )
 
 
-def max_over_processes() -> Callable[[int], int]:
+def make_max_over_processes() -> Callable[[int], int]:
     """Return a function from an int to its maximum over all processes.
 
     All processes must call it the same number of times. A single process gets its own
@@ -295,17 +295,17 @@ def sum_over_devices(tree: PyTree) -> PyTree:
 
 
 def micro_batch_positions(
-    micro_batch_size: int, index: Int[Array, ""]
+    micro_batch_size: int, micro_batch_index: Int[Array, ""]
 ) -> Int[Array, " {micro_batch_size}"]:
     """This device's positions in the global batch, inside `pmap`.
 
     micro_batch_size: images on this device
-    index: micro-batch number
+    micro_batch_index: micro-batch number
     """
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
     samples = device_samples(micro_batch_size * num_devices, num_devices)
     own_samples = jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]
-    return index * (micro_batch_size * num_devices) + own_samples
+    return micro_batch_index * (micro_batch_size * num_devices) + own_samples
 
 
 def reverse_batch(tree: PyTree) -> PyTree:

@@ -119,8 +119,8 @@ def _part_macs(model: ViT) -> list[float]:
         block_costs.append(
             block_macs(model, block_plan) + reducer_macs(model, block_plan)
         )
-    num_heads = 2 if arch.dist_token else 1
-    head_cost = num_heads * width * config.num_classes
+    num_classifiers = 2 if arch.dist_token else 1
+    head_cost = num_classifiers * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
         num_pooled = model.plan[-1].mlp_tokens
         if not arch.pool_include_prefix:

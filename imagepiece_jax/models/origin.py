@@ -41,10 +41,8 @@ class Origin:
         """The weights' name in messages, such as "run runs/a"."""
         if self.path is None:
             return f"the {self.kind}"
-        path = self.path
-        if "/" in self.name:
-            path = f"hf://{self.name}"
-        return f"{self.kind} {path}"
+        location = f"hf://{self.name}" if "/" in self.name else self.path
+        return f"{self.kind} {location}"
 
     def with_untrained(self, params: Mapping[str, Any], parts: Iterable[str]) -> Self:
         """The same origin with more untrained parts, which have random values."""

@@ -83,7 +83,7 @@ class Pretrained:
         Its prop_attn is set only if it differs from the method's and model's default.
         """
         reduction = self.model.reduction or DENSE_REDUCTION
-        has_steps = any(layer.step for layer in self.model.plan)
+        has_steps = any(block_plan.step for block_plan in self.model.plan)
         return None if has_steps and reduction == DENSE_REDUCTION else reduction
 
     def known_reduction(self) -> Reduction:

@@ -169,7 +169,7 @@ class Recovery:
     def log_unrecovered(self, model: ViT, label: str) -> None:
         """Log that a reduced model, called `label`, was not recovered."""
         # Recovered values fit only their own variant.
-        is_reduced = any(layer.counts for layer in model.plan)
+        is_reduced = any(block_plan.counts for block_plan in model.plan)
         if not is_reduced or self.variant_for(model) or not parallel.is_main():
             return
         log.info(f"{label}: not recovered, so it has the dense model's values")

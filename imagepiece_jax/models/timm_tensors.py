@@ -266,9 +266,9 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
         stack = _STACKED_LETTERS.get(modules[-2], "")
     if modules and modules[-1] in tuple(stack):
         projection = modules.pop()
-        key_bias = f"{key.rsplit('/', 2)[0]}/k/bias"
+        key_bias_path = f"{key.rsplit('/', 2)[0]}/k/bias"
         # BEiT has no key bias, so its other biases are tensors of their own: q_bias.
-        if leaf_name == "bias" and key_bias not in leaves:
+        if leaf_name == "bias" and key_bias_path not in leaves:
             leaf_name = f"{projection}_bias"
         else:
             stack_index = stack.index(projection)
@@ -316,8 +316,8 @@ def _check_tensors(
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
         if name not in model_names and not is_in_parts(path, fresh_parts):
-            shape = f"of shape {tensor.shape}"
-            problem = f"{shape} is left over, this model has no such part"
+            problem = f"of shape {tensor.shape} is left over, "
+            problem += "this model has no such part"
             problems.append((path, name, problem))
     for entry in needed_entries:
         path, name, *_, shape = entry

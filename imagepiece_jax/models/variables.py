@@ -54,18 +54,18 @@ def variable_shapes(model: "ViT") -> dict[str, Any]:
     for collection, collection_shapes in block_shapes.items():
         shapes[collection] = {}
         for name, part_shapes in collection_shapes.items():
-            names = [name]
+            copy_names = [name]
             if name == "blocks_0":
-                names = [f"blocks_{i}" for i in range(model.depth)]
-            for copy_name in names:
+                copy_names = [f"blocks_{i}" for i in range(model.depth)]
+            for copy_name in copy_names:
                 shapes[collection][copy_name] = _copy_dicts(part_shapes)
     shapes_by_reducer = {}
-    for index, layer in enumerate(model.plan):
-        reducer = layer.reducer
+    for index, block_plan in enumerate(model.plan):
+        reducer = block_plan.reducer
         if not isinstance(reducer, nn.Module):
             continue
         if reducer not in shapes_by_reducer:
-            shapes_by_reducer[reducer] = _reducer_shapes(model, layer)
+            shapes_by_reducer[reducer] = _reducer_shapes(model, block_plan)
         for collection, collection_shapes in shapes_by_reducer[reducer].items():
             shapes[collection][f"reducer_{index}"] = _copy_dicts(collection_shapes)
     return shapes
@@ -76,11 +76,11 @@ def _copy_dicts(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
-def _reducer_shapes(model: "ViT", layer: BlockPlan) -> Mapping[str, Any]:
+def _reducer_shapes(model: "ViT", block_plan: BlockPlan) -> Mapping[str, Any]:
     """Shapes and dtypes of the variables of a BlockPlan's reducer."""
-    reducer = layer.reducer
-    patches = layer.mlp_tokens - model.config.arch.prefix
-    counts = layer.counts or StepCounts(patches, patches)
+    reducer = block_plan.reducer
+    num_patches = block_plan.mlp_tokens - model.config.arch.prefix
+    counts = block_plan.counts or StepCounts(num_patches, num_patches)
 
     def init(key: jax.Array) -> Mapping[str, Any]:
         inputs = contract.random_inputs(

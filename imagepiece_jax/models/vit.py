@@ -88,7 +88,7 @@ class ViT(nn.Module):
     @property
     def has_selectors(self) -> bool:
         """Whether a reducer has parameters, so it learns its selection."""
-        return any(isinstance(layer.reducer, nn.Module) for layer in self.plan)
+        return any(isinstance(plan.reducer, nn.Module) for plan in self.plan)
 
     @nn.nowrap
     def with_execution(self, **changes: Any) -> "ViT":

@@ -147,4 +147,4 @@ class RunData:
             with announced_work("making a digest of the data"):
                 return [self.train.digest, self.val.digest]
 
-        return parallel.decided_by_main(read_images)
+        return parallel.share_main_decision(read_images)

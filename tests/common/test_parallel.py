@@ -50,7 +50,7 @@ def test_one_device_is_a_special_case_of_many():
     assert (jax.process_index(), jax.process_count()) == (0, 1)
     assert parallel.is_main()
     assert parallel.gather_texts("alone") == ["alone"]
-    highest = parallel.max_over_processes()
+    highest = parallel.make_max_over_processes()
     assert [highest(number) for number in (0, 15, 0)] == [0, 15, 0]
 
 
@@ -136,7 +136,7 @@ def check_process(process, port):
         parallel.forget_programs()  # as where a rate warms up
         check_round_trip(devices=2, everywhere=4)
         # One process asks in its second call: both know after their third.
-        highest = parallel.max_over_processes()
+        highest = parallel.make_max_over_processes()
         asked = [highest(15 * process * (call > 0)) for call in range(4)]
         assert asked == [0, 0, 15, 15]
         assert parallel.gather_texts(("ä" * 3, "")[process]) == ["äää", ""]
@@ -168,7 +168,7 @@ def check_agreement(process):
     execution.attention_impl = ("cudnn", "xla")[process]
     with refused("attention as ", " is xla on process 1, but cudnn"):
         settings()
-    assert parallel.decided_by_main(lambda: {"process": process}) == {"process": 0}
+    assert parallel.share_main_decision(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
     check_same_start(0, arrays)

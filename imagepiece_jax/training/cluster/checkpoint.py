@@ -157,9 +157,9 @@ class Checkpoints:
         # Process 0 decides: a network file system may show processes different files.
         if parallel.is_main():
             arrays, meta, step = checksums.read_newest_step(folder, choose)
-            parallel.decided_by_main(lambda: step)
+            parallel.share_main_decision(lambda: step)
         else:  # another process reads the same step
-            step = parallel.decided_by_main(lambda: None)
+            step = parallel.share_main_decision(lambda: None)
             arrays, meta, _ = checksums.read_newest_step(folder, choose, [step])
         leaves = [arrays[name] for name in abstract_leaves]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)

@@ -75,7 +75,7 @@ def joined_cluster(
             check_gpus()
             # CPU devices must connect within 30 seconds. They connect here, before a
             # process compiles.
-            parallel.max_over_processes()(0)
+            parallel.make_max_over_processes()(0)
         else:
             stack.close()
         try:

@@ -66,11 +66,13 @@ class Keeper:
         self._data = data
         self._dry_run = dry_run
         self._checkpoints = Checkpoints(workdir, config.keep_every_steps)
-        self._request = StopRequest(parallel.max_over_processes())
+        self._request = StopRequest(parallel.make_max_over_processes())
         self._saved_step = 0  # the last saved step; at first, the step to resume from
         self.find_saved_step = self._checkpoints.find_latest_step
         # Whether the run has a checkpoint; process 0 looks.
-        self.has_checkpoint = parallel.decided_by_main(self.find_saved_step) is not None
+        self.has_checkpoint = (
+            parallel.share_main_decision(self.find_saved_step) is not None
+        )
 
     def begin_run(
         self, state: PyTree, teacher_variables: PyTree, teacher_record: dict | None

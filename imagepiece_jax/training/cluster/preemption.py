@@ -26,7 +26,7 @@ class StopRequest(contextlib.ExitStack):
     then a Ctrl-C after the first signal ends the process at once.
 
     agree: function from this process's signal, or 0, to the signal of all processes;
-        see `parallel.max_over_processes`
+        see `parallel.make_max_over_processes`
     """
 
     def __init__(self, agree: Callable[[int], int] = int) -> None:
