@@ -119,8 +119,10 @@ def compare_with_dense_file(
     files = {"file": out, "dense": dense}
     programs = {name: open_program(file, CARD_THREADS) for name, file in files.items()}
     batch_size = programs["file"].batch_size or 1
-    times = time_programs(programs, images.compared[:batch_size])
-    outputs = compute_card_outputs(programs, images.compared)
+    pixels = images.compared
+    # Images are repeated if a batch takes more than there are.
+    times = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
+    outputs = compute_card_outputs(programs, pixels)
     megabytes = {}
     for name, file in files.items():
         megabytes[name] = sum(f.stat().st_size for f in program_files(file)) / 1e6

@@ -201,6 +201,14 @@ def test_numbers_have_no_directions(tmp_path, problem_type, classes):
     assert facts["card"]["fidelity"]["file"].keys() == {figure}
 
 
+def test_a_batch_may_be_larger_than_the_compared_images(tmp_path):
+    vit = tiny_vit.pretrained(depth=1)
+    pixels = small_photographs.pixels_of(30)
+    out = imagepiece_jax.export(vit, tmp_path, images=pixels, batch_size=31)
+    card = json.loads(out.with_name(f"{out.name}.json").read_text())["card"]
+    assert len(card["images"]) < card["batch_size"] == 31
+
+
 def test_a_page_has_a_section_for_every_file(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     pixels = small_photographs.pixels_of(30)
