@@ -36,9 +36,10 @@ def estimate_accuracy(is_right: Bool[np.ndarray, " images"]) -> Estimate:
     center = (share + squared_z / (2 * n)) / scale
     variance = share * (1 - share) / n + squared_z / (4 * n**2)
     half_width = NORMAL_QUANTILE * math.sqrt(variance) / scale
-    # Rounding must not put an end on the other side of the share.
-    ends = (min(share, center - half_width), max(share, center + half_width))
-    return Estimate(100 * share, *(100 * end for end in ends))
+    # Rounding must not put an end on the other side of the share, nor outside 0..100.
+    low = max(0.0, min(share, center - half_width))
+    high = min(1.0, max(share, center + half_width))
+    return Estimate(100 * share, 100 * low, 100 * high)
 
 
 def paired_difference(

@@ -26,6 +26,15 @@ def test_accuracy_has_wilsons_interval(right, wrong, low, high):
     np.testing.assert_allclose(found[1:], 100 * np.array(theirs), atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [7, 9, 14, 17, 18])
+def test_an_accuracys_interval_stays_between_0_and_100(count):
+    """Rounding alone gave a low end of -1e-15, printed as -0.0."""
+    none_right = statistics.estimate_accuracy(np.zeros(count, bool))
+    all_right = statistics.estimate_accuracy(np.ones(count, bool))
+    assert none_right.low == 0
+    assert all_right.high == 100
+
+
 def pair(both, gained, lost, neither):
     """Answers of two models with these counts in the 2 x 2 table."""
     counts = (both, gained, lost, neither)
