@@ -51,8 +51,8 @@ def attention_map(
     mask: 1 for live tokens, 0 for masked tokens; differentiable
     """
     num_tokens = key.shape[1]
-    wide = jnp.float32
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+    dtype = jnp.float32
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=dtype)
     logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, None, None, :]
@@ -62,8 +62,8 @@ def attention_map(
     # no gradient.
     max_logit = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     is_itself = jnp.eye(query.shape[1], num_tokens, dtype=jnp.float32)[None]
-    visible = is_itself + (1 - is_itself) * mask.astype(jnp.float32)[:, None, :]
-    attention = jnp.exp(logits - max_logit) * visible[:, None]
+    visibility = is_itself + (1 - is_itself) * mask.astype(jnp.float32)[:, None, :]
+    attention = jnp.exp(logits - max_logit) * visibility[:, None]
     attention_sum = jnp.sum(attention, axis=-1, keepdims=True)
     return (attention + eps / num_tokens) / (attention_sum + eps)
 
@@ -119,18 +119,18 @@ def attention_columns(
     query: TokenHeads,
     key: TokenHeads,
     key_bias: TokenValues | None = None,
-    live: TokenValues | None = None,
+    live_mask: TokenValues | None = None,
 ) -> TokenValues:
     """Mean received attention per token, over heads and queries, in float32.
 
-    live: 1 for queries that count, 0 for masked queries; None: all count
+    live_mask: 1 for queries that count, 0 for masked queries; None: all count
     """
     # This score needs the full N x N matrix (Marin et al. 2023, Token Pooling).
     attention = attention_map(query, key, key_bias)
-    if live is None:
+    if live_mask is None:
         return jnp.mean(attention, axis=(1, 2))
-    from_live = jnp.mean(attention, axis=1) * live[:, :, None]
-    return jnp.sum(from_live, axis=1) / jnp.sum(live, axis=1, keepdims=True)
+    live_attention = jnp.mean(attention, axis=1) * live_mask[:, :, None]
+    return jnp.sum(live_attention, axis=1) / jnp.sum(live_mask, axis=1, keepdims=True)
 
 
 # Forms: a fused kernel without an N x N matrix. cuDNN's wants a whole bias, and JAX
@@ -221,8 +221,8 @@ def _odd_length_forward(
     length = key.shape[1]
 
     def attend_padded(*operands: jax.Array | None) -> jax.Array:
-        padded = jax.tree.map(lambda x: pad_tokens(x, length + 1), operands)
-        query, key, value, key_bias = padded
+        padded_operands = jax.tree.map(lambda x: pad_tokens(x, length + 1), operands)
+        query, key, value, key_bias = padded_operands
         out = _fused_attention(query, key, value, key_bias, "cudnn", length)
         return out[:, :length]
 
@@ -284,30 +284,30 @@ def dot_product_attention(
 
 
 def resolve_backend(
-    requested: str,
+    requested_backend: str,
     dtype: np.dtype | str,
     head_dim: int = 64,
     device: jax.Device | None = None,
 ) -> Backend:
     """Choose the attention kernel for a device, "xla" or "cudnn".
 
-    requested: in ATTENTION_BACKENDS; "auto" is cuDNN's fused attention where it runs
+    requested_backend: in ATTENTION_BACKENDS; "auto" is "cudnn" where it runs
     device: None: this process's first
     Raises InputError if "cudnn" is requested but cannot run.
     """
-    if requested == "xla":
-        return requested
+    if requested_backend == "xla":
+        return requested_backend
     device = device or jax.local_devices()[0]
-    reason = _unmet_requirement(device, jnp.dtype(dtype), head_dim)
-    if requested == "cudnn" and reason:
+    reason = _find_unmet_requirement(device, jnp.dtype(dtype), head_dim)
+    if requested_backend == "cudnn" and reason:
         raise InputError(f"attention is 'cudnn', which needs {reason}")
     return "xla" if reason else "cudnn"
 
 
-def _unmet_requirement(
+def _find_unmet_requirement(
     device: jax.Device, dtype: np.dtype, head_dim: int
 ) -> str | None:
-    """The unmet requirement of cuDNN's attention, in words; None if it runs."""
+    """Word the unmet requirement of cuDNN's attention; None if it runs."""
     try:
         capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # no GPU; AMD's capabilities are names

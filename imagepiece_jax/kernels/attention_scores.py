@@ -43,27 +43,27 @@ def mean_attention(
 
 @onnx_op
 def mean_query(
-    query: TokenHeads, live: TokenValues | None = None
+    query: TokenHeads, live_mask: TokenValues | None = None
 ) -> Float[Array, "batch 1 heads head_dim"]:
     """Average the queries of all tokens, prefix included, in float32.
 
-    live: 1 for live tokens and 0 for masked tokens; None: all live
+    live_mask: 1 for live tokens and 0 for masked tokens; None: all live
     """
     query = query.astype(jnp.float32)
-    if live is None:
+    if live_mask is None:
         return jnp.mean(query, axis=1)[:, None]
-    live = live[:, :, None, None]
-    query_sum = jnp.sum(live * query, axis=1, keepdims=True)
-    return query_sum / jnp.sum(live, axis=1, keepdims=True)
+    live_mask = live_mask[:, :, None, None]
+    query_sum = jnp.sum(live_mask * query, axis=1, keepdims=True)
+    return query_sum / jnp.sum(live_mask, axis=1, keepdims=True)
 
 
 @onnx_op
 def class_and_mean_queries(
-    query: TokenHeads, live: TokenValues | None = None
+    query: TokenHeads, live_mask: TokenValues | None = None
 ) -> Float[Array, "batch 2 heads head_dim"]:
     """The class token's query and the `mean_query`."""
     class_query = query[:, :1].astype(jnp.float32)
-    return jnp.concatenate([class_query, mean_query(query, live)], axis=1)
+    return jnp.concatenate([class_query, mean_query(query, live_mask)], axis=1)
 
 
 def attention_row(

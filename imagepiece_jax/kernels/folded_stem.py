@@ -30,21 +30,21 @@ class FoldedStem(nn.Module):
     def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         x = images
         p = self.patch_size
-        conv = functools.partial(_Convolution, self.dtype)
+        make_convolution = functools.partial(_Convolution, self.dtype)
         if not self.widths:
             # The reshape needs no copy, and a convolution over p rows spares a GPU
             # from putting the patches in order.
             batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
-            return conv(self.embed_dim, (p, 1), (p, 1), name="proj")(x)
+            return make_convolution(self.embed_dim, (p, 1), (p, 1), name="proj")(x)
         # A GPU computes bias and ReLU in the convolution's kernel.
         for i, width in enumerate(self.widths):
             if i == 0 and self.pixels_per_position > 1:
                 x = self._convolve_joined(x, width)
             else:
-                x = conv(width, (3, 3), (2, 2), 1, name=f"conv_{i}")(x)
+                x = make_convolution(width, (3, 3), (2, 2), 1, name=f"conv_{i}")(x)
             x = nn.relu(x)
-        return conv(self.embed_dim, (1, 1), (1, 1), name="proj")(x)
+        return make_convolution(self.embed_dim, (1, 1), (1, 1), name="proj")(x)
 
     def _convolve_joined(
         self, x: PixelRows, out_channels: int
@@ -54,8 +54,8 @@ class FoldedStem(nn.Module):
         pixels = self.pixels_per_position
         batch, height, width, channels = x.shape
         x = x.reshape(batch, height, width // pixels, pixels * channels)
-        sizes = (pixels // 2 * out_channels, (3, 3), (2, 1), 1)
-        x = _Convolution(self.dtype, *sizes, name="conv_0")(x)
+        conv_fields = (pixels // 2 * out_channels, (3, 3), (2, 1), 1)
+        x = _Convolution(self.dtype, *conv_fields, name="conv_0")(x)
         return x.reshape(batch, height // 2, width // 2, out_channels)
 
 
@@ -122,22 +122,22 @@ def _fold_convolutions(
     pixels_per_position: int,
 ) -> dict[str, Any]:
     """Multiply batch norms into kernel and bias of the convolution before them."""
-    folded = {}
+    folded_params = {}
     float32_epsilon = jax.device_put(np.float32(epsilon))
-    for name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
-        conv = name.replace("norm", "conv")
-        scale = params[name]["scale"]
+    for norm_name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
+        conv_name = norm_name.replace("norm", "conv")
+        scale = params[norm_name]["scale"]
         scale = scale / jnp.sqrt(mean_and_variance["var"] + float32_epsilon)
-        kernel = params[conv]["kernel"] * _broadcast_channels(scale)
-        bias = params[name]["bias"] - mean_and_variance["mean"] * scale
-        folded[conv] = _convolution_params(kernel, bias)
+        kernel = params[conv_name]["kernel"] * _broadcast_channels(scale)
+        bias = params[norm_name]["bias"] - mean_and_variance["mean"] * scale
+        folded_params[conv_name] = _convolution_params(kernel, bias)
     # More pixels per position mean more than three input channels, and more results
     # at once.
     if pixels_per_position > 1:
-        first = folded["conv_0"]
-        kernel, bias = join_pixels(first["kernel"], first["bias"], pixels_per_position)
-        folded["conv_0"] = {"kernel": kernel, "bias": bias}
-    return folded | {"proj": _convolution_params(**params["proj"])}
+        conv = folded_params["conv_0"]
+        kernel, bias = join_pixels(conv["kernel"], conv["bias"], pixels_per_position)
+        folded_params["conv_0"] = {"kernel": kernel, "bias": bias}
+    return folded_params | {"proj": _convolution_params(**params["proj"])}
 
 
 def join_pixels(
@@ -159,12 +159,12 @@ def join_pixels(
     out_channels, _, _, channels = kernel.shape
     num_results = pixels // 2
     shape = (num_results, out_channels, 3, 3 * pixels, channels)
-    wide = jnp.zeros(shape, kernel.dtype)
-    for index in range(num_results):
-        first_pixel = pixels - 1 + 2 * index
-        wide = wide.at[index, :, :, first_pixel : first_pixel + 3].set(kernel)
-    wide = wide.reshape(num_results * out_channels, 3, 3, pixels * channels)
-    return wide, jnp.tile(bias, num_results)
+    wide_kernel = jnp.zeros(shape, kernel.dtype)
+    for result in range(num_results):
+        start = pixels - 1 + 2 * result
+        wide_kernel = wide_kernel.at[result, :, :, start : start + 3].set(kernel)
+    wide_kernel = wide_kernel.reshape(-1, 3, 3, pixels * channels)
+    return wide_kernel, jnp.tile(bias, num_results)
 
 
 def _convolution_params(

@@ -17,14 +17,14 @@ CUBIC_FACTOR = 0.044715
 
 def plain_gelu(x: Float[Array, " *dims"], variant: str) -> Float[Array, " *dims"]:
     """x Phi(x) in float32."""
-    wide = x.astype(jnp.float32)
+    x32 = x.astype(jnp.float32)
     if variant == "tanh":
-        share = 0.5 * (1 + jnp.tanh(TANH_FACTOR * (wide + CUBIC_FACTOR * wide**3)))
+        phi = 0.5 * (1 + jnp.tanh(TANH_FACTOR * (x32 + CUBIC_FACTOR * x32**3)))
     elif variant == "quick":
-        share = jax.nn.sigmoid(QUICK_GELU_FACTOR * wide)
+        phi = jax.nn.sigmoid(QUICK_GELU_FACTOR * x32)
     else:
-        share = _normal_cdf(wide)
-    return (wide * share).astype(x.dtype)
+        phi = _normal_cdf(x32)
+    return (x32 * phi).astype(x.dtype)
 
 
 def _normal_cdf(x: Float[Array, " *dims"]) -> Float[Array, " *dims"]:
@@ -47,18 +47,18 @@ def _gelu_gradient(
     variant: str, x: Float[Array, " *dims"], gradient: Float[Array, " *dims"]
 ) -> tuple[Float[Array, " *dims"]]:
     """The gradient of x: (Phi(x) + x Phi'(x)) times the result's gradient."""
-    wide = x.astype(jnp.float32)
+    x32 = x.astype(jnp.float32)
     if variant == "tanh":
         # x sigmoid(2 u)
-        share = jax.nn.sigmoid(2 * TANH_FACTOR * (wide + CUBIC_FACTOR * wide**3))
-        slope = 2 * TANH_FACTOR * (1 + 3 * CUBIC_FACTOR * wide**2)
-        derivative = share + wide * share * (1 - share) * slope
+        phi = jax.nn.sigmoid(2 * TANH_FACTOR * (x32 + CUBIC_FACTOR * x32**3))
+        slope = 2 * TANH_FACTOR * (1 + 3 * CUBIC_FACTOR * x32**2)
+        derivative = phi + x32 * phi * (1 - phi) * slope
     elif variant == "quick":
-        share = jax.nn.sigmoid(QUICK_GELU_FACTOR * wide)
-        derivative = share + QUICK_GELU_FACTOR * wide * share * (1 - share)
+        phi = jax.nn.sigmoid(QUICK_GELU_FACTOR * x32)
+        derivative = phi + QUICK_GELU_FACTOR * x32 * phi * (1 - phi)
     else:
-        density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
-        derivative = _normal_cdf(wide) + wide * density
+        density = jnp.exp(-0.5 * x32**2) / math.sqrt(2 * math.pi)
+        derivative = _normal_cdf(x32) + x32 * density
     d_x = gradient.astype(jnp.float32) * derivative
     return (d_x.astype(x.dtype),)
 

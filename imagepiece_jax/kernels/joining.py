@@ -45,11 +45,12 @@ def find_partners(
     column = jax.lax.broadcasted_iota(jnp.int32, similarity.shape, 2)
     tokens = jnp.broadcast_to(tokens[:, None, :], similarity.shape)
     start = (jnp.int32(-(2**31)), jnp.int32(2**31 - 1), jnp.int32(0))
-    best, _, partner = _first_largest((order_key(similarity), column, tokens), start)
-    return best, partner
+    arrays = (order_key(similarity), column, tokens)
+    best_key, _, partner = _find_first_largest(arrays, start)
+    return best_key, partner
 
 
-def _first_largest(
+def _find_first_largest(
     arrays: Sequence[jax.Array], start: Sequence[jax.Array]
 ) -> Sequence[jax.Array]:
     """Per row, the tuple with the largest first entry, in one pass over `arrays`.
@@ -57,11 +58,11 @@ def _first_largest(
     Of equal first entries, the smallest second entry wins.
     """
 
-    def larger(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
+    def pick_larger(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
         a_wins = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
         return tuple(jnp.where(a_wins, x, y) for x, y in zip(a, b, strict=True))
 
-    return jax.lax.reduce(arrays, start, larger, (2,))
+    return jax.lax.reduce(arrays, start, pick_larger, (2,))
 
 
 @onnx_op
@@ -96,13 +97,13 @@ def join_kept(
     slots = jnp.broadcast_to(order[:, None, :], similarity.shape)
     similarity = jnp.where(jnp.isnan(similarity), -3.0, similarity)
     if is_reference():
-        best = jnp.max(similarity, axis=2)
-        is_best = similarity == best[:, :, None]
+        best_similarity = jnp.max(similarity, axis=2)
+        is_best = similarity == best_similarity[:, :, None]
         slot = jnp.min(jnp.where(is_best, slots, n_out), axis=2)
     else:
         start = (jnp.float32(-3), jnp.int32(0))
-        best, slot = _first_largest((similarity, slots), start)
-    return slot, jnp.minimum(best, 1.0)
+        best_similarity, slot = _find_first_largest((similarity, slots), start)
+    return slot, jnp.minimum(best_similarity, 1.0)
 
 
 def join_ranked(
@@ -126,12 +127,12 @@ def join_ranked(
         # One product of all pairs gathers no tokens.
         return *_join_by_all_pairs(x, order, n_out, num_used, size, all_x), None
     ranked_tokens = invert_order(order, order.shape[1])
-    kept = ranked_tokens[:, :n_out]
-    joining = ranked_tokens[:, n_out:num_used]
+    kept_tokens = ranked_tokens[:, :n_out]
+    joining_tokens = ranked_tokens[:, n_out:num_used]
     if num_used == n_out:  # no token merges, so arrays would be empty
         slot_of_token = jnp.where(order < n_out, order, DROPPED)
-        return slot_of_token, size, SlotIndex.one_token_each(kept)
-    return _join_gathered(x, order, kept, joining, size)
+        return slot_of_token, size, SlotIndex.one_token_each(kept_tokens)
+    return _join_gathered(x, order, kept_tokens, joining_tokens, size)
 
 
 def _join_by_all_pairs(
@@ -155,31 +156,34 @@ def _join_by_all_pairs(
 def _join_gathered(
     x: TokenRows,
     order: TokenIndices,
-    kept: Int32[Array, "batch slots"],
-    joining: Int32[Array, "batch joining"],
+    kept_tokens: Int32[Array, "batch slots"],
+    joining_tokens: Int32[Array, "batch joining"],
     size: TokenValues,
 ) -> tuple[TokenIndices, TokenValues, SlotIndex]:
     """`join_ranked` by a product of the kept and the joining tokens alone."""
     x = unit_vectors(x)
-    similarity = dot_products(gather_rows(x, joining), gather_rows(x, kept))
-    slots = jnp.arange(kept.shape[1], dtype=jnp.int32)[None]
+    similarity = dot_products(
+        gather_rows(x, joining_tokens), gather_rows(x, kept_tokens)
+    )
+    slots = jnp.arange(kept_tokens.shape[1], dtype=jnp.int32)[None]
     _, target_slots = find_partners(similarity, slots)
-    index = SlotIndex(kept, joining, target_slots, gather_rows(kept, target_slots))
+    partner_tokens = gather_rows(kept_tokens, target_slots)
+    index = SlotIndex(kept_tokens, joining_tokens, target_slots, partner_tokens)
     # Slots and attention sizes of tokens by their ranks, then in token order.
-    num_dropped = order.shape[1] - kept.shape[1] - joining.shape[1]
+    num_dropped = order.shape[1] - kept_tokens.shape[1] - joining_tokens.shape[1]
     padding = ((0, 0), (0, num_dropped))
-    ranked_slots = [jnp.broadcast_to(slots, kept.shape), target_slots]
+    ranked_slots = [jnp.broadcast_to(slots, kept_tokens.shape), target_slots]
     ranked_slots = jnp.concatenate(ranked_slots, 1)
     ranked_slots = jnp.pad(ranked_slots, padding, constant_values=DROPPED)
-    joining_sizes = gather_rows(size, joining) * jnp.max(similarity, axis=-1)
-    ranked_sizes = jnp.concatenate([gather_rows(size, kept), joining_sizes], 1)
+    joining_sizes = gather_rows(size, joining_tokens) * jnp.max(similarity, axis=-1)
+    ranked_sizes = jnp.concatenate([gather_rows(size, kept_tokens), joining_sizes], 1)
     ranked_sizes = jnp.pad(ranked_sizes, padding)
     return gather_rows(ranked_slots, order), gather_rows(ranked_sizes, order), index
 
 
 def join_sides(
     ranks: Int32[Array, "batch side_a"],
-    partner: Int32[Array, "batch side_a"],
+    partner_tokens: Int32[Array, "batch side_a"],
     num_merges: int,
     first: int,
     keeps_order: bool,
@@ -190,7 +194,7 @@ def join_sides(
     Side A holds the tokens first, first + 2, ..; side B holds the rest of x.
 
     ranks: ranks of A's tokens from 0
-    partner: tokens of B
+    partner_tokens: tokens of B
     keeps_order: whether A's staying tokens keep their order; False: they are by rank
     Returns (slot_of_token, index); slots are A's staying tokens, then B's tokens.
     """
@@ -199,29 +203,29 @@ def join_sides(
     side_b = jnp.arange(1 - first, num_tokens, 2, dtype=jnp.int32)[None]
     is_merged = ranks < num_merges
     num_staying = side_a.shape[1] - num_merges
-    slot_if_staying, staying = _number_staying(
+    staying_slots, staying_numbers = _number_staying(
         ranks, is_merged, num_merges, keeps_order
     )
     # A token's number on side B is half its index. `//` would be nine operations.
-    slot_of_partner = num_staying + jax.lax.div(partner, jnp.int32(2))
+    partner_slots = num_staying + jax.lax.div(partner_tokens, jnp.int32(2))
     side_a = jnp.broadcast_to(side_a, (ranks.shape[0], side_a.size))
     side_b = jnp.broadcast_to(side_b, (ranks.shape[0], side_b.size))
-    slots_a = jnp.where(is_merged, slot_of_partner, slot_if_staying)
+    slots_a = jnp.where(is_merged, partner_slots, staying_slots)
     slots_b = num_staying + side_b // 2
-    absorbed, partner, target_slots = pick_by_rank(
-        ranks, num_merges, side_a, partner, slot_of_partner
+    absorbed_tokens, partner_tokens, target_slots = pick_by_rank(
+        ranks, num_merges, side_a, partner_tokens, partner_slots
     )
-    kept = jnp.concatenate([first + 2 * staying, side_b], axis=1)
-    index = SlotIndex(kept, absorbed, target_slots, partner)
+    kept_tokens = jnp.concatenate([first + 2 * staying_numbers, side_b], axis=1)
+    index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partner_tokens)
 
-    def by_token(a: jax.Array, b: jax.Array) -> jax.Array:
+    def interleave(a: jax.Array, b: jax.Array) -> jax.Array:
         return interleave_tokens(b, a) if first else interleave_tokens(a, b)
 
-    slot_of_token = by_token(slots_a, slots_b)
+    slot_of_token = interleave(slots_a, slots_b)
     # The same numbers by one count over all tokens, for small arrays.
     if is_latency_bound(x) and keeps_order:
-        is_staying = by_token(~is_merged, jnp.zeros_like(slots_b, bool))
-        slot_of_token = index_kept_or(is_staying, by_token(slot_of_partner, slots_b))
+        is_staying = interleave(~is_merged, jnp.zeros_like(slots_b, bool))
+        slot_of_token = index_kept_or(is_staying, interleave(partner_slots, slots_b))
     elif is_latency_bound(x):
         slot_of_token = jax.lax.optimization_barrier(slot_of_token)
     return slot_of_token, index
@@ -238,5 +242,5 @@ def _number_staying(
     if keeps_order:
         slots = index_kept_tokens(~is_merged)
         return slots, invert_order(slots, num_staying)
-    wanted = num_merges + np.arange(num_staying)
-    return ranks - num_merges, invert_order(ranks, wanted)
+    staying_ranks = num_merges + np.arange(num_staying)
+    return ranks - num_merges, invert_order(ranks, staying_ranks)

@@ -42,8 +42,8 @@ class SlotIndex:
     @classmethod
     def one_token_each(cls, kept_tokens: Int[Array, "batch slots"]) -> Self:
         """Make the index of slots with one token each."""
-        none = jnp.zeros((kept_tokens.shape[0], 0), jnp.int32)
-        return cls(kept_tokens, none, none, none)
+        no_tokens = jnp.zeros((kept_tokens.shape[0], 0), jnp.int32)
+        return cls(kept_tokens, no_tokens, no_tokens, no_tokens)
 
     @property
     def partner_slots(self) -> Int[Array, "batch groups"]:
@@ -99,8 +99,8 @@ def mix_tokens(x: AllRows, matrix: Float[Array, "batch slots tokens"]) -> Merged
     """Keep the prefix of x and mix its image tokens by a matrix."""
     num_prefix = x.shape[1] - matrix.shape[2]
     image_tokens = x[:, num_prefix:].astype(jnp.float32)
-    mixed = jnp.einsum("bon,bnd->bod", matrix, image_tokens, precision="highest")
-    return jnp.concatenate([x[:, :num_prefix], mixed.astype(x.dtype)], axis=1)
+    mixed_tokens = jnp.einsum("bon,bnd->bod", matrix, image_tokens, precision="highest")
+    return jnp.concatenate([x[:, :num_prefix], mixed_tokens.astype(x.dtype)], axis=1)
 
 
 @onnx_op
@@ -153,30 +153,31 @@ def _move_by_index(
     """
     # A slot with one token reads a row of x. A slot that absorbs tokens reads a row
     # of `group_sums`, a small array.
-    prefix = x.shape[1] - slot_of_token.shape[1]
-    slot = jnp.arange(prefix + index.kept_tokens.shape[1], dtype=jnp.int32)[None]
-    front = ((0, 0), (prefix, 0))
-    row = jnp.where(slot < prefix, slot, jnp.pad(index.kept_tokens + prefix, front))
-    single = gather_rows(x, row)
+    num_prefix = x.shape[1] - slot_of_token.shape[1]
+    slot = jnp.arange(num_prefix + index.kept_tokens.shape[1], dtype=jnp.int32)[None]
+    padding = ((0, 0), (num_prefix, 0))
+    is_prefix = slot < num_prefix
+    row = jnp.where(is_prefix, slot, jnp.pad(index.kept_tokens + num_prefix, padding))
+    single_rows = gather_rows(x, row)
     if factors.weight is not None and not mean:
         factor = gather_rows(factors.weight, index.kept_tokens)
-        factor = jnp.pad(factor, front, constant_values=1.0)
-        single = single.astype(jnp.float32) * factor[:, :, None]
-        single = single.astype(x.dtype)
+        factor = jnp.pad(factor, padding, constant_values=1.0)
+        single_rows = single_rows.astype(jnp.float32) * factor[:, :, None]
+        single_rows = single_rows.astype(x.dtype)
     is_plain = factors.weight is None and factors.divisor is None
     if is_plain or not index.absorbed_tokens.shape[1]:
-        return single
-    group_sums = _group_sums(x, factors, index, prefix)
+        return single_rows
+    group_sums = _sum_groups(x, factors, index, num_prefix)
     is_group = is_in_slot(index.partner_slots, index.kept_tokens.shape[1])
     group = jnp.arange(group_sums.shape[1], dtype=jnp.int32)[None, None, :]
-    group, has_group = _largest_and_any(jnp.where(is_group, group, 0), is_group)
-    merged = gather_rows(group_sums.astype(x.dtype), jnp.pad(group, front))
-    has_group = jnp.pad(has_group, front)
-    return jnp.where(has_group[:, :, None], merged, single)
+    group, has_group = _reduce_max_and_any(jnp.where(is_group, group, 0), is_group)
+    merged_rows = gather_rows(group_sums.astype(x.dtype), jnp.pad(group, padding))
+    has_group = jnp.pad(has_group, padding)
+    return jnp.where(has_group[:, :, None], merged_rows, single_rows)
 
 
-def _group_sums(
-    x: AllRows, factors: Factors, index: SlotIndex, prefix: int
+def _sum_groups(
+    x: AllRows, factors: Factors, index: SlotIndex, num_prefix: int
 ) -> Float[Array, "batch groups dim"]:
     """Weighted token sums per group, in float32."""
     absorbs = index.partner_slots[:, :, None] == index.target_slots[:, None, :]
@@ -184,38 +185,39 @@ def _group_sums(
     # would need copies. For more tokens the product is cheaper, because the sums grow
     # with the square of the token count.
     if index.absorbed_tokens.shape[1] > FEW_ABSORBED:
-        return _group_product(x, factors, index, prefix, absorbs)
-    absorbed = jnp.where(absorbs, index.absorbed_tokens[:, None, :], 0)
-    tokens = jnp.concatenate([index.partner_tokens[:, :, None], absorbed], axis=2)
+        return _multiply_groups(x, factors, index, num_prefix, absorbs)
+    absorbed_tokens = jnp.where(absorbs, index.absorbed_tokens[:, None, :], 0)
+    tokens = [index.partner_tokens[:, :, None], absorbed_tokens]
+    tokens = jnp.concatenate(tokens, axis=2)
     is_member = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)
     factor = jnp.where(is_member, _gather_weights(factors.weight, tokens), 0)
     if factors.divisor is not None:
         factor = factor / gather_rows(factors.divisor, index.partner_slots)[:, :, None]
-    rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
+    rows = gather_rows(x, tokens + num_prefix).astype(jnp.float32)
     return jnp.sum(rows * factor[..., None], axis=2)
 
 
-def _group_product(
+def _multiply_groups(
     x: AllRows,
     factors: Factors,
     index: SlotIndex,
-    prefix: int,
+    num_prefix: int,
     absorbs: Bool[Array, "batch groups absorbed"],
 ) -> Float[Array, "batch groups dim"]:
-    """`_group_sums` by a matrix product."""
+    """`_sum_groups` by a matrix product."""
     weight, divisor = factors
-    partners = index.partner_tokens
-    absorbed = index.absorbed_tokens
-    partner_factor = _gather_weights(weight, partners)[:, :, None]
-    factor = jnp.where(absorbs, _gather_weights(weight, absorbed)[:, None, :], 0)
+    partner_tokens = index.partner_tokens
+    absorbed_tokens = index.absorbed_tokens
+    partner_factor = _gather_weights(weight, partner_tokens)[:, :, None]
+    factor = jnp.where(absorbs, _gather_weights(weight, absorbed_tokens)[:, None, :], 0)
     if divisor is not None:
         group_divisor = gather_rows(divisor, index.partner_slots)[:, :, None]
         partner_factor = partner_factor / group_divisor
         factor = factor / group_divisor
-    absorbed_rows = gather_rows(x, absorbed + prefix).astype(jnp.float32)
-    sums = jnp.einsum("bme,bed->bmd", factor, absorbed_rows, precision="highest")
-    partner_rows = gather_rows(x, partners + prefix).astype(jnp.float32)
-    return sums + partner_factor * partner_rows
+    absorbed_rows = gather_rows(x, absorbed_tokens + num_prefix).astype(jnp.float32)
+    group_sums = jnp.einsum("bme,bed->bmd", factor, absorbed_rows, precision="highest")
+    partner_rows = gather_rows(x, partner_tokens + num_prefix).astype(jnp.float32)
+    return group_sums + partner_factor * partner_rows
 
 
 def _gather_weights(
@@ -226,7 +228,7 @@ def _gather_weights(
     return gather_rows(weight, tokens)
 
 
-def _largest_and_any(
+def _reduce_max_and_any(
     values: Int32[Array, "batch slots groups"], flags: Bool[Array, "batch slots groups"]
 ) -> tuple[Int32[Array, "batch slots"], Bool[Array, "batch slots"]]:
     """Reduce int32 values >= 0 by max and flags by any, along the last axis, at once.
@@ -248,26 +250,26 @@ def _move_forward(
     slot_of_token: TokenIndices,
     mean: bool,
 ) -> tuple[MergedRows, tuple[Any, ...]]:
-    moved = _move_by_index(x, factors, index, slot_of_token, mean)
+    merged_rows = _move_by_index(x, factors, index, slot_of_token, mean)
     weight, divisor = factors
     share = weight
     if divisor is not None:
         share = 1.0 if weight is None else weight
         share = share / gather_rows(divisor, jnp.maximum(slot_of_token, 0))
-    return moved, (x, share, divisor, slot_of_token)
+    return merged_rows, (x, share, divisor, slot_of_token)
 
 
 def _move_backward(
-    mean: bool, saved: tuple[Any, ...], gradient: MergedRows
+    mean: bool, residuals: tuple[Any, ...], gradient: MergedRows
 ) -> tuple[Any, ...]:
     """Gradients of x and weight: every token reads its slot's gradient."""
-    x, share, divisor, slot_of_token = saved
-    prefix = x.shape[1] - slot_of_token.shape[1]
-    front = ((0, 0), (prefix, 0))
+    x, share, divisor, slot_of_token = residuals
+    num_prefix = x.shape[1] - slot_of_token.shape[1]
+    padding = ((0, 0), (num_prefix, 0))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    slot = jnp.pad(jnp.maximum(slot_of_token, 0) + prefix, front)
-    rows = gather_rows(gradient, jnp.where(token < prefix, token, slot))
-    is_dropped = jnp.pad(slot_of_token == DROPPED, front)[:, :, None]
+    slot = jnp.pad(jnp.maximum(slot_of_token, 0) + num_prefix, padding)
+    rows = gather_rows(gradient, jnp.where(token < num_prefix, token, slot))
+    is_dropped = jnp.pad(slot_of_token == DROPPED, padding)[:, :, None]
     rows = jnp.where(is_dropped, 0, rows)
     if share is None:
         return rows, None, None, None
@@ -276,8 +278,8 @@ def _move_backward(
     # With `divisor`, the weights are sizes, which get no gradient.
     if divisor is None:
         d_share = jnp.sum(rows * x.astype(jnp.float32), axis=-1)
-        d_share = d_share[:, prefix:]
-    factor = jnp.pad(share, front, constant_values=1.0)
+        d_share = d_share[:, num_prefix:]
+    factor = jnp.pad(share, padding, constant_values=1.0)
     d_x = rows * factor[:, :, None]
     return d_x.astype(x.dtype), Factors(d_share), None, None
 
@@ -296,46 +298,46 @@ def _merge_by_product(
     patches: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`merge_tokens` by one matrix product [slots, tokens] that includes the prefix."""
-    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
-    front = ((0, 0), (prefix, 0))
+    num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
+    padding = ((0, 0), (num_prefix, 0))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    num_slots = prefix + assignment.n_out
+    num_slots = num_prefix + assignment.n_out
     # Rows are padded to a multiple of 8 for tensor cores. Otherwise XLA would cut the
     # padded product in one more pass over it.
     slot = jnp.arange(num_slots + -num_slots % 8, dtype=jnp.int32)
     # Prefix tokens get slot numbers below DROPPED, which no image token has.
-    slot = jnp.where(slot < prefix, DROPPED - 1 - slot, slot - prefix)
-    slot_of_token = jnp.pad(assignment.slot_of_token, front)
-    slot_of_token = jnp.where(token < prefix, DROPPED - 1 - token, slot_of_token)
-    belongs = slot_of_token[:, None, :] == slot[None, :, None]
-    size = jnp.where(belongs, size[:, None, :], 0)
+    slot = jnp.where(slot < num_prefix, DROPPED - 1 - slot, slot - num_prefix)
+    slot_of_token = jnp.pad(assignment.slot_of_token, padding)
+    slot_of_token = jnp.where(token < num_prefix, DROPPED - 1 - token, slot_of_token)
+    is_member = slot_of_token[:, None, :] == slot[None, :, None]
+    size = jnp.where(is_member, size[:, None, :], 0)
     by_size = assignment.by_size and assignment.weight is None
     token_weight = 1.0
     if assignment.weight is not None:
         # The totals are sums of the rounded weights, so every slot is an exact mean.
-        rounded = assignment.weight.astype(x.dtype).astype(jnp.float32)
-        token_weight = jnp.pad(rounded, front, constant_values=1.0)[:, None, :]
-    weight = size if by_size else jnp.where(belongs, token_weight, 0.0)
+        rounded_weight = assignment.weight.astype(x.dtype).astype(jnp.float32)
+        token_weight = jnp.pad(rounded_weight, padding, constant_values=1.0)[:, None, :]
+    weight = size if by_size else jnp.where(is_member, token_weight, 0.0)
     summands = [weight]
     if assignment.attn_size is not None:
-        attn_size = jnp.pad(assignment.attn_size, front, constant_values=1.0)
+        attn_size = jnp.pad(assignment.attn_size, padding, constant_values=1.0)
     if attn_size is not None:
-        summands.append(jnp.where(belongs, attn_size[:, None, :], 0))
+        summands.append(jnp.where(is_member, attn_size[:, None, :], 0))
     # One pass computes all sums per slot, in the kernel that writes the matrix.
     slot_sums = [sums[:, :num_slots] for sums in sum_arrays(summands, axis=2)]
-    total = slot_sums[0]
+    weight_sums = slot_sums[0]
     operands = [weight.astype(x.dtype)]
-    # Whole numbers up to `exact` fit into the tokens' dtype. A larger size needs two
+    # Whole numbers up to `max_exact` fit into the tokens' dtype. A larger size needs two
     # operands: the rounded size and the rest.
-    exact = 2 / jnp.finfo(x.dtype).eps
-    if by_size and (patches is None or patches > exact):
+    max_exact = 2 / jnp.finfo(x.dtype).eps
+    if by_size and (patches is None or patches > max_exact):
         rounding = weight - operands[0].astype(jnp.float32)
         operands.append(rounding.astype(x.dtype))
     matrix = jnp.stack(operands, axis=1)
     rows = jnp.einsum("bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32)
-    rows = jnp.sum(rows, axis=1)[:, :num_slots] / total[:, :, None]
+    rows = jnp.sum(rows, axis=1)[:, :num_slots] / weight_sums[:, :, None]
     rows = rows.astype(x.dtype)
-    size = total if by_size else jnp.sum(size, axis=-1)[:, :num_slots]
+    size = weight_sums if by_size else jnp.sum(size, axis=-1)[:, :num_slots]
     tiny = jnp.finfo(jnp.float32).tiny
     if attn_size is None:
         return rows, size, None
@@ -349,13 +351,15 @@ def choose_form(x: Float[Array, "..."], assignment: Assignment) -> Assignment:
     """Remove the assignment's index where a product merges tokens x faster."""
     if assignment.index is None:
         return assignment
-    absorbed = assignment.index.absorbed_tokens.shape[1]
+    num_absorbed = assignment.index.absorbed_tokens.shape[1]
     # One product is fast for means of many tokens. For few tokens it pays only where
     # starting kernels takes longer than moving x.
-    by_product = absorbed > FEW_ABSORBED or (absorbed > 0 and is_latency_bound(x))
+    is_product_faster = num_absorbed > FEW_ABSORBED or (
+        num_absorbed > 0 and is_latency_bound(x)
+    )
     # Float weights would be rounded to two bytes; sizes and booleans are exact.
-    by_product &= assignment.weight is None or assignment.weight.dtype == bool
-    if is_reference() or (is_fast(x) and assignment.mean and by_product):
+    is_product_faster &= assignment.weight is None or assignment.weight.dtype == bool
+    if is_reference() or (is_fast(x) and assignment.mean and is_product_faster):
         return dataclasses.replace(assignment, index=None)
     return assignment
 
@@ -373,20 +377,20 @@ def merge_tokens(
     """
     if is_fast(x) and assignment.index is None and assignment.mean:
         return _merge_by_product(x, size, attn_size, assignment, patches)
-    merged, merged_size = merge_features(x, size, assignment)
+    merged_x, merged_size = merge_features(x, size, assignment)
     if attn_size is None and assignment.attn_size is None:
-        return merged, merged_size, None
-    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
+        return merged_x, merged_size, None
+    num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     image_sizes = assignment.attn_size
     if attn_size is None:
         attn_size = size
     if image_sizes is None:
-        image_sizes = attn_size[:, prefix:]
+        image_sizes = attn_size[:, num_prefix:]
     slot_sizes = sum_slots(image_sizes.astype(jnp.float32), assignment)
     # A slot's tokens may all add 0, but attention takes the logarithm.
     slot_sizes = jnp.maximum(slot_sizes, jnp.finfo(jnp.float32).tiny)
-    attn_size = jnp.concatenate([attn_size[:, :prefix], slot_sizes], axis=1)
-    return merged, merged_size, attn_size
+    attn_size = jnp.concatenate([attn_size[:, :num_prefix], slot_sizes], axis=1)
+    return merged_x, merged_size, attn_size
 
 
 def least_weight(x: Float[Array, "..."]) -> float:
@@ -401,15 +405,15 @@ def merge_features(
     x: AllRows, size: AllValues, assignment: Assignment
 ) -> tuple[MergedRows, Float[Array, "batch prefix_and_slots"]]:
     """Merge features and sizes."""
-    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
-    image_size = size[:, prefix:]
+    num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
+    image_size = size[:, num_prefix:]
     slot_sizes = sum_slots(image_size, assignment)
-    sizes = jnp.concatenate([size[:, :prefix], slot_sizes], axis=1)
+    merged_size = jnp.concatenate([size[:, :num_prefix], slot_sizes], axis=1)
     if assignment.index is None:
         weight = assignment.feature_weights(image_size)
         slot_of_token = assignment.slot_of_token
         matrix = slot_matrix(weight, slot_of_token, assignment.n_out, assignment.mean)
-        return mix_tokens(x, matrix), sizes
+        return mix_tokens(x, matrix), merged_size
     has_merges = assignment.index.absorbed_tokens.shape[1] > 0
     if has_merges and assignment.weight is None and assignment.mean:
         # Weights are integers here, so sums per slot suffice. `_slot_shares` would
@@ -420,7 +424,7 @@ def merge_features(
             factors = Factors(None, counts)
     else:
         factors = Factors(_slot_shares(assignment, image_size))
-    return _move_tokens(x, factors, assignment), sizes
+    return _move_tokens(x, factors, assignment), merged_size
 
 
 def merge_map(
@@ -447,8 +451,8 @@ def merge_map(
     by_column = _move_tokens(
         by_column, ones, dataclasses.replace(assignment, mean=False)
     )
-    merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
-    return merged.transpose(0, 2, 3, 1)
+    merged_map = by_column.reshape(batch, by_column.shape[1], heads, -1)
+    return merged_map.transpose(0, 2, 3, 1)
 
 
 def _slot_shares(assignment: Assignment, size: TokenValues) -> TokenValues | None:

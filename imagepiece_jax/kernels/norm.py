@@ -57,18 +57,18 @@ def _layer_norm_forward(
 
 
 def _layer_norm_backward(
-    dtype: jnp.dtype, eps: float, saved: tuple[jax.Array, ...], gradient: AnyRows
+    dtype: jnp.dtype, eps: float, residuals: tuple[jax.Array, ...], gradient: AnyRows
 ) -> tuple[AnyRows, FeatureParams, FeatureParams]:
     """The gradients of x, scale and bias."""
-    x, mean, factor, scale = saved
-    normalized = (x.astype(jnp.float32) - mean) * factor
+    x, mean, factor, scale = residuals
+    normalized_x = (x.astype(jnp.float32) - mean) * factor
     gradient = gradient.astype(jnp.float32)
-    inner = gradient * jnp.expand_dims(scale, range(x.ndim - 1))
-    along = jnp.mean(inner * normalized, axis=-1, keepdims=True)
-    centered = inner - jnp.mean(inner, axis=-1, keepdims=True)
-    d_x = factor * (centered - normalized * along)
+    scaled_gradient = gradient * jnp.expand_dims(scale, range(x.ndim - 1))
+    projection = jnp.mean(scaled_gradient * normalized_x, axis=-1, keepdims=True)
+    gradient_mean = jnp.mean(scaled_gradient, axis=-1, keepdims=True)
+    d_x = factor * (scaled_gradient - gradient_mean - normalized_x * projection)
     token_axes = tuple(range(x.ndim - 1))
-    d_scale = jnp.sum(gradient * normalized, axis=token_axes)
+    d_scale = jnp.sum(gradient * normalized_x, axis=token_axes)
     d_bias = jnp.sum(gradient, axis=token_axes)
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 

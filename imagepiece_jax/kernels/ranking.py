@@ -63,8 +63,8 @@ def count_kept_before(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     if is_reference():
         return jnp.cumsum(keep, axis=1, dtype=jnp.int32) - keep.astype(jnp.int32)
     own_index, other_index = _pair_indices(keep)
-    earlier = keep[:, None, :] & (other_index < own_index)
-    return jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+    is_kept_before = keep[:, None, :] & (other_index < own_index)
+    return jnp.sum(is_kept_before, axis=-1, dtype=jnp.int32)
 
 
 @onnx_op
@@ -74,10 +74,10 @@ def index_kept_tokens(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
         return count_kept_before(keep) - jnp.where(keep, 0, keep.shape[1])
     own_index, other_index = _pair_indices(keep)
     # A dropped token adds a penalty to its own sum, in the same pass.
-    leaves = (other_index == own_index) & ~keep[:, None, :]
-    penalty = jnp.where(leaves, -keep.shape[1], 0)
-    earlier = keep[:, None, :] & (other_index < own_index)
-    terms = earlier.astype(jnp.int32) + penalty
+    is_own_drop = (other_index == own_index) & ~keep[:, None, :]
+    penalty = jnp.where(is_own_drop, -keep.shape[1], 0)
+    is_kept_before = keep[:, None, :] & (other_index < own_index)
+    terms = is_kept_before.astype(jnp.int32) + penalty
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
@@ -86,9 +86,9 @@ def index_kept_or(
 ) -> Int32[Array, "batch tokens"]:
     """`index_kept_tokens` for kept tokens, `otherwise` for the rest, in one pass."""
     own_index, other_index = _pair_indices(keep)
-    earlier = keep[:, None, :] & (other_index < own_index)
-    once = jnp.where(other_index == 0, otherwise[:, :, None], 0)
-    terms = jnp.where(keep[:, :, None], earlier.astype(jnp.int32), once)
+    is_kept_before = keep[:, None, :] & (other_index < own_index)
+    own_otherwise = jnp.where(other_index == 0, otherwise[:, :, None], 0)
+    terms = jnp.where(keep[:, :, None], is_kept_before.astype(jnp.int32), own_otherwise)
     return jnp.sum(terms, axis=-1, dtype=jnp.int32)
 
 
@@ -120,8 +120,8 @@ def pick_by_rank(
         position = jax.lax.optimization_barrier(position)
     ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
     has_rank = position[:, None, :] == ranks
-    picked = tuple(jnp.where(has_rank, value[:, None, :], 0) for value in values)
-    return sum_arrays(picked, axis=2)
+    picked_values = tuple(jnp.where(has_rank, value[:, None, :], 0) for value in values)
+    return sum_arrays(picked_values, axis=2)
 
 
 @onnx_op
@@ -146,13 +146,13 @@ def gather_rows(
     Returns [*index.shape, *dims].
     """
     if is_reference():
-        return jax.vmap(lambda rows, chosen: rows[chosen])(x, index)
+        return jax.vmap(lambda rows, indices: rows[indices])(x, index)
     batch, n = x.shape[:2]
     # One matrix of all rows: pairs (image, row) would be one more array in memory.
     first_rows = n * jnp.arange(batch, dtype=index.dtype)
     index = index + first_rows.reshape(batch, *(1,) * (index.ndim - 1))
-    flat = x.reshape(batch * n, *x.shape[2:])
-    return flat.at[index].get(mode="promise_in_bounds")
+    flat_rows = x.reshape(batch * n, *x.shape[2:])
+    return flat_rows.at[index].get(mode="promise_in_bounds")
 
 
 def mark_smallest(
@@ -162,12 +162,12 @@ def mark_smallest(
     if is_reference():
         return jnp.argsort(jnp.argsort(values, stable=True)) < k
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
-    marked = jnp.zeros(values.shape, bool)
+    is_marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
-        unmarked = jnp.where(marked, jnp.inf, values)
-        smallest_index = jnp.argmin(unmarked, axis=-1).astype(jnp.int32)
-        marked |= index == smallest_index[..., None]
-    return marked
+        unmarked_values = jnp.where(is_marked, jnp.inf, values)
+        smallest_index = jnp.argmin(unmarked_values, axis=-1).astype(jnp.int32)
+        is_marked |= index == smallest_index[..., None]
+    return is_marked
 
 
 def interleave_tokens(

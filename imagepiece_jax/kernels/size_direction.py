@@ -42,11 +42,11 @@ def add_sizes(
     direction = factor * direction.astype(jnp.float32)[None, None]
     if is_fast(key):
         # In the keys' type the addition fuses into the matrix product before it.
-        along = log_size[:, :, None] * direction.reshape(1, 1, -1)
-        matrix = key.reshape(along.shape) + along.astype(key.dtype)
-        return matrix.reshape(key.shape)
-    along = log_size[:, :, None, None] * direction
-    return (key.astype(jnp.float32) + along).astype(key.dtype)
+        key_shift = log_size[:, :, None] * direction.reshape(1, 1, -1)
+        shifted_key = key.reshape(key_shift.shape) + key_shift.astype(key.dtype)
+        return shifted_key.reshape(key.shape)
+    key_shift = log_size[:, :, None, None] * direction
+    return (key.astype(jnp.float32) + key_shift).astype(key.dtype)
 
 
 def remove_size_directions(
@@ -62,17 +62,17 @@ def remove_size_directions(
     # gains log(s_j). The head width and the kernel stay the same. Training would fill
     # the direction again, so the result is for inference.
     params = dict(attention_params)
-    query = {name: _project_out(value, u) for name, value in params["q"].items()}
-    bias = query.get("bias", np.zeros(u.size, np.float32))
-    params["q"] = query | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
-    key = params["k"]
+    query_params = {name: _project_out(value, u) for name, value in params["q"].items()}
+    bias = query_params.get("bias", np.zeros(u.size, np.float32))
+    params["q"] = query_params | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
+    key_params = params["k"]
     # Reducers compare the mean key over heads as it was before. It becomes a product of
     # its own: the tokens with the heads' mean weights.
-    head_kernels = np.asarray(key["kernel"], np.float32).reshape(-1, *u.shape)
+    head_kernels = np.asarray(key_params["kernel"], np.float32).reshape(-1, *u.shape)
     params["mean_key"] = np.mean(head_kernels, axis=1)
-    bias = np.asarray(key.get("bias", np.zeros(u.size, np.float32)))
+    bias = np.asarray(key_params.get("bias", np.zeros(u.size, np.float32)))
     params["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
-    params["k"] = {name: _project_out(value, u) for name, value in key.items()}
+    params["k"] = {name: _project_out(value, u) for name, value in key_params.items()}
     params["size_direction"] = u
     return params
 
@@ -81,9 +81,9 @@ def _project_out(
     param: Float[Array, "*rows dim"], u: Directions
 ) -> Float[np.ndarray, "*rows dim"]:
     """Multiply by P = I - u u^T, head by head, in float32."""
-    heads = np.asarray(param, np.float64).reshape(*param.shape[:-1], *u.shape)
-    along = np.sum(heads * u, axis=-1, keepdims=True)
-    return (heads - along * u).reshape(param.shape).astype(np.float32)
+    head_values = np.asarray(param, np.float64).reshape(*param.shape[:-1], *u.shape)
+    components = np.sum(head_values * u, axis=-1, keepdims=True)
+    return (head_values - components * u).reshape(param.shape).astype(np.float32)
 
 
 def second_moments(
@@ -94,11 +94,11 @@ def second_moments(
     has_class_token: whether the first token is a class token, of weight CLASS_SHARE
     """
     batch, num_tokens = query.shape[:2]
-    weight = jnp.full(num_tokens, 1 / num_tokens)
+    token_weights = jnp.full(num_tokens, 1 / num_tokens)
     if has_class_token:
         token_weight = (1 - CLASS_SHARE) / (num_tokens - 1)
-        weight = jnp.full(num_tokens, token_weight).at[0].set(CLASS_SHARE)
-    query_moments = jnp.einsum("bnhd,bnhe,n->hde", query, query, weight) / batch
+        token_weights = jnp.full(num_tokens, token_weight).at[0].set(CLASS_SHARE)
+    query_moments = jnp.einsum("bnhd,bnhe,n->hde", query, query, token_weights) / batch
     # A vector shared by all keys of an image shifts the logits of a query alike, which
     # the softmax ignores. So the keys' covariance counts, not their second moment.
     key = key - jnp.mean(key, axis=1, keepdims=True)
@@ -129,8 +129,8 @@ def least_used_direction(
     vectors = _take_turns(vectors, query_moments, key_moments, FIRST_TURNS)
     query_loss = _quadratic_form(vectors, query_moments)
     losses = query_loss * _quadratic_form(vectors, key_moments)
-    best = np.argmin(losses, axis=-1)[..., None, None]
-    vectors = np.take_along_axis(vectors, best, axis=-2)
+    best_start = np.argmin(losses, axis=-1)[..., None, None]
+    vectors = np.take_along_axis(vectors, best_start, axis=-2)
     return _take_turns(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]
 
 
@@ -164,5 +164,5 @@ def _normalize_moments(moments: Moments) -> Moments:
     # A head of zeros, such as a pruned head, gets equal moments in every direction.
     moments = np.asarray(moments, np.float64)
     trace = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
-    normalized = moments / np.where(trace > 0, trace, 1)
-    return normalized + TRACE_FLOOR * np.eye(moments.shape[-1])
+    normalized_moments = moments / np.where(trace > 0, trace, 1)
+    return normalized_moments + TRACE_FLOOR * np.eye(moments.shape[-1])
