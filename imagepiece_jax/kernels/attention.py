@@ -218,6 +218,7 @@ def _attend_odd_length(
 def _odd_length_forward(
     query: TokenHeads, key: TokenHeads, value: TokenHeads, key_bias: TokenValues | None
 ) -> tuple[TokenHeads, Callable]:
+    """Attend with one token of padding: (result without it, function of its vjp)."""
     length = key.shape[1]
 
     def attend_padded(*operands: jax.Array | None) -> jax.Array:

@@ -104,6 +104,7 @@ def log_sum_exp(logits: HeadLogits) -> Float[Array, "batch heads"]:
 def _log_sum_exp_jvp(
     primals: tuple[HeadLogits], tangents: tuple[HeadLogits]
 ) -> tuple[Float[Array, "batch heads"], Float[Array, "batch heads"]]:
+    """Return `log_sum_exp` and its tangent, the tangents' sum by attention."""
     (logits,) = primals
     (tangent,) = tangents
     log_sum = log_sum_exp(logits)

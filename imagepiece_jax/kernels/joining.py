@@ -185,13 +185,13 @@ def join_sides(
     ranks: Int32[Array, "batch side_a"],
     partner_tokens: Int32[Array, "batch side_a"],
     num_merges: int,
-    first: int,
+    first_token: int,
     keeps_order: bool,
     x: TokenRows,
 ) -> tuple[Int32[Array, "batch tokens"], SlotIndex]:
     """Merge the first `num_merges` tokens of side A into their partners on side B.
 
-    Side A holds the tokens first, first + 2, ..; side B holds the rest of x.
+    Side A holds first_token, first_token + 2, ..; side B holds the rest of x.
 
     ranks: ranks of A's tokens from 0
     partner_tokens: tokens of B
@@ -199,8 +199,8 @@ def join_sides(
     Returns (slot_of_token, index); slots are A's staying tokens, then B's tokens.
     """
     num_tokens = x.shape[1]
-    side_a = jnp.arange(first, num_tokens, 2, dtype=jnp.int32)[None]
-    side_b = jnp.arange(1 - first, num_tokens, 2, dtype=jnp.int32)[None]
+    side_a = jnp.arange(first_token, num_tokens, 2, dtype=jnp.int32)[None]
+    side_b = jnp.arange(1 - first_token, num_tokens, 2, dtype=jnp.int32)[None]
     is_merged = ranks < num_merges
     num_staying = side_a.shape[1] - num_merges
     staying_slots, staying_numbers = _number_staying(
@@ -215,11 +215,11 @@ def join_sides(
     absorbed_tokens, partner_tokens, target_slots = pick_by_rank(
         ranks, num_merges, side_a, partner_tokens, partner_slots
     )
-    kept_tokens = jnp.concatenate([first + 2 * staying_numbers, side_b], axis=1)
+    kept_tokens = jnp.concatenate([first_token + 2 * staying_numbers, side_b], axis=1)
     index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partner_tokens)
 
     def interleave(a: jax.Array, b: jax.Array) -> jax.Array:
-        return interleave_tokens(b, a) if first else interleave_tokens(a, b)
+        return interleave_tokens(b, a) if first_token else interleave_tokens(a, b)
 
     slot_of_token = interleave(slots_a, slots_b)
     # The same numbers by one count over all tokens, for small arrays.

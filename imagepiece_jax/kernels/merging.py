@@ -250,6 +250,7 @@ def _move_forward(
     slot_of_token: TokenIndices,
     mean: bool,
 ) -> tuple[MergedRows, tuple[Any, ...]]:
+    """Move tokens: (rows, what `_move_backward` reads)."""
     merged_rows = _move_by_index(x, factors, index, slot_of_token, mean)
     weight, divisor = factors
     share = weight
@@ -314,7 +315,7 @@ def _merge_by_product(
     by_size = assignment.by_size and assignment.weight is None
     token_weight = 1.0
     if assignment.weight is not None:
-        # The totals are sums of the rounded weights, so every slot is an exact mean.
+        # `weight_sums` are of the rounded weights, so every slot is an exact mean.
         rounded_weight = assignment.weight.astype(x.dtype).astype(jnp.float32)
         token_weight = jnp.pad(rounded_weight, padding, constant_values=1.0)[:, None, :]
     weight = size if by_size else jnp.where(is_member, token_weight, 0.0)
@@ -327,8 +328,8 @@ def _merge_by_product(
     slot_sums = [sums[:, :num_slots] for sums in sum_arrays(summands, axis=2)]
     weight_sums = slot_sums[0]
     operands = [weight.astype(x.dtype)]
-    # Whole numbers up to `max_exact` fit into the tokens' dtype. A larger size needs two
-    # operands: the rounded size and the rest.
+    # Whole numbers up to `max_exact` fit into the tokens' dtype. A larger size needs
+    # two operands: the rounded size and the rest.
     max_exact = 2 / jnp.finfo(x.dtype).eps
     if by_size and (patches is None or patches > max_exact):
         rounding = weight - operands[0].astype(jnp.float32)

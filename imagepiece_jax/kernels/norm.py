@@ -37,6 +37,7 @@ def _normalize(
     scale: FeatureParams,
     bias: FeatureParams,
 ) -> AnyRows:
+    """(x - mean) * factor * scale + bias in float32."""
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias

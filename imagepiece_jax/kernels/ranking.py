@@ -26,8 +26,8 @@ def rank_tokens(score: Num[Array, "batch tokens"]) -> Int32[Array, "batch tokens
     if not jnp.issubdtype(score.dtype, jnp.integer):
         key = order_key(score)
     if is_reference():
-        tokens = jnp.argsort(key, descending=True, stable=True)
-        return jnp.argsort(tokens).astype(jnp.int32)
+        ranked_tokens = jnp.argsort(key, descending=True, stable=True)
+        return jnp.argsort(ranked_tokens).astype(jnp.int32)
     own_index, other_index = _pair_indices(score)
     # For integers "higher, or equal and earlier" is a single comparison.
     other_key = key[:, None, :]
@@ -102,12 +102,12 @@ def invert_order(
 
     wanted: positions, or a number m for the positions 0..m-1
     """
-    wanted = jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
+    positions = jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
     token = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
-    position = position[:, None, :]
-    wanted = wanted.astype(jnp.int32)[None, :, None]
-    indices = jnp.where(position == wanted, token, 0)
-    return jnp.sum(indices, axis=-1, dtype=jnp.int32)
+    own_position = position[:, None, :]
+    positions = positions.astype(jnp.int32)[None, :, None]
+    token_if_there = jnp.where(own_position == positions, token, 0)
+    return jnp.sum(token_if_there, axis=-1, dtype=jnp.int32)
 
 
 @onnx_op

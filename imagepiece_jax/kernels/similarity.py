@@ -72,23 +72,23 @@ def all_cosines(
 
 def side_cosines(
     metric: Float[Array, "batch tokens metric_dim"],
-    first: int,
+    first_token: int,
     x: TokenRows,
     all_metric: Float[Array, "batch all_tokens metric_dim"] | None = None,
 ) -> Float[Array, "batch side_a side_b"]:
-    """Cosines between the tokens first, first + 2, .. and the rest.
+    """Cosines between first_token, first_token + 2, .. and the rest of the tokens.
 
     all_metric: metric behind the prefix; None: metric alone
     """
     if not is_latency_bound(x):
         # Scaling all tokens at once is one GPU kernel; two sides need several.
         metric = unit_vectors(metric)
-        return dot_products(metric[:, first::2], metric[:, 1 - first :: 2])
+        return dot_products(metric[:, first_token::2], metric[:, 1 - first_token :: 2])
     if all_metric is not None:
         metric = all_metric
     num_tokens = x.shape[1]
     cosines = cosine_similarity(metric)[:, -num_tokens:, -num_tokens:]
-    return cosines[:, first::2, 1 - first :: 2]
+    return cosines[:, first_token::2, 1 - first_token :: 2]
 
 
 def squared_distances(x: TokenRows) -> Float[Array, "batch tokens tokens"]:

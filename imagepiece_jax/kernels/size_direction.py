@@ -70,8 +70,8 @@ def remove_size_directions(
     # its own: the tokens with the heads' mean weights.
     head_kernels = np.asarray(key_params["kernel"], np.float32).reshape(-1, *u.shape)
     params["mean_key"] = np.mean(head_kernels, axis=1)
-    bias = np.asarray(key_params.get("bias", np.zeros(u.size, np.float32)))
-    params["mean_key_bias"] = np.mean(bias.reshape(u.shape), axis=0)
+    key_bias = np.asarray(key_params.get("bias", np.zeros(u.size, np.float32)))
+    params["mean_key_bias"] = np.mean(key_bias.reshape(u.shape), axis=0)
     params["k"] = {name: _project_out(value, u) for name, value in key_params.items()}
     params["size_direction"] = u
     return params

@@ -49,7 +49,7 @@ def apply_result(state: TokenState, result: Result) -> TokenState:
     )
     mask = state.mask
     if mask is not None:
-        mask = _slot_mask(mask, result)
+        mask = _merge_masks(mask, result)
     return TokenState(
         x=x,
         size=size,
@@ -72,7 +72,7 @@ def mean_coordinates(
     return jnp.stack(sums, axis=-1) / sum_slots(size, result)[..., None]
 
 
-def _slot_mask(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
+def _merge_masks(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
     """Mask slots: a slot with a live token is live."""
     is_member = is_in_slot(result.slot_of_token, result.n_out)
     member_mask = jnp.where(is_member, mask[:, None, :], 0)

@@ -173,16 +173,17 @@ class Bipartite(Reducer):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         num_merges = counts.n_in - counts.n_out
-        first = inputs.num_prefix % 2  # A's first image token: positions count all
+        # A's first image token: positions count the prefix, too.
+        first_token = inputs.num_prefix % 2
         metric = jax.lax.stop_gradient(inputs.metric)
-        similarity = side_cosines(metric, first, inputs.x, inputs.all_metric)
-        side_b = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
+        similarity = side_cosines(metric, first_token, inputs.x, inputs.all_metric)
+        side_b = jnp.arange(1 - first_token, counts.n_in, 2, dtype=jnp.int32)[None]
         similarity_keys, partner = find_partners(similarity, side_b)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
         keeps_order = inputs.num_prefix > 0
         ranks = rank_tokens(similarity_keys)
         slot_of_token, index = join_sides(
-            ranks, partner, num_merges, first, keeps_order, inputs.x
+            ranks, partner, num_merges, first_token, keeps_order, inputs.x
         )
         return Assignment(slot_of_token, index=index, n_out=counts.n_out)
 
@@ -306,9 +307,9 @@ def keep_and_join(
     num_tokens: before the step
     """
     n_out = kept_tokens.shape[1]
-    slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), kept_tokens.shape)
+    kept_slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), kept_tokens.shape)
     tokens = jnp.concatenate((kept_tokens, absorbed_tokens), axis=1)
-    slots = jnp.concatenate((slots, target_slots), axis=1)
+    slots = jnp.concatenate((kept_slots, target_slots), axis=1)
     tokens = tokens[:, None, :]
     holds = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
     slot_of_token = jnp.where(holds, slots[:, None, :], DROPPED)

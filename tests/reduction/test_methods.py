@@ -88,7 +88,7 @@ FEW |= dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
 def short_plan(name, method, n0=N0):
     """A method's plan. Steps of one kind are cut to two: a third adds nothing."""
     depth = FEW.get(name, 10)
-    plan = method.plan(facts(depth, n0), prefix=1)
+    plan = method.plan(facts(depth, n0), num_prefix=1)
     alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # its steps differ
     return shortest(plan) if alike else plan
 

@@ -64,12 +64,12 @@ class Retokenize(Ranking):
         side_a = ranks[self.parity :: 2]
         side_b = ranks[1 - self.parity :: 2]
         candidates = invert_order(rank_tokens(score), np.concatenate([side_a, side_b]))
-        size_a = len(side_a)
-        similarity = self.compare_sides(inputs, candidates, size_a)
-        similarity_keys, partners = find_partners(similarity, candidates[:, size_a:])
+        num_a = len(side_a)
+        similarity = self.compare_sides(inputs, candidates, num_a)
+        similarity_keys, partners = find_partners(similarity, candidates[:, num_a:])
         num_merges = counts.n_in - counts.n_out
         absorbed_tokens, partner_tokens = pick_by_rank(
-            rank_tokens(similarity_keys), num_merges, candidates[:, :size_a], partners
+            rank_tokens(similarity_keys), num_merges, candidates[:, :num_a], partners
         )
         assignment = merge_in_place(absorbed_tokens, partner_tokens, counts)
         return dataclasses.replace(assignment, by_size=self.size_weighting)
@@ -78,11 +78,11 @@ class Retokenize(Ranking):
         self,
         inputs: ReducerInputs,
         candidates: Int[Array, "batch candidates"],
-        size_a: int,
-    ) -> Float[Array, "batch {size_a} side_b"]:
-        """Compare side A, the first `size_a` candidates, with side B."""
+        num_a: int,
+    ) -> Float[Array, "batch {num_a} side_b"]:
+        """Compare side A, the first `num_a` candidates, with side B."""
         metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
-        return cosine_similarity(metric.astype(jnp.float32))[:, :size_a, size_a:]
+        return cosine_similarity(metric.astype(jnp.float32))[:, :num_a, num_a:]
 
 
 @dataclasses.dataclass(frozen=True)

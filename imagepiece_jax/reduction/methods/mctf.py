@@ -175,10 +175,10 @@ class MCTF(RemovalPerBlock):
         return super().scale_schedule(ratio, model)
 
     def removed_counts(self, depth: int) -> Sequence[int]:
-        fusing_blocks = self.chosen_blocks(depth)
+        fusing_blocks = self.list_fusing_blocks(depth)
         return [int(block in fusing_blocks) for block in range(depth)]
 
-    def chosen_blocks(self, depth: int) -> Sequence[int]:
+    def list_fusing_blocks(self, depth: int) -> Sequence[int]:
         """List the fusing blocks. Raises InputError for a block outside the model."""
         if self.counts is not None:
             return range(depth)
@@ -194,5 +194,5 @@ class MCTF(RemovalPerBlock):
         # With the score "received", tokens fuse inside attention, and the whole
         # attention map is computed. With another score, tokens fuse after attention.
         site = "attention" if score == "received" else "mid"
-        blocks = self.chosen_blocks(model.depth)
+        blocks = self.list_fusing_blocks(model.depth)
         return tuple(Step(block, reducer, rule, site=site) for block in blocks)

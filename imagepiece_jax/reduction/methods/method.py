@@ -187,13 +187,13 @@ class Method:
     def plan(
         self,
         model: ModelFacts,
-        prefix: int = 0,
+        num_prefix: int = 0,
         masked: bool = False,
         exact: bool = True,
     ) -> tuple[BlockPlan, ...]:
         """Plan a model's blocks by `counts`, or by the method's own fields.
 
-        prefix, masked: see `block_plan.plan_blocks`
+        num_prefix, masked: see `block_plan.plan_blocks`
         exact: see `block_plan.choose_steps`
         Raises InputError for counts outside the reach of method or model.
         """
@@ -201,7 +201,7 @@ class Method:
         patches = model.patches
         counts: Any = self.counts  # a list, because `at_ratio` replaces schedules
         if counts is None:
-            return plan_blocks(depth, patches, self.steps(model), prefix, masked)
+            return plan_blocks(depth, patches, self.steps(model), num_prefix, masked)
         if len(counts) != depth or counts[0] > patches:
             raise InputError(
                 f"counts is {counts}; it must have {depth} entries, one per block, of "
@@ -210,7 +210,7 @@ class Method:
         steps = ()
         if counts[-1] < patches:
             steps = choose_steps(counts, self.steps(model), patches, exact)
-        return plan_blocks(depth, patches, steps, prefix, masked)
+        return plan_blocks(depth, patches, steps, num_prefix, masked)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,9 +56,9 @@ class Fuse(Bipartite):
         greatest_length = jnp.max(jnp.where(is_member, length, 0), axis=-1)
         kept_length = jnp.sum(jnp.where(kept_tokens == token, length, 0), axis=-1)
         # With these weights, a group's weighted sum is its scaled mean.
-        weight = greatest_length / kept_length / num_members.astype(jnp.float32)
-        weight = weight[:, :, None]
-        weight = jnp.sum(jnp.where(is_member, weight, 0), axis=1)
+        slot_weight = greatest_length / kept_length / num_members.astype(jnp.float32)
+        slot_weight = slot_weight[:, :, None]
+        weight = jnp.sum(jnp.where(is_member, slot_weight, 0), axis=1)
         return dataclasses.replace(assignment, weight=weight, mean=False)
 
 

@@ -52,8 +52,8 @@ class KMedoids(Ranking):
             is_better |= (other_cost == own_cost) & is_earlier
             is_medoid = ~jnp.any(in_same_cluster & is_better, axis=-1)
         # Slots are in the order of the medoids.
-        slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
-        slot_of_token = jnp.where(in_same_cluster, slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
+        medoid_slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
+        slot_of_token = jnp.where(in_same_cluster, medoid_slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
         slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)
         return Assignment(slot_of_token, weight=is_medoid, n_out=counts.n_out)
 
