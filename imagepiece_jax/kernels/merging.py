@@ -296,7 +296,7 @@ def _merge_by_product(
     size: AllValues,
     attn_size: AllValues | None,
     assignment: Assignment,
-    patches: int | None,
+    num_patches: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """`merge_tokens` by one matrix product [slots, tokens] that includes the prefix."""
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
@@ -331,7 +331,7 @@ def _merge_by_product(
     # Whole numbers up to `max_exact` fit into the tokens' dtype. A larger size needs
     # two operands: the rounded size and the rest.
     max_exact = 2 / jnp.finfo(x.dtype).eps
-    if by_size and (patches is None or patches > max_exact):
+    if by_size and (num_patches is None or num_patches > max_exact):
         rounding = weight - operands[0].astype(jnp.float32)
         operands.append(rounding.astype(x.dtype))
     matrix = jnp.stack(operands, axis=1)
@@ -370,14 +370,14 @@ def merge_tokens(
     size: AllValues,
     attn_size: AllValues | None,
     assignment: Assignment,
-    patches: int | None = None,
+    num_patches: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Merge features, sizes and attention sizes in the form of `choose_form`.
 
     The arguments are fields of a TokenState; `assignment` may have attention sizes.
     """
     if is_fast(x) and assignment.index is None and assignment.mean:
-        return _merge_by_product(x, size, attn_size, assignment, patches)
+        return _merge_by_product(x, size, attn_size, assignment, num_patches)
     merged_x, merged_size = merge_features(x, size, assignment)
     if attn_size is None and assignment.attn_size is None:
         return merged_x, merged_size, None
@@ -441,18 +441,16 @@ def merge_map(
     """
     if is_reference():
         assignment = dataclasses.replace(assignment, index=None)
-    batch, heads, queries, tokens = attention.shape
-    by_row = attention.transpose(0, 2, 1, 3).reshape(batch, queries, -1)
-    if queries == tokens:
+    batch, num_heads, num_queries, num_tokens = attention.shape
+    rows = attention.transpose(0, 2, 1, 3).reshape(batch, num_queries, -1)
+    if num_queries == num_tokens:
         shares = Factors(_slot_shares(assignment, size))
-        by_row = _move_tokens(by_row, shares, assignment)
-    by_column = by_row.reshape(batch, -1, heads, tokens)
-    by_column = by_column.transpose(0, 3, 2, 1).reshape(batch, tokens, -1)
+        rows = _move_tokens(rows, shares, assignment)
+    columns = rows.reshape(batch, -1, num_heads, num_tokens)
+    columns = columns.transpose(0, 3, 2, 1).reshape(batch, num_tokens, -1)
     ones = Factors(jnp.ones(size.shape, jnp.float32))
-    by_column = _move_tokens(
-        by_column, ones, dataclasses.replace(assignment, mean=False)
-    )
-    merged_map = by_column.reshape(batch, by_column.shape[1], heads, -1)
+    columns = _move_tokens(columns, ones, dataclasses.replace(assignment, mean=False))
+    merged_map = columns.reshape(batch, columns.shape[1], num_heads, -1)
     return merged_map.transpose(0, 2, 3, 1)
 
 

@@ -16,7 +16,7 @@ from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs, Re
 
 
 def trace_patches(
-    results: Sequence[Result], batch: int, patches: int
+    results: Sequence[Result], batch: int, num_patches: int
 ) -> list[Int[Array, "batch patches"] | None]:
     """Find every patch's image token, before the first step and after every step.
 
@@ -26,8 +26,8 @@ def trace_patches(
     """
     assignments = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
     token_maps = [path.token_of_patch for path in follow_patches([*assignments])]
-    every_patch = jnp.arange(patches, dtype=jnp.int32)
-    token_maps[0] = jnp.broadcast_to(every_patch, (batch, patches))
+    every_patch = jnp.arange(num_patches, dtype=jnp.int32)
+    token_maps[0] = jnp.broadcast_to(every_patch, (batch, num_patches))
     num_untraced = len(results) + 1 - len(token_maps)
     return token_maps + [None] * num_untraced
 

@@ -198,19 +198,19 @@ class Method:
         Raises InputError for counts outside the reach of method or model.
         """
         depth = model.depth
-        patches = model.patches
+        n0 = model.patches
         counts: Any = self.counts  # a list, because `at_ratio` replaces schedules
         if counts is None:
-            return plan_blocks(depth, patches, self.steps(model), num_prefix, masked)
-        if len(counts) != depth or counts[0] > patches:
+            return plan_blocks(depth, n0, self.steps(model), num_prefix, masked)
+        if len(counts) != depth or counts[0] > n0:
             raise InputError(
                 f"counts is {counts}; it must have {depth} entries, one per block, of "
-                f"at most {patches} tokens, the patch count"
+                f"at most {n0} tokens, the patch count"
             )
         steps = ()
-        if counts[-1] < patches:
-            steps = choose_steps(counts, self.steps(model), patches, exact)
-        return plan_blocks(depth, patches, steps, num_prefix, masked)
+        if counts[-1] < n0:
+            steps = choose_steps(counts, self.steps(model), n0, exact)
+        return plan_blocks(depth, n0, steps, num_prefix, masked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,8 +270,10 @@ def fit_blocks(method: Any, depth: int) -> tuple[int, ...]:
     blocks = method.blocks
     if blocks != type(method).blocks or max(blocks, default=0) < depth:
         return blocks
-    fitted = tuple(block * depth // 12 for block in blocks)
-    return fitted if 0 < min(fitted) and len({*fitted}) == len(fitted) else blocks
+    fitted_blocks = tuple(block * depth // 12 for block in blocks)
+    if 0 < min(fitted_blocks) and len({*fitted_blocks}) == len(fitted_blocks):
+        return fitted_blocks
+    return blocks
 
 
 class RemovalPerBlock(Method):
