@@ -183,7 +183,7 @@ def _join_gathered(
 
 def join_sides(
     ranks: Int32[Array, "batch side_a"],
-    partner_tokens: Int32[Array, "batch side_a"],
+    partners: Int32[Array, "batch side_a"],
     num_merges: int,
     first_token: int,
     keeps_order: bool,
@@ -194,7 +194,7 @@ def join_sides(
     Side A holds first_token, first_token + 2, ..; side B holds the rest of x.
 
     ranks: ranks of A's tokens from 0
-    partner_tokens: tokens of B
+    partners: tokens of B
     keeps_order: whether A's staying tokens keep their order; False: they are by rank
     Returns (slot_of_token, index); slots are A's staying tokens, then B's tokens.
     """
@@ -207,13 +207,13 @@ def join_sides(
         ranks, is_merged, num_merges, keeps_order
     )
     # A token's number on side B is half its index. `//` would be nine operations.
-    partner_slots = num_staying + jax.lax.div(partner_tokens, jnp.int32(2))
+    partner_slots = num_staying + jax.lax.div(partners, jnp.int32(2))
     side_a = jnp.broadcast_to(side_a, (ranks.shape[0], side_a.size))
     side_b = jnp.broadcast_to(side_b, (ranks.shape[0], side_b.size))
     slots_a = jnp.where(is_merged, partner_slots, staying_slots)
     slots_b = num_staying + side_b // 2
     absorbed_tokens, partner_tokens, target_slots = pick_by_rank(
-        ranks, num_merges, side_a, partner_tokens, partner_slots
+        ranks, num_merges, side_a, partners, partner_slots
     )
     kept_tokens = jnp.concatenate([first_token + 2 * staying_numbers, side_b], axis=1)
     index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partner_tokens)

@@ -99,9 +99,10 @@ def merge_softly(
     odd_weight = moved_size.transpose(0, 2, 1) / divisor[:, :, None]  # [B, b, a]
     num_dead = num_tokens - num_live
     parity = num_live % 2
-    rows = (1, num_dead + parity, 1)  # padding before, after and between rows
-    columns = (0, num_dead + 1 - parity, 1)
-    matrix = jax.lax.pad(odd_weight, jnp.float32(0), ((0, 0, 0), rows, columns))
+    row_padding = (1, num_dead + parity, 1)  # before, after and between rows
+    column_padding = (0, num_dead + 1 - parity, 1)
+    paddings = ((0, 0, 0), row_padding, column_padding)
+    matrix = jax.lax.pad(odd_weight, jnp.float32(0), paddings)
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
     own_weight = interleave_tokens(jnp.ones_like(even_size), odd_size / divisor)
