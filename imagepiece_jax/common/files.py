@@ -308,10 +308,10 @@ def git_revision() -> str | None:
     """
     run_options = {"capture_output": True, "text": True, "cwd": PACKAGE_FOLDER}
     run = functools.partial(subprocess.run, **run_options)
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         tracking = run(["git", "ls-files", "--error-unmatch", "errors.py"])
-        description = run(describe)
+        description = run(command)
     except OSError:  # git is not installed
         return None
     # An installed package may lie inside another repository, whose revision would say

@@ -85,8 +85,8 @@ def read_arrays(folder: pathlib.Path, key_paths: Collection[tuple[str, ...]]) ->
     if not key_paths:  # Orbax refuses an empty tree
         return {}
     tree = traverse_util.unflatten_dict(dict.fromkeys(key_paths, 0))
-    types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    request = ocp.args.PyTreeRestore(tree, restore_args=types, partial_restore=True)
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    request = ocp.args.PyTreeRestore(tree, restore_args=args, partial_restore=True)
     arrays = _read_item(folder, ocp.PyTreeCheckpointHandler(), request)
     return traverse_util.flatten_dict(arrays)
 

@@ -16,12 +16,12 @@ def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
         return params
     is_norm = "scale" in params
     trained_params: dict[str, Any] = {}
-    for name, value in params.items():
+    for name, subtree in params.items():
         is_bias = name in ("bias", "gamma")
-        if isinstance(value, Mapping):
-            trained_params[name] = trained_part(value, kind)
+        if isinstance(subtree, Mapping):
+            trained_params[name] = trained_part(subtree, kind)
         elif is_norm or (kind == "biases" and is_bias):
-            trained_params[name] = value
+            trained_params[name] = subtree
         else:
             trained_params[name] = None
     return trained_params
