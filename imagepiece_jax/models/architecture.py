@@ -91,7 +91,7 @@ class Architecture:
         return self.mlp == "gelu" or self.pool == "map"
 
     @property
-    def head_tokens(self) -> int | None:
+    def num_head_tokens(self) -> int | None:
         """How many of the first tokens the head reads; None if it reads patches."""
         if self.pool != "token":
             return None

@@ -131,7 +131,7 @@ class ViTConfig:
         return patch_grid(self.image_size, self.patch_size, cut=True)
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens per image in the first block, with the prefix."""
         return self.arch.prefix + math.prod(self.grid)
 

@@ -88,7 +88,7 @@ def model_macs(model: ViT) -> float:
 
 def share_of_dense(model: ViT) -> float:
     """A model's MACs divided by the dense model's MACs."""
-    plan = plan_dense_blocks(model.depth, model.config.tokens)
+    plan = plan_dense_blocks(model.depth, model.config.num_tokens)
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 
@@ -98,7 +98,7 @@ def dead_macs(model: ViT) -> float:
     `Execution.head_only` saves them. `model_macs` counts them, as published figures do.
     """
     last_plan = model.plan[-1]
-    num_queries = model.config.arch.head_tokens
+    num_queries = model.config.arch.num_head_tokens
     if num_queries is None:
         return 0
     head_macs = block_macs(model, last_plan, num_queries)

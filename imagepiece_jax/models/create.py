@@ -82,7 +82,8 @@ def build_model(
     masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit.
     """
-    dense_model = ViT(config, plan_dense_blocks(config.depth, config.tokens), execution)
+    dense_plan = plan_dense_blocks(config.depth, config.num_tokens)
+    dense_model = ViT(config, dense_plan, execution)
     return with_plan(dense_model, Reduction.read(reduction), masked)
 
 

@@ -81,7 +81,7 @@ class ViT(nn.Module):
         return len(self.plan)
 
     @property
-    def image_tokens(self) -> int:
+    def num_image_tokens(self) -> int:
         """Image token count after the last block."""
         return self.plan[-1].mlp_tokens - self.config.arch.prefix
 
@@ -195,7 +195,7 @@ class ViT(nn.Module):
         is_last = index == self.depth - 1
         # Initialization runs the whole block, because its reducer may have parameters.
         if is_last and self.execution.head_only and not self.is_initializing():
-            num_queries = self.config.arch.head_tokens
+            num_queries = self.config.arch.num_head_tokens
         name = f"blocks_{index}"
         execution = dataclasses.replace(self.execution, dtype=self._part_dtype(name))
         fields = (self.config, execution, index, self.plan[index], self.prop_attn)
@@ -246,7 +246,7 @@ class ViT(nn.Module):
         arch = self.config.arch
         x = state.x
         # A head may read one or two tokens. jit drops the norm of all other tokens.
-        head_tokens = norm(x[:, : arch.head_tokens])
+        head_tokens = norm(x[:, : arch.num_head_tokens])
         if arch.pool == "token":
             head_vector = head_tokens[:, 0]
         elif arch.pool == "mean":

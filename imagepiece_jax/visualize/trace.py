@@ -96,7 +96,7 @@ def trace_tokens(
     return Trace(
         grid=patch_grid(images.shape[1:3], model.config.patch_size, cut=True),
         stages=tuple(stages),
-        tokens=model.image_tokens,
+        tokens=model.num_image_tokens,
         top=top,
         confidence=confidence,
     )

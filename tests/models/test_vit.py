@@ -229,7 +229,7 @@ def test_norms_behind_the_branches():
 def test_without_a_pool_all_tokens_come_out():
     model = tiny_vit.model(tiny_vit.EVIT, arch={"pool": "none"}, num_classes=0)
     out = compiled_model(model)(tiny_vit.variables(model), tiny_vit.images())
-    tokens = 1 + model.image_tokens
+    tokens = 1 + model.num_image_tokens
     assert out.logits.shape == (len(tiny_vit.images()), tokens, tiny_vit.WIDTH)
     np.testing.assert_array_equal(out.logits, out.tokens)
     np.testing.assert_array_equal(out.pooled, out.tokens)

@@ -103,7 +103,7 @@ def test_every_method_runs_on_every_family(name, family):
     model = model_of(name, family)
     images = jax.ShapeDtypeStruct(IMAGES, np.float32)
     out = jax.eval_shape(model.apply, tiny_vit.shapes(model), images)
-    left = few(name)[-1] or model.image_tokens
+    left = few(name)[-1] or model.num_image_tokens
     left += PREFIX[family]
     assert model.config.arch.prefix == PREFIX[family]
     assert out.logits.shape == (2, tiny_vit.CLASSES)

@@ -209,7 +209,7 @@ def test_a_distillation_token_without_a_head_is_a_register(tmp_path):
         images = np.random.default_rng(0).normal(size=size).astype(np.float32)
         out = vit.model.apply(vit.variables, images)
         assert_close(out.pooled, out.tokens[:, 0])
-        assert out.tokens.shape[1] == vit.config.tokens
+        assert out.tokens.shape[1] == vit.config.num_tokens
     weight = of_class["classifier.weight"]
     bias = of_class["classifier.bias"]
     assert_close(out.logits, np.asarray(out.pooled) @ weight.T + bias)

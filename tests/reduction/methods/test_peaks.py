@@ -348,7 +348,7 @@ def test_to_mask_is_to_remove():
     model = with_peaks(made, left=6)
     out = masked_models.train(model)(variables, images, masked_models.keys(1))
     mask = out.results[0].keep[0]
-    left = model.image_tokens
+    left = model.num_image_tokens
     assert left < mask.sum() < tiny_vit.TOKENS
     removed = with_peaks(masked_models.without(made, {0: mask}), left)
     want = tiny_vit.compiled(removed.apply)(variables, images)
