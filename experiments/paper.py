@@ -66,7 +66,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
 from imagepiece_jax.weights.load import load
-from imagepiece_jax.weights.located import RUN_KIND, locate_weights
+from imagepiece_jax.weights.location import RUN_KIND, locate_weights
 
 TABLES = {
     "table1": paper_tables.write_table1,
@@ -418,8 +418,8 @@ def open_models(options: Options) -> Models:
     if options.runs:
         return TrainedRuns(tuple(load_runs(options.runs, dtype)))
     # A run's best was chosen on the images of the figures.
-    located = locate_weights(options.weights, options.config is not None)
-    checkpoint = "latest" if located.kind == RUN_KIND else None
+    location = locate_weights(options.weights, options.config is not None)
+    checkpoint = "latest" if location.kind == RUN_KIND else None
     vit = load(
         options.weights,
         config=options.config,

@@ -27,7 +27,7 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.recovery.recover import recover
     from imagepiece_jax.reduction.methods import METHODS
     from imagepiece_jax.reduction.reduction import Reduction
-    from imagepiece_jax.weights.described import read_config
+    from imagepiece_jax.weights.description import read_config
     from imagepiece_jax.weights.load import load
     from imagepiece_jax.weights.save import save
 
@@ -53,7 +53,7 @@ _HOMES = {
     "load": "weights.load",
     "normalize": "data.normalize",
     "optimize": "inference.optimize",
-    "read_config": "weights.described",
+    "read_config": "weights.description",
     "recover": "recovery.recover",
     "save": "weights.save",
 }

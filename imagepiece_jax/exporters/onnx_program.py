@@ -22,7 +22,7 @@ from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.origin import Origin
 from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.weights.described import parse_content
+from imagepiece_jax.weights.description import parse_content
 
 PROGRAM_KIND = "ONNX file"
 OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu

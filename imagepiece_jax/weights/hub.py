@@ -19,9 +19,9 @@ HUB_SCHEME = "hf://"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def is_hub_id(path: str | os.PathLike) -> bool:
-    """Whether `path` is a hub id."""
-    return str(path).startswith(HUB_SCHEME)
+def is_hub_id(path_or_id: str | os.PathLike) -> bool:
+    """Whether `path_or_id` is a hub id."""
+    return str(path_or_id).startswith(HUB_SCHEME)
 
 
 def cached_repository_name(folder: pathlib.Path) -> str | None:
@@ -43,7 +43,7 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
 @functools.cache
 def fetch_repository_files(hub_id: str) -> list[pathlib.Path]:
     """Fetch the files of a hub id: the config file, then the rest."""
-    repository = _open_repository(hub_id)
+    repository = _parse_hub_id(hub_id)
     config_file = repository.fetch_first(file_names.CONFIG_FILE, OPEN_CLIP_FILE)
     config = read_json(config_file)
     weights_file = _fetch_weights(repository)
@@ -74,47 +74,47 @@ class _Repository:
         self._is_unreachable = False
         self.fetched_files: list[pathlib.Path] = []
 
-    def fetch_first(self, *names: str) -> pathlib.Path:
+    def fetch_first(self, *candidates: str) -> pathlib.Path:
         """Fetch the first of these files that exists, and return its path."""
-        for name in names:
-            if file := self.try_fetch(name):
+        for file_name in candidates:
+            if file := self.try_fetch(file_name):
                 return file
-        title = self._hub_id
+        subject = self._hub_id
         if self._is_unreachable:
-            title += ": the hub cannot be reached, and its cache"
-        raise InputError(f"{title} has none of {', '.join(names)}")
+            subject += ": the hub cannot be reached, and its cache"
+        raise InputError(f"{subject} has none of {', '.join(candidates)}")
 
-    def fetch_optional(self, name: str) -> pathlib.Path | None:
+    def fetch_optional(self, file_name: str) -> pathlib.Path | None:
         """Fetch a file if the repository has it; return its path or None.
 
         Raises InputError if neither the hub nor the cache can tell.
         """
-        file = self.try_fetch(name)
+        file = self.try_fetch(file_name)
         if file or not self._is_unreachable:
             return file
         import huggingface_hub
 
-        cached = huggingface_hub.try_to_load_from_cache(
-            self._name, name, revision=self._revision
+        cached_file = huggingface_hub.try_to_load_from_cache(
+            self._name, file_name, revision=self._revision
         )
         # Any other value means that the repository has no file of this name.
-        if cached is None:
+        if cached_file is None:
             raise InputError(
                 f"{self._hub_id}: the hub cannot be reached, and the cache does not "
-                f"say whether {name} exists; offline, load the folder "
+                f"say whether {file_name} exists; offline, load the folder "
                 f"{self.fetched_files[0].parent}"
             )
         return None
 
-    def try_fetch(self, name: str) -> pathlib.Path | None:
+    def try_fetch(self, file_name: str) -> pathlib.Path | None:
         """Fetch a file and return its path; None if it is missing or out of reach."""
         import huggingface_hub
         from huggingface_hub import errors
 
         try:
-            fetched = huggingface_hub.hf_hub_download(
+            fetched_path = huggingface_hub.hf_hub_download(
                 self._name,
-                name,
+                file_name,
                 revision=self._revision,
                 local_files_only=self._is_unreachable,
             )
@@ -125,7 +125,7 @@ class _Repository:
             return None
         except errors.HFValidationError as error:
             raise InputError(f"{self._hub_id}: {error}") from error
-        file = pathlib.Path(fetched)
+        file = pathlib.Path(fetched_path)
         self.fetched_files.append(file)
         # The cache names folders after commits: the first file fixes the commit of all
         # later files.
@@ -161,14 +161,14 @@ def _fetch_learned_files(repository: _Repository, record: JsonFields | None) -> 
             repository.fetch_optional(file_names.RECOVERED_FILE)
 
 
-def _open_repository(hub_id: str) -> _Repository:
+def _parse_hub_id(hub_id: str) -> _Repository:
     """Find the repository and revision of a hub id; nothing is fetched."""
-    name = hub_id.removeprefix(HUB_SCHEME)
-    if not _HUB_ID.fullmatch(name):
+    name_and_revision = hub_id.removeprefix(HUB_SCHEME)
+    if not _HUB_ID.fullmatch(name_and_revision):
         raise InputError(
             f"{hub_id} is not a hub id; it must be {HUB_SCHEME}OWNER/NAME or "
             f"{HUB_SCHEME}OWNER/NAME@REVISION"
         )
     extras.check_installed(hub_id, "huggingface_hub")
-    name, _, revision = name.partition("@")
+    name, _, revision = name_and_revision.partition("@")
     return _Repository(hub_id, name, revision or None)

@@ -1,7 +1,7 @@
 """The public `load`: from a path to a model, in four stages.
 
-Located: what the path holds. Described: which model it is. Tensors: the stored arrays,
-and the config they show. Pretrained: a model with its variables.
+Location: what the path holds. Description: which model it is. Tensors: the stored
+arrays, and the config they show. Pretrained: a model with its variables.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import is_in_parts
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights.described import Described, describe_weights
-from imagepiece_jax.weights.located import Located, locate_weights
+from imagepiece_jax.weights.description import Description, describe_weights
+from imagepiece_jax.weights.location import Location, locate_weights
 from imagepiece_jax.weights.tensors import Tensors, read_tensors
 
 TRAINED_REDUCTION = "trained"  # the reduction of the training or of the saved model
@@ -73,64 +73,70 @@ def load(
     Raises InputError for weights without a known config, and for tensors that do not
         match the config.
     """
-    located = locate_weights(weights, config is not None, checkpoint, averaged)
-    described = describe_weights(located, config)
-    tensors = read_tensors(located, described)
-    vit_config = change_config(described, tensors, image_size, crop, num_classes)
-    new_head: tuple[str, ...] = ()
+    location = locate_weights(weights, config is not None, checkpoint, averaged)
+    description = describe_weights(location, config)
+    tensors = read_tensors(location, description)
+    vit_config = change_config(description, tensors, image_size, crop, num_classes)
+    new_head_parts: tuple[str, ...] = ()
     if vit_config.num_classes != tensors.config.num_classes:
-        new_head = HEAD_PARTS
+        new_head_parts = HEAD_PARTS
     elif class_names is None:
         class_names = tensors.class_names
     if class_names is not None:
         class_names = checked_names(class_names, vit_config.num_classes)
     keeps_reduction = reduction == TRAINED_REDUCTION
     if keeps_reduction:
-        reduction = described.reduction
+        reduction = description.reduction
     reduction = Reduction.read(reduction)
-    execution = make_execution(vit_config, dtype or described.dtype, attention)
+    execution = make_execution(vit_config, dtype or description.dtype, attention)
     try:
         model = build_model(vit_config, reduction, execution)
     except InputError as error:
         if not keeps_reduction:  # the caller's mistake, not the file's
             raise
-        raise InputError(f"{located.title}: {error}") from error
+        raise InputError(f"{location.title}: {error}") from error
     log_reduction(reduction, model)
     # Only a saved folder holds selectors for several reductions.
-    is_exact = keeps_reduction and described.digest is None
-    fitted_tensors, new_selectors = fit_tensors(located, tensors, model, is_exact, seed)
-    fresh_parts = (*new_head, *new_selectors)
+    keeps_foreign_selectors = keeps_reduction and description.digest is None
+    fitted_tensors, new_selectors = fit_tensors(
+        location, tensors, model, keeps_foreign_selectors, seed
+    )
+    fresh_parts = (*new_head_parts, *new_selectors)
     variables, drawn_parts = timm_tensors.make_variables(
-        model, fitted_tensors, located.title, fresh_parts=fresh_parts, seed=seed or 0
+        model, fitted_tensors, location.title, fresh_parts=fresh_parts, seed=seed or 0
     )
     params = variables["params"]
-    untrained = {part for part in params if is_in_parts(part, described.untrained)}
-    untrained |= {*drawn_parts}
+    untrained_parts = {
+        part for part in params if is_in_parts(part, description.untrained_parts)
+    }
+    untrained_parts |= {*drawn_parts}
     # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
-        located.origin,
-        name=located.origin.name or vit_config.name or "",
-        license=described.license,
+        location.origin,
+        name=location.origin.name or vit_config.name or "",
+        license=description.license,
         image_size=tensors.config.image_size,
-        reduction=described.reduction if located.names else None,
+        reduction=description.reduction if location.file_names else None,
     )
     vit = Pretrained(
         model,
         variables,
         class_names=class_names,
         recovery=tensors.recovery
-        and tensors.recovery.without_parts({*fresh_parts, *untrained}),
-        origin=origin.with_untrained(params, sorted(untrained)),
-        selectors=tensors.learned,
+        and tensors.recovery.without_parts({*fresh_parts, *untrained_parts}),
+        origin=origin.with_untrained(params, sorted(untrained_parts)),
+        selectors=tensors.learned_selectors,
     )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
-    warn_of_doubts(vit)
+    warn_of_unclear_head(vit)
+    if vit.recovery is not None:
+        vit.recovery.log_unrecovered(vit.model, vit.label)
     return vit
 
 
 def change_config(
-    described: Described,
+    description: Description,
     tensors: Tensors,
     image_size: ImageSize | None,
     crop: float | None,
@@ -138,8 +144,8 @@ def change_config(
 ) -> ViTConfig:
     """Apply the caller's image size, crop and number of classes; None: no change."""
     config = tensors.config
-    if image_size is None and described.trained_size is not None:
-        image_size = described.config.image_size
+    if image_size is None and description.trained_size is not None:
+        image_size = description.config.image_size
     if image_size is not None:
         config = config.at_size(image_size)
     if crop is not None:
@@ -152,34 +158,42 @@ def change_config(
 
 
 def fit_tensors(
-    located: Located, tensors: Tensors, model: ViT, is_exact: bool, seed: int | None
+    location: Location,
+    tensors: Tensors,
+    model: ViT,
+    keeps_foreign_selectors: bool,
+    seed: int | None,
 ) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
     """Select the tensors for a model and its image size: (tensors, parts to draw).
 
-    is_exact: keep selectors that the model lacks, which are an error later
+    keeps_foreign_selectors: whether selectors that the model lacks stay, which are an
+        error later
     seed: draws untrained and missing selectors; None: missing ones are refused
     """
-    stored: Mapping[str, np.ndarray] = tensors.dense | tensors.selectors
+    fitted_tensors: Mapping[str, np.ndarray] = tensors.dense_tensors | tensors.selectors
     fresh_parts = ()
     if seed is not None:
-        stored, fresh_parts = timm_tensors.drop_foreign_selectors(
-            model, tensors.dense | tensors.learned, located.title, None
+        trained_tensors = tensors.dense_tensors | tensors.learned_selectors
+        fitted_tensors, fresh_parts = timm_tensors.drop_foreign_selectors(
+            model, trained_tensors, location.title, None
         )
-    elif not is_exact:
-        stored, _ = timm_tensors.drop_foreign_selectors(model, stored, located.title)
+    elif not keeps_foreign_selectors:
+        fitted_tensors, _ = timm_tensors.drop_foreign_selectors(
+            model, fitted_tensors, location.title
+        )
     trained_size = tensors.config.image_size
     if image_sides(model.config.image_size) != image_sides(trained_size):
-        stored = resize_positions.fit_positions(stored, model.config, trained_size)
-    return stored, fresh_parts
+        fitted_tensors = resize_positions.fit_positions(
+            fitted_tensors, model.config, trained_size
+        )
+    return fitted_tensors, fresh_parts
 
 
-def warn_of_doubts(vit: Pretrained) -> None:
-    """Warn if the head may be a projection; log if nothing was recovered."""
-    is_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
-    if is_clip and not vit.class_names and not vit.untrained_kinds:
+def warn_of_unclear_head(vit: Pretrained) -> None:
+    """Warn if the head, taken for a classifier, may be CLIP's projection."""
+    is_like_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
+    if is_like_clip and not vit.class_names and not vit.untrained_kinds:
         warn_caller(
             f"{vit!r}: the head is taken for a classifier; config.problem_type "
             "'projection' says that it is CLIP's projection"
         )
-    if vit.recovery is not None:
-        vit.recovery.log_unrecovered(vit.model, vit.label)

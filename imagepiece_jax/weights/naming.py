@@ -27,13 +27,15 @@ class Naming:
     # One tensor name identifies a library: all its checkpoints have it. The text before
     # the name, such as "vision_model." or "backbone.", is the vision tower's prefix.
     mark: str
-    blocks: str  # pattern for the start of a block's names, with the block number
+    block_pattern: (
+        str  # pattern for the start of a block's names, with the block number
+    )
     # {pattern for a block's modules or tensors: timm's name}; "." matches only a dot
-    inner: dict[str, str]
-    outer: Mapping[str, str]  # like `inner`, for the rest of the tower
-    # like `inner`, for names without the tower's prefix
-    outside: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    ignored: str = r"(?!)"  # pattern for the start of names that no model needs
+    block_names: dict[str, str]
+    tower_names: Mapping[str, str]  # like `block_names`, for the rest of the tower
+    # like `block_names`, for names without the tower's prefix
+    outside_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ignored_names: str = r"(?!)"  # pattern for the start of names that no model needs
     is_strict: bool = True  # unlisted names are errors; False: they are timm's already
     # The last norm may apply to the pooled vector (fc_norm). Its name does not tell.
     may_norm_pooled: bool = False
@@ -41,36 +43,37 @@ class Naming:
     def translate_name(self, name: str, prefix: str) -> str | None:
         """Translate a tensor's name to timm's; None if no model needs the tensor.
 
-        Some results are not timm's names yet: `_canonical_tensors` finishes them.
+        Some results are not timm's names yet: `_canonicalize_tensors` finishes them.
         Raises InputError for a tensor that the library does not have.
         """
         in_tower = name.startswith(prefix)
         tower_name = name.removeprefix(prefix)
-        if re.match(self.ignored if in_tower else IGNORED_NAMES, tower_name):
+        if re.match(self.ignored_names if in_tower else IGNORED_NAMES, tower_name):
             return None
-        start = ""
+        name_start = ""
+        inner_name = tower_name  # without the block's start
         timm_name = None
-        if in_tower and (match := re.match(self.blocks, tower_name)):
-            start = f"blocks.{match[1] or SCANNED_BLOCK}."
-            tower_name = tower_name[match.end() :]
-            timm_name = _look_up_name(tower_name, self.inner)
+        if in_tower and (match := re.match(self.block_pattern, tower_name)):
+            name_start = f"blocks.{match[1] or SCANNED_BLOCK}."
+            inner_name = tower_name[match.end() :]
+            timm_name = _look_up_name(inner_name, self.block_names)
         elif in_tower:
-            timm_name = _look_up_name(tower_name, self.outer)
-        if timm_name is None and not start:
-            timm_name = _look_up_name(name, self.outside)
+            timm_name = _look_up_name(tower_name, self.tower_names)
+        if timm_name is None and not name_start:
+            timm_name = _look_up_name(name, self.outside_names)
         if timm_name is None and in_tower and not self.is_strict:
-            timm_name = tower_name
+            timm_name = inner_name
         if not timm_name:
-            tower = f" outside the tower {prefix[:-1]}" if prefix else ""
-            raise InputError(f"tensor {name} is not part of {self.library}{tower}")
-        return start + timm_name
+            place = f" outside the tower {prefix[:-1]}" if prefix else ""
+            raise InputError(f"tensor {name} is not part of {self.library}{place}")
+        return name_start + timm_name
 
 
 def _look_up_name(name: str, table: Mapping[str, str]) -> str | None:
     """Translate a name by a table of tensors and modules; None if it is not listed."""
     for pattern, template in table.items():
-        pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
-        if match := re.fullmatch(pattern, name):
+        name_pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
+        if match := re.fullmatch(name_pattern, name):
             return match.expand(template) + (match["leaf"] or "")
     return None
 
@@ -93,8 +96,8 @@ TRANSFORMERS_VIT = Naming(
     # "model". Poolers are left out, because no public head reads them.
     library="transformers' ViT, DeiT and DINOv2",
     mark="embeddings.patch_embeddings.projection.weight",
-    blocks=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
-    inner={
+    block_pattern=r"(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.",
+    block_names={
         f"attention.(?:attention.)?{QKV_PATTERN}": r"attn.\1",
         "attention.(?:output.dense|o_proj)": "attn.proj",
         "layernorm_before|norm1": "norm1",
@@ -105,15 +108,19 @@ TRANSFORMERS_VIT = Naming(
         "mlp.up_proj": "mlp.fc1",  # fc1_x if there is a gate
         "layer_scale([12]).lambda1": r"ls\1.gamma",
     },
-    outer={
+    tower_names={
         "embeddings.patch_embeddings(?:.projection)?": "patch_embed.proj",
         "embeddings.position_embeddings": "pos_embed",
         "embeddings.(cls_token|register_tokens)": r"\1",
         "embeddings.distillation_token": "distillation_token",
         "(?:layer)?norm": "norm",
     },
-    outside={"(?:cls_)?classifier": "head", "distillation_classifier": "head_dist"},
-    ignored=r"embeddings\.mask_token$|pooler\.dense\.",  # BEiT's pooler has a norm
+    outside_names={
+        "(?:cls_)?classifier": "head",
+        "distillation_classifier": "head_dist",
+    },
+    # BEiT's pooler has a norm.
+    ignored_names=r"embeddings\.mask_token$|pooler\.dense\.",
 )
 TIMM_NAMING = Naming(
     # Also the original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a
@@ -122,8 +129,8 @@ TIMM_NAMING = Naming(
     # learned ones (freqs). local_cls_norm serves the small crops in DINOv3's training.
     library="timm's models",
     mark="patch_embed.proj.weight",
-    blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
-    inner={
+    block_pattern=r"blocks\.(?:\d+\.)?(\d+)\.",
+    block_names={
         "gamma_([12])": r"ls\1.gamma",
         f"attn.{QKV_PATTERN}": r"attn.\1",
         "attn.inner_attn_ln": "attn.norm",
@@ -133,9 +140,9 @@ TIMM_NAMING = Naming(
         "mlp.w3": "mlp.fc2",
         "mlp.ffn_ln": "mlp.norm",
     },
-    outer={},
-    outside={"visual.head.proj": "projection"},
-    ignored=r"decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
+    tower_names={},
+    outside_names={"visual.head.proj": "projection"},
+    ignored_names=r"decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
     r"(.*\.)?rope\.(?!freqs$)|local_cls_norm\.|lm_head\.",
     is_strict=False,
 )
@@ -148,8 +155,8 @@ NAMINGS = (
         library="Google's Flax files",
         mark="embedding.kernel",
         # big_vision scans its blocks: one tensor holds all blocks and has no number.
-        blocks=r"Transformer\.encoderblock(?:_(\d+))?\.",
-        inner={
+        block_pattern=r"Transformer\.encoderblock(?:_(\d+))?\.",
+        block_names={
             "LayerNorm_0": "norm1",
             "LayerNorm_[12]": "norm2",
             f"{FLAX_ATTENTION}.{QKV_PATTERN}": r"attn.\1",
@@ -157,7 +164,7 @@ NAMINGS = (
             "MlpBlock_[03].Dense_0": "mlp.fc1",
             "MlpBlock_[03].Dense_1": "mlp.fc2",
         },
-        outer={
+        tower_names={
             "embedding": "patch_embed.proj",
             "cls": "cls_token",
             "(?:Transformer.)?(?:posembed_input.)?pos_embedding": "pos_embed",
@@ -176,19 +183,19 @@ NAMINGS = (
         TRANSFORMERS_VIT,
         library="transformers' DINOv3",
         mark="embeddings.patch_embeddings.weight",
-        outside={},
+        outside_names={},
     ),
     Naming(
         library="transformers' CLIP and SigLIP",
         mark="embeddings.patch_embedding.weight",
-        blocks=r"encoder\.layers\.(\d+)\.",
-        inner={
+        block_pattern=r"encoder\.layers\.(\d+)\.",
+        block_names={
             f"self_attn.{QKV_PATTERN}": r"attn.\1",
             "self_attn.out_proj": "attn.proj",
             "layer_(norm[12])": r"\1",
             "(mlp.fc[12])": r"\1",
         },
-        outer={
+        tower_names={
             "embeddings.patch_embedding": "patch_embed.proj",
             "embeddings.position_embedding.weight": "pos_embed",
             "embeddings.class_embedding": "cls_token",
@@ -200,21 +207,21 @@ NAMINGS = (
             "head.layernorm": "attn_pool.norm",
             "head.(mlp.fc[12])": r"attn_pool.\1",
         },
-        outside={"visual_projection": "projection", "classifier": "mean_head"},
-        ignored=r"embeddings\.position_ids$",
+        outside_names={"visual_projection": "projection", "classifier": "mean_head"},
+        ignored_names=r"embeddings\.position_ids$",
     ),
     Naming(
         library="OpenAI's CLIP and OpenCLIP",
         mark="class_embedding",
-        blocks=r"transformer\.resblocks\.(\d+)\.",
-        inner={
+        block_pattern=r"transformer\.resblocks\.(\d+)\.",
+        block_names={
             "ln_([12])": r"norm\1",
             "attn.in_proj_(weight|bias)": r"attn.qkv.\1",
             "attn.out_proj": "attn.proj",
             "mlp.c_fc": "mlp.fc1",
             "mlp.c_proj": "mlp.fc2",
         },
-        outer={
+        tower_names={
             "conv1": "patch_embed.proj",
             "class_embedding": "cls_token",
             "positional_embedding": "pos_embed",
@@ -228,11 +235,12 @@ NAMINGS = (
         TIMM_NAMING,
         library="DINOv3's own models",
         mark="storage_tokens",
-        inner=TIMM_NAMING.inner | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
-        outer={"storage_tokens": "reg_token"},
-        outside={},
+        block_names=TIMM_NAMING.block_names
+        | {"attn.qkv.(bias|bias_mask)": r"attn.masked.\1"},
+        tower_names={"storage_tokens": "reg_token"},
+        outside_names={},
         # rope_embed.periods is an error in other namings.
-        ignored=rf"{TIMM_NAMING.ignored}|rope_embed\.periods$",
+        ignored_names=rf"{TIMM_NAMING.ignored_names}|rope_embed\.periods$",
     ),
     TIMM_NAMING,
 )
@@ -252,42 +260,45 @@ _NNX_ENDING = ".value"  # at the end of all names in a saved Flax NNX state
 SCANNED_BLOCK = "all"  # stands for the block number in a tensor of scanned blocks
 
 
-def shape_error(name: str, shape: tuple[int, ...], allowed: str) -> InputError:
+def shape_error(name: str, shape: tuple[int, ...], allowed_shape: str) -> InputError:
     """Make the InputError for a tensor of the wrong shape."""
-    return InputError(f"tensor {name} is of {shape}; it must be {allowed}")
+    return InputError(f"tensor {name} is of {shape}; it must be {allowed_shape}")
 
 
 def read_timm_tensors(
-    path: str | os.PathLike | Mapping[str, Any],
-    checkpoint: str | None = None,
+    weights: str | os.PathLike | Mapping[str, Any],
+    model_key: str | None = None,
     config: ViTConfig | None = None,
 ) -> NamedArrays:
     """Read the tensors of a weights file, {timm's name: array}.
 
     Tensors that no model needs are never read.
 
-    path: a file, or a state dict in memory
-    checkpoint: the key of the wanted model in a file with several models
+    weights: a file, or a state dict in memory
+    model_key: the key of the wanted model in a file with several models
     config: as for `with_timm_names`
     """
-    with open_tensors(path, checkpoint) as unread:
-        naming, names = find_timm_names(unread.tensors)
-        state_dict = unread.read(names)
+    with open_tensors(weights, model_key) as unread_tensors:
+        naming, timm_names = find_timm_names(unread_tensors.tensors)
+        state_dict = unread_tensors.read(timm_names)
     try:
-        return _translate_tensors(state_dict, naming, names, config)
+        return _translate_tensors(state_dict, naming, timm_names, config)
     except InputError as error:
-        raise InputError(f"{weights_title(path)}: {error}") from error
+        raise InputError(f"{weights_title(weights)}: {error}") from error
 
 
-def find_timm_names(names: Collection[str]) -> tuple[Naming, dict[str, str]]:
+def find_timm_names(tensor_names: Collection[str]) -> tuple[Naming, dict[str, str]]:
     """Find (the naming of a checkpoint, {name: timm's name}).
 
     Text towers, decoders, poolers and self-distillation heads are left out.
     """
-    dotted = _dotted_names(names)
-    naming, prefix = _find_naming([*dotted.values()])
-    translated = {name: naming.translate_name(dotted[name], prefix) for name in names}
-    return naming, {k: timm_name for k, timm_name in translated.items() if timm_name}
+    dotted_names = _strip_wrapper_parts(tensor_names)
+    naming, prefix = _find_naming([*dotted_names.values()])
+    timm_names = {}
+    for name, dotted_name in dotted_names.items():
+        if timm_name := naming.translate_name(dotted_name, prefix):
+            timm_names[name] = timm_name
+    return naming, timm_names
 
 
 def with_timm_names(
@@ -306,31 +317,32 @@ def with_timm_names(
 def _translate_tensors(
     state_dict: Mapping[str, np.ndarray],
     naming: Naming,
-    names: Mapping[str, str],
+    timm_names: Mapping[str, str],
     config: ViTConfig | None,
 ) -> NamedArrays:
-    """Translate tensors by `naming` and `names`, the results of `find_timm_names`."""
-    renamed = {}
-    file_names = {}  # {timm's name: name in the file}
-    for name in [name for name in names if name in state_dict]:
-        blocks = _split_scanned_blocks(names[name], state_dict[name])
-        for timm_name, tensor in blocks.items():
-            if timm_name in file_names:
+    """Translate tensors by the naming and the timm names of `find_timm_names`."""
+    renamed_tensors = {}
+    source_names = {}  # {timm's name: name in the file}
+    for name in [name for name in timm_names if name in state_dict]:
+        block_tensors = _split_scanned_blocks(timm_names[name], state_dict[name])
+        for timm_name, tensor in block_tensors.items():
+            if timm_name in source_names:
                 raise InputError(
-                    f"tensors {file_names[timm_name]} and {name} are the same part, "
+                    f"tensors {source_names[timm_name]} and {name} are the same part, "
                     f"{timm_name}"
                 )
-            file_names[timm_name] = name
-            renamed[timm_name] = tensor
-    has_mask_token = renamed.pop("mask_token", None) is not None
-    query = renamed.get("blocks.0.attn.q.kernel", np.zeros(0))  # Flax: [D, heads, d]
-    if config and query.ndim == 3 and query.shape[1] != config.num_heads:
+            source_names[timm_name] = name
+            renamed_tensors[timm_name] = tensor
+    has_mask_token = renamed_tensors.pop("mask_token", None) is not None
+    # Flax: [D, heads, d]
+    query_kernel = renamed_tensors.get("blocks.0.attn.q.kernel", np.zeros(0))
+    if config and query_kernel.ndim == 3 and query_kernel.shape[1] != config.num_heads:
         raise InputError(
             f"num_heads is {config.num_heads}, but its tensors are of "
-            f"{query.shape[1]} heads"
+            f"{query_kernel.shape[1]} heads"
         )
     try:
-        tensors = _canonical_tensors(renamed)
+        canonical_tensors = _canonicalize_tensors(renamed_tensors)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -338,12 +350,12 @@ def _translate_tensors(
             f"its tensors' shapes do not fit {naming.library}: {error}"
         ) from error
     if config is None:
-        return tensors
+        return canonical_tensors
     # A mask token beside q_bias marks EVA-02's pretrained weights. Their last norm may
     # be an fc_norm, because the public configs describe the fine-tuned models.
-    is_pretrained_eva = has_mask_token and "blocks.0.attn.q_bias" in tensors
+    is_pretrained_eva = has_mask_token and "blocks.0.attn.q_bias" in canonical_tensors
     may_norm_pooled = naming.may_norm_pooled or is_pretrained_eva
-    return _fit_norm_and_biases(tensors, config.arch, may_norm_pooled)
+    return _fit_norm_and_biases(canonical_tensors, config.arch, may_norm_pooled)
 
 
 def _fit_norm_and_biases(
@@ -355,63 +367,69 @@ def _fit_norm_and_biases(
     if may_norm_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
         tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
     bias_pattern = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
-    biases = [name for name in tensors if bias_pattern.fullmatch(name)]
-    if arch.qkv_bias or any(np.any(tensors[name]) for name in biases):
+    bias_names = [name for name in tensors if bias_pattern.fullmatch(name)]
+    if arch.qkv_bias or any(np.any(tensors[name]) for name in bias_names):
         return tensors
-    return {name: tensors[name] for name in tensors if name not in biases}
+    return {name: tensors[name] for name in tensors if name not in bias_names}
 
 
 def pack_for_timm(
-    tensors: Mapping[str, np.ndarray], arch: Architecture, name: str | None
+    tensors: Mapping[str, np.ndarray], arch: Architecture, architecture: str | None
 ) -> NamedArrays:
     """Convert canonical tensors (`timm_tensors.to_timm`) for timm's own classes.
 
-    name: timm's architecture; any other name is allowed for a model timm lacks
+    architecture: timm's name; any other name is allowed for a model timm lacks
     """
-    is_eva = registry.timm_class(name) == "Eva"
+    is_eva = registry.timm_class(architecture) == "Eva"
     # timm keeps q, k and v apart in EVA-02's models with sub-LN (an MLP norm and no key
     # bias). It packs both halves of a SwiGLU without a norm in models with position
     # embeddings.
     keeps_qkv_apart = arch.mlp_norm and not arch.key_bias
-    renamed = {}
+    packed_tensors = {}
     for name, tensor in tensors.items():
+        timm_name = name
         if is_eva:
-            name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
-        attention, qkv, _ = name.partition("qkv.weight")
-        if qkv and keeps_qkv_apart:
+            timm_name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        name_start, qkv_ending, _ = timm_name.partition("qkv.weight")
+        if qkv_ending and keeps_qkv_apart:
             for letter, third in zip("qkv", np.split(tensor, 3), strict=True):
-                renamed[f"{attention}{letter}_proj.weight"] = third
+                packed_tensors[f"{name_start}{letter}_proj.weight"] = third
             continue
         if keeps_qkv_apart:
-            name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", name)
-        renamed[name] = tensor
+            timm_name = re.sub(
+                r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", timm_name
+            )
+        packed_tensors[timm_name] = tensor
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
-        gates = [name for name in renamed if ".mlp.fc1_g." in name]
-        for gate in gates:
-            halves = [renamed.pop(gate), renamed.pop(gate.replace("_g.", "_x."))]
-            renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
-    return renamed
+        gate_names = [name for name in packed_tensors if ".mlp.fc1_g." in name]
+        for gate_name in gate_names:
+            gate = packed_tensors.pop(gate_name)
+            value = packed_tensors.pop(gate_name.replace("_g.", "_x."))
+            packed_name = gate_name.replace("_g.", ".")
+            packed_tensors[packed_name] = np.concatenate([gate, value])
+    return packed_tensors
 
 
-def _dotted_names(names: Collection[str]) -> dict[str, str]:
-    """Map names to dotted names without the parts wrappers added."""
-    dotted = {}
-    for name in names:
+def _strip_wrapper_parts(tensor_names: Collection[str]) -> dict[str, str]:
+    """Map names to dotted names without the parts that wrappers added."""
+    dotted_names = {}
+    for name in tensor_names:
         parts = name.replace("/", ".").split(".")
-        dotted[name] = ".".join([part for part in parts if part not in _INSERTED_PARTS])
-    common_start = os.path.commonprefix([*dotted.values()])
-    prefix = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
-    dotted = {k: name.removeprefix(prefix) for k, name in dotted.items()}
-    if all(name.endswith(_NNX_ENDING) for name in dotted.values()):
-        dotted = {k: name.removesuffix(_NNX_ENDING) for k, name in dotted.items()}
-    return dotted
+        own_parts = [part for part in parts if part not in _INSERTED_PARTS]
+        dotted_names[name] = ".".join(own_parts)
+    common_start = os.path.commonprefix([*dotted_names.values()])
+    front = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
+    short_names = {k: dotted.removeprefix(front) for k, dotted in dotted_names.items()}
+    if all(short_name.endswith(_NNX_ENDING) for short_name in short_names.values()):
+        return {k: short.removesuffix(_NNX_ENDING) for k, short in short_names.items()}
+    return short_names
 
 
-def _find_naming(names: Collection[str]) -> tuple[Naming, str]:
+def _find_naming(tensor_names: Collection[str]) -> tuple[Naming, str]:
     """Find (naming, prefix of the vision tower) from a checkpoint's tensor names."""
     for naming in NAMINGS:
         prefixes = []
-        for name in names:
+        for name in tensor_names:
             if f".{name}".endswith(f".{naming.mark}"):
                 prefixes.append(name.removesuffix(naming.mark))
         if len(prefixes) > 1:
@@ -423,47 +441,49 @@ def _find_naming(names: Collection[str]) -> tuple[Naming, str]:
             )
         if prefixes:
             return naming, prefixes[0]
-    if any(re.match(TIMM_NAME_PATTERN, name) for name in names):
+    if any(re.match(TIMM_NAME_PATTERN, name) for name in tensor_names):
         return TIMM_NAMING, ""
-    examples = ", ".join([*names][:NUM_SHOWN_NAMES])
+    examples = ", ".join([*tensor_names][:NUM_SHOWN_NAMES])
     raise InputError(f"it has tensors of an unsupported model, such as {examples}")
 
 
 def _split_scanned_blocks(name: str, tensor: np.ndarray) -> NamedArrays:
     """Split a tensor of scanned blocks into {name: tensor} with one entry per block."""
-    _, scanned, leaf_name = name.partition(f"blocks.{SCANNED_BLOCK}.")
-    if not scanned:
+    _, scan_marker, leaf_name = name.partition(f"blocks.{SCANNED_BLOCK}.")
+    if not scan_marker:
         return {name: tensor}
     if tensor.ndim == 0:
         raise shape_error(name, tensor.shape, "an array whose first axis is blocks")
     return {f"blocks.{i}.{leaf_name}": tensor[i] for i in range(len(tensor))}
 
 
-def _canonical_tensors(tensors: NamedArrays) -> NamedArrays:
+def _canonicalize_tensors(tensors: NamedArrays) -> NamedArrays:
     """Bring renamed tensors of any library into the canonical form."""
-    canonical = {}
+    canonical_tensors = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf == "kernel":
-            canonical[f"{module}.weight"] = _torch_weight(module, tensor)
+            canonical_tensors[f"{module}.weight"] = _to_torch_weight(module, tensor)
         elif leaf == "scale":
-            canonical[f"{module}.weight"] = tensor
+            canonical_tensors[f"{module}.weight"] = tensor
         elif leaf == "bias":
-            canonical[name] = tensor.reshape(-1)  # Flax has an extra axis of heads
+            # Flax has an extra axis of heads.
+            canonical_tensors[name] = tensor.reshape(-1)
         elif name == "pos_embed" and tensor.ndim == 1:
-            canonical[name] = tensor  # malformed; make_variables reports it
+            canonical_tensors[name] = tensor  # malformed; make_variables reports it
         elif name in TOKEN_ROWS and tensor.ndim != 3:
-            canonical[name] = tensor.reshape(1, -1, tensor.shape[-1])
+            canonical_tensors[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
             continue
         else:
-            canonical[name] = tensor
-    _stack_projections(canonical)
-    _apply_bias_masks(canonical)
-    _split_packed_layers(canonical)
-    _add_class_position(canonical)
-    _name_head(canonical)
-    return canonical
+            canonical_tensors[name] = tensor
+    _stack_projections(canonical_tensors)
+    _apply_bias_masks(canonical_tensors)
+    _split_packed_layers(canonical_tensors)
+    _add_class_position(canonical_tensors)
+    _rename_head_and_token(canonical_tensors)
+    _check_head_width(canonical_tensors)
+    return canonical_tensors
 
 
 # Token rows, [1, N, D] in timm.
@@ -472,7 +492,7 @@ TOKEN_ROWS = """
 """.split()
 
 
-def _torch_weight(module: str, kernel: np.ndarray) -> np.ndarray:
+def _to_torch_weight(module: str, kernel: np.ndarray) -> np.ndarray:
     """Turn a Flax kernel into a PyTorch weight: outputs first, heads flattened."""
     if kernel.ndim == 4:
         return kernel.transpose(3, 2, 0, 1)
@@ -494,21 +514,23 @@ def _stack_projections(tensors: NamedArrays) -> None:
         match = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
         if not match or name not in tensors:
             continue
-        module, letter, leaf = match.groups()
+        module, own_letter, leaf = match.groups()
         letters = "qkv"
         if module == "attn_pool":
             letters = "kv"
-        if letter not in letters:
+        if own_letter not in letters:
             continue
-        names = {part: f"{module}.{part}.{leaf}" for part in letters}
-        lacking_letters = [part for part in letters if names[part] not in tensors]
-        if lacking_letters == ["k"] and leaf == "bias" and letters == "qkv":
-            tensors[f"{module}.q_bias"] = tensors.pop(names["q"])
-            tensors[f"{module}.v_bias"] = tensors.pop(names["v"])
+        name_by_letter = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
+        missing_names = [
+            name for name in name_by_letter.values() if name not in tensors
+        ]
+        if missing_names == [f"{module}.k.bias"] and letters == "qkv":
+            tensors[f"{module}.q_bias"] = tensors.pop(name_by_letter["q"])
+            tensors[f"{module}.v_bias"] = tensors.pop(name_by_letter["v"])
             continue
-        if lacking_letters:
-            raise InputError(f"it has {name}, but not {names[lacking_letters[0]]}")
-        projections = [tensors.pop(part) for part in names.values()]
+        if missing_names:
+            raise InputError(f"it has {name}, but not {missing_names[0]}")
+        projections = [tensors.pop(name) for name in name_by_letter.values()]
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(projections)
 
 
@@ -516,22 +538,22 @@ def _apply_bias_masks(tensors: NamedArrays) -> None:
     """Apply DINOv3's masks to the q, k, v biases, in place."""
     # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel.
     # So the key bias is dropped if it is 0 or NaN in all blocks.
-    thirds = {}  # {module: [q, k, v]}
+    biases_by_module = {}  # {module: [q, k, v]}
     masked_biases = [name for name in tensors if name.endswith(".masked.bias")]
     for name in masked_biases:
         module = name.removesuffix(".masked.bias")
         bias = tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         if mask.shape != bias.shape:
-            allowed = f"{bias.shape}, as qkv.bias"
-            raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed)
+            allowed_shape = f"{bias.shape}, as qkv.bias"
+            raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed_shape)
         bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
-        thirds[module] = _split_equally(f"{module}.qkv.bias", bias, 3)
+        biases_by_module[module] = _split_equally(f"{module}.qkv.bias", bias, 3)
     all_keys_hidden = True
-    for _, k, _ in thirds.values():
+    for _, k, _ in biases_by_module.values():
         is_hidden = (k == 0) | np.isnan(k)
         all_keys_hidden = all_keys_hidden and is_hidden.all()
-    for module, (q, k, v) in thirds.items():
+    for module, (q, k, v) in biases_by_module.items():
         if all_keys_hidden:
             tensors[f"{module}.q_bias"] = q
             tensors[f"{module}.v_bias"] = v
@@ -554,13 +576,13 @@ def _split_packed_layers(tensors: NamedArrays) -> None:
             q, *kv = _split_equally(f"attn_pool.qkv.{leaf}", qkv, 3)
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
-    first_layers = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
-    for name in first_layers:
+    fc1_names = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
+    for name in fc1_names:
         module = name.removesuffix(".fc1.weight")
         has_gate = f"{module}.fc1_g.weight" in tensors
         # A packed first layer has twice the outputs the second layer reads.
-        last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
-        packed_shape = (2 * last.shape[-1],) if last.ndim == 2 else None
+        fc2_weight = tensors.get(f"{module}.fc2.weight", np.zeros(0))
+        packed_shape = (2 * fc2_weight.shape[-1],) if fc2_weight.ndim == 2 else None
         is_packed = tensors[name].shape[:1] == packed_shape
         if not has_gate and not is_packed:
             continue
@@ -591,8 +613,11 @@ def _add_class_position(tensors: NamedArrays) -> None:
     tensors["pos_embed"] = positions[:, 1:]
 
 
-def _name_head(tensors: NamedArrays) -> None:
-    """Rename a projection, or SigLIP's mean-of-patches head, to the head, in place."""
+def _rename_head_and_token(tensors: NamedArrays) -> None:
+    """Give the head and DeiT's distillation token timm's names, in place.
+
+    A head may be a projection or SigLIP's, which reads the mean of the patches.
+    """
     # Without a head of its own, DeiT's distillation token acts as a register.
     if "distillation_token" in tensors:
         token_name = "dist_token" if "head_dist.weight" in tensors else "reg_token"
@@ -614,15 +639,20 @@ def _name_head(tensors: NamedArrays) -> None:
             del tensors[name]
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
-    head = tensors.get("head.weight")
+
+
+def _check_head_width(tensors: NamedArrays) -> None:
+    """Refuse a head that reads more or fewer values than a token has."""
+    head_weight = tensors.get("head.weight")
     norm = tensors.get("norm.weight")
-    if head is None or norm is None or head.ndim != 2:
+    if head_weight is None or norm is None or head_weight.ndim != 2:
         return
     # The width comes from a block's norm, because the last norm may have another shape.
     width = len(tensors.get("blocks.0.norm1.weight", norm))
-    if width == head.shape[1]:
+    head_width = head_weight.shape[1]
+    if width == head_width:
         return
     raise InputError(
-        f"tensor head.weight reads {head.shape[1]} values per image, but the tokens "
-        f"have {width} (DINOv2's classifiers read the mean of the patches too)"
+        f"tensor head.weight reads {head_width} values per image, but the tokens have "
+        f"{width} (DINOv2's classifiers read the mean of the patches too)"
     )

@@ -45,22 +45,23 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def parse_open_clip(config: JsonFields) -> ViTConfig:
+def parse_open_clip(config_fields: JsonFields) -> ViTConfig:
     """Parse the content of an open_clip_config.json: the vision tower's config."""
-    model = config["model_cfg"]
-    vision = model["vision_cfg"]
-    for field, value in vision.items():
-        path = f"vision_cfg.{field}"
+    model_cfg = config_fields["model_cfg"]
+    vision_cfg = model_cfg["vision_cfg"]
+    for field, value in vision_cfg.items():
+        field_path = f"vision_cfg.{field}"
         if field in VALUES_WITHOUT_PART:
-            check_choice(path, value, VALUES_WITHOUT_PART[field])
+            check_choice(field_path, value, VALUES_WITHOUT_PART[field])
         elif field not in (*VISION_DEFAULTS, *IDLE_VISION_FIELDS):
-            raise InputError(f"{path} is {value!r}, which is not supported")
-    vision = VISION_DEFAULTS | vision
-    preprocess_cfg = config.get("preprocess_cfg") or {}
-    image_fields = _parse_preprocess_cfg(preprocess_cfg, as_tuple(vision["image_size"]))
-    if vision["timm_model_name"]:
-        return _build_timm_config(vision, model, image_fields)
-    return _build_tower_config(vision, model, image_fields)
+            raise InputError(f"{field_path} is {value!r}, which is not supported")
+    vision_fields = VISION_DEFAULTS | vision_cfg
+    preprocess_cfg = config_fields.get("preprocess_cfg") or {}
+    image_size = as_tuple(vision_fields["image_size"])
+    image_fields = _parse_preprocess_cfg(preprocess_cfg, image_size)
+    if vision_fields["timm_model_name"]:
+        return _build_timm_config(vision_fields, model_cfg, image_fields)
+    return _build_tower_config(vision_fields, model_cfg, image_fields)
 
 
 def _parse_preprocess_cfg(
@@ -85,24 +86,24 @@ def _parse_preprocess_cfg(
 
 
 def _build_tower_config(
-    vision: JsonFields, model: JsonFields, image_fields: JsonFields
+    vision_fields: JsonFields, model_cfg: JsonFields, image_fields: JsonFields
 ) -> ViTConfig:
     """Make the config of OpenCLIP's own VisionTransformer."""
-    width = vision["width"]
-    depth = vision["layers"]
+    width = vision_fields["width"]
+    depth = vision_fields["layers"]
     if not isinstance(depth, int):
         raise InputError(f"vision_cfg.layers is {depth}, so the model is a ResNet")
-    norm_kwargs = vision["norm_kwargs"] or {}
-    act_kwargs = vision["act_kwargs"] or {}
+    norm_kwargs = vision_fields["norm_kwargs"] or {}
+    act_kwargs = vision_fields["act_kwargs"] or {}
     _check_only_option("vision_cfg.norm_kwargs", norm_kwargs, "eps")
-    check_choice("vision_cfg.pool_type", vision["pool_type"], OPEN_CLIP_POOLS)
-    pool = OPEN_CLIP_POOLS[vision["pool_type"]]
+    check_choice("vision_cfg.pool_type", vision_fields["pool_type"], OPEN_CLIP_POOLS)
+    pool = OPEN_CLIP_POOLS[vision_fields["pool_type"]]
     # The last norm applies to the tokens or to the pooled vector.
-    fc_norm = pool == "mean" and bool(vision["final_ln_after_pool"])
+    fc_norm = pool == "mean" and bool(vision_fields["final_ln_after_pool"])
     arch = Architecture(
         patch_bias=False,
-        pre_norm=not vision["no_ln_pre"],
-        gelu=_choose_gelu(act_kwargs, bool(model.get("quick_gelu", False))),
+        pre_norm=not vision_fields["no_ln_pre"],
+        gelu=_choose_gelu(act_kwargs, bool(model_cfg.get("quick_gelu", False))),
         norm_eps=float(norm_kwargs.get("eps", LAYER_NORM_EPS)),
         resize="antialias",
         pool=pool,
@@ -112,21 +113,21 @@ def _build_tower_config(
     return ViTConfig(
         embed_dim=width,
         depth=depth,
-        num_heads=width // vision["head_width"],
-        patch_size=vision["patch_size"],
-        mlp_ratio=int(width * vision["mlp_ratio"]) / width,
+        num_heads=width // vision_fields["head_width"],
+        patch_size=vision_fields["patch_size"],
+        mlp_ratio=int(width * vision_fields["mlp_ratio"]) / width,
         arch=arch,
-        num_classes=model["embed_dim"],
+        num_classes=model_cfg["embed_dim"],
         problem_type=PROJECTION,
         **image_fields,
     )
 
 
-def _check_only_option(path: str, options: JsonFields, known: str) -> None:
-    """Refuse any option at a path except the known option."""
-    for name, value in options.items():
-        if name != known:
-            raise InputError(f"{path} has {name}={value!r}, which is not supported")
+def _check_only_option(field: str, options: JsonFields, known_option: str) -> None:
+    """Refuse any option in a field except the known option."""
+    for option, value in options.items():
+        if option != known_option:
+            raise InputError(f"{field} has {option}={value!r}, which is not supported")
 
 
 def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
@@ -141,24 +142,24 @@ def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
 
 
 def _build_timm_config(
-    vision: JsonFields, model: JsonFields, image_fields: JsonFields
+    vision_fields: JsonFields, model_cfg: JsonFields, image_fields: JsonFields
 ) -> ViTConfig:
     """Make the config of a timm model, maybe with a projection."""
     # OpenCLIP builds the model with timm's own code for the architecture, whatever the
     # weights were trained with.
-    architecture, _, _ = vision["timm_model_name"].partition(".")
-    projection = vision["timm_proj"] or ""
-    pool = vision["timm_pool"]
+    architecture, _, _ = vision_fields["timm_model_name"].partition(".")
+    projection = vision_fields["timm_proj"] or ""
+    timm_pool = vision_fields["timm_pool"]
     check_choice("vision_cfg.timm_proj", projection, TIMM_PROJECTIONS)
     config = registry.build_config(architecture, num_classes=0, **image_fields)
     if projection != "linear":  # timm's pool decides the last norm's place
-        config = timm_config.apply_model_args(config, {"global_pool": pool})
-    elif pool:  # without a pool the model's own stays
-        check_choice("vision_cfg.timm_pool", pool, timm_config.TIMM_POOLS)
-        pool = timm_config.TIMM_POOLS[pool]
+        config = timm_config.apply_model_args(config, {"global_pool": timm_pool})
+    elif timm_pool:  # without a pool the model's own stays
+        check_choice("vision_cfg.timm_pool", timm_pool, timm_config.TIMM_POOLS)
+        pool = timm_config.TIMM_POOLS[timm_pool]
         includes_prefix = config.arch.pool_include_prefix and pool == "map"
         config = config.with_arch(pool=pool, pool_include_prefix=includes_prefix)
     if projection == "none":
         return config
-    head = {"num_classes": model["embed_dim"], "problem_type": PROJECTION}
-    return dataclasses.replace(config, **head)
+    head_fields = {"num_classes": model_cfg["embed_dim"], "problem_type": PROJECTION}
+    return dataclasses.replace(config, **head_fields)

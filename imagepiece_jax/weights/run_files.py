@@ -22,17 +22,17 @@ LOG_FILES = ("run.json", "metrics.jsonl")  # files that only a run writes
 
 def read_run_file(file: pathlib.Path) -> dict[str, Any]:
     """Read the config of a run, in this version's format."""
-    config = read_json(file)
-    check_run_format(config)
-    return config
+    config_fields = read_json(file)
+    check_run_format(config_fields)
+    return config_fields
 
 
-def check_run_format(config: Mapping[str, Any]) -> None:
+def check_run_format(config_fields: Mapping[str, Any]) -> None:
     """Refuse a run's config in another format."""
-    if config.get("format") != RUN_FORMAT:
+    if config_fields.get("format") != RUN_FORMAT:
         raise InputError(
-            f"the run has format {config.get('format')}; this version reads format "
-            f"{RUN_FORMAT}"
+            f"the run has format {config_fields.get('format')}; this version reads "
+            f"format {RUN_FORMAT}"
         )
 
 
@@ -52,47 +52,49 @@ def read_class_names(
         raise InputError(f"{path}: {error}") from error
 
 
-def find_checkpoint(folder: pathlib.Path, kind: str) -> pathlib.Path:
+def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
     """Find the folder of a run's checkpoints of a kind, in CHECKPOINT_KINDS."""
-    checkpoints = folder / CHECKPOINTS_FOLDER
-    written = [k for k in CHECKPOINT_KINDS if complete_steps(checkpoints / k)]
-    if written and kind not in written:
+    parent = folder / CHECKPOINTS_FOLDER
+    saved_kinds = [name for name in CHECKPOINT_KINDS if complete_steps(parent / name)]
+    if saved_kinds and kind not in saved_kinds:
         raise InputError(
-            f"run {folder} has no {kind!r} checkpoint yet, but {written[0]!r}"
+            f"run {folder} has no {kind!r} checkpoint yet, but {saved_kinds[0]!r}"
         )
-    return checkpoints / kind
+    return parent / kind
 
 
 def check_normalization(
-    folder: pathlib.Path, model_fields: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: pathlib.Path,
+    model_fields: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Refuse a run whose config was edited to a mean or std unlike its training's.
 
     model_fields: "mean" and "std" from the config
-    facts: stored beside a checkpoint's arrays; {}: unknown
+    metadata: stored beside a checkpoint's arrays; {}: unknown
     """
-    for field, trained in (facts.get("normalization") or {}).items():
-        value = [*model_fields[field]]
-        if value != trained:
+    for field, trained_value in (metadata.get("normalization") or {}).items():
+        config_value = [*model_fields[field]]
+        if config_value != trained_value:
             raise InputError(
-                f"{pathlib.Path(folder) / CONFIG_FILE}: model.{field} is {value}, but "
-                f"the run was trained with {trained}"
+                f"{pathlib.Path(folder) / CONFIG_FILE}: model.{field} is {config_value}, "
+                f"but the run was trained with {trained_value}"
             )
 
 
-def list_input_files(*words: str | os.PathLike) -> list[pathlib.Path]:
+def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
     """List the files of a command's inputs, which its outputs may not overwrite.
 
-    words: paths of weights, and names of data such as csv:FILE; files that belong to
+    inputs: paths of weights, and names of data such as csv:FILE; files that belong to
         them are listed whether they exist or not
     """
     file_names = (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)
     files = []
-    for word in words:
-        word = os.fspath(word)
-        if registry.name_form(word).endswith(":FILE"):
-            word = word.partition(":")[2]
-        path = pathlib.Path(word).expanduser()
+    for path_or_name in inputs:
+        path_text = os.fspath(path_or_name)
+        if registry.name_form(path_text).endswith(":FILE"):
+            path_text = path_text.partition(":")[2]
+        path = pathlib.Path(path_text).expanduser()
         json_file = path.with_name(f"{path.name}.json")  # describes an .onnx file
         files += [path, json_file, *(path / name for name in file_names)]
     return files

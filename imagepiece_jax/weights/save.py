@@ -23,7 +23,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables, variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights import naming, timm_config
-from imagepiece_jax.weights.described import RECORD_FORMAT, parse_config
+from imagepiece_jax.weights.description import RECORD_FORMAT, parse_config
 from imagepiece_jax.weights.file_names import (
     CONFIG_FILE,
     LEARNED_FILES,
@@ -44,9 +44,9 @@ SAVED_FILES = (DENSE_FILE, *LEARNED_FILES, CONFIG_FILE)
 class SavedTensors(NamedTuple):
     """The tensors of a saved folder; a file without tensors is not written."""
 
-    dense: NamedArrays  # DENSE_FILE: the dense part by timm's names
+    dense_tensors: NamedArrays  # DENSE_FILE: the dense part by timm's names
     selectors: NamedArrays  # SELECTORS_FILE: the learned selectors
-    recovered: NamedArrays  # RECOVERED_FILE: by `Recovery.to_tensors`
+    recovered_tensors: NamedArrays  # RECOVERED_FILE: by `Recovery.to_tensors`
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -65,20 +65,21 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     if vit.model.execution.folded:
         raise InputError("the model was changed by optimize; save the loaded one")
     check_variables(vit.model, vit.dense_variables)
-    config_fields = saved_config(vit)
+    config_fields = make_config_fields(vit)
     tensors = _collect_tensors(vit, config_fields["architecture"])
-    loaded_tensors = naming.with_timm_names(tensors.dense) | tensors.selectors
-    digest = variables_digest([loaded_tensors, tensors.recovered])
+    loaded_tensors = naming.with_timm_names(tensors.dense_tensors) | tensors.selectors
+    digest = variables_digest([loaded_tensors, tensors.recovered_tensors])
     config_fields[OWN_KEY]["digest"] = digest
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
-    config = json.loads(json.dumps(config_fields, default=lambda scalar: scalar.item()))
+    json_text = json.dumps(config_fields, default=lambda scalar: scalar.item())
+    json_fields = json.loads(json_text)
     vit.warn_of_untrained()
-    _check_round_trip(vit.model, loaded_tensors, config)
-    _write_folder(folder, tensors, config)
+    _check_round_trip(vit.model, loaded_tensors, json_fields)
+    _write_folder(folder, tensors, json_fields)
     return folder
 
 
-def saved_config(vit: Pretrained) -> dict[str, Any]:
+def make_config_fields(vit: Pretrained) -> dict[str, Any]:
     """Make the content of a config.json for `load`: our own complete part, and timm's.
 
     "architecture" is timm's name if timm has the model, so that `timm.create_model`
@@ -86,51 +87,50 @@ def saved_config(vit: Pretrained) -> dict[str, Any]:
     """
     model = vit.model
     reduction = dataclasses.replace(vit.known_reduction(), prop_attn=model.prop_attn)
-    optional: dict[str, Any] = {}
+    optional_fields: dict[str, Any] = {}
     if untrained_parts := vit.origin.untrained_parts(vit.variables["params"]):
-        optional["untrained"] = untrained_parts
+        optional_fields["untrained"] = untrained_parts
     if vit.recovery:
         variant_records = [variant.record for variant in vit.recovery.variants]
-        optional["recovery"] = {"variants": variant_records}
+        optional_fields["recovery"] = {"variants": variant_records}
     if vit.class_names:
-        optional["class_names"] = vit.class_names
+        optional_fields["class_names"] = vit.class_names
     if vit.origin.license:
-        optional["license"] = vit.origin.license
+        optional_fields["license"] = vit.origin.license
     record = {
         "format": RECORD_FORMAT,
         "config": dataclasses.asdict(model.config),
         "reduction": str(reduction),
         "dtype": model.execution.dtype.name,
-        **optional,
+        **optional_fields,
     }
-    return (
-        {"architecture": OWN_KEY} | timm_config.describe_timm(vit) | {OWN_KEY: record}
-    )
+    timm_fields = timm_config.describe_timm(vit)
+    return {"architecture": OWN_KEY, **timm_fields, OWN_KEY: record}
 
 
 def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
     """Collect a model's tensors; the dense ones fit timm's `architecture`."""
     tensors = timm_tensors.to_timm(vit.dense_variables)
-    dense, _ = timm_tensors.split_selectors(tensors)
-    dense = naming.pack_for_timm(dense, vit.config.arch, architecture)
-    recovered = vit.recovery.to_tensors() if vit.recovery else {}
-    return SavedTensors(dense, vit.collect_selectors(), recovered)
+    dense_tensors, _ = timm_tensors.split_selectors(tensors)
+    dense_tensors = naming.pack_for_timm(dense_tensors, vit.config.arch, architecture)
+    recovered_tensors = vit.recovery.to_tensors() if vit.recovery else {}
+    return SavedTensors(dense_tensors, vit.collect_selectors(), recovered_tensors)
 
 
 def _write_folder(
-    folder: pathlib.Path, tensors: SavedTensors, config: JsonFields
+    folder: pathlib.Path, tensors: SavedTensors, config_fields: JsonFields
 ) -> None:
     """Replace a folder, completely or not at all."""
     tensors_by_file = {
-        DENSE_FILE: tensors.dense,
+        DENSE_FILE: tensors.dense_tensors,
         SELECTORS_FILE: tensors.selectors,
-        RECOVERED_FILE: tensors.recovered,
+        RECOVERED_FILE: tensors.recovered_tensors,
     }
     with replacement_folder(folder) as new_folder:
-        for name, named_arrays in tensors_by_file.items():
+        for file_name, named_arrays in tensors_by_file.items():
             if named_arrays:
-                _write_tensors(new_folder / name, named_arrays)
-        write_json(new_folder / CONFIG_FILE, config)
+                _write_tensors(new_folder / file_name, named_arrays)
+        write_json(new_folder / CONFIG_FILE, config_fields)
 
 
 def _write_tensors(file: pathlib.Path, tensors: NamedArrays) -> None:
@@ -145,27 +145,29 @@ def _write_tensors(file: pathlib.Path, tensors: NamedArrays) -> None:
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    own_names = ()
+    own_files = ()
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
         if OWN_KEY in read_json(folder / CONFIG_FILE):
-            own_names = SAVED_FILES
-    check_own_files("folder", folder, "a saved model", lambda f: f.name in own_names)
+            own_files = SAVED_FILES
+    check_own_files("folder", folder, "a saved model", lambda f: f.name in own_files)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder
 
 
-def _check_round_trip(model: ViT, tensors: NamedArrays, config: JsonFields) -> None:
+def _check_round_trip(
+    model: ViT, loaded_tensors: NamedArrays, config_fields: JsonFields
+) -> None:
     """Check that `load` would make the same model from these tensors and config."""
-    described = parse_config(config, {})
-    loaded_model = build_model(described.config, described.reduction)
-    timm_tensors.make_own_variables(loaded_model, tensors, "the saved model")
+    description = parse_config(config_fields, {})
+    loaded_model = build_model(description.config, description.reduction)
+    timm_tensors.make_own_variables(loaded_model, loaded_tensors, "the saved model")
     for field in ("plan", "prop_attn"):
-        own_value = getattr(model, field)
+        saved_value = getattr(model, field)
         loaded_value = getattr(loaded_model, field)
-        if loaded_value != own_value:
+        if loaded_value != saved_value:
             raise InputError(
-                f"model.{field} is {own_value!r}, but would be loaded as "
+                f"model.{field} is {saved_value!r}, but would be loaded as "
                 f"{loaded_value!r}"
             )

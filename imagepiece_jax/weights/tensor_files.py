@@ -27,27 +27,29 @@ NamedArrays = dict[str, np.ndarray]  # {name: array}
 LazyTensors = Mapping[str, LazyTensor]
 
 
-def weights_title(path: str | os.PathLike | Mapping[str, Any]) -> str:
+def weights_title(weights: str | os.PathLike | Mapping[str, Any]) -> str:
     """Name a weights file or a state dict in error messages."""
-    return "the state dict" if isinstance(path, Mapping) else f"weights file {path}"
+    if isinstance(weights, Mapping):
+        return "the state dict"
+    return f"weights file {weights}"
 
 
 def read_state_dict(
-    path: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
+    weights: str | os.PathLike | Mapping[str, Any], model_key: str | None = None
 ) -> NamedArrays:
     """Read {name: array} from a weights file, with the file's shapes and dtypes.
 
     A state dict in memory is copied.
 
-    checkpoint: as for `open_tensors`
+    model_key: as for `open_tensors`
     """
-    with open_tensors(path, checkpoint) as unread:
-        return unread.read(unread.tensors)
+    with open_tensors(weights, model_key) as unread_tensors:
+        return unread_tensors.read(unread_tensors.tensors)
 
 
-def read_lazy_tensors(tensors: LazyTensors) -> NamedArrays:
+def read_lazy_tensors(lazy_tensors: LazyTensors) -> NamedArrays:
     """Read {name: LazyTensor} into {name: array}."""
-    return {name: tensor.read() for name, tensor in tensors.items()}
+    return {name: tensor.read() for name, tensor in lazy_tensors.items()}
 
 
 class UnreadTensors(NamedTuple):
@@ -70,20 +72,21 @@ class UnreadTensors(NamedTuple):
 
 @contextlib.contextmanager
 def open_tensors(
-    weights: str | os.PathLike | Mapping[str, Any], checkpoint: str | None = None
+    weights: str | os.PathLike | Mapping[str, Any], model_key: str | None = None
 ) -> Generator[UnreadTensors]:
     """Open a weights file or a state dict in memory; errors name the file.
 
-    checkpoint: the key of the wanted model in a file with several models
+    model_key: the key of the wanted model in a file with several models
     """
     if isinstance(weights, Mapping):
         try:
-            yield UnreadTensors(select_model(wrap_arrays(weights), checkpoint))
+            yield UnreadTensors(select_model(wrap_arrays(weights), model_key))
         except InputError as error:
             raise InputError(f"{weights_title(weights)}: {error}") from error
     else:
-        with _open_file(pathlib.Path(weights), _FILE_OPENERS) as content:
-            yield content._replace(tensors=select_model(content.tensors, checkpoint))
+        with _open_file(pathlib.Path(weights), _FILE_OPENERS) as unread_tensors:
+            tensors = select_model(unread_tensors.tensors, model_key)
+            yield unread_tensors._replace(tensors=tensors)
 
 
 @contextlib.contextmanager
@@ -100,8 +103,8 @@ def _open_file(
                 raise InputError(
                     "it is a Git LFS pointer; git lfs pull fetches the file"
                 )
-        with opener(path) as content:
-            yield content
+        with opener(path) as unread_tensors:
+            yield unread_tensors
     except InputError as error:
         raise InputError(f"{weights_title(path)}: {error}") from error
     except OSError:
@@ -113,18 +116,18 @@ def _open_file(
         ) from error
 
 
-def _lazy_tensors(
-    names: Iterable[str], read: Callable[[str], np.ndarray]
+def _make_lazy_tensors(
+    names: Iterable[str], read_tensor: Callable[[str], np.ndarray]
 ) -> LazyTensors:
-    return {name: LazyTensor(functools.partial(read, name)) for name in names}
+    return {name: LazyTensor(functools.partial(read_tensor, name)) for name in names}
 
 
 @contextlib.contextmanager
 def _open_npz(path: pathlib.Path) -> Generator[UnreadTensors]:
     # numpy.load would take any other file for a pickle, and say so.
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
-        read = functools.partial(_read_array, archive)
-        yield UnreadTensors(_lazy_tensors(archive.files, read))
+        read_array = functools.partial(_read_array, archive)
+        yield UnreadTensors(_make_lazy_tensors(archive.files, read_array))
 
 
 def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -137,7 +140,7 @@ def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 @contextlib.contextmanager
 def _open_safetensors(path: pathlib.Path) -> Generator[UnreadTensors]:
     with safetensors.safe_open(path, framework="numpy") as file:
-        yield UnreadTensors(_lazy_tensors(file.keys(), file.get_tensor))
+        yield UnreadTensors(_make_lazy_tensors(file.keys(), file.get_tensor))
 
 
 @contextlib.contextmanager
@@ -160,24 +163,26 @@ def read_weight_map(path: pathlib.Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _open_index(path: pathlib.Path) -> Generator[UnreadTensors]:
     file_of_tensor = read_weight_map(path)
-    read_tensors = functools.partial(_read_indexed, path.parent, file_of_tensor)
-    tensors = _lazy_tensors(file_of_tensor, lambda name: read_tensors([name])[name])
+    read_tensors = functools.partial(_read_indexed_tensors, path.parent, file_of_tensor)
+    tensors = _make_lazy_tensors(
+        file_of_tensor, lambda name: read_tensors([name])[name]
+    )
     yield UnreadTensors(tensors, read_tensors)
 
 
-def _read_indexed(
-    folder: pathlib.Path, file_of_tensor: Mapping[str, str], names: Iterable[str]
+def _read_indexed_tensors(
+    folder: pathlib.Path, file_of_tensor: Mapping[str, str], tensor_names: Iterable[str]
 ) -> NamedArrays:
     """Read tensors of an index, and open each file once."""
     names_by_file = {}
-    for name in names:
+    for name in tensor_names:
         names_by_file.setdefault(file_of_tensor[name], []).append(name)
     tensors = {}
-    for file_name, own_names in sorted(names_by_file.items()):
-        with _open_file(folder / file_name, _INDEXED_OPENERS) as content:
-            unread = check_named_tensors(content.tensors)
-            present = [name for name in own_names if name in unread]
-            tensors |= content.reader({name: unread[name] for name in present})
+    for file_name, names_in_file in sorted(names_by_file.items()):
+        with _open_file(folder / file_name, _INDEXED_OPENERS) as unread_tensors:
+            state_dict = extract_state_dict(unread_tensors.tensors)
+            lazy_tensors = {n: state_dict[n] for n in names_in_file if n in state_dict}
+            tensors |= unread_tensors.reader(lazy_tensors)
     return tensors
 
 
@@ -198,29 +203,29 @@ def _copy_to_numpy(tensor: Any) -> np.ndarray:
     return np.array(tensor)
 
 
-def select_model(content: Any, key: str | None = None) -> dict[str, LazyTensor]:
+def select_model(content: Any, model_key: str | None = None) -> dict[str, LazyTensor]:
     """Select one model in `content`, {name: LazyTensor}.
 
-    key: needed if the content has several models
+    model_key: needed if the content has several models
     """
     models = {}
     if isinstance(content, dict):
-        models = {k: value for k, value in content.items() if _is_state_dict(value)}
-    if key is not None and key not in models:
+        models = {key: value for key, value in content.items() if _is_state_dict(value)}
+    if model_key is not None and model_key not in models:
         known_keys = ", ".join(models) or "one model under no key"
-        raise InputError(f"checkpoint is {key!r}; the file has {known_keys}")
-    if key is None and len(models) > 1:
+        raise InputError(f"checkpoint is {model_key!r}; the file has {known_keys}")
+    if model_key is None and len(models) > 1:
         raise InputError(
             f"it holds {len(models)} models; checkpoint must be the key of one, "
             f"{' or '.join(models)}"
         )
-    if models:
-        content = models[key or next(iter(models))]
-    return check_named_tensors(content)
+    if not models:
+        return extract_state_dict(content)
+    return extract_state_dict(models[model_key or next(iter(models))])
 
 
-def check_named_tensors(content: Any) -> dict[str, LazyTensor]:
-    """Check that `content` is a state dict, and drop AveragedModel's counter."""
+def extract_state_dict(content: Any) -> dict[str, LazyTensor]:
+    """Take a state dict's tensors except AveragedModel's counter; refuse others."""
     if not isinstance(content, dict) or not content:
         raise InputError("it holds no named tensors")
     for name, value in content.items():

@@ -62,17 +62,17 @@ class TimmModel(NamedTuple):
     license: str | None
 
 
-def parse_timm(file_fields: JsonFields) -> TimmModel:
+def parse_timm(config_fields: JsonFields) -> TimmModel:
     """Parse the content of a config.json."""
     # Files from before timm 0.9 are flat.
-    pretrained_cfg = file_fields.get("pretrained_cfg", file_fields)
-    name, tag = registry.translate_former_name(file_fields["architecture"])
+    pretrained_cfg = config_fields.get("pretrained_cfg", config_fields)
+    name, tag = registry.translate_former_name(config_fields["architecture"])
     tag = pretrained_cfg.get("tag") or tag
-    num_classes = file_fields.get("num_classes", pretrained_cfg.get("num_classes"))
+    num_classes = config_fields.get("num_classes", pretrained_cfg.get("num_classes"))
     # transformers' TimmWrapperModel has no head.
-    if "TimmWrapperModel" in (file_fields.get("architectures") or ()):
+    if "TimmWrapperModel" in (config_fields.get("architectures") or ()):
         num_classes = 0
-    arguments = file_fields.get("model_args") or {}
+    arguments = config_fields.get("model_args") or {}
     if label_offset := pretrained_cfg.get("label_offset"):
         raise InputError(
             f"label_offset is {label_offset}, so some outputs of the head are not "
@@ -83,27 +83,26 @@ def parse_timm(file_fields: JsonFields) -> TimmModel:
     is_flexible = _is_flexible(name, pretrained_cfg, arguments)
     if not is_flexible:
         image_size = positions_size
-    config_fields: dict[str, Any] = {
+    vit_fields: dict[str, Any] = {
         "mean": tuple(pretrained_cfg["mean"]),
         "std": tuple(pretrained_cfg["std"]),
         "preprocessing": _read_preprocessing(pretrained_cfg, image_size),
     }
     if num_classes is not None:
-        config_fields["num_classes"] = num_classes
-    base = registry.build_config(name, **{"num_classes": 0, **config_fields})
+        vit_fields["num_classes"] = num_classes
+    config = registry.build_config(name, **{"num_classes": 0, **vit_fields})
     if tag:
         public_name = f"{name}.{tag}"
-        published = _find_published_config(public_name, base, num_classes, arguments)
-        base = published or base
+        config = _prefer_public_config(public_name, config, num_classes, arguments)
     if tag in SWIGLU_TAGS:
-        base = base.with_arch(mlp="swiglu")
-    config = apply_model_args(base, arguments)
-    names = _find_class_names(pretrained_cfg | file_fields, num_classes, base)
+        config = config.with_arch(mlp="swiglu")
+    config = apply_model_args(config, arguments)
+    label_names = _find_class_names(pretrained_cfg | config_fields, num_classes, config)
     # transformers' TimmWrapper writes a problem_type.
-    problem_type = file_fields.get("problem_type") or base.problem_type
-    config = dataclasses.replace(config, **config_fields, problem_type=problem_type)
+    problem_type = config_fields.get("problem_type") or config.problem_type
+    config = dataclasses.replace(config, **vit_fields, problem_type=problem_type)
     trained_size = positions_size if is_flexible else None
-    return TimmModel(config, names, trained_size, pretrained_cfg.get("license"))
+    return TimmModel(config, label_names, trained_size, pretrained_cfg.get("license"))
 
 
 def _read_preprocessing(
@@ -130,47 +129,47 @@ def _is_flexible(name: str, pretrained_cfg: JsonFields, arguments: JsonFields) -
     """Whether timm's model takes images whose size differs from its positions'."""
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         return True
-    flexible = registry.timm_arguments(name).get("dynamic_img_size", False)
-    return not pretrained_cfg.get("fixed_input_size", not flexible)
+    is_dynamic = registry.timm_arguments(name).get("dynamic_img_size", False)
+    return not pretrained_cfg.get("fixed_input_size", not is_dynamic)
 
 
-def _find_published_config(
-    name: str, base: ViTConfig, num_classes: int | None, arguments: JsonFields
-) -> ViTConfig | None:
-    """Find the public model `name` if the file describes its weights; else None.
+def _prefer_public_config(
+    public_name: str, config: ViTConfig, num_classes: int | None, arguments: JsonFields
+) -> ViTConfig:
+    """Return a public model's config if the file describes its weights; else `config`.
 
-    base, num_classes: the file's config and number of classes, which must agree
+    config, num_classes: the file's config and number of classes, which must agree
     """
     # A fine-tuned model keeps the tag of the weights it started from. With different
     # classes, images or arguments it was trained with the architecture's functions,
     # such as exact GELU, and not with the tag's (QuickGELU for CLIP's weights).
-    if not registry.is_known(name) or not {*arguments} <= {*USUAL_ARGUMENTS}:
-        return None
-    published = registry.model_config(name)
-    pool = published.arch.pool
+    if not registry.is_known(public_name) or not {*arguments} <= {*USUAL_ARGUMENTS}:
+        return config
+    public_config = registry.model_config(public_name)
+    pool = public_config.arch.pool
     timm_pool = arguments.get("global_pool")
     if timm_pool is not None and TIMM_POOLS.get(timm_pool, pool) != pool:
-        return None
-    is_same = num_classes in (None, published.num_classes)
+        return config
+    is_same = num_classes in (None, public_config.num_classes)
     for field in ("mean", "std", "image_size"):
-        is_same = is_same and getattr(published, field) == getattr(base, field)
-    return published if is_same else None
+        is_same = is_same and getattr(public_config, field) == getattr(config, field)
+    return public_config if is_same else config
 
 
 def _find_class_names(
-    file_fields: JsonFields, num_classes: Any, model: ViTConfig
+    config_fields: JsonFields, num_classes: Any, config: ViTConfig
 ) -> tuple[str | None, ...] | None:
     """Find a file's label descriptions or names, or those of a public model."""
-    names = file_fields.get("label_names") if num_classes != 0 else None
-    if names and isinstance(names, Mapping):  # by number; numbers may be missing
-        names = [names.get(str(i)) for i in range(num_classes)]
-    if names:
-        descriptions = file_fields.get("label_descriptions") or {}
-        labels = [descriptions.get(name, name) for name in names]
+    label_names = config_fields.get("label_names") if num_classes != 0 else None
+    if isinstance(label_names, Mapping) and label_names:  # numbers may be missing
+        label_names = [label_names.get(str(i)) for i in range(num_classes)]
+    if label_names:
+        descriptions = config_fields.get("label_descriptions") or {}
+        labels = [descriptions.get(name, name) for name in label_names]
         return tuple(class_names.shorten_names(labels) or ())
     # Without a tag the model may have learned other classes.
-    if model.name and "." in model.name:
-        return registry.published_class_names(model.name, num_classes)
+    if config.name and "." in config.name:
+        return registry.published_class_names(config.name, num_classes)
     return None
 
 
@@ -184,47 +183,48 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
     sizes = {}
     arch_fields: dict[str, Any] = {}
     for field, value in arguments.items():
-        path = f"model_args.{field}"
+        field_path = f"model_args.{field}"
         if field in SIZE_ARGUMENTS:
             sizes[field] = value
         elif field in IDLE_ARGUMENTS:
             continue
         elif field == "act_layer" and field in usual_values:
             gelus = GATE_ACTIVATIONS if is_gated else TIMM_GELUS | {None: "exact"}
-            check_choice(path, value, gelus)
+            check_choice(field_path, value, gelus)
             arch_fields["gelu"] = gelus[value]
         elif field == "norm_layer" and field in usual_values:
-            check_choice(path, value, NORM_LAYER_EPS)
+            check_choice(field_path, value, NORM_LAYER_EPS)
             arch_fields["norm_eps"] = NORM_LAYER_EPS[value]
         elif field in PART_ARGUMENTS and field in usual_values:
             all_arguments[field] = value
         elif field not in usual_values or value != usual_values[field]:
-            raise InputError(f"{path} is {value!r}, which is not supported")
+            raise InputError(f"{field_path} is {value!r}, which is not supported")
     check_choice("model_args.global_pool", all_arguments["global_pool"], TIMM_POOLS)
     embed_dim = sizes.get("embed_dim", config.embed_dim)
-    hidden = int(embed_dim * all_arguments["mlp_ratio"])
+    hidden_width = int(embed_dim * all_arguments["mlp_ratio"])
     if is_gated and not is_eva:  # mlp_ratio counts both halves of the packed layer
-        hidden //= 2
+        hidden_width //= 2
     if is_gated:
-        hidden += -hidden % (all_arguments.get("swiglu_align_to") or 1)
+        hidden_width += -hidden_width % (all_arguments.get("swiglu_align_to") or 1)
     all_arguments = {
         EVA_ARGUMENT_NAMES.get(field, field): value
         for field, value in all_arguments.items()
     }
-    arch_fields |= _architecture_fields(all_arguments, is_eva, config.arch)
+    arch_fields |= _make_arch_fields(all_arguments, is_eva, config.arch)
     if arch_fields["pool"] == "map":
         pool_heads = all_arguments.get("attn_pool_num_heads") or 0
         if pool_heads == sizes.get("num_heads", config.num_heads):
             pool_heads = 0
         pool_ratio = all_arguments.get("attn_pool_mlp_ratio") or 0
-        pool_hidden = int(embed_dim * pool_ratio) or hidden
-        pool_ratio = None if pool_hidden == hidden else pool_hidden / embed_dim
+        pool_width = int(embed_dim * pool_ratio) or hidden_width
+        pool_ratio = None if pool_width == hidden_width else pool_width / embed_dim
         arch_fields |= {"pool_heads": pool_heads, "pool_mlp_ratio": pool_ratio}
     arch = dataclasses.replace(config.arch, **arch_fields)
-    return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=hidden / embed_dim)
+    mlp_ratio = hidden_width / embed_dim
+    return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=mlp_ratio)
 
 
-def _architecture_fields(
+def _make_arch_fields(
     arguments: JsonFields, is_eva: bool, arch: Architecture
 ) -> dict[str, Any]:
     """Translate timm's arguments into fields of an Architecture.
@@ -247,11 +247,11 @@ def _architecture_fields(
         if final_norm is None:
             final_norm = not fc_norm
         layer_scale = arguments["init_values"] is not None
-        include_prefix = pool == "map"
+        includes_prefix = pool == "map"
     else:  # VisionTransformer has one norm, before or after the pool
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
-        include_prefix = arguments["pool_include_prefix"] and pool != "token"
+        includes_prefix = arguments["pool_include_prefix"] and pool != "token"
     has_own_biases = is_eva and arguments["attn_type"] == "eva"
     lacks_key_bias = has_own_biases and arguments["qkv_bias"]
     return {
@@ -268,7 +268,7 @@ def _architecture_fields(
         "mlp_norm": arguments["scale_mlp_norm"],
         "layer_scale": layer_scale,
         "pool": pool,
-        "pool_include_prefix": bool(include_prefix and has_prefix),
+        "pool_include_prefix": bool(includes_prefix and has_prefix),
         "final_norm": final_norm,
         "fc_norm": fc_norm,
     }
@@ -282,21 +282,22 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     architecture = _find_timm_architecture(config)
     if not architecture:
         return {}
-    optional: dict[str, Any] = {}
+    optional_fields: dict[str, Any] = {}
     if preprocessing.resizes:
         fields = preprocessing.as_json
-        optional = {"crop_pct": fields["crop"], "crop_mode": fields["crop_mode"]}
-        optional["interpolation"] = fields["interpolation"]
+        optional_fields["crop_pct"] = fields["crop"]
+        optional_fields["crop_mode"] = fields["crop_mode"]
+        optional_fields["interpolation"] = fields["interpolation"]
     if vit.origin.license:
-        optional["license"] = vit.origin.license
+        optional_fields["license"] = vit.origin.license
     head_names = "head"
     if config.arch.dist_token:
         head_names = ["head", "head_dist"]
     label_fields: dict[str, Any] = {}
     if vit.class_names and None in vit.class_names:  # {number: name} skips None
-        names = enumerate(vit.class_names)
-        named = {str(i): name for i, name in names if name is not None}
-        label_fields["label_names"] = named
+        label_names = enumerate(vit.class_names)
+        name_by_label = {str(i): name for i, name in label_names if name is not None}
+        label_fields["label_names"] = name_by_label
     elif vit.class_names:
         label_fields["label_names"] = vit.class_names
     return {
@@ -310,7 +311,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
             "mean": config.mean,
             "std": config.std,
             "num_classes": config.num_classes,
-            **optional,
+            **optional_fields,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": head_names,
@@ -325,16 +326,16 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
     same image size.
     """
     candidates = []
-    for name, row in registry.public_models().items():
+    for name, timm_row in registry.public_models().items():
         # Two parts are not compared: position resizing, which is over, and a GELU that
         # "act_layer" sets.
-        ignored = {"resize": DEIT.resize}
-        if row["class"] != "Eva":
-            ignored["gelu"] = DEIT.gelu
-        wanted = _sizes_and_parts(config, ignored)
-        for tag in row["weights"]:
+        ignored_parts = {"resize": DEIT.resize}
+        if timm_row["class"] != "Eva":
+            ignored_parts["gelu"] = DEIT.gelu
+        own_traits = _collect_timm_traits(config, ignored_parts)
+        for tag in timm_row["weights"]:
             public_config = registry.model_config(f"{name}.{tag}")
-            if _sizes_and_parts(public_config, ignored) == wanted:
+            if _collect_timm_traits(public_config, ignored_parts) == own_traits:
                 candidates.append((public_config.image_size != config.image_size, name))
     if config.stem != "patch" or not candidates:
         return {}
@@ -346,9 +347,9 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
     return {"architecture": name, "model_args": arguments}
 
 
-def _sizes_and_parts(
-    config: ViTConfig, ignored: JsonFields
+def _collect_timm_traits(
+    config: ViTConfig, ignored_parts: JsonFields
 ) -> tuple[list[Any], Architecture]:
     """Collect the values that make two models equal to timm."""
     sizes = [getattr(config, field) for field in (*SIZE_ARGUMENTS, "mlp_ratio")]
-    return sizes, dataclasses.replace(config.arch, **ignored)
+    return sizes, dataclasses.replace(config.arch, **ignored_parts)

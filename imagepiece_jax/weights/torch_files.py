@@ -64,17 +64,17 @@ def open_torch_file(path: pathlib.Path) -> Generator[Any]:
             yield _read_old_file(file)
             return
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        folder, _, _ = names[0].partition("/")
+        member_names = archive.namelist()
+        folder, _, _ = member_names[0].partition("/")
         order_name = f"{folder}/byteorder"
-        if order_name in names and archive.read(order_name) != b"little":
+        if order_name in member_names and archive.read(order_name) != b"little":
             raise InputError("its byte order is big")
 
         def read_bytes(storage: _Storage) -> bytes:
             return archive.read(f"{folder}/data/{storage.key}")
 
-        pickled = io.BytesIO(archive.read(f"{folder}/data.pkl"))
-        yield _StateDictUnpickler(pickled, read_bytes).load()
+        pickle_file = io.BytesIO(archive.read(f"{folder}/data.pkl"))
+        yield _StateDictUnpickler(pickle_file, read_bytes).load()
 
 
 def _read_old_file(file: BinaryIO) -> Any:
@@ -166,15 +166,16 @@ class _StateDictUnpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a global; refuse a global that is not listed."""
         # Methods are bound, because a pickle can overwrite a plain function's defaults.
-        allowed = {
+        allowed_globals = {
             ("collections", "OrderedDict"): _OrderedDict,
             ("torch._utils", "_rebuild_tensor"): self._rebuild_tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): self._first_argument,
+            ("torch._utils", "_rebuild_parameter"): self._rebuild_parameter,
         }
-        if (module, name) in allowed:
-            return allowed[module, name]
+        if (module, name) in allowed_globals:
+            return allowed_globals[module, name]
         if _IGNORED_TYPES.fullmatch(f"{module}.{name}"):
             return _IgnoredObject
         if module == "torch" and name in _STORAGE_DTYPES:
@@ -201,14 +202,15 @@ class _StateDictUnpickler(pickle.Unpickler):
         are_tuples = type(shape) is type(strides) is tuple
         if type(storage) is not _Storage or not are_tuples:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
-        offsets = (offset, *shape, *strides)
-        if {type(value) for value in offsets} != {int}:
+        positions = (offset, *shape, *strides)
+        if {type(value) for value in positions} != {int}:
             raise pickle.UnpicklingError("a tensor with offsets that are not integers")
         num_values = math.prod(shape)
-        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        steps = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
+        last_offset = offset + sum(steps)
         # Without this check as_strided would read foreign memory.
-        is_inside = min(offsets) >= 0 and num_values <= storage.num_values
-        if not is_inside or (num_values and last >= storage.num_values):
+        is_inside = min(positions) >= 0 and num_values <= storage.num_values
+        if not is_inside or (num_values and last_offset >= storage.num_values):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
         read = functools.partial(self._read_tensor, storage, offset, shape, strides)
         return LazyTensor(read)
@@ -223,14 +225,14 @@ class _StateDictUnpickler(pickle.Unpickler):
         """Copy a tensor out of its storage."""
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
-        content = self._read_bytes(storage)
-        if len(content) != storage.num_bytes:
-            sizes = f"{len(content)} bytes, needed {storage.num_bytes}"
+        storage_bytes = self._read_bytes(storage)
+        if len(storage_bytes) != storage.num_bytes:
+            sizes = f"{len(storage_bytes)} bytes, needed {storage.num_bytes}"
             raise pickle.UnpicklingError(f"storage {storage.key} has {sizes}")
-        flat = np.frombuffer(content, storage.dtype)[offset:]
+        flat_values = np.frombuffer(storage_bytes, storage.dtype)[offset:]
         byte_strides = [s * storage.dtype.itemsize for s in strides]
-        return np.lib.stride_tricks.as_strided(flat, shape, byte_strides).copy()
+        return np.lib.stride_tricks.as_strided(flat_values, shape, byte_strides).copy()
 
-    def _first_argument(self, value: Any, *_ignored: Any) -> Any:
+    def _rebuild_parameter(self, tensor: Any, *_ignored: Any) -> Any:
         """Return the first argument: a parameter's tensor."""
-        return value
+        return tensor

@@ -71,31 +71,31 @@ class ModelType:
     processor: str  # image processor for a file without a processor name
     make_arch: Callable[[JsonFields], Architecture]
     # fields with the only supported values
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     has_labels: bool = True  # False: id2label says nothing, and a head is a projection
     classifier_pool: str | None = None  # of a classifier; None: as without a classifier
 
 
-def _hidden_width(fields: JsonFields) -> int:
+def _compute_hidden_width(fields: JsonFields) -> int:
     """Compute the MLP's hidden width."""
     if "intermediate_size" in fields:
         return fields["intermediate_size"]
-    hidden = int(fields["hidden_size"] * fields["mlp_ratio"])
+    full_width = int(fields["hidden_size"] * fields["mlp_ratio"])
     if not fields["use_swiglu_ffn"]:
-        return hidden
+        return full_width
     # transformers' Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8.
-    return (int(hidden * 2 / 3) + 7) // 8 * 8
+    return (int(full_width * 2 / 3) + 7) // 8 * 8
 
 
-def _vit_arch(fields: JsonFields) -> Architecture:
+def _make_vit_arch(fields: JsonFields) -> Architecture:
     return Architecture(qkv_bias=fields["qkv_bias"])
 
 
-def _deit_arch(fields: JsonFields) -> Architecture:
+def _make_deit_arch(fields: JsonFields) -> Architecture:
     return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
 
 
-def _dinov2_arch(fields: JsonFields) -> Architecture:
+def _make_dinov2_arch(fields: JsonFields) -> Architecture:
     return Architecture(
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
@@ -103,16 +103,17 @@ def _dinov2_arch(fields: JsonFields) -> Architecture:
     )
 
 
-def _registers_arch(fields: JsonFields) -> Architecture:
+def _make_register_arch(fields: JsonFields) -> Architecture:
     registers = fields["num_register_tokens"]
-    parts = {"registers": registers, "prefix_positions": not registers}
-    return dataclasses.replace(_dinov2_arch(fields), **parts)
+    return dataclasses.replace(
+        _make_dinov2_arch(fields), registers=registers, prefix_positions=not registers
+    )
 
 
-def _dinov3_arch(fields: JsonFields) -> Architecture:
+def _make_dinov3_arch(fields: JsonFields) -> Architecture:
     biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
-    allowed = [(True, True, True), (True, False, True), (False, False, False)]
-    check_choice("(query_bias, key_bias, value_bias)", biases, allowed)
+    allowed_biases = [(True, True, True), (True, False, True), (False, False, False)]
+    check_choice("(query_bias, key_bias, value_bias)", biases, allowed_biases)
     return Architecture(
         registers=fields["num_register_tokens"],
         positions=False,
@@ -126,11 +127,11 @@ def _dinov3_arch(fields: JsonFields) -> Architecture:
     )
 
 
-def _clip_arch(_: JsonFields) -> Architecture:
+def _make_clip_arch(_: JsonFields) -> Architecture:
     return Architecture(patch_bias=False, pre_norm=True)
 
 
-def _siglip_arch(_: JsonFields) -> Architecture:
+def _make_siglip_arch(_: JsonFields) -> Architecture:
     return Architecture(class_token=False, pool="map")
 
 
@@ -142,6 +143,7 @@ _BASE_FIELDS = (
 _WIDE_FIELDS = _BASE_FIELDS | dict(intermediate_size=3072)
 _VIT_FIELDS = _WIDE_FIELDS | dict(layer_norm_eps=1e-12, qkv_bias=True)
 _DINOV2_FIELDS = _BASE_FIELDS | dict(mlp_ratio=4, use_swiglu_ffn=False, qkv_bias=True)
+_REGISTER_FIELDS = _DINOV2_FIELDS | {"num_register_tokens": 4}
 _CLIP_FIELDS = _WIDE_FIELDS | dict(
     patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5
 )
@@ -152,24 +154,24 @@ _DINOV3_FIELDS = (
     | dict(layer_norm_eps=1e-5, use_gated_mlp=False, num_register_tokens=0)
     | dict(rope_theta=100.0, query_bias=True, key_bias=False, value_bias=True)
 )
-_DINOV3_FIXED = {"proj_bias": True, "mlp_bias": True}
+_DINOV3_BIASES = {"proj_bias": True, "mlp_bias": True}
 MODEL_TYPES = {
-    "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _vit_arch),
-    "deit": ModelType(_VIT_FIELDS, "bicubic", "DeiT", _deit_arch),
+    "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _make_vit_arch),
+    "deit": ModelType(_VIT_FIELDS, "bicubic", "DeiT", _make_deit_arch),
     "dinov2": ModelType(
-        _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _dinov2_arch
+        _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _make_dinov2_arch
     ),
     "dinov2_with_registers": ModelType(
-        _DINOV2_FIELDS | {"num_register_tokens": 4}, "antialias", "Bit", _registers_arch
+        _REGISTER_FIELDS, "antialias", "Bit", _make_register_arch
     ),
     "clip_vision_model": ModelType(
-        _CLIP_FIELDS, "bicubic", "CLIP", _clip_arch, has_labels=False
+        _CLIP_FIELDS, "bicubic", "CLIP", _make_clip_arch, has_labels=False
     ),
     "siglip_vision_model": ModelType(
-        _SIGLIP_FIELDS, "bicubic", "Siglip", _siglip_arch, classifier_pool="mean"
+        _SIGLIP_FIELDS, "bicubic", "Siglip", _make_siglip_arch, classifier_pool="mean"
     ),
     "dinov3_vit": ModelType(
-        _DINOV3_FIELDS, "antialias", "DINOv3ViT", _dinov3_arch, fixed=_DINOV3_FIXED
+        _DINOV3_FIELDS, "antialias", "DINOv3ViT", _make_dinov3_arch, _DINOV3_BIASES
     ),
 }
 # Image-text models, of which only the vision tower is read: {type: vision type}.
@@ -203,33 +205,34 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def parse_transformers(
-    config: JsonFields, processor: ImageProcessor
+    config_fields: JsonFields, processor: ImageProcessor
 ) -> TransformersModel:
     """Parse a config.json; another file tells the image processor."""
-    model_type = MODEL_TYPES[find_vision_type(config)]
-    fields = _checked_fields(config, model_type)
+    model_type = MODEL_TYPES[find_vision_type(config_fields)]
+    fields = _checked_fields(config_fields, model_type)
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
-    architectures = config.get("architectures") or ()
+    architectures = config_fields.get("architectures") or ()
     is_classifier = any("ImageClass" in name for name in architectures)
     labels = {}
     if model_type.has_labels:
-        labels = config.get("id2label") or {}
-    problem_type = _find_problem_type(config, labels)
+        labels = config_fields.get("id2label") or {}
+    problem_type = _find_problem_type(config_fields, labels)
     if not model_type.has_labels and not is_classifier:
         problem_type = PROJECTION
     head_fields = {"num_classes": len(labels), "problem_type": problem_type}
     arch = _build_arch(model_type, fields, is_classifier)
     if arch.pool == "map":
-        _check_fixed({"vision_use_head": True}, _vision_fields(config))
-    image_size = _square_side(fields["image_size"])
+        vision_fields = _select_vision_fields(config_fields)
+        _check_fixed_fields({"vision_use_head": True}, vision_fields)
+    image_size = _read_square_side(fields["image_size"])
     width = fields["hidden_size"]
     vit_config = ViTConfig(
         embed_dim=width,
         depth=fields["num_hidden_layers"],
         num_heads=fields["num_attention_heads"],
-        patch_size=_square_side(fields["patch_size"]),
-        mlp_ratio=_hidden_width(fields) / width,
+        patch_size=_read_square_side(fields["patch_size"]),
+        mlp_ratio=_compute_hidden_width(fields) / width,
         arch=arch,
         num_classes=0,
         preprocessing=Preprocessing(image_size, **processor.crop_fields),
@@ -237,18 +240,19 @@ def parse_transformers(
     )
     if is_classifier:
         vit_config = dataclasses.replace(vit_config, **head_fields)
-    names = class_names.shorten_names(_label_names(labels))
-    return TransformersModel(vit_config, tuple(names) if names else None, head_fields)
+    label_names = class_names.shorten_names(_read_label_names(labels))
+    return TransformersModel(
+        vit_config, tuple(label_names) if label_names else None, head_fields
+    )
 
 
-def _checked_fields(config: JsonFields, model_type: ModelType) -> JsonFields:
+def _checked_fields(config_fields: JsonFields, model_type: ModelType) -> JsonFields:
     """Check the fields of the vision tower, and complete them by defaults."""
-    fields = _vision_fields(config)
-    _check_fixed(UNQUANTIZED_FIELDS, config)
-    _check_fixed(model_type.fixed, fields)
-    fields = model_type.defaults | {
-        name: value for name, value in fields.items() if name in model_type.defaults
-    }
+    vision_fields = _select_vision_fields(config_fields)
+    _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
+    _check_fixed_fields(model_type.fixed_fields, vision_fields)
+    fields = model_type.defaults
+    fields = fields | {k: v for k, v in vision_fields.items() if k in fields}
     for field in {*fields} & {*POSITIVE_FIELDS}:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
@@ -274,20 +278,20 @@ def _build_arch(
     return arch
 
 
-def _vision_fields(config: JsonFields) -> JsonFields:
+def _select_vision_fields(config_fields: JsonFields) -> JsonFields:
     """Select the vision tower's fields in an image-text model, else all fields."""
-    if config["model_type"] not in VISION_TYPES:
-        return config
+    if config_fields["model_type"] not in VISION_TYPES:
+        return config_fields
     # Before version 4.30, vision_config_dict takes precedence over vision_config.
-    earlier = config.get("vision_config_dict")
-    if earlier is None:
-        return config.get("vision_config") or {}
-    return earlier
+    former_fields = config_fields.get("vision_config_dict")
+    if former_fields is None:
+        return config_fields.get("vision_config") or {}
+    return former_fields
 
 
-def _check_fixed(fixed: JsonFields, fields: JsonFields) -> None:
+def _check_fixed_fields(fixed_fields: JsonFields, fields: JsonFields) -> None:
     """Check that fields have their only supported value, or are absent."""
-    for field, value in fixed.items():
+    for field, value in fixed_fields.items():
         check_choice(field, fields.get(field, value), [value])
 
 
@@ -298,9 +302,9 @@ def parse_image_processor(
 
     Missing fields have the image processor's defaults.
     """
-    name = _processor_name(processor_fields, model_type)
+    name = _find_processor_name(processor_fields, model_type)
     if name == "CLIP":  # this field would change the size in CLIP's processor
-        _check_fixed({"use_square_size": False}, processor_fields)
+        _check_fixed_fields({"use_square_size": False}, processor_fields)
     fields = PROCESSOR_DEFAULTS[name]
     fields = fields | {k: v for k, v in processor_fields.items() if k in fields}
     for field in _SWITCHES:
@@ -311,12 +315,12 @@ def parse_image_processor(
     check_range("rescale_factor", fields["rescale_factor"], *RESCALE_RANGE)
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    mean = _channel_values(fields["image_mean"])
-    std = _channel_values(fields["image_std"])
-    return ImageProcessor(Normalization(mean, std), _crop_fields(fields, name))
+    mean = _expand_channels(fields["image_mean"])
+    std = _expand_channels(fields["image_std"])
+    return ImageProcessor(Normalization(mean, std), _make_crop_fields(fields, name))
 
 
-def _processor_name(processor_fields: JsonFields, model_type: str) -> str:
+def _find_processor_name(processor_fields: JsonFields, model_type: str) -> str:
     """Find the image processor of a file, one of PROCESSOR_DEFAULTS."""
     field = "image_processor_type"
     if processor_fields.get(field) is None:
@@ -324,14 +328,14 @@ def _processor_name(processor_fields: JsonFields, model_type: str) -> str:
     type_name = processor_fields.get(field)
     if type_name is None:
         return MODEL_TYPES[model_type].processor
-    names = {f"{name}ImageProcessor": name for name in PROCESSOR_DEFAULTS}
+    processor_names = {f"{name}ImageProcessor": name for name in PROCESSOR_DEFAULTS}
     slow_name = re.sub("FeatureExtractor$", "ImageProcessor", str(type_name))
     name = re.sub("(Fast|Pil)$", "", slow_name)
-    check_choice(field, name, names)
-    return names[name]
+    check_choice(field, name, processor_names)
+    return processor_names[name]
 
 
-def _crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]:
+def _make_crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]:
     """Translate an image processor's fields into fields of a Preprocessing."""
     size = fields["size"]
     has_crop = fields["do_center_crop"]
@@ -350,14 +354,14 @@ def _crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]:
             f"resample is {resample}, bicubic, with which DINOv3's image processor "
             "makes pixels below 0 and above 1"
         )
-    side, is_squashed = _resized_side(size, fields["default_to_square"])
+    side, is_squashed = _read_resized_side(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
     has_same_size = is_squashed  # whether all images get one size
     crop_share = 1.0
     if has_crop:
         has_same_size = crop_size is not None
     if has_crop and has_same_size:
-        crop_share = _crop_share(_square_side(crop_size), side)
+        crop_share = _compute_crop_share(_read_square_side(crop_size), side)
     if not has_same_size or crop_share > 1 or not side:
         raise InputError(
             f"size is {size!r}, do_center_crop {has_crop} and crop_size {crop_size!r}; "
@@ -371,9 +375,9 @@ def _crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]:
     }
 
 
-def _find_problem_type(config: JsonFields, labels: JsonFields) -> str:
+def _find_problem_type(config_fields: JsonFields, labels: JsonFields) -> str:
     """Find the problem type by the rule of transformers' pipeline."""
-    problem_type = config.get("problem_type")
+    problem_type = config_fields.get("problem_type")
     if problem_type is not None:
         check_choice("problem_type", problem_type, PROBLEM_TYPES)
         return problem_type
@@ -382,60 +386,60 @@ def _find_problem_type(config: JsonFields, labels: JsonFields) -> str:
     return SINGLE_LABEL
 
 
-def find_vision_type(config: JsonFields) -> str:
+def find_vision_type(config_fields: JsonFields) -> str:
     """Return the model type, one of MODEL_TYPES: an image-text model's vision type."""
-    model_type = config["model_type"]
+    model_type = config_fields["model_type"]
     check_choice("model_type", model_type, [*MODEL_TYPES, *VISION_TYPES])
     if model_type not in VISION_TYPES:
         return model_type
     vision_type = VISION_TYPES[model_type]
-    tower_type = _vision_fields(config).get("model_type", vision_type)
+    tower_type = _select_vision_fields(config_fields).get("model_type", vision_type)
     check_choice("vision_config.model_type", tower_type, [vision_type, model_type])
     return vision_type
 
 
-def _label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
+def _read_label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
     """Turn id2label into a tuple of names; None for transformers' placeholders."""
     if not labels:
         return None
     indices = range(len(labels))
-    names = tuple([labels.get(str(i)) for i in indices])
+    label_names = tuple([labels.get(str(i)) for i in indices])
     placeholders = tuple([f"LABEL_{i}" for i in indices])
-    return None if names == placeholders else names
+    return None if label_names == placeholders else label_names
 
 
-def _crop_share(crop: int, side: int) -> float:
+def _compute_crop_share(crop: int, side: int) -> float:
     """Compute crop / side, rounded so that int(crop / share) is `side` again."""
     if not crop or not side:
-        return math.inf  # `_crop_fields` refuses a share above 1
+        return math.inf  # `_make_crop_fields` refuses a share above 1
     share = crop / side
     if int(crop / share) != side:
         share = math.nextafter(share, 0)
     return share
 
 
-def _resized_side(size: Any, default_to_square: bool) -> tuple[int, bool]:
+def _read_resized_side(size: Any, default_to_square: bool) -> tuple[int, bool]:
     """Read a processor's size: (pixels, whether both sides are resized to them)."""
     if not isinstance(size, Mapping):
-        return _square_side(size), default_to_square or not isinstance(size, int)
+        return _read_square_side(size), default_to_square or not isinstance(size, int)
     fields = {name: value for name, value in size.items() if value is not None}
     if {*fields} == {"shortest_edge"}:
-        return _square_side(fields["shortest_edge"]), False
+        return _read_square_side(fields["shortest_edge"]), False
     if {*fields} != {"height", "width"}:
         raise InputError(
             f"size is {size}; it must be a shortest_edge alone, or a height and a width"
         )
-    return _square_side(fields), True
+    return _read_square_side(fields), True
 
 
-def _channel_values(values: float | Sequence[float]) -> Sequence[float]:
+def _expand_channels(values: float | Sequence[float]) -> Sequence[float]:
     """Expand a mean or std to three channels."""
     if isinstance(values, int | float):
         return (values,) * 3
     return values
 
 
-def _square_side(size: Any) -> int:
+def _read_square_side(size: Any) -> int:
     """Read a square's side from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from imagepiece_jax.weights.described import parse_config
+from imagepiece_jax.weights.description import parse_config
 
 IMAGENET_PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP_PIXELS = {

@@ -15,7 +15,7 @@ from timm.models._pretrained import PretrainedCfg
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import timm_config
-from imagepiece_jax.weights.described import parse_config
+from imagepiece_jax.weights.description import parse_config
 from imagepiece_jax.weights.transformers_config import (
     MODEL_TYPES,
     UNQUANTIZED_FIELDS,

@@ -19,7 +19,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import transformers_config
-from imagepiece_jax.weights.described import parse_config
+from imagepiece_jax.weights.description import parse_config
 from tests.helpers.parity_record import public_weights
 
 SHAPES = ((61, 43), (37, 37), (40, 901), (64, 117))

@@ -19,7 +19,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights import located, naming
+from imagepiece_jax.weights import location, naming
 from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers import named_models, small_runs, tiny_vit
 from tests.helpers.refused_calls import refused
@@ -298,7 +298,7 @@ def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
 
 def test_names_are_mapped_once_and_a_folder_is_listed_once(saved, monkeypatch):
     noted = []
-    for module, name in ((naming, "find_timm_names"), (located.os, "listdir")):
+    for module, name in ((naming, "find_timm_names"), (location.os, "listdir")):
         noted.append(mock.Mock(side_effect=getattr(module, name)))
         monkeypatch.setattr(module, name, noted[-1])
     imagepiece_jax.load(saved)
@@ -340,7 +340,7 @@ def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path)
 
 
 def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
-    def described(**changes):
+    def description(**changes):
         run = run_folder(tmp_path / str(len(changes)), **changes)
         config = json.loads((run / "config.json").read_text())
         model = RunConfig.from_config(config).create_model()
@@ -348,8 +348,8 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
             checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {}, "best")
         return imagepiece_jax.load(run).with_default_execution()
 
-    usual = described()
-    other = described(reduction="imagepiece:prop_attn=True")
+    usual = description()
+    other = description(reduction="imagepiece:prop_attn=True")
     own = RunConfig.from_config(small_runs.configured()).create_model()
     assert usual.model == own.with_execution(drop_path_rate=0.0)
     assert other.model.prop_attn is True

@@ -22,8 +22,8 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
-from imagepiece_jax.weights.described import parse_config
-from imagepiece_jax.weights.save import saved_config
+from imagepiece_jax.weights.description import parse_config
+from imagepiece_jax.weights.save import make_config_fields
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.made_up_recoveries import recovered
 from tests.helpers.refused_calls import refused, untrained
@@ -113,9 +113,9 @@ def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp
     assert dense | learned == timm_tensors.to_timm(vit.variables).keys()
 
 
-def described(name, class_names=None, reduction=None, **fields):
+def description(name, class_names=None, reduction=None, **fields):
     model = create_model(named_models.config(name, **fields), reduction)
-    return saved_config(Pretrained(model, {"params": {}}, class_names))
+    return make_config_fields(Pretrained(model, {"params": {}}, class_names))
 
 
 PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
@@ -125,7 +125,7 @@ PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
 def test_a_public_model_keeps_its_architecture(name):
     """Also the kind of GELU, as timm's architecture of that name may have another."""
     config = registry.model_config(name)
-    found = described(name)
+    found = description(name)
     assert found["architecture"] == name.partition(".")[0]
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
     assert found["model_args"] == {"act_layer": gelu} | {"img_size": config.image_size}
@@ -133,7 +133,7 @@ def test_a_public_model_keeps_its_architecture(name):
 
 def test_what_timm_reads_of_a_public_model():
     names = ("a", None, "c")
-    found = described("test_vit", names, image_size=64, num_classes=3, **SQUASHED)
+    found = description("test_vit", names, image_size=64, num_classes=3, **SQUASHED)
     assert found["architecture"] == "test_vit"
     assert found["num_classes"] == 3
     assert found["label_names"] == {"0": "a", "2": "c"}
@@ -142,13 +142,13 @@ def test_what_timm_reads_of_a_public_model():
     assert images["mean"] == (0.5,) * 3
     assert (images["crop_pct"], images["crop_mode"]) == (0.9, "squash")
     assert images["interpolation"] == "bilinear"
-    usual = described("test_vit", crop=None)["pretrained_cfg"]
+    usual = description("test_vit", crop=None)["pretrained_cfg"]
     assert (usual["crop_pct"], usual["crop_mode"]) == (0.875, "center")
 
 
 @pytest.mark.parametrize("name", ["dense", "large eps"])
 def test_another_model_is_none_of_timms(name):
-    found = saved_config(made(**MODELS[name]))
+    found = make_config_fields(made(**MODELS[name]))
     assert found["architecture"] == "imagepiece_jax"
     assert found.keys() == {"architecture", "imagepiece_jax"}
 
@@ -195,7 +195,7 @@ CONFIG = "imagepiece_jax.config"
 def test_a_config_that_somebody_changed_is_refused(changed, value, said):
     """Where it contradicts itself, too, on the images."""
     reduction = "evit:keep_rate=0.5:blocks=(1,)"
-    config = described("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
+    config = description("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
     *groups, last = changed.split(".")
     part = config
     for group in groups:
@@ -216,7 +216,7 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
 )
 def test_a_record_lacks_no_field(group, kind):
     """Missing fields would be DeiT's."""
-    config = json.loads(json.dumps(saved_config(made(**MODELS["eva02"]))))
+    config = json.loads(json.dumps(make_config_fields(made(**MODELS["eva02"]))))
     parse_config(config, {})
     for field in dataclasses.fields(kind):
         part = changed = json.loads(json.dumps(config))
@@ -233,7 +233,7 @@ WRONG |= {"untrained": [3], "config": ({}, 3)}
 
 @pytest.mark.parametrize("field", WRONG)
 def test_a_value_of_another_type_is_refused(field):
-    config = json.loads(json.dumps(saved_config(made())))
+    config = json.loads(json.dumps(make_config_fields(made())))
     for value in WRONG[field]:
         config["imagepiece_jax"][field] = value
         with refused("config.json"):
@@ -331,7 +331,7 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
 
 def test_the_license_of_timms_config_stays(tmp_path):
     vit = made()
-    config = described("test_vit")
+    config = description("test_vit")
     del config["imagepiece_jax"]
     config["pretrained_cfg"]["license"] = "dinov3-license"
     license = parse_config(config, {}).license

@@ -37,7 +37,7 @@ def test_the_only_model_is_read_whatever_its_key(tmp_path):
     arguments = NAMESPACE + mapping(lr=integer(3)) + b"b"
     whole = mapping(**content, model=arguments, epoch=integer(3))
     path = write_pth(tmp_path / "one.pth", whole, storages)
-    assert values(path) == values(path, checkpoint="encoder") == {1}
+    assert values(path) == values(path, model_key="encoder") == {1}
 
 
 def test_one_of_several_models_is_chosen_by_its_key(tmp_path):
@@ -48,9 +48,9 @@ def test_one_of_several_models_is_chosen_by_its_key(tmp_path):
     with refused(path, "it holds 3 models", "student or teacher or model_ema"):
         read_state_dict(path)
     for key, value in (("student", 1), ("teacher", 2), ("model_ema", 3)):
-        assert values(path, checkpoint=key) == {value}
+        assert values(path, model_key=key) == {value}
     with refused("checkpoint", "the file has", "student, teacher, model_ema"):
-        read_state_dict(path, checkpoint="teach")
+        read_state_dict(path, model_key="teach")
 
 
 def test_a_state_dict_alone_has_no_keys(tmp_path):
@@ -60,7 +60,7 @@ def test_a_state_dict_alone_has_no_keys(tmp_path):
     safetensors.numpy.save_file(tensors, path)
     check_same(read_state_dict(path), tensors)
     with refused("checkpoint", "the file has one model under no key"):
-        read_state_dict(path, checkpoint="model")
+        read_state_dict(path, model_key="model")
 
 
 def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):

@@ -8,7 +8,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.weights import timm_config
-from imagepiece_jax.weights.described import parse_config
+from imagepiece_jax.weights.description import parse_config
 from tests.helpers import named_models
 from tests.helpers.config_files import (
     CLIP_PIXELS,

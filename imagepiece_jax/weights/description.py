@@ -1,4 +1,4 @@
-"""Described, the second stage of `load`: everything but the tensors.
+"""Description, the second stage of `load`: everything but the tensors.
 
 The config comes from the caller, a public name, or the files beside the weights: a
 config.json of timm, transformers, `save` or a run, or an open_clip_config.json.
@@ -35,17 +35,17 @@ from imagepiece_jax.weights.file_names import (
     PROCESSOR_FILE,
     JsonFields,
 )
-from imagepiece_jax.weights.located import FILE_KIND, RUN_KIND, Located, locate_config
+from imagepiece_jax.weights.location import FILE_KIND, RUN_KIND, Location, locate_config
 from imagepiece_jax.weights.run_files import check_run_format, read_class_names
 
-Parsed = TypeVar("Parsed")
+ParseResult = TypeVar("ParseResult")
 RECORD_FORMAT = 4  # of the part OWN_KEY; other formats are refused
 # Errors of parsers for content of an unknown form.
 PARSER_ERRORS = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 RUN_FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 
 
-class Described(NamedTuple):
+class Description(NamedTuple):
     """The facts about weights from the caller and the files beside them."""
 
     config: ViTConfig
@@ -53,11 +53,11 @@ class Described(NamedTuple):
     license: str | None = None  # from timm's or our own config.json
     reduction: Reduction = DENSE_REDUCTION  # of the training or the saved model
     dtype: str = "float32"
-    untrained: tuple[str, ...] = ()  # drawn parts that were never trained
+    untrained_parts: tuple[str, ...] = ()  # drawn parts that were never trained
     # the record of `recover`, without parameters, which RECOVERED_FILE holds
     recovery: Recovery | None = None
     # whether files beside the weights state the config; False: the caller or a name
-    is_stated: bool = True
+    has_file_config: bool = True
     # fields of the config that apply if the weights have a head
     head_fields: Mapping[str, Any] = types.MappingProxyType({})
     # image size of the positions in a model of flexible size; None: the config's
@@ -66,8 +66,8 @@ class Described(NamedTuple):
 
 
 def describe_weights(
-    located: Located, config: ViTConfig | str | os.PathLike | None = None
-) -> Described:
+    location: Location, config: ViTConfig | str | os.PathLike | None = None
+) -> Description:
     """Collect the facts about weights from their files and the caller's `config`.
 
     config: as for `load`
@@ -75,28 +75,30 @@ def describe_weights(
     """
     if config is not None and not isinstance(config, ViTConfig):
         config = read_config(config)
-    if located.kind == RUN_KIND:
-        described = _describe_run(located)
-    elif located.config_file is None:
-        return Described(config or _find_named_config(located), is_stated=False)
+    if location.kind == RUN_KIND:
+        description = _describe_run(location)
+    elif location.config_file is None:
+        return Description(
+            config or _find_named_config(location), has_file_config=False
+        )
     else:
         try:
-            described = _describe_folder(
-                located, located.config_file, config is not None
+            description = _describe_folder(
+                location, location.config_file, config is not None
             )
         except InputError as error:
             # The caller's config replaces a config.json of `save` that is broken or
             # from another version.
-            if config is None or OWN_KEY not in (located.config or {OWN_KEY}):
+            if config is None or OWN_KEY not in (location.config_fields or {OWN_KEY}):
                 raise
             warn_caller(
                 f"{error}; the file is ignored, because config describes the model"
             )
-            return Described(config, is_stated=False)
+            return Description(config, has_file_config=False)
     if config is not None:
-        changes = {"config": config, "is_stated": False, "trained_size": None}
-        described = described._replace(**changes)
-    return described
+        changes = {"config": config, "has_file_config": False, "trained_size": None}
+        description = description._replace(**changes)
+    return description
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:
@@ -109,120 +111,122 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     name_or_path = os.fspath(config)
     if registry.is_known(name_or_path):
         return registry.model_config(name_or_path)
-    located = locate_config(name_or_path)
-    if located is None:
+    location = locate_config(name_or_path)
+    if location is None:
         suggestion = registry.suggest_names(name_or_path)
         raise InputError(
             f"config is {name_or_path!r}, which is neither a model name nor a file; "
             f"{suggestion}"
         )
-    return describe_weights(located).config
+    return describe_weights(location).config
 
 
-def _find_named_config(located: Located) -> ViTConfig:
+def _find_named_config(location: Location) -> ViTConfig:
     """Find the config by a file's own name, if it is the name of a public model."""
-    path = located.folder
-    if located.kind == FILE_KIND:
-        model_name = registry.model_in_file_name(path)
+    weights_path = location.disk_path
+    if location.kind == FILE_KIND:
+        model_name = registry.model_in_file_name(weights_path)
         if model_name is not None:
             return registry.model_config(model_name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
     )
-    if (path.parent / CONFIG_FILE).is_file():
-        remedy = f"its folder, {path.parent}, has a {CONFIG_FILE}, so load that"
+    if (weights_path.parent / CONFIG_FILE).is_file():
+        remedy = f"its folder, {weights_path.parent}, has a {CONFIG_FILE}, so load that"
     raise InputError(
-        f"{located.title} has no {CONFIG_FILE} and no public model's name; {remedy}"
+        f"{location.title} has no {CONFIG_FILE} and no public model's name; {remedy}"
     )
 
 
-def _describe_run(located: Located) -> Described:
+def _describe_run(location: Location) -> Description:
     """Read a run's config and its class names."""
-    run = located.config or {}
-    if not RUN_FIELDS <= {*run}:
+    config_fields = location.config_fields or {}
+    if not RUN_FIELDS <= {*config_fields}:
         raise InputError(
-            f"{located.config_file} describes neither a run nor published weights"
+            f"{location.config_file} describes neither a run nor published weights"
         )
-    described = parse_content(located.config_file, _parse_run_config, run)
-    class_names = read_class_names(located.folder, run["num_classes"])
-    return described._replace(class_names=class_names)
+    description = parse_content(location.config_file, _parse_run_config, config_fields)
+    class_names = read_class_names(location.disk_path, config_fields["num_classes"])
+    return description._replace(class_names=class_names)
 
 
-def _parse_run_config(run: JsonFields) -> Described:
-    check_run_format(run)
-    reduction = Reduction.read(run["reduction"])
-    dtype = run["model"]["dtype"]
-    return Described(read_run_config(run), reduction=reduction, dtype=dtype)
+def _parse_run_config(config_fields: JsonFields) -> Description:
+    check_run_format(config_fields)
+    reduction = Reduction.read(config_fields["reduction"])
+    dtype = config_fields["model"]["dtype"]
+    return Description(read_run_config(config_fields), reduction=reduction, dtype=dtype)
 
 
 def _describe_folder(
-    located: Located, config_file: pathlib.Path, has_config: bool
-) -> Described:
+    location: Location, config_file: pathlib.Path, has_config: bool
+) -> Description:
     """Read a folder's config file and its image processor's config file."""
     # Broken JSON is read again, which raises the error in the file.
-    config = located.config or read_json(config_file)
+    config_fields = location.config_fields or read_json(config_file)
     if config_file.name == OPEN_CLIP_FILE:
         parse_open_clip = open_clip_config.parse_open_clip
-        return Described(parse_content(config_file, parse_open_clip, config))
-    processor_fields = _read_image_processor(located)
-    return parse_config(config, processor_fields, located.folder, has_config)
+        return Description(parse_content(config_file, parse_open_clip, config_fields))
+    processor_fields = _read_image_processor(location)
+    return parse_config(config_fields, processor_fields, location.disk_path, has_config)
 
 
-def _read_image_processor(located: Located) -> JsonFields:
+def _read_image_processor(location: Location) -> JsonFields:
     """Read the config of a folder's image processor; {} if there is none."""
-    fields = {}
-    if PROCESSOR_FILE in located.names:
-        processor = read_json(located.folder / PROCESSOR_FILE)
-        fields = processor.get("image_processor") or {}
-    if not fields and PREPROCESSOR_FILE in located.names:
-        fields = read_json(located.folder / PREPROCESSOR_FILE)
-    return fields
+    processor_fields = {}
+    if PROCESSOR_FILE in location.file_names:
+        processor = read_json(location.disk_path / PROCESSOR_FILE)
+        processor_fields = processor.get("image_processor") or {}
+    if not processor_fields and PREPROCESSOR_FILE in location.file_names:
+        processor_fields = read_json(location.disk_path / PREPROCESSOR_FILE)
+    return processor_fields
 
 
 def parse_config(
-    config: JsonFields,
+    config_fields: JsonFields,
     processor_fields: JsonFields,
     folder: pathlib.Path = pathlib.Path(),
     has_config: bool = False,
-) -> Described:
+) -> Description:
     """Describe weights by the contents of their folder's config files.
 
-    config, processor_fields: of config.json and preprocessor_config.json
+    config_fields, processor_fields: of config.json and preprocessor_config.json
     has_config: whether the caller describes the images, which no file then need do
     """
-    file = folder / CONFIG_FILE
-    if OWN_KEY in config:
-        return parse_content(file, _parse_own_record, config)
-    if "architecture" in config:
-        parsed = parse_content(file, timm_config.parse_timm, config)
-        return Described(**parsed._asdict())
+    config_file = folder / CONFIG_FILE
+    if OWN_KEY in config_fields:
+        return parse_content(config_file, _parse_own_record, config_fields)
+    if "architecture" in config_fields:
+        timm_model = parse_content(config_file, timm_config.parse_timm, config_fields)
+        return Description(**timm_model._asdict())
     if not processor_fields and not has_config:
         raise InputError(
             f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
             "are normalized; place it beside the weights, or give config="
         )
-    return _describe_transformers(file, config, processor_fields)
+    return _describe_transformers(config_file, config_fields, processor_fields)
 
 
 def _describe_transformers(
-    file: pathlib.Path, config: JsonFields, processor_fields: JsonFields
-) -> Described:
+    config_file: pathlib.Path, config_fields: JsonFields, processor_fields: JsonFields
+) -> Description:
     """Describe transformers' weights by a config.json and its image processor's."""
-    model_type = parse_content(file, transformers_config.find_vision_type, config)
-    processor_file = file.with_name(PREPROCESSOR_FILE)
+    model_type = parse_content(
+        config_file, transformers_config.find_vision_type, config_fields
+    )
+    processor_file = config_file.with_name(PREPROCESSOR_FILE)
     parse_processor = transformers_config.parse_image_processor
     processor = parse_content(
         processor_file, parse_processor, processor_fields, model_type
     )
     parse_model = transformers_config.parse_transformers
-    parsed = parse_content(file, parse_model, config, processor)
-    return Described(parsed.config, parsed.class_names, head_fields=parsed.head_fields)
+    model = parse_content(config_file, parse_model, config_fields, processor)
+    return Description(model.config, model.class_names, head_fields=model.head_fields)
 
 
 def parse_content(
-    file: str | os.PathLike | None, parse: Callable[..., Parsed], *content: Any
-) -> Parsed:
+    file: str | os.PathLike | None, parse: Callable[..., ParseResult], *content: Any
+) -> ParseResult:
     """Call `parse(*content)`, and name the file in its errors."""
     try:
         return parse(*content)
@@ -234,23 +238,23 @@ def parse_content(
         raise InputError(f"{file} has an unknown field: {error}") from error
 
 
-def _parse_own_record(file_fields: JsonFields) -> Described:
-    """Parse our own part of a file (`save.saved_config`)."""
-    file_fields = as_tuple(file_fields)
-    record = file_fields[OWN_KEY]
+def _parse_own_record(config_fields: JsonFields) -> Description:
+    """Parse our own part of a file (`save.make_config_fields`)."""
+    config_fields = as_tuple(config_fields)
+    record = config_fields[OWN_KEY]
     _check_record(record)
     config = _read_config_record(record["config"])
-    _check_same_images(config, file_fields)
+    _check_same_images(config, config_fields)
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
-    return Described(
+    return Description(
         config,
         class_names=class_names,
         license=record.get("license"),
         reduction=Reduction.read(record["reduction"]),
         dtype=checked_dtype(record["dtype"]),
-        untrained=tuple(map(str, record.get("untrained", ()))),
+        untrained_parts=tuple(map(str, record.get("untrained", ()))),
         recovery=_read_recovery(record.get("recovery")),
         digest=record.get("digest"),
     )
@@ -272,18 +276,18 @@ def _read_recovery(record: JsonFields | None) -> Recovery | None:
     """Make a Recovery without values from its record."""
     if record is None:
         return None
-    variants = [_read_record(RecoveredVariant, row) for row in record["variants"]]
+    variants = [_read_record(RecoveredVariant, fields) for fields in record["variants"]]
     return Recovery(tuple(variants))
 
 
 def _read_config_record(record: JsonFields) -> ViTConfig:
     """Make a ViTConfig from its record."""
-    arch = dict(record["arch"])
-    if arch["rotary"]:
-        arch["rotary"] = _read_record(Rotary, arch["rotary"])
-    fields = dict(record, arch=_read_record(Architecture, arch))
-    fields["preprocessing"] = _read_record(Preprocessing, record["preprocessing"])
-    return _read_record(ViTConfig, fields)
+    arch_fields = dict(record["arch"])
+    if arch_fields["rotary"]:
+        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
+    vit_fields = dict(record, arch=_read_record(Architecture, arch_fields))
+    vit_fields["preprocessing"] = _read_record(Preprocessing, record["preprocessing"])
+    return _read_record(ViTConfig, vit_fields)
 
 
 def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
@@ -295,16 +299,16 @@ def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
     return record_class(**fields)
 
 
-def _check_same_images(config: ViTConfig, file_fields: JsonFields) -> None:
+def _check_same_images(config: ViTConfig, config_fields: JsonFields) -> None:
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
-    pretrained_cfg = file_fields.get("pretrained_cfg", {})
+    pretrained_cfg = config_fields.get("pretrained_cfg", {})
     own_values = {"mean": config.mean, "std": config.std}
     own_values["input_size"] = (3, *image_sides(config.image_size))
-    for field, value in own_values.items():
-        timm_value = pretrained_cfg.get(field, value)
-        if timm_value != value:
+    for field, own_value in own_values.items():
+        timm_value = pretrained_cfg.get(field, own_value)
+        if timm_value != own_value:
             raise InputError(
                 f"pretrained_cfg.{field} is {timm_value}, but {OWN_KEY}.config says "
-                f"{value}"
+                f"{own_value}"
             )

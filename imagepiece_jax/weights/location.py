@@ -1,4 +1,4 @@
-"""Located, the first stage of `load`: a file, a published folder, a run or a dict.
+"""Location, the first stage of `load`: a file, a published folder, a run or a dict.
 
 `locate_weights` looks at a path once. The later stages read its result.
 """
@@ -35,17 +35,17 @@ PUBLISHED_KEYS = {"architecture", "architectures", "model_type", OWN_KEY}
 
 
 @dataclasses.dataclass(frozen=True)
-class Located:
+class Location:
     """Weights on this machine."""
 
     path: pathlib.Path | None  # None: in memory
     kind: str  # FILE_KIND, FOLDER_KIND, RUN_KIND or STATE_DICT_KIND
     # the config file of a folder's weights, if there is one, and its content
     config_file: pathlib.Path | None = None
-    config: Mapping[str, Any] | None = None  # also None for broken JSON
+    config_fields: Mapping[str, Any] | None = None  # also None for broken JSON
     tensors: Mapping[str, Any] | None = None  # a STATE_DICT_KIND's
     # file names in a folder
-    names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    file_names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
     checkpoint: str | None = None  # a run's CHECKPOINT_KINDS; a model's key in a file
     averaged: bool = False  # whether to read a run's averaged weights
 
@@ -61,7 +61,7 @@ class Located:
             name=name,
             checkpoint=self.checkpoint,
             averaged=self.averaged,
-            run=self.config if self.kind == RUN_KIND else None,
+            run=self.config_fields if self.kind == RUN_KIND else None,
         )
 
     @property
@@ -70,17 +70,17 @@ class Located:
         return self.origin.title
 
     @property
-    def folder(self) -> pathlib.Path:
+    def disk_path(self) -> pathlib.Path:
         """The path of weights on disk; a state dict has none."""
         return cast(pathlib.Path, self.path)
 
-    def find_tensors(self) -> pathlib.Path | Mapping[str, Any]:
+    def find_weights(self) -> pathlib.Path | Mapping[str, Any]:
         """Find the weights file, in a folder the single one, or the state dict."""
         if self.kind != FOLDER_KIND:
-            return self.folder if self.tensors is None else self.tensors
-        candidates = _list_weights_names(self.names)
+            return self.disk_path if self.tensors is None else self.tensors
+        candidates = _list_weights_names(self.file_names)
         if len(candidates) == 1:
-            return self.folder / candidates[0]
+            return self.disk_path / candidates[0]
         raise InputError(
             f"folder {self.path} must have one weights file, such as "
             f"{WEIGHTS_FILES[0]}; it has {', '.join(candidates) or 'none'}"
@@ -92,7 +92,7 @@ def locate_weights(
     has_config: bool = False,
     checkpoint: str | None = None,
     averaged: bool = False,
-) -> Located:
+) -> Location:
     """Find weights on this machine; a hub id is fetched unless it is cached.
 
     Only a folder's config file is read. A folder with one weights file may lack it.
@@ -103,107 +103,114 @@ def locate_weights(
     checkpoint, averaged: as for `load`
     """
     if not isinstance(weights, Mapping):
-        located = _locate_path(weights, has_config)
+        location = _locate_weights_at(weights, has_config)
     elif has_config:
-        located = Located(None, STATE_DICT_KIND, tensors=weights)
+        location = Location(None, STATE_DICT_KIND, tensors=weights)
     else:
         raise InputError("config is missing: a state dict does not say its model")
-    if located.kind == RUN_KIND:
+    if location.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, CHECKPOINT_KINDS)
     elif checkpoint in CHECKPOINT_KINDS:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {located.title} is no run")
+        raise InputError(
+            f"checkpoint is {checkpoint!r}, but {location.title} is no run"
+        )
     elif averaged:
         raise InputError(
-            f"averaged is for a run, but this is {located.title}; in a file, "
+            f"averaged is for a run, but this is {location.title}; in a file, "
             "checkpoint is the key of the averages"
         )
-    return dataclasses.replace(located, checkpoint=checkpoint, averaged=averaged)
+    return dataclasses.replace(location, checkpoint=checkpoint, averaged=averaged)
 
 
-def _locate_path(path: str | os.PathLike, config_may_be_broken: bool) -> Located:
+def _locate_weights_at(
+    path_or_id: str | os.PathLike, config_may_be_broken: bool
+) -> Location:
     """Find the weights at a path or hub id."""
-    if hub.is_hub_id(path):  # its config must be JSON: it tells which files to fetch
-        return _locate_folder(hub.fetch_folder(str(path)))
-    path = pathlib.Path(path).expanduser()
+    # A hub folder's config must be JSON: it tells which files to fetch.
+    if hub.is_hub_id(path_or_id):
+        return _locate_weights_in(hub.fetch_folder(str(path_or_id)))
+    path = pathlib.Path(path_or_id).expanduser()
     if not path.exists():
         raise InputError(
             f"weights is '{path}': no such file or folder; a model of the Hugging Face "
             f"hub is {hub.HUB_SCHEME}OWNER/NAME"
         )
     if path.is_dir():
-        return _locate_folder(path, config_may_be_broken)
+        return _locate_weights_in(path, config_may_be_broken)
     if is_exported(path):
         raise InputError(
             f"weights is '{path}', an exported program; evaluate, benchmark and "
             "onnxruntime run it, but load needs the original weights"
         )
-    return Located(path, FILE_KIND)
+    return Location(path, FILE_KIND)
 
 
-def locate_config(path: str) -> Located | None:
-    """Find the weights at a path, or beside the config file at a path; None: neither.
+def locate_config(path_or_id: str) -> Location | None:
+    """Find the weights at a path or hub id, or beside a config file; None: neither.
 
     Of several config files, the named one is read.
     """
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(path_or_id)
     is_config_file = name in (CONFIG_FILE, OPEN_CLIP_FILE)
-    if hub.is_hub_id(path):
-        return locate_weights(folder if is_config_file else path)
-    config_file = os.path.expanduser(path)
-    if not os.path.exists(config_file):  # also for a name that is too long
+    if hub.is_hub_id(path_or_id):
+        return locate_weights(folder if is_config_file else path_or_id)
+    local_path = os.path.expanduser(path_or_id)
+    if not os.path.exists(local_path):  # also for a name that is too long
         return None
-    config_file = pathlib.Path(config_file)
     if is_config_file:
-        return _locate_folder(config_file.parent, config_file=config_file)
-    return locate_weights(config_file)
+        config_file = pathlib.Path(local_path)
+        return _locate_weights_in(config_file.parent, config_file=config_file)
+    return locate_weights(local_path)
 
 
-def _locate_folder(
+def _locate_weights_in(
     folder: pathlib.Path,
     config_may_be_broken: bool = False,
     config_file: pathlib.Path | None = None,
-) -> Located:
+) -> Location:
     """Find the weights in a folder.
 
     config_file: None: the preferred config file
     """
-    names = frozenset(os.listdir(folder))
-    found_file = config_file or folder / _choose_config_name(names)
-    if found_file.name not in names:
-        located = Located(folder, FOLDER_KIND, names=names)
-        located.find_tensors()  # raises unless there is exactly one weights file
-        return located
-    config = None
+    file_names = frozenset(os.listdir(folder))
+    chosen_file = config_file or folder / _choose_config_name(file_names)
+    if chosen_file.name not in file_names:
+        location = Location(folder, FOLDER_KIND, file_names=file_names)
+        location.find_weights()  # raises unless there is exactly one weights file
+        return location
+    config_fields = None
     try:
-        config = read_json(found_file)
+        config_fields = read_json(chosen_file)
     except InputError:
         if not config_may_be_broken:
             raise
     kind = FOLDER_KIND
-    keys = PUBLISHED_KEYS if config is None else {*config}
-    if OPEN_CLIP_FILE not in names and not keys & PUBLISHED_KEYS:
+    config_keys = PUBLISHED_KEYS if config_fields is None else {*config_fields}
+    if OPEN_CLIP_FILE not in file_names and not config_keys & PUBLISHED_KEYS:
         kind = RUN_KIND
-    return Located(folder, kind, found_file, config, names=names)
+    return Location(folder, kind, chosen_file, config_fields, file_names=file_names)
 
 
-def _choose_config_name(names: frozenset[str]) -> str:
+def _choose_config_name(file_names: frozenset[str]) -> str:
     """Choose a folder's config file name; the file may be missing."""
     # OpenCLIP repositories often hold transformers' weights and config.json too, and
     # these are preferred.
-    weights_names = _list_weights_names(names)
+    weights_names = _list_weights_names(file_names)
     has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
-    if OPEN_CLIP_FILE in names and (has_only_open_clip or CONFIG_FILE not in names):
+    if OPEN_CLIP_FILE in file_names and (
+        has_only_open_clip or CONFIG_FILE not in file_names
+    ):
         return OPEN_CLIP_FILE
     return CONFIG_FILE
 
 
-def _list_weights_names(names: frozenset[str]) -> list[str]:
+def _list_weights_names(file_names: frozenset[str]) -> list[str]:
     """List a folder's weights files: the first usual name, or else all."""
     for name in WEIGHTS_FILES:
-        if name in names:
+        if name in file_names:
             return [name]
-    candidates = names - {*LEARNED_FILES}
+    candidates = file_names - {*LEARNED_FILES}
     return sorted(
         name for name in candidates if pathlib.Path(name).suffix in WEIGHTS_ENDINGS
     )

@@ -3,8 +3,8 @@
 import pytest
 
 from imagepiece_jax.data import class_names
-from imagepiece_jax.weights.described import describe_weights, parse_config
-from imagepiece_jax.weights.located import locate_weights
+from imagepiece_jax.weights.description import describe_weights, parse_config
+from imagepiece_jax.weights.location import locate_weights
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.helpers.config_files import (
     CLASSIFIER_CONFIG,

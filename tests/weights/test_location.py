@@ -6,10 +6,10 @@ import pathlib
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.weights.located import (
+from imagepiece_jax.weights.location import (
     FOLDER_KIND,
     RUN_KIND,
-    Located,
+    Location,
     locate_config,
     locate_weights,
 )
@@ -31,7 +31,7 @@ def test_a_folder_is_what_its_config_says(tmp_path, config, kind):
     found = locate_weights(folder)
     checkpoint = "best" if kind == RUN_KIND else None
     file = folder / "config.json"
-    assert found == Located(folder, kind, file, config, checkpoint=checkpoint)
+    assert found == Location(folder, kind, file, config, checkpoint=checkpoint)
     assert (found.origin.name, found.title) == ("a", f"{kind} {folder}")
 
 
@@ -42,7 +42,7 @@ def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
     with refused(f"{must}; it has none"):
         locate_weights(tmp_path)
     (tmp_path / "b.pth").touch()
-    assert locate_weights(tmp_path) == Located(tmp_path, FOLDER_KIND)
+    assert locate_weights(tmp_path) == Location(tmp_path, FOLDER_KIND)
     (tmp_path / "a.npz").touch()
     with refused(f"{must}; it has a.npz, b.pth"):
         locate_weights(tmp_path)
