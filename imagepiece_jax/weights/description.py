@@ -78,9 +78,8 @@ def describe_weights(
     if location.kind == RUN_KIND:
         description = _describe_run(location)
     elif location.config_file is None:
-        return Description(
-            config or _find_named_config(location), has_file_config=False
-        )
+        config = config or _find_named_config(location)
+        return Description(config, has_file_config=False)
     else:
         try:
             description = _describe_folder(
@@ -211,9 +210,8 @@ def _describe_transformers(
     config_file: pathlib.Path, config_fields: JsonFields, processor_fields: JsonFields
 ) -> Description:
     """Describe transformers' weights by a config.json and its image processor's."""
-    model_type = parse_content(
-        config_file, transformers_config.find_vision_type, config_fields
-    )
+    find_type = transformers_config.find_vision_type
+    model_type = parse_content(config_file, find_type, config_fields)
     processor_file = config_file.with_name(PREPROCESSOR_FILE)
     parse_processor = transformers_config.parse_image_processor
     processor = parse_content(

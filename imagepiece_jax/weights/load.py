@@ -106,9 +106,7 @@ def load(
         model, fitted_tensors, location.title, fresh_parts=fresh_parts, seed=seed or 0
     )
     params = variables["params"]
-    untrained_parts = {
-        part for part in params if is_in_parts(part, description.untrained_parts)
-    }
+    untrained_parts = {p for p in params if is_in_parts(p, description.untrained_parts)}
     untrained_parts |= {*drawn_parts}
     # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
@@ -166,27 +164,22 @@ def fit_tensors(
 ) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
     """Select the tensors for a model and its image size: (tensors, parts to draw).
 
-    keeps_foreign_selectors: whether selectors that the model lacks stay, which are an
-        error later
+    keeps_foreign_selectors: keep those that the model lacks, which are an error later
     seed: draws untrained and missing selectors; None: missing ones are refused
     """
-    fitted_tensors: Mapping[str, np.ndarray] = tensors.dense_tensors | tensors.selectors
+    arrays: Mapping[str, np.ndarray] = tensors.dense_tensors | tensors.selectors
     fresh_parts = ()
     if seed is not None:
         trained_tensors = tensors.dense_tensors | tensors.learned_selectors
-        fitted_tensors, fresh_parts = timm_tensors.drop_foreign_selectors(
+        arrays, fresh_parts = timm_tensors.drop_foreign_selectors(
             model, trained_tensors, location.title, None
         )
     elif not keeps_foreign_selectors:
-        fitted_tensors, _ = timm_tensors.drop_foreign_selectors(
-            model, fitted_tensors, location.title
-        )
+        arrays, _ = timm_tensors.drop_foreign_selectors(model, arrays, location.title)
     trained_size = tensors.config.image_size
     if image_sides(model.config.image_size) != image_sides(trained_size):
-        fitted_tensors = resize_positions.fit_positions(
-            fitted_tensors, model.config, trained_size
-        )
-    return fitted_tensors, fresh_parts
+        arrays = resize_positions.fit_positions(arrays, model.config, trained_size)
+    return arrays, fresh_parts
 
 
 def warn_of_unclear_head(vit: Pretrained) -> None:

@@ -108,16 +108,15 @@ def locate_weights(
         location = Location(None, STATE_DICT_KIND, tensors=weights)
     else:
         raise InputError("config is missing: a state dict does not say its model")
+    title = location.title
     if location.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, CHECKPOINT_KINDS)
     elif checkpoint in CHECKPOINT_KINDS:
-        raise InputError(
-            f"checkpoint is {checkpoint!r}, but {location.title} is no run"
-        )
+        raise InputError(f"checkpoint is {checkpoint!r}, but {title} is no run")
     elif averaged:
         raise InputError(
-            f"averaged is for a run, but this is {location.title}; in a file, "
+            f"averaged is for a run, but this is {title}; in a file, "
             "checkpoint is the key of the averages"
         )
     return dataclasses.replace(location, checkpoint=checkpoint, averaged=averaged)
@@ -198,9 +197,8 @@ def _choose_config_name(file_names: frozenset[str]) -> str:
     # these are preferred.
     weights_names = _list_weights_names(file_names)
     has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
-    if OPEN_CLIP_FILE in file_names and (
-        has_only_open_clip or CONFIG_FILE not in file_names
-    ):
+    is_preferred = has_only_open_clip or CONFIG_FILE not in file_names
+    if OPEN_CLIP_FILE in file_names and is_preferred:
         return OPEN_CLIP_FILE
     return CONFIG_FILE
 

@@ -274,8 +274,7 @@ def read_timm_tensors(
 
     Tensors that no model needs are never read.
 
-    weights: a file, or a state dict in memory
-    model_key: the key of the wanted model in a file with several models
+    model_key: as for `open_tensors`
     config: as for `with_timm_names`
     """
     with open_tensors(weights, model_key) as unread_tensors:
@@ -294,11 +293,8 @@ def find_timm_names(tensor_names: Collection[str]) -> tuple[Naming, dict[str, st
     """
     dotted_names = _strip_wrapper_parts(tensor_names)
     naming, prefix = _find_naming([*dotted_names.values()])
-    timm_names = {}
-    for name, dotted_name in dotted_names.items():
-        if timm_name := naming.translate_name(dotted_name, prefix):
-            timm_names[name] = timm_name
-    return naming, timm_names
+    timm_names = {k: naming.translate_name(v, prefix) for k, v in dotted_names.items()}
+    return naming, {k: timm_name for k, timm_name in timm_names.items() if timm_name}
 
 
 def with_timm_names(

@@ -64,9 +64,7 @@ def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
 
 
 def check_normalization(
-    folder: pathlib.Path,
-    model_fields: Mapping[str, Any],
-    metadata: Mapping[str, Any],
+    folder: pathlib.Path, model_fields: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> None:
     """Refuse a run whose config was edited to a mean or std unlike its training's.
 
@@ -77,8 +75,8 @@ def check_normalization(
         config_value = [*model_fields[field]]
         if config_value != trained_value:
             raise InputError(
-                f"{pathlib.Path(folder) / CONFIG_FILE}: model.{field} is {config_value}, "
-                f"but the run was trained with {trained_value}"
+                f"{folder / CONFIG_FILE}: model.{field} is {config_value}, but the run "
+                f"was trained with {trained_value}"
             )
 
 

@@ -46,7 +46,7 @@ class SavedTensors(NamedTuple):
 
     dense_tensors: NamedArrays  # DENSE_FILE: the dense part by timm's names
     selectors: NamedArrays  # SELECTORS_FILE: the learned selectors
-    recovered_tensors: NamedArrays  # RECOVERED_FILE: by `Recovery.to_tensors`
+    variant_tensors: NamedArrays  # RECOVERED_FILE: by `Recovery.to_tensors`
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -68,7 +68,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     config_fields = make_config_fields(vit)
     tensors = _collect_tensors(vit, config_fields["architecture"])
     loaded_tensors = naming.with_timm_names(tensors.dense_tensors) | tensors.selectors
-    digest = variables_digest([loaded_tensors, tensors.recovered_tensors])
+    digest = variables_digest([loaded_tensors, tensors.variant_tensors])
     config_fields[OWN_KEY]["digest"] = digest
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     json_text = json.dumps(config_fields, default=lambda scalar: scalar.item())
@@ -113,8 +113,8 @@ def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
     tensors = timm_tensors.to_timm(vit.dense_variables)
     dense_tensors, _ = timm_tensors.split_selectors(tensors)
     dense_tensors = naming.pack_for_timm(dense_tensors, vit.config.arch, architecture)
-    recovered_tensors = vit.recovery.to_tensors() if vit.recovery else {}
-    return SavedTensors(dense_tensors, vit.collect_selectors(), recovered_tensors)
+    variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
+    return SavedTensors(dense_tensors, vit.collect_selectors(), variant_tensors)
 
 
 def _write_folder(
@@ -124,7 +124,7 @@ def _write_folder(
     tensors_by_file = {
         DENSE_FILE: tensors.dense_tensors,
         SELECTORS_FILE: tensors.selectors,
-        RECOVERED_FILE: tensors.recovered_tensors,
+        RECOVERED_FILE: tensors.variant_tensors,
     }
     with replacement_folder(folder) as new_folder:
         for file_name, named_arrays in tensors_by_file.items():

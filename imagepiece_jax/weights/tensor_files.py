@@ -164,9 +164,7 @@ def read_weight_map(path: pathlib.Path) -> dict[str, str]:
 def _open_index(path: pathlib.Path) -> Generator[UnreadTensors]:
     file_of_tensor = read_weight_map(path)
     read_tensors = functools.partial(_read_indexed_tensors, path.parent, file_of_tensor)
-    tensors = _make_lazy_tensors(
-        file_of_tensor, lambda name: read_tensors([name])[name]
-    )
+    tensors = _make_lazy_tensors(file_of_tensor, lambda n: read_tensors([n])[n])
     yield UnreadTensors(tensors, read_tensors)
 
 

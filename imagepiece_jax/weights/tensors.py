@@ -47,7 +47,7 @@ def read_tensors(location: Location, description: Description) -> Tensors:
 
     Raises InputError for tensors that contradict the description's config.
     """
-    tensors, recovered_tensors = _read_stored_tensors(location, description)
+    tensors, variant_tensors = _read_stored_tensors(location, description)
     config = correct_config(location, description, tensors)
     dense_tensors, selectors = timm_tensors.split_selectors(tensors)
     untrained_starts = tuple(
@@ -58,11 +58,9 @@ def read_tensors(location: Location, description: Description) -> Tensors:
     }
     recovery = description.recovery
     if recovery is not None:
-        model_shapes = variable_shapes(build_model(config))
-        recovered_file = location.disk_path / RECOVERED_FILE
-        recovery = parse_content(
-            recovered_file, recovery.with_tensors, recovered_tensors, model_shapes
-        )
+        shapes = variable_shapes(build_model(config))
+        file = location.disk_path / RECOVERED_FILE
+        recovery = parse_content(file, recovery.with_tensors, variant_tensors, shapes)
     class_names = _choose_class_names(description, config)
     return Tensors(
         config, class_names, dense_tensors, selectors, learned_selectors, recovery
@@ -91,9 +89,9 @@ def _read_stored_tensors(
         location.find_weights(), location.checkpoint, description.config
     )
     tensors |= _read_learned_file(location, SELECTORS_FILE)
-    recovered_tensors = _read_learned_file(location, RECOVERED_FILE)
-    _check_same_model(location, [tensors, recovered_tensors], description.digest)
-    return tensors, recovered_tensors
+    variant_tensors = _read_learned_file(location, RECOVERED_FILE)
+    _check_same_model(location, [tensors, variant_tensors], description.digest)
+    return tensors, variant_tensors
 
 
 def _read_learned_file(location: Location, file_name: str) -> NamedArrays:
@@ -166,11 +164,8 @@ def correct_config(
         changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
     # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
     fc2_weight = tensors.get("blocks.0.mlp.fc2.weight", np.zeros(()))
-    if (
-        not description.has_file_config
-        and arch.mlp == "swiglu"
-        and fc2_weight.ndim == 2
-    ):
+    is_gated = arch.mlp == "swiglu" and fc2_weight.ndim == 2
+    if is_gated and not description.has_file_config:
         changes["mlp_ratio"] = fc2_weight.shape[1] / config.embed_dim
     image_size = description.trained_size or config.image_size
     config = dataclasses.replace(config, **changes)

@@ -240,10 +240,7 @@ def parse_transformers(
     )
     if is_classifier:
         vit_config = dataclasses.replace(vit_config, **head_fields)
-    label_names = class_names.shorten_names(_read_label_names(labels))
-    return TransformersModel(
-        vit_config, tuple(label_names) if label_names else None, head_fields
-    )
+    return TransformersModel(vit_config, _read_label_names(labels), head_fields)
 
 
 def _checked_fields(config_fields: JsonFields, model_type: ModelType) -> JsonFields:
@@ -399,13 +396,15 @@ def find_vision_type(config_fields: JsonFields) -> str:
 
 
 def _read_label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
-    """Turn id2label into a tuple of names; None for transformers' placeholders."""
+    """Turn id2label into short class names; None for transformers' placeholders."""
     if not labels:
         return None
     indices = range(len(labels))
     label_names = tuple([labels.get(str(i)) for i in indices])
     placeholders = tuple([f"LABEL_{i}" for i in indices])
-    return None if label_names == placeholders else label_names
+    if label_names == placeholders:
+        return None
+    return tuple(class_names.shorten_names(label_names) or ())
 
 
 def _compute_crop_share(crop: int, side: int) -> float:
