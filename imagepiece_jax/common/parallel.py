@@ -140,10 +140,7 @@ def process_placement(accumulation: int = 1) -> Placement:
 
 
 def pmap(
-    fn: Callable,
-    *,
-    donate_argnums: tuple[int, ...] = (),
-    program_name: str | None = None,
+    fn: Callable, donate_argnums: tuple[int, ...] = (), program_name: str | None = None
 ) -> "MappedFunction":
     """Compile `fn` for every device, as this file's functions "inside `pmap`" need it.
 

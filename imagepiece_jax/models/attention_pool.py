@@ -79,10 +79,8 @@ class AttentionPool(nn.Module):
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
-        attention = attention_row(logits * query.shape[-1] ** -0.5, bias)
-        if self.config.arch.pool_include_prefix:
-            attention = state.image_rows(attention)
-        return attention
+        attn = attention_row(logits * query.shape[-1] ** -0.5, bias)
+        return state.image_rows(attn) if self.config.arch.pool_include_prefix else attn
 
     def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:
         return self._split_heads(self.q(self.latent.astype(self.dtype)))

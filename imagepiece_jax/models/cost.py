@@ -116,9 +116,8 @@ def _part_macs(model: ViT) -> list[float]:
     stem_cost = stem_macs(config.stem, width, config.image_size, config.patch_size)
     block_costs = []
     for block_plan in model.plan:
-        block_costs.append(
-            block_macs(model, block_plan) + reducer_macs(model, block_plan)
-        )
+        block_cost = block_macs(model, block_plan)
+        block_costs.append(block_cost + reducer_macs(model, block_plan))
     num_classifiers = 2 if arch.dist_token else 1
     head_cost = num_classifiers * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP

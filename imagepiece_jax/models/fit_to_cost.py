@@ -66,9 +66,9 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _nearest_ratio(
-    method: Method, target_share: float, model: ViT, tolerance: float
+    method: Method, target: float, model: ViT, tolerance: float
 ) -> float:
-    """Bisect for the ratio whose share of the dense MACs is nearest to a target.
+    """Bisect for the ratio whose share of the dense MACs is nearest to `target`.
 
     Raises InputError if the nearest cost misses by more than the tolerance.
     """
@@ -90,7 +90,7 @@ def _nearest_ratio(
     for _ in range(MAX_BISECTIONS):
         middle = (low + high) / 2
         try:
-            costs_less = share_at(middle) < target_share
+            costs_less = share_at(middle) < target
         except Unreachable as error:  # too few tokens: the ratio is too high
             errors[middle] = error
             costs_less = True
@@ -98,12 +98,12 @@ def _nearest_ratio(
             high = middle
         else:
             low = middle
-    nearest_ratio = min(shares, key=lambda ratio: abs(shares[ratio] - target_share))
-    if abs(shares[nearest_ratio] - target_share) <= tolerance:
+    nearest_ratio = min(shares, key=lambda ratio: abs(shares[ratio] - target))
+    if abs(shares[nearest_ratio] - target) <= tolerance:
         return nearest_ratio
     if high in errors:
         raise errors[high]
     raise InputError(
-        f"macs is {target_share:g}, but the method's nearest cost is "
+        f"macs is {target:g}, but the method's nearest cost is "
         f"{shares[nearest_ratio]:.3f}"
     )

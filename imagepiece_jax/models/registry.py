@@ -75,9 +75,8 @@ def model_config(name: str) -> ViTConfig:
             f"{name!r} has weights with different normalization, crop or GELU; name "
             f"one of them: {tags}"
         )
-    default_facts = next(iter(facts_by_tag.values()))
-    facts = {**default_facts}
-    facts["preprocessing"] = Preprocessing(**default_facts["preprocessing"])
+    facts = dict(next(iter(facts_by_tag.values())))  # of the default tag
+    facts["preprocessing"] = Preprocessing(**facts["preprocessing"])
     arch_fields = {k: facts.pop(k) for k in ("gelu", "resize") if k in facts}
     if "." not in name:
         facts.pop("prop_attn", None)  # only some of the weights have it

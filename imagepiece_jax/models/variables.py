@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax
@@ -32,10 +32,7 @@ class StateDictMismatch(InputError):
     """
 
     def __init__(
-        self,
-        sentence: str,
-        tensor: str | None = None,
-        fresh_parts: tuple[str, ...] = (),
+        self, sentence: str, tensor: str | None = None, fresh_parts: Sequence[str] = ()
     ) -> None:
         super().__init__(sentence)
         self.tensor = tensor
