@@ -112,7 +112,7 @@ def cover_images(images, count: int, seed: int) -> MeasuredImages:
     facts = images.facts | {"masks": count, "square": SIDE, "mask_seed": seed}
 
     def batches():
-        for batch in images.batches():
+        for batch in images.read_batches():
             yield with_corners(batch, count, seed)
 
     return MeasuredImages(facts, batches, hide_squares)

@@ -207,7 +207,7 @@ class StudyImages:
     most: int  # images at once
     workers: int = 0
     crop: Mapping[str, Any]  # fields of a Preprocessing, but its size
-    alter = None
+    alter_images = None
     valid = None
 
     def __len__(self):
@@ -245,7 +245,7 @@ class StudyImages:
             **self.source.subset_record,
         }
 
-    def batches(self):
+    def read_batches(self):
         """Batches of a pass as `Batches` without a seed gives them."""
         pixels = len(self) * math.prod(image_sides(self.image_size)) * 3
         return self._kept if pixels <= MOST_KEPT else self._read()
@@ -361,7 +361,7 @@ class Study:
             answer = study.model_reader(
                 reduced, read, merges.observe_reducers(reduced.model)
             )
-            return summarize(answer(self.images.batches()))
+            return summarize(answer(self.images.read_batches()))
 
         weights = self.weights(vit)
         reduction = Reduction.read(reduction)

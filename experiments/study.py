@@ -105,13 +105,16 @@ def model_reader(
             return images
         return jax.image.resize(images, (len(images), *size, 3), "cubic")
 
-    step = accuracy.model_step(
-        model or vit.model, precision="highest", measure=read, alter=sized
+    step = accuracy.make_eval_step(
+        model or vit.model,
+        precision="highest",
+        measure_outputs=read,
+        alter_images=sized,
     )
     variables = parallel.replicate(vit.variables)
 
     def answer(images):
-        return accuracy.evaluate_model(step, variables, images).per_image
+        return accuracy.evaluate_model(step, variables, images).image_metrics
 
     return answer
 

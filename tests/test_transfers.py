@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     shapes = tiny_vit.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
     vit = shapes.with_variables(tiny_vit.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
-    step = accuracy.model_step(vit.model)
+    step = accuracy.make_eval_step(vit.model)
     program = imagepiece_jax.optimize(vit, batch_size=4, **FAST)
     pixels = imagepiece_jax.optimize(vit, batch_size=4, pixels=True, **FAST)
     return types.SimpleNamespace(
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
         program=program,
         predictor=imagepiece_jax.Predictor(vit, batch_size=4, **FAST),
         step=step,
-        program_step=accuracy.program_step(pixels),
+        program_step=accuracy.make_program_step(pixels),
         on_devices=parallel.replicate(vit.variables),
     )
 

@@ -22,6 +22,8 @@ from imagepiece_jax.models.vit import Outputs, ViT
 # From a model's replicated variables and a batch: sums over all devices by metric, and
 # per-image arrays [devices, images, ..] by name.
 EvalStep = Callable[[PyTree, Mapping[str, Any]], tuple[dict, dict]]
+AlterImages = Callable[[Array, Mapping[str, Array], ViT], Array]
+MeasureOutputs = Callable[[Outputs, Mapping[str, Array]], dict[str, Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,25 +40,26 @@ class EvalResult:
     # Arrays with a row for every image read by this process, in the split's order:
     # index (in the split), right (the label has the highest logit), right5 (the label
     # is among the five highest), loss, and further measures of the step.
-    per_image: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    image_metrics: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Metrics over the split, by name."""
-        return {k: value for k, value in vars(self).items() if k != "per_image"}
+        fields = vars(self).items()
+        return {name: value for name, value in fields if name != "image_metrics"}
 
 
-def format_metrics(metrics: Mapping[str, float], *more_texts: str) -> str:
-    """Format an EvalResult's metrics, and `more_texts`, as one line."""
-    texts = [
+def format_metrics(metrics: Mapping[str, float], *more_entries: str) -> str:
+    """Format an EvalResult's metrics, and `more_entries`, as one line."""
+    entries = [
         f"acc1 {metrics['acc1']:.2f} %",
         f"acc5 {metrics['acc5']:.2f} %",
         f"loss {metrics['loss']:.4f}",
         f"images {metrics['images']}",
-        *more_texts,
+        *more_entries,
         f"throughput {metrics['throughput']:.1f} img/s",
     ]
-    return "  ".join(texts)
+    return "  ".join(entries)
 
 
 def correct_at(
@@ -92,28 +95,28 @@ def _measure_images(
 
 
 def _sum_metrics(
-    per_image: Mapping[str, Shaped[Array, " batch"]], mask: Shaped[Array, " batch"]
+    image_metrics: Mapping[str, Shaped[Array, " batch"]], mask: Shaped[Array, " batch"]
 ) -> dict[str, Float[Array, ""]]:
     """Sums over one device's images, by metric."""
     summands = {
-        "acc1": per_image["right"],
-        "acc5": per_image["right5"],
-        "loss": per_image["loss"],
+        "acc1": image_metrics["right"],
+        "acc5": image_metrics["right5"],
+        "loss": image_metrics["loss"],
         "images": jnp.ones_like(mask),
     }
-    sums = {}
+    metric_sums = {}
     for name, summand in summands.items():
         # A masked image may give anything, even NaN: select, do not multiply.
-        sums[name] = jnp.sum(jnp.where(mask > 0, summand.astype(jnp.float32), 0))
-    return sums
+        metric_sums[name] = jnp.sum(jnp.where(mask > 0, summand.astype(jnp.float32), 0))
+    return metric_sums
 
 
-def model_step(
+def make_eval_step(
     model: ViT,
     seed: int = 0,
     precision: str | None = None,
-    measure: Callable[[Outputs, Mapping[str, Array]], dict[str, Array]] | None = None,
-    alter: Callable[[Array, Mapping[str, Array], ViT], Array] | None = None,
+    measure_outputs: MeasureOutputs | None = None,
+    alter_images: AlterImages | None = None,
     classes: Collection[int] | None = None,
 ) -> parallel.MappedFunction:
     """Make the evaluation of a batch, an EvalStep that compiles at its first call.
@@ -124,25 +127,28 @@ def model_step(
     seed: for reducers with random numbers, which are equal in every pass
     precision: "highest" keeps all bits of float32 factors, which GPUs otherwise round
         (TF32)
-    measure: (outputs, batch) -> further per-image arrays by name; outputs then include
-        tokens
-    alter: (images, batch, model) -> the normalized images for the model
+    measure_outputs: (outputs, batch) -> further per-image arrays by name; outputs then
+        include tokens
+    alter_images: (images, batch, model) -> the normalized images for the model
     classes: labels to choose among, as in published figures of ImageNet-A, ImageNet-R
         and imagenette; None: all
     Raises InputError for a model dtype that the platform cannot compute in.
     """
     xla_options.check_dtype(model.execution.dtype.name)
-    model = model.with_execution(head_only=measure is None)
+    model = model.with_execution(head_only=measure_outputs is None)
 
     def evaluate_batch(
         variables: PyTree, batch: Mapping[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        outputs = compute_outputs(model, variables, batch, seed, precision, alter)
-        per_image = _measure_images(outputs.logits, batch["label"], classes)
-        sums = parallel.sum_over_devices(_sum_metrics(per_image, batch["mask"]))
-        if measure is not None:
-            per_image |= measure(outputs, batch)
-        return sums, per_image
+        outputs = compute_outputs(
+            model, variables, batch, seed, precision, alter_images
+        )
+        image_metrics = _measure_images(outputs.logits, batch["label"], classes)
+        device_sums = _sum_metrics(image_metrics, batch["mask"])
+        metric_sums = parallel.sum_over_devices(device_sums)
+        if measure_outputs is not None:
+            image_metrics |= measure_outputs(outputs, batch)
+        return metric_sums, image_metrics
 
     return parallel.pmap(evaluate_batch, program_name="evaluation")
 
@@ -153,30 +159,31 @@ def compute_outputs(
     batch: Mapping[str, Array],
     seed: int,
     precision: str | None,
-    alter: Callable[[Array, Mapping[str, Array], ViT], Array] | None,
+    alter_images: AlterImages | None,
 ) -> Outputs:
-    """Compute a model's outputs for a batch; arguments as for `model_step`."""
+    """Compute a model's outputs for a batch; arguments as for `make_eval_step`."""
     keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
     images = normalize(batch["image"], model.config.mean, model.config.std)
-    if alter is not None:
-        images = alter(images, batch, model)
-    set_precision = contextlib.nullcontext()
+    if alter_images is not None:
+        images = alter_images(images, batch, model)
+    precision_context = contextlib.nullcontext()
     if precision is not None:
-        set_precision = jax.default_matmul_precision(precision)
-    with set_precision:
+        precision_context = jax.default_matmul_precision(precision)
+    with precision_context:
         return model.apply(variables, images, keys=keys)
 
 
-def program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
-    """`model_step` for a program uint8 [m, S, S, 3] -> logits; it ignores variables."""
+def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
+    """Make an EvalStep of a program uint8 [m, S, S, 3] -> logits, without variables."""
 
     @jax.jit
     def measure_logits(
         logits: Array, labels: Array, mask: Array
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        per_image = _measure_images(logits, labels)
-        sums = _sum_metrics(per_image, mask)
-        return jax.tree.map(lambda x: x[None], (sums, per_image))  # a device axis
+        image_metrics = _measure_images(logits, labels)
+        metric_sums = _sum_metrics(image_metrics, mask)
+        results = metric_sums, image_metrics
+        return jax.tree.map(lambda x: x[None], results)  # a device axis
 
     def evaluate_batch(_: PyTree, batch: Mapping[str, Any]) -> tuple[dict, dict]:
         logits = program(batch["image"][0])  # on one device, with its weights inside
@@ -191,13 +198,13 @@ def evaluate_model(
 ) -> EvalResult:
     """Accuracy and loss of one pass over all images.
 
-    step: from `model_step` or `program_step`
+    step: from `make_eval_step` or `make_program_step`
     variables: replicated
     batches: read from `Batches` without a seed
     Raises InputError if outputs are not finite.
     """
     (result,) = evaluate_models(step, [variables], batches)
-    outputs = result.per_image.get("outputs", result.per_image["loss"])
+    outputs = result.image_metrics.get("outputs", result.image_metrics["loss"])
     if not np.isfinite(outputs).all():
         raise InputError("the model's outputs are not finite for all images")
     return result
@@ -210,15 +217,15 @@ def evaluate_weights(
     precision: str | None = None,
 ) -> EvalResult:
     """`evaluate_model` for a model's variables, on all devices."""
-    step = model_step(model, precision=precision)
+    step = make_eval_step(model, precision=precision)
     return evaluate_model(step, parallel.replicate(variables), batches)
 
 
 def evaluate_program(
     program: Callable[[np.ndarray], Array], batches: Iterable[Mapping[str, Any]]
 ) -> EvalResult:
-    """`evaluate_model` for a program, as for `program_step`."""
-    return evaluate_model(program_step(program), None, batches)
+    """`evaluate_model` for a program, as for `make_program_step`."""
+    return evaluate_model(make_program_step(program), None, batches)
 
 
 def evaluate_models(
@@ -230,63 +237,69 @@ def evaluate_models(
 
     model_variables: replicated; step and batches as for `evaluate_model`
     """
-    passes = [_ModelPass() for _ in model_variables]
+    model_passes = [_ModelPass() for _ in model_variables]
     start_time = time.perf_counter()
-    untimed_images = 0.0
-    pending = []  # the positions and results of at most one batch
+    num_untimed_images = 0.0
+    pending_results = []  # the positions and results of at most one batch
 
-    def add_pending() -> None:
-        while pending:
-            positions, results = pending.pop()
-            for model_pass, result in zip(passes, results, strict=True):
-                model_pass.add_batch(positions, *result)
+    def add_pending_results() -> None:
+        while pending_results:
+            index_and_mask, results = pending_results.pop()
+            for model_pass, result in zip(model_passes, results, strict=True):
+                model_pass.add_batch(index_and_mask, *result)
 
-    for number, batch in enumerate(batches):
-        if number == 1:  # wait for the first batch, then start the clock
-            add_pending()
+    for batch_number, batch in enumerate(batches):
+        if batch_number == 1:  # wait for the first batch, then start the clock
+            add_pending_results()
             start_time = time.perf_counter()
-            untimed_images = passes[0].totals["images"]
+            num_untimed_images = model_passes[0].metric_sums["images"]
         results = [step(variables, batch) for variables in model_variables]
-        add_pending()  # one behind: the device works while the host reads
-        positions = {name: np.array(batch[name]) for name in ("index", "mask")}
-        pending.append((positions, results))
-    add_pending()
+        add_pending_results()  # one behind: the device works while the host reads
+        index_and_mask = {name: np.array(batch[name]) for name in ("index", "mask")}
+        pending_results.append((index_and_mask, results))
+    add_pending_results()
     seconds = time.perf_counter() - start_time
-    return [model_pass.make_result(untimed_images, seconds) for model_pass in passes]
+    return [p.make_result(num_untimed_images, seconds) for p in model_passes]
 
 
 class _ModelPass:
     """Sums and per-image arrays of one model so far."""
 
     def __init__(self) -> None:
-        self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
+        self.metric_sums = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
         self.batch_arrays: dict[str, list[np.ndarray]] = {}
 
     def add_batch(
-        self, positions: Mapping[str, np.ndarray], sums: PyTree, per_image: PyTree
+        self,
+        index_and_mask: Mapping[str, np.ndarray],
+        metric_sums: PyTree,
+        image_metrics: PyTree,
     ) -> None:
         """Add a batch's results; positions: its index and mask, by name."""
-        sums = parallel.unreplicate(sums)
-        for name in self.totals:
-            self.totals[name] += float(sums[name])
-        is_real = np.ravel(positions["mask"]) > 0
-        arrays = {"index": positions["index"], **parallel.local_rows(per_image)}
+        metric_sums = parallel.unreplicate(metric_sums)
+        for name in self.metric_sums:
+            self.metric_sums[name] += float(metric_sums[name])
+        is_real = np.ravel(index_and_mask["mask"]) > 0
+        arrays = {
+            "index": index_and_mask["index"],
+            **parallel.local_rows(image_metrics),
+        }
         for name, array in arrays.items():
             rows = array.reshape(-1, *array.shape[2:])[is_real]
             self.batch_arrays.setdefault(name, []).append(rows)
 
-    def make_result(self, untimed_images: float, seconds: float) -> EvalResult:
-        """EvalResult; `seconds` were measured after the first `untimed_images`."""
-        per_image = {
+    def make_result(self, num_untimed_images: float, seconds: float) -> EvalResult:
+        """EvalResult; `seconds` were measured after the first `num_untimed_images`."""
+        image_metrics = {
             name: np.concatenate(arrays) for name, arrays in self.batch_arrays.items()
         }
-        order = np.argsort(per_image["index"], kind="stable")
-        num_images = max(self.totals["images"], 1.0)
+        order = np.argsort(image_metrics["index"], kind="stable")
+        num_images = max(self.metric_sums["images"], 1.0)
         return EvalResult(
-            acc1=100 * self.totals["acc1"] / num_images,
-            acc5=100 * self.totals["acc5"] / num_images,
-            loss=self.totals["loss"] / num_images,
-            images=int(self.totals["images"]),
-            throughput=(self.totals["images"] - untimed_images) / seconds,
-            per_image={name: rows[order] for name, rows in per_image.items()},
+            acc1=100 * self.metric_sums["acc1"] / num_images,
+            acc5=100 * self.metric_sums["acc5"] / num_images,
+            loss=self.metric_sums["loss"] / num_images,
+            images=int(self.metric_sums["images"]),
+            throughput=(self.metric_sums["images"] - num_untimed_images) / seconds,
+            image_metrics={name: rows[order] for name, rows in image_metrics.items()},
         )

@@ -161,15 +161,17 @@ def make_dense_weights(
         # Texts are checked before images are read.
         annotations = read_annotations(vit, images.source, texts)
     facts = images.facts | annotations.digest_record
-    weights = MeasuredWeights(vit, MeasuredImages(facts, images.batches))
+    weights = MeasuredWeights(vit, MeasuredImages(facts, images.read_batches))
     if has_accuracy:
         return weights
 
     @functools.cache
     def dense_reference() -> tuple[np.ndarray, Annotations]:
-        per_image = fidelity_weights.measure_images(vit.with_reduction(None)).per_image
-        indices = per_image["index"].tolist()
-        return per_image["outputs"], annotations.select_images(indices)
+        image_metrics = fidelity_weights.measure_images(
+            vit.with_reduction(None)
+        ).image_metrics
+        indices = image_metrics["index"].tolist()
+        return image_metrics["outputs"], annotations.select_images(indices)
 
     fidelity_weights = dataclasses.replace(weights, dense_reference=dense_reference)
     return fidelity_weights
@@ -192,9 +194,9 @@ def make_rows(
     if not reduction_texts and not sides:
         reduction_texts = list(DEFAULT_MAC_SHARES)
     rows = []
-    for text in reduction_texts:
-        reduction = vit.with_reduction(text).reduction or DENSE_REDUCTION
-        rows.append(ComparedRow(text, dense_weights, reduction))
+    for reduction_text in reduction_texts:
+        reduction = vit.with_reduction(reduction_text).reduction or DENSE_REDUCTION
+        rows.append(ComparedRow(reduction_text, dense_weights, reduction))
     for side in sides:
         weights = use_smaller_images(dense_weights, side)
         name = f"image_size={side}"
@@ -212,36 +214,39 @@ def measure_rows(
     dense_weights: MeasuredWeights, rows: Sequence[ComparedRow], cache: ResultCache
 ) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
-    rows = [ComparedRow("dense", dense_weights), *rows]
+    all_rows = [ComparedRow("dense", dense_weights), *rows]
     if dense_weights.dense_reference:
         controls = (*IMAGE_CONTROLS, SHUFFLED_CONTROL)
-        rows += [make_control_row(dense_weights, name) for name in controls]
+        all_rows += [make_control_row(dense_weights, name) for name in controls]
     records = {}
-    for row in rows:
+    for row in all_rows:
         weights = dataclasses.replace(row.weights, cache=cache)
         records[row.name] = weights.measure_reduction(row.reduction)
     if dense_weights.dense_reference:
-        return Report(dense_weights, rows, records, {})
-    smaller_names = [row.name for row in rows if row.is_smaller]
+        return Report(dense_weights, all_rows, records, {})
+    smaller_names = [row.name for row in all_rows if row.is_smaller]
     comparisons = compare_pairs(records, smaller_names)
-    return Report(dense_weights, rows, records, comparisons)
+    return Report(dense_weights, all_rows, records, comparisons)
 
 
-def make_control_row(dense_weights: MeasuredWeights, name: str) -> ComparedRow:
-    """The dense weights on images changed by `IMAGE_CONTROLS`, or SHUFFLED_CONTROL."""
+def make_control_row(dense_weights: MeasuredWeights, control_name: str) -> ComparedRow:
+    """Row of the dense weights on changed images, to compare other rows with.
 
-    def changed_batches() -> Iterator[dict[str, Any]]:
-        for batch in dense_weights.images.batches():
-            images = [IMAGE_CONTROLS[name](pixels) for pixels in batch["image"]]
+    control_name: one of IMAGE_CONTROLS, or SHUFFLED_CONTROL
+    """
+
+    def read_changed_batches() -> Iterator[dict[str, Any]]:
+        for batch in dense_weights.images.read_batches():
+            images = [IMAGE_CONTROLS[control_name](pixels) for pixels in batch["image"]]
             yield {**batch, "image": np.stack(images)}
 
-    facts = {**dense_weights.images.facts, "change": name}
-    title = f"dense, images {name}"
+    facts = {**dense_weights.images.facts, "change": control_name}
+    title = f"dense, images {control_name}"
     weights = dataclasses.replace(
         dense_weights,
-        images=MeasuredImages(facts, changed_batches),
+        images=MeasuredImages(facts, read_changed_batches),
         name=title,
-        is_shuffled=name == SHUFFLED_CONTROL,
+        is_shuffled=control_name == SHUFFLED_CONTROL,
     )
     return ComparedRow(title, weights)
 
@@ -262,14 +267,15 @@ def compare_pairs(
             continue
         # Smaller images are the alternative to reducing: every reduced row is also
         # compared with each of them, and they only with the dense model.
-        bases = ["dense"] if name in smaller_names else ["dense", *smaller_names]
-        for base in bases:
-            gained, lost = statistics.count_discordant(own_right, is_right[base])
-            comparisons[name, base] = {
-                "points": statistics.paired_difference(own_right, is_right[base]),
-                "gained": gained,
-                "lost": lost,
-                "p": statistics.mcnemar_p(own_right, is_right[base]),
+        base_names = ["dense"] if name in smaller_names else ["dense", *smaller_names]
+        for base_name in base_names:
+            base_right = is_right[base_name]
+            num_gained, num_lost = statistics.count_discordant(own_right, base_right)
+            comparisons[name, base_name] = {
+                "points": statistics.paired_difference(own_right, base_right),
+                "gained": num_gained,
+                "lost": num_lost,
+                "p": statistics.mcnemar_p(own_right, base_right),
             }
     p_values = [comparison["p"] for comparison in comparisons.values()]
     corrected_p = statistics.holm_correction(p_values)
@@ -307,7 +313,7 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
     return dataclasses.replace(
         dense_weights,
         vit=vit.with_reduction(None).at_size(side),  # a dense model fits any size
-        images=MeasuredImages(facts, dense_weights.images.batches, shrink_images),
+        images=MeasuredImages(facts, dense_weights.images.read_batches, shrink_images),
         compiled_steps={},
         name=f"images of {side} pixels a side",
     )
@@ -326,10 +332,10 @@ def write_report(folder: str | os.PathLike, report: Report) -> None:
 
 def check_report_folder(folder: str | os.PathLike) -> None:
     """Check that a folder is empty or holds comparisons."""
-    regex = r"compare(-[0-9a-f]{8})?\.(md|png)|"
-    regex += re.escape(result_cache.POINTS_FILE_NAME)
+    points_pattern = re.escape(result_cache.POINTS_FILE_NAME)
+    own_name = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{points_pattern}"
     check_own_files(
-        "out", folder, "a comparison", lambda file: re.fullmatch(regex, file.name)
+        "out", folder, "a comparison", lambda file: re.fullmatch(own_name, file.name)
     )
 
 
@@ -339,12 +345,12 @@ def choose_report_files(
     """Paths of a report's table and plot in a folder."""
     folder = pathlib.Path(folder)
     subject = format_subject(report)
-    file = folder / TABLE_FILE_NAME
+    table_file = folder / TABLE_FILE_NAME
     # A comparison of other weights or images has its own names, so both stay.
-    if file.exists() and subject not in file.read_text("utf-8", errors="replace"):
+    if table_file.exists() and subject not in table_file.read_text("utf-8", "replace"):
         digest = hashlib.sha256(subject.encode()).hexdigest()[:8]
-        file = folder / f"compare-{digest}.md"
-    return file, file.with_suffix(".png")
+        table_file = folder / f"compare-{digest}.md"
+    return table_file, table_file.with_suffix(".png")
 
 
 def format_subject(report: Report) -> str:
@@ -362,12 +368,12 @@ def format_subject(report: Report) -> str:
 
 def format_page(report: Report, plot_name: str = PLOT_FILE_NAME) -> str:
     """Page of a comparison: subject, rows, and the picture in file `plot_name`."""
-    metric = "Accuracy" if report.comparisons else "Fidelity"
+    metric_name = "Accuracy" if report.comparisons else "Fidelity"
     sections = [
-        f"# {metric} of reductions",
+        f"# {metric_name} of reductions",
         format_subject(report),
         format_table(report),
-        f"![{metric} by MACs]({plot_name})",
+        f"![{metric_name} by MACs]({plot_name})",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -378,36 +384,38 @@ def format_table(report: Report) -> str:
     for row in report.rows:
         if row.is_smaller:
             base_of_column[f"to `{row.name}`"] = row.name
-    lines = []
+    table_rows = []
     for row in report.rows:
         record = report.figures[row.name]
-        recovered = " (recovered)" if row.is_recovered else ""
-        line = {"row": f"`{row.name}`{recovered}"}
-        line |= fidelity_cells(record.get("fidelity", {}))
+        recovered_note = " (recovered)" if row.is_recovered else ""
+        cells = {"row": f"`{row.name}`{recovered_note}"}
+        cells |= fidelity_cells(record.get("fidelity", {}))
         if report.comparisons:
             acc1 = statistics.estimate_accuracy(_decode_right(record))
-            line["acc1, %"] = statistics.format_estimate(acc1)
-            for column, base in base_of_column.items():
-                comparison = report.comparisons.get((row.name, base))
-                line[column] = format_comparison(comparison)
-            line["acc5, %"] = f"{record['acc5']:.1f}"
-            line["tokens, with class token"] = record["tokens"]
-        line["GMACs"] = f"{record['gmacs']:.3f}"
+            cells["acc1, %"] = statistics.format_estimate(acc1)
+            for column, base_name in base_of_column.items():
+                comparison = report.comparisons.get((row.name, base_name))
+                cells[column] = format_comparison(comparison)
+            cells["acc5, %"] = f"{record['acc5']:.1f}"
+            cells["tokens, with class token"] = record["tokens"]
+        cells["GMACs"] = f"{record['gmacs']:.3f}"
         mac_share = record["gmacs"] / report.figures["dense"]["gmacs"]
-        line["share of the MACs"] = f"{mac_share:.2f}"
-        lines.append(line)
-    return rows_table(lines)
+        cells["share of the MACs"] = f"{mac_share:.2f}"
+        table_rows.append(cells)
+    return rows_table(table_rows)
 
 
 def format_comparison(comparison: Mapping[str, Any] | None) -> str:
     """Format like "-1.8 [-3.0, -0.6], p = .023"; p only below MAX_SHOWN_P."""
     if comparison is None:
         return ""
-    text = statistics.format_estimate(comparison["points"], signs=True)
+    estimate_text = statistics.format_estimate(comparison["points"], signs=True)
     p = comparison["holm"]
+    if p >= MAX_SHOWN_P:
+        return estimate_text
     if p < 0.001:
-        return f"{text}, p < .001"
-    return f"{text}, p = {p:.3f}".replace("= 0.", "= .") if p < MAX_SHOWN_P else text
+        return f"{estimate_text}, p < .001"
+    return f"{estimate_text}, p = {p:.3f}".replace("= 0.", "= .")
 
 
 def paint_plot(path: str | os.PathLike, report: Report) -> None:
@@ -415,24 +423,28 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
     dense_record = report.figures["dense"]
     metric = "acc1"
     if report.comparisons:
-        label = "acc1, % (95 %, paired difference to dense)"
-        level = statistics.estimate_accuracy(_decode_right(dense_record)).value
+        axis_label = "acc1, % (95 %, paired difference to dense)"
+        dense_level = statistics.estimate_accuracy(_decode_right(dense_record)).value
     else:
         metric = [*dense_record["fidelity"]][-1]  # the last one has an interval
-        label = f"{FIDELITY_COLUMNS[metric]} (95 %)"
-        level = dense_record["fidelity"][metric][0]
+        axis_label = f"{FIDELITY_COLUMNS[metric]} (95 %)"
+        dense_level = dense_record["fidelity"][metric][0]
     curves = {}
     for row in report.rows[1:]:
         if row.weights.is_shuffled:  # chance would stretch the axis
             continue
-        name = row.reduction.name
+        curve_name = row.reduction.name
         if row.reduction == DENSE_REDUCTION:
-            name = "smaller images" if row.is_smaller else row.name
+            curve_name = "smaller images" if row.is_smaller else row.name
         record = report.figures[row.name]
         if report.comparisons:
             # The band is the interval of the paired difference to the dense model.
-            band = level + np.array(report.comparisons[row.name, "dense"]["points"])
+            band = dense_level + np.array(
+                report.comparisons[row.name, "dense"]["points"]
+            )
         else:
             band = record["fidelity"][metric]
-        curves.setdefault(name, []).append((record["gmacs"], band))
-    plotting.draw_curves(path, "GMACs an image", label, curves, level=("dense", level))
+        curves.setdefault(curve_name, []).append((record["gmacs"], band))
+    plotting.draw_curves(
+        path, "GMACs an image", axis_label, curves, level=("dense", dense_level)
+    )

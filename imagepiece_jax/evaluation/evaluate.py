@@ -62,25 +62,26 @@ def evaluate(
     if not isinstance(model, Pretrained):
         metrics = measure_program(model, images)
         reduction = model.facts["method"]
-        recovered = model.facts.get("recovered")
+        recovered_name = model.facts.get("recovered")
     else:
         if optimized:
             metrics = compare_optimized(model, images, gelu)
         else:
-            batches = images.batches()
+            batches = images.read_batches()
             result = accuracy.evaluate_weights(model.model, model.variables, batches)
             metrics = result.metrics
         reduction = model.reduction
-        recovered = model.recovered_variant.name if model.recovered_variant else None
+        variant = model.recovered_variant
+        recovered_name = variant.name if variant else None
     # After the pass, which finds unreadable images.
-    return metrics | images.model_facts(model, reduction, recovered)
+    return metrics | images.model_facts(model, reduction, recovered_name)
 
 
 def measure_program(
     program: ExportedProgram, images: LabeledImages
 ) -> dict[str, float]:
     """Measure an exported program, on this process."""
-    batches = images.batches(placement=Placement())
+    batches = images.read_batches(placement=Placement())
     return accuracy.evaluate_program(
         lambda pixels: jax.device_put(program(pixels)), batches
     ).metrics
@@ -106,18 +107,18 @@ def compare_optimized(
     exact_model = vit.model.with_execution(
         dtype=np.dtype("float32"), attention_impl="xla"
     )
-    reference = accuracy.evaluate_weights(
-        exact_model, vit.variables, images.batches(), precision="highest"
+    reference_result = accuracy.evaluate_weights(
+        exact_model, vit.variables, images.read_batches(), precision="highest"
     )
-    batches = images.batches(program.batch_size, Placement())
-    optimized = accuracy.evaluate_program(program, batches)
+    batches = images.read_batches(program.batch_size, Placement())
+    optimized_result = accuracy.evaluate_program(program, batches)
     difference = statistics.paired_difference(
-        optimized.per_image["right"], reference.per_image["right"]
+        optimized_result.image_metrics["right"], reference_result.image_metrics["right"]
     )
     return {
-        "reference": _describe_result(reference, exact_model, "exact"),
+        "reference": _describe_result(reference_result, exact_model, "exact"),
         "optimized": {
-            **_describe_result(optimized, program.model, program.reductions),
+            **_describe_result(optimized_result, program.model, program.reductions),
             "difference": difference.value,
             "difference_low": difference.low,
             "difference_high": difference.high,
@@ -128,7 +129,7 @@ def compare_optimized(
 def _describe_result(
     result: accuracy.EvalResult, model: ViT, reductions: str
 ) -> dict[str, Any]:
-    """Metrics, and how the model computes."""
+    """Metrics, and how the model computes; reductions: as in `optimize`."""
     return {
         **result.metrics,
         "dtype": model.execution.dtype.name,

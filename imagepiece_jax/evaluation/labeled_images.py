@@ -40,10 +40,10 @@ class LabeledImages:
     def pass_batch_size(self) -> int:
         """At most half the images, rounded up to whole devices."""
         # Half, because the first batch compiles and is not timed.
-        half = -(-len(self.source) // 2)
-        return parallel.process_placement().round_up(min(self.batch_size, half))
+        half_count = -(-len(self.source) // 2)
+        return parallel.process_placement().round_up(min(self.batch_size, half_count))
 
-    def batches(
+    def read_batches(
         self, batch_size: int | None = None, placement: Placement | None = None
     ) -> Iterator[dict[str, Any]]:
         """Read this process's batches of one pass."""
@@ -56,12 +56,15 @@ class LabeledImages:
         return worker_pool.read_ahead(batches, self.workers, self.threads)
 
     def model_facts(
-        self, vit: Pretrained | ExportedProgram, reduction: Any, recovered: str | None
+        self,
+        vit: Pretrained | ExportedProgram,
+        reduction: Any,
+        recovered_name: str | None,
     ) -> dict[str, Any]:
         """Everything that decides a model's metrics on the images, as JSON values.
 
         reduction: the model's, in any form with a text
-        recovered: name of the recovered variant
+        recovered_name: name of the recovered variant
         """
         origin = vit.origin
         return {
@@ -77,7 +80,7 @@ class LabeledImages:
                 "reduction": origin.reduction and str(origin.reduction),
                 "image_size": origin.image_size or vit.config.image_size,
             },
-            "recovered": recovered,
+            "recovered": recovered_name,
             "reduction": str(reduction),
             "gmacs": model_macs(vit.model) / 1e9,
             "unreadable": len(self.source.unreadable),
@@ -98,8 +101,8 @@ class LabeledImages:
 
 def find_data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
-    run = vit.origin.run or {}
-    name = registry.full_name(data or run.get("data", {}).get("name", ""))
+    run_config = vit.origin.run or {}
+    name = registry.full_name(data or run_config.get("data", {}).get("name", ""))
     if not name:
         raise InputError("data is missing; only a run names its own data")
     return name
@@ -123,22 +126,25 @@ def open_labeled_images(
     Raises InputError for weights without classes, and for images of other classes.
     """
     if need_labels:
-        title = vit.origin.title
+        weights_title = vit.origin.title
         if not vit.config.num_classes:
             raise InputError(
-                f"{title} has no classes; train a head, or take vectors by `features`"
+                f"{weights_title} has no classes; train a head, or take vectors by "
+                "`features`"
             )
-        vit.config.head.check_single_label(title, "accuracy")
+        vit.config.head.check_single_label(weights_title, "accuracy")
     given_options = {k: value for k, value in options.items() if value is not None}
     for option, value in given_options.items():
         check_range(option, value, LEAST_OPTION_VALUES[option], whole=True)
-    run = vit.origin.run or {}
-    run_data = run.get("data", {})
-    run_options = {k: run_data[k] for k in ("workers", "threads") if k in run_data}
-    if "eval_batch_size" in run:
-        run_options["batch_size"] = run["eval_batch_size"]
+    run_config = vit.origin.run or {}
+    data_config = run_config.get("data", {})
+    run_options = {
+        k: data_config[k] for k in ("workers", "threads") if k in data_config
+    }
+    if "eval_batch_size" in run_config:
+        run_options["batch_size"] = run_config["eval_batch_size"]
     name = find_data_name(vit, data)
-    data_dir = data_dir or run_data.get("dir") or None
+    data_dir = data_dir or data_config.get("dir") or None
     all_images = _open_source(vit, name, data_dir, need_labels)
     source = all_images.evenly_spaced(given_options.get("limit"))
     check_classes(vit.class_names, vit.origin.title, source.class_names, name)
@@ -176,21 +182,22 @@ def _list_notes(
     vit: Pretrained | ExportedProgram, name: str, all_images: Source, source: Source
 ) -> list[str]:
     """Note facts about labels and sizes in `source`, a part of `all_images`."""
-    texts = []
+    note_texts = []
     if source.split:
-        texts.append(f"images are from the split {source.split} of {name}")
+        note_texts.append(f"images are from the split {source.split} of {name}")
     if source.subset_record:
-        texts.append(
+        note_texts.append(
             f"{len(source)} evenly spaced images of {len(all_images)} are used"
         )
     num_present = len(source.present_labels)
     if num_present < source.num_classes:
         subject = "1 class has" if num_present == 1 else f"{num_present:,} classes have"
-        choice = f"the model chooses among all {source.num_classes:,}"
-        texts.append(f"{subject} images, and {choice}")
+        note_texts.append(
+            f"{subject} images, and the model chooses among all {source.num_classes:,}"
+        )
     if name.startswith("csv:") and all_images.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
-        texts.append(f"the lowest label of {name} is 1, but labels count from 0")
+        note_texts.append(f"the lowest label of {name} is 1, but labels count from 0")
     sizes = source.sampled_sizes()
-    enlargement = vit.config.preprocessing.enlargement_note(sizes, len(source))
-    return [*texts, enlargement] if enlargement else texts
+    enlargement_note = vit.config.preprocessing.enlargement_note(sizes, len(source))
+    return [*note_texts, enlargement_note] if enlargement_note else note_texts

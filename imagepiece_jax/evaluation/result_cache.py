@@ -44,14 +44,14 @@ def read_points(path: str | os.PathLike) -> list[dict[str, Any]]:
         *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    objects = []
+    points = []
     for number, line in enumerate(lines, start=1):
         try:
-            objects.append(dict(json.loads(line)))
+            points.append(dict(json.loads(line)))
         except (TypeError, ValueError) as error:
             message = f"{path}: line {number} is not a JSON object ({error})"
             raise InputError(message) from error
-    return objects
+    return points
 
 
 class ResultCache(contextlib.ExitStack):
@@ -82,9 +82,9 @@ class ResultCache(contextlib.ExitStack):
             os.ftruncate(self._file.fileno(), path.read_bytes().rfind(b"\n") + 1)
             self.push(stack.pop_all())
 
-    def append(self, value: Mapping[str, Any]) -> None:
+    def append(self, line: Mapping[str, Any]) -> None:
         """Write an object as the last line, to disk. Raises RunError without room."""
-        files.append_line(self._file, json.dumps(value))
+        files.append_line(self._file, json.dumps(line))
         with files.ignore_unsupported():
             os.fsync(self._file.fileno())
 
@@ -130,9 +130,8 @@ class MeasuredImages(NamedTuple):
 
     # everything that decides metrics on these images, as JSON; "images" is their count
     facts: Mapping[str, Any]
-    batches: Callable[[], Iterable[Mapping[str, Any]]]  # makes one pass's batches
-    # change of images on the device, as `alter` of accuracy.model_step
-    alter: Callable[..., Array] | None = None
+    read_batches: Callable[[], Iterable[Mapping[str, Any]]]  # one pass's batches
+    alter_images: accuracy.AlterImages | None = None  # on the device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,31 +153,31 @@ class MeasuredWeights:
     def measure_reduction(self, reduction: Reduction) -> dict[str, Any]:
         """Metrics with a reduction, as JSON values; "right" has a bit per image."""
         if self.cache is None:
-            return self._measure(reduction)
+            return self._measure_uncached(reduction)
         kind = "fidelity" if self.dense_reference else "accuracy"
         key = self.make_result_key(kind, reduction)
         image_count = counted_noun(key["images"], "image")
         subject = f"{self.name or reduction}, {image_count}"
-        measure = functools.partial(self._measure, reduction)
+        measure = functools.partial(self._measure_uncached, reduction)
         return self.cache.measure_once(key, measure, subject)
 
-    def _measure(self, reduction: Reduction) -> dict[str, Any]:
+    def _measure_uncached(self, reduction: Reduction) -> dict[str, Any]:
         vit = self.vit.with_reduction(reduction, seed=self.vit.origin.seed)
         if self.dense_reference:
             dense_outputs, annotations = self.dense_reference()
             if self.is_shuffled:
                 outputs = shuffle_outputs(dense_outputs)
             else:
-                outputs = self.measure_images(vit).per_image["outputs"]
+                outputs = self.measure_images(vit).image_metrics["outputs"]
             has_classes = vit.config.head.has_classes
             fidelity = measure_fidelity(
                 outputs, dense_outputs, has_classes, annotations
             )
             metrics = {"images": len(outputs), "fidelity": fidelity}
         else:
-            result = self.measure_images(vit)
-            right = encode_bits(result.per_image["right"])
-            metrics = {**result.metrics, "right": right}
+            eval_result = self.measure_images(vit)
+            right_bits = encode_bits(eval_result.image_metrics["right"])
+            metrics = {**eval_result.metrics, "right": right_bits}
         return {
             **metrics,
             "untrained_selectors": "selectors" in vit.untrained_kinds,
@@ -188,9 +187,9 @@ class MeasuredWeights:
     def measure_images(self, vit: Pretrained) -> accuracy.EvalResult:
         """One pass over the images; vit: these weights with any reduction."""
         variables = parallel.replicate(vit.variables)
-        batches = self.images.batches()
+        batches = self.images.read_batches()
         return accuracy.evaluate_model(
-            self._evaluation_step(vit.model), variables, batches
+            self._compiled_step(vit.model), variables, batches
         )
 
     def make_result_key(self, kind: str, reduction: Reduction) -> dict[str, Any]:
@@ -213,20 +212,21 @@ class MeasuredWeights:
         prop_attn = self.vit.reduced_model(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
-    def _evaluation_step(self, model: ViT) -> accuracy.EvalStep:
+    def _compiled_step(self, model: ViT) -> accuracy.EvalStep:
         """Compiled evaluation of a model, kept for other weights and images."""
-        alter = self.images.alter
+        alter_images = self.images.alter_images
         seed = self.vit.origin.seed if self.seed is None else self.seed
-        measure = _take_logits if self.dense_reference else None
-        key = model, seed, alter, measure
-        if key not in self.compiled_steps:
+        measure_outputs = _take_logits if self.dense_reference else None
+        step_key = model, seed, alter_images, measure_outputs
+        if step_key not in self.compiled_steps:
+            # The oldest step goes where its memory maps may be needed for this one.
             while self.compiled_steps and parallel.are_memory_maps_scarce():
                 self.compiled_steps.pop(next(iter(self.compiled_steps)))
                 parallel.forget_programs()
-            self.compiled_steps[key] = accuracy.model_step(
-                model, seed, measure=measure, alter=alter
+            self.compiled_steps[step_key] = accuracy.make_eval_step(
+                model, seed, measure_outputs=measure_outputs, alter_images=alter_images
             )
-        return self.compiled_steps[key]
+        return self.compiled_steps[step_key]
 
 
 def _take_logits(outputs: Outputs, batch: Mapping[str, Array]) -> dict[str, Array]:
@@ -253,9 +253,9 @@ def encode_bits(is_right: Bool[np.ndarray, " images"]) -> str:
     return base64.b64encode(np.packbits(is_right).tobytes()).decode()
 
 
-def decode_bits(text: str, count: int) -> Bool[np.ndarray, " {count}"]:
+def decode_bits(encoded_bits: str, count: int) -> Bool[np.ndarray, " {count}"]:
     """Decode the bits of `encode_bits`; ValueError for another length."""
-    packed_bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    packed_bits = np.frombuffer(base64.b64decode(encoded_bits), np.uint8)
     if len(packed_bits) != -(-count // 8):
         raise ValueError(f"{8 * len(packed_bits)} bits")
     return np.unpackbits(packed_bits)[:count].astype(bool)

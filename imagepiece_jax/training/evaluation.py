@@ -25,7 +25,7 @@ class Evaluation:
         self._request = request
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
-            self._step = accuracy.model_step(setup.model, setup.config.seed)
+            self._step = accuracy.make_eval_step(setup.model, setup.config.seed)
             self._step.compile(
                 run.state.variables, self._data.val_batches.empty_batch()
             )

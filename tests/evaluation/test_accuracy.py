@@ -74,7 +74,7 @@ def variables_of(scale):
 @functools.cache
 def step_of(table):
     """The step of a Lookup: one for all tests of a table, compiled for each shape."""
-    return accuracy.model_step(Lookup(table))
+    return accuracy.make_eval_step(Lookup(table))
 
 
 def run(table, batches, scale=1):
@@ -108,21 +108,21 @@ def test_masked_images_count_nothing_even_where_they_are_not_a_number():
 
 def test_only_the_given_classes_are_answers():
     """Row 0 among classes 2, 4 and 6: 2 is first, and all three are among five."""
-    step = accuracy.model_step(Lookup(TABLE), classes=(2, 4, 6))
+    step = accuracy.make_eval_step(Lookup(TABLE), classes=(2, 4, 6))
     images = batch([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
     (result,) = accuracy.evaluate_models(step, [variables_of(1)], [images])
-    assert result.per_image["right"].tolist() == [True, False, False, True, False]
-    assert result.per_image["right5"].tolist() == [True, True, True, True, False]
+    assert result.image_metrics["right"].tolist() == [True, False, False, True, False]
+    assert result.image_metrics["right5"].tolist() == [True, True, True, True, False]
     row0 = np.log(np.exp([5, 3, 1]).sum()) - np.array([5, 3, 1])
     row1 = np.log(np.exp([3, 5, 7]).sum()) - 7
-    assert_close(result.per_image["loss"][:4], np.array([*row0, row1]))
-    assert np.isnan(result.per_image["loss"][4])
+    assert_close(result.image_metrics["loss"][:4], np.array([*row0, row1]))
+    assert np.isnan(result.image_metrics["loss"][4])
 
 
 def test_a_program_has_the_same_answers():
-    step = accuracy.program_step(lambda images: jnp.asarray(TABLE)[:2])
-    _, per_image = step(None, batch([0, 0], [5, 6]))
-    assert per_image["right"].tolist() == [[False, True]]
+    step = accuracy.make_program_step(lambda images: jnp.asarray(TABLE)[:2])
+    _, image_metrics = step(None, batch([0, 0], [5, 6]))
+    assert image_metrics["right"].tolist() == [[False, True]]
 
 
 def test_each_image_is_in_the_order_of_the_set():
@@ -131,12 +131,12 @@ def test_each_image_is_in_the_order_of_the_set():
     second = batch([1, 0], [6, 4])
     first["index"] = np.array([[3, 1, 0]])
     second["index"] = np.array([[5, 4]])
-    per_image = run(TABLE, [first, second]).per_image
-    assert per_image["index"].tolist() == [1, 3, 4, 5]
-    assert per_image["right"].tolist() == [False, True, False, True]
-    assert per_image["right5"].tolist() == [False, True, True, True]
+    image_metrics = run(TABLE, [first, second]).image_metrics
+    assert image_metrics["index"].tolist() == [1, 3, 4, 5]
+    assert image_metrics["right"].tolist() == [False, True, False, True]
+    assert image_metrics["right5"].tolist() == [False, True, True, True]
     total = np.log(np.exp(np.arange(1, 8)).sum())
-    assert_close(per_image["loss"], total - [1, 7, 3, 7])
+    assert_close(image_metrics["loss"], total - [1, 7, 3, 7])
 
 
 def random_pass(model, images, order, batch_size):
@@ -147,7 +147,7 @@ def random_pass(model, images, order, batch_size):
         one = batch([0] * batch_size, part % tiny_vit.CLASSES)
         batches.append(one | {"image": images[part][None], "index": part[None]})
     return accuracy.evaluate_model(
-        accuracy.model_step(model, seed=3), variables, batches
+        accuracy.make_eval_step(model, seed=3), variables, batches
     )
 
 
@@ -157,11 +157,11 @@ def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
     images = images.repeat(12, 0)
     order = np.arange(12)
-    per_image = random_pass(model, images, order, 6).per_image
-    other = random_pass(model, images, order[::-1], 4).per_image
-    assert len(set(per_image["loss"][order % tiny_vit.CLASSES == 0].tolist())) == 2
-    assert_close(other["loss"], per_image["loss"])
-    np.testing.assert_array_equal(other["right"], per_image["right"])
+    image_metrics = random_pass(model, images, order, 6).image_metrics
+    other = random_pass(model, images, order[::-1], 4).image_metrics
+    assert len(set(image_metrics["loss"][order % tiny_vit.CLASSES == 0].tolist())) == 2
+    assert_close(other["loss"], image_metrics["loss"])
+    np.testing.assert_array_equal(other["right"], image_metrics["right"])
 
 
 def test_a_step_may_alter_images_and_measure_more():
@@ -174,12 +174,14 @@ def test_a_step_may_alter_images_and_measure_more():
     def measure(outputs, batch):
         return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
 
-    step = accuracy.model_step(Lookup(TABLE), measure=measure, alter=alter)
+    step = accuracy.make_eval_step(
+        Lookup(TABLE), measure_outputs=measure, alter_images=alter
+    )
     result = accuracy.evaluate_model(
         step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])]
     )
-    assert result.per_image["largest"].tolist() == [6, 6, 6]
-    chex.assert_shape(result.per_image["image"], (3, 2, 3))
+    assert result.image_metrics["largest"].tolist() == [6, 6, 6]
+    chex.assert_shape(result.image_metrics["image"], (3, 2, 3))
     assert result.acc1 == pytest.approx(100 * 2 / 3)
 
 

@@ -122,12 +122,12 @@ def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
     measured = on_digits(weights)
     size = 16 - weights.model.config.patch_size
     both = (size, size)
-    batches = list(measured.images.batches())
+    batches = list(measured.images.read_batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     resized = compare.use_smaller_images(measured, size)
-    made = resized.images.alter(images, None, None)
+    made = resized.images.alter_images(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
     want = Image.fromarray(channel).resize(both, Image.Resampling.BICUBIC)
     # Pillow's bicubic weights are those of a = -0.5, too.

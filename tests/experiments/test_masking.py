@@ -57,7 +57,7 @@ class Twenty:
     def __len__(self):
         return 20
 
-    def batches(self):
+    def read_batches(self):
         image = np.zeros((1, 3, 224, 224, 3), np.uint8)
         return [{"image": image, "index": INDEX}]
 
@@ -71,7 +71,7 @@ class Fading(Study):
     def evaluate(self, vit, reduction, images=None):
         count = 0
         if images is not None:
-            (batch,) = images.batches()
+            (batch,) = images.read_batches()
             name = reduction.partition(":")[0]
             CALLS.append((name, str(images.facts), batch["corners"].tobytes()))
             count = images.facts["masks"]

@@ -31,7 +31,7 @@ def test_figures_are_those_of_plain_numpy(study, pretrained):
     found = study.evaluate(pretrained, None)
     model = pretrained.model
     variables = pretrained.variables
-    batches = list(study.images.batches())
+    batches = list(study.images.read_batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
     logits = tiny_vit.logits(model)(
@@ -74,7 +74,7 @@ def slow_ratio(outputs, place, after, count):
 @pytest.mark.slow
 def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained):
     model = merges.observe_reducers(pretrained.reduced_model("imagepiece"))
-    batches = [batch["image"] for batch in study.images.batches()]
+    batches = [batch["image"] for batch in study.images.read_batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], IMAGENET_MEAN, IMAGENET_STD)
     outputs = jax.jit(model.apply)(pretrained.variables, pixels)
     found = analysis.attentive_ratios(study, pretrained, "imagepiece")

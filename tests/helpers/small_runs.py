@@ -118,7 +118,7 @@ def compile_evaluations_once(patch):
     What they measure is the same where its code is, and what the code closes over.
     """
     steps = {}
-    model_step = accuracy.model_step
+    make_eval_step = accuracy.make_eval_step
 
     def step(model, *args, **options):
         key = [model, *args]
@@ -129,12 +129,12 @@ def compile_evaluations_once(patch):
             key.append((name, value))
         try:
             if tuple(key) not in steps:
-                steps[tuple(key)] = model_step(model, *args, **options)
+                steps[tuple(key)] = make_eval_step(model, *args, **options)
             return steps[tuple(key)]
         except TypeError:  # not hashable
-            return model_step(model, *args, **options)
+            return make_eval_step(model, *args, **options)
 
-    patch.setattr(accuracy, "model_step", step)
+    patch.setattr(accuracy, "make_eval_step", step)
 
 
 def compile_recoveries_once(patch):

@@ -135,7 +135,7 @@ def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
     batch["image"] = np.zeros((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
     for measure, last in ((None, 2), (lambda outputs, batch: {}, 52)):
         with mock.patch.object(parallel, "pmap", lambda step, program_name: step):
-            step = accuracy.model_step(model, measure=measure)
+            step = accuracy.make_eval_step(model, measure_outputs=measure)
         rows = mlp_rows(step, shapes, batch, axis_env=[(parallel.DEVICE_AXIS, 1)])
         assert rows == [52, 52, last]
 
