@@ -45,15 +45,17 @@ def fetch_repository_files(hub_id: str) -> list[pathlib.Path]:
     """Fetch the files of a hub id: the config file, then the rest."""
     repository = _parse_hub_id(hub_id)
     config_file = repository.fetch_first(file_names.CONFIG_FILE, OPEN_CLIP_FILE)
-    config = read_json(config_file)
+    config_fields = read_json(config_file)
     weights_file = _fetch_weights(repository)
     if config_file.name == OPEN_CLIP_FILE:
         return repository.fetched_files
     if weights_file.name.startswith("open_clip"):
         repository.fetch_optional(OPEN_CLIP_FILE)
-    if "architecture" not in config:  # timm's and our own config need no other file
+    if (
+        "architecture" not in config_fields
+    ):  # timm's and our own config need no other file
         _fetch_image_processor(repository)
-    _fetch_learned_files(repository, config.get(file_names.OWN_KEY))
+    _fetch_learned_files(repository, config_fields.get(file_names.OWN_KEY))
     return repository.fetched_files
 
 

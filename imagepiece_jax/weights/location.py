@@ -197,8 +197,8 @@ def _choose_config_name(file_names: frozenset[str]) -> str:
     # these are preferred.
     weights_names = _list_weights_names(file_names)
     has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
-    is_preferred = has_only_open_clip or CONFIG_FILE not in file_names
-    if OPEN_CLIP_FILE in file_names and is_preferred:
+    prefers_open_clip = has_only_open_clip or CONFIG_FILE not in file_names
+    if OPEN_CLIP_FILE in file_names and prefers_open_clip:
         return OPEN_CLIP_FILE
     return CONFIG_FILE
 

@@ -399,10 +399,9 @@ def pack_for_timm(
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
         gate_names = [name for name in packed_tensors if ".mlp.fc1_g." in name]
         for gate_name in gate_names:
-            gate = packed_tensors.pop(gate_name)
-            value = packed_tensors.pop(gate_name.replace("_g.", "_x."))
-            packed_name = gate_name.replace("_g.", ".")
-            packed_tensors[packed_name] = np.concatenate([gate, value])
+            linear_name = gate_name.replace("_g.", "_x.")
+            halves = [packed_tensors.pop(name) for name in (gate_name, linear_name)]
+            packed_tensors[gate_name.replace("_g.", ".")] = np.concatenate(halves)
     return packed_tensors
 
 
@@ -517,9 +516,7 @@ def _stack_projections(tensors: NamedArrays) -> None:
         if own_letter not in letters:
             continue
         name_by_letter = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
-        missing_names = [
-            name for name in name_by_letter.values() if name not in tensors
-        ]
+        missing_names = [n for n in name_by_letter.values() if n not in tensors]
         if missing_names == [f"{module}.k.bias"] and letters == "qkv":
             tensors[f"{module}.q_bias"] = tensors.pop(name_by_letter["q"])
             tensors[f"{module}.v_bias"] = tensors.pop(name_by_letter["v"])
@@ -535,8 +532,8 @@ def _apply_bias_masks(tensors: NamedArrays) -> None:
     # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel.
     # So the key bias is dropped if it is 0 or NaN in all blocks.
     biases_by_module = {}  # {module: [q, k, v]}
-    masked_biases = [name for name in tensors if name.endswith(".masked.bias")]
-    for name in masked_biases:
+    masked_bias_names = [name for name in tensors if name.endswith(".masked.bias")]
+    for name in masked_bias_names:
         module = name.removesuffix(".masked.bias")
         bias = tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
@@ -640,15 +637,15 @@ def _rename_head_and_token(tensors: NamedArrays) -> None:
 def _check_head_width(tensors: NamedArrays) -> None:
     """Refuse a head that reads more or fewer values than a token has."""
     head_weight = tensors.get("head.weight")
-    norm = tensors.get("norm.weight")
-    if head_weight is None or norm is None or head_weight.ndim != 2:
+    norm_weight = tensors.get("norm.weight")
+    if head_weight is None or norm_weight is None or head_weight.ndim != 2:
         return
     # The width comes from a block's norm, because the last norm may have another shape.
-    width = len(tensors.get("blocks.0.norm1.weight", norm))
+    token_width = len(tensors.get("blocks.0.norm1.weight", norm_weight))
     head_width = head_weight.shape[1]
-    if width == head_width:
+    if token_width == head_width:
         return
     raise InputError(
         f"tensor head.weight reads {head_width} values per image, but the tokens have "
-        f"{width} (DINOv2's classifiers read the mean of the patches too)"
+        f"{token_width} (DINOv2's classifiers read the mean of the patches too)"
     )

@@ -88,10 +88,11 @@ def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
     """
     file_names = (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)
     files = []
-    for path_or_name in inputs:
-        path_text = os.fspath(path_or_name)
-        if registry.name_form(path_text).endswith(":FILE"):
-            path_text = path_text.partition(":")[2]
+    for command_input in inputs:
+        name = os.fspath(command_input)
+        path_text = name
+        if registry.name_form(name).endswith(":FILE"):
+            _, _, path_text = name.partition(":")
         path = pathlib.Path(path_text).expanduser()
         json_file = path.with_name(f"{path.name}.json")  # describes an .onnx file
         files += [path, json_file, *(path / name for name in file_names)]

@@ -75,7 +75,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     json_fields = json.loads(json_text)
     vit.warn_of_untrained()
     _check_round_trip(vit.model, loaded_tensors, json_fields)
-    _write_folder(folder, tensors, json_fields)
+    _replace_folder(folder, tensors, json_fields)
     return folder
 
 
@@ -117,7 +117,7 @@ def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
     return SavedTensors(dense_tensors, vit.collect_selectors(), variant_tensors)
 
 
-def _write_folder(
+def _replace_folder(
     folder: pathlib.Path, tensors: SavedTensors, config_fields: JsonFields
 ) -> None:
     """Replace a folder, completely or not at all."""

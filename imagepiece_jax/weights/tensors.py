@@ -119,6 +119,7 @@ def _read_run_tensors(location: Location, config: ViTConfig) -> NamedArrays:
     prefix = f"{AVERAGES_KEY}/" if location.averaged else ""
 
     def choose_names(_: Any, table: Mapping[str, Any]) -> list[str]:
+        """Choose the variables in a checkpoint's table of arrays by name."""
         collection_prefixes = tuple(f"{prefix}{name}/" for name in VARIABLE_COLLECTIONS)
         names = [name for name in table if name.startswith(collection_prefixes)]
         if names or not location.averaged:

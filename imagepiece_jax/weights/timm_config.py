@@ -217,8 +217,8 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
             pool_heads = 0
         pool_ratio = all_arguments.get("attn_pool_mlp_ratio") or 0
         pool_width = int(embed_dim * pool_ratio) or hidden_width
-        pool_ratio = None if pool_width == hidden_width else pool_width / embed_dim
-        arch_fields |= {"pool_heads": pool_heads, "pool_mlp_ratio": pool_ratio}
+        pool_mlp_ratio = None if pool_width == hidden_width else pool_width / embed_dim
+        arch_fields |= {"pool_heads": pool_heads, "pool_mlp_ratio": pool_mlp_ratio}
     arch = dataclasses.replace(config.arch, **arch_fields)
     mlp_ratio = hidden_width / embed_dim
     return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=mlp_ratio)
@@ -295,8 +295,8 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
         head_names = ["head", "head_dist"]
     label_fields: dict[str, Any] = {}
     if vit.class_names and None in vit.class_names:  # {number: name} skips None
-        label_names = enumerate(vit.class_names)
-        name_by_label = {str(i): name for i, name in label_names if name is not None}
+        numbered_names = enumerate(vit.class_names)
+        name_by_label = {str(i): name for i, name in numbered_names if name is not None}
         label_fields["label_names"] = name_by_label
     elif vit.class_names:
         label_fields["label_names"] = vit.class_names
@@ -342,8 +342,8 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
     _, name = min(candidates, key=lambda candidate: candidate[0])
     arguments: dict[str, Any] = {"img_size": config.image_size}
     if config.arch.mlp != "swiglu" and registry.timm_class(name) != "Eva":
-        gelus = {own: theirs for theirs, own in TIMM_GELUS.items()}
-        arguments["act_layer"] = gelus[config.arch.gelu]
+        act_layers = {gelu: act_layer for act_layer, gelu in TIMM_GELUS.items()}
+        arguments["act_layer"] = act_layers[config.arch.gelu]
     return {"architecture": name, "model_args": arguments}
 
 

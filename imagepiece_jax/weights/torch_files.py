@@ -202,14 +202,14 @@ class _StateDictUnpickler(pickle.Unpickler):
         are_tuples = type(shape) is type(strides) is tuple
         if type(storage) is not _Storage or not are_tuples:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
-        positions = (offset, *shape, *strides)
-        if {type(value) for value in positions} != {int}:
+        geometry = (offset, *shape, *strides)
+        if {type(value) for value in geometry} != {int}:
             raise pickle.UnpicklingError("a tensor with offsets that are not integers")
         num_values = math.prod(shape)
-        steps = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
-        last_offset = offset + sum(steps)
+        extents = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
+        last_offset = offset + sum(extents)
         # Without this check as_strided would read foreign memory.
-        is_inside = min(positions) >= 0 and num_values <= storage.num_values
+        is_inside = min(geometry) >= 0 and num_values <= storage.num_values
         if not is_inside or (num_values and last_offset >= storage.num_values):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
         read = functools.partial(self._read_tensor, storage, offset, shape, strides)

@@ -68,7 +68,7 @@ class ModelType:
 
     defaults: dict[str, Any]  # of the configuration class
     resize: str  # how transformers' code interpolates positions
-    processor: str  # image processor for a file without a processor name
+    processor_name: str  # image processor for a file without a processor name
     make_arch: Callable[[JsonFields], Architecture]
     # fields with the only supported values
     fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -111,6 +111,7 @@ def _make_register_arch(fields: JsonFields) -> Architecture:
 
 
 def _make_dinov3_arch(fields: JsonFields) -> Architecture:
+    """Make DINOv3's Architecture, with all biases, without the key's, or with none."""
     biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
     allowed_biases = [(True, True, True), (True, False, True), (False, False, False)]
     check_choice("(query_bias, key_bias, value_bias)", biases, allowed_biases)
@@ -248,8 +249,8 @@ def _checked_fields(config_fields: JsonFields, model_type: ModelType) -> JsonFie
     vision_fields = _select_vision_fields(config_fields)
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
     _check_fixed_fields(model_type.fixed_fields, vision_fields)
-    fields = model_type.defaults
-    fields = fields | {k: v for k, v in vision_fields.items() if k in fields}
+    defaults = model_type.defaults
+    fields = defaults | {k: v for k, v in vision_fields.items() if k in defaults}
     for field in {*fields} & {*POSITIVE_FIELDS}:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
@@ -299,11 +300,11 @@ def parse_image_processor(
 
     Missing fields have the image processor's defaults.
     """
-    name = _find_processor_name(processor_fields, model_type)
-    if name == "CLIP":  # this field would change the size in CLIP's processor
+    processor_name = _find_processor_name(processor_fields, model_type)
+    if processor_name == "CLIP":  # this field would change the size in CLIP's processor
         _check_fixed_fields({"use_square_size": False}, processor_fields)
-    fields = PROCESSOR_DEFAULTS[name]
-    fields = fields | {k: v for k, v in processor_fields.items() if k in fields}
+    defaults = PROCESSOR_DEFAULTS[processor_name]
+    fields = defaults | {k: v for k, v in processor_fields.items() if k in defaults}
     for field in _SWITCHES:
         check_choice(field, fields[field], SWITCH_VALUES)
         fields[field] = SWITCH_VALUES[fields[field]]
@@ -314,7 +315,8 @@ def parse_image_processor(
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     mean = _expand_channels(fields["image_mean"])
     std = _expand_channels(fields["image_std"])
-    return ImageProcessor(Normalization(mean, std), _make_crop_fields(fields, name))
+    crop_fields = _make_crop_fields(fields, processor_name)
+    return ImageProcessor(Normalization(mean, std), crop_fields)
 
 
 def _find_processor_name(processor_fields: JsonFields, model_type: str) -> str:
@@ -324,12 +326,12 @@ def _find_processor_name(processor_fields: JsonFields, model_type: str) -> str:
         field = "feature_extractor_type"  # the field's name up to version 4.26
     type_name = processor_fields.get(field)
     if type_name is None:
-        return MODEL_TYPES[model_type].processor
+        return MODEL_TYPES[model_type].processor_name
     processor_names = {f"{name}ImageProcessor": name for name in PROCESSOR_DEFAULTS}
-    slow_name = re.sub("FeatureExtractor$", "ImageProcessor", str(type_name))
-    name = re.sub("(Fast|Pil)$", "", slow_name)
-    check_choice(field, name, processor_names)
-    return processor_names[name]
+    new_name = re.sub("FeatureExtractor$", "ImageProcessor", str(type_name))
+    slow_name = re.sub("(Fast|Pil)$", "", new_name)
+    check_choice(field, slow_name, processor_names)
+    return processor_names[slow_name]
 
 
 def _make_crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]:
@@ -407,12 +409,12 @@ def _read_label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
     return tuple(class_names.shorten_names(label_names) or ())
 
 
-def _compute_crop_share(crop: int, side: int) -> float:
-    """Compute crop / side, rounded so that int(crop / share) is `side` again."""
-    if not crop or not side:
+def _compute_crop_share(crop_side: int, side: int) -> float:
+    """Compute the crop's share of a side; int(crop_side / share) is `side` again."""
+    if not crop_side or not side:
         return math.inf  # `_make_crop_fields` refuses a share above 1
-    share = crop / side
-    if int(crop / share) != side:
+    share = crop_side / side
+    if int(crop_side / share) != side:
         share = math.nextafter(share, 0)
     return share
 
