@@ -202,4 +202,4 @@ if __name__ == "__main__":
     # Libraries report each of their steps, and TFDS its first tries to find a data set.
     logging.set_verbosity(logging.ERROR)
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
-    app.run(lambda words: cli.finish_command(train), flags_parser=parse_flags)
+    app.run(lambda words: cli.run_and_exit(train), flags_parser=parse_flags)

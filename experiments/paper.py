@@ -228,7 +228,7 @@ class StudyImages:
     def text(self) -> str:
         """How many images of which set in which crop, for a page."""
         spaced = ", evenly spaced" if self.source.subset_record else ""
-        crop = self.preprocessing.text
+        crop = self.preprocessing.description
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
     @property

@@ -36,7 +36,7 @@ def main() -> None:
     signals.handle_ending_signals()
     from imagepiece_jax import cli
 
-    cli.finish_command(_run_command, keeps_programs=False)
+    cli.run_and_exit(_run_command, keeps_programs=False)
 
 
 def _run_command() -> None:

@@ -22,12 +22,12 @@ def run_command(
 ) -> None:
     """Call a typed function with the words of sys.argv, and exit with its status.
 
-    tyro explains wrong words, with status 2. `finish_command` ends the process.
+    tyro explains wrong words, with status 2. `run_and_exit` ends the process.
 
     function: its typed parameters are the options. Positional words are fields of its
         dataclasses.
     prog: the program's name in its help
-    keeps_programs: as in `finish_command`
+    keeps_programs: as in `run_and_exit`
     """
 
     def parse_and_call() -> int | None:
@@ -36,7 +36,7 @@ def run_command(
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 
-    finish_command(parse_and_call, keeps_programs=keeps_programs)
+    run_and_exit(parse_and_call, keeps_programs=keeps_programs)
 
 
 # OSErrors that a mistyped path causes.
@@ -45,7 +45,7 @@ WRONG_PATHS = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
 
-def finish_command(
+def run_and_exit(
     call: Callable[[], int | None], *, keeps_programs: bool = True
 ) -> None:
     """Call a command's function, and exit with its status (None: 0).
@@ -61,23 +61,23 @@ def finish_command(
             use_program_cache()
         try:
             status = call() or 0
-        except SystemExit as end:  # of --help and of a mistyped word
-            status = end.code
+        except SystemExit as exit_error:  # of --help and of a mistyped word
+            status = exit_error.code
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout has gone: `... | head`
         leave_process(RunError.status)
     except Stopped as stopped:
-        _end_command(stopped.status, stopped)
+        _print_and_leave(stopped.status, stopped)
     except (InputError, RunError, OSError, MemoryError) as error:
-        text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
+        message = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # of an OSError
         is_mistake = isinstance(error, (InputError, *WRONG_PATHS))
         status = InputError.status if is_mistake else RunError.status
-        _end_command(status, f"error: {text}")
+        _print_and_leave(status, f"error: {message}")
     except RuntimeError as error:  # of JAX: a full or missing device
-        text = str(error).partition("\n")[0]
-        if not any(known in str(error) for known in DEVICE_ERRORS):
+        message = str(error).partition("\n")[0]
+        if not any(device_error in str(error) for device_error in DEVICE_ERRORS):
             raise
-        _end_command(RunError.status, f"error: {text}")
+        _print_and_leave(RunError.status, f"error: {message}")
     sys.exit(status)
 
 
@@ -105,7 +105,7 @@ def open_streams() -> None:
             setattr(sys, stream_name, stream)
 
 
-def _end_command(status: int, message: object) -> NoReturn:
+def _print_and_leave(status: int, message: object) -> NoReturn:
     """Print the last line on stderr, if it can be written, and leave."""
     with contextlib.suppress(OSError):  # no reader, or a full disk
         print(message, file=sys.stderr, flush=True)
@@ -144,5 +144,5 @@ def use_program_cache() -> None:
         return
     folder, is_new = cache_dirs.keep_compiled_programs()
     if is_new:
-        way_out = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
-        print(f"compiled programs are kept in {folder} {way_out}", file=sys.stderr)
+        hint = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
+        print(f"compiled programs are kept in {folder} {hint}", file=sys.stderr)

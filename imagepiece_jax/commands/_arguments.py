@@ -78,13 +78,13 @@ class Weights:
                 options[name] = value
         return options
 
-    def refuse_options(self, title: str, allowed: Collection[str] = ()) -> None:
-        """Raise InputError for a typed argument that is not in `allowed`.
+    def refuse_options(self, title: str, allowed_names: Collection[str] = ()) -> None:
+        """Raise InputError for a typed argument that is not in `allowed_names`.
 
         title: the weights in the error
         """
         for name, value in self.typed_options().items():
-            if name not in allowed:
+            if name not in allowed_names:
                 raise InputError(f"{name} is {value}, but {self.weights} is {title}")
 
     def refuse_reduction(self) -> None:
@@ -139,8 +139,8 @@ class Model(Weights):
         path = os.path.expanduser(self.weights)
         if os.path.exists(path) or path.startswith("hf://"):
             return None
-        allowed = ("reduction", "image_size", "dtype", "attention")
-        self.refuse_options("no file or folder", allowed)
+        allowed_names = ("reduction", "image_size", "dtype", "attention")
+        self.refuse_options("no file or folder", allowed_names)
         return create_model(self.weights, **self.typed_options())
 
 

@@ -63,5 +63,6 @@ def main(
         own_name = model.reduction or "as it is"
         variants = suite.make_variants(vit, reduction_texts, own_name)
         dtype = model.dtype or xla_options.fast_dtype()
-    groups = suite.make_case_groups(variants, batch_sizes or (256,), dtype, mode, gelu)
-    suite.time_groups(groups, timing, json)
+    batch_sizes = batch_sizes or (256,)
+    case_groups = suite.make_case_groups(variants, batch_sizes, dtype, mode, gelu)
+    suite.time_groups(case_groups, timing, json)

@@ -16,9 +16,10 @@ def main(model: Model) -> None:
     recovery = None
     vit = model.create_named()
     if vit is None:
-        loaded = model.load_model(seed=0)  # seeds selectors, whose values do not matter
-        recovery = loaded.recovery
-        vit = loaded.model
+        # The seed is for selectors, whose values do not matter.
+        pretrained = model.load_model(seed=0)
+        recovery = pretrained.recovery
+        vit = pretrained.model
     # Two dense models to compare with: the same stem shows the reduction's savings, and
     # papers use the patch stem.
     patch_stem = dataclasses.replace(vit.config, stem="patch")
@@ -28,8 +29,8 @@ def main(model: Model) -> None:
     if not recovery:
         return
     for variant in recovery.variants:
-        outcome = "recovered for" if variant.changed else "no better for"
-        print(f"{outcome} {variant}")
+        outcome_text = "recovered for" if variant.changed else "no better for"
+        print(f"{outcome_text} {variant}")
     own_variant = recovery.variant_for(vit)
     if own_variant is None:
         print("its values are the dense model's")

@@ -22,5 +22,5 @@ def main() -> None:
     import jax  # last: its devices may fail
 
     devices = jax.devices()
-    kinds = ", ".join(sorted({device.device_kind for device in devices}))
-    print(f"devices: {len(devices)} x {devices[0].platform} ({kinds})")
+    device_kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    print(f"devices: {len(devices)} x {devices[0].platform} ({device_kinds})")

@@ -37,7 +37,7 @@ def main(
     model = weights.open_exported() or weights.load_model()
     if json is not None:
         weights.check_json_file(json, find_data_name(model, data.data))
-    notes = [model.config.preprocessing.text]
+    notes = [model.config.preprocessing.description]
     if isinstance(model, Pretrained):
         notes += model.origin.describe_differences(model)
     if model.origin.averaged:
@@ -66,6 +66,8 @@ def print_comparison(metrics: Mapping[str, Any]) -> None:
     change = statistics.Estimate(
         row["difference"], row["difference_low"], row["difference_high"]
     )
-    difference = statistics.format_difference(change, 2)
-    paired = f"paired, {counted_noun(row['images'], 'image')}"
-    print(f"the program's cost: acc1 {difference} (points, 95 %, {paired})")
+    change_text = statistics.format_difference(change, 2)
+    image_text = counted_noun(row["images"], "image")
+    print(
+        f"the program's cost: acc1 {change_text} (points, 95 %, paired, {image_text})"
+    )

@@ -73,7 +73,7 @@ def main(
     from imagepiece_jax.exporters.export import checked_file, export
     from imagepiece_jax.exporters.program_facts import read_facts
 
-    image_words = option_values("images", images)
+    image_paths = option_values("images", images)
     if layout is None:
         checked_file(out.out, weights.dtype)
     vit = weights.load_model()
@@ -87,7 +87,7 @@ def main(
         layout=layout,
         dtype=weights.dtype,
         gathers=gathers or None,
-        images=image_words or None,
+        images=image_paths or None,
         texts=texts,
         push=push,
         dry_run=dry_run,
@@ -104,9 +104,9 @@ def describe_file(file: pathlib.Path, facts: Mapping[str, Any]) -> str:
     from imagepiece_jax.models.program import import_format
 
     files = program_files(file)
-    size = sum(path.stat().st_size for path in files)
+    num_bytes = sum(path.stat().st_size for path in files)
     return (
-        f"{' and '.join(map(str, files))}: {size / 1e6:.1f} MB, {facts['dtype']}, "
+        f"{' and '.join(map(str, files))}: {num_bytes / 1e6:.1f} MB, {facts['dtype']}, "
         f"{facts['gmacs']:.3f} GMACs an image, {import_format(file).FORMAT_VERSION}; "
         f"{file.name}.json describes input and output"
     )

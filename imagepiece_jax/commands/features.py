@@ -50,7 +50,7 @@ def main(
     image_files = choose_images(images, limit)
     vit = weights.load_model()
     note_image_cost(vit)
-    written = feature_files.write_features(
+    written_features = feature_files.write_features(
         vit,
         image_files,
         folder,
@@ -62,13 +62,13 @@ def main(
         texts=texts,
     )
     damaged_file = folder / feature_folder.DAMAGED_FILE
-    if written.damaged == written.shapes["pooled"][0]:
+    if written_features.damaged == written_features.shapes["pooled"][0]:
         raise RunError(f"no photograph has a feature row; {damaged_file} says why")
-    for name, shape in written.shapes.items():
+    for name, shape in written_features.shapes.items():
         shape_text = " x ".join(map(str, shape))
         print(f"{folder / name}.npy: {shape_text} {storage}")
-    if written.damaged:
-        print(f"{written.damaged} damaged, whose rows are NaN: {damaged_file}")
+    if written_features.damaged:
+        print(f"{written_features.damaged} damaged, whose rows are NaN: {damaged_file}")
 
 
 def choose_images(images: Images, limit: int | None) -> list[str]:

@@ -41,7 +41,7 @@ def main(
     if json is not None:
         weights.check_json_file(json, images=files)
     vit = weights.load_model()
-    predict = Predictor(
+    predictor = Predictor(
         vit,
         labels=labels,
         top=top,
@@ -51,7 +51,7 @@ def main(
     )
     records = {}
     num_unreadable = 0
-    for file, output in zip(files, predict.stream(files), strict=True):
+    for file, output in zip(files, predictor.stream(files), strict=True):
         records[file], line = describe_output(file, output)
         if isinstance(output, InputError):
             num_unreadable += 1
@@ -75,10 +75,10 @@ def describe_output(
     if isinstance(output, InputError):
         return {"error": str(output)}, f"error: {output}"
     if not isinstance(output, list):
-        vectors = "a vector"
+        vector_text = "a vector"
         if output.ndim == 2:  # a model without a pool
-            vectors = f"{len(output)} vectors"
-        line = f"{file}: {vectors} of {output.shape[-1]} features"
+            vector_text = f"{len(output)} vectors"
+        line = f"{file}: {vector_text} of {output.shape[-1]} features"
         return {"pooled": output.tolist()}, line
     class_texts = []
     for prediction in output:

@@ -35,8 +35,8 @@ def main(
     from imagepiece_jax.data.sources import registry
     from imagepiece_jax.visualize import html
 
-    texts = option_values("reductions", reductions)
-    if texts:
+    reduction_texts = option_values("reductions", reductions)
+    if reduction_texts:
         weights.refuse_reduction()
     drawn_blocks = option_values("blocks", blocks)
     folder = pathlib.Path(out)
@@ -46,13 +46,13 @@ def main(
         source = source.evenly_spaced(NUM_DRAWN_IMAGES)
     with locked_folder("out", folder):
         vit = weights.load_model().with_default_execution(weights.dtype or "float32")
-        models = [vit.with_reduction(reduction) for reduction in texts] or [vit]
+        models = [vit.with_reduction(text) for text in reduction_texts] or [vit]
         for block in drawn_blocks:
             check_range("blocks", block, 0, len(vit.model.plan) - 1)
         pixels, names = pictures.read_images(source, vit.preprocessing)
         names = [*map(os.path.basename, names)]
         with html.unfinished_page(folder):
-            lines = html.write_folder(
+            lines = html.write_page(
                 folder, models, pixels, names, vit.origin.name, drawn_blocks
             )
             for line in lines:

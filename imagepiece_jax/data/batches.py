@@ -19,13 +19,9 @@ import numpy as np
 from jaxtyping import Int
 
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data.decode import (
-    MAX_UNREADABLE_IN_A_ROW,
-    UnreadableImage,
-    record_unreadable,
-)
+from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
-from imagepiece_jax.data.source import Source
+from imagepiece_jax.data.source import MAX_UNREADABLE_IN_A_ROW, Source
 from imagepiece_jax.errors import InputError
 
 # Images per task of a thread or process, about: handing over single images would cost
@@ -44,7 +40,7 @@ class Sample(NamedTuple):
     label: int
     index: int  # in the source; padding: at or above the source's length
     mask: float  # 1: an image; 0: padding, an unreadable or unfit image
-    damaged: list[UnreadableImage]  # files tried in vain, or the image's misfit
+    image_errors: list[UnreadableImage]  # files tried in vain, or the image's misfit
 
 
 class BatchChunk(NamedTuple):
@@ -96,17 +92,17 @@ class Batches:
 
     def __post_init__(self) -> None:
         if self.seed is None:
-            self.fields = ("label", "mask", "index")
+            self.sample_fields = ("label", "mask", "index")
             self.consequence = "it is left out of the evaluation"
             placement = dataclasses.replace(self.placement, accumulation=1)
             positions = placement.sample_positions(self.batch_size)[:, 0]
-            self._epoch_steps = math.ceil(len(self.source) / self.batch_size)
+            self._steps_per_epoch = math.ceil(len(self.source) / self.batch_size)
         else:
-            self.fields = ("label",)
+            self.sample_fields = ("label",)
             self.consequence = "the next readable image of the epoch takes its place"
             positions = self.placement.sample_positions(self.batch_size)
-            self._epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
-        self._steps = range(self._epoch_steps) if self.steps is None else self.steps
+            self._steps_per_epoch = steps_per_epoch(len(self.source), self.batch_size)
+        self._steps = range(self._steps_per_epoch) if self.steps is None else self.steps
         self._batch_shape = positions.shape
         self._positions = positions.ravel()
         num_chunks = math.ceil(positions.size / CHUNK_IMAGES)
@@ -128,6 +124,11 @@ class Batches:
         """Pixel bytes of the largest chunk."""
         return len(self._chunk_places[0]) * math.prod(self.transform.shape) * 3
 
+    def max_buffered_chunks(self, tasks_at_a_time: int) -> int:
+        """Most chunks in memory at once: of the current batch, and read ahead."""
+        num_ahead = max(BATCHES_AHEAD * self.chunks_per_batch, tasks_at_a_time, 1)
+        return self.chunks_per_batch + num_ahead
+
     def read_chunk(self, chunk_number: int, allocate: AllocatePixels) -> BatchChunk:
         """Read chunk `chunk_number` of all batches; `allocate` makes its pixels."""
         step_index, chunk_of_batch = divmod(chunk_number, self.chunks_per_batch)
@@ -135,52 +136,55 @@ class Batches:
         positions = self._positions[self._chunk_places[chunk_of_batch]].tolist()
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
-        targets = zip(pixels, positions, strict=True)
+        target_pairs = zip(pixels, positions, strict=True)
         for (epoch, order_index), copies in itertools.groupby(
-            targets, lambda pair: self._epoch_place(step, position=pair[1])
+            target_pairs, lambda pair: self._epoch_place(step, position=pair[1])
         ):
             image, sample = self._read_first_readable(epoch, order_index)
             for target, position in copies:
                 try:
                     target[:] = self._transform_pixels(image, step, position)
                 except InputError as error:
-                    name = self.source.image_name(sample.index)
+                    image_name = self.source.image_name(sample.index)
                     if self.strict:
-                        raise InputError(f"{name}: {error}") from error
+                        raise InputError(f"{image_name}: {error}") from error
                     target[:] = 0
-                    misfit = UnreadableImage(name, f"it does not fit: {error}")
-                    sample = sample._replace(mask=0.0, damaged=[misfit])
+                    misfit = UnreadableImage(image_name, f"it does not fit: {error}")
+                    sample = sample._replace(mask=0.0, image_errors=[misfit])
                 samples.append(sample)
-                sample = sample._replace(damaged=[])  # copies do not record it again
+                sample = sample._replace(
+                    image_errors=[]
+                )  # recorded once for all copies
         return BatchChunk(pixels, samples)
 
     def _epoch_place(self, step: int, position: int) -> tuple[int, int]:
         """(epoch, index into the epoch's order)."""
-        epoch, epoch_step = divmod(step, self._epoch_steps)
+        epoch, epoch_step = divmod(step, self._steps_per_epoch)
         return epoch, (epoch_step * self.batch_size + position) // self.repeats
 
     def _read_first_readable(
         self, epoch: int, order_index: int
     ) -> tuple[RgbPixels | None, Sample]:
         """(pixels, Sample) of the first readable image; (None, ..) without any."""
-        candidates = [order_index]
+        candidate_indices = [order_index]
         if self.seed is not None:
             order = epoch_order(self.seed, epoch, len(self.source))
-            following = order_index + np.arange(MAX_UNREADABLE_IN_A_ROW)
-            candidates = order[following % len(order)].tolist()
+            following_indices = order_index + np.arange(MAX_UNREADABLE_IN_A_ROW)
+            candidate_indices = order[following_indices % len(order)].tolist()
         elif order_index >= len(self.source):
             return None, Sample(0, order_index, 0.0, [])
-        damaged = []
-        for index in candidates:
+        image_errors = []
+        for index in candidate_indices:
             image = self.source[index]
             if image.damage is None:
-                return image.pixels, Sample(image.label, index, 1.0, damaged)
-            damaged.append(image.damage)
-        return None, Sample(0, candidates[0], 0.0, damaged)
+                return image.pixels, Sample(image.label, index, 1.0, image_errors)
+            image_errors.append(image.damage)
+        return None, Sample(0, candidate_indices[0], 0.0, image_errors)
 
     def _transform_pixels(
         self, pixels: CroppedPixels | None, step: int, position: int
     ) -> CroppedPixels | int:
+        """Transform an image, randomly with a seed; 0 for padding."""
         if pixels is None:
             return 0  # padding is black
         if self.seed is None:
@@ -191,24 +195,25 @@ class Batches:
     def join_chunks(self, chunks: list[BatchChunk]) -> dict[str, np.ndarray]:
         """Join a batch's chunks."""
         # New arrays every time, because JAX on CPUs may use their memory directly.
-        batch = self.empty_batch()
+        batch = self.allocate_batch()
         num_batch_axes = len(self._batch_shape)
-        for name, array in batch.items():
-            flat = array.reshape(-1, *array.shape[num_batch_axes:])
-            for places, chunk in zip(self._chunk_places, chunks, strict=True):
-                if name == "image":
-                    flat[places] = chunk.pixels
+        for field, array in batch.items():
+            flat_array = array.reshape(-1, *array.shape[num_batch_axes:])
+            for chunk_places, chunk in zip(self._chunk_places, chunks, strict=True):
+                if field == "image":
+                    flat_array[chunk_places] = chunk.pixels
                 else:
-                    flat[places] = [getattr(sample, name) for sample in chunk.samples]
+                    values = [getattr(sample, field) for sample in chunk.samples]
+                    flat_array[chunk_places] = values
         return batch
 
-    def empty_batch(self) -> dict[str, np.ndarray]:
+    def allocate_batch(self) -> dict[str, np.ndarray]:
         """Allocate this process's batch without values: {name: array}."""
         dtypes = {"label": np.int32, "mask": np.float32, "index": np.int32}
         pixel_shape = (*self._batch_shape, *self.transform.shape, 3)
         batch = {"image": np.empty(pixel_shape, np.uint8)}
-        for name in self.fields:
-            batch[name] = np.empty(self._batch_shape, dtypes[name])
+        for field in self.sample_fields:
+            batch[field] = np.empty(self._batch_shape, dtypes[field])
         return batch
 
     def read_batches(self, threads: int = 0) -> "BatchReader":
@@ -229,11 +234,11 @@ class BatchReader:
     def __init__(self, batches: Batches, pool: Any) -> None:
         self._batches = batches
         self._pool = pool
-        self._damaged = []  # since the last readable image
+        self._recent_errors = []  # since the last readable image
         self._chunk_numbers = iter(range(batches.total_chunks))
         self._pending_results = collections.deque()
         self._close_pool = weakref.finalize(self, pool.close)
-        self._submit_chunks(chunks_ahead(batches, pool.tasks_at_a_time))
+        self._submit_chunks(batches.max_buffered_chunks(pool.tasks_at_a_time))
 
     def __iter__(self) -> "BatchReader":
         return self
@@ -261,28 +266,23 @@ class BatchReader:
             self._pending_results.append(self._pool.submit_task(chunk_number))
 
     def _record_damage(self, chunks: list[BatchChunk]) -> None:
-        batches = self._batches
+        """Record damaged images in the source; if strict, refuse too many."""
+        source = self._batches.source
+        consequence = self._batches.consequence
         for sample in itertools.chain(*[chunk.samples for chunk in chunks]):
-            unreadable = batches.source.unreadable
-            if not batches.strict:
-                unreadable |= {error.name: error.reason for error in sample.damaged}
-            elif sample.damaged:
-                self._damaged += sample.damaged
-                total = len(batches.source)
-                record_unreadable(unreadable, self._damaged, total, batches.consequence)
+            if not self._batches.strict:
+                for error in sample.image_errors:
+                    source.unreadable[error.name] = error.reason
+            elif sample.image_errors:
+                self._recent_errors += sample.image_errors
+                source.record_unreadable(self._recent_errors, consequence)
             if sample.mask:
-                self._damaged = []
+                self._recent_errors = []
 
     def close(self) -> None:
         """End threads and processes."""
         self._pending_results.clear()
         self._close_pool()
-
-
-def chunks_ahead(batches: Batches, tasks_at_a_time: int) -> int:
-    """Most chunks in memory at once: the current batch and the chunks read ahead."""
-    per_batch = batches.chunks_per_batch
-    return per_batch + max(BATCHES_AHEAD * per_batch, tasks_at_a_time, 1)
 
 
 class ThreadTasks:

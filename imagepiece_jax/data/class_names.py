@@ -54,18 +54,18 @@ def describe_class(name: str) -> str:
     return f"{name} ({class_name})" if class_name else name
 
 
-def shorten_names(names: ClassNames | None) -> ClassNames | None:
+def shorten_imagenet_names(names: ClassNames | None) -> ClassNames | None:
     """Replace ImageNet-1k's label map by `imagenet_names`; keep any other names."""
     if names is None or len(names) != len(imagenet_names()):
         return names
     short_names = imagenet_names()
-    for name, short_name, (wordnet_id, lemmas) in zip(
+    for full_name, short_name, (wordnet_id, lemmas) in zip(
         names, short_names, imagenet_rows(), strict=True
     ):
         # In ImageNet's map a class has its WordNet ID, its name, or some lemmas.
         synonyms = {wordnet_id, short_name, *lemmas.split(", ")}
-        name = HUB_NAMES.get(name or "", name)
-        if synonyms.isdisjoint([name, *str(name).split(", ")]):
+        full_name = HUB_NAMES.get(full_name or "", full_name)
+        if synonyms.isdisjoint([full_name, *str(full_name).split(", ")]):
             return names
     return short_names
 
@@ -75,9 +75,9 @@ def composed_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def canonical_name(name: str) -> str:
+def canonical_name(class_name: str) -> str:
     """ImageNet's name for a WordNet ID; any other name in Unicode's composed form."""
-    return _name_of_wordnet_id().get(name, composed_name(name))
+    return _name_of_wordnet_id().get(class_name, composed_name(class_name))
 
 
 def labels_by_name(names: ClassNames) -> dict[str, int | None]:
@@ -85,12 +85,12 @@ def labels_by_name(names: ClassNames) -> dict[str, int | None]:
     label_of_name = {}
     for label, name in enumerate(names):
         if name is not None:
-            known_name = canonical_name(name)
-            label_of_name[known_name] = None if known_name in label_of_name else label
+            class_name = canonical_name(name)
+            label_of_name[class_name] = None if class_name in label_of_name else label
     return label_of_name
 
 
-def misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
+def find_misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
     """Find names (class_10, class_2) whose text order contradicts their numbers."""
     # torchvision sorts class folders as text, which puts class_10 before class_2; timm
     # sorts them by number.

@@ -1,15 +1,8 @@
-"""Decoding of image files, and the record of damaged files.
-
-One damaged file must not end a long run; many must. `decode_image` raises
-`UnreadableImage`, the loader continues without the image, and `record_unreadable`
-counts.
-"""
+"""Decoding of image files."""
 
 import io
-import logging
 import os
 import warnings
-from collections.abc import Sequence
 from typing import IO, Literal
 
 import numpy as np
@@ -35,8 +28,6 @@ IMAGE_EXTENSIONS = (
     *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".vda", ".vst"),
     *(".xbm", ".xpm"),
 )
-MAX_UNREADABLE_IN_A_ROW = 20  # unreadable images in a row that stop a run
-MAX_UNREADABLE_SHARE = 0.01  # largest unreadable share of a source before the run stops
 # {EXIF orientation: transpose that makes the image upright}; 1 needs no transpose.
 UPRIGHT_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,7 +44,6 @@ SIDEWAYS_TRANSPOSES = [
 BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
 NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # {EXIF type byte, short or long: bytes}
 
-log = logging.getLogger("imagepiece_jax.data")
 # Pillow warns at half of MAX_PIXELS, which large cameras exceed. A warnings context
 # around every image is not thread-safe: other threads would see it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -72,7 +62,7 @@ class UnreadableImage(InputError):
 
 
 def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
-    """Decode an image to RGB pixels; `rgb_pixels` treats other modes.
+    """Decode an image to RGB pixels; `convert_to_rgb` treats other modes.
 
     name: file name for errors
     upright: apply the EXIF orientation
@@ -88,7 +78,7 @@ def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
         if pixels is not None:
             return pixels
         with Image.open(io.BytesIO(content)) as image:
-            return rgb_pixels(image, upright)
+            return convert_to_rgb(image, upright)
     except ImportError:  # a missing library, not a damaged image
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
@@ -127,8 +117,9 @@ def _decode_plain_jpeg(content: bytes) -> RgbPixels | None:
         # Half of Pillow's time for equal pixels: both call libjpeg-turbo, but Pillow
         # passes it the bytes piece by piece. Odd files (printing inks, damage, sizes
         # that would fill the memory) follow Pillow's rules.
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-        if colors not in ("YCbCr", "Gray") or int(height) * int(width) > MAX_PIXELS:
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(content)
+        is_plain = color_space in ("YCbCr", "Gray")
+        if not is_plain or int(height) * int(width) > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(content, "RGB")
     except ValueError:
@@ -184,7 +175,7 @@ def _parse_orientation(exif: bytes) -> int | None:
     return None
 
 
-def rgb_pixels(image: Image.Image, upright: bool = True) -> RgbPixels:
+def convert_to_rgb(image: Image.Image, upright: bool = True) -> RgbPixels:
     """RGB pixels of a PIL image in any mode, turned if `upright`.
 
     Transparency is ignored; 16-bit gray keeps its upper eight bits.
@@ -198,7 +189,7 @@ def rgb_pixels(image: Image.Image, upright: bool = True) -> RgbPixels:
     if image.mode.startswith("I;16"):  # convert() would clip at 255, not scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        image = Image.fromarray(_as_eight_bits(np.asarray(image), image.mode))
+        image = Image.fromarray(_convert_to_uint8(np.asarray(image), image.mode))
     elif image.mode == "La":
         image = image.convert("LA")
     elif image.mode == "P" and "transparency" in image.info:
@@ -206,7 +197,7 @@ def rgb_pixels(image: Image.Image, upright: bool = True) -> RgbPixels:
     return np.asarray(image.convert("RGB"))
 
 
-def _as_eight_bits(
+def _convert_to_uint8(
     levels: Shaped[np.ndarray, "height width"], mode: str
 ) -> UInt8[np.ndarray, "height width"]:
     """Mode I or F levels as uint8, by their range; ValueError for any other range."""
@@ -217,36 +208,8 @@ def _as_eight_bits(
         return np.rint(levels).astype(np.uint8)
     if lowest >= 0 and highest < 2**16 and mode == "I":
         return (levels >> 8).astype(np.uint8)  # the upper eight bits of sixteen
-    allowed = "0 to 255, or 16 bits" if mode == "I" else "0 to 255"
+    allowed_range = "0 to 255, or 16 bits" if mode == "I" else "0 to 255"
     raise ValueError(
         f"the values of its mode {mode!r} are {lowest:g} to {highest:g}; allowed: "
-        f"{allowed}"
+        f"{allowed_range}"
     )
-
-
-def record_unreadable(
-    damaged: dict[str, str],
-    in_a_row: Sequence[UnreadableImage],
-    total: int,
-    consequence: str,
-) -> None:
-    """Log every unreadable file once; raise InputError for too many.
-
-    damaged: {file name: reason} so far, in order; updated
-    in_a_row: errors since the last readable image
-    consequence: for the log, how the run continues
-    """
-    for error in in_a_row:
-        if error.name not in damaged:
-            damaged[error.name] = error.reason
-            log.warning("%s: %s", error, consequence)
-    if len(in_a_row) >= MAX_UNREADABLE_IN_A_ROW:
-        raise InputError(
-            f"{in_a_row[0]}; none of {len(in_a_row)} images in a row can be read"
-        )
-    if len(damaged) > MAX_UNREADABLE_SHARE * total:
-        file, reason = next(iter(damaged.items()))
-        raise InputError(
-            f"{len(damaged)} of {total} images cannot be read, more than "
-            f"{MAX_UNREADABLE_SHARE:.0%}; the first is {file} ({reason})"
-        )

@@ -1,4 +1,4 @@
-"""Scenes: groups of images that show one scene, by distances of small gray forms.
+"""Scenes: groups of images that show one scene, by distances of gray thumbnails.
 
 A scene has copies of a picture (renamed, re-encoded, resized or mirrored) and frames
 (shifted, zoomed, or in other light).
@@ -22,7 +22,7 @@ from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 
-FORM_SIDE = 16  # pixels a side of a form
+THUMBNAIL_SIDE = 16  # pixels a side
 # Copies have a smaller distance. Chosen on 500 photographs (NIPS 2017, 224 pixels, even
 # rows), judged on the other 500:
 # - Copies found: 500 of 500 as JPEG of quality 20 to 90, as WebP of quality 50, with
@@ -47,132 +47,138 @@ NEAREST_COUNT = 8  # images to compare with an image, besides its neighbors
 # Least deviation of a form, in gray levels: else images of nearly one color would
 # differ by JPEG noise.
 LEAST_DEVIATION = 8.0
-CHUNK_FORMS = 500  # forms to compare with all forms at once, limited by memory
+CHUNK_THUMBNAILS = 500  # to compare with all thumbnails at once, limited by memory
 DIGEST_DIGITS = 8  # hex digits of an image's digest; 1 pair in 4 billion shares it
 
-GrayForms = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
+Thumbnails = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
 Pairs = Int[np.ndarray, "_ 2"]
 
 log = logging.getLogger("imagepiece_jax.data")
 
 
-def small_form(image: Image.Image) -> Float[np.ndarray, " 256"]:
+def make_thumbnail(image: Image.Image) -> Float[np.ndarray, " 256"]:
     """16 x 16 gray means of an image, with mean 0 and deviation 1."""
-    size = (FORM_SIDE, FORM_SIDE)
+    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     small = image.convert("L").resize(size, Image.Resampling.BILINEAR)
     gray = np.asarray(small, np.float32).ravel()
     gray -= gray.mean()
     return gray / max(float(gray.std()), LEAST_DEVIATION)
 
 
-def form_distances(
-    forms: Float[np.ndarray, "rows 256"], others: Float[np.ndarray, "columns 256"]
+def thumbnail_distances(
+    row_thumbnails: Float[np.ndarray, "rows 256"],
+    column_thumbnails: Float[np.ndarray, "columns 256"],
 ) -> Float[np.ndarray, "rows columns"]:
-    """Root-mean-square distances of forms."""
+    """Root-mean-square distances of thumbnails."""
     # Small distances are differences of large numbers; float32 would round them away.
-    forms = np.asarray(forms, np.float64)
-    others = np.asarray(others, np.float64)
-    mirrored = others.reshape(-1, FORM_SIDE, FORM_SIDE)[:, :, ::-1].reshape(
-        others.shape
-    )
+    rows = np.asarray(row_thumbnails, np.float64)
+    columns = np.asarray(column_thumbnails, np.float64)
+    mirrored_columns = np.flip(columns.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE), 2)
+    mirrored_columns = mirrored_columns.reshape(columns.shape)
     # A mirrored form counts if it is nearer.
-    products = np.maximum(forms @ others.T, forms @ mirrored.T)
-    squares = np.square(forms).sum(1)[:, None] + np.square(others).sum(1)
-    return np.sqrt(np.maximum(squares - 2 * products, 0) / FORM_SIDE**2)
+    dot_products = np.maximum(rows @ columns.T, rows @ mirrored_columns.T)
+    squared_norms = np.square(rows).sum(1)[:, None] + np.square(columns).sum(1)
+    return np.sqrt(np.maximum(squared_norms - 2 * dot_products, 0) / THUMBNAIL_SIDE**2)
 
 
-def form_likeness(forms: GrayForms, others: GrayForms) -> Float[np.ndarray, " images"]:
-    """Likeness of forms in pairs, 1 for equal forms."""
-    squares = np.reshape(forms, (-1, FORM_SIDE, FORM_SIDE))
-    other_squares = np.reshape(others, (-1, FORM_SIDE, FORM_SIDE))
+def thumbnail_likeness(
+    thumbnails: Thumbnails, other_thumbnails: Thumbnails
+) -> Float[np.ndarray, " images"]:
+    """Likeness of thumbnails in pairs, 1 for equal thumbnails."""
+    gray_images = np.reshape(thumbnails, (-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    other_images = np.reshape(other_thumbnails, (-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     # The highest correlation of overlapping parts, over shifts of up to LARGEST_SHIFT.
-    highest = np.full(len(forms), -1.0)
+    likeness = np.full(len(thumbnails), -1.0)
     shifts = range(-LARGEST_SHIFT, LARGEST_SHIFT + 1)
     for down, right in itertools.product(shifts, shifts):
-        overlap = _shifted_overlap(squares, down, right)
-        other_overlap = _shifted_overlap(other_squares, -down, -right)
+        overlap = _shifted_overlap(gray_images, down, right)
+        other_overlap = _shifted_overlap(other_images, -down, -right)
         norms = np.sqrt(np.sum(overlap**2, 1) * np.sum(other_overlap**2, 1))
         # Parts of nearly one color are no evidence.
         norms = np.maximum(norms, overlap.shape[1] / 4)
-        highest = np.maximum(highest, np.sum(overlap * other_overlap, 1) / norms)
-    return highest
+        likeness = np.maximum(likeness, np.sum(overlap * other_overlap, 1) / norms)
+    return likeness
 
 
 def _shifted_overlap(
-    squares: Float[np.ndarray, "images 16 16"], down: int, right: int
+    gray_images: Float[np.ndarray, "images 16 16"], down: int, right: int
 ) -> Float[np.ndarray, "images pixels"]:
     """Forms without the rows and columns a shift takes out, with mean 0."""
-    rows = slice(max(0, down), FORM_SIDE + min(0, down))
-    columns = slice(max(0, right), FORM_SIDE + min(0, right))
-    overlap = squares[:, rows, columns].reshape(len(squares), -1)
+    rows = slice(max(0, down), THUMBNAIL_SIDE + min(0, down))
+    columns = slice(max(0, right), THUMBNAIL_SIDE + min(0, right))
+    overlap = gray_images[:, rows, columns].reshape(len(gray_images), -1)
     return overlap - overlap.mean(1, keepdims=True)
 
 
-def number_scenes(forms: GrayForms) -> Int[np.ndarray, " images"]:
+def number_scenes(thumbnails: Thumbnails) -> Int[np.ndarray, " images"]:
     """Scene number of every image.
 
     Copies and alike images share a scene, also by a chain of images between them.
     """
-    num_images = len(forms)
+    num_images = len(thumbnails)
     # Neighbors in a list need less likeness than other pairs.
-    pairs = [np.zeros((0, 2), int)]
+    linked_pairs = [np.zeros((0, 2), int)]
     for distance in range(1, 1 + NEIGHBOR_COUNT):
-        later = np.arange(distance, num_images)
-        neighbors = np.stack([later, later - distance], 1)
-        pairs.append(_alike_pairs(forms, neighbors, NEIGHBOR_LIKENESS))
-    for start in range(0, num_images, CHUNK_FORMS):
-        rows = np.arange(start, min(start + CHUNK_FORMS, num_images))
-        distances = form_distances(forms[rows], forms)
-        distances[np.arange(len(rows)), rows] = np.inf
+        later_indices = np.arange(distance, num_images)
+        neighbors = np.stack([later_indices, later_indices - distance], 1)
+        alike_pairs = _select_alike_pairs(thumbnails, neighbors, NEIGHBOR_LIKENESS)
+        linked_pairs.append(alike_pairs)
+    for start in range(0, num_images, CHUNK_THUMBNAILS):
+        chunk = np.arange(start, min(start + CHUNK_THUMBNAILS, num_images))
+        distances = thumbnail_distances(thumbnails[chunk], thumbnails)
+        distances[np.arange(len(chunk)), chunk] = np.inf
         num_nearest = min(NEAREST_COUNT, num_images - 1)
         nearest = np.argpartition(distances, num_nearest, axis=1)[:, :num_nearest]
-        candidates = np.stack([np.repeat(rows, num_nearest), nearest.ravel()], 1)
-        is_copy = distances[candidates[:, 0] - start, candidates[:, 1]] < COPY_DISTANCE
-        pairs.append(candidates[is_copy])
-        pairs.append(_alike_pairs(forms, candidates[~is_copy], SCENE_LIKENESS))
-    first, second = np.concatenate(pairs).T
-    edges = (np.ones(len(first)), (first, second))
+        pairs = np.stack([np.repeat(chunk, num_nearest), nearest.ravel()], 1)
+        is_copy = distances[pairs[:, 0] - start, pairs[:, 1]] < COPY_DISTANCE
+        linked_pairs.append(pairs[is_copy])
+        alike_pairs = _select_alike_pairs(thumbnails, pairs[~is_copy], SCENE_LIKENESS)
+        linked_pairs.append(alike_pairs)
+    rows, columns = np.concatenate(linked_pairs).T
+    edges = (np.ones(len(rows)), (rows, columns))
     graph = sparse.coo_matrix(edges, (num_images, num_images))
     return csgraph.connected_components(graph, directed=False)[1]
 
 
-def _alike_pairs(forms: GrayForms, pairs: Pairs, least_likeness: float) -> Pairs:
+def _select_alike_pairs(
+    thumbnails: Thumbnails, pairs: Pairs, least_likeness: float
+) -> Pairs:
     """Pairs with a likeness above `least_likeness`."""
     alike_pairs = [np.zeros((0, 2), int)]
-    for start in range(0, len(pairs), CHUNK_FORMS):
-        chunk = pairs[start : start + CHUNK_FORMS]
-        likeness = form_likeness(forms[chunk[:, 0]], forms[chunk[:, 1]])
-        alike_pairs.append(chunk[likeness > least_likeness])
+    for start in range(0, len(pairs), CHUNK_THUMBNAILS):
+        chunk = pairs[start : start + CHUNK_THUMBNAILS]
+        first, second = thumbnails[chunk.T]
+        alike_pairs.append(chunk[thumbnail_likeness(first, second) > least_likeness])
     return np.concatenate(alike_pairs)
 
 
-def readable_scenes(
+def read_scenes(
     source: Source,
 ) -> tuple[Source, Int[np.ndarray, " images"], list[str]]:
     """(readable images, their scene numbers, their digests), with errors logged."""
     num_images = len(source)
 
-    def form_and_digest(index: int) -> tuple[np.ndarray, str] | UnreadableImage | None:
+    def read_thumbnail(index: int) -> tuple[np.ndarray, str] | UnreadableImage | None:
         image = source[index]
         if image.pixels is None:
             return image.damage
         digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGEST_DIGITS // 2)
-        return small_form(Image.fromarray(image.pixels)), digest.hexdigest()
+        return make_thumbnail(Image.fromarray(image.pixels)), digest.hexdigest()
 
-    forms = []
+    thumbnails = []
     digests = []
-    indices = []
+    readable_indices = []
     task = "looking through the images"
-    for index, result in _map_in_threads(form_and_digest, range(num_images), task):
+    for index, result in _map_in_threads(read_thumbnail, range(num_images), task):
         if isinstance(result, tuple):
-            forms.append(result[0])
+            thumbnails.append(result[0])
             digests.append(result[1])
-            indices.append(index)
+            readable_indices.append(index)
         else:
             log.warning("%s: it is left out", result)
-    scene_numbers = number_scenes(np.reshape(forms, (-1, FORM_SIDE**2)))
-    if len(indices) < num_images:
-        source = source.subset(indices)
+    scene_numbers = number_scenes(np.reshape(thumbnails, (-1, THUMBNAIL_SIDE**2)))
+    if len(readable_indices) < num_images:
+        source = source.subset(readable_indices)
     return source, scene_numbers, digests
 
 

@@ -36,11 +36,11 @@ class Normalization:
             channels = tuple(getattr(self, name))
             if len(channels) != 3:
                 raise InputError(f"{name} is {channels}; it must be three numbers")
-            for value in channels:
-                check_range(name, value, 0, 1)
+            for channel in channels:
+                check_range(name, channel, 0, 1)
             object.__setattr__(self, name, tuple(map(float, channels)))
-        for value in self.std:
-            check_range("std", value, above=0)
+        for channel in self.std:
+            check_range("std", channel, above=0)
 
 
 def is_array(images: Any) -> bool:
@@ -68,24 +68,26 @@ def normalize(
             f"images is {images.dtype} {list(images.shape)}; it must be pixels, uint8 "
             "[..., 3]"
         )
-    checked = Normalization(mean, std)
-    channel_mean = _along_channels(images, checked.mean)
-    channel_std = _along_channels(images, checked.std)
+    normalization = Normalization(mean, std)
+    channel_mean = _reshape_channels(images, normalization.mean)
+    channel_std = _reshape_channels(images, normalization.std)
     pixels: Any = images
-    white = 255
+    white_level = 255
     if not isinstance(images, jax.core.Tracer):
         pixels = jax.device_put(images)
-        white = jax.device_put(np.float32(white))
-    return (pixels.astype(jnp.float32) / white - channel_mean) / channel_std
+        white_level = jax.device_put(np.float32(white_level))
+    return (pixels.astype(jnp.float32) / white_level - channel_mean) / channel_std
 
 
-def _along_channels(images: ImageArrays, channels: Channels) -> Float32[Array, "... 3"]:
+def _reshape_channels(
+    images: ImageArrays, channels: Channels
+) -> Float32[Array, "... 3"]:
     """Three values along the images' last axis, with as many axes as the images."""
     shape = (1,) * (images.ndim - 1) + (3,)
-    row = np.asarray(channels, np.float32).reshape(shape)
+    channel_values = np.asarray(channels, np.float32).reshape(shape)
     if isinstance(images, jax.core.Tracer):
-        return jnp.asarray(row)
-    return jax.device_put(row)
+        return jnp.asarray(channel_values)
+    return jax.device_put(channel_values)
 
 
 def as_normalized(
@@ -109,29 +111,29 @@ def check_images(
     takes_floats: False for a program for pixels
     takes_pixels: whether uint8 is allowed, to be normalized later
     """
-    allowed = "floats, as imagepiece_jax.normalize makes them"
+    allowed_types = "floats, as imagepiece_jax.normalize makes them"
     if takes_pixels:
-        allowed += ", or uint8"
+        allowed_types += ", or uint8"
     if not takes_floats:
-        allowed = "uint8, because the program was made with pixels=True"
+        allowed_types = "uint8, because the program was made with pixels=True"
     shape = images.shape
     dtype = images.dtype
     are_floats = takes_floats and jnp.issubdtype(dtype, jnp.floating)
     are_pixels = takes_pixels and dtype == jnp.uint8
     # Other integers would pass through a model, and mean nothing there.
     if not are_floats and not are_pixels:
-        raise InputError(f"images is of type {dtype}; it must be {allowed}")
-    size = image_size and image_sides(image_size)
+        raise InputError(f"images is of type {dtype}; it must be {allowed_types}")
+    sides = image_size and image_sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
-    if not is_batch or (size and shape[1:3] != size):
-        expected = size_text(size) if size else "any size"
+    if not is_batch or (sides and shape[1:3] != sides):
+        expected_size = size_text(sides) if sides else "any size"
         raise InputError(
             f"images is of shape {shape}; it must be [B, H, W, 3], one or more images "
-            f"of {expected}"
+            f"of {expected_size}"
         )
 
 
-def warn_of_range(
+def warn_if_unnormalized(
     images: Any, mean: Channels, std: Channels, stacklevel: int = 2
 ) -> bool:
     """Warn if a float array's range shows pixels of 0..255 or 0..1, or NaN.

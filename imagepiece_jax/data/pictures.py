@@ -39,8 +39,8 @@ def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | Array:
     if isinstance(images, jax.core.Tracer):
         return images
     if is_array(images):
-        floats = jnp.issubdtype(images.dtype, jnp.floating)
-        if floats or images.ndim == 4:
+        is_float = jnp.issubdtype(images.dtype, jnp.floating)
+        if is_float or images.ndim == 4:
             return images
     pictures, _ = list_pictures(images)
     cropped_images = [crop_picture(picture, preprocessing) for picture in pictures]
@@ -80,7 +80,7 @@ def read_pixels(image: Any) -> RgbPixels:
         path = os.path.expanduser(image)
         return decode.decode_image(path, str(path))
     if hasattr(image, "convert"):
-        return decode.rgb_pixels(image)
+        return decode.convert_to_rgb(image)
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
@@ -117,20 +117,20 @@ def as_source(images: Any, split: str = "train") -> Source:
     return ArraySource([read_pixels(picture) for picture in pictures])
 
 
-def find_images(words: Sequence[AnyPath], split: str | None = None) -> list[str]:
-    """List the image files that `words` name, without opening them.
+def find_images(paths: Sequence[AnyPath], split: str | None = None) -> list[str]:
+    """List the image files that `paths` name, without opening them.
 
     A folder stands for its images, a .txt file for its lines.
 
     split: "train": folders with splits give only training images
     """
     files = []
-    for word in words:
-        path = os.path.expanduser(word)
+    for typed_path in paths:
+        path = os.path.expanduser(typed_path)
         if os.path.isdir(path):
             files += find_folder_images(path, only_train=split == "train")
         elif not os.path.exists(path):
-            raise InputError(f"images: {word} does not exist")
+            raise InputError(f"images: {typed_path} does not exist")
         elif str(path).lower().endswith(".txt"):
             files += _read_path_list(path)
         else:
@@ -143,25 +143,26 @@ def find_images(words: Sequence[AnyPath], split: str | None = None) -> list[str]
 def _read_path_list(file: AnyPath) -> list[str]:
     """Paths listed in a text file, without blanks and quotes around them."""
     base_folders = ("", os.path.dirname(file))
-    text = read_text(file, "surrogateescape")
-    if "\0" in text:
+    content = read_text(file, "surrogateescape")
+    if "\0" in content:
         raise InputError(f"images: {file} is not a list of paths: it has a zero byte")
     paths = []
-    for line in text.split("\n"):  # splitlines() also splits at other characters
-        path = line.removesuffix("\r")
-        bare_path = QUOTED_PATH.sub(r"\2", path.strip())
+    for line in content.split("\n"):  # splitlines() also splits at other characters
+        listed_path = line.removesuffix("\r")
+        path = QUOTED_PATH.sub(r"\2", listed_path.strip())
         # A file name may really have blanks or quotes around it.
-        if bare_path != path and _existing_base([path], base_folders) is None:
-            path = bare_path
+        is_quoted = path != listed_path
+        if is_quoted and _find_base_folder([listed_path], base_folders) is not None:
+            path = listed_path
         if path:
             paths.append(os.path.expanduser(path))
     # Relative paths start at the current folder or, if none exists there, at the list.
     relative_paths = [path for path in paths if not os.path.isabs(path)]
-    base_folder = _existing_base(relative_paths, base_folders) or ""
+    base_folder = _find_base_folder(relative_paths, base_folders) or ""
     return [os.path.join(base_folder, path) for path in paths]
 
 
-def _existing_base(paths: Iterable[str], base_folders: Iterable[str]) -> str | None:
+def _find_base_folder(paths: Iterable[str], base_folders: Iterable[str]) -> str | None:
     """Folder that holds the first existing path; None if no path exists."""
     for path, folder in itertools.product(paths, base_folders):
         if os.path.exists(os.path.join(folder, path)):
@@ -177,9 +178,8 @@ def read_images(
     names = []
     for index in with_progress_bar(range(len(source)), "reading images"):
         image = source[index]
-        if image.damage is not None:
-            log.warning(f"{image.name} is left out: {image.damage.reason}")
         if image.pixels is None:
+            log.warning(f"{image.damage}: it is left out")
             continue
         try:
             cropped_images.append(transform(image.pixels))

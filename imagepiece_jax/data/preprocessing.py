@@ -87,23 +87,23 @@ class Preprocessing:
         return DEIT_CROP if self.crop is None else self.crop
 
     @property
-    def resized(self) -> tuple[int, int]:
+    def resized_size(self) -> tuple[int, int]:
         """(height, width) before the crop; in mode "center" images cover it."""
         height, width = self.shape
         return int(height / self._crop_share), int(width / self._crop_share)
 
     @property
-    def text(self) -> str:
+    def description(self) -> str:
         """Describe the crop: "resize 256 bicubic, crop 224"."""
         if not self.resizes:
             return f"images as they are, {size_text(self.image_size)}"
         height, width = self.shape
         if self.crop_mode == "squash":
-            resized_text = f"{size_text(self.resized)} squashed"
+            resized_text = f"{size_text(self.resized_size)} squashed"
         elif height == width:
-            resized_text = str(self.resized[0])
+            resized_text = str(self.resized_size[0])
         else:
-            resized_text = size_text(self.resized)
+            resized_text = size_text(self.resized_size)
         crop_text = height if height == width else size_text(self.shape)
         crop_text = f"resize {resized_text} {self.interpolation}, crop {crop_text}"
         if self.rule != "timm":
@@ -119,30 +119,30 @@ class Preprocessing:
         return {**vars(self), "image_size": size, "crop": self._crop_share}
 
     def enlargement_note(
-        self, sizes: Iterable[tuple[int, int]], total: int
+        self, sizes: Iterable[tuple[int, int]], num_images: int
     ) -> str | None:
         """Note if images of the model's own size are still enlarged and cropped.
 
-        sizes: (height, width) of some or all of `total` images
+        sizes: (height, width) of some or all of `num_images` images
         """
         sizes = list(sizes)
         if not self.resizes or {*sizes} != {self.shape} or self._crop_share == 1:
             return None
         return (
-            f"each image read ({len(sizes)} of {total}) has {size_text(self.shape)} "
-            "pixels, the model's size, and is enlarged and cropped nevertheless "
-            f"({self.text}): crop=1 takes it as it is"
+            f"each image read ({len(sizes)} of {num_images}) has "
+            f"{size_text(self.shape)} pixels, the model's size, and is enlarged and "
+            f"cropped nevertheless ({self.description}): crop=1 takes it as it is"
         )
 
     # `rng` is ignored; training transforms draw from it.
     def __call__(self, image: RgbPixels, rng: Any = None) -> CroppedPixels:
         """Resize, then crop the middle."""
         if not self.resizes:
-            return check_unresized(
-                image, self.image_size, is_small=self.resize != "none"
-            )
+            is_small = self.resize != "none"
+            check_unresized(image, self.image_size, is_small)
+            return image
         height, width = self.shape
-        new_height, new_width = self.resized
+        new_height, new_width = self.resized_size
         if self.crop_mode == "center":
             image = _cut_ends(image)
             new_height, new_width = _covering_size(image, new_height, new_width)
@@ -154,13 +154,13 @@ class Preprocessing:
         else:
             top = round((new_height - height) / 2)
             left = round((new_width - width) / 2)
-        resized = resize_exactly(image, new_height, new_width, self.interpolation)
-        return resized[top : top + height, left : left + width]
+        resized_image = resize_exactly(image, new_height, new_width, self.interpolation)
+        return resized_image[top : top + height, left : left + width]
 
 
-def read_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+def read_fields(data_config: Mapping[str, Any]) -> dict[str, Any]:
     """Preprocessing fields, except the size, from a run's config.data."""
-    return {field: data[in_config] for field, in_config in NAME_IN_CONFIG.items()}
+    return {field: data_config[name] for field, name in NAME_IN_CONFIG.items()}
 
 
 def resize_exactly(
@@ -173,14 +173,14 @@ def resize_exactly(
 
 def _covering_size(image: CroppedPixels, height: int, width: int) -> tuple[int, int]:
     """Smallest size with the image's aspect ratio that covers (height, width)."""
-    rows, columns = image.shape[:2]
+    image_height, image_width = image.shape[:2]
     if height != width:  # timm rounds to the nearest
-        ratio = min(rows / height, columns / width)
-        return round(rows / ratio), round(columns / ratio)
-    if rows <= columns:
+        scale = min(image_height / height, image_width / width)
+        return round(image_height / scale), round(image_width / scale)
+    if image_height <= image_width:
         # Squares: timm rounds down, like torchvision.
-        return height, int(height * columns / rows)
-    return int(width * rows / columns), width
+        return height, int(height * image_width / image_height)
+    return int(width * image_height / image_width), width
 
 
 def _cut_ends(image: RgbPixels) -> CroppedPixels:
@@ -195,16 +195,16 @@ def _cut_ends(image: RgbPixels) -> CroppedPixels:
 
 def check_unresized(
     image: RgbPixels, image_size: ImageSize, is_small: bool = False
-) -> RgbPixels:
-    """Return an image that must have the size; `is_small` explains the error."""
+) -> None:
+    """Check that an image has the size; `is_small` explains the error."""
     actual_size = image.shape[:2]
-    if actual_size != image_sides(image_size):
-        why = ""
-        if is_small:
-            limit = size_text(MAX_UNCROPPED)
-            why = f", because evaluation at up to {limit} resizes no image"
-        raise InputError(
-            f"the image has {size_text(actual_size)} pixels and is not resized{why}; "
-            f"scale it to the model's image_size, {size_text(image_size)}"
-        )
-    return image
+    if actual_size == image_sides(image_size):
+        return
+    reason = ""
+    if is_small:
+        limit = size_text(MAX_UNCROPPED)
+        reason = f", because evaluation at up to {limit} resizes no image"
+    raise InputError(
+        f"the image has {size_text(actual_size)} pixels and is not resized{reason}; "
+        f"scale it to the model's image_size, {size_text(image_size)}"
+    )

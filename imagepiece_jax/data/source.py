@@ -1,9 +1,13 @@
-"""Sources of images and labels by index: files, arrays, and subsets of a source."""
+"""Sources of images and labels by index: files, arrays, and subsets of a source.
+
+One damaged file must not end a long run; many must: `Source.record_unreadable`.
+"""
 
 import abc
 import copy
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
@@ -23,8 +27,12 @@ SPLIT_KINDS = ("train", "val")
 # Split names in folders, tables and on the hub; no other name is guessed.
 VALIDATION_NAMES = ("val", "valid", "validation", "dev")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
+MAX_UNREADABLE_IN_A_ROW = 20  # unreadable images in a row that stop a run
+MAX_UNREADABLE_SHARE = 0.01  # largest unreadable share of a source before the run stops
 SAMPLED_IMAGES = 64  # images to read where reading all images would take too long
 FILE_THREADS = 16  # threads for file sizes and contents, which are slow over a network
+
+log = logging.getLogger("imagepiece_jax.data")
 
 
 class SourceImage(NamedTuple):
@@ -33,7 +41,7 @@ class SourceImage(NamedTuple):
     pixels: RgbPixels | None  # None: unreadable
     label: int  # -1: no label
     name: str  # for logs: the file name, if there is a file
-    damage: decode.UnreadableImage | None = None
+    damage: decode.UnreadableImage | None = None  # why `pixels` is None
 
 
 # (path, bytes or pixels; label; name)
@@ -53,12 +61,12 @@ class Source(abc.ABC):
     labels: Any = None  # int32 of the whole store; None: the store lists no labels
     split: str = ""  # split name in the data, such as "valid"; "": no splits
     upright: bool = True  # whether the EXIF orientation is applied
-    unreadable: dict[str, str]  # {damaged file: reason}, see `record_unreadable`
+    unreadable: dict[str, str]  # {damaged file: reason}, in order
 
     def __init__(
-        self, count: int, num_classes: int = 0, class_names: ClassNames | None = None
+        self, length: int, num_classes: int = 0, class_names: ClassNames | None = None
     ) -> None:
-        self.indices = range(count)
+        self.indices = range(length)
         self.num_classes = num_classes
         self.class_names = class_names
         self.unreadable = {}
@@ -72,25 +80,25 @@ class Source(abc.ABC):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> SourceImage:
-        data, label, name = self._image_data(index)
-        if isinstance(data, np.ndarray):
-            return SourceImage(data, label, name)
+        picture, label, name = self._stored_image_at(index)
+        if isinstance(picture, np.ndarray):
+            return SourceImage(picture, label, name)
         try:
-            pixels = decode.decode_image(data, name, self.upright)
+            pixels = decode.decode_image(picture, name, self.upright)
             return SourceImage(pixels, label, name)
         except decode.UnreadableImage as damage:
             return SourceImage(None, label, name, damage)
 
     def image_name(self, index: int) -> str:
         """Image name for logs."""
-        return self._image_data(index)[2]
+        return self._stored_image_at(index)[2]
 
     def header_size(self, index: int) -> tuple[int, int] | None:
         """(height, width) from the image's header; None if unreadable."""
-        data = self._image_data(index)[0]
-        if isinstance(data, np.ndarray):
-            return data.shape[:2]
-        return decode.read_header_size(data, self.upright)
+        picture = self._stored_image_at(index)[0]
+        if isinstance(picture, np.ndarray):
+            return picture.shape[:2]
+        return decode.read_header_size(picture, self.upright)
 
     def sampled_sizes(self) -> list[tuple[int, int]]:
         """Sizes of readable images among 64, spread over the source."""
@@ -120,18 +128,18 @@ class Source(abc.ABC):
 
     def _digest_with_content(self, content_indices: Sequence[int]) -> str:
         """Digest of all images, with the content at `content_indices`."""
-        total_hash = hashlib.sha256(str(len(self)).encode())
-        for identity in self.identity_bytes(np.asarray(self.indices)):
-            total_hash.update(hashlib.sha256(identity).digest())
+        source_hash = hashlib.sha256(str(len(self)).encode())
+        for identity_part in self.identity_bytes(np.asarray(self.indices)):
+            source_hash.update(hashlib.sha256(identity_part).digest())
 
         def label_and_content(index: int) -> bytes:
-            data, label, _ = self._image_data(index)
-            return str(label).encode() + hashlib.sha256(_image_bytes(data)).digest()
+            picture, label, _ = self._stored_image_at(index)
+            return str(label).encode() + hashlib.sha256(_image_bytes(picture)).digest()
 
         with ThreadPool(FILE_THREADS) as pool:
             for content in pool.imap(label_and_content, content_indices):
-                total_hash.update(content)
-        return total_hash.hexdigest()[:16]
+                source_hash.update(content)
+        return source_hash.hexdigest()[:16]
 
     def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
         """Yield bytes that identify the images, without opening an image."""
@@ -141,7 +149,7 @@ class Source(abc.ABC):
 
     def try_first_image(self, transform: Callable[..., Any], **options: Any) -> None:
         """Check that the first readable image fits `transform`."""
-        for index in range(min(len(self), decode.MAX_UNREADABLE_IN_A_ROW)):
+        for index in range(min(len(self), MAX_UNREADABLE_IN_A_ROW)):
             image = self[index]
             if image.pixels is None:
                 continue
@@ -150,6 +158,31 @@ class Source(abc.ABC):
             except InputError as error:
                 raise InputError(f"{image.name}: {error}") from error
             return
+
+    def record_unreadable(
+        self, recent_errors: Sequence[decode.UnreadableImage], consequence: str
+    ) -> None:
+        """Log every unreadable file once; raise InputError for too many.
+
+        recent_errors: since the last readable image
+        consequence: for the log, how the run continues
+        """
+        for error in recent_errors:
+            if error.name not in self.unreadable:
+                self.unreadable[error.name] = error.reason
+                log.warning("%s: %s", error, consequence)
+        num_recent = len(recent_errors)
+        if num_recent >= MAX_UNREADABLE_IN_A_ROW:
+            raise InputError(
+                f"{recent_errors[0]}; none of {num_recent} images in a row can be read"
+            )
+        num_unreadable = len(self.unreadable)
+        if num_unreadable > MAX_UNREADABLE_SHARE * len(self):
+            file, reason = next(iter(self.unreadable.items()))
+            raise InputError(
+                f"{num_unreadable} of {len(self)} images cannot be read, more than "
+                f"{MAX_UNREADABLE_SHARE:.0%}; the first is {file} ({reason})"
+            )
 
     def evenly_spaced(self, count: int | None) -> Self:
         """Take `count` evenly spaced images; all if count is None or not smaller."""
@@ -178,29 +211,29 @@ class Source(abc.ABC):
                 index_hash = (index_hash ^ index) * prime
         return {"part": f"{int(index_hash):016x}"}
 
-    def _image_data(self, index: int) -> StoredImage:
+    def _stored_image_at(self, index: int) -> StoredImage:
         return self.stored_image(int(self.indices[index]))
 
     def _sampled_indices(self) -> list[int]:
         """Up to 64 indices, spread over the source."""
         num_sampled = min(len(self), SAMPLED_IMAGES)
-        last = len(self) - 1
-        return [i * last // max(1, num_sampled - 1) for i in range(num_sampled)]
+        last_index = len(self) - 1
+        return [i * last_index // max(1, num_sampled - 1) for i in range(num_sampled)]
 
 
-def evenly_spaced_indices(total: int, count: int) -> Int[np.ndarray, " {count}"]:
-    """`count` evenly spaced indices below `total`, first and last included."""
-    return np.linspace(0, total - 1, count).round().astype(int)
+def evenly_spaced_indices(length: int, count: int) -> Int[np.ndarray, " {count}"]:
+    """`count` evenly spaced indices below `length`, first and last included."""
+    return np.linspace(0, length - 1, count).round().astype(int)
 
 
-def _image_bytes(data: str | bytes | np.ndarray) -> bytes:
+def _image_bytes(picture: str | bytes | np.ndarray) -> bytes:
     """Bytes of an image file or of pixels; empty if the file cannot be read."""
-    if isinstance(data, np.ndarray):
-        return data.tobytes()
-    if isinstance(data, bytes):
-        return data
+    if isinstance(picture, np.ndarray):
+        return picture.tobytes()
+    if isinstance(picture, bytes):
+        return picture
     try:
-        with open_regular_file(data) as file:
+        with open_regular_file(picture) as file:
             return file.read()
     except OSError:  # one damaged file must not end a run
         return b""
@@ -233,10 +266,10 @@ class FileSource(Source):
         yield b"\0".join(files.tolist())
         yield self.labels[indices].tobytes()
         paths = [os.path.join(os.fsencode(self.root), file) for file in files]
-        yield file_sizes(paths).tobytes()
+        yield read_file_sizes(paths).tobytes()
 
 
-def file_sizes(paths: Sequence[str | bytes]) -> Int[np.ndarray, " files"]:
+def read_file_sizes(paths: Sequence[str | bytes]) -> Int[np.ndarray, " files"]:
     """File sizes in bytes; -1 for a file without access."""
 
     def file_size(path: str | bytes) -> int:
@@ -276,14 +309,14 @@ class ArraySource(Source):
         return self.images[store_index], int(self.labels[store_index]), name
 
 
-def find_splits(names: Collection[str], data_title: str) -> dict[str, str]:
+def find_splits(split_names: Collection[str], data_title: str) -> dict[str, str]:
     """Find splits: {"train" or "val": its name}; "test" may stand in for validation."""
-    validation_names = [name for name in VALIDATION_NAMES if name in names]
+    validation_names = [name for name in VALIDATION_NAMES if name in split_names]
     if len(validation_names) > 1:
-        both_names = " and ".join(validation_names)
-        raise InputError(f"{data_title} has two validation splits, {both_names}")
+        both_splits = " and ".join(validation_names)
+        raise InputError(f"{data_title} has two validation splits, {both_splits}")
     candidates = {"train": ["train"], "val": validation_names or ["test"]}
-    return {split: name for split, (name,) in candidates.items() if name in names}
+    return {split: name for split, (name,) in candidates.items() if name in split_names}
 
 
 def check_num_classes(

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.signals import END_SIGNALS, blocked_signals
-from imagepiece_jax.data.batches import BatchChunk, Batches, BatchReader, chunks_ahead
+from imagepiece_jax.data.batches import BatchChunk, Batches, BatchReader
 from imagepiece_jax.errors import InputError, RunError
 
 # grain 0.2.18 was built in place of this pool and measured on two cores, with JPEGs of
@@ -54,9 +54,9 @@ def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> BatchRea
     workers = _usable_workers(batches, workers)
     if not workers:
         return batches.read_batches(threads)
-    buffers = chunks_ahead(batches, workers * max(threads, 1))
-    sizes = (workers, threads, buffers, batches.chunk_bytes)
-    return BatchReader(batches, ProcessTasks(batches.read_chunk, *sizes))
+    num_buffers = batches.max_buffered_chunks(workers * max(threads, 1))
+    pool_arguments = (workers, threads, num_buffers, batches.chunk_bytes)
+    return BatchReader(batches, ProcessTasks(batches.read_chunk, *pool_arguments))
 
 
 def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
@@ -64,7 +64,7 @@ def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
     workers = _usable_workers(batches, workers)
     if not workers:
         return 0
-    return chunks_ahead(batches, workers * max(threads, 1)) * batches.chunk_bytes
+    return batches.max_buffered_chunks(workers * max(threads, 1)) * batches.chunk_bytes
 
 
 def _usable_workers(batches: Batches, workers: int) -> int:
@@ -86,17 +86,17 @@ class ProcessTasks:
         read_chunk: ReadChunk,
         workers: int,
         threads: int,
-        buffers: int,
+        num_buffers: int,
         buffer_bytes: int,
     ) -> None:
         self.tasks_at_a_time = workers * max(threads, 1)
-        self._buffers = buffers
+        self._num_buffers = num_buffers
         self._buffer_bytes = buffer_bytes
         payload = pickle.dumps(read_chunk)  # once, into memory that all workers read
-        payload_start = buffers * buffer_bytes
+        payload_start = num_buffers * buffer_bytes
         memory_bytes = payload_start + len(payload)
         check_shared_memory(memory_bytes)
-        self._arrived = {}  # {task number: (pixel shape, result)}
+        self._early_results = {}  # {task number: (pixel shape, result)}
         self._workers = []
         # An unnamed file disappears even if all processes are killed.
         folder = SHARED_FOLDER if os.path.isdir(SHARED_FOLDER) else None
@@ -112,7 +112,7 @@ class ProcessTasks:
         """Start a task; return a function that waits for its result."""
         worker = self._workers[task_number % len(self._workers)]
         try:
-            pickle.dump((task_number, task_number % self._buffers), worker.tasks)
+            pickle.dump((task_number, task_number % self._num_buffers), worker.tasks)
             worker.tasks.flush()
         except OSError:
             raise worker.death_error() from None
@@ -121,16 +121,16 @@ class ProcessTasks:
     def _wait_for_result(self, task_number: int) -> BatchChunk:
         """Wait for a task's result, and keep results that its worker sends earlier."""
         worker = self._workers[task_number % len(self._workers)]
-        while task_number not in self._arrived:
+        while task_number not in self._early_results:
             try:
                 arrived_number, pixel_shape, result = pickle.load(worker.results)
             except (EOFError, OSError, pickle.UnpicklingError):
                 raise worker.death_error() from None
-            self._arrived[arrived_number] = pixel_shape, result
-        pixel_shape, result = self._arrived.pop(task_number)
+            self._early_results[arrived_number] = pixel_shape, result
+        pixel_shape, result = self._early_results.pop(task_number)
         if pixel_shape is None:
             raise result
-        offset = task_number % self._buffers * self._buffer_bytes
+        offset = task_number % self._num_buffers * self._buffer_bytes
         pixels = np.ndarray(pixel_shape, np.uint8, self._memory, offset)
         return result._replace(pixels=pixels)
 
@@ -145,13 +145,13 @@ class ProcessTasks:
 class _Worker:
     """A process running `_serve_tasks`, with pipes to and from it."""
 
-    def __init__(self, memory: int, *arguments: int) -> None:
-        readable, writable = os.pipe()
+    def __init__(self, memory_file: int, *arguments: int) -> None:
+        read_end, write_end = os.pipe()
         code = (
             "from imagepiece_jax.data import worker_pool; "
-            f"worker_pool._serve_tasks({memory}, {writable}, *{arguments})"
+            f"worker_pool._serve_tasks({memory_file}, {write_end}, *{arguments})"
         )
-        path = os.pathsep.join(folder or os.curdir for folder in sys.path)
+        python_path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
             # Signals stay blocked in the worker, which ends with its parent:
             # a stopping run needs batches until it has finished its step.
@@ -159,14 +159,14 @@ class _Worker:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],  # -P: no current folder
                     stdin=subprocess.PIPE,
-                    pass_fds=(memory, writable),
-                    env=os.environ | {"PYTHONPATH": path},
+                    pass_fds=(memory_file, write_end),
+                    env=os.environ | {"PYTHONPATH": python_path},
                 )
         finally:
-            os.close(writable)
+            os.close(write_end)
         self.process = process
         self.tasks: Any = process.stdin
-        self.results = os.fdopen(readable, "rb")
+        self.results = os.fdopen(read_end, "rb")
 
     def death_error(self) -> RunError:
         """RunError for a process that ended by itself."""
@@ -200,25 +200,29 @@ def check_shared_memory(needed_bytes: int) -> None:
 
 
 def _serve_tasks(
-    memory_file: int, results_file: int, payload: int, buffer_bytes: int, threads: int
+    memory_file: int,
+    result_file: int,
+    payload_start: int,
+    buffer_bytes: int,
+    threads: int,
 ) -> None:
     """Run a worker process: read tasks from stdin, write results to a pipe."""
     memory = mmap.mmap(memory_file, 0)
-    results = os.fdopen(results_file, "wb")
-    receiving = threading.Lock()
-    sending = threading.Lock()
-    read_chunk = pickle.loads(memoryview(memory)[payload:])
+    result_stream = os.fdopen(result_file, "wb")
+    receive_lock = threading.Lock()
+    send_lock = threading.Lock()
+    read_chunk = pickle.loads(memoryview(memory)[payload_start:])
 
     def serve_until_end() -> None:
         try:
             while True:
-                with receiving:
-                    task_number, buffer = pickle.load(sys.stdin.buffer)
-                offset = buffer * buffer_bytes
+                with receive_lock:
+                    task_number, buffer_index = pickle.load(sys.stdin.buffer)
+                offset = buffer_index * buffer_bytes
                 result = _run_task(read_chunk, task_number, memory, offset)
-                with sending:
-                    pickle.dump((task_number, *result), results)
-                    results.flush()
+                with send_lock:
+                    pickle.dump((task_number, *result), result_stream)
+                    result_stream.flush()
         except (EOFError, BrokenPipeError):  # the parent has ended
             os._exit(0)
         except BaseException:

@@ -361,7 +361,7 @@ def format_subject(report: Report) -> str:
         "weights": f"`{vit.origin.name}`",
         "digest": vit.digest,
         "images": f"{num_images:,} of {report.weights.images.facts['data']}",
-        "crop": vit.preprocessing.text,
+        "crop": vit.preprocessing.description,
     }
     return markdown_table([*columns], [[*columns.values()]])
 

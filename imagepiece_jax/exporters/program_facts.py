@@ -122,7 +122,7 @@ def collect_facts(
         }
     preprocessing = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
-        preprocessing["resized"] = list(vit.preprocessing.resized)
+        preprocessing["resized"] = list(vit.preprocessing.resized_size)
     has_classes = "logits" in outputs.output_names and vit.config.head.is_classifier
     method = None  # a plan made by hand has no method
     if vit.reduction is not None:

@@ -102,12 +102,14 @@ def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
     height, width = preprocessing.shape
     if height != width:
         raise InputError(f"image_size is {height, width}; a layout needs square images")
-    is_cropped = preprocessing.resizes and preprocessing.resized != preprocessing.shape
+    is_cropped = (
+        preprocessing.resizes and preprocessing.resized_size != preprocessing.shape
+    )
     if is_cropped and preprocessing.crop_mode not in program_layout.crops:
         raise InputError(
-            f"images are resized to {preprocessing.resized[0]} pixels and cropped, but "
-            f"{layout} resizes to {height} pixels and does not crop; load with crop=1 "
-            "(--crop 1)"
+            f"images are resized to {preprocessing.resized_size[0]} pixels and "
+            f"cropped, but {layout} resizes to {height} pixels and does not crop; load "
+            "with crop=1 (--crop 1)"
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no image vector")
@@ -223,7 +225,7 @@ def photoprism_metadata(vit: Pretrained) -> dict[str, str]:
     preprocessing = vit.preprocessing
     resize_mode, short_edge = "center-crop", min(preprocessing.shape)
     if preprocessing.resizes:
-        short_edge = min(preprocessing.resized)
+        short_edge = min(preprocessing.resized_size)
     if preprocessing.crop_mode == "squash":
         resize_mode = "stretch"
     filter_names = {"bicubic": "bicubic", "bilinear": "linear"}
@@ -282,7 +284,7 @@ def processor_fields(vit: Pretrained) -> dict:
     """Fields of transformers' preprocessor_config.json."""
     preprocessing = vit.preprocessing
     height, width = preprocessing.shape
-    resized_height, resized_width = preprocessing.resized
+    resized_height, resized_width = preprocessing.resized_size
     resized_size = {"shortest_edge": resized_height}
     if preprocessing.crop_mode == "squash":
         # A height and a width squash the image.

@@ -21,7 +21,11 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import pictures
-from imagepiece_jax.data.normalize import check_images, to_native_order, warn_of_range
+from imagepiece_jax.data.normalize import (
+    check_images,
+    to_native_order,
+    warn_if_unnormalized,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
@@ -116,7 +120,7 @@ def _checked_batch(vit: Pretrained, images: Any) -> np.ndarray | Array:
     """Turn `features`' images into an array of the model's size."""
     batch = to_native_order(pictures.as_batch(images, vit.preprocessing))
     check_images(batch, vit.image_size, takes_pixels=True)
-    warn_of_range(batch, vit.config.mean, vit.config.std, stacklevel=3)
+    warn_if_unnormalized(batch, vit.config.mean, vit.config.std, stacklevel=3)
     return batch
 
 

@@ -24,7 +24,11 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import counted_noun
-from imagepiece_jax.data.normalize import check_images, to_native_order, warn_of_range
+from imagepiece_jax.data.normalize import (
+    check_images,
+    to_native_order,
+    warn_if_unnormalized,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.kernels import choice, folded_stem
@@ -105,7 +109,7 @@ class Program:
             )
         if not self.is_range_checked and images.dtype != np.uint8:
             config = self.model.config
-            is_range_checked = warn_of_range(images, config.mean, config.std)
+            is_range_checked = warn_if_unnormalized(images, config.mean, config.std)
             object.__setattr__(self, "is_range_checked", is_range_checked)
         num_missing = self.batch_size - num_images
         # NumPy pads without compiling a program for every image count.

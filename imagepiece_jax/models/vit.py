@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.common.rng import draw_uniform
-from imagepiece_jax.data.normalize import check_images, warn_of_range
+from imagepiece_jax.data.normalize import check_images, warn_if_unnormalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import PixelRows, TokenRows
 from imagepiece_jax.kernels.folded_stem import FoldedStem
@@ -169,7 +169,7 @@ class ViT(nn.Module):
     def _check_inputs(self, images: jax.Array) -> None:
         """Check the images; refuse `rngs`, which would have no effect."""
         check_images(images)
-        warn_of_range(images, self.config.mean, self.config.std)
+        warn_if_unnormalized(images, self.config.mean, self.config.std)
         # A module around this one may draw from `rngs`.
         scope = self.scope
         if scope is not None and not scope.path and set(scope.rngs) - {"params"}:

@@ -11,7 +11,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.near_duplicates import DIGEST_DIGITS, readable_scenes
+from imagepiece_jax.data.near_duplicates import DIGEST_DIGITS, read_scenes
 from imagepiece_jax.data.source import Source, evenly_spaced_indices
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recovery.recovery_step import RecoveryRecipe
@@ -49,7 +49,7 @@ def split_images(
     if sample is not source:
         counts = f"{len(sample):,} of the {len(source):,} images"
         log.warning("%s are taken, evenly spaced", counts)
-    source, scenes, digests = readable_scenes(sample)
+    source, scenes, digests = read_scenes(sample)
     num_images = len(source)
     num_needed = MIN_HELD_OUT + batch_size
     if num_images < num_needed:

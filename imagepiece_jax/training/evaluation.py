@@ -27,7 +27,7 @@ class Evaluation:
         with request.ending_at_once():
             self._step = accuracy.make_eval_step(setup.model, setup.config.seed)
             self._step.compile(
-                run.state.variables, self._data.val_batches.empty_batch()
+                run.state.variables, self._data.val_batches.allocate_batch()
             )
 
     def evaluate_run(self) -> RunProgress:

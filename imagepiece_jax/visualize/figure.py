@@ -26,16 +26,16 @@ def write_figures(
     images: UInt8[np.ndarray, "images height width 3"],
     names: Sequence[str],
     trace: Trace,
-    label: str,
+    method_label: str,
 ) -> None:
     """Write the figures of a trace's images.
 
     images: cut to whole patches
-    label: the method's
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for index in with_progress_bar(range(len(names)), f"figures of {label}"):
-        path = folder / figure_name(index, names[index], label)
+    task = f"figures of {method_label}"
+    for index in with_progress_bar(range(len(names)), task):
+        path = folder / figure_name(index, names[index], method_label)
         write_figure(path, images[index], names[index], trace, index)
 
 
@@ -48,7 +48,7 @@ def write_figure(
     token sizes. A soft reduction's tokens overlap, and are not painted.
     """
     image = token_pictures.enlarge_image(image)
-    token_panels = [(name, image, f"{trace.patches} patches")]
+    token_panels = [(name, image, f"{trace.num_patches} patches")]
     size_panels: list[token_pictures.Panel | None] = [None]
     for stage in trace.stages:
         panels = draw_stage(image, trace.grid, stage, index)
@@ -69,11 +69,11 @@ def draw_stage(
     if stage.token_of_patch is None or stage.sizes is None:
         return None
     token_of_patch = stage.token_of_patch[index]
-    painted = token_pictures.paint_tokens(image, token_of_patch, grid)
-    token_panel = (stage.title, painted, counted_noun(stage.tokens, "token"))
+    token_picture = token_pictures.paint_tokens(image, token_of_patch, grid)
+    token_panel = (stage.title, token_picture, counted_noun(stage.num_tokens, "token"))
     shares, size_note = size_shares(stage.sizes[index], token_of_patch)
-    painted_sizes = token_pictures.paint_values(image, shares, grid)
-    return token_panel, (f"sizes, {stage.title}", painted_sizes, size_note)
+    size_picture = token_pictures.paint_values(image, shares, grid)
+    return token_panel, (f"sizes, {stage.title}", size_picture, size_note)
 
 
 def size_shares(
@@ -93,8 +93,8 @@ def size_shares(
     return np.where(token_of_patch < 0, np.nan, share_of_patch), size_note
 
 
-def figure_name(index: int, name: str, label: str) -> str:
-    """File name of a figure; label: the method's."""
+def figure_name(index: int, name: str, method_label: str) -> str:
+    """File name of a figure."""
     stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM_BYTES])
-    method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
-    return f"{index:03d}_{stem}_{method}.png"
+    method_text = re.sub(r"[^A-Za-z0-9.]+", "_", method_label).strip("_")
+    return f"{index:03d}_{stem}_{method_text}.png"

@@ -56,7 +56,7 @@ FIGURE_TEMPLATE = """<figure>
 
 
 def check_page_writable(folder: pathlib.Path) -> None:
-    """Check, before the work starts, that `write_folder` can draw and write a page.
+    """Check, before the work starts, that `write_page` can draw and write a page.
 
     Raises InputError without Matplotlib, and for a folder with files of other origin.
     """
@@ -80,7 +80,7 @@ def unfinished_page(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def write_folder(
+def write_page(
     folder: pathlib.Path,
     models: Sequence[Pretrained],
     images: UInt8[np.ndarray, "images height width 3"],
@@ -105,13 +105,11 @@ def write_folder(
         methods.append({"label": vit.label, "setting": setting, "gmacs": vit.gmacs})
         # Like the model, figures leave out incomplete patches, at the far edges.
         height, width = (vit.config.patch_size * side for side in trace.grid)
-        whole_patches = images[:, :height, :width]
+        shown_images = images[:, :height, :width]
         shown_trace = trace.at_blocks(blocks)
-        figure.write_figures(
-            figure_folder, whole_patches, names, shown_trace, vit.label
-        )
-        tokens_left = counted_noun(trace.tokens, "token")
-        yield f"{vit.label}: {trace.patches} patches, {tokens_left} at the end"
+        figure.write_figures(figure_folder, shown_images, names, shown_trace, vit.label)
+        tokens_text = counted_noun(trace.num_tokens, "token")
+        yield f"{vit.label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
     page = render_page(names, methods, traces, weights_name, models[0].class_names)
     files.replace_file(folder / "index.html", page)
@@ -125,29 +123,29 @@ def render_page(
     weights_name: str,
     class_names: Sequence[str | None] | None = None,
 ) -> str:
-    """HTML text; arguments as in `write_folder` and `write_traces`."""
+    """HTML text; arguments as in `write_page` and `write_traces`."""
     rows = []
     for method, trace in zip(methods, traces, strict=True):
-        row = {
+        row_fields = {
             "label": html.escape(method["label"]),
             "gmacs": method["gmacs"],
-            "tokens": trace.tokens,
-            "steps": ", ".join(str(stage.tokens) for stage in trace.stages),
+            "tokens": trace.num_tokens,
+            "steps": ", ".join(str(stage.num_tokens) for stage in trace.stages),
         }
-        rows.append(ROW_TEMPLATE.format(**row))
+        rows.append(ROW_TEMPLATE.format(**row_fields))
     sections = []
-    for i, name in enumerate(names):
+    for index, name in enumerate(names):
         sections.append(f"<h2>{html.escape(name)}</h2>")
         for method, trace in zip(methods, traces, strict=True):
-            file = figure.figure_name(i, name, method["label"])
+            file = figure.figure_name(index, name, method["label"])
             path = urllib.parse.quote(os.fsencode(f"figures/{file}"))
-            caption = method["label"] + _prediction_text(trace, i, class_names or ())
-            caption = html.escape(caption)
+            prediction_text = _prediction_text(trace, index, class_names or ())
+            caption = html.escape(method["label"] + prediction_text)
             sections.append(FIGURE_TEMPLATE.format(path=path, caption=caption))
     return PAGE_TEMPLATE.format(
         title=PAGE_TITLE,
         weights=html.escape(weights_name),
-        patches=traces[0].patches,
+        patches=traces[0].num_patches,
         rows="\n".join(rows),
         sections="\n".join(sections),
     )
@@ -157,9 +155,9 @@ def _prediction_text(
     trace: Trace, index: int, class_names: Sequence[str | None]
 ) -> str:
     """Most probable class in words; "" without classes."""
-    if trace.top is None or trace.confidence is None:
+    if trace.top_labels is None or trace.confidence is None:
         return ""
-    label = trace.top[index]
+    label = trace.top_labels[index]
     class_name = f"class {label}"
     if label < len(class_names):
         class_name = describe_class(class_names[label] or class_name)

@@ -56,19 +56,22 @@ def paint_tokens(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> RgbP
     image = np.asarray(image)
     token_of_patch = np.asarray(token_of_patch)
     token_of_pixel = _to_pixels(token_of_patch.reshape(grid), image)
-    outlines = _to_pixels(outline_colors(token_of_patch, grid), image)
-    means = _to_pixels(mean_colors(image, token_of_patch, grid), image)
+    outline_pixels = _to_pixels(outline_colors(token_of_patch, grid), image)
+    mean_pixels = _to_pixels(mean_colors(image, token_of_patch, grid), image)
     pixels = image.astype(np.float32)
     is_kept = (token_of_pixel >= 0)[..., None]
-    faded = _fade_to_stripes(pixels)
-    painted = np.where(is_kept, _mix_colors(pixels, means, _MEAN_SHARE), faded)
-    is_merged = (_same_token(token_of_patch).sum(axis=1) > 1).reshape(grid)
-    is_merged = _to_pixels(is_merged, image)[..., None]
+    colored_pixels = _mix_colors(pixels, mean_pixels, _MEAN_SHARE)
+    painted = np.where(is_kept, colored_pixels, _fade_to_stripes(pixels))
+    is_merged_patch = (_same_token(token_of_patch).sum(axis=1) > 1).reshape(grid)
+    is_merged = _to_pixels(is_merged_patch, image)[..., None]
     is_pale = is_kept & ~is_merged & _token_border(token_of_pixel, 1)[..., None]
-    contrast = np.where(painted.mean(axis=-1, keepdims=True) < 128, 255, 0)
-    painted = np.where(is_pale, _mix_colors(painted, contrast, _PALE_SHARE), painted)
+    contrast_color = np.where(painted.mean(axis=-1, keepdims=True) < 128, 255, 0)
+    pale_pixels = _mix_colors(painted, contrast_color, _PALE_SHARE)
     is_bright = is_kept & is_merged & _token_border(token_of_pixel, 2)[..., None]
-    return np.rint(np.where(is_bright, outlines, painted)).astype(np.uint8)
+    outlined = np.where(
+        is_bright, outline_pixels, np.where(is_pale, pale_pixels, painted)
+    )
+    return np.rint(outlined).astype(np.uint8)
 
 
 def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
@@ -78,8 +81,8 @@ def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
     # The hue follows the token's first patch, so it stays when the token absorbs
     # patches. Hues of neighboring places are a sixth of the circle or more apart.
     first_patch = _same_token(token_of_patch).argmax(axis=1).reshape(grid)
-    row, column = np.divmod(first_patch, grid[1])
-    hues = (0.414 * row + 0.236 * column) % 1.0
+    rows, columns = np.divmod(first_patch, grid[1])
+    hues = (0.414 * rows + 0.236 * columns) % 1.0
     hsv = np.stack([hues, np.full(grid, 0.85), np.ones(grid)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
 
@@ -105,14 +108,14 @@ def paint_values(
     from matplotlib import colormaps
 
     image = np.asarray(image)
-    patch_values = np.asarray(patch_values).reshape(grid)
-    is_dropped = _to_pixels(np.isnan(patch_values), image)[..., None]
-    patch_colors = colormaps["viridis"](np.nan_to_num(patch_values), bytes=True)
+    value_grid = np.asarray(patch_values).reshape(grid)
+    is_dropped = _to_pixels(np.isnan(value_grid), image)[..., None]
+    patch_colors = colormaps["viridis"](np.nan_to_num(value_grid), bytes=True)
     pixel_colors = _to_pixels(patch_colors[..., :3], image)
     gray = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    colored = _mix_colors(gray, pixel_colors, _VALUE_SHARE)
-    painted = np.where(is_dropped, _fade_to_stripes(image), colored)
-    return np.rint(painted).astype(np.uint8)
+    colored_pixels = _mix_colors(gray, pixel_colors, _VALUE_SHARE)
+    painted_pixels = np.where(is_dropped, _fade_to_stripes(image), colored_pixels)
+    return np.rint(painted_pixels).astype(np.uint8)
 
 
 def enlarge_image(image: RgbPixels) -> CroppedPixels:
@@ -138,13 +141,13 @@ def write_panel_page(
     page_height = len(panel_rows) * (height + _TITLE_HEIGHT) + caption_height
 
     figure = new_figure(page_width / DOTS_PER_INCH, page_height / DOTS_PER_INCH)
-    for row, panels in enumerate(panel_rows):
-        for column, panel in enumerate(panels):
+    for row_index, panels in enumerate(panel_rows):
+        for column_index, panel in enumerate(panels):
             if panel is None:
                 continue
             title, pixels, note = panel
-            left = _PAGE_MARGIN + column * (width + _PANEL_GAP)
-            bottom = page_height - (row + 1) * (height + _TITLE_HEIGHT)
+            left = _PAGE_MARGIN + column_index * (width + _PANEL_GAP)
+            bottom = page_height - (row_index + 1) * (height + _TITLE_HEIGHT)
             corner = (left / page_width, bottom / page_height)
             extent = (width / page_width, height / page_height)
             axes = figure.add_axes((*corner, *extent))
@@ -206,9 +209,9 @@ def _token_border(
     is_border = np.zeros(token_of_pixel.shape, bool)
     # A transpose turns columns into rows, in the same memory.
     orientations = ((is_border, token_of_pixel), (is_border.T, token_of_pixel.T))
-    for border, tokens in orientations:
+    for border_map, token_map in orientations:
         for distance in range(1, border_width + 1):
-            differs = tokens[distance:] != tokens[:-distance]
-            border[distance:] |= differs
-            border[:-distance] |= differs
+            differs = token_map[distance:] != token_map[:-distance]
+            border_map[distance:] |= differs
+            border_map[:-distance] |= differs
     return is_border

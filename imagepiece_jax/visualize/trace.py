@@ -30,7 +30,7 @@ class Stage:
 
     block: int
     site: str  # "mid", between attention and MLP of the block, or "pre", before it
-    tokens: int
+    num_tokens: int
     # None after a soft reduction (TokenLearner), whose tokens overlap. DROPPED: none
     token_of_patch: Int[np.ndarray, "images patches"] | None = None
     sizes: Int[np.ndarray, "images tokens"] | None = None  # patches per token
@@ -48,12 +48,12 @@ class Trace:
 
     grid: tuple[int, int]  # (height, width) in patches
     stages: tuple[Stage, ...]
-    tokens: int  # image tokens at the end
-    top: Int[np.ndarray, " images"] | None  # most probable class; None: not classes
-    confidence: Float[np.ndarray, " images"] | None  # its probability
+    num_tokens: int  # image tokens at the end
+    top_labels: Int[np.ndarray, " images"] | None  # most probable; None: not classes
+    confidence: Float[np.ndarray, " images"] | None  # the top label's probability
 
     @property
-    def patches(self) -> int:
+    def num_patches(self) -> int:
         return math.prod(self.grid)
 
     def at_blocks(self, blocks: Collection[int]) -> Self:
@@ -72,11 +72,11 @@ def trace_tokens(
     model: not in masked training
     """
     token_maps, logits = _trace_in_batches(model, variables, images)
-    top = None
+    top_labels = None
     confidence = None
     head = model.config.head
     if head.activation:
-        top = logits.argmax(axis=-1).astype(np.int32)
+        top_labels = logits.argmax(axis=-1).astype(np.int32)
         confidence = head.probabilities(logits).max(axis=-1)
     stages = []
     remaining_maps = iter(token_maps)
@@ -96,8 +96,8 @@ def trace_tokens(
     return Trace(
         grid=patch_grid(images.shape[1:3], model.config.patch_size, cut=True),
         stages=tuple(stages),
-        tokens=model.num_image_tokens,
-        top=top,
+        num_tokens=model.num_image_tokens,
+        top_labels=top_labels,
         confidence=confidence,
     )
 
@@ -112,12 +112,14 @@ def _trace_in_batches(
         range(0, len(images), TRACE_BATCH), "batches of images traced"
     ):
         batch = images[start : start + TRACE_BATCH]
-        padding = min(TRACE_BATCH, len(images)) - len(batch)
-        batch = np.concatenate([batch, np.repeat(batch[:1], padding, axis=0)])
-        batch_result = _token_maps_and_logits(variables, jax.device_put(batch), model)
+        num_padding = min(TRACE_BATCH, len(images)) - len(batch)
+        padding = np.repeat(batch[:1], num_padding, axis=0)
+        padded_batch = jax.device_put(np.concatenate([batch, padding]))
+        batch_result = _token_maps_and_logits(variables, padded_batch, model)
         batch_results.append(jax.device_get(batch_result))
-    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *batch_results)
-    return jax.tree.map(lambda array: array[: len(images)], joined)
+    return jax.tree.map(
+        lambda *arrays: np.concatenate(arrays)[: len(images)], *batch_results
+    )
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -132,9 +134,9 @@ def _token_maps_and_logits(
     _, height, width, _ = images.shape
     grid = patch_grid((height, width), model.config.patch_size, cut=True)
     # The first map is from before the first step.
-    _, *token_maps = trace_patches(outputs.results, len(images), math.prod(grid))
-    known_maps = [token_map for token_map in token_maps if token_map is not None]
-    return known_maps, outputs.logits
+    _, *maps_after_steps = trace_patches(outputs.results, len(images), math.prod(grid))
+    token_maps = [token_map for token_map in maps_after_steps if token_map is not None]
+    return token_maps, outputs.logits
 
 
 def write_traces(
@@ -149,12 +151,25 @@ def write_traces(
     """
     method_records = []
     for method, trace in zip(methods, traces, strict=True):
-        trace_record = dataclasses.asdict(trace)
-        for stage in trace_record["stages"]:
-            stage["source"] = stage.pop("token_of_patch")  # the file's older word
+        stage_records = []
+        for stage in trace.stages:
+            stage_record = {
+                "block": stage.block,
+                "site": stage.site,
+                "tokens": stage.num_tokens,
+                "sizes": stage.sizes,
+                "source": stage.token_of_patch,
+            }
+            stage_records.append(stage_record)
+        trace_record = {
+            "grid": trace.grid,
+            "stages": stage_records,
+            "tokens": trace.num_tokens,
+            "top": trace.top_labels,
+            "confidence": trace.confidence,
+        }
         method_records.append({**method, **trace_record})
-    record = {"images": names, "methods": method_records}
-    text = json.dumps(record, default=np.ndarray.tolist) + "\n"
     file = pathlib.Path(folder) / TRACE_FILE
-    replace_file(file, text)
+    record = {"images": names, "methods": method_records}
+    replace_file(file, json.dumps(record, default=np.ndarray.tolist) + "\n")
     return file

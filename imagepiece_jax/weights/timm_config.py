@@ -166,7 +166,7 @@ def _find_class_names(
     if label_names:
         descriptions = config_fields.get("label_descriptions") or {}
         labels = [descriptions.get(name, name) for name in label_names]
-        return tuple(class_names.shorten_names(labels) or ())
+        return tuple(class_names.shorten_imagenet_names(labels) or ())
     # Without a tag the model may have learned other classes.
     if config.name and "." in config.name:
         return registry.published_class_names(config.name, num_classes)

@@ -406,7 +406,7 @@ def _read_label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
     placeholders = tuple([f"LABEL_{i}" for i in indices])
     if label_names == placeholders:
         return None
-    return tuple(class_names.shorten_names(label_names) or ())
+    return tuple(class_names.shorten_imagenet_names(label_names) or ())
 
 
 def _compute_crop_share(crop_side: int, side: int) -> float:

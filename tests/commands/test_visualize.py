@@ -34,7 +34,10 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
         *("--reductions", "tome:r=4", "evit:keep_rate=.5:blocks=(0,)"),
     )
     assert ended.status == 1, ended
-    assert ended.err == f"{folder}/b.png is left out: no known image format\n"
+    assert (
+        ended.err
+        == f"{folder}/b.png cannot be read (no known image format): it is left out\n"
+    )
     label = "evit:keep_rate=0.5:blocks=(0,)"
     assert "tome:r=4: 25 patches, 21 tokens at the end\n" in ended.out
     names, (tome, learner) = read_traces(out)

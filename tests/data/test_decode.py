@@ -11,9 +11,9 @@ from PIL import Image, PngImagePlugin
 
 from imagepiece_jax.data.decode import (
     UnreadableImage,
+    convert_to_rgb,
     decode_image,
     read_header_size,
-    rgb_pixels,
 )
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
@@ -128,7 +128,7 @@ def stated(orientation, order="<", kind="H"):
 
 def upright(data, pil):
     if pil:
-        return rgb_pixels(Image.open(io.BytesIO(data)), upright=True)
+        return convert_to_rgb(Image.open(io.BytesIO(data)), upright=True)
     return decode_image(data, "x", upright=True)
 
 
@@ -197,7 +197,7 @@ MODES = ("P", "LA", "CMYK", "YCbCr")
     ids=lambda image: image.mode,
 )
 def test_every_mode_of_pillow_has_its_eight_bits(image):
-    pixels = rgb_pixels(image)
+    pixels = convert_to_rgb(image)
     assert pixels.dtype == np.uint8
     assert pixels.tolist() == np.repeat((GRAY >> 8)[..., None], 3, axis=2).tolist()
 
@@ -211,7 +211,7 @@ def test_numbers_without_a_known_range_are_refused(values):
     """Clipped to 0 .. 255 they would be black or white."""
     dtype = np.int32 if isinstance(values[0], int) else np.float32
     with pytest.raises(ValueError, match="values of its mode '[IF]' are .* to "):
-        rgb_pixels(Image.fromarray(np.array([values], dtype)))
+        convert_to_rgb(Image.fromarray(np.array([values], dtype)))
 
 
 def large_jpeg():

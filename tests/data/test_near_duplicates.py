@@ -59,7 +59,7 @@ def photographs(assets):
 
 @pytest.fixture(scope="module")
 def forms(photographs):
-    return np.stack([near_duplicates.small_form(image) for image in photographs])
+    return np.stack([near_duplicates.make_thumbnail(image) for image in photographs])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -68,8 +68,8 @@ def test_copies_of_photographs_are_found(photographs, forms, way):
     copy, least = WAYS[way]
     found = 0
     for index in range(1, 100, 2):
-        other = near_duplicates.small_form(copy(photographs[index]))
-        distance = near_duplicates.form_distances(forms[index][None], other[None])
+        other = near_duplicates.make_thumbnail(copy(photographs[index]))
+        distance = near_duplicates.thumbnail_distances(forms[index][None], other[None])
         found += distance.item() < near_duplicates.COPY_DISTANCE
     assert found >= least
 
@@ -77,7 +77,7 @@ def test_copies_of_photographs_are_found(photographs, forms, way):
 def test_no_photograph_is_a_copy_of_another(forms):
     """499,500 pairs, and as many with mirror images."""
     pairs = np.triu_indices(len(forms), 1)
-    between = near_duplicates.form_distances(forms, forms)[pairs]
+    between = near_duplicates.thumbnail_distances(forms, forms)[pairs]
     assert len(between) == 499_500
     assert between.min() == pytest.approx(0.31, abs=0.01)
 
@@ -97,7 +97,7 @@ def frame(image, draw):
     part = image.resize((96, 96), Image.Resampling.BICUBIC, tuple(box))
     pixels = np.asarray(part) * draw.uniform(0.9, 1.1)
     part = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return near_duplicates.small_form(part)
+    return near_duplicates.make_thumbnail(part)
 
 
 def test_frames_of_a_scene_are_found(photographs):
@@ -117,7 +117,7 @@ def test_likeness_is_the_correlation_of_the_parts_that_overlap():
     large = draw.normal(size=(18, 19))
     one = large[2:, :16]
     other = large[:16, 3:]
-    found = near_duplicates.form_likeness(one.reshape(1, -1), other.reshape(1, -1))
+    found = near_duplicates.thumbnail_likeness(one.reshape(1, -1), other.reshape(1, -1))
     assert found.item() == pytest.approx(1)
     stranger = draw.normal(size=(16, 16))
     correlations = []
@@ -129,25 +129,27 @@ def test_likeness_is_the_correlation_of_the_parts_that_overlap():
             theirs = np.roll(stranger, (down, right), (0, 1))
             theirs = theirs[np.ix_(rows, columns)].ravel()
             correlations.append(np.corrcoef(ours, theirs)[0, 1])
-    found = near_duplicates.form_likeness(one.reshape(1, -1), stranger.reshape(1, -1))
+    found = near_duplicates.thumbnail_likeness(
+        one.reshape(1, -1), stranger.reshape(1, -1)
+    )
     assert found.item() == pytest.approx(max(correlations), rel=1e-5)
 
 
 def test_a_distance_is_that_of_its_definition():
-    one, other = (near_duplicates.small_form(image) for image in pictures(2))
+    one, other = (near_duplicates.make_thumbnail(image) for image in pictures(2))
     mirrored = other.reshape(16, 16)[:, ::-1].ravel()
     assert one.mean() == pytest.approx(0, abs=1e-5)
     assert one.std() == pytest.approx(1, abs=1e-5)
     by_hand = [np.sqrt(np.mean((one - each) ** 2)) for each in (other, mirrored)]
-    found = near_duplicates.form_distances(one[None], other[None])
+    found = near_duplicates.thumbnail_distances(one[None], other[None])
     assert found.item() == pytest.approx(min(by_hand), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 500])
 def test_copies_and_their_mirror_images_are_of_one_scene(monkeypatch, rows):
-    monkeypatch.setattr(near_duplicates, "CHUNK_FORMS", rows)
+    monkeypatch.setattr(near_duplicates, "CHUNK_THUMBNAILS", rows)
     images = [*pictures(3), pictures(3)[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    forms = [near_duplicates.small_form(image) for image in images]
+    forms = [near_duplicates.make_thumbnail(image) for image in images]
     scenes = near_duplicates.number_scenes(np.stack(forms)[[0, 1, 0, 2, 3, 0]])
     same = scenes[:, None] == scenes
     truth = np.array([0, 1, 0, 2, 1, 0])
@@ -156,7 +158,7 @@ def test_copies_and_their_mirror_images_are_of_one_scene(monkeypatch, rows):
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_images_have_scenes(count):
-    forms = [near_duplicates.small_form(image) for image in pictures(count)]
+    forms = [near_duplicates.make_thumbnail(image) for image in pictures(count)]
     scenes = near_duplicates.number_scenes(np.reshape(forms, (-1, 256)))
     assert len(np.unique(scenes)) == count
 
@@ -166,12 +168,12 @@ def test_images_that_cannot_be_read_are_left_out_and_no_others(tmp_path, caplog)
     for place in (0, 1, 2, 3, 4, 5, 0):
         images[place].save(tmp_path / f"{len([*tmp_path.iterdir()])}.png")
     whole = as_source(tmp_path)
-    source, scenes, digests = near_duplicates.readable_scenes(whole)
+    source, scenes, digests = near_duplicates.read_scenes(whole)
     assert source is whole
     assert len(scenes) == 7 and scenes[0] == scenes[6]
     assert len({*digests}) == 6 and digests[0] == digests[6]
     assert not caplog.records
     (tmp_path / "3.png").write_bytes(b"no image")
-    source, scenes, _ = near_duplicates.readable_scenes(as_source(tmp_path))
+    source, scenes, _ = near_duplicates.read_scenes(as_source(tmp_path))
     assert len(source) == len(scenes) == 6
     assert "3.png" in caplog.text

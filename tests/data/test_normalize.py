@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.data.normalize import normalize, warn_of_range
+from imagepiece_jax.data.normalize import normalize, warn_if_unnormalized
 from imagepiece_jax.errors import InputError
 from tests.helpers import tiny_vit
 
@@ -51,7 +51,7 @@ WRONG = {
 @pytest.mark.parametrize("images", WRONG.values(), ids=WRONG)
 def test_ranges_that_no_normalized_images_have(images):
     with pytest.warns(UserWarning, match="the values of images are .* std"):
-        warn_of_range(images, *IMAGENET)
+        warn_if_unnormalized(images, *IMAGENET)
 
 
 def test_what_may_be_normalized_images():
@@ -62,20 +62,20 @@ def test_what_may_be_normalized_images():
     fine += [np.float32(black + 255), black[:0]]
     with warnings.catch_warnings(action="error"):
         for images in fine:
-            warn_of_range(images, *IMAGENET)
-        jax.jit(lambda x: warn_of_range(x, *IMAGENET))(np.float32(PIXELS))
+            warn_if_unnormalized(images, *IMAGENET)
+        jax.jit(lambda x: warn_if_unnormalized(x, *IMAGENET))(np.float32(PIXELS))
         # Of pixels in [0, 1] as they are.
-        warn_of_range(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
+        warn_if_unnormalized(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
 
 
 def test_an_array_on_an_accelerator_was_not_looked_at(monkeypatch):
     """A program would else ask no more after it, of arrays on the host either."""
     looked = np.asarray(normalize(PIXELS, *IMAGENET))
-    assert warn_of_range(looked, *IMAGENET)
+    assert warn_if_unnormalized(looked, *IMAGENET)
     monkeypatch.setattr(
         "imagepiece_jax.data.normalize._is_on_host", lambda images: False
     )
-    assert not warn_of_range(looked, *IMAGENET)
+    assert not warn_if_unnormalized(looked, *IMAGENET)
 
 
 def swapped(leaf):

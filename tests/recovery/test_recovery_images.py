@@ -55,7 +55,7 @@ def split_scenes(monkeypatch, scenes, learned=""):
     """Split images of these scenes. The digest of image 7 is 00000007."""
     digests = [f"{image:08}" for image in range(len(scenes))]
     found = lambda source: (source, scenes, digests)  # noqa: E731
-    monkeypatch.setattr(recovery_images, "readable_scenes", found)
+    monkeypatch.setattr(recovery_images, "read_scenes", found)
     source = ArraySource(np.zeros((len(scenes), 1, 1, 3), np.uint8))
     return recovery_images.split_images(source, 16, learned)
 

@@ -34,5 +34,5 @@ def test_outputs_that_are_no_classes_have_no_likeliest(tmp_path, problem_type, o
     vit = tiny_vit.pretrained(depth=1, **options)
     vit = tiny_vit.of_problem(vit, problem_type)
     images = np.zeros((1, 20, 20, 3), np.uint8)
-    list(html.write_folder(tmp_path, [vit], images, ["a"], "w.npz"))
+    list(html.write_page(tmp_path, [vit], images, ["a"], "w.npz"))
     assert "% sure" not in (tmp_path / "index.html").read_text()

@@ -41,11 +41,11 @@ def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
     assert [(s.block, s.site) for s in traced.stages] == [(b, "mid") for b in range(2)]
     np.testing.assert_array_equal(last.token_of_patch, tiny_vit.slots(outputs))
     np.testing.assert_array_equal(last.sizes, outputs.state.size[:, 1:])
-    assert traced.tokens == outputs.tokens.shape[1] - 1 == 19
+    assert traced.num_tokens == outputs.tokens.shape[1] - 1 == 19
     for row in last.token_of_patch:
-        assert len(set(row.tolist()) - {-1}) == traced.tokens
+        assert len(set(row.tolist()) - {-1}) == traced.num_tokens
     for stage in traced.stages:
-        assert stage.sizes.shape == (3, stage.tokens)
+        assert stage.sizes.shape == (3, stage.num_tokens)
         assert (
             stage.sizes.sum(axis=1) == (stage.token_of_patch >= 0).sum(axis=1)
         ).all()
@@ -55,26 +55,26 @@ def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
 def test_predictions_are_those_of_the_logits(imagepiece):
     traced, outputs = imagepiece
     shares = softmax(np.asarray(outputs.logits, float))
-    np.testing.assert_array_equal(traced.top, shares.argmax(axis=1))
+    np.testing.assert_array_equal(traced.top_labels, shares.argmax(axis=1))
     assert_close(traced.confidence, shares.max(axis=1), units=128)
 
 
 def test_a_projection_predicts_no_class(images):
     model = tiny_vit.model("tome:r=3", depth=1, problem_type="projection")
-    assert trace_tokens(model, tiny_vit.variables(model), images[:1]).top is None
+    assert trace_tokens(model, tiny_vit.variables(model), images[:1]).top_labels is None
 
 
 def test_a_trace_ends_at_learned_tokens(images):
     model = tiny_vit.model(LEARNER, depth=2)
     traced = trace_tokens(model, tiny_vit.variables(model), images)
     assert traced.stages == (Stage(1, "pre", 4),)
-    assert traced.tokens == 4
+    assert traced.num_tokens == 4
 
 
 def test_without_a_class_token_all_tokens_are_traced(images):
     model = tiny_vit.model("tome:r=3", class_token=False, depth=1)
     traced = trace_tokens(model, tiny_vit.variables(model), images[:1])
-    assert traced.tokens == traced.stages[0].tokens == 22
+    assert traced.num_tokens == traced.stages[0].num_tokens == 22
 
 
 def test_traces_are_written(tmp_path):

@@ -77,13 +77,13 @@ def draw_beta(key: PRNGKeyArray, alpha: Float32[Array, ""]) -> Float32[Array, ""
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
     positive_v = jnp.where(v > 0, v, 1)
     log_v = jnp.log(positive_v)
-    limit = x**2 / 2 + d * (1 - positive_v + log_v)
-    is_accepted = (v > 0) & (jnp.log(u) < limit)
+    log_limit = x**2 / 2 + d * (1 - positive_v + log_v)
+    is_accepted = (v > 0) & (jnp.log(u) < log_limit)
     first_accepted = jnp.argmax(is_accepted, axis=1, keepdims=True)
     # A gamma variable of shape alpha + 1 times U^(1 / alpha) has shape alpha.
     # Logarithms, because variables of a small alpha would vanish.
-    boost = jnp.log(1 - draw_uniform(boost_key, (2,))) / alpha
-    log_gamma = jnp.take_along_axis(log_v, first_accepted, axis=1)[:, 0] + boost
+    log_boost = jnp.log(1 - draw_uniform(boost_key, (2,))) / alpha
+    log_gamma = jnp.take_along_axis(log_v, first_accepted, axis=1)[:, 0] + log_boost
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 
 
@@ -117,16 +117,18 @@ def mix_batch(
     partner_images, partner_targets: the reversed global batch
     """
     height, width = images.shape[1:3]
-    row = jnp.arange(height, dtype=jnp.int32)[:, None]
-    column = jnp.arange(width, dtype=jnp.int32)[None, :]
+    rows = jnp.arange(height, dtype=jnp.int32)[:, None]
+    columns = jnp.arange(width, dtype=jnp.int32)[None, :]
     top, bottom, left, right = mix.box
-    is_inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
-    share = jnp.where(mix.cut, 1 - is_inside.astype(jnp.float32), mix.lam)
+    is_row_inside = (rows >= top) & (rows < bottom)
+    is_inside = is_row_inside & ((columns >= left) & (columns < right))
+    image_share = jnp.where(mix.cut, 1 - is_inside.astype(jnp.float32), mix.lam)
     images_float32 = images.astype(jnp.float32)
     partners_float32 = partner_images.astype(jnp.float32)
-    mixed = _weighted_mean(share[None, :, :, None], images_float32, partners_float32)
-    mixed = mixed.astype(images.dtype)
-    return mixed, _weighted_mean(mix.lam, targets, partner_targets)
+    share = image_share[None, :, :, None]
+    mixed_images = _weighted_mean(share, images_float32, partners_float32)
+    mixed_images = mixed_images.astype(images.dtype)
+    return mixed_images, _weighted_mean(mix.lam, targets, partner_targets)
 
 
 def _weighted_mean(

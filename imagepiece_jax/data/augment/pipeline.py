@@ -65,10 +65,10 @@ def erase_randomly(
     def erase_box(image: Image, key: PRNGKeyArray) -> Image:
         box_key, noise_key = jax.random.split(key)
         top, left, box_height, box_width = draw_erased_box(box_key, height, width, prob)
-        row = jnp.arange(height, dtype=jnp.int32)[:, None]
-        column = jnp.arange(width, dtype=jnp.int32)[None, :]
-        is_inside = (row >= top) & (row < top + box_height)
-        is_inside &= (column >= left) & (column < left + box_width)
+        rows = jnp.arange(height, dtype=jnp.int32)[:, None]
+        columns = jnp.arange(width, dtype=jnp.int32)[None, :]
+        is_inside = (rows >= top) & (rows < top + box_height)
+        is_inside &= (columns >= left) & (columns < left + box_width)
         noise = draw_normal(noise_key, image.shape)  # per pixel and channel
         return jnp.where(is_inside[:, :, None], noise, image)
 
@@ -81,20 +81,20 @@ def draw_erased_box(
     """Draw a box (top, left, height, width); size 0 erases nothing."""
     prob_key, try_key, place_key = jax.random.split(key, 3)
     area_draw, aspect_draw = draw_uniform(try_key, (2, ERASING_TRIES))
-    low, high = map(math.log, ERASED_ASPECT)
+    log_low, log_high = map(math.log, ERASED_ASPECT)
     smallest, largest = ERASED_AREA
-    area = smallest + area_draw * (largest - smallest)
+    area_share = smallest + area_draw * (largest - smallest)
     # The area is uniform, and so is the logarithm of the aspect ratio.
-    pixels = height * width * area
-    aspect = jnp.exp(low + aspect_draw * (high - low))
-    box_height = jnp.round(jnp.sqrt(pixels * aspect))
-    box_width = jnp.round(jnp.sqrt(pixels / aspect))
+    area = height * width * area_share
+    aspect = jnp.exp(log_low + aspect_draw * (log_high - log_low))
+    tried_heights = jnp.round(jnp.sqrt(area * aspect))
+    tried_widths = jnp.round(jnp.sqrt(area / aspect))
     # The first try that is smaller than the image in both directions counts.
-    fits = (box_height < height) & (box_width < width)
-    first = jnp.argmax(fits)
-    erases = (draw_uniform(prob_key) < prob) & fits[first]
-    box_height = jnp.where(erases, box_height[first], 0)
-    box_width = jnp.where(erases, box_width[first], 0)
+    fits = (tried_heights < height) & (tried_widths < width)
+    first_fit = jnp.argmax(fits)
+    is_erased = (draw_uniform(prob_key) < prob) & fits[first_fit]
+    box_height = jnp.where(is_erased, tried_heights[first_fit], 0)
+    box_width = jnp.where(is_erased, tried_widths[first_fit], 0)
     down, right = draw_uniform(place_key, (2,))
     top = jnp.floor(down * (height - box_height + 1))
     left = jnp.floor(right * (width - box_width + 1))

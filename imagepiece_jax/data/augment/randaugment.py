@@ -59,7 +59,7 @@ class OperationDraws(NamedTuple):
     """Drawn operations, arrays [batch, layers]."""
 
     op: jax.Array  # index in OPERATION_NAMES
-    applied: jax.Array  # bool; else the image stays as it is
+    is_applied: jax.Array  # bool; else the image stays as it is
     magnitude: jax.Array  # 0 .. 10
     sign: jax.Array  # 1 or -1: the direction of two-sided operations
 
@@ -85,7 +85,7 @@ def draw_operations(keys: Keys, augment: AugmentConfig) -> OperationDraws:
         noise = augment.magnitude_std * draw_normal(magnitude_key, shape)
         return OperationDraws(
             op=draw_integers(op_key, shape, 0, len(OPERATION_NAMES)),
-            applied=draw_uniform(applied_key, shape) < augment.prob,
+            is_applied=draw_uniform(applied_key, shape) < augment.prob,
             magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
             sign=jnp.where(draw_uniform(sign_key, shape) < 0.5, jnp.float32(1), -1),
         )
@@ -97,12 +97,12 @@ def apply_operations(
     images: PixelImages, draws: OperationDraws, fill: Color
 ) -> PixelImages:
     """Apply drawn operations layer by layer."""
-    applied_op = jnp.where(draws.applied, draws.op, -1)
+    applied_op = jnp.where(draws.is_applied, draws.op, -1)
     for layer in range(applied_op.shape[1]):
-        op = applied_op[:, layer]
+        layer_op = applied_op[:, layer]
         magnitude = draws.magnitude[:, layer]
         sign = draws.sign[:, layer]
-        images = _apply_layer(images, op, magnitude, sign, fill)
+        images = _apply_layer(images, layer_op, magnitude, sign, fill)
     return images
 
 
@@ -116,15 +116,15 @@ def _apply_layer(
     """Apply one operation per image."""
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
-    table = lookup_tables(images, op, magnitude, sign).reshape(-1)
-    looked_up = table.at[_table_indices(images)].get(mode="promise_in_bounds")
-    matrix = affine_matrices(op, magnitude, sign, *images.shape[1:3])
-    moves = jnp.isin(op, jnp.array(_MOVING_INDICES, op.dtype))[:, None, None, None]
-    blends = ((op == _COLOR_INDEX) | (op == _SHARPNESS_INDEX))[:, None, None, None]
-    moved = move_pixels(images, matrix, fill)
-    enhanced = _enhance_images(images, op, blend_factor(magnitude, sign))
-    unmoved = jnp.where(blends, enhanced, looked_up)
-    return jnp.where(moves, moved, unmoved)
+    table = make_lookup_tables(images, op, magnitude, sign).reshape(-1)
+    looked_up_images = table.at[_table_indices(images)].get(mode="promise_in_bounds")
+    matrix = make_affine_matrices(op, magnitude, sign, *images.shape[1:3])
+    is_moved = jnp.isin(op, jnp.array(_MOVING_INDICES, op.dtype))[:, None, None, None]
+    is_blended = ((op == _COLOR_INDEX) | (op == _SHARPNESS_INDEX))[:, None, None, None]
+    moved_images = move_pixels(images, matrix, fill)
+    blended_images = _enhance_images(images, op, blend_factor(magnitude, sign))
+    recolored_images = jnp.where(is_blended, blended_images, looked_up_images)
+    return jnp.where(is_moved, moved_images, recolored_images)
 
 
 def _enhance_images(
@@ -132,25 +132,27 @@ def _enhance_images(
 ) -> PixelImages:
     """Blend images with their gray (Color) or smoothed (Sharpness) version."""
     gray = jnp.broadcast_to(gray_levels(images)[..., None], images.shape)
-    sharpens = (op == _SHARPNESS_INDEX)[:, None, None, None]
-    degenerate = jnp.where(sharpens, _smooth_images(images), gray)
-    blended = blend_images(degenerate, images, share[:, None, None, None])
-    return blended.astype(jnp.uint8)
+    is_sharpness = (op == _SHARPNESS_INDEX)[:, None, None, None]
+    degenerate = jnp.where(is_sharpness, _smooth_images(images), gray)
+    blended_levels = blend_images(degenerate, images, share[:, None, None, None])
+    return blended_levels.astype(jnp.uint8)
 
 
 def _smooth_images(images: PixelImages) -> Int32[Array, "batch height width 3"]:
     """3 x 3 mean with a fivefold center; edge pixels stay."""
     height, width = images.shape[1:3]
     levels = images.astype(jnp.int32)
-    rows = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
-    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    total = total + 4 * levels[:, 1:-1, 1:-1]
-    inner = (2 * total + 13) // 26  # total / 13, rounded: no sum lies halfway
-    padded = jnp.pad(inner, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    row = jnp.arange(height)[:, None]
-    column = jnp.arange(width)[None, :]
-    is_edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
-    return jnp.where(is_edge[None, :, :, None], levels, padded)
+    row_sums = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
+    weighted_sums = row_sums[:, :, :-2] + row_sums[:, :, 1:-1] + row_sums[:, :, 2:]
+    weighted_sums = weighted_sums + 4 * levels[:, 1:-1, 1:-1]
+    # A thirteenth, rounded: no sum lies halfway.
+    inner_means = (2 * weighted_sums + 13) // 26
+    padded_means = jnp.pad(inner_means, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows = jnp.arange(height)[:, None]
+    columns = jnp.arange(width)[None, :]
+    is_edge = (rows == 0) | (rows == height - 1)
+    is_edge = is_edge | (columns == 0) | (columns == width - 1)
+    return jnp.where(is_edge[None, :, :, None], levels, padded_means)
 
 
 def gray_levels(images: PixelImages) -> Int32[Array, "batch height width"]:
@@ -158,12 +160,12 @@ def gray_levels(images: PixelImages) -> Int32[Array, "batch height width"]:
     red = images[..., 0].astype(jnp.int32)
     green = images[..., 1].astype(jnp.int32)
     blue = images[..., 2].astype(jnp.int32)
-    total = (
+    luminance = (
         LUMINANCE_WEIGHTS[0] * red
         + LUMINANCE_WEIGHTS[1] * green
         + LUMINANCE_WEIGHTS[2] * blue
     )
-    return (total + 0x8000) >> 16
+    return (luminance + 0x8000) >> 16
 
 
 def blend_factor(magnitude: BlendFactors, sign: BlendFactors) -> BlendFactors:
@@ -173,44 +175,46 @@ def blend_factor(magnitude: BlendFactors, sign: BlendFactors) -> BlendFactors:
 
 def blend_images(degenerate: Levels, image: Levels, share: BlendFactors) -> Levels:
     """degenerate + share * (image - degenerate), truncated as in Pillow."""
-    start = degenerate.astype(jnp.float32)
-    blended = start + share * (image.astype(jnp.float32) - start)
-    return jnp.clip(blended, 0, 255).astype(jnp.int32)
+    degenerate = degenerate.astype(jnp.float32)
+    blended_levels = degenerate + share * (image.astype(jnp.float32) - degenerate)
+    return jnp.clip(blended_levels, 0, 255).astype(jnp.int32)
 
 
-def lookup_tables(
+def make_lookup_tables(
     images: PixelImages, op: Operations, magnitude: PerImage, sign: PerImage
 ) -> UInt8[Array, "batch 3 256"]:
     """New values for every value and channel; the identity for other operations."""
-    value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
+    values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m = magnitude[:, None, None]
-    direction = sign[:, None, None]
-    share = blend_factor(m, direction)
+    signs = sign[:, None, None]
+    share = blend_factor(m, signs)
     # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
-    added = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
+    addend = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
     table_of_name = {
-        "AutoContrast": _autocontrast_tables(images, value),
+        "AutoContrast": _autocontrast_tables(images, values),
         "Equalize": _equalize_tables(
-            _value_histograms(images, op == OPERATION_NAMES.index("Equalize"))
+            _count_values(images, op == OPERATION_NAMES.index("Equalize"))
         ),
-        "Invert": 255 - value,
-        "Posterize": (value >> (8 - bits)) << (8 - bits),
-        "Solarize": jnp.where(value < threshold, value, 255 - value),
-        "SolarizeAdd": jnp.where(value < 128, jnp.minimum(255, value + added), value),
-        "Contrast": blend_images(_mean_gray(images)[:, None, None], value, share),
-        "Brightness": blend_images(jnp.zeros_like(value), value, share),
+        "Invert": 255 - values,
+        "Posterize": (values >> (8 - bits)) << (8 - bits),
+        "Solarize": jnp.where(values < threshold, values, 255 - values),
+        "SolarizeAdd": jnp.where(
+            values < 128, jnp.minimum(255, values + addend), values
+        ),
+        "Contrast": blend_images(_mean_gray(images)[:, None, None], values, share),
+        "Brightness": blend_images(jnp.zeros_like(values), values, share),
     }
     shape = (images.shape[0], 3, 256)
-    every_table = (value, *table_of_name.values())
-    choices = jnp.stack([jnp.broadcast_to(table, shape) for table in every_table])
+    all_tables = (values, *table_of_name.values())
+    stacked_tables = jnp.stack([jnp.broadcast_to(table, shape) for table in all_tables])
     is_chosen = [op == OPERATION_NAMES.index(name) for name in table_of_name]
-    takes = jnp.stack([~functools.reduce(jnp.logical_or, is_chosen), *is_chosen])
+    is_taken = jnp.stack([~functools.reduce(jnp.logical_or, is_chosen), *is_chosen])
     # A product with zeros and a one, because a compiler folds a chain of selects into
     # the lookup and computes the table anew for every pixel.
     table = jnp.einsum(
-        "kb,kbcv->bcv", takes.astype(jnp.float32), choices.astype(jnp.float32)
+        "kb,kbcv->bcv", is_taken.astype(jnp.float32), stacked_tables.astype(jnp.float32)
     )
     return table.astype(jnp.uint8)
 
@@ -224,44 +228,46 @@ def _table_indices(images: PixelImages) -> Int32[Array, "batch height width 3"]:
 
 def _mean_gray(images: PixelImages) -> Int32[Array, " batch"]:
     """Rounded mean gray level; exact up to 2,000 x 2,000 pixels."""
-    pixels = images.shape[1] * images.shape[2]
-    return (2 * gray_levels(images).sum((1, 2)) + pixels) // (2 * pixels)
+    num_pixels = images.shape[1] * images.shape[2]
+    return (2 * gray_levels(images).sum((1, 2)) + num_pixels) // (2 * num_pixels)
 
 
-def _autocontrast_tables(images: PixelImages, value: Int32[Array, "1 1 256"]) -> Tables:
+def _autocontrast_tables(
+    images: PixelImages, values: Int32[Array, "1 1 256"]
+) -> Tables:
     """Stretch channels between their darkest and brightest value."""
-    low = images.min((1, 2)).astype(jnp.int32)[:, :, None]
-    span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - low
-    stretched = jnp.clip((value - low) * 255 // jnp.maximum(span, 1), 0, 255)
-    return jnp.where(span > 0, stretched, value)
+    darkest = images.min((1, 2)).astype(jnp.int32)[:, :, None]
+    span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - darkest
+    stretched_values = (values - darkest) * 255 // jnp.maximum(span, 1)
+    return jnp.where(span > 0, jnp.clip(stretched_values, 0, 255), values)
 
 
-def _value_histograms(images: PixelImages, is_chosen: Bool[Array, " batch"]) -> Tables:
+def _count_values(images: PixelImages, is_chosen: Bool[Array, " batch"]) -> Tables:
     """Pixel counts per value; zeros for images not chosen."""
     # One scatter that drops images not chosen: histograms of all images would be the
     # most expensive part of the augmentation, and one in thirty is needed. Integer sums
     # do not depend on their order.
     num_bins = images.shape[0] * 3 * 256
     bins = jnp.where(is_chosen[:, None, None, None], _table_indices(images), num_bins)
-    empty = jnp.zeros(num_bins, jnp.int32)
-    counts = empty.at[bins.reshape(-1)].add(1, mode="drop")
+    zero_counts = jnp.zeros(num_bins, jnp.int32)
+    counts = zero_counts.at[bins.reshape(-1)].add(1, mode="drop")
     return counts.reshape(images.shape[0], 3, 256)
 
 
 def _equalize_tables(histograms: Tables) -> Tables:
     """Tables that spread values over equal pixel counts."""
-    value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
-    total = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
-    brightest = jnp.max(jnp.where(histograms > 0, value, 0), -1, keepdims=True)
-    brightest_count = jnp.take_along_axis(histograms, brightest, axis=-1)
+    values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
+    num_pixels = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
+    brightest_value = jnp.max(jnp.where(histograms > 0, values, 0), -1, keepdims=True)
+    brightest_count = jnp.take_along_axis(histograms, brightest_value, axis=-1)
     # A channel with fewer than 255 pixels below its brightest value stays unchanged.
-    bin_pixels = (total - brightest_count) // 255
-    below = jnp.cumsum(histograms, -1, dtype=jnp.int32) - histograms
-    spread = (bin_pixels // 2 + below) // jnp.maximum(bin_pixels, 1)
-    return jnp.where(bin_pixels > 0, jnp.minimum(spread, 255), value)
+    bin_pixels = (num_pixels - brightest_count) // 255
+    pixels_below = jnp.cumsum(histograms, -1, dtype=jnp.int32) - histograms
+    spread_values = (bin_pixels // 2 + pixels_below) // jnp.maximum(bin_pixels, 1)
+    return jnp.where(bin_pixels > 0, jnp.minimum(spread_values, 255), values)
 
 
-def affine_matrices(
+def make_affine_matrices(
     op: Operations, magnitude: PerImage, sign: PerImage, height: int, width: int
 ) -> Matrices:
     """Affine maps of the geometric operations; the identity for other operations.
@@ -292,15 +298,13 @@ def affine_matrices(
     return matrix
 
 
-def move_pixels(
-    images: PixelImages, affine_matrices: Matrices, fill: Color
-) -> PixelImages:
-    """Move pixels along `affine_matrices`, with Pillow's bicubic weights (a = -1).
+def move_pixels(images: PixelImages, matrices: Matrices, fill: Color) -> PixelImages:
+    """Move pixels along affine maps, with Pillow's bicubic weights (a = -1).
 
     fill: color where a pixel's center lies outside the source
     """
     batch, height, width, _ = images.shape
-    x, y = _source_positions(affine_matrices, height, width)
+    x, y = _source_positions(matrices, height, width)
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, weights_x = _cubic_neighbors(x - 0.5)
     top, weights_y = _cubic_neighbors(y - 0.5)
@@ -315,25 +319,25 @@ def move_pixels(
     for row_start, weight_y in zip(row_starts, weights_y, strict=True):
         row_sum = jnp.float32(0)
         for column, weight_x in zip(columns, weights_x, strict=True):
-            tap = pixels.at[row_start + column].get(mode="promise_in_bounds")
-            row_sum = row_sum + weight_x[..., None] * tap.astype(jnp.float32)
+            neighbor = pixels.at[row_start + column].get(mode="promise_in_bounds")
+            row_sum = row_sum + weight_x[..., None] * neighbor.astype(jnp.float32)
         pixel_sum = pixel_sum + weight_y[..., None] * row_sum
-    moved = jnp.clip(pixel_sum, 0, 255).astype(jnp.uint8)
+    moved_images = jnp.clip(pixel_sum, 0, 255).astype(jnp.uint8)
     fill_pixel = jnp.asarray(fill, jnp.uint8)[None, None, None, :]
     # The barrier keeps the next operation apart: fused, both need half as much memory
     # again.
     return jax.lax.optimization_barrier(
-        jnp.where(is_inside[..., None], moved, fill_pixel)
+        jnp.where(is_inside[..., None], moved_images, fill_pixel)
     )
 
 
 def _source_positions(
-    matrix: Matrices, height: int, width: int
+    matrices: Matrices, height: int, width: int
 ) -> tuple[Positions, Positions]:
     """Source position of every pixel's center: x and y."""
     x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
-    a, b, c, d, e, f = [matrix[:, k, None, None] for k in range(6)]
+    a, b, c, d, e, f = [matrices[:, k, None, None] for k in range(6)]
     # Behind the barrier x and y are two arrays. Without it the compiler stores every
     # derived index and weight as a separate array, and memory traffic on a GPU triples.
     source_x = a * x + b * y + c

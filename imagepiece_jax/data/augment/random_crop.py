@@ -36,7 +36,7 @@ _OPENCV_CUBIC = -0.75  # parameter `a` of OpenCV's cubic kernel
 _PILLOW_CUBIC = -0.5  # parameter `a` of Pillow's cubic kernel
 
 
-def crop_box(
+def draw_crop_box(
     height: int, width: int, rng: Rng, area: Bounds, aspect: Bounds = BOX_ASPECT
 ) -> tuple[int, int, int, int]:
     """Draw a box (top, left, height, width): the Inception crop as in DeiT.
@@ -44,12 +44,12 @@ def crop_box(
     area: bounds of box area / image area, drawn uniformly
     aspect: bounds of width / height, whose logarithm is drawn uniformly
     """
-    low, high = (math.log(bound) for bound in aspect)
+    log_low, log_high = (math.log(bound) for bound in aspect)
     for area_draw, aspect_draw, down, right in rng.random((CROP_TRIES, 4)):
-        pixels = height * width * (area[0] + area_draw * (area[1] - area[0]))
-        box_aspect = math.exp(low + aspect_draw * (high - low))
-        box_width = round(math.sqrt(pixels * box_aspect))
-        box_height = round(math.sqrt(pixels / box_aspect))
+        box_area = height * width * (area[0] + area_draw * (area[1] - area[0]))
+        box_aspect = math.exp(log_low + aspect_draw * (log_high - log_low))
+        box_width = round(math.sqrt(box_area * box_aspect))
+        box_height = round(math.sqrt(box_area / box_aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
             top = int(down * (height - box_height + 1))
             left = int(right * (width - box_width + 1))
@@ -66,23 +66,25 @@ def crop_box(
 def random_resized_crop(
     image: RgbPixels, image_size: ImageSize, rng: Rng, area: Bounds
 ) -> CroppedPixels:
-    """Resize a `crop_box` of the image to `image_size`."""
+    """Crop a box from `draw_crop_box`, and resize it to `image_size`."""
     height, width = image_sides(image_size)
     lowest, highest = BOX_ASPECT
     # relative to the output's aspect
     aspect = (lowest * (width / height), highest * (width / height))
     image_height, image_width = image.shape[:2]
-    top, left, *box = crop_box(image_height, image_width, rng, area, aspect)
-    cropped = image[top : top + box[0], left : left + box[1]]
-    return resize_fast(cropped, height, width)
+    box = draw_crop_box(image_height, image_width, rng, area, aspect)
+    top, left, box_height, box_width = box
+    cropped_image = image[top : top + box_height, left : left + box_width]
+    return resize_fast(cropped_image, height, width)
 
 
 def shift_image(image: RgbPixels, rng: Rng, max_shift: int) -> RgbPixels:
     """Move a small image by up to `max_shift` each way, over zeros, as in DeiT."""
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * max_shift + 1, size=2)
-    padded = np.pad(image, ((max_shift, max_shift), (max_shift, max_shift), (0, 0)))
-    return padded[top : top + height, left : left + width]
+    margins = (max_shift, max_shift)
+    padded_image = np.pad(image, (margins, margins, (0, 0)))
+    return padded_image[top : top + height, left : left + width]
 
 
 def flip_image(image: RgbPixels, rng: Rng) -> RgbPixels:
@@ -125,26 +127,26 @@ def _resize_filter(old_side: int, new_side: int) -> Float32[np.ndarray, " taps"]
     if old_side == new_side:
         return np.ones(1, np.float32)
     # Rounded, so a few hundred filters serve all crops.
-    return _filter_of_scale(round(old_side / new_side, 2))
+    return _fit_resize_filter(round(old_side / new_side, 2))
 
 
 @functools.lru_cache(maxsize=1024)
-def _filter_of_scale(scale: float) -> Float32[np.ndarray, " taps"]:
+def _fit_resize_filter(scale: float) -> Float32[np.ndarray, " taps"]:
     """Filter before OpenCV's resize; scale: old / new size."""
     # By least squares, the filter followed by OpenCV's kernel equals Pillow's kernel.
     # That kernel is `scale` times as wide when images shrink.
     kernel_scale = max(scale, 1.0)
     radius = math.ceil(2 * kernel_scale)
     x = np.linspace(0, 2 * kernel_scale + 2, 50 * radius)  # both are even functions
-    target = _cubic_kernel(x / kernel_scale, _PILLOW_CUBIC) / kernel_scale
-    kernels = [_cubic_kernel(x, _OPENCV_CUBIC)]
+    wanted_kernel = _cubic_kernel(x / kernel_scale, _PILLOW_CUBIC) / kernel_scale
+    shifted_kernels = [_cubic_kernel(x, _OPENCV_CUBIC)]
     for k in range(1, radius + 1):
-        kernels.append(
+        shifted_kernels.append(
             _cubic_kernel(x - k, _OPENCV_CUBIC) + _cubic_kernel(x + k, _OPENCV_CUBIC)
         )
-    half, *_ = np.linalg.lstsq(np.stack(kernels, axis=1), target)
-    weights = np.concatenate([half[:0:-1], half])
-    return (weights / weights.sum()).astype(np.float32)
+    half_filter, *_ = np.linalg.lstsq(np.stack(shifted_kernels, axis=1), wanted_kernel)
+    filter_weights = np.concatenate([half_filter[:0:-1], half_filter])
+    return (filter_weights / filter_weights.sum()).astype(np.float32)
 
 
 def _cubic_kernel(
@@ -152,10 +154,9 @@ def _cubic_kernel(
 ) -> Float[np.ndarray, " points"]:
     """Keys' cubic kernel: 1 at 0, 0 at other integers and beyond 2."""
     x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x**2 + 1
-    far = a * (((x - 5) * x + 8) * x - 4)
-    beyond = np.where(x < 2, far, 0)
-    return np.where(x < 1, near, beyond)
+    inner_values = ((a + 2) * x - (a + 3)) * x**2 + 1
+    outer_values = np.where(x < 2, a * (((x - 5) * x + 8) * x - 4), 0)
+    return np.where(x < 1, inner_values, outer_values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ class TrainTransform:
         if self.crop == "random_resized":
             image = random_resized_crop(image, self.image_size, rng, self.area)
         else:
-            image = check_unresized(image, self.image_size)
+            check_unresized(image, self.image_size)
             if self.crop == "shift":
                 image = shift_image(image, rng, self.shift)
         if self.flip:

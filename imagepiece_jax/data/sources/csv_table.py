@@ -19,7 +19,7 @@ COLUMN_NAMES = ("filename", "label", "split", "class")
 
 
 class _TableRow(NamedTuple):
-    line: int  # line number in the file
+    line_number: int  # in the file
     split: str
     file: str  # relative to the table's folder
     label: Any  # str as read; then int, -1: not used
@@ -51,7 +51,7 @@ def open_csv(
     split_rows = [row for row in rows if row.split == splits.get(split)]
     if not split_rows:
         raise InputError(f"{path} has no row with split {split!r}")
-    files = [_name_on_disk(path, row) for row in split_rows]
+    files = [_find_file_name(path, row) for row in split_rows]
     labels = [row.label for row in split_rows]
     absent_labels = {*range(num_classes or 0)} - {*labels}
     if absent_labels and split == "train":
@@ -61,7 +61,7 @@ def open_csv(
         )
     num_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
-    if name_of_label := _class_names(rows, path):
+    if name_of_label := _collect_class_names(rows, path):
         class_names = tuple(map(name_of_label.get, range(num_classes)))
     source = FileSource(root, files, labels, num_classes, class_names)
     source.split = splits[split]
@@ -93,7 +93,7 @@ def _check_columns(columns: Sequence[str]) -> None:
         raise InputError("there is no column 'filename'")
 
 
-def _parse_row(fields: Mapping[Any, Any], line: int, split: str) -> _TableRow:
+def _parse_row(fields: Mapping[Any, Any], line_number: int, split: str) -> _TableRow:
     """Parse a row's fields, {column: text}; `split` stands in for a missing column."""
     if any(fields.get(None, ())):  # a comma at the end is harmless
         raise InputError("it has more fields than columns; quote text with a comma")
@@ -101,7 +101,7 @@ def _parse_row(fields: Mapping[Any, Any], line: int, split: str) -> _TableRow:
     check_choice("split", row_split, SPLIT_NAMES)
     class_name = composed_name(fields.get("class", "").strip())
     label = fields.get("label")
-    return _TableRow(line, row_split, fields["filename"], label, class_name)
+    return _TableRow(line_number, row_split, fields["filename"], label, class_name)
 
 
 def _parse_label(path: str, row: _TableRow, num_classes: int | None) -> int:
@@ -113,13 +113,13 @@ def _parse_label(path: str, row: _TableRow, num_classes: int | None) -> int:
     if label < 0 or (num_classes and label >= num_classes):
         limit = f" below num_classes, {num_classes}" if num_classes else ""
         raise InputError(
-            f"{path} line {row.line}: label is {row.label!r}; it must be a whole "
-            f"number from 0{limit}"
+            f"{path} line {row.line_number}: label is {row.label!r}; it must be a "
+            f"whole number from 0{limit}"
         )
     return label
 
 
-def _name_on_disk(path: str, row: _TableRow) -> str:
+def _find_file_name(path: str, row: _TableRow) -> str:
     """A row's file name, in the Unicode form of the file on disk."""
     for normalize in (
         str,
@@ -130,8 +130,8 @@ def _name_on_disk(path: str, row: _TableRow) -> str:
         if os.path.isfile(os.path.join(os.path.dirname(path), file)):
             return file
     raise InputError(
-        f"{path} line {row.line}: filename is {row.file!r}, but the table's folder has "
-        "no such file"
+        f"{path} line {row.line_number}: filename is {row.file!r}, but the table's "
+        "folder has no such file"
     )
 
 
@@ -139,32 +139,34 @@ def _check_repeated_images(rows: Sequence[_TableRow], path: str) -> None:
     """Refuse a repeated image, except in training with an equal label."""
     first_rows = {}  # {file: first row}
     for row in rows:
-        first = first_rows.setdefault(composed_name(os.path.normpath(row.file)), row)
-        is_same_label = first.label == row.label
-        if first is row or (first.split == row.split == "train" and is_same_label):
+        file = composed_name(os.path.normpath(row.file))
+        first_row = first_rows.setdefault(file, row)
+        is_same_label = first_row.label == row.label
+        are_in_train = first_row.split == row.split == "train"
+        if first_row is row or (are_in_train and is_same_label):
             continue
-        why = "a validation image must count once"
-        if first.split != row.split:
-            split_names = " and ".join(sorted([first.split, row.split]))
-            why = f"an image must not be in both {split_names}"
+        reason = "a validation image must count once"
+        if first_row.split != row.split:
+            split_names = " and ".join(sorted([first_row.split, row.split]))
+            reason = f"an image must not be in both {split_names}"
         elif not is_same_label:
-            why = f"its labels differ, {first.label} and {row.label}"
+            reason = f"its labels differ, {first_row.label} and {row.label}"
         raise InputError(
-            f"{path} line {row.line} names {row.file!r} again (line {first.line}); "
-            f"{why}"
+            f"{path} line {row.line_number} names {row.file!r} again (line "
+            f"{first_row.line_number}); {reason}"
         )
 
 
-def _class_names(rows: Sequence[_TableRow], path: str) -> dict[int, str]:
+def _collect_class_names(rows: Sequence[_TableRow], path: str) -> dict[int, str]:
     """{label: class name}; {} for a table without names."""
     name_of_label = {}
     for row in rows:
-        name = row.class_name
+        class_name = row.class_name
         if row.label < 0:  # the row's split is not used
             continue
-        if name and name_of_label.setdefault(row.label, name) != name:
+        if class_name and name_of_label.setdefault(row.label, class_name) != class_name:
             raise InputError(
-                f"{path} line {row.line}: class is {name!r} for label {row.label}, "
-                f"which already has the name {name_of_label[row.label]!r}"
+                f"{path} line {row.line_number}: class is {class_name!r} for label "
+                f"{row.label}, which already has the name {name_of_label[row.label]!r}"
             )
     return name_of_label

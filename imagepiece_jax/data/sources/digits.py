@@ -15,8 +15,8 @@ def open_digits(path: str, split: str, num_classes: int | None, *_: Any) -> Arra
     """Open a split of the digits, 16x16; arguments and errors as for `open_source`."""
     check_num_classes(num_classes, 10, "data set digits")
     digits, labels = read_digits()
-    is_tested = _choose_tested(labels)
-    indices = np.flatnonzero(is_tested if split == "val" else ~is_tested)
+    is_test_image = _draw_test_set(labels)
+    indices = np.flatnonzero(is_test_image if split == "val" else ~is_test_image)
     images = np.stack([_enlarge_digit(digits[index]) for index in indices])
     names = [f"digits/{index:04d}" for index in indices]
     class_names = tuple(map(str, range(10)))
@@ -30,20 +30,20 @@ def read_digits() -> tuple[Int[np.ndarray, "images 8 8"], Int[np.ndarray, " imag
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
-def _choose_tested(labels: Int[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
+def _draw_test_set(labels: Int[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
     """True for a fifth of every class, the same in every run and on every machine."""
     # RandomState, because NumPy has frozen its streams for good. A Generator's
     # permutation may change with a release, and the split with it.
     rng = np.random.RandomState(0)
-    is_tested = np.zeros(len(labels), bool)
+    is_test_image = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        is_tested[members[: round(len(members) / 5)]] = True
-    return is_tested
+        class_indices = rng.permutation(np.flatnonzero(labels == label))
+        is_test_image[class_indices[: round(len(class_indices) / 5)]] = True
+    return is_test_image
 
 
 def _enlarge_digit(digit: Int[np.ndarray, "8 8"]) -> UInt8[np.ndarray, "16 16 3"]:
     """Enlarge values from 0 to 16, bicubic like a photograph."""
     gray = np.round(digit * (255 / 16)).astype(np.uint8)
-    large = Image.fromarray(gray).resize((16, 16), Image.Resampling.BICUBIC)
-    return np.repeat(np.asarray(large)[:, :, None], 3, axis=2)
+    large_image = Image.fromarray(gray).resize((16, 16), Image.Resampling.BICUBIC)
+    return np.repeat(np.asarray(large_image)[:, :, None], 3, axis=2)

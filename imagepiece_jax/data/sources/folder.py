@@ -35,8 +35,8 @@ LOOKS_LIKE_A_SPLIT = re.compile(
 class FolderListing(NamedTuple):
     """Contents of a folder and its subfolders, as paths relative to a root."""
 
-    images: list[str]
-    left_out: list[str]  # all other files, and folders that are not read
+    image_paths: list[str]
+    left_out_paths: list[str]  # all other files, and folders that are not read
 
 
 def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
@@ -49,8 +49,8 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
     """
     listing = FolderListing([], [])
     seen_folders = set()
-    start = os.path.normpath(subfolder)
-    waiting_folders = [start]
+    start_folder = os.path.normpath(subfolder)
+    waiting_folders = [start_folder]
     while waiting_folders:
         folder = waiting_folders.pop()
         path = os.path.join(root, folder)
@@ -59,17 +59,18 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
             continue
         seen_folders.add(real_path)
         try:
-            folders, images, left_out = _folder_entries(path)
+            folder_names, image_names, other_names = _list_entries(path)
         except OSError:
-            if folder == start:
+            if folder == start_folder:
                 raise
             # First, because a note names only the first path left out.
-            listing.left_out.insert(0, os.path.normpath(folder))
+            listing.left_out_paths.insert(0, os.path.normpath(folder))
             continue
-        for names, paths in ((images, listing.images), (left_out, listing.left_out)):
+        for names, paths in zip((image_names, other_names), listing, strict=True):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
-        waiting_folders += [os.path.join(folder, name) for name in reversed(folders)]
-    if not listing.images:
+        subfolders = [os.path.join(folder, name) for name in folder_names]
+        waiting_folders += reversed(subfolders)
+    if not listing.image_paths:
         raise InputError(
             f"folder {pathlib.Path(root, subfolder)} holds no images (files ending in "
             f"{SOME_EXTENSIONS})"
@@ -77,24 +78,24 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
     return listing
 
 
-def _folder_entries(
+def _list_entries(
     folder: str | os.PathLike,
 ) -> tuple[list[str], list[str], list[str]]:
     """Sorted names in a folder: (folders, images, other names)."""
-    folders = []
-    images = []
-    left_out = []
+    folder_names = []
+    image_names = []
+    other_names = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            entries_of_kind = left_out
-            name = entry.name.lower()
-            if not name.startswith(".") and name not in SYSTEM_NAMES:
+            names_of_kind = other_names
+            lower_name = entry.name.lower()
+            if not lower_name.startswith(".") and lower_name not in SYSTEM_NAMES:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
-                    entries_of_kind = folders
-                elif name.endswith(IMAGE_EXTENSIONS) and _is_file(entry):
-                    entries_of_kind = images
-            entries_of_kind.append(entry.name)
-    return sorted(folders), sorted(images), sorted(left_out)
+                    names_of_kind = folder_names
+                elif lower_name.endswith(IMAGE_EXTENSIONS) and _is_file(entry):
+                    names_of_kind = image_names
+            names_of_kind.append(entry.name)
+    return sorted(folder_names), sorted(image_names), sorted(other_names)
 
 
 def _is_file(entry: os.DirEntry) -> bool:
@@ -104,15 +105,15 @@ def _is_file(entry: os.DirEntry) -> bool:
     return entry.is_file()
 
 
-def left_out_note(root: str | os.PathLike, left_out: list[str]) -> str | None:
+def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | None:
     """Note on the paths left out of a folder; None without any."""
-    if not left_out:
+    if not left_out_paths:
         return None
-    first = os.path.join(root, left_out[0])
-    more_count = len(left_out) - 1
-    subject = f"{first} is"
-    if more_count:
-        subject = f"{first} and {more_count} more are"
+    first_path = os.path.join(root, left_out_paths[0])
+    num_more = len(left_out_paths) - 1
+    subject = f"{first_path} is"
+    if num_more:
+        subject = f"{first_path} and {num_more} more are"
     return (
         f"{subject} left out: hidden or of a system, unreadable folders, or files "
         f"without an ending such as {SOME_EXTENSIONS}"
@@ -127,19 +128,20 @@ def find_split_folders(
     labeled: splits hold class folders, so folders of images are not splits
     Raises InputError for folder names that look like splits, such as training.
     """
-    folders, images, _ = _folder_entries(folder)
+    folders, image_names, _ = _list_entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     other_folders = {*folders} - {*SPLIT_NAMES}
-    split_like = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
+    split_like_names = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
     # A folder such as "evaluation" may be the validation split: test only stands in.
-    is_whole = len(splits) == 2 and splits["val"] != "test"
-    may_be_missed = (
-        not is_whole and len(split_like) > 1 and bool(split_like & other_folders)
+    has_both_splits = len(splits) == 2 and splits["val"] != "test"
+    has_other_name = len(split_like_names) > 1 and bool(
+        split_like_names & other_folders
     )
+    may_be_missed = has_other_name and not has_both_splits
     if not splits and not may_be_missed:
         return {}
-    with_images = {name for name in folders if _has_images(folder, name)}
-    if labeled and len(with_images) == len(folders):
+    image_folders = {name for name in folders if _has_images(folder, name)}
+    if labeled and len(image_folders) == len(folders):
         return {}
     if may_be_missed:
         raise InputError(
@@ -148,33 +150,34 @@ def find_split_folders(
         )
     # Classes may be called train or test, too. Such a folder has images itself or is
     # the only split, and another folder or `folder` itself has images.
-    is_class = len(splits) == 1 or with_images.intersection(splits.values())
-    if is_class and (with_images & other_folders or (images and not labeled)):
+    may_be_classes = len(splits) == 1 or image_folders.intersection(splits.values())
+    has_other_images = image_folders & other_folders or (image_names and not labeled)
+    if may_be_classes and has_other_images:
         return {}
     return splits
 
 
 def _has_images(folder: str | os.PathLike, name: str) -> bool:
     try:
-        _, images, _ = _folder_entries(os.path.join(folder, name))
+        _, image_names, _ = _list_entries(os.path.join(folder, name))
     except OSError:
         return False
-    return bool(images)
+    return bool(image_names)
 
 
 def find_train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     """Find the folder to learn from: train, or `folder` itself without splits."""
-    folders, _, _ = _folder_entries(folder)
-    names = " and ".join(name for name in SPLIT_NAMES if name in folders)
+    folders, _, _ = _list_entries(folder)
+    split_text = " and ".join(name for name in SPLIT_NAMES if name in folders)
     splits = find_split_folders(folder)
-    if not names:
+    if not split_text:
         return folder
     if not splits:
-        notes.info(f"note: {folder} holds {names} as classes; all are used")
+        notes.info(f"note: {folder} holds {split_text} as classes; all are used")
         return folder
     if "train" not in splits:
-        raise InputError(f"{folder} holds {names}; give the training folder")
-    notes.info(f"note: {folder} holds {names}; the images in train are used")
+        raise InputError(f"{folder} holds {split_text}; give the training folder")
+    notes.info(f"note: {folder} holds {split_text}; the images in train are used")
     return os.path.join(folder, "train")
 
 
@@ -188,9 +191,9 @@ def find_folder_images(
     if only_train:
         folder = find_train_folder(folder)
     listing = list_images(folder)
-    if note := left_out_note(folder, listing.left_out):
+    if note := left_out_note(folder, listing.left_out_paths):
         notes.info(f"note: {note}")
-    return [os.path.join(folder, image) for image in listing.images]
+    return [os.path.join(folder, image) for image in listing.image_paths]
 
 
 def open_class_folders(
@@ -212,19 +215,20 @@ def open_class_folders(
         subfolder = ""  # validation images lie in the root itself
     if not labeled:
         listing = list_images(root, subfolder)
-        return _make_source(root, subfolder, listing, np.full(len(listing.images), -1))
-    folders, left_out = _class_folders(root, subfolder)
-    label_order = folders
+        no_labels = np.full(len(listing.image_paths), -1)
+        return _make_source(root, subfolder, listing, no_labels)
+    folders, left_out_paths = _list_class_folders(root, subfolder)
+    folders_by_label = folders
     if len(splits) == 2:
         _check_split_classes(title, root, splits)
-        label_order = _class_folders(root, splits["train"])[0]
+        folders_by_label = _list_class_folders(root, splits["train"])[0]
     if split == "train":  # validation images may lack classes
         check_num_classes(num_classes, len(folders), title)
     num_classes = num_classes or len(folders)
     if model_names is None:
-        model_names = folder_names = [*map(_printable_name, label_order)]
-        check_num_classes(num_classes, len(label_order), title)
-        if pair := class_names.misordered_pair(folder_names):
+        model_names = folder_names = [*map(_printable_name, folders_by_label)]
+        check_num_classes(num_classes, len(folders_by_label), title)
+        if pair := class_names.find_misordered_pair(folder_names):
             raise InputError(
                 f"{title} has class {pair[0]!r} before {pair[1]!r} as text; pad the "
                 "numbers with zeros, or load the model with class_names="
@@ -234,33 +238,33 @@ def open_class_folders(
     labels = []
     folder_of_label = {}
     for folder in folders:
-        name = _printable_name(folder)
-        label = _label_folder(name, label_of_name, title, num_classes)
-        if folder_of_label.setdefault(label, name) != name:
+        folder_name = _printable_name(folder)
+        label = _find_label(folder_name, label_of_name, title, num_classes)
+        if folder_of_label.setdefault(label, folder_name) != folder_name:
             raise InputError(
                 f"{title} has class {label} twice, as {folder_of_label[label]!r} and "
-                f"{name!r}"
+                f"{folder_name!r}"
             )
         listing = list_images(root, os.path.join(subfolder, folder))
-        files += listing.images
-        labels += [label] * len(listing.images)
-        left_out += listing.left_out
-    names = tuple(map(folder_of_label.get, range(num_classes)))
-    listing = FolderListing(files, left_out)
-    return _make_source(root, subfolder, listing, labels, num_classes, names)
+        files += listing.image_paths
+        labels += [label] * len(listing.image_paths)
+        left_out_paths += listing.left_out_paths
+    names_by_label = tuple(map(folder_of_label.get, range(num_classes)))
+    listing = FolderListing(files, left_out_paths)
+    return _make_source(root, subfolder, listing, labels, num_classes, names_by_label)
 
 
-def _label_folder(
-    name: str, label_of_name: Mapping[str, int | None], title: str, num_classes: int
+def _find_label(
+    folder: str, label_of_name: Mapping[str, int | None], title: str, num_classes: int
 ) -> int:
-    """Label of a class folder; its class must be one of the model's."""
-    known_name = class_names.canonical_name(name)
-    label = label_of_name.get(known_name)
-    if label is None and known_name in label_of_name:
-        raise InputError(f"{title}: two classes have the name {ascii(known_name)}")
+    """Find a class folder's label; its class must be one of the model's."""
+    class_name = class_names.canonical_name(folder)
+    label = label_of_name.get(class_name)
+    if label is None and class_name in label_of_name:
+        raise InputError(f"{title}: two classes have the name {ascii(class_name)}")
     if label is None:
         raise InputError(
-            f"{title} has class {name!r}, but no class of the model's {num_classes} "
+            f"{title} has class {folder!r}, but no class of the model's {num_classes} "
             "has this name; rename the folder, or load the model with class_names="
         )
     return label
@@ -269,9 +273,10 @@ def _label_folder(
 def _make_source(
     root: str, subfolder: str, listing: FolderListing, labels: ArrayLike, *classes: Any
 ) -> FileSource:
-    if note := left_out_note(root, listing.left_out):
+    """Make the source of a listing; log its left-out paths."""
+    if note := left_out_note(root, listing.left_out_paths):
         log.warning(note)
-    source = FileSource(root, listing.images, labels, *classes)
+    source = FileSource(root, listing.image_paths, labels, *classes)
     source.split = subfolder
     return source
 
@@ -281,7 +286,7 @@ def _printable_name(folder: str) -> str:
     return os.fsencode(folder).decode("utf-8", "replace")
 
 
-def _class_folders(root: str, subfolder: str) -> tuple[list[str], list[str]]:
+def _list_class_folders(root: str, subfolder: str) -> tuple[list[str], list[str]]:
     """(names of the class folders in root/subfolder, paths of all other entries)."""
     folder = pathlib.Path(root, subfolder)
     if subfolder and not folder.is_dir():
@@ -289,11 +294,11 @@ def _class_folders(root: str, subfolder: str) -> tuple[list[str], list[str]]:
             f"folder {root} has no folder {subfolder}; make {root}/train/CLASS and "
             f"{root}/val/CLASS with the images of each class, or give a csv"
         )
-    folder_names, image_names, other_names = _folder_entries(folder)
+    folder_names, image_names, other_names = _list_entries(folder)
     if not folder_names:
         raise NoLabels(f"folder {folder} has no class folders with images")
-    paths = [os.path.join(subfolder, name) for name in image_names + other_names]
-    return folder_names, paths
+    other_paths = [os.path.join(subfolder, name) for name in image_names + other_names]
+    return folder_names, other_paths
 
 
 def _check_split_classes(title: str, root: str, splits: Mapping[str, str]) -> None:
@@ -301,7 +306,7 @@ def _check_split_classes(title: str, root: str, splits: Mapping[str, str]) -> No
     class_sets = []
     path_sets = []
     for subfolder in splits.values():
-        folders, _ = _class_folders(root, subfolder)
+        folders, _ = _list_class_folders(root, subfolder)
         class_sets.append({*map(class_names.composed_name, folders)})
         paths = [os.path.join(root, subfolder, folder) for folder in folders]
         path_sets.append({*map(os.path.realpath, paths)})

@@ -9,14 +9,14 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data.class_names import shorten_names
+from imagepiece_jax.data.class_names import shorten_imagenet_names
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     Source,
     StoredImage,
     check_num_classes,
-    file_sizes,
     find_splits,
+    read_file_sizes,
 )
 from imagepiece_jax.errors import InputError, NoLabels
 
@@ -31,18 +31,18 @@ def open_hub_data(
     import datasets  # slow to import, and only this source needs it
 
     # Errors for a broken file, or for several sets, are not OSErrors.
-    mistakes = (ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    data_errors = (ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
         # Written once to the cache, as a file that processes map into memory.
         splits = datasets.load_dataset(os.path.expanduser(path))
-    except mistakes as error:
+    except data_errors as error:
         raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
     split_name = _choose_split(splits, split, title)
     columns = ["image", "label"][: 1 + labeled]
     try:
         rows = splits[split_name].select_columns(columns)
         rows = rows.cast_column("image", datasets.Image(decode=False))
-    except mistakes as error:
+    except data_errors as error:
         column_text = " and ".join(columns)
         error_type = NoLabels if labeled else InputError
         raise error_type(f"{title} has no {column_text} ({one_line(error)})") from error
@@ -55,7 +55,7 @@ def open_hub_data(
     data_classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
         stored_names = tuple(rows.features["label"].names)
-        class_names = shorten_names(stored_names)
+        class_names = shorten_imagenet_names(stored_names)
         data_classes = len(stored_names)
     check_num_classes(num_classes, data_classes, title)
     if labels.min() < 0 or labels.max() >= data_classes:
@@ -97,27 +97,29 @@ class HubSource(Source):
 
     def stored_image(self, store_index: int) -> StoredImage:
         # A row may lack an image.
-        image = self._rows[store_index]["image"] or {"bytes": b""}
-        data = image["bytes"]
-        if data is None:  # a repository of image files
-            data = image["path"] or b""  # empty bytes do not decode
-        return data, int(self.labels[store_index]), f"{self._title}/{store_index}"
+        image_entry = self._rows[store_index]["image"] or {"bytes": b""}
+        picture = image_entry["bytes"]
+        if picture is None:  # a repository of image files
+            picture = image_entry["path"] or b""  # empty bytes do not decode
+        return picture, int(self.labels[store_index]), f"{self._title}/{store_index}"
 
     def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
         import pyarrow.compute  # which `datasets` needs
 
         images = self._rows.data.column("image")
-        call = pyarrow.compute.call_function
-        files, paths = (
-            call("struct_field", [images], pyarrow.compute.StructFieldOptions(name))
-            for name in ("bytes", "path")
-        )
-        sizes = call("binary_length", [files]).fill_null(-1).to_numpy()[indices]
+        call_function = pyarrow.compute.call_function
+        columns = []
+        for name in ("bytes", "path"):
+            field = pyarrow.compute.StructFieldOptions(name)
+            columns.append(call_function("struct_field", [images], field))
+        contents, path_column = columns
+        sizes = call_function("binary_length", [contents]).fill_null(-1)
+        sizes = sizes.to_numpy()[indices]
         yield sizes.tobytes()
         yield self.labels[indices].tobytes()
-        paths = paths.to_numpy()[indices]
-        paths = [path for path in paths[sizes < 0] if path]  # image files
+        file_paths = path_column.to_numpy()[indices][sizes < 0]
+        paths = [path for path in file_paths if path]
         if paths:
             names = [os.path.basename(path) for path in paths]
             yield "\0".join(names).encode(errors="surrogateescape")
-            yield file_sizes(paths).tobytes()
+            yield read_file_sizes(paths).tobytes()

@@ -25,7 +25,7 @@ def open_imagenet(
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     check_num_classes(num_classes, 1000, IMAGENET_NAME)
-    _allow_open_files()
+    _raise_file_limit()
     try:
         examples: Any = tfds.data_source(
             "imagenet2012",
@@ -63,16 +63,16 @@ class CountedSource(Source):
         """Do nothing: there is no image to try."""
 
 
-def _allow_open_files() -> None:
+def _raise_file_limit() -> None:
     """Raise the soft limit on open files, for this process and its children."""
     import resource  # not at the top: Windows lacks it, and never reads these files
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = OPEN_FILE_LIMIT
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    if soft_limit != resource.RLIM_INFINITY and soft_limit < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard_limit))
 
 
 class TfdsSource(Source):
@@ -97,12 +97,12 @@ class TfdsSource(Source):
         return example["image"], int(example["label"]), example["file_name"].decode()
 
     def identity_bytes(self, indices: np.ndarray) -> Iterator[bytes]:
-        info = self._examples.dataset_info
-        file_rows = []
-        for file in info.splits[self._examples.split].file_instructions:
+        dataset_info = self._examples.dataset_info
+        file_facts = []
+        for file in dataset_info.splits[self._examples.split].file_instructions:
             name = os.path.basename(file.filename)
-            file_rows.append([name, file.take, os.path.getsize(file.filename)])
-        yield json.dumps(file_rows).encode()
+            file_facts.append([name, file.take, os.path.getsize(file.filename)])
+        yield json.dumps(file_facts).encode()
         if self.subset_record:
             yield indices.tobytes()
 

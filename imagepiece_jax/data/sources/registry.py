@@ -78,9 +78,9 @@ def name_form(name: str) -> str:
     return ""
 
 
-def is_set_name(word: str) -> bool:
+def is_set_name(name: str) -> bool:
     """Whether a word names a data set and not a path."""
-    return name_form(word) != "" and not os.path.exists(word)
+    return name_form(name) != "" and not os.path.exists(name)
 
 
 def full_name(name: str) -> str:

@@ -24,7 +24,7 @@ POLICY = augment(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
 
 compiled = jax.jit(randaugment.apply_operations)
 draw = jax.jit(randaugment.draw_operations, static_argnums=1)
-tables = jax.jit(randaugment.lookup_tables)
+tables = jax.jit(randaugment.make_lookup_tables)
 
 
 def apply(images, draws, fill=FILL):
@@ -177,10 +177,10 @@ def test_draws_have_the_recipe_s_distribution():
     assert np.abs(shares - 1 / 15).max() < 0.013  # sqrt(1/15 * 14/15 / 6000) = .0032
     same = (out.op[:, 0] == out.op[:, 1]).mean()
     assert abs(same - 1 / 15) < 0.013  # with replacement, the layers independent
-    for half in (out.applied, out.sign == 1):
+    for half in (out.is_applied, out.sign == 1):
         assert abs(half.mean() - 0.5) < 0.018
         assert abs((half[:, 0] == half[:, 1]).mean() - 0.5) < 0.026
-    assert abs((out.applied == (out.sign == 1)).mean() - 0.5) < 0.018
+    assert abs((out.is_applied == (out.sign == 1)).mean() - 0.5) < 0.018
     assert set(np.unique(out.sign)) == {-1, 1}
     # N(9, .5) clamped to 10: 2.275 % of it lies beyond two deviations
     assert out.magnitude.max() == 10

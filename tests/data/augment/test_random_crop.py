@@ -18,7 +18,9 @@ def rng(seed=0):
 
 
 def test_crop_boxes_have_the_recipe_s_distribution():
-    boxes = [random_crop.crop_box(300, 400, rng(seed), AREA) for seed in range(4000)]
+    boxes = [
+        random_crop.draw_crop_box(300, 400, rng(seed), AREA) for seed in range(4000)
+    ]
     top, left, tall, wide = np.array(boxes).T
     assert top.min() >= 0 and (top + tall).max() <= 300
     assert left.min() >= 0 and (left + wide).max() <= 400
@@ -46,26 +48,30 @@ def test_crop_boxes_have_the_recipe_s_distribution():
     ],
 )
 def test_thin_images_fall_back_to_the_center(height, width, box):
-    assert random_crop.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
+    assert random_crop.draw_crop_box(height, width, rng(), area=(0.9, 1.0)) == box
 
 
 def test_aspects_places_and_numbers_drawn_of_a_box():
     wide = dict(area=(0.1, 0.1), aspect=(2.0, 3.0))
-    boxes = [random_crop.crop_box(300, 300, rng(seed), **wide) for seed in range(20)]
+    boxes = [
+        random_crop.draw_crop_box(300, 300, rng(seed), **wide) for seed in range(20)
+    ]
     assert all(1.9 < width / height < 3.1 for _, _, height, width in boxes)
     quarter = dict(area=(0.25, 0.25), aspect=(1.0, 1.0))
-    boxes = {random_crop.crop_box(2, 2, rng(seed), **quarter) for seed in range(100)}
+    boxes = {
+        random_crop.draw_crop_box(2, 2, rng(seed), **quarter) for seed in range(100)
+    }
     assert boxes == {(0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)}
     one = rng(3)
     two = rng(3)
-    random_crop.crop_box(300, 300, one, AREA)  # fits soon
-    random_crop.crop_box(3, 3000, two, AREA)  # never fits
+    random_crop.draw_crop_box(300, 300, one, AREA)  # fits soon
+    random_crop.draw_crop_box(3, 3000, two, AREA)  # never fits
     assert one.random() == two.random()
 
 
 def test_random_resized_crop_shows_the_box_it_drew():
     image = ramp(40, 60)
-    top, left, tall, wide = random_crop.crop_box(40, 60, rng(5), AREA)
+    top, left, tall, wide = random_crop.draw_crop_box(40, 60, rng(5), AREA)
     out = random_crop.random_resized_crop(image, 20, rng(5), AREA)
     along = 4 * (left + (np.arange(20) + 0.5) * wide / 20 - 0.5)
     down = 4 * (top + (np.arange(20) + 0.5) * tall / 20 - 0.5)
