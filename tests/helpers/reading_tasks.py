@@ -16,6 +16,7 @@ class Filled:
 
     chunks_per_batch = 3
     read_batches = Batches.read_batches
+    max_buffered_chunks = Batches.max_buffered_chunks
     chunk_bytes = 7
 
     def read_chunk(self, number, allocate):

@@ -50,7 +50,7 @@ def draws(op, magnitude, sign, applied=True):
     shape = (len(images()), 2)
     return OperationDraws(
         op=np.broadcast_to(np.int32(op), shape),
-        applied=np.broadcast_to(np.asarray(applied), shape),
+        is_applied=np.broadcast_to(np.asarray(applied), shape),
         magnitude=np.broadcast_to(np.float32(magnitude), shape),
         sign=np.broadcast_to(np.float32(sign), shape),
     )
