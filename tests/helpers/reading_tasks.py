@@ -14,6 +14,8 @@ class Filled:
     def __init__(self, steps):
         self.total_chunks = 3 * steps
 
+    source = None
+    consequence = ""
     chunks_per_batch = 3
     read_batches = Batches.read_batches
     max_buffered_chunks = Batches.max_buffered_chunks
