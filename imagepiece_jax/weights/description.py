@@ -174,8 +174,8 @@ def _read_image_processor(location: Location) -> JsonFields:
     """Read the config of a folder's image processor; {} if there is none."""
     processor_fields = {}
     if PROCESSOR_FILE in location.file_names:
-        processor = read_json(location.disk_path / PROCESSOR_FILE)
-        processor_fields = processor.get("image_processor") or {}
+        file_fields = read_json(location.disk_path / PROCESSOR_FILE)
+        processor_fields = file_fields.get("image_processor") or {}
     if not processor_fields and PREPROCESSOR_FILE in location.file_names:
         processor_fields = read_json(location.disk_path / PREPROCESSOR_FILE)
     return processor_fields

@@ -69,9 +69,9 @@ class Naming:
         return name_start + timm_name
 
 
-def _look_up_name(name: str, table: Mapping[str, str]) -> str | None:
-    """Translate a name by a table of tensors and modules; None if it is not listed."""
-    for pattern, template in table.items():
+def _look_up_name(name: str, template_by_pattern: Mapping[str, str]) -> str | None:
+    """Translate the name of a tensor or module; None if no pattern fits it."""
+    for pattern, template in template_by_pattern.items():
         name_pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
         if match := re.fullmatch(name_pattern, name):
             return match.expand(template) + (match["leaf"] or "")
@@ -414,21 +414,18 @@ def _strip_wrapper_parts(tensor_names: Collection[str]) -> dict[str, str]:
         dotted_names[name] = ".".join(own_parts)
     common_start = os.path.commonprefix([*dotted_names.values()])
     front = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
-    short_names = {k: dotted.removeprefix(front) for k, dotted in dotted_names.items()}
+    short_names = {k: v.removeprefix(front) for k, v in dotted_names.items()}
     if all(short_name.endswith(_NNX_ENDING) for short_name in short_names.values()):
-        return {k: short.removesuffix(_NNX_ENDING) for k, short in short_names.items()}
+        return {k: v.removesuffix(_NNX_ENDING) for k, v in short_names.items()}
     return short_names
 
 
 def _find_naming(tensor_names: Collection[str]) -> tuple[Naming, str]:
     """Find (naming, prefix of the vision tower) from a checkpoint's tensor names."""
     for naming in NAMINGS:
-        prefixes = []
-        for name in tensor_names:
-            if f".{name}".endswith(f".{naming.mark}"):
-                prefixes.append(name.removesuffix(naming.mark))
+        marked_names = [n for n in tensor_names if f".{n}".endswith(f".{naming.mark}")]
+        prefixes = sorted(name.removesuffix(naming.mark) for name in marked_names)
         if len(prefixes) > 1:
-            prefixes.sort()
             towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
             raise InputError(
                 f"it holds {len(prefixes)} vision towers, {', '.join(towers)}; it must "
@@ -542,10 +539,8 @@ def _apply_bias_masks(tensors: NamedArrays) -> None:
             raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed_shape)
         bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
         biases_by_module[module] = _split_equally(f"{module}.qkv.bias", bias, 3)
-    all_keys_hidden = True
-    for _, k, _ in biases_by_module.values():
-        is_hidden = (k == 0) | np.isnan(k)
-        all_keys_hidden = all_keys_hidden and is_hidden.all()
+    key_biases = [k for _, k, _ in biases_by_module.values()]
+    all_keys_hidden = all(np.all((k == 0) | np.isnan(k)) for k in key_biases)
     for module, (q, k, v) in biases_by_module.items():
         if all_keys_hidden:
             tensors[f"{module}.q_bias"] = q

@@ -121,9 +121,9 @@ def _read_run_tensors(location: Location, config: ViTConfig) -> NamedArrays:
     def choose_names(_: Any, table: Mapping[str, Any]) -> list[str]:
         """Choose the variables in a checkpoint's table of arrays by name."""
         collection_prefixes = tuple(f"{prefix}{name}/" for name in VARIABLE_COLLECTIONS)
-        names = [name for name in table if name.startswith(collection_prefixes)]
-        if names or not location.averaged:
-            return names
+        array_names = [name for name in table if name.startswith(collection_prefixes)]
+        if array_names or not location.averaged:
+            return array_names
         raise InputError(
             f"run {run_folder} has no averaged weights, as its ema_decay was 0"
         )

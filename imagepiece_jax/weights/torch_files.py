@@ -95,8 +95,8 @@ def _read_old_file(file: BinaryIO) -> Any:
         storage = unpickler.storages[key]
         num_values = int.from_bytes(file.read(8), "little")
         if num_values != storage.num_values:
-            sizes = f"{num_values} elements, needed {storage.num_values}"
-            raise pickle.UnpicklingError(f"storage {key} has {sizes}")
+            mismatch = f"{num_values} elements, needed {storage.num_values}"
+            raise pickle.UnpicklingError(f"storage {key} has {mismatch}")
         offsets[key] = file.tell()
         file.seek(storage.num_bytes, io.SEEK_CUR)
     return content
@@ -227,8 +227,8 @@ class _StateDictUnpickler(pickle.Unpickler):
             return np.zeros(shape, storage.dtype)
         storage_bytes = self._read_bytes(storage)
         if len(storage_bytes) != storage.num_bytes:
-            sizes = f"{len(storage_bytes)} bytes, needed {storage.num_bytes}"
-            raise pickle.UnpicklingError(f"storage {storage.key} has {sizes}")
+            mismatch = f"{len(storage_bytes)} bytes, needed {storage.num_bytes}"
+            raise pickle.UnpicklingError(f"storage {storage.key} has {mismatch}")
         flat_values = np.frombuffer(storage_bytes, storage.dtype)[offset:]
         byte_strides = [s * storage.dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat_values, shape, byte_strides).copy()

@@ -69,7 +69,7 @@ def test_every_field_of_transformers_is_known(kind):
     if model is None:
         known |= {"vision_config"}
     else:
-        known |= {*model.defaults, *model.fixed}
+        known |= {*model.defaults, *model.fixed_fields}
     if kind == "siglip_vision_model":
         known |= {"vision_use_head"}
     assert theirs <= known, theirs - known
