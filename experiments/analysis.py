@@ -69,32 +69,32 @@ def attentive_ratios(paper, vit, reduction):
     method = Reduction.read(reduction).method
     share = getattr(method, "candidate_ratio", 0.3)
     steps = merges.list_sites(vit.reduced_model(reduction))
-    after = []
-    for before, here in itertools.pairwise(steps):
-        if before.merges and here.block == before.block + 1:
-            after.append((before, here))
+    neighbors = []
+    for previous, site in itertools.pairwise(steps):
+        if previous.merges and site.block == previous.block + 1:
+            neighbors.append((previous, site))
 
     def read(outputs, batch):
         ratios = {}
-        for before, here in after:
-            merged = merges.merged_slots(outputs.results[before.step])
-            attention = outputs.reducer_inputs[here.step].cls_attn
-            n = here.counts.n_in
+        for previous, site in neighbors:
+            merged = merges.merged_slots(outputs.results[previous.step])
+            attention = outputs.reducer_inputs[site.step].cls_attn
+            n = site.counts.n_in
             upper = n - exact_floor(share * n)
-            own = upper if here.merges else here.counts.n_out
+            own = upper if site.merges else site.counts.n_out
             for name, count in (("own", own), ("candidates", upper)):
                 ratio = merges.attentive_share(merged, attention, count)
-                ratios[f"{here.block} {name}"] = 100 * ratio
+                ratios[f"{site.block} {name}"] = 100 * ratio
         return ratios
 
     def summarize(arrays):
         by_block = {}
-        for _, here in after:
+        for _, site in neighbors:
             figures = {}
             for name in ("own", "candidates"):
-                figures[name] = intervals.estimate_mean(arrays[f"{here.block} {name}"])
-            figures["rule"] = "(a) above the candidates" if here.merges else "(b) kept"
-            by_block[str(here.block)] = figures
+                figures[name] = intervals.estimate_mean(arrays[f"{site.block} {name}"])
+            figures["rule"] = "(a) above the candidates" if site.merges else "(b) kept"
+            by_block[str(site.block)] = figures
         return by_block
 
     return paper.inside("reassess", vit, reduction, read, summarize)
@@ -134,7 +134,7 @@ def write_similarity_page(paper):
 
 
 def first_and_last(paper, vit, reduction):
-    """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
+    """Estimates by "lowest first", "all last", ..., and the lowest's "gap"."""
     merging = merging_sites(vit, reduction)
     ends = {"first": merging[0], "last": merging[-1]}
 
@@ -192,8 +192,8 @@ def write_overlap_page(paper):
     """Table 7: share of ToMe's first merged tokens that are well attended; overlap.md.
 
     Percent of the tokens merged in the first block that are among the top k % by that
-    block's class attention; by chance k %. The paper does not say whether "merged" are
-    the tokens that leave or also those they are merged into: both are here.
+    block's class attention; by chance k %. The paper does not say whether "merged"
+    includes the tokens that others merge into: the table has both.
     """
     lines = []
     for size, values in published.OVERLAP.items():
@@ -246,8 +246,8 @@ def attended_shares(paper, vit, reduction):
 def write_lcb_page(paper):
     """Table 8: likeness of ImagePiece's first pairs by stem; lcb-similarity.md.
 
-    Likeness of the merged pairs and of all pairs that could have been merged, and how
-    far apart on the image the merged ones are.
+    The table has the likeness of merged pairs and of all possible pairs, and how far
+    apart merged patches lie on the image.
     """
     lines = []
     for stem, row in STEMS.items():

@@ -1,6 +1,6 @@
-"""What ImagePiece is tested by, as methods: its steps with one thing done otherwise.
+"""Controls of ImagePiece, as methods: each does one thing otherwise.
 
-The comparison of docs/results/imagepiece.md is over. Its tables call the first three
+The tables of docs/results/imagepiece.md call the first three
 "imagepiece drop", "imagepiece random" and "imagepiece tome".
 """
 
@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.reducers import Bipartite, TopK
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceDropping(ImagePiece):
-    """ImagePiece that drops the least attended tokens, as many as would merge."""
+    """ImagePiece that drops as many of the least attended tokens as it would merge."""
 
     def merge_step(self, block, score):
         step = super().merge_step(block, score)
@@ -28,7 +28,7 @@ class ImagePieceDropping(ImagePiece):
 
 
 class RandomPairs(Retokenize):
-    """Similarities are drawn, uniformly, so that chance makes the pairs."""
+    """Retokenize with uniform random similarities: chance makes the pairs."""
 
     @property
     def needed_inputs(self):
@@ -60,7 +60,7 @@ class ImagePieceMatched(ImagePieceToMe):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePieceLater(ImagePiece):
-    """Schedule A: the paper's layer numbers as counted from 0, one block later."""
+    """ImagePiece one block later: schedule A counts the paper's layers from 0."""
 
     def scheduled_blocks(self, depth):
         merge, prune = super().scheduled_blocks(depth)
@@ -68,12 +68,12 @@ class ImagePieceLater(ImagePiece):
 
 
 class Ascending(Retokenize):
-    """The candidates alternate between the sides from the least attended on."""
+    """Retokenize whose candidates alternate sides from the least attended on."""
 
     def __call__(self, inputs, counts, train=False):
         last = counts.candidates - 1
-        turned = Retokenize(**vars(self) | {"parity": (last - self.parity) % 2})
-        return turned(inputs, counts, train)
+        reducer = Retokenize(**vars(self) | {"parity": (last - self.parity) % 2})
+        return reducer(inputs, counts, train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +82,12 @@ class ImagePieceAscending(ImagePiece):
 
     def merge_step(self, block, score):
         step = super().merge_step(block, score)
-        other = Ascending(**vars(step.reducer))
-        return dataclasses.replace(step, reducer=other)
+        reducer = Ascending(**vars(step.reducer))
+        return dataclasses.replace(step, reducer=reducer)
 
 
 class MergeOfCandidates(MergeCandidates):
-    """The share `merge_ratio` of the candidates leaves, in place of all tokens'."""
+    """MergeCandidates whose `merge_ratio` is a share of the candidates."""
 
     def count_removed(self, n):
         return exact_ceil(self.merge_ratio * self.count_candidates(n))
@@ -115,7 +115,7 @@ CONTROLS = {
 
 @contextlib.contextmanager
 def register_methods(methods: Mapping[str, type] = CONTROLS) -> Iterator[None]:
-    """While entered, `methods` are among METHODS."""
+    """Have `methods` among METHODS while the context is entered."""
     new = {name: kind for name, kind in methods.items() if name not in METHODS}
     METHODS.update(new)
     try:

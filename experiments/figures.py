@@ -2,7 +2,7 @@
 
 python -m experiments.figures
 
-Each is an SVG in docs, whose description is a digest of its points.
+Each picture is an SVG in docs; its description is a digest of its points.
 """
 
 import hashlib
@@ -91,7 +91,7 @@ def draw_comparison(rows):
 
 
 def draw_all():
-    """{name: figure}, of the data that are there today."""
+    """{name: figure}, from today's data."""
     with matplotlib.rc_context(STYLE):
         return {
             "recovery": draw_recovery(recovery.read_lines()),

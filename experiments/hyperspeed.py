@@ -12,13 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import intervals, paper_tables, published
-from experiments.paper_tables import (
-    DENSE,
-    Measured,
-    TableRow,
-    find_models,
-    measure_row,
-)
+from experiments.paper_tables import DENSE, Measured, TableRow, find_models, measure_row
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
@@ -30,7 +24,7 @@ RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 class Sweep(NamedTuple):
     """A method at harsher and harsher rates."""
 
-    rows: tuple[TableRow, ...]  # the first that there is a model of is measured
+    rows: tuple[TableRow, ...]  # the first with a model is measured
     rates: list[dict]
 
 
@@ -139,7 +133,7 @@ def mean_height(x, accuracy, low: float, high: float) -> float:
 
 
 def common_range(x: Mapping[str, list[float]]) -> tuple[float, float] | None:
-    """Where all curves are defined, by their points' x: (low, high), None: nowhere."""
+    """The range of x that all curves share, (low, high); None: there is none."""
     low = max(map(min, x.values()))
     high = min(map(max, x.values()))
     return (low, high) if low < high else None
@@ -158,8 +152,8 @@ def means_table(
     Their intervals are by bootstrap over images.
 
     axis: the end of the plot's file name
-    name: of the axis, for people
-    x: of the points of each curve
+    name: the axis label
+    x: of each curve's points
     level: accuracy of the dense model in percent; None: it is not measured
     """
     series = {}
@@ -200,7 +194,7 @@ def estimate_range_mean(x, right: np.ndarray, span: tuple[float, float]):
 
 
 def printed_table() -> str:
-    """The one speed that the paper's text gives figures for."""
+    """Table of published figures at the one speed that the paper's text gives."""
     speed = published.HYPERSPEED["speed"]
     base, _ = published.ACCURACY_SPEED["deit_s"]["DeiT"]
     lines = []

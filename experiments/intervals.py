@@ -1,6 +1,6 @@
-"""95 % intervals over trainings and of means over images, which no command prints.
+"""95 % intervals over trainings and of means over images; no command prints them.
 
-Those of one model's accuracy and of two models are in the package's `statistics`.
+The package's `statistics` has the intervals of one model's accuracy and of two models.
 
 Sources: Student (1908), a mean over few trainings; Efron (1979), the percentile
 bootstrap of any statistic.
@@ -29,7 +29,7 @@ def estimate_accuracy(rights: Sequence[np.ndarray]) -> Estimate:
 def estimate_difference(
     rights: Sequence[np.ndarray], bases: Sequence[np.ndarray]
 ) -> Estimate:
-    """Points that `rights` have more than `bases`, paired by seed and image.
+    """Points by which `rights` exceed `bases`, paired by seed and image.
 
     bool [seeds, images] twice; one seed has the interval of Agresti and Min.
     """
@@ -57,8 +57,8 @@ def estimate_mean(values: ArrayLike) -> Estimate:
 def mean_over_seeds(values: ArrayLike) -> Estimate:
     """Mean of one value per image of several trainings. [seeds, images].
 
-    Two sources of chance add up: which images there are (normal), and which seeds
-    (Student's t over the seeds' means).
+    Two sources of chance add up: the images (normal), and the seeds (Student's t over
+    the seeds' means).
     """
     by_image = estimate_mean(np.mean(values, axis=0))
     by_seed = estimate_seed_mean(np.mean(values, axis=1))
@@ -81,13 +81,13 @@ def bootstrap_statistic(
 ) -> Estimate:
     """Estimate of `statistic(index)`, a number, by resampling n images.
 
-    `index` [n] names images, some more than once; percentile interval.
+    `index` [n] repeats some images; the interval has percentiles.
     """
     rng = np.random.default_rng(0)
-    drawn = []
+    resampled = []
     for _ in range(repeats):
         index = rng.integers(0, n, n)
-        drawn.append(statistic(index))
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+        resampled.append(statistic(index))
+    low, high = np.nanpercentile(resampled, (2.5, 97.5))
     value = statistic(np.arange(n))
     return Estimate(float(value), float(low), float(high))

@@ -1,9 +1,9 @@
 """Table 4: accuracy when random squares of the image are covered.
 
-The paper leaves open where the squares may lie and what they show. Here: anywhere
-inside the image, they may overlap, and they show the mean color, 0 once normalized. An
-image's squares depend only on (mask seed, index): all methods see the same, and more
-squares are the fewer ones with others added. Three mask seeds.
+The paper leaves open where the squares may lie and what they show. Here they lie
+anywhere inside the image, may overlap, and show the mean color (0 once normalized). An
+image's squares depend only on (mask seed, index): all methods see the same, and a
+larger number of squares adds to a smaller one's. There are three mask seeds.
 """
 
 import jax
@@ -69,7 +69,7 @@ def published_lines(row: TableRow) -> list[list[str]]:
 
 
 def measured_lines(row: TableRow, rights, dense) -> list[list[str]]:
-    """Accuracy, and paired with the dense model's: the lines of one model.
+    """A model's lines: accuracy, and its paired difference from the dense model's.
 
     rights, dense: bool [counts, mask seeds, images]; None: not measured
     """
@@ -92,7 +92,7 @@ def measured_lines(row: TableRow, rights, dense) -> list[list[str]]:
 
 
 def masked_mean(rights) -> np.ndarray:
-    """Percent of the masked images of each image that are right. [images]."""
+    """Percent of right answers over each image's masked copies. [images]."""
     return 100 * np.mean(rights[1:], axis=(0, 1))
 
 
@@ -121,8 +121,8 @@ def cover_images(images, count: int, seed: int) -> MeasuredImages:
 def with_corners(batch, count, seed):
     """Add "corners" of `count` squares an image to a batch, as `hide_squares` reads.
 
-    There are MAX_MASKS for any count, so that one program serves all: the rest lies
-    outside of the image.
+    There are always MAX_MASKS, so one program serves all counts: the rest lies outside
+    the image.
     """
     side = batch["image"].shape[-2]
     drawn = draw_corners(batch["index"], count, seed, side)
@@ -135,8 +135,8 @@ def with_corners(batch, count, seed):
 def draw_corners(index, count: int, seed: int, side: int) -> np.ndarray:
     """Top left corners of each image's squares. int [...] -> int32 [..., count, 2].
 
-    (row, column) from 0 to side - SIDE, only by (seed, index): the first corners of a
-    larger `count` are those of a smaller one.
+    Corners are (row, column) from 0 to side - SIDE, and depend only on (seed, index): a
+    larger `count` begins with a smaller one's corners.
     """
     corners = []
     for image in np.ravel(index):

@@ -1,7 +1,7 @@
 """Measures of the merges inside a forward pass: pairs, their likeness, attention.
 
 Pure functions of `Outputs.results` and `Outputs.reducer_inputs`, one value an image.
-Tokens are image tokens; steps are counted among those that change something.
+Tokens are image tokens; only steps that change something are counted.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from imagepiece_jax.reduction.reducers import Reducer
 
 @dataclasses.dataclass(frozen=True)
 class Observed(Reducer):
-    """A reducer that decides as the one inside, and also gets class attention and keys.
+    """A reducer's decisions, with class attention and keys among its inputs.
 
-    So ToMe, which does not use class attention, can be compared with it.
+    So ToMe, which uses no class attention, can be compared with it.
     """
 
     reducer: Any
@@ -44,7 +44,7 @@ class Observed(Reducer):
 
 
 def observe_reducers(model):
-    """`model` with `Observed` reducers; those with parameters stay as they are.
+    """`model` with `Observed` reducers; reducers with parameters stay.
 
     Raises InputError for a model without class token.
     """
@@ -98,11 +98,11 @@ def merged_pairs(result) -> tuple[jax.Array, jax.Array]:
 
 
 def pair_similarity(inputs, result) -> jax.Array:
-    """Mean cosine similarity of the pairs that were merged. [B]."""
+    """Mean cosine similarity of the merged pairs. [B]."""
     left, partner = merged_pairs(result)
-    ours = unit_vectors(gather_rows(inputs.metric, left))
-    theirs = unit_vectors(gather_rows(inputs.metric, partner))
-    cosines = jnp.sum(ours * theirs, axis=-1)
+    left_keys = unit_vectors(gather_rows(inputs.metric, left))
+    partner_keys = unit_vectors(gather_rows(inputs.metric, partner))
+    cosines = jnp.sum(left_keys * partner_keys, axis=-1)
     return jnp.mean(cosines, axis=1)
 
 
@@ -121,7 +121,7 @@ def candidate_similarity(inputs, counts) -> jax.Array:
 def pair_distance(result, width: int) -> jax.Array:
     """Mean distance of the merged pairs, in patches from center to center. [B].
 
-    It is of a step whose tokens are single patches.
+    The step's tokens must be single patches.
 
     width: number of patches in a row
     """
@@ -133,7 +133,7 @@ def pair_distance(result, width: int) -> jax.Array:
 
 
 def merged_slots(result) -> jax.Array:
-    """The tokens after a matching that several were merged into. [B, n_out] bool."""
+    """Tokens after a matching that others were merged into. [B, n_out] bool."""
     return mark_indices(result.index.target_slots, result.n_out)
 
 
@@ -153,7 +153,7 @@ def attentive_share(merged, cls_attn, count: int) -> jax.Array:
 def mark_merged_tokens(result, n: int, both: bool) -> jax.Array:
     """Which of `n` tokens a matching merges. [B, n] bool.
 
-    both: whether the tokens that others are merged into count, beside those that leave
+    both: count the tokens that others merge into, beside the leaving tokens
     """
     tokens, partner = merged_pairs(result)
     if both:
@@ -164,7 +164,7 @@ def mark_merged_tokens(result, n: int, both: bool) -> jax.Array:
 def percent_attended(members, cls_attn, percent: int) -> jax.Array:
     """Percent of the `members` [B, n] among the `percent` % most attended. [B].
 
-    Rounded up, so that the top 70 % and ImagePiece's lowest 30 % share no token.
+    The count is rounded up: the top 70 % and ImagePiece's lowest 30 % share no token.
     """
     count = exact_ceil(percent / 100 * cls_attn.shape[1])
     return 100 * attentive_share(members, cls_attn, count)

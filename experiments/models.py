@@ -1,10 +1,10 @@
 """Models of the paper's tables: one checkpoint, trained runs, or short fine-tunings.
 
-Fine-tunings are of all methods on a small set, alike in everything else. Every seed
-starts with a dense fine-tuning of --weights. From its last weights every method trains
-for as long again, the dense model too, by the same config: so all have seen the same
-images equally often, and methods that need a teacher have one. Each run is one of
-train.py's in a folder of its own: a stopped one resumes, a finished one is only read.
+Fine-tunings train every method on a small set by one config. Every seed first
+fine-tunes --weights as a dense model. From its last weights every method, and the dense
+model, trains for as many epochs again: all see the images equally often, and every
+teacher exists. Each run is one of train.py's in its own folder: a stopped run resumes,
+a finished run is only read.
 """
 
 import dataclasses
@@ -40,14 +40,14 @@ class Models:
     """Where the models of a table come from."""
 
     trains: bool  # whether they are trained here
-    note: str  # a sentence on how they came to be
-    weights: tuple[Pretrained, ...]  # that are there: their classes must be the data's
+    note: str  # a sentence on their origin
+    weights: tuple[Pretrained, ...]  # as loaded; their classes must be the data's
 
     def find(self, reduction: Mapping, stem: str, by_stem: bool) -> list[Model]:
         """The models of one row, one a seed; none where there is no such model.
 
-        by_stem: models that are trained here have either stem, each at its own cost;
-            else the patch stem, all at equal GMACs
+        by_stem: fine-tuned models have either stem, each at its own cost; False: the
+            patch stem, all at equal GMACs
         """
 
     def sizes(self) -> set[tuple[int, int]]:
@@ -56,7 +56,7 @@ class Models:
 
     @property
     def crop(self) -> dict[str, Any]:
-        """How all of them see images: fields of a Preprocessing, but the size."""
+        """How all models see images: fields of a Preprocessing except its size."""
         return crop_of(self.weights[0].preprocessing) if self.weights else {}
 
     @property
@@ -81,8 +81,8 @@ class OffTheShelf(Models):
         return (self.pretrained,)
 
     def find(self, reduction, stem, by_stem):
-        same = self.pretrained.model.config.stem == stem
-        return [(self.pretrained, reduction)] if same else []
+        has_stem = self.pretrained.model.config.stem == stem
+        return [(self.pretrained, reduction)] if has_stem else []
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ LEARNING = {"backbone_lr": 1.0, "frozen_epochs": 0.0}
 
 
 def with_cost(reduction: Reduction, macs: float) -> Reduction:
-    """The reduction at a cost; a schedule stays, and so do fields that give a shape."""
+    """The reduction at a cost; its schedule and fields that give a shape stay."""
     method = reduction.method
     changes = {"macs": macs}
     if not isinstance(method.counts, str):
@@ -167,7 +167,7 @@ class Finetuner(Models):
         )
 
     def find(self, reduction, stem, by_stem):
-        """As Models, at the GMACs of REFERENCE; none for what does not reach them."""
+        """As in Models, at REFERENCE's GMACs; none for a method that misses them."""
         if stem != "patch" and not by_stem:
             return []
         reduction = Reduction.read(reduction)
@@ -187,7 +187,7 @@ class Finetuner(Models):
 
     @property
     def crop(self):
-        """That of the weights, but for what the config says."""
+        """The weights' crop, with the config's values where it has some."""
         run = RunConfig.from_config(self.config)
         vit = self.pretrained
         return crop_of(run.fill_preprocessing(vit.config).vit_config.preprocessing)
@@ -234,7 +234,7 @@ class Finetuner(Models):
         return True
 
     def _train_dense(self, stem, seed):
-        """Folder of the dense run that the others of this seed start from."""
+        """Folder of the dense run from which the seed's other runs start."""
         config = self._prepare_config(DENSE_REDUCTION, stem, seed)
         pretrained = self.pretrained
         fresh = () if stem == pretrained.model.config.stem else ("patch_embed",)
@@ -245,7 +245,7 @@ class Finetuner(Models):
         return self._train_in_folder(config, f"start_{stem}_seed{seed}").origin.path
 
     def _prepare_config(self, reduction, stem, seed):
-        """The config of a run, without the weights that it starts from."""
+        """The config of a run, without its initial weights."""
         config = self.config.copy_and_resolve_references()
         config.reduction = str(trained_reduction(reduction, LEARNING))
         config.seed = seed
@@ -263,12 +263,12 @@ class Finetuner(Models):
 
 
 def crop_of(images: Preprocessing) -> dict[str, Any]:
-    """The fields of a Preprocessing, but its size."""
+    """The fields of a Preprocessing except its size."""
     return {name: value for name, value in vars(images).items() if name != "image_size"}
 
 
 def trained_reduction(reduction: Reduction, learning: Mapping) -> Reduction:
-    """A reduction with those fields of `learning` that its method has."""
+    """A reduction with the fields of `learning` that its method has."""
     method = reduction.method
     names = {field.name for field in dataclasses.fields(method)}
     fields = {name: value for name, value in learning.items() if name in names}

@@ -5,9 +5,9 @@ python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m experiments table1 --data ... --weights FILE --small
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
-the runs that were trained with each reduction; --small fine-tunes the weights with each
-of them, a few epochs and seeds. OUT gets a page NAME.md, and a line of OUT/points.jsonl
-for every result: the same command goes on with those that have none.
+runs trained with each reduction; --small fine-tunes the weights with each reduction,
+for a few epochs and seeds. OUT gets a page NAME.md, and a line of OUT/points.jsonl for
+every result: the same command measures only results without a line.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation; or all of them.
@@ -199,7 +199,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class StudyImages:
-    """Images that models are compared on, as `result_cache.MeasuredImages` has."""
+    """Images that models are compared on, a `result_cache.MeasuredImages`."""
 
     source: Any
     name: str  # as config.data has it
@@ -246,7 +246,7 @@ class StudyImages:
         }
 
     def read_batches(self):
-        """Batches of a pass as `Batches` without a seed gives them."""
+        """Batches of a pass, by `Batches` without a seed."""
         pixels = len(self) * math.prod(image_sides(self.image_size)) * 3
         return self._kept if pixels <= MOST_KEPT else self._read()
 
@@ -278,10 +278,10 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Study:
-    """Models and images that tables compare, and what is measured of them, each once.
+    """Models and images that tables compare; every measurement is made once.
 
     out: the folder of the pages
-    cache: keeps what is measured; None: nothing is
+    cache: keeps measurements; None: none are kept
     clock: measures speeds; None: nothing is timed
     """
 
@@ -349,11 +349,11 @@ class Study:
         read: Callable[..., Mapping[str, Any]],
         summarize: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
     ) -> dict[str, Any]:
-        """Figures inside of a model with a reduction, as JSON values by name.
+        """Figures from inside a model with a reduction, as JSON values by name.
 
         kind: the name of the figures in the setting of their file
         read: from (outputs of an observed model, batch) to arrays [m, ...]
-        summarize: from these of all images, [images, ...], to the figures
+        summarize: from all images' arrays, [images, ...], to the figures
         """
 
         def measure():
@@ -401,7 +401,7 @@ class Study:
 def select_tables(name: str, small: bool) -> list[str]:
     """Names of the tables to make.
 
-    Raises InputError for a name that is not there, or has no form with `small`.
+    Raises InputError for an unknown name, or a table without a form with `small`.
     """
     check_choice("NAME", name, (*TABLES, ALL))
     trained = [table for table in TABLES if table not in WITHOUT_TRAINING]
@@ -445,10 +445,10 @@ def open_images(models: Models, options: Options) -> StudyImages:
     """
     classes, side = one_size(models)
     name = options.data
-    known = models.class_names
-    every = open_source(name, "val", num_classes=classes, class_names=known)
+    class_names = models.class_names
+    source = open_source(name, "val", num_classes=classes, class_names=class_names)
     images = StudyImages(
-        source=every.evenly_spaced(options.limit),
+        source=source.evenly_spaced(options.limit),
         name=name,
         image_size=side,
         most=options.eval_batch_size,
@@ -476,7 +476,7 @@ def one_size(models: Models) -> tuple[int, Any]:
 
 
 def make_tables(names: list[str], paper: Study):
-    """Make tables; of several, one with a mistake is left out and named."""
+    """Make tables; among several, a table with a mistake is left out and named."""
     with controls.register_methods():
         for name in names:
             try:

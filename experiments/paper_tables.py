@@ -37,14 +37,14 @@ class TableRow:
     name: str
     reduction: str
     stem: str = "patch"
-    # The reduction that it is trained with, where the row's is put on afterwards.
+    # The reduction in training, where the row's is applied afterwards.
     trained: str | None = None
 
 
 DENSE = TableRow("DeiT", "none")
 DYNAMICVIT = TableRow("DynamicViT", "dynamicvit:keep_rate=0.7")
 SPVIT = TableRow("SPViT", "spvit")
-# What its published speed fits.
+# SPViT's published speed fits these rates.
 SPVIT_BY_SPEED = TableRow(
     "SPViT, keep .7, .49, .343", "spvit:keep_rates=(0.7,0.49,0.343)"
 )
@@ -84,7 +84,7 @@ TABLE3 = (
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Answers to a row's images, a model a seed, and those of the dense models."""
+    """A row's answers, a model a seed, and the dense models' answers."""
 
     row: TableRow
     pretrained: Pretrained
@@ -95,7 +95,7 @@ class Measured:
 
     @property
     def rights(self) -> np.ndarray:
-        """The images that were right. bool [seeds, images]."""
+        """Right answers. bool [seeds, images]."""
         return np.stack([result.right for result in self.results])
 
     @property
@@ -186,10 +186,10 @@ def measure_row(
 
 
 def rows_table(rows, results: Results, printed: Mapping, whose: str) -> str:
-    """The Markdown table of rows. One without a model and figures is left out.
+    """The Markdown table of rows; a row without a model and figures is left out.
 
     printed: published (acc1, img/s) by a row's name; img/s may be None
-    whose: the size that these are of, for the heading
+    whose: their model size, for the heading
     """
     label = f"{whose}, {published.LABEL}"
     timed = any(speed for _, speed in printed.values())
@@ -222,7 +222,7 @@ def rows_table(rows, results: Results, printed: Mapping, whose: str) -> str:
 
 
 def matched_fields(measured: Measured) -> str:
-    """Fields of the reduction that were matched, and are not the row's: " (r=9)"."""
+    """Fields that matching took from the row's reduction to another: " (r=9)"."""
     ours = str(Reduction.read(measured.reduction)).split(":")
     usual = str(Reduction.read(measured.row.reduction)).split(":")
     fields = [part for part in ours if part not in usual]
@@ -264,7 +264,7 @@ def speed_cell(speed: Mapping[str, float] | None) -> str:
 
 
 def describe_table(paper, results: Results) -> str:
-    """Images and models of a table, and the rows that it lacks."""
+    """Images and models of a table, and its missing rows."""
     more = {}
     lacking = [name for name, measured in results.items() if measured is None]
     if lacking:
@@ -297,9 +297,9 @@ def write_table_page(
 
 
 def published_figures(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]:
-    """Published (acc1, img/s) by row of the models' own size, and whose these are.
+    """Published (acc1, img/s) by row of the models' size, and the size's name.
 
-    sizes: those that the paper prints a table of; the first stands in for any other
+    sizes: sizes of the paper's tables; the first stands in for any other
     """
     size = find_size_name(results)
     if size not in sizes:
@@ -360,8 +360,8 @@ def deit_s(row: TableRow) -> ViT:
     return create_model(config, row.reduction)
 
 
-# Table 9: the paper's combinations have the convolutional stem and what they are
-# compared with has not; here each stands beside its own with either stem.
+# Table 9: the paper's combinations have the convolutional stem, and their baselines do
+# not; here each combination stands beside its baseline, with either stem.
 COMBINED = (
     (DYNAMICVIT, "ImagePiece + DynamicViT", "imagepiece_dynamicvit"),
     (TOME, "ImagePiece + ToMe", "imagepiece_tome"),
@@ -418,7 +418,7 @@ def gains_table(results: Results) -> str:
 
 
 # Ablation: published is the stem alone, 79.81 without it, 80.22 with it (DeiT-S).
-# Each field -> values beside the default's; the cost changes with some of them.
+# Each field -> values beside the default's; some change the cost.
 SWITCHES = {
     "candidate_ratio": (0.2, 0.4, 0.5),
     "merge_ratio": (0.04, 0.12),
@@ -447,9 +447,9 @@ ABLATION = (*STEMS, *list_switches("patch"), *list_switches("conv"))
 
 
 def write_ablation_page(paper):
-    """ImagePiece's stem and every switch of it, as ablation.md.
+    """ImagePiece's stem and all of its switches, as ablation.md.
 
-    Where models are trained here, the stem and the schedule alone.
+    Fine-tuned models have the stem and the schedule alone.
     """
     rows = ABLATION
     if paper.models.trains:

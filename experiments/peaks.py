@@ -61,7 +61,7 @@ IN_ALL = ("tome", "mctf", "pitome")
 SIZES = (208, 192, 176, 160, 144, 128)
 FUSION = "mctf:score=auto:attention=40"  # of the search study
 BATCH = 50
-IMAGENETTE = {  # ImageNet's classes of its folders
+IMAGENETTE = {  # folder: ImageNet's class
     "n01440764": 0,
     "n02102040": 217,
     "n02979186": 482,
@@ -80,7 +80,7 @@ IMAGENETTE = {  # ImageNet's classes of its folders
 
 @dataclasses.dataclass(frozen=True)
 class KeepParts(KeepPeaks):
-    """Peaks whose choice and whose means are one of several."""
+    """KeepPeaks with another choice of tokens or other means."""
 
     keep: str = "peaks"  # "peaks", "highest" score, or "random"
     merge: str = "score"  # "score", its "square", "plain", by "patches", or "none"
@@ -253,7 +253,7 @@ def decode_values(text: str) -> np.ndarray:
 
 
 def judging_photographs() -> np.ndarray:
-    """Indices of the photographs that chose nothing, rising."""
+    """Rising indices of the photographs that chose no method and no recipe."""
     is_judging = np.ones(1000, bool)
     is_judging[1:600:2] = False  # chose the method
     # these 100 chose the recipe of recovery
@@ -321,19 +321,19 @@ class Study:
     def measure(self, cell: Cell) -> dict[str, Any]:
         key = cell.model, cell.images
         if key not in self.dense:
-            dense = Cell(*key, "dense")
-            self.dense[key] = self.outputs(self.load(dense), dense)
-        wanted = self.dense[key]
+            dense_cell = Cell(*key, "dense")
+            self.dense[key] = self.outputs(self.load(dense_cell), dense_cell)
+        dense = self.dense[key]
         try:
             vit = self.load(cell)
-            answer = wanted if cell.setting == "dense" else self.outputs(vit, cell)
+            outputs = dense if cell.setting == "dense" else self.outputs(vit, cell)
         except InputError as error:
             return {"refused": str(error)}
         counts = [layer.mlp_tokens for layer in vit.model.plan]
         line = {"gmacs": vit.gmacs, "tokens": counts}
         if cell.model == "deit":
-            return line | compare_logits(answer["logits"], wanted["logits"], self, cell)
-        return line | compare_features(answer, wanted)
+            return line | compare_logits(outputs["logits"], dense["logits"], self, cell)
+        return line | compare_features(outputs, dense)
 
 
 def compute_logits(vit, pixels: np.ndarray) -> np.ndarray:
@@ -357,27 +357,26 @@ def compute_logits(vit, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(answers)
 
 
-def compare_logits(own, wanted, images: Study, cell: Cell) -> dict[str, str]:
-    log_own = special.log_softmax(own.astype(np.float64), axis=1)
-    log_dense = special.log_softmax(wanted.astype(np.float64), axis=1)
-    kl = np.sum(np.exp(log_dense) * (log_dense - log_own), axis=1)
-    first = own.argmax(axis=1)
+def compare_logits(logits, dense, images: Study, cell: Cell) -> dict[str, str]:
+    log_probs = special.log_softmax(logits.astype(np.float64), axis=1)
+    dense_log_probs = special.log_softmax(dense.astype(np.float64), axis=1)
+    kl = np.sum(np.exp(dense_log_probs) * (dense_log_probs - log_probs), axis=1)
+    first = logits.argmax(axis=1)
     return {
         "kl": encode_values(kl),
-        "same": encode_bits(first == wanted.argmax(axis=1)),
+        "same": encode_bits(first == dense.argmax(axis=1)),
         "right": encode_bits(first == images.labels[cell.images]),
     }
 
 
-def compare_features(own, wanted) -> dict[str, Any]:
-    own_vectors = unit_rows(own["vectors"])
-    dense_vectors = unit_rows(wanted["vectors"])
+def compare_features(outputs, dense) -> dict[str, Any]:
+    vectors = unit_rows(outputs["vectors"])
+    dense_vectors = unit_rows(dense["vectors"])
     kept = count_shared(
-        nearest_images(own_vectors, own_vectors),
-        nearest_images(dense_vectors, dense_vectors),
+        nearest_images(vectors, vectors), nearest_images(dense_vectors, dense_vectors)
     )
-    cosines = np.sum(own_vectors * dense_vectors, axis=1)
-    of_maps = np.mean(np.sum(own["maps"] * wanted["maps"], axis=-1), axis=1)
+    cosines = np.sum(vectors * dense_vectors, axis=1)
+    of_maps = np.mean(np.sum(outputs["maps"] * dense["maps"], axis=-1), axis=1)
     return {
         "vector": encode_values(1 - cosines),
         "maps": encode_values(1 - of_maps),
@@ -408,12 +407,12 @@ class Lines:
         return float(self.values(cell, field).mean())
 
     def points(self, cell: Cell, base: Cell) -> Estimate:
-        """Points of top-1 more than `base` has."""
+        """Points of top-1 above `base`."""
         own = self.values(cell, "right")
         return statistics.paired_difference(own, self.values(base, "right"))
 
     def change(self, cell: Cell, base: Cell, field: str) -> Estimate:
-        """How much more of a measure than `base`, a mean over images."""
+        """How far a measure exceeds that of `base`, a mean over images."""
         own = self.values(cell, field)
         return statistics.mean_difference(own, self.values(base, field))
 
@@ -474,15 +473,15 @@ def contrasts_table(
     """Peaks minus other methods at equal cost, paired by image."""
     rows = []
     for share in shares:
-        own = reduced_cell("deit", images, "peaks", share, own_schedule)
+        peaks_cell = reduced_cell("deit", images, "peaks", share, own_schedule)
         for method, schedule in others:
             cell = reduced_cell("deit", images, method, share, schedule)
-            if not lines.has(own) or not lines.has(cell):
+            if not lines.has(peaks_cell) or not lines.has(cell):
                 continue
-            kl = lines.change(own, cell, "kl")
-            points = lines.points(own, cell)
+            kl = lines.change(peaks_cell, cell, "kl")
+            points = lines.points(peaks_cell, cell)
             same = statistics.paired_difference(
-                lines.values(own, "same"), lines.values(cell, "same")
+                lines.values(peaks_cell, "same"), lines.values(cell, "same")
             )
             row = [f"{share:g}", f"`{method}`, {WHERE[schedule]}"]
             row.append(format_estimate(kl, 4, signs=True))
@@ -494,7 +493,7 @@ def contrasts_table(
 
 
 def controls_table(lines: Lines, images: str, shares) -> str:
-    """Parts of the idea alone: KL, and its change from peaks."""
+    """KL of the controls, and its change from peaks."""
     head = ["kept, merged"]
     for share in shares:
         head += [f"{share:g}: KL", "minus peaks", "points minus peaks"]
@@ -502,14 +501,15 @@ def controls_table(lines: Lines, images: str, shares) -> str:
     for title in (*CONTROLS, *FURTHER):
         row = [title]
         for share in shares:
-            own = reduced_cell("deit", images, "peaks", share, "three")
+            peaks_cell = reduced_cell("deit", images, "peaks", share, "three")
             cell = reduced_cell("deit", images, "parts", share, "three", title)
-            if not lines.has(own) or not lines.has(cell):
+            if not lines.has(peaks_cell) or not lines.has(cell):
                 row += ["", "", ""]
                 continue
             row.append(f"{lines.mean(cell, 'kl'):.4f}")
-            row.append(format_estimate(lines.change(cell, own, "kl"), 4, signs=True))
-            row.append(format_estimate(lines.points(cell, own), signs=True))
+            kl = lines.change(cell, peaks_cell, "kl")
+            row.append(format_estimate(kl, 4, signs=True))
+            row.append(format_estimate(lines.points(cell, peaks_cell), signs=True))
         if any(row[1:]):
             rows.append(row)
     return markdown_table(head, rows)
@@ -558,16 +558,16 @@ def encoder_contrasts(lines: Lines) -> str:
     rows = []
     for model, method in (("dinov2", "peaks"), ("mean", "peaks:score=mean")):
         for share in (0.75, 0.6, 0.5, 0.4):
-            own = reduced_cell(model, "even", method, share, "three")
-            for other, schedule in (("tome", None), ("attended", "three")):
-                cell = reduced_cell(model, "even", other, share, schedule)
-                if not lines.has(own) or not lines.has(cell):
+            peaks_cell = reduced_cell(model, "even", method, share, "three")
+            for name, schedule in (("tome", None), ("attended", "three")):
+                cell = reduced_cell(model, "even", name, share, schedule)
+                if not lines.has(peaks_cell) or not lines.has(cell):
                     continue
-                row = [ENCODERS[model], f"{share:g}", f"`{other}`, {WHERE[schedule]}"]
+                row = [ENCODERS[model], f"{share:g}", f"`{name}`, {WHERE[schedule]}"]
                 for field in ("vector", "maps"):
-                    change = lines.change(own, cell, field)
+                    change = lines.change(peaks_cell, cell, field)
                     row.append(format_estimate(change, 4, signs=True))
-                kept = lines.change(own, cell, "kept")
+                kept = lines.change(peaks_cell, cell, "kept")
                 points = Estimate(*(100 * value for value in kept))
                 rows.append([*row, format_estimate(points, signs=True)])
     head = ["vector", "share", "peaks in three blocks minus"]
@@ -620,13 +620,13 @@ def main():
     args = parser.parse_args()
     if args.assets is None or args.imagenette is None:
         parser.error("--assets and --imagenette are required")
-    wanted = []
+    cells = []
     for cell in list_cells():
         if any(word in cell.name for word in args.only):
-            wanted.append(cell)
+            cells.append(cell)
     with controls.register_methods({"parts": PeaksOfParts}):
         images = Study(args.assets, args.imagenette)
-        study.measure_cells(wanted, args.out, {}, images.measure)
+        study.measure_cells(cells, args.out, {}, images.measure)
 
 
 if __name__ == "__main__":

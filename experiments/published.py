@@ -1,10 +1,10 @@
 """Published figures of the papers, shown beside measured ones and never mixed.
 
-Accuracies are top-1 in percent on the 50,000 validation images of ImageNet-1k, by
-models trained on it; img/s on one RTX 3090 (batch size and precision are not stated)
-where nothing else is said. Source: ImagePiece (AAAI 2025) unless a comment names
-another; its own slips are kept out (its SPViT row prints a difference of -0.39 where
-the accuracies give -0.49; its text on masks does not match its table).
+Accuracies are top-1 in percent on ImageNet-1k's 50,000 validation images, of models
+trained on it. Speeds are img/s on one RTX 3090, without a stated batch size or
+precision. Source: ImagePiece (AAAI 2025) unless a comment names another, without its
+slips (its SPViT row prints a difference of -0.39 where the accuracies give -0.49; its
+text on masks does not match its table).
 """
 
 LABEL = "ImageNet-1k, published"
@@ -42,7 +42,7 @@ ACCURACY_SPEED = {
     },
 }
 
-# Figure 3, of which the text gives one speed: points below DeiT-S at 2.51 times its.
+# Figure 3, at the text's one speed: points below DeiT-S at 2.51 times its speed.
 HYPERSPEED = {
     "speed": 2.51,
     "drop": {"DynamicViT": 20.05, "EViT": 13.99, "ToMe": 9.24, "ImagePiece": 6.28},
@@ -51,7 +51,7 @@ HYPERSPEED = {
 # Table 3, DeiT-S: tokens after the last block, class token included.
 OUTPUT_TOKENS = {"DynamicViT": 68, "EViT": 69, "ToMe": 41, "ImagePiece, keep .6": 26}
 
-# Table 4, DeiT-S: acc1 behind so many masks of 16 x 16 pixels.
+# Table 4, DeiT-S: acc1 by the number of masks of 16 x 16 pixels.
 MASKS = (7, 10, 15, 20, 25, 50)
 MASKING = {
     "DeiT": (79.05, 78.65, 77.78, 76.52, 75.29, 68.28),

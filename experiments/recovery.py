@@ -1,43 +1,43 @@
-"""What `recover` gives back, on several models: a cell is a recovery, and a line.
+"""What `recover` gives back on several models; a cell is a recovery, and a line.
 
 python -m experiments.recovery --assets FOLDER --imagenette FOLDER [--only CELLS]
     [--weights NAME=PATH ..]
 python -m experiments.recovery --table
 python -m experiments.recovery --readme
 
-Declared before any cell was run: `recover` with its defaults learns from 400 of the 500
-photographs of odd index, evenly spaced, and nothing else of the recipe is chosen here;
-but DINOv2 gets 20 minutes (declared before its first cell was run). Judged are 300
-photographs of even index, evenly spaced, and 200 of imagenette's test images at 224
-pixels: the distance from the dense model, before and after, and how often the first
-class is the dense model's. CELLS are in the order in which they run, with seed 0; SEEDS
-has the cells that run with seeds 1 and 2, too. Every cell that has run is in the table,
-whatever it says. A cell that has its line in docs/results/recovery.jsonl is not run
-again. --weights names models that are not public: "ten", DeiT-Ti fine-tuned to
-imagenette's ten classes by configs/deit_ti_finetune_small.py.
+Declared before any cell ran: `recover` with its defaults learns from 400 of the 500
+photographs of odd index, evenly spaced, and no part of the recipe is chosen here.
+DINOv2 gets 20 minutes instead (declared before its first cell ran). 300 photographs of
+even index, evenly spaced, and 200 of imagenette's test images at 224 pixels judge: by
+the distance from the dense model, before and after, and by the share of equal first
+classes. CELLS run in their order with seed 0; SEEDS has cells that also run with seeds
+1 and 2. The table has every cell that has run. A cell with a line in
+docs/results/recovery.jsonl is not run again. --weights names models that are not
+public: "ten", DeiT-Ti fine-tuned to imagenette's ten classes by
+configs/deit_ti_finetune_small.py.
 
-"mean" is DeiT-Ti whose head reads the mean of the patches, untrained for it: a stand-in
-for a tower that has no class token. Its cells were added later, to compare reductions
-in twelve, six and three blocks.
+"mean" is DeiT-Ti whose head reads the mean of the patches, untrained for it: it stands
+in for a tower without class token. Its cells were added later, to compare reductions in
+twelve, six and three blocks.
 
-Lines whose names end in "-batch32" are of batches of 32 and 250 steps, the defaults
-until those were measured; "-500steps" of batches of 8, and "-trials" of 750 steps of 8,
-whose learning rate short trials chose, and whose best weights half of the held-out
-images chose. The defaults since were chosen on another model, on DeiT-Ti at .5, and on
-photographs that judge here, too.
+Lines named "..-batch32" have batches of 32 and 250 steps, the defaults until they were
+measured. Lines named "..-500steps" have batches of 8. Lines named "..-trials" have 750
+steps of 8: short trials chose the learning rate, and half of the held-out images the
+best weights. Later defaults were chosen on another model, on DeiT-Ti at .5, and on
+photographs that also judge here.
 
-"-more" learns from imagenette's test images that do not judge, too. It was added when
-the cell without it was known, to see whether images are what lacks; its line is of a
+"..-more" also learns from imagenette's test images that do not judge. It was added once
+the cell without it was known, to see whether more images help; its line comes from a
 script with these calls, and has four digits.
 
-"peaks-COST-FOLD" are DeiT-Ti's points of accuracy in README's table, which --readme
-prints: fold A learns from the even photographs and answers for the odd ones, fold B the
-other way round. The 100 even ones that chose the recipe before last do not count, and
-neither do the 300 odd ones that chose the method (docs/results/peaks/declared.md).
-"readme-COST-FOLD" are the same of `attended`.
+"peaks-COST-FOLD" has DeiT-Ti's accuracy in README's table, which --readme prints: fold
+A learns from the even photographs and answers for the odd ones, fold B the reverse. 100
+even photographs chose the recipe before last, and 300 odd ones the method
+(docs/results/peaks/declared.md): none of them counts. "readme-COST-FOLD" has the same
+for `attended`.
 
-Patches that share a token at the end have one vector in common, where the dense model
-has one for each: `unreachable` is the change of the maps that no numbers give back.
+Patches that share a token at the end share a vector, where the dense model has one for
+each: `unreachable` is the change of the maps that no shared vector can avoid.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def blocks_reduction(method, macs):
 
 
 def attended_reduction(macs):
-    """The method of a typed share before `peaks`; its lines have the share alone."""
+    """The method of a typed share before `peaks`; lines have only its share."""
     return blocks_reduction("attended", macs)
 
 
@@ -133,7 +133,7 @@ CELLS = {
     ),
 }
 CELLS["dinov2-tome-.6-more"] = CELLS["dinov2-tome-.6"]._replace(images="more")
-FOLDS = {"A": 1, "B": 0}  # first of the photographs that are judged, every second one
+FOLDS = {"A": 1, "B": 0}  # the first judged photograph; every second one follows
 COSTS = (0.6, 0.5, 0.4)
 for cost in COSTS:
     for fold in FOLDS:
@@ -150,7 +150,7 @@ for seed in (1, 2):
 
 
 def load_cell(cell: Cell, paths: dict[str, str]) -> imagepiece_jax.Pretrained:
-    """The reduced model of a cell; those of FROM_DEIT are DeiT-Ti, changed."""
+    """The reduced model of a cell; models of FROM_DEIT are changed DeiT-Ti."""
     path = paths["deit" if cell.model in FROM_DEIT else cell.model]
     vit = imagepiece_jax.load(path, image_size=cell.size)
     if cell.model in FROM_DEIT:
@@ -178,10 +178,10 @@ def with_two_classes(vit):
 FROM_DEIT = {"two": with_two_classes, "mean": study.mean_pooled}
 
 
-def judge_recovery(vit, better, source: Source) -> dict[str, dict[str, float]]:
+def judge_recovery(vit, recovered, source: Source) -> dict[str, dict[str, float]]:
     """Mean distances of a reduced model from the dense one, and equal first classes.
 
-    Returns {"before": .., "after": ..}, of the model and of what it became.
+    Returns {"before": .., "after": ..}, of the model and of its recovered form.
     """
     teacher = DenseTeacher(vit.with_reduction(None))
     batches = read_image_batches(source, vit.preprocessing, 50)
@@ -190,9 +190,9 @@ def judge_recovery(vit, better, source: Source) -> dict[str, dict[str, float]]:
 
     def terms(variables, pixels, targets):
         images = teacher.normalize_pixels(pixels)
-        own = teacher.comparison.compute_outputs(vit.model, variables, images)
-        distances = teacher.comparison.loss_terms(own, targets)
-        distances |= teacher.comparison.measure_images(own, targets)
+        outputs = teacher.comparison.compute_outputs(vit.model, variables, images)
+        distances = teacher.comparison.loss_terms(outputs, targets)
+        distances |= teacher.comparison.measure_images(outputs, targets)
         if "patches" in names:
             distances["unreachable"] = unreachable_change(
                 vit.model, variables, images, targets
@@ -201,7 +201,7 @@ def judge_recovery(vit, better, source: Source) -> dict[str, dict[str, float]]:
 
     program = parallel.pmap(terms)
     means = {}
-    for word, model in (("before", vit), ("after", better)):
+    for word, model in (("before", vit), ("after", recovered)):
         student = parallel.replicate(model.variables)
         parts = []
         for batch, targets in answered:
@@ -217,7 +217,7 @@ def judge_recovery(vit, better, source: Source) -> dict[str, dict[str, float]]:
 def unreachable_change(model, variables, images, targets):
     """The least change of patches that share tokens as they do in a model. [B].
 
-    The best vector of a token is the mean of the dense model's for its patches, each
+    A token's best vector is the mean of the dense model's vectors of its patches, each
     divided by its square, as in `relative_change`.
 
     targets: the dense model's `answers`
@@ -237,7 +237,7 @@ def encode_right_answers(vit, source: Source) -> str:
     """Which images of a source have the right first class, as bits in base64."""
     labels = source.labels[source.indices]
     right = np.zeros(len(source), bool)
-    # The photographs are stored in the model's size: they are used as they are.
+    # The photographs are stored in the model's size: none is resized.
     whole = dataclasses.replace(vit.preprocessing, resize="none")
     batches = read_image_batches(source, whole, 50)
     for batch, answers in DenseTeacher(vit).pair_outputs(batches):
@@ -284,16 +284,16 @@ def recovered_table(lines: dict[str, dict]) -> str:
     """Points lost by peaks and by attended, off the shelf and recovered."""
     rows = []
     for cost in COSTS:
-        own = right_answers(lines, "peaks", cost)
-        other = right_answers(lines, "readme", cost)
-        if own is None or other is None:
+        peaks_right = right_answers(lines, "peaks", cost)
+        attended_right = right_answers(lines, "readme", cost)
+        if peaks_right is None or attended_right is None:
             continue
         row = [f"{cost:g}"]
-        for right in (own, other):
+        for right in (peaks_right, attended_right):
             for name in ("before", "after"):
                 lost = paired_difference(right["dense"], right[name])
                 row.append(format_estimate(lost))
-        gain = paired_difference(own["after"], other["after"])
+        gain = paired_difference(peaks_right["after"], attended_right["after"])
         rows.append([*row, format_estimate(gain, signs=True)])
     head = ["share", "peaks", "peaks, recovered", "attended", "attended, recovered"]
     return markdown_table([*head, "recovered peaks minus recovered attended"], rows)
@@ -303,22 +303,22 @@ def measure_cell(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -
     """The line of a cell."""
     began = time.monotonic()
     vit = load_cell(cell, paths)
-    better = imagepiece_jax.recover(
+    recovered = imagepiece_jax.recover(
         vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
     )
     minutes = (time.monotonic() - began) / 60
-    (variant,) = better.recovery.variants
+    (variant,) = recovered.recovery.variants
     record = variant.record
     answers = {}
     if cell.images in FOLDS:
-        models = {"dense": vit.with_reduction(None), "before": vit, "after": better}
+        models = {"dense": vit.with_reduction(None), "before": vit, "after": recovered}
         right = {
             name: encode_right_answers(models[name], images["labeled"])
             for name in models
         }
         answers["right"] = right
     else:
-        judges = {name: judge_recovery(vit, better, images[name]) for name in JUDGED}
+        judges = {name: judge_recovery(vit, recovered, images[name]) for name in JUDGED}
         answers["elsewhere"] = judges
     fields = ("measure", "before", "after", "interval", "steps", "changed")
     return {
@@ -332,7 +332,7 @@ def measure_cell(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -
 
 
 def open_sources(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Source]:
-    """The images that cells learn from, and those that judge them."""
+    """The images that cells learn from, and the images that judge."""
     photographs = as_source(assets / "data/nips2017_224_jpg/images")
     odd = photographs.subset(range(1, len(photographs), 2))
     even = photographs.subset(range(0, len(photographs), 2))
@@ -343,8 +343,8 @@ def open_sources(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, So
     sources["photographs"] = even.evenly_spaced(JUDGED["photographs"])
     tests = as_source(imagenette)
     sources["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])
-    others = np.setdiff1d(tests.indices, sources["imagenette"].indices)
-    paths = [tests.image_name(index) for index in others]
+    unjudged = np.setdiff1d(tests.indices, sources["imagenette"].indices)
+    paths = [tests.image_name(index) for index in unjudged]
     learned = sources["learned"]
     paths += [learned.image_name(index) for index in range(len(learned))]
     sources["more"] = as_source(paths)

@@ -1,4 +1,4 @@
-"""The tables of pages that have the figures of docs/results.
+"""Tables of the pages, from the figures of docs/results.
 
 python -m experiments.results
 
@@ -25,17 +25,13 @@ from imagepiece_jax.evaluation.result_cache import decode_bits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results" / "results.json"
-PAGES = (
-    "README.md",
-    "docs/results/imagepiece.md",
-    "docs/results/peaks.md",
-)
+PAGES = ("README.md", "docs/results/imagepiece.md", "docs/results/peaks.md")
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
-KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
+KINDS = ("merge", "drop", "random", "tome")  # ImagePiece and its controls
 # {control, as the comparison called it: kind}
 CONTROLS = {f"imagepiece {kind} (control)": kind for kind in KINDS[1:]}
-# Kinds whose accuracies are in the table of controls, and pairs that are compared
+# Kinds with accuracies in the table of controls, and compared pairs
 SHOWN = {"merge": "ImagePiece", "drop": "dropping", "evit": "EViT"}
 CONTRASTS = {
     "ImagePiece - dropping": ("merge", "drop"),
@@ -62,7 +58,7 @@ class MethodResult:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All rows, and the runs that they are from, by name."""
+    """All rows, and their sources by name."""
 
     sources: Mapping[str, Mapping[str, Any]]
     readme: Sequence[Mapping[str, Any]]  # the rows of README's table
@@ -78,7 +74,7 @@ class Results:
 
 
 def read_results() -> Results:
-    """What the file has."""
+    """Read docs/results/results.json."""
     content = json.loads(FILE.read_text("utf-8"))
     rows = [MethodResult(**row) for row in content["results"]]
     return Results(content["sources"], content["readme"], rows)
@@ -91,13 +87,13 @@ def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
 
 
 def fixed_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
-    """The same with merge ratio .08 at every share."""
+    """ImagePiece and its controls with merge ratio .08, by share and kind."""
     rows = results.of("controls")
     return by_share(rows, lambda row: row.setting.get("inattentive"))
 
 
 def by_share(rows, kind_of) -> dict[float, dict[str, MethodResult]]:
-    """Rows by share, the largest first, and kind; those without either are left out."""
+    """Rows by share, largest first, and kind; rows without either are left out."""
     rows_by_share = {}
     for row in sorted(rows, key=lambda row: -(row.share or 0)):
         kind = kind_of(row)
@@ -126,16 +122,16 @@ def controls_table(
         for kind in SHOWN:
             value, *_ = rows[kind].acc1
             line.append(f"{value:.1f}")
-        for one, other in CONTRASTS.values():
-            change = statistics.paired_difference(rights[one][-1], rights[other][-1])
+        for first, second in CONTRASTS.values():
+            change = statistics.paired_difference(rights[first][-1], rights[second][-1])
             line.append(format_estimate(change, signs=True))
         lines.append(line)
     line = ["mean", ""]
     for kind in SHOWN:
         percent = 100 * np.mean(rights[kind])
         line.append(f"{percent:.1f}")
-    for one, other in CONTRASTS.values():
-        change = np.subtract(rights[one], rights[other], dtype=float)
+    for first, second in CONTRASTS.values():
+        change = np.subtract(rights[first], rights[second], dtype=float)
         points = 100 * change.mean(axis=0)
         line.append(format_estimate(intervals.estimate_mean(points), signs=True))
     lines.append(line)
@@ -144,7 +140,7 @@ def controls_table(
 
 
 def readme_table(results: Results) -> str:
-    """What is lost and gained by what one types."""
+    """Points lost and speed gained, by the typed setting."""
     lines = []
     for row in results.readme:
         line = [f"`{row['typed']}`", f"{row['multiply_adds']:.2f}"]
@@ -182,7 +178,7 @@ def page_tables(results: Results) -> dict[str, str]:
 
 
 def fill_tables(text: str, by_name: Mapping[str, str]) -> str:
-    """`text` of a page with the tables between its marks."""
+    """A page's `text` with the tables between its marks."""
 
     def fill(part):
         start, name, end = part.groups()

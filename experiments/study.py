@@ -32,14 +32,13 @@ def measure_cells(
     identity: Mapping[str, Any],
     measure: Callable[[Any], Mapping[str, Any]],
 ):
-    """Measure the cells that have no line yet, each into one.
+    """Measure each cell without a line, and write its line.
 
-    identity: what all lines of a folder have in common, such as digests
+    identity: values that all lines of a folder share, such as digests
     measure: from a cell to JSON values by name
-    Raises InputError where a line of a cell is of another identity, before anything is
-    measured.
+    Raises InputError before anything is measured if a line has another identity.
     """
-    loaded = code_versions()  # the code may change while it runs
+    versions = code_versions()  # the code may change while it runs
     with ResultCache(folder, name=FILE) as lines:
         measured = read_runs(folder)
         waiting = []
@@ -54,7 +53,7 @@ def measure_cells(
             print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
             began = time.monotonic()
             result = {"name": cell.name, **identity, **measure(cell)}
-            result["versions"] = loaded
+            result["versions"] = versions
             result["seconds"] = round(time.monotonic() - began, 1)
             lines.append(result)
             parallel.forget_programs()

@@ -1,4 +1,4 @@
-"""Settings of every test, and the assets that live outside the repository."""
+"""Settings and fixtures of all tests; assets lie outside the repository."""
 
 import gc
 import os
@@ -8,11 +8,10 @@ import sys
 
 from tests.helpers import compiling, forked_processes
 
-# Imported objects stay, and searching them for garbage takes a fifth of the time.
+# Imported objects stay; searching them for garbage takes a fifth of the time.
 gc.disable()
 # Tests compile hundreds of tiny programs and run each once: compile them fast. Some
-# runs in processes of their own (tests/helpers/small_runs.py) are compiled as users
-# compile them.
+# runs in separate processes (tests/helpers/small_runs.py) compile as users do.
 os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
 # A shell's `&` starts processes that ignore Ctrl-C, and nohup's ignore SIGHUP. Tests
 # send both.
@@ -20,13 +19,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# Programs are kept for the next run of the tests; none where the variable is empty. No
-# command that a test starts keeps its own, nor reads these.
+# Programs are kept for the next run of the tests unless the variable is empty. Commands
+# of tests keep and read none.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 named = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "programs"))
-KEPT = os.environ.setdefault("TESTS_PROGRAMS", named)  # workers have it from the first
+KEPT = os.environ.setdefault("TESTS_PROGRAMS", named)  # workers inherit it
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
-# OpenVINO reports its use from a process that it forks; without this package it cannot.
+# With this package OpenVINO would report its use.
 sys.modules["openvino_telemetry"] = None
 
 import chex  # noqa: E402
@@ -56,7 +55,7 @@ if KEPT:
 
 def pytest_configure(config):
     if KEPT and not hasattr(config, "workerinput"):
-        stored_programs.empty_where_large(KEPT)
+        stored_programs.remove_large_folder(KEPT)
 
 
 def pytest_collection_finish():
@@ -65,7 +64,7 @@ def pytest_collection_finish():
     The searches are a twelfth of the suite's time at Python's own thresholds.
     """
     gc.freeze()
-    gc.set_threshold(*forked_processes.GARBAGE)
+    gc.set_threshold(*forked_processes.GARBAGE_THRESHOLDS)
     gc.enable()
 
 
@@ -92,9 +91,9 @@ def assets():
 
 @pytest.fixture(scope="module")
 def quickly_begun():
-    """Runs of this process, and those that it forks, begin with weights of NumPy's.
+    """Runs of this and forked processes begin with NumPy's weights.
 
-    JAX compiles 1-2 s before it draws any.
+    JAX compiles for 1-2 s before it draws weights.
     """
     with pytest.MonkeyPatch.context() as patch:
         forked_processes.begin_quickly(patch.setattr)
@@ -133,8 +132,8 @@ def traced_once(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _without_lines_of_long_work(monkeypatch):
-    """On a busy machine any compilation may be long."""
+def _hide_long_work(monkeypatch):
+    """Any compilation may be long on a busy machine."""
     monkeypatch.setattr(progress, "PATIENCE_SECONDS", 1e6)
 
 
@@ -142,8 +141,8 @@ def _without_lines_of_long_work(monkeypatch):
 def _free_programs():
     """Free the compiled programs of several files at once.
 
-    JAX forgets with them what it has traced, too: the first models of the next file
-    take more than twice as long. So it happens some four times in the whole suite.
+    JAX also forgets its traces then, and the next file's first models take more than
+    twice as long. So this happens about four times in the suite.
     """
     yield
     if len(jax.devices()[0].client.live_executables()) > 1000:
@@ -154,7 +153,7 @@ def _free_programs():
 @pytest.fixture
 def shown():
     """Print what the package logs, as commands do."""
-    with run_command.shown():
+    with run_command.show_log():
         yield
 
 

@@ -1,4 +1,4 @@
-"""docs/api.md has every public name; the package is imported piece by piece."""
+"""docs/api.md lists the public names; imports wait until use."""
 
 import ast
 import inspect
@@ -21,7 +21,7 @@ def test_the_page_lists_the_public_names():
     assert sorted(name for name, _ in HEADS) == sorted(imagepiece_jax.__all__)
 
 
-def test_signatures_have_arguments_that_exist_and_their_defaults():
+def test_signatures_match_the_functions():
     for name, signature in HEADS:
         if not signature:  # of an error
             continue
@@ -56,7 +56,7 @@ print(sorted(rooms & set(i.__all__)))
 """
 
 
-def test_the_package_imports_nothing_until_it_is_used():
+def test_imports_wait_until_use():
     ended = start("-c", IMPORTED, PYTHONPATH=str(ROOT)).quiet()
     lines = ["False", "True False False", "True False", "[]"]
     assert ended.out.splitlines() == lines

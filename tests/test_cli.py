@@ -13,26 +13,26 @@ from tests.helpers.small_runs import ROOT
 
 
 @pytest.mark.parametrize(
-    "error, status, said",
+    "error, status, message",
     [
         (InputError("lr is -1"), 2, "error: lr is -1"),
         (RunError("loss is nan"), 1, "error: loss is nan"),
         (MemoryError("5 TiB"), 1, "error: 5 TiB"),
         (FileNotFoundError(2, "No such file", "a"), 2, "error: No such file: 'a'"),
-        # To be stopped is no error.
+        # A stop is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),
     ],
 )
-def test_status_and_sentence_of_an_end(error, status, said):
+def test_errors_end_with_status_and_sentence(error, status, message):
     def main():
         raise error
 
     ended = call(main)
-    assert (ended.status, ended.err) == (status, f"{said}\n")
+    assert (ended.status, ended.err) == (status, f"{message}\n")
     assert call(lambda: 7).status == 7
 
 
-def test_a_fault_of_the_code_is_a_traceback():
+def test_code_faults_have_a_traceback():
     def main():
         raise TypeError("a fault")
 
@@ -44,8 +44,8 @@ STREAMS = [">&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"]
 
 
 @pytest.mark.parametrize("streams", STREAMS)
-def test_a_closed_stream_ends_nothing(streams, tmp_path):
-    """Printed text goes into no file opened meanwhile."""
+def test_commands_survive_closed_streams(streams, tmp_path):
+    """Printed text enters no file opened meanwhile."""
     script = tmp_path / "writes.py"
     script.write_text(WRITES)
     line = f"{sys.executable} {script} {tmp_path}/file {streams}"
@@ -114,7 +114,7 @@ def test_programs_are_kept(tmp_path):
         {"JAX_COMPILATION_CACHE_DIR": ""},
     ],
 )
-def test_where_nothing_can_be_kept_nothing_is_said(variables, monkeypatch, capsys):
+def test_unusable_caches_print_nothing(variables, monkeypatch, capsys):
     for name in [name for name in os.environ if "JAX" in name]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
@@ -139,5 +139,5 @@ cli.run_command(main, keeps_programs=False)
 """
 
 
-def test_a_command_warns_once_of_one_thing():
+def test_repeated_warnings_print_once():
     assert start("-c", TWICE, PYTHONWARNINGS="").ok().err == "warning: of this\n"

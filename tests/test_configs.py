@@ -23,59 +23,59 @@ from imagepiece_jax.training.report import training_flop
 from tests.data.augment.test_randaugment import tables
 from tests.helpers.small_runs import ROOT
 
-# What config_flags reads a file by on Python 3.11.
+# config_flags reads files this way on Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
 IMAGENET = 1281167  # training images
 FILES = sorted((ROOT / "configs").glob("[!_]*.py"))
 NAMES = [path.stem for path in FILES]
-# A command of a docstring, and the cost that stands below it.
+# A command of a docstring, and its cost on the next line.
 COMMAND = re.compile(r"^python train\.py ((?:.*\\\n)*.*)(?:\n    (\S.*))?", re.M)
 # A row of configs/deit_s.py: argument, GMACs, tokens, EFLOP, published accuracy.
 ROW = re.compile(r"^(deit_\S+) +([\d.]+) +(\d+) +([\d.]+) +(\S.*)$", re.M)
 
 
-def docstring(name):
+def read_docstring(name):
     text = (ROOT / "configs" / f"{name}.py").read_text()
     return ast.get_docstring(ast.parse(text), clean=False)
 
 
-def commands():
+def list_commands():
     """(name, command line, its cost or "") for every command of a docstring."""
-    found = []
+    rows = []
     for name in NAMES:
-        found += [(name, *row) for row in COMMAND.findall(docstring(name))]
-    for argument, gmacs, tokens, eflop, acc1 in ROW.findall(docstring("deit_s")):
+        rows += [(name, *row) for row in COMMAND.findall(read_docstring(name))]
+    for argument, gmacs, tokens, eflop, acc1 in ROW.findall(read_docstring("deit_s")):
         published = "no published acc1" if acc1 == "-" else f"published acc1 {acc1}"
         cost = f"{gmacs} GMACs, {tokens} final tokens, {eflop} EFLOP, {published}"
-        found.append(("deit_s", f"--config configs/deit_s.py:{argument}", cost))
-    return [(name, line.replace("\\\n", ""), cost) for name, line, cost in found]
+        rows.append(("deit_s", f"--config configs/deit_s.py:{argument}", cost))
+    return [(name, line.replace("\\\n", ""), cost) for name, line, cost in rows]
 
 
-def read(name, *argument):
+def read_config(name, *argument):
     return importlib.import_module(f"configs.{name}").get_config(*argument)
 
 
-def configured(line):
-    """The config of a command's words, as train.py reads them."""
+def parse_command(line):
+    """The config of a command line, as train.py reads it."""
     values = flags.FlagValues()
     words = ["train.py", *shlex.split(line)]
-    given = {"flag_values": values, "sys_argv": words}
-    config = config_flags.DEFINE_config_file("config", **given)
+    options = {"flag_values": values, "sys_argv": words}
+    config = config_flags.DEFINE_config_file("config", **options)
     values(words)
     return config.value
 
 
 @pytest.fixture(scope="module")
 def configs():
-    return {name: read(name) for name in NAMES}
+    return {name: read_config(name) for name in NAMES}
 
 
-def fields(config, prefix=""):
+def list_fields(config, prefix=""):
     """(dotted name, value) of every field."""
     for name, value in config.items():
         if hasattr(value, "items"):
-            yield from fields(value, f"{prefix}{name}.")
+            yield from list_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -86,9 +86,9 @@ def test_every_method_is_an_argument_or_a_file(name, size):
     """A method without a file trains by DeiT's recipe."""
     own_file = ROOT / "configs" / f"deit_s_{name}.py"
     if own_file in FILES:
-        config = read(own_file.stem, size)
+        config = read_config(own_file.stem, size)
     else:
-        config = read("deit_s", f"{size},{name}")
+        config = read_config("deit_s", f"{size},{name}")
     run = RunConfig.from_config(config)
     assert (config.model.name, run.reduction.name) == (size, name)
     check_training(run, Placement())
@@ -102,29 +102,31 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     check_training(run, Placement())
     optimizer.create_optimizer(run, 10)
     assert run.create_model().config.num_classes == config.num_classes
-    assert str(run.reduction) == config.reduction  # nothing that is a default
+    assert str(run.reduction) == config.reduction  # without defaults
 
 
-@pytest.mark.parametrize("name, line, cost", commands(), ids=lambda value: value[:60])
-def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
-    run = RunConfig.from_config(configured(line))
+@pytest.mark.parametrize(
+    "name, line, cost", list_commands(), ids=lambda text: text[:60]
+)
+def test_commands_cost_what_docstrings_state(name, line, cost):
+    run = RunConfig.from_config(parse_command(line))
     model = run.create_model()
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
     gmacs = f"{model_macs(model) / 1e9:.2f}"
-    wanted = f"{gmacs} GMACs, {model.plan[-1].mlp_tokens} final tokens"
+    expected = f"{gmacs} GMACs, {model.plan[-1].mlp_tokens} final tokens"
     if run.data.name == "imagenet2012":
-        wanted += f", {training_flop(run, IMAGENET) / 1e18:#.3g} EFLOP"
-        assert re.match(rf"{wanted}, (no )?published acc1", cost)
+        expected += f", {training_flop(run, IMAGENET) / 1e18:#.3g} EFLOP"
+        assert re.match(rf"{expected}, (no )?published acc1", cost)
     else:
-        assert cost == wanted
+        assert cost == expected
 
 
 SPVIT_BY_SPEED = '"--config.reduction=spvit:keep_rates=(0.7,0.49,0.343)"'
 FUSED = "evit:fuse_token=True:rate_warmup_start=10:rate_warmup_epochs=100"
 
 
-# Published figures, each of a command; tokens are those of the last block, class token
+# Published figures by command; tokens are the last block's, class token
 # included. GMACs are computed from the paper's schedules.
 @pytest.mark.parametrize(
     "words, gmacs, tokens, acc1",
@@ -157,48 +159,48 @@ FUSED = "evit:fuse_token=True:rate_warmup_start=10:rate_warmup_epochs=100"
 )
 def test_every_published_row_has_a_command(words, gmacs, tokens, acc1):
     paths = r"--config\.(init|teacher)\.weights=\w+"
-    rows = [(re.sub(paths, "", row).split(), cost) for _, row, cost in commands()]
+    rows = [(re.sub(paths, "", row).split(), cost) for _, row, cost in list_commands()]
     costs = {" ".join(row): cost for row, cost in rows}
     cost = re.sub(r" [\d.]+ EFLOP,", "", costs[f"--config configs/{words}"])
-    wanted = f"{gmacs:.2f} GMACs, {tokens} final tokens, published acc1 {acc1}"
-    assert cost == wanted or cost.startswith(f"{wanted} ")
+    expected = f"{gmacs:.2f} GMACs, {tokens} final tokens, published acc1 {acc1}"
+    assert cost == expected or cost.startswith(f"{expected} ")
 
 
 def test_deit_recipe():
     """Touvron et al. 2021, table 9, for a batch of 1,024."""
-    wanted = {"epochs": 300, "batch_size": 1024, "lr": 5e-4, "weight_decay": 0.05}
-    wanted |= {"warmup_epochs": 5, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
-    wanted |= {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "model.drop_path_rate": 0.1}
-    assert wanted.items() <= dict(fields(base.get_config())).items()
+    recipe = {"epochs": 300, "batch_size": 1024, "lr": 5e-4, "weight_decay": 0.05}
+    recipe |= {"warmup_epochs": 5, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
+    recipe |= {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "model.drop_path_rate": 0.1}
+    assert recipe.items() <= dict(list_fields(base.get_config())).items()
 
 
 def test_recipe_of_90_epochs():
     """big_vision's configs/vit_s16_i1k.py, in the fields of this package."""
-    config = read("deit_s", "vit_s16_i1k")
+    config = read_config("deit_s", "vit_s16_i1k")
     run = RunConfig.from_config(config)
     assert (run.batch_size, run.peak_lr) == (1024, 1e-3)
     # There: p -= schedule * (lr * adam + wd * p); here: p -= lr * (adam + decay * p).
     assert run.peak_lr * run.weight_decay == pytest.approx(1e-4)
     assert run.warmup_epochs * (IMAGENET // 1024) == pytest.approx(10_000)
-    wanted = {"model.name": "deit_s", "epochs": 90, "clip_grad_norm": 1.0}
-    wanted |= {"mixup": 0.2, "mixup_prob": 1.0, "cutmix": 0.0}
-    wanted |= {"augment.layers": 2, "augment.prob": 1.0}
-    wanted |= {"augment.magnitude_std": 0.0, "augment.erase_prob": 0.0}
-    changed = dict(fields(config))
-    assert wanted.items() <= changed.items()
+    recipe = {"model.name": "deit_s", "epochs": 90, "clip_grad_norm": 1.0}
+    recipe |= {"mixup": 0.2, "mixup_prob": 1.0, "cutmix": 0.0}
+    recipe |= {"augment.layers": 2, "augment.prob": 1.0}
+    recipe |= {"augment.magnitude_std": 0.0, "augment.erase_prob": 0.0}
+    fields = dict(list_fields(config))
+    assert recipe.items() <= fields.items()
     # A value in [0, 255] becomes one in [-1, 1].
-    assert changed["model.mean"] == changed["model.std"] == (0.5, 0.5, 0.5)
+    assert fields["model.mean"] == fields["model.std"] == (0.5, 0.5, 0.5)
     model = RunConfig.from_config(config).create_model()
     assert model.config.arch.pool == "mean"
     assert not model.config.arch.class_token
     # There Posterize keeps four bits at the highest magnitude; here it would keep none.
-    magnitude = jnp.full(1, changed["augment.magnitude"])
+    magnitude = jnp.full(1, fields["augment.magnitude"])
     op = jnp.array([randaugment.OPERATION_NAMES.index("Posterize")])
     pixels = jnp.zeros((1, 2, 2, 3), jnp.uint8)
     assert tables(pixels, op, magnitude, jnp.ones(1)).max() > 0
 
 
-# Rao et al. 2021 and Kong et al. 2022: what their published training sets otherwise.
+# Published training's changes: Rao et al. 2021 and Kong et al. 2022.
 MASKED_TRAINING = {"epochs": 30, "batch_size": 1024, "min_lr": 1e-6}
 MASKED_TRAINING |= {"lr": 5e-4}  # 1e-3 at 1,024 images
 MASKED_TRAINING |= {"warmup_epochs": 5.0, "weight_decay": 0.05, "clip_grad_norm": 0.0}
@@ -219,27 +221,27 @@ LEARNED |= {"backbone_lr": 0.01, "frozen_epochs": 5.0}
     ],
 )
 def test_recipe_of_masked_training(size, method, changes):
-    config = read(f"deit_s_{method}", size)
-    assert dict(fields(config)).items() >= (MASKED_TRAINING | changes).items()
+    config = read_config(f"deit_s_{method}", size)
+    assert dict(list_fields(config)).items() >= (MASKED_TRAINING | changes).items()
     reduction = RunConfig.from_config(config).reduction
     assert vars(reduction.method).items() >= LEARNED.items()
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deit")])
-def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
+def test_configs_keep_deits_recipe(configs, name):
     config = configs[name]
-    recipe = dict(fields(base.get_config()))
+    recipe = dict(list_fields(base.get_config()))
     if config.init.fresh or "finetune" in name:
         return
-    for field, value in fields(config):
+    for field, value in list_fields(config):
         own = field in ("reduction", "model.name", "model.stem")
         assert own or value == recipe[field], field
 
 
-def test_parts_of_a_model_are_placeholders_of_its_architecture():
+def test_every_model_part_has_a_placeholder():
     assert {*base.get_config().model.arch} == {*PART_NAMES}
     line = "--config configs/quickstart.py --config.model.arch.gelu=tanh"
-    config = configured(f"{line} --config.reduction=tome:r=8:prop_attn=False")
+    config = parse_command(f"{line} --config.reduction=tome:r=8:prop_attn=False")
     assert config.model.arch.gelu == "tanh"
     model = RunConfig.from_config(config).create_model()
     assert (model.config.arch.gelu, model.prop_attn) == ("tanh", False)

@@ -35,10 +35,10 @@ def test_predict_gives_pooled_vectors(saved, tmp_path):
     out = tmp_path / "pooled.json"
     files = [tmp_path / f"{n}.png" for n in range(4)]
     words = [saved, *files, "--reduction=tome:r=4", f"--json={out}"]
-    said = call(predict.main, *words).quiet().out
-    assert f"0.png: a vector of {tiny_vit.WIDTH} features" in said
-    found = json.loads(out.read_text())
-    vectors = [found[str(file)]["pooled"] for file in files]
+    printed = call(predict.main, *words).quiet().out
+    assert f"0.png: a vector of {tiny_vit.WIDTH} features" in printed
+    results = json.loads(out.read_text())
+    vectors = [results[str(file)]["pooled"] for file in files]
     np.testing.assert_allclose(vectors, pooled(saved, "tome:r=4"), rtol=1e-4, atol=1e-5)
 
 
@@ -48,5 +48,5 @@ def test_export_names_the_output(saved, tmp_path):
     call(export.main, saved, out, "--pixels").quiet()
     facts = json.loads((tmp_path / "model.onnx.json").read_text())
     assert (facts["output"]["name"], facts["classes"]) == ("pooled", 0)
-    (found,) = onnxruntime.InferenceSession(out).run(["pooled"], {"images": PIXELS})
-    np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
+    (vectors,) = onnxruntime.InferenceSession(out).run(["pooled"], {"images": PIXELS})
+    np.testing.assert_allclose(vectors, pooled(saved), rtol=1e-4, atol=1e-5)

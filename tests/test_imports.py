@@ -10,10 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = "imagepiece_jax"
-# Nine floors. A file may import those of its own floor, and of those above it in this
+# Nine floors. A file may import files of its own floor and of floors above it in this
 # list; rooms of one floor have one direction, too. Indented lines divide a floor:
-# counts know no arrays, operations know no method; what keeps a run alive knows nothing
-# of what is trained.
+# counts know no arrays, operations know no method, and training.cluster knows no model.
 FLOORS = """
 errors common
 kernels
@@ -33,13 +32,13 @@ training.config training.data training.cluster training.logging
     training recovery visualize benchmark exporters
 cli commands __main__
 """
-# Training is read without these rooms.
+# Training imports none of these rooms.
 ABOVE_TRAINING = ("recovery", "inference", "exporters", "visualize", "benchmark")
 FLOOR_OF = {}
 for number, line in enumerate(FLOORS.split("\n")):
     FLOOR_OF |= dict.fromkeys(line.split(), number)
 PLAIN_PYTHON = FLOOR_OF["reduction.block_plan"]
-ONLY = {  # of the package, of all that stands above them
+ONLY = {  # module: its only imports from the package
     "errors": (),
     "cli": ("errors", "common"),
     "__main__": ("errors", "common", "cli"),
@@ -50,14 +49,14 @@ ONLY = {  # of the package, of all that stands above them
 def floor(module):
     """The number of the floor of a module of the package, "room.part.file".
 
-    The package's public names are on that of commands.
+    The package's public names are on the commands' floor.
     """
     parts = [part for part in FLOOR_OF if f"{module}.".startswith(f"{part}.")]
     return FLOOR_OF[max(parts, key=len, default="commands")]
 
 
-def imports(module, source, is_package=False):
-    """Dotted names that `source` imports, relative ones resolved, wherever they stand.
+def imported_names(module, source, is_package=False):
+    """Dotted names that `source` imports anywhere, relative ones resolved.
 
     `from a import b` counts as a.b: b may be a module.
     """
@@ -73,50 +72,50 @@ def imports(module, source, is_package=False):
     return names
 
 
-def allowed(module, name):
+def is_allowed(module, name):
     """Whether `module` may import the dotted `name`, which is of this repository."""
-    top, _, theirs = name.partition(".")
+    top, _, imported = name.partition(".")
     if module.startswith("configs"):
         of_base = ("training.config.RunConfig", "models.architecture.Architecture")
-        return top == "configs" or theirs.startswith(("common.checks.", *of_base))
-    if module.startswith("experiments"):  # it does what a user of the package can do
-        private = any(part.startswith("_") for part in name.split(".")[1:])
-        return top in (PACKAGE, "experiments", "configs") and not private
+        return top == "configs" or imported.startswith(("common.checks.", *of_base))
+    if module.startswith("experiments"):  # they use public names
+        is_private = any(part.startswith("_") for part in name.split(".")[1:])
+        return top in (PACKAGE, "experiments", "configs") and not is_private
     if name == "configs.base":
         return module == "train"
-    if top != PACKAGE or not theirs:  # tests, tools and the like are nobody's
+    if top != PACKAGE or not imported:  # nothing imports tests or tools
         return False
-    ours = module.removeprefix(f"{PACKAGE}.")
-    if ours in ONLY:
-        return theirs.partition(".")[0] in ONLY[ours]
-    if ours.startswith("training.") and theirs.startswith(ABOVE_TRAINING):
+    importer = module.removeprefix(f"{PACKAGE}.")
+    if importer in ONLY:
+        return imported.partition(".")[0] in ONLY[importer]
+    if importer.startswith("training.") and imported.startswith(ABOVE_TRAINING):
         return False
-    if theirs.startswith("commands."):  # no command imports a command
-        return ours.startswith("commands.") and theirs.startswith("commands._")
-    return module == PACKAGE or floor(theirs) <= floor(ours)
+    if imported.startswith("commands."):  # no command imports a command
+        return importer.startswith("commands.") and imported.startswith("commands._")
+    return module == PACKAGE or floor(imported) <= floor(importer)
 
 
-def violations(module, source, is_package=False):
+def find_violations(module, source, is_package=False):
     """Sentences about imports of `module` that the order does not allow."""
     bad = []
-    for name in imports(module, source, is_package):
+    for name in imported_names(module, source, is_package):
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names or name == f"{PACKAGE}.__version__":
             continue
         if top in (PACKAGE, "configs", "experiments", "train", "tests", "tools"):
-            fine = allowed(module, name)
+            is_fine = is_allowed(module, name)
         elif module.startswith("configs"):
-            fine = top == "ml_collections"
+            is_fine = top == "ml_collections"
         elif module.startswith(f"{PACKAGE}.reduction."):
-            fine = floor(module.removeprefix(f"{PACKAGE}.")) > PLAIN_PYTHON
+            is_fine = floor(module.removeprefix(f"{PACKAGE}.")) > PLAIN_PYTHON
         else:
-            fine = module not in (f"{PACKAGE}.errors", PACKAGE)
-        if not fine:
+            is_fine = module not in (f"{PACKAGE}.errors", PACKAGE)
+        if not is_fine:
             bad.append(f"{module} imports {name}")
     return bad
 
 
-def described(path):
+def describe_file(path):
     """(dotted module name, source, is it a package) of a file of the repository."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     is_package = parts[-1] == "__init__"
@@ -124,21 +123,21 @@ def described(path):
     return module, path.read_text("utf-8"), is_package
 
 
-def rooms_imported():
+def imported_rooms():
     """{room: rooms that its files import}."""
-    found = {}
+    rooms = {}
     for path in (ROOT / PACKAGE).rglob("*.py"):
-        module, source, is_package = described(path)
+        module, source, is_package = describe_file(path)
         room, *_ = module.removeprefix(f"{PACKAGE}.").split(".")
-        for name in imports(module, source, is_package):
-            top, _, theirs = name.partition(".")
-            if top == PACKAGE != room and theirs.partition(".")[0] != room:
-                found.setdefault(room, set()).add(theirs.partition(".")[0])
-    return found
+        for name in imported_names(module, source, is_package):
+            top, _, imported = name.partition(".")
+            if top == PACKAGE != room and imported.partition(".")[0] != room:
+                rooms.setdefault(room, set()).add(imported.partition(".")[0])
+    return rooms
 
 
-def test_rooms_have_no_circle():
-    graph = rooms_imported()
+def test_rooms_import_without_cycles():
+    graph = imported_rooms()
     assert graph["evaluation"] & {"inference", "exporters"} == {"inference"}
     assert "exporters" not in graph["benchmark"]
     graphlib.TopologicalSorter(graph).prepare()
@@ -148,11 +147,11 @@ def test_rooms_have_no_circle():
 
 
 def test_imports_point_one_way():
-    found = violations(*described(ROOT / "train.py"))
+    violations = find_violations(*describe_file(ROOT / "train.py"))
     for folder in (PACKAGE, "configs", "experiments"):
         for path in (ROOT / folder).rglob("*.py"):
-            found += violations(*described(path))
-    assert found == []
+            violations += find_violations(*describe_file(path))
+    assert violations == []
 
 
 @pytest.mark.parametrize(
@@ -167,22 +166,22 @@ def test_imports_point_one_way():
         ("cli", "imagepiece_jax.training.trainer"),
     ],
 )
-def test_a_bad_import_is_found(module, name):
-    assert len(violations(f"{PACKAGE}.{module}", f"import {name}")) == 1
+def test_bad_imports_are_found(module, name):
+    assert len(find_violations(f"{PACKAGE}.{module}", f"import {name}")) == 1
 
 
-def test_tests_lie_where_their_file_lies():
+def test_test_files_mirror_the_package():
     """tests/ROOM/test_FILE.py or test_FILE_ASPECT.py."""
-    astray = []
+    misplaced = []
     for test in (ROOT / "tests").rglob("test_*.py"):
         room = ROOT / PACKAGE / test.parent.relative_to(ROOT / "tests")
         if room == ROOT / PACKAGE or not room.is_dir():  # of several rooms, or of none
             continue
-        subjects = [path.stem for path in room.iterdir() if path.stem[:2] != "__"]
-        about = test.stem.removeprefix("test_")
-        if not any(f"{about}_".startswith(f"{subject}_") for subject in subjects):
-            astray.append(str(test.relative_to(ROOT)))
-    assert astray == []
+        stems = [path.stem for path in room.iterdir() if path.stem[:2] != "__"]
+        subject = test.stem.removeprefix("test_")
+        if not any(f"{subject}_".startswith(f"{stem}_") for stem in stems):
+            misplaced.append(str(test.relative_to(ROOT)))
+    assert misplaced == []
 
 
 def public_names(source):

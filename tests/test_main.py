@@ -19,15 +19,15 @@ COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
 COMMANDS += ["features", "predict", "recover", "visualize"]
 
 
-def test_without_a_command_it_lists_them():
+def test_no_command_lists_all_commands():
     _, *lines = start("-m", "imagepiece_jax").quiet().out.splitlines()
     assert [line.split()[0] for line in lines] == COMMANDS
 
 
-def test_another_word_is_one_sentence():
+def test_an_unknown_command_is_one_sentence():
     ended = start("-m", "imagepiece_jax", "evalute", "--zebra", imported=True)
-    said = f"'evalute' is not a command; the commands are {', '.join(COMMANDS)}"
-    assert sentence(ended) == said
+    message = f"'evalute' is not a command; the commands are {', '.join(COMMANDS)}"
+    assert sentence(ended) == message
 
 
 LOADED = """
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_of_a_command_runs(name, folder, monkeypatch):
+def test_every_commands_example_runs(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
     (line,) = re.findall(rf"Example: imagepiece {name}(.*)", main.__doc__)
@@ -83,12 +83,12 @@ main()
 
 
 @pytest.mark.parametrize(
-    "module, signum, said",
+    "module, signum, message",
     [("imagepiece_jax.cli", 2, "interrupted"), ("tyro", 15, "terminated")],
 )
-def test_a_signal_while_a_command_is_imported(module, signum, said):
+def test_signals_during_imports_end_in_one_line(module, signum, message):
     ended = start("-c", INTERRUPTED, "describe", "--help", signum, module)
-    assert (ended.status, ended.out, ended.err) == (128 + signum, "", f"{said}\n")
+    assert (ended.status, ended.out, ended.err) == (128 + signum, "", f"{message}\n")
 
 
 def test_the_console_script_is_the_entry_point():

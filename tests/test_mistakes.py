@@ -144,24 +144,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def contents(folder):
-    found = {}
+def read_files(folder):
+    files = {}
     for path in sorted(folder.rglob("*")):
-        found[path] = path.read_bytes() if path.is_file() else None
-    return found
+        files[path] = path.read_bytes() if path.is_file() else None
+    return files
 
 
-@pytest.mark.parametrize("line, status, word", MISTAKES, ids=lambda each: str(each))
-def test_a_mistake_in_a_command(folder, monkeypatch, line, status, word):
+@pytest.mark.parametrize("line, status, word", MISTAKES, ids=str)
+def test_a_mistake_is_one_sentence(folder, monkeypatch, line, status, word):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(timer, "time_in_turns", lambda *_: pytest.fail("measured"))
-    before = contents(folder)
+    before = read_files(folder)
     name, *words = line.split()
     main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
     ended = call(main, *words)
     assert ended.status == status, ended
     assert word in ended.err, ended
     if TYRO not in ended.err:
-        errors = [each for each in ended.err.splitlines() if each.startswith("error: ")]
+        errors = [x for x in ended.err.splitlines() if x.startswith("error: ")]
         assert len(errors) == 1 and ended.err.endswith(f"{errors[0]}\n"), ended
-    assert contents(folder) == before
+    assert read_files(folder) == before

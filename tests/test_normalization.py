@@ -1,7 +1,7 @@
 """Images as a model was trained with them, from every command and the API.
 
-The model classifies by color alone and its weights leave no tie, so that another
-mean or deviation changes what it says. What is expected is computed in NumPy.
+The model classifies by color alone and without ties, so another mean or deviation
+changes its answer. NumPy computes the expected answers.
 """
 
 import json
@@ -39,7 +39,7 @@ TYPED = ["--reduction", REDUCED]
 
 
 def config(**fields):
-    return small_runs.configured(FIELDS, **fields)
+    return small_runs.quickstart_config(FIELDS, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +54,19 @@ def variables(model):
 
 @pytest.fixture(scope="module")
 def folder(model, variables, tmp_path_factory):
-    """w/, own/ and run/, of which the last two have halves; 40 images in set.csv.
+    """w/, own/ and run/, the last two with halves; 40 images in set.csv.
 
-    w.npz has the tensors of both, and says nothing of its model.
+    w.npz has the tensors of both, without a config.
     """
     folder = tmp_path_factory.mktemp("normalization")
     tiny_vit.write(folder / "w.npz", variables)
-    settled = config(**{"model.mean": HALF, "model.std": HALF})
-    own = RunConfig.from_config(settled).create_dense()
+    halves = config(**{"model.mean": HALF, "model.std": HALF})
+    dense = RunConfig.from_config(halves).create_dense()
     save(Pretrained(model, variables), folder / "w")
-    save(Pretrained(own, variables), folder / "own")
-    settled.data.name = f"csv:{folder}/set.csv"
+    save(Pretrained(dense, variables), folder / "own")
+    halves.data.name = f"csv:{folder}/set.csv"
     (folder / "run").mkdir()
-    written = json.dumps(RunConfig.from_config(settled).to_dict())
+    written = json.dumps(RunConfig.from_config(halves).to_dict())
     (folder / "run" / "config.json").write_text(written)
     with Checkpoints(folder / "run") as checkpoints:
         checkpoints.save(1, variables, {}, "best")
@@ -82,19 +82,19 @@ def expected(model, variables, folder):
     pixels = np.load(folder / "pixels.npy")
     labels = np.arange(40) % 10
 
-    def by_numpy(mean, std):
+    def classify_in_numpy(mean, std):
         images = (pixels.astype(np.float64) / 255 - mean) / np.array(std)
         images = jnp.asarray(images, jnp.float32)
         logits = np.asarray(tiny_vit.jit(model.apply)(variables, images).logits, float)
         return logits, -log_softmax(logits)[np.arange(40), labels].mean()
 
-    found = {
-        "halves": by_numpy(HALF, HALF),
-        "imagenet": by_numpy(IMAGENET_MEAN, IMAGENET_STD),
+    answers = {
+        "halves": classify_in_numpy(HALF, HALF),
+        "imagenet": classify_in_numpy(IMAGENET_MEAN, IMAGENET_STD),
     }
-    losses = [loss for _, loss in found.values()]
+    losses = [loss for _, loss in answers.values()]
     assert abs(losses[0] - losses[1]) > 0.05, "the two must differ clearly"
-    return found
+    return answers
 
 
 @pytest.mark.parametrize(
@@ -105,24 +105,24 @@ def expected(model, variables, folder):
         ("run", [], "halves"),
     ],
 )
-def test_evaluate(tmp_path, folder, expected, weights, words, which):
+def test_evaluate_normalizes(tmp_path, folder, expected, weights, words, which):
     out = tmp_path / "result.json"
     words = [word.format(folder) for word in words]
     words = [folder / weights, f"csv:{folder}/set.csv", *words, "--json", out]
     call(evaluate.main, *words).ok()
-    found = json.loads(out.read_text())
-    assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
+    result = json.loads(out.read_text())
+    assert result["loss"] == pytest.approx(expected[which][1], rel=1e-4)
 
 
-def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
+def test_a_loaded_run_predicts_as_trained(folder, expected):
     pixels = np.load(folder / "pixels.npy")
-    quick = {"dtype": "float32"}
-    quick["compiler_options"] = {"xla_backend_optimization_level": 0}
+    options = {"dtype": "float32"}
+    options["compiler_options"] = {"xla_backend_optimization_level": 0}
     vit = imagepiece_jax.load(folder / "run")
     assert (vit.config.mean, vit.config.std) == (HALF, HALF)
-    own = RunConfig.from_config(config()).create_model()
-    assert vit.model.plan[0].mlp_tokens == own.plan[0].mlp_tokens < 5
-    predictor = imagepiece_jax.Predictor(vit, top=10, batch_size=40, **quick)
+    model = RunConfig.from_config(config()).create_model()
+    assert vit.model.plan[0].mlp_tokens == model.plan[0].mlp_tokens < 5
+    predictor = imagepiece_jax.Predictor(vit, top=10, batch_size=40, **options)
     logits = expected["halves"][0]
     np.testing.assert_allclose(np.asarray(predictor.program(pixels)), logits, atol=1e-4)
     shares = softmax(logits[0])
@@ -141,10 +141,10 @@ def test_a_run_is_loaded_and_predicted_with_as_it_was_trained(folder, expected):
         ({"init.weights": "w", "teacher.weights": "own"}, IMAGENET_MEAN),
     ],
 )
-def test_a_new_run_settles_on_what_it_starts_from(tmp_path, folder, fields, mean):
-    """tests/training/test_initial_weights.py has a resumed one."""
+def test_new_runs_take_the_weights_normalization(tmp_path, folder, fields, mean):
+    """tests/training/test_initial_weights.py has a resumed run."""
     fields = {name: str(folder / path) for name, path in fields.items()}
     run = RunConfig.from_config(config(**fields))
-    settled = InitialWeights(run, tmp_path).complete_config()
-    assert settled.model.mean == mean
-    assert (settled.model.std == HALF) == (mean == HALF)
+    completed = InitialWeights(run, tmp_path).complete_config()
+    assert completed.model.mean == mean
+    assert (completed.model.std == HALF) == (mean == HALF)

@@ -1,4 +1,4 @@
-"""The notebook of docs runs completely, and shows its outputs."""
+"""The notebook of docs runs, and prints its stored outputs."""
 
 import io
 import json
@@ -22,7 +22,7 @@ CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 DEPTH = 2  # blocks instead of twelve: compiling them takes most of the time
 
 
-def stored(cell):
+def stored_output(cell):
     """A stored cell's printed text and number of pictures."""
     shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
     outputs = [output.get("data", output) for output in shown]
@@ -30,54 +30,54 @@ def stored(cell):
     return text, sum("image/png" in output for output in outputs)
 
 
-def wording(text):
-    """A text without the parts that depend on machine, model or depth."""
+def mask_varying_parts(text):
+    """Mask the parts of a text that depend on machine, model or depth."""
     text = re.sub(r"^(trained|random) weights.*", "weights", text)
     text = re.sub(r"^(KL|change)(?= \d)", "measure", text, flags=re.MULTILINE)
     text = re.sub(r"(?<=: ).*(?=, probability)", "class", text, flags=re.MULTILINE)
     return re.sub(r"\d+(\.\d+)?", "0", text)
 
 
-# Random weights are said to be such.
+# Random weights have no bias of the head.
 @pytest.mark.filterwarnings("ignore:the head has no bias")
-def test_its_cells_run_and_show_what_is_stored(tmp_path, monkeypatch, capsys):
-    """On trained weights where tests have them, else on random ones."""
+def test_cells_print_their_stored_outputs(tmp_path, monkeypatch, capsys):
+    """With trained weights where tests have them, else with random ones."""
     deit_ti(monkeypatch, DEPTH)
     monkeypatch.chdir(tmp_path)
-    drawn = []  # sizes of figures as PNG
+    png_sizes = []
 
     def show():
         with io.BytesIO() as file:
             plt.gcf().savefig(file, bbox_inches="tight")
-            drawn.append(len(file.getvalue()))
+            png_sizes.append(len(file.getvalue()))
         plt.close()
 
-    def unreachable(text):
+    def refuse(text):
         raise InputError(f"{text}: the hub cannot be reached")
 
     plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", show)
-    monkeypatch.setattr(hub, "fetch_repository_files", unreachable)
+    monkeypatch.setattr(hub, "fetch_repository_files", refuse)
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     recover = imagepiece_jax.recover
 
-    def briefly(vit, images, steps, batch_size):
+    def recover_briefly(vit, images, steps, batch_size):
         return recover(vit, images, steps=2, batch_size=batch_size)
 
-    monkeypatch.setattr(imagepiece_jax, "recover", briefly)
+    monkeypatch.setattr(imagepiece_jax, "recover", recover_briefly)
     trained = (assets / "weights" / "deit_tiny_patch16_224.pth").exists()
     space = {}
-    said = []
+    printed = []
     for cell in CODE:
-        before = len(drawn)
+        before = len(png_sizes)
         exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
-        said.append(capsys.readouterr().out)
-        text, pictures = stored(cell)
-        assert wording(said[-1]) == wording(text), cell["id"]
-        assert pictures == len(drawn) - before
-    said = "".join(said)
-    assert said.startswith("trained" if trained else "random")
-    assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in said
-    assert min(drawn) > 10_000  # bytes
+        printed.append(capsys.readouterr().out)
+        text, pictures = stored_output(cell)
+        assert mask_varying_parts(printed[-1]) == mask_varying_parts(text), cell["id"]
+        assert pictures == len(png_sizes) - before
+    printed = "".join(printed)
+    assert printed.startswith("trained" if trained else "random")
+    assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in printed
+    assert min(png_sizes) > 10_000  # bytes
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Declared requirements and extras are the used ones, also in the built package."""
+"""Declared requirements equal the imports, also in the built package."""
 
 import ast
 import os
@@ -19,7 +19,7 @@ from tests.helpers.small_runs import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-# What is imported under another name than it is installed by.
+# Packages whose name of import differs.
 INSTALLED_AS = {
     "PIL": "pillow",
     "absl": "absl-py",
@@ -30,13 +30,13 @@ INSTALLED_AS = {
     "tensorflow_datasets": "tensorflow-datasets",
     "yaml": "pyyaml",
 }
-# Needed by what we import, which does not say so itself.
+# Our imports need it without declaring it.
 NOT_IMPORTED = {"importlib_resources"}
-# Imported where they are installed, by an extra, and done without elsewhere.
+# Imported only where an extra installed them.
 OPTIONAL = {"datasets", "huggingface_hub", "onnx", "onnxruntime", "pyarrow"}
 OPTIONAL |= {"timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
-# Tables stand beside what reads them.
+# Tables lie beside their readers.
 SOURCES = (".py", ".json", ".txt", ".gz")
 
 
@@ -50,7 +50,7 @@ def name_of(requirement):
 
 
 def imported(*folders):
-    """Third-party packages that the Python files of these folders import."""
+    """Third-party packages that the folders' Python files import."""
     names = set()
     for folder in folders:
         for file in (ROOT / folder).rglob("*.py"):
@@ -59,7 +59,7 @@ def imported(*folders):
 
 
 def imported_by(nodes):
-    """Third-party packages that these nodes of a syntax tree import."""
+    """Third-party packages that nodes of a syntax tree import."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -70,7 +70,7 @@ def imported_by(nodes):
     return names - set(sys.stdlib_module_names) - LOCAL
 
 
-def test_requirements_are_what_the_package_imports():
+def test_requirements_equal_imports():
     modules = imported("imagepiece_jax") | imported("configs")  # of train.py, too
     used = {INSTALLED_AS.get(name, name) for name in modules}
     declared = {name_of(line) for line in requirements("requirements.txt")}
@@ -87,7 +87,7 @@ def test_the_page_counts_direct_requirements():
     assert counts == [len(PROJECT["dependencies"]), len(whole)]
 
 
-def test_versions_are_those_of_the_makefile_and_of_the_package():
+def test_versions_agree():
     assert PROJECT["requires-python"] == ">=3.11,<3.15"
     assert "(3, 11) <= sys.version_info < (3, 15)" in (ROOT / "Makefile").read_text()
     version = imagepiece_jax.__version__
@@ -96,7 +96,7 @@ def test_versions_are_those_of_the_makefile_and_of_the_package():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of this source; skips where setuptools cannot be had."""
+    """A wheel of this source; skips without setuptools."""
     folder = tmp_path_factory.mktemp("source")  # building writes beside it
     for name in ("pyproject.toml", "README.md", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
@@ -105,10 +105,10 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
     command += ["--wheel-dir", folder / "wheels", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if "No matching distribution found for setuptools" in done.stderr:
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if "No matching distribution found for setuptools" in ended.stderr:
         pytest.skip("building needs setuptools from a package index; there is none")
-    assert done.returncode == 0, done.stderr
+    assert ended.returncode == 0, ended.stderr
     (wheel,) = (folder / "wheels").glob("*.whl")
     return wheel
 

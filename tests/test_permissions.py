@@ -1,4 +1,4 @@
-"""Who may read what the package writes: for every writer the umask decides."""
+"""The umask decides the modes of every written file."""
 
 import os
 
@@ -9,18 +9,18 @@ import safetensors.numpy
 from imagepiece_jax.common import files
 from imagepiece_jax.common.orbax_files import StepWriter
 
-UMASK = 0o027  # of no system by default: files are 0640 and folders 0750
+UMASK = 0o027  # files are 0640 and folders 0750, unlike any system's default
 
 
-def checkpoints(folder):
+def save_checkpoint(folder):
     writer = StepWriter(folder / "latest", num_newest=1)
     writer.save(1, {"params/kernel": np.zeros((300, 300), np.float32)}, {"step": 1})
     writer.wait()
     writer.close()
 
 
-def a_library_that_chooses(folder):
-    """A file and a folder of safetensors 0.8, which writes for the owner alone."""
+def write_by_safetensors(folder):
+    """Write a file and a folder by safetensors 0.8, which excludes other users."""
     tensors = {"a": np.zeros(3, np.float32)}
     with files.replacement_file(folder / "file") as new:
         safetensors.numpy.save_file(tensors, new)
@@ -28,7 +28,7 @@ def a_library_that_chooses(folder):
         safetensors.numpy.save_file(tensors, new / "file")
 
 
-WRITERS = {"library": a_library_that_chooses, "checkpoints": checkpoints}
+WRITERS = {"library": write_by_safetensors, "checkpoints": save_checkpoint}
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def umask():
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_umask_decides(name, umask, tmp_path):
+def test_the_umask_decides_modes(name, umask, tmp_path):
     folder = tmp_path / "written"
     folder.mkdir()
     WRITERS[name](folder)
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
-    assert any(path.is_file() for path in found.values())
-    modes = {name: path.stat().st_mode & 0o777 for name, path in found.items()}
-    assert modes == {name: 0o750 if found[name].is_dir() else 0o640 for name in found}
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+    assert any(path.is_file() for path in paths.values())
+    modes = {name: path.stat().st_mode & 0o777 for name, path in paths.items()}
+    assert modes == {name: 0o750 if paths[name].is_dir() else 0o640 for name in paths}

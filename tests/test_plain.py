@@ -1,4 +1,4 @@
-"""A plain installation: working parts without the extra `train`, and refusals."""
+"""An installation without the extra `train`: working parts, and refusals."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ from tests.helpers.small_runs import ROOT
 from tests.test_packaging import INSTALLED_AS, PROJECT, imported_by, name_of
 
 
-def test_the_small_set_is_what_the_public_functions_import():
+def test_dependencies_equal_public_imports():
     code = "import imagepiece_jax as p, sys; [getattr(p, name) for name in p.__all__]"
     code += "; print(*(m.__file__ for m in sys.modules.values() if m.__name__"
     code += ".startswith('imagepiece_jax')), sep='\\n')"
@@ -25,25 +25,25 @@ def test_the_small_set_is_what_the_public_functions_import():
     names = set()
     for file in files.splitlines():
         with open(file, encoding="utf-8") as source:
-            statements = ast.parse(source.read()).body  # none of a function
+            statements = ast.parse(source.read()).body  # none inside functions
         names |= imported_by(statements)
     installed = {INSTALLED_AS.get(name, name) for name in names}
-    installed.add("tyro")  # of commands, most of which need no more
+    installed.add("tyro")  # commands need it
     assert installed == {name_of(line) for line in PROJECT["dependencies"]}
 
 
 @pytest.mark.slow
-def test_the_first_example_and_public_functions_need_the_small_set_alone():
-    """And print nothing unless asked."""
+def test_readmes_example_needs_only_dependencies():
+    """The example prints nothing unless asked."""
     ended = start(
         "-m", "tests.helpers.readme_example", "--hide", XLA_FLAGS=compiling.QUICK
     ).ok()
     before, _, after = ended.err.partition("asked\n")
     assert before == "" and "of the MACs" in after
-    found = json.loads(ended.out)
-    assert found["reduction"].startswith("peaks:")
-    assert found["steps"] == 1
-    assert found["logits"] == [2, tiny_vit.CLASSES]
+    result = json.loads(ended.out)
+    assert result["reduction"].startswith("peaks:")
+    assert result["steps"] == 1
+    assert result["logits"] == [2, tiny_vit.CLASSES]
 
 
 HIDING = "import runpy, sys; from tests.helpers import readme_example; "
@@ -62,17 +62,17 @@ def without(monkeypatch):
 
 
 @pytest.mark.parametrize("module", ["cv2", "tensorboardX"])
-def test_training_names_what_is_missing_before_it_begins(without, tmp_path, module):
+def test_training_names_missing_packages_first(without, tmp_path, module):
     without(module)
     workdir = tmp_path / "run"
     package = extras.EXTRA_MODULES["train"][module]
-    said = f"training needs {package}, which is not installed"
-    with pytest.raises(InputError, match=said):
-        small_runs.train(small_runs.configured(), workdir)
+    message = f"training needs {package}, which is not installed"
+    with pytest.raises(InputError, match=message):
+        small_runs.train(small_runs.quickstart_config(), workdir)
     assert not workdir.exists()
 
 
-def test_checkpoints_and_imagenet_name_what_is_missing(without, monkeypatch, tmp_path):
+def test_data_and_checkpoints_name_missing_packages(without, monkeypatch, tmp_path):
     without("tensorflow_datasets")
     with pytest.raises(InputError, match="imagenet2012 needs tensorflow-datasets"):
         registry.open_source("imagenet2012", "val", data_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""Branches for other platforms, more devices and small limits, taken by stand-ins."""
+"""Stand-ins take the branches of other platforms and more devices."""
 
 import types
 
@@ -16,7 +16,7 @@ GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 GPU.compute_capability = "9.0"
 
 
-def test_the_benchmarked_device(monkeypatch):
+def test_defaults_follow_the_device(monkeypatch):
     assert xla_options.fast_dtype() == "float32"
     assert timer.TimedCall(None).ahead == 0
     assert f"{device.available_cores()} cores" in device.device_name()
@@ -27,17 +27,17 @@ def test_the_benchmarked_device(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype, named", [("float32", False), ("bfloat16", True)])
-def test_a_speed_is_that_of_what_the_device_takes(monkeypatch, dtype, named):
+def test_speed_settings_name_the_devices_forms(monkeypatch, dtype, named):
     vit = tiny_vit.pretrained(dtype=dtype, embed_dim=24)
-    here = Clock().setting(vit)
-    assert not {"gelu", "sizes"} & here.keys()
+    cpu_setting = Clock().setting(vit)
+    assert not {"gelu", "sizes"} & cpu_setting.keys()
     monkeypatch.setattr(jax, "local_devices", lambda: [GPU])
-    there = Clock().setting(vit)
+    gpu_setting = Clock().setting(vit)
     forms = {"gelu": "tanh", "sizes": "direction"} if named else {}
-    assert there == here | {"device": there["device"]} | forms
+    assert gpu_setting == cpu_setting | {"device": gpu_setting["device"]} | forms
 
 
-def test_a_training_step_is_measured_on_one_device(monkeypatch):
+def test_training_steps_are_measured_on_one_device(monkeypatch):
     model = create_model(named_models.config("deit_ti", image_size=32, depth=1))
     vit = workloads.with_random_weights(model)
     workloads.BenchmarkCase(vit, "train", 64, "float32")

@@ -1,4 +1,4 @@
-"""References are float32: none of their products may be TF32 on a GPU."""
+"""References compute float32 products, never TF32 on a GPU."""
 
 import ast
 import pathlib
@@ -42,18 +42,18 @@ def weights(tmp_path_factory):
 
 def precisions(programs):
     """{program that holds a model: precisions of its products and convolutions}."""
-    found = {}
+    by_program = {}
     for name, text in programs.items():
         lines = re.findall(r"stablehlo\.(?:dot_general|convolution)[^\n]*", text)
         kinds = {tuple(re.findall("HIGHEST|HIGH|DEFAULT", line)) for line in lines}
-        found |= {name: kinds} if len(lines) > 2 * 6 else {}  # of two blocks
-    return found
+        by_program |= {name: kinds} if len(lines) > 2 * 6 else {}  # of two blocks
+    return by_program
 
 
 FULL = {("HIGHEST", "HIGHEST")}
 
 
-def test_what_visualize_and_studies_show(weights, lowered):
+def test_traces_and_studies_have_full_precision(weights, lowered):
     variant = load(weights).with_default_execution().with_reduction(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace_tokens(variant.model, variant.variables, images)
@@ -67,20 +67,20 @@ def test_what_visualize_and_studies_show(weights, lowered):
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 
-def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
+def test_only_evaluates_reference_has_full_precision(weights, lowered):
     words = [weights, "digits", f"--reduction={SETTING}", "--workers=0"]
     call(evaluate.main, *words, "--optimized").ok()
-    found = precisions(lowered())
-    (program,) = (found.pop(name) for name in list(found) if "logits" in name)
-    assert program > FULL  # of its products only those that decide
-    assert list(found.values()) == [FULL]
+    by_program = precisions(lowered())
+    (program,) = (by_program.pop(name) for name in list(by_program) if "logits" in name)
+    assert program > FULL  # only deciding products are full
+    assert list(by_program.values()) == [FULL]
 
 
 COMPARISONS = {"allclose", "assert_allclose", "assert_trees_all_close", "isclose"}
 
 
-def without_bound(source):
-    """Lines of comparisons of arrays that give no atol: numbers near 0 round, too."""
+def unbounded_lines(source):
+    """Lines of array comparisons without an atol; numbers near 0 round, too."""
     lines = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
@@ -92,9 +92,9 @@ def without_bound(source):
 
 
 def test_comparisons_of_arrays_have_an_absolute_bound():
-    """Otherwise `rounding.assert_close`, whose bound follows from the arithmetic."""
+    """`rounding.assert_close` bounds the others by their arithmetic."""
     bare = "np.testing.assert_allclose(a, b, rtol=1)\nallclose(a, b)\n"
-    assert without_bound(bare + "chex.assert_trees_all_close(a, b, atol=1)") == [1, 2]
+    assert unbounded_lines(bare + "chex.assert_trees_all_close(a, b, atol=1)") == [1, 2]
     paths = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
-    lines = {str(path): without_bound(path.read_text("utf-8")) for path in paths}
+    lines = {str(path): unbounded_lines(path.read_text("utf-8")) for path in paths}
     assert {name: found for name, found in lines.items() if found} == {}

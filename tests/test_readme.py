@@ -66,12 +66,14 @@ def run(page, start, space):
     return space
 
 
-def test_the_new_method_joins_tokens_to_those_of_largest_norm():
+def test_the_new_method_keeps_tokens_of_largest_norm():
     space = run(DOCS / "methods.md", "# imagepiece_jax/reduction/methods/", {})
     steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(facts(4))
     plan = block_plan.plan_blocks(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
-    model = tiny_vit.vit(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
+    model = tiny_vit.imagenet_vit(
+        plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3
+    )
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     variables = tiny_vit.fill(jax.eval_shape(model.init, jax.random.key(1), images))
 
@@ -88,15 +90,15 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         best = (unit @ unit[longest].T).argmax(axis=1)
         others = np.setdiff1d(np.arange(16), longest)
         np.testing.assert_array_equal(slot_of_token[others], best[others])
-    own = space["JoinByNorm"]()
+    reducer = space["JoinByNorm"]()
     counts = block_plan.StepCounts(n_in=16, n_out=8)
-    decide_alone = tiny_vit.compiled(lambda inputs: own(inputs, counts).slot_of_token)
+    decide_alone = tiny_vit.compiled(lambda x: reducer(x, counts).slot_of_token)
     size = np.ones((2, 16), np.float32)
     inputs = ReducerInputs(x=images.reshape(2, 16, 12), size=size)
     assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
 
 
-def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
+def test_the_written_reducer_fills_slots_and_drops_the_rest():
     space = {"jax": jax, "jnp": jnp, "dataclasses": dataclasses, "ClassVar": ClassVar}
     space |= {"Reducer": Reducer, "rank_tokens": rank_tokens}
     space |= {"cosine_similarity": cosine_similarity}
@@ -107,27 +109,27 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
     inputs = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
     counts = block_plan.StepCounts(n_in=10, n_out=4)
-    own = space["PruneAndMerge"](keep=7)
-    decide = tiny_vit.compiled(lambda inputs: own(inputs, counts))
+    reducer = space["PruneAndMerge"](keep=7)
+    decide = tiny_vit.compiled(lambda inputs: reducer(inputs, counts))
     for slot_of_token, tokens_of in zip(decide(inputs).slot_of_token, x, strict=True):
         assert (slot_of_token == DROPPED).sum() == 3
         assert set(slot_of_token) == {-1, 0, 1, 2, 3}
         unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
         order = np.argsort(-tokens_of[:, 0])
         np.testing.assert_array_equal(slot_of_token[order[:4]], range(4))
-        alike = unit[order[4:7]] @ unit[order[:4]].T
-        np.testing.assert_array_equal(slot_of_token[order[4:7]], alike.argmax(axis=1))
+        cosines = unit[order[4:7]] @ unit[order[:4]].T
+        np.testing.assert_array_equal(slot_of_token[order[4:7]], cosines.argmax(axis=1))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_every_command_and_file_that_a_page_names_exists(page):
+def test_named_commands_and_files_exist(page):
     text = page.read_text(encoding="utf-8")
     for name, size in re.findall(r"--config (configs/\w+\.py)(:[\w,:=.]*\w)?", text):
         if name != "configs/deit_s_NAME.py":
             module = importlib.import_module(f"configs.{pathlib.Path(name).stem}")
             config = module.get_config(*filter(None, [size.removeprefix(":")]))
             RunConfig.from_config(config).create_model()
-    # What is gone is named with the revision that has it.
+    # Removed files are named with their last revision.
     text = re.sub(r"`[^`]+`(?: and `[^`]+`)*\s+of\s+revision\s+[0-9a-f]{8}", "", text)
     for name in re.findall(r"(?<![\w/])configs/\w+\.py|(?<=`)[\w/]+\.py(?=`)", text):
         if "NAME" not in name and "norm_merge" not in name:
@@ -135,8 +137,8 @@ def test_every_command_and_file_that_a_page_names_exists(page):
     modules = r"python -m ((?:experiments|imagepiece_jax|tools)\.[\w.]+)"
     for name in re.findall(modules, text):
         path = ROOT / name.rstrip(".").replace(".", "/")
-        found = [path.with_suffix(".py"), path / "__main__.py"]
-        assert any(file.is_file() for file in found), name
+        candidates = [path.with_suffix(".py"), path / "__main__.py"]
+        assert any(file.is_file() for file in candidates), name
     typed = r"(?:^|python -m )imagepiece(?:_jax)? ([a-z]+)\b"
     for name in re.findall(typed, text, re.MULTILINE):
         assert name in command_files(), name
@@ -150,16 +152,16 @@ def test_every_command_and_file_that_a_page_names_exists(page):
 @pytest.fixture(scope="module")
 def flags_of():
     """Names of the options of every command."""
-    found = {}
+    options = {}
     for name in command_files():
         main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
         out = call(main, "--help").ok().out
-        found[name] = {*re.findall(r"--([\w-]+)", out), "help"}
-    return found
+        options[name] = {*re.findall(r"--([\w-]+)", out), "help"}
+    return options
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_every_flag_that_a_page_gives_a_command_exists(page, flags_of):
+def test_named_flags_exist(page, flags_of):
     if "results" in page.parts:  # of older commits
         return
     text = page.read_text("utf-8").replace("\\\n", " ")
@@ -183,7 +185,7 @@ LINKING = [*PAGES, ROOT / "CHANGELOG.md", DOCS / "quickstart.ipynb"]
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda path: path.name)
-def test_every_link_leads_to_a_file_and_a_heading(page):
+def test_links_lead_to_files_and_headings(page):
     text = page.read_text(encoding="utf-8")
     for link, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text):
         target = page.parent / link if link else page
@@ -192,7 +194,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
 
 
 def test_the_tour_quotes_its_files():
-    """Four or more lines of each, as they stand there one after the other."""
+    """Four or more lines of each file, in order."""
     text = (DOCS / "tour.md").read_text(encoding="utf-8")
     stops = re.findall(
         r"^## \d.*?\]\(\.\./(.+?\.py)\).*?```python\n(.*?)```", text, re.M | re.S
@@ -209,7 +211,7 @@ def test_the_tour_quotes_its_files():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, assets):
-    """Two blocks of public weights in the folder where the reader stands."""
+    """Two blocks of public weights in the working folder."""
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     deit_ti(monkeypatch, 2)
     (tmp_path / "deit_tiny_patch16_224-a1311bcf.pth").symlink_to(weights)
@@ -232,15 +234,15 @@ def test_a_photograph_has_its_class_without_this_package(folder, assets):
     panda = pathlib.Path("imagepiece_jax/inference/photographs/panda.jpg")
     panda.parent.mkdir(parents=True)
     photographs = sorted((assets / "data" / "imagenette_mini" / "val").rglob("*.*"))
-    for turned, file in enumerate(photographs[::20]):
+    for count, file in enumerate(photographs[::20]):
         with Image.open(file) as image:
             exif = image.getexif()
-            exif[ExifTags.Base.Orientation] = 1 + turned % 8
+            exif[ExifTags.Base.Orientation] = 1 + count % 8
             image.save(panda, exif=exif)
         space = run(DOCS / "export.md", "import json\nimport pathlib\n", {})
-        found = predict(panda)[0]
-        assert space["facts"]["class_names"][space["odds"].argmax()] == found.label
-        assert abs(space["odds"].max() - found.probability) < 1e-4
+        best = predict(panda)[0]
+        assert space["facts"]["class_names"][space["odds"].argmax()] == best.label
+        assert abs(space["odds"].max() - best.probability) < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +262,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def hub_of_pages(published, tmp_path, monkeypatch):
-    """`published` as if the hub had them, and two photographs where the reader is."""
+    """Serve `published` as the hub; two photographs lie in the working folder."""
     monkeypatch.setattr(hub, "fetch_folder", published.__getitem__)
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(tmp_path / name)
@@ -269,7 +271,7 @@ def hub_of_pages(published, tmp_path, monkeypatch):
 
 @pytest.fixture
 def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
-    """The file that README names, of two blocks, and no hub to ask."""
+    """README's file of weights, with two blocks, and no hub."""
     name = "deit_tiny_patch16_224-a1311bcf.pth"
     assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
@@ -288,11 +290,12 @@ def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):
     costs = space["vit"].recovery.variants
     assert costs[0].steps == len(costs)
     assert imagepiece_jax.load("deit_tiny_half").recovery.variants == costs
-    said = re.findall(r"Prediction\(label=(.*?), index=(\d+),", capsys.readouterr().out)
+    pattern = r"Prediction\(label=(.*?), index=(\d+),"
+    predictions = re.findall(pattern, capsys.readouterr().out)
     names = class_names.imagenet_names()
-    assert len(said) == 5
-    assert all(ast.literal_eval(name) == names[int(i)] for name, i in said)
-    page = re.search(r"Prediction\(label=(.*?), index=(\d+),", README.read_text())
+    assert len(predictions) == 5
+    assert all(ast.literal_eval(name) == names[int(i)] for name, i in predictions)
+    page = re.search(pattern, README.read_text())
     assert ast.literal_eval(page[1]) == names[int(page[2])]
 
 
@@ -314,7 +317,7 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
         assert word in text and word in printed
 
 
-def test_the_loop_of_the_page_trains_on_two_devices_as_on_one():
+def test_the_pages_loop_trains_alike_on_two_devices():
     vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(0,)", depth=2)
     model = vit.model.with_execution(drop_path_rate=0.9)
     vit = dataclasses.replace(vit, model=model)
@@ -335,7 +338,7 @@ def test_the_loop_of_the_page_trains_on_two_devices_as_on_one():
     assert first_loss < space["losses"][0]
 
 
-def test_the_loop_of_the_page_draws_from_its_keys():
+def test_the_pages_loop_draws_from_its_keys():
     vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(0,)", depth=2)
     space = {"vit": vit, "batches": []}
     run(DOCS / "own_loop.md", "import jax\n", space)
@@ -376,7 +379,7 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     starts = ("import imagepiece_jax\n", "imagepiece_jax.save(", "import jax\n")
     for beginning in starts:
         run(DOCS / "models.md", beginning, space)
-    by_function = space["vectors"]
+    function_vectors = space["vectors"]
     run(DOCS / "models.md", "from flax import nnx\n", space)
     vit = space["vit"]
     net = space["net"]
@@ -385,15 +388,15 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     assert vit.reduction.name == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)
-    wanted = jax.jit(vit.model.apply)(variables, images).pooled
+    expected = jax.jit(vit.model.apply)(variables, images).pooled
     embed = nnx.jit(lambda net, images: net(images).pooled)
-    assert_close(embed(net, images), wanted)
-    assert_close(space["pooled"](variables["params"], images), wanted)
-    assert float(jnp.ptp(wanted)) > 0.1
-    assert space["vectors"].shape == wanted.shape
-    assert_close(space["vectors"], by_function)
-    own = jax.tree.leaves(nnx.state(net, nnx.Param))
-    assert tiny_vit.count(own) == tiny_vit.count(variables)
-    # They are its parameters: with others it gives something else.
+    assert_close(embed(net, images), expected)
+    assert_close(space["pooled"](variables["params"], images), expected)
+    assert float(jnp.ptp(expected)) > 0.1
+    assert space["vectors"].shape == expected.shape
+    assert_close(space["vectors"], function_vectors)
+    net_params = jax.tree.leaves(nnx.state(net, nnx.Param))
+    assert tiny_vit.count(net_params) == tiny_vit.count(variables)
+    # Changed parameters change its outputs.
     nnx.update(net, jax.tree.map(lambda leaf: leaf / 2, nnx.state(net, nnx.Param)))
-    assert np.abs(embed(net, images) - wanted).max() > 0.01
+    assert np.abs(embed(net, images) - expected).max() > 0.01

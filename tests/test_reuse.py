@@ -1,7 +1,6 @@
-"""What goes on, resumes or is used again, with each thing changed that decides it.
+"""Stored results are used again only for equal models, images and options.
 
-What stands there stays, and is never given out for what is asked for: there is a
-sentence, or the work is done.
+A changed setting leaves them as they are: it is refused, or measured anew.
 """
 
 import copy
@@ -27,7 +26,7 @@ from imagepiece_jax.training.config import RunConfig
 from tests.helpers import small_runs, tiny_vit
 from tests.helpers.picture_files import noise, write_images
 
-SIDE = 40  # of images that are resized, as larger ones than 32 pixels are
+SIDE = 40  # images above 32 pixels are resized
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -53,7 +52,7 @@ MODELS = {
     "gelu": lambda vit: with_config(vit, vit.config.with_arch(gelu="tanh")),
     "image_size": lambda vit: vit.with_reduction(None).at_size(36),
     "counts": lambda vit: vit.with_reduction(
-        tiny_vit.changed(tiny_vit.EVIT, keep_rate=0.61)
+        tiny_vit.with_fields(tiny_vit.EVIT, keep_rate=0.61)
     ),
 }
 OF_DEVICE = {"attention_impl": fused}
@@ -70,8 +69,8 @@ def vit():
     }
     fields |= {"embed_dim": tiny_vit.WIDTH, "depth": tiny_vit.DEPTH, "image_size": SIDE}
     fields |= {"num_classes": tiny_vit.CLASSES, "mlp_ratio": 4.0}
-    made = tiny_vit.loaded("tiny.npz", tiny_vit.EVIT, **fields)
-    return made.with_variables(tiny_vit.variables(made.model))
+    loaded = tiny_vit.loaded_model("tiny.npz", tiny_vit.EVIT, **fields)
+    return loaded.with_variables(tiny_vit.variables(loaded.model))
 
 
 MODEL = tiny_vit.model(tiny_vit.EVIT)
@@ -82,13 +81,13 @@ PARTS += [MODEL, MODEL.config, Execution(), Architecture(), Rotary()]
 
 @pytest.mark.parametrize("whole", PARTS, ids=lambda whole: type(whole).__name__)
 def test_every_field_is_in_a_record(whole):
-    found = as_json(whole)
+    record = as_json(whole)
     of_flax = ("parent", "name") if isinstance(whole, nn.Module) else ()
     for field in dataclasses.fields(whole):
-        other = copy.copy(whole)
-        object.__setattr__(other, field.name, "another")
+        changed = copy.copy(whole)
+        object.__setattr__(changed, field.name, "another")
         decides = field.compare and field.name not in of_flax
-        assert (as_json(other) != found) == decides, field.name
+        assert (as_json(changed) != record) == decides, field.name
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ def content(folder):
 
 
 @pytest.mark.parametrize("name", ["weights", "mean", "counts", *IMAGES, *OPTIONS])
-def test_a_folder_of_features(vit, photographs, vectors, name):
+def test_changed_settings_refuse_a_features_folder(vit, photographs, vectors, name):
     changed = (MODELS | IMAGES).get(name, lambda vit: vit)(vit)
     options = {name: OPTIONS[name]} if name in OPTIONS else {}
     before = content(vectors)
@@ -126,18 +125,18 @@ OF_IMAGES = {"digest": "other", "limit": 5}
 
 @pytest.fixture
 def measured(vit, tmp_path):
-    """MeasuredWeights of which the accuracy of the model as it is has been measured."""
+    """MeasuredWeights with a measured accuracy of the unchanged model."""
     with ResultCache(tmp_path) as cache:
-        made = MeasuredWeights(vit, MeasuredImages(SETTING, list), cache)
-        made.cache.measure_once(made.make_result_key("accuracy", vit.reduction), dict)
-        yield made
+        new = MeasuredWeights(vit, MeasuredImages(SETTING, list), cache)
+        new.cache.measure_once(new.make_result_key("accuracy", vit.reduction), dict)
+        yield new
 
 
 def is_measured(weights):
-    measured = []
+    calls = []
     key = weights.make_result_key("accuracy", weights.vit.reduction)
-    weights.cache.measure_once(key, lambda: measured.append(1) or {})
-    return not measured
+    weights.cache.measure_once(key, lambda: calls.append(1) or {})
+    return not calls
 
 
 OF_SEED = ("drawn", "reducers")
@@ -146,7 +145,7 @@ OF_SEED = ("drawn", "reducers")
 @pytest.mark.parametrize(
     "name", ["weights", "counts", *OF_DEVICE, *OF_IMAGES, *OF_SEED]
 )
-def test_a_line_of_compare(vit, measured, name):
+def test_changed_settings_are_measured_anew(vit, measured, name):
     changes = {}
     if name in MODELS | OF_DEVICE:
         changes["vit"] = (MODELS | OF_DEVICE)[name](vit)
@@ -157,18 +156,20 @@ def test_a_line_of_compare(vit, measured, name):
     else:
         origin = dataclasses.replace(vit.origin, run={"seed": 1})
         changes["vit"] = dataclasses.replace(vit, origin=origin)
-    other = dataclasses.replace(measured, **changes)
+    changed = dataclasses.replace(measured, **changes)
     assert is_measured(measured)
-    assert not is_measured(other)
+    assert not is_measured(changed)
 
 
 @pytest.fixture(scope="module")
 def student(quickly_begun, tmp_path_factory):
-    """(its config, the folder of a run of it, its teacher, a Pretrained)."""
+    """(config of a run, its folder, its teacher as a Pretrained)."""
     folder = tmp_path_factory.mktemp("student")
     fields = {"distill.kind": "soft", "teacher.weights": str(folder / "teacher")}
     fields |= {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 256, "model.depth": 1}
-    config = small_runs.configured(small_runs.DENSE | {"model.stem": "patch"}, fields)
+    config = small_runs.quickstart_config(
+        small_runs.DENSE | {"model.stem": "patch"}, fields
+    )
     model = RunConfig.from_config(config).create_dense()
     teacher = imagepiece_jax.Pretrained(model, tiny_vit.fill(tiny_vit.shapes(model)))
     imagepiece_jax.save(teacher, folder / "teacher")
@@ -178,12 +179,12 @@ def student(quickly_begun, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights", "gelu"])
-def test_the_teacher_of_a_run(student, name):
-    """Whose path is the same: its weights, and each field that they are read by."""
+def test_a_changed_teacher_is_refused(student, name):
+    """The path stays; the weights or a field of the config change."""
     config, workdir, teacher = student
-    place = config.teacher.weights
-    imagepiece_jax.save(MODELS[name](teacher), place)
+    path = config.teacher.weights
+    imagepiece_jax.save(MODELS[name](teacher), path)
     with pytest.raises(InputError, match="another teacher than the run"):
         small_runs.train(config, workdir)
-    imagepiece_jax.save(teacher, place)
+    imagepiece_jax.save(teacher, path)
     small_runs.train(config, workdir)

@@ -18,7 +18,7 @@ QUICKSTART = "--config=configs/quickstart.py"
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ([QUICKSTART, "--config.model.arch.gelo=tanh"], "config.model.arch.gelu?"),
         ([QUICKSTART, "--config.reduction.r=8"], "did you mean config.reduction?"),
@@ -38,23 +38,23 @@ QUICKSTART = "--config=configs/quickstart.py"
         ([], "--config is missing"),
     ],
 )
-def test_a_mistake_is_one_sentence(words, said):
+def test_a_mistake_is_one_sentence(words, message):
     ended = start("train.py", *words, imported=True)
     assert (ended.status, ended.out) == (2, "")
     assert ended.lines[0].startswith("error: ") and len(ended.lines) == 1
-    assert said in ended.err
+    assert message in ended.err
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--help"], "--workdir: folder of the run"),
         ([QUICKSTART, "--config.larning=1"], ""),
     ],
 )
-def test_help_and_a_mistyped_flag_import_no_jax(words, said):
+def test_help_and_a_mistyped_flag_import_no_jax(words, message):
     ended = start("-X", "importtime", "train.py", *words)
-    assert said in ended.out
+    assert message in ended.out
     assert "ml_collections" in ended.err
     assert "| jax\n" not in ended.err.replace(" ", "").replace("|", "| ")
 
@@ -62,7 +62,7 @@ def test_help_and_a_mistyped_flag_import_no_jax(words, said):
 def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
     fields = {"epochs": 7, "model.mean": (0.1, 0.2, 0.3), "model.std": (1.0, 1.0, 1.0)}
     fields |= {"init.fresh": ("head",), "init.weights": "w.npz"}
-    config = RunConfig.from_config(small_runs.configured({}, fields))
+    config = RunConfig.from_config(small_runs.quickstart_config({}, fields))
     written = config.to_dict()
     (tmp_path / "config.json").write_text(json.dumps(written))
     words = ["train.py", f"--workdir={tmp_path}"]
@@ -70,11 +70,11 @@ def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
     assert with_config[2:] == words[1:]
     reader, folder = with_config[1].removeprefix("--config=").split(":")
     assert folder == str(tmp_path)
-    again = RunConfig.from_config(_run.get_config(folder))
-    assert again == config
-    assert json.dumps(again.to_dict()) == json.dumps(written)
-    for other in (["--config=configs/quickstart.py"], ["--config", "x.py"]):
-        assert train.with_own_config([*words, *other]) == [*words, *other]
+    restored = RunConfig.from_config(_run.get_config(folder))
+    assert restored == config
+    assert json.dumps(restored.to_dict()) == json.dumps(written)
+    for more_words in (["--config=configs/quickstart.py"], ["--config", "x.py"]):
+        assert train.with_own_config([*words, *more_words]) == [*words, *more_words]
     assert len(train.with_own_config(["train.py", "--workdir", str(tmp_path)])) == 4
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="format"):
@@ -94,7 +94,7 @@ def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
         ((), ()),
     ],
 )
-def test_names_without_quotes_are_read_as_they_are_meant(typed, words):
+def test_names_need_no_quotes(typed, words):
     config = base.get_config()
     config.init.fresh = typed
     before = config.data.area
@@ -113,11 +113,11 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     ended = start(*words, imported=True, TFDS_DATA_DIR=str(tmp_path))
     assert ended.status == 0, ended.err
     assert "1,281,167 training images, 50,000 validation images" in ended.out
-    for said in ("memory on each", "EFLOP (", "learning rate: ", " steps: "):
-        assert said in ended.out
+    for phrase in ("memory on each", "EFLOP (", "learning rate: ", " steps: "):
+        assert phrase in ended.out
     assert " (0.0005 per 512 images) after a warm-up" in ended.out
     assert "for cpu, unlike that for another device" in ended.out
-    # Nothing of TFDS, which looks for a data set that is not there.
+    # TFDS logs nothing about the missing data set.
     assert set(ended.lines) <= {"compiling the training step .."}
     assert not (tmp_path / "run").exists()
 
@@ -132,7 +132,7 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
         ("configs/quickstart.py", "quickstart.py", "quickstart"),
     ],
 )
-def test_former_files_are_arguments(word, read, name, monkeypatch):
+def test_former_config_files_become_arguments(word, read, name, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = train.replace_old_name(word)
     assert path == word.rpartition("/")[0] + "/" + read

@@ -1,7 +1,7 @@
 """A warm call copies nothing to or from a device unasked, and traces nothing again.
 
-JAX's guard refuses copies that no line of the package asks for by `jax.device_put`,
-`jax.device_get` or a guard of its own, such as weights that a program gets from a host.
+JAX's guard refuses implicit copies, such as a program's weights from a host; the
+package copies by `jax.device_put`, `jax.device_get` or its own guard.
 """
 
 import types
@@ -29,8 +29,8 @@ ROWS |= {"mask": np.ones((1, 3), np.float32), "index": np.arange(3)[None]}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    shapes = tiny_vit.loaded("weights", REDUCTION, name="vit_mini", **FIELDS)
+def prepared(tmp_path_factory):
+    shapes = tiny_vit.loaded_model("weights", REDUCTION, name="vit_mini", **FIELDS)
     vit = shapes.with_variables(tiny_vit.variables(shapes.model))
     folder = tmp_path_factory.mktemp("transfers")
     step = accuracy.make_eval_step(vit.model)
@@ -47,7 +47,7 @@ def made(tmp_path_factory):
     )
 
 
-# {what is called: a function of `made` that calls it}
+# {name: a function of `prepared` that calls it}
 CALLS = {
     "Predictor.__call__": lambda of: of.predictor(PIXELS[:3]),
     "Pretrained.with_reduction": lambda of: of.vit.with_reduction(0.5),
@@ -56,36 +56,36 @@ CALLS = {
     "load": lambda of: imagepiece_jax.load(of.saved),
     "optimize": lambda of: imagepiece_jax.optimize(of.vit, batch_size=4, **FAST),
     "recover": lambda of: imagepiece_jax.recover(of.vit, PIXELS, steps=1, batch_size=8),
-    # What commands call for every batch, or several times.
+    # Commands call these for every batch, or several times.
     "evaluate": lambda of: accuracy.evaluate_model(of.step, of.on_devices, [ROWS]),
     "evaluate a program": lambda of: accuracy.evaluate_model(
         of.program_step, None, [ROWS]
     ),
     "visualize": lambda of: trace_tokens(of.vit.model, of.vit.variables, PIXELS[:9]),
 }
-# They make programs in every call.
+# These compile in every call.
 COMPILING = {"optimize", "recover"}
 
 
 @pytest.mark.filterwarnings("ignore:the values of images")
 @pytest.mark.usefixtures("recoveries_compiled_once")
 @pytest.mark.parametrize("name", CALLS)
-def test_a_warm_call_copies_nothing_unasked(name, made, caplog):
+def test_a_warm_call_copies_nothing_unasked(name, prepared, caplog):
     call = CALLS[name]
-    call(made)
+    call(prepared)
     with jax.transfer_guard("disallow"), jax.log_compiles():
-        call(made)
+        call(prepared)
     traced = [line for line in caplog.messages if line.startswith("Finished tracing")]
     assert name in COMPILING or traced == []
 
 
-def test_weights_are_beside_images_of_other_devices():
+def test_weights_follow_images_to_other_devices():
     devices = jax.local_devices(backend="cpu")[:2]
     mesh = jax.sharding.Mesh(np.array(devices), ("images",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("images"))
     vit = tiny_vit.pretrained(depth=1)
     images = jax.device_put(tiny_vit.images(2), sharding)
     expected = imagepiece_jax.features(vit, np.asarray(images)).pooled
-    found = imagepiece_jax.features(vit, images)
-    assert found.pooled.sharding.device_set == images.sharding.device_set
-    assert_close(found.pooled, expected)
+    outputs = imagepiece_jax.features(vit, images)
+    assert outputs.pooled.sharding.device_set == images.sharding.device_set
+    assert_close(outputs.pooled, expected)

@@ -1,4 +1,4 @@
-"""Pixels that OpenCLIP and transformers make of odd images by the JSON of a tower.
+"""Pixels of odd images, as OpenCLIP and transformers make them by a tower's JSON.
 
 python -m tools.client_pixels writes tests/fixtures/client_pixels.npz, which has for
 each case the JSON and the pixels of `pictures()`, [images, SIDE, SIDE, 3]. It needs
@@ -19,8 +19,8 @@ from imagepiece_jax.models import registry
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "tests" / "fixtures" / "client_pixels.npz"
 SIDE = 12
-# The first and the last are longer than preprocessing resizes. Of most, an odd number
-# of pixels is cropped, or a side is rounded.
+# The first and the last are longer than preprocessing resizes. Most lose an odd number
+# of pixels by the crop, or have a rounded side.
 SIZES = ((1, 700), (33, 31), (225, 224), (427, 640), (1200, 97), (61, 48), (50, 333))
 SIZES += ((113, 58), (17, 240), (1000, 3))
 CROPPED = {"crop": 0.875, "rule": "transformers"}
@@ -56,7 +56,7 @@ def case_preprocessing(case):
 
 
 def case_fields(case):
-    """The JSON of a case; it has nothing of a model but the mean and the deviation."""
+    """The JSON of a case; a model gives only its mean and deviation."""
     config = registry.model_config("deit_s")
     vit = types.SimpleNamespace(preprocessing=case_preprocessing(case), config=config)
     if CASES[case][0] == "open_clip":

@@ -4,9 +4,8 @@ python -m tools.compile_only --configs deit_s deit_s_imagepiece --mode inference
 
 A config is a file of configs/, deit_s:deit_ti with its argument.
 
-XLA compiles for a GPU that is only described: fusions, cuBLASLt and cuDNN calls are
-those of the real one. It needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU
-and no driver.
+XLA compiles for a described GPU, with the fusions, cuBLASLt and cuDNN calls of a real
+one. It needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU and no driver.
 """
 
 import collections
@@ -65,7 +64,7 @@ def main(
     gelu: Literal["exact", "tanh"] | None = None,
     kernels: bool = False,
 ):
-    """Count the kernels of configs that are compiled for an H200, without one.
+    """Count the kernels of configs compiled for an H200, without an H200.
 
     Args:
         configs: Names of files of configs/.
@@ -75,11 +74,11 @@ def main(
         gelu: Of the optimized program.
         kernels: List every kernel of every program.
     """
-    read = {name: read_config_file(name) for name in configs}
-    for config in read.values():
+    named = {name: read_config_file(name) for name in configs}
+    for config in named.values():
         config.model.dtype = dtype
-    for size, one_mode in itertools.product(sorted(batch_size, reverse=True), mode):
-        print(report_kernels(read.items(), size, one_mode, kernels, gelu))
+    for size, chosen in itertools.product(sorted(batch_size, reverse=True), mode):
+        print(report_kernels(named.items(), size, chosen, kernels, gelu))
 
 
 def read_config_file(name: str):
@@ -94,7 +93,7 @@ def report_kernels(configs, batch_size, mode="inference", kernels=False, gelu=No
 
     configs: [(name, config)]
     mode: "inference" (the program of `inference.optimize`) or "train" (a whole step)
-    kernels: whether every kernel of every program is listed, too
+    kernels: whether to list every kernel of every program
     gelu: of programs of mode inference, as `optimize` takes it
     Raises InputError without JAX's CUDA wheels.
     """
@@ -104,21 +103,21 @@ def report_kernels(configs, batch_size, mode="inference", kernels=False, gelu=No
         config = config.copy_and_resolve_references()
         config.batch_size = batch_size
         options = {"gelu": gelu} if mode == "inference" else {}
-        kernels_of_program = hlo.list_kernels(PROGRAMS[mode](config, **options))
-        programs.append((name, kernels_of_program, _config_gmacs(config)))
+        program_kernels = hlo.list_kernels(PROGRAMS[mode](config, **options))
+        programs.append((name, program_kernels, _config_gmacs(config)))
     title = f"compiled for an NVIDIA H200, mode {mode}, batch size {batch_size}"
     parts = [title, _overview_table(programs)]
     if kernels:
         parts += [
-            f"{name}\n{_list_kernels(kernels_of_program)}"
-            for name, kernels_of_program, _ in programs
+            f"{name}\n{_list_kernels(program_kernels)}"
+            for name, program_kernels, _ in programs
         ]
     return "\n\n".join(parts)
 
 
 def _overview_table(programs):
     """[(name, kernels, GMACs)] -> a table, one row each, a column per kind."""
-    counts = [collections.Counter(each.kind for each in row[1]) for row in programs]
+    counts = [collections.Counter(kernel.kind for kernel in row[1]) for row in programs]
     kinds = [kind for kind, _ in sum(counts, collections.Counter()).most_common()]
     rows = [("kernels", *kinds, "GMACs", "config")]
     for (name, kernels, gmacs), by_kind in zip(programs, counts, strict=True):
@@ -166,7 +165,7 @@ def inference_text(config, gelu=None):
     gelu = gelu or optimize.default_gelu(on_gpu, described_gpu())
     reductions = optimize.default_reductions(on_gpu, described_gpu())
     if optimize.uses_size_direction(on_gpu):
-        # It has the shapes of a folded one.
+        # This model has the shapes of a folded one.
         model = model.with_execution(size_encoding="direction")
     prepared = []
 
@@ -194,16 +193,16 @@ def train_text(config):
         teacher = variable_shapes(teacher)
     leading = (1, config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
     batch = batch_shapes(RunConfig.from_config(config), leading)
-    # The equivalent of `parallel.pmap` for a device that is only described.
+    # The equivalent of `parallel.pmap` for a described device.
     mesh = jax.sharding.Mesh(np.array([described_gpu()]), (parallel.DEVICE_AXIS,))
     everywhere = jax.sharding.PartitionSpec()
     specs = (everywhere, jax.sharding.PartitionSpec(parallel.DEVICE_AXIS), everywhere)
 
-    def of_one(state, batch, teacher):
+    def device_step(state, batch, teacher):
         return step(state, jax.tree.map(lambda x: x[0], batch), teacher)
 
     fn = jax.shard_map(
-        of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False
+        device_step, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False
     )
     shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
     return compile_for(fn, state, batch, teacher, donate=(0,), shardings=shardings)
@@ -216,8 +215,8 @@ PROGRAMS = {"inference": inference_text, "train": train_text}
 def described_gpu():
     """Return the described GPU for JAX's compiler; InputError without the wheels.
 
-    Call it before anything else uses JAX: its plugin looks for a driver once, at first
-    use, and must be set to do without before that.
+    Call it before anything else uses JAX, whose plugin looks for a driver at its first
+    use, unless it is set to need none.
     """
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     from jax.experimental import topologies

@@ -1,4 +1,4 @@
-"""Docstrings that explain an argument that does not exist: `make lint` runs this file.
+"""Find explained arguments that do not exist: `make lint` runs this file.
 
     python -m tools.docstring_arguments imagepiece_jax
 
@@ -19,9 +19,9 @@ def stale_arguments(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield (line number, name) of every explained argument that does not exist."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            known = class_names(node)
+            names = class_names(node)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            known = parameter_names(node)
+            names = parameter_names(node)
         else:
             continue
         docstring = ast.get_docstring(node, clean=False) or ""
@@ -30,9 +30,9 @@ def stale_arguments(tree: ast.Module) -> Iterator[tuple[int, str]]:
             explained = EXPLAINED.match(line.removeprefix(" " * statement.col_offset))
             if explained is None:
                 continue
-            for name in explained[1].split(", "):
-                if name not in known:
-                    yield number, name
+            for argument in explained[1].split(", "):
+                if argument not in names:
+                    yield number, argument
 
 
 def parameter_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:

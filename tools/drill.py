@@ -2,12 +2,12 @@
 
     python -m tools.drill [--only recover export] [--each 2] [--seed 0]
 
-Each command runs undisturbed, and then again and again with a signal at a random
-moment, which must end it with the signal's status and in one line; SIGKILL, and any
-signal while training compiles, end it without one. Then nothing is half-written: a
-command that does not go on leaves nothing or all. Given again, it leaves what the
-undisturbed one left, to the last bit. All of that on a tiny model, a process each, with
-a printed row; status 1 if one is not as it should be.
+Each command runs undisturbed, and then repeatedly with a signal at a random moment. The
+signal must end it with the signal's status and one line; SIGKILL, and any signal while
+training compiles, end it without a line. No file is half-written then: a command that
+cannot go on leaves nothing or all. Given again, the command leaves the undisturbed
+result, to the last bit. Models are tiny, every run is a process with a printed row, and
+status 1 says that a row is wrong.
 """
 
 import contextlib
@@ -42,11 +42,11 @@ PATIENCE = 900.0  # seconds for anything that a run should do, on a busy machine
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LOSSES_APART = 5e-4  # of two processes and one: sums in another order
 QUICK = "--xla_backend_optimization_level=0"  # compiles quickly, not well
-CRASHED = "Traceback|Fatal|ignored in|Segmentation"  # in what no command may say
+CRASHED = "Traceback|Fatal|ignored in|Segmentation"  # words that no command may print
 ENDED = "interrupted|terminated|stopped"  # how the line on a signal begins
-# What files have of a clock, and of a working tree.
+# Parts of files that come from a clock or a working tree.
 CLOCK = rb'"seconds": [\d.]+|"(?:time|git)": "[^"]+"'
-UNFINISHED = (".*.tmp", "*.orbax-checkpoint-tmp*")  # names of what is being written
+UNFINISHED = (".*.tmp", "*.orbax-checkpoint-tmp*")  # names of unfinished files
 
 SIZE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3}
 SIZE |= {"num_heads": 3, "num_classes": 10}
@@ -78,10 +78,10 @@ REDUCTION = "--reduction=evit:keep_rate=.3:blocks=(0,)"
 
 
 class Command(NamedTuple):
-    """A command: HERE stands for the folder of its run, INPUTS for what it reads."""
+    """A command; HERE stands for its run's folder, INPUTS for its inputs' folder."""
 
     words: str
-    goes_on: bool = False  # where it was stopped; else it leaves nothing or all
+    goes_on: bool = False  # after a stop; False: it leaves nothing or all
     processes: int = 1
 
 
@@ -110,18 +110,18 @@ COMMANDS = {
 
 
 class Row(NamedTuple):
-    """One run and what was left of it."""
+    """One run, and its result."""
 
     command: str
     fault: str
     statuses: list[int]  # of its processes
-    left: str  # "nothing", "a part" or "all" of what the undisturbed run left
+    left: str  # "nothing", "a part" or "all" of the undisturbed result
     said: str  # its last line
     passed: bool
 
 
 class Run:
-    """A run of a command in a folder of its own."""
+    """A run of a command in its own folder."""
 
     def __init__(self, inputs, name, fault):
         self.name = name
@@ -133,7 +133,7 @@ class Run:
         self._inputs = inputs
 
     def start(self, devices=1):
-        """Start or resume it; all runs share compiled programs."""
+        """Start or resume the run; all runs share compiled programs."""
         self.processes = []
         values = {"INPUTS": self._inputs, "HERE": self.folder, "PORT": free_port()}
         for number in range(self.command.processes):
@@ -154,7 +154,7 @@ class Run:
         return self
 
     def wait_for_statuses(self):
-        """The exit statuses when all have ended; 128 + n: by signal n."""
+        """Exit statuses after all processes have ended; 128 + n: by signal n."""
         deadline = time.monotonic() + PATIENCE
         statuses = []
         for process in self.processes:
@@ -175,7 +175,7 @@ class Run:
         return lines[-1].replace(str(self.folder), "HERE") if lines else ""
 
     def read_result(self):
-        """All that stands in the folder: {name: bytes}, times left out."""
+        """The folder's files without times, {name: bytes}."""
         if "train.py" in self.command.words:
             return read_training_result(self.folder / "out")
         digests = {}
@@ -186,11 +186,11 @@ class Run:
         return digests
 
     def unfinished_files(self):
-        """Names of what was being written."""
-        found = []
+        """Names of unfinished files."""
+        names = []
         for pattern in UNFINISHED:
-            found += [path.name for path in self.folder.rglob(pattern)]
-        return found
+            names += [path.name for path in self.folder.rglob(pattern)]
+        return names
 
 
 def free_port():
@@ -200,7 +200,7 @@ def free_port():
 
 
 def process_environment(cache, devices=1):
-    """Of a process on so many CPU devices, its programs kept in the folder `cache`."""
+    """The environment of a process with CPU devices, and a `cache` of its programs."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
@@ -211,26 +211,26 @@ def process_environment(cache, devices=1):
 
 
 def read_training_result(workdir):
-    """Checkpoints and lines of metrics of a run, without what a clock has measured."""
+    """Checkpoints and lines of metrics of a run, without measured times."""
     if not workdir.exists():
         return {}
-    found = {}
+    content = {}
     for kind in CHECKPOINT_KINDS:
         with contextlib.suppress(InputError):  # there is none yet
             folder = workdir / "checkpoints" / kind
             arrays, _, _ = checksums.read_newest_step(folder, lambda _, table: table)
             for name, array in arrays.items():
-                found[f"{kind}/{name}"] = (str(array.dtype), array.tobytes())
+                content[f"{kind}/{name}"] = (str(array.dtype), array.tobytes())
     lines = read_metrics(workdir)
-    found["metrics"] = [
+    content["metrics"] = [
         {key: value for key, value in line.items() if key not in CLOCKED_METRICS}
         for line in lines
     ]
-    return found
+    return content
 
 
 def write_inputs(folder):
-    """Random weights so large that a reduction changes the answers, and photographs."""
+    """Write photographs, and weights so large that a reduction changes the answers."""
     rng = np.random.default_rng(0)
 
     def drawn(path, leaf):
@@ -273,10 +273,10 @@ def drill_commands(folder, names, each, rng):
 
 
 def end_by_signal(run, signum, line, expected, rng):
-    """A Row: a signal up to a second after the run has printed so many lines."""
+    """A Row: a signal up to a second after the run has printed `line` lines."""
     run.start()
-    hit = int(rng.integers(len(run.processes)))
-    process = run.processes[hit]
+    target = int(rng.integers(len(run.processes)))
+    process = run.processes[target]
     while process.poll() is None and run.read_log().count("\n") < line:
         time.sleep(0.005)
     while process.poll() is None and not handles_sigterm(process):
@@ -285,19 +285,19 @@ def end_by_signal(run, signum, line, expected, rng):
     time.sleep(delay)
     process.send_signal(signum)
     statuses = run.wait_for_statuses()
-    there = run.read_result()
+    result = run.read_result()
     left = "a part"
-    if not there:
+    if not result:
         left = "nothing"
-    elif there == expected:
+    elif result == expected:
         left = "all"
-    passed = is_right(run, signum, hit, statuses, left)
+    passed = is_right(run, signum, target, statuses, left)
     fault = f"{signum.name} {delay:.2f} s after line {line}"
     return Row(run.name, fault, statuses, left, run.last_line(), passed)
 
 
 def handles_sigterm(process):
-    """Whether it handles SIGTERM, before which Python starts, by Linux's word."""
+    """Whether a process handles SIGTERM, by Linux; not so while Python starts."""
     with contextlib.suppress(OSError):  # it has just ended
         text = pathlib.Path(f"/proc/{process.pid}/status").read_text()
         caught = re.search(r"SigCgt:\s*(\w+)", text)
@@ -305,18 +305,18 @@ def handles_sigterm(process):
     return False
 
 
-def is_right(run, signum, hit, statuses, left):
-    """Whether a run has ended as it should after a signal to its process `hit`."""
-    others = statuses[:hit] + statuses[hit + 1 :]
-    right = statuses[hit] in (0, 128 + signum)
-    # Without one of them the others end with status 1, in a step or on the way there.
+def is_right(run, signum, target, statuses, left):
+    """Whether a run ended correctly after a signal to its process `target`."""
+    others = statuses[:target] + statuses[target + 1 :]
+    right = statuses[target] in (0, 128 + signum)
+    # After one's end the others end with status 1, in a step or before it.
     right &= set(others) <= {0, 1, 128 + signum}
     if signum == signal.SIGKILL:
         right &= run.command.goes_on or left != "a part"
         return right
     right &= not re.search(CRASHED, run.read_log()) and not run.unfinished_files()
-    at_once = run.processes and run.processes[hit].returncode == -signum
-    if statuses[hit] and not (at_once and run.command.goes_on):
+    at_once = run.processes and run.processes[target].returncode == -signum
+    if statuses[target] and not (at_once and run.command.goes_on):
         right &= bool(re.search(rf"^({ENDED})", run.read_log(), re.MULTILINE))
     if left == "a part" and not run.command.goes_on:
         right &= is_best_so_far(run)
@@ -324,23 +324,23 @@ def is_right(run, signum, hit, statuses, left):
 
 
 def is_best_so_far(run):
-    """Whether `recover` has saved, at Ctrl-C, a whole model of the weights so far."""
+    """Whether `recover` saved a whole model of the weights so far at Ctrl-C."""
     if "the weights so far are kept" not in run.read_log():
         return False
     return imagepiece_jax.load(run.folder / "out").recovery is not None
 
 
 def run_again(run, expected):
-    """A Row: the same command once more, which no signal ends."""
+    """A Row: the same command once more, without a signal."""
     statuses = run.start().wait_for_statuses()
-    same = run.read_result() == expected
-    left = "all" if same else "DIFFERENT"
-    passed = same and not any(statuses)
+    is_same = run.read_result() == expected
+    left = "all" if is_same else "DIFFERENT"
+    passed = is_same and not any(statuses)
     return Row(run.name, "given again", statuses, left, run.last_line(), passed)
 
 
 def compare_losses(two, one):
-    """A Row: the losses of two processes beside those of one with two devices."""
+    """A Row: the losses of two processes, and of one process with two devices."""
     statuses = one.start(devices=2).wait_for_statuses()
     losses = []
     for run in (two, one):
@@ -349,9 +349,9 @@ def compare_losses(two, one):
     apart = np.inf
     if len(losses[0]) == len(losses[1]):
         apart = np.abs(np.subtract(*losses)).max()
-    said = f"{len(losses[0])} losses, at most {apart:.1e} apart"
+    message = f"{len(losses[0])} losses, at most {apart:.1e} apart"
     passed = apart < LOSSES_APART and not any(statuses)
-    return Row(two.name, "one process, two devices", statuses, "all", said, passed)
+    return Row(two.name, "one process, two devices", statuses, "all", message, passed)
 
 
 def main(*, only: tuple[str, ...] = tuple(COMMANDS), each: int = 2, seed: int = 0):
@@ -363,7 +363,7 @@ def main(*, only: tuple[str, ...] = tuple(COMMANDS), each: int = 2, seed: int = 
         seed: Of the random moments.
     """
     jax.config.update("jax_platforms", "cpu")
-    # A shell's `&` starts processes that ignore Ctrl-C, and so would their own.
+    # A shell's `&` starts processes that ignore Ctrl-C, and so would ours.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in only:
         check_choice("only", name, COMMANDS)

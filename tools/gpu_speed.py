@@ -5,12 +5,12 @@
         --beside timm --times speeds.jsonl
     python -m tools.gpu_speed --show speeds.jsonl
 
-Programs are what `optimize` makes of random weights, with images on the device. Those
-of a size and a batch take turns, in every GELU, form of sizes and precision of products
-that is listed; where none is, in what `optimize` takes. Small batches are also timed
-one call at a time: their latency. A line of the file has the seconds of every turn,
-from which --show compares the programs of a run, turn by turn. --smoke makes tiny
-models of the same parts, to try a command.
+Programs are `optimize`'s, of random weights, with images on the device. Programs of one
+size and batch take turns, in every listed GELU, form of sizes and precision of
+products, or else in `optimize`'s choice. Small batches are also timed one call at a
+time, as latency. A line of the file has the seconds of every turn; --show compares the
+programs of a run by them, turn by turn. --smoke makes tiny models of the same parts, to
+try a command.
 """
 
 import concurrent.futures
@@ -79,8 +79,8 @@ CASES = {
     "dinov3_l": Case("DINOv3-L/16, 512", "vit_large_patch16_dinov3.lvd1689m", 512),
 }
 DENSE = "dense"
-CONV = "conv stem"  # how names of settings end that have one
-HALF = "half"  # of the MACs, by the method that is recommended for the model
+CONV = "conv stem"  # ends the names of settings that have one
+HALF = "half"  # of the MACs, by the model's recommended method
 TOME_STAGES = "ToMe in 3 blocks .5"  # of So400m's 27
 ATTENDED = "diffrate:macs=0.4"
 BOTH = "192 pixels and 3 blocks .5"
@@ -104,9 +104,8 @@ PRECISIONS = {"default": None, "highest": "highest"}  # of products; default: TF
 # Of timm's models, whose own GELU is exact, and the mode of torch.compile
 ACTS = {"timm": {}, "timm-tanh": {"act_layer": "gelu_tanh"}, "timm-graphs": {}}
 TORCH_MODES = {"timm-graphs": "reduce-overhead"}
-# Options of XLA, beside those of `optimize`. It pads each product of a number of rows
-# that is no multiple of 8, by kernels of their own: with them one image takes 225 in
-# DeiT-S, and 125 without.
+# Options of XLA, beside those of `optimize`. Separate kernels pad every product whose
+# rows are no multiple of 8: one image takes 225 kernels in DeiT-S, 125 without them.
 UNPADDED = {"xla_disable_hlo_passes": "cublas-pad-for-gemms"}
 # CUDA graphs are on by default, from five kernels on, and without convolutions.
 IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION"
@@ -169,7 +168,7 @@ class Options:
     """Tiny models."""
 
 
-OPTIONS = Options()  # those of this process
+OPTIONS = Options()  # of this process
 
 
 def main(options: Options, *, times: str | None = None, show: str | None = None):
@@ -186,16 +185,15 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
         return
     if not times:
         raise InputError("times is missing; name a file to which lines are added")
-    file = times
-    check_writable("times", file, ["", ".json", ".jsonl"])
-    listed = (
+    check_writable("times", times, ["", ".json", ".jsonl"])
+    choices = (
         ("cases", options.cases, CASES),
         ("models", options.models, MODELS),
         ("precisions", options.precisions, PRECISIONS),
         ("xla", options.xla, XLA),
         ("beside", options.beside, ACTS),
     )
-    for name, values, allowed in listed:
+    for name, values, allowed in choices:
         for value in values:
             check_choice(name, value, allowed)
     batches = list(options.at_once)
@@ -203,17 +201,17 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
         torch_baselines.prepare_torch(["timm"])
     dtype = options.dtype or xla_options.fast_dtype()
     rules = timer.Timing(options.warmup, options.repeats, options.seconds)
-    shared = {
+    common = {
         "runtime": device.device_name(),
         "dtype": dtype,
         "versions": device.library_versions(),
     }
-    shared["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
-    shared |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
+    common["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
+    common |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
     for size in options.cases:
         for rows in measure_case(size, batches, dtype, rules):
-            with open(file, "a") as out:
-                out.writelines(json.dumps(row | shared) + "\n" for row in rows)
+            with open(times, "a") as out:
+                out.writelines(json.dumps(row | common) + "\n" for row in rows)
             print(group_table(rows), flush=True)
 
 
@@ -222,7 +220,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """A setting, and how it is compiled."""
+    """A setting, and its ways to be compiled."""
 
     setting: str  # a name in MODELS
     gelu: str | None  # None: as `optimize` takes it
@@ -241,7 +239,7 @@ class Timed(NamedTuple):
 
 
 def list_ways(case: Case) -> list[Way]:
-    """All that the flags list, the dense model first."""
+    """All Ways that the flags list, the dense model's first."""
     settings = OPTIONS.models or [
         name for name in MODELS if name not in (HALF, TOME_STAGES)
     ]
@@ -266,10 +264,10 @@ def list_ways(case: Case) -> list[Way]:
 def measure_case(
     size: str, batches: list[int], dtype: str, rules
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a model's programs, which take turns, batch by batch.
+    """Rows of a model's programs, batch by batch; a batch's programs take turns.
 
-    All programs are compiled first, several at a time: XLA tries the ways to compute a
-    product on the device one by one.
+    All programs are compiled first, several at a time, because XLA tries a product's
+    algorithms on the device one by one.
     """
     case = CASES[size]
     programs = all_compiled(case, batches, dtype, list_ways(case))
@@ -355,7 +353,7 @@ def make_compiler(case: Case, dtype: str, way: Way):
 
 
 def random_directions(vit, images=None) -> np.ndarray:
-    """In place of `size_direction.find_directions`: for a clock any will do."""
+    """Any directions; speeds do not depend on `size_direction.find_directions`."""
     model = vit.model
     shape = (model.depth, model.config.num_heads, model.config.head_dim)
     directions = np.random.default_rng(0).normal(size=shape)
@@ -399,9 +397,9 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def find_dense_row(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
-    """Our dense model of the same precision, and of the same GELU if it is there.
+    """Our dense model of the row's precision, and of its GELU where there is one.
 
-    It has the first of the options of XLA that are listed, whatever those of the row.
+    The first listed options of XLA count, whatever the row's options are.
     """
     dense = None
     for candidate in rows:
@@ -414,7 +412,7 @@ def find_dense_row(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
 
 
 def speed_ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
-    """How many times as fast a row is as another of its turns."""
+    """How many times as fast a row is as another one, turn by turn."""
     return timer.find_spread(timer.paired_speedups(other[field], row[field]))
 
 
@@ -431,14 +429,14 @@ def group_turns(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
 
 
 def all_tables(rows: Iterable[Mapping]) -> dict[str, str]:
-    """All tables of rows, by their names; one that would be empty is left out."""
+    """All tables of rows by name, without empty ones."""
     texts = {}
     for (runtime, size, batch, run), group in group_turns(rows).items():
         title = f"{CASES[size].title}, {runtime}, batches of {batch}, {run}"
         title += "".join(f", {flag}" for flag in group[0].get("flags", "").split())
         texts[title] = f"{title}\n\n{group_table(group)}"
-    for name, made in (("timm", timm_table), ("growth", growth_table)):
-        if text := made(rows):
+    for name, make_table in (("timm", timm_table), ("growth", growth_table)):
+        if text := make_table(rows):
             texts[name] = text
     return texts
 
@@ -466,24 +464,23 @@ def timm_table(rows: Iterable[Mapping]) -> str:
     """Our dense models beside timm's of either GELU."""
     lines = []
     for (_, size, batch, _), group in group_turns(rows).items():
-        theirs = {row["library"]: row for row in group if row["library"] != OURS}
+        baselines = {row["library"]: row for row in group if row["library"] != OURS}
         for row in group:
-            if row["model"] == DENSE and row["library"] == OURS and theirs:
+            if row["model"] == DENSE and row["library"] == OURS and baselines:
                 line = [CASES[size].title, batch, row["gelu"]]
                 for name in ACTS:
-                    other = theirs.get(name)
-                    line.append(
-                        "" if other is None else format_spread(speed_ratio(row, other))
-                    )
+                    timm_row = baselines.get(name)
+                    ratio = timm_row and format_spread(speed_ratio(row, timm_row))
+                    line.append(ratio or "")
                 lines.append(line)
     head = ["model", "batch", "our GELU", *(f"times {name}" for name in ACTS)]
     return lines and markdown_table(head, lines)
 
 
 def growth_table(rows: Iterable[Mapping]) -> str:
-    """What half of the MACs gives by model and batch: throughput, and one call.
+    """Throughput and latency at half of the MACs, by model and batch.
 
-    Of two runs of a program the later counts.
+    A program's later run counts.
     """
     lines = {}
     for (_, size, batch, _), group in group_turns(rows).items():
@@ -495,22 +492,22 @@ def growth_table(rows: Iterable[Mapping]) -> str:
             if options := describe_xla(row):
                 form[-1] += f", {options}"
             line = [CASES[size].title, batch, row["model"], *form]
-            line += [f"{each['rate'][0]:,.0f}" for each in (dense, row)]
+            line += [f"{side['rate'][0]:,.0f}" for side in (dense, row)]
             line += [format_spread(row["ratio"]), f"{row['macs']:.2f}"]
             if row["latency"]:
-                pair = [timer.find_spread(each["latency"]) for each in (dense, row)]
-                line += [f"{1e3 * each.median:.2f}" for each in pair]
+                pair = [timer.find_spread(side["latency"]) for side in (dense, row)]
+                line += [f"{1e3 * side.median:.2f}" for side in pair]
                 line.append(format_spread(speed_ratio(row, dense, "latency")))
             else:
                 line += ["", "", ""]
             lines[size, batch, row["model"], *form] = line
     order = [*CASES]
-    found = sorted(lines, key=lambda key: (order.index(key[0]), -key[1]))
+    keys = sorted(lines, key=lambda key: (order.index(key[0]), -key[1]))
     head = ["model", "batch", "setting", "GELU", "sizes", "reductions"]
     head += ["dense, images/s", "half, images/s"]
     head += ["times the dense", "by MACs", "dense, one call, ms", "half, one call, ms"]
     head.append("times the dense")
-    return lines and markdown_table(head, [lines[key] for key in found])
+    return lines and markdown_table(head, [lines[key] for key in keys])
 
 
 def describe_xla(row: Mapping) -> str:

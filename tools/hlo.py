@@ -1,7 +1,7 @@
 """Kernels of a compiled GPU program.
 
-Reads the text of XLA's optimized program (`compiled.as_text()`): every instruction of
-its entry that is not a view is one kernel. Nothing is run.
+In the text of XLA's optimized program (`compiled.as_text()`) every instruction of the
+entry is one kernel, except views. Nothing is run.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 VIEWS = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
 MOVES = VIEWS | {"copy", "transpose", "reshape", "slice", "pad", "concatenate"}
 MOVES |= {"broadcast", "iota", "convert"}
-# Parts of the names of library calls, and the kinds of kernels that these are.
+# Parts of library calls' names, and the kinds of their kernels.
 LIBRARIES = {"fmha": "attention", "cublas": "gemm", "conv": "convolution"}
 
 _INSTRUCTION = re.compile(
@@ -45,8 +45,8 @@ class _Instruction(NamedTuple):
 def list_kernels(text):
     """Return the GpuKernels of a compiled program's text, in the order of their launch.
 
-    The body of a loop counts as often as it runs if XLA knows that, else once; of a
-    conditional the branch with most kernels counts.
+    A loop's body counts once for each known iteration, or once; a conditional counts
+    its branch with most kernels.
     """
     entry, computations = _parse_computations(text)
     return _list_launches(computations[entry], computations)
@@ -99,8 +99,8 @@ def _called_computations(i):
 
 
 def _kernel_kind(i, fused):
-    """The kind of an instruction's kernel; fused: what a fusion is made of."""
-    ops = {each.op for each in fused}
+    """The kind of an instruction's kernel; fused: the instructions of a fusion."""
+    ops = {instruction.op for instruction in fused}
     if "dot" in ops:
         return "gemm"
     target = i.find(r'custom_call_target="([^"]+)"')

@@ -1,14 +1,14 @@
-"""Microseconds of the host in a call of a Program, by the arrays that it has inside.
+"""Microseconds of the host in a Program's call, by the size of arrays inside it.
 
     python -m tools.host_time deit_small_patch16_224 --inside 0 65536 1000000000
 
-Programs for one image of random weights, in the order of --inside, with the memory that
-the process held more at most while each was compiled (later ones find memory that was
-freed; it needs a Linux whose /proc can be written), and what they add to JAX's cache.
-For the clock an executable of the same arguments stands in, which computes next to
-nothing. Microseconds are those of the calling thread, which other processes disturb
-less than a clock: the median of turns, and what a tenth of them are below and above.
-The last row passes all arrays in dicts, and puts images on the device.
+Programs have random weights and one image, in the order of --inside. A row has the peak
+of additional memory while its program compiled (later ones reuse freed memory; this
+needs a Linux whose /proc can be written), and its addition to JAX's cache. The clock
+times a stand-in executable of the same arguments, which computes next to nothing. Times
+are the calling thread's, which other processes disturb less: the median of turns, and
+the 10th and 90th percentile. The last row passes all arrays in dicts, and puts images
+on the device.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def main(
     inside: tuple[int, ...] = (0, optimize.SMALL_WEIGHT),
     dtype: str | None = None,
 ):
-    """Time what the host does in a call for one image.
+    """Time the host's part of a call for one image.
 
     Args:
         name: A public name.
@@ -76,7 +76,7 @@ def main(
 
 
 def compile_program(compile_for, cache):
-    """A program, the seconds that it took, the MB at most, and those in the cache."""
+    """A program, its seconds of compilation, its peak MB, and its MB in the cache."""
     STATUS.with_name("clear_refs").write_text("5")  # forgets the largest size
     before = process_megabytes("VmRSS"), folder_megabytes(cache)
     program = compile_for(1)
@@ -99,7 +99,7 @@ def process_megabytes(field):
 def program_calls(program, former=False):
     """Functions of a number that call a program, in the order of CALLS, by names.
 
-    former: whether all arrays are passed in dicts, and images put on the device
+    former: pass all arrays in dicts, and put images on the device
     """
     shape = program.images.shape
     on_host = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -1,4 +1,4 @@
-"""docs/results/parity.md, from what parity tests measured: python -m tools.model_table
+"""docs/results/parity.md, from parity tests' figures: python -m tools.model_table
 
 Reads tests/fixtures/parity.jsonl, which the tests write:
 
@@ -31,13 +31,13 @@ LARGEST = ["model by timm's name", "parameters", "published", "source"]
 def newest_rows(
     rows: Iterable[Mapping[str, Any]], field: str
 ) -> list[Mapping[str, Any]]:
-    """Rows that have `field`, of each value and name the last one, in their order."""
+    """The last row of each value of `field` and each name, in the rows' order."""
     newest = {(row[field], row.get("name")): row for row in rows if field in row}
     return [*newest.values()]
 
 
 def package_versions(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The packages that rows were measured with, all their versions."""
+    """The packages of the rows' measurements, with all their versions."""
     rows = [*rows]
     named = []
     for package in PACKAGES:
@@ -60,7 +60,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def token_scores(name: str) -> str:
-    """The scores by which tokens of a public model can be ranked."""
+    """The scores that can rank tokens of a public model."""
     arch = registry.model_config(name).arch
     lacking = contract.list_missing_parts(arch.class_token, arch.pool)
     available = []

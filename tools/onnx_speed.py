@@ -2,11 +2,11 @@
 
     python -m tools.onnx_speed --size deit_s --times speeds.jsonl
 
-Programs of a batch size take turns in one process, in float32 with random weights:
-ONNX graphs of that batch size, what `optimize` makes, and timm's dense model where
-torch is installed. The table has images a second and, in brackets, the ratio to the
-same runtime's dense model with the patch stem, round by round, with the lowest and
-highest of the turns. Times that the file holds are not taken again.
+Programs of a batch size take turns in one process, in float32 with random weights: ONNX
+graphs, `optimize`'s programs, and timm's dense model where torch is installed. The
+table has images a second and, in brackets, the ratio to the runtime's dense model with
+the patch stem, round by round, with its lowest and highest turn. Times in the file are
+not taken again.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ from imagepiece_jax.models.variables import draw_variables
 DENSE = "none"
 STAGES = "counts=stages-3-6-9"
 HALF = "macs=0.5:counts=diffrate"
-# The first with either stem; then those of docs/comparison.md at half the MACs, and
-# smaller dense images beside them.
+# First settings with either stem; then docs/comparison.md's at half the MACs, and dense
+# models on smaller images.
 MODELS = {
     "dense": DENSE,
     "dense, conv stem": DENSE,
@@ -85,21 +85,20 @@ def main(
         batch_sizes: One or more.
         models: Names of the table, beside dense; all of them without any.
     """
-    file = times
-    check_writable("times", file, ["", ".json", ".jsonl"])
+    check_writable("times", times, ["", ".json", ".jsonl"])
     for name in models:
         check_choice("models", name, MODELS)
-    rows = [row for row in read_points(file) if row["size"] == size]
+    rows = [row for row in read_points(times) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
         measured = measure_batch(size, batch, models)
-        with open(file, "a") as out:
+        with open(times, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
     print(format_speeds(rows))
 
 
 def measure_batch(size, batch, models=()):
-    """Rows of all programs of a batch size, or of these models."""
+    """Rows of a batch size's programs, of all models or of `models`."""
     jobs = {}
     macs = {}
     for name in dict.fromkeys(["dense", *(models or MODELS)]):
@@ -160,11 +159,11 @@ def format_speeds(rows):
 
 
 def _format_rate(row):
-    """Images a second, and the ratio to the dense model with its ends."""
+    """Images a second, and the ratio to the dense model with its interval."""
     if row is None:
         return None
     rate, *_ = row["rate"]
-    if row["model"] == "dense":  # what the others are compared with
+    if row["model"] == "dense":  # the others' reference
         return f"{rate:.1f}"
     median, low, high = row["ratio"]
     return f"{rate:.1f} ({median:.2f} [{low:.2f}, {high:.2f}])"

@@ -1,9 +1,9 @@
-"""Small models of other projects, with checkpoints and what they compute.
+"""Small models of other projects, with checkpoints and outputs.
 
-Weights are random, so that each part shows. Checkpoints have the names that a project
-gives them: transformers, timm, original repositories whose models are as timm's or
-transformers' by other names, OpenAI's CLIP and OpenCLIP, and Google's vit_jax and
-big_vision. Needs torch, timm and transformers.
+Random weights let each part show. Checkpoints have their project's names: of
+transformers, timm, original repositories that rename timm's or transformers' models,
+OpenAI's CLIP and OpenCLIP, and Google's vit_jax and big_vision. Needs torch, timm and
+transformers.
 """
 
 import collections
@@ -40,7 +40,7 @@ GRID = (SIDE // PATCH) ** 2
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """A checkpoint and what the model computes of `images()`.
+    """A checkpoint, and the model's outputs for `images()`.
 
     tensors: by the project's names
     outputs: logits, or pooled features
@@ -55,13 +55,13 @@ class Original:
 
 
 def images():
-    """[BATCH, SIDE, SIDE, 3] float32, of values that float16 has."""
+    """[BATCH, SIDE, SIDE, 3] float32, exact in float16."""
     noise = np.random.default_rng(1).normal(size=(BATCH, SIDE, SIDE, 3))
     return noise.astype(np.float16).astype(np.float32)
 
 
 def randomize(model):
-    """Random weights of trained magnitude in place, of values that float16 has."""
+    """Draw weights of trained magnitude in place, exact in float16."""
     rng = torch.Generator().manual_seed(0)
     for module in model.modules():
         for name, leaf in module.named_parameters(recurse=False):
@@ -87,12 +87,12 @@ def run(forward):
 
 
 def memory(model):
-    """A state dict as NumPy arrays of their own."""
+    """A state dict as copied NumPy arrays."""
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 def saved(model):
-    """The tensors of the file that transformers writes."""
+    """The tensors of transformers' saved file."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return safetensors.numpy.load_file(pathlib.Path(folder) / "model.safetensors")
@@ -103,7 +103,7 @@ def noise(*shape):
 
 
 def config_like(name, **changes):
-    """The config of a small model whose parts are those of `name`."""
+    """The config of a small model with the parts of `name`."""
     sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     sizes |= {"mlp_ratio": HIDDEN / WIDTH, "patch_size": PATCH}
     config = registry.model_config(name).with_preprocessing(image_size=SIDE)
@@ -150,10 +150,10 @@ NORM = {"layer_norm_eps": 1e-6}
 HEADED = NORM | {"num_labels": CLASSES}
 CLASSIFIER = "ForImageClassification"
 TEACHER = "ForImageClassificationWithTeacher"
-# Start and end of a model's name, its config, timm's name, and what it gives of images.
+# Start and end of a model's name, its config, timm's name, and its function of images.
 TRANSFORMERS = {
     "vit": ("ViT", CLASSIFIER, HEADED, "deit_s", logits),
-    # With a pooler, which we leave out, and without a classifier.
+    # It has a pooler, which we leave out, and no classifier.
     "vit_features": ("ViT", "Model", NORM, "deit_s", first_token),
     "deit": ("DeiT", TEACHER, HEADED, "deit_small_distilled_patch16_224", logits),
     "dinov2": ("Dinov2", "Model", {}, "vit_small_patch14_dinov2", pooler),
@@ -206,7 +206,7 @@ def transformers_clip():
 
 
 def transformers_clip_vision():
-    """Its file has "vision_model." in front of all names, until version 5."""
+    """Until version 5 its file has "vision_model." in front of all names."""
     name = "vit_base_patch32_clip_224.openai"
     kind = transformers.CLIPVisionModel
     original = of_transformers(kind, clip_config(), name, pooler)
@@ -232,13 +232,13 @@ def transformers_siglip():
 
 
 def transformers_siglip_classifier():
-    """It reads the mean of the patches, and has an attention pool that it ignores."""
+    """It reads the mean of the patches, and ignores its attention pool."""
     kind = transformers.SiglipForImageClassification
     name = "vit_base_patch16_siglip_gap_224"
     return of_transformers(kind, siglip_config(num_labels=CLASSES), name, logits)
 
 
-# timm, and original repositories whose models are as timm's by other names
+# timm, and original repositories that rename timm's models
 
 
 def of_timm(**fields):
@@ -248,7 +248,7 @@ def of_timm(**fields):
 
 
 def timm_swiglu():
-    """DINOv2's giant, whose layer has gate and value in one."""
+    """DINOv2's giant, with gate and value in one layer."""
     layers = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
     model = of_timm(init_values=1e-5, **layers)
     config = config_like("vit_giant_patch14_dinov2", mlp_ratio=HIDDEN / 2 / WIDTH)
@@ -311,7 +311,7 @@ DINOV2 = (
 
 def as_dinov2(tensors):
     """Tensors of transformers' DINOv2 by the names of the original."""
-    out = {}
+    renamed = {}
     groups = collections.defaultdict(list)
     for name, tensor in tensors.items():
         for theirs, ours in DINOV2:
@@ -325,12 +325,12 @@ def as_dinov2(tensors):
                 name = name.replace("gate_proj", "w12").replace("up_proj", "w12")
                 groups[name].append(tensor)
             else:
-                out[name] = tensor
-    return out | {name: np.concatenate(parts) for name, parts in groups.items()}
+                renamed[name] = tensor
+    return renamed | {name: np.concatenate(parts) for name, parts in groups.items()}
 
 
 def dinov2():
-    """The giant's layers, and as its training saves them, in chunks of blocks."""
+    """The giant's layers; also in chunks of blocks, as its training saves them."""
     original = named_in_transformers("dinov2_swiglu")
     tensors = as_dinov2(original.also[0])
     chunks = {k.replace("blocks.", "blocks.0."): v for k, v in tensors.items()}
@@ -338,7 +338,7 @@ def dinov2():
 
 
 def dinov2_registers():
-    """And as a teacher of training is saved."""
+    """Its registers; also as its training saves a teacher."""
     original = named_in_transformers("dinov2_registers")
     tensors = as_dinov2(original.also[0])
     teacher = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
@@ -349,7 +349,7 @@ def dinov2_registers():
     return dataclasses.replace(original, tensors=tensors, also=(teacher | heads,))
 
 
-# CLIP's image tower: modules and names are those of OpenAI's clip/model.py and of
+# CLIP's image tower, with the modules and names of OpenAI's clip/model.py and of
 # open_clip/transformer.py (Radford et al. 2021).
 
 
@@ -412,7 +412,7 @@ def visual(model, start="visual."):
 
 
 def openai_clip():
-    """A head is 64 channels wide there; three numbers are OpenAI's alone."""
+    """OpenAI's head has 64 channels, and its file three numbers of its own."""
     model = randomize(ClipTower(64, 1, QuickGELU()))
     numbers = ("input_resolution", "context_length", "vocab_size")
     tensors = visual(model) | CLIP_TEXT | dict.fromkeys(numbers, noise())
@@ -422,7 +422,7 @@ def openai_clip():
 
 
 def openclip():
-    """Both towers; also of parallel training."""
+    """Both towers; also as parallel training saves them."""
     model = randomize(ClipTower(WIDTH, HEADS, nn.GELU()))
     config = config_like("vit_base_patch32_clip_224.laion2b")
     parallel = {f"module.{k}": v for k, v in (visual(model) | CLIP_TEXT).items()}
@@ -430,7 +430,7 @@ def openclip():
 
 
 def openclip_trunk():
-    """A tower of timm's, with a projection beside it."""
+    """timm's tower, with a projection beside it."""
     trunk = of_timm()
     project = randomize(nn.Linear(WIDTH, CLASSES, bias=False))
     text = {f"text.{name}": tensor for name, tensor in CLIP_TEXT.items()}
@@ -440,8 +440,8 @@ def openclip_trunk():
 
 
 # Vision transformers in Flax, with the names of google-research/vision_transformer and
-# google-research/big_vision (Dosovitskiy et al. 2021, Zhai et al. 2023): checkpoints
-# are what `init` gives, with random values.
+# google-research/big_vision (Dosovitskiy et al. 2021, Zhai et al. 2023). Checkpoints
+# have the shapes of `init`, with random values.
 
 # Numbers of a block's four modules.
 LINEN = (0, 0, 1, 0)
@@ -525,7 +525,7 @@ class GoogleViT(linen.Module):
 
 
 def random_tensors(model):
-    """{path: value} of trained magnitude, of values that float16 has."""
+    """{path: value} of trained magnitude, exact in float16."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), images())["params"]
     rng = np.random.default_rng(0)
     out = {}
@@ -535,8 +535,8 @@ def random_tensors(model):
         if kind == "scale":
             value = 1 + 0.3 * value
         elif kind == "kernel":
-            apart = path.split("/")[-2] in ("query", "key", "value")  # [D, heads, d]
-            value = value / np.prod(leaf.shape[: 1 if apart else -1]) ** 0.5
+            is_split = path.split("/")[-2] in ("query", "key", "value")  # [D, heads, d]
+            value = value / np.prod(leaf.shape[: 1 if is_split else -1]) ** 0.5
         else:
             value = (0.3 if kind == "bias" else 0.5) * value
         out[path] = value.astype(np.float16).astype(np.float32)
@@ -544,19 +544,19 @@ def random_tensors(model):
 
 
 def of_google(model, name, start="", more=()):
-    """The model with its parameters under `start`, beside tensors of no use here."""
+    """The model with its parameters under `start`, beside unused tensors."""
     tensors = random_tensors(model)
     params = traverse_util.unflatten_dict(tensors, sep="/")
     with jax.default_matmul_precision("highest"):
         outputs = np.asarray(model.apply({"params": params}, images()))
     tensors = {f"{start}{path}": value for path, value in tensors.items()}
-    # Flax's nn.gelu is the approximation by tanh, which timm has not for all of them.
+    # Flax's nn.gelu is the tanh approximation; not all of timm's models have it.
     config = config_like(name).with_arch(gelu="tanh")
     return Original(tensors | dict(more), outputs, config)
 
 
 def vit_jax():
-    """As released, with the numbers of Flax before linen; also as fine-tuning saves."""
+    """As released, with old Flax's numbers; also as fine-tuning saves it."""
     name = "deit_s"  # its parts
     original = of_google(GoogleViT("tok", BEFORE, positions=True), name)
     also = of_google(GoogleViT("tok", positions=True), name, "opt/target/")
@@ -573,7 +573,7 @@ GOOGLE_TEXT = {
 
 
 def big_vision_siglip():
-    """Both towers; also with the blocks of a scan."""
+    """Both towers; also with stacked blocks, as a scan has them."""
     name = "vit_base_patch16_siglip_224"
     original = of_google(GoogleViT("map", classes=0), name, "params/img/", GOOGLE_TEXT)
     scan = {}
@@ -597,7 +597,7 @@ def big_vision_mean():
 
 
 def big_vision_token():
-    """Positions come before the class token; until 2022 they were the encoder's."""
+    """Positions precede the class token; until 2022 the encoder had them."""
     original = of_google(GoogleViT("tok"), "flexivit_base")
     old = dict(original.tensors)
     old["Transformer/pos_embedding"] = old.pop("pos_embedding")

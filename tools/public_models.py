@@ -1,12 +1,11 @@
-"""Files of the package that are read from timm: python -m tools.public_models
+"""Write files of the package from timm's models: python -m tools.public_models
 
-imagepiece_jax/models/public_models.json has what each of timm's vision transformers
-that `architecture.Architecture` can express is made of, timm's class of it with the
-arguments that timm's code gives the class, names that timm used to have for it, and the
-images of each of its published weights, first those that timm takes for the name of the
-architecture; timm_classes.json beside it has the classes' other arguments;
-imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's classes in the order of the
-labels. Needs torch and timm; allocates no weights.
+imagepiece_jax/models/public_models.json has a row for each of timm's vision
+transformers that an `architecture.Architecture` can express: its parts, timm's class
+and the arguments that timm's code gives the class, its former names, and the images of
+its published weights, timm's default weights first. timm_classes.json beside it has the
+classes' default arguments. imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's
+classes in the order of labels. Needs torch and timm; allocates no weights.
 """
 
 import contextlib
@@ -46,7 +45,7 @@ ATTENTIONS = (Attention, AttentionRope, eva.EvaAttention)
 GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 DEFAULT = dataclasses.asdict(Architecture())
-# Arguments that stand in a row as sizes, that each of its weights has, or of training.
+# Arguments that a row has as sizes, that its weights have, or that only training needs.
 LEFT_OUT = ("patch_size", "embed_dim", "depth", "num_heads", "img_size", "in_chans")
 LEFT_OUT += ("num_classes", "weight_init", "device", "dtype")
 
@@ -63,24 +62,24 @@ def require_part(condition, part):
 
 @contextlib.contextmanager
 def noted_arguments():
-    """The arguments that timm's code gives a class, as a dict that is filled."""
-    given = {}
-    plain = {kind: kind.__init__ for kind in KINDS}
+    """Yield a dict, filled with the arguments that timm's code gives a class."""
+    seen = {}
+    originals = {kind: kind.__init__ for kind in KINDS}
 
-    def noted(init):
+    def record(init):
         @functools.wraps(init)
         def wrapped(self, **arguments):
-            given.update({**arguments, **given})  # those of a subclass come first
+            seen.update({**arguments, **seen})  # a subclass's come first
             init(self, **arguments)
 
         return wrapped
 
-    for kind, init in plain.items():
-        kind.__init__ = noted(init)
+    for kind, init in originals.items():
+        kind.__init__ = record(init)
     try:
-        yield given
+        yield seen
     finally:
-        for kind, init in plain.items():
+        for kind, init in originals.items():
             kind.__init__ = init
 
 
@@ -150,7 +149,7 @@ def facts(model):
         include = getattr(model, "pool_include_prefix", arch["pool"] == "map")
         arch["pool_include_prefix"] = include
     if not prefix or not arch.get("positions", True):
-        arch["prefix_positions"] = True  # there is no prefix, or there are no positions
+        arch["prefix_positions"] = True  # without a prefix or positions
     fields = {
         "patch_size": patch.kernel_size[0],
         "embed_dim": width,
@@ -164,7 +163,7 @@ def facts(model):
 
 
 def eva_facts(model):
-    """Fields of an Architecture that timm's class Eva says in its own way."""
+    """Fields of an Architecture that timm's class Eva has under other names."""
     block = model.blocks[0]
     rope = model.rope
     attention = block.attn
@@ -231,7 +230,7 @@ def mlp_facts(mlp):
 
 
 def images(name):
-    """The images that the weights `name` are for."""
+    """The images of the weights `name`."""
     cfg = timm.get_pretrained_cfg(name)
     _, height, width = cfg.input_size
     require_part(height == width, "images")
@@ -248,14 +247,14 @@ def images(name):
         "mean": cfg.mean,
         "std": cfg.std,
     }
-    # Trained with QuickGELU, though the name without "quickgelu" has timm's GELU.
+    # These were trained with QuickGELU; timm's name without "quickgelu" has GELU.
     if cfg.notes and "quickgelu" in cfg.notes[0]:
         fields["gelu"] = "quick"
     # The head of an image-text model's tower; fine-tuned towers have classes.
     if re.search("_(clip|pe_core)_", name) and "_ft_" not in name:
         fields["problem_type"] = "projection"
     if "_siglip_" in name:
-        fields["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
+        fields["gelu"] = "tanh"  # as trained; timm has it for newer weights alone
     if name.endswith(".dino") or "_dinov2." in name and "_reg" not in name:
         fields["resize"] = "offset"  # DINO's and DINOv2's own code, not timm's
     if name.endswith(".mae"):
@@ -264,7 +263,7 @@ def images(name):
 
 
 def former_names():
-    """{architecture: {name that timm had for it before 0.9: tag of its weights}}."""
+    """{architecture: {its name in timm before 0.9: tag of its weights}}."""
     former = {}
     for old, new in get_deprecated_models().items():
         if new is not None:
@@ -285,9 +284,14 @@ def write_models():
             with torch.device("meta"), noted_arguments() as arguments:
                 model = timm.create_model(name, pretrained=False)
             usual = defaults(type(model))
-            own = as_row(arguments).items()
-            own = {k: v for k, v in own if k not in usual or v != usual[k]}
-            fields = {"class": type(model).__name__, "arguments": own} | facts(model)
+            arguments_row = as_row(arguments).items()
+            arguments_row = {
+                k: v for k, v in arguments_row if k not in usual or v != usual[k]
+            }
+            fields = {
+                "class": type(model).__name__,
+                "arguments": arguments_row,
+            } | facts(model)
             if name in former:
                 fields["former_names"] = former[name]
             tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
@@ -313,7 +317,7 @@ def defaults(kind):
     if issubclass(kind, vision_transformer.VisionTransformer):  # a distilled one, too
         kind = vision_transformer.VisionTransformer
     parameters = inspect.signature(kind).parameters
-    return as_row({name: each.default for name, each in parameters.items()})
+    return as_row({name: parameter.default for name, parameter in parameters.items()})
 
 
 def write_rows(path, table):

@@ -1,6 +1,6 @@
-"""Nodes of an ONNX graph that leave WebGPU, by the operators that WebGPU runs.
+"""Nodes of an ONNX graph that leave WebGPU, by WebGPU's operators.
 
-These are onnxruntime-webgpu 1.27's, by tests/tools/test_runtime_operators.py.
+The operators are onnxruntime-webgpu 1.27's, by tests/tools/test_runtime_operators.py.
 """
 
 import collections
@@ -20,7 +20,7 @@ Reshape Sigmoid Sin Slice Softmax Split Sqrt Sub Tanh Transpose
 TYPES = {"And": ["bb"], "Cast": ["b", "f"], "Not": ["b"], "Where": ["bff"]}
 TYPES |= {"DequantizeLinear": ["ifi", "ufu"]}  # QuantizeLinear runs on the CPU
 TYPES |= {"Expand": ["b", "f"]}
-# Operands that count sides or axes, int64 by ONNX. The CPU reads them.
+# Operands that count sides or axes: int64 by ONNX, read by the CPU.
 COUNTS = dict.fromkeys(("CumSum", "Expand", "Gather", "Pad", "Reshape", "Split"), {1})
 COUNTS |= dict.fromkeys((name for name in NUMBERS if name.startswith("Reduce")), {1})
 COUNTS |= {"Slice": {1, 2, 3, 4}}

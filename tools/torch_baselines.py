@@ -2,10 +2,12 @@
 
 python -m tools.torch_baselines deit_s --reductions 0.6 --against timm tome
 
-The other words are those of `imagepiece benchmark`, which runs beside.
-Each is timed eager and under torch.compile: in inference with weights of the
+The other words are `imagepiece benchmark`'s, which runs beside.
+
+Each baseline is timed eager and under torch.compile: in inference with weights of the
 benchmark's dtype and fused attention, in training under automatic mixed precision with
-fused AdamW. They take turns with ours in one process, so ratios come from one run.
+fused AdamW. Baselines take turns with our programs in one process, so every ratio comes
+from one run.
 """
 
 import dataclasses
@@ -76,14 +78,14 @@ def main(
 
 
 def without_augmentation(run):
-    """A run whose steps only compute the model's: forward, backward, AdamW."""
+    """A run whose steps compute nothing but the model: forward, backward, AdamW."""
     augment = dataclasses.replace(run.augment, layers=0, erase_prob=0.0)
     changes = {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0}
     return dataclasses.replace(run, augment=augment, **changes)
 
 
 def prepare_torch(names):
-    """Make JAX, which is not used yet, leave memory of the device to PyTorch.
+    """Make JAX leave memory of the device to PyTorch, before JAX's first use.
 
     Raises InputError for a missing library.
     """
@@ -105,23 +107,23 @@ def torch_workloads(names, cases):
     first_of_size = {}
     for case in cases:
         first_of_size.setdefault(_timm_size(case), case)
-    found = {}
+    workloads = {}
     mode = cases[0].mode
     for size, case in first_of_size.items():
         model = case.vit.config.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
-                found[f"timm {model}, {variant}"] = _inference_workload(
+                workloads[f"timm {model}, {variant}"] = _inference_workload(
                     size, case, variant
                 )
             if mode == "inference" and "tome" in names:
                 label = f"ToMe r={R} on timm {model}, {variant}"
-                found[label] = _inference_workload(size, case, variant, R)
+                workloads[label] = _inference_workload(size, case, variant, R)
             if mode == "train" and "timm" in names:
-                found[f"timm {model}, {variant}"] = _training_workload(
+                workloads[f"timm {model}, {variant}"] = _training_workload(
                     size, case, variant
                 )
-    return found
+    return workloads
 
 
 def _timm_size(case):
@@ -164,24 +166,24 @@ def inference_call(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None
     """
     import torch
 
-    where = torch_device()
+    device = torch_device()
     dtype = getattr(torch, dtype)
-    vit = vit.eval().to(where, dtype)
+    vit = vit.eval().to(device, dtype)
 
     def forward(images):
         return tome_forward(vit, images, r) if r else vit(images)
 
     run = forward
     if compiled:
-        # The limit is of `forward` in all its models; beyond it torch runs them eager.
+        # All models' `forward` share the limit; beyond it torch runs them eager.
         torch._dynamo.config.recompile_limit = 1000
         run = torch.compile(forward, dynamic=False, mode=mode)
-    images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(NUM_INPUTS)]
+    images = [torch.randn(shape, device=device, dtype=dtype) for _ in range(NUM_INPUTS)]
 
     def call(number):
         with torch.inference_mode():
             run(images[number % NUM_INPUTS])
-        return _record_event(where)
+        return _record_event(device)
 
     return call
 
@@ -190,44 +192,44 @@ def _training_workload(size, case, variant):
     """The Workload of training steps."""
     import torch
 
-    where = torch_device()
+    device = torch_device()
     rate = case.run.model.drop_path_rate
-    vit = _timm_model(size, drop_path_rate=rate).train().to(where)
+    vit = _timm_model(size, drop_path_rate=rate).train().to(device)
     dtype = getattr(torch, case.dtype)
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)
     run = torch.compile(vit) if variant == "torch.compile" else vit
     shape = _images_shape(case)
-    images = [torch.randn(shape, device=where) for _ in range(NUM_INPUTS)]
+    images = [torch.randn(shape, device=device) for _ in range(NUM_INPUTS)]
     classes = case.vit.config.num_classes
-    targets = torch.randn(case.batch_size, classes, device=where)
+    targets = torch.randn(case.batch_size, classes, device=device)
     targets = targets.softmax(dim=-1)  # soft labels, as mixup makes them
 
     def call(number):
         mixed = dtype != torch.float32
-        with torch.autocast(where, dtype if mixed else None, enabled=mixed):
+        with torch.autocast(device, dtype if mixed else None, enabled=mixed):
             logits = run(images[number % NUM_INPUTS])
         loss = torch.nn.functional.cross_entropy(logits.float(), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return _record_event(where)
+        return _record_event(device)
 
     macs = TRAINING_MACS * _reduced_macs(case, None)
-    return _measured_workload(case, call, macs, where)
+    return _measured_workload(case, call, macs, device)
 
 
 def torch_device():
-    """PyTorch's name of JAX's device; set cores and precision as JAX's."""
+    """PyTorch's name of JAX's device; sets JAX's cores and precision."""
     import torch
 
     torch.set_num_threads(available_cores())
     torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
-    where = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
-    if where == "cuda" and not torch.cuda.is_available():
+    device = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "against needs PyTorch with CUDA here, but the installed one finds no GPU"
         )
-    return where
+    return device
 
 
 def _record_event(where):
@@ -270,10 +272,10 @@ def tome_forward(vit, images, r):
     """Logits of timm's `vit`, r tokens merged per block. [B, 3, H, W] -> [B, C].
 
     Token merging (Bolya et al., ICLR 2023), section 3: in every block, between
-    attention and MLP, tokens at even positions find the most similar of those at odd
-    positions, by the cosine of their keys averaged over heads; the r most similar pairs
-    become one token each, the mean over the patches behind them. Proportional attention
-    weights a token by its number of patches.
+    attention and MLP, tokens at even positions find their most similar token at odd
+    positions, by the cosine of keys averaged over heads. The r most similar pairs
+    become one token each, the mean of their patches. Proportional attention weights a
+    token by its number of patches.
     """
     import torch
 
@@ -292,7 +294,7 @@ def tome_forward(vit, images, r):
 def _attend_with_keys(attention, x, size):
     """timm's attention with log(size) on the logits, and its keys [B, H, N, d].
 
-    One fused kernel, although the published code builds the matrix: the faster version
+    The kernel is fused, though the published code builds the matrix: the faster version
     is the fairer baseline.
     """
     from torch.nn import functional
@@ -328,7 +330,7 @@ def merge_pairs(x, size, metric, merges):
     staying = staying.sort(dim=1).values
     joined = partner[..., None].gather(1, absorbed)
 
-    def summed(values):
+    def sum_pairs(values):
         even = values[:, ::2]
         odd = values[:, 1::2]
         width = values.shape[-1]
@@ -336,8 +338,8 @@ def merge_pairs(x, size, metric, merges):
         odd = odd.scatter_add(1, joined.expand(-1, -1, width), moved)
         return torch.cat([even.gather(1, staying.expand(-1, -1, width)), odd], dim=1)
 
-    total = summed(x * size)
-    size = summed(size)
+    total = sum_pairs(x * size)
+    size = sum_pairs(size)
     return total / size, size
 
 

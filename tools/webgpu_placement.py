@@ -37,7 +37,7 @@ DTYPES = {
 
 
 class Unusable(Exception):
-    """A sentence that says why nothing can be measured."""
+    """A reason why nothing can be measured."""
 
 
 def main():
@@ -99,7 +99,7 @@ def measure_file(path):
     row |= {"difference": None, "spread": None}
     reference = open_session(path, [CPU])
     feeds = noise_inputs(reference)
-    wanted = reference.run(None, feeds)
+    reference_outputs = reference.run(None, feeds)
     with tempfile.TemporaryDirectory() as folder:
         program = open_session(path, [WEBGPU, CPU], pathlib.Path(folder, "profile"))
         try:
@@ -119,10 +119,14 @@ def measure_file(path):
             place = "copies"
         counts[place] += 1
         if place != "WebGPU":
-            types = {name for each in facts["input_type_shape"] for name in each}
+            types = {
+                name
+                for types_of_operand in facts["input_type_shape"]
+                for name in types_of_operand
+            }
             elsewhere[operator, place, "/".join(sorted(types))] += 1
     row["elsewhere"] = [[*kind, count] for kind, count in elsewhere.most_common()]
-    row["difference"], row["spread"] = largest_difference(outputs, wanted)
+    row["difference"], row["spread"] = largest_difference(outputs, reference_outputs)
     return row
 
 
@@ -159,10 +163,10 @@ def noise_inputs(program):
     return feeds
 
 
-def largest_difference(outputs, wanted):
+def largest_difference(outputs, reference_outputs):
     """(difference, spread) of the output that differs most for its spread."""
     pairs = []
-    for output, reference in zip(outputs, wanted, strict=True):
+    for output, reference in zip(outputs, reference_outputs, strict=True):
         output = output.astype(np.float64)
         reference = reference.astype(np.float64)
         # Not `max`, which may drop NaN.

@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(trained, tmp_path_factory):
-    """Weights with two reductions at two batch sizes: (output, folder)."""
+    """Measure weights with two reductions at two batch sizes: (output, folder)."""
     folder = tmp_path_factory.mktemp("out")
     words = [trained, "--reductions", *NAMES[1:], *SMALL, "--batch-size", 2, 4]
     words += ["--json", folder / "a.json", "--gelu=tanh"]
@@ -32,17 +32,17 @@ def measured(trained, tmp_path_factory):
     return ended.out, folder
 
 
-def rows(folder):
+def read_rows(folder):
     return [json.loads(line) for line in (folder / "a.json").read_text().splitlines()]
 
 
-def test_every_figure_is_printed_and_a_json_line(measured):
+def test_every_case_is_printed_and_a_json_line(measured):
     out, folder = measured
     assert [line.split()[0] for line in out.splitlines()[-3:]] == [*NAMES]
-    found = rows(folder)
+    rows = read_rows(folder)
     cases = itertools.product((4, 2), NAMES)
-    assert [(row["batch_size"], row["config"]) for row in found] == list(cases)
-    for row in found:
+    assert [(row["batch_size"], row["config"]) for row in rows] == list(cases)
+    for row in rows:
         assert 0 < row["throughput_min"] <= row["throughput"] <= row["throughput_max"]
         assert len(row["seconds_a_call"]) == row["repeats"] == 2
         assert row["gelu"] == "tanh"
@@ -50,13 +50,13 @@ def test_every_figure_is_printed_and_a_json_line(measured):
         assert row["throughput"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
 
 
-def test_costs_are_those_of_the_methods(measured):
-    found = rows(measured[1])[:3]
-    assert found[0]["ratio"] == found[0]["mac_ratio"] == 1
-    gmacs = [row["gmacs"] for row in found]
+def test_costs_are_the_methods(measured):
+    rows = read_rows(measured[1])[:3]
+    assert rows[0]["ratio"] == rows[0]["mac_ratio"] == 1
+    gmacs = [row["gmacs"] for row in rows]
     assert gmacs[0] > gmacs[1] and gmacs[0] > gmacs[2]
-    # The MLP of the first block has two tokens fewer, that of the second four; so has
-    # its attention two.
+    # The first block's MLP has two tokens fewer, the second's attention two and its MLP
+    # four.
     mlp = 8 * tiny_vit.WIDTH**2
     attention = 4 * tiny_vit.WIDTH**2
     scores = (

@@ -1,4 +1,4 @@
-"""The command that compares: its rows, its files, and that it goes on."""
+"""The compare command: rows, files and continuation."""
 
 import pytest
 from PIL import Image
@@ -22,33 +22,33 @@ def weights(tmp_path_factory):
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
-def test_rows_table_and_plot(weights, tmp_path):
-    """A second call reads what the first one measured, and measures a row more."""
+def test_rows_are_measured_once_into_table_and_plot(weights, tmp_path):
+    """A second call measures its new row alone."""
     out = tmp_path / "out"
     words = [weights, "digits", "--out", out, "--reductions", "tome:r=2"]
     ended = call(compare.main, *words, "--image-sizes", 12).ok()
     lines = result_cache.read_points(out / result_cache.POINTS_FILE_NAME)
     assert len(lines) == 3
     results = [line["result"] for line in lines]
-    assert [each["tokens"] for each in results] == [17, 13, 10]
-    assert all(each["images"] == 359 for each in results)
-    gmacs = [each["gmacs"] for each in results]
+    assert [result["tokens"] for result in results] == [17, 13, 10]
+    assert all(result["images"] == 359 for result in results)
+    gmacs = [result["gmacs"] for result in results]
     assert gmacs == sorted(gmacs, reverse=True)
     page = (out / "compare.md").read_text()
     assert page in ended.out
     assert "359 of digits" in page
-    dense, tome, smaller = [decode_bits(each["right"], 359) for each in results]
+    dense, tome, smaller = [decode_bits(result["right"], 359) for result in results]
     for right, other in ((tome, dense), (tome, smaller), (smaller, dense)):
         change = statistics.paired_difference(right, other)
         assert statistics.format_estimate(change, signs=True) in page
     with Image.open(out / "compare.png") as picture:
         assert picture.format == "PNG"
-    again = call(compare.main, *words, "evit:blocks=(1,)").ok()
-    assert again.err.count("measuring") == 1
+    second = call(compare.main, *words, "evit:blocks=(1,)").ok()
+    assert second.err.count("measuring") == 1
     assert len(result_cache.read_points(out / result_cache.POINTS_FILE_NAME)) == 4
 
 
-def test_the_table_of_another_model_stays(weights, tmp_path):
+def test_another_models_table_stays(weights, tmp_path):
     out = tmp_path / "out"
     words = ["digits", "--limit=30", "--reductions=tome:r=2", "--out", out]
     first = call(compare.main, weights, *words).ok()
@@ -65,20 +65,20 @@ def test_the_table_of_another_model_stays(weights, tmp_path):
     saved = imagepiece_jax.save(other, tmp_path / "w")
     ended = call(compare.main, saved, *words).ok()
     assert (out / "compare.md").read_text() == table
-    (own,) = out.glob("compare-*.md")
-    assert f"written to {own}" in ended.out
-    assert own.with_suffix(".png").name in own.read_text()
+    (second_page,) = out.glob("compare-*.md")
+    assert f"written to {second_page}" in ended.out
+    assert second_page.with_suffix(".png").name in second_page.read_text()
     call(compare.main, saved, *words).ok()
     assert len([*out.glob("*.md")]) == 2
     report = imagepiece_jax.compare(vit, "digits", limit=30, reductions=["tome:r=2"])
     assert str(report) == table
 
 
-def test_an_encoder_and_photographs(tmp_path):
-    """The table on stdout; a damaged photograph is named, in one sentence."""
+def test_an_encoder_is_compared_on_photographs(tmp_path):
+    """A damaged photograph ends the comparison with its name."""
     vit = tiny_vit.pretrained(num_classes=0, depth=1)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
-    photos = small_photographs.write(tmp_path / "photos", 13)
+    photos = small_photographs.write_photographs(tmp_path / "photos", 13)
     out = tmp_path / "out"
     words = [saved, photos, "--reductions", "tome:r=4", "--out", out, "--workers=0"]
     ended = call(compare.main, *words).ok()
@@ -95,7 +95,7 @@ def test_an_encoder_and_photographs(tmp_path):
     assert ended.status == 2 and "005.png" in ended.lines[-1]
 
 
-def test_a_plot_needs_matplotlib_before_anything_is_measured(tmp_path, monkeypatch):
+def test_missing_matplotlib_is_refused_before_measuring(tmp_path, monkeypatch):
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
     vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
     with refused("matplotlib"):

@@ -1,4 +1,4 @@
-"""describe, evaluate and doctor print true figures."""
+"""describe, evaluate and doctor print true numbers."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_describe_of_a_name_and_of_weights(weights):
     assert [row.split()[0] for row in rows[:4]] == names
 
 
-def test_a_file_is_described_by_the_config_beside_others(vit, weights, tmp_path):
+def test_a_file_is_described_by_a_given_config(vit, weights, tmp_path):
     file = tiny_vit.write(tmp_path / "own.npz", vit.variables)
     words = [file, f"--reduction={REDUCTION}"]
     ended = call(describe.main, *words, "--config", weights).quiet()
@@ -63,16 +63,16 @@ def words(weights, image_set):
     return [weights, data, "--batch-size=64", "--workers=0"]
 
 
-def evaluated(tmp_path, *words):
+def run_evaluate(tmp_path, *words):
     out = tmp_path / "result.json"
     ended = call(evaluate.main, *words, "--json", out).ok()
-    assert sorted(tmp_path.glob("result*")) == [out]  # written whole, nothing beside it
+    assert sorted(tmp_path.glob("result*")) == [out]  # no partial file stays
     return ended, json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")
 def logits(vit, image_set):
-    """The model's, float64 [150, 10], one image at a time."""
+    """The model's logits, one image at a time, float64 [150, 10]."""
     model = vit.model
     variables = vit.variables
     forward = tiny_vit.compiled(lambda image: model.apply(variables, image).logits)
@@ -80,37 +80,37 @@ def logits(vit, image_set):
     return np.concatenate([forward(image[None]) for image in images], dtype=float)
 
 
-def by_hand(logits, labels):
+def metrics_by_hand(logits, labels):
     """(acc1, acc5, loss) by NumPy."""
-    own = logits[np.arange(len(labels)), labels][:, None]
-    place = (logits > own).sum(axis=1)
-    losses = np.log(np.exp(logits).sum(axis=1)) - own[:, 0]
-    return 100 * (place < 1).mean(), 100 * (place < 5).mean(), losses.mean()
+    label_logits = logits[np.arange(len(labels)), labels][:, None]
+    rank = (logits > label_logits).sum(axis=1)
+    losses = np.log(np.exp(logits).sum(axis=1)) - label_logits[:, 0]
+    return 100 * (rank < 1).mean(), 100 * (rank < 5).mean(), losses.mean()
 
 
-def assert_by_hand(result, logits, labels):
-    acc1, acc5, loss = by_hand(logits, labels)
+def assert_metrics(result, logits, labels):
+    acc1, acc5, loss = metrics_by_hand(logits, labels)
     assert result["images"] == len(labels)
     assert (result["acc1"], result["acc5"]) == pytest.approx((acc1, acc5), abs=1e-9)
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_evaluate_counts_every_image_once(tmp_path, logits, words, image_set):
-    """150 is no multiple of 64: the padding of the last batch counts nothing."""
-    ended, result = evaluated(tmp_path, *words)
-    assert_by_hand(result, logits, image_set[2])
+    """150 is no multiple of 64, so the last batch is padded."""
+    ended, result = run_evaluate(tmp_path, *words)
+    assert_metrics(result, logits, image_set[2])
     assert result["throughput"] > 0
     assert result["unreadable"] == 0
     assert f"acc1 {result['acc1']:.2f} %" in ended.out
 
 
-def test_evaluate_takes_images_spread_over_the_set(tmp_path, logits, words, image_set):
-    _, result = evaluated(tmp_path, *words, "--limit=70")
+def test_a_limit_takes_evenly_spaced_images(tmp_path, logits, words, image_set):
+    _, result = run_evaluate(tmp_path, *words, "--limit=70")
     taken = [round(149 * place / 69) for place in range(70)]
-    assert_by_hand(result, logits[taken], image_set[2][taken])
+    assert_metrics(result, logits[taken], image_set[2][taken])
 
 
-def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
+def test_evaluate_leaves_a_damaged_image_out_and_names_it(
     tmp_path, logits, words, image_set, caplog
 ):
     folder, _, labels = image_set
@@ -118,11 +118,11 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
     full = damaged.read_bytes()
     damaged.write_bytes(full[:100])
     try:
-        ended, result = evaluated(tmp_path, *words)
+        ended, result = run_evaluate(tmp_path, *words)
     finally:
         damaged.write_bytes(full)
     rest = np.arange(150) != 77
-    assert_by_hand(result, logits[rest], labels[rest])
+    assert_metrics(result, logits[rest], labels[rest])
     assert result["unreadable"] == 1
     assert "unreadable images left out: 1" in ended.out
     assert f"{damaged} cannot be read" in caplog.text
@@ -130,8 +130,8 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
 
 def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_set):
     words += ["--dtype=float32", "--optimized", "--gelu=tanh"]
-    ended, result = evaluated(tmp_path, *words)
-    acc1, acc5, loss = by_hand(logits, image_set[2])
+    ended, result = run_evaluate(tmp_path, *words)
+    acc1, acc5, loss = metrics_by_hand(logits, image_set[2])
     for name, gelu in (("reference", "exact"), ("optimized", "tanh")):
         row = result[name]
         assert (row["images"], row["dtype"], row["gelu"]) == (150, "float32", gelu)
@@ -143,7 +143,7 @@ def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_
     assert f"the program's cost: acc1 {change:+.2f} [" in ended.out
 
 
-def test_doctor_of_a_device_that_is_not_there_says_the_rest():
+def test_doctor_without_its_device_prints_the_rest():
     ended = start("-m", "imagepiece_jax", "doctor", JAX_PLATFORMS="nowhere")
     assert ended.status == 1
     assert ended.lines[-1].startswith("error: Unable to initialize backend 'nowhere'")

@@ -1,4 +1,4 @@
-"""The exported file and its facts: the same logits, by other programs."""
+"""Exported files: facts, logits in other programs, and errors."""
 
 import json
 import shutil
@@ -29,10 +29,12 @@ ACTIVATIONS += [("multi_label_classification", "sigmoid")]
 
 
 @pytest.mark.parametrize("problem_type, activation", ACTIVATIONS)
-def test_the_facts_say_what_images_and_logits_are(problem_type, activation):
+def test_facts_describe_images_and_logits(problem_type, activation):
     vit = tiny_vit.pretrained(depth=1)
     prepared = Preprocessing(tiny_vit.SIDE, crop=0.9, rule="transformers")
-    vit = tiny_vit.of_problem(vit, problem_type).with_preprocessing(**vars(prepared))
+    vit = tiny_vit.with_problem_type(vit, problem_type).with_preprocessing(
+        **vars(prepared)
+    )
     facts = program_facts.collect_facts(vit)
     assert (facts["problem_type"], facts["activation"]) == (problem_type, activation)
     crop = dict(facts["preprocessing"])
@@ -49,22 +51,22 @@ def test_large_weights_are_beside_an_onnx_file_and_named(
     out = tmp_path / "model.onnx"
     facts_file = tmp_path / "model.onnx.json"
 
-    def exported():
+    def run_export():
         ended = call(export.main, weights, out, "--pixels").ok()
         return json.loads(facts_file.read_text()).get("external_data"), ended.out
 
     with monkeypatch.context() as patch:
         patch.setattr(onnx_model, "MAX_PROTOBUF_BYTES", 20_000)
-        name, said = exported()
-        assert f"{out} and {tmp_path / name}" in said
+        name, printed = run_export()
+        assert f"{out} and {tmp_path / name}" in printed
         pixels = np.zeros((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
         (logits,) = runtime.InferenceSession(out).run(None, {"images": pixels})
-        assert exported()[0] == name
+        assert run_export()[0] == name
         assert {*tmp_path.iterdir()} == {out, facts_file, tmp_path / name}
-    assert exported()[0] is None
+    assert run_export()[0] is None
     assert {*tmp_path.iterdir()} == {out, facts_file}
-    again = runtime.InferenceSession(out).run(None, {"images": pixels})[0]
-    np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
+    logits_inside = runtime.InferenceSession(out).run(None, {"images": pixels})[0]
+    np.testing.assert_allclose(logits_inside, logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_a_folder_may_have_a_dot_in_its_name(weights, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
-def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
+def test_a_file_is_evaluated_like_its_model(tmp_path, fields):
     pytest.importorskip("onnxruntime")
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=2)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **fields)
@@ -100,22 +102,22 @@ def test_a_file_is_evaluated_as_its_model(tmp_path, fields):
     assert (facts["input"], facts["output"]["shape"]) == (entry, [size, 10])
     assert facts["gmacs"] == pytest.approx(vit.gmacs)
     if not fields:
-        wanted = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-        assert facts["normalization"].items() >= wanted.items()
-    found = json.loads((tmp_path / "a.json").read_text())
-    own = imagepiece_jax.evaluate(vit, "digits", limit=40, workers=0)
-    assert found["acc1"] == own["acc1"]
-    assert found["loss"] == pytest.approx(own["loss"], rel=1e-5)
-    assert found["gmacs"] == own["gmacs"]
-    assert found["reduction"] == "tome:r=3"
+        normalization = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        assert facts["normalization"].items() >= normalization.items()
+    result = json.loads((tmp_path / "a.json").read_text())
+    model_result = imagepiece_jax.evaluate(vit, "digits", limit=40, workers=0)
+    assert result["acc1"] == model_result["acc1"]
+    assert result["loss"] == pytest.approx(model_result["loss"], rel=1e-5)
+    assert result["gmacs"] == model_result["gmacs"]
+    assert result["reduction"] == "tome:r=3"
     words = ["--warmup=1", "--repeats=1", "--seconds=0"]
-    timed = call(benchmark.main, file, *words).ok().out
-    assert ["m.onnx", str(fields.get("batch_size", 1))] == timed.split()[-12:-10]
+    printed = call(benchmark.main, file, *words).ok().out
+    assert ["m.onnx", str(fields.get("batch_size", 1))] == printed.split()[-12:-10]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The file of a model of digits for two images."""
+    """A file with a digits model for two images."""
     pytest.importorskip("onnxruntime")
     vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
     file = tmp_path_factory.mktemp("exported") / "m.onnx"
@@ -123,7 +125,7 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "main, words, said",
+    "main, words, message",
     [
         (evaluate.main, ["digits", "--crop=.9"], "crop is 0.9"),
         (evaluate.main, ["digits", "--optimized"], "optimized is for weights"),
@@ -132,32 +134,32 @@ def exported(tmp_path_factory):
         (describe.main, [], "exported program"),
     ],
 )
-def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, said):
-    assert said in sentence(call(main, exported, *words))
+def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, message):
+    assert message in sentence(call(main, exported, *words))
 
 
-def without_digest(facts):
-    """As an earlier version wrote it."""
+def remove_digest(facts):
+    """Facts of an earlier version."""
     del facts["digest"]
     return facts
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
         (lambda facts: {}, ""),
         (lambda facts: [1], ""),
         (lambda facts: {"model": {"depth": 3}}, ""),
         *((lambda facts, name=name: facts | {name: 3}, "") for name in NEEDED),
-        (without_digest, "export the model again"),
+        (remove_digest, "export the model again"),
     ],
 )
-def test_a_damaged_description_is_refused(exported, tmp_path, damage, said):
+def test_a_damaged_description_is_refused(exported, tmp_path, damage, message):
     file = shutil.copy(exported, tmp_path / "m.onnx")
     facts = json.loads(exported.with_name("m.onnx.json").read_text())
     (tmp_path / "m.onnx.json").write_text(json.dumps(damage(facts)))
-    found = sentence(call(evaluate.main, file, "digits"))
-    assert "m.onnx.json" in found and said in found
+    error = sentence(call(evaluate.main, file, "digits"))
+    assert "m.onnx.json" in error and message in error
 
 
 @pytest.mark.parametrize("text", [None, ""])

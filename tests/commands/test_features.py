@@ -1,4 +1,4 @@
-"""The features command: its output, and the options of `load`."""
+"""The features command: output, and options of `load`."""
 
 import pathlib
 import re
@@ -18,7 +18,7 @@ from tests.helpers.small_runs import ROOT
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights in a saved folder, and three images of which the second is damaged."""
+    """Saved weights, and three images; the second is damaged."""
     folder = tmp_path_factory.mktemp("features")
     imagepiece_jax.save(tiny_vit.pretrained(), folder / "weights")
     write_damaged(folder / "photos", tiny_vit.SIDE)
@@ -37,13 +37,13 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     assert "photos/b.png cannot be read" in ended.err
     vit = imagepiece_jax.load("weights", reduction=tiny_vit.EVIT)
     maps = imagepiece_jax.features(vit, ["photos/a.png", "photos/c.png"])
-    found = np.load(out / "pooled.npy")
-    np.testing.assert_allclose(found[[0, 2]], maps.pooled, rtol=2e-3, atol=2e-3)
+    vectors = np.load(out / "pooled.npy")
+    np.testing.assert_allclose(vectors[[0, 2]], maps.pooled, rtol=2e-3, atol=2e-3)
     names = [f"photos/{name}.png" for name in "abc"]
     assert (out / "paths.txt").read_text().split() == names
-    again = call(features.main, *words, evit).ok()
-    assert again.out == ended.out
-    assert "3 of 3 rows exist" in again.err
+    second = call(features.main, *words, evit).ok()
+    assert second.out == ended.out
+    assert "3 of 3 rows exist" in second.err
 
 
 def test_damaged_images_alone_are_a_failure(folder, tmp_path):
@@ -54,20 +54,20 @@ def test_damaged_images_alone_are_a_failure(folder, tmp_path):
     assert (tmp_path / "out/damaged.csv").exists()
 
 
-def test_the_words_of_load(folder, tmp_path, monkeypatch):
+def test_options_of_load_are_passed_on(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
     words = ["weights", tmp_path / "a.png", "--image-size=40", "--crop=0.5"]
     words += ["--dtype=bfloat16", "--storage=float32", f"--out={tmp_path}/out"]
     call(features.main, *words).ok()
     vit = imagepiece_jax.load("weights", image_size=40, crop=0.5, dtype="bfloat16")
-    want = imagepiece_jax.features(vit, tmp_path / "a.png").pooled
-    found = np.load(tmp_path / "out" / "pooled.npy")
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.float32(want), rtol=0.02, atol=0.02)
+    expected = imagepiece_jax.features(vit, tmp_path / "a.png").pooled
+    vectors = np.load(tmp_path / "out" / "pooled.npy")
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, np.float32(expected), rtol=0.02, atol=0.02)
 
 
-def test_the_lines_of_the_page_find_the_photograph_itself(
+def test_the_pages_search_finds_the_photograph_itself(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -85,7 +85,7 @@ def test_the_lines_of_the_page_find_the_photograph_itself(
 
 @pytest.fixture
 def cluster():
-    """A local Ray, in which two copies of a model fit."""
+    """A local Ray with room for two copies of a model."""
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield ray
@@ -93,23 +93,23 @@ def cluster():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of Ray's own
-def test_the_class_of_the_page_finds_the_rows_of_the_command(
+@pytest.mark.filterwarnings("ignore")  # from Ray
+def test_the_pages_ray_class_computes_the_commands_rows(
     assets, cluster, tmp_path, monkeypatch
 ):
-    """400 photographs by two copies: one is turned, one gray, one damaged."""
+    """400 photographs on two copies; one is turned, one gray and one damaged."""
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "photos"
     photos.mkdir()
-    found = sorted((assets / "data" / "nips2017_224_jpg" / "images").glob("*.jpg"))
-    for file in found[:397]:
+    files = sorted((assets / "data" / "nips2017_224_jpg" / "images").glob("*.jpg"))
+    for file in files[:397]:
         (photos / file.name).symlink_to(file)
-    with Image.open(found[397]) as image:
+    with Image.open(files[397]) as image:
         image.convert("L").save(photos / "gray.png")
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6
         image.crop((0, 0, 120, 224)).save(photos / "turned.jpg", exif=exif)
-    (photos / "damaged.jpg").write_bytes(found[398].read_bytes()[:500])
+    (photos / "damaged.jpg").write_bytes(files[398].read_bytes()[:500])
     code = test_readme.block(ROOT / "docs" / "search.md", "import io\n")
     weights = str(assets / "weights" / "dinov2_small")
     code = code.replace("hf://facebook/dinov2-small", weights)
@@ -122,20 +122,20 @@ def test_the_class_of_the_page_finds_the_rows_of_the_command(
     lines = pathlib.Path("own/paths.txt").read_text().split()
     names = [pathlib.Path(line).name for line in lines]
     assert len(rows) == 400 and {*vectors} == {*names}
-    ours = np.float32(np.load("own/pooled.npy"))
-    theirs = np.stack([np.float32(vectors[name]) for name in names])
-    is_damaged = np.isnan(ours).all(axis=1)
+    by_command = np.float32(np.load("own/pooled.npy"))
+    by_ray = np.stack([np.float32(vectors[name]) for name in names])
+    is_damaged = np.isnan(by_command).all(axis=1)
     assert [names[row] for row in np.flatnonzero(is_damaged)] == ["damaged.jpg"]
-    np.testing.assert_array_equal(np.isnan(theirs).all(axis=1), is_damaged)
-    products = np.sum(ours * theirs, axis=1)
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    np.testing.assert_array_equal(np.isnan(by_ray).all(axis=1), is_damaged)
+    products = np.sum(by_command * by_ray, axis=1)
+    lengths = np.linalg.norm(by_command, axis=1) * np.linalg.norm(by_ray, axis=1)
     assert (products / lengths)[~is_damaged].min() > 0.9999
 
 
-@pytest.mark.parametrize("size, noted", [(448, True), (224, False)])
-def test_a_large_image_size_is_noted(shown, caplog, size, noted):
-    """224 pixels take a quarter of the patches, and fewer multiply-adds than that."""
+@pytest.mark.parametrize("size, is_noted", [(448, True), (224, False)])
+def test_a_large_image_size_is_noted(shown, caplog, size, is_noted):
+    """224 pixels have a quarter of the patches, and less of the multiply-adds."""
     model = imagepiece_jax.create_model("deit_ti", image_size=size)
     vit = imagepiece_jax.Pretrained(model, {"params": {}})
     features.note_image_cost(vit)
-    assert ("--image-size 224" in caplog.text) == noted
+    assert ("--image-size 224" in caplog.text) == is_noted

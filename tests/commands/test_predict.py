@@ -1,4 +1,4 @@
-"""The predict command: its output, its JSON, and its exit status."""
+"""The predict command: output, JSON and exit status."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_vectors_of_all_tokens_are_counted():
     assert line == "a.png: 17 vectors of 24 features"
 
 
-def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
+def test_a_damaged_image_is_named_and_others_are_predicted(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"
     write_damaged(images, tiny_vit.SIDE)
@@ -30,22 +30,22 @@ def test_a_bad_image_is_named_and_the_others_answered(tmp_path):
     words = [weights, images, "--top=2", f"--json={out}"]
     ended = call(predict.main, *words)
     assert ended.status == 1
-    said = f"error: {images}/b.png cannot be read (no known image format)\n"
-    assert ended.err == said
-    found = json.loads(out.read_text())
+    message = f"error: {images}/b.png cannot be read (no known image format)\n"
+    assert ended.err == message
+    predictions = json.loads(out.read_text())
     names = [str(images / f"{name}.png") for name in "abc"]
-    assert list(found) == names
+    assert list(predictions) == names
     lines = ended.out.splitlines()[-2:]
     assert [line.split(":")[0] for line in lines] == names[::2]
-    first, second = found[names[0]]
+    first, second = predictions[names[0]]
     assert first["probability"] > second["probability"] > 0
     assert f"{first['label']} {100 * first['probability']:.1f} %" in lines[0]
-    assert "cannot be read" in found[names[1]]["error"]
+    assert "cannot be read" in predictions[names[1]]["error"]
 
 
 @pytest.fixture(scope="module")
 def panda(tmp_path_factory):
-    """Public weights by name, which predict class 388 for every image."""
+    """Weights under a public name that predict class 388 for every image."""
     folder = tmp_path_factory.mktemp("public")
     model = create_model(named_models.config("test_vit", num_classes=1000))
     tensors = timm_tensors.to_timm(tiny_vit.fill(variable_shapes(model)))

@@ -1,4 +1,4 @@
-"""The recover command: the folder it writes, and files it leaves alone."""
+"""The recover command: its folder, signals and errors."""
 
 import json
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
 
 @pytest.fixture
 def words(tmp_path):
-    """Flags for weights, photographs of noise and a folder that is not there yet."""
+    """Words with weights, photographs of noise and a new folder."""
     (tmp_path / "photos").mkdir()
-    draw = np.random.default_rng(0)
-    for number, pixels in enumerate(draw.integers(0, 256, (48, 40, 30, 3), np.uint8)):
+    rng = np.random.default_rng(0)
+    for number, pixels in enumerate(rng.integers(0, 256, (48, 40, 30, 3), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number:02}.png")
     imagepiece_jax.save(tiny_vit.pretrained(depth=3), tmp_path / "weights")
     words = [tmp_path / "weights", tmp_path / "photos", f"--out={tmp_path / 'out'}"]
@@ -51,15 +51,14 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     chex.assert_trees_all_equal(dense.variables, public.variables)
 
 
-def test_a_set_is_opened_by_its_name_where_no_path_has_it(tmp_path, monkeypatch):
+def test_a_path_wins_over_a_sets_name(tmp_path, monkeypatch):
     assert len(as_source("digits")) > 1000
     monkeypatch.chdir(tmp_path)
     write_plain(tmp_path, "digits/0.png")
     assert len(as_source("digits")) == 1
 
 
-# A process of the command that sends itself signals: one at a step, and Ctrl-C in the
-# save.
+# The command sends itself a signal at a step, and Ctrl-C while it saves.
 SIGNALED = """
 import os, runpy, sys
 from imagepiece_jax.recovery.recovery_step import StudentFit
@@ -89,30 +88,30 @@ runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(
-    "signum, step, said, written",
+    "signum, step, message, is_written",
     [
         (2, 1, "interrupted", False),
         (15, 35, "terminated", True),
         (1, 35, "hung up", True),
     ],
 )
-def test_a_signal_leaves_the_best_or_nothing(
-    words, tmp_path, signum, step, said, written
+def test_a_signal_saves_the_best_or_nothing(
+    words, tmp_path, signum, step, message, is_written
 ):
     ended = start("-c", SIGNALED, signum, step, *words, "--seed=5", imported=True)
     assert ended.status == 128 + signum
-    assert ended.err.splitlines()[-1] == said
-    assert (NOTHING_BETTER in ended.err) != written
-    assert (tmp_path / "out").exists() == written
+    assert ended.err.splitlines()[-1] == message
+    assert (NOTHING_BETTER in ended.err) != is_written
+    assert (tmp_path / "out").exists() == is_written
     assert not [*tmp_path.glob(".*.tmp")]
-    if written:
+    if is_written:
         (variant,) = imagepiece_jax.load(tmp_path / "out").recovery.variants
         assert variant.stopped
-        assert variant.steps == 34  # one compiles
+        assert variant.steps == 34  # one step compiles
         assert signum == 1 or f"saved in {tmp_path / 'out'}" in ended.out
 
 
-def test_what_cannot_be_written_is_said_before_the_work(words, tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_refused_before_the_work(words, tmp_path, monkeypatch):
     monkeypatch.setattr(recovery_step.StudentFit, "__init__", None)
     (tmp_path / "file").touch()
     ended = call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}")
@@ -124,11 +123,11 @@ def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypat
     out = tmp_path / "out"
     with locked_folder("out", out), monkeypatch.context() as patch:
         patch.setattr(imagepiece_jax, "load", None)
-        said = sentence(call(recover.main, *words))
-        assert f"{out} is in use by another process" in said
+        message = sentence(call(recover.main, *words))
+        assert f"{out} is in use by another process" in message
     assert not out.exists()
     out.mkdir()
-    (out / LOCK_NAME).touch()  # by a killed process
+    (out / LOCK_NAME).touch()  # left by a killed process
     call(recover.main, *words).ok()
     assert not (out / LOCK_NAME).exists()
     imagepiece_jax.load(out)

@@ -1,4 +1,4 @@
-"""The command: its figures, page and data for any images and file names."""
+"""The visualize command: figures, page and data."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images of the model's size, one damaged, and a text."""
+    """Two images of the model's size, a damaged image and a text."""
     folder = write_damaged(tmp_path / "images", tiny_vit.SIDE)
     (folder / "d.txt").write_text("no image")
     return folder

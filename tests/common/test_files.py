@@ -26,18 +26,16 @@ from tests.helpers.run_command import start
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
-def test_a_file_system_without_locks_is_no_other_process(
-    tmp_path, monkeypatch, caplog, code
-):
+def test_a_file_system_without_locks_is_noted(tmp_path, monkeypatch, caplog, code):
     error = OSError(code, os.strerror(code))
     monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
     with locked_folder("out", tmp_path):
         pass
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert f"cannot be locked ({os.strerror(code)}): two processes that" in said
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"cannot be locked ({os.strerror(code)}): two processes that" in message
 
 
-def test_a_folder_belongs_to_one_process_and_is_left_as_it_was(tmp_path):
+def test_a_lock_keeps_other_processes_out_and_leaves_no_file(tmp_path):
     folder = tmp_path / "new" / "run"
     with locked_folder("out", folder):
         with refused("out ", "is in use by another process"):
@@ -56,7 +54,7 @@ with locked_folder("out", sys.argv[1]):
 """
 
 
-def test_a_killed_process_keeps_nobody_out(tmp_path):
+def test_a_killed_process_leaves_no_lock(tmp_path):
     assert start("-c", KILLED, tmp_path, imported=True).status == -signal.SIGKILL
     assert [*tmp_path.iterdir()] == [tmp_path / ".lock"]
     with locked_folder("out", tmp_path):
@@ -64,30 +62,28 @@ def test_a_killed_process_keeps_nobody_out(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def put(folder, text):
+def write_folder(folder, text):
     with replacement_folder(folder) as new:
         (new / "file").write_text(text)
 
 
-def texts(folder):
-    """{file: text} below a folder, hidden ones too."""
+def read_texts(folder):
+    """{file: text} of all files below a folder, also hidden ones."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
-def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     replace_file(path, b"old")
     with pytest.raises(KeyboardInterrupt), replacement_file(path) as new:
         new.write_bytes(b"ne")
         raise KeyboardInterrupt
-    assert texts(tmp_path) == {"file": "old"}
+    assert read_texts(tmp_path) == {"file": "old"}
 
 
-def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
-    tmp_path, monkeypatch
-):
-    """A machine that stops between the two would leave an empty file."""
+def test_a_file_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    """Else a machine that stops would leave an empty file."""
     path = tmp_path / "file"
     replace_file(path, b"old")
 
@@ -99,61 +95,61 @@ def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(RunError, match=r"file cannot be written \(disk is full\)"):
         replace_file(path, b"newer")
-    assert texts(tmp_path) == {"file": "old"}
+    assert read_texts(tmp_path) == {"file": "old"}
 
 
 @pytest.mark.parametrize("call", ["chmod", "fsync"])
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
-def test_a_mount_without_a_call_is_written(tmp_path, monkeypatch, call, code):
+def test_a_mount_without_chmod_or_fsync_is_written(tmp_path, monkeypatch, call, code):
     error = OSError(code, os.strerror(code))
     monkeypatch.setattr(os, call, mock.Mock(side_effect=error))
     replace_file(tmp_path / "file", b"whole")
-    put(tmp_path / "folder", "whole")
-    assert texts(tmp_path) == {"file": "whole", "folder/file": "whole"}
+    write_folder(tmp_path / "folder", "whole")
+    assert read_texts(tmp_path) == {"file": "whole", "folder/file": "whole"}
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
     path = tmp_path / "file"
     with replacement_file(path) as new:  # while another process does the same
         replace_file(path, "theirs")
         new.write_text("ours")
-    assert texts(tmp_path) == {"file": "ours"}
+    assert read_texts(tmp_path) == {"file": "ours"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "bad"), KeyboardInterrupt()])
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_folder_that_cannot_be_replaced_is_put_back(
+def test_a_failed_replacement_restores_the_folder(
     tmp_path, monkeypatch, error, failing
 ):
     path = tmp_path / "model"
     rename = os.rename
     calls = []
-    put(path, "old")
+    write_folder(path, "old")
 
-    def broken(*names):
+    def fail_once(*names):
         calls.append(names)
         if len(calls) == failing:
             raise error
         rename(*names)
 
     monkeypatch.setattr(files, "_exchange_folders", lambda *folders: False)
-    monkeypatch.setattr(os, "rename", broken)
+    monkeypatch.setattr(os, "rename", fail_once)
     with pytest.raises((RunError, KeyboardInterrupt)):
-        put(path, "new")
-    assert texts(tmp_path) == {"model/file": "old"}
+        write_folder(path, "new")
+    assert read_texts(tmp_path) == {"model/file": "old"}
 
 
-def test_a_folder_is_replaced_where_libraries_need_a_name(tmp_path, monkeypatch):
-    """Windows opens a library by its name only."""
+def test_a_folder_is_replaced_on_systems_like_windows(tmp_path, monkeypatch):
+    """Windows opens a library by its name alone."""
 
-    def named(name, *others):
+    def open_by_name(name, *others):
         assert name is not None, "argument 1 must be str, not None"
 
     path = tmp_path / "model"
-    put(path, "old")
-    monkeypatch.setattr("ctypes.CDLL", named)
-    put(path, "new")
-    assert texts(tmp_path) == {"model/file": "new"}
+    write_folder(path, "old")
+    monkeypatch.setattr("ctypes.CDLL", open_by_name)
+    write_folder(path, "new")
+    assert read_texts(tmp_path) == {"model/file": "new"}
 
 
 KILLED_IN_EXCHANGE = """
@@ -168,44 +164,44 @@ with replacement_folder(sys.argv[1]) as new:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
-def test_a_kill_leaves_a_folder(tmp_path):
+def test_a_folder_exists_at_every_moment_of_a_replacement(tmp_path):
     path = tmp_path / "model"
-    put(path, "old")
+    write_folder(path, "old")
     assert start("-c", KILLED_IN_EXCHANGE, path, imported=True).status == 0
-    assert texts(tmp_path) == {"model/file": "new"}
+    assert read_texts(tmp_path) == {"model/file": "new"}
 
 
-def test_numbers_that_json_lacks_are_null(tmp_path):
+def test_nonfinite_numbers_are_null_in_json(tmp_path):
     value = {"a": [float("nan"), 1.5], "b": float("-inf"), "c": "NaN"}
     files.write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text()
-    found = json.loads(text, parse_constant=pytest.fail)
-    assert found == {"a": [None, 1.5], "b": None, "c": "NaN"}
+    read_back = json.loads(text, parse_constant=pytest.fail)
+    assert read_back == {"a": [None, 1.5], "b": None, "c": "NaN"}
 
 
-def test_a_folder_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
+def test_a_folder_that_appears_meanwhile_stays(tmp_path, monkeypatch):
     path = tmp_path / "model"
     rename = os.rename
 
-    def meanwhile(source, target):
+    def rename_later(source, target):
         path.mkdir()
         (path / "theirs").write_text("theirs")
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", meanwhile)
+    monkeypatch.setattr(os, "rename", rename_later)
     with pytest.raises(RunError, match="cannot be written .Directory not empty"):
-        put(path, "new")
-    assert texts(tmp_path) == {"model/theirs": "theirs"}
+        write_folder(path, "new")
+    assert read_texts(tmp_path) == {"model/theirs": "theirs"}
 
 
-def test_the_folder_that_a_link_names_is_replaced(tmp_path):
+def test_a_links_target_is_replaced(tmp_path):
     target = tmp_path / "disk" / "target"
     link = tmp_path / "link"
-    put(target, "old")
+    write_folder(target, "old")
     link.symlink_to(target)
-    put(link, "new")
+    write_folder(link, "new")
     assert link.is_symlink()
-    assert texts(tmp_path / "disk") == {"target/file": "new"}
+    assert read_texts(tmp_path / "disk") == {"target/file": "new"}
 
 
 def git(folder, *words):
@@ -221,7 +217,7 @@ def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert files.git_revision() is None
     git(tmp_path, "init", "-q")
-    assert files.git_revision() is None  # another repository, but not this code's
+    assert files.git_revision() is None  # another repository than this code's
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "one")
     git(tmp_path, "tag", "-a", "v1", "-m", "tag")
@@ -233,7 +229,7 @@ def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
     assert files.git_revision() is None  # no git installed
 
 
-def test_what_would_fail_after_the_work_is_refused_before(tmp_path):
+def test_unwritable_files_are_refused_before_the_work(tmp_path):
     (tmp_path / "a.json").touch()
     (tmp_path / "folder.json").mkdir()
     for name in ("a.json", "B.JSON"):
@@ -246,7 +242,7 @@ def test_what_would_fail_after_the_work_is_refused_before(tmp_path):
             check_writable("json", tmp_path / name, [".json", ".jsonl"])
 
 
-def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
+def test_input_files_are_not_replaced(tmp_path):
     names = ["config.json", "classes.json", "run.json", "preprocessor_config.json"]
     for name in (*names, "labels.json"):
         (tmp_path / name).write_text("{}")
@@ -254,5 +250,5 @@ def test_files_of_the_run_that_is_read_are_not_replaced(tmp_path):
     check_writable("json", table, [".json"], list_input_files(tmp_path))
     for name in (*names, "labels.json"):
         with refused("json ", f"{name} is an input of this"):
-            own = list_input_files(tmp_path, f"csv:{table}")
-            check_writable("json", tmp_path / name, [".json"], own)
+            inputs = list_input_files(tmp_path, f"csv:{table}")
+            check_writable("json", tmp_path / name, [".json"], inputs)

@@ -42,7 +42,7 @@ def test_a_quota_bounds_the_cores(cgroup, files, cores, tmp_path, monkeypatch):
     assert machine.available_cores() == cores
 
 
-def test_affinity_bounds_the_cores_where_there_are_no_cgroups(tmp_path, monkeypatch):
+def test_affinity_bounds_the_cores_without_cgroups(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

@@ -1,4 +1,4 @@
-"""Many devices behave as one: checked in processes that have eight, or two each."""
+"""Many devices behave like one, in processes with eight devices or two each."""
 
 import functools
 import io
@@ -26,7 +26,7 @@ from tests.helpers.rounding import assert_close
 
 
 def start(devices, *arguments):
-    """This file as a script in a process of its own, with that many CPU devices."""
+    """Run this file as a script in a new process with some CPU devices."""
     flags = f"{compiling.QUICK} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return forked_processes.Process([sys.executable, __file__, *arguments], env=env)
@@ -61,56 +61,57 @@ def check_exchange(devices, first=0, local=None):
     batch = np.stack([samples, -samples], axis=1)[3 * first : 3 * (first + local)]
 
     def step(x):
-        at = parallel.micro_batch_positions(3, jnp.int32(0))
+        positions = parallel.micro_batch_positions(3, jnp.int32(0))
         sums = (
             parallel.mean_over_devices({"x": x.sum(0)}),
             parallel.sum_over_devices({"n": jnp.ones(())}),
         )
-        return at, parallel.reverse_batch({"x": x, "i": x[:, 0]}), *sums
+        return positions, parallel.reverse_batch({"x": x, "i": x[:, 0]}), *sums
 
-    found = parallel.pmap(step, program_name="step")(parallel.shard_samples(batch))
-    at, back, mean, total = parallel.local_rows(found)
-    mine = samples[3 * first : 3 * (first + local)]
-    assert at.dtype == jnp.int32
-    np.testing.assert_array_equal(np.ravel(at), mine)
-    np.testing.assert_array_equal(np.ravel(back["i"]), 3 * devices - 1 - mine)
-    other = np.reshape(back["x"], (-1, 2))[:, 1]
-    np.testing.assert_array_equal(other, -back["i"].ravel())
+    outputs = parallel.pmap(step, program_name="step")(parallel.shard_samples(batch))
+    positions, back, mean, total = parallel.local_rows(outputs)
+    local_samples = samples[3 * first : 3 * (first + local)]
+    assert positions.dtype == jnp.int32
+    np.testing.assert_array_equal(np.ravel(positions), local_samples)
+    np.testing.assert_array_equal(np.ravel(back["i"]), 3 * devices - 1 - local_samples)
+    second = np.reshape(back["x"], (-1, 2))[:, 1]
+    np.testing.assert_array_equal(second, -back["i"].ravel())
     # The sum of 0 .. 3 W - 1, over W devices.
-    want = 3 * (3 * devices - 1) / 2
-    assert_close(mean["x"], [[want, -want]] * local, units=1)
+    expected = 3 * (3 * devices - 1) / 2
+    assert_close(mean["x"], [[expected, -expected]] * local, units=1)
     np.testing.assert_array_equal(total["n"], [devices] * local)
 
 
 def check_round_trip(devices, everywhere=None):
-    """There and back: values, dtypes, memory of its own; donation copies nothing.
+    """Replicated and back: values, types and separate memory; donation copies nothing.
 
-    `devices` of this process, `everywhere` of all of them.
+    devices: of this process; everywhere: of all processes
     """
     state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
-    want = {name: x.copy() for name, x in state.items()}
-    there = parallel.replicate(state)
-    shapes = [leaf["w"].shape for leaf in (there, parallel.local_rows(there))]
+    expected = {name: x.copy() for name, x in state.items()}
+    replicated = parallel.replicate(state)
+    shapes = [leaf["w"].shape for leaf in (replicated, parallel.local_rows(replicated))]
     assert shapes == [(everywhere or devices, 1 << 18), (devices, 1 << 18)]
     plus_one = functools.partial(jax.tree.map, lambda x: x + 1)
     grow = parallel.pmap(plus_one, donate_argnums=0, program_name="step")
-    later = grow(there)
-    back = parallel.unreplicate(later)
-    kept = {name: x.copy() for name, x in back.items()}
-    last = grow(grow(later))
-    assert there["w"].is_deleted() and later["w"].is_deleted()
+    grown = grow(replicated)
+    host = parallel.unreplicate(grown)
+    host_copy = {name: x.copy() for name, x in host.items()}
+    last = grow(grow(grown))
+    assert replicated["w"].is_deleted() and grown["w"].is_deleted()
     for name in state:
-        assert isinstance(back[name], np.ndarray)
-        assert back[name].flags.writeable
-        assert back[name].dtype == want[name].dtype
-        np.testing.assert_array_equal(state[name], want[name])
-        np.testing.assert_array_equal(back[name], want[name] + 1)
-        np.testing.assert_array_equal(back[name], kept[name])
-        np.testing.assert_array_equal(parallel.unreplicate(last)[name], want[name] + 3)
+        assert isinstance(host[name], np.ndarray)
+        assert host[name].flags.writeable
+        assert host[name].dtype == expected[name].dtype
+        np.testing.assert_array_equal(state[name], expected[name])
+        np.testing.assert_array_equal(host[name], expected[name] + 1)
+        np.testing.assert_array_equal(host[name], host_copy[name])
+        last_host = parallel.unreplicate(last)[name]
+        np.testing.assert_array_equal(last_host, expected[name] + 3)
 
 
 def check_pairs(devices, m):
-    """With evenly many samples per device, partners share a device."""
+    """With an even number of samples per device, partners share a device."""
     samples = device_samples(m * devices, devices)
     mapped = parallel.pmap(parallel.reverse_batch)
     np.testing.assert_array_equal(mapped(samples), m * devices - 1 - samples)
@@ -127,56 +128,57 @@ def check_eight():
 
 def check_process(process, port):
     process = int(process)
-    xla_options.PLATFORM_OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
+    # These stand in for a GPU's options.
+    xla_options.PLATFORM_OPTIONS["cpu"] = compiling.HARMLESS
     with joined_cluster(f"127.0.0.1:{port}", 2, process):
         assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
         check_exchange(devices=4, first=2 * process, local=2)
-        parallel.forget_programs()  # as where a rate warms up
+        parallel.forget_programs()  # like a keep-rate warm-up
         check_round_trip(devices=2, everywhere=4)
-        # One process asks in its second call: both know after their third.
+        # One process asks in its second call, and both know after the third.
         highest = parallel.make_max_over_processes()
-        asked = [highest(15 * process * (call > 0)) for call in range(4)]
-        assert asked == [0, 0, 15, 15]
+        answers = [highest(15 * process * (call > 0)) for call in range(4)]
+        assert answers == [0, 0, 15, 15]
         assert parallel.gather_texts(("ä" * 3, "")[process]) == ["äää", ""]
         check_agreement(process)
 
 
 def check_agreement(process):
-    """Both processes refuse a difference, unless the field may differ."""
+    """Both processes refuse a difference, except in fields that may differ."""
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
     execution = types.SimpleNamespace(attention_impl="xla")
     model = types.SimpleNamespace(execution=execution)
 
-    def settings(config=config, names=("ant", "bee"), images=(7, 5)):
+    def check_settings(config=config, names=("ant", "bee"), images=(7, 5)):
         train = types.SimpleNamespace(class_names=names)
         data = types.SimpleNamespace(train=train, image_counts=images)
         check_same_settings(False, config, model, data)
 
-    settings()
+    check_settings()
     with refused("config.lr is 1 on process 1, but 0 on"):
-        settings(config | {"lr": process})
+        check_settings(config | {"lr": process})
     with refused("config.parts is missing on process 1"):
-        settings(config | {"parts": [{}, {"gelu": "tanh"}][process]})
+        check_settings(config | {"parts": [{}, {"gelu": "tanh"}][process]})
     with refused("a is missing on process 1, but 5 on process"):
         parallel.check_same_values([{"a": 5}, {}][process])
     with refused("images is [6, 5] on process 1, but [7, "):
-        settings(images=(7 - process, 5))
+        check_settings(images=(7 - process, 5))
     with refused("checksum of the names of the classes is"):
-        settings(names=("ant", f"bee{process}"))
+        check_settings(names=("ant", f"bee{process}"))
     execution.attention_impl = ("cudnn", "xla")[process]
     with refused("attention as ", " is xla on process 1, but cudnn"):
-        settings()
+        check_settings()
     assert parallel.share_main_decision(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
     check_same_start(0, arrays)
     with refused("step to resume from is 5 on process 1"):
         check_same_start(4 + process, arrays)
-    for differs in arrays:  # any of them, not just the last
+    for changed in arrays:  # not just the last array
         with refused("checksum of the first weights is"):
-            check_same_start(4, arrays | {differs: arrays[differs] + process})
+            check_same_start(4, arrays | {changed: arrays[changed] + process})
 
     with parallel.shared_errors():
         pass
@@ -194,15 +196,15 @@ if __name__ == "__main__":
     {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])
 
 
-def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):
+def test_a_mapped_function_has_its_platforms_compiler_options(monkeypatch):
     options = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(xla_options, "compiler_options", lambda platform: options)
-    given = []
-    compile_as_ever = jax.stages.Lowered.compile
+    options_seen = []
+    original_compile = jax.stages.Lowered.compile
 
     def compile(lowered, compiler_options=None, **rest):
-        given.append(compiler_options)
-        return compile_as_ever(lowered, compiler_options, **rest)
+        options_seen.append(compiler_options)
+        return original_compile(lowered, compiler_options, **rest)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
     add = parallel.pmap(
@@ -211,24 +213,24 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
     state = parallel.replicate(np.float32(1))
     x = parallel.replicate(np.float32(2))
     add.compile(state, np.empty(len(parallel.local_devices()), np.float32))
-    assert given == [options]
+    assert options_seen == [options]
     assert add.working_bytes >= 0
     for _ in range(3):
         state = add(state, x)
     assert parallel.unreplicate(state) == 7.0
-    assert given == [options]  # ahead of all calls
+    assert options_seen == [options]  # compiled before all calls
 
 
-def memory_maps():
+def count_memory_maps():
     with open("/proc/self/maps", "rb") as file:
         return sum(1 for _ in file)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux")
 def test_programs_leave_before_memory_maps_run_out(monkeypatch):
-    """A process with all of its maps in use ended by SIGSEGV after 58 programs."""
+    """Without maps left, a process ended by SIGSEGV after 58 programs."""
 
-    def compiled(number):
+    def compile_program(number):
         def chain(x):
             for _ in range(20):
                 x = jnp.sort(jnp.sin(x @ x.T) * number, axis=-1)
@@ -236,18 +238,18 @@ def test_programs_leave_before_memory_maps_run_out(monkeypatch):
 
         parallel.pmap(chain)(np.ones((len(parallel.local_devices()), 8, 8), np.float32))
 
-    before = memory_maps()
+    before = count_memory_maps()
     for number in range(4):
-        compiled(number)
-    grown = memory_maps() - before
+        compile_program(number)
+    grown = count_memory_maps() - before
     assert grown > 20 and not parallel.are_memory_maps_scarce()
-    limit = str(2 * memory_maps() - 10)
-    real = open
+    limit = str(2 * count_memory_maps() - 10)
+    real_open = open
 
     def open_limit(path, *mode):
-        return io.StringIO(limit) if "vm" in path else real(path, *mode)
+        return io.StringIO(limit) if "vm" in path else real_open(path, *mode)
 
     monkeypatch.setattr(parallel, "open", open_limit, raising=False)
     assert parallel.are_memory_maps_scarce()
-    compiled(4)
-    assert memory_maps() < before + grown
+    compile_program(4)
+    assert count_memory_maps() < before + grown

@@ -1,4 +1,4 @@
-"""The placement of a batch over devices."""
+"""A batch's placement over devices."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from tests.helpers.refused_calls import refused
 
 @pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])
 def test_mixup_partners_are_in_mirrored_places(samples, devices):
-    """On one device, except the middle ones of two mirrored devices."""
+    """Partners share a device, except middle samples of two mirrored devices."""
     placed = device_samples(samples, devices)
     m = samples // devices
     places = {
@@ -40,7 +40,7 @@ def test_batches_that_do_not_split_evenly_are_refused(batch_size):
 
 @pytest.mark.parametrize("samples", [359, 40])
 @pytest.mark.parametrize("devices", [1, 2, 8, 16, 100])
-def test_samples_are_rounded_up_to_as_many_on_each_device(devices, samples):
+def test_samples_are_rounded_up_to_equal_shares(devices, samples):
     whole = Placement(num_local_devices=devices).round_up(samples)
     assert samples <= whole < samples + devices
     assert whole % devices == 0

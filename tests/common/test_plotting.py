@@ -1,4 +1,4 @@
-"""Figures of curves: each can be told from all others."""
+"""Figures of curves that all look different."""
 
 import numpy as np
 import pytest

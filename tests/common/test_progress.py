@@ -10,13 +10,13 @@ from imagepiece_jax.common import progress
 
 
 @pytest.mark.parametrize(
-    "seconds, enabled, said", [(0, True, False), (0.3, True, True)]
+    "seconds, enabled, is_printed", [(0, True, False), (0.3, True, True)]
 )
-def test_long_work_is_named(monkeypatch, capsys, seconds, enabled, said):
+def test_long_work_is_named(monkeypatch, capsys, seconds, enabled, is_printed):
     monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.1)
     with progress.announced_work("compiling the step", enabled):
         time.sleep(seconds)
-    assert capsys.readouterr().err == "compiling the step ..\n" * said
+    assert capsys.readouterr().err == "compiling the step ..\n" * is_printed
 
 
 class Terminal(io.StringIO):
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_items_are_counted(shown, monkeypatch, stream):
-    """A log gets lines; a terminal gets a bar, which disappears."""
+    """A log gets lines; a terminal gets a bar that disappears."""
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 0.0)
@@ -40,11 +40,11 @@ def test_items_are_counted(shown, monkeypatch, stream):
 
 
 def test_times_in_words():
-    found = [progress.duration_text(seconds) for seconds in (40, 540, 9000)]
-    assert found == ["40 s", "9 min", "2.5 h"]
+    texts = [progress.duration_text(seconds) for seconds in (40, 540, 9000)]
+    assert texts == ["40 s", "9 min", "2.5 h"]
 
 
-def test_the_first_things_are_no_estimate(shown, monkeypatch, capsys):
+def test_the_estimate_leaves_the_first_items_out(shown, monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 5.0)

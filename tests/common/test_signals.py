@@ -1,4 +1,4 @@
-"""A signal ends a command in any place, in one line, with nothing half-written."""
+"""A signal ends a command anywhere, in one line, with nothing half-written."""
 
 import itertools
 import signal
@@ -14,7 +14,7 @@ ENDED = {
     signal.SIGUSR1: (138, "ended by SIGUSR1\n"),
 }
 
-# A command's process; `send()` sends itself the signal, in the main thread or another.
+# The beginning of a command's process; `send()` sends the signal to itself.
 BEGIN = """
 import os, pathlib, signal, sys, threading, time
 from imagepiece_jax.common import files, signals
@@ -106,7 +106,7 @@ with signals.deferred_signals():
 
 
 def test_an_error_does_not_hide_the_signal_that_caused_it(tmp_path):
-    """A terminal that is gone has sent SIGHUP, and refuses prints from then on."""
+    """A lost terminal sends SIGHUP, and then refuses prints."""
     ended = start("-c", BEGIN + REFUSED, int(signal.SIGHUP), tmp_path)
     assert (ended.status, ended.err) == ENDED[signal.SIGHUP]
     assert (tmp_path / "file").exists()
@@ -129,7 +129,7 @@ print("goes on")
 
 
 @pytest.mark.parametrize("signum", ENDED)
-def test_what_is_ignored_stays_ignored(signum, tmp_path):
+def test_an_ignored_signal_stays_ignored(signum, tmp_path):
     ended = start("-c", BEGIN + IGNORED, int(signum), tmp_path).quiet()
     assert ended.out == "goes on\n"
 
@@ -149,7 +149,7 @@ with signals.deferred_signals():
 """
 
 
-def test_without_a_command_ctrl_c_is_pythons(tmp_path):
+def test_outside_commands_ctrl_c_is_pythons(tmp_path):
     ended = start("-c", BEGIN + OF_PYTHON, int(signal.SIGINT), tmp_path).quiet()
     assert ended.out == "[2, 2, 2]\n"
 
@@ -167,7 +167,7 @@ time.sleep(20)
 """
 
 
-def test_a_process_that_receives_no_signals(tmp_path):
-    """It may not have begun with Python yet; its parent receives them again."""
+def test_a_child_begun_with_blocked_signals_receives_none(tmp_path):
+    """Its Python may not have started yet. The parent receives signals again."""
     ended = start("-c", BEGIN + BLOCKED, int(signal.SIGINT), tmp_path)
     assert (ended.status, ended.out) == (130, "still there\n")

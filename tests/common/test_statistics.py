@@ -14,16 +14,16 @@ from tests.helpers.rounding import assert_close
 
 @pytest.mark.parametrize(
     "right, wrong, low, high",
-    # Newcombe (1998), table I, method 3: the score interval of 81/263 and 15/148,
+    # Newcombe (1998), table I, method 3: score intervals of 81/263, 15/148 and 0/20
     # and of none of 20
     [(81, 182, 25.53, 36.62), (15, 133, 6.24, 16.05), (0, 20, 0.0, 16.11)],
 )
 def test_accuracy_has_wilsons_interval(right, wrong, low, high):
-    found = statistics.estimate_accuracy(np.array([True] * right + [False] * wrong))
-    assert found.value == pytest.approx(100 * right / (right + wrong))
-    np.testing.assert_allclose(found[1:], (low, high), atol=0.006)
-    theirs = stats.binomtest(right, right + wrong).proportion_ci(method="wilson")
-    np.testing.assert_allclose(found[1:], 100 * np.array(theirs), atol=1e-9)
+    estimate = statistics.estimate_accuracy(np.array([True] * right + [False] * wrong))
+    assert estimate.value == pytest.approx(100 * right / (right + wrong))
+    np.testing.assert_allclose(estimate[1:], (low, high), atol=0.006)
+    by_scipy = stats.binomtest(right, right + wrong).proportion_ci(method="wilson")
+    np.testing.assert_allclose(estimate[1:], 100 * np.array(by_scipy), atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [7, 9, 14, 17, 18])
@@ -36,30 +36,30 @@ def test_an_accuracys_interval_stays_between_0_and_100(count):
 
 
 def pair(both, gained, lost, neither):
-    """Answers of two models with these counts in the 2 x 2 table."""
+    """Two models' right answers with these counts in the 2 x 2 table."""
     counts = (both, gained, lost, neither)
     right = np.repeat([True, True, False, False], counts)
     return right, np.repeat([True, False, True, False], counts)
 
 
 def test_paired_difference_by_hand():
-    """Agresti and Min: 12.5 gained, 4.5 lost, 102 images; value without the halves."""
-    found = statistics.paired_difference(*pair(70, 12, 4, 14))
+    """Agresti and Min: 12.5 gained, 4.5 lost, 102 images; the value has no halves."""
+    estimate = statistics.paired_difference(*pair(70, 12, 4, 14))
     deviation = np.sqrt((12.5 + 4.5) - 8**2 / 102) / 102
-    assert found.value == pytest.approx(8.0)
+    assert estimate.value == pytest.approx(8.0)
     expected = 100 * (8 / 102 + 1.959964 * np.array([-1, 1]) * deviation)
-    assert_close(np.array(found[1:]), expected, units=1)
+    assert_close(np.array(estimate[1:]), expected, units=1)
 
 
-def test_equal_answers_have_an_interval_and_none_passes_a_hundred_points():
-    """One image gained: 1/3 +- .84 with the halves, of a value of 100."""
-    found = statistics.paired_difference(*pair(8, 0, 0, 2))
-    assert found.value == 0
-    assert found.low < -5
-    assert found.high > 5
-    found = statistics.paired_difference(*pair(0, 1, 0, 0))
-    assert found.value == found.high == 100
-    assert -52 < found.low < -50
+def test_equal_answers_have_an_interval_within_100_points():
+    """One gained image has the value 100; with the halves, 1/3 +- .84."""
+    estimate = statistics.paired_difference(*pair(8, 0, 0, 2))
+    assert estimate.value == 0
+    assert estimate.low < -5
+    assert estimate.high > 5
+    estimate = statistics.paired_difference(*pair(0, 1, 0, 0))
+    assert estimate.value == estimate.high == 100
+    assert -52 < estimate.low < -50
     assert statistics.paired_difference(*pair(0, 0, 1, 0)).low == -100
     with pytest.raises(ValueError, match="are not paired"):
         statistics.paired_difference(np.ones(3, bool), np.ones(4, bool))
@@ -79,7 +79,7 @@ def test_mcnemar_sums_a_row_of_pascals_triangle(gained, lost):
     "p, corrected",
     [
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
-        ([0.04, 0.03], [0.06, 0.06]),  # never below that of a smaller p
+        ([0.04, 0.03], [0.06, 0.06]),  # at least a smaller p's
         ([0.6, 0.7], [1.0, 1.0]),
         ([], []),
     ],
@@ -97,7 +97,7 @@ def test_holm_by_hand(p, corrected):
         ((1, 0.1, 2), "+1.0 [+0.1, +2.0]"),
     ],
 )
-def test_format_of_figures(estimate, written):
+def test_estimates_are_formatted(estimate, written):
     assert statistics.format_difference(Estimate(*estimate)) == written
     figure = statistics.format_estimate(Estimate(84.94, 82.51, 87.0))
     assert figure == "84.9 [82.5, 87.0]"
@@ -111,17 +111,18 @@ def test_an_interval_has_its_value_inside(images):
         assert low <= value <= high
 
 
-def test_the_interval_of_shares_stays_inside():
-    """Student's interval by SciPy, cut at 100."""
+def test_a_shares_interval_ends_at_100():
+    """SciPy's Student interval, cut at 100."""
     shares = [100.0] * 9 + [90.0]
-    found = statistics.mean_share(np.array(shares))
+    estimate = statistics.mean_share(np.array(shares))
     interval = stats.ttest_1samp(shares, 0).confidence_interval()
-    assert found.value == pytest.approx(99)
-    assert found.low == pytest.approx(interval.low)
-    assert found.high == 100 < interval.high
+    assert estimate.value == pytest.approx(99)
+    assert estimate.low == pytest.approx(interval.low)
+    assert estimate.high == 100 < interval.high
 
 
-def test_mean_difference_is_student_s():
+def test_mean_difference_has_students_interval():
     # scipy.stats.ttest_rel([1, 2, 4, 8], [0, 0, 1, 1]).confidence_interval()
-    found = statistics.mean_difference(np.array([1, 2, 4, 8]), np.array([0, 0, 1, 1]))
-    np.testing.assert_allclose(found, (3.25, -0.93485, 7.43485), atol=1e-4)
+    values, base = np.array([[1, 2, 4, 8], [0, 0, 1, 1]])
+    estimate = statistics.mean_difference(values, base)
+    np.testing.assert_allclose(estimate, (3.25, -0.93485, 7.43485), atol=1e-4)

@@ -12,18 +12,18 @@ def test_columns_line_up():
     ]
 
 
-def test_names_stay_in_the_cells_of_a_table():
+def test_cells_escape_their_names():
     rows = [["a|b", None], ["<b>x</b>", "two\nlines"], [1.5, "p < .05"]]
     assert markdown_table(["name", "note"], rows).splitlines() == [
         "| name | note |",
         "| --- | --- |",
         r"| a\|b |  |",
         r"| \<b>x\</b> | two lines |",
-        "| 1.5 | p < .05 |",  # as a terminal shows it
+        "| 1.5 | p < .05 |",  # a terminal shows it
     ]
 
 
-def test_rows_may_lack_cells_of_the_longest():
+def test_rows_may_lack_cells():
     dense = {"row": "dense", "GMACs": 2}
     half = {"row": "half", "kept": 9, "GMACs": 1}
     assert rows_table([dense, half]).splitlines() == [

@@ -9,9 +9,9 @@ from imagepiece_jax.common.timer import TimedCall, Timing
 
 
 class Device:
-    """Simulated device that runs its calls in sequence, each for given seconds.
+    """A simulated device that runs calls in sequence, each for given seconds.
 
-    Starting a call takes the host no time; waiting for one lasts until that call ends.
+    Starting a call takes the host no time; waiting lasts until the call ends.
     """
 
     def __init__(self, world, seconds):
@@ -52,19 +52,19 @@ def world():
     return World()
 
 
-@pytest.mark.parametrize("ahead, a_turn", [(0, 4), (2, 6)])
-def test_calls_are_counted_and_waited_for(world, ahead, a_turn):
-    """The clock is read after a wait: queued calls come on top of the seconds."""
+@pytest.mark.parametrize("ahead, calls_per_turn", [(0, 4), (2, 6)])
+def test_calls_are_counted_and_waited_for(world, ahead, calls_per_turn):
+    """The clock is read after a wait, so queued calls run beyond the seconds."""
     device = Device(world, repeat(0.25))
     rules = Timing(warmup=4, repeats=3, seconds=1.0)
-    found = timer.time_in_turns({"a": device.job(ahead)}, rules, world.now)
-    assert found == {"a": [0.25, 0.25, 0.25]}
-    assert device.numbers == list(range(4 + 3 * a_turn))
+    seconds = timer.time_in_turns({"a": device.job(ahead)}, rules, world.now)
+    assert seconds == {"a": [0.25, 0.25, 0.25]}
+    assert device.numbers == list(range(4 + 3 * calls_per_turn))
     assert device.waited == device.ends
     assert device.unfinished == ahead + 1
 
 
-def test_programs_take_turns_and_a_rest_before_each_is_not_timed(world):
+def test_programs_take_turns_after_untimed_rests(world):
     def rest():
         world.time += 3.0
         world.log.append("rest")
@@ -72,20 +72,20 @@ def test_programs_take_turns_and_a_rest_before_each_is_not_timed(world):
     a = Device(world, repeat(0.5))
     b = Device(world, repeat(0.25))
     rules = Timing(warmup=2, repeats=2, seconds=0.5)
-    found = timer.time_in_turns({"a": a.job(), "b": b.job()}, rules, world.now, rest)
-    assert found == {"a": [0.5, 0.5], "b": [0.25, 0.25]}
+    seconds = timer.time_in_turns({"a": a.job(), "b": b.job()}, rules, world.now, rest)
+    assert seconds == {"a": [0.5, 0.5], "b": [0.25, 0.25]}
     turn = ["rest", a, "rest", b, b]
     assert world.log == [a, a, b, b, *turn, *turn]
 
 
 def test_a_call_longer_than_a_turn_is_a_turn(world):
-    device = Device(world, chain([100.0], repeat(5.0)))  # the first one compiles
-    found = timer.time_in_turns({"a": device.job()}, Timing(2, 2, 1.0), world.now)
-    assert found == {"a": [5.0, 5.0]}
+    device = Device(world, chain([100.0], repeat(5.0)))  # the first call compiles
+    seconds = timer.time_in_turns({"a": device.job()}, Timing(2, 2, 1.0), world.now)
+    assert seconds == {"a": [5.0, 5.0]}
     assert len(device.numbers) == 2 + 2
 
 
-def test_speedups_are_taken_round_by_round_and_spread_by_the_median():
+def test_speedups_are_paired_by_round():
     assert timer.paired_speedups([1.0, 2.0, 4.0], [0.5, 1.0, 2.0]) == [2.0, 2.0, 2.0]
     assert timer.find_spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
     assert Timing() == Timing(warmup=20, repeats=5, seconds=1.0)

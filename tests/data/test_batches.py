@@ -1,5 +1,5 @@
-"""The same batches on any devices, hosts and threads and after any restart; every
-evaluation image exactly once; damaged files; repeats against DeiT's sampler."""
+"""Batches do not depend on devices, hosts, threads and restarts; evaluation has every
+image exactly once; damaged files; repeats against DeiT's sampler."""
 
 import collections
 import functools
@@ -24,15 +24,15 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from tests.helpers.noise_images import (
     Noise,
+    assert_same,
+    field_values,
     global_batches,
-    same,
-    train,
     train_batches,
-    values,
+    train_list,
 )
 from tests.helpers.refused_calls import refused
 
-repeated = functools.partial(train, repeats=3)
+repeated = functools.partial(train_list, repeats=3)
 
 
 def evaluate(source, threads=0, **options):
@@ -42,7 +42,7 @@ def evaluate(source, threads=0, **options):
     return list(batches.read_batches(threads))
 
 
-def test_epoch_order_is_a_permutation_of_its_own():
+def test_epoch_orders_are_different_permutations():
     orders = [epoch_order(s, e, 50) for s, e in itertools.product((0, 1), (0, 1, 2))]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({order.tobytes() for order in orders}) == 6
@@ -50,13 +50,14 @@ def test_epoch_order_is_a_permutation_of_its_own():
     np.testing.assert_array_equal(epoch_order(0, 0, 50), orders[0])
 
 
-def test_an_epoch_shows_an_image_once_and_batches_have_their_shapes():
-    batches = train(Noise(35), stop=8, size=8)  # 35 // 8 = 4 steps, 3 images left out
+def test_an_epoch_has_an_image_once_and_batches_have_their_shapes():
+    # An epoch has 35 // 8 = 4 steps and leaves 3 images out.
+    batches = train_list(Noise(35), stop=8, size=8)
     for epoch in (batches[:4], batches[4:]):
-        assert len(set(values(epoch))) == 32
+        assert len(set(field_values(epoch))) == 32
     assert steps_per_epoch(35, 8) == 4
-    assert values(batches[4:5]) == epoch_order(3, 1, 35)[:8].tolist()
-    batch = train(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
+    assert field_values(batches[4:5]) == epoch_order(3, 1, 35)[:8].tolist()
+    batch = train_list(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
     assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
     assert batch["image"].dtype == np.uint8
     assert batch["label"].shape == (2, 2, 2)
@@ -71,9 +72,9 @@ BAD = (4, 5, 17)
 
 
 @functools.cache
-def alone(copies):
+def one_device_batches(copies):
     """The batches of one device."""
-    return global_batches([train(Noise(350, BAD), **(COPIES if copies else ONCE))])
+    return global_batches([train_list(Noise(350, BAD), **(COPIES if copies else ONCE))])
 
 
 @pytest.mark.parametrize("copies", [False, True])
@@ -87,31 +88,32 @@ def test_devices_hosts_and_accumulation_do_not_matter(
     parts = []
     for process in range(processes):
         placement = Placement(process, processes, devices, accumulation)
-        parts.append(train(Noise(350, BAD), placement=placement, **options))
-    same(global_batches(parts), alone(copies))
+        parts.append(train_list(Noise(350, BAD), placement=placement, **options))
+    assert_same(global_batches(parts), one_device_batches(copies))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_matter(threads):
-    same(train(Noise(20), threads=threads), train(Noise(20)))
+    assert_same(train_list(Noise(20), threads=threads), train_list(Noise(20)))
     source = Noise(20, size=8)
-    same(evaluate(source, threads=threads), evaluate(source))
+    assert_same(evaluate(source, threads=threads), evaluate(source))
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("start", [1, 4, 8, 9])
 def test_a_restart_at_any_step_does_not_matter(start, repeats):
-    again = train(Noise(20), start=start, repeats=repeats)
-    same(again, train(Noise(20), repeats=repeats)[start:])
+    restarted = train_list(Noise(20), start=start, repeats=repeats)
+    assert_same(restarted, train_list(Noise(20), repeats=repeats)[start:])
 
 
 def test_seed_step_and_position_change_the_draws():
     source = Noise(1)  # one image: all differences come from the crop
-    batches = train(source, stop=6, size=1) + train(source, stop=6, size=1, seed=4)
+    batches = train_list(source, stop=6, size=1)
+    batches += train_list(source, stop=6, size=1, seed=4)
     assert len({batch["image"].tobytes() for batch in batches}) == 12
     repeated = Noise(8)
     repeated.stored_image = lambda place: (Noise(1)[0].pixels, place, "")
-    batch = train(repeated, stop=1)[0]["image"][0, 0]
+    batch = train_list(repeated, stop=1)[0]["image"][0, 0]
     assert len({image.tobytes() for image in batch}) == 8
 
 
@@ -149,7 +151,7 @@ def test_reading_ahead_is_bounded():
 @pytest.mark.parametrize("processes, devices", [(1, 1), (1, 4), (2, 2)])
 def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
     counts = set()
-    seen = []
+    seen_indices = []
     for process in range(processes):
         placement = Placement(process, processes, devices, accumulation=3)
         batches = evaluate(Noise(length, size=8), placement=placement)
@@ -165,29 +167,29 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
             indices = batch["index"][live].tolist()
             for index, image in zip(indices, batch["image"][live], strict=True):
                 assert (image == Noise(length, size=8)[index].pixels).all()
-            seen += indices
-    assert sorted(seen) == list(range(length))
+            seen_indices += indices
+    assert sorted(seen_indices) == list(range(length))
     assert counts == {-(-length // 8)}
 
 
-def test_training_puts_the_next_readable_image_in_place():
+def test_the_next_readable_image_replaces_an_unreadable_one():
     order = epoch_order(3, 0, 400).tolist()
     expected = order[:16]
     expected[2] = expected[3] = order[4]
     expected[9] = order[10]
     bad = {order[2], order[3], order[9]}
-    assert values(train(Noise(400, bad), stop=2)) == expected
+    assert field_values(train_list(Noise(400, bad), stop=2)) == expected
     order = epoch_order(3, 0, 104).tolist()
-    last = train(Noise(104, {order[103]}), stop=13)[-1:]
-    assert values(last) == order[96:103] + [order[0]]
+    last = train_list(Noise(104, {order[103]}), stop=13)[-1:]
+    assert field_values(last) == order[96:103] + [order[0]]
 
 
 def test_evaluation_masks_unreadable_images_and_counts_them():
     source = Noise(400, {5, 6, 399}, size=8)
     batches = evaluate(source)
-    masked = np.equal(values(batches, "mask"), 0)
-    assert np.flatnonzero(masked).tolist() == [5, 6, 399]
-    assert values(batches, "index") == list(range(400))
+    is_masked = np.equal(field_values(batches, "mask"), 0)
+    assert np.flatnonzero(is_masked).tolist() == [5, 6, 399]
+    assert field_values(batches, "index") == list(range(400))
     assert list(source.unreadable) == ["5.jpg", "6.jpg", "399.jpg"]
     assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
     with pytest.raises(InputError, match=r"^4 of 300 images .* 1\.jpg \(no known"):
@@ -199,25 +201,25 @@ def test_unreadable_images_are_named_once_in_the_log(caplog):
     source = Noise(200, {order[1], order[30]})
     val = Noise(200, {7}, size=8)
     with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
-        train(source, stop=60, threads=2)  # two epochs and more
+        train_list(source, stop=60, threads=2)  # two epochs and more
         evaluate(val)
         evaluate(val)
     messages = [record.getMessage() for record in caplog.records]
-    torn = "cannot be read (no known image format)"
-    takes = f"{torn}: the next readable image of the epoch takes its place"
-    expected = [f"{order[1]}.jpg {takes}", f"{order[30]}.jpg {takes}"]
-    assert messages == [*expected, f"7.jpg {torn}: it is left out of the evaluation"]
+    reason = "cannot be read (no known image format)"
+    replaced = f"{reason}: the next readable image of the epoch takes its place"
+    expected = [f"{order[1]}.jpg {replaced}", f"{order[30]}.jpg {replaced}"]
+    assert messages == [*expected, f"7.jpg {reason}: it is left out of the evaluation"]
     assert len(source.unreadable) == 2
     assert len(val.unreadable) == 1
 
 
 def test_twenty_unreadable_images_in_a_row_stop_the_run():
-    """Rows do not run on from one evaluation to the next."""
+    """Each evaluation counts anew."""
     order = epoch_order(3, 0, 4000).tolist()
-    assert len(train(Noise(4000, order[10:29]), stop=4)) == 4
+    assert len(train_list(Noise(4000, order[10:29]), stop=4)) == 4
     message = rf"^{order[10]}\.jpg .*; none of 20 images in a row"
     with pytest.raises(InputError, match=message):
-        train(Noise(4000, order[10:30]), stop=4)
+        train_list(Noise(4000, order[10:30]), stop=4)
     assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500
     with pytest.raises(InputError, match=r"^10\.jpg .* of 20 images in a row"):
         evaluate(Noise(4000, range(10, 30), size=8))
@@ -226,7 +228,7 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
         assert sum(batch["mask"].sum() for batch in evaluate(source)) == 3980
 
 
-def test_a_batch_of_more_images_than_there_are_is_refused():
+def test_a_batch_larger_than_the_source_is_refused():
     with refused("batch_size"):
         train_batches(Noise(20), size=21)
 
@@ -234,7 +236,7 @@ def test_a_batch_of_more_images_than_there_are_is_refused():
 def test_an_unreadable_image_is_reported_once_for_its_copies():
     order = epoch_order(3, 0, 400).tolist()
     source = Noise(400, {order[1], order[2]})
-    assert values(repeated(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
+    assert field_values(repeated(source, 1, 12)) == [order[0]] * 3 + [order[3]] * 9
     assert list(source.unreadable) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
     # 20 in a row end a run: seven with three copies each do not.
     source = Noise(4000, epoch_order(3, 0, 4000)[:7].tolist())
@@ -242,8 +244,8 @@ def test_an_unreadable_image_is_reported_once_for_its_copies():
     assert len(source.unreadable) == 7
 
 
-def sampler(order, workers):
-    """The images of every one of `workers` devices in an epoch, by DeiT's sampler."""
+def sampler_shares(order, workers):
+    """An epoch's images on each of `workers` devices, by DeiT's sampler."""
     assigned = [index for index, _ in itertools.product(order, range(3))]
     total = math.ceil(len(order) * 3 / workers) * workers
     assigned += assigned[: total - len(assigned)]
@@ -253,35 +255,35 @@ def sampler(order, workers):
 
 @pytest.mark.parametrize("workers", [1, 8])
 @pytest.mark.parametrize("length", [256, 800])
-def test_steps_have_the_images_of_deit_s_sampler(length, workers):
+def test_steps_have_deits_sampled_images(length, workers):
     batches = repeated(Noise(length, size=8), 2 * (length // 256), 256)
     steps = len(batches) // 2
     for epoch in range(2):
-        shares = sampler(epoch_order(3, epoch, length).tolist(), workers)
+        shares = sampler_shares(epoch_order(3, epoch, length).tolist(), workers)
         m = 256 // workers
         assert {len(share) // m for share in shares} == {steps}
         for step in range(steps):
             expected = []
             for share in shares:
                 expected += share[step * m : (step + 1) * m]
-            seen = values([batches[epoch * steps + step]])
+            seen = field_values([batches[epoch * steps + step]])
             assert collections.Counter(seen) == collections.Counter(expected)
 
 
-def test_copies_are_neighbors_with_draws_of_their_own():
+def test_copies_are_neighbors_with_different_draws():
     batch = repeated(Noise(20), 1, 12)[0]
     labels = batch["label"][0, 0]
     images = batch["image"][0, 0]
-    one = epoch_order(3, 0, 20)
-    two = epoch_order(3, 1, 20)
-    np.testing.assert_array_equal(labels, np.repeat(one[:4], 3))
+    first_order = epoch_order(3, 0, 20)
+    second_order = epoch_order(3, 1, 20)
+    np.testing.assert_array_equal(labels, np.repeat(first_order[:4], 3))
     assert len({image.tobytes() for image in images}) == 12
-    labels = values(repeated(Noise(20), 3))
-    assert labels == [*np.repeat(one, 3)[:16], *np.repeat(two, 3)[:8]]
+    labels = field_values(repeated(Noise(20), 3))
+    assert labels == [*np.repeat(first_order, 3)[:16], *np.repeat(second_order, 3)[:8]]
 
 
 @pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (2, 2)])
-def test_an_image_is_read_once_for_its_copies_in_a_part(processes, accumulation):
+def test_a_part_reads_an_image_once_for_its_copies(processes, accumulation):
     for index in range(processes):
         source = Noise(400)
         placement = Placement(index, processes, 2, accumulation)

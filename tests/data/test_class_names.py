@@ -1,4 +1,4 @@
-"""Names of classes: as people give them, as a run keeps them, and as data have them."""
+"""Class names given by users, kept by runs, and found in data."""
 
 import functools
 import re
@@ -25,7 +25,7 @@ from tests.helpers.run_command import call, sentence
 
 SMALL = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 SMALL["reduction"] = "imagepiece:merge_blocks=():prune_blocks=()"
-configured = functools.partial(small_runs.configured, SMALL, {"num_classes": 2})
+configured = functools.partial(small_runs.quickstart_config, SMALL, {"num_classes": 2})
 
 
 @pytest.mark.parametrize(
@@ -38,22 +38,22 @@ configured = functools.partial(small_runs.configured, SMALL, {"num_classes": 2})
     ],
 )
 def test_names_are_strings(names, strings):
-    found = checked_names(names, 2)
-    assert found == strings
-    assert {type(name) for name in found} <= {str, type(None)}
+    checked = checked_names(names, 2)
+    assert checked == strings
+    assert {type(name) for name in checked} <= {str, type(None)}
 
 
 @pytest.mark.parametrize(
     "names", [b"ab", {0: "a", 1: "b"}, {"a", "b"}, ["a", 1.5], ["a", b"b"], [[1], [2]]]
 )
-def test_what_is_no_list_of_names_is_refused(names):
+def test_a_value_that_is_no_list_of_names_is_refused(names):
     with refused("class_names"):
         checked_names(names, 2)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder as training leaves it, of the classes ant and bee."""
+    """A trained run's folder, with the classes ant and bee."""
     workdir = tmp_path_factory.mktemp("runs") / "insects"
     config = RunConfig.from_config(configured())
     run_dir.record_start(workdir, config.to_dict(), ("ant", "bee"))
@@ -65,7 +65,7 @@ def run(tmp_path_factory):
     return workdir
 
 
-def test_names_are_kept_and_read_or_refused(tmp_path):
+def test_a_run_keeps_its_class_names(tmp_path):
     assert read_class_names(tmp_path, 3) is None
     config = RunConfig.from_config(configured(num_classes=3)).to_dict()
     run_dir.record_start(tmp_path, config)
@@ -80,23 +80,23 @@ def test_names_are_kept_and_read_or_refused(tmp_path):
         read_class_names(tmp_path, 3)
 
 
-def other_class(weights, names):
+def first_other_class(weights, names):
     """(label, name, other name) of the first class that differs, or None."""
     try:
         class_names.check_classes(weights, "weights", names, "data")
     except InputError as error:
         pattern = r"weights: class (\d+) is '(.*)', but '(.*)' in data"
-        label, *both = re.fullmatch(pattern, str(error)).groups()
-        return int(label), *both
+        label, *two_names = re.fullmatch(pattern, str(error)).groups()
+        return int(label), *two_names
 
 
-# é, as Linux and Windows write it and as macOS does.
+# é on Linux and Windows, and on macOS.
 COMPOSED = "caf\u00e9"
 DECOMPOSED = "cafe\u0301"
 
 
 @pytest.mark.parametrize(
-    "names, other",
+    "names, expected",
     [
         (("ant", COMPOSED), None),
         ((COMPOSED, "ant"), (0, "ant", COMPOSED)),
@@ -104,34 +104,34 @@ DECOMPOSED = "cafe\u0301"
         ((None, "wasp"), (1, DECOMPOSED, "wasp")),
     ],
 )
-def test_the_first_class_of_another_name(names, other):
-    assert other_class(("ant", DECOMPOSED), names) == other
+def test_the_first_differing_class_is_named(names, expected):
+    assert first_other_class(("ant", DECOMPOSED), names) == expected
 
 
 def test_a_wordnet_id_and_its_name_are_the_same_class():
     synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
     short = class_names.imagenet_names()
-    assert other_class(short, synsets) is None
-    assert other_class(synsets, short) is None
+    assert first_other_class(short, synsets) is None
+    assert first_other_class(synsets, short) is None
     shifted = synsets[:1] + synsets[2:]
-    assert other_class(short, shifted) == (1, "goldfish", synsets[2])
-    assert other_class(short, lemmas) == (0, "tench", "tench, Tinca tinca")
-    assert other_class(("ant", "bee"), ("0", "1")) == (0, "ant", "0")
+    assert first_other_class(short, shifted) == (1, "goldfish", synsets[2])
+    assert first_other_class(short, lemmas) == (0, "tench", "tench, Tinca tinca")
+    assert first_other_class(("ant", "bee"), ("0", "1")) == (0, "ant", "0")
 
 
-def test_other_classes_are_not_evaluated(run, tmp_path):
+def test_data_with_other_classes_are_not_evaluated(run, tmp_path):
     path = imagepiece_jax.save(imagepiece_jax.load(run), tmp_path / "saved")
     write_plain(tmp_path, "0.png", "1.png")
     (tmp_path / "set.csv").write_text(
         "filename,label,class\n0.png,0,ant\n1.png,1,wasp\n"
     )
     data = f"csv:{tmp_path}/set.csv"
-    said = sentence(call(evaluate.main, str(path), data, "--workers=0"))
-    assert said.startswith(f"folder {path}: class 1 is 'bee', but 'wasp' in {data}")
+    message = sentence(call(evaluate.main, str(path), data, "--workers=0"))
+    assert message.startswith(f"folder {path}: class 1 is 'bee', but 'wasp' in {data}")
 
 
 @pytest.mark.parametrize("weights", ["init", "teacher"])
-def test_other_classes_are_not_learned(run, tmp_path, weights):
+def test_data_with_other_classes_are_not_trained_on(run, tmp_path, weights):
     config = RunConfig.from_config(configured(**{f"{weights}.weights": str(run)}))
     start = InitialWeights(config, tmp_path)
     place = f"config.{weights}.weights {run}"
@@ -153,7 +153,7 @@ def open_val(root, names, **options):
         (("ant", "tench"), ("n01440764", None, "ant")),
     ],
 )
-def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
+def test_folders_names_give_their_labels(tmp_path, folders, model):
     source = open_val(tmp_path, folders, num_classes=3, class_names=model)
     assert source.num_classes == 3
     assert source.class_names == (folders[1], None, "ant")
@@ -166,12 +166,12 @@ def test_folders_have_the_labels_of_their_names(tmp_path, folders, model):
         (("ant", "bee"), ("bee", "cat"), "class 'ant', .*model's 2 .*class_names="),
         (("n01440764", "tench"), ("ant", "tench"), "class 1 twice, as 'n01.*'tench'"),
         (("giant_panda",), ("giant panda",), "class 'giant_panda', .*class_names="),
-        # timm takes the one order, and torchvision the other.
+        # timm and torchvision sort differently.
         ([*map(str, range(12))], None, "class '11' before '2'"),
         (["a1_2", "a1_10", "none"], None, "class 'a1_10' before 'a1_2'"),
     ],
 )
-def test_folders_of_other_names_or_of_two_orders_are_refused(
+def test_unknown_or_ambiguously_sorted_folders_are_refused(
     tmp_path, folders, model, message
 ):
     with pytest.raises(InputError, match=message):
@@ -189,8 +189,8 @@ def test_folders_of_other_names_or_of_two_orders_are_refused(
         (("ant",), ("ant", "bee", "ant")),
     ],
 )
-def test_a_name_of_two_classes_is_refused(tmp_path, folders, model):
-    """Folders with names that differ only in form, or a model's equal names."""
+def test_two_classes_with_one_name_are_refused(tmp_path, folders, model):
+    """Folders' names that differ in form alone, or a model's equal names."""
     num_classes = len(model or folders)
     with pytest.raises(InputError, match="two classes have the name"):
         open_val(tmp_path, folders, num_classes=num_classes, class_names=model)

@@ -1,4 +1,4 @@
-"""Decoding against Pillow, and the record of files that do not decode."""
+"""Decoding against Pillow, and unreadable files."""
 
 import io
 import random
@@ -19,19 +19,19 @@ from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
 
 
-def encoded(image, format, **options):
+def encode(image, format, **options):
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
 
 
-def plain(mode, color):
+def one_color(mode, color):
     return Image.new(mode, (6, 4), color)
 
 
-def paletted(color):
+def paletted_image(color):
     """Pillow warns when it converts transparency to RGB."""
-    image = plain("P", 1)
+    image = one_color("P", 1)
     image.putpalette([0, 0, 0, *color])
     image.info["transparency"] = b"\x00\x80"
     return image
@@ -40,13 +40,13 @@ def paletted(color):
 @pytest.mark.parametrize(
     "image, expected",
     [
-        (plain("RGBA", (200, 30, 90, 0)), (200, 30, 90)),
-        (plain("1", 1), (255, 255, 255)),
-        (paletted((10, 200, 30)), (10, 200, 30)),
+        (one_color("RGBA", (200, 30, 90, 0)), (200, 30, 90)),
+        (one_color("1", 1), (255, 255, 255)),
+        (paletted_image((10, 200, 30)), (10, 200, 30)),
     ],
 )
-def test_colors_of_a_file_become_rgb(image, expected):
-    pixels = decode_image(encoded(image, "PNG"), "x")
+def test_other_color_modes_become_rgb(image, expected):
+    pixels = decode_image(encode(image, "PNG"), "x")
     assert (pixels == np.full((4, 6, 3), expected)).all()
 
 
@@ -61,39 +61,39 @@ def test_colors_of_a_file_become_rgb(image, expected):
         ("CMYK", {}),
     ],
 )
-def test_jpeg_pixels_are_pillow_s(mode, options):
+def test_jpeg_pixels_equal_pillows(mode, options):
     noise = np.random.default_rng(0).integers(0, 256, (45, 67, 3), np.uint8)
     image = Image.fromarray(noise).resize((670, 450)).convert(mode)
-    file = encoded(image, "JPEG", **options)
+    file = encode(image, "JPEG", **options)
     truth = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
     np.testing.assert_array_equal(decode_image(file, "x"), truth)
 
 
-# Where each corner of an image, numbered row by row, is stored for an orientation.
+# {orientation: the stored order of corners, which are numbered row by row}
 STORED = {1: "1234", 2: "2143", 3: "4321", 4: "3412"}
 STORED |= {5: "1324", 6: "2413", 7: "4231", 8: "3142"}
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation, stored", STORED.items())
-def test_only_upright_is_as_a_viewer_shows_it(format, orientation, stored):
+def test_upright_pixels_are_in_a_viewers_order(format, orientation, stored):
     corners = np.uint8([[int(gray) * 60] for gray in stored]).reshape(2, 2)
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(corners.repeat(16, 0).repeat(16, 1)).convert("RGB")
     lossless = {"lossless": True} if format == "WEBP" else {}
-    file = encoded(image, format, exif=exif, **lossless)
-    as_it_is = "1234" if format == "TIFF" else stored  # which Pillow itself turns
-    for upright, corners in ((False, as_it_is), (True, "1234")):
+    file = encode(image, format, exif=exif, **lossless)
+    as_stored = "1234" if format == "TIFF" else stored  # Pillow itself turns TIFF
+    for upright, corners in ((False, as_stored), (True, "1234")):
         pixels = decode_image(file, "x", upright)[8::16, 8::16, 0].reshape(-1)
         assert np.abs(pixels - 60.0 * np.array([*map(int, corners)])).max() < 3
-    wide = encoded(image.resize((20, 10)), format, exif=exif, **lossless)
+    wide = encode(image.resize((20, 10)), format, exif=exif, **lossless)
     for upright in (False, True):
         shape = decode_image(wide, "x", upright).shape[:2]
         assert read_header_size(wide, upright) == shape
 
 
-# How NumPy turns pixels by an orientation.
+# {orientation: NumPy's turn}
 TURNED = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: np.rot90(pixels, 2),
@@ -104,7 +104,7 @@ TURNED = {
     8: lambda pixels: np.rot90(pixels, 1),
 }
 LANDSCAPE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-PHOTOGRAPH = encoded(Image.fromarray(LANDSCAPE), "JPEG")
+PHOTOGRAPH = encode(Image.fromarray(LANDSCAPE), "JPEG")
 ORDERS = {"<": b"II*\0", ">": b"MM\0*"}
 
 
@@ -115,18 +115,18 @@ def exif_block(fields, order="<", count=None):
     return b"Exif\0\0" + ORDERS[order] + struct.pack(f"{order}I", 8) + table
 
 
-def photograph(block):
+def add_exif(block):
     segment = b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block
     return PHOTOGRAPH[:2] + segment + PHOTOGRAPH[2:]
 
 
-def stated(orientation, order="<", kind="H"):
+def orientation_field(orientation, order="<", kind="H"):
     types = {"B": 1, "H": 3, "I": 4}
     content = struct.pack(f"{order}{kind}", orientation).ljust(4, b"\0")
     return 0x0112, types[kind], 1, content
 
 
-def upright(data, pil):
+def decode_upright(data, pil):
     if pil:
         return convert_to_rgb(Image.open(io.BytesIO(data)), upright=True)
     return decode_image(data, "x", upright=True)
@@ -135,46 +135,46 @@ def upright(data, pil):
 STORED_PIXELS = decode_image(PHOTOGRAPH, "x")
 
 
-def random_block(draw, orientation):
-    order = draw.choice("<>")
-    kind = draw.choice("HHI" if orientation > 255 else "BHHHI")
-    fields = [stated(orientation, order, kind)]
+def random_block(rng, orientation):
+    order = rng.choice("<>")
+    kind = rng.choice("HHI" if orientation > 255 else "BHHHI")
+    fields = [orientation_field(orientation, order, kind)]
     tags = [270, 282, 283, 315, 34665, 34853]
-    for _ in range(draw.randint(0, 4)):
-        tag = draw.choice([*tags, draw.choice([0, 273, 275, 65535])])
-        values = draw.choice([0, 1, 2, 1000, 2**31, draw.randrange(2**32)])
-        fields.append((tag, draw.randrange(18), values, draw.randbytes(4)))
-    draw.shuffle(fields)
-    count = draw.choice([None] * 8 + [65535])
-    return exif_block(fields, order, count) + draw.randbytes(draw.choice([0, 4, 40]))
+    for _ in range(rng.randint(0, 4)):
+        tag = rng.choice([*tags, rng.choice([0, 273, 275, 65535])])
+        values = rng.choice([0, 1, 2, 1000, 2**31, rng.randrange(2**32)])
+        fields.append((tag, rng.randrange(18), values, rng.randbytes(4)))
+    rng.shuffle(fields)
+    count = rng.choice([None] * 8 + [65535])
+    return exif_block(fields, order, count) + rng.randbytes(rng.choice([0, 4, 40]))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_orientation_of_random_exif_is_found():
-    """Of 4,000 blocks Pillow's exif_transpose fails at some, and misses others."""
-    draw = random.Random(0)
+def test_orientations_in_random_exif_are_found():
+    """Pillow's exif_transpose fails at some of the 4,000 blocks, and misses others."""
+    rng = random.Random(0)
     for number in range(4000):
-        orientation = draw.choice([*range(10), 65535])
-        data = photograph(random_block(draw, orientation))
+        orientation = rng.choice([*range(10), 65535])
+        data = add_exif(random_block(rng, orientation))
         expected = STORED_PIXELS
         if orientation in TURNED:
             expected = TURNED[orientation](expected)
-        found = upright(data, pil=number % 4 == 0)
-        assert np.array_equal(found, expected), (orientation, data)
+        pixels = decode_upright(data, pil=number % 4 == 0)
+        assert np.array_equal(pixels, expected), (orientation, data)
 
 
-def test_orientations_that_only_pillow_reads():
+def test_orientations_in_xmp_and_png_texts_are_found():
     image = Image.fromarray(LANDSCAPE)
     texts = PngImagePlugin.PngInfo()
     packet = b'<x tiff:Orientation="6"/>'
-    block = (exif_block([stated(6)])[6:] + bytes(4)).hex()
+    block = (exif_block([orientation_field(6)])[6:] + bytes(4)).hex()
     texts.add_text("Raw profile type exif", f"\nexif\n{len(block) // 2:8}\n{block}\n")
     for file in (
-        encoded(image, "WEBP", lossless=True, xmp=packet),
-        encoded(image, "PNG", pnginfo=texts),
+        encode(image, "WEBP", lossless=True, xmp=packet),
+        encode(image, "PNG", pnginfo=texts),
     ):
-        found = upright(file, pil=False)
-        np.testing.assert_array_equal(found, TURNED[6](LANDSCAPE))
+        pixels = decode_upright(file, pil=False)
+        np.testing.assert_array_equal(pixels, TURNED[6](LANDSCAPE))
 
 
 GRAY = np.uint16([[0, 1000], [40000, 65535]])
@@ -196,7 +196,7 @@ MODES = ("P", "LA", "CMYK", "YCbCr")
     ],
     ids=lambda image: image.mode,
 )
-def test_every_mode_of_pillow_has_its_eight_bits(image):
+def test_every_pillow_mode_becomes_eight_bits(image):
     pixels = convert_to_rgb(image)
     assert pixels.dtype == np.uint8
     assert pixels.tolist() == np.repeat((GRAY >> 8)[..., None], 3, axis=2).tolist()
@@ -208,29 +208,29 @@ def test_every_mode_of_pillow_has_its_eight_bits(image):
     + [[0, 70000], [-5, 0]],
 )
 def test_numbers_without_a_known_range_are_refused(values):
-    """Clipped to 0 .. 255 they would be black or white."""
+    """Clipping to 0 .. 255 would make them black or white."""
     dtype = np.int32 if isinstance(values[0], int) else np.float32
     with pytest.raises(ValueError, match="values of its mode '[IF]' are .* to "):
         convert_to_rgb(Image.fromarray(np.array([values], dtype)))
 
 
 def large_jpeg():
-    data = bytearray(encoded(plain("RGB", (1, 2, 3)), "JPEG"))
-    size = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, then it
+    data = bytearray(encode(one_color("RGB", (1, 2, 3)), "JPEG"))
+    size = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, size
     data[size : size + 4] = b"\xff\xdc\xff\xdc"
     return bytes(data)
 
 
 def large_png(width, height):
-    data = bytearray(encoded(plain("L", 7), "PNG"))
+    data = bytearray(encode(one_color("L", 7), "PNG"))
     header = b"IHDR" + struct.pack(">II", width, height) + bytes(data[24:29])
     data[12:33] = header + struct.pack(">I", zlib.crc32(header))
     return bytes(data)
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-JPEG = encoded(Image.fromarray(NOISE), "JPEG")
-FLOATS = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
+JPEG = encode(Image.fromarray(NOISE), "JPEG")
+FLOATS = encode(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ FLOATS = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
     ],
     ids=range(9),
 )
-def test_damage_and_too_many_pixels_are_an_unreadable_image(tmp_path, data, reason):
+def test_damaged_or_too_large_images_are_unreadable(tmp_path, data, reason):
     file = str(tmp_path / "gone.jpg") if data is None else data
     with pytest.raises(UnreadableImage) as caught:
         decode_image(file, "cat.jpg")
@@ -256,9 +256,9 @@ def test_damage_and_too_many_pixels_are_an_unreadable_image(tmp_path, data, reas
     assert reason in caught.value.reason
 
 
-def test_large_photographs_are_read_without_a_word_of_pillow(tmp_path):
-    """Its limit is made small here: from half of it on it warns."""
-    plain("L", 7).save(tmp_path / "a.png")
+def test_large_photographs_cause_no_warning(tmp_path):
+    """Pillow warns from half of its limit on, which is small here."""
+    one_color("L", 7).save(tmp_path / "a.png")
     program = "from PIL import Image; Image.MAX_IMAGE_PIXELS = 20\n"
     program += (
         "from imagepiece_jax.data import decode; decode.decode_image('a.png', 'a')"

@@ -1,4 +1,4 @@
-"""Copies among images: found in other encodings and sizes, and nothing else is."""
+"""Copies are found in other encodings and sizes, and no other images."""
 
 import io
 
@@ -11,20 +11,20 @@ from imagepiece_jax.data.pictures import as_source
 
 
 def pictures(count):
-    """Pictures that are no copies of each other: smooth, and large enough for JPEG."""
-    draw = np.random.default_rng(0)
-    small = map(Image.fromarray, draw.integers(0, 256, (count, 5, 5, 3), np.uint8))
+    """Different pictures, smooth and large enough for JPEG."""
+    rng = np.random.default_rng(0)
+    small = map(Image.fromarray, rng.integers(0, 256, (count, 5, 5, 3), np.uint8))
     return [image.resize((40, 40), Image.Resampling.BICUBIC) for image in small]
 
 
-def encoded(image, kind, **options):
+def reencode(image, kind, **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
-    with Image.open(file) as again:
-        return again.convert("RGB")
+    with Image.open(file) as reread:
+        return reread.convert("RGB")
 
 
-def scaled(factor, filter=Image.Resampling.BICUBIC):
+def scaler(factor, filter=Image.Resampling.BICUBIC):
     def scale(image):
         width, height = image.size
         return image.resize((round(factor * width), round(factor * height)), filter)
@@ -32,17 +32,17 @@ def scaled(factor, filter=Image.Resampling.BICUBIC):
     return scale
 
 
-# way to copy: of 50 photographs so many are found at least
+# {a way to copy: (function, least number of found copies of 50)}
 WAYS = {
-    "jpeg 20": (lambda image: encoded(image, "JPEG", quality=20), 50),
-    "jpeg 10": (lambda image: encoded(image, "JPEG", quality=10), 48),
-    "webp 50": (lambda image: encoded(image, "WEBP", quality=50), 50),
+    "jpeg 20": (lambda image: reencode(image, "JPEG", quality=20), 50),
+    "jpeg 10": (lambda image: reencode(image, "JPEG", quality=10), 48),
+    "webp 50": (lambda image: reencode(image, "WEBP", quality=50), 50),
     "256 colors": (lambda image: image.quantize(256, 2).convert("RGB"), 50),
     "gray": (lambda image: image.convert("L").convert("RGB"), 50),
-    "quarter": (scaled(0.25), 50),
-    "half, nearest": (scaled(0.5, Image.Resampling.NEAREST), 48),
-    "half, jpeg 50": (lambda x: encoded(scaled(0.5)(x), "JPEG", quality=50), 50),
-    "1.3": (scaled(1.3), 50),
+    "quarter": (scaler(0.25), 50),
+    "half, nearest": (scaler(0.5, Image.Resampling.NEAREST), 48),
+    "half, jpeg 50": (lambda x: reencode(scaler(0.5)(x), "JPEG", quality=50), 50),
+    "1.3": (scaler(1.3), 50),
     "150 x 97": (lambda image: image.resize((150, 48)), 50),
     "mirrored": (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 50),
 }
@@ -64,89 +64,91 @@ def forms(photographs):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_of_photographs_are_found(photographs, forms, way):
-    """Of odd ones; even ones chose the distance."""
+    """Odd photographs; even ones chose the distance."""
     copy, least = WAYS[way]
-    found = 0
+    num_found = 0
     for index in range(1, 100, 2):
-        other = near_duplicates.make_thumbnail(copy(photographs[index]))
-        distance = near_duplicates.thumbnail_distances(forms[index][None], other[None])
-        found += distance.item() < near_duplicates.COPY_DISTANCE
-    assert found >= least
+        copy_form = near_duplicates.make_thumbnail(copy(photographs[index]))
+        distance = near_duplicates.thumbnail_distances(
+            forms[index][None], copy_form[None]
+        )
+        num_found += distance.item() < near_duplicates.COPY_DISTANCE
+    assert num_found >= least
 
 
 def test_no_photograph_is_a_copy_of_another(forms):
-    """499,500 pairs, and as many with mirror images."""
+    """499,500 pairs, with mirror images, too."""
     pairs = np.triu_indices(len(forms), 1)
-    between = near_duplicates.thumbnail_distances(forms, forms)[pairs]
-    assert len(between) == 499_500
-    assert between.min() == pytest.approx(0.31, abs=0.01)
+    distances = near_duplicates.thumbnail_distances(forms, forms)[pairs]
+    assert len(distances) == 499_500
+    assert distances.min() == pytest.approx(0.31, abs=0.01)
 
 
 def test_few_unrelated_photographs_share_a_scene(forms):
-    """Of those with odd rows; even rows chose the thresholds."""
+    """Odd photographs; even ones chose the thresholds."""
     counts = np.bincount(near_duplicates.number_scenes(forms[1::2]))
     assert counts[counts > 1].sum() <= 0.05 * len(forms[1::2])
     assert counts.max() <= 5
 
 
-def frame(image, draw):
-    """The small form of four fifths of an image's sides or more, in other light."""
-    side = draw.uniform(0.8, 0.92)
-    left, top = draw.uniform(0, 1 - side, 2)
+def frame(image, rng):
+    """The small form of an image's part, at least 0.8 of its sides, in other light."""
+    side = rng.uniform(0.8, 0.92)
+    left, top = rng.uniform(0, 1 - side, 2)
     box = np.array([left, top, left + side, top + side]) * [*image.size, *image.size]
-    part = image.resize((96, 96), Image.Resampling.BICUBIC, tuple(box))
-    pixels = np.asarray(part) * draw.uniform(0.9, 1.1)
-    part = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return near_duplicates.make_thumbnail(part)
+    crop = image.resize((96, 96), Image.Resampling.BICUBIC, tuple(box))
+    pixels = np.asarray(crop) * rng.uniform(0.9, 1.1)
+    crop = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return near_duplicates.make_thumbnail(crop)
 
 
 def test_frames_of_a_scene_are_found(photographs):
     """Frames are zoomed, shifted and relit; eight frames make one scene."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     truth = np.repeat(np.arange(100), 8)
-    frames = np.stack([frame(photographs[2 * scene + 1], draw) for scene in truth])
-    for order, least in ((np.arange(800), 0.97), (draw.permutation(800), 0.6)):
+    frames = np.stack([frame(photographs[2 * scene + 1], rng) for scene in truth])
+    for order, least in ((np.arange(800), 0.97), (rng.permutation(800), 0.6)):
         numbers = near_duplicates.number_scenes(frames[order])
         scenes = [numbers[truth[order] == scene] for scene in range(100)]
         assert np.mean([len(set(scene)) == 1 for scene in scenes]) >= least
         assert np.bincount(numbers).max() <= 60
 
 
-def test_likeness_is_the_correlation_of_the_parts_that_overlap():
-    draw = np.random.default_rng(0)
-    large = draw.normal(size=(18, 19))
-    one = large[2:, :16]
-    other = large[:16, 3:]
-    found = near_duplicates.thumbnail_likeness(one.reshape(1, -1), other.reshape(1, -1))
-    assert found.item() == pytest.approx(1)
-    stranger = draw.normal(size=(16, 16))
+def test_likeness_is_the_largest_correlation_of_overlaps():
+    rng = np.random.default_rng(0)
+    large = rng.normal(size=(18, 19))
+    a = large[2:, :16]
+    b = large[:16, 3:]
+    likeness = near_duplicates.thumbnail_likeness(a.reshape(1, -1), b.reshape(1, -1))
+    assert likeness.item() == pytest.approx(1)
+    stranger = rng.normal(size=(16, 16))
     correlations = []
     for down in range(-3, 4):
         for right in range(-3, 4):
             rows = range(max(0, down), min(16, 16 + down))
             columns = range(max(0, right), min(16, 16 + right))
-            ours = one[np.ix_(rows, columns)].ravel()
+            ours = a[np.ix_(rows, columns)].ravel()
             theirs = np.roll(stranger, (down, right), (0, 1))
             theirs = theirs[np.ix_(rows, columns)].ravel()
             correlations.append(np.corrcoef(ours, theirs)[0, 1])
-    found = near_duplicates.thumbnail_likeness(
-        one.reshape(1, -1), stranger.reshape(1, -1)
+    likeness = near_duplicates.thumbnail_likeness(
+        a.reshape(1, -1), stranger.reshape(1, -1)
     )
-    assert found.item() == pytest.approx(max(correlations), rel=1e-5)
+    assert likeness.item() == pytest.approx(max(correlations), rel=1e-5)
 
 
-def test_a_distance_is_that_of_its_definition():
-    one, other = (near_duplicates.make_thumbnail(image) for image in pictures(2))
-    mirrored = other.reshape(16, 16)[:, ::-1].ravel()
-    assert one.mean() == pytest.approx(0, abs=1e-5)
-    assert one.std() == pytest.approx(1, abs=1e-5)
-    by_hand = [np.sqrt(np.mean((one - each) ** 2)) for each in (other, mirrored)]
-    found = near_duplicates.thumbnail_distances(one[None], other[None])
-    assert found.item() == pytest.approx(min(by_hand), rel=1e-5)
+def test_a_distance_equals_its_definition():
+    first, second = (near_duplicates.make_thumbnail(image) for image in pictures(2))
+    mirrored = second.reshape(16, 16)[:, ::-1].ravel()
+    assert first.mean() == pytest.approx(0, abs=1e-5)
+    assert first.std() == pytest.approx(1, abs=1e-5)
+    by_hand = [np.sqrt(np.mean((first - form) ** 2)) for form in (second, mirrored)]
+    distance = near_duplicates.thumbnail_distances(first[None], second[None])
+    assert distance.item() == pytest.approx(min(by_hand), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 500])
-def test_copies_and_their_mirror_images_are_of_one_scene(monkeypatch, rows):
+def test_copies_and_mirror_images_share_a_scene(monkeypatch, rows):
     monkeypatch.setattr(near_duplicates, "CHUNK_THUMBNAILS", rows)
     images = [*pictures(3), pictures(3)[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     forms = [near_duplicates.make_thumbnail(image) for image in images]
@@ -163,7 +165,7 @@ def test_few_images_have_scenes(count):
     assert len(np.unique(scenes)) == count
 
 
-def test_images_that_cannot_be_read_are_left_out_and_no_others(tmp_path, caplog):
+def test_only_unreadable_images_are_left_out(tmp_path, caplog):
     images = pictures(6)
     for place in (0, 1, 2, 3, 4, 5, 0):
         images[place].save(tmp_path / f"{len([*tmp_path.iterdir()])}.png")

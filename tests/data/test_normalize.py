@@ -1,4 +1,4 @@
-"""Normalization by the published numbers, and back."""
+"""Normalization by published numbers, and warnings about ranges."""
 
 import warnings
 
@@ -14,10 +14,10 @@ from imagepiece_jax.errors import InputError
 from tests.helpers import tiny_vit
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5,) * 3, (0.5,) * 3  # of the AugReg ViTs
+HALF = (0.5,) * 3, (0.5,) * 3  # the AugReg ViTs'
 
 
-def test_it_takes_out_the_mean_and_the_deviation():
+def test_normalization_by_hand():
     images = np.array([[[[0, 128, 255]]]], np.uint8)
     out = normalize(jnp.asarray(images), *IMAGENET)
     expected = [-0.485 / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
@@ -49,49 +49,49 @@ WRONG = {
 
 
 @pytest.mark.parametrize("images", WRONG.values(), ids=WRONG)
-def test_ranges_that_no_normalized_images_have(images):
+def test_unnormalized_ranges_cause_a_warning(images):
     with pytest.warns(UserWarning, match="the values of images are .* std"):
         warn_if_unnormalized(images, *IMAGENET)
 
 
-def test_what_may_be_normalized_images():
-    """Noise, constants and what is being traced, too."""
+def test_possibly_normalized_images_cause_no_warning():
+    """Also noise, constants and traced arrays."""
     noise = np.random.default_rng(0).normal(size=(8, 96, 96, 3))
     black = np.zeros((2, 40, 40, 3), np.float32)
-    fine = [np.asarray(normalize(PIXELS, *IMAGENET)), noise, black, black + 1]
-    fine += [np.float32(black + 255), black[:0]]
+    inputs = [np.asarray(normalize(PIXELS, *IMAGENET)), noise, black, black + 1]
+    inputs += [np.float32(black + 255), black[:0]]
     with warnings.catch_warnings(action="error"):
-        for images in fine:
+        for images in inputs:
             warn_if_unnormalized(images, *IMAGENET)
         jax.jit(lambda x: warn_if_unnormalized(x, *IMAGENET))(np.float32(PIXELS))
-        # Of pixels in [0, 1] as they are.
+        # This model takes pixels in [0, 1].
         warn_if_unnormalized(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
 
 
-def test_an_array_on_an_accelerator_was_not_looked_at(monkeypatch):
-    """A program would else ask no more after it, of arrays on the host either."""
-    looked = np.asarray(normalize(PIXELS, *IMAGENET))
-    assert warn_if_unnormalized(looked, *IMAGENET)
+def test_an_array_on_an_accelerator_is_not_checked(monkeypatch):
+    """Else a program would not check later arrays on the host either."""
+    images = np.asarray(normalize(PIXELS, *IMAGENET))
+    assert warn_if_unnormalized(images, *IMAGENET)
     monkeypatch.setattr(
         "imagepiece_jax.data.normalize._is_on_host", lambda images: False
     )
-    assert not warn_if_unnormalized(looked, *IMAGENET)
+    assert not warn_if_unnormalized(images, *IMAGENET)
 
 
-def swapped(leaf):
+def swap_bytes(leaf):
     leaf = np.asarray(leaf)
     return leaf.astype(leaf.dtype.newbyteorder("S"))
 
 
-def test_the_order_of_bytes_changes_nothing():
-    """JAX takes the machine's alone; FITS files and old checkpoints have the other."""
+def test_byte_order_changes_no_result():
+    """JAX takes the machine's order; FITS files and old checkpoints have the other."""
     vit = tiny_vit.pretrained(num_classes=3, image_size=16, depth=1)
     images = np.float32(np.random.default_rng(0).normal(size=(2, 16, 16, 3)))
     program = imagepiece_jax.optimize(vit, batch_size=2)
-    chex.assert_trees_all_equal(program(swapped(images)), program(images))
-    maps = [imagepiece_jax.features(vit, each) for each in (swapped(images), images)]
+    chex.assert_trees_all_equal(program(swap_bytes(images)), program(images))
+    maps = [imagepiece_jax.features(vit, x) for x in (swap_bytes(images), images)]
     chex.assert_trees_all_equal(*maps)
-    again = vit.with_variables(jax.tree.map(swapped, dict(vit.variables)))
-    assert again.digest == vit.digest
-    logits = imagepiece_jax.optimize(again, batch_size=2)(images)
+    swapped = vit.with_variables(jax.tree.map(swap_bytes, dict(vit.variables)))
+    assert swapped.digest == vit.digest
+    logits = imagepiece_jax.optimize(swapped, batch_size=2)(images)
     chex.assert_trees_all_equal(logits, program(images))

@@ -1,4 +1,4 @@
-"""Lists of paths, as people and programs write them."""
+"""Lists of paths, and images from paths, folders and sets."""
 
 import io
 import os
@@ -20,7 +20,7 @@ NAMES = ("a.png", "b c.png", "d.png")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Three images, a list's folder beside them, and another current folder."""
+    """Three images in a folder, and another current folder."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return write_plain(tmp_path / "photos", *NAMES)
@@ -31,18 +31,18 @@ def folder(tmp_path, monkeypatch):
     "line",
     ["{0}/{1}\n", "{0}/{1}\r\n", " {0}/{1}\t\n", '"{0}/{1}" \r\n', "'{0}/{1}'\n"],
 )
-def test_a_list_is_read_as_other_programs_write_it(folder, encoding, line):
+def test_a_list_may_have_other_encodings_and_quotes(folder, encoding, line):
     text = "".join(line.format(folder, name) for name in NAMES)
     (folder / "list.txt").write_bytes(text.encode(encoding))
     expected = [str(folder / name) for name in NAMES]
     assert find_images([folder / "list.txt"]) == expected
 
 
-def test_paths_are_relative_to_the_current_folder_or_to_the_list_s(folder, monkeypatch):
+def test_paths_are_relative_to_the_current_or_the_lists_folder(folder, monkeypatch):
     (folder / "list.txt").write_text("gone.png\n" + '\n"b c.png"\n'.join(NAMES))
-    found = find_images([folder / "list.txt"])
+    paths = find_images([folder / "list.txt"])
     names = ("a.png", "b c.png", "b c.png")
-    assert found[1:4] == [str(folder / name) for name in names]
+    assert paths[1:4] == [str(folder / name) for name in names]
     write_plain(pathlib.Path(), "a.png")
     assert find_images([folder / "list.txt"])[1] == "a.png"
     monkeypatch.setenv("HOME", str(folder))
@@ -58,13 +58,13 @@ def test_a_name_may_have_quotes_and_blanks(folder, name):
         assert find_images([folder / "list.txt"]) == [str(folder / name)]
 
 
-def test_a_hidden_image_is_one_where_it_is_named(folder):
+def test_a_hidden_image_counts_if_it_is_named(folder):
     hidden = write_plain(folder, "._a.png") / "._a.png"
     assert find_images([folder]) == [str(folder / name) for name in NAMES]
     assert find_images([hidden]) == [str(hidden)]
 
 
-def test_what_is_no_text_is_no_list(folder):
+def test_a_list_must_be_text(folder):
     for content in ("a.png\n".encode("utf-16-le"), b"\xff\xfea"):
         (folder / "list.txt").write_bytes(content)
         with pytest.raises(InputError, match=r"list\.txt"):
@@ -72,7 +72,7 @@ def test_what_is_no_text_is_no_list(folder):
 
 
 def test_every_source_turns_photographs_upright(tmp_path):
-    """As `datasets` does; of imagenet2012 alone pixels are as stored."""
+    """Only imagenet2012 has pixels as stored."""
     datasets = pytest.importorskip("datasets")
     pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     exif = Image.Exif()
@@ -86,11 +86,11 @@ def test_every_source_turns_photographs_upright(tmp_path):
     (tmp_path / "set.csv").write_text(f"filename,label\n{path},0\n")
     (tmp_path / "list.txt").write_text(f"{path}\n")
     (tmp_path / "hub").mkdir()
-    kinds = datasets.Features(
+    features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.Value("int64")}
     )
     rows = {"image": [{"bytes": file.getvalue(), "path": None}], "label": [0]}
-    rows = datasets.Dataset.from_dict(rows, kinds)
+    rows = datasets.Dataset.from_dict(rows, features)
     rows.to_parquet(tmp_path / "hub" / "validation.parquet")
     names = (f"{tmp_path}/set", f"csv:{tmp_path}/set.csv", f"hf:{tmp_path}/hub")
     sources = [open_source(name, "val") for name in names]
@@ -121,8 +121,8 @@ def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
     for name in ("a.png", "b.jpg"):
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_bytes(b"a.png\r\n\n\xff.jpg\na\rb\n")
-    found = find_images(["list.txt", "b.jpg"])
-    assert found == ["a.png", "\udcff.jpg", "a\rb", "b.jpg"]
+    paths = find_images(["list.txt", "b.jpg"])
+    assert paths == ["a.png", "\udcff.jpg", "a\rb", "b.jpg"]
     for words in (["b.jpg", "no.csv"], [], [""]):
         with refused("images"):
             find_images(words)

@@ -1,4 +1,4 @@
-"""Sources of images: returned samples, and refusals on opening."""
+"""Sources of images: samples, digests, and errors on opening."""
 
 import os
 import pathlib
@@ -14,23 +14,23 @@ from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.digits import read_digits
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
-from tests.data.test_preprocessing import filtered
+from tests.data.test_preprocessing import resize
 from tests.helpers.picture_files import write_plain
 from tests.helpers.refused_calls import refused
 
 
-def labels_of(source):
+def read_labels(source):
     return [source[index].label for index in range(len(source))]
 
 
-def names_of(source, prefix=""):
-    """The names of all images, without their common beginning."""
+def image_names(source, prefix=""):
+    """All images' names, without a common prefix."""
     return [source.image_name(i).removeprefix(str(prefix)) for i in range(len(source))]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes; gray level 10 * (running number) identifies an image."""
+    """Two classes; an image's gray level is 10 times its number."""
     level = 0
     for split, per_class in (("train", 3), ("val", 1)):
         for name in ("zebra", "ant"):
@@ -60,21 +60,21 @@ COUNTS = {
 }
 
 
-def test_digits_splits_are_stratified_and_disjoint_and_never_move():
+def test_digits_splits_are_stratified_disjoint_and_fixed():
     names = {}
     for split, counts in COUNTS.items():
         source = open_source("digits", split, num_classes=10)
         assert source.class_names == tuple("0123456789")
-        labels = labels_of(source)
+        labels = read_labels(source)
         assert np.bincount(labels).tolist() == counts
         assert type(labels[0]) is int
-        names[split] = names_of(source)
+        names[split] = image_names(source)
     assert len({*names["train"], *names["val"]}) == 1797
-    # Pinned: accuracies of different runs and versions compare only on one split.
+    # Accuracies of different runs and versions need the same split.
     assert zlib.crc32(" ".join(names["val"]).encode()) == 2120015296
 
 
-def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
+def test_digits_are_scikit_learns_enlarged_bicubically():
     datasets = pytest.importorskip("sklearn.datasets")
     pixels, labels = read_digits()
     np.testing.assert_array_equal(pixels, datasets.load_digits().images)
@@ -82,7 +82,7 @@ def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
     source = open_source("digits", "val", num_classes=10)
     index = int(source.image_name(0).removeprefix("digits/"))
     small = np.round(pixels[index] * 255 / 16)
-    truth = filtered(filtered(small.T, 16).T, 16)  # Pillow too: columns, then rows
+    truth = resize(resize(small.T, 16).T, 16)  # Pillow too: columns, then rows
     image, label, *_ = source[0]
     assert image.shape == (16, 16, 3)
     assert image.dtype == np.uint8
@@ -90,10 +90,10 @@ def test_digits_are_those_of_scikit_learn_enlarged_bicubically():
     assert np.abs(image - truth[..., None]).max() <= 1
 
 
-def test_folder_reads_classes_in_order_of_their_names(folder):
+def test_a_folders_classes_are_sorted_by_name(folder):
     source = open_source(f"folder:{folder}", "train", num_classes=2)
     assert len(source) == 6
-    assert labels_of(source) == [0, 0, 0, 1, 1, 1]  # ant before zebra
+    assert read_labels(source) == [0, 0, 0, 1, 1, 1]  # ant before zebra
     images = np.stack([source[index].pixels for index in range(6)])
     assert images[:, 0, 0, 0].tolist() == [30, 40, 50, 0, 10, 20]
     assert images[0].shape == (16, 16, 3)
@@ -106,24 +106,24 @@ def test_folder_reads_classes_in_order_of_their_names(folder):
     assert len(open_source(f"folder:{folder}", "val", num_classes=2)) == 2
 
 
-def test_test_images_may_be_folders_of_classes_alone(folder):
-    within = open_source(f"folder:{folder}", "val", num_classes=2)
+def test_validation_images_may_be_class_folders_alone(folder):
+    whole = open_source(f"folder:{folder}", "val", num_classes=2)
     for name in (f"folder:{folder}/val", f"{folder}/val", f"{folder}/val/"):
         alone = open_source(name, "val", num_classes=2)
         names = [
             os.path.normpath(alone.image_name(index)) for index in range(len(alone))
         ]
-        assert names == [within.image_name(index) for index in range(len(within))]
-        assert labels_of(alone) == labels_of(within) == [0, 1]
-        assert alone.class_names == within.class_names == ("ant", "zebra")
+        assert names == [whole.image_name(index) for index in range(len(whole))]
+        assert read_labels(alone) == read_labels(whole) == [0, 1]
+        assert alone.class_names == whole.class_names == ("ant", "zebra")
     with pytest.raises(InputError, match=f"{folder}/val has no folder train"):
         open_source(f"{folder}/val", "train")
 
 
-def test_csv_reads_rows_in_order_and_sources_name_their_classes(table):
+def test_a_csv_table_has_its_rows_order_and_class_names(table):
     source = open_source(f"csv:{table}", "val")
     assert (source.num_classes, source.class_names) == (5, None)
-    assert labels_of(source) == [4, 0]
+    assert read_labels(source) == [4, 0]
     assert source[1].pixels.shape == (7, 7, 3)
     assert source[0].pixels[0, 0].tolist() == [1, 2, 3]
     assert source.image_name(0) == str(table.parent / "images" / "a.png")
@@ -132,7 +132,7 @@ def test_csv_reads_rows_in_order_and_sources_name_their_classes(table):
     assert source.class_names == ("ant", None, "cat", None)
 
 
-def test_folder_names_that_are_not_utf8_can_be_printed(tmp_path):
+def test_folder_names_beyond_utf8_can_be_printed(tmp_path):
     for name in (b"a", b"caf\xe9"):
         write_plain(tmp_path, f"val/{os.fsdecode(name)}/0.png")
     source = open_source(f"folder:{tmp_path}", "val")
@@ -151,13 +151,13 @@ def test_a_link_makes_no_second_split(folder, link):
 
 Image.init()  # all formats of Pillow
 FORMATS = Image.registered_extensions()
-# Formats that Pillow writes, but not of a picture in color.
+# Pillow cannot write color in these formats.
 GRAY = {"BLP", "MSP", "XBM"}
 COLOR = {*Image.SAVE} - GRAY
 WRITTEN = {suffix for suffix, name in FORMATS.items() if name in COLOR}
 
 
-def test_images_of_a_folder_are_of_any_known_format(folder):
+def test_a_folders_images_may_have_any_known_format(folder):
     formats = sorted({*IMAGE_EXTENSIONS} & WRITTEN)
     for number, suffix in enumerate(formats, start=1):
         write_plain(folder, f"val/ant/{number:03}{suffix}", color=(200, 100, 0))
@@ -169,26 +169,26 @@ def test_images_of_a_folder_are_of_any_known_format(folder):
         assert label == 0
 
 
-def test_what_is_left_out_of_a_folder_is_logged_once(folder, caplog):
+def test_left_out_files_are_logged_once(folder, caplog):
     (folder / "train" / "loose.png").touch()
     (folder / "train" / "zebra" / ".hidden.jpg").touch()
     assert len(open_source(f"folder:{folder}", "train")) == 6
     (record,) = caplog.records
-    said = f"{folder}/train/loose.png and 3 more are left out"
-    assert record.getMessage().startswith(said)
+    message = f"{folder}/train/loose.png and 3 more are left out"
+    assert record.getMessage().startswith(message)
     caplog.clear()
     open_source(f"folder:{folder}", "val")
     assert not caplog.records
 
 
-def test_images_of_a_class_may_be_in_sub_folders(folder):
-    """As torchvision and timm read them; its own come first, as they did before."""
+def test_a_class_may_have_subfolders(folder):
+    """Like torchvision and timm; the class folder's own images come first."""
     for place in ("b/2.png", "b/deep/3.png", "a/1.png", ".hidden/4.png", "5.jpg/6.png"):
         write_plain(folder / "val" / "zebra", place, color=(1, 2, 3))
     (folder / "val" / "zebra" / "b" / "again").symlink_to(folder / "val" / "zebra")
     source = open_source(f"folder:{folder}", "val")
     names = ["0.png", "5.jpg/6.png", "a/1.png", "b/2.png", "b/deep/3.png"]
-    assert names_of(source, f"{folder}/val/zebra/")[1:] == names
+    assert image_names(source, f"{folder}/val/zebra/")[1:] == names
     assert source.labels.tolist() == [0, 1, 1, 1, 1, 1]
     assert source[2].pixels[0, 0].tolist() == [1, 2, 3]
 
@@ -204,12 +204,12 @@ NAMES = ("mnist", "folder:", "hf:", "csv", "digits:x", "")
         ("imagenet2012", "val", 10, "num_classes"),
     ],
 )
-def test_what_there_is_not(name, split, num_classes, field):
+def test_an_unknown_set_or_split_is_refused(name, split, num_classes, field):
     with refused(field):
         open_source(name, split, num_classes=num_classes)
 
 
-def recolored(path):
+def change_byte(path):
     """Change one byte of a file, not its size; its times stay."""
     before = path.stat()
     data = bytearray(path.read_bytes())
@@ -218,21 +218,21 @@ def recolored(path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def longer(path):
+def append_byte(path):
     path.write_bytes(path.read_bytes() + b"0")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        recolored,
-        longer,
+        change_byte,
+        append_byte,
         pathlib.Path.unlink,
         lambda path: path.rename(path.with_name("9.png")),
         lambda path: path.rename(path.parent.parent / "ant" / "9.png"),
     ],
 )
-def test_the_digest_tells_other_images(folder, tmp_path_factory, change):
+def test_other_images_change_the_digest(folder, tmp_path_factory, change):
     copy = tmp_path_factory.mktemp("copy") / "set"
     shutil.copytree(folder, copy)
     source = open_source(f"folder:{folder}", "train")
@@ -242,7 +242,7 @@ def test_the_digest_tells_other_images(folder, tmp_path_factory, change):
     assert open_source(f"folder:{copy}", "train").digest != source.digest
 
 
-def test_the_digest_tells_other_labels(table):
+def test_other_labels_change_the_digest(table):
     first = open_source("digits", "val")
     second = open_source("digits", "val")
     assert first.digest == second.digest != open_source("digits", "train").digest
@@ -254,27 +254,27 @@ def test_the_digest_tells_other_labels(table):
     assert open_source(f"csv:{table}", "val", num_classes=5).digest != first
 
 
-def test_the_digest_is_of_a_parts_images_and_of_few_of_a_large_set(folder):
+def test_a_digest_reads_a_parts_images_and_few_of_a_large_set(folder):
     full = open_source(f"folder:{folder}", "train")
     part = full.subset([5, 0, 1]).subset([1, 2])
     assert part.digest == full.subset([0, 1]).digest != full.digest
-    longer(folder / "train" / "zebra" / "2.png")
-    again = open_source(f"folder:{folder}", "train")
-    assert again.subset([0, 1]).digest == part.digest
-    assert again.digest != full.digest
+    append_byte(folder / "train" / "zebra" / "2.png")
+    changed = open_source(f"folder:{folder}", "train")
+    assert changed.subset([0, 1]).digest == part.digest
+    assert changed.digest != full.digest
     source = FileSource(folder, ["train/ant/0.png"] * 1000, [0] * 1000, 2)
-    read = []
-    stored = source.stored_image
-    source.stored_image = lambda place: read.append(place) or stored(place)
+    read_places = []
+    stored_image = source.stored_image
+    source.stored_image = lambda place: read_places.append(place) or stored_image(place)
     assert len(source.digest) == 16
-    assert len(read) == 64
-    read.sort()  # threads read in any order
-    assert (read[0], read[-1]) == (0, 999)
-    assert set(np.diff(read)) <= {15, 16}
+    assert len(read_places) == 64
+    read_places.sort()  # threads read in any order
+    assert (read_places[0], read_places[-1]) == (0, 999)
+    assert set(np.diff(read_places)) <= {15, 16}
 
 
-def test_a_part_is_spread_over_the_source(folder, tmp_path):
-    """Both classes are in it, as often; the first four would be 3 and 1."""
+def test_a_part_is_spread_evenly_over_the_source(folder, tmp_path):
+    """It has both classes twice; the first four images would be 3 and 1."""
     full = open_source(f"folder:{folder}", "train")
     part = full.evenly_spaced(4)
     assert (len(full), len(part)) == (6, 4)
@@ -295,28 +295,28 @@ def test_a_part_is_spread_over_the_source(folder, tmp_path):
         assert set(np.bincount(labels, minlength=10)) == {count // 10}
 
 
-def test_images_of_equal_sizes_differ_in_a_whole_digest(tmp_path):
+def test_a_whole_digest_tells_images_of_equal_sizes_apart(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (101, 8, 8, 3), np.uint8)
     paths = [tmp_path / f"{number:03}.bmp" for number in range(100)]
     for path, image in zip(paths, pixels, strict=False):
         Image.fromarray(image).save(path)
 
-    def source():
+    def open_folder():
         return FileSource(str(tmp_path), [path.name for path in paths], [0] * 100)
 
-    before = source()
+    before = open_folder()
     for path in set(paths) - {paths[index] for index in before._sampled_indices()}:
         Image.fromarray(pixels[100]).save(path)
-    assert source().digest == before.digest
+    assert open_folder().digest == before.digest
     whole = FileSource("", paths, [0] * 100).subset(range(50)).whole_digest
-    assert source().subset(range(50)).whole_digest != source().whole_digest
+    assert open_folder().subset(range(50)).whole_digest != open_folder().whole_digest
     Image.fromarray(pixels[99]).save(paths[1])
     changed = FileSource("", paths, [0] * 100).subset(range(50)).whole_digest
     assert changed != whole
 
 
-@pytest.mark.parametrize("split, have", [("train", "other"), ("val", "train")])
-def test_a_folder_without_a_split_says_what_to_make(tmp_path, split, have):
-    write_plain(tmp_path, f"{have}/ant/a.png")
+@pytest.mark.parametrize("split, existing", [("train", "other"), ("val", "train")])
+def test_a_missing_split_says_which_folder_to_make(tmp_path, split, existing):
+    write_plain(tmp_path, f"{existing}/ant/a.png")
     with pytest.raises(InputError, match="val/CLASS.* csv"):
         open_source(f"folder:{tmp_path}", split)

@@ -1,4 +1,4 @@
-"""Prefetching: the same arrays with any workers, and a clean end in every case."""
+"""Prefetching: equal arrays with any workers, and a clean end in every case."""
 
 import collections
 import contextlib
@@ -22,9 +22,9 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
 from tests.helpers import forked_processes, noise_images
-from tests.helpers.noise_images import Noise, same, train_transform
+from tests.helpers.noise_images import Noise, assert_same, train_transform
 from tests.helpers.reading_tasks import Filled, train
-from tests.helpers.small_runs import configured
+from tests.helpers.small_runs import quickstart_config
 
 
 @pytest.fixture(autouse=True)
@@ -32,64 +32,64 @@ def _short_work(monkeypatch):
     monkeypatch.setattr(worker_pool, "MIN_TASKS", 1)
 
 
-def proc(pid, name=""):
-    """A file of Linux about a process; elsewhere the test is skipped."""
+def proc_file(pid, name=""):
+    """A process's file in Linux's /proc; elsewhere the test is skipped."""
     if not os.path.isdir("/proc/self"):
         pytest.skip("needs Linux's /proc")
     return pathlib.Path(f"/proc/{pid}/{name}")
 
 
-def workers_of(pid):
-    path = proc(pid, f"task/{pid}/children")
+def child_workers(pid):
+    path = proc_file(pid, f"task/{pid}/children")
     return {int(child) for child in path.read_text().split() if is_worker(child)}
 
 
 def is_worker(pid):
-    return b"worker_pool" in proc(pid, "cmdline").read_bytes()
+    return b"worker_pool" in proc_file(pid, "cmdline").read_bytes()
 
 
-def workers():
-    return workers_of(os.getpid())
+def own_workers():
+    return child_workers(os.getpid())
 
 
-def shared_memory(pid="self"):
-    """Nameless, so that nothing can stay; without semaphores of other packages."""
-    maps = proc(pid, "maps").read_text()
-    found = set(re.findall(r"/dev/shm/(?!sem\.)\S+.*", maps))
-    assert all(line.endswith(" (deleted)") for line in found)
-    return found
+def shared_mappings(pid="self"):
+    """Shared memory, which must be nameless so that nothing stays behind."""
+    maps = proc_file(pid, "maps").read_text()
+    mappings = set(re.findall(r"/dev/shm/(?!sem\.)\S+.*", maps))
+    assert all(line.endswith(" (deleted)") for line in mappings)
+    return mappings
 
 
-def end(pids, seconds=10):
+def wait_for_end(pids, seconds=10):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any(proc(pid).exists() for pid in pids):
+        if not any(proc_file(pid).exists() for pid in pids):
             return True
         time.sleep(0.02)
     return False
 
 
 @pytest.mark.slow
-def test_processes_do_not_matter_and_outlive_signals():
-    """Ctrl-C and SIGTERM reach the whole group: the run wants to finish its step.
+def test_worker_processes_change_no_batch_and_outlive_signals():
+    """Ctrl-C and SIGTERM reach the whole group, but the run must finish its step.
 
-    Workers import neither JAX nor the script: half a second and 100 MB of each.
+    Workers import neither JAX nor the script, which saves half a second and 100 MB.
     """
     source = Noise(300, {7, 20})
-    expected = Noise(300, {7, 20})
+    expected_source = Noise(300, {7, 20})
     batches = train(source, 60, workers=2, threads=2)
-    seen = [next(batches)]
-    started = workers()
-    assert len(started) == 2 and shared_memory()
+    batches_read = [next(batches)]
+    started = own_workers()
+    assert len(started) == 2 and shared_mappings()
     for pid in started:
-        maps = proc(pid, "maps").read_text()
+        maps = proc_file(pid, "maps").read_text()
         assert "numpy" in maps and "jaxlib" not in maps and "sklearn" not in maps
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
-    seen += batches
-    same(seen, list(train(expected, 60)))
-    assert source.unreadable == expected.unreadable != {}
-    assert not workers() and not shared_memory()
+    batches_read += batches
+    assert_same(batches_read, list(train(expected_source, 60)))
+    assert source.unreadable == expected_source.unreadable != {}
+    assert not own_workers() and not shared_mappings()
 
 
 @pytest.mark.slow
@@ -101,18 +101,18 @@ def test_processes_do_not_matter_and_outlive_signals():
         (signal.SIGSEGV, "; the same command resumes from the last checkpoint"),
     ],
 )
-def test_a_process_that_dies_ends_the_run_with_a_sentence(signum, cause):
+def test_a_dead_worker_ends_the_run_with_a_sentence(signum, cause):
     batches = train(Noise(300), 10_000, workers=2)
     next(batches)
-    started = workers()
+    started = own_workers()
     os.kill(min(started), signum)
     with pytest.raises(RunError, match=f"ended with status -{signum:d}{cause}"):
         collections.deque(batches, maxlen=0)
-    assert end(started) and not shared_memory()
+    assert wait_for_end(started) and not shared_mappings()
 
 
 @pytest.mark.slow
-def test_an_error_in_a_process_is_the_same_as_in_this_one():
+def test_a_workers_error_is_the_main_processs():
     transform = Preprocessing(16, resize="none")
     message = "0.jpg: the image has 8x8 pixels and is not resized; scale it to"
     for count in (0, 2):
@@ -124,12 +124,12 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
         assert str(caught.value).startswith(message)
         with pytest.raises(StopIteration):
             next(reader)
-    assert not workers()
+    assert not own_workers()
 
 
 @contextlib.contextmanager
-def reading_forever(*words):
-    """`tasks.read_forever` in a process after its first batch, and its output."""
+def start_reading(*words):
+    """A process of `read_forever` after its first batch, and its output."""
     reader, writer = map(open, os.pipe(), "rw")
     with reader:
         with writer:
@@ -143,70 +143,70 @@ def reading_forever(*words):
 
 
 @pytest.mark.slow
-def test_processes_end_with_a_run_that_is_killed():
-    with reading_forever() as (running, _):
-        started = workers_of(running.pid)
-        assert len(started) == 2 and shared_memory(running.pid)
+def test_workers_end_with_a_killed_run():
+    with start_reading() as (running, _):
+        started = child_workers(running.pid)
+        assert len(started) == 2 and shared_mappings(running.pid)
         running.kill()
         running.wait(timeout=20)
-    assert end(started)
+    assert wait_for_end(started)
 
 
 @pytest.mark.slow
-def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
-    with reading_forever("leave") as (running, output):
+def test_an_unclosed_iterator_does_not_disturb_the_end():
+    with start_reading("leave") as (running, output):
         assert running.wait(timeout=20) == 7
         assert output.read() == ""
 
 
 @pytest.mark.slow
 def test_evaluations_between_steps_change_no_batch():
-    """While readers of the training wait, an evaluation has as many of its own."""
+    """While training's workers wait, an evaluation has its own."""
     sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
     options = {"transform": train_transform(24), "seed": 3, "repeats": 3}
     options |= {"batch_size": 40, "steps": range(2, 13)}
     training = Batches(source=sources[0], **options)
     evaluation = Batches(source=sources[1], transform=Preprocessing(48), batch_size=40)
     reader = read_ahead(training, 2, threads=2)
-    evaluated = []
+    evaluations = []
     trained = [next(reader)]
-    started = workers()
+    started = own_workers()
     assert len(started) == 2
     for steps in (3, 5, 2):
         trained += itertools.islice(reader, steps)
-        other = read_ahead(evaluation, 2, threads=2)
-        found = [next(other)]
-        assert started < workers() and len(workers()) == 4
-        evaluated.append([*found, *other])
-        assert workers() == started
+        evaluation_reader = read_ahead(evaluation, 2, threads=2)
+        first = [next(evaluation_reader)]
+        assert started < own_workers() and len(own_workers()) == 4
+        evaluations.append([*first, *evaluation_reader])
+        assert own_workers() == started
     assert not [*reader]
-    assert not workers()
+    assert not own_workers()
     damaged = [dict(source.unreadable) for source in sources]
     for source in sources:
         source.unreadable.clear()
-    same(trained, list(training.read_batches()))
+    assert_same(trained, list(training.read_batches()))
     expected = list(evaluation.read_batches())
-    for one in evaluated:
-        same(one, expected)
+    for batches in evaluations:
+        assert_same(batches, expected)
     assert len(trained) == 11
     assert damaged == [source.unreadable for source in sources] != [{}, {}]
 
 
-def own_memory():
-    """MB of this process and its workers, without files that other programs map too."""
+def used_megabytes():
+    """MB of this process and its workers, without files of other programs."""
     total = 0
-    for pid in {os.getpid(), *workers()}:
-        text = proc(pid, "smaps_rollup").read_text()
+    for pid in {os.getpid(), *own_workers()}:
+        text = proc_file(pid, "smaps_rollup").read_text()
         total += sum(map(int, re.findall(r"Pss_(?:Anon|Shmem): +(\d+)", text)))
     return total / 1e3
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow():
-    """Batches have 5 MB: one kept in each epoch would be 75 MB more at the end."""
+    """A batch has 5 MB, so keeping one per epoch would add 75 MB."""
     options = {"transform": train_transform(160), "workers": 2, "threads": 2}
     batches = noise_images.train_batches(Noise(64, size=64), 10_000, 64, **options)
-    epochs = [own_memory() for _, _ in zip(range(40), batches, strict=False)]
+    epochs = [used_megabytes() for _, _ in zip(range(40), batches, strict=False)]
     batches.close()
     assert epochs[0] > 20
     assert min(epochs[30:]) - min(epochs[10:20]) < 20, epochs
@@ -214,7 +214,7 @@ def test_memory_does_not_grow():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
-def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
+def test_slots_are_not_reused_while_they_are_read(count, threads):
     joined = []
     for group in read_ahead(Filled(40), count, threads):
         time.sleep(0.001 * (len(joined) % 5))
@@ -224,14 +224,14 @@ def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
         assert pixels.tolist() == [number % 200] * 5
 
 
-def with_free(monkeypatch, free):
+def set_free_space(monkeypatch, free):
     usage = types.SimpleNamespace(free=free)
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
 
 
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
-    with_free(monkeypatch, 2 * 10**6)
+    set_free_space(monkeypatch, 2 * 10**6)
     monkeypatch.setattr(Filled, "chunk_bytes", 10**6)
     message = f"{tmp_path} has 2 MB free, but .* 9 MB; .*workers=0"
     with pytest.raises(InputError, match=message):
@@ -239,18 +239,18 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
 
 
 def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
-    """Before the first step; 6 MB for training, of three groups, and 3 MB beside it."""
+    """Before the first step: 6 MB for training, of three groups, and 3 MB beside it."""
     monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
     fields = {"data.workers": 1, "image_size": 100, "model.patch_size": 4}
     fields |= {"data.resize": "deit", "data.crop": "random_resized"}
-    config = configured(fields, batch_size=64, eval_batch_size=32)
+    config = quickstart_config(fields, batch_size=64, eval_batch_size=32)
     data = RunData(RunConfig.from_config(config), Placement())
     training = data.train_batches(steps=range(data.length.steps))
     assert worker_pool.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
     assert worker_pool.shared_bytes(data.val_batches, 1, 1) == 3 * 32 * 100 * 100 * 3
     needed = 3 * (64 + 32) * 100 * 100 * 3
-    with_free(monkeypatch, needed)
+    set_free_space(monkeypatch, needed)
     data.check_space()
-    with_free(monkeypatch, needed - 1)
+    set_free_space(monkeypatch, needed - 1)
     with pytest.raises(InputError, match="9 MB free, but .* need 9 MB"):
         data.check_space()

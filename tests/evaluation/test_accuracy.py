@@ -1,4 +1,4 @@
-"""Accuracy over a whole split, from a model with known logits."""
+"""Accuracy over a whole split, by a model with known logits."""
 
 import functools
 import types
@@ -15,7 +15,7 @@ from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
-# One program each: one by one, its operations take longer.
+# As one program, because single operations take longer.
 correct_at = tiny_vit.compiled(accuracy.correct_at, static_argnums=2)
 
 
@@ -24,14 +24,14 @@ def test_correct_at_agrees_with_sorting(k):
     rng = np.random.default_rng(k)
     logits = rng.integers(0, 4, size=(200, 7)).astype(np.float32)  # many ties
     labels = rng.integers(0, 7, size=200)
-    got = correct_at(logits, labels, k)
-    assert got.dtype == bool
-    for row, label, right in zip(logits, labels, got, strict=True):
+    is_right = correct_at(logits, labels, k)
+    assert is_right.dtype == bool
+    for row, label, expected in zip(logits, labels, is_right, strict=True):
         best = sorted(range(7), key=lambda c: (-row[c], c))[:k]  # noqa: B023
-        assert right == (label in best)
+        assert expected == (label in best)
     logits = np.array([[np.nan] * 3, [np.nan, 1, 0], [np.nan, 1, 0]], np.float32)
-    right = correct_at(logits, np.array([0, 0, 1]), 1)
-    assert right.tolist() == [False, False, True]
+    expected = correct_at(logits, np.array([0, 0, 1]), 1)
+    assert expected.tolist() == [False, False, True]
 
 
 class Lookup:
@@ -47,13 +47,13 @@ class Lookup:
         return self
 
     def apply(self, variables, images, keys):
-        # What was normalized.
+        # The pixels before normalization.
         red = images[:, 0, 0, 0] * self.config.std[0] + self.config.mean[0]
         rows = self.table[jnp.round(red * 255).astype(jnp.int32)]
         return types.SimpleNamespace(logits=rows * variables["scale"])
 
 
-def batch(rows, labels, mask=None):
+def batch_of(rows, labels, mask=None):
     """One device's batch: image i shows row rows[i]."""
     images = np.zeros((1, len(rows), 2, 2, 3), np.uint8)
     images[0, :, 0, 0, 0] = rows
@@ -67,27 +67,31 @@ def batch(rows, labels, mask=None):
 
 
 @functools.cache
-def variables_of(scale):
+def replicate_scale(scale):
     return parallel.replicate({"scale": np.float32(scale)})
 
 
 @functools.cache
-def step_of(table):
-    """The step of a Lookup: one for all tests of a table, compiled for each shape."""
+def lookup_step(table):
+    """The step of a Lookup, shared by all tests of a table."""
     return accuracy.make_eval_step(Lookup(table))
 
 
-def run(table, batches, scale=1):
-    return accuracy.evaluate_model(step_of(table), variables_of(scale), iter(batches))
+def evaluate(table, batches, scale=1):
+    return accuracy.evaluate_model(
+        lookup_step(table), replicate_scale(scale), iter(batches)
+    )
 
 
-# Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
+# Row 0 ranks class 0 first and 6 last, row 1 the reverse, and row 2 is NaN.
 TABLE = ((7, 6, 5, 4, 3, 2, 1), (1, 2, 3, 4, 5, 6, 7), (np.nan,) * 7)
 
 
 def test_sums_of_two_batches():
-    result = run(TABLE, [batch([0, 0, 0], [0, 4, 5]), batch([1, 1, 1], [6, 6, 0])])
-    # right: (0, 0), (1, 6) twice; among five: these, (0, 4); not: (0, 5), (1, 0)
+    result = evaluate(
+        TABLE, [batch_of([0, 0, 0], [0, 4, 5]), batch_of([1, 1, 1], [6, 6, 0])]
+    )
+    # right: (0, 0), (1, 6) twice; also among five: (0, 4); wrong: (0, 5), (1, 0)
     assert result.images == 6
     assert result.acc1 == pytest.approx(100 * 3 / 6)
     assert result.acc5 == pytest.approx(100 * 4 / 6)
@@ -96,21 +100,23 @@ def test_sums_of_two_batches():
     assert result.loss == pytest.approx(losses.mean(), rel=1e-6)
 
 
-def test_masked_images_count_nothing_even_where_they_are_not_a_number():
-    whole = run(TABLE, [batch([0, 1, 1], [0, 6, 0])])
-    padded = run(TABLE, [batch([0, 2, 1, 1, 2], [0, 0, 6, 0, 3], [1, 0, 1, 1, 0])])
+def test_masked_images_do_not_count_even_if_nan():
+    whole = evaluate(TABLE, [batch_of([0, 1, 1], [0, 6, 0])])
+    padded = evaluate(
+        TABLE, [batch_of([0, 2, 1, 1, 2], [0, 0, 6, 0, 3], [1, 0, 1, 1, 0])]
+    )
     assert padded.images == 3
     for name in ("acc1", "acc5", "loss"):
-        found = getattr(padded, name)
-        assert found == getattr(whole, name)
-        assert np.isfinite(found)
+        value = getattr(padded, name)
+        assert value == getattr(whole, name)
+        assert np.isfinite(value)
 
 
-def test_only_the_given_classes_are_answers():
+def test_only_the_given_classes_compete():
     """Row 0 among classes 2, 4 and 6: 2 is first, and all three are among five."""
     step = accuracy.make_eval_step(Lookup(TABLE), classes=(2, 4, 6))
-    images = batch([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
-    (result,) = accuracy.evaluate_models(step, [variables_of(1)], [images])
+    images = batch_of([0, 0, 0, 1, 2], [2, 4, 6, 6, 2])
+    (result,) = accuracy.evaluate_models(step, [replicate_scale(1)], [images])
     assert result.image_metrics["right"].tolist() == [True, False, False, True, False]
     assert result.image_metrics["right5"].tolist() == [True, True, True, True, False]
     row0 = np.log(np.exp([5, 3, 1]).sum()) - np.array([5, 3, 1])
@@ -119,19 +125,19 @@ def test_only_the_given_classes_are_answers():
     assert np.isnan(result.image_metrics["loss"][4])
 
 
-def test_a_program_has_the_same_answers():
+def test_a_program_step_has_the_same_answers():
     step = accuracy.make_program_step(lambda images: jnp.asarray(TABLE)[:2])
-    _, image_metrics = step(None, batch([0, 0], [5, 6]))
+    _, image_metrics = step(None, batch_of([0, 0], [5, 6]))
     assert image_metrics["right"].tolist() == [[False, True]]
 
 
-def test_each_image_is_in_the_order_of_the_set():
-    """Images 3, 1 and 0, then 5 and 4; 0 is masked, 2 is in no batch."""
-    first = batch([0, 1, 0], [0, 0, 0], [1, 1, 0])
-    second = batch([1, 0], [6, 4])
+def test_images_are_in_the_sets_order():
+    """Batches have images 3, 1 and 0, then 5 and 4; 0 is masked."""
+    first = batch_of([0, 1, 0], [0, 0, 0], [1, 1, 0])
+    second = batch_of([1, 0], [6, 4])
     first["index"] = np.array([[3, 1, 0]])
     second["index"] = np.array([[5, 4]])
-    image_metrics = run(TABLE, [first, second]).image_metrics
+    image_metrics = evaluate(TABLE, [first, second]).image_metrics
     assert image_metrics["index"].tolist() == [1, 3, 4, 5]
     assert image_metrics["right"].tolist() == [False, True, False, True]
     assert image_metrics["right5"].tolist() == [False, True, True, True]
@@ -139,33 +145,33 @@ def test_each_image_is_in_the_order_of_the_set():
     assert_close(image_metrics["loss"], total - [1, 7, 3, 7])
 
 
-def random_pass(model, images, order, batch_size):
+def evaluate_copies(model, images, order, batch_size):
     chex.clear_trace_counter()
     variables = parallel.replicate(tiny_vit.variables(model))
     batches = []
-    for part in np.reshape(order, (-1, batch_size)):
-        one = batch([0] * batch_size, part % tiny_vit.CLASSES)
-        batches.append(one | {"image": images[part][None], "index": part[None]})
+    for indices in np.reshape(order, (-1, batch_size)):
+        batch = batch_of([0] * batch_size, indices % tiny_vit.CLASSES)
+        batches.append(batch | {"image": images[indices][None], "index": indices[None]})
     return accuracy.evaluate_model(
         accuracy.make_eval_step(model, seed=3), variables, batches
     )
 
 
-def test_draws_of_an_image_depend_on_its_index_not_on_its_batch(traced_once):
+def test_draws_depend_on_the_index_and_not_on_the_batch(traced_once):
     """Twelve copies of one image differ only by random draws."""
     model = tiny_vit.model("random:keep_rate=0.5:blocks=(0,)", depth=2)
     images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
     images = images.repeat(12, 0)
     order = np.arange(12)
-    image_metrics = random_pass(model, images, order, 6).image_metrics
-    other = random_pass(model, images, order[::-1], 4).image_metrics
+    image_metrics = evaluate_copies(model, images, order, 6).image_metrics
+    reordered = evaluate_copies(model, images, order[::-1], 4).image_metrics
     assert len(set(image_metrics["loss"][order % tiny_vit.CLASSES == 0].tolist())) == 2
-    assert_close(other["loss"], image_metrics["loss"])
-    np.testing.assert_array_equal(other["right"], image_metrics["right"])
+    assert_close(reordered["loss"], image_metrics["loss"])
+    np.testing.assert_array_equal(reordered["right"], image_metrics["right"])
 
 
 def test_a_step_may_alter_images_and_measure_more():
-    """Every image is made to show row 1; the measure sees outputs and batch."""
+    """`alter` lets every image show row 1; `measure` gets outputs and batch."""
 
     def alter(images, batch, model):
         row1 = (1 / 255 - model.config.mean[0]) / model.config.std[0]
@@ -178,35 +184,35 @@ def test_a_step_may_alter_images_and_measure_more():
         Lookup(TABLE), measure_outputs=measure, alter_images=alter
     )
     result = accuracy.evaluate_model(
-        step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])]
+        step, replicate_scale(1), [batch_of([0, 1, 0], [6, 6, 0])]
     )
     assert result.image_metrics["largest"].tolist() == [6, 6, 6]
     chex.assert_shape(result.image_metrics["image"], (3, 2, 3))
     assert result.acc1 == pytest.approx(100 * 2 / 3)
 
 
-def test_fewer_than_five_classes_no_images_and_a_bad_one():
-    result = run(((1, 2, 3),), [batch([0, 0], [2, 0])])
+def test_few_classes_no_images_and_nan():
+    result = evaluate(((1, 2, 3),), [batch_of([0, 0], [2, 0])])
     assert (result.acc1, result.acc5) == (50.0, 100.0)
-    result = run(TABLE, [batch([0], [0], [0])])  # masked
+    result = evaluate(TABLE, [batch_of([0], [0], [0])])  # masked
     assert (result.images, result.acc1, result.loss) == (0, 0.0, 0.0)
     with refused("not finite"):
-        run(TABLE, [batch([0, 2], [0, 0])])
+        evaluate(TABLE, [batch_of([0, 2], [0, 0])])
 
 
 def test_throughput_leaves_the_first_batch_out(monkeypatch):
-    """The clock takes 100 s for the first batch, and 1 s for the other two each."""
+    """The first batch takes 100 s, and the other two 1 s each."""
     clock = types.SimpleNamespace(perf_counter=iter((0.0, 100.0, 102.0)).__next__)
     monkeypatch.setattr(accuracy, "time", clock)
-    batches = [batch([0] * 3, [0] * 3) for _ in range(3)]
-    assert run(TABLE, batches).throughput == pytest.approx(6 / 2)
+    batches = [batch_of([0] * 3, [0] * 3) for _ in range(3)]
+    assert evaluate(TABLE, batches).throughput == pytest.approx(6 / 2)
 
 
 def test_several_sets_of_variables_share_one_pass():
-    batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
-    models = [variables_of(1), variables_of(-1)]  # which turns ranks over
-    results = accuracy.evaluate_models(step_of(TABLE), models, iter(batches))
+    batches = [batch_of([0, 1, 1], [0, 6, 0]), batch_of([1, 0], [0, 0])]
+    models = [replicate_scale(1), replicate_scale(-1)]  # -1 reverses ranks
+    results = accuracy.evaluate_models(lookup_step(TABLE), models, iter(batches))
     for result, scale in zip(results, (1, -1), strict=True):
-        alone = run(TABLE, batches, scale)
+        alone = evaluate(TABLE, batches, scale)
         assert result.metrics | {"throughput": 0} == alone.metrics | {"throughput": 0}
     assert results[0].loss != results[1].loss

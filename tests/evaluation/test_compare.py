@@ -1,4 +1,4 @@
-"""A comparison: rows that are paired and corrected, against slow counts."""
+"""Comparisons of rows, paired and corrected, against slow counts."""
 
 import contextlib
 import io
@@ -38,33 +38,35 @@ pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 IMAGES = 300
 
 
-def test_comparisons_are_those_of_a_slow_count():
-    """Each to dense, and reductions to smaller images; exact binomial p; Holm."""
-    draw = np.random.default_rng(0)
+def test_comparisons_equal_slow_counts():
+    """Rows against dense, reductions against smaller images; binomial p; Holm."""
+    rng = np.random.default_rng(0)
     shares = {"dense": 0.8, "a": 0.7, "b": 0.75, "small": 0.6}
-    at = {name: draw.uniform(size=IMAGES) < share for name, share in shares.items()}
-    figures = {}
-    for name, right in at.items():
-        figures[name] = {"right": encode_bits(right), "images": IMAGES}
-    found = compare.compare_pairs(figures, ["small"])
+    is_right = {
+        name: rng.uniform(size=IMAGES) < share for name, share in shares.items()
+    }
+    metrics = {}
+    for name, right in is_right.items():
+        metrics[name] = {"right": encode_bits(right), "images": IMAGES}
+    comparisons = compare.compare_pairs(metrics, ["small"])
     pairs = [("a", "dense"), ("a", "small"), ("b", "dense"), ("b", "small")]
-    assert [*found] == [*pairs, ("small", "dense")]
+    assert [*comparisons] == [*pairs, ("small", "dense")]
     p = []
-    for (name, other), line in found.items():
-        both = list(zip(at[name].tolist(), at[other].tolist(), strict=True))
-        gained = sum(one > two for one, two in both)
-        lost = sum(one < two for one, two in both)
-        assert (line["gained"], line["lost"]) == (gained, lost)
-        value, low, high = line["points"]
+    for (name, base), comparison in comparisons.items():
+        hits = list(zip(is_right[name].tolist(), is_right[base].tolist(), strict=True))
+        gained = sum(first > second for first, second in hits)
+        lost = sum(first < second for first, second in hits)
+        assert (comparison["gained"], comparison["lost"]) == (gained, lost)
+        value, low, high = comparison["points"]
         assert value == pytest.approx(100 * (gained - lost) / IMAGES)
         assert low < value < high
         p.append(stats.binomtest(gained, gained + lost).pvalue)
-        assert line["p"] == pytest.approx(p[-1])
-    corrected = [line["holm"] for line in found.values()]
+        assert comparison["p"] == pytest.approx(p[-1])
+    corrected = [comparison["holm"] for comparison in comparisons.values()]
     assert corrected == pytest.approx(statistics.holm_correction(p))
 
 
-def test_p_is_shown_where_it_is_below_005():
+def test_p_is_shown_below_005():
     points = statistics.Estimate(-4.0, -6.0, -2.0)
     for p, shown in ((0.04, ", p = .040"), (0.3, ""), (4e-7, ", p < .001")):
         difference = compare.format_comparison({"points": points, "holm": p})
@@ -72,7 +74,7 @@ def test_p_is_shown_where_it_is_below_005():
     assert compare.format_comparison(None) == ""
 
 
-def test_rows_without_a_name_are_two_costs():
+def test_default_rows_are_two_costs():
     vit = tiny_vit.pretrained()
     rows = compare.make_rows(MeasuredWeights(vit, tiny_paper.images()))
     assert [row.name for row in rows] == ["0.6", "0.5"]
@@ -80,13 +82,13 @@ def test_rows_without_a_name_are_two_costs():
         assert row.reduction == vit.with_reduction(share).reduction
 
 
-def test_the_dense_model_is_there_once():
+def test_the_dense_model_is_compared_once():
     measured = MeasuredWeights(tiny_vit.pretrained(), tiny_paper.images())
     with pytest.raises(InputError, match="none is dense again"):
         compare.make_rows(measured, ["none"])
 
 
-def test_folders_of_something_else_are_refused(tmp_path):
+def test_foreign_folders_are_refused(tmp_path):
     compare.check_report_folder(tmp_path / "new")
     for name in ("points.jsonl", "compare.md", "compare.png", ".0123.tmp"):
         (tmp_path / name).touch()
@@ -105,50 +107,52 @@ def on_digits(tmp_path):
 
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     public = tiny_paper.pretrained(tmp_path, depth=2)
-    made = on_digits(made_up_recoveries.recovered(public, reductions=("tome:r=16",)))
-    rows = compare.make_rows(made, ["tome:r=16", "tome:r=1"])
-    report = compare.measure_rows(made, rows, made.cache)
+    recovered = on_digits(
+        made_up_recoveries.recovered(public, reductions=("tome:r=16",))
+    )
+    rows = compare.make_rows(recovered, ["tome:r=16", "tome:r=1"])
+    report = compare.measure_rows(recovered, rows, recovered.cache)
     dense = on_digits(public).measure_reduction(DENSE_REDUCTION)
     assert report.figures["dense"]["right"] == dense["right"]
-    plain = on_digits(public).measure_reduction(rows[0].reduction)
-    assert report.figures["tome:r=16"]["loss"] != plain["loss"]
+    unrecovered = on_digits(public).measure_reduction(rows[0].reduction)
+    assert report.figures["tome:r=16"]["loss"] != unrecovered["loss"]
     text = compare.format_table(report)
     assert "`tome:r=16` (recovered) |" in text
     assert text.count("(recovered)") == 1
 
 
-def test_smaller_images_are_seen_by_the_dense_weights(tmp_path, on_digits):
+def test_smaller_images_use_the_dense_weights(tmp_path, on_digits):
     weights = tiny_paper.pretrained(tmp_path, depth=2)
     measured = on_digits(weights)
     size = 16 - weights.model.config.patch_size
-    both = (size, size)
+    sides = (size, size)
     batches = list(measured.images.read_batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     resized = compare.use_smaller_images(measured, size)
-    made = resized.images.alter_images(images, None, None)
+    altered = resized.images.alter_images(images, None, None)
     channel = np.asarray(images[3, :, :, 1], np.float32)
-    want = Image.fromarray(channel).resize(both, Image.Resampling.BICUBIC)
-    # Pillow's bicubic weights are those of a = -0.5, too.
-    np.testing.assert_allclose(made[3, :, :, 1], np.asarray(want), atol=1e-5)
-    fields = tiny_paper.FIELDS | {"image_size": both, "depth": 2}
+    expected = Image.fromarray(channel).resize(sides, Image.Resampling.BICUBIC)
+    # Pillow's bicubic weights have a = -0.5, too.
+    np.testing.assert_allclose(altered[3, :, :, 1], np.asarray(expected), atol=1e-5)
+    fields = tiny_paper.FIELDS | {"image_size": sides, "depth": 2}
     model = create_model(named_models.config(**fields))
     tensors = timm_tensors.to_timm(weights.variables)
     tensors = resize_positions.fit_positions(tensors, model.config, weights.image_size)
     params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
-    logits = tiny_vit.logits(model)({"params": params}, made)
+    logits = tiny_vit.logits(model)({"params": params}, altered)
     assert resized.vit.gmacs < weights.gmacs
     right = decode_bits(resized.measure_reduction(DENSE_REDUCTION)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
 
-def cosine_rows(rows):
+def unit_rows(rows):
     rows = np.asarray(rows, np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def jpeg(image):
+def compress_jpeg(image):
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=75)
     return np.asarray(Image.open(file))
@@ -158,68 +162,70 @@ def jpeg(image):
 def test_without_labels_outputs_are_compared(tmp_path, classes):
     """Against NumPy and Pillow; a second call measures the new row alone."""
     vit = tiny_vit.pretrained(num_classes=classes, depth=2)
-    pixels = small_photographs.pixels_of(30)
-    folder = small_photographs.write(tmp_path / "photos", 30)
+    pixels = small_photographs.draw(30)
+    folder = small_photographs.write_photographs(tmp_path / "photos", 30)
     options = {"out": tmp_path / "out", "workers": 0, "batch_size": 8}
     report = compare.compare(vit, f"{folder}", reductions=["tome:r=6"], **options)
     images = {
         "dense": pixels,
-        "dense, images JPEG 75": np.stack([*map(jpeg, pixels)]),
+        "dense, images JPEG 75": np.stack([*map(compress_jpeg, pixels)]),
         "dense, images mirrored": pixels[:, :, ::-1],
     }
     outputs = {}
-    for name, changed in images.items():
-        normal = normalize(changed, vit.config.mean, vit.config.std)
-        outputs[name] = tiny_vit.logits(vit.model)(vit.variables, normal)
+    for name, pixels_of_row in images.items():
+        normalized = normalize(pixels_of_row, vit.config.mean, vit.config.std)
+        outputs[name] = tiny_vit.logits(vit.model)(vit.variables, normalized)
     order = np.random.default_rng(0).permutation(30)
     outputs["dense, images shuffled"] = outputs["dense"][order]
     reduced = vit.with_reduction("tome:r=6").model
-    normal = normalize(pixels, vit.config.mean, vit.config.std)
-    outputs["tome:r=6"] = tiny_vit.logits(reduced)(vit.variables, normal)
+    normalized = normalize(pixels, vit.config.mean, vit.config.std)
+    outputs["tome:r=6"] = tiny_vit.logits(reduced)(vit.variables, normalized)
     assert {*report.figures} == {*outputs}
     dense = outputs["dense"]
-    near = np.argsort(-cosine_rows(dense) @ cosine_rows(dense).T, axis=1)[:, 1:11]
-    for name, own in outputs.items():
-        figures = report.figures[name]["fidelity"]
-        by_own = np.argsort(-cosine_rows(own) @ cosine_rows(own).T, axis=1)[:, 1:11]
-        kept = [len({*a} & {*b}) for a, b in zip(near, by_own, strict=True)]
-        assert figures["neighbors_kept"][0] == pytest.approx(10 * np.mean(kept), abs=1)
-        cosines = np.sum(cosine_rows(own) * cosine_rows(dense), axis=1)
+    dense_near = np.argsort(-unit_rows(dense) @ unit_rows(dense).T, axis=1)[:, 1:11]
+    for name, row_outputs in outputs.items():
+        fidelity = report.figures[name]["fidelity"]
+        row_near = np.argsort(
+            -unit_rows(row_outputs) @ unit_rows(row_outputs).T, axis=1
+        )[:, 1:11]
+        kept = [len({*a} & {*b}) for a, b in zip(dense_near, row_near, strict=True)]
+        assert fidelity["neighbors_kept"][0] == pytest.approx(10 * np.mean(kept), abs=1)
+        cosines = np.sum(unit_rows(row_outputs) * unit_rows(dense), axis=1)
         if classes:
-            same = 100 * np.mean(own.argmax(1) == dense.argmax(1))
-            assert figures["first_class"][0] == pytest.approx(same)
+            agreement = 100 * np.mean(row_outputs.argmax(1) == dense.argmax(1))
+            assert fidelity["first_class"][0] == pytest.approx(agreement)
         else:
-            assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
-            assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-5)
+            assert fidelity["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
+            assert fidelity["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-5)
     share = vit.with_reduction("tome:r=6").gmacs / vit.gmacs
     assert f"| {share:.2f} |\n" in compare.format_table(report)
     lines = len((tmp_path / "out" / "points.jsonl").read_text().splitlines())
     assert lines == len(outputs)
     rows = ["tome:r=6", "tome:r=3"]
-    again = compare.compare(
+    second = compare.compare(
         vit, f"{folder}", reductions=rows, image_sizes=[16], **options
     )
-    assert again.figures["tome:r=6"] == report.figures["tome:r=6"]
+    assert second.figures["tome:r=6"] == report.figures["tome:r=6"]
     added = len((tmp_path / "out" / "points.jsonl").read_text().splitlines()) - lines
     assert added == 2
-    smaller = again.figures["image_size=16"]
+    smaller = second.figures["image_size=16"]
     assert smaller["gmacs"] < vit.gmacs
     assert smaller["fidelity"]["neighbors_kept"][0] < 100
 
 
-def test_texts_and_class_folders(tmp_path, monkeypatch):
-    """Unreadable images move the others' rows; texts are in another order."""
+def test_texts_and_class_folders_join_the_comparison(tmp_path, monkeypatch):
+    """Unreadable images shift later rows; texts have another order."""
     vit = tiny_vit.pretrained(num_classes=0, depth=2)
     for seed, name in enumerate(("cat", "dog")):
-        small_photographs.write(tmp_path / "data" / name, 100, seed)
+        small_photographs.write_photographs(tmp_path / "data" / name, 100, seed)
     paths = sorted((tmp_path / "data").rglob("*.png"))
     for path in (paths.pop(125), paths.pop(3)):
         path.write_bytes(b"no image")
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
-    normal = normalize(pixels, vit.config.mean, vit.config.std)
-    dense = np.asarray(tiny_vit.logits(vit.model)(vit.variables, normal))
+    images = normalize(pixels, vit.config.mean, vit.config.std)
+    dense = np.asarray(tiny_vit.logits(vit.model)(vit.variables, images))
     reduced = vit.with_reduction("tome:r=6").model
-    own = np.asarray(tiny_vit.logits(reduced)(vit.variables, normal))
+    reduced_outputs = np.asarray(tiny_vit.logits(reduced)(vit.variables, images))
     order = np.random.default_rng(0).permutation(198)[:150]
     noise = np.random.default_rng(1).normal(size=(150, dense.shape[1]))
     texts = dense[order] + 0.5 * noise
@@ -228,14 +234,14 @@ def test_texts_and_class_folders(tmp_path, monkeypatch):
     options = {"reductions": ["tome:r=6"], "workers": 0, "texts": file}
     report = compare.compare(vit, f"{tmp_path}/data", **options)
     classes = np.array([path.parent.name for path in paths])
-    for row, vectors in {"dense": dense, "tome:r=6": own}.items():
-        figures = report.figures[row]["fidelity"]
+    for row, vectors in {"dense": dense, "tome:r=6": reduced_outputs}.items():
+        fidelity = report.figures[row]["fidelity"]
         recall = slow_recall(vectors, texts, order)
-        assert figures["recall"][0] == pytest.approx(recall, abs=0.7)
+        assert fidelity["recall"][0] == pytest.approx(recall, abs=0.7)
         voted = 100 * np.mean(votes(vectors, classes) == classes)
-        assert figures["voted_right"][0] == pytest.approx(voted, abs=1.1)
+        assert fidelity["voted_right"][0] == pytest.approx(voted, abs=1.1)
     points = recall - slow_recall(dense, texts, order)
-    assert figures["recall_points"][0] == pytest.approx(points, abs=1.4)
+    assert fidelity["recall_points"][0] == pytest.approx(points, abs=1.4)
     assert "| points of recall | vote of ten nearest right, % |" in str(report)
     drawn = []
     monkeypatch.setattr(
@@ -245,8 +251,8 @@ def test_texts_and_class_folders(tmp_path, monkeypatch):
     assert drawn == ["tome", "dense, images JPEG 75", "dense, images mirrored"]
 
 
-def test_classes_and_labels_decide_what_is_compared():
-    """Accuracy needs both; a projection such as CLIP's has no classes."""
+def test_accuracy_needs_classes_and_labels():
+    """A projection such as CLIP's has no classes."""
     vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
     options = {"limit": 12, "reductions": ["tome:r=2"], "workers": 0}
     assert compare.compare(vit, "digits", **options).comparisons
@@ -255,26 +261,26 @@ def test_classes_and_labels_decide_what_is_compared():
     unbiased = vit.with_variables({**vit.variables, "params": params})
     assert compare.compare(unbiased, "digits", **options).comparisons
     report = compare.compare(
-        tiny_vit.of_problem(vit, "projection"), "digits", **options
+        tiny_vit.with_problem_type(vit, "projection"), "digits", **options
     )
     assert "cosine" in str(report) and not report.comparisons
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_other_outputs_than_one_class_per_image(tmp_path, problem_type, classes):
-    """Classes of folders would not fit them."""
-    wanted = {"difference"}
+def test_outputs_other_than_one_class_are_compared(tmp_path, problem_type, classes):
+    """Folders' classes would not fit these outputs."""
+    expected = {"difference"}
     if problem_type != "regression":
-        wanted = {"first_class", "neighbors_kept"}
+        expected = {"first_class", "neighbors_kept"}
         if classes == 1:
-            wanted = {"first_class"}
-    folder = small_photographs.write(tmp_path / "photographs", 14)
+            expected = {"first_class"}
+    folder = small_photographs.write_photographs(tmp_path / "photographs", 14)
     for data, side in ((f"{folder}", tiny_vit.SIDE), ("digits", 16)):
         vit = tiny_vit.pretrained(num_classes=classes, image_size=side, depth=1)
-        vit = tiny_vit.of_problem(vit, problem_type)
+        vit = tiny_vit.with_problem_type(vit, problem_type)
         options = {"reductions": ["tome:r=2"], "workers": 0, "threads": 0}
         out = tmp_path / f"out{side}"
         report = compare.compare(vit, data, limit=14, out=out, **options)
-        assert {*report.figures["tome:r=2"]["fidelity"]} == wanted
+        assert {*report.figures["tome:r=2"]["fidelity"]} == expected
         assert (out / "compare.png").exists()

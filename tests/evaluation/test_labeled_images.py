@@ -1,4 +1,4 @@
-"""Labeled images that weights are evaluated on, and the notes on their labels."""
+"""Labeled images for an evaluation, and notes on their labels."""
 
 import itertools
 import types
@@ -29,7 +29,7 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
     assert ("labels count from 0" in capsys.readouterr().out) == is_noted
 
 
-def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
+def test_a_folders_val_split_is_evaluated(tmp_path):
     for split, name in itertools.product(("train", "val"), range(10)):
         write_plain(tmp_path, f"{split}/{name}/0.png")
     source = open_labeled_images(VIT, f"{tmp_path}").source
@@ -40,7 +40,7 @@ def test_of_a_folder_with_splits_val_is_measured_on(tmp_path):
     "name, value",
     [("limit", 0), ("limit", 2.5), ("batch_size", 0), ("workers", -1), ("threads", -1)],
 )
-def test_numbers_below_their_least_are_refused(name, value):
+def test_numbers_below_their_minimum_are_refused(name, value):
     with pytest.raises(InputError, match=f"{name} is {value}"):
         open_labeled_images(VIT, "digits", **{name: value})
 
@@ -52,7 +52,7 @@ ENCODER.config = types.SimpleNamespace(
 
 
 @pytest.mark.parametrize("vit", [ENCODER, VIT])
-def test_images_without_labels(tmp_path, vit):
+def test_unlabeled_images_are_refused_unless_allowed(tmp_path, vit):
     write_plain(tmp_path, "a.png", "b.png")
     (tmp_path / "set.csv").write_text("filename\na.png\nb.png\n")
     for data in (tmp_path, tmp_path / "set.csv"):
@@ -63,7 +63,7 @@ def test_images_without_labels(tmp_path, vit):
 
 
 def test_an_encoder_reads_no_labels(tmp_path):
-    """Whatever the classes are; of splits val is taken, as with labels."""
+    """For any classes; the val split is taken, like with labels."""
     write_plain(tmp_path, "train/ant/a.png", "val/ant/b.png", "val/bee/deep/c.png")
     source = open_labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
     names = [source.image_name(index) for index in range(len(source))]
@@ -75,7 +75,7 @@ def test_an_encoder_reads_no_labels(tmp_path):
     assert len(digits) == 359
 
 
-def test_classes_of_another_model_are_not_taken_for_no_labels(tmp_path):
+def test_another_models_classes_are_refused(tmp_path):
     write_plain(tmp_path, "ant/a.png", "bee/b.png")
     with pytest.raises(InputError, match="ant"):
         open_labeled_images(VIT, f"{tmp_path}", need_labels=False)

@@ -31,7 +31,7 @@ def block_counts(method, n0, depth):
     return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
 
 
-def inputs(images, n):
+def random_inputs(images, n):
     """Random ReducerInputs of this many tokens; scores without ties."""
     rng = np.random.default_rng(0)
     score = np.stack([rng.permutation(n) / n for _ in range(images)])
@@ -53,48 +53,48 @@ def first_step(n, method):
 
 @pytest.mark.parametrize("name", SAME_COUNTS)
 @pytest.mark.parametrize("fields", FIELDS)
-def test_a_control_has_the_same_counts_in_every_block(name, fields):
-    ours = ImagePiece(**fields)
+def test_controls_have_imagepieces_counts(name, fields):
+    imagepiece = ImagePiece(**fields)
     control = controls.CONTROLS[name](**fields)
     for n0, depth in ((196, 12), (64, 12), (25, 4), (3, 4)):
-        assert block_counts(ours, n0, depth) == block_counts(control, n0, depth)
+        assert block_counts(imagepiece, n0, depth) == block_counts(control, n0, depth)
 
 
 def test_dropping_drops_the_least_attended():
-    """Of those that are not masked: ceil(.08 * 41)."""
+    """Four of the unmasked tokens leave: ceil(.08 * 41)."""
     reducer, counts = first_step(40, controls.ImagePieceDropping())
-    seen = inputs(5, 40)
-    lowest = np.argsort(seen.cls_attn, axis=1)
+    inputs = random_inputs(5, 40)
+    lowest = np.argsort(inputs.cls_attn, axis=1)
     mask = np.ones((5, 40), "float32")
     np.put_along_axis(mask, lowest[:, :3], 0, axis=1)
-    seen = seen.replace(mask=mask)
-    dropped = np.nonzero(decide(reducer, seen, counts).slot_of_token == DROPPED)[1]
+    inputs = inputs.replace(mask=mask)
+    dropped = np.nonzero(decide(reducer, inputs, counts).slot_of_token == DROPPED)[1]
     np.testing.assert_array_equal(dropped.reshape(5, 4), np.sort(lowest[:, 3:7]))
 
 
 @pytest.mark.parametrize("parity, candidates", [(0, 11), (1, 12)])
-def test_the_other_order_is_the_oracles(parity, candidates):
+def test_the_ascending_order_equals_the_oracle(parity, candidates):
     step = controls.ImagePieceAscending(parity=parity).merge_step(0, "class")
-    seen = inputs(4, 19)
+    inputs = random_inputs(4, 19)
     counts = StepCounts(n_in=19, n_out=15, candidates=candidates)
-    found = decide(step.reducer, seen, counts)
+    result = decide(step.reducer, inputs, counts)
     for image in range(4):
-        metric = seen.metric[image].astype(float)
-        want = oracles.retokenize(
-            seen.cls_attn[image],
+        metric = inputs.metric[image].astype(float)
+        expected = oracles.retokenize(
+            inputs.cls_attn[image],
             oracles.cosine(metric, metric),
             candidates,
             4,
             "ascending",
             parity,
         )
-        np.testing.assert_array_equal(found.slot_of_token[image], want)
+        np.testing.assert_array_equal(result.slot_of_token[image], expected)
 
 
 @pytest.mark.parametrize(
     "merge_ratio, candidate_ratio", [("0.5", "0.7"), ("0.08", "0")]
 )
-def test_a_share_of_the_candidates_is_exact(merge_ratio, candidate_ratio):
+def test_shares_of_candidates_are_exact(merge_ratio, candidate_ratio):
     fields = {"merge_ratio": float(merge_ratio)}
     fields["candidate_ratio"] = float(candidate_ratio)
     rule = controls.ImagePieceOfCandidates(**fields).merge_step(0, "class").rule
@@ -105,31 +105,31 @@ def test_a_share_of_the_candidates_is_exact(merge_ratio, candidate_ratio):
         assert rule.n_out(n, n, 1) == (n - merges if merges else None)
 
 
-def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
+def test_all_pairs_of_candidates_are_drawn_equally():
     n = 20
     images = 3000
     reducer, counts = first_step(n, controls.ImagePieceRandom(candidate_ratio=0.3))
-    seen = inputs(images, n)
-    result = decide(reducer, seen, counts)
+    inputs = random_inputs(images, n)
+    result = decide(reducer, inputs, counts)
     left = np.asarray(result.index.absorbed_tokens)
     partner = np.take_along_axis(
         np.asarray(result.index.kept_tokens),
         np.asarray(result.index.target_slots),
         axis=1,
     )
-    order = np.argsort(seen.cls_attn, axis=1)[:, :6][:, ::-1]  # most attended first
-    place = {}
+    order = np.argsort(inputs.cls_attn, axis=1)[:, :6][:, ::-1]  # most attended first
+    num_drawn = {}
     for image in range(images):
-        at = {token: i for i, token in enumerate(order[image])}
+        places = {token: i for i, token in enumerate(order[image])}
         for pair in zip(left[image], partner[image], strict=True):
-            pair = at[pair[0]], at[pair[1]]
-            place[pair] = place.get(pair, 0) + 1
-    assert set(place) == {*itertools.product((0, 2, 4), (1, 3, 5))}
+            pair = places[pair[0]], places[pair[1]]
+            num_drawn[pair] = num_drawn.get(pair, 0) + 1
+    assert set(num_drawn) == {*itertools.product((0, 2, 4), (1, 3, 5))}
     expected = images * (n - counts.n_out) / 9
-    assert all(abs(times / expected - 1) < 0.15 for times in place.values())
+    assert all(abs(times / expected - 1) < 0.15 for times in num_drawn.values())
 
 
-def test_controls_are_methods_while_they_are_registered():
+def test_registered_controls_are_methods():
     """By name in a model."""
     with controls.register_methods(), controls.register_methods():
         for name, kind in controls.CONTROLS.items():

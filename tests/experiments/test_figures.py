@@ -1,4 +1,4 @@
-"""Pictures of the pages show the stored figures, and no older ones."""
+"""Pictures of the pages show the stored figures."""
 
 import json
 
@@ -52,7 +52,7 @@ def drawings():
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_a_page_shows_the_stored_figures(name, drawings):
+def test_pictures_show_the_stored_figures(name, drawings):
     """python -m experiments.figures draws the picture again."""
     (axes,) = drawings[name].axes
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
@@ -67,7 +67,7 @@ def test_a_page_shows_the_stored_figures(name, drawings):
     assert figures.points_digest(drawings[name]) in path.read_text("utf-8")
 
 
-def test_another_figure_is_another_picture():
+def test_a_changed_figure_changes_the_digest():
     stored = figures.results.read_results().readme
     before = figures.points_digest(figures.draw_comparison(stored))
     changed = json.loads(json.dumps(stored))

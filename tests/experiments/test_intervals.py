@@ -15,44 +15,44 @@ from tests.helpers.rounding import assert_close
     [((0.0, 8.5, 7.5, -0.5, 2.5), -1.6, 8.8), ((7.5, 6.5, 6.0, 8.0, 6.5), 5.9, 7.9)],
 )
 def test_few_trainings_have_students_interval(points, low, high):
-    found = intervals.estimate_seed_mean(points)
-    theirs = stats.ttest_1samp(points, 0).confidence_interval()
-    assert found == pytest.approx((np.mean(points), *theirs))
-    assert (round(found.low, 1), round(found.high, 1)) == (low, high)
+    estimate = intervals.estimate_seed_mean(points)
+    expected = stats.ttest_1samp(points, 0).confidence_interval()
+    assert estimate == pytest.approx((np.mean(points), *expected))
+    assert (round(estimate.low, 1), round(estimate.high, 1)) == (low, high)
 
 
-def test_mean_by_hand_leaves_missing_values_out():
-    found = intervals.estimate_mean([1.0, np.nan, 2.0, 6.0])
+def test_means_leave_missing_values_out():
+    estimate = intervals.estimate_mean([1.0, np.nan, 2.0, 6.0])
     half = 1.959964 * np.sqrt(7 / 3)  # variance 7 of three values
-    assert_close(np.array(found), (3, 3 - half, 3 + half), units=1)
+    assert_close(np.array(estimate), (3, 3 - half, 3 + half), units=1)
     assert np.isnan(intervals.estimate_mean([np.nan, np.nan])).all()
 
 
-def test_seeds_and_images_add_up():
+def test_variances_of_seeds_and_images_add_up():
     """Two seeds of four images: means 50 and 100; images' means 50, 100, 100, 50."""
-    found = intervals.mean_over_seeds(100 * np.array([[0, 1, 1, 0], [1, 1, 1, 1]]))
+    estimate = intervals.mean_over_seeds(100 * np.array([[0, 1, 1, 0], [1, 1, 1, 1]]))
     images = 1.959964 * np.std([50, 100, 100, 50], ddof=1) / 2
     seeds = 12.706205 * np.std([50, 100], ddof=1) / np.sqrt(2)
-    assert found.value == 75
-    assert found.high - found.value == pytest.approx(np.hypot(images, seeds))
-    found = intervals.estimate_accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
-    assert found.value == 87.5
-    assert found.high == 100
-    assert found.low == 0
+    assert estimate.value == 75
+    assert estimate.high - estimate.value == pytest.approx(np.hypot(images, seeds))
+    estimate = intervals.estimate_accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
+    assert estimate.value == 87.5
+    assert estimate.high == 100
+    assert estimate.low == 0
     # One seed has the interval of its images.
     right, base = pair(30, 6, 2, 2)
     assert intervals.estimate_accuracy([right]) == statistics.estimate_accuracy(right)
-    alone = statistics.paired_difference(right, base)
-    assert intervals.estimate_difference([right], [base]) == alone
+    expected = statistics.paired_difference(right, base)
+    assert intervals.estimate_difference([right], [base]) == expected
 
 
-def test_differences_of_seeds_are_paired_by_seed_and_image():
+def test_differences_are_paired_by_seed_and_image():
     """Differences of images, over seeds: 50, 0, 0, 50; of seeds: 25 and 25."""
     rights = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
     bases = np.array([[0, 1, 1, 0], [1, 0, 1, 0]], bool)
-    found = intervals.estimate_difference(rights, bases)
+    estimate = intervals.estimate_difference(rights, bases)
     half = 1.959964 * np.std([50, 0, 0, 50], ddof=1) / 2
-    assert_close(np.array(found), (25, 25 - half, 25 + half), units=1)
+    assert_close(np.array(estimate), (25, 25 - half, 25 + half), units=1)
     for others in (bases[:1], bases[:, :3]):
         with pytest.raises(ValueError):
             intervals.estimate_difference(rights, others)
@@ -60,10 +60,10 @@ def test_differences_of_seeds_are_paired_by_seed_and_image():
 
 def test_intervals_are_near_their_bootstrap():
     values = np.random.default_rng(3).normal(size=400)
-    brute = intervals.bootstrap_statistic(lambda index: values[index].mean(), 400)
-    np.testing.assert_allclose(brute, intervals.estimate_mean(values), atol=0.02)
+    bootstrap = intervals.bootstrap_statistic(lambda index: values[index].mean(), 400)
+    np.testing.assert_allclose(bootstrap, intervals.estimate_mean(values), atol=0.02)
     right, base = pair(300, 60, 25, 115)
-    found = statistics.paired_difference(right, base)
-    each = 100 * (right.astype(float) - base)
-    brute = intervals.bootstrap_statistic(lambda index: each[index].mean(), len(each))
-    np.testing.assert_allclose(found, brute, atol=0.35)
+    estimate = statistics.paired_difference(right, base)
+    changes = 100 * (right.astype(float) - base)
+    bootstrap = intervals.bootstrap_statistic(lambda index: changes[index].mean(), 500)
+    np.testing.assert_allclose(estimate, bootstrap, atol=0.35)

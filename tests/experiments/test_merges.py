@@ -15,7 +15,7 @@ from tests.helpers.reduction_steps import vectors
 from tests.helpers.rounding import assert_close
 
 
-def inputs(degrees, attention):
+def inputs_at_angles(degrees, attention):
     """Tokens whose keys are unit vectors at these angles. One image."""
     metric = vectors(degrees)
     scores = np.asarray([attention], np.float32)
@@ -23,7 +23,7 @@ def inputs(degrees, attention):
     return ReducerInputs(x=metric, size=size, metric=metric, cls_attn=scores)
 
 
-def drawn(n=19, batch=3, seed=0):
+def random_inputs(n=19, batch=3, seed=0):
     """Tokens of noise."""
     rng = np.random.default_rng(seed)
     return ReducerInputs(
@@ -37,8 +37,8 @@ def drawn(n=19, batch=3, seed=0):
 PERCENTS = (15, 70)
 
 
-def _run(reducer, counts, tokens):
-    """A matching and all that is derived from it, compiled at once, which is quick."""
+def measure_merges(reducer, counts, tokens):
+    """A matching and all of its measures, in one program."""
     result = reducer(tokens, counts)
     members = {
         x: merges.mark_merged_tokens(result, counts.n_in, x) for x in (False, True)
@@ -57,11 +57,11 @@ def _run(reducer, counts, tokens):
     }
 
 
-run = tiny_vit.compiled(_run, static_argnums=(0, 1))
+run = tiny_vit.compiled(measure_merges, static_argnums=(0, 1))
 
 
 # Ten tokens, six candidates in the order 6 1 5 7 3 8, split into A = 6 5 3, B = 1 7 8.
-TEN = inputs(
+TEN = inputs_at_angles(
     [5, 30, 80, 33, 60, 70, 20, 75, 28, 0],
     [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
 )
@@ -73,7 +73,7 @@ def retokenized():
     return run(Retokenize(), TEN_COUNTS, TEN)
 
 
-def listed(pairs):
+def list_pairs(pairs):
     """Pairs of the first image as a set of tuples."""
     left, partner = (np.asarray(tokens[0]).tolist() for tokens in pairs)
     return set(zip(left, partner, strict=True))
@@ -84,7 +84,7 @@ def cosine(degrees):
 
 
 def test_pairs_of_retokenize_by_hand(retokenized):
-    assert listed(retokenized["pairs"]) == {(6, 8), (5, 7), (3, 1)}
+    assert list_pairs(retokenized["pairs"]) == {(6, 8), (5, 7), (3, 1)}
     expected = np.mean([cosine(8), cosine(5), cosine(3)])
     assert_close(retokenized["similarity"], [expected])
 
@@ -109,9 +109,9 @@ def test_distance_of_pairs_by_hand(retokenized):
         (Bipartite(), StepCounts(n_in=19, n_out=13)),
     ],
 )
-def test_pairs_are_those_of_the_slot_map(reducer, counts):
-    """Both ends of a pair are in one slot, and only so many tokens left theirs."""
-    merged = run(reducer, counts, drawn())
+def test_pairs_agree_with_slots(reducer, counts):
+    """A pair's tokens share a slot, and the right number of tokens left."""
+    merged = run(reducer, counts, random_inputs())
     (left, partner) = merged["pairs"]
     members = merged["members"]
     dest = merged["slot_of_token"]
@@ -127,7 +127,7 @@ def test_pairs_are_those_of_the_slot_map(reducer, counts):
 
 
 def test_attentive_share_by_hand():
-    """One of tokens 0, 3 and 4, 3, is among the two most attended."""
+    """Of tokens 0, 3 and 4 only 3 is among the two most attended."""
     merged = np.asarray([[True, False, False, True, True]])
     attention = np.asarray([[0.1, 0.5, 0.2, 0.3, 0.0]], np.float32)
     share = tiny_vit.compiled(merges.attentive_share, static_argnums=2)
@@ -143,8 +143,8 @@ def slow_overlap(members, attention, percent):
     return 100 * len(shared) / members.sum()
 
 
-def test_overlap_is_that_of_sorted_lists():
-    tokens = drawn(seed=2)
+def test_overlap_equals_sorted_lists():
+    tokens = random_inputs(seed=2)
     merged = run(Bipartite(), StepCounts(n_in=19, n_out=13), tokens)
     for both, percent in itertools.product((False, True), PERCENTS):
         pairs = zip(merged["members"][both], tokens.cls_attn, strict=True)

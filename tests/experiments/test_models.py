@@ -36,7 +36,7 @@ def config(monkeypatch):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Configs of the runs that a Finetuner would train, by name; nothing is."""
+    """Configs of a Finetuner's runs by name; none is trained."""
     configs = {}
 
     def train_run(config, workdir):
@@ -49,19 +49,19 @@ def trained(monkeypatch):
 
 
 def finetuner(tmp_path, config):
-    given = tiny_paper.pretrained(tmp_path, depth=config.model.depth)
-    return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
+    pretrained = tiny_paper.pretrained(tmp_path, depth=config.model.depth)
+    return Finetuner(config, pretrained, "digits", tmp_path / "small", [0, 1])
 
 
-def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained):
+def test_matching_changes_all_but_dense_and_reference(tmp_path, config, trained):
     maker = finetuner(tmp_path, config)
     for reduction in (None, models.REFERENCE):
         maker.find(reduction, "patch", False)
     maker.find(EVIT, "conv", True)
     names = [name for name in trained if not name.startswith("start")]
     labels = ["none_patch", "imagepiece_patch", f"{reduction_label(EVIT)}_conv"]
-    both = ([f"{name}_seed0", f"{name}_seed1"] for name in labels)
-    assert names == [*itertools.chain(*both)]
+    names_by_label = ([f"{name}_seed0", f"{name}_seed1"] for name in labels)
+    assert names == [*itertools.chain(*names_by_label)]
     assert maker.find(EVIT, "conv", False) == []
     maker.find(EVIT, "patch", False)
     fitted = Reduction.read(trained[list(trained)[-1]].reduction).method
@@ -72,7 +72,7 @@ def test_matching_leaves_the_reference_and_dense_alone(tmp_path, config, trained
     assert model_macs(matched) == pytest.approx(model_macs(reference), rel=0.1)
 
 
-def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
+def test_configs_of_runs_differ_as_declared(tmp_path, config, trained):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
     maker = finetuner(tmp_path, config)
     maker.seeds = [1]
@@ -93,7 +93,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, trained):
     assert tome.eval_every_epochs == tome.epochs
 
 
-def test_the_head_is_fresh_where_a_class_has_another_name(tmp_path, config, trained):
+def test_another_class_name_makes_the_head_fresh(tmp_path, config, trained):
     maker = finetuner(tmp_path, config)
     vit = maker.pretrained
     names = (*"012345678", "ten")
@@ -114,25 +114,25 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd, monkeypa
     maker.seeds = [1]
     rows = (DENSE, TableRow("EViT", evit))
     with tiny_paper.study(tmp_path / "out", models=maker) as study:
-        found = measure_rows(study, rows, by_stem=True)
-    assert len(found["EViT"].results) == 1
+        results = measure_rows(study, rows, by_stem=True)
+    assert len(results["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
     expected = ["none", reduction_label(evit), "start"]
     assert names == sorted(f"{name}_patch_seed1" for name in expected)
-    assert "| EViT |  | as trained |" in rows_table(rows, found, {}, "")
+    assert "| EViT |  | as trained |" in rows_table(rows, results, {}, "")
     capfd.readouterr()
-    ((again, _),) = maker.find(evit, "patch", True)
+    ((repeated, _),) = maker.find(evit, "patch", True)
     assert capfd.readouterr().out.count("this run is complete") == 2
-    assert again.digest == found["EViT"].pretrained.digest
+    assert repeated.digest == results["EViT"].pretrained.digest
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - {"none"}))
-def test_a_cost_replaces_what_said_how_many_tokens_stay(name):
+def test_a_cost_replaces_a_methods_counts(name):
     expected = Reduction.read(f"{name}:macs=0.5")
-    same = [f"counts={(9,) * 12}"]
+    amounts = [f"counts={(9,) * 12}"]
     if field := METHODS[name].ratio_field:
-        same.append(f"{field}=1")
-    for fields in same:
+        amounts.append(f"{field}=1")
+    for fields in amounts:
         assert with_cost(Reduction.read(f"{name}:{fields}"), 0.5) == expected
     schedule = Reduction.read(f"{name}:macs=0.9:counts=proportional-1")
     assert with_cost(schedule, 0.5).method.counts == "proportional-1"

@@ -1,4 +1,4 @@
-"""Pages of experiments whose models are right on as many images as they have MACs."""
+"""Pages of a study whose accuracy follows from MACs."""
 
 import numpy as np
 import pytest
@@ -37,28 +37,29 @@ class Monotone(Study):
 @pytest.fixture
 def study(tmp_path):
     size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
-    models = OffTheShelf(tiny_vit.loaded("none", **size, stem="patch"))
+    models = OffTheShelf(tiny_vit.loaded_model("none", **size, stem="patch"))
     return Monotone(models=models, images=Photographs(), out=tmp_path)
 
 
-def lines(study, page):
-    """{first cells: the other cells} of all table lines of a page."""
+def table_cells(study, page):
+    """{first cell: the line's other cells} of a page's tables."""
     text = (study.out / f"{page}.md").read_text()
     rows = [markdown.cells(line) for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in rows}
 
 
 def points(study, reduction, base):
-    """Points that one reduction has more than the other."""
+    """Points by which a reduction exceeds the base."""
     rights = [
-        study.evaluate(study.pretrained, each).right.sum() for each in (reduction, base)
+        study.evaluate(study.pretrained, tried).right.sum()
+        for tried in (reduction, base)
     ]
     return 100 * (int(rights[0]) - int(rights[1])) / IMAGES
 
 
 def test_gains_are_the_combinations_over_their_methods(study):
     paper_tables.write_combinations_page(study)
-    gains = lines(study, "combos")
+    gains = table_cells(study, "combos")
     for single, combined in paper_tables.PAIRS[:3]:
         gain = points(study, combined.reduction, single.reduction)
         pair = [study.pretrained.reduced_model(r.reduction) for r in (single, combined)]
@@ -72,10 +73,10 @@ def test_ablation_compares_with_the_default(study):
     changed = paper_tables.list_switches("patch")
     with controls.register_methods():
         paper_tables.write_ablation_page(study)
-        found = {row.name: points(study, row.reduction, default) for row in changed}
-    changes = lines(study, "ablation")
+        expected = {row.name: points(study, row.reduction, default) for row in changed}
+    changes = table_cells(study, "ablation")
     for row in changed:
-        change = found[row.name]
+        change = expected[row.name]
         assert changes[row.name][0].startswith(f"{change:+.1f} [")
     assert not set(changes) & {row.name for row in paper_tables.list_switches("conv")}
 
@@ -86,7 +87,7 @@ def test_hyperspeed_compares_curves_where_all_have_points(study):
     assert "mean acc1 from 0.483 to 0.650 GMACs" in text
     # One curve of accuracy by MACs: the means differ by how straight lines cut it.
     mean = 100 * np.mean((np.linspace(0.483, 0.650, 1001) / 1.3) ** 0.25)
-    found = lines(study, "hyperspeed")
+    cells = table_cells(study, "hyperspeed")
     names = [name for name in hyperspeed.SWEEPS if name != "ImagePiece"]
     for name in (*names, "ImagePiece, patch stem"):
         (cell,) = (
@@ -97,15 +98,15 @@ def test_hyperspeed_compares_curves_where_all_have_points(study):
         assert float(cell.split(" [")[0]) == pytest.approx(mean, abs=0.2)
     dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
     drop = published.HYPERSPEED["drop"]["ToMe"]
-    assert found["ToMe"][-1].startswith(f"{dense - drop:.2f}")
+    assert cells["ToMe"][-1].startswith(f"{dense - drop:.2f}")
 
 
-def test_area_is_that_of_many_points():
+def test_mean_height_equals_many_points():
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 1, 7)
     y = rng.uniform(0, 1, 7)
     order = np.argsort(x)
     low = sorted(x)[1] + 0.01
     high = sorted(x)[5]
-    brute = np.interp(np.linspace(low, high, 200_001), x[order], y[order]).mean()
-    assert hyperspeed.mean_height(x, y, low, high) == pytest.approx(brute, abs=1e-5)
+    expected = np.interp(np.linspace(low, high, 200_001), x[order], y[order]).mean()
+    assert hyperspeed.mean_height(x, y, low, high) == pytest.approx(expected, abs=1e-5)

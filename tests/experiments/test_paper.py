@@ -1,4 +1,4 @@
-"""The command: mistakes in one sentence, and experiments from end to end."""
+"""The command: mistakes, and experiments from end to end."""
 
 import pytest
 
@@ -22,21 +22,21 @@ DIGITS = "--data=digits"
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["table1", DIGITS], "weights"),
         (["table3", DIGITS, "--small"], "table3"),
         (["table1", DIGITS, "--small", "--runs=x"], "runs"),
     ],
 )
-def test_mistakes_in_words(tmp_path, words, said):
+def test_mistakes_are_named(tmp_path, words, message):
     ended = call(paper.main, *words, "--out", tmp_path / "out")
-    assert ended.status == 2 and said in ended.err
+    assert ended.status == 2 and message in ended.err
 
 
 @pytest.mark.slow
-def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words):
-    """At four blocks EViT's default blocks do not exist; overlap has no such row."""
+def test_all_names_left_out_tables_and_measures_once(tmp_path, words):
+    """A model of four blocks lacks EViT's default blocks; overlap has no such row."""
     names = ("overlap", "combos")
     results = tmp_path / POINTS_FILE_NAME
     with pytest.MonkeyPatch.context() as patch:

@@ -27,8 +27,8 @@ def study(tmp_path_factory, pretrained):
         yield study
 
 
-def test_figures_are_those_of_plain_numpy(study, pretrained):
-    found = study.evaluate(pretrained, None)
+def test_figures_equal_plain_numpy(study, pretrained):
+    answers = study.evaluate(pretrained, None)
     model = pretrained.model
     variables = pretrained.variables
     batches = list(study.images.read_batches())
@@ -40,31 +40,31 @@ def test_figures_are_those_of_plain_numpy(study, pretrained):
     order = np.argsort(-logits, axis=1, kind="stable")
     right = order[:, 0] == label
     losses = -log_softmax(logits)[np.arange(24), label]
-    assert found["images"] == 24
-    assert found.right.tolist() == right.tolist()
-    assert found["acc1"] == pytest.approx(100 * right.mean())
-    among = (order[:, :5] == label[:, None]).any(axis=1)
-    assert found["acc5"] == pytest.approx(100 * among.mean())
-    assert found["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert answers["images"] == 24
+    assert answers.right.tolist() == right.tolist()
+    assert answers["acc1"] == pytest.approx(100 * right.mean())
+    is_among_five = (order[:, :5] == label[:, None]).any(axis=1)
+    assert answers["acc5"] == pytest.approx(100 * is_among_five.mean())
+    assert answers["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_a_line_has_the_whole_setting(study, pretrained):
     study.evaluate(pretrained, TOME)
-    *_, found = read_points(study.out / POINTS_FILE_NAME)
-    setting = found["setting"]
-    assert setting["reduction"] == "tome:r=4:prop_attn=True"  # as ToMe is meant
+    *_, line = read_points(study.out / POINTS_FILE_NAME)
+    setting = line["setting"]
+    assert setting["reduction"] == "tome:r=4:prop_attn=True"  # ToMe's published form
     assert setting["weights"] == pretrained.digest
     assert setting["digest"] == study.images.source.digest
-    tokens = found["result"]["tokens_per_block"]
+    tokens = line["result"]["tokens_per_block"]
     assert tokens == [[65, 61], [61, 57], [57, 53], [53, 49]]
 
 
-def slow_ratio(outputs, place, after, count):
+def slow_ratio(outputs, place, next_step, count):
     """Mean share, token by token, of merged tokens among the `kept` most attended."""
     shares = []
-    dest = np.asarray(outputs.results[place].slot_of_token)
-    attention = np.asarray(outputs.reducer_inputs[after].cls_attn)
-    for slots, scores in zip(dest, attention, strict=True):
+    slots_of_images = np.asarray(outputs.results[place].slot_of_token)
+    attention = np.asarray(outputs.reducer_inputs[next_step].cls_attn)
+    for slots, scores in zip(slots_of_images, attention, strict=True):
         merged = [s for s in set(slots) if (slots == s).sum() > 1]
         order = sorted(range(len(scores)), key=lambda t: (-scores[t], t))
         shares.append(np.mean([order.index(s) < count for s in merged]))
@@ -72,34 +72,34 @@ def slow_ratio(outputs, place, after, count):
 
 
 @pytest.mark.slow
-def test_ratios_of_merged_tokens_are_those_of_a_slow_count(study, pretrained):
+def test_attentive_ratios_equal_slow_counts(study, pretrained):
     model = merges.observe_reducers(pretrained.reduced_model("imagepiece"))
     batches = [batch["image"] for batch in study.images.read_batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], IMAGENET_MEAN, IMAGENET_STD)
     outputs = jax.jit(model.apply)(pretrained.variables, pixels)
-    found = analysis.attentive_ratios(study, pretrained, "imagepiece")
-    assert list(found) == ["1", "2"]
+    ratios = analysis.attentive_ratios(study, pretrained, "imagepiece")
+    assert list(ratios) == ["1", "2"]
     sites = {site.block: site for site in merges.list_sites(model)}
     for block, rule in ((1, "(a)"), (2, "(b)")):
-        here = sites[block]
-        before = sites[block - 1]
-        n = here.counts.n_in
+        site = sites[block]
+        previous = sites[block - 1]
+        n = site.counts.n_in
         upper = n - int(0.3 * n + 1e-9)
-        own = here.counts.n_out if rule == "(b)" else upper
-        figures = found[str(block)]
+        by_rule = site.counts.n_out if rule == "(b)" else upper
+        figures = ratios[str(block)]
         assert figures["rule"].startswith(rule)
-        for name, count in (("own", own), ("candidates", upper)):
-            slow = slow_ratio(outputs, before.step, here.step, count)
+        for name, count in (("own", by_rule), ("candidates", upper)):
+            slow = slow_ratio(outputs, previous.step, site.step, count)
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 
 ROWS = (DENSE, TableRow("ToMe", TOME), TableRow("ImagePiece", "imagepiece", "conv"))
 
 
-def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
-    found = paper_tables.measure_rows(study, ROWS)
+def test_rows_without_a_model_are_blank(study):
+    results = paper_tables.measure_rows(study, ROWS)
     printed = {"ToMe": (79.36, 3806.1), "ImagePiece": (80.22, 3891.9)}
-    text = paper_tables.rows_table(ROWS, found, printed, "DeiT-S")
+    text = paper_tables.rows_table(ROWS, results, printed, "DeiT-S")
     head, _, dense, tome, imagepiece = text.split("\n")
     assert "acc1, % (DeiT-S, ImageNet-1k, published)" in head
     assert "| DeiT |  |  | as trained |" in dense
@@ -107,23 +107,24 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(study):
     assert imagepiece.count("not measured") == 6
     assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
-    assert "| no model of | ImagePiece |" in paper_tables.describe_table(study, found)
+    assert "| no model of | ImagePiece |" in paper_tables.describe_table(study, results)
 
 
 @pytest.mark.slow
-def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
+def test_runs_are_paired_with_their_seeds_dense_run(tmp_path):
     dense = [tiny_paper.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
     runs = TrainedRuns((*dense, *[vit.with_reduction(TOME) for vit in dense]))
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
-        found = paper_tables.measure_rows(several, (TableRow("ToMe", TOME),))["ToMe"]
-    assert len(found.results) == len(found.bases) == 2
-    ours, theirs = (
-        np.mean([r.right for r in each]) for each in (found.results, found.bases)
+        measured = paper_tables.measure_rows(several, (TableRow("ToMe", TOME),))["ToMe"]
+    assert len(measured.results) == len(measured.bases) == 2
+    reduced, full = (
+        np.mean([r.right for r in answers])
+        for answers in (measured.results, measured.bases)
     )
-    assert found.difference.value == pytest.approx(100 * (ours - theirs))
+    assert measured.difference.value == pytest.approx(100 * (reduced - full))
 
 
-def test_tokens_left_are_the_published_ones():
+def test_plans_leave_the_published_tokens():
     rows = {row.name: row for row in paper_tables.TABLE3}
     assert published.OUTPUT_TOKENS.keys() <= rows.keys()
     for name, count in published.OUTPUT_TOKENS.items():

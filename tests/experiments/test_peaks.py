@@ -1,4 +1,4 @@
-"""The study of peaks: who judges, its controls, and its figures by hand."""
+"""The study of peaks: its judging photographs, controls and figures."""
 
 import types
 
@@ -31,7 +31,7 @@ def decide(inputs, **parts):
     return KeepParts(score="class_and_mean", **parts)(inputs, COUNTS)
 
 
-def test_no_photograph_that_chose_judges():
+def test_judging_photographs_chose_nothing():
     """The method was chosen on 1, 3, .., 599, the recipe on 100 even ones."""
     judging = peaks.judging_photographs()
     assert len(judging) == 600
@@ -44,24 +44,24 @@ def test_every_cell_has_its_own_name():
     assert len(names) == len(set(names))
 
 
-def test_without_an_exchanged_part_the_control_is_the_method(inputs):
-    own = decide(inputs)
+def test_the_default_control_equals_the_method(inputs):
+    control = decide(inputs)
     method = KeepPeaks(score="class_and_mean")(inputs, COUNTS)
     for name in ("slot_of_token", "weight", "attn_size"):
-        np.testing.assert_array_equal(getattr(own, name), getattr(method, name))
+        np.testing.assert_array_equal(getattr(control, name), getattr(method, name))
 
 
 def test_each_control_exchanges_one_part(inputs):
-    own = decide(inputs)
+    peaks_result = decide(inputs)
     highest = decide(inputs, keep="highest")
     score = inputs.cls_and_mean_attn
     kept = np.asarray(highest.attn_size) == 1
     for image in range(3):
         best = np.argsort(-score[image], kind="stable")[:4]
         assert set(np.flatnonzero(kept[image])) == {*best}
-    np.testing.assert_array_equal(highest.weight, own.weight)
+    np.testing.assert_array_equal(highest.weight, peaks_result.weight)
     plain = decide(inputs, merge="plain")
-    np.testing.assert_array_equal(plain.slot_of_token, own.slot_of_token)
+    np.testing.assert_array_equal(plain.slot_of_token, peaks_result.slot_of_token)
     assert (np.asarray(plain.weight) == 1).all()
     assert decide(inputs, merge="patches").weight is None
     squared = decide(inputs, merge="square").weight
@@ -69,38 +69,40 @@ def test_each_control_exchanges_one_part(inputs):
     dropped = np.asarray(decide(inputs, merge="none").slot_of_token)
     assert ((dropped == DROPPED).sum(axis=1) == 5).all()
     drawn = decide(inputs, keep="random")
-    assert (np.asarray(drawn.slot_of_token) != np.asarray(own.slot_of_token)).any()
+    assert not np.array_equal(drawn.slot_of_token, peaks_result.slot_of_token)
     assert (np.asarray(drawn.slot_of_token).max(axis=1) == 3).all()
 
 
-def test_a_divergence_by_hand():
+def test_divergences_by_hand():
     """Probabilities .8 and .2 beside .5 and .5, and equal ones."""
     dense = np.log(np.float32([[0.8, 0.2], [0.5, 0.5]]))
-    own = np.log(np.float32([[0.5, 0.5], [0.5, 0.5]]))
+    reduced = np.log(np.float32([[0.5, 0.5], [0.5, 0.5]]))
     labels = {"photographs": np.array([0, 1])}
     study = types.SimpleNamespace(labels=labels)
     cell = Cell("deit", "photographs", "x")
-    line = peaks.compare_logits(own, dense, study, cell)
-    want = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
-    np.testing.assert_allclose(peaks.decode_values(line["kl"]), [want, 0], atol=1e-4)
-    assert line["same"] == encode_bits(
-        np.array([True, True])
-    )  # the first of equals is class 0
+    line = peaks.compare_logits(reduced, dense, study, cell)
+    expected = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
+    np.testing.assert_allclose(
+        peaks.decode_values(line["kl"]), [expected, 0], atol=1e-4
+    )
+    # The first of equal probabilities is class 0.
+    assert line["same"] == encode_bits(np.array([True, True]))
     assert line["right"] == encode_bits(np.array([True, False]))
 
 
 def test_distances_of_features_by_hand():
-    """Twelve vectors along a circle; one of the own ones is turned by 60 degrees."""
+    """Twelve vectors on a circle; the reduced model turns one by 60 degrees."""
     angles = np.arange(12) * 0.1
     dense = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     turned = angles.copy()
     turned[0] -= np.pi / 3
-    own = np.stack([np.cos(turned), np.sin(turned)], axis=1)
-    wanted = {"vectors": dense, "maps": dense[:, None]}
-    line = peaks.compare_features({"vectors": own, "maps": own[:, None]}, wanted)
+    reduced = np.stack([np.cos(turned), np.sin(turned)], axis=1)
+    dense_features = {"vectors": dense, "maps": dense[:, None]}
+    features = {"vectors": reduced, "maps": reduced[:, None]}
+    line = peaks.compare_features(features, dense_features)
     vector = peaks.decode_values(line["vector"])
     np.testing.assert_allclose(vector, [0.5] + [0] * 11, atol=1e-3)
     np.testing.assert_allclose(peaks.decode_values(line["maps"]), vector, atol=1e-3)
-    # The farthest of 1 to 5 was 11, and now is 0; of the others it always was 0.
+    # Vectors 1 to 5 exchange their farthest neighbor 11 for 0; the others had 0.
     kept = peaks.decode_values(line["kept"])
     np.testing.assert_allclose(kept, [1] + [0.9] * 5 + [1] * 6, atol=1e-3)

@@ -1,4 +1,4 @@
-"""The pages have what docs/results/results.json says, and its rows what is right."""
+"""The pages have the figures of docs/results/results.json."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def stored():
     return results.read_results()
 
 
-def test_tables_of_the_pages_are_made_from_the_file(stored):
+def test_pages_have_the_files_tables(stored):
     tables = results.page_tables(stored)
     used = []
     for name in results.PAGES:
@@ -23,46 +23,47 @@ def test_tables_of_the_pages_are_made_from_the_file(stored):
     assert {name for _, name, _ in used} == set(tables)
 
 
-def test_readme_has_a_row_for_each_of_the_file(stored):
+def test_readme_has_the_files_rows(stored):
     (rows, *_) = markdown.tables(markdown.section("README.md"))
     assert len(rows) == len(stored.readme)
-    for row, found in zip(rows, stored.readme, strict=True):
-        assert row["typed"] == f"`{found['typed']}`"
-        assert float(row["multiply-adds"]) == round(found["multiply_adds"], 2)
+    for row, stored_row in zip(rows, stored.readme, strict=True):
+        assert row["typed"] == f"`{stored_row['typed']}`"
+        assert float(row["multiply-adds"]) == round(stored_row["multiply_adds"], 2)
         for column, name in (("lost", "lost"), ("lost, recovered", "recovered")):
             shown = row[f"points {column}"]
-            if name not in found:  # `recover` trains no smaller images
+            if name not in stored_row:  # `recover` trains no smaller images
                 assert shown == ""
                 continue
-            assert markdown.interval(shown) == pytest.approx(found[name], abs=0.051)
+            interval = markdown.read_interval(shown)
+            assert interval == pytest.approx(stored_row[name], abs=0.051)
 
 
-def test_what_readme_types_is_what_was_measured(stored):
-    """Each share makes the tokens and reducers whose figures stand in its row."""
+def test_readmes_typed_shares_are_the_measured_reductions(stored):
+    """A share gives the tokens and reducers of its row's reduction."""
     dense = create_model("deit_tiny_patch16_224.fb_in1k")
     for row in stored.readme:
         argument, _, value = row["typed"].partition("=")
         assert (argument == "reduction") == ("reduction" in row)
         if argument == "image_size":
             continue
-        made = with_plan(dense, Reduction.read(float(value)))
-        shown = with_plan(dense, Reduction.read(row["reduction"]))
-        for ours, theirs in zip(made.plan, shown.plan, strict=True):
-            assert ours.counts == theirs.counts
+        by_share = with_plan(dense, Reduction.read(float(value)))
+        measured = with_plan(dense, Reduction.read(row["reduction"]))
+        for typed_layer, layer in zip(by_share.plan, measured.plan, strict=True):
+            assert typed_layer.counts == layer.counts
             reducers = [
-                layer.step and type(layer.step.reducer) for layer in (ours, theirs)
+                part.step and type(part.step.reducer) for part in (typed_layer, layer)
             ]
             assert reducers[0] == reducers[1]
 
 
-def test_rows_name_their_sources_and_have_the_accuracy_of_their_bits(stored):
+def test_rows_name_sources_and_have_their_bits_accuracy(stored):
     settings = set()
     for row in stored.rows:
         assert 100 * stored.bits(row).mean() == pytest.approx(row.acc1[0])
         source = stored.sources[row.source]
         assert "--resize none" in source["command"]
         settings.add((source["study"], row.method, row.share, str(row.setting)))
-    assert len(settings) == len(stored.rows)  # none stands there twice
+    assert len(settings) == len(stored.rows)  # without repetitions
     named = {row.source for row in stored.rows}
     for row in stored.readme:
         named |= {
@@ -73,7 +74,7 @@ def test_rows_name_their_sources_and_have_the_accuracy_of_their_bits(stored):
     assert named == set(stored.sources)
 
 
-def test_the_page_of_comparison_has_figures_of_the_results():
+def test_the_comparison_page_has_the_results_figures():
     rows, *_ = markdown.tables(markdown.section("docs/comparison.md", "By time"))
     page = "docs/results/comparison.md"
     recovered, *_ = markdown.tables(markdown.section(page, "Recovered"))
@@ -84,9 +85,9 @@ def test_the_page_of_comparison_has_figures_of_the_results():
     for row in rows:
         measured = by_model[row["setting"]]
         for column, name in (("", "off the shelf"), (", recovered", "recovered")):
-            lost, *_ = markdown.interval(measured[f"points, {name}"])
+            lost, *_ = markdown.read_interval(measured[f"points, {name}"])
             assert float(row[f"points lost{column}"]) == -lost
-        assert float(row["CPU"]) == markdown.interval(measured["times as fast"])[0]
+        assert float(row["CPU"]) == markdown.read_interval(measured["times as fast"])[0]
         if row["H200, DeiT-S"]:
             setting = row["setting"].replace("blocks,", "blocks")
             setting = setting.replace("dense, ", "dense at ")

@@ -1,4 +1,4 @@
-"""What studies share: results measured once; declared tests, by SciPy and by hand."""
+"""Cells of a study are measured once."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ SECOND = Cell("second")
 DIGESTS = {"weights": "w", "images": "i"}
 
 
-def test_a_cell_is_measured_once_into_a_line(tmp_path):
+def test_cells_are_measured_once(tmp_path):
     measured = []
 
     def measure(cell):
@@ -28,9 +28,9 @@ def test_a_cell_is_measured_once_into_a_line(tmp_path):
     study.measure_cells([FIRST], folder, DIGESTS, measure)
     study.measure_cells([FIRST, SECOND], folder, DIGESTS, measure)
     assert measured == [FIRST, SECOND]
-    found = study.read_runs(folder)
-    assert [*found] == ["first", "second"]
-    assert {**DIGESTS, "kl": [0.5, 1]}.items() <= found["first"].items()
+    lines = study.read_runs(folder)
+    assert [*lines] == ["first", "second"]
+    assert {**DIGESTS, "kl": [0.5, 1]}.items() <= lines["first"].items()
     others = DIGESTS | {"images": "others"}
     with pytest.raises(InputError, match="first is of other weights or images"):
         study.measure_cells([Cell("third"), FIRST], folder, others, measure)
@@ -45,7 +45,7 @@ def test_lines_name_the_revision_at_the_start(tmp_path, monkeypatch):
         assert line["versions"]["commit"] == "old"
 
 
-def test_lines_of_another_folder_are_appended_once(tmp_path):
+def test_a_name_with_two_lines_is_refused(tmp_path):
     file = tmp_path / study.FILE
     joined = '{"name": "first", "kl": 1}\n{"name": "second", "kl": 2}\n'
     file.write_text(joined)

@@ -1,4 +1,4 @@
-"""Cards of tests are timed briefly."""
+"""Short timings for the tests' cards."""
 
 import pytest
 

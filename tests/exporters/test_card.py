@@ -1,4 +1,4 @@
-"""The card: its figures, its images, and README.md files it may replace."""
+"""The card: metrics, images, and README.md files that it may replace."""
 
 import dataclasses
 import io
@@ -28,7 +28,7 @@ from tests.inference.test_compare_outputs import slow_recall, votes
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-# Facts of a card that nobody measured.
+# Invented facts of a card.
 CARD = {"mac_share": 0.5, "megabytes": {"file": 1.0, "dense": 2.0}, "threads": 2}
 CARD |= {"ms": dict.fromkeys(("file", "dense"), (1.0, 0.9, 1.1)), "machine": "a CPU"}
 CARD |= {"speedup": (2.0, 1.9, 2.1), "batch_size": 1, "images": ["a.jpg"] * 20}
@@ -40,8 +40,8 @@ CARD["fidelity"] = {
 FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}
 
 
-def by_hand(file, facts, pixels):
-    """First output of a file for pixels, prepared as its JSON says."""
+def run_by_hand(file, facts, pixels):
+    """A file's last output for pixels, prepared by its JSON."""
     normal = facts["normalization"]
     images = ((pixels / 255 - normal["mean"]) / normal["std"]).astype(np.float32)
     if facts["input"]["shape"][1] == 3:
@@ -51,24 +51,24 @@ def by_hand(file, facts, pixels):
     return session.run([names[-1]], {facts["input"]["name"]: images})[0]
 
 
-def kept_by_hand(own, base):
-    """% of the ten nearest images that stay."""
+def kept_neighbors(outputs, dense):
+    """Percent of the ten nearest images that stay."""
     shares = []
     sets = []
-    for rows in (own, base):
+    for rows in (outputs, dense):
         rows = rows.astype(np.float64)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         sets.append([{*np.argsort(-(rows @ row))[:11]} for row in rows])
-    for number, (ours, theirs) in enumerate(zip(*sets, strict=True)):
-        shares.append(len((ours & theirs) - {number}) / 10)
+    for number, (near, dense_near) in enumerate(zip(*sets, strict=True)):
+        shares.append(len((near & dense_near) - {number}) / 10)
     return 100 * np.mean(shares)
 
 
 @pytest.mark.parametrize("classes", [tiny_vit.CLASSES, 0])
-def test_figures_are_those_of_the_files(tmp_path, classes):
+def test_a_cards_metrics_equal_those_of_the_files(tmp_path, classes):
     vit = tiny_vit.pretrained("tome:r=3", depth=2, num_classes=classes)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
-    folder = small_photographs.write(tmp_path / "photos", 60)
+    folder = small_photographs.write_photographs(tmp_path / "photos", 60)
     words = [saved, tmp_path / "half", "--dtype=float16", "--images", folder]
     if not classes:
         words += ["--layout", "transformers"]
@@ -77,54 +77,54 @@ def test_figures_are_those_of_the_files(tmp_path, classes):
     if not classes:
         file = tmp_path / "half" / "onnx" / "model_fp16.onnx"
     facts = json.loads(file.with_name(f"{file.name}.json").read_text())
-    found = facts["card"]
-    pixels = np.stack([np.asarray(Image.open(folder / n)) for n in found["images"]])
+    measured = facts["card"]
+    pixels = np.stack([np.asarray(Image.open(folder / n)) for n in measured["images"]])
     assert len(pixels) >= 16
     assert f"a card of 60 images: {len(pixels)} of them are compared" in ended.err
     dense = imagepiece_jax.export(vit.with_reduction(None), tmp_path / "dense.onnx")
     dense_facts = json.loads((tmp_path / "dense.onnx.json").read_text())
-    base = by_hand(dense, dense_facts, pixels)
+    base = run_by_hand(dense, dense_facts, pixels)
     jpeg = []
     for image in pixels:
         stored = io.BytesIO()
         Image.fromarray(image).save(stored, "jpeg", quality=75)
         jpeg.append(np.asarray(Image.open(stored)))
     outputs = {
-        "file": by_hand(file, facts, pixels),
-        "JPEG 75": by_hand(dense, dense_facts, np.stack(jpeg)),
-        "mirrored": by_hand(dense, dense_facts, np.flip(pixels, 2)),
+        "file": run_by_hand(file, facts, pixels),
+        "JPEG 75": run_by_hand(dense, dense_facts, np.stack(jpeg)),
+        "mirrored": run_by_hand(dense, dense_facts, np.flip(pixels, 2)),
     }
     for name, own in outputs.items():
-        figures = found["fidelity"][name]
-        kept = kept_by_hand(own, base)
-        assert figures["neighbors_kept"][0] == pytest.approx(kept, abs=2)
+        fidelity = measured["fidelity"][name]
+        kept = kept_neighbors(own, base)
+        assert fidelity["neighbors_kept"][0] == pytest.approx(kept, abs=2)
         if classes:
-            same = 100 * np.mean(own.argmax(1) == base.argmax(1))
-            assert figures["first_class"][0] == pytest.approx(same)
+            agreement = 100 * np.mean(own.argmax(1) == base.argmax(1))
+            assert fidelity["first_class"][0] == pytest.approx(agreement)
         else:
             lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(base, axis=1)
             cosines = np.sum(own * base, axis=1) / lengths
-            assert figures["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-4)
-            assert figures["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-3)
+            assert fidelity["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-4)
+            assert fidelity["cosine_worst"] == pytest.approx(cosines.min(), abs=1e-3)
     gmacs = facts["gmacs"] / dense_facts["gmacs"]
-    assert found["mac_share"] == pytest.approx(gmacs)
-    assert found["megabytes"]["file"] == file.stat().st_size / 1e6
-    median, low, high = found["speedup"]
+    assert measured["mac_share"] == pytest.approx(gmacs)
+    assert measured["megabytes"]["file"] == file.stat().st_size / 1e6
+    median, low, high = measured["speedup"]
     assert 0 < low <= median <= high
     page = (tmp_path / "half" / "README.md").read_text()
     rows = re.findall(r"^\| .*$", page, re.MULTILINE)
     assert len(rows) == 7  # head, line, dense, file, and three controls
-    assert found["fidelity"].keys() == {*outputs, "dense", "shuffled"}
+    assert measured["fidelity"].keys() == {*outputs, "dense", "shuffled"}
     assert all(row in ended.out for row in rows)
     assert page.startswith("---\npipeline_tag: image-")
 
 
 def test_texts_and_class_folders_join_the_card(tmp_path):
-    """Unreadable files stand before the held-out images."""
+    """Unreadable files come before the held-out images."""
     vit = tiny_vit.pretrained("tome:r=3", depth=2, num_classes=0)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     for seed, name in enumerate(("cat", "dog")):
-        small_photographs.write(tmp_path / "photos" / name, 60, seed)
+        small_photographs.write_photographs(tmp_path / "photos" / name, 60, seed)
     files = sorted((tmp_path / "photos").rglob("*.png"))
     vectors = np.asarray(imagepiece_jax.features(vit, [*map(str, files)]).pooled)
     texts = vectors + 0.8 * np.random.default_rng(0).normal(size=vectors.shape)
@@ -135,27 +135,27 @@ def test_texts_and_class_folders_join_the_card(tmp_path):
     words += ["--images", tmp_path / "photos"]
     ended = call(export.main, saved, tmp_path / "out", *words).ok()
     facts = json.loads((tmp_path / "out" / "model.onnx.json").read_text())
-    found = facts["card"]
-    paths = [tmp_path / "photos" / name for name in found["images"]]
+    measured = facts["card"]
+    paths = [tmp_path / "photos" / name for name in measured["images"]]
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
-    own = by_hand(tmp_path / "out" / "model.onnx", facts, pixels)
+    outputs = run_by_hand(tmp_path / "out" / "model.onnx", facts, pixels)
     classes = np.array([path.parent.name for path in paths])
-    figures = found["fidelity"]["file"]
-    voted = 100 * np.mean(votes(own, classes) == classes)
-    assert figures["voted_right"][0] == pytest.approx(voted, abs=5)
-    rows = [names.index(name) for name in found["images"]]
-    recall = slow_recall(own, texts[rows], range(len(rows)))
-    assert figures["recall"][0] == pytest.approx(recall, abs=2)
+    fidelity = measured["fidelity"]["file"]
+    voted = 100 * np.mean(votes(outputs, classes) == classes)
+    assert fidelity["voted_right"][0] == pytest.approx(voted, abs=5)
+    rows = [names.index(name) for name in measured["images"]]
+    recall = slow_recall(outputs, texts[rows], range(len(rows)))
+    assert fidelity["recall"][0] == pytest.approx(recall, abs=2)
     assert 50 < recall < 99
-    assert figures["recall_points"][1] < figures["recall_points"][2]
+    assert fidelity["recall_points"][1] < fidelity["recall_points"][2]
     assert "| points of recall | vote of ten nearest right, % |" in ended.out
     with refused("texts", "images"):
         imagepiece_jax.export(vit, tmp_path / "m.onnx", texts=tmp_path / "texts.npy")
 
 
-def test_the_card_of_another_file_or_person_is_no_card_of_this_one(tmp_path):
+def test_a_foreign_readme_is_neither_replaced_nor_removed(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    pixels = small_photographs.pixels_of(30)
+    pixels = small_photographs.draw(30)
     out = tmp_path / "m.onnx"
     page = tmp_path / "README.md"
     page.write_text("mine")
@@ -168,22 +168,22 @@ def test_the_card_of_another_file_or_person_is_no_card_of_this_one(tmp_path):
     imagepiece_jax.export(vit, out, images=pixels)
     imagepiece_jax.export(vit, tmp_path / "other.onnx")
     assert "tome" in page.read_text()
-    imagepiece_jax.export(vit, out)  # another file from now on
+    imagepiece_jax.export(vit, out)  # the card's file is replaced
     assert not page.exists()
 
 
 def test_images_must_leave_some_to_compare(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     out = tmp_path / "m.onnx"
-    copies = np.repeat(small_photographs.pixels_of(2), 20, axis=0)
-    for images, word in ((small_photographs.pixels_of(9), "9"), (copies, "alike")):
+    copies = np.repeat(small_photographs.draw(2), 20, axis=0)
+    for images, word in ((small_photographs.draw(9), "9"), (copies, "alike")):
         with refused("images", word):
             imagepiece_jax.export(vit, out, dtype="int8", images=images)
     with refused("int8", "--images"):
         imagepiece_jax.export(vit, out, dtype="int8")
     with refused("dtype", "bfloat16"):
         imagepiece_jax.export(vit, out, dtype="bfloat16")
-    folder = small_photographs.write(tmp_path / "photos", 30)
+    folder = small_photographs.write_photographs(tmp_path / "photos", 30)
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes()[:40])
     with refused("images"):
@@ -192,10 +192,10 @@ def test_images_must_leave_some_to_compare(tmp_path):
 
 
 @pytest.mark.parametrize("problem_type, classes", [(REGRESSION, 3), (MULTI_LABEL, 1)])
-def test_numbers_have_no_directions(tmp_path, problem_type, classes):
+def test_a_cards_metrics_follow_the_kind_of_output(tmp_path, problem_type, classes):
     vit = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=classes)
-    vit = tiny_vit.of_problem(vit, problem_type)
-    out = imagepiece_jax.export(vit, tmp_path, images=small_photographs.pixels_of(30))
+    vit = tiny_vit.with_problem_type(vit, problem_type)
+    out = imagepiece_jax.export(vit, tmp_path, images=small_photographs.draw(30))
     facts = json.loads(out.with_name("model.onnx.json").read_text())
     figure = "difference" if problem_type == REGRESSION else "first_class"
     assert facts["card"]["fidelity"]["file"].keys() == {figure}
@@ -203,7 +203,7 @@ def test_numbers_have_no_directions(tmp_path, problem_type, classes):
 
 def test_a_batch_may_be_larger_than_the_compared_images(tmp_path):
     vit = tiny_vit.pretrained(depth=1)
-    pixels = small_photographs.pixels_of(30)
+    pixels = small_photographs.draw(30)
     out = imagepiece_jax.export(vit, tmp_path, images=pixels, batch_size=31)
     card = json.loads(out.with_name(f"{out.name}.json").read_text())["card"]
     assert len(card["images"]) < card["batch_size"] == 31
@@ -211,20 +211,20 @@ def test_a_batch_may_be_larger_than_the_compared_images(tmp_path):
 
 def test_a_page_has_a_section_for_every_file(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    pixels = small_photographs.pixels_of(30)
+    pixels = small_photographs.draw(30)
     page = tmp_path / "README.md"
 
-    def named():
+    def section_types():
         return re.findall(r"^# .*, (float\w+)$", page.read_text(), re.MULTILINE)
 
     imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
     imagepiece_jax.export(vit, tmp_path / "b.onnx", images=pixels, dtype="float16")
-    assert named() == ["float32", "float16"]
+    assert section_types() == ["float32", "float16"]
     imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
-    assert named() == ["float16", "float32"]
+    assert section_types() == ["float16", "float32"]
     assert page.read_text().count("pipeline_tag") == 1
     imagepiece_jax.export(vit, tmp_path / "b.onnx")
-    assert named() == ["float32"]
+    assert section_types() == ["float32"]
 
 
 LICENSES = ["apache-2.0", "CC BY-NC 4.0: see LICENSE", "[a, b]", "a # b", "Two\nlines"]
@@ -242,18 +242,18 @@ def test_yaml_reads_the_license_as_it_is(tmp_path, license):
 
 
 def test_images_that_recovered_the_model_are_not_compared(tmp_path):
-    """New files in the folder move the even spacing."""
-    folder = small_photographs.write(tmp_path / "photos", 60)
+    """New files in the folder shift the evenly spaced choice."""
+    folder = small_photographs.write_photographs(tmp_path / "photos", 60)
     vit = recover(tiny_vit.pretrained("tome:r=3", depth=1), folder, steps=1)
     assert vit.recovery.variants[0].learned
-    vit = made_up_recoveries.recovered(vit)  # as if something was better
+    vit = made_up_recoveries.recovered(vit)  # recovery counts as a success
     learned = split_images(as_source(folder), 16)
     variant = dataclasses.replace(
         vit.recovery.variants[0], depth=1, learned=learned.digests
     )
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
     names = {pathlib.Path(learned.learned.image_name(i)).name for i in range(44)}
-    small_photographs.write(tmp_path / "more", 7, seed=1)
+    small_photographs.write_photographs(tmp_path / "more", 7, seed=1)
     for file in (tmp_path / "more").iterdir():
         file.rename(folder / f"0{file.name}")
     saved = imagepiece_jax.save(vit, tmp_path / "w")
@@ -278,9 +278,9 @@ def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
     assert ("is not recorded" in text) == (learned is None)
 
 
-def test_images_of_one_name_in_two_folders_differ(tmp_path):
+def test_equal_names_in_two_folders_stay_apart(tmp_path):
     for seed, name in enumerate("ab"):
-        small_photographs.write(tmp_path / name, 20, seed)
+        small_photographs.write_photographs(tmp_path / name, 20, seed)
     folders = [tmp_path / name for name in "ab"]
     images = card.read_card_images(tiny_vit.pretrained("tome:r=3"), folders)
     names = images.compared_names
@@ -296,20 +296,18 @@ def test_images_of_one_name_in_two_folders_differ(tmp_path):
     assert {*facts["card"]["images"]} == {*names}
 
 
-def test_the_vector_of_a_projection_is_no_class(tmp_path):
-    out = imagepiece_jax.export(
-        clip(), tmp_path, images=small_photographs.pixels_of(30)
-    )
+def test_a_projections_card_compares_vectors(tmp_path):
+    out = imagepiece_jax.export(clip(), tmp_path, images=small_photographs.draw(30))
     facts = json.loads(out.with_name("model.onnx.json").read_text())
     assert facts["activation"] is None
     assert "cosine_mean" in facts["card"]["fidelity"]["file"]
     assert "image-feature-extraction" in (tmp_path / "README.md").read_text()
 
 
-def test_tokens_that_no_head_pools_are_no_vectors(tmp_path):
-    """A reduced model has fewer of them."""
+def test_unpooled_tokens_need_output_patches(tmp_path):
+    """A reduced model has fewer tokens."""
     vit = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=0, pool="none")
-    pixels = small_photographs.pixels_of(30)
+    pixels = small_photographs.draw(30)
     for output in ("logits", "features"):
         with refused("pool", "--output patches"):
             imagepiece_jax.export(vit, tmp_path, images=pixels, output=output)
@@ -318,7 +316,7 @@ def test_tokens_that_no_head_pools_are_no_vectors(tmp_path):
     assert (tmp_path / "README.md").exists()
 
 
-def test_a_folder_named_as_the_card_is_left_alone(tmp_path):
+def test_a_folder_named_readme_stays(tmp_path):
     (tmp_path / "README.md").mkdir()
     imagepiece_jax.export(tiny_vit.pretrained(depth=1), tmp_path / "m.onnx")
     assert (tmp_path / "README.md").is_dir()
@@ -327,11 +325,11 @@ def test_a_folder_named_as_the_card_is_left_alone(tmp_path):
 
 def test_damaged_images_are_left_out(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    folder = small_photographs.write(tmp_path / "photos", 40)
+    folder = small_photographs.write_photographs(tmp_path / "photos", 40)
     damaged = sorted(folder.iterdir())[::3]
     for file in damaged:
         file.write_bytes(b"no image")
     out = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8", images=folder)
-    found = json.loads(out.with_name("m.onnx.json").read_text())["card"]
-    assert len(found["images"]) >= 16
-    assert not {*found["images"]} & {file.name for file in damaged}
+    measured = json.loads(out.with_name("m.onnx.json").read_text())["card"]
+    assert len(measured["images"]) >= 16
+    assert not {*measured["images"]} & {file.name for file in damaged}

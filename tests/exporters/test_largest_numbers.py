@@ -1,4 +1,4 @@
-"""Numbers beyond float16: their parts stay float32, or nothing is written."""
+"""Parts with numbers beyond float16 stay float32, or nothing is written."""
 
 import json
 
@@ -15,15 +15,15 @@ from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call
-from tests.helpers.small_photographs import pixels_of, write
+from tests.helpers.small_photographs import draw, write_photographs
 from tests.models.test_vit_families import FAMILIES
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
-def changed(vit, **factors):
-    """Weights times a factor, or, of a bias, with a number added to channel 3."""
+def change_weights(vit, **factors):
+    """Multiply weights by a factor, or add a number to channel 3 of a bias."""
     leaves = traverse_util.flatten_dict(vit.variables["params"], sep="/")
     for path, number in factors.items():
         leaf = np.array(leaves[path])
@@ -36,8 +36,8 @@ def changed(vit, **factors):
     return vit.with_variables({**vit.variables, "params": params})
 
 
-def logits_of(graph, images):
-    """onnxruntime's; every node rounds, because none are joined."""
+def unfused_logits(graph, images):
+    """Logits by onnxruntime without joined nodes, so every node rounds."""
     options = onnxruntime.SessionOptions()
     level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.graph_optimization_level = level
@@ -65,20 +65,20 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_parts_with_large_numbers_stay_float32(tmp_path, case):
-    """Without it the outputs are not finite."""
-    reduction, family, change, parts = CASES[case]
+    """Without float32 parts the outputs are not finite."""
+    reduction, family, factors, parts = CASES[case]
     arch = {} if family is None else {"arch": FAMILIES[family]}
-    vit = changed(tiny_vit.pretrained(reduction, **arch), **change)
+    vit = change_weights(tiny_vit.pretrained(reduction, **arch), **factors)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
-    control = logits_of(build_onnx_model(Pretrained(half, vit.variables)), IMAGES)
+    control = unfused_logits(build_onnx_model(Pretrained(half, vit.variables)), IMAGES)
     assert not np.isfinite(control).all()
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
     facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["float32_parts"] == ["patch_embed", *parts]
     graph = onnx.load(file)
-    logits = logits_of(graph, IMAGES)
-    want = logits_of(build_onnx_model(vit), IMAGES)
-    assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
+    logits = unfused_logits(graph, IMAGES)
+    expected = unfused_logits(build_onnx_model(vit), IMAGES)
+    assert 0 < np.abs(logits - expected).max() < 0.02 * np.ptp(expected)
     for weight in graph.graph.initializer:
         part = weight.name.split(".")[0]
         if part.startswith("blocks") and weight.name.endswith("fc1.kernel"):
@@ -96,9 +96,9 @@ def test_a_model_of_usual_numbers_is_float16_except_its_stem(tmp_path):
 
 
 def test_the_command_and_the_card_name_the_parts(tmp_path):
-    vit = changed(tiny_vit.pretrained(tiny_vit.EVIT), **INSIDE)
+    vit = change_weights(tiny_vit.pretrained(tiny_vit.EVIT), **INSIDE)
     saved = imagepiece_jax.save(vit, tmp_path / "w")
-    folder = write(tmp_path / "photos", 40)
+    folder = write_photographs(tmp_path / "photos", 40)
     words = [saved, tmp_path / "half", "--dtype=float16", "--images", folder]
     ended = call(export.main, *words).ok()
     assert "float32 in the float16 file, for large numbers: blocks_1\n" in ended.err
@@ -108,8 +108,8 @@ def test_the_command_and_the_card_name_the_parts(tmp_path):
 
 
 def test_a_stream_that_stays_large_is_refused(tmp_path):
-    vit = changed(tiny_vit.pretrained(tiny_vit.EVIT), **{"blocks_0/mlp/fc2/bias": 1e6})
-    vit = changed(vit, **{"blocks_0/norm1/bias": 1e5})
+    biases = {"blocks_0/mlp/fc2/bias": 1e6, "blocks_0/norm1/bias": 1e5}
+    vit = change_weights(tiny_vit.pretrained(tiny_vit.EVIT), **biases)
     with refused("float16", "blocks_0", "e+0", "export float32"):
         imagepiece_jax.export(vit, tmp_path / "new", dtype="float16")
     assert not [*tmp_path.iterdir()]
@@ -118,7 +118,7 @@ def test_a_stream_that_stays_large_is_refused(tmp_path):
 INFINITE = {"blocks_1/mlp/fc1/kernel": 1e30, "blocks_1/mlp/fc2/kernel": 1e30}
 
 
-@pytest.mark.parametrize("images", [None, pixels_of(40)])
+@pytest.mark.parametrize("images", [None, draw(40)])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_a_model_without_finite_outputs_is_not_written(tmp_path, dtype, images):
     if dtype == "int8" and images is None:
@@ -126,7 +126,7 @@ def test_a_model_without_finite_outputs_is_not_written(tmp_path, dtype, images):
     good = tiny_vit.pretrained(depth=2)
     file = imagepiece_jax.export(good, tmp_path / "m.onnx")
     before = file.read_bytes()
-    vit = changed(good, **INFINITE)
+    vit = change_weights(good, **INFINITE)
     for out in (file, tmp_path / "new"):
         with refused("not finite", "blocks_1"):
             imagepiece_jax.export(vit, out, dtype=dtype, images=images)
@@ -142,48 +142,48 @@ def test_nan_names_its_part():
 
 
 def test_a_file_without_finite_outputs_does_not_replace_another(tmp_path, monkeypatch):
-    """As if its images had smaller numbers than those that are compared."""
+    """As if export saw smaller numbers than the compared images have."""
     good = tiny_vit.pretrained(tiny_vit.EVIT)
     file = imagepiece_jax.export(good, tmp_path / "m.onnx", dtype="float16")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(largest_numbers, "FLOAT16_LIMIT", np.inf)
     with refused("float16", "not finite", "export float32"):
         imagepiece_jax.export(
-            changed(good, **INSIDE), file, dtype="float16", images=pixels_of(40)
+            change_weights(good, **INSIDE), file, dtype="float16", images=draw(40)
         )
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_largest_numbers_are_those_of_a_pass():
-    """A few given images, by the tokens after the stem."""
+def test_largest_numbers_cover_the_given_images():
+    """Their tokens after every block are within the numbers."""
     vit = tiny_vit.pretrained(depth=2)
     white = np.full((3, tiny_vit.SIDE, tiny_vit.SIDE, 3), 255, np.uint8)
-    found = largest_numbers.find_largest_numbers(vit)
-    given = largest_numbers.find_largest_numbers(vit, white)
-    assert [*found] == ["patch_embed", "blocks_0", "blocks_1", "norm", "head"]
-    assert given["patch_embed"] >= found["patch_embed"]
+    default = largest_numbers.find_largest_numbers(vit)
+    of_white = largest_numbers.find_largest_numbers(vit, white)
+    assert [*default] == ["patch_embed", "blocks_0", "blocks_1", "norm", "head"]
+    assert of_white["patch_embed"] >= default["patch_embed"]
     images = normalize(white, vit.config.mean, vit.config.std)
     _, tokens = tiny_vit.traced_blocks(vit.model, vit.variables, images)
     for block, x in enumerate(tokens):
-        assert given[f"blocks_{block}"] >= np.abs(x).max()
-    scaled = changed(vit, **{"norm/bias": 1e3})
+        assert of_white[f"blocks_{block}"] >= np.abs(x).max()
+    scaled = change_weights(vit, **{"norm/bias": 1e3})
     assert largest_numbers.find_largest_numbers(scaled)["norm"] == pytest.approx(
         1e3, abs=50
     )
 
 
-def test_logits_of_attention_are_bounded():
-    """Queries and keys fit, and their products do not."""
+def test_large_products_of_queries_and_keys_count():
+    """Queries and keys fit into float16, and their products do not."""
     change = {"blocks_1/attn/q/kernel": 2e3, "blocks_1/attn/k/kernel": 2e3}
-    vit = changed(tiny_vit.pretrained(depth=3), **change)
+    vit = change_weights(tiny_vit.pretrained(depth=3), **change)
     largest = largest_numbers.find_largest_numbers(vit)
     half = largest_numbers.with_float32_parts(vit.model, largest)
     assert half.execution.float32_parts == ("patch_embed", "blocks_1")
 
 
 def test_numbers_of_a_float32_head_may_be_large(tmp_path):
-    """Like a regression's."""
-    vit = changed(tiny_vit.pretrained(tiny_vit.EVIT), **{"head/kernel": 1e6})
+    """As in a regression."""
+    vit = change_weights(tiny_vit.pretrained(tiny_vit.EVIT), **{"head/kernel": 1e6})
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
-    logits = logits_of(onnx.load(file), IMAGES)
+    logits = unfused_logits(onnx.load(file), IMAGES)
     assert np.isfinite(logits).all() and np.abs(logits).max() > 65504

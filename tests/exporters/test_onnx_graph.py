@@ -1,4 +1,4 @@
-"""Nodes that a graph rewrites: their values in JAX and in both runtimes."""
+"""Nodes that a graph rewrites, with equal values in JAX and both runtimes."""
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,9 @@ def whole_numbers(x):
         (lambda x: x[:, ::-1, ::-1] - x, [(3, 4, 5)]),
         (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
         (lambda x: (1 * x.mean(1, keepdims=True) + 0) ** 1.0 / 1, [(3, 4, 5)]),
-        (lambda x: x.sum(1) / 5, [(3, 4, 5)]),  # of four
-        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:8], [(3, 4, 5)]),  # a part
+        (lambda x: x.sum(1) / 5, [(3, 4, 5)]),  # the axis has four
+        # One of the parts.
+        (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:8], [(3, 4, 5)]),
         (lambda x: jnp.concatenate([x, 2 * x], 1)[:, 4:7], [(3, 4, 5)]),
         (lambda x: jnp.concatenate([x, 2 * x], 2)[:, 1:3], [(3, 4, 5)]),
         (lambda x: x[1:, 1:, ::2][:, :, 1:][:, ::2], [(3, 4, 5)]),
@@ -50,14 +51,14 @@ def whole_numbers(x):
         ),
     ],
 )
-def test_rewritten_nodes_give_the_same(fn, shapes):
-    want, *others = random_outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
-    for each in others:
-        np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
+def test_rewritten_nodes_keep_their_values(fn, shapes):
+    expected, *results = random_outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
+    for result in results:
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_side_may_be_a_multiple_of_an_open_batch():
-    def with_ones(x):
+    def add_ones(x):
         rows = x.reshape(-1, 2)
         return jnp.concatenate([rows, jnp.ones((rows.shape[0], 1))], axis=1)
 
@@ -65,13 +66,13 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     images = jax.ShapeDtypeStruct((batch, 6), np.float32)
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
     graph = onnx_graph.Graph(entry)
-    (out,) = add_equations(graph, jax.make_jaxpr(with_ones)(images), [entry])
+    (out,) = add_equations(graph, jax.make_jaxpr(add_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
-    for each in run_onnxruntime(wrap_graph(graph.graph_proto({"logits": out})), x):
-        np.testing.assert_array_equal(each, with_ones(x))
+    for logits in run_onnxruntime(wrap_graph(graph.graph_proto({"logits": out})), x):
+        np.testing.assert_array_equal(logits, add_ones(x))
 
 
-def test_the_size_of_an_open_batch_is_no_number():
+def test_an_open_batchs_size_cannot_be_computed_with():
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, 6), np.float32)
     entry = onnx_graph.Value(images.shape, images.dtype, "images")
@@ -97,9 +98,9 @@ def reversed_padding(x):
         lambda x: jnp.int32(x) & 1,
         custom_sum,
         reversed_padding,
-        lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0),  # beyond its array
+        lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0),  # beyond the array
     ],
 )
-def test_what_has_no_operator_is_refused(fn):
+def test_an_operation_without_an_operator_is_refused(fn):
     with refused("the model"):
         random_outputs(fn, (2, 4, 3))

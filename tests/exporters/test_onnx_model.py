@@ -1,4 +1,4 @@
-"""ONNX graphs of models: the logits of JAX in onnxruntime and in OpenVINO."""
+"""ONNX graphs of models have JAX's logits in onnxruntime and OpenVINO."""
 
 import collections
 
@@ -45,7 +45,7 @@ def test_models_without_a_prefix_and_with_registers(name, family):
 
 @pytest.mark.parametrize("gathers", [False, True])
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
-def test_every_method_has_the_logits_of_jax(name, gathers):
+def test_every_method_has_jaxs_logits(name, gathers):
     check_graph(short_model(name), gathers=gathers)
 
 
@@ -67,20 +67,20 @@ PRUNING = "diffrate:prune=(24,20,15):merge=(24,17,15)"
 @pytest.mark.parametrize(
     "reduction, options, batch_size",
     [
-        (tiny_vit.changed(EVIT, score="shift"), {}, None),
-        (tiny_vit.changed(EVIT, score="class_and_mean"), {}, None),
+        (tiny_vit.with_fields(EVIT, score="shift"), {}, None),
+        (tiny_vit.with_fields(EVIT, score="class_and_mean"), {}, None),
         ("peaks:blocks=(0,1)", {"arch": FAMILIES["gap"]}, 1),  # no class token
         (EVIT, {"image_size": (12, 28)}, None),
         (PRUNING, {"depth": 3}, 2),
     ],
 )
-def test_other_forms_have_the_logits_of_jax(reduction, options, batch_size):
+def test_other_options_have_jaxs_logits(reduction, options, batch_size):
     model = tiny_vit.model(reduction, **{"depth": 2} | options)
     check_graph(model, options.get("image_size", tiny_vit.SIDE), batch_size)
 
 
 @pytest.mark.parametrize("name", covering_architectures(FAMILIES | ARCHITECTURES))
-def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
+def test_pairs_of_architecture_fields_have_jaxs_logits(name):
     """Block 0 attends to all tokens, block 1 to merged tokens."""
     check_graph(
         narrow_model(name, "tome:r=2:inflection=-1.0"), runtimes=[run_onnxruntime]
@@ -106,14 +106,14 @@ def test_the_conv_stem():
     assert "Transpose" not in order[first:last]
 
 
-def test_the_format_is_the_oldest_that_has_the_operators():
-    """Opset 20 came with IR 9 (the table of versions in ONNX's docs)."""
+def test_the_opset_is_the_oldest_with_the_operators():
+    """Opset 20 came with IR 9, by the table of versions in ONNX's docs."""
     model = build_onnx_model(tiny_vit.pretrained())
     assert (model.opset_import[0].version, model.ir_version) == (20, 9)
 
 
 def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
-    """Norms and GELUs in half precision are sound only where they are one node."""
+    """In half precision norms and GELUs must be single nodes."""
     graph = check_graph(tiny_vit.model(IMAGEPIECE, depth=2), batch_size=2)
     sides = graph.graph.input[0].type.tensor_type.shape.dim
     assert [side.dim_value for side in sides] == [2, tiny_vit.SIDE, tiny_vit.SIDE, 3]
@@ -146,26 +146,28 @@ DECIDING = ("Greater", "LayerNormalization", "ReduceMax", "Softmax")
     "name", ["dynamicvit", "evit", "imagepiece", "mctf", "peaks", "tome"]
 )
 def test_norms_softmax_and_scores_are_float32_in_float16(name):
-    """Layer weights are float16; the logits are JAX's up to rounding."""
-    vit = tiny_vit.pretrained(tiny_vit.small(name), depth=3)
+    """Layer weights are float16, and logits equal JAX's up to rounding."""
+    vit = tiny_vit.pretrained(tiny_vit.small_reduction(name), depth=3)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
     graph = build_onnx_model(Pretrained(half, vit.variables))
     onnx.checker.check_model(graph, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
-    kinds = {each.name: each.type.tensor_type.elem_type for each in inferred.value_info}
-    kinds |= {each.name: each.data_type for each in inferred.initializer}
+    kinds = {
+        value.name: value.type.tensor_type.elem_type for value in inferred.value_info
+    }
+    kinds |= {value.name: value.data_type for value in inferred.initializer}
     deciding = [node for node in graph.graph.node if node.op_type in DECIDING]
     assert {kinds[node.input[0]] for node in deciding} == {onnx.TensorProto.FLOAT}
     assert {"LayerNormalization", "Softmax"} < {node.op_type for node in deciding}
-    stored = {each.name: each.data_type for each in graph.graph.initializer}
+    stored = {value.name: value.data_type for value in graph.graph.initializer}
     assert stored["blocks_0.attn.q.kernel"] == onnx.TensorProto.FLOAT16
     assert stored["head.kernel"] == onnx.TensorProto.FLOAT
     images = np.asarray(tiny_vit.images(2))
-    logits, of_one = run_onnxruntime(graph, images, images[:1])
+    logits, logits_of_one = run_onnxruntime(graph, images, images[:1])
     assert logits.dtype == np.float32
-    want = jax_logits(vit.model, vit.variables, images)
-    assert 0 < np.abs(logits - want).max() < 0.02 * np.ptp(want)
-    np.testing.assert_allclose(of_one, logits[:1], atol=0.01 * np.ptp(want))
+    expected = jax_logits(vit.model, vit.variables, images)
+    assert 0 < np.abs(logits - expected).max() < 0.02 * np.ptp(expected)
+    np.testing.assert_allclose(logits_of_one, logits[:1], atol=0.01 * np.ptp(expected))
 
 
 @pytest.mark.parametrize("name", covering_architectures(FAMILIES | ARCHITECTURES))
@@ -176,26 +178,26 @@ def test_float16_graphs_of_all_architectures_have_sound_types(name):
     onnx.checker.check_model(graph, full_check=True)
 
 
-def test_pixels_are_normalized_inside():
+def test_a_graph_of_pixels_normalizes_them():
     vit = tiny_vit.pretrained(EVIT, depth=1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
-    want = jax_logits(vit.model, vit.variables, images)
+    expected = jax_logits(vit.model, vit.variables, images)
     (logits,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
-    np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "reduction, options",
     [
         ("none", {"batch_size": 2}),
-        (tiny_vit.changed(EVIT, blocks=(0, 1)), {}),
+        (tiny_vit.with_fields(EVIT, blocks=(0, 1)), {}),
         ("tome:r=4", {"output": "patches"}),
         ("tome:r=4", {"arch": FAMILIES["siglip"]}),  # no prefix
         ("token_learner:num_tokens=5:block=0", {}),
     ],
 )
-def test_features_are_those_of_jax(reduction, options):
+def test_features_equal_jaxs(reduction, options):
     options = {"output": "features"} | options
     arch = {}
     if "arch" in options:
@@ -208,35 +210,35 @@ def test_features_are_those_of_jax(reduction, options):
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     session = open_session(graph)
     names = [value.name for value in session.get_outputs()]
-    found = dict(zip(names, session.run(None, {"images": images}), strict=True))
-    wanted = ["pooled", "patches", "prefix", "dropped"]
+    arrays = dict(zip(names, session.run(None, {"images": images}), strict=True))
+    expected_names = ["pooled", "patches", "prefix", "dropped"]
     if output == "patches":
-        wanted = ["patches"]
+        expected_names = ["patches"]
     elif arch:
-        wanted.remove("prefix")
-    assert names == wanted
-    computed = features(vit, images)
-    for name, values in found.items():
-        want = np.asarray(getattr(computed, name))
-        assert values.dtype.kind == want.dtype.kind
-        np.testing.assert_allclose(values, want, rtol=1e-4, atol=1e-5)
+        expected_names.remove("prefix")
+    assert names == expected_names
+    maps = features(vit, images)
+    for name, values in arrays.items():
+        expected = np.asarray(getattr(maps, name))
+        assert values.dtype.kind == expected.dtype.kind
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
     if reduction.startswith("evit"):
-        assert found["dropped"].any()
-        assert not found["dropped"].all()
+        assert arrays["dropped"].any()
+        assert not arrays["dropped"].all()
 
 
-def test_equally_good_tokens_are_taken_in_the_order_of_jax():
-    """All patches are alike: every score and every similarity is a tie."""
+def test_tied_tokens_have_jaxs_order():
+    """All patches are equal, so every score and similarity is a tie."""
     for reduction in (EVIT, IMAGEPIECE, "tome:r=4", "peaks:blocks=(0,)"):
         vit = tiny_vit.pretrained(reduction, depth=2)
         vit.variables["params"]["pos_embed"][:] = 0
         images = np.ones((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.float32)
-        want = jax_logits(vit.model, vit.variables, images)
+        expected = jax_logits(vit.model, vit.variables, images)
         (logits,) = run_onnxruntime(build_onnx_model(vit), images)
-        np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_draws_has_no_graph():
+def test_a_reduction_that_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
         build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
 

@@ -27,43 +27,43 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     path = tmp_path / "model.onnx"
     vit = tiny_vit.pretrained(EVIT, depth=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
-    (want,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
+    (expected,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
     data = write_onnx(path, build_onnx_model(vit, pixels=True))
     assert sorted(tmp_path.iterdir()) == [path, data]
     assert path.stat().st_size < 20_000 < data.stat().st_size
     onnx.checker.check_model(path, full_check=True)
     for logits in run_file(path, pixels):
-        np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
     model = onnx.load(path, load_external_data=False)
     outside = [t for t in model.graph.initializer if t.external_data]
-    places = [{e.key: e.value for e in tensor.external_data} for tensor in outside]
-    assert {place["location"] for place in places} == {data.name}
-    assert len(places) > 10
+    locations = [{e.key: e.value for e in tensor.external_data} for tensor in outside]
+    assert {place["location"] for place in locations} == {data.name}
+    assert len(locations) > 10
 
 
-def test_a_graph_is_never_beside_weights_of_another(small_files, tmp_path, monkeypatch):
+def test_graphs_never_lie_beside_other_weights(small_files, tmp_path, monkeypatch):
     """A kill between writing the two files leaves the old pair."""
     path = tmp_path / "model.onnx"
     images = np.asarray(tiny_vit.images(1))
     old = tiny_vit.pretrained(EVIT, depth=1)
     new = tiny_vit.pretrained(EVIT, depth=2)
     first = write_onnx(path, build_onnx_model(old))
-    want, _ = run_file(path, images)
+    expected, _ = run_file(path, images)
     replace = os.replace
 
-    def killed(source, target):
+    def kill_before_graph(source, target):
         if target == path:
             raise KeyboardInterrupt
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "replace", kill_before_graph)
         with pytest.raises(KeyboardInterrupt):
             write_onnx(path, build_onnx_model(new))
-    np.testing.assert_array_equal(run_file(path, images)[0], want)
+    np.testing.assert_array_equal(run_file(path, images)[0], expected)
     second = write_onnx(path, build_onnx_model(new))
     remove_earlier_weights(path, first.name, second)
     remove_earlier_weights(path, second.name, second)
     remove_earlier_weights(path, "model.onnx", second)
     assert sorted(tmp_path.iterdir()) == [path, second]
-    assert not np.array_equal(run_file(path, images)[0], want)
+    assert not np.array_equal(run_file(path, images)[0], expected)

@@ -1,4 +1,4 @@
-"""Operators of marked functions: values in JAX and in both runtimes."""
+"""Marked functions' operators have equal values in JAX and both runtimes."""
 
 import collections
 import inspect
@@ -48,7 +48,7 @@ def onnx_translations():
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
+def test_marked_functions_and_operators_have_equal_arguments(room):
     """The graph argument comes first."""
     translations = onnx_translations()
     marked = []
@@ -61,23 +61,23 @@ def test_marked_functions_have_onnx_operators_of_their_name_and_arguments(room):
     assert marked
 
 
-def test_onnx_operators_are_of_marked_functions():
-    """An operator without a marked function would never be called."""
-    found = collections.ChainMap(*map(vars, ROOMS))
+def test_every_operator_has_a_marked_function():
+    """Else it would never be called."""
+    functions = collections.ChainMap(*map(vars, ROOMS))
     for name in onnx_translations():
-        assert found[name].__code__ is MARKED
+        assert functions[name].__code__ is MARKED
 
 
 NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
 
 
 def partners(x):
-    """An entry of a constant for every value."""
+    """A constant's entry for every value."""
     return find_partners(x[:, :, None] * x[:, None], NUMBERS[:1])[1]
 
 
 def by_rank(x, other):
-    """Values in rank order, then gathered at the tokens sorted by `other`."""
+    """Values in rank order, gathered at tokens sorted by `other`."""
     return gather_rows(gather_rows(x, rank_tokens(x)), sorted_by(other))
 
 
@@ -110,7 +110,7 @@ def repeat_for_images(numbers):
         lambda x: invert_order(index_kept_tokens(x > 0), 6),
         lambda x: invert_order(index_kept_tokens(rank_tokens(x) < 4), 4),
         lambda x: 1 + jax.lax.div(partners(x), jnp.int32(2)) * 3,
-        # by rank, and from there the sorted tokens 2 to 4, or others
+        # in rank order, then tokens 2 to 4 of a sorted order, or other tokens
         lambda x: by_rank(x, x)[:, 2:5],
         lambda x: gather_rows(gather_rows(x, rank_tokens(x)), NUMBERS[:, :2] % 6),
         lambda x: by_rank(x, -x)[:, 2:5],
@@ -118,23 +118,23 @@ def repeat_for_images(numbers):
         lambda x: rows_after_first(x, NUMBERS % 11),
         lambda x: rows_after_first(x, sorted_by(x).reshape(2, 3, 2)),
         lambda x: gather_rows(x > 0, sorted_by(x)).astype(float),
-        # constants of the same numbers for all images: two that are no steps, and steps
+        # constants for all images: two arbitrary numbers, and equal steps
         lambda x: gather_rows(repeat_for_images([1e8, 1.0]), sorted_by(x) // 3),
         lambda x: gather_rows(repeat_for_images(np.arange(6) * 2 + 1.0), sorted_by(x)),
     ],
 )
 @pytest.mark.parametrize("gathers", [False, True])
-def test_tokens_are_picked_as_by_jax(fn, gathers):
+def test_tokens_are_picked_like_in_jax(fn, gathers):
     with nodes.marked_functions():
-        want, *others = random_outputs(fn, (2, 6), gathers=gathers)
-    for each in others:
-        np.testing.assert_array_equal(each, want)
+        expected, *results = random_outputs(fn, (2, 6), gathers=gathers)
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("n_out", [1, 4, 8])
 @pytest.mark.parametrize("ties", [True, False])
 @pytest.mark.parametrize("gathers", [False, True])
-def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
+def test_distances_and_kept_tokens_equal_jaxs(n_out, ties, gathers):
     """Tokens lie on few axes, so most cosines are ties; three score values tie, too.
 
     OpenVINO orders tied scores in its own way if a graph gathers. The first token's
@@ -144,8 +144,8 @@ def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
     axes = np.eye(4)[rng.integers(4, size=(3, 9))] * rng.choice([-1, 1], (3, 9, 1))
     score = rng.choice([0.0, 0.25, 0.5], (3, 9, 1)) if ties else rng.random((3, 9, 1))
 
-    def decided(both):
-        tokens, score = jnp.split(both, [4], 2)
+    def decide(inputs):
+        tokens, score = jnp.split(inputs, [4], 2)
         alike = cosine_similarity(tokens, tokens)
         order = rank_tokens(score[..., 0])
         distance = distance_to_earlier(alike, order)
@@ -153,12 +153,12 @@ def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
         distance = jnp.minimum(distance, 2.0)
         return jnp.stack([distance, slot.astype(jnp.float32), to_kept], axis=1)
 
-    both = np.concatenate([axes, score], axis=2).astype(np.float32)
+    inputs = np.concatenate([axes, score], axis=2).astype(np.float32)
     with nodes.marked_functions():
-        want, *others = function_outputs(decided, both, gathers=gathers)
-    for each in others[:1] if ties and gathers else others:
-        np.testing.assert_array_equal(each[:, 1], want[:, 1])
-        assert_close(each, want)
+        expected, *results = function_outputs(decide, inputs, gathers=gathers)
+    for result in results[:1] if ties and gathers else results:
+        np.testing.assert_array_equal(result[:, 1], expected[:, 1])
+        assert_close(result, expected)
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_distances_and_kept_tokens_are_those_of_jax(n_out, ties, gathers):
         (4, 0, {"weighted": True, "mean": False, "prefix": 0}, {"index": None}),
         (4, 0, {}, {"weight": np.ones((3, 7), bool)}),  # a mean over tokens
         (4, 0, {"mean": False}, {"weight": np.full((3, 7), 0.5, np.float16)}),
-        (4, 1, {"prefix": 2}, {}),  # tokens are dropped, and none merges
+        (4, 1, {"prefix": 2}, {}),  # tokens are dropped, and no token merges
         (7, 0, {"weighted": True}, {}),
     ],
 )
-def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
+def test_tokens_and_values_merge_like_in_jax(n_out, drop, options, fields):
     """Three images agree with JAX, whose oracle is in tests/reduction."""
     n = 7
     state, result = random_move(n, n_out, drop=drop, **options)
@@ -190,7 +190,7 @@ def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
     value = rng.normal(size=(3, slots, 2, 4)).astype(np.float32)
     parts = (state.x, state.size[..., None], weights.reshape(3, tokens, -1))
 
-    def merged(x, result):
+    def merge(x, result):
         x, size, weights = jnp.split(x, [4, 5], 2)
         size = size[..., 0]
         rows, sizes = merge_features(x, size, result)
@@ -201,8 +201,8 @@ def test_tokens_and_values_are_merged_as_by_jax(n_out, drop, options, fields):
         return jnp.concatenate([part.reshape(3, -1) for part in parts], axis=1)
 
     with nodes.marked_functions():
-        want, *others = function_outputs(
-            lambda x: merged(x, result), np.concatenate(parts, axis=2)
+        expected, *results = function_outputs(
+            lambda x: merge(x, result), np.concatenate(parts, axis=2)
         )
-    for each in others:
-        np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-5)
+    for merged in results:
+        np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Exported files in place of weights."""
+"""Exported files as programs."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from tests.helpers.refused_calls import refused
 PIXELS = np.zeros((24, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
 
 
-def test_a_last_part_is_filled_up_with_its_last_image():
+def test_a_last_batch_repeats_its_last_image():
     """Black images would extend the ranges that calibrate int8."""
     vit = tiny_vit.pretrained()
     program = OnnxProgram(
@@ -37,13 +37,13 @@ def test_a_last_part_is_filled_up_with_its_last_image():
     assert parts == [[1, 2], [3, 3]]
 
 
-def answers(vit):
+def jax_logits(vit):
     images = normalize(PIXELS, vit.config.mean, vit.config.std)
     return np.asarray(vit.model.apply(vit.variables, images).logits)
 
 
-@pytest.mark.parametrize("place", [".onnx", ".json"])
-def test_a_kill_leaves_no_graph_with_another_description(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("ending", [".onnx", ".json"])
+def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
     pytest.importorskip("onnxruntime")
     old = tiny_vit.pretrained(depth=1)
     config = dataclasses.replace(old.config, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -52,33 +52,33 @@ def test_a_kill_leaves_no_graph_with_another_description(tmp_path, monkeypatch, 
         old, model=model, dense_variables=tiny_vit.variables(model, 1)
     )
     file = imagepiece_jax.export(old, tmp_path / "m.onnx")
-    np.testing.assert_allclose(open_file(file)(PIXELS), answers(old), atol=1e-3)
+    np.testing.assert_allclose(open_file(file)(PIXELS), jax_logits(old), atol=1e-3)
     replace = os.replace
 
-    def killed(source, target):
-        if str(target).endswith(place):
+    def kill(source, target):
+        if str(target).endswith(ending):
             raise KeyboardInterrupt
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "replace", kill)
         with pytest.raises(KeyboardInterrupt):
             imagepiece_jax.export(new, file)
-    if place == ".onnx":
-        np.testing.assert_allclose(open_file(file)(PIXELS), answers(old), atol=1e-3)
+    if ending == ".onnx":
+        np.testing.assert_allclose(open_file(file)(PIXELS), jax_logits(old), atol=1e-3)
     else:
         with refused("m.onnx.json", "not from the same export"):
             open_file(file)
     imagepiece_jax.export(new, file)
-    np.testing.assert_allclose(open_file(file)(PIXELS), answers(new), atol=1e-3)
+    np.testing.assert_allclose(open_file(file)(PIXELS), jax_logits(new), atol=1e-3)
 
 
 LAYOUTS = ["immich", "transformers", "fastembed", "sentence_transformers"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layout):
-    """Other programs know no digest; without their JSON they do not start."""
+def test_a_kill_leaves_no_graph_with_other_files(tmp_path, monkeypatch, layout):
+    """Other programs check no digest, but need their JSON to start."""
     vit = tiny_vit.pretrained(depth=1, num_classes=0)
     graph = imagepiece_jax.export(vit, tmp_path, layout=layout)
     known = {graph, facts_file(graph)}
@@ -86,13 +86,13 @@ def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layou
     assert files > known
     replace = os.replace
 
-    def killed(source, target):
+    def kill(source, target):
         replace(source, target)
         if target == graph:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "replace", kill)
         with pytest.raises(KeyboardInterrupt):
             imagepiece_jax.export(vit, tmp_path, layout=layout)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == known
@@ -101,14 +101,14 @@ def test_a_kill_leaves_no_graph_with_another_layout(tmp_path, monkeypatch, layou
 
 
 def test_an_onnxruntime_without_the_operators_is_named(tmp_path, monkeypatch):
-    """onnxruntime 1.16 fails to load opset 20, and 1.17 loads it (both were run)."""
+    """onnxruntime 1.16 fails to load opset 20, and 1.17 loads it (both measured)."""
     runtime = pytest.importorskip("onnxruntime")
     file = imagepiece_jax.export(tiny_vit.pretrained(depth=1), tmp_path / "a.onnx")
 
-    def failing(*args, **options):
+    def fail(*args, **options):
         raise RuntimeError("ONNX Runtime only *guarantees* support\nfor opset 19")
 
-    monkeypatch.setattr(runtime, "InferenceSession", failing)
+    monkeypatch.setattr(runtime, "InferenceSession", fail)
     monkeypatch.setattr(runtime, "__version__", "1.16.3")
     with refused("a.onnx", "onnxruntime 1.16.3 lacks Gelu of opset 20", "1.17 has"):
         open_file(file)

@@ -9,13 +9,13 @@ import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import onnx_model, quantize
 from tests.helpers import tiny_vit
-from tests.helpers.small_photographs import pixels_of
+from tests.helpers.small_photographs import draw
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
-def logits_of(path, images):
+def run_logits(path, images):
     session = onnxruntime.InferenceSession(path)
     return session.run(["logits"], {"images": images})[0]
 
@@ -23,7 +23,7 @@ def logits_of(path, images):
 @pytest.mark.parametrize("large", [False, True])
 def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, large):
     vit = tiny_vit.pretrained("tome:r=3", depth=2)
-    pixels = pixels_of(44)
+    pixels = draw(44)
     images = np.asarray(normalize(pixels[:4], vit.config.mean, vit.config.std))
     if large:  # as if the float32 graph were above 2 GB
         monkeypatch.setattr(onnx_model, "MAX_PROTOBUF_BYTES", 60_000)
@@ -37,15 +37,15 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
     assert len(weights) == 6 * 2 + 2  # stem and head
     for weight in map(onnx.numpy_helper.to_array, weights):
         assert 32 < np.abs(weight.astype(int)).max() <= 64  # 2 * 64 * 255 < 2**15
-    # Each has a quantized input, which several share, and output: no other node has.
+    # Each product has a quantized output, and an input that others may share.
     nodes = collections.Counter(node.op_type for node in graph.node)
     assert 6 * 2 + 2 < nodes["QuantizeLinear"] <= 2 * (6 * 2 + 2)
-    want = np.asarray(tiny_vit.jit(vit.model.apply)(vit.variables, images).logits)
-    found = logits_of(file, images)
-    assert 0 < np.abs(found - want).mean() < 0.1 * want.std()
+    expected = np.asarray(tiny_vit.jit(vit.model.apply)(vit.variables, images).logits)
+    logits = run_logits(file, images)
+    assert 0 < np.abs(logits - expected).mean() < 0.1 * expected.std()
 
 
-def test_products_that_only_decide_are_left_out():
+def test_products_for_decisions_stay_float32():
     """By hand: a score, its comparison, the chosen values, and attention."""
     node = onnx.helper.make_node
     weights = []

@@ -1,4 +1,4 @@
-"""Folders that other programs load."""
+"""Exported folders for other programs."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tests.helpers.refused_calls import refused
 onnxruntime = pytest.importorskip("onnxruntime")
 
 REDUCTION = "tome:r=4"
-# Eight of 224 pixels.
+# Eight photographs of 224 pixels.
 PHOTOGRAPHS = pathlib.Path(imagepiece_jax.__file__).parent / "inference" / "photographs"
 # A Python with requirements-clients.txt: `make clients`.
 CLIENTS = os.environ.get("IMAGEPIECE_CLIENTS")
@@ -36,7 +36,7 @@ def encoder(reduction=REDUCTION, **options):
 
 def clip(reduction=REDUCTION):
     """A model with a projection head."""
-    return tiny_vit.of_problem(tiny_vit.pretrained(reduction), "projection")
+    return tiny_vit.with_problem_type(tiny_vit.pretrained(reduction), "projection")
 
 
 def siglip(reduction=REDUCTION):
@@ -54,8 +54,8 @@ def classifier(reduction=REDUCTION):
     return dataclasses.replace(tiny_vit.pretrained(reduction), class_names=names)
 
 
-def models(layout):
-    """The models of these tests that a layout's program takes."""
+def layout_makers(layout):
+    """The makers of this file's models that a layout's program takes."""
     makers = {tower.VECTOR_HEAD: clip, tower.SOFTMAX_HEAD: classifier}
     return [
         makers[head] for head in tower.PROGRAM_LAYOUTS[layout].heads if head in makers
@@ -94,7 +94,7 @@ IMAGES = {"immich": "image", "photoprism": "input", "model_api": "input"}
 
 @pytest.mark.parametrize("reduction", [None, REDUCTION])
 @pytest.mark.parametrize("make, layout, file, names", CASES)
-def test_a_graph_takes_and_gives_what_its_client_knows(
+def test_a_graph_has_its_clients_inputs_and_outputs(
     tmp_path, make, layout, file, names, reduction
 ):
     vit = make(reduction)
@@ -105,34 +105,35 @@ def test_a_graph_takes_and_gives_what_its_client_knows(
     assert images.shape == ["batch", 3, tiny_vit.SIDE, tiny_vit.SIDE]
     assert images.type == "tensor(float)"
     assert images.name == IMAGES.get(layout, "pixel_values")
-    found = {value.name: value for value in session.get_outputs()}
-    assert [*found] == names
-    given = tiny_vit.images(2)
-    arrays = session.run(None, {images.name: np.asarray(given).transpose(0, 3, 1, 2)})
-    outputs = vit.model.apply(vit.variables, given)
-    want = outputs.logits if vit.config.num_classes else outputs.pooled
+    outputs_by_name = {value.name: value for value in session.get_outputs()}
+    assert [*outputs_by_name] == names
+    input_images = tiny_vit.images(2)
+    pixels = np.asarray(input_images).transpose(0, 3, 1, 2)
+    arrays = session.run(None, {images.name: pixels})
+    outputs = vit.model.apply(vit.variables, input_images)
+    expected = outputs.logits if vit.config.num_classes else outputs.pooled
     if layout == "immich":
-        want = want / np.linalg.norm(want, axis=1, keepdims=True)
-    np.testing.assert_allclose(arrays[-1], want, rtol=1e-4, atol=1e-5)
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(arrays[-1], expected, rtol=1e-4, atol=1e-5)
     if "pooler_output" in names:
         tokens = arrays[0]
         assert tokens.shape == (2, outputs.tokens.shape[1], vit.config.embed_dim)
         np.testing.assert_allclose(tokens, outputs.tokens, rtol=1e-4, atol=1e-5)
 
 
-def test_tokens_of_clip_are_those_before_its_last_norm(tmp_path):
-    """transformers norms only the class token."""
+def test_clips_tokens_are_before_the_last_norm(tmp_path):
+    """transformers applies the last norm to the class token alone."""
     vit = encoder(None, pre_norm=True)
     session = onnxruntime.InferenceSession(export(vit, tmp_path, layout="transformers"))
-    given = tiny_vit.images(2)
-    array = np.asarray(given).transpose(0, 3, 1, 2)
+    images = tiny_vit.images(2)
+    array = np.asarray(images).transpose(0, 3, 1, 2)
     tokens, pooled = session.run(None, {"pixel_values": array})
-    outputs = vit.model.apply(vit.variables, given)
+    outputs = vit.model.apply(vit.variables, images)
     np.testing.assert_allclose(tokens, outputs.state.x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(pooled, outputs.pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_immich_may_hand_over_pixels(tmp_path):
+def test_immichs_graph_may_take_pixels(tmp_path):
     vit = encoder()
     out = export(vit, tmp_path, layout="immich", pixels=True)
     pixels = np.random.default_rng(0).integers(
@@ -141,17 +142,17 @@ def test_immich_may_hand_over_pixels(tmp_path):
     session = onnxruntime.InferenceSession(out)
     (images,) = session.get_inputs()
     assert (images.name, images.type) == ("image", "tensor(uint8)")
-    (found,) = session.run(None, {"image": pixels})
-    want = np.asarray(imagepiece_jax.features(vit, pixels).pooled)
-    want = want / np.linalg.norm(want, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    (vectors,) = session.run(None, {"image": pixels})
+    expected = np.asarray(imagepiece_jax.features(vit, pixels).pooled)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
     fields = json.loads((tmp_path / "visual/preprocess_cfg.json").read_text())
     assert fields["size"] == [tiny_vit.SIDE, tiny_vit.SIDE]
     assert fields["resize_mode"] == "shortest"
     assert fields["mean"] == list(vit.config.mean)
 
 
-def test_what_a_client_cannot_take_is_refused(tmp_path):
+def test_unsuitable_models_are_refused(tmp_path):
     with refused("layout"):
         export(encoder(), tmp_path, layout="photos")
     with refused("layout", f"{tiny_vit.CLASSES} classes"):
@@ -162,10 +163,10 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
         with refused(layout, "classes with softmax", "give vectors"):
             export(encoder(), tmp_path, layout=layout)
         with refused(layout, "regressed numbers"):
-            number = tiny_vit.of_problem(classifier(), "regression")
+            number = tiny_vit.with_problem_type(classifier(), "regression")
             export(number, tmp_path, layout=layout)
     with refused("photoprism", "sigmoid"):
-        labels = tiny_vit.of_problem(classifier(), "multi_label_classification")
+        labels = tiny_vit.with_problem_type(classifier(), "multi_label_classification")
         export(labels, tmp_path, layout="photoprism")
     with refused("photoprism", "crop=1"):
         squashed = classifier().with_preprocessing(crop=0.9, crop_mode="squash")
@@ -186,9 +187,9 @@ def test_what_a_client_cannot_take_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("layout", tower.PROGRAM_LAYOUTS)
-def test_files_of_others_stay(tmp_path, layout):
-    """A saved model has a config.json of its own."""
-    vit = models(layout)[0]()
+def test_foreign_files_stay(tmp_path, layout):
+    """A saved model has its own config.json."""
+    vit = layout_makers(layout)[0]()
     saved = imagepiece_jax.save(vit, tmp_path / "saved")
     before = {file: file.read_bytes() for file in saved.iterdir()}
     with refused("out", "holds config.json; it must be new, be empty"):
@@ -196,7 +197,7 @@ def test_files_of_others_stay(tmp_path, layout):
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
     out = tmp_path / "new"
     graph = tower.graph_file(out, layout, vit)
-    graph.parent.mkdir(parents=True)  # as Ctrl-C in the middle leaves it
+    graph.parent.mkdir(parents=True)  # Ctrl-C may leave it
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
     files = {file for file in out.rglob("*") if file.is_file()}
     beside = {out / name for name in tower.PROGRAM_LAYOUTS[layout].files(vit)}
@@ -214,28 +215,28 @@ NAMES = {
 
 
 @pytest.mark.parametrize("layout", tower.PROGRAM_LAYOUTS)
-def test_small_types_have_the_names_that_clients_ask_for(tmp_path, layout):
-    """transformers.js reads dtype "fp16" and "q8"; the other programs one name."""
-    vit = models(layout)[0]()
+def test_small_types_have_their_clients_file_names(tmp_path, layout):
+    """transformers.js reads dtype "fp16" and "q8"; other programs have one name."""
+    vit = layout_makers(layout)[0]()
     if layout == "transformers":  # beside the file in float32
         export(vit, tmp_path, layout=layout)
-    images = small_photographs.pixels_of(40)
-    given = np.asarray(tiny_vit.images(2)).transpose(0, 3, 1, 2)
-    want = vit.model.apply(vit.variables, tiny_vit.images(2)).logits
+    images = small_photographs.draw(40)
+    input_images = np.asarray(tiny_vit.images(2)).transpose(0, 3, 1, 2)
+    expected = vit.model.apply(vit.variables, tiny_vit.images(2)).logits
     for dtype, name in zip(("float16", "int8"), NAMES[layout], strict=True):
         out = export(vit, tmp_path, layout=layout, dtype=dtype, images=images)
         name = name.format(folder=tmp_path.name)
         assert out == tmp_path / name
         session = onnxruntime.InferenceSession(out)
         (entry,) = session.get_inputs()
-        vectors = session.run(None, {entry.name: given})[-1]
+        vectors = session.run(None, {entry.name: input_images})[-1]
         assert vectors.dtype == np.float32
-        assert_near(vectors, want, dtype)
+        assert_near(vectors, expected, dtype)
         assert open_file(out).model.execution.dtype == dtype  # for reports
         assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
 
 
-def test_types_of_two_models_share_no_folder(tmp_path):
+def test_types_of_two_models_do_not_share_a_folder(tmp_path):
     first = export(encoder(), tmp_path, layout="transformers")
     before = first.read_bytes()
     with refused(first.name, "another model"):
@@ -244,7 +245,7 @@ def test_types_of_two_models_share_no_folder(tmp_path):
     assert len([*first.parent.iterdir()]) == 2
 
 
-def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
+def test_a_plain_graph_makes_its_folder_no_layout(tmp_path):
     saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
     export(encoder(), saved / "model.onnx")
     before = {file: file.read_bytes() for file in saved.iterdir()}
@@ -255,7 +256,7 @@ def test_a_graph_by_itself_makes_no_layout_of_its_folder(tmp_path):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """No client resizes files of the model's size."""
+    """Files of the model's size, so no client resizes."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -274,13 +275,13 @@ CLOSE = {"float32": 1 - 1e-5, "float16": 0.999, "int8": 0.9}
 THEIRS = {"float32": "fp32", "float16": "fp16", "int8": "q8"}  # in transformers.js
 
 
-def assert_near(vectors, want, dtype):
+def assert_near(vectors, expected, dtype):
     """Cosines of rows are as close to 1 as the type allows."""
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(want, axis=1)
-    assert (np.sum(vectors * want, axis=1) / lengths > CLOSE[dtype]).all()
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+    assert (np.sum(vectors * expected, axis=1) / lengths > CLOSE[dtype]).all()
 
 
-# Each prints a row per image: the vector, or the probabilities.
+# Each script prints a row per image: the vector or the probabilities.
 CLIENT_SCRIPTS = {
     "fastembed": """
 import json, sys
@@ -326,25 +327,25 @@ def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
     """Check a client's outputs for photographs of the model's size."""
     graph = export(vit, folder, layout=layout, **options)
     command = [CLIENTS, "-c", CLIENT_SCRIPTS[layout], folder, graph, *photographs]
-    # The tests' own packages are not the client's.
+    # The client has its own packages.
     variables = os.environ | {"PYTHONPATH": ""}
     ended = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert ended.returncode == 0, ended.stderr
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
-    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    want = np.asarray(vit.model.apply(vit.variables, given).logits)
+    images = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    expected = np.asarray(vit.model.apply(vit.variables, images).logits)
     if vit.config.head.is_classifier:
-        want = vit.config.head.probabilities(want)
-    found = np.array(json.loads(ended.stdout))
-    assert_near(found, want, options.get("dtype", "float32"))
+        expected = vit.config.head.probabilities(expected)
+    actual = np.array(json.loads(ended.stdout))
+    assert_near(actual, expected, options.get("dtype", "float32"))
 
 
 @pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
-def test_a_client_finds_the_outputs_of_the_model(tmp_path, photographs, layout, dtype):
-    options = {"dtype": dtype, "images": small_photographs.pixels_of(40)}
-    for number, make in enumerate(models(layout)):
+def test_a_client_gets_the_models_outputs(tmp_path, photographs, layout, dtype):
+    options = {"dtype": dtype, "images": small_photographs.draw(40)}
+    for number, make in enumerate(layout_makers(layout)):
         folder = tmp_path / str(number)
         vit = uncropped(make())
         assert_client_finds_outputs(vit, folder, layout, photographs, **options)
@@ -354,7 +355,7 @@ def test_a_client_finds_the_outputs_of_the_model(tmp_path, photographs, layout, 
 @pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
 @pytest.mark.parametrize("reduction", [None, 0.5])
 @pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
-def test_a_client_finds_the_outputs_of_deit(tmp_path, assets, layout, reduction):
+def test_a_client_gets_deits_outputs(tmp_path, assets, layout, reduction):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     options = {"reduction": reduction, "crop": 1.0}
     if tower.VECTOR_HEAD in tower.PROGRAM_LAYOUTS[layout].heads:
@@ -383,11 +384,9 @@ for (const path of images) {
 @pytest.mark.skipif(not TRANSFORMERS_JS, reason="IMAGEPIECE_TRANSFORMERS_JS is not set")
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("make", [encoder, clip])
-def test_transformers_js_finds_the_vectors_of_the_model(
-    tmp_path, photographs, make, dtype
-):
+def test_transformers_js_gets_the_models_vectors(tmp_path, photographs, make, dtype):
     vit = uncropped(make())
-    images = small_photographs.pixels_of(40)
+    images = small_photographs.draw(40)
     file = export(
         vit, tmp_path / "out", layout="transformers", dtype=dtype, images=images
     )
@@ -397,13 +396,13 @@ def test_transformers_js_finds_the_vectors_of_the_model(
         opened.write(SCRIPT)
     command = ["node", script, f"{tmp_path}/", name, THEIRS[dtype], *photographs]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = np.array([json.loads(line) for line in ended.stdout.splitlines()])
+    vectors = np.array([json.loads(line) for line in ended.stdout.splitlines()])
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
-    given = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    assert_near(found, vit.model.apply(vit.variables, given).logits, dtype)
+    normalized = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+    assert_near(vectors, vit.model.apply(vit.variables, normalized).logits, dtype)
 
 
-def test_configs_are_those_of_transformers(tmp_path):
+def test_a_config_has_transformers_fields(tmp_path):
     vit = classifier()
     export(vit, tmp_path, layout="transformers")
     fields = json.loads((tmp_path / "config.json").read_text())
@@ -412,33 +411,33 @@ def test_configs_are_those_of_transformers(tmp_path):
     assert fields["patch_size"] == vit.config.patch_size
 
 
-def test_a_config_of_transformers_is_copied_and_one_of_ours_is_not(tmp_path):
+def test_only_a_config_of_transformers_is_copied(tmp_path):
     vit = encoder()
     content = {"model_type": "dinov2", "torch_dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(content))
     origin = dataclasses.replace(vit.origin, path=tmp_path)
-    found = tower.transformers_config_fields(dataclasses.replace(vit, origin=origin))
-    assert found == content
+    config = tower.transformers_config_fields(dataclasses.replace(vit, origin=origin))
+    assert config == content
     saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
     assert tower.transformers_config_fields(saved)["model_type"] == "vit"
 
 
-def test_a_copied_config_has_the_images_and_classes_of_the_model(tmp_path):
+def test_a_copied_config_gets_the_models_size_and_classes(tmp_path):
     vit = classifier()
     content = {"model_type": "vit", "image_size": 8, "id2label": {"0": "cat"}}
     content["architectures"] = ["ViTModel"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     origin = dataclasses.replace(vit.origin, path=tmp_path)
-    found = tower.transformers_config_fields(dataclasses.replace(vit, origin=origin))
-    assert found["id2label"] == dict(enumerate(vit.class_names))
-    assert found["label2id"]["class 1"] == 1
-    assert found["architectures"] == ["ViTForImageClassification"]
-    assert found["problem_type"] == "single_label_classification"
-    assert found["image_size"] == tiny_vit.SIDE
-    found = tower.transformers_config_fields(
+    config = tower.transformers_config_fields(dataclasses.replace(vit, origin=origin))
+    assert config["id2label"] == dict(enumerate(vit.class_names))
+    assert config["label2id"]["class 1"] == 1
+    assert config["architectures"] == ["ViTForImageClassification"]
+    assert config["problem_type"] == "single_label_classification"
+    assert config["image_size"] == tiny_vit.SIDE
+    config = tower.transformers_config_fields(
         dataclasses.replace(encoder(), origin=origin)
     )
-    assert found == {"model_type": "vit", "image_size": tiny_vit.SIDE}
+    assert config == {"model_type": "vit", "image_size": tiny_vit.SIDE}
 
 
 def test_sentence_transformers_gets_one_module_of_images(tmp_path):
@@ -452,20 +451,24 @@ def test_sentence_transformers_gets_one_module_of_images(tmp_path):
     assert size == tiny_vit.WIDTH  # the vector's, which it reports
 
 
-def properties(file):
+def onnx_properties(file):
     """The properties inside an ONNX file."""
     return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
 
 
 def test_model_api_gets_its_properties(tmp_path):
-    vit = tiny_vit.of_problem(classifier(), "multi_label_classification")
+    vit = tiny_vit.with_problem_type(classifier(), "multi_label_classification")
     vit = vit.with_preprocessing(crop=1.0, interpolation="bilinear")
     file = export(vit, tmp_path, layout="model_api")
-    found = properties(file)
-    assert found["model_info model_type"] == "Classification"
-    assert found["model_info labels"].split()[2] == "class_2"
-    assert found["model_info multilabel"] == "True"
-    assert found["model_info interpolation_mode"] == "LINEAR"
-    means = [float(value) / 255 for value in found["model_info mean_values"].split()]
+    properties = onnx_properties(file)
+    assert properties["model_info model_type"] == "Classification"
+    assert properties["model_info labels"].split()[2] == "class_2"
+    assert properties["model_info multilabel"] == "True"
+    assert properties["model_info interpolation_mode"] == "LINEAR"
+    means = [
+        float(value) / 255 for value in properties["model_info mean_values"].split()
+    ]
     np.testing.assert_allclose(means, vit.config.mean, atol=1e-9)
-    assert not properties(export(encoder(), tmp_path / "other", layout="fastembed"))
+    assert not onnx_properties(
+        export(encoder(), tmp_path / "other", layout="fastembed")
+    )

@@ -1,6 +1,6 @@
-"""Pixels of clients that follow a tower's JSON files, against the model's.
+"""Pixels by clients that follow a tower's JSON files, against the model's.
 
-tests/fixtures/client_pixels.npz has what OpenCLIP and transformers make of odd images.
+tests/fixtures/client_pixels.npz has OpenCLIP's and transformers' pixels of odd images.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def theirs():
         return dict(file)
 
 
-def apart(case, theirs, **changes):
+def largest_gaps(case, theirs, **changes):
     """The largest difference of each image, in gray levels."""
     prepare = dataclasses.replace(client_pixels.case_preprocessing(case), **changes)
     ours = np.stack([prepare(image) for image in client_pixels.odd_pictures()])
@@ -36,23 +36,23 @@ def apart(case, theirs, **changes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_json_files_give_the_pixels_of_the_model(case, theirs):
+def test_json_files_give_the_models_pixels(case, theirs):
     assert json.loads(str(theirs["json"]))[case] == client_pixels.case_fields(case)
-    assert apart(case, theirs).max() <= ROUNDING
-    # Another filter shows in every image but those that are as large as the result,
-    # and a crop that starts a pixel later in many.
+    assert largest_gaps(case, theirs).max() <= ROUNDING
+    # Another filter shows in every image, except images of the result's size, and a
+    # crop that starts a pixel later shows in many.
     filters = {"bicubic", "bilinear"}
     (other,) = filters - {client_pixels.case_preprocessing(case).interpolation}
-    assert (apart(case, theirs, interpolation=other) > 2 * ROUNDING).mean() > 0.8
+    assert (largest_gaps(case, theirs, interpolation=other) > 2 * ROUNDING).mean() > 0.8
     if client_pixels.case_preprocessing(case).crop_mode == "center":
         (other,) = {"timm", "transformers"} - {
             client_pixels.case_preprocessing(case).rule
         }
-        assert (apart(case, theirs, rule=other) > 5 * ROUNDING).sum() >= 2
+        assert (largest_gaps(case, theirs, rule=other) > 5 * ROUNDING).sum() >= 2
 
 
-def resized_by_immich(image, fields):
-    """Pixels by preprocess_cfg.json as immich reads it, written from its contract.
+def resize_like_immich(image, fields):
+    """Pixels by preprocess_cfg.json, written from immich's contract.
 
     A PIL image -> [size, size, 3] uint8. Sizes and offsets are rounded down.
     """
@@ -86,27 +86,27 @@ def odd_files(folder):
     return files
 
 
-def small(reduction=None, **fields):
-    """A tower of SIDE pixels that crops as immich and transformers do."""
+def small_tower(reduction=None, **fields):
+    """A tower of SIDE pixels with immich's and transformers' crop."""
     vit = tiny_vit.pretrained(reduction, image_size=client_pixels.SIDE, num_classes=0)
     return vit.with_preprocessing(rule="transformers", **fields)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_immich_gets_the_pixels_of_the_model(tmp_path, mode, interpolation):
-    vit = small(crop=1.0, crop_mode=mode, interpolation=interpolation)
+def test_immich_gets_the_models_pixels(tmp_path, mode, interpolation):
+    vit = small_tower(crop=1.0, crop_mode=mode, interpolation=interpolation)
     fields = tower.open_clip_fields(vit)
     for file in odd_files(tmp_path):
         with Image.open(file) as image:
-            theirs = resized_by_immich(image, fields)
+            theirs = resize_like_immich(image, fields)
         ours = vit.preprocessing(decode.decode_image(file, file.name))
-        # Of some images Pillow resizes columns before rows.
+        # Pillow resizes columns first in some images.
         assert np.abs(ours.astype(int) - theirs).max() <= 3 * ROUNDING
 
 
-def session_of_immich(file):
-    """A session with the options of immich: two threads, one image."""
+def open_like_immich(file):
+    """A session with immich's options: two threads, one image."""
     onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
@@ -120,31 +120,31 @@ def session_of_immich(file):
 
 @pytest.mark.parametrize("reduction", [None, "tome:r=1"])
 @pytest.mark.parametrize("pixels", [False, True])
-def test_immich_finds_the_vectors_of_features(tmp_path, pixels, reduction):
-    vit = small(reduction, crop=1.0)
-    file = export(vit, tmp_path / "out", layout="immich", pixels=pixels)
-    fields = json.loads((file.parent / "preprocess_cfg.json").read_text())
-    session = session_of_immich(file)
+def test_immichs_vectors_equal_features(tmp_path, pixels, reduction):
+    vit = small_tower(reduction, crop=1.0)
+    graph = export(vit, tmp_path / "out", layout="immich", pixels=pixels)
+    fields = json.loads((graph.parent / "preprocess_cfg.json").read_text())
+    session = open_like_immich(graph)
     takes_pixels = session.get_inputs()[0].type == "tensor(uint8)"
     files = odd_files(tmp_path)
-    found = []
-    for each in files:
-        with Image.open(each) as image:
-            array = resized_by_immich(image, fields)
+    vectors = []
+    for file in files:
+        with Image.open(file) as image:
+            array = resize_like_immich(image, fields)
         if not takes_pixels:
             array = (np.float32(array) / 255 - fields["mean"]) / fields["std"]
             array = np.float32(array).transpose(2, 0, 1)
-        found.append(session.run(None, {"image": array[None]})[0][0])
-    want = np.asarray(imagepiece_jax.features(vit, files).pooled)
-    want = want / np.linalg.norm(want, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+        vectors.append(session.run(None, {"image": array[None]})[0][0])
+    expected = np.asarray(imagepiece_jax.features(vit, files).pooled)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("crop", [0.875, 1.0])
-def test_fastembed_gets_the_pixels_of_the_model(mode, crop):
+def test_fastembed_gets_the_models_pixels(mode, crop):
     operators = pytest.importorskip("fastembed.image.transform.operators")
-    vit = small(crop=crop, crop_mode=mode)
+    vit = small_tower(crop=crop, crop_mode=mode)
     prepare = operators.Compose.from_config(tower.processor_fields(vit))
     pictures = client_pixels.odd_pictures()[1:-1]
     arrays = prepare([*map(Image.fromarray, pictures)])
@@ -155,34 +155,38 @@ def test_fastembed_gets_the_pixels_of_the_model(mode, crop):
     assert np.abs(theirs - ours).max() <= 3 * ROUNDING * one_level
 
 
-def labels_by_photoprism(folder, image):
-    """{label: probability} of an image, by PhotoPrism's packages classify and onnx.
+def predict_like_photoprism(folder, image):
+    """{label: probability} of an image, like PhotoPrism's packages classify and onnx.
 
     Written from their contract for custom models: FOLDER/FOLDER.onnx with one output,
-    labels.txt, and properties that state everything a graph does not.
+    labels.txt, and properties with everything that a graph leaves open.
     """
     file = folder / f"{folder.name}.onnx"
     session = pytest.importorskip("onnxruntime").InferenceSession(file)
     stored = session.get_modelmeta().custom_metadata_map
-    given = {name.removeprefix("photoprism."): text for name, text in stored.items()}
+    properties = {
+        name.removeprefix("photoprism."): text for name, text in stored.items()
+    }
     (entry,) = session.get_inputs()
     (logits,) = session.get_outputs()
     _, _, height, width = entry.shape
-    assert (given["layout"], given["color_order"]) == ("NCHW", "RGB")
+    assert (properties["layout"], properties["color_order"]) == ("NCHW", "RGB")
     filters = {"linear": Image.BILINEAR, "bicubic": Image.BICUBIC}
-    how = filters[given["interpolation"]]
+    filter = filters[properties["interpolation"]]
     size = (width, height)
-    if given["resize_mode"] == "center-crop":
-        ratio = int(given["resize_short_edge"]) / min(image.size)
+    if properties["resize_mode"] == "center-crop":
+        ratio = int(properties["resize_short_edge"]) / min(image.size)
         size = [round(side * ratio) for side in image.size]
-    image = image.convert("RGB").resize(size, how)
+    image = image.convert("RGB").resize(size, filter)
     left = max((size[0] - width) // 2, 0)
     top = max((size[1] - height) // 2, 0)
     pixels = np.float32(image.crop((left, top, left + width, top + height)))
-    mean, std = [np.float32(json.loads(given[name])) for name in ("mean", "std_dev")]
+    mean, std = [
+        np.float32(json.loads(properties[name])) for name in ("mean", "std_dev")
+    ]
     array = ((pixels - mean) / std).transpose(2, 0, 1)[None]
     (row,) = session.run(None, {entry.name: array})[0]
-    assert given["outputs_logits"] == "true"
+    assert properties["outputs_logits"] == "true"
     powers = np.exp(np.float64(row) - row.max())
     labels = (folder / "labels.txt").read_text().splitlines()
     assert logits.shape[-1] == len(labels)
@@ -191,7 +195,7 @@ def labels_by_photoprism(folder, image):
 
 @pytest.mark.parametrize("mode, crop", [("center", 0.875), ("squash", 1.0)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_photoprism_gets_the_classes_of_the_model(tmp_path, mode, crop, interpolation):
+def test_photoprism_gets_the_models_classes(tmp_path, mode, crop, interpolation):
     names = tuple(f"class {label}" for label in range(tiny_vit.CLASSES))
     vit = tiny_vit.pretrained("tome:r=1", image_size=client_pixels.SIDE)
     fields = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
@@ -199,14 +203,14 @@ def test_photoprism_gets_the_classes_of_the_model(tmp_path, mode, crop, interpol
     vit = dataclasses.replace(vit, class_names=names)
     export(vit, tmp_path / "tags", layout="photoprism")
     predictor = imagepiece_jax.Predictor(vit)
-    # Of other sizes transformers rounds the longer side down, and PhotoPrism does not.
+    # At other sizes transformers rounds the longer side down; PhotoPrism does not.
     files = []
     for number, size in enumerate([(26, 52), (78, 39), (13, 13)]):
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(client_pixels.paint_waves(*size)).save(files[-1])
     for file, predicted in zip(files, predictor(files), strict=True):
         with Image.open(file) as image:
-            labels = labels_by_photoprism(tmp_path / "tags", image)
+            labels = predict_like_photoprism(tmp_path / "tags", image)
         best = max(labels, key=labels.get)
         assert best == predicted[0].label
         assert abs(labels[best] - predicted[0].probability) < 0.01

@@ -1,4 +1,4 @@
-"""Uploads to a local server that speaks the hub's API."""
+"""Uploads to a local server with the hub's API."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.helpers.run_command import call
 constants = pytest.importorskip("huggingface_hub.constants")
 pytest.importorskip("onnxruntime")
 
-# huggingface_hub 2.4 passes an iterator of bytes as httpx does not want it.
+# httpx deprecates how huggingface_hub 2.4 passes an iterator of bytes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 NAME = f"{hub_server.USER}/tower"
@@ -23,7 +23,7 @@ FILES = {"README.md", "model.onnx", "model.onnx.json", "preprocessor_config.json
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub in which `me` is logged in."""
+    """A hub where `me` is logged in."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -40,12 +40,9 @@ def vit():
     return tiny_vit.pretrained("tome:r=4", num_classes=0, depth=2)
 
 
-def pushed(vit, folder, name=NAME, **options):
+def export_and_push(vit, folder, name=NAME, **options):
     """Export and push with a card."""
-    options = {
-        "layout": "fastembed",
-        "images": small_photographs.pixels_of(40),
-    } | options
+    options = {"layout": "fastembed", "images": small_photographs.draw(40)} | options
     return export(vit, folder, push=name, **options)
 
 
@@ -55,18 +52,18 @@ def test_a_folder_is_uploaded_in_one_commit(tmp_path, hub, vit, owner, large):
     hub.large = large
     name = f"{owner}/tower"
     (tmp_path / "out").mkdir()
-    pushed(vit, tmp_path / "out", name)
+    export_and_push(vit, tmp_path / "out", name)
     assert hub.commits == [(name, sorted(FILES))]
-    found = hub.repositories[name]
+    uploaded = hub.repositories[name]
     for file in FILES:
-        assert found[file] == (tmp_path / "out" / file).read_bytes()
+        assert uploaded[file] == (tmp_path / "out" / file).read_bytes()
     assert bool(hub.stored) == bool(large)
 
 
 def test_an_earlier_upload_is_replaced(tmp_path, hub, vit):
-    pushed(vit, tmp_path / "out")
+    export_and_push(vit, tmp_path / "out")
     before = dict(hub.repositories[NAME])
-    pushed(vit.with_reduction(None), tmp_path / "out")
+    export_and_push(vit.with_reduction(None), tmp_path / "out")
     assert len(hub.commits) == 2
     after = hub.repositories[NAME]
     assert {file for file in before if after[file] != before[file]} == FILES - {
@@ -74,22 +71,22 @@ def test_an_earlier_upload_is_replaced(tmp_path, hub, vit):
     }
 
 
-def test_files_of_no_other_kind_are_uploaded(tmp_path, hub, vit):
-    """Without a layout the file may lie in a folder of others."""
+def test_only_the_exports_files_are_uploaded(tmp_path, hub, vit):
+    """Without a layout the folder may have foreign files."""
     (tmp_path / "diary.txt").write_text("mine")
-    pushed(vit, tmp_path / "model.onnx", layout=None)
+    export_and_push(vit, tmp_path / "model.onnx", layout=None)
     assert hub.commits == [(NAME, ["README.md", "model.onnx", "model.onnx.json"])]
 
 
-def refused_before(hub, folder, vit, *texts, name=NAME, error=None, **options):
+def check_refused(hub, folder, vit, *texts, name=NAME, error=None, **options):
     """Check that a push is refused in one sentence, and nothing is written."""
     before = {name: dict(files) for name, files in hub.repositories.items()}
     if error is None:
         with refused(*texts) as caught:
-            pushed(vit, folder / "refused", name, **options)
+            export_and_push(vit, folder / "refused", name, **options)
     else:
         with pytest.raises(error) as caught:
-            pushed(vit, folder / "refused", name, **options)
+            export_and_push(vit, folder / "refused", name, **options)
         assert all(text in str(caught.value) for text in texts), caught.value
     assert "\n" not in str(caught.value)
     assert not (folder / "refused").exists()
@@ -97,50 +94,50 @@ def refused_before(hub, folder, vit, *texts, name=NAME, error=None, **options):
     assert hub.repositories == before
 
 
-def test_mistakes_are_told_before_the_work(tmp_path, hub, vit, monkeypatch):
+def test_mistakes_are_refused_before_the_work(tmp_path, hub, vit, monkeypatch):
     for name in ("tower", "a/b/c", "me/no spaces", ""):
-        refused_before(hub, tmp_path, vit, "push", "OWNER/NAME", name=name)
-    refused_before(hub, tmp_path, vit, "push", "images", images=None)
-    refused_before(hub, tmp_path, vit, "you", "me, team", name="you/tower")
+        check_refused(hub, tmp_path, vit, "push", "OWNER/NAME", name=name)
+    check_refused(hub, tmp_path, vit, "push", "images", images=None)
+    check_refused(hub, tmp_path, vit, "you", "me, team", name="you/tower")
     for content in ({"README.md": b"mine"}, {"model.onnx": b"mine"}):
         hub.repositories = {NAME: content}
-        refused_before(hub, tmp_path, vit, NAME, "exists", "another name")
+        check_refused(hub, tmp_path, vit, NAME, "exists", "another name")
     hub.repositories = {}
     monkeypatch.setenv("HF_TOKEN", "reads")
-    refused_before(hub, tmp_path, vit, "may not write", "hf auth login")
+    check_refused(hub, tmp_path, vit, "may not write", "hf auth login")
     monkeypatch.setenv("HF_TOKEN", "unknown")
-    refused_before(hub, tmp_path, vit, "does not accept the token")
+    check_refused(hub, tmp_path, vit, "does not accept the token")
     monkeypatch.delenv("HF_TOKEN")
-    hub.asked.clear()
-    refused_before(hub, tmp_path, vit, "login", "HF_TOKEN")
-    assert not hub.asked
+    hub.requests.clear()
+    check_refused(hub, tmp_path, vit, "login", "HF_TOKEN")
+    assert not hub.requests
 
 
-def test_a_hub_out_of_reach_is_told_before_the_work(tmp_path, hub, vit, monkeypatch):
+def test_unreachable_hubs_are_reported_first(tmp_path, hub, vit, monkeypatch):
     hub.failing = {"whoami": 500}
-    refused_before(hub, tmp_path, vit, "500", error=RunError)
+    check_refused(hub, tmp_path, vit, "500", error=RunError)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    refused_before(hub, tmp_path, vit, "refused", error=RunError)
+    check_refused(hub, tmp_path, vit, "refused", error=RunError)
 
 
 @pytest.mark.parametrize("part", ["create", "preupload", "batch", "store", "commit"])
-def test_an_upload_that_fails_leaves_no_file(tmp_path, hub, vit, part):
+def test_a_failed_upload_leaves_no_file(tmp_path, hub, vit, part):
     hub.failing = {part: 403}
     with refused("push", "may not write"):
-        pushed(vit, tmp_path / "out")
+        export_and_push(vit, tmp_path / "out")
     assert not hub.commits
     assert all(files == {".gitattributes": b""} for files in hub.repositories.values())
     hub.failing = {}
-    pushed(vit, tmp_path / "out")  # into the empty repository
+    export_and_push(vit, tmp_path / "out")  # into the empty repository
     assert hub.commits == [(NAME, sorted(FILES))]
 
 
 def test_a_dry_run_lists_the_files(tmp_path, hub, vit):
     weights = imagepiece_jax.save(vit, tmp_path / "weights")
-    images = small_photographs.write(tmp_path / "images", 40)
+    images = small_photographs.write_photographs(tmp_path / "images", 40)
     words = [weights, tmp_path / "out", "--layout", "fastembed", "--images", images]
     ended = call(command.main, *words, "--push", NAME, "--dry-run").ok()
-    assert not hub.asked
+    assert not hub.requests
     assert f"would push to {constants.ENDPOINT}/{NAME}:" in ended.out
     for file in FILES:
         size = (tmp_path / "out" / file).stat().st_size

@@ -8,7 +8,7 @@ from imagepiece_jax.models.architecture import Architecture
 from tests.helpers import tiny_vit
 from tests.models.test_vit_families import FAMILIES
 
-# These fields fit two blocks; a method's own fit three.
+# These fields fit two blocks; `small_reduction`'s fit three.
 TWO_BLOCK_FIELDS = {
     "blocks": (0, 1),
     "counts": (23, 19),
@@ -22,11 +22,11 @@ TWO_BLOCK_FIELDS = {
 
 def short_model(name, arch=None):
     """A model of two or three blocks, reduced in two of them."""
-    reduction = tiny_vit.small(name)
+    reduction = tiny_vit.small_reduction(name)
     if name in ("mctf", "token_pooling"):  # they begin at the second block
         return tiny_vit.model(reduction, depth=3, arch=arch)
     typed = [field for field in TWO_BLOCK_FIELDS if f":{field}=" in reduction]
-    reduction = tiny_vit.changed(
+    reduction = tiny_vit.with_fields(
         reduction, **{field: TWO_BLOCK_FIELDS[field] for field in typed}
     )
     return tiny_vit.model(reduction, depth=2, arch=arch)
@@ -74,5 +74,5 @@ def narrow_model(name, reduction=None, depth=2):
     return tiny_vit.model(reduction, arch=arch, embed_dim=24, depth=depth)
 
 
-MERGED = tiny_vit.changed(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+MERGED = tiny_vit.with_fields(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 MEANS = "token_learner:num_tokens=8:block=0"

@@ -1,7 +1,7 @@
-"""Every test checks the shapes in the package's signatures, by jaxtyping's import hook.
+"""Shapes in the package's signatures, checked by every test (jaxtyping's hook).
 
-Only hints of arrays are checked at run time: a type checker reads the others, and tests
-pass wrong types to see how they are refused.
+Only hints of arrays are checked at run time: a type checker reads all hints, and tests
+pass wrong types to see the errors.
 """
 
 import functools
@@ -21,7 +21,7 @@ jaxtyped = jaxtyping.jaxtyped
 
 
 def install():
-    """Check the functions of modules that are imported from now on."""
+    """Check the functions of modules imported from now on."""
     jaxtyping.jaxtyped = check_arrays
     jaxtyping.install_import_hook(PACKAGE, f"{__name__}.check_array_hints")
 
@@ -39,9 +39,9 @@ def check_arrays(function=None, *, typechecker):
 
 
 def check_array_hints(function):
-    """Like `beartype.beartype`, without hints that name no array."""
+    """Like `beartype.beartype`, for hints of arrays alone."""
     hints = function.__annotations__
-    arrays = {name: widened(hint) for name, hint in hints.items() if has_array(hint)}
+    arrays = {name: widen(hint) for name, hint in hints.items() if has_array(hint)}
     function.__annotations__ = arrays
     return beartype.beartype(function)
 
@@ -53,13 +53,13 @@ def has_array(hint):
     return any(map(has_array, typing.get_args(hint)))
 
 
-def widened(hint):
-    """The hint with NumPy's arrays besides JAX's, because JAX takes both."""
+def widen(hint):
+    """The hint with NumPy arrays beside JAX arrays, because JAX takes both."""
     if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
         if hint.array_type is jax.Array:
             return hint.dtype[jax.Array | np.ndarray, hint.dim_str]
         return hint
-    parts = tuple(map(widened, typing.get_args(hint)))
+    parts = tuple(map(widen, typing.get_args(hint)))
     if not parts:
         return hint
     if isinstance(hint, types.UnionType):

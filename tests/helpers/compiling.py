@@ -1,4 +1,4 @@
-"""XLA flags that compile the tests' tiny programs fast, and what XLA compiles here.
+"""XLA flags that compile the tests' tiny programs fast.
 
 HARMLESS options stand in for a GPU's.
 """
@@ -9,13 +9,13 @@ import numpy as np
 
 QUICK = "--xla_backend_optimization_level=0"
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-    # Six times as fast. Later versions exit at a flag that they do not know, and none
-    # of 0.12's replaces it: 8 ms for every fusion make a suite 1.8 times as long.
+    # Six times as fast. Later versions exit at an unknown flag, and no flag of 0.12
+    # replaces it: 8 ms for every fusion make the suite 1.8 times as long.
     # Opt preset FAST_COMPILE, no fusion wrapper, no expensive passes: no difference.
     # Without fusion compiling takes four times as long.
     QUICK += " --xla_cpu_use_fusion_emitters=false"
     QUICK += " --xla_cpu_parallel_codegen_split_count=1"
-    # Passes that make large programs fast, and take a tenth of the time here.
+    # These passes make large programs fast, and take a tenth of the time here.
     QUICK += " --xla_disable_hlo_passes=" + ",".join(
         (
             "constant_folding",
@@ -31,7 +31,7 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
         )
     )
 
-# Compiler options that a CPU accepts and that change nothing: with these in
+# A CPU accepts these compiler options, and they change nothing: with them in
 # xla_options.PLATFORM_OPTIONS["cpu"], programs are compiled as they are on a GPU.
 HARMLESS = {"xla_embed_ir_in_executable": False}
 
@@ -39,7 +39,7 @@ HARMLESS = {"xla_embed_ir_in_executable": False}
 def needs_float16():
     """Skip a test where XLA compiles nothing in float16.
 
-    So it is on a processor without F16C, and with --xla_cpu_max_isa=SSE4_2 on any.
+    Processors without F16C, and --xla_cpu_max_isa=SSE4_2, leave it out.
     """
     import jax  # behind the flags of this file, which tests/conftest.py sets first
     import pytest

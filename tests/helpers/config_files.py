@@ -1,4 +1,4 @@
-"""Config files of published models, typed as they are on the hub."""
+"""Config files of published models, as on the hub."""
 
 import json
 import pathlib

@@ -11,7 +11,7 @@ from jax._src.interpreters import mlir
 
 
 @functools.cache
-def _initial(init_fn, args, options):
+def _initial_shape(init_fn, args, options):
     return jax.eval_shape(lambda: init_fn(jax.random.key(0), *args, **dict(options)))
 
 
@@ -27,7 +27,7 @@ def _eval_shape(fn, *args):
         return jax.eval_shape(fn, *args)
     options = tuple(closure["init_kwargs"].items())
     try:
-        return _initial(closure["init_fn"], closure["init_args"], options)
+        return _initial_shape(closure["init_fn"], closure["init_args"], options)
     except TypeError:  # not hashable
         return jax.eval_shape(fn, *args)
 
@@ -41,9 +41,9 @@ def remember_initializers():
 
 
 def name_no_arguments():
-    """Let JAX not name the arguments of every function that it traces.
+    """Leave traced functions' arguments unnamed.
 
-    The names serve only error messages and take a twelfth of the time.
+    JAX's names serve only error messages, and take a twelfth of the time.
     """
     api_util.debug_info.__kwdefaults__["signature"] = inspect.Signature()
     api_util._non_static_arg_names = lambda *args: None
@@ -68,8 +68,8 @@ def _lower_once(ctx, eqn, cache_key, avals_in, **params):
     key = cache_key, ctx.axis_context, ctx.lowering_parameters
     if key not in _lowered:
         rule = _lower_equation(ctx, eqn, cache_key, avals_in, **params)
-        of_the_program = eqn.effects or rule.const_args or ctx.shape_poly_state.dim_vars
-        if of_the_program or not rule.inline or not _stands_alone(rule.func, params):
+        is_special = eqn.effects or rule.const_args or ctx.shape_poly_state.dim_vars
+        if is_special or not rule.inline or not _stands_alone(rule.func, params):
             return rule
         _lowered[key] = rule
     ctx.lowering_cache[cache_key] = _lowered[key]
@@ -83,23 +83,23 @@ def _stands_alone(func, params):
     """
     names = []
 
-    def note(operation):
+    def note_operation(operation):
         channel = "channel_handle" in operation.attributes
         names.append("a channel" if channel else operation.name)
         return mlir.ir.WalkResult.ADVANCE
 
-    func.operation.walk(note)
-    plain = (
+    func.operation.walk(note_operation)
+    are_plain = (
         name.startswith(("stablehlo.", "chlo.", "func.")) and "call" not in name
         for name in names
     )
-    return all(plain) and not any(core.jaxprs_in_params(params))
+    return all(are_plain) and not any(core.jaxprs_in_params(params))
 
 
 def lower_fast():
     """Lower a program in a third of the time, to the same program.
 
-    JAX makes an MLIR context (5 ms) and lowers every equation anew for each program.
+    JAX makes an MLIR context (5 ms) and lowers all equations for each program.
     Here programs share both, and tracebacks keep their last line.
     """
     mlir.make_ir_context = _make_context
@@ -109,6 +109,6 @@ def lower_fast():
 
 
 def renew_mlir_context():
-    """Renew the context of MLIR, which keeps the constants of all programs."""
+    """Renew MLIR's context: it keeps all programs' constants."""
     _lowered.clear()
     _make_context.cache_clear()

@@ -17,8 +17,8 @@ def load_arrays(folder):
     return {name: np.load(folder / f"{name}.npy") for name in ARRAY_NAMES}
 
 
-def assert_folders_close(folder, other):
+def assert_folders_close(folder, other_folder):
     """Two folders have equal arrays up to rounding, as batch sizes differ."""
-    theirs = load_arrays(other)
-    for name, ours in load_arrays(folder).items():
-        np.testing.assert_allclose(ours, theirs[name], rtol=2e-3, atol=2e-3)
+    other_arrays = load_arrays(other_folder)
+    for name, array in load_arrays(folder).items():
+        np.testing.assert_allclose(array, other_arrays[name], rtol=2e-3, atol=2e-3)

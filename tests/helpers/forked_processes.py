@@ -1,8 +1,8 @@
-"""Python processes that have imported JAX and the package before they start.
+"""Python processes forked from one that has imported JAX and the package.
 
-That is two seconds of every process: here one imports them, waits, and forks for each
-`Process`, which traces as fast as the tests do. Tests of the start itself, or of what
-is imported, take `subprocess`.
+Imports take two seconds of every process. Here a server imports once, waits, and forks
+for each `Process`, which traces as fast as the tests do. Tests of the start itself, or
+of imports, take `subprocess`.
 """
 
 import atexit
@@ -31,13 +31,13 @@ MODULES = (
     "ml_collections.config_flags",
     "tensorboardX",
 )
-GARBAGE = 200_000, 20, 100  # thresholds of the search for it
+GARBAGE_THRESHOLDS = 200_000, 20, 100
 QUICKLY = "TESTS_BEGIN_QUICKLY"  # in the environment: `begin_quickly` in the process
 
 
 @functools.cache
 def _server():
-    """Socket to the process that waits, one of each worker of the suite."""
+    """Socket to the server process. Each worker of the suite has one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = Popen(
@@ -60,7 +60,7 @@ def _server():
 
 
 class Process:
-    """As `subprocess.Popen` of `python FILE`, `python -m NAME` or `python -c CODE`."""
+    """Like `subprocess.Popen`, for `python FILE`, `-m NAME` or `-c CODE`."""
 
     def __init__(self, args, cwd=ROOT, env=None, stdout=None, stderr=None):
         self.args = args
@@ -75,7 +75,7 @@ class Process:
         self.pid = int(self._socket.recv(64))
 
     def wait(self, timeout=None):
-        """Exit status, negative where a signal ended it."""
+        """The exit status, negative after a signal."""
         if self.returncode is None:
             self._socket.settimeout(timeout)
             try:
@@ -101,7 +101,7 @@ class Process:
 
 
 def statuses(processes, timeout):
-    """Exit statuses of processes, none of which is left running."""
+    """Wait for processes' exit statuses, and leave no process running."""
     try:
         return [process.wait(timeout=timeout) for process in processes]
     finally:
@@ -110,14 +110,14 @@ def statuses(processes, timeout):
 
 
 def free_port():
-    """The number of a port that nothing uses."""
+    """The number of a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 if sys.platform != "linux":
-    Process = Popen  # elsewhere a fork may not use what was imported before
+    Process = Popen  # elsewhere a fork may not use earlier imports
 
 
 def run(args, cwd=ROOT, env=None, timeout=120):
@@ -146,7 +146,7 @@ def _watch(reply):
 
 
 def _request(requests):
-    """Wait for requests: each is returned in a new process, None at their end here."""
+    """Return each request in a new process, and None here after the last one."""
     while True:
         message, files, _, _ = socket.recv_fds(requests, 1 << 20, 3)
         if not message:
@@ -163,15 +163,15 @@ def _request(requests):
 
 
 def begin_quickly(replace=setattr):
-    """Let NumPy draw the weights that runs begin with."""
+    """Let NumPy draw the initial weights of runs."""
     from imagepiece_jax.training import initial_weights
     from tests.helpers import small_runs
 
-    replace(initial_weights, "draw_variables", small_runs.untrained)
+    replace(initial_weights, "draw_variables", small_runs.draw_untrained)
 
 
 def _run(words, folder, environment):
-    """Run these words like `python`."""
+    """Run `words` like `python WORDS`."""
     import jax
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -203,10 +203,10 @@ def main():
     gc.disable()
     for name in MODULES:
         importlib.import_module(name)
-    from tests.helpers import fast_tracing, stored_programs  # which import JAX
+    from tests.helpers import fast_tracing, stored_programs  # both import JAX
 
     gc.freeze()
-    gc.set_threshold(*GARBAGE)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     fast_tracing.remember_initializers()
     fast_tracing.name_no_arguments()
     fast_tracing.lower_fast()
@@ -214,7 +214,7 @@ def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end it
     if request := _request(socket.socket(fileno=int(sys.argv[1]))):
         return _run(*request)
-    signal.alarm(10)  # is the end where a test has left a process
+    signal.alarm(10)  # ends this process if a test has left one running
     with contextlib.suppress(ChildProcessError):
         while os.wait():
             pass

@@ -16,7 +16,7 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
 
 
-def twice(row):
+def for_two_images(row):
     return np.stack([np.asarray(row)] * 2)
 
 
@@ -25,38 +25,37 @@ def _trace(stages, tokens):
     return Trace(GRID, stages, tokens, top, np.array([0.25, 0.5], np.float32))
 
 
-def hard():
+def hard_trace():
     """A merge in block 1 and a pruning before block 3."""
     sizes = [np.array(s, np.int32) for s in ([2, 1, 1, 1, 1], [2, 1, 1, 1])]
     stages = (
-        Stage(1, "mid", 5, twice(MERGED), twice(sizes[0])),
-        Stage(3, "pre", 4, twice(PRUNED), twice(sizes[1])),
+        Stage(1, "mid", 5, for_two_images(MERGED), for_two_images(sizes[0])),
+        Stage(3, "pre", 4, for_two_images(PRUNED), for_two_images(sizes[1])),
     )
     return _trace(stages, 4)
 
 
-def soft():
+def soft_trace():
     """Two learned tokens before block 2."""
     return _trace((Stage(2, "pre", 2),), 2)
 
 
-def dense():
+def dense_trace():
     return _trace((), 6)
 
 
-def methods():
+def all_methods():
     """(facts of each method, its Trace)"""
+    learner = "learner (untrained selectors)"
     facts = [
-        {"label": "imagepiece", "gmacs": 0.5},
-        {"label": "learner (untrained selectors)", "gmacs": 0.4},
-        {"label": "dense", "gmacs": 1.0},
+        {"label": "imagepiece", "gmacs": 0.5, "setting": "imagepiece"},
+        {"label": learner, "gmacs": 0.4, "setting": "token_learner"},
+        {"label": "dense", "gmacs": 1.0, "setting": "none"},
     ]
-    settings = ["imagepiece", "token_learner", "none"]
-    facts = [a | {"setting": b} for a, b in zip(facts, settings, strict=True)]
-    return facts, [hard(), soft(), dense()]
+    return facts, [hard_trace(), soft_trace(), dense_trace()]
 
 
 def read_traces(folder):
-    """(names of images, dicts of the methods) as write_traces wrote them."""
+    """(image names, the methods' dicts) from `write_traces`'s file."""
     saved = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     return saved["images"], saved["methods"]

@@ -1,4 +1,4 @@
-"""A local server that speaks the part of the hub's API that an upload needs."""
+"""A local server with the hub's API for uploads."""
 
 import base64
 import contextlib
@@ -12,17 +12,17 @@ USER, GROUP = "me", "team"
 
 
 class Hub:
-    """Repositories {name: {path: bytes}}, and what was asked.
+    """Repositories {name: {path: bytes}}, and the requests.
 
-    large: endings of files that go through large file storage
-    failing: {part of a path: HTTP status of requests for it}
+    large: file endings for large file storage
+    failing: {part of a path: HTTP status of its requests}
     """
 
     def __init__(self):
         self.repositories = {}
         self.stored = {}  # {digest: bytes}
         self.commits = []  # [(repository, paths)]
-        self.asked = []
+        self.requests = []
         self.large = (".onnx",)
         self.failing = {}
 
@@ -30,7 +30,7 @@ class Hub:
         """(status, headers, content) for a request."""
         path = path.partition("?")[0]
         address = f"http://{headers['host']}"
-        self.asked.append(f"{method} {path}")
+        self.requests.append(f"{method} {path}")
         for part, status in self.failing.items():
             if part in path:
                 return status, {}, b"{}"
@@ -47,8 +47,8 @@ class Hub:
         if path == "/api/validate-yaml":
             return 200, {}, b'{"errors": [], "warnings": []}'
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or USER}/{asked['name']}"
+            requests = json.loads(body)
+            name = f"{requests.get('organization') or USER}/{requests['name']}"
             answer = json.dumps({"url": f"{address}/{name}"}).encode()
             if name in self.repositories:
                 return 409, {}, answer

@@ -12,10 +12,10 @@ class LocalEntryNotFoundError(FileNotFoundError, EntryNotFoundError):
     pass
 
 
-def modules(cache):
+def stand_in_modules(cache):
     """{name: module} of huggingface_hub, by its real names, on the folder `cache`."""
 
-    def found(name, file, revision, part):
+    def cached_path(name, file, revision, part):
         """The path of a file of a branch or a commit, or None if it is absent."""
         folder = cache / f"models--{name.replace('/', '--')}"
         ref = folder / "refs" / (revision or "main")
@@ -24,15 +24,15 @@ def modules(cache):
         return str(path) if path.is_file() else None
 
     def hf_hub_download(name, file, *, revision=None, local_files_only=False):
-        path = found(name, file, revision, "snapshots")
+        path = cached_path(name, file, revision, "snapshots")
         if path is None:
             raise LocalEntryNotFoundError("no network")
         return path
 
     def try_to_load_from_cache(name, file, *, revision=None):
-        if found(name, file, revision, ".no_exist"):
+        if cached_path(name, file, revision, ".no_exist"):
             return no_file
-        return found(name, file, revision, "snapshots")
+        return cached_path(name, file, revision, "snapshots")
 
     no_file = object()  # huggingface_hub's own, which has a private name
     package = types.ModuleType("huggingface_hub")

@@ -1,4 +1,4 @@
-"""Made-up recoveries, with invented figures and values."""
+"""Recoveries with invented metrics and values."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from tests.helpers import tiny_vit
 
 TOME = "tome:r=3"
-FIGURES = {
+VARIANT_FIELDS = {
     "parameters": "biases",
     "images": 32,
     "held_out": 16,
@@ -28,7 +28,7 @@ FIGURES = {
 }
 
 
-def variant_of(vit, changed=True, **fields):
+def make_variant(vit, changed=True, **fields):
     fields = {
         "reduction": vit.reduction,
         "image_size": vit.image_size,
@@ -36,28 +36,28 @@ def variant_of(vit, changed=True, **fields):
         "share": vit.gmacs / vit.with_reduction("none").gmacs,
         "changed": changed,
     } | fields
-    return RecoveredVariant(**FIGURES | fields)
+    return RecoveredVariant(**VARIANT_FIELDS | fields)
 
 
-def values(vit, seed=0):
+def moved_values(vit, seed=0):
     """Norms and biases of a dense model, moved by random values."""
-    draw = np.random.default_rng(seed)
-    found = {}
+    rng = np.random.default_rng(seed)
+    moved = {}
     leaves = traverse_util.flatten_dict(vit.variables["params"], sep="/")
     for path, leaf in leaves.items():
         if "norm" in path or path.endswith("bias"):
-            noise = draw.normal(size=leaf.shape)
-            found[path] = (np.asarray(leaf) + noise).astype(np.float32)
-    return found
+            noise = rng.normal(size=leaf.shape)
+            moved[path] = (np.asarray(leaf) + noise).astype(np.float32)
+    return moved
 
 
 def recovered(vit=None, changed=True, reductions=(TOME,)):
-    """A Pretrained with made-up recoveries of these reductions."""
+    """A Pretrained with invented recoveries of these reductions."""
     vit = vit or tiny_vit.pretrained(TOME)
     dense = vit.with_reduction(None)
-    made = []
+    variants = []
     for seed, reduction in enumerate(reductions):
-        learned = values(dense, seed) if changed else {}
-        form = dense.with_reduction(reduction)
-        made.append(variant_of(form, changed, values=learned))
-    return dataclasses.replace(vit, recovery=Recovery(tuple(made)))
+        learned = moved_values(dense, seed) if changed else {}
+        reduced = dense.with_reduction(reduction)
+        variants.append(make_variant(reduced, changed, values=learned))
+    return dataclasses.replace(vit, recovery=Recovery(tuple(variants)))

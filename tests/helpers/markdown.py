@@ -1,4 +1,4 @@
-"""Tables and figures of Markdown pages, read."""
+"""Tables and sections of Markdown pages."""
 
 from tests.helpers.small_runs import ROOT
 
@@ -9,7 +9,7 @@ def cells(line):
 
 def tables(text):
     """Each table as its rows, {column: cell}, in the order of the page."""
-    found = []
+    tables_of_page = []
     lines = []
     is_code = False
     for line in [*text.splitlines(), ""]:
@@ -18,12 +18,12 @@ def tables(text):
             lines.append(cells(line))
         elif lines:
             head, _, *rows = lines
-            found.append([dict(zip(head, row, strict=True)) for row in rows])
+            tables_of_page.append([dict(zip(head, row, strict=True)) for row in rows])
             lines = []
-    return found
+    return tables_of_page
 
 
-def interval(cell):
+def read_interval(cell):
     """(value, low, high) of "+0.1 [+0.0, +0.2], within noise", or (value,)."""
     value, _, ends = cell.partition(" [")
     return float(value), *map(float, ends.partition("]")[0].split(",") if ends else [])

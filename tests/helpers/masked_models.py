@@ -15,68 +15,68 @@ from tests.helpers import tiny_vit
 
 
 def keys(batch=3, seed=0):
-    """Keys of the reducers, one per image, like a training step's."""
+    """A training step's keys for reducers, one per image."""
     return {"reducer": jax.random.split(jax.random.key(seed), batch)}
 
 
-def train(model):
+def training(model):
     """Compiled (variables, images, keys) -> Outputs in training."""
     return tiny_vit.compiled(
         lambda variables, *args: model.apply(variables, args[0], True, args[1])
     )
 
 
-def trained(fields):
+def training_model(fields):
     """A training model, and a compiled function of keys that returns Outputs."""
     model = tiny_vit.model(fields, masked=True)
     variables = tiny_vit.variables(model)
-    run = train(model)
+    run = training(model)
     return model, lambda keys: run(variables, tiny_vit.images(), keys)
 
 
-def lean(variables, to):
-    """Set the bias of all selectors so log odds of keeping are about `to`."""
+def lean_selectors(variables, log_odds):
+    """Set all selectors' bias so that the log odds of keeping are about `log_odds`."""
     for name, parameters in variables["params"].items():
         if name.startswith("reducer_"):
             score = parameters["scores"]["score"]
-            score["bias"] = np.float32([to / 2, -to / 2])
+            score["bias"] = np.float32([log_odds / 2, -log_odds / 2])
     return variables
 
 
-def taught(model, seed=5):
-    """Random Outputs in a model's shapes, to teach a student."""
-    draw = np.random.default_rng(seed)
+def random_outputs(model, seed=5):
+    """Random Outputs in a model's shapes, as a teacher's."""
+    rng = np.random.default_rng(seed)
     outputs = jax.eval_shape(model.apply, tiny_vit.shapes(model), tiny_vit.images())
-    return jax.tree.map(lambda a: draw.normal(size=a.shape).astype(a.dtype), outputs)
+    return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), outputs)
 
 
 @dataclasses.dataclass(frozen=True)
-class KeepShare(Reducer):
+class KeepListed(Reducer):
     """Keep only these tokens, in every image."""
 
     tokens: tuple[int, ...]
 
     def __call__(self, inputs, counts, train=False):
-        dest = [
+        slots = [
             self.tokens.index(i) if i in self.tokens else DROPPED
             for i in range(counts.n_in)
         ]
-        dest = jnp.broadcast_to(jnp.asarray(dest), inputs.x.shape[:2])
-        return Assignment(slot_of_token=dest, n_out=len(self.tokens))
+        slots = jnp.broadcast_to(jnp.asarray(slots), inputs.x.shape[:2])
+        return Assignment(slot_of_token=slots, n_out=len(self.tokens))
 
 
-def without(model, masks):
+def without_masked(model, masks):
     """`model` without the masked tokens. masks: {block: [n] of 0 and 1}.
 
     A mask covers the first block's tokens and is part of the previous mask.
     """
     steps = []
-    held = list(range(tiny_vit.TOKENS))
+    live = list(range(tiny_vit.TOKENS))
     for block, mask in masks.items():
-        rest = [token for token in held if mask[token] > 0.5]
-        keep = KeepShare(tuple(held.index(token) for token in rest))
-        steps.append(Step(block, keep, KeepFixed(len(rest)), "pre"))
-        held = rest
+        left = [token for token in live if mask[token] > 0.5]
+        keep = KeepListed(tuple(live.index(token) for token in left))
+        steps.append(Step(block, keep, KeepFixed(len(left)), "pre"))
+        live = left
     plan = block_plan.plan_blocks(
         tiny_vit.DEPTH, tiny_vit.TOKENS, steps, model.config.arch.prefix
     )

@@ -1,4 +1,4 @@
-"""A data set of noise images, and its batches."""
+"""A set of noise images, and its batches."""
 
 import dataclasses
 
@@ -57,11 +57,11 @@ def train_batches(
     return worker_pool.read_ahead(batches, workers, threads)
 
 
-def train(*args, **options):
+def train_list(*args, **options):
     return list(train_batches(*args, **options))
 
 
-def values(batches, field="label"):
+def field_values(batches, field="label"):
     return np.concatenate([batch[field].ravel() for batch in batches]).tolist()
 
 
@@ -70,29 +70,29 @@ def global_batches(parts):
 
     test_placement checks the samples' places on devices.
     """
-    out = []
+    joined_batches = []
     for batches in zip(*parts, strict=True):
-        joined = {}
+        joined_batch = {}
         for field in batches[0]:
             array = np.concatenate([batch[field] for batch in batches])  # [D, A, m, .]
             devices, count, m = array.shape[:3]
             flat = np.empty((count, devices * m) + array.shape[3:], array.dtype)
             flat[:, device_samples(devices * m, devices)] = array.swapaxes(0, 1)
-            joined[field] = flat.reshape((-1,) + array.shape[3:])
-        out.append(joined)
-    return out
+            joined_batch[field] = flat.reshape((-1,) + array.shape[3:])
+        joined_batches.append(joined_batch)
+    return joined_batches
 
 
-def same(one, two):
-    assert len(one) == len(two)
-    for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys()
-        for field in a:
-            np.testing.assert_array_equal(a[field], b[field])
-            assert a[field].dtype == b[field].dtype
+def assert_same(batches, other_batches):
+    assert len(batches) == len(other_batches)
+    for batch, other in zip(batches, other_batches, strict=True):
+        assert batch.keys() == other.keys()
+        for field in batch:
+            np.testing.assert_array_equal(batch[field], other[field])
+            assert batch[field].dtype == other[field].dtype
 
 
-def ramp(height, width, slope=4):
+def color_ramp(height, width, slope=4):
     """Red is slope * row, green slope * column, blue 7."""
     image = np.full((height, width, 3), 7, np.uint8)
     image[:, :, 0] = slope * np.arange(height)[:, None]

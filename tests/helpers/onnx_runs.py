@@ -1,4 +1,4 @@
-"""ONNX graphs of tests, in onnxruntime and in OpenVINO, beside JAX."""
+"""ONNX graphs in onnxruntime and OpenVINO, beside JAX."""
 
 import functools
 
@@ -18,8 +18,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
 FORBIDDEN_OPERATORS = {"Loop", "If", "Scan", "NonZero", "Unique", "Compress", "Scatter"}
 FORBIDDEN_OPERATORS |= {"ScatterElements", "ScatterND", "SequenceAt", "Range", "Einsum"}
-IMAGEPIECE = tiny_vit.changed(tiny_vit.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,))
-EVIT = tiny_vit.changed(tiny_vit.EVIT, blocks=(0,))
+IMAGEPIECE = tiny_vit.with_fields(
+    tiny_vit.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,)
+)
+EVIT = tiny_vit.with_fields(tiny_vit.EVIT, blocks=(0,))
 
 
 def open_session(graph):
@@ -92,7 +94,7 @@ def check_graph(
 
 
 def nodes_with_row_constants(graph):
-    """Names of nodes that join row sums and row constants: OpenVINO gets them wrong."""
+    """Names of nodes with row sums and row constants: OpenVINO computes them wrong."""
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     node_names = []

@@ -1,6 +1,6 @@
 """Slow NumPy oracles of reductions, one image at a time, in float64.
 
-Written from the papers' definitions with Python loops and sorts; nothing here is
+Written from the papers' definitions with Python loops and sorts. Nothing here is
 imported from the package, so a mistake cannot be on both sides of a comparison.
 Legend: n image tokens, n_out of them left, n0 patches, D width, H heads, d = D / H.
 """
@@ -22,12 +22,12 @@ def merge_counts(n, merge_ratio, candidate_ratio, base="all"):
     """ImagePiece's (candidates, merges) for `n` image tokens.
 
     base="all": ceil(m * (n + 1)) merges (the class token counts), base="candidates":
-    ceil(m * candidates); never more than half of the candidates.
+    ceil(m * candidates); at most half of the candidates.
     """
     candidates = math.floor(Fraction(str(candidate_ratio)) * n)
-    counted = n + 1 if base == "all" else candidates
-    wanted = math.ceil(Fraction(str(merge_ratio)) * counted)
-    return candidates, min(wanted, candidates // 2)
+    base_count = n + 1 if base == "all" else candidates
+    uncapped = math.ceil(Fraction(str(merge_ratio)) * base_count)
+    return candidates, min(uncapped, candidates // 2)
 
 
 def by_score(scores):
@@ -74,27 +74,27 @@ def cosine(a, b, eps=1e-6):
 def retokenize(scores, similarity, candidates, merges, order="descending", parity=0):
     """ImagePiece's merge. scores [n], similarity [n, n] -> dest [n], slots in order.
 
-    The last `candidates` tokens by score stand in a line, most attentive first
-    (order="ascending": least); every other one, from `parity` on, is in A, the rest in
-    B. The `merges` of A that resemble their nearest B most join it. Of ties the earlier
-    in the line wins.
+    The last `candidates` tokens by score form a line, the highest score first
+    (order="ascending": the lowest). Its tokens are in A and B in turn; `parity` 0: the
+    first is in A. The `merges` most similar tokens of A join their nearest B. The
+    earlier token in the line wins ties.
     """
     n = len(scores)
-    line = by_score(scores)[n - candidates :]
+    ranked_candidates = by_score(scores)[n - candidates :]
     if order == "ascending":
-        line.reverse()
-    movers = line[parity::2]
-    targets = line[1 - parity :: 2]
+        ranked_candidates.reverse()
+    movers = ranked_candidates[parity::2]
+    targets = ranked_candidates[1 - parity :: 2]
     nearest = {}
     if targets:
         for a in movers:
             nearest[a] = max(targets, key=lambda b: similarity[a][b])  # first of ties
     closest = sorted(nearest, key=lambda a: -similarity[a][nearest[a]])  # stable
-    into = {a: nearest[a] for a in closest[:merges]}
-    survivors = [token for token in range(n) if token not in into]
+    partner_of_token = {a: nearest[a] for a in closest[:merges]}
+    survivors = [token for token in range(n) if token not in partner_of_token]
     dest = np.zeros(n, int)
     for token in range(n):
-        dest[token] = survivors.index(into.get(token, token))
+        dest[token] = survivors.index(partner_of_token.get(token, token))
     return dest
 
 
@@ -125,7 +125,7 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
 
 
 def compose(outer, inner):
-    """Where each patch ends: `inner` first, then `outer`; dropped stays dropped."""
+    """Slot maps joined, `inner` first; dropped patches stay dropped."""
     ends = np.full(len(inner), DROPPED)
     for patch, slot in enumerate(inner):
         if slot != DROPPED:
@@ -160,18 +160,18 @@ def last_values(values, steps):
 
 
 def nearest_values(values, steps):
-    """Every patch's value where a dropped token goes with the kept one most like it.
+    """Every patch's value. A dropped token has the most similar kept token's value.
 
-    values [n, D] after the steps, which are pairs from the first on: tokens [n, D]
-    before it, dest [n] -> [n0, D]. Patch by patch, from the first step to the last.
+    values [n, D] after all steps; steps: pairs of the tokens [n, D] before a step and
+    its slot map [n] -> [n0, D]
     """
     out = []
     for token in range(len(steps[0][1] if steps else values)):
         for x, dest in steps:
             if dest[token] == DROPPED:
-                alike = cosine(x[token : token + 1], x)[0]
+                cosines = cosine(x[token : token + 1], x)[0]
                 kept = np.flatnonzero(np.asarray(dest) != DROPPED)
-                token = max(kept, key=lambda other: alike[other])  # the first of ties
+                token = max(kept, key=lambda other: cosines[other])  # the first of ties
             token = dest[token]
         out.append(values[token])
     return np.stack(out)
@@ -211,7 +211,7 @@ def softmax(logits):
 
 
 def attention(query, key, value, bias=0.0):
-    """One image's, [N, H, d] each, bias [N] of the logits. -> [N, H, d], [H, N, N]."""
+    """One image, [N, H, d] each, bias [N] of the logits. -> [N, H, d], [H, N, N]."""
     query, key, value = (np.asarray(a, float) for a in (query, key, value))
     logits = np.einsum("qhd,khd->hqk", query, key) / math.sqrt(query.shape[2])
     weights = softmax(logits + np.asarray(bias, float))

@@ -1,4 +1,4 @@
-"""Photographs, and the boxes of random erasing by its reference's loop."""
+"""Photographs, and random erasing's boxes by the reference's loop."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 
-def photographs(count, height, width):
+def photograph_pieces(count, height, width):
     """Pieces of two photographs and of their small copies. uint8 [count, H, W, 3]."""
     datasets = pytest.importorskip("sklearn.datasets")
     pieces = []
@@ -23,7 +23,7 @@ def photographs(count, height, width):
 
 
 def erased_boxes(rng, count, side):
-    """Heights and widths of random erasing by the reference's loop. int [count, 2]"""
+    """Heights and widths of erased boxes by the reference's loop. int [count, 2]"""
     boxes = []
     for _ in range(count):
         for _ in range(10):

@@ -1,6 +1,6 @@
 """Slow NumPy oracles of learned reductions, one image at a time, in float64.
 
-Written from the papers' definitions with loops over tokens and heads; nothing here is
+Written from the papers' definitions with loops over tokens and heads. Nothing here is
 imported from the package. Parameters are nested dictionaries of arrays as Flax names
 them. Legend: n tokens, D width, H heads, N tokens with the prefix.
 """
@@ -13,23 +13,23 @@ from tests.helpers.oracles import dense, gelu, layer_norm, log_softmax, sigmoid
 
 
 def keep_scores(parameters, x, mask=None):
-    """Log probabilities of (keep, drop), half from the token, half from all live ones.
+    """Log probabilities of (keep, drop), from the token and the mean of live tokens.
 
     x [n, D], mask [n] -> [n, 2].
     """
     n, dim = x.shape
     mask = np.ones(n) if mask is None else mask
     own = []
-    common = np.zeros(dim - dim // 2)
+    mean = np.zeros(dim - dim // 2)
     for token in range(n):
         row = layer_norm(x[token], parameters["norm"], 1e-5)
         row = gelu(dense(row, parameters["embed"]))
         own.append(row[: dim // 2])
-        common += mask[token] * row[dim // 2 :]
-    common /= sum(mask) + 1e-6
+        mean += mask[token] * row[dim // 2 :]
+    mean /= sum(mask) + 1e-6
     out = []
     for token in range(n):
-        row = gelu(dense(np.concatenate([own[token], common]), parameters["half"]))
+        row = gelu(dense(np.concatenate([own[token], mean]), parameters["half"]))
         row = gelu(dense(row, parameters["quarter"]))
         out.append(log_softmax(dense(row, parameters["score"])))
     return np.array(out)
@@ -38,8 +38,8 @@ def keep_scores(parameters, x, mask=None):
 def select(parameters, x, heads, mask=None):
     """SPViT's selector, with one score network for all heads.
 
-    x [n, D] -> log probabilities [n, 2] and keep probabilities [n], both means over
-    heads with the weights that each token gives them.
+    x [n, D] -> log probabilities [n, 2] and keep probabilities [n]. Both are means over
+    heads, weighted by each token's votes.
     """
     n, dim = x.shape
     width = dim // heads
@@ -58,7 +58,7 @@ def select(parameters, x, heads, mask=None):
 
 
 def package(probability, dropped, x):
-    """The token that stands for those `dropped`. [n], [n] bool, [n, D] -> [D]."""
+    """The mean of dropped tokens. [n], [n] bool, [n, D] -> [D]."""
     total = np.zeros(x.shape[1])
     share = 0.0
     for token in np.flatnonzero(dropped):
@@ -68,7 +68,7 @@ def package(probability, dropped, x):
 
 
 def masked_attention(q, k, v, mask, bias, eps=1e-6):
-    """Attention in which masked tokens are seen by themselves alone.
+    """Attention where only a masked token itself attends to it.
 
     q, k, v [N, H, d], mask [N], bias [N] of the logits -> [N, H, d].
     """

@@ -1,6 +1,6 @@
 """Slow oracle of peaks, one image at a time, in float64.
 
-Written from the method's definition with loops over tokens and heads; nothing here is
+Written from the method's definition with loops over tokens and heads. Nothing here is
 imported from the package. Legend: N tokens with the prefix, n image tokens, n_out of
 them left, H heads, d width of a head, D width.
 """
@@ -16,8 +16,8 @@ from tests.helpers import oracles, slow_deit
 def attention_row(query, key, size, live):
     """Attention from one query to all tokens, mean over heads. -> [N].
 
-    query [H, d], key [N, H, d], size [N] > 0, live [N] bool. A token that is not live
-    is not attended.
+    query [H, d], key [N, H, d], size [N] > 0, live [N] bool. Tokens that are not live
+    get no attention.
     """
     row = np.zeros(len(key))
     for head in range(key.shape[1]):
@@ -33,7 +33,7 @@ def attention_row(query, key, size, live):
 def scores(name, query, key, size=None, live=None):
     """Scores of all tokens, prefix included. query, key [N, H, d] -> [N].
 
-    name: "class", "mean" or "class_and_mean", the sum of both halved
+    name: "class", "mean" or "class_and_mean", the mean of both
     size, live: None: all are 1
     """
     query = np.asarray(query, float)
@@ -50,23 +50,23 @@ def scores(name, query, key, size=None, live=None):
 class Decision(NamedTuple):
     kept: list  # tokens, in the order of their slots
     slot: np.ndarray  # [n] int
-    alike: np.ndarray  # [n]: cosine to the token kept in its slot, 1 of a kept token
+    alike: np.ndarray  # [n]: cosine to the token kept in its slot; a kept token's is 1
     value: np.ndarray  # [n]: score times distance
 
 
 def decide(score, cosines, n_out):
-    """Which tokens are kept, and where the others go. score [n], cosines [n, n]."""
+    """Choose kept tokens and all slots. score [n], cosines [n, n]."""
     score = np.asarray(score, float)
     cosines = np.asarray(cosines, float)
     n = len(score)
     value = np.zeros(n)
     for token in range(n):
         nearest = -1.0
-        for other in range(n):
-            higher = score[other] > score[token]
-            earlier = score[other] == score[token] and other < token
+        for other_token in range(n):
+            higher = score[other_token] > score[token]
+            earlier = score[other_token] == score[token] and other_token < token
             if higher or earlier:
-                nearest = max(nearest, cosines[token, other])
+                nearest = max(nearest, cosines[token, other_token])
         value[token] = score[token] * (1 - nearest)
     kept = sorted(range(n), key=lambda token: (-value[token], token))[:n_out]
     slot = np.zeros(n, int)
@@ -75,16 +75,16 @@ def decide(score, cosines, n_out):
         if token in kept:
             slot[token] = kept.index(token)
             continue
-        to_kept = [cosines[token, other] for other in kept]
-        slot[token] = to_kept.index(max(to_kept))  # the first of ties
-        alike[token] = max(to_kept)
+        kept_cosines = [cosines[token, other_token] for other_token in kept]
+        slot[token] = kept_cosines.index(max(kept_cosines))  # the first of ties
+        alike[token] = max(kept_cosines)
     return Decision(kept, slot, alike, value)
 
 
-def matrix(decision, score, least=0.0):
+def mean_weights(decision, score, least=0.0):
     """Share of every token in every slot's mean, by score. -> [n_out, n].
 
-    least: lower limit of the scores. Tokens of a slot without attention have equal
+    least: the scores' lower limit. Tokens of a slot without attention have equal
     shares.
     """
     shares = np.zeros((len(decision.kept), len(score)))
@@ -97,9 +97,9 @@ def matrix(decision, score, least=0.0):
 
 
 def attention_sizes(decision, size):
-    """A kept token's own size, plus size times cosine of those that join it.
+    """A kept token's size, plus size times cosine of the tokens that join it.
 
-    Returns [n_out], at least a number that has a logarithm.
+    Returns [n_out], above 0.
     """
     out = np.zeros(len(decision.kept))
     for token, slot in enumerate(decision.slot):
@@ -116,24 +116,24 @@ class Step(NamedTuple):
     patches: np.ndarray
 
 
-def reduce(x, score, size, patches, n_out):
-    """One step of tokens x [n, D]: (x, size, Step), of n_out tokens.
+def reduce_tokens(x, score, size, patches, n_out):
+    """Reduce x [n, D] to n_out tokens: (x, size, Step).
 
-    size, patches: [n], sizes in attention and numbers of patches
+    size, patches: [n], sizes in attention and patch counts
     """
     cosines = oracles.cosine(x, x)
     decision = decide(score, cosines, n_out)
     summed = [sum(patches[decision.slot == slot]) for slot in range(n_out)]
     step = Step(score, cosines, decision, np.array(summed))
-    return matrix(decision, score) @ x, attention_sizes(decision, size), step
+    return mean_weights(decision, score) @ x, attention_sizes(decision, size), step
 
 
 def forward(params, image, counts, *, heads, patch, name="class_and_mean"):
-    """A DeiT that is reduced by peaks. image [S, S, 3] -> (logits, size [N], Steps).
+    """A DeiT reduced by peaks. image [S, S, 3] -> (logits, size [N], Steps).
 
     counts: {block: image tokens after it}
-    name: of the score
-    size: in attention, of the tokens in the end
+    name: the score's
+    size: final sizes in attention
     """
     x = slow_deit.embed(params, image, patch)
     size = np.ones(len(x))
@@ -142,12 +142,14 @@ def forward(params, image, counts, *, heads, patch, name="class_and_mean"):
     for i in range(sum(key.startswith("blocks_") for key in params)):
         block = params[f"blocks_{i}"]
         normed = oracles.layer_norm(x, block["norm1"])
-        out, seen = slow_deit.attention(normed, block["attn"], heads, size)
+        out, record = slow_deit.attention(normed, block["attn"], heads, size)
         x = x + out
         if i in counts:
-            query = oracles.dense(normed, block["attn"]["q"]).reshape(seen.key.shape)
-            score = scores(name, query, seen.key, size)[1:]
-            merged, sizes, step = reduce(x[1:], score, size[1:], patches, counts[i])
+            query = oracles.dense(normed, block["attn"]["q"]).reshape(record.key.shape)
+            score = scores(name, query, record.key, size)[1:]
+            merged, sizes, step = reduce_tokens(
+                x[1:], score, size[1:], patches, counts[i]
+            )
             x = np.concatenate([x[:1], merged])
             size = np.concatenate([size[:1], sizes])
             patches = step.patches

@@ -19,13 +19,13 @@ def apply(image, draws, fill=(124, 116, 104)):
 
 def _operated(picture, name, m, sign, fill):
     shear = sign * 0.3 * m / 10
-    moved = sign * 0.45 * m / 10
+    shift = sign * 0.45 * m / 10
     # Pillow's matrices map positions in the result to positions in the source.
     matrices = {
         "ShearX": (1, shear, 0, 0, 1, 0),
         "ShearY": (1, 0, 0, shear, 1, 0),
-        "TranslateX": (1, 0, moved * picture.width, 0, 1, 0),
-        "TranslateY": (1, 0, 0, 0, 1, moved * picture.height),
+        "TranslateX": (1, 0, shift * picture.width, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, shift * picture.height),
     }
     options = {"resample": Image.Resampling.BICUBIC, "fillcolor": fill}
     if name in matrices:
@@ -34,7 +34,7 @@ def _operated(picture, name, m, sign, fill):
     if name == "Rotate":
         return picture.rotate(sign * 30 * m / 10, **options)
     if name in ("Color", "Contrast", "Brightness", "Sharpness"):
-        # From the other picture through this one and beyond, or part of the way.
+        # Extrapolates from the other end, or interpolates toward it.
         factor = max(0.1, 1 + sign * 0.9 * m / 10)
         return Image.blend(_other_end(picture, name), picture, factor)
     if name == "Posterize":
@@ -52,7 +52,7 @@ def _operated(picture, name, m, sign, fill):
 
 
 def _other_end(picture, name):
-    """What an operation blends a picture with."""
+    """The picture that an operation blends with."""
     gray = picture.convert("L")
     if name == "Color":
         return gray.convert("RGB")

@@ -1,4 +1,4 @@
-"""Small sets of images on disk."""
+"""Small sets of image files."""
 
 import numpy as np
 from PIL import Image
@@ -32,7 +32,7 @@ def write_csv(folder, pixels, labels, inside=""):
 
 
 def write_plain(folder, *names, color=(0, 0, 0), side=16):
-    """The folder, with square images of one color in files of these names."""
+    """Write square images of one color to these names in a folder, and return it."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Files of PyTorch, written by hand.
 
-Opcode by opcode they are what Python's pickletools shows of those that PyTorch leaves:
+Their opcodes are the ones that Python's pickletools shows for PyTorch's own files:
 a zip archive with a pickle in `NAME/data.pkl` and the raw storages in `NAME/data/KEY`.
 """
 
@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 
-ORDERED = b"ccollections\nOrderedDict\n)R"
+EMPTY = b"ccollections\nOrderedDict\n)R"
 
 
 def text(value):
@@ -30,11 +30,11 @@ def tensor(key, count, shape, strides, offset=0, storage="FloatStorage"):
     kind = b"ctorch\n" + storage.encode() + b"\n"
     where = text("storage") + kind + text(key) + text("cpu") + integer(count)
     view = b"(" + where + b"tQ" + integer(offset) + ints(shape) + ints(strides)
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89" + ORDERED + b"tR"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89" + EMPTY + b"tR"
 
 
 def parameter(value):
-    return b"ctorch._utils\n_rebuild_parameter\n(" + value + b"\x88" + ORDERED + b"tR"
+    return b"ctorch._utils\n_rebuild_parameter\n(" + value + b"\x88" + EMPTY + b"tR"
 
 
 def mapping(**items):
@@ -54,11 +54,11 @@ def write_pth(path, content, storages=None, compression=zipfile.ZIP_STORED, **ex
 NAMESPACE = b"cargparse\nNamespace\n)\x81"
 
 
-def check_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert found[name].dtype == value.dtype, name
-        np.testing.assert_array_equal(found[name], value, err_msg=name, strict=True)
+def assert_same(tensors, expected):
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        assert tensors[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(tensors[name], value, err_msg=name, strict=True)
 
 
 # PyTorch before 1.6
@@ -67,7 +67,7 @@ MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
 
 def old_torch(content, keys=("0",), counts=(4,), little=b"\x88"):
-    """A file of PyTorch's format without an archive: pickles, then storages."""
+    """A file in PyTorch's format without an archive: pickles, then storages."""
     listed = b"](" + b"".join(map(text, keys)) + b"e"
     pickles = [b"M\xe9\x03", mapping(little_endian=little), content, listed]
     parts = [MAGIC, *[b"\x80\x02" + part + b"." for part in pickles]]
@@ -78,5 +78,5 @@ def old_torch(content, keys=("0",), counts=(4,), little=b"\x88"):
 
 
 def old_tensor(key, count, shape, strides, view=b"N"):
-    """`tensor` with the sixth part that its storage has there."""
+    """`tensor`, whose storage has a sixth part in this format."""
     return tensor(key, count, shape, strides).replace(b"tQ", view + b"tQ", 1)

@@ -2,8 +2,8 @@
 
     python -m tests.helpers.readme_example
 
-`make plain` runs it where `pip install .` alone did; elsewhere `hide` makes the rest of
-an installation unimportable. It prints what was predicted, as JSON.
+`make plain` runs it after `pip install .` alone; elsewhere `hide` makes the rest of an
+installation unimportable. It prints its results as JSON.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from tests.helpers import named_models, tiny_vit
 
 README = pathlib.Path(__file__).resolve().parent.parent.parent / "README.md"
 FILE = "deit_tiny_patch16_224"  # the stem of the file in README's first example
-# What the small set's own packages import.
+# Packages of a plain installation import these.
 IMPORTED_BY_OTHERS = ("absl", "google")
-SEEN_BY_TYRO = ("ml_collections", "torch")  # which it imports if sys.modules has them
+SEEN_BY_TYRO = ("ml_collections", "torch")  # tyro imports them if sys.modules has them
 
 
 class Hidden:
-    """A finder that finds none of `SEEN_BY_TYRO`."""
+    """A finder that refuses `SEEN_BY_TYRO`."""
 
     def find_spec(name, path, target=None):
         if name in SEEN_BY_TYRO:
@@ -42,7 +42,7 @@ class Hidden:
 
 
 def hide():
-    """Make all that a plain installation lacks unimportable."""
+    """Make the modules that a plain installation lacks unimportable."""
     for modules in extras.EXTRA_MODULES.values():
         for name in modules:
             if name not in IMPORTED_BY_OTHERS + SEEN_BY_TYRO:
@@ -52,18 +52,18 @@ def hide():
 
 
 def main():
-    """Run all of it in an empty folder."""
+    """Run the example and the functions in an empty folder."""
     folder = tempfile.TemporaryDirectory()
     with folder, contextlib.chdir(folder.name):
-        space = first_example()
-        small = functions()
+        namespace = run_first_example()
+        results = run_public_functions()
         print("asked", file=sys.stderr)
         logging.basicConfig(level=logging.INFO)
         imagepiece_jax.load("saved", 0.8)
-    print(json.dumps({"reduction": str(space["vit"].reduction), **small}))
+    print(json.dumps({"reduction": str(namespace["vit"].reduction), **results}))
 
 
-def first_example():
+def run_first_example():
     """The names defined by README's first example.
 
     Weights and photographs are random, and the model has two blocks of twelve.
@@ -76,17 +76,17 @@ def first_example():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     code = re.sub(rf"{FILE}-\w+\.pth", f"{FILE}.npz", blocks[0])
     assert f'"{FILE}.npz"' in code
-    space = {}
-    # At this size it takes long; `functions` recovers a small model.
-    quick = mock.patch.object(imagepiece_jax, "recover", lambda vit, images: vit)
-    nowhere = open(os.devnull, "w")
-    with nowhere, quick, contextlib.redirect_stdout(nowhere):
-        exec(compile(code, README.name, "exec"), space)
-    return space
+    namespace = {}
+    # Recovery takes long at this size; `run_public_functions` recovers a small model.
+    no_recovery = mock.patch.object(imagepiece_jax, "recover", lambda vit, images: vit)
+    no_output = open(os.devnull, "w")
+    with no_output, no_recovery, contextlib.redirect_stdout(no_output):
+        exec(compile(code, README.name, "exec"), namespace)
+    return namespace
 
 
-def functions():
-    """Figures of a tiny model in every public function."""
+def run_public_functions():
+    """Call every public function with a tiny model. Returns shapes and steps."""
     for name in imagepiece_jax.__all__:
         getattr(imagepiece_jax, name)
     vit = tiny_vit.pretrained("tome:r=3", depth=2)

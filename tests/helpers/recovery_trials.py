@@ -16,7 +16,7 @@ SIDE = tiny_vit.SIDE
 
 
 def reduced_model(reduction=DROPPING, **options):
-    """A model of two blocks: a loss in the first shows in the second."""
+    """A model of two blocks: the second one shows losses in the first."""
     return tiny_vit.pretrained(reduction, depth=2, **options)
 
 
@@ -74,7 +74,7 @@ def slow_down(monkeypatch, clock, name, seconds, first=None):
 
 
 def record_progress(monkeypatch):
-    """Returns a list that gets (bar, progress, steps taken) at each update."""
+    """Return a list that gets (bar, progress, steps taken) at each update."""
     shown = []
     taken = []
     train_step = recovery_step.StudentFit.train_step

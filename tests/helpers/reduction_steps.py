@@ -19,17 +19,17 @@ def move(state, result, form=None):
     return moves.apply_result(state, result)
 
 
-def index_of(dest, n_out):
+def make_index(slot_of_token, n_out):
     """The SlotIndex of a slot map. A slot keeps its first token.
 
     All images drop equally many tokens.
     """
     rows = []
-    for slots in np.asarray(dest):
+    for slots in np.asarray(slot_of_token):
         keep = [np.flatnonzero(slots == slot)[0] for slot in range(n_out)]
-        others = [token for token in np.flatnonzero(slots >= 0) if token not in keep]
-        target = slots[others]
-        rows.append((keep, others, target, np.asarray(keep)[target]))
+        absorbed = [token for token in np.flatnonzero(slots >= 0) if token not in keep]
+        target = slots[absorbed]
+        rows.append((keep, absorbed, target, np.asarray(keep)[target]))
     arrays = map(np.int32, zip(*rows, strict=True))
     return SlotIndex(*arrays)
 
@@ -40,7 +40,7 @@ _apply = tiny_vit.compiled(move, static_argnames="form")
 def apply(state, result, form=None):
     """Compiled `move`. A result without an index gets one to gather by."""
     if form == "gather" and result.index is None:
-        result = result.replace(index=index_of(result.slot_of_token, result.n_out))
+        result = result.replace(index=make_index(result.slot_of_token, result.n_out))
     return _apply(state, result, form=form)
 
 
@@ -49,17 +49,17 @@ decide = tiny_vit.compiled(
 )
 
 
-def reducers(plan):
+def plan_reducers(plan):
     return [layer.step.reducer for layer in plan if layer.counts]
 
 
-def shortest(plan):
-    """The first blocks of a plan, with two steps and at least one per reducer."""
-    every = reducers(plan)
+def shortest_plan(plan):
+    """A plan's first blocks, with two steps and every reducer."""
+    all_reducers = plan_reducers(plan)
     for end in range(1, len(plan)):
-        some = reducers(plan[:end])
-        if len(some) >= min(2, len(every)) and all(
-            reducer in some for reducer in every
+        first_reducers = plan_reducers(plan[:end])
+        if len(first_reducers) >= min(2, len(all_reducers)) and all(
+            reducer in first_reducers for reducer in all_reducers
         ):
             return plan[:end]
     return plan
@@ -77,6 +77,6 @@ def apply_learned(reducer, variables, inputs, counts):
 
 def vectors(degrees, lengths=1.0):
     """Vectors at these angles, [1, n, 2] float32."""
-    turned = np.deg2rad(np.asarray(degrees, float))
-    pairs = np.stack([np.cos(turned), np.sin(turned)], axis=-1)
+    radians = np.deg2rad(np.asarray(degrees, float))
+    pairs = np.stack([np.cos(radians), np.sin(radians)], axis=-1)
     return np.float32(np.asarray(lengths, float).reshape(-1, 1) * pairs)[None]

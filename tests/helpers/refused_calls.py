@@ -1,4 +1,4 @@
-"""Mistakes that a call refuses."""
+"""Contexts for refused calls and their warnings."""
 
 import contextlib
 
@@ -7,8 +7,8 @@ import pytest
 from imagepiece_jax.errors import InputError
 
 
-def untrained(part="head"):
-    """Context that must warn of an untrained part of a model."""
+def warns_untrained(part="head"):
+    """Context that must warn about an untrained part."""
     return pytest.warns(UserWarning, match=f"untrained {part}.*drawn from a seed")
 
 
@@ -17,6 +17,6 @@ def refused(*texts):
     """Context that must raise an InputError with these texts."""
     with pytest.raises(InputError) as caught:
         yield caught
-    sentence = str(caught.value)
+    message = str(caught.value)
     for text in texts:
-        assert str(text) in sentence, sentence
+        assert str(text) in message, message

@@ -11,14 +11,14 @@ def assert_close(actual, desired, units=32, scale=0.0):
     """Arrays or trees of arrays are equal up to float32 rounding.
 
     Sums in another order differ by units in the last place of their largest number,
-    where terms cancel, too.
-
-    units: how many; scale: of the largest number that is added, where it is larger than
-    those of `desired`, which may be a list beside an array
+    also where terms cancel.
+    units: how many
+    scale: the largest added number, if it is above all of `desired`
+    desired: may be a list beside an array
     """
     if hasattr(actual, "shape"):
         desired = np.asarray(desired)
     chex.assert_trees_all_equal_structs(actual, desired)
-    for one, other in zip(*map(jax.tree.leaves, (actual, desired)), strict=True):
-        largest = max(scale, np.abs(np.asarray(other, np.float64)).max(initial=0))
-        np.testing.assert_allclose(one, other, rtol=0, atol=units * UNIT * largest)
+    for value, expected in zip(*map(jax.tree.leaves, (actual, desired)), strict=True):
+        largest = max(scale, np.abs(np.asarray(expected, np.float64)).max(initial=0))
+        np.testing.assert_allclose(value, expected, rtol=0, atol=units * UNIT * largest)

@@ -1,4 +1,4 @@
-"""Commands run with words: in this process, or in one of their own."""
+"""Commands run with words, in this process or in a new one."""
 
 import contextlib
 import functools
@@ -18,8 +18,8 @@ from tests.helpers.small_runs import ROOT
 
 
 @contextlib.contextmanager
-def shown():
-    """Within it the package prints its log, and caplog sees it, too."""
+def show_log():
+    """Context in which the package prints its log, and caplog sees it, too."""
     logger = logging.getLogger("imagepiece_jax")
     before = dict(vars(logger))
     progress.show_progress()
@@ -42,18 +42,18 @@ class Ended(NamedTuple):
         return self
 
     def quiet(self):
-        """Itself, of a command that ended well, with no line on stderr but plans."""
+        """Itself, if the command ended well and printed only plans on stderr."""
         assert (self.status, self.lines) == (0, []), self
         return self
 
     @property
     def lines(self):
         """The lines on stderr, except the plans of reductions."""
-        found = []
+        lines_besides_plans = []
         for line in self.err.splitlines():
             if line.startswith("error: ") or not line.endswith(" of the MACs"):
-                found.append(line)
-        return found
+                lines_besides_plans.append(line)
+        return lines_besides_plans
 
 
 def call(main, *words):
@@ -67,9 +67,9 @@ def call(main, *words):
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(cli, "leave_process", sys.exit),
-        mock.patch.object(signals, "handle_ending_signals"),  # which tests go on in
+        mock.patch.object(signals, "handle_ending_signals"),  # tests go on
         mock.patch.object(warnings, "formatwarning"),
-        shown(),
+        show_log(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -84,9 +84,9 @@ def call(main, *words):
 
 
 def start(*words, cwd=ROOT, imported=False, **environment):
-    """`python` with these words, in a process of its own.
+    """Run `python` with these words in a new process.
 
-    `imported`: one that has imported JAX and the package before.
+    imported: fork it from one that has imported JAX and the package
     """
     run = functools.partial(subprocess.run, capture_output=True, text=True)
     done = (forked_processes.run if imported else run)(

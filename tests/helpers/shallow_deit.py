@@ -1,4 +1,4 @@
-"""DeiT-Ti of a few blocks: compiling twelve takes most of a test's time."""
+"""DeiT-Ti with few blocks: compiling twelve takes most of a test's time."""
 
 import re
 
@@ -18,5 +18,5 @@ def deit_ti(monkeypatch, depth):
     monkeypatch.setitem(
         registry.public_models()["deit_tiny_patch16_224"], "depth", depth
     )
-    # What was read of the table before, and what is read meanwhile, is forgotten.
+    # The unpatched function has no cache, so no depth is remembered.
     monkeypatch.setattr(registry, "model_config", registry.model_config.__wrapped__)

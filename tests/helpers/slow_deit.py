@@ -1,7 +1,7 @@
 """DeiT in NumPy and float64, one image at a time, from the papers' definitions.
 
-Nothing here is imported from the package. Where the model reduced its tokens, the same
-moves are made here, so that the numbers around them can be compared.
+Nothing here is imported from the package. The oracle repeats the model's reductions, so
+the numbers around them are comparable.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from tests.helpers.oracles import dense, gelu, layer_norm
 
 
 @dataclasses.dataclass
-class Seen:
+class BlockRecord:
     """One block's rows, its keys, and its tokens after the attention residual."""
 
     rows: np.ndarray  # [H, N], of the class token
@@ -23,11 +23,11 @@ class Seen:
 
 
 def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=None):
-    """image [S, S, 3] -> (logits, tokens [N, D], size [N], one Seen a block).
+    """image [S, S, 3] -> (logits, tokens [N, D], size [N], a BlockRecord per block).
 
-    `moves` {block: (dest [n], weight [n] or None, n_out, mean)} of image tokens happen
-    between attention and MLP; `scale` [depth, 2] are the factors of the residual
-    branches.
+    moves: {block: (slots [n], weight [n] or None, n_out, mean)} of image tokens before
+    the MLP
+    scale: [depth, 2], factors of the residual branches
     """
     x = embed(params, image, patch)
     blocks = []
@@ -36,15 +36,16 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
         block = params[f"blocks_{i}"]
         factors = (1.0, 1.0) if scale is None else scale[i]
         normed = layer_norm(x, block["norm1"])
-        out, seen = attention(normed, block["attn"], heads, size if prop_attn else 1.0)
-        x = seen.x = x + factors[0] * out
+        weight = size if prop_attn else 1.0
+        out, record = attention(normed, block["attn"], heads, weight)
+        x = record.x = x + factors[0] * out
         if moves and i in moves:
             moved, sizes = oracles.apply_map(x[1:], size[1:], *moves[i])
             x = np.concatenate([x[:1], moved])
             size = np.concatenate([size[:1], sizes])
         hidden = dense(layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
         x = x + factors[1] * dense(gelu(hidden), block["mlp"]["fc2"])
-        blocks.append(seen)
+        blocks.append(record)
     tokens = layer_norm(x, params["norm"])
     return dense(tokens[0], params["head"]), tokens, size, blocks
 
@@ -64,6 +65,6 @@ def attention(x, params, heads, size):
     query, key, value = (dense(x, params[name]).reshape(shape) for name in "qkv")
     out, weights = oracles.attention(query, key, value, np.log(size))
     mean = query.mean(axis=0, keepdims=True)
-    _, of_mean = oracles.attention(mean, key, value, np.log(size))
-    seen = Seen(weights[:, 0], of_mean[:, 0], key, x)
-    return dense(out.reshape(x.shape), params["proj"]), seen
+    _, mean_weights = oracles.attention(mean, key, value, np.log(size))
+    record = BlockRecord(weights[:, 0], mean_weights[:, 0], key, x)
+    return dense(out.reshape(x.shape), params["proj"]), record

@@ -1,4 +1,4 @@
-"""Small photographs that are no copies of each other."""
+"""Small photographs, all of them different."""
 
 import numpy as np
 from PIL import Image
@@ -6,8 +6,8 @@ from PIL import Image
 from tests.helpers import tiny_vit
 
 
-def pixels_of(count, seed=0):
-    """uint8 [count, H, W, 3]: a few large random fields each."""
+def draw(count, seed=0):
+    """Images of a few large random fields. uint8 [count, H, W, 3]."""
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(count):
@@ -17,9 +17,9 @@ def pixels_of(count, seed=0):
     return np.stack(images)
 
 
-def write(folder, count, seed=0):
-    """A new folder with them as PNG files."""
+def write_photographs(folder, count, seed=0):
+    """Write photographs as PNG files into a new folder, and return it."""
     folder.mkdir(parents=True)
-    for number, image in enumerate(pixels_of(count, seed)):
+    for number, image in enumerate(draw(count, seed)):
         Image.fromarray(image).save(folder / f"{number:03}.png")
     return folder

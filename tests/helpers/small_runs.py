@@ -1,4 +1,4 @@
-"""Real runs of train.py in processes of their own, small enough for a test."""
+"""Runs of train.py that are small enough for a test, here or in new processes."""
 
 import dataclasses
 import os
@@ -43,8 +43,8 @@ DENSE = SMALL | {
 }
 
 
-def configured(*groups, **fields):
-    """The quickstart's config with these fields, those of dicts first."""
+def quickstart_config(*groups, **fields):
+    """The quickstart's config with changed fields; `fields` win over `groups`."""
     config = quickstart.get_config()
     for group in (*groups, fields):
         config.update_from_flattened_dict(group)
@@ -52,33 +52,33 @@ def configured(*groups, **fields):
 
 
 def train(config, workdir, **options):
-    """Train as a ConfigDict says; options: of `trainer.train_and_evaluate`."""
+    """Train by a ConfigDict, with options of `trainer.train_and_evaluate`."""
     run = RunConfig.from_config(config)
     return trainer.train_and_evaluate(run, workdir, **options)
 
 
 def lines(workdir, kind):
-    """Lines of one kind in the metrics of a run."""
+    """A run's metric lines of one kind."""
     return [line for line in read_metrics(workdir) if line["kind"] == kind]
 
 
-def computed(workdir):
-    """All lines, without measured times."""
+def unclocked_lines(workdir):
+    """A run's metric lines, without measured times."""
     lines = read_metrics(workdir)
     return [
         {k: v for k, v in line.items() if k not in CLOCKED_METRICS} for line in lines
     ]
 
 
-def stored(workdir, kind):
-    """All arrays of the newest undamaged "latest" or "best", as nested dicts."""
+def arrays(workdir, kind):
+    """Arrays of the newest undamaged "latest" or "best" checkpoint, as nested dicts."""
     folder = pathlib.Path(workdir, "checkpoints", kind)
     arrays, _, _ = checksums.read_newest_step(folder, lambda _, table: table)
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def untrained(model, seed):
-    """Variables as `draw_variables` draws them, but by NumPy: nothing is compiled."""
+def draw_untrained(model, seed):
+    """Like `draw_variables`, but NumPy draws, so nothing is compiled."""
     rng = np.random.default_rng(seed)
     leaves = traverse_util.flatten_dict(variable_shapes(model))
     for path, leaf in sorted(leaves.items()):
@@ -89,10 +89,10 @@ def untrained(model, seed):
 
 
 def compile_once(patch):
-    """Runs of one config in this process, of which one is resumed, compile once.
+    """Let runs of one config in this process compile once, a resumed run included.
 
-    patch: a pytest.MonkeyPatch, the one of a test that patches the same, too: two undo
-        each other's patches
+    patch: a pytest.MonkeyPatch. A test that patches the same names passes its own,
+        because two MonkeyPatches undo each other's patches.
     """
     steps = {}
     compiled = trainer.Run.compile_step
@@ -101,7 +101,7 @@ def compile_once(patch):
         setup = run.setup
         options = dataclasses.replace(setup.config, init=InitConfig())
         model = setup.config.create_train_model(epoch)
-        loss = setup.loss.__code__  # that of a page is another function each time
+        loss = setup.loss.__code__  # a page's loss is a new function each time
         loss = loss.co_code, loss.co_consts, loss.co_names
         key = repr((options, setup.data.length, model, run.teacher, loss))
         if key not in steps:
@@ -113,9 +113,9 @@ def compile_once(patch):
 
 
 def compile_evaluations_once(patch):
-    """Evaluations in this process of equal models compile once.
+    """Let evaluations of equal models in this process compile once.
 
-    What they measure is the same where its code is, and what the code closes over.
+    Metrics are equal if their code and its closure are.
     """
     steps = {}
     make_eval_step = accuracy.make_eval_step
@@ -138,7 +138,7 @@ def compile_evaluations_once(patch):
 
 
 def compile_recoveries_once(patch):
-    """Recoveries of one model in this process compile once, whatever their lengths."""
+    """Let recoveries of one model in this process compile once, for any steps."""
     programs = {}
     pmap = parallel.pmap
 
@@ -161,16 +161,16 @@ def compile_recoveries_once(patch):
 
 
 def command(workdir, fields):
-    """train.py with the quickstart config and these fields of it changed."""
+    """Words of train.py with the quickstart config and changed fields."""
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     words = [sys.executable, "train.py", "--config=configs/quickstart.py"]
     return [*words, f"--workdir={workdir}", *overrides]
 
 
 def environment(cache, devices=1, quick=False):
-    """Environment of a run: so many CPU devices, compiled programs kept in `cache`.
+    """A run's environment: CPU devices, and the cache of compiled programs.
 
-    `quick`: compiled as the tests are, quickly rather than well.
+    quick: compile fast, like the tests, instead of well
     """
     flags = [f"--xla_force_host_platform_device_count={devices}"]
     if quick:
@@ -185,9 +185,9 @@ def environment(cache, devices=1, quick=False):
 
 
 def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
-    """The running process, its output in workdir.log beside the workdir.
+    """Start a run, whose output goes to WORKDIR.log.
 
-    With `log` "0" in workdir.0.log; `variables` are added to its environment.
+    log: "0": its output goes to WORKDIR.0.log; variables: added to its environment
     """
     name = ".".join(filter(None, (str(workdir), log, "log")))
     env = environment(cache, devices, quick) | variables
@@ -198,17 +198,17 @@ def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
         )
 
 
-def start_two(workdir, fields, cache, **of_the_second):
-    """Two processes of one run with four devices each, as SLURM's srun starts them.
+def start_two(workdir, fields, cache, **second_fields):
+    """Start two processes of one run, with four devices each, like SLURM's srun.
 
-    Their outputs are in workdir.0.log and workdir.1.log; `of_the_second` are fields
-    that only the second one is given.
+    Their outputs go to WORKDIR.0.log and WORKDIR.1.log. `second_fields` are fields of
+    the second process alone.
     """
     job = {"SLURM_JOB_ID": str(uuid.uuid4().int)}  # chooses the port
     job |= {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
     processes = []
-    for number, own in (("0", {}), ("1", of_the_second)):
+    for number, extra in (("0", {}), ("1", second_fields)):
         job |= {"SLURM_PROCID": number, "SLURM_LOCALID": number}
         options = {"devices": 4, "quick": True, "log": number}
-        processes.append(start(workdir, fields | own, cache, **options, **job))
+        processes.append(start(workdir, fields | extra, cache, **options, **job))
     return processes

@@ -1,4 +1,4 @@
-"""Programs that the tests compile, kept in a folder for their next run.
+"""The tests' compiled programs, kept in a folder for the next run.
 
 Compiling takes half of the tests' processor time, and reading a program an eighth of
 compiling it. JAX names a program by its operations, its options and its own version.
@@ -22,8 +22,8 @@ MAX_BYTES = 2_000_000_000  # in the folder: every change of a model makes progra
 class Programs:
     """JAX's interface to a folder of programs, which several processes may share.
 
-    JAX's own writes programs in place, so that another process may read half of one,
-    and warns where it cannot: here a program is whole, or it is compiled.
+    JAX's own cache writes in place, so another process may read half a program, and it
+    warns where it cannot write. Here a program is whole, or it is compiled.
     """
 
     def __init__(self, folder):
@@ -41,7 +41,7 @@ class Programs:
         try:
             part.write_bytes(value)
             os.replace(part, self._file(key))
-        except OSError:  # a test's full disk, or its folder that is gone
+        except OSError:  # a test fills the disk or removes the folder
             part.unlink(missing_ok=True)
 
     def _file(self, key):
@@ -49,15 +49,15 @@ class Programs:
 
 
 def folder(root):
-    """The part of the folder for this kind of processor: JAX's names have none."""
+    """The subfolder for this kind of processor: JAX's names leave it out."""
     kind = f"{zlib.crc32(cache_dirs.processor_features().encode()):08x}"
     return pathlib.Path(root, kind)
 
 
 def write_whole():
-    """Let this process read and write its folder by `Programs`, compressed a little.
+    """Let this process read and write its folder by `Programs`, lightly compressed.
 
-    As JAX compresses, smaller by a fifth, it takes three times as long.
+    JAX's compression is smaller by a fifth, and takes three times as long.
     """
     compilation_cache.compress_executable = functools.partial(zlib.compress, level=1)
     compilation_cache.decompress_executable = zlib.decompress
@@ -65,16 +65,16 @@ def write_whole():
 
 
 def keep(root):
-    """Keep this process's programs in a folder, and take them from there."""
+    """Write this process's programs to a folder, and read them from it."""
     write_whole()
     jax.config.update("jax_compilation_cache_dir", str(folder(root)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def of_processes(alone):
+def shared_folder(alone):
     """The folder for programs of a test's forked processes.
 
-    It is that of all tests, or `alone`, which is the test's own, where they have none.
+    It links to the folder of all tests; without one, it is `alone`, the test's own.
     """
     root = os.environ["TESTS_PROGRAMS"]
     if root and not alone.exists():
@@ -83,8 +83,8 @@ def of_processes(alone):
     return alone
 
 
-def empty_where_large(root):
-    """Begin anew with an empty folder where this one has become too large."""
+def remove_large_folder(root):
+    """Remove the folder if it has become too large."""
     total = 0
     for file in pathlib.Path(root).rglob("*"):
         if file.is_file():

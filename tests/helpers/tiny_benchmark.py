@@ -1,4 +1,4 @@
-"""A benchmark that takes milliseconds: a tiny model, few short turns, stand-ins."""
+"""A benchmark of milliseconds: few short turns, and a stand-in for the model."""
 
 import jax
 
@@ -26,5 +26,5 @@ class Mean:
 
 
 def simplify(patch):
-    """Without a model, which would compile for long."""
+    """Replace the model, which compiles for long."""
     patch.setattr(workloads.optimize, "optimize", Mean)

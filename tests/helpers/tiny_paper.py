@@ -1,4 +1,4 @@
-"""A tiny model on digits; four blocks, the fewest that ImagePiece's schedule takes."""
+"""A tiny model on digits, with four blocks, ImagePiece's fewest."""
 
 import contextlib
 import pathlib
@@ -26,7 +26,7 @@ FIELDS = {
     **SIZE,
 }
 
-PROGRAMS = {}  # of all studies, whose models are mostly the same
+PROGRAMS = {}  # shared by all studies, because most models are equal
 
 
 def pretrained(folder, seed=0, **fields):
@@ -35,7 +35,7 @@ def pretrained(folder, seed=0, **fields):
     model = create_model(named_models.config(**fields))
     variables = tiny_vit.fill(variable_shapes(model), seed)
     path = save(Pretrained(model, variables), folder / f"tiny{seed}")
-    return tiny_vit.loaded(path, variables=variables, seed=seed, **fields)
+    return tiny_vit.loaded_model(path, variables=variables, seed=seed, **fields)
 
 
 def images(count=24):
@@ -46,7 +46,7 @@ def images(count=24):
 
 @contextlib.contextmanager
 def study(folder, weights=None, **given):
-    """A Study of the tiny model `weights`, without speeds; given: its fields."""
+    """A Study of the tiny model `weights`, without speeds; given: more fields."""
     if weights is not None:
         given["models"] = OffTheShelf(weights)
     fields = {"images": images(), "programs": PROGRAMS, **given}

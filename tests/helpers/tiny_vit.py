@@ -1,4 +1,4 @@
-"""A vision transformer that compiles in a second, with weights that leave no tie."""
+"""A vision transformer that compiles in a second; its random weights leave no tie."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from imagepiece_jax.reduction.provenance import trace_patches
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers.named_models import config
 
-# No two of these, and no token count below, are the same number.
+# These numbers, and the token counts below, are all different.
 SIDE = 20
 PATCH = 4
 TOKENS = 25
@@ -51,7 +51,7 @@ SMALL = {
 SMALL["imagepiece_tome"] = SMALL["imagepiece"]
 IMAGEPIECE = f"imagepiece:{SMALL['imagepiece']}"  # 25 image tokens, 23, 21, 17
 
-# Compiling takes most of a test's time, running next to none.
+# Compiling takes most of a test's time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -60,7 +60,7 @@ ON_DEVICES = {"broadcast_args_to_devices": False, "reduce_fn": None}
 
 
 def compiled(fn, **options):
-    """Compile `fn`. It returns NumPy arrays, except random keys.
+    """Compile `fn` and fetch its outputs as NumPy arrays, except random keys.
 
     Reading a JAX array would compile a program for every shape.
     """
@@ -79,11 +79,11 @@ def logits(model):
 
 def traced_blocks(model, variables, images):
     """Outputs, and the tokens after every block (from Flax's intermediates)."""
-    outputs, found = model.apply(
+    outputs, intermediates_of_model = model.apply(
         variables, images, capture_intermediates=True, mutable=["intermediates"]
     )
     blocks = [
-        found["intermediates"][f"blocks_{block}"]["__call__"][0][0].x
+        intermediates_of_model["intermediates"][f"blocks_{block}"]["__call__"][0][0].x
         for block in range(model.depth)
     ]
     return outputs, blocks
@@ -94,27 +94,27 @@ def _fetch(leaf):
     return leaf if is_key else np.asarray(leaf)
 
 
-def slots(outputs, patches=None):
+def final_slots(outputs, patches=None):
     """The final slot of every patch, [B, patches]."""
     batch = outputs.state.x.shape[0]
     return trace_patches(outputs.results, batch, patches or TOKENS)[-1]
 
 
-def small(name):
+def small_reduction(name):
     """A method's reduction with steps in a model of three blocks."""
     if name in SMALL:
         return f"{name}:{SMALL[name]}"
     return f"{name}:blocks=(1,2)" if hasattr(METHODS[name], "blocks") else name
 
 
-def changed(reduction, **fields):
+def with_fields(reduction, **fields):
     reduction = Reduction.read(reduction)
     prop_attn = fields.pop("prop_attn", reduction.prop_attn)
     method = dataclasses.replace(reduction.method, **fields)
     return str(Reduction(method, prop_attn))
 
 
-def vit(plan, embed_dim, num_heads, **fields):
+def imagenet_vit(plan, embed_dim, num_heads, **fields):
     """A ViT with a plan, for images of ImageNet's size, mean and deviation."""
     depth = max(1, len(plan))
     sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "depth": depth}
@@ -127,23 +127,23 @@ def attention(width, heads, prop_attn=False, **execution):
 
 
 def model(reduction=None, masked=False, drop_path_rate=0.0, **options):
-    """The tiny ViT; `options` are those of `make.config`, dtype and attention."""
+    """The tiny ViT; options: fields of `named_models.config`, dtype and attention."""
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     size |= {"image_size": SIDE, "num_classes": CLASSES}
     size |= options
     execution = {
         name: size.pop(name) for name in ("dtype", "attention") if name in size
     }
-    made = config("vit_mini", **size)
-    execution = create.make_execution(made, **execution)
+    model_config = config("vit_mini", **size)
+    execution = create.make_execution(model_config, **execution)
     execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)
-    return create.build_model(made, reduction, execution, masked)
+    return create.build_model(model_config, reduction, execution, masked)
 
 
 def shapes(module, side=SIDE):
     """Variables of a model or stem as ShapeDtypeStructs; nothing is computed.
 
-    side: of the images of a stem
+    side: of a stem's images
     """
     return jax.tree.map(lambda leaf: leaf, _shapes(module, side))
 
@@ -151,13 +151,13 @@ def shapes(module, side=SIDE):
 @functools.cache
 def _shapes(module, side):
     if isinstance(module, ViT):
-        return variable_shapes(module)  # test_variables compares what is drawn
+        return variable_shapes(module)  # test_variables draws and compares
     images = jax.ShapeDtypeStruct((1, *image_sides(side), 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
 def fill(shapes, seed=0):
-    """Random NumPy values for all variables, statistics too; scales near 1."""
+    """Random NumPy values for all variables, also statistics; scales near 1."""
     rng = np.random.default_rng(seed)
     leaves = traverse_util.flatten_dict(shapes)
     for path, leaf in sorted(leaves.items()):
@@ -174,29 +174,29 @@ def variables(vit, seed=0):
 
 
 def pretrained(reduction=None, **options):
-    """The tiny ViT and its variables as one object; `options` are those of `model`."""
-    made = model(reduction, **options)
-    return Pretrained(made, variables(made))
+    """The tiny ViT with its variables; options: as for `model`."""
+    vit = model(reduction, **options)
+    return Pretrained(vit, variables(vit))
 
 
-def loaded(path, reduction=None, variables=None, seed=0, **fields):
-    """A Pretrained as `load` makes it of a file at `path`, which need not be there.
+def loaded_model(path, reduction=None, variables=None, seed=0, **fields):
+    """A Pretrained like `load`'s from `path`, where no file need be.
 
     variables: None: shapes alone
-    fields: as `make.config` takes them
+    fields: as for `named_models.config`
     """
     path = pathlib.Path(path)
-    made = create.build_model(config(**fields), reduction)
-    size = made.config.image_size
+    vit = create.build_model(config(**fields), reduction)
+    size = vit.config.image_size
     run = {"seed": seed}
     origin = Origin(path=path, name=path.name, image_size=size, run=run)
     if variables is None:
-        variables = shapes(made)
-    return Pretrained(made, variables, origin=origin)
+        variables = shapes(vit)
+    return Pretrained(vit, variables, origin=origin)
 
 
-def of_problem(vit, problem_type):
-    """A Pretrained with another meaning of its logits."""
+def with_problem_type(vit, problem_type):
+    """A Pretrained whose logits have another meaning."""
     config = dataclasses.replace(vit.config, problem_type=problem_type)
     return dataclasses.replace(vit, model=vit.model.clone(config=config))
 

@@ -1,4 +1,4 @@
-"""Traced programs of tiny models, forward and backward, and what is found in them.
+"""Traced programs of tiny models, forward and backward, and searches in them.
 
 Only shapes are needed: nothing is compiled or computed.
 """
@@ -15,20 +15,20 @@ BATCH = 2
 REDUCED = {
     "imagepiece": tiny_vit.IMAGEPIECE,
     "fused": tiny_vit.FUSED,
-    "token": tiny_vit.changed(
+    "token": tiny_vit.with_fields(
         tiny_vit.IMAGEPIECE, metric="token", size_weighting=False
     ),
     "tome": "tome:counts=(23,21,17)",
     "random": "random:keep_rate=0.7:blocks=(1,2)",
 }
 
-# Every method with the fields for a model of three blocks.
-SMALL = {name: tiny_vit.small(name) for name in METHODS} | REDUCED
-# Of an option whose score needs no map of the attention, where there is one.
-SMALL["token_pooling"] = tiny_vit.changed(SMALL["token_pooling"], score="class")
+# Every method with fields for a model of three blocks.
+SMALL = {name: tiny_vit.small_reduction(name) for name in METHODS} | REDUCED
+# This score needs no attention map.
+SMALL["token_pooling"] = tiny_vit.with_fields(SMALL["token_pooling"], score="class")
 
 
-def program(model, train=True, backward=True):
+def trace_model(model, train=True, backward=True):
     """Jaxpr of outputs, new statistics and, `backward`, the gradient of all logits."""
     images = tiny_vit.images(BATCH)
 
@@ -57,19 +57,19 @@ def equations(jaxpr):
                 yield from equations(value)
 
 
-def found_in_64_bits(jaxpr):
-    """Operations on float64, and draws of 64 bits, as a list of sentences."""
-    found = []
+def operations_in_64_bits(jaxpr):
+    """Sentences about operations in float64 and 64-bit draws."""
+    sentences = []
     for equation in equations(jaxpr):
         draws = equation.params.get("bit_width") == 64
         for array in equation.outvars:
             if draws or getattr(array.aval, "dtype", None) == np.float64:
-                found.append(f"{equation.primitive} of {array.aval}")
-    return found
+                sentences.append(f"{equation.primitive} of {array.aval}")
+    return sentences
 
 
 def replace_core(monkeypatch):
-    """Fused attention becomes a sum that has no array of N x N weights."""
+    """Replace fused attention by a sum without an array of N x N weights."""
 
     def stand_in(query, key, value, **options):
         return query + key + value
@@ -78,51 +78,51 @@ def replace_core(monkeypatch):
 
 
 def token_counts(model):
-    """Numbers of tokens that an array of tokens can have, with and without prefix."""
+    """Possible token counts of arrays, with and without the prefix."""
     totals = {layer.attn_tokens for layer in model.plan}
     totals |= {layer.mlp_tokens for layer in model.plan}
     counts = totals | {total - 1 for total in totals}
-    other = {
+    other_sizes = {
         BATCH,
         tiny_vit.HEADS,
         tiny_vit.WIDTH,
         4 * tiny_vit.WIDTH,
         tiny_vit.WIDTH // 2,
     }
-    other |= {tiny_vit.SIDE, tiny_vit.SIDE // 2, tiny_vit.SIDE // 4}
-    both = sorted(counts & other)
-    assert not both, f"{both}: name fields in `small` that leave other counts"
+    other_sizes |= {tiny_vit.SIDE, tiny_vit.SIDE // 2, tiny_vit.SIDE // 4}
+    common = sorted(counts & other_sizes)
+    assert not common, f"{common}: name fields in `small` that leave other counts"
     return counts
 
 
-def traced(model, train=True, backward=None):
-    """Name, and shapes of operands and results, of all that the program does.
+def traced_shapes(model, train=True, backward=None):
+    """Name and array shapes of every operation of a program.
 
-    That of training goes backward too, unless `backward` is false.
+    A training program has its gradient, unless `backward` is false.
     """
     backward = train if backward is None else backward
-    for equation in equations(program(model, train, backward)):
+    for equation in equations(trace_model(model, train, backward)):
         arrays = (*equation.invars, *equation.outvars)
         yield equation.primitive.name, [v.aval.shape for v in arrays]
 
 
-def unwanted(model, **options):
-    """Sentences about contents that a fused program must not have."""
+def unwanted_operations(model, **options):
+    """Sentences about operations that a fused program must not have."""
     counts = token_counts(model)
-    found = []
-    for name, shapes in traced(model, **options):
+    sentences = []
+    for name, shapes in traced_shapes(model, **options):
         if re.search("sort|top_k|scatter|cumsum", name):
-            found.append(f"{name} of {shapes}")
+            sentences.append(f"{name} of {shapes}")
         if name == "dot_general" and moves_tokens(*shapes[:2], counts):
-            found.append(f"product that moves tokens {shapes[:2]}")
-        found += [
+            sentences.append(f"product that moves tokens {shapes[:2]}")
+        sentences += [
             f"attention weights {shape} in {name}"
             for shape in shapes
             if len(shape) >= 4
             and tiny_vit.HEADS in shape
             and len([n for n in shape if n in counts]) > 1
         ]
-    return found
+    return sentences
 
 
 def moves_tokens(left, right, counts):

@@ -1,4 +1,4 @@
-"""A collection of photographs, and its folder of features."""
+"""Photographs, and their folder of features."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from tests.helpers.picture_files import noise, write_images
 
 @pytest.fixture(scope="module")
 def extractors_compiled_once():
-    """Calls with equal models compile once for each size of a batch."""
+    """Let equal models compile once per batch size."""
     programs = {}
     pmap = parallel.pmap
 
@@ -48,7 +48,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def write(vit, photographs):
-    """`write_features` of a folder, with WRITE_OPTIONS."""
+    """`write_features` with WRITE_OPTIONS."""
 
     def write(folder, paths=photographs, **options):
         return write_features(vit, paths, folder, **WRITE_OPTIONS | options)
@@ -65,15 +65,15 @@ def written(write, tmp_path_factory):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """A list that gets the row count of every call."""
+    """A list that gets the number of computed rows of every call."""
     numbers = []
     batches = feature_files.Batches
 
-    def noted(**options):
+    def note_rows(**options):
         numbers.append(len(options["source"]))
         return batches(**options)
 
-    monkeypatch.setattr(feature_files, "Batches", noted)
+    monkeypatch.setattr(feature_files, "Batches", note_rows)
     return numbers
 
 

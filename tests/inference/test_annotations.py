@@ -1,4 +1,4 @@
-"""Classes by folders, and texts: rows find their images by names."""
+"""Classes by folders, and texts whose rows find their images by names."""
 
 import os
 
@@ -23,7 +23,7 @@ def vit():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Empty files, because nobody opens them: root/CLASS/../NAME."""
+    """Empty files photos/CLASS/../NAME; no test opens them."""
     names = []
     for number in range(14):
         inside = "deep/" if number % 3 == 0 else ""
@@ -41,24 +41,24 @@ def write_texts(folder, paths, vectors):
     return folder / "texts.npy"
 
 
-def test_classes_are_folders_below_the_common_one(vit, folder, tmp_path):
+def test_classes_are_folders_below_the_common_folder(vit, folder, tmp_path):
     source = as_source(folder)
-    known = read_annotations(vit, source)
+    annotations = read_annotations(vit, source)
     names = [os.path.relpath(source.image_name(i), folder) for i in range(14)]
-    assert [*known.classes] == [name[:3] for name in names]
+    assert [*annotations.classes] == [name[:3] for name in names]
     part = read_annotations(vit, source.subset(range(0, 14, 3)))
     assert [*part.classes] == [name[:3] for name in names[::3]]
     opened = open_source(f"{folder}", "val", labeled=False)
-    assert [*read_annotations(vit, opened).classes] == [*known.classes]
+    assert [*read_annotations(vit, opened).classes] == [*annotations.classes]
     (folder / "loose.png").touch()
     assert read_annotations(vit, as_source(folder)).classes is None
     assert read_annotations(vit, as_source(folder / "cat")).classes is None
 
 
-def test_labels_of_a_set_are_classes(vit):
+def test_a_sets_labels_are_classes(vit):
     source = open_source("digits", "val").subset(range(5, 300))
-    wanted = [source[i].label for i in range(5)]
-    assert read_annotations(vit, source).classes[:5].tolist() == wanted
+    labels = [source[i].label for i in range(5)]
+    assert read_annotations(vit, source).classes[:5].tolist() == labels
 
 
 @pytest.mark.parametrize("form", ["end", "absolute", "beside", "typed"])
@@ -79,14 +79,14 @@ def test_rows_find_their_images_by_name(vit, folder, tmp_path, monkeypatch, form
     vectors = np.ones((14, WIDTH), np.float32)
     vectors[:, 0] = np.arange(1, 15)
     texts = write_texts(tmp_path, [*paths, "other/77.png"], vectors)
-    known = read_annotations(vit, source.subset(range(13)), texts)
-    wanted = [os.path.basename(file) for file in files]
-    found = [os.path.basename(source.image_name(i)) for i in known.image_of_text]
-    assert found == wanted[1:]  # the last image, the first of these, is not there
-    assert known.texts[:, 0].tolist() == [*range(2, 14)]
+    annotations = read_annotations(vit, source.subset(range(13)), texts)
+    expected = [os.path.basename(file) for file in files]
+    names = [os.path.basename(source.image_name(i)) for i in annotations.image_of_text]
+    assert names == expected[1:]  # the first row's image is left out
+    assert annotations.texts[:, 0].tolist() == [*range(2, 14)]
 
 
-def test_files_that_do_not_fit(vit, folder, tmp_path):
+def test_misfitting_texts_are_refused(vit, folder, tmp_path):
     source = as_source(folder)
     names = [os.path.basename(source.image_name(i)) for i in range(14)]
 
@@ -96,15 +96,15 @@ def test_files_that_do_not_fit(vit, folder, tmp_path):
         with refused("texts", *words):
             read_annotations(model, source, write_texts(tmp_path, paths, vectors))
 
-    holed = whole.copy()
-    holed[5, 1] = np.nan
+    nonfinite = whole.copy()
+    nonfinite[5, 1] = np.nan
     zero = whole.copy()
     zero[6] = 0
     check("14 rows", "13", paths=names[:-1])
     check(f"{WIDTH - 1}", f"{WIDTH}", vectors=whole[:, 1:])
     check("float32", vectors=whole[0])
     check("int64", vectors=np.ones((14, WIDTH), int))
-    check("row 5", vectors=holed)
+    check("row 5", vectors=nonfinite)
     check("row 6", vectors=zero)
     check("describe 0", paths=[f"no/{name}" for name in names])
     check("--num-classes 0", model=tiny_vit.pretrained(depth=1))
@@ -124,7 +124,7 @@ def test_files_that_do_not_fit(vit, folder, tmp_path):
         read_annotations(vit, source, tmp_path / "texts.npz")
 
 
-def test_ends_that_name_several_images_stay_ambiguous_in_a_part(tmp_path):
+def test_an_ambiguous_name_stays_ambiguous_in_a_part(tmp_path):
     """A limit does not choose between two images of one name."""
     files = ["beach/dup.png", *(f"beach/{i}.png" for i in range(20)), "city/dup.png"]
     source = FileSource(str(tmp_path), files, np.zeros(len(files)))

@@ -1,4 +1,4 @@
-"""A folder of photographs as files of vectors: rows, comparisons, refusals."""
+"""Features of a folder's photographs in files: rows, comparisons, errors."""
 
 import json
 import re
@@ -23,28 +23,28 @@ from tests.helpers.feature_folders import (
 )
 from tests.helpers.picture_files import noise
 from tests.helpers.refused_calls import refused
-from tests.helpers.small_photographs import write as write_photographs
+from tests.helpers.small_photographs import write_photographs as write_photographs
 from tests.inference.test_annotations import write_texts
 from tests.inference.test_compare_outputs import slow_recall, votes
 
 pytestmark = pytest.mark.usefixtures("extractors_compiled_once")
 
 
-def test_rows_are_the_features_of_the_lines_of_paths(vit, photographs, written):
+def test_rows_have_their_paths_features(vit, photographs, written):
     folder, result = written
     assert (folder / "paths.txt").read_text().splitlines() == photographs
     readable = [row for row in range(PHOTOGRAPH_COUNT) if row not in DAMAGED_ROWS]
     images = [photographs[row] for row in readable]
-    want = imagepiece_jax.features(vit, images)._asdict()
+    expected = imagepiece_jax.features(vit, images)._asdict()
     pixels = np.stack([vit.preprocessing(np.array(Image.open(i))) for i in images])
     normalized = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    want["logits"] = tiny_vit.logits(vit.model)(vit.variables, normalized)
+    expected["logits"] = tiny_vit.logits(vit.model)(vit.variables, normalized)
     assert [*result.shapes] == [*ARRAY_NAMES]
     for name in ARRAY_NAMES:
         rows = np.load(folder / f"{name}.npy", mmap_mode="r")
         assert rows.dtype == np.float16
         assert [*rows.shape] == result.shapes[name]
-        np.testing.assert_allclose(rows[readable], want[name], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(rows[readable], expected[name], rtol=2e-3, atol=2e-3)
         assert np.isnan(rows[[*DAMAGED_ROWS]]).all()
 
 
@@ -52,17 +52,17 @@ def test_vectors_are_compared_with_dense_ones(
     write, tmp_path, vit, photographs, capsys
 ):
     write(tmp_path / "f")
-    said = "".join(capsys.readouterr())
+    printed = "".join(capsys.readouterr())
     pattern = r"on (\d+) photographs; the worst is (.*)"
-    ((count, path),) = {*re.findall(pattern, said)}
-    row = re.search(r"^\| evit.*$", said, re.MULTILINE)[0]
+    ((count, path),) = {*re.findall(pattern, printed)}
+    row = re.search(r"^\| evit.*$", printed, re.MULTILINE)[0]
     _, _, mean, worst, kept, _ = row.split("|")
     images = [
         photographs[row] for row in range(PHOTOGRAPH_COUNT) if row not in DAMAGED_ROWS
     ]
     vectors = []
-    for form in (vit, vit.with_reduction(None)):
-        pooled = np.asarray(imagepiece_jax.features(form, images).pooled)
+    for model in (vit, vit.with_reduction(None)):
+        pooled = np.asarray(imagepiece_jax.features(model, images).pooled)
         vectors.append(pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
     cosines = np.sum(vectors[0] * vectors[1], axis=1)
     assert int(count) == len(images)
@@ -71,42 +71,44 @@ def test_vectors_are_compared_with_dense_ones(
     assert path == images[cosines.argmin()]
     assert cosines.min() < 0.99
     near = [np.argsort(-rows @ rows.T, axis=1)[:, 1:11] for rows in vectors]
-    wanted = [10 * len({*a} & {*b}) for a, b in zip(*near, strict=True)]
-    assert float(kept.split()[0]) == pytest.approx(np.mean(wanted), abs=0.6)
-    assert "| shuffled |" in said
+    shares = [10 * len({*a} & {*b}) for a, b in zip(*near, strict=True)]
+    assert float(kept.split()[0]) == pytest.approx(np.mean(shares), abs=0.6)
+    assert "| shuffled |" in printed
 
 
 @pytest.mark.parametrize("head", ["none", "projection"])
 def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
-    """Every call compares the described photographs, also without new ones."""
+    """Every call compares the described photographs, also without new files."""
     vit = tiny_vit.pretrained(tiny_vit.EVIT, num_classes=0)
     array = "pooled"
     if head == "projection":
-        vit = tiny_vit.of_problem(tiny_vit.pretrained(tiny_vit.EVIT), head)
+        vit = tiny_vit.with_problem_type(tiny_vit.pretrained(tiny_vit.EVIT), head)
         array = "logits"
     paths = []
     for seed, name in enumerate(("cat", "dog")):
         folder = write_photographs(tmp_path / name, 20, seed)
         paths += [str(file) for file in sorted(folder.iterdir())]
     vectors = []
-    for form in (vit, vit.with_reduction(None)):
-        pixels = np.stack([form.preprocessing(np.array(Image.open(i))) for i in paths])
+    for model in (vit, vit.with_reduction(None)):
+        pixels = np.stack([model.preprocessing(np.array(Image.open(i))) for i in paths])
         pixels = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-        vectors.append(np.asarray(tiny_vit.logits(form.model)(form.variables, pixels)))
+        vectors.append(
+            np.asarray(tiny_vit.logits(model.model)(model.variables, pixels))
+        )
     order = np.random.default_rng(0).permutation(40)[:30]
     texts = vectors[1][order] + np.random.default_rng(1).normal(size=(30, 1))
     write_texts(tmp_path, [paths[i] for i in order], texts.astype(np.float32))
     options = {"texts": tmp_path / "texts.npy", "logits": head == "projection"}
-    there = np.sort(order)  # photographs without texts are not compared
-    rows = vectors[0][there]
-    wanted = slow_recall(rows, texts, np.searchsorted(there, order))
-    classes = there // 20
+    described = np.sort(order)  # photographs without texts are not compared
+    rows = vectors[0][described]
+    recall = slow_recall(rows, texts, np.searchsorted(described, order))
+    classes = described // 20
     voted = 100 * np.mean(votes(rows, classes) == classes)
     for _ in range(2):
         write_features(vit, paths, tmp_path / "f", **options)
-        said = "".join(capsys.readouterr())
-        row = re.search(r"^\| evit.*$", said, re.MULTILINE)[0].split("|")
-        assert float(row[4].split()[0]) == pytest.approx(wanted, abs=1.2)
+        printed = "".join(capsys.readouterr())
+        row = re.search(r"^\| evit.*$", printed, re.MULTILINE)[0].split("|")
+        assert float(row[4].split()[0]) == pytest.approx(recall, abs=1.2)
         assert float(row[6].split()[0]) == pytest.approx(voted, abs=4)
     assert np.load(tmp_path / "f" / f"{array}.npy").shape[0] == 40
     if head == "projection":
@@ -114,18 +116,18 @@ def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
             write_features(vit, paths, tmp_path / "g", texts=options["texts"])
 
 
-def test_a_stem_may_join_pixels_as_on_gpus(monkeypatch):
-    """Its first convolution adds the same products, and zeros."""
+def test_a_stem_may_join_pixels_like_on_gpus(monkeypatch):
+    """Its first convolution adds the same products and zeros."""
     vit = tiny_vit.pretrained(tiny_vit.EVIT, stem="conv")
     pixels = noise(4, tiny_vit.SIDE, tiny_vit.SIDE)
-    found = []
-    for joined in (1, vit.model.config.patch_size):
-        monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_, n=joined: n)
+    vectors = []
+    for num_joined in (1, vit.model.config.patch_size):
+        monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_, n=num_joined: n)
         run = feature_files.Extractor(vit, ["pooled"])
         kernel = run._weights["params"]["patch_embed"]["conv_0"]["kernel"]
-        assert kernel.shape[-1] == 3 * joined
-        found.append(np.asarray(run(pixels)["pooled"]))
-    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+        assert kernel.shape[-1] == 3 * num_joined
+        vectors.append(np.asarray(run(pixels)["pooled"]))
+    np.testing.assert_allclose(*vectors, rtol=1e-5, atol=1e-5)
 
 
 def test_damaged_files_are_listed(vit, photographs, written):
@@ -151,7 +153,7 @@ def test_a_name_with_a_line_break_is_left_out(write, collection, tmp_path, capsy
         write(tmp_path / "no", [path for path in paths if "\n" in path])
 
 
-def test_two_devices_write_the_same(write, written, tmp_path, monkeypatch):
+def test_two_devices_write_equal_files(write, written, tmp_path, monkeypatch):
     devices = jax.local_devices()[:2]
     assert len(devices) == 2
     monkeypatch.setattr(parallel, "local_devices", lambda process=None: devices)
@@ -161,7 +163,7 @@ def test_two_devices_write_the_same(write, written, tmp_path, monkeypatch):
     assert load_arrays(tmp_path / "two")["patches"].dtype == np.float32
 
 
-def test_what_is_no_number_of_its_type_is_named(vit, photographs, tmp_path):
+def test_numbers_beyond_the_stored_type_are_listed(vit, photographs, tmp_path):
     params = vit.variables["params"]
     norm = jax.tree.map(lambda leaf: 1e6 * leaf, params["norm"])
     large = imagepiece_jax.Pretrained(vit.model, {"params": params | {"norm": norm}})

@@ -1,4 +1,4 @@
-"""Folders of features: kept rows, recomputed rows, and refusals."""
+"""Folders of features: kept rows, recomputed rows, and errors."""
 
 import json
 import os
@@ -23,10 +23,10 @@ from tests.helpers.refused_calls import refused
 pytestmark = pytest.mark.usefixtures("extractors_compiled_once")
 
 
-def unfinished(whole, folder, rows):
-    """Make a folder of a killed process that counted `rows` rows.
+def make_unfinished(whole, folder, rows):
+    """Make a killed process's folder with `rows` counted rows.
 
-    It also wrote half a row and half a line.
+    It also has half a row and half a line.
     """
     new = folder / ".new"
     shutil.copytree(whole, new)
@@ -46,18 +46,18 @@ def unfinished(whole, folder, rows):
 
 
 @pytest.mark.parametrize("rows", [0, 4, 20])
-def test_a_killed_process_is_gone_on_with(write, written, tmp_path, computed, rows):
+def test_a_killed_process_is_continued(write, written, tmp_path, computed, rows):
     whole, result = written
-    unfinished(whole, tmp_path / "killed", rows)
+    make_unfinished(whole, tmp_path / "killed", rows)
     assert write(tmp_path / "killed") == result
     assert computed[-1] == PHOTOGRAPH_COUNT - rows
     killed = read_folder(tmp_path / "killed")
     for name, expected in read_folder(whole).items():
         if not name.endswith(".npy"):
             assert killed[name] == expected
-    theirs = load_arrays(whole)
-    for name, ours in load_arrays(tmp_path / "killed").items():
-        np.testing.assert_array_equal(ours[:rows], theirs[name][:rows])
+    whole_arrays = load_arrays(whole)
+    for name, rows_of_killed in load_arrays(tmp_path / "killed").items():
+        np.testing.assert_array_equal(rows_of_killed[:rows], whole_arrays[name][:rows])
     assert_folders_close(tmp_path / "killed", whole)
 
 
@@ -65,7 +65,7 @@ def test_what_a_kill_left_out_may_be_gone(
     write, photographs, written, tmp_path, computed
 ):
     folder = tmp_path / "killed"
-    unfinished(written[0], folder, 4)
+    make_unfinished(written[0], folder, 4)
     for _ in range(2):
         assert write(folder, photographs[:4]).shapes["pooled"][0] == 4
     assert computed[-2:] == [0, 0]
@@ -74,24 +74,24 @@ def test_what_a_kill_left_out_may_be_gone(
 
 
 def replace_and_keep_times(path, other):
-    """Give a file other bytes, and its own times, as `cp -p` and rsync do."""
+    """Give a file other bytes but its own times, like `cp -p` and rsync."""
     status = path.stat()
     shutil.copyfile(other, path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def all_at_once(folder, others):
+def change_everything(folder, others):
     (folder / "00.png").unlink()
     shutil.copy(others[0], folder / "03.png")
     shutil.copy(others[1], folder / "-.png")
 
 
-def moved(folder, others):
+def move_file(folder, others):
     (folder / "inside").mkdir()
     (folder / "00.png").rename(folder / "inside" / "later.png")
 
 
-def swapped(folder, others):
+def swap_files(folder, others):
     first, second = (folder / name for name in ("00.png", "01.png"))
     both = first.read_bytes(), second.read_bytes()
     assert len(both[0]) == len(both[1])
@@ -99,7 +99,7 @@ def swapped(folder, others):
     first.write_bytes(both[1])
 
 
-# {change: (function of a folder and photographs that are not in it, rows to compute)}
+# {change: (function of a folder and new photographs, rows to compute)}
 CHANGES = {
     "nothing": (lambda folder, others: None, 0),
     "new last": (lambda folder, others: shutil.copy(others[0], folder), 1),
@@ -108,23 +108,23 @@ CHANGES = {
         1,
     ),
     "touched": (lambda folder, others: os.utime(folder / "03.png", (1, 1)), 0),
-    "moved": (moved, 0),
-    "swapped": (swapped, 0),
+    "moved": (move_file, 0),
+    "swapped": (swap_files, 0),
     "mended": (lambda folder, others: shutil.copy(others[0], folder / "05.png"), 1),
     "damaged": (lambda folder, others: (folder / "02.png").write_bytes(b"?"), 1),
-    "all at once": (all_at_once, 2),
+    "all at once": (change_everything, 2),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_collection(
+def test_a_changed_collection_recomputes_only_missing_rows(
     write, photographs, collection, tmp_path, computed, change
 ):
-    """Its rows equal those of a new folder, and only missing rows are computed.
+    """Rows equal those of a new folder.
 
     Kept rows have the same bits.
     """
-    act, lacking = CHANGES[change]
+    change_folder, num_missing = CHANGES[change]
     out = tmp_path / "out"
     write(out, pictures.find_images([collection]))
     before = read_folder(out)
@@ -132,20 +132,20 @@ def test_a_changed_collection(
     digests = {}
     for row, line in enumerate((out / "files.jsonl").read_text().splitlines()):
         digests[json.loads(line)[4]] = row
-    act(collection, photographs[6:])
+    change_folder(collection, photographs[6:])
     paths = pictures.find_images([collection])
     result = write(out, paths)
-    assert computed[-1] == lacking
+    assert computed[-1] == num_missing
     assert result == write(tmp_path / "fresh", paths)
     for name in ("paths.txt", "damaged.csv", "info.json", "files.jsonl"):
         assert read_folder(out)[name] == read_folder(tmp_path / "fresh")[name]
     lines = (out / "files.jsonl").read_text().splitlines()
     kept = [digests.get(json.loads(line)[4], -1) for line in lines]
     assert_folders_close(out, tmp_path / "fresh")
-    for name, ours in load_arrays(out).items():
+    for name, arrays in load_arrays(out).items():
         for row, earlier in enumerate(kept):
             if earlier >= 0:
-                np.testing.assert_array_equal(ours[row], rows[name][earlier])
+                np.testing.assert_array_equal(arrays[row], rows[name][earlier])
     if change == "nothing":
         assert read_folder(out) == before
 
@@ -164,7 +164,7 @@ def test_a_path_is_its_file(write, collection, tmp_path, computed, monkeypatch, 
     assert (tmp_path / "out" / "paths.txt").read_text().splitlines() == paths
 
 
-def test_rows_that_leave_are_counted(write, collection, tmp_path, capsys):
+def test_removed_rows_are_counted(write, collection, tmp_path, capsys):
     paths = pictures.find_images([collection])
     write(tmp_path / "out", [*map(pathlib.Path, paths)])
     capsys.readouterr()
@@ -179,7 +179,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("call", range(0, 15, 3))
-def test_a_kill_while_replacing(
+def test_a_kill_while_replacing_leaves_no_mixed_set(
     write, photographs, collection, tmp_path, monkeypatch, call
 ):
     """One set is whole, or paths.txt is absent. The next call completes the set."""
@@ -272,7 +272,7 @@ def test_a_record_that_was_edited_is_no_row(write, written, tmp_path, computed, 
         np.testing.assert_array_equal(np.delete(rows, 3, 0), others)
 
 
-def test_folders_that_are_not_its_own(write, tmp_path):
+def test_foreign_folders_are_refused(write, tmp_path):
     def check(*texts):
         with refused(*texts):
             write(tmp_path)
@@ -280,7 +280,7 @@ def test_folders_that_are_not_its_own(write, tmp_path):
     (tmp_path / "notes.txt").touch()
     check("folder", f"{tmp_path} holds notes.txt")
     (tmp_path / "notes.txt").unlink()
-    (tmp_path / ".DS_Store").touch()  # a system's own, which is nobody's
+    (tmp_path / ".DS_Store").touch()  # a system's file
     for text in ("{}", '{"made_by": 5, "rows": 1}', '{"made_by": {}}'):
         (tmp_path / "info.json").write_text(text)
         check("folder", f"{tmp_path} holds info.json")
@@ -293,8 +293,8 @@ def test_folders_that_are_not_its_own(write, tmp_path):
         check("folder", tmp_path, "in use by another process")
 
 
-def test_a_first_run_that_was_killed_before_its_record_goes_on(tmp_path):
-    """It left an empty `.new`; one with foreign files is not ours."""
+def test_a_first_run_killed_before_its_record_is_continued(tmp_path):
+    """It left an empty `.new`; a `.new` with foreign files is refused."""
     (tmp_path / ".new").mkdir()
     (tmp_path / ".lock").touch()
     (tmp_path / ".new" / ".info.json.1.tmp").touch()

@@ -1,4 +1,4 @@
-"""The fast program: its outputs, and errors for wrong input."""
+"""The fast program: outputs, forms, and errors for wrong input."""
 
 import dataclasses
 import types
@@ -21,7 +21,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
 
 
-def optimized(model, variables, **options):
+def optimize_quickly(model, variables, **options):
     options = {"batch_size": 3, "compiler_options": QUICK} | options
     return optimize.optimize(Pretrained(model, variables), **options)
 
@@ -35,7 +35,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def program(trained):
-    return optimized(*trained, dtype="float32")
+    return optimize_quickly(*trained, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,9 @@ def for_pixels():
     """(model, variables, its program): patch stem, bfloat16, another GELU."""
     model = tiny_vit.model(depth=1)
     variables = tiny_vit.variables(model)
-    fast = optimized(model, variables, dtype="bfloat16", gelu="tanh", pixels=True)
+    fast = optimize_quickly(
+        model, variables, dtype="bfloat16", gelu="tanh", pixels=True
+    )
     return model, variables, fast
 
 
@@ -53,15 +55,15 @@ def logits(trained):
     return np.asarray(tiny_vit.jit(model.apply)(variables, tiny_vit.images()).logits)
 
 
-def test_folded_norms_change_nothing(program, logits):
+def test_folded_norms_keep_the_logits(program, logits):
     images = tiny_vit.images()
     first = np.asarray(program(images))
     np.testing.assert_allclose(first, logits, atol=2e-5)
-    np.testing.assert_array_equal(program(images), first)  # they can be used again
+    np.testing.assert_array_equal(program(images), first)  # a second call
     assert "batch_stats" not in program.variables
 
 
-def test_fast_reductions_are_of_programs_in_two_bytes():
+def test_fast_reductions_need_a_two_byte_type():
     reduction = "attended:blocks=(1,):macs=0.7"
     for dtype, differs in (("bfloat16", True), ("float32", False)):
         model = tiny_vit.model(reduction, dtype=dtype)
@@ -73,7 +75,7 @@ def test_fast_reductions_are_of_programs_in_two_bytes():
         assert (len(programs) > 1) is differs
 
 
-def test_a_smaller_batch_gives_its_own_logits(program, logits):
+def test_a_smaller_batch_has_its_own_logits(program, logits):
     for images in (tiny_vit.images()[:2], np.asarray(tiny_vit.images())[:2]):
         out = program(images)
         assert out.shape == (2, tiny_vit.CLASSES)
@@ -82,39 +84,37 @@ def test_a_smaller_batch_gives_its_own_logits(program, logits):
 
 
 @pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])
-def test_small_batches_have_small_arrays_inside(
-    trained, batch_size, small, monkeypatch
-):
-    """Then no call passes them, not even as constants that JAX makes arguments."""
+def test_small_batches_compile_small_arrays_in(trained, batch_size, small, monkeypatch):
+    """No call passes them, not even as constants that JAX makes arguments."""
     monkeypatch.setattr(optimize, "SMALL_WEIGHT", small)
-    fast = optimized(*trained, pixels=True, batch_size=batch_size)
+    fast = optimize_quickly(*trained, pixels=True, batch_size=batch_size)
     inside = small if batch_size == 1 else 0
     leaves = jax.tree.leaves(fast.variables)
     sizes = [leaf.nbytes for leaf in leaves if leaf.nbytes > inside]
-    assert [each.nbytes for each in fast.arguments] == sizes
-    taken = sum(sizes) + np.prod(fast.images.shape)
-    assert fast.memory.argument_size_in_bytes == taken
+    assert [argument.nbytes for argument in fast.arguments] == sizes
+    passed = sum(sizes) + np.prod(fast.images.shape)
+    assert fast.memory.argument_size_in_bytes == passed
 
 
-def test_images_of_any_device(trained):
+def test_images_may_be_on_any_device(trained):
     images = np.random.default_rng(2).integers(0, 256, (3, 20, 20, 3), np.uint8)
     first, second = jax.devices()[:2]
-    fast = optimized(*trained, device=second, pixels=True)
-    found = fast(images)
-    assert found.devices() == {second}
-    np.testing.assert_array_equal(fast(jax.device_put(images, first)), found)
-    turned = images[..., ::-1]
-    np.testing.assert_array_equal(fast(turned), fast(turned.copy()))
+    fast = optimize_quickly(*trained, device=second, pixels=True)
+    logits = fast(images)
+    assert logits.devices() == {second}
+    np.testing.assert_array_equal(fast(jax.device_put(images, first)), logits)
+    reversed_view = images[..., ::-1]
+    np.testing.assert_array_equal(fast(reversed_view), fast(reversed_view.copy()))
 
 
-def test_a_device_by_its_platform_and_its_fast_dtype(trained, program):
-    fast = optimized(*trained, device="CPU:0")
+def test_a_platform_names_a_device_with_its_fast_dtype(trained, program):
+    fast = optimize_quickly(*trained, device="CPU:0")
     assert fast.device == jax.devices("cpu")[0]
     assert fast.model.execution.dtype == program.model.execution.dtype == jnp.float32
 
 
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
-    """uint8 images; against float32 on images normalized by hand."""
+    """uint8 images, against float32 on images normalized by hand."""
     model, variables, fast = for_pixels
     pixels = np.random.default_rng(1).integers(
         0, 256, (3, tiny_vit.SIDE, tiny_vit.SIDE, 3)
@@ -122,8 +122,8 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     normalized = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
     images = jnp.asarray(normalized, jnp.float32)
-    want = np.asarray(tiny_vit.jit(tanh.apply)(variables, images).logits)
-    np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
+    expected = np.asarray(tiny_vit.jit(tanh.apply)(variables, images).logits)
+    np.testing.assert_allclose(fast(pixels.astype(np.uint8)), expected, atol=0.1)
     assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
     assert fast.images.dtype == "uint8"
     assert "tanh GELU in place of exact" in fast.summary()
@@ -141,7 +141,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     ],
 )
 def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
-    """And reduce by fewer kernels."""
+    """GPUs also reduce with fewer kernels."""
     device = types.SimpleNamespace(platform=platform)
     model = tiny_vit.model(dtype=dtype, arch=arch)
     assert optimize.default_gelu(model, device) == form
@@ -165,24 +165,24 @@ def test_gpus_join_pixels_in_two_bytes(platform, dtype, stem, patch_size, pixels
     assert optimize.count_joined_pixels(model, device) == pixels
 
 
-def test_the_forms_of_the_device_are_taken_where_none_is_requested(monkeypatch):
+def test_unrequested_forms_are_the_devices(monkeypatch):
     model = tiny_vit.model(depth=1, dtype="bfloat16", stem="conv")
     monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
     monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_: 2)
     monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
     monkeypatch.setattr(optimize, "forward_logits", lambda *_: lambda *_: jnp.zeros(()))
     variables = tiny_vit.variables(model)
-    program = optimized(model, variables, dtype="bfloat16")
+    program = optimize_quickly(model, variables, dtype="bfloat16")
     assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")
     assert program.model.execution.folded == 2
     kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
     assert kernel.shape[-1] == 3 * program.model.execution.folded
-    exact = optimized(model, variables, gelu="exact")
+    exact = optimize_quickly(model, variables, gelu="exact")
     assert exact.model.config.arch.gelu == "exact"
     assert "float32, exact GELU, xla" in exact.summary()
 
 
-def test_only_what_layers_cast_is_cast():
+def test_only_cast_parameters_are_stored_in_two_bytes():
     """Shapes can be prepared without weights."""
     model = tiny_vit.model("dynamicvit:keep_rate=0.7:blocks=(1,)", dtype="bfloat16")
     variables = tiny_vit.variables(model)
@@ -197,14 +197,14 @@ def test_only_what_layers_cast_is_cast():
     assert params["blocks_1"]["norm2"]["scale"].dtype == jnp.float32
 
 
-def test_a_program_is_described(program):
+def test_a_summary_has_tokens_and_cost(program):
     assert "26 to 16 tokens, 0.000 GMACs an image" in program.summary()
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny_vit.CLASSES * 4
 
 
 @pytest.mark.parametrize(
-    "option, value, said",
+    "option, value, message",
     [
         *(("batch_size", size, "") for size in (None, 0)),
         ("dtype", "int8", ""),
@@ -214,34 +214,34 @@ def test_a_program_is_described(program):
         *(("device", device, "") for device in ("cuda:9", "cpu:x")),
     ],
 )
-def test_impossible_options(trained, option, value, said):
-    with refused(option, said):
-        optimized(*trained, **{option: value})
+def test_impossible_options_are_refused(trained, option, value, message):
+    with refused(option, message):
+        optimize_quickly(*trained, **{option: value})
 
 
-def test_variables_of_another_model(trained):
+def test_variables_of_another_model_are_refused(trained):
     larger = tiny_vit.model(EVIT, depth=1, stem="conv", image_size=24)
     with refused("params/pos_embed", "(1, 37, 30)"):
-        optimized(larger, trained[1])
+        optimize_quickly(larger, trained[1])
 
 
 def test_pixels_are_normalized(trained, program, for_pixels):
-    """As they are where nobody asked for a program of pixels."""
+    """A program of float images normalizes uint8 images, too."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
-    for each in (pixels, jnp.asarray(pixels)):
-        assert_close(program(each), program(images))
-    far = "images are far from 0, as pixels of 0 .. 25"
+    for images_of_pixels in (pixels, jnp.asarray(pixels)):
+        assert_close(program(images_of_pixels), program(images))
+    warning = "images are far from 0, as pixels of 0 .. 25"
     fresh = dataclasses.replace(program)
-    fresh(np.zeros_like(images))  # they do not say it
-    with pytest.warns(UserWarning, match=far) as warned:
+    fresh(np.zeros_like(images))  # zeros do not show the range
+    with pytest.warns(UserWarning, match=warning) as warned:
         fresh(np.float32(pixels))
     assert warned[0].filename == __file__
-    fresh(np.float32(pixels))  # looked at once
+    fresh(np.float32(pixels))  # checked once
     with refused("images", "it must be "):
         for_pixels[2](tiny_vit.images())
 
 
-def test_images_that_do_not_fit(program):
+def test_a_too_large_batch_is_refused(program):
     with refused("images"):
         program(np.zeros((4, 20, 20, 3)))

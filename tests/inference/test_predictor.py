@@ -1,4 +1,4 @@
-"""Predictions of all kinds of images, and the errors of those that are none."""
+"""Predictions for all kinds of images, and errors for other values."""
 
 import concurrent.futures
 import itertools
@@ -40,49 +40,53 @@ def predictor(trained):
 
 
 def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path):
-    """Three images in batches of two: probabilities by hand, most probable first."""
+    """Three images in batches of two, the most probable class first."""
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
     normalized = (pictures / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     run = tiny_vit.compiled(trained.model.apply)
-    odds = softmax(np.float64(run(trained.variables, np.float32(normalized)).logits))
-    found = predictor(images)
-    assert len(found) == 3
-    for row, got in zip(odds, found, strict=True):
+    probabilities = softmax(
+        np.float64(run(trained.variables, np.float32(normalized)).logits)
+    )
+    predictions = predictor(images)
+    assert len(predictions) == 3
+    for row, predicted in zip(probabilities, predictions, strict=True):
         order = np.argsort(-row)[:3]
-        assert [p.index for p in got] == order.tolist()
-        assert [p.label for p in got] == [NAMES[i] for i in order]
-        assert_close(np.array([p.probability for p in got]), row[order], units=128)
-    assert close(predictor(images[0]), found[0])
+        assert [p.index for p in predicted] == order.tolist()
+        assert [p.label for p in predicted] == [NAMES[i] for i in order]
+        assert_close(
+            np.array([p.probability for p in predicted]), row[order], units=128
+        )
+    assert close(predictor(images[0]), predictions[0])
     assert predictor([]) == []
 
 
-def close(found, wanted):
-    """Whether predictions are equal up to rounding, as programs have other sizes."""
-    same = [one[:2] for one in found] == [other[:2] for other in wanted]
-    pairs = zip(found, wanted, strict=True)
-    near = (abs(a.probability - b.probability) < 1e-5 for a, b in pairs)
-    return same and all(near)
+def close(predictions, expected):
+    """Whether predictions are equal up to the rounding of another batch size."""
+    for a, b in zip(predictions, expected, strict=True):
+        if a[:2] != b[:2] or abs(a.probability - b.probability) >= 1e-5:
+            return False
+    return True
 
 
-def test_generators_and_arrays_of_several(predictor, pictures, tmp_path):
-    want = predictor(pictures)
-    assert all(map(close, predictor(image for image in pictures), want))
-    taken = list(itertools.islice(predictor.stream(itertools.cycle(pictures)), 7))
-    assert all(map(close, taken, [want[i % 3] for i in range(7)]))
+def test_generators_and_arrays_give_equal_predictions(predictor, pictures, tmp_path):
+    expected = predictor(pictures)
+    assert all(map(close, predictor(image for image in pictures), expected))
+    streamed = list(itertools.islice(predictor.stream(itertools.cycle(pictures)), 7))
+    assert all(map(close, streamed, [expected[i % 3] for i in range(7)]))
     Image.fromarray(pictures[0]).save(tmp_path / "0.png")
-    (found,) = predictor.stream(str(tmp_path / "0.png"))
-    assert close(found, want[0])
+    (predicted,) = predictor.stream(str(tmp_path / "0.png"))
+    assert close(predicted, expected[0])
 
 
-def test_a_folder_stands_for_all_of_its_images(predictor, pictures, tmp_path, capsys):
+def test_a_folder_stands_for_all_its_images(predictor, pictures, tmp_path, capsys):
     _, second, _ = write_images(tmp_path, pictures)
     (tmp_path / "a").mkdir()
     second.rename(tmp_path / "a" / "last.png")
     (tmp_path / "notes.txt").write_text("no image")
-    want = predictor(pictures[[0, 2, 1]])
+    expected = predictor(pictures[[0, 2, 1]])
     for folder in (tmp_path, str(tmp_path)):
-        assert all(map(close, predictor(folder), want))
+        assert all(map(close, predictor(folder), expected))
         assert len([*predictor.stream(folder)]) == 3
     assert f"{tmp_path}/notes.txt is left out" in capsys.readouterr().out
     with refused(f"folder {tmp_path / 'none'}", "holds no images"):
@@ -90,9 +94,9 @@ def test_a_folder_stands_for_all_of_its_images(predictor, pictures, tmp_path, ca
         predictor(tmp_path / "none")
 
 
-def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
+def test_images_are_read_at_once(predictor, pictures, tmp_path):
     """A camera fills one buffer again and again, and files are closed."""
-    want = predictor(pictures)
+    expected = predictor(pictures)
     buffer = np.empty_like(pictures[0])
     names = write_images(tmp_path, pictures)
 
@@ -101,24 +105,24 @@ def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
             buffer[:] = picture
             yield buffer
 
-    def opened():
+    def open_files():
         for name in names:
             with Image.open(name) as image:
                 yield image
 
-    assert all(map(close, predictor(frames()), want * 2))
-    assert all(map(close, predictor(opened()), want))
+    assert all(map(close, predictor(frames()), expected * 2))
+    assert all(map(close, predictor(open_files()), expected))
 
 
 def test_a_bad_file_loses_no_other_image(predictor, pictures, tmp_path):
-    want = predictor(pictures)
+    expected = predictor(pictures)
     (tmp_path / "torn.png").write_bytes(b"no image")
     bad = ["no.png", tmp_path / "torn.png"]
-    found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2]])
-    assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0]
-    assert all(map(close, found[::2], want))
-    assert str(found[1]).startswith("no.png cannot be read (")
-    assert str(found[3]).endswith("torn.png cannot be read (no known image format)")
+    results = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2]])
+    assert [isinstance(result, InputError) for result in results] == [0, 1, 0, 1, 0]
+    assert all(map(close, results[::2], expected))
+    assert str(results[1]).startswith("no.png cannot be read (")
+    assert str(results[3]).endswith("torn.png cannot be read (no known image format)")
 
 
 GOOD = np.zeros((20, 20, 3), np.uint8)
@@ -136,15 +140,15 @@ MISTAKEN = {
 
 
 @pytest.mark.parametrize("name", MISTAKEN)
-def test_what_is_no_image_is_raised(name, predictor):
-    images, said = MISTAKEN[name]
-    with refused(said):
+def test_a_value_that_is_no_image_is_refused(name, predictor):
+    images, message = MISTAKEN[name]
+    with refused(message):
         predictor(images)
 
 
-def test_many_calls_at_once(predictor, pictures):
-    """Each answers, or raises its own error."""
-    want = predictor(pictures)
+def test_simultaneous_calls_get_their_own_results(predictor, pictures):
+    """A failing call raises its own error."""
+    expected = predictor(pictures)
 
     def ask(number):
         if number % 5 == 4:
@@ -152,37 +156,37 @@ def test_many_calls_at_once(predictor, pictures):
                 predictor(f"no{number}.png")
             return True
         if number % 5 == 3:
-            found = predictor([pictures[1], f"no{number}.png"])
-            return close(found[0], want[1]) and f"no{number}" in str(found[1])
-        return close(predictor(pictures[number % 3]), want[number % 3])
+            results = predictor([pictures[1], f"no{number}.png"])
+            return close(results[0], expected[1]) and f"no{number}" in str(results[1])
+        return close(predictor(pictures[number % 3]), expected[number % 3])
 
     with concurrent.futures.ThreadPoolExecutor(40) as callers:
         assert all(callers.map(ask, range(200)))
 
 
-def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeypatch):
-    made = []
+def test_batch_sizes_are_compiled_once_when_needed(trained, pictures, monkeypatch):
+    sizes = []
 
-    def counting(*args, **options):
+    def count_sizes(*args, **options):
         compiled = optimize.program_compiler(*args, **options)
-        return lambda batch_size: made.append(batch_size) or compiled(batch_size)
+        return lambda batch_size: sizes.append(batch_size) or compiled(batch_size)
 
-    monkeypatch.setattr(api, "program_compiler", counting)
+    monkeypatch.setattr(api, "program_compiler", count_sizes)
     predict = imagepiece_jax.Predictor(trained, batch_size=12, **QUICK)
     assert predict.batch_sizes == (1, 8, 12)
-    assert made == []
+    assert sizes == []
     predict(pictures[0])
     predict(pictures[:1])
-    assert made == [1]
+    assert sizes == [1]
     predict(pictures)
-    assert made == [1, 8]
+    assert sizes == [1, 8]
     predict.warm_up()
-    assert made == [1, 8, 12]
+    assert sizes == [1, 8, 12]
     assert predict.program.batch_size == 12
 
 
-def test_images_are_cropped_as_the_weights_say(trained, traced_once):
-    """DeiT would resize no images of this size."""
+def test_images_have_the_weights_crop(trained, traced_once):
+    """DeiT's crop would not resize these images."""
     prepared = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
     vit = trained.with_preprocessing(**prepared)
     options = {"batch_size": 1, "top": 7} | QUICK
@@ -194,43 +198,44 @@ def test_images_are_cropped_as_the_weights_say(trained, traced_once):
     assert predict(pixels) == predict(np.asarray(small))
 
 
-def test_several_labels_have_a_probability_each(trained, predictor, pictures):
-    """The sigmoid of each logit, in the order of a softmax."""
-    vit = tiny_vit.of_problem(trained, "multi_label_classification")
+def test_several_labels_have_independent_probabilities(trained, predictor, pictures):
+    """They are sigmoids of the logits, in the order of a softmax."""
+    vit = tiny_vit.with_problem_type(trained, "multi_label_classification")
     several = imagepiece_jax.Predictor(vit, top=tiny_vit.CLASSES, batch_size=1, **QUICK)
     normalized = (pictures[:1] / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     run = tiny_vit.compiled(trained.model.apply)
     (logits,) = np.float64(run(trained.variables, np.float32(normalized)).logits)
-    found = several(pictures[0])
-    assert [p.index for p in found[:3]] == [p.index for p in predictor(pictures[0])]
-    for one in found:
-        wanted = 1 / (1 + np.exp(-logits[one.index]))
-        assert one.probability == pytest.approx(wanted, rel=1e-4)
-    vit = tiny_vit.of_problem(trained, "regression")
+    predictions = several(pictures[0])
+    single = predictor(pictures[0])
+    assert [p.index for p in predictions[:3]] == [p.index for p in single]
+    for prediction in predictions:
+        expected = 1 / (1 + np.exp(-logits[prediction.index]))
+        assert prediction.probability == pytest.approx(expected, rel=1e-4)
+    vit = tiny_vit.with_problem_type(trained, "regression")
     with refused("problem_type"):
         imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
 
 
 @pytest.mark.parametrize(
-    "option, given",
+    "option, value",
     [("labels", "imagenet"), ("labels", "cifar"), ("top", 8), ("batch_size", -1)],
 )
-def test_impossible_predictors(trained, option, given):
+def test_impossible_options_are_refused(trained, option, value):
     with refused(option):
-        imagepiece_jax.Predictor(trained, **{option: given})
+        imagepiece_jax.Predictor(trained, **{option: value})
 
 
-def test_a_new_head_is_warned_of_once(trained, tmp_path):
+def test_a_new_head_causes_one_warning(trained, tmp_path):
     imagepiece_jax.save(trained, tmp_path / "m")
     with pytest.warns(UserWarning, match="untrained parts were drawn"):
         vit = imagepiece_jax.load(tmp_path / "m", num_classes=3)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning) as warned:
         imagepiece_jax.Predictor(vit)
-    assert len(said) == 1
+    assert len(warned) == 1
 
 
 def test_a_projection_is_no_classifier(trained):
-    projecting = tiny_vit.of_problem(trained, "projection")
+    projecting = tiny_vit.with_problem_type(trained, "projection")
     for labels in (None, NAMES):
         with refused("problem_type is 'projection'", "the values"):
             imagepiece_jax.Predictor(projecting, labels=labels)

@@ -1,4 +1,4 @@
-"""Sizes in a direction of the keys: losses and gains of the logits."""
+"""Token sizes in a direction of the keys: the logits' losses and gains."""
 
 import functools
 
@@ -21,28 +21,28 @@ from tests.helpers.refused_calls import refused
 TOME = "tome:counts=(16,11,9):prop_attn=True"
 
 
-def results_of(method, model):
-    """[results] of a method of Attention, of every block, by (variables, images)."""
+def method_results(method, model):
+    """A function (variables, images) -> all blocks' results of Attention's method."""
 
     def run(variables, images):
-        found = {}  # of a subclass, which calls Attention's, the last
+        results = {}  # a subclass's result replaces Attention's
 
-        def noting(call, args, kwargs, context):
+        def note_result(call, args, kwargs, context):
             result = call(*args, **kwargs)
             module = context.module
             if isinstance(module, Attention) and context.method_name == method:
-                found[module.path] = result
+                results[module.path] = result
             return result
 
-        with nn.intercept_methods(noting):
+        with nn.intercept_methods(note_result):
             model.apply(variables, images)
-        return [*found.values()]
+        return [*results.values()]
 
     return run
 
 
-def compiled_results(method, model, variables, images):
-    return tiny_vit.compiled(results_of(method, model))(variables, images)
+def run_method_results(method, model, variables, images):
+    return tiny_vit.compiled(method_results(method, model))(variables, images)
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +62,25 @@ def photographs(vit):
     """Two uint8 images of the model's size, of smooth random colors."""
     small = np.random.default_rng(3).integers(0, 256, (2, 4, 4, 3), np.uint8)
     size = (vit.image_size, vit.image_size)
-    return np.stack([np.asarray(Image.fromarray(each).resize(size)) for each in small])
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize(size)) for image in small]
+    )
 
 
 @pytest.fixture(scope="module")
-def given(vit):
-    """(directions, model, variables, images): the model without the directions."""
+def folded_model(vit):
+    """(directions, model, variables, images); the model gives the directions up."""
     images = photographs(vit)
     u = size_direction.find_directions(vit, images)
     model, variables = size_direction.fold_sizes(vit.model, vit.variables, u)
     return u, model, variables, normalize(images, vit.config.mean, vit.config.std)
 
 
-def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit, given):
-    """Against NumPy, in the first block that meets sizes; those before it are exact."""
-    u, model, variables, images = given
-    plain = compiled_results("project_heads", vit.model, vit.variables, images)
-    folded = compiled_results("project_heads", model, variables, images)
+def test_logits_lose_the_direction_and_gain_the_log_size(vit, folded_model):
+    """Against NumPy, in the first block with sizes; earlier blocks are exact."""
+    u, model, variables, images = folded_model
+    plain = run_method_results("project_heads", vit.model, vit.variables, images)
+    folded = run_method_results("project_heads", model, variables, images)
     first = size_direction.sized_blocks(vit.model)[0]
     for name in ("query", "key"):
         before = getattr(plain[first - 1], name)
@@ -91,42 +93,42 @@ def test_logits_lose_the_direction_and_gain_the_log_of_the_size(vit, given):
     axis = u[first].astype(np.float64)
     query = query - np.sum(query * axis, -1, keepdims=True) * axis
     key = key - np.sum(key * axis, -1, keepdims=True) * axis
-    wanted = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(key.shape[-1])
-    wanted = wanted + log_size[:, None, None, :]
-    got = np.einsum("bqhd,bkhd->bhqk", folded[first].query, folded[first].key)
+    expected = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(key.shape[-1])
+    expected = expected + log_size[:, None, None, :]
+    logits = np.einsum("bqhd,bkhd->bhqk", folded[first].query, folded[first].key)
     assert folded[first].key_bias is None
-    np.testing.assert_allclose(got / np.sqrt(key.shape[-1]), wanted, atol=2e-5)
+    np.testing.assert_allclose(logits / np.sqrt(key.shape[-1]), expected, atol=2e-5)
 
 
-def test_the_mean_query_gains_the_log_of_the_size():
-    """It is 1 along the direction where all queries are. Block 1 meets sizes first."""
+def test_the_mean_query_gains_the_log_size():
+    """It is 1 along the direction, like all queries. Block 1 first has sizes."""
     vit = tiny_vit.pretrained("peaks:blocks=(0,1):keep_rate=0.6")
     images = photographs(vit)
     u = size_direction.find_directions(vit, images)
     images = normalize(images, vit.config.mean, vit.config.std)
-    plain = compiled_results("project_heads", vit.model, vit.variables, images)[1]
+    plain = run_method_results("project_heads", vit.model, vit.variables, images)[1]
     folded = size_direction.fold_sizes(vit.model, vit.variables, u)
-    scores = compiled_results("token_scores", *folded, images)[1]["cls_and_mean_attn"]
+    scores = run_method_results("token_scores", *folded, images)[1]["cls_and_mean_attn"]
     axis = u[1].astype(np.float64)
     sizes = np.exp(np.asarray(plain.key_bias, np.float64))
     assert np.ptp(sizes) > 0.5
     for image in range(2):
-        both = (np.asarray(each[image], np.float64) for each in plain[:2])
-        query, key = (x - np.sum(x * axis, -1, keepdims=True) * axis for x in both)
-        want = oracles_peaks.scores("class_and_mean", query, key, sizes[image])
-        np.testing.assert_allclose(scores[image], want[1:], rtol=1e-3, atol=1e-6)
+        arrays = (np.asarray(array[image], np.float64) for array in plain[:2])
+        query, key = (x - np.sum(x * axis, -1, keepdims=True) * axis for x in arrays)
+        expected = oracles_peaks.scores("class_and_mean", query, key, sizes[image])
+        np.testing.assert_allclose(scores[image], expected[1:], rtol=1e-3, atol=1e-6)
 
 
-def test_reducers_compare_keys_as_they_were(vit, given):
-    """The mean over heads, with neither a direction given up nor sizes."""
-    _, model, variables, images = given
+def test_reducers_compare_the_original_keys(vit, folded_model):
+    """The mean over heads, with the direction and without sizes."""
+    _, model, variables, images = folded_model
     assert vit.model.plan[0].attention_reads == {"key"}
-    plain = compiled_results("token_scores", vit.model, vit.variables, images)
-    folded = compiled_results("token_scores", model, variables, images)
+    plain = run_method_results("token_scores", vit.model, vit.variables, images)
+    folded = run_method_results("token_scores", model, variables, images)
     assert len(plain) == vit.model.depth
     np.testing.assert_allclose(folded[0]["key"], plain[0]["key"], atol=1e-5)
-    # Behind the first sizes, of the tokens that the block has got.
-    second = compiled_results("project_heads", model, variables, images)[1]
+    # After the first sizes, from the block's own tokens.
+    second = run_method_results("project_heads", model, variables, images)[1]
     attention = vit.variables["params"]["blocks_1"]["attn"]["k"]
     x = np.asarray(second.score_inputs["input"], np.float64)
     key = x @ np.asarray(attention["kernel"], np.float64) + attention["bias"]
@@ -137,31 +139,33 @@ def test_reducers_compare_keys_as_they_were(vit, given):
 @pytest.mark.parametrize(
     "name", ["tome", "evit", "mctf", "grid_pooling", "token_learner"]
 )
-def test_sized_blocks_are_those_whose_attention_has_a_bias(name):
+def test_sized_blocks_have_an_attention_bias(name):
     assert name in METHODS
-    model = tiny_vit.model(tiny_vit.changed(tiny_vit.small(name), prop_attn=True))
+    model = tiny_vit.model(
+        tiny_vit.with_fields(tiny_vit.small_reduction(name), prop_attn=True)
+    )
     variables = tiny_vit.shapes(model)
     images = jax.ShapeDtypeStruct((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), jnp.float32)
-    heads = jax.eval_shape(results_of("project_heads", model), variables, images)
-    biased = [block for block, each in enumerate(heads) if each.key_bias is not None]
+    heads = jax.eval_shape(method_results("project_heads", model), variables, images)
+    biased = [block for block, head in enumerate(heads) if head.key_bias is not None]
     sized = [*size_direction.sized_blocks(model)]
     assert sized == biased
     assert sized
 
 
-def test_a_program_says_how_it_takes_sizes(vit):
+def test_a_program_computes_sizes_by_a_direction(vit):
     program = optimize(vit, 2, sizes="direction")
     assert "sizes by a direction" in program.summary()
     u = size_direction.find_directions(vit)
     model, variables = size_direction.fold_sizes(vit.model, vit.variables, u)
     images = photographs(vit)
     pixels = normalize(images, vit.config.mean, vit.config.std)
-    wanted = tiny_vit.logits(model)(variables, pixels)
-    np.testing.assert_allclose(program(images), wanted, atol=2e-5)
+    expected = tiny_vit.logits(model)(variables, pixels)
+    np.testing.assert_allclose(program(images), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(
-    ("reduction", "asked", "backend", "taken"),
+    ("reduction", "requested", "backend", "is_used"),
     [
         (TOME, None, "cudnn", True),
         (TOME, None, "xla", False),
@@ -170,12 +174,12 @@ def test_a_program_says_how_it_takes_sizes(vit):
         (None, "direction", "xla", False),  # a dense model stays as it is
     ],
 )
-def test_a_direction_is_taken_by_fused_attention(reduction, asked, backend, taken):
+def test_fused_attention_uses_a_direction(reduction, requested, backend, is_used):
     model = tiny_vit.model(reduction).with_execution(attention_impl=backend)
-    assert uses_size_direction(model, asked) is taken
+    assert uses_size_direction(model, requested) is is_used
 
 
-def test_what_turns_directions_keeps_the_bias():
+def test_rotated_or_compared_queries_keep_the_bias():
     rotary = tiny_vit.pretrained(TOME, arch={"rotary": {}}, embed_dim=24)
     for vit in (rotary, tiny_vit.pretrained(f"{TOME}:metric=query")):
         assert not uses_size_direction(vit.model.with_execution(attention_impl="cudnn"))
@@ -185,17 +189,17 @@ def test_what_turns_directions_keeps_the_bias():
 
 @pytest.mark.parametrize("names", ["q", "k", "qk"])
 def test_a_head_of_zeros_has_a_direction(vit, names):
-    """Such as a head that was pruned: it uses none."""
+    """A pruned head uses no direction."""
     params = jax.tree.map(np.copy, vit.variables["params"])
     for name in names:
         for values in params["blocks_1"]["attn"][name].values():
             values[..., :10] = 0
     vit = vit.with_variables({"params": params})
-    found = size_direction.find_directions(vit, photographs(vit))
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+    directions = size_direction.find_directions(vit, photographs(vit))
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=-1), 1, atol=1e-6)
 
 
-def test_weights_that_are_no_numbers_find_no_directions(vit):
+def test_nonfinite_weights_are_refused(vit):
     params = jax.tree.map(np.copy, vit.variables["params"])
     params["blocks_1"]["attn"]["k"]["kernel"][0, 0] = np.inf
     vit = vit.with_variables({"params": params})
@@ -208,24 +212,26 @@ def test_eight_photographs_come_with_the_package(vit):
     assert len(files) == 8
     credits = (size_direction.PHOTOGRAPH_FOLDER / "CREDITS.txt").read_text()
     assert all(file.name in credits for file in files)
-    found = size_direction.find_directions(vit)
-    assert found.shape[0] == vit.model.depth
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+    directions = size_direction.find_directions(vit)
+    assert directions.shape[0] == vit.model.depth
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=-1), 1, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_deit_hardly_notices(assets):
-    """KL of the dense model to itself, on photographs that did not find directions.
+def test_deit_changes_little_without_the_directions(assets):
+    """KL of the dense model to itself, on other photographs than the directions'.
 
-    The direction is given up in all blocks, without sizes.
+    All blocks give up the direction, without sizes.
     """
     vit = load(assets / "weights/deit_tiny_patch16_224.pth")
     files = sorted((assets / "data/nips2017_224_jpg/images").glob("*.jpg"))[1:8:2]
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     images = normalize(pixels, vit.config.mean, vit.config.std)
-    every = range(vit.model.depth)
+    all_blocks = range(vit.model.depth)
     u = size_direction.find_directions(vit)
-    model, variables = size_direction.fold_sizes(vit.model, vit.variables, u, every)
+    model, variables = size_direction.fold_sizes(
+        vit.model, vit.variables, u, all_blocks
+    )
     dense = jax.nn.log_softmax(tiny_vit.logits(vit.model)(vit.variables, images))
     folded = jax.nn.log_softmax(tiny_vit.logits(model)(variables, images))
     assert 1e-6 < jnp.mean(jnp.sum(jnp.exp(dense) * (dense - folded), -1)) < 5e-4

@@ -1,4 +1,4 @@
-"""Attention against slow loops, and the call of cuDNN's kernel."""
+"""Attention against slow loops, and calls of cuDNN's kernel."""
 
 import functools
 import itertools
@@ -70,11 +70,11 @@ def test_the_definition_equals_slow_attention(length, biased):
 def cudnn_calls(monkeypatch):
     """Arguments of calls to cuDNN: (query length, key length, bias, is masked)."""
     calls = []
-    plain = jax.nn.dot_product_attention
+    attend = jax.nn.dot_product_attention
 
     def stand_in(query, key, value, *, bias, implementation, **options):
         if implementation == "xla":
-            return plain(query, key, value, bias=bias, implementation="xla", **options)
+            return attend(query, key, value, bias=bias, implementation="xla", **options)
         assert implementation == "cudnn"
         if bias is not None:  # cuDNN refuses one row for all queries
             assert bias.shape == (len(query), 1, query.shape[1], key.shape[1])
@@ -83,7 +83,7 @@ def cudnn_calls(monkeypatch):
         if masked:
             key = leave_gradient_unwritten(key)
             value = leave_gradient_unwritten(value)
-        return plain(query, key, value, bias=bias, implementation="xla", **options)
+        return attend(query, key, value, bias=bias, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     return calls
@@ -91,7 +91,7 @@ def cudnn_calls(monkeypatch):
 
 @jax.custom_vjp
 def leave_gradient_unwritten(keys):
-    """Keys whose masked gradient is left unwritten, as by cuDNN."""
+    """Keys whose masked gradient stays unwritten, as with cuDNN."""
     return keys
 
 
@@ -120,17 +120,18 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
             out = layer.apply(variables, x, state, {"cls_attn", "key"}, train)
             return jnp.sum(out[0] * probe), out
 
-        slope = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        return tiny_vit.compiled(slope)(variables, x)
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        return tiny_vit.compiled(gradient)(variables, x)
 
-    got = gradients()
-    called, _, _, masked = cudnn_calls.pop()
+    padded = gradients()
+    length_called, _, _, is_masked = cudnn_calls.pop()
     with kernels.reference_forms():
-        want = gradients()
+        expected = gradients()
     assert not cudnn_calls
-    assert_close(got, want, scale=1.0)  # a key's bias has no gradient: terms cancel
-    assert called == length + length % 2
-    assert masked == (called != length)
+    # The terms of a key bias's gradient cancel.
+    assert_close(padded, expected, scale=1.0)
+    assert length_called == length + length % 2
+    assert is_masked == (length_called != length)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +144,8 @@ def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, bia
     out = tiny_vit.compiled(functools.partial(dot_product_attention, backend="cudnn"))(
         *qkv, bias
     )
-    ((*lengths, given, masked),) = cudnn_calls
-    assert (lengths, given is not None, masked) == ([length, keys], biased, False)
+    ((*lengths, bias_seen, masked),) = cudnn_calls
+    assert (lengths, bias_seen is not None, masked) == ([length, keys], biased, False)
     assert_close(out, compiled_attention(*qkv, bias))
 
 
@@ -159,8 +160,8 @@ def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
     ((_, _, bias, _),) = cudnn_calls
     assert bias.dtype == dtype
     assert np.isfinite(np.asarray(bias, np.float32)).all()
-    unseen = np.exp(np.asarray(bias[..., 7:], np.float32))
-    np.testing.assert_array_equal(unseen, 0)
+    padding_weights = np.exp(np.asarray(bias[..., 7:], np.float32))
+    np.testing.assert_array_equal(padding_weights, 0)
 
 
 def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
@@ -181,17 +182,17 @@ def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
 
 
 def fake_device(platform, capability=None):
-    found = types.SimpleNamespace(platform=platform)
+    device = types.SimpleNamespace(platform=platform)
     if capability is not None:
-        found.compute_capability = capability
-    return found
+        device.compute_capability = capability
+    return device
 
 
 GPU = "an NVIDIA GPU of compute capability 8.0"
 
 
 @pytest.mark.parametrize(
-    "found, dtype, head_dim, lacking",
+    "device, dtype, head_dim, lacking",
     [
         (fake_device("gpu", "8.0"), "bfloat16", 64, ""),
         (fake_device("gpu", "10.0"), "float16", 8, ""),
@@ -208,8 +209,8 @@ GPU = "an NVIDIA GPU of compute capability 8.0"
         (fake_device("cpu"), "bfloat16", 64, GPU),
     ],
 )
-def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, lacking):
-    monkeypatch.setattr(jax, "local_devices", lambda: [found])
+def test_auto_takes_cudnn_where_it_runs(monkeypatch, device, dtype, head_dim, lacking):
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     backend = "xla" if lacking else "cudnn"
     assert resolve_backend("auto", dtype, head_dim) == backend
     assert resolve_backend("xla", dtype, head_dim) == "xla"
@@ -226,25 +227,25 @@ def test_masked_attention_equals_the_oracle(length, biased):
     bias = random_bias(length, 3) if biased else np.zeros((3, length), np.float32)
     mask = np.random.default_rng(1).integers(2, size=(3, length)).astype(np.float32)
     mask[1:] = np.float32([[1], [0]])
-    got = attend_masked(query, key, value, mask, key_bias=bias)
-    first = attend_masked(query[:, :1], key, value, mask, key_bias=bias)
+    attended = attend_masked(query, key, value, mask, key_bias=bias)
+    first_row = attend_masked(query[:, :1], key, value, mask, key_bias=bias)
     for image in range(3):
         arrays = (np.asarray(a[image], float) for a in (query, key, value))
-        want = oracles_learned.masked_attention(*arrays, mask[image], bias[image])
-        np.testing.assert_allclose(got[image], want, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(first[image], want[:1], rtol=1e-5, atol=1e-6)
+        expected = oracles_learned.masked_attention(*arrays, mask[image], bias[image])
+        np.testing.assert_allclose(attended[image], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(first_row[image], expected[:1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_all_masked_and_far_apart_stays_finite(dtype):
+def test_large_masked_logits_stay_finite(dtype):
     heads = np.stack(random_qkv(5)) * 60
     mask = np.zeros((2, 5), np.float32)
     heads = heads.astype(jnp.dtype(dtype))
 
-    def total(heads, mask):
+    def squared_sum(heads, mask):
         out = masked_attend(*heads, mask)
         assert out.dtype == dtype
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
-    run = tiny_vit.compiled(jax.value_and_grad(total, argnums=(0, 1)))
+    run = tiny_vit.compiled(jax.value_and_grad(squared_sum, argnums=(0, 1)))
     chex.assert_tree_all_finite(run(heads, mask))

@@ -20,7 +20,7 @@ from tests.helpers.rounding import assert_close
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_is_that_of_the_definition(biased, dtype):
+def test_attention_scores_equal_the_definition(biased, dtype):
     """Scores of the class token and the mean query, and their gradients."""
     rng = np.random.default_rng(0)
     query, key = jnp.asarray(rng.normal(size=(2, 3, 9, 2, 4)), dtype)
@@ -31,18 +31,18 @@ def test_attention_is_that_of_the_definition(biased, dtype):
     probe = rng.normal(size=(3, 9)).astype(np.float32)
 
     @functools.partial(tiny_vit.compiled, static_argnums=2)
-    def attended(query, key, form):
-        def total(query, key):
+    def gradients_and_scores(query, key, form):
+        def weighted_sum(query, key):
             with form():
-                row = mean_attention(class_and_mean_queries(query), key, bias)
-            return jnp.sum(row * probe), row
+                scores = mean_attention(class_and_mean_queries(query), key, bias)
+            return jnp.sum(scores * probe), scores
 
-        return jax.grad(total, (0, 1), has_aux=True)(query, key)
+        return jax.grad(weighted_sum, (0, 1), has_aux=True)(query, key)
 
-    slopes, row = attended(query, key, kernels.reference_forms)
+    gradients, scores = gradients_and_scores(query, key, kernels.reference_forms)
     form = choice.fast_forms if dtype == "bfloat16" else contextlib.nullcontext
-    got_slopes, got = attended(query, key, form)
-    assert_close(got, row, units=16)
-    assert (got[:, 5:7] == 0).all() == biased
-    for slope, other in zip(slopes, got_slopes, strict=True):
-        assert_close(other, slope, units=16)
+    chosen_gradients, chosen_scores = gradients_and_scores(query, key, form)
+    assert_close(chosen_scores, scores, units=16)
+    assert (chosen_scores[:, 5:7] == 0).all() == biased
+    for gradient, chosen_gradient in zip(gradients, chosen_gradients, strict=True):
+        assert_close(chosen_gradient, gradient, units=16)

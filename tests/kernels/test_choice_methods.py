@@ -1,9 +1,8 @@
 """Every method's reductions: the chosen forms against the definitions.
 
-Both round in different orders, so decisions may differ at a near tie: a tie that the
-definition itself breaks differently after noise of a rounding. Near ties are counted.
-In all other images decisions are equal; features and gradients are equal up to
-rounding.
+Forms round in different orders, so decisions may differ at a near tie: there, noise of
+one rounding changes the definition's own decision. Near ties are counted. In all other
+images decisions are equal, and features and gradients are equal up to rounding.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from tests.reduction.test_methods import (
     DEFAULTS,
     GRID,
     D,
-    decide,
+    decide_filled,
     image_keys,
     short_plan,
 )
@@ -39,7 +38,7 @@ FORMS = {
     "fast": choice.fast_forms,
     "fast for many images": choice.fast_forms,
 }
-# Other token counts, which change the sides of ToMe: (method, image tokens, prefix)
+# Other token counts change ToMe's two sides: (method, image tokens, prefix)
 FURTHER = [
     ("tome:r=9", 25, 0),
     ("tome:r=9", 24, 2),
@@ -88,16 +87,16 @@ def run_step(layer, block, prefix, form, x, size, probe):
         state = TokenState(x, size, attn_size=size**0.5, num_prefix=prefix)
         with FORMS[form]():
             inputs = token_inputs(state, block)
-            result = decide(layer.step.reducer, inputs, layer.counts)
+            result = decide_filled(layer.step.reducer, inputs, layer.counts)
             state = moves.apply_result(state, result)
         weights = probe[:, : state.x.shape[1]]
         return jnp.sum(state.x.astype(jnp.float32) * weights), (result, state)
 
-    slope, (result, state) = jax.grad(loss, has_aux=True)(x)
+    gradient, (result, state) = jax.grad(loss, has_aux=True)(x)
     decisions = jnp.zeros((len(x), 1))
     if isinstance(result, Assignment):
         decisions = result.slot_of_token
-    return decisions, jax.tree.leaves((state.x, state.size, state.attn_size, slope))
+    return decisions, jax.tree.leaves((state.x, state.size, state.attn_size, gradient))
 
 
 def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=D):
@@ -113,37 +112,37 @@ def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=D):
     probe = rng.normal(size=x.shape).astype(np.float32)
     run = functools.partial(run_step, layer, block, prefix)
     decisions, numbers = run("definition", x, size, probe)
-    chosen, chosen_numbers = run(form, x, size, probe)
-    differ = np.any(decisions != chosen, axis=1)
-    if differ.any():
+    chosen_decisions, chosen_numbers = run(form, x, size, probe)
+    is_different = np.any(decisions != chosen_decisions, axis=1)
+    if is_different.any():
         is_near = np.zeros(images, bool)
         for _ in range(8):
             noise = rng.uniform(-1e-6, 1e-6, x.shape).astype(np.float32)
-            again, _ = run("definition", x * (1 + noise), size, probe)
-            is_near |= np.any(decisions != again, axis=1)
-        assert not (differ & ~is_near).any()
+            noisy_decisions, _ = run("definition", x * (1 + noise), size, probe)
+            is_near |= np.any(decisions != noisy_decisions, axis=1)
+        assert not (is_different & ~is_near).any()
     for expected, value in zip(numbers, chosen_numbers, strict=True):
         assert value.dtype == expected.dtype
-        place = float(jnp.finfo(value.dtype).eps)
-        expected = np.asarray(expected[~differ], np.float64)
-        value = np.asarray(value[~differ], np.float64)
+        unit = float(jnp.finfo(value.dtype).eps)
+        expected = np.asarray(expected[~is_different], np.float64)
+        value = np.asarray(value[~is_different], np.float64)
         error = np.abs(expected - value).max()
-        assert error <= PLACES[dtype] * place * np.abs(expected).max()
-    return differ.sum()
+        assert error <= PLACES[dtype] * unit * np.abs(expected).max()
+    return is_different.sum()
 
 
 def case_steps(case):
     """A case's reducers as [(block, layer)], and its prefix length."""
     name, method, tokens, prefix = case
-    first = {}
+    first_steps = {}
     for block, layer in enumerate(short_plan(name, method, n0=tokens)):
         if layer.counts:
-            first.setdefault(layer.step.reducer, (block, layer))
-    return [*first.values()], prefix
+            first_steps.setdefault(layer.step.reducer, (block, layer))
+    return [*first_steps.values()], prefix
 
 
 @pytest.mark.parametrize("case", CASES, ids=LABELS)
-def test_every_form_decides_as_its_definition_but_at_near_ties(case):
+def test_forms_decide_like_the_definition_except_at_near_ties(case):
     steps, prefix = case_steps(case)
     ties = 0
     for block, layer in steps:
@@ -153,7 +152,7 @@ def test_every_form_decides_as_its_definition_but_at_near_ties(case):
 
 
 @pytest.mark.parametrize("case", CASES[-len(FURTHER) :], ids=LABELS[-len(FURTHER) :])
-def test_many_images_are_decided_as_by_definition(case, monkeypatch):
+def test_the_form_for_many_images_decides_like_the_definition(case, monkeypatch):
     """With many images a GPU moves tokens longer than it starts kernels."""
     monkeypatch.setattr(choice, "LATENCY_BOUND_SIZE", 0)
     steps, prefix = case_steps(case)
@@ -163,7 +162,7 @@ def test_many_images_are_decided_as_by_definition(case, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["evit", "imagepiece", "tome", "attended", "peaks"])
-def test_a_gpu_decides_as_by_definition_but_at_near_ties(name):
+def test_a_gpu_decides_like_the_definition_except_at_near_ties(name):
     """The first steps of DeiT-S."""
     if jax.default_backend() != "gpu":
         pytest.skip("no GPU here")
@@ -173,8 +172,8 @@ def test_a_gpu_decides_as_by_definition_but_at_near_ties(name):
         assert 100 * ties < 256
 
 
-def test_a_model_with_sizes_in_a_direction_answers_as_usual():
-    """Class attention and mean keys are read with the prefix."""
+def test_fast_reductions_work_with_sizes_in_a_direction():
+    """Class attention and mean keys read the prefix."""
     fields = "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,):prop_attn=True"
     vit = tiny_vit.pretrained(f"imagepiece_tome:{fields}")
     options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}

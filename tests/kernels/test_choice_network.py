@@ -25,19 +25,19 @@ DTYPES = ("float32", "bfloat16")
 def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
     """The chosen form has the definition's values, gradients and types.
 
-    roundings: allowed error in roundings of an array's largest number, for float32 and
+    roundings: allowed error, in roundings of an array's largest number, in float32 and
         bfloat16
-    together: the largest number of all arrays counts, as some arrays cancel to zero
+    together: roundings are of all arrays' largest number, because some cancel to zero
     """
     chosen = pull_back(fn, contextlib.nullcontext, *arrays)
     defined = pull_back(fn, kernels.reference_forms, *arrays)
     chex.assert_trees_all_equal_shapes_and_dtypes(chosen, defined)
-    unit = float(jnp.finfo(dtype).eps) * roundings[DTYPES.index(dtype)]
+    rounding = float(jnp.finfo(dtype).eps) * roundings[DTYPES.index(dtype)]
     pairs = [*zip(*map(jax.tree.leaves, (chosen, defined)), strict=True)]
-    largest = [np.abs(np.float64(other)).max(initial=0) for _, other in pairs]
-    for (one, other), size in zip(pairs, largest, strict=True):
-        atol = unit * (max(largest) if together else size)
-        np.testing.assert_allclose(np.float64(one), np.float64(other), atol=atol)
+    largest = [np.abs(np.float64(expected)).max(initial=0) for _, expected in pairs]
+    for (value, expected), limit in zip(pairs, largest, strict=True):
+        atol = rounding * (max(largest) if together else limit)
+        np.testing.assert_allclose(np.float64(value), np.float64(expected), atol=atol)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,4 +1,4 @@
-"""Merging of many 16-bit tokens, and of attention maps."""
+"""Merging many 16-bit tokens, and attention maps."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from tests.reduction.test_moves import random_move
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_attention_maps_merge_as_by_definition(weighted):
+def test_attention_maps_merge_like_the_definition(weighted):
     """Values, map gradients and weight gradients are equal."""
     state, result = random_move(9, 5, weighted=weighted, drop=0)
     rng = np.random.default_rng(0)
@@ -29,24 +29,25 @@ def test_attention_maps_merge_as_by_definition(weighted):
     probe = rng.normal(size=(3, 2, 6, 6)).astype(np.float32)
 
     @functools.partial(tiny_vit.compiled, static_argnums=2)
-    def merged(weights, weight, form):
-        def total(weights, weight):
+    def gradients_and_map(weights, weight, form):
+        def weighted_sum(weights, weight):
             with form():
-                own = result.replace(weight=weight)
-                out = merge_map(weights, own, state.size[:, 1:])
+                weighted = result.replace(weight=weight)
+                out = merge_map(weights, weighted, state.size[:, 1:])
             return jnp.sum(out * probe), out
 
-        return jax.grad(total, (0, 1), has_aux=True)(weights, weight)
+        return jax.grad(weighted_sum, (0, 1), has_aux=True)(weights, weight)
 
-    want = merged(weights, result.weight, kernels.reference_forms)
-    got = merged(weights, result.weight, contextlib.nullcontext)
-    for one, other in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
-        assert_close(other, one, units=64)
+    expected = gradients_and_map(weights, result.weight, kernels.reference_forms)
+    chosen = gradients_and_map(weights, result.weight, contextlib.nullcontext)
+    assert_close(chosen[1], expected[1], units=64)
+    for value, gradient in zip(chosen[0], expected[0], strict=True):
+        assert_close(value, gradient, units=64)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sizes_of_many_digits_count_in_full(dtype):
-    """Tokens of opposite signs have sizes of 12 bits, whose first bits cancel."""
+    """Opposite tokens' sizes have 12 bits, and their leading bits cancel."""
     if dtype == "float16":
         compiling.needs_float16()
     n = 30
@@ -78,14 +79,14 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
     """Means of all tokens of a cluster, or of one chosen token."""
     rng = np.random.default_rng(0)
     n, n_out = 30, 8
-    dest = np.stack([rng.permutation(np.arange(n) % n_out) for _ in range(3)])
-    first = np.stack([np.isin(np.arange(n), np.unique(d, True)[1]) for d in dest])
+    slots = np.stack([rng.permutation(np.arange(n) % n_out) for _ in range(3)])
+    is_first = np.stack([np.isin(np.arange(n), np.unique(d, True)[1]) for d in slots])
     state = TokenState(
         x=jnp.asarray(rng.normal(size=(3, 1 + n, 4)), jnp.bfloat16),
         size=jnp.asarray(rng.integers(1, 9, (3, 1 + n)), jnp.float32),
     )
-    weight = jnp.asarray(first) if chosen else None
-    result = Assignment(jnp.asarray(dest), weight, n_out=n_out, by_size=False)
+    weight = jnp.asarray(is_first) if chosen else None
+    result = Assignment(jnp.asarray(slots), weight, n_out=n_out, by_size=False)
 
     def move(state):
         with choice.fast_forms():
@@ -98,9 +99,9 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
     moved = program.compile()(state)
     x, size = (np.asarray(a, float)[:, 1:] for a in (state.x, state.size))
     for image, slot in np.ndindex(3, n_out):
-        members = dest[image] == slot
-        taken = members & first[image] if chosen else members
-        mean = x[image, taken].mean(axis=0)
+        members = slots[image] == slot
+        averaged = members & is_first[image] if chosen else members
+        mean = x[image, averaged].mean(axis=0)
         np.testing.assert_allclose(
             np.asarray(moved.x[image, 1 + slot], float), mean, rtol=2**-8, atol=1e-6
         )

@@ -23,6 +23,6 @@ INF = np.inf
     ],
 )
 def test_rank_breaks_ties_by_index_and_puts_nan_last(scores):
-    got = rank_tokens(jnp.asarray([scores], jnp.float32))
-    assert got.dtype == jnp.int32
-    assert got[0].tolist() == oracles.rank_by_score(scores).tolist()
+    ranks = rank_tokens(jnp.asarray([scores], jnp.float32))
+    assert ranks.dtype == jnp.int32
+    assert ranks[0].tolist() == oracles.rank_by_score(scores).tolist()

@@ -1,4 +1,4 @@
-"""Scores of attention for every reducer input, against slow attention."""
+"""Attention scores for every reducer input, against slow attention."""
 
 import functools
 
@@ -28,29 +28,29 @@ def score_queries(query, rows):
 
 @pytest.mark.parametrize("rows", ["class", "mean", "class_and_mean"])
 def test_rows_have_the_gradient_of_a_softmax(rows):
-    """A token fused by EViT learns from it. The handwritten rule is log_sum_exp's."""
+    """A token fused by EViT learns from it, through log_sum_exp's handwritten rule."""
     query, key, _ = random_qkv(7)
     bias = random_bias(7)
-    along = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)
+    probe = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)
 
     def by_softmax(query, key):
         first = query[:, 0]
         mean = sum(query[:, token] for token in range(7)) / 7
         queries = {"class": [first], "mean": [mean], "class_and_mean": [first, mean]}
         totals = []
-        for each in queries[rows]:
-            logits = jnp.einsum("bhd,bnhd->bnh", each, key, precision="highest")
+        for score_query in queries[rows]:
+            logits = jnp.einsum("bhd,bnhd->bnh", score_query, key, precision="highest")
             weights = jax.nn.softmax(logits / np.sqrt(5) + bias[:, :, None], axis=1)
-            totals.append(jnp.sum(weights.mean(axis=2) * along))
+            totals.append(jnp.sum(weights.mean(axis=2) * probe))
         return sum(totals) / len(totals)
 
     def by_row(query, key):
-        return jnp.sum(mean_attention(score_queries(query, rows), key, bias) * along)
+        return jnp.sum(mean_attention(score_queries(query, rows), key, bias) * probe)
 
     gradients = (tiny_vit.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
-    for found, wanted in zip(*(g(query, key) for g in gradients), strict=True):
-        assert np.abs(wanted).max() > 0.01
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    for actual, expected in zip(*(g(query, key) for g in gradients), strict=True):
+        assert np.abs(expected).max() > 0.01
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
@@ -59,17 +59,17 @@ def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
     _, weights = slow_attention(query, key, key, bias)
-    got = compiled_columns(query, key, bias)
+    columns = compiled_columns(query, key, bias)
     row = compiled_row(query[:, :1], key, bias)
-    assert got.dtype == row.dtype == jnp.float32
-    assert_close(got, weights.mean(axis=(1, 2)))
+    assert columns.dtype == row.dtype == jnp.float32
+    assert_close(columns, weights.mean(axis=(1, 2)))
     assert_close(row, weights[:, :, 0].mean(axis=1))
 
 
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fast", [False, True])
-def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
+def test_rows_of_the_mean_query_are_float32(length, biased, dtype, fast):
     """Alone, and averaged with the class row."""
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
     bias = random_bias(length) if biased else None
@@ -81,22 +81,22 @@ def test_the_row_of_the_mean_query_is_float32(length, biased, dtype, fast):
             queries = jnp.concatenate([query[:, :1].astype(mean.dtype), mean], axis=1)
             return mean_attention(mean, key, bias), mean_attention(queries, key, bias)
 
-    found = dict(zip(("mean", "class_and_mean"), both(query, key, bias), strict=True))
+    rows = dict(zip(("mean", "class_and_mean"), both(query, key, bias), strict=True))
     sizes = np.exp(bias) if biased else [None, None]
-    for name, got in found.items():
-        assert got.dtype == jnp.float32
+    for name, row in rows.items():
+        assert row.dtype == jnp.float32
         for image in range(2):
             arrays = query[image], key[image], sizes[image]
-            assert_close(got[image], oracles_peaks.scores(name, *arrays))
+            assert_close(row[image], oracles_peaks.scores(name, *arrays))
 
 
 def test_a_token_far_from_the_query_gets_nothing():
     """Its exponential is 0 in float32; the other weights stay."""
     query = np.ones((1, 1, 1, 4), np.float32)
     key = np.float32([[2, 1, -100]])[:, :, None, None] * query
-    got = compiled_row(query, key)
-    assert_close(got[0], [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0])
-    assert got[0, 2] == 0
+    row = compiled_row(query, key)
+    assert_close(row[0], [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0])
+    assert row[0, 2] == 0
 
 
 X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
@@ -115,7 +115,7 @@ def slow_projection(variables, name):
     return (X.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
 
 
-def test_only_what_is_needed_is_tapped():
+def test_only_read_scores_are_computed():
     def shapes(*reads, num_prefix=1):
         module, variables, state = attention(num_prefix)
         call = functools.partial(module.apply, score_names=reads)
@@ -126,8 +126,8 @@ def test_only_what_is_needed_is_tapped():
     assert shapes("cls_attn", num_prefix=2) == {"cls_attn": (2, 5)}
     assert shapes("cls_attn", "key") == {"cls_attn": (2, 6), "key": (2, 6, 4)}
     assert shapes("mean_attn", num_prefix=0) == {"mean_attn": (2, 7)}
-    both = {"cls_and_mean_attn": (2, 5)}
-    assert shapes("cls_and_mean_attn", num_prefix=2) == both
+    class_and_mean = {"cls_and_mean_attn": (2, 5)}
+    assert shapes("cls_and_mean_attn", num_prefix=2) == class_and_mean
     assert shapes("input") == {"input": (2, 6, 12)}
 
 
@@ -136,13 +136,13 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     module, variables, state = attention()
     apply = functools.partial(module.apply, score_names={metric})
     _, scores = tiny_vit.compiled(apply)(variables, X, state)
-    want = slow_projection(variables, metric[0])
+    slow = slow_projection(variables, metric[0])
     assert scores[metric].dtype == jnp.float32
-    np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)
+    np.testing.assert_allclose(scores[metric], slow[:, 1:].mean(axis=2), atol=2e-6)
 
 
 @pytest.mark.parametrize("prefix, masked", [(0, False), (1, True), (2, True)])
-def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
+def test_received_attention_is_from_all_live_queries(prefix, masked):
     """The prefix reads, too; masked tokens neither read nor are read."""
     module, variables, state = attention(prefix)
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
@@ -154,9 +154,9 @@ def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     _, scores = run(variables, X, state)
     query, key = (slow_projection(variables, name) for name in "qk")
     _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
-    want = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
-    got = scores["attn_columns"]
-    np.testing.assert_allclose(got, want[:, prefix:], rtol=1e-4, atol=1e-5)
+    expected = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
+    columns = scores["attn_columns"]
+    np.testing.assert_allclose(columns, expected[:, prefix:], rtol=1e-4, atol=1e-5)
 
 
 ROWS = {"class": "cls_attn", "mean": "mean_attn", "class_and_mean": "cls_and_mean_attn"}
@@ -166,7 +166,7 @@ ROWS = {"class": "cls_attn", "mean": "mean_attn", "class_and_mean": "cls_and_mea
     "name, prefix, masked",
     [("mean", 0, False), *((name, 1, True) for name in ROWS), ("mean", 2, True)],
 )
-def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
+def test_rows_are_over_live_image_tokens(name, prefix, masked):
     """The mean query includes the prefix, but no masked token."""
     module, variables, state = attention(prefix)
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
@@ -180,6 +180,6 @@ def test_rows_have_image_columns_of_all_live_tokens(name, prefix, masked):
     query, key = (slow_projection(variables, name) for name in "qk")
     for image in range(2):
         arrays = query[image], key[image], sizes[image], mask[image]
-        want = oracles_peaks.scores(name, *arrays)
-        got = scores[ROWS[name]][image]
-        np.testing.assert_allclose(got, want[prefix:], rtol=1e-4, atol=1e-6)
+        expected = oracles_peaks.scores(name, *arrays)
+        row = scores[ROWS[name]][image]
+        np.testing.assert_allclose(row, expected[prefix:], rtol=1e-4, atol=1e-6)

@@ -37,21 +37,21 @@ WRONG = [  # (fields, part of the error)
 ]
 
 
-@pytest.mark.parametrize("fields, said", WRONG)
-def test_a_wrong_field_is_named_with_its_value(fields, said):
-    with refused(said):
+@pytest.mark.parametrize("fields, message", WRONG)
+def test_a_wrong_field_is_named_with_its_value(fields, message):
+    with refused(message):
         tiny_vit.model(**fields)
 
 
-def test_a_model_without_a_name_is_made_of_its_fields():
+def test_a_model_without_a_name_has_its_fields():
     size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
     arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
     model = create_model(named_models.config(None, image_size=18, arch=arch, **size))
     assert model.config.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
-    assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
-    turned = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
-    plain = json.loads(json.dumps(dataclasses.asdict(turned)))
-    assert named_models.config(None, arch=plain, **size).arch == turned
+    assert model.plan[0].attn_tokens == 16 + 3  # two of 18 pixels are cut
+    rotary_arch = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
+    fields = json.loads(json.dumps(dataclasses.asdict(rotary_arch)))
+    assert named_models.config(None, arch=fields, **size).arch == rotary_arch
 
 
 MAE = "vit_base_patch16_224.mae"
@@ -73,7 +73,7 @@ MAE = "vit_base_patch16_224.mae"
         ("vit_base_patch16_224.dino", "tome", None, True),
     ],
 )
-def test_attention_is_proportional_as_is_meant_or_said(name, reduction, given, used):
+def test_when_attention_is_proportional(name, reduction, given, used):
     options = {} if given is None else {"prop_attn": given}
     model = create_model(named_models.config(name, **options), reduction)
     assert model.prop_attn is used

@@ -1,7 +1,7 @@
-"""Published costs of plans, integer for integer, and the table of a model's cost.
+"""Published costs of plans, exactly, and the table of a model's cost.
 
-`cost_vectors.json` holds published or independently computed MACs (`rel`: their
-rounding), and the tokens read by attention and MLP per block, class token included.
+`cost_vectors.json` has published or independently computed MACs (`rel`: their rounding)
+and tokens of attention and MLP per block, class token included.
 """
 
 import json
@@ -37,26 +37,26 @@ def test_published_tokens_and_macs(row):
     assert type(macs) is int
 
 
-def test_steps_cost_and_are_listed_where_they_change_something():
+def test_only_steps_with_an_effect_cost_and_are_listed():
     class Costly(Reducer):
         def extra_macs(self, n_in, embed_dim, num_heads):
             return 1000 * n_in + 10 * embed_dim + num_heads
 
     rules = KeepShare(1.0), KeepShare(0.5)
     plan = plan_blocks(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
-    model = tiny_vit.vit(plan, 8, 2)
+    model = tiny_vit.imagenet_vit(plan, 8, 2)
     assert sum(cost.reducer_macs(model, layer) for layer in plan) == 16082
     assert [cost.describe_reduction(layer) for layer in plan] == ["", "Costly: 16 - 8"]
 
 
-def test_cost_table_of_a_model_counted_by_hand():
+def test_cost_table_by_hand():
     """Two blocks of width 4 on 2x2 patches of 2x2 pixels, three classes."""
-    made = quickstart.get_config()
-    made.image_size = 4
-    made.num_classes = 3
-    made.model.update(stem="patch", depth=2, embed_dim=4, num_heads=1)
-    made.reduction = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=0.5"
-    run = RunConfig.from_config(made)
+    config = quickstart.get_config()
+    config.image_size = 4
+    config.num_classes = 3
+    config.model.update(stem="patch", depth=2, embed_dim=4, num_heads=1)
+    config.reduction = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=0.5"
+    run = RunConfig.from_config(config)
     model = run.create_model()
     dense = run.create_dense()
     rows = [line.split() for line in cost.cost_table(model, dense).split("\n")]
@@ -76,6 +76,6 @@ def test_cost_table_of_a_model_counted_by_hand():
     line = "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as"
     # Of block 1, two of three tokens: queries and proj, both products, MLP.
     assert cost.dead_macs(model) == 2 * 2 * 16 + 2 * 2 * 3 * 4 + 2 * 8 * 16
-    *_, found, dead = cost.cost_summary(model, [dense]).splitlines()
-    assert found == f"{line} many"
-    assert dead.startswith("3.680e-07 GMACs of the last block are no")
+    *_, summary, dead_macs = cost.cost_summary(model, [dense]).splitlines()
+    assert summary == f"{line} many"
+    assert dead_macs.startswith("3.680e-07 GMACs of the last block are no")

@@ -15,7 +15,7 @@ from tests.models.test_vit_switches import PARTS
 
 BATCH = 4
 RANDOM = "random:keep_rate=0.7:blocks=(1,)"
-LEARNED = tiny_vit.small("dynamicvit")
+LEARNED = tiny_vit.small_reduction("dynamicvit")
 # A reduction, the model's options, and whether `jax.set_mesh` names the mesh.
 CASES = [("tome:r=3", {"depth": 2}, True), (RANDOM, {"depth": 2}, False)]
 CASES += [(LEARNED, {}, True)]
@@ -27,13 +27,13 @@ def mesh():
     return jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
 
 
-def divided(tree, mesh):
+def divide(tree, mesh):
     """Divide a batch between the two devices."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
 
 
-def spread(variables, mesh, whole=True):
-    """Variables, whole on both devices, or in halves where their last axis is even."""
+def place_variables(variables, mesh, whole=True):
+    """Place variables whole on both devices, or halve their even last axes."""
 
     def put(leaf):
         axes = [None] * leaf.ndim
@@ -45,8 +45,8 @@ def spread(variables, mesh, whole=True):
 
 
 @pytest.mark.parametrize("reduction, fields, within", CASES)
-def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mesh):
-    """The loss, gradients, new statistics and tokens; all stay where their input is."""
+def test_a_training_step_equals_one_on_one_device(reduction, fields, within, mesh):
+    """Loss, gradients, statistics and tokens are equal, and placed like the input."""
     model = tiny_vit.model(reduction, **fields)
     keys = masked_models.keys(BATCH)
     keys["drop_path"] = keys["reducer"]
@@ -54,10 +54,10 @@ def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mes
     params = variables.pop("params")
 
     @tiny_vit.jit
-    def step(params, rest, images, keys):
+    def step(params, statistics, images, keys):
         def loss(params):
             outputs, changed = model.apply(
-                {"params": params, **rest},
+                {"params": params, **statistics},
                 images,
                 train=True,
                 keys=keys,
@@ -71,15 +71,15 @@ def test_a_step_of_training_is_that_of_one_device(reduction, fields, within, mes
 
     images = tiny_vit.images(BATCH)
     expected = step(params, variables, images, keys)
-    split = spread(params, mesh, whole=within)
-    rest = spread(variables, mesh)
+    placed = place_variables(params, mesh, whole=within)
+    statistics = place_variables(variables, mesh)
     with jax.set_mesh(mesh) if within else contextlib.nullcontext():
-        found = step(split, rest, divided(images, mesh), divided(keys, mesh))
-    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=2e-4, atol=2e-4)
-    (_, (changed, tokens)), gradient = found
+        actual = step(placed, statistics, divide(images, mesh), divide(keys, mesh))
+    chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=2e-4, atol=2e-4)
+    (_, (changed, tokens)), gradient = actual
     assert jax.typeof(tokens).sharding.spec[0] == "data"
-    for given, own in zip(*map(jax.tree.leaves, (split, gradient)), strict=True):
-        assert own.sharding == given.sharding
+    for param, slope in zip(*map(jax.tree.leaves, (placed, gradient)), strict=True):
+        assert slope.sharding == param.sharding
     for statistic in jax.tree.leaves(changed):
         assert statistic.sharding.is_fully_replicated
 
@@ -88,19 +88,19 @@ def test_first_variables_do_not_depend_on_the_mesh(mesh):
     model = tiny_vit.model(LEARNED)
     init = tiny_vit.jit(model.init)
     images = tiny_vit.images(2)
-    found = init(jax.random.key(0), divided(images, mesh))
-    wanted = init(jax.random.key(0), images)
-    chex.assert_trees_all_close(found, wanted, atol=1e-6)
+    divided = init(jax.random.key(0), divide(images, mesh))
+    whole = init(jax.random.key(0), images)
+    chex.assert_trees_all_close(divided, whole, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the values of images")
 def test_features_stay_on_their_devices(mesh):
     vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
     images = tiny_vit.images(BATCH)
-    found = imagepiece_jax.features(vit, divided(images, mesh), layers=1)
-    assert found.patches.sharding.spec[0] == "data"
+    maps = imagepiece_jax.features(vit, divide(images, mesh), layers=1)
+    assert maps.patches.sharding.spec[0] == "data"
     expected = imagepiece_jax.features(vit, images, layers=1)
-    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(jax.device_get(maps), expected, rtol=1e-4, atol=1e-4)
 
 
 class Around(nn.Module):
@@ -114,7 +114,7 @@ class Around(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(logits))
 
 
-def test_inside_a_module_that_draws_from_rngs(mesh):
+def test_a_model_runs_inside_a_module_with_rngs(mesh):
     module = Around(tiny_vit.model("tome:r=3", depth=2))
     images = tiny_vit.images(BATCH)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
@@ -123,5 +123,5 @@ def test_inside_a_module_that_draws_from_rngs(mesh):
         lambda v, x: module.apply(v, x, rngs={"dropout": rngs["dropout"]})
     )
     expected = apply(variables, images)
-    found = apply(spread(variables, mesh), divided(images, mesh))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    actual = apply(place_variables(variables, mesh), divide(images, mesh))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

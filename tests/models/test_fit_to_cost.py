@@ -1,4 +1,4 @@
-"""A share of the dense model's MACs becomes token counts, or an error."""
+"""A share of the dense model's MACs becomes token counts or an error."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ NAMES = sorted(set(METHODS) - {"none"})
 FOLLOWED = [("evit", schedule) for schedule in schedules.SCHEDULE_SHAPES]
 FOLLOWED += [(name, schedule) for name in NAMES for schedule in ("constant", LATER)]
 MERGES = "but the method's blocks are 0, 1, 2, 3"
-# Methods refuse a schedule for these reasons: own blocks only, squares, attention of
+# Methods refuse a schedule for these reasons: fixed blocks, squares, and attention of
 # the previous block.
 REASONS = {
     **dict.fromkeys(("imagepiece", "imagepiece_dynamicvit", "imagepiece_tome"), MERGES),
@@ -37,36 +37,36 @@ def build_deit(reduction=None, **fields):
 def fit_reduction(reduction, model=None):
     """The reduction as counts, its share of the dense MACs, and counts by block."""
     model = model or build_deit()
-    found = fit_to_cost(Reduction.read(reduction), model)
-    reduced = with_plan(model, found)
+    fitted = fit_to_cost(Reduction.read(reduction), model)
+    reduced = with_plan(model, fitted)
     left = [layer.mlp_tokens - 1 for layer in reduced.plan]
-    return found, share_of_dense(reduced), left
+    return fitted, share_of_dense(reduced), left
 
 
 @pytest.mark.parametrize("name, counts", sorted({*FOLLOWED}))
-def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
+def test_a_schedule_is_followed_or_refused_with_a_reason(name, counts):
     reduction = f"{name}:macs=0.6:counts={counts}"
     takes_any = name not in REASONS or name == "token_pooling"  # from block 1 on
     try:
-        found, share, left = fit_reduction(reduction)
+        fitted, share, left = fit_reduction(reduction)
     except InputError as error:
         assert REASONS.get(name, "nearest cost") in str(error)
         assert counts != LATER or not takes_any
         return
     assert counts != LATER or takes_any
     assert abs(share - 0.6) <= COST_TOLERANCE
-    assert isinstance(found.method.counts, tuple)
-    assert found.method.macs is None
-    extra = np.array(left) - found.method.counts  # packages and fused tokens
+    assert isinstance(fitted.method.counts, tuple)
+    assert fitted.method.macs is None
+    extra = np.array(left) - fitted.method.counts  # packages and fused tokens
     assert set(extra) <= {0, 1}
     assert left == sorted(left, reverse=True)
-    # Counts are what they say, without a cost, too.
-    again, _, same = fit_reduction(found)
-    assert again == found and same == left
+    # The fitted counts give the same plan.
+    fitted_again, _, left_again = fit_reduction(fitted)
+    assert fitted_again == fitted and left_again == left
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    "fields, message",
     [
         ("macs=1.5", "macs is 1.5"),
         ("macs=0.01", "the method's nearest cost is 0."),
@@ -74,44 +74,44 @@ def test_a_schedule_is_followed_or_refused_with_the_reason(name, counts):
         ("macs=0.5:counts=stages-3-99", "the model has blocks 0 to 11"),
     ],
 )
-def test_mistakes(fields, said):
-    with refused(said):
+def test_a_mistake_is_named(fields, message):
+    with refused(message):
         build_deit(reduction=f"tome:{fields}")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cost_that_is_out_of_reach_is_refused(name):
+def test_a_cost_out_of_reach_is_refused(name):
     reduction = f"{name}:macs=1e-4"
     with pytest.raises(InputError, match=f"^reduction {name}:macs=0.0001"):
         fit_reduction(reduction)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_amount_that_a_cost_replaces_changes_nothing_and_is_refused(name):
-    """All other amounts change something and may accompany a cost."""
-    other = {
+def test_only_the_amount_replaced_by_a_cost_is_refused(name):
+    """Other amounts change the steps and may accompany a cost."""
+    values = {
         **{"keep_rate": 0.6, "keep_rates": (0.7, 0.5, 0.3), "blocks": (2, 5, 8)},
         **{"block": 3, "r": 9, "inflection": -0.5, "grid_size": 5},
         **{"num_tokens": 9, "merge_ratio": 0.2, "target": 2.3},
     }
-    kind = METHODS[name]
+    method_class = METHODS[name]
 
     def scaled(**fields):
-        method = kind(**fields)
+        method = method_class(**fields)
         return [
             method.scale_schedule(ratio, named_models.facts()) for ratio in (0.2, 0.7)
         ]
 
-    for field in {*kind.amount_fields} - {"prune", "merge"}:
-        changed = {field: other[field]}
+    for field in {*method_class.amount_fields} - {"prune", "merge"}:
+        changed = {field: values[field]}
         is_same = scaled(**changed) == scaled()
-        assert is_same == (field == kind.ratio_field), field
-        typed = {"macs": 0.5, **changed}
-        if field != kind.ratio_field:
-            assert kind(**typed).macs == 0.5
+        assert is_same == (field == method_class.ratio_field), field
+        fields = {"macs": 0.5, **changed}
+        if field != method_class.ratio_field:
+            assert method_class(**fields).macs == 0.5
             continue
         with pytest.raises(InputError, match="but macs also decides the token counts"):
-            kind(**typed)
+            method_class(**fields)
 
 
 def test_unusual_models():
@@ -122,10 +122,10 @@ def test_unusual_models():
     assert tiny_vit.model("none:counts=(25,25,25)").plan == tiny_vit.model().plan
     _, share, _ = fit_reduction("tome:macs=0.8", build_deit(depth=1))
     assert abs(share - 0.8) <= COST_TOLERANCE
-    listed = [*np.arange(190, 70, -10)]
-    found, _, left = fit_reduction(ToMe(counts=listed))
-    assert left == listed
-    assert found.method.counts == (*listed,)
+    counts = [*np.arange(190, 70, -10)]
+    fitted, _, left = fit_reduction(ToMe(counts=counts))
+    assert left == counts
+    assert fitted.method.counts == (*counts,)
 
 
 SIZES = [("vit_mini", 16), ("vit_small_patch14_dinov2.lvd142m", 518)]
@@ -134,22 +134,20 @@ SIZES += [("vit_huge_patch14_224.mae", 224)]
 
 @pytest.mark.parametrize("model, size", SIZES)
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"grid_pooling"}))
-def test_every_method_has_a_shape_of_its_own_for_every_model(name, model, size):
-    """Also without a published list for the model, or with fewer than 12 blocks."""
-    cost = 0.55 if name == "imagepiece_tome" else 0.5  # the least of six blocks
+def test_every_method_reaches_a_cost_on_every_model(name, model, size):
+    """Also without published counts for the model, and with six blocks."""
+    cost = 0.55 if name == "imagepiece_tome" else 0.5  # its minimum with six blocks
     model = create_model(named_models.config(model, image_size=size))
-    found, share, _ = fit_reduction(f"{name}:macs={cost}", model)
+    fitted, share, _ = fit_reduction(f"{name}:macs={cost}", model)
     assert abs(share - cost) <= COST_TOLERANCE
-    assert found.method.macs is None
+    assert fitted.method.macs is None
 
 
-def test_lists_of_diffrate_are_stretched_to_sizes_that_have_none():
+def test_diffrates_counts_scale_to_unpublished_sizes():
     """DeiT-S at 2.9 GMACs by hand: its 196 patches become DINOv2's 1369."""
     method = METHODS["diffrate"](macs=0.5)
-    method = method.at_ratio(
-        0.5, named_models.facts(patches=1369)
-    )  # to the power of one
+    method = method.at_ratio(0.5, named_models.facts(patches=1369))
     prune, merge = load_schedules("deit_s")[2.9]
-    wanted = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
-    assert method.prune == tuple(wanted)
+    expected = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
+    assert method.prune == tuple(expected)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)

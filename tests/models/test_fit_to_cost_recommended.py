@@ -1,4 +1,4 @@
-"""A share of the MACs alone: the recommended method, resolved wherever it is kept."""
+"""A share of the MACs alone resolves to the recommended method and its counts."""
 
 import json
 
@@ -26,9 +26,9 @@ def image_tokens(model):
 
 
 def test_half_of_deit_by_hand(capsys):
-    """Counts of 196 k, 196 k^2 and 196 k^3 tokens, rounded down, for k = .51.
+    """Counts are 196 k, 196 k^2 and 196 k^3, rounded down, for k = .51.
 
-    The attention of the three blocks that reduce still has the tokens before.
+    A reducing block's attention still has the tokens before the step.
     """
     model = create_model("deit_ti", 0.5)
     assert [int(196 * 0.51001**k) for k in (1, 2, 3)] == [99, 50, 26]
@@ -45,9 +45,9 @@ def test_half_of_deit_by_hand(capsys):
     share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
     assert share == pytest.approx(share_of_dense(model), abs=1e-3)
     assert abs(share - 0.5) <= COST_TOLERANCE
-    said = capsys.readouterr().err.splitlines()[0]
+    message = capsys.readouterr().err.splitlines()[0]
     blocks = "peaks in blocks 3, 6, 9"
-    assert said == f"{blocks}; counts 99, 50, 26; {share:.2f} of the MACs"
+    assert message == f"{blocks}; counts 99, 50, 26; {share:.2f} of the MACs"
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,15 @@ def test_half_of_deit_by_hand(capsys):
         ({"classes": 0}, "tome", None),
     ],
 )
-def test_the_method_of_each_kind_of_model(fields, name, blocks):
+def test_recommended_method_of_each_kind_of_model(fields, name, blocks):
     method = replace_placeholder(Method(macs=0.5), facts(**fields))
     assert methods.method_name(method) == recommend_method(facts(**fields)).name == name
     assert getattr(method, "blocks", None) == blocks
     assert method.macs == 0.5
 
 
-def test_with_few_macs_every_block_but_the_first_removes_the_same_share():
-    """As from .45 down, where three blocks would have to remove too much at once."""
+def test_low_costs_remove_equal_shares_in_all_later_blocks():
+    """Below .45 three blocks would remove too much at once."""
     assert replace_placeholder(Method(macs=0.45), facts()).blocks == (3, 6, 9)
     assert replace_placeholder(Method(macs=0.44), facts()).counts == "proportional-1"
     counts = image_tokens(create_model("deit_ti", 0.4))
@@ -80,12 +80,12 @@ def test_with_few_macs_every_block_but_the_first_removes_the_same_share():
     assert max(kept) < 0.80
 
 
-def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
+def test_a_cost_is_saved_as_method_and_counts(tmp_path, capsys):
     arch = {"arch": {"pool": "token"}}
     dense = tiny_vit.pretrained(**arch)
     vit = dense.with_reduction(0.7)
     assert vit.reduction.name == "peaks"
-    (said,) = capsys.readouterr().err.splitlines()
+    (message,) = capsys.readouterr().err.splitlines()
     save(vit, tmp_path / "saved")
     text = (tmp_path / "saved" / "config.json").read_text()
     prop_attn = vit.model.prop_attn
@@ -95,14 +95,14 @@ def test_it_is_kept_as_the_method_and_its_counts(tmp_path, capsys):
     assert again.reduction == vit.reduction
     assert again.model.plan == vit.model.plan
     assert capsys.readouterr().err == ""  # nothing is chosen anew
-    other = load(tmp_path / "saved", reduction=0.7)
-    assert (other.reduction, other.label) == (vit.reduction, vit.label)
-    assert capsys.readouterr().err == f"{said}\n"
+    chosen_again = load(tmp_path / "saved", reduction=0.7)
+    assert (chosen_again.reduction, chosen_again.label) == (vit.reduction, vit.label)
+    assert capsys.readouterr().err == f"{message}\n"
     assert load(tmp_path / "saved", reduction="none").model.plan == dense.model.plan
     model = tiny_vit.model(0.7, **arch)
     assert Pretrained(model, vit.variables).reduction == vit.reduction
 
 
-def test_what_is_out_of_reach_is_told_the_nearest_cost():
+def test_a_cost_out_of_reach_names_the_nearest_one():
     with pytest.raises(InputError, match="^reduction 0.1: .* is 0.147"):
         create_model("deit_ti", 0.1)

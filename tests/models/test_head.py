@@ -1,4 +1,4 @@
-"""The meaning of logits: probabilities by hand, and heads without probabilities."""
+"""Probabilities by hand, and heads without probabilities."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SINGLE, MULTI, _, PROJECTION = PROBLEM_TYPES
 
 
 @pytest.mark.parametrize(
-    "problem_type, logits, wanted",
+    "problem_type, logits, expected",
     [
         (MULTI, [2, 0, -2], [0.880797, 0.5, 0.119203]),
         (SINGLE, [2, 0, -2], [0.866814, 0.117310, 0.015876]),
@@ -22,13 +22,13 @@ SINGLE, MULTI, _, PROJECTION = PROBLEM_TYPES
         (SINGLE, [2e4, 0, -2e4], [1, 0, 0]),
     ],
 )
-def test_probabilities_by_hand(problem_type, logits, wanted):
+def test_probabilities_by_hand(problem_type, logits, expected):
     logits = np.float32(logits)
-    found = Head(logits.shape[-1], problem_type).probabilities(logits)
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    probabilities = Head(logits.shape[-1], problem_type).probabilities(logits)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
-def test_numbers_are_no_probabilities():
+def test_regression_has_no_probabilities():
     with refused("problem_type"):
         Head(7, REGRESSION).probabilities(np.zeros(7))
 
@@ -45,7 +45,7 @@ def test_numbers_are_no_probabilities():
         (Head(0, REGRESSION), False, False, False, False, None),
     ],
 )
-def test_what_outputs_mean(head, classifier, single, projection, classes, activation):
+def test_properties_of_heads(head, classifier, single, projection, classes, activation):
     assert (head.is_classifier, head.is_single_label) == (classifier, single)
     assert (head.is_projection, head.has_classes) == (projection, classes)
     assert head.activation == activation

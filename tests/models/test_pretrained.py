@@ -1,4 +1,4 @@
-"""A trained model as one object: defaults, other reductions, and its former form."""
+"""A trained model as one object: defaults, other reductions, sizes and heads."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def dense():
     return tiny_vit.pretrained()
 
 
-def test_a_model_that_someone_made_has_defaults(dense):
+def test_a_pretrained_made_by_hand_has_defaults(dense):
     assert dense.label == str(dense.reduction) == "none"
     assert dense.preprocessing == Preprocessing(tiny_vit.SIDE)
     assert (dense.class_names, dense.origin.path) == (None, None)
@@ -30,20 +30,20 @@ def test_a_model_that_someone_made_has_defaults(dense):
     assert Pretrained(by_hand, early.variables).reduction is None
 
 
-def test_the_same_weights_at_another_size(tmp_path, dense):
+def test_weights_at_another_size_equal_loaded_ones(tmp_path, dense):
     size = (12, 24)
     file = tiny_vit.write(tmp_path / "w.npz", dense.variables)
     loaded = imagepiece_jax.load(file, **GIVEN)
-    wanted = imagepiece_jax.load(file, image_size=size, reduction=TOME, **GIVEN)
-    for found in (
+    expected = imagepiece_jax.load(file, image_size=size, reduction=TOME, **GIVEN)
+    for resized in (
         loaded.with_reduction(TOME).at_size(size),
         loaded.at_size(size).with_reduction(TOME),
     ):
-        assert found.model == wanted.model
-        assert found.image_size == size
-        assert same(found.variables, wanted.variables)
-        assert found.origin.image_size == tiny_vit.SIDE
-        assert found.digest == wanted.digest != loaded.digest
+        assert resized.model == expected.model
+        assert resized.image_size == size
+        assert same(resized.variables, expected.variables)
+        assert resized.origin.image_size == tiny_vit.SIDE
+        assert resized.digest == expected.digest != loaded.digest
     assert same(loaded.at_size(tiny_vit.SIDE).variables, loaded.variables)
 
 
@@ -57,33 +57,33 @@ def test_positions_are_resized_once(tmp_path, dense):
             larger.at_size(40)
 
 
-def test_a_size_that_is_no_multiple_is_one_only_for_its_own_model():
+def test_only_a_models_own_size_may_be_no_multiple():
     """Pixels beyond whole patches are cut, as in SigLIP So400m/14 at 384 pixels."""
-    made = tiny_vit.model(image_size=22)
-    own = Pretrained(made, tiny_vit.variables(made))
-    assert own.at_size(22).model == made
-    for size in (26, 13_392):  # which has more pixels than an image may have
+    model = tiny_vit.model(image_size=22)
+    vit = Pretrained(model, tiny_vit.variables(model))
+    assert vit.at_size(22).model == model
+    for size in (26, 13_392):  # the second has too many pixels
         with refused("image_size"):
-            own.at_size(size)
+            vit.at_size(size)
 
 
 def test_counts_of_one_size_are_refused_at_another(dense, tmp_path):
-    own = dense.with_reduction("tome:macs=0.5")
+    tome = dense.with_reduction("tome:macs=0.5")
     with refused("counts"):
-        own.at_size(8 * tiny_vit.SIDE)
-    imagepiece_jax.save(own, tmp_path / "saved")
+        tome.at_size(8 * tiny_vit.SIDE)
+    imagepiece_jax.save(tome, tmp_path / "saved")
     with refused("counts", str(tmp_path / "saved")):
         imagepiece_jax.load(tmp_path / "saved", image_size=8 * tiny_vit.SIDE)
 
 
-def test_metadata_that_do_not_fit_the_model(dense):
+def test_misfitting_metadata_is_refused(dense):
     with refused("class_names"):
         Pretrained(tiny_vit.model(), {"params": {}}, class_names=["a"])
     with refused("image_size", "at_size"):
         dense.with_preprocessing(image_size=24)
 
 
-def test_images_that_are_cropped_in_another_way(dense):
+def test_another_crop_changes_preprocessing_alone(dense):
     vit = dense.with_reduction(TOME).with_preprocessing(crop=0.7, rule="transformers")
     images = Preprocessing(tiny_vit.SIDE, crop=0.7, rule="transformers")
     assert vit.preprocessing == vit.config.preprocessing == images
@@ -91,19 +91,19 @@ def test_images_that_are_cropped_in_another_way(dense):
     assert same(vit.variables, dense.variables)
 
 
-def test_the_same_weights_with_another_reduction(dense):
+def test_another_reduction_keeps_the_weights(dense):
     tome = dense.with_reduction(TOME)
     assert tome.model == tiny_vit.model(TOME)
     assert tome.model.prop_attn
     assert same(tome.variables, dense.variables)
     assert tome.label == str(tome.reduction) == TOME
     assert tome.gmacs < dense.gmacs
-    assert str(dense.reduction) == "none"  # which is not changed
-    unweighted = tiny_vit.changed(TOME, prop_attn=False)
+    assert str(dense.reduction) == "none"  # unchanged
+    unweighted = tiny_vit.with_fields(TOME, prop_attn=False)
     plain = dense.with_reduction(unweighted)
     assert not plain.model.prop_attn
     assert str(plain.reduction) == unweighted
-    again = dense.with_reduction(plain.reduction)  # as it was, whoever set it
+    again = dense.with_reduction(plain.reduction)  # prop_attn stays
     assert again.model == plain.model
     assert again.reduction == plain.reduction
     assert tome.with_reduction(None).model == dense.model
@@ -121,7 +121,7 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     tiny_vit.write(tmp_path / "w.npz", learned.variables)
     loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
     for vit in (learned, loaded):
-        slower = vit.with_reduction(tiny_vit.changed(DYNAMICVIT, keep_rate=0.8))
+        slower = vit.with_reduction(tiny_vit.with_fields(DYNAMICVIT, keep_rate=0.8))
         assert not slower.untrained_kinds
         assert same(slower.variables, vit.variables)
     # A reduction without selectors loses none of a file's.

@@ -1,4 +1,4 @@
-"""A format of exported files is a module and a line in a table."""
+"""A module and a line in a table make a format of exported files."""
 
 import sys
 import types
@@ -33,7 +33,7 @@ def write_graph(path, graph, metadata):
 
 
 @pytest.fixture
-def texts(monkeypatch):
+def text_format_vit(monkeypatch):
     """Register a format of text files."""
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     form = types.ModuleType("format_of_texts")
@@ -49,16 +49,16 @@ def texts(monkeypatch):
     return vit
 
 
-def test_a_line_in_the_table_is_a_format(tmp_path, texts):
-    file = imagepiece_jax.export(texts, tmp_path / "m.TXT")
+def test_a_line_in_the_table_adds_a_format(tmp_path, text_format_vit):
+    file = imagepiece_jax.export(text_format_vit, tmp_path / "m.TXT")
     assert file.read_text() == "['logits']"
     facts = read_facts(file)
     assert (facts["lines"], facts["method"]) == (1, "tome:r=3")
     assert program.is_exported(file)
-    found = imagepiece_jax.evaluate(file, "digits", limit=40, workers=0)
-    assert found["loss"] == pytest.approx(np.log(10))  # all classes alike
-    assert (found["reduction"], found["recovered"]) == ("tome:r=3", None)
-    assert found["gmacs"] == pytest.approx(texts.gmacs)
+    result = imagepiece_jax.evaluate(file, "digits", limit=40, workers=0)
+    assert result["loss"] == pytest.approx(np.log(10))  # all classes alike
+    assert (result["reduction"], result["recovered"]) == ("tome:r=3", None)
+    assert result["gmacs"] == pytest.approx(text_format_vit.gmacs)
     with refused("m.TXT", "an exported program"):
         imagepiece_jax.load(file)
 

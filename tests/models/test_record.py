@@ -1,4 +1,4 @@
-"""Records in files stay comparable: names in them outlive the code's."""
+"""Records in files keep their names when the code's names change."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from imagepiece_jax import METHODS
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.record import as_json
 
-# SHA-256 of the plan of DeiT-S in a record, of revision c911925c, before rules and
-# fields were renamed.
+# SHA-256 of DeiT-S's recorded plan at revision c911925c, before rules and fields were
+# renamed.
 STORED_PLANS = {
     "atc": "bb19b328702e",
     "attended": "7cb032bf548b",
@@ -41,7 +41,7 @@ def test_every_method_has_a_stored_plan():
 
 
 @pytest.mark.parametrize("method", STORED_PLANS)
-def test_a_plan_has_the_record_of_before(method):
+def test_a_plans_record_never_changes(method):
     plan = create_model("deit_s", reduction=method).plan
     record = json.dumps(as_json(plan), sort_keys=True)
     assert hashlib.sha256(record.encode()).hexdigest()[:12] == STORED_PLANS[method]

@@ -1,4 +1,4 @@
-"""Recovered models: which values a form has, in memory and in folders."""
+"""Recovered models' values at each cost, in memory and in folders."""
 
 import dataclasses
 import functools
@@ -39,23 +39,23 @@ def folder(vit, tmp_path_factory):
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("recovered") / "m")
 
 
-def leaves_of(vit):
+def flat_params(vit):
     return traverse_util.flatten_dict(vit.variables["params"], sep="/")
 
 
 def has_values(vit, values):
-    leaves = leaves_of(vit)
+    leaves = flat_params(vit)
     return all(np.array_equal(leaves[path], value) for path, value in values.items())
 
 
-def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
+def test_the_dense_model_is_unchanged(public, vit, folder, tmp_path):
     original = imagepiece_jax.save(public, tmp_path / "public")
-    again = imagepiece_jax.save(load(folder, reduction=MORE), tmp_path / "again")
+    saved_again = imagepiece_jax.save(load(folder, reduction=MORE), tmp_path / "again")
     for dense in (
         vit,
         vit.with_reduction(TOME).with_reduction(None),
         load(folder, reduction="none"),
-        load(again, reduction="none"),
+        load(saved_again, reduction="none"),
         load(folder / "model.safetensors", config=tiny_vit.model().config),
     ):
         chex.assert_trees_all_equal(dense.variables, public.variables)
@@ -66,8 +66,8 @@ def test_the_dense_model_stays_what_it_was(public, vit, folder, tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_form_has_the_values_of_its_cost(public, vit, folder, capsys, number):
-    expected = made_up_recoveries.values(public, number)
+def test_a_reduction_has_the_values_of_its_cost(public, vit, folder, capsys, number):
+    expected = made_up_recoveries.moved_values(public, number)
     reduction = COSTS[number]
     forms = [vit.with_reduction(reduction), load(folder, reduction=reduction)]
     forms.append(vit.with_reduction(COSTS[1 - number]).with_reduction(reduction))
@@ -75,58 +75,58 @@ def test_a_form_has_the_values_of_its_cost(public, vit, folder, capsys, number):
         assert has_values(form, expected)
         assert form.label == f"{reduction} (recovered)"
         chex.assert_trees_all_equal(form.dense_variables, public.variables)
-        other = form.with_model(public.model)
-        chex.assert_trees_all_equal(other.variables, public.variables)
+        dense_vit = form.with_model(public.model)
+        chex.assert_trees_all_equal(dense_vit.variables, public.variables)
     assert not capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:.*drawn from a seed")
 @pytest.mark.parametrize("classes", [0, 3])
-def test_another_head_or_none_takes_what_fits(public, folder, classes):
+def test_another_head_takes_the_fitting_values(public, folder, classes):
     form = load(folder, reduction=TOME, num_classes=classes)
-    expected = made_up_recoveries.values(public)
+    expected = made_up_recoveries.moved_values(public)
     body = {k: v for k, v in expected.items() if not k.startswith("head")}
     assert has_values(form, body)
-    biases = [v.shape for k, v in leaves_of(form).items() if k == "head/bias"]
+    biases = [v.shape for k, v in flat_params(form).items() if k == "head/bias"]
     assert biases == [(3,)] * bool(classes)
 
 
-def test_another_form_has_the_values_of_the_dense_model(public, vit, folder, capsys):
-    said = "tome:r=5: not recovered, so it has the dense model's values"
-    five = "tome:r=5"
-    for make in (vit.with_reduction, functools.partial(load, folder)):
-        form = make(reduction=five)
-        assert capsys.readouterr().err.splitlines() == [said]
-        chex.assert_trees_all_equal(form.variables, public.variables)
-        assert form.label == "tome:r=5"
-    for reduction in (None, TOME, MORE):
-        vit.with_reduction(reduction)
+def test_an_unrecovered_reduction_has_dense_values(public, vit, folder, capsys):
+    message = "tome:r=5: not recovered, so it has the dense model's values"
+    reduction = "tome:r=5"
+    for reduce in (vit.with_reduction, functools.partial(load, folder)):
+        reduced = reduce(reduction=reduction)
+        assert capsys.readouterr().err.splitlines() == [message]
+        chex.assert_trees_all_equal(reduced.variables, public.variables)
+        assert reduced.label == "tome:r=5"
+    for known in (None, TOME, MORE):
+        vit.with_reduction(known)
     load(folder)
     assert not capsys.readouterr().err
 
 
-def test_parameters_that_somebody_trained_since_are_no_recovered_ones(vit):
+def test_newly_trained_parameters_are_not_recovered(vit):
     form = vit.with_reduction(TOME)
     params = dict(form.variables["params"])
     params["norm"] = {k: v + 1 for k, v in params["norm"].items()}
-    other = form.with_variables({**form.variables, "params": params})
-    assert other.recovery is None
-    dense = other.with_reduction(None)
+    trained = form.with_variables({**form.variables, "params": params})
+    assert trained.recovery is None
+    dense = trained.with_reduction(None)
     chex.assert_trees_all_equal(dense.variables["params"]["norm"], params["norm"])
     assert dataclasses.replace(form, class_names=None).recovery is form.recovery
 
 
-def test_another_model_by_hand_has_its_own_values(public, vit):
+def test_a_replaced_model_has_its_own_values(public, vit):
     form = vit.with_reduction(TOME)
     for reduction in (MORE, None):
         other = vit.with_reduction(reduction)
-        made = dataclasses.replace(form, model=other.model)
-        chex.assert_trees_all_equal(made.variables, other.variables)
+        replaced = dataclasses.replace(form, model=other.model)
+        chex.assert_trees_all_equal(replaced.variables, other.variables)
         by_hand = Pretrained(other.model, form.dense_variables, recovery=vit.recovery)
         chex.assert_trees_all_equal(by_hand.variables, other.variables)
 
 
-def test_nothing_that_came_back_is_the_dense_model(public, tmp_path):
+def test_an_empty_recovery_is_the_dense_model(public, tmp_path):
     vit = made_up_recoveries.recovered(public, changed=False)
     again = load(imagepiece_jax.save(vit, tmp_path / "m"))
     assert again.recovery.variants == vit.recovery.variants
@@ -143,23 +143,23 @@ def test_a_folder_without_its_values_is_refused(folder, tmp_path):
         load(copy)
 
 
-def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path):
+def test_recovered_positions_follow_the_size(tmp_path):
     public = tiny_vit.pretrained(num_classes=3)
-    leaves = leaves_of(public)
+    leaves = flat_params(public)
     values = {path: np.asarray(leaf) + 1 for path, leaf in leaves.items()}
-    cost = made_up_recoveries.variant_of(
+    variant = made_up_recoveries.make_variant(
         public.with_reduction(tiny_vit.EVIT), values=values
     )
-    vit = dataclasses.replace(public, recovery=Recovery((cost,)))
+    vit = dataclasses.replace(public, recovery=Recovery((variant,)))
     again = load(imagepiece_jax.save(vit, tmp_path / "m"))
-    for each in (vit, again):
-        form = each.with_reduction(tiny_vit.EVIT)
+    for recovered in (vit, again):
+        form = recovered.with_reduction(tiny_vit.EVIT)
         assert has_values(form, values)
         larger = form.at_size(LARGER)
         original = public.at_size(LARGER)
-        back = larger.with_reduction(None)
+        dense = larger.with_reduction(None)
         chex.assert_trees_all_equal(larger.variables, original.variables)
-        chex.assert_trees_all_equal(back.variables, original.variables)
+        chex.assert_trees_all_equal(dense.variables, original.variables)
     loaded = load(tmp_path / "m", reduction=tiny_vit.EVIT, image_size=LARGER)
     chex.assert_trees_all_equal(loaded.variables, larger.variables)
 
@@ -175,9 +175,11 @@ def test_all_parameters_may_be_recovered_and_positions_follow_the_size(tmp_path)
         ("scenes", None, []),
     ],
 )
-def test_a_report_says_what_makes_it_doubtful(field, value, words):
-    said = str(
-        made_up_recoveries.variant_of(tiny_vit.pretrained("tome:r=3"), **{field: value})
+def test_a_report_names_its_doubts(field, value, words):
+    report = str(
+        made_up_recoveries.make_variant(
+            tiny_vit.pretrained("tome:r=3"), **{field: value}
+        )
     )
     doubts = ("within noise", "too good", "scenes")
-    assert [doubt for doubt in doubts if doubt in said] == words
+    assert [doubt for doubt in doubts if doubt in report] == words

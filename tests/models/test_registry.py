@@ -1,4 +1,4 @@
-"""Names of models: published parameters, and names that there are not."""
+"""Names of models: published facts, and unknown names."""
 
 import pytest
 
@@ -19,14 +19,14 @@ from tests.helpers.refused_calls import refused
         ("deit_b", "conv", 90_056_776),
     ],
 )
-def test_parameters_are_as_many_as_published(name, stem, parameters):
+def test_parameter_counts_are_published(name, stem, parameters):
     shapes = tiny_vit.shapes(create_model(named_models.config(name, stem=stem)))
     assert tiny_vit.count(shapes["params"]) == parameters
 
 
-def test_an_unknown_model_is_answered_with_the_list():
-    said = "the models are deit_ti, deit_s, deit_b, vit_mini and timm's plain ViTs"
-    with refused("'resnet50' is not a model name", said):
+def test_an_unknown_model_is_answered_by_the_list():
+    models = "the models are deit_ti, deit_s, deit_b, vit_mini and timm's plain ViTs"
+    with refused("'resnet50' is not a model name", models):
         create_model("resnet50")
     with refused("did you mean 'vit_small_patch16_224'?"):
         create_model("vit_smal_patch16_224.dino")
@@ -41,20 +41,20 @@ def test_an_unknown_model_is_answered_with_the_list():
         ("vit_pe_core_gigantic_patch14_448.fb", False, 8),
     ],
 )
-def test_what_a_pool_reads_and_by_how_many_heads(name, includes_prefix, heads):
+def test_tokens_and_heads_of_attention_pools(name, includes_prefix, heads):
     arch = registry.model_config(name).arch
     assert arch.pool == "map"
     assert (arch.pool_include_prefix, arch.pool_heads) == (includes_prefix, heads)
 
 
-def test_the_heads_of_image_text_models_are_projections():
-    """timm's tags: those trained further have classes, as ImageNet's 1,000."""
-    kinds = {}
+def test_image_text_models_have_projections_until_trained_on_classes():
+    """timm's tags. Fine-tuned weights have classes, such as ImageNet's 1,000."""
+    heads = {}
     for name in ("openai", "openai_ft_in1k", "laion2b", "laion2b_ft_in12k"):
         config = registry.model_config(f"vit_base_patch16_clip_224.{name}")
-        kinds[name] = (config.num_classes, config.problem_type)
+        heads[name] = (config.num_classes, config.problem_type)
     single = "single_label_classification"
-    assert kinds == {
+    assert heads == {
         "openai": (512, "projection"),
         "openai_ft_in1k": (1000, single),
         "laion2b": (512, "projection"),

@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, initial_
 from tests.helpers import oracles, oracles_peaks, tiny_vit
 from tests.helpers.reduction_steps import apply
 from tests.helpers.rounding import assert_close
-from tests.models.test_vit_families import few
+from tests.models.test_vit_families import small_case
 
 DINOV3 = Architecture(
     registers=2,
@@ -46,46 +46,46 @@ WIDTH = 24
 HEADS = 3  # of 8 channels, four planes
 
 
-def model(family, reduction=None, **options):
+def rotary_model(family, reduction=None, **options):
     size = {"embed_dim": WIDTH, "num_heads": HEADS}
     return tiny_vit.model(reduction, arch=ARCHS[family], **size | options)
 
 
-def test_places_of_patches_are_those_of_dinov3_and_of_eva02():
-    """DINOv3's patches, of 2 x 4: centers of halves and of quarters."""
+def test_coordinates_of_dinov3_and_eva02():
+    """DINOv3's 2 x 4 patches have centers of halves and quarters."""
     y, x = Rotary("center").coordinates((2, 4)).T
     assert y.tolist() == [-0.5] * 4 + [0.5] * 4
     assert x.tolist() == [-0.75, -0.25, 0.25, 0.75] * 2
-    # EVA02's patches: 4 rows of 32 columns of a model that was trained on 16 x 16.
+    # EVA02's 4 x 32 patches, in a model trained on 16 x 16.
     places = Rotary(reference=(16, 16)).coordinates((4, 32))
-    want = [[0, 0], [0, 0.5], [0, 15.5], [4, 0], [12, 15.5]]
-    assert places[[0, 1, 31, 32, -1]].tolist() == want
+    expected = [[0, 0], [0, 0.5], [0, 15.5], [4, 0], [12, 15.5]]
+    assert places[[0, 1, 31, 32, -1]].tolist() == expected
     from_one = Rotary(start=1.0).coordinates((2, 2))
     assert from_one.tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
 
 
 def angle(family, plane, place):
-    """By which a plane of a head of 8 channels turns at (y, x), as published."""
+    """The published angle of a plane of a head of 8 channels at (y, x)."""
     axis, band = divmod(plane, 2)
     if family == "dinov3":
         return 2 * math.pi * place[axis] / 100 ** (band / 2)
     return place[axis] / 10000 ** (band / 2)
 
 
-def turned(family, head, place):
-    """The channels of a head [8] at a place, as complex numbers that are turned."""
+def rotate_head(family, head, place):
+    """Rotate a head's channels [8] at a place, as complex numbers."""
     out = np.zeros(8)
     for plane in range(4):
-        both = [2 * plane, 2 * plane + 1]
+        channels = [2 * plane, 2 * plane + 1]
         if family == "dinov3":
-            both = [plane, plane + 4]
-        number = complex(*head[both]) * np.exp(1j * angle(family, plane, place))
-        out[both] = number.real, number.imag
+            channels = [plane, plane + 4]
+        number = complex(*head[channels]) * np.exp(1j * angle(family, plane, place))
+        out[channels] = number.real, number.imag
     return out
 
 
 @pytest.mark.parametrize("family", ARCHS)
-def test_patches_are_turned_and_the_prefix_is_not(family):
+def test_patches_rotate_and_the_prefix_does_not(family):
     rotary = ARCHS[family].rotary
     rng = np.random.default_rng(0)
     places = rng.uniform(-3, 3, (2, 4, 2)).astype(np.float32)
@@ -95,16 +95,16 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
     def rotate(heads, places):
         return rotary.rotate(heads, rotary.rotations(places, 8, num_prefix=1))
 
-    got = rotate(heads, places)
-    np.testing.assert_array_equal(got[:, 0], heads[:, 0])
-    want = [
-        [[turned(family, head, at) for head in token] for token, at in image]
+    rotated = rotate(heads, places)
+    np.testing.assert_array_equal(rotated[:, 0], heads[:, 0])
+    expected = [
+        [[rotate_head(family, head, place) for head in token] for token, place in image]
         for image in (zip(heads[b, 1:], places[b], strict=True) for b in range(2))
     ]
-    assert_close(got[:, 1:], np.asarray(want))
+    assert_close(rotated[:, 1:], np.asarray(expected))
 
 
-def test_the_other_order_of_axes_turns_by_x_first():
+def test_axes_xy_rotate_by_x_first():
     places = np.float32([[[3, 7]]])
     by_y, by_x = (Rotary(axes=xy).rotations(places, 8)[0] for xy in ("yx", "xy"))
     np.testing.assert_array_equal(by_y, by_x[..., [2, 3, 0, 1]])
@@ -122,8 +122,8 @@ def state_at(places, size=None):
 
 
 @pytest.mark.parametrize("form", ["gather", "one_hot"])
-def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
-    """Three patches at 0 and one at (4, 8): a quarter of the way; the last is gone."""
+def test_a_merged_token_has_its_patches_mean_coordinates(form):
+    """Three patches at 0 and one at (4, 8) meet at (1, 2); the last one is dropped."""
     state = state_at([[0, 0], [5, 5], [4, 8], [1, 2]], size=[3, 1, 1, 1])
     dest = np.int32([[0, 1, 0, -1]])
     # Feature weights do not move the token.
@@ -132,8 +132,8 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     assert moved.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 
-def test_soft_tokens_and_packages_stand_where_their_weights_are():
-    """Weights that do not add up to one; without any, in the middle of all."""
+def test_soft_tokens_and_packages_have_weighted_coordinates():
+    """Weights need not add up to one; without weights, the mean of all tokens."""
     matrix = np.float32([[[1, 3, 0], [0, 0, 0.5], [0, 0, 0]]])
     after = apply(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
     assert after.coordinates.tolist() == [[[3, 6], [5, 4], [3, 4]]]
@@ -155,12 +155,14 @@ def test_soft_tokens_and_packages_stand_where_their_weights_are():
     ],
 )
 def test_every_token_has_coordinates(name, masked):
-    depth, reduction, _ = few(name)
-    made = model("dinov3", reduction, masked=masked, depth=max(depth, 2))
-    state = jax.eval_shape(made.apply, tiny_vit.shapes(made), tiny_vit.images(2)).state
+    depth, reduction, _ = small_case(name)
+    model = rotary_model("dinov3", reduction, masked=masked, depth=max(depth, 2))
+    out = jax.eval_shape(model.apply, tiny_vit.shapes(model), tiny_vit.images(2))
+    state = out.state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
-    assert state.x.shape == (2, made.plan[-1].mlp_tokens, WIDTH)
-    assert initial_state(np.zeros((1, 2, 3)), 1).coordinates is None  # of other models
+    assert state.x.shape == (2, model.plan[-1].mlp_tokens, WIDTH)
+    # Models without rotary positions have no coordinates.
+    assert initial_state(np.zeros((1, 2, 3)), 1).coordinates is None
 
 
 TOME = "tome:counts=(22,20,18)"
@@ -170,84 +172,84 @@ REDUCED = [("dinov3", TOME), ("dinov3", LEARNED), ("eva02", tiny_vit.IMAGEPIECE)
 REDUCED += [("dinov3", PEAKS), ("eva02", f"{PEAKS}:score=class_and_mean")]
 
 
-def captured(made, variables, images):
-    """Outputs, and the values of every block's projections and attention."""
+def capture_attention(model, variables, images):
+    """Outputs, and every block's projections and attention."""
 
-    def wanted(module, method):
+    def is_read(module, method):
         return method == "__call__" and module.name in ("q", "k", "v", "attn")
 
     run = functools.partial(
-        made.apply, capture_intermediates=wanted, mutable=["intermediates"]
+        model.apply, capture_intermediates=is_read, mutable=["intermediates"]
     )
-    out, seen = jax.device_get(tiny_vit.jit(run)(variables, images))
-    return out, seen["intermediates"]
+    out, values = jax.device_get(tiny_vit.jit(run)(variables, images))
+    return out, values["intermediates"]
 
 
 @pytest.mark.parametrize("family, reduction", REDUCED)
-def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
-    made = model(family, reduction)
+def test_attention_uses_the_tokens_coordinates(family, reduction):
+    model = rotary_model(family, reduction)
     images = tiny_vit.images(1)
-    variables = tiny_vit.variables(made)
-    out, seen = captured(made, variables, images)
+    variables = tiny_vit.variables(model)
+    out, values = capture_attention(model, variables, images)
     grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
-    prefix = made.config.arch.prefix
-    decided = list(zip(out.results, out.reducer_inputs, strict=True))
+    prefix = model.config.arch.prefix
+    decisions = list(zip(out.results, out.reducer_inputs, strict=True))
     groups = [[p] for p in range(GRID**2)]
     places = grid
-    for block, layer in enumerate(made.plan):
+    for block, layer in enumerate(model.plan):
         site = layer.step.site if layer.counts else None
         if site == "pre":
-            groups, places = after(*decided.pop(0), groups, places, grid)
-        inside = seen[f"blocks_{block}"]["attn"]
+            groups, places = move_groups(*decisions.pop(0), groups, places, grid)
+        attention = values[f"blocks_{block}"]["attn"]
         query, key, value = (
-            inside[name]["__call__"][0].reshape(-1, HEADS, 8).astype(float)
+            attention[name]["__call__"][0].reshape(-1, HEADS, 8).astype(float)
             for name in "qkv"
         )
-        plain = key.copy()
+        plain_key = key.copy()
         for token, place in enumerate(places, start=prefix):
             for head in range(HEADS):
                 for heads in (query, key):
-                    heads[token, head] = turned(family, heads[token, head], place)
+                    heads[token, head] = rotate_head(family, heads[token, head], place)
         bias = 0.0
-        if made.prop_attn:
+        if model.prop_attn:
             bias = np.log([1] * prefix + [len(group) for group in groups])
         mixed, weights = oracles.attention(query, key, value, bias)
         mixed = mixed.reshape(-1, WIDTH)
         params = variables["params"][f"blocks_{block}"]["attn"]
         if "norm" in params:
             mixed = oracles.layer_norm(mixed, params["norm"])
-        want = oracles.dense(mixed, params["proj"])
-        got = inside["__call__"][0][0][0]
-        np.testing.assert_allclose(got, want, atol=2e-5)
+        expected = oracles.dense(mixed, params["proj"])
+        output = attention["__call__"][0][0][0]
+        np.testing.assert_allclose(output, expected, atol=2e-5)
         if site == "mid":
-            result, inputs = decided.pop(0)
+            result, inputs = decisions.pop(0)
             if inputs.cls_attn is not None:
                 row = weights[:, 0].mean(axis=0)[prefix:]
                 np.testing.assert_allclose(inputs.cls_attn[0], row, atol=1e-6)
             for score in ("mean", "class_and_mean"):
                 row = getattr(inputs, SCORES[score])
                 if row is not None:
-                    slow = oracles_peaks.scores(score, query, key)[prefix:]
-                    np.testing.assert_allclose(row[0], slow, atol=1e-6)
+                    expected_row = oracles_peaks.scores(score, query, key)[prefix:]
+                    np.testing.assert_allclose(row[0], expected_row, atol=1e-6)
             if inputs.metric is not None:
-                mean = plain.mean(axis=1)[prefix:]
+                mean = plain_key.mean(axis=1)[prefix:]
                 np.testing.assert_allclose(inputs.metric[0], mean, atol=1e-5)
-            groups, places = after(result, inputs, groups, places, grid)
+            groups, places = move_groups(result, inputs, groups, places, grid)
     np.testing.assert_allclose(out.state.coordinates[0], places, atol=1e-5)
     assert len(places) < GRID**2
-    assert not decided
+    assert not decisions
 
 
-def after(result, inputs, groups, places, grid):
+def move_groups(result, inputs, groups, places, grid):
     if isinstance(result, Mixing):
         matrix = result.matrix[0].astype(float)
         return None, matrix @ places / matrix.sum(axis=1, keepdims=True)
-    joined = [[] for _ in range(result.n_out)]
+    merged = [[] for _ in range(result.n_out)]
     for group, slot in zip(groups, result.slot_of_token[0], strict=True):
         if slot >= 0:
-            joined[slot] += group
+            merged[slot] += group
     # A token stands at the mean of its patches.
-    return joined, np.array([np.mean(grid[group], axis=0) for group in joined])
+    return merged, np.array([np.mean(grid[group], axis=0) for group in merged])
 
 
 @pytest.mark.parametrize(
@@ -258,8 +260,8 @@ def after(result, inputs, groups, places, grid):
         ("vit_base_patch16_dinov3_qkvb.lvd1689m", 85.7, 23.6),
     ],
 )
-def test_parameters_and_costs_are_the_published_ones(name, millions, gmacs):
-    made = create_model(name)
-    assert round(tiny_vit.count(variable_shapes(made)) / 1e6, 1) == millions
+def test_parameters_and_costs_are_published(name, millions, gmacs):
+    model = create_model(name)
+    assert round(tiny_vit.count(variable_shapes(model)) / 1e6, 1) == millions
     # The cards count a little more than matrix products.
-    assert model_macs(made) / 1e9 == pytest.approx(gmacs, abs=0.06)
+    assert model_macs(model) / 1e9 == pytest.approx(gmacs, abs=0.06)

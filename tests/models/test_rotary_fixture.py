@@ -18,7 +18,7 @@ SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4, "num_class
 IMAGE = (20, 28)
 DINOV3 = "vit_small_plus_patch16_dinov3_qkvb"
 EVA02 = "eva02_base_patch16_clip_224"
-ALLOWED = 1e-5  # of the largest value; random weights, so that faults show far above
+ALLOWED = 1e-5  # of the largest value; with random weights faults are far larger
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def fixture():
         return dict(arrays)
 
 
-def tensors_of(name, fixture):
+def stored(name, fixture):
     mark = f"{name}/tensors/"
     return {k.removeprefix(mark): v for k, v in fixture.items() if mark in k}
 
 
-def made(name, fixture):
-    tensors = tensors_of(name, fixture)
+def fixture_model(name, fixture):
+    tensors = stored(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = create_model(
         named_models.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
@@ -47,25 +47,25 @@ def made(name, fixture):
 def differences(name, fixture, model, variables, image):
     """Differences of logits and features, as shares of the largest value."""
     outputs = tiny_vit.jit(model.apply)(variables, image)
-    for field, got in (("logits", outputs.logits), ("features", outputs.tokens)):
-        want = fixture[f"{name}/{field}"]
-        assert got.shape == want.shape
-        yield np.abs(got - want).max() / np.abs(want).max()
+    for field, actual in (("logits", outputs.logits), ("features", outputs.tokens)):
+        expected = fixture[f"{name}/{field}"]
+        assert actual.shape == expected.shape
+        yield np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", [DINOV3, EVA02])
-def test_logits_and_features_are_timms(fixture, name):
+def test_logits_and_features_equal_timms(fixture, name):
     with jax.default_matmul_precision("highest"):
-        found = [*differences(name, fixture, *made(name, fixture))]
-    assert max(found) < ALLOWED
+        errors = [*differences(name, fixture, *fixture_model(name, fixture))]
+    assert max(errors) < ALLOWED
 
 
-def test_names_go_back_to_timm(fixture):
+def test_tensors_convert_back_to_timms(fixture):
     for name in (DINOV3, EVA02):
-        model, variables, _ = made(name, fixture)
-        back = naming.pack_for_timm(
+        model, variables, _ = fixture_model(name, fixture)
+        converted = naming.pack_for_timm(
             timm_tensors.to_timm(variables), model.config.arch, name.partition(".")[0]
         )
-        want = tensors_of(name, fixture)
-        want = {key: tensor.astype(np.float32) for key, tensor in want.items()}
-        chex.assert_trees_all_equal(back, want)
+        expected = stored(name, fixture)
+        expected = {key: tensor.astype(np.float32) for key, tensor in expected.items()}
+        chex.assert_trees_all_equal(converted, expected)

@@ -1,4 +1,4 @@
-"""Both stems against slow loops, and their batch statistics."""
+"""Both stems against slow loops, and batch statistics."""
 
 import functools
 
@@ -51,8 +51,8 @@ def test_conv_stem_equals_slow_convolutions(side, is_train):
         out, new = tiny_vit.jit(functools.partial(train, stem))(variables, images)
     else:
         out, new = tiny_vit.jit(stem.apply)(variables, images), {}
-    want, statistics = slow_stem(variables, images, is_train)
-    np.testing.assert_allclose(out, want, atol=2e-5)
+    expected, statistics = slow_stem(variables, images, is_train)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
     chex.assert_trees_all_close(dict(new), statistics, rtol=1e-5, atol=1e-6)
 
 
@@ -60,11 +60,11 @@ def test_conv_stem_equals_slow_convolutions(side, is_train):
     "embed_dim, patch_size, widths",
     [(384, 16, (48, 96, 192, 384)), (64, 2, (64,)), (64, 8, (16, 32, 64))],
 )
-def test_a_patch_of_two_to_the_k_takes_k_convolutions(embed_dim, patch_size, widths):
+def test_a_patch_of_2_to_the_k_takes_k_convolutions(embed_dim, patch_size, widths):
     assert conv_stem_widths(embed_dim, patch_size) == widths
 
 
-def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
+def test_convolutions_start_uniform_by_fan_in():
     images = jnp.zeros((1, 8, 8, 3))
     key = jax.random.key(0)
     conv = tiny_vit.jit(ConvStem(embed_dim=64, patch_size=4).init)(key, images)[
@@ -91,7 +91,7 @@ def train(stem, variables, images):
     return out, changed["batch_stats"]
 
 
-def test_two_devices_normalize_by_the_whole_batch():
+def test_two_devices_normalize_over_the_whole_batch():
     images = random_images(2 * SLOT, 8)
     probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)
     whole = ConvStem(embed_dim=12, patch_size=4)
@@ -108,20 +108,21 @@ def test_two_devices_normalize_by_the_whole_batch():
     def split(x):
         return x.reshape(2, SLOT, *x.shape[1:])
 
-    both = jax.vmap(functools.partial(step, shared), axis_name="devices")
-    gradients, (out, new) = tiny_vit.jit(both)(split(images), split(probe))
-    at_once = tiny_vit.jit(functools.partial(step, whole))
-    want_gradients, (want, want_new) = at_once(images, probe)
-    first, second = (jax.tree.map(lambda a, d=d: a[d], new) for d in range(2))
+    on_two_devices = jax.vmap(functools.partial(step, shared), axis_name="devices")
+    gradients, (out, new) = tiny_vit.jit(on_two_devices)(split(images), split(probe))
+    on_one_device = tiny_vit.jit(functools.partial(step, whole))
+    whole_gradients, (whole_out, whole_new) = on_one_device(images, probe)
+    first_new, second_new = (jax.tree.map(lambda a, d=d: a[d], new) for d in range(2))
     summed = jax.tree.map(lambda a: a.sum(axis=0), gradients)
-    got = out.reshape(want.shape), first, second, summed
-    want_all = want, want_new, want_new, want_gradients
-    chex.assert_trees_all_close(got, want_all, rtol=1e-4, atol=2e-5)
-    alone = tiny_vit.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
-    assert np.abs(alone - want[:SLOT]).max() > 0.01
+    from_two = out.reshape(whole_out.shape), first_new, second_new, summed
+    from_one = whole_out, whole_new, whole_new, whole_gradients
+    chex.assert_trees_all_close(from_two, from_one, rtol=1e-4, atol=2e-5)
+    run = tiny_vit.jit(functools.partial(train, whole))
+    first_half = run(variables, images[:SLOT])[0]
+    assert np.abs(first_half - whole_out[:SLOT]).max() > 0.01
 
 
 @pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
-def test_conv_stem_that_cannot_be_built_is_named(patch_size, embed_dim):
+def test_an_impossible_conv_stem_is_named(patch_size, embed_dim):
     with refused("stem", f"patch_size {patch_size} and embed_dim {embed_dim}"):
         conv_stem_widths(embed_dim, patch_size)

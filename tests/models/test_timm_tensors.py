@@ -1,4 +1,4 @@
-"""Conversion of public weights: axes, types, and errors for what does not fit."""
+"""Conversion of public weights: axes, types, and errors for misfits."""
 
 import math
 
@@ -15,15 +15,15 @@ from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
 
-def variables(width=6, tokens=9, classes=5, stem="patch", seed=0):
+def tiny_variables(width=6, tokens=9, classes=5, stem="patch", seed=0):
     size = {"embed_dim": width, "num_heads": 1, "depth": 2, "num_classes": classes}
     side = 4 * math.isqrt(tokens)
     model = tiny_vit.model(image_size=side, stem=stem, **size)
     return tiny_vit.fill(tiny_vit.shapes(model), seed)
 
 
-def with_reducers(tree):
-    """Adds a method's parameters in blocks 1 and 10: a linear layer and a scalar."""
+def add_reducers(tree):
+    """Add parameters of a method in blocks 1 and 10: a linear layer and a scalar."""
     params = dict(tree["params"])
     for block in (1, 10):
         layer = {"kernel": np.full((6, 3), block, np.float32)}
@@ -33,7 +33,7 @@ def with_reducers(tree):
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 def test_round_trip(stem):
-    tree = with_reducers(variables(stem=stem))
+    tree = add_reducers(tiny_variables(stem=stem))
     state_dict = timm_tensors.to_timm(tree)
     assert all(value.flags.c_contiguous for value in state_dict.values())
     chex.assert_shape(state_dict["reducer.10.Dense.0.weight"], (3, 6))
@@ -42,20 +42,20 @@ def test_round_trip(stem):
 
 
 def test_fresh_names_whole_parts_only():
-    """blocks_1 is not blocks_10, reducer_1 is one of them, norm is not norm1."""
-    state_dict = timm_tensors.to_timm(with_reducers(variables()))
-    like = with_reducers(variables(seed=3))
+    """blocks_1 is not blocks_10, and norm is not norm1."""
+    state_dict = timm_tensors.to_timm(add_reducers(tiny_variables()))
+    like = add_reducers(tiny_variables(seed=3))
     fresh = ("reducer_1", "norm", "blocks_1/attn/q")
-    found = timm_tensors.from_timm(state_dict, like, fresh)["params"]
-    old = with_reducers(variables())["params"]
-    new = like["params"]
-    chex.assert_trees_all_equal(found["norm"], new["norm"])
-    chex.assert_trees_all_equal(found["blocks_0"], old["blocks_0"])
-    chex.assert_trees_all_equal(found["reducer_10"], old["reducer_10"])
-    attention = found["blocks_1"]["attn"]
-    chex.assert_trees_all_equal(attention.pop("q"), new["blocks_1"]["attn"]["q"])
-    del old["blocks_1"]["attn"]["q"]
-    chex.assert_trees_all_equal(attention, old["blocks_1"]["attn"])
+    params = timm_tensors.from_timm(state_dict, like, fresh)["params"]
+    loaded = add_reducers(tiny_variables())["params"]
+    drawn = like["params"]
+    chex.assert_trees_all_equal(params["norm"], drawn["norm"])
+    chex.assert_trees_all_equal(params["blocks_0"], loaded["blocks_0"])
+    chex.assert_trees_all_equal(params["reducer_10"], loaded["reducer_10"])
+    attention = params["blocks_1"]["attn"]
+    chex.assert_trees_all_equal(attention.pop("q"), drawn["blocks_1"]["attn"]["q"])
+    del loaded["blocks_1"]["attn"]["q"]
+    chex.assert_trees_all_equal(attention, loaded["blocks_1"]["attn"])
     without = {k: v for k, v in state_dict.items() if not k.startswith("reducer.1.")}
     timm_tensors.from_timm(without, like, ("reducer_1",))
     with refused("tensor reducer.10.Dense.0.weight", "is missing"):
@@ -64,7 +64,7 @@ def test_fresh_names_whole_parts_only():
 
 
 @pytest.mark.parametrize("old, new", [(14, 7), (4, 6)])
-def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
+def test_pos_embed_is_resized_like_pillow(old, new, caplog):
     """Pillow's bicubic is an independent implementation of the same kernel."""
     positions = np.random.default_rng(0).normal(size=(1, 1 + old * old, 6))
     positions = positions.astype(np.float32)
@@ -83,17 +83,17 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
 
 
 def test_types_follow_the_model():
-    state_dict = timm_tensors.to_timm(variables())
+    state_dict = timm_tensors.to_timm(tiny_variables())
     state_dict = {name: v.astype(jnp.bfloat16) for name, v in state_dict.items()}
-    found = timm_tensors.from_timm(state_dict, variables())
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(found))
+    converted = timm_tensors.from_timm(state_dict, tiny_variables())
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(converted))
     weight = state_dict["head.weight"].astype(np.float32).T
-    np.testing.assert_array_equal(found["params"]["head"]["kernel"], weight)
+    np.testing.assert_array_equal(converted["params"]["head"]["kernel"], weight)
 
 
 def changed(name, value):
-    """The state dict of `variables()` with another tensor (None: without it)."""
-    state_dict = timm_tensors.to_timm(variables()) | {name: value}
+    """The state dict of `tiny_variables()` with a tensor changed (None: removed)."""
+    state_dict = timm_tensors.to_timm(tiny_variables()) | {name: value}
     return {name: value for name, value in state_dict.items() if value is not None}
 
 
@@ -109,24 +109,24 @@ def changed(name, value):
         ("norm.bias", np.full(6, 1e39), "is not finite in float32"),
     ],
 )
-def test_what_does_not_fit_is_named(tensor, value, text):
+def test_a_misfitting_tensor_is_named(tensor, value, text):
     with refused(f"tensor {tensor}", text):
-        timm_tensors.from_timm(changed(tensor, value), variables())
+        timm_tensors.from_timm(changed(tensor, value), tiny_variables())
 
 
 def misfit(state_dict, like=None, fresh=()):
     with pytest.raises(timm_tensors.StateDictMismatch) as caught:
-        timm_tensors.from_timm(state_dict, like or variables(), fresh)
+        timm_tensors.from_timm(state_dict, like or tiny_variables(), fresh)
     return caught.value
 
 
-def test_remedy_names_every_part_that_differs():
-    state_dict = timm_tensors.to_timm(variables(classes=7))
-    like = with_reducers(variables(stem="conv"))
+def test_remedy_names_every_differing_part():
+    state_dict = timm_tensors.to_timm(tiny_variables(classes=7))
+    like = add_reducers(tiny_variables(stem="conv"))
     remedy = ("reducer_1", "head", "patch_embed", "reducer")
     assert misfit(state_dict, like, ("reducer_1",)).fresh_parts == remedy
     timm_tensors.from_timm(state_dict, like, remedy)
-    conv = timm_tensors.to_timm(variables(stem="conv"))
+    conv = timm_tensors.to_timm(tiny_variables(stem="conv"))
     assert misfit(conv).fresh_parts == ("patch_embed",)
     assert misfit(changed("pos_embed", np.zeros((1, 13, 6)))).fresh_parts == (
         "pos_embed",
@@ -134,12 +134,12 @@ def test_remedy_names_every_part_that_differs():
     assert misfit(changed("blocks.0.norm1.weight", None)).fresh_parts == ()
 
 
-def test_models_of_other_sizes_and_parts_are_named():
-    like = variables(stem="conv")
-    deeper = timm_tensors.to_timm(variables())
+def test_a_models_other_size_or_part_is_named():
+    like = tiny_variables(stem="conv")
+    deeper = timm_tensors.to_timm(tiny_variables())
     deeper |= {"blocks.10.norm1.weight": np.zeros(6)}
     with refused("width 6, but this model has depth 2 and w"):
         timm_tensors.from_timm(deeper, like)
-    reduced = timm_tensors.to_timm(with_reducers(like))
+    reduced = timm_tensors.to_timm(add_reducers(like))
     with refused("tensor reducer.1.Dense.0.weight", "is left over"):
         timm_tensors.from_timm(reduced, like)

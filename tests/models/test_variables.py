@@ -1,4 +1,4 @@
-"""Variables of a model: all blocks have equal shapes."""
+"""Shapes of a model's variables, known without drawing them."""
 
 import jax
 import pytest
@@ -10,7 +10,9 @@ from tests.models.test_vit_families import FAMILIES
 
 BFLOAT16 = {"dtype": "bfloat16"}
 LEARNED = [
-    name for name in METHODS if tiny_vit.model(tiny_vit.small(name)).has_selectors
+    name
+    for name in METHODS
+    if tiny_vit.model(tiny_vit.small_reduction(name)).has_selectors
 ]
 assert LEARNED
 
@@ -21,12 +23,12 @@ assert LEARNED
         (None, {"stem": "conv"}),
         (tiny_vit.EVIT, {"arch": FAMILIES["dinov2"], "stem": "conv"}),
         ("dtem:counts=(22,22,22)", {"arch": FAMILIES["siglip"], "stem": "conv"}),
-        *((tiny_vit.small(name), BFLOAT16) for name in LEARNED),
-        ("dynamicvit:keep_rate=1.0:blocks=(1,)", BFLOAT16),  # none leaves
-        (tiny_vit.small("spvit"), BFLOAT16 | {"masked": True}),
+        *((tiny_vit.small_reduction(name), BFLOAT16) for name in LEARNED),
+        ("dynamicvit:keep_rate=1.0:blocks=(1,)", BFLOAT16),  # no token leaves
+        (tiny_vit.small_reduction("spvit"), BFLOAT16 | {"masked": True}),
     ],
 )
-def test_shapes_are_those_of_what_is_drawn(reduction, options):
+def test_shapes_equal_those_of_drawn_variables(reduction, options):
     model = tiny_vit.model(reduction, **options)
     images = jax.ShapeDtypeStruct((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), "float32")
     drawn = jax.eval_shape(model.init, jax.random.key(0), images)

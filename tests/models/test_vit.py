@@ -1,4 +1,4 @@
-"""Transformers, dense and reduced, against a slow one in NumPy."""
+"""Dense and reduced transformers against a slow one in NumPy."""
 
 import functools
 
@@ -27,21 +27,21 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
     options = {"heads": tiny_vit.HEADS, "patch": tiny_vit.PATCH, "prop_attn": prop_attn}
-    answers = []
+    outputs = []
     for b, image in enumerate(np.asarray(images, float)):
         moves = {}
         for block, result in zip(steps, results, strict=True):
             weight = None if result.weight is None else np.asarray(result.weight[b])
-            dest = np.asarray(result.slot_of_token[b])
-            moves[block] = dest, weight, result.n_out, result.mean
+            slots = np.asarray(result.slot_of_token[b])
+            moves[block] = slots, weight, result.n_out, result.mean
         options["scale"] = None if scale is None else scale[b]
-        answers.append(slow_deit.forward(params, image, moves=moves, **options))
-    logits, tokens, size, seen = zip(*answers, strict=True)
-    return np.stack(logits), np.stack(tokens), np.stack(size), seen
+        outputs.append(slow_deit.forward(params, image, moves=moves, **options))
+    logits, tokens, size, records = zip(*outputs, strict=True)
+    return np.stack(logits), np.stack(tokens), np.stack(size), records
 
 
 def row_scores(inputs, slow):
-    """A reducer's row score, and the slow block's score."""
+    """A reducer's attention row, and the slow block's."""
     rows = {"cls_attn": slow.rows, "mean_attn": slow.mean_rows}
     rows["cls_and_mean_attn"] = (slow.rows + slow.mean_rows) / 2
     (name,) = [name for name in rows if getattr(inputs, name) is not None]
@@ -54,27 +54,29 @@ def row_scores(inputs, slow):
         ("none", False),
         (tiny_vit.IMAGEPIECE, True),
         (
-            tiny_vit.changed(tiny_vit.IMAGEPIECE, metric="token", size_weighting=False),
+            tiny_vit.with_fields(
+                tiny_vit.IMAGEPIECE, metric="token", size_weighting=False
+            ),
             False,
         ),
         (tiny_vit.FUSED, True),
-        (tiny_vit.changed(tiny_vit.IMAGEPIECE, score="class_and_mean"), True),
-        (tiny_vit.changed(tiny_vit.FUSED, score="mean"), True),
+        (tiny_vit.with_fields(tiny_vit.IMAGEPIECE, score="class_and_mean"), True),
+        (tiny_vit.with_fields(tiny_vit.FUSED, score="mean"), True),
     ],
     ids=["dense", "key", "token", "fused", "both rows", "mean row"],
 )
-def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
+def test_a_model_equals_a_slow_deit_with_the_same_moves(reduction, prop_attn):
     model = tiny_vit.model(reduction, prop_attn=prop_attn)
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2)
     out = compiled_model(model)(variables, images)
-    logits, tokens, size, seen = slow_outputs(
+    logits, tokens, size, records = slow_outputs(
         model, variables, images, out.results, prop_attn=prop_attn
     )
     assert_outputs_close(out.logits, logits)
     assert_outputs_close(out.tokens, tokens)
     np.testing.assert_array_equal(out.state.size, size)
-    slots = np.asarray(tiny_vit.slots(out))
+    slots = np.asarray(tiny_vit.final_slots(out))
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     assert len(out.results) == len(out.reducer_inputs) == len(steps)
     assert len(steps) > 1 or reduction == "none"
@@ -83,34 +85,34 @@ def test_it_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
         for block, inputs, result in zip(
             steps, out.reducer_inputs, out.results, strict=True
         ):
-            slow = seen[b][block]
-            scores, slow_scores = row_scores(inputs, slow)
+            record = records[b][block]
+            scores, slow_scores = row_scores(inputs, record)
             assert_outputs_close(scores[b], slow_scores[1:])
-            assert_outputs_close(inputs.x[b], slow.x[1:])
+            assert_outputs_close(inputs.x[b], record.x[1:])
             if "metric=token" in reduction and inputs.metric is not None:
-                assert_outputs_close(inputs.metric[b], slow.x[1:])
+                assert_outputs_close(inputs.metric[b], record.x[1:])
             elif inputs.metric is not None:
-                assert_outputs_close(inputs.metric[b], slow.key[1:].mean(axis=1))
-            counted = oracles.count_sources(source, len(slow.x) - 1)
-            np.testing.assert_array_equal(inputs.size[b], counted)
+                assert_outputs_close(inputs.metric[b], record.key[1:].mean(axis=1))
+            patches = oracles.count_sources(source, len(record.x) - 1)
+            np.testing.assert_array_equal(inputs.size[b], patches)
             source = oracles.compose(np.asarray(result.slot_of_token[b]), source)
         np.testing.assert_array_equal(slots[b], source)
-        counted = oracles.count_sources(source, size.shape[1] - 1)
-        np.testing.assert_array_equal(size[b, 1:], counted)
+        patches = oracles.count_sources(source, size.shape[1] - 1)
+        np.testing.assert_array_equal(size[b, 1:], patches)
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
-    fused = tiny_vit.changed(tiny_vit.FUSED, blocks=(0,))
+    fused = tiny_vit.with_fields(tiny_vit.FUSED, blocks=(0,))
     options = {"dtype": "bfloat16", "stem": "conv", "prop_attn": True, "depth": 2}
     model = tiny_vit.model(fused, **options)
     variables = tiny_vit.variables(model)
     images = tiny_vit.images()
-    kinds = {leaf.dtype for leaf in jax.tree.leaves(tiny_vit.shapes(model))}
-    assert kinds == {jnp.dtype("float32")}
+    types = {leaf.dtype for leaf in jax.tree.leaves(tiny_vit.shapes(model))}
+    assert types == {jnp.dtype("float32")}
 
     def loss(params):
-        given = variables | {"params": params}
-        out, _ = model.apply(given, images, True, mutable=["batch_stats"])
+        changed = variables | {"params": params}
+        out, _ = model.apply(changed, images, True, mutable=["batch_stats"])
         return jnp.sum(out.logits**2), out
 
     gradients, out = tiny_vit.compiled(jax.grad(loss, has_aux=True))(
@@ -126,26 +128,26 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
         assert np.asarray(leaf).any() or path.endswith("attn/k/bias"), path
 
 
-def test_weights_start_from_an_untruncated_normal_of_std_002():
+def test_weights_start_from_an_untruncated_normal():
     """A normal cut at two deviations would have no value beyond 0.04."""
     model = tiny_vit.model(embed_dim=96, depth=1)
     params = tiny_vit.compiled(model.init)(jax.random.key(0), tiny_vit.images(1))[
         "params"
     ]
     del params["patch_embed"]  # test_stems
-    normal = 0
+    num_normal = 0
     for name, values in traverse_util.flatten_dict(params, sep="/").items():
         if name.endswith(("bias", "scale")):
             assert (values == name.endswith("scale")).all(), name
             continue
-        normal += 1
+        num_normal += 1
         four_errors = 4 / (2 * values.size) ** 0.5
         assert abs(values.std() / 0.02 - 1) < four_errors, name
         assert abs(values.mean() / 0.02) < 2 * four_errors, name
-    assert normal == 9
-    big = np.abs(params["blocks_0"]["mlp"]["fc1"]["kernel"])
-    assert 0.05 < big.max() < 0.12
-    assert abs((big > 0.04).mean() - 0.0455) < 0.005
+    assert num_normal == 9
+    magnitudes = np.abs(params["blocks_0"]["mlp"]["fc1"]["kernel"])
+    assert 0.05 < magnitudes.max() < 0.12
+    assert abs((magnitudes > 0.04).mean() - 0.0455) < 0.005
 
 
 RATE = 0.4
@@ -157,7 +159,7 @@ def sample_keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def test_drop_path_drops_linearly_more_with_depth():
+def test_drop_path_rates_rise_linearly_with_depth():
     count = 4000
     scale = path_scale(sample_keys(count), BLOCKS, RATE)
     chex.assert_shape(scale, (count, BLOCKS, 2))
@@ -167,8 +169,8 @@ def test_drop_path_drops_linearly_more_with_depth():
         assert_close(scale[:, block][alive], 1 / (1 - rate), units=8)
         deviation = (rate * (1 - rate) / count) ** 0.5
         np.testing.assert_allclose(alive.mean(0), 1 - rate, atol=4 * deviation + 1e-9)
-        both = alive.all(axis=1).mean()  # branches draw independently
-        np.testing.assert_allclose(both, (1 - rate) ** 2, atol=0.035)
+        both_alive = alive.all(axis=1).mean()  # branches draw independently
+        np.testing.assert_allclose(both_alive, (1 - rate) ** 2, atol=0.035)
 
 
 def test_training_scales_both_branches_of_every_block():
@@ -184,7 +186,7 @@ def test_training_scales_both_branches_of_every_block():
     assert_outputs_close(out.logits, logits)
 
 
-def test_drop_path_is_for_training():
+def test_only_training_drops_paths():
     model = tiny_vit.model(drop_path_rate=0.5)
     images = tiny_vit.images()
     shapes = tiny_vit.shapes(model)
@@ -193,12 +195,12 @@ def test_drop_path_is_for_training():
     keys = {"drop_path": sample_keys(3)}
     with_keys = functools.partial(model.apply, train=False, keys=keys)
     evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
-    never = tiny_vit.model(drop_path_rate=0.0).apply
-    assert evaluated == str(jax.make_jaxpr(never)(shapes, images))
+    undropped = tiny_vit.model(drop_path_rate=0.0).apply
+    assert evaluated == str(jax.make_jaxpr(undropped)(shapes, images))
 
 
-def test_other_random_numbers_than_keys_are_refused():
-    """Flax's rngs would silently draw nothing here."""
+def test_flax_rngs_are_refused():
+    """Rngs would silently draw nothing."""
     model = tiny_vit.model()
     with refused("rngs has ['dropout']", 'keys={"drop_path": '):
         model.apply(
@@ -208,9 +210,9 @@ def test_other_random_numbers_than_keys_are_refused():
         )
 
 
-def test_norms_behind_the_branches():
+def test_post_norms_end_the_branches():
     """Norms of scale 0 return their biases, which the branches add."""
-    reduction = tiny_vit.changed(tiny_vit.EVIT, blocks=(0,))
+    reduction = tiny_vit.with_fields(tiny_vit.EVIT, blocks=(0,))
     model = tiny_vit.model(reduction, arch={"post_norm": True}, depth=1)
     variables = tiny_vit.variables(model)
     block = variables["params"]["blocks_0"]
@@ -226,7 +228,7 @@ def test_norms_behind_the_branches():
     assert_outputs_close(x - before, np.broadcast_to(added, x.shape))
 
 
-def test_without_a_pool_all_tokens_come_out():
+def test_without_a_pool_logits_are_all_tokens():
     model = tiny_vit.model(tiny_vit.EVIT, arch={"pool": "none"}, num_classes=0)
     out = compiled_model(model)(tiny_vit.variables(model), tiny_vit.images())
     tokens = 1 + model.num_image_tokens
@@ -237,9 +239,9 @@ def test_without_a_pool_all_tokens_come_out():
 
 @pytest.fixture(scope="module")
 def kept_tokens():
-    """Function of keys that returns kept tokens per block, [4, 25] bool.
+    """A function from keys to the kept tokens of each block, [4, 25] bool.
 
-    The four images are two images, twice.
+    The four images are two images, repeated.
     """
     fields = "random:keep_rate=0.6"
     models = [tiny_vit.model(f"{fields}:blocks=({b},)", depth=2) for b in (0, 1)]
@@ -248,8 +250,8 @@ def kept_tokens():
 
     @tiny_vit.jit
     def run(keys):
-        twice = jnp.concatenate([images, images])
-        outputs = [model.apply(variables, twice, keys=keys) for model in models]
+        doubled = jnp.concatenate([images, images])
+        outputs = [model.apply(variables, doubled, keys=keys) for model in models]
         return [out.results[0].slot_of_token >= 0 for out in outputs]
 
     return lambda keys: np.asarray(run(keys))
@@ -259,13 +261,13 @@ def reducer_keys(seed):
     return {"reducer": sample_keys(4, seed)}
 
 
-def test_every_key_and_every_block_draws_its_own(kept_tokens):
+def test_every_key_and_block_draws_independently(kept_tokens):
     draws = kept_tokens(reducer_keys(0))
     assert (draws.sum(axis=2) == 15).all()
     assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
-    without = kept_tokens(None)
-    np.testing.assert_array_equal(without, kept_tokens(None))
-    assert len({row.tobytes() for row in without.reshape(8, -1)}) == 8
+    default_draws = kept_tokens(None)
+    np.testing.assert_array_equal(default_draws, kept_tokens(None))
+    assert len({row.tobytes() for row in default_draws.reshape(8, -1)}) == 8
     # Rolled keys roll the draws.
     keys = reducer_keys(0)["reducer"]
     np.testing.assert_array_equal(
@@ -275,7 +277,7 @@ def test_every_key_and_every_block_draws_its_own(kept_tokens):
 
 
 @pytest.mark.parametrize("train, count", [(True, 2 * tiny_vit.DEPTH), (False, 0)])
-def test_only_training_computes_twice(train, count):
+def test_only_training_rematerializes(train, count):
     model = tiny_vit.model().with_execution(remat=True)
 
     def loss(params):

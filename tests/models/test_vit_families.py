@@ -1,10 +1,10 @@
 """The contract of all methods on all families of vision transformers.
 
-The pairs of `RUN` are computed: every method on one family, and about five methods on
-every family with another prefix or pooling than DeiT. Values show what a step does to
-the prefix and where patches end. All methods are traced without a prefix, and with
-three prefix tokens in test_rotary. Other families differ only in their blocks, so two
-methods are traced.
+Pairs in `RUN` are computed: every method on one family, and about five methods on each
+family whose prefix or pooling differs from DeiT's. Values show a step's effect on the
+prefix and on patches. All methods are traced without a prefix, and in test_rotary with
+three prefix tokens. Other families differ only in their blocks, so two methods are
+traced.
 """
 
 import functools
@@ -31,8 +31,8 @@ FAMILIES = {
     "gap": Architecture(class_token=False, registers=2, pool="mean", layer_scale=True),
 }
 PREFIX = dict(zip(FAMILIES, (1, 2, 1, 5, 1, 0, 1, 2), strict=True))
-# Method: (blocks, a reduction with steps in so few blocks, image tokens left of 25).
-# Other methods run in three blocks, as in `tiny_vit.small`.
+# Method: (blocks, a reduction with steps in them, image tokens left of 25).
+# Other methods run in three blocks, with `tiny_vit.small_reduction`.
 PIECE = "merge_blocks=(0,):prune_blocks=(1,):merge_ratio=0.06"
 FEW = {
     "none": (1, "none", 25),
@@ -57,9 +57,9 @@ FEW = {
 }
 
 
-def few(name):
+def small_case(name):
     """(blocks, reduction, tokens left or None) of a method."""
-    return FEW.get(name, (3, tiny_vit.small(name), None))
+    return FEW.get(name, (3, tiny_vit.small_reduction(name), None))
 
 
 SOFT = {"token_learner"}  # no patch is in one token alone
@@ -68,29 +68,29 @@ IMAGES = (2, tiny_vit.SIDE, tiny_vit.SIDE, 3)
 RUN = list(zip(METHODS, itertools.cycle(DIFFERENT), strict=False))
 
 
-def model_of(name, family, changes=None, depth=None, **options):
-    own, reduction, _ = few(name)
-    reduction = tiny_vit.changed(reduction, **(changes or {}))
+def family_model(name, family, changes=None, depth=None, **options):
+    case_depth, reduction, _ = small_case(name)
+    reduction = tiny_vit.with_fields(reduction, **(changes or {}))
     return tiny_vit.model(
-        reduction, arch=FAMILIES[family], depth=depth or own, **options
+        reduction, arch=FAMILIES[family], depth=depth or case_depth, **options
     )
 
 
-def facts(model, variables):
-    """The outputs that the test reads. All Outputs would take long to compile."""
+def read_outputs(model, variables):
+    """The outputs that a test reads. All Outputs would compile for long."""
     states = []
     prefix = model.config.arch.prefix
-    reduce = BlockReduction.__call__
+    call = BlockReduction.__call__
 
-    def note(reduction, state, *args):
-        after, record = reduce(reduction, state, *args)
+    def record_prefix(reduction, state, *args):
+        after, record = call(reduction, state, *args)
         states.append([state.x[:, :prefix] for state in (state, after)])
         return after, record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockReduction, "__call__", note)
+        patch.setattr(BlockReduction, "__call__", record_prefix)
         out = model.apply(variables, tiny_vit.images(2))
-    return out.logits, out.state.size, tiny_vit.slots(out), states
+    return out.logits, out.state.size, tiny_vit.final_slots(out), states
 
 
 TRACED = {*itertools.product(METHODS, ["siglip"])}
@@ -100,10 +100,10 @@ TRACED -= {*RUN}
 
 @pytest.mark.parametrize("name, family", sorted(TRACED))
 def test_every_method_runs_on_every_family(name, family):
-    model = model_of(name, family)
+    model = family_model(name, family)
     images = jax.ShapeDtypeStruct(IMAGES, np.float32)
     out = jax.eval_shape(model.apply, tiny_vit.shapes(model), images)
-    left = few(name)[-1] or model.num_image_tokens
+    left = small_case(name)[-1] or model.num_image_tokens
     left += PREFIX[family]
     assert model.config.arch.prefix == PREFIX[family]
     assert out.logits.shape == (2, tiny_vit.CLASSES)
@@ -115,26 +115,26 @@ def test_every_method_runs_on_every_family(name, family):
     for result, inputs, count in zip(
         out.results, out.reducer_inputs, counts, strict=True
     ):
-        before = count.n_in
-        after = count.n_out
-        assert inputs.x.shape == (2, before, tiny_vit.WIDTH)  # of image tokens alone
-        for row in (inputs.size, inputs.cls_attn, inputs.attn_columns):
-            assert row is None or row.shape == (2, before)
+        n_in = count.n_in
+        n_out = count.n_out
+        assert inputs.x.shape == (2, n_in, tiny_vit.WIDTH)  # image tokens alone
+        for scores in (inputs.size, inputs.cls_attn, inputs.attn_columns):
+            assert scores is None or scores.shape == (2, n_in)
         if isinstance(result, Mixing):
-            assert result.matrix.shape == (2, after, before)
+            assert result.matrix.shape == (2, n_out, n_in)
         else:
-            assert result.slot_of_token.shape == (2, before)
-            assert result.n_out == after
+            assert result.slot_of_token.shape == (2, n_in)
+            assert result.n_out == n_out
 
 
 @pytest.mark.parametrize("name, family", RUN)
-def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
-    model = model_of(name, family)
+def test_the_prefix_stays_and_every_patch_is_counted(name, family):
+    model = family_model(name, family)
     prefix = PREFIX[family]
     variables = tiny_vit.variables(model)
-    logits, size, source, states = tiny_vit.jit(functools.partial(facts, model))(
-        variables
-    )
+    logits, size, token_of_patch, states = tiny_vit.jit(
+        functools.partial(read_outputs, model)
+    )(variables)
     assert logits.shape == (2, tiny_vit.CLASSES)
     assert np.isfinite(logits).all()
     assert size.shape == (2, model.plan[-1].mlp_tokens)
@@ -146,8 +146,8 @@ def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
     if name in SOFT:
         return
     size = np.asarray(size)[:, prefix:]
-    source = np.asarray(source)
+    token_of_patch = np.asarray(token_of_patch)
     for image in range(2):
-        counted = oracles.count_sources(source[image], size.shape[1])
-        np.testing.assert_array_equal(size[image], counted)
-        assert size[image].sum() + (source[image] < 0).sum() == tiny_vit.TOKENS
+        patches = oracles.count_sources(token_of_patch[image], size.shape[1])
+        np.testing.assert_array_equal(size[image], patches)
+        assert size[image].sum() + (token_of_patch[image] < 0).sum() == tiny_vit.TOKENS

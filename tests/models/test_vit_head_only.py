@@ -1,4 +1,4 @@
-"""A last block that computes only the head's tokens, against the full model."""
+"""A last block for the head's tokens alone, against the full model."""
 
 import contextlib
 import types
@@ -36,7 +36,7 @@ from tests.helpers.traced_programs import equations
 
 EVERY_PART = {"dist_token": True, "registers": 2, "layer_scale": True, "mlp": "swiglu"}
 EVERY_PART |= {"rotary": {"temperature": 100.0}, "attn_norm": True, "mlp_norm": True}
-FUSED = tiny_vit.changed(tiny_vit.FUSED, blocks=(0, 1))
+FUSED = tiny_vit.with_fields(tiny_vit.FUSED, blocks=(0, 1))
 CASES = {
     "dense": (None, {"arch": EVERY_PART, "embed_dim": 36, "depth": 1}),
     "dropped behind": (FUSED, {"depth": 2}),
@@ -64,13 +64,13 @@ def in_float64():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_gradients_are_those_of_the_full_model(case):
+def test_head_only_logits_and_gradients_equal_the_full_models(case):
     """With drop path and rematerialization. Unread values have gradients of zero."""
     reduction, options = CASES[case]
     full = tiny_vit.model(reduction, drop_path_rate=0.5, **options)
     variables = tiny_vit.variables(full)
-    draw = jax.random.split(jax.random.key(1), 3)
-    keys = {"drop_path": draw, "reducer": draw}
+    image_keys = jax.random.split(jax.random.key(1), 3)
+    keys = {"drop_path": image_keys, "reducer": image_keys}
     with in_float64():
         results = []
         for head_only in (False, True):
@@ -80,29 +80,29 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
 
             def loss(params, images, model=model):
                 out = model.apply({"params": params}, images, True, keys)
-                read = out.logits, out.pooled, out.tokens[:, 0]
-                return jnp.sum(out.logits**2), read
+                read_outputs = out.logits, out.pooled, out.tokens[:, 0]
+                return jnp.sum(out.logits**2), read_outputs
 
             wide = jax.tree.map(np.float64, (variables["params"], tiny_vit.images()))
             results.append(tiny_vit.compiled(jax.grad(loss, has_aux=True))(*wide))
-    (gradients, outputs), (fewer, same) = results
+    (gradients, outputs), (fewer, head_outputs) = results
     assert outputs[0].dtype == np.float64
-    chex.assert_trees_all_close(same, outputs, rtol=1e-12, atol=1e-12)
+    chex.assert_trees_all_close(head_outputs, outputs, rtol=1e-12, atol=1e-12)
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
     chex.assert_trees_all_close(fewer, gradients, rtol=1e-12, atol=1e-12 * size)
 
 
 @pytest.mark.parametrize("pool", ["mean", "map"])
-def test_heads_that_read_patches_read_all(pool):
+def test_a_head_that_reads_patches_needs_the_full_block(pool):
     model = tiny_vit.model("tome:counts=(25,21)", arch={"pool": pool}, depth=2)
     inputs = tiny_vit.shapes(model), tiny_vit.images()
-    less = jax.make_jaxpr(model.with_execution(head_only=True).apply)(*inputs)
-    assert str(less) == str(jax.make_jaxpr(model.apply)(*inputs))
+    traced = jax.make_jaxpr(model.with_execution(head_only=True).apply)(*inputs)
+    assert str(traced) == str(jax.make_jaxpr(model.apply)(*inputs))
     assert cost.dead_macs(model) == 0
 
 
 def test_the_compiled_program_has_fewer_operations():
-    """Two per MAC, and those of norms, softmax and GELU."""
+    """Two per MAC, plus norms, softmax and GELU."""
     model = tiny_vit.model("mctf:r=7:blocks=(1,)", depth=2, embed_dim=96)
 
     def flops(model):
@@ -110,12 +110,12 @@ def test_the_compiled_program_has_fewer_operations():
         lowered = run.lower(tiny_vit.shapes(model), tiny_vit.images(1))
         return lowered.compile().cost_analysis()["flops"]
 
-    less = flops(model) - flops(model.with_execution(head_only=True))
-    assert 1 < less / (2 * cost.dead_macs(model)) < 1.1
+    saved = flops(model) - flops(model.with_execution(head_only=True))
+    assert 1 < saved / (2 * cost.dead_macs(model)) < 1.1
 
 
 def mlp_rows(fn, *arguments, hidden=4 * tiny_vit.WIDTH, **options):
-    """Rows of the first product of each MLP in the traced program of `fn`."""
+    """Row counts of each MLP's first product in the traced `fn`."""
     traced = jax.make_jaxpr(fn, **options)(*arguments)
     shapes = [
         equation.outvars[0].aval.shape
@@ -125,7 +125,7 @@ def mlp_rows(fn, *arguments, hidden=4 * tiny_vit.WIDTH, **options):
     return [shape[0] for shape in shapes if len(shape) == 2 and shape[1] == hidden]
 
 
-def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
+def test_logits_alone_need_only_the_heads_tokens():
     """Two images have 52 tokens."""
     model = tiny_vit.model()
     shapes = tiny_vit.shapes(model)
@@ -133,17 +133,17 @@ def test_it_is_left_out_where_logits_are_wanted_and_nothing_else_measured():
     assert mlp_rows(run, shapes, tiny_vit.images(2)) == [52, 52, 2]
     batch = dict.fromkeys(("label", "mask", "index"), np.zeros(2, np.int32))
     batch["image"] = np.zeros((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
-    for measure, last in ((None, 2), (lambda outputs, batch: {}, 52)):
+    for measure, last_rows in ((None, 2), (lambda outputs, batch: {}, 52)):
         with mock.patch.object(parallel, "pmap", lambda step, program_name: step):
             step = accuracy.make_eval_step(model, measure_outputs=measure)
         rows = mlp_rows(step, shapes, batch, axis_env=[(parallel.DEVICE_AXIS, 1)])
-        assert rows == [52, 52, last]
+        assert rows == [52, 52, last_rows]
 
 
 @pytest.mark.parametrize(
     "method, left_out", [("none", True), ("dynamicvit:blocks=(1,)", False)]
 )
-def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
+def test_training_uses_head_only_unless_a_loss_reads_tokens(method, left_out):
     config = quickstart.get_config()
     config.model.depth = 2
     config.grad_accum_steps = 1
@@ -155,10 +155,10 @@ def test_training_leaves_it_out_unless_a_loss_may_read_tokens(method, left_out):
     step, make_state, model, teacher = workloads.make_training_step(run)
     state = jax.eval_shape(make_state, variable_shapes(model))
     batch = batch_shapes(run, (1, 6))
-    taught = variable_shapes(teacher)
+    teacher_variables = variable_shapes(teacher)
     options = {
         "hidden": 4 * model.config.embed_dim,
         "axis_env": [(parallel.DEVICE_AXIS, 1)],
     }
-    rows = mlp_rows(step, state, batch, taught, **options)
+    rows = mlp_rows(step, state, batch, teacher_variables, **options)
     assert rows.count(6) == 3 * left_out, rows

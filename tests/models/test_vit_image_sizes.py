@@ -1,4 +1,4 @@
-"""Images that are not square, or not multiples of the patch size."""
+"""Image sizes that are not square or not multiples of the patch size."""
 
 import chex
 import jax
@@ -24,19 +24,19 @@ def test_cells_of_a_grid_are_rows_and_columns_of_patches():
     """3 x 5 patches in 2 x 2 cells: rows 0 1 | 2, columns 0 1 2 | 3 4."""
     pooling = "grid_pooling:grid_size=2:block=0"
     vit = tiny_vit.pretrained(pooling, image_size=WIDE, depth=1)
-    found = features(vit, tiny_vit.images(2, side=WIDE))
-    patches = np.asarray(found.patches)[0, :, :, 0]
+    maps = features(vit, tiny_vit.images(2, side=WIDE))
+    patches = np.asarray(maps.patches)[0, :, :, 0]
     assert patches.shape == (3, 5)
     values = np.unique(patches, return_inverse=True)[1].reshape(3, 5)
     cells = values[[0, 0, 2, 2], [0, 3, 0, 3]]
     assert len(set(cells)) == 4
     a, b, c, d = cells
-    want = [[a, a, a, b, b], [a, a, a, b, b], [c, c, c, d, d]]
-    np.testing.assert_array_equal(values, want)
+    expected = [[a, a, a, b, b], [a, a, a, b, b], [c, c, c, d, d]]
+    np.testing.assert_array_equal(values, expected)
 
 
-def test_parts_of_a_model_are_counted():
-    """Every product is counted by hand: 15 patches of 48 values, 16, then 12 tokens."""
+def test_parts_of_a_model_are_counted_by_hand():
+    """15 patches of 48 values, then 16 and 12 tokens."""
     model = tiny_vit.model("tome:r=4", image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
     assert model_macs(model) == 15 * 48 * 30 + block + 30 * 7
@@ -53,25 +53,25 @@ def test_parts_of_a_model_are_counted():
     assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
 
 
-# int(28 / .875) = 32 and int(56 / .875) = 64 are covered by the smallest image that can
+# The smallest covering images: int(28 / .875) = 32 and int(56 / .875) = 64.
 @pytest.mark.parametrize(
     "size, resized", [((40, 80), (32, 64)), ((40, 100), (32, 80)), ((60, 80), (48, 64))]
 )
-def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
+def test_a_rectangular_crop_is_central(size, resized):
     image = np.full((*size, 3), 7, np.uint8)
     image[:, :, 0] = 2 * np.arange(size[0])[:, None]
     image[:, :, 1] = 2 * np.arange(size[1])[None, :]
     out = Preprocessing((28, 56))(image)
     assert out.shape == (28, 56, 3)
     for axis, (old, new, side) in enumerate(zip(size, resized, (28, 56), strict=True)):
-        at = ((new - side) / 2 + np.arange(side) + 0.5) * old / new - 0.5
-        seen = out[:, 20, 0] if axis == 0 else out[20, :, 1]
-        assert np.abs(seen - 2 * at)[2:-2].max() <= 1
+        positions = ((new - side) / 2 + np.arange(side) + 0.5) * old / new - 0.5
+        crop_line = out[:, 20, 0] if axis == 0 else out[20, :, 1]
+        assert np.abs(crop_line - 2 * positions)[2:-2].max() <= 1
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_what_fills_no_patch_is_not_read(folded):
-    """A stride leaves pixels at the bottom and on the right."""
+def test_pixels_beyond_whole_patches_are_not_read(folded):
+    """They are at the bottom and on the right."""
     size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
     size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
     cut = create_model(named_models.config(None, image_size=23, **size))
@@ -84,28 +84,28 @@ def test_what_fills_no_patch_is_not_read(folded):
     if folded:
         fast = [optimize.fold_and_cast(m, variables) for m in models]
         models, (variables, _) = zip(*fast, strict=True)
-    found, expected = (
+    cut_logits, whole_logits = (
         tiny_vit.jit(m.apply)(variables, x).logits
         for m, x in zip(models, (images, images[:, :20, :20]), strict=True)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(cut_logits, whole_logits, rtol=1e-5, atol=1e-5)
 
 
-def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
-    """By its name a file's 196 positions are 14 x 14, so 7 x 28 is resized."""
+def test_square_positions_are_resized_to_a_rectangle(tmp_path):
+    """The model's 196 positions are 14 x 14, so 7 x 28 needs resizing."""
     name = "vit_tiny_patch16_224.augreg_in21k"
-    made = create_model(named_models.config(name, depth=1, num_classes=3))
-    variables = tiny_vit.variables(made)
+    model = create_model(named_models.config(name, depth=1, num_classes=3))
+    variables = tiny_vit.variables(model)
     tiny_vit.write(tmp_path / "w.npz", variables)
     with refused("images", "but the model has positions for 196"):
         images = jax.ShapeDtypeStruct((1, 224, 240, 3), "float32")
-        jax.eval_shape(made.apply, variables, images)
+        jax.eval_shape(model.apply, variables, images)
     size = (112, 448)
-    vit = imagepiece_jax.load(tmp_path / "w.npz", config=made.config, image_size=size)
+    vit = imagepiece_jax.load(tmp_path / "w.npz", config=model.config, image_size=size)
     old = variables["params"]["pos_embed"]
     tensors = {"pos_embed": old}
-    want = resize_positions.fit_positions(tensors, vit.config, (224, 224))["pos_embed"]
-    np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], want)
-    np.testing.assert_array_equal(want[:, 0], old[:, 0])
-    assert want.shape == old.shape
-    assert not np.array_equal(want, old)
+    wide = resize_positions.fit_positions(tensors, vit.config, (224, 224))["pos_embed"]
+    np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], wide)
+    np.testing.assert_array_equal(wide[:, 0], old[:, 0])
+    assert wide.shape == old.shape
+    assert not np.array_equal(wide, old)

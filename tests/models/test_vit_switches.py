@@ -10,9 +10,9 @@ import pytest
 
 from imagepiece_jax.reduction.methods import METHODS
 from tests.helpers import masked_models, tiny_vit
-from tests.helpers.traced_programs import found_in_64_bits
+from tests.helpers.traced_programs import operations_in_64_bits
 from tests.models.test_rotary import ARCHS
-from tests.models.test_vit_families import FAMILIES, few
+from tests.models.test_vit_families import FAMILIES, small_case
 
 PARTS = {"conv": {"stem": "conv"}, "drop": {"drop_path_rate": 0.3}}
 PARTS |= {name: {"arch": arch} for name, arch in FAMILIES.items()}
@@ -47,19 +47,19 @@ def gradient(model, train=True, batch=2):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_traced_with_the_same_types(name):
     """Methods train in bfloat16; methods with selectors are evaluated, too."""
-    depth, fields, _ = few(name)
+    depth, fields, _ = small_case(name)
     trained = tiny_vit.model(fields, depth=depth, masked=True, dtype="bfloat16")
-    assert found_in_64_bits(gradient(trained)) == []
+    assert operations_in_64_bits(gradient(trained)) == []
     if trained.has_selectors:
         evaluated = tiny_vit.model(fields, depth=depth)
         traced = jax.make_jaxpr(evaluated.apply)(
             tiny_vit.shapes(evaluated), tiny_vit.images(2)
         )
-        assert found_in_64_bits(traced) == []
+        assert operations_in_64_bits(traced) == []
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_model_is_traced_with_the_same_types(part):
     options = {"depth": 2, "dtype": "bfloat16"} | PARTS[part]
     model = tiny_vit.model("tome:r=4", **options)
-    assert found_in_64_bits(gradient(model)) == []
+    assert operations_in_64_bits(gradient(model)) == []

@@ -15,9 +15,9 @@ from tests.helpers.traced_programs import (
     REDUCED,
     SMALL,
     equations,
-    program,
     replace_core,
-    unwanted,
+    trace_model,
+    unwanted_operations,
 )
 from tests.models.test_rotary import ARCHS
 from tests.models.test_vit_families import FAMILIES
@@ -29,7 +29,7 @@ def without_core(monkeypatch):
 
 
 ALL_KEPT = "evit:keep_rate=1.0:blocks=(0,)"
-IDENTITY = tiny_vit.changed(tiny_vit.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
+IDENTITY = tiny_vit.with_fields(tiny_vit.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +38,21 @@ IDENTITY = tiny_vit.changed(tiny_vit.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
         (IDENTITY, {"stem": "conv", "dtype": "bfloat16"}),
         (IDENTITY, {"arch": ARCHS["eva02"], "embed_dim": 24}),
         *((ALL_KEPT, {"arch": FAMILIES[f], "depth": 1}) for f in ("dinov2", "siglip")),
-        (tiny_vit.changed(tiny_vit.FUSED, keep_rate=1.0), {}),
+        (tiny_vit.with_fields(tiny_vit.FUSED, keep_rate=1.0), {}),
         ("tome:r=0", {"arch": ARCHS["dinov3"], "embed_dim": 24}),
     ],
 )
 def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, options):
     reduced, dense = (tiny_vit.model(each, **options) for each in (reduction, None))
-    assert program_text(program(reduced)) == program_text(program(dense))
+    assert program_text(trace_model(reduced)) == program_text(trace_model(dense))
 
 
 def test_training_alone_changes_the_conv_stem_alone():
     """Batch norm differs in training. Drop path is tested with the model's values."""
     for stem in ("patch", "conv"):
         model = tiny_vit.model(tiny_vit.EVIT, stem=stem)
-        trained = program_text(program(model, True, backward=False))
-        evaluated = program_text(program(model, False, backward=False))
+        trained = program_text(trace_model(model, True, backward=False))
+        evaluated = program_text(trace_model(model, False, backward=False))
         assert (trained == evaluated) == (stem == "patch")
 
 
@@ -80,7 +80,7 @@ def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name,
     """Training does not mask here, and no option reads columns of the weights."""
     model = tiny_vit.model(SMALL[name], stem="conv" if name == "none" else "patch")
     assert name == "none" or any(layer.counts for layer in model.plan)
-    found = unwanted(model, train=train)
+    found = unwanted_operations(model, train=train)
     assert bool(found) == (name in EXPECTED), found
     assert all(line.startswith(EXPECTED[name]) for line in found), found
 

@@ -1,4 +1,4 @@
-"""The largest public models, by names and shapes: nothing is allocated.
+"""The largest public models, by tensor names and shapes; nothing is allocated.
 
 tools/fixtures.py writes timm's shapes to tests/fixtures/whole_models.json.
 """
@@ -20,7 +20,7 @@ MODELS = json.loads(FILE.read_text())
 
 
 def tensors(row):
-    """The whole state dict of zeros, which take no memory."""
+    """The whole state dict, of zeros without memory."""
     shapes = dict(row["others"])
     for name, shape in row["block"].items():
         for index in range(row["depth"]):
@@ -33,12 +33,12 @@ def tensors(row):
 def test_the_whole_model_has_timms_tensors(name):
     row = MODELS[name]
     model = create_model(name)
-    ours = variable_shapes(model)
-    count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
-    found = naming.with_timm_names(tensors(row))
-    timm_tensors.match_tensors(found, ours)
+    shapes = variable_shapes(model)
+    count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes))
+    converted = naming.with_timm_names(tensors(row))
+    timm_tensors.match_tensors(converted, shapes)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
-    # Some papers count the head, and all round to the last digit that is not 0.
+    # Some papers count the head, and all round the last nonzero digit.
     published = row["published"]
     digit = 10 ** (len(f"{published:.0f}") - len(f"{published:.0f}".rstrip("0")))
     assert abs(count - published) <= max(0.04 * published, digit / 2)

@@ -1,4 +1,4 @@
-"""Models without class token: the head reads the mean over patches."""
+"""Without a class token, the head reads the mean over patches."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,25 +17,25 @@ def run_model(reduction):
     return lambda pooled: pooled @ head["kernel"] + head["bias"], outputs
 
 
-def assert_logits_close(got, want):
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+def assert_logits_close(logits, expected):
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_the_mean_of_the_tokens_that_are_left():
-    """Dropped tokens do not shrink it."""
-    read, out = run_model("random:keep_rate=0.6:blocks=(1,)")
+def test_the_head_reads_the_mean_of_remaining_tokens():
+    """Dropped tokens do not shrink the mean."""
+    head, out = run_model("random:keep_rate=0.6:blocks=(1,)")
     assert out.tokens.shape == (3, 15, tiny_vit.WIDTH)
-    assert_logits_close(out.logits, read(out.tokens.mean(axis=1)))
+    assert_logits_close(out.logits, head(out.tokens.mean(axis=1)))
 
 
 @pytest.mark.parametrize("reduction", ["tome:r=4", "grid_pooling:grid_size=2:block=1"])
 def test_merged_tokens_count_by_their_patches(reduction):
     """sum s_i x_i / n0 is the mean over patches."""
-    read, out = run_model(reduction)
+    head, out = run_model(reduction)
     size = out.state.size
     assert (size.sum(axis=1) == tiny_vit.TOKENS).all()
     pooled = np.einsum("bn,bnd->bd", size, out.tokens) / tiny_vit.TOKENS
-    assert_logits_close(out.logits, read(pooled))
-    spread = gather_tokens(jnp.asarray(out.tokens), tiny_vit.slots(out))
-    assert_logits_close(out.logits, read(np.asarray(spread).mean(axis=1)))
-    assert np.abs(out.logits - read(out.tokens.mean(axis=1))).max() > 0.01
+    assert_logits_close(out.logits, head(pooled))
+    patch_tokens = gather_tokens(jnp.asarray(out.tokens), tiny_vit.final_slots(out))
+    assert_logits_close(out.logits, head(np.asarray(patch_tokens).mean(axis=1)))
+    assert np.abs(out.logits - head(out.tokens.mean(axis=1))).max() > 0.01

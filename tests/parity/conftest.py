@@ -1,4 +1,4 @@
-"""Parity is tested where the other libraries are installed."""
+"""Parity tests need the other libraries."""
 
 import importlib.util
 

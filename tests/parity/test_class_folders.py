@@ -1,4 +1,4 @@
-"""Files and labels of folders of classes, as torchvision and timm have them."""
+"""Class folders' files and labels, like torchvision's and timm's."""
 
 import pytest
 from PIL import Image
@@ -16,27 +16,27 @@ def write(root, *files):
         Image.new("RGB", (4, 4)).save(path)
 
 
-def pairs(root):
+def named_labels(root):
     source = open_source(f"folder:{root}", "val")
     names = [source.image_name(index) for index in range(len(source))]
     return {*zip(names, source.labels.tolist(), strict=True)}
 
 
-def test_sub_folders_are_read_as_torchvision_does(tmp_path):
+def test_subfolders_are_read_like_torchvision(tmp_path):
     write(tmp_path, "bee/1.png", "bee/deep/er/2.jpg", "ant/x.ppm", "ant/y/z.webp")
     theirs = datasets.ImageFolder(tmp_path / "val").samples
-    assert pairs(tmp_path) == {*theirs}
+    assert named_labels(tmp_path) == {*theirs}
     assert len(theirs) == 4
 
 
 @pytest.mark.parametrize("count", [10, 12])
-def test_folders_of_numbers_have_labels_where_both_libraries_agree(tmp_path, count):
+def test_numbered_folders_have_labels_if_both_libraries_agree(tmp_path, count):
     write(tmp_path, *(f"{number}/0.png" for number in range(count)))
     by_number = readers.find_images_and_targets(str(tmp_path / "val"))[0]
     as_text = datasets.ImageFolder(tmp_path / "val").samples
     if {*by_number} == {*as_text}:
-        assert pairs(tmp_path) == {*as_text}
+        assert named_labels(tmp_path) == {*as_text}
         return
-    assert count == 12  # of which torchvision takes 2 for class 4
+    assert count == 12  # torchvision takes "2" for class 4
     with pytest.raises(InputError, match="class '11' before '2'"):
-        pairs(tmp_path)
+        named_labels(tmp_path)

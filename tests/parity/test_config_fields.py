@@ -1,7 +1,6 @@
 """Every field of transformers' and timm's configs: read, idle, or refused.
 
-A field that the installed libraries have and no table here has fails the walk, so that
-somebody looks at what it changes.
+A new field of an installed library fails the walk, so that somebody looks at it.
 """
 
 import dataclasses
@@ -22,18 +21,18 @@ from imagepiece_jax.weights.transformers_config import (
     VISION_TYPES,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
+pytestmark = pytest.mark.filterwarnings("ignore")  # from transformers' saving
 
-# Fields of every configuration class: which head there is and what its logits mean.
+# Fields of every configuration class: the head, and the meaning of its logits.
 READ = {"architectures", "model_type", "id2label", "problem_type", *UNQUANTIZED_FIELDS}
-# Fields that change no output in evaluation, with another value than the default:
-# models of test_hub_folders have all of them.
+# {field that changes no output in evaluation: a value other than the default}, in all
+# models of test_hub_folders.
 IDLE = {
     "hidden_dropout_prob": 0.3,
     "attention_probs_dropout_prob": 0.3,
     "attention_dropout": 0.3,
     "drop_path_rate": 0.3,
-    # of training: of positions, masks and starting values
+    # training: positions, masks and starting values
     "pos_embed_shift": 0.3,
     "pos_embed_jitter": 1.5,
     "pos_embed_rescale": 1.5,
@@ -41,20 +40,20 @@ IDLE = {
     "initializer_range": 0.3,
     "initializer_factor": 2.0,
     "layerscale_value": 0.3,
-    # of a decoder of masked images, a pooler with tanh, feature maps of a backbone
+    # a decoder of masked images, a pooler with tanh, a backbone's feature maps
     "encoder_stride": 8,
     "pooler_act": "relu",
     "pooler_output_size": 8,
     "apply_layernorm": False,
     "reshape_hidden_states": False,
-    # of the text tower, which is not read
+    # the text tower, which is not read
     "logit_scale_init_value": 1.0,
-    # how it is computed
+    # the way of computing
     "chunk_size_feed_forward": 3,
     "output_hidden_states": True,
 }
-# What else changes no output, and takes no other value in a test: names, numbers of
-# tensors' shapes, and forms of outputs.
+# Other fields that change no output, without test values: names, tensors' shapes, and
+# forms of outputs.
 ALSO_IDLE = {"projection_dim", "label2id", "_name_or_path", "transformers_version"}
 ALSO_IDLE |= {"dtype", "return_dict", "output_attentions", "is_encoder_decoder"}
 ALSO_IDLE |= {"stage_names", "out_features", "out_indices", "text_config"}
@@ -104,7 +103,7 @@ def test_every_argument_of_timm_is_known(kind):
     for field in sorted(theirs & FIXED):
         with pytest.raises(InputError, match=f"model_args.{field}"):
             parse_config(timm_file(name, **{field: "x"}), {})
-    # Those of the other class are refused, too.
+    # The other class's arguments are refused, too.
     for field in sorted({*timm_config.PART_ARGUMENTS} - theirs):
         with pytest.raises(InputError, match=f"model_args.{field}"):
             parse_config(timm_file(name, **{field: 1}), {})
@@ -120,8 +119,8 @@ def timm_file(name, **arguments):
 READ_CFG = {"architecture", "tag", "input_size", "fixed_input_size", "interpolation"}
 READ_CFG |= {"crop_pct", "crop_mode", "mean", "std", "num_classes", "label_names"}
 READ_CFG |= {"label_descriptions", "label_offset"}
-# Where the weights are, and what is written about them; how timm changes a first
-# convolution or a head; sizes of timm's own validation (use_test_size).
+# The weights' place and description; timm's changes of a first convolution or a head;
+# sizes of timm's own validation (use_test_size).
 IDLE_CFG = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}
 IDLE_CFG |= {"custom_load", "pool_size", "test_pool_size", "first_conv", "classifier"}
 IDLE_CFG |= {"license", "description", "origin_url", "paper_name", "paper_ids", "notes"}

@@ -1,8 +1,8 @@
 """Families at full width and depth against timm.
 
-Random weights that make faults visible: small tokens at the first norm (its epsilon),
-MLPs that work where the kinds of GELU differ, LayerScale and positions of trained
-magnitude. Float32, with products of the highest precision.
+Random weights make faults visible: tokens at the first norm are small (its epsilon),
+MLPs work where kinds of GELU differ, and LayerScale and positions have trained
+magnitudes. Float32, with products in the highest precision.
 """
 
 import numpy as np
@@ -13,11 +13,11 @@ import torch
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import naming
 from tests.helpers import named_models
-from tests.helpers.parity_record import apart, noise, outputs, record, torched
+from tests.helpers.parity_record import distance, noise, record, run_tensors, run_torch
 from tools import originals
 
-# Family: (weights by timm's name, fields that differ from theirs). Where one size is
-# beyond a test's memory, width is whole and depth is not.
+# {family: (weights by timm's name, changed fields)}. Models beyond a test's memory have
+# their whole width and less depth.
 FAMILIES = {
     "DeiT": ("deit_tiny_patch16_224.fb_in1k", {}),
     "DeiT, distilled": ("deit_tiny_distilled_patch16_224.fb_in1k", {}),
@@ -41,8 +41,8 @@ ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
 CLOSE = 1e-4  # of the largest absolute value
 
 
-def randomized(model):
-    """`model` of timm with random weights; see the module."""
+def randomize(model):
+    """A timm model with random weights; see the module."""
     rng = torch.Generator().manual_seed(0)
     for name, leaf in model.named_parameters():
         noise = torch.randn(leaf.shape, generator=rng)
@@ -67,22 +67,22 @@ def randomized(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_tokens_are_timms(family):
+def test_logits_and_tokens_equal_timms(family):
     name, fields = FAMILIES[family]
     ours = create_model(named_models.config(name, num_classes=7, **fields))
     side = ours.config.image_size
     options = {"act_layer": ACTIVATIONS[ours.config.arch.gelu]}
     if ours.config.arch.mlp == "swiglu":
         options = {}
-    theirs = randomized(
+    theirs = randomize(
         timm.create_model(name, pretrained=False, num_classes=7, **options, **fields)
     )
     images = noise(2, side, side, 3)
     tensors = originals.memory(theirs)
-    found = outputs(ours, naming.with_timm_names(tensors), images)
+    out = run_tensors(ours, naming.with_timm_names(tensors), images)
     distances = [
-        apart(found.logits, torched(theirs, images)),
-        apart(found.tokens, torched(theirs.forward_features, images)),
+        distance(out.logits, run_torch(theirs, images)),
+        distance(out.tokens, run_torch(theirs.forward_features, images)),
     ]
     assert max(distances) < CLOSE
     parameters = sum(np.size(tensor) for tensor in tensors.values())

@@ -1,7 +1,7 @@
-"""Folders that transformers and timm write: nothing but the path is given.
+"""Folders written by transformers and timm load by their path alone.
 
-Models of tools/originals, reduced in width and depth, saved by their own package with
-their own image processor; float32 with the highest precision of products.
+Models of tools/originals, reduced in width and depth, are saved by their own package
+with its image processor. Float32, with products in the highest precision.
 """
 
 import functools
@@ -17,14 +17,14 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.head import PROBLEM_TYPES, PROJECTION
 from imagepiece_jax.weights import timm_config, transformers_config
 from tests.helpers import named_models
-from tests.helpers.parity_record import apart, computed, noise, torched
+from tests.helpers.parity_record import distance, noise, run_jax, run_torch
 from tests.parity.test_config_fields import IDLE
 from tools import originals
 from tools.originals import CLASSES, config
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
+pytestmark = pytest.mark.filterwarnings("ignore")  # from transformers' saving
 LABELS = {i: f"class {i}" for i in range(CLASSES)}
-EPS = 0.03  # far from every default, so that what is not read shows
+EPS = 0.03  # far from every default, so that an unread field shows
 SQUARE = {"height": originals.SIDE, "width": originals.SIDE}
 
 
@@ -36,18 +36,18 @@ def clip():
     )
 
 
-def embedding(model, x):
+def image_embedding(model, x):
     return model.visual_projection(model.vision_model(x).pooler_output)
 
 
-def made(name, **fields):
-    """A model of transformers, whose idle fields are far from their defaults."""
+def make_model(name, **fields):
+    """A transformers model with idle fields far from their defaults."""
     kind = getattr(transformers, name)
-    usual = kind.config_class().to_dict()
-    idle = {field: value for field, value in IDLE.items() if field in usual}
-    found = config(kind.config_class, **idle | fields)
-    assert {field: getattr(found, field) for field in idle} == idle
-    return kind(found)
+    fields_of_kind = kind.config_class().to_dict()
+    idle = {field: value for field, value in IDLE.items() if field in fields_of_kind}
+    model_config = config(kind.config_class, **idle | fields)
+    assert {field: getattr(model_config, field) for field in idle} == idle
+    return kind(model_config)
 
 
 LOGITS = originals.logits
@@ -55,31 +55,31 @@ POOLED = originals.pooler
 FIRST = originals.first_token
 MULTI = {"id2label": LABELS, "problem_type": "multi_label_classification"}
 GATED = {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"}
-# Fields of an image processor, and the crop, its mode and the filter that they say.
+# (fields of an image processor, their (crop, mode, filter))
 LINEAR = {}, (1.0, "squash", "bilinear")
 CUBIC = {}, (1.0, "squash", "bicubic")
 RESIZED = {"size": {"height": 20, "width": 20}}, (0.8, "squash", "bicubic")
 CROPPED = {"size": {"shortest_edge": 20}}, (0.8, "center", "bicubic")
 BY_LINEAR = CROPPED[0] | {"resample": 2}, (0.8, "center", "bilinear")
 CLASSIFIER = "ForImageClassification"
-of = functools.partial(functools.partial, made)
+of = functools.partial(functools.partial, make_model)
 VIT = of(f"ViT{CLASSIFIER}", id2label=LABELS, hidden_act="gelu_new", qkv_bias=False)
 DEIT = of(f"DeiT{CLASSIFIER}WithTeacher", id2label=LABELS, layer_norm_eps=EPS)
 DINOV2 = of("Dinov2Model", use_swiglu_ffn=True, layer_norm_eps=EPS)
 REGISTERS = "Dinov2WithRegistersModel"
 DINOV3 = "DINOv3ViTModel"
-# {name: model, its outputs, its image processor}
+# {name: (model, outputs, image processor, ..)}
 MODELS = {
     "vit": (VIT, LOGITS, "ViT", *LINEAR),
     "deit": (DEIT, LOGITS, "DeiT", *RESIZED),
     "vit, features": (of("ViTModel"), FIRST, "ViT", *LINEAR),
     "deit, features": (of("DeiTModel"), FIRST, "DeiT", *CUBIC),
-    # It reads the class token alone.
+    # This head reads the class token alone.
     "deit, head": (of(f"DeiT{CLASSIFIER}", id2label=LABELS), LOGITS, "DeiT", *CUBIC),
     "dinov2": (DINOV2, POOLED, "Bit", *CROPPED),
     "registers": (of(REGISTERS, hidden_act="quick_gelu"), POOLED, "Bit", *BY_LINEAR),
     "no registers": (of(REGISTERS, num_register_tokens=0), POOLED, "Bit", *CROPPED),
-    "clip": (lambda: transformers.CLIPModel(clip()), embedding, "CLIP", *CROPPED),
+    "clip": (lambda: transformers.CLIPModel(clip()), image_embedding, "CLIP", *CROPPED),
     "clip_vision": (of("CLIPVisionModel"), POOLED, "CLIP", *CROPPED),
     "dinov3": (of(DINOV3, rope_theta=50.0, **GATED), POOLED, "DINOv3ViT", *LINEAR),
     "dinov3, one bias": (
@@ -104,8 +104,8 @@ MODELS = {
 }
 
 
-def saved(name, path):
-    """(model, its outputs, its image processor) of MODELS, which both are saved."""
+def save_model(name, path):
+    """Save a model of MODELS and its processor: (model, outputs, processor)."""
     make, forward, kind, fields, _ = MODELS[name]
     model = originals.randomize(make())
     model.save_pretrained(path)
@@ -116,18 +116,18 @@ def saved(name, path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_folder(tmp_path, name):
-    model, forward, processor = saved(name, tmp_path)
+def test_a_folder_of_transformers_loads(tmp_path, name):
+    model, forward, processor = save_model(name, tmp_path)
     theirs = originals.run(lambda x: forward(model, x))
     vit = imagepiece_jax.load(tmp_path)
-    ours = computed(vit, originals.images()).logits
-    assert apart(ours, theirs) < 1e-5
+    ours = run_jax(vit, originals.images()).logits
+    assert distance(ours, theirs) < 1e-5
     assert vit.config.mean == pytest.approx(processor.image_mean)
     assert vit.config.std == pytest.approx(processor.image_std)
     crop, mode, interpolation = MODELS[name][-1]
     images = {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
-    wanted = Preprocessing(originals.SIDE, rule="transformers", **images)
-    assert vit.preprocessing == wanted
+    expected = Preprocessing(originals.SIDE, rule="transformers", **images)
+    assert vit.preprocessing == expected
     labels = name in ("vit", "deit", "deit, head", "siglip, head")
     problem_type = model.config.problem_type or PROBLEM_TYPES[0]
     if name == "clip":
@@ -137,7 +137,7 @@ def test_transformers_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", transformers_config.MODEL_TYPES)
-def test_what_a_config_leaves_out_is_as_in_transformers(kind):
+def test_a_configs_missing_fields_have_transformers_defaults(kind):
     ours = transformers_config.MODEL_TYPES[kind].defaults
     theirs = transformers.AutoConfig.for_model(kind).to_dict()
     assert ours == {field: theirs[field] for field in ours}
@@ -152,28 +152,28 @@ TIMM = {
 }
 
 
-def saved_by_timm(path, name, **arguments):
-    """(model, images, logits) of a random model of timm, which it saves for the hub."""
+def save_timm_model(path, name, **arguments):
+    """Save a random timm model for the hub: (model, images, logits)."""
     model = originals.randomize(timm.create_model(name, **arguments))
     images = noise(2, *model.patch_embed.img_size, 3)
-    theirs = torched(model, images).numpy()
+    theirs = run_torch(model, images).numpy()
     labels = [f"class {i}" for i in range(model.num_classes)]
     _hub.save_for_hf(model, path, {"label_names": labels}, safe_serialization=True)
     return model, images, theirs
 
 
-def agrees(path, images, theirs, **fields):
-    """The model that `load` makes, which computes the same."""
+def load_and_compare(path, images, theirs, **fields):
+    """Load a model, compare its logits, and return it."""
     vit = imagepiece_jax.load(path, **fields)
-    assert apart(computed(vit, images).logits, theirs) < 1e-5
+    assert distance(run_jax(vit, images).logits, theirs) < 1e-5
     return vit
 
 
-# Sizes that compile in a second, and what else a model is made with.
+# Sizes that compile in a second.
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
 IDLE_TIMM = {name: 0.3 for name in timm_config.IDLE_ARGUMENTS if name.endswith("_rate")}
 IDLE_TIMM |= {"weight_init": "jax", "fix_init": True, "qk_norm": False}
-# None is the class's own GELU and norm, not the architecture's.
+# None is the class's GELU and norm, not the architecture's.
 IDLE_TIMM |= {"act_layer": None, "norm_layer": None}
 PLAIN = "vit_tiny_patch16_224"
 BEIT3 = "beit3_base_patch16_224"
@@ -182,14 +182,14 @@ PARTS = dict(class_token=True, num_reg_tokens=2, no_embed_class=True, use_fc_nor
 ARGUMENTS = [
     (PLAIN, IDLE_TIMM),
     ("vit_base_patch16_clip_224", IDLE_TIMM),
-    # A VisionTransformer with norms of EVA-02's.
+    # A VisionTransformer with EVA-02's norms.
     (BEIT3, dict(global_pool="map", reg_tokens=2)),
     (BEIT3, dict(act_layer="quick_gelu", qkv_bias=False, init_values=0.1)),
     (PLAIN, dict(scale_attn_norm=True, scale_mlp_norm=True)),
-    # Their pools have an MLP of another ratio than their blocks.
+    # Their pools' MLPs have another ratio than their blocks'.
     ("vit_pe_core_gigantic_patch14_448", dict(img_size=28, embed_dim=48)),
     ("vit_pe_core_base_patch16_224", dict(mlp_ratio=3.0, embed_dim=48)),
-    # Their code says itself that the mean has no norm behind it.
+    # In their code no norm follows the mean.
     ("vit_small_patch16_lingbot", dict(global_pool="avg")),
     ("vit_small_patch16_rope_224", dict(global_pool="avg")),
     (EVA02, PARTS | dict(img_size=28, embed_dim=48, qkv_bias=False)),
@@ -201,46 +201,46 @@ ARGUMENTS = [
     (EVA02, dict(global_pool="map", img_size=28)),
     ("vit_giant_patch14_dinov2", dict(act_layer="silu", img_size=28)),
     ("vit_so400m_patch14_siglip_224", dict(img_size=28)),
-    # Published with QuickGELU, and with GELU by tanh: timm's constructor has neither.
+    # Published with QuickGELU and tanh GELU, which timm's constructor lacks.
     ("vit_base_patch16_clip_224.openai", dict(num_classes=512, global_pool="avg")),
     ("vit_base_patch16_siglip_224.webli", dict(num_classes=0)),
 ]
 
 
 @pytest.mark.parametrize("name, arguments", ARGUMENTS)
-def test_a_folder_of_a_model_with_arguments(tmp_path, name, arguments):
-    _, *expected = saved_by_timm(tmp_path, name, **TINY | arguments)
-    agrees(tmp_path, *expected)
+def test_a_timm_folder_with_arguments_loads(tmp_path, name, arguments):
+    _, *expected = save_timm_model(tmp_path, name, **TINY | arguments)
+    load_and_compare(tmp_path, *expected)
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_timms_folder(tmp_path, name):
-    model, images, theirs = saved_by_timm(tmp_path, name, **TIMM[name])
-    found = agrees(tmp_path, images, theirs)
+def test_a_timm_folder_loads(tmp_path, name):
+    model, images, theirs = save_timm_model(tmp_path, name, **TIMM[name])
+    vit = load_and_compare(tmp_path, images, theirs)
     cfg = model.pretrained_cfg
-    assert found.config.mean == tuple(cfg["mean"])
-    assert found.config.std == tuple(cfg["std"])
-    prepared = found.preprocessing
-    assert (prepared.crop, prepared.image_size) == (cfg["crop_pct"], images.shape[1])
-    assert prepared.interpolation == cfg["interpolation"]
+    assert vit.config.mean == tuple(cfg["mean"])
+    assert vit.config.std == tuple(cfg["std"])
+    shown = vit.preprocessing
+    assert (shown.crop, shown.image_size) == (cfg["crop_pct"], images.shape[1])
+    assert shown.interpolation == cfg["interpolation"]
     names = tuple(f"class {i}" for i in range(theirs.shape[1]))
-    assert found.class_names == names
+    assert vit.class_names == names
 
 
-# The model that these arguments make of vit_tiny_patch16_224.
+# vit_tiny_patch16_224 with these arguments, as a config.
 MADE = {"depth": 2, "embed_dim": 24, "num_heads": 3, "image_size": 32}
 
 
-def test_a_model_with_norms_behind_its_branches(tmp_path):
-    """Its tensors are those of EVA's other models, and no name here says so."""
+def test_a_model_with_post_norms_loads_by_a_config(tmp_path):
+    """Its tensors are like other EVA models', and its name is unknown."""
     name = "eva02_enormous_patch14_clip_224"
-    _, *expected = saved_by_timm(tmp_path, name, **TINY | {"img_size": 28})
+    _, *expected = save_timm_model(tmp_path, name, **TINY | {"img_size": 28})
     with pytest.raises(InputError, match="architecture is 'eva02_enormous_patch14_cl"):
         imagepiece_jax.load(tmp_path)
     fields = MADE | {"image_size": 28, "mlp_ratio": int(24 * 15360 / 1792) / 24}
     parts = {"post_norm": True, "pool": "token", "final_norm": True, "fc_norm": False}
     config = named_models.config("eva_giant_patch14_224", arch=parts, **fields)
-    agrees(tmp_path / "model.safetensors", *expected, config=config)
+    load_and_compare(tmp_path / "model.safetensors", *expected, config=config)
 
 
 POOLS = {
@@ -253,17 +253,17 @@ POOLS = {
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_pool_of_a_file_is_the_configs(tmp_path, pool):
     arguments = TINY | {"global_pool": pool, "fc_norm": False, "num_classes": 0}
-    _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
-    agrees(tmp_path, *expected)
+    _, *expected = save_timm_model(tmp_path, "vit_tiny_patch16_224", **arguments)
+    load_and_compare(tmp_path, *expected)
     fields = MADE | {"num_classes": 0} | POOLS[pool]
     config = named_models.config("vit_tiny_patch16_224", **fields)
-    agrees(tmp_path / "model.safetensors", *expected, config=config)
+    load_and_compare(tmp_path / "model.safetensors", *expected, config=config)
 
 
-def test_a_file_of_images_that_are_no_squares(tmp_path):
+def test_a_file_of_rectangular_images_loads(tmp_path):
     size = (4 * 16, 16 * 16)
     arguments = TINY | {"img_size": size}
-    _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
-    agrees(tmp_path, *expected)
+    _, *expected = save_timm_model(tmp_path, "vit_tiny_patch16_224", **arguments)
+    load_and_compare(tmp_path, *expected)
     config = named_models.config("vit_tiny_patch16_224", **MADE | {"image_size": size})
-    agrees(tmp_path / "model.safetensors", *expected, config=config)
+    load_and_compare(tmp_path / "model.safetensors", *expected, config=config)

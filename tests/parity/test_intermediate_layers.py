@@ -12,7 +12,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.helpers import named_models
-from tests.helpers.parity_record import apart, noise, torched
+from tests.helpers.parity_record import distance, noise, run_torch
 from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,7 +27,7 @@ LAYERS = [0, 2]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_layers_are_those_of_timm(name):
+def test_layers_equal_timms(name):
     arch = registry.model_config(name).arch
     patch = registry.model_config(name).patch_size
     size = (3 * patch, 6 * patch)
@@ -42,25 +42,25 @@ def test_layers_are_those_of_timm(name):
     tensors = originals.memory(theirs)
     variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)
-    tokens = torched(theirs.forward_features, images)
+    tokens = run_torch(theirs.forward_features, images)
     head = functools.partial(theirs.forward_head, pre_logits=True)
-    pooled = torched(lambda x: head(theirs.forward_features(x)), images)
+    pooled = run_torch(lambda x: head(theirs.forward_features(x)), images)
     read = functools.partial(theirs.get_intermediate_layers, n=LAYERS, reshape=True)
     for norm in (True, False):
         layers = functools.partial(read, return_prefix_tokens=True, norm=norm)
-        expected = torched(layers, images)
+        expected = run_torch(layers, images)
         with jax.default_matmul_precision("highest"):
             vit = Pretrained(ours, variables)
-            found = features(vit, images, layers=LAYERS, norm=norm)
+            maps = features(vit, images, layers=LAYERS, norm=norm)
         prefix = theirs.num_prefix_tokens
-        for layer, other in zip(found.layers, expected, strict=True):
-            patches, front = other if prefix else (other, tokens[:, :0])
-            close(layer.patches, patches.permute(0, 2, 3, 1))
-            close(layer.prefix, front)
-        close(found.patches.reshape(2, 18, -1), tokens[:, prefix:])
-        close(found.pooled, pooled)
+        for layer, timm_layer in zip(maps.layers, expected, strict=True):
+            patches, front = timm_layer if prefix else (timm_layer, tokens[:, :0])
+            assert_close(layer.patches, patches.permute(0, 2, 3, 1))
+            assert_close(layer.prefix, front)
+        assert_close(maps.patches.reshape(2, 18, -1), tokens[:, prefix:])
+        assert_close(maps.pooled, pooled)
 
 
-def close(ours, theirs):
-    assert not theirs.numel() or apart(ours, theirs) < 1e-4
+def assert_close(ours, theirs):
+    assert not theirs.numel() or distance(ours, theirs) < 1e-4
     assert ours.shape == theirs.shape

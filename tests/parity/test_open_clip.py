@@ -1,4 +1,4 @@
-"""Folders and files of OpenCLIP, against the features that it gives of images."""
+"""OpenCLIP's folders and files, against its image features."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import torch
 
 import imagepiece_jax
 from imagepiece_jax.weights import open_clip_config as ours
-from tests.helpers.parity_record import apart, computed, noise, torched
+from tests.helpers.parity_record import distance, noise, run_jax, run_torch
 from tests.helpers.refused_calls import refused
 from tools import originals
 
@@ -45,7 +45,7 @@ CASES = {
 }
 
 
-def made(vision, model):
+def make_clip(vision, model):
     trunk = "timm_model_name" in vision
     fields = {"image_size": 224, **vision} if trunk else {**VISION, **vision}
     # A trunk without a projection has its own width.
@@ -58,7 +58,7 @@ def made(vision, model):
     return config, originals.randomize(kind(**kwargs))
 
 
-def saved(folder, config, model, weights="open_clip_pytorch_model.bin"):
+def save_clip(folder, config, model, weights="open_clip_pytorch_model.bin"):
     folder.mkdir()
     images = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
     images |= {"interpolation": "bicubic", "resize_mode": "squash"}
@@ -66,17 +66,17 @@ def saved(folder, config, model, weights="open_clip_pytorch_model.bin"):
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     torch.save(model.state_dict(), folder / weights)
     images = noise(2, *model.visual.image_size, 3)
-    return images, torched(model.encode_image, images)
+    return images, run_torch(model.encode_image, images)
 
 
 def assert_agrees(vit, images, theirs):
-    assert apart(computed(vit, images).logits, theirs) < 3e-5
+    assert distance(run_jax(vit, images).logits, theirs) < 3e-5
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_folder_of_open_clip(tmp_path, case):
-    config, model = made(*CASES[case])
-    images, theirs = saved(tmp_path / "clip", config, model)
+def test_a_folder_of_open_clip_loads(tmp_path, case):
+    config, model = make_clip(*CASES[case])
+    images, theirs = save_clip(tmp_path / "clip", config, model)
     vit = imagepiece_jax.load(tmp_path / "clip")
     assert vit.model.config.mean == (0.4, 0.5, 0.6)
     assert vit.model.config.std == (0.2, 0.25, 0.3)
@@ -94,7 +94,7 @@ def test_a_folder_of_open_clip(tmp_path, case):
         ({"pool_type": "max"}, "vision_cfg.pool_type"),
     ],
 )
-def test_fields_that_no_model_here_has(vision, field):
+def test_unsupported_fields_are_named(vision, field):
     config = {"embed_dim": 5, "vision_cfg": VISION | vision, "text_cfg": TEXT}
     with refused(field):
         ours.parse_open_clip({"model_cfg": config})

@@ -1,7 +1,7 @@
-"""What config files leave open, or say elsewhere, against the libraries they are of.
+"""Open questions of config files, answered by their libraries.
 
-Small models of random weights; transformers' pipeline, timm's own transforms and its
-readers of checkpoints are the truth.
+Models are small, with random weights. The truth is transformers' pipeline, and timm's
+transforms and readers of checkpoints.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from timm.models import _hub, eva
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from tests.helpers.parity_record import apart, computed, noise, torched
+from tests.helpers.parity_record import distance, noise, run_jax, run_torch
 from tools import originals
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
+pytestmark = pytest.mark.filterwarnings("ignore")  # from transformers' saving
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 4, "img_size": 28}
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
 SMALL |= dict(intermediate_size=64, image_size=32, patch_size=8)
@@ -36,12 +36,12 @@ def picture(height, width):
     return Image.fromarray(pixels)
 
 
-def prepared(vit, image):
+def prepare_image(vit, image):
     pixels = vit.preprocessing(np.asarray(image))[None]
     return imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
 
 
-def scores(folder, image, **fields):
+def pipeline_scores(folder, image, **fields):
     pipe = transformers.pipeline("image-classification", model=str(folder), **fields)
     by_name = {row["label"]: row["score"] for row in pipe(image)}
     return [by_name[name] for name in LABELS.values()]
@@ -49,10 +49,10 @@ def scores(folder, image, **fields):
 
 @pytest.mark.parametrize("architectures", [["ViTModel"], None])
 @pytest.mark.parametrize("problem_type", [MULTI, "single_label_classification"])
-def test_a_head_has_its_labels_wherever_the_config_is_from(
+def test_a_head_has_its_labels_for_any_architectures_field(
     tmp_path, architectures, problem_type
 ):
-    """transformers names a classifier only where it saves the model itself."""
+    """transformers names a classifier only when it saves the model itself."""
     config = transformers.ViTConfig(
         **SMALL, id2label=LABELS, problem_type=problem_type, architectures=architectures
     )
@@ -62,18 +62,20 @@ def test_a_head_has_its_labels_wherever_the_config_is_from(
     processor.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     image = picture(32, 32)
-    theirs = scores(tmp_path, image, image_processor=processor)
+    theirs = pipeline_scores(tmp_path, image, image_processor=processor)
     vit = imagepiece_jax.load(tmp_path)
-    found = vit.config.head.probabilities(computed(vit, prepared(vit, image)).logits)[0]
+    probabilities = vit.config.head.probabilities(
+        run_jax(vit, prepare_image(vit, image)).logits
+    )[0]
     assert vit.class_names == (*LABELS.values(),)
-    np.testing.assert_allclose(found, theirs, atol=1e-3)
+    np.testing.assert_allclose(probabilities, theirs, atol=1e-3)
     torch.save(model.vit.state_dict(), tmp_path / "pytorch_model.bin")
     vit = imagepiece_jax.load(tmp_path)
     assert (vit.config.num_classes, vit.class_names) == (0, None)
 
 
 @pytest.mark.parametrize("problem_type", [None, MULTI, "regression"])
-def test_what_the_head_of_a_timm_wrapper_means(tmp_path, problem_type):
+def test_the_head_of_a_timm_wrapper(tmp_path, problem_type):
     images = timm.get_pretrained_cfg("vit_tiny_patch16_224").to_dict()
     images = {k: v for k, v in images.items() if v is not None}
     images["input_size"] = [3, 32, 32]
@@ -87,9 +89,9 @@ def test_what_the_head_of_a_timm_wrapper_means(tmp_path, problem_type):
     kind = transformers.TimmWrapperForImageClassification
     originals.randomize(kind(config)).save_pretrained(tmp_path)
     image = picture(50, 40)
-    theirs = scores(tmp_path, image)
+    theirs = pipeline_scores(tmp_path, image)
     vit = imagepiece_jax.load(tmp_path)
-    logits = computed(vit, prepared(vit, image)).logits
+    logits = run_jax(vit, prepare_image(vit, image)).logits
     if problem_type == "regression":
         np.testing.assert_allclose(logits[0], theirs, rtol=1e-3, atol=1e-3)
         with pytest.raises(InputError):
@@ -101,8 +103,8 @@ def test_what_the_head_of_a_timm_wrapper_means(tmp_path, problem_type):
 
 
 def test_a_timm_wrapper_without_a_head(tmp_path):
-    saved = originals.randomize(timm.create_model("test_vit"))
-    _hub.save_for_hf(saved, tmp_path / "timm", safe_serialization=True)
+    timm_model = originals.randomize(timm.create_model("test_vit"))
+    _hub.save_for_hf(timm_model, tmp_path / "timm", safe_serialization=True)
     path = tmp_path / "timm" / "config.json"
     config = json.loads(path.read_text())
     del config["model_args"]  # as on the hub
@@ -110,9 +112,9 @@ def test_a_timm_wrapper_without_a_head(tmp_path):
     model = transformers.AutoModel.from_pretrained(tmp_path / "timm").eval()
     model.save_pretrained(tmp_path / "wrapper")
     images = noise(2, 160, 160, 3)
-    theirs = torched(lambda x: model(x).pooler_output, images)
+    theirs = run_torch(lambda x: model(x).pooler_output, images)
     vit = imagepiece_jax.load(tmp_path / "wrapper")
-    assert apart(computed(vit, images).pooled, theirs) < 1e-5
+    assert distance(run_jax(vit, images).pooled, theirs) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -122,25 +124,25 @@ def test_a_timm_wrapper_without_a_head(tmp_path):
         ("vit_small_patch16_dinov3", {}),
     ],
 )
-def test_images_of_a_model_of_flexible_size(tmp_path, name, arguments):
-    """They are of input_size, and positions are those of img_size."""
+def test_a_flexible_models_images_have_input_size(tmp_path, name, arguments):
+    """Images have input_size, and positions img_size."""
     size = {"img_size": 64, "num_classes": 5}
     model = originals.randomize(timm.create_model(name, **TINY | size | arguments))
     data = {"input_size": (3, 96, 96)}
     _hub.save_for_hf(model, tmp_path, safe_serialization=True, data_config=data)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    transform = create_transform(**resolve_model_data_config(again))
+    timm_model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(timm_model))
     image = picture(120, 150)
     with torch.no_grad():
-        theirs = again(transform(image)[None])
+        theirs = timm_model(transform(image)[None])
     vit = imagepiece_jax.load(tmp_path)
     assert (vit.image_size, vit.origin.image_size) == (96, 64)
-    assert apart(computed(vit, prepared(vit, image)).logits, theirs) < 1e-5
+    assert distance(run_jax(vit, prepare_image(vit, image)).logits, theirs) < 1e-5
     assert imagepiece_jax.load(tmp_path, image_size=32).image_size == 32
 
 
-def test_a_gated_mlp_that_no_config_names(tmp_path):
-    """UNI2-h's and H0-mini's config.json with the remedy of docs/weight_files.md."""
+def test_an_unnamed_gated_mlp_loads_by_a_config(tmp_path):
+    """UNI2-h's and H0-mini's config.json, with docs/weight_files.md's remedy."""
     arguments = {"mlp_ratio": 5.33334, "reg_tokens": 8, "no_embed_class": True}
     arguments |= TINY | {"patch_size": 14, "init_values": 1e-5, "num_classes": 0}
     layers = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU}
@@ -154,21 +156,21 @@ def test_a_gated_mlp_that_no_config_names(tmp_path):
     config = imagepiece_jax.read_config(tmp_path).with_arch(mlp="swiglu")
     vit = imagepiece_jax.load(tmp_path, config=config)
     pixels = noise(2, 28, 28, 3)
-    assert apart(computed(vit, pixels).pooled, torched(model, pixels)) < 1e-5
+    assert distance(run_jax(vit, pixels).pooled, run_torch(model, pixels)) < 1e-5
 
 
-def authors(model, renamed):
-    """A state dict of timm's by the names of a model's authors."""
+def authors_tensors(model, renamed):
+    """A timm model's state dict under its authors' names."""
     tensors = {}
     for name, tensor in model.state_dict().items():
-        for theirs, of_authors in renamed.items():
-            name = name.replace(theirs, of_authors)
+        for timm_name, authors_name in renamed.items():
+            name = name.replace(timm_name, authors_name)
         tensors[name] = tensor
     return tensors
 
 
 def small_config(name, model):
-    """The config of a public name in the sizes of a small model."""
+    """A public name's config in a small model's sizes."""
     hidden = model.blocks[0].mlp.fc2.in_features
     config = dataclasses.replace(
         imagepiece_jax.read_config(name),
@@ -182,11 +184,11 @@ def small_config(name, model):
 
 @pytest.mark.parametrize("lm_head", [True, False])
 def test_eva02s_pretrained_file(tmp_path, lm_head):
-    """Its last norm is that of the pooled vector, as timm's own reader takes it."""
+    """Its last norm is the pooled vector's, like in timm's reader."""
     name = "eva02_tiny_patch14_224.mim_in22k"
     model = originals.randomize(timm.create_model(name, **TINY))
     renamed = {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2", "mlp.fc2": "mlp.w3"}
-    file = authors(model, renamed | {"fc_norm": "norm"})
+    file = authors_tensors(model, renamed | {"fc_norm": "norm"})
     file["mask_token"] = torch.ones(1, 1, 48)
     if lm_head:
         file |= {"lm_head.weight": torch.ones(9, 48), "lm_head.bias": torch.ones(9)}
@@ -194,15 +196,15 @@ def test_eva02s_pretrained_file(tmp_path, lm_head):
     torch.save({"model": file}, tmp_path / "w.pt")
     vit = imagepiece_jax.load(tmp_path / "w.pt", config=small_config(name, model))
     images = noise(2, 28, 28, 3)
-    assert apart(computed(vit, images).pooled, torched(model, images)) < 1e-5
+    assert distance(run_jax(vit, images).pooled, run_torch(model, images)) < 1e-5
 
 
 def test_dinov3s_biases_that_are_zero(tmp_path):
-    """timm's distilled models have none; test_naming_rope has other numbers."""
+    """timm's distilled models have no such biases; test_naming_rope tests others."""
     name = "vit_small_patch16_dinov3.lvd1689m"
     model = originals.randomize(timm.create_model(name, **TINY | {"img_size": 32}))
     renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
-    file = authors(model, renamed | {"reg_token": "storage_tokens"})
+    file = authors_tensors(model, renamed | {"reg_token": "storage_tokens"})
     mask = torch.ones(3, 48)
     mask[1] = 0
     for block in range(2):
@@ -211,4 +213,4 @@ def test_dinov3s_biases_that_are_zero(tmp_path):
     torch.save(file, tmp_path / "w.pth")
     vit = imagepiece_jax.load(tmp_path / "w.pth", config=small_config(name, model))
     images = noise(2, 32, 32, 3)
-    assert apart(computed(vit, images).pooled, torched(model, images)) < 1e-5
+    assert distance(run_jax(vit, images).pooled, run_torch(model, images)) < 1e-5

@@ -1,4 +1,4 @@
-"""Crops of evaluation, pixel by pixel, against timm's and transformers' own."""
+"""Evaluation crops, pixel by pixel, against timm's and transformers'."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ def picture(height, width):
         ((31, 32), 0.875, "squash"),
     ],
 )
-def test_timms_crops(shape, interpolation, size, crop, mode):
+def test_crops_equal_timms(shape, interpolation, size, crop, mode):
     theirs = create_transform(
         (3, *image_sides(size)),
         crop_pct=crop,
@@ -53,13 +53,13 @@ def test_timms_crops(shape, interpolation, size, crop, mode):
         std=(1, 1, 1),
     )
     image = picture(*shape)
-    wanted = theirs(Image.fromarray(image)).numpy().transpose(1, 2, 0) * 255
+    expected = theirs(Image.fromarray(image)).numpy().transpose(1, 2, 0) * 255
     ours = Preprocessing(size, crop=crop, crop_mode=mode, interpolation=interpolation)
-    np.testing.assert_allclose(ours(image), wanted, atol=1e-3)
+    np.testing.assert_allclose(ours(image), expected, atol=1e-3)
 
 
 def test_every_name_has_timms_crop():
-    """Also without a tag, where all weights of the architecture have one."""
+    """Also without a tag, if all weights of the architecture share a crop."""
     names = public_weights()
     for name in registry.public_models():
         with contextlib.suppress(InputError):
@@ -76,8 +76,8 @@ def test_every_name_has_timms_crop():
 
 SIDE = 32
 SQUARE = {"height": SIDE, "width": SIDE}
-# {image processor of transformers: its arguments}. Odd differences of sizes leave half
-# a pixel in front of the crop.
+# {transformers' image processor: arguments}. Odd size differences leave half a pixel
+# before the crop.
 PROCESSORS = {
     "ViT": {"size": SQUARE},
     "DeiT": {"size": {"height": 37, "width": 37}, "crop_size": SQUARE},
@@ -86,50 +86,50 @@ PROCESSORS = {
     "Siglip": {"size": SQUARE},
     "DINOv3ViT": {"size": SQUARE},
 }
-# Pixels in front of the crop are 1, 2 and 3 modulo 4 among them, as are their halves.
+# Pixels before the crop, and their halves, include 1, 2 and 3 modulo 4.
 ODD = ((61, 43), (43, 61), (97, 131), (131, 97), (37, 37), (32, 32), (32, 35), (39, 32))
 ODD += ((19, 240), (240, 19), (200, 201), (113, 64), (64, 115), (64, 117), (29, 31))
 # Gray levels: torchvision keeps 15 bits of a filter's weights, Pillow 22, and each of
-# two passes rounds. DINOv3's is not rounded at all.
+# two passes rounds. DINOv3's processor does not round.
 ROUNDING = 2
 
 
-def of_size(config, size):
-    """The Preprocessing of a config, for images of another size."""
+def resized_preprocessing(config, size):
+    """A config's Preprocessing for another image size."""
     return dataclasses.replace(config.preprocessing, image_size=size)
 
 
 def noise(height, width):
-    """An image in which one pixel to the side is another image."""
+    """A noise image, so a shift by one pixel shows."""
     rng = np.random.default_rng(height * width)
     return rng.integers(0, 256, (height, width, 3), np.uint8)
 
 
-def pixels(processor, image):
-    """[H, W, 3] from 0 to 255."""
-    made = processor(Image.fromarray(image), return_tensors="np", do_normalize=False)
-    return made.pixel_values[0].transpose(1, 2, 0) * 255
+def processor_pixels(processor, image):
+    """A processor's pixels, [H, W, 3] from 0 to 255."""
+    outputs = processor(Image.fromarray(image), return_tensors="np", do_normalize=False)
+    return outputs.pixel_values[0].transpose(1, 2, 0) * 255
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_transformers_processors(tmp_path, name):
-    made = getattr(transformers, f"{name}ImageProcessor")(**PROCESSORS[name])
-    made.save_pretrained(tmp_path)
+def test_pixels_equal_transformers_processors(tmp_path, name):
+    saved_processor = getattr(transformers, f"{name}ImageProcessor")(**PROCESSORS[name])
+    saved_processor.save_pretrained(tmp_path)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert processor.backend == "torchvision"
     file = json.loads((tmp_path / "preprocessor_config.json").read_text())
     config = parse_config({"model_type": "vit"}, file).config
-    ours = of_size(config, SIDE)
+    ours = resized_preprocessing(config, SIDE)
     for shape in ODD:
         image = noise(*shape)
-        wanted = pixels(processor, image)
-        np.testing.assert_allclose(ours(image), wanted, atol=ROUNDING, rtol=0)
+        expected = processor_pixels(processor, image)
+        np.testing.assert_allclose(ours(image), expected, atol=ROUNDING, rtol=0)
     assert config.mean == pytest.approx(np.broadcast_to(processor.image_mean, 3))
     assert config.std == pytest.approx(np.broadcast_to(processor.image_std, 3))
 
 
 @pytest.mark.parametrize("name", transformers_config.PROCESSOR_DEFAULTS)
-def test_what_a_processor_leaves_out_is_as_in_transformers(name):
+def test_a_processors_missing_fields_have_transformers_defaults(name):
     processor = getattr(transformers, f"{name}ImageProcessor")()
     read = transformers_config.PROCESSOR_DEFAULTS[name]
     for field, ours in read.items():
@@ -144,13 +144,13 @@ def test_what_a_processor_leaves_out_is_as_in_transformers(name):
 # Fields of image processors that change no pixel of an RGB image.
 UNREAD = {
     "do_convert_rgb",  # images are RGB here
-    "pad_size",  # of do_pad, which is refused
+    "pad_size",  # belongs to do_pad, which is refused
     "data_format",
     "input_data_format",
     "device",
     "return_tensors",
     "disable_grouping",
-    "image_seq_length",  # of language models
+    "image_seq_length",  # for language models
 }
 KINDS = {
     "vit": "ViT",
@@ -162,19 +162,19 @@ KINDS = {
 }
 
 
-def test_a_file_that_names_no_processor_has_that_of_its_model():
+def test_a_file_without_a_processors_name_has_its_models():
     names = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES
     for kind, name in KINDS.items():
         assert names[kind]["torchvision"] == f"{name}ImageProcessor"
         plain = {"do_resize": True, "size": 20, "do_center_crop": False}
         if not transformers_config.PROCESSOR_DEFAULTS[name]["default_to_square"]:
             plain["size"] = {"height": 20, "width": 20}
-        found = parse_config({"model_type": kind}, plain)
+        described = parse_config({"model_type": kind}, plain)
         theirs = getattr(transformers, f"{name}ImageProcessor")()
-        assert found.config.mean == pytest.approx(theirs.image_mean)
+        assert described.config.mean == pytest.approx(theirs.image_mean)
 
 
-# Fields of random files; size is drawn with them.
+# Fields of random files; size is drawn, too.
 CHOICES = {
     "crop_size": (24, {"height": 24, "width": 24}, [31, 31]),
     "do_center_crop": (True, False, None),
@@ -197,33 +197,33 @@ SIZES += ({"longest_edge": 24}, {"max_height": 24, "max_width": 24}, None)
 
 
 def test_random_files_give_transformers_pixels_or_are_refused():
-    draw = random.Random(0)
-    equal = 0
-    refused = 0
+    rng = random.Random(0)
+    num_equal = 0
+    num_refused = 0
     for number in range(300):
-        name = draw.choice([*PROCESSORS])
+        name = rng.choice([*PROCESSORS])
         file = {"image_processor_type": f"{name}ImageProcessor"}
-        if size := draw.choice(SIZES):
+        if size := rng.choice(SIZES):
             file["size"] = size
-        for field in draw.sample([*CHOICES], draw.randint(0, 4)):
-            file[field] = draw.choice(CHOICES[field])
-        image = noise(draw.randint(17, 90), draw.randint(17, 90))
+        for field in rng.sample([*CHOICES], rng.randint(0, 4)):
+            file[field] = rng.choice(CHOICES[field])
+        image = noise(rng.randint(17, 90), rng.randint(17, 90))
         try:
-            found = parse_config({"model_type": "vit"}, file)
+            described = parse_config({"model_type": "vit"}, file)
         except InputError:
-            refused += 1
+            num_refused += 1
             continue
         processor = getattr(transformers, f"{name}ImageProcessor").from_dict(file)
-        made = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
-        side = made.shape[1]
-        mean = found.config.mean
-        std = found.config.std
-        if not found.config.preprocessing.resizes:
+        outputs = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
+        side = outputs.shape[1]
+        mean = described.config.mean
+        std = described.config.std
+        if not described.config.preprocessing.resizes:
             side = image.shape[:2]
-        ours = of_size(found.config, side)(image)
-        theirs = 255 * (made.transpose(1, 2, 0) * np.array(std) + np.array(mean))
+        ours = resized_preprocessing(described.config, side)(image)
+        theirs = 255 * (outputs.transpose(1, 2, 0) * np.array(std) + np.array(mean))
         np.testing.assert_allclose(
             ours, theirs, atol=ROUNDING + 1e-3, rtol=0, err_msg=f"{number}: {file}"
         )
-        equal += 1
-    assert equal > 50 and refused > 50
+        num_equal += 1
+    assert num_equal > 50 and num_refused > 50

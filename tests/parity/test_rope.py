@@ -1,6 +1,6 @@
-"""DINOv3, EVA02 and their kin at full width against timm.
+"""DINOv3, EVA02 and related models at full width against timm.
 
-Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py).
+Weights are random; their magnitude lets no fault hide (tools/fixtures.py).
 """
 
 import chex
@@ -13,12 +13,12 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import naming
 from tests.helpers import named_models
-from tests.helpers.parity_record import apart, noise, outputs, record, torched
-from tests.weights.test_naming_rope import eva, own
+from tests.helpers.parity_record import distance, noise, record, run_tensors, run_torch
+from tests.weights.test_naming_rope import dinov3_file, eva_file
 from tools import fixtures, originals
 
 ALLOWED = 1e-4  # of the largest value
-# Models by timm's names, and images that are not of their published size.
+# {timm's name: another image size than the published one, or None}
 MODELS = {
     "vit_small_patch16_dinov3.lvd1689m": None,
     "vit_small_patch16_dinov3_qkvb.lvd1689m": (224, 160),
@@ -36,7 +36,7 @@ MODELS = {
     "vit_pe_core_tiny_patch16_384.fb": None,
 }
 
-FAMILIES = {  # by a part of their names
+FAMILIES = {  # {part of a name: family}
     "dinov3": "DINOv3",
     "lingbot": "LingBot",
     "eva02": "EVA-02",
@@ -46,7 +46,7 @@ FAMILIES = {  # by a part of their names
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_and_features_are_timms(name):
+def test_logits_and_features_equal_timms(name):
     size = MODELS[name] or registry.model_config(name).image_size
     theirs = timm.create_model(
         name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
@@ -56,12 +56,12 @@ def test_logits_and_features_are_timms(name):
     raw = originals.memory(theirs)
     tensors = naming.with_timm_names(raw)
     pixels = noise(2, *image_sides(size), 3)
-    features = torched(theirs.forward_features, pixels)
-    logits = torched(theirs, pixels)
-    out = outputs(ours, tensors, pixels)
+    features = run_torch(theirs.forward_features, pixels)
+    logits = run_torch(theirs, pixels)
+    out = run_tensors(ours, tensors, pixels)
     distances = {
-        "logits": apart(out.logits, logits),
-        "tokens": apart(out.tokens, features),
+        "logits": distance(out.logits, logits),
+        "tokens": distance(out.tokens, features),
     }
     record(
         family=next(family for part, family in FAMILIES.items() if part in name),
@@ -70,41 +70,41 @@ def test_logits_and_features_are_timms(name):
         **distances,
     )
     assert max(distances.values()) < ALLOWED / 10
-    back = naming.pack_for_timm(tensors, ours.config.arch, name.partition(".")[0])
-    chex.assert_trees_all_equal(back, raw)
+    packed = naming.pack_for_timm(tensors, ours.config.arch, name.partition(".")[0])
+    chex.assert_trees_all_equal(packed, raw)
 
 
 @pytest.mark.parametrize("new", [(224, 224), (280, 168)])
-def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
+def test_positions_are_resized_like_timm(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
     fixtures.randomize_model(theirs.eval())
     tensors = naming.with_timm_names(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
-    out = outputs(
+    out = run_tensors(
         create_model(named_models.config(name, image_size=new)), tensors, pixels
     )
-    assert apart(out.logits, torched(theirs, pixels)) < ALLOWED
+    assert distance(out.logits, run_torch(theirs, pixels)) < ALLOWED
 
 
 @pytest.mark.parametrize(
-    "name, renamed",
+    "name, rename",
     [
-        ("vit_small_patch16_dinov3_qkvb", own),
-        ("vit_small_plus_patch16_dinov3_qkvb", own),
-        ("eva02_base_patch16_clip_224", eva),
+        ("vit_small_patch16_dinov3_qkvb", dinov3_file),
+        ("vit_small_plus_patch16_dinov3_qkvb", dinov3_file),
+        ("eva02_base_patch16_clip_224", eva_file),
         ("eva02_base_patch16_clip_224", lambda tensors: tensors),
     ],
 )
-def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed):
+def test_authors_names_are_read_like_by_timm(name, rename):
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     model = timm.create_model(name, pretrained=False, **size)
     fixtures.randomize_model(model)
-    theirs = renamed(originals.memory(model))
+    theirs = rename(originals.memory(model))
     tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)
     assert by_timm.keys() == model.state_dict().keys()
-    want = naming.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
-    got = naming.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
-    chex.assert_trees_all_equal(got, want)
+    expected = naming.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
+    actual = naming.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
+    chex.assert_trees_all_equal(actual, expected)

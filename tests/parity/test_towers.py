@@ -1,4 +1,4 @@
-"""Exported towers in onnxruntime, by name against the outputs of their own library."""
+"""Exported towers in onnxruntime, by output name against their own library."""
 
 import json
 
@@ -12,23 +12,23 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.exporters.export import export
 from tests.parity import test_open_clip
-from tests.parity.test_hub_folders import LABELS, clip, made, saved
+from tests.parity.test_hub_folders import LABELS, clip, make_model, save_model
 from tools import client_pixels, originals
 from tools.originals import CLASSES
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
+pytestmark = pytest.mark.filterwarnings("ignore")  # from transformers' saving
 PROCESSOR = transformers.CLIPImageProcessor(
     size={"shortest_edge": originals.SIDE}, crop_size=originals.SIDE
 )
 
 
-def outputs(model, x):
+def named_outputs(model, x):
     if not hasattr(model, "text_model"):
         return model(x)
-    found = model.vision_model(x)
+    outputs = model.vision_model(x)
     if hasattr(model, "visual_projection"):
-        found["image_embeds"] = model.visual_projection(found.pooler_output)
-    return found
+        outputs["image_embeds"] = model.visual_projection(outputs.pooler_output)
+    return outputs
 
 
 VISION = "onnx/vision_model.onnx"
@@ -44,19 +44,22 @@ TOWERS = {
         *(VISION, STATES),
     ),
     "CLIP with a projection": (
-        lambda: made(CLIP_WITH, projection_dim=CLASSES),
+        lambda: make_model(CLIP_WITH, projection_dim=CLASSES),
         *(VISION, ["image_embeds"]),
     ),
-    "CLIP without one": (lambda: made("CLIPVisionModel"), OTHER, STATES),
-    "DINOv2": (lambda: made("Dinov2Model"), OTHER, STATES),
-    "DINOv3": (lambda: made("DINOv3ViTModel"), OTHER, STATES),
-    "a classifier": (lambda: made(CLASSIFIER, id2label=LABELS), OTHER, ["logits"]),
-    "without names": (lambda: made(CLASSIFIER, num_labels=3), OTHER, ["logits"]),
+    "CLIP without one": (lambda: make_model("CLIPVisionModel"), OTHER, STATES),
+    "DINOv2": (lambda: make_model("Dinov2Model"), OTHER, STATES),
+    "DINOv3": (lambda: make_model("DINOv3ViTModel"), OTHER, STATES),
+    "a classifier": (
+        lambda: make_model(CLASSIFIER, id2label=LABELS),
+        *(OTHER, ["logits"]),
+    ),
+    "without names": (lambda: make_model(CLASSIFIER, num_labels=3), OTHER, ["logits"]),
 }
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_a_graph_has_the_outputs_of_transformers(tmp_path, name):
+def test_a_graph_has_transformers_outputs(tmp_path, name):
     make, file, names = TOWERS[name]
     model = originals.randomize(make())
     model.save_pretrained(tmp_path / "model")
@@ -66,7 +69,7 @@ def test_a_graph_has_the_outputs_of_transformers(tmp_path, name):
     assert out == tmp_path / "out" / file
     texts = ((tmp_path / at / "config.json").read_text() for at in ("model", "out"))
     configs = [json.loads(text) for text in texts]
-    for config in configs:  # the fields of a classifier are those of the model
+    for config in configs:  # a classifier's fields come from the model
         config.pop("label2id", None)
         config.pop("problem_type", None)
     assert configs[0] == configs[1]
@@ -75,24 +78,24 @@ def test_a_graph_has_the_outputs_of_transformers(tmp_path, name):
     ours = session.run(names, {"pixel_values": images})
     assert len(session.get_outputs()) == len(names)
     with torch.no_grad():
-        theirs = outputs(model, torch.from_numpy(images))
+        theirs = named_outputs(model, torch.from_numpy(images))
     for output, array in zip(names, ours, strict=True):
         np.testing.assert_allclose(array, theirs[output].numpy(), rtol=0, atol=1e-5)
 
 
-def test_a_folder_that_save_wrote_has_a_config_of_transformers(tmp_path):
-    saved("dinov2", tmp_path / "model")
+def test_a_saved_folder_exports_a_config_of_transformers(tmp_path):
+    save_model("dinov2", tmp_path / "model")
     vit = imagepiece_jax.load(tmp_path / "model")
-    again = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
-    export(again, tmp_path / "out", layout="transformers")
-    found = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (found["model_type"], found["hidden_size"]) == ("vit", originals.WIDTH)
+    saved_vit = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
+    export(saved_vit, tmp_path / "out", layout="transformers")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["hidden_size"]) == ("vit", originals.WIDTH)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
-def test_a_tower_of_open_clip(tmp_path, mode):
-    content, model = test_open_clip.made({}, {"quick_gelu": True})
-    test_open_clip.saved(tmp_path / "clip", content, model)
+def test_a_tower_of_open_clip_has_its_vectors(tmp_path, mode):
+    content, model = test_open_clip.make_clip({}, {"quick_gelu": True})
+    test_open_clip.save_clip(tmp_path / "clip", content, model)
     file = tmp_path / "clip" / "open_clip_config.json"
     content = json.loads(file.read_text())
     content["preprocess_cfg"] |= {"resize_mode": mode, "interpolation": "bilinear"}

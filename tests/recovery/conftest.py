@@ -19,7 +19,7 @@ def better(vit):
 
 @pytest.fixture
 def useless(monkeypatch):
-    """Every learning rate is far too high."""
+    """Make every learning rate far too high."""
     monkeypatch.setattr(recovery_step, "REFERENCE_LR", 1e6)
 
 

@@ -1,4 +1,4 @@
-"""Recovery: what is learned, what is reported, and what is refused."""
+"""Recovery: learned values, reports and errors."""
 
 import dataclasses
 import json
@@ -37,28 +37,28 @@ from tests.helpers.rounding import assert_close
 pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
 
 
-def test_the_loss_falls_and_the_model_stays_the_same_model(vit, better):
+def test_the_loss_falls_and_only_some_values_change(vit, better):
     (report,) = better.recovery.variants
     assert report.changed
     assert report.after < 0.8 * report.before
     assert report.interval[1] < 0
     assert (better.model, better.reduction) == (vit.model, vit.reduction)
     chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
-    both = [
+    params_of_both = [
         recovery_record.flatten_params(x.variables["params"]) for x in (better, vit)
     ]
     for name in ("pos_embed", "blocks_1/mlp/fc1/kernel"):
-        np.testing.assert_array_equal(*(params[name] for params in both))
-    scales = [params["blocks_1/norm1/scale"] for params in both]
+        np.testing.assert_array_equal(*(params[name] for params in params_of_both))
+    scales = [params["blocks_1/norm1/scale"] for params in params_of_both]
     assert np.any(scales[0] != scales[1])
 
 
-def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
+def test_the_report_has_metrics_of_held_out_images(vit, better):
     (report,) = better.recovery.variants
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
     dense = held_out_logits(vit.with_reduction(None))
     logits = [held_out_logits(vit), held_out_logits(better)]
-    before, after = (slow_kl(dense, each) for each in logits)
+    before, after = (slow_kl(dense, row) for row in logits)
     assert [step for step, _ in report.curve] == [0, 4, 40]
     means = [value for _, value in report.curve]
     assert means[0] == report.before == report.off_the_shelf
@@ -67,24 +67,24 @@ def test_the_report_has_the_figures_of_the_images_held_out(vit, better):
     assert report.after == pytest.approx(after.mean(), rel=1e-4)
     change = statistics.mean_difference(after, before)
     assert report.interval == pytest.approx(change[1:], abs=1e-4 * before.mean())
-    same = [100 * np.mean(each.argmax(-1) == dense.argmax(-1)) for each in logits]
-    assert report.agreement == pytest.approx(same)
+    agreement = [100 * np.mean(row.argmax(-1) == dense.argmax(-1)) for row in logits]
+    assert report.agreement == pytest.approx(agreement)
     assert (report.scenes, report.lr) == (16, pytest.approx(0.002 * 0.5**0.5))
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(vit):
+def test_equal_seeds_give_equal_bits(vit):
     first = run_recovery(vit)
     second = run_recovery(vit)
     chex.assert_trees_all_equal(first.variables, second.variables)
-    one, two, other = (
-        each.recovery.variants[0].curve
-        for each in (first, second, run_recovery(vit, seed=1))
+    first_curve, second_curve, other_curve = (
+        recovered.recovery.variants[0].curve
+        for recovered in (first, second, run_recovery(vit, seed=1))
     )
-    assert one == two != other
+    assert first_curve == second_curve != other_curve
 
 
 def small_recovery():
-    """A recovery of some steps."""
+    """A recovery of a few steps."""
     return run_recovery(reduced_model())
 
 
@@ -100,9 +100,9 @@ np.savez(sys.argv[1], *leaves, curve=better.recovery.variants[0].curve)
 
 
 @pytest.mark.slow
-def test_other_processes_and_devices_recover_the_same(tmp_path):
-    """One device gives the same bits; several sum in another order."""
-    cache = stored_programs.of_processes(tmp_path / "cache")
+def test_recovery_is_equal_in_other_processes_and_on_more_devices(tmp_path):
+    """One device gives equal bits; several devices sum in another order."""
+    cache = stored_programs.shared_folder(tmp_path / "cache")
     processes = {}
     for devices in (1, 4):
         environment = small_runs.environment(cache, devices, quick=True)
@@ -111,59 +111,59 @@ def test_other_processes_and_devices_recover_the_same(tmp_path):
     here = small_recovery()
     assert forked_processes.statuses(processes.values(), timeout=300) == [0, 0]
     curve = np.array(here.recovery.variants[0].curve)
-    found = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
-    np.testing.assert_array_equal(found[1]["curve"], curve)
-    for place, leaf in enumerate(jax.tree.leaves(here.variables)):
-        np.testing.assert_array_equal(found[1][f"arr_{place}"], leaf)
-    elsewhere = found[4]["curve"]
+    arrays = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
+    np.testing.assert_array_equal(arrays[1]["curve"], curve)
+    for number, leaf in enumerate(jax.tree.leaves(here.variables)):
+        np.testing.assert_array_equal(arrays[1][f"arr_{number}"], leaf)
+    elsewhere = arrays[4]["curve"]
     np.testing.assert_array_equal(elsewhere[:, 0], curve[:, 0])
-    # Each step of learning widens what the one before rounds.
+    # Every step enlarges earlier rounding.
     assert_close(elsewhere[:, 1], curve[:, 1], units=2**13)
-    # It learns, so that an equal curve says something.
+    # The loss changes, so equal curves say something.
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
 
 @pytest.mark.usefixtures("useless")
-def test_where_nothing_is_better_the_weights_come_back(vit):
-    lost = run_recovery(vit)
-    (report,) = lost.recovery.variants
+def test_a_useless_recovery_returns_the_weights(vit):
+    recovered = run_recovery(vit)
+    (report,) = recovered.recovery.variants
     assert not report.changed
     assert report.after == report.before
     assert report.agreement[0] == report.agreement[1]
-    chex.assert_trees_all_equal(lost.variables, vit.variables)
+    chex.assert_trees_all_equal(recovered.variables, vit.variables)
 
 
-def test_a_dense_model_learns_on_from_the_costs_that_it_has():
+def test_a_dense_model_continues_from_its_recovered_costs():
     better = made_up_recoveries.recovered(tiny_vit.pretrained(None), reductions=(0.5,))
-    forms = recover.list_students(better, better.with_reduction(None))
-    assert [form.recovered_variant is None for form in forms] == [True, False, True]
+    vits = recover.list_students(better, better.with_reduction(None))
+    assert [vit.recovered_variant is None for vit in vits] == [True, False, True]
 
 
-def test_a_recovered_model_learns_another_cost_and_its_own_again(vit, better):
-    """The true dense model teaches. Earlier recoveries stay."""
+def test_a_recovered_model_learns_a_new_cost_and_its_own_again(vit, better):
+    """The original dense model teaches. Earlier recoveries stay."""
     merging = "tome:r=10"
-    other = run_recovery(better.with_reduction(merging), steps=24)
+    second = run_recovery(better.with_reduction(merging), steps=24)
     alone = run_recovery(vit.with_reduction(merging), steps=24)
-    chex.assert_trees_all_equal(other.variables, alone.variables)
-    assert other.recovery.variants[0].curve == alone.recovery.variants[0].curve
-    names = [variant.reduction.name for variant in other.recovery.variants]
+    chex.assert_trees_all_equal(second.variables, alone.variables)
+    assert second.recovery.variants[0].curve == alone.recovery.variants[0].curve
+    names = [variant.reduction.name for variant in second.recovery.variants]
     assert names == ["tome", "evit"]
-    own = other.with_reduction(DROPPING)
-    chex.assert_trees_all_equal(own.variables, better.variables)
-    chex.assert_trees_all_equal(other.with_reduction(None).variables, vit.variables)
-    again = run_recovery(own, steps=24)
-    assert other.recovery.variants[0] in again.recovery.variants
-    (newest,) = [c for c in again.recovery.variants if c.reduction.name == "evit"]
+    first = second.with_reduction(DROPPING)
+    chex.assert_trees_all_equal(first.variables, better.variables)
+    chex.assert_trees_all_equal(second.with_reduction(None).variables, vit.variables)
+    third = run_recovery(first, steps=24)
+    assert second.recovery.variants[0] in third.recovery.variants
+    (newest,) = [c for c in third.recovery.variants if c.reduction.name == "evit"]
     oldest = better.recovery.variants[0]
     assert newest.before == pytest.approx(oldest.after, rel=1e-5)
     assert newest.off_the_shelf == pytest.approx(oldest.before, rel=1e-5)
-    for figure in (newest.off_the_shelf, newest.before, newest.after):
-        assert f"{figure:.4f}" in str(newest)
-    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+    for value in (newest.off_the_shelf, newest.before, newest.after):
+        assert f"{value:.4f}" in str(newest)
+    chex.assert_trees_all_equal(third.with_reduction(None).variables, vit.variables)
 
 
 @pytest.mark.usefixtures("useless")
-def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
+def test_a_useless_recovery_keeps_earlier_ones(vit, better):
     """It learns again at its own cost, and at the dense model's three costs."""
     again = run_recovery(better, steps=2)
     (report,) = again.recovery.variants
@@ -172,49 +172,49 @@ def test_what_was_recovered_stays_where_nothing_is_better(vit, better):
     chex.assert_trees_all_equal(again.variables, better.variables)
     assert again.label == better.label
     chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
-    of_dense = run_recovery(better.with_reduction(None), steps=1)
-    assert len(of_dense.recovery.variants) == 4
-    assert str(of_dense.recovery).count(recovery_record.NOTHING_LOWER) == 3
-    own = of_dense.with_reduction(DROPPING)
-    chex.assert_trees_all_equal(own.variables, better.variables)
+    dense = run_recovery(better.with_reduction(None), steps=1)
+    assert len(dense.recovery.variants) == 4
+    assert str(dense.recovery).count(recovery_record.NOTHING_LOWER) == 3
+    evit = dense.with_reduction(DROPPING)
+    chex.assert_trees_all_equal(evit.variables, better.variables)
 
 
 @pytest.mark.parametrize("lr", [1e6, recovery_step.REFERENCE_LR])
-def test_fewer_parameters_learned_again_leave_the_others(vit, monkeypatch, lr):
-    """The other parameters stay, whether the second training is kept or not."""
+def test_learning_fewer_parameters_keeps_the_other_values(vit, monkeypatch, lr):
+    """Whether the second training is kept or not."""
     first = run_recovery(vit)
     before = first.recovery.variants[0].values
     monkeypatch.setattr(recovery_step, "REFERENCE_LR", lr)
-    again = run_recovery(first, steps=40, parameters="norms", seed=1)
-    (report,) = again.recovery.variants
+    second = run_recovery(first, steps=40, parameters="norms", seed=1)
+    (report,) = second.recovery.variants
     assert report.changed == (lr < 1)
     assert report.values.keys() == before.keys()
     for path, value in before.items():
         if not report.changed or "norm" not in path:
             np.testing.assert_array_equal(report.values[path], value)
-    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
+    chex.assert_trees_all_equal(second.with_reduction(None).variables, vit.variables)
 
 
 def test_a_dense_model_learns_three_costs(public):
-    of_dense = run_recovery(public)
-    assert of_dense.label == "none"
-    chex.assert_trees_all_equal(of_dense.variables, public.variables)
-    variants = of_dense.recovery.variants
+    recovered = run_recovery(public)
+    assert recovered.label == "none"
+    chex.assert_trees_all_equal(recovered.variables, public.variables)
+    variants = recovered.recovery.variants
     assert [round(variant.share, 1) for variant in variants] == [0.6, 0.5, 0.4]
     teacher = held_out_logits(public)
     for variant in variants:
         assert variant.steps == 8
         assert variant.changed
-        form = of_dense.with_reduction(variant.reduction)
-        assert form.recovered_variant is variant
-        plain = public.with_reduction(variant.reduction)
-        for each, figure in ((plain, variant.before), (form, variant.after)):
-            judged = slow_kl(teacher, held_out_logits(each)).mean()
-            assert figure == pytest.approx(judged, rel=1e-4)
-    assert str(of_dense.recovery).splitlines() == [*map(str, variants)]
-    # Each as if it were learned alone.
+        reduced = recovered.with_reduction(variant.reduction)
+        assert reduced.recovered_variant is variant
+        unrecovered = public.with_reduction(variant.reduction)
+        for model, value in ((unrecovered, variant.before), (reduced, variant.after)):
+            distance = slow_kl(teacher, held_out_logits(model)).mean()
+            assert value == pytest.approx(distance, rel=1e-4)
+    assert str(recovered.recovery).splitlines() == [*map(str, variants)]
+    # A cost learns as if alone.
     alone = run_recovery(public.with_reduction(variants[1].reduction))
-    half = of_dense.with_reduction(variants[1].reduction)
+    half = recovered.with_reduction(variants[1].reduction)
     chex.assert_trees_all_equal(half.variables, alone.variables)
 
 
@@ -230,12 +230,12 @@ def test_a_model_without_a_class_token_learns_by_its_patches():
     assert report.after < report.before
 
 
-def test_images_that_are_all_alike_are_learned_from(vit, caplog):
-    """24 images of one color each suffice, with a warning of a too good report."""
+def test_equal_images_suffice_with_a_warning(vit, caplog):
+    """24 images of one color each. The report is called too good."""
     colors = np.repeat(np.arange(24, dtype=np.uint8), 3 * SIDE**2)
     with caplog.at_level("INFO", logger="imagepiece_jax"):
-        found = run_recovery(vit, colors.reshape(24, SIDE, SIDE, 3))
-    (report,) = found.recovery.variants
+        recovered = run_recovery(vit, colors.reshape(24, SIDE, SIDE, 3))
+    (report,) = recovered.recovery.variants
     assert (report.images, report.held_out, report.scenes) == (8, 16, 0)
     assert "too good" in caplog.text
     assert "too good" in str(report)
@@ -255,11 +255,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("given, subject", MISTAKES)
-def test_mistakes_are_refused(vit, monkeypatch, given, subject):
-    monkeypatch.setattr(recover, "StudentFit", None)  # nothing is compiled before
+@pytest.mark.parametrize("options, subject", MISTAKES)
+def test_mistakes_are_refused(vit, monkeypatch, options, subject):
+    monkeypatch.setattr(recover, "StudentFit", None)  # the check comes before compiling
     with refused(subject):
-        run_recovery(vit, **given)
+        run_recovery(vit, **options)
 
 
 def test_learned_selectors_are_refused():
@@ -269,13 +269,13 @@ def test_learned_selectors_are_refused():
 
 
 @pytest.mark.parametrize("reduction", [1, "tome:r=0"])
-def test_a_reduction_that_leaves_all_tokens_has_nothing_to_recover(reduction):
+def test_a_reduction_that_keeps_all_tokens_is_refused(reduction):
     vit = tiny_vit.pretrained(reduction)
     with refused("reduction", "nothing to recover"):
         run_recovery(vit)
 
 
-def test_a_dense_model_may_say_that_its_attention_is_proportional():
+def test_a_dense_model_may_have_proportional_attention():
     recover.check_recoverable(tiny_vit.pretrained("none:prop_attn=True"))
 
 
@@ -286,22 +286,24 @@ def test_a_model_without_finite_outputs_is_refused():
         imagepiece_jax.recover(vit, noise(), steps=1)
 
 
-def test_a_recovered_model_knows_the_images_that_it_learned_from(vit, tmp_path):
-    """Digests of both recoveries, or None if the first has none."""
+def test_a_recovered_model_knows_its_learned_images(vit, tmp_path):
+    """Digests of both recoveries, or None if the first has no digests."""
     images = noise(48)
     (once,) = imagepiece_jax.recover(vit, images, steps=1).recovery.variants
     assert len(once.learned) == 8 * once.images
     assert once.learned == recovery_images.split_images(as_source(images), 16).digests
-    before = made_up_recoveries.variant_of(vit, values=made_up_recoveries.values(vit))
-    for earlier, wanted in ((None, None), ("01234567", "01234567" + once.learned)):
+    before = made_up_recoveries.make_variant(
+        vit, values=made_up_recoveries.moved_values(vit)
+    )
+    for earlier, expected in ((None, None), ("01234567", "01234567" + once.learned)):
         first = dataclasses.replace(before, learned=earlier)
         started = dataclasses.replace(vit, recovery=recovery_record.Recovery((first,)))
-        (again, *_) = imagepiece_jax.recover(started, images, steps=1).recovery.variants
-        assert again.learned == wanted
+        second = imagepiece_jax.recover(started, images, steps=1)
+        assert second.recovery.variants[0].learned == expected
     named = dataclasses.replace(vit, recovery=recovery_record.Recovery((once,)))
     saved = imagepiece_jax.save(named, tmp_path / "w")
     config = json.loads((saved / "config.json").read_text())
     assert imagepiece_jax.load(saved).recovery.variants == (once,)
-    del config["imagepiece_jax"]["recovery"]["variants"][0]["learned"]  # an earlier one
+    del config["imagepiece_jax"]["recovery"]["variants"][0]["learned"]  # as earlier
     (saved / "config.json").write_text(json.dumps(config))
     assert imagepiece_jax.load(saved).recovery.variants[0].learned is None

@@ -1,4 +1,4 @@
-"""The loss of a recovery for every kind of model, against a slow one in float64."""
+"""A recovery's loss for every kind of model, against a slow one in float64."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ from tests.models.test_vit_families import FAMILIES
 
 DROPPING = "evit:keep_rate=0.5:blocks=(0,):fuse_token=False"
 MERGING = "tome:r=5"
-# width of a token, and heads, that planes of rotary positions divide
+# Rotary planes need such a width and number of heads.
 EVEN = {"embed_dim": 24, "num_heads": 3}
 BARE = {"num_classes": 0}  # no head
 
-# name: (reduction, options of the model, problem, what outputs are)
+# {name: (reduction, options of the model, problem type, kind of outputs)}
 MODELS = {
     "DeiT": (DROPPING, {}, None, "softmax"),
     "DINOv2": (MERGING, {"arch": FAMILIES["dinov2"], **BARE}, None, "features"),
@@ -38,7 +38,7 @@ MODELS = {
     "one class": (DROPPING, {"num_classes": 1}, None, "sigmoid"),
     "numbers": (DROPPING, {"num_classes": 2}, REGRESSION, "numbers"),
 }
-# One of each kind of loss: compiling a gradient is most of the time.
+# One model per kind of loss, because compiling gradients takes most of the time.
 WITH_GRADIENT = ("DeiT", "no pool", "one class")
 
 
@@ -52,36 +52,36 @@ def pretrained(name):
 
 
 @functools.cache
-def stream_of(model):
-    """Function (variables, images) -> (logits, tokens, tokens by block, slots)."""
+def compile_stream(model):
+    """A function (variables, images) -> (logits, tokens, tokens by block, slots)."""
     if model.config.arch.pool == "none":
         model = model.clone(config=model.config.with_arch(pool="token"))
 
     @tiny_vit.compiled
     def run(variables, images):
         outputs, blocks = tiny_vit.traced_blocks(model, variables, images)
-        dests = [result.slot_of_token for result in outputs.results]
-        return outputs.logits, outputs.tokens, blocks, dests
+        slot_maps = [result.slot_of_token for result in outputs.results]
+        return outputs.logits, outputs.tokens, blocks, slot_maps
 
     return run
 
 
-def seen(vit, images):
+def model_values(vit, images):
     """A model's outputs and intermediates for images, in float64."""
     model = vit.model
     arch = model.config.arch
-    logits, tokens, blocks, dests = stream_of(model)(vit.variables, images)
-    places = []
+    logits, tokens, blocks, slot_maps = compile_stream(model)(vit.variables, images)
+    slots_of_images = []
     for row in range(len(images)):
         slots = np.arange(model.plan[0].attn_tokens - arch.prefix)
-        for dest in dests:
-            slots = oracles.compose(dest[row], slots)
-        places.append(slots)
+        for slot_map in slot_maps:
+            slots = oracles.compose(slot_map[row], slots)
+        slots_of_images.append(slots)
     return {
         "logits": np.float64(logits),
         "blocks": [np.float64(x) for x in blocks],
         "patches": np.float64(tokens[:, arch.prefix :]),
-        "slots": places,
+        "slots": slots_of_images,
     }
 
 
@@ -109,7 +109,7 @@ def slow_change(ours, theirs):
 
 def slow_terms(vit, outputs, student, teacher, image):
     """(distance of outputs, of class tokens or None, of patches) of one image."""
-    logits = [each["logits"][image] for each in (student, teacher)]
+    logits = [values["logits"][image] for values in (student, teacher)]
     distance = slow_distance(outputs, *logits)
     tokens = None
     if vit.model.config.arch.class_token:
@@ -124,7 +124,7 @@ def slow_terms(vit, outputs, student, teacher, image):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_and_measure_are_those_of_the_oracle(name):
+def test_loss_and_metrics_equal_the_oracle(name):
     vit = pretrained(name)
     outputs = MODELS[name][-1]
     assert recovery_loss.output_kind(vit) == outputs
@@ -136,27 +136,27 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
 
     def step(trained, variables, images):
         targets = fit.comparison.compute_outputs(teacher.model, variables, images)
-        own = fit.compute_student_outputs(variables, trained, images)
-        metrics = fit.comparison.measure_images(own, targets)
-        return fit.comparison.mean_loss(own, targets), metrics
+        predicted = fit.compute_student_outputs(variables, trained, images)
+        metrics = fit.comparison.measure_images(predicted, targets)
+        return fit.comparison.mean_loss(predicted, targets), metrics
 
     trained = fit.select_trained(vit.variables["params"])
     if name in WITH_GRADIENT:
-        slope = tiny_vit.compiled(jax.value_and_grad(step, has_aux=True))
-        (loss, measure), gradient = slope(trained, vit.variables, images)
+        loss_and_gradient = tiny_vit.compiled(jax.value_and_grad(step, has_aux=True))
+        (loss, metrics), gradient = loss_and_gradient(trained, vit.variables, images)
         leaves = jax.tree.leaves(gradient)
         assert all(np.isfinite(leaf).all() for leaf in leaves)
         assert any(np.any(leaf) for leaf in leaves)
     else:
-        loss, measure = tiny_vit.compiled(step)(trained, vit.variables, images)
+        loss, metrics = tiny_vit.compiled(step)(trained, vit.variables, images)
     dense = vit.with_reduction(None)
-    student = seen(vit, images)
-    teacher = seen(dense, images)
+    student = model_values(vit, images)
+    teacher = model_values(dense, images)
     by_patches = outputs == "features" or not vit.model.config.arch.class_token
     share = {True: 1.0, False: 0.5}[outputs == "features"]
     losses = []
-    measures = []
-    same = []
+    distances = []
+    agreement = []
     for image in range(2):
         distance, tokens, patches = slow_terms(vit, outputs, student, teacher, image)
         total = distance
@@ -165,24 +165,25 @@ def test_loss_and_measure_are_those_of_the_oracle(name):
         if by_patches:
             total += share * patches
         losses.append(total)
-        measures.append(distance)
+        distances.append(distance)
         if outputs == "features":
-            measures[-1] = (distance + patches) / 2
-        firsts = [each["logits"][image] for each in (student, teacher)]
+            distances[-1] = (distance + patches) / 2
+        logits = [values["logits"][image] for values in (student, teacher)]
         if name == "one class":
-            same.append((firsts[0] > 0) == (firsts[1] > 0))
+            agreement.append((logits[0] > 0) == (logits[1] > 0))
         else:
-            same.append(np.argmax(firsts[0]) == np.argmax(firsts[1]))
-    # A small divergence of logits of about 1, whose terms cancel.
+            agreement.append(np.argmax(logits[0]) == np.argmax(logits[1]))
+    # The divergence of logits of about 1 is small, because its terms cancel.
     np.testing.assert_allclose(loss, np.mean(losses), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(measure["distance"], measures, rtol=2e-4, atol=1e-6)
-    np.testing.assert_array_equal(measure["agreement"], np.ravel(same))
+    np.testing.assert_allclose(metrics["distance"], distances, rtol=2e-4, atol=1e-6)
+    np.testing.assert_array_equal(metrics["agreement"], np.ravel(agreement))
 
 
-def test_nothing_is_guessed_from_a_bias_of_zeros():
+def test_a_zero_bias_is_no_sign_of_a_projection():
     vit = pretrained("DeiT")
     vit.variables["params"]["head"]["bias"][:] = 0
     assert recovery_loss.output_kind(vit) == "softmax"
     assert (
-        recovery_loss.output_kind(tiny_vit.of_problem(vit, "projection")) == "features"
+        recovery_loss.output_kind(tiny_vit.with_problem_type(vit, "projection"))
+        == "features"
     )

@@ -1,4 +1,4 @@
-"""The course of a recovery: rates, divergence, Ctrl-C, minutes and progress."""
+"""A recovery's course: rates, divergence, Ctrl-C, minutes and progress."""
 
 import itertools
 import signal
@@ -24,7 +24,7 @@ def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
     (report,) = run_recovery(vit, steps=80).recovery.variants
     rates = [rate for _, rate in taken]
     assert len(rates) == 1 + 80
-    assert rates[0] == 0  # the one that compiles
+    assert rates[0] == 0  # the compiling step
     highest = 0.002 * 0.5**0.5
     assert report.lr == pytest.approx(highest)
     shares = (np.arange(80) + 0.5) / 80
@@ -34,34 +34,35 @@ def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
 
 
 @pytest.mark.parametrize("kind, restarts", [("nan", 1), ("twice", 1), ("nan", 2)])
-def test_training_that_diverges_starts_again(vit, monkeypatch, caplog, kind, restarts):
-    """It starts again at a quarter of the rate, with one warning."""
+def test_diverging_training_restarts(vit, monkeypatch, caplog, kind, restarts):
+    """At a quarter of the rate, with one warning."""
     taken = interrupt_step(monkeypatch, step=0)
     train_step = recovery_step.StudentFit.train_step
     measure = recovery_step.StudentFit.measure_held_out
 
-    def diverging(self, *args):
+    def train_badly(self, *args):
         loss = train_step(self, *args)
-        return loss * np.nan if kind == "nan" and len(taken) in bad else loss
+        return loss * np.nan if kind == "nan" and len(taken) in bad_steps else loss
 
-    def worse(self, *args):
+    def measure_badly(self, *args):
         measured = measure(self, *args)
         if kind == "twice" and len(taken) == 5:  # a tenth of the steps
             measured["distance"] = measured["distance"] * 3
         return measured
 
-    bad = [4, 7][:restarts]  # the third step of an attempt, after that which compiles
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", diverging)
-    monkeypatch.setattr(recovery_step.StudentFit, "measure_held_out", worse)
-    found = run_recovery(vit, steps=40)
-    (report,) = found.recovery.variants
+    bad_steps = [4, 7][:restarts]  # an attempt's third step, after the compiling one
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", train_badly)
+    monkeypatch.setattr(recovery_step.StudentFit, "measure_held_out", measure_badly)
+    recovered = run_recovery(vit, steps=40)
+    (report,) = recovered.recovery.variants
     assert report.lr == pytest.approx(0.002 * 0.5**0.5 / 4**restarts)
     assert report.steps == 40
     assert len(taken) == 1 + {"nan": 3 * restarts, "twice": 4}[kind] + 40
     assert caplog.text.count("diverged") == 1
     monkeypatch.undo()
     monkeypatch.setattr(recovery_step, "REFERENCE_LR", 0.002 / 4**restarts)
-    chex.assert_trees_all_equal(run_recovery(vit, steps=40).variables, found.variables)
+    second = run_recovery(vit, steps=40)
+    chex.assert_trees_all_equal(second.variables, recovered.variables)
 
 
 def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
@@ -71,7 +72,7 @@ def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
     assert signal.getsignal(signal.SIGINT) is before
     (report,) = stopped.recovery.variants
     assert report.stopped and report.changed
-    assert report.steps == 29  # without the one that compiles
+    assert report.steps == 29  # without the compiling step
     assert report.after < report.before
     assert report.curve[-1] == (29, report.after)
     assert "so far are kept" in caplog.text
@@ -95,8 +96,8 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
 
 
 @pytest.mark.parametrize("step, other", [(1.0, 0.1), (40.0, 1.0), (1.0, 200.0)])
-def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
-    """Compiling and a measure may take longer than all 150 s."""
+def test_minutes_count_steps_alone(vit, monkeypatch, step, other):
+    """Compiling and measuring may take longer than all 150 s."""
     taken = interrupt_step(monkeypatch, step=0)
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
@@ -112,16 +113,16 @@ def test_minutes_are_those_of_the_steps(vit, monkeypatch, step, other):
 
 
 @pytest.mark.parametrize("step", [14, 6])
-def test_ctrl_c_keeps_the_costs_that_are_done(public, monkeypatch, caplog, step):
-    """Ctrl-C comes in the second cost or the first. No further cost follows."""
+def test_ctrl_c_keeps_finished_costs(public, monkeypatch, caplog, step):
+    """Ctrl-C comes in the second or the first cost, and no cost follows."""
     train_step = recovery_step.StudentFit.train_step
 
-    def first_alone(self, pixels, lr):
-        if len(taken) > 9:  # of the second cost no number moves
+    def train_first_cost(self, pixels, lr):
+        if len(taken) > 9:  # the second cost changes no number
             lr = 0.0
         return train_step(self, pixels, lr)
 
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", first_alone)
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", train_first_cost)
     taken = interrupt_step(monkeypatch, step)
     stopped = run_recovery(public)
     assert len(taken) == step
@@ -136,15 +137,15 @@ def test_progress_has_one_total_for_all_costs(public, monkeypatch):
     taken = interrupt_step(monkeypatch, step=0)
     train_step = recovery_step.StudentFit.train_step
 
-    def once_not_finite(self, *args):
+    def fail_once(self, *args):
         return train_step(self, *args) * (np.nan if len(taken) == 5 else 1)
 
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", once_not_finite)
+    monkeypatch.setattr(recovery_step.StudentFit, "train_step", fail_once)
     run_recovery(public)
     (bar,) = {bar for bar, _, _ in shown}
     assert bar.total == 24
     assert [n for _, n, _ in shown] == [1, 2, 3, 4, *range(1, 25)]
-    assert shown[0][2] == 2  # one compiled
+    assert shown[0][2] == 2  # the first step compiled
 
 
 def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch):
@@ -153,9 +154,9 @@ def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch)
     slow_down(monkeypatch, clock, "train_step", 5.0)
     slow_down(monkeypatch, clock, "measure_held_out", 7.0)
     shown = record_progress(monkeypatch)
-    found = run_recovery(public, steps=None, minutes=3.0)
+    recovered = run_recovery(public, steps=None, minutes=3.0)
     (bar,) = {bar for bar, _, _ in shown}
     assert bar.total == 180
-    assert [cost.steps for cost in found.recovery.variants] == [12, 12, 12]
+    assert [cost.steps for cost in recovered.recovery.variants] == [12, 12, 12]
     parts = (range(start + 5, start + 61, 5) for start in (0, 60, 120))
     assert [n for _, n, _ in shown] == [*itertools.chain(*parts)]

@@ -1,4 +1,4 @@
-"""How a recovery splits images, and the batches of its held-out images."""
+"""A recovery's split of images, and batches of held-out images."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,10 @@ def test_the_last_batch_of_an_evaluation_is_padded():
     assert sorted(map(bytes, images)) == sorted(map(bytes, pixels))
     assert batches[0]["image"].shape == batches[1]["image"].shape
     for batch in batches:
-        own = batch["mask"]
-        np.testing.assert_array_equal(batch["image"][own], pixels[batch["index"][own]])
+        mask = batch["mask"]
+        np.testing.assert_array_equal(
+            batch["image"][mask], pixels[batch["index"][mask]]
+        )
 
 
 def test_an_image_that_does_not_fit_is_named():
@@ -33,7 +35,7 @@ def test_an_image_that_does_not_fit_is_named():
         read_image_batches(ArraySource(pixels), preprocessing, batch_size=8)
 
 
-# scenes of the images: (scenes held out, images held out); 0 scenes: single images
+# {case: (scenes of images, held-out scenes or 0 for single images, held-out images)}
 SCENES = {
     "all different": (np.arange(100), 20, 20),
     "bursts": (np.repeat(np.arange(30), 8), 10, 80),
@@ -54,14 +56,14 @@ SCENES = {
 def split_scenes(monkeypatch, scenes, learned=""):
     """Split images of these scenes. The digest of image 7 is 00000007."""
     digests = [f"{image:08}" for image in range(len(scenes))]
-    found = lambda source: (source, scenes, digests)  # noqa: E731
-    monkeypatch.setattr(recovery_images, "read_scenes", found)
+    fake_scenes = lambda source: (source, scenes, digests)  # noqa: E731
+    monkeypatch.setattr(recovery_images, "read_scenes", fake_scenes)
     source = ArraySource(np.zeros((len(scenes), 1, 1, 3), np.uint8))
     return recovery_images.split_images(source, 16, learned)
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_scene_is_learned_from_or_held_out(monkeypatch, caplog, name):
+def test_a_scene_is_learned_or_held_out(monkeypatch, caplog, name):
     scenes, num_scenes, num_images = SCENES[name]
     parts = split_scenes(monkeypatch, scenes)
     assert (parts.num_scenes, len(parts.held_out)) == (num_scenes, num_images)
@@ -76,19 +78,19 @@ def test_a_scene_is_learned_from_or_held_out(monkeypatch, caplog, name):
         np.testing.assert_array_equal(parts.scenes, scenes[held_out])
 
 
-def test_scenes_that_were_learned_from_are_not_held_out(monkeypatch):
-    """One learned image of a scene suffices, also at another place of the list."""
+def test_scenes_of_earlier_learned_images_are_not_held_out(monkeypatch):
+    """One learned image of a scene suffices, at any place in the list."""
     scenes = np.repeat(np.arange(60), 2)
     parts = split_scenes(monkeypatch, scenes)
     assert parts.digests == "".join(f"{image:08}" for image in parts.learned.indices)
     first = {*scenes[parts.held_out.indices]}
-    seen = "".join(f"{image:08}" for image in range(0, 60, 2))  # scenes 0 to 29
-    again = split_scenes(monkeypatch, scenes, seen)
-    held_out = {*scenes[again.held_out.indices]}
+    learned = "".join(f"{image:08}" for image in range(0, 60, 2))  # scenes 0 to 29
+    second = split_scenes(monkeypatch, scenes, learned)
+    held_out = {*scenes[second.held_out.indices]}
     assert first & {*range(30)} and not held_out & {*range(30)}
-    assert len(held_out) >= 5 and len(again.held_out) >= 24
-    every = "".join(f"{image:08}" for image in range(0, 120, 2))
-    assert split_scenes(monkeypatch, scenes, every).num_scenes == 0
+    assert len(held_out) >= 5 and len(second.held_out) >= 24
+    all_learned = "".join(f"{image:08}" for image in range(0, 120, 2))
+    assert split_scenes(monkeypatch, scenes, all_learned).num_scenes == 0
 
 
 def test_damaged_images_are_left_out(vit, tmp_path, monkeypatch):
@@ -116,7 +118,7 @@ def test_a_file_named_twice_is_learned_or_held_out(vit, tmp_path, monkeypatch, k
     assert len(learned | held_out) == count
 
 
-def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypatch):
+def test_copies_of_held_out_images_are_not_learned(vit, tmp_path, monkeypatch):
     """Copies have the same bytes, another size or another encoding. All are used."""
     for number, small in enumerate(noise(30, side=5)):
         picture = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
@@ -134,7 +136,7 @@ def test_copies_of_held_out_images_are_not_learned_from(vit, tmp_path, monkeypat
     assert sum(map(len, parts)) == 120
 
 
-def test_of_very_many_images_some_are_looked_through(vit, shown, monkeypatch, caplog):
+def test_at_most_max_images_are_read(vit, shown, monkeypatch, caplog):
     monkeypatch.setattr(recovery_images, "MAX_IMAGES", 40)
     learned, held_out = split_only(monkeypatch, vit, noise(60))
     assert len(learned) + len(held_out) == 40

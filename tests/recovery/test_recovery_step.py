@@ -12,30 +12,31 @@ from tests.helpers.recovery_trials import noise
 
 
 @pytest.mark.parametrize("which", TRAINED)
-def test_only_what_is_chosen_is_trained(which):
+def test_only_chosen_parameters_are_trained(which):
     params = tiny_vit.variables(tiny_vit.model(arch={"layer_scale": True}))["params"]
     part = trained_part(params, which)
     names = recovery_record.flatten_params(part).keys()
-    every = recovery_record.flatten_params(params).keys()
-    norms = {name for name in every if "norm" in name}
-    others = {name for name in every if name.endswith(("bias", "gamma"))}
-    assert names == {"all": every, "biases": norms | others, "norms": norms}[which]
+    all_names = recovery_record.flatten_params(params).keys()
+    norms = {name for name in all_names if "norm" in name}
+    biases_and_gammas = {name for name in all_names if name.endswith(("bias", "gamma"))}
+    biases = norms | biases_and_gammas
+    assert names == {"all": all_names, "biases": biases, "norms": norms}[which]
     chex.assert_trees_all_equal(with_trained(params, part), params)
 
 
-def test_a_step_is_relative_to_the_size_of_a_parameter():
-    draw = np.random.default_rng(0)
+def test_a_step_is_relative_to_a_parameters_size():
+    rng = np.random.default_rng(0)
     assert recovery_step.step_size("bias", np.zeros(8)) == pytest.approx(0.05)
     for name, share, values in (
-        ("kernel", 1 / 4, draw.normal(0, 0.1, (16, 5))),
-        ("scale", 1, draw.normal(2, 0.5, 8)),
-        ("pos_embed", 1, draw.normal(0, 2, (1, 17, 8))),
+        ("kernel", 1 / 4, rng.normal(0, 0.1, (16, 5))),
+        ("scale", 1, rng.normal(2, 0.5, 8)),
+        ("pos_embed", 1, rng.normal(0, 2, (1, 17, 8))),
     ):
         step = share * np.sqrt(np.mean(values**2))
         assert recovery_step.step_size(name, values) == pytest.approx(step, rel=1e-5)
 
 
-def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
+def test_the_first_step_has_its_size(vit):
     recipe = recovery_step.RecoveryRecipe(batch_size=8, parameters="all")
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.StudentFit(vit, recipe, teacher)
@@ -43,7 +44,7 @@ def test_the_first_step_is_that_of_its_size_against_the_gradient(vit):
     fit.train_step(noise(8)[None], 1e-3)
     after = fit.fetch_state().trained
     for name in ("kernel", "bias"):
-        old, new = (each["blocks_1"]["mlp"]["fc1"][name] for each in (before, after))
-        moved = np.abs(new - old)
+        old, new = (tree["blocks_1"]["mlp"]["fc1"][name] for tree in (before, after))
+        changes = np.abs(new - old)
         step = 1e-3 * float(recovery_step.step_size(name, old))
-        assert np.median(moved) == pytest.approx(step, rel=0.01)
+        assert np.median(changes) == pytest.approx(step, rel=0.01)

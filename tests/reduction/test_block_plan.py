@@ -1,4 +1,4 @@
-"""The papers' token counts in spite of binary rounding, and plans of steps."""
+"""The papers' token counts, exact despite binary rounding, and plans of steps."""
 
 import dataclasses
 
@@ -32,12 +32,12 @@ MERGES = (
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_keep_is_the_exact_ceiling_and_a_fused_token_is_one_more(rate):
+def test_keep_counts_are_exact_ceilings_plus_a_fused_token(rate):
     for n in SIZES:
         kept = oracles.keep_count(rate, n)
         for fused in (False, True):
-            want = None if kept == n else kept + fused
-            assert KeepShare(float(rate), fused).n_out(n, n, 1) == want
+            expected = None if kept == n else kept + fused
+            assert KeepShare(float(rate), fused).n_out(n, n, 1) == expected
 
 
 @pytest.mark.parametrize("merge_ratio, candidate_ratio", MERGES)
@@ -64,7 +64,7 @@ def test_merge_counts_are_exact(merge_ratio, candidate_ratio):
         (KeepInitialShare(0.369, packages=True), 122, 74),
         (KeepInitialShare(0.0), 122, 1),
         (KeepInitialShare(0.7), 137, None),  # as many as there are
-        (KeepInitialShare(0.7), 100, None),  # fewer are there
+        (KeepInitialShare(0.7), 100, None),  # more than there are
     ],
 )
 def test_published_and_hand_computed_counts(rule, n, expected):
@@ -75,27 +75,28 @@ def step(rule, block=0, site="mid"):
     return Step(block=block, reducer=Reducer(), rule=rule, site=site)
 
 
-def test_build_puts_pre_steps_before_the_block_whatever_the_prefix():
+def test_pre_steps_reduce_before_attention_whatever_the_prefix():
     plan = plan_blocks(
         depth=3, n0=196, steps=[step(KeepShare(0.7), block=1, site="pre")]
     )
     tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
     assert tokens == [(197, 197), (139, 139), (139, 139)]
     assert plan[1].counts.n_in == 196
-    # A distillation token changes no count: N is n + 1 whatever the prefix is.
+    # A distillation token changes no image-token count.
     steps = [step(MergeCandidates(0.08, 0.3), block=0), step(KeepShare(0.8), block=1)]
-    one = plan_blocks(2, 196, steps, num_prefix=1)
-    two = plan_blocks(2, 196, steps, num_prefix=2)
-    for a, b in zip(one, two, strict=True):
-        assert a.counts == b.counts
-        assert (a.attn_tokens, a.mlp_tokens) == (b.attn_tokens - 1, b.mlp_tokens - 1)
+    one_prefix = plan_blocks(2, 196, steps, num_prefix=1)
+    two_prefixes = plan_blocks(2, 196, steps, num_prefix=2)
+    for first, second in zip(one_prefix, two_prefixes, strict=True):
+        assert first.counts == second.counts
+        assert first.attn_tokens == second.attn_tokens - 1
+        assert first.mlp_tokens == second.mlp_tokens - 1
 
 
 def test_masked_training_keeps_what_evaluation_would_remove():
-    held = dataclasses.replace(step(KeepShare(0.8)), added_when_masked=0)
+    kept = dataclasses.replace(step(KeepShare(0.8)), added_when_masked=0)
     appended = dataclasses.replace(step(KeepShare(0.8), block=1), added_when_masked=1)
     plan = plan_blocks(
-        3, 196, [held, appended, step(KeepShare(0.8), block=2)], masked=True
+        3, 196, [kept, appended, step(KeepShare(0.8), block=2)], masked=True
     )
     # In evaluation 157, 126 and 101 image tokens stay: the last step removes 25.
     assert [layer.mlp_tokens for layer in plan] == [197, 198, 173]
@@ -111,7 +112,7 @@ def test_stages_count_the_steps_that_change_something():
     assert plan[1].mlp_tokens == plan[0].mlp_tokens
 
 
-def test_steps_follow_counts_where_they_fall_and_as_far_as_rules_go():
+def test_steps_follow_counts_as_far_as_their_rules_allow():
     """At most half of 16 tokens leave; later steps remove the rest."""
     steps = [step(RemoveCount(1), block) for block in range(3)]
     assert [s.tokens for s in choose_steps((16, 8, 7), steps, 16)] == [8, 7]

@@ -28,36 +28,36 @@ from imagepiece_jax.reduction.reducers import (
 )
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing
 from tests.helpers import tiny_vit
-from tests.helpers.reduction_steps import index_of
+from tests.helpers.reduction_steps import make_index
 from tests.helpers.refused_calls import refused
 
 COUNTS = StepCounts(n_in=6, n_out=4)
 RIGHT = [0, 1, 2, 3, 0, -1]
 
 
-def tokens(*rows):
+def ints(*rows):
     return np.int32(rows)
 
 
-def assignment(*rows, **fields):
+def assign(*rows, **fields):
     """An Assignment to four slots without an index, one row per image."""
-    return Assignment(**{"slot_of_token": tokens(*rows), "n_out": 4} | fields)
+    return Assignment(**{"slot_of_token": ints(*rows), "n_out": 4} | fields)
 
 
 def changed_index(**fields):
     """The right Assignment with changed fields of its index."""
-    index = index_of(tokens(RIGHT), 4)
-    return assignment(RIGHT, index=index.replace(**fields))
+    index = make_index(ints(RIGHT), 4)
+    return assign(RIGHT, index=index.replace(**fields))
 
 
 def merge_call(absorbed, partners):
     run = tiny_vit.compiled(merge_in_place, static_argnums=2)
-    return functools.partial(run, tokens(absorbed), tokens(partners), COUNTS)
+    return functools.partial(run, ints(absorbed), ints(partners), COUNTS)
 
 
 def join_call(keep, absorbed, target):
     run = tiny_vit.compiled(keep_and_join, static_argnums=3)
-    return functools.partial(run, tokens(keep), tokens(absorbed), tokens(target), 6)
+    return functools.partial(run, ints(keep), ints(absorbed), ints(target), 6)
 
 
 def ones(*shape):
@@ -65,69 +65,69 @@ def ones(*shape):
 
 
 @pytest.mark.parametrize(
-    "result, said",
+    "result, message",
     [
-        (assignment(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1: token 3 goes to slot 4; "),
-        (assignment(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: slot 2 of 4 gets no token"),
+        (assign(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1: token 3 goes to slot 4; "),
+        (assign(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: slot 2 of 4 gets no token"),
         (merge_call([1, 3], [3, 5]), "image 0: slot .* merge into a leaving token"),
         (join_call([0, 1, 2, 3], [4, 4], [0, 1]), "token 4"),
         (
-            changed_index(kept_tokens=tokens([0, 1, 3, 2])),
+            changed_index(kept_tokens=ints([0, 1, 3, 2])),
             "token 3 is in slot 2 of index, but in another",
         ),
         (
-            changed_index(kept_tokens=tokens([0, 1, 2, 9])),
+            changed_index(kept_tokens=ints([0, 1, 2, 9])),
             "token 9 is in slot 3 of index, but in another",
         ),
         (
-            changed_index(target_slots=tokens([1])),
+            changed_index(target_slots=ints([1])),
             "token 4 is in slot 1 of index, but in another",
         ),
         (
-            changed_index(kept_tokens=tokens([4, 1, 2, 3])),
+            changed_index(kept_tokens=ints([4, 1, 2, 3])),
             "token 0 of slot 0 is 0 times in index",
         ),
         (
-            changed_index(partner_tokens=tokens([2])),
+            changed_index(partner_tokens=ints([2])),
             "slot 0 keeps token 0, but index.* 2",
         ),
-        (assignment(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
+        (assign(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
         (ones(1, 6), "returned a ndarray; it must be an Assignment"),
     ],
 )
-def test_what_breaks_the_contract_is_named(result, said):
+def test_a_broken_contract_is_named(result, message):
     result = result() if callable(result) else result
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         contract.check_values(result, COUNTS)
 
 
 @pytest.mark.parametrize(
-    "result, n_out, said",
+    "result, n_out, message",
     [
-        (assignment(RIGHT, n_out=3), 4, "n_out 3; .*, 4"),
-        (assignment(RIGHT, n_out=7), 7, "of 6 tokens has n_out 7"),
-        (assignment(RIGHT[:5]), 4, r"slot_of_token has shape \(1, 5\); .* \[B, 6"),
-        (assignment(RIGHT, slot_of_token=ones(1, 6)), 4, "slot_of_token is float32"),
+        (assign(RIGHT, n_out=3), 4, "n_out 3; .*, 4"),
+        (assign(RIGHT, n_out=7), 7, "of 6 tokens has n_out 7"),
+        (assign(RIGHT[:5]), 4, r"slot_of_token has shape \(1, 5\); .* \[B, 6"),
+        (assign(RIGHT, slot_of_token=ones(1, 6)), 4, "slot_of_token is float32"),
         (Mixing(ones(1, 6, 4)), 4, r"has shape \(1, 6, 4\); .* \[B, 4, 6\]"),
         (Masking(ones(1, 6)), 4, "keep leaves 6 tokens"),
     ],
 )
-def test_shapes_and_types_need_no_values(result, n_out, said):
+def test_shapes_and_types_need_no_values(result, n_out, message):
     check = functools.partial(
         contract.check_form, counts=StepCounts(n_in=6, n_out=n_out)
     )
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         jax.eval_shape(check, result)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fewer(Reducer):
+class KeepFewer(Reducer):
     def __call__(self, inputs, counts, train=False):
         return keep_highest(inputs.x[..., 0], counts.n_out - 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaving(Rule):
+class LeaveN(Rule):
     count: object
     among: int | None = None
 
@@ -144,28 +144,28 @@ def method_class(steps):
 
 
 @pytest.mark.parametrize(
-    "reducer, rule, said",
+    "reducer, rule, message",
     [
-        (TopK(), Leaving(0), "the rule Leaving leaves 0 image tokens at block 1"),
-        (TopK(), Leaving("3"), "the rule Leaving leaves '3' image tokens at block 1"),
+        (TopK(), LeaveN(0), "the rule LeaveN leaves 0 image tokens at block 1"),
+        (TopK(), LeaveN("3"), "the rule LeaveN leaves '3' image tokens at block 1"),
         (TopK(), KeepFixed(26), "tokens at block 1; it must leave 1 to 25"),
         (Retokenize(), KeepShare(0.5), "Retokenize needs a rule with candidates"),
-        (Retokenize(), Leaving(19, among=10), "of 10 candidates; at most half"),
+        (Retokenize(), LeaveN(19, among=10), "of 10 candidates; at most half"),
     ],
 )
 @pytest.mark.parametrize("schedule", ["", ":macs=0.8"])
-def test_a_method_that_breaks_the_contract_is_named_when_it_is_made(
-    monkeypatch, reducer, rule, said, schedule
+def test_a_wrong_method_is_named_when_a_model_is_made(
+    monkeypatch, reducer, rule, message, schedule
 ):
     monkeypatch.setitem(METHODS, "wrong", method_class([Step(1, reducer, rule)]))
-    with refused("wrong", said):
+    with refused("wrong", message):
         tiny_vit.model(f"wrong{schedule}")
 
 
-def test_every_model_checks_what_needs_no_values(monkeypatch):
+def test_every_model_checks_shapes(monkeypatch):
     monkeypatch.setitem(
-        METHODS, "wrong", method_class([Step(1, Fewer(), KeepShare(0.6))])
+        METHODS, "wrong", method_class([Step(1, KeepFewer(), KeepShare(0.6))])
     )
     model = tiny_vit.model("wrong")
-    with pytest.raises(InputError, match="^block 1, Fewer: .* n_out 14; .* 15"):
+    with pytest.raises(InputError, match="^block 1, KeepFewer: .* n_out 14; .* 15"):
         jax.eval_shape(model.apply, tiny_vit.shapes(model), ones(1, 20, 20, 3))

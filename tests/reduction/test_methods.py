@@ -1,7 +1,7 @@
-"""The contract of every method, on which models and figures rely.
+"""The contract of every method.
 
-A new method is covered by its line in `METHODS`. Methods run with default fields and
-with the `SETTINGS` below. chex's variants need absl's parameters.
+A new method's line in `METHODS` covers it. Methods run with default fields and with the
+`SETTINGS` below. chex's variants need absl's parameters.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.named_models import facts
-from tests.helpers.reduction_steps import reducers, shortest
+from tests.helpers.reduction_steps import plan_reducers, shortest_plan
 
 SETTINGS = [
     "imagepiece:merge_blocks=(0,2):prune_blocks=(1,):parity=1:size_weighting=False",
@@ -55,7 +55,7 @@ SETTINGS = [
 # The default is too large for the few tokens here.
 SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"}
 SMALLER |= {name: tiny_vit.SMALL[name] for name in ("diffrate", "dtem", "mctf")}
-# These methods decide by a patch's position, too.
+# These methods also decide by a patch's position.
 BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling", "tofu", "mctf"}
 BY_POSITION |= {"dtem"}
 # Tokens mix all patches, so groups and sizes mean nothing.
@@ -64,15 +64,15 @@ SOFT = {"token_learner"}
 
 def method_cases(names):
     """(case name, method name, Method) tuples for `named_parameters`."""
-    found = []
+    cases = []
     for text in (*METHODS, *SETTINGS):
         label = re.sub(r"\W+", "_", text).strip("_")
         name = text.partition(":")[0]
         if text in SMALLER:
             text = f"{text}:{SMALLER[text]}"
         if name in names:
-            found.append((label, name, Reduction.read(text).method))
-    return found
+            cases.append((label, name, Reduction.read(text).method))
+    return cases
 
 
 CASES = method_cases(METHODS)
@@ -86,11 +86,12 @@ FEW |= dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
 
 
 def short_plan(name, method, n0=N0):
-    """A method's plan. Steps of one kind are cut to two: a third adds nothing."""
+    """A method's plan, with at most two steps of one kind."""
     depth = FEW.get(name, 10)
     plan = method.plan(facts(depth, n0), num_prefix=1)
-    alike = len(set(reducers(plan))) == 1 and name != "diffrate"  # its steps differ
-    return shortest(plan) if alike else plan
+    is_uniform = len(set(plan_reducers(plan))) == 1
+    # DiffRate's steps differ.
+    return shortest_plan(plan) if is_uniform and name != "diffrate" else plan
 
 
 @functools.cache
@@ -101,7 +102,7 @@ def image_keys(batch):
         return draw(jax.random.key(0), jnp.arange(batch))
 
 
-def decide(reducer, inputs, counts):
+def decide_filled(reducer, inputs, counts):
     """A reducer's result. Random parameters of a learned reducer leave no tie."""
     if not isinstance(reducer, nn.Module):
         return reducer(inputs, counts)
@@ -127,7 +128,7 @@ def run_plan(plan, x, keys=None):
     for block, layer in enumerate(plan):
         if layer.counts:
             inputs = step_inputs(layer, states[-1], block_keys(keys, block), grid)
-            results.append(decide(layer.step.reducer, inputs, layer.counts))
+            results.append(decide_filled(layer.step.reducer, inputs, layer.counts))
             states.append(moves.apply_result(states[-1], results[-1]))
             grid = None
     return states, results
@@ -194,7 +195,7 @@ def first_step(name, method):
     x = jnp.asarray(random_tokens())
     keys = image_keys(3)
     inputs = step_inputs(layer, initial_state(x), block_keys(keys, block), GRID)
-    run = functools.partial(decide, layer.step.reducer, counts=layer.counts)
+    run = functools.partial(decide_filled, layer.step.reducer, counts=layer.counts)
     _, (result, *_) = jax.jit(case_program(name, method))(x, keys)
     return run, inputs, jax.tree.map(np.asarray, result)
 
@@ -210,8 +211,8 @@ class MethodsTest(chex.TestCase):
     def walk(self, name, method, x=None, images=slice(None)):
         run = self.variant(case_program(name, method))
         x = random_tokens() if x is None else x
-        both = run(jnp.asarray(x[images]), image_keys(3)[images])
-        return jax.tree.map(np.asarray, both)
+        states_and_results = run(jnp.asarray(x[images]), image_keys(3)[images])
+        return jax.tree.map(np.asarray, states_and_results)
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
@@ -241,21 +242,23 @@ class MethodsTest(chex.TestCase):
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*ANYWHERE)
-    def test_a_permutation_of_patches_moves_groups_and_nothing_else(self, name, method):
+    def test_permuted_patches_keep_their_groups(self, name, method):
         (*_, plain), results = self.walk(name, method)
-        (*_, moved), others = self.walk(name, method, permute_patches(random_tokens()))
+        (*_, moved), permuted = self.walk(
+            name, method, permute_patches(random_tokens())
+        )
         if name in SOFT:
             assert np.abs(plain.x - moved.x).max() < 1e-5
             return
-        first = patch_slots(results)[-1]
-        second = patch_slots(others)[-1]
+        plain_slots = patch_slots(results)[-1]
+        permuted_slots = patch_slots(permuted)[-1]
         for image in range(3):
-            a = first[image][ORDER]
-            b = second[image]
+            a = plain_slots[image][ORDER]
+            b = permuted_slots[image]
             np.testing.assert_array_equal(a == DROPPED, b == DROPPED)
             np.testing.assert_array_equal(a[:, None] == a, b[:, None] == b)
             kept = np.flatnonzero(b != DROPPED)
-            pair = moved.x[image, 1 + b[kept]], plain.x[image, 1 + a[kept]]
+            pair = (moved.x[image, 1 + b[kept]], plain.x[image, 1 + a[kept]])
             chex.assert_trees_all_close(*pair, rtol=1e-4, atol=1e-5)
 
     @chex.variants(with_jit=True)
@@ -269,39 +272,39 @@ class MethodsTest(chex.TestCase):
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*CASES)
-    def test_images_do_not_know_of_each_other(self, name, method):
-        """Their order does not matter either. Other values need no new trace."""
+    def test_images_are_reduced_independently(self, name, method):
+        """Their order does not matter, and other values need no new trace."""
         order = np.array([1, 2, 0])  # reversed, a mirror would not show
-        want = jax.tree.map(lambda a: a[order], self.walk(name, method))
-        got = self.walk(name, method, images=order)
+        expected = jax.tree.map(lambda a: a[order], self.walk(name, method))
+        reordered = self.walk(name, method, images=order)
         # Tokens are up to 5. A processor may sum each row in another order, which costs
         # about ten roundings of 6e-7. Another image would differ by 1.
-        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(reordered, expected, rtol=1e-5, atol=1e-5)
 
     @chex.variants(with_pmap=True)
     @parameterized.named_parameters(*ONE_OF_EACH_KIND)
-    def test_stacked_batches_are_decided_as_each_of_them(self, name, method):
-        run, inputs, want = first_step(name, method)
-        got = self.variant(jax.vmap(run), **tiny_vit.ON_DEVICES)(
+    def test_a_stack_of_batches_reduces_as_single_batches(self, name, method):
+        run, inputs, expected = first_step(name, method)
+        stacked = self.variant(jax.vmap(run), **tiny_vit.ON_DEVICES)(
             stack_batches(inputs, jnp.stack)
         )
-        want = stack_batches(want, np.stack)
-        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+        expected = stack_batches(expected, np.stack)
+        chex.assert_trees_all_close(stacked, expected, rtol=1e-5, atol=1e-6)
 
     @chex.variants(with_jit=True)
     @parameterized.named_parameters(*DEFAULTS)
     @pytest.mark.slow
     def test_gradients_in_bfloat16_are_finite(self, name, method):
-        """Every image's patches get some; the class token gets only its own."""
-        plan = shortest(short_plan(name, method))
+        """Every image's patches have gradients; the class token has its own alone."""
+        plan = shortest_plan(short_plan(name, method))
         x = random_tokens(jnp.bfloat16)
         probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
-        slope = jax.grad(lambda x: jnp.sum(run_plan(plan, x)[0][-1].x * probe))
-        slope = np.asarray(self.variant(slope)(x))
-        chex.assert_type(slope, jnp.bfloat16)
-        chex.assert_tree_all_finite(slope)
-        np.testing.assert_array_equal(slope[:, 0], probe[:, 0])
-        assert (np.abs(slope[:, 1:]).max(axis=(1, 2)) > 0).all()
+        gradient = jax.grad(lambda x: jnp.sum(run_plan(plan, x)[0][-1].x * probe))
+        gradient = np.asarray(self.variant(gradient)(x))
+        chex.assert_type(gradient, jnp.bfloat16)
+        chex.assert_tree_all_finite(gradient)
+        np.testing.assert_array_equal(gradient[:, 0], probe[:, 0])
+        assert (np.abs(gradient[:, 1:]).max(axis=(1, 2)) > 0).all()
 
 
 def test_two_devices_are_there():

@@ -1,6 +1,6 @@
 """Methods on published weights against their authors' code.
 
-The fixtures are outputs of that code for two images: DeiT-Ti, untrained with the
+The fixtures are that code's outputs for two images: DeiT-Ti, untrained with the
 reduction, float32 on a CPU. Its slots have another order, so the tests compare which
 patches are together and which are dropped.
 """
@@ -34,11 +34,11 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def given(assets):
+def authors_arrays(assets):
     """The authors' arrays, images, and the dense model's variables."""
     theirs = dict(np.load(assets / "fixtures/deit_tiny_methods2.npz"))
     theirs |= np.load(assets / "fixtures/deit_tiny_reduced.npz")
-    source = theirs["tome_r13_source_argmax"]  # the class token's first
+    source = theirs["tome_r13_source_argmax"]  # first the class token's
     np.testing.assert_array_equal(source[:, 0], 0)
     theirs["tome_r13_source"] = source[:, 1:] - 1
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
@@ -51,7 +51,7 @@ def given(assets):
 
 
 def embedding(block):
-    """Parameters given to the authors' code, as no trained ones are published."""
+    """The authors' code ran with these parameters: no trained ones are published."""
     i = np.arange(64)[:, None]
     j = np.arange(192)
     kernel = 0.05 * np.sin(0.7 * (1 + i) * (1 + j) + 1.3 * block)
@@ -60,9 +60,9 @@ def embedding(block):
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request, given):
+def case(request, authors_arrays):
     """The authors' arrays of a case, our model, its Outputs, and its patch slots."""
-    theirs, images, variables = given
+    theirs, images, variables = authors_arrays
     mark = f"{request.param}_"
     named = {k.removeprefix(mark): v for k, v in theirs.items() if k.startswith(mark)}
     reduction = CASES[request.param]
@@ -72,24 +72,24 @@ def case(request, given):
         variables = {"params": variables["params"] | own}
 
     @tiny_vit.compiled
-    def answers(variables, images):
+    def outputs_and_slots(variables, images):
         outputs = model.apply(variables, images)
-        return outputs, tiny_vit.slots(outputs, 196)
+        return outputs, tiny_vit.final_slots(outputs, 196)
 
-    outputs, slots = answers(variables, images)
+    outputs, slots = outputs_and_slots(variables, images)
     named |= {"dense": theirs["dense"], "method": reduction.partition(":")[0]}
     return types.SimpleNamespace(**named), model, outputs, slots
 
 
-def test_token_counts_and_logits_are_its_authors(case):
+def test_token_counts_and_logits_equal_the_authors(case):
     theirs, model, outputs, _ = case
     assert [layer.mlp_tokens for layer in model.plan] == theirs.tokens.tolist()
     np.testing.assert_allclose(outputs.logits, theirs.logits, atol=1e-4)
     assert np.abs(outputs.logits - theirs.dense).max() > 0.1
 
 
-def test_patches_are_together_where_its_authors_have_them(case):
-    """ToMe's slots have its authors' order."""
+def test_groups_of_patches_equal_the_authors(case):
+    """ToMe's slots also have the authors' order."""
     theirs, _, outputs, ours = case
     if theirs.method == "tome":
         np.testing.assert_array_equal(ours, theirs.source)
@@ -99,7 +99,7 @@ def test_patches_are_together_where_its_authors_have_them(case):
     np.testing.assert_array_equal(*together)
 
 
-def test_attention_counts_tokens_as_its_authors_do(case):
+def test_attention_sizes_equal_the_authors(case):
     """DiffRate's sizes are fractions; other methods count patches."""
     theirs, _, outputs, _ = case
     if not hasattr(theirs, "size"):

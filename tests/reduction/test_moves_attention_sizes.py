@@ -1,4 +1,4 @@
-"""Attention sizes and attention maps are merged like tokens."""
+"""Attention sizes and attention maps merge like tokens."""
 
 import numpy as np
 import pytest
@@ -16,42 +16,42 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     state, assignment = random_move(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
-    got = apply(state, assignment.replace(attn_size=given), form=form)
+    moved = apply(state, assignment.replace(attn_size=given), form=form)
     x, size = slow_move(state, assignment)
-    want = np.full((3, 3), np.finfo(np.float32).tiny)
+    expected = np.full((3, 3), np.finfo(np.float32).tiny)
     for image, slot in np.ndindex(3, 3):
         total = given[image][assignment.slot_of_token[image] == slot].sum()
-        want[image, slot] = max(total, want[image, slot])
-    assert_close(got.effective_size[:, 1:], want, units=8)
-    assert (got.effective_size > 0).all()
-    np.testing.assert_array_equal(got.effective_size[:, :1], state.size[:, :1])
-    assert_close(got.x, x)
-    np.testing.assert_array_equal(got.size, size)
-    one = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
+        expected[image, slot] = max(total, expected[image, slot])
+    assert_close(moved.effective_size[:, 1:], expected, units=8)
+    assert (moved.effective_size > 0).all()
+    np.testing.assert_array_equal(moved.effective_size[:, :1], state.size[:, :1])
+    assert_close(moved.x, x)
+    np.testing.assert_array_equal(moved.size, size)
+    merge_all = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
     # Without attention sizes, the sizes serve.
     assert apply(state, assignment).attn_size is None
-    again = apply(got, one, form=form)
-    assert_close(again.effective_size[:, 1], want.sum(axis=1), units=8)
-    np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
+    merged = apply(moved, merge_all, form=form)
+    assert_close(merged.effective_size[:, 1], expected.sum(axis=1), units=8)
+    np.testing.assert_array_equal(merged.size[:, 1], size[:, 1:].sum(axis=1))
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
+def test_an_attention_map_merges_by_rows_and_columns(weighted):
     """Slow loops agree; the prefix keeps its rows and columns."""
     state, assignment = random_move(7, 3, prefix=2, weighted=weighted)
     weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
     size = state.size[:, 2:]
-    merged = tiny_vit.compiled(merge_map)
-    got = merged(weights, assignment, size)
-    loose = merged(weights, assignment.replace(index=None), size)
-    assert_close(got, loose, units=8)
-    by = np.asarray(assignment.weight if weighted else size)
+    merge = tiny_vit.compiled(merge_map)
+    merged = merge(weights, assignment, size)
+    without_index = merge(weights, assignment.replace(index=None), size)
+    assert_close(merged, without_index, units=8)
+    weight = np.asarray(assignment.weight if weighted else size)
     for image, head in np.ndindex(3, 2):
-        dest = np.asarray(assignment.slot_of_token[image])
-        members = [[0], [1]] + [list(2 + np.flatnonzero(dest == s)) for s in range(3)]
-        share = np.concatenate([[1, 1], by[image]])
+        slots = np.asarray(assignment.slot_of_token[image])
+        members = [[0], [1]] + [list(2 + np.flatnonzero(slots == s)) for s in range(3)]
+        shares = np.concatenate([[1, 1], weight[image]])
         for i, rows in enumerate(members):
             for j, columns in enumerate(members):
                 block = weights[image, head][np.ix_(rows, columns)].sum(axis=1)
-                want = (share[rows] * block).sum() / share[rows].sum()
-                assert got[image, head, i, j] == pytest.approx(want, rel=1e-5)
+                expected = (shares[rows] * block).sum() / shares[rows].sum()
+                assert merged[image, head, i, j] == pytest.approx(expected, rel=1e-5)

@@ -36,10 +36,12 @@ def make_inputs(scores, metric):
 def tied_images(n, seed=0):
     """Scores [8, n] and metric [8, n, 6]; most images are full of ties."""
     rng = np.random.default_rng(seed)
-    some = rng.random((3, n))
-    few = rng.integers(3, size=(2, n)).astype(float)
-    nans = np.where(rng.random((2, n)) < 0.4, np.nan, rng.random((2, n)))
-    scores = np.concatenate([some, few, nans, np.full((1, n), 0.25)])
+    random_scores = rng.random((3, n))
+    tied_scores = rng.integers(3, size=(2, n)).astype(float)
+    nan_scores = np.where(rng.random((2, n)) < 0.4, np.nan, rng.random((2, n)))
+    scores = np.concatenate(
+        [random_scores, tied_scores, nan_scores, np.full((1, n), 0.25)]
+    )
     metric = rng.normal(size=(8, n, 6))
     axes = np.eye(6)[rng.integers(6, size=(8, n))] * rng.choice([-1, 1], (8, n, 1))
     scaled = axes * rng.choice([0.001, 1.0], (8, n, 1))  # three sizes of cosine
@@ -50,8 +52,8 @@ def tied_images(n, seed=0):
     return scores.astype(np.float32), metric.astype(np.float32)
 
 
-def fills_every_slot(dest, n_out):
-    return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in dest)
+def fills_every_slot(slots, n_out):
+    return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in slots)
 
 
 ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
@@ -68,36 +70,36 @@ ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
         (3, 1, [0, 1, 2, 5.5, 4, 5, 6, 7, 9], [1, 1, 1, 2, 1, 1, 1, 1, 1]),
     ],
 )
-def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes, form):
+def test_imagepiece_merges_by_hand(candidates, merges, values, sizes, form):
     counts = StepCounts(n_in=10, n_out=10 - merges, candidates=candidates)
     result = decide(Retokenize(), make_inputs([ATTENTION], [CIRCLE]), counts)
     # The class token is -1, then token i is i.
     x = np.arange(-1.0, 10.0, dtype=np.float32)[None, :, None]
-    got = apply(initial_state(x), result, form=form)
-    assert_close(got.x[0, :, 0], [-1, *values], units=8)
-    assert got.size[0].tolist() == [1, *sizes]
+    moved = apply(initial_state(x), result, form=form)
+    assert_close(moved.x[0, :, 0], [-1, *values], units=8)
+    assert moved.size[0].tolist() == [1, *sizes]
 
-    dest = oracles.retokenize(
+    slots = oracles.retokenize(
         np.float32(ATTENTION), oracles.cosine(CIRCLE, CIRCLE), candidates, merges
     )
-    np.testing.assert_array_equal(result.slot_of_token[0], dest)
+    np.testing.assert_array_equal(result.slot_of_token[0], slots)
     assert result.by_size
-    equal = Retokenize(size_weighting=False)
-    assert not decide(equal, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
+    unweighted = Retokenize(size_weighting=False)
+    assert not decide(unweighted, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fuse", [False, True])
-def test_evit_fuses_as_computed_by_hand(fuse, form):
+def test_evit_fuses_by_hand(fuse, form):
     inputs = make_inputs([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
     result = decide(TopK(fuse=fuse), inputs, StepCounts(n_in=5, n_out=3 + fuse))
     slot = 3 if fuse else DROPPED
     assert result.slot_of_token.tolist() == [[slot, slot, 0, 1, 2]]
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
-    got = apply(initial_state(x), result, form=form)
-    want = [0, 3, 4, 5] + [0.2] * fuse
-    assert_close(got.x[0, :, 0], want, units=2 * fuse)
-    assert got.size[0].tolist() == [1, 1, 1, 1] + [2] * fuse
+    moved = apply(initial_state(x), result, form=form)
+    expected = [0, 3, 4, 5] + [0.2] * fuse
+    assert_close(moved.x[0, :, 0], expected, units=2 * fuse)
+    assert moved.size[0].tolist() == [1, 1, 1, 1] + [2] * fuse
 
 
 RATES = ("0", "0.7", "1")
@@ -105,32 +107,32 @@ MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)
-def decide_all(inputs, work):
+def decide_all(inputs, cases):
     """Similarities and all decisions for one n, in one program."""
     similarity = cosine_similarity(inputs.metric, inputs.metric)
-    return similarity, [reducer(inputs, counts) for reducer, counts in work]
+    return similarity, [reducer(inputs, counts) for reducer, counts in cases]
 
 
 def reducers_at(n):
     """(reducer, counts) of every rate and parity with an effect at `n` tokens."""
-    work = []
+    cases = []
     for kept in sorted({oracles.keep_count(rate, n) for rate in RATES} - {n}):
-        work.append((TopK(), StepCounts(n_in=n, n_out=kept)))
-        work.append((TopK(fuse=True), StepCounts(n_in=n, n_out=kept + 1)))
+        cases.append((TopK(), StepCounts(n_in=n, n_out=kept)))
+        cases.append((TopK(fuse=True), StepCounts(n_in=n, n_out=kept + 1)))
     splits = {oracles.merge_counts(n, *amount) for amount in MERGES}
     for candidates, merges in sorted(splits):
         counts = StepCounts(n_in=n, n_out=n - merges, candidates=candidates)
         if merges:
-            work += [(Retokenize(parity), counts) for parity in (0, 1)]
-    return tuple(work)
+            cases += [(Retokenize(parity), counts) for parity in (0, 1)]
+    return tuple(cases)
 
 
 def slow_slots(reducer, counts, scores, similarity):
     if reducer == TopK():
         return oracles.top_k(scores, counts.n_out)
     if reducer == TopK(fuse=True):
-        dest = oracles.top_k(scores, counts.n_out - 1)
-        return np.where(dest == DROPPED, counts.n_out - 1, dest)
+        slots = oracles.top_k(scores, counts.n_out - 1)
+        return np.where(slots == DROPPED, counts.n_out - 1, slots)
     merges = counts.n_in - counts.n_out
     return oracles.retokenize(
         scores, similarity, counts.candidates, merges, parity=reducer.parity
@@ -141,21 +143,21 @@ def slow_slots(reducer, counts, scores, similarity):
 def test_decisions_equal_the_oracle(n):
     scores, metric = tied_images(n, seed=n)
     inputs = make_inputs(scores, metric)
-    work = reducers_at(n)
-    similarity, results = decide_all(inputs, work)
-    assert bool(work) == (n > 1)  # a single token is left alone by every rule
-    for (reducer, counts), result in zip(work, results, strict=True):
+    cases = reducers_at(n)
+    similarity, results = decide_all(inputs, cases)
+    assert bool(cases) == (n > 1)  # no rule reduces a single token
+    for (reducer, counts), result in zip(cases, results, strict=True):
         assert result.n_out == counts.n_out
         assert result.slot_of_token.dtype == jnp.int32
         assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
-        for image, dest in enumerate(np.asarray(result.slot_of_token)):
-            want = slow_slots(reducer, counts, scores[image], similarity[image])
-            case = f"{reducer} {counts} image {image}"
-            np.testing.assert_array_equal(dest, want, err_msg=case)
+        for image, slots in enumerate(np.asarray(result.slot_of_token)):
+            expected = slow_slots(reducer, counts, scores[image], similarity[image])
+            label = f"{reducer} {counts} image {image}"
+            np.testing.assert_array_equal(slots, expected, err_msg=label)
 
 
 def test_fusing_passes_gradient_to_the_attention():
-    """The gradient of a dropped token's score is the token; of a kept score it is 0."""
+    """A dropped token's score has the token as gradient, a kept token's score 0."""
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         jnp.asarray, initial_state(np.float32(rng.normal(size=(2, 8, 5))))
@@ -167,11 +169,11 @@ def test_fusing_passes_gradient_to_the_attention():
         result = TopK(fuse=True)(make_inputs(scores, state.x[:, 1:]), counts)
         return moves.apply_result(state, result).x.sum()
 
-    slope = tiny_vit.compiled(jax.grad(loss))(scores)
+    gradient = tiny_vit.compiled(jax.grad(loss))(scores)
     for image in range(2):
         dropped = oracles.rank_by_score(scores[image]) >= 4
-        want = np.where(dropped, np.asarray(state.x)[image, 1:].sum(axis=-1), 0)
-        assert_close(slope[image], want)
+        expected = np.where(dropped, np.asarray(state.x)[image, 1:].sum(axis=-1), 0)
+        assert_close(gradient[image], expected)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +200,8 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
         assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
 
 
-def test_partners_of_very_large_images():
-    """Token indices of 17 bits; the first of equally similar tokens wins."""
+def test_partners_in_very_large_images():
+    """Token indices have 17 bits; the first of equally similar tokens wins."""
     tokens = 60_000 + np.arange(40_000)[None]
     similarity = np.zeros((1, 2, 40_000))
     similarity[0, 0, [7, 39_000]] = similarity[0, 1, [30_000, 35_000]] = 1.0

@@ -1,4 +1,4 @@
-"""Scores that rank tokens: against slow NumPy, defaults, and refusals."""
+"""Scores that rank tokens: against slow NumPy, defaults and errors."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, oracles_peaks, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
-from tests.models.test_rotary import captured
+from tests.models.test_rotary import capture_attention
 from tests.models.test_vit_families import FAMILIES
 
-SHORT = tiny_vit.changed(
+SHORT = tiny_vit.with_fields(
     tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,)
 )  # 25, 23, 19
 SIGLIP = Architecture(class_token=False, pool="map")
@@ -41,11 +41,11 @@ ENERGIES = {
 def slow_energy(keys, margin):
     """PiToMe's energy by float64 loops. [n, d] -> [n]."""
     units = [key / np.sqrt(sum(key**2)) for key in np.asarray(keys, float)]
-    found = []
-    for one in units:
-        above = [sum(one * other) - margin for other in units]
-        found.append(np.mean([x if x > 0 else np.exp(x) - 1 for x in above]))
-    return np.array(found)
+    energies = []
+    for unit in units:
+        margins = [sum(unit * other) - margin for other in units]
+        energies.append(np.mean([x if x > 0 else np.exp(x) - 1 for x in margins]))
+    return np.array(energies)
 
 
 def energy_shares(energy):
@@ -53,14 +53,14 @@ def energy_shares(energy):
 
 
 @pytest.mark.parametrize("margin", ENERGIES)
-def test_energy_is_the_published_one(margin):
+def test_energy_equals_the_published_one(margin):
     keys = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     energy = np.array(ENERGIES[margin])
     np.testing.assert_allclose(slow_energy(keys, margin), energy, atol=6e-5)
-    unique = tiny_vit.compiled(uniqueness_scores, static_argnums=1)
-    got = unique(np.float32(3 * keys[None]), margin)[0]
-    np.testing.assert_allclose(got, energy_shares(energy), atol=2e-5)
-    assert list(np.argsort(got)) == list(np.argsort(-energy))
+    scores_of_keys = tiny_vit.compiled(uniqueness_scores, static_argnums=1)
+    scores = scores_of_keys(np.float32(3 * keys[None]), margin)[0]
+    np.testing.assert_allclose(scores, energy_shares(energy), atol=2e-5)
+    assert list(np.argsort(scores)) == list(np.argsort(-energy))
 
 
 def run_model(arch, reduction, **options):
@@ -90,15 +90,15 @@ def layer_scores(layer, inputs):
         ("token_pooling:blocks=(1,):keep_rate=0.6", (0,)),
     ],
 )
-def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
+def test_energy_scores_are_over_the_blocks_keys(reduction, blocks):
     """The margin falls from 3/4 with depth; the prefix is left out."""
-    model, _, out = run_model(None, tiny_vit.changed(reduction, score="energy"))
+    model, _, out = run_model(None, tiny_vit.with_fields(reduction, score="energy"))
     steps = [layer for layer in model.plan if layer.counts]
     for block, layer, inputs in zip(blocks, steps, out.reducer_inputs, strict=True):
-        got = layer_scores(layer, inputs)
+        scores = layer_scores(layer, inputs)
         for image in range(2):
             energy = slow_energy(inputs.key[image], 0.75 * (1 - block / 2))
-            np.testing.assert_allclose(got[image], energy_shares(energy), atol=1e-6)
+            np.testing.assert_allclose(scores[image], energy_shares(energy), atol=1e-6)
 
 
 def pool_weights(pool, x, sizes=1.0):
@@ -112,8 +112,8 @@ def pool_weights(pool, x, sizes=1.0):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def test_the_probe_is_that_of_the_head_on_tokens_of_the_block():
-    """Merged tokens count by size where the head does so."""
+def test_probe_scores_are_the_heads_attention_to_the_blocks_tokens():
+    """Merged tokens count by size, as in the head."""
     arch = dataclasses.replace(SIGLIP, registers=2)
     _, variables, out = run_model(arch, f"{SHORT}:score=probe", prop_attn=True)
     assert [inputs.x.shape[1] for inputs in out.reducer_inputs] == [25, 23]
@@ -122,8 +122,10 @@ def test_the_probe_is_that_of_the_head_on_tokens_of_the_block():
         for image in range(2):
             x = oracles.layer_norm(inputs.x[image], params["norm"])
             weights = pool_weights(params["attn_pool"], x, inputs.size[image])
-            want = weights.mean(axis=0)
-            np.testing.assert_allclose(inputs.probe[image], want, rtol=1e-4, atol=1e-6)
+            expected = weights.mean(axis=0)
+            np.testing.assert_allclose(
+                inputs.probe[image], expected, rtol=1e-4, atol=1e-6
+            )
     assert out.reducer_inputs[-1].size.max() > 1
 
 
@@ -139,36 +141,38 @@ def slow_stem(params, images, prefix):
 
 
 def test_the_shift_is_how_far_attention_moves_a_token():
-    """Attention moves outputs of the stem or the last block. Block 1 merges some."""
+    """Attention moves the stem's outputs, then block 0's merged ones."""
     arch = Architecture(registers=2, layer_scale=True)
     model, variables, out = run_model(arch, f"{SHORT}:score=shift")
-    first, second = out.reducer_inputs
+    first_inputs, second_inputs = out.reducer_inputs
     images = tiny_vit.images(2)
     options = {"layers": [0], "norm": False, "reshape": False}
     (layer,) = features(Pretrained(model, variables), images, **options).layers
-    dest = out.results[0].slot_of_token
-    patches = [[row.tolist().index(slot) for slot in range(23)] for row in dest]
-    patches = np.asarray(patches)[..., None]
-    entered = np.take_along_axis(np.asarray(layer.patches), patches, 1)
-    entered = slow_stem(variables["params"], images, arch.prefix), entered
-    for inputs, before in zip((first, second), entered, strict=True):
-        moved = np.linalg.norm(np.asarray(inputs.x, float) - before, axis=2)
-        want = moved / moved.sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(inputs.shift, want, rtol=1e-3, atol=1e-6)
-    assert np.ptp(want) > 0.003
-    assert np.abs(first.shift[:, :23] - second.shift).max() > 1e-3
+    slots = out.results[0].slot_of_token
+    patch_of_slot = [[row.tolist().index(slot) for slot in range(23)] for row in slots]
+    patch_of_slot = np.asarray(patch_of_slot)[..., None]
+    block_inputs = np.take_along_axis(np.asarray(layer.patches), patch_of_slot, 1)
+    block_inputs = slow_stem(variables["params"], images, arch.prefix), block_inputs
+    for inputs, block_input in zip(
+        (first_inputs, second_inputs), block_inputs, strict=True
+    ):
+        distances = np.linalg.norm(np.asarray(inputs.x, float) - block_input, axis=2)
+        expected = distances / distances.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(inputs.shift, expected, rtol=1e-3, atol=1e-6)
+    assert np.ptp(expected) > 0.003
+    assert np.abs(first_inputs.shift[:, :23] - second_inputs.shift).max() > 1e-3
 
 
 def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
     change = np.float32([[[3, 4], [0, 0], [6, 8], [0, 1]]])
     live = np.float32([[1, 1, 0, 1]])
-    both = jax.value_and_grad(lambda change: shift_shares(change, live)[0, 0])
-    first, slope = tiny_vit.compiled(both)(change)
-    assert_close(first, 5 / 6)
-    assert np.isfinite(slope).all()
-    assert np.abs(slope).max() > 0.01
-    energy_shares = tiny_vit.compiled(shift_shares)(change)
-    np.testing.assert_allclose(energy_shares, [[5 / 16, 0, 10 / 16, 1 / 16]], atol=1e-6)
+    first_share = jax.value_and_grad(lambda change: shift_shares(change, live)[0, 0])
+    share, gradient = tiny_vit.compiled(first_share)(change)
+    assert_close(share, 5 / 6)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0.01
+    all_shares = tiny_vit.compiled(shift_shares)(change)
+    np.testing.assert_allclose(all_shares, [[5 / 16, 0, 10 / 16, 1 / 16]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -182,42 +186,48 @@ def test_shifts_of_live_tokens_are_shares_and_have_gradients_at_zero():
         ("gap", "mean"),
     ],
 )
-def test_the_mean_query_is_that_of_all_tokens_of_a_block(family, score):
-    """The prefix counts. Peaks chooses this score; EViT is told to use it.
+def test_mean_query_scores_read_all_tokens_of_a_block(family, score):
+    """The prefix counts. Peaks chooses this score; EViT gets it as a field.
 
     Merged tokens count by their fractional sizes.
     """
     arch = FAMILIES[family]
-    told = "evit:blocks=(1,):keep_rate=0.6"
-    for reduction in ("peaks:blocks=(0,1)", f"{told}:score={score}"):
+    evit = "evit:blocks=(1,):keep_rate=0.6"
+    for reduction in ("peaks:blocks=(0,1)", f"{evit}:score={score}"):
         model = tiny_vit.model(reduction, arch=arch, depth=2, prop_attn=True)
-        steps = {i: each.step for i, each in enumerate(model.plan) if each.counts}
+        steps = {i: layer.step for i, layer in enumerate(model.plan) if layer.counts}
         assert {step.reducer.score for step in steps.values()} == {score}
-        out, seen = captured(model, tiny_vit.variables(model), tiny_vit.images(2))
+        out, modules = capture_attention(
+            model, tiny_vit.variables(model), tiny_vit.images(2)
+        )
         for block, inputs in zip(steps, out.reducer_inputs, strict=True):
-            inside = seen[f"blocks_{block}"]["attn"]
+            attention = modules[f"blocks_{block}"]["attn"]
             query, key = (
-                inside[name]["__call__"][0].reshape(2, -1, tiny_vit.HEADS, 10)
+                attention[name]["__call__"][0].reshape(2, -1, tiny_vit.HEADS, 10)
                 for name in "qk"
             )
-            got = getattr(inputs, SCORES[score])
+            scores = getattr(inputs, SCORES[score])
             for image in range(2):
                 size = np.append(np.ones(arch.prefix), inputs.attn_size[image])
                 arrays = query[image], key[image], size
-                want = oracles_peaks.scores(score, *arrays)[arch.prefix :]
-                np.testing.assert_allclose(got[image], want, rtol=1e-4, atol=1e-7)
+                expected = oracles_peaks.scores(score, *arrays)[arch.prefix :]
+                np.testing.assert_allclose(
+                    scores[image], expected, rtol=1e-4, atol=1e-7
+                )
 
 
 @pytest.mark.parametrize("arch", [None, SIGLIP])
 @pytest.mark.parametrize("name", ["evit", "imagepiece", "token_pooling"])
-def test_tokens_are_ranked_by_what_there_is(arch, name):
-    """By class attention if there is a class token, else by attention received."""
+def test_default_scores_need_a_class_token_or_received_attention(arch, name):
+    """Class attention if there is a class token, else received attention."""
     fields = {"evit": tiny_vit.EVIT, "imagepiece": tiny_vit.IMAGEPIECE}
     reduction = fields.get(name, f"{name}:blocks=(1,2)")
-    own = "class" if arch is None and name != "token_pooling" else "received"
+    default = "class" if arch is None and name != "token_pooling" else "received"
     steps = [layer.step for layer in tiny_vit.model(reduction, arch=arch).plan]
-    assert {step.reducer.score for step in steps if step} == {own}
-    chosen = tiny_vit.model(tiny_vit.changed(reduction, score="energy"), arch=arch).plan
+    assert {step.reducer.score for step in steps if step} == {default}
+    chosen = tiny_vit.model(
+        tiny_vit.with_fields(reduction, score="energy"), arch=arch
+    ).plan
     assert {la.step.reducer.score for la in chosen if la.step} == {"energy"}
 
 
@@ -230,9 +240,9 @@ def test_tokens_are_ranked_by_what_there_is(arch, name):
         (None, "probe", "no attention-pooling head"),
     ],
 )
-def test_a_score_that_the_model_cannot_have_is_refused(arch, score, text):
+def test_a_score_the_model_cannot_compute_is_refused(arch, score, text):
     with refused("score", text):
-        tiny_vit.model(tiny_vit.changed(tiny_vit.EVIT, score=score), arch=arch)
+        tiny_vit.model(tiny_vit.with_fields(tiny_vit.EVIT, score=score), arch=arch)
 
 
 def variable_initializer(module):
@@ -246,31 +256,33 @@ initial_tokens = tiny_vit.compiled(lambda x: initial_state(x, 2))
 @pytest.mark.parametrize(
     "score", ["received", "energy", "class", "mean", "class_and_mean"]
 )
-def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
+def test_masked_tokens_change_no_other_score(score):
     """Scores equal those without masked tokens. Two of seven tokens are the prefix."""
     module = tiny_vit.attention(12, 3)
     reducer = Ranking(score=score)
     x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
     variables = tiny_vit.fill(jax.eval_shape(variable_initializer(module), x))
     mask = np.float32([[1, 0, 1, 0, 1]])
-    there = np.flatnonzero(np.append([1, 1], mask))
+    live = np.flatnonzero(np.append([1, 1], mask))
 
     def scores(x, mask=None):
         state = initial_state(x, 2).replace(mask=mask)
-        _, found = module.apply(variables, x, state, reducer.attention_reads)
-        inputs = ReducerInputs(x[:, 2:], state.size[:, 2:], mask=mask, **found)
+        _, attention_inputs = module.apply(variables, x, state, reducer.attention_reads)
+        inputs = ReducerInputs(
+            x[:, 2:], state.size[:, 2:], mask=mask, **attention_inputs
+        )
         return reducer.token_scores(inputs, StepCounts(5, 4, progress=1 / 3))
 
-    got = tiny_vit.compiled(scores)(x, mask)
-    got = np.where(mask > 0.5, got, 0)
-    want = tiny_vit.compiled(scores)(x[:, there])
-    assert_close(got[:, there[2:] - 2], want)
-    np.testing.assert_array_equal(got[:, [1, 3]], 0)
+    masked_scores = tiny_vit.compiled(scores)(x, mask)
+    masked_scores = np.where(mask > 0.5, masked_scores, 0)
+    live_scores = tiny_vit.compiled(scores)(x[:, live])
+    assert_close(masked_scores[:, live[2:] - 2], live_scores)
+    np.testing.assert_array_equal(masked_scores[:, [1, 3]], 0)
 
 
 def attention_pool(prop_attn=True, include=True):
     """AttentionPool of width 12, its variables, and seven tokens (two are prefix)."""
-    vit = tiny_vit.vit(
+    vit = tiny_vit.imagenet_vit(
         (), 12, 3, mlp_ratio=2.0, pool="map", pool_include_prefix=include
     )
     pool = AttentionPool(vit.config, prop_attn=prop_attn)
@@ -289,12 +301,12 @@ def attention_pool(prop_attn=True, include=True):
 def test_the_probe_does_not_read_masked_tokens(method, include):
     pool, variables, x, state = attention_pool(include=include)
     mask = np.float32([[1, 0, 1, 0, 1]] * 2)
-    there = np.array([0, 1, 2, 4, 6])
-    run_model = tiny_vit.compiled(functools.partial(pool.apply, method=method))
-    got = run_model(variables, x, state.replace(mask=mask))
-    want = run_model(variables, x[:, there], initial_tokens(x[:, there]))
-    got = got[:, ::2] if method == "probe_scores" else got
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    live = np.array([0, 1, 2, 4, 6])
+    run_pool = tiny_vit.compiled(functools.partial(pool.apply, method=method))
+    masked_output = run_pool(variables, x, state.replace(mask=mask))
+    live_output = run_pool(variables, x[:, live], initial_tokens(x[:, live]))
+    masked_output = masked_output[:, ::2] if method == "probe_scores" else masked_output
+    np.testing.assert_allclose(masked_output, live_output, rtol=1e-4, atol=1e-5)
 
 
 def slow_pool(variables, x, sizes):
@@ -306,26 +318,26 @@ def slow_pool(variables, x, sizes):
         return x @ of[name]["kernel"] + of[name]["bias"]
 
     value = dense("v", x).reshape(-1, 3, 4)
-    read = np.einsum("hn,nhd->hd", pool_weights(params, x), value)
-    read = dense("proj", read.reshape(12))
-    hidden = dense("fc1", oracles.layer_norm(read, params["norm"]), params["mlp"])
-    return read + dense("fc2", oracles.gelu(hidden), params["mlp"])
+    pooled = np.einsum("hn,nhd->hd", pool_weights(params, x), value)
+    pooled = dense("proj", pooled.reshape(12))
+    hidden = dense("fc1", oracles.layer_norm(pooled, params["norm"]), params["mlp"])
+    return pooled + dense("fc2", oracles.gelu(hidden), params["mlp"])
 
 
 @pytest.mark.parametrize(
     "prop_attn, include", [(True, True), (True, False), (False, True)]
 )
-def test_a_token_of_three_patches_is_read_as_three_tokens(prop_attn, include):
+def test_the_pool_reads_a_token_of_three_patches_as_three_tokens(prop_attn, include):
     """The pool reads both prefix tokens, or neither."""
     pool, variables, x, state = attention_pool(prop_attn, include)
     sizes = np.array([[1, 1, 3, 1, 5, 1, 2], [1, 1, 1, 4, 1, 1, 1]])
     state = state.replace(size=np.float32(sizes))
-    got = tiny_vit.compiled(pool.apply)(variables, x, state)
-    counted = sizes if prop_attn else np.ones_like(sizes)
-    counted = counted if include else counted * [0, 0, 1, 1, 1, 1, 1]
+    pooled = tiny_vit.compiled(pool.apply)(variables, x, state)
+    repeats = sizes if prop_attn else np.ones_like(sizes)
+    repeats = repeats if include else repeats * [0, 0, 1, 1, 1, 1, 1]
     for image in range(2):
-        want = slow_pool(variables, x[image], counted[image])
-        np.testing.assert_allclose(got[image], want, rtol=1e-4, atol=1e-5)
+        expected = slow_pool(variables, x[image], repeats[image])
+        np.testing.assert_allclose(pooled[image], expected, rtol=1e-4, atol=1e-5)
     if prop_attn:
-        plain = slow_pool(variables, x[0], np.minimum(counted[0], 1))
-        assert np.abs(got[0] - plain).max() > 0.01
+        unweighted = slow_pool(variables, x[0], np.minimum(repeats[0], 1))
+        assert np.abs(pooled[0] - unweighted).max() > 0.01

@@ -1,4 +1,4 @@
-"""Reductions as one text: read, compared, and written again."""
+"""A reduction's text: read, compared and written again."""
 
 import dataclasses
 import types
@@ -35,18 +35,18 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_text_of_a_reduction_is_read_as_the_same(text):
-    """It includes training fields, though equality ignores them."""
+def test_a_reductions_text_reads_back(text):
+    """The text has training fields, too, though equality ignores them."""
     reduction = Reduction.read(text)
     words = {*text.split(":")}
     assert {*str(reduction).split(":")} == words
-    again = Reduction.read(str(reduction))
-    assert again == reduction
-    assert vars(again.method) == vars(reduction.method)
+    read_back = Reduction.read(str(reduction))
+    assert read_back == reduction
+    assert vars(read_back.method) == vars(reduction.method)
 
 
 @pytest.mark.parametrize("share", [1 / 3, 1])
-def test_the_text_of_a_share_is_read_as_the_same(share):
+def test_a_shares_text_reads_back(share):
     reduction = Reduction.read(share)
     assert reduction == Reduction(Method(macs=share))
     assert Reduction.read(str(reduction)) == reduction
@@ -70,7 +70,7 @@ def test_equal_reductions_compute_the_same():
 
 
 @pytest.mark.parametrize(
-    "value, said",
+    "value, message",
     [
         ("", "imagepiece_jax/reduction/methods: none, imagepiece"),
         ("resnet", f"begin with one of the methods in {METHODS_FOLDER}: "),
@@ -90,8 +90,8 @@ def test_equal_reductions_compute_the_same():
         ({"name": "tome"}, 'a text such as "evit:keep_rate=0.7"'),
     ],
 )
-def test_what_is_no_reduction_is_refused(value, said):
-    with refused(said):
+def test_a_value_that_is_no_reduction_is_refused(value, message):
+    with refused(message):
         Reduction.read(value)
 
 

@@ -1,4 +1,4 @@
-"""Counts of schedules, worked out by hand."""
+"""Schedules' token counts by hand."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.helpers.refused_calls import refused
 
 
 @pytest.mark.parametrize(
-    "text, ratio, want",
+    "text, ratio, expected",
     [
         ("constant", 0.25, (12, 8, 4, 1)),  # 0 is raised to one token
         ("constant-1", 0.25, (16, 12, 8, 4)),
@@ -29,27 +29,27 @@ from tests.helpers.refused_calls import refused
         ("diffrate", 1.0, (1,) * 4),
     ],
 )
-def test_counts_by_hand(text, ratio, want):
-    assert scheduled_counts(text, 4, 16, ratio) == want
+def test_counts_by_hand(text, ratio, expected):
+    assert scheduled_counts(text, 4, 16, ratio) == expected
 
 
 def test_published_counts_are_reached_at_one_half():
-    """To the power of two: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9."""
+    """At 2/3 shares are squared: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9."""
     plan = plan_blocks(12, 196, METHODS["imagepiece"]().steps(facts()))
-    own = tuple(layer.mlp_tokens - 1 for layer in plan)
-    assert scheduled_counts("imagepiece", 12, 196, 0.5) == own
-    squared = scheduled_counts("imagepiece", 12, 196, 2 / 3)
-    assert (squared[0], squared[2]) == (165, 89)
-    merged = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
-    assert scheduled_counts("diffrate", 12, 196, 0.5) == merged
-    assert scheduled_counts("diffrate", 6, 196, 0.5) == merged[1::2]
-    doubled = scheduled_counts("diffrate", 24, 196, 0.5)
-    assert doubled[1::2] == merged
-    assert doubled[4] == 192  # of 195 and 189
+    imagepiece_counts = tuple(layer.mlp_tokens - 1 for layer in plan)
+    assert scheduled_counts("imagepiece", 12, 196, 0.5) == imagepiece_counts
+    stronger_counts = scheduled_counts("imagepiece", 12, 196, 2 / 3)
+    assert (stronger_counts[0], stronger_counts[2]) == (165, 89)
+    diffrate_counts = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
+    assert scheduled_counts("diffrate", 12, 196, 0.5) == diffrate_counts
+    assert scheduled_counts("diffrate", 6, 196, 0.5) == diffrate_counts[1::2]
+    deep_counts = scheduled_counts("diffrate", 24, 196, 0.5)
+    assert deep_counts[1::2] == diffrate_counts
+    assert deep_counts[4] == 192  # the mean of 195 and 189
 
 
-def test_proportions_of_what_leaves_are_kept():
-    """6 and 3 of 16: ratio 1 is the larger one times 16."""
+def test_scaling_keeps_the_proportions_of_removed_tokens():
+    """At ratio 3/8, 6 and 3 of 16 tokens leave."""
     method = METHODS["tome"](r=9, inflection=-1.0).scale_schedule(
         3 / 8, facts(3, patches=16)
     )
@@ -57,11 +57,11 @@ def test_proportions_of_what_leaves_are_kept():
 
 
 @pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])
-def test_a_stronger_schedule_leaves_no_more(text):
-    rows = [scheduled_counts(text, 12, 196, ratio / 50) for ratio in range(51)]
-    assert rows[0] == (196,) * 12
-    assert min(rows[-1]) == 1
-    for weak, strong in zip(rows, rows[1:], strict=False):
+def test_a_stronger_schedule_never_keeps_more(text):
+    schedules = [scheduled_counts(text, 12, 196, ratio / 50) for ratio in range(51)]
+    assert schedules[0] == (196,) * 12
+    assert min(schedules[-1]) == 1
+    for weak, strong in zip(schedules, schedules[1:], strict=False):
         assert all(a >= b for a, b in zip(weak, strong, strict=True))
         assert [*strong] == sorted(strong, reverse=True)
 
@@ -71,7 +71,7 @@ def test_a_stronger_schedule_leaves_no_more(text):
     ["", "linear", "stages-6-3", "stages-3_6", "constant-1-2", "diffrate-1"]
     + ["late-nan", "late-0", [], [3.5, 2], 12, (4, 5), (4, 0)],
 )
-def test_what_is_no_schedule_is_refused(value):
+def test_a_value_that_is_no_schedule_is_refused(value):
     check_counts((4, 4, 2))
     with refused("counts"):
         check_counts(value)

@@ -20,7 +20,7 @@ from tests.helpers import oracles, oracles_learned, tiny_vit
 from tests.helpers.rounding import assert_close
 
 
-def numbers(*shape, seed=0):
+def draw_normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
@@ -29,11 +29,11 @@ def image_keys(batch, seed=0):
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def network(*shape):
+def score_network(*shape):
     """(parameters of random values, compiled (parameters, x, mask) -> scores)."""
     net = token_selector.KeepScores()
     parameters = tiny_vit.fill(
-        jax.eval_shape(net.init, jax.random.key(0), numbers(*shape))
+        jax.eval_shape(net.init, jax.random.key(0), draw_normal(*shape))
     )
     return parameters["params"], tiny_vit.jit(
         lambda p, *a: net.apply({"params": p}, *a)
@@ -42,20 +42,20 @@ def network(*shape):
 
 @pytest.mark.parametrize("n, dim", [(1, 8), (7, 12), (5, 11)])
 def test_scores_equal_the_oracle(n, dim):
-    parameters, run = network(3, n, dim)
-    x = numbers(3, n, dim)
-    mask = (numbers(3, n, seed=1) > 0).astype(np.float32)
+    parameters, run = score_network(3, n, dim)
+    x = draw_normal(3, n, dim)
+    mask = (draw_normal(3, n, seed=1) > 0).astype(np.float32)
     mask[2] = 0  # nothing is live there
     for live in (None, mask):
-        got = run(parameters, x, live)
-        assert got.dtype == jnp.float32
+        scores = run(parameters, x, live)
+        assert scores.dtype == jnp.float32
         for image in range(3):
-            row = None if live is None else live[image]
-            want = oracles_learned.keep_scores(parameters, x[image], row)
-            np.testing.assert_allclose(got[image], want, rtol=2e-5, atol=2e-5)
-    half = run(parameters, x.astype(jnp.bfloat16), None)
-    assert half.dtype == jnp.float32
-    assert_close(jnp.exp(half).sum(-1), 1, units=8)
+            image_mask = None if live is None else live[image]
+            expected = oracles_learned.keep_scores(parameters, x[image], image_mask)
+            np.testing.assert_allclose(scores[image], expected, rtol=2e-5, atol=2e-5)
+    half_scores = run(parameters, x.astype(jnp.bfloat16), None)
+    assert half_scores.dtype == jnp.float32
+    assert_close(jnp.exp(half_scores).sum(-1), 1, units=8)
 
 
 draw_mask = jax.jit(token_selector.draw_mask)
@@ -65,7 +65,7 @@ def draw(scores, mask=None, seed=0):
     return draw_mask(scores, mask, image_keys(len(scores), seed))
 
 
-def test_a_draw_keeps_as_often_as_the_scores_say():
+def test_draws_keep_as_often_as_the_scores_say():
     chance = np.float32([0.1, 0.5, 0.9, 1e-9])
     scores = np.log(np.stack([chance, 1 - chance], axis=-1))
     count = 3000
@@ -76,121 +76,124 @@ def test_a_draw_keeps_as_often_as_the_scores_say():
     assert keep[:, 3].max() == 0
 
 
-def test_the_gradient_of_a_draw_is_that_of_the_softmax():
-    scores = numbers(2, 5, 2)
-    weight = numbers(2, 5, seed=1)
+def test_draws_have_the_gradient_of_a_softmax():
+    scores = draw_normal(2, 5, 2)
+    weight = draw_normal(2, 5, seed=1)
 
-    def hard(scores):
+    def hard_sum(scores):
         return jnp.sum(weight * draw(scores))
 
-    def soft(scores):
+    def soft_sum(scores):
         noise = token_selector.draw_gumbel_noise(image_keys(2), (5, 2))
         return jnp.sum(weight * jax.nn.softmax(scores + noise)[..., 0])
 
-    slope = tiny_vit.jit(jax.grad(hard))(scores)
-    wanted = tiny_vit.jit(jax.grad(soft))(scores)
-    assert np.abs(wanted).min() > 1e-5
-    np.testing.assert_allclose(slope, wanted, rtol=1e-5, atol=1e-7)
+    gradient = tiny_vit.jit(jax.grad(hard_sum))(scores)
+    expected = tiny_vit.jit(jax.grad(soft_sum))(scores)
+    assert np.abs(expected).min() > 1e-5
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_what_is_masked_stays_masked():
-    sure = np.broadcast_to(np.float32([-1e-9, -20]), (2, 3, 2))
+def test_masked_tokens_stay_masked():
+    keep_scores = np.broadcast_to(np.float32([-1e-9, -20]), (2, 3, 2))
     mask = jnp.asarray([[1, 0, 1], [0, 0, 0]], jnp.float32)
-    np.testing.assert_array_equal(draw(sure), np.ones((2, 3)))
-    np.testing.assert_array_equal(draw(sure, mask), mask)
+    np.testing.assert_array_equal(draw(keep_scores), np.ones((2, 3)))
+    np.testing.assert_array_equal(draw(keep_scores, mask), mask)
 
 
-def test_the_noise_of_an_image_is_its_own():
+def test_images_have_independent_noise():
     scores = np.zeros((4, 50, 2), np.float32)
-    whole = np.asarray(draw(scores))
-    assert len({row.tobytes() for row in whole}) == 4
-    part = draw_mask(scores[:2], None, image_keys(4)[2:])
-    np.testing.assert_array_equal(part, whole[2:])
-    assert (np.asarray(draw(scores, seed=1)) != whole).any()
+    all_images = np.asarray(draw(scores))
+    assert len({row.tobytes() for row in all_images}) == 4
+    last_two = draw_mask(scores[:2], None, image_keys(4)[2:])
+    np.testing.assert_array_equal(last_two, all_images[2:])
+    assert (np.asarray(draw(scores, seed=1)) != all_images).any()
 
 
 def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
-    """Outputs of a model, as far as a loss reads them."""
+    """The Outputs that a loss reads."""
     tokens = jnp.asarray(tokens, jnp.float32)
     state = initial_state(tokens, prefix).replace(mask=mask)
-    first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
-    inputs = (ReducerInputs(x=first, size=first[..., 0]),) * len(results)
+    patches = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
+    inputs = (ReducerInputs(x=patches, size=patches[..., 0]),) * len(results)
     logits = jnp.asarray(logits)
     return Outputs(logits, None, tokens, state, results, inputs)
 
 
 def test_the_teacher_has_no_gradient():
-    x = numbers(2, 4, 3)
-    logits = numbers(2, 5)
+    x = draw_normal(2, 4, 3)
+    logits = draw_normal(2, 5)
 
-    def total(tokens, logits):
-        student = outputs(numbers(2, 4, 3, seed=1), numbers(2, 5, seed=1))
+    def total_loss(tokens, logits):
+        student = outputs(draw_normal(2, 4, 3, seed=1), draw_normal(2, 5, seed=1))
         teacher = outputs(tokens, logits)
         kl = token_selector.kl_divergence(student.logits, teacher.logits)
         return jnp.mean(kl) + token_selector.token_loss(student, teacher)
 
-    assert float(total(x, logits)) > 0
-    for slope in tiny_vit.jit(jax.grad(total, argnums=(0, 1)))(x, logits):
-        np.testing.assert_array_equal(slope, np.zeros(slope.shape))
+    assert float(total_loss(x, logits)) > 0
+    for gradient in tiny_vit.jit(jax.grad(total_loss, argnums=(0, 1)))(x, logits):
+        np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
 @pytest.mark.parametrize("prefix, teacher_prefix", [(1, 1), (0, 0), (2, 1)])
 def test_token_loss_is_over_live_tokens(prefix, teacher_prefix):
-    a = numbers(2, 4 + prefix, 3)
-    b = numbers(2, 4 + teacher_prefix, 3, seed=1)
+    a = draw_normal(2, 4 + prefix, 3)
+    b = draw_normal(2, 4 + teacher_prefix, 3, seed=1)
     mask = np.float32([[1, 0, 1, 0], [0, 0, 1, 0]])
     image, token = np.nonzero(mask)
-    gaps = np.float64(a)[image, prefix + token] - b[image, teacher_prefix + token]
-    student = outputs(a, numbers(2, 5), mask=jnp.asarray(mask), prefix=prefix)
-    teacher = outputs(b, numbers(2, 5), prefix=teacher_prefix)
-    got = float(token_selector.token_loss(student, teacher))
-    assert got == pytest.approx(np.mean(gaps**2), rel=1e-5)
+    differences = (
+        np.float64(a)[image, prefix + token] - b[image, teacher_prefix + token]
+    )
+    student = outputs(a, draw_normal(2, 5), mask=jnp.asarray(mask), prefix=prefix)
+    teacher = outputs(b, draw_normal(2, 5), prefix=teacher_prefix)
+    loss = float(token_selector.token_loss(student, teacher))
+    assert loss == pytest.approx(np.mean(differences**2), rel=1e-5)
 
 
-def test_an_appended_token_has_no_counterpart():
-    """A package stands last and is live, and counts for nothing."""
-    a = numbers(2, 6, 3)
-    b = numbers(2, 5, 3, seed=1)
+def test_a_package_is_not_in_the_token_loss():
+    """A package stands last and is live, but is not in the loss."""
+    a = draw_normal(2, 6, 3)
+    b = draw_normal(2, 5, 3, seed=1)
     mask = jnp.asarray([[1, 1, 0, 1, 1], [0, 1, 0, 0, 1]], jnp.float32)
     results = (Masking(mask[:, :4], append=jnp.zeros((2, 3))),)
-    teacher = outputs(b, numbers(2, 5))
-    longer = outputs(a, numbers(2, 5), results, mask, n0=4)
-    plain = outputs(a[:, :5], numbers(2, 5), mask=mask[:, :4])
-    losses = [token_selector.token_loss(each, teacher) for each in (longer, plain)]
+    teacher = outputs(b, draw_normal(2, 5))
+    with_package = outputs(a, draw_normal(2, 5), results, mask, n0=4)
+    without_package = outputs(a[:, :5], draw_normal(2, 5), mask=mask[:, :4])
+    students = (with_package, without_package)
+    losses = [token_selector.token_loss(student, teacher) for student in students]
     assert_close(*losses)
 
 
-def test_what_the_student_merges_and_drops_the_teacher_does_too():
-    dest = np.array([[0, 1, 0, -1, 2], [2, 2, -1, 0, 1]], np.int32)
-    second = np.array([[0, -1, 1], [1, 0, 1]], np.int32)
+def test_the_teachers_tokens_are_merged_and_dropped_alike():
+    first_slots = np.array([[0, 1, 0, -1, 2], [2, 2, -1, 0, 1]], np.int32)
+    second_slots = np.array([[0, -1, 1], [1, 0, 1]], np.int32)
     results = (
-        Assignment(slot_of_token=jnp.asarray(dest), n_out=3),
+        Assignment(slot_of_token=jnp.asarray(first_slots), n_out=3),
         Masking(jnp.ones((2, 3))),
-        Assignment(slot_of_token=jnp.asarray(second), n_out=2),
+        Assignment(slot_of_token=jnp.asarray(second_slots), n_out=2),
     )
-    a = numbers(2, 3, 4)
-    b = numbers(2, 6, 4, seed=1)
+    a = draw_normal(2, 3, 4)
+    b = draw_normal(2, 6, 4, seed=1)
     mask = jnp.asarray([[1, 0], [1, 1]], jnp.float32)
-    wanted = []
+    expected_losses = []
     for image in range(2):
-        rows, size = oracles.apply_map(b[image, 1:], np.ones(5), dest[image])
-        rows, size = oracles.apply_map(rows, size, second[image])
+        rows, size = oracles.apply_map(b[image, 1:], np.ones(5), first_slots[image])
+        rows, size = oracles.apply_map(rows, size, second_slots[image])
         error = (a[image, 1:] - rows) ** 2
-        wanted += [error[t].mean() for t in range(2) if mask[image, t]]
+        expected_losses += [error[t].mean() for t in range(2) if mask[image, t]]
 
     @tiny_vit.jit
     def run(a, b):
-        student = outputs(a, numbers(2, 5), results, mask, n0=5)
-        return token_selector.token_loss(student, outputs(b, numbers(2, 5)))
+        student = outputs(a, draw_normal(2, 5), results, mask, n0=5)
+        return token_selector.token_loss(student, outputs(b, draw_normal(2, 5)))
 
-    assert float(run(a, b)) == pytest.approx(np.mean(wanted), rel=1e-5)
+    assert float(run(a, b)) == pytest.approx(np.mean(expected_losses), rel=1e-5)
 
 
 @pytest.mark.parametrize("tokens, width, classes", [(6, 3, 5), (5, 3, 7)])
-def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes):
-    student = outputs(numbers(2, 5, 3), numbers(2, 5))
-    teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
-    found = f"{tokens - 1} patches, width {width} and {classes} classes"
-    said = f"{found}, but it must have 4 patches, width 3 and 5 classes"
-    with pytest.raises(InputError, match=said):
+def test_a_misfitting_teacher_is_described(tokens, width, classes):
+    student = outputs(draw_normal(2, 5, 3), draw_normal(2, 5))
+    teacher = outputs(draw_normal(2, tokens, width), draw_normal(2, classes))
+    sizes = f"{tokens - 1} patches, width {width} and {classes} classes"
+    message = f"{sizes}, but it must have 4 patches, width 3 and 5 classes"
+    with pytest.raises(InputError, match=message):
         token_selector.check_teacher(student, teacher)

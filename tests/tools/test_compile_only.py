@@ -1,4 +1,4 @@
-"""The report of programs compiled for an H200: what is compiled, and its kernels."""
+"""The report of programs compiled for an H200, and their kernels."""
 
 import chex
 import jax
@@ -43,16 +43,16 @@ def compiled(monkeypatch):
     return calls
 
 
-def test_a_row_for_each_config(compiled):
+def test_every_config_has_a_row(compiled):
     configs = [("one", config()), ("two", config(stem="patch"))]
-    _, table, *listed = compile_only.report_kernels(configs, 6, kernels=True).split(
-        "\n\n"
-    )
-    assert [lines.splitlines()[0] for lines in listed] == ["one", "two"]
-    assert [len(lines.splitlines()) for lines in listed] == [2, 4]
-    _, one, two = (line.split() for line in table.splitlines())
-    assert (one[:3], one[-1]) == (["1", "1", "0"], "one")
-    assert (two[:3], two[-1]) == (["3", "1", "2"], "two")
+    _, table, *kernel_lists = compile_only.report_kernels(
+        configs, 6, kernels=True
+    ).split("\n\n")
+    assert [lines.splitlines()[0] for lines in kernel_lists] == ["one", "two"]
+    assert [len(lines.splitlines()) for lines in kernel_lists] == [2, 4]
+    _, first_row, second_row = (line.split() for line in table.splitlines())
+    assert (first_row[:3], first_row[-1]) == (["1", "1", "0"], "one")
+    assert (second_row[:3], second_row[-1]) == (["3", "1", "2"], "two")
     for results, (variables, images) in compiled:
         assert (images.shape, images.dtype) == ((6, 16, 16, 3), "bfloat16")
         assert (results.shape, results.dtype) == ((6, 10), "float32")
@@ -60,16 +60,16 @@ def test_a_row_for_each_config(compiled):
         assert kernel.dtype == "bfloat16"
 
 
-def test_a_training_step_is_compiled_whole(compiled):
+def test_training_steps_are_compiled_whole(compiled):
     compile_only.report_kernels([("one", config(attention="xla"))], 6, mode="train")
-    ((state, metrics), (given, batch, teacher)) = compiled[0]
+    ((state, metrics), (state_in, batch, teacher)) = compiled[0]
     assert batch["image"].shape == (1, 1, 6, 16, 16, 3)
     assert teacher is None
     chex.assert_shape(metrics["loss"], ())
-    chex.assert_trees_all_equal_shapes(state, given)
+    chex.assert_trees_all_equal_shapes(state, state_in)
 
 
-def test_what_is_compiled_is_the_function(monkeypatch):
+def test_the_function_is_compiled(monkeypatch):
     monkeypatch.setattr(compile_only, "described_gpu", lambda: jax.devices("cpu")[0])
     monkeypatch.setattr(compile_only, "lower_for_cuda", lambda traced: traced.lower())
     options = compile_only.xla_options
@@ -81,7 +81,7 @@ def test_what_is_compiled_is_the_function(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not compile_only.has_wheels(), reason="needs the CUDA wheels")
-def test_a_program_compiled_for_the_gpu():
+def test_gpu_programs_have_named_kernels():
     words = ["--configs=deit_s", "--kernels", "--batch-size=8"]
     out = start("-m", "tools.compile_only", *words).ok().out
     assert {"gemm", "attention", "fusion"} <= {*out.split()}

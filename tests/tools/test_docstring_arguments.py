@@ -1,4 +1,4 @@
-"""Docstrings that explain what does not exist."""
+"""Docstrings that explain missing arguments."""
 
 import ast
 
@@ -40,7 +40,7 @@ class Camera:
         (CLASS, "height", [(5, "height")]),
     ],
 )
-def test_explained_arguments_exist(source, line, stale):
+def test_missing_arguments_are_found(source, line, stale):
     tree = ast.parse(source.format(line=line))
     assert [*docstring_arguments.stale_arguments(tree)] == stale
 

@@ -1,4 +1,4 @@
-"""The drill: a signal for each kind of command, and what it does not let pass."""
+"""The drill: a signal for each kind of command, and refused results."""
 
 import signal
 import subprocess
@@ -16,10 +16,10 @@ RUNS.append(("features", signal.SIGINT, 3))
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
 @pytest.mark.parametrize("name, signum, count", RUNS)
-def test_a_signal_and_the_command_again(tmp_path, monkeypatch, name, signum, count):
+def test_signals_leave_commands_resumable(tmp_path, monkeypatch, name, signum, count):
     monkeypatch.setattr(subprocess, "Popen", forked_processes.Process)
     monkeypatch.setattr(drill, "SIGNALS", (signum,))
-    stored_programs.of_processes(tmp_path / "cache")
+    stored_programs.shared_folder(tmp_path / "cache")
     rows = [*drill.drill_commands(tmp_path, [name], 1, np.random.default_rng(0))]
     assert len(rows) == count
     assert all(row.passed for row in rows), rows
@@ -40,13 +40,13 @@ def test_a_signal_and_the_command_again(tmp_path, monkeypatch, name, signum, cou
         ("train of two", signal.SIGTERM, [143, 139], "a part", "stopped", False),
     ],
 )
-def test_what_is_right(tmp_path, name, signum, statuses, left, text, right):
+def test_verdicts(tmp_path, name, signum, statuses, left, text, right):
     run = drill.Run(tmp_path, name, "fault")
     run.log.write_text(text)
     assert drill.is_right(run, signum, 0, statuses, left) == right
 
 
-def test_what_is_half_written_is_wrong(tmp_path):
+def test_half_written_files_are_wrong(tmp_path):
     run = drill.Run(tmp_path, "features", "fault")
     run.log.write_text("interrupted")
     (run.folder / ".out.tmp").write_text("half")

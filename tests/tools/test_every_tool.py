@@ -6,6 +6,6 @@ import pytest
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])
-def test_tools_that_read_other_libraries_start(name):
+def test_tools_of_other_libraries_import(name):
     pytest.importorskip("timm")
     importlib.import_module(f"tools.{name}")

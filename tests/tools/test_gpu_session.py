@@ -22,27 +22,27 @@ COMMANDS = {
 }
 
 
-def session(folder, *parts):
-    """Run parts whose commands are printed and fail: (exit status, log)."""
+def run_session(folder, *parts):
+    """Run parts with a Python that prints its words and fails: (process, log)."""
     python = folder / "python"
-    # Words are apart by tabs: a folder's name may have spaces.
+    # Tabs separate words: a folder's name may have spaces.
     python.write_text("#!/bin/sh\nprintf '%s\\t' \"$@\"\necho\nexit 1\n")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     environment = os.environ | {"OUT": str(folder), "PYTHON": str(python)}
     words = [ROOT / "tools/gpu_session.sh", *parts]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True)
     log = folder / "log.txt"
-    return done, log.read_text() if log.exists() else ""
+    return ended, log.read_text() if log.exists() else ""
 
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Nothing is timed; the sizes of what would be."""
-    found = []
+    """Time nothing; collect the sizes."""
+    sizes = []
 
     def measure(size, batches, dtype, rules):
         assert gpu_speed.list_ways(gpu_speed.CASES[size])
-        found.append(size)
+        sizes.append(size)
         return []
 
     monkeypatch.setattr(gpu_speed, "measure_case", measure)
@@ -54,11 +54,11 @@ def timed(monkeypatch):
     monkeypatch.setattr(suite, "make_case_groups", lambda *_: [{}])
     monkeypatch.setattr(suite, "time_groups", lambda *_: None)
     monkeypatch.chdir(ROOT)
-    return found
+    return sizes
 
 
-def test_commands_parse_and_a_failing_one_stops_no_other(tmp_path, timed):
-    _, log = session(tmp_path, *map(str, range(1, 16)))
+def test_all_commands_parse_though_each_fails(tmp_path, timed):
+    _, log = run_session(tmp_path, *map(str, range(1, 16)))
     lines = re.findall(r"^-m\t(?:imagepiece_jax\t|tools\.)(\S+)\t(.*)", log, re.M)
     started = re.findall(r"^== part (\d+): /", log, re.MULTILINE)
     assert re.findall(r"^== part (\d+): exit 1 after", log, re.MULTILINE) == started
@@ -69,7 +69,7 @@ def test_commands_parse_and_a_failing_one_stops_no_other(tmp_path, timed):
     assert {*timed} == gpu_speed.CASES.keys()
 
 
-def test_an_unknown_part(tmp_path):
-    done, _ = session(tmp_path, "16")
+def test_unknown_parts_are_refused(tmp_path):
+    ended, _ = run_session(tmp_path, "16")
     message = "error: 16 is no part; allowed: 1 to 15\n"
-    assert (done.returncode, done.stderr) == (2, message)
+    assert (ended.returncode, ended.stderr) == (2, message)

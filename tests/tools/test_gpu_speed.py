@@ -1,4 +1,4 @@
-"""The clock of GPUs: what it times, here in tiny models, and its tables."""
+"""The GPU clock times tiny models, and makes tables."""
 
 import dataclasses
 import json
@@ -19,42 +19,42 @@ def small(monkeypatch):
     monkeypatch.setitem(gpu_speed.CASES, "deit_ti", case)
 
 
-def rows_of(file):
+def read_rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_settings_are_timed_beside_the_dense_model(tmp_path):
-    """Here, on a CPU, one of them in every way, and in the smallest batch."""
+    """One setting in all of its ways, also in the smallest batch."""
     file = tmp_path / "times"
     words = [*SMOKE, "--at-once", 5, 1, "--models=half", "--gelus=tanh"]
     words += ["--size-forms", "bias", "direction"]
     words += ["--precisions=highest", f"--times={file}"]
     out = call(gpu_speed.main, *words).ok().out
-    rows = rows_of(file)
+    rows = read_rows(file)
     ways = [("dense", None), ("half", "bias"), ("half", "direction")]
     assert [(row["model"], row["sizes"]) for row in rows] == 2 * ways
     assert [row["batch"] for row in rows] == 3 * [5] + 3 * [1]
     assert {row["precision"] for row in rows} == {"highest"}
-    for dense, half, other in (rows[:3], rows[3:]):
+    for dense, half, direction in (rows[:3], rows[3:]):
         assert half["macs"] == pytest.approx(2, abs=0.05)
         ratio = half["rate"][0] / dense["rate"][0]
         assert half["ratio"][1] <= ratio * 1.5 and len(half["turns"]) == 2
-        assert (other["gelu"], dense["ratio"]) == ("tanh", [1, 1, 1])
+        assert (direction["gelu"], dense["ratio"]) == ("tanh", [1, 1, 1])
     assert [bool(row["latency"]) for row in rows] == 3 * [False] + 3 * [True]
     assert "| half | tanh | direction | highest |" in out
 
 
-def test_smaller_images_have_their_size_and_a_stem_is_named(tmp_path):
+def test_rows_have_image_size_and_stem(tmp_path):
     file = tmp_path / "times"
     words = [*SMOKE, "--at-once=2", f"--times={file}"]
     words += ["--models", "dense at 160 pixels", "dense with conv stem"]
     call(gpu_speed.main, *words).ok()
-    rows = rows_of(file)
+    rows = read_rows(file)
     assert [row["image_size"] for row in rows] == [96, 160, 96]
     assert [row["stem"] for row in rows] == ["patch", "patch", "conv"]
 
 
-def test_timm_takes_its_turn_with_either_gelu(tmp_path, monkeypatch):
+def test_timm_takes_turns_with_either_gelu(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
     compiled = []
@@ -67,7 +67,7 @@ def test_timm_takes_its_turn_with_either_gelu(tmp_path, monkeypatch):
     file = tmp_path / "times"
     words = [*SMOKE, "--models=dense", "--at-once=2", f"--times={file}"]
     call(gpu_speed.main, *words, "--beside", *gpu_speed.ACTS).ok()
-    timed = [(row["library"], row["gelu"]) for row in rows_of(file)]
+    timed = [(row["library"], row["gelu"]) for row in read_rows(file)]
     assert timed[0] == ("imagepiece_jax", "exact")
     gelus = {"timm": "exact", "timm-tanh": "tanh", "timm-graphs": "exact"}
     assert timed[1:] == [*gelus.items()]
@@ -77,10 +77,10 @@ def test_timm_takes_its_turn_with_either_gelu(tmp_path, monkeypatch):
 
 def row(model, seconds, **fields):
     """A line of a file: a DeiT-S of one run."""
-    usual = {"size": "deit_s", "batch": 2, "runtime": "abacus", "run": "today"}
-    usual |= {"library": gpu_speed.OURS, "gelu": "exact", "sizes": None, "gmacs": 4.0}
-    usual |= {"precision": "default", "latency": None, "model": model}
-    return usual | {"turns": seconds} | fields
+    base = {"size": "deit_s", "batch": 2, "runtime": "abacus", "run": "today"}
+    base |= {"library": gpu_speed.OURS, "gelu": "exact", "sizes": None, "gmacs": 4.0}
+    base |= {"precision": "default", "latency": None, "model": model}
+    return base | {"turns": seconds} | fields
 
 
 @pytest.fixture
@@ -97,18 +97,18 @@ def rows():
     )
 
 
-def test_ratios_are_to_the_dense_model_of_the_same_gelu_turn_by_turn(rows):
-    assert [tuple(each["ratio"]) for each in rows] == [
+def test_ratios_compare_equal_gelus_turn_by_turn(rows):
+    assert [tuple(row["ratio"]) for row in rows] == [
         (1, 1, 1),
         (1, 1, 1),
         (2, 2, 4),
         (1.5, 1.5, 3),
         (4 / 6, 4 / 6, 8 / 6),
     ]
-    assert [each.get("macs") for each in rows] == [1, 1, 2, 2, None]
+    assert [row.get("macs") for row in rows] == [1, 1, 2, 2, None]
 
 
-def test_a_table_beside_timm(rows):
+def test_timms_table_has_either_gelu(rows):
     _, _, exact, tanh = gpu_speed.timm_table(rows).splitlines()
     assert exact == "| DeiT-S | 2 | exact | 1.50 [0.75, 1.50] |  |  |"
     assert tanh == "| DeiT-S | 2 | tanh | 2.00 [2.00, 2.00] |  |  |"
@@ -123,7 +123,7 @@ from tools import gpu_speed, torch_baselines
 
 
 @pytest.mark.slow  # imports JAX anew
-def test_it_starts_where_only_jax_is_installed():
-    """And no library that reads configs or data sets."""
+def test_the_tool_imports_with_jax_alone():
+    """Libraries of configs and data sets are absent."""
     ended = start("-c", ALONE.replace("NAMES", repr(ABSENT)))
     assert ended.status == 0, ended

@@ -1,4 +1,4 @@
-"""Kernels of a compiled text: small programs as XLA prints them, counted by hand."""
+"""Kernels of small programs in XLA's text, counted by hand."""
 
 import pytest
 
@@ -41,7 +41,7 @@ LIBRARY = 'custom_call_target="__cu%s", metadata={op_name="jit(f)/ViT/fc1/dot"}'
 WORKSPACE = "%g = (f32[40,8]{1,0}, s8[4194304]{0}) custom-call(%x.1, %q.1), "
 
 
-def kernels(*lines):
+def list_kernels(*lines):
     return hlo.list_kernels(
         TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines))
     )
@@ -60,19 +60,19 @@ def kernels(*lines):
         (WORKSPACE + 'custom_call_target="imagepiece_reduce"', "custom"),
     ],
 )
-def test_kinds(line, kind):
-    assert [one.kind for one in kernels(line)] == [kind]
+def test_kernels_have_their_kind(line, kind):
+    assert [kernel.kind for kernel in list_kernels(line)] == [kind]
 
 
 def test_a_kernel_has_its_shape_and_source():
-    (product,) = kernels(WORKSPACE + LIBRARY % "blas$gemm")
+    (product,) = list_kernels(WORKSPACE + LIBRARY % "blas$gemm")
     assert product.name == "g"
     assert product.shape.startswith("(f32[40,8]")
     assert product.source == "jit(f)/ViT/fc1/dot"
 
 
-def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+def test_loop_bodies_count_each_known_iteration():
     loop = "%w = (s32[], f32[7]{0}) while(%start), condition=%test, body=%body"
     times = ', backend_config={"known_trip_count":{"n":"3"}}'
-    assert [k.name for k in kernels(loop + times)] == ["double"] * 3
-    assert [k.name for k in kernels(loop)] == ["double"]
+    assert [k.name for k in list_kernels(loop + times)] == ["double"] * 3
+    assert [k.name for k in list_kernels(loop)] == ["double"]

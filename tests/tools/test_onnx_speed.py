@@ -1,4 +1,4 @@
-"""Calls of a graph that are timed: each runtime computes the model's outputs."""
+"""Timed calls of a graph compute the model's outputs."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from tools import onnx_speed
 
 
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
-def test_a_call_computes_the_logits_of_the_model(library):
+def test_calls_compute_the_models_logits(library):
     pytest.importorskip("onnx")
     pytest.importorskip(library)
     vit = tiny_vit.pretrained("tome:r=4")
     images = onnx_speed.random_images(2, vit.image_size)
     graph = build_onnx_model(vit, batch_size=2, gathers=True).SerializeToString()
     make_call = getattr(onnx_speed, f"{library}_call")
-    wanted = vit.model.apply(vit.variables, images).logits
-    logits = np.reshape(make_call(graph, images)(0), wanted.shape)
-    assert_close(logits, wanted)
+    expected = vit.model.apply(vit.variables, images).logits
+    logits = np.reshape(make_call(graph, images)(0), expected.shape)
+    assert_close(logits, expected)

@@ -1,8 +1,8 @@
-"""Files stay on WebGPU: by the operators it has, and in onnxruntime where it is there.
+"""Files stay on WebGPU, by its operators and in onnxruntime.
 
-The second part runs with IMAGEPIECE_WEBGPU_PYTHON, a Python with onnxruntime-webgpu and
-no onnxruntime (.venv-webgpu/bin/python of `make .venv-webgpu/installed`), and a Vulkan
-driver, which VK_ICD_FILENAMES may name.
+onnxruntime's tests need IMAGEPIECE_WEBGPU_PYTHON, a Python with onnxruntime-webgpu and
+without onnxruntime (.venv-webgpu/bin/python of `make .venv-webgpu/installed`), and a
+Vulkan driver, which VK_ICD_FILENAMES may name.
 """
 
 import functools
@@ -31,7 +31,7 @@ from tests.helpers.architecture_pairs import (
     short_model,
 )
 from tests.helpers.rounding import UNIT
-from tests.helpers.small_photographs import pixels_of
+from tests.helpers.small_photographs import draw
 from tests.helpers.small_runs import ROOT
 from tests.models.test_vit_families import FAMILIES
 from tools import runtime_operators
@@ -50,8 +50,8 @@ needs_webgpu = pytest.mark.skipif(
 
 def method_graph(name, batch_size, dtype):
     model = short_model(name)
-    made = model.with_execution(dtype=np.dtype(dtype))
-    vit = Pretrained(made, tiny_vit.variables(model))
+    typed = model.with_execution(dtype=np.dtype(dtype))
+    vit = Pretrained(typed, tiny_vit.variables(model))
     return build_onnx_model(vit, batch_size=batch_size)
 
 
@@ -67,7 +67,7 @@ def output_graph(reduction, output, batch_size):
 
 
 def layout_graph(folder, make, layout):
-    """A layout's graph for any device, which transformers.js gets without asking."""
+    """A layout's graph for any device; transformers.js needs no option for it."""
     options = {} if layout == "transformers" else {"gathers": False}
     vit = make("tome:r=4")
     return onnx.load(imagepiece_jax.export(vit, folder, layout=layout, **options))
@@ -92,7 +92,7 @@ def float_graphs(folder):
             title = f"{name}-{reduction.partition(':')[0]}"
             graphs[title] = functools.partial(architecture_graph, name, reduction, 3)
     for reduction in (
-        tiny_vit.changed(tiny_vit.FUSED, blocks=(0,)),
+        tiny_vit.with_fields(tiny_vit.FUSED, blocks=(0,)),
         "tome:r=4",
         MEANS,
         "mctf:r=3",
@@ -107,24 +107,24 @@ def float_graphs(folder):
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
-    """`float_graphs`, each made once."""
-    made = {}
+    """`float_graphs`; each is made once."""
+    makers = {}
     for name, make in float_graphs(tmp_path_factory.mktemp("layouts")).items():
-        made[name] = functools.cache(make)
-    return made
+        makers[name] = functools.cache(make)
+    return makers
 
 
-def test_operators_of_every_graph_are_those_of_webgpu(graphs):
-    found = {}
+def test_every_graph_has_webgpus_operators(graphs):
+    leaving_by_graph = {}
     for name, make in graphs.items():
         leaving = count_leaving_nodes(make())
         if leaving:
-            found[name] = dict(leaving)
-    assert not found
+            leaving_by_graph[name] = dict(leaving)
+    assert not leaving_by_graph
     assert len(graphs) > 4 * len(NAMES) + len(test_tower.CASES) + 20
 
 
-def test_a_graph_that_gathers_leaves():
+def test_gathering_graphs_leave():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
     assert not count_leaving_nodes(build_onnx_model(vit))
     leaving = count_leaving_nodes(build_onnx_model(vit, gathers=True))
@@ -133,17 +133,17 @@ def test_a_graph_that_gathers_leaves():
 
 @pytest.mark.parametrize("batch_size", [1, None])
 @pytest.mark.parametrize("name", NAMES)
-def test_of_int8_only_the_quantization_leaves(tmp_path, name, batch_size):
-    """onnxruntime's WebGPU has no QuantizeLinear, for a dense model either."""
+def test_only_quantizations_of_int8_leave(tmp_path, name, batch_size):
+    """onnxruntime's WebGPU has no QuantizeLinear, even for a dense model."""
     model = short_model(name)
     vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
     program = onnx_program.open_file(file)
-    graph = quantize.quantize_onnx(program, pixels_of(1))
+    graph = quantize.quantize_onnx(program, draw(1))
     assert {kind for kind, _ in count_leaving_nodes(graph)} == {"QuantizeLinear"}
 
 
-def test_of_pixels_only_nodes_that_read_them_leave():
+def test_only_readers_of_pixels_leave():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
     graph = build_onnx_model(vit, batch_size=1, pixels=True)
     assert count_leaving_nodes(graph) == {("Cast", "u"): 1}
@@ -169,8 +169,8 @@ def test_of_pixels_only_nodes_that_read_them_leave():
         ("Equal", ["numbers", "numbers"], {}, None),
     ],
 )
-def test_nodes_that_leave_are_found(kind, operands, options, leaving):
-    """Single nodes, whose places onnxruntime-webgpu 1.27 showed."""
+def test_leaving_nodes_are_found(kind, operands, options, leaving):
+    """Single nodes, by onnxruntime-webgpu 1.27's placement."""
     types = {"numbers": 1, "counts": 7, "flags": 9}
     inputs = []
     for name, dtype in types.items():
@@ -185,8 +185,8 @@ def test_nodes_that_leave_are_found(kind, operands, options, leaving):
     assert count_leaving_nodes(model) == expected
 
 
-def measured(files):
-    """Rows of tools/webgpu_placement.py about these files, {stem: row}."""
+def measure_placement(files):
+    """Rows of tools/webgpu_placement.py, {stem of a file: row}."""
     command = [PYTHON, ROOT / "tools" / "webgpu_placement.py", "--json", *files]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode in (0, 1), ended.stderr
@@ -195,10 +195,10 @@ def measured(files):
     return {os.path.basename(row["file"]).removesuffix(".onnx"): row for row in rows}
 
 
-def leaves(row, share):
-    """Whether a node is not on WebGPU, or outputs are not the CPU's.
+def has_left(row, share):
+    """Whether a node leaves WebGPU, or outputs differ from the CPU's.
 
-    share: of the outputs' spread, by which they may differ
+    share: allowed difference, of the outputs' spread
     """
     counts = row["counts"]
     if row["failure"] or row["elsewhere"] or not counts["WebGPU"]:
@@ -222,11 +222,11 @@ def test_onnxruntime_runs_every_graph_on_webgpu(graphs, tmp_path):
         onnx.save(make(), files[-1])
         operators |= {node.op_type for node in make().graph.node}
     leaving = {}
-    for name, row in measured(files).items():
-        if leaves(row, FLOAT16 if name.endswith("float16") else FLOAT32):
+    for name, row in measure_placement(files).items():
+        if has_left(row, FLOAT16 if name.endswith("float16") else FLOAT32):
             leaving[name] = (row["elsewhere"], row["failure"], row["difference"])
     assert not leaving
-    # The table has no operator that did not run, in a graph or in a node of its own.
+    # Every operator of the table ran, in a graph or in its own node.
     table = {*runtime_operators.NUMBERS, *runtime_operators.TYPES}
     assert table <= operators | {"Ceil", "DequantizeLinear", "ReduceLogSumExp"}
 
@@ -241,16 +241,17 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
     for batch_size in (1, None):
         file = tmp_path / f"{batch_size}.onnx"
         files.append(imagepiece_jax.export(vit, file, batch_size=batch_size))
-    assert not [row for row in measured(files).values() if leaves(row, FLOAT32)]
+    rows = measure_placement(files).values()
+    assert not [row for row in rows if has_left(row, FLOAT32)]
 
 
 @needs_webgpu
 def test_quantizations_leave_webgpu(tmp_path):
     vit = tiny_vit.pretrained("none", depth=1)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
-    graph = quantize.quantize_onnx(onnx_program.open_file(file), pixels_of(1))
+    graph = quantize.quantize_onnx(onnx_program.open_file(file), draw(1))
     onnx.save(graph, tmp_path / "int8.onnx")
-    (row,) = measured([tmp_path / "int8.onnx"]).values()
+    (row,) = measure_placement([tmp_path / "int8.onnx"]).values()
     kinds = {(operator, place) for operator, place, *_ in row["elsewhere"]}
     copies = {("MemcpyFromHost", "copies"), ("MemcpyToHost", "copies")}
     assert kinds == {("QuantizeLinear", "CPU"), *copies}

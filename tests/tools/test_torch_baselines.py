@@ -37,7 +37,7 @@ def vit():
     return model.eval()
 
 
-def ours(vit, reduction=None, **options):
+def run_ours(vit, reduction=None, **options):
     """Our model with the same weights, as a function of NHWC images."""
     size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
     size |= {"num_classes": tiny_vit.CLASSES} | options
@@ -48,17 +48,17 @@ def ours(vit, reduction=None, **options):
 
 
 @pytest.mark.parametrize("r", [0, 13])
-def test_tome_has_the_logits_of_ours(vit, r):
+def test_tome_equals_ours(vit, r):
     reduction = f"tome:r={r}"
     images = np.random.default_rng(1).normal(size=(3, 224, 224, 3)).astype("f")
-    expected = ours(vit, reduction=reduction)(jnp.asarray(images))
+    expected = run_ours(vit, reduction=reduction)(jnp.asarray(images))
     with torch.inference_mode():
-        found = torch_baselines.tome_forward(
+        logits = torch_baselines.tome_forward(
             vit, torch.tensor(images).permute(0, 3, 1, 2), r
         )
         dense = vit(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
-    assert np.allclose(found.numpy(), dense, atol=1e-4) == (r == 0)
+    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)
+    assert np.allclose(logits.numpy(), dense, atol=1e-4) == (r == 0)
 
 
 @pytest.mark.slow  # compiles two steps of training
@@ -66,20 +66,20 @@ def test_both_libraries_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_baselines, "VARIANTS", ("eager",))
     out = tmp_path / "out.json"
     words = ["deit_ti", "--image-size=32", *SMALL]
-    found = []
+    rows = []
     for mode in ("inference", "train"):
         ended = call(torch_baselines.main, *words, f"--mode={mode}", f"--json={out}")
         assert (ended.status, ended.err) == (0, "")
-        found += [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["mode"], row["config"]) for row in found] == [
+        rows += [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["mode"], row["config"]) for row in rows] == [
         ("inference", "dense"),
         ("inference", "timm deit_ti, eager"),
         ("inference", "ToMe r=13 on timm deit_ti, eager"),
         ("train", "dense"),
         ("train", "timm deit_ti, eager"),
     ]
-    dense = found[1]
-    assert found[2]["gmacs"] < dense["gmacs"]
-    assert found[4]["gmacs"] == pytest.approx(3 * dense["gmacs"])
+    dense = rows[1]
+    assert rows[2]["gmacs"] < dense["gmacs"]
+    assert rows[4]["gmacs"] == pytest.approx(3 * dense["gmacs"])
     assert {"torch", "timm"} <= set(dense["versions"])
-    assert all(row["throughput"] > 0 for row in found)
+    assert all(row["throughput"] > 0 for row in rows)

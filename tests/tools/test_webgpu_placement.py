@@ -1,4 +1,4 @@
-"""The tool's sentences and lines; `test_runtime_operators` has it on a GPU."""
+"""The tool's sentences and lines; `test_runtime_operators` runs it on a GPU."""
 
 import json
 import os
@@ -32,14 +32,14 @@ def call(monkeypatch, *words):
     return ended.value.code
 
 
-def test_without_the_package_it_says_so(monkeypatch, capsys, file):
+def test_a_missing_package_is_named(monkeypatch, capsys, file):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert call(monkeypatch, file) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: onnxruntime-webgpu is missing: python -m pip")
 
 
-def test_a_package_without_webgpu_shadows_it(monkeypatch, capsys, file):
+def test_a_package_without_webgpu_is_named(monkeypatch, capsys, file):
     assert call(monkeypatch, file) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"onnxruntime {onnxruntime.__version__} has no WebGPU" in line
@@ -47,7 +47,7 @@ def test_a_package_without_webgpu_shadows_it(monkeypatch, capsys, file):
 
 @pytest.fixture
 def with_webgpu(monkeypatch):
-    """onnxruntime says that it has WebGPU, as with onnxruntime-webgpu."""
+    """onnxruntime claims WebGPU, as onnxruntime-webgpu does."""
     names = [webgpu_placement.WEBGPU, webgpu_placement.CPU]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
 
@@ -63,8 +63,8 @@ def test_a_missing_or_broken_file_is_named(monkeypatch, capsys, with_webgpu, tmp
     assert "broken.onnx does not open: [ONNXRuntimeError]" in second
 
 
-def test_without_an_adapter_it_names_a_driver(monkeypatch, capsys, with_webgpu, file):
-    """onnxruntime 1.27 prints this, and takes the CPU."""
+def test_a_missing_adapter_names_a_driver(monkeypatch, capsys, with_webgpu, file):
+    """onnxruntime 1.27 prints the reason, and takes the CPU."""
     make = onnxruntime.InferenceSession
 
     def session(path, options, providers):
@@ -91,23 +91,23 @@ def test_onnxruntime_without_a_driver_has_no_adapter(file):
 
 @pytest.mark.parametrize("device, status", [("CPU", 0), ("WebGpu", 1)])
 def test_nodes_are_counted_by_place(monkeypatch, capsys, file, device, status):
-    """Here all nodes run on the CPU, which stands in for WebGPU, or does not."""
+    """All nodes run on the CPU, as itself or as a stand-in for WebGPU."""
     monkeypatch.setattr(webgpu_placement, "check_adapter", lambda files: None)
     monkeypatch.setattr(webgpu_placement, "WEBGPU", f"{device}ExecutionProvider")
     make = webgpu_placement.open_session
 
-    def on_cpu(path, providers, profile=None):
+    def open_on_cpu(path, providers, profile=None):
         return make(path, ["CPUExecutionProvider"], profile)
 
-    monkeypatch.setattr(webgpu_placement, "open_session", on_cpu)
+    monkeypatch.setattr(webgpu_placement, "open_session", open_on_cpu)
     assert call(monkeypatch, file, "--json") == status
     row = json.loads(capsys.readouterr().out)
     counts = row["counts"]
-    elsewhere, here = counts["CPU"], counts["WebGPU"]
+    elsewhere, on_provider = counts["CPU"], counts["WebGPU"]
     if device == "CPU":
-        elsewhere, here = here, elsewhere
+        elsewhere, on_provider = on_provider, elsewhere
     assert elsewhere > 20
-    assert (here, counts["copies"], row["difference"]) == (0, 0, 0)
+    assert (on_provider, counts["copies"], row["difference"]) == (0, 0, 0)
     assert sum(count for *_, count in row["elsewhere"]) == counts["CPU"]
     assert call(monkeypatch, file) == status
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""The config of a run: refused values, and the models built from it."""
+"""A run's config: refused values, and the models built from it."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers.named_models import config
 from tests.helpers.refused_calls import refused
-from tests.helpers.small_runs import configured
+from tests.helpers.small_runs import quickstart_config
 
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "image_size": 48}
 
@@ -35,13 +35,15 @@ WRONG = {  # a wrong value per kind of check
 
 @pytest.mark.parametrize("field, value", WRONG.items())
 def test_a_value_out_of_range_is_named(field, value):
-    config = configured(**{field: value})
+    config = quickstart_config(**{field: value})
     with refused("config", f"{field.rpartition('.')[2]} "):
         RunConfig.from_config(config)
 
 
-def test_a_config_of_a_run_has_its_format_counts_and_normalization():
-    run = RunConfig.from_config(configured(reduction="tome:macs=0.7")).with_counts()
+def test_a_saved_config_has_format_counts_and_normalization():
+    run = RunConfig.from_config(
+        quickstart_config(reduction="tome:macs=0.7")
+    ).with_counts()
     run = run.fill_preprocessing(run.vit_config)
     written = run.to_dict()
     assert written["format"] == RUN_FORMAT
@@ -51,16 +53,16 @@ def test_a_config_of_a_run_has_its_format_counts_and_normalization():
         IMAGENET_MEAN,
         IMAGENET_STD,
     )
-    again = RunConfig.from_config(written)
-    assert again == run
-    assert again.create_model() == run.create_model()
+    read_back = RunConfig.from_config(written)
+    assert read_back == run
+    assert read_back.create_model() == run.create_model()
 
 
-OWN = {"mean": (0.4,) * 3, "std": (0.2,) * 3}  # of images, other than ImageNet's
+OWN = {"mean": (0.4,) * 3, "std": (0.2,) * 3}  # other than ImageNet's
 SHOWN = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
 
 
-def images_of(run):
+def image_fields(run):
     """A run's mean, std and evaluation crop. Its model and its data agree."""
     model = run.vit_config
     crop = {name: getattr(model.preprocessing, name) for name in SHOWN}
@@ -68,31 +70,37 @@ def images_of(run):
     return {"mean": model.mean, "std": model.std} | crop
 
 
-def test_images_are_those_of_a_model_where_the_config_leaves_them_empty():
+def test_empty_image_fields_come_from_the_model():
     theirs = config(None, **TINY, **OWN, **SHOWN)
     fields = {"image_size": 48, "data.resize": "deit"}
-    run = RunConfig.from_config(configured(fields)).fill_preprocessing(theirs)
-    assert images_of(run) == OWN | SHOWN
-    assert images_of(RunConfig.from_config(run.to_dict())) == OWN | SHOWN
-    stated = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
-    run = RunConfig.from_config(configured(fields | stated)).fill_preprocessing(theirs)
-    wanted = {"mean": (0.1,) * 3, "std": (0.3,) * 3, "crop": 0.8, "crop_mode": "center"}
-    assert images_of(run).items() >= wanted.items()
+    run = RunConfig.from_config(quickstart_config(fields)).fill_preprocessing(theirs)
+    assert image_fields(run) == OWN | SHOWN
+    assert image_fields(RunConfig.from_config(run.to_dict())) == OWN | SHOWN
+    typed = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
+    run = RunConfig.from_config(quickstart_config(fields | typed))
+    run = run.fill_preprocessing(theirs)
+    expected = {
+        "mean": (0.1,) * 3,
+        "std": (0.3,) * 3,
+        "crop": 0.8,
+        "crop_mode": "center",
+    }
+    assert image_fields(run).items() >= expected.items()
     fields["data.eval_crop_mode"] = "squash"
-    squashed = RunConfig.from_config(configured(fields))
+    squashed = RunConfig.from_config(quickstart_config(fields))
     with refused("eval_crop_mode is 'squash', but config.data.eval_crop is empty"):
         squashed.fill_preprocessing(theirs)
 
 
-def test_a_name_says_normalization_but_no_crop():
+def test_a_models_name_gives_normalization_but_no_crop():
     fields = {"model.name": "vit_base_patch16_224.augreg_in1k", "image_size": 224}
     fields |= {"model.patch_size": 16, "data.resize": "deit"}
-    model = RunConfig.from_config(configured(fields)).vit_config
+    model = RunConfig.from_config(quickstart_config(fields)).vit_config
     assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
     assert model.preprocessing == Preprocessing(224)
 
 
-def test_the_model_of_an_epoch_has_that_epochs_rate():
+def test_an_epochs_model_has_its_keep_rate():
     config = deit_s_evit.get_config("deit_ti")
 
     def last_tokens(epoch):

@@ -1,4 +1,4 @@
-"""Initial weights: fresh, from a file, from a run, and partly fresh."""
+"""Initial weights: fresh, from a file or a run, or partly fresh."""
 
 import functools
 import importlib
@@ -20,14 +20,14 @@ from tests.helpers.refused_calls import refused
 
 TINY = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 TINY |= {"model.stem": "patch", "reduction": "none"}
-configured = functools.partial(small_runs.configured, TINY)
+tiny_config = functools.partial(small_runs.quickstart_config, TINY)
 
 
 def untrained_variables(config, seed=0):
-    return small_runs.untrained(model_of(config), seed)
+    return small_runs.draw_untrained(config_model(config), seed)
 
 
-def model_of(config):
+def config_model(config):
     return RunConfig.from_config(config).create_model()
 
 
@@ -37,7 +37,7 @@ def initial_weights(config, workdir="no_such_run"):
 
 
 def start_variables(config):
-    return initial_weights(config).start_variables(model_of(config))
+    return initial_weights(config).start_variables(config_model(config))
 
 
 def teacher_variables(config):
@@ -46,47 +46,47 @@ def teacher_variables(config):
     return variables
 
 
-def write(path, config):
+def save_weights(path, config):
     """Save a config's weights of seed 1 in a folder, and return them."""
     variables = untrained_variables(config, seed=1)
-    save(Pretrained(model_of(config), variables), path)
+    save(Pretrained(config_model(config), variables), path)
     return variables
 
 
 @pytest.fixture(scope="module")
 def saved_weights(tmp_path_factory):
-    """A folder of weights of seed 1, and these weights."""
+    """A folder of weights of seed 1, and the weights."""
     path = tmp_path_factory.mktemp("weights") / "one"
-    return path, write(path, configured())
+    return path, save_weights(path, tiny_config())
 
 
 def test_a_run_starts_from_its_weights(saved_weights):
     path, variables = saved_weights
-    config = configured(**{"init.weights": str(path)})
+    config = tiny_config(**{"init.weights": str(path)})
     chex.assert_trees_all_equal(start_variables(config), variables)
 
 
 LEARNED = {"reduction": "dynamicvit:blocks=(0,):keep_rate=0.5"}
 
 
-def test_a_teacher_has_its_weights_which_must_fit(saved_weights):
+def test_a_teachers_weights_must_fit(saved_weights):
     path, variables = saved_weights
     fields = LEARNED | {"teacher.weights": str(path)}
-    chex.assert_trees_all_equal(teacher_variables(configured(fields)), variables)
+    chex.assert_trees_all_equal(teacher_variables(tiny_config(fields)), variables)
     with refused("config.teacher.weights", "depth 1 and"):
-        teacher_variables(configured(fields, **{"model.embed_dim": 16}))
+        teacher_variables(tiny_config(fields, **{"model.embed_dim": 16}))
 
 
 TOME = "tome:r=2"
 
 
-reducing_config = functools.partial(configured, {"model.depth": 2, "reduction": TOME})
+reducing_config = functools.partial(tiny_config, {"model.depth": 2, "reduction": TOME})
 
 
 @pytest.fixture(scope="module")
 def recovered_folder(tmp_path_factory):
     vit = Pretrained(
-        model_of(reducing_config()), untrained_variables(reducing_config())
+        config_model(reducing_config()), untrained_variables(reducing_config())
     )
     folder = tmp_path_factory.mktemp("recovered") / "m"
     return save(made_up_recoveries.recovered(vit, reductions=(TOME,)), folder)
@@ -96,25 +96,25 @@ def norm_scales(variables):
     return variables["params"]["blocks_1"]["norm1"]["scale"]
 
 
-def test_a_run_starts_with_what_was_recovered_for_its_form(recovered_folder):
+def test_a_run_starts_from_values_recovered_for_its_reduction(recovered_folder):
     weights = {"init.weights": str(recovered_folder)}
     vit = imagepiece_jax.load(recovered_folder)
     dense = norm_scales(
         imagepiece_jax.load(recovered_folder, reduction="none").variables
     )
     assert np.any(dense != norm_scales(vit.variables))
-    own = reducing_config(**weights)
-    assert np.all(norm_scales(start_variables(own)) == norm_scales(vit.variables))
+    config = reducing_config(**weights)
+    assert np.all(norm_scales(start_variables(config)) == norm_scales(vit.variables))
     assert np.all(
         norm_scales(start_variables(reducing_config(image_size=32, **weights))) == dense
     )
-    found = initial_weights(own).start_variables(
-        RunConfig.from_config(own).create_dense()
+    dense_start = initial_weights(config).start_variables(
+        RunConfig.from_config(config).create_dense()
     )
-    assert np.all(norm_scales(found) == dense)
+    assert np.all(norm_scales(dense_start) == dense)
 
 
-def test_a_recovered_folder_teaches_by_its_dense_model(recovered_folder):
+def test_a_recovered_folder_teaches_with_its_dense_model(recovered_folder):
     fields = {"distill.kind": "soft", "teacher.weights": str(recovered_folder)}
     dense = imagepiece_jax.load(recovered_folder, reduction="none")
     chex.assert_trees_all_equal(
@@ -122,29 +122,29 @@ def test_a_recovered_folder_teaches_by_its_dense_model(recovered_folder):
     )
 
 
-def test_only_the_named_parts_are_new(saved_weights):
-    """With another class count, the run's own seed draws the head."""
+def test_only_the_named_parts_are_fresh(saved_weights):
+    """The run's seed draws the head, here of another class count."""
     path, variables = saved_weights
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
-    config = configured(fields, **{"init.fresh": ("head",)})
-    own = draw_variables(model_of(config), 5)
-    head = {"head": own["params"]["head"]}
+    config = tiny_config(fields, **{"init.fresh": ("head",)})
+    drawn = draw_variables(config_model(config), 5)
+    head = {"head": drawn["params"]["head"]}
     chex.assert_trees_all_equal(
         start_variables(config)["params"], variables["params"] | head
     )
 
 
-def test_without_weights_no_part_is_named_as_new():
-    """Otherwise all parts would be new, and DTEM would train almost none of them."""
+def test_fresh_parts_need_weights():
+    """Else all parts would be fresh, and DTEM would train almost none."""
     with refused("config.init.fresh is ('head',), but config.init.weights is empty"):
-        start_variables(configured(**{"init.fresh": ("head",)}))
+        start_variables(tiny_config(**{"init.fresh": ("head",)}))
 
 
 @pytest.mark.parametrize("name", ["deit_ti_finetune_small", "deit_s_evit_finetune"])
 def test_a_config_for_trained_weights_needs_them(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     with refused("--config.init.weights=FILE"):
-        start_variables(configured(**{"init.weights": config.init.weights}))
+        start_variables(tiny_config(**{"init.weights": config.init.weights}))
 
 
 HALF = (0.5, 0.5, 0.5)
@@ -153,47 +153,47 @@ OWN |= {"model.mean": HALF, "model.std": HALF}
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
+def own_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("own") / "w"
-    write(path, configured(OWN))
+    save_weights(path, tiny_config(OWN))
     return path
 
 
 @pytest.mark.parametrize(
-    "start, field, other, trained",
+    "start, field, value, trained",
     [
         ("init.weights", "arch.gelu", "exact", "tanh"),
         ("init.weights", "num_heads", 4, 2),
         ("teacher.weights", "mean", (0.4,) * 3, HALF),
     ],
 )
-def test_a_start_computes_what_its_weights_were_trained_for(
-    own, start, field, other, trained
+def test_a_config_cannot_change_its_weights_computation(
+    own_weights, start, field, value, trained
 ):
-    """No tensor tells these fields. A wrong value would only lower the accuracy."""
-    begin = start_variables
-    config = configured(OWN, **{start: str(own)})
+    """No tensor shows these fields. A wrong value would only lower the accuracy."""
+    read_start = start_variables
+    config = tiny_config(OWN, **{start: str(own_weights)})
     if start == "teacher.weights":
-        begin = teacher_variables
+        read_start = teacher_variables
         config.update_from_flattened_dict(LEARNED)
-    begin(config)
-    config.update_from_flattened_dict({f"model.{field}": other})
-    said = f"config.model.{field} is {other!r}, but "
-    with refused(said, f"w was trained with {trained!r}"):
-        begin(config)
+    read_start(config)
+    config.update_from_flattened_dict({f"model.{field}": value})
+    message = f"config.model.{field} is {value!r}, but "
+    with refused(message, f"w was trained with {trained!r}"):
+        read_start(config)
 
 
 LARGER = {"image_size": 48, "data.resize": "deit"}  # cropped
 
 
-def test_a_run_has_the_images_of_its_weights(tmp_path):
+def test_a_run_takes_the_image_fields_of_its_weights(tmp_path):
     """A new run takes its start's image fields; a resumed run keeps its own.
 
-    A resumed run does not need its start, which may be gone.
+    A resumed run does not need its start's weights.
     """
     path = tmp_path / "w"
-    write(path, configured(OWN, LARGER, **{"data.eval_crop": 0.9}))
-    config = configured(LARGER, **{"init.weights": str(path)})
+    save_weights(path, tiny_config(OWN, LARGER, **{"data.eval_crop": 0.9}))
+    config = tiny_config(LARGER, **{"init.weights": str(path)})
     run = initial_weights(config).complete_config()
     assert (run.vit_config.mean, run.vit_config.std) == (HALF, HALF)
     assert run.data.eval_crop == run.vit_config.preprocessing.crop == 0.9

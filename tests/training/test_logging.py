@@ -1,4 +1,4 @@
-"""The output of a run: rates, a line or a bar, a trace, and the metrics on disk."""
+"""A run's output: rates, a line or a bar, a trace, and metrics on disk."""
 
 import functools
 import gzip
@@ -22,15 +22,17 @@ from imagepiece_jax.training.logging import MetricWriter, read_metrics
 from tests.helpers import small_runs
 
 
-def make(workdir, step=0, saved=None, epochs=2, **fields):
-    """A RunLog of a run of 20 steps an epoch, 64 images each."""
-    config = small_runs.configured({"progress": False, "log_every_steps": 2}, **fields)
+def make_log(workdir, step=0, saved=None, epochs=2, **fields):
+    """A RunLog with 20 steps an epoch and 64 images a step."""
+    config = small_runs.quickstart_config(
+        {"progress": False, "log_every_steps": 2}, **fields
+    )
     config = RunConfig.from_config(config)
     length = RunLength(steps_per_epoch=20, epochs=epochs, eval_every_epochs=1)
     return logging.RunLog(workdir, config, length, step, lambda: saved)
 
 
-def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
+def step_metrics(loss=0.5, skipped=0, samples=128.0, norm=2.0):
     window = {"loss": 64.0, "acc1": 32.0, "acc5": 96.0, "samples": samples}
     window["skipped"] = float(skipped > 0)
     metrics = {"loss": loss, "grad_norm": norm, "lr": 1e-3, "terms": {"own": 0.25}}
@@ -40,11 +42,11 @@ def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
 
 @pytest.fixture
 def begin(tmp_path):
-    """`make` in the folder of the test, which closes it."""
+    """`make_log` in the test's folder; logs are closed at the end."""
     started = []
 
     def begin(**options):
-        started.append(make(tmp_path, **options))
+        started.append(make_log(tmp_path, **options))
         return started[-1]
 
     yield begin
@@ -59,17 +61,17 @@ def clock(monkeypatch):
     return now
 
 
-def batches(clock, count, seconds):
+def slow_batches(clock, count, seconds):
     for number in range(count):
         clock[0] += seconds
         yield number
 
 
-def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
+def test_a_line_has_the_means_of_its_window(begin, tmp_path):
     run = begin()
-    run.take_metrics(1, numbers())
-    run.take_metrics(2, numbers())
-    assert read_metrics(tmp_path) == []  # one behind: the device is at work
+    run.take_metrics(1, step_metrics())
+    run.take_metrics(2, step_metrics())
+    assert read_metrics(tmp_path) == []  # one step behind the device
     run.flush()
     (line,) = read_metrics(tmp_path)
     assert line["step"] == 2
@@ -82,13 +84,14 @@ def test_a_line_of_metrics_holds_the_means_of_its_window(begin, tmp_path):
     assert {*line} == {*logging.STEP_METRICS} - {"device_memory"} | {"own"}
 
 
-def test_rate_and_input_wait_by_the_clock(begin, tmp_path, clock):
-    """A batch takes four seconds to read, a step one: 64 images in five seconds."""
+def test_throughput_and_input_wait_by_the_clock(begin, tmp_path, clock):
+    """Reading takes four seconds and a step one: 64 images in five seconds."""
     run = begin(log_every_steps=3)
-    for step, number in enumerate(run.timed_batches(batches(clock, 6, 4)), start=1):
+    timed = run.timed_batches(slow_batches(clock, 6, 4))
+    for step, number in enumerate(timed, start=1):
         assert number == step - 1
-        clock[0] += 1000 if step == 1 else 1  # the first is compiled
-        run.take_metrics(step, numbers())
+        clock[0] += 1000 if step == 1 else 1  # the first step compiles
+        run.take_metrics(step, step_metrics())
         run.flush()
         if step == 3:  # an evaluation between the two windows
             clock[0] += 1000
@@ -99,19 +102,19 @@ def test_rate_and_input_wait_by_the_clock(begin, tmp_path, clock):
     assert [line["throughput"] for line in lines] == pytest.approx([12.8, 12.8])
 
 
-def test_no_compile_is_in_a_rate(begin, tmp_path, clock):
-    """A resumed run logs its first step; other programs begin inside of windows."""
+def test_throughput_leaves_compiling_out(begin, tmp_path, clock):
+    """A resumed run logs its first step; later programs begin inside windows."""
     run = begin(step=2, log_every_steps=3)
-    for step, _ in enumerate(run.timed_batches(batches(clock, 7, 3)), start=3):
+    for step, _ in enumerate(run.timed_batches(slow_batches(clock, 7, 3)), start=3):
         if step in (3, 5, 8):
             run.begin_program(step)
             clock[0] += 1000
         clock[0] += 1
-        run.take_metrics(step, numbers())
+        run.take_metrics(step, step_metrics())
         run.flush()
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [3, 6, 9]
-    # Nothing but a step that compiled; then the step after the one that did.
+    # The first window has one compiling step, later ones the steps after it.
     assert [line["throughput"] for line in lines] == [None, 64 / 4, 64 / 4]
     assert [line["input_wait"] for line in lines] == [None, 3 / 4, 3 / 4]
 
@@ -129,15 +132,15 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(
 ):
     run = begin(max_skipped_steps=limit, saved=saved)
     for count in range(limit + 2):
-        run.take_metrics(9 + count, numbers(skipped=count, **metrics))
+        run.take_metrics(9 + count, step_metrics(skipped=count, **metrics))
     with pytest.raises(RunError, match=f"^{message}"):
         run.flush()
 
 
-def test_a_line_has_the_time_left(begin, capsys):
+def test_a_printed_line_has_the_time_left(begin, capsys):
     run = begin(progress=True)
     for step in (1, 2, 3):
-        run.take_metrics(step, numbers())
+        run.take_metrics(step, step_metrics())
     run.flush()
     run.write_evaluation(3, {"acc1": 12.345, "loss": 2.0})
     lines = capsys.readouterr().out.splitlines()
@@ -146,12 +149,12 @@ def test_a_line_has_the_time_left(begin, capsys):
     assert lines[1:] == ["epoch 0.15, step 3: validation accuracy 12.35 %, loss 2.000"]
 
 
-def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
+def test_other_processes_print_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "is_main", lambda: False)
-    run = make(tmp_path / "run", progress=True, profile=True, epochs=1)
+    run = make_log(tmp_path / "run", progress=True, profile=True, epochs=1)
     for step in range(1, 21):
         with run.traced_step(step):
-            run.take_metrics(step, numbers())
+            run.take_metrics(step, step_metrics())
     run.flush()
     run.write_evaluation(20, {"acc1": 1.0, "loss": 2.0})
     run.close()
@@ -160,18 +163,18 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
+def test_a_trace_has_the_chosen_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logging, "TRACED_STEPS", range(2, 4))
-    run = make(tmp_path, step=20, profile=True)
+    run = make_log(tmp_path, step=20, profile=True)
     for step in range(21, 26):
         with run.traced_step(step):
-            metrics = numbers()
+            metrics = step_metrics()
         run.take_metrics(step, metrics)
     run.close()
     (path,) = (tmp_path / logging.TRACE_FOLDER).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = [int(e["args"]["step_num"]) for e in events if e.get("name") == "train"]
-    # The one after them is under way when their numbers are there.
+    # The next step is under way when their metrics arrive.
     assert sorted(steps)[:2] == [22, 23]
     assert set(steps) <= {22, 23, 24}
     assert f"trace of steps 22 to 23: {tmp_path / 'profile'}" in capsys.readouterr().out
@@ -184,11 +187,11 @@ def write_run(workdir, steps, step=0):
     writer.close()
 
 
-def steps(workdir):
+def read_steps(workdir):
     return [line["step"] for line in read_metrics(workdir)]
 
 
-def test_one_json_object_a_line_at_once(tmp_path):
+def test_a_metrics_line_is_one_json_object_written_at_once(tmp_path):
     writer = MetricWriter(tmp_path / "new" / "run")
     python = {"epoch": 2, "note": "x", "none": None, "lr": math.nan}
     arrays = {"loss": np.float32(0.1), "acc1": jnp.asarray(97.5), "ok": np.bool_(True)}
@@ -196,36 +199,36 @@ def test_one_json_object_a_line_at_once(tmp_path):
     (text,) = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()
     writer.close()  # not before
     writer.close()
-    want = {"kind": "eval", "step": 20, "throughput": None} | python | {"lr": None}
-    want |= {"loss": float(np.float32(0.1)), "acc1": 97.5, "ok": True}
-    assert json.loads(text, parse_constant=pytest.fail) == want
+    expected = {"kind": "eval", "step": 20, "throughput": None} | python | {"lr": None}
+    expected |= {"loss": float(np.float32(0.1)), "acc1": 97.5, "ok": True}
+    assert json.loads(text, parse_constant=pytest.fail) == expected
 
 
-def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
+def test_a_resumed_run_leaves_an_uninterrupted_runs_file(tmp_path):
     write_run(tmp_path / "whole", range(0, 60, 10))
     write_run(tmp_path / "killed", range(0, 50, 10))
     write_run(tmp_path / "killed", [30, 40, 50], step=20)
     texts = [tmp_path / name / "metrics.jsonl" for name in ("killed", "whole")]
     assert texts[0].read_bytes() == texts[1].read_bytes()
-    assert steps(tmp_path / "killed") == [*range(0, 60, 10)]
+    assert read_steps(tmp_path / "killed") == [*range(0, 60, 10)]
     write_run(tmp_path / "killed", [0])  # nothing was restored
-    assert steps(tmp_path / "killed") == [0]
+    assert read_steps(tmp_path / "killed") == [0]
 
 
 @pytest.mark.parametrize(
     "torn", ['{"kind": "tr', '{"kind": "train", "step": 2', "\0\0", None]
 )
-def test_torn_last_line_is_dropped(tmp_path, torn):
+def test_a_torn_last_line_is_dropped(tmp_path, torn):
     write_run(tmp_path, [10])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + torn if torn else path.read_text().rstrip("\n"))
-    assert steps(tmp_path) == [10]
+    assert read_steps(tmp_path) == [10]
     write_run(tmp_path, [20], step=10)
-    assert steps(tmp_path) == [10, 20]
+    assert read_steps(tmp_path) == [10, 20]
 
 
 @pytest.mark.parametrize("bad", ["nonsense", "[1]", '{"loss": 1}'])
-def test_broken_line_in_the_middle_is_named(tmp_path, bad):
+def test_a_broken_line_in_the_middle_is_named(tmp_path, bad):
     write_run(tmp_path, [10, 20])
     path = tmp_path / "metrics.jsonl"
     path.write_text(bad + "\n" + path.read_text())
@@ -234,31 +237,31 @@ def test_broken_line_in_the_middle_is_named(tmp_path, bad):
             read(tmp_path)
 
 
-def events(workdir):
-    """Events of the newest TensorBoard file, its record framing taken off by hand."""
+def read_events(workdir):
+    """Events of the newest TensorBoard file, without its record framing."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     data = max((workdir / "tensorboard").iterdir()).read_bytes()
-    found = []
-    place = 0
-    while place < len(data):
-        size = int.from_bytes(data[place : place + 8], "little")
-        found.append(event_pb2.Event.FromString(data[place + 12 : place + 12 + size]))
-        place += 8 + 4 + size + 4
-    return found
+    events = []
+    start = 0
+    while start < len(data):
+        size = int.from_bytes(data[start : start + 8], "little")
+        events.append(event_pb2.Event.FromString(data[start + 12 : start + 12 + size]))
+        start += 8 + 4 + size + 4
+    return events
 
 
-def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
+def test_tensorboard_gets_finite_numbers_and_hides_cut_steps(tmp_path):
     writer = MetricWriter(tmp_path, step=20)
     writer.write_line("train", 30, loss=0.5, lr=math.nan, note="x")
     writer.close()
-    start, scalar = events(tmp_path)[-2:]
+    start, scalar = read_events(tmp_path)[-2:]
     assert (start.step, start.HasField("session_log")) == (21, True)
     (value,) = scalar.summary.value
     assert (scalar.step, value.tag, value.simple_value) == (30, "train/loss", 0.5)
 
 
 def test_a_lost_terminal_does_not_end_a_run(monkeypatch):
-    """After SIGHUP it refuses lines, but the step must be saved."""
+    """The terminal refuses lines after SIGHUP, but the step must be saved."""
     stdout = io.StringIO()
     monkeypatch.setattr(stdout, "flush", lambda: os.write(-1, b""))
     monkeypatch.setattr(sys, "stdout", stdout)

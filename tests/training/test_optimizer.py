@@ -1,4 +1,4 @@
-"""Rates against DeiT's table, AdamW against slow NumPy, a method's groups."""
+"""Rates against DeiT's table, AdamW against slow NumPy, and methods' groups."""
 
 import copy
 import dataclasses
@@ -31,7 +31,7 @@ STEPS = 1251  # 1281167 images // 1024
 DEIT = RunConfig.from_config(base.get_config())
 TABLE = [(0, 1e-6), (1, 2.008e-4), (4, 8.002e-4)]
 TABLE += [(5, 9.99322e-4), (150, 5.05e-4), (299, 1.00271e-5)]
-PRINTED = 50  # half a unit of the last of six digits, 5e-6, and float32
+PRINTED_UNITS = 50  # half a unit of six digits' last one, 5e-6, and float32
 
 
 def deit_rate(step, **changes):
@@ -40,43 +40,43 @@ def deit_rate(step, **changes):
 
 @pytest.mark.parametrize("epoch, lr", TABLE)
 def test_rate_at_the_start_of_an_epoch(epoch, lr):
-    got = deit_rate(epoch * STEPS)
-    assert got.dtype == jnp.float32
-    assert_close(got, lr, units=PRINTED)
+    rate = deit_rate(epoch * STEPS)
+    assert rate.dtype == jnp.float32
+    assert_close(rate, lr, units=PRINTED_UNITS)
     step = (epoch + 1) * STEPS
     for within in (0, 1, STEPS - 1):
-        got = deit_rate(step + within, lr_offset=1)
-        assert_close(got, lr, units=PRINTED)
+        rate = deit_rate(step + within, lr_offset=1)
+        assert_close(rate, lr, units=PRINTED_UNITS)
     assert deit_rate(0, lr_offset=1) == np.float32(1e-6)
 
 
-def test_rate_is_proportional_to_the_batch():
+def test_peak_rate_is_proportional_to_the_batch():
     for batch_size, lr in ((512, 5e-4), (128, 1.25e-4)):
         optim = dataclasses.replace(DEIT, batch_size=batch_size)
         assert optim.peak_lr == pytest.approx(lr, rel=1e-12)
 
 
-def test_rate_moves_within_an_epoch_and_stays_at_the_minimum():
+def test_rate_changes_within_epochs_and_ends_at_the_minimum():
     steps = np.array([1, 700, 5 * STEPS - 1, 5 * STEPS + 1, 100_000, 300 * STEPS - 1])
     steps = np.concatenate([steps, np.array([300, 301, 450]) * STEPS])
     t = np.minimum(steps / STEPS, 300)
-    want = np.where(
+    expected = np.where(
         t < 5,
         1e-6 + t * (1e-3 - 1e-6) / 5,
         1e-5 + (1e-3 - 1e-5) * (1 + np.cos(math.pi * t / 300)) / 2,
     )
-    assert_close(jax.jit(deit_rate)(steps), want, units=4)
+    assert_close(jax.jit(deit_rate)(steps), expected, units=4)
     assert_close(deit_rate(0, warmup_epochs=0), 1e-3, units=4)
 
 
-def test_steps_of_the_warm_up_are_those_below_its_end():
-    """DeiT's own code warms up an epoch longer."""
+def test_warmup_steps_end_where_the_rate_stops_rising():
+    """With lr_offset 1, as in DeiT's code, the warm-up takes an epoch longer."""
 
     def steps(**fields):
         return warmup_steps(dataclasses.replace(DEIT, **fields), STEPS)
 
     assert steps() == 5 * STEPS
-    assert deit_rate(steps() - 2) < deit_rate(steps() - 1)  # it rises
+    assert deit_rate(steps() - 2) < deit_rate(steps() - 1)  # the rate rises
     assert deit_rate(steps()) > deit_rate(steps() + 100)
     for warmup_epochs in (5.0, 4.5):
         late = {"lr_offset": 1, "warmup_epochs": warmup_epochs}
@@ -86,8 +86,8 @@ def test_steps_of_the_warm_up_are_those_below_its_end():
     assert steps(warmup_epochs=0.0) == 0
 
 
-def test_decay_mask():
-    """Kernels decay; 2-D biases and scalars do not."""
+def test_only_kernels_decay():
+    """2-D biases and scalars do not decay."""
     arch = {"dist_token": True, "registers": 4, "layer_scale": True}
     reduction = "spvit:blocks=(1,):keep_rates=(0.6,)"
     model = tiny_vit.model(reduction, stem="conv", arch=arch, depth=2)
@@ -133,7 +133,7 @@ def test_adamw_equals_a_slow_one(clip_norm):
     optim = dataclasses.replace(
         DEIT, weight_decay=0.5, betas=(0.9, 0.999), eps=1e-4, clip_grad_norm=clip_norm
     )
-    want = slow_adamw(params, gradients, rates, optim)
+    expected = slow_adamw(params, gradients, rates, optim)
 
     optimizer = create_adamw(optim, lambda step: jnp.asarray(rates)[step])
     state = optimizer.init(params)
@@ -142,15 +142,15 @@ def test_adamw_equals_a_slow_one(clip_norm):
         updates, state = optimizer.update(tree, state, params)
         params = optax.apply_updates(params, updates)
     for name in shapes:
-        assert_close(params[name], want[name], units=128)
+        assert_close(params[name], expected[name], units=128)
 
 
-def test_ema_by_hand_leaves_what_is_the_same():
+def test_moving_average_by_hand_keeps_equal_values():
     average = {"a": jnp.array([1.0, 2.0]), "norm": {"mean": jnp.array([0.0])}}
     new = {"a": jnp.array([3.0, 2.0]), "norm": {"mean": jnp.array([1.0])}}
-    got = moving_average(moving_average(average, new, 0.9), new, 0.9)
-    assert_close(got["a"], [1.38, 2.0], units=8)  # 3 - 2 * .9^2
-    assert_close(got["norm"]["mean"], [0.19], units=8)  # 1 - .9^2
+    twice = moving_average(moving_average(average, new, 0.9), new, 0.9)
+    assert_close(twice["a"], [1.38, 2.0], units=8)  # 3 - 2 * .9^2
+    assert_close(twice["norm"]["mean"], [0.19], units=8)  # 1 - .9^2
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000).astype(np.float32))
     assert (moving_average({"x": x}, {"x": x}, 0.99996)["x"] == x).all()
 
@@ -163,7 +163,7 @@ PARAMS = {
 
 
 def parameter_group(path):
-    """The reducer follows the schedule; the backbone is slower and later."""
+    """The reducer follows the schedule; the backbone is slower and starts later."""
     if path.startswith("reducer"):
         return None
     if path == "cls_token":
@@ -175,38 +175,38 @@ def half_rate(step):
     return 0.5 + 0.0 * step
 
 
-def test_groups_scale_the_updates_of_the_optimizer():
+def test_groups_scale_the_optimizers_updates():
     """With two steps per epoch and two frozen epochs, updates begin at step 4."""
     groups = scale_by_group(parameter_group, half_rate, peak=1.0, steps_per_epoch=2)
     tx = optax.chain(optax.sgd(half_rate), groups)
     state = tx.init(PARAMS)
     grads = jax.tree.map(jnp.ones_like, PARAMS)
-    moved = []
+    first_updates = []
     for _ in range(6):
         updates, state = tx.update(grads, state, PARAMS)
-        first = (jax.tree.leaves(updates[name])[0].ravel()[0] for name in PARAMS)
-        moved.append([*map(float, first)])
-    head, reducer, token = np.transpose(moved)
+        firsts = (jax.tree.leaves(updates[name])[0].ravel()[0] for name in PARAMS)
+        first_updates.append([*map(float, firsts)])
+    head, reducer, token = np.transpose(first_updates)
     assert (reducer == -0.5).all()
     assert (token == 0.0).all()
     assert head.tolist() == [0.0] * 4 + [-0.25] * 2
 
 
-def test_clipping_does_not_count_what_never_moves():
+def test_clipping_ignores_frozen_parameters():
     method = copy.copy(DEIT.reduction.method)
     object.__setattr__(method, "param_groups", parameter_group)
     reduction = dataclasses.replace(DEIT.reduction, method=method)
     optim = dataclasses.replace(DEIT, clip_grad_norm=1.0, reduction=reduction)
     _, tx = create_optimizer(optim, 2)
-    moved = []
-    for frozen in (0.0, 1000.0):
+    results = []
+    for frozen_scale in (0.0, 1000.0):
         params = PARAMS
         state = tx.init(params)
         for size in (1.0, 2.0, 0.1):
             grads = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), PARAMS)
-            grads["cls_token"] *= frozen
+            grads["cls_token"] *= frozen_scale
             updates, state = tx.update(grads, state, params)
             params = optax.apply_updates(params, updates)
-        moved.append(params)
-    chex.assert_trees_all_equal(*moved)
-    assert (moved[0]["reducer_3"]["kernel"] < 1.0).all()
+        results.append(params)
+    chex.assert_trees_all_equal(*results)
+    assert (results[0]["reducer_3"]["kernel"] < 1.0).all()

@@ -21,7 +21,7 @@ PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 
 def result_rows(workdir, progress=PROGRESS, **fields):
-    config = RunConfig.from_config(small_runs.configured(fields))
+    config = RunConfig.from_config(small_runs.quickstart_config(fields))
     models = {"model": config.create_model(), "dense": config.create_dense()}
     setup = types.SimpleNamespace(workdir=workdir, config=config, **models)
     run = types.SimpleNamespace(setup=setup, progress=progress)
@@ -38,7 +38,7 @@ def write_rates(workdir, *rates):
     writer.close()
 
 
-def test_results_cost_and_contents_of_the_folder(tmp_path):
+def test_the_final_table_has_results_and_cost(tmp_path):
     table = result_rows(tmp_path)
     assert table["accuracy"] == "top-1 97.50 %, top-5 99.90 % of 359 images"
     assert table["best"] == "98.12 % at step 352"
@@ -52,7 +52,7 @@ def test_results_cost_and_contents_of_the_folder(tmp_path):
     assert len(table) == 5
 
 
-def test_time_and_rate_are_those_of_the_log(tmp_path):
+def test_time_and_throughput_come_from_the_log(tmp_path):
     write_rates(tmp_path, (1, None, 0), (10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1))
     table = result_rows(tmp_path)
     assert table["time"] == (
@@ -64,7 +64,7 @@ def test_time_and_rate_are_those_of_the_log(tmp_path):
     assert "time" not in result_rows(tmp_path)
 
 
-def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
+def test_a_runs_flop_count_every_epoch_and_the_teacher():
     """DeiT-S by hand, a keep-rate warm-up, and a teacher without gradients."""
     images = 1281167
     deit = RunConfig.from_config(base.get_config())
@@ -72,7 +72,7 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     assert (length.steps_per_epoch, length.steps) == (1251, 375300)
     by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
     assert report.training_flop(deit, images) == pytest.approx(by_hand, rel=1e-3)
-    config = small_runs.configured(epochs=4)
+    config = small_runs.quickstart_config(epochs=4)
     config.reduction = "evit:blocks=(1,2,3):rate_warmup_start=1:rate_warmup_epochs=2"
     evit = RunConfig.from_config(config)
     macs = [model_macs(evit.create_train_model(epoch)) for epoch in range(4)]
@@ -82,38 +82,40 @@ def test_flop_of_a_run_is_that_of_every_epoch_and_of_the_teacher():
     assert report.training_flop(evit, 640) == 2 * 10 * 64 * 3 * sum(macs)
     config.distill.kind = "soft"
     taught_run = RunConfig.from_config(config)
-    taught = report.training_flop(taught_run, 640)
-    assert taught == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
-    known = report.training_flop(taught_run, 640, teacher_macs=10)
-    assert known == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)
+    taught_flop = report.training_flop(taught_run, 640)
+    assert taught_flop == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
+    known_flop = report.training_flop(taught_run, 640, teacher_macs=10)
+    assert known_flop == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)
 
 
-@pytest.mark.parametrize("on", [{"mixup": 0.8}, {"cutmix": 1.0}])
-def test_mixing_needs_pairs(on):
-    def check(**fields):
-        config = small_runs.configured(batch_size=6, grad_accum_steps=2, **fields)
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_mixing_needs_pairs(options):
+    def check_run(**fields):
+        config = small_runs.quickstart_config(
+            batch_size=6, grad_accum_steps=2, **fields
+        )
         data.check_training(RunConfig.from_config(config), Placement(accumulation=2))
 
     with refused("config.batch_size is 6, which makes micro-batches of 3"):
-        check(**on)
-    check()
-    check(**on, mixup_prob=0.0)
+        check_run(**options)
+    check_run()
+    check_run(**options, mixup_prob=0.0)
 
 
-def test_a_dry_run_counts_imagenet_without_its_files(tmp_path):
-    """It has 1,281,167 training images and 50,000 validation images."""
+def test_a_dry_run_needs_no_imagenet_files(tmp_path):
+    """It knows 1,281,167 training images and 50,000 validation images."""
 
-    def plan(dry_run=True, **fields):
+    def open_data(dry_run=True, **fields):
         config = base.get_config()
         config.update_from_flattened_dict({"data.dir": f"{tmp_path}/nowhere"} | fields)
         run = RunConfig.from_config(config)
         return run, data.RunData(run, Placement(), dry_run)
 
-    run, found = plan()
-    assert found.image_counts == [1_281_167, 50_000]
-    assert found.length.steps_per_epoch == 1_281_167 // run.batch_size
-    assert "not read: train and val" in report.describe_data(run, found)
-    other = {"data.name": "folder:nowhere"}
-    for fields in ({"dry_run": False}, {"num_classes": 10}, other):
+    run, run_data = open_data()
+    assert run_data.image_counts == [1_281_167, 50_000]
+    assert run_data.length.steps_per_epoch == 1_281_167 // run.batch_size
+    assert "not read: train and val" in report.describe_data(run, run_data)
+    other_set = {"data.name": "folder:nowhere"}
+    for fields in ({"dry_run": False}, {"num_classes": 10}, other_set):
         with pytest.raises((InputError, FileNotFoundError)):
-            plan(**fields)
+            open_data(**fields)

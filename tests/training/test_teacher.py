@@ -1,4 +1,4 @@
-"""Distillation: its loss by hand and by NumPy, and inside the step."""
+"""Distillation: the loss by hand, by NumPy and inside the step."""
 
 import dataclasses
 import functools
@@ -42,8 +42,8 @@ pytestmark = pytest.mark.usefixtures("quickly_begun")
 
 STUDENT = np.array([[2.0, -1.0, 0.5, 0.0], [0.3, 0.1, -2.0, 1.2]])
 TEACHER = np.array([[1.0, 0.0, 3.0, -1.0], [0.0, 2.0, 0.5, 0.7]])
-# By the definition of torch's F.kl_div(input, target, log_target=True), an image's sum
-# of exp(target) * (target - input), times T * T; in decimals of 30 digits.
+# torch's F.kl_div(input, target, log_target=True) times T * T: an image's sum of
+# exp(target) * (target - input), computed with 30 digits.
 KL_DIV = {
     1.0: (1.1482428355317598, 0.686041436049408),
     3.0: (1.2593095038623665, 0.8155997193360418),
@@ -52,10 +52,10 @@ HARD = (1.8423495823898222, 1.676727373207566)  # classes 2 and 1 of the teacher
 
 
 def soft_oracle(student, teacher, t):
-    total = []
+    losses = []
     for z, y in zip(log_softmax(student / t), log_softmax(teacher / t), strict=True):
-        total.append(sum(np.exp(b) * (b - a) for a, b in zip(z, y, strict=True)))
-    return t * t * np.array(total)
+        losses.append(sum(np.exp(b) * (b - a) for a, b in zip(z, y, strict=True)))
+    return t * t * np.array(losses)
 
 
 def hard_oracle(student, teacher, t):
@@ -67,11 +67,11 @@ ORACLES = {"soft": soft_oracle, "hard": hard_oracle}
 
 
 @pytest.mark.parametrize("temperature", KL_DIV)
-def test_soft_is_the_formula_of_torch_and_hard_takes_classes(temperature):
-    for kind, wanted in (("soft", KL_DIV[temperature]), ("hard", HARD)):
+def test_soft_and_hard_distance_by_hand(temperature):
+    for kind, expected in (("soft", KL_DIV[temperature]), ("hard", HARD)):
         distill = DistillConfig(kind=kind, temperature=temperature, weight=0.5)
-        found = teacher_distance(distill, *map(jnp.float32, (STUDENT, TEACHER)))
-        assert_close(found, wanted)
+        distance = teacher_distance(distill, *map(jnp.float32, (STUDENT, TEACHER)))
+        assert_close(distance, expected)
     oracle = soft_oracle(STUDENT, TEACHER, temperature)
     assert_close(oracle, KL_DIV[temperature], units=8)
 
@@ -82,22 +82,22 @@ TARGETS = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 0.5, 0.5]])
 @pytest.mark.parametrize(
     "kind, weight, both", [("soft", 0.25, True), ("hard", 0.25, False)]
 )
-def test_terms_and_their_heads(kind, weight, both):
-    """Without a distillation token one head has both terms, with one each has its."""
-    read = STUDENT
+def test_each_term_reads_its_head(kind, weight, both):
+    """Without a distillation token one head has both terms, else each has its own."""
+    teacher_logits = STUDENT
     logits = STUDENT
     heads = ()
     if both:
-        read = STUDENT[::-1] + 0.5
-        logits = (STUDENT + read) / 2
-        heads = (jnp.float32(STUDENT), jnp.float32(read))
-    given = Outputs(jnp.float32(logits), None, None, None, (), (), heads)
+        teacher_logits = STUDENT[::-1] + 0.5
+        logits = (STUDENT + teacher_logits) / 2
+        heads = (jnp.float32(STUDENT), jnp.float32(teacher_logits))
+    outputs = Outputs(jnp.float32(logits), None, None, None, (), (), heads)
     distill = DistillConfig(kind=kind, temperature=2.0, weight=weight)
     loss, terms = distillation_loss(
-        distill, given, *map(jnp.float32, (TARGETS, TEACHER))
+        distill, outputs, *map(jnp.float32, (TARGETS, TEACHER))
     )
     by_labels = -(TARGETS * log_softmax(STUDENT)).sum(1).mean()
-    by_teacher = ORACLES[kind](read, TEACHER, 2.0).mean()
+    by_teacher = ORACLES[kind](teacher_logits, TEACHER, 2.0).mean()
     assert_close(loss, (1 - weight) * by_labels)
     assert_close(terms.pop("distill"), weight * by_teacher)
     assert terms == {}
@@ -114,8 +114,8 @@ def other_teacher():
     return teacher.Teacher(model, IMAGENET_MEAN, IMAGENET_STD), variables
 
 
-def distilling(distill, optimizer=None, **fields):
-    """(compiled step, first state, variables of the teacher)."""
+def make_distilling_step(distill, optimizer=None, **fields):
+    """(compiled step, first state, the teacher's variables)."""
     recipe = dataclasses.replace(PLAIN, distill=distill)
     step, state = make_step(recipe, optimizer, **fields)
     frozen, variables = other_teacher()
@@ -123,81 +123,81 @@ def distilling(distill, optimizer=None, **fields):
     return parallel.pmap(step), state, parallel.replicate(variables)
 
 
-def ours(images):
+def student_images(images):
     return jnp.asarray(
         (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD), jnp.float32
     )
 
 
-def seen_by_teacher(images, side=12):
-    """The images in the teacher's size and normalization, channel by channel."""
-    seen = np.zeros((len(images), side, side, 3))
+def teacher_images(images, side=12):
+    """Images in the teacher's size and normalization, channel by channel."""
+    prepared = np.zeros((len(images), side, side, 3))
     for i, image in enumerate(images):
         for c in range(3):
             plane = Image.fromarray(image[..., c].astype(np.float32), "F")
             plane = np.asarray(plane.resize((side, side), Image.Resampling.BICUBIC))
-            seen[i, ..., c] = (plane / 255 - HALF[c]) / HALF[c]
-    return seen
+            prepared[i, ..., c] = (plane / 255 - HALF[c]) / HALF[c]
+    return prepared
 
 
-def test_the_teacher_sees_its_own_size_and_normalization():
+def test_the_teacher_gets_its_own_size_and_normalization():
     frozen, variables = other_teacher()
     images = random_batch(0)["image"][0, 0]
-    seen = frozen.prepare_images(ours(images))
-    np.testing.assert_allclose(seen, seen_by_teacher(images), atol=2e-5)
+    prepared = frozen.prepare_images(student_images(images))
+    np.testing.assert_allclose(prepared, teacher_images(images), atol=2e-5)
     config = frozen.model.config
     smaller = frozen.model.clone(config=config.at_size(4))  # antialiased
-    found = teacher.Teacher(smaller, IMAGENET_MEAN, IMAGENET_STD).prepare_images(
-        ours(images)
+    small_images = teacher.Teacher(smaller, IMAGENET_MEAN, IMAGENET_STD).prepare_images(
+        student_images(images)
     )
-    np.testing.assert_allclose(found, seen_by_teacher(images, 4), atol=2e-5)
-    same = dataclasses.replace(
+    np.testing.assert_allclose(small_images, teacher_images(images, 4), atol=2e-5)
+    equal_model = dataclasses.replace(
         config.at_size(SIZE), mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
-    same = frozen.model.clone(config=same)
-    images = ours(images)
+    equal_model = frozen.model.clone(config=equal_model)
+    images = student_images(images)
     assert (
-        teacher.Teacher(same, IMAGENET_MEAN, IMAGENET_STD).prepare_images(images)
+        teacher.Teacher(equal_model, IMAGENET_MEAN, IMAGENET_STD).prepare_images(images)
         is images
     )
 
 
-def test_the_loss_of_a_step():
+def test_a_steps_distillation_loss_equals_the_oracle():
     distill = DistillConfig(kind="soft", temperature=2.0, weight=0.25)
-    step, state, frozen = distilling(distill)
-    one = random_batch(0)
-    images = one["image"][0, 0]
-    labels = one["label"][0, 0]
+    step, state, frozen = make_distilling_step(distill)
+    batch = random_batch(0)
+    images = batch["image"][0, 0]
+    labels = batch["label"][0, 0]
     student = create_model(config("vit_mini", **DENSE))
     variables = parallel.unreplicate(state).variables
-    logits = tiny_vit.logits(student)(variables, ours(images))
-    teaching, given = other_teacher()
-    theirs = jnp.asarray(seen_by_teacher(images), jnp.float32)
-    answers = tiny_vit.logits(teaching.model)(given, theirs)
+    logits = tiny_vit.logits(student)(variables, student_images(images))
+    teaching, teacher_variables = other_teacher()
+    prepared = jnp.asarray(teacher_images(images), jnp.float32)
+    teacher_logits = tiny_vit.logits(teaching.model)(teacher_variables, prepared)
     targets = np.full((BATCH, CLASSES), 0.1 / CLASSES)
     targets[np.arange(BATCH), labels] += 0.9
     by_labels = -(targets * log_softmax(logits)).sum(1).mean()
-    by_teacher = soft_oracle(np.asarray(logits), answers, 2.0).mean()
+    by_teacher = soft_oracle(np.asarray(logits), teacher_logits, 2.0).mean()
     before = jax.tree.map(np.asarray, frozen)
-    _, metrics = step(state, one, frozen)
+    _, metrics = step(state, batch, frozen)
     metrics = parallel.unreplicate(metrics)
     assert_close(metrics["loss"], 0.75 * by_labels + 0.25 * by_teacher, units=128)
     assert_close(metrics["terms"]["distill"], 0.25 * by_teacher, units=128)
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, frozen), before)
 
 
-def test_each_head_of_a_distilled_model_learns_its_own():
+def test_heads_learn_from_labels_and_teacher_alone():
     """The class head ignores the teacher; the distillation head ignores labels."""
-    moved = {}
+    changes = {}
     for weight in (0.0, 0.5):
         distill = DistillConfig(kind="hard", temperature=3.0, weight=weight)
         fields = dict(arch={"dist_token": True}, axis_name=None)
-        step, state, frozen = distilling(distill, optax.sgd(1.0), **fields)
+        step, state, frozen = make_distilling_step(distill, optax.sgd(1.0), **fields)
         after = parallel.unreplicate(step(state, random_batch(0), frozen)[0]).params
         before = parallel.unreplicate(state).params
         heads = ("head", "head_dist")
-        moved[weight] = [after[head]["bias"] - before[head]["bias"] for head in heads]
-    (by_labels, untaught), (halved, taught) = moved.values()
+        changes[weight] = [after[head]["bias"] - before[head]["bias"] for head in heads]
+    (by_labels, untaught), (halved, taught) = changes.values()
     assert not np.any(untaught)
     assert np.any(taught)
     assert_close(halved, 0.5 * by_labels, units=128)
@@ -206,25 +206,25 @@ def test_each_head_of_a_distilled_model_learns_its_own():
 def teacher_of(**fields):
     normalized = {"model.mean": IMAGENET_MEAN, "model.std": IMAGENET_STD}
     run = RunConfig.from_config(
-        small_runs.configured(small_runs.DENSE, normalized, fields)
+        small_runs.quickstart_config(small_runs.DENSE, normalized, fields)
     )
     weights = InitialWeights(run, "no_such_run")
     return teacher.create_teacher(run, run.create_dense(), weights)
 
 
-def test_any_teacher_brings_its_size_and_images(tmp_path):
+def test_a_teacher_keeps_its_size_and_normalization(tmp_path):
     for name, classes in (("ten", 10), ("nine", 9)):
         fields = OTHER | {"num_classes": classes, "image_size": 16}
         model = create_model(config("vit_mini", mean=HALF, std=HALF, **fields))
         save(Pretrained(model, fill(variable_shapes(model))), tmp_path / name)
     assert teacher_of() == (None, None)
     soft = {"distill.kind": "soft"}
-    found, variables = teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/ten"})
-    assert found.model.config.mean == HALF
-    assert found.mean == IMAGENET_MEAN
-    assert found.model.config.image_size == 16
+    loaded, variables = teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/ten"})
+    assert loaded.model.config.mean == HALF
+    assert loaded.mean == IMAGENET_MEAN
+    assert loaded.model.config.image_size == 16
     images = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
-    assert jax.eval_shape(found.compute_outputs, variables, images).logits.shape == (
+    assert jax.eval_shape(loaded.compute_outputs, variables, images).logits.shape == (
         2,
         10,
     )

@@ -1,4 +1,4 @@
-"""The training step: its loss by hand, averages, skipped steps and augmentation."""
+"""The training step: loss by hand, averages, skipped steps and augmentation."""
 
 import copy
 import dataclasses
@@ -38,13 +38,13 @@ HALF = (0.5,) * 3
 DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=1, embed_dim=8, num_heads=2)
 
 
-def configured(**fields):
+def run_config(**fields):
     config = base.get_config()
     config.update_from_flattened_dict(fields)
     return RunConfig.from_config(config)
 
 
-PLAIN = configured(
+PLAIN = run_config(
     **{"model.name": "vit_mini", "image_size": SIZE, "num_classes": CLASSES},
     **{"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0},
     **{"augment.layers": 0, "augment.erase_prob": 0.0},
@@ -72,7 +72,7 @@ def make_step(recipe=None, optimizer=None, seed=0, **fields):
     model = model.with_execution(**execution)
     recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
-    variables = small_runs.untrained(model, seed)
+    variables = small_runs.draw_untrained(model, seed)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
         train_step, model=model, optimizer=optimizer, lr_schedule=rate, run=recipe
@@ -82,28 +82,28 @@ def make_step(recipe=None, optimizer=None, seed=0, **fields):
 
 def random_batch(seed, micro=1):
     """A random batch of one device, in `micro` micro-batches."""
-    draw = np.random.default_rng(seed)
-    image = draw.integers(0, 256, (1, micro, BATCH // micro, SIZE, SIZE, 3), np.uint8)
-    label = draw.integers(0, CLASSES, (1, micro, BATCH // micro), np.int32)
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (1, micro, BATCH // micro, SIZE, SIZE, 3), np.uint8)
+    label = rng.integers(0, CLASSES, (1, micro, BATCH // micro), np.int32)
     return {"image": image, "label": label}
 
 
-def compiled(step):
-    """Compile a step. A second trace fails."""
+def compile_once(step):
+    """Compile a step, which may be traced once."""
 
     @chex.assert_max_traces(n=1)
-    def once(state, one):
-        return step(state, one)
+    def traced_once(state, batch):
+        return step(state, batch)
 
     chex.clear_trace_counter()
-    return parallel.pmap(once)
+    return parallel.pmap(traced_once)
 
 
 def run(program, state, batches):
     metrics = []
-    for one in batches:
-        state, values = program(state, one)
-        metrics.append(parallel.unreplicate(values))
+    for batch in batches:
+        state, step_metrics = program(state, batch)
+        metrics.append(parallel.unreplicate(step_metrics))
     return parallel.unreplicate(state), metrics
 
 
@@ -111,10 +111,10 @@ def run(program, state, batches):
 def plain_step():
     """A compiled step without random numbers, and its first state."""
     step, state = make_step()
-    return compiled(step), state
+    return compile_once(step), state
 
 
-def test_the_window_starts_anew_after_each_logged_step():
+def test_a_logged_step_ends_its_window():
     _, metrics = run(*plain_step(), [random_batch(i) for i in range(5)])
     assert [m["window"]["samples"] for m in metrics] == [8, 16, 24, 8, 16]
     losses = [m["loss"] for m in metrics]
@@ -125,44 +125,44 @@ def test_the_window_starts_anew_after_each_logged_step():
     assert abs(losses[0] - np.log(CLASSES)) < 0.1
 
 
-def test_a_loss_of_ones_own_gets_the_number_of_the_step():
-    def rising(student, teacher, targets, run, model, step):
+def test_a_custom_loss_gets_the_step_number():
+    def rising_loss(student, teacher, targets, run, model, step):
         outputs, _ = student
         loss = step * jnp.mean(soft_cross_entropy(outputs.logits, targets))
         return loss, {"at": step}
 
     step, state = make_step()
-    step.keywords.update(loss=rising)
+    step.keywords.update(loss=rising_loss)
     after, metrics = run(
-        compiled(step), state, [random_batch(i, micro=2) for i in range(3)]
+        compile_once(step), state, [random_batch(i, micro=2) for i in range(3)]
     )
     assert [m["terms"]["at"] for m in metrics] == [0, 1, 2]
     assert metrics[0]["loss"] == 0 < metrics[1]["loss"] < metrics[2]["loss"]
     assert after.step == 3
 
 
-def test_terms_of_a_method_join_the_loss():
+def test_a_methods_terms_join_the_loss():
     def terms(outputs, teacher_outputs, plan):
         assert teacher_outputs is None
         return {"size": 0.5 * jnp.mean(outputs.logits**2)}
 
-    _, (without,) = run(*plain_step(), [random_batch(0)])
+    _, (plain,) = run(*plain_step(), [random_batch(0)])
     step, state = make_step(with_loss(PLAIN, terms))
-    _, (found,) = run(compiled(step), state, [random_batch(0)])
-    assert found["terms"]["size"] > 0
-    assert_close(found["loss"], without["loss"] + found["terms"]["size"], units=8)
-    assert without["terms"] == {}
+    _, (metrics,) = run(compile_once(step), state, [random_batch(0)])
+    assert metrics["terms"]["size"] > 0
+    assert_close(metrics["loss"], plain["loss"] + metrics["terms"]["size"], units=8)
+    assert plain["terms"] == {}
 
 
-def test_a_term_with_the_name_of_another_figure_is_refused():
+def test_a_term_named_like_a_metric_is_refused():
     step, state = make_step()
     step.keywords.update(loss=lambda *_: (jnp.float32(1), {"lr": jnp.float32(1)}))
     with refused("loss", "a term 'lr'"):
         parallel.pmap(step)(state, random_batch(0))
 
 
-def test_images_are_normalized_as_the_model_says():
-    """NumPy computes the first loss from pixels; ImageNet's values give another."""
+def test_images_have_the_models_normalization():
+    """NumPy computes the first loss from pixels; ImageNet's values would change it."""
     recipe = dataclasses.replace(PLAIN, label_smoothing=0.0)
     mean = (0.1, 0.5, 0.9)
     std = (0.01, 0.02, 0.03)
@@ -177,39 +177,39 @@ def test_images_are_normalized_as_the_model_says():
         logits = forward(variables, jnp.asarray(pixels, jnp.float32)).logits
         return -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels].mean()
 
-    loss = run(compiled(step), state, [random_batch(0)])[1][0]["loss"]
+    loss = run(compile_once(step), state, [random_batch(0)])[1][0]["loss"]
     assert_close(loss, cross_entropy(mean, std))
     assert abs(cross_entropy(IMAGENET_MEAN, IMAGENET_STD) - loss) > 1e-4
 
 
-def test_micro_batches_give_the_gradient_of_the_batch_and_another_seed_does_not():
+def test_micro_batches_give_the_whole_batchs_gradient():
     states = []
     for micro, seed in ((1, 0), (4, 0), (1, 1)):
         recipe = dataclasses.replace(PLAIN, seed=seed)
         step, state = make_step(recipe, depth=2, drop_path_rate=0.5)
         batches = [random_batch(0, micro), random_batch(1, micro)]
-        states.append(run(compiled(step), state, batches)[0])
-    whole, parts, other = [state.params for state in states]
-    chex.assert_trees_all_close(parts, whole, atol=1e-6)
+        states.append(run(compile_once(step), state, batches)[0])
+    whole, split, other_seed = [state.params for state in states]
+    chex.assert_trees_all_close(split, whole, atol=1e-6)
     with pytest.raises(AssertionError):
-        chex.assert_trees_all_close(other, whole, atol=1e-6)
+        chex.assert_trees_all_close(other_seed, whole, atol=1e-6)
     assert int(states[1].step) == 2
 
 
-def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
-    """Lambda is drawn once per batch, so a mixture of equal images is unchanged."""
+def test_mixup_draws_one_lambda_and_changes_the_gradient():
+    """A mixture of equal images is unchanged."""
     same = random_batch(0)
     same["image"][:] = same["image"][:, :, :1]
     same["label"][:] = 3
     step, state = make_step(dataclasses.replace(PLAIN, mixup=1.0))
-    found = []
-    for program in (compiled(step), plain_step()[0]):
-        found.append(
+    metrics = []
+    for program in (compile_once(step), plain_step()[0]):
+        metrics.append(
             [run(program, state, [one])[1][0] for one in (same, random_batch(0))]
         )
-    (equal, other), (equal_plain, other_plain) = found
+    (equal, mixed), (equal_plain, mixed_plain) = metrics
     assert_close(equal["loss"], equal_plain["loss"])
-    assert abs(other["grad_norm"] - other_plain["grad_norm"]) > 1e-3
+    assert abs(mixed["grad_norm"] - mixed_plain["grad_norm"]) > 1e-3
 
 
 @struct.dataclass
@@ -220,14 +220,14 @@ class PoisonedOutputs:
 
 
 class Poison:
-    """A stand-in for a teacher, which returns its variables."""
+    """A stand-in for a teacher that returns its variables."""
 
     def compute_outputs(self, variables, image):
         return PoisonedOutputs(**variables)
 
 
-def poisoned(outputs, teacher_outputs, plan):
-    """A loss term with a value or only a gradient that is not finite on request."""
+def poisoned_loss(outputs, teacher_outputs, plan):
+    """Loss terms whose value, or gradient alone, is not finite on request."""
     size = jnp.sum(outputs.logits**2)
     return {
         "value": teacher_outputs.value * size,
@@ -243,11 +243,11 @@ RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 
 @pytest.fixture(scope="module")
 def poisoned_run():
-    """The step, and all states and metrics of five steps; three are not finite."""
-    numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
-    optim = dataclasses.replace(PLAIN, **numbers)
+    """A step function, and states and metrics of five steps; three are not finite."""
+    fields = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
+    optim = dataclasses.replace(PLAIN, **fields)
     recipe = dataclasses.replace(PLAIN, ema_decay=0.75, log_every_steps=3)
-    recipe = with_loss(recipe, poisoned)
+    recipe = with_loss(recipe, poisoned_loss)
     optimizer = create_adamw(optim, lambda step: RATES[step])
     step, state = make_step(recipe, optimizer, stem="conv")
     step.keywords["teacher"] = Poison()
@@ -260,23 +260,23 @@ def poisoned_run():
     states = [parallel.unreplicate(state)]
     metrics = []
     for seed, poison in enumerate([GOOD, BAD_LOSS, BAD_GRADIENT, BAD_LOSS, GOOD]):
-        state, numbers = advance(state, poison, seed)
+        state, fields = advance(state, poison, seed)
         states.append(parallel.unreplicate(state))
-        metrics.append(parallel.unreplicate(numbers))
+        metrics.append(parallel.unreplicate(fields))
     return advance, states, metrics
 
 
-def test_average_is_a_moving_one_over_weights_and_statistics(poisoned_run):
-    _, (first, one, *_), _ = poisoned_run
-    for name, tree in (("params", one.params), ("batch_stats", one.batch_stats)):
+def test_weights_and_statistics_have_a_moving_average(poisoned_run):
+    _, (first, second, *_), _ = poisoned_run
+    for name, tree in (("params", second.params), ("batch_stats", second.batch_stats)):
         old = getattr(first, name)
         expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, tree)
-        chex.assert_trees_all_close(one.ema[name], expected, atol=1e-6)
-    moved = jax.tree.map(np.subtract, first.batch_stats, one.batch_stats)
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(moved))
+        chex.assert_trees_all_close(second.ema[name], expected, atol=1e-6)
+    differences = jax.tree.map(np.subtract, first.batch_stats, second.batch_stats)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(differences))
 
 
-def test_a_step_that_is_not_finite_changes_nothing(poisoned_run):
+def test_a_nonfinite_step_changes_nothing(poisoned_run):
     _, (_, *states), metrics = poisoned_run
     assert np.isnan(metrics[1]["loss"])
     assert np.isfinite(metrics[2]["loss"])
@@ -289,24 +289,24 @@ def test_a_step_that_is_not_finite_changes_nothing(poisoned_run):
     assert (states[4].params["head"]["bias"] != states[0].params["head"]["bias"]).any()
 
 
-def test_the_step_after_skipped_ones_ignores_them(poisoned_run):
-    """Moments and their count come from the first step, the rate from the fifth."""
+def test_a_step_after_skipped_ones_ignores_them(poisoned_run):
+    """Moments and their count continue the first step's; the rate is the fifth's."""
     advance, (_, *states), _ = poisoned_run
 
     def is_schedule(node):
         return isinstance(node, optax.ScaleByScheduleState)
 
-    def later(node):
+    def at_fifth_step(node):
         return optax.ScaleByScheduleState(np.int32(4)) if is_schedule(node) else node
 
-    opt_state = jax.tree.map(later, states[0].opt_state, is_leaf=is_schedule)
-    first = states[0].replace(step=np.int32(4), opt_state=opt_state)
-    expected = parallel.unreplicate(advance(parallel.replicate(first), GOOD, 4)[0])
+    opt_state = jax.tree.map(at_fifth_step, states[0].opt_state, is_leaf=is_schedule)
+    fifth = states[0].replace(step=np.int32(4), opt_state=opt_state)
+    expected = parallel.unreplicate(advance(parallel.replicate(fifth), GOOD, 4)[0])
     for name in ("params", "batch_stats", "ema", "opt_state"):
         chex.assert_trees_all_equal(getattr(states[4], name), getattr(expected, name))
 
 
-def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run):
+def test_a_window_counts_skipped_steps_without_their_metrics(poisoned_run):
     _, _, metrics = poisoned_run
     windows = [m["window"] for m in metrics]
     assert [w["samples"] for w in windows] == [8, 8, 8, 0, 8]
@@ -322,60 +322,60 @@ AUGMENT = AugmentConfig(
 )
 
 
-def test_draws_belong_to_a_place_in_the_global_batch():
-    """Device, micro-batch and neighbors do not matter; another step draws anew."""
+def test_draws_depend_on_step_and_global_place_alone():
+    """Device, micro-batch and neighbors do not matter."""
     model = create_model(config("vit_mini", mean=HALF, std=HALF, **DENSE))
     recipe = dataclasses.replace(PLAIN, seed=3, augment=AUGMENT)
-    prepare_part = functools.partial(prepare_micro_batch, model=model, run=recipe)
-    program = parallel.pmap(prepare_part)
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
-    one = {"image": images, "label": np.arange(BATCH, dtype=np.int32)}
+    prepare = functools.partial(prepare_micro_batch, model=model, run=recipe)
+    program = parallel.pmap(prepare)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
+    batch = {"image": images, "label": np.arange(BATCH, dtype=np.int32)}
 
-    def prepared(part, positions, step=5, index=0):
+    def augment(micro_batch, positions, step=5, index=0):
         """Images on one device, mixup and cutmix switched off."""
         positions = np.asarray(positions, np.int32)
-        inputs = (part, positions, np.int32(step), np.int32(index))
+        inputs = (micro_batch, positions, np.int32(step), np.int32(index))
         image, _ = program(*jax.tree.map(lambda x: np.asarray(x)[None], inputs))
         return np.asarray(image[0])
 
-    first = prepared(one, range(BATCH))
+    first = augment(batch, range(BATCH))
     assert first.shape == (BATCH, SIZE, SIZE, 3)
     assert np.isfinite(first).all()
     order = np.array([6, 1, 7, 0, 3, 2, 5, 4])
-    moved = jax.tree.map(lambda x: x[order], one)
-    np.testing.assert_array_equal(prepared(moved, order, index=1), first[order])
-    same = jax.tree.map(lambda x: np.repeat(x[:1], BATCH, 0), one)
-    copies = prepared(same, range(BATCH))
+    moved = jax.tree.map(lambda x: x[order], batch)
+    np.testing.assert_array_equal(augment(moved, order, index=1), first[order])
+    same = jax.tree.map(lambda x: np.repeat(x[:1], BATCH, 0), batch)
+    copies = augment(same, range(BATCH))
     assert len({image.tobytes() for image in copies}) == BATCH
     np.testing.assert_array_equal(copies[0], first[0])
-    assert (prepared(same, range(BATCH), step=6) != copies).any((1, 2, 3)).all()
+    assert (augment(same, range(BATCH), step=6) != copies).any((1, 2, 3)).all()
 
 
-def test_smoothed_target_by_hand():
+def test_smoothed_targets_by_hand():
     """C = 10, smoothing .1: target .91 and .01; logits ln 3 on class 4, else 0."""
     logits = np.zeros((2, 10), np.float32)
     logits[:, 4] = math.log(3)
     targets = np.full((2, 10), 0.01, np.float32)
     targets[0, 4] = targets[1, 0] = 0.91
-    got = soft_cross_entropy(logits, targets)
+    losses = soft_cross_entropy(logits, targets)
     # log_softmax: ln 3 - ln 12 on class 4, -ln 12 elsewhere.
     right = math.log(12) - 0.91 * math.log(3)
     wrong = math.log(12) - 0.01 * math.log(3)
-    assert_close(got, [right, wrong], units=34)
+    assert_close(losses, [right, wrong], units=34)
     large = soft_cross_entropy(np.array([[1e4, 0.0]]), np.array([[0.5, 0.5]]))
     assert_close(large, [5e3], units=1)
     with pytest.raises((AssertionError, TypeError)):  # labels instead of targets
         soft_cross_entropy(np.zeros((2, 3)), np.zeros(2))
 
 
-def test_float32_inside_whatever_comes_in():
+def test_the_loss_is_float32_for_bfloat16_inputs():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(6, 9)) * 4, jnp.bfloat16)
     targets = jnp.asarray(rng.dirichlet(np.ones(9), size=6), jnp.bfloat16)
-    got = soft_cross_entropy(logits, targets)
-    assert got.dtype == jnp.float32
+    losses = soft_cross_entropy(logits, targets)
+    assert losses.dtype == jnp.float32
     z = np.asarray(logits, np.float64)
     y = np.asarray(targets, np.float64)
-    want = (y * (np.log(np.exp(z).sum(-1, keepdims=True)) - z)).sum(-1)
-    assert_close(got, want)
+    expected = (y * (np.log(np.exp(z).sum(-1, keepdims=True)) - z)).sum(-1)
+    assert_close(losses, expected)

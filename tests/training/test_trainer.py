@@ -1,5 +1,4 @@
-"""Whole runs in this process and in others: what they leave, how they stop and resume,
-with a loss of one's own, and that eight devices compute the same as one."""
+"""Whole runs, here and in new processes: files, stops, resuming, losses, devices."""
 
 import functools
 import itertools
@@ -27,7 +26,7 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.save import save
 from tests import test_readme
-from tests.data.test_worker_pool import shared_memory, workers
+from tests.data.test_worker_pool import own_workers, shared_mappings
 from tests.helpers import forked_processes, small_runs, stored_programs
 from tests.helpers.picture_files import write_csv, write_plain
 from tests.helpers.refused_calls import refused
@@ -41,7 +40,7 @@ PLAIN = {"model.depth": 1, "reduction": "none"}
 FIELDS = small_runs.SMALL | {"batch_size": 256, "eval_batch_size": 359}
 FIELDS |= {"epochs": 2, "warmup_epochs": 0.0, "model.patch_size": 4}
 FIELDS |= {"model.stem": "patch"}  # compiles fast
-configured = functools.partial(small_runs.configured, FIELDS)
+short_config = functools.partial(small_runs.quickstart_config, FIELDS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,11 +53,11 @@ def _compiled_once():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    last = small_runs.train(configured(profile=True), workdir)
+    last = small_runs.train(short_config(profile=True), workdir)
     return workdir, last
 
 
-def test_metrics_have_every_step_and_both_evaluations(finished):
+def test_metrics_have_every_step_and_the_evaluation(finished):
     workdir, last = finished
     train = small_runs.lines(workdir, "train")
     assert [line["step"] for line in train] == list(range(1, 11))
@@ -72,7 +71,7 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
     assert_close(train[-1]["epoch"], 2.0, units=1)
 
 
-def test_run_leaves_config_versions_classes_and_checkpoints(finished):
+def test_a_run_leaves_config_versions_classes_and_checkpoints(finished):
     workdir, _ = finished
     saved = json.loads((workdir / "config.json").read_text())
     assert (saved["model"]["mean"], saved["batch_size"]) == (list(IMAGENET_MEAN), 256)
@@ -91,42 +90,42 @@ def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     names[3:5] = "drei", "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
     with refused(f"{workdir}: class 3 is 'drei', but '3' in ", "another workdir"):
-        small_runs.train(configured(profile=True), workdir)
+        small_runs.train(short_config(profile=True), workdir)
 
 
-def test_a_run_whose_config_has_another_normalization_is_refused(finished, tmp_path):
+def test_a_config_with_changed_normalization_is_refused(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     path = workdir / "config.json"
     config = json.loads(path.read_text())
     config["model"]["std"] = [0.1, 0.2, 0.3]
     path.write_text(json.dumps(config))
-    said = f"{path}: model.std is [0.1, 0.2, 0.3], but the run was trained with "
-    with refused(said):
-        small_runs.train(configured(profile=True), workdir)
-    with refused(said):
+    message = f"{path}: model.std is [0.1, 0.2, 0.3], but the run was trained with "
+    with refused(message):
+        small_runs.train(short_config(profile=True), workdir)
+    with refused(message):
         imagepiece_jax.load(workdir)
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    assert small_runs.train(configured(profile=True), workdir) == last
+    assert small_runs.train(short_config(profile=True), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     with refused(
         "config.epochs is 99, but 2 in the run in ", "change it back, or choose"
     ):
-        small_runs.train(configured(epochs=99), workdir)
+        small_runs.train(short_config(epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
 
-def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_path):
+def test_nonfinite_steps_stop_a_run_and_its_resumption(finished, tmp_path):
     """The first step throws the finished run's weights far off."""
     start = shutil.copytree(finished[0], tmp_path / "start")
     workdir = tmp_path / "run"
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
-    config = configured(fields, **{"init.weights": str(start)})
+    config = short_config(fields, **{"init.weights": str(start)})
     message = r"^(loss|grad_norm) is nan at step \d+, as in 3 steps in a row: .* kept"
     with pytest.raises(RunError, match=message) as error:
         small_runs.train(config, workdir)
@@ -135,29 +134,29 @@ def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(finished, tmp_
     assert Checkpoints(workdir).find_latest_step() == step - 1
     lines = small_runs.lines(workdir, "train")
     assert [line["skipped"] for line in lines] == [0] * (step - 3) + [1, 1]
-    nothing = [line["loss"] is None is line["acc1"] for line in lines]
-    assert nothing == [False] * (step - 3) + [True] * 2
-    shutil.rmtree(start)  # a resumed run needs it no more
+    is_empty = [line["loss"] is None is line["acc1"] for line in lines]
+    assert is_empty == [False] * (step - 3) + [True] * 2
+    shutil.rmtree(start)  # a resumed run does not need it
     with pytest.raises(RunError, match=f"^{re.escape(str(error.value))}$"):
         small_runs.train(config, workdir)
     assert small_runs.lines(workdir, "train") == lines
 
 
-def test_the_best_is_the_first_of_the_highest():
+def test_the_first_of_the_highest_is_the_best():
     progress = RunProgress([], [])
     best = []
     for step, acc1 in enumerate((50, 40, 55, 55), start=1):
-        figures = {"acc1": acc1, "ema_acc1": 90}
-        progress = progress.with_evaluation(step, figures | {"throughput": 9})
-        assert (progress.evaluated, progress.last) == (step, figures)
+        metrics = {"acc1": acc1, "ema_acc1": 90}
+        progress = progress.with_evaluation(step, metrics | {"throughput": 9})
+        assert (progress.evaluated, progress.last) == (step, metrics)
         best.append(progress.best["step"])
     assert best == [1, 1, 3, 3]
     assert progress.best == {"acc1": 55, "step": 3}
 
 
 @pytest.fixture(scope="module")
-def shades(tmp_path_factory):
-    """Writes a set of these splits, and makes a config: both classes are as likely."""
+def shade_config(tmp_path_factory):
+    """A function that writes a set's splits, of equal classes, and returns a config."""
     folder = tmp_path_factory.mktemp("shades") / "set"
 
     def config(*splits):
@@ -166,41 +165,41 @@ def shades(tmp_path_factory):
             write_plain(folder, f"{split}/{name}/{shade}.bmp", color=(shade,) * 3)
         fields = {"data.name": f"folder:{folder}", "num_classes": 2}
         fields |= {"batch_size": 8, "eval_batch_size": 16}
-        return configured(small_runs.DENSE, PLAIN, **fields)
+        return short_config(small_runs.DENSE, PLAIN, **fields)
 
     return config
 
 
-def test_a_test_split_chooses_no_step(tmp_path, shades, capsys):
-    """The last step is the best where a set has no validation split."""
+def test_a_test_split_does_not_choose_the_best_step(tmp_path, shade_config, capsys):
+    """Without a validation split the last step is the best."""
     progress = RunProgress([], [])
     for step, acc1 in enumerate((50, 55, 40), start=1):
         progress = progress.with_evaluation(step, {"acc1": acc1}, chooses=False)
     assert progress.best == {"acc1": 40, "step": 3}
-    small_runs.train(shades("train", "test"), tmp_path / "run")
+    small_runs.train(shade_config("train", "test"), tmp_path / "run")
     steps = [path.name for path in (tmp_path / "run/checkpoints/best").glob("[0-9]*")]
     assert steps == ["4"]
     assert "(test)" in capsys.readouterr().out
 
 
-def test_a_run_is_not_resumed_with_other_images(tmp_path, shades):
-    config = shades("train", "val")
+def test_a_run_is_not_resumed_with_other_images(tmp_path, shade_config):
+    config = shade_config("train", "val")
     workdir = tmp_path / "run"
     small_runs.train(config, workdir)
-    small_runs.train(shades("train", "val"), workdir)  # brought anew
+    small_runs.train(shade_config("train", "val"), workdir)  # the same images again
     val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
-    there = {path: path.read_bytes() for path in workdir.glob("*.json")}
+    texts = {path: path.read_bytes() for path in workdir.glob("*.json")}
     with refused(
         "folder:", "set, whose validation set has digest ", ", but the run in"
     ):
         small_runs.train(config, workdir)
-    assert there == {path: path.read_bytes() for path in workdir.glob("*.json")}
+    assert texts == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
 
 @pytest.mark.slow
-def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
-    """Every tenth image is torn; processes read ahead while steps run and end."""
+def test_damaged_images_end_training_with_one_error(tmp_path):
+    """Every tenth image is torn; worker processes end, too."""
     for split, count in (("train", 400), ("val", 40)):
         for i in range(count):
             file = f"set/{split}/{'ab'[i % 2]}/{i}.jpg"
@@ -209,12 +208,12 @@ def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
                 os.truncate(tmp_path / file, 200)
     fields = {"data.name": f"folder:{tmp_path}/set", "batch_size": 16}
     fields |= {"num_classes": 2, "data.workers": 2, "data.threads": 2}
-    config = configured(PLAIN, **fields)
+    config = short_config(PLAIN, **fields)
     # Not `refused`, in whose frame the error would keep the shared memory.
     with pytest.raises(InputError, match="^5 of 400 images cannot be read, more than"):
         small_runs.train(config, tmp_path / "run")
-    assert read_metrics(tmp_path / "run")  # of steps before
-    assert not workers() and not shared_memory()
+    assert read_metrics(tmp_path / "run")  # of earlier steps
+    assert not own_workers() and not shared_mappings()
 
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
@@ -223,33 +222,33 @@ SHORT = small_runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0
 SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 
-def short(**fields):
-    config = small_runs.configured(SHORT, **fields)
+def warmup_config(**fields):
+    config = small_runs.quickstart_config(SHORT, **fields)
     config.reduction = "evit:keep_rate=0.5:blocks=(0,):rate_warmup_epochs=1"
     return config
 
 
 @pytest.mark.slow
-def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
-    """The last one, after a signal; and the end is the same from a kept checkpoint."""
+def test_an_interrupted_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
+    """After a signal in the last evaluation, and from an earlier checkpoint."""
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
     evaluate = accuracy.evaluate_models
     epochs = []
     compile_step = trainer.Run.compile_step
 
-    def compiled(run, epoch):
+    def note_epoch(run, epoch):
         epochs.append(epoch)
         return compile_step(run, epoch)
 
-    monkeypatch.setattr(trainer.Run, "compile_step", compiled)
+    monkeypatch.setattr(trainer.Run, "compile_step", note_epoch)
 
-    def asked_to_stop(step, models, batches):
+    def stop_in_evaluation(step, models, batches):
         signal.raise_signal(signal.SIGTERM)
         return evaluate(step, models, batches)
 
-    monkeypatch.setattr(accuracy, "evaluate_models", asked_to_stop)
+    monkeypatch.setattr(accuracy, "evaluate_models", stop_in_evaluation)
     with pytest.raises(Stopped, match="stopped at step 10") as stopped:
-        small_runs.train(short(**fields), tmp_path)
+        small_runs.train(warmup_config(**fields), tmp_path)
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
     stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
@@ -259,23 +258,23 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     written = state.stat()
 
     monkeypatch.setattr(accuracy, "evaluate_models", evaluate)
-    last = small_runs.train(short(**fields), tmp_path)
+    last = small_runs.train(warmup_config(**fields), tmp_path)
     assert "resuming from step 10 of 10" in capsys.readouterr().out
     line = read_metrics(tmp_path)[-1]
     assert (line["kind"], line["acc1"]) == ("eval", last["acc1"])
-    assert os.path.samestat(state.stat(), written)  # a kill could not have lost it
-    assert small_runs.train(short(**fields), tmp_path) == last
+    assert os.path.samestat(state.stat(), written)  # the state is not written again
+    assert small_runs.train(warmup_config(**fields), tmp_path) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
-    assert small_runs.stored(tmp_path, "best")["step"] == 10
+    assert small_runs.arrays(tmp_path, "best")["step"] == 10
 
-    again = shutil.copytree(tmp_path, tmp_path / "again")
-    shutil.rmtree(again / "checkpoints" / "best")
+    earlier = shutil.copytree(tmp_path, tmp_path / "again")
+    shutil.rmtree(earlier / "checkpoints" / "best")
     for step in stored[2:]:
-        shutil.rmtree(again / "checkpoints" / "latest" / f"{step}")
-    assert small_runs.train(short(**fields), again) == last
+        shutil.rmtree(earlier / "checkpoints" / "latest" / f"{step}")
+    assert small_runs.train(warmup_config(**fields), earlier) == last
     assert "resuming from step 6 of 10" in capsys.readouterr().out
     assert epochs == [0, 1, 1]
-    assert small_runs.computed(again) == small_runs.computed(tmp_path)
+    assert small_runs.unclocked_lines(earlier) == small_runs.unclocked_lines(tmp_path)
 
 
 PAGE = test_readme.DOCS / "training.md"
@@ -284,12 +283,12 @@ FOCAL = SHORT | {"batch_size": 479, "epochs": 1, "checkpoint_every_steps": 2}
 
 
 def train_by_page(workdir):
-    config = RunConfig.from_config(small_runs.configured(FOCAL))
+    config = RunConfig.from_config(small_runs.quickstart_config(FOCAL))
     test_readme.run(PAGE, "import dataclasses", {"config": config})
-    return small_runs.computed(workdir), small_runs.stored(workdir, "latest")
+    return small_runs.unclocked_lines(workdir), small_runs.arrays(workdir, "latest")
 
 
-def test_the_page_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_the_pages_custom_loss_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     workdir = tmp_path / "runs" / "focal"
     lines, arrays = train_by_page(workdir)
@@ -304,13 +303,13 @@ def test_the_page_trains_with_a_loss_of_ones_own(tmp_path, monkeypatch, capsys):
     for kind in ("latest", "best"):
         shutil.rmtree(workdir / "checkpoints" / kind / "3")
     assert "with the loss" not in capsys.readouterr().out
-    resumed, again = train_by_page(workdir)
+    resumed, resumed_arrays = train_by_page(workdir)
     assert "with the loss focal" in capsys.readouterr().out
     assert resumed == lines
-    assert_same(again, arrays)
+    assert_same(resumed_arrays, arrays)
 
 
-# Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.
+# All random parts are on, in two micro-batches: 320 digits, 64 a step, 10 steps.
 DRAWING = small_runs.DENSE | {"model.drop_path_rate": 0.2, "mixup": 0.8, "cutmix": 1.0}
 DRAWING |= {"batch_size": 64, "grad_accum_steps": 2, "epochs": 2, "warmup_epochs": 0.4}
 DRAWING |= {"eval_every_epochs": 2, "eval_batch_size": 16}
@@ -318,7 +317,7 @@ DRAWING |= {"eval_every_epochs": 2, "eval_batch_size": 16}
 
 @pytest.fixture
 def some_digits(tmp_path):
-    """The name of a set of 320 digits to train with, and of 16 more."""
+    """The name of a set of 320 training digits and 16 validation digits."""
     source = registry.open_source("digits", "train")
     images = [source[index] for index in range(336)]
     splits = ["train"] * 320 + ["val"] * 16
@@ -335,13 +334,13 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_eight_devices_train_like_one(tmp_path, some_digits):
-    """Dense, as rounding may flip near ties of a reduction."""
-    config = small_runs.configured(DRAWING)
+    """Dense, because rounding may flip a reduction's near ties."""
+    config = small_runs.quickstart_config(DRAWING)
     weights = tmp_path / "weights"
     model = RunConfig.from_config(config).create_model()
-    save(Pretrained(model, small_runs.untrained(model, 0)), weights)
+    save(Pretrained(model, small_runs.draw_untrained(model, 0)), weights)
     fields = DRAWING | {"data.name": some_digits, "init.weights": f"{weights}"}
-    cache = stored_programs.of_processes(tmp_path / "cache")
+    cache = stored_programs.shared_folder(tmp_path / "cache")
     running = small_runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
     config.update_from_flattened_dict(fields)
     small_runs.train(config, tmp_path / "1")
@@ -372,15 +371,15 @@ ODD |= {"batch_size": 719, "epochs": 1, "warmup_epochs": 0.0}
 
 @pytest.mark.gpu
 def test_cudnn_trains_on_odd_lengths(tmp_path):
-    """Its backward pass refuses them: losses are XLA's attention's up to bfloat16."""
+    """cuDNN's backward pass refuses them. Losses equal XLA attention's in bfloat16."""
     if jax.default_backend() != "gpu":
         pytest.skip("no GPU here")
-    found = []
+    runs = []
     for attention in ("xla", "cudnn"):
-        config = small_runs.configured(ODD, **{"model.attention": attention})
+        config = small_runs.quickstart_config(ODD, **{"model.attention": attention})
         plan = RunConfig.from_config(config).create_model().plan
         assert any(layer.attn_tokens % 2 for layer in plan), plan
         small_runs.train(config, tmp_path / attention)
-        found.append(losses(tmp_path / attention))
-    assert len(found[0]) == 2
-    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.02)
+        runs.append(runs(tmp_path / attention))
+    assert len(runs[0]) == 2
+    np.testing.assert_allclose(runs[1], runs[0], rtol=0, atol=0.02)

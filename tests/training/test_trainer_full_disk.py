@@ -1,4 +1,4 @@
-"""A full disk: one sentence, and no complete checkpoint or line is lost."""
+"""A full disk loses no complete checkpoint or line, and is reported in a sentence."""
 
 import contextlib
 import resource
@@ -8,12 +8,12 @@ import pytest
 from imagepiece_jax.common.files import append_line
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from tests.helpers.small_states import abstract, assert_same, folders, make_state, saved
+from tests.helpers.small_states import abstract, assert_same, folders, make_state, save
 
 
 @contextlib.contextmanager
 def full_disk(room=1000):
-    """No file may grow beyond so many bytes: the same call of write() fails."""
+    """No file may grow beyond `room` bytes: write() fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
@@ -25,9 +25,9 @@ def full_disk(room=1000):
 FULL = r"latest: a checkpoint could not be written \(File too large\); .*: \[1, 2\];"
 
 
-@pytest.mark.parametrize("surfaces", ["save", "close"])
-def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfaces):
-    """Writing is in the background: the error surfaces in the next call."""
+@pytest.mark.parametrize("failing_call", ["save", "close"])
+def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, failing_call):
+    """A background thread writes, so the next call raises the error."""
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, make_state(step), {})
@@ -35,7 +35,7 @@ def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfac
     with full_disk():
         checkpoints.save(3, make_state(3), {})
         with pytest.raises(RunError, match=FULL):
-            if surfaces == "save":
+            if failing_call == "save":
                 checkpoints.save(4, make_state(4), {})
             checkpoints.close()
     checkpoints.close()
@@ -43,12 +43,12 @@ def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfac
     state, _, step = Checkpoints(tmp_path).restore(abstract(make_state()))
     assert_same(state, make_state(2))
     assert step == 2
-    saved(tmp_path, [3])  # there is room again
+    save(tmp_path, [3])  # the disk has room again
     assert folders(tmp_path) == ["2", "3"]
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_line_that_does_not_fit_is_one_sentence(tmp_path):
+def test_a_line_beyond_the_disk_is_one_sentence(tmp_path):
     """Readers skip the incomplete line."""
     path = tmp_path / "lines"
     with open(path, "ab", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""The page shows all figures, and describes them in words."""
+"""The page shows all figures and describes them."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ NAMES = ["one.jpg", '<b>"two".jpg']
 
 
 def test_the_page_names_figures_and_likeliest_classes():
-    """traces: class 3 of the first image, 4 of the second."""
+    """Traces have class 3 for the first image and 4 for the second."""
     text = html.render_page(
-        NAMES, *handmade_traces.methods(), "w.npz", ["a", "b", "c", "<cat>", None]
+        NAMES, *handmade_traces.all_methods(), "w.npz", ["a", "b", "c", "<cat>", None]
     )
     assert text.count("dense: &lt;cat&gt;, 25 % sure") == 2  # caption and alt
     assert text.count("imagepiece: class 4, 50 % sure") == 2
@@ -30,9 +30,9 @@ def test_the_page_names_figures_and_likeliest_classes():
         ("single_label_classification", {"num_classes": 0, "arch": {"pool": "none"}}),
     ],
 )
-def test_outputs_that_are_no_classes_have_no_likeliest(tmp_path, problem_type, options):
+def test_outputs_without_classes_have_no_likeliest(tmp_path, problem_type, options):
     vit = tiny_vit.pretrained(depth=1, **options)
-    vit = tiny_vit.of_problem(vit, problem_type)
+    vit = tiny_vit.with_problem_type(vit, problem_type)
     images = np.zeros((1, 20, 20, 3), np.uint8)
     list(html.write_page(tmp_path, [vit], images, ["a"], "w.npz"))
     assert "% sure" not in (tmp_path / "index.html").read_text()

@@ -1,4 +1,4 @@
-"""Pictures of tokens, pixel by pixel against slow loops."""
+"""Pictures of tokens against slow loops over pixels."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ def random_token_map(patches, slots, seed=0):
     return rng.permutation(np.concatenate([np.arange(slots), rest]))
 
 
-def plain(colors, side):
+def color_patches(colors, side):
     """An image of evenly colored patches: [h, w, 3] -> [h * side, w * side, 3]."""
     return np.kron(colors, np.ones((side, side, 1))).astype(np.uint8)
 
 
 def token_of_pixels(token_of_patch, grid, height, width):
-    """The slot behind each pixel, by integer division."""
+    """Every pixel's slot, by integer division."""
     slots = np.empty((height, width), int)
     for y, x in np.ndindex(height, width):
         row = y * grid[0] // height
@@ -37,7 +37,7 @@ def token_of_pixels(token_of_patch, grid, height, width):
 
 
 def distance_to_other(slots, y, x):
-    """Steps in the row or column of a pixel to the nearest one of another slot."""
+    """Steps along a pixel's row or column to the nearest pixel of another slot."""
     height, width = slots.shape
     for step in range(1, height + width):
         for dy, dx in ((step, 0), (-step, 0), (0, step), (0, -step)):
@@ -48,25 +48,26 @@ def distance_to_other(slots, y, x):
 
 
 @pytest.mark.parametrize("grid, slots", [((3, 4), 5), ((2, 2), 4), ((4, 3), 1)])
-def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
+def test_mean_colors_equal_a_slow_loop(grid, slots):
     image = random_image(12, 24)
     token_of_patch = random_token_map(grid[0] * grid[1], slots)
     pixels = token_of_pixels(token_of_patch, grid, 12, 24)
-    found = token_pictures.mean_colors(image, token_of_patch, grid)
-    assert found.shape == (*grid, 3)
+    colors = token_pictures.mean_colors(image, token_of_patch, grid)
+    assert colors.shape == (*grid, 3)
     for row, column in np.ndindex(*grid):
         slot = token_of_patch[row * grid[1] + column]
         if slot == DROPPED:
-            high = 12 // grid[0]
-            wide = 24 // grid[1]
-            rows = image[row * high : (row + 1) * high]
-            members = rows[:, column * wide : (column + 1) * wide].reshape(-1, 3)
+            patch_height = 12 // grid[0]
+            patch_width = 24 // grid[1]
+            rows = image[row * patch_height : (row + 1) * patch_height]
+            columns = slice(column * patch_width, (column + 1) * patch_width)
+            members = rows[:, columns].reshape(-1, 3)
         else:
             members = image[pixels == slot]
-        assert_close(found[row, column], members.mean(axis=0), units=8)
+        assert_close(colors[row, column], members.mean(axis=0), units=8)
 
 
-def test_outlines_are_only_where_groups_meet():
+def test_outlines_are_drawn_only_between_groups():
     """The image is gray, so other colors are outlines or dropped patches."""
     grid = (3, 4)
     image = np.full((18, 24, 3), 100, np.uint8)
@@ -82,13 +83,13 @@ def test_outlines_are_only_where_groups_meet():
     for y, x in np.ndindex(*slots.shape):
         slot = slots[y, x]
         if slot != DROPPED:
-            wide = 2 if sizes[slot] > 1 else 1
-            outline = distance_to_other(slots, y, x) <= wide
-            assert (drawn[y, x] != 100).any() == outline, (y, x)
+            outline_width = 2 if sizes[slot] > 1 else 1
+            is_outline = distance_to_other(slots, y, x) <= outline_width
+            assert (drawn[y, x] != 100).any() == is_outline, (y, x)
 
 
-def test_outline_of_a_group_has_one_color_that_stays():
-    """All its pieces, and the same after a step that renumbers the slots."""
+def test_a_groups_outline_keeps_one_color():
+    """In all its pieces, and after a step that renumbers the slots."""
     image = np.full((16, 16, 3), 100, np.uint8)
     token_of_patch = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
     drawn = paint_tokens(image, token_of_patch, (4, 4))
@@ -98,8 +99,8 @@ def test_outline_of_a_group_has_one_color_that_stays():
     assert max(color) - min(color) > 150, "a bright color"
     assert np.abs(np.subtract(color, other, dtype=int)).max() > 60
     renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
-    again = paint_tokens(image, renumbered, (4, 4))
-    assert tuple(again[3, 3]) == tuple(again[8, 0]) == color
+    redrawn = paint_tokens(image, renumbered, (4, 4))
+    assert tuple(redrawn[3, 3]) == tuple(redrawn[8, 0]) == color
 
 
 def test_patches_next_to_each_other_have_different_hues():
@@ -115,23 +116,23 @@ def test_patches_next_to_each_other_have_different_hues():
 
 
 def test_merged_patches_take_their_mean_color():
-    """Nearer to the mean than to their own color, by the same share everywhere."""
+    """All move by one share, and are nearer to the mean than to their own color."""
     colors = np.zeros((2, 2, 3))
     colors[0, 0] = (200, 0, 100)
     colors[0, 1] = (100, 40, 100)
-    drawn = paint_tokens(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
+    drawn = paint_tokens(color_patches(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
     mean = np.array([150, 20, 100])
-    for column, own in ((0, colors[0, 0]), (1, colors[0, 1])):
+    for column, original in ((0, colors[0, 0]), (1, colors[0, 1])):
         inside = drawn[:4, 6 * column : 6 * column + 6].astype(float)
         assert (inside == inside[0, 0]).all(), "no outline between patches of one token"
-        share = (inside[0, 0] - own)[:2] / (mean - own)[:2]
+        share = (inside[0, 0] - original)[:2] / (mean - original)[:2]
         np.testing.assert_allclose(share, share[0], atol=0.05)
         assert 0.5 < share[0] < 0.9
         assert inside[0, 0, 2] == 100
 
 
 def test_values_are_painted_over_the_gray_image():
-    """Black below: three quarters of the color. A dropped patch gets no color."""
+    """Over black the color has three quarters. A dropped patch gets no color."""
     values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
     drawn = token_pictures.paint_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
     assert drawn[0, 0].tolist() == [51, 1, 63]  # three quarters of viridis's lowest

@@ -1,4 +1,4 @@
-"""Traces against the outputs of the same model without tracing; saved traces."""
+"""Traces against the untraced model's outputs; saved traces."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.helpers.oracles import softmax
 from tests.helpers.rounding import assert_close
 
 # 25 image tokens, 23, 19
-SHORT = tiny_vit.changed(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
+SHORT = tiny_vit.with_fields(tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,))
 LEARNER = "token_learner:num_tokens=4:block=1"
 
 
@@ -35,11 +35,11 @@ def imagepiece(images):
     )
 
 
-def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
+def test_groups_equal_the_models_final_tokens(imagepiece):
     traced, outputs = imagepiece
     last = traced.stages[-1]
     assert [(s.block, s.site) for s in traced.stages] == [(b, "mid") for b in range(2)]
-    np.testing.assert_array_equal(last.token_of_patch, tiny_vit.slots(outputs))
+    np.testing.assert_array_equal(last.token_of_patch, tiny_vit.final_slots(outputs))
     np.testing.assert_array_equal(last.sizes, outputs.state.size[:, 1:])
     assert traced.num_tokens == outputs.tokens.shape[1] - 1 == 19
     for row in last.token_of_patch:
@@ -52,7 +52,7 @@ def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
     assert traced.grid == (5, 5)
 
 
-def test_predictions_are_those_of_the_logits(imagepiece):
+def test_predictions_come_from_the_logits(imagepiece):
     traced, outputs = imagepiece
     shares = softmax(np.asarray(outputs.logits, float))
     np.testing.assert_array_equal(traced.top_labels, shares.argmax(axis=1))
@@ -78,7 +78,7 @@ def test_without_a_class_token_all_tokens_are_traced(images):
 
 
 def test_traces_are_written(tmp_path):
-    methods, traced = handmade_traces.methods()
+    methods, traced = handmade_traces.all_methods()
     write_traces(tmp_path, ["a.jpg", "b.jpg"], methods, traced)
     names, saved = handmade_traces.read_traces(tmp_path)
     assert names == ["a.jpg", "b.jpg"]

@@ -1,4 +1,4 @@
-"""Config files of published models: class names, OpenCLIP's form, and refusals."""
+"""Config files of published models: class names, OpenCLIP's form, and errors."""
 
 import pytest
 
@@ -20,21 +20,21 @@ from tests.helpers.refused_calls import refused
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
-def test_imagenets_names_are_of_weights_that_say_so(tag, named):
+def test_a_tag_of_imagenet_gives_its_class_names(tag, named):
     config = timm_file(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF_PIXELS
-    found = parse_config(config, {})
-    assert found.config.name.partition(".")[2] == (tag if named else "")
-    assert found.class_names == (class_names.imagenet_names() if named else None)
+    described = parse_config(config, {})
+    assert described.config.name.partition(".")[2] == (tag if named else "")
+    assert described.class_names == (class_names.imagenet_names() if named else None)
 
 
 @pytest.mark.parametrize(
-    "form, same",
+    "form, is_imagenet",
     [("names", True), ("lemmas", True), ("hub", True), ("synsets", True)]
     + [("lemmas", False)],
 )
-def test_a_label_map_of_imagenet_has_its_short_names(form, same):
-    """In timm's and transformers' form. One changed class keeps the file's names."""
+def test_imagenets_label_maps_get_short_names(form, is_imagenet):
+    """In both libraries' forms. With one changed class the file's names stay."""
     synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
     forms = {
         "synsets": synsets,
@@ -43,35 +43,35 @@ def test_a_label_map_of_imagenet_has_its_short_names(form, same):
         "names": class_names.imagenet_names(),
     }
     names = [*forms[form]]
-    if not same:
+    if not is_imagenet:
         names[388] = "my cat"
     config, processor = TRANSFORMERS_FILES["google/vit-base-patch16-224"].values()
     labels = {str(i): name for i, name in enumerate(names)}
-    wanted = class_names.imagenet_names() if same else tuple(names)
-    found = parse_config(config | {"id2label": labels}, processor)
-    assert found.class_names == wanted
+    expected = class_names.imagenet_names() if is_imagenet else tuple(names)
+    described = parse_config(config | {"id2label": labels}, processor)
+    assert described.class_names == expected
     config = timm_file(num_classes=1000, label_names=names)
-    assert parse_config(config, {}).class_names == wanted
+    assert parse_config(config, {}).class_names == expected
 
 
-def test_heads_of_open_clip_are_as_wide_as_it_says():
+def test_open_clips_head_width_gives_the_number_of_heads():
     vision = {"layers": 1, "width": 160, "head_width": 80}
-    found = parse_open_clip({"model_cfg": {"embed_dim": 5, "vision_cfg": vision}})
-    assert found.num_heads == 2
-    assert found.problem_type == "projection"
+    config = parse_open_clip({"model_cfg": {"embed_dim": 5, "vision_cfg": vision}})
+    assert config.num_heads == 2
+    assert config.problem_type == "projection"
 
 
 @pytest.mark.parametrize("proj", [None, ""])
 @pytest.mark.parametrize("size", [32, [32, 48]])
-def test_a_trunk_of_open_clip(proj, size):
-    """Its head is the projection. OpenCLIP resizes to a rectangle only by bicubic."""
+def test_open_clips_trunk_has_a_projection(proj, size):
+    """OpenCLIP resizes to a rectangle by bicubic interpolation alone."""
     vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": proj}
     vision |= {"timm_pool": "token", "image_size": size}
     images = {"resize_mode": "shortest", "interpolation": "bilinear"}
     file = {"model_cfg": {"embed_dim": 5, "vision_cfg": vision}}
-    found = parse_open_clip(file | {"preprocess_cfg": images})
-    assert (found.num_classes, found.problem_type) == (5, "projection")
-    interpolation = found.preprocessing.interpolation
+    config = parse_open_clip(file | {"preprocess_cfg": images})
+    assert (config.num_classes, config.problem_type) == (5, "projection")
+    interpolation = config.preprocessing.interpolation
     assert interpolation == ("bilinear" if size == 32 else "bicubic")
 
 
@@ -132,14 +132,14 @@ def with_arguments(**arguments):
         ),
     ],
 )
-def test_what_no_model_here_has(config, processor, field):
+def test_an_unsupported_field_is_named(config, processor, field):
     with refused(field) as error:
         parse_config(config, processor or SQUARE_IMAGES)
     file = "config.json" if not processor else "preprocessor_config.json"
     assert str(error.value).startswith(f"{file}: ")
 
 
-def test_a_config_without_a_field_or_with_another_type():
+def test_a_missing_or_mistyped_field_is_named():
     eps = VIT_CONFIG | {"layer_norm_eps": 10**309}  # beyond all floats
     configs = {
         "has no model_type": {},
@@ -155,13 +155,13 @@ def test_a_config_without_a_field_or_with_another_type():
     "field, value",
     [("act_kwargs", {"inplace": True}), ("norm_kwargs", {"bias": False})],
 )
-def test_options_of_open_clip_that_no_model_has(field, value):
+def test_unsupported_options_of_open_clip_are_named(field, value):
     config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {field: value}}}
     with refused(f"vision_cfg.{field} has {[*value][0]}="):
         parse_open_clip(config)
 
 
-def test_a_file_is_named(tmp_path):
+def test_the_config_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
     with refused(f"{tmp_path / 'config.json'}: model_type is "):

@@ -1,4 +1,4 @@
-"""Hub ids: from caches laid out by hand, and from a hub on this machine."""
+"""Hub ids, in handmade caches and on a local server."""
 
 import hashlib
 import http.server
@@ -36,10 +36,10 @@ def files(variables):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache and no network, of a stand-in where huggingface_hub is absent."""
+    """An empty cache without a network, and a stand-in if huggingface_hub is absent."""
     folder = tmp_path / "hub"
     if importlib.util.find_spec("huggingface_hub") is None:
-        for name, module in hub_stand_in.modules(folder).items():
+        for name, module in hub_stand_in.stand_in_modules(folder).items():
             monkeypatch.setitem(sys.modules, name, module)
     else:
         constants = importlib.import_module("huggingface_hub.constants")
@@ -67,12 +67,12 @@ def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
 def test_a_cached_id_loads_without_a_network(cache, files, variables):
     snapshot = lay_out(cache, files)
     vit = imagepiece_jax.load("hf://org/name")
-    assert vit.origin.title == "folder hf://org/name"  # not that of the cache
-    found, values = tiny_vit.pair(vit)
+    assert vit.origin.title == "folder hf://org/name"  # not the cache's folder
+    model, values = tiny_vit.pair(vit)
     assert same(values, variables)
-    assert (found.config.num_classes, found.config.std) == (7, STD)
+    assert (model.config.num_classes, model.config.std) == (7, STD)
     assert hub.fetch_folder("hf://org/name") == snapshot
-    assert imagepiece_jax.read_config("hf://org/name") == found.config
+    assert imagepiece_jax.read_config("hf://org/name") == model.config
     assert not hub.is_hub_id("org/name")
 
 
@@ -89,7 +89,7 @@ def test_a_revision_is_another_commit(cache, files, variables):
         hub.fetch_folder("hf://org/name@v2")
 
 
-def test_files_that_are_gone_are_fetched_again(cache, files):
+def test_removed_files_are_fetched_again(cache, files):
     file = "model.safetensors"
     snapshot = lay_out(cache, files)
     assert hub.fetch_folder("hf://org/name") == snapshot
@@ -101,13 +101,13 @@ def test_files_that_are_gone_are_fetched_again(cache, files):
     assert hub.fetch_folder("hf://org/name") == newer != snapshot
 
 
-def test_an_id_that_the_hub_does_not_take(cache):
+def test_an_invalid_id_is_named(cache):
     with refused("hf://a--b/c: "):
         imagepiece_jax.load("hf://a--b/c")
 
 
-def test_a_cache_that_does_not_say_whether_there_is_a_file(cache, files):
-    """It marks files that the hub lacks."""
+def test_a_cache_must_know_whether_the_hub_has_a_file(cache, files):
+    """A cache marks the files that the hub lacks."""
     file = "preprocessor_config.json"
     files = {**files, "config.json": json.dumps(HF).encode()}
     snapshot = lay_out(cache, files)
@@ -168,19 +168,19 @@ def online(cache, files, monkeypatch):
         server.shutdown()
 
 
-def cached(cache):
+def cached_files(cache):
     return {path.name for path in cache.glob("models--*/snapshots/*/*")}
 
 
-def test_only_the_files_that_are_needed_are_fetched(online, cache, variables):
+def test_only_needed_files_are_fetched(online, cache, variables):
     online.files["pytorch_model.bin"] = b"not this one"
     assert same(imagepiece_jax.load("hf://org/name").variables, variables)
-    assert cached(cache) == {"config.json", "model.safetensors"}
-    got = [file for method, file, _ in online.requests if method == "GET"]
-    assert got == ["config.json", "model.safetensors"]
-    # The first file settles the commit, so that all are of one.
-    others = [rev for _, file, rev in online.requests if file != "config.json"]
-    assert {*others} == {COMMIT}
+    assert cached_files(cache) == {"config.json", "model.safetensors"}
+    fetched = [file for method, file, _ in online.requests if method == "GET"]
+    assert fetched == ["config.json", "model.safetensors"]
+    # The first file's commit is the other files', too.
+    revisions = [rev for _, file, rev in online.requests if file != "config.json"]
+    assert {*revisions} == {COMMIT}
     count = len(online.requests)
     imagepiece_jax.load("hf://org/name")
     assert len(online.requests) == count
@@ -192,10 +192,10 @@ def test_transformers_models_come_with_their_processors(online, cache):
     online.files["config.json"] = json.dumps(HF).encode()
     online.files |= dict.fromkeys(processors, b"{}")
     hub.fetch_folder("hf://org/name")
-    assert cached(cache) == processors | {"config.json", "model.safetensors"}
+    assert cached_files(cache) == processors | {"config.json", "model.safetensors"}
 
 
-def test_what_the_hub_does_not_have(online):
+def test_missing_weights_or_repositories_are_named(online):
     del online.files["model.safetensors"]
     with refused("hf://org/name has none of model.safetensors, "):
         imagepiece_jax.load("hf://org/name")

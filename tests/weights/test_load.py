@@ -1,4 +1,4 @@
-"""Models of weights files and runs, and configs that contradict them."""
+"""Loading weights files, folders and runs, and contradicting configs."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ def saved(tmp_path_factory, file):
 def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
     path.mkdir(exist_ok=True)
-    config = small_runs.configured(
+    config = small_runs.quickstart_config(
         {"model.mean": IMAGENET_MEAN, "model.std": IMAGENET_STD}, fields
     )
     fields = {"format": RUN_FORMAT, **config.to_dict()}
@@ -64,9 +64,9 @@ def run_folder(path, **fields):
     return path
 
 
-def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
-    said = f"weights file {file} has no config.json and no public model"
-    with refused(said):
+def test_a_file_needs_a_public_name_or_a_config(file, tmp_path):
+    message = f"weights file {file} has no config.json and no public model"
+    with refused(message):
         imagepiece_jax.load(file)
     for config in (None, SEVERAL):
         with refused(f"'{SEVERAL}' has weights with different", TAGS):
@@ -80,7 +80,7 @@ def test_a_file_has_a_public_name_or_a_config_or_is_refused(file, tmp_path):
         imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
 
 
-def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
+def test_a_config_may_be_given_as_object_name_or_file(file, saved, variables):
     for config in (CONFIG, saved, str(saved), saved / "config.json"):
         vit = imagepiece_jax.load(file, config=config)
         assert vit.model == MODEL
@@ -90,7 +90,7 @@ def test_a_config_is_one_or_its_name_or_its_file(file, saved, variables):
     assert imagepiece_jax.read_config("vit_mini") == registry.model_config("vit_mini")
 
 
-def test_a_config_goes_over_that_of_a_folder(saved):
+def test_a_given_config_replaces_a_folders(saved):
     config = imagepiece_jax.read_config(saved)
     assert config == CONFIG
     config = dataclasses.replace(config.with_arch(gelu="tanh"), mean=HALF)
@@ -104,14 +104,14 @@ BROKEN = ["{ broken", '{"imagepiece_jax": {"format": 2}}']
 
 @pytest.mark.parametrize("content", [TIMM, *BROKEN])
 def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path, content):
-    """Also in a folder with a config.json of any content."""
+    """Also in a folder whose config.json has any content."""
     folder = shutil.copytree(saved, tmp_path / "m")
     (folder / "config.json").write_text(content)
     given = dataclasses.replace(CONFIG.at_size(2 * tiny_vit.SIDE), num_classes=9)
-    said = contextlib.nullcontext()
+    context = contextlib.nullcontext()
     if content in BROKEN:
-        said = pytest.warns(UserWarning, match="config.json.*is ignored, because")
-    with said:
+        context = pytest.warns(UserWarning, match="config.json.*is ignored, because")
+    with context:
         for weights in (file, folder, folder / "model.safetensors"):
             vit = imagepiece_jax.load(weights, config=given)
             assert vit.model == MODEL
@@ -130,52 +130,52 @@ def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path, cont
         ({"class_token": False, "pool": "mean"}, "cls_token of shape (1, 1, 64)", ""),
     ],
 )
-def test_tensors_that_are_not_the_configs_are_named(file, changes, theirs, ours):
+def test_tensors_of_another_config_are_named(file, changes, theirs, ours):
     config = named_models.config("vit_mini", **SIZE | changes)
     with refused(f"weights file {file}", theirs, ours):
         imagepiece_jax.load(file, config=config)
 
 
 @pytest.mark.parametrize(
-    "field, value, said",
+    "field, value, message",
     [
         ("num_classes", 9, "num_classes is 9, but its tensors have 7"),
         ("image_size", 40, "tensor pos_embed has shape (1, 26, 64)"),
     ],
 )
-def test_a_folder_has_the_size_of_its_config(saved, tmp_path, field, value, said):
+def test_a_folders_config_must_have_its_sizes(saved, tmp_path, field, value, message):
     folder = shutil.copytree(saved, tmp_path / "m")
     config = json.loads((saved / "config.json").read_text())
-    own = config["imagepiece_jax"]["config"]
-    part = own["preprocessing"] if field == "image_size" else own
-    part[field] = value
+    saved_fields = config["imagepiece_jax"]["config"]
+    group = saved_fields["preprocessing"] if field == "image_size" else saved_fields
+    group[field] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with refused(folder, said):
+    with refused(folder, message):
         imagepiece_jax.load(folder)
 
 
 @pytest.mark.parametrize("included, side", [(True, 12), (False, 16)])
-def test_positions_with_those_of_the_prefix_or_without(tmp_path, included, side):
+def test_positions_with_and_without_the_prefix(tmp_path, included, side):
     """16 rows are a class token, six registers and 3 x 3 patches, or 4 x 4."""
     changes = {"image_size": side, "registers": 6, "prefix_positions": included}
     config = named_models.config("vit_mini", **SIZE | changes)
-    made = create_model(config)
-    path = tiny_vit.write(tmp_path / "w.npz", tiny_vit.variables(made))
-    assert timm_tensors.timm_shapes(variable_shapes(made))["pos_embed"] == (1, 16, 64)
+    model = create_model(config)
+    path = tiny_vit.write(tmp_path / "w.npz", tiny_vit.variables(model))
+    assert timm_tensors.timm_shapes(variable_shapes(model))["pos_embed"] == (1, 16, 64)
     assert imagepiece_jax.load(path, config=config.at_size(32)).config == config
 
 
 @pytest.mark.parametrize(
-    "field, value, said",
+    "field, value, message",
     [
         ("model.num_heads", 0, "num_heads"),
         ("reduction", "imagepiece:keep_rate=2.0", "reduction"),
         ("data.eval_crop", 3.0, "crop"),
     ],
 )
-def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value, said):
+def test_a_runs_wrong_field_is_named_with_its_config(tmp_path, field, value, message):
     run = run_folder(tmp_path / "run", **{field: value})
-    with refused(said, f"{run / 'config.json'}: "):
+    with refused(message, f"{run / 'config.json'}: "):
         imagepiece_jax.load(run)
 
 
@@ -187,9 +187,9 @@ def test_a_wrong_field_of_a_run_is_one_of_its_config(tmp_path, field, value, sai
         ("model.embed_dim", 32, "a model of depth 2 and width 16"),
     ],
 )
-def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem):
+def test_a_config_must_fit_its_checkpoint(tmp_path, field, value, problem):
     model = RunConfig.from_config(
-        small_runs.configured(small_runs.DENSE)
+        small_runs.quickstart_config(small_runs.DENSE)
     ).create_model()
     with Checkpoints(tmp_path) as checkpoints:  # before the first best
         checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {})
@@ -200,7 +200,7 @@ def test_a_config_that_is_not_of_the_checkpoint(tmp_path, field, value, problem)
         imagepiece_jax.load(tmp_path, checkpoint="latest")
 
 
-def test_a_folder_without_a_config(tmp_path):
+def test_a_folders_damaged_config_is_named(tmp_path):
     (tmp_path / "model.safetensors").touch()
     for content, problem in (
         (b"\xff", "not JSON"),
@@ -212,7 +212,7 @@ def test_a_folder_without_a_config(tmp_path):
             imagepiece_jax.load(tmp_path)
 
 
-def test_the_file_that_is_named_is_read(saved, tmp_path):
+def test_a_named_config_file_is_read(saved, tmp_path):
     shutil.copy(saved / "config.json", tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
     assert imagepiece_jax.read_config(tmp_path / "config.json") == CONFIG
@@ -224,15 +224,15 @@ def test_the_file_that_is_named_is_read(saved, tmp_path):
             imagepiece_jax.read_config(tmp_path / name)
 
 
-def test_a_folder_of_weights_may_lack_a_config(file):
+def test_a_weights_folder_needs_no_config_if_one_is_given(file):
     with refused(f"folder {file.parent} has no config.json"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
 
 
-def test_a_run_loads_with_its_selectors_or_without(tmp_path):
+def test_a_run_loads_with_and_without_its_selectors(tmp_path):
     fields = {"seed": 7, "model.stem": "conv", "model.mean": HALF, "model.std": HALF}
-    config = small_runs.configured(small_runs.DENSE, fields)
+    config = small_runs.quickstart_config(small_runs.DENSE, fields)
     config.reduction = "token_learner:num_tokens=8:block=1"
     run = RunConfig.from_config(config)
     (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
@@ -251,10 +251,10 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
     assert not vit.untrained_kinds
     learned = {name for name in variables["params"] if "reducer" in name}
     dense = imagepiece_jax.load(tmp_path, reduction="none")
-    for other in (dense, vit.with_reduction(None)):
-        assert not other.untrained_kinds
-        assert model.plan != other.model.plan
-        assert {*variables["params"]} - {*other.variables["params"]} == learned
+    for unreduced in (dense, vit.with_reduction(None)):
+        assert not unreduced.untrained_kinds
+        assert model.plan != unreduced.model.plan
+        assert {*variables["params"]} - {*unreduced.variables["params"]} == learned
     # An analysis takes the last checkpoint.
     with refused("has no 'latest' checkpoint yet, but 'best'"):
         imagepiece_jax.load(tmp_path, checkpoint="latest")
@@ -269,40 +269,40 @@ def test_a_run_loads_with_its_selectors_or_without(tmp_path):
         ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
         ("dinov2_vits14_linear_head", None),
         ("mae_finetuned_vit_base", None),
-        ("vit_small_patch16_224-15ec54c9", None),  # of another depth
+        ("vit_small_patch16_224-15ec54c9", None),  # has another depth
     ],
 )
-def test_the_authors_names_of_files(file, name):
+def test_authors_file_names_are_known(file, name):
     assert registry.model_in_file_name(f"folder/{file}.pth") == name
 
 
-def test_a_state_dict_in_memory_is_loaded_as_its_file(file, variables):
+def test_a_state_dict_in_memory_loads_like_its_file(file, variables):
     """By timm's names, alone or under a key. The caller's arrays are copied."""
     tensors = {k: np.array(v) for k, v in timm_tensors.to_timm(variables).items()}
     vit = imagepiece_jax.load(file, config=CONFIG)
-    two = {"model": tensors, "ema": tensors, "epoch": 3}
-    for given, fields in ((tensors, {}), (two, {"checkpoint": "ema"})):
-        found = imagepiece_jax.load(given, "tome:r=2", config=CONFIG, **fields)
-        chex.assert_trees_all_equal(found.variables, vit.variables)
-        assert str(found.reduction) == "tome:r=2"
-    tensors["head.bias"][:] = 7  # an array that is still writable
-    assert not (found.variables["params"]["head"]["bias"] == 7).any()
+    two_models = {"model": tensors, "ema": tensors, "epoch": 3}
+    for weights, fields in ((tensors, {}), (two_models, {"checkpoint": "ema"})):
+        loaded = imagepiece_jax.load(weights, "tome:r=2", config=CONFIG, **fields)
+        chex.assert_trees_all_equal(loaded.variables, vit.variables)
+        assert str(loaded.reduction) == "tome:r=2"
+    tensors["head.bias"][:] = 7  # the caller's array stays writable
+    assert not (loaded.variables["params"]["head"]["bias"] == 7).any()
     with refused("config is missing"):
         imagepiece_jax.load(tensors)
-    other = tensors | {"blocks.0.x": tensors["head.bias"]}
+    extended = tensors | {"blocks.0.x": tensors["head.bias"]}
     with refused("blocks.0.x"):
-        imagepiece_jax.load(other, config=CONFIG)
+        imagepiece_jax.load(extended, config=CONFIG)
     with refused("checkpoint must be the key of one"):
-        imagepiece_jax.load(two, config=CONFIG)
+        imagepiece_jax.load(two_models, config=CONFIG)
 
 
 def test_names_are_mapped_once_and_a_folder_is_listed_once(saved, monkeypatch):
-    noted = []
+    spies = []
     for module, name in ((naming, "find_timm_names"), (location.os, "listdir")):
-        noted.append(mock.Mock(side_effect=getattr(module, name)))
-        monkeypatch.setattr(module, name, noted[-1])
+        spies.append(mock.Mock(side_effect=getattr(module, name)))
+        monkeypatch.setattr(module, name, spies[-1])
     imagepiece_jax.load(saved)
-    assert [each.call_count for each in noted] == [1, 1]
+    assert [spy.call_count for spy in spies] == [1, 1]
 
 
 def test_torch_tensors_are_loaded_from_memory(file, variables):
@@ -311,13 +311,13 @@ def test_torch_tensors_are_loaded_from_memory(file, variables):
     for name, value in timm_tensors.to_timm(variables).items():
         tensor = torch.nn.Parameter(torch.tensor(np.asarray(value)))
         tensors[name] = tensor.to(torch.bfloat16) if name == "head.bias" else tensor
-    found = imagepiece_jax.load(tensors, config=CONFIG)
+    loaded = imagepiece_jax.load(tensors, config=CONFIG)
     expected = imagepiece_jax.load(file, config=CONFIG).variables
-    # bfloat16 rounds by up to 2^-9 of a number, and here none is above 8.
-    chex.assert_trees_all_close(found.variables, expected, rtol=0, atol=2**-6)
+    # bfloat16 rounds by up to 2^-9 of a number, and all are below 8.
+    chex.assert_trees_all_close(loaded.variables, expected, rtol=0, atol=2**-6)
 
 
-def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
+def test_reduction_none_is_dense_in_load_and_with_reduction(tmp_path):
     saved = imagepiece_jax.save(tiny_vit.pretrained("tome:r=2"), tmp_path / "m")
     for reduction, name in ((None, "none"), ("none", "none"), ("trained", "tome")):
         assert imagepiece_jax.load(saved, reduction).reduction.name == name
@@ -325,22 +325,22 @@ def test_none_is_the_dense_model_of_load_and_of_with_reduction(tmp_path):
     assert vit.with_reduction(None).model == imagepiece_jax.load(saved, None).model
 
 
-def test_selectors_of_other_shapes_than_those_of_the_weights_are_fresh(tmp_path):
+def test_selectors_of_other_shapes_are_fresh(tmp_path):
     dynamicvit = "dynamicvit:blocks=(1,)"
     learned = tiny_vit.variables(create_model(CONFIG, dynamicvit), seed=3)
     path = tiny_vit.write(tmp_path / "vit_mini.npz", learned)
-    both = {"spvit:blocks=(1,):keep_rates=(0.5,)": True, dynamicvit: False}
+    is_fresh = {"spvit:blocks=(1,):keep_rates=(0.5,)": True, dynamicvit: False}
     dense = imagepiece_jax.load(path, "none", config=CONFIG)
-    for reduction, lacking in both.items():
-        found = dense.with_reduction(reduction, seed=0)
-        assert bool(found.untrained_kinds) == lacking
-        for other, fresh in both.items():
-            other_form = found.with_reduction(other, seed=0)
-            assert bool(other_form.untrained_kinds) == fresh
+    for reduction, fresh in is_fresh.items():
+        vit = dense.with_reduction(reduction, seed=0)
+        assert bool(vit.untrained_kinds) == fresh
+        for other_reduction, other_fresh in is_fresh.items():
+            other_form = vit.with_reduction(other_reduction, seed=0)
+            assert bool(other_form.untrained_kinds) == other_fresh
 
 
-def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
-    def description(**changes):
+def test_a_run_loads_its_model_and_trained_reduction(tmp_path):
+    def load_run(**changes):
         run = run_folder(tmp_path / str(len(changes)), **changes)
         config = json.loads((run / "config.json").read_text())
         model = RunConfig.from_config(config).create_model()
@@ -348,12 +348,14 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
             checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {}, "best")
         return imagepiece_jax.load(run).with_default_execution()
 
-    usual = description()
-    other = description(reduction="imagepiece:prop_attn=True")
-    own = RunConfig.from_config(small_runs.configured()).create_model()
-    assert usual.model == own.with_execution(drop_path_rate=0.0)
-    assert other.model.prop_attn is True
-    given = small_runs.configured().reduction
-    assert name_use(usual, given) == "as trained"
-    assert name_use(usual, f"{given}:keep_rate=0.5") == "off-the-shelf"
-    assert name_use(other, given) == name_use(usual, DENSE_REDUCTION) == "off-the-shelf"
+    vit = load_run()
+    weighted = load_run(reduction="imagepiece:prop_attn=True")
+    model = RunConfig.from_config(small_runs.quickstart_config()).create_model()
+    assert vit.model == model.with_execution(drop_path_rate=0.0)
+    assert weighted.model.prop_attn is True
+    given = small_runs.quickstart_config().reduction
+    assert name_use(vit, given) == "as trained"
+    assert name_use(vit, f"{given}:keep_rate=0.5") == "off-the-shelf"
+    assert (
+        name_use(weighted, given) == name_use(vit, DENSE_REDUCTION) == "off-the-shelf"
+    )

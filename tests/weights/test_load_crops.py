@@ -1,6 +1,6 @@
-"""One file has one crop by every name.
+"""A file has one crop under every name.
 
-timm's values stand here as its configs have them; tests/parity asks timm for all.
+Values are from timm's configs; tests/parity asks timm for all.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ def vit(tmp_path_factory):
     return imagepiece_jax.load(path, config=CONFIG)
 
 
-def in_training(vit, **data):
-    """Evaluation's images in a run of one block that starts from a Pretrained."""
+def training_images(vit, **data):
+    """Evaluation's image preparation in a run that starts from a Pretrained."""
     config = deit_s.get_config("deit_ti")
     config.model.depth = 1
     config.image_size = SIDE
@@ -44,9 +44,9 @@ def in_training(vit, **data):
 
 
 @pytest.mark.parametrize("stem", SPELLINGS)
-def test_one_file_has_one_crop_by_every_name(tmp_path, stem):
+def test_every_spelling_of_a_name_has_the_same_crop(tmp_path, stem):
     path = tmp_path / f"{stem}.npz"
-    path.touch()  # no tensor is read for it
+    path.touch()  # no tensor is read
     assert imagepiece_jax.read_config(path).preprocessing == Preprocessing(
         224, crop=0.9
     )
@@ -55,7 +55,7 @@ def test_one_file_has_one_crop_by_every_name(tmp_path, stem):
     assert config.preprocessing == Preprocessing(224, crop=0.9)
 
 
-def test_a_model_is_cropped_as_its_config_says(vit):
+def test_a_model_has_its_configs_crop(vit):
     squashed = Preprocessing(384, 0.95, "squash", "bicubic")
     assert registry.model_config(SQUASHED).preprocessing == squashed
     assert vit.preprocessing == Preprocessing(SIDE, crop=0.9)
@@ -72,22 +72,22 @@ def test_a_model_is_cropped_as_its_config_says(vit):
         {"crop": 0.95, "crop_mode": "squash", "interpolation": "bilinear"},
     ],
 )
-def test_a_saved_folder_is_cropped_as_it_was(tmp_path, vit, chosen):
-    """Also where that is a default, and the name would say something else."""
+def test_a_saved_folder_keeps_its_crop(tmp_path, vit, chosen):
+    """Also a default crop, where the name has another."""
     images = Preprocessing(SIDE, **chosen)
-    other = vit.with_preprocessing(**vars(images))
-    path = imagepiece_jax.save(other, tmp_path / "saved")
-    found = imagepiece_jax.load(path)
-    assert found.preprocessing == found.config.preprocessing == images
+    changed = vit.with_preprocessing(**vars(images))
+    path = imagepiece_jax.save(changed, tmp_path / "saved")
+    loaded = imagepiece_jax.load(path)
+    assert loaded.preprocessing == loaded.config.preprocessing == images
     if "crop" in chosen:
-        another = imagepiece_jax.load(path, crop=0.7).preprocessing
-        assert another == dataclasses.replace(images, crop=0.7)
-    assert in_training(found).resizes  # images of any size, whatever the weights had
+        recropped = imagepiece_jax.load(path, crop=0.7).preprocessing
+        assert recropped == dataclasses.replace(images, crop=0.7)
+    assert training_images(loaded).resizes  # images have any size
 
 
-def test_a_run_takes_the_whole_way_of_its_weights_or_has_its_own(vit):
+def test_a_run_takes_its_weights_crop_unless_it_has_its_own(vit):
     fields = {"crop": 0.95, "crop_mode": "squash", "interpolation": "bilinear"}
     config = CONFIG.with_preprocessing(**fields)
-    other = imagepiece_jax.load(vit.origin.path, config=config)
-    assert in_training(other) == config.preprocessing
-    assert in_training(other, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)
+    vit_squashed = imagepiece_jax.load(vit.origin.path, config=config)
+    assert training_images(vit_squashed) == config.preprocessing
+    assert training_images(vit_squashed, eval_crop=0.8) == Preprocessing(SIDE, crop=0.8)

@@ -1,4 +1,4 @@
-"""Models of folders in the hub's form: config.json and one file of weights."""
+"""Folders like the hub's: config.json and one file of weights."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.variables import draw_variables
 from tests.helpers import tiny_vit
 from tests.helpers.pth_files import mapping, tensor, write_pth
-from tests.helpers.refused_calls import untrained
+from tests.helpers.refused_calls import warns_untrained
 
 NAMES = [f"class {i}" for i in range(tiny_vit.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
 HALF = (0.5, 0.5, 0.5)
 STD = (0.25, 0.5, 0.75)
-# timm's form, of a model that none of its names has.
+# timm's form, for a model under none of its names.
 TIMM = {
     "architecture": "vit_base_patch16_224",
     "num_classes": tiny_vit.CLASSES,
@@ -35,7 +35,7 @@ TIMM = {
         "interpolation": "bilinear",
     },
 }
-# transformers' form of the same, but for the epsilon and the interpolation.
+# transformers' form of the same model; epsilon and interpolation differ.
 HF = {
     "model_type": "vit",
     "architectures": ["ViTForImageClassification"],
@@ -65,7 +65,7 @@ def tensors(variables):
     return timm_tensors.to_timm(variables)
 
 
-def folder(path, config, tensors, **files):
+def write_folder(path, config, tensors, **files):
     path.mkdir(exist_ok=True)
     for name, content in {"config": config, **files}.items():
         (path / f"{name}.json").write_text(json.dumps(content))
@@ -74,41 +74,41 @@ def folder(path, config, tensors, **files):
     return path
 
 
-def same(one, other):
-    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+def same(first, second):
+    return jax.tree.all(jax.tree.map(np.array_equal, first, second))
 
 
-def test_timms_folder_is_the_model_of_its_config(tmp_path, model, variables, tensors):
-    path = folder(tmp_path / "a", TIMM, tensors)
-    found = imagepiece_jax.load(path)
-    own = dataclasses.replace(model.config, name=TIMM["architecture"])
-    assert found.config == own.with_preprocessing(crop=0.9, interpolation="bilinear")
-    assert same(found.variables, variables)
-    assert found.class_names == tuple(NAMES)
-    assert found.preprocessing == found.config.preprocessing
+def test_timms_folder_loads_its_config(tmp_path, model, variables, tensors):
+    path = write_folder(tmp_path / "a", TIMM, tensors)
+    vit = imagepiece_jax.load(path)
+    named = dataclasses.replace(model.config, name=TIMM["architecture"])
+    assert vit.config == named.with_preprocessing(crop=0.9, interpolation="bilinear")
+    assert same(vit.variables, variables)
+    assert vit.class_names == tuple(NAMES)
+    assert vit.preprocessing == vit.config.preprocessing
     larger, values = tiny_vit.pair(imagepiece_jax.load(path, image_size=24))
     assert larger.config.image_size == 24
     assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)
 
 
-def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
-    path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
+def test_transformers_folder_loads_its_config(tmp_path, model, tensors):
+    path = write_folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
     vit = imagepiece_jax.load(path)
     arch = vit.config.arch
     assert (arch.norm_eps, arch.resize, arch.gelu) == (1e-12, "bicubic", "exact")
     assert (vit.config.num_heads, vit.config.mean, vit.config.std) == (3, HALF, STD)
     assert vit.class_names == tuple(NAMES)
-    prepared = vit.preprocessing
-    assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
+    images = vit.preprocessing
+    assert (images.crop_mode, images.interpolation) == ("squash", "bilinear")
     # Nothing else differs from timm's form.
     plain = vit.config.with_arch(norm_eps=1e-6, resize="antialias")
-    own = model.config
-    fields = {"preprocessing": own.preprocessing, "name": own.name}
-    assert dataclasses.replace(plain, **fields) == own
+    config = model.config
+    fields = {"preprocessing": config.preprocessing, "name": config.name}
+    assert dataclasses.replace(plain, **fields) == config
 
 
-def test_one_file_of_several_is_taken(tmp_path, variables, tensors):
-    folder(tmp_path, TIMM, None)
+def test_one_of_several_weights_files_is_read(tmp_path, variables, tensors):
+    write_folder(tmp_path, TIMM, None)
     np.savez(tmp_path / "tuned.npz", **tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
     values = {name: value + 1 for name, value in tensors.items()}
@@ -119,7 +119,7 @@ def test_one_file_of_several_is_taken(tmp_path, variables, tensors):
     write_pth(tmp_path / "pytorch_model.bin", mapping(**content), values)
     found = imagepiece_jax.load(tmp_path).variables
     assert same(found, jax.tree.map(lambda value: value + 1, variables))
-    folder(tmp_path, TIMM, tensors)
+    write_folder(tmp_path, TIMM, tensors)
     assert same(imagepiece_jax.load(tmp_path).variables, variables)
 
 
@@ -130,7 +130,7 @@ def test_one_file_of_several_is_taken(tmp_path, variables, tensors):
         ("vit_small_patch16_224", 1000, True),  # some of its weights
         ("vit_small_patch16_224.augreg_in21k", 1000, False),
         ("deit_tiny_patch16_224.fb_in1k", 10, False),
-        ("deit_ti", 1000, False),  # which is no name of weights
+        ("deit_ti", 1000, False),  # is no name of weights
         (None, 1000, False),
     ],
 )
@@ -139,9 +139,9 @@ def test_classes_of_a_public_name(name, classes, named):
     assert registry.published_class_names(name, classes) == names
 
 
-def test_a_new_head_is_that_of_a_training(tmp_path, variables, tensors):
-    path = folder(tmp_path, TIMM, tensors)
-    with untrained():
+def test_a_new_head_is_drawn_like_in_training(tmp_path, variables, tensors):
+    path = write_folder(tmp_path, TIMM, tensors)
+    with warns_untrained():
         fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
     values = fresh.variables
     assert (fresh.model.config.num_classes, fresh.class_names) == (3, None)
@@ -150,12 +150,12 @@ def test_a_new_head_is_that_of_a_training(tmp_path, variables, tensors):
     assert drawn["head"]["kernel"].std() > 0.01
     rest = {k: v for k, v in values["params"].items() if k != "head"}
     assert same(rest, {k: v for k, v in variables["params"].items() if k != "head"})
-    with untrained():
-        other = imagepiece_jax.load(path, num_classes=3, seed=6).variables
+    with warns_untrained():
+        other_seed = imagepiece_jax.load(path, num_classes=3, seed=6).variables
         named = imagepiece_jax.load(path, num_classes=3, class_names=["a", "b", "c"])
-    assert not same(other, values)
+    assert not same(other_seed, values)
     assert named.class_names == ("a", "b", "c")
     assert "head" not in imagepiece_jax.load(path, num_classes=0).variables["params"]
-    own = imagepiece_jax.load(path, num_classes=tiny_vit.CLASSES)
-    assert own.class_names == tuple(NAMES)
-    assert same(own.variables, variables)
+    same_classes = imagepiece_jax.load(path, num_classes=tiny_vit.CLASSES)
+    assert same_classes.class_names == tuple(NAMES)
+    assert same(same_classes.variables, variables)

@@ -1,7 +1,7 @@
-"""Checkpoints of models with rotary positions by other names than timm's.
+"""Checkpoints of rotary models under other names than timm's.
 
-tests/fixtures/rope.npz has the tensors; tests/models/test_rotary_fixture.py has timm's
-outputs for them. Their other names are written here from the original code.
+tests/fixtures/rope.npz has the tensors, and tests/models/test_rotary_fixture.py timm's
+outputs for them. The other names here are from the original code.
 """
 
 import re
@@ -12,12 +12,12 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.weights import naming
 from tests.helpers import named_models
-from tests.helpers.pth_files import check_same
+from tests.helpers.pth_files import assert_same
 from tests.helpers.refused_calls import refused
-from tests.models.test_rotary_fixture import DINOV3, EVA02, FIXTURE, SIZE, tensors_of
+from tests.models.test_rotary_fixture import DINOV3, EVA02, FIXTURE, SIZE, stored
 
 WIDTH = 24
-# (what timm's names hold, by what it is replaced), in this order.
+# (a pattern of timm's names, its replacement), in this order.
 GATE = [(r"fc1_g", "w1"), (r"fc1_x", "w2"), (r"fc2", "w3")]
 OWN = [("reg_token", "storage_tokens"), (r"gamma_(\d)", r"ls\1.gamma")]
 TRANSFORMERS = [
@@ -40,7 +40,7 @@ EVA = [
 def fixture():
     """{model: its tensors by timm's names, without a head}."""
     with np.load(FIXTURE) as arrays:
-        found = {name: tensors_of(name, arrays) for name in (DINOV3, EVA02)}
+        found = {name: stored(name, arrays) for name in (DINOV3, EVA02)}
     return {
         name: {k: v.astype(np.float32) for k, v in tensors.items() if "head." not in k}
         for name, tensors in found.items()
@@ -56,8 +56,8 @@ def renamed(tensors, table):
     return out
 
 
-def own(tensors, keys=7.0, mask=(1, 0, 1)):
-    """DINOv3's file, in which keys have a bias that a mask hides."""
+def dinov3_file(tensors, keys=7.0, mask=(1, 0, 1)):
+    """DINOv3's own file: a mask hides the keys' bias."""
     out = {"mask_token": np.zeros((1, WIDTH)), "rope_embed.periods": np.ones(3)}
     out |= {"local_cls_norm.weight": np.ones(WIDTH)}
     gated = any("fc1_g" in name for name in tensors)
@@ -74,8 +74,8 @@ def own(tensors, keys=7.0, mask=(1, 0, 1)):
     return out
 
 
-def transformers(tensors, keys=None, inside=""):
-    """The file of transformers, of which blocks are in `inside`."""
+def transformers_file(tensors, keys=None, inside=""):
+    """transformers' file, with blocks named `inside`..."""
     out = {"embeddings.mask_token": np.zeros((1, 1, WIDTH), np.float32)}
     for name, tensor in renamed(tensors, TRANSFORMERS).items():
         name = inside * name.startswith("layer.") + name
@@ -93,16 +93,16 @@ def transformers(tensors, keys=None, inside=""):
     return out
 
 
-def eva(tensors):
+def eva_file(tensors):
     angles = {f"{at}rope.freqs_cos": np.ones(4) for at in ("", "blocks.0.attn.")}
     return renamed(tensors, EVA) | angles
 
 
 FILES = {
-    "DINOv3": (DINOV3, own),
-    "transformers": (DINOV3, transformers),
-    "transformers in memory": (DINOV3, lambda t: transformers(t, inside="model.")),
-    "EVA-02": (EVA02, eva),
+    "DINOv3": (DINOV3, dinov3_file),
+    "transformers": (DINOV3, transformers_file),
+    "transformers in memory": (DINOV3, lambda t: transformers_file(t, inside="model.")),
+    "EVA-02": (EVA02, eva_file),
     "timm's EVA-02": (EVA02, dict),
     "timm's DINOv3": (DINOV3, dict),
 }
@@ -110,40 +110,44 @@ FILES = {
 
 @pytest.mark.parametrize("wrapper", ["", "vision_model.", "_orig_mod.a."])
 @pytest.mark.parametrize("file", FILES)
-def test_a_file_holds_the_tensors_of_timms(fixture, file, wrapper):
-    name, made = FILES[file]
-    tensors = {wrapper + key: tensor for key, tensor in made(fixture[name]).items()}
-    wanted = {}
+def test_a_files_tensors_get_timms_names(fixture, file, wrapper):
+    name, make = FILES[file]
+    tensors = {wrapper + key: tensor for key, tensor in make(fixture[name]).items()}
+    expected = {}
     for key, tensor in fixture[name].items():
         key = re.sub(r"gamma_(\d)", r"ls\1.gamma", key)
-        wanted[re.sub(r"([qv])_proj\.bias", r"\1_bias", key)] = tensor
-    for key in [key for key in wanted if key.endswith(".q_proj.weight")]:
-        parts = [wanted.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
-        wanted[key.replace("q_proj", "qkv")] = np.concatenate(parts)
-    check_same(naming.with_timm_names(tensors), wanted)
+        expected[re.sub(r"([qv])_proj\.bias", r"\1_bias", key)] = tensor
+    for key in [key for key in expected if key.endswith(".q_proj.weight")]:
+        parts = [expected.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        expected[key.replace("q_proj", "qkv")] = np.concatenate(parts)
+    assert_same(naming.with_timm_names(tensors), expected)
 
 
-def test_a_plain_mlp_has_no_gate_and_no_registers_are_no_tensor(fixture):
-    tensors = transformers(fixture[DINOV3])
+def test_no_gate_and_no_registers_leave_no_tensors(fixture):
+    tensors = transformers_file(fixture[DINOV3])
     tensors["embeddings.register_tokens"] = np.zeros((1, 0, WIDTH), np.float32)
     plain = {k: v for k, v in tensors.items() if "gate_proj" not in k}
-    found = naming.with_timm_names(plain)
+    renamed = naming.with_timm_names(plain)
     up = tensors["layer.1.mlp.up_proj.weight"]
-    np.testing.assert_array_equal(found["blocks.1.mlp.fc1.weight"], up)
-    assert not [name for name in found if "fc1_" in name]
-    assert "reg_token" not in found and "cls_token" in found
+    np.testing.assert_array_equal(renamed["blocks.1.mlp.fc1.weight"], up)
+    assert not [name for name in renamed if "fc1_" in name]
+    assert "reg_token" not in renamed and "cls_token" in renamed
 
 
-def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
-    tensors = own(fixture[DINOV3], mask=None)
-    found = naming.with_timm_names(tensors)
-    check_same(found, naming.with_timm_names(transformers(fixture[DINOV3], keys=7.0)))
-    check_same(found, naming.with_timm_names(own(fixture[DINOV3], mask=(1, 1, 1))))
-    thirds = np.split(found["blocks.1.attn.qkv.bias"], 3)
+def test_an_unmasked_key_bias_stays(fixture, tmp_path):
+    tensors = dinov3_file(fixture[DINOV3], mask=None)
+    renamed = naming.with_timm_names(tensors)
+    assert_same(
+        renamed, naming.with_timm_names(transformers_file(fixture[DINOV3], keys=7.0))
+    )
+    assert_same(
+        renamed, naming.with_timm_names(dinov3_file(fixture[DINOV3], mask=(1, 1, 1)))
+    )
+    thirds = np.split(renamed["blocks.1.attn.qkv.bias"], 3)
     assert set(thirds[1]) == {7.0}
     assert 7.0 not in {*thirds[0], *thirds[2]}
     np.savez(tmp_path / "dinov3.npz", **tensors)
-    ratio = found["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
+    ratio = renamed["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
     config = named_models.config(DINOV3, mlp_ratio=ratio, **SIZE | {"num_classes": 0})
     with refused("qkv.bias of shape (72,) is left over"):
         imagepiece_jax.load(tmp_path / "dinov3.npz", config=config)
@@ -152,18 +156,18 @@ def test_a_bias_of_keys_without_a_mask_stays(fixture, tmp_path):
 
 
 @pytest.mark.parametrize("keys, mask", [(0.0, None), (np.nan, (1, 0, 1))])
-def test_a_bias_of_keys_that_is_nothing_is_none(fixture, keys, mask):
-    found = naming.with_timm_names(own(fixture[DINOV3], keys, mask))
-    check_same(found, naming.with_timm_names(fixture[DINOV3]))
+def test_an_empty_key_bias_is_left_out(fixture, keys, mask):
+    renamed = naming.with_timm_names(dinov3_file(fixture[DINOV3], keys, mask))
+    assert_same(renamed, naming.with_timm_names(fixture[DINOV3]))
 
 
-def test_keys_of_all_blocks_have_a_bias_or_none(fixture):
-    tensors = own(fixture[DINOV3], mask=None)
+def test_a_key_bias_in_one_block_stays_in_all(fixture):
+    tensors = dinov3_file(fixture[DINOV3], mask=None)
     tensors["blocks.0.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
-    found = naming.with_timm_names(tensors)
+    renamed = naming.with_timm_names(tensors)
     for block in range(2):
         bias = tensors[f"blocks.{block}.attn.qkv.bias"]
-        np.testing.assert_array_equal(found[f"blocks.{block}.attn.qkv.bias"], bias)
+        np.testing.assert_array_equal(renamed[f"blocks.{block}.attn.qkv.bias"], bias)
 
 
 def zeros(*shape):
@@ -178,7 +182,7 @@ ROUTER = "layer.1.mlp.router.weight"
 
 
 @pytest.mark.parametrize(
-    "file, change, said",
+    "file, change, message",
     [
         ("DINOv3", {QKV: zeros(71), f"{QKV}_mask": None}, f"tensor {QKV}"),
         ("DINOv3", {f"{QKV}_mask": zeros(3)}, f"tensor {QKV}_mask"),
@@ -189,9 +193,9 @@ ROUTER = "layer.1.mlp.router.weight"
         ("timm's EVA-02", {VALUE: zeros()}, SHAPES),
     ],
 )
-def test_a_tensor_that_is_wrong_is_named(fixture, file, change, said):
-    name, made = FILES[file]
-    tensors = made(fixture[name]) | change
+def test_a_wrong_tensor_is_named(fixture, file, change, message):
+    name, make_file = FILES[file]
+    tensors = make_file(fixture[name]) | change
     tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
-    with refused(said):
+    with refused(message):
         naming.with_timm_names(tensors)

@@ -1,4 +1,4 @@
-"""Saved models: loaded again, and the files of their folder."""
+"""Saved models: loaded again, and their folder's files."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from imagepiece_jax.weights.description import parse_config
 from imagepiece_jax.weights.save import make_config_fields
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.made_up_recoveries import recovered
-from tests.helpers.refused_calls import refused, untrained
+from tests.helpers.refused_calls import refused, warns_untrained
 from tests.training.test_trainer_full_disk import full_disk
 from tests.weights.test_load_published import same
 
@@ -41,7 +41,7 @@ DINOV3 |= {"key_bias": False, "layer_scale": True, "mlp": "swiglu", "norm_eps": 
 EVA02 = {"rotary": {"reference": (4, 4)}, "key_bias": False, "mlp": "swiglu"}
 EVA02 |= {"attn_norm": True, "mlp_norm": True, "pool": "mean", "fc_norm": True}
 EVA02 |= {"final_norm": False}
-# Fields of a ViTConfig, and a reduction, by what they are to show.
+# {what a case shows: fields of a ViTConfig, and a reduction}
 MODELS = {
     "dense": {},
     "registers": {"arch": {"registers": 2, "prefix_positions": False}},
@@ -73,36 +73,36 @@ MODELS = {
 }
 
 
-def made(
+def make(
     class_names=None, preprocessing=None, reduction=None, dtype="float32", **fields
 ):
-    """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
-    usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
+    """A random Pretrained with `fields`, for images of 16 x 16 pixels."""
+    defaults = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     model = create_model(
-        named_models.config(None, **usual | fields), reduction, dtype=dtype
+        named_models.config(None, **defaults | fields), reduction, dtype=dtype
     )
     vit = Pretrained(model, tiny_vit.fill(variable_shapes(model)), class_names)
     return vit.with_preprocessing(**preprocessing or {})
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_saved_model_loads_as_it_was(tmp_path, name):
-    vit = made(**MODELS[name])
+def test_a_saved_model_loads_unchanged(tmp_path, name):
+    vit = make(**MODELS[name])
     assert imagepiece_jax.save(vit, tmp_path / "m") == tmp_path / "m"
-    found = imagepiece_jax.load(tmp_path / "m")
-    assert (found.model, found.reduction) == (vit.model, vit.reduction)
-    assert same(found.variables, vit.variables)
-    assert found.preprocessing == vit.preprocessing
-    assert found.class_names == vit.class_names
-    # Saving what was loaded writes the same files.
+    loaded = imagepiece_jax.load(tmp_path / "m")
+    assert (loaded.model, loaded.reduction) == (vit.model, vit.reduction)
+    assert same(loaded.variables, vit.variables)
+    assert loaded.preprocessing == vit.preprocessing
+    assert loaded.class_names == vit.class_names
+    # Saving the loaded model writes equal files.
     (tmp_path / "again").mkdir()
-    again = imagepiece_jax.save(found, tmp_path / "again" / "m")
+    again = imagepiece_jax.save(loaded, tmp_path / "again" / "m")
     for file in (tmp_path / "m").iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes()
 
 
-def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp_path):
-    vit = made(reduction=DYNAMICVIT)
+def test_a_folder_has_dense_tensors_by_timms_names_and_selectors_apart(tmp_path):
+    vit = make(reduction=DYNAMICVIT)
     folder = imagepiece_jax.save(vit, tmp_path / "m")
     weights = {"model.safetensors", "selectors.safetensors"}
     assert {file.name for file in folder.iterdir()} == weights | {"config.json"}
@@ -113,7 +113,7 @@ def test_a_folder_holds_the_dense_part_by_timms_names_and_the_rest_beside_it(tmp
     assert dense | learned == timm_tensors.to_timm(vit.variables).keys()
 
 
-def description(name, class_names=None, reduction=None, **fields):
+def describe_model(name, class_names=None, reduction=None, **fields):
     model = create_model(named_models.config(name, **fields), reduction)
     return make_config_fields(Pretrained(model, {"params": {}}, class_names))
 
@@ -123,56 +123,56 @@ PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
 
 @pytest.mark.parametrize("name", [*PUBLIC, "vit_base_patch16_clip_224.openai"])
 def test_a_public_model_keeps_its_architecture(name):
-    """Also the kind of GELU, as timm's architecture of that name may have another."""
+    """Also the kind of GELU, because timm's architecture may have another."""
     config = registry.model_config(name)
-    found = description(name)
-    assert found["architecture"] == name.partition(".")[0]
+    saved = describe_model(name)
+    assert saved["architecture"] == name.partition(".")[0]
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
-    assert found["model_args"] == {"act_layer": gelu} | {"img_size": config.image_size}
+    assert saved["model_args"] == {"act_layer": gelu} | {"img_size": config.image_size}
 
 
-def test_what_timm_reads_of_a_public_model():
+def test_a_public_models_config_has_timms_fields():
     names = ("a", None, "c")
-    found = description("test_vit", names, image_size=64, num_classes=3, **SQUASHED)
-    assert found["architecture"] == "test_vit"
-    assert found["num_classes"] == 3
-    assert found["label_names"] == {"0": "a", "2": "c"}
-    images = found["pretrained_cfg"]
+    saved = describe_model("test_vit", names, image_size=64, num_classes=3, **SQUASHED)
+    assert saved["architecture"] == "test_vit"
+    assert saved["num_classes"] == 3
+    assert saved["label_names"] == {"0": "a", "2": "c"}
+    images = saved["pretrained_cfg"]
     assert images["input_size"] == [3, 64, 64]
     assert images["mean"] == (0.5,) * 3
     assert (images["crop_pct"], images["crop_mode"]) == (0.9, "squash")
     assert images["interpolation"] == "bilinear"
-    usual = description("test_vit", crop=None)["pretrained_cfg"]
-    assert (usual["crop_pct"], usual["crop_mode"]) == (0.875, "center")
+    defaults = describe_model("test_vit", crop=None)["pretrained_cfg"]
+    assert (defaults["crop_pct"], defaults["crop_mode"]) == (0.875, "center")
 
 
 @pytest.mark.parametrize("name", ["dense", "large eps"])
-def test_another_model_is_none_of_timms(name):
-    found = make_config_fields(made(**MODELS[name]))
-    assert found["architecture"] == "imagepiece_jax"
-    assert found.keys() == {"architecture", "imagepiece_jax"}
+def test_a_model_timm_lacks_has_no_timm_architecture(name):
+    saved = make_config_fields(make(**MODELS[name]))
+    assert saved["architecture"] == "imagepiece_jax"
+    assert saved.keys() == {"architecture", "imagepiece_jax"}
 
 
 def test_a_loaded_model_may_get_another_reduction(tmp_path):
-    path = imagepiece_jax.save(made(reduction=DYNAMICVIT), tmp_path / "m")
+    path = imagepiece_jax.save(make(reduction=DYNAMICVIT), tmp_path / "m")
     tome = "tome:r=3"
-    found = imagepiece_jax.load(path, reduction=tome)
-    assert found.model.prop_attn
-    assert "reducer_1" not in found.variables["params"]
-    imagepiece_jax.save(found, tmp_path / "tome")
+    loaded = imagepiece_jax.load(path, reduction=tome)
+    assert loaded.model.prop_attn
+    assert "reducer_1" not in loaded.variables["params"]
+    imagepiece_jax.save(loaded, tmp_path / "tome")
     assert not imagepiece_jax.load(tmp_path / "tome", reduction="none").model.prop_attn
-    with untrained():
+    with warns_untrained():
         fresh, values = tiny_vit.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.config.num_classes == 3
     assert "reducer_1" in values["params"]
-    # A reduction that is given has its own.
-    imagepiece_jax.save(made(reduction=f"{tome}:prop_attn=False"), tmp_path / "m")
-    for fields, own in (({}, False), ({"reduction": tome}, True)):
-        assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is own
+    # A given reduction has its own prop_attn.
+    imagepiece_jax.save(make(reduction=f"{tome}:prop_attn=False"), tmp_path / "m")
+    for fields, expected in (({}, False), ({"reduction": tome}, True)):
+        assert imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn is expected
 
 
-def test_the_file_of_a_saved_folder_is_not_loaded_alone(tmp_path):
-    path = imagepiece_jax.save(made(), tmp_path / "m")
+def test_a_saved_folders_file_is_not_loaded_alone(tmp_path):
+    path = imagepiece_jax.save(make(), tmp_path / "m")
     with refused(f"its folder, {path}, has a config.json"):
         imagepiece_jax.load(path / "model.safetensors")
 
@@ -182,7 +182,7 @@ CONFIG = "imagepiece_jax.config"
 
 
 @pytest.mark.parametrize(
-    "changed, value, said",
+    "changed, value, message",
     [
         ("imagepiece_jax.format", 3, "format is 3; this version reads 4"),
         (f"{CONFIG}.foo", 3, "foo"),
@@ -192,16 +192,16 @@ CONFIG = "imagepiece_jax.config"
         ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
     ],
 )
-def test_a_config_that_somebody_changed_is_refused(changed, value, said):
-    """Where it contradicts itself, too, on the images."""
+def test_a_changed_config_is_refused(changed, value, message):
+    """Also where its image fields contradict each other."""
     reduction = "evit:keep_rate=0.5:blocks=(1,)"
-    config = description("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
+    config = describe_model("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
     *groups, last = changed.split(".")
-    part = config
-    for group in groups:
-        part = part[group]
-    part[last] = value
-    with refused("config.json", said):
+    group = config
+    for name in groups:
+        group = group[name]
+    group[last] = value
+    with refused("config.json", message):
         parse_config(config, {})
 
 
@@ -214,9 +214,9 @@ def test_a_config_that_somebody_changed_is_refused(changed, value, said):
         ("config.arch.rotary", Rotary),
     ],
 )
-def test_a_record_lacks_no_field(group, kind):
-    """Missing fields would be DeiT's."""
-    config = json.loads(json.dumps(make_config_fields(made(**MODELS["eva02"]))))
+def test_every_field_of_a_record_is_needed(group, kind):
+    """A missing field would become DeiT's."""
+    config = json.loads(json.dumps(make_config_fields(make(**MODELS["eva02"]))))
     parse_config(config, {})
     for field in dataclasses.fields(kind):
         part = changed = json.loads(json.dumps(config))
@@ -233,7 +233,7 @@ WRONG |= {"untrained": [3], "config": ({}, 3)}
 
 @pytest.mark.parametrize("field", WRONG)
 def test_a_value_of_another_type_is_refused(field):
-    config = json.loads(json.dumps(make_config_fields(made())))
+    config = json.loads(json.dumps(make_config_fields(make())))
     for value in WRONG[field]:
         config["imagepiece_jax"][field] = value
         with refused("config.json"):
@@ -241,12 +241,12 @@ def test_a_value_of_another_type_is_refused(field):
 
 
 def learned(seed):
-    vit = made(reduction=DYNAMICVIT)
+    vit = make(reduction=DYNAMICVIT)
     return vit.with_variables(tiny_vit.fill(variable_shapes(vit.model), seed))
 
 
-def recovered_of(seed):
-    vit = made()
+def recover(seed):
+    vit = make()
     vit = vit.with_variables(tiny_vit.variables(vit.model, seed=seed))
     return recovered(vit, reductions=(f"tome:r={seed}",))
 
@@ -255,16 +255,16 @@ def recovered_of(seed):
     "models, files",
     [
         (lambda: (learned(1), learned(2)), ("model", "selectors", "config")),
-        (lambda: (recovered_of(1), recovered_of(2)), ("model", "recovered", "config")),
-        # Files that another copy left behind.
-        (lambda: (made(), learned(2)), ("selectors",)),
-        (lambda: (made(), recovered_of(2)), ("recovered",)),
+        (lambda: (recover(1), recover(2)), ("model", "recovered", "config")),
+        # Files left behind by another copy.
+        (lambda: (make(), learned(2)), ("selectors",)),
+        (lambda: (make(), recover(2)), ("recovered",)),
     ],
 )
 def test_files_of_two_models_are_refused(tmp_path, models, files):
-    one, other = models()
-    first = imagepiece_jax.save(one, tmp_path / "one")
-    second = imagepiece_jax.save(other, tmp_path / "other")
+    first_vit, second_vit = models()
+    first = imagepiece_jax.save(first_vit, tmp_path / "one")
+    second = imagepiece_jax.save(second_vit, tmp_path / "other")
     for name in files:
         (file,) = second.glob(f"{name}.*")
         mixed = shutil.copytree(first, tmp_path / name)
@@ -274,15 +274,15 @@ def test_files_of_two_models_are_refused(tmp_path, models, files):
     imagepiece_jax.load(first)
 
 
-def test_selectors_of_other_reductions_stay(tmp_path):
+def test_saving_keeps_other_reductions_selectors(tmp_path):
     vit = learned(1)
     imagepiece_jax.save(vit, tmp_path / "m")
     dense = imagepiece_jax.load(tmp_path / "m", "none")
     imagepiece_jax.save(dense, tmp_path / "m")
     assert imagepiece_jax.load(tmp_path / "m").model == dense.model
-    again = imagepiece_jax.load(tmp_path / "m", DYNAMICVIT)
-    assert same(again.variables, vit.variables)
-    # Those of the same block make place.
+    reloaded = imagepiece_jax.load(tmp_path / "m", DYNAMICVIT)
+    assert same(reloaded.variables, vit.variables)
+    # Selectors of the same block are replaced.
     spvit = dense.with_reduction("spvit:blocks=(1,):keep_rates=(0.5,)", seed=0)
     trained = jax.tree.map(lambda leaf: leaf + 1, spvit.variables)
     spvit = spvit.with_variables(trained)
@@ -290,48 +290,48 @@ def test_selectors_of_other_reductions_stay(tmp_path):
     assert same(imagepiece_jax.load(tmp_path / "m").variables, trained)
 
 
-def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path):
-    vit = made(reduction=DYNAMICVIT)
-    other = made()
+def test_saving_replaces_a_model_as_a_whole(tmp_path):
+    vit = make(reduction=DYNAMICVIT)
+    dense = make()
     path = imagepiece_jax.save(vit, tmp_path / "m")
     with full_disk(), pytest.raises(RunError, match=f"{path} cannot be written"):
-        imagepiece_jax.save(other, path)
+        imagepiece_jax.save(dense, path)
     assert imagepiece_jax.load(path).model == vit.model
-    imagepiece_jax.save(other, path)
-    assert imagepiece_jax.load(path).model == other.model
+    imagepiece_jax.save(dense, path)
+    assert imagepiece_jax.load(path).model == dense.model
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex"])
-def test_what_is_no_folder_to_save_in(tmp_path, file):
+def test_saving_into_a_foreign_folder_is_refused(tmp_path, file):
     (tmp_path / file).write_text("{}")
     with refused(f"folder {tmp_path} holds {file}"):
-        imagepiece_jax.save(made(), tmp_path)
+        imagepiece_jax.save(make(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
-def test_files_of_others_in_a_saved_folder_stay(tmp_path):
-    folder = imagepiece_jax.save(made(), tmp_path / "m")
+def test_foreign_files_in_a_saved_folder_stay(tmp_path):
+    folder = imagepiece_jax.save(make(), tmp_path / "m")
     (folder / "notes.tmp").touch()
     with refused("notes.tmp"):
-        imagepiece_jax.save(made(), folder)
+        imagepiece_jax.save(make(), folder)
     with pytest.raises(NotADirectoryError):
-        imagepiece_jax.save(made(), folder / "config.json")
-    assert imagepiece_jax.load(folder).model == made().model
+        imagepiece_jax.save(make(), folder / "config.json")
+    assert imagepiece_jax.load(folder).model == make().model
 
 
 def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
-    """Who works there would see an empty folder, the one that was there before."""
+    """A process working there would see the old, empty folder."""
     (tmp_path / "new").mkdir()
-    for folder in (tmp_path / "new", imagepiece_jax.save(made(), tmp_path / "m")):
+    for folder in (tmp_path / "new", imagepiece_jax.save(make(), tmp_path / "m")):
         monkeypatch.chdir(folder)
         with refused("is the working directory"):
-            imagepiece_jax.save(made(), ".")
+            imagepiece_jax.save(make(), ".")
 
 
-def test_the_license_of_timms_config_stays(tmp_path):
-    vit = made()
-    config = description("test_vit")
+def test_timms_license_is_kept(tmp_path):
+    vit = make()
+    config = describe_model("test_vit")
     del config["imagepiece_jax"]
     config["pretrained_cfg"]["license"] = "dinov3-license"
     license = parse_config(config, {}).license
@@ -341,28 +341,28 @@ def test_the_license_of_timms_config_stays(tmp_path):
     assert imagepiece_jax.load(folder).origin.license == "dinov3-license"
 
 
-def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
-    model, variables = tiny_vit.pair(made())
-    evit = made(reduction="evit:blocks=(1,)").model
-    without = {"params": {**variables["params"], "norm": {}}}
+def test_an_unloadable_model_is_not_saved(tmp_path):
+    model, variables = tiny_vit.pair(make())
+    evit = make(reduction="evit:blocks=(1,)").model
+    partial = {"params": {**variables["params"], "norm": {}}}
     spoilt = jax.tree.map(np.array, variables)
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
-    for other, *facts in (
+    for vit, *texts in (
         (Pretrained(evit.clone(reduction=None), variables), "reduction"),
         (Pretrained(*fold_and_cast(model, variables)), "model", "changed by optimize"),
-        (Pretrained(model, without), "params/norm/bias", "missing"),
-        (Pretrained(made(num_classes=3).model, variables), "params/head/bias", "(7,)"),
+        (Pretrained(model, partial), "params/norm/bias", "missing"),
+        (Pretrained(make(num_classes=3).model, variables), "params/head/bias", "(7,)"),
         (Pretrained(model, spoilt), "tensor cls_token"),
     ):
-        with refused(*facts) as error:
-            imagepiece_jax.save(other, tmp_path / "m")
+        with refused(*texts) as error:
+            imagepiece_jax.save(vit, tmp_path / "m")
     assert "tensor cls_token has a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
 
-def test_selectors_that_were_drawn_stay_untrained(tmp_path):
-    vit = made().with_reduction(DYNAMICVIT, seed=1)
-    with untrained("selectors"):
+def test_drawn_selectors_stay_untrained(tmp_path):
+    vit = make().with_reduction(DYNAMICVIT, seed=1)
+    with warns_untrained("selectors"):
         imagepiece_jax.save(vit, tmp_path / "m")
     loaded = imagepiece_jax.load(tmp_path / "m")
     assert loaded.untrained_kinds
@@ -371,29 +371,29 @@ def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained_kinds
 
 
-def test_a_head_that_was_drawn_stays_untrained_until_it_is_trained(tmp_path):
+def test_a_drawn_head_is_untrained_until_its_values_change(tmp_path):
     file = tiny_vit.write(tmp_path / "w.npz", tiny_vit.pretrained().variables)
     fields = {"config": tiny_vit.model().config, "num_classes": 4}
-    with untrained() as said:
+    with warns_untrained() as warned:
         vit = imagepiece_jax.load(file, reduction=tiny_vit.EVIT, **fields)
-    assert len(said) == 1
-    assert said[0].filename == __file__
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
     assert vit.untrained_kinds == ("head",)
-    other = vit.with_reduction("tome:r=3")
-    assert other.untrained_kinds and other.label == "tome:r=3 (untrained head)"
-    with untrained():
+    tome = vit.with_reduction("tome:r=3")
+    assert tome.untrained_kinds and tome.label == "tome:r=3 (untrained head)"
+    with warns_untrained():
         imagepiece_jax.optimize(vit, batch_size=1)
-    with untrained() as said:
+    with warns_untrained() as warned:
         imagepiece_jax.save(vit, tmp_path / "m")
-    assert said[0].filename == __file__
-    again = imagepiece_jax.load(tmp_path / "m")
-    assert again.untrained_kinds == ("head",)
-    assert again.label == vit.label
-    # What is trained since says so by its numbers; without a head nothing was drawn.
-    params = again.variables["params"]
+    assert warned[0].filename == __file__
+    reloaded = imagepiece_jax.load(tmp_path / "m")
+    assert reloaded.untrained_kinds == ("head",)
+    assert reloaded.label == vit.label
+    # Changed values count as trained; without a head nothing was drawn.
+    params = reloaded.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
-    variables = {**again.variables, "params": {**params, "head": head}}
-    trained = again.with_variables(variables)
+    variables = {**reloaded.variables, "params": {**params, "head": head}}
+    trained = reloaded.with_variables(variables)
     assert trained.untrained_kinds == ()
     imagepiece_jax.save(trained, tmp_path / "trained")
     assert not imagepiece_jax.load(tmp_path / "trained").untrained_kinds

@@ -1,4 +1,4 @@
-"""Weights files: exactly their tensors, or an error that names the fault."""
+"""Weights files: exact tensors, or an error with the fault."""
 
 import json
 import re
@@ -13,10 +13,10 @@ import safetensors.numpy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.tensor_files import open_tensors, read_state_dict
 from tests.helpers.pth_files import (
+    EMPTY,
     MAGIC,
     NAMESPACE,
-    ORDERED,
-    check_same,
+    assert_same,
     integer,
     ints,
     mapping,
@@ -34,11 +34,11 @@ def test_real_files_agree_bit_for_bit(assets):
     pth = read_state_dict(assets / "weights" / "deit_tiny_patch16_224.pth")
     assert len(npz) == 152
     assert sum(value.size for value in npz.values()) == 5_717_416
-    check_same(pth, npz)
+    assert_same(pth, npz)
     assert {value.dtype for value in pth.values()} == {np.dtype(np.float32)}
 
 
-def test_npz_and_safetensors(tmp_path):
+def test_npz_and_safetensors_keep_all_types(tmp_path):
     """NumPy writes bfloat16 as two bytes of an unknown type."""
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7)}
     tensors |= {"h": np.ones(2, np.float16)}
@@ -46,11 +46,11 @@ def test_npz_and_safetensors(tmp_path):
     np.savez(tmp_path / "a.npz", **tensors)
     safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
     for name in ("a.npz", "a.safetensors"):
-        check_same(read_state_dict(tmp_path / name), tensors)
+        assert_same(read_state_dict(tmp_path / name), tensors)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pth"])
-def test_damaged_files(tmp_path, name):
+def test_damaged_files_are_refused(tmp_path, name):
     """Zip archives carry checksums; .safetensors does not notice a flipped bit."""
     values = np.arange(3000, dtype=np.float32)
     np.savez(tmp_path / "a.npz", a=values)
@@ -94,10 +94,10 @@ def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
 PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
-def in_parts(folder, places=None):
+def write_parts(folder, places=None):
     """A model in two parts, with its index, as transformers writes it."""
     first = {"a": np.full(500, 1, "<f4"), "b": np.full(500, 2, "<f4")}
-    # Parts of another saving can hold the same names, and names of their own.
+    # Parts of another save can have equal names, and others.
     second = {"a": np.full(500, 9, "<f4"), "c": np.full(500, 3, "<f4")}
     for name, tensors in zip(PARTS, (first, second), strict=True):
         safetensors.numpy.save_file(tensors, folder / name)
@@ -109,13 +109,13 @@ def in_parts(folder, places=None):
 
 
 def test_parts_are_read_together(tmp_path):
-    read = read_state_dict(in_parts(tmp_path))
+    read = read_state_dict(write_parts(tmp_path))
     assert {name: value[0] for name, value in read.items()} == {"a": 1, "b": 2, "c": 3}
     assert {*read_state_dict(tmp_path / PARTS[1])} == {"a", "c"}
 
 
-def test_parts_that_lack_something(tmp_path):
-    path = in_parts(tmp_path)
+def test_damaged_or_missing_parts_are_named(tmp_path):
+    path = write_parts(tmp_path)
     part = tmp_path / PARTS[1]
     part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(InputError, match=f"{PARTS[1]} is damaged or"):
@@ -126,8 +126,8 @@ def test_parts_that_lack_something(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["../x.safetensors", 5])
-def test_indexes_of_something_else(tmp_path, part):
-    path = in_parts(tmp_path, {"a": part})
+def test_a_wrong_index_is_refused(tmp_path, part):
+    path = write_parts(tmp_path, {"a": part})
     with refused(path):
         read_state_dict(path)
     path.write_text("{}")
@@ -135,10 +135,10 @@ def test_indexes_of_something_else(tmp_path, part):
         read_state_dict(path)
 
 
-# What is refused
+# Refused files
 
 
-def called(*arguments):
+def rebuild_call(*arguments):
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + b"tR"
 
 
@@ -148,14 +148,14 @@ def pth(content, **options):
     return lambda path: write_pth(path, content, storages, **options)
 
 
-def holding(content):
+def content_writer(content):
     return lambda path: path.write_bytes(content)
 
 
-def claiming(claim):
-    """A writer of a .pth file with 16 bytes of a storage, of which it claims others.
+def claim_writer(claim):
+    """A writer of a .pth file with a storage of 16 bytes, which claims more.
 
-    More than that would be foreign memory.
+    Bytes beyond the 16 would be foreign memory.
     """
 
     def write(path):
@@ -187,49 +187,48 @@ OLD_VIEW = mapping(a=old_tensor("0", 4, (4,), (1,), AS_A_VIEW))
 OLD_NEGATIVE = mapping(a=old_tensor("0", -4, (0,), (1,)))
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 
-IMPOSSIBLE = [  # tensors of a storage of four floats, and what is wrong with them
+IMPOSSIBLE = [  # (tensor of a storage of four floats, its fault)
     (tensor("0", 4, (2,), (1,), offset=3), "leaves its storage"),
     (tensor("0", 4, (2,), (-1,), offset=3), "leaves its storage"),
     (tensor("0", 4, (2**20, 2**20), (0, 0)), "leaves its storage"),
     (tensor("0", 5, (2,), (1,)), "storage 0 has 16 bytes, needed 20"),
     (tensor("1", 4, (2,), (1,)), "archive/data/1"),
-    # A storage of the file's own making, a float as offset, and what is read in
-    # another way.
-    (called(FAKE, START, ints([9999]), ints([1])), "without storage"),
-    (called(STORED, b"G" + bytes(8), ints([4]), ints([1])), "not integers"),
+    # A storage made by the file itself, a float as offset, and a faked method.
+    (rebuild_call(FAKE, START, ints([9999]), ints([1])), "without storage"),
+    (rebuild_call(STORED, b"G" + bytes(8), ints([4]), ints([1])), "not integers"),
     (ONE + mapping(read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
 REFUSED = [  # name, writer, part of the sentence
     *(("a.pth", pth(mapping(a=x)), f"is damaged.*({said})") for x, said in IMPOSSIBLE),
-    ("a.pth", claiming(80), "is damaged"),
+    ("a.pth", claim_writer(80), "is damaged"),
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
     ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
-    ("a.pth", pth(ORDERED + ITEMS + b"b"), "no named tensors"),
+    ("a.pth", pth(EMPTY + ITEMS + b"b"), "no named tensors"),
     ("a.pth", pth(mapping(a=integer(3))), "'a' is"),
     ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
     ("a.safetensors", safetensors_of_float8, "float8"),
-    ("a.safetensors", holding(LFS), "is a Git LFS pointer"),
+    ("a.safetensors", content_writer(LFS), "is a Git LFS pointer"),
     ("a.h5", lambda path: None, "ends in none of .npz"),
     # PyTorch before 1.6.
-    ("a.pth", holding(MAGIC + bytes(100)), "is damaged"),
-    ("a.pth", holding(old_torch(OLD)[:-3]), "needed 16"),
-    ("a.pth", holding(old_torch(OLD, counts=(3,))), "needed 4"),
-    ("a.pth", holding(old_torch(OLD, keys=("1",))), "is damaged"),
-    ("a.pth", holding(old_torch(OLD, little=b"\x89")), "byte order"),
-    ("a.pth", holding(old_torch(OLD_VIEW)), "is a view"),
-    ("a.pth", holding(old_torch(OLD_NEGATIVE, counts=(-4,))), "is damaged"),
-    ("a.pth", holding(old_torch(mapping(a=TOUCH))), r"asks for os\.system"),
+    ("a.pth", content_writer(MAGIC + bytes(100)), "is damaged"),
+    ("a.pth", content_writer(old_torch(OLD)[:-3]), "needed 16"),
+    ("a.pth", content_writer(old_torch(OLD, counts=(3,))), "needed 4"),
+    ("a.pth", content_writer(old_torch(OLD, keys=("1",))), "is damaged"),
+    ("a.pth", content_writer(old_torch(OLD, little=b"\x89")), "byte order"),
+    ("a.pth", content_writer(old_torch(OLD_VIEW)), "is a view"),
+    ("a.pth", content_writer(old_torch(OLD_NEGATIVE, counts=(-4,))), "is damaged"),
+    ("a.pth", content_writer(old_torch(mapping(a=TOUCH))), r"asks for os\.system"),
 ]
 
 
-@pytest.mark.parametrize("name, write, said", REFUSED)
-def test_what_is_refused(tmp_path, monkeypatch, name, write, said):
-    """Nothing of it is run: a marker would be left."""
+@pytest.mark.parametrize("name, write, message", REFUSED)
+def test_a_refused_file_runs_no_code(tmp_path, monkeypatch, name, write, message):
+    """Its code would leave a marker."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     write(path)
     with refused(f"weights file {path}") as caught:
         read_state_dict(path)
-    assert re.search(said, str(caught.value))
+    assert re.search(message, str(caught.value))
     assert {*tmp_path.iterdir()} <= {path}

@@ -22,17 +22,17 @@ from tests.helpers.config_files import (
 from tests.helpers.refused_calls import refused
 
 
-def test_timms_form():
-    """Also in the older form, without grouped fields."""
-    found = parse_config(timm_file(), {})
-    config = found.config
+def test_timms_form_is_parsed():
+    """Also the older form, without grouped fields."""
+    described = parse_config(timm_file(), {})
+    config = described.config
     assert config == registry.model_config("vit_small_patch14_reg4_dinov2.lvd142m")
     assert (config.image_size, config.num_classes) == (518, 0)
     assert {"mean": config.mean, "std": config.std} == IMAGENET_PIXELS
     assert config.preprocessing == Preprocessing(518, crop=1.0)
-    assert found.class_names is None
+    assert described.class_names is None
     config = timm_file()
-    assert parse_config(config.pop("pretrained_cfg") | config, {}) == found
+    assert parse_config(config.pop("pretrained_cfg") | config, {}) == described
 
 
 USUAL = {"in_chans": 3, "num_classes": 512, "global_pool": "token"}
@@ -48,7 +48,7 @@ TUNED = {
     "changes, arguments, tag",
     [
         ({}, {}, ".openai"),
-        ({}, USUAL | {"img_size": [224, 224]}, ".openai"),  # what timm itself writes
+        ({}, USUAL | {"img_size": [224, 224]}, ".openai"),  # timm writes this
         ({}, {"img_size": 224}, ".openai"),
         ({"num_classes": 10}, {}, ""),
         ({"mean": [0.5, 0.5, 0.5]}, {}, ""),
@@ -57,16 +57,16 @@ TUNED = {
         ({}, {"img_size": [240, 240]}, ""),
     ],
 )
-def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, tag):
+def test_a_changed_models_tag_is_ignored(changes, arguments, tag):
     """timm's push_to_hf_hub keeps the tag, but timm trains with exact GELU."""
     name = "vit_base_patch16_clip_224"
     config = timm_file(architecture=name, model_args=arguments)
     del config["num_classes"]
     config["pretrained_cfg"] |= TUNED | changes
-    said = parse_config(config, {}).config
-    assert said.name == name + tag
-    assert said.arch.gelu == ("quick" if tag else "exact")
-    assert (said.problem_type == "projection") == bool(tag)
+    parsed = parse_config(config, {}).config
+    assert parsed.name == name + tag
+    assert parsed.arch.gelu == ("quick" if tag else "exact")
+    assert (parsed.problem_type == "projection") == bool(tag)
     config["model_args"] = {**arguments, "act_layer": "gelu_tanh"}
     assert parse_config(config, {}).config.arch.gelu == "tanh"
 
@@ -82,31 +82,31 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, arguments, 
         ),
     ],
 )
-def test_labels_of_timms_form(fields, names):
+def test_timms_labels_are_parsed(fields, names):
     assert parse_config(timm_file(num_classes=3, **fields), {}).class_names == names
 
 
 @pytest.mark.parametrize("name", registry.public_models())
-def test_the_arguments_of_timms_class_make_its_parts(name):
+def test_default_arguments_change_no_part(name):
     images = {"preprocessing": Preprocessing(224)} | HALF_PIXELS
     config = registry.build_config(name, num_classes=0, **images)
     assert timm_config.apply_model_args(config, {}) == config
 
 
-def test_names_from_before_timm_0_9():
+def test_names_before_timm_0_9_are_known():
     images = {"input_size": [3, 224, 224], **HALF_PIXELS}
-    former = {"architecture": "vit_small_patch16_224_dino", "num_classes": 0} | images
-    found = parse_config(former, {}).config
-    assert found.name.startswith("vit_small_patch16_224")
-    tuned = former | {"architecture": "vit_base_patch16_224_in21k", "num_classes": 3}
-    found = parse_config(tuned, {}).config
-    assert (found.name, found.num_classes) == ("vit_base_patch16_224", 3)
+    old = {"architecture": "vit_small_patch16_224_dino", "num_classes": 0} | images
+    parsed = parse_config(old, {}).config
+    assert parsed.name.startswith("vit_small_patch16_224")
+    tuned = old | {"architecture": "vit_base_patch16_224_in21k", "num_classes": 3}
+    parsed = parse_config(tuned, {}).config
+    assert (parsed.name, parsed.num_classes) == ("vit_base_patch16_224", 3)
     with refused("vit_base_patch16_of_nobody"):
         parse_config(tuned | {"architecture": "vit_base_patch16_of_nobody"}, {})
 
 
 @pytest.mark.parametrize(
-    "arguments, wanted",
+    "arguments, expected_fields",
     [
         ({"img_size": 224}, {"image_size": 224}),
         ({"act_layer": "gelu_tanh", "drop_path_rate": 0.1}, {"gelu": "tanh"}),
@@ -114,15 +114,15 @@ def test_names_from_before_timm_0_9():
         ({"mlp_ratio": 0.3}, {"mlp_ratio": 115 / 384}),  # timm cuts to whole numbers
     ],
 )
-def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = parse_config(timm_file(model_args=arguments), {}).config
-    usual = {"num_classes": 0, "image_size": 518, "crop": 1.0}
-    # Positions are resized as in timm's code, not as those of the published weights.
+def test_arguments_that_keep_the_architecture(arguments, expected_fields):
+    parsed = parse_config(timm_file(model_args=arguments), {}).config
+    defaults = {"num_classes": 0, "image_size": 518, "crop": 1.0}
+    # Positions are resized by timm's code, not like the published weights'.
     arch = Architecture(registers=4, prefix_positions=False, layer_scale=True)
     fields = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
-    fields |= {"arch": arch} | IMAGENET_PIXELS | usual
-    assert found == dataclasses.replace(
-        named_models.config(None, **fields | wanted), name=REG4
+    fields |= {"arch": arch} | IMAGENET_PIXELS | defaults
+    assert parsed == dataclasses.replace(
+        named_models.config(None, **fields | expected_fields), name=REG4
     )
 
 
@@ -137,7 +137,7 @@ REG4 = "vit_small_patch14_reg4_dinov2"
 
 # (architecture, arguments, fields of Architecture that they change)
 @pytest.mark.parametrize(
-    "name, arguments, wanted",
+    "name, arguments, changes",
     [
         (DEIT, {"embed_dim": 36, "init_values": None}, {}),
         (DEIT, TOKENS, REGISTERS | {"layer_scale": True}),
@@ -146,7 +146,7 @@ REG4 = "vit_small_patch14_reg4_dinov2"
         (DEIT, MAP | {"class_token": False}, {"class_token": False, "pool": "map"}),
         (DEIT, MAP | PREFIX, {"pool": "map"} | PREFIX),
         ("test_vit3", {"pool_include_prefix": False}, {"pool_include_prefix": False}),
-        # A class whose map always reads the prefix.
+        # This class's map always reads the prefix.
         (EVA_NAME, MAP, {"pool": "map", "final_norm": True, "fc_norm": False} | PREFIX),
         (DEIT, {"final_norm": False}, {"final_norm": False}),
         *((REG4, {"init_values": v}, {"layer_scale": bool(v)}) for v in (None, 0, 0.1)),
@@ -155,32 +155,31 @@ REG4 = "vit_small_patch14_reg4_dinov2"
             {"pre_norm": True, "qkv_bias": False},
             {"pre_norm": True, "patch_bias": False, "qkv_bias": False},
         ),
-        # timm would put another function into a gate, has another head to distill,
-        # and computes with neither.
+        # timm ignores a gate's other activation and a distilled head's norm.
         *(
             (GATED_NAME, {"act_layer": x}, {"resize": "antialias"})
             for x in ("silu", "swish")
         ),
         (DISTILLED_NAME, {"fc_norm": False}, {}),
-        # Its name says that the mean has no norm behind it.
+        # By its name, no norm follows the mean.
         ("vit_base_patch16_gap_224", {"final_norm": False}, {"final_norm": False}),
     ],
 )
-def test_arguments_that_change_the_parts(name, arguments, wanted):
+def test_arguments_that_change_the_architecture(name, arguments, changes):
     config = timm_file(architecture=name, model_args=arguments, num_classes=0)
-    found = parse_config(config, {}).config
-    known = registry.model_config(name)
-    assert found.arch == dataclasses.replace(known.arch, **wanted)
+    parsed = parse_config(config, {}).config
+    public = registry.model_config(name)
+    assert parsed.arch == dataclasses.replace(public.arch, **changes)
     for field in ("name", "num_heads", "patch_size", "embed_dim", "depth"):
-        assert getattr(found, field) == arguments.get(field, getattr(known, field))
+        assert getattr(parsed, field) == arguments.get(field, getattr(public, field))
 
 
-def test_a_rotary_model_of_timm_says_its_own_pool():
-    """timm always writes global_pool; only the head may differ."""
+def test_a_rotary_models_pool_comes_from_its_arguments():
+    """timm always writes global_pool."""
     config = timm_file(architecture=EVA_NAME, model_args={"global_pool": "avg"})
-    own = registry.model_config(EVA_NAME).arch
-    assert parse_config(config, {}).config.arch == own
+    public = registry.model_config(EVA_NAME).arch
+    assert parse_config(config, {}).config.arch == public
     config["model_args"] = {"global_pool": "token"}
-    found = parse_config(config, {}).config.arch
-    assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
-    assert found.rotary == own.rotary
+    parsed = parse_config(config, {}).config.arch
+    assert (parsed.pool, parsed.final_norm, parsed.fc_norm) == ("token", True, False)
+    assert parsed.rotary == public.rotary

@@ -1,6 +1,6 @@
 """PyTorch's files: types, views, and the form before PyTorch 1.6.
 
-What is refused of them is in test_files.py.
+test_tensor_files.py has the refused ones.
 """
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.weights.tensor_files import read_state_dict
 from tests.helpers.pth_files import (
-    check_same,
+    assert_same,
     mapping,
     old_tensor,
     old_torch,
@@ -32,13 +32,13 @@ ONE = tensor("0", 4, (4,), (1,))
         ("BoolStorage", np.array([True, False, True, True])),
     ],
 )
-def test_pth_types(tmp_path, storage, array):
+def test_pth_files_keep_their_types(tmp_path, storage, array):
     content = mapping(a=tensor("0", 4, (2, 2), (2, 1), storage=storage))
     read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": array}))
-    check_same(read, {"a": array.reshape(2, 2)})
+    assert_same(read, {"a": array.reshape(2, 2)})
 
 
-def test_pth_views_of_one_storage(tmp_path):
+def test_pth_views_share_one_storage(tmp_path):
     """Transposed, sliced, scalar and empty views; parameters are their tensors."""
     flat = np.arange(12, dtype="<f4")
     content = mapping(
@@ -58,19 +58,19 @@ def test_pth_views_of_one_storage(tmp_path):
 
 
 @pytest.mark.parametrize("types", [("Long", "Float"), ("Float", "Long")])
-def test_pth_one_storage_under_two_types(tmp_path, types):
+def test_a_pth_storage_is_read_under_two_types(tmp_path, types):
     stored = np.arange(4, dtype="<f4")
     long = tensor("0", 2, (2,), (1,), storage="LongStorage")
     views = {"Long": (long, stored.view("<i8")), "Float": (ONE, stored)}
-    one, other = (views[name] for name in types)
-    path = write_pth(tmp_path / "a.pth", mapping(a=one[0], b=other[0]), {"0": stored})
-    check_same(read_state_dict(path), {"a": one[1], "b": other[1]})
+    a, b = (views[name] for name in types)
+    path = write_pth(tmp_path / "a.pth", mapping(a=a[0], b=b[0]), {"0": stored})
+    assert_same(read_state_dict(path), {"a": a[1], "b": b[1]})
 
 
-def test_files_of_pytorch_before_1_6(tmp_path):
+def test_files_before_pytorch_1_6_are_read(tmp_path):
     first = old_tensor("7", 4, (2, 2), (1, 2))
     content = mapping(a=first, b=parameter(old_tensor("3", 5, (5,), (1,))))
     path = tmp_path / "a.pth"
     path.write_bytes(old_torch(content, keys=("3", "7"), counts=(5, 4)))
-    wanted = np.arange(4, dtype="<f4").reshape(2, 2).T
-    check_same(read_state_dict(path), {"a": wanted, "b": np.arange(5, dtype="<f4")})
+    expected = np.arange(4, dtype="<f4").reshape(2, 2).T
+    assert_same(read_state_dict(path), {"a": expected, "b": np.arange(5, dtype="<f4")})

@@ -19,7 +19,7 @@ from tests.helpers.config_files import (
 )
 from tests.helpers.refused_calls import refused
 
-# Fields that a file leaves out are those of the class of its type.
+# Missing fields have the defaults of the file's class.
 TRANSFORMERS = {
     "google/vit-base-patch16-224": HALF_PIXELS
     | {"num_heads": 12, "norm_eps": 1e-12, "num_classes": 2}
@@ -39,38 +39,38 @@ TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_transformers_form(name):
+def test_transformers_form_is_parsed(name):
     config, processor = TRANSFORMERS_FILES[name].values()
     found = parse_config(config, processor)
-    own = config.get("vision_config", config)
-    width = own["hidden_size"]
-    wanted = {
+    vision = config.get("vision_config", config)
+    width = vision["hidden_size"]
+    expected = {
         "num_classes": 0,
-        "image_size": own.get("image_size", 224),
+        "image_size": vision.get("image_size", 224),
         "embed_dim": width,
-        "mlp_ratio": own.get("intermediate_size", 4 * width) / width,
-        "depth": own["num_hidden_layers"],
-        "patch_size": own["patch_size"],
+        "mlp_ratio": vision.get("intermediate_size", 4 * width) / width,
+        "depth": vision["num_hidden_layers"],
+        "patch_size": vision["patch_size"],
         "resize": "bicubic",
         "rule": "transformers",
     }
-    assert found.config == named_models.config(None, **wanted | TRANSFORMERS[name])
+    assert found.config == named_models.config(None, **expected | TRANSFORMERS[name])
     names = ("tench, Tinca tinca", "goldfish") if found.config.num_classes else None
     assert found.class_names == names
     is_projection = found.head_fields["problem_type"] == "projection"
     assert is_projection == ("clip" in name)
 
 
-def preprocessing_fields(found):
-    """The fields of its Preprocessing, except the size."""
-    fields = dataclasses.asdict(found.preprocessing)
+def crop_fields(config):
+    """A config's Preprocessing as a dict, without the size."""
+    fields = dataclasses.asdict(config.preprocessing)
     del fields["image_size"]
     return fields
 
 
 @pytest.mark.parametrize("size, gated", [("small", False), ("small_plus", True)])
-def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
-    """timm's model pools the mean of the patches (facebook/dinov3-vits16-pretrain)."""
+def test_dinov3s_architecture_equals_the_public_models(size, gated):
+    """timm's model pools the patches' mean (facebook/dinov3-vits16-pretrain)."""
     config = {
         "model_type": "dinov3_vit",
         "hidden_act": "silu" if gated else "gelu",
@@ -80,25 +80,25 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
         "rope_theta": 100.0,
         "use_gated_mlp": gated,
     }
-    found = parse_transformers(config)
+    parsed = parse_transformers(config)
     public = registry.model_config(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m").arch
-    assert found.arch == dataclasses.replace(public, pool="token")
-    assert found.image_size == 224
-    other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
-    arch = parse_transformers(config | other).arch
+    assert parsed.arch == dataclasses.replace(public, pool="token")
+    assert parsed.image_size == 224
+    changes = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
+    arch = parse_transformers(config | changes).arch
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
 
 
 @pytest.mark.parametrize("size", [256, 354])
-def test_a_crop_gives_the_size_that_it_is_of(size):
-    """224 / (224 / 354) is a bit less than 354. DeiT's squashes and crops."""
+def test_a_crop_is_a_share_of_the_resized_image(size):
+    """224 / (224 / 354) is slightly below 354. DeiT's processor squashes and crops."""
     processor = {"size": size, "crop_size": 224, "do_center_crop": True, "resample": 3}
-    found = parse_transformers({"model_type": "deit"}, processor)
-    assert int(224 / found.preprocessing.crop) == size
-    assert preprocessing_fields(found) == SQUASHED | {"crop": pytest.approx(224 / size)}
+    parsed = parse_transformers({"model_type": "deit"}, processor)
+    assert int(224 / parsed.preprocessing.crop) == size
+    assert crop_fields(parsed) == SQUASHED | {"crop": pytest.approx(224 / size)}
 
 
-def test_without_a_processor_nothing_says_how_images_are_normalized():
+def test_without_a_processor_a_config_is_needed():
     with refused("has no preprocessor_config.json", "or give config="):
         parse_config({"model_type": "vit"}, {})
 
@@ -133,12 +133,12 @@ SQUASHED |= {"rule": "transformers", "resize": "deit"}
         ),
     ],
 )
-def test_what_a_processor_leaves_out_is_as_in_its_class(file, images, crop):
-    found = parse_transformers({"model_type": "vit"}, file)
-    assert {"mean": found.mean, "std": found.std} == images
+def test_a_processors_missing_fields_are_its_classs(file, images, crop):
+    parsed = parse_transformers({"model_type": "vit"}, file)
+    assert {"mean": parsed.mean, "std": parsed.std} == images
     bilinear = {*file}.isdisjoint({"resample", *TYPES})
-    usual = SQUASHED | ({"interpolation": "bilinear"} if bilinear else {})
-    assert preprocessing_fields(found) == usual | crop
+    defaults = SQUASHED | ({"interpolation": "bilinear"} if bilinear else {})
+    assert crop_fields(parsed) == defaults | crop
 
 
 TYPES = ("image_processor_type", "feature_extractor_type")
@@ -160,23 +160,23 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
         (ONE | {"architectures": ["ViTModel"]}, PROBLEM_TYPES[0]),
     ],
 )
-def test_what_logits_mean_is_as_in_transformers_pipeline(fields, task):
+def test_problem_types_equal_transformers_pipeline(fields, task):
     assert parse_transformers(CLASSIFIER_CONFIG | fields).problem_type == task
 
 
-def test_an_earlier_form_of_a_tower_goes_over_the_later_one():
-    """As in CLIPConfig, missing fields are defaults, not vision_config's."""
+def test_a_towers_earlier_form_wins():
+    """Missing fields are CLIPConfig's defaults, not vision_config's."""
     later = {"hidden_size": 96, "num_hidden_layers": 3}
     config = {"model_type": "clip", "vision_config": later}
     assert parse_transformers(config).embed_dim == 96
     config["vision_config_dict"] = {"num_hidden_layers": 5}
-    found = parse_transformers(config)
-    assert (found.embed_dim, found.depth) == (768, 5)
+    parsed = parse_transformers(config)
+    assert (parsed.embed_dim, parsed.depth) == (768, 5)
 
 
-def test_placeholders_are_no_names():
+def test_placeholder_labels_are_no_class_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
-    found = parse_config(config | labels, SQUARE_IMAGES)
-    assert found.class_names is None
-    assert found.config.num_classes == 2
+    described = parse_config(config | labels, SQUARE_IMAGES)
+    assert described.class_names is None
+    assert described.config.num_classes == 2

@@ -15,20 +15,20 @@ from tests.helpers.rounding import assert_close
 beta = jax.jit(jax.vmap(mixup.draw_beta, (0, None)))
 cutmix_box = jax.jit(mixup.cutmix_box, static_argnums=(2, 3))
 soft_targets = jax.jit(mixup.soft_targets, static_argnums=(1, 2))
-apply = jax.jit(mixup.mix_batch)
-BOTH = {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5}
+mix_batch = jax.jit(mixup.mix_batch)
+MIXING = {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5}
 
 
 @functools.cache
-def draws(**options):
+def draw_mixes(**options):
     """4000 draws for images of 32 x 48."""
-    options = BOTH | options
+    options = MIXING | options
     keys = jax.random.split(jax.random.key(0), 4000)
     mixes = jax.jit(jax.vmap(lambda key: mixup.draw_mix(key, 32, 48, **options)))(keys)
     return jax.tree.map(np.asarray, mixes)
 
 
-def test_soft_targets_and_a_batch_that_nothing_mixes():
+def test_soft_targets_and_no_mix():
     out = soft_targets(np.array([[3], [9]]), 10, 0.1)
     expected = np.full((2, 1, 10), 0.01)
     expected[0, 0, 3] = expected[1, 0, 9] = 0.91
@@ -36,22 +36,22 @@ def test_soft_targets_and_a_batch_that_nothing_mixes():
     assert out.dtype == jnp.float32
     assert soft_targets(np.array([1]), 3, 0.0).tolist() == [[0, 1, 0]]
     drawn = mixup.draw_mix(
-        jax.random.key(0), 6, 8, **BOTH | {"mixup": 0.0, "cutmix": 0.0}
+        jax.random.key(0), 6, 8, **MIXING | {"mixup": 0.0, "cutmix": 0.0}
     )
     assert drawn is None
 
 
-def test_cutmix_box_of_the_recipe():
+def test_cutmix_box_by_hand():
     # cut = 224 * sqrt(.25) = 112, half of it is above the image; 56 * 112 of 224 * 224
     box, lam = cutmix_box(np.float32(0.75), np.array([0, 112]), 224, 224)
     assert box.tolist() == [0, 56, 56, 168]
     assert lam == 0.875
 
 
-def test_cutmix_alone():
-    out = draws(mixup=0, cutmix=1.0)
+def test_cutmix_boxes_have_the_rules_distribution():
+    out = draw_mixes(mixup=0, cutmix=1.0)
     assert out.cut.all()
-    assert not draws(mixup=0.8, cutmix=0).cut.any()
+    assert not draw_mixes(mixup=0.8, cutmix=0).cut.any()
     top, bottom, left, right = out.box.T
     np.testing.assert_allclose(
         out.lam, 1 - (bottom - top) * (right - left) / (32 * 48), atol=1e-6
@@ -59,8 +59,8 @@ def test_cutmix_alone():
     small = out.box[out.lam > 0.97]  # the center reaches every edge
     edges = [*small[:, ::2].min(axis=0), *small[:, 1::2].max(axis=0)]
     assert edges == [0, 0, 32, 48]
-    # Unclipped, the pasted area would average 1/2 (lam is uniform); the edges cut away
-    # what a slow simulation of the rule says.
+    # Without edges the pasted area would average 1/2 (lam is uniform). A simulation
+    # says how much the edges cut away.
     rng = np.random.default_rng(0)
     lam = rng.random(4000)
     cy = rng.integers(0, 32, 4000)
@@ -74,22 +74,22 @@ def test_cutmix_alone():
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.8, 4.0])
-def test_beta_has_the_distribution_of_scipy(alpha):
+def test_beta_has_scipys_distribution(alpha):
     keys = jax.random.split(jax.random.key(1), 20000)
     drawn = np.asarray(beta(keys, np.float32(alpha)), np.float64)
     assert drawn.min() >= 0
     assert drawn.max() <= 1
-    # Below 1e-7 of either end float32 knows no more than 0 and 1.
+    # Within 1e-7 of either end float32 has 0 and 1 alone.
     drawn = np.clip(drawn, 1e-7, 1 - 1e-7)
     truth = stats.beta(alpha, alpha)
-    for at in (1e-4, 0.01, 0.2, 0.5, 0.9, 0.999):
-        share = (drawn <= at).mean()
-        expected = truth.cdf(at)
+    for limit in (1e-4, 0.01, 0.2, 0.5, 0.9, 0.999):
+        share = (drawn <= limit).mean()
+        expected = truth.cdf(limit)
         assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 20000)
 
 
-def test_shares_of_mixed_batches_and_of_cutmix():
-    out = draws(mixup=0.3, cutmix=1.0, prob=0.6, switch_prob=0.2)
+def test_mixup_and_cutmix_have_their_shares():
+    out = draw_mixes(mixup=0.3, cutmix=1.0, prob=0.6, switch_prob=0.2)
     assert abs(out.cut.mean() - 0.2) < 0.026  # 4 standard deviations
     blended = ~out.cut & (out.lam < 1)
     assert abs(blended.mean() - 0.8 * 0.6) < 0.032
@@ -99,7 +99,7 @@ def test_shares_of_mixed_batches_and_of_cutmix():
     assert abs(len(unmixed) / 4000 - 0.4) < 0.032
 
 
-def batch(dtype):
+def mixing_batch(dtype):
     images = np.random.default_rng(0).normal(size=(4, 6, 8, 3)).astype(dtype)
     targets = np.asarray(soft_targets(np.arange(4), 5, 0.1))
     return images, targets, images[::-1], targets[::-1]
@@ -107,14 +107,14 @@ def batch(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_mixup_blends_images_and_targets(dtype):
-    images, targets, *partner = batch(dtype)
+    images, targets, *partner = mixing_batch(dtype)
     drawn = mixup.Mix(np.float32(0.3), np.array([0, 6, 0, 8]), np.array(False))
-    mixed, mixed_targets = apply(drawn, images, targets, *partner)
+    mixed, mixed_targets = mix_batch(drawn, images, targets, *partner)
     image = np.float64(images)
-    other = np.float64(partner[0])
+    partner_image = np.float64(partner[0])
     mixed64 = np.float64(mixed)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-8  # half a unit of the last place
-    expected = 0.3 * image + 0.7 * other
+    expected = 0.3 * image + 0.7 * partner_image
     np.testing.assert_allclose(mixed64, expected, rtol=tolerance, atol=1e-6)
     assert mixed.dtype == dtype
     assert mixed_targets.dtype == jnp.float32
@@ -123,10 +123,10 @@ def test_mixup_blends_images_and_targets(dtype):
     assert_close(mixed_targets.sum(-1), 1, units=8)
 
 
-def test_cutmix_pastes_the_partner_s_box_exactly():
-    images, targets, *partner = batch(jnp.bfloat16)
+def test_cutmix_pastes_the_partners_box_exactly():
+    images, targets, *partner = mixing_batch(jnp.bfloat16)
     drawn = mixup.Mix(np.float32(0.75), np.array([1, 4, 2, 6]), np.array(True))
-    mixed, mixed_targets = apply(drawn, images, targets, *partner)
+    mixed, mixed_targets = mix_batch(drawn, images, targets, *partner)
     expected = np.array(images)
     expected[:, 1:4, 2:6] = np.array(partner[0])[:, 1:4, 2:6]
     np.testing.assert_array_equal(np.asarray(mixed), expected)
@@ -134,18 +134,18 @@ def test_cutmix_pastes_the_partner_s_box_exactly():
     assert_close(mixed_targets[1, 1], expected, units=8)
 
 
-def test_one_program_without_a_loop_serves_every_draw():
-    """A GPU waits for the host at each turn of a loop of unknown length."""
+def test_one_program_without_a_loop_serves_all_draws():
+    """A loop of unknown length makes a GPU wait for the host at every turn."""
     chex.clear_trace_counter()
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def mixed(key, images, targets, partner, partner_targets):
-        drawn = mixup.draw_mix(key, 6, 8, **BOTH)
+    def mix(key, images, targets, partner, partner_targets):
+        drawn = mixup.draw_mix(key, 6, 8, **MIXING)
         return mixup.mix_batch(drawn, images, targets, partner, partner_targets)
 
-    arrays = batch(jnp.float32)
-    outs = [np.asarray(mixed(jax.random.key(s), *arrays)[0]) for s in range(3)]
+    arrays = mixing_batch(jnp.float32)
+    outs = [np.asarray(mix(jax.random.key(s), *arrays)[0]) for s in range(3)]
     assert not np.array_equal(outs[0], outs[1])
-    program = jax.make_jaxpr(lambda key: mixup.draw_mix(key, 6, 8, **BOTH))
+    program = jax.make_jaxpr(lambda key: mixup.draw_mix(key, 6, 8, **MIXING))
     assert "while" not in str(program(jax.random.key(0)))

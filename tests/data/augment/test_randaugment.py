@@ -13,41 +13,41 @@ from imagepiece_jax.data.augment.randaugment import (
     OperationDraws,
     fill_color,
 )
-from tests.data.augment.test_pipeline import augment
+from tests.data.augment.test_pipeline import augment_config
 from tests.helpers import oracles_randaugment
-from tests.helpers.oracles_augment import photographs
+from tests.helpers.oracles_augment import photograph_pieces
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SIZE = (64, 48)
 FILL = (124, 116, 104)  # ImageNet's mean as a pixel
-POLICY = augment(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
+POLICY = augment_config(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
 
-compiled = jax.jit(randaugment.apply_operations)
+compiled_operations = jax.jit(randaugment.apply_operations)
 draw = jax.jit(randaugment.draw_operations, static_argnums=1)
 tables = jax.jit(randaugment.make_lookup_tables)
 
 
 def apply(images, draws, fill=FILL):
-    return compiled(images, draws, np.array(fill, np.uint8))
+    return compiled_operations(images, draws, np.array(fill, np.uint8))
 
 
 @functools.cache
-def images():
-    """30 images: 24 pieces of photographs, and some on which formulas could fail."""
-    out = photographs(30, *SIZE)
+def pieces():
+    """30 images: 24 pieces of photographs, and edge cases of formulas."""
+    out = photograph_pieces(30, *SIZE)
     out[24] = 128  # one value only
     out[25:27] = (250, 1, 90)
-    out[25, 0, 0] = 0  # one pixel differs: nothing to equalise
+    out[25, 0, 0] = 0  # one pixel differs: nothing to equalize
     out[26, :32] = (0, 255, 91)
-    out[27] = 255  # 500 pixels below white: equalising steps out of the range
+    out[27] = 255  # 500 pixels below white: equalizing leaves the range
     out[27].reshape(-1, 3)[:500] = (np.arange(500) // 2)[:, None]
     out[28:] = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3))
     return out
 
 
-def draws(op, magnitude, sign, applied=True):
-    """The same for every image, or arrays [B, 2]."""
-    shape = (len(images()), 2)
+def fixed_draws(op, magnitude, sign, applied=True):
+    """Equal draws for every image, or arrays [B, 2]."""
+    shape = (len(pieces()), 2)
     return OperationDraws(
         op=np.broadcast_to(np.int32(op), shape),
         is_applied=np.broadcast_to(np.asarray(applied), shape),
@@ -57,7 +57,7 @@ def draws(op, magnitude, sign, applied=True):
 
 
 def assert_close(out, expected, name):
-    """To a gray level; a rotated pixel at the very edge may be in or out."""
+    """Equal to one gray level; a rotated pixel at the very edge may be in or out."""
     assert out.dtype == np.uint8
     error = np.abs(out.astype(int) - expected.astype(int))
     if name in INTERPOLATED:
@@ -70,53 +70,53 @@ def assert_close(out, expected, name):
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", OPERATION_NAMES)
-def test_operations_at_magnitude_nine(name, sign):
-    drawn = draws(OPERATION_NAMES.index(name), 9.0, sign, applied=[True, False])
+def test_operations_at_magnitude_9_equal_pillows(name, sign):
+    drawn = fixed_draws(OPERATION_NAMES.index(name), 9.0, sign, applied=[True, False])
     expected = [
         oracles_randaugment.apply(image, OperationDraws(*(x[i] for x in drawn)))
-        for i, image in enumerate(images())
+        for i, image in enumerate(pieces())
     ]
-    assert_close(np.asarray(apply(images(), drawn)), np.stack(expected), name)
+    assert_close(np.asarray(apply(pieces(), drawn)), np.stack(expected), name)
 
 
-def test_bare_places_have_the_mean_that_the_model_was_trained_with():
+def test_bare_places_have_the_models_mean_color():
     assert fill_color((0.485, 0.456, 0.406)) == FILL
     fill = fill_color((0.5, 0.5, 0.5))
     assert fill == (128, 128, 128)
-    drawn = draws(OPERATION_NAMES.index("Rotate"), 9.0, 1, applied=[True, False])
-    white = np.full_like(images(), 255)
+    drawn = fixed_draws(OPERATION_NAMES.index("Rotate"), 9.0, 1, applied=[True, False])
+    white = np.full_like(pieces(), 255)
     first = OperationDraws(*(x[0] for x in drawn))
-    for moved in (
+    for rotated in (
         np.asarray(apply(white, drawn, fill))[0],
         oracles_randaugment.apply(white[0], first, fill),
     ):
-        colors, counts = np.unique(moved.reshape(-1, 3), axis=0, return_counts=True)
+        colors, counts = np.unique(rotated.reshape(-1, 3), axis=0, return_counts=True)
         assert (colors[counts.argsort()[-2:]] == [[128] * 3, [255] * 3]).all()
-        assert not (moved == [124, 116, 104]).all(-1).any()
+        assert not (rotated == [124, 116, 104]).all(-1).any()
 
 
 def test_device_and_pillow_agree_on_any_draw():
     rng = np.random.default_rng(1)
-    shape = (len(images()), 2)
-    drawn = draws(
+    shape = (len(pieces()), 2)
+    drawn = fixed_draws(
         op=rng.integers(0, len(OPERATION_NAMES), shape),
         magnitude=rng.uniform(0, 10, shape),
         sign=rng.choice([-1, 1], shape),
         applied=rng.random(shape) < 0.7,
     )
-    out = np.asarray(apply(images(), drawn)).astype(int)
-    off = []
+    out = np.asarray(apply(pieces(), drawn)).astype(int)
+    shares_of_errors = []
     changed = 0
-    for i, image in enumerate(images()):
-        mine = OperationDraws(*(x[i] for x in drawn))
-        expected = oracles_randaugment.apply(image, mine).astype(int)
+    for i, image in enumerate(pieces()):
+        image_draws = OperationDraws(*(x[i] for x in drawn))
+        expected = oracles_randaugment.apply(image, image_draws).astype(int)
         changed += (expected != image).any()
-        # A second operation may widen what the first left: Solarize flips a level that
-        # crosses its threshold. What is asked is that such pixels are few.
-        off.append((np.abs(out[i] - expected) > 2).mean())
+        # A second operation may enlarge a small error: Solarize flips a level that
+        # crosses its threshold. Such pixels must be few.
+        shares_of_errors.append((np.abs(out[i] - expected) > 2).mean())
     assert changed > 17
-    assert max(off) < 0.01
-    assert np.mean(off) < 5e-4
+    assert max(shares_of_errors) < 0.01
+    assert np.mean(shares_of_errors) < 5e-4
 
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
@@ -125,7 +125,7 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
 @pytest.mark.parametrize(
     "name, magnitude, expected",
     [
-        # max(.1, .1): a tenth of the image is left at least.
+        # max(.1, .1): at least a tenth of the image is left.
         ("-Brightness", 10.0, lambda v: int(np.float32(0.1) * v)),
         ("Posterize", 10.0, lambda v: 0),  # 0 bits: black
         ("Posterize", 7.5, lambda v: v // 128 * 128),  # 4 - 3 bits
@@ -136,42 +136,42 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
         ("Brightness", 10.0, lambda v: min(255, int(np.float32(1.9) * v))),
     ],
 )
-def test_arguments_at_the_ends(name, magnitude, expected):
-    wanted = np.array([expected(v) for v in range(256)])
+def test_extreme_magnitudes_by_hand(name, magnitude, expected):
+    values = np.array([expected(v) for v in range(256)])
     sign = -1.0 if name.startswith("-") else 1.0
     drawn = OperationDraws(
         [OPERATION_NAMES.index(name.strip("-"))], [True], [magnitude], [sign]
     )
     by_pillow = oracles_randaugment.apply(RAMP[0], drawn)
-    np.testing.assert_array_equal(by_pillow[:, :, 1].ravel(), wanted)
+    np.testing.assert_array_equal(by_pillow[:, :, 1].ravel(), values)
     arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
-    np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 2], wanted)
+    np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 2], values)
 
 
-def test_an_image_does_not_depend_on_its_batch_nor_on_what_is_not_applied():
+def test_an_image_depends_on_no_neighbor_and_no_skipped_operation():
     order = np.random.default_rng(0).permutation(30)
 
     @jax.jit
-    def drawn_in(order):
+    def draw_in_order(order):
         keys = jax.random.split(jax.random.key(0), 30)
         return randaugment.draw_operations(keys[order], POLICY)
 
-    skipped = draws(np.arange(60).reshape(30, 2) % 15, 9.0, 1.0, applied=False)
-    np.testing.assert_array_equal(apply(images(), skipped), images())
-    out = np.asarray(apply(images(), drawn_in(np.arange(30))))
-    assert (out != images()).any((1, 2, 3)).mean() > 0.5
-    other = apply(images()[order], drawn_in(order))
-    np.testing.assert_array_equal(other, out[order])
+    skipped = fixed_draws(np.arange(60).reshape(30, 2) % 15, 9.0, 1.0, applied=False)
+    np.testing.assert_array_equal(apply(pieces(), skipped), pieces())
+    out = np.asarray(apply(pieces(), draw_in_order(np.arange(30))))
+    assert (out != pieces()).any((1, 2, 3)).mean() > 0.5
+    permuted = apply(pieces()[order], draw_in_order(order))
+    np.testing.assert_array_equal(permuted, out[order])
 
 
-def drawn(policy, count):
+def random_draws(policy, count):
     keys = jax.random.split(jax.random.key(3), count)
     return OperationDraws(*map(np.asarray, draw(keys, policy)))
 
 
-def test_draws_have_the_recipe_s_distribution():
+def test_draws_have_the_recipes_distribution():
     """Tolerances are four standard deviations."""
-    out = drawn(POLICY, 6000)
+    out = random_draws(POLICY, 6000)
     assert all(x.shape == (6000, 2) for x in out)
     shares = np.stack([(out.op == k).mean(0) for k in range(15)])
     assert np.abs(shares - 1 / 15).max() < 0.013  # sqrt(1/15 * 14/15 / 6000) = .0032

@@ -1,4 +1,4 @@
-"""Crops against hand-computed positions: in a ramp a value is its position."""
+"""Crops against positions by hand: in a ramp a value is its position."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.data.augment import random_crop
 from imagepiece_jax.data.augment.random_crop import resize_fast
-from tests.helpers.noise_images import ramp
+from tests.helpers.noise_images import color_ramp
 
 AREA = (0.08, 1.0)
 
@@ -17,15 +17,15 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_crop_boxes_have_the_recipe_s_distribution():
+def test_crop_boxes_have_the_recipes_distribution():
     boxes = [
         random_crop.draw_crop_box(300, 400, rng(seed), AREA) for seed in range(4000)
     ]
     top, left, tall, wide = np.array(boxes).T
     assert top.min() >= 0 and (top + tall).max() <= 300
     assert left.min() >= 0 and (left + wide).max() <= 400
-    # Without rejection the area is uniform and the log aspect symmetric; boxes that do
-    # not fit are large ones, so look at the lower half: P(a < .31) / P(a < .54) = 1/2.
+    # Without rejection the area is uniform and the log aspect symmetric. Only large
+    # boxes are rejected, so the lower half shows it: P(a < .31) / P(a < .54) = 1/2.
     area = tall * wide / (300 * 400)
     small = area[area < 0.54]
     assert 0.075 < area.min() < 0.09
@@ -34,10 +34,10 @@ def test_crop_boxes_have_the_recipe_s_distribution():
     assert abs(aspect.mean()) < 0.03
     assert abs(aspect).max() < np.log(4 / 3) + 0.02
     assert abs(aspect.std() - np.log(16 / 9) / np.sqrt(12)) < 0.01
-    # Where there is room the box's place is uniform: both ends are reached.
-    place = (left / (400 - wide))[area < 0.31]
-    assert abs(place.mean() - 0.5) < 0.04
-    assert place.min() < 0.02 and place.max() > 0.98
+    # Small boxes' positions are uniform and reach both ends.
+    position = (left / (400 - wide))[area < 0.31]
+    assert abs(position.mean() - 0.5) < 0.04
+    assert position.min() < 0.02 and position.max() > 0.98
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_thin_images_fall_back_to_the_center(height, width, box):
     assert random_crop.draw_crop_box(height, width, rng(), area=(0.9, 1.0)) == box
 
 
-def test_aspects_places_and_numbers_drawn_of_a_box():
+def test_boxes_have_aspects_and_positions_and_use_equal_draws():
     wide = dict(area=(0.1, 0.1), aspect=(2.0, 3.0))
     boxes = [
         random_crop.draw_crop_box(300, 300, rng(seed), **wide) for seed in range(20)
@@ -62,15 +62,15 @@ def test_aspects_places_and_numbers_drawn_of_a_box():
         random_crop.draw_crop_box(2, 2, rng(seed), **quarter) for seed in range(100)
     }
     assert boxes == {(0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)}
-    one = rng(3)
-    two = rng(3)
-    random_crop.draw_crop_box(300, 300, one, AREA)  # fits soon
-    random_crop.draw_crop_box(3, 3000, two, AREA)  # never fits
-    assert one.random() == two.random()
+    first = rng(3)
+    second = rng(3)
+    random_crop.draw_crop_box(300, 300, first, AREA)  # fits soon
+    random_crop.draw_crop_box(3, 3000, second, AREA)  # never fits
+    assert first.random() == second.random()
 
 
-def test_random_resized_crop_shows_the_box_it_drew():
-    image = ramp(40, 60)
+def test_a_random_crop_shows_its_box():
+    image = color_ramp(40, 60)
     top, left, tall, wide = random_crop.draw_crop_box(40, 60, rng(5), AREA)
     out = random_crop.random_resized_crop(image, 20, rng(5), AREA)
     along = 4 * (left + (np.arange(20) + 0.5) * wide / 20 - 0.5)
@@ -79,29 +79,29 @@ def test_random_resized_crop_shows_the_box_it_drew():
     assert np.abs(out[:, :, 0] - down[:, None])[3:-3].max() <= 1.5
 
 
-def test_without_opencv_a_crop_is_pillows(monkeypatch):
+def test_without_opencv_pillow_resizes(monkeypatch):
     monkeypatch.setattr(random_crop, "cv2", None)
     image = rng().integers(0, 256, (40, 60, 3), np.uint8)
     np.testing.assert_array_equal(resize_fast(image, 20, 30), pillow(image, 20, 30))
     mirrored = next(seed for seed in range(99) if rng(seed).random() < 0.5)
-    found = random_crop.flip_image(image, rng(mirrored))
-    np.testing.assert_array_equal(found, image[:, ::-1])
+    flipped = random_crop.flip_image(image, rng(mirrored))
+    np.testing.assert_array_equal(flipped, image[:, ::-1])
 
 
 def test_shift_moves_by_every_offset_and_pads_with_zeros():
-    image = ramp(8, 8) + 1  # no zero inside
+    image = color_ramp(8, 8) + 1  # no zero inside
     padded = np.zeros((12, 12, 3), np.uint8)
     padded[2:10, 2:10] = image
     offsets = itertools.product(range(5), range(5))
-    every = {padded[y : y + 8, x : x + 8].tobytes() for y, x in offsets}
+    expected = {padded[y : y + 8, x : x + 8].tobytes() for y, x in offsets}
     seen = {
         random_crop.shift_image(image, rng(seed), 2).tobytes() for seed in range(300)
     }
-    assert seen == every
+    assert seen == expected
 
 
-def test_flip_mirrors_half_of_the_images():
-    image = ramp(4, 6)
+def test_half_of_the_images_are_mirrored():
+    image = color_ramp(4, 6)
     flipped = 0
     for seed in range(1000):
         out = random_crop.flip_image(image, rng(seed))
@@ -122,12 +122,12 @@ def photographs(assets):
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 
 
-# Enlarged, shrunk a little and much, and each way along the other axis.
+# Enlarged, shrunk a little and much, along either axis.
 SIZES = [(448, 300), (224, 180), (200, 170), (131, 117), (112, 75), (40, 300), (28, 50)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_fast_is_close_to_pillow_on_photographs(photographs, size):
+def test_fast_resizing_is_close_to_pillow_on_photographs(photographs, size):
     errors = []
     for image in photographs:
         out = resize_fast(image, *size)
@@ -140,8 +140,8 @@ def test_fast_is_close_to_pillow_on_photographs(photographs, size):
 
 
 @pytest.mark.parametrize("size", [9, 16, 25, 31, 47, 63])
-def test_fine_stripes_become_grey(size):
-    """Without antialiasing they would become coarse ones (moire)."""
+def test_fine_stripes_become_gray(size):
+    """Without antialiasing they would become coarse stripes (moire)."""
     stripes = np.zeros((96, 96, 3), np.uint8)
     stripes[:, ::2] = 255
     out = resize_fast(stripes, 96, size)[:, 2:-2].astype(int)
@@ -157,7 +157,7 @@ def test_fine_stripes_become_grey(size):
         ((1, 1000), (16, 16)),
     ],
 )
-def test_a_plain_image_stays_plain(size, new):
+def test_an_image_of_one_color_keeps_it(size, new):
     out = resize_fast(np.full((*size, 3), (1, 128, 254), np.uint8), *new)
     assert out.shape == (*new, 3)
     assert (out == (1, 128, 254)).all()

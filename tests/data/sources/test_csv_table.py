@@ -18,26 +18,26 @@ NAMED = "filename,label,class"
 
 @pytest.fixture
 def images(tmp_path):
-    """a.png to f.png, each of its own gray level."""
+    """a.png to f.png, of six gray levels."""
     for level, name in enumerate("abcdef"):
         write_plain(tmp_path, f"images/{name}.png", color=(10 * level,) * 3)
     return tmp_path
 
 
-def written(folder, text, columns=SPLIT):
-    """set.csv with rows such as "a,0,train"; names are those of images without .png."""
+def write_table(folder, text, columns=SPLIT):
+    """Write set.csv from rows such as "a,0,train"; names get .png."""
     rows = [f"images/{row.replace(',', '.png,', 1)}" for row in text.split()]
     path = folder / "set.csv"
     path.write_text("\n".join([columns, *rows]) + "\n")
     return path
 
 
-def levels_of(source):
+def gray_levels(source):
     return [int(source[i].pixels[0, 0, 0]) for i in range(len(source))]
 
 
 def levels(path, split):
-    return levels_of(open_source(f"csv:{path}", split))
+    return gray_levels(open_source(f"csv:{path}", split))
 
 
 def refused(path, message, split="val", num_classes=None):
@@ -48,16 +48,16 @@ def refused(path, message, split="val", num_classes=None):
 
 
 def test_no_image_is_in_both_splits(images):
-    path = written(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
+    path = write_table(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
     assert levels(path, "train") == [0, 20, 40]
     assert levels(path, "val") == [10, 30]
     for split in ("train", "val"):
         assert open_source(f"csv:{path}", split).num_classes == 2
-    assert levels(written(images, "a,0,train b,0,val a,0,train"), "train") == [0, 0]
-    path = written(images, "a,0 b,1", NO_SPLIT)
+    assert levels(write_table(images, "a,0,train b,0,val a,0,train"), "train") == [0, 0]
+    path = write_table(images, "a,0 b,1", NO_SPLIT)
     assert levels(path, "val") == [0, 10]
     refused(path, "has no row with split 'train'", "train")
-    path = written(images, "a,0,train b,1,val c,1,train")
+    path = write_table(images, "a,0,train b,1,val c,1,train")
     assert levels(path, "val") == [10]
     refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
 
@@ -76,11 +76,11 @@ NO_LABELS = ("1_0", "²", "٣", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
         (NAMED, "b,4,dog", "class", "dog"),
     ],
 )
-def test_a_field_that_does_not_fit(images, columns, rows, field, value):
-    """Its line is named; line 2 has another class for label 4."""
+def test_a_wrong_field_is_named_with_its_line(images, columns, rows, field, value):
+    """Line 2 has another class for label 4."""
     (images / "images" / "folder.png").mkdir()
     first = {SPLIT: "a,4,val", NO_SPLIT: "a,4", NAMED: "a,4,cat"}[columns]
-    path = written(images, f"{first} {rows}", columns)
+    path = write_table(images, f"{first} {rows}", columns)
     refused(path, f"line 3: {field} is .*{re.escape(repr(value))}", num_classes=5)
 
 
@@ -94,8 +94,8 @@ def test_a_field_that_does_not_fit(images, columns, rows, field, value):
         ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
     ],
 )
-def test_rows_that_do_not_go_together(images, split, rows, fault):
-    path = written(images, rows)
+def test_contradicting_rows_are_refused(images, split, rows, fault):
+    path = write_table(images, rows)
     refused(path, rf"names '.*' again \(line [23]\); .*{fault}", split)
 
 
@@ -110,7 +110,7 @@ def test_rows_that_do_not_go_together(images, split, rows, fault):
         (b"\xff\xfe\x00\x00\x81", "codec can't decode"),
     ],
 )
-def test_what_is_no_table_of_images(images, content, message):
+def test_a_file_that_is_no_table_is_refused(images, content, message):
     (images / "set.csv").write_bytes(content)
     refused(images / "set.csv", message)
 
@@ -126,23 +126,23 @@ def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     assert table.files.tolist() == [b"images/b.png", b"images/c.png"]
     assert (table.labels.tolist(), table.class_names) == ([0, 1], ("ant", "big cat"))
     # ImageNet's cranes are a bird and a machine.
-    path = written(images, "a,0,crane b,1,crane", NAMED)
+    path = write_table(images, "a,0,crane b,1,crane", NAMED)
     assert open_csv(path, "val").class_names == ("crane", "crane")
 
 
-def test_a_test_split_is_measured_on_where_there_is_no_other(images):
+def test_a_test_split_serves_without_a_validation_split(images):
     for name in ("val", "valid", "validation", "dev"):
-        path = written(images, f"a,0,train b,-1,test c,0,{name}")
+        path = write_table(images, f"a,0,train b,-1,test c,0,{name}")
         assert levels(path, "train") == [0]
         assert (levels(path, "val"), open_csv(path, "val").split) == ([20], name)
-    path = written(images, "a,0,train b,0,test")
+    path = write_table(images, "a,0,train b,0,test")
     assert (levels(path, "val"), open_csv(path, "val").split) == ([10], "test")
-    refused(written(images, "a,0,valid b,0,dev"), "two validation splits")
-    refused(written(images, "a,0,train a,0,test b,0,val"), "both test and train")
+    refused(write_table(images, "a,0,valid b,0,dev"), "two validation splits")
+    refused(write_table(images, "a,0,train a,0,test b,0,val"), "both test and train")
 
 
 @pytest.mark.parametrize(
-    "columns, rows, taken",
+    "columns, rows, expected",
     [
         ("filename", "a b c", [0, 10, 20]),
         (NO_SPLIT, "a,-1 b, c,cat", [0, 10, 20]),
@@ -151,11 +151,11 @@ def test_a_test_split_is_measured_on_where_there_is_no_other(images):
         (SPLIT, "a,0,train a,1,train", [0, 0]),
     ],
 )
-def test_who_does_not_look_at_labels_needs_none(images, columns, rows, taken):
+def test_unlabeled_reading_needs_no_labels(images, columns, rows, expected):
     words = [row if "," in row else f"{row}," for row in rows.split()]
-    path = written(images, " ".join(words), columns)
+    path = write_table(images, " ".join(words), columns)
     source = as_source(f"csv:{path}")
-    assert levels_of(source) == taken
+    assert gray_levels(source) == expected
     assert {*source.labels.tolist()} == {-1}
     if "0," not in rows:
         refused(path, "label", "train" if "split" in columns else "val")
@@ -163,12 +163,12 @@ def test_who_does_not_look_at_labels_needs_none(images, columns, rows, taken):
 
 def test_class_names_of_an_unused_split_are_not_compared(images):
     rows = "a,0,train,ant b,0,val,ant c,-1,test,bee d,-1,test,cat"
-    path = written(images, rows, f"{SPLIT},class")
+    path = write_table(images, rows, f"{SPLIT},class")
     assert open_csv(path, "val").class_names == ("ant",)
 
 
 @pytest.mark.parametrize("stored, named", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_name_is_found_in_either_form_of_unicode(images, stored, named):
+def test_a_name_is_found_in_either_unicode_form(images, stored, named):
     file = unicodedata.normalize(stored, "caf\u00e9.png")
     write_plain(images, file)
     name = unicodedata.normalize(named, "caf\u00e9")
@@ -184,7 +184,7 @@ def test_a_name_is_found_in_either_form_of_unicode(images, stored, named):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
-def test_a_table_may_be_in_the_encodings_of_excel(images, encoding):
+def test_a_table_may_have_excels_encodings(images, encoding):
     text = "filename,label,class\r\nimages/a.png,0,f\u00fcr\r\n"
     if encoding == "utf-16-le":
         text = f"\ufeff{text}"

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and which of its folders are splits."""
+"""A folder's images, and its splits."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ SYSTEM = ("@eaDir", "#recycle", "__MACOSX", ".thumbnails", "lost+found")
 SYSTEM += ("$RECYCLE.BIN", "System Volume Information", "@eadir")
 
 
-def test_what_no_person_means_is_left_out_and_counted(tmp_path, capsys, caplog):
+def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
     for split in ("train", "val"):
         write_plain(tmp_path, f"{split}/ant/a.jpg", f"{split}/bee/b.jpg")
         write_plain(tmp_path, *(f"{split}/{name}/x.jpg" for name in SYSTEM))
@@ -44,7 +44,7 @@ def test_what_no_person_means_is_left_out_and_counted(tmp_path, capsys, caplog):
 
 
 def test_pipes_and_sockets_are_no_images(tmp_path, monkeypatch):
-    """A link to nothing is an image that cannot be read: somebody meant it."""
+    """A broken link counts as an unreadable image."""
     monkeypatch.chdir(tmp_path)
     write_plain(tmp_path, "a.jpg", "folder.jpg/b.jpg")
     os.mkfifo("pipe.jpg")
@@ -71,23 +71,23 @@ def test_pipes_and_sockets_are_no_images(tmp_path, monkeypatch):
             as_source(images)
 
 
-def test_a_folder_that_cannot_be_read_is_left_out(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_left_out(tmp_path, monkeypatch):
     write_plain(tmp_path, "val/ant/a.jpg", "val/bee/b.jpg")
     scandir = os.scandir
 
-    def refusing(path):
+    def refuse_bee(path):
         if os.fspath(path).endswith("bee"):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "scandir", refuse_bee)
     assert list_images(tmp_path) == (["val/ant/a.jpg"], ["val/bee"])
     with pytest.raises(PermissionError):
         open_source(f"{tmp_path}", "val")
 
 
-REFUSED = "Nothing is guessed."
-# Folders with an image each, and the split that is measured on, labeled or not.
+REFUSED = "refused"
+# (folders with an image each, the evaluated split: labeled, unlabeled)
 SPLITS = [
     *((f"train/a {name}/a test/a", name, name) for name in VALIDATION_NAMES),
     ("train/a test/a", "test", "test"),
@@ -132,7 +132,7 @@ def test_splits_and_classes_of_one_name(tmp_path, folders, labeled, unlabeled):
             assert find_split_folders(tmp_path, is_labeled) == expected
 
 
-def test_a_class_called_train_is_measured_on(tmp_path):
+def test_a_class_may_be_called_train(tmp_path):
     write_plain(tmp_path, "val/bus/1.jpg", "val/train/1.jpg", "val/test/1.jpg")
     write_plain(tmp_path, "train/bus/2.jpg", "train/train/2.jpg", "train/test/2.jpg")
     for name in (tmp_path, tmp_path / "val"):
@@ -146,22 +146,20 @@ def test_a_class_called_train_is_measured_on(tmp_path):
 @pytest.mark.parametrize(
     "others", [("valid",), ("test",), ("valid", "test"), ("more",)]
 )
-def test_only_train_is_learned_from(tmp_path, others, capsys):
+def test_unlabeled_images_are_those_of_train(tmp_path, others, capsys):
     write_plain(tmp_path, "train/a/1.jpg", *(f"{name}/a/2.jpg" for name in others))
     source = as_source(tmp_path)
     assert (len(source), source.image_name(0)) == (1, f"{tmp_path}/train/a/1.jpg")
     assert "images in train are used" in capsys.readouterr().out
     (tmp_path / "train").rename(tmp_path / "apart")
     if others != ("more",):
-        with pytest.raises(InputError, match="learn"):
+        with pytest.raises(InputError, match="training folder"):
             find_train_folder(tmp_path)
 
 
 @pytest.mark.parametrize("names", [["caf\u00e9", "dog"], ["\u00e9a", "eb", "zz"]])
 @pytest.mark.parametrize("is_known", [False, True])
-def test_classes_of_both_splits_may_differ_in_the_form_of_unicode(
-    tmp_path, names, is_known
-):
+def test_splits_may_differ_in_unicode_form(tmp_path, names, is_known):
     """The train split's folders decide the labels, not the val split's order."""
     for split, form in (("train", "NFC"), ("val", "NFD")):
         folders = [unicodedata.normalize(form, name) for name in names]
@@ -172,8 +170,8 @@ def test_classes_of_both_splits_may_differ_in_the_form_of_unicode(
         if is_known:
             options["class_names"] = names
         source = open_source(f"{tmp_path}", split, **options)
-        found = {}
+        label_of_class = {}
         for place, label in enumerate(source.labels.tolist()):
             folder = pathlib.Path(source.image_name(place)).parent.name
-            found[unicodedata.normalize("NFC", folder)] = label
-        assert found == {name: label for label, name in enumerate(order)}
+            label_of_class[unicodedata.normalize("NFC", folder)] = label
+        assert label_of_class == {name: label for label, name in enumerate(order)}

@@ -1,4 +1,4 @@
-"""hf:FOLDER, parquet files as the Hugging Face hub has them, read by `datasets`."""
+"""hf:FOLDER: parquet files like the Hugging Face hub's, read by `datasets`."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError, NoLabels  # noqa: E402
 from tests.helpers.picture_files import write_plain  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
-EACH = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
+SPLIT_NUMBERS = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
 
 
 @pytest.fixture(autouse=True)
@@ -29,16 +29,16 @@ def cache(tmp_path, monkeypatch):
     datasets.disable_progress_bars()
 
 
-def png(number):
+def gray_png(number):
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (4 * number,) * 3).save(file, "PNG")
     return file.getvalue()
 
 
-def write(folder, split, numbers, kind=CLASSES, labels=None):
+def write_split(folder, split, numbers, kind=CLASSES, labels=None):
     """A parquet file of images; image n has gray level 4 n."""
     features = datasets.Features({"image": datasets.Image(), "label": kind})
-    images = [{"bytes": png(number), "path": None} for number in numbers]
+    images = [{"bytes": gray_png(number), "path": None} for number in numbers]
     labels = labels or [number % 3 for number in numbers]
     rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
     rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
@@ -46,48 +46,48 @@ def write(folder, split, numbers, kind=CLASSES, labels=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """40 images of three classes to train on, 16 and 4 to test on."""
+    """Parquet files of three classes: 40 training images, and 16 and 4 others."""
     folder = tmp_path / "set"
     folder.mkdir()
-    for split, numbers in EACH.items():
-        write(folder, split, numbers)
+    for split, numbers in SPLIT_NUMBERS.items():
+        write_split(folder, split, numbers)
     return folder
 
 
-def test_rows_are_read_in_their_order_by_this_process_and_by_others(folder):
+def test_rows_are_read_in_order_with_and_without_workers(folder):
     source = open_source(f"hf:{folder}", "train")
     assert (source.num_classes, source.class_names) == (3, ("ant", "bee", "cat"))
     for number in range(40):
         pixels, label, *_ = source[number]
         assert (pixels == np.full((8, 8, 3), 4 * number)).all()
         assert label == number % 3
-        assert source.stored_image(number)[0] == png(number)
+        assert source.stored_image(number)[0] == gray_png(number)
     assert source.image_name(7) == f"hf:{folder}/train/7"
-    one_each = Batches(source=source, transform=Preprocessing(8), batch_size=1)
+    one_image_batches = Batches(source=source, transform=Preprocessing(8), batch_size=1)
     for workers in (0, 2):
-        batches = [*read_ahead(one_each, workers, threads=2)]
+        batches = [*read_ahead(one_image_batches, workers, threads=2)]
         levels = [batch["image"][0, 0, 4, 4, 0] for batch in batches]
         assert levels == [4 * number for number in range(40)]
 
 
-def test_splits_have_the_names_of_the_hub(folder):
-    write(folder, "test", EACH["test"], labels=[-1] * 4)
+def test_splits_have_the_hubs_names(folder):
+    write_split(folder, "test", SPLIT_NUMBERS["test"], labels=[-1] * 4)
     assert len(open_source(f"hf:{folder}", "val")) == 16
     os.unlink(folder / "validation-00000-of-00001.parquet")
     with pytest.raises(InputError, match="labels from -1 to -1; they must be from 0"):
         open_source(f"hf:{folder}", "val")
-    write(folder, "test", EACH["test"])
+    write_split(folder, "test", SPLIT_NUMBERS["test"])
     assert len(open_source(f"hf:{folder}", "val")) == 4
     os.unlink(folder / "test-00000-of-00001.parquet")
     with pytest.raises(InputError, match="has the splits train; .*valid"):
         open_source(f"hf:{folder}", "val")
 
 
-def test_who_does_not_look_at_labels_needs_none(folder):
-    write(folder, "train", range(3), datasets.Value("int64"), [-1, -1, None])
+def test_unlabeled_reading_needs_no_labels(folder):
+    write_split(folder, "train", range(3), datasets.Value("int64"), [-1, -1, None])
     source = open_source(f"hf:{folder}", "train", labeled=False)
     assert [source[index].label for index in range(3)] == [-1] * 3
-    for split in EACH:
+    for split in SPLIT_NUMBERS:
         file = folder / f"{split}-00000-of-00001.parquet"
         rows = datasets.Dataset.from_parquet(str(file))
         rows.remove_columns("label").to_parquet(file)
@@ -97,22 +97,22 @@ def test_who_does_not_look_at_labels_needs_none(folder):
         open_source(f"hf:{folder}", "train")
 
 
-def test_labels_are_numbers_and_may_be_left_out(folder):
-    for split, numbers in EACH.items():
-        write(folder, split, numbers, datasets.Value("int64"))
+def test_plain_numbers_are_labels(folder):
+    for split, numbers in SPLIT_NUMBERS.items():
+        write_split(folder, split, numbers, datasets.Value("int64"))
     source = open_source(f"hf:{folder}", "train")
     assert (source.num_classes, source.class_names) == (3, None)
     assert open_source(f"hf:{folder}", "val", num_classes=5).num_classes == 5
     with pytest.raises(InputError, match="to 2; they must be from 0 to 1"):
         open_source(f"hf:{folder}", "val", num_classes=2)
-    write(folder, "train", range(2), datasets.Value("int64"), [0, None])
+    write_split(folder, "train", range(2), datasets.Value("int64"), [0, None])
     with pytest.raises(InputError, match="labels that are not whole numbers"):
         open_source(f"hf:{folder}", "train")
 
 
 @pytest.mark.parametrize("labeled", [True, False])
 def test_a_split_without_rows_is_refused(folder, monkeypatch, labeled):
-    """`datasets` refuses some empty files itself."""
+    """`datasets` itself refuses some empty files."""
     splits = datasets.load_dataset(str(folder))
     splits["validation"] = splits["validation"].select([])
     monkeypatch.setattr(datasets, "load_dataset", lambda path: splits)
@@ -125,14 +125,14 @@ def test_other_classes_and_columns_are_refused(folder):
     with pytest.raises(InputError, match="num_classes is 4, but hf:.* has 3"):
         open_source(f"hf:{folder}", "train", num_classes=4)
     rows = datasets.load_dataset(str(folder), split="train")
-    for split in EACH:
+    for split in SPLIT_NUMBERS:
         os.unlink(folder / f"{split}-00000-of-00001.parquet")
     rows.rename_column("image", "jpg").to_parquet(folder / "train.parquet")
     with pytest.raises(InputError, match="no image and label .*jpg"):
         open_source(f"hf:{folder}", "train")
 
 
-def test_rows_without_an_image_are_unreadable_ones(tmp_path):
+def test_rows_without_an_image_are_unreadable(tmp_path):
     images = [None, {"bytes": None, "path": "gone.png"}, {"bytes": b"", "path": None}]
     columns = {"image": images, "label": [0, 1, 2]}
     features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
@@ -146,23 +146,23 @@ def test_rows_without_an_image_are_unreadable_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "columns, said",
+    "columns, message",
     [
         ({"image": [1, 2], "label": [0, 1]}, "no image"),
         ({"image": [None, None], "label": [[0], [1]]}, "labels that are not whole"),
         (None, "cannot be opened: .*arquet"),
     ],
 )
-def test_what_is_no_set_of_images_is_one_sentence(tmp_path, columns, said):
+def test_a_set_without_images_or_labels_is_refused(tmp_path, columns, message):
     file = tmp_path / "train.parquet"
     file.write_bytes(b"PAR1")
     if columns:
         datasets.Dataset.from_dict(columns).to_parquet(file)
-    with pytest.raises(InputError, match=f"^hf:{tmp_path} .*{said}"):
+    with pytest.raises(InputError, match=f"^hf:{tmp_path} .*{message}"):
         open_source(f"hf:{tmp_path}", "train")
 
 
-def test_the_digest_tells_other_rows(folder, tmp_path):
+def test_other_rows_change_the_digest(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
 
@@ -171,10 +171,10 @@ def test_the_digest_tells_other_rows(folder, tmp_path):
 
     first = digest(folder)
     assert digest(copy) == first
-    write(copy, "train", EACH["train"], labels=[0] * 40)
-    labels = digest(copy)
-    write(copy, "train", [*range(39), 63])
-    assert len({first, labels, digest(copy)}) == 3
+    write_split(copy, "train", SPLIT_NUMBERS["train"], labels=[0] * 40)
+    relabeled = digest(copy)
+    write_split(copy, "train", [*range(39), 63])
+    assert len({first, relabeled, digest(copy)}) == 3
     part = open_source(f"hf:{folder}", "train").evenly_spaced(9)
     assert part.digest not in (first, part.evenly_spaced(8).digest)
 
@@ -189,4 +189,5 @@ def test_image_files_of_equal_sizes_differ_in_a_digest(tmp_path):
     digests += [renamed.digest, renamed.whole_digest]
     write_plain(folder, "train/b/b.bmp", color=(3, 3, 3))
     replaced = open_source(f"hf:{folder}", "train")
-    assert len({*digests, replaced.whole_digest}) == 3  # all images are read by both
+    # Both whole digests read all images.
+    assert len({*digests, replaced.whole_digest}) == 3

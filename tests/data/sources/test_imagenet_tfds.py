@@ -1,4 +1,4 @@
-"""imagenet2012, as TFDS writes it and reads it."""
+"""imagenet2012 in TFDS's files."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError, RunError
 
-# The command `tfds` of an environment that has TensorFlow.
+# The command `tfds` of an environment with TensorFlow.
 TFDS = os.environ.get("IMAGEPIECE_TFDS", "")
 
 
@@ -24,7 +24,7 @@ def jpeg(index):
     return file.getvalue()
 
 
-def write(folder, second=2):
+def write_imagenet(folder, second=2):
     """A real TFDS imagenet2012 of six and three images, written without TensorFlow."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
@@ -62,29 +62,29 @@ def write(folder, second=2):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("tfds"))
+    return write_imagenet(tmp_path_factory.mktemp("tfds"))
 
 
-def opened(folder, split="train"):
+def open_imagenet(folder, split="train"):
     return open_source("imagenet2012", split, num_classes=1000, data_dir=folder)
 
 
-def test_files_are_read_as_they_are_without_tensorflow(imagenet):
-    source = opened(imagenet)
+def test_files_are_read_without_tensorflow(imagenet):
+    source = open_imagenet(imagenet)
     assert len(source) == 6
-    seen = {}
+    images_by_name = {}
     for index in range(6):
         image = source[index]
-        seen[image.name] = None
+        images_by_name[image.name] = None
         if image.pixels is not None:
             assert source.stored_image(index)[0] == jpeg(image.label // 100)
             gray = int(image.pixels[0, 0, 0])
-            seen[image.name] = (image.pixels.shape, gray, image.label)
+            images_by_name[image.name] = (image.pixels.shape, gray, image.label)
     expected = {f"n{i}.JPEG": ((20 + i, 24, 3), 10 * i, 100 * i) for i in range(5)}
-    assert seen == expected | {"n5.JPEG": None}
-    val = opened(imagenet, "val")
+    assert images_by_name == expected | {"n5.JPEG": None}
+    val = open_imagenet(imagenet, "val")
     assert len(val) == 3
-    # What goldfish are in WordNet; folders of this name are sorted alike.
+    # Goldfish in WordNet; folders with these names sort alike.
     assert val.class_names[1] == "n01443537"
     assert len(val.class_names) == 1000
     assert list(val.class_names) == sorted(set(val.class_names))
@@ -103,7 +103,7 @@ for thread in threads: thread.join()
 
 def test_threads_of_another_process_read(imagenet):
     """TFDS imports modules for records before threads start."""
-    source = pickle.dumps(opened(imagenet))
+    source = pickle.dumps(open_imagenet(imagenet))
     command = [sys.executable, "-c", READ_FIRST]
     subprocess.run(command, input=source, check=True, timeout=60)
 
@@ -113,56 +113,56 @@ def test_the_limit_of_open_files_is_raised(imagenet):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        opened(imagenet)
+        open_imagenet(imagenet)
         raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert raised >= 1024 + 64
 
 
-def test_what_is_not_prepared_says_how_to(imagenet, tmp_path):
+def test_an_unprepared_folder_says_how_to_prepare(imagenet, tmp_path):
     torn = tmp_path / "torn"
     shutil.copytree(imagenet, torn)
     for shard in torn.glob("imagenet2012/*/*train*"):
         shard.write_bytes(b"torn")
-    usual = tmp_path / "usual"
-    shutil.copytree(imagenet, usual)
-    for shard in usual.glob("imagenet2012/*/*array_record*"):
+    tfrecord = tmp_path / "usual"
+    shutil.copytree(imagenet, tfrecord)
+    for shard in tfrecord.glob("imagenet2012/*/*array_record*"):
         shard.rename(shard.with_name(shard.name.replace("array_record", "tfrecord")))
-    (info,) = usual.glob("imagenet2012/*/dataset_info.json")
+    (info,) = tfrecord.glob("imagenet2012/*/dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    for folder in (tmp_path / "empty", torn, usual):
+    for folder in (tmp_path / "empty", torn, tfrecord):
         message = f"{folder} has no complete.*tfds build imagenet2012 --file_format"
         with pytest.raises(InputError, match=message):
-            opened(folder)
+            open_imagenet(folder)
 
 
-def test_a_record_that_cannot_be_read_ends_a_run_in_one_line(imagenet, tmp_path):
+def test_an_unreadable_record_ends_a_run_in_one_line(imagenet, tmp_path):
     shutil.copytree(imagenet, tmp_path, dirs_exist_ok=True)
-    source = pickle.dumps(opened(tmp_path))
+    source = pickle.dumps(open_imagenet(tmp_path))
     for shard in tmp_path.glob("imagenet2012/*/*train*"):
         shard.write_bytes(b"torn")
     with pytest.raises(RunError, match="^data set imagenet2012 cannot be read at 0 ."):
         pickle.loads(source)
 
 
-def test_the_digest_tells_other_records(imagenet, tmp_path):
+def test_other_records_change_the_digest(imagenet, tmp_path):
     def digest(folder, split="train"):
-        return opened(folder, split).digest
+        return open_imagenet(folder, split).digest
 
     copy = tmp_path / "copy"
     shutil.copytree(imagenet, copy)
     assert digest(imagenet) == digest(copy) != digest(copy, "val")
-    source = opened(copy)
+    source = open_imagenet(copy)
     assert source.evenly_spaced(2).digest not in (
         source.digest,
         source.evenly_spaced(3).digest,
     )
-    other = write(tmp_path / "other", second=3)
+    other = write_imagenet(tmp_path / "other", second=3)
     assert digest(other) != digest(imagenet)
 
 
-def tar(files):
+def make_tar(files):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files.items():
@@ -175,21 +175,21 @@ def tar(files):
 @pytest.mark.slow
 @pytest.mark.skipif(not TFDS, reason="IMAGEPIECE_TFDS names no command tfds")
 def test_tfds_prepares_imagenets_tars(tmp_path):
-    """By the command of docs/training.md, of two tiny tars with their true names."""
+    """With docs/training.md's command, on two tiny tars with ImageNet's names."""
     classes = {}
     for label, wnid in enumerate(("n01440764", "n01443537")):
-        classes[f"{wnid}.tar"] = tar({f"{wnid}_7.JPEG": jpeg(label)})
+        classes[f"{wnid}.tar"] = make_tar({f"{wnid}_7.JPEG": jpeg(label)})
     tests = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg(10 + i) for i in range(1, 5)}
     for split, files in (("train", classes), ("val", tests)):
-        (tmp_path / f"ILSVRC2012_img_{split}.tar").write_bytes(tar(files))
+        (tmp_path / f"ILSVRC2012_img_{split}.tar").write_bytes(make_tar(files))
     command = [TFDS, "build", "imagenet2012", "--file_format=array_record"]
     command += [f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}/out"]
     subprocess.run(command, check=True)
-    source = opened(tmp_path / "out")
-    found = {source[i].label: source.stored_image(i)[0] for i in range(len(source))}
-    assert found == {0: jpeg(0), 1: jpeg(1)}
-    source = opened(tmp_path / "out", "val")
+    source = open_imagenet(tmp_path / "out")
+    stored = {source[i].label: source.stored_image(i)[0] for i in range(len(source))}
+    assert stored == {0: jpeg(0), 1: jpeg(1)}
+    source = open_imagenet(tmp_path / "out", "val")
     assert {source.image_name(i): source.stored_image(i)[0] for i in range(4)} == tests
     labels = {source.image_name(i): source[i].label for i in range(4)}
-    # The first lines of ILSVRC2012_validation_ground_truth.txt, as WordNet IDs sort.
+    # The first lines of ILSVRC2012_validation_ground_truth.txt, in WordNet IDs' order.
     assert [*dict(sorted(labels.items())).values()] == [65, 970, 230, 809]

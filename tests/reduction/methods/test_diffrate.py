@@ -17,22 +17,22 @@ MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)
 MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
 
 
-@pytest.mark.parametrize("target", MAE)
+@pytest.mark.parametrize("gmacs", MAE)
 @pytest.mark.parametrize(
-    "name, arch", [("vit_base_patch16_224.mae", None), ("deit_b", MEAN)]
+    "model_name, arch", [("vit_base_patch16_224.mae", None), ("deit_b", MEAN)]
 )
-def test_the_schedule_of_mae(name, arch, target):
-    reduction = f"diffrate:target={target}"
+def test_published_schedule_of_mae(model_name, arch, gmacs):
+    reduction = f"diffrate:target={gmacs}"
     model = create_model(
-        named_models.config(name, arch=arch, num_classes=1000), reduction
+        named_models.config(model_name, arch=arch, num_classes=1000), reduction
     )
-    _, merge = load_schedules("mae_b")[target]
+    _, merge = load_schedules("mae_b")[gmacs]
     assert tuple(p.mlp_tokens for p in model.plan) == merge
     if arch:
-        assert model_macs(model) == MAE[target]
+        assert model_macs(model) == MAE[gmacs]
 
 
-def test_pruned_merged_and_counted_by_hand():
+def test_prune_and_merge_by_hand():
     """Tokens by falling attention, class token first: four stay, three join."""
     x = vectors([0, 10, 40, 70, 100, 12, 60, 95], [1, 1, 2, 3, 4, 5, 6, 7])
     size = np.float32([[1, 1, 1, 2, 1, 1, 3, 1]])
@@ -41,12 +41,12 @@ def test_pruned_merged_and_counted_by_hand():
     inputs = ReducerInputs(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
     result = decide(PruneAndMerge(kept=7), inputs, StepCounts(n_in=7, n_out=4))
     assert result.slot_of_token.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
-    after = apply(state, result)
-    want = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
-    want.append((-0.6523, 5.4563))
-    np.testing.assert_allclose(after.x[0], want, atol=1e-4)
+    moved = apply(state, result)
+    tokens = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
+    tokens.append((-0.6523, 5.4563))
+    np.testing.assert_allclose(moved.x[0], tokens, atol=1e-4)
     sizes = [1, 1.9994, 1, 4.9544, 1.9962]
-    np.testing.assert_allclose(after.effective_size[0], sizes, atol=1e-4)
-    assert after.size.tolist() == [[1, 2, 1, 5, 2]]
-    fewer = decide(PruneAndMerge(kept=5), inputs, StepCounts(n_in=7, n_out=4))
-    assert fewer.slot_of_token.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]
+    np.testing.assert_allclose(moved.effective_size[0], sizes, atol=1e-4)
+    assert moved.size.tolist() == [[1, 2, 1, 5, 2]]
+    pruned = decide(PruneAndMerge(kept=5), inputs, StepCounts(n_in=7, n_out=4))
+    assert pruned.slot_of_token.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]

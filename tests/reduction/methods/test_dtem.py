@@ -1,4 +1,4 @@
-"""DTEM: its authors' soft merge, gradients and costs; training reaches W alone."""
+"""DTEM: the authors' soft merge and gradients; training changes W alone."""
 
 import functools
 import math
@@ -19,15 +19,15 @@ from tests.reduction.test_methods_published import embedding
 
 
 @pytest.mark.slow
-def test_a_soft_merge_and_its_gradient_are_its_authors(assets):
-    """As their code computes one merge: 7 of 9 tokens live, 2 merge."""
-    with np.load(assets / "fixtures/deit_tiny_methods2.npz") as file:
-        names = [name for name in file if name.startswith("dtem_unit_")]
-        unit = {name.removeprefix("dtem_unit_"): file[name] for name in names}
-    live = int(unit["n"]) - 1
-    r = int(unit["r"])
+def test_soft_merge_and_its_gradient_equal_the_authors(assets):
+    """One merge by the authors' code: 7 of 9 tokens are live, 2 merge."""
+    with np.load(assets / "fixtures/deit_tiny_methods2.npz") as arrays:
+        names = [name for name in arrays if name.startswith("dtem_unit_")]
+        theirs = {name.removeprefix("dtem_unit_"): arrays[name] for name in names}
+    live = int(theirs["n"]) - 1
+    r = int(theirs["r"])
     # The class token is left out.
-    x, size, w = (jnp.asarray(unit[name][:, 1:]) for name in ("x", "size", "w"))
+    x, size, w = (jnp.asarray(theirs[name][:, 1:]) for name in ("x", "size", "w"))
 
     @tiny_vit.compiled
     @functools.partial(jax.grad, has_aux=True)
@@ -40,18 +40,18 @@ def test_a_soft_merge_and_its_gradient_are_its_authors(assets):
         top = dtem.choose_softly(similarity, r)
         return loss, (similarity, top, moved, mixing.attn_size)
 
-    slope, found = run(unit["metric"][:, 1:])
-    wanted = unit["scores"], unit["assign"], unit["x_out"], unit["size_out"]
-    for got, want in zip(found, wanted, strict=True):
-        want = want if want.shape == got.shape else want[:, 1:]
-        np.testing.assert_allclose(got, want, atol=1e-6)
-    want = unit["grad_metric"][:, 1:]
-    # Of 1 / 0.01 times cosines that float32 holds to 1e-7.
-    np.testing.assert_allclose(slope, want, atol=2e-3 * np.abs(want).max())
+    slope, ours = run(theirs["metric"][:, 1:])
+    expected = theirs["scores"], theirs["assign"], theirs["x_out"], theirs["size_out"]
+    for actual, wanted in zip(ours, expected, strict=True):
+        wanted = wanted if wanted.shape == actual.shape else wanted[:, 1:]
+        np.testing.assert_allclose(actual, wanted, atol=1e-6)
+    wanted = theirs["grad_metric"][:, 1:]
+    # Cosines are exact to 1e-7 in float32, and are divided by 0.01.
+    np.testing.assert_allclose(slope, wanted, atol=2e-3 * np.abs(wanted).max())
 
 
 @pytest.mark.slow
-def test_a_training_step_is_its_authors(assets):
+def test_training_step_equals_the_authors(assets):
     """Logits, loss and gradients of W and b, merging softly in one block."""
     block = 5
     theirs = np.load(assets / "fixtures/deit_tiny_methods2.npz")
@@ -72,23 +72,23 @@ def test_a_training_step_is_its_authors(assets):
 
     @tiny_vit.compiled
     @functools.partial(jax.value_and_grad, has_aux=True)
-    def loss(own, params):
-        params = params | {f"reducer_{block}": {"embed": own}}
+    def loss(embed, params):
+        params = params | {f"reducer_{block}": {"embed": embed}}
         logits = model.apply({"params": params}, images, True).logits
-        right = jax.nn.log_softmax(logits)[jnp.arange(2), labels]
-        return -jnp.mean(right), logits
+        log_probs = jax.nn.log_softmax(logits)[jnp.arange(2), labels]
+        return -jnp.mean(log_probs), logits
 
     (value, logits), slopes = loss(embedding(block), dense["params"])
     np.testing.assert_allclose(logits, theirs["logits"], atol=1e-4)
     assert value == pytest.approx(float(theirs["loss"]), abs=1e-5)
-    wanted = {"kernel": theirs["grad_w"].T, "bias": theirs["grad_b"][block]}
-    for name, want in wanted.items():
-        top = np.abs(want).max()
-        assert top > 0
-        np.testing.assert_allclose(slopes[name], want, atol=2e-4 * top)
+    expected = {"kernel": theirs["grad_w"].T, "bias": theirs["grad_b"][block]}
+    for name, gradient in expected.items():
+        scale = np.abs(gradient).max()
+        assert scale > 0
+        np.testing.assert_allclose(slopes[name], gradient, atol=2e-4 * scale)
 
 
-def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
+def test_masked_plan_removes_nothing_and_lists_evaluation_counts():
     plan = create.build_model(named_models.config("deit_ti"), "dtem", masked=True).plan
     assert {layer.mlp_tokens for layer in plan} == {197}
     live = [layer.counts.evaluation for layer in plan]
@@ -96,7 +96,7 @@ def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
     assert (live[-1].n_in, live[-1].n_out) == (20, 10)
 
 
-def test_embeddings_are_as_wide_as_a_head_or_two_and_trained_alone():
+def test_embedding_width_is_one_or_two_heads_and_the_rest_is_frozen():
     assert dtem.embedding_width(384, 6) == 64
     assert dtem.embedding_width(1024, 16) == 128
     groups = dtem.DTEM().param_groups

@@ -1,4 +1,4 @@
-"""DynamicViT: masks in training, removal in evaluation, and the learned share."""
+"""DynamicViT: training masks what evaluation removes, and the loss's terms."""
 
 import chex
 import jax
@@ -12,39 +12,42 @@ from tests.helpers import masked_models, oracles_learned, tiny_vit
 FIELDS = "dynamicvit:keep_rate=0.6:blocks=(1,2)"  # 25, 15, 9
 
 
-def student(blocks=(1, 2), **options):
+def masked_student(blocks=(1, 2), **options):
     model = tiny_vit.model(
-        tiny_vit.changed(FIELDS, blocks=blocks), masked=True, **options
+        tiny_vit.with_fields(FIELDS, blocks=blocks), masked=True, **options
     )
     return model, tiny_vit.variables(model)
 
 
 @pytest.fixture(scope="module")
 def training():
-    return masked_models.trained(FIELDS)
+    return masked_models.training_model(FIELDS)
 
 
 @pytest.mark.parametrize("prefix", [1, 0])
-def test_to_mask_is_to_remove(prefix):
-    model, variables = student(class_token=bool(prefix))
-    variables = masked_models.lean(variables, 1.0)
+def test_masking_equals_removing(prefix):
+    model, variables = masked_student(class_token=bool(prefix))
+    variables = masked_models.lean_selectors(variables, 1.0)
     images = tiny_vit.images(1)
-    out = masked_models.train(model)(variables, images, masked_models.keys(1))
-    masks = dict(zip((1, 2), (result.keep[0] for result in out.results), strict=True))
-    live = np.flatnonzero(masks[2])
-    assert 0 < len(live) < masks[1].sum() < tiny_vit.TOKENS
-    want = tiny_vit.jit(masked_models.without(model, masks).apply)(variables, images)
-    np.testing.assert_allclose(out.logits, want.logits, atol=1e-4)
-    rows = out.tokens[0, prefix + live]
-    np.testing.assert_allclose(rows, want.tokens[0, prefix:], atol=1e-4)
+    run = masked_models.training(model)
+    masked = run(variables, images, masked_models.keys(1))
+    first, second = masked.results
+    masks = {1: first.keep[0], 2: second.keep[0]}
+    live_tokens = np.flatnonzero(masks[2])
+    assert 0 < len(live_tokens) < masks[1].sum() < tiny_vit.TOKENS
+    shorter = masked_models.without_masked(model, masks)
+    removed = tiny_vit.jit(shorter.apply)(variables, images)
+    np.testing.assert_allclose(masked.logits, removed.logits, atol=1e-4)
+    rows = masked.tokens[0, prefix + live_tokens]
+    np.testing.assert_allclose(rows, removed.tokens[0, prefix:], atol=1e-4)
 
 
-def test_all_masked_is_finite_with_all_its_gradients():
+def test_gradients_stay_finite_when_all_tokens_are_masked():
     """A predictor that drops everything, in a model without a class token."""
     options = {"class_token": False, "dtype": "bfloat16"}
-    model, variables = student(blocks=(0, 1), depth=2, **options)
-    variables = masked_models.lean(variables, -120.0)
-    taught = masked_models.taught(tiny_vit.model(depth=1, **options))
+    model, variables = masked_student(blocks=(0, 1), depth=2, **options)
+    variables = masked_models.lean_selectors(variables, -120.0)
+    taught = masked_models.random_outputs(tiny_vit.model(depth=1, **options))
 
     def objective(params):
         out = model.apply(
@@ -55,37 +58,38 @@ def test_all_masked_is_finite_with_all_its_gradients():
         return total, (out.logits, out.state.mask, terms)
 
     run = tiny_vit.compiled(jax.grad(objective, has_aux=True))
-    slopes, (logits, mask, terms) = run(variables["params"])
-    chex.assert_tree_all_finite((slopes, logits))
+    gradients, (logits, mask, terms) = run(variables["params"])
+    chex.assert_tree_all_finite((gradients, logits))
     assert not np.asarray(mask).any()
     assert float(terms["tokens"]) == 0
     assert float(terms["ratio"]) == pytest.approx(0.6**2 + 0.36**2)
 
 
 def test_terms_of_the_loss(training):
-    """Shares of both stages at .6 and .36; weights 2, .5 and .5 by default."""
+    """Target shares are .6 and .36; default weights are 2, .5 and .5."""
     model, run = training
     out = run(masked_models.keys())
-    taught = masked_models.taught(tiny_vit.model(depth=1))
+    taught = masked_models.random_outputs(tiny_vit.model(depth=1))
     weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
 
     @tiny_vit.compiled
     def losses(out, taught):
-        terms = DynamicViT().loss(out, taught, model.plan)
-        assert list(terms) == ["ratio", "kl", "tokens"]
-        return terms, DynamicViT(**weights).loss(out, taught, model.plan)
+        default_terms = DynamicViT().loss(out, taught, model.plan)
+        assert list(default_terms) == ["ratio", "kl", "tokens"]
+        return default_terms, DynamicViT(**weights).loss(out, taught, model.plan)
 
-    terms, other = losses(out, taught)
-    errors = [
+    default_terms, weighted_terms = losses(out, taught)
+    squared_errors = [
         np.mean((np.asarray(result.keep).mean(axis=1) - target) ** 2)
         for result, target in zip(out.results, (0.6, 0.36), strict=True)
     ]
-    live = np.asarray(out.state.mask) > 0.5
-    gap = np.float64(out.tokens - taught.tokens)[:, 1:][live]
-    ratio = 2 * np.mean(errors)
+    is_live = np.asarray(out.state.mask) > 0.5
+    differences = np.float64(out.tokens - taught.tokens)[:, 1:][is_live]
+    ratio = 2 * np.mean(squared_errors)
     kl = 0.5 * oracles_learned.kl(out.logits, taught.logits)
     assert min(ratio, kl) > 1e-3
-    tokens = 0.5 * np.mean(gap**2)
-    assert terms == pytest.approx(dict(ratio=ratio, kl=kl, tokens=tokens), rel=1e-4)
+    tokens = 0.5 * np.mean(differences**2)
+    expected = dict(ratio=ratio, kl=kl, tokens=tokens)
+    assert default_terms == pytest.approx(expected, rel=1e-4)
     doubled = dict(ratio=2 * ratio, kl=2 * kl, tokens=0)
-    assert other == pytest.approx(doubled, rel=1e-4)
+    assert weighted_terms == pytest.approx(doubled, rel=1e-4)

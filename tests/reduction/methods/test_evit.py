@@ -13,16 +13,16 @@ from imagepiece_jax.training.train_step import count_programs
     [(0, 1), (10, 1), (35, 0.95607), (60, 0.85), (85, 0.74393), (109, 0.70007)]
     + [(110, 0.7), (299, 0.7)],
 )
-def test_rate_by_epoch(epoch, rate):
-    """1 for 10 epochs, then half a cosine of 100 epochs down to 0.7, or at once."""
+def test_keep_rate_of_an_epoch(epoch, rate):
+    """10 epochs at 1, then a half cosine of 0 or 100 epochs to 0.7."""
     method = EViT(rate_warmup_start=10, rate_warmup_epochs=100)
     assert abs(method.rate_at(epoch) - rate) < 5e-6
     for options in ({}, {"rate_warmup_start": 10, "rate_warmup_epochs": 0}):
         assert EViT(**options).rate_at(epoch) == 0.7
 
 
-def test_programs_of_a_warm_up():
-    """One set of fused counts equals the dense counts: a token dropped, one added."""
+def test_a_warm_up_compiles_75_programs():
+    """With one dropped and one fused token the counts are the dense ones."""
     config = deit_s_evit.get_config()
     config.reduction += ":fuse_token=True"
     run = RunConfig.from_config(config)

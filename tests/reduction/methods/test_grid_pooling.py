@@ -32,9 +32,9 @@ def pool_tokens(x, grid, size, prefix=1):
 
 def test_two_by_two_patches_by_hand():
     x = np.arange(17, dtype=np.float32)[None, :, None]  # class token 0, then 1..16
-    got, slots = pool_tokens(x, (4, 4), 2)
-    assert got.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
-    assert got.size[0].tolist() == [1, 4, 4, 4, 4]
+    state, slots = pool_tokens(x, (4, 4), 2)
+    assert state.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
+    assert state.size[0].tolist() == [1, 4, 4, 4, 4]
     assert slots.tolist() == [[0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2]
 
 
@@ -48,33 +48,33 @@ def test_two_by_two_patches_by_hand():
         ((5, 5), 5, 1, "bfloat16"),
     ],
 )
-def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
+def test_cells_equal_slow_means(grid, size, prefix, dtype):
     n = grid[0] * grid[1]
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, prefix + n, 3)).astype(jnp.dtype(dtype))
-    got, slots = pool_tokens(x, grid, size, prefix)
-    assert got.x.dtype == dtype
+    state, slots = pool_tokens(x, grid, size, prefix)
+    assert state.x.dtype == dtype
     tolerance = 1e-6 if dtype == "float32" else 2**-8
-    cells = [
+    cell_of_patch = [
         (i * size // grid[0]) * size + j * size // grid[1]
         for i, j in itertools.product(range(grid[0]), range(grid[1]))
     ]
     for image in range(2):
-        assert slots[image].tolist() == cells
+        assert slots[image].tolist() == cell_of_patch
         patches = np.asarray(x[image, prefix:], float)
-        means, sizes = oracles.apply_map(patches, np.ones(n), cells)
-        moved = np.asarray(got.x[image, prefix:], float)
+        means, sizes = oracles.apply_map(patches, np.ones(n), cell_of_patch)
+        moved = np.asarray(state.x[image, prefix:], float)
         np.testing.assert_allclose(moved, means, rtol=tolerance, atol=1e-6)
-        np.testing.assert_array_equal(got.size[image, prefix:], sizes)
+        np.testing.assert_array_equal(state.size[image, prefix:], sizes)
     untouched = slice(None) if size * size == n else slice(prefix)
-    np.testing.assert_array_equal(got.x[:, untouched], x[:, untouched])
+    np.testing.assert_array_equal(state.x[:, untouched], x[:, untouched])
 
 
 @pytest.mark.parametrize(
-    "size, grid, said",
+    "size, grid, message",
     [(4, (9, 3), "have 9 x 3 patches"), (2, None, "before reduces tokens")],
 )
-def test_a_grid_that_is_smaller_or_gone_is_refused(size, grid, said):
+def test_a_smaller_or_missing_grid_is_refused(size, grid, message):
     inputs = grid_inputs((9, 3)).replace(grid=grid)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         Cells(size)(inputs, StepCounts(n_in=27, n_out=size * size))

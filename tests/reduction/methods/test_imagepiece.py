@@ -1,4 +1,4 @@
-"""ImagePiece's schedule, and the blocks and rates that its steps get."""
+"""ImagePiece's schedule, and its steps' blocks and rates."""
 
 import pytest
 
@@ -20,33 +20,33 @@ from tests.helpers.named_models import facts
         (16, (0, 1, 3, 4, 6, 7, 9, 10), (2, 5, 8, 11)),
     ],
 )
-def test_it_merges_twice_and_prunes_once_a_cycle(depth, merge, prune):
-    found = ImagePiece().steps(facts(depth))
-    rules = {step.block: type(step.rule) for step in found}
+def test_a_cycle_merges_twice_and_prunes_once(depth, merge, prune):
+    steps = ImagePiece().steps(facts(depth))
+    rules = {step.block: type(step.rule) for step in steps}
     assert rules == {
         **dict.fromkeys(merge, MergeCandidates),
         **dict.fromkeys(prune, KeepShare),
     }
-    assert all(step.site == "mid" for step in found)
-    plan_blocks(depth, 196, found)
+    assert all(step.site == "mid" for step in steps)
+    plan_blocks(depth, 196, steps)
 
 
-def test_its_schedule_is_a_path_from_dense_through_its_own_rates():
-    path = [ImagePiece().scale_schedule(i / 100, facts()) for i in range(101)]
-    rates = [(method.keep_rate, method.merge_ratio) for method in path]
+def test_scaled_schedules_pass_the_own_rates_and_cost_ever_less():
+    methods = [ImagePiece().scale_schedule(i / 100, facts()) for i in range(101)]
+    rates = [(method.keep_rate, method.merge_ratio) for method in methods]
     assert rates[0] == (1.0, 0.0)
     assert rates[20] == (0.8, 0.08)
     assert rates[10] == (0.9, 0.04)
     assert rates[-1] == (0.0, 0.4)
-    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scale_schedule(0.4, facts())
-    assert (trained.keep_rate, trained.merge_ratio) == (0.6, 0.1)
-    plans = [plan_blocks(12, 196, method.steps(facts())) for method in path]
-    costs = [model_macs(tiny_vit.vit(plan, 192, 3)) for plan in plans]
+    scaled = ImagePiece(keep_rate=0.6, merge_ratio=0.1).scale_schedule(0.4, facts())
+    assert (scaled.keep_rate, scaled.merge_ratio) == (0.6, 0.1)
+    plans = [plan_blocks(12, 196, method.steps(facts())) for method in methods]
+    costs = [model_macs(tiny_vit.imagenet_vit(plan, 192, 3)) for plan in plans]
     assert costs == sorted(costs, reverse=True)
 
 
 @pytest.mark.parametrize("name", ["imagepiece", "imagepiece_tome"])
-def test_counts_change_where_it_merges_and_prunes(name):
+def test_given_counts_choose_merge_and_prune_blocks(name):
     """Merge steps take at most half of the candidates: 29 of the 58 of 196."""
     counts = (167, 167, 100) + (100,) * 9
     plan = METHODS[name](counts=counts).plan(facts())
@@ -54,5 +54,5 @@ def test_counts_change_where_it_merges_and_prunes(name):
     assert (merge.block, prune.block) == (0, 2)
     own = METHODS[name]().steps(facts())
     assert (merge.reducer, prune.reducer) == (own[0].reducer, own[2].reducer)
-    found = [layer.counts for layer in plan if layer.counts]
-    assert [(c.n_out, c.candidates) for c in found] == [(167, 58), (100, None)]
+    step_counts = [layer.counts for layer in plan if layer.counts]
+    assert [(c.n_out, c.candidates) for c in step_counts] == [(167, 58), (100, None)]

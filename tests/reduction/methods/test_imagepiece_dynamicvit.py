@@ -29,46 +29,46 @@ MASK = (  # 25 image tokens; merged 23; pruned 14; merged 13
 
 
 @pytest.fixture(scope="module")
-def with_masks():
-    return masked_models.trained(MASK)
+def masked_training():
+    return masked_models.training_model(MASK)
 
 
-def test_merges_look_at_as_many_candidates_as_in_evaluation():
+def test_masked_merges_have_as_many_candidates_as_evaluation():
     steps = ImagePieceDynamicViT().steps(facts())
     plans = (plan_blocks(12, 196, steps, masked=m) for m in (False, True))
-    small, large = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
-    assert small == large and small[3] == 39  # exact_floor(.3 * 132)
+    live, masked = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
+    assert live == masked and live[3] == 39  # exact_floor(.3 * 132)
     plan = plan_blocks(12, 196, steps)
     assert (plan[2].attn_tokens, plan[2].mlp_tokens) == (166, 133)
 
 
 @pytest.mark.parametrize("score", ["class", "class_and_mean"])
-def test_masked_tokens_are_never_merged(with_masks, score):
-    _, run = with_masks
+def test_masked_tokens_are_never_merged(masked_training, score):
+    _, run = masked_training
     if score != "class":
-        _, run = masked_models.trained(f"{MASK}:score={score}")
+        _, run = masked_models.training_model(f"{MASK}:score={score}")
     out = run(masked_models.keys())
-    first, second, third = out.results
-    assert isinstance(second, Masking)
-    assert isinstance(third, Assignment)
-    assert second.keep.shape == (3, 23)
+    _, masking, merge = out.results
+    assert isinstance(masking, Masking)
+    assert isinstance(merge, Assignment)
+    assert masking.keep.shape == (3, 23)
     assert out.state.mask.shape == (3, 22)
-    keep = np.asarray(second.keep)
-    dest = np.asarray(third.slot_of_token)
+    keep = np.asarray(masking.keep)
+    slots = np.asarray(merge.slot_of_token)
     for image in range(3):
         assert 4 < keep[image].sum() < 20  # more than the candidates of the merge
-        together = oracles.count_sources(dest[image], 22)[dest[image]]
-        assert (together > 1).sum() == 2
-        assert (keep[image][together > 1] == 1).all()
-        live = [keep[image][dest[image] == slot].max() for slot in range(22)]
+        slot_sizes = oracles.count_sources(slots[image], 22)[slots[image]]
+        assert (slot_sizes > 1).sum() == 2
+        assert (keep[image][slot_sizes > 1] == 1).all()
+        live = [keep[image][slots[image] == slot].max() for slot in range(22)]
         np.testing.assert_array_equal(out.state.mask[image], live)
 
 
-def test_masked_training_has_terms_for_all(with_masks):
+def test_masked_training_has_three_loss_terms(masked_training):
     """The ratio's target is 14 of 23."""
-    model, run = with_masks
+    model, run = masked_training
     out = run(masked_models.keys())
-    taught = masked_models.taught(tiny_vit.model(depth=1))
+    taught = masked_models.random_outputs(tiny_vit.model(depth=1))
     loss = ImagePieceDynamicViT().loss
     terms = tiny_vit.compiled(lambda *both: loss(*both, model.plan))(out, taught)
     share = np.asarray(out.results[1].keep).mean(axis=1)
@@ -79,12 +79,12 @@ def test_masked_training_has_terms_for_all(with_masks):
     assert float(terms["tokens"]) > 0.01  # test_token_selector
 
 
-def test_targets_are_what_evaluation_keeps():
-    """132 of 165, then 89 of 111, then 60 of 74; some have none."""
+def test_target_shares_equal_the_shares_in_evaluation():
+    """132 of 165, 89 of 111 and 60 of 74 stay; without masks there are no targets."""
     plan = plan_blocks(12, 196, ImagePieceDynamicViT().steps(facts()), masked=True)
-    wanted = np.cumprod([132 / 165, 89 / 111, 60 / 74]).tolist()
+    expected = np.cumprod([132 / 165, 89 / 111, 60 / 74]).tolist()
     method = ImagePieceDynamicViT()
-    assert_close(method.target_shares(plan), wanted, units=1)
+    assert_close(method.target_shares(plan), expected, units=1)
     for fields in ({"keep_rate": 1.0}, {"mode": "topk"}):
         steps = ImagePieceDynamicViT(**fields).steps(facts())
         assert method.target_shares(plan_blocks(12, 196, steps, masked=True)) == []
@@ -102,22 +102,22 @@ def noisy_topk(spread=1.0):
     variables = random_variables(NoisyTopK(), inputs, COUNTS)
     score = variables["params"]["scores"]["score"]
     score["kernel"] *= np.float32(spread)
-    # Far below 0 a log probability is the score itself: none are alike.
+    # Far below 0 a log probability is the score itself, so no two are equal.
     score["bias"] -= np.float32([100 * (spread - 1), 0])
     return inputs, variables
 
 
-def test_noise_decides_between_scores_that_are_close():
-    """Spread out a lot, the scores alone decide, as in evaluation."""
+def test_noise_decides_between_close_scores():
+    """Scores far apart decide alone, as in evaluation."""
     run = tiny_vit.compiled(NoisyTopK().apply, static_argnums=(2, 3))
-    for spread, same in ((1.0, False), (1e5, True)):
+    for spread, is_equal in ((1.0, False), (1e5, True)):
         inputs, variables = noisy_topk(spread)
-        trained = run(variables, inputs, COUNTS, True)
-        assert (trained.weight == 1).all()
-        noisy = trained.slot_of_token
-        plain = run(variables, inputs, COUNTS, False).slot_of_token
-        assert (noisy == plain).all() == same
-        for row in noisy:
+        result = run(variables, inputs, COUNTS, True)
+        assert (result.weight == 1).all()
+        training_slots = result.slot_of_token
+        evaluation_slots = run(variables, inputs, COUNTS, False).slot_of_token
+        assert (training_slots == evaluation_slots).all() == is_equal
+        for row in training_slots:
             assert sorted(row[row >= 0]) == [0, 1, 2, 3]
 
 
@@ -131,14 +131,15 @@ def test_the_score_learns_from_the_kept_tokens():
         state = moves.apply_result(initial_state(inputs.x, num_prefix=0), result)
         return jnp.sum(state.x * weight), result.slot_of_token
 
-    slopes, dest = tiny_vit.compiled(jax.grad(objective, has_aux=True))(variables)
-    wanted = 0.0
+    gradients, slots = tiny_vit.compiled(jax.grad(objective, has_aux=True))(variables)
+    expected = 0.0
     for image in range(2):
         x = np.asarray(inputs.x[image], float)
         scores = oracles_learned.keep_scores(variables["params"]["scores"], x)
-        for token, slot in enumerate(dest[image]):
+        for token, slot in enumerate(slots[image]):
             if slot >= 0:
                 p = np.exp(scores[token, 0])
-                wanted += x[token] @ weight[image, slot] * p * (1 - p)
-    bias = slopes["params"]["scores"]["score"]["bias"]
-    assert_close(bias, [wanted, -wanted], scale=1.0)  # of x @ weight: terms cancel
+                expected += x[token] @ weight[image, slot] * p * (1 - p)
+    bias = gradients["params"]["scores"]["score"]["bias"]
+    # The terms of x @ weight cancel.
+    assert_close(bias, [expected, -expected], scale=1.0)

@@ -21,14 +21,14 @@ from tests.helpers.named_models import facts
         {"metric": "value", "merge_ratio": 0.15, "candidate_ratio": 0.5, "parity": 1},
     ],
 )
-def test_merge_steps_are_imagepieces_and_the_others_match(fields):
+def test_merge_steps_are_imagepieces_and_prune_steps_match_pairs(fields):
     ours = ImagePieceToMe(**fields).steps(facts())
     theirs = ImagePiece(**fields).steps(facts())
     metric = fields.get("metric", "key")
     assert {type(step.rule) for step in ours} == {MergeCandidates, KeepAtLeastHalf}
     plans = (plan_blocks(12, 196, steps) for steps in (ours, theirs))
-    counts, others = ([layer.mlp_tokens for layer in plan] for plan in plans)
-    assert counts == others
+    tokens, imagepiece_tokens = ([layer.mlp_tokens for layer in plan] for plan in plans)
+    assert tokens == imagepiece_tokens
     for step, other in zip(ours, theirs, strict=True):
         assert step.block == other.block
         assert (step.site, step.added_when_masked) == ("mid", None)

@@ -19,39 +19,39 @@ from tests.helpers.rounding import assert_close
 EIGHT = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
 
 
-def test_a_fusion_by_hand():
-    """Groups, features, sizes and the map of attention after it."""
+def test_fusion_by_hand():
+    """Groups, features, sizes and the merged attention."""
     x = EIGHT
     size = np.float32([[1, 1, 2, 1, 1, 4, 1, 1]])
     row = np.exp(np.float32([0, 0.5, -0.5, 1, 0, -0.2, 0.3, -1]))
     row = row / row.sum()
-    weights = np.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
-    image = size[:, 1:]
-    inputs = ReducerInputs(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
+    attention_map = np.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
+    sizes = size[:, 1:]
+    inputs = ReducerInputs(x[:, 1:], sizes, sizes, x[:, 1:], attn_columns=row[None, 1:])
     result = decide(Fusion(), inputs, StepCounts(n_in=7, n_out=4))
     # {2, 3}, {4, 5, 6}, {1}, {7}
     assert result.slot_of_token.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
-    after = apply(TokenState(x, size), result)
-    want = [(1, 0), (1.4, 0.9475), (0.3297, 0.9374), (0.9848, 0.1736)]
-    want.append((-0.9397, 0.342))
-    np.testing.assert_allclose(after.x[0], want, atol=1e-4)
-    assert after.size.tolist() == [[1, 3, 6, 1, 1]]
-    merged = tiny_vit.compiled(merge_map)(weights, result, image)
-    want = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
-    np.testing.assert_allclose(merged[0, 0], want, atol=1e-4)
+    moved = apply(TokenState(x, size), result)
+    expected = [(1, 0), (1.4, 0.9475), (0.3297, 0.9374), (0.9848, 0.1736)]
+    expected.append((-0.9397, 0.342))
+    np.testing.assert_allclose(moved.x[0], expected, atol=1e-4)
+    assert moved.size.tolist() == [[1, 3, 6, 1, 1]]
+    merged_map = tiny_vit.compiled(merge_map)(attention_map, result, sizes)
+    expected = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
+    np.testing.assert_allclose(merged_map[0, 0], expected, atol=1e-4)
 
 
-def test_another_score_takes_the_place_of_attention():
+def test_a_score_replaces_attention():
     x = EIGHT[:, 1:]
-    values = np.random.default_rng(0).dirichlet(np.ones(7), 1).astype(np.float32)
+    scores = np.random.default_rng(0).dirichlet(np.ones(7), 1).astype(np.float32)
     size = np.float32([[1, 2, 1, 1, 4, 1, 1]])
-    both = ReducerInputs(x, size, size, x, attn_columns=values, shift=values[:, ::-1])
-    turned = both.replace(attn_columns=values[:, ::-1], shift=values)
+    given = ReducerInputs(x, size, size, x, attn_columns=scores, shift=scores[:, ::-1])
+    swapped = given.replace(attn_columns=scores[:, ::-1], shift=scores)
     counts = StepCounts(n_in=7, n_out=4)
-    want = decide(Fusion(), both, counts)
-    found = decide(Fusion(score="shift"), turned, counts)
-    np.testing.assert_array_equal(found.slot_of_token, want.slot_of_token)
-    np.testing.assert_array_equal(found.weight, want.weight)
+    by_attention = decide(Fusion(), given, counts)
+    by_shift = decide(Fusion(score="shift"), swapped, counts)
+    np.testing.assert_array_equal(by_shift.slot_of_token, by_attention.slot_of_token)
+    np.testing.assert_array_equal(by_shift.weight, by_attention.weight)
     (step,) = MCTF(blocks=(1,), score="shift").steps(facts(3))
     assert step.site == "mid"
     assert "attn_columns" not in step.reducer.attention_reads
@@ -64,14 +64,15 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
     x = rng.normal(size=(9, 4)).astype(np.float32)
     received = rng.dirichlet(np.ones(9)).astype(np.float32)
     size = rng.integers(1, 9, 9).astype(np.float32)
-    want = ((oracles.cosine(x, x) + 1) / 2) ** (1 / similarity)
+    expected = ((oracles.cosine(x, x) + 1) / 2) ** (1 / similarity)
     for value, temperature in ((received, 2.0), (size, 3.0)):
-        small = value.min() / value.astype(float)
-        want = want * np.outer(small, small) ** (1 / temperature)
+        ratio = value.min() / value.astype(float)
+        expected = expected * np.outer(ratio, ratio) ** (1 / temperature)
     fusion = Fusion(similarity, 2.0, 3.0)
     arrays = (x[None], received[None], size[None])
-    got = tiny_vit.compiled(fusion.fusion_values, static_argnums=3)(*arrays, even)
-    assert_close(got[0], want[even::2, 1 - even :: 2], units=256)
+    run = tiny_vit.compiled(fusion.fusion_values, static_argnums=3)
+    (values,) = run(*arrays, even)
+    assert_close(values, expected[even::2, 1 - even :: 2], units=256)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +86,13 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
         (4, 10, 10),
     ],
 )
-def test_ten_tokens_stay_of_a_number_and_not_of_a_share(r, tokens, left):
-    """By hand, as the authors' code counts, class token included."""
+def test_ten_tokens_stay_for_a_number_but_not_for_a_share(r, tokens, left):
+    """Counts by hand, with the class token, as in the authors' code."""
     plan = plan_blocks(2, tokens - 1, MCTF(r=r).steps(facts(2)), 1)
     assert plan[-1].mlp_tokens == left
 
 
-def test_a_step_before_the_next_block_would_read_what_is_gone():
+def test_a_step_before_the_next_block_cannot_read_its_attention():
     pooling = TokenPooling(blocks=(2,), score="class")
     plan = plan_blocks(
         4, 196, (*MCTF(blocks=(1,)).steps(facts(4)), *pooling.steps(facts(4)))

@@ -1,4 +1,4 @@
-"""Fields of all methods: defaults, checks, and refusals."""
+"""Fields of all methods: defaults, checks and errors."""
 
 import dataclasses
 
@@ -55,34 +55,34 @@ REFUSED = [  # (a reduction's text, part of the error)
 ]
 
 
-@pytest.mark.parametrize("text, said", REFUSED)
-def test_what_a_field_may_be_is_said(text, said):
-    with refused(said):
+@pytest.mark.parametrize("text, message", REFUSED)
+def test_a_wrong_value_names_the_allowed_ones(text, message):
+    with refused(message):
         Reduction.read(text).method.plan(facts(DEPTH))
 
 
 @pytest.mark.parametrize("depth", [2, 6])
-def test_blocks_beside_a_cost_are_those_of_the_model(depth):
-    """Default blocks move, unless two would be one."""
+def test_default_blocks_follow_the_models_depth(depth):
+    """Default blocks move, unless two would coincide."""
     method = METHODS["evit"](macs=0.5).at_ratio(0.5, facts(depth, patches=16))
     assert method.blocks == {2: (3, 6, 9), 6: (1, 3, 4)}[depth]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_of_a_method_have_equal_steps(name):
-    """Otherwise equal models would differ, and jit would compile each."""
-    one, other = (METHODS[name]().steps(facts()) for _ in range(2))
-    assert one == other
-    assert hash(tuple(one)) == hash(tuple(other))
+def test_equal_methods_have_equal_steps(name):
+    """Else equal models would differ, and jit would compile each."""
+    steps, equal_steps = (METHODS[name]().steps(facts()) for _ in range(2))
+    assert steps == equal_steps
+    assert hash(tuple(steps)) == hash(tuple(equal_steps))
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("token_pooling:blocks=(0,2)", "at block 0 reads the attention of the block"),
         ("grid_pooling:grid_size=6:block=1", "leaves 36 image tokens"),
     ],
 )
-def test_what_a_model_does_not_have_is_refused(text, said):
-    with refused(said):
+def test_a_step_cannot_read_what_its_model_lacks(text, message):
+    with refused(message):
         tiny_vit.model(text)

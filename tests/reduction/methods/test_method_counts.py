@@ -11,8 +11,8 @@ def expand_counts(text):
     """Expand "3*197 98" to [197, 197, 197, 98]."""
     pairs = [part.rpartition("*")[::2] for part in text.split()]
     counts = []
-    for times, number in pairs:
-        counts += [int(number)] * int(times or 1)
+    for repeats, number in pairs:
+        counts += [int(number)] * int(repeats or 1)
     return counts
 
 
@@ -27,7 +27,7 @@ def expand_counts(text):
         # One token and a package are left, so later steps cannot shrink.
         ("spvit:keep_rates=(0.,0.,0.)", "pre", "3*197 9*3"),
         ("spvit:keep_rates=(.1,.001,0.)", "pre", "3*197 3*21 6*4"),
-        # A step that changes nothing leaves no package.
+        # A step without a change leaves no package.
         ("spvit:keep_rates=(1.,.5,.5)", "pre", "6*197 6*100"),
         ("grid_pooling:grid_size=8:block=3", "pre", "3*197 9*65"),
         ("tome:r=1000", "mid", "99 50 26 14 8 5 3 5*2"),
@@ -37,8 +37,8 @@ def test_tokens_by_hand(text, site, tokens):
     plan = plan_blocks(12, 196, Reduction.read(text).method.steps(facts()))
     assert [layer.mlp_tokens for layer in plan] == expand_counts(tokens)
     arriving = [197, *expand_counts(tokens)[:-1]]
-    wanted = expand_counts(tokens) if site == "pre" else arriving
-    assert [layer.attn_tokens for layer in plan] == wanted
+    attn_tokens = expand_counts(tokens) if site == "pre" else arriving
+    assert [layer.attn_tokens for layer in plan] == attn_tokens
 
 
 @pytest.mark.parametrize(

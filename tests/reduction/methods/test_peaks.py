@@ -1,4 +1,4 @@
-"""Peaks: an example by hand, one step and whole models against slow oracles."""
+"""Peaks: examples by hand; a step and whole models against slow oracles."""
 
 import functools
 
@@ -27,7 +27,7 @@ REDUCER = KeepPeaks(score="class_and_mean")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def state_of(x, size, patches, mask=None):
+def prefixed_state(x, size, patches, mask=None):
     """TokenState of image tokens x [B, n, D], behind a class token of ones."""
     x = jnp.asarray(x)
     front = ((0, 0), (1, 0))
@@ -39,9 +39,9 @@ def state_of(x, size, patches, mask=None):
     )
 
 
-def step(x, score, size, patches, n_out, mask=None, fast=False):
-    """One step of x [B, n, D]: (cosines, Assignment, TokenState after it)."""
-    state = state_of(x, size, patches, mask)
+def reduce_once(x, score, size, patches, n_out, mask=None, fast=False):
+    """Reduce x [B, n, D] once: (cosines, Assignment, the new TokenState)."""
+    state = prefixed_state(x, size, patches, mask)
     inputs = ReducerInputs(
         x=state.image_rows(state.x),
         size=state.image_rows(state.size),
@@ -60,38 +60,38 @@ def step(x, score, size, patches, n_out, mask=None, fast=False):
         )
 
 
-run = tiny_vit.compiled(step, static_argnames=("n_out", "fast"))
+compiled_step = tiny_vit.compiled(reduce_once, static_argnames=("n_out", "fast"))
 
 
-def test_an_attended_token_leaves_if_a_more_attended_one_says_the_same():
-    """Token 1 is the second by score, and token 5 the last; token 5 stays.
+def test_an_attended_token_joins_a_more_attended_copy():
+    """Token 1 has the second score, token 5 the last; token 5 stays.
 
     Scores times distances: 0.6, 0.0038, 0.0015, 0.0536, 0.0067, 0.0081.
     """
     x = vectors([0, 10, 50, 60, 90, 200], [1, 2, 1, 1, 1, 1])
     score = np.float32([[0.30, 0.25, 0.10, 0.15, 0.05, 0.006]])
     size = np.float32([[1, 2, 1, 1, 3, 1]])
-    _, result, after = run(x, score, size, size, n_out=3)
+    _, result, after = compiled_step(x, score, size, size, n_out=3)
     assert result.slot_of_token.tolist() == [[0, 0, 1, 1, 1, 2]]
-    want = [(1, 1), (1.4407, 0.1579), (0.4643, 0.8550), (-0.9397, -0.3420)]
-    np.testing.assert_allclose(after.x[0], want, atol=1e-4)
+    expected = [(1, 1), (1.4407, 0.1579), (0.4643, 0.8550), (-0.9397, -0.3420)]
+    np.testing.assert_allclose(after.x[0], expected, atol=1e-4)
     np.testing.assert_allclose(after.attn_size, [[1, 2.9696, 4.5829, 1]], atol=1e-4)
     assert after.size.tolist() == [[1, 3, 5, 1]]
 
 
-def test_the_highest_token_comes_first_though_the_next_is_its_opposite():
-    """Their distances are both 2; the third token's is 0.83."""
+def test_the_highest_score_has_slot_0_beside_its_opposite():
+    """Both have distance 2; the third token has 0.83."""
     x = vectors([0, 180, 80])
     score = np.float32([[0.5, 0.4, 0.1]])
-    _, result, _ = run(x, score, np.ones((1, 3)), np.ones((1, 3)), n_out=2)
+    _, result, _ = compiled_step(x, score, np.ones((1, 3)), np.ones((1, 3)), n_out=2)
     assert result.slot_of_token.tolist() == [[0, 1, 0]]
 
 
 KINDS = ("random", "few", "equal", "alike", "zero", "unattended", "opposite")
 
 
-def images(n, seed=0):
-    """An image a kind: x [7, n, 6], score, size and patches [7, n]."""
+def all_kinds(n, seed=0):
+    """One image per kind: x [7, n, 6], score, size and patches [7, n]."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(len(KINDS), n, 6))
     axes = np.eye(6)[rng.integers(6, size=(2, n))] * rng.choice([-1, 1], (2, n, 1))
@@ -110,29 +110,29 @@ def images(n, seed=0):
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)
-def run_all(arrays, outs):
-    return [step(*arrays, n_out=n_out) for n_out in outs]
+def reduce_to_all_counts(arrays, output_counts):
+    return [reduce_once(*arrays, n_out=n_out) for n_out in output_counts]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 30])
-def test_a_step_is_the_oracles(n):
-    """The oracle is given the same cosines, so that a tie is a tie on both sides."""
-    arrays = images(n)
-    outs = tuple(sorted({1, 2, n // 2, n - 1} & {*range(1, n + 1)})) or (1,)
+def test_a_step_equals_the_oracle(n):
+    """The oracle gets the package's cosines, so both have the same ties."""
+    arrays = all_kinds(n)
+    output_counts = tuple(sorted({1, 2, n // 2, n - 1} & {*range(1, n + 1)})) or (1,)
     for n_out, (cosines, result, after) in zip(
-        outs, run_all(arrays, outs), strict=True
+        output_counts, reduce_to_all_counts(arrays, output_counts), strict=True
     ):
         assert_close(after.x[:, 0], np.ones((len(KINDS), 6)))
         for image, (x, score, size, patches) in enumerate(zip(*arrays, strict=True)):
             assert_close(cosines[image], oracles.cosine(x, x), scale=1.0)
-            want = oracles_peaks.decide(score, cosines[image], n_out)
-            np.testing.assert_array_equal(result.slot_of_token[image], want.slot)
+            decision = oracles_peaks.decide(score, cosines[image], n_out)
+            np.testing.assert_array_equal(result.slot_of_token[image], decision.slot)
             assert {*result.slot_of_token[image].tolist()} == {*range(n_out)}
-            rows = oracles_peaks.matrix(want, score) @ x
+            rows = oracles_peaks.mean_weights(decision, score) @ x
             assert_close(after.x[image, 1:], rows, scale=1.0)
-            sizes = oracles_peaks.attention_sizes(want, size)
+            sizes = oracles_peaks.attention_sizes(decision, size)
             assert_close(after.attn_size[image, 1:], sizes, scale=4.0)
-            counted = [patches[want.slot == slot].sum() for slot in range(n_out)]
+            counted = [patches[decision.slot == slot].sum() for slot in range(n_out)]
             np.testing.assert_array_equal(after.size[image, 1:], counted)
             assert after.attn_size.min() > 0
 
@@ -141,47 +141,47 @@ def test_ties_go_to_the_first():
     """Equal scores; equal distances of tokens 1 to 3; equal cosines of tokens 3, 4."""
     x = np.float32([[[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]]])
     ones = np.ones((1, 5), np.float32)
-    _, result, _ = run(x, 0.25 * ones, ones, ones, n_out=3)
+    _, result, _ = compiled_step(x, 0.25 * ones, ones, ones, n_out=3)
     assert result.slot_of_token.tolist() == [[0, 1, 2, 0, 0]]
 
 
-def test_a_permutation_of_tokens_moves_nothing_else():
+def test_permuted_tokens_keep_their_groups():
     """Slots follow score times distance."""
-    arrays = images(30)
+    arrays = all_kinds(30)
     order = np.random.default_rng(1).permutation(30)
-    moved = [a[:, order] for a in arrays]
-    (_, plain, after), (_, other, other_after) = (
-        run(*each, n_out=12) for each in (arrays, moved)
+    permuted = [a[:, order] for a in arrays]
+    (_, result, after), (_, permuted_result, permuted_after) = (
+        compiled_step(*tokens, n_out=12) for tokens in (arrays, permuted)
     )
     image = KINDS.index("random")
     np.testing.assert_array_equal(
-        other.slot_of_token[image], plain.slot_of_token[image][order]
+        permuted_result.slot_of_token[image], result.slot_of_token[image][order]
     )
-    assert_close(other_after.x[image], after.x[image])
-    assert_close(other_after.attn_size[image], after.attn_size[image])
+    assert_close(permuted_after.x[image], after.x[image])
+    assert_close(permuted_after.attn_size[image], after.attn_size[image])
 
 
 @pytest.mark.parametrize("n_out", [1, 4, 7])
-def test_tokens_removed_by_a_mask_leave_first_and_add_nothing(n_out):
-    """The others are as if these were not there; nine of twelve are."""
+def test_masked_tokens_leave_first_and_add_nothing(n_out):
+    """Nine of twelve tokens are live, and reduce as if they were alone."""
     n = 12
-    arrays = [a[:1] for a in images(n)]
-    arrays[1][0, [2, 7]] = 0.5, 0.6  # what is not to be read
+    arrays = [a[:1] for a in all_kinds(n)]
+    arrays[1][0, [2, 7]] = 0.5, 0.6  # must not be read
     mask = np.ones((1, n), np.float32)
     mask[0, [2, 5, 7]] = 0
-    there = np.flatnonzero(mask[0])
-    _, want, without = run(*(a[:, there] for a in arrays), n_out=n_out)
-    _, result, after = run(*arrays, n_out=n_out, mask=mask)
-    np.testing.assert_array_equal(result.slot_of_token[:, there], want.slot_of_token)
-    assert_close(after.x, without.x)
-    assert_close(after.attn_size, without.attn_size)
+    live = np.flatnonzero(mask[0])
+    _, alone, after_alone = compiled_step(*(a[:, live] for a in arrays), n_out=n_out)
+    _, result, after = compiled_step(*arrays, n_out=n_out, mask=mask)
+    np.testing.assert_array_equal(result.slot_of_token[:, live], alone.slot_of_token)
+    assert_close(after.x, after_alone.x)
+    assert_close(after.attn_size, after_alone.attn_size)
     assert after.mask.tolist() == [[1] * n_out]
 
 
-def test_removed_tokens_stay_where_more_are_wanted_and_stay_removed():
-    arrays = [a[:1] for a in images(6)]
+def test_masked_tokens_fill_up_the_slots_and_stay_masked():
+    arrays = [a[:1] for a in all_kinds(6)]
     mask = np.float32([[0, 1, 1, 0, 0, 1]])
-    _, result, after = run(*arrays, n_out=5, mask=mask)
+    _, result, after = compiled_step(*arrays, n_out=5, mask=mask)
     assert {*result.slot_of_token[0, [1, 2, 5]].tolist()} == {0, 1, 2}
     assert after.mask.tolist() == [[1, 1, 1, 0, 0]]
     chex.assert_tree_all_finite(after)
@@ -190,9 +190,9 @@ def test_removed_tokens_stay_where_more_are_wanted_and_stay_removed():
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unattended_tokens_have_a_plain_mean(dtype, fast):
-    """Small tokens of score 0, too: a share of a mean is no product of tiny numbers.
+    """A mean's weights are no products of tiny numbers, also for small tokens.
 
-    With an attended token in the same slot they have no part.
+    Beside an attended token in their slot, they have no weight.
     """
     if dtype == "float16":
         compiling.needs_float16()
@@ -200,26 +200,28 @@ def test_unattended_tokens_have_a_plain_mean(dtype, fast):
     score = np.float32([[0, 0, 0, 0, 0.5, 0, 0, 0]])
     ones = np.ones((1, 8), np.float32)
     rounded = np.asarray(x.astype(dtype), float)[0]
-    _, result, after = run(x.astype(dtype), score, ones, ones, n_out=3, fast=fast)
-    got = np.asarray(after.x[0, 1:], float)
-    unit = 4 * float(jnp.finfo(dtype).eps)
-    for slot, row in enumerate(got):
+    _, result, after = compiled_step(
+        x.astype(dtype), score, ones, ones, n_out=3, fast=fast
+    )
+    merged = np.asarray(after.x[0, 1:], float)
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    for slot, token in enumerate(merged):
         inside = rounded[result.slot_of_token[0] == slot]
         mean = rounded[4] if slot == result.slot_of_token[0, 4] else inside.mean(axis=0)
-        np.testing.assert_allclose(row, mean, rtol=0, atol=unit * 2.0**-8)
+        np.testing.assert_allclose(token, mean, rtol=0, atol=tolerance * 2.0**-8)
     assert result.slot_of_token[0, 4] == 0
     assert after.x.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_little_attention_is_weighed_as_it_is(dtype):
-    """A score far below float16's smallest normal number, beside a larger one."""
+def test_tiny_scores_are_not_rounded(dtype):
+    """A score far below float16's smallest normal number stands beside a larger one."""
     if dtype == "float16":
         compiling.needs_float16()
     x = vectors([0, 10, 90]).astype(dtype)
     score = np.float32([[5e-5, 1e-6, 0.5]])
     ones = np.ones((1, 3), np.float32)
-    _, result, after = run(x, score, ones, ones, n_out=2)
+    _, result, after = compiled_step(x, score, ones, ones, n_out=2)
     assert result.slot_of_token.tolist() == [[1, 1, 0]]
     first, second, _ = np.asarray(x, float)[0]
     mean = (50 * first + second) / 51
@@ -228,15 +230,15 @@ def test_little_attention_is_weighed_as_it_is(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_tokens_have_the_gradient_of_their_means_and_scores_none(dtype):
-    """Unattended tokens, too; attention sizes are decisions, without a gradient."""
-    x, score, size, patches = images(30)
+def test_means_pass_gradients_to_tokens_and_scores_get_none(dtype):
+    """Unattended tokens get gradients, too; attention sizes get none."""
+    x, score, size, patches = all_kinds(30)
     x = x.astype(dtype)
     probe = np.random.default_rng(2).normal(size=(len(KINDS), 13, 6)).astype(np.float32)
 
     @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
     def slopes(x, score, size):
-        _, result, after = step(x, score, size, patches, n_out=12)
+        _, result, after = reduce_once(x, score, size, patches, n_out=12)
         total = jnp.sum(after.x.astype(jnp.float32) * probe)
         return total + jnp.sum(after.attn_size), result
 
@@ -247,14 +249,15 @@ def test_tokens_have_the_gradient_of_their_means_and_scores_none(dtype):
         cosines = oracles.cosine(x[image], x[image])
         decision = oracles_peaks.decide(score[image], cosines, 12)
         decision = decision._replace(slot=result.slot_of_token[image])
-        matrix = oracles_peaks.matrix(decision, score[image])
-        wanted = matrix.T @ probe[image, 1:]
-        unit = float(jnp.finfo(dtype).eps)
-        got = np.asarray(slope[image], float)
-        np.testing.assert_allclose(got, wanted, atol=8 * unit * np.abs(wanted).max())
+        matrix = oracles_peaks.mean_weights(decision, score[image])
+        expected = matrix.T @ probe[image, 1:]
+        eps = float(jnp.finfo(dtype).eps)
+        actual = np.asarray(slope[image], float)
+        bound = 8 * eps * np.abs(expected).max()
+        np.testing.assert_allclose(actual, expected, atol=bound)
 
 
-def slow_answers(variables, images, counts, patch, heads, **options):
+def oracle_outputs(variables, images, counts, patch, heads, **options):
     """The oracle's (logits, size, steps) of every image, in float64."""
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
     sizes = {"heads": heads, "patch": patch} | options
@@ -265,7 +268,7 @@ def slow_answers(variables, images, counts, patch, heads, **options):
 
 
 @pytest.mark.parametrize("score", ["class", "mean", "class_and_mean"])
-def test_a_model_is_the_oracles(score):
+def test_a_model_equals_the_oracle(score):
     """Attention counts merged tokens by their sizes, and so do the scores."""
     model = tiny_vit.model(f"peaks:blocks=(1,2):keep_rate=0.6:score={score}")
     variables = tiny_vit.variables(model)
@@ -273,34 +276,34 @@ def test_a_model_is_the_oracles(score):
     out = tiny_vit.compiled(model.apply)(variables, images)
     counts = {1: 15, 2: 9}
     sizes = tiny_vit.PATCH, tiny_vit.HEADS
-    wanted = slow_answers(variables, images, counts, *sizes, name=score)
-    for image, (logits, size, steps) in enumerate(wanted):
+    expected = oracle_outputs(variables, images, counts, *sizes, name=score)
+    for image, (logits, size, steps) in enumerate(expected):
         assert_close(out.logits[image], logits, units=128)
         assert_close(out.state.effective_size[image], size, units=128)
-        for result, slow in zip(out.results, steps, strict=True):
+        for result, oracle_step in zip(out.results, steps, strict=True):
             np.testing.assert_array_equal(
-                result.slot_of_token[image], slow.decision.slot
+                result.slot_of_token[image], oracle_step.decision.slot
             )
-            assert_close(result.weight[image], slow.score, units=128)
+            assert_close(result.weight[image], oracle_step.score, units=128)
         np.testing.assert_array_equal(out.state.size[image, 1:], steps[-1].patches)
 
 
-TIE = 1e-5  # twice the largest relative error of a score there, and of a cosine
+TIE = 1e-5  # twice the largest relative error of scores and cosines on these images
 
 
 def smallest_gap(step):
-    """By which a decision would be another one: relative of values, and of cosines."""
+    """The smallest change of a value (relative) or a cosine that changes a decision."""
     kept = step.decision.kept
     values = np.sort(step.decision.value)[::-1][: len(kept) + 1]
-    leaving = np.setdiff1d(np.arange(len(step.score)), kept)
-    best = np.sort(step.cosines[leaving][:, kept], axis=1)
-    gaps = [values[:-1] / values[1:] - 1, best[:, -1] - best[:, -2]]
+    removed = np.setdiff1d(np.arange(len(step.score)), kept)
+    nearest = np.sort(step.cosines[removed][:, kept], axis=1)
+    gaps = [values[:-1] / values[1:] - 1, nearest[:, -1] - nearest[:, -2]]
     return min(gap.min() for gap in gaps)
 
 
 @pytest.mark.slow
-def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
-    """Half of the MACs, by trained weights: kept tokens, every patch, and logits."""
+def test_decisions_of_deit_on_photographs_equal_the_oracle(assets):
+    """Trained weights at half the MACs: kept tokens, every patch's slot, and logits."""
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
         images = normalize(
             jnp.asarray(file["images_uint8"]), IMAGENET_MEAN, IMAGENET_STD
@@ -310,30 +313,30 @@ def test_decisions_of_deit_on_photographs_are_the_oracles(assets):
     variables = dense.variables
 
     @tiny_vit.compiled
-    def answers(variables, images):
+    def outputs_and_slots(variables, images):
         outputs = model.apply(variables, images)
-        return outputs, tiny_vit.slots(outputs, 196)
+        return outputs, tiny_vit.final_slots(outputs, 196)
 
-    out, slots = answers(variables, images)
+    out, slots = outputs_and_slots(variables, images)
     counts = {3: 99, 6: 50, 9: 26}
-    wanted = slow_answers(variables, images, counts, patch=16, heads=3)
-    for image, (logits, size, steps) in enumerate(wanted):
-        source = np.arange(196)
-        for result, slow in zip(out.results, steps, strict=True):
-            # No near tie is among the twelve decisions, so they are exact.
-            assert smallest_gap(slow) > TIE
+    expected = oracle_outputs(variables, images, counts, patch=16, heads=3)
+    for image, (logits, size, steps) in enumerate(expected):
+        token_of_patch = np.arange(196)
+        for result, oracle_step in zip(out.results, steps, strict=True):
+            # None of the twelve decisions is a near tie, so all are exact.
+            assert smallest_gap(oracle_step) > TIE
             np.testing.assert_array_equal(
-                result.slot_of_token[image], slow.decision.slot
+                result.slot_of_token[image], oracle_step.decision.slot
             )
-            source = oracles.compose(slow.decision.slot, source)
-        np.testing.assert_array_equal(slots[image], source)
+            token_of_patch = oracles.compose(oracle_step.decision.slot, token_of_patch)
+        np.testing.assert_array_equal(slots[image], token_of_patch)
         assert_close(out.logits[image], logits, units=128)
         np.testing.assert_allclose(out.state.effective_size[image], size, atol=1e-4)
 
 
-def test_to_mask_is_to_remove():
-    """Tokens that DynamicViT masks in training at block 0, before peaks at block 1."""
-    made = tiny_vit.model("dynamicvit:blocks=(0,)", masked=True)
+def test_masking_before_peaks_equals_removing():
+    """DynamicViT masks tokens at block 0, peaks reduces at block 1."""
+    masked = tiny_vit.model("dynamicvit:blocks=(0,)", masked=True)
 
     def with_peaks(model, left):
         steps = [layer.step for layer in model.plan if layer.step]
@@ -343,22 +346,22 @@ def test_to_mask_is_to_remove():
         )
         return model.clone(plan=plan, prop_attn=True)
 
-    variables = masked_models.lean(tiny_vit.variables(made), 1.0)
+    variables = masked_models.lean_selectors(tiny_vit.variables(masked), 1.0)
     images = tiny_vit.images(1)
-    model = with_peaks(made, left=6)
-    out = masked_models.train(model)(variables, images, masked_models.keys(1))
+    model = with_peaks(masked, left=6)
+    out = masked_models.training(model)(variables, images, masked_models.keys(1))
     mask = out.results[0].keep[0]
     left = model.num_image_tokens
     assert left < mask.sum() < tiny_vit.TOKENS
-    removed = with_peaks(masked_models.without(made, {0: mask}), left)
-    want = tiny_vit.compiled(removed.apply)(variables, images)
-    np.testing.assert_allclose(out.logits, want.logits, atol=1e-4)
-    sizes = (each.state.effective_size for each in (out, want))
+    removed = with_peaks(masked_models.without_masked(masked, {0: mask}), left)
+    removed_out = tiny_vit.compiled(removed.apply)(variables, images)
+    np.testing.assert_allclose(out.logits, removed_out.logits, atol=1e-4)
+    sizes = (outputs.state.effective_size for outputs in (out, removed_out))
     np.testing.assert_allclose(*sizes, atol=1e-4)
     assert out.state.mask.tolist() == [[1] * left]
 
 
-def test_a_grid_of_one_patch_has_nothing_to_leave():
+def test_a_grid_of_one_patch_has_no_step():
     reduction = "peaks:blocks=(0,1):keep_rate=0.0"
     model = tiny_vit.model(reduction, depth=2, image_size=tiny_vit.PATCH)
     assert [layer.counts for layer in model.plan] == [None, None]
@@ -372,23 +375,23 @@ def test_two_patches_become_one():
     images = tiny_vit.images(1, side=side)
     out = tiny_vit.compiled(model.apply)(variables, images)
     sizes = tiny_vit.PATCH, tiny_vit.HEADS
-    ((logits, size, steps),) = slow_answers(variables, images, {0: 1}, *sizes)
+    ((logits, size, steps),) = oracle_outputs(variables, images, {0: 1}, *sizes)
     assert len(out.results) == len(steps) == 1
     assert_close(out.logits[0], logits, units=128)
     assert_close(out.state.effective_size[0], size)
 
 
 @pytest.mark.parametrize("depth, blocks", [(12, (3, 6, 9)), (6, (1, 3, 4))])
-def test_blocks_beside_a_cost_are_those_of_the_model(depth, blocks):
+def test_default_blocks_follow_the_models_depth(depth, blocks):
     plan = tiny_vit.model("peaks:macs=0.7", depth=depth).plan
     assert tuple(i for i, layer in enumerate(plan) if layer.counts) == blocks
     assert isinstance(plan[blocks[0]].step.reducer, KeepPeaks)
 
 
 @pytest.mark.parametrize(
-    "reduction, depth, said",
+    "reduction, depth, message",
     [
-        # Moved to three blocks, two of the default ones would be the same.
+        # Moved to three blocks, two default blocks would coincide.
         ("peaks", 3, "a step is at block 3; the model has blocks 0 to 2"),
         ("peaks:macs=0.7", 3, "a step is at block 3"),
         ("peaks:macs=0.7", 1, "a step is at block 3"),
@@ -399,7 +402,7 @@ def test_blocks_beside_a_cost_are_those_of_the_model(depth, blocks):
         ("peaks:keep_rate=1.1", 12, "keep_rate is 1.1"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(reduction, depth, said):
-    with refused(said) as caught:
+def test_a_mistake_is_one_line(reduction, depth, message):
+    with refused(message) as caught:
         tiny_vit.model(reduction, depth=depth)
     assert "\n" not in str(caught.value)

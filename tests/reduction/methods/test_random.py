@@ -1,4 +1,4 @@
-"""Random control: uniform draws that depend only on the keys."""
+"""Random control: uniform draws from the keys alone."""
 
 import functools
 import math
@@ -28,16 +28,17 @@ def draw(image_keys, counts, train=False):
 
 
 @pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
-def test_as_many_as_wanted_stay_in_spatial_order(n, n_out):
+def test_n_out_tokens_stay_in_spatial_order(n, n_out):
     result = draw(image_keys(5), StepCounts(n_in=n, n_out=n_out))
     assert (result.n_out, result.index.absorbed_tokens.shape[1]) == (n_out, 0)
-    for dest in np.asarray(result.slot_of_token):
-        assert dest[dest != DROPPED].tolist() == list(range(n_out))
+    for slots in np.asarray(result.slot_of_token):
+        assert slots[slots != DROPPED].tolist() == list(range(n_out))
 
 
 def test_every_set_of_tokens_is_equally_likely():
-    """Two of five tokens make ten pairs; each gets 400 of 4,000 images."""
-    dest = np.asarray(draw(image_keys(4000), StepCounts(n_in=5, n_out=2)).slot_of_token)
-    pairs, times = np.unique(dest != DROPPED, axis=0, return_counts=True)
+    """Two of five tokens make ten pairs; each is expected 400 times in 4,000."""
+    drawn = draw(image_keys(4000), StepCounts(n_in=5, n_out=2))
+    slots = np.asarray(drawn.slot_of_token)
+    pairs, occurrences = np.unique(slots != DROPPED, axis=0, return_counts=True)
     assert len(pairs) == 10
-    assert np.abs(times - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)
+    assert np.abs(occurrences - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)

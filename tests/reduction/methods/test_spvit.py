@@ -1,4 +1,4 @@
-"""SPViT: votes of the heads, and packages of dropped tokens."""
+"""SPViT: the heads' votes, and packages of dropped tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from imagepiece_jax.reduction.state import (
 from tests.helpers import oracles, oracles_learned, tiny_vit
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import apply_learned, random_variables
-from tests.reduction.test_token_selector import numbers, outputs
+from tests.reduction.test_token_selector import draw_normal, outputs
 
 FIELDS = "spvit:keep_rates=(0.6,0.3):blocks=(1,2)"  # 25, 16, 9
 BATCH = 3
@@ -25,7 +25,7 @@ HEADS = 3
 D = 12
 
 
-def run(selector, counts, x, mask=None):
+def run_selector(selector, counts, x, mask=None):
     """(parameters, result) of a selector with random parameters."""
     keys = jax.random.split(jax.random.key(0), len(x))
     size = np.ones(x.shape[:2], np.float32)
@@ -34,25 +34,25 @@ def run(selector, counts, x, mask=None):
     return variables["params"], apply_learned(selector, variables, inputs, counts)
 
 
-def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient():
+def test_an_empty_package_is_zero_with_bounded_gradients():
     probability = np.full((1, 4), 0.5, np.float32)
-    before = np.ones((1, 4), np.float32)
+    all_kept = np.ones((1, 4), np.float32)
 
     def package(probability, keep):
-        weight = package_weights(probability, before - keep)
+        weight = package_weights(probability, all_kept - keep)
         return jnp.sum(weight * jnp.arange(1.0, 5.0)[None])
 
     run = tiny_vit.compiled(jax.value_and_grad(package, argnums=(0, 1)))
-    value, slopes = run(probability, before)
+    value, gradients = run(probability, all_kept)
     assert float(value) == 0
-    assert max(np.abs(slope).max() for slope in slopes) <= 4
+    assert max(np.abs(slope).max() for slope in gradients) <= 4
 
 
 def test_evaluation_equals_the_oracle():
-    """The best stay in order, then older packages, then the new one."""
-    x = numbers(BATCH, 10, D)
+    """The best tokens stay in order, then old packages, then the new one."""
+    x = draw_normal(BATCH, 10, D)
     counts = StepCounts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
-    parameters, result = run(Selector(), counts, x)
+    parameters, result = run_selector(Selector(), counts, x)
     assert isinstance(result, Assignment)
     assert result.n_out == 6
     move = tiny_vit.compiled(
@@ -62,10 +62,10 @@ def test_evaluation_equals_the_oracle():
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(parameters, tokens, HEADS)
-        dest = oracles.top_k(probability[:8], 3)
-        dropped = np.append(dest == -1, [False, False])
-        want = np.append(np.where(dest == -1, 5, dest), [3, 4])
-        np.testing.assert_array_equal(result.slot_of_token[image], want)
+        kept_slots = oracles.top_k(probability[:8], 3)
+        dropped = np.append(kept_slots == -1, [False, False])
+        expected_slots = np.append(np.where(kept_slots == -1, 5, kept_slots), [3, 4])
+        np.testing.assert_array_equal(result.slot_of_token[image], expected_slots)
         package = oracles_learned.package(probability, dropped, tokens)
         rows = np.vstack([tokens[~dropped], package])
         np.testing.assert_allclose(state.x[image], rows, rtol=1e-4, atol=1e-5)
@@ -73,67 +73,66 @@ def test_evaluation_equals_the_oracle():
 
 
 def test_training_equals_the_oracle():
-    """Two packages are among the tokens; what was masked is in no new package."""
-    x = numbers(BATCH, 10, D)
-    before = np.ones((BATCH, 10), np.float32)
-    before[:, [1, 4]] = 0
+    """Two tokens are packages; a new package has no token masked before."""
+    x = draw_normal(BATCH, 10, D)
+    live_before = np.ones((BATCH, 10), np.float32)
+    live_before[:, [1, 4]] = 0
     counts = StepCounts(n_in=10, n_out=11, stage=3)
-    parameters, result = run(Selector(), counts, x, before)
+    parameters, result = run_selector(Selector(), counts, x, live_before)
     assert isinstance(result, Masking)
     keep = np.asarray(result.keep)
     assert set(np.unique(keep)) == {0.0, 1.0}
     assert (keep[:, 8:] == 1).all()
-    assert (keep <= before).all()
+    assert (keep <= live_before).all()
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(
-            parameters, tokens, HEADS, before[image]
+            parameters, tokens, HEADS, live_before[image]
         )
-        dropped = before[image] > keep[image]
+        dropped = live_before[image] > keep[image]
         assert dropped.any()
-        want = oracles_learned.package(probability, dropped, tokens)
-        np.testing.assert_allclose(result.append[image], want, rtol=1e-4, atol=1e-5)
+        package = oracles_learned.package(probability, dropped, tokens)
+        np.testing.assert_allclose(result.append[image], package, rtol=1e-4, atol=1e-5)
 
 
-def test_draws_follow_the_votes():
-    """Over many images alike, tokens live as often as their mean log odds imply."""
+def test_tokens_live_as_often_as_their_votes_say():
+    """Over 2,000 equal images, by the mean log odds."""
     count = 2000
-    x = np.broadcast_to(numbers(1, 4, D), (count, 4, D))
-    parameters, result = run(Selector(), StepCounts(n_in=4, n_out=5), x)
+    x = np.broadcast_to(draw_normal(1, 4, D), (count, 4, D))
+    parameters, result = run_selector(Selector(), StepCounts(n_in=4, n_out=5), x)
     scores, _ = oracles_learned.select(parameters, x[0].astype(float), HEADS)
     share = np.exp(scores[:, 0]) / np.exp(scores).sum(axis=1)
     np.testing.assert_allclose(result.keep.mean(axis=0), share, atol=0.045)
 
 
-def test_votes_that_underflow_still_count():
-    x = numbers(BATCH, 5, D)
-    parameters, _ = run(Selector(), StepCounts(n_in=5, n_out=3), x)
+def test_underflowing_votes_stay_finite():
+    x = draw_normal(BATCH, 5, D)
+    parameters, _ = run_selector(Selector(), StepCounts(n_in=5, n_out=3), x)
     parameters["vote_out"]["bias"] = np.float32([-300, -302, -301])
     size = np.ones((BATCH, 5), np.float32)
 
     @tiny_vit.compiled
     @jax.value_and_grad
-    def total(x):
+    def total_weight(x):
         inputs = ReducerInputs(x=x, size=size, num_heads=HEADS)
         selector = Selector()
         counts = StepCounts(n_in=5, n_out=3)
         return jnp.sum(selector.apply({"params": parameters}, inputs, counts).weight)
 
-    value, slope = total(x)
+    value, gradient = total_weight(x)
     assert np.isfinite(value)
-    assert np.isfinite(slope).all()
+    assert np.isfinite(gradient).all()
 
 
-def test_the_ratio_is_of_the_whole_batch_without_packages():
+def test_the_ratio_is_over_the_whole_batch_without_packages():
     """Shares .5 and .75 of four are .625 together: (.625 - .7)^2, and (.25 - .3)^2."""
-    first = [[1, 1, 0, 0], [1, 1, 1, 0]]
-    second = [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1]]  # the fifth is a package
-    results = tuple(Masking(np.float32(mask)) for mask in (first, second))
+    first_keep = [[1, 1, 0, 0], [1, 1, 1, 0]]
+    second_keep = [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1]]  # the fifth is a package
+    results = tuple(Masking(np.float32(mask)) for mask in (first_keep, second_keep))
     out = outputs(np.zeros((2, 5, 3)), np.zeros((2, 4)), results)
     steps = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2)).steps(facts(3))
-    plan = plan_blocks(
-        3, 10, steps, masked=True
-    )  # shares of more tokens, the same targets
+    # More tokens have the same target shares.
+    plan = plan_blocks(3, 10, steps, masked=True)
     terms = SPViT(ratio_weight=1.0).loss(out, out, plan)
     assert float(terms["ratio"]) == pytest.approx((0.075**2 + 0.05**2) / 2, rel=1e-5)
     assert float(terms["kl"]) == float(terms["tokens"]) == 0

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, verified, kept, and complete after a kill."""
+"""Checkpoints are exact, verified, kept, and complete after a kill."""
 
 import json
 import logging
@@ -15,68 +15,68 @@ from orbax.checkpoint import v1
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from tests.helpers import forked_processes, small_runs
-from tests.helpers.small_states import abstract, assert_same, folders, make_state, saved
+from tests.helpers.small_states import abstract, assert_same, folders, make_state, save
 
 
 @pytest.fixture(scope="module")
 def steps_1_2(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
-    saved(workdir, [1, 2])
+    save(workdir, [1, 2])
     return workdir
 
 
 @pytest.fixture
 def workdir(steps_1_2, tmp_path):
-    """A run with the steps 1 and 2 of `saved`."""
+    """A copy of a run with steps 1 and 2."""
     return shutil.copytree(steps_1_2, tmp_path / "run")
 
 
 def data_files(workdir, step):
-    """Files of a step that hold arrays, the largest first."""
+    """A step's files of arrays, the largest first."""
     files = (workdir / "checkpoints" / "latest" / str(step) / "state").rglob("*")
-    found = [p for p in files if p.is_file() and p.parent.name == "d"]
-    return sorted(found, key=lambda p: -p.stat().st_size)
+    array_files = [p for p in files if p.is_file() and p.parent.name == "d"]
+    return sorted(array_files, key=lambda p: -p.stat().st_size)
 
 
 def assert_restored(checkpoints, step):
-    state, meta, found = checkpoints.restore(abstract(make_state()))
-    assert (found, meta) == (step, {"epoch": step / 2})
+    state, meta, restored_step = checkpoints.restore(abstract(make_state()))
+    assert (restored_step, meta) == (step, {"epoch": step / 2})
     assert_same(state, make_state(step))
 
 
-def test_state_comes_back_to_the_last_bit_although_it_changes_after_save(tmp_path):
+def test_state_is_restored_exactly_though_it_changes_after_save(tmp_path):
     state = make_state(7, width=40_000)
     meta = {"best_acc1": 97.25, "seen": [1, 2], "note": None}
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.find_latest_step() is None
     checkpoints.save(7, state, meta)
     state.params["head"]["kernel"][:] = 0
-    got, got_meta, step = checkpoints.restore(abstract(state))
-    assert_same(got, make_state(7, width=40_000))
-    assert (got_meta, step, checkpoints.find_latest_step()) == (meta, 7, 7)
+    restored, restored_meta, step = checkpoints.restore(abstract(state))
+    assert_same(restored, make_state(7, width=40_000))
+    assert (restored_meta, step, checkpoints.find_latest_step()) == (meta, 7, 7)
     checkpoints.close()
 
 
-def test_newest_two_and_every_nth_are_kept(tmp_path):
-    """Unfinished steps of killed runs are removed by the first save."""
+def test_the_newest_two_and_every_nth_step_are_kept(tmp_path):
+    """The first save removes a killed run's unfinished steps."""
     stale = tmp_path / "checkpoints" / "latest" / "9.orbax-checkpoint-tmp" / "state"
     stale.mkdir(parents=True)
     (stale / "data").write_text("half")
-    saved(tmp_path, range(1, 6), keep_every=2)
+    save(tmp_path, range(1, 6), keep_every=2)
     assert folders(tmp_path) == ["2", "4", "5"]
 
 
-def test_best_is_kept_although_older_than_the_kept_latest(tmp_path):
+def test_the_best_step_outlives_later_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), {"acc1": 90.0}, "best")
     for step in (2, 3, 4):
         checkpoints.save(step, make_state(step), {})
     checkpoints.close()
-    assert_same(small_runs.stored(tmp_path, "best")["params"], make_state(1).params)
+    assert_same(small_runs.arrays(tmp_path, "best")["params"], make_state(1).params)
     assert folders(tmp_path) == ["3", "4"]
 
 
-def test_reading_changes_nothing_on_disk_even_where_nothing_is(workdir):
+def test_reading_changes_no_file(workdir):
     (workdir / "checkpoints" / "latest" / "3.orbax-checkpoint-tmp").mkdir()
     before = sorted(workdir.rglob("*"))
     reader = Checkpoints(workdir)
@@ -90,7 +90,7 @@ def test_reading_changes_nothing_on_disk_even_where_nothing_is(workdir):
 def flip_bit(workdir):
     path = data_files(workdir, 2)[0]
     data = bytearray(path.read_bytes())
-    data[len(data) // 8] ^= 4  # further back may be a node that nothing refers to
+    data[len(data) // 8] ^= 4  # further back a node may be unused
     path.write_bytes(data)
 
 
@@ -105,7 +105,7 @@ def change_meta(workdir):
     assert "9.0" in path.read_text()
 
 
-def half_removed(workdir):
+def remove_half(workdir):
     shutil.rmtree(workdir / "checkpoints" / "latest" / "2" / "meta")
 
 
@@ -113,33 +113,33 @@ DAMAGES = {
     flip_bit: r"\S+ does not fit its checksum|its state cannot be read",
     truncate: "its state cannot be read",
     change_meta: "its metadata does not fit",
-    half_removed: "its meta cannot be read",
+    remove_half: "its meta cannot be read",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_that_fell_back_replaces_the_damaged_step(workdir, caplog, damage):
+def test_a_damaged_step_is_skipped_and_replaced(workdir, caplog, damage):
     damage(workdir)
     with caplog.at_level(logging.WARNING, logger="imagepiece_jax.checkpoints"):
         assert_restored(Checkpoints(workdir), 1)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert re.search(f"latest/2: ({DAMAGES[damage]})", warning)
-    assert_restored(saved(workdir, [2]), 2)
+    assert_restored(save(workdir, [2]), 2)
     assert folders(workdir) == ["1", "2"]
 
 
-def test_orbaxs_v1_reads_what_is_written_today(workdir):
-    """Its API is the only one from version 1.0.0 on."""
+def test_orbaxs_v1_reads_todays_checkpoints(workdir):
+    """From version 1.0.0 on, orbax has this API alone."""
     with v1.training.Checkpointer(workdir / "checkpoints" / "latest") as steps:
-        assert [found.step for found in steps.checkpoints] == [1, 2]
+        assert [checkpoint.step for checkpoint in steps.checkpoints] == [1, 2]
         items = steps.load_checkpointables(2)
-    assert_same(items["state"], small_runs.stored(workdir, "latest"))
+    assert_same(items["state"], small_runs.arrays(workdir, "latest"))
     assert_same(items["state"]["params"], make_state(2).params)
     assert json.loads(items["meta"]["content"])["meta"] == {"epoch": 1.0}
 
 
-def test_every_flipped_bit_is_noticed(workdir):
-    """Orbax alone restores most of them silently."""
+def test_flipped_bits_are_noticed(workdir):
+    """Orbax alone restores most flipped bits silently."""
     shutil.rmtree(workdir / "checkpoints/latest/1")
     checkpoints = Checkpoints(workdir)
     files = [p for p in (workdir / "checkpoints/latest/2").rglob("*") if p.is_file()]
@@ -157,9 +157,9 @@ def test_every_flipped_bit_is_noticed(workdir):
         except InputError:
             noticed += 1
         else:
-            assert_same(state, make_state(2))  # a bit that no array depends on
+            assert_same(state, make_state(2))  # no array depends on this bit
         files[number].write_bytes(full)
-    assert noticed > 5  # some 16; how many bytes hold arrays differs between runs
+    assert noticed > 5  # about 16; arrays' bytes differ between runs
 
 
 def test_only_damaged_steps_are_named(workdir):
@@ -169,45 +169,45 @@ def test_only_damaged_steps_are_named(workdir):
         Checkpoints(workdir).restore(abstract(make_state()))
 
 
-def written(folder, step):
-    """Which files of a step are there, and when each was last changed."""
-    facts = [path.stat() for path in data_files(folder, step)]
-    return [(fact.st_ino, fact.st_ctime_ns, fact.st_size) for fact in facts]
+def file_facts(folder, step):
+    """A step's files, with their times and sizes."""
+    stats = [path.stat() for path in data_files(folder, step)]
+    return [(stat.st_ino, stat.st_ctime_ns, stat.st_size) for stat in stats]
 
 
-def test_facts_are_replaced_and_the_state_stays(workdir):
-    files = written(workdir, 2)
+def test_replaced_facts_leave_the_state(workdir):
+    files = file_facts(workdir, 2)
     checkpoints = Checkpoints(workdir)
     checkpoints.replace_facts(2, make_state(2), {"epoch": 5.0})
     state, meta, step = checkpoints.restore(abstract(make_state()))
     assert (meta, step) == ({"epoch": 5.0}, 2)
     assert_same(state, make_state(2))
-    assert written(workdir, 2) == files
+    assert file_facts(workdir, 2) == files
 
 
-def test_a_step_is_replaced_by_one_of_its_number_and_removes_later_ones(workdir):
-    other = Checkpoints(workdir)
-    other.save(1, make_state(5), {"epoch": 1.0})
-    assert_same(other.restore(abstract(make_state()))[0], make_state(5))
-    other.close()
+def test_saving_an_earlier_step_replaces_it_and_removes_later_ones(workdir):
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(1, make_state(5), {"epoch": 1.0})
+    assert_same(checkpoints.restore(abstract(make_state()))[0], make_state(5))
+    checkpoints.close()
     assert folders(workdir) == ["1"]
 
 
 @pytest.mark.parametrize(
-    "other, field, found, needed",
+    "options, field, stored, needed",
     [
         ({"width": 65}, "params/head/bias", "float32 [64]", "float32 [65]"),
         ({"with_ema": False}, "ema_params/head/bias", "float32 [64]", "missing"),
     ],
 )
-def test_state_of_another_config_is_an_error(workdir, other, field, found, needed):
+def test_state_of_another_config_is_an_error(workdir, options, field, stored, needed):
     with pytest.raises(InputError, match="latest/2: ") as error:
-        Checkpoints(workdir).restore(abstract(make_state(**other)))
-    assert f"{field} is {found}, but {needed} in" in str(error.value)
+        Checkpoints(workdir).restore(abstract(make_state(**options)))
+    assert f"{field} is {stored}, but {needed} in" in str(error.value)
 
 
-def numbers(step):
-    """A killed process's checkpoint at `step`: 8 MB that do not compress."""
+def large_state(step):
+    """A step's state of 8 MB that do not compress."""
     rng = np.random.default_rng(step)
     return {"params": {"a": rng.normal(size=1_000_000), "step": np.asarray(step)}}
 
@@ -215,7 +215,7 @@ def numbers(step):
 def save_until_killed(workdir):
     checkpoints = Checkpoints(workdir)
     for step in range(1, 1000):
-        checkpoints.save(step, numbers(step), {"step": step})
+        checkpoints.save(step, large_state(step), {"step": step})
         if step > 1:
             print(step - 1, flush=True)  # `save` has waited for the step before
 
@@ -235,11 +235,11 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path):
         *_, finished = [4, *reader]
     finished = int(finished)
     checkpoints = Checkpoints(tmp_path)
-    state, meta, step = checkpoints.restore(abstract(numbers(0)))
+    state, meta, step = checkpoints.restore(abstract(large_state(0)))
     assert step in (finished, finished + 1)
     assert meta == {"step": step}
-    assert_same(state, numbers(step))
-    checkpoints.save(step + 1, numbers(step + 1), {})
+    assert_same(state, large_state(step))
+    checkpoints.save(step + 1, large_state(step + 1), {})
     checkpoints.close()
     assert all(name.isdecimal() for name in folders(tmp_path))
 

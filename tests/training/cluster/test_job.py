@@ -1,4 +1,4 @@
-"""Who takes part in a run, by flags or scheduler; joining; and the loss of a process.
+"""Processes of a run: named by flags or a scheduler, joined, and lost.
 
 SLURM's variables are those in the manual of srun ("OUTPUT ENVIRONMENT VARIABLES").
 """
@@ -40,23 +40,23 @@ def run(script, **variables):
     return start("-c", HEAD + script, imported=True, **variables)
 
 
-def test_without_a_scheduler_or_with_one_process_nothing_is_joined():
+def test_one_process_joins_nothing():
     joins = "print(jax.distributed.is_initialized())"
     for arguments, variables in ((), {}), ((None, 1), SLURM):
         done = run(f"with joined_cluster(*{arguments}): {joins}", **variables)
         assert done.out == "False\n", done.err
 
 
-def test_srun_gives_each_task_one_gpu_and_flags_give_all():
+def test_srun_gives_a_task_one_gpu_and_flags_give_all():
     port = forked_processes.free_port()
-    of_srun = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\nwith joined_cluster()"
+    by_srun = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\nwith joined_cluster()"
     by_flags = f"with joined_cluster('127.0.0.1:{port}', 1, 0)"
-    for joined, gpus in ((of_srun, "0"), (by_flags, "all")):
+    for joined, gpus in ((by_srun, "0"), (by_flags, "all")):
         done = run(f"{joined}: {FACTS}", **SLURM)
         assert done.out.split() == ["1", gpus], done.err
 
 
-def test_flags_that_do_not_fit_together_are_refused():
+def test_incomplete_flags_are_refused():
     cases = [(None, 2, 0), ("gpu1", 2, 0), ("gpu1:1", None, None), ("a:1", 2, 2)]
     done = run(
         f"for arguments in {cases}:\n"
@@ -70,7 +70,7 @@ def test_flags_that_do_not_fit_together_are_refused():
 @pytest.mark.parametrize(
     "visible, is_refused", [("0,1", True), ("0", False), (None, False)]
 )
-def test_gpus_that_no_task_uses_are_refused(visible, is_refused, monkeypatch):
+def test_unused_gpus_are_refused(visible, is_refused, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -82,7 +82,7 @@ def test_gpus_that_no_task_uses_are_refused(visible, is_refused, monkeypatch):
         check_gpus()
 
 
-def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
+def test_unequal_device_counts_are_refused(monkeypatch):
     owners = [0, 0, 1, 2, 2]
     devices = [types.SimpleNamespace(process_index=owner) for owner in owners]
     monkeypatch.setattr(jax, "devices", lambda: devices)
@@ -94,7 +94,7 @@ def test_processes_with_unequally_many_devices_are_refused(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process, signum", [(0, signal.SIGINT), (1, signal.SIGTERM)])
-def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
+def test_a_process_waiting_for_others_ends_at_a_signal(process, signum):
     """JAX waits in C++, where Python's own handlers do not run."""
     address = f"127.0.0.1:{forked_processes.free_port()}"
     reader, writer = map(open, os.pipe(), "rw")
@@ -108,7 +108,7 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
             )
         try:
             assert "waiting for all processes" in reader.readline()
-            time.sleep(1)  # until it does
+            time.sleep(1)  # until it waits
             waiting.send_signal(signum)
             status = waiting.wait(timeout=20)
         finally:
@@ -118,26 +118,26 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
 
 
 LOST = "error: another process of this run has ended"
-# What happens to a process that has joined, and how the lines end that it leaves.
+# {work of a joined process: beginnings of its lines}
 ENDS = {
-    # As JAX's abort, where a heartbeat stays away.
+    # Like JAX's abort after a missing heartbeat.
     "thread = threading.Thread(target=os.abort); thread.start(); thread.join()": [LOST],
     "raise ValueError('Gloo AllGather failed')": ["Gloo AllGather failed", LOST],
-    # What is registered first runs last: JAX, which aborts when others are lost.
+    # JAX aborts last, because it registered first.
     "atexit.register(os.abort); atexit.register(os.write, 2, b'a long report');"
     "raise SystemExit('error: disk is full')": ["error: disk is full"],
 }
 
 
 @pytest.mark.parametrize("work", ENDS)
-def test_a_process_ends_with_its_own_error_or_that_another_is_lost(work):
+def test_a_process_ends_with_its_error_or_with_the_loss_of_another(work):
     address = f"127.0.0.1:{forked_processes.free_port()}"
     done = run(f"with joined_cluster({address!r}, 1, 0):\n    {work}")
     first, *lines = done.err.splitlines()
     assert first == f"waiting for all processes at {address}"
     assert done.status == 1
-    for line, said in zip(lines, ENDS[work], strict=True):
-        assert line.startswith(said)
+    for line, beginning in zip(lines, ENDS[work], strict=True):
+        assert line.startswith(beginning)
 
 
 @pytest.mark.parametrize(
@@ -148,5 +148,5 @@ def test_a_process_ends_with_its_own_error_or_that_another_is_lost(work):
         ("INVALID_ARGUMENT: shapes do not match", False),
     ],
 )
-def test_the_loss_of_a_process_is_distinguished_from_other_errors(message, lost):
+def test_a_process_loss_is_distinguished_from_other_errors(message, lost):
     assert is_process_loss(RuntimeError(message)) == lost

@@ -1,4 +1,4 @@
-"""Graceful shutdown: a run saves first; one that cannot answer ends in time."""
+"""Graceful shutdown: a run saves first, or ends at once where it cannot save."""
 
 import concurrent.futures
 import signal
@@ -16,8 +16,8 @@ from tools import drill
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_a_signal_is_noted_and_the_old_handlers_come_back(name):
-    """SIGHUP is a lost ssh session's, SIGUSR1 a scheduler's (--signal=USR1@60)."""
+def test_a_signal_is_noted_and_handlers_are_restored(name):
+    """A lost ssh session sends SIGHUP, a scheduler SIGUSR1 (--signal=USR1@60)."""
     signum = signal.Signals[name]
     before = signal.getsignal(signum)
     with StopRequest() as request:
@@ -30,7 +30,7 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back(name):
 
 
 def test_an_ignored_signal_stays_ignored():
-    """Ctrl-C, of a process that a shell's `&` has started."""
+    """A process started by a shell's `&` ignores Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with StopRequest() as request:
@@ -41,7 +41,7 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_outside_the_main_thread_no_signal_is_heard():
+def test_other_threads_hear_no_signal():
     before = {s: signal.signal(s, signal.SIG_IGN) for s in END_SIGNALS}
 
     def requested():
@@ -56,23 +56,23 @@ def test_outside_the_main_thread_no_signal_is_heard():
             signal.signal(signum, handler)
 
 
-def test_work_is_abandoned_between_two_items():
-    done = []
+def test_a_request_ends_work_between_two_items():
+    items = []
     with StopRequest() as request, pytest.raises(Interrupted):
-        for piece in request.until_requested(iter(range(5))):
-            done.append(piece)
-            if piece == 2:
+        for item in request.until_requested(iter(range(5))):
+            items.append(item)
+            if item == 2:
                 signal.raise_signal(signal.SIGTERM)
-    assert done == [0, 1, 2]
+    assert items == [0, 1, 2]
 
 
-def test_all_processes_stop_at_the_same_call():
+def test_all_processes_stop_together():
     answers = iter([0, signal.SIGTERM])
     with StopRequest(agree=lambda own: next(answers)) as request:
         assert [request.stop_signal() for _ in range(3)] == [0, 15, 15]
 
 
-# Busy where Python's own handlers do not run, as in a compile.
+# Python's handlers do not run in this work, as in a compile.
 WORK = """
 import contextlib, hashlib, os, signal, sys, threading
 from imagepiece_jax.training.cluster.preemption import StopRequest
@@ -93,8 +93,8 @@ with StopRequest() as request, contextlib.ExitStack() as stack:
 @pytest.mark.parametrize(
     "where, signum", [("compile", 15), ("noted", 15), ("twice", 2)]
 )
-def test_what_cannot_answer_ends_at_once(where, signum):
-    """In a compile; at the beginning of one, after a signal; at a second Ctrl-C."""
+def test_a_busy_process_ends_at_once(where, signum):
+    """In a compile, at a compile's start after a signal, or at a second Ctrl-C."""
     ended = start("-c", WORK, where, PYTHONPATH=str(ROOT))
     assert (ended.status, ended.err) == (-signum, "")
 
@@ -105,7 +105,7 @@ def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     workdir = tmp_path / "run"
     fields = drill.FIELDS | {"model.stem": "patch"}
     process = small_runs.start(workdir, fields, tmp_path / "cache", quick=True)
-    while not (workdir / "metrics.jsonl").exists():  # which is opened before it
+    while not (workdir / "metrics.jsonl").exists():  # opened before the compile
         assert process.poll() is None, workdir.with_name("run.log").read_text()
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The folder of a run: one config, and every start of it."""
+"""A run's folder: one config, and every start."""
 
 import json
 
@@ -31,56 +31,56 @@ CONFIG = {
 }
 
 
-def changed(**fields):
+def with_fields(**fields):
     return {**CONFIG, **fields}
 
 
-def read(path):
+def read_json(path):
     return json.loads(path.read_text())
 
 
-def started(workdir, config=CONFIG):
-    """Record a start of a run that has taken steps."""
+def record_steps(workdir, config=CONFIG):
+    """Record a run's start, and add a step."""
     record_start(workdir, config)
     (workdir / "checkpoints" / "latest" / "5").mkdir(parents=True, exist_ok=True)
 
 
-def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
+def test_a_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
     workdir = tmp_path / "new" / "run"
     record_start(workdir, CONFIG)
-    assert read(workdir / "config.json") == json.loads(json.dumps(CONFIG))
-    (start,) = read(workdir / "run.json")["starts"]
+    assert read_json(workdir / "config.json") == json.loads(json.dumps(CONFIG))
+    (start,) = read_json(workdir / "run.json")["starts"]
     assert start["libraries"]["jax"] == jax.__version__
     assert start["git"] == git_revision()
     assert {"time", "command", "python", "devices"} <= set(start)
     assert {p.name for p in workdir.iterdir()} == {"config.json", "run.json"}
     monkeypatch.setattr("sys.argv", ["again"])
     # Fields of one host and of the log may change.
-    again = changed(data={"workers": 8, "name": "folder:moved"})
-    record_start(workdir, json.loads(json.dumps(again)))
-    first, second = read(workdir / "run.json")["starts"]
+    moved = with_fields(data={"workers": 8, "name": "folder:moved"})
+    record_start(workdir, json.loads(json.dumps(moved)))
+    first, second = read_json(workdir / "run.json")["starts"]
     assert (first, second["command"]) == (start, ["again"])
-    assert read(workdir / "config.json")["data"]["workers"] == 8
+    assert read_json(workdir / "config.json")["data"]["workers"] == 8
 
 
 @pytest.mark.parametrize(
     "config, field, now, before",
     [
-        (changed(lr=2e-3), "lr", "0.002", "0.001"),
-        (changed(betas=(0.9, 0.95)), "betas", "[0.9, 0.95]", "[0.9, 0.999]"),
-        (changed(data={"flip": True}), "data.flip", "true", "not a field"),
-        (changed(empty={"a": {}}), "empty.a", "{}", "not a field"),
+        (with_fields(lr=2e-3), "lr", "0.002", "0.001"),
+        (with_fields(betas=(0.9, 0.95)), "betas", "[0.9, 0.95]", "[0.9, 0.999]"),
+        (with_fields(data={"flip": True}), "data.flip", "true", "not a field"),
+        (with_fields(empty={"a": {}}), "empty.a", "{}", "not a field"),
     ],
 )
-def test_another_run_is_refused_with_the_ways_out(tmp_path, config, field, now, before):
-    started(tmp_path)
-    there = [path.read_text() for path in tmp_path.glob("*.json")]
+def test_another_config_is_refused(tmp_path, config, field, now, before):
+    record_steps(tmp_path)
+    texts = [path.read_text() for path in tmp_path.glob("*.json")]
     for check in (check_config, record_start):
         with refused(
             f"config.{field} is {now}, but {before} in the run in {tmp_path};"
         ):
             check(tmp_path, config)
-    assert there == [path.read_text() for path in tmp_path.glob("*.json")]
+    assert texts == [path.read_text() for path in tmp_path.glob("*.json")]
     check_config(tmp_path / "a", config)
     assert not (tmp_path / "a").exists()
 
@@ -88,13 +88,13 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, field, now, 
 @pytest.mark.parametrize(
     "workdir", ["set", "set/runs/new", "set/train", "photos", "photos/a", "set/../set"]
 )
-def test_no_run_is_written_among_images(workdir, tmp_path):
+def test_a_workdir_among_images_is_refused(workdir, tmp_path):
     write_plain(tmp_path, "set/train/ant/1.png", "photos/a/2.JPG")
     with pytest.raises(InputError, match="^workdir .* choose another workdir$"):
         check_workdir_place(tmp_path / workdir, f"folder:{tmp_path / 'set'}")
 
 
-def test_a_run_beside_its_images_or_with_figures_goes_on(tmp_path):
+def test_a_workdir_beside_images_or_with_figures_is_allowed(tmp_path):
     write_plain(tmp_path, "set/ant/1.png")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/slurm-1.out").touch()
@@ -105,13 +105,13 @@ def test_a_run_beside_its_images_or_with_figures_goes_on(tmp_path):
     check_workdir_place(tmp_path / "run", "digits")
 
 
-def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):
-    """Stopped in the first compile, say; an accuracy before it may be there."""
+def test_a_start_without_steps_does_not_block_the_folder(tmp_path):
+    """It may have an initial accuracy, if it stopped in the first compile."""
     record_start(tmp_path, CONFIG)
     (tmp_path / "metrics.jsonl").write_text('{"kind": "init", "step": 0}\n')
     (tmp_path / "checkpoints" / "latest" / "5.tmp").mkdir(parents=True)
-    record_start(tmp_path, changed(lr=2e-3))
-    assert read(tmp_path / "config.json")["lr"] == 2e-3
+    record_start(tmp_path, with_fields(lr=2e-3))
+    assert read_json(tmp_path / "config.json")["lr"] == 2e-3
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "step": 22}\n')
     with refused("lr is 0.001, but 0.002 in the run"):
@@ -119,38 +119,38 @@ def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [(None, "a run without config.json; choose"), ("{", "config.json is not JSON")],
 )
-def test_a_run_without_its_config_is_refused(tmp_path, text, said):
-    started(tmp_path)
+def test_a_run_without_its_config_is_refused(tmp_path, text, message):
+    record_steps(tmp_path)
     (tmp_path / "config.json").unlink()
     if text:
         (tmp_path / "config.json").write_text(text)
-    with refused(said):
+    with refused(message):
         record_start(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize(
-    "file, damage, said",
+    "file, damage, message",
     [
         ("config.json", lambda config: config | {"model": 3}, "config: "),
         ("classes.json", lambda config: 3, "not iterable"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(tmp_path, file, damage, said):
-    config = RunConfig.from_config(small_runs.configured()).to_dict()
-    started(tmp_path, config)
-    (tmp_path / "run.json").write_text("{}")  # which is begun anew
+def test_a_damaged_file_of_a_run_is_named(tmp_path, file, damage, message):
+    config = RunConfig.from_config(small_runs.quickstart_config()).to_dict()
+    record_steps(tmp_path, config)
+    (tmp_path / "run.json").write_text("{}")  # `record_start` replaces it
     record_start(tmp_path, config)
     (tmp_path / file).write_text(json.dumps(damage(config)))
-    with refused(f"{file}: ", said):
+    with refused(f"{file}: ", message):
         read_earlier(tmp_path)
 
 
-def test_weights_of_a_run_of_another_version_are_refused(tmp_path):
-    config = RunConfig.from_config(small_runs.configured()).to_dict()
-    started(tmp_path, config | {"format": 0})
+def test_a_run_of_another_format_is_refused(tmp_path):
+    config = RunConfig.from_config(small_runs.quickstart_config()).to_dict()
+    record_steps(tmp_path, config | {"format": 0})
     with refused("format 0; this version reads"):
         check_config(tmp_path, CONFIG)
     with refused("format 0; this version reads"):
@@ -158,8 +158,8 @@ def test_weights_of_a_run_of_another_version_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("model", ['{"model_type": "dinov2"}', "{"])
-def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
-    """As `save` and the hub write it: without it the model could not be loaded."""
+def test_a_models_folder_is_no_workdir(tmp_path, model):
+    """`save` and the hub write such a config.json, and loading needs it."""
     (tmp_path / "config.json").write_text(model)
     (tmp_path / "model.safetensors").write_text("weights")
     for check in (check_config, record_start):
