@@ -72,9 +72,9 @@ class Reduction:
         """Parse a reduction's text. Raises InputError for an invalid text."""
         name, *field_texts = [field_text.strip() for field_text in text.split(":")]
         method_class = Method
-        fields: dict[str, Any] = {}
+        field_values: dict[str, Any] = {}
         try:
-            fields["macs"] = float(name)
+            field_values["macs"] = float(name)
         except ValueError:
             if name not in METHODS:
                 # A new method is not in the copy that `pip install .` made.
@@ -91,38 +91,38 @@ class Reduction:
         known_fields = [field.name for field in dataclasses.fields(method_class)]
         known_fields.append("prop_attn")
         for field_text in field_texts:
-            field, equals_sign, value_text = field_text.partition("=")
-            if not equals_sign or field in fields:
+            field_name, equals_sign, value_text = field_text.partition("=")
+            if not equals_sign or field_name in field_values:
                 raise InputError(
                     f"reduction is {text!r}; {field_text!r} must be FIELD=VALUE, once"
                 )
-            if field not in known_fields:
+            if field_name not in known_fields:
                 raise InputError(
-                    f"reduction is {text!r}; {field!r} must be a field of {name}: "
+                    f"reduction is {text!r}; {field_name!r} must be a field of {name}: "
                     f"{', '.join(known_fields)}"
                 )
-            fields[field] = _parse_literal(value_text)
-        prop_attn = fields.pop("prop_attn", None)
+            field_values[field_name] = _parse_literal(value_text)
+        prop_attn = field_values.pop("prop_attn", None)
         try:
-            return cls(method_class(**fields), prop_attn)
+            return cls(method_class(**field_values), prop_attn)
         except InputError as error:
             raise InputError(f"reduction {text}: {error}") from error
 
     def __str__(self) -> str:
-        set_fields = {}
+        field_values = {}
         for field in dataclasses.fields(self.method):
             value = getattr(self.method, field.name)
             if value != field.default:
-                set_fields[field.name] = value
+                field_values[field.name] = value
         if self.prop_attn is not None:
-            set_fields["prop_attn"] = self.prop_attn
+            field_values["prop_attn"] = self.prop_attn
         name = self.name
         if type(self.method) is Method:
-            name = str(set_fields.pop("macs"))
+            name = str(field_values.pop("macs"))
         texts = [name]
-        for field, value in set_fields.items():
+        for field_name, value in field_values.items():
             literal = value if isinstance(value, str) else repr(value).replace(" ", "")
-            texts.append(f"{field}={literal}")
+            texts.append(f"{field_name}={literal}")
         return ":".join(texts)
 
     @property

@@ -70,7 +70,7 @@ class PruneAndMerge(Ranking):
         n_out = counts.n_out
         # Slots and similarities are decisions, through which no gradient flows.
         x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
-        # `kept` is of the schedule; other counts may arrive or stay here.
+        # ALL_TOKENS exceeds every count, and a rule's `n_out` may exceed `kept`.
         num_kept = min(max(self.kept, n_out), counts.n_in)
         slot_of_token, attn_size, slot_index = join_ranked(
             x, rank_tokens(score), n_out, num_kept, inputs.attn_size, inputs.all_x

@@ -113,7 +113,7 @@ class LearnedSelection(Method):
             shares.append((block_plan.step.tokens - num_packages) / num_initial)
         return shares
 
-    def backbone_rate(self, lr: Any, peak: float) -> Any:
+    def backbone_rate(self, lr: Any, peak_lr: float) -> Any:
         return self.backbone_lr * lr
 
     def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]

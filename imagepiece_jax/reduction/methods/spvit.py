@@ -157,6 +157,6 @@ class SPViT(LearnedSelection):
         num_patches = masks[0].shape[1]
         return [jnp.mean(mask[:, :num_patches]) for mask in masks]
 
-    def backbone_rate(self, lr: Any, peak: float) -> Any:
+    def backbone_rate(self, lr: Any, peak_lr: float) -> Any:
         # The rate is capped at `backbone_lr` times the peak rate.
-        return jnp.minimum(self.backbone_lr * peak, lr)
+        return jnp.minimum(self.backbone_lr * peak_lr, lr)
