@@ -215,9 +215,11 @@ def _multiply_groups(
         partner_factor = partner_factor / group_divisor
         factor = factor / group_divisor
     absorbed_rows = gather_rows(x, absorbed_tokens + num_prefix).astype(jnp.float32)
-    group_sums = jnp.einsum("bme,bed->bmd", factor, absorbed_rows, precision="highest")
+    absorbed_sums = jnp.einsum(
+        "bme,bed->bmd", factor, absorbed_rows, precision="highest"
+    )
     partner_rows = gather_rows(x, partner_tokens + num_prefix).astype(jnp.float32)
-    return group_sums + partner_factor * partner_rows
+    return absorbed_sums + partner_factor * partner_rows
 
 
 def _gather_weights(
