@@ -198,7 +198,7 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    cli.open_streams()
+    cli.replace_closed_streams()
     # Libraries report each of their steps, and TFDS its first tries to find a data set.
     logging.set_verbosity(logging.ERROR)
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines

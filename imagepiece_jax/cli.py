@@ -83,16 +83,16 @@ def run_and_exit(
 
 def _set_up_process() -> None:
     """Let a command's process handle signals, and write lines that no name breaks."""
-    open_streams()
+    replace_closed_streams()
     signals.handle_ending_signals()
     progress.show_progress()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _warning_format()
+    warnings.formatwarning = _make_warning_format()
 
 
-def open_streams() -> None:
+def replace_closed_streams() -> None:
     """Replace closed standard streams, as daemons have them, by the null device."""
     # A closed stream is None in Python, and its number goes to the next file that is
     # opened: prints would end up there.
@@ -123,7 +123,7 @@ def leave_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _warning_format() -> Callable[..., str]:
+def _make_warning_format() -> Callable[..., str]:
     """Make a format for Python's warnings: one line, once, without a code location."""
     # Python forgets shown warnings whenever a library, such as JAX, changes filters.
     shown_lines = set()

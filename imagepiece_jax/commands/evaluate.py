@@ -67,7 +67,5 @@ def print_comparison(metrics: Mapping[str, Any]) -> None:
         row["difference"], row["difference_low"], row["difference_high"]
     )
     change_text = statistics.format_difference(change, 2)
-    image_text = counted_noun(row["images"], "image")
-    print(
-        f"the program's cost: acc1 {change_text} (points, 95 %, paired, {image_text})"
-    )
+    interval_text = f"points, 95 %, paired, {counted_noun(row['images'], 'image')}"
+    print(f"the program's cost: acc1 {change_text} ({interval_text})")

@@ -42,7 +42,7 @@ class DataConfig:
     threads: int = option(2, least=0)  # decoding threads per worker; 0: none
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", registry.full_name(self.name))
+        object.__setattr__(self, "name", registry.complete_name(self.name))
         check_options(self, "config.data")
         if len(self.area) != 2 or self.area[0] > self.area[1]:
             raise InputError(

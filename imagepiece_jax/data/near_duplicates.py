@@ -32,7 +32,7 @@ THUMBNAIL_SIDE = 16  # pixels a side
 #   the 499,500 pairs of all 1,000 is at 0.31, of 89,692,921 pairs of imagenette at
 #   0.20. Of 1,613,706 pairs of handwritten digits one is nearer than 0.1.
 COPY_DISTANCE = 0.1
-LARGEST_SHIFT = 3  # largest shift between parts of a scene, in form pixels
+LARGEST_SHIFT = 3  # largest shift between parts of a scene, in pixels of a thumbnail
 # Images of one scene are more alike: frames are shifted, zoomed, and in other light.
 # Both thresholds were chosen and judged on the same halves:
 # - 200 scenes of 8 frames (crops of 0.8 to 0.92 of a side, 10 % lighter or darker): in
@@ -44,7 +44,7 @@ SCENE_LIKENESS = 0.93
 NEIGHBOR_LIKENESS = 0.8  # for neighbors in a list
 NEIGHBOR_COUNT = 3  # preceding images that count as neighbors
 NEAREST_COUNT = 8  # images to compare with an image, besides its neighbors
-# Least deviation of a form, in gray levels: else images of nearly one color would
+# Least deviation of a thumbnail, in gray levels: else images of nearly one color would
 # differ by JPEG noise.
 LEAST_DEVIATION = 8.0
 CHUNK_THUMBNAILS = 500  # to compare with all thumbnails at once, limited by memory
@@ -71,14 +71,16 @@ def thumbnail_distances(
 ) -> Float[np.ndarray, "rows columns"]:
     """Root-mean-square distances of thumbnails."""
     # Small distances are differences of large numbers; float32 would round them away.
-    rows = np.asarray(row_thumbnails, np.float64)
-    columns = np.asarray(column_thumbnails, np.float64)
-    mirrored_columns = np.flip(columns.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE), 2)
-    mirrored_columns = mirrored_columns.reshape(columns.shape)
-    # A mirrored form counts if it is nearer.
-    dot_products = np.maximum(rows @ columns.T, rows @ mirrored_columns.T)
-    squared_norms = np.square(rows).sum(1)[:, None] + np.square(columns).sum(1)
-    return np.sqrt(np.maximum(squared_norms - 2 * dot_products, 0) / THUMBNAIL_SIDE**2)
+    row_thumbnails = np.asarray(row_thumbnails, np.float64)
+    column_thumbnails = np.asarray(column_thumbnails, np.float64)
+    gray_images = column_thumbnails.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    mirrored_thumbnails = np.flip(gray_images, 2).reshape(column_thumbnails.shape)
+    # A mirrored thumbnail counts if it is nearer.
+    products = row_thumbnails @ column_thumbnails.T
+    products = np.maximum(products, row_thumbnails @ mirrored_thumbnails.T)
+    row_norms = np.square(row_thumbnails).sum(1)[:, None]
+    squared_distances = row_norms + np.square(column_thumbnails).sum(1) - 2 * products
+    return np.sqrt(np.maximum(squared_distances, 0) / THUMBNAIL_SIDE**2)
 
 
 def thumbnail_likeness(

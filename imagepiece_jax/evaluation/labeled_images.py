@@ -102,7 +102,7 @@ class LabeledImages:
 def find_data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
     run_config = vit.origin.run or {}
-    name = registry.full_name(data or run_config.get("data", {}).get("name", ""))
+    name = registry.complete_name(data or run_config.get("data", {}).get("name", ""))
     if not name:
         raise InputError("data is missing; only a run names its own data")
     return name

@@ -111,8 +111,8 @@ def write_page(
         tokens_text = counted_noun(trace.num_tokens, "token")
         yield f"{vit.label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
-    page = render_page(names, methods, traces, weights_name, models[0].class_names)
-    files.replace_file(folder / "index.html", page)
+    html_text = render_page(names, methods, traces, weights_name, models[0].class_names)
+    files.replace_file(folder / "index.html", html_text)
     yield f"page: {folder}/index.html; figures: {figure_folder}; data: {data_file}"
 
 

@@ -61,17 +61,16 @@ def paint_tokens(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> RgbP
     pixels = image.astype(np.float32)
     is_kept = (token_of_pixel >= 0)[..., None]
     colored_pixels = _mix_colors(pixels, mean_pixels, _MEAN_SHARE)
-    painted = np.where(is_kept, colored_pixels, _fade_to_stripes(pixels))
+    filled_pixels = np.where(is_kept, colored_pixels, _fade_to_stripes(pixels))
     is_merged_patch = (_same_token(token_of_patch).sum(axis=1) > 1).reshape(grid)
     is_merged = _to_pixels(is_merged_patch, image)[..., None]
     is_pale = is_kept & ~is_merged & _token_border(token_of_pixel, 1)[..., None]
-    contrast_color = np.where(painted.mean(axis=-1, keepdims=True) < 128, 255, 0)
-    pale_pixels = _mix_colors(painted, contrast_color, _PALE_SHARE)
+    contrast_color = np.where(filled_pixels.mean(axis=-1, keepdims=True) < 128, 255, 0)
+    pale_pixels = _mix_colors(filled_pixels, contrast_color, _PALE_SHARE)
     is_bright = is_kept & is_merged & _token_border(token_of_pixel, 2)[..., None]
-    outlined = np.where(
-        is_bright, outline_pixels, np.where(is_pale, pale_pixels, painted)
-    )
-    return np.rint(outlined).astype(np.uint8)
+    outlined_pixels = np.where(is_pale, pale_pixels, filled_pixels)
+    outlined_pixels = np.where(is_bright, outline_pixels, outlined_pixels)
+    return np.rint(outlined_pixels).astype(np.uint8)
 
 
 def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
@@ -153,11 +152,12 @@ def write_panel_page(
             axes = figure.add_axes((*corner, *extent))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-            title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
+            # A file name may not be UTF-8.
+            whole_title = title.encode(errors="backslashreplace").decode()
             title_letters = int(width / _LETTER_WIDTH)
-            title = textwrap.shorten(title, title_letters, placeholder="…")
+            short_title = textwrap.shorten(whole_title, title_letters, placeholder="…")
             axes.set_title(
-                f"{title}\n{note}",
+                f"{short_title}\n{note}",
                 fontsize=_FONT_SIZE,
                 loc="left",
                 pad=5,

@@ -58,41 +58,41 @@ def photographs(assets):
 
 
 @pytest.fixture(scope="module")
-def forms(photographs):
+def thumbnails(photographs):
     return np.stack([near_duplicates.make_thumbnail(image) for image in photographs])
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_copies_of_photographs_are_found(photographs, forms, way):
+def test_copies_of_photographs_are_found(photographs, thumbnails, way):
     """Odd photographs; even ones chose the distance."""
     copy, least = WAYS[way]
     num_found = 0
     for index in range(1, 100, 2):
         copy_form = near_duplicates.make_thumbnail(copy(photographs[index]))
         distance = near_duplicates.thumbnail_distances(
-            forms[index][None], copy_form[None]
+            thumbnails[index][None], copy_form[None]
         )
         num_found += distance.item() < near_duplicates.COPY_DISTANCE
     assert num_found >= least
 
 
-def test_no_photograph_is_a_copy_of_another(forms):
+def test_no_photograph_is_a_copy_of_another(thumbnails):
     """499,500 pairs, with mirror images, too."""
-    pairs = np.triu_indices(len(forms), 1)
-    distances = near_duplicates.thumbnail_distances(forms, forms)[pairs]
+    pairs = np.triu_indices(len(thumbnails), 1)
+    distances = near_duplicates.thumbnail_distances(thumbnails, thumbnails)[pairs]
     assert len(distances) == 499_500
     assert distances.min() == pytest.approx(0.31, abs=0.01)
 
 
-def test_few_unrelated_photographs_share_a_scene(forms):
+def test_few_unrelated_photographs_share_a_scene(thumbnails):
     """Odd photographs; even ones chose the thresholds."""
-    counts = np.bincount(near_duplicates.number_scenes(forms[1::2]))
-    assert counts[counts > 1].sum() <= 0.05 * len(forms[1::2])
+    counts = np.bincount(near_duplicates.number_scenes(thumbnails[1::2]))
+    assert counts[counts > 1].sum() <= 0.05 * len(thumbnails[1::2])
     assert counts.max() <= 5
 
 
 def frame(image, rng):
-    """The small form of an image's part, at least 0.8 of its sides, in other light."""
+    """The thumbnail of an image's part, at least 0.8 of its sides, in other light."""
     side = rng.uniform(0.8, 0.92)
     left, top = rng.uniform(0, 1 - side, 2)
     box = np.array([left, top, left + side, top + side]) * [*image.size, *image.size]
@@ -151,8 +151,8 @@ def test_a_distance_equals_its_definition():
 def test_copies_and_mirror_images_share_a_scene(monkeypatch, rows):
     monkeypatch.setattr(near_duplicates, "CHUNK_THUMBNAILS", rows)
     images = [*pictures(3), pictures(3)[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    forms = [near_duplicates.make_thumbnail(image) for image in images]
-    scenes = near_duplicates.number_scenes(np.stack(forms)[[0, 1, 0, 2, 3, 0]])
+    thumbnails = [near_duplicates.make_thumbnail(image) for image in images]
+    scenes = near_duplicates.number_scenes(np.stack(thumbnails)[[0, 1, 0, 2, 3, 0]])
     same = scenes[:, None] == scenes
     truth = np.array([0, 1, 0, 2, 1, 0])
     np.testing.assert_array_equal(same, truth[:, None] == truth)
@@ -160,8 +160,8 @@ def test_copies_and_mirror_images_share_a_scene(monkeypatch, rows):
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_images_have_scenes(count):
-    forms = [near_duplicates.make_thumbnail(image) for image in pictures(count)]
-    scenes = near_duplicates.number_scenes(np.reshape(forms, (-1, 256)))
+    thumbnails = [near_duplicates.make_thumbnail(image) for image in pictures(count)]
+    scenes = near_duplicates.number_scenes(np.reshape(thumbnails, (-1, 256)))
     assert len(np.unique(scenes)) == count
 
 

@@ -349,12 +349,12 @@ def _cubic_neighbors(
     position: Positions,
 ) -> tuple[Int32[Array, "batch height width"], tuple[Positions, ...]]:
     """First of four neighbors along an axis, and their cubic weights (a = -1)."""
-    center = jnp.floor(position)  # pixel k has its center at position k
-    d = position - center
+    whole_position = jnp.floor(position)  # pixel k has its center at position k
+    d = position - whole_position
     weights = (
         d * (-1 + d * (2 - d)),
         1 + d * d * (d - 2),
         d * (1 + d * (1 - d)),
         d * d * (d - 1),
     )
-    return center.astype(jnp.int32) - 1, weights
+    return whole_position.astype(jnp.int32) - 1, weights

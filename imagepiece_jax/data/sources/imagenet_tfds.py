@@ -107,6 +107,7 @@ class TfdsSource(Source):
             yield indices.tobytes()
 
     def _read_example(self, store_index: int) -> Any:
+        """Read TFDS's example at `store_index`; RunError if it cannot be read."""
         try:
             return self._examples[store_index]
         except (RuntimeError, ValueError, OSError) as error:

@@ -55,7 +55,7 @@ def open_source(
         whose text order contradicts their numbers.
     """
     check_choice("split", split, SPLIT_KINDS)
-    name = full_name(name)
+    name = complete_name(name)
     form = name_form(name)
     if not form:
         raise InputError(
@@ -83,7 +83,7 @@ def is_set_name(name: str) -> bool:
     return name_form(name) != "" and not os.path.exists(name)
 
 
-def full_name(name: str) -> str:
+def complete_name(name: str) -> str:
     """Complete a path to "folder:PATH" or "csv:FILE", if it exists."""
     path = os.path.expanduser(name)
     if name in SOURCE_OPENERS:
