@@ -131,19 +131,19 @@ class Batches:
 
     def read_chunk(self, chunk_number: int, allocate: AllocatePixels) -> BatchChunk:
         """Read chunk `chunk_number` of all batches; `allocate` makes its pixels."""
-        step_index, chunk_of_batch = divmod(chunk_number, self.chunks_per_batch)
-        step = self._steps[step_index]
-        positions = self._positions[self._chunk_places[chunk_of_batch]].tolist()
+        batch_index, chunk_index = divmod(chunk_number, self.chunks_per_batch)
+        step = self._steps[batch_index]
+        positions = self._positions[self._chunk_places[chunk_index]].tolist()
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
         target_pairs = zip(pixels, positions, strict=True)
         for (epoch, order_index), copies in itertools.groupby(
             target_pairs, lambda pair: self._epoch_place(step, position=pair[1])
         ):
-            image, sample = self._read_first_readable(epoch, order_index)
+            source_pixels, sample = self._read_first_readable(epoch, order_index)
             for target, position in copies:
                 try:
-                    target[:] = self._transform_pixels(image, step, position)
+                    target[:] = self._transform_pixels(source_pixels, step, position)
                 except InputError as error:
                     image_name = self.source.image_name(sample.index)
                     if self.strict:
@@ -152,9 +152,7 @@ class Batches:
                     misfit = UnreadableImage(image_name, f"it does not fit: {error}")
                     sample = sample._replace(mask=0.0, image_errors=[misfit])
                 samples.append(sample)
-                sample = sample._replace(
-                    image_errors=[]
-                )  # recorded once for all copies
+                sample = sample._replace(image_errors=[])  # recorded for the first copy
         return BatchChunk(pixels, samples)
 
     def _epoch_place(self, step: int, position: int) -> tuple[int, int]:
@@ -253,7 +251,7 @@ class BatchReader:
                 chunks.append(wait_for_chunk())
             # Recorded by the consuming thread, in order of position: the record does
             # not depend on the pool.
-            self._record_damage(chunks)
+            self._record_damaged_images(chunks)
             batch = self._batches.join_chunks(chunks)
             self._submit_chunks(len(chunks))
         except BaseException:
@@ -265,7 +263,7 @@ class BatchReader:
         for chunk_number in itertools.islice(self._chunk_numbers, num_chunks):
             self._pending_results.append(self._pool.submit_task(chunk_number))
 
-    def _record_damage(self, chunks: list[BatchChunk]) -> None:
+    def _record_damaged_images(self, chunks: list[BatchChunk]) -> None:
         """Record damaged images in the source; if strict, refuse too many."""
         source = self._batches.source
         consequence = self._batches.consequence

@@ -123,7 +123,7 @@ def render_page(
     weights_name: str,
     class_names: Sequence[str | None] | None = None,
 ) -> str:
-    """HTML text; arguments as in `write_page` and `write_traces`."""
+    """Render the page as HTML; arguments as in `write_page` and `write_traces`."""
     rows = []
     for method, trace in zip(methods, traces, strict=True):
         row_fields = {

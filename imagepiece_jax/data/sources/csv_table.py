@@ -68,8 +68,8 @@ def open_csv(
     return source
 
 
-def _read_rows(path: str, split: str, labeled: bool) -> list[_TableRow]:
-    """Read all splits' rows, labels as text; `split` stands in for a missing column."""
+def _read_rows(path: str, default_split: str, labeled: bool) -> list[_TableRow]:
+    """Read all splits' rows, labels as text; `default_split` stands in for a missing column."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     try:
@@ -77,7 +77,7 @@ def _read_rows(path: str, split: str, labeled: bool) -> list[_TableRow]:
         table.fieldnames = columns
         _check_columns(columns)
         for fields in table:
-            rows.append(_parse_row(fields, table.line_num, split))
+            rows.append(_parse_row(fields, table.line_num, default_split))
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
     if labeled and "label" not in columns:
@@ -93,11 +93,13 @@ def _check_columns(columns: Sequence[str]) -> None:
         raise InputError("there is no column 'filename'")
 
 
-def _parse_row(fields: Mapping[Any, Any], line_number: int, split: str) -> _TableRow:
-    """Parse a row's fields, {column: text}; `split` stands in for a missing column."""
+def _parse_row(
+    fields: Mapping[Any, Any], line_number: int, default_split: str
+) -> _TableRow:
+    """Parse a row's fields, {column: text}; `default_split` stands in for a missing column."""
     if any(fields.get(None, ())):  # a comma at the end is harmless
         raise InputError("it has more fields than columns; quote text with a comma")
-    row_split = fields.get("split", split).strip()
+    row_split = fields.get("split", default_split).strip()
     check_choice("split", row_split, SPLIT_NAMES)
     class_name = composed_name(fields.get("class", "").strip())
     label = fields.get("label")

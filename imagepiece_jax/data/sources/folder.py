@@ -131,12 +131,10 @@ def find_split_folders(
     folders, image_names, _ = _list_entries(folder)
     splits = find_splits(folders, f"folder {folder}")
     other_folders = {*folders} - {*SPLIT_NAMES}
-    split_like_names = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
+    likely_splits = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
     # A folder such as "evaluation" may be the validation split: test only stands in.
     has_both_splits = len(splits) == 2 and splits["val"] != "test"
-    has_other_name = len(split_like_names) > 1 and bool(
-        split_like_names & other_folders
-    )
+    has_other_name = len(likely_splits) > 1 and bool(likely_splits & other_folders)
     may_be_missed = has_other_name and not has_both_splits
     if not splits and not may_be_missed:
         return {}
