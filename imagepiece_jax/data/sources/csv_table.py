@@ -69,7 +69,7 @@ def open_csv(
 
 
 def _read_rows(path: str, default_split: str, labeled: bool) -> list[_TableRow]:
-    """Read all splits' rows, labels as text; `default_split` stands in for a missing column."""
+    """Read all splits' rows, labels as text; no column means `default_split`."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     try:
@@ -96,7 +96,7 @@ def _check_columns(columns: Sequence[str]) -> None:
 def _parse_row(
     fields: Mapping[Any, Any], line_number: int, default_split: str
 ) -> _TableRow:
-    """Parse a row's fields, {column: text}; `default_split` stands in for a missing column."""
+    """Parse a row's fields, {column: text}; no column means `default_split`."""
     if any(fields.get(None, ())):  # a comma at the end is harmless
         raise InputError("it has more fields than columns; quote text with a comma")
     row_split = fields.get("split", default_split).strip()
