@@ -104,9 +104,9 @@ class ProcessTasks:
             file.truncate(memory_bytes)
             self._memory: mmap.mmap | None = mmap.mmap(file.fileno(), memory_bytes)
             self._memory[payload_start:] = payload
-            arguments = (payload_start, buffer_bytes, max(threads, 1))
+            serve_arguments = (payload_start, buffer_bytes, max(threads, 1))
             for _ in range(workers):
-                self._workers.append(_Worker(file.fileno(), *arguments))
+                self._workers.append(_Worker(file.fileno(), *serve_arguments))
 
     def submit_task(self, task_number: int) -> Callable[[], BatchChunk]:
         """Start a task; return a function that waits for its result."""
@@ -145,11 +145,11 @@ class ProcessTasks:
 class _Worker:
     """A process running `_serve_tasks`, with pipes to and from it."""
 
-    def __init__(self, memory_file: int, *arguments: int) -> None:
+    def __init__(self, memory_file: int, *serve_arguments: int) -> None:
         read_end, write_end = os.pipe()
         code = (
             "from imagepiece_jax.data import worker_pool; "
-            f"worker_pool._serve_tasks({memory_file}, {write_end}, *{arguments})"
+            f"worker_pool._serve_tasks({memory_file}, {write_end}, *{serve_arguments})"
         )
         python_path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:

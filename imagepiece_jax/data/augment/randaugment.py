@@ -128,13 +128,13 @@ def _apply_layer(
 
 
 def _enhance_images(
-    images: PixelImages, op: Operations, share: PerImage
+    images: PixelImages, op: Operations, factor: PerImage
 ) -> PixelImages:
     """Blend images with their gray (Color) or smoothed (Sharpness) version."""
     gray = jnp.broadcast_to(gray_levels(images)[..., None], images.shape)
     is_sharpness = (op == _SHARPNESS_INDEX)[:, None, None, None]
     degenerate = jnp.where(is_sharpness, _smooth_images(images), gray)
-    blended_levels = blend_images(degenerate, images, share[:, None, None, None])
+    blended_levels = blend_images(degenerate, images, factor[:, None, None, None])
     return blended_levels.astype(jnp.uint8)
 
 
@@ -142,8 +142,10 @@ def _smooth_images(images: PixelImages) -> Int32[Array, "batch height width 3"]:
     """3 x 3 mean with a fivefold center; edge pixels stay."""
     height, width = images.shape[1:3]
     levels = images.astype(jnp.int32)
-    row_sums = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
-    weighted_sums = row_sums[:, :, :-2] + row_sums[:, :, 1:-1] + row_sums[:, :, 2:]
+    vertical_sums = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
+    weighted_sums = (
+        vertical_sums[:, :, :-2] + vertical_sums[:, :, 1:-1] + vertical_sums[:, :, 2:]
+    )
     weighted_sums = weighted_sums + 4 * levels[:, 1:-1, 1:-1]
     # A thirteenth, rounded: no sum lies halfway.
     inner_means = (2 * weighted_sums + 13) // 26
@@ -160,12 +162,12 @@ def gray_levels(images: PixelImages) -> Int32[Array, "batch height width"]:
     red = images[..., 0].astype(jnp.int32)
     green = images[..., 1].astype(jnp.int32)
     blue = images[..., 2].astype(jnp.int32)
-    luminance = (
+    weighted_sum = (
         LUMINANCE_WEIGHTS[0] * red
         + LUMINANCE_WEIGHTS[1] * green
         + LUMINANCE_WEIGHTS[2] * blue
     )
-    return (luminance + 0x8000) >> 16
+    return (weighted_sum + 0x8000) >> 16
 
 
 def blend_factor(magnitude: BlendFactors, sign: BlendFactors) -> BlendFactors:
@@ -173,10 +175,10 @@ def blend_factor(magnitude: BlendFactors, sign: BlendFactors) -> BlendFactors:
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
-def blend_images(degenerate: Levels, image: Levels, share: BlendFactors) -> Levels:
-    """degenerate + share * (image - degenerate), truncated as in Pillow."""
+def blend_images(degenerate: Levels, image: Levels, factor: BlendFactors) -> Levels:
+    """degenerate + factor * (image - degenerate), truncated as in Pillow."""
     degenerate = degenerate.astype(jnp.float32)
-    blended_levels = degenerate + share * (image.astype(jnp.float32) - degenerate)
+    blended_levels = degenerate + factor * (image.astype(jnp.float32) - degenerate)
     return jnp.clip(blended_levels, 0, 255).astype(jnp.int32)
 
 
@@ -187,7 +189,7 @@ def make_lookup_tables(
     values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m = magnitude[:, None, None]
     signs = sign[:, None, None]
-    share = blend_factor(m, signs)
+    factor = blend_factor(m, signs)
     # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
@@ -203,8 +205,8 @@ def make_lookup_tables(
         "SolarizeAdd": jnp.where(
             values < 128, jnp.minimum(255, values + addend), values
         ),
-        "Contrast": blend_images(_mean_gray(images)[:, None, None], values, share),
-        "Brightness": blend_images(jnp.zeros_like(values), values, share),
+        "Contrast": blend_images(_mean_gray(images)[:, None, None], values, factor),
+        "Brightness": blend_images(jnp.zeros_like(values), values, factor),
     }
     shape = (images.shape[0], 3, 256)
     all_tables = (values, *table_of_name.values())
@@ -221,9 +223,9 @@ def make_lookup_tables(
 
 def _table_indices(images: PixelImages) -> Int32[Array, "batch height width 3"]:
     """Pixel indices in flattened tables."""
-    image = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
-    channel = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
-    return (image * 3 + channel) * 256 + images.astype(jnp.int32)
+    image_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
+    channel_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
+    return (image_index * 3 + channel_index) * 256 + images.astype(jnp.int32)
 
 
 def _mean_gray(images: PixelImages) -> Int32[Array, " batch"]:
