@@ -230,7 +230,7 @@ def make_training_step(
     teacher = None
     if run.needs_teacher:  # a teacher of the student's size
         head_only = not run.reduction.method.needs_teacher
-        teacher_model = run.create_dense().with_execution(
+        teacher_model = run.create_dense_model().with_execution(
             drop_path_rate=0.0, head_only=head_only
         )
         teacher = Teacher(adapt(teacher_model), model.config.mean, model.config.std)

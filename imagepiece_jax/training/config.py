@@ -146,7 +146,7 @@ class RunConfig:
         check_options(self, "config")
         if len(self.betas) != 2:
             raise InputError(f"config.betas is {self.betas}; it must be two numbers")
-        with _config_errors():
+        with _prefix_errors():
             object.__setattr__(self, "reduction", Reduction.read(self.reduction))
 
     @classmethod
@@ -171,7 +171,7 @@ class RunConfig:
         from imagepiece_jax.models.create import read_run_config
 
         fields = {"model": vars(self.model), "data": vars(self.data)}
-        with _config_errors():
+        with _prefix_errors():
             return read_run_config(vars(self) | fields)
 
     @property
@@ -188,7 +188,7 @@ class RunConfig:
         """Create the evaluation model."""
         return self._create_model(self.reduction)
 
-    def create_dense(self) -> "ViT":
+    def create_dense_model(self) -> "ViT":
         """Create the model without reduction."""
         return self._create_model(None)
 
@@ -211,18 +211,19 @@ class RunConfig:
 
         if self.reduction.method.macs is None:
             return self
-        with _config_errors():
-            reduction = fit_to_cost(self.reduction, self.create_dense())
+        with _prefix_errors():
+            reduction = fit_to_cost(self.reduction, self.create_dense_model())
         run = dataclasses.replace(self, reduction=reduction)
         log_reduction(self.reduction, run.create_model())
         return run
 
-    def fill_preprocessing(self, trained: "ViTConfig") -> "RunConfig":
+    def fill_preprocessing(self, trained_config: "ViTConfig") -> "RunConfig":
         """Fill empty normalization and crop fields from trained weights' config."""
         model = self.model
         data = self.data
         if model.mean is None:
-            model = dataclasses.replace(model, mean=trained.mean, std=trained.std)
+            mean_and_std = {"mean": trained_config.mean, "std": trained_config.std}
+            model = dataclasses.replace(model, **mean_and_std)
         if data.eval_crop is None and data.resize != "none":
             # The weights give the whole crop, so no part of it may be given alone.
             for field in ("crop_mode", "interpolation", "rule"):
@@ -233,7 +234,7 @@ class RunConfig:
                         f"config.data.{name} is {value!r}, but config.data.eval_crop "
                         "is empty, so the weights decide the crop; give eval_crop, too"
                     )
-            preprocessing = trained.preprocessing
+            preprocessing = trained_config.preprocessing
             data = dataclasses.replace(
                 data,
                 eval_crop=preprocessing.crop,
@@ -256,7 +257,7 @@ class RunConfig:
             make_execution,
         )
 
-        with _config_errors():
+        with _prefix_errors():
             model = self.model
             execution = make_execution(self.vit_config, model.dtype, model.attention)
             execution = dataclasses.replace(
@@ -267,21 +268,21 @@ class RunConfig:
     def saves_step(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows."""
         intervals = self.checkpoint_every_steps, self.keep_every_steps
-        return any(every and step % every == 0 for every in intervals)
+        return any(interval and step % interval == 0 for interval in intervals)
 
 
-def _read_options(options: Any, values: Mapping[str, Any]) -> Any:
+def _read_options(options_class: Any, values: Mapping[str, Any]) -> Any:
     """Make a dataclass of options from the values of all its fields."""
     fields = dict(values)
-    for field in dataclasses.fields(options):
+    for field in dataclasses.fields(options_class):
         value = fields[field.name]  # no default: another version's may differ
         if dataclasses.is_dataclass(field.type):
             fields[field.name] = _read_options(field.type, value)
-    return options(**fields)
+    return options_class(**fields)
 
 
 @contextlib.contextmanager
-def _config_errors() -> Iterator[None]:
+def _prefix_errors() -> Iterator[None]:
     """Prefix InputErrors about a config's model or reduction."""
     try:
         yield

@@ -38,10 +38,10 @@ class RunLength:
         return is_last or (not remainder and epoch % self.eval_every_epochs == 0)
 
 
-def find_run_length(run: RunConfig, images: int) -> RunLength:
-    """Length of a run over `images` training images, without partial batches."""
-    steps = steps_per_epoch(images, run.batch_size)
-    return RunLength(steps, run.epochs, run.eval_every_epochs)
+def find_run_length(run: RunConfig, num_images: int) -> RunLength:
+    """Length of a run over `num_images` training images, without partial batches."""
+    epoch_steps = steps_per_epoch(num_images, run.batch_size)
+    return RunLength(epoch_steps, run.epochs, run.eval_every_epochs)
 
 
 def check_training(run: RunConfig, placement: Placement) -> None:
@@ -100,13 +100,13 @@ class RunData:
         # Both splits must have the same classes, by name.
         check_classes(self.train.class_names, name, self.val.class_names, name)
         # At most the validation set, as a multiple of the devices.
-        batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
+        eval_batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
         # An image size that does not fit shows here, not in the first step.
         self.train.try_first_image(train_transform, rng=np.random.default_rng(0))
         self.val.try_first_image(preprocessing)
         self.length = find_run_length(run, len(self.train))
         # (processes, threads per process); training and evaluation have their own.
-        self.readers = run.data.workers, run.data.threads
+        self.reader_counts = run.data.workers, run.data.threads
         self.train_batches = functools.partial(
             Batches,
             source=self.train,
@@ -119,19 +119,19 @@ class RunData:
         self.val_batches = Batches(
             source=self.val,
             transform=preprocessing,
-            batch_size=batch_size,
+            batch_size=eval_batch_size,
             placement=placement,
         )
 
     def read_ahead(self, batches: Batches) -> BatchReader:
-        """Iterate over batches, read ahead by `readers`."""
-        return worker_pool.read_ahead(batches, *self.readers)
+        """Iterate over batches, read ahead by `reader_counts`."""
+        return worker_pool.read_ahead(batches, *self.reader_counts)
 
     def check_space(self) -> None:
         """Raise InputError if shared memory cannot hold training plus evaluation."""
         train_batches = self.train_batches(steps=range(self.length.steps))
-        needed_bytes = worker_pool.shared_bytes(train_batches, *self.readers)
-        needed_bytes += worker_pool.shared_bytes(self.val_batches, *self.readers)
+        needed_bytes = worker_pool.shared_bytes(train_batches, *self.reader_counts)
+        needed_bytes += worker_pool.shared_bytes(self.val_batches, *self.reader_counts)
         worker_pool.check_shared_memory(needed_bytes)
 
     @property

@@ -36,18 +36,18 @@ class InitialWeights:
     def __init__(self, run: RunConfig, workdir: str | os.PathLike) -> None:
         self._run = run
         self._workdir = workdir
-        self._earlier = run_dir.read_earlier(workdir)
+        self._earlier_run = run_dir.read_earlier_run(workdir)
 
     # Lazy: a resumed run needs no initial weights.
     @functools.cached_property
     def start_weights(self) -> Pretrained | None:
         """The weights a new run starts from; None: it has none."""
-        return _load_dense("config.init.weights", self._run.init.weights)
+        return _load_dense_model("config.init.weights", self._run.init.weights)
 
     @functools.cached_property
     def teacher_weights(self) -> Pretrained | None:
         """The weights the run learns from; None: it has none."""
-        return _load_dense("config.teacher.weights", self._run.teacher.weights)
+        return _load_dense_model("config.teacher.weights", self._run.teacher.weights)
 
     def free_weights(self) -> None:
         """Free the weights; a later use loads them again."""
@@ -59,8 +59,8 @@ class InitialWeights:
         # With the weights' normalization and crop, the first accuracy equals the
         # accuracy of `evaluate`. A resumed run keeps its own.
         run = self._run
-        if self._earlier is not None:
-            return run.fill_preprocessing(self._earlier.model)
+        if self._earlier_run is not None:
+            return run.fill_preprocessing(self._earlier_run.model)
         vit_config = run.vit_config
         if self.start_weights is not None:
             vit_config = self.start_weights.config
@@ -70,7 +70,7 @@ class InitialWeights:
         return run.fill_preprocessing(vit_config)
 
     def check_classes(
-        self, names: Sequence[str | None] | None, resumed: bool = False
+        self, names: Sequence[str | None] | None, resumes: bool = False
     ) -> None:
         """Compare the classes of a run's weights with the classes of its data.
 
@@ -81,23 +81,23 @@ class InitialWeights:
         Raises InputError for the first class with another name.
         """
         run = self._run
-        data = f"config.data.name {run.data.name!r}"
-        if self._earlier is not None:
+        data_title = f"config.data.name {run.data.name!r}"
+        if self._earlier_run is not None:
             try:
-                check_classes(
-                    self._earlier.class_names, str(self._workdir), names, data
-                )
+                run_names = self._earlier_run.class_names
+                check_classes(run_names, str(self._workdir), names, data_title)
             except InputError as error:
                 raise InputError(f"{error}; {run_dir.CHOOSE_OTHER_WORKDIR}") from error
         if self.teacher_weights is not None:
-            source = f"config.teacher.weights {run.teacher.weights}"
-            check_classes(self.teacher_weights.class_names, source, names, data)
-        if not run.init.weights or resumed or "head" in run.init.fresh:
+            weights_title = f"config.teacher.weights {run.teacher.weights}"
+            teacher_names = self.teacher_weights.class_names
+            check_classes(teacher_names, weights_title, names, data_title)
+        if not run.init.weights or resumes or "head" in run.init.fresh:
             return
-        source = f"config.init.weights {run.init.weights}"
+        weights_title = f"config.init.weights {run.init.weights}"
         start_names = self.start_weights.class_names if self.start_weights else None
         try:
-            check_classes(start_names, source, names, data)
+            check_classes(start_names, weights_title, names, data_title)
         except InputError as error:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error
@@ -105,11 +105,12 @@ class InitialWeights:
     def start_variables(self, model: ViT) -> Mapping[str, Any]:
         """Variables at the start of training: from `start_weights`, else fresh."""
         run = self._run
-        fresh = run.init.fresh
+        fresh_parts = run.init.fresh
         if self.start_weights is None:
-            if fresh:
+            if fresh_parts:
                 raise InputError(
-                    f"config.init.fresh is {fresh!r}, but config.init.weights is empty"
+                    f"config.init.fresh is {fresh_parts!r}, but config.init.weights is "
+                    "empty"
                 )
             if run.init.weights is None:
                 raise InputError(
@@ -117,38 +118,39 @@ class InitialWeights:
                     "weights; give --config.init.weights=FILE"
                 )
             return draw_variables(model, run.seed)
-        check_parts(fresh, model, "config.init.fresh")
+        check_parts(fresh_parts, model, "config.init.fresh")
         try:
-            return fit_variables(self.start_weights, model, fresh, run.seed)
+            return fit_variables(self.start_weights, model, fresh_parts, run.seed)
         except StateDictMismatch as error:
             if not error.fresh_parts:
                 raise
-            parts = tuple(dict.fromkeys((*fresh, *error.fresh_parts)))
-            flags = f'"--config.init.fresh={parts}"'
+            all_fresh_parts = tuple(dict.fromkeys((*fresh_parts, *error.fresh_parts)))
+            flags = f'"--config.init.fresh={all_fresh_parts}"'
             raise InputError(f"{error}; to train it anew: {flags}") from error
 
 
-def _load_dense(field: str, path: str | None) -> Pretrained | None:
-    """Load the dense model at a config field's path; None without a path."""
-    if not path:
+def _load_dense_model(field: str, weights: str | None) -> Pretrained | None:
+    """Load the dense model of a config field's weights; None without weights."""
+    if not weights:
         return None
     try:
-        return load(path, "none")  # without reduction
+        return load(weights, "none")  # without reduction
     except InputError as error:
         raise InputError(f"{field}: {error}") from error
 
 
 def fit_variables(
-    vit: Pretrained, model: ViT, fresh: tuple[str, ...] = (), seed: int = 0
+    vit: Pretrained, model: ViT, fresh_parts: tuple[str, ...] = (), seed: int = 0
 ) -> Mapping[str, Any]:
-    """Variables of `model` with trained values; `fresh` parts are drawn instead."""
-    variables = vit.variables_for(model, fresh, seed)
-    check_unstored(model.config, vit.config, vit.origin.title, "head" in fresh)
+    """Variables of `model` with trained values; `fresh_parts` are drawn instead."""
+    variables = vit.variables_for(model, fresh_parts, seed)
+    new_head = "head" in fresh_parts
+    check_unstored_fields(model.config, vit.config, vit.origin.title, new_head)
     return variables
 
 
-def check_unstored(
-    config: ViTConfig, trained: ViTConfig, weights: str, new_head: bool = False
+def check_unstored_fields(
+    config: ViTConfig, trained_config: ViTConfig, title: str, new_head: bool = False
 ) -> None:
     """Raise InputError for an entry of UNSTORED_FIELDS with another trained value."""
     for field in UNSTORED_FIELDS:
@@ -157,20 +159,20 @@ def check_unstored(
         if field == "gelu" and not config.arch.has_gelu:
             continue
         group = "config.model"
-        owners = config, trained
+        configs = config, trained_config
         if field in PART_NAMES:
             group = "config.model.arch"
-            owners = config.arch, trained.arch
-        value, trained_value = (getattr(owner, field) for owner in owners)
+            configs = config.arch, trained_config.arch
+        value, trained_value = (getattr(c, field) for c in configs)
         if not _is_equal(value, trained_value):
             raise InputError(
-                f"{group}.{field} is {value!r}, but {weights} was trained with "
+                f"{group}.{field} is {value!r}, but {title} was trained with "
                 f"{trained_value!r}"
             )
 
 
-def _is_equal(value: Any, other: Any) -> bool:
+def _is_equal(value: Any, trained_value: Any) -> bool:
     """Whether values are equal; numbers may differ by float32 rounding."""
     if isinstance(value, tuple | float):
-        return np.allclose(value, other, rtol=1e-6, atol=0)
-    return value == other
+        return np.allclose(value, trained_value, rtol=1e-6, atol=0)
+    return value == trained_value

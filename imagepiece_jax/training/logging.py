@@ -43,8 +43,8 @@ class MetricWriter(contextlib.ExitStack):
 
     def __init__(self, workdir: str | os.PathLike, step: int = 0) -> None:
         super().__init__()
-        self._lines = None  # the open metrics.jsonl
-        self._events: Any = None  # TensorBoard's writer
+        self._metrics_file = None  # the open metrics.jsonl
+        self._event_writer: Any = None  # TensorBoard's writer
         if not parallel.is_main():
             return
         from tensorboardX import event_file_writer  # only where logged
@@ -57,49 +57,51 @@ class MetricWriter(contextlib.ExitStack):
         # equals an uninterrupted run's file.
         if (workdir / METRICS_FILE).exists():
             lines = read_metrics(workdir)
-            before = [line for line in lines if line["step"] <= last_step]
-            text = "".join(json.dumps(line) + "\n" for line in before)
-            replace_file(workdir / METRICS_FILE, text)
+            kept_lines = [line for line in lines if line["step"] <= last_step]
+            kept_text = "".join(json.dumps(line) + "\n" for line in kept_lines)
+            replace_file(workdir / METRICS_FILE, kept_text)
         metrics_file = open(workdir / METRICS_FILE, "ab", buffering=0)
-        self._lines = self.enter_context(metrics_file)
+        self._metrics_file = self.enter_context(metrics_file)
         prefix = str(workdir / "tensorboard" / "events")
-        self._events = event_file_writer.EventsWriter(prefix)
+        self._event_writer = event_file_writer.EventsWriter(prefix)
         self.callback(self._close_events)
-        start = SessionLog(status=SessionLog.START)  # hides later steps from before
-        self._write_event(last_step + 1, session_log=start)
+        # Hides later steps from before.
+        session_start = SessionLog(status=SessionLog.START)
+        self._write_event(last_step + 1, session_log=session_start)
 
-    def write_line(self, kind: str, step: int, **values: Any) -> None:
+    def write_line(self, kind: str, step: int, **metrics: Any) -> None:
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
 
         kind: "train" or "eval"
-        values: strings, None, or numbers (0-d arrays too); NaN and infinities become
+        metrics: strings, None, or numbers (0-d arrays too); NaN and infinities become
             null
         Raises RunError if the line cannot be written.
         """
-        if self._lines is None:
+        if self._metrics_file is None:
             return
-        values = {name: _as_json_scalar(value) for name, value in values.items()}
-        line = {"kind": kind, "step": int(step), **values}
+        json_metrics = {name: _as_json_scalar(x) for name, x in metrics.items()}
+        line = {"kind": kind, "step": int(step), **json_metrics}
         # Unbuffered, and before the step's checkpoint: a kill between loses nothing.
-        append_line(self._lines, json.dumps(line, allow_nan=False))
+        append_line(self._metrics_file, json.dumps(line, allow_nan=False))
         from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore
 
         scalars = []
-        for name, value in values.items():
+        for name, value in json_metrics.items():
             if isinstance(value, int | float):
                 scalars.append(Summary.Value(tag=f"{kind}/{name}", simple_value=value))
         self._write_event(int(step), summary=Summary(value=scalars))
 
     def _close_events(self) -> None:
         with ignore_unsupported():
-            self._events.close()
+            self._event_writer.close()
 
     def _write_event(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore
 
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        event = Event(wall_time=time.time(), step=step, **content)
+        self._event_writer.write_event(event)
         with ignore_unsupported():  # it calls fsync at the end
-            self._events.flush()
+            self._event_writer.flush()
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
@@ -141,12 +143,12 @@ TRACE_FOLDER = "profile"  # trace folder in the run's folder
 TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and few
 
 
-def print_line(text: str) -> None:
+def print_line(line: str) -> None:
     """Print a line in the main process only."""
     # A lost terminal refuses lines, but the run goes on, or stops and saves.
     with contextlib.suppress(OSError):
         if parallel.is_main():
-            print(text, flush=True)
+            print(line, flush=True)
 
 
 class RunLog(contextlib.ExitStack):
@@ -171,13 +173,12 @@ class RunLog(contextlib.ExitStack):
         self._length = length
         self._find_saved_step = find_saved_step
         self._writer = self.enter_context(MetricWriter(workdir, step))
-        first = min(step + TRACED_STEPS.start, length.steps)
-        last = min(first + len(TRACED_STEPS) - 1, length.steps)
+        first_traced = min(step + TRACED_STEPS.start, length.steps)
+        last_traced = min(first_traced + len(TRACED_STEPS) - 1, length.steps)
         is_traced = config.profile and parallel.is_main()
-        # (first, last)
-        self._traced_steps = (first, last) if is_traced else (None, None)
-        self._trace = self.enter_context(contextlib.ExitStack())
-        self._unwritten = None  # (last step, its metrics), until `flush`
+        self._traced_steps = (first_traced, last_traced) if is_traced else (None, None)
+        self._trace_context = self.enter_context(contextlib.ExitStack())
+        self._unwritten_metrics = None  # (last step, its metrics), until `flush`
         self._untimed_step = step + 1  # a program's first step, which compiles
         self.restart_clock()
 
@@ -186,7 +187,7 @@ class RunLog(contextlib.ExitStack):
         # Evaluation and compilation are not training.
         self._start_time = time.perf_counter()
         self._waited_seconds = 0.0
-        self._timed_images = 0
+        self._num_timed_images = 0
 
     def begin_program(self, step: int) -> None:
         """Leave `step`, the first step of a new program, out of the throughput."""
@@ -206,57 +207,57 @@ class RunLog(contextlib.ExitStack):
     def traced_step(self, step: int) -> contextlib.AbstractContextManager:
         """Context for dispatching `step`, with its number in the trace."""
         if step == self._traced_steps[0]:
-            self._trace.enter_context(jax.profiler.trace(self._trace_folder))
+            self._trace_context.enter_context(jax.profiler.trace(self._trace_folder))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def take_metrics(self, step: int, metrics: PyTree) -> None:
         """Take the metrics of `step`, and write the metrics of the step before."""
         # The device computes this step while the last metrics are fetched.
         self.flush()
-        self._unwritten = step, metrics
+        self._unwritten_metrics = step, metrics
 
     def flush(self) -> None:
         """Write the last metrics. Raises RunError after too many skipped steps."""
-        if self._unwritten is None:
+        if self._unwritten_metrics is None:
             return
-        step, metrics = self._unwritten
-        self._unwritten = None
+        step, metrics = self._unwritten_metrics
+        self._unwritten_metrics = None
         metrics = parallel.unreplicate(metrics)  # waits for their step
         first_traced, last_traced = self._traced_steps
         if step == last_traced:
-            self._trace.close()
-            steps = f"steps {first_traced} to {last_traced}"
+            self._trace_context.close()
             print_line(
-                f"trace of {steps}: {self._trace_folder} (TensorBoard, Perfetto)"
+                f"trace of steps {first_traced} to {last_traced}: "
+                f"{self._trace_folder} (TensorBoard, Perfetto)"
             )
         if metrics["skipped"] > self._config.max_skipped_steps:
             self._raise_non_finite(step, metrics)
         if step == self._untimed_step:
             self.restart_clock()
         else:
-            self._timed_images += self._config.batch_size
+            self._num_timed_images += self._config.batch_size
         seconds = time.perf_counter() - self._start_time
-        is_timed = self._timed_images > 0  # else only a program's first step was taken
-        window = metrics["window"]
-        samples = window["samples"] or math.nan  # 0: all steps were skipped
-        values = {
+        is_timed = self._num_timed_images > 0  # else only a first step was taken
+        window_sums = metrics["window"]
+        num_samples = window_sums["samples"] or math.nan  # 0: all steps were skipped
+        metric_values = {
             "epoch": step / self._length.steps_per_epoch,
-            "loss": window["loss"] / samples,
-            "acc1": 100 * window["acc1"] / samples,
-            "acc5": 100 * window["acc5"] / samples,
+            "loss": window_sums["loss"] / num_samples,
+            "acc1": 100 * window_sums["acc1"] / num_samples,
+            "acc5": 100 * window_sums["acc5"] / num_samples,
             "lr": metrics["lr"],
             "grad_norm": metrics["grad_norm"],
-            "skipped": int(window["skipped"]),
-            "throughput": self._timed_images / seconds if is_timed else math.nan,
+            "skipped": int(window_sums["skipped"]),
+            "throughput": self._num_timed_images / seconds if is_timed else math.nan,
             "input_wait": self._waited_seconds / seconds if is_timed else math.nan,
-            **device_memory(),
+            **measure_device_memory(),
             **metrics["terms"],
         }
         is_last = step == self._length.steps
         if is_last or step % self._config.log_every_steps == 0:
-            self._writer.write_line("train", step, **values)
+            self._writer.write_line("train", step, **metric_values)
             if self._config.progress:
-                self._print_progress(step, values)
+                self._print_progress(step, metric_values)
             self.restart_clock()
 
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -267,38 +268,41 @@ class RunLog(contextlib.ExitStack):
         loss = f"loss {metrics['loss']:.3f}"
         print_line(f"epoch {epoch:g}, step {step}: {accuracy}, {loss}")
 
-    def _print_progress(self, step: int, values: dict) -> None:
-        images_left = (self._length.steps - step) * self._config.batch_size
-        throughput = values["throughput"]
-        text = f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
-        text += f"loss {values['loss']:.3f}, acc1 {values['acc1']:.1f} %, "
-        text += f"lr {values['lr']:.2e}"
+    def _print_progress(self, step: int, metrics: dict) -> None:
+        num_images_left = (self._length.steps - step) * self._config.batch_size
+        throughput = metrics["throughput"]
+        line = f"step {step} of {self._length.steps}, epoch {metrics['epoch']:.2f}: "
+        line += f"loss {metrics['loss']:.3f}, acc1 {metrics['acc1']:.1f} %, "
+        line += f"lr {metrics['lr']:.2e}"
         if not math.isnan(throughput):
-            waits = f"waits {100 * values['input_wait']:.0f} %"
-            time_left = duration_text(images_left / throughput)
-            text += f", {throughput:,.0f} img/s, {waits}, {time_left} left"
-        if values["skipped"]:
-            text += f", skipped {values['skipped']}"
-        print_line(text)
+            waits = f"waits {100 * metrics['input_wait']:.0f} %"
+            time_left = duration_text(num_images_left / throughput)
+            line += f", {throughput:,.0f} img/s, {waits}, {time_left} left"
+        if metrics["skipped"]:
+            line += f", skipped {metrics['skipped']}"
+        print_line(line)
 
     def _raise_non_finite(self, step: int, metrics: dict) -> NoReturn:
         """Raise RunError for a step with a non-finite loss or gradient."""
-        name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
+        metric_name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         saved_step = self._find_saved_step()
         num_skipped = int(metrics["skipped"])
-        kept = "none was saved"
+        saved_clause = "none was saved"
         if saved_step:
-            kept = f"the checkpoint of step {saved_step} is kept"
-        earlier = f", as in {num_skipped} steps in a row" if num_skipped > 1 else ""
+            saved_clause = f"the checkpoint of step {saved_step} is kept"
+        repeat_clause = ""
+        if num_skipped > 1:
+            repeat_clause = f", as in {num_skipped} steps in a row"
         raise RunError(
-            f"{name} is {metrics[name]} at step {step}{earlier}: training stopped, "
-            f"{kept} in {self._workdir}; try a lower lr, or clip_grad_norm=1.0"
+            f"{metric_name} is {metrics[metric_name]} at step {step}{repeat_clause}: "
+            f"training stopped, {saved_clause} in {self._workdir}; try a lower lr, or "
+            "clip_grad_norm=1.0"
         )
 
 
-def device_memory() -> dict[str, float]:
+def measure_device_memory() -> dict[str, float]:
     """Peak memory of the fullest local device: {"device_memory": GB}, or {}."""
     # CPUs do not count their memory.
     stats = [device.memory_stats() or {} for device in parallel.local_devices()]
-    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
-    return {"device_memory": max(peaks) / 1e9} if peaks else {}
+    peak_bytes = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return {"device_memory": max(peak_bytes) / 1e9} if peak_bytes else {}

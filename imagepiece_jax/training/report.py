@@ -26,22 +26,22 @@ EFLOP_UNIT = " (1e18 operations, two a MAC)"
 LISTED_CLASSES = 5  # class names in the text about the data
 
 
-def macs_by_epoch(run: RunConfig) -> list[float]:
+def list_epoch_macs(config: RunConfig) -> list[float]:
     """Forward-pass MACs per image, in every epoch; keep rates may differ."""
     # MACs differ between epochs only by the keep rate.
-    rate_at = run.reduction.method.rate_at
+    keep_rate_at = config.reduction.method.rate_at
     macs_by_rate = {}
     macs = []
-    for epoch in range(run.epochs):
-        keep_rate = rate_at(epoch) if rate_at else None
+    for epoch in range(config.epochs):
+        keep_rate = keep_rate_at(epoch) if keep_rate_at else None
         if keep_rate not in macs_by_rate:
-            macs_by_rate[keep_rate] = model_macs(run.create_train_model(epoch))
+            macs_by_rate[keep_rate] = model_macs(config.create_train_model(epoch))
         macs.append(macs_by_rate[keep_rate])
     return macs
 
 
-def training_flop(
-    run: RunConfig, images: int, teacher_macs: float | None = None
+def count_training_flop(
+    config: RunConfig, num_images: int, teacher_macs: float | None = None
 ) -> float:
     """Operations of all training steps, two per MAC.
 
@@ -50,12 +50,14 @@ def training_flop(
     teacher_macs: the teacher's MACs per image; None: a run's teacher is the dense model
     """
     if teacher_macs is None:
-        teacher_macs = model_macs(run.create_dense()) if run.needs_teacher else 0
-    length = find_run_length(run, images)
+        teacher_macs = 0
+        if config.needs_teacher:
+            teacher_macs = model_macs(config.create_dense_model())
+    length = find_run_length(config, num_images)
     # A step is a forward pass, a backward pass of twice its cost, and the teacher's
     # forward pass.
-    macs = TRAINING_MACS * sum(macs_by_epoch(run)) + length.epochs * teacher_macs
-    return 2.0 * length.steps_per_epoch * run.batch_size * macs
+    macs = TRAINING_MACS * sum(list_epoch_macs(config)) + length.epochs * teacher_macs
+    return 2.0 * length.steps_per_epoch * config.batch_size * macs
 
 
 def describe_dry_run(run: "Run") -> str:
@@ -68,18 +70,18 @@ def describe_dry_run(run: "Run") -> str:
     program = run.compile_step(length.epochs - 1)
     seconds = time.perf_counter() - start_time
     # One device's copy.
-    state = parallel.unreplicate(run.state)
-    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+    device_state = parallel.unreplicate(run.state)
+    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(device_state)) / 1e6
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
-    operations = training_flop(config, len(data.train), teacher_macs)
+    num_operations = count_training_flop(config, len(data.train), teacher_macs)
     return (
         f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space in the program for {jax.devices()[0].device_kind}, unlike that "
         f"for another device (compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{operations / 1e18:#.3g} EFLOP{EFLOP_UNIT}; "
+        f"{num_operations / 1e18:#.3g} EFLOP{EFLOP_UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
@@ -90,31 +92,33 @@ def describe_data(config: RunConfig, data: RunData) -> str:
     absent_splits = [
         name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
     ]
-    note = ""
+    absence_note = ""
     if absent_splits:
-        note = f" (not read: {' and '.join(absent_splits)} are its published numbers)"
-    names = data.train.class_names
-    classes = f"{config.num_classes} classes"
-    if names is not None:
-        classes += ": " + ", ".join(map(str, names[:LISTED_CLASSES]))
-    train, val = (s.split and f" ({s.split})" for s in (data.train, data.val))
+        splits = " and ".join(absent_splits)
+        absence_note = f" (not read: {splits} are its published numbers)"
+    class_names = data.train.class_names
+    class_text = f"{config.num_classes} classes"
+    if class_names is not None:
+        class_text += ": " + ", ".join(map(str, class_names[:LISTED_CLASSES]))
+    sources = data.train, data.val
+    train_split, val_split = (s.split and f" ({s.split})" for s in sources)
     if data.val.split == "test":
-        classes += "; test chooses nothing, so the last checkpoint is the best"
-    warmup = optimizer.warmup_steps(config, data.length.steps_per_epoch)
+        class_text += "; test chooses nothing, so the last checkpoint is the best"
+    num_warmup_steps = optimizer.warmup_steps(config, data.length.steps_per_epoch)
     return (
-        f"data: {config.data.name}, {len(data.train):,} training images{train}, "
-        f"{len(data.val):,} validation images{val}, {classes}{note}\n"
+        f"data: {config.data.name}, {len(data.train):,} training images{train_split}, "
+        f"{len(data.val):,} validation images{val_split}, {class_text}{absence_note}\n"
         f"learning rate: {config.peak_lr:.4g} ({config.lr:.4g} per 512 images) after a "
-        f"warm-up of {warmup} of {data.length.steps} steps"
+        f"warm-up of {num_warmup_steps} of {data.length.steps} steps"
     )
 
 
-def describe_model(model: ViT, dense: ViT) -> str:
+def describe_model(model: ViT, dense_model: ViT) -> str:
     """Describe a model's cost, and the devices it trains on."""
-    kinds = sorted({device.device_kind for device in jax.devices()})
+    device_kinds = sorted({device.device_kind for device in jax.devices()})
     return (
-        f"{cost_summary(model, [dense])}\n"
-        f"devices: {parallel.device_count()} ({', '.join(kinds)}); "
+        f"{cost_summary(model, [dense_model])}\n"
+        f"devices: {parallel.device_count()} ({', '.join(device_kinds)}); "
         f"processes: {jax.process_count()}"
     )
 
@@ -123,41 +127,43 @@ def describe_results(run: "Run") -> str:
     """The result table: accuracy, tokens and cost of the model, time, folder."""
     setup = run.setup
     model = setup.model
-    best = run.progress.best
-    macs = model_macs(model) / 1e9
-    dense = model_macs(setup.dense) / 1e9
-    layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
+    best_metrics = run.progress.best
+    gmacs = model_macs(model) / 1e9
+    dense_gmacs = model_macs(setup.dense_model) / 1e9
+    block_tokens = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
+    token_counts = " ".join(map(str, block_tokens))
+    speedup = dense_gmacs / gmacs
     rows = [
         ("accuracy", _format_accuracy(run.progress.last or {})),
-        ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
-        ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
-        ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
+        ("best", f"{best_metrics['acc1']:.2f} % at step {best_metrics['step']}"),
+        ("tokens", f"{token_counts}  (into block 0, then after each)"),
+        ("cost", f"{gmacs:.4f} GMACs; dense {dense_gmacs:.4f}, {speedup:.2f} times"),
         *_list_history(setup.workdir, setup.config.batch_size),
         ("folder", setup.workdir),
     ]
-    return "\n".join(f"{name:12s} {value}" for name, value in rows)
+    return "\n".join(f"{title:12s} {content}" for title, content in rows)
 
 
 def _list_history(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str, str]]:
     """Table rows from the log: time, skipped steps."""
     lines = read_metrics(workdir)
-    train = [line for line in lines if line["kind"] == "train"]
-    throughputs = [line["throughput"] for line in train if line["throughput"]]
+    train_lines = [line for line in lines if line["kind"] == "train"]
+    throughputs = [line["throughput"] for line in train_lines if line["throughput"]]
     if not throughputs:  # no step was timed
         return
     throughput = statistics.median(throughputs)
-    steps = train[-1]["step"]
-    spent = duration_text(steps * batch_size / throughput)
-    text = f"{spent} of training, without compiling and evaluations"
-    yield "time", f"{text}; {throughput:,.0f} images a second (median)"
-    skipped = sum(line["skipped"] for line in train)
-    if skipped:
-        yield "skipped", f"{skipped} of {steps} steps, which were not finite"
+    num_steps = train_lines[-1]["step"]
+    duration = duration_text(num_steps * batch_size / throughput)
+    time_text = f"{duration} of training, without compiling and evaluations"
+    yield "time", f"{time_text}; {throughput:,.0f} images a second (median)"
+    num_skipped = sum(line["skipped"] for line in train_lines)
+    if num_skipped:
+        yield "skipped", f"{num_skipped} of {num_steps} steps, which were not finite"
 
 
 def _format_accuracy(metrics: dict) -> str:
-    text = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
-    text += f" of {metrics['images']} images"
+    accuracy = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
+    accuracy += f" of {metrics['images']} images"
     if metrics.get("ema_acc1") is not None:
-        text += f"; averaged weights {metrics['ema_acc1']:.2f} %"
-    return text
+        accuracy += f"; averaged weights {metrics['ema_acc1']:.2f} %"
+    return accuracy

@@ -53,10 +53,10 @@ class Teacher:
         self, images: Float[Array, "batch height width 3"]
     ) -> Float[Array, "batch _ _ 3"]:
         """Resize and normalize images for this model."""
-        batch, *size, channels = images.shape
+        batch, *student_size, channels = images.shape
         teacher_size = image_sides(self.model.config.image_size)
         # Bicubic and antialiased like Pillow, but from values that are not rounded.
-        if tuple(size) != teacher_size:
+        if tuple(student_size) != teacher_size:
             images = jax.image.resize(images, (batch, *teacher_size, channels), "cubic")
         student_stats = (self.mean, self.std)
         teacher_stats = (self.model.config.mean, self.model.config.std)
@@ -72,36 +72,37 @@ class Teacher:
 
 
 def create_teacher(
-    run: RunConfig, dense: ViT, initial: InitialWeights
+    run: RunConfig, dense_model: ViT, initial_weights: InitialWeights
 ) -> tuple[Teacher | None, PyTree]:
     """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
-    dense: the trained model without reduction
-    initial: its `teacher_weights` teach
+    dense_model: the trained model without reduction
+    initial_weights: its `teacher_weights` teach
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.
     """
     check_teacher_settings(run)
-    vit = initial.teacher_weights
+    vit = initial_weights.teacher_weights
     if vit is None:
         return None, None
-    setting = f"config.teacher.weights {run.teacher.weights}"
-    vit.config.head.check_single_label(setting, "distillation")
-    trained = vit.origin.reduction
-    if trained is not None and trained.name != DENSE_REDUCTION.name:
+    weights_title = f"config.teacher.weights {run.teacher.weights}"
+    vit.config.head.check_single_label(weights_title, "distillation")
+    trained_reduction = vit.origin.reduction
+    if trained_reduction is not None and trained_reduction.name != DENSE_REDUCTION.name:
         print_line(
-            f"note: {setting} was trained with {trained}, and teaches without it"
+            f"note: {weights_title} was trained with {trained_reduction}, and teaches "
+            "without it"
         )
     try:
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:
-            model = dense.with_execution(drop_path_rate=0.0)
+            model = dense_model.with_execution(drop_path_rate=0.0)
             variables = fit_variables(vit, model)
         else:
             model, variables = _create_distillation_teacher(run, vit)
     except InputError as error:
         raise InputError(f"config.teacher.weights: {error}") from error
-    return Teacher(model, dense.config.mean, dense.config.std), variables
+    return Teacher(model, dense_model.config.mean, dense_model.config.std), variables
 
 
 def check_teacher_settings(run: RunConfig) -> None:

@@ -168,7 +168,7 @@ def train_step(
     """
     # `micro_batch_loss` reads logits only. Other losses may read tokens.
     reads_tokens = loss is not micro_batch_loss or run.reduction.method.loss is not None
-    gradient = functools.partial(
+    compute_gradient = functools.partial(
         micro_batch_gradient,
         state=state,
         teacher_variables=teacher_variables,
@@ -179,20 +179,24 @@ def train_step(
         teacher=teacher,
         loss=loss,
     )
-    grads, batch_stats, sums, terms = accumulate_gradients(gradient, batch, state)
+    grads, batch_stats, metric_sums, terms = accumulate_gradients(
+        compute_gradient, batch, state
+    )
     if jax.lax.axis_size(parallel.DEVICE_AXIS) > 1:
         # Without the barrier XLA joins the gradients' exchange to the earlier exchange
         # of batch statistics. The stem's backward pass would then wait for megabytes
         # instead of a few numbers.
-        grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
+        grads, metric_sums, terms = jax.lax.optimization_barrier(
+            (grads, metric_sums, terms)
+        )
     grads = parallel.mean_over_devices(grads)
-    sums = parallel.sum_over_devices(sums)
-    mean_loss = sums["loss"] / sums["samples"]
+    metric_sums = parallel.sum_over_devices(metric_sums)
+    mean_loss = metric_sums["loss"] / metric_sums["samples"]
     grad_norm = global_norm(grads)
-    finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+    is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
     learning_rate = lr_schedule(state.step)
     # Before the update, which raises `state.step`.
-    state = count_in_window(state, sums, finite, run.log_every_steps)
+    state = count_in_window(state, metric_sums, is_finite, run.log_every_steps)
     metrics = {
         "loss": mean_loss,
         "grad_norm": grad_norm,
@@ -201,28 +205,30 @@ def train_step(
         "window": state.window,
         "skipped": state.skipped,
     }
-    return update_state(state, grads, batch_stats, finite, optimizer, run), metrics
+    return update_state(state, grads, batch_stats, is_finite, optimizer, run), metrics
 
 
 def accumulate_gradients(
-    gradient: Callable, batch: Batch, state: TrainState
+    compute_gradient: Callable, batch: Batch, state: TrainState
 ) -> tuple[PyTree, PyTree, Metrics, Metrics]:
     """Average gradients and add up sums over the micro-batches of a batch.
 
-    gradient: function (micro_batch, index, batch_stats), from `micro_batch_gradient`
+    compute_gradient: `micro_batch_gradient` of (micro_batch, index, batch_stats)
     Returns (gradients, batch statistics, sums, terms); terms are [A], or [] for A = 1.
     """
     micro_batch_count = batch["label"].shape[0]
 
     def add_micro_batch(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
         # A micro-batch starts from the statistics the micro-batch before it leaves.
-        batch_stats, grads, sums = carry
-        micro_grads, batch_stats, micro_sums, terms = gradient(*inputs, batch_stats)
-        grads = jax.tree.map(
-            lambda total, g: total + g / micro_batch_count, grads, micro_grads
+        batch_stats, grads, metric_sums = carry
+        micro_grads, batch_stats, micro_sums, terms = compute_gradient(
+            *inputs, batch_stats
         )
-        sums = jax.tree.map(jnp.add, sums, micro_sums)
-        return (batch_stats, grads, sums), terms
+        grads = jax.tree.map(
+            lambda grad_sum, g: grad_sum + g / micro_batch_count, grads, micro_grads
+        )
+        metric_sums = jax.tree.map(jnp.add, metric_sums, micro_sums)
+        return (batch_stats, grads, metric_sums), terms
 
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
     carry = (state.batch_stats, *zeros)
@@ -231,8 +237,8 @@ def accumulate_gradients(
         carry, terms = add_micro_batch(carry, jax.tree.map(lambda x: x[0], inputs))
     else:
         carry, terms = jax.lax.scan(add_micro_batch, carry, inputs)
-    batch_stats, grads, sums = carry
-    return grads, batch_stats, sums, terms
+    batch_stats, grads, metric_sums = carry
+    return grads, batch_stats, metric_sums, terms
 
 
 def micro_batch_gradient(
@@ -282,52 +288,64 @@ def micro_batch_gradient(
             mutable=["batch_stats"],
         )
         student_pair = outputs, outputs.states
-        value, terms = loss(student_pair, teacher_pair, targets, run, model, state.step)
-        _check_terms(terms)
-        return value, (outputs.logits, new_variables.get("batch_stats", {}), terms)
+        loss_value, terms = loss(
+            student_pair, teacher_pair, targets, run, model, state.step
+        )
+        _check_term_names(terms)
+        return loss_value, (
+            outputs.logits,
+            new_variables.get("batch_stats", {}),
+            terms,
+        )
 
-    gradient = jax.value_and_grad(student_loss, has_aux=True)
-    (value, (logits, new_stats, terms)), grads = gradient(state.params)
-    return grads, new_stats, _sum_metrics(value, logits, targets), terms
+    loss_and_gradient = jax.value_and_grad(student_loss, has_aux=True)
+    (loss_value, (logits, new_stats, terms)), grads = loss_and_gradient(state.params)
+    return grads, new_stats, _sum_metrics(loss_value, logits, targets), terms
 
 
 def update_state(
     state: TrainState,
     grads: PyTree,
     batch_stats: PyTree,
-    finite: Bool[Array, ""],
+    is_finite: Bool[Array, ""],
     optimizer: Optimizer,
     run: RunConfig,
 ) -> TrainState:
-    """Apply the gradients of the global batch; unless `finite`, no weight changes."""
+    """Apply the global batch's gradients; unless `is_finite`, no weight changes."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = state.ema
-    if average is not None:
+    averages = state.ema
+    if averages is not None:
         variables = {"params": params, "batch_stats": batch_stats}
-        average = moving_average(average, variables, run.ema_decay)
+        averages = moving_average(averages, variables, run.ema_decay)
     return dataclasses.replace(
         state,
         step=state.step + 1,
-        params=optax.tree.where(finite, params, state.params),
-        batch_stats=optax.tree.where(finite, batch_stats, state.batch_stats),
-        opt_state=skip_update(finite, opt_state, state.opt_state),
-        ema=optax.tree.where(finite, average, state.ema),
+        params=optax.tree.where(is_finite, params, state.params),
+        batch_stats=optax.tree.where(is_finite, batch_stats, state.batch_stats),
+        opt_state=skip_update(is_finite, opt_state, state.opt_state),
+        ema=optax.tree.where(is_finite, averages, state.ema),
     )
 
 
 def count_in_window(
-    state: TrainState, sums: Metrics, finite: Bool[Array, ""], log_every_steps: int
+    state: TrainState,
+    metric_sums: Metrics,
+    is_finite: Bool[Array, ""],
+    log_every_steps: int,
 ) -> TrainState:
-    """Count a step, with its global `sums`, in the window and in `skipped`."""
-    skipped = jnp.where(finite, 0, state.skipped + 1)
-    sums = optax.tree.where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
+    """Count a step, with its global sums, in the window and in `skipped`."""
+    num_skipped = jnp.where(is_finite, 0, state.skipped + 1)
+    skipped_sums = dict.fromkeys(metric_sums, 0.0) | {"skipped": 1.0}
+    counted_sums = optax.tree.where(is_finite, metric_sums, skipped_sums)
     # A window starts after a logged step.
     starts_window = state.step % log_every_steps == 0
     window = jax.tree.map(
-        lambda old, new: jnp.where(starts_window, new, old + new), state.window, sums
+        lambda old, new: jnp.where(starts_window, new, old + new),
+        state.window,
+        counted_sums,
     )
-    return dataclasses.replace(state, window=window, skipped=skipped)
+    return dataclasses.replace(state, window=window, skipped=num_skipped)
 
 
 def prepare_micro_batch(
@@ -384,7 +402,7 @@ def mix_micro_batch(
     return mixup.mix_batch(mix, images, targets, *partners)
 
 
-def _check_terms(terms: Metrics) -> None:
+def _check_term_names(terms: Metrics) -> None:
     """Raise InputError for a loss term named like another figure of a step."""
     for name in terms:
         if name in STEP_METRICS:
@@ -400,13 +418,15 @@ def _sum_metrics(
     targets: Float[Array, "batch classes"],
 ) -> Metrics:
     """Sum the metrics over this device's images."""
-    samples, classes = targets.shape
+    num_samples, num_classes = targets.shape
     # A mixed image counts as the image with the larger share.
-    label = jnp.argmax(targets, axis=-1)
+    labels = jnp.argmax(targets, axis=-1)
     return {
-        "loss": loss * samples,
-        "acc1": jnp.sum(correct_at(logits, label, 1), dtype=jnp.float32),
-        "acc5": jnp.sum(correct_at(logits, label, min(5, classes)), dtype=jnp.float32),
-        "samples": jnp.float32(samples),
+        "loss": loss * num_samples,
+        "acc1": jnp.sum(correct_at(logits, labels, 1), dtype=jnp.float32),
+        "acc5": jnp.sum(
+            correct_at(logits, labels, min(5, num_classes)), dtype=jnp.float32
+        ),
+        "samples": jnp.float32(num_samples),
         "skipped": jnp.float32(0),
     }

@@ -83,11 +83,11 @@ class RunSetup:
     workdir: pathlib.Path
     config: RunConfig  # completed: with normalization, crop and token counts
     model: ViT  # in evaluation; training may mask tokens instead
-    dense: ViT  # without reduction
+    dense_model: ViT  # without reduction
     data: RunData
     lr_schedule: Callable  # function step -> learning rate
     optimizer: optax.GradientTransformation
-    initial: InitialWeights
+    initial_weights: InitialWeights
     # Micro-batch loss. config.json does not name it, so a resume cannot check it.
     loss: Callable = micro_batch_loss
 
@@ -115,15 +115,23 @@ def set_up_run(
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
-        initial = InitialWeights(config, workdir)
-        config = initial.complete_config().with_counts()
-        placement = parallel.process_placement(config.grad_accum_steps)
-        model = config.create_model()
-        dense = config.create_dense()
-        data = RunData(config, placement, dry_run)
-        lr_schedule, optimizer = create_optimizer(config, data.length.steps_per_epoch)
+        initial_weights = InitialWeights(config, workdir)
+        full_config = initial_weights.complete_config().with_counts()
+        placement = parallel.process_placement(full_config.grad_accum_steps)
+        model = full_config.create_model()
+        dense_model = full_config.create_dense_model()
+        data = RunData(full_config, placement, dry_run)
+        steps_per_epoch = data.length.steps_per_epoch
+        lr_schedule, optimizer = create_optimizer(full_config, steps_per_epoch)
     return RunSetup(
-        workdir, config, model, dense, data, lr_schedule, optimizer, initial
+        workdir,
+        full_config,
+        model,
+        dense_model,
+        data,
+        lr_schedule,
+        optimizer,
+        initial_weights,
     )
 
 
@@ -147,8 +155,8 @@ class Run:
     @property
     def lacks_evaluation(self) -> bool:
         """Whether a stop prevented the evaluation after the last step."""
-        due = self.step > 0 and self.setup.data.length.evaluates_after(self.step)
-        return due and self.progress.evaluated < self.step
+        is_due = self.step > 0 and self.setup.data.length.evaluates_after(self.step)
+        return is_due and self.progress.evaluated < self.step
 
     def compile_step(self, epoch: int) -> parallel.MappedFunction:
         """Compile an epoch's training step for all devices.
@@ -158,7 +166,7 @@ class Run:
         """
         setup = self.setup
         config = setup.config
-        step = functools.partial(
+        step_fn = functools.partial(
             train_step,
             run=config,
             model=config.create_train_model(epoch),
@@ -167,12 +175,15 @@ class Run:
             teacher=self.teacher,
             loss=setup.loss,
         )
-        program = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
+        program = parallel.pmap(
+            step_fn, donate_argnums=(0,), program_name="training step"
+        )
         num_devices = parallel.device_count()
-        micro_batches = config.grad_accum_steps
-        micro_batch_size = config.batch_size // (num_devices * micro_batches)
-        batch = batch_shapes(config, (num_devices, micro_batches, micro_batch_size))
-        program.compile(self.state, batch, self.teacher_variables)
+        num_micro_batches = config.grad_accum_steps
+        micro_batch_size = config.batch_size // (num_devices * num_micro_batches)
+        leading_axes = num_devices, num_micro_batches, micro_batch_size
+        abstract_batch = batch_shapes(config, leading_axes)
+        program.compile(self.state, abstract_batch, self.teacher_variables)
         return program
 
 
@@ -187,24 +198,26 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
     """
     with contextlib.ExitStack() as stack:
         with parallel.shared_errors():
-            folder = held_workdir(
+            held_folder = held_workdir(
                 setup.workdir, setup.config, setup.model, setup.data, dry_run
             )
-            keeper = stack.enter_context(folder)
+            keeper = stack.enter_context(held_folder)
             run = _begin_run(setup, keeper)
         yield run
 
 
 def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     """Make the Run from initial weights, or from a checkpoint."""
-    initial = setup.initial
+    initial_weights = setup.initial_weights
     resumes = keeper.has_checkpoint
-    initial.check_classes(setup.data.train.class_names, resumes)
-    teacher, teacher_variables = create_teacher(setup.config, setup.dense, initial)
+    initial_weights.check_classes(setup.data.train.class_names, resumes)
+    teacher, teacher_variables = create_teacher(
+        setup.config, setup.dense_model, initial_weights
+    )
     teacher_record = teacher.record(teacher_variables) if teacher else None
     state = _make_first_state(setup, resumes)
-    initial.free_weights()  # frees host memory for the training
-    print_line(report.describe_model(setup.model, setup.dense))
+    initial_weights.free_weights()  # frees host memory for the training
+    print_line(report.describe_model(setup.model, setup.dense_model))
     state, progress, step = keeper.begin_run(state, teacher_variables, teacher_record)
     if resumes and setup.loss is not micro_batch_loss:
         loss_name = getattr(setup.loss, "__name__", setup.loss)
@@ -216,12 +229,12 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
 def _make_first_state(setup: RunSetup, resumes: bool) -> TrainState:
     """Make the state before the first step; a run that resumes gets its shapes."""
     with_ema = setup.config.ema_decay > 0
-    new_state = functools.partial(
+    make_state = functools.partial(
         init_state, optimizer=setup.optimizer, with_ema=with_ema
     )
     if resumes:  # the checkpoint has the values
-        return jax.eval_shape(new_state, variable_shapes(setup.model))
-    return jax.jit(new_state)(setup.initial.start_variables(setup.model))
+        return jax.eval_shape(make_state, variable_shapes(setup.model))
+    return jax.jit(make_state)(setup.initial_weights.start_variables(setup.model))
 
 
 def train(run: Run) -> None:
@@ -238,13 +251,13 @@ def train(run: Run) -> None:
     train_batches = setup.data.train_batches(steps=range(run.step, length.steps))
     # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
-        keeper.guarded_steps() as request,
+        keeper.guarded_steps() as stop_request,
         RunLog(
             setup.workdir, setup.config, length, run.step, keeper.find_saved_step
         ) as log,
         contextlib.closing(setup.data.read_ahead(train_batches)) as batches,
     ):
-        evaluation = Evaluation(run, log, request)
+        evaluation = Evaluation(run, log, stop_request)
         keeper.stop_if_requested(run)  # arrived since `guarded_steps`
         # A signal stopped the run in this evaluation.
         if run.lacks_evaluation:

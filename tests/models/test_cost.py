@@ -58,7 +58,7 @@ def test_cost_table_by_hand():
     config.reduction = "imagepiece:merge_blocks=():prune_blocks=(0,):keep_rate=0.5"
     run = RunConfig.from_config(config)
     model = run.create_model()
-    dense = run.create_dense()
+    dense = run.create_dense_model()
     rows = [line.split() for line in cost.cost_table(model, dense).split("\n")]
     # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
     # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.

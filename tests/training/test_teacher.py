@@ -209,7 +209,7 @@ def teacher_of(**fields):
         small_runs.quickstart_config(small_runs.DENSE, normalized, fields)
     )
     weights = InitialWeights(run, "no_such_run")
-    return teacher.create_teacher(run, run.create_dense(), weights)
+    return teacher.create_teacher(run, run.create_dense_model(), weights)
 
 
 def test_a_teacher_keeps_its_size_and_normalization(tmp_path):

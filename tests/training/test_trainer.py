@@ -174,7 +174,7 @@ def test_a_test_split_does_not_choose_the_best_step(tmp_path, shade_config, caps
     """Without a validation split the last step is the best."""
     progress = RunProgress([], [])
     for step, acc1 in enumerate((50, 55, 40), start=1):
-        progress = progress.with_evaluation(step, {"acc1": acc1}, chooses=False)
+        progress = progress.with_evaluation(step, {"acc1": acc1}, may_choose=False)
     assert progress.best == {"acc1": 40, "step": 3}
     small_runs.train(shade_config("train", "test"), tmp_path / "run")
     steps = [path.name for path in (tmp_path / "run/checkpoints/best").glob("[0-9]*")]

@@ -45,42 +45,45 @@ class RunProgress:
     teacher: dict | None = None  # `Teacher.record`; None: no teacher
 
     def with_evaluation(
-        self, step: int, metrics: dict, chooses: bool = True
+        self, step: int, metrics: dict, may_choose: bool = True
     ) -> "RunProgress":
-        """Add an evaluation at `step`; `chooses`: images may choose a checkpoint."""
+        """Add an evaluation at `step`; `may_choose`: images may choose a checkpoint."""
         best = self.best
         # If the images may not choose, the last step is the best.
-        if metrics["acc1"] > best["acc1"] or not chooses:
+        if metrics["acc1"] > best["acc1"] or not may_choose:
             best = {"acc1": metrics["acc1"], "step": step}
         # Times stay out, so that all runs of one config have equal checkpoints.
         last = {k: v for k, v in metrics.items() if k not in CLOCKED_METRICS}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
     def resume_saved(
-        self, saved: dict, data: str, workdir: str | os.PathLike
+        self, saved_facts: dict, data_name: str, workdir: str | os.PathLike
     ) -> "RunProgress":
         """Return a checkpoint's progress; refuse other data, or another teacher."""
-        check_normalization(pathlib.Path(workdir), self.normalization or {}, saved)
+        normalization = self.normalization or {}
+        check_normalization(pathlib.Path(workdir), normalization, saved_facts)
         # The checkpoint may not know its normalization.
-        earlier = RunProgress(**saved | {"normalization": self.normalization})
+        known_facts = saved_facts | {"normalization": self.normalization}
+        saved_progress = RunProgress(**known_facts)
         for split, index in (("training", 0), ("validation", 1)):
             facts: dict[str, tuple] = {}
-            facts["images"] = (self.images[index], earlier.images[index])
-            facts["digest"] = (self.digest[index], earlier.digest[index])
-            for name, (new_fact, old_fact) in facts.items():
+            facts["images"] = (self.images[index], saved_progress.images[index])
+            facts["digest"] = (self.digest[index], saved_progress.digest[index])
+            for fact_name, (new_fact, old_fact) in facts.items():
                 if new_fact != old_fact:
                     raise InputError(
-                        f"config.data.name is {data}, whose {split} set has {name} "
-                        f"{new_fact}, but the run in {workdir} began with {old_fact}; "
-                        "choose another workdir"
+                        f"config.data.name is {data_name}, whose {split} set has "
+                        f"{fact_name} {new_fact}, but the run in {workdir} began with "
+                        f"{old_fact}; choose another workdir"
                     )
-        if changes := list_differences(self.teacher or {}, earlier.teacher or {}):
+        saved_teacher = saved_progress.teacher or {}
+        if changes := list_differences(self.teacher or {}, saved_teacher):
             raise InputError(
                 "config.teacher.weights is another teacher than the run in "
                 f"{workdir} began with, whose {changes[0][0]} "
                 f"{describe_difference(changes, 'was')}; choose another workdir"
             )
-        return earlier
+        return saved_progress
 
 
 class Checkpoints:
@@ -110,12 +113,12 @@ class Checkpoints:
             if not isinstance(error, RunError):  # else `error` says why the run ended
                 raise
 
-    def save(self, step: int, state: PyTree, meta: dict, kind: str = "latest") -> None:
-        """Start saving a state and its JSON `meta`; return when it may change again."""
+    def save(self, step: int, state: PyTree, facts: dict, kind: str = "latest") -> None:
+        """Start saving a state and its JSON facts; return when it may change again."""
         if not parallel.is_main():
             return
         arrays = _name_arrays(state)
-        with self._reported(kind):
+        with self._report_failures(kind):
             if kind not in self._writers:
                 # Making a writer removes unfinished files of killed runs.
                 every = self._keep_every if kind == "latest" else 0
@@ -124,18 +127,18 @@ class Checkpoints:
             writer = self._writers[kind]
             writer.wait()
             # Later steps are damaged, or abandoned by a resume from an earlier step.
-            for later in [s for s in writer.steps() if s >= step]:
-                writer.remove(later)
+            for later_step in [s for s in writer.steps() if s >= step]:
+                writer.remove(later_step)
             # Orbax writes under a temporary name, renames the complete step, and then
             # removes an older step. A kill or a full disk leaves no incomplete step,
             # and loses no complete step.
-            writer.save(step, arrays, checksums.seal_metadata(arrays, meta))
+            writer.save(step, arrays, checksums.seal_metadata(arrays, facts))
 
-    def replace_facts(self, step: int, state: PyTree, meta: dict) -> None:
-        """Replace a "latest" step's `meta`; its state on disk is already the same."""
-        # A kill leaves the old or the new `meta`. `save` would remove the step first.
+    def replace_facts(self, step: int, state: PyTree, facts: dict) -> None:
+        """Replace a "latest" step's `facts`; its state on disk is already the same."""
+        # A kill leaves the old or the new facts. `save` would remove the step first.
         if parallel.is_main():
-            item = checksums.seal_metadata(_name_arrays(state), meta)
+            item = checksums.seal_metadata(_name_arrays(state), facts)
             folder = self._root / "latest" / str(step) / "meta"
             orbax_files.replace_json_item(folder, item)
 
@@ -152,62 +155,64 @@ class Checkpoints:
         """
         self.wait()
         abstract_leaves = _name_leaves(abstract_state)
-        choose = functools.partial(_check_table, abstract_leaves)
+        accept_table = functools.partial(_accept_table, abstract_leaves)
         folder = self._root / "latest"
         # Process 0 decides: a network file system may show processes different files.
         if parallel.is_main():
-            arrays, meta, step = checksums.read_newest_step(folder, choose)
+            arrays, facts, step = checksums.read_newest_step(folder, accept_table)
             parallel.share_main_decision(lambda: step)
         else:  # another process reads the same step
             step = parallel.share_main_decision(lambda: None)
-            arrays, meta, _ = checksums.read_newest_step(folder, choose, [step])
+            arrays, facts, _ = checksums.read_newest_step(folder, accept_table, [step])
         leaves = [arrays[name] for name in abstract_leaves]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-        return state, meta, step
+        return state, facts, step
 
     def wait(self) -> None:
         """Return when everything is on disk."""
         for kind, writer in self._writers.items():
-            with self._reported(kind):
+            with self._report_failures(kind):
                 writer.wait()
 
     def close(self) -> None:
         """Wait, then stop the writing threads. Closing twice is allowed."""
         with contextlib.ExitStack() as stack:  # close every writer, even if one fails
             for kind, writer in self._writers.items():
-                stack.enter_context(self._reported(kind))
+                stack.enter_context(self._report_failures(kind))
                 stack.callback(writer.close)
             self._writers = {}
 
     @contextlib.contextmanager
-    def _reported(self, kind: str) -> Iterator[None]:
+    def _report_failures(self, kind: str) -> Iterator[None]:
         """Turn errors of Orbax and TensorStore into a RunError."""
         try:
             yield
         except (MemoryError, InputError, RunError):
             raise
         except Exception as error:
-            complete = []
+            complete_steps = []
             with contextlib.suppress(OSError):  # the folder may be out of reach
-                complete = checksums.complete_steps(self._root / kind)
+                complete_steps = checksums.complete_steps(self._root / kind)
             raise RunError(
                 f"{self._root / kind}: a checkpoint could not be written "
                 f"({_explain_failure(error)}); complete ones there: "
-                f"{complete or 'none'}; fix this, and the same command resumes from "
-                "the newest"
+                f"{complete_steps or 'none'}; fix this, and the same command resumes "
+                "from the newest"
             ) from error
 
 
-def _check_table(
-    abstract: dict[str, Any], folder: pathlib.Path, table: dict[str, list]
+def _accept_table(
+    abstract_leaves: dict[str, Any], folder: pathlib.Path, table: dict[str, list]
 ) -> dict[str, list]:
-    """Return a checkpoint's array table; raise InputError where `abstract` differs."""
-    needed = {name: f"{x.dtype} {[*x.shape]}" for name, x in abstract.items()}
-    stored = {name: f"{dtype} {shape}" for name, (dtype, shape, _) in table.items()}
-    for name, expected, actual in list_differences(needed, stored):
+    """Return a checkpoint's array table; InputError where `abstract_leaves` differ."""
+    model_types = {
+        name: f"{x.dtype} {[*x.shape]}" for name, x in abstract_leaves.items()
+    }
+    saved_types = {name: f"{entry[0]} {entry[1]}" for name, entry in table.items()}
+    for name, model_type, saved_type in list_differences(model_types, saved_types):
         raise InputError(
-            f"{folder}: {name} is {actual or 'missing'}, but {expected or 'missing'} "
-            "in the model of this config"
+            f"{folder}: {name} is {saved_type or 'missing'}, but "
+            f"{model_type or 'missing'} in the model of this config"
         )
     return table
 
@@ -225,9 +230,9 @@ def _name_leaves(tree: PyTree) -> dict[str, Any]:
 
 def _explain_failure(error: Exception) -> str:
     """Why writing failed: the operating system's reason, if there is one."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code:
-        return os.strerror(int(code[1]))
+    code_match = re.search(r"os_error_code='(\d+)'", str(error))
+    if code_match:
+        return os.strerror(int(code_match[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

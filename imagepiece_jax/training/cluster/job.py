@@ -67,7 +67,7 @@ def joined_cluster(
         # (test_a_process_that_waits_for_the_others_ends_at_a_signal). Training replaces
         # the handlers by a StopRequest, which saves.
         stack.enter_context(ending_at_once())
-        stack.enter_context(_loss_in_one_sentence())
+        stack.enter_context(_explain_process_loss())
         if _connect_processes(coordinator, num_processes, process_id):
             # JAX aborts from a C++ thread, where Python's handlers do not run either.
             ctypes.CDLL(None).signal(signal.SIGABRT, _end_after_loss)
@@ -87,14 +87,15 @@ def joined_cluster(
 
 
 @contextlib.contextmanager
-def _loss_in_one_sentence() -> Iterator[None]:
+def _explain_process_loss() -> Iterator[None]:
     """Context in which any error, also a lost process, ends in one sentence."""
     try:
         yield
     except BaseException as error:
         # JAX raises a ValueError if a process is lost during an exchange of values.
-        of_jax = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-        if of_jax and not isinstance(error, InputError) and is_process_loss(error):
+        is_jax_error = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        may_be_loss = is_jax_error and not isinstance(error, InputError)
+        if may_be_loss and is_process_loss(error):
             print(error, file=sys.stderr, flush=True)
             _end_after_loss(signal.SIGABRT)
         if jax.distributed.is_initialized():
@@ -140,13 +141,15 @@ def check_device_counts() -> None:
     """Raise InputError if processes have different device counts."""
     # Every process sees all devices, so nothing is exchanged: an exchange would need
     # equal counts.
-    owners = collections.Counter(device.process_index for device in jax.devices())
-    fewest = min(owners, key=lambda process: owners[process])
-    most = max(owners, key=lambda process: owners[process])
-    if owners[fewest] < owners[most]:
+    device_counts = collections.Counter(d.process_index for d in jax.devices())
+    low_process = min(device_counts, key=lambda process: device_counts[process])
+    high_process = max(device_counts, key=lambda process: device_counts[process])
+    fewest = device_counts[low_process]
+    most = device_counts[high_process]
+    if fewest < most:
         raise InputError(
-            f"the number of devices is {owners[fewest]} on process {fewest}, but "
-            f"{owners[most]} on process {most}; all processes of a run need the same"
+            f"the number of devices is {fewest} on process {low_process}, but {most} "
+            f"on process {high_process}; all processes of a run need the same"
         )
 
 
@@ -155,32 +158,34 @@ def check_gpus() -> None:
     # JAX gives a scheduler's task one GPU. The only task of a host would train on one
     # of eight GPUs, and only the clock would tell.
     host = socket.gethostname()
-    tasks = parallel.exchange_values(host).count(host)
-    gpus = tasks * jax.local_device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = glob.glob("/dev/nvidia[0-9]*")
-    if names is not None:
-        visible = [name for name in names.split(",") if name]
+    num_tasks = parallel.exchange_values(host).count(host)
+    num_used_gpus = num_tasks * jax.local_device_count()
+    visible_names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible_gpus = glob.glob("/dev/nvidia[0-9]*")
+    if visible_names is not None:
+        visible_gpus = [name for name in visible_names.split(",") if name]
     with parallel.shared_errors():
-        if jax.default_backend() == "gpu" and len(visible) > gpus:
+        if jax.default_backend() == "gpu" and len(visible_gpus) > num_used_gpus:
             raise InputError(
-                f"{host} has {len(visible)} GPUs, and its tasks use {gpus}; start one "
-                "task per GPU, or give num_processes=1 for one process with all GPUs"
+                f"{host} has {len(visible_gpus)} GPUs, and its tasks use "
+                f"{num_used_gpus}; start one task per GPU, or give num_processes=1 for "
+                "one process with all GPUs"
             )
 
 
 def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) -> None:
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flatten_fields(config)
-    names = json.dumps(data.train.class_names)
+    shared_fields = {f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS}
+    names_json = json.dumps(data.train.class_names)
     parallel.check_same_values(
         {
             "dry_run": dry_run,
-            **{f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS},
+            **shared_fields,
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
             "the count of training and validation images": data.image_counts,
-            "the checksum of the names of the classes": zlib.crc32(names.encode()),
+            "the checksum of the names of the classes": zlib.crc32(names_json.encode()),
         }
     )
 
@@ -199,8 +204,8 @@ def check_same_start(step: int, arrays: PyTree) -> None:
 
 def is_process_loss(error: BaseException) -> bool:
     """Whether a JAX exception reports the loss of a process."""
-    text = str(error).lower()
-    return any(sign in text for sign in LOSS_SIGNS)
+    message = str(error).lower()
+    return any(sign in message for sign in LOSS_SIGNS)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)

@@ -45,10 +45,10 @@ def held_workdir(
     Raises InputError if processes disagree on the run, or the folder is in use or
         belongs to another run.
     """
-    fields = config.to_dict()
-    job.check_same_settings(dry_run, fields, model, data)
+    config_fields = config.to_dict()
+    job.check_same_settings(dry_run, config_fields, model, data)
     run_dir.check_workdir_place(workdir, config.data.name)
-    run_dir.check_config(workdir, fields)
+    run_dir.check_config(workdir, config_fields)
     with contextlib.ExitStack() as stack:
         if parallel.is_main() and not dry_run:
             stack.enter_context(locked_folder("workdir", workdir))
@@ -66,7 +66,7 @@ class Keeper:
         self._data = data
         self._dry_run = dry_run
         self._checkpoints = Checkpoints(workdir, config.keep_every_steps)
-        self._request = StopRequest(parallel.make_max_over_processes())
+        self._stop_request = StopRequest(parallel.make_max_over_processes())
         self._saved_step = 0  # the last saved step; at first, the step to resume from
         self.find_saved_step = self._checkpoints.find_latest_step
         # Whether the run has a checkpoint; process 0 looks.
@@ -87,19 +87,19 @@ class Keeper:
         data = self._data
         if not self._dry_run:
             data.check_space()
-        digests = data.find_digests()
+        data_digests = data.find_digests()
         vit_config = self._config.vit_config
         normalization = {"mean": [*vit_config.mean], "std": [*vit_config.std]}
         progress = RunProgress(
             data.image_counts,
-            digests,
+            data_digests,
             normalization=normalization,
             teacher=teacher_record,
         )
         if self.has_checkpoint:
-            state, saved, self._saved_step = self._checkpoints.restore(state)
+            state, saved_facts, self._saved_step = self._checkpoints.restore(state)
             data_name = self._config.data.name
-            progress = progress.resume_saved(saved, data_name, self._workdir)
+            progress = progress.resume_saved(saved_facts, data_name, self._workdir)
         job.check_same_start(self._saved_step, (state, teacher_variables))
         if parallel.is_main() and not self._dry_run:  # nothing is written before
             fields = self._config.to_dict()
@@ -110,8 +110,8 @@ class Keeper:
     def guarded_steps(self) -> Iterator[StopRequest]:
         """Yield a StopRequest for signals; at the end all checkpoints are on disk."""
         # Checkpoints close first, while signals are still handled.
-        with self._request, self._checkpoints:
-            yield self._request
+        with self._stop_request, self._checkpoints:
+            yield self._stop_request
 
     @contextlib.contextmanager
     def guarded_compilation(self, run: SavableRun, log: RunLog) -> Iterator[None]:
@@ -120,34 +120,34 @@ class Keeper:
         if run.step > self._saved_step:
             self.save_run(run, log)
             self._checkpoints.wait()
-        with self._request.ending_at_once():
+        with self._stop_request.ending_at_once():
             yield
 
     def save_or_stop(self, run: SavableRun, log: RunLog) -> None:
         """Save a Run if that is due; after a signal, save it and raise Stopped."""
-        signum = self._request.stop_signal()
+        signum = self._stop_request.stop_signal()
         is_evaluated = run.progress.evaluated == run.step
         if signum or is_evaluated or self._config.saves_step(run.step):
             self.save_run(run, log)
         if run.is_complete:
-            self._request.ignores_signals = True  # nothing is left to stop
+            self._stop_request.ignores_signals = True  # nothing is left to stop
         elif signum:
             raise Stopped(signum, run.step)
 
     def stop_if_requested(self, run: SavableRun) -> None:
         """Raise Stopped after a signal, before there is anything to save."""
-        if signum := self._request.stop_signal():
+        if signum := self._stop_request.stop_signal():
             raise Stopped(signum, run.step)
 
     def save_run(self, run: SavableRun, log: RunLog) -> None:
         """Save a Run after its step; also as "best", if this step is best."""
         log.flush()  # lines first: a kill between the two loses nothing
         state = parallel.unreplicate(run.state)
-        meta = dataclasses.asdict(run.progress)
+        facts = dataclasses.asdict(run.progress)
         if run.progress.best["step"] == run.step:
-            self._checkpoints.save(run.step, state, meta, "best")
+            self._checkpoints.save(run.step, state, facts, "best")
         if run.step == self._saved_step:  # stopped in its evaluation, and resumed
-            self._checkpoints.replace_facts(run.step, state, meta)
+            self._checkpoints.replace_facts(run.step, state, facts)
         else:
-            self._checkpoints.save(run.step, state, meta)
+            self._checkpoints.save(run.step, state, facts)
         self._saved_step = run.step

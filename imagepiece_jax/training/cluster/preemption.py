@@ -34,11 +34,11 @@ class StopRequest(contextlib.ExitStack):
         self.ignores_signals = False  # from now on
         self._agree = agree
         self._signum = 0  # the first signal in this process; 0: none
-        self._agreed = 0  # the signal all processes have agreed on; 0: none
+        self._agreed_signum = 0  # the signal all processes have agreed on; 0: none
 
     def __enter__(self) -> Self:
         heeded_signals = signals.heeded_signals()
-        self.enter_context(signals.replaced_handlers(self._note, heeded_signals))
+        self.enter_context(signals.replaced_handlers(self._note_signal, heeded_signals))
         return self
 
     @contextlib.contextmanager
@@ -55,9 +55,9 @@ class StopRequest(contextlib.ExitStack):
 
         All processes of a run call this equally often, and get the same result.
         """
-        self._agreed = self._agreed or self._agree(self._signum)
-        self.ignores_signals = self.ignores_signals or self._agreed > 0
-        return self._agreed
+        self._agreed_signum = self._agreed_signum or self._agree(self._signum)
+        self.ignores_signals = self.ignores_signals or self._agreed_signum > 0
+        return self._agreed_signum
 
     def until_requested(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items; raise Interrupted once a stop is requested."""
@@ -66,7 +66,7 @@ class StopRequest(contextlib.ExitStack):
                 raise Interrupted
             yield item
 
-    def _note(self, signum: int, frame: types.FrameType | None) -> None:
+    def _note_signal(self, signum: int, frame: types.FrameType | None) -> None:
         # Ctrl-C after the first signal: the user does not want to wait for the stop.
         if self._signum and signum == signal.SIGINT and not self.ignores_signals:
             with signals.ending_at_once():

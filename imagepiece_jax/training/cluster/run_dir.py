@@ -62,13 +62,13 @@ class EarlierRun(NamedTuple):
     class_names: tuple[str | None, ...] | None
 
 
-def read_earlier(workdir: str | os.PathLike) -> EarlierRun | None:
+def read_earlier_run(workdir: str | os.PathLike) -> EarlierRun | None:
     """Read the EarlierRun in `workdir`; None before its first step."""
     folder = pathlib.Path(workdir)
     path = folder / CONFIG_FILE
     if not (has_steps(folder) and path.is_file()):
         return None
-    config = _read_config(path)
+    config = _read_run_config(path)
     try:
         run = RunConfig.from_config(config)
     except InputError as error:
@@ -76,7 +76,7 @@ def read_earlier(workdir: str | os.PathLike) -> EarlierRun | None:
     return EarlierRun(run.vit_config, read_class_names(folder, run.num_classes))
 
 
-def _read_config(path: pathlib.Path) -> dict:
+def _read_run_config(path: pathlib.Path) -> dict:
     config = files.read_json(path)
     try:
         check_run_format(config)
@@ -85,19 +85,23 @@ def _read_config(path: pathlib.Path) -> dict:
     return config
 
 
-def check_workdir_place(workdir: str | os.PathLike, data: str) -> None:
-    """Raise InputError for a new run inside config.data.name, or among images."""
+def check_workdir_place(workdir: str | os.PathLike, data_name: str) -> None:
+    """Raise InputError for a new run inside its data, or among images.
+
+    data_name: config.data.name, with a path after a ":", such as "folder:/data/birds"
+    """
     folder = pathlib.Path(workdir).resolve()
     if (folder / CONFIG_FILE).exists():  # not a new run
         return
-    _, _, path = data.partition(":")
-    images = pathlib.Path(path).expanduser().resolve()
-    if path and images.is_dir() and folder.is_relative_to(images):
+    _, _, path = data_name.partition(":")
+    data_folder = pathlib.Path(path).expanduser().resolve()
+    if path and data_folder.is_dir() and folder.is_relative_to(data_folder):
         raise InputError(
-            f"workdir {workdir} is inside the data, {images}; {CHOOSE_OTHER_WORKDIR}"
+            f"workdir {workdir} is inside the data, {data_folder}; "
+            f"{CHOOSE_OTHER_WORKDIR}"
         )
-    for level in ("*", "*/*", "*/*/*"):  # images, classes and splits
-        for file in folder.glob(level):
+    for glob_pattern in ("*", "*/*", "*/*/*"):  # images, classes and splits
+        for file in folder.glob(glob_pattern):
             if file.suffix.lower() in IMAGE_EXTENSIONS:
                 raise InputError(
                     f"workdir {workdir} holds images; {CHOOSE_OTHER_WORKDIR}"
@@ -114,17 +118,17 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
         and a config.json of anything else than a run.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
-    begun = has_steps(workdir)
+    has_begun = has_steps(workdir)
     # Another config.json, such as a saved model's, would be replaced.
-    if path.exists() and not (path.with_name(RUN_FILE).exists() or begun):
+    if path.exists() and not (path.with_name(RUN_FILE).exists() or has_begun):
         raise InputError(f"{path} is not a run's config; {CHOOSE_OTHER_WORKDIR}")
-    if begun and not path.exists():
+    if has_begun and not path.exists():
         raise InputError(
             f"{workdir} holds a run without {CONFIG_FILE}; {CHOOSE_OTHER_WORKDIR}"
         )
-    if not begun:  # another config can start here without spoiling anything
+    if not has_begun:  # another config can start here without spoiling anything
         return
-    old_fields = _encode_fields(_read_config(path))
+    old_fields = _encode_fields(_read_run_config(path))
     # Through JSON, so that tuples are lists.
     new_fields = _encode_fields(json.loads(json.dumps(config)))
     for name, value, old_value in list_differences(new_fields, old_fields):
@@ -156,8 +160,8 @@ def record_start(
     files.write_json(workdir / RUN_FILE, {"starts": starts})
     files.write_json(workdir / CONFIG_FILE, config)
     if class_names is not None:
-        text = json.dumps(class_names, indent=0, ensure_ascii=False)
-        files.replace_file(workdir / CLASS_NAMES_FILE, text + "\n")
+        names_json = json.dumps(class_names, indent=0, ensure_ascii=False)
+        files.replace_file(workdir / CLASS_NAMES_FILE, names_json + "\n")
 
 
 def describe_start() -> dict[str, Any]:
