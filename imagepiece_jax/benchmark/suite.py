@@ -45,10 +45,11 @@ def make_variants(
     vits = {"dense": vit.with_reduction(None)}
     if vit.reduction != DENSE_REDUCTION:
         vits[own_name] = vit
-    for text in reductions:
-        if text in vits:
-            raise InputError(f"reductions has {text} twice")
-        vits[text] = vit.with_reduction(text, seed=0)  # values do not change the time
+    for reduction_text in reductions:
+        if reduction_text in vits:
+            raise InputError(f"reductions has {reduction_text} twice")
+        # A seed, because drawn values do not change the time.
+        vits[reduction_text] = vit.with_reduction(reduction_text, seed=0)
     return vits
 
 
@@ -79,32 +80,33 @@ def time_groups(
     case_groups: Sequence[Mapping[str, BenchmarkCase]],
     timing: timer.Timing,
     file: str | None = None,
-    others: Callable[[list[BenchmarkCase]], Mapping[str, Workload]] | None = None,
+    extend_group: Callable[[list[BenchmarkCase]], Mapping[str, Workload]] | None = None,
 ) -> None:
     """Time and print every group. A group's programs take turns.
 
     file: for JSON lines, one per program, rewritten after every group
-    others: function from a group's cases to further programs to time with them
+    extend_group: function from a group's cases to further programs to time with them
     """
     first_case = next(iter(case_groups[0].values()))
     facts = describe_timing(first_case, timing)
     path = first_case.weights_path
-    weights = "random weights" if path is None else f"weights of {path}"
-    print(f"{facts['device']}, {facts['dtype']}, {weights}, random images", flush=True)
-    lines = []
+    weights_text = "random weights" if path is None else f"weights of {path}"
+    device_text = f"{facts['device']}, {facts['dtype']}"
+    print(f"{device_text}, {weights_text}, random images", flush=True)
+    json_lines = []
     for cases in case_groups:
         workloads = {name: case.compile_workload() for name, case in cases.items()}
-        if others:
-            workloads.update(others([*cases.values()]))
-        timed_calls = {name: work.timed_call for name, work in workloads.items()}
+        if extend_group:
+            workloads.update(extend_group([*cases.values()]))
+        timed_calls = {name: w.timed_call for name, w in workloads.items()}
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
             readings = timer.time_in_turns(timed_calls, timing)
         batch_size = next(iter(cases.values())).batch_size
         rows = make_speed_rows(workloads, readings, {**facts, "batch_size": batch_size})
         print(f"\n{first_case.mode}\n{format_speeds(rows)}", flush=True)
-        lines += [json.dumps(row) + "\n" for row in rows]
+        json_lines += [json.dumps(row) + "\n" for row in rows]
         if file:
-            replace_file(file, "".join(lines))
+            replace_file(file, "".join(json_lines))
 
 
 def describe_timing(case: BenchmarkCase, timing: timer.Timing) -> dict[str, Any]:
@@ -136,16 +138,18 @@ def make_speed_rows(
     shared_facts: fields shared by all rows
     """
     rows = []
-    first = next(iter(workloads))
-    for name, work in workloads.items():
-        metrics = timer.speed_metrics(readings[first], readings[name], work.images)
+    first_name = next(iter(workloads))
+    for name, workload in workloads.items():
+        metrics = timer.speed_metrics(
+            readings[first_name], readings[name], workload.num_images
+        )
         row = {
             "config": name,
             **metrics,
-            "mac_ratio": workloads[first].macs / work.macs,
-            "gmacs": work.macs / work.images / 1e9,
-            "tmacs_per_s": work.macs / metrics["ms"] / 1e9,
-            **work.facts,
+            "mac_ratio": workloads[first_name].macs / workload.macs,
+            "gmacs": workload.macs / workload.num_images / 1e9,
+            "tmacs_per_s": workload.macs / metrics["ms"] / 1e9,
+            **workload.facts,
             **shared_facts,
             "seconds_a_call": readings[name],
         }
@@ -155,9 +159,9 @@ def make_speed_rows(
 
 def format_speeds(rows: Iterable[Mapping[str, Any]]) -> str:
     """Align rows in columns for a terminal. Unknown bytes are a "-"."""
-    lines = []
+    cells = []
     for row in rows:
         num_bytes = row["peak_memory"]
         fields = {**row, "megabytes": f"{num_bytes / 1e6:,.0f}" if num_bytes else "-"}
-        lines.append([form.format(**fields) for form in COLUMN_FORMATS.values()])
-    return text_table([[*COLUMN_FORMATS], *lines])
+        cells.append([f.format(**fields) for f in COLUMN_FORMATS.values()])
+    return text_table([[*COLUMN_FORMATS], *cells])

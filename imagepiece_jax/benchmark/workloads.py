@@ -48,7 +48,7 @@ class Workload:
     """A program to time."""
 
     timed_call: timer.TimedCall
-    images: int  # images per call
+    num_images: int  # images per call
     macs: float  # MACs per call
     facts: dict[str, Any]  # further fields of its row, such as gelu and peak_memory
 
@@ -75,8 +75,10 @@ class BenchmarkCase:
             if self.mode == "train":
                 raise InputError("mode is train, which needs weights")
             if vit.batch_size not in (None, self.batch_size):
-                takes = f"{vit.origin.title} takes {vit.batch_size}"
-                raise InputError(f"batch_size has {self.batch_size}, but {takes}")
+                raise InputError(
+                    f"batch_size has {self.batch_size}, but {vit.origin.title} takes "
+                    f"{vit.batch_size}"
+                )
         elif self.mode == "train" and self.run is None:
             run = make_training_run(vit, self.batch_size, self.dtype)
             check_timed_run(run)
@@ -144,7 +146,7 @@ class TrainingSteps:
 
 def compile_training_steps(run: RunConfig) -> TrainingSteps:
     """Compile a run's training step, and draw weights and batches for it."""
-    step, make_state, model, teacher_model = make_training_step(run)
+    step_fn, make_state, model, teacher_model = make_training_step(run)
     teacher_variables = None
     if teacher_model is not None:
         teacher_variables = parallel.replicate(draw_random_variables(teacher_model))
@@ -152,8 +154,8 @@ def compile_training_steps(run: RunConfig) -> TrainingSteps:
     batches = []
     for seed in range(NUM_INPUTS):
         batches.append(parallel.shard_samples(_draw_batch(run, seed)))
-    step = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
-    compiled_step = step.compile(state, batches[0], teacher_variables)
+    program = parallel.pmap(step_fn, donate_argnums=(0,), program_name="training step")
+    compiled_step = program.compile(state, batches[0], teacher_variables)
     return TrainingSteps(model, compiled_step, state, batches, teacher_variables)
 
 
@@ -216,11 +218,11 @@ def _draw_noise(
 
 
 def make_training_step(
-    run: RunConfig, adapt: Callable[[ViT], ViT] = lambda model: model
+    run: RunConfig, adapt_model: Callable[[ViT], ViT] = lambda model: model
 ) -> tuple[functools.partial, functools.partial, ViT, ViT | None]:
     """Make a run's training step in its last epoch, as `train.py` runs it.
 
-    adapt: function from a model to the model to run, for example with cuDNN
+    adapt_model: function from a model to the model to run, for example with cuDNN
     Returns (step, make_state, model, teacher model or None): functions step(state,
         batch, teacher variables) and make_state(model variables).
     """
@@ -233,11 +235,12 @@ def make_training_step(
         teacher_model = run.create_dense_model().with_execution(
             drop_path_rate=0.0, head_only=head_only
         )
-        teacher = Teacher(adapt(teacher_model), model.config.mean, model.config.std)
+        adapted_teacher = adapt_model(teacher_model)
+        teacher = Teacher(adapted_teacher, model.config.mean, model.config.std)
     step = functools.partial(
         train_step,
         run=run,
-        model=adapt(model),
+        model=adapt_model(model),
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         teacher=teacher,
@@ -265,11 +268,11 @@ def draw_random_variables(model: ViT) -> PyTree:
 
 
 def _describe_program(
-    model: ViT, compiled: jax.stages.Compiled | None
+    model: ViT, program: jax.stages.Compiled | None
 ) -> dict[str, Any]:
     """A compiled program's row fields; None: an exported file's."""
     return {
-        "peak_memory": compiled and device.program_bytes(compiled),
+        "peak_memory": program and device.program_bytes(program),
         "attention": model.execution.attention_impl,
         "gelu": model.config.arch.gelu,
         "sizes": model.execution.size_encoding,

@@ -104,7 +104,7 @@ def _split_source(vit: Pretrained, source: Source) -> tuple[Source, Source]:
             "compare; give photographs of more scenes"
         )
     return (
-        image_split.learned.evenly_spaced(MAX_CARD_IMAGES),
+        image_split.training.evenly_spaced(MAX_CARD_IMAGES),
         image_split.held_out.evenly_spaced(MAX_CARD_IMAGES),
     )
 

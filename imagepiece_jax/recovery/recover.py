@@ -111,41 +111,44 @@ def recover(
     if steps is None:
         steps = DEFAULT_STEPS
     recipe = RecoveryRecipe(parameters, steps, batch_size, seed)
-    dense = vit.with_reduction(None)
-    students = list_students(vit, dense)
+    dense_vit = vit.with_reduction(None)
+    students = list_students(vit, dense_vit)
     # Images are checked before anything is compiled.
-    split = split_images(as_source(images), batch_size)
-    batches = read_image_batches(split.held_out, vit.preprocessing, batch_size)
+    image_split = split_images(as_source(images), batch_size)
+    held_out = image_split.held_out
+    batches = read_image_batches(held_out, vit.preprocessing, batch_size)
     # Progress counts steps, or seconds of a time limit.
-    seconds = math.inf
+    student_seconds = math.inf
     progress_length = steps
     if minutes is not None:
-        seconds = 60 * minutes / len(students)
-        progress_length = seconds
+        student_seconds = 60 * minutes / len(students)
+        progress_length = student_seconds
     variants = []
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
-        teacher = DenseTeacher(dense)
-        held_out = teacher.pair_outputs(batches)
+        early_stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
+        teacher = DenseTeacher(dense_vit)
+        held_out_pairs = teacher.pair_outputs(batches)
         progress = None
         for index, student in enumerate(students):
             fit = StudentFit(student, recipe, teacher)
-            run = RecoveryRun(fit, split, held_out, stop, seconds)
+            run = RecoveryRun(
+                fit, image_split, held_out_pairs, early_stop, student_seconds
+            )
             run.compile_programs()
             if progress is None:  # after compiling, for true step times
-                total = max(1, round(progress_length * len(students)))
-                progress = stack.enter_context(ProgressBar("recover", total))
+                progress_total = max(1, round(progress_length * len(students)))
+                progress = stack.enter_context(ProgressBar("recover", progress_total))
             run.train_student(progress, round(progress_length * index))
-            variant = run.make_variant(dense)
+            variant = run.make_variant(dense_vit)
             # After a stop a variant without gain is left out, unless it is the first.
-            if variant.changed or not (stop.requested and variants):
+            if variant.changed or not (early_stop.requested and variants):
                 variants.append(variant)
-            if stop.requested:
+            if early_stop.requested:
                 break
-    if stop.requested and stop.defers:  # else the signal's handler has logged it
+    if early_stop.requested and early_stop.defers:  # else the handler has logged it
         has_gain = any(variant.changed for variant in variants)
-        kept = "stopped: the weights so far are kept"
-        log.warning(kept if has_gain else NOTHING_BETTER)
+        kept_message = "stopped: the weights so far are kept"
+        log.warning(kept_message if has_gain else NOTHING_BETTER)
     recovery = Recovery(tuple(variants)).merge_earlier(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
@@ -172,13 +175,13 @@ def is_dense(vit: Pretrained) -> bool:
     return not any(layer.counts for layer in vit.model.plan)
 
 
-def list_students(vit: Pretrained, dense: Pretrained) -> list[Pretrained]:
+def list_students(vit: Pretrained, dense_vit: Pretrained) -> list[Pretrained]:
     """List the variants to train: a reduced model itself, or a dense one at all costs.
 
     A variant starts from its last recovery, if it has one, else from the dense values.
     """
     if is_dense(vit):
-        return [dense.with_reduction(cost) for cost in RECOVERED_COSTS]
+        return [dense_vit.with_reduction(cost) for cost in RECOVERED_COSTS]
     return [vit]
 
 
@@ -187,56 +190,58 @@ class RecoveryRun:
     """Training at one cost, measured before and after."""
 
     fit: StudentFit
-    images: ImageSplit
-    held_out: list[tuple]  # held-out images, from `DenseTeacher.pair_outputs`
-    stop: signals.EarlyStop  # ends the training
-    seconds: float = math.inf  # training time; inf: the recipe's steps are taken
+    image_split: ImageSplit
+    held_out_pairs: list[tuple]  # held-out images, from `DenseTeacher.pair_outputs`
+    early_stop: signals.EarlyStop  # ends the training
+    time_limit: float = math.inf  # seconds; inf: the recipe's steps are taken
 
     def __post_init__(self) -> None:
         self.start_time = time.monotonic()
-        self.crops = functools.partial(
+        self.make_crops = functools.partial(
             make_crop_batches,
-            self.images.learned,
+            self.image_split.training,
             self.fit.vit.image_size,
             self.fit.recipe,
         )
-        self.has_time_limit = math.isfinite(self.seconds)
+        self.has_time_limit = math.isfinite(self.time_limit)
         self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
         self.last_step_seconds = 0.0
         self.attempt_seconds = 0.0  # of this attempt's steps
-        self.seconds_left = self.seconds  # at the attempt's start
+        self.seconds_left = self.time_limit  # at the attempt's start
         self.curve = []  # (training step, mean distance)
-        self.trained = None  # last weights; None: not better than the start
-        self.before: SceneMetrics = {}  # measured by `compile_programs`
-        self.after = self.off_the_shelf = self.before
+        self.trained_params = None  # last weights; None: not better than the start
+        self.metrics_before: SceneMetrics = {}  # measured by `compile_programs`
+        self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
 
     def compile_programs(self) -> None:
         """Measure the start, and compile the training step."""
-        self.before = self.after = self.off_the_shelf = self.extend_curve()
-        if math.isinf(mean_metric(self.before)):
+        self.metrics_before = self.extend_curve()
+        self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
+        if math.isinf(mean_metric(self.metrics_before)):
             raise InputError(f"{self.fit.vit!r}: outputs are not finite")
         if self.fit.vit.recovered_variant:
-            self.off_the_shelf = self.measure_scenes(is_dense=True)
+            self.off_the_shelf_metrics = self.measure_scenes(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
-        for batch in self.crops(1).read_batches():
+        for batch in self.make_crops(1).read_batches():
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
 
     def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
         """Train until an attempt does not diverge; keep its weights if better."""
         for attempt in range(MAX_ATTEMPTS):
             self.lr = self.fit.recipe.lr / 4**attempt
-            if self.attempt_training(progress, earlier_progress) or self.stop.requested:
+            has_ended = self.attempt_training(progress, earlier_progress)
+            if has_ended or self.early_stop.requested:
                 break
             if attempt == 0:
                 log.warning(
                     "recover: training diverged; it starts again with a quarter of the "
                     "learning rate"
                 )
-        after = self.extend_curve()
-        if mean_metric(after) < mean_metric(self.before):
-            self.after = after
-            self.trained = self.fit.fetch_state().trained
+        metrics = self.extend_curve()
+        if mean_metric(metrics) < mean_metric(self.metrics_before):
+            self.metrics_after = metrics
+            self.trained_params = self.fit.fetch_state().trained_params
 
     def attempt_training(self, progress: ProgressBar, earlier_progress: int) -> bool:
         """Train from the start; return whether training ended without diverging."""
@@ -249,29 +254,29 @@ class RecoveryRun:
         self.attempt_seconds = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
         with contextlib.closing(
-            self.crops(steps).read_batches(DECODE_THREADS)
+            self.make_crops(steps).read_batches(DECODE_THREADS)
         ) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
                 lr = self.lr * lr_factor(min(1.0, self.finished_share(ahead=0.5)))
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
                 loss = np.asarray(self.fit.train_step(batch["image"][:, 0], lr))
-                self.stop.defers = True  # from here on there is a result to keep
+                self.early_stop.defers = True  # from here on there is a result to keep
                 self.steps_done += 1
                 self.last_step_seconds = time.monotonic() - step_start
                 self.attempt_seconds += self.last_step_seconds
                 seconds_done = int(self.attempt_seconds)
-                done = seconds_done if self.has_time_limit else self.steps_done
-                progress.update(earlier_progress + done - progress.n)
+                progress_done = seconds_done if self.has_time_limit else self.steps_done
+                progress.update(earlier_progress + progress_done - progress.n)
                 if not np.isfinite(loss).all():
                     return False
                 is_over = self.has_time_limit and self.finished_share(ahead=1) > 1
-                if self.stop.requested or is_over:
+                if self.early_stop.requested or is_over:
                     break
                 # Divergence is measured once.
                 if len(self.curve) == 1 and self.finished_share() >= CHECK_SHARE:
-                    highest = DIVERGENCE_FACTOR * mean_metric(self.before)
-                    if mean_metric(self.extend_curve()) > highest:
+                    max_distance = DIVERGENCE_FACTOR * mean_metric(self.metrics_before)
+                    if mean_metric(self.extend_curve()) > max_distance:
                         return False
                 step_start = time.monotonic()
         return True
@@ -285,13 +290,13 @@ class RecoveryRun:
 
     def measure_scenes(self, is_dense: bool = False) -> SceneMetrics:
         """Measure held-out images, per scene; `is_dense`: with the dense parameters."""
-        metrics = self.fit.measure_held_out(self.held_out, is_dense)
+        metrics = self.fit.measure_held_out(self.held_out_pairs, is_dense)
         # Images of one scene are alike, so the interval counts scenes, not images.
-        scenes = self.images.scenes[metrics.pop("index")]
-        _, scenes, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
+        scenes = self.image_split.scenes[metrics.pop("index")]
+        _, positions, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
         scene_means = {}
         for name, image_values in metrics.items():
-            scene_means[name] = np.bincount(scenes, image_values) / sizes
+            scene_means[name] = np.bincount(positions, image_values) / sizes
         return scene_means
 
     def extend_curve(self) -> SceneMetrics:
@@ -301,49 +306,51 @@ class RecoveryRun:
         log.info("recover: step %s, %.4f", *self.curve[-1])
         return metrics
 
-    def make_variant(self, dense: Pretrained) -> RecoveredVariant:
-        """Describe the result; `dense` is the teacher."""
+    def make_variant(self, dense_vit: Pretrained) -> RecoveredVariant:
+        """Describe the result; `dense_vit` is the teacher."""
         vit = self.fit.vit
         recipe = self.fit.recipe
-        change = mean_difference(self.after["distance"], self.before["distance"])
-        values = {}
-        learned_digests = self.images.digests
+        distance_change = mean_difference(
+            self.metrics_after["distance"], self.metrics_before["distance"]
+        )
+        learned_values = {}
+        learned_digests = self.image_split.digests
         if vit.recovered_variant:  # it started from the values of its last recovery
-            values = vit.recovered_variant.values
+            learned_values = vit.recovered_variant.values
             earlier_digests = vit.recovered_variant.learned
             is_unknown = earlier_digests is None
             learned_digests = None if is_unknown else earlier_digests + learned_digests
-        if self.trained is not None:
-            values = {**values, **flatten_params(self.trained)}
+        if self.trained_params is not None:
+            learned_values = {**learned_values, **flatten_params(self.trained_params)}
         return RecoveredVariant(
             reduction=vit.reduction or DENSE_REDUCTION,
-            images=len(self.images.learned),
-            held_out=len(self.images.held_out),
-            scenes=self.images.num_scenes,
+            images=len(self.image_split.training),
+            held_out=len(self.image_split.held_out),
+            scenes=self.image_split.num_scenes,
             parameters=recipe.parameters,
             steps=self.steps_done,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             seconds=round(time.monotonic() - self.start_time, 1),
             measure=self.fit.comparison.distance_name,
-            off_the_shelf=mean_metric(self.off_the_shelf),
-            before=mean_metric(self.before),
-            after=mean_metric(self.after),
-            interval=(change.low, change.high),
+            off_the_shelf=mean_metric(self.off_the_shelf_metrics),
+            before=mean_metric(self.metrics_before),
+            after=mean_metric(self.metrics_after),
+            interval=(distance_change.low, distance_change.high),
             agreement=(
-                100 * mean_metric(self.before, "agreement"),
-                100 * mean_metric(self.after, "agreement"),
+                100 * mean_metric(self.metrics_before, "agreement"),
+                100 * mean_metric(self.metrics_after, "agreement"),
             ),
             lr=self.lr,
             curve=tuple(self.curve),
-            stopped=self.stop.requested,
-            changed=self.trained is not None,
+            stopped=self.early_stop.requested,
+            changed=self.trained_params is not None,
             image_size=vit.image_size,
             depth=vit.model.depth,
-            weights=dense.origin.name or None,
-            share=vit.gmacs / dense.gmacs,
+            weights=dense_vit.origin.name or None,
+            share=vit.gmacs / dense_vit.gmacs,
             learned=learned_digests,
-            values=values,
+            values=learned_values,
         )
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger("imagepiece_jax.recover")
 class ImageSplit(NamedTuple):
     """Training images and held-out images."""
 
-    learned: Source
+    training: Source
     held_out: Source
     scenes: np.ndarray  # scene per held-out image
     num_scenes: int  # held-out scenes; 0: training has images like them
@@ -49,20 +49,21 @@ def split_images(
     if sample is not source:
         counts = f"{len(sample):,} of the {len(source):,} images"
         log.warning("%s are taken, evenly spaced", counts)
-    source, scenes, digests = read_scenes(sample)
-    num_images = len(source)
+    readable_source, scene_of_image, digests = read_scenes(sample)
+    num_images = len(readable_source)
     num_needed = MIN_HELD_OUT + batch_size
     if num_images < num_needed:
-        parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
-        missing = f"images has {num_images}, but {num_needed} are needed"
-        raise InputError(f"{missing}: {parts}")
+        raise InputError(
+            f"images has {num_images}, but {num_needed} are needed: {MIN_HELD_OUT} to "
+            f"hold out, and a batch of {batch_size}"
+        )
     num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
     starts = range(0, len(known_digests), DIGEST_DIGITS)
-    known = [known_digests[start : start + DIGEST_DIGITS] for start in starts]
-    known_scenes = scenes[np.isin(digests, known)]
-    new_scenes = scenes[~np.isin(scenes, known_scenes)]
+    digest_texts = [known_digests[i : i + DIGEST_DIGITS] for i in starts]
+    known_scenes = scene_of_image[np.isin(digests, digest_texts)]
+    new_scenes = scene_of_image[~np.isin(scene_of_image, known_scenes)]
     held_out_scenes = choose_scenes(new_scenes, num_held_out)
-    is_held_out = np.isin(scenes, held_out_scenes)
+    is_held_out = np.isin(scene_of_image, held_out_scenes)
     num_scenes = len(held_out_scenes)
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
         log.warning(
@@ -71,35 +72,40 @@ def split_images(
         )
         # Single images are held out; num_scenes tells the report.
         num_scenes = 0
-        scenes = np.arange(num_images)
-        is_held_out = np.isin(scenes, evenly_spaced_indices(num_images, num_held_out))
-    held_out = np.flatnonzero(is_held_out)
-    held_out = held_out[
-        evenly_spaced_indices(len(held_out), min(MAX_HELD_OUT, len(held_out)))
-    ]
-    learned = source.subset(np.flatnonzero(~is_held_out))
-    learned_digests = "".join(np.array(digests)[~is_held_out])
-    images = (learned, source.subset(held_out))
-    return ImageSplit(*images, scenes[held_out], num_scenes, learned_digests)
+        scene_of_image = np.arange(num_images)
+        held_out_scenes = evenly_spaced_indices(num_images, num_held_out)
+        is_held_out = np.isin(scene_of_image, held_out_scenes)
+    all_held_out = np.flatnonzero(is_held_out)
+    num_measured = min(MAX_HELD_OUT, len(all_held_out))
+    spaced_indices = evenly_spaced_indices(len(all_held_out), num_measured)
+    measured_indices = all_held_out[spaced_indices]
+    return ImageSplit(
+        training=readable_source.subset(np.flatnonzero(~is_held_out)),
+        held_out=readable_source.subset(measured_indices),
+        scenes=scene_of_image[measured_indices],
+        num_scenes=num_scenes,
+        digests="".join(np.array(digests)[~is_held_out]),
+    )
 
 
 def choose_scenes(
     scenes: Int[np.ndarray, " images"], min_images: int
 ) -> Int[np.ndarray, " chosen"]:
     """Choose scenes with at least `min_images` in total, or none, to hold out."""
-    _, first, sizes = np.unique(scenes, return_index=True, return_counts=True)
+    _, first_indices, sizes = np.unique(scenes, return_index=True, return_counts=True)
     # Larger scenes stay in training. If they have most images, no scene is chosen.
     is_small = sizes <= min_images
     if 2 * sizes[is_small].sum() < len(scenes):
         return np.zeros(0, int)
-    small_scenes = scenes[np.sort(first[is_small])]
+    small_scenes = scenes[np.sort(first_indices[is_small])]
     scene_sizes = np.bincount(scenes)
     # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
     num_chosen = max(MIN_SCENES, min(MIN_HELD_OUT, len(small_scenes) // 3))
     while num_chosen < len(small_scenes):
-        chosen = small_scenes[evenly_spaced_indices(len(small_scenes), num_chosen)]
-        if scene_sizes[chosen].sum() >= min_images:
-            return chosen
+        spaced_indices = evenly_spaced_indices(len(small_scenes), num_chosen)
+        chosen_scenes = small_scenes[spaced_indices]
+        if scene_sizes[chosen_scenes].sum() >= min_images:
+            return chosen_scenes
         num_chosen += 1
     return small_scenes
 

@@ -39,23 +39,23 @@ def squared_error(student: Logits, teacher: Logits) -> BatchValues:
 def relative_change(
     student: Float[Array, "batch *features dim"],
     teacher: Float[Array, "batch *features dim"],
-    kept: Float[Array, "batch patches"] | None = None,
+    kept_mask: Float[Array, "batch patches"] | None = None,
 ) -> BatchValues:
     """Squared distance of features, divided by the teacher's square.
 
     Of several features per image it is the mean.
 
-    kept: 1: the feature counts, 0: it does not; None: all count
+    kept_mask: 1: the feature counts, 0: it does not; None: all count
     """
     distance = jnp.sum((student - teacher) ** 2, axis=-1)
     change = distance / jnp.sum(teacher**2, axis=-1)
     if change.ndim == 1:
         return change
-    if kept is None:
+    if kept_mask is None:
         return jnp.mean(change, axis=1)
     # At least 1: an image without kept features gives 0, not NaN.
-    num_kept = jnp.maximum(jnp.sum(kept, axis=1), 1)
-    return jnp.sum(change * kept, axis=1) / num_kept
+    num_kept = jnp.maximum(jnp.sum(kept_mask, axis=1), 1)
+    return jnp.sum(change * kept_mask, axis=1) / num_kept
 
 
 # output kind: (the distance's name in reports, its function of student and teacher)
@@ -67,8 +67,8 @@ OUTPUT_DISTANCES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
 }
 
 
-def output_kind(vit: Pretrained) -> str:
-    """The kind of a model's outputs, one of `OUTPUT_DISTANCES`."""
+def find_output_kind(vit: Pretrained) -> str:
+    """Find the kind of a model's outputs, one of `OUTPUT_DISTANCES`."""
     head = vit.config.head
     if not head.is_classifier:
         return "features"
@@ -79,7 +79,7 @@ class OutputComparison:
     """Student and teacher compared: in the loss, and in the metrics."""
 
     def __init__(self, vit: Pretrained) -> None:
-        self.output_kind = output_kind(vit)
+        self.output_kind = find_output_kind(vit)
         self.distance_name, self.output_distance = OUTPUT_DISTANCES[self.output_kind]
         # Term weights in the loss: 1 for outputs, as "logits" and an encoder's patches,
         # and half for the other terms (docs/results/recovery.md, "A step").
@@ -109,21 +109,21 @@ class OutputComparison:
             model = model.clone(config=model.config.with_arch(pool=pool))
         model = model.with_execution(head_only="patches" not in names)
         outputs = model.apply(variables, images, with_states=True)
-        compared = {"logits": outputs.logits}
+        arrays = {"logits": outputs.logits}
         if "class_tokens" in names:
             class_tokens = []
             for state in outputs.states:
                 class_tokens.append(state.x[:, 0].astype(jnp.float32))
-            compared["class_tokens"] = jnp.stack(class_tokens, axis=1)
+            arrays["class_tokens"] = jnp.stack(class_tokens, axis=1)
         if "patches" in names:
             tokens = outputs.tokens[:, model.config.arch.prefix :]
             token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
-            compared["patches"] = gather_tokens(tokens, token_of_patch)
+            arrays["patches"] = gather_tokens(tokens, token_of_patch)
             if token_of_patch is None:
-                compared["kept"] = jnp.ones(compared["patches"].shape[:2], bool)
+                arrays["kept"] = jnp.ones(arrays["patches"].shape[:2], bool)
             else:
-                compared["kept"] = token_of_patch != DROPPED
-        return {name: jnp.asarray(compared[name], jnp.float32) for name in compared}
+                arrays["kept"] = token_of_patch != DROPPED
+        return {name: jnp.asarray(arrays[name], jnp.float32) for name in arrays}
 
     def loss_terms(
         self, student: ComparedOutputs, teacher: ComparedOutputs
@@ -131,8 +131,8 @@ class OutputComparison:
         """Unweighted loss terms, by name."""
         terms = {"logits": self.output_distance(student["logits"], teacher["logits"])}
         for name in self.output_names:
-            kept = student["kept"] if name == "patches" else None
-            terms[name] = relative_change(student[name], teacher[name], kept)
+            kept_mask = student["kept"] if name == "patches" else None
+            terms[name] = relative_change(student[name], teacher[name], kept_mask)
         return terms
 
     def mean_loss(
@@ -153,11 +153,12 @@ class OutputComparison:
         distance = terms["logits"]
         if self.output_kind == "features" and "patches" in terms:
             distance = (distance + terms["patches"]) / 2
-        is_equal = top_class(student["logits"]) == top_class(teacher["logits"])
+        student_class = find_top_class(student["logits"])
+        is_equal = student_class == find_top_class(teacher["logits"])
         return {"distance": distance, "agreement": is_equal}
 
 
-def top_class(logits: Logits) -> jax.Array:
+def find_top_class(logits: Logits) -> jax.Array:
     """Most probable class, [B]; of a single class, whether it is probable."""
     if logits.shape[-1] == 1:
         return logits[:, 0] > 0

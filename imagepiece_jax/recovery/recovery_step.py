@@ -53,7 +53,7 @@ class RecoveryRecipe:
 class FitState(NamedTuple):
     """The values that a training step changes."""
 
-    trained: Any  # trained parameters, from `trained_part`
+    trained_params: Any  # trained parameters, from `trained_part`
     moments: Any  # the optimizer's moments
 
 
@@ -74,10 +74,10 @@ def step_size(name: str, value: Float[Array, "..."]) -> Float[Array, ""]:
 class DenseTeacher:
     """The dense model on all devices."""
 
-    def __init__(self, dense: Pretrained) -> None:
-        self.model = dense.model
-        self.comparison = OutputComparison(dense)
-        self.variables = parallel.replicate(dense.variables)
+    def __init__(self, dense_vit: Pretrained) -> None:
+        self.model = dense_vit.model
+        self.comparison = OutputComparison(dense_vit)
+        self.variables = parallel.replicate(dense_vit.variables)
         self._pixel_program = parallel.pmap(
             self._pixel_outputs, program_name="dense model"
         )
@@ -112,10 +112,10 @@ class StudentFit:
         self.teacher = teacher
         self.comparison = teacher.comparison
         # Without an earlier recovery both models share one copy of the variables.
-        student = teacher.variables
+        student_variables = teacher.variables
         if vit.recovered_variant:
-            student = parallel.replicate(vit.variables)
-        self.student_and_teacher = student, teacher.variables
+            student_variables = parallel.replicate(vit.variables)
+        self.student_and_teacher = student_variables, teacher.variables
         self.adam = optax.scale_by_adam()
         self.reset_state()
         self._step_program = parallel.pmap(
@@ -127,9 +127,9 @@ class StudentFit:
 
     def reset_state(self) -> None:
         """Reset the state to the first step's."""
-        trained = self.select_trained(self.vit.variables["params"])
-        moments = jax.jit(self.adam.init)(jax.device_put(trained))
-        self.state = parallel.replicate(FitState(trained, moments))
+        trained_params = self.select_trained_params(self.vit.variables["params"])
+        moments = jax.jit(self.adam.init)(jax.device_put(trained_params))
+        self.state = parallel.replicate(FitState(trained_params, moments))
 
     def fetch_state(self) -> FitState:
         """Copy the state to the host."""
@@ -149,26 +149,28 @@ class StudentFit:
         return loss
 
     def measure_held_out(
-        self, held_out: list[tuple], is_dense: bool = False
+        self, held_out_pairs: list[tuple], is_dense: bool = False
     ) -> dict[str, Shaped[np.ndarray, " images"]]:
         """`OutputComparison.measure_images` and "index".
 
-        held_out: the images, from `DenseTeacher.pair_outputs`
+        held_out_pairs: the images, from `DenseTeacher.pair_outputs`
         is_dense: whether the student has the dense model's values
         """
-        student, teacher = self.student_and_teacher
-        trained = self.state.trained
+        student_variables, teacher_variables = self.student_and_teacher
+        trained_params = self.state.trained_params
         if is_dense:
-            student = teacher
-            trained = self.select_trained(teacher["params"])
+            student_variables = teacher_variables
+            trained_params = self.select_trained_params(teacher_variables["params"])
         batch_columns = {}
-        for batch, targets in held_out:
-            metrics = self._metrics_program(trained, student, batch["image"], targets)
+        for batch, targets in held_out_pairs:
+            metrics = self._metrics_program(
+                trained_params, student_variables, batch["image"], targets
+            )
             columns = {**parallel.local_rows(metrics), "index": batch["index"]}
             is_image = batch["mask"]  # else padding, or unreadable
             for name, column in columns.items():
                 batch_columns.setdefault(name, []).append(column[is_image])
-        metrics = {name: np.concatenate(parts) for name, parts in batch_columns.items()}
+        metrics = {k: np.concatenate(columns) for k, columns in batch_columns.items()}
         # Sorted, so that the order does not depend on the number of devices.
         order = np.argsort(metrics["index"])
         return {name: column[order] for name, column in metrics.items()}
@@ -181,44 +183,51 @@ class StudentFit:
         lr: Float[Array, ""],
     ) -> tuple[FitState, Float[Array, ""]]:
         """Take a training step on one device: (next FitState, loss)."""
-        student, teacher = student_and_teacher
+        student_variables, teacher_variables = student_and_teacher
         images = self.teacher.normalize_pixels(pixels)
-        targets = self.comparison.compute_outputs(self.teacher.model, teacher, images)
+        targets = self.comparison.compute_outputs(
+            self.teacher.model, teacher_variables, images
+        )
 
-        def trained_loss(trained: Any) -> Float[Array, ""]:
-            outputs = self.compute_student_outputs(student, trained, images)
+        def trained_loss(trained_params: Any) -> Float[Array, ""]:
+            outputs = self.compute_student_outputs(
+                student_variables, trained_params, images
+            )
             return self.comparison.mean_loss(outputs, targets)
 
-        loss, gradient = jax.value_and_grad(trained_loss)(state.trained)
+        loss, gradient = jax.value_and_grad(trained_loss)(state.trained_params)
         loss, gradient = parallel.mean_over_devices((loss, gradient))
         directions, moments = self.adam.update(gradient, state.moments)
 
         def param_update(path: tuple, value: jax.Array, direction: jax.Array) -> Any:
             return -lr * step_size(path[-1].key, value) * direction
 
-        updates = jax.tree.map_with_path(param_update, state.trained, directions)
-        return FitState(optax.apply_updates(state.trained, updates), moments), loss
+        updates = jax.tree.map_with_path(param_update, state.trained_params, directions)
+        new_params = optax.apply_updates(state.trained_params, updates)
+        return FitState(new_params, moments), loss
 
     def _measure_batch(
         self,
-        trained: Any,
-        student: Variables,
+        trained_params: Any,
+        student_variables: Variables,
         pixels: PixelImages,
         targets: ComparedOutputs,
     ) -> dict[str, jax.Array]:
         """Compare a batch with `targets`, the teacher's outputs."""
         images = self.teacher.normalize_pixels(pixels)
-        outputs = self.compute_student_outputs(student, trained, images)
+        outputs = self.compute_student_outputs(
+            student_variables, trained_params, images
+        )
         return self.comparison.measure_images(outputs, targets)
 
-    def select_trained(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    def select_trained_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Select the trained parameters."""
         return trained_part(params, self.recipe.parameters)
 
     def compute_student_outputs(
-        self, variables: Variables, trained: Any, images: NormalizedImages
+        self, variables: Variables, trained_params: Any, images: NormalizedImages
     ) -> ComparedOutputs:
-        """Return the student's outputs."""
-        params = with_trained(variables["params"], trained)
-        variables = {**variables, "params": params}
-        return self.comparison.compute_outputs(self.model, variables, images)
+        """Compute the student's outputs, with `trained_params` in its variables."""
+        params = with_trained(variables["params"], trained_params)
+        student_variables = {**variables, "params": params}
+        return self.comparison.compute_outputs(self.model, student_variables, images)

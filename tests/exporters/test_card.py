@@ -252,7 +252,7 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
         vit.recovery.variants[0], depth=1, learned=learned.digests
     )
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
-    names = {pathlib.Path(learned.learned.image_name(i)).name for i in range(44)}
+    names = {pathlib.Path(learned.training.image_name(i)).name for i in range(44)}
     small_photographs.write_photographs(tmp_path / "more", 7, seed=1)
     for file in (tmp_path / "more").iterdir():
         file.rename(folder / f"0{file.name}")

@@ -110,4 +110,4 @@ def split_only(monkeypatch, vit, images):
     with pytest.raises(LookupError) as stopped:
         imagepiece_jax.recover(vit, images, batch_size=8)
     (parts,) = stopped.value.args
-    return parts.learned, parts.held_out
+    return parts.training, parts.held_out

@@ -140,7 +140,7 @@ def test_loss_and_metrics_equal_the_oracle(name):
         metrics = fit.comparison.measure_images(predicted, targets)
         return fit.comparison.mean_loss(predicted, targets), metrics
 
-    trained = fit.select_trained(vit.variables["params"])
+    trained = fit.select_trained_params(vit.variables["params"])
     if name in WITH_GRADIENT:
         loss_and_gradient = tiny_vit.compiled(jax.value_and_grad(step, has_aux=True))
         (loss, metrics), gradient = loss_and_gradient(trained, vit.variables, images)

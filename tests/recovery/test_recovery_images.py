@@ -68,7 +68,7 @@ def test_a_scene_is_learned_or_held_out(monkeypatch, caplog, name):
     parts = split_scenes(monkeypatch, scenes)
     assert (parts.num_scenes, len(parts.held_out)) == (num_scenes, num_images)
     assert ("too good" in caplog.text) == (num_scenes == 0)
-    learned = parts.learned.indices
+    learned = parts.training.indices
     held_out = parts.held_out.indices
     assert not {*learned} & {*held_out}
     if num_images < recovery_images.MAX_HELD_OUT:
@@ -82,7 +82,7 @@ def test_scenes_of_earlier_learned_images_are_not_held_out(monkeypatch):
     """One learned image of a scene suffices, at any place in the list."""
     scenes = np.repeat(np.arange(60), 2)
     parts = split_scenes(monkeypatch, scenes)
-    assert parts.digests == "".join(f"{image:08}" for image in parts.learned.indices)
+    assert parts.digests == "".join(f"{image:08}" for image in parts.training.indices)
     first = {*scenes[parts.held_out.indices]}
     learned = "".join(f"{image:08}" for image in range(0, 60, 2))  # scenes 0 to 29
     second = split_scenes(monkeypatch, scenes, learned)

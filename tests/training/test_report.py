@@ -22,7 +22,7 @@ PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 def result_rows(workdir, progress=PROGRESS, **fields):
     config = RunConfig.from_config(small_runs.quickstart_config(fields))
-    models = {"model": config.create_model(), "dense": config.create_dense()}
+    models = {"model": config.create_model(), "dense_model": config.create_dense_model()}
     setup = types.SimpleNamespace(workdir=workdir, config=config, **models)
     run = types.SimpleNamespace(setup=setup, progress=progress)
     table = report.describe_results(run)
