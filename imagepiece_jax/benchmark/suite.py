@@ -39,7 +39,6 @@ def make_variants(
 ) -> dict[str, Pretrained]:
     """A model's variants by name: dense, its own reduction, then `reductions`.
 
-    own_name: name of the model's own reduction
     Raises InputError for a reduction that does not fit, or is repeated.
     """
     vits = {"dense": vit.with_reduction(None)}
@@ -62,7 +61,6 @@ def make_case_groups(
 ) -> list[dict[str, BenchmarkCase]]:
     """Make cases by name, in one group per batch size, largest first.
 
-    vits: variants by name
     dtype, mode, gelu: as in `BenchmarkCase`
     Raises InputError for mistakes that show without compiling.
     """
@@ -133,9 +131,7 @@ def make_speed_rows(
     "ratio" is the speed relative to the first program, and "mac_ratio" the ratio
     predicted by MACs.
 
-    workloads: by name
     readings: seconds per call by name, from `timer.time_in_turns`
-    shared_facts: fields shared by all rows
     """
     rows = []
     first_name = next(iter(workloads))

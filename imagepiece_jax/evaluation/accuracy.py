@@ -221,13 +221,6 @@ def evaluate_weights(
     return evaluate_model(step, parallel.replicate(variables), batches)
 
 
-def evaluate_program(
-    program: Callable[[np.ndarray], Array], batches: Iterable[Mapping[str, Any]]
-) -> EvalResult:
-    """`evaluate_model` for a program, as for `make_program_step`."""
-    return evaluate_model(make_program_step(program), None, batches)
-
-
 def evaluate_models(
     step: EvalStep,
     model_variables: Sequence[PyTree],
@@ -276,14 +269,11 @@ class _ModelPass:
         image_metrics: PyTree,
     ) -> None:
         """Add a batch's results; positions: its index and mask, by name."""
-        metric_sums = parallel.unreplicate(metric_sums)
+        host_sums = parallel.unreplicate(metric_sums)
         for name in self.metric_sums:
-            self.metric_sums[name] += float(metric_sums[name])
+            self.metric_sums[name] += float(host_sums[name])
         is_real = np.ravel(index_and_mask["mask"]) > 0
-        arrays = {
-            "index": index_and_mask["index"],
-            **parallel.local_rows(image_metrics),
-        }
+        arrays = parallel.local_rows(image_metrics) | {"index": index_and_mask["index"]}
         for name, array in arrays.items():
             rows = array.reshape(-1, *array.shape[2:])[is_real]
             self.batch_arrays.setdefault(name, []).append(rows)

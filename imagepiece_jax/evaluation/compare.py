@@ -230,10 +230,7 @@ def measure_rows(
 
 
 def make_control_row(dense_weights: MeasuredWeights, control_name: str) -> ComparedRow:
-    """Row of the dense weights on changed images, to compare other rows with.
-
-    control_name: one of IMAGE_CONTROLS, or SHUFFLED_CONTROL
-    """
+    """Row of the dense weights on images with a control's change, or shuffled."""
 
     def read_changed_batches() -> Iterator[dict[str, Any]]:
         for batch in dense_weights.images.read_batches():
@@ -439,9 +436,8 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
         record = report.figures[row.name]
         if report.comparisons:
             # The band is the interval of the paired difference to the dense model.
-            band = dense_level + np.array(
-                report.comparisons[row.name, "dense"]["points"]
-            )
+            points = report.comparisons[row.name, "dense"]["points"]
+            band = dense_level + np.array(points)
         else:
             band = record["fidelity"][metric]
         curves.setdefault(curve_name, []).append((record["gmacs"], band))

@@ -82,9 +82,8 @@ def measure_program(
 ) -> dict[str, float]:
     """Measure an exported program, on this process."""
     batches = images.read_batches(placement=Placement())
-    return accuracy.evaluate_program(
-        lambda pixels: jax.device_put(program(pixels)), batches
-    ).metrics
+    step = accuracy.make_program_step(lambda pixels: jax.device_put(program(pixels)))
+    return accuracy.evaluate_model(step, None, batches).metrics
 
 
 def compare_optimized(
@@ -111,7 +110,8 @@ def compare_optimized(
         exact_model, vit.variables, images.read_batches(), precision="highest"
     )
     batches = images.read_batches(program.batch_size, Placement())
-    optimized_result = accuracy.evaluate_program(program, batches)
+    step = accuracy.make_program_step(program)
+    optimized_result = accuracy.evaluate_model(step, None, batches)
     difference = statistics.paired_difference(
         optimized_result.image_metrics["right"], reference_result.image_metrics["right"]
     )

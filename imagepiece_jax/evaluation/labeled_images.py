@@ -126,25 +126,22 @@ def open_labeled_images(
     Raises InputError for weights without classes, and for images of other classes.
     """
     if need_labels:
-        weights_title = vit.origin.title
+        title = vit.origin.title
         if not vit.config.num_classes:
             raise InputError(
-                f"{weights_title} has no classes; train a head, or take vectors by "
-                "`features`"
+                f"{title} has no classes; train a head, or take vectors by `features`"
             )
-        vit.config.head.check_single_label(weights_title, "accuracy")
+        vit.config.head.check_single_label(title, "accuracy")
     given_options = {k: value for k, value in options.items() if value is not None}
     for option, value in given_options.items():
         check_range(option, value, LEAST_OPTION_VALUES[option], whole=True)
     run_config = vit.origin.run or {}
-    data_config = run_config.get("data", {})
-    run_options = {
-        k: data_config[k] for k in ("workers", "threads") if k in data_config
-    }
+    run_data = run_config.get("data", {})
+    run_options = {k: run_data[k] for k in ("workers", "threads") if k in run_data}
     if "eval_batch_size" in run_config:
         run_options["batch_size"] = run_config["eval_batch_size"]
     name = find_data_name(vit, data)
-    data_dir = data_dir or data_config.get("dir") or None
+    data_dir = data_dir or run_data.get("dir") or None
     all_images = _open_source(vit, name, data_dir, need_labels)
     source = all_images.evenly_spaced(given_options.get("limit"))
     check_classes(vit.class_names, vit.origin.title, source.class_names, name)

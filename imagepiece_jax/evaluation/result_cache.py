@@ -162,6 +162,7 @@ class MeasuredWeights:
         return self.cache.measure_once(key, measure, subject)
 
     def _measure_uncached(self, reduction: Reduction) -> dict[str, Any]:
+        """Metrics and token counts with a reduction, as JSON values."""
         vit = self.vit.with_reduction(reduction, seed=self.vit.origin.seed)
         if self.dense_reference:
             dense_outputs, annotations = self.dense_reference()

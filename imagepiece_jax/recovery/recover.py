@@ -310,9 +310,8 @@ class RecoveryRun:
         """Describe the result; `dense_vit` is the teacher."""
         vit = self.fit.vit
         recipe = self.fit.recipe
-        distance_change = mean_difference(
-            self.metrics_after["distance"], self.metrics_before["distance"]
-        )
+        distances = self.metrics_after["distance"], self.metrics_before["distance"]
+        distance_change = mean_difference(*distances)
         learned_values = {}
         learned_digests = self.image_split.digests
         if vit.recovered_variant:  # it started from the values of its last recovery

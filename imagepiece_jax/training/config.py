@@ -252,6 +252,7 @@ class RunConfig:
     def _create_model(
         self, reduction: "Reduction | None", masked: bool = False
     ) -> "ViT":
+        """Build the model; `masked`: it may train with masks in place of removals."""
         from imagepiece_jax.models.create import (  # import JAX
             build_model,
             make_execution,

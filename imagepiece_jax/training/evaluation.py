@@ -25,8 +25,8 @@ class Evaluation:
         self._request = request
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
         with request.ending_at_once():
-            self._step = accuracy.make_eval_step(setup.model, setup.config.seed)
-            self._step.compile(
+            self._eval_step = accuracy.make_eval_step(setup.model, setup.config.seed)
+            self._eval_step.compile(
                 run.state.variables, self._data.val_batches.allocate_batch()
             )
 
@@ -37,23 +37,24 @@ class Evaluation:
         log.flush()
         state = run.state
         # Weights and averages are evaluated in one pass over the images.
-        models = [state.variables]
+        model_variables = [state.variables]
         if state.ema is not None:
-            models.append(state.ema)
+            model_variables.append(state.ema)
         reader = self._data.read_ahead(self._data.val_batches)
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             try:
-                results = accuracy.evaluate_models(self._step, models, batches)
+                step = self._eval_step
+                results = accuracy.evaluate_models(step, model_variables, batches)
             except Interrupted:
                 return run.progress
-        metrics, *averages = [result.metrics for result in results]
-        for ema_metrics in averages:
+        metrics, *all_ema_metrics = [result.metrics for result in results]
+        for ema_metrics in all_ema_metrics:
             for name, value in ema_metrics.items():
                 if name not in SHARED_METRICS:
                     metrics[f"ema_{name}"] = value
         log.write_evaluation(run.step, metrics)
         log.restart_clock()
         # A test split chooses no checkpoint.
-        chooses = self._data.val.split != "test"
-        return run.progress.with_evaluation(run.step, metrics, chooses)
+        may_choose = self._data.val.split != "test"
+        return run.progress.with_evaluation(run.step, metrics, may_choose)

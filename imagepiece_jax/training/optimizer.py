@@ -77,8 +77,8 @@ def learning_rate(
     cosine = run.min_lr + (run.peak_lr - run.min_lr) * jnp.cos(half_angle) ** 2
     if run.warmup_epochs == 0:
         return cosine
-    rise = (run.peak_lr - run.warmup_lr) / run.warmup_epochs
-    return jnp.where(t < run.warmup_epochs, run.warmup_lr + t * rise, cosine)
+    rise_per_epoch = (run.peak_lr - run.warmup_lr) / run.warmup_epochs
+    return jnp.where(t < run.warmup_epochs, run.warmup_lr + t * rise_per_epoch, cosine)
 
 
 def warmup_steps(run: RunConfig, steps_per_epoch: int) -> int:
@@ -95,10 +95,10 @@ def decay_mask(params: optax.Params) -> PyTree:
     """Whether weight decay applies, as a tree of bools like `params`."""
 
     def has_decay(path: tuple, leaf: Any) -> bool:
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        path_names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         # 1-D parameters are biases and norm scales. Positions and prefix tokens have
         # more dimensions, so they are named.
-        return leaf.ndim > 1 and not set(names) & set(NEVER_DECAYED)
+        return leaf.ndim > 1 and not set(path_names) & set(NEVER_DECAYED)
 
     return jax.tree_util.tree_map_with_path(has_decay, params)
 
@@ -140,11 +140,11 @@ def zero_frozen_gradients(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
 
 
 def scale_by_group(
-    group_of: GroupOf, lr_schedule: Schedule, peak: float, steps_per_epoch: int
+    group_of: GroupOf, lr_schedule: Schedule, peak_lr: float, steps_per_epoch: int
 ) -> Optimizer:
     """Scale updates by their group's learning rate.
 
-    peak: the schedule's highest rate
+    peak_lr: the schedule's highest rate
     """
 
     def update_scale(path: tuple, step: StepNumber) -> float | Float[Array, ""]:
@@ -154,15 +154,15 @@ def scale_by_group(
         if group.is_frozen:
             return 0.0
         # In frozen epochs AdamW's moments change, as with a rate of 0.
-        thawed = step >= group.frozen_epochs * steps_per_epoch
+        is_thawed = step >= group.frozen_epochs * steps_per_epoch
         # AdamW has applied the schedule's rate: divide by it, multiply by the group's.
         scale = 1.0
         if group.lr is not None:
             # The schedule's rate may be 0.
-            scale = group.lr(lr_schedule(step), peak) / jnp.maximum(
+            scale = group.lr(lr_schedule(step), peak_lr) / jnp.maximum(
                 lr_schedule(step), 1e-30
             )
-        return jnp.where(thawed, scale, 0.0)
+        return jnp.where(is_thawed, scale, 0.0)
 
     def init(params: optax.Params) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
@@ -170,11 +170,11 @@ def scale_by_group(
     def update(
         updates: PyTree, state: Any, params: optax.Params | None = None
     ) -> tuple[PyTree, optax.ScaleByScheduleState]:
-        scaled = jax.tree_util.tree_map_with_path(
+        scaled_updates = jax.tree_util.tree_map_with_path(
             lambda path, u: (u * update_scale(path, state.count)).astype(u.dtype),
             updates,
         )
-        return scaled, optax.ScaleByScheduleState(count=state.count + 1)
+        return scaled_updates, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
@@ -199,15 +199,15 @@ def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
     )
 
 
-def skip_update(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """Choose the optimizer state after a step: `new` if `finite`, else `old`."""
+def skip_update(is_finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """Choose the optimizer state after a step: `new` if `is_finite`, else `old`."""
 
     # A skipped step still counts in schedules, so the rate follows the run's step.
     # Adam's own count stays, because it corrects the moments.
     def choose_leaf(new: Any, old: Any) -> Any:
         if isinstance(new, optax.ScaleByScheduleState):
             return new
-        return jnp.where(finite, new, old)
+        return jnp.where(is_finite, new, old)
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)

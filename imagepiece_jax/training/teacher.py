@@ -76,7 +76,6 @@ def create_teacher(
 ) -> tuple[Teacher | None, PyTree]:
     """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
-    dense_model: the trained model without reduction
     initial_weights: its `teacher_weights` teach
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.

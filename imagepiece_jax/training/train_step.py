@@ -292,11 +292,8 @@ def micro_batch_gradient(
             student_pair, teacher_pair, targets, run, model, state.step
         )
         _check_term_names(terms)
-        return loss_value, (
-            outputs.logits,
-            new_variables.get("batch_stats", {}),
-            terms,
-        )
+        new_stats = new_variables.get("batch_stats", {})
+        return loss_value, (outputs.logits, new_stats, terms)
 
     loss_and_gradient = jax.value_and_grad(student_loss, has_aux=True)
     (loss_value, (logits, new_stats, terms)), grads = loss_and_gradient(state.params)
@@ -337,13 +334,11 @@ def count_in_window(
     """Count a step, with its global sums, in the window and in `skipped`."""
     num_skipped = jnp.where(is_finite, 0, state.skipped + 1)
     skipped_sums = dict.fromkeys(metric_sums, 0.0) | {"skipped": 1.0}
-    counted_sums = optax.tree.where(is_finite, metric_sums, skipped_sums)
+    counts = optax.tree.where(is_finite, metric_sums, skipped_sums)
     # A window starts after a logged step.
     starts_window = state.step % log_every_steps == 0
     window = jax.tree.map(
-        lambda old, new: jnp.where(starts_window, new, old + new),
-        state.window,
-        counted_sums,
+        lambda old, new: jnp.where(starts_window, new, old + new), state.window, counts
     )
     return dataclasses.replace(state, window=window, skipped=num_skipped)
 

@@ -166,7 +166,7 @@ class Run:
         """
         setup = self.setup
         config = setup.config
-        step_fn = functools.partial(
+        step = functools.partial(
             train_step,
             run=config,
             model=config.create_train_model(epoch),
@@ -175,9 +175,7 @@ class Run:
             teacher=self.teacher,
             loss=setup.loss,
         )
-        program = parallel.pmap(
-            step_fn, donate_argnums=(0,), program_name="training step"
-        )
+        program = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
         num_devices = parallel.device_count()
         num_micro_batches = config.grad_accum_steps
         micro_batch_size = config.batch_size // (num_devices * num_micro_batches)

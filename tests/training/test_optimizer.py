@@ -177,7 +177,7 @@ def half_rate(step):
 
 def test_groups_scale_the_optimizers_updates():
     """With two steps per epoch and two frozen epochs, updates begin at step 4."""
-    groups = scale_by_group(parameter_group, half_rate, peak=1.0, steps_per_epoch=2)
+    groups = scale_by_group(parameter_group, half_rate, peak_lr=1.0, steps_per_epoch=2)
     tx = optax.chain(optax.sgd(half_rate), groups)
     state = tx.init(PARAMS)
     grads = jax.tree.map(jnp.ones_like, PARAMS)

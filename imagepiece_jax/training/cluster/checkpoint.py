@@ -205,9 +205,7 @@ def _accept_table(
     abstract_leaves: dict[str, Any], folder: pathlib.Path, table: dict[str, list]
 ) -> dict[str, list]:
     """Return a checkpoint's array table; InputError where `abstract_leaves` differ."""
-    model_types = {
-        name: f"{x.dtype} {[*x.shape]}" for name, x in abstract_leaves.items()
-    }
+    model_types = {n: f"{x.dtype} {[*x.shape]}" for n, x in abstract_leaves.items()}
     saved_types = {name: f"{entry[0]} {entry[1]}" for name, entry in table.items()}
     for name, model_type, saved_type in list_differences(model_types, saved_types):
         raise InputError(
