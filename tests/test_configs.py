@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
-from imagepiece_jax.training.report import training_flop
+from imagepiece_jax.training.report import count_training_flop
 from tests.data.augment.test_randaugment import tables
 from tests.helpers.small_runs import ROOT
 
@@ -116,7 +116,7 @@ def test_commands_cost_what_docstrings_state(name, line, cost):
     gmacs = f"{model_macs(model) / 1e9:.2f}"
     expected = f"{gmacs} GMACs, {model.plan[-1].mlp_tokens} final tokens"
     if run.data.name == "imagenet2012":
-        expected += f", {training_flop(run, IMAGENET) / 1e18:#.3g} EFLOP"
+        expected += f", {count_training_flop(run, IMAGENET) / 1e18:#.3g} EFLOP"
         assert re.match(rf"{expected}, (no )?published acc1", cost)
     else:
         assert cost == expected

@@ -61,7 +61,7 @@ def folder(model, variables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("normalization")
     tiny_vit.write(folder / "w.npz", variables)
     halves = config(**{"model.mean": HALF, "model.std": HALF})
-    dense = RunConfig.from_config(halves).create_dense()
+    dense = RunConfig.from_config(halves).create_dense_model()
     save(Pretrained(model, variables), folder / "w")
     save(Pretrained(dense, variables), folder / "own")
     halves.data.name = f"csv:{folder}/set.csv"

@@ -170,7 +170,7 @@ def student(quickly_begun, tmp_path_factory):
     config = small_runs.quickstart_config(
         small_runs.DENSE | {"model.stem": "patch"}, fields
     )
-    model = RunConfig.from_config(config).create_dense()
+    model = RunConfig.from_config(config).create_dense_model()
     teacher = imagepiece_jax.Pretrained(model, tiny_vit.fill(tiny_vit.shapes(model)))
     imagepiece_jax.save(teacher, folder / "teacher")
     small_runs.train(config, folder / "run")

@@ -45,7 +45,7 @@ def test_the_optimized_model_is_timed(vit):
     assert logits.shape == (4, tiny_vit.CLASSES)
     assert np.isfinite(logits).all()
     assert work.facts["peak_memory"] > 4 * tiny_vit.SIDE**2 * 3
-    assert (work.images, work.macs) == (4, 4 * model_macs(vit.model))
+    assert (work.num_images, work.macs) == (4, 4 * model_macs(vit.model))
 
 
 @pytest.mark.slow  # compiles a step of training
@@ -58,4 +58,4 @@ def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     first, second = (work.timed_call.call(number) for number in range(2))
     work.timed_call.wait(second)
     assert first["loss"] != second["loss"]
-    assert (work.images, work.macs) == (4, 3 * 4 * model_macs(vit.model))
+    assert (work.num_images, work.macs) == (4, 3 * 4 * model_macs(vit.model))

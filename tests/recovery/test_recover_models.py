@@ -127,7 +127,7 @@ def slow_terms(vit, outputs, student, teacher, image):
 def test_loss_and_metrics_equal_the_oracle(name):
     vit = pretrained(name)
     outputs = MODELS[name][-1]
-    assert recovery_loss.output_kind(vit) == outputs
+    assert recovery_loss.find_output_kind(vit) == outputs
     images = tiny_vit.images(2, side=vit.image_size)
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.StudentFit(
@@ -182,8 +182,8 @@ def test_loss_and_metrics_equal_the_oracle(name):
 def test_a_zero_bias_is_no_sign_of_a_projection():
     vit = pretrained("DeiT")
     vit.variables["params"]["head"]["bias"][:] = 0
-    assert recovery_loss.output_kind(vit) == "softmax"
+    assert recovery_loss.find_output_kind(vit) == "softmax"
     assert (
-        recovery_loss.output_kind(tiny_vit.with_problem_type(vit, "projection"))
+        recovery_loss.find_output_kind(tiny_vit.with_problem_type(vit, "projection"))
         == "features"
     )

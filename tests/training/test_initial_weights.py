@@ -42,7 +42,9 @@ def start_variables(config):
 
 def teacher_variables(config):
     run = RunConfig.from_config(config)
-    _, variables = create_teacher(run, run.create_dense(), initial_weights(config))
+    _, variables = create_teacher(
+        run, run.create_dense_model(), initial_weights(config)
+    )
     return variables
 
 
@@ -109,7 +111,7 @@ def test_a_run_starts_from_values_recovered_for_its_reduction(recovered_folder):
         norm_scales(start_variables(reducing_config(image_size=32, **weights))) == dense
     )
     dense_start = initial_weights(config).start_variables(
-        RunConfig.from_config(config).create_dense()
+        RunConfig.from_config(config).create_dense_model()
     )
     assert np.all(norm_scales(dense_start) == dense)
 

@@ -22,7 +22,10 @@ PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 
 def result_rows(workdir, progress=PROGRESS, **fields):
     config = RunConfig.from_config(small_runs.quickstart_config(fields))
-    models = {"model": config.create_model(), "dense_model": config.create_dense_model()}
+    models = {
+        "model": config.create_model(),
+        "dense_model": config.create_dense_model(),
+    }
     setup = types.SimpleNamespace(workdir=workdir, config=config, **models)
     run = types.SimpleNamespace(setup=setup, progress=progress)
     table = report.describe_results(run)
@@ -71,20 +74,20 @@ def test_a_runs_flop_count_every_epoch_and_the_teacher():
     length = data.find_run_length(deit, images)
     assert (length.steps_per_epoch, length.steps) == (1251, 375300)
     by_hand = 300 * 1251 * 1024 * 3 * 2 * 4.6e9
-    assert report.training_flop(deit, images) == pytest.approx(by_hand, rel=1e-3)
+    assert report.count_training_flop(deit, images) == pytest.approx(by_hand, rel=1e-3)
     config = small_runs.quickstart_config(epochs=4)
     config.reduction = "evit:blocks=(1,2,3):rate_warmup_start=1:rate_warmup_epochs=2"
     evit = RunConfig.from_config(config)
     macs = [model_macs(evit.create_train_model(epoch)) for epoch in range(4)]
-    assert report.macs_by_epoch(evit) == macs == sorted(macs, reverse=True)
+    assert report.list_epoch_macs(evit) == macs == sorted(macs, reverse=True)
     assert len(set(macs)) == 3
-    assert macs[0] == model_macs(evit.create_dense())
-    assert report.training_flop(evit, 640) == 2 * 10 * 64 * 3 * sum(macs)
+    assert macs[0] == model_macs(evit.create_dense_model())
+    assert report.count_training_flop(evit, 640) == 2 * 10 * 64 * 3 * sum(macs)
     config.distill.kind = "soft"
     taught_run = RunConfig.from_config(config)
-    taught_flop = report.training_flop(taught_run, 640)
+    taught_flop = report.count_training_flop(taught_run, 640)
     assert taught_flop == 2 * 10 * 64 * (3 * sum(macs) + 4 * macs[0])
-    known_flop = report.training_flop(taught_run, 640, teacher_macs=10)
+    known_flop = report.count_training_flop(taught_run, 640, teacher_macs=10)
     assert known_flop == 2 * 10 * 64 * (3 * sum(macs) + 4 * 10)
 
 

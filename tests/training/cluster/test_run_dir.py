@@ -11,7 +11,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.run_dir import (
     check_config,
     check_workdir_place,
-    read_earlier,
+    read_earlier_run,
     record_start,
 )
 from imagepiece_jax.training.config import RunConfig
@@ -145,7 +145,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, file, damage, message):
     record_start(tmp_path, config)
     (tmp_path / file).write_text(json.dumps(damage(config)))
     with refused(f"{file}: ", message):
-        read_earlier(tmp_path)
+        read_earlier_run(tmp_path)
 
 
 def test_a_run_of_another_format_is_refused(tmp_path):
