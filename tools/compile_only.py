@@ -178,7 +178,7 @@ def inference_text(config, gelu=None):
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, dtype)
     fast = place_attention(prepared[0], config)
-    forward = optimize.forward_logits(fast, reductions=reductions)
+    forward = optimize.make_logits_function(fast, reductions=reductions)
     return compile_for(forward, weights, images)
 
 

@@ -54,7 +54,7 @@ def main(
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         vit = with_random_weights(create_model(registry.model_config(name)))
-        compile_for = optimize.program_compiler(vit, dtype=dtype, pixels=True)
+        compile_for = optimize.make_program_compiler(vit, dtype=dtype, pixels=True)
         compile_for(2)  # loads what all programs share
         for limit in inside:
             with mock.patch.object(optimize, "SMALL_WEIGHT", limit):
@@ -101,7 +101,7 @@ def program_calls(program, former=False):
 
     former: pass all arrays in dicts, and put images on the device
     """
-    shape = program.images.shape
+    shape = program.input_spec.shape
     on_host = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     on_device = jax.device_put(on_host, program.device)
     arguments = program.variables if former else program.arguments
@@ -110,7 +110,7 @@ def program_calls(program, former=False):
         return images[:, 0, 0].astype(np.float32)
 
     run = jax.jit(first_pixel, keep_unused=True)
-    run = run.lower(arguments, program.images).compile()
+    run = run.lower(arguments, program.input_spec).compile()
     call = dataclasses.replace(program, compiled=run)
     if former:
 

@@ -199,7 +199,7 @@ def with_random_weights(model: ViT) -> Pretrained:
 
 def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
     """Make a function (number) that runs `program` on random images on its device."""
-    images = _draw_noise(program.images.shape, program.images.dtype)
+    images = _draw_noise(program.input_spec.shape, program.input_spec.dtype)
     return lambda number: program(images[number % NUM_INPUTS])
 
 

@@ -69,7 +69,7 @@ def main(
         push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.
         dry_run: List the files of --push, and upload nothing.
     """
-    from imagepiece_jax.exporters.card import card_table
+    from imagepiece_jax.exporters.card import format_card_table
     from imagepiece_jax.exporters.export import checked_file, export
     from imagepiece_jax.exporters.program_facts import read_facts
 
@@ -95,7 +95,7 @@ def main(
     facts = read_facts(file)
     print(describe_file(file, facts))
     if "card" in facts:
-        print(card_table(file, facts))
+        print(format_card_table(file, facts))
 
 
 def describe_file(file: pathlib.Path, facts: Mapping[str, Any]) -> str:

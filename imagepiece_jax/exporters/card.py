@@ -51,8 +51,8 @@ Programs = Mapping[str, ExportedProgram]
 class CardImages(NamedTuple):
     """Pixels [N, H, W, 3] that calibrate, and others that are compared."""
 
-    calibration: np.ndarray
-    compared: np.ndarray
+    calibration_pixels: np.ndarray
+    compared_pixels: np.ndarray
     compared_names: list[str]
     annotations: Annotations  # of the compared images
 
@@ -63,41 +63,43 @@ def is_card_page(file: pathlib.Path) -> bool:
 
 
 def read_card_images(
-    vit: Pretrained, images: Any, texts: str | os.PathLike | None = None
+    vit: Pretrained, images: Any, texts_file: str | os.PathLike | None = None
 ) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
     They are divided as by `recover`. Scenes that recovered the model are not compared.
 
     images: as for `recover`
-    texts: as for `read_annotations`
+    texts_file: as for `read_annotations`
     Raises InputError if images are too few, or all alike or known.
     """
     source = as_source(images)
-    annotations = read_annotations(vit, source, texts)
-    learned, held_out = _split_source(vit, source)
-    calibration, _ = read_images(learned, vit.preprocessing)
-    compared, paths = read_images(held_out, vit.preprocessing)
-    check_image_count(len(compared))
-    image_count = len(calibration) + len(compared)
-    log.info(f"a card of {image_count} images: {len(compared)} of them are compared")
-    held_out_indices = np.flatnonzero(np.isin(source.indices, held_out.indices))
+    annotations = read_annotations(vit, source, texts_file)
+    calibration_source, compared_source = _split_source(vit, source)
+    calibration_pixels, _ = read_images(calibration_source, vit.preprocessing)
+    compared_pixels, readable_paths = read_images(compared_source, vit.preprocessing)
+    num_compared = len(compared_pixels)
+    check_image_count(num_compared)
+    num_images = len(calibration_pixels) + num_compared
+    log.info(f"a card of {num_images} images: {num_compared} of them are compared")
+    # Annotations are of all of `source`; unreadable images have no pixels to compare.
+    compared_indices = np.flatnonzero(np.isin(source.indices, compared_source.indices))
     annotations = annotations.select_images(
-        [i for i in held_out_indices.tolist() if source.image_name(i) in paths]
+        [i for i in compared_indices.tolist() if source.image_name(i) in readable_paths]
     )
-    folder_length = os.path.commonprefix(paths).rfind("/") + 1
-    names = [path[folder_length:] for path in paths]
-    return CardImages(calibration, compared, names, annotations)
+    folder_length = os.path.commonprefix(readable_paths).rfind("/") + 1
+    compared_names = [path[folder_length:] for path in readable_paths]
+    return CardImages(calibration_pixels, compared_pixels, compared_names, annotations)
 
 
 def _split_source(vit: Pretrained, source: Source) -> tuple[Source, Source]:
     """Split images: (to calibrate, to compare), at most MAX_CARD_IMAGES each."""
     batch_size = 1
-    learned = ""
+    learned_digests = ""
     if vit.recovered_variant:
         batch_size = vit.recovered_variant.batch_size
-        learned = vit.recovered_variant.learned or ""
-    image_split = split_images(source, batch_size, learned)
+        learned_digests = vit.recovered_variant.learned or ""
+    image_split = split_images(source, batch_size, learned_digests)
     if not image_split.num_scenes:
         raise InputError(
             "images are alike or recovered the model, so none can be held out to "
@@ -110,32 +112,35 @@ def _split_source(vit: Pretrained, source: Source) -> tuple[Source, Source]:
 
 
 def compare_with_dense_file(
-    out: pathlib.Path, dense: pathlib.Path, images: CardImages, has_classes: bool | None
+    graph_file: pathlib.Path,
+    dense_file: pathlib.Path,
+    card_images: CardImages,
+    has_classes: bool | None,
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
     has_classes: as for `measure_fidelity`
     """
-    files = {"file": out, "dense": dense}
+    files = {"file": graph_file, "dense": dense_file}
     programs = {name: open_program(file, CARD_THREADS) for name, file in files.items()}
     batch_size = programs["file"].batch_size or 1
-    pixels = images.compared
+    pixels = card_images.compared_pixels
     # Images are repeated if a batch takes more than there are.
-    times = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
+    speeds = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
     outputs = compute_card_outputs(programs, pixels)
     megabytes = {}
     for name, file in files.items():
         megabytes[name] = sum(f.stat().st_size for f in program_files(file)) / 1e6
     gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
     return {
-        "images": images.compared_names,
+        "images": card_images.compared_names,
         "machine": device.cpu_name(),
         "threads": CARD_THREADS,
         "batch_size": batch_size,
         "mac_share": gmacs["file"] / gmacs["dense"],
         "megabytes": megabytes,
-        **times,
-        "fidelity": measure_fidelities(outputs, has_classes, images.annotations),
+        **speeds,
+        "fidelity": measure_fidelities(outputs, has_classes, card_images.annotations),
     }
 
 
@@ -143,15 +148,15 @@ def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
     """Time programs in turns: milliseconds per image, and the file's speedup."""
     calls = {}
     for name, program in programs.items():
-        prepared = program.prepared_call(pixels)
-        calls[name] = timer.TimedCall(lambda _, prepared=prepared: prepared())
+        run_program = program.prepared_call(pixels)
+        calls[name] = timer.TimedCall(lambda _, run=run_program: run())
     with announced_work("timing the file and the dense file, in turns"):
         pause = functools.partial(time.sleep, PAUSE_SECONDS)
         seconds = timer.time_in_turns(calls, CARD_TIMING, pause=pause)
     milliseconds = {}
     for name, call_seconds in seconds.items():
-        per_image = [1000 * each / len(pixels) for each in call_seconds]
-        milliseconds[name] = timer.find_spread(per_image)
+        image_ms = [1000 * duration / len(pixels) for duration in call_seconds]
+        milliseconds[name] = timer.find_spread(image_ms)
     speedups = timer.paired_speedups(seconds["dense"], seconds["file"])
     return {"ms": milliseconds, "speedup": timer.find_spread(speedups)}
 
@@ -182,15 +187,15 @@ def compute_vectors(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     return program(pixels, name, IMAGES_PER_CALL).reshape(len(pixels), -1)
 
 
-def card_table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
+def format_card_table(graph_file: pathlib.Path, file_facts: Mapping[str, Any]) -> str:
     """Markdown table of a card: the dense file, the file, and the controls.
 
-    facts: the file's, with its card
+    file_facts: the file's, with its card
     """
-    card = facts["card"]
-    file_title = f"{out.name}, {facts['dtype']}"
-    if facts["float32_parts"]:
-        file_title += f" ({', '.join(facts['float32_parts'])} float32)"
+    card = file_facts["card"]
+    file_title = f"{graph_file.name}, {file_facts['dtype']}"
+    if file_facts["float32_parts"]:
+        file_title += f" ({', '.join(file_facts['float32_parts'])} float32)"
     rows = {"dense, float32": {"share of the MACs": "1.00"}, file_title: {}}
     rows[file_title]["share of the MACs"] = f"{card['mac_share']:.2f}"
     for table_row, name in zip(rows.values(), ("dense", "file"), strict=True):
@@ -206,36 +211,39 @@ def card_table(out: pathlib.Path, facts: Mapping[str, Any]) -> str:
     return rows_table([{"": name, **table_row} for name, table_row in rows.items()])
 
 
-def section_names(page: pathlib.Path) -> list[str]:
+def section_names(page_file: pathlib.Path) -> list[str]:
     """Names of the files that have a section on a page of cards."""
-    sections = page.read_text("utf-8").split(SECTION_MARK)[1:]
+    sections = page_file.read_text("utf-8").split(SECTION_MARK)[1:]
     return [section.partition(" -->")[0] for section in sections]
 
 
-def write_card_page(page: pathlib.Path, out: pathlib.Path, text: str = "") -> None:
+def write_card_page(
+    page_file: pathlib.Path, graph_file: pathlib.Path, page_text: str = ""
+) -> None:
     """Replace a file's section of a page of cards, or remove it.
 
-    text: the page's head and the section, as `card_page` gives them
+    page_text: the page's head and the section, as `format_card_page` gives them
     """
-    page_head, *added = text.split(SECTION_MARK)
+    page_head, *new_sections = page_text.split(SECTION_MARK)
     sections = []
-    if is_card_page(page):
-        old_head, *sections = page.read_text("utf-8").split(SECTION_MARK)
+    if is_card_page(page_file):
+        old_head, *sections = page_file.read_text("utf-8").split(SECTION_MARK)
         page_head = page_head or old_head
-    sections = [
-        each for each in sections if not each.startswith(f"{out.name} ")
-    ] + added
+    sections = [s for s in sections if not s.startswith(f"{graph_file.name} ")]
+    sections += new_sections
     if sections:
-        replace_file(page, SECTION_MARK.join([page_head, *sections]))
-    elif is_card_page(page):
-        page.unlink()
+        replace_file(page_file, SECTION_MARK.join([page_head, *sections]))
+    elif is_card_page(page_file):
+        page_file.unlink()
 
 
-def card_page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> str:
+def format_card_page(
+    graph_file: pathlib.Path, vit: Pretrained, file_facts: Mapping[str, Any]
+) -> str:
     """A file's README.md: a model card of the Hugging Face hub."""
-    card = facts["card"]
+    card = file_facts["card"]
     task = "image-feature-extraction"
-    if facts["activation"]:
+    if file_facts["activation"]:
         task = "image-classification"
     front_matter = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
     if "/" in vit.origin.name:
@@ -243,26 +251,26 @@ def card_page(out: pathlib.Path, vit: Pretrained, facts: Mapping[str, Any]) -> s
     if vit.origin.license:  # any text, as JSON, which YAML reads
         license_name = json.dumps(vit.origin.license, ensure_ascii=False)
         front_matter.append(f"license: {license_name}")
-    others = "neither recovered nor calibrated"
+    history = "neither recovered nor calibrated"
     if vit.recovered_variant and vit.recovered_variant.learned is None:
-        others = "did not calibrate; which images recovered the model is not recorded"
+        history = "did not calibrate; which images recovered the model is not recorded"
     model_name = vit.origin.name or vit.config.name or "ViT"
-    count = len(card["images"])
+    num_images = len(card["images"])
     lines = [
         *front_matter,
         "---",
-        f"{SECTION_MARK}{out.name} -->",
+        f"{SECTION_MARK}{graph_file.name} -->",
         "",
-        f"# {model_name}, {vit.label}, {facts['dtype']}",
+        f"# {model_name}, {vit.label}, {file_facts['dtype']}",
         "",
-        card_table(out, facts),
+        format_card_table(graph_file, file_facts),
         "",
         f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
         f"batch size {card['batch_size']}. Files took turns; brackets at times have "
         "the lowest and highest turn, and *times as fast* is the median of the turns' "
-        f"ratios. Outputs are compared with the dense file's on {count} images that "
-        f"{others}. Brackets have 95 % intervals, and points are relative to the dense "
-        "file. The last rows compare the dense file's outputs for changed images, and "
-        "its outputs in another order (*shuffled*), which is chance.",
+        f"ratios. Outputs are compared with the dense file's on {num_images} images "
+        f"that {history}. Brackets have 95 % intervals, and points are relative "
+        "to the dense file. The last rows compare the dense file's outputs for changed "
+        "images, and its outputs in another order (*shuffled*), which is chance.",
     ]
     return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower, upload
-from imagepiece_jax.exporters.program_outputs import ProgramOutputs
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
@@ -50,7 +50,7 @@ class TracedModel(NamedTuple):
     """A model with plain attention, which has a graph, and its program's arrays."""
 
     vit: Pretrained
-    outputs: ProgramOutputs
+    interface: ProgramInterface
     options: ExportOptions
 
 
@@ -67,7 +67,7 @@ class ExportPlace(NamedTuple):
         return import_format(self.graph_file)
 
     @property
-    def page(self) -> pathlib.Path:
+    def page_file(self) -> pathlib.Path:
         return self.folder / card.CARD_FILE_NAME
 
 
@@ -131,35 +131,36 @@ def export(
     check_option_values(vit, options)
     check_option_pairs(options)
     vit.warn_of_untrained()
-    traced = trace_model(vit, options)
-    vit = traced.vit
-    place = find_place(out, traced)
+    traced_model = trace_model(vit, options)
+    vit = traced_model.vit
+    place = find_place(out, traced_model)
     if push is not None:
         upload.check_repository(push, dry_run)
     card_images = None
-    calibration = None
+    calibration_pixels = None
     if images is not None:
-        check_card(place, traced)
+        check_card(place, traced_model)
         card_images = card.read_card_images(vit, images, texts)
-        calibration = card_images.calibration
+        calibration_pixels = card_images.calibration_pixels
     # Seconds in float32 find numbers that are not finite before a file is written, and
     # those too large for float16.
-    largest = largest_numbers.find_largest_numbers(vit, calibration)
+    part_maxima = largest_numbers.find_largest_numbers(vit, calibration_pixels)
     if dtype == "float16":
-        traced.outputs.model = largest_numbers.with_float32_parts(vit.model, largest)
+        model = largest_numbers.with_float32_parts(vit.model, part_maxima)
+        traced_model.interface.model = model
     place.graph_file.parent.mkdir(parents=True, exist_ok=True)
     checked_file(place.graph_file)
-    program = make_program(traced, place)
-    if dtype == "int8" and calibration is not None:
-        program = quantize_program(program, place, calibration)
+    program = make_program(traced_model, place)
+    if dtype == "int8" and calibration_pixels is not None:
+        program = quantize_program(program, place, calibration_pixels)
     if card_images is not None:
-        card_facts = make_card(program, traced, place, card_images)
+        card_facts = make_card(program, traced_model, place, card_images)
         program = program._replace(facts=program.facts | {"card": card_facts})
     with deferred_signals():  # the files belong together
         write_files(program, place)
         if card_images is not None:
-            page = card.card_page(place.graph_file, vit, program.facts)
-            card.write_card_page(place.page, place.graph_file, page)
+            page_text = card.format_card_page(place.graph_file, vit, program.facts)
+            card.write_card_page(place.page_file, place.graph_file, page_text)
     if push is not None:
         upload_files(place, push, dry_run)
     return place.graph_file
@@ -215,78 +216,80 @@ def trace_model(vit: Pretrained, options: ExportOptions) -> TracedModel:
     model = vit.model.clone(config=config, execution=execution)
     vit = dataclasses.replace(vit, model=model)
     if layout is None:
-        return TracedModel(vit, ProgramOutputs(vit, options.output), options)
-    return TracedModel(vit, tower.layout_outputs(vit, layout, options.pixels), options)
+        return TracedModel(vit, ProgramInterface(vit, options.output), options)
+    interface = tower.make_interface(vit, layout, options.pixels)
+    return TracedModel(vit, interface, options)
 
 
-def find_place(out: str | os.PathLike, traced: TracedModel) -> ExportPlace:
+def find_place(out: str | os.PathLike, traced_model: TracedModel) -> ExportPlace:
     """Check where files go: nothing but an earlier export is replaced."""
-    vit, _, options = traced
+    vit, _, options = traced_model
     layout = options.layout
     if layout is None:
-        graph = checked_file(out, options.dtype)
-        return ExportPlace(graph, graph.parent, {}, None)
+        graph_file = checked_file(out, options.dtype)
+        return ExportPlace(graph_file, graph_file.parent, {}, None)
     folder = pathlib.Path(os.path.expanduser(out))
-    graph = tower.graph_file(folder, layout, vit, options.dtype)
-    tower.check_layout_folder(folder, layout, vit, graph)
-    entry = tower.PROGRAM_LAYOUTS[layout]
-    files = {folder / name: content for name, content in entry.files(vit).items()}
-    return ExportPlace(graph, folder, files, entry.metadata(vit))
+    graph_file = tower.find_graph_file(folder, layout, vit, options.dtype)
+    tower.check_layout_folder(folder, layout, vit, graph_file)
+    program_layout = tower.PROGRAM_LAYOUTS[layout]
+    files = {folder / k: v for k, v in program_layout.files(vit).items()}
+    return ExportPlace(graph_file, folder, files, program_layout.metadata(vit))
 
 
-def check_card(place: ExportPlace, traced: TracedModel) -> None:
+def check_card(place: ExportPlace, traced_model: TracedModel) -> None:
     """Check that a card can be measured, and written."""
     extras.check_installed("a card", place.file_format.RUNTIME_MODULE)
-    if traced.vit.config.arch.pool == "none" and traced.options.output != "patches":
+    vit, _, options = traced_model
+    if vit.config.arch.pool == "none" and options.output != "patches":
         raise InputError(
             "pool is 'none', so a card has no image vectors to compare; give "
             "output='patches' (--output patches)"
         )
-    if place.page.exists() and not card.is_card_page(place.page):
+    if place.page_file.exists() and not card.is_card_page(place.page_file):
         raise InputError(
-            f"{place.page} already exists, and export did not write it; the card needs "
-            "a folder of its own"
+            f"{place.page_file} already exists, and export did not write it; the "
+            "card needs a folder of its own"
         )
 
 
-def make_program(traced: TracedModel, place: ExportPlace) -> MadeProgram:
+def make_program(traced_model: TracedModel, place: ExportPlace) -> MadeProgram:
     """Make a float32 or float16 program, and the facts about it."""
-    vit, outputs, options = traced
+    vit, interface, options = traced_model
     file_format = place.file_format
-    image_options = {"batch_size": options.batch_size, "pixels": options.pixels}
+    input_options = {"batch_size": options.batch_size, "takes_pixels": options.pixels}
     with announced_work("exporting the model"):
         graph = file_format.build_graph(
-            vit, **image_options, outputs=outputs, gathers=options.gathers
+            vit, **input_options, interface=interface, gathers=options.gathers
         )
-    facts = program_facts.collect_facts(vit, outputs, **image_options)
+    facts = program_facts.collect_facts(vit, interface, **input_options)
     facts |= file_format.FORMAT_FACTS
     facts |= {"layout": options.layout, "dtype": options.dtype}
     facts["gathers"] = options.gathers
-    facts["float32_parts"] = list(outputs.model.execution.float32_parts)
+    facts["float32_parts"] = list(interface.model.execution.float32_parts)
     return MadeProgram(graph, facts)
 
 
 def quantize_program(
-    program: MadeProgram, place: ExportPlace, images: np.ndarray
+    program: MadeProgram, place: ExportPlace, pixels: np.ndarray
 ) -> MadeProgram:
     """Quantize a float32 program to int8.
 
-    images: calibrate it, uint8 [images, H, W, 3]
+    pixels: calibrate it, uint8 [images, H, W, 3]
     """
-    message = f"calibrating int8 with {len(images)} images, which takes minutes"
+    message = f"calibrating int8 with {len(pixels)} images, which takes minutes"
     with temporary_folder() as temporary, announced_work(message):
         place = place._replace(
             graph_file=pathlib.Path(temporary, place.graph_file.name)
         )
         write_program(program, place)
         float32_program = open_program(place.graph_file)
-        graph = place.file_format.quantize_graph(float32_program, images)
+        graph = place.file_format.quantize_graph(float32_program, pixels)
     return program._replace(graph=graph)
 
 
 def make_card(
     program: MadeProgram,
-    traced: TracedModel,
+    traced_model: TracedModel,
     place: ExportPlace,
     images: card.CardImages,
 ) -> dict[str, Any]:
@@ -294,36 +297,38 @@ def make_card(
 
     Raises InputError for outputs that are not finite.
     """
-    vit, outputs, options = traced
-    dense = trace_model(vit.with_reduction(None), options._replace(dtype="float32"))
+    vit, interface, options = traced_model
+    dense_options = options._replace(dtype="float32")
+    dense_model = trace_model(vit.with_reduction(None), dense_options)
     with temporary_folder() as temporary:
-        file = pathlib.Path(temporary, f"file{place.graph_file.suffix}")
-        dense_file = file.with_stem("dense")
-        write_program(program, place._replace(graph_file=file))
-        write_program(make_program(dense, place), place._replace(graph_file=dense_file))
-        has_classes = "logits" in outputs.output_names and vit.config.head.has_classes
-        return card.compare_with_dense_file(file, dense_file, images, has_classes)
+        graph_file = pathlib.Path(temporary, f"file{place.graph_file.suffix}")
+        dense_file = graph_file.with_stem("dense")
+        write_program(program, place._replace(graph_file=graph_file))
+        dense_program = make_program(dense_model, place)
+        write_program(dense_program, place._replace(graph_file=dense_file))
+        has_classes = "logits" in interface.output_names and vit.config.head.has_classes
+        return card.compare_with_dense_file(graph_file, dense_file, images, has_classes)
 
 
 def write_program(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program, its weights and its JSON; remove an earlier one's weights."""
-    out = place.graph_file
+    graph_file = place.graph_file
     file_format = place.file_format
     facts = dict(program.facts)
     # Read before the new facts replace it.
-    earlier_weights = program_facts.read_facts(out).get("external_data")
-    weights_file = file_format.write_graph(out, program.graph, place.metadata)
+    earlier_weights_name = program_facts.read_facts(graph_file).get("external_data")
+    weights_file = file_format.write_graph(graph_file, program.graph, place.metadata)
     if weights_file is not None:
         facts["external_data"] = weights_file.name
-    program_facts.write_program_facts(out, facts)
-    file_format.remove_earlier_weights(out, earlier_weights, weights_file)
+    program_facts.write_program_facts(graph_file, facts)
+    file_format.remove_earlier_weights(graph_file, earlier_weights_name, weights_file)
 
 
 def write_files(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program and the layout's files. The page loses an earlier section."""
     # Nobody compares these with the graph's digest. A kill must not leave them beside
     # another graph.
-    card.write_card_page(place.page, place.graph_file)
+    card.write_card_page(place.page_file, place.graph_file)
     for file in place.files:
         file.unlink(missing_ok=True)
     write_program(program, place)
@@ -336,13 +341,13 @@ def write_files(program: MadeProgram, place: ExportPlace) -> None:
 
 def upload_files(place: ExportPlace, repository: str, dry_run: bool) -> None:
     """Upload the files of all graphs on the page: earlier types of the model, too."""
-    graph_files = []
-    for name in card.section_names(place.page):
-        graph = place.graph_file.with_name(name)
-        if graph.exists():
-            graph_files += program_facts.program_files(graph)
-            graph_files.append(program_facts.facts_file(graph))
-    files = [*graph_files, *place.files, place.page]
+    program_files = []
+    for name in card.section_names(place.page_file):
+        graph_file = place.graph_file.with_name(name)
+        if graph_file.exists():
+            program_files += program_facts.program_files(graph_file)
+            program_files.append(program_facts.facts_file(graph_file))
+    files = [*program_files, *place.files, place.page_file]
     upload.commit_files(repository, place.folder, files, dry_run)
 
 
@@ -352,25 +357,25 @@ def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path
     out: the file, or a folder, which may be new
     Returns the file's path.
     """
-    out = pathlib.Path(os.path.expanduser(out))
-    file = out
-    is_folder = out.is_dir() or not out.suffix
+    path = pathlib.Path(os.path.expanduser(out))
+    graph_file = path
+    is_folder = path.is_dir() or not path.suffix
     if is_folder:
         ending = next(iter(FORMAT_MODULES))
-        file = out / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
-    file_format = import_format(file)
+        graph_file = path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
+    file_format = import_format(graph_file)
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
-    if is_folder and not out.exists():
-        check_writable("out", out, ("",))
+    if is_folder and not path.exists():
+        check_writable("out", path, ("",))
     else:
-        check_replaceable(file)
-    return file
+        check_replaceable(graph_file)
+    return graph_file
 
 
-def check_replaceable(graph: pathlib.Path) -> None:
+def check_replaceable(graph_file: pathlib.Path) -> None:
     """Check that a graph and its JSON can be written, and replace only an export."""
-    is_export = program_facts.is_export(graph)
-    for file in (graph, program_facts.facts_file(graph)):
-        check_writable("out", file, (graph.suffix.lower(), ".json"))
+    is_export = program_facts.is_export(graph_file)
+    for file in (graph_file, program_facts.facts_file(graph_file)):
+        check_writable("out", file, (graph_file.suffix.lower(), ".json"))
         if file.exists() and not is_export:
             raise InputError(f"{file} already exists, and export did not write it")

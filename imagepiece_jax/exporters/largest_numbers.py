@@ -53,22 +53,22 @@ def find_largest_numbers(
         part_names[:] = maxima  # in order, which jit would not keep in a dict
         return [*maxima.values()]
 
-    largest = {}
+    part_maxima = {}
     batches = [sample_photographs(vit.image_size)]
     if images is not None:
         batches.append(images[:: math.ceil(len(images) / MAX_SAMPLED_IMAGES)])
     with announced_work("finding the largest numbers"):
         for pixels in batches:
-            normalized = normalize(pixels, vit.config.mean, vit.config.std)
+            normalized_images = normalize(pixels, vit.config.mean, vit.config.std)
             # Explicit copies, which a user's transfer guard allows.
-            arguments = jax.device_put((variables, normalized))
+            arguments = jax.device_put((variables, normalized_images))
             maxima = jax.device_get(ordered_maxima(*arguments))
             for name, number in zip(part_names, maxima, strict=True):
-                largest[name] = max(largest.get(name, 0.0), float(number))
-    if not math.isfinite(largest.pop("outputs")):
-        first_part = max(largest, key=lambda part: largest[part])
+                part_maxima[name] = max(part_maxima.get(name, 0.0), float(number))
+    if not math.isfinite(part_maxima.pop("outputs")):
+        first_part = max(part_maxima, key=lambda part: part_maxima[part])
         raise InputError(f"the model's outputs are not finite, from {first_part} on")
-    return largest
+    return part_maxima
 
 
 def find_part_maxima(
@@ -78,7 +78,7 @@ def find_part_maxima(
 
     A part's numbers are its weights, its layers' inputs and their results.
     """
-    part_sizes = {}
+    maxima_of_part = {}
     noted_arrays = {}  # a layer's result is the next one's input
 
     def note_numbers(part: str, arrays: Any) -> None:
@@ -87,9 +87,10 @@ def find_part_maxima(
             if is_number and (part, id(array)) not in noted_arrays:
                 noted_arrays[part, id(array)] = array
                 # XLA's maximum may lose NaN on CPUs.
-                sizes = jnp.abs(array)
-                sizes = jnp.where(sizes <= LARGEST_FLOAT32, sizes, jnp.inf)
-                part_sizes.setdefault(part, []).append(jnp.max(sizes))
+                magnitudes = jnp.abs(array)
+                is_finite = magnitudes <= LARGEST_FLOAT32
+                magnitudes = jnp.where(is_finite, magnitudes, jnp.inf)
+                maxima_of_part.setdefault(part, []).append(jnp.max(magnitudes))
 
     def call_and_note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         result = call(*args, **kwargs)
@@ -110,17 +111,17 @@ def find_part_maxima(
     for name, weights in variables["params"].items():
         note_numbers(name if isinstance(weights, dict) else STEM_PART, weights)
     note_numbers("outputs", (outputs.logits, outputs.tokens))
-    return {part: jnp.max(jnp.stack(sizes)) for part, sizes in part_sizes.items()}
+    return {part: jnp.max(jnp.stack(maxima)) for part, maxima in maxima_of_part.items()}
 
 
-def with_float32_parts(model: ViT, largest: dict[str, float]) -> ViT:
+def with_float32_parts(model: ViT, part_maxima: dict[str, float]) -> ViT:
     """Set a float16 model's parts that stay float32: the stem, and large numbers.
 
-    largest: from `find_largest_numbers`
+    part_maxima: from `find_largest_numbers`
     Raises InputError if no block is left for float16.
     """
     large_parts = []
-    for part, number in largest.items():
+    for part, number in part_maxima.items():
         if number > FLOAT16_LIMIT and not part.startswith(
             (STEM_PART, *ALWAYS_FLOAT32_PARTS)
         ):
@@ -128,7 +129,8 @@ def with_float32_parts(model: ViT, largest: dict[str, float]) -> ViT:
     if sum(part.startswith("blocks_") for part in large_parts) == model.depth:
         raise InputError(
             f"dtype is 'float16', whose numbers end at 65504, but {large_parts[0]} has "
-            f"{largest[large_parts[0]]:.3g}, and no block is far below; export float32"
+            f"{part_maxima[large_parts[0]]:.3g}, and no block is far below; export "
+            "float32"
         )
     if large_parts:
         log.info(

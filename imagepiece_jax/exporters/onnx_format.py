@@ -6,14 +6,15 @@ from imagepiece_jax.exporters.onnx_model import (
     remove_earlier_weights,
     write_onnx,
 )
-from imagepiece_jax.exporters.onnx_program import open_file
+from imagepiece_jax.exporters.onnx_program import open_onnx
 from imagepiece_jax.exporters.quantize import quantize_onnx
 
-__all__ = ["open_file", "remove_earlier_weights"]
+__all__ = ["remove_earlier_weights"]
 
 build_graph = build_onnx_model
 write_graph = write_onnx
 quantize_graph = quantize_onnx
+open_file = open_onnx
 FORMAT_TITLE = "an ONNX file"
 FORMAT_VERSION = f"ONNX opset {ONNX_OPSET}"
 FORMAT_FACTS = {"opset": ONNX_OPSET}  # of every file's JSON

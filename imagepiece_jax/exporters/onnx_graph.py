@@ -58,15 +58,15 @@ class Value:
     def constant(cls, array: ArrayLike, dtype: DTypeLike | None = None) -> Self:
         """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
-        stored = array.dtype
-        if stored.kind in "iu" and stored != np.uint8:
-            stored = np.dtype(np.float32)
-        if array.dtype != stored and (np.abs(array) > LARGEST_INTEGER).any():
+        graph_dtype = array.dtype
+        if graph_dtype.kind in "iu" and graph_dtype != np.uint8:
+            graph_dtype = np.dtype(np.float32)
+        if array.dtype != graph_dtype and (np.abs(array) > LARGEST_INTEGER).any():
             raise InputError(
                 f"the model computes with integers above {LARGEST_INTEGER}, which have "
                 "no exact ONNX graph here"
             )
-        array = np.asarray(array, stored, order="C")
+        array = np.asarray(array, graph_dtype, order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @classmethod
@@ -98,7 +98,7 @@ class Note:
     # `onnx_ops` writes and reads it.
     one_hot: Value | None = None
     # int64 form of the Value's indices. `onnx_ops` writes and reads it.
-    integers: Value | None = None
+    int_index: Value | None = None
     # The Value holds the tokens' ranks; the note holds the sorted tokens, int64.
     # `add_rank_tokens` writes it, `add_invert_order` reads it.
     sorted_tokens: Value | None = None
@@ -143,43 +143,45 @@ class Graph:
         inputs: Sequence[Input],
         shape: Shape,
         dtype: Any,
-        **options: Any,
+        **attributes: Any,
     ) -> Value:
         """Add a node with one output; return its Value. `inputs`: Values and arrays."""
-        return self.add_split_node(kind, inputs, [(shape, dtype)], **options)[0]
+        return self.add_split_node(kind, inputs, [(shape, dtype)], **attributes)[0]
 
     def add_split_node(
         self,
         kind: str,
         inputs: Sequence[Input],
-        results: Sequence[tuple[Shape, DTypeLike]],
+        output_types: Sequence[tuple[Shape, DTypeLike]],
         **attributes: Any,
     ) -> list[Value]:
-        """Add a node; return its outputs' Values. `results`: their (shape, dtype)."""
+        """Add a node; return its outputs' Values. `output_types`: (shape, dtype)."""
         from onnx import helper
 
-        operands = [_as_operand(given) for given in inputs]
+        operands = [_as_operand(node_input) for node_input in inputs]
         has_booleans = any(operand.dtype.kind == "b" for operand in operands)
         if kind in MOVING_OPERATORS and has_booleans:
             operands = [self.as_number(operand) for operand in operands]
-            numbers = [(shape, np.float32) for shape, _ in results]
-            moved_values = self.add_split_node(kind, operands, numbers, **attributes)
-            return [self.cast(value, bool) for value in moved_values]
-        names = tuple(map(self.initializer_name, operands))
-        options = sorted((name, str(value)) for name, value in attributes.items())
-        node_key = (kind, names, tuple(options))
+            float_types = [(shape, np.float32) for shape, _ in output_types]
+            floats = self.add_split_node(kind, operands, float_types, **attributes)
+            return [self.cast(value, bool) for value in floats]
+        input_names = tuple(map(self.initializer_name, operands))
+        attribute_texts = sorted((k, str(v)) for k, v in attributes.items())
+        node_key = (kind, input_names, tuple(attribute_texts))
         if node_key in self._known_outputs:
             return self._known_outputs[node_key]
-        values = []
-        for shape, dtype in results:
+        output_values = []
+        for shape, dtype in output_types:
             name = self._new_name(kind)
-            values.append(Value(tuple(shape), stored_dtype(dtype), name))
-        outputs = [value.name for value in values]
-        node = helper.make_node(kind, names, outputs, outputs[0], **attributes)
+            output_values.append(Value(tuple(shape), stored_dtype(dtype), name))
+        output_names = [value.name for value in output_values]
+        node = helper.make_node(
+            kind, input_names, output_names, output_names[0], **attributes
+        )
         self.nodes.append(node)
-        self._known_outputs[node_key] = values
-        self._node_of_value[outputs[0]] = (kind, operands, attributes)
-        return values
+        self._known_outputs[node_key] = output_values
+        self._node_of_value[output_names[0]] = (kind, operands, attributes)
+        return output_values
 
     def initializer_name(self, value: Value, name: str | None = None) -> str:
         """Name a Value. Equal constants share one initializer.
@@ -265,12 +267,14 @@ class Graph:
             return value
         if value.array is not None:
             return Value.constant(value.array.reshape(shape))
-        sides = [-1 if is_open_side(side) else side for side in shape]
-        return self.add_node("Reshape", [value, sides], shape, value.dtype)
+        # ONNX infers the side -1 from the number of elements.
+        target_sides = [-1 if is_open_side(side) else side for side in shape]
+        return self.add_node("Reshape", [value, target_sides], shape, value.dtype)
 
     def transpose(self, value: Value, order: Sequence[int]) -> Value:
-        value, before = self.source_and_order(value)
-        order = tuple(before[i] for i in order)  # two transposes become one
+        """Transpose a Value. Two transposes in a row become one."""
+        value, source_order = self.source_and_order(value)
+        order = tuple(source_order[i] for i in order)
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
@@ -296,17 +300,17 @@ class Graph:
         if (start, limit, stride) == (0, shape[axis], 1):
             return value
         shape[axis] = math.ceil((limit - start) / stride)
-        kind, parts, options = self._node_of_value[value.name]
-        if kind == "Concat" and options["axis"] == axis and stride == 1:
-            ends = itertools.accumulate(part.shape[axis] for part in parts)
-            for part, end in zip(parts, ends, strict=True):
+        kind, concat_parts, attributes = self._node_of_value[value.name]
+        if kind == "Concat" and attributes["axis"] == axis and stride == 1:
+            ends = itertools.accumulate(part.shape[axis] for part in concat_parts)
+            for part, end in zip(concat_parts, ends, strict=True):
                 if (start, limit) == (end - part.shape[axis], end):
                     return part
         operands = [value, [start], [limit], [axis], [stride]]
-        sliced = self.add_node("Slice", operands, shape, value.dtype)
+        sliced_value = self.add_node("Slice", operands, shape, value.dtype)
         if stride == 1:
-            self.notes[sliced.name] = Note(slice_of=(value, axis, start))
-        return sliced
+            self.notes[sliced_value.name] = Note(slice_of=(value, axis, start))
+        return sliced_value
 
     def source_and_start(self, value: Value, axis: int) -> tuple[Value, int]:
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
@@ -316,22 +320,25 @@ class Graph:
         return value, 0
 
     def expand(self, value: Value, shape: Shape) -> Value:
+        """Broadcast a Value to a shape, of which one side may be open."""
         shape = tuple(shape)
         if value.shape == shape:
             return value
         if value.array is not None and not any(map(is_open_side, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
         source = value
-        own = [1] * (len(shape) - value.ndim) + [*value.shape]
-        opened = [b if is_open_side(b) else a for a, b in zip(own, shape, strict=True)]
-        if opened != own:
-            numeric_value = self.as_number(self.reshape(value, own))
-            zeros = self._open_zeros(opened, numeric_value.dtype)
+        own_sides = [1] * (len(shape) - value.ndim) + [*value.shape]
+        opened_sides = [
+            b if is_open_side(b) else a for a, b in zip(own_sides, shape, strict=True)
+        ]
+        if opened_sides != own_sides:
+            numeric_value = self.as_number(self.reshape(value, own_sides))
+            zeros = self._open_zeros(opened_sides, numeric_value.dtype)
             terms = [numeric_value, zeros]
-            numeric_value = self.add_node("Add", terms, opened, zeros.dtype)
+            numeric_value = self.add_node("Add", terms, opened_sides, zeros.dtype)
             value = self.cast(numeric_value, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
-        repeats = [1 if a == b else b for a, b in zip(opened, shape, strict=True)]
+        repeats = [1 if a == b else b for a, b in zip(opened_sides, shape, strict=True)]
         if any(side != 1 for side in repeats):
             value = self.add_node("Expand", [value, repeats], shape, value.dtype)
         if source.array is not None:
@@ -341,25 +348,26 @@ class Graph:
     def _open_zeros(self, shape: Shape, dtype: DTypeLike) -> Value:
         """Zeros with the open side of `shape`; all other sides are 1."""
         # An operator that counts the images would compute integers.
-        (side,) = filter(is_open_side, shape)
-        images = self.images.shape[0]
-        rows_per_image = int(side // images)
+        (open_side,) = filter(is_open_side, shape)
+        batch = self.images.shape[0]
+        rows_per_image = int(open_side // batch)
         slice_ends = [1] * (self.images.ndim - 1)
         other_axes = [*range(1, self.images.ndim)]
-        corner_shape = (images, *slice_ends)
+        corner_shape = (batch, *slice_ends)
         slice_operands = [self.images, [0] * len(other_axes), slice_ends, other_axes]
         corner = self.add_node("Slice", slice_operands, corner_shape, self.images.dtype)
         zeros = self.add_elementwise("Mul", self.cast(corner, dtype), 0)
         if rows_per_image > 1:
-            zeros = self.concat([self.reshape(zeros, (images, 1))] * rows_per_image, 1)
-        corner_shape = [side if is_open_side(side) else 1 for side in shape]
-        return self.reshape(zeros, corner_shape)
+            zeros = self.concat([self.reshape(zeros, (batch, 1))] * rows_per_image, 1)
+        zeros_shape = [side if is_open_side(side) else 1 for side in shape]
+        return self.reshape(zeros, zeros_shape)
 
     def broadcast_source(self, value: Value) -> Value:
         """The constant broadcast to a Value; any other Value is its own source."""
         return self.notes[value.name].constant or value
 
     def concat(self, values: Values, axis: int) -> Value:
+        """Join Values along an axis."""
         # Runtimes differ in arrays without elements, such as an empty prefix.
         values = [value for value in values if value.shape[axis]] or values[:1]
         if len(values) == 1:
@@ -386,8 +394,8 @@ class Graph:
 
         inputs: Values, and numbers of the Values' dtype
         """
-        default_dtype = next(each.dtype for each in inputs if isinstance(each, Value))
-        operands = [_as_value(given, default_dtype) for given in inputs]
+        default_dtype = next(x.dtype for x in inputs if isinstance(x, Value))
+        operands = [_as_value(node_input, default_dtype) for node_input in inputs]
         shape = broadcast_shapes(*[operand.shape for operand in operands])
         if dtype is None:
             dtype = operands[0].dtype
@@ -397,17 +405,17 @@ class Graph:
             operands = operands[::-1]
         number = operands[-1].array
         if len(operands) == 2 and number is not None and number.ndim == 0:
-            shorter = self._nodeless_result(kind, operands[0], number)
-            if shorter:
-                return shorter
-        value, *others = sorted(operands, key=lambda value: value.array is not None)
+            nodeless_result = self._nodeless_result(kind, operands[0], number)
+            if nodeless_result:
+                return nodeless_result
+        value, *other_operands = sorted(operands, key=lambda v: v.array is not None)
         source, order = self.source_and_order(value)
-        are_constants = all(other.array is not None for other in others)
+        are_constants = all(operand.array is not None for operand in other_operands)
         # A node of one transposed Value and constants is added before the transpose. So
         # the transposes between several convolutions come together and cancel.
         if source is not value and are_constants and source.ndim == len(shape):
-            inverse = np.argsort(order).tolist()
-            sources = [_transposed_constant(operand, inverse) for operand in operands]
+            inverse_order = np.argsort(order).tolist()
+            sources = [_transposed_constant(each, inverse_order) for each in operands]
             sources[operands.index(value)] = source
             out = self.add_elementwise(kind, *sources, dtype=dtype, **attributes)
             return self.transpose(out, order)
@@ -441,11 +449,12 @@ class Graph:
         if sum_kind == "ReduceSum" and kind == "Div":
             source, axes = operands[0], operands[1].array
             if axes is not None and number == math.prod(source.shape[i] for i in axes):
-                mean_value = self.add_reduction("ReduceMean", source, axes, keep=True)
-                return self.reshape(mean_value, value.shape)
+                mean = self.add_reduction("ReduceMean", source, axes, keepdims=True)
+                return self.reshape(mean, value.shape)
         return None
 
     def cast(self, value: Value, dtype: DTypeLike) -> Value:
+        """Convert a Value to the graph's dtype for a JAX dtype."""
         from onnx import helper
 
         dtype = stored_dtype(dtype)
@@ -453,9 +462,9 @@ class Graph:
             return value
         if value.array is not None:
             return Value.constant(value.array.astype(dtype))
-        earlier_kind, operands, _ = self._node_of_value[value.name]
+        source_kind, operands, _ = self._node_of_value[value.name]
         # One cast of a boolean is enough.
-        if earlier_kind == "Cast" and operands[0].dtype.kind == "b":
+        if source_kind == "Cast" and operands[0].dtype.kind == "b":
             value = operands[0]
             if value.dtype == dtype:
                 return value
@@ -463,40 +472,41 @@ class Graph:
         return self.add_node("Cast", [value], value.shape, dtype, to=element_type)
 
     def add_reduction(
-        self, kind: str, value: Value, axes: Iterable[int], keep: bool = False
+        self, kind: str, value: Value, axes: Iterable[int], keepdims: bool = False
     ) -> Value:
         """Add a reduction, such as ReduceSum, over `axes`; return its Value."""
         if value.dtype.kind == "b":  # booleans count as 0 and 1
             numbers = self.cast(value, np.float32)
-            return self.cast(self.add_reduction(kind, numbers, axes, keep), value.dtype)
+            result = self.add_reduction(kind, numbers, axes, keepdims)
+            return self.cast(result, value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
         shape = list(value.shape)
         for axis in axes:
             shape[axis] = 1
         # OpenVINO 2026.4 adds a constant per row, [1, n, 1], to sums of rows wrongly,
         # unless a Reshape comes between. So no caller may add one to kept axes.
-        reduced = self.add_node(kind, [value, axes], shape, value.dtype, keepdims=1)
-        if keep:
-            return reduced
+        result = self.add_node(kind, [value, axes], shape, value.dtype, keepdims=1)
+        if keepdims:
+            return result
         kept_sides = [side for i, side in enumerate(value.shape) if i not in axes]
-        return self.reshape(reduced, kept_sides)
+        return self.reshape(result, kept_sides)
 
 
-def _as_value(given: Input, dtype: DTypeLike | None = None) -> Value:
+def _as_value(node_input: Input, dtype: DTypeLike | None = None) -> Value:
     """Turn a number or an array into a constant; a Value stays."""
-    if isinstance(given, Value):
-        return given
-    return Value.constant(given, dtype)
+    if isinstance(node_input, Value):
+        return node_input
+    return Value.constant(node_input, dtype)
 
 
-def _as_operand(given: Input) -> Value:
+def _as_operand(node_input: Input) -> Value:
     """Turn an operator's numbers into a constant: integers count sides or axes."""
-    if isinstance(given, Value):
-        return given
-    given = np.asarray(given)
-    if given.dtype.kind == "i":
-        return Value.int64_constant(given)
-    return Value.constant(given)
+    if isinstance(node_input, Value):
+        return node_input
+    numbers = np.asarray(node_input)
+    if numbers.dtype.kind == "i":
+        return Value.int64_constant(numbers)
+    return Value.constant(numbers)
 
 
 def is_open_side(side: Any) -> bool:

@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import Graph, Value
 from imagepiece_jax.exporters.onnx_primitives import add_equations
 from imagepiece_jax.exporters.program_facts import output_dtype
-from imagepiece_jax.exporters.program_outputs import ProgramOutputs
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
@@ -37,8 +37,8 @@ def build_onnx_model(
     vit: Pretrained,
     *,
     batch_size: int | None = None,
-    pixels: bool = False,
-    outputs: ProgramOutputs | None = None,
+    takes_pixels: bool = False,
+    interface: ProgramInterface | None = None,
     gathers: bool = False,
 ) -> "ModelProto":
     """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
@@ -48,22 +48,22 @@ def build_onnx_model(
     dtype norms, softmax, the head, and scores and order of reductions stay float32.
 
     batch_size: images per call; None: any number
-    pixels: uint8 images, normalized by the program; else float32
-    outputs: other inputs and outputs of the program
-    gathers: as for `Graph`
+    takes_pixels: uint8 images, normalized by the program; else float32
+    interface: the program's inputs and outputs; None: images and logits
+    gathers: sort and gather tokens by int64 indices (`Graph`)
     """
-    outputs = outputs or ProgramOutputs(vit)
-    check_deterministic(vit, outputs.model)
-    images = outputs.input_images(batch_size, pixels)
-    params, traced = trace_program(outputs, vit.variables, images)
-    image_value = Value(images.shape, np.dtype(images.dtype), outputs.input_name)
-    graph = Graph(image_value, gathers)
+    interface = interface or ProgramInterface(vit)
+    check_deterministic(vit, interface.model)
+    input_spec = interface.input_spec(batch_size, takes_pixels)
+    params, jaxpr = trace_program(interface, vit.variables, input_spec)
+    images = Value(input_spec.shape, np.dtype(input_spec.dtype), interface.input_name)
+    graph = Graph(images, gathers)
     # Weights are named first, so that initializers have the parameters' names.
     weights = name_weights(graph, params)
-    output_values = add_equations(graph, traced, [*weights, image_value])
+    output_values = add_equations(graph, jaxpr, [*weights, images])
     output_of_name = {}
     for name, output_value, aval in zip(
-        outputs.output_names, output_values, traced.out_avals, strict=True
+        interface.output_names, output_values, jaxpr.out_avals, strict=True
     ):
         output_value = graph.cast(output_value, output_dtype(aval.dtype))
         output_of_name[name] = graph.as_output(output_value, aval.shape)
@@ -82,20 +82,23 @@ def check_deterministic(vit: Pretrained, model: ViT) -> None:
 
 
 def trace_program(
-    outputs: ProgramOutputs, variables: Mapping[str, Any], images: jax.ShapeDtypeStruct
+    interface: ProgramInterface,
+    variables: Mapping[str, Any],
+    input_spec: jax.ShapeDtypeStruct,
 ) -> tuple[dict[str, Any], ClosedJaxpr]:
     """Trace a program: (parameters in its dtypes, jaxpr of parameters and images)."""
-    model, variables = optimize.fold_and_cast(outputs.model, variables)
+    model, variables = optimize.fold_and_cast(interface.model, variables)
     with nodes.marked_functions():
-        traced = jax.make_jaxpr(outputs.forward_function(model))(variables, images)
-    return variables["params"], traced
+        forward = interface.make_forward_function(model)
+        jaxpr = jax.make_jaxpr(forward)(variables, input_spec)
+    return variables["params"], jaxpr
 
 
 def name_weights(graph: Graph, params: Mapping[str, Any]) -> list[Value]:
     """Make every parameter an initializer with its own name, such as "head.bias"."""
     weights = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        weight = Value.constant(leaf)
+    for path, param in jax.tree_util.tree_leaves_with_path(params):
+        weight = Value.constant(param)
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         graph.initializer_name(weight, name)
         weights.append(weight)

@@ -24,17 +24,18 @@ def add_layer_norm(
     dtype: DTypeLike,
     eps: float = 1e-6,
 ) -> Value:
+    """Normalize rows in float32, and cast them to `dtype`."""
     x = graph.cast(x, np.float32)
     options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
-    normed = graph.add_node("LayerNormalization", operands, x.shape, x.dtype, **options)
-    return graph.cast(normed, dtype)
+    rows = graph.add_node("LayerNormalization", operands, x.shape, x.dtype, **options)
+    return graph.cast(rows, dtype)
 
 
 def add_gelu(graph: Graph, x: Value, variant: str = "exact") -> Value:
     if variant == "quick":
-        scaled = graph.add_elementwise("Mul", x, QUICK_GELU_FACTOR)
-        gate = graph.add_elementwise("Sigmoid", scaled)
+        scaled_input = graph.add_elementwise("Mul", x, QUICK_GELU_FACTOR)
+        gate = graph.add_elementwise("Sigmoid", scaled_input)
         return graph.add_elementwise("Mul", x, gate)
     approximation = {"exact": "none", "tanh": "tanh"}[variant]
     return graph.add_elementwise("Gelu", x, approximate=approximation)
@@ -50,6 +51,7 @@ def add_dot_product_attention(
     backend: str = "xla",
     length: int | None = None,
 ) -> Value:
+    """Add softmax attention, with its weights in a Note for `add_mean_attention`."""
     weights = _attention_weights(graph, query, key, key_bias)
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
     return _weighted_sum(graph, weights, value)
@@ -79,6 +81,7 @@ def add_attention_map(
 def _attention_weights(
     graph: Graph, query: Value, key: Value, key_bias: Value | None
 ) -> Value:
+    """Softmax of queries times keys. [B, Q, H, d], [B, N, H, d] -> [B, H, Q, N]."""
     query = graph.add_elementwise("Mul", query, query.shape[-1] ** -0.5)
     query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
@@ -86,50 +89,51 @@ def _attention_weights(
     logits = graph.add_node("MatMul", [query, key], shape, query.dtype)
     logits = graph.cast(logits, np.float32)
     if key_bias is not None:
-        batch, tokens = key_bias.shape
+        batch, n = key_bias.shape
         bias = graph.cast(key_bias, np.float32)
-        bias = graph.reshape(bias, (batch, 1, 1, tokens))
+        bias = graph.reshape(bias, (batch, 1, 1, n))
         logits = graph.add_elementwise("Add", logits, bias)
     return graph.add_node("Softmax", [logits], shape, np.float32, axis=-1)
 
 
 def add_mean_query(graph: Graph, query: Value, live: Value | None = None) -> Value:
-    tokens = query.shape[1]
-    return _weighted_queries(graph, query, np.full((1, tokens), 1 / tokens))
+    n = query.shape[1]
+    return _weighted_queries(graph, query, np.full((1, n), 1 / n))
 
 
 def add_class_and_mean_queries(
     graph: Graph, query: Value, live: Value | None = None
 ) -> Value:
-    tokens = query.shape[1]
-    class_token = np.arange(tokens) == 0
-    return _weighted_queries(graph, query, [class_token, np.full(tokens, 1 / tokens)])
+    n = query.shape[1]
+    class_token = np.arange(n) == 0
+    return _weighted_queries(graph, query, [class_token, np.full(n, 1 / n)])
 
 
 def _weighted_queries(graph: Graph, query: Value, weights: ArrayLike) -> Value:
     """Weighted sums of queries [B, N, H, d]; weights: [Q, N]. -> [B, Q, H, d]."""
     # onnxruntime's ReduceMean over tokens takes three times as long.
-    batch, tokens, heads, width = query.shape
-    rows = graph.reshape(graph.cast(query, np.float32), (batch, tokens, heads * width))
+    batch, n, num_heads, head_dim = query.shape
+    dim = num_heads * head_dim
+    rows = graph.reshape(graph.cast(query, np.float32), (batch, n, dim))
     weights = np.asarray(weights, np.float32)[None]
-    shape = (batch, weights.shape[1], heads * width)
+    shape = (batch, weights.shape[1], dim)
     weighted_sums = graph.add_node("MatMul", [weights, rows], shape, np.float32)
-    return graph.reshape(weighted_sums, (*shape[:2], heads, width))
+    return graph.reshape(weighted_sums, (*shape[:2], num_heads, head_dim))
 
 
 def add_mean_attention(
     graph: Graph, query: Value, key: Value, key_bias: Value | None = None
 ) -> Value:
-    """The class token's attention is a row of the full attention, if that is there."""
+    """Attention to every token, as a mean over queries and heads. -> [B, N]."""
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
     weights = None
     attention = graph.notes[key.name].attention
-    if attention:  # the full attention, the class token first
-        known_queries, known_bias, known_weights = attention
-        class_query = graph.slice(known_queries, 1, 0, 1)
-        if class_query == query and known_bias == key_bias:
-            weights = graph.slice(known_weights, 2, 0, 1)
+    if attention:  # the full attention has the class token's, in its first row
+        all_queries, all_bias, all_weights = attention
+        class_query = graph.slice(all_queries, 1, 0, 1)
+        if class_query == query and all_bias == key_bias:
+            weights = graph.slice(all_weights, 2, 0, 1)
     if weights is None:
         weights = _attention_weights(graph, query, key, key_bias)
     return graph.add_reduction("ReduceMean", weights, (1, 2))
@@ -140,13 +144,14 @@ def add_log_sum_exp(graph: Graph, logits: Value) -> Value:
 
 
 def add_unit_vectors(graph: Graph, x: Value, eps: float = 1e-6) -> Value:
+    """Scale rows to length 1."""
     slice_of = graph.notes[x.name].slice_of
     if slice_of and slice_of[1] < x.ndim - 1:  # all rows, once for all slices
         rows, axis, start = slice_of
         limit = start + x.shape[axis]
         return graph.slice(add_unit_vectors(graph, rows, eps), axis, start, limit)
     x = graph.cast(x, np.float32)
-    squares = graph.add_reduction("ReduceSumSquare", x, (-1,), keep=True)
+    squares = graph.add_reduction("ReduceSumSquare", x, (-1,), keepdims=True)
     length = graph.add_elementwise("Sqrt", graph.add_elementwise("Add", squares, eps))
     return graph.add_elementwise("Div", x, length)
 
@@ -175,10 +180,10 @@ def _equality(graph: Graph, values: Value, numbers: Value | ArrayLike) -> Value:
     return graph.cast(is_equal, np.float32)
 
 
-def _noted_index(graph: Graph, integers: Value) -> Value:
+def _as_float_index(graph: Graph, int_index: Value) -> Value:
     """Indices as float32, with a Note of their int64 form."""
-    index = graph.cast(integers, np.float32)
-    graph.notes[index.name] = Note(integers=integers)
+    index = graph.cast(int_index, np.float32)
+    graph.notes[index.name] = Note(int_index=int_index)
     return index
 
 
@@ -191,6 +196,7 @@ def _sorted_indices(graph: Graph, x: Value, largest: bool) -> Value:
 
 
 def add_rank_tokens(graph: Graph, score: Value) -> Value:
+    """Rank of every token, 0 for the highest score. [B, n] -> [B, n] float32."""
     batch, n = score.shape
     score = graph.cast(score, np.float32)
     if graph.gathers:
@@ -200,16 +206,19 @@ def add_rank_tokens(graph: Graph, score: Value) -> Value:
         graph.notes[ranks.name] = Note(sorted_tokens=tokens)
         return ranks
     own_score = graph.reshape(score, (batch, n, 1))
-    other = graph.reshape(score, (batch, 1, n))
-    higher = graph.add_elementwise("Greater", other, own_score, dtype=bool)
+    other_score = graph.reshape(score, (batch, 1, n))
+    is_higher = graph.add_elementwise("Greater", other_score, own_score, dtype=bool)
     is_later = np.triu(np.ones((n, n), np.float32), 1)[None]
-    higher = graph.add_elementwise("Mul", graph.cast(higher, np.float32), is_later)
+    is_higher = graph.cast(is_higher, np.float32)
+    is_ahead = graph.add_elementwise("Mul", is_higher, is_later)
     # A token comes behind later tokens with higher scores, and behind earlier tokens,
     # except those with lower scores.
-    later = graph.reshape(graph.add_reduction("ReduceSum", higher, (2,)), other.shape)
-    lower = graph.add_reduction("ReduceSum", higher, (1,), keep=True)
-    earlier = graph.add_elementwise("Sub", np.arange(n)[None, None], lower)
-    return graph.reshape(graph.add_elementwise("Add", earlier, later), (batch, n))
+    later_ahead = graph.add_reduction("ReduceSum", is_ahead, (2,))
+    later_ahead = graph.reshape(later_ahead, other_score.shape)
+    num_behind = graph.add_reduction("ReduceSum", is_ahead, (1,), keepdims=True)
+    earlier_ahead = graph.add_elementwise("Sub", np.arange(n)[None, None], num_behind)
+    ranks = graph.add_elementwise("Add", earlier_ahead, later_ahead)
+    return graph.reshape(ranks, (batch, n))
 
 
 def add_count_kept_before(graph: Graph, keep: Value) -> Value:
@@ -218,31 +227,31 @@ def add_count_kept_before(graph: Graph, keep: Value) -> Value:
 
 
 def add_index_kept_tokens(graph: Graph, keep: Value) -> Value:
-    before = add_count_kept_before(graph, keep)
+    kept_before = add_count_kept_before(graph, keep)
     # As in `ranking.index_kept_tokens`, the index of a dropped token is negative.
-    operands = [keep, before, np.float32(-keep.shape[1])]
+    operands = [keep, kept_before, np.float32(-keep.shape[1])]
     return graph.add_node("Where", operands, keep.shape, np.float32)
 
 
 def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Value:
+    """Find the tokens at all positions below `wanted`, or at those it lists. [B, m]."""
     batch, n = position.shape
-    if isinstance(wanted, int):
-        wanted = Value.constant(np.arange(wanted))
-    m = wanted.shape[-1]
+    positions = Value.constant(np.arange(wanted)) if isinstance(wanted, int) else wanted
+    m = positions.shape[-1]
     index_ranks = None
-    known_positions = np.ravel(-1 if wanted.array is None else wanted.array)
+    known_positions = np.ravel(-1 if positions.array is None else positions.array)
     if known_positions.size and (np.diff(known_positions) == 1).all():
         index_ranks = (position, int(known_positions[0]))
     sorted_tokens = graph.notes[position.name].sorted_tokens
     # A missing position has no sorted token.
     if sorted_tokens and (known_positions >= 0).all() and (known_positions < n).all():
         operands = [sorted_tokens, known_positions.astype(np.int64)]
-        integers = graph.add_node("Gather", operands, (batch, m), np.int64, axis=1)
-        index = graph.cast(integers, np.float32)
-        graph.notes[index.name] = Note(integers=integers, ranks=index_ranks)
+        int_index = graph.add_node("Gather", operands, (batch, m), np.int64, axis=1)
+        index = graph.cast(int_index, np.float32)
+        graph.notes[index.name] = Note(int_index=int_index, ranks=index_ranks)
         return index
-    wanted = graph.reshape(wanted, (1, m, 1))
-    one_hot = _equality(graph, graph.reshape(position, (batch, 1, n)), wanted)
+    position_rows = graph.reshape(positions, (1, m, 1))
+    one_hot = _equality(graph, graph.reshape(position, (batch, 1, n)), position_rows)
     tokens = Value.constant(np.arange(n)[None])
     terms = _weighted_columns(graph, one_hot, tokens)
     index = graph.add_reduction("ReduceSum", terms, (2,))
@@ -253,6 +262,7 @@ def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Valu
 def add_pick_by_rank(
     graph: Graph, position: Value, length: int | Value, *values: Value
 ) -> Values:
+    """Gather values at the tokens that `add_invert_order` finds."""
     index = add_invert_order(graph, position, length)
     one_hot = graph.notes[index.name].one_hot
     if one_hot is None:
@@ -267,66 +277,69 @@ def add_sum_arrays(graph: Graph, arrays: Values, axis: int) -> Values:
 
 
 def add_find_partners(graph: Graph, similarity: Value, tokens: Value) -> Values:
-    best, place = first_best(graph, similarity, 2, "Max")
-    return [best, add_gather_rows(graph, tokens, place)]
+    best_similarity, best_position = find_extremum(graph, similarity, 2, "Max")
+    return [best_similarity, add_gather_rows(graph, tokens, best_position)]
 
 
-def first_best(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, Value]:
+def find_extremum(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, Value]:
     """The largest value along an axis, and its first index, without the axis.
 
     kind: "Max", or "Min" for the smallest value
     """
     source, order = graph.source_and_order(x)
-    other_order = [each for each in order if each != order[axis]]
-    if other_order == sorted(other_order):
+    other_axes = [each for each in order if each != order[axis]]
+    if other_axes == sorted(other_axes):
         # onnxruntime would transpose booleans, which WebGPU does not.
         x = source
         axis = order[axis]
-    other_order = (*x.shape[:axis], *x.shape[axis + 1 :])
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
     if graph.gathers:
         options = {"axis": int(axis), "keepdims": 0}
-        index = graph.add_node(f"Arg{kind}", [x], other_order, np.int64, **options)
+        index = graph.add_node(f"Arg{kind}", [x], shape, np.int64, **options)
         best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,))
-        return best_value, _noted_index(graph, index)
-    best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,), keep=True)
+        return best_value, _as_float_index(graph, index)
+    best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,), keepdims=True)
     is_best = graph.add_elementwise("Equal", x, best_value, dtype=bool)
     length = x.shape[axis]
     index_shape = [1] * x.ndim
     index_shape[axis] = length
-    index = Value.constant(np.arange(length).reshape(index_shape))
-    operands = [is_best, index, np.float32(length)]
-    index = graph.add_node("Where", operands, is_best.shape, np.float32)
-    index = graph.add_reduction("ReduceMin", index, (axis,), keep=True)
-    return graph.reshape(best_value, other_order), graph.reshape(index, other_order)
+    all_indices = Value.constant(np.arange(length).reshape(index_shape))
+    operands = [is_best, all_indices, np.float32(length)]
+    best_indices = graph.add_node("Where", operands, is_best.shape, np.float32)
+    index = graph.add_reduction("ReduceMin", best_indices, (axis,), keepdims=True)
+    return graph.reshape(best_value, shape), graph.reshape(index, shape)
 
 
 def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
+    """1 less each token's largest similarity to a token earlier in `order`."""
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
     own_order = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
-    other = graph.reshape(graph.add_elementwise("Add", own_order, 4), (batch, 1, n))
-    lead = graph.add_elementwise("Sub", own_order, other)
+    all_order = graph.reshape(graph.add_elementwise("Add", own_order, 4), (batch, 1, n))
+    lead = graph.add_elementwise("Sub", own_order, all_order)
     penalty = graph.add_elementwise("Min", lead, 0)
-    highest = graph.add_elementwise("Add", similarity, penalty)
-    highest = graph.add_reduction("ReduceMax", highest, (2,))
+    nearest_similarity = graph.add_elementwise("Add", similarity, penalty)
+    nearest_similarity = graph.add_reduction("ReduceMax", nearest_similarity, (2,))
     # The first token's distance is 4, not 2: it has the highest score anyway.
     one = Value.constant(np.float32(1))
-    return graph.add_elementwise("Sub", one, highest)
+    return graph.add_elementwise("Sub", one, nearest_similarity)
 
 
 def add_join_kept(graph: Graph, similarity: Value, order: Value, n_out: int) -> Values:
+    """Join every token to the most similar of the first `n_out`: [slot, similarity]."""
     n = similarity.shape[1]
     self_bonus = 2 * np.eye(n, dtype=np.float32)[None]
     similarity = graph.add_elementwise("Add", similarity, self_bonus)
     tokens = add_invert_order(graph, order, n_out)
     # Similarities are symmetric, so rows stand for columns.
     kept_similarity = add_gather_rows(graph, similarity, tokens)
-    best_similarity, slot = first_best(graph, kept_similarity, 1, "Max")
+    best_similarity, slot = find_extremum(graph, kept_similarity, 1, "Max")
     return [slot, graph.add_elementwise("Min", best_similarity, 1)]
 
 
 def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
+    """Rows of x [B, n, ..] at indices [B, ..], by the fewest nodes for both."""
     n = x.shape[1]
     shape = (*index.shape, *x.shape[2:])
     if index.ndim != 2:
@@ -334,20 +347,20 @@ def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
         return graph.reshape(add_gather_rows(graph, x, index), shape)
     if x.dtype.kind == "b":
         return graph.cast(add_gather_rows(graph, graph.as_number(x), index), bool)
-    rows = graph.broadcast_source(x).array
-    if rows is not None and rows.ndim == x.ndim and len(rows) == 1:
-        if (rows == rows[:, :1]).all():  # the same for all tokens
-            return graph.expand(Value.constant(rows[:, :1]), shape)
-        if rows.ndim == 2 and rows.dtype == np.float32:
+    array = graph.broadcast_source(x).array
+    if array is not None and array.ndim == x.ndim and len(array) == 1:
+        if (array == array[:, :1]).all():  # the same for all tokens
+            return graph.expand(Value.constant(array[:, :1]), shape)
+        if array.ndim == 2 and array.dtype == np.float32:
             with np.errstate(all="ignore"):
-                step = rows[0, 1] - rows[0, 0]
-                evenly_spaced = np.arange(n, dtype=np.float32) * step + rows[0, 0]
-            if np.array_equal(rows[0], evenly_spaced):
-                scaled = graph.add_elementwise("Mul", index, step)
-                return graph.add_elementwise("Add", scaled, rows[0, 0])
-    all_tokens, start = graph.source_and_start(index, 1)
+                step = array[0, 1] - array[0, 0]
+                spaced_numbers = np.arange(n, dtype=np.float32) * step + array[0, 0]
+            if np.array_equal(array[0], spaced_numbers):
+                scaled_index = graph.add_elementwise("Mul", index, step)
+                return graph.add_elementwise("Add", scaled_index, array[0, 0])
+    index_source, start = graph.source_and_start(index, 1)
     by_rank = graph.notes[x.name].by_rank
-    index_ranks = graph.notes[all_tokens.name].ranks
+    index_ranks = graph.notes[index_source.name].ranks
     if by_rank and index_ranks:
         values, ranks = by_rank
         token_ranks, lowest = index_ranks
@@ -355,7 +368,7 @@ def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
             start += lowest
             return graph.slice(values, 1, start, start + index.shape[1])
     if graph.gathers:
-        return _gathered_rows(graph, x, index, shape)
+        return _gather_by_integers(graph, x, index, shape)
     one_hot = _one_hot(graph, index, n)
     if x.ndim == 2:
         # Not a product of matrices, which int8 would round.
@@ -367,18 +380,19 @@ def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
     return graph.reshape(_token_product(graph, one_hot, rows), shape)
 
 
-def _gathered_rows(graph: Graph, x: Value, index: Value, shape: Shape) -> Value:
+def _gather_by_integers(graph: Graph, x: Value, index: Value, shape: Shape) -> Value:
+    """Gather rows by the int64 form of their indices."""
     index_shape = (*index.shape, 1) if x.ndim > 2 else index.shape
     if index.array is not None:
-        integers = Value.int64_constant(index.array.reshape(index_shape))
+        int_index = Value.int64_constant(index.array.reshape(index_shape))
     else:
         source, start = graph.source_and_start(index, 1)
-        integers = graph.notes[source.name].integers or graph.cast(source, np.int64)
-        integers = graph.slice(integers, 1, start, start + index.shape[1])
-        integers = graph.reshape(integers, index_shape)
+        int_index = graph.notes[source.name].int_index or graph.cast(source, np.int64)
+        int_index = graph.slice(int_index, 1, start, start + index.shape[1])
+        int_index = graph.reshape(int_index, index_shape)
     if x.ndim > 2:
-        return graph.add_node("GatherND", [x, integers], shape, x.dtype, batch_dims=1)
-    return graph.add_node("GatherElements", [x, integers], shape, x.dtype, axis=1)
+        return graph.add_node("GatherND", [x, int_index], shape, x.dtype, batch_dims=1)
+    return graph.add_node("GatherElements", [x, int_index], shape, x.dtype, axis=1)
 
 
 def _token_product(graph: Graph, matrix: Value, x: Value) -> Value:
@@ -425,7 +439,7 @@ def _weighted_columns(graph: Graph, matrix: Value, weight: Value) -> Value:
 
 
 def _row_sums(graph: Graph, matrix: Value) -> Value:
-    return graph.add_reduction("ReduceSum", matrix, (2,), keep=True)
+    return graph.add_reduction("ReduceSum", matrix, (2,), keepdims=True)
 
 
 def add_merge_features(
@@ -437,73 +451,79 @@ def add_merge_features(
         return None
     batch, n_out = index.kept_tokens.shape
     absorbed_count = index.absorbed_tokens.shape[1]
-    prefix = x.shape[1] - assignment.slot_of_token.shape[1]
-    kept_index = _prefixed_index(graph, index.kept_tokens, prefix)
+    num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
+    kept_index = _prefixed_index(graph, index.kept_tokens, num_prefix)
     kept_rows = add_gather_rows(graph, x, kept_index)
     absorbed_index = None
     if absorbed_count:
-        absorbed_index = _prefixed_index(graph, index.absorbed_tokens, prefix, False)
-        slots = np.arange(-prefix, n_out)[None, :, None]
+        absorbed_index = _prefixed_index(
+            graph, index.absorbed_tokens, num_prefix, False
+        )
+        slots = np.arange(-num_prefix, n_out)[None, :, None]
         target_slots = graph.reshape(index.target_slots, (batch, 1, absorbed_count))
         is_joined = _equality(graph, target_slots, slots)
 
     def merge_terms(values: Value | None = None) -> tuple[Value, Value | None, Value]:
         """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
-        own = Value.constant(np.float32(1))  # no values: ones
+        kept_values = Value.constant(np.float32(1))  # no values: ones
         if values is not None:
-            own = add_gather_rows(graph, values, kept_index)
-            own = graph.reshape(own, (*own.shape, 1))
+            kept_values = add_gather_rows(graph, values, kept_index)
+            kept_values = graph.reshape(kept_values, (*kept_values.shape, 1))
         if absorbed_index is None:
-            return own, None, own
-        absorbed = is_joined
+            return kept_values, None, kept_values
+        absorbed_matrix = is_joined
         if values is not None:
             absorbed_values = add_gather_rows(graph, values, absorbed_index)
-            absorbed = _weighted_columns(graph, is_joined, absorbed_values)
-        total = _row_sums(graph, absorbed)
-        return (own, absorbed, graph.add_elementwise("Add", own, total))
+            absorbed_matrix = _weighted_columns(graph, is_joined, absorbed_values)
+        absorbed_sums = _row_sums(graph, absorbed_matrix)
+        slot_sums = graph.add_elementwise("Add", kept_values, absorbed_sums)
+        return kept_values, absorbed_matrix, slot_sums
 
-    kept_factor, absorbed_factor, total = merge_terms(size)
-    merged_sizes = graph.reshape(total, kept_index.shape)
+    kept_factor, absorbed_factor, slot_sums = merge_terms(size)
+    merged_sizes = graph.reshape(slot_sums, kept_index.shape)
     if assignment.mean and not absorbed_count:
         return [kept_rows, merged_sizes]
     # Means are float32 in float16 graphs, too.
     kept_rows = graph.cast(kept_rows, np.float32)
     if assignment.weight is not None:
         weight = graph.cast(assignment.weight, np.float32)
-        operands = [weight, [0, prefix, 0, 0], np.float32(1)]
+        operands = [weight, [0, num_prefix, 0, 0], np.float32(1)]
         weight = graph.add_node("Pad", operands, size.shape, np.float32)
-        kept_factor, absorbed_factor, total = merge_terms(weight)
+        kept_factor, absorbed_factor, slot_sums = merge_terms(weight)
     elif not assignment.by_size:
-        kept_factor, absorbed_factor, total = merge_terms()
+        kept_factor, absorbed_factor, slot_sums = merge_terms()
     if assignment.mean:
-        kept_factor = graph.add_elementwise("Div", kept_factor, total)
+        kept_factor = graph.add_elementwise("Div", kept_factor, slot_sums)
     if assignment.mean and absorbed_factor is not None:
-        absorbed_factor = graph.add_elementwise("Div", absorbed_factor, total)
-    merged = graph.add_elementwise("Mul", kept_rows, kept_factor)
+        absorbed_factor = graph.add_elementwise("Div", absorbed_factor, slot_sums)
+    merged_rows = graph.add_elementwise("Mul", kept_rows, kept_factor)
     if absorbed_index is not None and absorbed_factor is not None:
         absorbed_rows = add_gather_rows(graph, x, absorbed_index)
         absorbed_rows = graph.cast(absorbed_rows, np.float32)
-        absorbed = _token_product(graph, absorbed_factor, absorbed_rows)
-        merged = graph.add_elementwise("Add", merged, absorbed)
-    return [graph.cast(merged, x.dtype), merged_sizes]
+        absorbed_sums = _token_product(graph, absorbed_factor, absorbed_rows)
+        merged_rows = graph.add_elementwise("Add", merged_rows, absorbed_sums)
+    return [graph.cast(merged_rows, x.dtype), merged_sizes]
 
 
 def _prefixed_index(
-    graph: Graph, index: Value, prefix: int, are_first: bool = True
+    graph: Graph, index: Value, num_prefix: int, are_first: bool = True
 ) -> Value:
     """Count the prefix in indices [B, m] of image tokens.
 
     are_first: put the prefix's own indices in front, [B, prefix + m]
     """
-    shifted = graph.add_elementwise("Add", index, prefix)
-    if not prefix or not are_first:
-        return shifted
+    shifted_index = graph.add_elementwise("Add", index, num_prefix)
+    if not num_prefix or not are_first:
+        return shifted_index
     batch, index_count = index.shape
-    operands = [shifted, [0, prefix, 0, 0], np.float32(0)]
-    padded = graph.add_node("Pad", operands, (batch, prefix + index_count), np.float32)
-    prefix_index = np.zeros((1, prefix + index_count), np.float32)
-    prefix_index[0, :prefix] = np.arange(prefix)
-    return graph.add_elementwise("Add", padded, prefix_index) if prefix > 1 else padded
+    operands = [shifted_index, [0, num_prefix, 0, 0], np.float32(0)]
+    length = num_prefix + index_count
+    padded_index = graph.add_node("Pad", operands, (batch, length), np.float32)
+    if num_prefix == 1:  # its index is the padding's 0
+        return padded_index
+    prefix_index = np.zeros((1, length), np.float32)
+    prefix_index[0, :num_prefix] = np.arange(num_prefix)
+    return graph.add_elementwise("Add", padded_index, prefix_index)
 
 
 def add_attend_merged(
@@ -511,21 +531,21 @@ def add_attend_merged(
 ) -> Value | None:
     """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
     # A merged map has sums of columns, and means of rows.
-    batch, heads, queries, tokens = attention.shape
-    slots = value.shape[1]
+    batch, num_heads, num_queries, n = attention.shape
+    num_slots = value.shape[1]
     index = assignment.index
     absorbed_count = 0 if index is None else index.absorbed_tokens.shape[1]
     # None merges, or some are dropped.
-    if not absorbed_count or slots + absorbed_count < tokens:
+    if not absorbed_count or num_slots + absorbed_count < n:
         return None
-    prefix = tokens - assignment.slot_of_token.shape[1]
-    slot_of_row = _prefixed_index(graph, assignment.slot_of_token, prefix)
-    value_rows = graph.reshape(value, (batch, slots, heads * value.shape[3]))
+    num_prefix = n - assignment.slot_of_token.shape[1]
+    slot_of_row = _prefixed_index(graph, assignment.slot_of_token, num_prefix)
+    value_rows = graph.reshape(value, (batch, num_slots, num_heads * value.shape[3]))
     value_rows = add_gather_rows(graph, value_rows, slot_of_row)
-    shape = (batch, tokens, heads, value.shape[3])
+    shape = (batch, n, num_heads, value.shape[3])
     out = _weighted_sum(graph, attention, graph.reshape(value_rows, shape))
-    if queries < tokens:
+    if num_queries < n:
         return out
     out = graph.reshape(out, value_rows.shape)
-    merged = add_merge_features(graph, out, size, assignment)
-    return graph.reshape(merged[0], value.shape) if merged else None
+    merged_arrays = add_merge_features(graph, out, size, assignment)
+    return graph.reshape(merged_arrays[0], value.shape) if merged_arrays else None

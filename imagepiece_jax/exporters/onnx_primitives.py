@@ -31,58 +31,59 @@ Atom = Var | Literal
 Translation = Callable[..., Value | Values]
 
 
-def add_equations(graph: Graph, closed: ClosedJaxpr | Jaxpr, inputs: Values) -> Values:
+def add_equations(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, inputs: Values) -> Values:
     """Add a jaxpr's needed equations, closed or not; return its outputs' Values."""
-    jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
-    constants = map(Value.constant, getattr(closed, "consts", ()))
-    values = dict(zip(jaxpr.constvars, constants, strict=True))
-    values.update(zip(jaxpr.invars, inputs, strict=True))
+    open_jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    constants = map(Value.constant, getattr(jaxpr, "consts", ()))
+    value_of_atom = dict(zip(open_jaxpr.constvars, constants, strict=True))
+    value_of_atom.update(zip(open_jaxpr.invars, inputs, strict=True))
 
     def atom_value(atom: Atom) -> Value:
         if isinstance(atom, Literal):
             return Value.constant(np.asarray(atom.val, _traced_array(atom).dtype))
-        return values[atom]
+        return value_of_atom[atom]
 
-    for equation in _needed_equations(jaxpr):
+    for equation in _needed_equations(open_jaxpr):
         results = _add_equation(graph, equation, [*map(atom_value, equation.invars)])
-        values.update(zip(equation.outvars, results, strict=True))
-    return [*map(atom_value, jaxpr.outvars)]
+        value_of_atom.update(zip(equation.outvars, results, strict=True))
+    return [*map(atom_value, open_jaxpr.outvars)]
 
 
-def _add_equation(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
+def _add_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
+    """Add one equation's nodes, or its constants; return its outputs' Values."""
     name = equation.primitive.name
     params = equation.params
     if name == nodes.COMPOSITE_PRIMITIVE:
-        values = _broadcast_operands(graph, equation, values)
-        name, args, options = nodes.read_marked_call(equation, values)
+        operands = _broadcast_operands(graph, equation, operands)
+        name, args, options = nodes.read_marked_call(equation, operands)
         results = getattr(onnx_ops, f"add_{name}")(graph, *args, **options)
         if results is None:  # no operators for these arguments
             jaxpr = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before
-            return add_equations(graph, jaxpr, values)
+            return add_equations(graph, jaxpr, operands)
         return _as_list(results)
     if name in CALL_PRIMITIVES:
-        return add_equations(graph, params[CALL_PRIMITIVES[name]], values)
+        return add_equations(graph, params[CALL_PRIMITIVES[name]], operands)
     atom_shapes = _atom_shapes([*equation.invars, *equation.outvars])
     is_constant = not any(map(is_open_side, itertools.chain(*atom_shapes)))
     is_constant &= name != "dim_as_value"  # the open batch, as a number
-    if is_constant and all(v.array is not None for v in values):
-        return _folded_outputs(graph, equation, values)
+    if is_constant and all(v.array is not None for v in operands):
+        return _folded_outputs(graph, equation, operands)
     if name not in PRIMITIVE_TRANSLATIONS:
         raise no_operator_error(name)
-    return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *values))
+    return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
 
 
-def _folded_outputs(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
+def _folded_outputs(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     """Compute an equation of constants and return its outputs as constants."""
     name = equation.primitive.name
     outputs = equation.outvars
-    values = _broadcast_operands(graph, equation, values)
+    operands = _broadcast_operands(graph, equation, operands)
     if name in MOVING_PRIMITIVES:
-        (moved,) = _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *values))
-        return [graph.expand(moved, _traced_array(outputs[0]).shape)]
+        (value,) = _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
+        return [graph.expand(value, _traced_array(outputs[0]).shape)]
     arrays = []
-    for value, atom in zip(values, equation.invars, strict=True):
-        arrays.append(np.asarray(value.array, _traced_array(atom).dtype))
+    for operand, atom in zip(operands, equation.invars, strict=True):
+        arrays.append(np.asarray(operand.array, _traced_array(atom).dtype))
     if name in NUMPY_PRIMITIVES:
         results = NUMPY_PRIMITIVES[name](*arrays)
     else:
@@ -92,10 +93,10 @@ def _folded_outputs(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
     return [Value.constant(np.asarray(result)) for result in _as_list(results)]
 
 
-def _broadcast_operands(graph: Graph, equation: JaxprEqn, values: Values) -> Values:
+def _broadcast_operands(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     """Broadcast an equation's operands to their shapes in JAX."""
     shapes = _atom_shapes(equation.invars)
-    return [graph.expand(v, s) for v, s in zip(values, shapes, strict=False)]
+    return [graph.expand(v, s) for v, s in zip(operands, shapes, strict=False)]
 
 
 def _as_list(results: Any) -> Sequence:
@@ -114,13 +115,13 @@ def _atom_shapes(atoms: Iterable[Atom]) -> list[Shape]:
 
 def _needed_equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
     """List the equations on which a jaxpr's outputs depend."""
-    live_atoms = set(map(id, jaxpr.outvars))
-    needed = []
+    needed_ids = set(map(id, jaxpr.outvars))
+    needed_equations = []
     for equation in reversed(jaxpr.eqns):
-        if live_atoms & set(map(id, equation.outvars)):
-            needed.append(equation)
-            live_atoms |= set(map(id, equation.invars))
-    return needed[::-1]
+        if needed_ids & set(map(id, equation.outvars)):
+            needed_equations.append(equation)
+            needed_ids |= set(map(id, equation.invars))
+    return needed_equations[::-1]
 
 
 def no_operator_error(name: str) -> InputError:
@@ -141,10 +142,11 @@ def translates_primitive(*names: str, expand: bool = False) -> Callable:
     """
 
     def enter(fn: Translation) -> Translation:
-        def expanded(graph: Graph, equation: JaxprEqn, *values: Value) -> Any:
+        def translate_expanded(graph: Graph, equation: JaxprEqn, *values: Value) -> Any:
             return fn(graph, equation, *_broadcast_operands(graph, equation, values))
 
-        PRIMITIVE_TRANSLATIONS.update(dict.fromkeys(names, expanded if expand else fn))
+        translation = translate_expanded if expand else fn
+        PRIMITIVE_TRANSLATIONS.update(dict.fromkeys(names, translation))
         return fn
 
     return enter
@@ -185,8 +187,8 @@ def _add_operator(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     elif name in ("and", "not", "or"):
         raise no_operator_error(f"{name} of integers")
     if name == "or":  # WebGPU has no Or
-        neither = [graph.add_elementwise("Not", value) for value in values]
-        return graph.add_elementwise("Not", graph.add_elementwise("And", *neither))
+        negations = [graph.add_elementwise("Not", value) for value in values]
+        return graph.add_elementwise("Not", graph.add_elementwise("And", *negations))
     if name == "div" and kind in "iu":
         return _whole_quotient(graph, *values)
     return graph.add_elementwise(SIMPLE_OPERATORS[name], *values)
@@ -233,8 +235,8 @@ def _add_formula(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
 def _add_remainder(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Value:
     if _traced_array(equation.invars[0]).dtype.kind not in "iu":
         return graph.add_elementwise("Mod", a, b, fmod=1)
-    whole = graph.add_elementwise("Mul", b, _whole_quotient(graph, a, b))
-    return graph.add_elementwise("Sub", a, whole)
+    multiple = graph.add_elementwise("Mul", b, _whole_quotient(graph, a, b))
+    return graph.add_elementwise("Sub", a, multiple)
 
 
 @translates_primitive("sign")
@@ -256,6 +258,7 @@ def _add_integer_pow(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 @translates_primitive("select_n")
 def _add_select(graph: Graph, equation: JaxprEqn, mask: Value, *cases: Value) -> Value:
+    """Choose the second case where the mask is true, else the first."""
     if len(cases) != 2 or mask.dtype.kind != "b":
         raise no_operator_error("a choice among more than two")
     no, yes = cases
@@ -264,19 +267,19 @@ def _add_select(graph: Graph, equation: JaxprEqn, mask: Value, *cases: Value) ->
     if dtype.kind == "b":
         no = graph.cast(no, np.float32)
         yes = graph.cast(yes, np.float32)
-    selected = graph.add_node("Where", [mask, yes, no], shape, yes.dtype)
-    return graph.cast(selected, dtype)
+    chosen_value = graph.add_node("Where", [mask, yes, no], shape, yes.dtype)
+    return graph.cast(chosen_value, dtype)
 
 
 @translates_primitive("convert_element_type")
 def _add_conversion(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+    """Convert a dtype; floats become integers by rounding toward zero."""
     dtype = np.dtype(equation.params["new_dtype"])
     old_dtype = _traced_array(equation.invars[0]).dtype
     if jax.numpy.issubdtype(old_dtype, jax.numpy.floating) and dtype.kind in "iu":
-        # A conversion to integers rounds toward zero.
         is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
-        limits = [graph.add_elementwise(kind, x) for kind in ("Ceil", "Floor")]
-        x = graph.add_node("Where", [is_negative, *limits], x.shape, x.dtype)
+        rounded_values = [graph.add_elementwise(kind, x) for kind in ("Ceil", "Floor")]
+        x = graph.add_node("Where", [is_negative, *rounded_values], x.shape, x.dtype)
     return graph.cast(x, dtype)
 
 
@@ -314,6 +317,7 @@ def _add_concatenation(graph: Graph, equation: JaxprEqn, *values: Value) -> Valu
 
 @translates_primitive("stack", expand=True)
 def _add_stack(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
+    """Join Values along a new axis."""
     axis = int(equation.params["axis"])
     stacked_values = []
     for value in values:
@@ -323,18 +327,19 @@ def _add_stack(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
 
 
 @translates_primitive("pad", expand=True)
-def _add_padding(graph: Graph, equation: JaxprEqn, x: Value, value: Value) -> Value:
+def _add_padding(graph: Graph, equation: JaxprEqn, x: Value, fill: Value) -> Value:
     out = _traced_array(*equation.outvars)
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise no_operator_error("padding between or negative")
     if not any(low + high):
         return x
-    return graph.add_node("Pad", [x, low + high, value], out.shape, x.dtype)
+    return graph.add_node("Pad", [x, low + high, fill], out.shape, x.dtype)
 
 
 @translates_primitive("iota")
 def _index_constant(graph: Graph, equation: JaxprEqn) -> Value:
+    """Make a constant that counts along one axis, with sides of 1 along others."""
     shape = equation.params["shape"]
     axis = equation.params["dimension"]
     if is_open_side(shape[axis]):
@@ -388,8 +393,8 @@ def _add_gather(graph: Graph, equation: JaxprEqn, x: Value, index: Value) -> Val
     indices = np.asarray(index.array, np.int64)
     indices = np.broadcast_to(indices, _traced_array(equation.invars[1]).shape)
     last_starts = [x.shape[axis] - slice_sizes[axis] for axis in axes]
-    has_open = any(map(is_open_side, last_starts))
-    if has_open or (indices < 0).any() or (indices > last_starts).any():
+    has_open_side = any(map(is_open_side, last_starts))
+    if has_open_side or (indices < 0).any() or (indices > last_starts).any():
         raise no_operator_error("a gather beyond its array")
     if indices.ndim == 1:  # a block
         starts = dict(zip(axes, map(int, indices), strict=True))
@@ -398,28 +403,28 @@ def _add_gather(graph: Graph, equation: JaxprEqn, x: Value, index: Value) -> Val
             x = graph.slice(x, axis, start, start + size)
         return graph.reshape(x, out.shape)
     # Rows along neighboring axes: ONNX's Gather has a single axis, so they become one.
-    first = axes[0]
+    first_axis = axes[0]
     end_axis = axes[-1] + 1
-    neighbors = tuple(range(first, end_axis))
+    row_axes = tuple(range(first_axis, end_axis))
     row_shape = list(x.shape)
-    row_shape[first:end_axis] = [1] * (end_axis - first)
-    end_in_output = first + indices.ndim - 1
-    other_axes = (*range(first), *range(end_in_output, out.ndim))
+    row_shape[first_axis:end_axis] = [1] * (end_axis - first_axis)
+    end_in_output = first_axis + indices.ndim - 1
+    other_axes = (*range(first_axis), *range(end_in_output, out.ndim))
     takes_whole_rows = (
-        tuple(axes) == neighbors
-        and tuple(dimensions.collapsed_slice_dims) == neighbors
+        tuple(axes) == row_axes
+        and tuple(dimensions.collapsed_slice_dims) == row_axes
         and list(slice_sizes) == row_shape
         and tuple(dimensions.offset_dims) == other_axes
     )
     if not takes_whole_rows:
         raise no_operator_error("a gather of parts of rows")
-    sides = x.shape[first:end_axis]
+    sides = x.shape[first_axis:end_axis]
     row_numbers = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
-    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[end_axis:]))
-    x, start = graph.source_and_start(x, first)
+    x = graph.reshape(x, (*x.shape[:first_axis], math.prod(sides), *x.shape[end_axis:]))
+    x, start = graph.source_and_start(x, first_axis)
     row_numbers = row_numbers + start
     operands = [x, row_numbers]
-    return graph.add_node("Gather", operands, out.shape, x.dtype, axis=int(first))
+    return graph.add_node("Gather", operands, out.shape, x.dtype, axis=int(first_axis))
 
 
 # Sums and products
@@ -439,7 +444,7 @@ def _add_reduction(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 def _add_arg_extremum(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     (axis,) = equation.params["axes"]
     kind = {"argmax": "Max", "argmin": "Min"}[equation.primitive.name]
-    _, index = onnx_ops.first_best(graph, x, int(axis), kind)
+    _, index = onnx_ops.find_extremum(graph, x, int(axis), kind)
     return index
 
 
@@ -468,13 +473,14 @@ def _add_dot_general(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Va
     return graph.reshape(product, out.shape)
 
 
-def _remaining_axes(value: Value, *groups: Iterable[int]) -> list[int]:
-    listed = {*itertools.chain(*groups)}
-    return [axis for axis in range(value.ndim) if axis not in listed]
+def _remaining_axes(value: Value, *axis_groups: Iterable[int]) -> list[int]:
+    listed_axes = {*itertools.chain(*axis_groups)}
+    return [axis for axis in range(value.ndim) if axis not in listed_axes]
 
 
 @translates_primitive("conv_general_dilated", expand=True)
 def _add_conv(graph: Graph, equation: JaxprEqn, x: Value, kernel: Value) -> Value:
+    """Convolve, with any order of the axes: ONNX has channels before the sides."""
     out = _traced_array(*equation.outvars)
     params = equation.params
     dimensions = params["dimension_numbers"]
@@ -493,8 +499,8 @@ def _add_conv(graph: Graph, equation: JaxprEqn, x: Value, kernel: Value) -> Valu
         "group": params["feature_group_count"],
     }
     shape = [out.shape[i] for i in dimensions.out_spec]
-    convolved = graph.add_node("Conv", [x, kernel], shape, out.dtype, **options)
-    return graph.transpose(convolved, np.argsort(dimensions.out_spec).tolist())
+    convolution = graph.add_node("Conv", [x, kernel], shape, out.dtype, **options)
+    return graph.transpose(convolution, np.argsort(dimensions.out_spec).tolist())
 
 
 # Loops

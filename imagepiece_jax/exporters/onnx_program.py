@@ -80,13 +80,13 @@ class OnnxProgram(ExportedProgram):
         batch_size = self.batch_size or batch_size or len(pixels)
         for start in range(0, len(pixels), batch_size):
             batch = np.asarray(pixels[start : start + batch_size])
-            # A fixed batch size pads the last part.
+            # A fixed batch size pads the last batch.
             num_missing = batch_size - len(batch) if self.batch_size else 0
             batch = np.pad(batch, ((0, num_missing), (0, 0), (0, 0), (0, 0)), "edge")
             yield self.prepared_images(batch)
 
 
-def open_file(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
+def open_onnx(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
     """Open an .onnx file, as `open_program` does."""
     extras.check_installed("an ONNX file", "onnxruntime")
     path = pathlib.Path(path).expanduser()

@@ -13,7 +13,7 @@ import numpy as np
 from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import stored_dtype
-from imagepiece_jax.exporters.program_outputs import ProgramOutputs
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
@@ -21,61 +21,62 @@ from imagepiece_jax.models.record import as_json
 REQUIRED_FACTS = {"input", "output", "preprocessing"}  # every program has these
 
 
-def facts_file(out: str | os.PathLike) -> pathlib.Path:
+def facts_file(graph_file: str | os.PathLike) -> pathlib.Path:
     """Path of the JSON file beside the program in file `out`."""
-    return pathlib.Path(f"{out}.json")
+    return pathlib.Path(f"{graph_file}.json")
 
 
-def read_facts(out: str | os.PathLike) -> dict[str, Any]:
+def read_facts(graph_file: str | os.PathLike) -> dict[str, Any]:
     """Read the facts about the program in file `out`; {} if they are unreadable."""
     try:
-        return read_json(facts_file(out))
+        return read_json(facts_file(graph_file))
     except (InputError, OSError):
         return {}
 
 
-def is_export(out: str | os.PathLike) -> bool:
+def is_export(graph_file: str | os.PathLike) -> bool:
     """Whether the JSON beside file `out` is a program's."""
-    return REQUIRED_FACTS <= {*read_facts(out)}
+    return REQUIRED_FACTS <= {*read_facts(graph_file)}
 
 
-def read_program_facts(out: str | os.PathLike, kind: str) -> dict[str, Any]:
+def read_program_facts(graph_file: str | os.PathLike, kind: str) -> dict[str, Any]:
     """Read the facts about the program in file `out`, which export wrote with it.
 
     kind: of the file, for messages
     Raises InputError for a file without such facts, or with another program's.
     """
-    file = facts_file(out)
+    file = facts_file(graph_file)
     facts = read_json(file) if file.exists() else {}
     if not REQUIRED_FACTS <= {*facts}:
         raise InputError(
-            f"{kind} {out} lacks the {file.name} that export writes beside it"
+            f"{kind} {graph_file} lacks the {file.name} that export writes beside it"
         )
-    if facts.get("digest") != graph_digest(out):
+    if facts.get("digest") != graph_digest(graph_file):
         raise InputError(
-            f"{kind} {out} and {file.name} are not from the same export, or from an "
-            "earlier version; export the model again"
+            f"{kind} {graph_file} and {file.name} are not from the same export, or "
+            "from an earlier version; export the model again"
         )
     return facts
 
 
-def write_program_facts(out: str | os.PathLike, facts: Mapping[str, Any]) -> None:
+def write_program_facts(
+    graph_file: str | os.PathLike, facts: Mapping[str, Any]
+) -> None:
     """Write the facts about the program in file `out`, with its digest."""
-    write_json(facts_file(out), {**facts, "digest": graph_digest(out)})
+    write_json(facts_file(graph_file), {**facts, "digest": graph_digest(graph_file)})
 
 
-def graph_digest(out: str | os.PathLike) -> str:
+def graph_digest(graph_file: str | os.PathLike) -> str:
     """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
-    with open(out, "rb") as graph:
+    with open(graph_file, "rb") as graph:
         return hashlib.file_digest(graph, "sha256").hexdigest()
 
 
-def program_files(out: str | os.PathLike) -> list[pathlib.Path]:
+def program_files(graph_file: str | os.PathLike) -> list[pathlib.Path]:
     """The program's file, and the second file of a program with large weights."""
-    out = pathlib.Path(out)
-    files = [out]
-    if weights := read_facts(out).get("external_data"):
-        files.append(out.with_name(weights))
+    files = [pathlib.Path(graph_file)]
+    if weights_name := read_facts(graph_file).get("external_data"):
+        files.append(files[0].with_name(weights_name))
     return files
 
 
@@ -88,31 +89,31 @@ def output_dtype(dtype: np.dtype) -> np.dtype:
 
 def collect_facts(
     vit: Pretrained,
-    outputs: ProgramOutputs | None = None,
+    interface: ProgramInterface | None = None,
     batch_size: int | None = None,
-    pixels: bool = False,
+    takes_pixels: bool = False,
 ) -> dict[str, Any]:
     """Collect facts about an exported program as JSON values.
 
-    outputs: the program's outputs; None: logits
-    batch_size, pixels: as for `ProgramOutputs.input_images`
+    interface: the program's; None: images and logits
+    batch_size, takes_pixels: as for `ProgramInterface.input_spec`
     """
-    outputs = outputs or ProgramOutputs(vit)
-    images = outputs.input_images(batch_size, pixels)
-    model = outputs.model
+    interface = interface or ProgramInterface(vit)
+    input_spec = interface.input_spec(batch_size, takes_pixels)
+    model = interface.model
     config = model.config
-    output_arrays = jax.eval_shape(
-        outputs.forward_function(model), vit.variables, images
+    output_specs = jax.eval_shape(
+        interface.make_forward_function(model), vit.variables, input_spec
     )
 
-    def array_facts(name: str, array: jax.ShapeDtypeStruct) -> dict[str, Any]:
-        shape = [side if isinstance(side, int) else str(side) for side in array.shape]
-        return {"name": name, "shape": shape, "dtype": output_dtype(array.dtype).name}
+    def array_facts(name: str, spec: jax.ShapeDtypeStruct) -> dict[str, Any]:
+        shape = [side if isinstance(side, int) else str(side) for side in spec.shape]
+        return {"name": name, "shape": shape, "dtype": output_dtype(spec.dtype).name}
 
-    output_facts = [*map(array_facts, outputs.output_names, output_arrays)]
+    output_facts = [*map(array_facts, interface.output_names, output_specs)]
     if len(output_facts) == 1:
         output_facts = output_facts[0]
-    if pixels:
+    if takes_pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     else:
         normalization = {
@@ -123,12 +124,9 @@ def collect_facts(
     preprocessing = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         preprocessing["resized"] = list(vit.preprocessing.resized_size)
-    has_classes = "logits" in outputs.output_names and vit.config.head.is_classifier
-    method = None  # a plan made by hand has no method
-    if vit.reduction is not None:
-        method = str(vit.reduction)
+    has_classes = "logits" in interface.output_names and vit.config.head.is_classifier
     return {
-        "input": array_facts(outputs.input_name, images),
+        "input": array_facts(interface.input_name, input_spec),
         "normalization": normalization,
         "output": output_facts,
         "classes": config.num_classes,
@@ -137,7 +135,8 @@ def collect_facts(
         "activation": config.head.activation if has_classes else None,
         "preprocessing": preprocessing,
         "model": as_json(config),
-        "method": method,
+        # A plan made by hand has no method.
+        "method": vit.reduction and str(vit.reduction),
         "recovered": vit.recovered_variant and vit.recovered_variant.name,
         "dtype": model.execution.dtype.name,
         "gmacs": model_macs(model) / 1e9,

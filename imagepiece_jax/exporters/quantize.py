@@ -63,16 +63,16 @@ def list_weight_products(graph: "GraphProto") -> list[str]:
 
     Others only decide which tokens leave, such as those of a selector.
     """
-    weights = {tensor.name for tensor in graph.initializer}
+    weight_names = {tensor.name for tensor in graph.initializer}
     live_names = {output.name for output in graph.output}
     product_names = []
     for node in reversed(graph.node):
-        outputs = node.output
+        output_names = node.output
         if node.op_type == "TopK":
-            outputs = node.output[:1]  # the values; the indices are a decision
-        if node.op_type in DECISION_OPERATORS or not live_names & {*outputs}:
+            output_names = node.output[:1]  # the values; the indices are a decision
+        if node.op_type in DECISION_OPERATORS or not live_names & {*output_names}:
             continue
         live_names |= {*node.input}
-        if node.op_type in QUANTIZED_OPERATORS and node.input[1] in weights:
+        if node.op_type in QUANTIZED_OPERATORS and node.input[1] in weight_names:
             product_names.append(node.name)
     return product_names

@@ -16,7 +16,7 @@ from imagepiece_jax.common.files import check_own_files, read_json
 from imagepiece_jax.data.preprocessing import CROP_MODES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_facts import read_facts
-from imagepiece_jax.exporters.program_outputs import TowerOutputs
+from imagepiece_jax.exporters.program_interface import TowerInterface
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.weights.file_names import CONFIG_FILE, PREPROCESSOR_FILE
@@ -40,7 +40,7 @@ PILLOW_FILTERS = {name: number for number, name in INTERPOLATION_OF_RESAMPLE.ite
 class ProgramLayout:
     """What one program loads. Functions take the model.
 
-    outputs: {name of an output: array of TowerOutputs}
+    outputs: {name of an output: array of TowerInterface}
     graph: path of the graph in the folder; {folder} is the folder's name, and {dtype}
         an entry of DTYPE_SUFFIXES, for programs that choose a type by the file's name
     image: name of the graph's input
@@ -64,7 +64,7 @@ class ProgramLayout:
     gathers: bool = True
 
 
-def graph_file(
+def find_graph_file(
     folder: pathlib.Path, layout: str, vit: Pretrained, dtype: str = "float32"
 ) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
@@ -80,23 +80,23 @@ def graph_file(
     return folder / graph_path.format(folder=folder_name, dtype=DTYPE_SUFFIXES[dtype])
 
 
-def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
+def make_interface(vit: Pretrained, layout: str, takes_pixels: bool) -> TowerInterface:
     """Inputs and outputs of a layout's graph.
 
-    pixels: uint8 images [batch, H, W, 3]; else floats [batch, 3, H, W], normalized by
-        the loading program
+    takes_pixels: uint8 images [batch, H, W, 3]; else floats [batch, 3, H, W],
+        normalized by the loading program
     Raises InputError for images or a head that the program does not take.
     """
     program_layout = PROGRAM_LAYOUTS[layout]
-    head_words = head_kind(vit)
-    if head_words not in program_layout.heads:
+    head_text = head_kind(vit)
+    if head_text not in program_layout.heads:
         advice = ""
         if VECTOR_HEAD in program_layout.heads:
-            head_words = f"{vit.config.num_classes} {head_words}"
+            head_text = f"{vit.config.num_classes} {head_text}"
             advice = "; num_classes=0 (--num-classes 0) removes the head"
         raise InputError(
             f"layout is {layout!r}, which takes {' or '.join(program_layout.heads)}, "
-            f"but the weights give {head_words}{advice}"
+            f"but the weights give {head_text}{advice}"
         )
     preprocessing = vit.preprocessing
     height, width = preprocessing.shape
@@ -113,37 +113,37 @@ def layout_outputs(vit: Pretrained, layout: str, pixels: bool) -> TowerOutputs:
         )
     if vit.config.arch.pool == "none":
         raise InputError("pool is 'none', so the model has no image vector")
-    if pixels and not program_layout.takes_pixels:
+    if takes_pixels and not program_layout.takes_pixels:
         raise InputError(f"pixels is for immich; {layout} normalizes images itself")
-    arrays = program_layout.outputs
-    if callable(arrays):
-        arrays = arrays(vit)
-    return TowerOutputs(vit, program_layout.image, arrays, pixels)
+    array_of_output = program_layout.outputs
+    if callable(array_of_output):
+        array_of_output = array_of_output(vit)
+    return TowerInterface(vit, program_layout.image, array_of_output, takes_pixels)
 
 
 def check_layout_folder(
-    folder: pathlib.Path, layout: str, vit: Pretrained, out: pathlib.Path
+    folder: pathlib.Path, layout: str, vit: Pretrained, new_file: pathlib.Path
 ) -> None:
     """Check a layout's folder: only an export for this layout is replaced.
 
     An export for the layout may get further dtypes of its model. A saved model has JSON
     files of the same names, and an export without a layout may lie beside it.
 
-    out: the graph to write
+    new_file: the graph to write
     """
     is_export = False
     for dtype in DTYPE_SUFFIXES:
-        graph = graph_file(folder, layout, vit, dtype)
-        facts = read_facts(graph)
-        if facts.get("layout") == layout:
+        graph_file = find_graph_file(folder, layout, vit, dtype)
+        graph_facts = read_facts(graph_file)
+        if graph_facts.get("layout") == layout:
             is_export = True
-            if graph != out and facts["model"] != as_json(vit.config):
-                raise InputError(f"{graph} is of another model; choose a folder")
+            if graph_file != new_file and graph_facts["model"] != as_json(vit.config):
+                raise InputError(f"{graph_file} is of another model; choose a folder")
 
     def is_ours(file: pathlib.Path) -> bool:
         # Ctrl-C may have left the graph's folder, which may lie in `folder`, empty.
-        is_place = file == out.parent and file.is_dir()
-        return is_export or (is_place and not any(file.iterdir()))
+        is_graph_folder = file == new_file.parent and file.is_dir()
+        return is_export or (is_graph_folder and not any(file.iterdir()))
 
     check_own_files("out", folder, f"an export for {layout}", is_ours)
 
@@ -166,11 +166,11 @@ def label_names(vit: Pretrained, separator: str = " ") -> list[str]:
 
     separator: between a name's words
     """
-    names = vit.class_names or [None] * vit.config.num_classes
-    label_words = []
-    for label, name in enumerate(names):
-        label_words.append((name or "").split() or [f"LABEL_{label}"])
-    return [separator.join(each) for each in label_words]
+    class_names = vit.class_names or [None] * vit.config.num_classes
+    name_words = []
+    for label, name in enumerate(class_names):
+        name_words.append((name or "").split() or [f"LABEL_{label}"])
+    return [separator.join(words) for words in name_words]
 
 
 def transformers_graph_path(vit: Pretrained) -> str:
@@ -317,9 +317,9 @@ def transformers_config_fields(vit: Pretrained) -> dict:
     if not is_classifier and "id2label" in fields:  # the head was left out
         for name in ("architectures", *CLASSIFIER_FIELDS):
             fields.pop(name, None)
-    for part in (fields, fields.get("vision_config", {})):
-        if "image_size" in part:
-            part["image_size"] = min(vit.preprocessing.shape)
+    for section in (fields, fields.get("vision_config", {})):
+        if "image_size" in section:
+            section["image_size"] = min(vit.preprocessing.shape)
     fields = fields or make_transformers_fields(vit)
     if is_classifier:
         architectures = fields.get("architectures") or [""]

@@ -16,10 +16,10 @@ REFUSAL_ADVICE = {
 }
 
 
-def check_repository(name: str, dry_run: bool = False) -> None:
+def check_repository(repo: str, dry_run: bool = False) -> None:
     """Check, before any work, that files can be uploaded to a repository.
 
-    name: OWNER/NAME; the repository is new, empty, or of an earlier upload
+    repo: OWNER/NAME; new, empty, or of an earlier upload
     dry_run: check the name alone, without the network
     Raises InputError for another name, without a login, and without rights; RunError
         if the hub cannot be reached.
@@ -28,39 +28,39 @@ def check_repository(name: str, dry_run: bool = False) -> None:
     from huggingface_hub import HfApi, errors, utils
 
     api = HfApi()
-    with hub_errors(name):
-        utils.validate_repo_id(name)
-        owner, is_whole, _ = name.partition("/")
-        if not is_whole:
-            raise InputError(f"push is {name!r}; it must be OWNER/NAME")
+    with translate_hub_errors(repo):
+        utils.validate_repo_id(repo)
+        owner, separator, _ = repo.partition("/")
+        if not separator:
+            raise InputError(f"push is {repo!r}; it must be OWNER/NAME")
         if dry_run:
             return
         user = api.whoami()
         owners = [user["name"], *(group["name"] for group in user.get("orgs", ()))]
         if owner.lower() not in map(str.lower, owners):
             raise InputError(
-                f"push is {name!r}, but the login on the hub may write to "
+                f"push is {repo!r}, but the login on the hub may write to "
                 f"{', '.join(owners)} alone"
             )
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise InputError(f"push is {name!r}: {REFUSAL_ADVICE[403]}")
+            raise InputError(f"push is {repo!r}: {REFUSAL_ADVICE[403]}")
         try:
-            repository_files = {*api.list_repo_files(name)} - {".gitattributes"}
+            repository_files = {*api.list_repo_files(repo)} - {".gitattributes"}
         except errors.RepositoryNotFoundError:
             return
         is_ours = not repository_files
         if card.CARD_FILE_NAME in repository_files:
-            page = api.hf_hub_download(name, card.CARD_FILE_NAME)
+            page = api.hf_hub_download(repo, card.CARD_FILE_NAME)
             is_ours = card.is_card_page(pathlib.Path(page))
         if not is_ours:
             raise InputError(
-                f"push is {name!r}, which exists, and export did not write it; choose "
-                "another name"
+                f"push is {repo!r}, which exists, and export did not write it; "
+                "choose another name"
             )
 
 
 def commit_files(
-    name: str,
+    repo: str,
     folder: pathlib.Path,
     files: Sequence[pathlib.Path],
     dry_run: bool = False,
@@ -72,22 +72,22 @@ def commit_files(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    note_lines = [f"{'would push' if dry_run else 'pushed'} to {api.endpoint}/{name}:"]
+    note_lines = [f"{'would push' if dry_run else 'pushed'} to {api.endpoint}/{repo}:"]
     operations = []
     for file in files:
         repository_path = file.relative_to(folder).as_posix()
         operations.append(CommitOperationAdd(repository_path, file))
         note_lines.append(f"  {repository_path}, {file.stat().st_size:,} bytes")
     if not dry_run:
-        with hub_errors(name), announced_work(f"uploading to {name}"):
-            api.create_repo(name, exist_ok=True)
-            api.create_commit(name, operations, commit_message="Export of a model")
+        with translate_hub_errors(repo), announced_work(f"uploading to {repo}"):
+            api.create_repo(repo, exist_ok=True)
+            api.create_commit(repo, operations, commit_message="Export of a model")
     for line in note_lines:
         notes.info(line)
 
 
 @contextlib.contextmanager
-def hub_errors(name: str) -> Iterator[None]:
+def translate_hub_errors(repo: str) -> Iterator[None]:
     """Turn huggingface_hub's errors into sentences."""
     from huggingface_hub import errors
 
@@ -95,7 +95,7 @@ def hub_errors(name: str) -> Iterator[None]:
         yield
     except errors.HFValidationError as error:
         raise InputError(
-            f"push is {name!r}; it must be OWNER/NAME ({error})"
+            f"push is {repo!r}; it must be OWNER/NAME ({error})"
         ) from error
     except errors.LocalTokenNotFoundError as error:
         raise InputError(
@@ -107,6 +107,6 @@ def hub_errors(name: str) -> Iterator[None]:
             hub_error = error.__cause__ or error
         status = getattr(getattr(hub_error, "response", None), "status_code", None)
         if status in REFUSAL_ADVICE:
-            raise InputError(f"push is {name!r}: {REFUSAL_ADVICE[status]}") from error
+            raise InputError(f"push is {repo!r}: {REFUSAL_ADVICE[status]}") from error
         reason = str(hub_error).partition("\n")[0]
-        raise RunError(f"push to {name} failed: {reason}") from error
+        raise RunError(f"push to {repo} failed: {reason}") from error

@@ -16,15 +16,15 @@ from imagepiece_jax.models.pretrained import Pretrained
 
 
 def read_annotations(
-    vit: Pretrained, source: Source, texts: str | os.PathLike | None = None
+    vit: Pretrained, source: Source, texts_file: str | os.PathLike | None = None
 ) -> Annotations:
     """Read the classes and texts of a source's images.
 
     A class is the label in a set that has labels, or the first folder below the folder
     of all images. An image without such a folder leaves all images without classes.
 
-    texts: a .npy file, floats [texts, D]. A .txt file of the same name has a line per
-        row: the path of the row's image, or the end of its path
+    texts_file: a .npy file, floats [texts, D]. A .txt file of the same name has a line
+        per row: the path of the row's image, or the end of its path
     Raises InputError for files that do not fit each other, the model or the images.
     """
     all_paths = []  # also those that a subset leaves out
@@ -39,60 +39,61 @@ def read_annotations(
     if source.labels is not None and source.labels.min() >= 0:
         annotations = Annotations(source.labels[np.asarray(source.indices)])
     elif folders and all(folders):
-        annotations = Annotations(np.array([names[0] for names in folders]))
-    if texts is not None:
-        vectors, file_of_text = _read_texts(vit, os.path.expanduser(texts), all_paths)
+        annotations = Annotations(np.array([each[0] for each in folders]))
+    if texts_file is not None:
+        file = os.path.expanduser(texts_file)
+        vectors, file_of_text = _read_texts(vit, file, all_paths)
         new_index = {index: i for i, index in enumerate(source.indices)}
         image_of_text = np.array([new_index.get(index, -1) for index in file_of_text])
         if num_foreign := np.sum(image_of_text < 0):
             notes.info(
-                f"note: {num_foreign} of {len(vectors)} texts describe none of the "
-                "images"
+                f"note: {num_foreign} of {len(vectors)} texts describe none of "
+                "the images"
             )
-        annotations = annotations._replace(texts=vectors, image_of_text=image_of_text)
+        annotations = Annotations(annotations.classes, vectors, image_of_text)
     return annotations.select_images(range(len(source)))
 
 
 def _read_texts(
-    vit: Pretrained, file: str, image_paths: Sequence[str]
+    vit: Pretrained, texts_file: str, image_paths: Sequence[str]
 ) -> tuple[Float[np.ndarray, "texts dim"], list[int]]:
     """Read texts' vectors, and per text the index of its image's path; -1: none."""
     if vit.config.head.is_classifier:
         raise InputError(
-            f"texts is {file}, which needs vectors, but the weights' head has "
+            f"texts is {texts_file}, which needs vectors, but the weights' head has "
             f"{vit.config.num_classes} classes; num_classes=0 (--num-classes 0) "
             "removes the head"
         )
-    paths_file = pathlib.Path(file).with_suffix(".txt")
-    for required_file in (file, paths_file):
+    paths_file = pathlib.Path(texts_file).with_suffix(".txt")
+    for required_file in (texts_file, paths_file):
         if not os.path.isfile(required_file):
             raise InputError(
-                f"texts: {required_file} is missing; {file} needs a row per text, and "
-                f"{paths_file.name} the path of a row's image per line"
+                f"texts: {required_file} is missing; {texts_file} needs a row per "
+                f"text, and {paths_file.name} the path of a row's image per line"
             )
     try:
-        vectors = np.lib.format.open_memmap(file, mode="r")  # never a pickle
+        vectors = np.lib.format.open_memmap(texts_file, mode="r")  # never a pickle
     except (OSError, ValueError) as error:
-        raise InputError(f"texts: {file} is not a .npy file ({error})") from error
+        raise InputError(f"texts: {texts_file} is not a .npy file ({error})") from error
     shape = [*vectors.shape]
     dim = vit.config.num_classes or vit.config.embed_dim
     if vectors.dtype.kind != "f" or shape[1:] != [dim]:
         raise InputError(
-            f"texts: {file} has {vectors.dtype} {shape}; the model's vectors need "
-            f"floats [texts, {dim}]"
+            f"texts: {texts_file} has {vectors.dtype} {shape}; the model's "
+            f"vectors need floats [texts, {dim}]"
         )
     has_direction = unit_rows(vectors).any(axis=1)
     if not has_direction.all():
         raise InputError(
-            f"texts: row {has_direction.argmin()} of {file} is 0 or not finite"
+            f"texts: row {has_direction.argmin()} of {texts_file} is 0 or not finite"
         )
     if not len(vectors):
-        raise InputError(f"texts: {file} has no rows")
+        raise InputError(f"texts: {texts_file} has no rows")
     text_paths = find_images([paths_file])
     if len(text_paths) != len(vectors):
         raise InputError(
-            f"texts: {file} has {len(vectors)} rows, but {paths_file} names "
-            f"{len(text_paths)} images; it needs a row's image per line"
+            f"texts: {texts_file} has {len(vectors)} rows, but {paths_file} "
+            f"names {len(text_paths)} images; it needs a row's image per line"
         )
     index_by_end: dict[str, int | None] = {}  # by a path or its end; None: several
     for index, path in enumerate(image_paths):

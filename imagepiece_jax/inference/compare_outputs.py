@@ -43,7 +43,7 @@ class Annotations(NamedTuple):
     """What images show; None: unknown."""
 
     classes: Shaped[np.ndarray, " images"] | None = None  # numbers or folder names
-    texts: Float[np.ndarray, "texts dim"] | None = None  # vectors of a text tower
+    text_vectors: Float[np.ndarray, "texts dim"] | None = None  # of a text tower
     image_of_text: Int[np.ndarray, " texts"] | None = None  # index; -1: none
 
     @property
@@ -60,33 +60,33 @@ class Annotations(NamedTuple):
         Classes with single images are left out, with a note.
         Raises InputError if texts describe fewer than MIN_COMPARED_IMAGES images.
         """
-        classes, texts, image_of_text = self
+        classes, text_vectors, image_of_text = self
         if classes is not None:
             classes = classes[np.asarray(indices)]
-            names, image_counts = np.unique(classes, return_counts=True)
-            if len(names) < 2 or image_counts.min() < 2:
-                rarest = names.tolist()[image_counts.argmin()]
+            class_names, image_counts = np.unique(classes, return_counts=True)
+            if len(class_names) < 2 or image_counts.min() < 2:
+                rarest_class = class_names.tolist()[image_counts.argmin()]
                 notes.info(
                     "note: images do not vote by class, which needs two classes of two "
-                    f"images or more, but class {rarest!r} has {image_counts.min()} of "
-                    f"{len(classes)}"
+                    f"images or more, but class {rarest_class!r} has "
+                    f"{image_counts.min()} of {len(classes)}"
                 )
                 classes = None
-        if texts is not None and image_of_text is not None:
+        if text_vectors is not None and image_of_text is not None:
             new_index = {
                 old: new for new, old in enumerate(np.asarray(indices).tolist())
             }
             new_images = [new_index.get(old, -1) for old in image_of_text.tolist()]
-            image_of_text = np.array(new_images)
-            texts = texts[image_of_text >= 0]
-            image_of_text = image_of_text[image_of_text >= 0]
+            is_selected = np.array(new_images) >= 0
+            text_vectors = text_vectors[is_selected]
+            image_of_text = np.array(new_images)[is_selected]
             num_described = len({*image_of_text.tolist()})
             if num_described < MIN_COMPARED_IMAGES:
                 raise InputError(
                     f"texts describe {num_described} of the {len(indices)} compared "
                     f"images; {MIN_COMPARED_IMAGES} or more are needed"
                 )
-        return type(self)(classes, texts, image_of_text)
+        return type(self)(classes, text_vectors, image_of_text)
 
 
 def check_image_count(image_count: int) -> None:
@@ -131,10 +131,12 @@ def measure_fidelity(
         is_same &= is_finite
         metrics["first_class"] = statistics.estimate_accuracy(is_same)
     elif is_number:
+        # At least 1e-30: numbers that are the same for all images deviate by 0.
         deviation = np.maximum(dense_outputs.std(axis=0), 1e-30)
-        spreads = np.float64(outputs - dense_outputs) / deviation
-        change = 100 * np.sqrt(np.mean(spreads**2, axis=1))
-        metrics["difference"] = statistics.mean_difference(change, 0 * change)
+        scaled_errors = np.float64(outputs - dense_outputs) / deviation
+        error_percents = 100 * np.sqrt(np.mean(scaled_errors**2, axis=1))
+        zeros = np.zeros_like(error_percents)  # `mean_share` would cut at 100 %
+        metrics["difference"] = statistics.mean_difference(error_percents, zeros)
     else:
         cosines = np.sum(own_rows * dense_rows, axis=1)
         metrics["cosine_mean"] = float(cosines.mean())
@@ -144,22 +146,22 @@ def measure_fidelity(
     own_nearest = nearest_images(own_rows, own_rows)
     dense_nearest = nearest_images(dense_rows, dense_rows)
     is_changed = not np.array_equal(outputs, dense_outputs)
-    classes, texts, image_of_text = annotations or Annotations()
-    if texts is not None and image_of_text is not None:
-        own_recall = text_recall(own_rows, texts, image_of_text)
-        dense_recall = text_recall(dense_rows, texts, image_of_text)
+    classes, text_vectors, image_of_text = annotations or Annotations()
+    if text_vectors is not None and image_of_text is not None:
+        own_recall = text_recall(own_rows, text_vectors, image_of_text)
+        dense_recall = text_recall(dense_rows, text_vectors, image_of_text)
         metrics["recall"] = statistics.mean_share(own_recall)
         if is_changed:
-            change = statistics.mean_difference(own_recall, dense_recall)
-            metrics["recall_points"] = change
+            recall_points = statistics.mean_difference(own_recall, dense_recall)
+            metrics["recall_points"] = recall_points
     if classes is not None:
-        own_right = voted_classes(own_rows, own_nearest, classes) == classes
-        own_right &= is_finite
-        dense_right = voted_classes(dense_rows, dense_nearest, classes) == classes
-        metrics["voted_right"] = statistics.estimate_accuracy(own_right)
+        is_own_right = voted_classes(own_rows, own_nearest, classes) == classes
+        is_own_right &= is_finite
+        is_dense_right = voted_classes(dense_rows, dense_nearest, classes) == classes
+        metrics["voted_right"] = statistics.estimate_accuracy(is_own_right)
         if is_changed:
-            change = statistics.paired_difference(own_right, dense_right)
-            metrics["voted_points"] = change
+            voted_points = statistics.paired_difference(is_own_right, is_dense_right)
+            metrics["voted_points"] = voted_points
     kept_percent = 100 * count_shared(own_nearest, dense_nearest) / NUM_NEIGHBORS
     metrics["neighbors_kept"] = statistics.mean_share(kept_percent * is_finite)
     return metrics
@@ -186,19 +188,21 @@ def unit_rows(outputs: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows
     """Scale rows to length 1, in float64; a row with NaN or infinity becomes 0."""
     rows = np.asarray(outputs, np.float64)
     rows = np.where(np.isfinite(rows).all(1, keepdims=True), rows, 0)
+    # At least 1e-30: a row of zeros stays.
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
 def nearest_images(
-    queries: Float[np.ndarray, "images dim"], index: Float[np.ndarray, "images dim"]
+    queries: Float[np.ndarray, "images dim"],
+    candidates: Float[np.ndarray, "images dim"],
 ) -> Int[np.ndarray, "images neighbors"]:
-    """Find every query's NUM_NEIGHBORS nearest rows of `index`.
+    """Find every query's NUM_NEIGHBORS nearest rows of `candidates`.
 
-    queries, index: unit rows; rows i of both are one image, no neighbor of itself
+    queries, candidates: unit rows; rows i of both are one image, no neighbor of itself
     """
     neighbor_blocks = []
     for start in range(0, len(queries), IMAGES_PER_BLOCK):
-        cosines = queries[start : start + IMAGES_PER_BLOCK] @ index.T
+        cosines = queries[start : start + IMAGES_PER_BLOCK] @ candidates.T
         np.fill_diagonal(cosines[:, start:], -np.inf)
         order = np.argsort(-cosines, axis=1, kind="stable")
         neighbor_blocks.append(order[:, :NUM_NEIGHBORS])
@@ -216,7 +220,7 @@ def count_shared(
 
 def text_recall(
     rows: Float[np.ndarray, "images dim"],
-    texts: Float[np.ndarray, "texts dim"],
+    text_vectors: Float[np.ndarray, "texts dim"],
     image_of_text: Int[np.ndarray, " texts"],
 ) -> Float[np.ndarray, " described"]:
     """Recall of text to image, %, the mean over RECALL_RANKS, per described image.
@@ -225,10 +229,10 @@ def text_recall(
 
     rows: unit rows; zeros are never found
     """
-    hits = np.zeros(len(texts))
-    for start in range(0, len(texts), IMAGES_PER_BLOCK):
+    hits = np.zeros(len(text_vectors))
+    for start in range(0, len(text_vectors), IMAGES_PER_BLOCK):
         block = slice(start, start + IMAGES_PER_BLOCK)
-        cosines = unit_rows(texts[block]) @ rows.T
+        cosines = unit_rows(text_vectors[block]) @ rows.T
         own_cosine = np.take_along_axis(cosines, image_of_text[block, None], axis=1)
         # Equal images are ahead.
         num_ahead = np.count_nonzero(cosines >= own_cosine, axis=1) - 1
@@ -252,11 +256,11 @@ def voted_classes(
     class_names, class_of_image = np.unique(classes, return_inverse=True)
     votes = np.zeros((len(rows), len(class_names)))
     has_votes = np.zeros(votes.shape, bool)
-    images = np.arange(len(rows))
+    image_indices = np.arange(len(rows))
     for neighbor in neighbors.T:
-        voted = class_of_image[neighbor]
-        votes[images, voted] += np.sum(rows * rows[neighbor], axis=1)
-        has_votes[images, voted] = True
+        voted_class = class_of_image[neighbor]
+        votes[image_indices, voted_class] += np.sum(rows * rows[neighbor], axis=1)
+        has_votes[image_indices, voted_class] = True
     votes[~has_votes] = -np.inf  # cosines may be negative
     return class_names[votes.argmax(axis=1)]
 
@@ -271,11 +275,11 @@ def shuffle_outputs(
 def fidelity_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
     """A table row's cells by column, from `measure_fidelity`."""
     cells = {}
-    for name, value in metrics.items():
-        if isinstance(value, float):
-            cell = f"{value:.4f}"
+    for name, metric in metrics.items():
+        if isinstance(metric, float):
+            cell = f"{metric:.4f}"
         else:
-            estimate = statistics.Estimate(*value)
+            estimate = statistics.Estimate(*metric)
             is_change = name.endswith("points")
             cell = statistics.format_estimate(estimate, signs=is_change)
         cells[FIDELITY_COLUMNS[name]] = cell

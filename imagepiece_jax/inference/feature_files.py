@@ -41,7 +41,7 @@ class WrittenFeatures(NamedTuple):
     """A summary of a complete folder."""
 
     shapes: dict[str, list[int]]  # {array name: shape}
-    damaged: int  # number of NaN rows
+    num_damaged: int  # NaN rows
 
 
 def write_features(
@@ -83,34 +83,34 @@ def write_features(
             "texts needs the vectors next to texts; give logits (--logits)"
         )
     xla_options.check_dtype(vit.model.execution.dtype.name)
-    optional = {"logits": logits, "patches": patches}
-    names = ("pooled", *filter(optional.get, optional))
+    optional_arrays = {"logits": logits, "patches": patches}
+    array_names = ("pooled", *filter(optional_arrays.get, optional_arrays))
     paths = _drop_multiline_paths([os.fspath(image) for image in images])
     if not paths:
         raise InputError("images is empty")
     photographs = RecordedFiles(paths)
     annotations = read_annotations(vit, photographs, texts)
-    extractor = Extractor(vit, names)
-    shapes = extractor.shapes
-    record = model_record(vit, extractor.model, storage=storage, arrays=shapes)
+    extractor = Extractor(vit, array_names)
+    row_shapes = extractor.shapes
+    record = model_record(vit, extractor.model, storage=storage, arrays=row_shapes)
     with feature_folder.open_feature_folder(
-        folder, record, paths, shapes, storage
+        folder, record, paths, row_shapes, storage
     ) as row_folder:
         num_paths = len(paths)
-        missing = photographs.subset(row_folder.missing)
+        missing_photographs = photographs.subset(row_folder.missing_indices)
         num_devices = len(parallel.local_devices())
-        device_rows = min(batch_size, math.ceil(len(missing) / num_devices))
+        device_rows = min(batch_size, math.ceil(len(missing_photographs) / num_devices))
         global_batch = device_rows * num_devices
         threads = threads or min(16, available_cores())
         batches = Batches(
-            source=missing,
+            source=missing_photographs,
             transform=vit.preprocessing,
             batch_size=max(1, global_batch),
             strict=False,
         )
-        existing_rows = num_paths - len(missing)
+        num_existing = num_paths - len(missing_photographs)
         with (
-            ProgressBar("features", num_paths, existing_rows) as progress,
+            ProgressBar("features", num_paths, num_existing) as progress,
             contextlib.closing(batches.read_batches(threads)) as reader,
         ):
             if row_folder.num_removed:
@@ -118,21 +118,21 @@ def write_features(
                     f"note: {row_folder.num_removed} rows are removed, because their "
                     "photographs are gone or not named"
                 )
-            if existing_rows:
-                progress.log_line(f"{existing_rows} of {num_paths} rows exist already")
+            if num_existing:
+                progress.log_line(f"{num_existing} of {num_paths} rows exist already")
             is_reduced = any(layer.step for layer in extractor.model.plan)
-            if texts is not None or (is_reduced and not existing_rows):
+            if texts is not None or (is_reduced and not num_existing):
                 # Without missing photographs there is no batch size yet.
                 global_batch = global_batch or batch_size * num_devices
-                comparison = _compare_with_dense(
+                comparison_table = _compare_with_dense(
                     vit, extractor, photographs, annotations, global_batch, threads
                 )
-                progress.log_line(comparison)
+                progress.log_line(comparison_table)
             for batch, arrays in _extract_ahead(extractor, reader):
-                _append_batch(row_folder, missing, batch, arrays, progress)
+                _append_batch(row_folder, missing_photographs, batch, arrays, progress)
         row_folder.complete_folder()
-        all_shapes = {name: [num_paths, *shape] for name, shape in shapes.items()}
-        return WrittenFeatures(all_shapes, len(row_folder.damaged))
+        all_shapes = {name: [num_paths, *shape] for name, shape in row_shapes.items()}
+        return WrittenFeatures(all_shapes, len(row_folder.damaged_rows))
 
 
 def _drop_multiline_paths(paths: list[str]) -> list[str]:
@@ -150,18 +150,19 @@ def _drop_multiline_paths(paths: list[str]) -> list[str]:
 class Extractor:
     """A model on all devices: pixels -> {name: array [devices, images, ..]}.
 
-    names: a choice of "pooled", "logits" and "patches"
+    array_names: a choice of "pooled", "logits" and "patches"
     """
 
-    def __init__(self, vit: Pretrained, names: Sequence[str]) -> None:
+    def __init__(self, vit: Pretrained, array_names: Sequence[str]) -> None:
         device = parallel.local_devices()[0]
         attention = vit.model.execution.attention
         model = optimize.with_device_attention(vit.model, device, attention)
         model, weights = optimize.fold_and_cast(model, vit.variables, device)
-        compute_arrays = functools.partial(_compute_arrays, model, tuple(names))
+        compute_arrays = functools.partial(_compute_arrays, model, tuple(array_names))
         image = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
         outputs = jax.eval_shape(compute_arrays, weights, image)
-        self.shapes = {name: outputs[name].shape[1:] for name in names}  # of one row
+        # Shapes of one row.
+        self.shapes = {name: outputs[name].shape[1:] for name in array_names}
         self.model = model  # with a folded stem
         self._program = parallel.pmap(compute_arrays, program_name="features")
         self._weights = parallel.replicate(weights)
@@ -174,18 +175,18 @@ class Extractor:
 
 def _compute_arrays(
     model: ViT,
-    names: tuple[str, ...],
+    array_names: tuple[str, ...],
     variables: Mapping[str, Any],
     pixels: UInt8[Array, "batch height width 3"],
 ) -> dict[str, Float[Array, "batch ..."]]:
     """Compute the named arrays."""
-    model = model.with_execution(head_only="patches" not in names)
+    model = model.with_execution(head_only="patches" not in array_names)
     outputs = model.apply(variables, model.config.as_normalized(pixels))
     arrays = {"pooled": outputs.pooled, "logits": outputs.logits}
-    if "patches" in names:
+    if "patches" in array_names:
         norm = final_norm(model, variables)
         arrays["patches"] = feature_map(outputs, model.config.grid, norm=norm)
-    return {name: arrays[name] for name in names}
+    return {name: arrays[name] for name in array_names}
 
 
 def _compare_with_dense(
@@ -204,12 +205,12 @@ def _compare_with_dense(
     if annotations.image_of_text is not None:
         sample = photographs.subset(np.unique(annotations.image_of_text))
     sample = sample.evenly_spaced(COMPARED_PHOTOGRAPHS)
-    dense = Extractor(vit.with_reduction(None), [array_name])
-    extractors = {"dense": dense, vit.label: extractor}
+    dense_extractor = Extractor(vit.with_reduction(None), [array_name])
+    extractors = {"dense": dense_extractor, vit.label: extractor}
     batches = Batches(
         source=sample, transform=vit.preprocessing, batch_size=batch_size, strict=False
     )
-    rows, indices = _collect_vectors(
+    vectors, indices = _collect_vectors(
         extractors, array_name, batches.read_batches(threads)
     )
     if not indices:
@@ -217,14 +218,15 @@ def _compare_with_dense(
     annotations = annotations.select_images(
         np.asarray(sample.indices)[indices].tolist()
     )
-    fidelities = measure_fidelities(rows, False, annotations)
-    cosines = np.sum(unit_rows(rows[vit.label]) * unit_rows(rows["dense"]), axis=1)
-    lines = [
+    fidelities = measure_fidelities(vectors, False, annotations)
+    unit_vectors = unit_rows(vectors[vit.label])
+    cosines = np.sum(unit_vectors * unit_rows(vectors["dense"]), axis=1)
+    table_rows = [
         {"vectors": name, **fidelity_cells(fidelities[name])} for name in fidelities
     ]
     return (
         f"compared with the dense model on {len(indices)} photographs; the worst is "
-        f"{sample.image_name(indices[cosines.argmin()])}\n{rows_table(lines)}"
+        f"{sample.image_name(indices[cosines.argmin()])}\n{rows_table(table_rows)}"
     )
 
 
@@ -247,20 +249,20 @@ def _collect_vectors(
                 is_compared &= np.isfinite(vectors).all(axis=1)
             batch_vectors[name].append(vectors[is_compared])
         indices += batch["index"][0, is_compared].tolist()
-    rows = {name: np.concatenate(vectors) for name, vectors in batch_vectors.items()}
-    return rows, indices
+    all_vectors = {name: np.concatenate(v) for name, v in batch_vectors.items()}
+    return all_vectors, indices
 
 
 def _extract_ahead(extractor: Extractor, batches: Iterable[dict]) -> Iterator[tuple]:
     """Yield (batch, arrays) while the devices compute the next batch."""
-    pending = None
+    pending_batch = None
     for batch in batches:
         arrays = extractor(batch["image"][0])
-        if pending is not None:
-            yield pending
-        pending = batch, arrays
-    if pending is not None:
-        yield pending
+        if pending_batch is not None:
+            yield pending_batch
+        pending_batch = batch, arrays
+    if pending_batch is not None:
+        yield pending_batch
 
 
 def _append_batch(
@@ -273,26 +275,26 @@ def _append_batch(
     """Append a batch's rows; a damaged photograph's row is NaN."""
     indices = batch["index"][0]
     indices = indices[indices < len(source)]
-    names = [source.image_name(index) for index in indices]
+    paths = [source.image_name(index) for index in indices]
     reasons = {}  # by row
-    for row in np.flatnonzero(batch["mask"][0, : len(names)] == 0).tolist():
-        reasons[row] = f"cannot be read ({source.unreadable[names[row]]})"
-    rows = {}
+    for row in np.flatnonzero(batch["mask"][0, : len(paths)] == 0).tolist():
+        reasons[row] = f"cannot be read ({source.unreadable[paths[row]]})"
+    array_rows = {}
     dtype = folder.dtype
     for name, array in parallel.local_rows(arrays).items():
-        array = array.reshape(-1, *array.shape[2:])[: len(names)]
+        array = array.reshape(-1, *array.shape[2:])[: len(paths)]
         with np.errstate(over="ignore"):
-            rows[name] = array.astype(dtype)
-        is_finite = np.isfinite(rows[name]).all(axis=tuple(range(1, array.ndim)))
+            array_rows[name] = array.astype(dtype)
+        is_finite = np.isfinite(array_rows[name]).all(axis=tuple(range(1, array.ndim)))
         for row in np.flatnonzero(~is_finite).tolist():
             reasons.setdefault(row, f"has {name} beyond the numbers of {dtype}")
     for row, reason in sorted(reasons.items()):
-        progress.log_line(f"{names[row]} {reason}: its row is NaN")
-        for array in rows.values():
+        progress.log_line(f"{paths[row]} {reason}: its row is NaN")
+        for array in array_rows.values():
             array[row] = np.nan
     file_indices = source.indices[indices]
     records = []
     for row, file_index in enumerate(file_indices.tolist()):
         records.append(source.records.pop(file_index)._replace(reason=reasons.get(row)))
-    folder.append_rows(file_indices, rows, records)
-    progress.update(len(names))
+    folder.append_rows(file_indices, array_rows, records)
+    progress.update(len(paths))

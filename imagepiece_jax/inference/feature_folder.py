@@ -24,8 +24,8 @@ from imagepiece_jax.common import files
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.file_records import (
     FileRecord,
-    read_recorded,
-    record_unread,
+    read_and_record,
+    record_unread_file,
 )
 from imagepiece_jax.models.record import describe_difference, list_differences
 
@@ -98,17 +98,17 @@ class FeatureFolder:
         self._first_new_row = len(records)
         self._end_row = self._first_new_row + len(new_records)
         self._find_rows([*records, *new_records])
-        if len(self.missing) or self._new_folder.exists():
+        if len(self.missing_indices) or self._new_folder.exists():
             self._start_new_folder(new_records)
 
     def _read_rows(
         self, folder: pathlib.Path
     ) -> tuple[dict[str, np.ndarray], list[FileRecord]]:
         """Read a folder's complete rows: (memory-mapped arrays, FileRecords)."""
-        info = _read_info(folder)
-        if not info:
+        folder_info = _read_info(folder)
+        if not folder_info:
             return {}, []
-        if mismatches := list_differences(self._settings, info[SETTINGS_KEY]):
+        if mismatches := list_differences(self._settings, folder_info[SETTINGS_KEY]):
             problem = describe_difference(mismatches, f"{self.path} was started with")
             raise InputError(f"{mismatches[0][0]} {problem}; give another folder")
         try:
@@ -123,7 +123,7 @@ class FeatureFolder:
         for name, array in arrays.items():
             if (array.shape[1:], array.dtype) != (self._shapes[name], self.dtype):
                 num_rows = 0
-        if info["rows"] not in (None, len(lines)):  # lines were removed
+        if folder_info["rows"] not in (None, len(lines)):  # lines were removed
             num_rows = 0
         return arrays, [FileRecord.parse_line(line) for line in lines[:num_rows]]
 
@@ -132,20 +132,20 @@ class FeatureFolder:
         # A file with an unchanged path, size and times is not read. Any other file is
         # read if some row has its size, and keeps the row with equal bytes: a moved or
         # copied file.
-        rows: dict[tuple, int] = {}  # by the file's state, and by its content
+        row_of_file: dict[tuple, int] = {}  # by the file's state, and by its content
         for row, record in enumerate(row_records):
             if record.digest:
-                rows[record.file_state] = rows[record.content] = row
+                row_of_file[record.file_state] = row_of_file[record.content] = row
         known_sizes = {record.size for record in row_records}
 
         def find_row(path: str) -> tuple[int, FileRecord | None]:
             """Find a photograph's (row, FileRecord); (-1, None) without a row."""
             try:
-                record = record_unread(path)
-                row = rows.get(record.file_state)
+                record = record_unread_file(path)
+                row = row_of_file.get(record.file_state)
                 if row is None and record.size in known_sizes:
-                    _, record = read_recorded(path)
-                    row = rows.get(record.content)
+                    _, record = read_and_record(path)
+                    row = row_of_file.get(record.content)
             except OSError:
                 return -1, None
             if row is None:
@@ -154,19 +154,19 @@ class FeatureFolder:
             return row, record._replace(digest=digest, reason=reason)
 
         with ThreadPool(STAT_THREADS) as pool:
-            results = pool.map(find_row, self._paths)
-        self._rows = np.array([row for row, _ in results], np.int64)
-        self._records = [record for _, record in results]
+            found_rows = pool.map(find_row, self._paths)
+        self._path_rows = np.array([row for row, _ in found_rows], np.int64)
+        self._records = [record for _, record in found_rows]
         # Indices of photographs without a row yet, and the number of unused rows.
-        self.missing = np.flatnonzero(self._rows < 0)
-        kept = {row for row, _ in results if 0 <= row < self._first_new_row}
-        self.num_removed = self._first_new_row - len(kept)
+        self.missing_indices = np.flatnonzero(self._path_rows < 0)
+        kept_rows = {row for row, _ in found_rows if 0 <= row < self._first_new_row}
+        self.num_removed = self._first_new_row - len(kept_rows)
 
     def _start_new_folder(self, records: Sequence[FileRecord]) -> None:
         """Prepare `.new` for appending rows after the rows of `records`."""
         self._new_folder.mkdir(exist_ok=True)
-        info = {SETTINGS_KEY: self._settings, "rows": None}
-        files.write_json(self._new_folder / INFO_FILE, info)
+        folder_info = {SETTINGS_KEY: self._settings, "rows": None}
+        files.write_json(self._new_folder / INFO_FILE, folder_info)
         for name in self._shapes:
             (self._new_folder / f"{name}.npy").touch()
         self._set_row_count(len(records))
@@ -188,18 +188,18 @@ class FeatureFolder:
         # NumPy's header has the same length for any number, so it can be overwritten.
         header = io.BytesIO()
         shape = (num_rows, *self._shapes[name])
-        facts = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, facts)
+        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, fields)
         return header.getvalue()
 
     @property
-    def damaged(self) -> list[tuple[int, str, str]]:
+    def damaged_rows(self) -> list[tuple[int, str, str]]:
         """List (row, path, reason) for photographs without features."""
-        entries = []
+        damaged_rows = []
         for row, record in enumerate(self._records):
             if record and record.reason:
-                entries.append((row, self._paths[row], record.reason))
-        return entries
+                damaged_rows.append((row, self._paths[row], record.reason))
+        return damaged_rows
 
     def append_rows(
         self,
@@ -216,7 +216,7 @@ class FeatureFolder:
             with open(self._new_folder / f"{name}.npy", "ab") as file:
                 file.write(arrays[name].tobytes())
         for index, record in zip(indices, records, strict=True):
-            self._rows[index] = self._end_row
+            self._path_rows[index] = self._end_row
             self._records[index] = record
             self._end_row += 1
         self._unwritten_records += records
@@ -238,12 +238,12 @@ class FeatureFolder:
         """Replace the folder's set by all photographs' rows, in their order."""
         self.flush_rows()
         new_rows = np.arange(self._first_new_row, self._end_row)
-        if np.array_equal(self._rows, new_rows):
+        if np.array_equal(self._path_rows, new_rows):
             self._write_lists(self._new_folder)
             os.rename(self._new_folder, self.path / COMPLETE_FOLDER)
         else:
             with files.replacement_folder(self.path / COMPLETE_FOLDER) as folder:
-                if not np.array_equal(self._rows, np.arange(self._first_new_row)):
+                if not np.array_equal(self._path_rows, np.arange(self._first_new_row)):
                     self._copy_rows(folder)
                 self._write_lists(folder)
         self._replace_earlier_files()
@@ -251,65 +251,68 @@ class FeatureFolder:
 
     def _copy_rows(self, folder: pathlib.Path) -> None:
         """Write all photographs' arrays, in their order, into a folder."""
-        added_arrays, _ = self._read_rows(self._new_folder)
+        new_arrays, _ = self._read_rows(self._new_folder)
         for name in self._shapes:
             with open(folder / f"{name}.npy", "wb") as file:
-                file.write(self._npy_header(name, len(self._rows)))
-                for row in self._rows.tolist():
+                file.write(self._npy_header(name, len(self._path_rows)))
+                for row in self._path_rows.tolist():
                     if row < self._first_new_row:
                         file.write(self._earlier_arrays[name][row].tobytes())
                     else:
                         new_row = row - self._first_new_row
-                        file.write(added_arrays[name][new_row].tobytes())
+                        file.write(new_arrays[name][new_row].tobytes())
 
     def _write_lists(self, folder: pathlib.Path) -> None:
         """Write paths.txt, damaged.csv, files.jsonl and info.json."""
-        text = io.StringIO(newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerows([("row", "path", "reason"), *self.damaged])
-        damaged = text.getvalue().encode(errors="surrogateescape")
-        paths = [os.fsencode(path) + b"\n" for path in self._paths]
-        info = {SETTINGS_KEY: self._settings, "rows": len(self._rows)}
-        files.replace_file(folder / PATHS_FILE, b"".join(paths))
-        files.replace_file(folder / DAMAGED_FILE, damaged)
+        csv_file = io.StringIO(newline="")
+        csv_writer = csv.writer(csv_file, lineterminator="\n")
+        csv_writer.writerows([("row", "path", "reason"), *self.damaged_rows])
+        damaged_csv = csv_file.getvalue().encode(errors="surrogateescape")
+        path_lines = [os.fsencode(path) + b"\n" for path in self._paths]
+        folder_info = {SETTINGS_KEY: self._settings, "rows": len(self._path_rows)}
+        files.replace_file(folder / PATHS_FILE, b"".join(path_lines))
+        files.replace_file(folder / DAMAGED_FILE, damaged_csv)
         files.replace_file(folder / RECORDS_FILE, _json_lines(self._records))
-        files.write_json(folder / INFO_FILE, info)
+        files.write_json(folder / INFO_FILE, folder_info)
 
     def _replace_earlier_files(self) -> None:
         """Move `.complete`'s files, if there are any, into the folder itself."""
         # paths.txt is absent meanwhile and moves last, so no reader takes a row for
         # another photograph's.
-        complete = self.path / COMPLETE_FOLDER
-        if not complete.exists():
+        complete_set = self.path / COMPLETE_FOLDER
+        if not complete_set.exists():
             return
-        if (complete / PATHS_FILE).exists():
+        if (complete_set / PATHS_FILE).exists():
             (self.path / PATHS_FILE).unlink(missing_ok=True)
-        names = {file.name for file in complete.iterdir()}
-        for name in sorted(names, key=lambda name: name == PATHS_FILE):
-            os.replace(complete / name, self.path / name)
-        complete.rmdir()
+        file_names = {file.name for file in complete_set.iterdir()}
+        for name in sorted(file_names, key=lambda name: name == PATHS_FILE):
+            os.replace(complete_set / name, self.path / name)
+        complete_set.rmdir()
 
 
 def check_feature_folder(path: pathlib.Path) -> None:
     """Check that a folder holds features, or nothing."""
     # Without an info.json, even files with our names count as somebody else's.
     folders = [path, path / NEW_FOLDER, path / COMPLETE_FOLDER]
-    names = set()
-    new = path / NEW_FOLDER
-    if new.is_dir() and all(file.name.endswith(".tmp") for file in new.iterdir()):
-        names.add(NEW_FOLDER)  # a killed process left it, before its info.json
+    own_names = set()
+    new_folder = path / NEW_FOLDER
+    if new_folder.is_dir() and all(
+        file.name.endswith(".tmp") for file in new_folder.iterdir()
+    ):
+        own_names.add(NEW_FOLDER)  # a killed process left it, before its info.json
     if any([_read_info(folder) for folder in folders]):
-        names |= {INFO_FILE, PATHS_FILE, DAMAGED_FILE, RECORDS_FILE}
-        names |= {NEW_FOLDER, COMPLETE_FOLDER}
-        names |= {f"{name}.npy" for name in ARRAY_NAMES}
-    files.check_own_files("folder", path, "features", lambda file: file.name in names)
+        own_names |= {INFO_FILE, PATHS_FILE, DAMAGED_FILE, RECORDS_FILE}
+        own_names |= {NEW_FOLDER, COMPLETE_FOLDER}
+        own_names |= {f"{name}.npy" for name in ARRAY_NAMES}
+    files.check_own_files("folder", path, "features", lambda f: f.name in own_names)
 
 
 def _read_info(folder: pathlib.Path) -> dict[str, Any]:
     """Read a folder's info.json; {} if the folder has no rows."""
     file = folder / INFO_FILE
-    info = files.read_json(file) if file.exists() else {}
-    return info if isinstance(info.get(SETTINGS_KEY), dict) and "rows" in info else {}
+    folder_info = files.read_json(file) if file.exists() else {}
+    has_rows = isinstance(folder_info.get(SETTINGS_KEY), dict) and "rows" in folder_info
+    return folder_info if has_rows else {}
 
 
 def _json_lines(records: Sequence[FileRecord | None]) -> bytes:

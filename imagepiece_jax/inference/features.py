@@ -100,20 +100,20 @@ def features(
         variables = vit.device_variables
     # Only a setting's first call compiles; later calls just start the program.
     with announced_work("compiling the features"):
-        options = (blocks, norm, reshape, fill)
-        return _extract_features(variables, images, model, options)
+        map_options = (blocks, norm, reshape, fill)
+        return _extract_features(variables, images, model, map_options)
 
 
 def _list_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     """List the block indices of `features`' argument `layers`."""
-    blocks = layers
+    block_indices = layers
     if not np.iterable(layers):
         check_range("layers", layers, 0, depth, whole=True)
-        blocks = range(depth - layers, depth)
-    blocks = tuple(np.asarray(blocks).tolist())
-    for block in blocks:
+        block_indices = range(depth - layers, depth)
+    block_indices = tuple(np.asarray(block_indices).tolist())
+    for block in block_indices:
         check_range("layers", block, 0, depth - 1, whole=True)
-    return blocks
+    return block_indices
 
 
 def _checked_batch(vit: Pretrained, images: Any) -> np.ndarray | Array:
@@ -138,18 +138,18 @@ def _batched_features(
     for start in range(0, num_files, FILE_BATCH_SIZE):
         batch = features(vit, files[start : start + FILE_BATCH_SIZE], **options)
         batches.append(jax.device_get(batch))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_files], *batches)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_files], *batches)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _extract_features(
     variables: Mapping[str, Any], images: jax.Array, model: ViT, options: tuple
 ) -> Features:
-    extract = forward_features(model, *options)
+    extract = make_features_function(model, *options)
     return on_auto_axes(extract, images)(variables, images)
 
 
-def forward_features(
+def make_features_function(
     model: ViT,
     blocks: Sequence[int] = (),
     norm: bool = True,
@@ -170,24 +170,24 @@ def forward_features(
         grid = model.config.grid
         last_norm = final_norm(model, variables)
         # Reduction steps up to every block: the index of its path in `paths`.
-        num_steps = np.cumsum([bool(layer.counts) for layer in model.plan])
+        step_counts = np.cumsum([bool(layer.counts) for layer in model.plan])
         check_outputs(outputs)
         paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
-        def layer_features(block: int, norm: Norm | None) -> Layer:
-            path = paths[num_steps[block]]
+        def layer_features(block: int, block_norm: Norm | None) -> Layer:
+            path = paths[step_counts[block]]
             state = outputs.states[block]
-            prefix, patches, dropped = _patch_features(state, path, fill, norm)
+            prefix, patches, dropped = _patch_features(state, path, fill, block_norm)
             if reshape:
                 patches = patches.reshape(-1, *grid, *patches.shape[2:])
                 dropped = dropped.reshape(-1, *grid, *dropped.shape[2:])
             return Layer(patches, prefix, dropped)
 
-        final = layer_features(model.depth - 1, last_norm)
+        final_layer = layer_features(model.depth - 1, last_norm)
         layer_norm = last_norm if norm else None
         layers = tuple(layer_features(block, layer_norm) for block in blocks)
-        return Features(outputs.pooled, *final, layers)
+        return Features(outputs.pooled, *final_layer, layers)
 
     return extract
 
@@ -226,27 +226,27 @@ def _patch_features(
     Bool[Array, "batch patches"],
 ]:
     """Map tokens to (prefix, patches, dropped)."""
-    prefix, values = jnp.split(state.x, [state.num_prefix], axis=1)
+    prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
-        dropped = jnp.zeros(values.shape[:2], bool)
+        dropped = jnp.zeros(vectors.shape[:2], bool)
         if path.token_of_patch is not None:
             dropped = path.token_of_patch == DROPPED
-            values = gather_tokens(values, path.source_token)
+            vectors = gather_tokens(vectors, path.source_token)
         if path.last_feature is not None:
-            values = jnp.where(dropped[..., None], path.last_feature, values)
+            vectors = jnp.where(dropped[..., None], path.last_feature, vectors)
         if path.before_mixing is None:
             break
         path, mixing, x = path.before_mixing
-        values = _spread_tokens(values, mixing.matrix).astype(x.dtype)
+        vectors = _spread_tokens(vectors, mixing.matrix).astype(x.dtype)
     if fill == "class":
-        values = jnp.where(dropped[..., None], prefix[:, :1], values)
+        vectors = jnp.where(dropped[..., None], prefix[:, :1], vectors)
     if norm:  # one norm over prefix and patches compiles faster than two
-        normed = norm(jnp.concatenate([prefix, values], axis=1))
-        prefix, values = jnp.split(normed, [state.num_prefix], axis=1)
+        normalized_tokens = norm(jnp.concatenate([prefix, vectors], axis=1))
+        prefix, vectors = jnp.split(normalized_tokens, [state.num_prefix], axis=1)
     if fill == "zero":
-        values = jnp.where(dropped[..., None], 0, values)
-    return prefix, values, dropped
+        vectors = jnp.where(dropped[..., None], 0, vectors)
+    return prefix, vectors, dropped
 
 
 def _spread_tokens(

@@ -12,6 +12,8 @@ import numpy as np
 from imagepiece_jax.common.files import open_regular_file
 from imagepiece_jax.data.source import FileSource, StoredImage
 
+UNKNOWN_STATUS = (-1, -1, -1)  # size, mtime and ctime of a file without a status
+
 
 class FileRecord(NamedTuple):
     """An image file at the time it was read."""
@@ -41,11 +43,11 @@ class FileRecord(NamedTuple):
             hash(record)
         except (TypeError, ValueError):
             # Somebody edited the line. This record matches no file.
-            return cls("", -1, -1, -1)
+            return cls("", *UNKNOWN_STATUS)
         return record
 
 
-def record_unread(path: str) -> FileRecord:
+def record_unread_file(path: str) -> FileRecord:
     """Record a file without reading it, so without its digest. Raises OSError."""
     status = os.stat(path)
     folder, name = os.path.split(path)
@@ -56,14 +58,14 @@ def record_unread(path: str) -> FileRecord:
 _real_path = functools.lru_cache(maxsize=1000)(os.path.realpath)
 
 
-def read_recorded(path: str) -> tuple[bytes, FileRecord]:
+def read_and_record(path: str) -> tuple[bytes, FileRecord]:
     """Read a regular file: (bytes, record). Raises OSError."""
     # The times are taken first, so that a write during the read shows as a change.
-    record = record_unread(path)
+    record = record_unread_file(path)
     with open_regular_file(path) as file:
-        data = file.read()
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return data, record._replace(size=len(data), digest=digest)
+        file_bytes = file.read()
+    digest = hashlib.blake2b(file_bytes, digest_size=16).hexdigest()
+    return file_bytes, record._replace(size=len(file_bytes), digest=digest)
 
 
 class RecordedFiles(FileSource):
@@ -77,13 +79,16 @@ class RecordedFiles(FileSource):
         self.records: dict[int, FileRecord] = {}  # files read so far, by store index
 
     def stored_image(self, store_index: int) -> StoredImage:
+        """Read and record a file: (bytes, or the path if unreadable; label; path)."""
         _, label, path = super().stored_image(store_index)
-        data = path
         try:
-            data, self.records[store_index] = read_recorded(path)
+            file_bytes, record = read_and_record(path)
         except OSError:  # `decode` meets the error again and says the reason
-            self.records[store_index] = FileRecord(os.path.abspath(path), -1, -1, -1)
-        return data, label, path
+            record = FileRecord(os.path.abspath(path), *UNKNOWN_STATUS)
+            self.records[store_index] = record
+            return path, label, path
+        self.records[store_index] = record
+        return file_bytes, label, path
 
     def image_name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.files[self.indices[index]]))

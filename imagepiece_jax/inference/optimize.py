@@ -1,6 +1,6 @@
 """Compile a trained model into the fastest program for a device.
 
-`program_compiler` prepares the weights once and compiles a Program per batch size.
+`make_program_compiler` prepares the weights once and compiles a Program per batch size.
 Results change only by rounding, except for three defaults on GPUs: tanh GELU
 (`default_gelu`), sizes in key directions (`uses_size_direction`) and fast reductions
 (`default_reductions`).
@@ -67,7 +67,7 @@ class Program:
     variables: Mapping  # on the device
     arguments: tuple[jax.Array, ...]  # the variables that `compiled` takes as arguments
     compiled: jax.stages.Compiled  # (arguments, images) -> logits
-    images: jax.ShapeDtypeStruct  # shape and dtype of a full batch
+    input_spec: jax.ShapeDtypeStruct  # shape and dtype of a full batch of images
     device: jax.Device
     options: Mapping  # XLA's options
     reductions: str  # one of REDUCTION_MODES
@@ -81,7 +81,7 @@ class Program:
 
     @property
     def batch_size(self) -> int:
-        return self.images.shape[0]
+        return self.input_spec.shape[0]
 
     @property
     def memory(self) -> Any:
@@ -96,7 +96,7 @@ class Program:
             long as a full batch
         Raises InputError for other shapes and dtypes.
         """
-        spec = self.images
+        spec = self.input_spec
         images = to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
             takes_floats = spec.dtype != jnp.uint8
@@ -115,14 +115,14 @@ class Program:
         # NumPy pads without compiling a program for every image count.
         if num_missing and isinstance(images, np.ndarray):
             images = np.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
-        fits = images.shape == spec.shape and images.dtype == spec.dtype
+        fits_spec = images.shape == spec.shape and images.dtype == spec.dtype
         own_devices = {self.device}
         is_on_device = isinstance(images, jax.Array) and images.devices() == own_devices
         transfer_guard = contextlib.nullcontext()
-        if fits and isinstance(images, np.ndarray):
+        if fits_spec and isinstance(images, np.ndarray):
             # The executable copies the images itself, in a fifth of device_put's time.
             transfer_guard = jax.transfer_guard_host_to_device("allow")
-        elif not (fits and is_on_device):
+        elif not (fits_spec and is_on_device):
             images = jax.device_put(images, self.device)
             images = fit_images(images, self.batch_size, spec.dtype, self.model.config)
         with transfer_guard:
@@ -136,36 +136,36 @@ class Program:
 
     def summary(self) -> str:
         """Describe the model, its cost and its compilation in a few lines."""
-        batch, height, width, _ = self.images.shape
-        dtype = self.images.dtype
+        batch, height, width, _ = self.input_spec.shape
+        dtype = self.input_spec.dtype
         model = self.model
         if dtype == jnp.uint8:
             dtype = f"{dtype} (less {model.config.mean}, over {model.config.std})"
-        gelu = f"{model.config.arch.gelu} GELU"
+        gelu_text = f"{model.config.arch.gelu} GELU"
         if not model.config.arch.has_gelu:
-            gelu = "no GELU"
+            gelu_text = "no GELU"
         elif model.config.arch.gelu != self.own_gelu:
-            gelu = f"{gelu} in place of {self.own_gelu}"
-        sizes = ""
+            gelu_text = f"{gelu_text} in place of {self.own_gelu}"
+        sizes_text = ""
         if size_direction.has_sizes(model):
-            sizes = f", sizes by a {model.execution.size_encoding}"
+            sizes_text = f", sizes by a {model.execution.size_encoding}"
         argument_megabytes = self.memory.argument_size_in_bytes / 1e6
         working_megabytes = self.memory.temp_size_in_bytes / 1e6
-        options = [f"{name}={value}" for name, value in self.options.items()]
-        options = ", ".join(options) or "none"
+        option_texts = [f"{name}={value}" for name, value in self.options.items()]
         return (
             f"{counted_noun(batch, 'image')} of {size_text((height, width))}, {dtype}, "
             f"on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
-            f"{model.execution.dtype.name}, {gelu}, "
+            f"{model.execution.dtype.name}, {gelu_text}, "
             f"{model.execution.attention_impl} attention, {model.config.stem} stem, "
-            f"folded{sizes}\n"
+            f"folded{sizes_text}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{argument_megabytes:.0f} MB of weights and images, "
             f"{working_megabytes:.0f} MB to work in\n"
-            f"{self.reductions} reductions, compiler options: {options}"
+            f"{self.reductions} reductions, compiler options: "
+            f"{', '.join(option_texts) or 'none'}"
         )
 
 
@@ -232,7 +232,7 @@ def optimize(
     compiler_options: XLA options that override common.xla_options
     """
     check_range("batch_size", batch_size, 1, whole=True)
-    compile_batch = program_compiler(
+    compile_batch = make_program_compiler(
         vit,
         dtype=dtype,
         gelu=gelu,
@@ -246,7 +246,7 @@ def optimize(
     return compile_batch(batch_size)
 
 
-def program_compiler(
+def make_program_compiler(
     vit: Pretrained,
     *,
     dtype: str | None = None,
@@ -269,7 +269,7 @@ def program_compiler(
     check_choice("reductions", reductions, (None, *REDUCTION_MODES))
     check_gelu(vit.model, gelu)
     device = jax.local_devices()[0] if device is None else find_device(device)
-    size = image_sides(vit.image_size)
+    sides = image_sides(vit.image_size)
     model = vit.model
     variables = vit.variables
     check_variables(model, variables)
@@ -293,35 +293,35 @@ def program_compiler(
     dead_gmacs = dead_macs(model) / 1e9
     reductions = reductions or default_reductions(model, device)
     input_dtype = "uint8" if pixels else dtype
-    compute_logits = forward_logits(model, reductions)
+    compute_logits = make_logits_function(model, reductions)
     leaves, tree = jax.tree.flatten(weights)
 
     def compile_batch(batch_size: int) -> Program:
-        images = jax.ShapeDtypeStruct(
-            (batch_size, *size, 3),
+        input_spec = jax.ShapeDtypeStruct(
+            (batch_size, *sides, 3),
             jnp.dtype(input_dtype),
             sharding=SingleDeviceSharding(device),
         )
         start_time = time.perf_counter()
-        max_inside = SMALL_WEIGHT if batch_size <= SMALL_BATCH else 0
-        arguments = tuple(leaf for leaf in leaves if leaf.nbytes > max_inside)
+        max_bytes = SMALL_WEIGHT if batch_size <= SMALL_BATCH else 0
+        arguments = tuple(leaf for leaf in leaves if leaf.nbytes > max_bytes)
 
         def logits(arguments: tuple[jax.Array, ...], images: jax.Array) -> jax.Array:
-            large = iter(arguments)
-            whole = [x if x.nbytes <= max_inside else next(large) for x in leaves]
-            return compute_logits(jax.tree.unflatten(tree, whole), images)
+            args = iter(arguments)
+            all_leaves = [x if x.nbytes <= max_bytes else next(args) for x in leaves]
+            return compute_logits(jax.tree.unflatten(tree, all_leaves), images)
 
         image_count = counted_noun(batch_size, "image")
         with announced_work(f"compiling the model for {image_count} at a time"):
-            lowered = jax.jit(logits).lower(arguments, images)
+            lowered_program = jax.jit(logits).lower(arguments, input_spec)
             # pyrefly: ignore[bad-argument-type]  # the stub has no numbers
-            executable = lowered.compile(compiler_options=options)
+            executable = lowered_program.compile(compiler_options=options)
         return Program(
             model=model,
             variables=weights,
             arguments=arguments,
             compiled=executable,
-            images=images,
+            input_spec=input_spec,
             device=device,
             options=options,
             reductions=reductions,
@@ -354,9 +354,8 @@ def uses_size_direction(model: ViT, sizes: str | None = None) -> bool:
     refusal = size_direction.refusal_reason(model)
     if sizes == "direction" and refusal:
         raise InputError(f"sizes is 'direction', but the model {refusal}")
-    if sizes is None and model.execution.attention_impl != "cudnn":
-        return False
-    return not refusal
+    is_wanted = sizes == "direction" or model.execution.attention_impl == "cudnn"
+    return is_wanted and not refusal
 
 
 def check_gelu(model: ViT, gelu: str | None) -> None:
@@ -413,12 +412,12 @@ def fold_and_cast(
     # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
-        pixels = count_joined_pixels(model, device) if device else 1
-        stats = variables.get("batch_stats", {}).get("patch_embed", {})
+        joined_pixels = count_joined_pixels(model, device) if device else 1
+        batch_stats = variables.get("batch_stats", {}).get("patch_embed", {})
         params["patch_embed"] = folded_stem.fold_stem(
-            params["patch_embed"], stats, stems.NORM_EPSILON, pixels
+            params["patch_embed"], batch_stats, stems.NORM_EPSILON, joined_pixels
         )
-        model = model.with_execution(folded=pixels)
+        model = model.with_execution(folded=joined_pixels)
 
     def cast_param(path: tuple, param: Any) -> jax.Array:
         part = path[0].key if len(path) > 1 else "patch_embed"
@@ -432,7 +431,7 @@ def fold_and_cast(
     return model.clone(config=config), {"params": params}
 
 
-def forward_logits(
+def make_logits_function(
     model: ViT, reductions: str = "exact"
 ) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
     """Return a function: (variables, images) -> logits. uint8 images are normalized.

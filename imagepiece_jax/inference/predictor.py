@@ -17,7 +17,7 @@ from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import Program, program_compiler
+from imagepiece_jax.inference.optimize import Program, make_program_compiler
 from imagepiece_jax.models.pretrained import Pretrained
 
 
@@ -59,7 +59,7 @@ class Predictor:
         compiler_options: Mapping[str, Any] | None = None,
     ) -> None:
         num_classes = vit.config.num_classes
-        self._labels = _choose_labels(vit, labels)
+        self._labels = _choose_labels(vit, labels) or [None] * num_classes
         self._top = top
         if top is None:
             self._top = min(5, num_classes)
@@ -75,7 +75,7 @@ class Predictor:
         self._as_result = self._most_probable if num_classes else np.array
         self._preprocessing = vit.preprocessing
         self._probabilities = vit.config.head.probabilities
-        self._compile_batch = program_compiler(
+        self._compile_batch = make_program_compiler(
             vit,
             dtype=dtype,
             gelu=gelu,
@@ -99,7 +99,7 @@ class Predictor:
         """Compile the programs for all batch sizes now, and run every program once."""
         for batch_size in self.batch_sizes:
             program = self._find_program(batch_size)
-            jax.block_until_ready(program(np.zeros(program.images.shape, np.uint8)))
+            jax.block_until_ready(program(np.zeros(program.input_spec.shape, np.uint8)))
 
     def __call__(self, images: Any) -> Any:
         """Predict the most probable classes of one image or several images.
@@ -128,8 +128,8 @@ class Predictor:
         """
         images, _ = pictures.list_pictures(images)
         futures = self._read_ahead(images)
-        while batch := list(itertools.islice(futures, self.batch_sizes[-1])):
-            pixels_or_errors = [_pixels_or_error(future) for future in batch]
+        while batch_futures := list(itertools.islice(futures, self.batch_sizes[-1])):
+            pixels_or_errors = [_pixels_or_error(future) for future in batch_futures]
             pixels = [x for x in pixels_or_errors if isinstance(x, np.ndarray)]
             logits = iter(self._compute_logits(pixels) if pixels else ())
             for pixels_or_error in pixels_or_errors:
@@ -157,16 +157,16 @@ class Predictor:
 
     def _read_ahead(self, images: Iterable) -> Iterator[Future]:
         """Yield a Future of every image's pixels; threads read ahead."""
-        waiting: collections.deque[Future] = collections.deque()
+        waiting_futures: collections.deque[Future] = collections.deque()
         for image in images:
             if not isinstance(image, pictures.AnyPath):
                 # Read the pixels now: the caller may change or close the image later.
                 image = pictures.read_pixels(image)
             crop = functools.partial(pictures.crop_picture, image, self._preprocessing)
-            waiting.append(self._decode_pool.submit(crop))
-            if len(waiting) > self.batch_sizes[-1]:
-                yield waiting.popleft()
-        yield from waiting
+            waiting_futures.append(self._decode_pool.submit(crop))
+            if len(waiting_futures) > self.batch_sizes[-1]:
+                yield waiting_futures.popleft()
+        yield from waiting_futures
 
     def _most_probable(self, logits: Float[np.ndarray, " classes"]) -> list[Prediction]:
         """Turn one image's logits into the `top` Predictions."""
@@ -174,9 +174,7 @@ class Predictor:
         order = np.argsort(-logits, kind="stable")[: self._top]
         predictions = []
         for index in order.tolist():
-            label = None
-            if self._labels is not None:
-                label = self._labels[index]
+            label = self._labels[index]
             if label is None:
                 label = index
             predictions.append(Prediction(label, index, float(probabilities[index])))

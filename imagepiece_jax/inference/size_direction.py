@@ -67,14 +67,14 @@ def find_directions(
     """
     if images is None:
         images = sample_photographs(vit.image_size)
-    dense = vit.reduced_model(None).with_execution(
+    dense_model = vit.reduced_model(None).with_execution(
         attention_impl="xla", dtype="float32"
     )
     with announced_work("finding the directions of sizes"):
         # An explicit copy, which a user's transfer guard allows.
-        inputs = jax.device_put((vit.variables, images))
+        arguments = jax.device_put((vit.variables, images))
         # pyrefly: ignore[bad-argument-type]  # flax modules have a hash
-        moments = jax.device_get(compile_moments(dense)(*inputs))
+        moments = jax.device_get(compile_moments(dense_model)(*arguments))
     block_directions = []
     for index, (query_moments, key_moments) in enumerate(moments):
         if not np.isfinite([query_moments, key_moments]).all():
@@ -101,13 +101,13 @@ def compile_moments(model: ViT) -> Callable[[Any, jax.Array], list]:
         block_moments = []
 
         def append_moments(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            projected = call(*args, **kwargs)
+            projections = call(*args, **kwargs)
             is_attention = isinstance(context.module, Attention)
             if is_attention and context.method_name == Attention.project_heads.__name__:
                 has_class_token = model.config.arch.class_token
-                query, key = projected.query, projected.key
+                query, key = projections.query, projections.key
                 block_moments.append(second_moments(query, key, has_class_token))
-            return projected
+            return projections
 
         images = model.config.as_normalized(images)
         exact_products = jax.default_matmul_precision("highest")
@@ -137,7 +137,7 @@ def fold_sizes(
         if index not in blocks:
             direction = np.zeros_like(direction)
         name = f"blocks_{index}"
-        attention = remove_size_directions(params[name]["attn"], direction)
-        params[name] = {**params[name], "attn": attention}
+        attention_params = remove_size_directions(params[name]["attn"], direction)
+        params[name] = {**params[name], "attn": attention_params}
     model = model.with_execution(size_encoding="direction")
     return model, {**variables, "params": params}

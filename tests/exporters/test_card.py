@@ -237,7 +237,7 @@ def test_yaml_reads_the_license_as_it_is(tmp_path, license):
     origin = dataclasses.replace(vit.origin, license=license)
     vit = dataclasses.replace(vit, origin=origin)
     facts = FACTS | {"card": CARD}
-    text = card.card_page(tmp_path / "m.onnx", vit, facts)
+    text = card.format_card_page(tmp_path / "m.onnx", vit, facts)
     assert yaml.safe_load(text.split("---\n")[1])["license"] == license
 
 
@@ -260,7 +260,7 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     vit = imagepiece_jax.load(saved)
     assert vit.recovered_variant
     images = card.read_card_images(vit, folder)
-    assert len(images.compared) >= 16
+    assert len(images.compared_pixels) >= 16
     assert not names & {*images.compared_names}
     with refused("recovered the model"):
         card.read_card_images(vit, [folder / name for name in names])
@@ -273,7 +273,7 @@ def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
     variant = dataclasses.replace(variant, learned=learned)
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
     facts = FACTS | {"card": CARD}
-    text = card.card_page(tmp_path / "m.onnx", vit, facts)
+    text = card.format_card_page(tmp_path / "m.onnx", vit, facts)
     assert ("neither recovered nor" in text) == (learned is not None)
     assert ("is not recorded" in text) == (learned is None)
 
@@ -286,7 +286,7 @@ def test_equal_names_in_two_folders_stay_apart(tmp_path):
     names = images.compared_names
     assert len({*names}) == len(names)
     assert {name.split("/")[0] for name in names} == {"a", "b"}
-    for name, pixels in zip(names, images.compared, strict=True):
+    for name, pixels in zip(names, images.compared_pixels, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
     saved = imagepiece_jax.save(
         tiny_vit.pretrained("tome:r=3", depth=1), tmp_path / "w"

@@ -8,7 +8,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
-from imagepiece_jax.exporters.program_outputs import ProgramOutputs
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
@@ -183,7 +183,7 @@ def test_a_graph_of_pixels_normalizes_them():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
     expected = jax_logits(vit.model, vit.variables, images)
-    (logits,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
+    (logits,) = run_onnxruntime(build_onnx_model(vit, takes_pixels=True), pixels)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -205,7 +205,7 @@ def test_features_equal_jaxs(reduction, options):
     vit = tiny_vit.pretrained(reduction, depth=2, **arch)
     images = np.asarray(tiny_vit.images(2))
     output = options.pop("output")
-    graph = build_onnx_model(vit, outputs=ProgramOutputs(vit, output), **options)
+    graph = build_onnx_model(vit, interface=ProgramInterface(vit, output), **options)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     session = open_session(graph)

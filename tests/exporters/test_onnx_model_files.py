@@ -27,8 +27,8 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     path = tmp_path / "model.onnx"
     vit = tiny_vit.pretrained(EVIT, depth=2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
-    (expected,) = run_onnxruntime(build_onnx_model(vit, pixels=True), pixels)
-    data = write_onnx(path, build_onnx_model(vit, pixels=True))
+    (expected,) = run_onnxruntime(build_onnx_model(vit, takes_pixels=True), pixels)
+    data = write_onnx(path, build_onnx_model(vit, takes_pixels=True))
     assert sorted(tmp_path.iterdir()) == [path, data]
     assert path.stat().st_size < 20_000 < data.stat().st_size
     onnx.checker.check_model(path, full_check=True)

@@ -9,7 +9,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.exporters.onnx_program import OnnxProgram, open_file
+from imagepiece_jax.exporters.onnx_program import OnnxProgram, open_onnx
 from imagepiece_jax.exporters.program_facts import facts_file
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
@@ -52,7 +52,7 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
         old, model=model, dense_variables=tiny_vit.variables(model, 1)
     )
     file = imagepiece_jax.export(old, tmp_path / "m.onnx")
-    np.testing.assert_allclose(open_file(file)(PIXELS), jax_logits(old), atol=1e-3)
+    np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(old), atol=1e-3)
     replace = os.replace
 
     def kill(source, target):
@@ -65,12 +65,12 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
         with pytest.raises(KeyboardInterrupt):
             imagepiece_jax.export(new, file)
     if ending == ".onnx":
-        np.testing.assert_allclose(open_file(file)(PIXELS), jax_logits(old), atol=1e-3)
+        np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(old), atol=1e-3)
     else:
         with refused("m.onnx.json", "not from the same export"):
-            open_file(file)
+            open_onnx(file)
     imagepiece_jax.export(new, file)
-    np.testing.assert_allclose(open_file(file)(PIXELS), jax_logits(new), atol=1e-3)
+    np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(new), atol=1e-3)
 
 
 LAYOUTS = ["immich", "transformers", "fastembed", "sentence_transformers"]
@@ -111,8 +111,8 @@ def test_an_onnxruntime_without_the_operators_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "InferenceSession", fail)
     monkeypatch.setattr(runtime, "__version__", "1.16.3")
     with refused("a.onnx", "onnxruntime 1.16.3 lacks Gelu of opset 20", "1.17 has"):
-        open_file(file)
+        open_onnx(file)
     monkeypatch.setattr(runtime, "__version__", "1.17.0")
     with refused("a.onnx", "guarantees") as caught:
-        open_file(file)
+        open_onnx(file)
     assert "lacks" not in str(caught.value)

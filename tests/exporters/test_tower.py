@@ -13,7 +13,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.exporters import tower
 from imagepiece_jax.exporters.export import export
-from imagepiece_jax.exporters.onnx_program import open_file
+from imagepiece_jax.exporters.onnx_program import open_onnx
 from imagepiece_jax.exporters.program_facts import facts_file
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
@@ -196,7 +196,7 @@ def test_foreign_files_stay(tmp_path, layout):
         export(vit, saved, layout=layout)
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
     out = tmp_path / "new"
-    graph = tower.graph_file(out, layout, vit)
+    graph = tower.find_graph_file(out, layout, vit)
     graph.parent.mkdir(parents=True)  # Ctrl-C may leave it
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
     files = {file for file in out.rglob("*") if file.is_file()}
@@ -232,7 +232,7 @@ def test_small_types_have_their_clients_file_names(tmp_path, layout):
         vectors = session.run(None, {entry.name: input_images})[-1]
         assert vectors.dtype == np.float32
         assert_near(vectors, expected, dtype)
-        assert open_file(out).model.execution.dtype == dtype  # for reports
+        assert open_onnx(out).model.execution.dtype == dtype  # for reports
         assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
 
 

@@ -16,9 +16,9 @@ class Mean:
         self.model = vit.model.clone(config=config)
         self.seen = []
         shape = (batch_size, *image_sides(vit.image_size), 3)
-        self.images = jax.ShapeDtypeStruct(shape, dtype)
+        self.input_spec = jax.ShapeDtypeStruct(shape, dtype)
         mean = jax.jit(lambda images: images.astype("float32").mean(axis=(1, 2)))
-        self.compiled = mean.lower(self.images).compile()
+        self.compiled = mean.lower(self.input_spec).compile()
 
     def __call__(self, images):
         self.seen.append(images)

@@ -83,7 +83,7 @@ def test_rows_find_their_images_by_name(vit, folder, tmp_path, monkeypatch, form
     expected = [os.path.basename(file) for file in files]
     names = [os.path.basename(source.image_name(i)) for i in annotations.image_of_text]
     assert names == expected[1:]  # the first row's image is left out
-    assert annotations.texts[:, 0].tolist() == [*range(2, 14)]
+    assert annotations.text_vectors[:, 0].tolist() == [*range(2, 14)]
 
 
 def test_misfitting_texts_are_refused(vit, folder, tmp_path):

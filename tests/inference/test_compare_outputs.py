@@ -182,8 +182,10 @@ def test_recall_equals_a_slow_count(monkeypatch, block, repeats):
     texts = dense[image_of_text] + 0.8 * rng.normal(size=(40 * repeats, 6))
     annotations = Annotations(None, texts.astype(np.float16), image_of_text)
     fidelity = measure_fidelity(outputs, dense, False, annotations)
-    recall = slow_recall(outputs, annotations.texts.astype(float), image_of_text)
-    dense_recall = slow_recall(dense, annotations.texts.astype(float), image_of_text)
+    recall = slow_recall(outputs, annotations.text_vectors.astype(float), image_of_text)
+    dense_recall = slow_recall(
+        dense, annotations.text_vectors.astype(float), image_of_text
+    )
     assert fidelity["recall"].value == pytest.approx(recall)
     assert fidelity["recall_points"].value == pytest.approx(recall - dense_recall)
     assert 30 < recall < dense_recall < 90
@@ -233,7 +235,7 @@ def test_a_part_of_annotations_keeps_texts_with_their_images(capsys):
     annotations = Annotations(classes, texts, np.arange(30)[::-1])
     part = annotations.select_images([*range(4, 30)])
     assert [*part.classes] == [*classes[4:]]
-    np.testing.assert_array_equal(part.texts, texts[:26])
+    np.testing.assert_array_equal(part.text_vectors, texts[:26])
     np.testing.assert_array_equal(part.image_of_text, np.arange(26)[::-1])
     assert Annotations(classes).select_images([0, 1, 2]).classes is None
     assert Annotations(classes).select_images([0, 1]).classes is None

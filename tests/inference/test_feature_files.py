@@ -136,7 +136,7 @@ def test_damaged_files_are_listed(vit, photographs, written):
     reason = "cannot be read (no known image format)"
     named = [f"{row},{photographs[row]},{reason}" for row in DAMAGED_ROWS]
     assert lines == ["row,path,reason", *named]
-    assert result.damaged == 3
+    assert result.num_damaged == 3
     info = json.loads((folder / "info.json").read_text())
     assert info["made_by"]["weights"] == vit.digest
     assert info["made_by"]["preprocessing"] == vit.preprocessing.as_json
@@ -167,6 +167,6 @@ def test_numbers_beyond_the_stored_type_are_listed(vit, photographs, tmp_path):
     params = vit.variables["params"]
     norm = jax.tree.map(lambda leaf: 1e6 * leaf, params["norm"])
     large = imagepiece_jax.Pretrained(vit.model, {"params": params | {"norm": norm}})
-    assert write_features(large, photographs[:4], tmp_path / "f").damaged == 4
+    assert write_features(large, photographs[:4], tmp_path / "f").num_damaged == 4
     assert np.isnan(np.load(tmp_path / "f" / "pooled.npy")).all()
     assert "float16" in (tmp_path / "f" / "damaged.csv").read_text()

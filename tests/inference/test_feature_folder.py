@@ -157,7 +157,7 @@ def test_a_path_is_its_file(write, collection, tmp_path, computed, monkeypatch, 
     (tmp_path / "link").symlink_to(collection)
     words = {"relative": "collection", "link": tmp_path / "link"}
     words["dots"] = f"{collection}/../collection/"
-    monkeypatch.setattr(feature_folder, "read_recorded", lambda path: 1 / 0)
+    monkeypatch.setattr(feature_folder, "read_and_record", lambda path: 1 / 0)
     paths = pictures.find_images([words[form]])
     write(tmp_path / "out", paths)
     assert computed[-1] == 0

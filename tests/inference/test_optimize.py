@@ -70,7 +70,7 @@ def test_fast_reductions_need_a_two_byte_type():
         arguments = tiny_vit.shapes(model), tiny_vit.images(2)
         programs = set()
         for form in optimize.REDUCTION_MODES:
-            forward = optimize.forward_logits(model, reductions=form)
+            forward = optimize.make_logits_function(model, reductions=form)
             programs.add(str(jax.make_jaxpr(forward)(*arguments)))
         assert (len(programs) > 1) is differs
 
@@ -92,7 +92,7 @@ def test_small_batches_compile_small_arrays_in(trained, batch_size, small, monke
     leaves = jax.tree.leaves(fast.variables)
     sizes = [leaf.nbytes for leaf in leaves if leaf.nbytes > inside]
     assert [argument.nbytes for argument in fast.arguments] == sizes
-    passed = sum(sizes) + np.prod(fast.images.shape)
+    passed = sum(sizes) + np.prod(fast.input_spec.shape)
     assert fast.memory.argument_size_in_bytes == passed
 
 
@@ -125,7 +125,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     expected = np.asarray(tiny_vit.jit(tanh.apply)(variables, images).logits)
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), expected, atol=0.1)
     assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
-    assert fast.images.dtype == "uint8"
+    assert fast.input_spec.dtype == "uint8"
     assert "tanh GELU in place of exact" in fast.summary()
 
 
@@ -170,7 +170,9 @@ def test_unrequested_forms_are_the_devices(monkeypatch):
     monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
     monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_: 2)
     monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
-    monkeypatch.setattr(optimize, "forward_logits", lambda *_: lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(
+        optimize, "make_logits_function", lambda *_: lambda *_: jnp.zeros(())
+    )
     variables = tiny_vit.variables(model)
     program = optimize_quickly(model, variables, dtype="bfloat16")
     assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")

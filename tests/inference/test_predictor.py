@@ -168,10 +168,10 @@ def test_batch_sizes_are_compiled_once_when_needed(trained, pictures, monkeypatc
     sizes = []
 
     def count_sizes(*args, **options):
-        compiled = optimize.program_compiler(*args, **options)
+        compiled = optimize.make_program_compiler(*args, **options)
         return lambda batch_size: sizes.append(batch_size) or compiled(batch_size)
 
-    monkeypatch.setattr(api, "program_compiler", count_sizes)
+    monkeypatch.setattr(api, "make_program_compiler", count_sizes)
     predict = imagepiece_jax.Predictor(trained, batch_size=12, **QUICK)
     assert predict.batch_sizes == (1, 8, 12)
     assert sizes == []

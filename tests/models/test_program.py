@@ -40,7 +40,7 @@ def text_format_vit(monkeypatch):
     form.FORMAT_TITLE = "a text"
     form.WRITER_MODULE = "json"
     form.FORMAT_FACTS = {"lines": 1}
-    form.build_graph = lambda vit, outputs, **options: f"{outputs.output_names}"
+    form.build_graph = lambda vit, interface, **options: f"{interface.output_names}"
     form.write_graph = write_graph
     form.remove_earlier_weights = lambda *files: None
     form.open_file = lambda path, threads: Halves(vit, read_facts(path))

@@ -129,7 +129,7 @@ def test_logits_alone_need_only_the_heads_tokens():
     """Two images have 52 tokens."""
     model = tiny_vit.model()
     shapes = tiny_vit.shapes(model)
-    run = optimize.forward_logits(model)
+    run = optimize.make_logits_function(model)
     assert mlp_rows(run, shapes, tiny_vit.images(2)) == [52, 52, 2]
     batch = dict.fromkeys(("label", "mask", "index"), np.zeros(2, np.int32))
     batch["image"] = np.zeros((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)

@@ -16,7 +16,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.exporters import onnx_program, quantize
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
-from imagepiece_jax.exporters.program_outputs import ProgramOutputs
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.exporters import test_tower
@@ -62,8 +62,8 @@ def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
 
 def output_graph(reduction, output, batch_size):
     vit = tiny_vit.pretrained(reduction, depth=2)
-    outputs = ProgramOutputs(vit, output)
-    return build_onnx_model(vit, batch_size=batch_size, outputs=outputs)
+    interface = ProgramInterface(vit, output)
+    return build_onnx_model(vit, batch_size=batch_size, interface=interface)
 
 
 def layout_graph(folder, make, layout):
@@ -138,16 +138,16 @@ def test_only_quantizations_of_int8_leave(tmp_path, name, batch_size):
     model = short_model(name)
     vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
-    program = onnx_program.open_file(file)
+    program = onnx_program.open_onnx(file)
     graph = quantize.quantize_onnx(program, draw(1))
     assert {kind for kind, _ in count_leaving_nodes(graph)} == {"QuantizeLinear"}
 
 
 def test_only_readers_of_pixels_leave():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
-    graph = build_onnx_model(vit, batch_size=1, pixels=True)
+    graph = build_onnx_model(vit, batch_size=1, takes_pixels=True)
     assert count_leaving_nodes(graph) == {("Cast", "u"): 1}
-    leaving = count_leaving_nodes(build_onnx_model(vit, pixels=True))
+    leaving = count_leaving_nodes(build_onnx_model(vit, takes_pixels=True))
     assert {kind for _, kinds in leaving for kind in kinds} <= {*"ui"}
     assert leaving.total() <= 3
 
@@ -249,7 +249,7 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
 def test_quantizations_leave_webgpu(tmp_path):
     vit = tiny_vit.pretrained("none", depth=1)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
-    graph = quantize.quantize_onnx(onnx_program.open_file(file), draw(1))
+    graph = quantize.quantize_onnx(onnx_program.open_onnx(file), draw(1))
     onnx.save(graph, tmp_path / "int8.onnx")
     (row,) = measure_placement([tmp_path / "int8.onnx"]).values()
     kinds = {(operator, place) for operator, place, *_ in row["elsewhere"]}

@@ -16,10 +16,9 @@ from imagepiece_jax.models.vit import ViT, final_norm
 OUTPUT_CHOICES = ("logits", "features", "patches")
 
 
-class ProgramOutputs:
-    """Arrays returned by `vit`'s program, in the order of `output_names`.
+class ProgramInterface:
+    """Input and outputs of the program of a `model`, in the order of `output_names`.
 
-    input_name: of the program
     channels_first: input [batch, 3, H, W]; else [batch, H, W, 3]
     output: "logits" (pooled vectors of a model without classes), "features" (the pooled
         vector, patches, prefix tokens, and a mask of dropped patches) or "patches"
@@ -41,30 +40,31 @@ class ProgramOutputs:
         elif output == "patches":
             self.output_names = ["patches"]
 
-    def input_images(
-        self, batch_size: int | None = None, pixels: bool = False
+    def input_spec(
+        self, batch_size: int | None = None, takes_pixels: bool = False
     ) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the program's images.
 
         batch_size: images per call; None: any number
-        pixels: uint8 images, normalized by the program; else float32
+        takes_pixels: uint8 images, normalized by the program; else float32
         """
         batch: Any = batch_size
         if batch is None:
             (batch,) = jax.export.symbolic_shape("batch")
         sides = image_sides(self.model.config.image_size)
         shape = (batch, 3, *sides) if self.channels_first else (batch, *sides, 3)
-        return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))
+        dtype = "uint8" if takes_pixels else "float32"
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
-    def forward_function(self, model: ViT) -> Callable:
+    def make_forward_function(self, model: ViT) -> Callable:
         """Return a function (variables, images) -> tuple of arrays, one per name.
 
         model: the model in its exported form
         """
         if not self.has_features:
-            run_model = optimize.forward_logits(model)
+            run_model = optimize.make_logits_function(model)
             return lambda variables, images: (run_model(variables, images),)
-        run_model = features.forward_features(model)
+        run_model = features.make_features_function(model)
 
         def compute_arrays(variables: dict, images: Array) -> tuple[Array, ...]:
             outputs = run_model(variables, images)
@@ -73,26 +73,30 @@ class ProgramOutputs:
         return compute_arrays
 
 
-class TowerOutputs(ProgramOutputs):
+class TowerInterface(ProgramInterface):
     """The arrays of a visual tower, with the names its loading program expects.
 
-    arrays: {name in the program: array}, of "embedding" (the vector, of length 1),
-        "image_embeds" (the vector), "pooler_output" (the pooled vector),
+    array_of_output: {name in the program: array}, of "embedding" (the vector, of length
+        1), "image_embeds" (the vector), "pooler_output" (the pooled vector),
         "last_hidden_state" (all tokens, as in transformers: after the last norm, for
         CLIP before it) and "logits"
     """
 
     def __init__(
-        self, vit: Pretrained, image: str, arrays: dict[str, str], pixels: bool
+        self,
+        vit: Pretrained,
+        input_name: str,
+        array_of_output: dict[str, str],
+        takes_pixels: bool,
     ) -> None:
         self.model = vit.model
-        self.input_name = image
-        self.channels_first = not pixels
-        self.output_names = [*arrays]
-        self.array_names = [*arrays.values()]
+        self.input_name = input_name
+        self.channels_first = not takes_pixels
+        self.output_names = [*array_of_output]
+        self.array_names = [*array_of_output.values()]
 
-    def forward_function(self, model: ViT) -> Callable:
-        """Like `ProgramOutputs.forward_function`.
+    def make_forward_function(self, model: ViT) -> Callable:
+        """Like `ProgramInterface.make_forward_function`.
 
         Float images are [batch, 3, H, W], uint8 images [batch, H, W, 3].
         """
@@ -104,15 +108,15 @@ class TowerOutputs(ProgramOutputs):
         ) -> tuple[Array, ...]:
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
-            normalized = model.config.as_normalized(images)
-            outputs = model.apply(variables, normalized)
+            normalized_images = model.config.as_normalized(images)
+            outputs = model.apply(variables, normalized_images)
             tokens = outputs.state.x
             if not model.config.arch.pre_norm:  # CLIP has pre_norm
                 tokens = final_norm(model, variables)(tokens)
             vector = outputs.logits  # without a head, the pooled vector
-            length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
+            vector_length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))
             arrays_by_name = {
-                "embedding": vector / length,
+                "embedding": vector / vector_length,
                 "image_embeds": vector,
                 "logits": vector,
                 "pooler_output": outputs.pooled,
