@@ -71,7 +71,7 @@ def read_card_images(
 
     images: as for `recover`
     texts_file: as for `read_annotations`
-    Raises InputError if images are too few, or all alike or known.
+    Raises InputError if images are too few, or all are alike or recovered the model.
     """
     source = as_source(images)
     annotations = read_annotations(vit, source, texts_file)

@@ -73,6 +73,7 @@ def add_attention_map(
     mask: Value | None = None,
     eps: float = 1e-6,
 ) -> Value | None:
+    """Attention weights, [B, H, Q, N]; None, so no node of its own, with a mask."""
     if mask is not None:
         return None
     return _attention_weights(graph, query, key, key_bias)
@@ -96,13 +97,13 @@ def _attention_weights(
     return graph.add_node("Softmax", [logits], shape, np.float32, axis=-1)
 
 
-def add_mean_query(graph: Graph, query: Value, live: Value | None = None) -> Value:
+def add_mean_query(graph: Graph, query: Value, live_mask: Value | None = None) -> Value:
     n = query.shape[1]
     return _weighted_queries(graph, query, np.full((1, n), 1 / n))
 
 
 def add_class_and_mean_queries(
-    graph: Graph, query: Value, live: Value | None = None
+    graph: Graph, query: Value, live_mask: Value | None = None
 ) -> Value:
     n = query.shape[1]
     class_token = np.arange(n) == 0

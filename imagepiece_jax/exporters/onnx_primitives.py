@@ -328,6 +328,7 @@ def _add_stack(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
 
 @translates_primitive("pad", expand=True)
 def _add_padding(graph: Graph, equation: JaxprEqn, x: Value, fill: Value) -> Value:
+    """Pad the ends of axes: ONNX's Pad has no padding between elements."""
     out = _traced_array(*equation.outvars)
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:

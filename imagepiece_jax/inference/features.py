@@ -178,11 +178,11 @@ def make_features_function(
         def layer_features(block: int, block_norm: Norm | None) -> Layer:
             path = paths[step_counts[block]]
             state = outputs.states[block]
-            prefix, patches, dropped = _patch_features(state, path, fill, block_norm)
+            prefix, patches, is_dropped = _patch_features(state, path, fill, block_norm)
             if reshape:
                 patches = patches.reshape(-1, *grid, *patches.shape[2:])
-                dropped = dropped.reshape(-1, *grid, *dropped.shape[2:])
-            return Layer(patches, prefix, dropped)
+                is_dropped = is_dropped.reshape(-1, *grid, *is_dropped.shape[2:])
+            return Layer(patches, prefix, is_dropped)
 
         final_layer = layer_features(model.depth - 1, last_norm)
         layer_norm = last_norm if norm else None
@@ -229,24 +229,24 @@ def _patch_features(
     prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
-        dropped = jnp.zeros(vectors.shape[:2], bool)
+        is_dropped = jnp.zeros(vectors.shape[:2], bool)
         if path.token_of_patch is not None:
-            dropped = path.token_of_patch == DROPPED
+            is_dropped = path.token_of_patch == DROPPED
             vectors = gather_tokens(vectors, path.source_token)
         if path.last_feature is not None:
-            vectors = jnp.where(dropped[..., None], path.last_feature, vectors)
+            vectors = jnp.where(is_dropped[..., None], path.last_feature, vectors)
         if path.before_mixing is None:
             break
         path, mixing, x = path.before_mixing
         vectors = _spread_tokens(vectors, mixing.matrix).astype(x.dtype)
     if fill == "class":
-        vectors = jnp.where(dropped[..., None], prefix[:, :1], vectors)
+        vectors = jnp.where(is_dropped[..., None], prefix[:, :1], vectors)
     if norm:  # one norm over prefix and patches compiles faster than two
         normalized_tokens = norm(jnp.concatenate([prefix, vectors], axis=1))
         prefix, vectors = jnp.split(normalized_tokens, [state.num_prefix], axis=1)
     if fill == "zero":
-        vectors = jnp.where(dropped[..., None], 0, vectors)
-    return prefix, vectors, dropped
+        vectors = jnp.where(is_dropped[..., None], 0, vectors)
+    return prefix, vectors, is_dropped
 
 
 def _spread_tokens(
