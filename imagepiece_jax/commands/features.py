@@ -62,15 +62,14 @@ def main(
         texts=texts,
     )
     damaged_file = folder / feature_folder.DAMAGED_FILE
-    if written_features.num_damaged == written_features.shapes["pooled"][0]:
+    num_damaged = written_features.num_damaged
+    if num_damaged == written_features.shapes["pooled"][0]:
         raise RunError(f"no photograph has a feature row; {damaged_file} says why")
     for name, shape in written_features.shapes.items():
         shape_text = " x ".join(map(str, shape))
         print(f"{folder / name}.npy: {shape_text} {storage}")
-    if written_features.num_damaged:
-        print(
-            f"{written_features.num_damaged} damaged, whose rows are NaN: {damaged_file}"
-        )
+    if num_damaged:
+        print(f"{num_damaged} damaged, whose rows are NaN: {damaged_file}")
 
 
 def choose_images(images: Images, limit: int | None) -> list[str]:
