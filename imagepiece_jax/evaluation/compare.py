@@ -148,20 +148,20 @@ def compare(
 
 
 def make_dense_weights(
-    vit: Pretrained, images: LabeledImages, texts: str | os.PathLike | None
+    vit: Pretrained, images: LabeledImages, texts_file: str | os.PathLike | None
 ) -> MeasuredWeights:
     """Weights that measure accuracy, or fidelity without labels, classes or one class.
 
-    texts: as for `read_annotations`
+    texts_file: as `texts` of `read_annotations`
     """
     has_accuracy = vit.config.head.is_single_label and images.source.num_classes
     annotations = Annotations()
-    if texts is not None or not has_accuracy:
+    if texts_file is not None or not has_accuracy:
         check_image_count(len(images.source))
         # Texts are checked before images are read.
-        annotations = read_annotations(vit, images.source, texts)
-    facts = images.facts | annotations.digest_record
-    weights = MeasuredWeights(vit, MeasuredImages(facts, images.read_batches))
+        annotations = read_annotations(vit, images.source, texts_file)
+    image_facts = images.facts | annotations.digest_record
+    weights = MeasuredWeights(vit, MeasuredImages(image_facts, images.read_batches))
     if has_accuracy:
         return weights
 

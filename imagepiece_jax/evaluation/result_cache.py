@@ -214,13 +214,13 @@ class MeasuredWeights:
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
     def _compiled_step(self, model: ViT) -> accuracy.EvalStep:
-        """Compiled evaluation of a model, kept for other weights and images."""
+        """A model's evaluation step, which compiles at its first call and is kept."""
         alter_images = self.images.alter_images
         seed = self.vit.origin.seed if self.seed is None else self.seed
         measure_outputs = _take_logits if self.dense_reference else None
         step_key = model, seed, alter_images, measure_outputs
         if step_key not in self.compiled_steps:
-            # The oldest step goes where its memory maps may be needed for this one.
+            # A program takes up to 2,500 of 65,530 memory maps: the oldest step goes.
             while self.compiled_steps and parallel.are_memory_maps_scarce():
                 self.compiled_steps.pop(next(iter(self.compiled_steps)))
                 parallel.forget_programs()

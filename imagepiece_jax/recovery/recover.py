@@ -115,8 +115,8 @@ def recover(
     students = list_students(vit, dense_vit)
     # Images are checked before anything is compiled.
     image_split = split_images(as_source(images), batch_size)
-    held_out = image_split.held_out
-    batches = read_image_batches(held_out, vit.preprocessing, batch_size)
+    held_out_source = image_split.held_out
+    batches = read_image_batches(held_out_source, vit.preprocessing, batch_size)
     # Progress counts steps, or seconds of a time limit.
     student_seconds = math.inf
     progress_length = steps

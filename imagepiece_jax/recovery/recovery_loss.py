@@ -102,20 +102,19 @@ class OutputComparison:
         "patches" [B, n, D]: for every patch, its token after the final norm
         "kept" [B, n]: whether a token holds the patch; comes with "patches"
         """
-        names = self.output_names
         # A model without a pool gets one: its class token, else the mean of its tokens.
         if model.config.arch.pool == "none":
             pool = "token" if model.config.arch.class_token else "mean"
             model = model.clone(config=model.config.with_arch(pool=pool))
-        model = model.with_execution(head_only="patches" not in names)
+        model = model.with_execution(head_only="patches" not in self.output_names)
         outputs = model.apply(variables, images, with_states=True)
         arrays = {"logits": outputs.logits}
-        if "class_tokens" in names:
+        if "class_tokens" in self.output_names:
             class_tokens = []
             for state in outputs.states:
                 class_tokens.append(state.x[:, 0].astype(jnp.float32))
             arrays["class_tokens"] = jnp.stack(class_tokens, axis=1)
-        if "patches" in names:
+        if "patches" in self.output_names:
             tokens = outputs.tokens[:, model.config.arch.prefix :]
             token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
             arrays["patches"] = gather_tokens(tokens, token_of_patch)

@@ -199,10 +199,10 @@ class StudentFit:
         loss, gradient = parallel.mean_over_devices((loss, gradient))
         directions, moments = self.adam.update(gradient, state.moments)
 
-        def param_update(path: tuple, value: jax.Array, direction: jax.Array) -> Any:
+        def make_update(path: tuple, value: jax.Array, direction: jax.Array) -> Any:
             return -lr * step_size(path[-1].key, value) * direction
 
-        updates = jax.tree.map_with_path(param_update, state.trained_params, directions)
+        updates = jax.tree.map_with_path(make_update, state.trained_params, directions)
         new_params = optax.apply_updates(state.trained_params, updates)
         return FitState(new_params, moments), loss
 

@@ -102,7 +102,7 @@ class InitialWeights:
             new_head = "or draw a new head by config.init.fresh=('head',)"
             raise InputError(f"{error}; {new_head}") from error
 
-    def start_variables(self, model: ViT) -> Mapping[str, Any]:
+    def make_start_variables(self, model: ViT) -> Mapping[str, Any]:
         """Variables at the start of training: from `start_weights`, else fresh."""
         run = self._run
         fresh_parts = run.init.fresh

@@ -132,11 +132,11 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
 
 
 def _as_json_scalar(value: Any) -> Any:
-    value = np.asarray(value).item()
+    scalar = np.asarray(value).item()
     # JSON has no NaN and no infinity.
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(scalar, float) and not np.isfinite(scalar):
         return None
-    return value
+    return scalar
 
 
 TRACE_FOLDER = "profile"  # trace folder in the run's folder

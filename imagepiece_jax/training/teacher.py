@@ -42,12 +42,12 @@ class Teacher:
         images = self.prepare_images(images)
         return self.model.apply(variables, images, with_states=True)
 
-    def record(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+    def make_record(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Weights, model and normalization as JSON, for checkpoints."""
         # The attention kernel is left out: it depends on the device.
         model = self.model.with_execution(attention_impl="xla")
-        settings = as_json(dataclasses.replace(self, model=model))
-        return {"weights": variables_digest(variables)[:16], **settings}
+        model_record = as_json(dataclasses.replace(self, model=model))
+        return {"weights": variables_digest(variables)[:16], **model_record}
 
     def prepare_images(
         self, images: Float[Array, "batch height width 3"]

@@ -243,7 +243,7 @@ def accumulate_gradients(
 
 def micro_batch_gradient(
     micro_batch: Batch,
-    index: Int[Array, ""],
+    micro_batch_index: Int[Array, ""],
     batch_stats: PyTree,
     *,
     state: TrainState,
@@ -256,7 +256,6 @@ def micro_batch_gradient(
     """Compute the gradient of one micro-batch on this device.
 
     micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
-    index: micro-batch number
     batch_stats: statistics before the forward pass
     state: the TrainState before the step
     Returns (gradients, statistics after the forward pass, metric sums over m images,
@@ -264,9 +263,9 @@ def micro_batch_gradient(
     """
     # Draws depend on positions in the global batch, not on the device count.
     image_count = len(micro_batch["label"])
-    positions = parallel.micro_batch_positions(image_count, index)
+    positions = parallel.micro_batch_positions(image_count, micro_batch_index)
     images, targets = prepare_micro_batch(
-        micro_batch, positions, state.step, index, run, model
+        micro_batch, positions, state.step, micro_batch_index, run, model
     )
     purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
     keys = {}
@@ -347,7 +346,7 @@ def prepare_micro_batch(
     micro_batch: Batch,
     positions: Int[Array, " batch"],
     step: Int[Array, ""],
-    index: Int[Array, ""],
+    micro_batch_index: Int[Array, ""],
     run: RunConfig,
     model: ViT,
 ) -> tuple[NormalizedImages, Float[Array, "batch classes"]]:
@@ -355,7 +354,6 @@ def prepare_micro_batch(
 
     micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
     positions: image positions in the global batch
-    index: micro-batch number
     """
     draw_keys = functools.partial(
         sample_keys, run.seed, step, positions, Purpose.AUGMENT
@@ -366,23 +364,22 @@ def prepare_micro_batch(
     )
     smoothing = run.label_smoothing
     targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
-    return mix_micro_batch(images, targets, step, index, run)
+    return mix_micro_batch(images, targets, step, micro_batch_index, run)
 
 
 def mix_micro_batch(
     images: NormalizedImages,
     targets: Float[Array, "batch classes"],
     step: Int[Array, ""],
-    index: Int[Array, ""],
+    micro_batch_index: Int[Array, ""],
     run: RunConfig,
 ) -> tuple[NormalizedImages, Float[Array, "batch classes"]]:
     """Mix image i with image B - 1 - i of the micro-batch over all devices.
 
-    index: micro-batch number
     Returns (images, targets); unchanged if mixup and cutmix are off.
     """
     # The key is equal on all devices: a micro-batch is mixed as a whole.
-    key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), index)
+    key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), micro_batch_index)
     mix = mixup.draw_mix(
         key,
         *images.shape[1:3],

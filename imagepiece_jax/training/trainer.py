@@ -212,7 +212,7 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     teacher, teacher_variables = create_teacher(
         setup.config, setup.dense_model, initial_weights
     )
-    teacher_record = teacher.record(teacher_variables) if teacher else None
+    teacher_record = teacher.make_record(teacher_variables) if teacher else None
     state = _make_first_state(setup, resumes)
     initial_weights.free_weights()  # frees host memory for the training
     print_line(report.describe_model(setup.model, setup.dense_model))
@@ -232,7 +232,7 @@ def _make_first_state(setup: RunSetup, resumes: bool) -> TrainState:
     )
     if resumes:  # the checkpoint has the values
         return jax.eval_shape(make_state, variable_shapes(setup.model))
-    return jax.jit(make_state)(setup.initial_weights.start_variables(setup.model))
+    return jax.jit(make_state)(setup.initial_weights.make_start_variables(setup.model))
 
 
 def train(run: Run) -> None:

@@ -42,19 +42,21 @@ class RunProgress:
     evaluated: int = 0  # the step of the last evaluation
     # {"mean", "std"} of the images; None: unknown
     normalization: dict | None = None
-    teacher: dict | None = None  # `Teacher.record`; None: no teacher
+    teacher: dict | None = None  # `Teacher.make_record`; None: no teacher
 
     def with_evaluation(
         self, step: int, metrics: dict, may_choose: bool = True
     ) -> "RunProgress":
         """Add an evaluation at `step`; `may_choose`: images may choose a checkpoint."""
-        best = self.best
+        best_metrics = self.best
         # If the images may not choose, the last step is the best.
-        if metrics["acc1"] > best["acc1"] or not may_choose:
-            best = {"acc1": metrics["acc1"], "step": step}
+        if metrics["acc1"] > best_metrics["acc1"] or not may_choose:
+            best_metrics = {"acc1": metrics["acc1"], "step": step}
         # Times stay out, so that all runs of one config have equal checkpoints.
-        last = {k: v for k, v in metrics.items() if k not in CLOCKED_METRICS}
-        return dataclasses.replace(self, best=best, last=last, evaluated=step)
+        last_metrics = {k: v for k, v in metrics.items() if k not in CLOCKED_METRICS}
+        return dataclasses.replace(
+            self, best=best_metrics, last=last_metrics, evaluated=step
+        )
 
     def resume_saved(
         self, saved_facts: dict, data_name: str, workdir: str | os.PathLike
@@ -66,10 +68,10 @@ class RunProgress:
         known_facts = saved_facts | {"normalization": self.normalization}
         saved_progress = RunProgress(**known_facts)
         for split, index in (("training", 0), ("validation", 1)):
-            facts: dict[str, tuple] = {}
-            facts["images"] = (self.images[index], saved_progress.images[index])
-            facts["digest"] = (self.digest[index], saved_progress.digest[index])
-            for fact_name, (new_fact, old_fact) in facts.items():
+            fact_pairs: dict[str, tuple] = {}
+            fact_pairs["images"] = (self.images[index], saved_progress.images[index])
+            fact_pairs["digest"] = (self.digest[index], saved_progress.digest[index])
+            for fact_name, (new_fact, old_fact) in fact_pairs.items():
                 if new_fact != old_fact:
                     raise InputError(
                         f"config.data.name is {data_name}, whose {split} set has "

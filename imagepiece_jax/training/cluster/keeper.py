@@ -81,7 +81,7 @@ class Keeper:
 
         state: the first state; for a resumed run jax.ShapeDtypeStructs will do
         teacher_variables: equal in all processes
-        teacher_record: `Teacher.record`; None: no teacher
+        teacher_record: `Teacher.make_record`; None: no teacher
         Raises InputError for a checkpoint of another run.
         """
         data = self._data
