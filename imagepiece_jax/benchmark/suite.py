@@ -47,7 +47,7 @@ def make_variants(
     for reduction_text in reductions:
         if reduction_text in vits:
             raise InputError(f"reductions has {reduction_text} twice")
-        # A seed, because drawn values do not change the time.
+        # Missing selectors are drawn: values do not change the time.
         vits[reduction_text] = vit.with_reduction(reduction_text, seed=0)
     return vits
 

@@ -64,7 +64,6 @@ class LabeledImages:
         """Everything that decides a model's metrics on the images, as JSON values.
 
         reduction: the model's, in any form with a text
-        recovered_name: name of the recovered variant
         """
         origin = vit.origin
         return {

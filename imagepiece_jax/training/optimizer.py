@@ -142,10 +142,7 @@ def zero_frozen_gradients(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
 def scale_by_group(
     group_of: GroupOf, lr_schedule: Schedule, peak_lr: float, steps_per_epoch: int
 ) -> Optimizer:
-    """Scale updates by their group's learning rate.
-
-    peak_lr: the schedule's highest rate
-    """
+    """Scale updates by their group's learning rate."""
 
     def update_scale(path: tuple, step: StepNumber) -> float | Float[Array, ""]:
         group = _find_group(group_of, path)
