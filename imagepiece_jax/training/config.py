@@ -227,12 +227,13 @@ class RunConfig:
         if data.eval_crop is None and data.resize != "none":
             # The weights give the whole crop, so no part of it may be given alone.
             for field in ("crop_mode", "interpolation", "rule"):
-                name = NAME_IN_CONFIG[field]
-                value = getattr(data, name)
+                config_name = NAME_IN_CONFIG[field]
+                value = getattr(data, config_name)
                 if value != getattr(Preprocessing, field):
                     raise InputError(
-                        f"config.data.{name} is {value!r}, but config.data.eval_crop "
-                        "is empty, so the weights decide the crop; give eval_crop, too"
+                        f"config.data.{config_name} is {value!r}, but "
+                        "config.data.eval_crop is empty, so the weights decide the "
+                        "crop; give eval_crop, too"
                     )
             preprocessing = trained_config.preprocessing
             data = dataclasses.replace(
@@ -274,12 +275,12 @@ class RunConfig:
 
 def _read_options(options_class: Any, values: Mapping[str, Any]) -> Any:
     """Make a dataclass of options from the values of all its fields."""
-    fields = dict(values)
+    option_values = dict(values)
     for field in dataclasses.fields(options_class):
-        value = fields[field.name]  # no default: another version's may differ
+        value = option_values[field.name]  # no default: another version's may differ
         if dataclasses.is_dataclass(field.type):
-            fields[field.name] = _read_options(field.type, value)
-    return options_class(**fields)
+            option_values[field.name] = _read_options(field.type, value)
+    return options_class(**option_values)
 
 
 @contextlib.contextmanager

@@ -56,8 +56,8 @@ def check_training(run: RunConfig, placement: Placement) -> None:
     # Raises for a batch that does not split over devices and micro-batches.
     placement.sample_positions(run.batch_size)
     micro_batch_size = run.batch_size // run.grad_accum_steps
-    mixes = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
-    if mixes and micro_batch_size % 2:
+    mixes_images = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
+    if mixes_images and micro_batch_size % 2:
         raise InputError(
             f"config.batch_size is {run.batch_size}, which makes micro-batches of "
             f"{micro_batch_size}; they must be even, as mixup and cutmix pair images"
@@ -143,8 +143,8 @@ class RunData:
         """Content digests of both splits, equal in all processes."""
 
         # Only process 0 reads all images, which is slow over a network.
-        def read_images() -> list[str]:
+        def make_digests() -> list[str]:
             with announced_work("making a digest of the data"):
                 return [self.train.digest, self.val.digest]
 
-        return parallel.share_main_decision(read_images)
+        return parallel.share_main_decision(make_digests)

@@ -44,8 +44,9 @@ class Evaluation:
         with contextlib.closing(reader):
             batches = self._request.until_requested(reader)
             try:
-                step = self._eval_step
-                results = accuracy.evaluate_models(step, model_variables, batches)
+                results = accuracy.evaluate_models(
+                    self._eval_step, model_variables, batches
+                )
             except Interrupted:
                 return run.progress
         metrics, *all_ema_metrics = [result.metrics for result in results]

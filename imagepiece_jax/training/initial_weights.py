@@ -40,7 +40,7 @@ class InitialWeights:
 
     # Lazy: a resumed run needs no initial weights.
     @functools.cached_property
-    def start_weights(self) -> Pretrained | None:
+    def initial_weights(self) -> Pretrained | None:
         """The weights a new run starts from; None: it has none."""
         return _load_dense_model("config.init.weights", self._run.init.weights)
 
@@ -51,7 +51,7 @@ class InitialWeights:
 
     def free_weights(self) -> None:
         """Free the weights; a later use loads them again."""
-        for name in ("start_weights", "teacher_weights"):
+        for name in ("initial_weights", "teacher_weights"):
             vars(self).pop(name, None)
 
     def complete_config(self) -> RunConfig:
@@ -62,8 +62,8 @@ class InitialWeights:
         if self._earlier_run is not None:
             return run.fill_preprocessing(self._earlier_run.model)
         vit_config = run.vit_config
-        if self.start_weights is not None:
-            vit_config = self.start_weights.config
+        if self.initial_weights is not None:
+            vit_config = self.initial_weights.config
         needs_crop = vit_config.preprocessing.crop is None
         if needs_crop and run.vit_config.preprocessing.resizes:
             vit_config = vit_config.with_preprocessing(crop=DEIT_CROP)
@@ -84,8 +84,8 @@ class InitialWeights:
         data_title = f"config.data.name {run.data.name!r}"
         if self._earlier_run is not None:
             try:
-                run_names = self._earlier_run.class_names
-                check_classes(run_names, str(self._workdir), names, data_title)
+                earlier_names = self._earlier_run.class_names
+                check_classes(earlier_names, str(self._workdir), names, data_title)
             except InputError as error:
                 raise InputError(f"{error}; {run_dir.CHOOSE_OTHER_WORKDIR}") from error
         if self.teacher_weights is not None:
@@ -95,18 +95,20 @@ class InitialWeights:
         if not run.init.weights or resumes or "head" in run.init.fresh:
             return
         weights_title = f"config.init.weights {run.init.weights}"
-        start_names = self.start_weights.class_names if self.start_weights else None
+        initial_names = (
+            self.initial_weights.class_names if self.initial_weights else None
+        )
         try:
-            check_classes(start_names, weights_title, names, data_title)
+            check_classes(initial_names, weights_title, names, data_title)
         except InputError as error:
-            new_head = "or draw a new head by config.init.fresh=('head',)"
-            raise InputError(f"{error}; {new_head}") from error
+            advice = "or draw a new head by config.init.fresh=('head',)"
+            raise InputError(f"{error}; {advice}") from error
 
-    def make_start_variables(self, model: ViT) -> Mapping[str, Any]:
-        """Variables at the start of training: from `start_weights`, else fresh."""
+    def make_initial_variables(self, model: ViT) -> Mapping[str, Any]:
+        """Variables at the start of training: from `initial_weights`, else fresh."""
         run = self._run
         fresh_parts = run.init.fresh
-        if self.start_weights is None:
+        if self.initial_weights is None:
             if fresh_parts:
                 raise InputError(
                     f"config.init.fresh is {fresh_parts!r}, but config.init.weights is "
@@ -120,7 +122,7 @@ class InitialWeights:
             return draw_variables(model, run.seed)
         check_parts(fresh_parts, model, "config.init.fresh")
         try:
-            return fit_variables(self.start_weights, model, fresh_parts, run.seed)
+            return fit_variables(self.initial_weights, model, fresh_parts, run.seed)
         except StateDictMismatch as error:
             if not error.fresh_parts:
                 raise

@@ -48,8 +48,12 @@ def create_optimizer(
     param_groups = run.reduction.method.param_groups
     if param_groups is not None:
         # Frozen parameters leave the clipping. Groups scale the finished update.
-        groups = scale_by_group(param_groups, lr_schedule, run.peak_lr, steps_per_epoch)
-        optimizer = optax.chain(zero_frozen_gradients(optimizer, param_groups), groups)
+        group_scaling = scale_by_group(
+            param_groups, lr_schedule, run.peak_lr, steps_per_epoch
+        )
+        optimizer = optax.chain(
+            zero_frozen_gradients(optimizer, param_groups), group_scaling
+        )
     return lr_schedule, optimizer
 
 
@@ -74,11 +78,13 @@ def learning_rate(
         t = epoch.astype(jnp.float32) + remainder.astype(jnp.float32) / steps_per_epoch
     # (1 + cos x) / 2 as cos(x / 2)^2: the sum would cancel in the last epochs.
     half_angle = jnp.pi / 2 * jnp.minimum(t / run.epochs, 1.0)
-    cosine = run.min_lr + (run.peak_lr - run.min_lr) * jnp.cos(half_angle) ** 2
+    cosine_rate = run.min_lr + (run.peak_lr - run.min_lr) * jnp.cos(half_angle) ** 2
     if run.warmup_epochs == 0:
-        return cosine
+        return cosine_rate
     rise_per_epoch = (run.peak_lr - run.warmup_lr) / run.warmup_epochs
-    return jnp.where(t < run.warmup_epochs, run.warmup_lr + t * rise_per_epoch, cosine)
+    return jnp.where(
+        t < run.warmup_epochs, run.warmup_lr + t * rise_per_epoch, cosine_rate
+    )
 
 
 def warmup_steps(run: RunConfig, steps_per_epoch: int) -> int:
@@ -196,17 +202,19 @@ def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
     )
 
 
-def skip_update(is_finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """Choose the optimizer state after a step: `new` if `is_finite`, else `old`."""
+def choose_opt_state(
+    is_finite: Bool[Array, ""], new_state: PyTree, old_state: PyTree
+) -> PyTree:
+    """Choose the state after a step: new_state if `is_finite`, else old_state."""
 
     # A skipped step still counts in schedules, so the rate follows the run's step.
     # Adam's own count stays, because it corrects the moments.
-    def choose_leaf(new: Any, old: Any) -> Any:
-        if isinstance(new, optax.ScaleByScheduleState):
-            return new
-        return jnp.where(is_finite, new, old)
+    def choose_node(new_node: Any, old_node: Any) -> Any:
+        if isinstance(new_node, optax.ScaleByScheduleState):
+            return new_node
+        return jnp.where(is_finite, new_node, old_node)
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
-    return jax.tree.map(choose_leaf, new, old, is_leaf=is_schedule)
+    return jax.tree.map(choose_node, new_state, old_state, is_leaf=is_schedule)

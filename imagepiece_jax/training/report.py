@@ -101,13 +101,15 @@ def describe_data(config: RunConfig, data: RunData) -> str:
     if class_names is not None:
         class_text += ": " + ", ".join(map(str, class_names[:LISTED_CLASSES]))
     sources = data.train, data.val
-    train_split, val_split = (s.split and f" ({s.split})" for s in sources)
+    split_note = ""
+    train_note, val_note = (s.split and f" ({s.split})" for s in sources)
     if data.val.split == "test":
-        class_text += "; test chooses nothing, so the last checkpoint is the best"
+        split_note = "; test chooses nothing, so the last checkpoint is the best"
     num_warmup_steps = optimizer.warmup_steps(config, data.length.steps_per_epoch)
     return (
-        f"data: {config.data.name}, {len(data.train):,} training images{train_split}, "
-        f"{len(data.val):,} validation images{val_split}, {class_text}{absence_note}\n"
+        f"data: {config.data.name}, {len(data.train):,} training images{train_note}, "
+        f"{len(data.val):,} validation images{val_note}, {class_text}{split_note}"
+        f"{absence_note}\n"
         f"learning rate: {config.peak_lr:.4g} ({config.lr:.4g} per 512 images) after a "
         f"warm-up of {num_warmup_steps} of {data.length.steps} steps"
     )

@@ -53,17 +53,19 @@ class Teacher:
         self, images: Float[Array, "batch height width 3"]
     ) -> Float[Array, "batch _ _ 3"]:
         """Resize and normalize images for this model."""
-        batch, *student_size, channels = images.shape
+        num_images, *student_size, channels = images.shape
         teacher_size = image_sides(self.model.config.image_size)
         # Bicubic and antialiased like Pillow, but from values that are not rounded.
         if tuple(student_size) != teacher_size:
-            images = jax.image.resize(images, (batch, *teacher_size, channels), "cubic")
+            images = jax.image.resize(
+                images, (num_images, *teacher_size, channels), "cubic"
+            )
         student_stats = (self.mean, self.std)
         teacher_stats = (self.model.config.mean, self.model.config.std)
         if not np.allclose(student_stats, teacher_stats, rtol=1e-6, atol=0):
             shape = (1, 1, 1, channels)
-            values = (np.reshape(v, shape) for v in (*student_stats, *teacher_stats))
-            mean, std, teacher_mean, teacher_std = values
+            stats = (np.reshape(v, shape) for v in (*student_stats, *teacher_stats))
+            mean, std, teacher_mean, teacher_std = stats
             # From the student's normalization to the teacher's in one multiply-add.
             scale = std / teacher_std
             shift = (mean - teacher_mean) / teacher_std
@@ -107,11 +109,11 @@ def create_teacher(
 def check_teacher_settings(run: RunConfig) -> None:
     """Raise InputError for a missing or unused teacher."""
     if run.needs_teacher and not run.teacher.weights:
-        needed_by = f"config.reduction={run.reduction.name}"
+        needing_field = f"config.reduction={run.reduction.name}"
         if run.distill.is_active:
-            needed_by = f"config.distill.kind={run.distill.kind}"
+            needing_field = f"config.distill.kind={run.distill.kind}"
         raise InputError(
-            f"config.teacher.weights is empty, but {needed_by} needs a teacher"
+            f"config.teacher.weights is empty, but {needing_field} needs a teacher"
         )
     if run.teacher.weights and not run.needs_teacher:
         raise InputError(

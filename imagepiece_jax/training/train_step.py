@@ -29,9 +29,9 @@ from imagepiece_jax.training.losses import distillation_loss, soft_cross_entropy
 from imagepiece_jax.training.optimizer import (
     Optimizer,
     Schedule,
+    choose_opt_state,
     global_norm,
     moving_average,
-    skip_update,
 )
 from imagepiece_jax.training.teacher import Teacher
 
@@ -86,13 +86,13 @@ def init_state(
     """Make the TrainState before the first training step."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
-    average = {"params": params, "batch_stats": batch_stats}
+    averaged_variables = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, average) if with_ema else None,
+        ema=jax.tree.map(jnp.copy, averaged_variables) if with_ema else None,
         window={name: jnp.zeros((), jnp.float32) for name in WINDOW_METRICS},
         skipped=jnp.zeros((), jnp.int32),
     )
@@ -211,12 +211,13 @@ def train_step(
 def accumulate_gradients(
     compute_gradient: Callable, batch: Batch, state: TrainState
 ) -> tuple[PyTree, PyTree, Metrics, Metrics]:
-    """Average gradients and add up sums over the micro-batches of a batch.
+    """Average gradients and add up metric sums over the micro-batches of a batch.
 
     compute_gradient: `micro_batch_gradient` of (micro_batch, index, batch_stats)
-    Returns (gradients, batch statistics, sums, terms); terms are [A], or [] for A = 1.
+    Returns (gradients, batch statistics, metric sums, terms); each term is [A] for A
+        micro-batches, or [] for A = 1.
     """
-    micro_batch_count = batch["label"].shape[0]
+    num_micro_batches = batch["label"].shape[0]
 
     def add_micro_batch(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
         # A micro-batch starts from the statistics the micro-batch before it leaves.
@@ -225,15 +226,15 @@ def accumulate_gradients(
             *inputs, batch_stats
         )
         grads = jax.tree.map(
-            lambda grad_sum, g: grad_sum + g / micro_batch_count, grads, micro_grads
+            lambda grad_sum, g: grad_sum + g / num_micro_batches, grads, micro_grads
         )
         metric_sums = jax.tree.map(jnp.add, metric_sums, micro_sums)
         return (batch_stats, grads, metric_sums), terms
 
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
     carry = (state.batch_stats, *zeros)
-    inputs = (batch, jnp.arange(micro_batch_count, dtype=jnp.int32))
-    if micro_batch_count == 1:
+    inputs = (batch, jnp.arange(num_micro_batches, dtype=jnp.int32))
+    if num_micro_batches == 1:
         carry, terms = add_micro_batch(carry, jax.tree.map(lambda x: x[0], inputs))
     else:
         carry, terms = jax.lax.scan(add_micro_batch, carry, inputs)
@@ -262,8 +263,8 @@ def micro_batch_gradient(
         {name: loss term}).
     """
     # Draws depend on positions in the global batch, not on the device count.
-    image_count = len(micro_batch["label"])
-    positions = parallel.micro_batch_positions(image_count, micro_batch_index)
+    num_images = len(micro_batch["label"])
+    positions = parallel.micro_batch_positions(num_images, micro_batch_index)
     images, targets = prepare_micro_batch(
         micro_batch, positions, state.step, micro_batch_index, run, model
     )
@@ -310,17 +311,17 @@ def update_state(
     """Apply the global batch's gradients; unless `is_finite`, no weight changes."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    averages = state.ema
-    if averages is not None:
+    ema = state.ema
+    if ema is not None:
         variables = {"params": params, "batch_stats": batch_stats}
-        averages = moving_average(averages, variables, run.ema_decay)
+        ema = moving_average(ema, variables, run.ema_decay)
     return dataclasses.replace(
         state,
         step=state.step + 1,
         params=optax.tree.where(is_finite, params, state.params),
         batch_stats=optax.tree.where(is_finite, batch_stats, state.batch_stats),
-        opt_state=skip_update(is_finite, opt_state, state.opt_state),
-        ema=optax.tree.where(is_finite, averages, state.ema),
+        opt_state=choose_opt_state(is_finite, opt_state, state.opt_state),
+        ema=optax.tree.where(is_finite, ema, state.ema),
     )
 
 
@@ -333,11 +334,13 @@ def count_in_window(
     """Count a step, with its global sums, in the window and in `skipped`."""
     num_skipped = jnp.where(is_finite, 0, state.skipped + 1)
     skipped_sums = dict.fromkeys(metric_sums, 0.0) | {"skipped": 1.0}
-    counts = optax.tree.where(is_finite, metric_sums, skipped_sums)
+    step_sums = optax.tree.where(is_finite, metric_sums, skipped_sums)
     # A window starts after a logged step.
     starts_window = state.step % log_every_steps == 0
     window = jax.tree.map(
-        lambda old, new: jnp.where(starts_window, new, old + new), state.window, counts
+        lambda old, new: jnp.where(starts_window, new, old + new),
+        state.window,
+        step_sums,
     )
     return dataclasses.replace(state, window=window, skipped=num_skipped)
 
@@ -395,7 +398,7 @@ def mix_micro_batch(
 
 
 def _check_term_names(terms: Metrics) -> None:
-    """Raise InputError for a loss term named like another figure of a step."""
+    """Raise InputError for a loss term named like another metric of a step."""
     for name in terms:
         if name in STEP_METRICS:
             raise InputError(

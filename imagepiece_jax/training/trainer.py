@@ -166,7 +166,7 @@ class Run:
         """
         setup = self.setup
         config = setup.config
-        step = functools.partial(
+        step_function = functools.partial(
             train_step,
             run=config,
             model=config.create_train_model(epoch),
@@ -175,7 +175,9 @@ class Run:
             teacher=self.teacher,
             loss=setup.loss,
         )
-        program = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
+        program = parallel.pmap(
+            step_function, donate_argnums=(0,), program_name="training step"
+        )
         num_devices = parallel.device_count()
         num_micro_batches = config.grad_accum_steps
         micro_batch_size = config.batch_size // (num_devices * num_micro_batches)
@@ -196,10 +198,10 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
     """
     with contextlib.ExitStack() as stack:
         with parallel.shared_errors():
-            held_folder = held_workdir(
+            keeper_context = held_workdir(
                 setup.workdir, setup.config, setup.model, setup.data, dry_run
             )
-            keeper = stack.enter_context(held_folder)
+            keeper = stack.enter_context(keeper_context)
             run = _begin_run(setup, keeper)
         yield run
 
@@ -232,7 +234,9 @@ def _make_first_state(setup: RunSetup, resumes: bool) -> TrainState:
     )
     if resumes:  # the checkpoint has the values
         return jax.eval_shape(make_state, variable_shapes(setup.model))
-    return jax.jit(make_state)(setup.initial_weights.make_start_variables(setup.model))
+    return jax.jit(make_state)(
+        setup.initial_weights.make_initial_variables(setup.model)
+    )
 
 
 def train(run: Run) -> None:

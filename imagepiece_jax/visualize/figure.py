@@ -47,11 +47,11 @@ def write_figure(
     The first row has the input, titled `name`, and its tokens; the second row has the
     token sizes. A soft reduction's tokens overlap, and are not painted.
     """
-    image = token_pictures.enlarge_image(image)
-    token_panels = [(name, image, f"{trace.num_patches} patches")]
+    enlarged_image = token_pictures.enlarge_image(image)
+    token_panels = [(name, enlarged_image, f"{trace.num_patches} patches")]
     size_panels: list[token_pictures.Panel | None] = [None]
     for stage in trace.stages:
-        panels = draw_stage(image, trace.grid, stage, index)
+        panels = draw_stage(enlarged_image, trace.grid, stage, index)
         if panels is not None:
             token_panels.append(panels[0])
             size_panels.append(panels[1])
@@ -84,11 +84,11 @@ def size_shares(
     Sizes are logarithmic: 0 for one patch, 1 for the image's largest token, NaN for a
     dropped patch.
     """
-    smallest = sizes.min()
-    largest = sizes.max()
+    min_size = sizes.min()
+    max_size = sizes.max()
     # Two patches are the smallest size that gets the brightest color.
-    shares = np.log(sizes) / np.log(max(largest, 2))
-    size_note = "1 patch each" if largest == 1 else f"{smallest} to {largest} patches"
+    shares = np.log(sizes) / np.log(max(max_size, 2))
+    size_note = "1 patch each" if max_size == 1 else f"{min_size} to {max_size} patches"
     share_of_patch = shares[np.maximum(token_of_patch, 0)]
     return np.where(token_of_patch < 0, np.nan, share_of_patch), size_note
 

@@ -137,11 +137,11 @@ def render_page(
     for index, name in enumerate(names):
         sections.append(f"<h2>{html.escape(name)}</h2>")
         for method, trace in zip(methods, traces, strict=True):
-            file = figure.figure_name(index, name, method["label"])
-            path = urllib.parse.quote(os.fsencode(f"figures/{file}"))
+            file_name = figure.figure_name(index, name, method["label"])
+            url = urllib.parse.quote(os.fsencode(f"figures/{file_name}"))
             prediction_text = _prediction_text(trace, index, class_names or ())
             caption = html.escape(method["label"] + prediction_text)
-            sections.append(FIGURE_TEMPLATE.format(path=path, caption=caption))
+            sections.append(FIGURE_TEMPLATE.format(path=url, caption=caption))
     return PAGE_TEMPLATE.format(
         title=PAGE_TITLE,
         weights=html.escape(weights_name),
@@ -158,7 +158,7 @@ def _prediction_text(
     if trace.top_labels is None or trace.confidence is None:
         return ""
     label = trace.top_labels[index]
-    class_name = f"class {label}"
-    if label < len(class_names):
-        class_name = describe_class(class_names[label] or class_name)
-    return f": {class_name}, {100 * trace.confidence[index]:.0f} % sure"
+    class_text = f"class {label}"
+    if label < len(class_names) and (class_name := class_names[label]):
+        class_text = describe_class(class_name)
+    return f": {class_text}, {100 * trace.confidence[index]:.0f} % sure"

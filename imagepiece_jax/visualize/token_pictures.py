@@ -55,15 +55,15 @@ def paint_tokens(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> RgbP
     """
     image = np.asarray(image)
     token_of_patch = np.asarray(token_of_patch)
-    token_of_pixel = _to_pixels(token_of_patch.reshape(grid), image)
-    outline_pixels = _to_pixels(outline_colors(token_of_patch, grid), image)
-    mean_pixels = _to_pixels(mean_colors(image, token_of_patch, grid), image)
+    token_of_pixel = _expand_to_pixels(token_of_patch.reshape(grid), image)
+    outline_pixels = _expand_to_pixels(outline_colors(token_of_patch, grid), image)
+    mean_pixels = _expand_to_pixels(mean_colors(image, token_of_patch, grid), image)
     pixels = image.astype(np.float32)
     is_kept = (token_of_pixel >= 0)[..., None]
     colored_pixels = _mix_colors(pixels, mean_pixels, _MEAN_SHARE)
     filled_pixels = np.where(is_kept, colored_pixels, _fade_to_stripes(pixels))
     is_merged_patch = (_same_token(token_of_patch).sum(axis=1) > 1).reshape(grid)
-    is_merged = _to_pixels(is_merged_patch, image)[..., None]
+    is_merged = _expand_to_pixels(is_merged_patch, image)[..., None]
     is_pale = is_kept & ~is_merged & _token_border(token_of_pixel, 1)[..., None]
     contrast_color = np.where(filled_pixels.mean(axis=-1, keepdims=True) < 128, 255, 0)
     pale_pixels = _mix_colors(filled_pixels, contrast_color, _PALE_SHARE)
@@ -79,8 +79,8 @@ def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
 
     # The hue follows the token's first patch, so it stays when the token absorbs
     # patches. Hues of neighboring places are a sixth of the circle or more apart.
-    first_patch = _same_token(token_of_patch).argmax(axis=1).reshape(grid)
-    rows, columns = np.divmod(first_patch, grid[1])
+    first_patches = _same_token(token_of_patch).argmax(axis=1).reshape(grid)
+    rows, columns = np.divmod(first_patches, grid[1])
     hues = (0.414 * rows + 0.236 * columns) % 1.0
     hsv = np.stack([hues, np.full(grid, 0.85), np.ones(grid)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
@@ -108,9 +108,9 @@ def paint_values(
 
     image = np.asarray(image)
     value_grid = np.asarray(patch_values).reshape(grid)
-    is_dropped = _to_pixels(np.isnan(value_grid), image)[..., None]
+    is_dropped = _expand_to_pixels(np.isnan(value_grid), image)[..., None]
     patch_colors = colormaps["viridis"](np.nan_to_num(value_grid), bytes=True)
-    pixel_colors = _to_pixels(patch_colors[..., :3], image)
+    pixel_colors = _expand_to_pixels(patch_colors[..., :3], image)
     gray = image.astype(np.float32).mean(axis=-1, keepdims=True)
     colored_pixels = _mix_colors(gray, pixel_colors, _VALUE_SHARE)
     painted_pixels = np.where(is_dropped, _fade_to_stripes(image), colored_pixels)
@@ -132,8 +132,8 @@ def write_panel_page(
     """
     _, first_picture, _ = next(filter(None, itertools.chain(*panel_rows)))
     height, width = first_picture.shape[:2]
-    columns = max(map(len, panel_rows))
-    page_width = 2 * _PAGE_MARGIN + columns * (width + _PANEL_GAP) - _PANEL_GAP
+    num_columns = max(map(len, panel_rows))
+    page_width = 2 * _PAGE_MARGIN + num_columns * (width + _PANEL_GAP) - _PANEL_GAP
     letters_per_line = int((page_width - 2 * _PAGE_MARGIN) / _LETTER_WIDTH)
     caption_lines = textwrap.wrap(caption, letters_per_line)
     caption_height = 2 * _PAGE_MARGIN + len(caption_lines) * _LINE_HEIGHT
@@ -154,8 +154,10 @@ def write_panel_page(
             axes.set_axis_off()
             # A file name may not be UTF-8.
             whole_title = title.encode(errors="backslashreplace").decode()
-            title_letters = int(width / _LETTER_WIDTH)
-            short_title = textwrap.shorten(whole_title, title_letters, placeholder="…")
+            num_title_letters = int(width / _LETTER_WIDTH)
+            short_title = textwrap.shorten(
+                whole_title, num_title_letters, placeholder="…"
+            )
             axes.set_title(
                 f"{short_title}\n{note}",
                 fontsize=_FONT_SIZE,
@@ -192,14 +194,15 @@ def _fade_to_stripes(pixels: Shaped[np.ndarray, "height width 3"]) -> FloatPixel
     return _mix_colors(pixels.mean(axis=-1, keepdims=True), stripes, _FADED_SHARE)
 
 
-def _to_pixels(
+def _expand_to_pixels(
     patch_values: Shaped[np.ndarray, "rows columns *channels"], image: RgbPixels
 ) -> Shaped[np.ndarray, "height width *channels"]:
     """Value of every pixel's patch."""
+    pixel_values = patch_values
     for axis in (0, 1):
-        factor = image.shape[axis] // patch_values.shape[axis]
-        patch_values = patch_values.repeat(factor, axis)
-    return patch_values
+        patch_side = image.shape[axis] // patch_values.shape[axis]
+        pixel_values = pixel_values.repeat(patch_side, axis)
+    return pixel_values
 
 
 def _token_border(

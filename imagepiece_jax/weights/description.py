@@ -95,8 +95,12 @@ def describe_weights(
             )
             return Description(config, has_file_config=False)
     if config is not None:
-        changes = {"config": config, "has_file_config": False, "trained_size": None}
-        description = description._replace(**changes)
+        caller_fields = {
+            "config": config,
+            "has_file_config": False,
+            "trained_size": None,
+        }
+        description = description._replace(**caller_fields)
     return description
 
 

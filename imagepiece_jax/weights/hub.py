@@ -51,9 +51,8 @@ def fetch_repository_files(hub_id: str) -> list[pathlib.Path]:
         return repository.fetched_files
     if weights_file.name.startswith("open_clip"):
         repository.fetch_optional(OPEN_CLIP_FILE)
-    if (
-        "architecture" not in config_fields
-    ):  # timm's and our own config need no other file
+    # timm's and our own config need no other file.
+    if "architecture" not in config_fields:
         _fetch_image_processor(repository)
     _fetch_learned_files(repository, config_fields.get(file_names.OWN_KEY))
     return repository.fetched_files

@@ -167,19 +167,23 @@ def fit_tensors(
     keeps_foreign_selectors: keep those that the model lacks, which are an error later
     seed: draws untrained and missing selectors; None: missing ones are refused
     """
-    arrays: Mapping[str, np.ndarray] = tensors.dense_tensors | tensors.selectors
+    model_tensors: Mapping[str, np.ndarray] = tensors.dense_tensors | tensors.selectors
     fresh_parts = ()
     if seed is not None:
         trained_tensors = tensors.dense_tensors | tensors.learned_selectors
-        arrays, fresh_parts = timm_tensors.drop_foreign_selectors(
+        model_tensors, fresh_parts = timm_tensors.drop_foreign_selectors(
             model, trained_tensors, location.title, None
         )
     elif not keeps_foreign_selectors:
-        arrays, _ = timm_tensors.drop_foreign_selectors(model, arrays, location.title)
+        model_tensors, _ = timm_tensors.drop_foreign_selectors(
+            model, model_tensors, location.title
+        )
     trained_size = tensors.config.image_size
     if image_sides(model.config.image_size) != image_sides(trained_size):
-        arrays = resize_positions.fit_positions(arrays, model.config, trained_size)
-    return arrays, fresh_parts
+        model_tensors = resize_positions.fit_positions(
+            model_tensors, model.config, trained_size
+        )
+    return model_tensors, fresh_parts
 
 
 def warn_of_unclear_head(vit: Pretrained) -> None:

@@ -78,12 +78,12 @@ class Location:
         """Find the weights file, in a folder the single one, or the state dict."""
         if self.kind != FOLDER_KIND:
             return self.disk_path if self.tensors is None else self.tensors
-        candidates = _list_weights_names(self.file_names)
-        if len(candidates) == 1:
-            return self.disk_path / candidates[0]
+        weights_names = _list_weights_names(self.file_names)
+        if len(weights_names) == 1:
+            return self.disk_path / weights_names[0]
         raise InputError(
             f"folder {self.path} must have one weights file, such as "
-            f"{WEIGHTS_FILES[0]}; it has {', '.join(candidates) or 'none'}"
+            f"{WEIGHTS_FILES[0]}; it has {', '.join(weights_names) or 'none'}"
         )
 
 
@@ -150,8 +150,8 @@ def locate_config(path_or_id: str) -> Location | None:
 
     Of several config files, the named one is read.
     """
-    folder, name = os.path.split(path_or_id)
-    is_config_file = name in (CONFIG_FILE, OPEN_CLIP_FILE)
+    folder, file_name = os.path.split(path_or_id)
+    is_config_file = file_name in (CONFIG_FILE, OPEN_CLIP_FILE)
     if hub.is_hub_id(path_or_id):
         return locate_weights(folder if is_config_file else path_or_id)
     local_path = os.path.expanduser(path_or_id)
@@ -185,6 +185,7 @@ def _locate_weights_in(
         if not config_may_be_broken:
             raise
     kind = FOLDER_KIND
+    # A broken config.json is taken for published weights'.
     config_keys = PUBLISHED_KEYS if config_fields is None else {*config_fields}
     if OPEN_CLIP_FILE not in file_names and not config_keys & PUBLISHED_KEYS:
         kind = RUN_KIND
@@ -208,7 +209,7 @@ def _list_weights_names(file_names: frozenset[str]) -> list[str]:
     for name in WEIGHTS_FILES:
         if name in file_names:
             return [name]
-    candidates = file_names - {*LEARNED_FILES}
+    candidate_names = file_names - {*LEARNED_FILES}
     return sorted(
-        name for name in candidates if pathlib.Path(name).suffix in WEIGHTS_ENDINGS
+        name for name in candidate_names if pathlib.Path(name).suffix in WEIGHTS_ENDINGS
     )

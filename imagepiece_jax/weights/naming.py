@@ -291,9 +291,11 @@ def find_timm_names(tensor_names: Collection[str]) -> tuple[Naming, dict[str, st
 
     Text towers, decoders, poolers and self-distillation heads are left out.
     """
-    dotted_names = _strip_wrapper_parts(tensor_names)
-    naming, prefix = _find_naming([*dotted_names.values()])
-    timm_names = {k: naming.translate_name(v, prefix) for k, v in dotted_names.items()}
+    unwrapped_names = _strip_wrapper_parts(tensor_names)
+    naming, prefix = _find_naming([*unwrapped_names.values()])
+    timm_names = {
+        k: naming.translate_name(v, prefix) for k, v in unwrapped_names.items()
+    }
     return naming, {k: timm_name for k, timm_name in timm_names.items() if timm_name}
 
 
@@ -407,14 +409,14 @@ def pack_for_timm(
 
 def _strip_wrapper_parts(tensor_names: Collection[str]) -> dict[str, str]:
     """Map names to dotted names without the parts that wrappers added."""
-    dotted_names = {}
+    unwrapped_names = {}
     for name in tensor_names:
         parts = name.replace("/", ".").split(".")
         own_parts = [part for part in parts if part not in _INSERTED_PARTS]
-        dotted_names[name] = ".".join(own_parts)
-    common_start = os.path.commonprefix([*dotted_names.values()])
+        unwrapped_names[name] = ".".join(own_parts)
+    common_start = os.path.commonprefix([*unwrapped_names.values()])
     front = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
-    short_names = {k: v.removeprefix(front) for k, v in dotted_names.items()}
+    short_names = {k: v.removeprefix(front) for k, v in unwrapped_names.items()}
     if all(short_name.endswith(_NNX_ENDING) for short_name in short_names.values()):
         return {k: v.removesuffix(_NNX_ENDING) for k, v in short_names.items()}
     return short_names
@@ -426,10 +428,10 @@ def _find_naming(tensor_names: Collection[str]) -> tuple[Naming, str]:
         marked_names = [n for n in tensor_names if f".{n}".endswith(f".{naming.mark}")]
         prefixes = sorted(name.removesuffix(naming.mark) for name in marked_names)
         if len(prefixes) > 1:
-            towers = [prefix.rstrip(".") or "one" for prefix in prefixes]
+            tower_names = [prefix.rstrip(".") or "one" for prefix in prefixes]
             raise InputError(
-                f"it holds {len(prefixes)} vision towers, {', '.join(towers)}; it must "
-                "hold one"
+                f"it holds {len(prefixes)} vision towers, "
+                f"{', '.join(tower_names)}; it must hold one"
             )
         if prefixes:
             return naming, prefixes[0]
@@ -537,12 +539,14 @@ def _apply_bias_masks(tensors: NamedArrays) -> None:
         if mask.shape != bias.shape:
             allowed_shape = f"{bias.shape}, as qkv.bias"
             raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed_shape)
-        bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
-        biases_by_module[module] = _split_equally(f"{module}.qkv.bias", bias, 3)
+        masked_bias = np.where(
+            mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype)
+        )
+        biases_by_module[module] = _split_equally(f"{module}.qkv.bias", masked_bias, 3)
     key_biases = [k for _, k, _ in biases_by_module.values()]
-    all_keys_hidden = all(np.all((k == 0) | np.isnan(k)) for k in key_biases)
+    drops_key_biases = all(np.all((k == 0) | np.isnan(k)) for k in key_biases)
     for module, (q, k, v) in biases_by_module.items():
-        if all_keys_hidden:
+        if drops_key_biases:
             tensors[f"{module}.q_bias"] = q
             tensors[f"{module}.v_bias"] = v
         else:

@@ -24,8 +24,8 @@ VISION_DEFAULTS = (
     | dict(timm_pool="avg", timm_proj="linear", no_ln_pre=False)
 )
 OPEN_CLIP_POOLS = {"tok": "token", "avg": "mean", "none": "none"}
-# Unsupported parts: {field: values without the part}.
-VALUES_WITHOUT_PART = (
+# Unsupported parts: {field: values that leave the part out}.
+ALLOWED_VALUES = (
     dict(qk_norm=[False], scaled_cosine_attn=[False], attentional_pool=[False])
     | dict(scale_heads=[False], scale_attn_inner=[False], scale_attn=[False])
     | dict(scale_fc=[False], ls_init_value=[None], block_type=[None, "default"])
@@ -51,8 +51,8 @@ def parse_open_clip(config_fields: JsonFields) -> ViTConfig:
     vision_cfg = model_cfg["vision_cfg"]
     for field, value in vision_cfg.items():
         field_path = f"vision_cfg.{field}"
-        if field in VALUES_WITHOUT_PART:
-            check_choice(field_path, value, VALUES_WITHOUT_PART[field])
+        if field in ALLOWED_VALUES:
+            check_choice(field_path, value, ALLOWED_VALUES[field])
         elif field not in (*VISION_DEFAULTS, *IDLE_VISION_FIELDS):
             raise InputError(f"{field_path} is {value!r}, which is not supported")
     vision_fields = VISION_DEFAULTS | vision_cfg
@@ -133,12 +133,12 @@ def _check_only_option(field: str, options: JsonFields, known_option: str) -> No
 def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
     """Choose the GELU variant from `act_kwargs` and `quick_gelu`."""
     approximate = act_kwargs.get("approximate", "none")
-    gelus = {"none": "exact", "tanh": "tanh"}
+    gelu_of_approximate = {"none": "exact", "tanh": "tanh"}
     if is_quick:
-        gelus = {"none": "quick"}
+        gelu_of_approximate = {"none": "quick"}
     _check_only_option("vision_cfg.act_kwargs", act_kwargs, "approximate")
-    check_choice("vision_cfg.act_kwargs.approximate", approximate, gelus)
-    return gelus[approximate]
+    check_choice("vision_cfg.act_kwargs.approximate", approximate, gelu_of_approximate)
+    return gelu_of_approximate[approximate]
 
 
 def _build_timm_config(

@@ -54,13 +54,15 @@ def read_class_names(
 
 def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
     """Find the folder of a run's checkpoints of a kind, in CHECKPOINT_KINDS."""
-    parent = folder / CHECKPOINTS_FOLDER
-    saved_kinds = [name for name in CHECKPOINT_KINDS if complete_steps(parent / name)]
+    checkpoints_folder = folder / CHECKPOINTS_FOLDER
+    saved_kinds = [
+        name for name in CHECKPOINT_KINDS if complete_steps(checkpoints_folder / name)
+    ]
     if saved_kinds and kind not in saved_kinds:
         raise InputError(
             f"run {folder} has no {kind!r} checkpoint yet, but {saved_kinds[0]!r}"
         )
-    return parent / kind
+    return checkpoints_folder / kind
 
 
 def check_normalization(
@@ -89,10 +91,10 @@ def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
     file_names = (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)
     files = []
     for command_input in inputs:
-        name = os.fspath(command_input)
-        path_text = name
-        if registry.name_form(name).endswith(":FILE"):
-            _, _, path_text = name.partition(":")
+        input_name = os.fspath(command_input)
+        path_text = input_name
+        if registry.name_form(input_name).endswith(":FILE"):
+            _, _, path_text = input_name.partition(":")
         path = pathlib.Path(path_text).expanduser()
         json_file = path.with_name(f"{path.name}.json")  # describes an .onnx file
         files += [path, json_file, *(path / name for name in file_names)]

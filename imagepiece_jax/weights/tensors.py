@@ -50,11 +50,11 @@ def read_tensors(location: Location, description: Description) -> Tensors:
     tensors, variant_tensors = _read_stored_tensors(location, description)
     config = correct_config(location, description, tensors)
     dense_tensors, selectors = timm_tensors.split_selectors(tensors)
-    untrained_starts = tuple(
+    untrained_prefixes = tuple(
         [f"{part.replace('_', '.')}." for part in description.untrained_parts]
     )
     learned_selectors = {
-        k: v for k, v in selectors.items() if not k.startswith(untrained_starts)
+        k: v for k, v in selectors.items() if not k.startswith(untrained_prefixes)
     }
     recovery = description.recovery
     if recovery is not None:
@@ -104,12 +104,15 @@ def _read_learned_file(location: Location, file_name: str) -> NamedArrays:
 def _check_same_model(
     location: Location, stored_tensors: list[NamedArrays], digest: str | None
 ) -> None:
-    """Refuse learned files of another model; digest: of a saved model's tensors."""
-    learned_files = [name for name in LEARNED_FILES if name in location.file_names]
-    if learned_files and digest not in (None, variables_digest(stored_tensors)):
+    """Refuse learned files of another model.
+
+    digest: of a saved model's tensors; None: unknown
+    """
+    learned_file_names = [name for name in LEARNED_FILES if name in location.file_names]
+    if learned_file_names and digest not in (None, variables_digest(stored_tensors)):
         raise InputError(
-            f"{location.title}: {' or '.join(learned_files)} belongs to another model "
-            "than the weights"
+            f"{location.title}: {' or '.join(learned_file_names)} belongs to another "
+            "model than the weights"
         )
 
 
@@ -165,8 +168,8 @@ def correct_config(
         changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
     # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
     fc2_weight = tensors.get("blocks.0.mlp.fc2.weight", np.zeros(()))
-    is_gated = arch.mlp == "swiglu" and fc2_weight.ndim == 2
-    if is_gated and not description.has_file_config:
+    has_gated_mlp = arch.mlp == "swiglu" and fc2_weight.ndim == 2
+    if has_gated_mlp and not description.has_file_config:
         changes["mlp_ratio"] = fc2_weight.shape[1] / config.embed_dim
     image_size = description.trained_size or config.image_size
     config = dataclasses.replace(config, **changes)

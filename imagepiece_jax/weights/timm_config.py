@@ -165,8 +165,8 @@ def _find_class_names(
         label_names = [label_names.get(str(i)) for i in range(num_classes)]
     if label_names:
         descriptions = config_fields.get("label_descriptions") or {}
-        labels = [descriptions.get(name, name) for name in label_names]
-        return tuple(class_names.shorten_imagenet_names(labels) or ())
+        long_names = [descriptions.get(name, name) for name in label_names]
+        return tuple(class_names.shorten_imagenet_names(long_names) or ())
     # Without a tag the model may have learned other classes.
     if config.name and "." in config.name:
         return registry.published_class_names(config.name, num_classes)
@@ -178,47 +178,47 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
     name = (config.name or "").partition(".")[0]
     is_eva = registry.timm_class(name) == "Eva"
     is_gated = config.arch.mlp == "swiglu"
-    usual_values = registry.timm_arguments(name)
-    all_arguments = dict(usual_values)
+    usual_arguments = registry.timm_arguments(name)
+    part_arguments = {k: v for k, v in usual_arguments.items() if k in PART_ARGUMENTS}
     sizes = {}
     arch_fields: dict[str, Any] = {}
-    for field, value in arguments.items():
-        field_path = f"model_args.{field}"
-        if field in SIZE_ARGUMENTS:
-            sizes[field] = value
-        elif field in IDLE_ARGUMENTS:
+    for argument, value in arguments.items():
+        field_path = f"model_args.{argument}"
+        if argument in SIZE_ARGUMENTS:
+            sizes[argument] = value
+        elif argument in IDLE_ARGUMENTS:
             continue
-        elif field == "act_layer" and field in usual_values:
+        elif argument == "act_layer" and argument in usual_arguments:
             gelus = GATE_ACTIVATIONS if is_gated else TIMM_GELUS | {None: "exact"}
             check_choice(field_path, value, gelus)
             arch_fields["gelu"] = gelus[value]
-        elif field == "norm_layer" and field in usual_values:
+        elif argument == "norm_layer" and argument in usual_arguments:
             check_choice(field_path, value, NORM_LAYER_EPS)
             arch_fields["norm_eps"] = NORM_LAYER_EPS[value]
-        elif field in PART_ARGUMENTS and field in usual_values:
-            all_arguments[field] = value
-        elif field not in usual_values or value != usual_values[field]:
+        elif argument in PART_ARGUMENTS and argument in usual_arguments:
+            part_arguments[argument] = value
+        elif argument not in usual_arguments or value != usual_arguments[argument]:
             raise InputError(f"{field_path} is {value!r}, which is not supported")
-    check_choice("model_args.global_pool", all_arguments["global_pool"], TIMM_POOLS)
+    check_choice("model_args.global_pool", part_arguments["global_pool"], TIMM_POOLS)
     embed_dim = sizes.get("embed_dim", config.embed_dim)
-    hidden_width = int(embed_dim * all_arguments["mlp_ratio"])
+    hidden_width = int(embed_dim * part_arguments["mlp_ratio"])
     if is_gated and not is_eva:  # mlp_ratio counts both halves of the packed layer
         hidden_width //= 2
     if is_gated:
-        hidden_width += -hidden_width % (all_arguments.get("swiglu_align_to") or 1)
-    all_arguments = {
-        EVA_ARGUMENT_NAMES.get(field, field): value
-        for field, value in all_arguments.items()
+        hidden_width += -hidden_width % (part_arguments.get("swiglu_align_to") or 1)
+    arch_arguments = {
+        EVA_ARGUMENT_NAMES.get(argument, argument): value
+        for argument, value in part_arguments.items()
     }
-    arch_fields |= _make_arch_fields(all_arguments, is_eva, config.arch)
+    arch_fields |= _make_arch_fields(arch_arguments, is_eva, config.arch)
     if arch_fields["pool"] == "map":
-        pool_heads = all_arguments.get("attn_pool_num_heads") or 0
-        if pool_heads == sizes.get("num_heads", config.num_heads):
-            pool_heads = 0
-        pool_ratio = all_arguments.get("attn_pool_mlp_ratio") or 0
+        num_pool_heads = part_arguments.get("attn_pool_num_heads") or 0
+        if num_pool_heads == sizes.get("num_heads", config.num_heads):
+            num_pool_heads = 0
+        pool_ratio = part_arguments.get("attn_pool_mlp_ratio") or 0
         pool_width = int(embed_dim * pool_ratio) or hidden_width
         pool_mlp_ratio = None if pool_width == hidden_width else pool_width / embed_dim
-        arch_fields |= {"pool_heads": pool_heads, "pool_mlp_ratio": pool_mlp_ratio}
+        arch_fields |= {"pool_heads": num_pool_heads, "pool_mlp_ratio": pool_mlp_ratio}
     arch = dataclasses.replace(config.arch, **arch_fields)
     mlp_ratio = hidden_width / embed_dim
     return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=mlp_ratio)
@@ -229,7 +229,7 @@ def _make_arch_fields(
 ) -> dict[str, Any]:
     """Translate timm's arguments into fields of an Architecture.
 
-    arguments: all arguments; Eva's under their names in VisionTransformer
+    arguments: of PART_ARGUMENTS; Eva's under their names in VisionTransformer
     """
     pool = TIMM_POOLS[arguments["global_pool"]]
     has_prefix = arguments["class_token"] or arguments["reg_tokens"]
@@ -279,15 +279,15 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     """Describe the dense part of a Pretrained for timm; {} if timm lacks the model."""
     config = vit.model.config
     preprocessing = vit.preprocessing
-    architecture = _find_timm_architecture(config)
-    if not architecture:
+    architecture_fields = _find_timm_architecture(config)
+    if not architecture_fields:
         return {}
     optional_fields: dict[str, Any] = {}
     if preprocessing.resizes:
-        fields = preprocessing.as_json
-        optional_fields["crop_pct"] = fields["crop"]
-        optional_fields["crop_mode"] = fields["crop_mode"]
-        optional_fields["interpolation"] = fields["interpolation"]
+        preprocessing_fields = preprocessing.as_json
+        optional_fields["crop_pct"] = preprocessing_fields["crop"]
+        optional_fields["crop_mode"] = preprocessing_fields["crop_mode"]
+        optional_fields["interpolation"] = preprocessing_fields["interpolation"]
     if vit.origin.license:
         optional_fields["license"] = vit.origin.license
     head_names = "head"
@@ -301,7 +301,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     elif vit.class_names:
         label_fields["label_names"] = vit.class_names
     return {
-        **architecture,
+        **architecture_fields,
         "num_classes": config.num_classes,
         "num_features": config.embed_dim,
         **label_fields,
@@ -325,7 +325,7 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
     The architecture is a public model with equal parts and sizes, preferably with the
     same image size.
     """
-    candidates = []
+    candidates = []  # (whether its image size is another, name)
     for name, timm_row in registry.public_models().items():
         # Two parts are not compared: position resizing, which is over, and a GELU that
         # "act_layer" sets.
@@ -339,12 +339,12 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
                 candidates.append((public_config.image_size != config.image_size, name))
     if config.stem != "patch" or not candidates:
         return {}
-    _, name = min(candidates, key=lambda candidate: candidate[0])
+    _, architecture = min(candidates, key=lambda candidate: candidate[0])
     arguments: dict[str, Any] = {"img_size": config.image_size}
-    if config.arch.mlp != "swiglu" and registry.timm_class(name) != "Eva":
+    if config.arch.mlp != "swiglu" and registry.timm_class(architecture) != "Eva":
         act_layers = {gelu: act_layer for act_layer, gelu in TIMM_GELUS.items()}
         arguments["act_layer"] = act_layers[config.arch.gelu]
-    return {"architecture": name, "model_args": arguments}
+    return {"architecture": architecture, "model_args": arguments}
 
 
 def _collect_timm_traits(

@@ -79,7 +79,7 @@ def open_torch_file(path: pathlib.Path) -> Generator[Any]:
 
 def _read_old_file(file: BinaryIO) -> Any:
     """Read the content of a file from before PyTorch 1.6."""
-    offsets: dict[str, int] = {}
+    offsets: dict[str, int] = {}  # {storage key: its first byte in the file}
 
     def read_bytes(storage: _Storage) -> bytes:
         file.seek(offsets[storage.key])
@@ -212,8 +212,10 @@ class _StateDictUnpickler(pickle.Unpickler):
         is_inside = min(geometry) >= 0 and num_values <= storage.num_values
         if not is_inside or (num_values and last_offset >= storage.num_values):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
-        read = functools.partial(self._read_tensor, storage, offset, shape, strides)
-        return LazyTensor(read)
+        read_tensor = functools.partial(
+            self._read_tensor, storage, offset, shape, strides
+        )
+        return LazyTensor(read_tensor)
 
     def _read_tensor(
         self,
@@ -222,7 +224,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         shape: tuple[int, ...],
         strides: tuple[int, ...],
     ) -> np.ndarray:
-        """Copy a tensor out of its storage."""
+        """Copy a tensor out of its storage; offset and strides count elements."""
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
         storage_bytes = self._read_bytes(storage)

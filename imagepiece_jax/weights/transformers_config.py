@@ -112,9 +112,9 @@ def _make_register_arch(fields: JsonFields) -> Architecture:
 
 def _make_dinov3_arch(fields: JsonFields) -> Architecture:
     """Make DINOv3's Architecture, with all biases, without the key's, or with none."""
-    biases = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
-    allowed_biases = [(True, True, True), (True, False, True), (False, False, False)]
-    check_choice("(query_bias, key_bias, value_bias)", biases, allowed_biases)
+    bias_flags = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
+    allowed_flags = [(True, True, True), (True, False, True), (False, False, False)]
+    check_choice("(query_bias, key_bias, value_bias)", bias_flags, allowed_flags)
     return Architecture(
         registers=fields["num_register_tokens"],
         positions=False,
@@ -261,13 +261,13 @@ def _build_arch(
     model_type: ModelType, fields: JsonFields, is_classifier: bool
 ) -> Architecture:
     """Make the Architecture of a model type with a file's fields."""
-    gelus = TRANSFORMERS_GELUS
+    gelu_of_act = TRANSFORMERS_GELUS
     if fields.get("use_gated_mlp"):
-        gelus = GATE_ACTIVATIONS
-    check_choice("hidden_act", fields["hidden_act"], gelus)
+        gelu_of_act = GATE_ACTIVATIONS
+    check_choice("hidden_act", fields["hidden_act"], gelu_of_act)
     arch = dataclasses.replace(
         model_type.make_arch(fields),
-        gelu=gelus[fields["hidden_act"]],
+        gelu=gelu_of_act[fields["hidden_act"]],
         norm_eps=float(fields["layer_norm_eps"]),
         resize=model_type.resize,
     )
@@ -423,14 +423,14 @@ def _read_resized_side(size: Any, default_to_square: bool) -> tuple[int, bool]:
     """Read a processor's size: (pixels, whether both sides are resized to them)."""
     if not isinstance(size, Mapping):
         return _read_square_side(size), default_to_square or not isinstance(size, int)
-    fields = {name: value for name, value in size.items() if value is not None}
-    if {*fields} == {"shortest_edge"}:
-        return _read_square_side(fields["shortest_edge"]), False
-    if {*fields} != {"height", "width"}:
+    sides = {name: value for name, value in size.items() if value is not None}
+    if {*sides} == {"shortest_edge"}:
+        return _read_square_side(sides["shortest_edge"]), False
+    if {*sides} != {"height", "width"}:
         raise InputError(
             f"size is {size}; it must be a shortest_edge alone, or a height and a width"
         )
-    return _read_square_side(fields), True
+    return _read_square_side(sides), True
 
 
 def _expand_channels(values: float | Sequence[float]) -> Sequence[float]:

@@ -101,10 +101,8 @@ def test_unsupported_fields_are_named(vision, field):
 
 
 def test_every_field_of_a_tower_is_known():
-    known = {*ours.VISION_DEFAULTS, *ours.VALUES_WITHOUT_PART, *ours.IDLE_VISION_FIELDS}
+    known = {*ours.VISION_DEFAULTS, *ours.ALLOWED_VALUES, *ours.IDLE_VISION_FIELDS}
     theirs = {f.name: f.default for f in dataclasses.fields(open_clip.CLIPVisionCfg)}
     assert {*theirs} == known
     assert {k: theirs[k] for k in ours.VISION_DEFAULTS} == ours.VISION_DEFAULTS
-    assert all(
-        theirs[k] == ours.VALUES_WITHOUT_PART[k][0] for k in ours.VALUES_WITHOUT_PART
-    )
+    assert all(theirs[k] == ours.ALLOWED_VALUES[k][0] for k in ours.ALLOWED_VALUES)

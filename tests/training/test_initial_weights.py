@@ -37,7 +37,7 @@ def initial_weights(config, workdir="no_such_run"):
 
 
 def start_variables(config):
-    return initial_weights(config).make_start_variables(config_model(config))
+    return initial_weights(config).make_initial_variables(config_model(config))
 
 
 def teacher_variables(config):
@@ -110,7 +110,7 @@ def test_a_run_starts_from_values_recovered_for_its_reduction(recovered_folder):
     assert np.all(
         norm_scales(start_variables(reducing_config(image_size=32, **weights))) == dense
     )
-    dense_start = initial_weights(config).make_start_variables(
+    dense_start = initial_weights(config).make_initial_variables(
         RunConfig.from_config(config).create_dense_model()
     )
     assert np.all(norm_scales(dense_start) == dense)

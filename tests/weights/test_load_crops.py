@@ -39,7 +39,7 @@ def training_images(vit, **data):
     config.data.update(data)
     config.init.weights = "w.npz"
     initial = InitialWeights(RunConfig.from_config(config), "nowhere")
-    initial.start_weights = vit  # in place of the loaded weights
+    initial.initial_weights = vit  # in place of the loaded weights
     return initial.complete_config().vit_config.preprocessing
 
 
