@@ -96,9 +96,11 @@ class RunData:
         preprocessing = run.vit_config.preprocessing
         self.train = open_images(run, "train", dry_run)
         self.val = open_images(run, "val", dry_run)
-        name = run.data.name
+        data_name = run.data.name
         # Both splits must have the same classes, by name.
-        check_classes(self.train.class_names, name, self.val.class_names, name)
+        check_classes(
+            self.train.class_names, data_name, self.val.class_names, data_name
+        )
         # At most the validation set, as a multiple of the devices.
         eval_batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
         # An image size that does not fit shows here, not in the first step.

@@ -17,14 +17,14 @@ SHARED_METRICS = ("images", "throughput")  # shared by all models of a pass
 class Evaluation:
     """Evaluates a `Run` between its steps; `request` is its StopRequest."""
 
-    def __init__(self, run: "Run", log: RunLog, request: StopRequest) -> None:
+    def __init__(self, run: "Run", log: RunLog, stop_request: StopRequest) -> None:
         setup = run.setup
         self._run = run
         self._data = setup.data
         self._log = log
-        self._request = request
+        self._stop_request = stop_request
         # Compiled here, with nothing to save yet: a signal ends compilation at once.
-        with request.ending_at_once():
+        with stop_request.ending_at_once():
             self._eval_step = accuracy.make_eval_step(setup.model, setup.config.seed)
             self._eval_step.compile(
                 run.state.variables, self._data.val_batches.allocate_batch()
@@ -37,15 +37,15 @@ class Evaluation:
         log.flush()
         state = run.state
         # Weights and averages are evaluated in one pass over the images.
-        model_variables = [state.variables]
+        evaluated_variables = [state.variables]
         if state.ema is not None:
-            model_variables.append(state.ema)
+            evaluated_variables.append(state.ema)
         reader = self._data.read_ahead(self._data.val_batches)
         with contextlib.closing(reader):
-            batches = self._request.until_requested(reader)
+            batches = self._stop_request.until_requested(reader)
             try:
                 results = accuracy.evaluate_models(
-                    self._eval_step, model_variables, batches
+                    self._eval_step, evaluated_variables, batches
                 )
             except Interrupted:
                 return run.progress

@@ -61,13 +61,13 @@ class InitialWeights:
         run = self._run
         if self._earlier_run is not None:
             return run.fill_preprocessing(self._earlier_run.model)
-        vit_config = run.vit_config
+        source_config = run.vit_config
         if self.initial_weights is not None:
-            vit_config = self.initial_weights.config
-        needs_crop = vit_config.preprocessing.crop is None
+            source_config = self.initial_weights.config
+        needs_crop = source_config.preprocessing.crop is None
         if needs_crop and run.vit_config.preprocessing.resizes:
-            vit_config = vit_config.with_preprocessing(crop=DEIT_CROP)
-        return run.fill_preprocessing(vit_config)
+            source_config = source_config.with_preprocessing(crop=DEIT_CROP)
+        return run.fill_preprocessing(source_config)
 
     def check_classes(
         self, names: Sequence[str | None] | None, resumes: bool = False
@@ -144,31 +144,37 @@ def _load_dense_model(field: str, weights: str | None) -> Pretrained | None:
 def fit_variables(
     vit: Pretrained, model: ViT, fresh_parts: tuple[str, ...] = (), seed: int = 0
 ) -> Mapping[str, Any]:
-    """Variables of `model` with trained values; `fresh_parts` are drawn instead."""
+    """Variables of `model` with trained values; `fresh_parts` are drawn instead.
+
+    Raises InputError for weights that do not fit the model.
+    """
     variables = vit.variables_for(model, fresh_parts, seed)
-    new_head = "head" in fresh_parts
-    check_unstored_fields(model.config, vit.config, vit.origin.title, new_head)
+    has_new_head = "head" in fresh_parts
+    check_unstored_fields(model.config, vit.config, vit.origin.title, has_new_head)
     return variables
 
 
 def check_unstored_fields(
-    config: ViTConfig, trained_config: ViTConfig, title: str, new_head: bool = False
+    config: ViTConfig, trained_config: ViTConfig, title: str, has_new_head: bool = False
 ) -> None:
-    """Raise InputError for an entry of UNSTORED_FIELDS with another trained value."""
+    """Raise InputError for an entry of UNSTORED_FIELDS with another trained value.
+
+    title: names the trained weights in the error
+    """
     for field in UNSTORED_FIELDS:
-        if new_head and field in HEAD_FIELDS:
+        if has_new_head and field in HEAD_FIELDS:
             continue
         if field == "gelu" and not config.arch.has_gelu:
             continue
-        group = "config.model"
+        config_path = "config.model"
         configs = config, trained_config
         if field in PART_NAMES:
-            group = "config.model.arch"
+            config_path = "config.model.arch"
             configs = config.arch, trained_config.arch
         value, trained_value = (getattr(c, field) for c in configs)
         if not _is_equal(value, trained_value):
             raise InputError(
-                f"{group}.{field} is {value!r}, but {title} was trained with "
+                f"{config_path}.{field} is {value!r}, but {title} was trained with "
                 f"{trained_value!r}"
             )
 

@@ -65,7 +65,7 @@ class MetricWriter(contextlib.ExitStack):
         prefix = str(workdir / "tensorboard" / "events")
         self._event_writer = event_file_writer.EventsWriter(prefix)
         self.callback(self._close_events)
-        # Hides later steps from before.
+        # TensorBoard then hides a killed run's later steps.
         session_start = SessionLog(status=SessionLog.START)
         self._write_event(last_step + 1, session_log=session_start)
 
@@ -276,9 +276,9 @@ class RunLog(contextlib.ExitStack):
         line += f"loss {metrics['loss']:.3f}, acc1 {metrics['acc1']:.1f} %, "
         line += f"lr {metrics['lr']:.2e}"
         if not math.isnan(throughput):
-            waits = f"waits {100 * metrics['input_wait']:.0f} %"
-            time_left = duration_text(num_images_left / throughput)
-            line += f", {throughput:,.0f} img/s, {waits}, {time_left} left"
+            wait_text = f"waits {100 * metrics['input_wait']:.0f} %"
+            time_text = duration_text(num_images_left / throughput)
+            line += f", {throughput:,.0f} img/s, {wait_text}, {time_text} left"
         if metrics["skipped"]:
             line += f", skipped {metrics['skipped']}"
         print_line(line)

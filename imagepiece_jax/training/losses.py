@@ -51,7 +51,7 @@ def teacher_distance(
     logits: Float[Array, "batch classes"],
     teacher_logits: Float[Array, "batch classes"],
 ) -> Float[Array, " batch"]:
-    """Teacher loss per image, in float32.
+    """Distance from the teacher's logits per image, in float32.
 
     Hard: the cross entropy with the teacher's first class. Soft: T^2 KL(teacher ||
     student) of softmax(logits / T).

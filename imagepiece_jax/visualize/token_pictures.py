@@ -144,13 +144,13 @@ def write_panel_page(
         for column_index, panel in enumerate(panels):
             if panel is None:
                 continue
-            title, pixels, note = panel
+            title, picture, note = panel
             left = _PAGE_MARGIN + column_index * (width + _PANEL_GAP)
             bottom = page_height - (row_index + 1) * (height + _TITLE_HEIGHT)
             corner = (left / page_width, bottom / page_height)
             extent = (width / page_width, height / page_height)
             axes = figure.add_axes((*corner, *extent))
-            axes.imshow(pixels, interpolation="nearest", aspect="auto")
+            axes.imshow(picture, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             # A file name may not be UTF-8.
             whole_title = title.encode(errors="backslashreplace").decode()

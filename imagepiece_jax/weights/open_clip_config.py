@@ -148,18 +148,18 @@ def _build_timm_config(
     # OpenCLIP builds the model with timm's own code for the architecture, whatever the
     # weights were trained with.
     architecture, _, _ = vision_fields["timm_model_name"].partition(".")
-    projection = vision_fields["timm_proj"] or ""
+    projection_kind = vision_fields["timm_proj"] or ""
     timm_pool = vision_fields["timm_pool"]
-    check_choice("vision_cfg.timm_proj", projection, TIMM_PROJECTIONS)
+    check_choice("vision_cfg.timm_proj", projection_kind, TIMM_PROJECTIONS)
     config = registry.build_config(architecture, num_classes=0, **image_fields)
-    if projection != "linear":  # timm's pool decides the last norm's place
+    if projection_kind != "linear":  # timm's pool decides the last norm's place
         config = timm_config.apply_model_args(config, {"global_pool": timm_pool})
     elif timm_pool:  # without a pool the model's own stays
         check_choice("vision_cfg.timm_pool", timm_pool, timm_config.TIMM_POOLS)
         pool = timm_config.TIMM_POOLS[timm_pool]
         includes_prefix = config.arch.pool_include_prefix and pool == "map"
         config = config.with_arch(pool=pool, pool_include_prefix=includes_prefix)
-    if projection == "none":
+    if projection_kind == "none":
         return config
     head_fields = {"num_classes": model_cfg["embed_dim"], "problem_type": PROJECTION}
     return dataclasses.replace(config, **head_fields)

@@ -67,6 +67,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     check_variables(vit.model, vit.dense_variables)
     config_fields = make_config_fields(vit)
     tensors = _collect_tensors(vit, config_fields["architecture"])
+    # As `load` will read them.
     loaded_tensors = naming.with_timm_names(tensors.dense_tensors) | tensors.selectors
     digest = variables_digest([loaded_tensors, tensors.variant_tensors])
     config_fields[OWN_KEY]["digest"] = digest

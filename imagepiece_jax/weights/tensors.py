@@ -59,8 +59,10 @@ def read_tensors(location: Location, description: Description) -> Tensors:
     recovery = description.recovery
     if recovery is not None:
         shapes = variable_shapes(build_model(config))
-        file = location.disk_path / RECOVERED_FILE
-        recovery = parse_content(file, recovery.with_tensors, variant_tensors, shapes)
+        recovered_file = location.disk_path / RECOVERED_FILE
+        recovery = parse_content(
+            recovered_file, recovery.with_tensors, variant_tensors, shapes
+        )
     class_names = _choose_class_names(description, config)
     return Tensors(
         config, class_names, dense_tensors, selectors, learned_selectors, recovery

@@ -215,13 +215,13 @@ def parse_transformers(
     # so other files may have a head without a name here.
     architectures = config_fields.get("architectures") or ()
     is_classifier = any("ImageClass" in name for name in architectures)
-    labels = {}
+    id2label = {}
     if model_type.has_labels:
-        labels = config_fields.get("id2label") or {}
-    problem_type = _find_problem_type(config_fields, labels)
+        id2label = config_fields.get("id2label") or {}
+    problem_type = _find_problem_type(config_fields, id2label)
     if not model_type.has_labels and not is_classifier:
         problem_type = PROJECTION
-    head_fields = {"num_classes": len(labels), "problem_type": problem_type}
+    head_fields = {"num_classes": len(id2label), "problem_type": problem_type}
     arch = _build_arch(model_type, fields, is_classifier)
     if arch.pool == "map":
         vision_fields = _select_vision_fields(config_fields)
@@ -241,7 +241,7 @@ def parse_transformers(
     )
     if is_classifier:
         vit_config = dataclasses.replace(vit_config, **head_fields)
-    return TransformersModel(vit_config, _read_label_names(labels), head_fields)
+    return TransformersModel(vit_config, _read_label_names(id2label), head_fields)
 
 
 def _checked_fields(config_fields: JsonFields, model_type: ModelType) -> JsonFields:
@@ -374,13 +374,13 @@ def _make_crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]
     }
 
 
-def _find_problem_type(config_fields: JsonFields, labels: JsonFields) -> str:
+def _find_problem_type(config_fields: JsonFields, id2label: JsonFields) -> str:
     """Find the problem type by the rule of transformers' pipeline."""
     problem_type = config_fields.get("problem_type")
     if problem_type is not None:
         check_choice("problem_type", problem_type, PROBLEM_TYPES)
         return problem_type
-    if labels and len(labels) == 1:
+    if id2label and len(id2label) == 1:
         return MULTI_LABEL
     return SINGLE_LABEL
 
@@ -397,12 +397,12 @@ def find_vision_type(config_fields: JsonFields) -> str:
     return vision_type
 
 
-def _read_label_names(labels: JsonFields) -> tuple[str | None, ...] | None:
+def _read_label_names(id2label: JsonFields) -> tuple[str | None, ...] | None:
     """Turn id2label into short class names; None for transformers' placeholders."""
-    if not labels:
+    if not id2label:
         return None
-    indices = range(len(labels))
-    label_names = tuple([labels.get(str(i)) for i in indices])
+    indices = range(len(id2label))
+    label_names = tuple([id2label.get(str(i)) for i in indices])
     placeholders = tuple([f"LABEL_{i}" for i in indices])
     if label_names == placeholders:
         return None

@@ -117,18 +117,20 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
     Raises InputError for the first field that differs, a run without its config.json,
         and a config.json of anything else than a run.
     """
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    config_path = pathlib.Path(workdir) / CONFIG_FILE
     has_begun = has_steps(workdir)
     # Another config.json, such as a saved model's, would be replaced.
-    if path.exists() and not (path.with_name(RUN_FILE).exists() or has_begun):
-        raise InputError(f"{path} is not a run's config; {CHOOSE_OTHER_WORKDIR}")
-    if has_begun and not path.exists():
+    if config_path.exists() and not (
+        config_path.with_name(RUN_FILE).exists() or has_begun
+    ):
+        raise InputError(f"{config_path} is not a run's config; {CHOOSE_OTHER_WORKDIR}")
+    if has_begun and not config_path.exists():
         raise InputError(
             f"{workdir} holds a run without {CONFIG_FILE}; {CHOOSE_OTHER_WORKDIR}"
         )
     if not has_begun:  # another config can start here without spoiling anything
         return
-    old_fields = _encode_fields(_read_run_config(path))
+    old_fields = _encode_fields(_read_run_config(config_path))
     # Through JSON, so that tuples are lists.
     new_fields = _encode_fields(json.loads(json.dumps(config)))
     for name, value, old_value in list_differences(new_fields, old_fields):
