@@ -189,9 +189,9 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
         elif argument in IDLE_ARGUMENTS:
             continue
         elif argument == "act_layer" and argument in usual_arguments:
-            gelus = GATE_ACTIVATIONS if is_gated else TIMM_GELUS | {None: "exact"}
-            check_choice(field_path, value, gelus)
-            arch_fields["gelu"] = gelus[value]
+            gelu_of_act = GATE_ACTIVATIONS if is_gated else TIMM_GELUS | {None: "exact"}
+            check_choice(field_path, value, gelu_of_act)
+            arch_fields["gelu"] = gelu_of_act[value]
         elif argument == "norm_layer" and argument in usual_arguments:
             check_choice(field_path, value, NORM_LAYER_EPS)
             arch_fields["norm_eps"] = NORM_LAYER_EPS[value]
