@@ -40,15 +40,16 @@ def main() -> None:
 
 
 def _run_command() -> None:
+    """Run the command that the first word of sys.argv names."""
     name = sys.argv[1] if sys.argv[1:] else "--help"
-    names = command_files()
+    files = command_files()
     if name in ("--help", "-h"):
         print(command_listing())
     elif name == "--version":
         from imagepiece_jax.common.version import __version__
 
         print(f"imagepiece_jax {__version__}")
-    elif name in names:
+    elif name in files:
         import importlib
 
         from imagepiece_jax import cli
@@ -58,8 +59,8 @@ def _run_command() -> None:
         prog = f"imagepiece {name}"
         cli.run_command(module.main, prog, keeps_programs=name not in KEEP_NO_PROGRAMS)
     else:
-        listed = ", ".join(names)
-        raise InputError(f"{name!r} is not a command; the commands are {listed}")
+        command_names = ", ".join(files)
+        raise InputError(f"{name!r} is not a command; the commands are {command_names}")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _set_up_process() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _make_warning_format()
+    warnings.formatwarning = _make_warning_formatter()
 
 
 def replace_closed_streams() -> None:
@@ -123,8 +123,8 @@ def leave_process(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _make_warning_format() -> Callable[..., str]:
-    """Make a format for Python's warnings: one line, once, without a code location."""
+def _make_warning_formatter() -> Callable[..., str]:
+    """Make a formatter of Python's warnings: one line, once, without code location."""
     # Python forgets shown warnings whenever a library, such as JAX, changes filters.
     shown_lines = set()
 

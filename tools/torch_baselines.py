@@ -26,7 +26,7 @@ from imagepiece_jax.commands._arguments import Model
 from imagepiece_jax.common import extras, timer, xla_options
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.cost import TRAINING_MAC_FACTOR, model_macs
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
@@ -214,7 +214,7 @@ def _training_workload(size, case, variant):
         optimizer.zero_grad(set_to_none=True)
         return _record_event(device)
 
-    macs = TRAINING_MACS * _reduced_macs(case, None)
+    macs = TRAINING_MAC_FACTOR * _reduced_macs(case, None)
     return _measured_workload(case, call, macs, device)
 
 

@@ -78,29 +78,32 @@ def time_groups(
     case_groups: Sequence[Mapping[str, BenchmarkCase]],
     timing: timer.Timing,
     file: str | None = None,
-    extend_group: Callable[[list[BenchmarkCase]], Mapping[str, Workload]] | None = None,
+    make_workloads: Callable[[list[BenchmarkCase]], Mapping[str, Workload]]
+    | None = None,
 ) -> None:
     """Time and print every group. A group's programs take turns.
 
     file: for JSON lines, one per program, rewritten after every group
-    extend_group: function from a group's cases to further programs to time with them
+    make_workloads: function from a group's cases to further workloads to time
     """
     first_case = next(iter(case_groups[0].values()))
-    facts = describe_timing(first_case, timing)
-    path = first_case.weights_path
-    weights_text = "random weights" if path is None else f"weights of {path}"
-    device_text = f"{facts['device']}, {facts['dtype']}"
+    timing_columns = describe_timing(first_case, timing)
+    weights_text = "random weights"
+    if first_case.weights_path is not None:
+        weights_text = f"weights of {first_case.weights_path}"
+    device_text = f"{timing_columns['device']}, {timing_columns['dtype']}"
     print(f"{device_text}, {weights_text}, random images", flush=True)
     json_lines = []
     for cases in case_groups:
         workloads = {name: case.compile_workload() for name, case in cases.items()}
-        if extend_group:
-            workloads.update(extend_group([*cases.values()]))
+        if make_workloads:
+            workloads.update(make_workloads([*cases.values()]))
         timed_calls = {name: w.timed_call for name, w in workloads.items()}
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
-            readings = timer.time_in_turns(timed_calls, timing)
+            seconds_per_call = timer.time_in_turns(timed_calls, timing)
         batch_size = next(iter(cases.values())).batch_size
-        rows = make_speed_rows(workloads, readings, {**facts, "batch_size": batch_size})
+        shared_columns = timing_columns | {"batch_size": batch_size}
+        rows = make_speed_rows(workloads, seconds_per_call, shared_columns)
         print(f"\n{first_case.mode}\n{format_speeds(rows)}", flush=True)
         json_lines += [json.dumps(row) + "\n" for row in rows]
         if file:
@@ -123,21 +126,21 @@ def describe_timing(case: BenchmarkCase, timing: timer.Timing) -> dict[str, Any]
 
 def make_speed_rows(
     workloads: Mapping[str, Workload],
-    readings: Mapping[str, Sequence[float]],
-    shared_facts: Mapping[str, Any],
+    seconds_per_call: Mapping[str, Sequence[float]],
+    shared_columns: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Make a row of JSON values per program.
+    """Make a row of JSON values per workload, whose name is its "config".
 
-    "ratio" is the speed relative to the first program, and "mac_ratio" the ratio
+    "ratio" is the speed relative to the first workload, and "mac_ratio" the ratio
     predicted by MACs.
 
-    readings: seconds per call by name, from `timer.time_in_turns`
+    seconds_per_call: by name and round, from `timer.time_in_turns`
     """
     rows = []
     first_name = next(iter(workloads))
     for name, workload in workloads.items():
         metrics = timer.speed_metrics(
-            readings[first_name], readings[name], workload.num_images
+            seconds_per_call[first_name], seconds_per_call[name], workload.num_images
         )
         row = {
             "config": name,
@@ -145,9 +148,9 @@ def make_speed_rows(
             "mac_ratio": workloads[first_name].macs / workload.macs,
             "gmacs": workload.macs / workload.num_images / 1e9,
             "tmacs_per_s": workload.macs / metrics["ms"] / 1e9,
-            **workload.facts,
-            **shared_facts,
-            "seconds_a_call": readings[name],
+            **workload.columns,
+            **shared_columns,
+            "seconds_a_call": seconds_per_call[name],
         }
         rows.append(row)
     return rows
@@ -159,5 +162,5 @@ def format_speeds(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         num_bytes = row["peak_memory"]
         fields = {**row, "megabytes": f"{num_bytes / 1e6:,.0f}" if num_bytes else "-"}
-        cells.append([f.format(**fields) for f in COLUMN_FORMATS.values()])
+        cells.append([text.format(**fields) for text in COLUMN_FORMATS.values()])
     return text_table([[*COLUMN_FORMATS], *cells])

@@ -24,7 +24,7 @@ from imagepiece_jax.common.rng import draw_normal, root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.cost import TRAINING_MACS, model_macs
+from imagepiece_jax.models.cost import TRAINING_MAC_FACTOR, model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.variables import variable_shapes
@@ -50,7 +50,7 @@ class Workload:
     timed_call: timer.TimedCall
     num_images: int  # images per call
     macs: float  # MACs per call
-    facts: dict[str, Any]  # further fields of its row, such as gelu and peak_memory
+    columns: dict[str, Any]  # further columns of its row, such as gelu and peak_memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,11 +95,11 @@ class BenchmarkCase:
         macs = self.batch_size * model_macs(self.vit.model)
         if self.run is not None:
             call = compile_training_steps(self.run)
-            facts = _describe_program(call.model, call.compiled_step)
-            macs = self.batch_size * TRAINING_MACS * model_macs(call.model)
+            columns = _describe_program(call.model, call.compiled_step)
+            macs = self.batch_size * TRAINING_MAC_FACTOR * model_macs(call.model)
         elif not isinstance(self.vit, Pretrained):
             call = _make_program_call(self.vit, self.batch_size)
-            facts = _describe_program(self.vit.model, None)
+            columns = _describe_program(self.vit.model, None)
         else:
             fast_program = optimize.optimize(
                 self.vit,
@@ -109,20 +109,20 @@ class BenchmarkCase:
                 attention=self.vit.model.execution.attention,
             )
             call = call_on_noise(fast_program)
-            facts = _describe_program(fast_program.model, fast_program.compiled)
-        return Workload(timer.TimedCall(call), self.batch_size, macs, facts)
+            columns = _describe_program(fast_program.model, fast_program.compiled)
+        return Workload(timer.TimedCall(call), self.batch_size, macs, columns)
 
 
 def _make_program_call(
     program: ExportedProgram, batch_size: int
 ) -> Callable[[int], Any]:
-    """Make a function (number) that runs an exported file on random images."""
+    """Make a function of a call's index that runs an exported file on random images."""
     shape = (batch_size, *image_sides(program.config.image_size), 3)
     calls = []
     for seed in range(NUM_INPUTS):
         pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
         calls.append(program.prepared_call(pixels))
-    return lambda number: calls[number % NUM_INPUTS]()
+    return lambda call_index: calls[call_index % NUM_INPUTS]()
 
 
 @dataclasses.dataclass
@@ -135,9 +135,9 @@ class TrainingSteps:
     batches: Sequence[PyTree]
     teacher_variables: PyTree
 
-    def __call__(self, number: int) -> dict[str, Array]:
-        """Take a step on the batch chosen by `number`, and return its metrics."""
-        batch = self.batches[number % NUM_INPUTS]
+    def __call__(self, call_index: int) -> dict[str, Array]:
+        """Take a step on the batch chosen by `call_index`, and return its metrics."""
+        batch = self.batches[call_index % NUM_INPUTS]
         self.state, metrics = self.compiled_step(
             self.state, batch, self.teacher_variables
         )
@@ -270,7 +270,7 @@ def draw_random_variables(model: ViT) -> PyTree:
 def _describe_program(
     model: ViT, program: jax.stages.Compiled | None
 ) -> dict[str, Any]:
-    """A compiled program's row fields; None: an exported file's."""
+    """A compiled program's row columns; None: an exported file's."""
     return {
         "peak_memory": program and device.program_bytes(program),
         "attention": model.execution.attention_impl,

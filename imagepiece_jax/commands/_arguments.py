@@ -81,7 +81,7 @@ class Weights:
     def refuse_options(self, title: str, allowed_names: Collection[str] = ()) -> None:
         """Raise InputError for a typed argument that is not in `allowed_names`.
 
-        title: the weights in the error
+        title: what the weights are, for the error
         """
         for name, value in self.typed_options().items():
             if name not in allowed_names:
@@ -99,7 +99,10 @@ class Weights:
         images: Iterable[str] = (),
         endings: Collection[str] = (".json",),
     ) -> None:
-        """Check that the file `json` can be written, and is no input of the command."""
+        """Check that the file `json` can be written, and is no input of the command.
+
+        data_names, images: further inputs, data sets and image files
+        """
         from imagepiece_jax.common.files import check_writable
         from imagepiece_jax.weights.run_files import list_input_files
 

@@ -63,6 +63,7 @@ def print_comparison(metrics: Mapping[str, Any]) -> None:
         row = metrics[name]
         variant = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as {row['sizes']}"
         print(f"{variant}: {format_metrics(row)}", flush=True)
+    # The last row, the optimized program's, has the difference.
     change = statistics.Estimate(
         row["difference"], row["difference_low"], row["difference_high"]
     )

@@ -82,7 +82,7 @@ def describe_output(
         return {"pooled": output.tolist()}, line
     class_texts = []
     for prediction in output:
-        label = class_names.describe_class(str(prediction.label))
-        class_texts.append(f"{label} {100 * prediction.probability:.1f} %")
+        class_name = class_names.describe_class(str(prediction.label))
+        class_texts.append(f"{class_name} {100 * prediction.probability:.1f} %")
     line = f"{file}: {'; '.join(class_texts)}"
     return [prediction._asdict() for prediction in output], line

@@ -49,12 +49,12 @@ def main(
         models = [vit.with_reduction(text) for text in reduction_texts] or [vit]
         for block in drawn_blocks:
             check_range("blocks", block, 0, len(vit.model.plan) - 1)
-        pixels, names = pictures.read_images(source, vit.preprocessing)
-        names = [*map(os.path.basename, names)]
+        pixels, image_names = pictures.read_images(source, vit.preprocessing)
+        file_names = [*map(os.path.basename, image_names)]
         with html.unfinished_page(folder):
             lines = html.write_page(
-                folder, models, pixels, names, vit.origin.name, drawn_blocks
+                folder, models, pixels, file_names, vit.origin.name, drawn_blocks
             )
             for line in lines:
                 print(line, flush=True)
-    return int(len(names) < len(source))
+    return int(len(file_names) < len(source))

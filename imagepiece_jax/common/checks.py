@@ -28,19 +28,19 @@ def check_range(
     above, below: exclusive bounds
     Raises InputError otherwise, also for a bool.
     """
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
-    limits = {rule: bound for rule, bound in bounds.items() if bound is not None}
+    all_bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    bounds = {rule: bound for rule, bound in all_bounds.items() if bound is not None}
     number_type: type = numbers.Integral if whole else numbers.Real
     fits = isinstance(value, number_type) and not isinstance(value, bool)
-    fits = fits and limits.get("at least", value) <= value
-    fits = fits and limits.get("at most", value) >= value
-    fits = fits and limits.get("above", -math.inf) < value  # False for a NaN
-    fits = fits and limits.get("below", math.inf) > value
+    fits = fits and bounds.get("at least", value) <= value
+    fits = fits and bounds.get("at most", value) >= value
+    fits = fits and bounds.get("above", -math.inf) < value  # False for a NaN
+    fits = fits and bounds.get("below", math.inf) > value
     if not fits:
         requirement = "a whole number" if whole else "a number"
-        if limits:
-            limit_texts = [f"{rule} {limit}" for rule, limit in limits.items()]
-            requirement += f", {' and '.join(limit_texts)}"
+        if bounds:
+            bound_texts = [f"{rule} {bound}" for rule, bound in bounds.items()]
+            requirement += f", {' and '.join(bound_texts)}"
         raise InputError(f"{name} is {value!r}; it must be {requirement}")
 
 
@@ -58,12 +58,12 @@ def check_share(name: str, value: Any) -> None:
     check_range(name, value, above=0, most=1)
 
 
-def option(default: Any, choices: Collection[Any] = (), **limits: float) -> Any:
+def option(default: Any, choices: Collection[Any] = (), **bounds: float) -> Any:
     """A dataclass field with its default, and its choices or bounds (`check_range`).
 
     The value must be a whole number if the default is one.
     """
-    check = functools.partial(check_range, whole=isinstance(default, int), **limits)
+    check = functools.partial(check_range, whole=isinstance(default, int), **bounds)
     if choices:
         check = functools.partial(check_choice, choices=choices)
     return dataclasses.field(default=default, metadata={"check": check})
@@ -87,14 +87,16 @@ def find_similar_name(name: str, known_names: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known_names, 1, cutoff=0.8)), None)
 
 
-def as_tuple(value: Any) -> Any:
-    """Convert lists (JSON's form of tuples) and arrays to tuples, at every depth.
+def replace_lists(value: Any) -> Any:
+    """Replace lists (JSON's form of tuples) and arrays by tuples, at every depth.
 
-    NumPy scalars become Python numbers.
+    NumPy scalars become Python numbers; dicts and other values stay what they are.
     """
     if isinstance(value, dict):
-        return {name: as_tuple(entry) for name, entry in value.items()}
+        return {name: replace_lists(entry) for name, entry in value.items()}
     # The type np.float32 has a `tolist`, too.
     if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
-    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple(map(replace_lists, value))
+    return value

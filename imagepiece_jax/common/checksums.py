@@ -45,6 +45,7 @@ def read_newest_step(
 
     A damaged step is skipped with a warning.
 
+    choose: function (step folder, {array name: entry}) -> names of the arrays to read
     steps: the steps to try, oldest first; None: all
     """
     folder = pathlib.Path(folder)

@@ -17,10 +17,10 @@ NUM_INPUTS = 4  # different inputs, which calls take in turn
 def device_name() -> str:
     """The device's name. For a CPU: its model and usable cores."""
     device = jax.devices()[0]
-    return cpu_name() if device.platform == "cpu" else device.device_kind
+    return describe_cpu() if device.platform == "cpu" else device.device_kind
 
 
-def cpu_name() -> str:
+def describe_cpu() -> str:
     """The CPU's model and usable cores."""
     cpu_model = host.machine()
     cpu_file = pathlib.Path("/proc/cpuinfo")

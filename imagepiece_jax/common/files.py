@@ -129,6 +129,7 @@ def check_own_files(
 
     name: the folder's name in messages, such as "out"
     owner: source of such files in messages, such as "an earlier call"
+    is_own: whether a path in the folder is such a file
     """
     folder = pathlib.Path(path)
     if not folder.exists():
@@ -308,17 +309,17 @@ def git_revision() -> str | None:
     """
     run_options = {"capture_output": True, "text": True, "cwd": PACKAGE_FOLDER}
     run = functools.partial(subprocess.run, **run_options)
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    describe_options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        tracking = run(["git", "ls-files", "--error-unmatch", "errors.py"])
-        description = run(command)
+        tracking_result = run(["git", "ls-files", "--error-unmatch", "errors.py"])
+        describe_result = run(["git", "describe", *describe_options])
     except OSError:  # git is not installed
         return None
     # An installed package may lie inside another repository, whose revision would say
     # nothing about this code.
-    if tracking.returncode:
+    if tracking_result.returncode:
         return None
-    return description.stdout.strip()
+    return describe_result.stdout.strip()
 
 
 def _temporary_path(path: str | os.PathLike) -> pathlib.Path:

@@ -45,8 +45,8 @@ def _cgroup_quota(folder: pathlib.Path) -> Iterator[float]:
     for file_names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
         try:
             file_texts = [(folder / name).read_text() for name in file_names]
-            quota, period = map(int, " ".join(file_texts).split())
+            quota_us, period_us = map(int, " ".join(file_texts).split())
         except (OSError, ValueError):  # there is none, or its quota is "max"
             continue
-        if quota > 0 and period > 0:  # -1: version 1 has no limit
-            yield quota / period
+        if quota_us > 0 and period_us > 0:  # -1: version 1 has no limit
+            yield quota_us / period_us

@@ -56,28 +56,30 @@ def read_marked_call(
 
     operands: replace the equation's arrays
     """
-    ((_, leaves, tree),) = equation.params["attributes"]
-    args, options = _rebuild_arguments(jax.tree.unflatten(tree, leaves), operands)
+    ((_, attribute_leaves, attribute_treedef),) = equation.params["attributes"]
+    arguments = jax.tree.unflatten(attribute_treedef, attribute_leaves)
+    args, options = _rebuild_arguments(arguments, operands)
     return equation.params["name"], args, options
 
 
 def _rebuild_arguments(arguments: tuple, arrays: Sequence) -> tuple[Sequence, dict]:
     """(args, options) of a marked call, rebuilt with `arrays`.
 
-    arguments: (tree, statics); statics: per leaf, None for an array, else (its value,)
+    arguments: (treedef, static entries); an entry per leaf, None for an array, else
+        (its value,)
     """
-    tree, statics = arguments
-    array_count = statics.count(None)
+    treedef, static_entries = arguments
+    num_arrays = static_entries.count(None)
     # The function's constants come before its arrays.
-    remaining_arrays = iter(arrays[len(arrays) - array_count :])
+    remaining_arrays = iter(arrays[len(arrays) - num_arrays :])
     leaves = []
-    for static in statics:
-        if static is None:
+    for entry in static_entries:
+        if entry is None:
             leaves.append(next(remaining_arrays))
         else:
-            (value,) = static
+            (value,) = entry
             leaves.append(value)
-    return jax.tree.unflatten(tree, leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 @contextlib.contextmanager

@@ -84,11 +84,14 @@ def read_arrays(folder: pathlib.Path, key_paths: Collection[tuple[str, ...]]) ->
     """Read a tree's arrays at `key_paths`, tuples of keys, as NumPy: {path: array}."""
     if not key_paths:  # Orbax refuses an empty tree
         return {}
-    tree = traverse_util.unflatten_dict(dict.fromkeys(key_paths, 0))
-    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    request = ocp.args.PyTreeRestore(tree, restore_args=args, partial_restore=True)
-    arrays = _read_item(folder, ocp.PyTreeCheckpointHandler(), request)
-    return traverse_util.flatten_dict(arrays)
+    placeholders = traverse_util.unflatten_dict(dict.fromkeys(key_paths, 0))
+    leaf_args = ocp.RestoreArgs(restore_type=np.ndarray)
+    restore_args = jax.tree.map(lambda _: leaf_args, placeholders)
+    request = ocp.args.PyTreeRestore(
+        placeholders, restore_args=restore_args, partial_restore=True
+    )
+    nested_arrays = _read_item(folder, ocp.PyTreeCheckpointHandler(), request)
+    return traverse_util.flatten_dict(nested_arrays)
 
 
 def read_json_item(folder: pathlib.Path) -> Any:

@@ -83,13 +83,13 @@ def check_same_values(values: dict) -> None:
     """Check that all processes have the same `values`: {name in errors: JSON value}."""
     values_by_process = exchange_values(values)
     main_values = values_by_process[0]
-    for process, process_values in enumerate(values_by_process[1:], start=1):
+    for process_index, process_values in enumerate(values_by_process[1:], start=1):
         for name in main_values | process_values:
             main_value = main_values.get(name, "missing")
             process_value = process_values.get(name, "missing")
             if main_value != process_value:
                 raise InputError(
-                    f"{name} is {process_value} on process {process}, but "
+                    f"{name} is {process_value} on process {process_index}, but "
                     f"{main_value} on process 0; all processes of a run need the same"
                 )
 
@@ -292,17 +292,17 @@ def sum_over_devices(tree: PyTree) -> PyTree:
 
 
 def micro_batch_positions(
-    micro_batch_size: int, micro_batch_index: Int[Array, ""]
-) -> Int[Array, " {micro_batch_size}"]:
+    num_images: int, micro_batch_index: Int[Array, ""]
+) -> Int[Array, " {num_images}"]:
     """This device's positions in the global batch, inside `pmap`.
 
-    micro_batch_size: images on this device
-    micro_batch_index: micro-batch number
+    num_images: images of a micro-batch on this device
+    micro_batch_index: from 0, in the step
     """
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
-    samples = device_samples(micro_batch_size * num_devices, num_devices)
+    samples = device_samples(num_images * num_devices, num_devices)
     own_samples = jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]
-    return micro_batch_index * (micro_batch_size * num_devices) + own_samples
+    return micro_batch_index * (num_images * num_devices) + own_samples
 
 
 def reverse_batch(tree: PyTree) -> PyTree:
@@ -316,8 +316,8 @@ def reverse_batch(tree: PyTree) -> PyTree:
     def reverse_rows(x: Shaped[Array, "images ..."]) -> Shaped[Array, "images ..."]:
         middle, is_odd = divmod(len(x), 2)
         if is_odd and num_devices > 1:
-            row = jax.lax.ppermute(x[middle], DEVICE_AXIS, mirrored_devices)
-            x = x.at[middle].set(row)
+            swapped_row = jax.lax.ppermute(x[middle], DEVICE_AXIS, mirrored_devices)
+            x = x.at[middle].set(swapped_row)
         return x[::-1]
 
     return jax.tree.map(reverse_rows, tree)

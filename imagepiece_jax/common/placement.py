@@ -16,11 +16,13 @@ def device_samples(
     Mixup pairs sample i with n - 1 - i. Both are in mirrored places on one device, so
     no image travels but the middle one of an odd count.
     """
-    num_pairs, num_odd = divmod(num_samples // num_devices, 2)
+    num_pairs, num_middle = divmod(num_samples // num_devices, 2)
     first_samples = np.arange(num_devices * num_pairs).reshape(num_devices, num_pairs)
     # With an odd count per device, the middle samples of two mirrored devices are a
     # pair.
-    middle_samples = np.arange(num_devices * num_odd).reshape(num_devices, num_odd)
+    middle_samples = np.arange(num_devices * num_middle).reshape(
+        num_devices, num_middle
+    )
     middle_samples += first_samples.size
     partner_samples = num_samples - 1 - first_samples[:, ::-1]
     return np.concatenate([first_samples, middle_samples, partner_samples], axis=1)

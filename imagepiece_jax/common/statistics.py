@@ -51,8 +51,8 @@ def paired_difference(
     # the 2 x 2 table, so the interval is not empty where few images differ.
     n = is_right.size + 2
     center = (num_gained - num_lost) / n
-    num_different = num_gained + num_lost + 1
-    variance = num_different - (num_gained - num_lost) ** 2 / n
+    adjusted_discordant = num_gained + num_lost + 1
+    variance = adjusted_discordant - (num_gained - num_lost) ** 2 / n
     half_width = NORMAL_QUANTILE * math.sqrt(variance) / n
     low = 100 * (center - half_width)
     high = 100 * (center + half_width)
@@ -66,8 +66,8 @@ def mean_difference(
     """Mean of values - base_values, paired, with its interval (Student, 1908)."""
     # Two images or more: a single image has no deviation.
     differences = np.asarray(values, np.float64) - np.asarray(base_values, np.float64)
-    half_width = special.stdtrit(differences.size - 1, 0.975) * differences.std(ddof=1)
-    half_width /= math.sqrt(differences.size)
+    quantile = special.stdtrit(differences.size - 1, 0.975)
+    half_width = quantile * differences.std(ddof=1) / math.sqrt(differences.size)
     mean = differences.mean()
     return Estimate(float(mean), float(mean - half_width), float(mean + half_width))
 

@@ -59,12 +59,12 @@ def shorten_imagenet_names(names: ClassNames | None) -> ClassNames | None:
     if names is None or len(names) != len(imagenet_names()):
         return names
     short_names = imagenet_names()
-    for full_name, short_name, (wordnet_id, lemmas) in zip(
+    for name, short_name, (wordnet_id, lemmas) in zip(
         names, short_names, imagenet_rows(), strict=True
     ):
         # In ImageNet's map a class has its WordNet ID, its name, or some lemmas.
         synonyms = {wordnet_id, short_name, *lemmas.split(", ")}
-        full_name = HUB_NAMES.get(full_name or "", full_name)
+        full_name = HUB_NAMES.get(name or "", name)
         if synonyms.isdisjoint([full_name, *str(full_name).split(", ")]):
             return names
     return short_names

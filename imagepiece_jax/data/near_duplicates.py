@@ -47,7 +47,7 @@ NEAREST_COUNT = 8  # images to compare with an image, besides its neighbors
 # Least deviation of a thumbnail, in gray levels: else images of nearly one color would
 # differ by JPEG noise.
 LEAST_DEVIATION = 8.0
-CHUNK_THUMBNAILS = 500  # to compare with all thumbnails at once, limited by memory
+CHUNK_SIZE = 500  # thumbnails or pairs to compare at once, limited by memory
 DIGEST_DIGITS = 8  # hex digits of an image's digest; 1 pair in 4 billion shares it
 
 Thumbnails = Float[np.ndarray, "images 256"]  # 16 x 16 gray means, row by row
@@ -73,13 +73,13 @@ def thumbnail_distances(
     # Small distances are differences of large numbers; float32 would round them away.
     row_thumbnails = np.asarray(row_thumbnails, np.float64)
     column_thumbnails = np.asarray(column_thumbnails, np.float64)
-    gray_images = column_thumbnails.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    mirrored_thumbnails = np.flip(gray_images, 2).reshape(column_thumbnails.shape)
+    column_images = column_thumbnails.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    mirrored_thumbnails = np.flip(column_images, 2).reshape(column_thumbnails.shape)
     # A mirrored thumbnail counts if it is nearer.
     products = row_thumbnails @ column_thumbnails.T
     products = np.maximum(products, row_thumbnails @ mirrored_thumbnails.T)
-    row_norms = np.square(row_thumbnails).sum(1)[:, None]
-    squared_distances = row_norms + np.square(column_thumbnails).sum(1) - 2 * products
+    row_squares = np.square(row_thumbnails).sum(1)[:, None]
+    squared_distances = row_squares + np.square(column_thumbnails).sum(1) - 2 * products
     return np.sqrt(np.maximum(squared_distances, 0) / THUMBNAIL_SIDE**2)
 
 
@@ -105,7 +105,7 @@ def thumbnail_likeness(
 def _shifted_overlap(
     gray_images: Float[np.ndarray, "images 16 16"], down: int, right: int
 ) -> Float[np.ndarray, "images pixels"]:
-    """Forms without the rows and columns a shift takes out, with mean 0."""
+    """Images without the rows and columns a shift takes out, with mean 0."""
     rows = slice(max(0, down), THUMBNAIL_SIDE + min(0, down))
     columns = slice(max(0, right), THUMBNAIL_SIDE + min(0, right))
     overlap = gray_images[:, rows, columns].reshape(len(gray_images), -1)
@@ -122,16 +122,17 @@ def number_scenes(thumbnails: Thumbnails) -> Int[np.ndarray, " images"]:
     linked_pairs = [np.zeros((0, 2), int)]
     for distance in range(1, 1 + NEIGHBOR_COUNT):
         later_indices = np.arange(distance, num_images)
-        neighbors = np.stack([later_indices, later_indices - distance], 1)
-        alike_pairs = _select_alike_pairs(thumbnails, neighbors, NEIGHBOR_LIKENESS)
+        neighbor_pairs = np.stack([later_indices, later_indices - distance], 1)
+        alike_pairs = _select_alike_pairs(thumbnails, neighbor_pairs, NEIGHBOR_LIKENESS)
         linked_pairs.append(alike_pairs)
-    for start in range(0, num_images, CHUNK_THUMBNAILS):
-        chunk = np.arange(start, min(start + CHUNK_THUMBNAILS, num_images))
-        distances = thumbnail_distances(thumbnails[chunk], thumbnails)
-        distances[np.arange(len(chunk)), chunk] = np.inf
+    for start in range(0, num_images, CHUNK_SIZE):
+        chunk_indices = np.arange(start, min(start + CHUNK_SIZE, num_images))
+        distances = thumbnail_distances(thumbnails[chunk_indices], thumbnails)
+        distances[np.arange(len(chunk_indices)), chunk_indices] = np.inf
         num_nearest = min(NEAREST_COUNT, num_images - 1)
-        nearest = np.argpartition(distances, num_nearest, axis=1)[:, :num_nearest]
-        pairs = np.stack([np.repeat(chunk, num_nearest), nearest.ravel()], 1)
+        order = np.argpartition(distances, num_nearest, axis=1)
+        nearest_indices = order[:, :num_nearest].ravel()
+        pairs = np.stack([np.repeat(chunk_indices, num_nearest), nearest_indices], 1)
         is_copy = distances[pairs[:, 0] - start, pairs[:, 1]] < COPY_DISTANCE
         linked_pairs.append(pairs[is_copy])
         alike_pairs = _select_alike_pairs(thumbnails, pairs[~is_copy], SCENE_LIKENESS)
@@ -143,14 +144,15 @@ def number_scenes(thumbnails: Thumbnails) -> Int[np.ndarray, " images"]:
 
 
 def _select_alike_pairs(
-    thumbnails: Thumbnails, pairs: Pairs, least_likeness: float
+    thumbnails: Thumbnails, pairs: Pairs, likeness_bound: float
 ) -> Pairs:
-    """Pairs with a likeness above `least_likeness`."""
+    """Pairs with a likeness above `likeness_bound`."""
     alike_pairs = [np.zeros((0, 2), int)]
-    for start in range(0, len(pairs), CHUNK_THUMBNAILS):
-        chunk = pairs[start : start + CHUNK_THUMBNAILS]
-        first, second = thumbnails[chunk.T]
-        alike_pairs.append(chunk[thumbnail_likeness(first, second) > least_likeness])
+    for start in range(0, len(pairs), CHUNK_SIZE):
+        chunk_pairs = pairs[start : start + CHUNK_SIZE]
+        first_thumbnails, second_thumbnails = thumbnails[chunk_pairs.T]
+        likeness = thumbnail_likeness(first_thumbnails, second_thumbnails)
+        alike_pairs.append(chunk_pairs[likeness > likeness_bound])
     return np.concatenate(alike_pairs)
 
 

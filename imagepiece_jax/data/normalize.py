@@ -73,7 +73,7 @@ def normalize(
     channel_std = _reshape_channels(images, normalization.std)
     pixels: Any = images
     white_level = 255
-    if not isinstance(images, jax.core.Tracer):
+    if not isinstance(images, jax.core.Tracer):  # a transfer guard allows device_put
         pixels = jax.device_put(images)
         white_level = jax.device_put(np.float32(white_level))
     return (pixels.astype(jnp.float32) / white_level - channel_mean) / channel_std

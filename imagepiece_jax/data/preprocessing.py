@@ -104,8 +104,8 @@ class Preprocessing:
             resized_text = str(self.resized_size[0])
         else:
             resized_text = size_text(self.resized_size)
-        crop_text = height if height == width else size_text(self.shape)
-        crop_text = f"resize {resized_text} {self.interpolation}, crop {crop_text}"
+        crop_size = height if height == width else size_text(self.shape)
+        crop_text = f"resize {resized_text} {self.interpolation}, crop {crop_size}"
         if self.rule != "timm":
             crop_text += f" as in {self.rule}"
         return crop_text
@@ -196,7 +196,10 @@ def _cut_ends(image: RgbPixels) -> CroppedPixels:
 def check_unresized(
     image: RgbPixels, image_size: ImageSize, is_small: bool = False
 ) -> None:
-    """Check that an image has the size; `is_small` explains the error."""
+    """Check that an image has the size.
+
+    is_small: whether the size is up to MAX_UNCROPPED, the reason in the error
+    """
     actual_size = image.shape[:2]
     if actual_size == image_sides(image_size):
         return

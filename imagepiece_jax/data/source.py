@@ -132,13 +132,13 @@ class Source(abc.ABC):
         for identity_part in self.identity_bytes(np.asarray(self.indices)):
             source_hash.update(hashlib.sha256(identity_part).digest())
 
-        def label_and_content(index: int) -> bytes:
+        def label_and_digest(index: int) -> bytes:
             picture, label, _ = self._stored_image_at(index)
             return str(label).encode() + hashlib.sha256(_image_bytes(picture)).digest()
 
         with ThreadPool(FILE_THREADS) as pool:
-            for content in pool.imap(label_and_content, content_indices):
-                source_hash.update(content)
+            for image_bytes in pool.imap(label_and_digest, content_indices):
+                source_hash.update(image_bytes)
         return source_hash.hexdigest()[:16]
 
     def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
@@ -178,10 +178,10 @@ class Source(abc.ABC):
             )
         num_unreadable = len(self.unreadable)
         if num_unreadable > MAX_UNREADABLE_SHARE * len(self):
-            file, reason = next(iter(self.unreadable.items()))
+            name, reason = next(iter(self.unreadable.items()))
             raise InputError(
                 f"{num_unreadable} of {len(self)} images cannot be read, more than "
-                f"{MAX_UNREADABLE_SHARE:.0%}; the first is {file} ({reason})"
+                f"{MAX_UNREADABLE_SHARE:.0%}; the first is {name} ({reason})"
             )
 
     def evenly_spaced(self, count: int | None) -> Self:
@@ -320,10 +320,11 @@ def find_splits(split_names: Collection[str], data_title: str) -> dict[str, str]
 
 
 def check_num_classes(
-    num_classes: int | None, data_classes: int, data_title: str
+    num_classes: int | None, num_data_classes: int, data_title: str
 ) -> None:
     """Check `num_classes`, unless None, against the class count of the data."""
-    if num_classes not in (None, data_classes):
+    if num_classes not in (None, num_data_classes):
         raise InputError(
-            f"num_classes is {num_classes}, but {data_title} has {data_classes} classes"
+            f"num_classes is {num_classes}, but {data_title} has {num_data_classes} "
+            "classes"
         )

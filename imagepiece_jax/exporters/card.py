@@ -134,7 +134,7 @@ def compare_with_dense_file(
     gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
     return {
         "images": card_images.compared_names,
-        "machine": device.cpu_name(),
+        "machine": device.describe_cpu(),
         "threads": CARD_THREADS,
         "batch_size": batch_size,
         "mac_share": gmacs["file"] / gmacs["dense"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
+from imagepiece_jax.common.checks import check_choice, check_range, replace_lists
 from imagepiece_jax.common.image_size import (
     ImageSize,
     checked_size,
@@ -60,7 +60,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = as_tuple(getattr(self, field.name))
+            value = replace_lists(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name in ("embed_dim", "depth", "num_heads", "patch_size"):
             check_range(name, getattr(self, name), 1, MAX_WIDTH, whole=True)

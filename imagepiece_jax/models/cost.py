@@ -16,7 +16,7 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.block_plan import BlockPlan, plan_dense_blocks
 
-TRAINING_MACS = 3  # times inference MACs: a backward pass costs two forward passes
+TRAINING_MAC_FACTOR = 3  # on inference MACs: a backward pass costs two forward passes
 
 
 def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:

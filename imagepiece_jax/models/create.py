@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import as_tuple, check_choice
+from imagepiece_jax.common.checks import check_choice, replace_lists
 from imagepiece_jax.common.image_size import ImageSize, patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
@@ -126,7 +126,7 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     arch_fields = {}
     for field, value in model_fields["arch"].items():
         if value is not None:
-            arch_fields[field] = as_tuple(value)
+            arch_fields[field] = replace_lists(value)
     if model_fields["name"]:
         base = registry.model_config(model_fields["name"])
         arch = base.arch.with_fields(arch_fields)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.checks import as_tuple
+from imagepiece_jax.common.checks import replace_lists
 from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
@@ -72,7 +72,7 @@ class RecoveredVariant:
         object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
         object.__setattr__(self, "reduction", Reduction.read(self.reduction))
         for field in ("interval", "agreement", "image_size"):
-            object.__setattr__(self, field, as_tuple(getattr(self, field)))
+            object.__setattr__(self, field, replace_lists(getattr(self, field)))
 
     @property
     def record(self) -> dict[str, Any]:

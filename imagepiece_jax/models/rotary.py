@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from imagepiece_jax.common.checks import as_tuple, check_choice, check_range
+from imagepiece_jax.common.checks import check_choice, check_range, replace_lists
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import TokenHeads
 
@@ -47,7 +47,7 @@ class Rotary:
         check_range("start", self.start)
         check_choice("axes", self.axes, ("yx", "xy"))
         check_choice("planes", self.planes, ("neighbors", "halves"))
-        reference = as_tuple(self.reference)
+        reference = replace_lists(self.reference)
         object.__setattr__(self, "reference", reference)
         if reference is None:
             return

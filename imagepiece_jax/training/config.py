@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from imagepiece_jax.common.checks import as_tuple, check_options, option
+from imagepiece_jax.common.checks import check_options, option, replace_lists
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError
@@ -157,7 +157,7 @@ class RunConfig:
         # Only the config.json of a run has a format.
         config = {name: value for name, value in config.items() if name != "format"}
         try:
-            run = _read_options(cls, as_tuple(config))
+            run = _read_options(cls, replace_lists(config))
             _ = run.vit_config  # raises for a model that does not fit
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error

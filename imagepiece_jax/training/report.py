@@ -11,7 +11,7 @@ import jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
-from imagepiece_jax.models.cost import TRAINING_MACS, cost_summary, model_macs
+from imagepiece_jax.models.cost import TRAINING_MAC_FACTOR, cost_summary, model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
@@ -56,7 +56,10 @@ def count_training_flop(
     length = find_run_length(config, num_images)
     # A step is a forward pass, a backward pass of twice its cost, and the teacher's
     # forward pass.
-    macs = TRAINING_MACS * sum(list_epoch_macs(config)) + length.epochs * teacher_macs
+    macs = (
+        TRAINING_MAC_FACTOR * sum(list_epoch_macs(config))
+        + length.epochs * teacher_macs
+    )
     return 2.0 * length.steps_per_epoch * config.batch_size * macs
 
 

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from imagepiece_jax.common.checks import as_tuple
+from imagepiece_jax.common.checks import replace_lists
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.warning import warn_caller
@@ -242,7 +242,7 @@ def parse_content(
 
 def _parse_own_record(config_fields: JsonFields) -> Description:
     """Parse our own part of a file (`save.make_config_fields`)."""
-    config_fields = as_tuple(config_fields)
+    config_fields = replace_lists(config_fields)
     record = config_fields[OWN_KEY]
     _check_record(record)
     config = _read_config_record(record["config"])

@@ -6,7 +6,7 @@ A missing field has the default of CLIPVisionCfg (open_clip 3.3).
 import dataclasses
 from typing import Any
 
-from imagepiece_jax.common.checks import as_tuple, check_choice
+from imagepiece_jax.common.checks import check_choice, replace_lists
 from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -57,7 +57,7 @@ def parse_open_clip(config_fields: JsonFields) -> ViTConfig:
             raise InputError(f"{field_path} is {value!r}, which is not supported")
     vision_fields = VISION_DEFAULTS | vision_cfg
     preprocess_cfg = config_fields.get("preprocess_cfg") or {}
-    image_size = as_tuple(vision_fields["image_size"])
+    image_size = replace_lists(vision_fields["image_size"])
     image_fields = _parse_preprocess_cfg(preprocess_cfg, image_size)
     if vision_fields["timm_model_name"]:
         return _build_timm_config(vision_fields, model_cfg, image_fields)

@@ -44,7 +44,7 @@ def test_the_optimized_model_is_timed(vit):
     work.timed_call.wait(logits)
     assert logits.shape == (4, tiny_vit.CLASSES)
     assert np.isfinite(logits).all()
-    assert work.facts["peak_memory"] > 4 * tiny_vit.SIDE**2 * 3
+    assert work.columns["peak_memory"] > 4 * tiny_vit.SIDE**2 * 3
     assert (work.num_images, work.macs) == (4, 4 * model_macs(vit.model))
 
 

@@ -149,7 +149,7 @@ def test_a_distance_equals_its_definition():
 
 @pytest.mark.parametrize("rows", [1, 3, 500])
 def test_copies_and_mirror_images_share_a_scene(monkeypatch, rows):
-    monkeypatch.setattr(near_duplicates, "CHUNK_THUMBNAILS", rows)
+    monkeypatch.setattr(near_duplicates, "CHUNK_SIZE", rows)
     images = [*pictures(3), pictures(3)[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     thumbnails = [near_duplicates.make_thumbnail(image) for image in images]
     scenes = near_duplicates.number_scenes(np.stack(thumbnails)[[0, 1, 0, 2, 3, 0]])

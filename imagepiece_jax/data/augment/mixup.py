@@ -125,8 +125,8 @@ def mix_batch(
     image_share = jnp.where(mix.cut, 1 - is_inside.astype(jnp.float32), mix.lam)
     images_float32 = images.astype(jnp.float32)
     partners_float32 = partner_images.astype(jnp.float32)
-    share = image_share[None, :, :, None]
-    mixed_images = _weighted_mean(share, images_float32, partners_float32)
+    broadcast_share = image_share[None, :, :, None]
+    mixed_images = _weighted_mean(broadcast_share, images_float32, partners_float32)
     mixed_images = mixed_images.astype(images.dtype)
     return mixed_images, _weighted_mean(mix.lam, targets, partner_targets)
 

@@ -42,8 +42,8 @@ def augment_batch(
     # the count.
     @functools.cache
     def augmentation_keys() -> list[Keys]:
-        split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
-        return [*split(draw_keys())]
+        split_keys = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
+        return [*split_keys(draw_keys())]
 
     if augment.layers:
         images = randaugment(images, augmentation_keys()[2], augment, fill_color(mean))
@@ -82,8 +82,8 @@ def draw_erased_box(
     prob_key, try_key, place_key = jax.random.split(key, 3)
     area_draw, aspect_draw = draw_uniform(try_key, (2, ERASING_TRIES))
     log_low, log_high = map(math.log, ERASED_ASPECT)
-    smallest, largest = ERASED_AREA
-    area_share = smallest + area_draw * (largest - smallest)
+    smallest_share, largest_share = ERASED_AREA
+    area_share = smallest_share + area_draw * (largest_share - smallest_share)
     # The area is uniform, and so is the logarithm of the aspect ratio.
     area = height * width * area_share
     aspect = jnp.exp(log_low + aspect_draw * (log_high - log_low))
@@ -95,7 +95,7 @@ def draw_erased_box(
     is_erased = (draw_uniform(prob_key) < prob) & fits[first_fit]
     box_height = jnp.where(is_erased, tried_heights[first_fit], 0)
     box_width = jnp.where(is_erased, tried_widths[first_fit], 0)
-    down, right = draw_uniform(place_key, (2,))
-    top = jnp.floor(down * (height - box_height + 1))
-    left = jnp.floor(right * (width - box_width + 1))
+    top_draw, left_draw = draw_uniform(place_key, (2,))
+    top = jnp.floor(top_draw * (height - box_height + 1))
+    left = jnp.floor(left_draw * (width - box_width + 1))
     return jnp.stack([top, left, box_height, box_width]).astype(jnp.int32)

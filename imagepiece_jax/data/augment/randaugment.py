@@ -116,12 +116,12 @@ def _apply_layer(
     """Apply one operation per image."""
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
-    table = make_lookup_tables(images, op, magnitude, sign).reshape(-1)
-    looked_up_images = table.at[_table_indices(images)].get(mode="promise_in_bounds")
-    matrix = make_affine_matrices(op, magnitude, sign, *images.shape[1:3])
+    tables = make_lookup_tables(images, op, magnitude, sign).reshape(-1)
+    looked_up_images = tables.at[_table_indices(images)].get(mode="promise_in_bounds")
+    matrices = make_affine_matrices(op, magnitude, sign, *images.shape[1:3])
     is_moved = jnp.isin(op, jnp.array(_MOVING_INDICES, op.dtype))[:, None, None, None]
     is_blended = ((op == _COLOR_INDEX) | (op == _SHARPNESS_INDEX))[:, None, None, None]
-    moved_images = move_pixels(images, matrix, fill)
+    moved_images = move_pixels(images, matrices, fill)
     blended_images = _enhance_images(images, op, blend_factor(magnitude, sign))
     recolored_images = jnp.where(is_blended, blended_images, looked_up_images)
     return jnp.where(is_moved, moved_images, recolored_images)
@@ -143,10 +143,10 @@ def _smooth_images(images: PixelImages) -> Int32[Array, "batch height width 3"]:
     height, width = images.shape[1:3]
     levels = images.astype(jnp.int32)
     vertical_sums = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
-    weighted_sums = (
+    neighborhood_sums = (
         vertical_sums[:, :, :-2] + vertical_sums[:, :, 1:-1] + vertical_sums[:, :, 2:]
     )
-    weighted_sums = weighted_sums + 4 * levels[:, 1:-1, 1:-1]
+    weighted_sums = neighborhood_sums + 4 * levels[:, 1:-1, 1:-1]
     # A thirteenth, rounded: no sum lies halfway.
     inner_means = (2 * weighted_sums + 13) // 26
     padded_means = jnp.pad(inner_means, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -167,7 +167,7 @@ def gray_levels(images: PixelImages) -> Int32[Array, "batch height width"]:
         + LUMINANCE_WEIGHTS[1] * green
         + LUMINANCE_WEIGHTS[2] * blue
     )
-    return (weighted_sum + 0x8000) >> 16
+    return (weighted_sum + 0x8000) >> 16  # weights are in 65,536ths; rounded
 
 
 def blend_factor(magnitude: BlendFactors, sign: BlendFactors) -> BlendFactors:
@@ -215,10 +215,10 @@ def make_lookup_tables(
     is_taken = jnp.stack([~functools.reduce(jnp.logical_or, is_chosen), *is_chosen])
     # A product with zeros and a one, because a compiler folds a chain of selects into
     # the lookup and computes the table anew for every pixel.
-    table = jnp.einsum(
+    tables = jnp.einsum(
         "kb,kbcv->bcv", is_taken.astype(jnp.float32), stacked_tables.astype(jnp.float32)
     )
-    return table.astype(jnp.uint8)
+    return tables.astype(jnp.uint8)
 
 
 def _table_indices(images: PixelImages) -> Int32[Array, "batch height width 3"]:
@@ -283,11 +283,18 @@ def make_affine_matrices(
     shift = sign * 0.45 * magnitude / 10
     zero = jnp.zeros_like(sign)
     one = jnp.ones_like(sign)
-    x = width / 2
-    y = height / 2
+    x0 = width / 2
+    y0 = height / 2
     coefficients_of_name = {
-        # Around the center, which stays in place.
-        "Rotate": (cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos),
+        # Around the center (x0, y0), which stays in place.
+        "Rotate": (
+            cos,
+            -sin,
+            x0 - x0 * cos + y0 * sin,
+            sin,
+            cos,
+            y0 - x0 * sin - y0 * cos,
+        ),
         "ShearX": (one, shear, zero, zero, one, zero),
         "ShearY": (one, zero, zero, shear, one, zero),
         "TranslateX": (one, zero, shift * width, zero, one, zero),
@@ -305,16 +312,17 @@ def move_pixels(images: PixelImages, matrices: Matrices, fill: Color) -> PixelIm
 
     fill: color where a pixel's center lies outside the source
     """
-    batch, height, width, _ = images.shape
+    num_images, height, width, _ = images.shape
     x, y = _source_positions(matrices, height, width)
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, weights_x = _cubic_neighbors(x - 0.5)
     top, weights_y = _cubic_neighbors(y - 0.5)
-    first_pixel = (jnp.arange(batch, dtype=jnp.int32) * (height * width))[:, None, None]
+    image_starts = jnp.arange(num_images, dtype=jnp.int32) * (height * width)
+    first_indices = image_starts[:, None, None]
     # Clipped indices repeat the edge's pixels beyond the edge.
     columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
     row_starts = [
-        first_pixel + jnp.clip(top + k, 0, height - 1) * width for k in range(4)
+        first_indices + jnp.clip(top + k, 0, height - 1) * width for k in range(4)
     ]
     pixels = images.reshape(-1, 3)
     pixel_sum = jnp.float32(_ROUNDING_NUDGE)
@@ -350,7 +358,7 @@ def _source_positions(
 def _cubic_neighbors(
     position: Positions,
 ) -> tuple[Int32[Array, "batch height width"], tuple[Positions, ...]]:
-    """First of four neighbors along an axis, and their cubic weights (a = -1)."""
+    """Index of the first of four neighbors on an axis, and cubic weights (a = -1)."""
     whole_position = jnp.floor(position)  # pixel k has its center at position k
     d = position - whole_position
     weights = (

@@ -45,14 +45,14 @@ def draw_crop_box(
     aspect: bounds of width / height, whose logarithm is drawn uniformly
     """
     log_low, log_high = (math.log(bound) for bound in aspect)
-    for area_draw, aspect_draw, down, right in rng.random((CROP_TRIES, 4)):
+    for area_draw, aspect_draw, top_draw, left_draw in rng.random((CROP_TRIES, 4)):
         box_area = height * width * (area[0] + area_draw * (area[1] - area[0]))
         box_aspect = math.exp(log_low + aspect_draw * (log_high - log_low))
         box_width = round(math.sqrt(box_area * box_aspect))
         box_height = round(math.sqrt(box_area / box_aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(down * (height - box_height + 1))
-            left = int(right * (width - box_width + 1))
+            top = int(top_draw * (height - box_height + 1))
+            left = int(left_draw * (width - box_width + 1))
             return top, left, box_height, box_width
     # No random box fits: the largest centered box within `aspect`.
     box_aspect = min(max(width / height, aspect[0]), aspect[1])
@@ -107,14 +107,18 @@ def resize_fast(
         return resize_exactly(image, height, width)
     # A quarter of Pillow's time, and about half a level of 256 away from its result.
     # More than twice the new size: average by a whole factor first.
-    rows = old_size[0] // _averaging_factor(old_size[0], height)
-    columns = old_size[1] // _averaging_factor(old_size[1], width)
-    if (rows, columns) != old_size:
-        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+    averaged_height = old_size[0] // _averaging_factor(old_size[0], height)
+    averaged_width = old_size[1] // _averaging_factor(old_size[1], width)
+    if (averaged_height, averaged_width) != old_size:
+        averaged_size = (averaged_width, averaged_height)  # OpenCV: width first
+        image = cv2.resize(image, averaged_size, interpolation=cv2.INTER_AREA)
     # OpenCV's bicubic kernel differs from Pillow's and does not widen when images
     # shrink, so fine texture becomes noise. A short filter beforehand corrects both.
-    filters = (_resize_filter(columns, width), _resize_filter(rows, height))
-    image = cv2.sepFilter2D(image, -1, *filters, borderType=cv2.BORDER_REPLICATE)
+    row_filter = _resize_filter(averaged_width, width)
+    column_filter = _resize_filter(averaged_height, height)
+    image = cv2.sepFilter2D(
+        image, -1, row_filter, column_filter, borderType=cv2.BORDER_REPLICATE
+    )
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 

@@ -59,11 +59,11 @@ def open_csv(
             f"{path} has no training image with label {min(absent_labels)}; all "
             f"{num_classes} classes need training images"
         )
-    num_classes = num_classes or 1 + max([row.label for row in rows])
+    num_source_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
     if name_of_label := _collect_class_names(rows, path):
-        class_names = tuple(map(name_of_label.get, range(num_classes)))
-    source = FileSource(root, files, labels, num_classes, class_names)
+        class_names = tuple(map(name_of_label.get, range(num_source_classes)))
+    source = FileSource(root, files, labels, num_source_classes, class_names)
     source.split = splits[split]
     return source
 
@@ -128,9 +128,9 @@ def _find_file_name(path: str, row: _TableRow) -> str:
         composed_name,
         functools.partial(unicodedata.normalize, "NFD"),
     ):
-        file = normalize(row.file)
-        if os.path.isfile(os.path.join(os.path.dirname(path), file)):
-            return file
+        file_name = normalize(row.file)
+        if os.path.isfile(os.path.join(os.path.dirname(path), file_name)):
+            return file_name
     raise InputError(
         f"{path} line {row.line_number}: filename is {row.file!r}, but the table's "
         "folder has no such file"
@@ -139,10 +139,10 @@ def _find_file_name(path: str, row: _TableRow) -> str:
 
 def _check_repeated_images(rows: Sequence[_TableRow], path: str) -> None:
     """Refuse a repeated image, except in training with an equal label."""
-    first_rows = {}  # {file: first row}
+    first_rows = {}  # {file name: first row}
     for row in rows:
-        file = composed_name(os.path.normpath(row.file))
-        first_row = first_rows.setdefault(file, row)
+        file_name = composed_name(os.path.normpath(row.file))
+        first_row = first_rows.setdefault(file_name, row)
         is_same_label = first_row.label == row.label
         are_in_train = first_row.split == row.split == "train"
         if first_row is row or (are_in_train and is_same_label):

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 from imagepiece_jax.common.checks import (
-    as_tuple,
     check_choice,
     check_range,
     check_share,
+    replace_lists,
 )
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import schedules
@@ -111,7 +111,7 @@ class Method:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             # Lists have no hash, and NumPy numbers print differently.
-            value = as_tuple(getattr(self, field.name))
+            value = replace_lists(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             if field.name in CHOICES:
                 check_choice(field.name, value, CHOICES[field.name])
