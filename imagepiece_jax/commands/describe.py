@@ -22,8 +22,8 @@ def main(model: Model) -> None:
         vit = pretrained.model
     # Two dense models to compare with: the same stem shows the reduction's savings, and
     # papers use the patch stem.
-    patch_stem = dataclasses.replace(vit.config, stem="patch")
-    configs = (vit.config, patch_stem)
+    patch_stem_config = dataclasses.replace(vit.config, stem="patch")
+    configs = (vit.config, patch_stem_config)
     dense_models = [build_model(config, execution=vit.execution) for config in configs]
     print(cost.cost_summary(vit, dense_models))
     if not recovery:

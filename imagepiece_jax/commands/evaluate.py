@@ -48,8 +48,8 @@ def main(
         print_comparison(metrics)
     else:
         print(format_metrics(metrics, *notes, f"gmacs {metrics['gmacs']:.3f}"))
-    if unreadable := metrics["unreadable"]:
-        print(f"unreadable images left out: {unreadable}")
+    if num_unreadable := metrics["unreadable"]:
+        print(f"unreadable images left out: {num_unreadable}")
     if json is not None:
         write_json(json, metrics | {"weights": weights.weights})
 

@@ -79,12 +79,12 @@ class ProgressBar(tqdm):
     def __init__(self, description: str, num_items: int, num_done: int = 0) -> None:
         self._description = description
         self._num_items = num_items
-        self._num_done = num_done
+        self._num_untimed = num_done
         self._start_time = time.monotonic()
         self._next_line_time = self._start_time
         self._is_timed = False  # the first items may compile: no estimate
-        is_disabled = None if log.isEnabledFor(logging.INFO) else True  # None: by tqdm
-        options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": is_disabled}
+        disable = None if log.isEnabledFor(logging.INFO) else True  # None: by tqdm
+        options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": disable}
         super().__init__(desc=description, total=num_items, initial=num_done, **options)
 
     def update(self, n: float | None = 1) -> None:
@@ -92,7 +92,7 @@ class ProgressBar(tqdm):
         now = time.monotonic()
         if not self._is_timed:
             self._is_timed = True
-            self._num_done = self.initial = self.n + n
+            self._num_untimed = self.initial = self.n + n
             self._start_time = now
             self._next_line_time = now + PATIENCE_SECONDS
             self.start_t = time.time()
@@ -102,7 +102,7 @@ class ProgressBar(tqdm):
         self.n += n
         if now >= self._next_line_time and self.n < self._num_items:
             elapsed = now - self._start_time
-            kwargs = {"initial": self._num_done, "prefix": self._description}
+            kwargs = {"initial": self._num_untimed, "prefix": self._description}
             self.log_line(self.format_meter(self.n, self._num_items, elapsed, **kwargs))
             self._next_line_time = now + LINE_INTERVAL_SECONDS
 

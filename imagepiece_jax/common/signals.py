@@ -115,7 +115,7 @@ def stoppable_work(warning: str = "", defers: bool = False) -> Iterator[EarlySto
 
     # Only signals with a Python handler can be deferred: both in a command, Ctrl-C in
     # other processes.
-    signums = [s for s in END_SIGNALS if callable(signal.getsignal(s))]
+    signums = [signum for signum in END_SIGNALS if callable(signal.getsignal(signum))]
     with replaced_handlers(note_signal, signums) as previous_handlers:
         yield stop
 

@@ -234,7 +234,7 @@ class BatchReader:
         self._pool = pool
         self._recent_errors = []  # since the last readable image
         self._chunk_numbers = iter(range(batches.total_chunks))
-        self._pending_results = collections.deque()
+        self._pending_results = collections.deque()  # functions that wait for a chunk
         self._close_pool = weakref.finalize(self, pool.close)
         self._submit_chunks(batches.max_buffered_chunks(pool.tasks_at_a_time))
 

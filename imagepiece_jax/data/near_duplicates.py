@@ -120,9 +120,9 @@ def number_scenes(thumbnails: Thumbnails) -> Int[np.ndarray, " images"]:
     num_images = len(thumbnails)
     # Neighbors in a list need less likeness than other pairs.
     linked_pairs = [np.zeros((0, 2), int)]
-    for distance in range(1, 1 + NEIGHBOR_COUNT):
-        later_indices = np.arange(distance, num_images)
-        neighbor_pairs = np.stack([later_indices, later_indices - distance], 1)
+    for offset in range(1, 1 + NEIGHBOR_COUNT):
+        later_indices = np.arange(offset, num_images)
+        neighbor_pairs = np.stack([later_indices, later_indices - offset], 1)
         alike_pairs = _select_alike_pairs(thumbnails, neighbor_pairs, NEIGHBOR_LIKENESS)
         linked_pairs.append(alike_pairs)
     for start in range(0, num_images, CHUNK_SIZE):
@@ -130,8 +130,8 @@ def number_scenes(thumbnails: Thumbnails) -> Int[np.ndarray, " images"]:
         distances = thumbnail_distances(thumbnails[chunk_indices], thumbnails)
         distances[np.arange(len(chunk_indices)), chunk_indices] = np.inf
         num_nearest = min(NEAREST_COUNT, num_images - 1)
-        order = np.argpartition(distances, num_nearest, axis=1)
-        nearest_indices = order[:, :num_nearest].ravel()
+        indices_by_distance = np.argpartition(distances, num_nearest, axis=1)
+        nearest_indices = indices_by_distance[:, :num_nearest].ravel()
         pairs = np.stack([np.repeat(chunk_indices, num_nearest), nearest_indices], 1)
         is_copy = distances[pairs[:, 0] - start, pairs[:, 1]] < COPY_DISTANCE
         linked_pairs.append(pairs[is_copy])

@@ -157,10 +157,10 @@ def warn_if_unnormalized(
         return False
     black = (0 - np.asarray(mean)) / std
     white = (1 - np.asarray(mean)) / std
-    farthest = max(abs(black).max(), abs(white).max())
+    largest_deviation = max(abs(black).max(), abs(white).max())
     if np.isnan(lowest):
         fault = "not all numbers: some are NaN"
-    elif max(-lowest, highest) > max(10, 2 * farthest):
+    elif max(-lowest, highest) > max(10, 2 * largest_deviation):
         fault = "far from 0, as pixels of 0 .. 255"
     elif lowest >= 0 and highest <= 1 and black.min() < 0:
         fault = "all from 0 to 1, as pixels before normalization"

@@ -62,10 +62,11 @@ def crop_picture(picture: Any, preprocessing: Crop) -> CroppedPixels:
 
 def list_pictures(images: Any) -> tuple[Any, bool]:
     """(pictures, whether the input was a single image); a folder gives its files."""
-    is_picture = isinstance(images, AnyPath) or hasattr(images, "convert")  # PIL's
-    if isinstance(images, AnyPath) and os.path.isdir(os.path.expanduser(images)):
+    is_path = isinstance(images, AnyPath)
+    if is_path and os.path.isdir(os.path.expanduser(images)):
         return find_images([images]), False
-    if is_picture or getattr(images, "ndim", None) == 3:
+    is_pil_image = hasattr(images, "convert")
+    if is_path or is_pil_image or getattr(images, "ndim", None) == 3:
         return [images], True
     return images, False
 

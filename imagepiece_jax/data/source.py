@@ -137,8 +137,8 @@ class Source(abc.ABC):
             return str(label).encode() + hashlib.sha256(_image_bytes(picture)).digest()
 
         with ThreadPool(FILE_THREADS) as pool:
-            for image_bytes in pool.imap(label_and_digest, content_indices):
-                source_hash.update(image_bytes)
+            for entry in pool.imap(label_and_digest, content_indices):
+                source_hash.update(entry)
         return source_hash.hexdigest()[:16]
 
     def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:

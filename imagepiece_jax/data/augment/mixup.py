@@ -96,11 +96,11 @@ def cutmix_box(
     (row, column).
     """
     sides = jnp.array([height, width], jnp.int32)
-    half_box = (sides.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
-    start = jnp.clip(center - half_box, 0, sides)
-    stop = jnp.clip(center + half_box, 0, sides)
-    area = jnp.prod(stop - start)
-    box = jnp.stack([start[0], stop[0], start[1], stop[1]])
+    half_sides = (sides.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    low_corner = jnp.clip(center - half_sides, 0, sides)
+    high_corner = jnp.clip(center + half_sides, 0, sides)
+    area = jnp.prod(high_corner - low_corner)
+    box = jnp.stack([low_corner[0], high_corner[0], low_corner[1], high_corner[1]])
     return box, 1 - area.astype(jnp.float32) / (height * width)
 
 

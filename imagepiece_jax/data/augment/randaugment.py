@@ -300,11 +300,11 @@ def make_affine_matrices(
         "TranslateX": (one, zero, shift * width, zero, one, zero),
         "TranslateY": (one, zero, zero, zero, one, shift * height),
     }
-    matrix = jnp.stack([one, zero, zero, zero, one, zero], axis=-1)
+    matrices = jnp.stack([one, zero, zero, zero, one, zero], axis=-1)
     for name, coefficients in coefficients_of_name.items():
         is_chosen = (op == OPERATION_NAMES.index(name))[:, None]
-        matrix = jnp.where(is_chosen, jnp.stack(coefficients, axis=-1), matrix)
-    return matrix
+        matrices = jnp.where(is_chosen, jnp.stack(coefficients, axis=-1), matrices)
+    return matrices
 
 
 def move_pixels(images: PixelImages, matrices: Matrices, fill: Color) -> PixelImages:
