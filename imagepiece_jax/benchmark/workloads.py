@@ -92,11 +92,11 @@ class BenchmarkCase:
 
     def compile_workload(self) -> Workload:
         """Compile the program to time."""
-        macs = self.batch_size * model_macs(self.vit.model)
+        image_macs = model_macs(self.vit.model)
         if self.run is not None:
             call = compile_training_steps(self.run)
             columns = _describe_program(call.model, call.compiled_step)
-            macs = self.batch_size * TRAINING_MAC_FACTOR * model_macs(call.model)
+            image_macs = TRAINING_MAC_FACTOR * model_macs(call.model)
         elif not isinstance(self.vit, Pretrained):
             call = _make_program_call(self.vit, self.batch_size)
             columns = _describe_program(self.vit.model, None)
@@ -110,6 +110,7 @@ class BenchmarkCase:
             )
             call = call_on_noise(fast_program)
             columns = _describe_program(fast_program.model, fast_program.compiled)
+        macs = self.batch_size * image_macs
         return Workload(timer.TimedCall(call), self.batch_size, macs, columns)
 
 

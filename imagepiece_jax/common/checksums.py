@@ -93,20 +93,20 @@ def _read_step(folder: pathlib.Path, choose: TableChoice) -> tuple[dict, dict]:
 
 
 @contextlib.contextmanager
-def _translate_read_errors(item: str) -> Iterator[None]:
+def _translate_read_errors(item_name: str) -> Iterator[None]:
     """Turn Orbax's and TensorStore's errors into a DamagedError.
 
-    item: item of the step, "meta" or "state"
+    item_name: the step's item "meta" or "state"
     """
     try:
         yield
     except (MemoryError, DamagedError):
         raise
     except json.JSONDecodeError as error:
-        raise DamagedError(f"its {item} is cut off or is not JSON") from error
+        raise DamagedError(f"its {item_name} is cut off or is not JSON") from error
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DamagedError(f"its {item} cannot be read ({reason})") from error
+        raise DamagedError(f"its {item_name} cannot be read ({reason})") from error
 
 
 def _table_entry(array: np.ndarray) -> list:

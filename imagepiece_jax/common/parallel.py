@@ -311,13 +311,13 @@ def reverse_batch(tree: PyTree) -> PyTree:
     # its own rows. With an odd row count, it swaps the middle row with the mirrored
     # device.
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
-    mirrored_devices = [(i, num_devices - 1 - i) for i in range(num_devices)]
+    mirrored_pairs = [(i, num_devices - 1 - i) for i in range(num_devices)]
 
     def reverse_rows(x: Shaped[Array, "images ..."]) -> Shaped[Array, "images ..."]:
-        middle, is_odd = divmod(len(x), 2)
+        middle_index, is_odd = divmod(len(x), 2)
         if is_odd and num_devices > 1:
-            swapped_row = jax.lax.ppermute(x[middle], DEVICE_AXIS, mirrored_devices)
-            x = x.at[middle].set(swapped_row)
+            swapped_row = jax.lax.ppermute(x[middle_index], DEVICE_AXIS, mirrored_pairs)
+            x = x.at[middle_index].set(swapped_row)
         return x[::-1]
 
     return jax.tree.map(reverse_rows, tree)

@@ -56,8 +56,8 @@ def draw_curves(
             lengths = [values - lows, highs - values]
             axes.errorbar(x, values, lengths, label=name, **line_style)
     if level:
-        name, y = level
-        axes.axhline(y, color="black", linewidth=0.8, linestyle=":", label=name)
+        level_name, y = level
+        axes.axhline(y, color="black", linewidth=0.8, linestyle=":", label=level_name)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)

@@ -167,11 +167,11 @@ def _parse_orientation(exif: bytes) -> int | None:
     table_start = read_number(4, 4)  # offset of the field count; the fields follow it
     table_end = table_start + 2 + 12 * read_number(table_start, 2)
     for offset in range(table_start + 2, min(table_end, len(block)), 12):
-        num_bytes = NUMBER_BYTES.get(read_number(offset + 2, 2))
+        num_value_bytes = NUMBER_BYTES.get(read_number(offset + 2, 2))
         is_single = read_number(offset + 4, 4) == 1  # several values may lie elsewhere
         is_orientation = read_number(offset, 2) == ExifTags.Base.Orientation
-        if is_orientation and num_bytes and is_single:
-            return read_number(offset + 8, num_bytes)
+        if is_orientation and num_value_bytes and is_single:
+            return read_number(offset + 8, num_value_bytes)
     return None
 
 

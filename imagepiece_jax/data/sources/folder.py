@@ -66,7 +66,10 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
             # First, because a note names only the first path left out.
             listing.left_out_paths.insert(0, os.path.normpath(folder))
             continue
-        for names, paths in zip((image_names, other_names), listing, strict=True):
+        for paths, names in (
+            (listing.image_paths, image_names),
+            (listing.left_out_paths, other_names),
+        ):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
         subfolders = [os.path.join(folder, name) for name in folder_names]
         waiting_folders += reversed(subfolders)
