@@ -65,26 +65,26 @@ def model_config(name: str) -> ViTConfig:
     """
     if name in MODELS:
         return MODELS[name]
-    facts_by_tag = _facts_by_tag(name)
-    if not facts_by_tag:
+    fields_by_tag = _fields_by_tag(name)
+    if not fields_by_tag:
         raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
-    agreed_facts = [_agreed_facts(facts) for facts in facts_by_tag.values()]
-    if any(facts != agreed_facts[0] for facts in agreed_facts):
-        tags = ", ".join(f"{name}.{tag}" for tag in facts_by_tag)
+    agreed_values = [_agreed_values(fields) for fields in fields_by_tag.values()]
+    if any(values != agreed_values[0] for values in agreed_values):
+        tags = ", ".join(f"{name}.{tag}" for tag in fields_by_tag)
         raise InputError(
             f"{name!r} has weights with different normalization, crop or GELU; name "
             f"one of them: {tags}"
         )
-    facts = dict(next(iter(facts_by_tag.values())))  # of the default tag
-    facts["preprocessing"] = Preprocessing(**facts["preprocessing"])
-    arch_fields = {k: facts.pop(k) for k in ("gelu", "resize") if k in facts}
+    fields = dict(next(iter(fields_by_tag.values())))  # of the default tag
+    fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
+    arch_fields = {k: fields.pop(k) for k in ("gelu", "resize") if k in fields}
     if "." not in name:
-        facts.pop("prop_attn", None)  # only some of the weights have it
+        fields.pop("prop_attn", None)  # only some of the weights have it
     architecture = name.partition(".")[0]
-    return build_config(architecture, name=name, **facts).with_arch(**arch_fields)
+    return build_config(architecture, name=name, **fields).with_arch(**arch_fields)
 
 
-def build_config(architecture: str, **facts: Any) -> ViTConfig:
+def build_config(architecture: str, **config_fields: Any) -> ViTConfig:
     """Make the config of a timm architecture with further ViTConfig fields.
 
     Raises InputError for an unknown architecture.
@@ -92,20 +92,20 @@ def build_config(architecture: str, **facts: Any) -> ViTConfig:
     if architecture not in public_models():
         raise InputError(f"architecture is {architecture!r}; {KNOWN_MODELS_TEXT}")
     row = public_models()[architecture]
-    fields: dict[str, Any] = {"name": architecture, **facts}
+    fields: dict[str, Any] = {"name": architecture, **config_fields}
     fields |= {field: row[field] for field in SIZE_FIELDS if field in row}
     return ViTConfig(arch=Architecture(**row["arch"]), **fields)
 
 
-def _agreed_facts(facts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """The facts on which all weights behind a name must agree."""
-    crop = facts["preprocessing"] | {"image_size": None}
-    return crop, [facts.get(field) for field in AGREED_FIELDS]
+def _agreed_values(fields: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The values on which all weights behind a name must agree."""
+    crop = fields["preprocessing"] | {"image_size": None}
+    return crop, [fields.get(field) for field in AGREED_FIELDS]
 
 
 def is_known(name: str | None) -> bool:
     """Whether a model has this name, with or without a tag."""
-    return name in MODELS or bool(_facts_by_tag(name))
+    return name in MODELS or bool(_fields_by_tag(name))
 
 
 def suggest_names(name: str) -> str:
@@ -120,16 +120,16 @@ def suggest_names(name: str) -> str:
     return KNOWN_MODELS_TEXT
 
 
-def _facts_by_tag(name: str | None) -> dict[str, dict[str, Any]]:
-    """{tag: facts} of the public weights behind timm's `name`; {} if unknown.
+def _fields_by_tag(name: str | None) -> dict[str, dict[str, Any]]:
+    """{tag: config fields} of the public weights behind timm's `name`; {} if unknown.
 
     A name without a tag stands for all its weights, timm's default tag first.
     """
     architecture, dot, tag = (name or "").partition(".")
-    facts_by_tag = public_models().get(architecture, {"weights": {}})["weights"]
+    fields_by_tag = public_models().get(architecture, {"weights": {}})["weights"]
     if not dot:
-        return facts_by_tag
-    return {tag: facts_by_tag[tag]} if tag in facts_by_tag else {}
+        return fields_by_tag
+    return {tag: fields_by_tag[tag]} if tag in fields_by_tag else {}
 
 
 @functools.cache
@@ -137,7 +137,7 @@ def public_models() -> dict[str, dict[str, Any]]:
     """Read the table {architecture: row}.
 
     A row has sizes, "arch", timm's "class", and the "arguments" timm's code passes to
-    the class. "weights" is {tag: facts}, timm's default tag first. "former_names" is
+    the class. "weights" is {tag: config fields}, timm's default tag first. "former_names" is
     {name before timm 0.9: tag}.
     """
     return json.loads(PUBLIC_MODEL_TABLE.read_text("utf-8"))
@@ -151,12 +151,12 @@ def timm_class(name: str | None) -> str | None:
 @functools.cache
 def timm_arguments(name: str) -> dict[str, Any]:
     """All constructor arguments in timm for an architecture, as JSON values."""
-    classes = json.loads(
+    defaults_by_class = json.loads(
         PUBLIC_MODEL_TABLE.with_name("timm_classes.json").read_text("utf-8")
     )
     # An unknown name gets the defaults of Eva.
     row = public_models().get(name, {"class": "Eva", "arguments": {}})
-    return classes[row["class"]] | row["arguments"]
+    return defaults_by_class[row["class"]] | row["arguments"]
 
 
 def translate_former_name(name: str) -> tuple[str, str]:
@@ -172,7 +172,7 @@ def published_class_names(name: str | None, num_classes: int) -> tuple[str, ...]
     # Tags that end in "in1k" were trained on ImageNet-1k last, for example
     # "augreg_in21k_ft_in1k". A name without a tag stands for all its weights. MODELS
     # have no published weights.
-    tags = _facts_by_tag(name)
+    tags = [*_fields_by_tag(name)]
     has_names = num_classes == 1000 and any(tag.endswith("in1k") for tag in tags)
     return class_names.imagenet_names() if has_names else None
 

@@ -39,10 +39,10 @@ def fit_positions(
     old_rows = np.asarray(old_embeddings[0], np.float32)
     prefix_rows, patch_rows = np.split(old_rows, [num_prefix])
     patch_embeddings = patch_rows.reshape(*old_grid, -1)
-    resized = resize_grid(patch_embeddings, config.grid, arch.resize)
-    rows = np.concatenate([prefix_rows, resized.reshape(-1, config.embed_dim)])
+    resized_grid = resize_grid(patch_embeddings, config.grid, arch.resize)
+    new_rows = np.concatenate([prefix_rows, resized_grid.reshape(-1, config.embed_dim)])
     log.info("position embeddings resized to %dx%d", *config.grid)
-    return {**tensors, "pos_embed": rows[None]}
+    return {**tensors, "pos_embed": new_rows[None]}
 
 
 def resize_grid(

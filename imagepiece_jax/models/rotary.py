@@ -58,17 +58,17 @@ class Rotary:
 
     def coordinates(self, grid: tuple[int, int]) -> Float32[np.ndarray, "patches 2"]:
         """(y, x) of all patches in a grid (height, width)."""
-        axis_coordinates = []
+        coordinates_per_axis = []
         for axis, side in enumerate(grid):
-            along_axis = np.arange(side)
+            axis_coordinates = np.arange(side)
             if self.origin == "center":
-                along_axis = 2 * (along_axis + 0.5) / side - 1
+                axis_coordinates = 2 * (axis_coordinates + 0.5) / side - 1
             else:
-                along_axis = along_axis + self.start
+                axis_coordinates = axis_coordinates + self.start
                 if self.reference is not None:
-                    along_axis = along_axis / side * self.reference[axis]
-            axis_coordinates.append(along_axis)
-        mesh = np.meshgrid(*axis_coordinates, indexing="ij")
+                    axis_coordinates = axis_coordinates / side * self.reference[axis]
+            coordinates_per_axis.append(axis_coordinates)
+        mesh = np.meshgrid(*coordinates_per_axis, indexing="ij")
         return np.stack(mesh, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(

@@ -32,13 +32,13 @@ def conv_stem_widths(embed_dim: int, patch_size: int) -> tuple[int, ...]:
 
     Raises InputError unless patch_size is 2^k, k > 0, and its half divides embed_dim.
     """
-    steps = patch_size.bit_length() - 1
-    if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
+    num_convs = patch_size.bit_length() - 1
+    if patch_size < 2 or patch_size != 2**num_convs or embed_dim % 2 ** (num_convs - 1):
         raise InputError(
             f"stem is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}; "
             "patch_size must be a power of two, and half of it must divide embed_dim"
         )
-    return tuple(embed_dim // 2**i for i in reversed(range(steps)))
+    return tuple(embed_dim // 2**i for i in reversed(range(num_convs)))
 
 
 class PatchStem(nn.Module):

@@ -77,17 +77,17 @@ def make_variables(
         sentence = f"{title}: {error}"
         raise StateDictMismatch(sentence, error.tensor, error.fresh_parts) from error
     # Parts with neither tensors nor given variables are still shapes: draw them.
-    known_leaves = {}
+    array_leaves = {}
     missing_parts = set()
     for path, leaf in traverse_util.flatten_dict(variables).items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
             missing_parts.add(path[1])
         else:
-            known_leaves[path] = leaf
+            array_leaves[path] = leaf
     if missing_parts:
         drawn_variables = draw_variables(model, seed, sorted(missing_parts))
         drawn_leaves = traverse_util.flatten_dict(drawn_variables)
-        variables = traverse_util.unflatten_dict(drawn_leaves | known_leaves)
+        variables = traverse_util.unflatten_dict(drawn_leaves | array_leaves)
     return variables, sorted(missing_parts)
 
 
@@ -103,8 +103,10 @@ def make_own_variables(
 
     fresh_parts: as for `drop_foreign_selectors`
     """
-    own_tensors, parts = drop_foreign_selectors(model, tensors, title, fresh_parts)
-    return make_variables(model, own_tensors, title, parts, seed, known_variables)
+    own_tensors, drawn_parts = drop_foreign_selectors(
+        model, tensors, title, fresh_parts
+    )
+    return make_variables(model, own_tensors, title, drawn_parts, seed, known_variables)
 
 
 def drop_foreign_selectors(
@@ -116,14 +118,18 @@ def drop_foreign_selectors(
     Raises StateDictMismatch for a missing selector that is not in `fresh_parts`.
     """
     selectors = selector_params(variable_shapes(model))
-    starts = tuple([f"{name.replace('_', '.')}." for name in selectors])
+    name_prefixes = tuple([f"{name.replace('_', '.')}." for name in selectors])
     dense_tensors, selector_tensors = split_selectors(tensors)
-    own_tensors = {k: v for k, v in selector_tensors.items() if k.startswith(starts)}
+    own_tensors = {
+        k: v for k, v in selector_tensors.items() if k.startswith(name_prefixes)
+    }
     shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
     missing_selectors = []
-    for selector, start in zip(selectors, starts, strict=True):
-        own_shapes = {name: shapes[name] for name in shapes if name.startswith(start)}
-        if own_shapes != timm_shapes({"params": {selector: selectors[selector]}}):
+    for selector, name_prefix in zip(selectors, name_prefixes, strict=True):
+        selector_shapes = {
+            name: shapes[name] for name in shapes if name.startswith(name_prefix)
+        }
+        if selector_shapes != timm_shapes({"params": {selector: selectors[selector]}}):
             missing_selectors.append(selector)
     if fresh_parts is None:
         fresh_parts = missing_selectors
@@ -155,8 +161,8 @@ def replace_selectors(
     """Replace selector tensors, block by block, by newer tensors."""
     # A block's older tensors all go: another selector may have other names.
     blocks = {name.split(".")[1] for name in newer_selectors}
-    tensors = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
-    return {**tensors, **newer_selectors}
+    kept_tensors = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
+    return {**kept_tensors, **newer_selectors}
 
 
 def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,14 +220,16 @@ def values_from_timm(
     Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
-    subset: dict[str, Any] = {}
+    subset_leaves: dict[str, Any] = {}
     for key, entry in _make_entries(leaves).items():
         if entry.name in tensors and not is_in_parts(entry.path, fresh_parts):
-            subset[key] = leaves[key]
+            subset_leaves[key] = leaves[key]
     if "pos_embed" in tensors:
         positions = tensors["pos_embed"]
-        subset["params/pos_embed"] = jax.ShapeDtypeStruct(positions.shape, jnp.float32)
-    subset_like = traverse_util.unflatten_dict(subset, sep="/")
+        subset_leaves["params/pos_embed"] = jax.ShapeDtypeStruct(
+            positions.shape, jnp.float32
+        )
+    subset_like = traverse_util.unflatten_dict(subset_leaves, sep="/")
     variables = from_timm(tensors, subset_like, fresh_parts)
     values: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return {key.removeprefix("params/"): value for key, value in values.items()}
@@ -334,8 +342,8 @@ def _check_tensors(
     if problems:
         _, name, problem = problems[0]
         unfit_paths = [path for path, *_ in problems]
-        remedy = _replaceable_parts(unfit_paths, entries, fresh_parts)
-        raise StateDictMismatch(f"tensor {name} {problem}", name, remedy)
+        replaceable_parts = _replaceable_parts(unfit_paths, entries, fresh_parts)
+        raise StateDictMismatch(f"tensor {name} {problem}", name, replaceable_parts)
 
 
 def _describe_size_difference(

@@ -17,10 +17,10 @@ def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     is_norm = "scale" in params
     trained_params: dict[str, Any] = {}
     for name, subtree in params.items():
-        is_bias = name in ("bias", "gamma")
+        is_bias_or_factor = name in ("bias", "gamma")
         if isinstance(subtree, Mapping):
             trained_params[name] = trained_part(subtree, kind)
-        elif is_norm or (kind == "biases" and is_bias):
+        elif is_norm or (kind == "biases" and is_bias_or_factor):
             trained_params[name] = subtree
         else:
             trained_params[name] = None

@@ -46,9 +46,9 @@ def variable_shapes(model: "ViT") -> dict[str, Any]:
     one_block_model = model.with_execution(axis_name=None)
     one_block_model = one_block_model.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
     # Flax modules are hashable, but its stubs do not say so.
-    block_shapes = _traced_shapes(one_block_model)  # pyrefly: ignore[bad-argument-type]
+    one_block_shapes = _traced_shapes(one_block_model)  # pyrefly: ignore[bad-argument-type]
     shapes = {}
-    for collection, collection_shapes in block_shapes.items():
+    for collection, collection_shapes in one_block_shapes.items():
         shapes[collection] = {}
         for name, part_shapes in collection_shapes.items():
             copy_names = [name]
@@ -76,8 +76,8 @@ def _copy_dicts(tree: Any) -> Any:
 def _reducer_shapes(model: "ViT", block_plan: BlockPlan) -> Mapping[str, Any]:
     """Shapes and dtypes of the variables of a BlockPlan's reducer."""
     reducer = block_plan.reducer
-    num_patches = block_plan.mlp_tokens - model.config.arch.prefix
-    counts = block_plan.counts or StepCounts(num_patches, num_patches)
+    num_tokens = block_plan.mlp_tokens - model.config.arch.prefix
+    counts = block_plan.counts or StepCounts(num_tokens, num_tokens)
 
     def init(key: jax.Array) -> Mapping[str, Any]:
         inputs = contract.random_inputs(
@@ -111,8 +111,10 @@ def draw_variables(
     @jax.jit
     def draw(key: jax.Array, images: jax.Array) -> dict[str, Any]:
         variables = {}
-        for collection, arrays in init(key, images).items():
-            variables[collection] = {n: arrays[n] for n in part_names if n in arrays}
+        for collection, collection_parts in init(key, images).items():
+            variables[collection] = {
+                n: collection_parts[n] for n in part_names if n in collection_parts
+            }
         return variables
 
     return draw(key, images)

@@ -212,11 +212,11 @@ class ViT(nn.Module):
             if block_plan.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters:
                 # a call on random inputs creates them.
-                num_patches = block_plan.mlp_tokens - self.config.arch.prefix
+                num_tokens = block_plan.mlp_tokens - self.config.arch.prefix
                 reducer_inputs = contract.random_inputs(
-                    reducer, num_patches, self.config.embed_dim, self.config.num_heads
+                    reducer, num_tokens, self.config.embed_dim, self.config.num_heads
                 )
-                reducer(reducer_inputs, StepCounts(num_patches, num_patches))
+                reducer(reducer_inputs, StepCounts(num_tokens, num_tokens))
         if block_plan.counts is None:
             return None
         num_heads = self.config.num_heads
@@ -339,22 +339,22 @@ class ViT(nn.Module):
     def _make_stem(self) -> nn.Module:
         """Make the trained stem, or the FoldedStem of an Execution with `folded`."""
         name = "patch_embed"
-        sizes = (self.config.embed_dim, self.config.patch_size, self._part_dtype(name))
+        fields = (self.config.embed_dim, self.config.patch_size, self._part_dtype(name))
         is_conv = self.config.stem == "conv"
         if self.execution.folded:
-            widths = conv_stem_widths(*sizes[:2]) if is_conv else ()
-            return FoldedStem(*sizes, widths, self.execution.folded, name=name)
+            widths = conv_stem_widths(*fields[:2]) if is_conv else ()
+            return FoldedStem(*fields, widths, self.execution.folded, name=name)
         if is_conv:
-            return ConvStem(*sizes, axis_name=self.execution.axis_name, name=name)
-        return PatchStem(*sizes, use_bias=self.config.arch.patch_bias, name=name)
+            return ConvStem(*fields, axis_name=self.execution.axis_name, name=name)
+        return PatchStem(*fields, use_bias=self.config.arch.patch_bias, name=name)
 
     def _check_positions(self, num_patches: int, image_size: tuple[int, int]) -> None:
         """Check that there are as many patches as position embeddings."""
         arch = self.config.arch
-        positions = self.variables.get("params", {}).get("pos_embed")
-        if positions is None:
+        position_embeddings = self.variables.get("params", {}).get("pos_embed")
+        if position_embeddings is None:
             return
-        num_positions = positions.shape[1]
+        num_positions = position_embeddings.shape[1]
         if arch.prefix_positions:
             num_positions -= arch.prefix
         if num_positions != num_patches:

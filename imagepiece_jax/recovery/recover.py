@@ -249,12 +249,12 @@ class RecoveryRun:
         self.steps_done = 0
         del self.curve[1:]  # the distance at the start stays
         # A time limit ends the training by the clock, not by a number of steps.
-        steps = UNLIMITED_STEPS if self.has_time_limit else self.fit.recipe.steps
+        num_steps = UNLIMITED_STEPS if self.has_time_limit else self.fit.recipe.steps
         self.seconds_left -= self.attempt_seconds
         self.attempt_seconds = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
         with contextlib.closing(
-            self.make_crops(steps).read_batches(DECODE_THREADS)
+            self.make_crops(num_steps).read_batches(DECODE_THREADS)
         ) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
@@ -292,11 +292,13 @@ class RecoveryRun:
         """Measure held-out images, per scene; `is_dense`: with the dense parameters."""
         metrics = self.fit.measure_held_out(self.held_out_pairs, is_dense)
         # Images of one scene are alike, so the interval counts scenes, not images.
-        scenes = self.image_split.scenes[metrics.pop("index")]
-        _, positions, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
+        scene_of_image = self.image_split.scenes[metrics.pop("index")]
+        _, scene_indices, scene_sizes = np.unique(
+            scene_of_image, return_inverse=True, return_counts=True
+        )
         scene_means = {}
         for name, image_values in metrics.items():
-            scene_means[name] = np.bincount(positions, image_values) / sizes
+            scene_means[name] = np.bincount(scene_indices, image_values) / scene_sizes
         return scene_means
 
     def extend_curve(self) -> SceneMetrics:

@@ -47,8 +47,8 @@ def split_images(
     """
     sample = source.evenly_spaced(MAX_IMAGES)
     if sample is not source:
-        counts = f"{len(sample):,} of the {len(source):,} images"
-        log.warning("%s are taken, evenly spaced", counts)
+        counts_text = f"{len(sample):,} of the {len(source):,} images"
+        log.warning("%s are taken, evenly spaced", counts_text)
     readable_source, scene_of_image, digests = read_scenes(sample)
     num_images = len(readable_source)
     num_needed = MIN_HELD_OUT + batch_size
@@ -58,9 +58,9 @@ def split_images(
             f"hold out, and a batch of {batch_size}"
         )
     num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
-    starts = range(0, len(known_digests), DIGEST_DIGITS)
-    digest_texts = [known_digests[i : i + DIGEST_DIGITS] for i in starts]
-    known_scenes = scene_of_image[np.isin(digests, digest_texts)]
+    digest_starts = range(0, len(known_digests), DIGEST_DIGITS)
+    known_digest_list = [known_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
+    known_scenes = scene_of_image[np.isin(digests, known_digest_list)]
     new_scenes = scene_of_image[~np.isin(scene_of_image, known_scenes)]
     held_out_scenes = choose_scenes(new_scenes, num_held_out)
     is_held_out = np.isin(scene_of_image, held_out_scenes)
@@ -75,10 +75,10 @@ def split_images(
         scene_of_image = np.arange(num_images)
         held_out_scenes = evenly_spaced_indices(num_images, num_held_out)
         is_held_out = np.isin(scene_of_image, held_out_scenes)
-    all_held_out = np.flatnonzero(is_held_out)
-    num_measured = min(MAX_HELD_OUT, len(all_held_out))
-    spaced_indices = evenly_spaced_indices(len(all_held_out), num_measured)
-    measured_indices = all_held_out[spaced_indices]
+    held_out_indices = np.flatnonzero(is_held_out)
+    num_measured = min(MAX_HELD_OUT, len(held_out_indices))
+    spaced_indices = evenly_spaced_indices(len(held_out_indices), num_measured)
+    measured_indices = held_out_indices[spaced_indices]
     return ImageSplit(
         training=readable_source.subset(np.flatnonzero(~is_held_out)),
         held_out=readable_source.subset(measured_indices),
@@ -89,16 +89,18 @@ def split_images(
 
 
 def choose_scenes(
-    scenes: Int[np.ndarray, " images"], min_images: int
+    scene_of_image: Int[np.ndarray, " images"], min_images: int
 ) -> Int[np.ndarray, " chosen"]:
     """Choose scenes with at least `min_images` in total, or none, to hold out."""
-    _, first_indices, sizes = np.unique(scenes, return_index=True, return_counts=True)
+    _, first_images, unique_sizes = np.unique(
+        scene_of_image, return_index=True, return_counts=True
+    )
     # Larger scenes stay in training. If they have most images, no scene is chosen.
-    is_small = sizes <= min_images
-    if 2 * sizes[is_small].sum() < len(scenes):
+    is_small = unique_sizes <= min_images
+    if 2 * unique_sizes[is_small].sum() < len(scene_of_image):
         return np.zeros(0, int)
-    small_scenes = scenes[np.sort(first_indices[is_small])]
-    scene_sizes = np.bincount(scenes)
+    small_scenes = scene_of_image[np.sort(first_images[is_small])]
+    scene_sizes = np.bincount(scene_of_image)
     # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
     num_chosen = max(MIN_SCENES, min(MIN_HELD_OUT, len(small_scenes) // 3))
     while num_chosen < len(small_scenes):

@@ -47,8 +47,8 @@ def relative_change(
 
     kept_mask: 1: the feature counts, 0: it does not; None: all count
     """
-    distance = jnp.sum((student - teacher) ** 2, axis=-1)
-    change = distance / jnp.sum(teacher**2, axis=-1)
+    squared_distance = jnp.sum((student - teacher) ** 2, axis=-1)
+    change = squared_distance / jnp.sum(teacher**2, axis=-1)
     if change.ndim == 1:
         return change
     if kept_mask is None:

@@ -57,17 +57,17 @@ class FitState(NamedTuple):
     moments: Any  # the optimizer's moments
 
 
-def step_size(name: str, value: Float[Array, "..."]) -> Float[Array, ""]:
+def step_size(name: str, param: Float[Array, "..."]) -> Float[Array, ""]:
     """Size of a parameter's steps: its root mean square, as in Adafactor and LAMB.
 
     Kernels with n inputs take steps smaller by sqrt(n), as in muP.
     """
-    param_size = jnp.maximum(jnp.sqrt(jnp.mean(value**2)), MIN_PARAM_SIZE)
+    param_size = jnp.maximum(jnp.sqrt(jnp.mean(param**2)), MIN_PARAM_SIZE)
     if name != "kernel":
         return param_size
     # An output sums n products: a step adds up n-fold, the kernel's own values only
     # sqrt(n)-fold.
-    num_inputs = value.size // value.shape[-1]
+    num_inputs = param.size // param.shape[-1]
     return param_size / math.sqrt(num_inputs)
 
 

@@ -301,12 +301,12 @@ def count_masked_tokens(
         if not (step and counts):
             yield None
             continue
-        changes: dict[str, Any] = {"n_in": counts.n_in + num_extra}
+        changed_fields: dict[str, Any] = {"n_in": counts.n_in + num_extra}
         if step.added_when_masked is not None:
             num_extra += counts.n_in - counts.n_out + step.added_when_masked
-            changes["evaluation"] = counts
-        changes["n_out"] = counts.n_out + num_extra
-        yield dataclasses.replace(counts, **changes)
+            changed_fields["evaluation"] = counts
+        changed_fields["n_out"] = counts.n_out + num_extra
+        yield dataclasses.replace(counts, **changed_fields)
 
 
 def plan_dense_blocks(depth: int, num_tokens: int) -> tuple[BlockPlan, ...]:
@@ -345,14 +345,14 @@ def plan_blocks(
     block_counts = list(count_tokens(block_steps, n0))
     if masked:
         block_counts = list(count_masked_tokens(block_steps, block_counts))
-    pairs = list(zip(block_steps, block_counts, strict=True))
-    attention_reads = [frozenset() for _ in pairs]
-    for step, counts in pairs:
+    steps_and_counts = list(zip(block_steps, block_counts, strict=True))
+    attention_reads = [frozenset() for _ in steps_and_counts]
+    for step, counts in steps_and_counts:
         if step and counts and step.attention_block >= 0:
             attention_reads[step.attention_block] |= step.reducer.attention_reads
     plan = []
     mlp_tokens = n0 + num_prefix
-    for (step, counts), reads in zip(pairs, attention_reads, strict=True):
+    for (step, counts), reads in zip(steps_and_counts, attention_reads, strict=True):
         attn_tokens = mlp_tokens
         if counts:
             mlp_tokens = counts.n_out + num_prefix

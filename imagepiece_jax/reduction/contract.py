@@ -59,7 +59,7 @@ def check_plan(
                 )
         if block_plan.counts:
             reducer.check_fits(grid, block_plan.counts)
-            grid = None
+            grid = None  # reduced tokens have no grid
 
 
 def list_missing_parts(class_token: bool, pool: str) -> dict[str, str]:
@@ -140,7 +140,9 @@ def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> Non
     Raises InputError for a result that breaks the contract, with the step's block.
     """
     reducing_steps = [
-        (layer.step, layer.counts) for layer in plan if layer.step and layer.counts
+        (block_plan.step, block_plan.counts)
+        for block_plan in plan
+        if block_plan.step and block_plan.counts
     ]
     for (step, counts), result in zip(reducing_steps, results, strict=True):
         try:
@@ -226,11 +228,13 @@ def _check_index(slot_of_token: Int[np.ndarray, "batch tokens"], index: Any) -> 
             f"image {image}: token {token} of slot {slot_of_token[image, token]} is "
             f"{num_entries[image, token]} times in index"
         )
-    kept_tokens = np.take_along_axis(index.kept_tokens, index.target_slots, axis=1)
-    partner_tokens = np.broadcast_to(index.partner_tokens, kept_tokens.shape)
-    for image, entry in _find_first_true(kept_tokens != partner_tokens):
+    target_kept_tokens = np.take_along_axis(
+        index.kept_tokens, index.target_slots, axis=1
+    )
+    partner_tokens = np.broadcast_to(index.partner_tokens, target_kept_tokens.shape)
+    for image, entry in _find_first_true(target_kept_tokens != partner_tokens):
         raise InputError(
             f"image {image}: slot {index.target_slots[image, entry]} keeps token "
-            f"{kept_tokens[image, entry]}, but index.partner_tokens has "
+            f"{target_kept_tokens[image, entry]}, but index.partner_tokens has "
             f"{partner_tokens[image, entry]}; a token may merge into a leaving token"
         )

@@ -68,8 +68,10 @@ def mean_coordinates(
     if state.coordinates is None:
         return None
     size = state.image_rows(state.size)
-    sums = [sum_slots(size * state.coordinates[..., axis], result) for axis in range(2)]
-    return jnp.stack(sums, axis=-1) / sum_slots(size, result)[..., None]
+    coordinate_sums = [
+        sum_slots(size * state.coordinates[..., axis], result) for axis in range(2)
+    ]
+    return jnp.stack(coordinate_sums, axis=-1) / sum_slots(size, result)[..., None]
 
 
 def _merge_masks(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
@@ -152,11 +154,11 @@ def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     max_dropped = slot_of_token.shape[1] - result.n_out
     if not max_dropped:
         return slot_of_token
-    dropped_number = index_kept_tokens(is_dropped)
-    dropped_rows = gather_rows(x, invert_order(dropped_number, max_dropped))
+    dropped_index = index_kept_tokens(is_dropped)
+    dropped_rows = gather_rows(x, invert_order(dropped_index, max_dropped))
     cosines = jnp.where(
         is_dropped[:, None, :], -2.0, cosine_similarity(dropped_rows, x)
     )
     slot_of_dropped = gather_rows(slot_of_token, jnp.argmax(cosines, axis=-1))
-    slot_if_dropped = gather_rows(slot_of_dropped, jnp.maximum(dropped_number, 0))
+    slot_if_dropped = gather_rows(slot_of_dropped, jnp.maximum(dropped_index, 0))
     return jnp.where(is_dropped, slot_if_dropped, slot_of_token)

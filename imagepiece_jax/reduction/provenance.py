@@ -111,5 +111,5 @@ def compose_maps(
         return outer
     chex.assert_rank([outer, inner], 2)
     # DROPPED (-1) would read the last slot: clip the index, then mask the result.
-    out = gather_rows(jnp.asarray(outer), jnp.maximum(inner, 0))
-    return jnp.where(inner == DROPPED, DROPPED, out)
+    composed_map = gather_rows(jnp.asarray(outer), jnp.maximum(inner, 0))
+    return jnp.where(inner == DROPPED, DROPPED, composed_map)

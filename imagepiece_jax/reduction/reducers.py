@@ -217,12 +217,12 @@ def uniqueness_scores(
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
     # for a token similar to many tokens.
-    similarity = jax.nn.elu(cosine_similarity(key, key) - margin)
+    elu_similarity = jax.nn.elu(cosine_similarity(key, key) - margin)
     if live_mask is None:
         live_mask = jnp.ones(key.shape[:2], jnp.float32)
     num_live = jnp.sum(live_mask, axis=1, keepdims=True)
     num_live = jnp.maximum(num_live, 1.0)
-    energy = jnp.sum(similarity * live_mask[:, None, :], axis=2) / num_live
+    energy = jnp.sum(elu_similarity * live_mask[:, None, :], axis=2) / num_live
     uniqueness = (1 - energy) * live_mask
     uniqueness_sum = jnp.sum(uniqueness, axis=1, keepdims=True)
     return uniqueness / jnp.maximum(uniqueness_sum, 1e-6)
@@ -280,8 +280,8 @@ def merge_in_place(
     is_absorbed = absorbed_tokens[:, None, :] == token[:, :, None]
     slot_if_absorbed = jnp.where(is_absorbed, target_slots[:, None, :], DROPPED)
     slot_if_absorbed = jnp.max(slot_if_absorbed, axis=-1)
-    num_before = jnp.sum(mark_earlier(token), axis=-1, dtype=jnp.int32)
-    slot_if_staying = token - num_before
+    num_absorbed_before = jnp.sum(mark_earlier(token), axis=-1, dtype=jnp.int32)
+    slot_if_staying = token - num_absorbed_before
     # Slot s keeps token s + m, where m counts the absorbed tokens before it. An
     # absorbed token counts if at most s staying tokens are before it.
     slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
@@ -311,8 +311,8 @@ def keep_and_join(
     tokens = jnp.concatenate((kept_tokens, absorbed_tokens), axis=1)
     slots = jnp.concatenate((kept_slots, target_slots), axis=1)
     tokens = tokens[:, None, :]
-    holds = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
-    slot_of_token = jnp.where(holds, slots[:, None, :], DROPPED)
+    is_token = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
+    slot_of_token = jnp.where(is_token, slots[:, None, :], DROPPED)
     slot_of_token = jnp.max(slot_of_token, axis=-1)
     partners = gather_rows(kept_tokens, target_slots)
     index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partners)
@@ -330,8 +330,8 @@ def join_most_similar(
     num_joining: sources to pair, most similar first; None: all sources
     Returns (sources, targets), pair by pair.
     """
-    sides = (gather_rows(metric, side) for side in (sources, targets))
-    similarity = cosine_similarity(*sides)
+    side_metrics = (gather_rows(metric, side) for side in (sources, targets))
+    similarity = cosine_similarity(*side_metrics)
     similarity_keys, partners = find_partners(similarity, targets)
     if num_joining is None:
         return sources, partners

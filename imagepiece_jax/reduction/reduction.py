@@ -70,7 +70,7 @@ class Reduction:
     @classmethod
     def _parse_text(cls, text: str) -> "Reduction":
         """Parse a reduction's text. Raises InputError for an invalid text."""
-        name, *field_texts = [field_text.strip() for field_text in text.split(":")]
+        name, *field_texts = [part.strip() for part in text.split(":")]
         method_class = Method
         field_values: dict[str, Any] = {}
         try:
@@ -78,14 +78,14 @@ class Reduction:
         except ValueError:
             if name not in METHODS:
                 # A new method is not in the copy that `pip install .` made.
-                place = f"methods in {methods.__path__[0]}"
+                methods_place = f"methods in {methods.__path__[0]}"
                 if similar := find_similar_name(name, METHODS):
                     raise InputError(
-                        f"reduction is {text!r}; did you mean {similar!r}? ({place})"
+                        f"reduction is {text!r}; did you mean {similar!r}? ({methods_place})"
                     ) from None
                 raise InputError(
                     f"reduction is {text!r}; it must be a share of the MACs such as "
-                    f"0.5, or begin with one of the {place}: {', '.join(METHODS)}"
+                    f"0.5, or begin with one of the {methods_place}: {', '.join(METHODS)}"
                 ) from None
             method_class = METHODS[name]
         known_fields = [field.name for field in dataclasses.fields(method_class)]
@@ -121,8 +121,10 @@ class Reduction:
             name = str(field_values.pop("macs"))
         texts = [name]
         for field_name, value in field_values.items():
-            literal = value if isinstance(value, str) else repr(value).replace(" ", "")
-            texts.append(f"{field_name}={literal}")
+            value_text = (
+                value if isinstance(value, str) else repr(value).replace(" ", "")
+            )
+            texts.append(f"{field_name}={value_text}")
         return ":".join(texts)
 
     @property

@@ -45,11 +45,11 @@ def join_closest_clusters(
     def merge_pair(_: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # A cluster is stored in the row and column of its first token.
         distance, first_token, size = carry
-        pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
+        pair_index = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
         # Cluster b, the cluster with the later first token, becomes a part of a. `//`
         # would be nine operations.
-        a = jax.lax.div(pair[:, None], jnp.int32(num_tokens))
-        b = pair[:, None] - num_tokens * a
+        a = jax.lax.div(pair_index[:, None], jnp.int32(num_tokens))
+        b = pair_index[:, None] - num_tokens * a
         is_a = token == a
         is_b = token == b
         is_a_or_b = is_a | is_b
@@ -57,10 +57,10 @@ def join_closest_clusters(
         row_b = gather_rows(distance, b)[:, 0]
         size_a = gather_rows(size, a)
         size_b = gather_rows(size, b)
-        pair_distance = link_distances(row_a, row_b, size_a, size_b)
-        pair_distance = jnp.where(is_a_or_b, FAR_DISTANCE, pair_distance)
-        distance = jnp.where(is_a[:, :, None], pair_distance[:, None, :], distance)
-        distance = jnp.where(is_a[:, None, :], pair_distance[:, :, None], distance)
+        merged_distance = link_distances(row_a, row_b, size_a, size_b)
+        merged_distance = jnp.where(is_a_or_b, FAR_DISTANCE, merged_distance)
+        distance = jnp.where(is_a[:, :, None], merged_distance[:, None, :], distance)
+        distance = jnp.where(is_a[:, None, :], merged_distance[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
         size = jnp.where(is_a, size + gather_rows(size, b), size)
         return (

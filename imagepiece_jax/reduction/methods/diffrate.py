@@ -131,8 +131,8 @@ class DiffRate(Method):
         is_mae = model.pool == "mean" or ".mae" in (model.name or "")
         if size_name == "deit_b" and is_mae:
             size_name = "mae_b"
-        sizes = model.embed_dim, model.depth, model.patches
-        is_published_size = sizes == (width, 12, 196)
+        model_size = model.embed_dim, model.depth, model.patches
+        is_published_size = model_size == (width, 12, 196)
         if not is_published_size and not stretch:
             raise InputError(
                 f"diffrate has no schedule for {model.depth} blocks of width "
@@ -142,8 +142,8 @@ class DiffRate(Method):
         target = DEFAULT_GMACS[size_name] if self.target is None else self.target
         schedules = load_schedules(size_name)
         if target not in schedules:
-            targets = ", ".join(map(str, schedules))
-            raise InputError(f"target is {target}; {size_name} has {targets}")
+            targets_text = ", ".join(map(str, schedules))
+            raise InputError(f"target is {target}; {size_name} has {targets_text}")
         prune, merge = schedules[target]
         if is_published_size:
             return prune, merge

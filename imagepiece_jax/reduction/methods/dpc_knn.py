@@ -32,16 +32,16 @@ def cluster_by_density(x: TokenRows, neighbors: int, n_out: int) -> TokenIndices
     # A token's density is exp(- mean squared distance to its nearest tokens). Centers
     # are the `n_out` tokens with the highest product of density and distance to the
     # nearest denser token.
-    squares = squared_distances(x) / x.shape[-1]
-    is_near = mark_smallest(squares, neighbors)
+    mean_squares = squared_distances(x) / x.shape[-1]
+    is_near = mark_smallest(mean_squares, neighbors)
     # The density's logarithm: the density itself would be 0 for all distant tokens.
-    density = -jnp.sum(jnp.where(is_near, squares, 0), axis=-1) / neighbors
-    distance = jnp.sqrt(squares)
-    is_denser = density[:, None, :] > density[:, :, None]
+    log_density = -jnp.sum(jnp.where(is_near, mean_squares, 0), axis=-1) / neighbors
+    distance = jnp.sqrt(mean_squares)
+    is_denser = log_density[:, None, :] > log_density[:, :, None]
     max_distance = jnp.max(distance, axis=(1, 2))
     separation = jnp.where(is_denser, distance, max_distance[:, None, None])
     separation = jnp.min(separation, axis=-1)
-    is_center = rank_tokens(density + jnp.log(separation)) < n_out
+    is_center = rank_tokens(log_density + jnp.log(separation)) < n_out
     center_distance = jnp.where(is_center[:, None, :], distance, jnp.inf)
     nearest_center = jnp.argmin(center_distance, axis=-1).astype(jnp.int32)
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]

@@ -52,9 +52,11 @@ def choose_softly(
 
     def draw(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         amounts, discount = carry
-        entries = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
-        share = jax.nn.softmax(entries.reshape(len(entries), -1))
-        share = share.reshape(entries.shape)
+        discounted_logits = jnp.where(
+            is_candidate, logits + discount[:, :, None], -jnp.inf
+        )
+        share = jax.nn.softmax(discounted_logits.reshape(len(discounted_logits), -1))
+        share = share.reshape(discounted_logits.shape)
         row_share = jnp.sum(share, axis=-1)
         row_rest = jnp.maximum(1 - row_share, 2.0**-23)  # 0 would have no logarithm
         discount = discount + jnp.log(row_rest) / CHOICE_TEMPERATURE

@@ -72,11 +72,11 @@ class GridPooling(Method):
         return dataclasses.replace(self, block=block)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        tokens_after = {self.block: self.grid_size**2}
+        count_after_block = {self.block: self.grid_size**2}
         if self.counts is not None:
-            tokens_after = find_falls(cast(tuple, self.counts), model.patches)
+            count_after_block = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
-        for block, num_cells in tokens_after.items():
+        for block, num_cells in count_after_block.items():
             side = math.isqrt(num_cells)
             if side**2 != num_cells:
                 raise Unreachable(

@@ -60,11 +60,13 @@ class Retokenize(Ranking):
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         num_candidates = counts.candidates or 0  # set by the rule MergeCandidates
         first_rank = counts.n_in - num_candidates  # the rest has higher scores
-        ranks = np.arange(first_rank, counts.n_in)
-        side_a = ranks[self.parity :: 2]
-        side_b = ranks[1 - self.parity :: 2]
-        candidates = invert_order(rank_tokens(score), np.concatenate([side_a, side_b]))
-        num_a = len(side_a)
+        candidate_ranks = np.arange(first_rank, counts.n_in)
+        ranks_a = candidate_ranks[self.parity :: 2]
+        ranks_b = candidate_ranks[1 - self.parity :: 2]
+        candidates = invert_order(
+            rank_tokens(score), np.concatenate([ranks_a, ranks_b])
+        )
+        num_a = len(ranks_a)
         similarity = self.compare_sides(inputs, candidates, num_a)
         similarity_keys, partners = find_partners(similarity, candidates[:, num_a:])
         num_merges = counts.n_in - counts.n_out
@@ -81,8 +83,10 @@ class Retokenize(Ranking):
         num_a: int,
     ) -> Float[Array, "batch {num_a} side_b"]:
         """Compare side A, the first `num_a` candidates, with side B."""
-        metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
-        return cosine_similarity(metric.astype(jnp.float32))[:, :num_a, num_a:]
+        candidate_metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
+        return cosine_similarity(candidate_metric.astype(jnp.float32))[
+            :, :num_a, num_a:
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +157,14 @@ class ImagePiece(Method):
         # Merge, merge, prune, repeated depth // 4 times; the last blocks stay dense. We
         # read the paper's layer numbers as counted from 1: its speeds agree with this
         # (docs/results/imagepiece.md).
-        cycles = depth // 4
-        if cycles == 0:
+        num_cycles = depth // 4
+        if num_cycles == 0:
             raise InputError(
                 f"merge_blocks and prune_blocks must be given for a depth of {depth}"
             )
         merge_blocks = []
         prune_blocks = []
-        for block in range(0, 3 * cycles, 3):
+        for block in range(0, 3 * num_cycles, 3):
             merge_blocks += [block, block + 1]
             prune_blocks.append(block + 2)
         return tuple(merge_blocks), tuple(prune_blocks)

@@ -68,8 +68,8 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         # Shares kept in evaluation by the prune steps alone; merges do not count.
         shares = []
-        for layer in plan:
-            evaluation = layer.counts and layer.counts.evaluation
-            if evaluation:
-                shares.append(evaluation.n_out / evaluation.n_in)
+        for block_plan in plan:
+            evaluation_counts = block_plan.counts and block_plan.counts.evaluation
+            if evaluation_counts:
+                shares.append(evaluation_counts.n_out / evaluation_counts.n_in)
         return [*itertools.accumulate(shares, operator.mul)]

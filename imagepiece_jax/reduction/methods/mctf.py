@@ -84,30 +84,32 @@ class Fusion(Ranking):
         attention = jnp.maximum(attention, tiny)
         # Indices of the first image tokens at an even and at an odd position. Positions
         # count the prefix, too.
-        even = inputs.num_prefix % 2
-        odd = 1 - even
-        even_to_odd = self.fusion_values(x, attention, size, even)
+        first_even = inputs.num_prefix % 2
+        first_odd = 1 - first_even
+        even_to_odd = self.fusion_values(x, attention, size, first_even)
         # The first half of the leaving tokens: even tokens join odd tokens.
-        first_half = num_merges // 2
+        num_joining_even = num_merges // 2
         even_ranks, odd_partners = _rank_rows(even_to_odd)
-        joining_even = invert_order(even_ranks, first_half)
+        joining_even = invert_order(even_ranks, num_joining_even)
         joined_odd = gather_rows(odd_partners, joining_even)
-        slot_of_even = index_kept_tokens(even_ranks >= first_half)
-        staying_even = invert_order(slot_of_even, even_ranks.shape[1] - first_half)
+        slot_of_even = index_kept_tokens(even_ranks >= num_joining_even)
+        staying_even = invert_order(
+            slot_of_even, even_ranks.shape[1] - num_joining_even
+        )
         # The second half: odd tokens join the remaining even tokens, whose slots come
         # first. Then come the odd tokens by the falling value of their best partners.
         odd_to_even = gather_rows(even_to_odd, staying_even).transpose(0, 2, 1)
         odd_ranks, partner_slots = _rank_rows(odd_to_even)
-        second_half = num_merges - first_half
-        is_leaving = odd_ranks < second_half
-        slot_of_staying = staying_even.shape[1] - second_half + odd_ranks
+        num_joining_odd = num_merges - num_joining_even
+        is_leaving = odd_ranks < num_joining_odd
+        slot_of_staying = staying_even.shape[1] - num_joining_odd + odd_ranks
         slot_of_odd = jnp.where(is_leaving, partner_slots, slot_of_staying)
         ranked_odd = invert_order(odd_ranks, odd_ranks.shape[1])
-        joining_odd = ranked_odd[:, :second_half]
-        staying_odd = ranked_odd[:, second_half:]
-        kept_tokens = [even + 2 * staying_even, odd + 2 * staying_odd]
+        joining_odd = ranked_odd[:, :num_joining_odd]
+        staying_odd = ranked_odd[:, num_joining_odd:]
+        kept_tokens = [first_even + 2 * staying_even, first_odd + 2 * staying_odd]
         kept_tokens = jnp.concatenate(kept_tokens, axis=1)
-        absorbed_tokens = [even + 2 * joining_even, odd + 2 * joining_odd]
+        absorbed_tokens = [first_even + 2 * joining_even, first_odd + 2 * joining_odd]
         absorbed_tokens = jnp.concatenate(absorbed_tokens, axis=1)
         # An even token goes to the slot of its odd partner.
         odd_targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
@@ -120,18 +122,19 @@ class Fusion(Ranking):
         )
 
     def fusion_values(
-        self, x: TokenRows, attention: TokenValues, size: TokenValues, even: int
+        self, x: TokenRows, attention: TokenValues, size: TokenValues, first_even: int
     ) -> Float[Array, "batch even odd"]:
-        """Fusion values of even and odd tokens."""
+        """Fusion values of even and odd tokens, from index `first_even` on."""
         # A power of a product is a product of powers: of vectors, not of matrices.
         factor: Any = 1.0
         for value, temperature in ((attention, self.attention), (size, self.sizes)):
             min_value = jnp.min(value, axis=1, keepdims=True)
             factor *= (min_value / value) ** (1 / temperature)
         x = unit_vectors(x)
-        similarity = dot_products(x[:, even::2], x[:, 1 - even :: 2])
+        similarity = dot_products(x[:, first_even::2], x[:, 1 - first_even :: 2])
         similarity = ((similarity + 1) / 2) ** (1 / self.similarity)
-        return similarity * factor[:, even::2, None] * factor[:, None, 1 - even :: 2]
+        even_factor = factor[:, first_even::2, None]
+        return similarity * even_factor * factor[:, None, 1 - first_even :: 2]
 
 
 def _rank_rows(

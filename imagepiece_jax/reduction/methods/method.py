@@ -153,7 +153,7 @@ class Method:
         ratio: from 0 (all tokens stay) to 1 (as few as possible)
         """
         plan = self.plan(model)  # no prefix, so counts are image tokens
-        shares = [block.mlp_tokens / model.patches for block in plan]
+        shares = [block_plan.mlp_tokens / model.patches for block_plan in plan]
         scaled_shares = schedules.powered_shares(shares, ratio)
         counts = schedules.shares_to_counts(scaled_shares, model.patches)
         return self.with_counts(counts, model)

@@ -82,11 +82,11 @@ class TokenLearner(Method):
         return dataclasses.replace(self, block=block, num_tokens=num_tokens)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        tokens_after = {self.block: self.num_tokens}
+        count_after_block = {self.block: self.num_tokens}
         if self.counts is not None:
-            tokens_after = find_falls(cast(tuple, self.counts), model.patches)
+            count_after_block = find_falls(cast(tuple, self.counts), model.patches)
         steps = []
-        for block, num_tokens in tokens_after.items():
+        for block, num_tokens in count_after_block.items():
             reducer = MlpLearner(num_tokens, self.bottleneck_dim)
             steps.append(Step(block, reducer, KeepFixed(num_tokens), site="pre"))
         return tuple(steps)

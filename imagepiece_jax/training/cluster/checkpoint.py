@@ -32,7 +32,7 @@ NUM_KEPT = 2
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """Checkpoint facts besides the state, as JSON values: images, evaluations."""
+    """Metadata of a checkpoint, as JSON values: images, evaluations, teacher."""
 
     images: list[int]  # number of training images, number of validation images
     digest: list[str]  # content digests of both
@@ -59,24 +59,24 @@ class RunProgress:
         )
 
     def resume_saved(
-        self, saved_facts: dict, data_name: str, workdir: str | os.PathLike
+        self, saved_fields: dict, data_name: str, workdir: str | os.PathLike
     ) -> "RunProgress":
         """Return a checkpoint's progress; refuse other data, or another teacher."""
         normalization = self.normalization or {}
-        check_normalization(pathlib.Path(workdir), normalization, saved_facts)
+        check_normalization(pathlib.Path(workdir), normalization, saved_fields)
         # The checkpoint may not know its normalization.
-        known_facts = saved_facts | {"normalization": self.normalization}
-        saved_progress = RunProgress(**known_facts)
+        progress_fields = saved_fields | {"normalization": self.normalization}
+        saved_progress = RunProgress(**progress_fields)
         for split, index in (("training", 0), ("validation", 1)):
-            fact_pairs: dict[str, tuple] = {}
-            fact_pairs["images"] = (self.images[index], saved_progress.images[index])
-            fact_pairs["digest"] = (self.digest[index], saved_progress.digest[index])
-            for fact_name, (new_fact, old_fact) in fact_pairs.items():
-                if new_fact != old_fact:
+            value_pairs: dict[str, tuple] = {}
+            value_pairs["images"] = (self.images[index], saved_progress.images[index])
+            value_pairs["digest"] = (self.digest[index], saved_progress.digest[index])
+            for field, (new_value, old_value) in value_pairs.items():
+                if new_value != old_value:
                     raise InputError(
                         f"config.data.name is {data_name}, whose {split} set has "
-                        f"{fact_name} {new_fact}, but the run in {workdir} began with "
-                        f"{old_fact}; choose another workdir"
+                        f"{field} {new_value}, but the run in {workdir} began with "
+                        f"{old_value}; choose another workdir"
                     )
         saved_teacher = saved_progress.teacher or {}
         if changes := list_differences(self.teacher or {}, saved_teacher):
@@ -115,8 +115,10 @@ class Checkpoints:
             if not isinstance(error, RunError):  # else `error` says why the run ended
                 raise
 
-    def save(self, step: int, state: PyTree, facts: dict, kind: str = "latest") -> None:
-        """Start saving a state and its JSON facts; return when it may change again."""
+    def save(
+        self, step: int, state: PyTree, metadata: dict, kind: str = "latest"
+    ) -> None:
+        """Start saving a state and its JSON metadata; return when it may change again."""
         if not parallel.is_main():
             return
         arrays = _name_arrays(state)
@@ -134,13 +136,13 @@ class Checkpoints:
             # Orbax writes under a temporary name, renames the complete step, and then
             # removes an older step. A kill or a full disk leaves no incomplete step,
             # and loses no complete step.
-            writer.save(step, arrays, checksums.seal_metadata(arrays, facts))
+            writer.save(step, arrays, checksums.seal_metadata(arrays, metadata))
 
-    def replace_facts(self, step: int, state: PyTree, facts: dict) -> None:
-        """Replace a "latest" step's `facts`; its state on disk is already the same."""
-        # A kill leaves the old or the new facts. `save` would remove the step first.
+    def replace_metadata(self, step: int, state: PyTree, metadata: dict) -> None:
+        """Replace a "latest" step's `metadata`; its state on disk is already the same."""
+        # A kill leaves the old or the new metadata. `save` would remove the step first.
         if parallel.is_main():
-            item = checksums.seal_metadata(_name_arrays(state), facts)
+            item = checksums.seal_metadata(_name_arrays(state), metadata)
             folder = self._root / "latest" / str(step) / "meta"
             orbax_files.replace_json_item(folder, item)
 
@@ -150,7 +152,7 @@ class Checkpoints:
         return max(checksums.complete_steps(self._root / "latest"), default=None)
 
     def restore(self, abstract_state: PyTree) -> tuple[PyTree, dict, int]:
-        """Read the newest undamaged step: (state, meta, step).
+        """Read the newest undamaged step: (state, metadata, step).
 
         abstract_state: a tree like the state, whose leaves have `shape` and `dtype`
         Raises InputError if the step does not fit, or there is no step.
@@ -161,14 +163,16 @@ class Checkpoints:
         folder = self._root / "latest"
         # Process 0 decides: a network file system may show processes different files.
         if parallel.is_main():
-            arrays, facts, step = checksums.read_newest_step(folder, accept_table)
+            arrays, metadata, step = checksums.read_newest_step(folder, accept_table)
             parallel.share_main_decision(lambda: step)
         else:  # another process reads the same step
             step = parallel.share_main_decision(lambda: None)
-            arrays, facts, _ = checksums.read_newest_step(folder, accept_table, [step])
+            arrays, metadata, _ = checksums.read_newest_step(
+                folder, accept_table, [step]
+            )
         leaves = [arrays[name] for name in abstract_leaves]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-        return state, facts, step
+        return state, metadata, step
 
     def wait(self) -> None:
         """Return when everything is on disk."""

@@ -160,10 +160,10 @@ def check_gpus() -> None:
     host = socket.gethostname()
     num_tasks = parallel.exchange_values(host).count(host)
     num_used_gpus = num_tasks * jax.local_device_count()
-    visible_names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible_setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible_gpus = glob.glob("/dev/nvidia[0-9]*")
-    if visible_names is not None:
-        visible_gpus = [name for name in visible_names.split(",") if name]
+    if visible_setting is not None:
+        visible_gpus = [name for name in visible_setting.split(",") if name]
     with parallel.shared_errors():
         if jax.default_backend() == "gpu" and len(visible_gpus) > num_used_gpus:
             raise InputError(
@@ -177,7 +177,7 @@ def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) 
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flatten_fields(config)
     shared_fields = {f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS}
-    names_json = json.dumps(data.train.class_names)
+    class_names_json = json.dumps(data.train.class_names)
     parallel.check_same_values(
         {
             "dry_run": dry_run,
@@ -185,7 +185,9 @@ def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) 
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
             "the count of training and validation images": data.image_counts,
-            "the checksum of the names of the classes": zlib.crc32(names_json.encode()),
+            "the checksum of the names of the classes": zlib.crc32(
+                class_names_json.encode()
+            ),
         }
     )
 
@@ -195,8 +197,8 @@ def check_same_start(step: int, arrays: PyTree) -> None:
     checksum = 0
     if jax.process_count() > 1:
         for leaf in jax.tree.leaves(arrays):
-            content = np.ascontiguousarray(leaf).view(np.uint8).data
-            checksum = zlib.crc32(content, checksum)
+            leaf_bytes = np.ascontiguousarray(leaf).view(np.uint8).data
+            checksum = zlib.crc32(leaf_bytes, checksum)
     parallel.check_same_values(
         {"the step to resume from": step, "the checksum of the first weights": checksum}
     )

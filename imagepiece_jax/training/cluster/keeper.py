@@ -97,13 +97,13 @@ class Keeper:
             teacher=teacher_record,
         )
         if self.has_checkpoint:
-            state, saved_facts, self._saved_step = self._checkpoints.restore(state)
+            state, saved_fields, self._saved_step = self._checkpoints.restore(state)
             data_name = self._config.data.name
-            progress = progress.resume_saved(saved_facts, data_name, self._workdir)
+            progress = progress.resume_saved(saved_fields, data_name, self._workdir)
         job.check_same_start(self._saved_step, (state, teacher_variables))
         if parallel.is_main() and not self._dry_run:  # nothing is written before
-            fields = self._config.to_dict()
-            run_dir.record_start(self._workdir, fields, data.train.class_names)
+            config_fields = self._config.to_dict()
+            run_dir.record_start(self._workdir, config_fields, data.train.class_names)
         return state, progress, self._saved_step
 
     @contextlib.contextmanager
@@ -143,11 +143,11 @@ class Keeper:
         """Save a Run after its step; also as "best", if this step is best."""
         log.flush()  # lines first: a kill between the two loses nothing
         state = parallel.unreplicate(run.state)
-        facts = dataclasses.asdict(run.progress)
+        metadata = dataclasses.asdict(run.progress)
         if run.progress.best["step"] == run.step:
-            self._checkpoints.save(run.step, state, facts, "best")
+            self._checkpoints.save(run.step, state, metadata, "best")
         if run.step == self._saved_step:  # stopped in its evaluation, and resumed
-            self._checkpoints.replace_facts(run.step, state, facts)
+            self._checkpoints.replace_metadata(run.step, state, metadata)
         else:
-            self._checkpoints.save(run.step, state, facts)
+            self._checkpoints.save(run.step, state, metadata)
         self._saved_step = run.step

@@ -65,15 +65,16 @@ class EarlierRun(NamedTuple):
 def read_earlier_run(workdir: str | os.PathLike) -> EarlierRun | None:
     """Read the EarlierRun in `workdir`; None before its first step."""
     folder = pathlib.Path(workdir)
-    path = folder / CONFIG_FILE
-    if not (has_steps(folder) and path.is_file()):
+    config_file = folder / CONFIG_FILE
+    if not (has_steps(folder) and config_file.is_file()):
         return None
-    config = _read_run_config(path)
+    config = _read_run_config(config_file)
     try:
-        run = RunConfig.from_config(config)
+        run_config = RunConfig.from_config(config)
     except InputError as error:
-        raise InputError(f"{path}: {error}; {CHOOSE_OTHER_WORKDIR}") from error
-    return EarlierRun(run.vit_config, read_class_names(folder, run.num_classes))
+        raise InputError(f"{config_file}: {error}; {CHOOSE_OTHER_WORKDIR}") from error
+    class_names = read_class_names(folder, run_config.num_classes)
+    return EarlierRun(run_config.vit_config, class_names)
 
 
 def _read_run_config(path: pathlib.Path) -> dict:
@@ -93,9 +94,9 @@ def check_workdir_place(workdir: str | os.PathLike, data_name: str) -> None:
     folder = pathlib.Path(workdir).resolve()
     if (folder / CONFIG_FILE).exists():  # not a new run
         return
-    _, _, path = data_name.partition(":")
-    data_folder = pathlib.Path(path).expanduser().resolve()
-    if path and data_folder.is_dir() and folder.is_relative_to(data_folder):
+    _, _, data_path = data_name.partition(":")
+    data_folder = pathlib.Path(data_path).expanduser().resolve()
+    if data_path and data_folder.is_dir() and folder.is_relative_to(data_folder):
         raise InputError(
             f"workdir {workdir} is inside the data, {data_folder}; "
             f"{CHOOSE_OTHER_WORKDIR}"

@@ -178,7 +178,7 @@ def file_facts(folder, step):
 def test_replaced_facts_leave_the_state(workdir):
     files = file_facts(workdir, 2)
     checkpoints = Checkpoints(workdir)
-    checkpoints.replace_facts(2, make_state(2), {"epoch": 5.0})
+    checkpoints.replace_metadata(2, make_state(2), {"epoch": 5.0})
     state, meta, step = checkpoints.restore(abstract(make_state()))
     assert (meta, step) == ({"epoch": 5.0}, 2)
     assert_same(state, make_state(2))
