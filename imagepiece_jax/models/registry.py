@@ -50,7 +50,7 @@ ORIGINAL_FILE_PATTERNS = {
 KNOWN_MODELS_TEXT = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 # size fields in a row of the JSON
 SIZE_FIELDS = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-# Facts on which all weights behind a name without a tag must agree.
+# Fields in which all weights behind a name without a tag must agree.
 AGREED_FIELDS = ("mean", "std", "gelu", "resize")
 
 
@@ -121,7 +121,7 @@ def suggest_names(name: str) -> str:
 
 
 def _fields_by_tag(name: str | None) -> dict[str, dict[str, Any]]:
-    """{tag: config fields} of the public weights behind timm's `name`; {} if unknown.
+    """{tag: config fields} of public weights behind timm's `name`; {} if unknown.
 
     A name without a tag stands for all its weights, timm's default tag first.
     """
@@ -137,8 +137,8 @@ def public_models() -> dict[str, dict[str, Any]]:
     """Read the table {architecture: row}.
 
     A row has sizes, "arch", timm's "class", and the "arguments" timm's code passes to
-    the class. "weights" is {tag: config fields}, timm's default tag first. "former_names" is
-    {name before timm 0.9: tag}.
+    the class. "weights" is {tag: config fields}, timm's default tag first.
+    "former_names" is {name before timm 0.9: tag}.
     """
     return json.loads(PUBLIC_MODEL_TABLE.read_text("utf-8"))
 

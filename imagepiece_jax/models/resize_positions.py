@@ -74,11 +74,14 @@ def resize_grid(
 def _bicubic_weights(
     old_side: int, new_side: int, offset: float
 ) -> Float32[np.ndarray, "{new_side} {old_side}"]:
-    """PyTorch's bicubic interpolation weights along one axis."""
+    """PyTorch's bicubic interpolation weights along one axis.
+
+    offset: added to `new_side` where it divides `old_side`
+    """
     coordinates = (np.arange(new_side) + 0.5) * old_side / (new_side + offset) - 0.5
     nearest_below = np.floor(coordinates).astype(int)
     weights = np.zeros((new_side, old_side))
-    a = -0.75
+    a = -0.75  # of Keys' kernel
     for step in (-1, 0, 1, 2):
         distances = np.abs(coordinates - nearest_below - step)
         near_weights = ((a + 2) * distances - (a + 3)) * distances**2 + 1

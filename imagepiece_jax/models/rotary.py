@@ -93,16 +93,17 @@ class Rotary:
         return self.rotations(self.coordinates(grid)[None], head_dim, num_prefix)
 
     def angles(self, coordinates: Coordinates, head_dim: int) -> PlaneAngles:
-        """Plane angles, in the order of `axes`."""
+        """Plane angles in radians, in the order of `axes`."""
         planes_per_axis = head_dim // 4
         exponents = np.arange(planes_per_axis) / planes_per_axis
         frequencies = self.temperature**-exponents
         if self.origin == "center":  # 1 is a full rotation of the first plane
             frequencies = 2 * np.pi * frequencies
+        ordered_coordinates = coordinates
         if self.axes == "xy":
-            coordinates = coordinates[..., ::-1]
+            ordered_coordinates = coordinates[..., ::-1]
         frequencies = frequencies.astype(np.float32)[None, None, None]
-        angles = coordinates[..., None] * frequencies
+        angles = ordered_coordinates[..., None] * frequencies
         return angles.reshape(*angles.shape[:2], 1, 2 * planes_per_axis)
 
     def rotate(self, heads: TokenHeads, rotations: Rotations) -> TokenHeads:

@@ -194,7 +194,7 @@ def match_tensors(
     like: Mapping[str, Any],
     fresh_parts: Iterable[str] = (),
 ) -> dict[str, _Entry]:
-    """Check names, shapes and types: {path: _Entry} of the parts not in `fresh_parts`.
+    """Check names, shapes and types: {key: _Entry} of the parts not in `fresh_parts`.
 
     Raises StateDictMismatch if a tensor does not fit.
     """
@@ -281,13 +281,14 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
         else:
             stack_index = stack.index(projection)
             modules.append(stack)
-    modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
-    name = ".".join([*modules, _TIMM_LEAF_NAMES.get(leaf_name, leaf_name)])
+    timm_modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+    name = ".".join([*timm_modules, _TIMM_LEAF_NAMES.get(leaf_name, leaf_name)])
+    timm_shape = shape
     if name.endswith(".weight"):
-        shape = [shape[axis] for axis in _torch_axes(len(shape))]
+        timm_shape = [shape[axis] for axis in _torch_axes(len(shape))]
     if stack_index is not None:
-        shape = (len(stack) * shape[0], *shape[1:])
-    return _Entry(path, name, stack_index, len(stack), tuple(shape))
+        timm_shape = (len(stack) * timm_shape[0], *timm_shape[1:])
+    return _Entry(path, name, stack_index, len(stack), tuple(timm_shape))
 
 
 def _torch_axes(ndim: int) -> Sequence[int]:

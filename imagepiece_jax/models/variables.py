@@ -139,8 +139,8 @@ def check_parts(part_names: Iterable[str], model: "ViT", field: str) -> None:
     paths = [key.partition("/")[2] for key in leaves]
     for part_name in part_names:
         if not any(is_in_parts(path, [part_name]) for path in paths):
-            parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
-            parts_text = ", ".join(sorted(parts))
+            model_parts = {re.sub(r"_\d+$", "", path.split("/")[0]) for path in paths}
+            parts_text = ", ".join(sorted(model_parts))
             raise InputError(f"{field} names {part_name!r}; the model has {parts_text}")
 
 

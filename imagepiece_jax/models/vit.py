@@ -31,7 +31,7 @@ from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.reduction.state import Outputs, TokenState, initial_state
 
 
-def drop_path_scale(
+def draw_drop_path_scale(
     keys: Shaped[Array, " batch"], depth: int, rate: float
 ) -> Float[Array, "batch {depth} 2"]:
     """Draw DeiT's drop path factors for both branches per block.
@@ -232,7 +232,7 @@ class ViT(nn.Module):
         if keys is None:
             argument = 'keys={"drop_path": [B] keys}'
             raise ValueError(f"train=True draws for drop path: {argument} is missing")
-        factors = drop_path_scale(keys["drop_path"], self.depth, rate)
+        factors = draw_drop_path_scale(keys["drop_path"], self.depth, rate)
         return [(factors[:, i, 0], factors[:, i, 1]) for i in range(self.depth)]
 
     def _compute_outputs(

@@ -134,7 +134,7 @@ def recover(
             run = RecoveryRun(
                 fit, image_split, held_out_pairs, early_stop, student_seconds
             )
-            run.compile_programs()
+            run.measure_and_compile()
             if progress is None:  # after compiling, for true step times
                 progress_total = max(1, round(progress_length * len(students)))
                 progress = stack.enter_context(ProgressBar("recover", progress_total))
@@ -211,11 +211,11 @@ class RecoveryRun:
         self.seconds_left = self.time_limit  # at the attempt's start
         self.curve = []  # (training step, mean distance)
         self.trained_params = None  # last weights; None: not better than the start
-        self.metrics_before: SceneMetrics = {}  # measured by `compile_programs`
+        self.metrics_before: SceneMetrics = {}  # by `measure_and_compile`
         self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
 
-    def compile_programs(self) -> None:
-        """Measure the start, and compile the training step."""
+    def measure_and_compile(self) -> None:
+        """Measure the student before training, and compile the training step."""
         self.metrics_before = self.extend_curve()
         self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
         if math.isinf(mean_metric(self.metrics_before)):
@@ -227,7 +227,10 @@ class RecoveryRun:
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
 
     def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
-        """Train until an attempt does not diverge; keep its weights if better."""
+        """Train until an attempt does not diverge; keep its weights if better.
+
+        earlier_progress: of earlier students, in steps, or seconds of a time limit
+        """
         for attempt in range(MAX_ATTEMPTS):
             self.lr = self.fit.recipe.lr / 4**attempt
             has_ended = self.attempt_training(progress, earlier_progress)

@@ -43,7 +43,7 @@ def split_images(
 ) -> ImageSplit:
     """Hold out whole scenes of the readable images, evenly spaced.
 
-    known_digests: of images whose scenes are not held out
+    known_digests: of images whose scenes are not held out, joined
     """
     sample = source.evenly_spaced(MAX_IMAGES)
     if sample is not source:

@@ -161,19 +161,20 @@ class StudentFit:
         if is_dense:
             student_variables = teacher_variables
             trained_params = self.select_trained_params(teacher_variables["params"])
-        batch_columns = {}
+        arrays_by_name = {}
         for batch, targets in held_out_pairs:
-            metrics = self._metrics_program(
+            batch_metrics = self._metrics_program(
                 trained_params, student_variables, batch["image"], targets
             )
-            columns = {**parallel.local_rows(metrics), "index": batch["index"]}
+            batch_arrays = parallel.local_rows(batch_metrics)
+            batch_arrays["index"] = batch["index"]
             is_image = batch["mask"]  # else padding, or unreadable
-            for name, column in columns.items():
-                batch_columns.setdefault(name, []).append(column[is_image])
-        metrics = {k: np.concatenate(columns) for k, columns in batch_columns.items()}
+            for name, array in batch_arrays.items():
+                arrays_by_name.setdefault(name, []).append(array[is_image])
+        metrics = {k: np.concatenate(arrays) for k, arrays in arrays_by_name.items()}
         # Sorted, so that the order does not depend on the number of devices.
         order = np.argsort(metrics["index"])
-        return {name: column[order] for name, column in metrics.items()}
+        return {name: array[order] for name, array in metrics.items()}
 
     def _train_step(
         self,

@@ -127,13 +127,14 @@ class Ranking(Reducer):
         So no merge of low scores takes it. In masked training, do not keep the highest
         scores, because removed tokens would stay.
         """
-        score = getattr(inputs, SCORES[self.score])
         if self.score == "energy":
             live_mask = None
             if inputs.mask is not None:
                 live_mask = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
-            score = uniqueness_scores(score, margin, live_mask)
+            score = uniqueness_scores(inputs.key, margin, live_mask)
+        else:
+            score = getattr(inputs, SCORES[self.score])
         if inputs.mask is None:
             return score
         return jnp.where(inputs.mask > 0.5, score, jnp.inf)

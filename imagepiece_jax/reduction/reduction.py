@@ -81,11 +81,13 @@ class Reduction:
                 methods_place = f"methods in {methods.__path__[0]}"
                 if similar := find_similar_name(name, METHODS):
                     raise InputError(
-                        f"reduction is {text!r}; did you mean {similar!r}? ({methods_place})"
+                        f"reduction is {text!r}; did you mean {similar!r}? "
+                        f"({methods_place})"
                     ) from None
                 raise InputError(
                     f"reduction is {text!r}; it must be a share of the MACs such as "
-                    f"0.5, or begin with one of the {methods_place}: {', '.join(METHODS)}"
+                    f"0.5, or begin with one of the {methods_place}: "
+                    f"{', '.join(METHODS)}"
                 ) from None
             method_class = METHODS[name]
         known_fields = [field.name for field in dataclasses.fields(method_class)]

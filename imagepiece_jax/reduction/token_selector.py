@@ -142,13 +142,13 @@ def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
     mask = outputs.state.mask
     student_tokens = outputs.tokens[:, num_prefix : num_prefix + num_tokens]
     error = student_tokens.astype(jnp.float32) - teacher_tokens.astype(jnp.float32)
-    error = jnp.mean(error**2, axis=-1)
+    squared_error = jnp.mean(error**2, axis=-1)
     if mask is None:
-        is_live = jnp.ones_like(error)
+        is_live = jnp.ones_like(squared_error)
     else:
         is_live = mask[:, :num_tokens] > 0.5
     num_live = jnp.maximum(1, jnp.sum(is_live)).astype(jnp.float32)
-    return jnp.sum(jnp.where(is_live, error, 0)) / num_live
+    return jnp.sum(jnp.where(is_live, squared_error, 0)) / num_live
 
 
 def check_teacher(outputs: Outputs, teacher_outputs: Outputs) -> None:

@@ -152,7 +152,7 @@ def test_weights_start_from_an_untruncated_normal():
 
 RATE = 0.4
 BLOCKS = 5
-path_scale = tiny_vit.compiled(vit.drop_path_scale, static_argnums=(1, 2))
+path_scale = tiny_vit.compiled(vit.draw_drop_path_scale, static_argnums=(1, 2))
 
 
 def sample_keys(count, seed=0):

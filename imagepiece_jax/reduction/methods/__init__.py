@@ -20,6 +20,7 @@ class _Methods(collections.UserDict):
         return method_class
 
     def __setitem__(self, key: str, item: str | type[Method]) -> None:
+        """Set a method's class, or the name of a class to import on first use."""
         if isinstance(item, type) and "__dataclass_fields__" not in vars(item):
             raise InputError(
                 f"method {key} is {item.__name__}, which needs "

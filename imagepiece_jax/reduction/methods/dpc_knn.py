@@ -23,19 +23,19 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
-def cluster_by_density(x: TokenRows, neighbors: int, n_out: int) -> TokenIndices:
+def cluster_by_density(x: TokenRows, num_neighbors: int, n_out: int) -> TokenIndices:
     """Cluster float32 tokens; clusters in the order of their centers.
 
-    neighbors: number of nearest tokens, the token itself included
+    num_neighbors: nearest tokens, the token itself included
     Returns every token's cluster number.
     """
     # A token's density is exp(- mean squared distance to its nearest tokens). Centers
     # are the `n_out` tokens with the highest product of density and distance to the
     # nearest denser token.
     mean_squares = squared_distances(x) / x.shape[-1]
-    is_near = mark_smallest(mean_squares, neighbors)
+    is_near = mark_smallest(mean_squares, num_neighbors)
     # The density's logarithm: the density itself would be 0 for all distant tokens.
-    log_density = -jnp.sum(jnp.where(is_near, mean_squares, 0), axis=-1) / neighbors
+    log_density = -jnp.sum(jnp.where(is_near, mean_squares, 0), axis=-1) / num_neighbors
     distance = jnp.sqrt(mean_squares)
     is_denser = log_density[:, None, :] > log_density[:, :, None]
     max_distance = jnp.max(distance, axis=(1, 2))
@@ -59,8 +59,8 @@ class DensityPeaks(Reducer):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
-        neighbors = min(self.neighbors, counts.n_in)
-        slot_of_token = cluster_by_density(x, neighbors, counts.n_out)
+        num_neighbors = min(self.neighbors, counts.n_in)
+        slot_of_token = cluster_by_density(x, num_neighbors, counts.n_out)
         return Assignment(slot_of_token, n_out=counts.n_out, by_size=False)
 
 

@@ -30,8 +30,7 @@ from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs
 
 SHARING_PARTNERS = 3  # most partners that share a token in training
-# Of the soft choice; the authors divide similarities by it twice.
-CHOICE_TEMPERATURE = 0.1
+CHOICE_TEMPERATURE = 0.1  # of the soft choice
 TINY_SIZE = 1e-12  # attention size of a token merged away; 0 would have no logarithm
 
 
@@ -46,6 +45,7 @@ def choose_softly(
     # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
     # The more of a row is chosen already, the less the row counts.
     is_candidate = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
+    # The authors divide similarities by the temperature twice.
     logits = jnp.where(is_candidate, similarity, 0) / (
         CHOICE_TEMPERATURE * CHOICE_TEMPERATURE
     )

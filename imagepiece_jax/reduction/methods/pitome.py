@@ -41,8 +41,10 @@ class ByEnergy(Ranking):
             num_joining = None  # all of side A
         side_a = invert_order(ranks, np.arange(0, num_compared, 2))
         side_b = invert_order(ranks, np.arange(1, num_compared, 2))
-        pairs = join_most_similar(metric, side_a, side_b, num_joining)
-        return merge_in_place(*pairs, counts)
+        absorbed_tokens, partner_tokens = join_most_similar(
+            metric, side_a, side_b, num_joining
+        )
+        return merge_in_place(absorbed_tokens, partner_tokens, counts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,9 +43,11 @@ class Selector(nn.Module, MaskingReducer):
         head_dim = dim // inputs.num_heads
         head_features = inputs.x.reshape(batch, n, inputs.num_heads, head_dim)
         # Log probabilities from the heads' features, [B, n, H, 2].
-        scores = token_selector.KeepScores(name="scores")(head_features, inputs.mask)
+        head_scores = token_selector.KeepScores(name="scores")(
+            head_features, inputs.mask
+        )
         head_weights = self._weigh_heads(head_features)[..., None]
-        probability = jnp.sum(head_weights * jnp.exp(scores), axis=2)[..., 0]
+        probability = jnp.sum(head_weights * jnp.exp(head_scores), axis=2)[..., 0]
         num_packages = counts.stage - 1  # of earlier steps; they are the last tokens
         is_package = (jnp.arange(n) >= n - num_packages)[None]
         if counts.n_out < counts.n_in:  # else masked training, where no token leaves
@@ -53,8 +55,8 @@ class Selector(nn.Module, MaskingReducer):
             is_kept = rank_tokens(score) < counts.n_out - 1
             weight = package_weights(probability, ~is_kept)
             return keep_and_sum(is_kept, weight, counts.n_out)
-        scores = jnp.sum(head_weights * scores, axis=2)
-        keep = token_selector.draw_mask(scores, inputs.mask, inputs.rng)
+        token_scores = jnp.sum(head_weights * head_scores, axis=2)
+        keep = token_selector.draw_mask(token_scores, inputs.mask, inputs.rng)
         keep = jnp.where(is_package, 1.0, keep)
         mask_before = inputs.mask
         if mask_before is None:
@@ -70,10 +72,10 @@ class Selector(nn.Module, MaskingReducer):
         """Head weights from the heads' mean features, with sum 1."""
         num_heads = head_features.shape[2]
         make_dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
-        votes = jnp.mean(head_features, axis=-1, dtype=jnp.float32)
-        votes = make_dense(max(1, num_heads // 2), name="vote_in")(votes)
-        votes = nn.gelu(votes, approximate=False)
-        votes = make_dense(num_heads, name="vote_out")(votes)
+        head_means = jnp.mean(head_features, axis=-1, dtype=jnp.float32)
+        hidden = make_dense(max(1, num_heads // 2), name="vote_in")(head_means)
+        hidden = nn.gelu(hidden, approximate=False)
+        votes = make_dense(num_heads, name="vote_out")(hidden)
         # sigmoid(v) / sum sigmoid(v) of votes v, even where all sigmoids underflow
         return jax.nn.softmax(jax.nn.log_sigmoid(votes))
 
@@ -142,6 +144,7 @@ class SPViT(LearnedSelection):
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         block_rates = zip(self.blocks, self.keep_rates, strict=True)
         if self.counts is not None:
+            # The counts replace the rates.
             block_rates = [(block, 0.0) for block in range(model.depth)]
         steps = []
         for block, rate in block_rates:

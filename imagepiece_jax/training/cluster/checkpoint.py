@@ -118,7 +118,7 @@ class Checkpoints:
     def save(
         self, step: int, state: PyTree, metadata: dict, kind: str = "latest"
     ) -> None:
-        """Start saving a state and its JSON metadata; return when it may change again."""
+        """Start saving a state and JSON metadata; return when both may change again."""
         if not parallel.is_main():
             return
         arrays = _name_arrays(state)
@@ -139,7 +139,7 @@ class Checkpoints:
             writer.save(step, arrays, checksums.seal_metadata(arrays, metadata))
 
     def replace_metadata(self, step: int, state: PyTree, metadata: dict) -> None:
-        """Replace a "latest" step's `metadata`; its state on disk is already the same."""
+        """Replace a "latest" step's metadata; its state on disk is already the same."""
         # A kill leaves the old or the new metadata. `save` would remove the step first.
         if parallel.is_main():
             item = checksums.seal_metadata(_name_arrays(state), metadata)
@@ -210,7 +210,10 @@ class Checkpoints:
 def _accept_table(
     abstract_leaves: dict[str, Any], folder: pathlib.Path, table: dict[str, list]
 ) -> dict[str, list]:
-    """Return a checkpoint's array table; InputError where `abstract_leaves` differ."""
+    """Return a checkpoint's array table; InputError where `abstract_leaves` differ.
+
+    table: {name: [dtype, shape, CRC32]}
+    """
     model_types = {n: f"{x.dtype} {[*x.shape]}" for n, x in abstract_leaves.items()}
     saved_types = {name: f"{entry[0]} {entry[1]}" for name, entry in table.items()}
     for name, model_type, saved_type in list_differences(model_types, saved_types):
