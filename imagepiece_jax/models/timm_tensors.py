@@ -124,7 +124,7 @@ def drop_foreign_selectors(
         k: v for k, v in selector_tensors.items() if k.startswith(name_prefixes)
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
-    missing_selectors = []
+    missing_selectors = []  # also of other shapes
     for selector, name_prefix in zip(selectors, name_prefixes, strict=True):
         selector_shapes = {
             name: shapes[name] for name in shapes if name.startswith(name_prefix)

@@ -253,7 +253,7 @@ class ViT(nn.Module):
             head_vector = self._mean_token(head_tokens, state)
         elif pool is not None:
             head_vector = pool(head_tokens, state)
-        else:
+        else:  # no pool: a vector per token
             head_vector = head_tokens
         if arch.fc_norm:
             head_vector = self._make_norm("fc_norm")(head_vector)

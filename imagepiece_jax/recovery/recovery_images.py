@@ -61,8 +61,8 @@ def split_images(
     digest_starts = range(0, len(known_digests), DIGEST_DIGITS)
     known_digest_list = [known_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
     known_scenes = scene_of_image[np.isin(digests, known_digest_list)]
-    new_scenes = scene_of_image[~np.isin(scene_of_image, known_scenes)]
-    held_out_scenes = choose_scenes(new_scenes, num_held_out)
+    new_scene_of_image = scene_of_image[~np.isin(scene_of_image, known_scenes)]
+    held_out_scenes = choose_scenes(new_scene_of_image, num_held_out)
     is_held_out = np.isin(scene_of_image, held_out_scenes)
     num_scenes = len(held_out_scenes)
     if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:

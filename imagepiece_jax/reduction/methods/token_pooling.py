@@ -48,10 +48,10 @@ class KMedoids(Ranking):
             cost = cost.sum(axis=-1)
             own_cost = cost[:, :, None]
             other_cost = cost[:, None, :]
-            is_better = other_cost < own_cost
-            is_better |= (other_cost == own_cost) & is_earlier
-            is_medoid = ~jnp.any(in_same_cluster & is_better, axis=-1)
-        # Slots are in the order of the medoids.
+            is_other_better = other_cost < own_cost
+            is_other_better |= (other_cost == own_cost) & is_earlier
+            is_medoid = ~jnp.any(in_same_cluster & is_other_better, axis=-1)
+        # Slots are in the order of the medoids, and have the medoids' features.
         medoid_slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
         slot_of_token = jnp.where(in_same_cluster, medoid_slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
         slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)

@@ -48,14 +48,14 @@ class RunProgress:
         self, step: int, metrics: dict, may_choose: bool = True
     ) -> "RunProgress":
         """Add an evaluation at `step`; `may_choose`: images may choose a checkpoint."""
-        best_metrics = self.best
+        best_evaluation = self.best
         # If the images may not choose, the last step is the best.
-        if metrics["acc1"] > best_metrics["acc1"] or not may_choose:
-            best_metrics = {"acc1": metrics["acc1"], "step": step}
+        if metrics["acc1"] > best_evaluation["acc1"] or not may_choose:
+            best_evaluation = {"acc1": metrics["acc1"], "step": step}
         # Times stay out, so that all runs of one config have equal checkpoints.
         last_metrics = {k: v for k, v in metrics.items() if k not in CLOCKED_METRICS}
         return dataclasses.replace(
-            self, best=best_metrics, last=last_metrics, evaluated=step
+            self, best=best_evaluation, last=last_metrics, evaluated=step
         )
 
     def resume_saved(
@@ -125,8 +125,8 @@ class Checkpoints:
         with self._report_failures(kind):
             if kind not in self._writers:
                 # Making a writer removes unfinished files of killed runs.
-                every = self._keep_every if kind == "latest" else 0
-                writer = orbax_files.StepWriter(self._root / kind, NUM_KEPT, every)
+                keep_every = self._keep_every if kind == "latest" else 0
+                writer = orbax_files.StepWriter(self._root / kind, NUM_KEPT, keep_every)
                 self._writers[kind] = writer
             writer = self._writers[kind]
             writer.wait()

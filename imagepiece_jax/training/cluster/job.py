@@ -144,12 +144,13 @@ def check_device_counts() -> None:
     device_counts = collections.Counter(d.process_index for d in jax.devices())
     low_process = min(device_counts, key=lambda process: device_counts[process])
     high_process = max(device_counts, key=lambda process: device_counts[process])
-    fewest = device_counts[low_process]
-    most = device_counts[high_process]
-    if fewest < most:
+    min_count = device_counts[low_process]
+    max_count = device_counts[high_process]
+    if min_count < max_count:
         raise InputError(
-            f"the number of devices is {fewest} on process {low_process}, but {most} "
-            f"on process {high_process}; all processes of a run need the same"
+            f"the number of devices is {min_count} on process {low_process}, but "
+            f"{max_count} on process {high_process}; all processes of a run need the "
+            "same"
         )
 
 
