@@ -5,6 +5,7 @@ A reducer reads `ReducerInputs` and `StepCounts`. It returns an `Assignment`, a
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,8 @@ class Ranking(Reducer):
             if inputs.mask is not None:
                 live_mask = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
-            score = uniqueness_scores(inputs.key, margin, live_mask)
+            key: Any = inputs.key  # in `needed_inputs`
+            score = uniqueness_scores(key, margin, live_mask)
         else:
             score = getattr(inputs, SCORES[self.score])
         if inputs.mask is None:

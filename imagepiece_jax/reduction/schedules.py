@@ -69,17 +69,14 @@ def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[fl
     counts: image tokens after the blocks, interpolated for another depth
     ratio: see `powered_shares`
     """
-    known_counts = [DEIT_PATCHES, *counts]
+    points = [DEIT_PATCHES, *counts]
     shares = []
     for block in range(depth):
         position = (block + 1) * len(counts) / depth
-        lower_index = min(math.floor(position), len(counts) - 1)
-        fraction = position - lower_index
-        count = (
-            known_counts[lower_index] * (1 - fraction)
-            + known_counts[lower_index + 1] * fraction
-        )
-        shares.append(count / known_counts[0])
+        lower = min(math.floor(position), len(counts) - 1)
+        fraction = position - lower
+        count = points[lower] * (1 - fraction) + points[lower + 1] * fraction
+        shares.append(count / points[0])
     return powered_shares(shares, ratio)
 
 

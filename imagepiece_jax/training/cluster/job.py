@@ -144,13 +144,12 @@ def check_device_counts() -> None:
     device_counts = collections.Counter(d.process_index for d in jax.devices())
     low_process = min(device_counts, key=lambda process: device_counts[process])
     high_process = max(device_counts, key=lambda process: device_counts[process])
-    min_count = device_counts[low_process]
-    max_count = device_counts[high_process]
-    if min_count < max_count:
+    fewest = device_counts[low_process]
+    most = device_counts[high_process]
+    if fewest < most:
         raise InputError(
-            f"the number of devices is {min_count} on process {low_process}, but "
-            f"{max_count} on process {high_process}; all processes of a run need the "
-            "same"
+            f"the number of devices is {fewest} on process {low_process}, but {most} "
+            f"on process {high_process}; all processes of a run need the same"
         )
 
 
@@ -178,7 +177,7 @@ def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) 
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flatten_fields(config)
     shared_fields = {f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS}
-    class_names_json = json.dumps(data.train.class_names)
+    names_checksum = zlib.crc32(json.dumps(data.train.class_names).encode())
     parallel.check_same_values(
         {
             "dry_run": dry_run,
@@ -186,9 +185,7 @@ def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) 
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
             "the count of training and validation images": data.image_counts,
-            "the checksum of the names of the classes": zlib.crc32(
-                class_names_json.encode()
-            ),
+            "the checksum of the names of the classes": names_checksum,
         }
     )
 
