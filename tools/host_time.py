@@ -126,4 +126,4 @@ def program_calls(program, former=False):
 
 
 if __name__ == "__main__":
-    cli.run_command(main, compiles=False)
+    cli.run_command(main, keeps_programs=False)

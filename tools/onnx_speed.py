@@ -214,4 +214,4 @@ def _timm_call(size, images):
 
 
 if __name__ == "__main__":
-    cli.run_command(main, compiles=False)
+    cli.run_command(main, keeps_programs=False)

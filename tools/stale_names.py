@@ -1,4 +1,4 @@
-"""Names in backticks that exist nowhere: `make lint` runs this file.
+"""Names in backticks, and tests in parentheses, that exist nowhere, for `make lint`.
 
     python -m tools.stale_names
 
@@ -48,6 +48,7 @@ PATH = re.compile(
     r"|(?:imagepiece_jax|configs|docs|experiments|tests|tools)(?:/\w+)+)(?![\w.])"
 )
 IN_FILE = re.compile(r"`(\w+)`\s+(?:in|of)\s+`([\w/]+\.py)`")
+TEST = re.compile(r"\((test_\w+)\)")
 # An underscore, a dot, CamelCase or capitals; other words may be English.
 LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]|^[A-Z]{2,}$")
 
@@ -101,7 +102,7 @@ class KnownNames:
         parts[0] = ALIASES.get(parts[0], parts[0])
         try:
             pkgutil.resolve_name(".".join(parts))
-        except (ImportError, AttributeError):
+        except (ImportError, AttributeError, ValueError):  # `....a_b` is no name
             return False
         return True
 
@@ -178,6 +179,9 @@ def stale_names(text: str, suffix: str, known: KnownNames) -> Iterator[tuple[int
         line = text.count("\n", 0, quoted.start()) + 1
         for name in example_stale_names(quoted[1].replace("\n", " "), known):
             yield line, name
+    for found in TEST.finditer(text):
+        if not known.has_name(found[1]):
+            yield text.count("\n", 0, found.start()) + 1, found[1]
     for found in IN_FILE.finditer(text):
         name = f"{module_name(found[2])}.{found[1]}"
         if not known.has_name(name):

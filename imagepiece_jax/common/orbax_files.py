@@ -131,7 +131,7 @@ def _patient_event_loops() -> Iterator[None]:
     """Let new event loops close only after their tasks have ended."""
     # Orbax gives up at the first array that fails. Every later array would print "Event
     # loop is closed" and a traceback when it arrives, 13 of them for a file cut in half
-    # (test_a_run_that_fell_back_replaces_the_damaged_step).
+    # (test_a_damaged_step_is_skipped_and_replaced).
     previous_factory = asyncio.new_event_loop
     asyncio.new_event_loop = _PatientEventLoop  # policies leave with Python 3.16
     try:

@@ -268,7 +268,7 @@ class _ModelPass:
         metric_sums: PyTree,
         image_metrics: PyTree,
     ) -> None:
-        """Add a batch's results; positions: its index and mask, by name."""
+        """Add a batch's results, with its index and mask by name."""
         host_sums = parallel.unreplicate(metric_sums)
         for name in self.metric_sums:
             self.metric_sums[name] += float(host_sums[name])

@@ -22,12 +22,12 @@ REQUIRED_FACTS = {"input", "output", "preprocessing"}  # every program has these
 
 
 def facts_file(graph_file: str | os.PathLike) -> pathlib.Path:
-    """Path of the JSON file beside the program in file `out`."""
+    """Path of the JSON file beside the program in `graph_file`."""
     return pathlib.Path(f"{graph_file}.json")
 
 
 def read_facts(graph_file: str | os.PathLike) -> dict[str, Any]:
-    """Read the facts about the program in file `out`; {} if they are unreadable."""
+    """Read the facts about the program in `graph_file`; {} if they are unreadable."""
     try:
         return read_json(facts_file(graph_file))
     except (InputError, OSError):
@@ -35,12 +35,12 @@ def read_facts(graph_file: str | os.PathLike) -> dict[str, Any]:
 
 
 def is_export(graph_file: str | os.PathLike) -> bool:
-    """Whether the JSON beside file `out` is a program's."""
+    """Whether the JSON beside `graph_file` is a program's."""
     return REQUIRED_FACTS <= {*read_facts(graph_file)}
 
 
 def read_program_facts(graph_file: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Read the facts about the program in file `out`, which export wrote with it.
+    """Read the facts about the program in `graph_file`, which export wrote with it.
 
     kind: of the file, for messages
     Raises InputError for a file without such facts, or with another program's.
@@ -62,7 +62,7 @@ def read_program_facts(graph_file: str | os.PathLike, kind: str) -> dict[str, An
 def write_program_facts(
     graph_file: str | os.PathLike, facts: Mapping[str, Any]
 ) -> None:
-    """Write the facts about the program in file `out`, with its digest."""
+    """Write the facts about the program in `graph_file`, with its digest."""
     write_json(facts_file(graph_file), {**facts, "digest": graph_digest(graph_file)})
 
 

@@ -64,9 +64,8 @@ class _Repository:
     # Why not `huggingface_hub.snapshot_download` (2.4)? Without a network it returns a
     # folder that lacks files if another program, such as timm, filled the cache. A
     # model without its preprocessor_config.json would then silently get another mean
-    # and std (test_a_cache_that_does_not_say_whether_there_is_a_file). It also cannot
-    # choose one of several weights files
-    # (test_only_the_files_that_are_needed_are_fetched).
+    # and std (test_a_cache_must_know_whether_the_hub_has_a_file). It also cannot choose
+    # one of several weights files (test_only_needed_files_are_fetched).
 
     def __init__(self, hub_id: str, name: str, revision: str | None) -> None:
         self._hub_id = hub_id

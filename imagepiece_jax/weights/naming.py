@@ -27,9 +27,8 @@ class Naming:
     # One tensor name identifies a library: all its checkpoints have it. The text before
     # the name, such as "vision_model." or "backbone.", is the vision tower's prefix.
     mark: str
-    block_pattern: (
-        str  # pattern for the start of a block's names, with the block number
-    )
+    # pattern for the start of a block's names, with the block number
+    block_pattern: str
     # {pattern for a block's modules or tensors: timm's name}; "." matches only a dot
     block_names: dict[str, str]
     tower_names: Mapping[str, str]  # like `block_names`, for the rest of the tower

@@ -1,11 +1,23 @@
-"""Tools without a file of tests."""
+"""Tools without a file of tests, and how all commands among the tools start."""
 
 import importlib
 
 import pytest
+
+from tests.helpers.run_command import start
+
+COMMANDS = """
+compile_only drill gpu_speed host_time onnx_speed torch_baselines
+""".split()
 
 
 @pytest.mark.parametrize("name", ["public_models", "fixtures"])
 def test_tools_of_other_libraries_import(name):
     pytest.importorskip("timm")
     importlib.import_module(f"tools.{name}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_starts(name):
+    ended = start("-m", f"tools.{name}", "--help", imported=True)
+    assert (ended.status, ended.err) == (0, "") and "usage:" in ended.out, ended

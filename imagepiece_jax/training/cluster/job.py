@@ -64,7 +64,7 @@ def joined_cluster(
         return
     with contextlib.ExitStack() as stack:
         # JAX waits in C++ code, where Python's own handlers do not run
-        # (test_a_process_that_waits_for_the_others_ends_at_a_signal). Training replaces
+        # (test_a_process_waiting_for_others_ends_at_a_signal). Training replaces
         # the handlers by a StopRequest, which saves.
         stack.enter_context(ending_at_once())
         stack.enter_context(_explain_process_loss())
