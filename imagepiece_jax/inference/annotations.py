@@ -29,22 +29,22 @@ def read_annotations(
     """
     all_paths = []  # also those that a subset leaves out
     if isinstance(source, FileSource):  # others may decode an image for its name
-        for file in source.files:
-            path = os.path.join(source.root, os.fsdecode(file))
+        for image_file in source.files:
+            path = os.path.join(source.root, os.fsdecode(image_file))
             all_paths.append(os.path.abspath(path))
     paths = [all_paths[index] for index in source.indices] if all_paths else []
     prefix_length = os.path.commonprefix(paths).rfind("/") + 1
-    folders = [path[prefix_length:].split("/")[:-1] for path in paths]
+    folder_lists = [path[prefix_length:].split("/")[:-1] for path in paths]
     annotations = Annotations()
     if source.labels is not None and source.labels.min() >= 0:
         annotations = Annotations(source.labels[np.asarray(source.indices)])
-    elif folders and all(folders):
-        annotations = Annotations(np.array([each[0] for each in folders]))
+    elif folder_lists and all(folder_lists):
+        annotations = Annotations(np.array([folders[0] for folders in folder_lists]))
     if texts_file is not None:
-        file = os.path.expanduser(texts_file)
-        vectors, file_of_text = _read_texts(vit, file, all_paths)
-        new_index = {index: i for i, index in enumerate(source.indices)}
-        image_of_text = np.array([new_index.get(index, -1) for index in file_of_text])
+        texts_path = os.path.expanduser(texts_file)
+        vectors, path_indices = _read_texts(vit, texts_path, all_paths)
+        image_of_path = {index: image for image, index in enumerate(source.indices)}
+        image_of_text = np.array([image_of_path.get(i, -1) for i in path_indices])
         if num_foreign := np.sum(image_of_text < 0):
             notes.info(
                 f"note: {num_foreign} of {len(vectors)} texts describe none of "

@@ -204,8 +204,8 @@ def nearest_images(
     for start in range(0, len(queries), IMAGES_PER_BLOCK):
         cosines = queries[start : start + IMAGES_PER_BLOCK] @ candidates.T
         np.fill_diagonal(cosines[:, start:], -np.inf)
-        order = np.argsort(-cosines, axis=1, kind="stable")
-        neighbor_blocks.append(order[:, :NUM_NEIGHBORS])
+        nearest_order = np.argsort(-cosines, axis=1, kind="stable")
+        neighbor_blocks.append(nearest_order[:, :NUM_NEIGHBORS])
     return np.concatenate(neighbor_blocks)
 
 
@@ -229,18 +229,18 @@ def text_recall(
 
     rows: unit rows; zeros are never found
     """
-    hits = np.zeros(len(text_vectors))
+    recalls = np.zeros(len(text_vectors))
     for start in range(0, len(text_vectors), IMAGES_PER_BLOCK):
         block = slice(start, start + IMAGES_PER_BLOCK)
         cosines = unit_rows(text_vectors[block]) @ rows.T
         own_cosine = np.take_along_axis(cosines, image_of_text[block, None], axis=1)
-        # Equal images are ahead.
+        # Images as similar as the text's own are ahead.
         num_ahead = np.count_nonzero(cosines >= own_cosine, axis=1) - 1
-        hits[block] = np.mean(num_ahead[:, None] < RECALL_RANKS, axis=1)
+        recalls[block] = np.mean(num_ahead[:, None] < RECALL_RANKS, axis=1)
     is_zero = np.count_nonzero(rows, axis=1) == 0
-    hits[is_zero[image_of_text]] = 0
-    _, described_images = np.unique(image_of_text, return_inverse=True)
-    return 100 * np.bincount(described_images, hits) / np.bincount(described_images)
+    recalls[is_zero[image_of_text]] = 0
+    _, described_index = np.unique(image_of_text, return_inverse=True)
+    return 100 * np.bincount(described_index, recalls) / np.bincount(described_index)
 
 
 def voted_classes(
@@ -289,12 +289,12 @@ def fidelity_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
 def compress_images(
     pixels: UInt8[np.ndarray, "images height width 3"],
 ) -> UInt8[np.ndarray, "images height width 3"]:
-    """Images through JPEG files of JPEG_QUALITY."""
+    """Compress images to JPEG files of JPEG_QUALITY, and decode them."""
     decoded_images = []
     for image in pixels:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY)
-        decoded_images.append(np.asarray(Image.open(file)))
+        jpeg_file = io.BytesIO()
+        Image.fromarray(image).save(jpeg_file, "JPEG", quality=JPEG_QUALITY)
+        decoded_images.append(np.asarray(Image.open(jpeg_file)))
     return np.stack(decoded_images)
 
 

@@ -34,7 +34,7 @@ from imagepiece_jax.models.record import model_record
 from imagepiece_jax.models.vit import ViT, final_norm
 
 STORAGE_DTYPES = ("float16", "float32")
-COMPARED_PHOTOGRAPHS = 256  # for the comparison with the dense model
+NUM_COMPARED = 256  # photographs for the comparison with the dense model
 
 
 class WrittenFeatures(NamedTuple):
@@ -159,10 +159,10 @@ class Extractor:
         model = optimize.with_device_attention(vit.model, device, attention)
         model, weights = optimize.fold_and_cast(model, vit.variables, device)
         compute_arrays = functools.partial(_compute_arrays, model, tuple(array_names))
-        image = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
-        outputs = jax.eval_shape(compute_arrays, weights, image)
+        image_spec = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), jnp.uint8)
+        output_specs = jax.eval_shape(compute_arrays, weights, image_spec)
         # Shapes of one row.
-        self.shapes = {name: outputs[name].shape[1:] for name in array_names}
+        self.shapes = {name: output_specs[name].shape[1:] for name in array_names}
         self.model = model  # with a folded stem
         self._program = parallel.pmap(compute_arrays, program_name="features")
         self._weights = parallel.replicate(weights)
@@ -204,13 +204,13 @@ def _compare_with_dense(
     sample = photographs
     if annotations.image_of_text is not None:
         sample = photographs.subset(np.unique(annotations.image_of_text))
-    sample = sample.evenly_spaced(COMPARED_PHOTOGRAPHS)
+    sample = sample.evenly_spaced(NUM_COMPARED)
     dense_extractor = Extractor(vit.with_reduction(None), [array_name])
     extractors = {"dense": dense_extractor, vit.label: extractor}
     batches = Batches(
         source=sample, transform=vit.preprocessing, batch_size=batch_size, strict=False
     )
-    vectors, indices = _collect_vectors(
+    vectors_by_label, indices = _collect_vectors(
         extractors, array_name, batches.read_batches(threads)
     )
     if not indices:
@@ -218,9 +218,9 @@ def _compare_with_dense(
     annotations = annotations.select_images(
         np.asarray(sample.indices)[indices].tolist()
     )
-    fidelities = measure_fidelities(vectors, False, annotations)
-    unit_vectors = unit_rows(vectors[vit.label])
-    cosines = np.sum(unit_vectors * unit_rows(vectors["dense"]), axis=1)
+    fidelities = measure_fidelities(vectors_by_label, False, annotations)
+    unit_vectors = unit_rows(vectors_by_label[vit.label])
+    cosines = np.sum(unit_vectors * unit_rows(vectors_by_label["dense"]), axis=1)
     table_rows = [
         {"vectors": name, **fidelity_cells(fidelities[name])} for name in fidelities
     ]
@@ -255,14 +255,14 @@ def _collect_vectors(
 
 def _extract_ahead(extractor: Extractor, batches: Iterable[dict]) -> Iterator[tuple]:
     """Yield (batch, arrays) while the devices compute the next batch."""
-    pending_batch = None
+    pending_pair = None
     for batch in batches:
         arrays = extractor(batch["image"][0])
-        if pending_batch is not None:
-            yield pending_batch
-        pending_batch = batch, arrays
-    if pending_batch is not None:
-        yield pending_batch
+        if pending_pair is not None:
+            yield pending_pair
+        pending_pair = batch, arrays
+    if pending_pair is not None:
+        yield pending_pair
 
 
 def _append_batch(
@@ -272,24 +272,27 @@ def _append_batch(
     arrays: Mapping[str, jax.Array],
     progress: ProgressBar,
 ) -> None:
-    """Append a batch's rows; a damaged photograph's row is NaN."""
+    """Append a batch's rows; a damaged photograph's row is NaN.
+
+    arrays: from `Extractor`, [devices, images per device, ..]
+    """
     indices = batch["index"][0]
-    indices = indices[indices < len(source)]
-    paths = [source.image_name(index) for index in indices]
+    indices = indices[indices < len(source)]  # the last batch is padded
+    image_names = [source.image_name(index) for index in indices]
     reasons = {}  # by row
-    for row in np.flatnonzero(batch["mask"][0, : len(paths)] == 0).tolist():
-        reasons[row] = f"cannot be read ({source.unreadable[paths[row]]})"
+    for row in np.flatnonzero(batch["mask"][0, : len(image_names)] == 0).tolist():
+        reasons[row] = f"cannot be read ({source.unreadable[image_names[row]]})"
     array_rows = {}
     dtype = folder.dtype
     for name, array in parallel.local_rows(arrays).items():
-        array = array.reshape(-1, *array.shape[2:])[: len(paths)]
+        array = array.reshape(-1, *array.shape[2:])[: len(image_names)]
         with np.errstate(over="ignore"):
             array_rows[name] = array.astype(dtype)
         is_finite = np.isfinite(array_rows[name]).all(axis=tuple(range(1, array.ndim)))
         for row in np.flatnonzero(~is_finite).tolist():
             reasons.setdefault(row, f"has {name} beyond the numbers of {dtype}")
     for row, reason in sorted(reasons.items()):
-        progress.log_line(f"{paths[row]} {reason}: its row is NaN")
+        progress.log_line(f"{image_names[row]} {reason}: its row is NaN")
         for array in array_rows.values():
             array[row] = np.nan
     file_indices = source.indices[indices]
@@ -297,4 +300,4 @@ def _append_batch(
     for row, file_index in enumerate(file_indices.tolist()):
         records.append(source.records.pop(file_index)._replace(reason=reasons.get(row)))
     folder.append_rows(file_indices, array_rows, records)
-    progress.update(len(paths))
+    progress.update(len(image_names))

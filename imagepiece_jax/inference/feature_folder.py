@@ -45,17 +45,17 @@ STAT_THREADS = 16  # for looking at files, which is slow over a network
 
 @contextlib.contextmanager
 def open_feature_folder(
-    path: str | os.PathLike, *contents: Any
+    path: str | os.PathLike, *folder_arguments: Any
 ) -> Iterator["FeatureFolder"]:
     """Open a FeatureFolder and lock it against other processes.
 
-    contents: FeatureFolder's arguments after `path`
+    folder_arguments: FeatureFolder's arguments after `path`
     Raises InputError for a folder in use, or with other settings.
     """
     path = pathlib.Path(path)
     check_feature_folder(path)
     with files.locked_folder("folder", path):
-        folder = FeatureFolder(path, *contents)
+        folder = FeatureFolder(path, *folder_arguments)
         try:
             yield folder
         finally:
@@ -132,7 +132,7 @@ class FeatureFolder:
         # A file with an unchanged path, size and times is not read. Any other file is
         # read if some row has its size, and keeps the row with equal bytes: a moved or
         # copied file.
-        row_of_file: dict[tuple, int] = {}  # by the file's state, and by its content
+        row_of_file: dict[tuple, int] = {}  # by file_state, and by content
         for row, record in enumerate(row_records):
             if record.digest:
                 row_of_file[record.file_state] = row_of_file[record.content] = row
@@ -154,12 +154,12 @@ class FeatureFolder:
             return row, record._replace(digest=digest, reason=reason)
 
         with ThreadPool(STAT_THREADS) as pool:
-            found_rows = pool.map(find_row, self._paths)
-        self._path_rows = np.array([row for row, _ in found_rows], np.int64)
-        self._records = [record for _, record in found_rows]
-        # Indices of photographs without a row yet, and the number of unused rows.
+            found_pairs = pool.map(find_row, self._paths)
+        self._path_rows = np.array([row for row, _ in found_pairs], np.int64)
+        self._records = [record for _, record in found_pairs]
+        # Indices of photographs without a row, and the number of rows to leave out.
         self.missing_indices = np.flatnonzero(self._path_rows < 0)
-        kept_rows = {row for row, _ in found_rows if 0 <= row < self._first_new_row}
+        kept_rows = {row for row, _ in found_pairs if 0 <= row < self._first_new_row}
         self.num_removed = self._first_new_row - len(kept_rows)
 
     def _start_new_folder(self, records: Sequence[FileRecord]) -> None:
@@ -239,13 +239,13 @@ class FeatureFolder:
         self.flush_rows()
         new_rows = np.arange(self._first_new_row, self._end_row)
         if np.array_equal(self._path_rows, new_rows):
-            self._write_lists(self._new_folder)
+            self._write_text_files(self._new_folder)
             os.rename(self._new_folder, self.path / COMPLETE_FOLDER)
         else:
             with files.replacement_folder(self.path / COMPLETE_FOLDER) as folder:
                 if not np.array_equal(self._path_rows, np.arange(self._first_new_row)):
                     self._copy_rows(folder)
-                self._write_lists(folder)
+                self._write_text_files(folder)
         self._replace_earlier_files()
         shutil.rmtree(self._new_folder, ignore_errors=True)
 
@@ -262,7 +262,7 @@ class FeatureFolder:
                         new_row = row - self._first_new_row
                         file.write(new_arrays[name][new_row].tobytes())
 
-    def _write_lists(self, folder: pathlib.Path) -> None:
+    def _write_text_files(self, folder: pathlib.Path) -> None:
         """Write paths.txt, damaged.csv, files.jsonl and info.json."""
         csv_file = io.StringIO(newline="")
         csv_writer = csv.writer(csv_file, lineterminator="\n")
@@ -279,15 +279,15 @@ class FeatureFolder:
         """Move `.complete`'s files, if there are any, into the folder itself."""
         # paths.txt is absent meanwhile and moves last, so no reader takes a row for
         # another photograph's.
-        complete_set = self.path / COMPLETE_FOLDER
-        if not complete_set.exists():
+        complete_folder = self.path / COMPLETE_FOLDER
+        if not complete_folder.exists():
             return
-        if (complete_set / PATHS_FILE).exists():
+        if (complete_folder / PATHS_FILE).exists():
             (self.path / PATHS_FILE).unlink(missing_ok=True)
-        file_names = {file.name for file in complete_set.iterdir()}
+        file_names = {file.name for file in complete_folder.iterdir()}
         for name in sorted(file_names, key=lambda name: name == PATHS_FILE):
-            os.replace(complete_set / name, self.path / name)
-        complete_set.rmdir()
+            os.replace(complete_folder / name, self.path / name)
+        complete_folder.rmdir()
 
 
 def check_feature_folder(path: pathlib.Path) -> None:

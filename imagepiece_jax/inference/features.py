@@ -100,8 +100,8 @@ def features(
         variables = vit.device_variables
     # Only a setting's first call compiles; later calls just start the program.
     with announced_work("compiling the features"):
-        map_options = (blocks, norm, reshape, fill)
-        return _extract_features(variables, images, model, map_options)
+        extract_options = (blocks, norm, reshape, fill)
+        return _extract_features(variables, images, model, extract_options)
 
 
 def _list_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:

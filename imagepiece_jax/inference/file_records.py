@@ -40,7 +40,7 @@ class FileRecord(NamedTuple):
         """Parse a line of JSON."""
         try:
             record = cls(*json.loads(line))
-            hash(record)
+            hash(record)  # a list among the fields raises TypeError
         except (TypeError, ValueError):
             # Somebody edited the line. This record matches no file.
             return cls("", *UNKNOWN_STATUS)

@@ -139,8 +139,9 @@ class Program:
         batch, height, width, _ = self.input_spec.shape
         dtype = self.input_spec.dtype
         model = self.model
+        dtype_text = str(dtype)
         if dtype == jnp.uint8:
-            dtype = f"{dtype} (less {model.config.mean}, over {model.config.std})"
+            dtype_text = f"{dtype} (less {model.config.mean}, over {model.config.std})"
         gelu_text = f"{model.config.arch.gelu} GELU"
         if not model.config.arch.has_gelu:
             gelu_text = "no GELU"
@@ -153,8 +154,8 @@ class Program:
         working_megabytes = self.memory.temp_size_in_bytes / 1e6
         option_texts = [f"{name}={value}" for name, value in self.options.items()]
         return (
-            f"{counted_noun(batch, 'image')} of {size_text((height, width))}, {dtype}, "
-            f"on {self.device}\n"
+            f"{counted_noun(batch, 'image')} of {size_text((height, width))}, "
+            f"{dtype_text}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
             "computed\n"
@@ -191,8 +192,8 @@ def find_device(device: jax.Device | str) -> jax.Device:
     platform, _, index = str(device).lower().partition(":")
     with contextlib.suppress(RuntimeError, IndexError, ValueError):
         return jax.local_devices(backend=platform or "none")[int(index or 0)]
-    devices = *jax.local_devices(), *jax.devices("cpu")
-    platforms = sorted({device.platform for device in devices})
+    known_devices = *jax.local_devices(), *jax.devices("cpu")
+    platforms = sorted({known_device.platform for known_device in known_devices})
     raise InputError(
         f"device is {device!r}; it must be a jax.Device, or a platform of this "
         f"process: {', '.join(platforms)}"
@@ -412,12 +413,12 @@ def fold_and_cast(
     # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
-        joined_pixels = count_joined_pixels(model, device) if device else 1
+        num_joined_pixels = count_joined_pixels(model, device) if device else 1
         batch_stats = variables.get("batch_stats", {}).get("patch_embed", {})
         params["patch_embed"] = folded_stem.fold_stem(
-            params["patch_embed"], batch_stats, stems.NORM_EPSILON, joined_pixels
+            params["patch_embed"], batch_stats, stems.NORM_EPSILON, num_joined_pixels
         )
-        model = model.with_execution(folded=joined_pixels)
+        model = model.with_execution(folded=num_joined_pixels)
 
     def cast_param(path: tuple, param: Any) -> jax.Array:
         part = path[0].key if len(path) > 1 else "patch_embed"

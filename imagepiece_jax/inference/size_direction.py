@@ -136,8 +136,8 @@ def fold_sizes(
         direction = directions[index]
         if index not in blocks:
             direction = np.zeros_like(direction)
-        name = f"blocks_{index}"
-        attention_params = remove_size_directions(params[name]["attn"], direction)
-        params[name] = {**params[name], "attn": attention_params}
+        block_name = f"blocks_{index}"
+        attention_params = remove_size_directions(params[block_name]["attn"], direction)
+        params[block_name] = {**params[block_name], "attn": attention_params}
     model = model.with_execution(size_encoding="direction")
     return model, {**variables, "params": params}

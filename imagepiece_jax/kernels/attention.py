@@ -152,6 +152,7 @@ def _fused_attention(
     if length is not None and length != padded_length:
         key = _without_padding_gradient(key, length)
         value = _without_padding_gradient(value, length)
+        # Padding attends, too, which keeps its outputs finite.
         query_lengths = jnp.full((batch,), padded_length, jnp.int32)
         key_lengths = jnp.full((batch,), length, jnp.int32)
     bias = None

@@ -36,9 +36,9 @@ def mean_attention(
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
     # A GPU computes a whole softmax in one kernel if tokens are the innermost axis.
-    by_head = logits.transpose(0, 2, 1)
-    by_head = with_layout_constraint(by_head, Layout((0, 1, 2)))
-    return jnp.mean(jax.nn.softmax(by_head, axis=-1), axis=1)
+    head_logits = logits.transpose(0, 2, 1)
+    head_logits = with_layout_constraint(head_logits, Layout((0, 1, 2)))
+    return jnp.mean(jax.nn.softmax(head_logits, axis=-1), axis=1)
 
 
 @onnx_op
@@ -69,7 +69,7 @@ def class_and_mean_queries(
 def attention_row(
     logits: HeadLogits, key_bias: TokenValues | None = None
 ) -> TokenValues:
-    """One query's attention, mean over heads."""
+    """One query's attention to the tokens, mean over heads."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
     if is_reference():
@@ -89,6 +89,7 @@ def log_sum_exp(logits: HeadLogits) -> Float[Array, "batch heads"]:
     logits = jnp.maximum(logits, LOWEST_LOGIT)
 
     def join(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Join two (maximum, sum of exp(logit - maximum))."""
         max_logit = jnp.maximum(a[0], b[0])
         exp_sum_a = a[1] * jnp.exp(a[0] - max_logit)
         exp_sum_b = b[1] * jnp.exp(b[0] - max_logit)

@@ -38,11 +38,12 @@ class FoldedStem(nn.Module):
             x = images.reshape(batch, height, width // p, channels * p)
             return make_convolution(self.embed_dim, (p, 1), (p, 1), name="proj")(x)
         # A GPU computes bias and ReLU in the convolution's kernel.
-        for i, width in enumerate(self.widths):
+        for i, out_channels in enumerate(self.widths):
             if i == 0 and self.pixels_per_position > 1:
-                x = self._convolve_joined(x, width)
+                x = self._convolve_joined(x, out_channels)
             else:
-                x = make_convolution(width, (3, 3), (2, 2), 1, name=f"conv_{i}")(x)
+                conv_fields = (out_channels, (3, 3), (2, 2), 1)
+                x = make_convolution(*conv_fields, name=f"conv_{i}")(x)
             x = nn.relu(x)
         return make_convolution(self.embed_dim, (1, 1), (1, 1), name="proj")(x)
 
@@ -50,11 +51,12 @@ class FoldedStem(nn.Module):
         self, x: PixelRows, out_channels: int
     ) -> Float[Array, "batch rows columns {out_channels}"]:
         """The first convolution, with the kernel of `join_pixels`."""
-        # Joining the pixels is a reshape without a copy.
-        pixels = self.pixels_per_position
+        # Two pixels give one result, and a position's results are channels until they
+        # are separated. Both reshapes need no copy.
+        num_pixels = self.pixels_per_position
         batch, height, width, channels = x.shape
-        x = x.reshape(batch, height, width // pixels, pixels * channels)
-        conv_fields = (pixels // 2 * out_channels, (3, 3), (2, 1), 1)
+        x = x.reshape(batch, height, width // num_pixels, num_pixels * channels)
+        conv_fields = (num_pixels // 2 * out_channels, (3, 3), (2, 1), 1)
         x = _Convolution(self.dtype, *conv_fields, name="conv_0")(x)
         return x.reshape(batch, height // 2, width // 2, out_channels)
 
@@ -126,8 +128,8 @@ def _fold_convolutions(
     float32_epsilon = jax.device_put(np.float32(epsilon))
     for norm_name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
         conv_name = norm_name.replace("norm", "conv")
-        scale = params[norm_name]["scale"]
-        scale = scale / jnp.sqrt(mean_and_variance["var"] + float32_epsilon)
+        norm_scale = params[norm_name]["scale"]
+        scale = norm_scale / jnp.sqrt(mean_and_variance["var"] + float32_epsilon)
         kernel = params[conv_name]["kernel"] * _broadcast_channels(scale)
         bias = params[norm_name]["bias"] - mean_and_variance["mean"] * scale
         folded_params[conv_name] = _convolution_params(kernel, bias)
@@ -143,27 +145,27 @@ def _fold_convolutions(
 def join_pixels(
     kernel: Float[Array, "out_channels 3 3 channels"],
     bias: Float[Array, " out_channels"],
-    pixels: int,
+    num_pixels: int,
 ) -> tuple[
-    Float[Array, "{pixels//2}*out_channels 3 3 {pixels}*channels"],
-    Float[Array, " {pixels//2}*out_channels"],
+    Float[Array, "{num_pixels//2}*out_channels 3 3 {num_pixels}*channels"],
+    Float[Array, " {num_pixels//2}*out_channels"],
 ]:
-    """Rewrite a stride-2 convolution to read `pixels` pixels of a row as one position.
+    """Rewrite a stride-2 convolution to read `num_pixels` of a row as one position.
 
     Returns (kernel, bias) for an even number of pixels.
     """
-    # A position has pixels / 2 results. A result reads three adjacent pixels; the first
-    # result starts at the last pixel of the position before. All other weights are 0,
+    # A position has num_pixels / 2 results. A result reads three adjacent pixels; the
+    # first starts at the last pixel of the position before. All other weights are 0,
     # even every weight of the position behind: the kernel covers it because equal
     # padding on both sides spares a copy of the images.
     out_channels, _, _, channels = kernel.shape
-    num_results = pixels // 2
-    shape = (num_results, out_channels, 3, 3 * pixels, channels)
+    num_results = num_pixels // 2
+    shape = (num_results, out_channels, 3, 3 * num_pixels, channels)
     wide_kernel = jnp.zeros(shape, kernel.dtype)
     for result in range(num_results):
-        start = pixels - 1 + 2 * result
+        start = num_pixels - 1 + 2 * result
         wide_kernel = wide_kernel.at[result, :, :, start : start + 3].set(kernel)
-    wide_kernel = wide_kernel.reshape(-1, 3, 3, pixels * channels)
+    wide_kernel = wide_kernel.reshape(-1, 3, 3, num_pixels * channels)
     return wide_kernel, jnp.tile(bias, num_results)
 
 

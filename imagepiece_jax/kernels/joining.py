@@ -67,34 +67,34 @@ def _find_first_largest(
 
 @onnx_op
 def distance_to_earlier(
-    similarity: Float[Array, "batch tokens tokens"], order: TokenIndices
+    similarity: Float[Array, "batch tokens tokens"], ranks: TokenIndices
 ) -> TokenValues:
-    """Subtract the highest similarity to a token earlier in an order from 1.
+    """Subtract the highest similarity to a token of lower rank from 1.
 
-    order: ranks from 0; the first token's distance is 2
+    ranks: from 0; the first token's distance is 2
     """
-    is_earlier = order[:, None, :] < order[:, :, None]
+    is_earlier = ranks[:, None, :] < ranks[:, :, None]
     return 1 - jnp.max(jnp.where(is_earlier, similarity, -1.0), axis=-1)
 
 
 @onnx_op
 def join_kept(
-    similarity: Float[Array, "batch tokens tokens"], order: TokenIndices, n_out: int
+    similarity: Float[Array, "batch tokens tokens"], ranks: TokenIndices, n_out: int
 ) -> tuple[TokenIndices, TokenValues]:
-    """Send every token to the most similar of the first `n_out` tokens in an order.
+    """Send every token to the most similar of the first `n_out` tokens by rank.
 
     similarity: from -1 to 1
-    order: ranks from 0; on a tie the first kept token wins
+    ranks: from 0; on a tie the first kept token wins
     Returns (slot, similarity to the token kept there). A kept token's slot is its rank,
     and its similarity 1.
     """
     # A kept token is its own partner, so the same pass finds its slot. A token that is
     # not kept is as dissimilar as NaN, so no token joins it.
-    is_itself = jnp.eye(order.shape[1], dtype=bool)[None]
-    is_kept = order < n_out
+    is_itself = jnp.eye(ranks.shape[1], dtype=bool)[None]
+    is_kept = ranks < n_out
     similarity = jnp.where(is_itself, 2.0, similarity)
     similarity = jnp.where(is_kept[:, None, :], similarity, -3.0)
-    slots = jnp.broadcast_to(order[:, None, :], similarity.shape)
+    slots = jnp.broadcast_to(ranks[:, None, :], similarity.shape)
     similarity = jnp.where(jnp.isnan(similarity), -3.0, similarity)
     if is_reference():
         best_similarity = jnp.max(similarity, axis=2)
@@ -108,46 +108,46 @@ def join_kept(
 
 def join_ranked(
     x: TokenRows,
-    order: TokenIndices,
+    ranks: TokenIndices,
     n_out: int,
     num_used: int,
     size: TokenValues,
     all_x: AllRows | None = None,
 ) -> tuple[TokenIndices, TokenValues, SlotIndex | None]:
-    """Keep the first `n_out` tokens in an order; the next up to `num_used` join them.
+    """Keep the first `n_out` tokens by rank; the next up to `num_used` join them.
 
     A joining token goes to the most similar kept token, and the rest is dropped.
 
-    order: ranks from 0
+    ranks: from 0
     size: attention sizes; a joining token's is multiplied by its cosine
     all_x: x behind the prefix; None: x alone
     Returns (slot_of_token, size, index).
     """
     if is_reference() or (is_fast(x) and num_used > n_out):
         # One product of all pairs gathers no tokens.
-        return *_join_by_all_pairs(x, order, n_out, num_used, size, all_x), None
-    ranked_tokens = invert_order(order, order.shape[1])
+        return *_join_by_all_pairs(x, ranks, n_out, num_used, size, all_x), None
+    ranked_tokens = invert_order(ranks, ranks.shape[1])
     kept_tokens = ranked_tokens[:, :n_out]
     joining_tokens = ranked_tokens[:, n_out:num_used]
     if num_used == n_out:  # no token merges, so arrays would be empty
-        slot_of_token = jnp.where(order < n_out, order, DROPPED)
+        slot_of_token = jnp.where(ranks < n_out, ranks, DROPPED)
         return slot_of_token, size, SlotIndex.one_token_each(kept_tokens)
-    return _join_gathered(x, order, kept_tokens, joining_tokens, size)
+    return _join_gathered(x, ranks, kept_tokens, joining_tokens, size)
 
 
 def _join_by_all_pairs(
     x: TokenRows,
-    order: TokenIndices,
+    ranks: TokenIndices,
     n_out: int,
     num_used: int,
     size: TokenValues,
     all_x: AllRows | None,
 ) -> tuple[TokenIndices, TokenValues]:
     """`join_ranked` by the product of all pairs of tokens: (slot_of_token, size)."""
-    slot_of_token, similarity = join_kept(all_cosines(x, all_x), order, n_out)
+    slot_of_token, similarity = join_kept(all_cosines(x, all_x), ranks, n_out)
     size = size * similarity
-    if num_used < order.shape[1]:
-        is_dropped = order >= num_used
+    if num_used < ranks.shape[1]:
+        is_dropped = ranks >= num_used
         slot_of_token = jnp.where(is_dropped, DROPPED, slot_of_token)
         size = jnp.where(is_dropped, 0.0, size)
     return slot_of_token, size
@@ -155,7 +155,7 @@ def _join_by_all_pairs(
 
 def _join_gathered(
     x: TokenRows,
-    order: TokenIndices,
+    ranks: TokenIndices,
     kept_tokens: Int32[Array, "batch slots"],
     joining_tokens: Int32[Array, "batch joining"],
     size: TokenValues,
@@ -170,7 +170,7 @@ def _join_gathered(
     partner_tokens = gather_rows(kept_tokens, target_slots)
     index = SlotIndex(kept_tokens, joining_tokens, target_slots, partner_tokens)
     # Slots and attention sizes of tokens by their ranks, then in token order.
-    num_dropped = order.shape[1] - kept_tokens.shape[1] - joining_tokens.shape[1]
+    num_dropped = ranks.shape[1] - kept_tokens.shape[1] - joining_tokens.shape[1]
     padding = ((0, 0), (0, num_dropped))
     ranked_slots = [jnp.broadcast_to(slots, kept_tokens.shape), target_slots]
     ranked_slots = jnp.concatenate(ranked_slots, 1)
@@ -178,7 +178,7 @@ def _join_gathered(
     joining_sizes = gather_rows(size, joining_tokens) * jnp.max(similarity, axis=-1)
     ranked_sizes = jnp.concatenate([gather_rows(size, kept_tokens), joining_sizes], 1)
     ranked_sizes = jnp.pad(ranked_sizes, padding)
-    return gather_rows(ranked_slots, order), gather_rows(ranked_sizes, order), index
+    return gather_rows(ranked_slots, ranks), gather_rows(ranked_sizes, ranks), index
 
 
 def join_sides(
@@ -222,7 +222,7 @@ def join_sides(
         return interleave_tokens(b, a) if first_token else interleave_tokens(a, b)
 
     slot_of_token = interleave(slots_a, slots_b)
-    # The same numbers by one count over all tokens, for small arrays.
+    # The same slots by one count over all tokens, for small arrays.
     if is_latency_bound(x) and keeps_order:
         is_staying = interleave(~is_merged, jnp.zeros_like(slots_b, bool))
         slot_of_token = index_kept_or(is_staying, interleave(partner_slots, slots_b))

@@ -117,10 +117,10 @@ def sum_by_slot(
 # GPUs.
 
 
-def sum_slots(
+def sum_assigned_values(
     values: Num[Array, "batch tokens"], assignment: Assignment
 ) -> Num[Array, "batch slots"]:
-    """Sum token values per slot."""
+    """Sum the values of the tokens that `assignment` sends to each slot."""
     index = assignment.index
     if index is None:
         return sum_by_slot(values, assignment.slot_of_token, assignment.n_out)
@@ -169,8 +169,8 @@ def _move_by_index(
         return single_rows
     group_sums = _sum_groups(x, factors, index, num_prefix)
     is_group = is_in_slot(index.partner_slots, index.kept_tokens.shape[1])
-    group = jnp.arange(group_sums.shape[1], dtype=jnp.int32)[None, None, :]
-    group, has_group = _reduce_max_and_any(jnp.where(is_group, group, 0), is_group)
+    groups = jnp.arange(group_sums.shape[1], dtype=jnp.int32)[None, None, :]
+    group, has_group = _reduce_max_and_any(jnp.where(is_group, groups, 0), is_group)
     merged_rows = gather_rows(group_sums.astype(x.dtype), jnp.pad(group, padding))
     has_group = jnp.pad(has_group, padding)
     return jnp.where(has_group[:, :, None], merged_rows, single_rows)
@@ -185,7 +185,7 @@ def _sum_groups(
     # would need copies. For more tokens the product is cheaper, because the sums grow
     # with the square of the token count.
     if index.absorbed_tokens.shape[1] > FEW_ABSORBED:
-        return _multiply_groups(x, factors, index, num_prefix, absorbs)
+        return _sum_groups_by_product(x, factors, index, num_prefix, absorbs)
     absorbed_tokens = jnp.where(absorbs, index.absorbed_tokens[:, None, :], 0)
     tokens = [index.partner_tokens[:, :, None], absorbed_tokens]
     tokens = jnp.concatenate(tokens, axis=2)
@@ -197,7 +197,7 @@ def _sum_groups(
     return jnp.sum(rows * factor[..., None], axis=2)
 
 
-def _multiply_groups(
+def _sum_groups_by_product(
     x: AllRows,
     factors: Factors,
     index: SlotIndex,
@@ -252,7 +252,7 @@ def _move_forward(
     slot_of_token: TokenIndices,
     mean: bool,
 ) -> tuple[MergedRows, tuple[Any, ...]]:
-    """Move tokens: (rows, what `_move_backward` reads)."""
+    """Move tokens: (rows, the residuals of `_move_backward`)."""
     merged_rows = _move_by_index(x, factors, index, slot_of_token, mean)
     weight, divisor = factors
     share = weight
@@ -265,7 +265,11 @@ def _move_forward(
 def _move_backward(
     mean: bool, residuals: tuple[Any, ...], gradient: MergedRows
 ) -> tuple[Any, ...]:
-    """Gradients of x and weight: every token reads its slot's gradient."""
+    """Gradients of x and weight: every token reads its slot's gradient.
+
+    mean: only the forward pass uses it
+    residuals: from `_move_forward`
+    """
     x, share, divisor, slot_of_token = residuals
     num_prefix = x.shape[1] - slot_of_token.shape[1]
     padding = ((0, 0), (num_prefix, 0))
@@ -313,14 +317,16 @@ def _merge_by_product(
     slot_of_token = jnp.pad(assignment.slot_of_token, padding)
     slot_of_token = jnp.where(token < num_prefix, DROPPED - 1 - token, slot_of_token)
     is_member = slot_of_token[:, None, :] == slot[None, :, None]
-    size = jnp.where(is_member, size[:, None, :], 0)
+    member_sizes = jnp.where(is_member, size[:, None, :], 0)
     by_size = assignment.by_size and assignment.weight is None
     token_weight = 1.0
     if assignment.weight is not None:
         # `weight_sums` are of the rounded weights, so every slot is an exact mean.
         rounded_weight = assignment.weight.astype(x.dtype).astype(jnp.float32)
         token_weight = jnp.pad(rounded_weight, padding, constant_values=1.0)[:, None, :]
-    weight = size if by_size else jnp.where(is_member, token_weight, 0.0)
+    weight = member_sizes
+    if not by_size:
+        weight = jnp.where(is_member, token_weight, 0.0)
     summands = [weight]
     if assignment.attn_size is not None:
         attn_size = jnp.pad(assignment.attn_size, padding, constant_values=1.0)
@@ -331,20 +337,22 @@ def _merge_by_product(
     weight_sums = slot_sums[0]
     operands = [weight.astype(x.dtype)]
     # Whole numbers up to `max_exact` fit into the tokens' dtype. A larger size needs
-    # two operands: the rounded size and the rest.
+    # two operands: the rounded size and the remainder.
     max_exact = 2 / jnp.finfo(x.dtype).eps
     if by_size and (num_patches is None or num_patches > max_exact):
-        rounding = weight - operands[0].astype(jnp.float32)
-        operands.append(rounding.astype(x.dtype))
+        remainder = weight - operands[0].astype(jnp.float32)
+        operands.append(remainder.astype(x.dtype))
     matrix = jnp.stack(operands, axis=1)
     rows = jnp.einsum("bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32)
     rows = jnp.sum(rows, axis=1)[:, :num_slots] / weight_sums[:, :, None]
     rows = rows.astype(x.dtype)
-    size = weight_sums if by_size else jnp.sum(size, axis=-1)[:, :num_slots]
+    merged_size = weight_sums
+    if not by_size:
+        merged_size = jnp.sum(member_sizes, axis=-1)[:, :num_slots]
     tiny = jnp.finfo(jnp.float32).tiny
     if attn_size is None:
-        return rows, size, None
-    return rows, size, jnp.maximum(slot_sums[1], tiny)
+        return rows, merged_size, None
+    return rows, merged_size, jnp.maximum(slot_sums[1], tiny)
 
 
 # Who chooses
@@ -384,16 +392,18 @@ def merge_tokens(
     if attn_size is None and assignment.attn_size is None:
         return merged_x, merged_size, None
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
-    image_sizes = assignment.attn_size
+    image_attn_size = assignment.attn_size
     if attn_size is None:
         attn_size = size
-    if image_sizes is None:
-        image_sizes = attn_size[:, num_prefix:]
-    slot_sizes = sum_slots(image_sizes.astype(jnp.float32), assignment)
+    if image_attn_size is None:
+        image_attn_size = attn_size[:, num_prefix:]
+    slot_attn_size = sum_assigned_values(
+        image_attn_size.astype(jnp.float32), assignment
+    )
     # A slot's tokens may all add 0, but attention takes the logarithm.
-    slot_sizes = jnp.maximum(slot_sizes, jnp.finfo(jnp.float32).tiny)
-    attn_size = jnp.concatenate([attn_size[:, :num_prefix], slot_sizes], axis=1)
-    return merged_x, merged_size, attn_size
+    slot_attn_size = jnp.maximum(slot_attn_size, jnp.finfo(jnp.float32).tiny)
+    merged_attn_size = [attn_size[:, :num_prefix], slot_attn_size]
+    return merged_x, merged_size, jnp.concatenate(merged_attn_size, axis=1)
 
 
 def least_weight(x: Float[Array, "..."]) -> float:
@@ -410,7 +420,7 @@ def merge_features(
     """Merge features and sizes."""
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     image_size = size[:, num_prefix:]
-    slot_sizes = sum_slots(image_size, assignment)
+    slot_sizes = sum_assigned_values(image_size, assignment)
     merged_size = jnp.concatenate([size[:, :num_prefix], slot_sizes], axis=1)
     if assignment.index is None:
         weight = assignment.feature_weights(image_size)
@@ -423,7 +433,7 @@ def merge_features(
         # compare all pairs of tokens.
         factors = Factors(image_size, slot_sizes)
         if not assignment.by_size:
-            counts = sum_slots(jnp.ones_like(image_size), assignment)
+            counts = sum_assigned_values(jnp.ones_like(image_size), assignment)
             factors = Factors(None, counts)
     else:
         factors = Factors(_slot_shares(assignment, image_size))

@@ -15,12 +15,12 @@ FeatureParams = Float[Array, " dim"]
 def plain_layer_norm(
     x: AnyRows, scale: FeatureParams, bias: FeatureParams, dtype: jnp.dtype, eps: float
 ) -> AnyRows:
-    """(x - mean) / deviation * scale + bias in float32."""
-    return _normalize(x, *_mean_and_factor(x, eps), scale, bias).astype(dtype)
+    """(x - mean) / std * scale + bias in float32."""
+    return _normalize(x, *_mean_and_inverse_std(x, eps), scale, bias).astype(dtype)
 
 
-def _mean_and_factor(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]:
-    """(mean, 1 / deviation), in float32."""
+def _mean_and_inverse_std(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]:
+    """(mean, 1 / sqrt(variance + eps)), in float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     # XLA fuses the mean of squared distances into one kernel. E[x^2] - E[x]^2 would
@@ -33,14 +33,14 @@ def _mean_and_factor(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]:
 def _normalize(
     x: AnyRows,
     mean: RowValues,
-    factor: RowValues,
+    inverse_std: RowValues,
     scale: FeatureParams,
     bias: FeatureParams,
 ) -> AnyRows:
-    """(x - mean) * factor * scale + bias in float32."""
+    """(x - mean) * inverse_std * scale + bias in float32."""
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
-    return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
+    return (x.astype(jnp.float32) - mean) * (inverse_std * scale) + bias
 
 
 # For training: x is in memory anyway. Automatic differentiation would store it again,
@@ -52,22 +52,26 @@ def _layer_norm_forward(
     x: AnyRows, scale: FeatureParams, bias: FeatureParams, dtype: jnp.dtype, eps: float
 ) -> tuple[AnyRows, tuple[Shaped[Array, "..."], ...]]:
     # Without this barrier XLA would store whole float32 arrays instead.
-    mean, factor = jax.lax.optimization_barrier(_mean_and_factor(x, eps))
-    out = _normalize(x, mean, factor, scale, bias).astype(dtype)
-    return out, (x, mean, factor, scale)
+    mean, inverse_std = jax.lax.optimization_barrier(_mean_and_inverse_std(x, eps))
+    out = _normalize(x, mean, inverse_std, scale, bias).astype(dtype)
+    return out, (x, mean, inverse_std, scale)
 
 
 def _layer_norm_backward(
     dtype: jnp.dtype, eps: float, residuals: tuple[jax.Array, ...], gradient: AnyRows
 ) -> tuple[AnyRows, FeatureParams, FeatureParams]:
-    """The gradients of x, scale and bias."""
-    x, mean, factor, scale = residuals
-    normalized_x = (x.astype(jnp.float32) - mean) * factor
+    """The gradients of x, scale and bias.
+
+    dtype, eps: only the forward pass uses them
+    residuals: x, its mean and inverse_std [.., 1], and scale [D]
+    """
+    x, mean, inverse_std, scale = residuals
+    normalized_x = (x.astype(jnp.float32) - mean) * inverse_std
     gradient = gradient.astype(jnp.float32)
     scaled_gradient = gradient * jnp.expand_dims(scale, range(x.ndim - 1))
     projection = jnp.mean(scaled_gradient * normalized_x, axis=-1, keepdims=True)
     gradient_mean = jnp.mean(scaled_gradient, axis=-1, keepdims=True)
-    d_x = factor * (scaled_gradient - gradient_mean - normalized_x * projection)
+    d_x = inverse_std * (scaled_gradient - gradient_mean - normalized_x * projection)
     token_axes = tuple(range(x.ndim - 1))
     d_scale = jnp.sum(gradient * normalized_x, axis=token_axes)
     d_bias = jnp.sum(gradient, axis=token_axes)
@@ -85,7 +89,7 @@ def layer_norm(
     dtype: jnp.dtype,
     eps: float = 1e-6,
 ) -> AnyRows:
-    """(x - mean) / deviation * scale + bias over the last axis (Ba et al. 2016).
+    """(x - mean) / std * scale + bias over the last axis (Ba et al. 2016).
 
     dtype: the result's type; statistics are float32
     eps: added to the variance

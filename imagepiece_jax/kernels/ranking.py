@@ -102,24 +102,26 @@ def invert_order(
 
     wanted: positions, or a number m for the positions 0..m-1
     """
-    positions = jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
+    wanted_positions = (
+        jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
+    )
     token = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
     own_position = position[:, None, :]
-    positions = positions.astype(jnp.int32)[None, :, None]
-    token_if_there = jnp.where(own_position == positions, token, 0)
+    wanted_positions = wanted_positions.astype(jnp.int32)[None, :, None]
+    token_if_there = jnp.where(own_position == wanted_positions, token, 0)
     return jnp.sum(token_if_there, axis=-1, dtype=jnp.int32)
 
 
 @onnx_op
 def pick_by_rank(
-    position: TokenIndices, length: int, *values: Num[Array, "#batch tokens"]
+    ranks: TokenIndices, length: int, *values: Num[Array, "#batch tokens"]
 ) -> tuple[Num[Array, "batch {length}"], ...]:
-    """Gather values at `invert_order(position, length)`, in one pass."""
+    """Gather values at `invert_order(ranks, length)`, in one pass."""
     if not is_reference():
-        # Without it XLA recomputes all positions for every wanted index.
-        position = jax.lax.optimization_barrier(position)
-    ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
-    has_rank = position[:, None, :] == ranks
+        # Without it XLA recomputes all ranks for every wanted index.
+        ranks = jax.lax.optimization_barrier(ranks)
+    wanted_ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
+    has_rank = ranks[:, None, :] == wanted_ranks
     picked_values = tuple(jnp.where(has_rank, value[:, None, :], 0) for value in values)
     return sum_arrays(picked_values, axis=2)
 
@@ -150,9 +152,9 @@ def gather_rows(
     batch, n = x.shape[:2]
     # One matrix of all rows: pairs (image, row) would be one more array in memory.
     first_rows = n * jnp.arange(batch, dtype=index.dtype)
-    index = index + first_rows.reshape(batch, *(1,) * (index.ndim - 1))
+    flat_index = index + first_rows.reshape(batch, *(1,) * (index.ndim - 1))
     flat_rows = x.reshape(batch * n, *x.shape[2:])
-    return flat_rows.at[index].get(mode="promise_in_bounds")
+    return flat_rows.at[flat_index].get(mode="promise_in_bounds")
 
 
 def mark_smallest(

@@ -48,9 +48,9 @@ def cosine_similarity(
         "bnd,bmd->bnm", a, a, precision=precision, preferred_element_type=jnp.float32
     )
     # The batch of an exported program is a symbol, which has no len().
-    flat = product.reshape(a.shape[0], -1)
-    scale = jax.lax.rsqrt(flat[:, :: a.shape[1] + 1] + eps)
-    return product * scale[:, :, None] * scale[:, None, :]
+    flat_product = product.reshape(a.shape[0], -1)
+    inverse_lengths = jax.lax.rsqrt(flat_product[:, :: a.shape[1] + 1] + eps)
+    return product * inverse_lengths[:, :, None] * inverse_lengths[:, None, :]
 
 
 def all_cosines(
@@ -99,9 +99,9 @@ def squared_distances(x: TokenRows) -> Float[Array, "batch tokens tokens"]:
     # Squares of differences are summed, because |a|^2 + |b|^2 - 2 a.b is noise for
     # nearly equal tokens. XLA stores no differences as long as they are used only once.
     difference = x[:, :, None] - x[:, None]
-    squares = jnp.sum(difference**2, axis=-1)
+    distances = jnp.sum(difference**2, axis=-1)
     largest_float = jnp.finfo(jnp.float32).max
-    return jnp.where(squares < largest_float, squares, largest_float)
+    return jnp.where(distances < largest_float, distances, largest_float)
 
 
 def vector_lengths(x: Float[Array, "*rows dim"]) -> Float[Array, " *rows"]:

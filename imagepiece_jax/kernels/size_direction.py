@@ -39,13 +39,13 @@ def add_sizes(
     # Along its direction every query is QUERY_SCALE (`remove_size_directions`). The
     # factor cancels that and attention's division by sqrt(d).
     factor = key.shape[-1] ** 0.5 / QUERY_SCALE
-    direction = factor * direction.astype(jnp.float32)[None, None]
+    scaled_direction = factor * direction.astype(jnp.float32)[None, None]
     if is_fast(key):
         # In the keys' type the addition fuses into the matrix product before it.
-        key_shift = log_size[:, :, None] * direction.reshape(1, 1, -1)
+        key_shift = log_size[:, :, None] * scaled_direction.reshape(1, 1, -1)
         shifted_key = key.reshape(key_shift.shape) + key_shift.astype(key.dtype)
         return shifted_key.reshape(key.shape)
-    key_shift = log_size[:, :, None, None] * direction
+    key_shift = log_size[:, :, None, None] * scaled_direction
     return (key.astype(jnp.float32) + key_shift).astype(key.dtype)
 
 
@@ -63,8 +63,8 @@ def remove_size_directions(
     # the direction again, so the result is for inference.
     params = dict(attention_params)
     query_params = {name: _project_out(value, u) for name, value in params["q"].items()}
-    bias = query_params.get("bias", np.zeros(u.size, np.float32))
-    params["q"] = query_params | {"bias": bias + QUERY_SCALE * u.reshape(-1)}
+    query_bias = query_params.get("bias", np.zeros(u.size, np.float32))
+    params["q"] = query_params | {"bias": query_bias + QUERY_SCALE * u.reshape(-1)}
     key_params = params["k"]
     # Reducers compare the mean key over heads as it was before. It becomes a product of
     # its own: the tokens with the heads' mean weights.
@@ -101,8 +101,9 @@ def second_moments(
     query_moments = jnp.einsum("bnhd,bnhe,n->hde", query, query, token_weights) / batch
     # A vector shared by all keys of an image shifts the logits of a query alike, which
     # the softmax ignores. So the keys' covariance counts, not their second moment.
-    key = key - jnp.mean(key, axis=1, keepdims=True)
-    key_moments = jnp.einsum("bnhd,bnhe->hde", key, key) / (batch * num_tokens)
+    centered_key = key - jnp.mean(key, axis=1, keepdims=True)
+    key_moments = jnp.einsum("bnhd,bnhe->hde", centered_key, centered_key)
+    key_moments = key_moments / (batch * num_tokens)
     return query_moments, key_moments
 
 
@@ -126,18 +127,18 @@ def least_used_direction(
         np.linalg.eigh(key_moments)[1][..., :1],
     ]
     vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
-    vectors = _take_turns(vectors, query_moments, key_moments, FIRST_TURNS)
+    vectors = _turn_vectors(vectors, query_moments, key_moments, FIRST_TURNS)
     query_loss = _quadratic_form(vectors, query_moments)
     losses = query_loss * _quadratic_form(vectors, key_moments)
-    best_start = np.argmin(losses, axis=-1)[..., None, None]
-    vectors = np.take_along_axis(vectors, best_start, axis=-2)
-    return _take_turns(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]
+    best_index = np.argmin(losses, axis=-1)[..., None, None]
+    vectors = np.take_along_axis(vectors, best_index, axis=-2)
+    return _turn_vectors(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]
 
 
-def _take_turns(
+def _turn_vectors(
     vectors: Vectors, query_moments: Moments, key_moments: Moments, max_turns: int
 ) -> Vectors:
-    """Take up to `max_turns` turns of unit vectors; stop once all settle."""
+    """Turn unit vectors up to `max_turns` times; stop once all settle."""
     for _ in range(max_turns):
         previous = vectors
         along_queries = _quadratic_form(vectors, query_moments)[..., None, None]

@@ -204,10 +204,10 @@ class Attention(nn.Module):
     def _token_rotations(self, state: TokenState) -> tuple[Any, Any] | None:
         """(cosines, sines) of the tokens' rotary positions; None without rotary."""
         rotary = self.config.arch.rotary
-        rotary_sizes = (self.config.head_dim, state.num_prefix)
+        rotary_arguments = (self.config.head_dim, state.num_prefix)
         if rotary is None:
             return None
         if state.grid:  # nothing is reduced yet, so all images share their positions
-            return rotary.grid_rotations(state.grid, *rotary_sizes)
+            return rotary.grid_rotations(state.grid, *rotary_arguments)
         coordinates: Any = state.coordinates  # a rotary model's tokens have them
-        return rotary.rotations(coordinates, *rotary_sizes)
+        return rotary.rotations(coordinates, *rotary_arguments)

@@ -53,7 +53,7 @@ def cost_table(model: ViT, dense_model: ViT) -> str:
     rows: list[tuple[object, ...]] = [
         ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
     ]
-    for name, block_plan, part_macs, dense_part_macs, count in zip(
+    for name, block_plan, part_macs, dense_part_macs, parameter_count in zip(
         part_names,
         block_plans,
         [*macs, sum(macs)],
@@ -61,7 +61,11 @@ def cost_table(model: ViT, dense_model: ViT) -> str:
         [*parameter_counts, sum(parameter_counts)],
         strict=True,
     ):
-        cells = (f"{part_macs / 1e6:.1f}", f"{dense_part_macs / 1e6:.1f}", f"{count:,}")
+        cells = (
+            f"{part_macs / 1e6:.1f}",
+            f"{dense_part_macs / 1e6:.1f}",
+            f"{parameter_count:,}",
+        )
         if block_plan is None:
             rows.append((name, "", "", *cells, ""))
         else:
@@ -76,8 +80,8 @@ def describe_reduction(block_plan: BlockPlan) -> str:
         return ""
     n_in = block_plan.counts.n_in
     num_leaving = n_in - block_plan.counts.n_out
-    sites = {"pre": " before the block", "attention": " inside attention"}
-    site_text = sites.get(block_plan.site or "", "")
+    site_texts = {"pre": " before the block", "attention": " inside attention"}
+    site_text = site_texts.get(block_plan.site or "", "")
     return f"{type(block_plan.reducer).__name__}: {n_in} - {num_leaving}{site_text}"
 
 

@@ -122,20 +122,20 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     Raises InputError for fields that do not fit.
     """
     model_fields = run_config["model"]
-    fields = _read_model_fields(run_config)
+    config_fields = _read_model_fields(run_config)
     arch_fields = {}
     for field, value in model_fields["arch"].items():
         if value is not None:
             arch_fields[field] = replace_lists(value)
     if model_fields["name"]:
-        base = registry.model_config(model_fields["name"])
-        arch = base.arch.with_fields(arch_fields)
-        config = dataclasses.replace(base, arch=arch, **fields)
-        published_sizes = base.image_size, base.patch_size
+        base_config = registry.model_config(model_fields["name"])
+        arch = base_config.arch.with_fields(arch_fields)
+        config = dataclasses.replace(base_config, arch=arch, **config_fields)
+        published_sizes = base_config.image_size, base_config.patch_size
         if (config.image_size, config.patch_size) == published_sizes:
             return config
     else:
-        config = _build_unnamed_config(fields, arch_fields)
+        config = _build_unnamed_config(config_fields, arch_fields)
     patch_grid(config.image_size, config.patch_size)  # raises for incomplete patches
     return config
 

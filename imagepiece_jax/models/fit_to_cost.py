@@ -49,18 +49,19 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
     # without a cost states its own counts, so nothing is logged.
     if reduction.method.macs is None or not parallel.is_main():
         return
-    method = (model.reduction or reduction).name
+    method_name = (model.reduction or reduction).name
     block_plans = enumerate(model.plan)
     counts = {i: plan.counts.n_out for i, plan in block_plans if plan.counts}
-    line = f"{method}: all tokens stay at this cost"
+    line = f"{method_name}: all tokens stay at this cost"
     if counts:
-        blocks = "block" if len(counts) == 1 else "blocks"
-        place = f"{blocks} {', '.join(map(str, counts))}"
+        block_noun = "block" if len(counts) == 1 else "blocks"
+        place = f"{block_noun} {', '.join(map(str, counts))}"
         if len(counts) == model.depth:
             place = "every block"
         counts_text = ", ".join(map(str, counts.values()))
         share = share_of_dense(model)
-        line = f"{method} in {place}; counts {counts_text}; {share:.2f} of the MACs"
+        line = f"{method_name} in {place}; counts {counts_text}; "
+        line += f"{share:.2f} of the MACs"
     log.info(line)
 
 

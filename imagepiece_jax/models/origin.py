@@ -72,6 +72,7 @@ class Origin:
                 )
         trained_size = self.image_size or vit.image_size
         if image_sides(vit.image_size) != image_sides(trained_size):
-            own_size = size_text(vit.image_size)
-            lines.append(f"size {own_size} (trained with {size_text(trained_size)})")
+            own_size_text = size_text(vit.image_size)
+            trained_text = size_text(trained_size)
+            lines.append(f"size {own_size_text} (trained with {trained_text})")
         return lines

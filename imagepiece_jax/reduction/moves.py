@@ -17,7 +17,7 @@ from imagepiece_jax.kernels.merging import (
     is_in_slot,
     merge_tokens,
     mix_tokens,
-    sum_slots,
+    sum_assigned_values,
 )
 from imagepiece_jax.kernels.ranking import gather_rows, index_kept_tokens, invert_order
 from imagepiece_jax.kernels.similarity import cosine_similarity
@@ -69,9 +69,13 @@ def mean_coordinates(
         return None
     size = state.image_rows(state.size)
     coordinate_sums = [
-        sum_slots(size * state.coordinates[..., axis], result) for axis in range(2)
+        sum_assigned_values(size * state.coordinates[..., axis], result)
+        for axis in range(2)
     ]
-    return jnp.stack(coordinate_sums, axis=-1) / sum_slots(size, result)[..., None]
+    return (
+        jnp.stack(coordinate_sums, axis=-1)
+        / sum_assigned_values(size, result)[..., None]
+    )
 
 
 def _merge_masks(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
