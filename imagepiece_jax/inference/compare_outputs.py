@@ -175,6 +175,7 @@ def measure_fidelities(
     """Measure the fidelity of every row's outputs, and of shuffled dense outputs.
 
     outputs_by_row: the row "dense" has the dense model's outputs
+    has_classes: as in `measure_fidelity`
     """
     dense_outputs = outputs_by_row["dense"]
     shuffled_row = {SHUFFLED_CONTROL: shuffle_outputs(dense_outputs)}
@@ -199,6 +200,7 @@ def nearest_images(
     """Find every query's NUM_NEIGHBORS nearest rows of `candidates`.
 
     queries, candidates: unit rows; rows i of both are one image, no neighbor of itself
+    Returns rows of `candidates`, the nearest first.
     """
     neighbor_blocks = []
     for start in range(0, len(queries), IMAGES_PER_BLOCK):
@@ -219,7 +221,7 @@ def count_shared(
 
 
 def text_recall(
-    rows: Float[np.ndarray, "images dim"],
+    image_vectors: Float[np.ndarray, "images dim"],
     text_vectors: Float[np.ndarray, "texts dim"],
     image_of_text: Int[np.ndarray, " texts"],
 ) -> Float[np.ndarray, " described"]:
@@ -227,39 +229,41 @@ def text_recall(
 
     An image of several texts has their mean.
 
-    rows: unit rows; zeros are never found
+    image_vectors: unit vectors; zeros are never found
+    image_of_text: index of every text's image
     """
     recalls = np.zeros(len(text_vectors))
     for start in range(0, len(text_vectors), IMAGES_PER_BLOCK):
         block = slice(start, start + IMAGES_PER_BLOCK)
-        cosines = unit_rows(text_vectors[block]) @ rows.T
+        cosines = unit_rows(text_vectors[block]) @ image_vectors.T
         own_cosine = np.take_along_axis(cosines, image_of_text[block, None], axis=1)
         # Images as similar as the text's own are ahead.
         num_ahead = np.count_nonzero(cosines >= own_cosine, axis=1) - 1
         recalls[block] = np.mean(num_ahead[:, None] < RECALL_RANKS, axis=1)
-    is_zero = np.count_nonzero(rows, axis=1) == 0
+    is_zero = np.count_nonzero(image_vectors, axis=1) == 0
     recalls[is_zero[image_of_text]] = 0
     _, described_index = np.unique(image_of_text, return_inverse=True)
     return 100 * np.bincount(described_index, recalls) / np.bincount(described_index)
 
 
 def voted_classes(
-    rows: Float[np.ndarray, "images dim"],
+    unit_vectors: Float[np.ndarray, "images dim"],
     neighbors: Int[np.ndarray, "images neighbors"],
     classes: Shaped[np.ndarray, " images"],
 ) -> Shaped[np.ndarray, " images"]:
     """Find the class with most votes of the nearest images, which vote by cosine.
 
-    rows: unit rows
     neighbors: from `nearest_images`
     """
     class_names, class_of_image = np.unique(classes, return_inverse=True)
-    votes = np.zeros((len(rows), len(class_names)))
+    votes = np.zeros((len(unit_vectors), len(class_names)))
     has_votes = np.zeros(votes.shape, bool)
-    image_indices = np.arange(len(rows))
+    image_indices = np.arange(len(unit_vectors))
     for neighbor in neighbors.T:
         voted_class = class_of_image[neighbor]
-        votes[image_indices, voted_class] += np.sum(rows * rows[neighbor], axis=1)
+        votes[image_indices, voted_class] += np.sum(
+            unit_vectors * unit_vectors[neighbor], axis=1
+        )
         has_votes[image_indices, voted_class] = True
     votes[~has_votes] = -np.inf  # cosines may be negative
     return class_names[votes.argmax(axis=1)]
@@ -273,7 +277,7 @@ def shuffle_outputs(
 
 
 def fidelity_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """A table row's cells by column, from `measure_fidelity`."""
+    """A table row's cells by column; `metrics` are from `measure_fidelity`."""
     cells = {}
     for name, metric in metrics.items():
         if isinstance(metric, float):

@@ -225,7 +225,7 @@ def _patch_features(
     Float[Array, "batch patches dim"],
     Bool[Array, "batch patches"],
 ]:
-    """Map tokens to (prefix, patches, dropped)."""
+    """Map tokens to (prefix, patch features, mask of dropped patches)."""
     prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:

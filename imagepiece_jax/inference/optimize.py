@@ -348,6 +348,7 @@ def uses_size_direction(model: ViT, sizes: str | None = None) -> bool:
     """Whether token sizes go into key directions; `sizes` is optimize's option.
 
     model: as `with_device_attention` returns it
+    Raises InputError if a direction is asked for and cannot be.
     """
     if sizes == "bias" or not size_direction.has_sizes(model):
         return False
@@ -421,6 +422,7 @@ def fold_and_cast(
         model = model.with_execution(folded=num_joined_pixels)
 
     def cast_param(path: tuple, param: Any) -> jax.Array:
+        # Parameters of the model itself, such as pos_embed, are cast like the stem.
         part = path[0].key if len(path) > 1 else "patch_embed"
         stays_float32 = part in model.execution.float32_parts
         stays_float32 |= any(key.key.startswith(FLOAT32_PREFIXES) for key in path)

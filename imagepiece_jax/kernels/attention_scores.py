@@ -25,7 +25,7 @@ def mean_attention(
     query: the class token's, for example
     key_bias: added to the logits
     """
-    in_one_kernel = is_fast(key)
+    in_one_kernel = is_fast(key)  # before the cast, because the dtype decides
     query = query.astype(jnp.float32)
     key = key.astype(jnp.float32)
     products = jnp.sum(query[:, None] * key[:, :, None], axis=-1)  # [B, N, Q, H]

@@ -56,6 +56,9 @@ def _find_first_largest(
     """Per row, the tuple with the largest first entry, in one pass over `arrays`.
 
     Of equal first entries, the smallest second entry wins.
+
+    arrays: [B, rows, columns]
+    start: a scalar per array, the tuple that every row starts from
     """
 
     def pick_larger(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:

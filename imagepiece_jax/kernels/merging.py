@@ -342,7 +342,7 @@ def _merge_by_product(
     if by_size and (num_patches is None or num_patches > max_exact):
         remainder = weight - operands[0].astype(jnp.float32)
         operands.append(remainder.astype(x.dtype))
-    matrix = jnp.stack(operands, axis=1)
+    matrix = jnp.stack(operands, axis=1)  # [B, 1 or 2, slots, N]
     rows = jnp.einsum("bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32)
     rows = jnp.sum(rows, axis=1)[:, :num_slots] / weight_sums[:, :, None]
     rows = rows.astype(x.dtype)
@@ -433,8 +433,8 @@ def merge_features(
         # compare all pairs of tokens.
         factors = Factors(image_size, slot_sizes)
         if not assignment.by_size:
-            counts = sum_assigned_values(jnp.ones_like(image_size), assignment)
-            factors = Factors(None, counts)
+            token_counts = sum_assigned_values(jnp.ones_like(image_size), assignment)
+            factors = Factors(None, token_counts)
     else:
         factors = Factors(_slot_shares(assignment, image_size))
     return _move_tokens(x, factors, assignment), merged_size

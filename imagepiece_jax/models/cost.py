@@ -105,8 +105,8 @@ def dead_macs(model: ViT) -> float:
     num_queries = model.config.arch.num_head_tokens
     if num_queries is None:
         return 0
-    head_macs = block_macs(model, last_plan, num_queries)
-    unused_macs = block_macs(model, last_plan) - head_macs
+    needed_macs = block_macs(model, last_plan, num_queries)
+    unused_macs = block_macs(model, last_plan) - needed_macs
     if last_plan.site == "mid":
         unused_macs += reducer_macs(model, last_plan)
     return unused_macs

@@ -163,7 +163,7 @@ def _build_unnamed_config(
     fields: dict[str, Any], arch_fields: Mapping[str, Any]
 ) -> ViTConfig:
     """Make the config of a DeiT with changed parts, normalized like ImageNet."""
-    size_fields = RUN_SIZE_FIELDS[:-1]
+    size_fields = RUN_SIZE_FIELDS[:-1]  # mlp_ratio has a default
     if missing_fields := [field for field in size_fields if field not in fields]:
         raise InputError(
             f"model.name is empty, and so is model.{missing_fields[0]}; a model needs "

@@ -77,21 +77,22 @@ def _nearest_ratio(
     shares = {}  # {ratio: share of the dense model's MACs}
     errors = {}  # {ratio: Unreachable}
 
-    def share_at(ratio: float) -> float:
+    def compute_share(ratio: float) -> float:
+        """Compute a ratio's share of the MACs, and keep it in `shares`."""
         reduced_method = method.at_ratio(ratio, facts)
         plan = reduced_method.plan(facts, model.config.arch.prefix)
         shares[ratio] = share_of_dense(model.clone(plan=plan))
         return shares[ratio]
 
-    share_at(0.0)
+    compute_share(0.0)
     with contextlib.suppress(Unreachable):
-        share_at(1.0)
+        compute_share(1.0)
     low = 0.0
     high = 1.0
     for _ in range(MAX_BISECTIONS):
         middle = (low + high) / 2
         try:
-            costs_less = share_at(middle) < target
+            costs_less = compute_share(middle) < target
         except Unreachable as error:  # too few tokens: the ratio is too high
             errors[middle] = error
             costs_less = True

@@ -115,8 +115,8 @@ def suggest_names(name: str) -> str:
     if tags:
         tagged_names = [f"{architecture}.{tag}" for tag in tags]
         return f"with a tag it is one of {', '.join(tagged_names)}"
-    if similar := find_similar_name(architecture, [*MODELS, *public_models()]):
-        return f"did you mean {similar!r}?"
+    if similar_name := find_similar_name(architecture, [*MODELS, *public_models()]):
+        return f"did you mean {similar_name!r}?"
     return KNOWN_MODELS_TEXT
 
 
