@@ -128,8 +128,8 @@ def _apply_masking(state: TokenState, result: Masking) -> TokenState:
         if mask_before is None:
             mask_before = 1.0
         # The appended token lies in the middle of the tokens masked by this step.
-        newly_masked = mask_before - result.keep
-        weight = jax.lax.stop_gradient(newly_masked * state.image_rows(state.size))
+        drop_mask = mask_before - result.keep
+        weight = jax.lax.stop_gradient(drop_mask * state.image_rows(state.size))
         middle = weighted_coordinates(weight[:, None], coordinates)
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     appended_x = result.append[:, None].astype(state.x.dtype)

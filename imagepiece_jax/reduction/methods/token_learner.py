@@ -77,8 +77,8 @@ class TokenLearner(Method):
         block = min(depth - 1, int(exact_block))
         fraction = min(1.0, exact_block - block)
         # This many more new tokens cost as much as one more block with all patches.
-        tokens_per_block = (model.patches - self.num_tokens) / (depth - block)
-        num_tokens = self.num_tokens + round_half_up(fraction * tokens_per_block)
+        num_tokens_per_block = (model.patches - self.num_tokens) / (depth - block)
+        num_tokens = self.num_tokens + round_half_up(fraction * num_tokens_per_block)
         return dataclasses.replace(self, block=block, num_tokens=num_tokens)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:

@@ -122,7 +122,7 @@ class Checkpoints:
         if not parallel.is_main():
             return
         arrays = _name_arrays(state)
-        with self._report_failures(kind):
+        with self._translate_write_errors(kind):
             if kind not in self._writers:
                 # Making a writer removes unfinished files of killed runs.
                 keep_every = self._keep_every if kind == "latest" else 0
@@ -177,20 +177,20 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when everything is on disk."""
         for kind, writer in self._writers.items():
-            with self._report_failures(kind):
+            with self._translate_write_errors(kind):
                 writer.wait()
 
     def close(self) -> None:
         """Wait, then stop the writing threads. Closing twice is allowed."""
         with contextlib.ExitStack() as stack:  # close every writer, even if one fails
             for kind, writer in self._writers.items():
-                stack.enter_context(self._report_failures(kind))
+                stack.enter_context(self._translate_write_errors(kind))
                 stack.callback(writer.close)
             self._writers = {}
 
     @contextlib.contextmanager
-    def _report_failures(self, kind: str) -> Iterator[None]:
-        """Turn errors of Orbax and TensorStore into a RunError."""
+    def _translate_write_errors(self, kind: str) -> Iterator[None]:
+        """Context that turns errors of Orbax and TensorStore into a RunError."""
         try:
             yield
         except (MemoryError, InputError, RunError):
