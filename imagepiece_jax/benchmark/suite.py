@@ -83,7 +83,7 @@ def time_groups(
 ) -> None:
     """Time and print every group. A group's programs take turns.
 
-    file: for JSON lines, one per program, rewritten after every group
+    file: for JSON lines, one per workload, rewritten after every group
     make_workloads: function from a group's cases to further workloads to time
     """
     first_case = next(iter(case_groups[0].values()))
@@ -135,6 +135,7 @@ def make_speed_rows(
     predicted by MACs.
 
     seconds_per_call: by name and round, from `timer.time_in_turns`
+    shared_columns: equal in all rows
     """
     rows = []
     first_name = next(iter(workloads))
@@ -162,5 +163,7 @@ def format_speeds(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         num_bytes = row["peak_memory"]
         fields = {**row, "megabytes": f"{num_bytes / 1e6:,.0f}" if num_bytes else "-"}
-        cells.append([text.format(**fields) for text in COLUMN_FORMATS.values()])
+        cells.append(
+            [template.format(**fields) for template in COLUMN_FORMATS.values()]
+        )
     return text_table([[*COLUMN_FORMATS], *cells])

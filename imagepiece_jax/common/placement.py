@@ -13,8 +13,8 @@ def device_samples(
 ) -> Int[np.ndarray, "{num_devices} _"]:
     """Assign a batch's samples to devices, one row per device.
 
-    Mixup pairs sample i with n - 1 - i. Both are in mirrored places on one device, so
-    no image travels but the middle one of an odd count.
+    Mixup pairs sample i with num_samples - 1 - i. Both are in mirrored places on one
+    device, so no image travels but the middle one of an odd count.
     """
     num_pairs, num_middle = divmod(num_samples // num_devices, 2)
     first_samples = np.arange(num_devices * num_pairs).reshape(num_devices, num_pairs)

@@ -130,8 +130,8 @@ def number_scenes(thumbnails: Thumbnails) -> Int[np.ndarray, " images"]:
         distances = thumbnail_distances(thumbnails[chunk_indices], thumbnails)
         distances[np.arange(len(chunk_indices)), chunk_indices] = np.inf
         num_nearest = min(NEAREST_COUNT, num_images - 1)
-        indices_by_distance = np.argpartition(distances, num_nearest, axis=1)
-        nearest_indices = indices_by_distance[:, :num_nearest].ravel()
+        nearest_first = np.argpartition(distances, num_nearest, axis=1)
+        nearest_indices = nearest_first[:, :num_nearest].ravel()
         pairs = np.stack([np.repeat(chunk_indices, num_nearest), nearest_indices], 1)
         is_copy = distances[pairs[:, 0] - start, pairs[:, 1]] < COPY_DISTANCE
         linked_pairs.append(pairs[is_copy])
