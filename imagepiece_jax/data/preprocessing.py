@@ -187,9 +187,9 @@ def _cut_ends(image: RgbPixels) -> CroppedPixels:
     """Cut both ends of an image longer than MAX_ASPECT times its width."""
     height, width = image.shape[:2]
     # A very thin image would be huge after resizing.
-    longest = MAX_ASPECT * min(height, width)
-    top = max(0, height - longest) // 2
-    left = max(0, width - longest) // 2
+    longest_side = MAX_ASPECT * min(height, width)
+    top = max(0, height - longest_side) // 2
+    left = max(0, width - longest_side) // 2
     return image[top : height - top, left : width - left]
 
 

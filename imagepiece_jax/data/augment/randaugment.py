@@ -133,8 +133,10 @@ def _enhance_images(
     """Blend images with their gray (Color) or smoothed (Sharpness) version."""
     gray = jnp.broadcast_to(gray_levels(images)[..., None], images.shape)
     is_sharpness = (op == _SHARPNESS_INDEX)[:, None, None, None]
-    degenerate = jnp.where(is_sharpness, _smooth_images(images), gray)
-    blended_levels = blend_images(degenerate, images, factor[:, None, None, None])
+    degenerate_images = jnp.where(is_sharpness, _smooth_images(images), gray)
+    blended_levels = blend_images(
+        degenerate_images, images, factor[:, None, None, None]
+    )
     return blended_levels.astype(jnp.uint8)
 
 
@@ -238,9 +240,9 @@ def _autocontrast_tables(
     images: PixelImages, values: Int32[Array, "1 1 256"]
 ) -> Tables:
     """Stretch channels between their darkest and brightest value."""
-    darkest = images.min((1, 2)).astype(jnp.int32)[:, :, None]
-    span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - darkest
-    stretched_values = (values - darkest) * 255 // jnp.maximum(span, 1)
+    darkest_value = images.min((1, 2)).astype(jnp.int32)[:, :, None]
+    span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - darkest_value
+    stretched_values = (values - darkest_value) * 255 // jnp.maximum(span, 1)
     return jnp.where(span > 0, jnp.clip(stretched_values, 0, 255), values)
 
 

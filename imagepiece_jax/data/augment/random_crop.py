@@ -68,9 +68,9 @@ def random_resized_crop(
 ) -> CroppedPixels:
     """Crop a box from `draw_crop_box`, and resize it to `image_size`."""
     height, width = image_sides(image_size)
-    lowest, highest = BOX_ASPECT
+    lowest_aspect, highest_aspect = BOX_ASPECT
     # relative to the output's aspect
-    aspect = (lowest * (width / height), highest * (width / height))
+    aspect = (lowest_aspect * (width / height), highest_aspect * (width / height))
     image_height, image_width = image.shape[:2]
     box = draw_crop_box(image_height, image_width, rng, area, aspect)
     top, left, box_height, box_width = box
