@@ -70,12 +70,12 @@ def main(
         dry_run: List the files of --push, and upload nothing.
     """
     from imagepiece_jax.exporters.card import format_card_table
-    from imagepiece_jax.exporters.export import checked_file, export
+    from imagepiece_jax.exporters.export import choose_graph_file, export
     from imagepiece_jax.exporters.program_facts import read_facts
 
     image_paths = option_values("images", images)
     if layout is None:
-        checked_file(out.out, weights.dtype)
+        choose_graph_file(out.out, weights.dtype)
     vit = weights.load_model()
     file = export(
         vit,

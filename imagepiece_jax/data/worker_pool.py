@@ -84,17 +84,17 @@ class ProcessTasks:
     def __init__(
         self,
         read_chunk: ReadChunk,
-        workers: int,
-        threads: int,
+        num_workers: int,
+        num_threads: int,
         num_buffers: int,
         buffer_bytes: int,
     ) -> None:
-        self.tasks_at_a_time = workers * max(threads, 1)
+        self.tasks_at_a_time = num_workers * max(num_threads, 1)
         self._num_buffers = num_buffers
         self._buffer_bytes = buffer_bytes
-        payload = pickle.dumps(read_chunk)  # once, into memory that all workers read
-        payload_start = num_buffers * buffer_bytes
-        memory_bytes = payload_start + len(payload)
+        pickled_function = pickle.dumps(read_chunk)  # once, for all workers to read
+        function_start = num_buffers * buffer_bytes
+        memory_bytes = function_start + len(pickled_function)
         check_shared_memory(memory_bytes)
         self._early_results = {}  # {task number: (pixel shape, result)}
         self._workers = []
@@ -103,17 +103,19 @@ class ProcessTasks:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(memory_bytes)
             self._memory: mmap.mmap | None = mmap.mmap(file.fileno(), memory_bytes)
-            self._memory[payload_start:] = payload
-            serve_arguments = (payload_start, buffer_bytes, max(threads, 1))
-            for _ in range(workers):
+            self._memory[function_start:] = pickled_function
+            serve_arguments = (function_start, buffer_bytes, max(num_threads, 1))
+            for _ in range(num_workers):
                 self._workers.append(_Worker(file.fileno(), *serve_arguments))
 
     def submit_task(self, task_number: int) -> Callable[[], BatchChunk]:
         """Start a task; return a function that waits for its result."""
         worker = self._workers[task_number % len(self._workers)]
         try:
-            pickle.dump((task_number, task_number % self._num_buffers), worker.tasks)
-            worker.tasks.flush()
+            pickle.dump(
+                (task_number, task_number % self._num_buffers), worker.task_stream
+            )
+            worker.task_stream.flush()
         except OSError:
             raise worker.death_error() from None
         return functools.partial(self._wait_for_result, task_number)
@@ -123,12 +125,12 @@ class ProcessTasks:
         worker = self._workers[task_number % len(self._workers)]
         while task_number not in self._early_results:
             try:
-                arrived_number, pixel_shape, result = pickle.load(worker.results)
+                arrived_number, pixel_shape, result = pickle.load(worker.result_stream)
             except (EOFError, OSError, pickle.UnpicklingError):
                 raise worker.death_error() from None
             self._early_results[arrived_number] = pixel_shape, result
         pixel_shape, result = self._early_results.pop(task_number)
-        if pixel_shape is None:
+        if pixel_shape is None:  # the result is an error of `read_chunk`
             raise result
         offset = task_number % self._num_buffers * self._buffer_bytes
         pixels = np.ndarray(pixel_shape, np.uint8, self._memory, offset)
@@ -145,11 +147,11 @@ class ProcessTasks:
 class _Worker:
     """A process running `_serve_tasks`, with pipes to and from it."""
 
-    def __init__(self, memory_file: int, *serve_arguments: int) -> None:
+    def __init__(self, memory_fd: int, *serve_arguments: int) -> None:
         read_end, write_end = os.pipe()
         code = (
             "from imagepiece_jax.data import worker_pool; "
-            f"worker_pool._serve_tasks({memory_file}, {write_end}, *{serve_arguments})"
+            f"worker_pool._serve_tasks({memory_fd}, {write_end}, *{serve_arguments})"
         )
         python_path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
@@ -159,19 +161,21 @@ class _Worker:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],  # -P: no current folder
                     stdin=subprocess.PIPE,
-                    pass_fds=(memory_file, write_end),
+                    pass_fds=(memory_fd, write_end),
                     env=os.environ | {"PYTHONPATH": python_path},
                 )
         finally:
             os.close(write_end)
         self.process = process
-        self.tasks: Any = process.stdin
-        self.results = os.fdopen(read_end, "rb")
+        self.task_stream: Any = process.stdin
+        self.result_stream = os.fdopen(read_end, "rb")
 
     def death_error(self) -> RunError:
         """RunError for a process that ended by itself."""
         status = self.process.wait()
-        signal_names = {-number: number.name for number in signal.Signals}
+        signal_names = {
+            -each: each.name for each in signal.Signals
+        }  # as Popen's status
         cause = _CAUSE_OF_SIGNAL.get(signal_names.get(status, ""), "")
         return RunError(
             f"a worker process ended with status {status}{cause}; the same command "
@@ -180,9 +184,9 @@ class _Worker:
 
     def close(self) -> None:
         self.process.wait()
-        self.results.close()
+        self.result_stream.close()
         with contextlib.suppress(OSError):  # unwritten tasks
-            self.tasks.close()
+            self.task_stream.close()
 
 
 def check_shared_memory(needed_bytes: int) -> None:
@@ -200,18 +204,18 @@ def check_shared_memory(needed_bytes: int) -> None:
 
 
 def _serve_tasks(
-    memory_file: int,
-    result_file: int,
-    payload_start: int,
+    memory_fd: int,
+    result_fd: int,
+    function_start: int,
     buffer_bytes: int,
     threads: int,
 ) -> None:
     """Run a worker process: read tasks from stdin, write results to a pipe."""
-    memory = mmap.mmap(memory_file, 0)
-    result_stream = os.fdopen(result_file, "wb")
+    memory = mmap.mmap(memory_fd, 0)
+    result_stream = os.fdopen(result_fd, "wb")
     receive_lock = threading.Lock()
     send_lock = threading.Lock()
-    read_chunk = pickle.loads(memoryview(memory)[payload_start:])
+    read_chunk = pickle.loads(memoryview(memory)[function_start:])
 
     def serve_until_end() -> None:
         try:

@@ -77,7 +77,7 @@ def correct_at(
     return (num_ahead < k) & ~jnp.isnan(label_logit[:, 0])
 
 
-def _measure_images(
+def _compute_image_metrics(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
     classes: Collection[int] | None = None,
@@ -143,7 +143,7 @@ def make_eval_step(
         outputs = compute_outputs(
             model, variables, batch, seed, precision, alter_images
         )
-        image_metrics = _measure_images(outputs.logits, batch["label"], classes)
+        image_metrics = _compute_image_metrics(outputs.logits, batch["label"], classes)
         device_sums = _sum_metrics(image_metrics, batch["mask"])
         metric_sums = parallel.sum_over_devices(device_sums)
         if measure_outputs is not None:
@@ -180,7 +180,7 @@ def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
     def measure_logits(
         logits: Array, labels: Array, mask: Array
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        image_metrics = _measure_images(logits, labels)
+        image_metrics = _compute_image_metrics(logits, labels)
         metric_sums = _sum_metrics(image_metrics, mask)
         results = metric_sums, image_metrics
         return jax.tree.map(lambda x: x[None], results)  # a device axis
@@ -204,8 +204,8 @@ def evaluate_model(
     Raises InputError if outputs are not finite.
     """
     (result,) = evaluate_models(step, [variables], batches)
-    outputs = result.image_metrics.get("outputs", result.image_metrics["loss"])
-    if not np.isfinite(outputs).all():
+    checked_numbers = result.image_metrics.get("outputs", result.image_metrics["loss"])
+    if not np.isfinite(checked_numbers).all():
         raise InputError("the model's outputs are not finite for all images")
     return result
 
@@ -233,7 +233,7 @@ def evaluate_models(
     model_passes = [_ModelPass() for _ in model_variables]
     start_time = time.perf_counter()
     num_untimed_images = 0.0
-    pending_results = []  # the positions and results of at most one batch
+    pending_results = []  # (index_and_mask, results) of at most one batch
 
     def add_pending_results() -> None:
         while pending_results:
@@ -268,7 +268,7 @@ class _ModelPass:
         metric_sums: PyTree,
         image_metrics: PyTree,
     ) -> None:
-        """Add a batch's results, with its index and mask by name."""
+        """Add a batch's results; arrays are [devices, a device's images, ..]."""
         host_sums = parallel.unreplicate(metric_sums)
         for name in self.metric_sums:
             self.metric_sums[name] += float(host_sums[name])

@@ -76,7 +76,7 @@ class ComparedRow:
 class Report:
     """Measured metrics, and comparisons between rows."""
 
-    weights: MeasuredWeights
+    dense_weights: MeasuredWeights
     rows: Sequence[ComparedRow]  # the dense model is the first
     # `MeasuredWeights.measure_reduction` results by row name
     figures: Mapping[str, Mapping[str, Any]]
@@ -154,26 +154,28 @@ def make_dense_weights(
 
     texts_file: as `texts` of `read_annotations`
     """
-    has_accuracy = vit.config.head.is_single_label and images.source.num_classes
+    measures_accuracy = vit.config.head.is_single_label and images.source.num_classes
     annotations = Annotations()
-    if texts_file is not None or not has_accuracy:
+    if texts_file is not None or not measures_accuracy:
         check_image_count(len(images.source))
         # Texts are checked before images are read.
         annotations = read_annotations(vit, images.source, texts_file)
     image_facts = images.facts | annotations.digest_record
     weights = MeasuredWeights(vit, MeasuredImages(image_facts, images.read_batches))
-    if has_accuracy:
+    if measures_accuracy:
         return weights
 
     @functools.cache
-    def dense_reference() -> tuple[np.ndarray, Annotations]:
+    def measure_dense_outputs() -> tuple[np.ndarray, Annotations]:
         image_metrics = fidelity_weights.measure_images(
             vit.with_reduction(None)
         ).image_metrics
         indices = image_metrics["index"].tolist()
         return image_metrics["outputs"], annotations.select_images(indices)
 
-    fidelity_weights = dataclasses.replace(weights, dense_reference=dense_reference)
+    fidelity_weights = dataclasses.replace(
+        weights, dense_reference=measure_dense_outputs
+    )
     return fidelity_weights
 
 
@@ -237,11 +239,11 @@ def make_control_row(dense_weights: MeasuredWeights, control_name: str) -> Compa
             images = [IMAGE_CONTROLS[control_name](pixels) for pixels in batch["image"]]
             yield {**batch, "image": np.stack(images)}
 
-    facts = {**dense_weights.images.facts, "change": control_name}
+    image_facts = {**dense_weights.images.facts, "change": control_name}
     title = f"dense, images {control_name}"
     weights = dataclasses.replace(
         dense_weights,
-        images=MeasuredImages(facts, read_changed_batches),
+        images=MeasuredImages(image_facts, read_changed_batches),
         name=title,
         is_shuffled=control_name == SHUFFLED_CONTROL,
     )
@@ -306,11 +308,13 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
         shape = (images.shape[0], side, side, images.shape[3])
         return jax.image.resize(images, shape, "cubic", antialias=True)
 
-    facts = {**dense_weights.images.facts, "smaller": (side, side)}
+    image_facts = {**dense_weights.images.facts, "smaller": (side, side)}
     return dataclasses.replace(
         dense_weights,
         vit=vit.with_reduction(None).at_size(side),  # a dense model fits any size
-        images=MeasuredImages(facts, dense_weights.images.read_batches, shrink_images),
+        images=MeasuredImages(
+            image_facts, dense_weights.images.read_batches, shrink_images
+        ),
         compiled_steps={},
         name=f"images of {side} pixels a side",
     )
@@ -351,13 +355,14 @@ def choose_report_files(
 
 
 def format_subject(report: Report) -> str:
-    """Table of the measured weights, images and crop."""
-    vit = report.weights.vit
+    """Table of what a report measured: weights, images and crop."""
+    vit = report.dense_weights.vit
+    image_set = report.dense_weights.images.facts["data"]
     num_images = report.figures["dense"]["images"]
     columns = {
         "weights": f"`{vit.origin.name}`",
         "digest": vit.digest,
-        "images": f"{num_images:,} of {report.weights.images.facts['data']}",
+        "images": f"{num_images:,} of {image_set}",
         "crop": vit.preprocessing.description,
     }
     return markdown_table([*columns], [[*columns.values()]])
@@ -435,12 +440,12 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
             curve_name = "smaller images" if row.is_smaller else row.name
         record = report.figures[row.name]
         if report.comparisons:
-            # The band is the interval of the paired difference to the dense model.
-            points = report.comparisons[row.name, "dense"]["points"]
-            band = dense_level + np.array(points)
+            # The interval is that of the paired difference to the dense model.
+            difference = report.comparisons[row.name, "dense"]["points"]
+            estimate = dense_level + np.array(difference)  # value, low, high
         else:
-            band = record["fidelity"][metric]
-        curves.setdefault(curve_name, []).append((record["gmacs"], band))
+            estimate = record["fidelity"][metric]
+        curves.setdefault(curve_name, []).append((record["gmacs"], estimate))
     plotting.draw_curves(
         path, "GMACs an image", axis_label, curves, level=("dense", dense_level)
     )

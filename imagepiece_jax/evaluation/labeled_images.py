@@ -139,15 +139,15 @@ def open_labeled_images(
     run_options = {k: run_data[k] for k in ("workers", "threads") if k in run_data}
     if "eval_batch_size" in run_config:
         run_options["batch_size"] = run_config["eval_batch_size"]
-    name = find_data_name(vit, data)
+    data_name = find_data_name(vit, data)
     data_dir = data_dir or run_data.get("dir") or None
-    all_images = _open_source(vit, name, data_dir, need_labels)
-    source = all_images.evenly_spaced(given_options.get("limit"))
-    check_classes(vit.class_names, vit.origin.title, source.class_names, name)
-    for note in _list_notes(vit, name, all_images, source):
+    whole_source = _open_source(vit, data_name, data_dir, need_labels)
+    source = whole_source.evenly_spaced(given_options.get("limit"))
+    check_classes(vit.class_names, vit.origin.title, source.class_names, data_name)
+    for note in _list_notes(vit, data_name, whole_source, source):
         notes.info(f"note: {note}")
     return LabeledImages(
-        name=name,
+        name=data_name,
         source=source,
         preprocessing=vit.config.preprocessing,
         **run_options | given_options,
@@ -156,13 +156,13 @@ def open_labeled_images(
 
 def _open_source(
     vit: Pretrained | ExportedProgram,
-    name: str,
+    data_name: str,
     data_dir: str | os.PathLike | None,
     need_labels: bool,
 ) -> Source:
     """Open a model's images; without labels if these are neither there nor needed."""
     open_images = functools.partial(
-        registry.open_source, name, "val", data_dir=data_dir
+        registry.open_source, data_name, "val", data_dir=data_dir
     )
     if need_labels or vit.config.head.is_single_label:
         num_classes = vit.config.num_classes
@@ -175,15 +175,18 @@ def _open_source(
 
 
 def _list_notes(
-    vit: Pretrained | ExportedProgram, name: str, all_images: Source, source: Source
+    vit: Pretrained | ExportedProgram,
+    data_name: str,
+    whole_source: Source,
+    source: Source,
 ) -> list[str]:
-    """Note facts about labels and sizes in `source`, a part of `all_images`."""
+    """Note facts about labels and sizes in `source`, a part of `whole_source`."""
     note_texts = []
     if source.split:
-        note_texts.append(f"images are from the split {source.split} of {name}")
+        note_texts.append(f"images are from the split {source.split} of {data_name}")
     if source.subset_record:
         note_texts.append(
-            f"{len(source)} evenly spaced images of {len(all_images)} are used"
+            f"{len(source)} evenly spaced images of {len(whole_source)} are used"
         )
     num_present = len(source.present_labels)
     if num_present < source.num_classes:
@@ -191,9 +194,11 @@ def _list_notes(
         note_texts.append(
             f"{subject} images, and the model chooses among all {source.num_classes:,}"
         )
-    if name.startswith("csv:") and all_images.labels.min() == 1:
+    if data_name.startswith("csv:") and whole_source.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
-        note_texts.append(f"the lowest label of {name} is 1, but labels count from 0")
+        note_texts.append(
+            f"the lowest label of {data_name} is 1, but labels count from 0"
+        )
     sizes = source.sampled_sizes()
     enlargement_note = vit.config.preprocessing.enlargement_note(sizes, len(source))
     return [*note_texts, enlargement_note] if enlargement_note else note_texts

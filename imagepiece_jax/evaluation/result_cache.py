@@ -75,12 +75,12 @@ class ResultCache(contextlib.ExitStack):
         with contextlib.ExitStack() as stack:
             stack.enter_context(files.locked_folder("folder", folder))
             self._file = stack.enter_context(open(path, "ab", buffering=0))
-            for line in read_points(path):
-                if line.keys() >= {"setting", "result"}:
-                    self._results[_encode_key(line["setting"])] = line["result"]
+            for point in read_points(path):
+                if point.keys() >= {"setting", "result"}:
+                    self._results[_encode_key(point["setting"])] = point["result"]
             # Cut off an unfinished last line, which a killed process left.
             os.ftruncate(self._file.fileno(), path.read_bytes().rfind(b"\n") + 1)
-            self.push(stack.pop_all())
+            self.push(stack.pop_all())  # closed with this object
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write an object as the last line, to disk. Raises RunError without room."""
@@ -110,14 +110,14 @@ class ResultCache(contextlib.ExitStack):
         finally:
             seconds = time.monotonic() - start_time
             log.info(f"took {seconds:.0f} s")
-        line = {
+        point = {
             "setting": key,
             "result": result,
             "versions": self.versions,
             "git": files.git_revision(),
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        self.append(line)
+        self.append(point)
         return self._results.setdefault(key_text, json.loads(json.dumps(result)))
 
 
@@ -156,8 +156,8 @@ class MeasuredWeights:
             return self._measure_uncached(reduction)
         kind = "fidelity" if self.dense_reference else "accuracy"
         key = self.make_result_key(kind, reduction)
-        image_count = counted_noun(key["images"], "image")
-        subject = f"{self.name or reduction}, {image_count}"
+        counted_images = counted_noun(key["images"], "image")
+        subject = f"{self.name or reduction}, {counted_images}"
         measure = functools.partial(self._measure_uncached, reduction)
         return self.cache.measure_once(key, measure, subject)
 

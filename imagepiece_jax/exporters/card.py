@@ -87,8 +87,8 @@ def read_card_images(
     annotations = annotations.select_images(
         [i for i in compared_indices.tolist() if source.image_name(i) in readable_paths]
     )
-    folder_length = os.path.commonprefix(readable_paths).rfind("/") + 1
-    compared_names = [path[folder_length:] for path in readable_paths]
+    prefix_length = os.path.commonprefix(readable_paths).rfind("/") + 1
+    compared_names = [path[prefix_length:] for path in readable_paths]
     return CardImages(calibration_pixels, compared_pixels, compared_names, annotations)
 
 
@@ -198,17 +198,17 @@ def format_card_table(graph_file: pathlib.Path, file_facts: Mapping[str, Any]) -
         file_title += f" ({', '.join(file_facts['float32_parts'])} float32)"
     rows = {"dense, float32": {"share of the MACs": "1.00"}, file_title: {}}
     rows[file_title]["share of the MACs"] = f"{card['mac_share']:.2f}"
-    for table_row, name in zip(rows.values(), ("dense", "file"), strict=True):
+    for cells, name in zip(rows.values(), ("dense", "file"), strict=True):
         median, low, high = card["ms"][name]
-        table_row["MB"] = f"{card['megabytes'][name]:.1f}"
-        table_row["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
+        cells["MB"] = f"{card['megabytes'][name]:.1f}"
+        cells["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
     median, low, high = card["speedup"]
     rows[file_title]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
     titles = dict(zip(("dense", "file"), rows, strict=True))
     for name, metrics in card["fidelity"].items():
         title = titles.get(name, f"dense, images {name}")
         rows[title] = rows.get(title, {}) | fidelity_cells(metrics)
-    return rows_table([{"": name, **table_row} for name, table_row in rows.items()])
+    return rows_table([{"": title, **cells} for title, cells in rows.items()])
 
 
 def section_names(page_file: pathlib.Path) -> list[str]:
@@ -217,7 +217,7 @@ def section_names(page_file: pathlib.Path) -> list[str]:
     return [section.partition(" -->")[0] for section in sections]
 
 
-def write_card_page(
+def replace_card_section(
     page_file: pathlib.Path, graph_file: pathlib.Path, page_text: str = ""
 ) -> None:
     """Replace a file's section of a page of cards, or remove it.

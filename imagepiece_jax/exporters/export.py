@@ -131,9 +131,9 @@ def export(
     check_option_values(vit, options)
     check_option_pairs(options)
     vit.warn_of_untrained()
-    traced_model = trace_model(vit, options)
+    traced_model = choose_traced_model(vit, options)
     vit = traced_model.vit
-    place = find_place(out, traced_model)
+    place = choose_place(out, traced_model)
     if push is not None:
         upload.check_repository(push, dry_run)
     card_images = None
@@ -149,7 +149,7 @@ def export(
         model = largest_numbers.with_float32_parts(vit.model, part_maxima)
         traced_model.interface.model = model
     place.graph_file.parent.mkdir(parents=True, exist_ok=True)
-    checked_file(place.graph_file)
+    choose_graph_file(place.graph_file)
     program = make_program(traced_model, place)
     if dtype == "int8" and calibration_pixels is not None:
         program = quantize_program(program, place, calibration_pixels)
@@ -160,7 +160,7 @@ def export(
         write_files(program, place)
         if card_images is not None:
             page_text = card.format_card_page(place.graph_file, vit, program.facts)
-            card.write_card_page(place.page_file, place.graph_file, page_text)
+            card.replace_card_section(place.page_file, place.graph_file, page_text)
     if push is not None:
         upload_files(place, push, dry_run)
     return place.graph_file
@@ -202,7 +202,7 @@ def check_option_pairs(options: ExportOptions) -> None:
         )
 
 
-def trace_model(vit: Pretrained, options: ExportOptions) -> TracedModel:
+def choose_traced_model(vit: Pretrained, options: ExportOptions) -> TracedModel:
     """Choose what is traced, and check that the layout's program takes it."""
     layout = options.layout
     if options.gathers is None:
@@ -221,19 +221,21 @@ def trace_model(vit: Pretrained, options: ExportOptions) -> TracedModel:
     return TracedModel(vit, interface, options)
 
 
-def find_place(out: str | os.PathLike, traced_model: TracedModel) -> ExportPlace:
-    """Check where files go: nothing but an earlier export is replaced."""
+def choose_place(out: str | os.PathLike, traced_model: TracedModel) -> ExportPlace:
+    """Choose where files go; nothing but an earlier export may be replaced."""
     vit, _, options = traced_model
     layout = options.layout
     if layout is None:
-        graph_file = checked_file(out, options.dtype)
+        graph_file = choose_graph_file(out, options.dtype)
         return ExportPlace(graph_file, graph_file.parent, {}, None)
     folder = pathlib.Path(os.path.expanduser(out))
     graph_file = tower.find_graph_file(folder, layout, vit, options.dtype)
     tower.check_layout_folder(folder, layout, vit, graph_file)
     program_layout = tower.PROGRAM_LAYOUTS[layout]
-    files = {folder / k: v for k, v in program_layout.files(vit).items()}
-    return ExportPlace(graph_file, folder, files, program_layout.metadata(vit))
+    content_of_file = {folder / k: v for k, v in program_layout.files(vit).items()}
+    return ExportPlace(
+        graph_file, folder, content_of_file, program_layout.metadata(vit)
+    )
 
 
 def check_card(place: ExportPlace, traced_model: TracedModel) -> None:
@@ -277,12 +279,10 @@ def quantize_program(
     pixels: calibrate it, uint8 [images, H, W, 3]
     """
     message = f"calibrating int8 with {len(pixels)} images, which takes minutes"
-    with temporary_folder() as temporary, announced_work(message):
-        place = place._replace(
-            graph_file=pathlib.Path(temporary, place.graph_file.name)
-        )
-        write_program(program, place)
-        float32_program = open_program(place.graph_file)
+    with temporary_folder() as folder, announced_work(message):
+        graph_file = pathlib.Path(folder, place.graph_file.name)
+        write_program(program, place._replace(graph_file=graph_file))
+        float32_program = open_program(graph_file)
         graph = place.file_format.quantize_graph(float32_program, pixels)
     return program._replace(graph=graph)
 
@@ -299,12 +299,12 @@ def make_card(
     """
     vit, interface, options = traced_model
     dense_options = options._replace(dtype="float32")
-    dense_model = trace_model(vit.with_reduction(None), dense_options)
-    with temporary_folder() as temporary:
-        graph_file = pathlib.Path(temporary, f"file{place.graph_file.suffix}")
+    dense_traced_model = choose_traced_model(vit.with_reduction(None), dense_options)
+    with temporary_folder() as folder:
+        graph_file = pathlib.Path(folder, f"file{place.graph_file.suffix}")
         dense_file = graph_file.with_stem("dense")
         write_program(program, place._replace(graph_file=graph_file))
-        dense_program = make_program(dense_model, place)
+        dense_program = make_program(dense_traced_model, place)
         write_program(dense_program, place._replace(graph_file=dense_file))
         has_classes = "logits" in interface.output_names and vit.config.head.has_classes
         return card.compare_with_dense_file(graph_file, dense_file, images, has_classes)
@@ -328,7 +328,7 @@ def write_files(program: MadeProgram, place: ExportPlace) -> None:
     """Write a program and the layout's files. The page loses an earlier section."""
     # Nobody compares these with the graph's digest. A kill must not leave them beside
     # another graph.
-    card.write_card_page(place.page_file, place.graph_file)
+    card.replace_card_section(place.page_file, place.graph_file)
     for file in place.files:
         file.unlink(missing_ok=True)
     write_program(program, place)
@@ -351,11 +351,10 @@ def upload_files(place: ExportPlace, repository: str, dry_run: bool) -> None:
     upload.commit_files(repository, place.folder, files, dry_run)
 
 
-def checked_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
-    """Check the path of a file to write. Only an export may be replaced.
+def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
+    """Choose the graph's path and check it. Only an export may be replaced.
 
     out: the file, or a folder, which may be new
-    Returns the file's path.
     """
     path = pathlib.Path(os.path.expanduser(out))
     graph_file = path

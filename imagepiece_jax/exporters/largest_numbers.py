@@ -62,9 +62,9 @@ def find_largest_numbers(
             normalized_images = normalize(pixels, vit.config.mean, vit.config.std)
             # Explicit copies, which a user's transfer guard allows.
             arguments = jax.device_put((variables, normalized_images))
-            maxima = jax.device_get(ordered_maxima(*arguments))
-            for name, number in zip(part_names, maxima, strict=True):
-                part_maxima[name] = max(part_maxima.get(name, 0.0), float(number))
+            batch_maxima = jax.device_get(ordered_maxima(*arguments))
+            for part, number in zip(part_names, batch_maxima, strict=True):
+                part_maxima[part] = max(part_maxima.get(part, 0.0), float(number))
     if not math.isfinite(part_maxima.pop("outputs")):
         first_part = max(part_maxima, key=lambda part: part_maxima[part])
         raise InputError(f"the model's outputs are not finite, from {first_part} on")
@@ -79,12 +79,13 @@ def find_part_maxima(
     A part's numbers are its weights, its layers' inputs and their results.
     """
     maxima_of_part = {}
-    noted_arrays = {}  # a layer's result is the next one's input
+    # A layer's result is the next one's input. Kept arrays keep their ids.
+    noted_arrays = {}
 
     def note_numbers(part: str, arrays: Any) -> None:
         for array in jax.tree.leaves(arrays):
-            is_number = isinstance(array, jax.Array) and array.dtype == jnp.float32
-            if is_number and (part, id(array)) not in noted_arrays:
+            is_float32 = isinstance(array, jax.Array) and array.dtype == jnp.float32
+            if is_float32 and (part, id(array)) not in noted_arrays:
                 noted_arrays[part, id(array)] = array
                 # XLA's maximum may lose NaN on CPUs.
                 magnitudes = jnp.abs(array)
@@ -108,8 +109,8 @@ def find_part_maxima(
 
     with nn.intercept_methods(call_and_note):
         outputs = model.apply(variables, images)
-    for name, weights in variables["params"].items():
-        note_numbers(name if isinstance(weights, dict) else STEM_PART, weights)
+    for part, weights in variables["params"].items():
+        note_numbers(part if isinstance(weights, dict) else STEM_PART, weights)
     note_numbers("outputs", (outputs.logits, outputs.tokens))
     return {part: jnp.max(jnp.stack(maxima)) for part, maxima in maxima_of_part.items()}
 

@@ -6,8 +6,8 @@ of it, because ONNX's operators broadcast, too.
 
 JAX's integers are float32 in the graph, exact up to `LARGEST_INTEGER`, because
 onnxruntime's WebGPU provider has no int64, and would copy arrays to the CPU and back.
-int64 are the constants that count sides and axes. Only a graph with `gathers` also has
-int64 indices.
+int64 are the constants that count sides and axes. Only a graph that
+`uses_gather_nodes` also has int64 indices.
 """
 
 import collections
@@ -117,13 +117,13 @@ class Graph:
     """Nodes and constants of an ONNX graph under construction, without duplicates.
 
     images: the input. Its first side may be open (a dimension of jax.export).
-    gathers: sort and gather tokens by int64 indices. Products with rows of 0 and 1
-        would give the same tokens on every device, but take longer on CPUs.
+    uses_gather_nodes: sort and gather tokens by int64 indices. Products with rows of 0
+        and 1 would give the same tokens on every device, but take longer on CPUs.
     """
 
-    def __init__(self, images: Value, gathers: bool = False) -> None:
+    def __init__(self, images: Value, uses_gather_nodes: bool = False) -> None:
         self.images = images
-        self.gathers = gathers
+        self.uses_gather_nodes = uses_gather_nodes
         self.nodes: list[NodeProto] = []
         # {(dtype, shape, digest) of an array: (its name, array)}
         self.constants: dict[tuple, tuple[str, np.ndarray]] = {}
@@ -146,9 +146,10 @@ class Graph:
         **attributes: Any,
     ) -> Value:
         """Add a node with one output; return its Value. `inputs`: Values and arrays."""
-        return self.add_split_node(kind, inputs, [(shape, dtype)], **attributes)[0]
+        types = [(shape, dtype)]
+        return self.add_multi_output_node(kind, inputs, types, **attributes)[0]
 
-    def add_split_node(
+    def add_multi_output_node(
         self,
         kind: str,
         inputs: Sequence[Input],
@@ -163,9 +164,11 @@ class Graph:
         if kind in MOVING_OPERATORS and has_booleans:
             operands = [self.as_number(operand) for operand in operands]
             float_types = [(shape, np.float32) for shape, _ in output_types]
-            floats = self.add_split_node(kind, operands, float_types, **attributes)
+            floats = self.add_multi_output_node(
+                kind, operands, float_types, **attributes
+            )
             return [self.cast(value, bool) for value in floats]
-        input_names = tuple(map(self.initializer_name, operands))
+        input_names = tuple(map(self.name_value, operands))
         attribute_texts = sorted((k, str(v)) for k, v in attributes.items())
         node_key = (kind, input_names, tuple(attribute_texts))
         if node_key in self._known_outputs:
@@ -183,8 +186,8 @@ class Graph:
         self._node_of_value[output_names[0]] = (kind, operands, attributes)
         return output_values
 
-    def initializer_name(self, value: Value, name: str | None = None) -> str:
-        """Name a Value. Equal constants share one initializer.
+    def name_value(self, value: Value, name: str | None = None) -> str:
+        """Return a Value's name; equal constants share one named initializer.
 
         name: name of a new initializer; None: a numbered name
         """
@@ -201,7 +204,7 @@ class Graph:
         """Build the ONNX graph of {name: output}, with the nodes the outputs need."""
         from onnx import helper, numpy_helper
 
-        outputs = self._distinct_outputs(outputs)
+        outputs = self._copy_repeated_outputs(outputs)
         public_names = {value.name: name for name, value in outputs.items()}
         needed_names = {*public_names}
         needed_nodes = []
@@ -230,18 +233,20 @@ class Graph:
             initializer=initializers,
         )
 
-    def _distinct_outputs(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
-        """Copy Values with two names: {name: output} without a repeated Value."""
+    def _copy_repeated_outputs(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Copy Values that several outputs name: {name: output} without repetition."""
         from onnx import helper
 
         outputs_by_name = {}
         seen_names = set()
         for name, value in outputs.items():
             if value.name in seen_names:
-                copy = self._new_name("Identity")
-                node = helper.make_node("Identity", [value.name], [copy], copy)
+                copy_name = self._new_name("Identity")
+                node = helper.make_node(
+                    "Identity", [value.name], [copy_name], copy_name
+                )
                 self.nodes.append(node)
-                value = dataclasses.replace(value, name=copy)
+                value = dataclasses.replace(value, name=copy_name)
             seen_names.add(value.name)
             outputs_by_name[name] = value
         return outputs_by_name
@@ -390,7 +395,7 @@ class Graph:
         dtype: DTypeLike | None = None,
         **attributes: Any,
     ) -> Value:
-        """Add a node that broadcasts its inputs; return its Value.
+        """Add a node that broadcasts its inputs, or a simpler one; return its Value.
 
         inputs: Values, and numbers of the Values' dtype
         """
@@ -403,11 +408,11 @@ class Graph:
             return self._add_extremum(kind, *operands)
         if kind in ("Add", "Mul") and operands[0].array is not None:
             operands = operands[::-1]
-        number = operands[-1].array
-        if len(operands) == 2 and number is not None and number.ndim == 0:
-            nodeless_result = self._nodeless_result(kind, operands[0], number)
-            if nodeless_result:
-                return nodeless_result
+        last_array = operands[-1].array
+        if len(operands) == 2 and last_array is not None and last_array.ndim == 0:
+            simplified_result = self._simplified_result(kind, operands[0], last_array)
+            if simplified_result:
+                return simplified_result
         value, *other_operands = sorted(operands, key=lambda v: v.array is not None)
         source, order = self.source_and_order(value)
         are_constants = all(operand.array is not None for operand in other_operands)
@@ -436,20 +441,22 @@ class Graph:
         a_wins = self.add_elementwise(comparison, a, b, dtype=bool)
         return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
 
-    def _nodeless_result(
+    def _simplified_result(
         self, kind: str, value: Value, number: np.ndarray
     ) -> Value | None:
-        """The result of a Value and a number without a node of its own, or None."""
+        """The Value itself, a mean for a divided sum, or None for any other operation.
+
+        number: the second operand, []
+        """
         if number == {"Add": 0, "Div": 1, "Mul": 1, "Pow": 1}.get(kind):
             return value
-        sum_value = value
-        if self._node_of_value[value.name][0] == "Reshape":
-            sum_value = self._node_of_value[value.name][1][0]
-        sum_kind, operands, _ = self._node_of_value[sum_value.name]
-        if sum_kind == "ReduceSum" and kind == "Div":
-            source, axes = operands[0], operands[1].array
-            if axes is not None and number == math.prod(source.shape[i] for i in axes):
-                mean = self.add_reduction("ReduceMean", source, axes, keepdims=True)
+        source_kind, operands, _ = self._node_of_value[value.name]
+        if source_kind == "Reshape":
+            source_kind, operands, _ = self._node_of_value[operands[0].name]
+        if source_kind == "ReduceSum" and kind == "Div":
+            summand, axes = operands[0], operands[1].array
+            if axes is not None and number == math.prod(summand.shape[i] for i in axes):
+                mean = self.add_reduction("ReduceMean", summand, axes, keepdims=True)
                 return self.reshape(mean, value.shape)
         return None
 

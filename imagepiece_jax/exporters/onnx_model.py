@@ -57,7 +57,7 @@ def build_onnx_model(
     input_spec = interface.input_spec(batch_size, takes_pixels)
     params, jaxpr = trace_program(interface, vit.variables, input_spec)
     images = Value(input_spec.shape, np.dtype(input_spec.dtype), interface.input_name)
-    graph = Graph(images, gathers)
+    graph = Graph(images, uses_gather_nodes=gathers)
     # Weights are named first, so that initializers have the parameters' names.
     weights = name_weights(graph, params)
     output_values = add_equations(graph, jaxpr, [*weights, images])
@@ -100,7 +100,7 @@ def name_weights(graph: Graph, params: Mapping[str, Any]) -> list[Value]:
     for path, param in jax.tree_util.tree_leaves_with_path(params):
         weight = Value.constant(param)
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        graph.initializer_name(weight, name)
+        graph.name_value(weight, name)
         weights.append(weight)
     return weights
 
@@ -145,8 +145,8 @@ def write_onnx(
     digest = hashlib.sha256()
     for tensor in large_tensors:
         digest.update(tensor.raw_data)
-    digits = digest.hexdigest()[:NAME_DIGEST_DIGITS]
-    weights_file = path.with_name(f"{path.name}.{digits}.data")
+    short_digest = digest.hexdigest()[:NAME_DIGEST_DIGITS]
+    weights_file = path.with_name(f"{path.name}.{short_digest}.data")
     # The weights file is in place before the graph, and named by its digest. So a kill
     # leaves the old graph with its weights, or the new graph.
     with (
@@ -183,9 +183,9 @@ def remove_earlier_weights(
 
 def _model_bytes(model: "ModelProto") -> int:
     """Bytes of a graph with its weights, or a few more."""
-    byte_count = 0
+    num_bytes = 0
     for node in model.graph.node:
-        byte_count += node.ByteSize() + ENTRY_OVERHEAD_BYTES
+        num_bytes += node.ByteSize() + ENTRY_OVERHEAD_BYTES
     for tensor in model.graph.initializer:
-        byte_count += len(tensor.raw_data) + len(tensor.name) + ENTRY_OVERHEAD_BYTES
-    return byte_count
+        num_bytes += len(tensor.raw_data) + len(tensor.name) + ENTRY_OVERHEAD_BYTES
+    return num_bytes

@@ -24,7 +24,7 @@ def add_layer_norm(
     dtype: DTypeLike,
     eps: float = 1e-6,
 ) -> Value:
-    """Normalize rows in float32, and cast them to `dtype`."""
+    """Normalize rows [.., dim] in float32, and cast them to `dtype`."""
     x = graph.cast(x, np.float32)
     options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
@@ -51,7 +51,11 @@ def add_dot_product_attention(
     backend: str = "xla",
     length: int | None = None,
 ) -> Value:
-    """Add softmax attention, with its weights in a Note for `add_mean_attention`."""
+    """Add softmax attention; a Note has its weights for `add_mean_attention`.
+
+    Query [B, Q, H, d], key and value [B, N, H, d], key_bias [B, N] -> [B, Q, H, d].
+    backend and length: of the JAX function, and without effect here
+    """
     weights = _attention_weights(graph, query, key, key_bias)
     graph.notes[key.name] = Note(attention=(query, key_bias, weights))
     return _weighted_sum(graph, weights, value)
@@ -125,7 +129,10 @@ def _weighted_queries(graph: Graph, query: Value, weights: ArrayLike) -> Value:
 def add_mean_attention(
     graph: Graph, query: Value, key: Value, key_bias: Value | None = None
 ) -> Value:
-    """Attention to every token, as a mean over queries and heads. -> [B, N]."""
+    """Attention to every token, as a mean over queries and heads.
+
+    [B, Q, H, d], [B, N, H, d] -> [B, N] float32.
+    """
     query = graph.cast(query, np.float32)
     key = graph.cast(key, np.float32)
     weights = None
@@ -145,7 +152,7 @@ def add_log_sum_exp(graph: Graph, logits: Value) -> Value:
 
 
 def add_unit_vectors(graph: Graph, x: Value, eps: float = 1e-6) -> Value:
-    """Scale rows to length 1."""
+    """Scale rows [.., dim] to length 1, in float32."""
     slice_of = graph.notes[x.name].slice_of
     if slice_of and slice_of[1] < x.ndim - 1:  # all rows, once for all slices
         rows, axis, start = slice_of
@@ -165,12 +172,12 @@ def add_unit_vectors(graph: Graph, x: Value, eps: float = 1e-6) -> Value:
 
 def _one_hot(graph: Graph, index: Value, n: int) -> Value:
     """1 at each index, and 0 elsewhere. [B, m] -> [B, m, n] float32."""
-    batch, index_count = index.shape
+    batch, num_indices = index.shape
     source, start = graph.source_and_start(index, 1)
     source_one_hot = graph.notes[source.name].one_hot
     if source_one_hot and source_one_hot.shape[2] == n:
-        return graph.slice(source_one_hot, 1, start, start + index_count)
-    return _equality(graph, graph.reshape(index, (batch, index_count, 1)), np.arange(n))
+        return graph.slice(source_one_hot, 1, start, start + num_indices)
+    return _equality(graph, graph.reshape(index, (batch, num_indices, 1)), np.arange(n))
 
 
 def _equality(graph: Graph, values: Value, numbers: Value | ArrayLike) -> Value:
@@ -193,14 +200,14 @@ def _sorted_indices(graph: Graph, x: Value, largest: bool) -> Value:
     n = x.shape[1]
     options = {"axis": -1, "largest": int(largest), "sorted": 1}
     output_types = [(x.shape, x.dtype), (x.shape, np.int64)]
-    return graph.add_split_node("TopK", [x, [n]], output_types, **options)[1]
+    return graph.add_multi_output_node("TopK", [x, [n]], output_types, **options)[1]
 
 
 def add_rank_tokens(graph: Graph, score: Value) -> Value:
     """Rank of every token, 0 for the highest score. [B, n] -> [B, n] float32."""
     batch, n = score.shape
     score = graph.cast(score, np.float32)
-    if graph.gathers:
+    if graph.uses_gather_nodes:
         tokens = _sorted_indices(graph, score, largest=True)
         # Sorting a permutation inverts it: it gives the ranks.
         ranks = graph.cast(_sorted_indices(graph, tokens, largest=False), np.float32)
@@ -211,14 +218,16 @@ def add_rank_tokens(graph: Graph, score: Value) -> Value:
     is_higher = graph.add_elementwise("Greater", other_score, own_score, dtype=bool)
     is_later = np.triu(np.ones((n, n), np.float32), 1)[None]
     is_higher = graph.cast(is_higher, np.float32)
-    is_ahead = graph.add_elementwise("Mul", is_higher, is_later)
+    is_later_ahead = graph.add_elementwise("Mul", is_higher, is_later)
     # A token comes behind later tokens with higher scores, and behind earlier tokens,
     # except those with lower scores.
-    later_ahead = graph.add_reduction("ReduceSum", is_ahead, (2,))
-    later_ahead = graph.reshape(later_ahead, other_score.shape)
-    num_behind = graph.add_reduction("ReduceSum", is_ahead, (1,), keepdims=True)
-    earlier_ahead = graph.add_elementwise("Sub", np.arange(n)[None, None], num_behind)
-    ranks = graph.add_elementwise("Add", earlier_ahead, later_ahead)
+    num_later_ahead = graph.add_reduction("ReduceSum", is_later_ahead, (2,))
+    num_later_ahead = graph.reshape(num_later_ahead, other_score.shape)
+    num_behind = graph.add_reduction("ReduceSum", is_later_ahead, (1,), keepdims=True)
+    num_earlier_ahead = graph.add_elementwise(
+        "Sub", np.arange(n)[None, None], num_behind
+    )
+    ranks = graph.add_elementwise("Add", num_earlier_ahead, num_later_ahead)
     return graph.reshape(ranks, (batch, n))
 
 
@@ -237,26 +246,26 @@ def add_index_kept_tokens(graph: Graph, keep: Value) -> Value:
 def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Value:
     """Find the tokens at all positions below `wanted`, or at those it lists. [B, m]."""
     batch, n = position.shape
-    positions = Value.constant(np.arange(wanted)) if isinstance(wanted, int) else wanted
-    m = positions.shape[-1]
-    index_ranks = None
-    known_positions = np.ravel(-1 if positions.array is None else positions.array)
-    if known_positions.size and (np.diff(known_positions) == 1).all():
-        index_ranks = (position, int(known_positions[0]))
+    targets = Value.constant(np.arange(wanted)) if isinstance(wanted, int) else wanted
+    m = targets.shape[-1]
+    ranks_and_first = None
+    known_targets = np.ravel(-1 if targets.array is None else targets.array)
+    if known_targets.size and (np.diff(known_targets) == 1).all():
+        ranks_and_first = (position, int(known_targets[0]))
     sorted_tokens = graph.notes[position.name].sorted_tokens
     # A missing position has no sorted token.
-    if sorted_tokens and (known_positions >= 0).all() and (known_positions < n).all():
-        operands = [sorted_tokens, known_positions.astype(np.int64)]
+    if sorted_tokens and (known_targets >= 0).all() and (known_targets < n).all():
+        operands = [sorted_tokens, known_targets.astype(np.int64)]
         int_index = graph.add_node("Gather", operands, (batch, m), np.int64, axis=1)
         index = graph.cast(int_index, np.float32)
-        graph.notes[index.name] = Note(int_index=int_index, ranks=index_ranks)
+        graph.notes[index.name] = Note(int_index=int_index, ranks=ranks_and_first)
         return index
-    position_rows = graph.reshape(positions, (1, m, 1))
-    one_hot = _equality(graph, graph.reshape(position, (batch, 1, n)), position_rows)
+    position_column = graph.reshape(targets, (1, m, 1))
+    one_hot = _equality(graph, graph.reshape(position, (batch, 1, n)), position_column)
     tokens = Value.constant(np.arange(n)[None])
     terms = _weighted_columns(graph, one_hot, tokens)
     index = graph.add_reduction("ReduceSum", terms, (2,))
-    graph.notes[index.name] = Note(one_hot=one_hot, ranks=index_ranks)
+    graph.notes[index.name] = Note(one_hot=one_hot, ranks=ranks_and_first)
     return index
 
 
@@ -294,21 +303,21 @@ def find_extremum(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, 
         x = source
         axis = order[axis]
     shape = (*x.shape[:axis], *x.shape[axis + 1 :])
-    if graph.gathers:
+    if graph.uses_gather_nodes:
         options = {"axis": int(axis), "keepdims": 0}
         index = graph.add_node(f"Arg{kind}", [x], shape, np.int64, **options)
-        best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,))
-        return best_value, _as_float_index(graph, index)
-    best_value = graph.add_reduction(f"Reduce{kind}", x, (axis,), keepdims=True)
-    is_best = graph.add_elementwise("Equal", x, best_value, dtype=bool)
+        extremum = graph.add_reduction(f"Reduce{kind}", x, (axis,))
+        return extremum, _as_float_index(graph, index)
+    extremum = graph.add_reduction(f"Reduce{kind}", x, (axis,), keepdims=True)
+    is_extremum = graph.add_elementwise("Equal", x, extremum, dtype=bool)
     length = x.shape[axis]
     index_shape = [1] * x.ndim
     index_shape[axis] = length
-    all_indices = Value.constant(np.arange(length).reshape(index_shape))
-    operands = [is_best, all_indices, np.float32(length)]
-    best_indices = graph.add_node("Where", operands, is_best.shape, np.float32)
-    index = graph.add_reduction("ReduceMin", best_indices, (axis,), keepdims=True)
-    return graph.reshape(best_value, shape), graph.reshape(index, shape)
+    indices = Value.constant(np.arange(length).reshape(index_shape))
+    operands = [is_extremum, indices, np.float32(length)]
+    candidate_indices = graph.add_node("Where", operands, is_extremum.shape, np.float32)
+    index = graph.add_reduction("ReduceMin", candidate_indices, (axis,), keepdims=True)
+    return graph.reshape(extremum, shape), graph.reshape(index, shape)
 
 
 def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
@@ -316,12 +325,14 @@ def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Va
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
-    own_order = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
-    all_order = graph.reshape(graph.add_elementwise("Add", own_order, 4), (batch, 1, n))
-    lead = graph.add_elementwise("Sub", own_order, all_order)
+    own_position = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
+    other_position = graph.reshape(
+        graph.add_elementwise("Add", own_position, 4), (batch, 1, n)
+    )
+    lead = graph.add_elementwise("Sub", own_position, other_position)
     penalty = graph.add_elementwise("Min", lead, 0)
-    nearest_similarity = graph.add_elementwise("Add", similarity, penalty)
-    nearest_similarity = graph.add_reduction("ReduceMax", nearest_similarity, (2,))
+    earlier_similarity = graph.add_elementwise("Add", similarity, penalty)
+    nearest_similarity = graph.add_reduction("ReduceMax", earlier_similarity, (2,))
     # The first token's distance is 4, not 2: it has the highest score anyway.
     one = Value.constant(np.float32(1))
     return graph.add_elementwise("Sub", one, nearest_similarity)
@@ -364,11 +375,11 @@ def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
     index_ranks = graph.notes[index_source.name].ranks
     if by_rank and index_ranks:
         values, ranks = by_rank
-        token_ranks, lowest = index_ranks
+        token_ranks, first_rank = index_ranks
         if token_ranks == ranks:
-            start += lowest
+            start += first_rank
             return graph.slice(values, 1, start, start + index.shape[1])
-    if graph.gathers:
+    if graph.uses_gather_nodes:
         return _gather_by_integers(graph, x, index, shape)
     one_hot = _one_hot(graph, index, n)
     if x.ndim == 2:
@@ -432,8 +443,8 @@ def add_slot_matrix(
 def _weighted_columns(graph: Graph, matrix: Value, weight: Value) -> Value:
     """Multiply columns by weights. [B, m, n], [B, n] -> [B, m, n] float32."""
     weight = graph.cast(weight, np.float32)
-    rows = graph.broadcast_source(weight).array
-    if rows is not None and (rows == 1).all():
+    weight_array = graph.broadcast_source(weight).array
+    if weight_array is not None and (weight_array == 1).all():
         return matrix
     weight = graph.reshape(weight, (weight.shape[0], 1, weight.shape[1]))
     return graph.add_elementwise("Mul", matrix, weight)
@@ -446,26 +457,33 @@ def _row_sums(graph: Graph, matrix: Value) -> Value:
 def add_merge_features(
     graph: Graph, x: Value, size: Value, assignment: Any
 ) -> Values | None:
-    """Kept rows, plus a matrix product of the absorbed rows."""
+    """Add kept rows, plus a matrix product of the absorbed rows.
+
+    x [B, n, D], size [B, n] -> [x [B, s, D], size [B, s]], with s slots; None without
+    an index.
+    """
     index = assignment.index
     if index is None:
         return None
     batch, n_out = index.kept_tokens.shape
-    absorbed_count = index.absorbed_tokens.shape[1]
+    num_absorbed = index.absorbed_tokens.shape[1]
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     kept_index = _prefixed_index(graph, index.kept_tokens, num_prefix)
     kept_rows = add_gather_rows(graph, x, kept_index)
     absorbed_index = None
-    if absorbed_count:
+    if num_absorbed:
         absorbed_index = _prefixed_index(
             graph, index.absorbed_tokens, num_prefix, False
         )
+        # Prefix tokens, in slots below 0, absorb nothing.
         slots = np.arange(-num_prefix, n_out)[None, :, None]
-        target_slots = graph.reshape(index.target_slots, (batch, 1, absorbed_count))
+        target_slots = graph.reshape(index.target_slots, (batch, 1, num_absorbed))
         is_joined = _equality(graph, target_slots, slots)
 
-    def merge_terms(values: Value | None = None) -> tuple[Value, Value | None, Value]:
-        """Kept values [B, s, 1], absorbed values [B, s, e], sums [B, s, 1]."""
+    def add_terms(
+        values: Value | None = None,
+    ) -> tuple[Value, Value | None, Value]:
+        """Kept values [B, s, 1], e absorbed values [B, s, e], sums [B, s, 1]."""
         kept_values = Value.constant(np.float32(1))  # no values: ones
         if values is not None:
             kept_values = add_gather_rows(graph, values, kept_index)
@@ -480,9 +498,9 @@ def add_merge_features(
         slot_sums = graph.add_elementwise("Add", kept_values, absorbed_sums)
         return kept_values, absorbed_matrix, slot_sums
 
-    kept_factor, absorbed_factor, slot_sums = merge_terms(size)
+    kept_factor, absorbed_factor, slot_sums = add_terms(size)
     merged_sizes = graph.reshape(slot_sums, kept_index.shape)
-    if assignment.mean and not absorbed_count:
+    if assignment.mean and not num_absorbed:
         return [kept_rows, merged_sizes]
     # Means are float32 in float16 graphs, too.
     kept_rows = graph.cast(kept_rows, np.float32)
@@ -490,9 +508,9 @@ def add_merge_features(
         weight = graph.cast(assignment.weight, np.float32)
         operands = [weight, [0, num_prefix, 0, 0], np.float32(1)]
         weight = graph.add_node("Pad", operands, size.shape, np.float32)
-        kept_factor, absorbed_factor, slot_sums = merge_terms(weight)
+        kept_factor, absorbed_factor, slot_sums = add_terms(weight)
     elif not assignment.by_size:
-        kept_factor, absorbed_factor, slot_sums = merge_terms()
+        kept_factor, absorbed_factor, slot_sums = add_terms()
     if assignment.mean:
         kept_factor = graph.add_elementwise("Div", kept_factor, slot_sums)
     if assignment.mean and absorbed_factor is not None:
@@ -507,18 +525,18 @@ def add_merge_features(
 
 
 def _prefixed_index(
-    graph: Graph, index: Value, num_prefix: int, are_first: bool = True
+    graph: Graph, index: Value, num_prefix: int, with_prefix: bool = True
 ) -> Value:
     """Count the prefix in indices [B, m] of image tokens.
 
-    are_first: put the prefix's own indices in front, [B, prefix + m]
+    with_prefix: put the prefix's own indices in front, [B, prefix + m]
     """
     shifted_index = graph.add_elementwise("Add", index, num_prefix)
-    if not num_prefix or not are_first:
+    if not num_prefix or not with_prefix:
         return shifted_index
-    batch, index_count = index.shape
+    batch, num_indices = index.shape
     operands = [shifted_index, [0, num_prefix, 0, 0], np.float32(0)]
-    length = num_prefix + index_count
+    length = num_prefix + num_indices
     padded_index = graph.add_node("Pad", operands, (batch, length), np.float32)
     if num_prefix == 1:  # its index is the padding's 0
         return padded_index
@@ -530,14 +548,17 @@ def _prefixed_index(
 def add_attend_merged(
     graph: Graph, attention: Value, value: Value, assignment: Any, size: Value
 ) -> Value | None:
-    """Attend to the values of the tokens' slots, then merge the outputs like tokens."""
+    """Attend to the values of the tokens' slots, then merge the outputs like tokens.
+
+    [B, H, Q, n], [B, s, H, d] -> [B, Q, H, d], or [B, s, H, d] if all n tokens attend.
+    """
     # A merged map has sums of columns, and means of rows.
     batch, num_heads, num_queries, n = attention.shape
     num_slots = value.shape[1]
     index = assignment.index
-    absorbed_count = 0 if index is None else index.absorbed_tokens.shape[1]
+    num_absorbed = 0 if index is None else index.absorbed_tokens.shape[1]
     # None merges, or some are dropped.
-    if not absorbed_count or num_slots + absorbed_count < n:
+    if not num_absorbed or num_slots + num_absorbed < n:
         return None
     num_prefix = n - assignment.slot_of_token.shape[1]
     slot_of_row = _prefixed_index(graph, assignment.slot_of_token, num_prefix)

@@ -32,7 +32,7 @@ Translation = Callable[..., Value | Values]
 
 
 def add_equations(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, inputs: Values) -> Values:
-    """Add a jaxpr's needed equations, closed or not; return its outputs' Values."""
+    """Add an open or closed jaxpr's needed equations; return its outputs' Values."""
     open_jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     constants = map(Value.constant, getattr(jaxpr, "consts", ()))
     value_of_atom = dict(zip(open_jaxpr.constvars, constants, strict=True))
@@ -55,8 +55,8 @@ def _add_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     params = equation.params
     if name == nodes.COMPOSITE_PRIMITIVE:
         operands = _broadcast_operands(graph, equation, operands)
-        name, args, options = nodes.read_marked_call(equation, operands)
-        results = getattr(onnx_ops, f"add_{name}")(graph, *args, **options)
+        function_name, args, options = nodes.read_marked_call(equation, operands)
+        results = getattr(onnx_ops, f"add_{function_name}")(graph, *args, **options)
         if results is None:  # no operators for these arguments
             jaxpr = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before
             return add_equations(graph, jaxpr, operands)
@@ -67,20 +67,20 @@ def _add_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     is_constant = not any(map(is_open_side, itertools.chain(*atom_shapes)))
     is_constant &= name != "dim_as_value"  # the open batch, as a number
     if is_constant and all(v.array is not None for v in operands):
-        return _folded_outputs(graph, equation, operands)
+        return _fold_equation(graph, equation, operands)
     if name not in PRIMITIVE_TRANSLATIONS:
         raise no_operator_error(name)
     return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
 
 
-def _folded_outputs(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
+def _fold_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     """Compute an equation of constants and return its outputs as constants."""
     name = equation.primitive.name
-    outputs = equation.outvars
+    output_atoms = equation.outvars
     operands = _broadcast_operands(graph, equation, operands)
     if name in MOVING_PRIMITIVES:
         (value,) = _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
-        return [graph.expand(value, _traced_array(outputs[0]).shape)]
+        return [graph.expand(value, _traced_array(output_atoms[0]).shape)]
     arrays = []
     for operand, atom in zip(operands, equation.invars, strict=True):
         arrays.append(np.asarray(operand.array, _traced_array(atom).dtype))
@@ -365,7 +365,7 @@ def _add_split(graph: Graph, equation: JaxprEqn, x: Value) -> Values:
     operands = [x, equation.params["sizes"]]
     output_types = [(shape, x.dtype) for shape in _atom_shapes(equation.outvars)]
     axis = int(equation.params["axis"])
-    return graph.add_split_node("Split", operands, output_types, axis=axis)
+    return graph.add_multi_output_node("Split", operands, output_types, axis=axis)
 
 
 @translates_primitive("rev", expand=True)
@@ -464,11 +464,11 @@ def _add_dot_general(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Va
     if batch_a or len(free_b) != 1 or len(inner_a) != 1:
         batch_ndim = len(batch_a)
         batch_sides = a.shape[:batch_ndim]
-        row_count = math.prod(a.shape[batch_ndim : batch_ndim + len(free_a)])
-        inner_count = math.prod(a.shape[batch_ndim + len(free_a) :])
-        column_count = math.prod(b.shape[batch_ndim + len(inner_b) :])
-        a = graph.reshape(a, (*batch_sides, row_count, inner_count))
-        b = graph.reshape(b, (*b.shape[:batch_ndim], inner_count, column_count))
+        num_rows = math.prod(a.shape[batch_ndim : batch_ndim + len(free_a)])
+        num_inner = math.prod(a.shape[batch_ndim + len(free_a) :])
+        num_columns = math.prod(b.shape[batch_ndim + len(inner_b) :])
+        a = graph.reshape(a, (*batch_sides, num_rows, num_inner))
+        b = graph.reshape(b, (*b.shape[:batch_ndim], num_inner, num_columns))
     shape = (*a.shape[:-1], b.shape[-1])
     product = graph.add_node("MatMul", [a, b], shape, dtype)
     return graph.reshape(product, out.shape)
@@ -515,14 +515,14 @@ def _add_unrolled_loop(graph: Graph, equation: JaxprEqn, *values: Value) -> Valu
     """
     # ONNX's loops are slow, or missing in a runtime.
     body = equation.params["jaxpr"]
-    carry_count = len(equation.outvars)
+    num_carried = len(equation.outvars)
     # A step that reads or writes part of an array has shapes different from the loop's.
     loop_shapes = _atom_shapes([*equation.invars, *equation.outvars])
     step_shapes = _atom_shapes([*body.jaxpr.invars, *body.jaxpr.outvars])
     if loop_shapes != step_shapes:
         raise no_operator_error("a loop over the parts of an array")
-    fixed_values = values[:-carry_count]
-    carried_values = values[-carry_count:]
+    fixed_values = values[:-num_carried]
+    carried_values = values[-num_carried:]
     for _ in range(equation.params["length"]):
         carried_values = add_equations(graph, body, [*fixed_values, *carried_values])
     return carried_values

@@ -54,10 +54,10 @@ class OnnxProgram(ExportedProgram):
             raise InputError(
                 f"{title} returns {', '.join(output_names)}, and no {name}"
             )
-        output_rows = []
+        output_batches = []
         for images in self.prepared_batches(pixels, batch_size):
-            output_rows += self.session.run([name], {self.input_name: images})
-        return np.concatenate(output_rows)[: len(pixels)]
+            output_batches += self.session.run([name], {self.input_name: images})
+        return np.concatenate(output_batches)[: len(pixels)]
 
     def prepared_call(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
         """Like `ExportedProgram.prepared_call`, for all outputs."""
@@ -76,7 +76,7 @@ class OnnxProgram(ExportedProgram):
     def prepared_batches(
         self, pixels: np.ndarray, batch_size: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield images `prepared_images` in batches; see `ExportedProgram.__call__`."""
+        """Yield batches by `prepared_images`; see `ExportedProgram.__call__`."""
         batch_size = self.batch_size or batch_size or len(pixels)
         for start in range(0, len(pixels), batch_size):
             batch = np.asarray(pixels[start : start + batch_size])
@@ -127,7 +127,7 @@ def program_from_facts(
 ) -> OnnxProgram:
     """Make the program of a session from the JSON beside its file."""
     config = config_from_facts(facts)
-    batch_size, channels, *_ = facts["input"]["shape"]
+    batch_size, second_side, *_ = facts["input"]["shape"]
     dtype = np.dtype(facts["dtype"])
     model = build_model(config, facts["method"])
     class_names = facts["class_names"]
@@ -144,7 +144,7 @@ def program_from_facts(
         input_name=facts["input"]["name"],
         input_dtype=facts["input"]["dtype"],
         batch_size=batch_size if isinstance(batch_size, int) else None,
-        channels_first=channels == 3,
+        channels_first=second_side == 3,
     )
 
 

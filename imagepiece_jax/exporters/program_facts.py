@@ -40,21 +40,22 @@ def is_export(graph_file: str | os.PathLike) -> bool:
 
 
 def read_program_facts(graph_file: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Read the facts about the program in `graph_file`, which export wrote with it.
+    """Read the facts about a graph, which export wrote to the file beside it.
 
     kind: of the file, for messages
-    Raises InputError for a file without such facts, or with another program's.
+    Raises InputError for a file without such facts, or with another graph's.
     """
-    file = facts_file(graph_file)
-    facts = read_json(file) if file.exists() else {}
+    json_file = facts_file(graph_file)
+    facts = read_json(json_file) if json_file.exists() else {}
     if not REQUIRED_FACTS <= {*facts}:
         raise InputError(
-            f"{kind} {graph_file} lacks the {file.name} that export writes beside it"
+            f"{kind} {graph_file} lacks the {json_file.name} that export writes "
+            "beside it"
         )
     if facts.get("digest") != graph_digest(graph_file):
         raise InputError(
-            f"{kind} {graph_file} and {file.name} are not from the same export, or "
-            "from an earlier version; export the model again"
+            f"{kind} {graph_file} and {json_file.name} are not from the same export, "
+            "or from an earlier version; export the model again"
         )
     return facts
 

@@ -32,10 +32,10 @@ def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
 
     path = program.path
     model = onnx.load(path)
-    batches = (
+    inputs_by_name = (
         {program.input_name: images} for images in program.prepared_batches(pixels, 1)
     )
-    batch_reader = types.SimpleNamespace(get_next=lambda: next(batches, None))
+    batch_reader = types.SimpleNamespace(get_next=lambda: next(inputs_by_name, None))
     data_reader = cast(quantization.CalibrationDataReader, batch_reader)
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess
     with tempfile.TemporaryDirectory() as folder:

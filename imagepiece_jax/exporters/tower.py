@@ -81,18 +81,18 @@ def find_graph_file(
 
 
 def make_interface(vit: Pretrained, layout: str, takes_pixels: bool) -> TowerInterface:
-    """Inputs and outputs of a layout's graph.
+    """Make the input and outputs of a layout's graph.
 
     takes_pixels: uint8 images [batch, H, W, 3]; else floats [batch, 3, H, W],
         normalized by the loading program
     Raises InputError for images or a head that the program does not take.
     """
     program_layout = PROGRAM_LAYOUTS[layout]
-    head_text = head_kind(vit)
-    if head_text not in program_layout.heads:
+    head_text = head = head_kind(vit)
+    if head not in program_layout.heads:
         advice = ""
         if VECTOR_HEAD in program_layout.heads:
-            head_text = f"{vit.config.num_classes} {head_text}"
+            head_text = f"{vit.config.num_classes} {head}"
             advice = "; num_classes=0 (--num-classes 0) removes the head"
         raise InputError(
             f"layout is {layout!r}, which takes {' or '.join(program_layout.heads)}, "
@@ -204,17 +204,17 @@ def sentence_transformers_files(vit: Pretrained) -> dict[str, Any]:
 
     optimum-onnx hands over `last_hidden_state` alone, which here is the vector.
     """
-    image = {"method": "forward", "method_output_name": "last_hidden_state"}
-    kind = "sentence_transformers.models.Transformer"
+    image_call = {"method": "forward", "method_output_name": "last_hidden_state"}
+    module_type = "sentence_transformers.models.Transformer"
     return {
         **transformers_files(vit),
-        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": kind}],
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": module_type}],
         # Older versions say that they are older.
         "config_sentence_transformers.json": {
             "__version__": {"sentence_transformers": "5.4.0"}
         },
         "sentence_bert_config.json": {
-            "modality_config": {"image": image},
+            "modality_config": {"image": image_call},
             "module_output_name": "sentence_embedding",
         },
     }
@@ -315,8 +315,8 @@ def transformers_config_fields(vit: Pretrained) -> dict:
     fields = read_transformers_fields(vit)
     is_classifier = config.head.is_classifier
     if not is_classifier and "id2label" in fields:  # the head was left out
-        for name in ("architectures", *CLASSIFIER_FIELDS):
-            fields.pop(name, None)
+        for field in ("architectures", *CLASSIFIER_FIELDS):
+            fields.pop(field, None)
     for section in (fields, fields.get("vision_config", {})):
         if "image_size" in section:
             section["image_size"] = min(vit.preprocessing.shape)
@@ -326,9 +326,9 @@ def transformers_config_fields(vit: Pretrained) -> dict:
         if not architectures[0].endswith(CLASSIFIER_ENDING):
             fields["architectures"] = [f"ViT{CLASSIFIER_ENDING}"]
         fields["problem_type"] = config.problem_type
-        class_labels = label_names(vit)
-        fields["id2label"] = dict(enumerate(class_labels))
-        fields["label2id"] = {name: i for i, name in enumerate(class_labels)}
+        names = label_names(vit)
+        fields["id2label"] = dict(enumerate(names))
+        fields["label2id"] = {name: label for label, name in enumerate(names)}
     return fields
 
 
@@ -336,10 +336,10 @@ def read_transformers_fields(vit: Pretrained) -> dict:
     """Read the weights folder's config.json if it is transformers', else {}."""
     if vit.origin.path is None:
         return {}
-    file = pathlib.Path(vit.origin.path) / CONFIG_FILE
-    if not file.is_file():
+    config_file = pathlib.Path(vit.origin.path) / CONFIG_FILE
+    if not config_file.is_file():
         return {}
-    fields = read_json(file)
+    fields = read_json(config_file)
     return fields if "model_type" in fields else {}
 
 

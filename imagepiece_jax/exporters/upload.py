@@ -50,8 +50,8 @@ def check_repository(repo: str, dry_run: bool = False) -> None:
             return
         is_ours = not repository_files
         if card.CARD_FILE_NAME in repository_files:
-            page = api.hf_hub_download(repo, card.CARD_FILE_NAME)
-            is_ours = card.is_card_page(pathlib.Path(page))
+            page_path = api.hf_hub_download(repo, card.CARD_FILE_NAME)
+            is_ours = card.is_card_page(pathlib.Path(page_path))
         if not is_ours:
             raise InputError(
                 f"push is {repo!r}, which exists, and export did not write it; "

@@ -100,11 +100,11 @@ def _read_texts(
         while path:
             index_by_end[path] = None if path in index_by_end else index
             path = path.partition("/")[2]
-    image_of_text = []
+    path_indices = []
     for path in text_paths:
         index = index_by_end.get(os.path.normpath(path), -1)
         index = index_by_end.get(os.path.abspath(path), index)
         if index is None:
             raise InputError(f"texts: {path!r} in {paths_file} names several images")
-        image_of_text.append(index)
-    return vectors, image_of_text
+        path_indices.append(index)
+    return vectors, path_indices

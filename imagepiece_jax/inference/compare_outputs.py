@@ -76,10 +76,10 @@ class Annotations(NamedTuple):
             new_index = {
                 old: new for new, old in enumerate(np.asarray(indices).tolist())
             }
-            new_images = [new_index.get(old, -1) for old in image_of_text.tolist()]
-            is_selected = np.array(new_images) >= 0
+            new_indices = [new_index.get(old, -1) for old in image_of_text.tolist()]
+            is_selected = np.array(new_indices) >= 0
             text_vectors = text_vectors[is_selected]
-            image_of_text = np.array(new_images)[is_selected]
+            image_of_text = np.array(new_indices)[is_selected]
             num_described = len({*image_of_text.tolist()})
             if num_described < MIN_COMPARED_IMAGES:
                 raise InputError(

@@ -70,26 +70,27 @@ class Reduction:
     @classmethod
     def _parse_text(cls, text: str) -> "Reduction":
         """Parse a reduction's text. Raises InputError for an invalid text."""
-        name, *field_texts = [part.strip() for part in text.split(":")]
+        # A method's name or a share of the MACs, then its fields.
+        method_text, *field_texts = [part.strip() for part in text.split(":")]
         method_class = Method
         field_values: dict[str, Any] = {}
         try:
-            field_values["macs"] = float(name)
+            field_values["macs"] = float(method_text)
         except ValueError:
-            if name not in METHODS:
+            if method_text not in METHODS:
                 # A new method is not in the copy that `pip install .` made.
-                methods_place = f"methods in {methods.__path__[0]}"
-                if similar := find_similar_name(name, METHODS):
+                methods_text = f"methods in {methods.__path__[0]}"
+                if similar := find_similar_name(method_text, METHODS):
                     raise InputError(
                         f"reduction is {text!r}; did you mean {similar!r}? "
-                        f"({methods_place})"
+                        f"({methods_text})"
                     ) from None
                 raise InputError(
                     f"reduction is {text!r}; it must be a share of the MACs such as "
-                    f"0.5, or begin with one of the {methods_place}: "
+                    f"0.5, or begin with one of the {methods_text}: "
                     f"{', '.join(METHODS)}"
                 ) from None
-            method_class = METHODS[name]
+            method_class = METHODS[method_text]
         known_fields = [field.name for field in dataclasses.fields(method_class)]
         known_fields.append("prop_attn")
         for field_text in field_texts:
@@ -100,8 +101,8 @@ class Reduction:
                 )
             if field_name not in known_fields:
                 raise InputError(
-                    f"reduction is {text!r}; {field_name!r} must be a field of {name}: "
-                    f"{', '.join(known_fields)}"
+                    f"reduction is {text!r}; {field_name!r} must be a field of "
+                    f"{method_text}: {', '.join(known_fields)}"
                 )
             field_values[field_name] = _parse_literal(value_text)
         prop_attn = field_values.pop("prop_attn", None)

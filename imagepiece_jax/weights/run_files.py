@@ -93,7 +93,7 @@ def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
     for command_input in inputs:
         input_name = os.fspath(command_input)
         path_text = input_name
-        if registry.name_form(input_name).endswith(":FILE"):
+        if registry.find_form(input_name).endswith(":FILE"):
             _, _, path_text = input_name.partition(":")
         path = pathlib.Path(path_text).expanduser()
         json_file = path.with_name(f"{path.name}.json")  # describes an .onnx file

@@ -168,8 +168,8 @@ def _has_images(folder: str | os.PathLike, name: str) -> bool:
 
 def find_train_folder(folder: str | os.PathLike) -> str | os.PathLike:
     """Find the folder to learn from: train, or `folder` itself without splits."""
-    folders, _, _ = _list_entries(folder)
-    split_text = " and ".join(name for name in SPLIT_NAMES if name in folders)
+    folder_names, _, _ = _list_entries(folder)
+    split_text = " and ".join(name for name in SPLIT_NAMES if name in folder_names)
     splits = find_split_folders(folder)
     if not split_text:
         return folder
@@ -194,7 +194,7 @@ def find_folder_images(
     listing = list_images(folder)
     if note := left_out_note(folder, listing.left_out_paths):
         notes.info(f"note: {note}")
-    return [os.path.join(folder, image) for image in listing.image_paths]
+    return [os.path.join(folder, path) for path in listing.image_paths]
 
 
 def open_class_folders(
@@ -218,14 +218,14 @@ def open_class_folders(
         listing = list_images(root, subfolder)
         no_labels = np.full(len(listing.image_paths), -1)
         return _make_source(root, subfolder, listing, no_labels)
-    folders, left_out_paths = _list_class_folders(root, subfolder)
-    folders_by_label = folders
+    class_folders, left_out_paths = _list_class_folders(root, subfolder)
+    folders_by_label = class_folders
     if len(splits) == 2:
         _check_split_classes(title, root, splits)
         folders_by_label = _list_class_folders(root, splits["train"])[0]
     if split == "train":  # validation images may lack classes
-        check_num_classes(num_classes, len(folders), title)
-    num_classes = num_classes or len(folders)
+        check_num_classes(num_classes, len(class_folders), title)
+    num_classes = num_classes or len(class_folders)
     if model_names is None:
         model_names = folder_names = [*map(_printable_name, folders_by_label)]
         check_num_classes(num_classes, len(folders_by_label), title)
@@ -235,10 +235,10 @@ def open_class_folders(
                 "numbers with zeros, or load the model with class_names="
             )
     label_of_name = class_names.labels_by_name(model_names)
-    files = []
+    image_paths = []
     labels = []
     folder_of_label = {}
-    for folder in folders:
+    for folder in class_folders:
         folder_name = _printable_name(folder)
         label = _find_label(folder_name, label_of_name, title, num_classes)
         if folder_of_label.setdefault(label, folder_name) != folder_name:
@@ -247,37 +247,48 @@ def open_class_folders(
                 f"{folder_name!r}"
             )
         listing = list_images(root, os.path.join(subfolder, folder))
-        files += listing.image_paths
+        image_paths += listing.image_paths
         labels += [label] * len(listing.image_paths)
         left_out_paths += listing.left_out_paths
     names_by_label = tuple(map(folder_of_label.get, range(num_classes)))
-    listing = FolderListing(files, left_out_paths)
+    listing = FolderListing(image_paths, left_out_paths)
     return _make_source(root, subfolder, listing, labels, num_classes, names_by_label)
 
 
 def _find_label(
-    folder: str, label_of_name: Mapping[str, int | None], title: str, num_classes: int
+    folder_name: str,
+    label_of_name: Mapping[str, int | None],
+    title: str,
+    num_classes: int,
 ) -> int:
     """Find a class folder's label; its class must be one of the model's."""
-    class_name = class_names.canonical_name(folder)
+    class_name = class_names.canonical_name(folder_name)
     label = label_of_name.get(class_name)
     if label is None and class_name in label_of_name:
         raise InputError(f"{title}: two classes have the name {ascii(class_name)}")
     if label is None:
         raise InputError(
-            f"{title} has class {folder!r}, but no class of the model's {num_classes} "
-            "has this name; rename the folder, or load the model with class_names="
+            f"{title} has class {folder_name!r}, but no class of the model's "
+            f"{num_classes} has this name; rename the folder, or load the model with "
+            "class_names="
         )
     return label
 
 
 def _make_source(
-    root: str, subfolder: str, listing: FolderListing, labels: ArrayLike, *classes: Any
+    root: str,
+    subfolder: str,
+    listing: FolderListing,
+    labels: ArrayLike,
+    *class_arguments: Any,
 ) -> FileSource:
-    """Make the source of a listing; log its left-out paths."""
+    """Make the source of a listing; log its left-out paths.
+
+    class_arguments: num_classes and class_names of FileSource
+    """
     if note := left_out_note(root, listing.left_out_paths):
         log.warning(note)
-    source = FileSource(root, listing.image_paths, labels, *classes)
+    source = FileSource(root, listing.image_paths, labels, *class_arguments)
     source.split = subfolder
     return source
 
@@ -307,9 +318,9 @@ def _check_split_classes(title: str, root: str, splits: Mapping[str, str]) -> No
     class_sets = []
     path_sets = []
     for subfolder in splits.values():
-        folders, _ = _list_class_folders(root, subfolder)
-        class_sets.append({*map(class_names.composed_name, folders)})
-        paths = [os.path.join(root, subfolder, folder) for folder in folders]
+        folder_names, _ = _list_class_folders(root, subfolder)
+        class_sets.append({*map(class_names.composed_name, folder_names)})
+        paths = [os.path.join(root, subfolder, name) for name in folder_names]
         path_sets.append({*map(os.path.realpath, paths)})
     if set.intersection(*path_sets):
         raise InputError(f"{title} links train and val to the same images")

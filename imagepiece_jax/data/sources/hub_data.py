@@ -52,18 +52,20 @@ def open_hub_data(
     if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
         raise InputError(f"{title} has labels that are not whole numbers")
     class_names = None
-    data_classes = num_classes or int(labels.max()) + 1
+    num_data_classes = num_classes or int(labels.max()) + 1
     if isinstance(rows.features["label"], datasets.ClassLabel):
         stored_names = tuple(rows.features["label"].names)
         class_names = shorten_imagenet_names(stored_names)
-        data_classes = len(stored_names)
-    check_num_classes(num_classes, data_classes, title)
-    if labels.min() < 0 or labels.max() >= data_classes:
+        num_data_classes = len(stored_names)
+    check_num_classes(num_classes, num_data_classes, title)
+    if labels.min() < 0 or labels.max() >= num_data_classes:
         raise InputError(
             f"{title} has labels from {labels.min()} to {labels.max()}; they must be "
-            f"from 0 to {data_classes - 1}"
+            f"from 0 to {num_data_classes - 1}"
         )
-    source = HubSource(rows, f"{title}/{split_name}", labels, data_classes, class_names)
+    source = HubSource(
+        rows, f"{title}/{split_name}", labels, num_data_classes, class_names
+    )
     source.split = split_name
     return source
 
@@ -106,20 +108,20 @@ class HubSource(Source):
     def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
         import pyarrow.compute  # which `datasets` needs
 
-        images = self._rows.data.column("image")
+        image_column = self._rows.data.column("image")
         call_function = pyarrow.compute.call_function
         columns = []
         for name in ("bytes", "path"):
-            field = pyarrow.compute.StructFieldOptions(name)
-            columns.append(call_function("struct_field", [images], field))
-        contents, path_column = columns
-        sizes = call_function("binary_length", [contents]).fill_null(-1)
+            field_option = pyarrow.compute.StructFieldOptions(name)
+            columns.append(call_function("struct_field", [image_column], field_option))
+        bytes_column, path_column = columns
+        sizes = call_function("binary_length", [bytes_column]).fill_null(-1)
         sizes = sizes.to_numpy()[indices]
         yield sizes.tobytes()
         yield self.labels[indices].tobytes()
         file_paths = path_column.to_numpy()[indices][sizes < 0]
-        paths = [path for path in file_paths if path]
-        if paths:
-            names = [os.path.basename(path) for path in paths]
-            yield "\0".join(names).encode(errors="surrogateescape")
-            yield read_file_sizes(paths).tobytes()
+        stored_paths = [path for path in file_paths if path]
+        if stored_paths:
+            file_names = [os.path.basename(path) for path in stored_paths]
+            yield "\0".join(file_names).encode(errors="surrogateescape")
+            yield read_file_sizes(stored_paths).tobytes()

@@ -56,7 +56,7 @@ def open_source(
     """
     check_choice("split", split, SPLIT_KINDS)
     name = complete_name(name)
-    form = name_form(name)
+    form = find_form(name)
     if not form:
         raise InputError(
             f"name is {name!r}; it must be {', '.join(SOURCE_OPENERS)}, or an existing "
@@ -68,7 +68,7 @@ def open_source(
     )
 
 
-def name_form(name: str) -> str:
+def find_form(name: str) -> str:
     """The form in `SOURCE_OPENERS` of a data set's name; "" for another word."""
     prefix, colon, path = name.partition(":")
     for form in SOURCE_OPENERS:
@@ -80,7 +80,7 @@ def name_form(name: str) -> str:
 
 def is_set_name(name: str) -> bool:
     """Whether a word names a data set and not a path."""
-    return name_form(name) != "" and not os.path.exists(name)
+    return find_form(name) != "" and not os.path.exists(name)
 
 
 def complete_name(name: str) -> str:
