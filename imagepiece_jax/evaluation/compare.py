@@ -150,7 +150,7 @@ def compare(
 def make_dense_weights(
     vit: Pretrained, images: LabeledImages, texts_file: str | os.PathLike | None
 ) -> MeasuredWeights:
-    """Weights that measure accuracy, or fidelity without labels, classes or one class.
+    """Make weights that measure accuracy, or fidelity without labels or single classes.
 
     texts_file: as `texts` of `read_annotations`
     """
@@ -167,9 +167,8 @@ def make_dense_weights(
 
     @functools.cache
     def measure_dense_outputs() -> tuple[np.ndarray, Annotations]:
-        image_metrics = fidelity_weights.measure_images(
-            vit.with_reduction(None)
-        ).image_metrics
+        dense_vit = vit.with_reduction(None)
+        image_metrics = fidelity_weights.measure_images(dense_vit).image_metrics
         indices = image_metrics["index"].tolist()
         return image_metrics["outputs"], annotations.select_images(indices)
 

@@ -46,7 +46,7 @@ def find_largest_numbers(
     part_names = []
 
     @jax.jit
-    def ordered_maxima(
+    def compute_maxima(
         variables: dict, images: Float[Array, "batch height width channels"]
     ) -> list[Float[Array, ""]]:
         maxima = find_part_maxima(model, variables, images)
@@ -62,7 +62,7 @@ def find_largest_numbers(
             normalized_images = normalize(pixels, vit.config.mean, vit.config.std)
             # Explicit copies, which a user's transfer guard allows.
             arguments = jax.device_put((variables, normalized_images))
-            batch_maxima = jax.device_get(ordered_maxima(*arguments))
+            batch_maxima = jax.device_get(compute_maxima(*arguments))
             for part, number in zip(part_names, batch_maxima, strict=True):
                 part_maxima[part] = max(part_maxima.get(part, 0.0), float(number))
     if not math.isfinite(part_maxima.pop("outputs")):

@@ -58,7 +58,7 @@ class Value:
     def constant(cls, array: ArrayLike, dtype: DTypeLike | None = None) -> Self:
         """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
-        graph_dtype = array.dtype
+        graph_dtype = array.dtype  # not by `stored_dtype`: int64 is no index here
         if graph_dtype.kind in "iu" and graph_dtype != np.uint8:
             graph_dtype = np.dtype(np.float32)
         if array.dtype != graph_dtype and (np.abs(array) > LARGEST_INTEGER).any():

@@ -272,7 +272,7 @@ def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Valu
 def add_pick_by_rank(
     graph: Graph, position: Value, length: int | Value, *values: Value
 ) -> Values:
-    """Gather values at the tokens that `add_invert_order` finds."""
+    """Gather values [B, n] at the tokens that `add_invert_order` finds. -> [B, m]."""
     index = add_invert_order(graph, position, length)
     one_hot = graph.notes[index.name].one_hot
     if one_hot is None:
@@ -321,7 +321,7 @@ def find_extremum(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, 
 
 
 def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
-    """1 less each token's largest similarity to a token earlier in `order`."""
+    """1 less each token's largest similarity to an earlier one in `order`. -> [B, n]."""
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
@@ -339,8 +339,12 @@ def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Va
 
 
 def add_join_kept(graph: Graph, similarity: Value, order: Value, n_out: int) -> Values:
-    """Join every token to the most similar of the first `n_out`: [slot, similarity]."""
+    """Join every token to the most similar of the first `n_out`: [slot, similarity].
+
+    similarity [B, n, n], order [B, n] -> slots of all tokens and similarities, [B, n].
+    """
     n = similarity.shape[1]
+    # So much that a kept token joins itself. The last line takes it off again.
     self_bonus = 2 * np.eye(n, dtype=np.float32)[None]
     similarity = graph.add_elementwise("Add", similarity, self_bonus)
     tokens = add_invert_order(graph, order, n_out)
@@ -376,6 +380,7 @@ def add_gather_rows(graph: Graph, x: Value, index: Value) -> Value:
     if by_rank and index_ranks:
         values, ranks = by_rank
         token_ranks, first_rank = index_ranks
+        # x has, per token, the value at its rank: in order of ranks, x is the values.
         if token_ranks == ranks:
             start += first_rank
             return graph.slice(values, 1, start, start + index.shape[1])
