@@ -321,7 +321,7 @@ def find_extremum(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, 
 
 
 def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
-    """1 less each token's largest similarity to an earlier one in `order`. -> [B, n]."""
+    """1 less each token's largest similarity to an earlier token in `order`, [B, n]."""
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
