@@ -157,13 +157,13 @@ class RunConfig:
         # Only the config.json of a run has a format.
         config = {name: value for name, value in config.items() if name != "format"}
         try:
-            run = _read_options(cls, replace_lists(config))
-            _ = run.vit_config  # raises for a model that does not fit
+            run_config = _read_options(cls, replace_lists(config))
+            _ = run_config.vit_config  # raises for a model that does not fit
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error
         except TypeError as error:  # a missing or unknown field
             raise InputError(f"config: {error}") from error
-        return run
+        return run_config
 
     @functools.cached_property
     def vit_config(self) -> "ViTConfig":
@@ -213,9 +213,9 @@ class RunConfig:
             return self
         with _prefix_errors():
             reduction = fit_to_cost(self.reduction, self.create_dense_model())
-        run = dataclasses.replace(self, reduction=reduction)
-        log_reduction(self.reduction, run.create_model())
-        return run
+        run_config = dataclasses.replace(self, reduction=reduction)
+        log_reduction(self.reduction, run_config.create_model())
+        return run_config
 
     def fill_preprocessing(self, trained_config: "ViTConfig") -> "RunConfig":
         """Fill empty normalization and crop fields from trained weights' config."""

@@ -74,15 +74,15 @@ def describe_dry_run(run: "Run") -> str:
     seconds = time.perf_counter() - start_time
     # One device's copy.
     device_state = parallel.unreplicate(run.state)
-    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(device_state)) / 1e6
+    state_megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(device_state)) / 1e6
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
     num_operations = count_training_flop(config, len(data.train), teacher_macs)
     return (
-        f"memory on each of {parallel.device_count()} devices: {megabytes:,.0f} MB of "
-        f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
-        f"working space in the program for {jax.devices()[0].device_kind}, unlike that "
-        f"for another device (compiled in {seconds:.0f} s)\n"
+        f"memory on each of {parallel.device_count()} devices: {state_megabytes:,.0f} "
+        f"MB of weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB "
+        f"of working space in the program for {jax.devices()[0].device_kind}, unlike "
+        f"that for another device (compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
         f"{num_operations / 1e18:#.3g} EFLOP{EFLOP_UNIT}; "
         f"programs to compile: {count_programs(config)}; dry run: nothing "
@@ -137,19 +137,19 @@ def describe_results(run: "Run") -> str:
     dense_gmacs = model_macs(setup.dense_model) / 1e9
     block_tokens = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     token_counts = " ".join(map(str, block_tokens))
-    speedup = dense_gmacs / gmacs
+    mac_ratio = dense_gmacs / gmacs
     rows = [
         ("accuracy", _format_accuracy(run.progress.last or {})),
         ("best", f"{best_metrics['acc1']:.2f} % at step {best_metrics['step']}"),
         ("tokens", f"{token_counts}  (into block 0, then after each)"),
-        ("cost", f"{gmacs:.4f} GMACs; dense {dense_gmacs:.4f}, {speedup:.2f} times"),
-        *_list_history(setup.workdir, setup.config.batch_size),
+        ("cost", f"{gmacs:.4f} GMACs; dense {dense_gmacs:.4f}, {mac_ratio:.2f} times"),
+        *_list_log_rows(setup.workdir, setup.config.batch_size),
         ("folder", setup.workdir),
     ]
     return "\n".join(f"{title:12s} {content}" for title, content in rows)
 
 
-def _list_history(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str, str]]:
+def _list_log_rows(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str, str]]:
     """Table rows from the log: time, skipped steps."""
     lines = read_metrics(workdir)
     train_lines = [line for line in lines if line["kind"] == "train"]

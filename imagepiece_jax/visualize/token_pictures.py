@@ -89,12 +89,14 @@ def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
 def mean_colors(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> PatchColors:
     """Mean color of every patch's token."""
     height, width = image.shape[:2]
-    rows, columns = grid
-    patches = image.reshape(rows, height // rows, columns, width // columns, 3)
+    num_rows, num_columns = grid
+    patches = image.reshape(
+        num_rows, height // num_rows, num_columns, width // num_columns, 3
+    )
     patch_means = patches.astype(np.float64).mean(axis=(1, 3)).reshape(-1, 3)
     same_token = _same_token(token_of_patch)
     token_means = same_token @ patch_means / same_token.sum(axis=1, keepdims=True)
-    return token_means.reshape(rows, columns, 3).astype(np.float32)
+    return token_means.reshape(num_rows, num_columns, 3).astype(np.float32)
 
 
 def paint_values(

@@ -75,7 +75,7 @@ class Location:
         return cast(pathlib.Path, self.path)
 
     def find_weights(self) -> pathlib.Path | Mapping[str, Any]:
-        """Find the weights file, in a folder the single one, or the state dict."""
+        """Find the weights: a file, a folder's single one, or a state dict."""
         if self.kind != FOLDER_KIND:
             return self.disk_path if self.tensors is None else self.tensors
         weights_names = _list_weights_names(self.file_names)

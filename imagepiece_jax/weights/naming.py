@@ -578,13 +578,14 @@ def _split_packed_layers(tensors: NamedArrays) -> None:
         if not has_gate and not is_packed:
             continue
         for leaf in ("weight", "bias"):
-            tensor = tensors.pop(f"{module}.fc1.{leaf}", None)
-            if tensor is None:
+            fc1 = tensors.pop(f"{module}.fc1.{leaf}", None)
+            if fc1 is None:
                 continue
+            linear = fc1
             if not has_gate:  # packed: the gate is the first half (DINOv2's SwiGLUFFN)
-                gate, tensor = _split_equally(f"{module}.fc1.{leaf}", tensor, 2)
+                gate, linear = _split_equally(f"{module}.fc1.{leaf}", fc1, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
-            tensors[f"{module}.fc1_x.{leaf}"] = tensor
+            tensors[f"{module}.fc1_x.{leaf}"] = linear
 
 
 def _add_class_position(tensors: NamedArrays) -> None:
