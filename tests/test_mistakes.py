@@ -90,7 +90,7 @@ MISTAKES = [
     ("describe deit_ti --config deit_s", 2, "config"),
     ("describe deit_ti --reduction tome:r=-1" + "0" * 400, 2, "r"),
     ("recover weights digits --out photos", 2, "photos"),
-    ("export weights m.pth", 2, "m.pth"),
+    ("export weights m.pth", 2, "out m.pth"),
     ("export weights no/m.onnx", 2, "no"),
     ("export weights no/m", 2, "no"),
     ("export weights m.onnx --dtype bfloat16", 2, "--dtype"),

@@ -362,7 +362,10 @@ def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib
     if is_folder:
         ending = next(iter(FORMAT_MODULES))
         graph_file = path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
-    file_format = import_format(graph_file)
+    try:
+        file_format = import_format(graph_file)
+    except InputError as error:
+        raise InputError(f"out {error}") from error
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
     if is_folder and not path.exists():
         check_writable("out", path, ("",))
