@@ -117,21 +117,20 @@ def _part_macs(model: ViT) -> list[float]:
     config = model.config
     width = config.embed_dim
     arch = config.arch
-    stem_cost = stem_macs(config.stem, width, config.image_size, config.patch_size)
-    block_costs = []
+    stem_fields = (config.stem, width, config.image_size, config.patch_size)
+    macs: list[float] = [stem_macs(*stem_fields)]
     for block_plan in model.plan:
-        block_cost = block_macs(model, block_plan)
-        block_costs.append(block_cost + reducer_macs(model, block_plan))
+        macs.append(block_macs(model, block_plan) + reducer_macs(model, block_plan))
     num_classifiers = 2 if arch.dist_token else 1
-    head_cost = num_classifiers * width * config.num_classes
+    head_macs = num_classifiers * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
         num_pooled = model.plan[-1].mlp_tokens
         if not arch.pool_include_prefix:
             num_pooled -= arch.prefix
-        head_cost += num_pooled * (2 * width**2 + 2 * width)
+        head_macs += num_pooled * (2 * width**2 + 2 * width)
         mlp_ratio = arch.pool_mlp_ratio or config.mlp_ratio
-        head_cost += width**2 + 2 * width * round(width * mlp_ratio)
-    return [stem_cost, *block_costs, head_cost]
+        head_macs += width**2 + 2 * width * round(width * mlp_ratio)
+    return [*macs, head_macs]
 
 
 def block_macs(
@@ -153,11 +152,11 @@ def block_macs(
         num_values = block_plan.mlp_tokens
     num_reading = num_queries or num_values
     # First the projections to queries, keys and values, and proj; then both products.
-    attention_cost = (num_scoring + num_keys + num_values + num_reading) * width**2
-    attention_cost += (num_scoring * num_keys + num_reading * num_values) * width
+    attention_macs = (num_scoring + num_keys + num_values + num_reading) * width**2
+    attention_macs += (num_scoring * num_keys + num_reading * num_values) * width
     num_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
     hidden_dim = round(config.mlp_ratio * width)
-    return attention_cost + num_returned * num_layers * width * hidden_dim
+    return attention_macs + num_returned * num_layers * width * hidden_dim
 
 
 def reducer_macs(model: ViT, block_plan: BlockPlan) -> float:
