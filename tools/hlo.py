@@ -66,7 +66,7 @@ def _parse_computations(text):
             continue
         match = _INSTRUCTION.match(line)
         if match and current is not None:
-            current.append(_Instruction(*match.groups(), line))
+            current.append(_Instruction(*match.groups(), line=line))
     return entry, computations
 
 

@@ -62,6 +62,7 @@ def main(
             rows[limit] = [limit, len(program.arguments), *facts]
             for title, call in program_calls(program).items():
                 jobs[limit, title] = timer.TimedCall(call)
+        # pyrefly: ignore[unbound-name]  (inside has an entry)
         arrays = jax.tree.leaves(program.variables)
         rows["dicts"] = ["all in dicts", len(arrays), *[None] * (len(HEAD) - 2)]
         for title, call in program_calls(program, former=True).items():
