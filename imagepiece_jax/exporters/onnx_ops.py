@@ -270,14 +270,14 @@ def add_invert_order(graph: Graph, position: Value, wanted: int | Value) -> Valu
 
 
 def add_pick_by_rank(
-    graph: Graph, position: Value, length: int | Value, *values: Value
+    graph: Graph, ranks: Value, length: int | Value, *values: Value
 ) -> Values:
     """Gather values [B, n] at the tokens that `add_invert_order` finds. -> [B, m]."""
-    index = add_invert_order(graph, position, length)
+    index = add_invert_order(graph, ranks, length)
     one_hot = graph.notes[index.name].one_hot
     if one_hot is None:
         return [add_gather_rows(graph, value, index) for value in values]
-    # A missing position has a row of zeros, and so the value 0.
+    # A missing rank has a row of zeros, and so the value 0.
     terms = [_weighted_columns(graph, one_hot, value) for value in values]
     return [graph.add_reduction("ReduceSum", term, (2,)) for term in terms]
 
@@ -320,16 +320,14 @@ def find_extremum(graph: Graph, x: Value, axis: int, kind: str) -> tuple[Value, 
     return graph.reshape(extremum, shape), graph.reshape(index, shape)
 
 
-def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Value:
-    """1 less each token's largest similarity to an earlier token in `order`, [B, n]."""
+def add_distance_to_earlier(graph: Graph, similarity: Value, ranks: Value) -> Value:
+    """1 less each token's largest similarity to a token of lower rank, [B, n]."""
     # Sums and minima of numbers: onnxruntime's comparison and "Where" take three times
     # as long. Other tokens get at most -3, an earlier token its similarity.
     batch, n, _ = similarity.shape
-    own_position = graph.reshape(graph.add_elementwise("Mul", order, 4), (batch, n, 1))
-    other_position = graph.reshape(
-        graph.add_elementwise("Add", own_position, 4), (batch, 1, n)
-    )
-    lead = graph.add_elementwise("Sub", own_position, other_position)
+    own_rank = graph.reshape(graph.add_elementwise("Mul", ranks, 4), (batch, n, 1))
+    other_rank = graph.reshape(graph.add_elementwise("Add", own_rank, 4), (batch, 1, n))
+    lead = graph.add_elementwise("Sub", own_rank, other_rank)
     penalty = graph.add_elementwise("Min", lead, 0)
     earlier_similarity = graph.add_elementwise("Add", similarity, penalty)
     nearest_similarity = graph.add_reduction("ReduceMax", earlier_similarity, (2,))
@@ -338,16 +336,16 @@ def add_distance_to_earlier(graph: Graph, similarity: Value, order: Value) -> Va
     return graph.add_elementwise("Sub", one, nearest_similarity)
 
 
-def add_join_kept(graph: Graph, similarity: Value, order: Value, n_out: int) -> Values:
+def add_join_kept(graph: Graph, similarity: Value, ranks: Value, n_out: int) -> Values:
     """Join every token to the most similar of the first `n_out`: [slot, similarity].
 
-    similarity [B, n, n], order [B, n] -> slots of all tokens and similarities, [B, n].
+    similarity [B, n, n], ranks [B, n] -> slots of all tokens and similarities, [B, n].
     """
     n = similarity.shape[1]
     # So much that a kept token joins itself. The last line takes it off again.
     self_bonus = 2 * np.eye(n, dtype=np.float32)[None]
     similarity = graph.add_elementwise("Add", similarity, self_bonus)
-    tokens = add_invert_order(graph, order, n_out)
+    tokens = add_invert_order(graph, ranks, n_out)
     # Similarities are symmetric, so rows stand for columns.
     kept_similarity = add_gather_rows(graph, similarity, tokens)
     best_similarity, slot = find_extremum(graph, kept_similarity, 1, "Max")
