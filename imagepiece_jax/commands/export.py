@@ -75,7 +75,7 @@ def main(
 
     image_paths = option_values("images", images)
     if layout is None:
-        choose_graph_file(out.out, weights.dtype)
+        choose_graph_file(out.out, weights.dtype)  # its errors come before loading
     vit = weights.load_model()
     file = export(
         vit,
