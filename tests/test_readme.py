@@ -104,6 +104,7 @@ def test_the_written_reducer_fills_slots_and_drops_the_rest():
     space |= {"cosine_similarity": cosine_similarity}
     space |= {"gather_rows": gather_rows, "invert_order": invert_order}
     space |= {"Assignment": Assignment, "DROPPED": DROPPED}
+    space |= {"ReducerInputs": ReducerInputs, "StepCounts": block_plan.StepCounts}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "reducers.md", start, space)
     x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)

@@ -69,8 +69,8 @@ def normalize(
             "[..., 3]"
         )
     normalization = Normalization(mean, std)
-    channel_mean = _reshape_channels(images, normalization.mean)
-    channel_std = _reshape_channels(images, normalization.std)
+    channel_mean = _broadcastable_values(images, normalization.mean)
+    channel_std = _broadcastable_values(images, normalization.std)
     pixels: Any = images
     white_level = 255
     if not isinstance(images, jax.core.Tracer):  # a transfer guard allows device_put
@@ -79,15 +79,18 @@ def normalize(
     return (pixels.astype(jnp.float32) / white_level - channel_mean) / channel_std
 
 
-def _reshape_channels(
-    images: ImageArrays, channels: Channels
+def _broadcastable_values(
+    images: ImageArrays, channel_values: Channels
 ) -> Float32[Array, "... 3"]:
-    """Three values along the images' last axis, with as many axes as the images."""
+    """A value per channel along the images' last axis, with as many axes as they have.
+
+    Real images may be under a transfer guard, which allows device_put alone.
+    """
     shape = (1,) * (images.ndim - 1) + (3,)
-    channel_values = np.asarray(channels, np.float32).reshape(shape)
+    values = np.asarray(channel_values, np.float32).reshape(shape)
     if isinstance(images, jax.core.Tracer):
-        return jnp.asarray(channel_values)
-    return jax.device_put(channel_values)
+        return jnp.asarray(values)
+    return jax.device_put(values)
 
 
 def as_normalized(

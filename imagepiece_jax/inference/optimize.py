@@ -147,9 +147,9 @@ class Program:
             gelu_text = "no GELU"
         elif model.config.arch.gelu != self.own_gelu:
             gelu_text = f"{gelu_text} in place of {self.own_gelu}"
-        sizes_text = ""
+        token_sizes_text = ""
         if size_direction.has_sizes(model):
-            sizes_text = f", sizes by a {model.execution.size_encoding}"
+            token_sizes_text = f", sizes by a {model.execution.size_encoding}"
         argument_megabytes = self.memory.argument_size_in_bytes / 1e6
         working_megabytes = self.memory.temp_size_in_bytes / 1e6
         option_texts = [f"{name}={value}" for name, value in self.options.items()]
@@ -161,7 +161,7 @@ class Program:
             "computed\n"
             f"{model.execution.dtype.name}, {gelu_text}, "
             f"{model.execution.attention_impl} attention, {model.config.stem} stem, "
-            f"folded{sizes_text}\n"
+            f"folded{token_sizes_text}\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{argument_megabytes:.0f} MB of weights and images, "
             f"{working_megabytes:.0f} MB to work in\n"
