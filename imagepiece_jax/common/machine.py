@@ -18,6 +18,11 @@ def available_cores() -> int:
     return max(1, math.ceil(min([core_count, *_core_quotas()])))
 
 
+def default_threads() -> int:
+    """Number of threads that decode images, unless a caller names another."""
+    return min(16, available_cores())
+
+
 def _core_quotas() -> Iterator[float]:
     """Yield the quotas, in cores, of this process's cgroups and their parents."""
     try:

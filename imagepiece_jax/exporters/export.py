@@ -149,7 +149,7 @@ def export(
         model = largest_numbers.with_float32_parts(vit.model, part_maxima)
         traced_model.interface.model = model
     place.graph_file.parent.mkdir(parents=True, exist_ok=True)
-    choose_graph_file(place.graph_file)  # again: its folder exists now
+    check_replaceable(place.graph_file)  # again: its folder exists now
     program = make_program(traced_model, place)
     if dtype == "int8" and calibration_pixels is not None:
         program = quantize_program(program, place, calibration_pixels)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.machine import default_threads
 from imagepiece_jax.common.progress import ProgressBar, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.batches import Batches
@@ -101,7 +101,7 @@ def write_features(
         num_devices = len(parallel.local_devices())
         device_rows = min(batch_size, math.ceil(len(missing_photographs) / num_devices))
         global_batch = device_rows * num_devices
-        threads = threads or min(16, available_cores())
+        threads = threads or default_threads()
         batches = Batches(
             source=missing_photographs,
             transform=vit.preprocessing,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.machine import default_threads
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
@@ -68,7 +68,7 @@ class Predictor:
             # Raises InputError unless the outputs are classes.
             vit.config.head.probabilities(np.zeros(num_classes))
         if threads is None:
-            threads = min(16, available_cores())
+            threads = default_threads()
         check_range("batch_size", batch_size, 1, whole=True)
         smaller_sizes = [size for size in (1, 8) if size < batch_size]
         self.batch_sizes = (*smaller_sizes, batch_size)
