@@ -33,6 +33,8 @@ def run_command(
     def parse_and_call() -> int | None:
         import tyro  # here, because signals are handled by now
 
+        for name in {"--weights", "--data"}.intersection(sys.argv):
+            raise InputError(f"{name} is no option; type its value without {name}")
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 

@@ -18,6 +18,7 @@ MISTAKES = [
     # tyro's
     ("predict", 2, "WEIGHTS"),
     ("predict weights a.png --topp 3", 2, "--top"),
+    ("compare --weights weights digits", 2, "without --weights"),
     ("evaluate weights digits --limit 1.5", 2, "1.5"),
     ("recover weights digits --out x --parameters heads", 2, "heads"),
     # weights
@@ -36,7 +37,7 @@ MISTAKES = [
     ("predict weights a.png --num-classes 7", 2, "--num-classes"),
     ("evaluate m.onnx digits --crop 0.9", 2, "export the weights again"),
     # images
-    ("predict weights", 2, "images"),
+    ("predict weights", 2, "give images"),
     ("predict weights no.png", 2, "no.png"),
     ("predict weights damaged.png", 1, "damaged.png"),
     ("predict weights empty", 2, "empty"),
@@ -44,6 +45,7 @@ MISTAKES = [
     ("recover weights a.png --out x", 2, "images"),
     ("evaluate weights", 2, "data"),
     ("evaluate weights a.png", 2, "a.png"),
+    ("evaluate weights photos61", 2, "'photos61' is no data set"),
     ("evaluate weights csv:none.csv", 2, "none.csv"),
     ("evaluate named csv:named.csv", 2, "drop its column 'class'"),
     ("evaluate weights photos", 2, "`compare` needs no labels"),

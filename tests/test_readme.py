@@ -318,15 +318,19 @@ def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):
         assert word in text and word in printed
 
 
-def test_the_pages_loop_trains_alike_on_two_devices():
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_pages_loop_trains_alike_and_compiles_once(count, monkeypatch, caplog):
+    monkeypatch.setattr(jax, "device_count", lambda: count)
     vit = tiny_vit.pretrained("random:keep_rate=0.7:blocks=(0,)", depth=2)
     model = vit.model.with_execution(drop_path_rate=0.9)
     vit = dataclasses.replace(vit, model=model)
     labels = np.arange(4)
     batches = [(tiny_vit.images(4, seed), labels) for seed in range(3)]
     space = {"vit": vit, "batches": batches}
-    run(DOCS / "own_loop.md", "import jax\n", space)
-    assert jax.typeof(space["images"]).sharding.mesh.size == 2
+    with jax.log_compiles():
+        run(DOCS / "own_loop.md", "import jax\n", space)
+    assert caplog.text.count("Compiling jit(train_step)") == 1
+    assert jax.typeof(space["images"]).sharding.mesh.size == count
     params = vit.variables["params"]
     state = space["optimizer"].init(params)
     for step, (images, labels) in enumerate(batches):

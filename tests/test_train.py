@@ -25,7 +25,10 @@ QUICKSTART = "--config=configs/quickstart.py"
         ([QUICKSTART, "--config.lr=fast"], "config.lr is 'fast'; it must be of type"),
         ([QUICKSTART, "--noconfig.data.flap"], "config.data.flip?"),
         ([QUICKSTART, "--config.lr=-1"], "config.lr is -1.0"),
-        ([QUICKSTART, "--config.data.name=nowhere"], "config.data: name is 'nowhere'"),
+        (
+            [QUICKSTART, "--config.data.name=nowhere"],
+            "config.data: 'nowhere' is no data set",
+        ),
         (
             ["--config=configs/quick.py"],
             "error: No such file or directory: 'configs/quick.py'; the configs are",

@@ -176,4 +176,5 @@ class Images:
     """Images without labels."""
 
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
-    """Images, folders of images, and .txt files with one path per line."""
+    """Images, folders of images, and .txt files with one path per line. If an image
+    cannot be read, the others' results are written, and the exit status is 1."""

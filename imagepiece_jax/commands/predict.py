@@ -24,8 +24,6 @@ def main(
 ) -> int:
     """Print the most probable classes of images, or vectors of a model without classes.
 
-    Unreadable images are reported on stderr, and the exit status is 1.
-
     Example: imagepiece predict weights photos --top 3 --json a.json
 
     Args:

@@ -21,8 +21,7 @@ def main(
     """Draw images' tokens after every reducing block, and a page of all drawings.
 
     IMAGE may be a set, such as digits, hf:OWNER/NAME or csv:FILE: 8 of its images are
-    drawn. provenance.json has the slot of every patch. Unreadable images are
-    reported on stderr, and the exit status is 1.
+    drawn. provenance.json has the slot of every patch.
 
     Example: imagepiece visualize weights photos --out page --reduction .5
 

@@ -137,7 +137,9 @@ def find_images(paths: Sequence[AnyPath], split: str | None = None) -> list[str]
         else:
             files.append(os.fspath(path))
     if not files:
-        raise InputError("images is empty")
+        raise InputError(
+            "images is empty; give images, folders of images, or .txt files of paths"
+        )
     return files
 
 

@@ -98,6 +98,8 @@ def write_page(
     methods = []
     traces = []
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier_figure in figure_folder.glob("[0-9]*_*.png"):
+        earlier_figure.unlink()
     for vit in models:
         trace = tracing.trace_tokens(vit.model, vit.variables, images)
         traces.append(trace)

@@ -53,9 +53,11 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
 def test_images_of_a_data_set_are_drawn(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", num_classes=10, image_size=16, depth=1)
     weights = imagepiece_jax.save(vit, tmp_path / "w")
-    call(visualize.main, weights, "digits", "--out", tmp_path / "page").ok()
-    assert (
-        len([*(tmp_path / "page" / "figures").iterdir()]) == visualize.NUM_DRAWN_IMAGES
-    )
+    page = tmp_path / "page"
+    for reduction in ("tome:r=2", "tome:r=3"):  # the second page replaces the first
+        words = (weights, "digits", "--out", page, "--reduction", reduction)
+        call(visualize.main, *words).ok()
+        figures = [file.name for file in (page / "figures").iterdir()]
+        assert len(figures) == visualize.NUM_DRAWN_IMAGES
     ended = call(visualize.main, weights, "digits", tmp_path, "--out", tmp_path / "p")
     assert "digits" in sentence(ended)

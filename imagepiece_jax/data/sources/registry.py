@@ -59,8 +59,8 @@ def open_source(
     form = find_form(name)
     if not form:
         raise InputError(
-            f"name is {name!r}; it must be {', '.join(SOURCE_OPENERS)}, or an existing "
-            "folder or .csv file"
+            f"{name!r} is no data set; it must be {', '.join(SOURCE_OPENERS)}, or an "
+            "existing folder or .csv file"
         )
     path = os.path.expanduser(name.partition(":")[2])
     return SOURCE_OPENERS[form](
