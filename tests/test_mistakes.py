@@ -67,12 +67,6 @@ MISTAKES = [
     ("compare encoder empty", 2, "empty"),
     ("compare encoder a.png", 2, "a.png"),
     ("compare encoder", 2, "data"),
-    ("compare weights digits --texts texts.npy", 2, "--num-classes 0"),
-    ("compare encoder digits --texts texts.npy", 2, "texts.txt"),
-    ("compare encoder digits --texts no.npy", 2, "no.npy"),
-    ("features encoder photos --out x --texts a.txt", 2, "a.txt is not a .npy file"),
-    ("export encoder m --texts texts.npy", 2, "--images"),
-    ("export encoder m --images photos --texts a.png", 2, "a.png is not a .npy file"),
     ("visualize weights a.png --out x --blocks 9", 2, "9"),
     ("visualize weights a.png --out x --reduction .5 --reductions .6", 2, "reductions"),
     ("recover weights digits --out x --minutes 1 --steps 2", 2, "minutes"),
@@ -105,10 +99,7 @@ MISTAKES = [
         "images has 1",
     ),
     ("export weights m --layout photos", 2, "immich"),
-    ("export weights m --layout sentence_transformers", 2, "--num-classes"),
-    ("export encoder m --layout photoprism", 2, "softmax"),
-    ("export weights m --push me/m", 2, "--images"),
-    ("export weights m --dry-run", 2, "--push"),
+    ("export weights m --layout fastembed", 2, "--num-classes"),
     ("visualize weights a.png --out photos", 2, "photos"),
     ("compare weights digits --out photos", 2, "photos"),
     ("compare weights digits --out a.png/below", 2, "a.png"),
@@ -135,7 +126,6 @@ def folder(tmp_path_factory):
         Image.fromarray(pixels[0]).save(folder / name)
     (folder / "damaged.png").write_bytes(b"no image")
     (folder / "a.txt").write_text("mine")
-    np.save(folder / "texts.npy", np.ones((3, tiny_vit.WIDTH), np.float32))
     write_csv(folder, pixels, [0, 12])
     (folder / "set.csv").rename(folder / "other.csv")
     names = [*"abcdefghij"]

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 FOREIGN = {
     "DINOv2": {"dinov2_vits14_pretrain.pth"},
     "ImageNet": {"ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"},
-    "PhotoPrism": {"vision.yml"},
     "Python": {"get_context", "project.urls"},
     "PyTorch": {"DataLoader"},
     "SLURM, gunicorn, Docker": {"--gpus-per-task", "--preload", "--shm-size"},

@@ -9,7 +9,6 @@ def main(
     *,
     reductions: tuple[str, ...] | None = None,
     image_sizes: tuple[int, ...] | None = None,
-    texts: str | None = None,
     out: str = "runs/compare",
 ) -> None:
     """Compare reductions and smaller images with the dense model on the same images.
@@ -23,8 +22,6 @@ def main(
     Args:
         reductions: Shares of the dense model's MACs, or methods.
         image_sizes: Pixels a side of smaller images for the dense model.
-        texts: Vectors of a text tower, a .npy file with a row per text. The .txt file
-            beside it has the path of each row's image.
         out: The folder to write, or to complete.
     """
     from imagepiece_jax.evaluation import compare
@@ -34,7 +31,6 @@ def main(
         weights.load_model(),
         reductions=option_values("reductions", reductions),
         image_sizes=option_values("image_sizes", image_sizes),
-        texts=texts,
         out=out,
         **vars(data),
     )

@@ -43,9 +43,6 @@ def main(
     layout: str | None = None,
     gathers: bool = False,
     images: tuple[str, ...] | None = None,
-    texts: str | None = None,
-    push: str | None = None,
-    dry_run: bool = False,
 ) -> None:
     """Write a model with its weights as an ONNX file.
 
@@ -65,9 +62,6 @@ def main(
             tokens leave a browser's GPU. A layout for CPU programs always does.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
-        texts: A text tower's vectors for the card, as for compare.
-        push: OWNER/NAME on the Hugging Face hub, to upload the files and the card to.
-        dry_run: List the files of --push, and upload nothing.
     """
     from imagepiece_jax.exporters.card import format_card_table
     from imagepiece_jax.exporters.export import choose_graph_file, export
@@ -88,9 +82,6 @@ def main(
         dtype=weights.dtype,
         gathers=gathers or None,
         images=image_paths or None,
-        texts=texts,
-        push=push,
-        dry_run=dry_run,
     )
     facts = read_facts(file)
     print(describe_file(file, facts))

@@ -23,7 +23,6 @@ def main(
     batch_size: int = 64,
     threads: int | None = None,
     limit: int | None = None,
-    texts: str | None = None,
 ) -> None:
     """Write a folder with pooled.npy, one row per line of its paths.txt.
 
@@ -40,8 +39,6 @@ def main(
         batch_size: Photographs per device and batch.
         threads: Decoding threads; if unset one per core, at most 16.
         limit: Images to take, evenly spaced.
-        texts: A text tower's vectors for the comparison with the dense model, as for
-            compare.
     """
     from imagepiece_jax.inference import feature_files, feature_folder
 
@@ -59,7 +56,6 @@ def main(
         storage=storage,
         batch_size=batch_size,
         threads=threads,
-        texts=texts,
     )
     damaged_file = folder / feature_folder.DAMAGED_FILE
     num_damaged = written_features.num_damaged

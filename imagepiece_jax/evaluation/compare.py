@@ -34,12 +34,10 @@ from imagepiece_jax.evaluation.result_cache import (
     ResultCache,
     decode_bits,
 )
-from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
     FIDELITY_COLUMNS,
     IMAGE_CONTROLS,
     SHUFFLED_CONTROL,
-    Annotations,
     check_image_count,
     fidelity_cells,
 )
@@ -93,7 +91,6 @@ def compare(
     *,
     reductions: Iterable[str] = (),
     image_sizes: Iterable[int] = (),
-    texts: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     data_dir: str | os.PathLike | None = None,
     limit: int | None = None,
@@ -105,14 +102,13 @@ def compare(
 
     Images without labels, or a model without one class per image, give fidelity: how
     near outputs are to the dense model's, with its own outputs for changed and for
-    other images as controls. In class folders, the nearest images also vote. Give
-    images that recovered nothing: nobody holds them out here.
+    other images as controls. Give images that recovered nothing: nobody holds them out
+    here.
 
     data: as for `evaluate`; a folder, table or hub data need no labels
     reductions: shares of the dense model's MACs, or methods; without any row 0.6 and
         0.5
     image_sizes: pixels a side, for the dense model
-    texts: a text tower's vectors for recall of text to image, as for `read_annotations`
     out: folder for a table, a plot and points.jsonl, where a stopped comparison
         resumes; None: write nothing
     data_dir to threads: as for `evaluate`
@@ -133,7 +129,7 @@ def compare(
         workers=workers,
         threads=threads,
     )
-    dense_weights = make_dense_weights(vit, images, texts)
+    dense_weights = make_dense_weights(vit, images)
     rows = make_rows(dense_weights, reductions, image_sizes)  # before files are made
     with contextlib.ExitStack() as stack:
         folder = out
@@ -147,30 +143,17 @@ def compare(
     return report
 
 
-def make_dense_weights(
-    vit: Pretrained, images: LabeledImages, texts_file: str | os.PathLike | None
-) -> MeasuredWeights:
-    """Make weights that measure accuracy, or fidelity without labels or single classes.
-
-    texts_file: as `texts` of `read_annotations`
-    """
-    measures_accuracy = vit.config.head.is_single_label and images.source.num_classes
-    annotations = Annotations()
-    if texts_file is not None or not measures_accuracy:
-        check_image_count(len(images.source))
-        # Texts are checked before images are read.
-        annotations = read_annotations(vit, images.source, texts_file)
-    image_facts = images.facts | annotations.digest_record
-    weights = MeasuredWeights(vit, MeasuredImages(image_facts, images.read_batches))
-    if measures_accuracy:
+def make_dense_weights(vit: Pretrained, images: LabeledImages) -> MeasuredWeights:
+    """Make weights that measure accuracy, or without labels or classes fidelity."""
+    weights = MeasuredWeights(vit, MeasuredImages(images.facts, images.read_batches))
+    if vit.config.head.is_single_label and images.source.num_classes:
         return weights
+    check_image_count(len(images.source))
 
     @functools.cache
-    def measure_dense_outputs() -> tuple[np.ndarray, Annotations]:
+    def measure_dense_outputs() -> np.ndarray:
         dense_vit = vit.with_reduction(None)
-        image_metrics = fidelity_weights.measure_images(dense_vit).image_metrics
-        indices = image_metrics["index"].tolist()
-        return image_metrics["outputs"], annotations.select_images(indices)
+        return fidelity_weights.measure_images(dense_vit).image_metrics["outputs"]
 
     fidelity_weights = dataclasses.replace(
         weights, dense_reference=measure_dense_outputs

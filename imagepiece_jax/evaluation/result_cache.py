@@ -23,11 +23,7 @@ from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.inference.compare_outputs import (
-    Annotations,
-    measure_fidelity,
-    shuffle_outputs,
-)
+from imagepiece_jax.inference.compare_outputs import measure_fidelity, shuffle_outputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import model_record
@@ -143,9 +139,8 @@ class MeasuredWeights:
     cache: ResultCache | None = None  # where results are stored; None: nothing is kept
     seed: int | None = None  # for random reducers; None: the weights' seed
     name: str = ""  # for the log; "": the reduction
-    # makes the dense model's outputs and what these images show, for fidelity instead
-    # of accuracy
-    dense_reference: Callable[[], tuple[np.ndarray, Annotations]] | None = None
+    # makes the dense model's outputs, for fidelity instead of accuracy
+    dense_reference: Callable[[], np.ndarray] | None = None
     is_shuffled: bool = False  # the dense model's outputs in another order: chance
     # compiled evaluation steps; weights of one model may share the dict
     compiled_steps: dict = dataclasses.field(default_factory=dict)
@@ -165,15 +160,13 @@ class MeasuredWeights:
         """Metrics and token counts with a reduction, as JSON values."""
         vit = self.vit.with_reduction(reduction, seed=self.vit.origin.seed)
         if self.dense_reference:
-            dense_outputs, annotations = self.dense_reference()
+            dense_outputs = self.dense_reference()
             if self.is_shuffled:
                 outputs = shuffle_outputs(dense_outputs)
             else:
                 outputs = self.measure_images(vit).image_metrics["outputs"]
             has_classes = vit.config.head.has_classes
-            fidelity = measure_fidelity(
-                outputs, dense_outputs, has_classes, annotations
-            )
+            fidelity = measure_fidelity(outputs, dense_outputs, has_classes)
             metrics = {"images": len(outputs), "fidelity": fidelity}
         else:
             eval_result = self.measure_images(vit)

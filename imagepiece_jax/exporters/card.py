@@ -22,10 +22,8 @@ from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_facts import program_files
-from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
     IMAGE_CONTROLS,
-    Annotations,
     check_image_count,
     fidelity_cells,
     measure_fidelities,
@@ -54,7 +52,6 @@ class CardImages(NamedTuple):
     calibration_pixels: np.ndarray
     compared_pixels: np.ndarray
     compared_names: list[str]
-    annotations: Annotations  # of the compared images
 
 
 def is_card_page(file: pathlib.Path) -> bool:
@@ -62,19 +59,15 @@ def is_card_page(file: pathlib.Path) -> bool:
     return file.is_file() and SECTION_MARK in file.read_text("utf-8", errors="replace")
 
 
-def read_card_images(
-    vit: Pretrained, images: Any, texts_file: str | os.PathLike | None = None
-) -> CardImages:
+def read_card_images(vit: Pretrained, images: Any) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
     They are divided as by `recover`. Scenes that recovered the model are not compared.
 
     images: as for `recover`
-    texts_file: as for `read_annotations`
     Raises InputError if images are too few, or all are alike or recovered the model.
     """
     source = as_source(images)
-    annotations = read_annotations(vit, source, texts_file)
     calibration_source, compared_source = _split_source(vit, source)
     calibration_pixels, _ = read_images(calibration_source, vit.preprocessing)
     compared_pixels, readable_paths = read_images(compared_source, vit.preprocessing)
@@ -82,14 +75,9 @@ def read_card_images(
     check_image_count(num_compared)
     num_images = len(calibration_pixels) + num_compared
     log.info(f"a card of {num_images} images: {num_compared} of them are compared")
-    # Annotations are of all of `source`; unreadable images have no pixels to compare.
-    compared_indices = np.flatnonzero(np.isin(source.indices, compared_source.indices))
-    annotations = annotations.select_images(
-        [i for i in compared_indices.tolist() if source.image_name(i) in readable_paths]
-    )
     prefix_length = os.path.commonprefix(readable_paths).rfind("/") + 1
     compared_names = [path[prefix_length:] for path in readable_paths]
-    return CardImages(calibration_pixels, compared_pixels, compared_names, annotations)
+    return CardImages(calibration_pixels, compared_pixels, compared_names)
 
 
 def _split_source(vit: Pretrained, source: Source) -> tuple[Source, Source]:
@@ -140,7 +128,7 @@ def compare_with_dense_file(
         "mac_share": gmacs["file"] / gmacs["dense"],
         "megabytes": megabytes,
         **speeds,
-        "fidelity": measure_fidelities(outputs, has_classes, card_images.annotations),
+        "fidelity": measure_fidelities(outputs, has_classes),
     }
 
 
@@ -209,12 +197,6 @@ def format_card_table(graph_file: pathlib.Path, file_facts: Mapping[str, Any]) -
         title = titles.get(name, f"dense, images {name}")
         rows[title] = rows.get(title, {}) | fidelity_cells(metrics)
     return rows_table([{"": title, **cells} for title, cells in rows.items()])
-
-
-def section_names(page_file: pathlib.Path) -> list[str]:
-    """Names of the files that have a section on a page of cards."""
-    sections = page_file.read_text("utf-8").split(SECTION_MARK)[1:]
-    return [section.partition(" -->")[0] for section in sections]
 
 
 def replace_card_section(

@@ -15,14 +15,13 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
     check_writable,
-    replace_file,
     temporary_folder,
     write_json,
 )
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower, upload
+from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
@@ -41,9 +40,6 @@ class ExportOptions(NamedTuple):
     dtype: str
     gathers: bool | None
     images: Any
-    texts: str | os.PathLike | None
-    push: str | None
-    dry_run: bool
 
 
 class TracedModel(NamedTuple):
@@ -58,9 +54,8 @@ class ExportPlace(NamedTuple):
     """Where the files of an export go."""
 
     graph_file: pathlib.Path
-    folder: pathlib.Path  # has the page of cards; `push` uploads it
-    files: dict[pathlib.Path, Any]  # the layout's, {path: JSON value, or text}
-    metadata: dict[str, str] | None  # the layout's, inside the graph
+    folder: pathlib.Path  # has the page of cards
+    files: dict[pathlib.Path, Any]  # the layout's, {path: JSON value}
 
     @property
     def file_format(self) -> types.ModuleType:
@@ -90,9 +85,6 @@ def export(
     dtype: str = "float32",
     gathers: bool | None = None,
     images: Any = None,
-    texts: str | os.PathLike | None = None,
-    push: str | None = None,
-    dry_run: bool = False,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
 
@@ -117,30 +109,23 @@ def export(
         False without a layout
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
-    texts: a text tower's vectors for the card, as for `compare`
-    push: OWNER/NAME on the Hugging Face hub, to which the files are uploaded in one
-        commit, with the card as their page. Needs `images`, and a login
-    dry_run: note the files of `push` instead of uploading them
     Returns the file's path.
     Raises InputError for a wrong argument, and for outputs that are not finite, before
-        anything is written; for `push` also RunError if the hub fails, before or after
-        the files are written.
+        anything is written.
     """
     program_options = (batch_size, gelu, pixels, output, layout, dtype, gathers)
-    options = ExportOptions(*program_options, images, texts, push, dry_run)
+    options = ExportOptions(*program_options, images)
     check_option_values(vit, options)
     check_option_pairs(options)
     vit.warn_of_untrained()
     traced_model = choose_traced_model(vit, options)
     vit = traced_model.vit
     place = choose_place(out, traced_model)
-    if push is not None:
-        upload.check_repository(push, dry_run)
     card_images = None
     calibration_pixels = None
     if images is not None:
         check_card(place, traced_model)
-        card_images = card.read_card_images(vit, images, texts)
+        card_images = card.read_card_images(vit, images)
         calibration_pixels = card_images.calibration_pixels
     # Seconds in float32 find numbers that are not finite before a file is written, and
     # those too large for float16.
@@ -161,8 +146,6 @@ def export(
         if card_images is not None:
             page_text = card.format_card_page(place.graph_file, vit, program.facts)
             card.replace_card_section(place.page_file, place.graph_file, page_text)
-    if push is not None:
-        upload_files(place, push, dry_run)
     return place.graph_file
 
 
@@ -186,19 +169,6 @@ def check_option_pairs(options: ExportOptions) -> None:
     if options.dtype == "int8" and options.images is None:
         raise InputError(
             "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
-        )
-    lacks_vectors = options.images is None or options.output != "logits"
-    if options.texts is not None and lacks_vectors:
-        raise InputError(
-            f"texts is {options.texts}, which needs images (--images FOLDER) and the "
-            "output 'logits'"
-        )
-    if options.push is None and options.dry_run:
-        raise InputError("dry_run is for push; give push='OWNER/NAME' (--push)")
-    if options.push is not None and options.images is None:
-        raise InputError(
-            "push needs images, because the hub shows the card; give images "
-            "(--images FOLDER)"
         )
 
 
@@ -227,15 +197,13 @@ def choose_place(out: str | os.PathLike, traced_model: TracedModel) -> ExportPla
     layout = options.layout
     if layout is None:
         graph_file = choose_graph_file(out, options.dtype)
-        return ExportPlace(graph_file, graph_file.parent, {}, None)
+        return ExportPlace(graph_file, graph_file.parent, {})
     folder = pathlib.Path(os.path.expanduser(out))
     graph_file = tower.find_graph_file(folder, layout, vit, options.dtype)
     tower.check_layout_folder(folder, layout, vit, graph_file)
     program_layout = tower.PROGRAM_LAYOUTS[layout]
     content_of_file = {folder / k: v for k, v in program_layout.files(vit).items()}
-    return ExportPlace(
-        graph_file, folder, content_of_file, program_layout.metadata(vit)
-    )
+    return ExportPlace(graph_file, folder, content_of_file)
 
 
 def check_card(place: ExportPlace, traced_model: TracedModel) -> None:
@@ -317,7 +285,7 @@ def write_program(program: MadeProgram, place: ExportPlace) -> None:
     facts = dict(program.facts)
     # Read before the new facts replace it.
     earlier_weights_name = program_facts.read_facts(graph_file).get("external_data")
-    weights_file = file_format.write_graph(graph_file, program.graph, place.metadata)
+    weights_file = file_format.write_graph(graph_file, program.graph)
     if weights_file is not None:
         facts["external_data"] = weights_file.name
     program_facts.write_program_facts(graph_file, facts)
@@ -333,22 +301,7 @@ def write_files(program: MadeProgram, place: ExportPlace) -> None:
         file.unlink(missing_ok=True)
     write_program(program, place)
     for file, content in place.files.items():
-        if isinstance(content, str):
-            replace_file(file, content)
-        else:
-            write_json(file, content)
-
-
-def upload_files(place: ExportPlace, repository: str, dry_run: bool) -> None:
-    """Upload the files of all graphs on the page: earlier types of the model, too."""
-    program_files = []
-    for name in card.section_names(place.page_file):
-        graph_file = place.graph_file.with_name(name)
-        if graph_file.exists():
-            program_files += program_facts.program_files(graph_file)
-            program_files.append(program_facts.facts_file(graph_file))
-    files = [*program_files, *place.files, place.page_file]
-    upload.commit_files(repository, place.folder, files, dry_run)
+        write_json(file, content)
 
 
 def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:

@@ -118,24 +118,17 @@ def wrap_graph(graph: "GraphProto") -> "ModelProto":
     )
 
 
-def write_onnx(
-    path: str | os.PathLike,
-    model: "ModelProto",
-    properties: Mapping[str, str] | None = None,
-) -> pathlib.Path | None:
+def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
     """Write a model to a file, or to two files if it exceeds protobuf's 2 GB.
 
     The second file, PATH.DIGEST.data, holds the large weights.
 
-    properties: the model's metadata; None: as they are
     Returns the second file's path, or None.
     Raises RunError if a file cannot be written.
     """
     import onnx
 
     path = pathlib.Path(path)
-    if properties is not None:
-        onnx.helper.set_model_props(model, dict(properties))
     if _model_bytes(model) <= MAX_PROTOBUF_BYTES:
         replace_file(path, model.SerializeToString())
         return None

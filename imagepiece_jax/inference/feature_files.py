@@ -20,9 +20,7 @@ from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import feature_folder, optimize
-from imagepiece_jax.inference.annotations import read_annotations
 from imagepiece_jax.inference.compare_outputs import (
-    Annotations,
     fidelity_cells,
     measure_fidelities,
     unit_rows,
@@ -54,13 +52,12 @@ def write_features(
     storage: str = "float16",
     batch_size: int = 64,
     threads: int | None = None,
-    texts: str | os.PathLike | None = None,
 ) -> WrittenFeatures:
     """Write image features into a folder, on all devices of this machine.
 
     A second call computes only new or changed files, and removes the rows of files no
     longer named or there. For a reduced model, the first call prints how near its
-    vectors are to the dense model's; with texts, every call does.
+    vectors are to the dense model's.
 
     images: paths; paths with a line break are left out, because paths.txt has one line
         per photograph
@@ -69,7 +66,6 @@ def write_features(
     storage: "float16" or "float32"
     batch_size: photographs per device
     threads: decoding threads; None: one per core, at most 16
-    texts: a text tower's vectors, as for `compare`
     Raises InputError for a folder in use, or from a call with different settings.
     """
     check_choice("storage", storage, STORAGE_DTYPES)
@@ -78,10 +74,6 @@ def write_features(
         check_range("threads", threads, 1, whole=True)
     if logits and not vit.model.config.num_classes:
         raise InputError("logits is for weights with a head")
-    if texts is not None and vit.config.head.is_projection and not logits:
-        raise InputError(
-            "texts needs the vectors next to texts; give logits (--logits)"
-        )
     xla_options.check_dtype(vit.model.execution.dtype.name)
     optional_arrays = {"logits": logits, "patches": patches}
     array_names = ("pooled", *filter(optional_arrays.get, optional_arrays))
@@ -89,7 +81,6 @@ def write_features(
     if not paths:
         raise InputError("images is empty")
     photographs = RecordedFiles(paths)
-    annotations = read_annotations(vit, photographs, texts)
     extractor = Extractor(vit, array_names)
     row_shapes = extractor.shapes
     record = model_record(vit, extractor.model, storage=storage, arrays=row_shapes)
@@ -121,11 +112,9 @@ def write_features(
             if num_existing:
                 progress.log_line(f"{num_existing} of {num_paths} rows exist already")
             is_reduced = any(layer.step for layer in extractor.model.plan)
-            if texts is not None or (is_reduced and not num_existing):
-                # Without missing photographs there is no batch size yet.
-                global_batch = global_batch or batch_size * num_devices
+            if is_reduced and not num_existing:
                 comparison_table = _compare_with_dense(
-                    vit, extractor, photographs, annotations, global_batch, threads
+                    vit, extractor, photographs, global_batch, threads
                 )
                 progress.log_line(comparison_table)
             for batch, arrays in _extract_ahead(extractor, reader):
@@ -193,7 +182,6 @@ def _compare_with_dense(
     vit: Pretrained,
     extractor: Extractor,
     photographs: RecordedFiles,
-    annotations: Annotations,
     batch_size: int,
     threads: int,
 ) -> str:
@@ -201,10 +189,7 @@ def _compare_with_dense(
     array_name = "pooled"
     if vit.config.head.is_projection and "logits" in extractor.shapes:
         array_name = "logits"
-    sample = photographs
-    if annotations.image_of_text is not None:
-        sample = photographs.subset(np.unique(annotations.image_of_text))
-    sample = sample.evenly_spaced(NUM_COMPARED)
+    sample = photographs.evenly_spaced(NUM_COMPARED)
     dense_extractor = Extractor(vit.with_reduction(None), [array_name])
     extractors = {"dense": dense_extractor, vit.label: extractor}
     batches = Batches(
@@ -215,10 +200,7 @@ def _compare_with_dense(
     )
     if not indices:
         return f"none of {len(sample)} photographs can be compared with the dense model"
-    annotations = annotations.select_images(
-        np.asarray(sample.indices)[indices].tolist()
-    )
-    fidelities = measure_fidelities(vectors_by_label, False, annotations)
+    fidelities = measure_fidelities(vectors_by_label, False)
     unit_vectors = unit_rows(vectors_by_label[vit.label])
     cosines = np.sum(unit_vectors * unit_rows(vectors_by_label["dense"]), axis=1)
     table_rows = [

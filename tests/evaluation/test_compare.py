@@ -30,8 +30,6 @@ from tests.helpers import (
     tiny_paper,
     tiny_vit,
 )
-from tests.inference.test_annotations import write_texts
-from tests.inference.test_compare_outputs import slow_recall, votes
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
@@ -211,44 +209,6 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     smaller = second.figures["image_size=16"]
     assert smaller["gmacs"] < vit.gmacs
     assert smaller["fidelity"]["neighbors_kept"][0] < 100
-
-
-def test_texts_and_class_folders_join_the_comparison(tmp_path, monkeypatch):
-    """Unreadable images shift later rows; texts have another order."""
-    vit = tiny_vit.pretrained(num_classes=0, depth=2)
-    for seed, name in enumerate(("cat", "dog")):
-        small_photographs.write_photographs(tmp_path / "data" / name, 100, seed)
-    paths = sorted((tmp_path / "data").rglob("*.png"))
-    for path in (paths.pop(125), paths.pop(3)):
-        path.write_bytes(b"no image")
-    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
-    images = normalize(pixels, vit.config.mean, vit.config.std)
-    dense = np.asarray(tiny_vit.logits(vit.model)(vit.variables, images))
-    reduced = vit.with_reduction("tome:r=6").model
-    reduced_outputs = np.asarray(tiny_vit.logits(reduced)(vit.variables, images))
-    order = np.random.default_rng(0).permutation(198)[:150]
-    noise = np.random.default_rng(1).normal(size=(150, dense.shape[1]))
-    texts = dense[order] + 0.5 * noise
-    names = [f"{paths[i].parent.name}/{paths[i].name}" for i in order]
-    file = write_texts(tmp_path, names, texts)
-    options = {"reductions": ["tome:r=6"], "workers": 0, "texts": file}
-    report = compare.compare(vit, f"{tmp_path}/data", **options)
-    classes = np.array([path.parent.name for path in paths])
-    for row, vectors in {"dense": dense, "tome:r=6": reduced_outputs}.items():
-        fidelity = report.figures[row]["fidelity"]
-        recall = slow_recall(vectors, texts, order)
-        assert fidelity["recall"][0] == pytest.approx(recall, abs=0.7)
-        voted = 100 * np.mean(votes(vectors, classes) == classes)
-        assert fidelity["voted_right"][0] == pytest.approx(voted, abs=1.1)
-    points = recall - slow_recall(dense, texts, order)
-    assert fidelity["recall_points"][0] == pytest.approx(points, abs=1.4)
-    assert "| points of recall | vote of ten nearest right, % |" in str(report)
-    drawn = []
-    monkeypatch.setattr(
-        compare.plotting, "draw_curves", lambda *words, level: drawn.extend(words[3])
-    )
-    compare.paint_plot("x.png", report)
-    assert drawn == ["tome", "dense, images JPEG 75", "dense, images mirrored"]
 
 
 def test_accuracy_needs_classes_and_labels():

@@ -23,8 +23,6 @@ from tests.exporters.test_tower import clip
 from tests.helpers import made_up_recoveries, small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call
-from tests.inference.test_annotations import write_texts
-from tests.inference.test_compare_outputs import slow_recall, votes
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -117,40 +115,6 @@ def test_a_cards_metrics_equal_those_of_the_files(tmp_path, classes):
     assert measured["fidelity"].keys() == {*outputs, "dense", "shuffled"}
     assert all(row in ended.out for row in rows)
     assert page.startswith("---\npipeline_tag: image-")
-
-
-def test_texts_and_class_folders_join_the_card(tmp_path):
-    """Unreadable files come before the held-out images."""
-    vit = tiny_vit.pretrained("tome:r=3", depth=2, num_classes=0)
-    saved = imagepiece_jax.save(vit, tmp_path / "w")
-    for seed, name in enumerate(("cat", "dog")):
-        small_photographs.write_photographs(tmp_path / "photos" / name, 60, seed)
-    files = sorted((tmp_path / "photos").rglob("*.png"))
-    vectors = np.asarray(imagepiece_jax.features(vit, [*map(str, files)]).pooled)
-    texts = vectors + 0.8 * np.random.default_rng(0).normal(size=vectors.shape)
-    for file in files[5:120:20]:
-        file.write_bytes(b"no image")
-    names = [f"{file.parent.name}/{file.name}" for file in files]
-    words = ["--texts", write_texts(tmp_path, names, texts)]
-    words += ["--images", tmp_path / "photos"]
-    ended = call(export.main, saved, tmp_path / "out", *words).ok()
-    facts = json.loads((tmp_path / "out" / "model.onnx.json").read_text())
-    measured = facts["card"]
-    paths = [tmp_path / "photos" / name for name in measured["images"]]
-    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
-    outputs = run_by_hand(tmp_path / "out" / "model.onnx", facts, pixels)
-    classes = np.array([path.parent.name for path in paths])
-    fidelity = measured["fidelity"]["file"]
-    voted = 100 * np.mean(votes(outputs, classes) == classes)
-    assert fidelity["voted_right"][0] == pytest.approx(voted, abs=5)
-    rows = [names.index(name) for name in measured["images"]]
-    recall = slow_recall(outputs, texts[rows], range(len(rows)))
-    assert fidelity["recall"][0] == pytest.approx(recall, abs=2)
-    assert 50 < recall < 99
-    assert fidelity["recall_points"][1] < fidelity["recall_points"][2]
-    assert "| points of recall | vote of ten nearest right, % |" in ended.out
-    with refused("texts", "images"):
-        imagepiece_jax.export(vit, tmp_path / "m.onnx", texts=tmp_path / "texts.npy")
 
 
 def test_a_foreign_readme_is_neither_replaced_nor_removed(tmp_path):

@@ -73,7 +73,7 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
     np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(new), atol=1e-3)
 
 
-LAYOUTS = ["immich", "transformers", "fastembed", "sentence_transformers"]
+LAYOUTS = ["immich", "transformers", "fastembed"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

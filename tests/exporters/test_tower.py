@@ -15,6 +15,7 @@ from imagepiece_jax.exporters import tower
 from imagepiece_jax.exporters.export import export
 from imagepiece_jax.exporters.onnx_program import open_onnx
 from imagepiece_jax.exporters.program_facts import facts_file
+from imagepiece_jax.models.head import MULTI_LABEL, SINGLE_LABEL
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -54,23 +55,10 @@ def classifier(reduction=REDUCTION):
     return dataclasses.replace(tiny_vit.pretrained(reduction), class_names=names)
 
 
-def layout_makers(layout):
-    """The makers of this file's models that a layout's program takes."""
-    makers = {tower.VECTOR_HEAD: clip, tower.SOFTMAX_HEAD: classifier}
-    return [
-        makers[head] for head in tower.PROGRAM_LAYOUTS[layout].heads if head in makers
-    ]
-
-
-# {folder} is the name of the folder.
 CASES = [
     (encoder, "immich", "visual/model.onnx", ["embedding"]),
     (clip, "immich", "visual/model.onnx", ["embedding"]),
     (encoder, "fastembed", "model.onnx", ["image_embeds"]),
-    (encoder, "sentence_transformers", "onnx/model.onnx", ["last_hidden_state"]),
-    (clip, "sentence_transformers", "onnx/model.onnx", ["last_hidden_state"]),
-    (classifier, "photoprism", "{folder}.onnx", ["logits"]),
-    (classifier, "model_api", "model.onnx", ["logits"]),
     (clip, "transformers", "onnx/vision_model.onnx", ["image_embeds"]),
     (classifier, "transformers", "onnx/model.onnx", ["logits"]),
     (nameless, "transformers", "onnx/model.onnx", ["logits"]),
@@ -89,9 +77,6 @@ CASES = [
 ]
 
 
-IMAGES = {"immich": "image", "photoprism": "input", "model_api": "input"}
-
-
 @pytest.mark.parametrize("reduction", [None, REDUCTION])
 @pytest.mark.parametrize("make, layout, file, names", CASES)
 def test_a_graph_has_its_clients_inputs_and_outputs(
@@ -99,12 +84,12 @@ def test_a_graph_has_its_clients_inputs_and_outputs(
 ):
     vit = make(reduction)
     out = export(vit, tmp_path, layout=layout)
-    assert out == tmp_path / file.format(folder=tmp_path.name)
+    assert out == tmp_path / file
     session = onnxruntime.InferenceSession(out)
     (images,) = session.get_inputs()
     assert images.shape == ["batch", 3, tiny_vit.SIDE, tiny_vit.SIDE]
     assert images.type == "tensor(float)"
-    assert images.name == IMAGES.get(layout, "pixel_values")
+    assert images.name == ("image" if layout == "immich" else "pixel_values")
     outputs_by_name = {value.name: value for value in session.get_outputs()}
     assert [*outputs_by_name] == names
     input_images = tiny_vit.images(2)
@@ -159,21 +144,15 @@ def test_unsuitable_models_are_refused(tmp_path):
         export(classifier(), tmp_path, layout="immich")
     with refused("layout", f"{tiny_vit.CLASSES} classes"):
         export(nameless(), tmp_path, layout="fastembed")
-    for layout in ("photoprism", "model_api"):
-        with refused(layout, "classes with softmax", "give vectors"):
-            export(encoder(), tmp_path, layout=layout)
-        with refused(layout, "regressed numbers"):
-            number = tiny_vit.with_problem_type(classifier(), "regression")
-            export(number, tmp_path, layout=layout)
-    with refused("photoprism", "sigmoid"):
-        labels = tiny_vit.with_problem_type(classifier(), "multi_label_classification")
-        export(labels, tmp_path, layout="photoprism")
-    with refused("photoprism", "crop=1"):
-        squashed = classifier().with_preprocessing(crop=0.9, crop_mode="squash")
-        export(squashed, tmp_path, layout="photoprism")
-    with refused("model_api", "crop=1"):
-        cropped = classifier().with_preprocessing(crop=0.9)
-        export(cropped, tmp_path, layout="model_api")
+    for problem_type, classes in (
+        ("regression", 3),
+        (MULTI_LABEL, 3),
+        (SINGLE_LABEL, 1),
+    ):
+        vit = tiny_vit.pretrained(REDUCTION, num_classes=classes)
+        with refused("transformers", "softmax", "--num-classes 0"):
+            vit = tiny_vit.with_problem_type(vit, problem_type)
+            export(vit, tmp_path, layout="transformers")
     with refused("output"):
         export(encoder(), tmp_path, layout="fastembed", output="patches")
     with refused("pixels"):
@@ -189,7 +168,7 @@ def test_unsuitable_models_are_refused(tmp_path):
 @pytest.mark.parametrize("layout", tower.PROGRAM_LAYOUTS)
 def test_foreign_files_stay(tmp_path, layout):
     """A saved model has its own config.json."""
-    vit = layout_makers(layout)[0]()
+    vit = clip()
     saved = imagepiece_jax.save(vit, tmp_path / "saved")
     before = {file: file.read_bytes() for file in saved.iterdir()}
     with refused("out", "holds config.json; it must be new, be empty"):
@@ -207,9 +186,6 @@ def test_foreign_files_stay(tmp_path, layout):
 NAMES = {
     "immich": ["visual/model.onnx"] * 2,
     "fastembed": ["model.onnx"] * 2,
-    "sentence_transformers": ["onnx/model.onnx"] * 2,
-    "photoprism": ["{folder}.onnx"] * 2,
-    "model_api": ["model.onnx"] * 2,
     "transformers": ["onnx/vision_model_fp16.onnx", "onnx/vision_model_quantized.onnx"],
 }
 
@@ -217,7 +193,7 @@ NAMES = {
 @pytest.mark.parametrize("layout", tower.PROGRAM_LAYOUTS)
 def test_small_types_have_their_clients_file_names(tmp_path, layout):
     """transformers.js reads dtype "fp16" and "q8"; other programs have one name."""
-    vit = layout_makers(layout)[0]()
+    vit = clip()
     if layout == "transformers":  # beside the file in float32
         export(vit, tmp_path, layout=layout)
     images = small_photographs.draw(40)
@@ -225,7 +201,6 @@ def test_small_types_have_their_clients_file_names(tmp_path, layout):
     expected = vit.model.apply(vit.variables, tiny_vit.images(2)).logits
     for dtype, name in zip(("float16", "int8"), NAMES[layout], strict=True):
         out = export(vit, tmp_path, layout=layout, dtype=dtype, images=images)
-        name = name.format(folder=tmp_path.name)
         assert out == tmp_path / name
         session = onnxruntime.InferenceSession(out)
         (entry,) = session.get_inputs()
@@ -236,13 +211,26 @@ def test_small_types_have_their_clients_file_names(tmp_path, layout):
         assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
 
 
-def test_types_of_two_models_do_not_share_a_folder(tmp_path):
-    first = export(encoder(), tmp_path, layout="transformers")
-    before = first.read_bytes()
-    with refused(first.name, "another model"):
-        export(encoder(depth=2), tmp_path, layout="transformers", dtype="float16")
-    assert first.read_bytes() == before
-    assert len([*first.parent.iterdir()]) == 2
+@pytest.mark.parametrize("make", [classifier, encoder])
+def test_types_of_two_models_do_not_share_a_folder(tmp_path, make):
+    """The files beside the graphs are the first one's: its size, its classes."""
+    first = export(make(), tmp_path, layout="transformers")
+    before = read_files(tmp_path)
+    second = make()
+    if make is encoder:
+        second = encoder(depth=2)
+    else:
+        names = tuple(f"car {label}" for label in range(tiny_vit.CLASSES))
+        second = dataclasses.replace(second, class_names=names)
+    with refused("another model", "config.json"):
+        export(second, tmp_path, layout="transformers", dtype="float16")
+    assert read_files(tmp_path) == before
+    export(second, tmp_path, layout="transformers")  # in the first one's place
+    assert export(second, tmp_path, layout="transformers", dtype="float16") != first
+
+
+def read_files(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_plain_graph_makes_its_folder_no_layout(tmp_path):
@@ -281,7 +269,7 @@ def assert_near(vectors, expected, dtype):
     assert (np.sum(vectors * expected, axis=1) / lengths > CLOSE[dtype]).all()
 
 
-# Each script prints a row per image: the vector or the probabilities.
+# Each script prints a row per image: the vector.
 CLIENT_SCRIPTS = {
     "fastembed": """
 import json, sys
@@ -289,36 +277,6 @@ import fastembed
 folder, graph, *images = sys.argv[1:]
 model = fastembed.ImageEmbedding("Qdrant/resnet50-onnx", specific_model_path=folder)
 print(json.dumps([vector.tolist() for vector in model.embed(images)]))
-""",
-    "sentence_transformers": """
-import json, sys
-from PIL import Image
-from sentence_transformers import SentenceTransformer
-folder, graph, *images = sys.argv[1:]
-model = SentenceTransformer(folder, backend="onnx", device="cpu")
-vectors = model.encode([Image.open(path) for path in images])
-assert vectors.shape[1] == model.get_embedding_dimension()
-print(json.dumps(vectors.tolist()))
-""",
-    "model_api": """
-import json, sys
-import cv2
-from model_api.adapters import OpenvinoAdapter, create_core
-from model_api.models import Model
-folder, graph, *images = sys.argv[1:]
-hints = {"INFERENCE_PRECISION_HINT": "f32"}
-adapter = OpenvinoAdapter(create_core(), graph, device="CPU", plugin_config=hints)
-model = Model.create_model(adapter, configuration={"output_raw_scores": True})
-with open(f"{graph}.json") as facts:
-    names = json.load(facts)["class_names"]
-rows = []
-for path in images:
-    found = model(cv2.imread(path))
-    best = found.top_labels[0]
-    assert best.id == found.raw_scores.argmax()
-    assert best.name == names[best.id].replace(" ", "_")
-    rows.append(found.raw_scores.tolist())
-print(json.dumps(rows))
 """,
 }
 
@@ -334,8 +292,6 @@ def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
     images = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
     expected = np.asarray(vit.model.apply(vit.variables, images).logits)
-    if vit.config.head.is_classifier:
-        expected = vit.config.head.probabilities(expected)
     actual = np.array(json.loads(ended.stdout))
     assert_near(actual, expected, options.get("dtype", "float32"))
 
@@ -345,10 +301,8 @@ def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
 @pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
 def test_a_client_gets_the_models_outputs(tmp_path, photographs, layout, dtype):
     options = {"dtype": dtype, "images": small_photographs.draw(40)}
-    for number, make in enumerate(layout_makers(layout)):
-        folder = tmp_path / str(number)
-        vit = uncropped(make())
-        assert_client_finds_outputs(vit, folder, layout, photographs, **options)
+    vit = uncropped(clip())
+    assert_client_finds_outputs(vit, tmp_path / "out", layout, photographs, **options)
 
 
 @pytest.mark.slow
@@ -357,9 +311,7 @@ def test_a_client_gets_the_models_outputs(tmp_path, photographs, layout, dtype):
 @pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
 def test_a_client_gets_deits_outputs(tmp_path, assets, layout, reduction):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    options = {"reduction": reduction, "crop": 1.0}
-    if tower.VECTOR_HEAD in tower.PROGRAM_LAYOUTS[layout].heads:
-        options["num_classes"] = 0
+    options = {"reduction": reduction, "crop": 1.0, "num_classes": 0}
     vit = imagepiece_jax.load(weights, **options)
     photographs = sorted(map(str, PHOTOGRAPHS.glob("*.jpg")))
     assert_client_finds_outputs(vit, tmp_path, layout, photographs)
@@ -438,37 +390,3 @@ def test_a_copied_config_gets_the_models_size_and_classes(tmp_path):
         dataclasses.replace(encoder(), origin=origin)
     )
     assert config == {"model_type": "vit", "image_size": tiny_vit.SIDE}
-
-
-def test_sentence_transformers_gets_one_module_of_images(tmp_path):
-    export(encoder(), tmp_path, layout="sentence_transformers")
-    (module,) = json.loads((tmp_path / "modules.json").read_text())
-    assert module["path"] == ""  # the folder itself
-    fields = json.loads((tmp_path / "sentence_bert_config.json").read_text())
-    assert [*fields["modality_config"]] == ["image"]
-    assert fields["module_output_name"] == "sentence_embedding"
-    size = json.loads((tmp_path / "config.json").read_text())["hidden_size"]
-    assert size == tiny_vit.WIDTH  # the vector's, which it reports
-
-
-def onnx_properties(file):
-    """The properties inside an ONNX file."""
-    return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
-
-
-def test_model_api_gets_its_properties(tmp_path):
-    vit = tiny_vit.with_problem_type(classifier(), "multi_label_classification")
-    vit = vit.with_preprocessing(crop=1.0, interpolation="bilinear")
-    file = export(vit, tmp_path, layout="model_api")
-    properties = onnx_properties(file)
-    assert properties["model_info model_type"] == "Classification"
-    assert properties["model_info labels"].split()[2] == "class_2"
-    assert properties["model_info multilabel"] == "True"
-    assert properties["model_info interpolation_mode"] == "LINEAR"
-    means = [
-        float(value) / 255 for value in properties["model_info mean_values"].split()
-    ]
-    np.testing.assert_allclose(means, vit.config.mean, atol=1e-9)
-    assert not onnx_properties(
-        export(encoder(), tmp_path / "other", layout="fastembed")
-    )

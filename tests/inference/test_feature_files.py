@@ -23,9 +23,6 @@ from tests.helpers.feature_folders import (
 )
 from tests.helpers.picture_files import noise
 from tests.helpers.refused_calls import refused
-from tests.helpers.small_photographs import write_photographs as write_photographs
-from tests.inference.test_annotations import write_texts
-from tests.inference.test_compare_outputs import slow_recall, votes
 
 pytestmark = pytest.mark.usefixtures("extractors_compiled_once")
 
@@ -74,46 +71,6 @@ def test_vectors_are_compared_with_dense_ones(
     shares = [10 * len({*a} & {*b}) for a, b in zip(*near, strict=True)]
     assert float(kept.split()[0]) == pytest.approx(np.mean(shares), abs=0.6)
     assert "| shuffled |" in printed
-
-
-@pytest.mark.parametrize("head", ["none", "projection"])
-def test_texts_and_classes_join_the_comparison(tmp_path, capsys, head):
-    """Every call compares the described photographs, also without new files."""
-    vit = tiny_vit.pretrained(tiny_vit.EVIT, num_classes=0)
-    array = "pooled"
-    if head == "projection":
-        vit = tiny_vit.with_problem_type(tiny_vit.pretrained(tiny_vit.EVIT), head)
-        array = "logits"
-    paths = []
-    for seed, name in enumerate(("cat", "dog")):
-        folder = write_photographs(tmp_path / name, 20, seed)
-        paths += [str(file) for file in sorted(folder.iterdir())]
-    vectors = []
-    for model in (vit, vit.with_reduction(None)):
-        pixels = np.stack([model.preprocessing(np.array(Image.open(i))) for i in paths])
-        pixels = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-        vectors.append(
-            np.asarray(tiny_vit.logits(model.model)(model.variables, pixels))
-        )
-    order = np.random.default_rng(0).permutation(40)[:30]
-    texts = vectors[1][order] + np.random.default_rng(1).normal(size=(30, 1))
-    write_texts(tmp_path, [paths[i] for i in order], texts.astype(np.float32))
-    options = {"texts": tmp_path / "texts.npy", "logits": head == "projection"}
-    described = np.sort(order)  # photographs without texts are not compared
-    rows = vectors[0][described]
-    recall = slow_recall(rows, texts, np.searchsorted(described, order))
-    classes = described // 20
-    voted = 100 * np.mean(votes(rows, classes) == classes)
-    for _ in range(2):
-        write_features(vit, paths, tmp_path / "f", **options)
-        printed = "".join(capsys.readouterr())
-        row = re.search(r"^\| evit.*$", printed, re.MULTILINE)[0].split("|")
-        assert float(row[4].split()[0]) == pytest.approx(recall, abs=1.2)
-        assert float(row[6].split()[0]) == pytest.approx(voted, abs=4)
-    assert np.load(tmp_path / "f" / f"{array}.npy").shape[0] == 40
-    if head == "projection":
-        with refused("--logits"):
-            write_features(vit, paths, tmp_path / "g", texts=options["texts"])
 
 
 def test_a_stem_may_join_pixels_like_on_gpus(monkeypatch):
