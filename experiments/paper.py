@@ -111,6 +111,9 @@ class Options:
     image_size: int | None = None
     """Pixels a side."""
 
+    crop: float | None = None
+    """The center crop's side, as a share of the resized image's side."""
+
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the layers: bfloat16, and float32 on CPUs."""
 
@@ -424,6 +427,7 @@ def open_models(options: Options) -> Models:
         options.weights,
         config=options.config,
         image_size=options.image_size,
+        crop=options.crop,
         dtype=dtype,
         checkpoint=checkpoint,
     )

@@ -33,8 +33,9 @@ def run_command(
     def parse_and_call() -> int | None:
         import tyro  # here, because signals are handled by now
 
-        for name in {"--weights", "--data"}.intersection(sys.argv):
-            raise InputError(f"{name} is no option; type its value without {name}")
+        if function.__module__.startswith("imagepiece_jax.commands"):
+            for name in {"--weights", "--data"}.intersection(sys.argv):
+                raise InputError(f"{name} is no option; type its value without {name}")
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 

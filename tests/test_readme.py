@@ -4,8 +4,10 @@ import ast
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import pathlib
 import re
+import shlex
 from typing import ClassVar
 
 import chex
@@ -38,6 +40,7 @@ from tests.helpers.picture_files import noise, write_images
 from tests.helpers.rounding import assert_close
 from tests.helpers.run_command import call
 from tests.helpers.shallow_deit import deit_ti
+from tests.test_configs import parse_command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -148,6 +151,37 @@ def test_named_commands_and_files_exist(page):
             assert name in (*paper.TABLES, "NAME"), name
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def list_command_lines(page):
+    """Words of every command line in a page's blocks without a language."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    for code in re.findall(r"^ *```\n(.*?)^ *```", text, re.M | re.S):
+        for line in re.findall(r"^ *(?:python|imagepiece) .*", code, re.M):
+            yield shlex.split(line, comments=True)
+
+
+# config_flags reads files this way on Python 3.11.
+@pytest.mark.filterwarnings("ignore:the load_module")
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_command_lines_parse(page):
+    if re.search(r"commands? of commit|` of commit", page.read_text("utf-8")):
+        return  # the page names the commit that has its commands
+    for words in list_command_lines(page):
+        if words[0] == "imagepiece":
+            words = ["python", "-m", f"imagepiece_jax.commands.{words[1]}", *words[2:]]
+        if words[1] == "train.py":
+            line = re.sub(r"--(workdir \S+|dry_run)", "", shlex.join(words[2:]))
+            assert not line or parse_command(line)
+            continue
+        if words[1] != "-m":
+            continue
+        name = "experiments.paper" if words[2] == "experiments" else words[2]
+        spec = importlib.util.find_spec(name)
+        is_command = name.startswith("imagepiece_jax.commands.")
+        if is_command or "run_command(main" in pathlib.Path(spec.origin).read_text():
+            main = importlib.import_module(name).main
+            call(functools.wraps(main)(lambda *_, **__: None), *words[3:]).ok()
 
 
 @pytest.fixture(scope="module")
