@@ -18,6 +18,7 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.evaluation.compare import compare
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.exporters.export import export
+    from imagepiece_jax.inference.feature_store import read_features
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
@@ -34,7 +35,7 @@ if typing.TYPE_CHECKING:
 __all__ = ["METHODS", "InputError", "Predictor", "Preprocessing", "Pretrained"]
 __all__ += ["Reduction", "RunError", "ViTConfig", "compare", "create_model", "evaluate"]
 __all__ += ["export", "features", "load", "normalize", "optimize", "read_config"]
-__all__ += ["recover", "save"]
+__all__ += ["read_features", "recover", "save"]
 
 _HOMES = {
     "InputError": "errors",
@@ -54,6 +55,7 @@ _HOMES = {
     "normalize": "data.normalize",
     "optimize": "inference.optimize",
     "read_config": "weights.description",
+    "read_features": "inference.feature_store",
     "recover": "recovery.recover",
     "save": "weights.save",
 }

@@ -17,7 +17,7 @@ from imagepiece_jax.evaluation.result_cache import (
     MeasuredWeights,
     ResultCache,
 )
-from imagepiece_jax.inference.feature_files import write_features
+from imagepiece_jax.inference.write_features import write_features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json
@@ -57,7 +57,7 @@ MODELS = {
 }
 OF_DEVICE = {"attention_impl": fused}
 IMAGES = {"crop": lambda vit: vit.with_preprocessing(crop=0.8)}
-OPTIONS = {"storage": "float32"}
+OPTIONS = {"patches": True}
 
 
 @pytest.fixture(scope="module")
@@ -98,25 +98,21 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vectors(vit, photographs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("features") / "vectors"
-    write_features(vit, photographs, folder)
-    return folder
-
-
-def content(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    file = tmp_path_factory.mktemp("features") / "vectors.sqlite"
+    write_features(vit, photographs, file)
+    return file
 
 
 @pytest.mark.parametrize("name", ["weights", "mean", "counts", *IMAGES, *OPTIONS])
-def test_changed_settings_refuse_a_features_folder(vit, photographs, vectors, name):
+def test_changed_settings_refuse_a_features_file(vit, photographs, vectors, name):
     changed = (MODELS | IMAGES).get(name, lambda vit: vit)(vit)
     options = {name: OPTIONS[name]} if name in OPTIONS else {}
-    before = content(vectors)
-    with pytest.raises(InputError, match="was started with") as error:
+    before = vectors.read_bytes()
+    with pytest.raises(InputError, match="was made with") as error:
         write_features(changed, photographs, vectors, **options)
     if name != "counts":
         assert name in str(error.value)
-    assert content(vectors) == before
+    assert vectors.read_bytes() == before
 
 
 SETTING = {"data": "digits", "digest": "one", "images": 8, "limit": None, "crop": 0.9}

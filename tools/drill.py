@@ -94,7 +94,7 @@ COMMANDS = {
     ),
     "features": Command(
         f"{OURS} features {DENSE} INPUTS/photographs {REDUCTION} --batch-size=8 "
-        "--out=HERE/out",
+        "--out=HERE/out.sqlite",
         True,
     ),
     "export": Command(f"{OURS} export {DENSE} HERE/model.onnx {REDUCTION}"),
@@ -181,7 +181,11 @@ class Run:
         digests = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
-            if path.is_file() and not path.name.startswith("."):
+            if path.suffix.startswith(".sqlite"):
+                with contextlib.suppress(RunError):  # it has no rows yet
+                    paths, vectors = imagepiece_jax.read_features(path)
+                    digests[name] = (*paths, vectors.tobytes())
+            elif path.is_file() and not path.name.startswith("."):
                 digests[name] = re.sub(CLOCK, b"", path.read_bytes())
         return digests
 

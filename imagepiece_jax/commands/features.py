@@ -1,12 +1,12 @@
-"""Features of photographs, as vector files for NumPy and faiss."""
+"""Vectors of photographs, in one SQLite file."""
 
 import pathlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from imagepiece_jax.commands._arguments import Images, Weights
+from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
-from imagepiece_jax.errors import RunError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.models.pretrained import Pretrained
@@ -17,55 +17,48 @@ def main(
     images: Images,
     *,
     out: str,
+    npy: bool = False,
     patches: bool = False,
     logits: bool = False,
-    storage: Literal["float16", "float32"] = "float16",
     batch_size: int = 64,
     threads: int | None = None,
     limit: int | None = None,
-) -> None:
-    """Write a folder with pooled.npy, one row per line of its paths.txt.
+) -> int:
+    """Write an SQLite file with a row per image: its path and its vector.
 
-    Rows of unreadable images are NaN. Run the command again to continue where it
-    stopped, and to compute new and changed images.
+    Run the command again to continue where it stopped, and to compute new and changed
+    images. `imagepiece_jax.read_features` reads the file.
 
-    Example: imagepiece features weights photos --out vectors
+    Example: imagepiece features weights photos --out vectors.sqlite
 
     Args:
-        out: The folder to write, or to complete.
-        patches: Also write a feature for every patch.
-        logits: Also write the head's outputs, for CLIP comparable with its texts'.
-        storage: Data type in the files.
-        batch_size: Photographs per device and batch.
+        out: The .sqlite file to write, or to complete.
+        npy: Also write the vectors to a .npy file beside it, as read_features has them.
+        patches: Also write a map with a feature for every patch, float16.
+        logits: Write the head's outputs, for CLIP comparable with its texts'.
+        batch_size: Images per device and batch.
         threads: Decoding threads; if unset one per core, at most 16.
         limit: Images to take, evenly spaced.
     """
-    from imagepiece_jax.inference import feature_files, feature_folder
+    import numpy as np
 
-    folder = pathlib.Path(out)
-    feature_folder.check_feature_folder(folder)
+    from imagepiece_jax.inference.feature_store import read_features
+    from imagepiece_jax.inference.write_features import write_features
+
+    file = pathlib.Path(out)
+    files.check_writable("out", file, (".sqlite",))
     image_files = choose_images(images, limit)
     vit = weights.load_model()
     note_image_cost(vit)
-    written_features = feature_files.write_features(
-        vit,
-        image_files,
-        folder,
-        patches=patches,
-        logits=logits,
-        storage=storage,
-        batch_size=batch_size,
-        threads=threads,
-    )
-    damaged_file = folder / feature_folder.DAMAGED_FILE
-    num_damaged = written_features.num_damaged
-    if num_damaged == written_features.shapes["pooled"][0]:
-        raise RunError(f"no photograph has a feature row; {damaged_file} says why")
-    for name, shape in written_features.shapes.items():
-        shape_text = " x ".join(map(str, shape))
-        print(f"{folder / name}.npy: {shape_text} {storage}")
-    if num_damaged:
-        print(f"{num_damaged} damaged, whose rows are NaN: {damaged_file}")
+    options = {"patches": patches, "logits": logits, "batch_size": batch_size}
+    failures = write_features(vit, image_files, file, threads=threads, **options)
+    print(f"{file}: vectors of {len({*image_files}) - len(failures)} images")
+    if npy:
+        with files.replacement_file(file.with_suffix(".npy")) as new_file:
+            with open(new_file, "wb") as opened_file:
+                np.save(opened_file, read_features(file)[1])
+        print(file.with_suffix(".npy"))
+    return int(bool(failures))
 
 
 def choose_images(images: Images, limit: int | None) -> list[str]:

@@ -1,0 +1,197 @@
+"""Photographs' vectors in one SQLite file, a row per photograph.
+
+SQLite keeps the file whole when its writer is killed, and lets one process write it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from imagepiece_jax.common import files
+from imagepiece_jax.errors import InputError, RunError
+
+# {column: type of its numbers}
+DTYPES = {"vector": np.dtype("<f4"), "map": np.dtype("<f2")}
+# A large page: 100,000 vectors of 384 numbers are read in 0.4 s instead of 0.7 s. With
+# a log (WAL) a batch does not wait for the disk: a power cut may lose batches, a kill
+# loses none.
+OPENING = """
+PRAGMA page_size = 16384;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = NORMAL;
+BEGIN;
+CREATE TABLE IF NOT EXISTS made_by (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS photographs (
+    path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, ctime INTEGER, digest TEXT,
+    vector BLOB NOT NULL, map BLOB
+);
+"""
+STAT_THREADS = 16  # for looking at files, which is slow over a network
+
+
+class PhotographFile(NamedTuple):
+    """A photograph's file at the time it was read."""
+
+    path: str
+    size: int  # bytes
+    mtime: int  # nanoseconds
+    ctime: int  # nanoseconds; changes even if a copy keeps size and mtime
+    digest: str = ""  # hash of the bytes; "": not read
+
+
+def read_photograph(path: str) -> tuple[bytes, PhotographFile]:
+    """Read a file: (bytes, PhotographFile). Raises OSError."""
+    # The times are taken first, so that a write during the read shows as a change.
+    photograph = _describe_unread(path)
+    with files.open_regular_file(path) as file:
+        content = file.read()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return content, photograph._replace(size=len(content), digest=digest)
+
+
+def _describe_unread(path):
+    status = os.stat(path)
+    return PhotographFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@contextlib.contextmanager
+def open_store(
+    file: str | os.PathLike, made_by: Mapping[str, Any]
+) -> Iterator[sqlite3.Connection]:
+    """Open or create a file for this process alone.
+
+    made_by: JSON values of everything that decides a vector
+    Raises InputError for a file made by others, RunError for a file in use.
+    """
+    with _connect(file, "rwc") as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        is_new = not connection.execute("SELECT * FROM sqlite_master").fetchone()
+        if not is_new and (earlier := _read_made_by(connection)) != made_by:
+            from imagepiece_jax.models import record  # and JAX: not for `read_features`
+
+            (field, *_), *_ = differences = record.list_differences(made_by, earlier)
+            problem = record.describe_difference(differences, f"{file} was made with")
+            raise InputError(f"{field} {problem}; give another file")
+        connection.executescript(OPENING)
+        if is_new:
+            values = [(name, json.dumps(value)) for name, value in made_by.items()]
+            connection.executemany("INSERT INTO made_by VALUES (?, ?)", values)
+        connection.commit()
+        try:
+            yield connection
+        finally:
+            connection.execute("PRAGMA journal_mode = DELETE")  # leaves a single file
+
+
+@contextlib.contextmanager
+def _connect(file, mode):
+    uri = pathlib.Path(file).expanduser().absolute().as_uri() + f"?mode={mode}"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            connection.text_factory = os.fsdecode  # a path need not be UTF-8
+            yield connection
+    except sqlite3.Error as error:
+        raise RunError(f"{file}: {error}") from error
+
+
+def _read_made_by(connection):
+    rows = connection.execute("SELECT name, value FROM made_by")
+    return {name: json.loads(value) for name, value in rows}
+
+
+def update_rows(
+    connection: sqlite3.Connection, paths: Sequence[str]
+) -> tuple[list[str], int]:
+    """Bring the rows up to date with the files.
+
+    Returns (the paths without a row, the number of vectors that were removed).
+    """
+    # A file with the path, size and times of a row is not read. Any other file is read
+    # if a row has its size, and takes the row of equal bytes: a moved or copied file.
+    columns = "rowid, path, size, mtime, ctime, digest"
+    rows = connection.execute(f"SELECT {columns} FROM photographs").fetchall()
+    row_of_file: dict[tuple, int] = {}  # by path, size and times; by size and digest
+    for row, *state, digest in rows:
+        row_of_file[tuple(state)] = row_of_file[state[1], digest] = row
+    known_sizes = {size for _, _, size, *_ in rows}
+
+    def find_row(path):
+        """Find (row, None), or for changed columns (row, PhotographFile)."""
+        try:
+            photograph = _describe_unread(path)
+            if row := row_of_file.get(photograph[:4]):
+                return row, None
+            if photograph.size in known_sizes:
+                _, photograph = read_photograph(path)
+        except OSError:
+            return None, None
+        return row_of_file.get((photograph.size, photograph.digest)), photograph
+
+    with ThreadPool(STAT_THREADS) as pool:
+        found = pool.map(find_row, paths)
+    unchanged = {row for row, photograph in found if photograph is None}
+    moved = [(*_as_row(file), row) for row, file in found if row and file]
+    stale = [(row,) for row, *_ in rows if row not in unchanged]
+    with connection:
+        # Rows move at once, because two files may have exchanged their names.
+        connection.execute(
+            "CREATE TEMP TABLE moved AS SELECT * FROM photographs LIMIT 0"
+        )
+        connection.executemany(
+            "INSERT INTO moved SELECT CAST(? AS TEXT), ?, ?, ?, ?, vector, map "
+            "FROM photographs WHERE rowid = ?",
+            moved,
+        )
+        connection.executemany("DELETE FROM photographs WHERE rowid = ?", stale)
+        connection.execute("INSERT INTO photographs SELECT * FROM moved")
+    missing = [path for path, (row, _) in zip(paths, found, strict=True) if not row]
+    return missing, len(rows) - len({row for row, _ in found if row})
+
+
+def _as_row(photograph):
+    return os.fsencode(photograph.path), *photograph[1:]
+
+
+def append_rows(
+    connection: sqlite3.Connection,
+    photographs: Sequence[PhotographFile],
+    vector: np.ndarray,
+    map: np.ndarray | None = None,
+) -> None:
+    """Append a batch's rows in one transaction."""
+    maps = [None] * len(vector) if map is None else [entry.tobytes() for entry in map]
+    rows = [
+        (*_as_row(photograph), entry.tobytes(), map_bytes)
+        for photograph, entry, map_bytes in zip(photographs, vector, maps, strict=True)
+    ]
+    insert = "INSERT INTO photographs VALUES (CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)"
+    with connection:
+        connection.executemany(insert, rows)
+
+
+def read_features(
+    file: str | os.PathLike,
+) -> tuple[list[str], Float[np.ndarray, "photographs ..."]]:
+    """Read a file of `imagepiece features`: (paths, vectors [n, D]), ordered by path.
+
+    Raises RunError for any other file, and while a process writes the file.
+    """
+    with _connect(file, "rw") as connection:
+        shape = _read_made_by(connection)["vector"]
+        (count,) = connection.execute("SELECT count(*) FROM photographs").fetchone()
+        paths = []
+        vectors = np.empty((count, *shape), DTYPES["vector"])
+        query = "SELECT path, vector FROM photographs ORDER BY path"
+        for row, (path, vector) in enumerate(connection.execute(query)):
+            paths.append(path)
+            vectors[row] = np.frombuffer(vector, DTYPES["vector"]).reshape(shape)
+    return paths, vectors

@@ -1,0 +1,144 @@
+"""Compute photographs' vectors on all devices, into a file of `feature_store`."""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from imagepiece_jax.common import checks, machine, parallel, progress, xla_options
+from imagepiece_jax.data import batches, source
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import feature_store, features, optimize
+from imagepiece_jax.models import record
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.vit import final_norm
+
+
+def write_features(
+    vit: Pretrained,
+    images: Sequence[str | os.PathLike],
+    file: str | os.PathLike,
+    *,
+    patches: bool = False,
+    logits: bool = False,
+    batch_size: int = 64,
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Write photographs' vectors into an SQLite file, on all devices of this machine.
+
+    A second call computes only new and changed photographs, and removes the rows of
+    photographs no longer named or there.
+
+    patches: also write a map of patch features
+    logits: write the head's outputs in place of pooled vectors
+    batch_size: photographs per device
+    threads: decoding threads; None: one per core, at most 16
+    Returns {photograph without a row: reason}; the next call tries it again.
+    Raises InputError for a file from a call with other settings.
+    """
+    checks.check_range("batch_size", batch_size, 1, whole=True)
+    if threads is None:
+        threads = machine.default_threads()
+    checks.check_range("threads", threads, 1, whole=True)
+    if logits and not vit.model.config.num_classes:
+        raise InputError("logits is for weights with a head")
+    execution = vit.model.execution
+    xla_options.check_dtype(execution.dtype.name)
+    device, *_ = devices = parallel.local_devices()
+    model = optimize.with_device_attention(vit.model, device, execution.attention)
+    model, weights = optimize.fold_and_cast(model, vit.variables, device)
+    compute = functools.partial(_compute_columns, model, patches, logits)
+    image_spec = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), np.uint8)
+    specs = jax.eval_shape(compute, weights, image_spec)
+    shapes = {name: spec.shape[1:] for name, spec in specs.items()}
+    settings = {"vector": shapes["vector"], "patches": shapes.get("map")}
+    made_by = record.model_record(vit, model, logits=logits, **settings)
+    paths = list(dict.fromkeys([os.fspath(image) for image in images]))
+    with feature_store.open_store(file, made_by) as store:
+        missing, num_removed = feature_store.update_rows(store, paths)
+        photographs = _RecordedFiles(missing)
+        device_batch = max(1, min(batch_size, math.ceil(len(missing) / len(devices))))
+        reader = batches.Batches(
+            source=photographs,
+            transform=vit.preprocessing,
+            batch_size=device_batch * len(devices),
+            strict=False,
+        ).read_batches(threads)
+        program = parallel.pmap(compute, program_name="features")
+        weights = parallel.replicate(weights)
+        num_existing = len(paths) - len(missing)
+        bar = progress.ProgressBar("features", len(paths), num_existing)
+        failures = {}
+        with bar, contextlib.closing(reader):
+            if num_existing or num_removed:
+                bar.log_line(
+                    f"{num_existing} of {len(paths)} rows exist already; removed: "
+                    f"{num_removed} of photographs that changed, are gone or not named"
+                )
+            for batch, outputs in _compute_ahead(program, weights, reader):
+                indices = batch["index"][0]
+                columns, is_finite = _host_columns(outputs)
+                is_written = is_finite & (batch["mask"][0] > 0)
+                for index in indices[~is_written & (indices < len(missing))]:
+                    path = missing[index]
+                    failures[path] = photographs.unreadable.get(path, "not finite")
+                    bar.log_line(f"{path} has no row ({failures[path]})")
+                written = [photographs.read[index] for index in indices[is_written]]
+                columns = {name: rows[is_written] for name, rows in columns.items()}
+                feature_store.append_rows(store, written, **columns)
+                bar.update(np.sum(indices < len(missing)))
+    return failures
+
+
+class _RecordedFiles(source.FileSource):
+    """Image files without labels."""
+
+    def __init__(self, paths):
+        super().__init__("", paths, np.full(len(paths), -1))
+        self.read = {}  # {index: PhotographFile}
+
+    def stored_image(self, store_index):
+        path, label, name = super().stored_image(store_index)
+        try:
+            content, self.read[store_index] = feature_store.read_photograph(name)
+        except OSError:  # `decode` meets the error again and says the reason
+            return path, label, name
+        return content, label, name
+
+
+def _compute_columns(model, patches, logits, variables, pixels):
+    model = model.with_execution(head_only=not patches)
+    outputs = model.apply(variables, model.config.as_normalized(pixels))
+    columns = {"vector": outputs.logits if logits else outputs.pooled}
+    if patches:
+        norm = final_norm(model, variables)
+        columns["map"] = features.feature_map(outputs, model.config.grid, norm=norm)
+    return columns
+
+
+def _compute_ahead(program, weights, reader):
+    """Yield (batch, outputs) while the devices compute the next batch."""
+    pending = None
+    for batch in reader:
+        outputs = program(weights, parallel.shard_samples(batch["image"][0]))
+        if pending is not None:
+            yield pending
+        pending = batch, outputs
+    if pending is not None:
+        yield pending
+
+
+def _host_columns(outputs):
+    """Return ({column: rows in the type that is stored}, which rows are finite)."""
+    columns = {}
+    is_finite = True
+    for name, array in parallel.local_rows(outputs).items():
+        rows = array.reshape(-1, *array.shape[2:])
+        with np.errstate(over="ignore"):
+            columns[name] = rows.astype(feature_store.DTYPES[name])
+        is_finite &= np.isfinite(columns[name]).reshape(len(rows), -1).all(axis=1)
+    return columns, is_finite

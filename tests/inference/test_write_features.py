@@ -1,0 +1,294 @@
+"""Photographs' vectors in a file: rows, kept rows, recomputed rows, errors."""
+
+import contextlib
+import functools
+import os
+import shutil
+import sqlite3
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data import pictures
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.inference import feature_store, optimize, write_features
+from imagepiece_jax.inference.feature_store import read_features
+from tests.helpers import tiny_vit
+from tests.helpers.picture_files import noise, write_images
+from tests.helpers.refused_calls import refused
+
+PHOTOGRAPH_COUNT = 22  # in batches of 4
+DAMAGED = (5, 9, 21)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Let equal models compile once per batch size."""
+    programs = {}
+    pmap = parallel.pmap
+
+    def compiled(run, **options):
+        key = (*run.args, *parallel.local_devices())
+        return programs.setdefault(key, pmap(run, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "pmap", compiled)
+        yield
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return tiny_vit.pretrained(tiny_vit.EVIT)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Paths of noise images; three files are damaged."""
+    folder = tmp_path_factory.mktemp("photographs")
+    write_images(folder, noise(PHOTOGRAPH_COUNT, tiny_vit.SIDE, tiny_vit.SIDE))
+    for number in DAMAGED:
+        (folder / f"{number:02}.png").write_bytes(b"nothing %d" % number)
+    return pictures.find_images([folder])
+
+
+@pytest.fixture(scope="module")
+def write(vit, photographs):
+    def write(file, paths=photographs, **options):
+        options = {"batch_size": 4, "patches": True, "threads": 2} | options
+        return write_features.write_features(vit, paths, file, **options)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def written(write, tmp_path_factory):
+    """A complete file, and the result of `write_features`."""
+    file = tmp_path_factory.mktemp("features") / "whole.sqlite"
+    return file, write(file)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """A list that gets the number of missing rows of every call."""
+    numbers = []
+    update_rows = feature_store.update_rows
+
+    def note_missing(*args):
+        missing, num_removed = update_rows(*args)
+        numbers.append(len(missing))
+        return missing, num_removed
+
+    monkeypatch.setattr(feature_store, "update_rows", note_missing)
+    return numbers
+
+
+def read_rows(file):
+    """{path: (vector, map)}, read by SQL alone."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        rows = connection.execute("SELECT path, vector, map FROM photographs")
+        return {
+            path: (np.frombuffer(vector, "<f4"), np.frombuffer(patches, "<f2"))
+            for path, vector, patches in rows
+        }
+
+
+def assert_close(file, other_file):
+    """Files have equal paths, and arrays up to rounding, as batch sizes differ."""
+    rows, other_rows = read_rows(file), read_rows(other_file)
+    assert {*rows} == {*other_rows}
+    for path, arrays in rows.items():
+        for array, other in zip(arrays, other_rows[path], strict=True):
+            np.testing.assert_allclose(array, other, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_rows_have_their_paths_features(vit, photographs, write, tmp_path, logits):
+    file = tmp_path / "vectors.sqlite"
+    failures = write(file, logits=logits)
+    assert [*failures] == [photographs[number] for number in DAMAGED]
+    readable = [path for path in photographs if path not in failures]
+    expected = imagepiece_jax.features(vit, readable)
+    vectors = expected.pooled
+    if logits:
+        pixels = [vit.preprocessing(np.array(Image.open(path))) for path in readable]
+        pixels = imagepiece_jax.normalize(
+            np.stack(pixels), vit.config.mean, vit.config.std
+        )
+        vectors = tiny_vit.logits(vit.model)(vit.variables, pixels)
+    paths, rows = imagepiece_jax.read_features(file)
+    assert paths == readable
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, vectors, rtol=1e-5, atol=1e-5)
+    maps = np.stack([read_rows(file)[path][1] for path in paths])
+    maps = maps.reshape(expected.patches.shape)
+    np.testing.assert_allclose(maps, expected.patches, rtol=2e-3, atol=2e-3)
+
+
+def test_a_killed_process_is_continued(write, written, tmp_path, computed, monkeypatch):
+    """A kill leaves the file and its log as they are after some batch."""
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    append_rows = feature_store.append_rows
+    batches = []
+
+    def copied(*args, **columns):
+        append_rows(*args, **columns)
+        batches.append(args)
+        if len(batches) == 2:
+            for file in tmp_path.glob("v.sqlite*"):
+                shutil.copy(file, killed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_store, "append_rows", copied)
+        write(tmp_path / "v.sqlite")
+    paths, vectors = read_features(killed / "v.sqlite")
+    assert len(paths) == 7  # of eight photographs one is damaged
+    assert write(killed / "v.sqlite") == written[1]
+    assert computed[-1] == PHOTOGRAPH_COUNT - 7
+    np.testing.assert_array_equal(read_features(killed / "v.sqlite")[1][:7], vectors)
+    assert_close(killed / "v.sqlite", written[0])
+    assert [file.name for file in killed.iterdir()] == ["v.sqlite"]
+
+
+def replace_and_keep_times(path, other):
+    """Give a file other bytes but its own times, like `cp -p` and rsync."""
+    status = path.stat()
+    shutil.copyfile(other, path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def change_everything(folder, others):
+    (folder / "00.png").unlink()
+    shutil.copy(others[0], folder / "03.png")
+    shutil.copy(others[1], folder / "-.png")
+
+
+def swap_files(folder, others):
+    first, second = (folder / name for name in ("00.png", "01.png"))
+    both = first.read_bytes(), second.read_bytes()
+    second.write_bytes(both[0])
+    first.write_bytes(both[1])
+
+
+# {change: (function of a folder and new photographs, rows to compute)}. The damaged
+# photograph, 05.png, is always tried again.
+CHANGES = {
+    "nothing": (lambda folder, others: None, 1),
+    "new last": (lambda folder, others: shutil.copy(others[0], folder), 2),
+    "times kept": (
+        lambda folder, others: replace_and_keep_times(folder / "03.png", others[0]),
+        2,
+    ),
+    "touched": (lambda folder, others: os.utime(folder / "03.png", (1, 1)), 1),
+    "moved": (lambda folder, _: (folder / "00.png").rename(folder / "later.png"), 1),
+    "copied": (lambda folder, _: shutil.copy(folder / "00.png", folder / "0.png"), 1),
+    "swapped": (swap_files, 1),
+    "mended": (lambda folder, others: shutil.copy(others[0], folder / "05.png"), 1),
+    "damaged": (lambda folder, others: (folder / "02.png").write_bytes(b"?"), 2),
+    "left": (lambda folder, others: (folder / "02.png").unlink(), 1),
+    "not UTF-8": (
+        lambda folder, _: os.rename(
+            folder / "00.png", os.fsencode(folder) + b"/\xff\n"
+        ),
+        1,
+    ),
+    "all at once": (change_everything, 3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_collection_recomputes_only_missing_rows(
+    write, photographs, tmp_path, computed, change
+):
+    """Rows equal those of a new file; kept rows have the same bits."""
+    change_folder, num_missing = CHANGES[change]
+    collection = tmp_path / "collection"
+    collection.mkdir()
+    for path in photographs[:6]:
+        shutil.copy(path, collection)
+
+    def find_paths():
+        return sorted(os.path.join(collection, name) for name in os.listdir(collection))
+
+    out = tmp_path / "out.sqlite"
+    write(out, find_paths())
+    _, earlier = read_features(out)
+    change_folder(collection, photographs[6:])
+    failures = write(out, find_paths())
+    assert computed[-1] == num_missing
+    assert failures == write(tmp_path / "fresh.sqlite", find_paths())
+    paths, vectors = read_features(out)
+    fresh_paths, fresh_vectors = read_features(tmp_path / "fresh.sqlite")
+    assert paths == fresh_paths
+    np.testing.assert_allclose(vectors, fresh_vectors, rtol=1e-5, atol=1e-5)
+    num_new = num_missing - len(failures)
+    is_kept = [any(np.array_equal(row, old) for old in earlier) for row in vectors]
+    assert sum(is_kept) >= len(paths) - num_new
+
+
+def test_rows_are_refused_for_other_files_and_settings(vit, write, written, tmp_path):
+    with refused("patches", "made with"):
+        write(written[0], patches=False)
+    with refused("weights", vit.digest):
+        other = vit.with_variables(jax.tree.map(lambda leaf: leaf + 1, vit.variables))
+        write_features.write_features(other, [], written[0], patches=True)
+    text_file = tmp_path / "text.sqlite"
+    text_file.write_text("no database at all, but a text of more than 100 letters" * 9)
+    foreign_file = tmp_path / "foreign.sqlite"
+    with contextlib.closing(sqlite3.connect(foreign_file)) as connection:
+        connection.execute("CREATE TABLE photographs (id)")
+    for file in (text_file, foreign_file):
+        content = file.read_bytes()
+        for use in (write, read_features):
+            with pytest.raises(RunError, match=str(file)):
+                use(file)
+        assert file.read_bytes() == content
+    with pytest.raises(RunError, match="no.sqlite"):
+        read_features(tmp_path / "no.sqlite")
+    assert not (tmp_path / "no.sqlite").exists()
+
+
+def test_one_process_writes_at_a_time(write, tmp_path, monkeypatch):
+    file = tmp_path / "v.sqlite"
+    connect = functools.partial(sqlite3.connect, timeout=0)
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    with feature_store.open_store(file, {"vector": [3]}):
+        for use in (write, read_features):
+            with pytest.raises(RunError, match="locked"):
+                use(file)
+    assert read_features(file)[1].shape == (0, 3)
+
+
+def test_a_stem_may_join_pixels_like_on_gpus(monkeypatch, photographs, tmp_path):
+    """Its first convolution adds the same products and zeros."""
+    vit = tiny_vit.pretrained(tiny_vit.EVIT, stem="conv")
+    vectors = []
+    for count in (1, vit.model.config.patch_size):
+        monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_, n=count: n)
+        file = tmp_path / f"{count}.sqlite"
+        write_features.write_features(vit, photographs[:4], file)
+        vectors.append(read_features(file)[1])
+    np.testing.assert_allclose(*vectors, rtol=1e-5, atol=1e-5)
+
+
+def test_two_devices_write_equal_rows(write, written, tmp_path, monkeypatch):
+    devices = jax.local_devices()[:2]
+    assert len(devices) == 2
+    monkeypatch.setattr(parallel, "local_devices", lambda process=None: devices)
+    monkeypatch.setattr(parallel, "device_count", lambda: 2)
+    write(tmp_path / "two.sqlite", batch_size=2)
+    assert_close(tmp_path / "two.sqlite", written[0])
+
+
+def test_numbers_beyond_the_stored_type_have_no_row(vit, photographs, tmp_path):
+    params = vit.variables["params"]
+    norm = jax.tree.map(lambda leaf: 1e6 * leaf, params["norm"])
+    large = imagepiece_jax.Pretrained(vit.model, {"params": params | {"norm": norm}})
+    failures = write_features.write_features(
+        large, photographs[:4], tmp_path / "f.sqlite", patches=True
+    )
+    assert [*failures] == photographs[:4]
