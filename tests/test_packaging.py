@@ -23,7 +23,6 @@ PROJECT = PYPROJECT["project"]
 INSTALLED_AS = {
     "PIL": "pillow",
     "absl": "absl-py",
-    "cv2": "opencv-python-headless",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",

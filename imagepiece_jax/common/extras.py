@@ -14,7 +14,6 @@ from imagepiece_jax.errors import InputError
 EXTRA_MODULES = {
     "train": {
         "absl": "absl-py",
-        "cv2": "opencv-python-headless",
         "importlib_resources": "importlib_resources",
         "matplotlib": "matplotlib",
         "ml_collections": "ml-collections",

@@ -16,11 +16,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
 from imagepiece_jax.data.source import MAX_UNREADABLE_IN_A_ROW, Source
 from imagepiece_jax.errors import InputError
 
@@ -136,9 +134,9 @@ class Batches:
         positions = self._positions[self._chunk_places[chunk_index]].tolist()
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
-        target_pairs = zip(pixels, positions, strict=True)
         for (epoch, order_index), copies in itertools.groupby(
-            target_pairs, lambda pair: self._epoch_place(step, position=pair[1])
+            zip(pixels, positions, strict=True),
+            lambda pair: self._epoch_place(step, position=pair[1]),
         ):
             source_pixels, sample = self._read_first_readable(epoch, order_index)
             for target, position in copies:
@@ -155,14 +153,12 @@ class Batches:
                 sample = sample._replace(image_errors=[])  # recorded for the first copy
         return BatchChunk(pixels, samples)
 
-    def _epoch_place(self, step: int, position: int) -> tuple[int, int]:
+    def _epoch_place(self, step, position):
         """(epoch, index into the epoch's order)."""
         epoch, epoch_step = divmod(step, self._steps_per_epoch)
         return epoch, (epoch_step * self.batch_size + position) // self.repeats
 
-    def _read_first_readable(
-        self, epoch: int, order_index: int
-    ) -> tuple[RgbPixels | None, Sample]:
+    def _read_first_readable(self, epoch, order_index):
         """(pixels, Sample) of the first readable image; (None, ..) without any."""
         candidate_indices = [order_index]
         if self.seed is not None:
@@ -179,12 +175,10 @@ class Batches:
             image_errors.append(image.damage)
         return None, Sample(0, candidate_indices[0], 0.0, image_errors)
 
-    def _transform_pixels(
-        self, pixels: CroppedPixels | None, step: int, position: int
-    ) -> CroppedPixels | int:
-        """Transform an image, randomly with a seed; 0 for padding."""
+    def _transform_pixels(self, pixels, step, position):
+        """Transform an image, randomly with a seed; 0 for padding, which is black."""
         if pixels is None:
-            return 0  # padding is black
+            return 0
         if self.seed is None:
             return self.transform(pixels)
         rng = _random_stream(self.seed, _TRANSFORM_PURPOSE, step, position)
@@ -194,15 +188,14 @@ class Batches:
         """Join a batch's chunks."""
         # New arrays every time, because JAX on CPUs may use their memory directly.
         batch = self.allocate_batch()
-        num_batch_axes = len(self._batch_shape)
         for field, array in batch.items():
-            flat_array = array.reshape(-1, *array.shape[num_batch_axes:])
+            flat_array = array.reshape(-1, *array.shape[len(self._batch_shape) :])
             for chunk_places, chunk in zip(self._chunk_places, chunks, strict=True):
-                if field == "image":
-                    flat_array[chunk_places] = chunk.pixels
-                else:
-                    values = [getattr(sample, field) for sample in chunk.samples]
-                    flat_array[chunk_places] = values
+                flat_array[chunk_places] = (
+                    chunk.pixels
+                    if field == "image"
+                    else [getattr(sample, field) for sample in chunk.samples]
+                )
         return batch
 
     def allocate_batch(self) -> dict[str, np.ndarray]:
@@ -259,21 +252,20 @@ class BatchReader:
             raise
         return batch
 
-    def _submit_chunks(self, num_chunks: int) -> None:
+    def _submit_chunks(self, num_chunks):
         for chunk_number in itertools.islice(self._chunk_numbers, num_chunks):
             self._pending_results.append(self._pool.submit_task(chunk_number))
 
-    def _record_damaged_images(self, chunks: list[BatchChunk]) -> None:
+    def _record_damaged_images(self, chunks):
         """Record damaged images in the source; if strict, refuse too many."""
         source = self._batches.source
-        consequence = self._batches.consequence
         for sample in itertools.chain(*[chunk.samples for chunk in chunks]):
             if not self._batches.strict:
                 for error in sample.image_errors:
                     source.unreadable[error.name] = error.reason
             elif sample.image_errors:
                 self._recent_errors += sample.image_errors
-                source.record_unreadable(self._recent_errors, consequence)
+                source.record_unreadable(self._recent_errors, self._batches.consequence)
             if sample.mask:
                 self._recent_errors = []
 
@@ -288,11 +280,10 @@ class ThreadTasks:
 
     def __init__(self, read_chunk: Callable[..., BatchChunk], threads: int) -> None:
         self.tasks_at_a_time = threads
-        allocate = functools.partial(np.empty, dtype=np.uint8)
-        self._read_chunk = functools.partial(read_chunk, allocate=allocate)
-        self._executor = None
-        if threads:
-            self._executor = concurrent.futures.ThreadPoolExecutor(threads)
+        self._read_chunk = functools.partial(
+            read_chunk, allocate=functools.partial(np.empty, dtype=np.uint8)
+        )
+        self._executor = threads and concurrent.futures.ThreadPoolExecutor(threads)
 
     def submit_task(self, task_number: int) -> Callable[[], BatchChunk]:
         """Submit a task; return a function that waits for its result."""
@@ -316,18 +307,14 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 @functools.lru_cache(maxsize=2)  # every chunk asks; two epochs at an epoch's end
-def epoch_order(
-    seed: int, epoch: int, num_images: int
-) -> Int[np.ndarray, " {num_images}"]:
+def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     """Random permutation of 0..num_images-1 for an epoch, read-only."""
     order = _random_stream(seed, _ORDER_PURPOSE, epoch, 0).permutation(num_images)
     order.flags.writeable = False
     return order
 
 
-def _random_stream(
-    seed: int, purpose: int, step: int, position: int
-) -> np.random.Generator:
+def _random_stream(seed, purpose, step, position):
     """Random generator for one purpose, step and position."""
     # Philox is counter-based: streams with different keys or counters never meet.
     return np.random.Generator(

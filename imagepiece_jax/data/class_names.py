@@ -1,7 +1,6 @@
 """ImageNet's class names, and whether weights and data have the same classes."""
 
 import functools
-import numbers
 import pathlib
 import re
 import unicodedata
@@ -35,16 +34,16 @@ def imagenet_rows() -> list[tuple[str, ...]]:
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
     """ImageNet-1k's class names by label, all different."""
-    names = []
-    for wordnet_id, lemmas in imagenet_rows():
-        names.append(DISTINCT_NAMES.get(wordnet_id, lemmas.split(", ")[0]))
-    return tuple(names)
+    return tuple(
+        DISTINCT_NAMES.get(wordnet_id, lemmas.split(", ")[0])
+        for wordnet_id, lemmas in imagenet_rows()
+    )
 
 
 @functools.cache
-def _name_of_wordnet_id() -> dict[str, str]:
+def _name_of_wordnet_id():
     """{WordNet ID: class name} of ImageNet-1k."""
-    wordnet_ids = [wordnet_id for wordnet_id, _ in imagenet_rows()]
+    wordnet_ids, _ = zip(*imagenet_rows(), strict=True)
     return dict(zip(wordnet_ids, imagenet_names(), strict=True))
 
 
@@ -104,7 +103,7 @@ def find_misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def _numbers_in(name: str) -> list[int]:
+def _numbers_in(name):
     return [int(digits) for digits in DIGIT_RUN.findall(name)]
 
 
@@ -133,13 +132,10 @@ def check_classes(
 def checked_names(
     names: Any, num_classes: int, field: str = "class_names"
 ) -> tuple[str | None, ...]:
-    """Check names by label (strings, integers, None); there are `num_classes`."""
+    """Check names by label, as text or None; there are `num_classes`."""
     if isinstance(names, str | bytes | Mapping | Set):
         raise InputError(f"{field} is {names!r}; it must be a list of names")
     names = tuple(names)
     if len(names) != num_classes:
         raise InputError(f"{field} has {len(names)} names for {num_classes} classes")
-    for name in names:
-        if not isinstance(name, str | numbers.Integral | None):
-            raise InputError(f"{field} has the name {name!r}; it must be a string")
     return tuple(name if name is None else str(name) for name in names)

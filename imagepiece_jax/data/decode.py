@@ -1,33 +1,23 @@
 """Decoding of image files."""
 
+import functools
 import io
 import os
 import warnings
-from typing import IO, Literal
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from imagepiece_jax.common.files import open_regular_file
 from imagepiece_jax.common.image_size import MAX_PIXELS
-from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
+from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.errors import InputError
 
 ImageFile = str | os.PathLike | bytes  # a path, or a file's bytes
 
-# All formats that Pillow decodes by itself; formats of public sets come first. Left out
-# are documents, which Ghostscript runs (.eps), films, formats with a separate decoder
-# (.wmf, .h5), and formats that Pillow drops (.im).
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jfif", ".jpe", ".mpo", ".apng"),
-    *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".dib"),
-    *(".blp", ".bw", ".cur", ".dcx", ".dds", ".fit", ".fits", ".flc", ".fli", ".ftc"),
-    *(".ftu", ".gbr", ".icb", ".icns", ".ico", ".iim", ".msp", ".pcd", ".pcx"),
-    *(".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".vda", ".vst"),
-    *(".xbm", ".xpm"),
-)
+# Formats that Pillow names, but does not decode by itself: documents, films, and others
+# that need a separate decoder; and IM, which Pillow drops.
+UNDECODED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IM", "MPEG", "PALM", "PDF", "WMF"}
 # {EXIF orientation: transpose that makes the image upright}; 1 needs no transpose.
 UPRIGHT_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,11 +28,6 @@ UPRIGHT_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS_TRANSPOSES = [
-    UPRIGHT_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8)
-]  # swap width and height
-BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
-NUMBER_BYTES = {1: 1, 3: 2, 4: 4}  # {EXIF type byte, short or long: bytes}
 
 # Pillow warns at half of MAX_PIXELS, which large cameras exceed. A warnings context
 # around every image is not thread-safe: other threads would see it.
@@ -61,6 +46,13 @@ class UnreadableImage(InputError):
         return UnreadableImage, (self.name, self.reason)
 
 
+@functools.cache
+def image_extensions() -> tuple[str, ...]:
+    """Endings of image files, in lower case: of all formats that Pillow decodes."""
+    formats = Image.registered_extensions()
+    return tuple(end for end in formats if formats[end] not in UNDECODED_FORMATS)
+
+
 def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
     """Decode an image to RGB pixels; `convert_to_rgb` treats other modes.
 
@@ -74,7 +66,11 @@ def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
         pixels = _decode_plain_jpeg(content)
         # EXIF orientations are in APP1 segments, which most files of public sets lack.
         if pixels is not None and upright and b"\xff\xe1" in content:
-            pixels = _turn_jpeg_upright(pixels, content)
+            # Not Image.open, which also reads further images listed in the file.
+            image = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
+            if (orientation := _orientation(image)) in UPRIGHT_TRANSPOSES:
+                transpose = UPRIGHT_TRANSPOSES[orientation]
+                pixels = np.asarray(Image.fromarray(pixels).transpose(transpose))
         if pixels is not None:
             return pixels
         with Image.open(io.BytesIO(content)) as image:
@@ -96,18 +92,18 @@ def read_header_size(file: ImageFile, upright: bool = True) -> tuple[int, int] |
         with _open_stream(file) as stream, Image.open(stream) as image:
             # Pillow turns TIFF files by itself, size included.
             may_turn = upright and image.format != "TIFF"
-            if may_turn and _upright_transpose(image) in SIDEWAYS_TRANSPOSES:
+            if may_turn and _orientation(image) in (5, 6, 7, 8):  # sideways
                 return image.width, image.height
             return image.height, image.width
     except Exception:  # as in `decode_image`, which reports it
         return None
 
 
-def _open_stream(file: ImageFile) -> IO[bytes]:
+def _open_stream(file):
     return io.BytesIO(file) if isinstance(file, bytes) else open_regular_file(file)
 
 
-def _decode_plain_jpeg(content: bytes) -> RgbPixels | None:
+def _decode_plain_jpeg(content):
     """Decode a plain JPEG by simplejpeg; None for any other file."""
     try:
         import simplejpeg  # optional, and only for decoding
@@ -118,61 +114,21 @@ def _decode_plain_jpeg(content: bytes) -> RgbPixels | None:
         # passes it the bytes piece by piece. Odd files (printing inks, damage, sizes
         # that would fill the memory) follow Pillow's rules.
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(content)
-        is_plain = color_space in ("YCbCr", "Gray")
-        if not is_plain or int(height) * int(width) > MAX_PIXELS:
-            return None
-        return simplejpeg.decode_jpeg(content, "RGB")
+        if color_space in ("YCbCr", "Gray") and int(height) * int(width) <= MAX_PIXELS:
+            return simplejpeg.decode_jpeg(content, "RGB")
     except ValueError:
-        return None
+        pass
+    return None
 
 
-def _turn_jpeg_upright(pixels: RgbPixels, content: bytes) -> CroppedPixels:
-    """Turn a JPEG file's pixels by its EXIF orientation."""
-    try:  # not Image.open, which also reads further images listed in the file
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
-    except Exception:  # the pixels are decoded already
-        return pixels
-    transpose = _upright_transpose(image)
-    if transpose is None:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).transpose(transpose))
-
-
-def _upright_transpose(image: Image.Image) -> Image.Transpose | None:
-    """Find the transpose that makes `image` upright, or None."""
+def _orientation(image):
+    """EXIF orientation, 1 to 8; 1 without one."""
     # Not ImageOps.exif_transpose: it also rewrites the EXIF without the orientation,
     # and fails if any other field is malformed.
-    orientation = _parse_orientation(image.info.get("exif", b""))
-    if orientation is None:
-        try:  # PNG and XMP have it elsewhere
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-        except Exception:  # malformed metadata; the pixels are whole
-            return None
-    return UPRIGHT_TRANSPOSES.get(orientation or 1)
-
-
-def _parse_orientation(exif: bytes) -> int | None:
-    """Orientation in an EXIF block; None without it."""
-    block = exif.removeprefix(b"Exif\0\0")
-    byte_order = BYTE_ORDERS.get(block[:2])
-    if byte_order is None:
-        return None
-
-    def read_number(offset: int, num_bytes: int) -> int:
-        return int.from_bytes(block[offset : offset + num_bytes], byte_order)
-
-    # An EXIF field has 12 bytes: number, type, count, and the value or its offset in
-    # the block. Some programs cut the block short, so values are missing. Pillow stops
-    # at the first missing value: of 4,000 random blocks it missed 266 orientations.
-    table_start = read_number(4, 4)  # offset of the field count; the fields follow it
-    table_end = table_start + 2 + 12 * read_number(table_start, 2)
-    for offset in range(table_start + 2, min(table_end, len(block)), 12):
-        num_value_bytes = NUMBER_BYTES.get(read_number(offset + 2, 2))
-        is_single = read_number(offset + 4, 4) == 1  # several values may lie elsewhere
-        is_orientation = read_number(offset, 2) == ExifTags.Base.Orientation
-        if is_orientation and num_value_bytes and is_single:
-            return read_number(offset + 8, num_value_bytes)
-    return None
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # malformed metadata; the pixels are whole
+        return 1
 
 
 def convert_to_rgb(image: Image.Image, upright: bool = True) -> RgbPixels:
@@ -183,9 +139,8 @@ def convert_to_rgb(image: Image.Image, upright: bool = True) -> RgbPixels:
     """
     if upright:
         image.load()  # for some formats Pillow reads EXIF, or turns the image, only now
-        transpose = _upright_transpose(image)
-        if transpose is not None:
-            image = image.transpose(transpose)
+        if (orientation := _orientation(image)) in UPRIGHT_TRANSPOSES:
+            image = image.transpose(UPRIGHT_TRANSPOSES[orientation])
     if image.mode.startswith("I;16"):  # convert() would clip at 255, not scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -197,9 +152,7 @@ def convert_to_rgb(image: Image.Image, upright: bool = True) -> RgbPixels:
     return np.asarray(image.convert("RGB"))
 
 
-def _convert_to_uint8(
-    levels: Shaped[np.ndarray, "height width"], mode: str
-) -> UInt8[np.ndarray, "height width"]:
+def _convert_to_uint8(levels, mode):
     """Mode I or F levels as uint8, by their range; ValueError for any other range."""
     lowest = levels.min()
     highest = levels.max()

@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Shaped, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.errors import InputError
 
 Channels = Sequence[float]  # a number for each of three channels
-ImageArrays = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
 PixelImages = UInt8[Array, "batch height width 3"]
 NormalizedImages = Float[Array, "batch height width 3"]
 
@@ -56,8 +55,8 @@ def to_native_order(array: Any) -> Any:
 
 
 def normalize(
-    images: ImageArrays, mean: Channels, std: Channels
-) -> Float32[Array, "... 3"]:
+    images: jax.Array | np.ndarray, mean: Channels, std: Channels
+) -> jax.Array:
     """Subtract `mean` from uint8 pixels, divide by `std`.
 
     Raises InputError for floats, other channel counts, and mean and std of [0, 255].
@@ -69,33 +68,17 @@ def normalize(
             "[..., 3]"
         )
     normalization = Normalization(mean, std)
-    channel_mean = _broadcastable_values(images, normalization.mean)
-    channel_std = _broadcastable_values(images, normalization.std)
-    pixels: Any = images
-    white_level = 255
+    shape = (1,) * (images.ndim - 1) + (3,)
+    arguments = [images, np.float32(255)]
+    for channel_values in (normalization.mean, normalization.std):
+        arguments.append(np.float32(channel_values).reshape(shape))
     if not isinstance(images, jax.core.Tracer):  # a transfer guard allows device_put
-        pixels = jax.device_put(images)
-        white_level = jax.device_put(np.float32(white_level))
+        arguments = jax.device_put(arguments)
+    pixels, white_level, channel_mean, channel_std = arguments
     return (pixels.astype(jnp.float32) / white_level - channel_mean) / channel_std
 
 
-def _broadcastable_values(
-    images: ImageArrays, channel_values: Channels
-) -> Float32[Array, "... 3"]:
-    """A value per channel along the images' last axis, with as many axes as they have.
-
-    Real images may be under a transfer guard, which allows device_put alone.
-    """
-    shape = (1,) * (images.ndim - 1) + (3,)
-    values = np.asarray(channel_values, np.float32).reshape(shape)
-    if isinstance(images, jax.core.Tracer):
-        return jnp.asarray(values)
-    return jax.device_put(values)
-
-
-def as_normalized(
-    images: UInt8[Array, "... 3"] | Float[Array, "... 3"], mean: Channels, std: Channels
-) -> Float[Array, "... 3"]:
+def as_normalized(images: jax.Array, mean: Channels, std: Channels) -> jax.Array:
     """`normalize` pixels; floats are normalized already and pass unchanged."""
     if images.dtype != jnp.uint8:
         return images
@@ -122,17 +105,15 @@ def check_images(
     shape = images.shape
     dtype = images.dtype
     are_floats = takes_floats and jnp.issubdtype(dtype, jnp.floating)
-    are_pixels = takes_pixels and dtype == jnp.uint8
     # Other integers would pass through a model, and mean nothing there.
-    if not are_floats and not are_pixels:
+    if not are_floats and not (takes_pixels and dtype == jnp.uint8):
         raise InputError(f"images is of type {dtype}; it must be {allowed_types}")
     sides = image_size and image_sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
     if not is_batch or (sides and shape[1:3] != sides):
-        expected_size = size_text(sides) if sides else "any size"
         raise InputError(
             f"images is of shape {shape}; it must be [B, H, W, 3], one or more images "
-            f"of {expected_size}"
+            f"of {size_text(sides) if sides else 'any size'}"
         )
 
 
@@ -177,7 +158,7 @@ def warn_if_unnormalized(
     return True
 
 
-def _is_on_host(images: Any) -> bool:
+def _is_on_host(images):
     """Whether an array is in this process's memory."""
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
         is_local = images.is_fully_addressable  # not spread over processes

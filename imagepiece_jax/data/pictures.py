@@ -3,33 +3,31 @@
 `as_batch` makes an array, `as_source` a Source, and `find_images` a list of files.
 """
 
-import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
 
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.common.progress import log, with_progress_bar
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import is_array
-from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
+from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.data.sources.folder import find_folder_images
 from imagepiece_jax.errors import InputError
 
 AnyPath = str | os.PathLike
-Crop = Callable[[RgbPixels], CroppedPixels]
+Crop = Callable[[RgbPixels], RgbPixels]
 QUOTED_PATH = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
-def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | Array:
+def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | jax.Array:
     """Turn images into one array; batches and floats pass unchanged.
 
     images: an array [B, H, W, 3], or one or several images for `read_pixels`
@@ -49,7 +47,7 @@ def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | Array:
     return np.stack(cropped_images)
 
 
-def crop_picture(picture: Any, preprocessing: Crop) -> CroppedPixels:
+def crop_picture(picture: Any, preprocessing: Crop) -> RgbPixels:
     """Crop a picture as `read_pixels` takes it."""
     pixels = read_pixels(picture)
     try:
@@ -143,40 +141,31 @@ def find_images(paths: Sequence[AnyPath], split: str | None = None) -> list[str]
     return files
 
 
-def _read_path_list(file: AnyPath) -> list[str]:
+def _read_path_list(file):
     """Paths listed in a text file, without blanks and quotes around them."""
-    base_folders = ("", os.path.dirname(file))
     content = read_text(file, "surrogateescape")
     if "\0" in content:
         raise InputError(f"images: {file} is not a list of paths: it has a zero byte")
+    # Relative paths start at the current folder or, if none exists there, at the list.
+    folders = ("", os.path.dirname(file))
     paths = []
     for line in content.split("\n"):  # splitlines() also splits at other characters
         listed_path = line.removesuffix("\r")
         path = QUOTED_PATH.sub(r"\2", listed_path.strip())
         # A file name may really have blanks or quotes around it.
-        is_quoted = path != listed_path
-        if is_quoted and _find_base_folder([listed_path], base_folders) is not None:
+        if path != listed_path and any(
+            os.path.exists(os.path.join(folder, listed_path)) for folder in folders
+        ):
             path = listed_path
         if path:
             paths.append(os.path.expanduser(path))
-    # Relative paths start at the current folder or, if none exists there, at the list.
     relative_paths = [path for path in paths if not os.path.isabs(path)]
-    base_folder = _find_base_folder(relative_paths, base_folders) or ""
-    return [os.path.join(base_folder, path) for path in paths]
+    in_current = any(os.path.exists(path) for path in relative_paths)
+    return [os.path.join(folders[0 if in_current else 1], path) for path in paths]
 
 
-def _find_base_folder(paths: Iterable[str], base_folders: Iterable[str]) -> str | None:
-    """Folder that holds the first existing path; None if no path exists."""
-    for path, folder in itertools.product(paths, base_folders):
-        if os.path.exists(os.path.join(folder, path)):
-            return folder
-    return None
-
-
-def read_images(
-    source: Source, transform: Crop
-) -> tuple[UInt8[np.ndarray, "images height width 3"], list[str]]:
-    """(pixels, names) of a source's readable images."""
+def read_images(source: Source, transform: Crop) -> tuple[np.ndarray, list[str]]:
+    """(uint8 [images, height, width, 3], names) of a source's readable images."""
     cropped_images = []
     names = []
     for index in with_progress_bar(range(len(source)), "reading images"):

@@ -21,8 +21,7 @@ from imagepiece_jax.common.image_size import (
 )
 from imagepiece_jax.errors import InputError
 
-RgbPixels = UInt8[np.ndarray, "height width 3"]
-CroppedPixels = UInt8[np.ndarray, "_ _ 3"]
+RgbPixels = UInt8[np.ndarray, "_ _ 3"]
 
 DEIT_CROP = 0.875  # for models that state no crop
 MAX_UNCROPPED = 32  # up to this many pixels a side, no stated crop means no crop
@@ -83,7 +82,7 @@ class Preprocessing:
         return self.resize != "none" and not is_small
 
     @property
-    def _crop_share(self) -> float:
+    def _crop_share(self):
         return DEIT_CROP if self.crop is None else self.crop
 
     @property
@@ -98,17 +97,16 @@ class Preprocessing:
         if not self.resizes:
             return f"images as they are, {size_text(self.image_size)}"
         height, width = self.shape
+        resized_text = size_text(self.resized_size)
         if self.crop_mode == "squash":
-            resized_text = f"{size_text(self.resized_size)} squashed"
+            resized_text += " squashed"
         elif height == width:
             resized_text = str(self.resized_size[0])
-        else:
-            resized_text = size_text(self.resized_size)
         crop_size = height if height == width else size_text(self.shape)
-        crop_text = f"resize {resized_text} {self.interpolation}, crop {crop_size}"
-        if self.rule != "timm":
-            crop_text += f" as in {self.rule}"
-        return crop_text
+        rule_text = "" if self.rule == "timm" else f" as in {self.rule}"
+        return (
+            f"resize {resized_text} {self.interpolation}, crop {crop_size}{rule_text}"
+        )
 
     @property
     def as_json(self) -> dict[str, object]:
@@ -135,11 +133,10 @@ class Preprocessing:
         )
 
     # `rng` is ignored; training transforms draw from it.
-    def __call__(self, image: RgbPixels, rng: Any = None) -> CroppedPixels:
+    def __call__(self, image: RgbPixels, rng: Any = None) -> RgbPixels:
         """Resize, then crop the middle."""
         if not self.resizes:
-            is_small = self.resize != "none"
-            check_unresized(image, self.image_size, is_small)
+            check_unresized(image, self.image_size, is_small=self.resize != "none")
             return image
         height, width = self.shape
         new_height, new_width = self.resized_size
@@ -164,14 +161,14 @@ def read_fields(data_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resize_exactly(
-    image: CroppedPixels, height: int, width: int, interpolation: str = "bicubic"
-) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    image: RgbPixels, height: int, width: int, interpolation: str = "bicubic"
+) -> RgbPixels:
     """Resize by Pillow, with antialiasing."""
     resampling = Image.Resampling[interpolation.upper()]
     return np.asarray(Image.fromarray(image).resize((width, height), resampling))
 
 
-def _covering_size(image: CroppedPixels, height: int, width: int) -> tuple[int, int]:
+def _covering_size(image, height, width):
     """Smallest size with the image's aspect ratio that covers (height, width)."""
     image_height, image_width = image.shape[:2]
     if height != width:  # timm rounds to the nearest
@@ -183,7 +180,7 @@ def _covering_size(image: CroppedPixels, height: int, width: int) -> tuple[int, 
     return int(width * image_height / image_width), width
 
 
-def _cut_ends(image: RgbPixels) -> CroppedPixels:
+def _cut_ends(image):
     """Cut both ends of an image longer than MAX_ASPECT times its width."""
     height, width = image.shape[:2]
     # A very thin image would be huge after resizing.
@@ -203,11 +200,10 @@ def check_unresized(
     actual_size = image.shape[:2]
     if actual_size == image_sides(image_size):
         return
-    reason = ""
-    if is_small:
-        limit = size_text(MAX_UNCROPPED)
-        reason = f", because evaluation at up to {limit} resizes no image"
+    limit = size_text(MAX_UNCROPPED)
+    reason = f", because evaluation at up to {limit} resizes no image"
     raise InputError(
-        f"the image has {size_text(actual_size)} pixels and is not resized{reason}; "
-        f"scale it to the model's image_size, {size_text(image_size)}"
+        f"the image has {size_text(actual_size)} pixels and is not resized"
+        f"{reason if is_small else ''}; scale it to the model's image_size, "
+        f"{size_text(image_size)}"
     )

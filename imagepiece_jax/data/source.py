@@ -14,7 +14,6 @@ from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from imagepiece_jax.common.files import open_regular_file
@@ -25,7 +24,7 @@ from imagepiece_jax.errors import InputError
 
 SPLIT_KINDS = ("train", "val")
 # Split names in folders, tables and on the hub; no other name is guessed.
-VALIDATION_NAMES = ("val", "valid", "validation", "dev")
+VALIDATION_NAMES = ("val", "valid", "validation")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
 MAX_UNREADABLE_IN_A_ROW = 20  # unreadable images in a row that stop a run
 MAX_UNREADABLE_SHARE = 0.01  # largest unreadable share of a source before the run stops
@@ -81,13 +80,12 @@ class Source(abc.ABC):
 
     def __getitem__(self, index: int) -> SourceImage:
         picture, label, name = self._stored_image_at(index)
-        if isinstance(picture, np.ndarray):
-            return SourceImage(picture, label, name)
-        try:
-            pixels = decode.decode_image(picture, name, self.upright)
-            return SourceImage(pixels, label, name)
-        except decode.UnreadableImage as damage:
-            return SourceImage(None, label, name, damage)
+        if not isinstance(picture, np.ndarray):
+            try:
+                picture = decode.decode_image(picture, name, self.upright)
+            except decode.UnreadableImage as damage:
+                return SourceImage(None, label, name, damage)
+        return SourceImage(picture, label, name)
 
     def image_name(self, index: int) -> str:
         """Image name for logs."""
@@ -117,8 +115,7 @@ class Source(abc.ABC):
 
         A changed image of equal size may be missed: only 64 images are read.
         """
-        # Names, labels, byte sizes and the content of 64 images, so no set is read
-        # whole. The folder and file times are left out, because data get copied.
+        # Folders and file times are left out, because data get copied.
         return self._digest_with_content(self._sampled_indices())
 
     @functools.cached_property
@@ -126,13 +123,13 @@ class Source(abc.ABC):
         """Like `digest`, but reads the content of all images."""
         return self._digest_with_content(range(len(self)))
 
-    def _digest_with_content(self, content_indices: Sequence[int]) -> str:
+    def _digest_with_content(self, content_indices):
         """Digest of all images, with the content at `content_indices`."""
         source_hash = hashlib.sha256(str(len(self)).encode())
         for identity_part in self.identity_bytes(np.asarray(self.indices)):
             source_hash.update(hashlib.sha256(identity_part).digest())
 
-        def label_and_digest(index: int) -> bytes:
+        def label_and_digest(index):
             picture, label, _ = self._stored_image_at(index)
             return str(label).encode() + hashlib.sha256(_image_bytes(picture)).digest()
 
@@ -141,7 +138,7 @@ class Source(abc.ABC):
                 source_hash.update(entry)
         return source_hash.hexdigest()[:16]
 
-    def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
+    def identity_bytes(self, indices: np.ndarray) -> Iterator[bytes]:
         """Yield bytes that identify the images, without opening an image."""
         for store_index in indices.tolist():
             _, label, name = self.stored_image(store_index)
@@ -171,17 +168,16 @@ class Source(abc.ABC):
             if error.name not in self.unreadable:
                 self.unreadable[error.name] = error.reason
                 log.warning("%s: %s", error, consequence)
-        num_recent = len(recent_errors)
-        if num_recent >= MAX_UNREADABLE_IN_A_ROW:
+        if len(recent_errors) >= MAX_UNREADABLE_IN_A_ROW:
             raise InputError(
-                f"{recent_errors[0]}; none of {num_recent} images in a row can be read"
+                f"{recent_errors[0]}; none of {len(recent_errors)} images in a row can "
+                "be read"
             )
-        num_unreadable = len(self.unreadable)
-        if num_unreadable > MAX_UNREADABLE_SHARE * len(self):
+        if len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self):
             name, reason = next(iter(self.unreadable.items()))
             raise InputError(
-                f"{num_unreadable} of {len(self)} images cannot be read, more than "
-                f"{MAX_UNREADABLE_SHARE:.0%}; the first is {name} ({reason})"
+                f"{len(self.unreadable)} of {len(self)} images cannot be read, more "
+                f"than {MAX_UNREADABLE_SHARE:.0%}; the first is {name} ({reason})"
             )
 
     def evenly_spaced(self, count: int | None) -> Self:
@@ -211,22 +207,22 @@ class Source(abc.ABC):
                 index_hash = (index_hash ^ index) * prime
         return {"part": f"{int(index_hash):016x}"}
 
-    def _stored_image_at(self, index: int) -> StoredImage:
+    def _stored_image_at(self, index):
         return self.stored_image(int(self.indices[index]))
 
-    def _sampled_indices(self) -> list[int]:
+    def _sampled_indices(self):
         """Up to 64 indices, spread over the source."""
         num_sampled = min(len(self), SAMPLED_IMAGES)
         last_index = len(self) - 1
         return [i * last_index // max(1, num_sampled - 1) for i in range(num_sampled)]
 
 
-def evenly_spaced_indices(length: int, count: int) -> Int[np.ndarray, " {count}"]:
+def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
     """`count` evenly spaced indices below `length`, first and last included."""
     return np.linspace(0, length - 1, count).round().astype(int)
 
 
-def _image_bytes(picture: str | bytes | np.ndarray) -> bytes:
+def _image_bytes(picture):
     """Bytes of an image file or of pixels; empty if the file cannot be read."""
     if isinstance(picture, np.ndarray):
         return picture.tobytes()
@@ -261,7 +257,7 @@ class FileSource(Source):
         path = os.path.join(self.root, os.fsdecode(self.files[store_index]))
         return path, int(self.labels[store_index]), path
 
-    def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
+    def identity_bytes(self, indices: np.ndarray) -> Iterator[bytes]:
         files = self.files[indices]
         yield b"\0".join(files.tolist())
         yield self.labels[indices].tobytes()
@@ -269,10 +265,10 @@ class FileSource(Source):
         yield read_file_sizes(paths).tobytes()
 
 
-def read_file_sizes(paths: Sequence[str | bytes]) -> Int[np.ndarray, " files"]:
-    """File sizes in bytes; -1 for a file without access."""
+def read_file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
+    """File sizes in bytes, int64; -1 for a file without access."""
 
-    def file_size(path: str | bytes) -> int:
+    def file_size(path):
         try:
             return os.stat(path).st_size
         except OSError:
@@ -298,10 +294,8 @@ class ArraySource(Source):
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(len(images), num_classes, class_names)
-        if labels is None:
-            labels = np.full(len(images), -1)
         self.images = images
-        self.labels = np.asarray(labels, np.int32)
+        self.labels = np.full(len(images), -1 if labels is None else labels, np.int32)
         self.names = names
 
     def stored_image(self, store_index: int) -> StoredImage:
@@ -313,8 +307,9 @@ def find_splits(split_names: Collection[str], data_title: str) -> dict[str, str]
     """Find splits: {"train" or "val": its name}; "test" may stand in for validation."""
     validation_names = [name for name in VALIDATION_NAMES if name in split_names]
     if len(validation_names) > 1:
-        both_splits = " and ".join(validation_names)
-        raise InputError(f"{data_title} has two validation splits, {both_splits}")
+        raise InputError(
+            f"{data_title} has two validation splits, {' and '.join(validation_names)}"
+        )
     candidates = {"train": ["train"], "val": validation_names or ["test"]}
     return {split: name for split, (name,) in candidates.items() if name in split_names}
 

@@ -18,7 +18,6 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -34,12 +33,11 @@ from imagepiece_jax.errors import InputError, RunError
 MIN_TASKS = 16  # least tasks per worker process
 SHARED_FOLDER = "/dev/shm"  # shared memory on Linux; a container may have little
 
-ReadChunk = Callable[..., BatchChunk]  # of a chunk number and a pixel allocator
-
-# Usual causes of a worker's death, by signal.
-_CAUSE_OF_SIGNAL = {
-    "SIGKILL": ", often for lack of memory",
-    "SIGBUS": f", often because {SHARED_FOLDER} is full (in a container, its shm-size)",
+# Usual causes of a worker's death, by Popen's status.
+_CAUSE_OF_STATUS = {
+    -signal.SIGKILL: ", often for lack of memory",
+    -signal.SIGBUS: f", often because {SHARED_FOLDER} is full "
+    "(in a container, its shm-size)",
 }
 
 
@@ -55,19 +53,18 @@ def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> BatchRea
     if not workers:
         return batches.read_batches(threads)
     num_buffers = batches.max_buffered_chunks(workers * max(threads, 1))
-    pool_arguments = (workers, threads, num_buffers, batches.chunk_bytes)
-    return BatchReader(batches, ProcessTasks(batches.read_chunk, *pool_arguments))
+    sizes = (workers, threads, num_buffers, batches.chunk_bytes)
+    return BatchReader(batches, ProcessTasks(batches.read_chunk, *sizes))
 
 
 def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
     """Shared memory for `read_ahead` in bytes; 0 without processes."""
     workers = _usable_workers(batches, workers)
-    if not workers:
-        return 0
-    return batches.max_buffered_chunks(workers * max(threads, 1)) * batches.chunk_bytes
+    num_chunks = batches.max_buffered_chunks(workers * max(threads, 1))
+    return num_chunks * batches.chunk_bytes if workers else 0
 
 
-def _usable_workers(batches: Batches, workers: int) -> int:
+def _usable_workers(batches, workers):
     """Reduce `workers` until every worker has enough tasks."""
     return min(workers, batches.total_chunks // MIN_TASKS)
 
@@ -83,7 +80,7 @@ class ProcessTasks:
 
     def __init__(
         self,
-        read_chunk: ReadChunk,
+        read_chunk: Callable[..., BatchChunk],
         num_workers: int,
         num_threads: int,
         num_buffers: int,
@@ -112,15 +109,14 @@ class ProcessTasks:
         """Start a task; return a function that waits for its result."""
         worker = self._workers[task_number % len(self._workers)]
         try:
-            pickle.dump(
-                (task_number, task_number % self._num_buffers), worker.task_stream
-            )
+            task = (task_number, task_number % self._num_buffers)
+            pickle.dump(task, worker.task_stream)
             worker.task_stream.flush()
         except OSError:
             raise worker.death_error() from None
         return functools.partial(self._wait_for_result, task_number)
 
-    def _wait_for_result(self, task_number: int) -> BatchChunk:
+    def _wait_for_result(self, task_number):
         """Wait for a task's result, and keep results that its worker sends earlier."""
         worker = self._workers[task_number % len(self._workers)]
         while task_number not in self._early_results:
@@ -147,7 +143,7 @@ class ProcessTasks:
 class _Worker:
     """A process running `_serve_tasks`, with pipes to and from it."""
 
-    def __init__(self, memory_fd: int, *serve_arguments: int) -> None:
+    def __init__(self, memory_fd, *serve_arguments):
         read_end, write_end = os.pipe()
         code = (
             "from imagepiece_jax.data import worker_pool; "
@@ -167,22 +163,19 @@ class _Worker:
         finally:
             os.close(write_end)
         self.process = process
-        self.task_stream: Any = process.stdin
+        self.task_stream = process.stdin
         self.result_stream = os.fdopen(read_end, "rb")
 
-    def death_error(self) -> RunError:
+    def death_error(self):
         """RunError for a process that ended by itself."""
         status = self.process.wait()
-        signal_names = {
-            -each: each.name for each in signal.Signals
-        }  # as Popen's status
-        cause = _CAUSE_OF_SIGNAL.get(signal_names.get(status, ""), "")
+        cause = _CAUSE_OF_STATUS.get(status, "")
         return RunError(
             f"a worker process ended with status {status}{cause}; the same command "
             "resumes from the last checkpoint, also with fewer workers"
         )
 
-    def close(self) -> None:
+    def close(self):
         self.process.wait()
         self.result_stream.close()
         with contextlib.suppress(OSError):  # unwritten tasks
@@ -203,13 +196,7 @@ def check_shared_memory(needed_bytes: int) -> None:
         )
 
 
-def _serve_tasks(
-    memory_fd: int,
-    result_fd: int,
-    function_start: int,
-    buffer_bytes: int,
-    threads: int,
-) -> None:
+def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
     """Run a worker process: read tasks from stdin, write results to a pipe."""
     memory = mmap.mmap(memory_fd, 0)
     result_stream = os.fdopen(result_fd, "wb")
@@ -217,13 +204,13 @@ def _serve_tasks(
     send_lock = threading.Lock()
     read_chunk = pickle.loads(memoryview(memory)[function_start:])
 
-    def serve_until_end() -> None:
+    def serve_until_end():
         try:
             while True:
                 with receive_lock:
                     task_number, buffer_index = pickle.load(sys.stdin.buffer)
-                offset = buffer_index * buffer_bytes
-                result = _run_task(read_chunk, task_number, memory, offset)
+                buffer = {"buffer": memory, "offset": buffer_index * buffer_bytes}
+                result = _run_task(read_chunk, task_number, dtype=np.uint8, **buffer)
                 with send_lock:
                     pickle.dump((task_number, *result), result_stream)
                     result_stream.flush()
@@ -238,15 +225,10 @@ def _serve_tasks(
     serve_until_end()
 
 
-def _run_task(
-    read_chunk: ReadChunk, task_number: int, memory: mmap.mmap, offset: int
-) -> tuple[tuple[int, ...] | None, BatchChunk | Exception]:
+def _run_task(read_chunk, task_number, **buffer):
     """(pixel shape, result without pixels), or (None, error of `read_chunk`)."""
-    allocate = functools.partial(
-        np.ndarray, dtype=np.uint8, buffer=memory, offset=offset
-    )
     try:
-        result = read_chunk(task_number, allocate)
+        result = read_chunk(task_number, functools.partial(np.ndarray, **buffer))
     except Exception as error:
         error.add_note(traceback.format_exc())
         return None, error

@@ -85,8 +85,7 @@ def recover(
     images, is held out by whole scenes: copies, or frames of a burst, are all held out
     or all trained on. The last weights are kept if they are better on the held-out
     images. Ctrl-C ends training after the current step; before the first step it raises
-    KeyboardInterrupt. Equal seed and steps give equal bits on the same machine. OpenCV
-    resizes the crops if it is installed, else Pillow.
+    KeyboardInterrupt. Equal seed and steps give equal bits on the same machine.
 
     vit: a dense model, or one with a reduction without learned selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of

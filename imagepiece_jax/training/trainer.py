@@ -72,7 +72,7 @@ def train_and_evaluate(
 def check_libraries() -> None:
     """Raise InputError, in all processes, without the libraries that training needs."""
     with parallel.shared_errors():
-        libraries = ("cv2", "matplotlib", "simplejpeg", "tensorboardX")
+        libraries = ("matplotlib", "simplejpeg", "tensorboardX")
         extras.check_installed("training", *libraries)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from imagepiece_jax.common.plotting import DOTS_PER_INCH, new_figure, save_figure
-from imagepiece_jax.data.preprocessing import CroppedPixels, RgbPixels
+from imagepiece_jax.data.preprocessing import RgbPixels
 
 Grid = tuple[int, int]  # (height, width) in patches; divides the image's sides
 TokenMap = Int[np.ndarray, " patches"]
@@ -119,7 +119,7 @@ def paint_values(
     return np.rint(painted_pixels).astype(np.uint8)
 
 
-def enlarge_image(image: RgbPixels) -> CroppedPixels:
+def enlarge_image(image: RgbPixels) -> RgbPixels:
     """Enlarge an image by a whole factor to _LEAST_PANEL rows or more."""
     factor = max(1, -(-_LEAST_PANEL // image.shape[0]))
     return image.repeat(factor, 0).repeat(factor, 1)

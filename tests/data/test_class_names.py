@@ -43,9 +43,7 @@ def test_names_are_strings(names, strings):
     assert {type(name) for name in checked} <= {str, type(None)}
 
 
-@pytest.mark.parametrize(
-    "names", [b"ab", {0: "a", 1: "b"}, {"a", "b"}, ["a", 1.5], ["a", b"b"], [[1], [2]]]
-)
+@pytest.mark.parametrize("names", [b"ab", {0: "a", 1: "b"}, {"a", "b"}])
 def test_a_value_that_is_no_list_of_names_is_refused(names):
     with refused("class_names"):
         checked_names(names, 2)
@@ -164,7 +162,6 @@ def test_folders_names_give_their_labels(tmp_path, folders, model):
     "folders, model, message",
     [
         (("ant", "bee"), ("bee", "cat"), "class 'ant', .*model's 2 .*class_names="),
-        (("n01440764", "tench"), ("ant", "tench"), "class 1 twice, as 'n01.*'tench'"),
         (("giant_panda",), ("giant panda",), "class 'giant_panda', .*class_names="),
         # timm and torchvision sort differently.
         ([*map(str, range(12))], None, "class '11' before '2'"),
@@ -192,7 +189,7 @@ def test_unknown_or_ambiguously_sorted_folders_are_refused(
 def test_two_classes_with_one_name_are_refused(tmp_path, folders, model):
     """Folders' names that differ in form alone, or a model's equal names."""
     num_classes = len(model or folders)
-    with pytest.raises(InputError, match="two classes have the name"):
+    with pytest.raises(InputError, match="two classes .* have this name"):
         open_val(tmp_path, folders, num_classes=num_classes, class_names=model)
 
 

@@ -216,12 +216,24 @@ def test_a_distillation_token_without_a_head_is_a_register(tmp_path):
 
 
 @pytest.mark.parametrize("new", [(8, 7), (3, 4), (5, 9)])
-def test_bicubic_positions_equal_opencvs(new):
-    """OpenCV has PyTorch's kernel and borders, without antialiasing."""
-    cv2 = pytest.importorskip("cv2")
+def test_bicubic_positions_are_pytorchs(new):
+    """PyTorch has Keys' kernel with a = -0.75, and repeats the border."""
+
+    def weight(x):
+        outer = -0.75 * (((x - 5) * x + 8) * x - 4) * (x < 2)
+        return (1.25 * x - 2.25) * x**2 + 1 if x < 1 else outer
+
     grid = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
-    resized = cv2.resize(grid, new[::-1], interpolation=cv2.INTER_CUBIC)
-    np.testing.assert_allclose(resize_grid(grid, new, "bicubic"), resized, atol=1e-5)
+    expected = grid
+    for axis, length in enumerate(new):
+        old_length = grid.shape[axis]
+        weights = np.zeros((length, old_length))
+        for row, x in enumerate((np.arange(length) + 0.5) * old_length / length - 0.5):
+            for neighbor in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
+                column = np.clip(neighbor, 0, old_length - 1)
+                weights[row, column] += weight(abs(x - neighbor))
+        expected = np.moveaxis(np.tensordot(weights, expected, (1, axis)), 0, axis)
+    np.testing.assert_allclose(resize_grid(grid, new, "bicubic"), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("new", [(7, 9), (3, 4), (5, 8), (1, 2)])

@@ -6,19 +6,14 @@ Functions are pure: all draws come from the key of `training.train_step`.
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray
 
-from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
-from imagepiece_jax.data.normalize import NormalizedImages
+from imagepiece_jax.common import rng
 
-Targets = Float[Array, "batch classes"]
 BETA_TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
 
-def soft_targets(
-    labels: Int[Array, "*batch"], num_classes: int, smoothing: float
-) -> Float32[Array, "*batch {num_classes}"]:
-    """Smoothed one-hot rows that sum to 1."""
+def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+    """Smoothed one-hot rows that sum to 1, float32 [.., num_classes]."""
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return one_hot * (1 - smoothing) + smoothing / num_classes
 
@@ -27,14 +22,13 @@ def soft_targets(
 class Mix:
     """One draw for all images of a batch: how they mix with their partners."""
 
-    lam: Float32[Array, ""]  # weight of the image's own target
-    # top, bottom, left, right of the partner's rectangle, if `cut`
-    box: Int32[Array, " 4"]
-    cut: Bool[Array, ""]  # cutmix; else mixup
+    lam: jax.Array  # weight of the image's own target
+    box: jax.Array  # top, bottom, left, right of the partner's rectangle, if `cut`
+    cut: jax.Array  # bool: cutmix; else mixup
 
 
 def draw_mix(
-    key: PRNGKeyArray,
+    key: jax.Array,
     height: int,
     width: int,
     *,
@@ -52,26 +46,23 @@ def draw_mix(
     if mixup <= 0 and cutmix <= 0:
         return None
     mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
-    if mixup > 0 and cutmix > 0:
-        cutmix_prob = switch_prob
-    else:
-        cutmix_prob = float(cutmix > 0)
-    cut = draw_uniform(cut_key) < cutmix_prob
+    cutmix_prob = switch_prob if mixup > 0 and cutmix > 0 else float(cutmix > 0)
+    cut = rng.draw_uniform(cut_key) < cutmix_prob
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
-    is_mixed = draw_uniform(mixed_key) < prob
+    is_mixed = rng.draw_uniform(mixed_key) < prob
     lam = jnp.where(is_mixed, draw_beta(lam_key, alpha), 1.0)
-    center = draw_integers(center_key, (2,), 0, jnp.array([height, width]))
+    center = rng.draw_integers(center_key, (2,), 0, jnp.array([height, width]))
     box, box_lam = cutmix_box(lam, center, height, width)
     return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
 
 
-def draw_beta(key: PRNGKeyArray, alpha: Float32[Array, ""]) -> Float32[Array, ""]:
+def draw_beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
     """Draw from Beta(alpha, alpha) for alpha > 0."""
     # Two gamma variables, with all tries at once: `jax.random.beta` repeats tries in a
     # loop, and a GPU waits for the host before every turn of a loop of unknown length.
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
-    x = draw_normal(normal_key, (2, BETA_TRIES))
-    u = 1 - draw_uniform(accept_key, (2, BETA_TRIES))
+    x = rng.draw_normal(normal_key, (2, BETA_TRIES))
+    u = 1 - rng.draw_uniform(accept_key, (2, BETA_TRIES))
     # Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     d = alpha + 2 / 3  # for the shape alpha + 1, above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
@@ -82,14 +73,14 @@ def draw_beta(key: PRNGKeyArray, alpha: Float32[Array, ""]) -> Float32[Array, ""
     first_accepted = jnp.argmax(is_accepted, axis=1, keepdims=True)
     # A gamma variable of shape alpha + 1 times U^(1 / alpha) has shape alpha.
     # Logarithms, because variables of a small alpha would vanish.
-    log_boost = jnp.log(1 - draw_uniform(boost_key, (2,))) / alpha
+    log_boost = jnp.log(1 - rng.draw_uniform(boost_key, (2,))) / alpha
     log_gamma = jnp.take_along_axis(log_v, first_accepted, axis=1)[:, 0] + log_boost
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 
 
 def cutmix_box(
-    lam: Float[Array, ""], center: Int[Array, " 2"], height: int, width: int
-) -> tuple[Int32[Array, " 4"], Float32[Array, ""]]:
+    lam: jax.Array, center: jax.Array, height: int, width: int
+) -> tuple[jax.Array, jax.Array]:
     """Box (top, bottom, left, right), and the lam of its clipped area.
 
     Before the image's edges clip it, the box has 1 - lam of the area, around `center`
@@ -106,12 +97,12 @@ def cutmix_box(
 
 def mix_batch(
     mix: Mix,
-    images: NormalizedImages,
-    targets: Targets,
-    partner_images: NormalizedImages,
-    partner_targets: Targets,
-) -> tuple[NormalizedImages, Targets]:
-    """Mix partners into images and targets.
+    images: jax.Array,
+    targets: jax.Array,
+    partner_images: jax.Array,
+    partner_targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Mix partners into images [B, H, W, 3] and targets [B, classes].
 
     images: normalized; they keep their dtype, the arithmetic is float32
     partner_images, partner_targets: the reversed global batch
@@ -123,15 +114,14 @@ def mix_batch(
     is_row_inside = (rows >= top) & (rows < bottom)
     is_inside = is_row_inside & ((columns >= left) & (columns < right))
     image_share = jnp.where(mix.cut, 1 - is_inside.astype(jnp.float32), mix.lam)
-    images_float32 = images.astype(jnp.float32)
-    partners_float32 = partner_images.astype(jnp.float32)
-    broadcast_share = image_share[None, :, :, None]
-    mixed_images = _weighted_mean(broadcast_share, images_float32, partners_float32)
-    mixed_images = mixed_images.astype(images.dtype)
-    return mixed_images, _weighted_mean(mix.lam, targets, partner_targets)
+    mixed_images = _weighted_mean(
+        image_share[None, :, :, None],
+        images.astype(jnp.float32),
+        partner_images.astype(jnp.float32),
+    )
+    mixed_targets = _weighted_mean(mix.lam, targets, partner_targets)
+    return mixed_images.astype(images.dtype), mixed_targets
 
 
-def _weighted_mean(
-    share: Float[Array, "..."], first: Float[Array, "..."], second: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def _weighted_mean(share, first, second):
     return share * first + (1 - share) * second

@@ -11,27 +11,25 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, Shaped
 
-from imagepiece_jax.common.rng import draw_normal, draw_uniform
-from imagepiece_jax.data.augment.randaugment import Keys, fill_color, randaugment
+from imagepiece_jax.common import rng
+from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.config import AugmentConfig
-from imagepiece_jax.data.normalize import NormalizedImages, normalize
+from imagepiece_jax.data.normalize import normalize
 
-Image = Float[Array, "height width 3"]
 ERASING_TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
 def augment_batch(
-    images: Shaped[Array, "batch height width 3"],
+    images: jax.Array,
     augment: AugmentConfig,
     mean: Sequence[float],
     std: Sequence[float],
-    draw_keys: Callable[[], Keys],
-) -> Float32[Array, "batch height width 3"]:
-    """Augment and normalize a batch of uint8 pixels, before mixing.
+    draw_keys: Callable[[], jax.Array],
+) -> jax.Array:
+    """Augment and normalize a batch of uint8 pixels [B, H, W, 3], before mixing.
 
     mean, std: the model's, see `normalize`; gaps in moved images get the mean's color
     draw_keys: makes a key per image; called if any augmentation is on
@@ -41,7 +39,7 @@ def augment_batch(
     # today draw from the others. A new augmentation takes a fifth: no draw depends on
     # the count.
     @functools.cache
-    def augmentation_keys() -> list[Keys]:
+    def augmentation_keys():
         split_keys = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
         return [*split_keys(draw_keys())]
 
@@ -53,34 +51,30 @@ def augment_batch(
     return images
 
 
-def erase_randomly(
-    images: NormalizedImages, keys: Keys, prob: float
-) -> NormalizedImages:
+def erase_randomly(images: jax.Array, keys: jax.Array, prob: float) -> jax.Array:
     """Fill a box of the normalized image with noise, with probability `prob`.
 
     Source: Zhong et al., 2020, as in DeiT.
     """
     height, width = images.shape[1:3]
 
-    def erase_box(image: Image, key: PRNGKeyArray) -> Image:
+    def erase_box(image, key):
         box_key, noise_key = jax.random.split(key)
         top, left, box_height, box_width = draw_erased_box(box_key, height, width, prob)
         rows = jnp.arange(height, dtype=jnp.int32)[:, None]
         columns = jnp.arange(width, dtype=jnp.int32)[None, :]
         is_inside = (rows >= top) & (rows < top + box_height)
         is_inside &= (columns >= left) & (columns < left + box_width)
-        noise = draw_normal(noise_key, image.shape)  # per pixel and channel
+        noise = rng.draw_normal(noise_key, image.shape)  # per pixel and channel
         return jnp.where(is_inside[:, :, None], noise, image)
 
     return jax.vmap(erase_box)(images, keys)
 
 
-def draw_erased_box(
-    key: PRNGKeyArray, height: int, width: int, prob: float
-) -> Int32[Array, " 4"]:
+def draw_erased_box(key: jax.Array, height: int, width: int, prob: float) -> jax.Array:
     """Draw a box (top, left, height, width); size 0 erases nothing."""
     prob_key, try_key, place_key = jax.random.split(key, 3)
-    area_draw, aspect_draw = draw_uniform(try_key, (2, ERASING_TRIES))
+    area_draw, aspect_draw = rng.draw_uniform(try_key, (2, ERASING_TRIES))
     log_low, log_high = map(math.log, ERASED_ASPECT)
     smallest_share, largest_share = ERASED_AREA
     area_share = smallest_share + area_draw * (largest_share - smallest_share)
@@ -92,10 +86,10 @@ def draw_erased_box(
     # The first try that is smaller than the image in both directions counts.
     fits = (tried_heights < height) & (tried_widths < width)
     first_fit = jnp.argmax(fits)
-    is_erased = (draw_uniform(prob_key) < prob) & fits[first_fit]
+    is_erased = (rng.draw_uniform(prob_key) < prob) & fits[first_fit]
     box_height = jnp.where(is_erased, tried_heights[first_fit], 0)
     box_width = jnp.where(is_erased, tried_widths[first_fit], 0)
-    top_draw, left_draw = draw_uniform(place_key, (2,))
+    top_draw, left_draw = rng.draw_uniform(place_key, (2,))
     top = jnp.floor(top_draw * (height - box_height + 1))
     left = jnp.floor(left_draw * (width - box_width + 1))
     return jnp.stack([top, left, box_height, box_width]).astype(jnp.int32)

@@ -6,27 +6,15 @@ grow stronger with the magnitude does. Results equal Pillow's and timm's to one 
 """
 
 import functools
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import (
-    Array,
-    Bool,
-    Float,
-    Float32,
-    Int,
-    Int32,
-    Integer,
-    Key,
-    PRNGKeyArray,
-    UInt8,
-)
 
-from imagepiece_jax.common.rng import draw_integers, draw_normal, draw_uniform
+from imagepiece_jax.common import rng
 from imagepiece_jax.data.config import MAX_MAGNITUDE, AugmentConfig
-from imagepiece_jax.data.normalize import PixelImages
 
 OPERATION_NAMES = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
@@ -44,17 +32,6 @@ LUMINANCE_WEIGHTS = (19595, 38470, 7471)
 _ROUNDING_NUDGE = 1e-3
 
 
-Operations: TypeAlias = Int[Array, " batch"]  # index in OPERATION_NAMES; -1: none
-PerImage: TypeAlias = Float[Array, " batch"]
-Tables: TypeAlias = Int[Array, "batch 3 256"]  # a new value for every value and channel
-Levels: TypeAlias = Integer[Array, "..."]  # from 0 to 255
-BlendFactors: TypeAlias = Float[Array, "*batch"]
-Positions: TypeAlias = Float32[Array, "batch height width"]  # in pixels
-Matrices: TypeAlias = Float32[Array, "batch 6"]
-Keys: TypeAlias = Key[Array, " batch"]
-Color: TypeAlias = Sequence[int]  # red, green and blue, from 0 to 255
-
-
 class OperationDraws(NamedTuple):
     """Drawn operations, arrays [batch, layers]."""
 
@@ -65,82 +42,72 @@ class OperationDraws(NamedTuple):
 
 
 def randaugment(
-    images: PixelImages, keys: Keys, augment: AugmentConfig, fill: Color
-) -> PixelImages:
-    """Draw and apply operations; `fill` is where a moved image leaves a gap."""
+    images: jax.Array, keys: jax.Array, augment: AugmentConfig, fill: Sequence[int]
+) -> jax.Array:
+    """Draw and apply operations to uint8 [B, H, W, 3]; `fill` is the color of gaps."""
     return apply_operations(images, draw_operations(keys, augment), fill)
 
 
-def fill_color(mean: Sequence[float]) -> Color:
+def fill_color(mean: Sequence[float]) -> tuple[int, ...]:
     """Color nearest to a pixel mean in [0, 1], as in timm."""
     return tuple(min(255, round(255 * channel_mean)) for channel_mean in mean)
 
 
-def draw_operations(keys: Keys, augment: AugmentConfig) -> OperationDraws:
+def draw_operations(keys: jax.Array, augment: AugmentConfig) -> OperationDraws:
     """Draw operations from one key per image."""
 
-    def draw_for_image(key: PRNGKeyArray) -> OperationDraws:
+    def draw_for_image(key):
         op_key, applied_key, magnitude_key, sign_key = jax.random.split(key, 4)
         shape = (augment.layers,)
-        noise = augment.magnitude_std * draw_normal(magnitude_key, shape)
+        noise = augment.magnitude_std * rng.draw_normal(magnitude_key, shape)
         return OperationDraws(
-            op=draw_integers(op_key, shape, 0, len(OPERATION_NAMES)),
-            is_applied=draw_uniform(applied_key, shape) < augment.prob,
+            op=rng.draw_integers(op_key, shape, 0, len(OPERATION_NAMES)),
+            is_applied=rng.draw_uniform(applied_key, shape) < augment.prob,
             magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
-            sign=jnp.where(draw_uniform(sign_key, shape) < 0.5, jnp.float32(1), -1),
+            sign=jnp.where(rng.draw_uniform(sign_key, shape) < 0.5, jnp.float32(1), -1),
         )
 
     return jax.vmap(draw_for_image)(keys)
 
 
 def apply_operations(
-    images: PixelImages, draws: OperationDraws, fill: Color
-) -> PixelImages:
+    images: jax.Array, draws: OperationDraws, fill: Sequence[int]
+) -> jax.Array:
     """Apply drawn operations layer by layer."""
     applied_op = jnp.where(draws.is_applied, draws.op, -1)
     for layer in range(applied_op.shape[1]):
-        layer_op = applied_op[:, layer]
-        magnitude = draws.magnitude[:, layer]
-        sign = draws.sign[:, layer]
-        images = _apply_layer(images, layer_op, magnitude, sign, fill)
+        strength = (draws.magnitude[:, layer], draws.sign[:, layer])
+        images = _apply_layer(images, applied_op[:, layer], *strength, fill)
     return images
 
 
-def _apply_layer(
-    images: PixelImages,
-    op: Operations,
-    magnitude: PerImage,
-    sign: PerImage,
-    fill: Color,
-) -> PixelImages:
+def _apply_layer(images, op, magnitude, sign, fill):
     """Apply one operation per image."""
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
     tables = make_lookup_tables(images, op, magnitude, sign).reshape(-1)
     looked_up_images = tables.at[_table_indices(images)].get(mode="promise_in_bounds")
-    matrices = make_affine_matrices(op, magnitude, sign, *images.shape[1:3])
+    matrices = _make_affine_matrices(op, magnitude, sign, *images.shape[1:3])
     is_moved = jnp.isin(op, jnp.array(_MOVING_INDICES, op.dtype))[:, None, None, None]
     is_blended = ((op == _COLOR_INDEX) | (op == _SHARPNESS_INDEX))[:, None, None, None]
-    moved_images = move_pixels(images, matrices, fill)
-    blended_images = _enhance_images(images, op, blend_factor(magnitude, sign))
+    moved_images = _move_pixels(images, matrices, fill)
+    blended_images = _enhance_images(images, op, _blend_factor(magnitude, sign))
     recolored_images = jnp.where(is_blended, blended_images, looked_up_images)
     return jnp.where(is_moved, moved_images, recolored_images)
 
 
-def _enhance_images(
-    images: PixelImages, op: Operations, factor: PerImage
-) -> PixelImages:
+def _enhance_images(images, op, factor):
     """Blend images with their gray (Color) or smoothed (Sharpness) version."""
-    gray = jnp.broadcast_to(gray_levels(images)[..., None], images.shape)
+    gray = jnp.broadcast_to(_gray_levels(images)[..., None], images.shape)
     is_sharpness = (op == _SHARPNESS_INDEX)[:, None, None, None]
     degenerate_images = jnp.where(is_sharpness, _smooth_images(images), gray)
-    blended_levels = blend_images(
+    blended_levels = _blend_images(
         degenerate_images, images, factor[:, None, None, None]
     )
     return blended_levels.astype(jnp.uint8)
 
 
-def _smooth_images(images: PixelImages) -> Int32[Array, "batch height width 3"]:
+def _smooth_images(images):
     """3 x 3 mean with a fivefold center; edge pixels stay."""
     height, width = images.shape[1:3]
     levels = images.astype(jnp.int32)
@@ -159,25 +126,19 @@ def _smooth_images(images: PixelImages) -> Int32[Array, "batch height width 3"]:
     return jnp.where(is_edge[None, :, :, None], levels, padded_means)
 
 
-def gray_levels(images: PixelImages) -> Int32[Array, "batch height width"]:
-    """Gray levels from 0 to 255."""
-    red = images[..., 0].astype(jnp.int32)
-    green = images[..., 1].astype(jnp.int32)
-    blue = images[..., 2].astype(jnp.int32)
-    weighted_sum = (
-        LUMINANCE_WEIGHTS[0] * red
-        + LUMINANCE_WEIGHTS[1] * green
-        + LUMINANCE_WEIGHTS[2] * blue
-    )
+def _gray_levels(images):
+    """Gray levels from 0 to 255, int32 [B, H, W]."""
+    channels = jnp.unstack(images.astype(jnp.int32), axis=-1)
+    weighted_sum = sum(map(operator.mul, LUMINANCE_WEIGHTS, channels))
     return (weighted_sum + 0x8000) >> 16  # weights are in 65,536ths; rounded
 
 
-def blend_factor(magnitude: BlendFactors, sign: BlendFactors) -> BlendFactors:
+def _blend_factor(magnitude, sign):
     """Blend factor: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
-def blend_images(degenerate: Levels, image: Levels, factor: BlendFactors) -> Levels:
+def _blend_images(degenerate, image, factor):
     """degenerate + factor * (image - degenerate), truncated as in Pillow."""
     degenerate = degenerate.astype(jnp.float32)
     blended_levels = degenerate + factor * (image.astype(jnp.float32) - degenerate)
@@ -185,13 +146,16 @@ def blend_images(degenerate: Levels, image: Levels, factor: BlendFactors) -> Lev
 
 
 def make_lookup_tables(
-    images: PixelImages, op: Operations, magnitude: PerImage, sign: PerImage
-) -> UInt8[Array, "batch 3 256"]:
-    """New values for every value and channel; the identity for other operations."""
+    images: jax.Array, op: jax.Array, magnitude: jax.Array, sign: jax.Array
+) -> jax.Array:
+    """New values for every value and channel, uint8 [B, 3, 256].
+
+    The identity for other operations.
+    """
     values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m = magnitude[:, None, None]
     signs = sign[:, None, None]
-    factor = blend_factor(m, signs)
+    factor = _blend_factor(m, signs)
     # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
     bits = 4 - (4 * m / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
@@ -207,8 +171,8 @@ def make_lookup_tables(
         "SolarizeAdd": jnp.where(
             values < 128, jnp.minimum(255, values + addend), values
         ),
-        "Contrast": blend_images(_mean_gray(images)[:, None, None], values, factor),
-        "Brightness": blend_images(jnp.zeros_like(values), values, factor),
+        "Contrast": _blend_images(_mean_gray(images)[:, None, None], values, factor),
+        "Brightness": _blend_images(jnp.zeros_like(values), values, factor),
     }
     shape = (images.shape[0], 3, 256)
     all_tables = (values, *table_of_name.values())
@@ -223,22 +187,20 @@ def make_lookup_tables(
     return tables.astype(jnp.uint8)
 
 
-def _table_indices(images: PixelImages) -> Int32[Array, "batch height width 3"]:
+def _table_indices(images):
     """Pixel indices in flattened tables."""
     image_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image_index * 3 + channel_index) * 256 + images.astype(jnp.int32)
 
 
-def _mean_gray(images: PixelImages) -> Int32[Array, " batch"]:
+def _mean_gray(images):
     """Rounded mean gray level; exact up to 2,000 x 2,000 pixels."""
     num_pixels = images.shape[1] * images.shape[2]
-    return (2 * gray_levels(images).sum((1, 2)) + num_pixels) // (2 * num_pixels)
+    return (2 * _gray_levels(images).sum((1, 2)) + num_pixels) // (2 * num_pixels)
 
 
-def _autocontrast_tables(
-    images: PixelImages, values: Int32[Array, "1 1 256"]
-) -> Tables:
+def _autocontrast_tables(images, values):
     """Stretch channels between their darkest and brightest value."""
     darkest_value = images.min((1, 2)).astype(jnp.int32)[:, :, None]
     span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - darkest_value
@@ -246,7 +208,7 @@ def _autocontrast_tables(
     return jnp.where(span > 0, jnp.clip(stretched_values, 0, 255), values)
 
 
-def _count_values(images: PixelImages, is_chosen: Bool[Array, " batch"]) -> Tables:
+def _count_values(images, is_chosen):
     """Pixel counts per value; zeros for images not chosen."""
     # One scatter that drops images not chosen: histograms of all images would be the
     # most expensive part of the augmentation, and one in thirty is needed. Integer sums
@@ -258,7 +220,7 @@ def _count_values(images: PixelImages, is_chosen: Bool[Array, " batch"]) -> Tabl
     return counts.reshape(images.shape[0], 3, 256)
 
 
-def _equalize_tables(histograms: Tables) -> Tables:
+def _equalize_tables(histograms):
     """Tables that spread values over equal pixel counts."""
     values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     num_pixels = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
@@ -271,9 +233,7 @@ def _equalize_tables(histograms: Tables) -> Tables:
     return jnp.where(bin_pixels > 0, jnp.minimum(spread_values, 255), values)
 
 
-def make_affine_matrices(
-    op: Operations, magnitude: PerImage, sign: PerImage, height: int, width: int
-) -> Matrices:
+def _make_affine_matrices(op, magnitude, sign, height, width):
     """Affine maps of the geometric operations; the identity for other operations.
 
     Returns (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f, in pixels.
@@ -289,14 +249,8 @@ def make_affine_matrices(
     y0 = height / 2
     coefficients_of_name = {
         # Around the center (x0, y0), which stays in place.
-        "Rotate": (
-            cos,
-            -sin,
-            x0 - x0 * cos + y0 * sin,
-            sin,
-            cos,
-            y0 - x0 * sin - y0 * cos,
-        ),
+        "Rotate": (cos, -sin, x0 - x0 * cos + y0 * sin)
+        + (sin, cos, y0 - x0 * sin - y0 * cos),
         "ShearX": (one, shear, zero, zero, one, zero),
         "ShearY": (one, zero, zero, shear, one, zero),
         "TranslateX": (one, zero, shift * width, zero, one, zero),
@@ -309,7 +263,7 @@ def make_affine_matrices(
     return matrices
 
 
-def move_pixels(images: PixelImages, matrices: Matrices, fill: Color) -> PixelImages:
+def _move_pixels(images, matrices, fill):
     """Move pixels along affine maps, with Pillow's bicubic weights (a = -1).
 
     fill: color where a pixel's center lies outside the source
@@ -343,9 +297,7 @@ def move_pixels(images: PixelImages, matrices: Matrices, fill: Color) -> PixelIm
     )
 
 
-def _source_positions(
-    matrices: Matrices, height: int, width: int
-) -> tuple[Positions, Positions]:
+def _source_positions(matrices, height, width):
     """Source position of every pixel's center: x and y."""
     x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
@@ -357,9 +309,7 @@ def _source_positions(
     return jax.lax.optimization_barrier((source_x, source_y))
 
 
-def _cubic_neighbors(
-    position: Positions,
-) -> tuple[Int32[Array, "batch height width"], tuple[Positions, ...]]:
+def _cubic_neighbors(position):
     """Index of the first of four neighbors on an axis, and cubic weights (a = -1)."""
     whole_position = jnp.floor(position)  # pixel k has its center at position k
     d = position - whole_position

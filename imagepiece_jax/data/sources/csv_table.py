@@ -1,12 +1,9 @@
 """csv:FILE, a table of image files and labels."""
 
 import csv
-import functools
 import io
 import os
-import re
 import unicodedata
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
@@ -16,6 +13,7 @@ from imagepiece_jax.data.source import SPLIT_NAMES, FileSource, find_splits
 from imagepiece_jax.errors import InputError, NoLabels
 
 COLUMN_NAMES = ("filename", "label", "split", "class")
+FORMS = ("NFC", "NFD")  # of Unicode: a table and a disk may write é in two ways
 
 
 class _TableRow(NamedTuple):
@@ -63,21 +61,34 @@ def open_csv(
     class_names = None
     if name_of_label := _collect_class_names(rows, path):
         class_names = tuple(map(name_of_label.get, range(num_source_classes)))
+    root = os.path.dirname(path)
     source = FileSource(root, files, labels, num_source_classes, class_names)
     source.split = splits[split]
     return source
 
 
-def _read_rows(path: str, default_split: str, labeled: bool) -> list[_TableRow]:
+def _read_rows(path, default_split, labeled):
     """Read all splits' rows, labels as text; no column means `default_split`."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     try:
         columns = [column.strip() for column in table.fieldnames or ()]
         table.fieldnames = columns
-        _check_columns(columns)
+        for column in COLUMN_NAMES:  # of two equal columns the last would win silently
+            if columns.count(column) > 1:
+                raise InputError(f"there is more than one column {column!r}")
+        if "filename" not in columns:
+            raise InputError("there is no column 'filename'")
         for fields in table:
-            rows.append(_parse_row(fields, table.line_num, default_split))
+            if any(fields.get(None, ())):  # a comma at the end is harmless
+                raise InputError(
+                    "it has more fields than columns; quote text with a comma"
+                )
+            row_split = fields.get("split", default_split).strip()
+            check_choice("split", row_split, SPLIT_NAMES)
+            class_name = composed_name(fields.get("class", "").strip())
+            row = (row_split, fields["filename"], fields.get("label"), class_name)
+            rows.append(_TableRow(table.line_num, *row))
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
     if labeled and "label" not in columns:
@@ -85,50 +96,23 @@ def _read_rows(path: str, default_split: str, labeled: bool) -> list[_TableRow]:
     return rows
 
 
-def _check_columns(columns: Sequence[str]) -> None:
-    for column in COLUMN_NAMES:  # of two equal columns the last would win silently
-        if columns.count(column) > 1:
-            raise InputError(f"there is more than one column {column!r}")
-    if "filename" not in columns:
-        raise InputError("there is no column 'filename'")
-
-
-def _parse_row(
-    fields: Mapping[Any, Any], line_number: int, default_split: str
-) -> _TableRow:
-    """Parse a row's fields, {column: text}; no column means `default_split`."""
-    if any(fields.get(None, ())):  # a comma at the end is harmless
-        raise InputError("it has more fields than columns; quote text with a comma")
-    row_split = fields.get("split", default_split).strip()
-    check_choice("split", row_split, SPLIT_NAMES)
-    class_name = composed_name(fields.get("class", "").strip())
-    label = fields.get("label")
-    return _TableRow(line_number, row_split, fields["filename"], label, class_name)
-
-
-def _parse_label(path: str, row: _TableRow, num_classes: int | None) -> int:
+def _parse_label(path, row, num_classes):
     """Parse a row's label and check its range."""
-    label = -1
-    # Stricter than int(), which also takes 1_0 and digits of other scripts.
-    if re.fullmatch(r"\s*[0-9]{1,9}\s*", row.label):
-        label = int(row.label)
-    if label < 0 or (num_classes and label >= num_classes):
+    text = row.label.strip()
+    # Stricter than int(), which also takes 1_0.
+    if not text.isdecimal() or (num_classes and int(text) >= num_classes):
         limit = f" below num_classes, {num_classes}" if num_classes else ""
         raise InputError(
             f"{path} line {row.line_number}: label is {row.label!r}; it must be a "
             f"whole number from 0{limit}"
         )
-    return label
+    return int(text)
 
 
-def _find_file_name(path: str, row: _TableRow) -> str:
+def _find_file_name(path, row):
     """A row's file name, in the Unicode form of the file on disk."""
-    for normalize in (
-        str,
-        composed_name,
-        functools.partial(unicodedata.normalize, "NFD"),
-    ):
-        file_name = normalize(row.file)
+    forms = [row.file, *(unicodedata.normalize(form, row.file) for form in FORMS)]
+    for file_name in forms:
         if os.path.isfile(os.path.join(os.path.dirname(path), file_name)):
             return file_name
     raise InputError(
@@ -137,29 +121,28 @@ def _find_file_name(path: str, row: _TableRow) -> str:
     )
 
 
-def _check_repeated_images(rows: Sequence[_TableRow], path: str) -> None:
+def _check_repeated_images(rows, path):
     """Refuse a repeated image, except in training with an equal label."""
     first_rows = {}  # {file name: first row}
     for row in rows:
         file_name = composed_name(os.path.normpath(row.file))
         first_row = first_rows.setdefault(file_name, row)
         is_same_label = first_row.label == row.label
-        are_in_train = first_row.split == row.split == "train"
-        if first_row is row or (are_in_train and is_same_label):
-            continue
         reason = "a validation image must count once"
         if first_row.split != row.split:
             split_names = " and ".join(sorted([first_row.split, row.split]))
             reason = f"an image must not be in both {split_names}"
         elif not is_same_label:
             reason = f"its labels differ, {first_row.label} and {row.label}"
+        elif first_row is row or row.split == "train":
+            continue
         raise InputError(
             f"{path} line {row.line_number} names {row.file!r} again (line "
             f"{first_row.line_number}); {reason}"
         )
 
 
-def _collect_class_names(rows: Sequence[_TableRow], path: str) -> dict[int, str]:
+def _collect_class_names(rows, path):
     """{label: class name}; {} for a table without names."""
     name_of_label = {}
     for row in rows:

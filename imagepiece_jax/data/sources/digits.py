@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from imagepiece_jax.data.source import ArraySource, check_num_classes
@@ -23,14 +22,14 @@ def open_digits(path: str, split: str, num_classes: int | None, *_: Any) -> Arra
     return ArraySource(images, labels[indices], 10, class_names, names)
 
 
-def read_digits() -> tuple[Int[np.ndarray, "images 8 8"], Int[np.ndarray, " images"]]:
-    """1,797 images from 0 to 16, and labels; digits.txt states the source."""
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """1,797 images 8x8 from 0 to 16, and labels; digits.txt states the source."""
     with gzip.open(pathlib.Path(__file__).parent / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, np.int32, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
-def _draw_test_set(labels: Int[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
+def _draw_test_set(labels):
     """True for a fifth of every class, the same in every run and on every machine."""
     # RandomState, because NumPy has frozen its streams for good. A Generator's
     # permutation may change with a release, and the split with it.
@@ -42,8 +41,8 @@ def _draw_test_set(labels: Int[np.ndarray, " images"]) -> Bool[np.ndarray, " ima
     return is_test_image
 
 
-def _enlarge_digit(digit: Int[np.ndarray, "8 8"]) -> UInt8[np.ndarray, "16 16 3"]:
+def _enlarge_digit(digit):
     """Enlarge values from 0 to 16, bicubic like a photograph."""
     gray = np.round(digit * (255 / 16)).astype(np.uint8)
     large_image = Image.fromarray(gray).resize((16, 16), Image.Resampling.BICUBIC)
-    return np.repeat(np.asarray(large_image)[:, :, None], 3, axis=2)
+    return np.asarray(large_image.convert("RGB"))

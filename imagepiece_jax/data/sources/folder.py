@@ -3,17 +3,14 @@
 import logging
 import os
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from imagepiece_jax.common.files import SYSTEM_NAMES
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names
-from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
+from imagepiece_jax.data.decode import image_extensions
 from imagepiece_jax.data.source import (
     SPLIT_NAMES,
     FileSource,
@@ -25,11 +22,6 @@ from imagepiece_jax.errors import InputError, NoLabels
 log = logging.getLogger("imagepiece_jax.data")
 
 SOME_EXTENSIONS = ".jpg, .png or .webp"
-LOOKS_LIKE_A_SPLIT = re.compile(
-    r"(train|val|valid|validation|dev|eval|evaluation|test)"
-    r"([-_ ]?(ing|ation|set|data|images|split|\d+))*",
-    re.IGNORECASE,
-)
 
 
 class FolderListing(NamedTuple):
@@ -42,7 +34,7 @@ class FolderListing(NamedTuple):
 def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
     """List the images in root/subfolder, and in the folders below it.
 
-    Images have an ending in `IMAGE_EXTENSIONS`. A folder's files come before its
+    Images have an ending of `image_extensions`. A folder's files come before its
     subfolders, both sorted by name. Hidden files and folders, `SYSTEM_NAMES`, pipes and
     unreadable subfolders are left out.
     Raises InputError if there are no images.
@@ -59,20 +51,16 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
             continue
         seen_folders.add(real_path)
         try:
-            folder_names, image_names, other_names = _list_entries(path)
+            folder_names, *names_by_kind = _list_entries(path)
         except OSError:
             if folder == start_folder:
                 raise
             # First, because a note names only the first path left out.
             listing.left_out_paths.insert(0, os.path.normpath(folder))
             continue
-        for paths, names in (
-            (listing.image_paths, image_names),
-            (listing.left_out_paths, other_names),
-        ):
+        for paths, names in zip(listing, names_by_kind, strict=True):
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
-        subfolders = [os.path.join(folder, name) for name in folder_names]
-        waiting_folders += reversed(subfolders)
+        waiting_folders += [os.path.join(folder, name) for name in folder_names[::-1]]
     if not listing.image_paths:
         raise InputError(
             f"folder {pathlib.Path(root, subfolder)} holds no images (files ending in "
@@ -81,9 +69,7 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
     return listing
 
 
-def _list_entries(
-    folder: str | os.PathLike,
-) -> tuple[list[str], list[str], list[str]]:
+def _list_entries(folder):
     """Sorted names in a folder: (folders, images, other names)."""
     folder_names = []
     image_names = []
@@ -95,13 +81,13 @@ def _list_entries(
             if not lower_name.startswith(".") and lower_name not in SYSTEM_NAMES:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     names_of_kind = folder_names
-                elif lower_name.endswith(IMAGE_EXTENSIONS) and _is_file(entry):
+                elif lower_name.endswith(image_extensions()) and _is_file(entry):
                     names_of_kind = image_names
             names_of_kind.append(entry.name)
     return sorted(folder_names), sorted(image_names), sorted(other_names)
 
 
-def _is_file(entry: os.DirEntry) -> bool:
+def _is_file(entry):
     """Whether a folder's entry is a file, or a link to a missing file."""
     if entry.is_symlink():
         return os.path.isfile(entry) or not os.path.exists(entry)
@@ -112,14 +98,12 @@ def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | N
     """Note on the paths left out of a folder; None without any."""
     if not left_out_paths:
         return None
-    first_path = os.path.join(root, left_out_paths[0])
     num_more = len(left_out_paths) - 1
-    subject = f"{first_path} is"
-    if num_more:
-        subject = f"{first_path} and {num_more} more are"
+    others = f" and {num_more} more are" if num_more else " is"
     return (
-        f"{subject} left out: hidden or of a system, unreadable folders, or files "
-        f"without an ending such as {SOME_EXTENSIONS}"
+        f"{os.path.join(root, left_out_paths[0])}{others} left out: hidden or of a "
+        "system, unreadable folders, or files without an ending such as "
+        f"{SOME_EXTENSIONS}"
     )
 
 
@@ -129,57 +113,24 @@ def find_split_folders(
     """Find a folder's splits: {"train" or "val": folder name}; {} for class folders.
 
     labeled: splits hold class folders, so folders of images are not splits
-    Raises InputError for folder names that look like splits, such as training.
     """
     folders, image_names, _ = _list_entries(folder)
     splits = find_splits(folders, f"folder {folder}")
-    other_folders = {*folders} - {*SPLIT_NAMES}
-    likely_splits = {*filter(LOOKS_LIKE_A_SPLIT.fullmatch, folders)}
-    # A folder such as "evaluation" may be the validation split: test only stands in.
-    has_both_splits = len(splits) == 2 and splits["val"] != "test"
-    has_other_name = len(likely_splits) > 1 and bool(likely_splits & other_folders)
-    may_be_missed = has_other_name and not has_both_splits
-    if not splits and not may_be_missed:
-        return {}
     image_folders = {name for name in folders if _has_images(folder, name)}
     if labeled and len(image_folders) == len(folders):
         return {}
-    if may_be_missed:
-        raise InputError(
-            f"folder {folder} holds {' and '.join(folders)}; splits are called "
-            f"{', '.join(SPLIT_NAMES)}: rename the folders, or give one of them"
-        )
     # Classes may be called train or test, too. Such a folder has images itself or is
     # the only split, and another folder or `folder` itself has images.
     may_be_classes = len(splits) == 1 or image_folders.intersection(splits.values())
-    has_other_images = image_folders & other_folders or (image_names and not labeled)
-    if may_be_classes and has_other_images:
-        return {}
-    return splits
+    has_other_images = image_folders - {*SPLIT_NAMES} or (image_names and not labeled)
+    return {} if may_be_classes and has_other_images else splits
 
 
-def _has_images(folder: str | os.PathLike, name: str) -> bool:
+def _has_images(folder, name):
     try:
-        _, image_names, _ = _list_entries(os.path.join(folder, name))
+        return bool(_list_entries(os.path.join(folder, name))[1])
     except OSError:
         return False
-    return bool(image_names)
-
-
-def find_train_folder(folder: str | os.PathLike) -> str | os.PathLike:
-    """Find the folder to learn from: train, or `folder` itself without splits."""
-    folder_names, _, _ = _list_entries(folder)
-    split_text = " and ".join(name for name in SPLIT_NAMES if name in folder_names)
-    splits = find_split_folders(folder)
-    if not split_text:
-        return folder
-    if not splits:
-        notes.info(f"note: {folder} holds {split_text} as classes; all are used")
-        return folder
-    if "train" not in splits:
-        raise InputError(f"{folder} holds {split_text}; give the training folder")
-    notes.info(f"note: {folder} holds {split_text}; the images in train are used")
-    return os.path.join(folder, "train")
 
 
 def find_folder_images(
@@ -188,9 +139,17 @@ def find_folder_images(
     """Paths of a folder's images; notes name left-out files and the split in use.
 
     only_train: take the images in train alone, if the folder has splits
+    Raises InputError for splits without train.
     """
-    if only_train:
-        folder = find_train_folder(folder)
+    splits = find_split_folders(folder) if only_train else {}
+    if splits:
+        if "train" not in splits:
+            raise InputError(
+                f"{folder} holds {' and '.join(splits.values())}; give the training "
+                "folder"
+            )
+        notes.info(f"note: {folder} has splits; the images in train are used")
+        folder = os.path.join(folder, "train")
     listing = list_images(folder)
     if note := left_out_note(folder, listing.left_out_paths):
         notes.info(f"note: {note}")
@@ -202,7 +161,7 @@ def open_class_folders(
     split: str,
     num_classes: int | None,
     labeled: bool,
-    model_names: Sequence[str | None] | None,
+    model_names: class_names.ClassNames | None,
     *_: Any,
 ) -> FileSource:
     """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or ROOT/CLASS for "val".
@@ -221,8 +180,15 @@ def open_class_folders(
     class_folders, left_out_paths = _list_class_folders(root, subfolder)
     folders_by_label = class_folders
     if len(splits) == 2:
-        _check_split_classes(title, root, splits)
-        folders_by_label = _list_class_folders(root, splits["train"])[0]
+        folders_by_label, _ = _list_class_folders(root, splits["train"])
+        val_folders, _ = _list_class_folders(root, splits["val"])
+        train_classes = {*map(class_names.composed_name, folders_by_label)}
+        val_classes = {*map(class_names.composed_name, val_folders)}
+        if train_classes != val_classes:
+            raise InputError(
+                f"{title} has class {min(train_classes ^ val_classes)!r} in only one "
+                f"of train and {splits['val']}"
+            )
     if split == "train":  # validation images may lack classes
         check_num_classes(num_classes, len(class_folders), title)
     num_classes = num_classes or len(class_folders)
@@ -235,57 +201,31 @@ def open_class_folders(
                 "numbers with zeros, or load the model with class_names="
             )
     label_of_name = class_names.labels_by_name(model_names)
-    image_paths = []
+    listing = FolderListing([], left_out_paths)
     labels = []
     folder_of_label = {}
     for folder in class_folders:
         folder_name = _printable_name(folder)
-        label = _find_label(folder_name, label_of_name, title, num_classes)
-        if folder_of_label.setdefault(label, folder_name) != folder_name:
+        class_name = class_names.canonical_name(folder_name)
+        label = label_of_name.get(class_name)
+        if label is None:
+            count = "two classes" if class_name in label_of_name else "no class"
             raise InputError(
-                f"{title} has class {label} twice, as {folder_of_label[label]!r} and "
-                f"{folder_name!r}"
+                f"{title} has class {folder_name!r}, but {count} of the model's "
+                f"{num_classes} have this name; rename the folder, or load the model "
+                "with class_names="
             )
-        listing = list_images(root, os.path.join(subfolder, folder))
-        image_paths += listing.image_paths
-        labels += [label] * len(listing.image_paths)
-        left_out_paths += listing.left_out_paths
+        folder_of_label[label] = folder_name
+        images = list_images(root, os.path.join(subfolder, folder))
+        listing.image_paths.extend(images.image_paths)
+        listing.left_out_paths.extend(images.left_out_paths)
+        labels += [label] * len(images.image_paths)
     names_by_label = tuple(map(folder_of_label.get, range(num_classes)))
-    listing = FolderListing(image_paths, left_out_paths)
     return _make_source(root, subfolder, listing, labels, num_classes, names_by_label)
 
 
-def _find_label(
-    folder_name: str,
-    label_of_name: Mapping[str, int | None],
-    title: str,
-    num_classes: int,
-) -> int:
-    """Find a class folder's label; its class must be one of the model's."""
-    class_name = class_names.canonical_name(folder_name)
-    label = label_of_name.get(class_name)
-    if label is None and class_name in label_of_name:
-        raise InputError(f"{title}: two classes have the name {ascii(class_name)}")
-    if label is None:
-        raise InputError(
-            f"{title} has class {folder_name!r}, but no class of the model's "
-            f"{num_classes} has this name; rename the folder, or load the model with "
-            "class_names="
-        )
-    return label
-
-
-def _make_source(
-    root: str,
-    subfolder: str,
-    listing: FolderListing,
-    labels: ArrayLike,
-    *class_arguments: Any,
-) -> FileSource:
-    """Make the source of a listing; log its left-out paths.
-
-    class_arguments: num_classes and class_names of FileSource
-    """
+def _make_source(root, subfolder, listing, labels, *class_arguments):
+    """Make the source of a listing; log its left-out paths."""
     if note := left_out_note(root, listing.left_out_paths):
         log.warning(note)
     source = FileSource(root, listing.image_paths, labels, *class_arguments)
@@ -293,12 +233,12 @@ def _make_source(
     return source
 
 
-def _printable_name(folder: str) -> str:
+def _printable_name(folder):
     """Printable form of a folder name, which may be any bytes."""
     return os.fsencode(folder).decode("utf-8", "replace")
 
 
-def _list_class_folders(root: str, subfolder: str) -> tuple[list[str], list[str]]:
+def _list_class_folders(root, subfolder):
     """(names of the class folders in root/subfolder, paths of all other entries)."""
     folder = pathlib.Path(root, subfolder)
     if subfolder and not folder.is_dir():
@@ -311,21 +251,3 @@ def _list_class_folders(root: str, subfolder: str) -> tuple[list[str], list[str]
         raise NoLabels(f"folder {folder} has no class folders with images")
     other_paths = [os.path.join(subfolder, name) for name in image_names + other_names]
     return folder_names, other_paths
-
-
-def _check_split_classes(title: str, root: str, splits: Mapping[str, str]) -> None:
-    """Check that train and val have equal classes and share no folder."""
-    class_sets = []
-    path_sets = []
-    for subfolder in splits.values():
-        folder_names, _ = _list_class_folders(root, subfolder)
-        class_sets.append({*map(class_names.composed_name, folder_names)})
-        paths = [os.path.join(root, subfolder, name) for name in folder_names]
-        path_sets.append({*map(os.path.realpath, paths)})
-    if set.intersection(*path_sets):
-        raise InputError(f"{title} links train and val to the same images")
-    if class_sets[0] != class_sets[1]:
-        raise InputError(
-            f"{title} has class {min(class_sets[0] ^ class_sets[1])!r} in only one of "
-            f"train and {splits['val']}"
-        )

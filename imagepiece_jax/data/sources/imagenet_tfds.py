@@ -63,15 +63,13 @@ class CountedSource(Source):
         """Do nothing: there is no image to try."""
 
 
-def _raise_file_limit() -> None:
+def _raise_file_limit():
     """Raise the soft limit on open files, for this process and its children."""
     import resource  # not at the top: Windows lacks it, and never reads these files
 
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = OPEN_FILE_LIMIT
-    if hard_limit != resource.RLIM_INFINITY:
-        limit = min(limit, hard_limit)
-    if soft_limit != resource.RLIM_INFINITY and soft_limit < limit:
+    if 0 <= soft_limit < OPEN_FILE_LIMIT:  # -1: no limit
+        limit = OPEN_FILE_LIMIT if hard_limit < 0 else min(OPEN_FILE_LIMIT, hard_limit)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard_limit))
 
 
@@ -106,8 +104,7 @@ class TfdsSource(Source):
         if self.subset_record:
             yield indices.tobytes()
 
-    def _read_example(self, store_index: int) -> Any:
-        """Read TFDS's example at `store_index`; RunError if it cannot be read."""
+    def _read_example(self, store_index):
         try:
             return self._examples[store_index]
         except (RuntimeError, ValueError, OSError) as error:

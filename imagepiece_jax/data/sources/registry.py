@@ -63,9 +63,8 @@ def open_source(
             "existing folder or .csv file"
         )
     path = os.path.expanduser(name.partition(":")[2])
-    return SOURCE_OPENERS[form](
-        path, split, num_classes, labeled, class_names, data_dir
-    )
+    arguments = (path, split, num_classes, labeled, class_names, data_dir)
+    return SOURCE_OPENERS[form](*arguments)
 
 
 def find_form(name: str) -> str:

@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import KEY_LIBRARIES
-from imagepiece_jax.data.decode import IMAGE_EXTENSIONS
+from imagepiece_jax.data.decode import image_extensions
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.record import list_differences
@@ -103,7 +103,7 @@ def check_workdir_place(workdir: str | os.PathLike, data_name: str) -> None:
         )
     for glob_pattern in ("*", "*/*", "*/*/*"):  # images, classes and splits
         for file in folder.glob(glob_pattern):
-            if file.suffix.lower() in IMAGE_EXTENSIONS:
+            if file.suffix.lower() in image_extensions():
                 raise InputError(
                     f"workdir {workdir} holds images; {CHOOSE_OTHER_WORKDIR}"
                 )

@@ -4,10 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagepiece_jax.data.augment import random_crop
-from imagepiece_jax.data.augment.random_crop import resize_fast
 from tests.helpers.noise_images import color_ramp
 
 AREA = (0.08, 1.0)
@@ -79,15 +77,6 @@ def test_a_random_crop_shows_its_box():
     assert np.abs(out[:, :, 0] - down[:, None])[3:-3].max() <= 1.5
 
 
-def test_without_opencv_pillow_resizes(monkeypatch):
-    monkeypatch.setattr(random_crop, "cv2", None)
-    image = rng().integers(0, 256, (40, 60, 3), np.uint8)
-    np.testing.assert_array_equal(resize_fast(image, 20, 30), pillow(image, 20, 30))
-    mirrored = next(seed for seed in range(99) if rng(seed).random() < 0.5)
-    flipped = random_crop.flip_image(image, rng(mirrored))
-    np.testing.assert_array_equal(flipped, image[:, ::-1])
-
-
 def test_shift_moves_by_every_offset_and_pads_with_zeros():
     image = color_ramp(8, 8) + 1  # no zero inside
     padded = np.zeros((12, 12, 3), np.uint8)
@@ -108,56 +97,3 @@ def test_half_of_the_images_are_mirrored():
         flipped += out[0, 0, 1] == 20
         np.testing.assert_array_equal(out, image[:, ::-1] if out[0, 0, 1] else image)
     assert abs(flipped - 500) < 64  # 4 standard deviations
-
-
-def pillow(image, height, width):
-    image = Image.fromarray(image)
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-
-
-@pytest.fixture(scope="module")
-def photographs(assets):
-    folder = assets / "data" / "nips2017_224_jpg" / "images"
-    files = sorted(folder.iterdir())[:12]
-    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
-
-
-# Enlarged, shrunk a little and much, along either axis.
-SIZES = [(448, 300), (224, 180), (200, 170), (131, 117), (112, 75), (40, 300), (28, 50)]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_fast_resizing_is_close_to_pillow_on_photographs(photographs, size):
-    errors = []
-    for image in photographs:
-        out = resize_fast(image, *size)
-        assert out.shape == (*size, 3)
-        assert out.dtype == np.uint8
-        errors.append(np.abs(out.astype(int) - pillow(image, *size)))
-    assert np.mean(errors) < 1, np.mean(errors)
-    assert max(error.mean() for error in errors) < 2
-    assert np.quantile(errors, 0.999) < 10
-
-
-@pytest.mark.parametrize("size", [9, 16, 25, 31, 47, 63])
-def test_fine_stripes_become_gray(size):
-    """Without antialiasing they would become coarse stripes (moire)."""
-    stripes = np.zeros((96, 96, 3), np.uint8)
-    stripes[:, ::2] = 255
-    out = resize_fast(stripes, 96, size)[:, 2:-2].astype(int)
-    truth = pillow(stripes, 96, size)[:, 2:-2].astype(int)
-    assert np.abs(out - 127.5).max() <= np.abs(truth - 127.5).max() + 8
-
-
-@pytest.mark.parametrize(
-    "size, new",
-    [
-        *(((37, 53), new) for new in ((1, 1), (5, 7), (8, 300), (500, 8), (37, 53))),
-        ((1, 1), (4, 9)),
-        ((1, 1000), (16, 16)),
-    ],
-)
-def test_an_image_of_one_color_keeps_it(size, new):
-    out = resize_fast(np.full((*size, 3), (1, 128, 254), np.uint8), *new)
-    assert out.shape == (*new, 3)
-    assert (out == (1, 128, 254)).all()
