@@ -283,7 +283,9 @@ class ThreadTasks:
         self._read_chunk = functools.partial(
             read_chunk, allocate=functools.partial(np.empty, dtype=np.uint8)
         )
-        self._executor = threads and concurrent.futures.ThreadPoolExecutor(threads)
+        self._executor = None
+        if threads:
+            self._executor = concurrent.futures.ThreadPoolExecutor(threads)
 
     def submit_task(self, task_number: int) -> Callable[[], BatchChunk]:
         """Submit a task; return a function that waits for its result."""

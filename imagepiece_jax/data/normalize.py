@@ -69,9 +69,9 @@ def normalize(
         )
     normalization = Normalization(mean, std)
     shape = (1,) * (images.ndim - 1) + (3,)
-    arguments = [images, np.float32(255)]
+    arguments: Any = [images, np.float32(255)]
     for channel_values in (normalization.mean, normalization.std):
-        arguments.append(np.float32(channel_values).reshape(shape))
+        arguments.append(np.array(channel_values, np.float32).reshape(shape))
     if not isinstance(images, jax.core.Tracer):  # a transfer guard allows device_put
         arguments = jax.device_put(arguments)
     pixels, white_level, channel_mean, channel_std = arguments

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -163,7 +164,7 @@ class _Worker:
         finally:
             os.close(write_end)
         self.process = process
-        self.task_stream = process.stdin
+        self.task_stream: Any = process.stdin
         self.result_stream = os.fdopen(read_end, "rb")
 
     def death_error(self):

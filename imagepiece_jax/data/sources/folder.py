@@ -180,8 +180,8 @@ def open_class_folders(
     class_folders, left_out_paths = _list_class_folders(root, subfolder)
     folders_by_label = class_folders
     if len(splits) == 2:
-        folders_by_label, _ = _list_class_folders(root, splits["train"])
-        val_folders, _ = _list_class_folders(root, splits["val"])
+        folders_by_label = _list_class_folders(root, splits["train"])[0]
+        val_folders = _list_class_folders(root, splits["val"])[0]
         train_classes = {*map(class_names.composed_name, folders_by_label)}
         val_classes = {*map(class_names.composed_name, val_folders)}
         if train_classes != val_classes:
