@@ -6,7 +6,6 @@ grow stronger with the magnitude does. Results equal Pillow's and timm's to one 
 """
 
 import functools
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -128,8 +127,9 @@ def _smooth_images(images):
 
 def _gray_levels(images):
     """Gray levels from 0 to 255, int32 [B, H, W]."""
-    channels = jnp.unstack(images.astype(jnp.int32), axis=-1)
-    weighted_sum = sum(map(operator.mul, LUMINANCE_WEIGHTS, channels))
+    red, green, blue = jnp.unstack(images.astype(jnp.int32), axis=-1)
+    red_weight, green_weight, blue_weight = LUMINANCE_WEIGHTS
+    weighted_sum = red_weight * red + green_weight * green + blue_weight * blue
     return (weighted_sum + 0x8000) >> 16  # weights are in 65,536ths; rounded
 
 

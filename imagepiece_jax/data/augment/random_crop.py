@@ -55,7 +55,8 @@ def random_resized_crop(
     height, width = image_sides(image_size)
     # relative to the output's aspect
     aspect = (BOX_ASPECT[0] * (width / height), BOX_ASPECT[1] * (width / height))
-    box = draw_crop_box(*image.shape[:2], rng, area, aspect)
+    image_height, image_width = image.shape[:2]
+    box = draw_crop_box(image_height, image_width, rng, area, aspect)
     top, left, box_height, box_width = box
     cropped_image = image[top : top + box_height, left : left + box_width]
     return preprocessing.resize_exactly(cropped_image, height, width)
