@@ -57,7 +57,7 @@ def test_cells_print_their_stored_outputs(tmp_path, monkeypatch, capsys):
 
     plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", show)
-    monkeypatch.setattr(hub, "fetch_repository_files", refuse)
+    monkeypatch.setattr(hub, "fetch_folder", refuse)
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     recover = imagepiece_jax.recover

@@ -1,7 +1,6 @@
 """What a path holds: kinds of places, their names, and errors."""
 
 import json
-import pathlib
 
 import pytest
 
@@ -74,11 +73,8 @@ def test_only_runs_are_run_folders(tmp_path, monkeypatch):
         assert locate_config(path).kind == RUN_KIND
 
 
-IDS = ["hf://name", "hf://org/name/file", "hf://org/name@", pathlib.Path("hf://o/n")]
-
-
-@pytest.mark.parametrize("path", [*IDS, "w.pth"])
+@pytest.mark.parametrize("path", ["hf://org/name/file", "hf:/o/n", "w.pth"])
 def test_neither_an_id_nor_a_path_is_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with refused("no such file or folder" if path == "w.pth" else "hf://OWNER/NAME"):
+    with refused(path):
         imagepiece_jax.load(path)
