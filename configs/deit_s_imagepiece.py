@@ -18,6 +18,13 @@ its speed:
 python train.py --config configs/deit_s_imagepiece.py \\
         "--config.reduction=imagepiece:merge_ratio=0.15:prune_blocks=()"
     2.86 GMACs, 76 final tokens, 6.59 EFLOP, published acc1 79.67
+
+With keep rate 0.6, at about the baselines' accuracy. The paper's 79.38 seems to belong
+to the model trained at keep rate 0.8, evaluated at 0.6 without retraining:
+
+python train.py --config configs/deit_s_imagepiece.py \\
+        --config.reduction=imagepiece:keep_rate=0.6
+    2.17 GMACs, 26 final tokens, 5.01 EFLOP, no published acc1
 """
 
 from configs import deit_s

@@ -252,7 +252,7 @@ def write_lcb_page(paper):
     lines = []
     for stem, row in STEMS.items():
         line = [row.name, published.format_figure(published.LCB_SIMILARITY[stem], 4)]
-        models = find_models(paper, row, by_stem=True)
+        models = find_models(paper, row)
         if not models:
             blanks = [BLANK] * len(STEM_FIGURES)
             lines.append([*line, "", *blanks])
@@ -263,8 +263,6 @@ def write_lcb_page(paper):
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     head += STEM_FIGURES.values()
     more = {"merge": "ImagePiece's first"}
-    if paper.models.trains:
-        more["convolutional stem"] = "fresh, and has learned little"
     text = markdown_table(head, lines)
     title = "likeness of candidates by stem"
     paper.write_page("lcb-similarity", title, text, paper.facts(more))

@@ -1,7 +1,6 @@
 """Controls of ImagePiece, as methods: each does one thing otherwise.
 
-The tables of docs/results/imagepiece.md call the first three
-"imagepiece drop", "imagepiece random" and "imagepiece tome".
+docs/imagepiece.md has the first three: dropping, random pairs, ToMe's matching.
 """
 
 import contextlib

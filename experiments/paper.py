@@ -2,15 +2,13 @@
 
 python -m experiments table1 --data folder:PATH --weights FILE_OR_RUN
 python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
-python -m experiments table1 --data ... --weights FILE --small
 
-With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
-runs trained with each reduction; --small fine-tunes the weights with each reduction,
-for a few epochs and seeds. OUT gets a page NAME.md, and a line of OUT/points.jsonl for
+With --weights one checkpoint stands for every row, off the shelf; --runs takes runs
+trained with each reduction. OUT gets a page NAME.md, and a line of OUT/points.jsonl for
 every result: the same command measures only results without a line.
 
-NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
-lcb-similarity, combos, ablation; or all of them.
+NAME: table1, table2, hyperspeed, table3, reassess, similarity, overlap, lcb-similarity,
+combos, ablation; or all of them.
 """
 
 import dataclasses
@@ -24,24 +22,8 @@ import jax
 import numpy as np
 from tyro.conf import Positional, arg
 
-from configs import deit_ti_finetune_small
-from experiments import (
-    analysis,
-    controls,
-    hyperspeed,
-    masking,
-    merges,
-    paper_tables,
-    study,
-)
-from experiments.models import (
-    Finetuner,
-    Models,
-    OffTheShelf,
-    TrainedRuns,
-    load_runs,
-    take_from_weights,
-)
+from experiments import analysis, controls, hyperspeed, merges, paper_tables, study
+from experiments.models import Models, OffTheShelf, TrainedRuns, load_runs
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark.workloads import call_on_noise
 from imagepiece_jax.common import device, parallel, timer, xla_options
@@ -73,7 +55,6 @@ TABLES = {
     "table2": paper_tables.write_table2,
     "hyperspeed": hyperspeed.write_hyperspeed_page,
     "table3": paper_tables.write_table3,
-    "masking": masking.write_masking_page,
     "reassess": analysis.write_reassess_page,
     "similarity": analysis.write_similarity_page,
     "overlap": analysis.write_overlap_page,
@@ -82,7 +63,6 @@ TABLES = {
     "ablation": paper_tables.write_ablation_page,
 }
 ALL = "all"
-WITHOUT_TRAINING = ("table3",)  # which have no form with --small
 MOST_KEPT = 2**30  # bytes of pixels: smaller sets are read once and kept
 LEGEND = (
     "Brackets are 95 % intervals. Published figures are for trained models on "
@@ -102,7 +82,7 @@ class Options:
     digits."""
 
     weights: str | None = None
-    """One checkpoint off the shelf, or what small runs start from."""
+    """One checkpoint, off the shelf."""
 
     config: str | None = None
     """What the model is, where the weights do not say it: timm's name of a public one,
@@ -119,12 +99,6 @@ class Options:
 
     runs: str | None = None
     """A folder of trained runs, one a model."""
-
-    small: bool = False
-    """Fine-tune the weights for every model."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Of small runs."""
 
     out: pathlib.Path = pathlib.Path("runs/experiments")
     """The folder of pages and results."""
@@ -401,22 +375,8 @@ class Study:
 # The command
 
 
-def select_tables(name: str, small: bool) -> list[str]:
-    """Names of the tables to make.
-
-    Raises InputError for an unknown name, or a table without a form with `small`.
-    """
-    check_choice("NAME", name, (*TABLES, ALL))
-    trained = [table for table in TABLES if table not in WITHOUT_TRAINING]
-    if small and name in WITHOUT_TRAINING:
-        raise InputError(f"small has no form of {name}")
-    if name != ALL:
-        return [name]
-    return trained if small else list(TABLES)
-
-
 def open_models(options: Options) -> Models:
-    """Trained runs, a Finetuner, or one checkpoint off the shelf."""
+    """Trained runs, or one checkpoint off the shelf."""
     dtype = options.dtype or xla_options.fast_dtype()
     if options.runs:
         return TrainedRuns(tuple(load_runs(options.runs, dtype)))
@@ -431,15 +391,7 @@ def open_models(options: Options) -> Models:
         dtype=dtype,
         checkpoint=checkpoint,
     )
-    if not options.small:
-        return OffTheShelf(vit)
-    recipe = deit_ti_finetune_small.get_config()
-    recipe.model.dtype = dtype
-    recipe.data.workers = options.readers
-    recipe.data.threads = 2 if options.readers else 0
-    take_from_weights(recipe, vit)
-    seeds = tuple(dict.fromkeys(options.seeds))
-    return Finetuner(recipe, vit, options.data, options.out / "small", seeds)
+    return OffTheShelf(vit)
 
 
 def open_images(models: Models, options: Options) -> StudyImages:
@@ -494,13 +446,12 @@ def make_tables(names: list[str], paper: Study):
 def main(options: Options):
     """Make the paper's tables and figures: published beside measured.
 
-    With weights alone one checkpoint stands for every row, off the shelf.
+    With weights one checkpoint stands for every row, off the shelf.
     """
-    names = select_tables(options.table, options.small)
+    check_choice("NAME", options.table, (*TABLES, ALL))
+    names = [*TABLES] if options.table == ALL else [options.table]
     if bool(options.runs) == bool(options.weights):
         raise InputError("give either weights or runs")
-    if options.runs and options.small:
-        raise InputError("runs is given with small")
     models = open_models(options)
     images = open_images(models, options)
     clock = None

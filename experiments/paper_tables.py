@@ -119,16 +119,16 @@ class Measured:
 Results = Mapping[str, Measured | None]
 
 
-def find_models(paper, row: TableRow, by_stem: bool = False) -> list[Model]:
+def find_models(paper, row: TableRow) -> list[Model]:
     """The models of a row, one a seed, as `Models.find` has them."""
     trained = row.reduction if row.trained is None else row.trained
-    models = paper.models.find(trained, row.stem, by_stem)
+    models = paper.models.find(trained, row.stem)
     if row.trained is None:
         return models
     return [(vit, row.reduction) for vit, _ in models]
 
 
-def measure_rows(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Results:
+def measure_rows(paper, rows: tuple[TableRow, ...]) -> Results:
     """Measure the rows of a table, and the dense model.
 
     Raises InputError where there is not one model.
@@ -136,7 +136,7 @@ def measure_rows(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Re
     models = {}
     for row in (DENSE, *rows):
         if row not in models:
-            models[row] = find_models(paper, row, by_stem)
+            models[row] = find_models(paper, row)
     for vits in models.values():
         for vit, reduction in vits:
             vit.reduced_model(reduction)  # fail before anything is measured
@@ -144,7 +144,7 @@ def measure_rows(paper, rows: tuple[TableRow, ...], by_stem: bool = False) -> Re
         paths = [str(vit.origin.path) for vit in paper.models.weights]
         names = ", ".join(paths)
         problem = f"has no model but {names or 'none'}"
-        allowed = "--weights of a row, --runs with trained ones, or --small"
+        allowed = "--weights of a row, or --runs with trained ones"
         raise InputError(f"this table {problem}; allowed: {allowed}")
     results = {}
     for row, vits in models.items():
@@ -215,20 +215,9 @@ def rows_table(rows, results: Results, printed: Mapping, whose: str) -> str:
             line.append("none")
             line += [BLANK] * (len(head) - len(line))
         else:
-            line[0] += matched_fields(measured)
             line += measured_cells(measured, dense, several)
         lines.append(line)
     return markdown_table(head, lines)
-
-
-def matched_fields(measured: Measured) -> str:
-    """Fields that matching took from the row's reduction to another: " (r=9)"."""
-    ours = str(Reduction.read(measured.reduction)).split(":")
-    usual = str(Reduction.read(measured.row.reduction)).split(":")
-    fields = [part for part in ours if part not in usual]
-    if not fields:
-        return ""
-    return f" ({', '.join(fields)})"
 
 
 def measured_cells(
@@ -281,7 +270,6 @@ def write_table_page(
     title: str,
     rows: tuple[TableRow, ...],
     *,
-    by_stem: bool = False,
     more: Callable[[Results], str] | None = None,
     sizes: tuple[str, ...] = ("deit_s",),
 ):
@@ -290,7 +278,7 @@ def write_table_page(
     more: makes a further table of the results
     sizes: as `published_figures` takes them
     """
-    results = measure_rows(paper, rows, by_stem)
+    results = measure_rows(paper, rows)
     text = rows_table(rows, results, *published_figures(results, sizes))
     further = more(results) if more else ""
     paper.write_page(name, title, text, describe_table(paper, results), further)
@@ -447,16 +435,9 @@ ABLATION = (*STEMS, *list_switches("patch"), *list_switches("conv"))
 
 
 def write_ablation_page(paper):
-    """ImagePiece's stem and all of its switches, as ablation.md.
-
-    Fine-tuned models have the stem and the schedule alone.
-    """
-    rows = ABLATION
-    if paper.models.trains:
-        later = TableRow("imagepiece_later", "imagepiece_later")
-        rows = (*STEMS, later)
+    """ImagePiece's stem and all of its switches, as ablation.md."""
     title = "local coherence bias and switches"
-    write_table_page(paper, "ablation", title, rows, by_stem=True, more=switches_table)
+    write_table_page(paper, "ablation", title, ABLATION, more=switches_table)
 
 
 def switches_table(results: Results) -> str:

@@ -78,9 +78,6 @@ for number in ${*:-1 2 3 4}; do
   # shellcheck disable=SC2086 # words
   case $number in
     1)
-      for size in vit_so400m_patch14_siglip_224 deit_small_patch16_224; do
-        part 90 "$PYTHON" -m tools.host_time $size --inside 0 65536 --dtype bfloat16
-      done
       for case in so400m vit_b deit_s; do
         speed 100 --cases $case --models half --at-once 1 8 256 \
           --xla default unpadded

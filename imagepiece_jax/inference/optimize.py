@@ -352,7 +352,7 @@ def uses_size_direction(model: ViT, sizes: str | None = None) -> bool:
     """
     if sizes == "bias" or not size_direction.has_sizes(model):
         return False
-    # A direction changes the dense model less than bfloat16 does (docs/results/forms).
+    # A direction changes the dense model less than bfloat16 (docs/results/tried.md).
     refusal = size_direction.refusal_reason(model)
     if sizes == "direction" and refusal:
         raise InputError(f"sizes is 'direction', but the model {refusal}")
@@ -377,7 +377,7 @@ def default_gelu(model: ViT, device: jax.Device) -> str:
     """Choose the default GELU: the model's own, or "tanh" for "exact" on GPUs."""
     # GPUs compute "tanh" in the kernel of the product before it. "exact" is a kernel of
     # its own, which takes a fifth of a dense model's time. In 16-bit dtypes "tanh"
-    # changes the dense model less than bfloat16 does (docs/results/forms); float32
+    # changes the dense model less than bfloat16 does (docs/results/tried.md); float32
     # stays exact.
     gelu = model.config.arch.gelu
     is_exact = gelu == "exact" and model.config.arch.has_gelu
@@ -387,7 +387,7 @@ def default_gelu(model: ViT, device: jax.Device) -> str:
 def default_reductions(model: ViT, device: jax.Device) -> str:
     """Choose the default reductions: "fast" in 16-bit dtypes on GPUs."""
     # Fast reductions take half as many kernels (PERFORMANCE.md, "Few kernels"). Except
-    # near ties they change a model less than bfloat16 does (docs/results/forms).
+    # near ties they change a model less than bfloat16 does (docs/results/tried.md).
     return "fast" if is_16_bit_on_gpu(model, device) else "exact"
 
 

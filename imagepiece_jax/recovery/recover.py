@@ -49,7 +49,7 @@ from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
 # values for all three costs, outputs are 1.1 to 1.3 times as far from the dense model
-# (docs/results/recover_sharp).
+# (docs/results/tried.md).
 RECOVERED_COSTS = (0.6, 0.5, 0.4)
 WARM_UP_SHARE = 0.05  # share of training with a rising learning rate
 # Training has diverged if its distance, at CHECK_SHARE of the training, is above

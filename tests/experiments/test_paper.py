@@ -25,8 +25,7 @@ DIGITS = "--data=digits"
     "words, message",
     [
         (["table1", DIGITS], "weights"),
-        (["table3", DIGITS, "--small"], "table3"),
-        (["table1", DIGITS, "--small", "--runs=x"], "runs"),
+        (["table4", DIGITS, "--weights=x"], "NAME"),
     ],
 )
 def test_mistakes_are_named(tmp_path, words, message):

@@ -56,21 +56,11 @@ def test_readmes_typed_shares_are_the_measured_reductions(stored):
             assert reducers[0] == reducers[1]
 
 
-def test_rows_name_sources_and_have_their_bits_accuracy(stored):
-    settings = set()
-    for row in stored.rows:
-        assert 100 * stored.bits(row).mean() == pytest.approx(row.acc1[0])
-        source = stored.sources[row.source]
-        assert "--resize none" in source["command"]
-        settings.add((source["study"], row.method, row.share, str(row.setting)))
-    assert len(settings) == len(stored.rows)  # without repetitions
-    named = {row.source for row in stored.rows}
+def test_rows_name_all_sources(stored):
+    named = set()
     for row in stored.readme:
-        named |= {
-            row[name]
-            for name in ("source", "recovered_source", "h200_source")
-            if name in row
-        }
+        names = ("source", "recovered_source", "h200_source")
+        named |= {row[name] for name in names if name in row}
     assert named == set(stored.sources)
 
 
@@ -79,8 +69,8 @@ def test_the_comparison_page_has_the_results_figures():
     page = "docs/results/comparison.md"
     recovered, *_ = markdown.tables(markdown.section(page, "Recovered"))
     by_model = {row["model"]: row for row in recovered}
-    page = "docs/results/performance.md"
-    *_, timed, _ = markdown.tables(markdown.section(page, "How fast"))
+    tables = markdown.tables(markdown.section("docs/results/speed.md", "How fast"))
+    (timed,) = [table for table in tables if "times the dense" in table[0]]
     on_gpu = {row["setting"].replace(" in ", ", "): row for row in timed}
     for row in rows:
         measured = by_model[row["setting"]]

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.run_command import start
 
 COMMANDS = """
-compile_only drill gpu_speed host_time onnx_speed torch_baselines
+compile_only gpu_speed onnx_speed torch_baselines
 """.split()
 
 

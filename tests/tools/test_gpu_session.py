@@ -8,16 +8,13 @@ import subprocess
 import pytest
 
 from imagepiece_jax.benchmark import suite
-from imagepiece_jax.common.timer import Timing
-from tests.helpers import tiny_vit
 from tests.helpers.run_command import call
 from tests.helpers.small_runs import ROOT
-from tools import gpu_speed, host_time, torch_baselines
+from tools import gpu_speed, torch_baselines
 
 COMMANDS = {
     "torch_baselines": torch_baselines.main,
     "gpu_speed": gpu_speed.main,
-    "host_time": host_time.main,
     "doctor": lambda: None,
 }
 
@@ -46,10 +43,6 @@ def timed(monkeypatch):
         return []
 
     monkeypatch.setattr(gpu_speed, "measure_case", measure)
-    monkeypatch.setattr(
-        host_time, "with_random_weights", lambda _: tiny_vit.pretrained()
-    )
-    monkeypatch.setattr(host_time, "RULES", Timing(warmup=1, repeats=1, seconds=0))
     monkeypatch.setattr(torch_baselines, "prepare_torch", lambda *_: None)
     monkeypatch.setattr(suite, "make_case_groups", lambda *_: [{}])
     monkeypatch.setattr(suite, "time_groups", lambda *_: None)

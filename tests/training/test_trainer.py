@@ -353,7 +353,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
 
 @pytest.mark.slow
 def test_hosts_with_different_configs_are_refused(tmp_path):
-    """Both name the field and leave no folder; see tests/tools/test_drill.py."""
+    """Both name the field and leave no folder."""
     run = tmp_path / "run"
     processes = small_runs.start_two(run, small_runs.SMALL, tmp_path / "cache", lr=0.5)
     assert forked_processes.statuses(processes, timeout=100) == [2, 2]

@@ -156,7 +156,7 @@ class ImagePiece(Method):
         """
         # Merge, merge, prune, repeated depth // 4 times; the last blocks stay dense. We
         # read the paper's layer numbers as counted from 1: its speeds agree with this
-        # (docs/results/imagepiece.md).
+        # (docs/imagepiece.md).
         num_cycles = depth // 4
         if num_cycles == 0:
             raise InputError(

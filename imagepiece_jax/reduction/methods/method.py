@@ -27,7 +27,7 @@ from imagepiece_jax.reduction.block_plan import (
 )
 from imagepiece_jax.reduction.reducers import METRICS, SCORES
 
-# {field of a method: its values}; docs/results/scores.md compares the scores
+# {field of a method: its values}; docs/results/tried.md compares the scores
 CHOICES = {"score": tuple(SCORES), "metric": METRICS}
 
 

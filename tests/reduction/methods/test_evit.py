@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import deit_s_evit, deit_s_evit_finetune
+from configs import deit_s_evit
 from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import count_programs
@@ -32,9 +32,3 @@ def test_a_warm_up_compiles_75_programs():
     assert count_programs(run) == 75
     assert models[-1].plan == run.create_model().plan
     assert not any(layer.counts for layer in models[0].plan)
-
-
-def test_the_fine_tuning_variant_is_one_program():
-    run = RunConfig.from_config(deit_s_evit_finetune.get_config())
-    assert count_programs(run) == 1
-    assert run.create_train_model(0).plan == run.create_model().plan

@@ -12,7 +12,6 @@ from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
 from tests.helpers import small_runs
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
-from tools import drill
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
@@ -103,7 +102,8 @@ def test_a_busy_process_ends_at_once(where, signum):
 @pytest.mark.usefixtures("quickly_begun")
 def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     workdir = tmp_path / "run"
-    fields = drill.FIELDS | {"model.stem": "patch"}
+    fields = {"model.depth": 1, "model.patch_size": 4, "reduction": "none"}
+    fields |= {"model.stem": "patch", "model.embed_dim": 16, "model.num_heads": 2}
     process = small_runs.start(workdir, fields, tmp_path / "cache", quick=True)
     while not (workdir / "metrics.jsonl").exists():  # opened before the compile
         assert process.poll() is None, workdir.with_name("run.log").read_text()
