@@ -33,7 +33,7 @@ WORKDIR = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "compile the training step, print tokens, cost, memory, and exit (takes minutes)",
+    "print tokens, cost and data in seconds, memory in minutes, and write nothing",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -53,7 +53,6 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     try:
         check_fields(argv)
-        argv = [replace_old_name(word) for word in argv]
         words = flags.FLAGS(with_own_config(argv))
         if words[1:]:
             raise InputError(f"{words[1]!r} belongs to no flag")
@@ -96,14 +95,6 @@ def with_own_config(argv: list[str]) -> list[str]:
     run_files.read_run_file(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
-
-
-def replace_old_name(word: str) -> str:
-    """Read configs/deit_s_tome.py:deit_ti, a former file, as deit_s.py:deit_ti,tome."""
-    old = re.fullmatch(r"((?:--?config=)?(.*deit_s))_(\w+)\.py:?(\w*)", word)
-    if old is None or pathlib.Path(f"{old[2]}_{old[3]}.py").exists():
-        return word
-    return f"{old[1]}.py:{old[4] or 'deit_s'},{old[3]}"
 
 
 def split_words(config: ConfigDict) -> None:

@@ -2,16 +2,25 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
+import imagepiece_jax
 import train
 from configs import _run, base
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.create import create_model
+from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
-from tests.helpers import small_runs
+from tests.helpers import named_models, small_runs, tiny_vit
+from tests.helpers.picture_files import noise, write_images
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
+from tests.test_configs import parse_command
+
+# config_flags reads files this way on Python 3.11.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
 
 README = ROOT / "README.md"
 QUICKSTART = "--config=configs/quickstart.py"
@@ -125,18 +134,45 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "word, read, name",
-    [
-        ("--config=configs/deit_s_tome.py", "deit_s.py:deit_s,tome", "deit_s_tome"),
-        ("configs/deit_s_mctf.py:deit_ti", "deit_s.py:deit_ti,mctf", "deit_ti_mctf"),
-        ("configs/deit_s_evit.py:deit_ti", "deit_s_evit.py:deit_ti", "deit_ti_evit"),
-        ("x/deit_s.py:deit_b,tome:r=8", "deit_s.py:deit_b,tome:r=8", "deit_b_tome_r_8"),
-        ("configs/quickstart.py", "quickstart.py", "quickstart"),
-    ],
-)
-def test_former_config_files_become_arguments(word, read, name, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    path = train.replace_old_name(word)
-    assert path == word.rpartition("/")[0] + "/" + read
-    assert train.run_name(path.removeprefix("--config=")) == name
+def test_run_names():
+    assert train.run_name("configs/deit_s_evit.py:deit_ti") == "deit_ti_evit"
+    assert train.run_name("x/deit_s.py:deit_b,tome:r=8") == "deit_b_tome_r_8"
+    assert train.run_name("configs/quickstart.py") == "quickstart"
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """Four classes of nine training and two validation images, and one-block DeiT."""
+    images = noise(4, 11, 64, 48)
+    for name, class_images in zip("abcd", images, strict=True):
+        write_images(tmp_path / "flowers" / "train" / name, class_images[:9])
+        write_images(tmp_path / "flowers" / "val" / name, class_images[9:])
+    model = create_model(named_models.config("deit_ti", depth=1))
+    vit = imagepiece_jax.Pretrained(model, tiny_vit.variables(model))
+    imagepiece_jax.save(vit, tmp_path / "start")
+    return tmp_path
+
+
+def test_an_own_folder_trains_as_the_page_says(own_folder):
+    text = (ROOT / "docs" / "training.md").read_text().replace("\\\n", " ")
+    block = text.partition("## Your own small folder, on a CPU")[2].split("```")[1]
+    (line,) = re.findall(r"^python (train\.py .*)$", block, re.M)
+    words = shlex.split(line.replace("deit_tiny_patch16_224-a1311bcf.pth", "start"))
+    words[0] = ROOT / "train.py"
+    words[words.index("--config") + 1] = ROOT / words[words.index("--config") + 1]
+    words += ["--config.model.depth=1", "--config.epochs=1"]
+    ended = start(*words, "--config.warmup_epochs=0", cwd=own_folder, imported=True)
+    assert ended.status == 0 and "accuracy " in ended.out, ended
+
+
+def test_mistakes_come_together_with_flags_that_mend_them(own_folder):
+    words = ["--config=configs/deit_s.py:deit_ti", "--config.model.depth=1"]
+    words += [f"--config.data.name={own_folder / 'flowers'}", "--config.epochs=3"]
+    config = parse_command(shlex.join(words))
+    with pytest.raises(InputError) as caught:
+        trainer.set_up_run(RunConfig.from_config(config), own_folder / "run")
+    flags = re.findall(r"--config\S+", str(caught.value))
+    assert flags[:2] == ["--config.num_classes=4", "--config.batch_size=32"]
+    assert len(flags) == len(str(caught.value).splitlines()) == 3
+    mended = parse_command(shlex.join([*words, *flags]))
+    trainer.set_up_run(RunConfig.from_config(mended), own_folder / "run")

@@ -1,7 +1,9 @@
 """A run's images, its length in steps, and the batches of both splits."""
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,30 +46,57 @@ def find_run_length(run: RunConfig, num_images: int) -> RunLength:
     return RunLength(epoch_steps, run.epochs, run.eval_every_epochs)
 
 
-def check_training(run: RunConfig, placement: Placement) -> None:
-    """Raise InputError for a config that cannot be trained."""
+def check_training(
+    run: RunConfig,
+    placement: Placement,
+    train: Source | None = None,
+    found_mistakes: Sequence[str] = (),
+) -> None:
+    """Raise InputError for a config that cannot be trained, with a line a mistake.
+
+    train: the training images; None: they are not checked
+    """
+    mistakes = [*found_mistakes]
     if not run.num_classes:
-        raise InputError("config.num_classes is 0; it must be 1 or more in training")
+        mistakes.append("config.num_classes is 0; it must be 1 or more in training")
     if run.model.dtype == "float16":
-        raise InputError(
+        mistakes.append(
             "config.model.dtype is 'float16', in which small gradients vanish in "
             "training; it must be 'float32' or 'bfloat16'"
         )
-    # Raises for a batch that does not split over devices and micro-batches.
-    placement.sample_positions(run.batch_size)
+    if train is not None and len(train) < run.batch_size:
+        mistakes.append(
+            f"config.batch_size is {run.batch_size}, but {run.data.name} has "
+            f"{len(train)} training images: "
+            f"--config.batch_size={2 ** (len(train).bit_length() - 1)}"
+        )
+    if run.warmup_epochs >= run.epochs:
+        mistakes.append(
+            f"config.warmup_epochs is {run.warmup_epochs}; it must be below "
+            f"config.epochs, {run.epochs}: --config.warmup_epochs={run.epochs / 10:g}"
+        )
+    try:  # a batch that does not split over devices and micro-batches
+        placement.sample_positions(run.batch_size)
+    except InputError as error:
+        mistakes.append(f"config.{error}")
     micro_batch_size = run.batch_size // run.grad_accum_steps
     mixes_images = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
     if mixes_images and micro_batch_size % 2:
-        raise InputError(
+        mistakes.append(
             f"config.batch_size is {run.batch_size}, which makes micro-batches of "
             f"{micro_batch_size}; they must be even, as mixup and cutmix pair images"
         )
+    if mistakes:
+        raise InputError("\n".join(mistakes))
 
 
-def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
+def open_images(
+    run: RunConfig, split: str, dry_run: bool = False, mistakes: list | None = None
+) -> Source:
     """Open the images of a split, "train" or "val".
 
     dry_run: accept ImageNet's published image count in place of its images
+    mistakes: gets the sentence about images with another number of classes
     Raises InputError if they cannot be opened or do not fit the config.
     """
     try:
@@ -75,6 +104,13 @@ def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     except InputError as error:
         if dry_run and run.data.name == IMAGENET_SOURCE:
             return CountedSource(split, run.num_classes)
+        if mistakes is not None:
+            with contextlib.suppress(InputError):
+                source = run.data.open_split(split)
+                if source.num_classes != run.num_classes:
+                    flag = f"--config.num_classes={source.num_classes}"
+                    mistakes.append(f"config.data: {error}: {flag}")
+                    return source
         raise InputError(f"config.data: {error}") from error
 
 
@@ -91,10 +127,11 @@ class RunData:
     def __init__(
         self, run: RunConfig, placement: Placement, dry_run: bool = False
     ) -> None:
-        check_training(run, placement)
+        mistakes = []
+        self.train = open_images(run, "train", dry_run, mistakes)
+        check_training(run, placement, self.train, mistakes)
         train_transform = run.data.train_transform(run.image_size)
         preprocessing = run.vit_config.preprocessing
-        self.train = open_images(run, "train", dry_run)
         self.val = open_images(run, "val", dry_run)
         data_name = run.data.name
         # Both splits must have the same classes, by name.

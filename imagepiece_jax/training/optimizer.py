@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training.config import RunConfig
 
@@ -31,15 +30,7 @@ NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 def create_optimizer(
     run: RunConfig, steps_per_epoch: int
 ) -> tuple[Schedule, Optimizer]:
-    """Create the learning rate's schedule and the optimizer.
-
-    Raises InputError for a warm-up as long as the run.
-    """
-    if run.warmup_epochs >= run.epochs:
-        raise InputError(
-            f"config.warmup_epochs is {run.warmup_epochs}; it must be below "
-            f"config.epochs, {run.epochs}"
-        )
+    """Create the learning rate's schedule and the optimizer."""
     lr_schedule = functools.partial(
         learning_rate, run=run, steps_per_epoch=steps_per_epoch
     )

@@ -17,7 +17,6 @@ from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData, find_run_length
 from imagepiece_jax.training.logging import print_line, read_metrics
-from imagepiece_jax.training.train_step import count_programs
 
 if TYPE_CHECKING:
     from imagepiece_jax.training.trainer import Run
@@ -64,10 +63,17 @@ def count_training_flop(
 
 
 def describe_dry_run(run: "Run") -> str:
-    """Describe a Run's memory and length. Compiles the last epoch's training step."""
+    """Print a Run's length, then compile its last step and describe its memory."""
     config = run.setup.config
     data = run.setup.data
     length = data.length
+    teacher = run.teacher
+    teacher_macs = model_macs(teacher.model) if teacher else 0
+    num_operations = count_training_flop(config, len(data.train), teacher_macs)
+    print_line(
+        f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
+        f"{num_operations / 1e18:#.3g} EFLOP{EFLOP_UNIT}"
+    )
     print_line("compiling the training step, which takes minutes on a few CPU cores")
     start_time = time.perf_counter()
     program = run.compile_step(length.epochs - 1)
@@ -75,18 +81,12 @@ def describe_dry_run(run: "Run") -> str:
     # One device's copy.
     device_state = parallel.unreplicate(run.state)
     state_megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(device_state)) / 1e6
-    teacher = run.teacher
-    teacher_macs = model_macs(teacher.model) if teacher else 0
-    num_operations = count_training_flop(config, len(data.train), teacher_macs)
     return (
         f"memory on each of {parallel.device_count()} devices: {state_megabytes:,.0f} "
         f"MB of weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB "
         f"of working space in the program for {jax.devices()[0].device_kind}, unlike "
         f"that for another device (compiled in {seconds:.0f} s)\n"
-        f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{num_operations / 1e18:#.3g} EFLOP{EFLOP_UNIT}; "
-        f"programs to compile: {count_programs(config)}; dry run: nothing "
-        "was written"
+        "dry run: nothing was written"
     )
 
 

@@ -51,8 +51,9 @@ def train_and_evaluate(
     """
     check_libraries()
     setup = set_up_run(config, workdir, dry_run)
+    print_line(report.describe_data(setup.config, setup.data))
+    print_line(report.describe_model(setup.model, setup.dense_model))
     with open_run(setup, dry_run) as run:
-        print_line(report.describe_data(setup.config, setup.data))
         if dry_run:
             print_line(report.describe_dry_run(run))
             return None
@@ -217,7 +218,6 @@ def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
     teacher_record = teacher.make_record(teacher_variables) if teacher else None
     state = _make_first_state(setup, resumes)
     initial_weights.free_weights()  # frees host memory for the training
-    print_line(report.describe_model(setup.model, setup.dense_model))
     state, progress, step = keeper.begin_run(state, teacher_variables, teacher_record)
     if resumes and setup.loss is not micro_batch_loss:
         loss_name = getattr(setup.loss, "__name__", setup.loss)
