@@ -142,9 +142,8 @@ def first_and_last(paper, vit, reduction):
         similarities = {}
         for end, site in ends.items():
             inputs = outputs.reducer_inputs[site.step]
-            similarities[end] = merges.pair_similarity(
-                inputs, outputs.results[site.step]
-            )
+            pairs = site_pairs(outputs, site)
+            similarities[end] = merges.pair_similarity(inputs, pairs)
         return similarities
 
     def summarize(arrays):
@@ -168,6 +167,13 @@ def merging_sites(vit, reduction) -> list[merges.Site]:
     """The Sites that merge."""
     steps = merges.list_sites(vit.reduced_model(reduction))
     return [site for site in steps if site.merges]
+
+
+def site_pairs(outputs, site):
+    """`merges.merged_pairs` of a Site."""
+    inputs = outputs.reducer_inputs[site.step]
+    result = outputs.results[site.step]
+    return merges.merged_pairs(inputs, result, site.reducer, site.counts)
 
 
 def lowest_count(images: int) -> int:
@@ -226,11 +232,11 @@ def attended_shares(paper, vit, reduction):
     site, *_ = merging_sites(vit, reduction)
 
     def read(outputs, batch):
-        result = outputs.results[site.step]
+        pairs = site_pairs(outputs, site)
         attention = outputs.reducer_inputs[site.step].cls_attn
         shares = {}
         for kind, both in KINDS.items():
-            members = merges.mark_merged_tokens(result, site.counts.n_in, both)
+            members = merges.mark_merged_tokens(pairs, site.counts.n_in, both)
             for k in published.OVERLAP_K:
                 percent = merges.percent_attended(members, attention, k)
                 shares[f"{kind} {k}"] = percent
@@ -276,12 +282,12 @@ def first_merge(paper, vit, reduction):
     width = side // patch
 
     def read(outputs, batch):
-        result = outputs.results[site.step]
         inputs = outputs.reducer_inputs[site.step]
+        pairs = site_pairs(outputs, site)
         return {
-            "pairs": merges.pair_similarity(inputs, result),
+            "pairs": merges.pair_similarity(inputs, pairs),
             "candidates": merges.candidate_similarity(inputs, site.counts),
-            "distance": merges.pair_distance(result, width),
+            "distance": merges.pair_distance(pairs, width),
         }
 
     def summarize(arrays):

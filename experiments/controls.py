@@ -33,8 +33,8 @@ class RandomPairs(Retokenize):
     def needed_inputs(self):
         return super().needed_inputs - {"metric"} | {"rng"}
 
-    def similarity(self, inputs, candidates, size_a):
-        shape = (size_a, candidates.shape[1] - size_a)
+    def compare_sides(self, inputs, candidates, num_a):
+        shape = (num_a, candidates.shape[1] - num_a)
         return jax.vmap(lambda key: draw_uniform(key, shape))(inputs.rng)
 
 

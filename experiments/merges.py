@@ -12,13 +12,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.ranking import gather_rows, rank_tokens
+from imagepiece_jax.kernels.merging import is_in_slot
+from imagepiece_jax.kernels.ranking import (
+    gather_rows,
+    index_kept_tokens,
+    invert_order,
+    rank_tokens,
+)
 from imagepiece_jax.kernels.similarity import cosine_similarity, unit_vectors
 from imagepiece_jax.reduction.block_plan import (
     RemoveAtMostHalf,
     exact_ceil,
     plan_blocks,
 )
+from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Reducer
 
 
@@ -77,6 +84,7 @@ class Site:
     step: int
     merges: bool
     counts: Any
+    reducer: Any
 
 
 def list_sites(model) -> list[Site]:
@@ -85,21 +93,33 @@ def list_sites(model) -> list[Site]:
     for block, layer in enumerate(model.plan):
         if layer.counts:
             merges = isinstance(layer.step.rule, RemoveAtMostHalf)
-            all_sites.append(Site(block, len(all_sites), merges, layer.counts))
+            facts = (merges, layer.counts, layer.step.reducer)
+            all_sites.append(Site(block, len(all_sites), *facts))
     return all_sites
 
 
-def merged_pairs(result) -> tuple[jax.Array, jax.Array]:
-    """(tokens that left, tokens they were merged into), both [B, r], of a matching."""
-    index = result.index
-    return index.absorbed_tokens, jnp.take_along_axis(
-        index.kept_tokens, index.target_slots, axis=1
-    )
+def merged_pairs(inputs, result, reducer, counts) -> tuple[jax.Array, jax.Array]:
+    """(tokens that left, tokens they were merged into), both [B, r], of a matching.
+
+    reducer: a Bipartite or a Retokenize; a token of its side A left if its slot has
+        another token, of which there is one
+    """
+    token = jnp.arange(counts.n_in)[None]
+    is_a = (token + inputs.num_prefix) % 2 == 0
+    if isinstance(reducer, Retokenize):
+        place = rank_tokens(inputs.cls_attn) - (counts.n_in - counts.candidates)
+        is_a = (place >= 0) & (place % 2 == reducer.parity)
+    slot = result.slot_of_token
+    is_partner = (slot[:, :, None] == slot[:, None, :]) & ~is_a[:, None, :]
+    partner = jnp.max(jnp.where(is_partner, token[:, None, :], -1), axis=2)
+    index = index_kept_tokens(is_a & (partner >= 0))
+    left = invert_order(index, counts.n_in - counts.n_out)
+    return left, gather_rows(partner, left)
 
 
-def pair_similarity(inputs, result) -> jax.Array:
+def pair_similarity(inputs, pairs) -> jax.Array:
     """Mean cosine similarity of the merged pairs. [B]."""
-    left, partner = merged_pairs(result)
+    left, partner = pairs
     left_keys = unit_vectors(gather_rows(inputs.metric, left))
     partner_keys = unit_vectors(gather_rows(inputs.metric, partner))
     cosines = jnp.sum(left_keys * partner_keys, axis=-1)
@@ -118,14 +138,14 @@ def candidate_similarity(inputs, counts) -> jax.Array:
     return jnp.mean(cosines, axis=(1, 2))
 
 
-def pair_distance(result, width: int) -> jax.Array:
+def pair_distance(pairs, width: int) -> jax.Array:
     """Mean distance of the merged pairs, in patches from center to center. [B].
 
     The step's tokens must be single patches.
 
     width: number of patches in a row
     """
-    left, partner = merged_pairs(result)
+    left, partner = pairs
     rows = left // width - partner // width
     columns = left % width - partner % width
     squares = rows.astype(jnp.float32) ** 2 + columns**2
@@ -134,7 +154,7 @@ def pair_distance(result, width: int) -> jax.Array:
 
 def merged_slots(result) -> jax.Array:
     """Tokens after a matching that others were merged into. [B, n_out] bool."""
-    return mark_indices(result.index.target_slots, result.n_out)
+    return jnp.sum(is_in_slot(result.slot_of_token, result.n_out), axis=2) > 1
 
 
 def mark_indices(indices, n: int) -> jax.Array:
@@ -150,12 +170,12 @@ def attentive_share(merged, cls_attn, count: int) -> jax.Array:
     return shared / jnp.sum(merged, axis=1)
 
 
-def mark_merged_tokens(result, n: int, both: bool) -> jax.Array:
+def mark_merged_tokens(pairs, n: int, both: bool) -> jax.Array:
     """Which of `n` tokens a matching merges. [B, n] bool.
 
     both: count the tokens that others merge into, beside the leaving tokens
     """
-    tokens, partner = merged_pairs(result)
+    tokens, partner = pairs
     if both:
         tokens = jnp.concatenate([tokens, partner], axis=1)
     return mark_indices(tokens, n)

@@ -24,7 +24,12 @@ from imagepiece_jax.__main__ import command_files
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.ranking import gather_rows, invert_order, rank_tokens
+from imagepiece_jax.kernels.ranking import (
+    find_first_largest,
+    gather_rows,
+    invert_order,
+    rank_tokens,
+)
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import IMAGENET_MEAN
@@ -106,6 +111,7 @@ def test_the_written_reducer_fills_slots_and_drops_the_rest():
     space |= {"Reducer": Reducer, "rank_tokens": rank_tokens}
     space |= {"cosine_similarity": cosine_similarity}
     space |= {"gather_rows": gather_rows, "invert_order": invert_order}
+    space |= {"find_first_largest": find_first_largest}
     space |= {"Assignment": Assignment, "DROPPED": DROPPED}
     space |= {"ReducerInputs": ReducerInputs, "StepCounts": block_plan.StepCounts}
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"

@@ -111,9 +111,7 @@ def measure_batch(size, batch, models=()):
         variables = draw_variables(model, 0)
         macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
-        graph = build_onnx_model(
-            vit, batch_size=batch, gathers=True
-        ).SerializeToString()
+        graph = build_onnx_model(vit, batch_size=batch).SerializeToString()
         program = optimize(vit, batch_size=batch, dtype="float32")
         for runtime, call in (
             ("onnxruntime", onnxruntime_call(graph, images)),

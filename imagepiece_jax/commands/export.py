@@ -41,7 +41,6 @@ def main(
     pixels: bool = False,
     output: Literal["logits", "features", "patches"] = "logits",
     layout: str | None = None,
-    gathers: bool = False,
     images: tuple[str, ...] | None = None,
 ) -> None:
     """Write a model with its weights as an ONNX file.
@@ -58,8 +57,6 @@ def main(
         output: The program's outputs.
         layout: Write the folder that a program loads, such as immich; a wrong name
             lists all programs.
-        gathers: Sort and gather tokens by integers: a few percent faster on CPUs, but
-            tokens leave a browser's GPU. A layout for CPU programs always does.
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
     """
@@ -80,7 +77,6 @@ def main(
         output=output,
         layout=layout,
         dtype=weights.dtype,
-        gathers=gathers or None,
         images=image_paths or None,
     )
     facts = read_facts(file)

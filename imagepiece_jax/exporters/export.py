@@ -38,7 +38,6 @@ class ExportOptions(NamedTuple):
     output: str
     layout: str | None
     dtype: str
-    gathers: bool | None
     images: Any
 
 
@@ -83,7 +82,6 @@ def export(
     output: str = "logits",
     layout: str | None = None,
     dtype: str = "float32",
-    gathers: bool | None = None,
     images: Any = None,
 ) -> pathlib.Path:
     """Write a model with its weights as an ONNX file, which runs without this package.
@@ -104,16 +102,13 @@ def export(
         products with weights are quantized. Norms, softmax, and scores and order of
         reductions are float32 in every dtype, and so are outputs. In float16 the stem
         is float32, and so are blocks with large numbers
-    gathers: sort and gather tokens by integers: equal outputs, a few percent faster on
-        CPUs, but tokens leave a browser's GPU. None: what the layout's program wants;
-        False without a layout
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
     Returns the file's path.
     Raises InputError for a wrong argument, and for outputs that are not finite, before
         anything is written.
     """
-    program_options = (batch_size, gelu, pixels, output, layout, dtype, gathers)
+    program_options = (batch_size, gelu, pixels, output, layout, dtype)
     options = ExportOptions(*program_options, images)
     check_option_values(vit, options)
     check_option_pairs(options)
@@ -155,7 +150,6 @@ def check_option_values(vit: Pretrained, options: ExportOptions) -> None:
         check_range("batch_size", options.batch_size, 1, whole=True)
     check_gelu(vit.model, options.gelu)
     check_choice("dtype", options.dtype, tower.DTYPE_SUFFIXES)
-    check_choice("gathers", options.gathers, (None, True, False))
     if options.layout is not None:
         check_choice("layout", options.layout, tower.PROGRAM_LAYOUTS)
 
@@ -175,9 +169,6 @@ def check_option_pairs(options: ExportOptions) -> None:
 def choose_traced_model(vit: Pretrained, options: ExportOptions) -> TracedModel:
     """Choose what is traced, and check that the layout's program takes it."""
     layout = options.layout
-    if options.gathers is None:
-        gathers = layout is not None and tower.PROGRAM_LAYOUTS[layout].gathers
-        options = options._replace(gathers=gathers)
     config = vit.config.with_arch(gelu=options.gelu or vit.config.arch.gelu)
     dtype = options.dtype
     if dtype == "int8":  # made of the float32 graph
@@ -228,13 +219,10 @@ def make_program(traced_model: TracedModel, place: ExportPlace) -> MadeProgram:
     file_format = place.file_format
     input_options = {"batch_size": options.batch_size, "takes_pixels": options.pixels}
     with announced_work("exporting the model"):
-        graph = file_format.build_graph(
-            vit, **input_options, interface=interface, gathers=options.gathers
-        )
+        graph = file_format.build_graph(vit, **input_options, interface=interface)
     facts = program_facts.collect_facts(vit, interface, **input_options)
     facts |= file_format.FORMAT_FACTS
     facts |= {"layout": options.layout, "dtype": options.dtype}
-    facts["gathers"] = options.gathers
     facts["float32_parts"] = list(interface.model.execution.float32_parts)
     return MadeProgram(graph, facts)
 

@@ -1,13 +1,12 @@
 """An ONNX graph under construction.
 
-`onnx_primitives` adds nodes for JAX's primitives, `onnx_ops` for functions that
+`onnx_primitives` adds nodes for JAX's primitives, `onnx_kernels` for functions that
 `common.nodes` marks as a single node. An array is broadcast only where a node needs all
 of it, because ONNX's operators broadcast, too.
 
 JAX's integers are float32 in the graph, exact up to `LARGEST_INTEGER`, because
 onnxruntime's WebGPU provider has no int64, and would copy arrays to the CPU and back.
-int64 are the constants that count sides and axes. Only a graph that
-`uses_gather_nodes` also has int64 indices.
+int64 are only the constants that count sides and axes.
 """
 
 import collections
@@ -84,46 +83,14 @@ Values = Sequence[Value]
 Input = Value | ArrayLike  # of a node; integers count sides or axes
 
 
-@dataclasses.dataclass(frozen=True)
-class Note:
-    """Facts about a Value, from which `onnx_ops` chooses shorter programs."""
-
-    # (array, axis, start): the Value is consecutive rows of the array along one axis.
-    # `Graph.slice` writes it; `Graph.source_and_start` and `add_unit_vectors` read it.
-    slice_of: tuple[Value, int, int] | None = None
-    # The Value is this constant, broadcast. `Graph.expand` writes it, and
-    # `add_gather_rows` reads it.
-    constant: Value | None = None
-    # The Value holds indices [B, m] of tokens; the note is 1 at each index, [B, m, n].
-    # `onnx_ops` writes and reads it.
-    one_hot: Value | None = None
-    # int64 form of the Value's indices. `onnx_ops` writes and reads it.
-    int_index: Value | None = None
-    # The Value holds the tokens' ranks; the note holds the sorted tokens, int64.
-    # `add_rank_tokens` writes it, `add_invert_order` reads it.
-    sorted_tokens: Value | None = None
-    # (ranks [B, n], first): the Value holds the tokens with the ranks first, first + 1,
-    # .. `onnx_ops` writes and reads it.
-    ranks: tuple[Value, int] | None = None
-    # (values [B, n], ranks): the Value holds, per token, the value at the token's rank.
-    # `add_gather_rows` writes and reads it.
-    by_rank: tuple[Value, Value] | None = None
-    # (queries, key bias, weights): attention of all tokens, with the Value as keys.
-    # `add_dot_product_attention` writes it, `add_mean_attention` reads it.
-    attention: tuple[Value, Value | None, Value] | None = None
-
-
 class Graph:
     """Nodes and constants of an ONNX graph under construction, without duplicates.
 
     images: the input. Its first side may be open (a dimension of jax.export).
-    uses_gather_nodes: sort and gather tokens by int64 indices. Products with rows of 0
-        and 1 would give the same tokens on every device, but take longer on CPUs.
     """
 
-    def __init__(self, images: Value, uses_gather_nodes: bool = False) -> None:
+    def __init__(self, images: Value) -> None:
         self.images = images
-        self.uses_gather_nodes = uses_gather_nodes
         self.nodes: list[NodeProto] = []
         # {(dtype, shape, digest) of an array: (its name, array)}
         self.constants: dict[tuple, tuple[str, np.ndarray]] = {}
@@ -133,7 +100,6 @@ class Graph:
         # {name of a Value: (kind, operands, attributes) of its node}
         self._node_of_value: dict[str, tuple[str, list[Value], dict]]
         self._node_of_value = collections.defaultdict(lambda: ("", [], {}))
-        self.notes: dict[str, Note] = collections.defaultdict(Note)  # by a Value's name
 
     # Nodes
 
@@ -312,16 +278,15 @@ class Graph:
                 if (start, limit) == (end - part.shape[axis], end):
                     return part
         operands = [value, [start], [limit], [axis], [stride]]
-        sliced_value = self.add_node("Slice", operands, shape, value.dtype)
-        if stride == 1:
-            self.notes[sliced_value.name] = Note(slice_of=(value, axis, start))
-        return sliced_value
+        return self.add_node("Slice", operands, shape, value.dtype)
 
     def source_and_start(self, value: Value, axis: int) -> tuple[Value, int]:
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
-        source = self.notes[value.name].slice_of
-        if source and source[1] == axis:
-            return source[0], source[2]
+        kind, operands, _ = self._node_of_value[value.name]
+        numbers = [operand.array for operand in operands[1:]]
+        if kind == "Slice" and numbers[2:] == [axis, 1]:
+            (start,) = np.asarray(numbers[0])
+            return operands[0], int(start)
         return value, 0
 
     def expand(self, value: Value, shape: Shape) -> Value:
@@ -331,7 +296,6 @@ class Graph:
             return value
         if value.array is not None and not any(map(is_open_side, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
-        source = value
         own_sides = [1] * (len(shape) - value.ndim) + [*value.shape]
         opened_sides = [
             b if is_open_side(b) else a for a, b in zip(own_sides, shape, strict=True)
@@ -346,8 +310,6 @@ class Graph:
         repeats = [1 if a == b else b for a, b in zip(opened_sides, shape, strict=True)]
         if any(side != 1 for side in repeats):
             value = self.add_node("Expand", [value, repeats], shape, value.dtype)
-        if source.array is not None:
-            self.notes[value.name] = Note(constant=source)
         return value
 
     def _open_zeros(self, shape: Shape, dtype: DTypeLike) -> Value:
@@ -366,10 +328,6 @@ class Graph:
             zeros = self.concat([self.reshape(zeros, (batch, 1))] * rows_per_image, 1)
         zeros_shape = [side if is_open_side(side) else 1 for side in shape]
         return self.reshape(zeros, zeros_shape)
-
-    def broadcast_source(self, value: Value) -> Value:
-        """The constant broadcast to a Value; any other Value is its own source."""
-        return self.notes[value.name].constant or value
 
     def concat(self, values: Values, axis: int) -> Value:
         """Join Values along an axis."""

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from imagepiece_jax import kernels
 from imagepiece_jax.common import nodes, signals
 from imagepiece_jax.common.files import replace_file, replacement_file
 from imagepiece_jax.errors import InputError
@@ -39,7 +40,6 @@ def build_onnx_model(
     batch_size: int | None = None,
     takes_pixels: bool = False,
     interface: ProgramInterface | None = None,
-    gathers: bool = False,
 ) -> "ModelProto":
     """Build a model's ONNX graph, from images [batch, H, W, 3] to logits, both float32.
 
@@ -50,14 +50,13 @@ def build_onnx_model(
     batch_size: images per call; None: any number
     takes_pixels: uint8 images, normalized by the program; else float32
     interface: the program's inputs and outputs; None: images and logits
-    gathers: sort and gather tokens by int64 indices (`Graph`)
     """
     interface = interface or ProgramInterface(vit)
     check_deterministic(vit, interface.model)
     input_spec = interface.input_spec(batch_size, takes_pixels)
     params, jaxpr = trace_program(interface, vit.variables, input_spec)
     images = Value(input_spec.shape, np.dtype(input_spec.dtype), interface.input_name)
-    graph = Graph(images, uses_gather_nodes=gathers)
+    graph = Graph(images)
     # Weights are named first, so that initializers have the parameters' names.
     weights = name_weights(graph, params)
     output_values = add_equations(graph, jaxpr, [*weights, images])
@@ -88,7 +87,7 @@ def trace_program(
 ) -> tuple[dict[str, Any], ClosedJaxpr]:
     """Trace a program: (parameters in its dtypes, jaxpr of parameters and images)."""
     model, variables = optimize.fold_and_cast(interface.model, variables)
-    with nodes.marked_functions():
+    with nodes.marked_functions(), kernels.reference_forms():
         forward = interface.make_forward_function(model)
         jaxpr = jax.make_jaxpr(forward)(variables, input_spec)
     return variables["params"], jaxpr

@@ -17,7 +17,7 @@ from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters import onnx_ops
+from imagepiece_jax.exporters import onnx_kernels
 from imagepiece_jax.exporters.onnx_graph import (
     Graph,
     Shape,
@@ -56,7 +56,7 @@ def _add_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     if name == nodes.COMPOSITE_PRIMITIVE:
         operands = _broadcast_operands(graph, equation, operands)
         function_name, args, options = nodes.read_marked_call(equation, operands)
-        results = getattr(onnx_ops, f"add_{function_name}")(graph, *args, **options)
+        results = getattr(onnx_kernels, f"add_{function_name}")(graph, *args, **options)
         if results is None:  # no operators for these arguments
             jaxpr = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before
             return add_equations(graph, jaxpr, operands)
@@ -227,6 +227,8 @@ PRIMITIVE_FORMULAS = {
 
 @translates_primitive(*PRIMITIVE_FORMULAS)
 def _add_formula(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
+    if equation.primitive.name == "ne" and values[0] is values[1]:
+        return Value.constant(False)  # only NaN differs from itself: graphs read none
     numbers = map(graph.as_number, values)
     return PRIMITIVE_FORMULAS[equation.primitive.name](graph.add_elementwise, *numbers)
 
@@ -262,6 +264,8 @@ def _add_select(graph: Graph, equation: JaxprEqn, mask: Value, *cases: Value) ->
     if len(cases) != 2 or mask.dtype.kind != "b":
         raise no_operator_error("a choice among more than two")
     no, yes = cases
+    if mask.array is not None and not mask.array.any():
+        return no
     shape = broadcast_shapes(mask.shape, no.shape, yes.shape)
     dtype = yes.dtype
     if dtype.kind == "b":
@@ -443,10 +447,16 @@ def _add_reduction(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 @translates_primitive("argmax", "argmin", expand=True)
 def _add_arg_extremum(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+    """Find the first extremum without integers, which WebGPU lacks."""
     (axis,) = equation.params["axes"]
-    kind = {"argmax": "Max", "argmin": "Min"}[equation.primitive.name]
-    _, index = onnx_ops.find_extremum(graph, x, int(axis), kind)
-    return index
+    kind = {"argmax": "ReduceMax", "argmin": "ReduceMin"}[equation.primitive.name]
+    extremum = graph.add_reduction(kind, x, (axis,), keepdims=True)
+    is_extremum = graph.add_elementwise("Equal", x, extremum, dtype=bool)
+    length = x.shape[axis]
+    indices = np.expand_dims(np.arange(length), [i for i in range(x.ndim) if i != axis])
+    operands = [is_extremum, Value.constant(indices), np.float32(length)]
+    first_index = graph.add_node("Where", operands, x.shape, np.float32)
+    return graph.add_reduction("ReduceMin", first_index, (axis,))
 
 
 @translates_primitive("dot_general", expand=True)

@@ -43,7 +43,6 @@ class ProgramLayout:
     crops: modes of Preprocessing in which the program resizes beyond the image size,
         and crops
     takes_pixels: the program may hand over uint8 images
-    gathers: as for `export`; False for programs that run on any device
     """
 
     outputs: Callable[[Pretrained], dict[str, str]]
@@ -53,7 +52,6 @@ class ProgramLayout:
     takes_classes: bool = False
     crops: tuple[str, ...] = CROP_MODES
     takes_pixels: bool = False
-    gathers: bool = True
 
 
 def find_graph_file(
@@ -268,7 +266,6 @@ PROGRAM_LAYOUTS = {
             else "onnx/model{dtype}.onnx"
         ),
         takes_classes=True,
-        gathers=False,
     ),
     "fastembed": ProgramLayout(
         outputs=lambda vit: {"image_embeds": "image_embeds"},

@@ -13,7 +13,7 @@ from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenValues
 from imagepiece_jax.kernels.choice import is_reference
-from imagepiece_jax.kernels.merging import Assignment, merge_map
+from imagepiece_jax.kernels.merging import Assignment, is_in_slot, mix_tokens
 
 Backend = Literal["xla", "cudnn"]
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn")
@@ -73,7 +73,10 @@ def weighted_sum(
 ) -> QueryHeads:
     """Sum values by attention."""
     attention = attention.astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", attention, value)
+    # Straight to "bqhd", JAX would swap the operands, and an exported graph transpose
+    # the map.
+    out = jnp.einsum("bhqk,bkhd->bhqd", attention, value)
+    return out.transpose(0, 2, 1, 3)
 
 
 def attend_live_tokens(
@@ -98,7 +101,6 @@ def attend_live_tokens(
     return jnp.sum(terms, axis=1)
 
 
-@onnx_op
 def attend_merged(
     attention: Float[Array, "batch heads queries tokens"],
     value: Float[Array, "batch merged_tokens heads head_dim"],
@@ -107,12 +109,24 @@ def attend_merged(
 ) -> Float[Array, "batch merged_queries heads head_dim"]:
     """Sum merged tokens' values by an attention map that is merged like them.
 
+    Rows of the map are averaged like features, and columns are summed.
+
     attention: before the merge, from all tokens or from the prefix alone
     size: before the merge
+    Source: Lee et al. 2024, section 3.3.
     """
-    num_prefix = size.shape[1] - assignment.slot_of_token.shape[1]
-    merged_attention = merge_map(attention, assignment, size[:, num_prefix:])
-    return weighted_sum(merged_attention, value)
+    # Every token reads its slot's value, then the outputs merge like tokens. This is
+    # the product with the merged map, in another order.
+    batch, num_tokens = size.shape
+    num_prefix = num_tokens - assignment.slot_of_token.shape[1]
+    token_of_slot = is_in_slot(assignment.slot_of_token, assignment.n_out)
+    token_of_slot = token_of_slot.astype(jnp.float32).transpose(0, 2, 1)
+    rows = mix_tokens(value.reshape(*value.shape[:2], -1), token_of_slot)
+    out = weighted_sum(attention, rows.reshape(batch, num_tokens, *value.shape[2:]))
+    if out.shape[1] < num_tokens:
+        return out
+    matrix = assignment.slot_matrix(size[:, num_prefix:])
+    return mix_tokens(out.reshape(rows.shape), matrix).reshape(value.shape)
 
 
 def attention_columns(
@@ -256,7 +270,6 @@ def pad_tokens(
     return jnp.pad(x, padding)
 
 
-@onnx_op
 def dot_product_attention(
     query: QueryHeads,
     key: TokenHeads,

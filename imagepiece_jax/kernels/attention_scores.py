@@ -1,20 +1,14 @@
 """Token scores by attention from few queries."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.nodes import onnx_op
+from imagepiece_jax.kernels import attention, choice
 from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
-from imagepiece_jax.kernels.choice import is_fast, is_reference
-
-HeadLogits = Float[Array, "batch tokens heads"]
 
 
-@onnx_op
 def mean_attention(
     query: Float[Array, "#batch queries heads head_dim"],
     key: TokenHeads,
@@ -25,23 +19,21 @@ def mean_attention(
     query: the class token's, for example
     key_bias: added to the logits
     """
-    in_one_kernel = is_fast(key)  # before the cast, because the dtype decides
     query = query.astype(jnp.float32)
-    key = key.astype(jnp.float32)
-    products = jnp.sum(query[:, None] * key[:, :, None], axis=-1)  # [B, N, Q, H]
-    logits = products * query.shape[-1] ** -0.5
-    logits = logits.reshape(*logits.shape[:2], -1)  # [B, N, Q H]
-    if not in_one_kernel:
-        return attention_row(logits, key_bias)
-    if key_bias is not None:
-        logits = logits + key_bias[:, :, None]
-    # A GPU computes a whole softmax in one kernel if tokens are the innermost axis.
-    head_logits = logits.transpose(0, 2, 1)
-    head_logits = with_layout_constraint(head_logits, Layout((0, 1, 2)))
-    return jnp.mean(jax.nn.softmax(head_logits, axis=-1), axis=1)
+    if choice.is_reference():
+        attention_map = attention.attention_map(
+            query, key.astype(jnp.float32), key_bias
+        )
+        return jnp.mean(attention_map, axis=(1, 2))
+    # A GPU has no product for single queries, and fuses these sums.
+    logits = [
+        jnp.sum(query[:, i : i + 1] * key.astype(jnp.float32), axis=-1)  # [B, N, H]
+        for i in range(query.shape[1])
+    ]
+    logits = jnp.concatenate(logits, axis=2) * query.shape[-1] ** -0.5
+    return mean_softmax(logits, key_bias, choice.is_fast(key))
 
 
-@onnx_op
 def mean_query(
     query: TokenHeads, live_mask: TokenValues | None = None
 ) -> Float[Array, "batch 1 heads head_dim"]:
@@ -57,7 +49,6 @@ def mean_query(
     return query_sum / jnp.sum(live_mask, axis=1, keepdims=True)
 
 
-@onnx_op
 def class_and_mean_queries(
     query: TokenHeads, live_mask: TokenValues | None = None
 ) -> Float[Array, "batch 2 heads head_dim"]:
@@ -66,51 +57,16 @@ def class_and_mean_queries(
     return jnp.concatenate([class_query, mean_query(query, live_mask)], axis=1)
 
 
-def attention_row(
-    logits: HeadLogits, key_bias: TokenValues | None = None
+def mean_softmax(
+    logits: Float[Array, "batch tokens heads"],
+    key_bias: TokenValues | None = None,
+    in_one_kernel: bool = False,
 ) -> TokenValues:
-    """One query's attention to the tokens, mean over heads."""
+    """Softmax over tokens, mean over heads."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
-    if is_reference():
-        log_sum = jax.nn.logsumexp(jnp.maximum(logits, LOWEST_LOGIT), axis=1)
-    else:
-        log_sum = log_sum_exp(logits)
-    attention = jnp.exp(logits - log_sum[:, None, :])
-    return jnp.mean(attention, axis=2)
-
-
-LOWEST_LOGIT = -1e30  # replaces minus infinity: -inf - (-inf) is NaN
-
-
-@jax.custom_jvp
-def log_sum_exp(logits: HeadLogits) -> Float[Array, "batch heads"]:
-    """log(sum(exp(logits))) over tokens, in one pass."""
-    logits = jnp.maximum(logits, LOWEST_LOGIT)
-
-    def join(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
-        """Join two (maximum, sum of exp(logit - maximum))."""
-        max_logit = jnp.maximum(a[0], b[0])
-        exp_sum_a = a[1] * jnp.exp(a[0] - max_logit)
-        exp_sum_b = b[1] * jnp.exp(b[0] - max_logit)
-        return max_logit, exp_sum_a + exp_sum_b
-
-    start = (jnp.float32(LOWEST_LOGIT), jnp.float32(0))
-    operands = (logits, jnp.ones_like(logits))
-    max_logit, exp_sum = jax.lax.reduce(operands, start, join, (1,))
-    return max_logit + jnp.log(exp_sum)
-
-
-@log_sum_exp.defjvp
-def _log_sum_exp_jvp(
-    primals: tuple[HeadLogits], tangents: tuple[HeadLogits]
-) -> tuple[Float[Array, "batch heads"], Float[Array, "batch heads"]]:
-    """Return `log_sum_exp` and its tangent, the tangents' sum by attention."""
-    (logits,) = primals
-    (tangent,) = tangents
-    log_sum = log_sum_exp(logits)
-    attention = jnp.exp(logits - log_sum[:, None])
-    return log_sum, jnp.sum(attention * tangent, axis=1)
-
-
-log_sum_exp = onnx_op(log_sum_exp)
+    if not in_one_kernel:
+        return jnp.mean(jax.nn.softmax(logits, axis=1), axis=2)
+    # A GPU computes a whole softmax in one kernel if tokens are the innermost axis.
+    logits = with_layout_constraint(logits.transpose(0, 2, 1), Layout((0, 1, 2)))
+    return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=1)

@@ -1,100 +1,67 @@
-"""Ranking, counting and picking tokens.
+"""Ranking, counting and picking tokens, by comparing all pairs.
 
-Outside `reference_forms` nothing sorts, scatters or accumulates along an axis. Counted
-comparisons give ranks: one kernel on a GPU, where starting kernels costs most.
+Nothing sorts, scatters or accumulates along an axis: a comparison of all pairs is one
+kernel on a GPU, and every compiler for phones and browsers has it.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Num, Shaped
 
-from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenIndices
-from imagepiece_jax.kernels.choice import is_reference
+from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenIndices, TokenValues
 
 
-@onnx_op
-def rank_tokens(score: Num[Array, "batch tokens"]) -> Int32[Array, "batch tokens"]:
-    """Rank tokens from 0 by falling score, ties to the lower index.
-
-    score: floats, where NaN counts as minus infinity, or `order_key` keys
-    """
-    key = score
-    if not jnp.issubdtype(score.dtype, jnp.integer):
-        key = order_key(score)
-    if is_reference():
-        ranked_tokens = jnp.argsort(key, descending=True, stable=True)
-        return jnp.argsort(ranked_tokens).astype(jnp.int32)
-    own_index, other_index = _pair_indices(score)
-    # For integers "higher, or equal and earlier" is a single comparison.
-    other_key = key[:, None, :]
-    own_key = key[:, :, None] + (other_index >= own_index).astype(jnp.int32)
-    return jnp.sum(other_key >= own_key, axis=-1, dtype=jnp.int32)
+def rank_tokens(score: TokenValues) -> Int32[Array, "batch tokens"]:
+    """Rank tokens from 0 by falling score, ties to the lower index, NaN last."""
+    score = _without_nan(score)
+    own_score = score[:, :, None]
+    other_score = score[:, None, :]
+    is_ahead = jnp.where(
+        _is_earlier(score.shape[1]),
+        (other_score >= own_score).astype(jnp.int32),
+        (other_score > own_score).astype(jnp.int32),
+    )
+    return jnp.sum(is_ahead, axis=-1, dtype=jnp.int32)
 
 
-def order_key(score: Float[Array, " *dims"]) -> Int32[Array, " *dims"]:
-    """Map float scores to int32 keys with the same order; NaN becomes the lowest."""
-    # Integers compare in one operation, floats with ties and NaN in several.
-    score = score.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(score, jnp.int32)
-    infinity = 0x7F800000
-    magnitude = bits & 0x7FFFFFFF
-    # The bits of negative floats descend as the floats ascend; both zeros become 0.
-    key = jnp.where(bits < 0, -magnitude, magnitude)
-    return jnp.where(magnitude > infinity, -infinity, key)
+def _without_nan(values):
+    """Minus infinity in place of NaN."""
+    return jnp.where(jnp.isnan(values), -jnp.inf, values)
 
 
-def _pair_indices(
-    x: Shaped[Array, "batch tokens"],
-) -> tuple[Int32[Array, "batch tokens tokens"], Int32[Array, "batch tokens tokens"]]:
-    """Indices of both tokens in every pair."""
-    shape = x.shape + x.shape[-1:]
-    own_index = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    other_index = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
-    return own_index, other_index
+def _is_earlier(n):
+    """Whether the second token of a pair stands before the first, [1, n, n]."""
+    token = jnp.arange(n)
+    return (token[None, :] < token[:, None])[None]
 
 
-@onnx_op
+def find_first_largest(
+    values: Float[Array, "*rows columns"],
+) -> tuple[Float[Array, "*rows"], Int32[Array, "*rows"]]:
+    """(largest value, its first column) per row; NaN counts as minus infinity."""
+    values = _without_nan(values)
+    largest = jnp.max(values, axis=-1)
+    column = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    is_largest = values == largest[..., None]
+    return largest, jnp.min(jnp.where(is_largest, column, values.shape[-1]), axis=-1)
+
+
 def count_kept_before(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     """Count kept tokens before every token."""
-    if is_reference():
-        return jnp.cumsum(keep, axis=1, dtype=jnp.int32) - keep.astype(jnp.int32)
-    own_index, other_index = _pair_indices(keep)
-    is_kept_before = keep[:, None, :] & (other_index < own_index)
+    keep = keep.astype(jnp.int32)[:, None, :]
+    is_kept_before = jnp.where(_is_earlier(keep.shape[2]), keep, 0)
     return jnp.sum(is_kept_before, axis=-1, dtype=jnp.int32)
 
 
-@onnx_op
 def index_kept_tokens(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
-    """Number kept tokens from 0; other tokens are negative."""
-    if is_reference():
-        return count_kept_before(keep) - jnp.where(keep, 0, keep.shape[1])
-    own_index, other_index = _pair_indices(keep)
-    # A dropped token adds a penalty to its own sum, in the same pass.
-    is_own_drop = (other_index == own_index) & ~keep[:, None, :]
-    penalty = jnp.where(is_own_drop, -keep.shape[1], 0)
-    is_kept_before = keep[:, None, :] & (other_index < own_index)
-    terms = is_kept_before.astype(jnp.int32) + penalty
-    return jnp.sum(terms, axis=-1, dtype=jnp.int32)
+    """Number kept tokens from 0; other tokens are -1."""
+    return jnp.where(keep, count_kept_before(keep), -1)
 
 
-def index_kept_or(
-    keep: TokenFlags, otherwise: TokenIndices
-) -> Int32[Array, "batch tokens"]:
-    """`index_kept_tokens` for kept tokens, `otherwise` for the rest, in one pass."""
-    own_index, other_index = _pair_indices(keep)
-    is_kept_before = keep[:, None, :] & (other_index < own_index)
-    own_otherwise = jnp.where(other_index == 0, otherwise[:, :, None], 0)
-    terms = jnp.where(keep[:, :, None], is_kept_before.astype(jnp.int32), own_otherwise)
-    return jnp.sum(terms, axis=-1, dtype=jnp.int32)
-
-
-@onnx_op
 def invert_order(
-    position: TokenIndices, wanted: int | Int[Array, " wanted"]
+    position: TokenIndices, wanted: int | Int[Array | np.ndarray, " wanted"]
 ) -> Int32[Array, "batch wanted"]:
     """Find the token at every wanted position.
 
@@ -102,73 +69,73 @@ def invert_order(
 
     wanted: positions, or a number m for the positions 0..m-1
     """
-    wanted_positions = (
-        jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
-    )
-    token = jnp.arange(position.shape[1], dtype=jnp.int32)[None, None, :]
-    own_position = position[:, None, :]
-    wanted_positions = wanted_positions.astype(jnp.int32)[None, :, None]
-    token_if_there = jnp.where(own_position == wanted_positions, token, 0)
-    return jnp.sum(token_if_there, axis=-1, dtype=jnp.int32)
+    token = jnp.arange(position.shape[1], dtype=jnp.int32)[None]
+    return pick_by_rank(position, wanted, token)[0]
 
 
-@onnx_op
 def pick_by_rank(
-    ranks: TokenIndices, length: int, *values: Num[Array, "#batch tokens"]
-) -> tuple[Num[Array, "batch {length}"], ...]:
-    """Gather values at `invert_order(ranks, length)`, in one pass."""
-    if not is_reference():
+    ranks: TokenIndices,
+    wanted: int | Int[Array | np.ndarray, " wanted"],
+    *values: Num[Array, "#batch tokens"],
+) -> tuple[Num[Array, "batch wanted"], ...]:
+    """Gather values at `invert_order(ranks, wanted)`."""
+    if not choice.is_reference():
         # Without it XLA recomputes all ranks for every wanted index.
         ranks = jax.lax.optimization_barrier(ranks)
-    wanted_ranks = jnp.arange(length, dtype=jnp.int32)[None, :, None]
+    if isinstance(wanted, int):
+        wanted = np.arange(wanted)
+    wanted_ranks = jnp.asarray(wanted, jnp.int32)[None, :, None]
     has_rank = ranks[:, None, :] == wanted_ranks
-    picked_values = tuple(jnp.where(has_rank, value[:, None, :], 0) for value in values)
-    return sum_arrays(picked_values, axis=2)
+    return tuple(
+        jnp.sum(jnp.where(has_rank, value[:, None, :], 0), axis=2, dtype=value.dtype)
+        for value in values
+    )
 
 
-@onnx_op
-def sum_arrays(arrays: Sequence[jax.Array], axis: int) -> tuple[jax.Array, ...]:
-    """Sum several arrays of one shape along an axis, in one pass."""
-    if is_reference():
-        return tuple(jnp.sum(array, axis=axis) for array in arrays)
-
-    def add(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(x + y for x, y in zip(a, b, strict=True))
-
-    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
-    return jax.lax.reduce(tuple(arrays), zeros, add, (axis,))
-
-
-@onnx_op
 def gather_rows(
-    x: Shaped[Array, "batch tokens *dims"], index: Int[Array, "#batch *places"]
+    x: Shaped[Array, "batch tokens *dims"],
+    index: Int[Array, "#batch *places"],
+    unique: bool = False,
 ) -> Shaped[Array, "batch ..."]:
     """Gather rows of x at indices that are at least 0, image by image.
 
+    unique: no image repeats an index, so the gradient is one pass without sums
     Returns [*index.shape, *dims].
     """
-    if is_reference():
-        return jax.vmap(lambda rows, indices: rows[indices])(x, index)
     batch, n = x.shape[:2]
+    if choice.is_reference():
+        return _gather_by_product(x, index)
     # One matrix of all rows: pairs (image, row) would be one more array in memory.
     first_rows = n * jnp.arange(batch, dtype=index.dtype)
     flat_index = index + first_rows.reshape(batch, *(1,) * (index.ndim - 1))
     flat_rows = x.reshape(batch * n, *x.shape[2:])
-    return flat_rows.at[flat_index].get(mode="promise_in_bounds")
+    return flat_rows.at[flat_index].get(mode="promise_in_bounds", unique_indices=unique)
+
+
+def _gather_by_product(x, index):
+    """`gather_rows` by rows of 0 and 1: not every compiler gathers computed indices."""
+    shape = (*index.shape, *x.shape[2:])
+    index = index.reshape(index.shape[0], -1, 1)
+    is_row = index == jnp.arange(x.shape[1], dtype=index.dtype)[None, None]
+    if x.ndim == 2:
+        rows = jnp.sum(jnp.where(is_row, x[:, None, :], 0), axis=2, dtype=x.dtype)
+    else:
+        rows = x.reshape(*x.shape[:2], -1).astype(jnp.float32)
+        rows = jnp.einsum(
+            "bmn,bnd->bmd", is_row.astype(jnp.float32), rows, precision="highest"
+        )
+    return rows.astype(x.dtype).reshape(x.shape[0], *shape[1:])
 
 
 def mark_smallest(
     values: Float[Array, "*rows columns"], k: int
 ) -> Bool[Array, "*rows columns"]:
     """Mark the k smallest values per row, ties to the lower index, in k passes."""
-    if is_reference():
-        return jnp.argsort(jnp.argsort(values, stable=True)) < k
-    index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    column = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     is_marked = jnp.zeros(values.shape, bool)
     for _ in range(min(k, values.shape[-1])):
-        unmarked_values = jnp.where(is_marked, jnp.inf, values)
-        smallest_index = jnp.argmin(unmarked_values, axis=-1).astype(jnp.int32)
-        is_marked |= index == smallest_index[..., None]
+        _, smallest = find_first_largest(jnp.where(is_marked, -jnp.inf, -values))
+        is_marked |= column == smallest[..., None]
     return is_marked
 
 

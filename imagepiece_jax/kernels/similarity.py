@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows
 from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 
 
-@onnx_op
 def unit_vectors(
     x: Float[Array, "*rows dim"], eps: float = 1e-6
 ) -> Float[Array, "*rows dim"]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows, TokenValues
 from imagepiece_jax.kernels.attention import attend_live_tokens, dot_product_attention
-from imagepiece_jax.kernels.attention_scores import attention_row
+from imagepiece_jax.kernels.attention_scores import mean_softmax
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, Mlp, dense_layer
@@ -79,7 +79,7 @@ class AttentionPool(nn.Module):
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
-        attn = attention_row(logits * query.shape[-1] ** -0.5, bias)
+        attn = mean_softmax(logits * query.shape[-1] ** -0.5, bias)
         return state.image_rows(attn) if self.config.arch.pool_include_prefix else attn
 
     def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:

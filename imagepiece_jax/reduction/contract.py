@@ -113,14 +113,12 @@ def check_values(result: object, counts: StepCounts) -> None:
 
     Raises InputError, with image, slot or token.
     """
-    # Every token has a slot or is dropped, every slot has a token, `index` and
-    # `slot_of_token` are the same map, and weights are finite.
+    # Every token has a slot or is dropped, every slot has a token, or one token without
+    # `merges`, and weights are finite.
     check_form(result, counts)
     numpy_result: Any = jax.tree.map(np.asarray, result)
     if isinstance(result, Assignment):
-        _check_slots(numpy_result.slot_of_token, result.n_out)
-        if numpy_result.index is not None:
-            _check_index(numpy_result.slot_of_token, numpy_result.index)
+        _check_slots(numpy_result.slot_of_token, result.n_out, result.merges)
     for name in ("weight", "attn_size", "matrix", "keep"):
         values = getattr(numpy_result, name, None)
         if values is not None:
@@ -193,8 +191,10 @@ def _find_first_true(flags: Bool[np.ndarray, "..."]) -> list[list[int]]:
     return [index.tolist() for index in np.argwhere(flags)[:1]]
 
 
-def _check_slots(slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int) -> None:
-    """Check that slots are in range, and not empty."""
+def _check_slots(
+    slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int, merges: bool
+) -> None:
+    """Check that slots are in range, not empty, and single tokens without `merges`."""
     is_outside = (slot_of_token < 0) | (slot_of_token >= n_out)
     for image, token in _find_first_true(is_outside & (slot_of_token != DROPPED)):
         raise InputError(
@@ -202,39 +202,11 @@ def _check_slots(slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int) -> 
             f"it must be 0 to {n_out - 1}, or {DROPPED} for a dropped token"
         )
     slots = np.arange(n_out)[None, :, None]
-    has_token = (slot_of_token[:, None, :] == slots).any(axis=-1)
-    for image, slot in _find_first_true(~has_token):
+    num_tokens = (slot_of_token[:, None, :] == slots).sum(axis=-1)
+    for image, slot in _find_first_true(num_tokens == 0):
         raise InputError(f"image {image}: slot {slot} of {n_out} gets no token")
-
-
-def _check_index(slot_of_token: Int[np.ndarray, "batch tokens"], index: Any) -> None:
-    """Check that both maps are the same, and that partners stay."""
-    tokens = np.concatenate([index.kept_tokens, index.absorbed_tokens], axis=1)
-    every_slot = np.arange(index.kept_tokens.shape[1])
-    kept_slots = np.broadcast_to(every_slot, index.kept_tokens.shape)
-    slots = np.concatenate([kept_slots, index.target_slots], axis=1)
-    clipped_tokens = np.clip(tokens, 0, slot_of_token.shape[1] - 1)
-    is_wrong = np.take_along_axis(slot_of_token, clipped_tokens, axis=1) != slots
-    is_wrong |= clipped_tokens != tokens
-    for image, entry in _find_first_true(is_wrong):
+    for image, slot in _find_first_true((num_tokens > 1) & (not merges)):
         raise InputError(
-            f"image {image}: token {tokens[image, entry]} is in slot "
-            f"{slots[image, entry]} of index, but in another slot of slot_of_token"
-        )
-    every_token = np.arange(slot_of_token.shape[1])
-    num_entries = (tokens[:, :, None] == every_token).sum(axis=1)
-    for image, token in _find_first_true(num_entries != (slot_of_token != DROPPED)):
-        raise InputError(
-            f"image {image}: token {token} of slot {slot_of_token[image, token]} is "
-            f"{num_entries[image, token]} times in index"
-        )
-    target_kept_tokens = np.take_along_axis(
-        index.kept_tokens, index.target_slots, axis=1
-    )
-    partner_tokens = np.broadcast_to(index.partner_tokens, target_kept_tokens.shape)
-    for image, entry in _find_first_true(target_kept_tokens != partner_tokens):
-        raise InputError(
-            f"image {image}: slot {index.target_slots[image, entry]} keeps token "
-            f"{target_kept_tokens[image, entry]}, but index.partner_tokens has "
-            f"{partner_tokens[image, entry]}; a token may merge into a leaving token"
+            f"image {image}: slot {slot} gets {num_tokens[image, slot]} tokens, but "
+            "merges is False"
         )

@@ -13,13 +13,16 @@ from jaxtyping import Array, Float
 from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows, TokenValues
 from imagepiece_jax.kernels.merging import (
     DROPPED,
-    choose_form,
     is_in_slot,
     merge_tokens,
     mix_tokens,
-    sum_assigned_values,
 )
-from imagepiece_jax.kernels.ranking import gather_rows, index_kept_tokens, invert_order
+from imagepiece_jax.kernels.ranking import (
+    find_first_largest,
+    gather_rows,
+    index_kept_tokens,
+    invert_order,
+)
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.state import (
     Assignment,
@@ -43,7 +46,6 @@ def apply_result(state: TokenState, result: Result) -> TokenState:
         return _apply_mixing(state, result)
     num_tokens = state.num_prefix + result.slot_of_token.shape[1]
     chex.assert_shape(state.x, (None, num_tokens, None))
-    result = choose_form(state.x, result)
     x, size, attn_size = merge_tokens(
         state.x, state.size, state.attn_size, result, state.patches
     )
@@ -69,13 +71,9 @@ def mean_coordinates(
         return None
     size = state.image_rows(state.size)
     coordinate_sums = [
-        sum_assigned_values(size * state.coordinates[..., axis], result)
-        for axis in range(2)
+        result.sum_slots(size * state.coordinates[..., axis]) for axis in range(2)
     ]
-    return (
-        jnp.stack(coordinate_sums, axis=-1)
-        / sum_assigned_values(size, result)[..., None]
-    )
+    return jnp.stack(coordinate_sums, axis=-1) / result.sum_slots(size)[..., None]
 
 
 def _merge_masks(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
@@ -163,6 +161,6 @@ def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     cosines = jnp.where(
         is_dropped[:, None, :], -2.0, cosine_similarity(dropped_rows, x)
     )
-    slot_of_dropped = gather_rows(slot_of_token, jnp.argmax(cosines, axis=-1))
+    slot_of_dropped = gather_rows(slot_of_token, find_first_largest(cosines)[1])
     slot_if_dropped = gather_rows(slot_of_dropped, jnp.maximum(dropped_index, 0))
     return jnp.where(is_dropped, slot_if_dropped, slot_of_token)

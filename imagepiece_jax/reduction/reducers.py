@@ -12,16 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenRows, TokenValues
-from imagepiece_jax.kernels.joining import find_partners, join_sides
-from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
+from imagepiece_jax.kernels.joining import join_sides
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import (
     count_kept_before,
+    find_first_largest,
     gather_rows,
     index_kept_tokens,
-    invert_order,
     pick_by_rank,
     rank_tokens,
-    sum_arrays,
 )
 from imagepiece_jax.kernels.similarity import (
     cosine_similarity,
@@ -180,15 +179,17 @@ class Bipartite(Reducer):
         first_token = inputs.num_prefix % 2
         metric = jax.lax.stop_gradient(inputs.metric)
         similarity = side_cosines(metric, first_token, inputs.x, inputs.all_metric)
-        side_b = jnp.arange(1 - first_token, counts.n_in, 2, dtype=jnp.int32)[None]
-        similarity_keys, partner = find_partners(similarity, side_b)
+        best_cosine, partners = find_first_largest(similarity)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
-        keeps_order = inputs.num_prefix > 0
-        ranks = rank_tokens(similarity_keys)
-        slot_of_token, index = join_sides(
-            ranks, partner, num_merges, first_token, keeps_order, inputs.x
+        slot_of_token = join_sides(
+            rank_tokens(best_cosine),
+            partners,
+            num_merges,
+            counts.n_in,
+            first_token,
+            keeps_order=inputs.num_prefix > 0,
         )
-        return Assignment(slot_of_token, index=index, n_out=counts.n_out)
+        return Assignment(slot_of_token, n_out=counts.n_out)
 
 
 def shift_shares(
@@ -233,26 +234,15 @@ def uniqueness_scores(
 
 def keep_highest(score: TokenValues, n_out: int) -> Assignment:
     """Assign slots to the `n_out` highest scores, in spatial order."""
-    slot = index_kept_tokens(rank_tokens(score) < n_out)
-    slot_of_token = jnp.maximum(slot, DROPPED)
-    index = SlotIndex.one_token_each(invert_order(slot, n_out))
-    return Assignment(slot_of_token, index=index, n_out=n_out)
+    slot_of_token = index_kept_tokens(rank_tokens(score) < n_out)
+    return Assignment(slot_of_token, n_out=n_out, merges=False)
 
 
 def keep_and_sum(is_kept: TokenFlags, weight: TokenValues, n_out: int) -> Assignment:
     """Keep `n_out - 1` tokens in spatial order; the last slot is the rest's sum."""
     slot_of_token = jnp.where(is_kept, count_kept_before(is_kept), n_out - 1)
     weight = jnp.where(is_kept, 1.0, weight)
-    staying_tokens = invert_order(index_kept_tokens(is_kept), n_out - 1)
-    num_leaving = is_kept.shape[1] - n_out + 1
-    leaving_tokens = invert_order(index_kept_tokens(~is_kept), num_leaving)
-    first_leaving = leaving_tokens[:, :1]
-    absorbed_tokens = leaving_tokens[:, 1:]
-    target_slots = jnp.full_like(absorbed_tokens, n_out - 1)
-    # The last slot keeps the first leaving token, which the others join.
-    kept_tokens = jnp.concatenate([staying_tokens, first_leaving], axis=1)
-    index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, first_leaving)
-    return Assignment(slot_of_token, weight, index=index, n_out=n_out, mean=False)
+    return Assignment(slot_of_token, weight, n_out=n_out, mean=False)
 
 
 def merge_in_place(
@@ -264,37 +254,20 @@ def merge_in_place(
 
     absorbed_tokens: no token twice
     """
-    token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
-    def mark_earlier(
-        tokens: Int[Array, "#batch listed"],
-    ) -> Int[Array, "batch listed pairs"]:
-        """Mark absorbed tokens before every token."""
+    def subtract_absorbed(tokens):
+        """Subtract the number of absorbed tokens before every token."""
         is_earlier = absorbed_tokens[:, None, :] < tokens[:, :, None]
-        return is_earlier.astype(jnp.int32)
+        return tokens - jnp.sum(is_earlier, axis=-1, dtype=jnp.int32)
 
-    # A staying token's slot is its index minus the number of absorbed tokens before it.
-    # Absorbed tokens are counted before all partners, and before all absorbed tokens.
-    num_before_partner, num_before_absorbed = sum_arrays(
-        (mark_earlier(partner_tokens), mark_earlier(absorbed_tokens)), axis=2
-    )
-    target_slots = partner_tokens - num_before_partner
-    num_staying_before = absorbed_tokens - num_before_absorbed
+    token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     is_absorbed = absorbed_tokens[:, None, :] == token[:, :, None]
-    slot_if_absorbed = jnp.where(is_absorbed, target_slots[:, None, :], DROPPED)
-    slot_if_absorbed = jnp.max(slot_if_absorbed, axis=-1)
-    num_absorbed_before = jnp.sum(mark_earlier(token), axis=-1, dtype=jnp.int32)
-    slot_if_staying = token - num_absorbed_before
-    # Slot s keeps token s + m, where m counts the absorbed tokens before it. An
-    # absorbed token counts if at most s staying tokens are before it.
-    slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
-    is_skipped = num_staying_before[:, None, :] <= slot[:, :, None]
-    kept_tokens = slot + jnp.sum(is_skipped, axis=-1, dtype=jnp.int32)
+    target_slots = subtract_absorbed(partner_tokens)[:, None, :]
+    target_slot = jnp.max(jnp.where(is_absorbed, target_slots, DROPPED), axis=-1)
     slot_of_token = jnp.where(
-        slot_if_absorbed == DROPPED, slot_if_staying, slot_if_absorbed
+        target_slot == DROPPED, subtract_absorbed(token), target_slot
     )
-    index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partner_tokens)
-    return Assignment(slot_of_token, index=index, n_out=counts.n_out)
+    return Assignment(slot_of_token, n_out=counts.n_out)
 
 
 def keep_and_join(
@@ -311,15 +284,11 @@ def keep_and_join(
     """
     n_out = kept_tokens.shape[1]
     kept_slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), kept_tokens.shape)
-    tokens = jnp.concatenate((kept_tokens, absorbed_tokens), axis=1)
-    slots = jnp.concatenate((kept_slots, target_slots), axis=1)
-    tokens = tokens[:, None, :]
+    tokens = jnp.concatenate((kept_tokens, absorbed_tokens), axis=1)[:, None, :]
+    slots = jnp.concatenate((kept_slots, target_slots), axis=1)[:, None, :]
     is_token = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
-    slot_of_token = jnp.where(is_token, slots[:, None, :], DROPPED)
-    slot_of_token = jnp.max(slot_of_token, axis=-1)
-    partners = gather_rows(kept_tokens, target_slots)
-    index = SlotIndex(kept_tokens, absorbed_tokens, target_slots, partners)
-    return Assignment(slot_of_token, index=index, n_out=n_out)
+    slot_of_token = jnp.max(jnp.where(is_token, slots, DROPPED), axis=-1)
+    return Assignment(slot_of_token, n_out=n_out)
 
 
 def join_most_similar(
@@ -333,9 +302,13 @@ def join_most_similar(
     num_joining: sources to pair, most similar first; None: all sources
     Returns (sources, targets), pair by pair.
     """
-    side_metrics = (gather_rows(metric, side) for side in (sources, targets))
-    similarity = cosine_similarity(*side_metrics)
-    similarity_keys, partners = find_partners(similarity, targets)
+    similarity = cosine_similarity(
+        gather_rows(metric, sources), gather_rows(metric, targets)
+    )
+    best_similarity, columns = find_first_largest(similarity)
+    partners = gather_rows(targets, columns)
     if num_joining is None:
         return sources, partners
-    return pick_by_rank(rank_tokens(similarity_keys), num_joining, sources, partners)
+    ranks = rank_tokens(best_similarity)
+    sources, partners = pick_by_rank(ranks, num_joining, sources, partners)
+    return sources, partners

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import controls
+from experiments import controls, merges
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
@@ -111,12 +111,8 @@ def test_all_pairs_of_candidates_are_drawn_equally():
     reducer, counts = first_step(n, controls.ImagePieceRandom(candidate_ratio=0.3))
     inputs = random_inputs(images, n)
     result = decide(reducer, inputs, counts)
-    left = np.asarray(result.index.absorbed_tokens)
-    partner = np.take_along_axis(
-        np.asarray(result.index.kept_tokens),
-        np.asarray(result.index.target_slots),
-        axis=1,
-    )
+    pairs = merges.merged_pairs(inputs, result, reducer, counts)
+    left, partner = map(np.asarray, pairs)
     order = np.argsort(inputs.cls_attn, axis=1)[:, :6][:, ::-1]  # most attended first
     num_drawn = {}
     for image in range(images):

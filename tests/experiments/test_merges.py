@@ -40,14 +40,15 @@ PERCENTS = (15, 70)
 def measure_merges(reducer, counts, tokens):
     """A matching and all of its measures, in one program."""
     result = reducer(tokens, counts)
+    pairs = merges.merged_pairs(tokens, result, reducer, counts)
     members = {
-        x: merges.mark_merged_tokens(result, counts.n_in, x) for x in (False, True)
+        x: merges.mark_merged_tokens(pairs, counts.n_in, x) for x in (False, True)
     }
     return {
         "slot_of_token": result.slot_of_token,
-        "pairs": merges.merged_pairs(result),
-        "similarity": merges.pair_similarity(tokens, result),
-        "distance": merges.pair_distance(result, 4),
+        "pairs": pairs,
+        "similarity": merges.pair_similarity(tokens, pairs),
+        "distance": merges.pair_distance(pairs, 4),
         "slots": merges.merged_slots(result),
         "members": members,
         "attended": {

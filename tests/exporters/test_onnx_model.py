@@ -43,10 +43,9 @@ def test_models_without_a_prefix_and_with_registers(name, family):
     check_graph(short_model(name, FAMILIES[family]))
 
 
-@pytest.mark.parametrize("gathers", [False, True])
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
-def test_every_method_has_jaxs_logits(name, gathers):
-    check_graph(short_model(name), gathers=gathers)
+def test_every_method_has_jaxs_logits(name):
+    check_graph(short_model(name))
 
 
 @pytest.mark.parametrize("name, most", [("tome", 47), ("attended", 43), ("peaks", 44)])

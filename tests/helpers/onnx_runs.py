@@ -75,13 +75,12 @@ def check_graph(
     model,
     side=tiny_vit.SIDE,
     batch_size=None,
-    gathers=False,
     runtimes=(run_onnxruntime, run_openvino),
 ):
     """Return the graph of `model` after comparing its logits with JAX's."""
     variables, images, expected = jax_example(model, side)
     vit = Pretrained(model, variables)
-    graph = build_onnx_model(vit, batch_size=batch_size, gathers=gathers)
+    graph = build_onnx_model(vit, batch_size=batch_size)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     assert not nodes_with_row_constants(graph.graph)
@@ -108,17 +107,17 @@ def nodes_with_row_constants(graph):
     return node_names
 
 
-def random_outputs(fn, *shapes, gathers=False):
+def random_outputs(fn, *shapes):
     """Outputs of `fn` for random arrays: by JAX, onnxruntime and OpenVINO."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    return function_outputs(fn, *arrays, gathers=gathers)
+    return function_outputs(fn, *arrays)
 
 
-def function_outputs(fn, *arrays, gathers=False):
+def function_outputs(fn, *arrays):
     """Outputs of `fn` for arrays. The first array is the graph's input."""
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
-    graph = onnx_graph.Graph(entry, gathers)
+    graph = onnx_graph.Graph(entry)
     constants = map(onnx_graph.Value.constant, arrays[1:])
     (out,) = add_equations(graph, jax.make_jaxpr(fn)(*arrays), [entry, *constants])
     expected = fn(*arrays)

@@ -5,45 +5,10 @@ import functools
 import jax
 import numpy as np
 
-from imagepiece_jax.kernels.merging import SlotIndex
 from imagepiece_jax.reduction import moves
 from tests.helpers import tiny_vit
 
-FORMS = ("gather", "one_hot")
-
-
-def move(state, result, form=None):
-    """Apply a result by indices ("gather") or by a product ("one_hot")."""
-    if form == "one_hot":
-        result = result.replace(index=None)
-    return moves.apply_result(state, result)
-
-
-def make_index(slot_of_token, n_out):
-    """The SlotIndex of a slot map. A slot keeps its first token.
-
-    All images drop equally many tokens.
-    """
-    rows = []
-    for slots in np.asarray(slot_of_token):
-        keep = [np.flatnonzero(slots == slot)[0] for slot in range(n_out)]
-        absorbed = [token for token in np.flatnonzero(slots >= 0) if token not in keep]
-        target = slots[absorbed]
-        rows.append((keep, absorbed, target, np.asarray(keep)[target]))
-    arrays = map(np.int32, zip(*rows, strict=True))
-    return SlotIndex(*arrays)
-
-
-_apply = tiny_vit.compiled(move, static_argnames="form")
-
-
-def apply(state, result, form=None):
-    """Compiled `move`. A result without an index gets one to gather by."""
-    if form == "gather" and result.index is None:
-        result = result.replace(index=make_index(result.slot_of_token, result.n_out))
-    return _apply(state, result, form=form)
-
-
+apply = tiny_vit.compiled(moves.apply_result)
 decide = tiny_vit.compiled(
     lambda reducer, inputs, counts: reducer(inputs, counts), static_argnums=(0, 2)
 )

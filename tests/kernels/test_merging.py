@@ -1,7 +1,5 @@
-"""Merging many 16-bit tokens, and attention maps."""
+"""Merging 16-bit tokens."""
 
-import contextlib
-import functools
 import re
 
 import jax
@@ -9,40 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax import kernels
 from imagepiece_jax.kernels import choice, merging
-from imagepiece_jax.kernels.merging import SlotIndex, merge_map
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, TokenState
 from tests.helpers import compiling, tiny_vit
-from tests.helpers.rounding import assert_close
-from tests.reduction.test_moves import random_move
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_attention_maps_merge_like_the_definition(weighted):
-    """Values, map gradients and weight gradients are equal."""
-    state, result = random_move(9, 5, weighted=weighted, drop=0)
-    rng = np.random.default_rng(0)
-    weights = rng.uniform(size=(3, 2, 10, 10)).astype(np.float32)
-    probe = rng.normal(size=(3, 2, 6, 6)).astype(np.float32)
-
-    @functools.partial(tiny_vit.compiled, static_argnums=2)
-    def gradients_and_map(weights, weight, form):
-        def weighted_sum(weights, weight):
-            with form():
-                weighted = result.replace(weight=weight)
-                out = merge_map(weights, weighted, state.size[:, 1:])
-            return jnp.sum(out * probe), out
-
-        return jax.grad(weighted_sum, (0, 1), has_aux=True)(weights, weight)
-
-    expected = gradients_and_map(weights, result.weight, kernels.reference_forms)
-    chosen = gradients_and_map(weights, result.weight, contextlib.nullcontext)
-    assert_close(chosen[1], expected[1], units=64)
-    for value, gradient in zip(chosen[0], expected[0], strict=True):
-        assert_close(value, gradient, units=64)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -55,16 +24,7 @@ def test_sizes_of_many_digits_count_in_full(dtype):
     x[0, 1:] = np.where(np.arange(n) % 2, -1, 1)[:, None]
     size = np.ones((1, n + 1), np.float32)
     size[0, 1:] = np.where(np.arange(n) % 2, 2047, 2049)
-    keep = jnp.zeros((1, 1), jnp.int32)
-    absorbed = jnp.arange(1, n, dtype=jnp.int32)[None]
-    target = jnp.zeros_like(absorbed)
-    index = SlotIndex(
-        kept_tokens=keep,
-        absorbed_tokens=absorbed,
-        target_slots=target,
-        partner_tokens=target,
-    )
-    result = Assignment(jnp.zeros((1, n), jnp.int32), index=index, n_out=1)
+    result = Assignment(jnp.zeros((1, n), jnp.int32), n_out=1)
     state = TokenState(x=jnp.asarray(x, dtype), size=jnp.asarray(size))
     with choice.fast_forms():
         moved = moves.apply_result(state, result)

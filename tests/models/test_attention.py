@@ -28,7 +28,7 @@ def score_queries(query, rows):
 
 @pytest.mark.parametrize("rows", ["class", "mean", "class_and_mean"])
 def test_rows_have_the_gradient_of_a_softmax(rows):
-    """A token fused by EViT learns from it, through log_sum_exp's handwritten rule."""
+    """A token fused by EViT learns from it."""
     query, key, _ = random_qkv(7)
     bias = random_bias(7)
     probe = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)

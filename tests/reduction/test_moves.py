@@ -1,6 +1,6 @@
 """Applied reductions, and the map from patches to tokens, against slow loops."""
 
-import functools
+import contextlib
 import itertools
 
 import jax
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels.merging import DROPPED, FEW_ABSORBED
+from imagepiece_jax import kernels
+from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Masking, TokenState
 from tests.helpers import oracles, tiny_vit
-from tests.helpers.reduction_steps import FORMS, apply, make_index, move
-from tests.helpers.rounding import assert_close
+from tests.helpers.reduction_steps import apply
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -38,8 +39,7 @@ def random_move(
         num_prefix=prefix,
     )
     weight = rng.uniform(0.1, 2.0, (3, n)).astype(np.float32) if weighted else None
-    index = make_index(dest, n_out)
-    return state, Assignment(dest, weight, index=index, n_out=n_out, **fields)
+    return state, Assignment(dest, weight, n_out=n_out, **fields)
 
 
 def slow_move(state, assignment):
@@ -72,11 +72,10 @@ MOVES = [  # n, n_out, options of `random_move`
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n, n_out, options", MOVES)
-def test_apply_equals_the_oracle(n, n_out, options, form):
+def test_apply_equals_the_oracle(n, n_out, options):
     state, assignment = random_move(n, n_out, **options)
-    moved = apply(state, assignment, form=form)
+    moved = apply(state, assignment)
     assert (moved.x.dtype, moved.size.dtype) == (state.x.dtype, jnp.float32)
     assert moved.num_prefix == state.num_prefix
     x, size = slow_move(state, assignment)
@@ -87,41 +86,41 @@ def test_apply_equals_the_oracle(n, n_out, options, form):
     np.testing.assert_array_equal(moved.x[:, front], state.x[:, front])
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_many_absorbed_tokens_equal_the_oracle(weighted):
-    """Beyond FEW_ABSORBED a product replaces sums; features and gradients stay."""
-    n = 3 * FEW_ABSORBED
-    n_out = FEW_ABSORBED
-    state, assignment = random_move(n, n_out, weighted=weighted)
-    moved = apply(state, assignment, form="gather")
-    x, _ = slow_move(state, assignment)
-    np.testing.assert_allclose(moved.x, x, rtol=1e-5, atol=1e-5)
-    probe = random_probe(*moved.x.shape)
-    assert_close(*(gradients(state, assignment, probe, form) for form in FORMS))
-
-
 def test_sizes_are_exact_beyond_bfloat16():
     state, assignment = random_move(7, 1, dtype=jnp.bfloat16)
     state = state.replace(size=np.full_like(state.size, 129.0))
-    assignment = assignment.replace(
-        slot_of_token=np.zeros((3, 7), np.int32), index=None
-    )
+    assignment = assignment.replace(slot_of_token=np.zeros((3, 7), np.int32))
     np.testing.assert_array_equal(apply(state, assignment).size[:, 1], 7 * 129)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_token_alone_in_its_slot_keeps_its_bits(form):
+def test_a_token_alone_in_its_slot_keeps_its_bits():
     state, _ = random_move(7, 7)
     slots = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
-    if form == "gather":  # reads survivors only; a product would spread 0 * inf
-        state.x[:, 1 + 4] = np.inf
-    moved = apply(state, Assignment(slot_of_token=slots, n_out=5), form=form)
-    assert np.isfinite(moved.x).all()
+    moved = apply(state, Assignment(slot_of_token=slots, n_out=5))
     np.testing.assert_array_equal(moved.x[:, [1, 3, 4, 5]], state.x[:, [1, 4, 6, 7]])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_slot_is_live_if_any_token_is(form):
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("form", [contextlib.nullcontext, kernels.reference_forms])
+def test_tokens_that_stay_alone_keep_their_bits(form, weighted):
+    """Gathered, by the definition, and with a weight for the gradient."""
+    state, assignment = random_move(7, 4, prefix=2, drop=1.0, weighted=weighted)
+    pruned = assignment.replace(merges=False, mean=not weighted)
+    with form():
+        moved = tiny_vit.compiled(lambda *args: moves.apply_result(*args))(
+            state, pruned
+        )
+    for image, slot in np.ndindex(3, 4):
+        (token,) = np.flatnonzero(assignment.slot_of_token[image] == slot)
+        expected = state.x[image, 2 + token]
+        if weighted:
+            expected = expected * assignment.weight[image, token]
+        np.testing.assert_array_equal(moved.x[image, 2 + slot], expected)
+        assert moved.size[image, 2 + slot] == state.size[image, 2 + token]
+    np.testing.assert_array_equal(moved.x[:, :2], state.x[:, :2])
+
+
+def test_a_slot_is_live_if_any_token_is():
     """Slots have a live and a masked token, two masked tokens, and a live token."""
     state = TokenState(
         x=np.zeros((1, 7, 1), np.float32),
@@ -129,7 +128,7 @@ def test_a_slot_is_live_if_any_token_is(form):
         mask=np.float32([[1, 0, 0, 1, 0, 1]]),
     )
     dest = np.int32([[0, 0, 1, 2, 1, DROPPED]])
-    moved = apply(state, Assignment(slot_of_token=dest, n_out=3), form=form)
+    moved = apply(state, Assignment(slot_of_token=dest, n_out=3))
     assert moved.mask.tolist() == [[1, 0, 1]]
 
 
@@ -144,10 +143,11 @@ def test_a_package_is_appended_and_live():
     assert moved.mask.tolist() == [[1, 0, 1, 1, 0, 1]] * 3
 
 
-@functools.partial(tiny_vit.compiled, static_argnames="form")
-def gradients(state, assignment, probe, form):
+@tiny_vit.compiled
+def gradients(state, assignment, probe):
     def loss(x, weight):
-        moved = move(state.replace(x=x), assignment.replace(weight=weight), form)
+        weighted = assignment.replace(weight=weight)
+        moved = moves.apply_result(state.replace(x=x), weighted)
         return jnp.sum(moved.x.astype(jnp.float32) * probe)
 
     return jax.grad(loss, argnums=(0, 1))(state.x, assignment.weight)
@@ -157,13 +157,12 @@ def random_probe(*shape):
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradients_in_bfloat16_are_close(form):
+def test_gradients_in_bfloat16_are_close():
     probe = random_probe(3, 4, 4)
     rounded_gradients = gradients(
-        *random_move(5, 3, weighted=True, dtype=jnp.bfloat16), probe, form
+        *random_move(5, 3, weighted=True, dtype=jnp.bfloat16), probe
     )
-    exact_gradients = gradients(*random_move(5, 3, weighted=True), probe, "one_hot")
+    exact_gradients = gradients(*random_move(5, 3, weighted=True), probe)
     assert rounded_gradients[0].dtype == jnp.bfloat16
     for rounded, exact in zip(rounded_gradients, exact_gradients, strict=True):
         rounded = np.asarray(rounded, float)

@@ -3,20 +3,19 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels.merging import merge_map
+from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.reduction.state import Assignment
 from tests.helpers import tiny_vit
-from tests.helpers.reduction_steps import FORMS, apply
+from tests.helpers.reduction_steps import apply
 from tests.helpers.rounding import assert_close
 from tests.reduction.test_moves import random_move, slow_move
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_attention_sizes_add_up_beside_the_sizes(form):
+def test_attention_sizes_add_up_beside_the_sizes():
     state, assignment = random_move(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
-    moved = apply(state, assignment.replace(attn_size=given), form=form)
+    moved = apply(state, assignment.replace(attn_size=given))
     x, size = slow_move(state, assignment)
     expected = np.full((3, 3), np.finfo(np.float32).tiny)
     for image, slot in np.ndindex(3, 3):
@@ -30,7 +29,7 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     merge_all = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
     # Without attention sizes, the sizes serve.
     assert apply(state, assignment).attn_size is None
-    merged = apply(moved, merge_all, form=form)
+    merged = apply(moved, merge_all)
     assert_close(merged.effective_size[:, 1], expected.sum(axis=1), units=8)
     np.testing.assert_array_equal(merged.size[:, 1], size[:, 1:].sum(axis=1))
 
@@ -40,12 +39,11 @@ def test_an_attention_map_merges_by_rows_and_columns(weighted):
     """Slow loops agree; the prefix keeps its rows and columns."""
     state, assignment = random_move(7, 3, prefix=2, weighted=weighted)
     weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
-    size = state.size[:, 2:]
-    merge = tiny_vit.compiled(merge_map)
-    merged = merge(weights, assignment, size)
-    without_index = merge(weights, assignment.replace(index=None), size)
-    assert_close(merged, without_index, units=8)
-    weight = np.asarray(assignment.weight if weighted else size)
+    # Values of 1 at one token each give the merged map.
+    values = np.broadcast_to(np.eye(5, dtype=np.float32)[None, :, None], (3, 5, 2, 5))
+    attend = tiny_vit.compiled(attend_merged)
+    merged = attend(weights, values, assignment, state.size).transpose(0, 2, 1, 3)
+    weight = np.asarray(assignment.weight if weighted else state.size[:, 2:])
     for image, head in np.ndindex(3, 2):
         slots = np.asarray(assignment.slot_of_token[image])
         members = [[0], [1]] + [list(2 + np.flatnonzero(slots == s)) for s in range(3)]

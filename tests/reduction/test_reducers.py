@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels.joining import find_partners
 from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.kernels.ranking import find_first_largest
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
@@ -21,7 +21,7 @@ from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import Bipartite, TopK
 from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
-from tests.helpers.reduction_steps import FORMS, apply, decide, vectors
+from tests.helpers.reduction_steps import apply, decide, vectors
 from tests.helpers.rounding import assert_close
 
 
@@ -60,7 +60,6 @@ ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
 (CIRCLE,) = vectors([5, 30, 80, 33, 60, 70, 20, 75, 28, 0])
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "candidates, merges, values, sizes",
     [
@@ -70,12 +69,12 @@ ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
         (3, 1, [0, 1, 2, 5.5, 4, 5, 6, 7, 9], [1, 1, 1, 2, 1, 1, 1, 1, 1]),
     ],
 )
-def test_imagepiece_merges_by_hand(candidates, merges, values, sizes, form):
+def test_imagepiece_merges_by_hand(candidates, merges, values, sizes):
     counts = StepCounts(n_in=10, n_out=10 - merges, candidates=candidates)
     result = decide(Retokenize(), make_inputs([ATTENTION], [CIRCLE]), counts)
     # The class token is -1, then token i is i.
     x = np.arange(-1.0, 10.0, dtype=np.float32)[None, :, None]
-    moved = apply(initial_state(x), result, form=form)
+    moved = apply(initial_state(x), result)
     assert_close(moved.x[0, :, 0], [-1, *values], units=8)
     assert moved.size[0].tolist() == [1, *sizes]
 
@@ -88,15 +87,14 @@ def test_imagepiece_merges_by_hand(candidates, merges, values, sizes, form):
     assert not decide(unweighted, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fuse", [False, True])
-def test_evit_fuses_by_hand(fuse, form):
+def test_evit_fuses_by_hand(fuse):
     inputs = make_inputs([[0.10, 0.05, 0.30, 0.15, 0.20]], np.ones((1, 5, 1)))
     result = decide(TopK(fuse=fuse), inputs, StepCounts(n_in=5, n_out=3 + fuse))
     slot = 3 if fuse else DROPPED
     assert result.slot_of_token.tolist() == [[slot, slot, 0, 1, 2]]
     x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
-    moved = apply(initial_state(x), result, form=form)
+    moved = apply(initial_state(x), result)
     expected = [0, 3, 4, 5] + [0.2] * fuse
     assert_close(moved.x[0, :, 0], expected, units=2 * fuse)
     assert moved.size[0].tolist() == [1, 1, 1, 1] + [2] * fuse
@@ -200,11 +198,11 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
         assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
 
 
-def test_partners_in_very_large_images():
-    """Token indices have 17 bits; the first of equally similar tokens wins."""
-    tokens = 60_000 + np.arange(40_000)[None]
-    similarity = np.zeros((1, 2, 40_000))
-    similarity[0, 0, [7, 39_000]] = similarity[0, 1, [30_000, 35_000]] = 1.0
-    arrays = jnp.asarray(similarity, jnp.float32), jnp.asarray(tokens, jnp.int32)
-    _, partners = tiny_vit.compiled(find_partners)(*arrays)
-    assert partners.tolist() == [[60_007, 90_000]]
+def test_the_first_of_the_largest_in_very_large_images():
+    """Columns have 17 bits; NaN counts as minus infinity."""
+    values = np.zeros((1, 3, 100_000), np.float32)
+    values[0, 0, [90_007, 99_000]] = values[0, 1, [70_000, 95_000]] = 1.0
+    values[0, 1, 5] = values[0, 2] = np.nan
+    largest, columns = tiny_vit.compiled(find_first_largest)(values)
+    assert columns.tolist() == [[90_007, 70_000, 0]]
+    assert largest.tolist() == [[1, 1, -np.inf]]

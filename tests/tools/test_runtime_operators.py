@@ -67,10 +67,8 @@ def output_graph(reduction, output, batch_size):
 
 
 def layout_graph(folder, make, layout):
-    """A layout's graph for any device; transformers.js needs no option for it."""
-    options = {} if layout == "transformers" else {"gathers": False}
     vit = make("tome:r=4")
-    return onnx.load(imagepiece_jax.export(vit, folder, layout=layout, **options))
+    return onnx.load(imagepiece_jax.export(vit, folder, layout=layout))
 
 
 def float_graphs(folder):
@@ -122,13 +120,6 @@ def test_every_graph_has_webgpus_operators(graphs):
             leaving_by_graph[name] = dict(leaving)
     assert not leaving_by_graph
     assert len(graphs) > 4 * len(NAMES) + len(test_tower.CASES) + 20
-
-
-def test_gathering_graphs_leave():
-    vit = tiny_vit.pretrained("tome:r=4", depth=2)
-    assert not count_leaving_nodes(build_onnx_model(vit))
-    leaving = count_leaving_nodes(build_onnx_model(vit, gathers=True))
-    assert {"TopK", "GatherND"} & {kind for kind, _ in leaving}
 
 
 @pytest.mark.parametrize("batch_size", [1, None])

@@ -11,7 +11,11 @@ from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.kernels.array_shapes import TokenIndices
-from imagepiece_jax.kernels.ranking import count_kept_before, gather_rows
+from imagepiece_jax.kernels.ranking import (
+    count_kept_before,
+    find_first_largest,
+    gather_rows,
+)
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
@@ -45,7 +49,7 @@ def join_closest_clusters(
     def merge_pair(_: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # A cluster is stored in the row and column of its first token.
         distance, first_token, size = carry
-        pair_index = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
+        _, pair_index = find_first_largest(-distance.reshape(batch, -1))
         # Cluster b, the cluster with the later first token, becomes a part of a. `//`
         # would be nine operations.
         a = jax.lax.div(pair_index[:, None], jnp.int32(num_tokens))

@@ -72,11 +72,15 @@ class PruneAndMerge(Ranking):
         x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
         # ALL_TOKENS exceeds every count, and a rule's `n_out` may exceed `kept`.
         num_kept = min(max(self.kept, n_out), counts.n_in)
-        slot_of_token, attn_size, slot_index = join_ranked(
+        slot_of_token, attn_size = join_ranked(
             x, rank_tokens(score), n_out, num_kept, inputs.attn_size, inputs.all_x
         )
         return Assignment(
-            slot_of_token, None, attn_size, slot_index, n_out=n_out, by_size=False
+            slot_of_token,
+            attn_size=attn_size,
+            n_out=n_out,
+            by_size=False,
+            merges=num_kept > n_out,
         )
 
 

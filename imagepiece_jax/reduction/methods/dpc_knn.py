@@ -12,6 +12,7 @@ from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
 from imagepiece_jax.kernels.ranking import (
     count_kept_before,
+    find_first_largest,
     gather_rows,
     mark_smallest,
     rank_tokens,
@@ -42,8 +43,8 @@ def cluster_by_density(x: TokenRows, num_neighbors: int, n_out: int) -> TokenInd
     separation = jnp.where(is_denser, distance, max_distance[:, None, None])
     separation = jnp.min(separation, axis=-1)
     is_center = rank_tokens(log_density + jnp.log(separation)) < n_out
-    center_distance = jnp.where(is_center[:, None, :], distance, jnp.inf)
-    nearest_center = jnp.argmin(center_distance, axis=-1).astype(jnp.int32)
+    nearness = jnp.where(is_center[:, None, :], -distance, -jnp.inf)
+    _, nearest_center = find_first_largest(nearness)
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     center_of_token = jnp.where(is_center, token, nearest_center)
     return gather_rows(count_kept_before(is_center), center_of_token)

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.joining import find_partners
 from imagepiece_jax.kernels.ranking import (
+    find_first_largest,
     gather_rows,
     invert_order,
     pick_by_rank,
@@ -68,10 +68,11 @@ class Retokenize(Ranking):
         )
         num_a = len(ranks_a)
         similarity = self.compare_sides(inputs, candidates, num_a)
-        similarity_keys, partners = find_partners(similarity, candidates[:, num_a:])
+        best_similarity, columns = find_first_largest(similarity)
+        partners = gather_rows(candidates[:, num_a:], columns)
         num_merges = counts.n_in - counts.n_out
         absorbed_tokens, partner_tokens = pick_by_rank(
-            rank_tokens(similarity_keys), num_merges, candidates[:, :num_a], partners
+            rank_tokens(best_similarity), num_merges, candidates[:, :num_a], partners
         )
         assignment = merge_in_place(absorbed_tokens, partner_tokens, counts)
         return dataclasses.replace(assignment, by_size=self.size_weighting)

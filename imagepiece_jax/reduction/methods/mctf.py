@@ -9,13 +9,12 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
-from imagepiece_jax.kernels.joining import find_partners
 from imagepiece_jax.kernels.ranking import (
+    find_first_largest,
     gather_rows,
     index_kept_tokens,
     invert_order,
@@ -141,10 +140,8 @@ def _rank_rows(
     values: Float[Array, "batch rows columns"],
 ) -> tuple[Int[Array, "batch rows"], Int[Array, "batch rows"]]:
     """Rank rows by their highest values: (rank of each row, its best column)."""
-    # A constant in the program.
-    columns = jnp.asarray(np.arange(values.shape[2], dtype=np.int32))[None]
-    value_keys, best_column = find_partners(values, columns)
-    return rank_tokens(value_keys), best_column
+    best_value, best_column = find_first_largest(values)
+    return rank_tokens(best_value), best_column
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
-from imagepiece_jax.kernels.merging import least_weight
+from imagepiece_jax.kernels.merging import LEAST_WEIGHT
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
@@ -46,7 +46,7 @@ class KeepPeaks(Ranking):
         # A weight above 0 keeps the mean of unattended tokens.
         return Assignment(
             slot_of_token,
-            weight=jnp.maximum(score, least_weight(inputs.x)),
+            weight=jnp.maximum(score, LEAST_WEIGHT),
             attn_size=size * cosine_to_kept,
             n_out=counts.n_out,
         )

@@ -4,13 +4,12 @@ Pruning ends in the middle of the model, as in PiToMe's public code.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.kernels.array_shapes import TokenRows
-from imagepiece_jax.kernels.merging import DROPPED, SlotIndex
+from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenRows
+from imagepiece_jax.kernels.merging import DROPPED, is_in_slot
 from imagepiece_jax.kernels.similarity import vector_lengths
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
 from imagepiece_jax.reduction.methods.method import KeepingShare, ModelFacts
@@ -25,13 +24,12 @@ class Discard(Bipartite):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         assignment = super().__call__(inputs, counts, train)
-        merge_index: Any = assignment.index  # Bipartite makes one
-        kept_tokens = merge_index.kept_tokens
-        token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        is_kept = jnp.any(kept_tokens[:, :, None] == token[:, None, :], axis=1)
-        slot_of_token = jnp.where(is_kept, assignment.slot_of_token, DROPPED)
-        index = SlotIndex.one_token_each(kept_tokens)
-        return Assignment(slot_of_token, index=index, n_out=counts.n_out)
+        slot_of_token = jnp.where(
+            _is_kept(assignment, inputs), assignment.slot_of_token, DROPPED
+        )
+        return dataclasses.replace(
+            assignment, slot_of_token=slot_of_token, merges=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,24 +40,29 @@ class Fuse(Bipartite):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         assignment = super().__call__(inputs, counts, train)
-        # Sums over [B, n_out, n] replace gathers: a gather's gradient is a scatter.
-        slot = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
-        token = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        is_member = assignment.slot_of_token[:, None, :] == slot
-        index: Any = assignment.index  # Bipartite makes one
-        kept_tokens = index.kept_tokens[..., None]
+        is_member = is_in_slot(assignment.slot_of_token, counts.n_out)
+        is_kept = is_member & _is_kept(assignment, inputs)[:, None, :]
         x = _scale_for_squares(inputs.x)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
         length = vector_lengths(x)[:, None, :]
         num_members = jnp.sum(is_member, axis=-1)
         greatest_length = jnp.max(jnp.where(is_member, length, 0), axis=-1)
-        kept_length = jnp.sum(jnp.where(kept_tokens == token, length, 0), axis=-1)
+        kept_length = jnp.sum(jnp.where(is_kept, length, 0), axis=-1)
         # With these weights, a group's weighted sum is its scaled mean.
         slot_weight = greatest_length / kept_length / num_members.astype(jnp.float32)
         slot_weight = slot_weight[:, :, None]
         weight = jnp.sum(jnp.where(is_member, slot_weight, 0), axis=1)
         return dataclasses.replace(assignment, weight=weight, mean=False)
+
+
+def _is_kept(assignment: Assignment, inputs: ReducerInputs) -> TokenFlags:
+    """Whether a token is on side B, or stays on side A: A's slots stand first."""
+    num_tokens = inputs.x.shape[1]
+    first_token = inputs.num_prefix % 2
+    num_b = (num_tokens + first_token) // 2
+    is_b = jnp.arange(num_tokens) % 2 != first_token
+    return (assignment.slot_of_token < assignment.n_out - num_b) | is_b[None]
 
 
 def _scale_for_squares(x: TokenRows) -> TokenRows:

@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.kernels.ranking import count_kept_before, rank_tokens
+from imagepiece_jax.kernels.ranking import (
+    count_kept_before,
+    find_first_largest,
+    rank_tokens,
+)
 from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
@@ -39,8 +43,8 @@ class KMedoids(Ranking):
         token = jnp.arange(counts.n_in)
         is_earlier = (token[:, None] > token[None])[None]  # [1, n, n], j < i
         for _ in range(self.iterations):
-            medoid_distance = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
-            nearest_medoid = jnp.argmin(medoid_distance, axis=-1)
+            nearness = jnp.where(is_medoid[:, None, :], -distance, -jnp.inf)
+            _, nearest_medoid = find_first_largest(nearness)
             medoid_of_token = jnp.where(is_medoid, token[None], nearest_medoid)
             in_same_cluster = medoid_of_token[:, :, None] == medoid_of_token[:, None, :]
             # Weighted distance from every token to its cluster's members.

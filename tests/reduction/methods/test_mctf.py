@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.merging import merge_map
+from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
@@ -36,9 +36,11 @@ def test_fusion_by_hand():
     expected.append((-0.9397, 0.342))
     np.testing.assert_allclose(moved.x[0], expected, atol=1e-4)
     assert moved.size.tolist() == [[1, 3, 6, 1, 1]]
-    merged_map = tiny_vit.compiled(merge_map)(attention_map, result, sizes)
+    values = np.eye(5, dtype=np.float32)[None, :, None]
+    attend = tiny_vit.compiled(attend_merged)
+    merged_map = attend(attention_map, values, result, size)
     expected = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
-    np.testing.assert_allclose(merged_map[0, 0], expected, atol=1e-4)
+    np.testing.assert_allclose(merged_map[0, :, 0], expected, atol=1e-4)
 
 
 def test_a_score_replaces_attention():

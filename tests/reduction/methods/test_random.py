@@ -30,7 +30,7 @@ def draw(image_keys, counts, train=False):
 @pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
 def test_n_out_tokens_stay_in_spatial_order(n, n_out):
     result = draw(image_keys(5), StepCounts(n_in=n, n_out=n_out))
-    assert (result.n_out, result.index.absorbed_tokens.shape[1]) == (n_out, 0)
+    assert (result.n_out, result.merges) == (n_out, False)
     for slots in np.asarray(result.slot_of_token):
         assert slots[slots != DROPPED].tolist() == list(range(n_out))
 
