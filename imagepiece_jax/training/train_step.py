@@ -1,11 +1,8 @@
 """One training step: a function of state and batch, inside `pmap`.
 
-`train_step` averages gradients (`accumulate_gradients`, `micro_batch_gradient`), counts
-the step (`count_in_window`) and updates the state (`update_state`). docs/training.md
-replaces its loss, `micro_batch_loss`.
+docs/training.md replaces its loss, `micro_batch_loss`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -14,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Num, PyTree
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
-from imagepiece_jax.data.normalize import NormalizedImages
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT
@@ -72,12 +68,6 @@ def batch_shapes(run: RunConfig, leading_axes: tuple[int, ...]) -> Batch:
 def list_step_counts(model: ViT) -> tuple:
     """StepCounts per block; models with equal counts share a program."""
     return tuple(layer.counts for layer in model.plan)
-
-
-def count_programs(run: RunConfig) -> int:
-    """Count the different programs of a run's training steps."""
-    models = map(run.create_train_model, range(run.epochs))
-    return len(set(map(list_step_counts, models)))
 
 
 def init_state(
@@ -168,66 +158,94 @@ def train_step(
     """
     # `micro_batch_loss` reads logits only. Other losses may read tokens.
     reads_tokens = loss is not micro_batch_loss or run.reduction.method.loss is not None
-    compute_gradient = functools.partial(
-        micro_batch_gradient,
-        state=state,
-        teacher_variables=teacher_variables,
-        run=run,
-        model=model.with_execution(
-            head_only=not reads_tokens, axis_name=parallel.DEVICE_AXIS
-        ),
-        teacher=teacher,
-        loss=loss,
+    model = model.with_execution(
+        head_only=not reads_tokens, axis_name=parallel.DEVICE_AXIS
     )
-    grads, batch_stats, metric_sums, terms = accumulate_gradients(
-        compute_gradient, batch, state
-    )
-    if jax.lax.axis_size(parallel.DEVICE_AXIS) > 1:
-        # Without the barrier XLA joins the gradients' exchange to the earlier exchange
-        # of batch statistics. The stem's backward pass would then wait for megabytes
-        # instead of a few numbers.
-        grads, metric_sums, terms = jax.lax.optimization_barrier(
-            (grads, metric_sums, terms)
-        )
-    grads = parallel.mean_over_devices(grads)
-    metric_sums = parallel.sum_over_devices(metric_sums)
-    mean_loss = metric_sums["loss"] / metric_sums["samples"]
-    grad_norm = global_norm(grads)
-    is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
-    learning_rate = lr_schedule(state.step)
-    # Before the update, which raises `state.step`.
-    state = count_in_window(state, metric_sums, is_finite, run.log_every_steps)
-    metrics = {
-        "loss": mean_loss,
-        "grad_norm": grad_norm,
-        "lr": learning_rate,
-        "terms": parallel.mean_over_devices(jax.tree.map(jnp.mean, terms)),
-        "window": state.window,
-        "skipped": state.skipped,
-    }
-    return update_state(state, grads, batch_stats, is_finite, optimizer, run), metrics
+    num_micro_batches, num_images = batch["label"].shape
 
-
-def accumulate_gradients(
-    compute_gradient: Callable, batch: Batch, state: TrainState
-) -> tuple[PyTree, PyTree, Metrics, Metrics]:
-    """Average gradients and add up metric sums over the micro-batches of a batch.
-
-    compute_gradient: `micro_batch_gradient` of (micro_batch, index, batch_stats)
-    Returns (gradients, batch statistics, metric sums, terms); each term is [A] for A
-        micro-batches, or [] for A = 1.
-    """
-    num_micro_batches = batch["label"].shape[0]
-
-    def add_micro_batch(carry: tuple, inputs: tuple) -> tuple[tuple, Metrics]:
+    def add_micro_batch(carry, inputs):
         # A micro-batch starts from the statistics the micro-batch before it leaves.
         batch_stats, grads, metric_sums = carry
-        micro_grads, batch_stats, micro_sums, terms = compute_gradient(
-            *inputs, batch_stats
+        micro_batch, index = inputs
+
+        # Prepare. Draws depend on positions in the global batch, not on the devices.
+        positions = parallel.micro_batch_positions(num_images, index)
+        draw_keys = functools.partial(sample_keys, run.seed, state.step, positions)
+        images = pipeline.augment_batch(
+            micro_batch["image"],
+            run.augment,
+            model.config.mean,
+            model.config.std,
+            lambda: draw_keys(Purpose.AUGMENT),
         )
+        targets = mixup.soft_targets(
+            micro_batch["label"], run.num_classes, run.label_smoothing
+        )
+
+        # Mix image i with image B - 1 - i of the micro-batch over all devices. The key
+        # is equal on all of them, because a micro-batch is mixed as a whole.
+        mix_key = batch_key(run.seed, state.step, Purpose.MIX)
+        mix = mixup.draw_mix(
+            jax.random.fold_in(mix_key, index),
+            *images.shape[1:3],
+            mixup=run.mixup,
+            cutmix=run.cutmix,
+            prob=run.mixup_prob,
+            switch_prob=run.mixup_switch_prob,
+        )
+        if mix is not None:
+            partners = parallel.reverse_batch((images, targets))
+            images, targets = mixup.mix_batch(mix, images, targets, *partners)
+
+        # Forward pass, loss and gradient.
+        keys = {"drop_path": draw_keys(Purpose.DROP_PATH)}
+        keys["reducer"] = draw_keys(Purpose.REDUCER)
+        teacher_pair = None
+        if teacher is not None:
+            teacher_outputs = teacher.compute_outputs(teacher_variables, images)
+            teacher_pair = teacher_outputs, teacher_outputs.states
+
+        def student_loss(params):
+            outputs, new_variables = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                keys=keys,
+                with_states=True,
+                mutable=["batch_stats"],
+            )
+            student_pair = outputs, outputs.states
+            value, terms = loss(
+                student_pair, teacher_pair, targets, run, model, state.step
+            )
+            new_stats = new_variables.get("batch_stats", {})
+            return value, (outputs.logits, new_stats, terms)
+
+        (value, (logits, batch_stats, terms)), micro_grads = jax.value_and_grad(
+            student_loss, has_aux=True
+        )(state.params)
+        if clash := set(terms) & set(STEP_METRICS):
+            raise InputError(
+                f"loss returns a term {min(clash)!r}, but a step already has a figure "
+                "of this name"
+            )
         grads = jax.tree.map(
             lambda grad_sum, g: grad_sum + g / num_micro_batches, grads, micro_grads
         )
+
+        # Add up the metrics. A mixed image counts as the image with the larger share.
+        labels = jnp.argmax(targets, axis=-1)
+        num_right = [
+            jnp.sum(correct_at(logits, labels, k), dtype=jnp.float32)
+            for k in (1, min(5, run.num_classes))
+        ]
+        micro_sums = {
+            "loss": value * num_images,
+            "acc1": num_right[0],
+            "acc5": num_right[1],
+            "samples": jnp.float32(num_images),
+            "skipped": jnp.float32(0),
+        }
         metric_sums = jax.tree.map(jnp.add, metric_sums, micro_sums)
         return (batch_stats, grads, metric_sums), terms
 
@@ -239,189 +257,55 @@ def accumulate_gradients(
     else:
         carry, terms = jax.lax.scan(add_micro_batch, carry, inputs)
     batch_stats, grads, metric_sums = carry
-    return grads, batch_stats, metric_sums, terms
 
+    # Exchange.
+    if jax.lax.axis_size(parallel.DEVICE_AXIS) > 1:
+        # Without the barrier XLA joins the gradients' exchange to the earlier exchange
+        # of batch statistics. The stem's backward pass would then wait for megabytes
+        # instead of a few numbers.
+        grads, metric_sums, terms = jax.lax.optimization_barrier(
+            (grads, metric_sums, terms)
+        )
+    grads = parallel.mean_over_devices(grads)
+    metric_sums = parallel.sum_over_devices(metric_sums)
+    terms = parallel.mean_over_devices(jax.tree.map(jnp.mean, terms))
+    mean_loss = metric_sums["loss"] / metric_sums["samples"]
+    grad_norm = global_norm(grads)
+    is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
 
-def micro_batch_gradient(
-    micro_batch: Batch,
-    micro_batch_index: Int[Array, ""],
-    batch_stats: PyTree,
-    *,
-    state: TrainState,
-    teacher_variables: PyTree,
-    run: RunConfig,
-    model: ViT,
-    teacher: Teacher | None,
-    loss: Callable,
-) -> tuple[PyTree, PyTree, Metrics, Metrics]:
-    """Compute the gradient of one micro-batch on this device.
-
-    micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
-    batch_stats: statistics before the forward pass
-    state: the TrainState before the step
-    Returns (gradients, statistics after the forward pass, metric sums over m images,
-        {name: loss term}).
-    """
-    # Draws depend on positions in the global batch, not on the device count.
-    num_images = len(micro_batch["label"])
-    positions = parallel.micro_batch_positions(num_images, micro_batch_index)
-    images, targets = prepare_micro_batch(
-        micro_batch, positions, state.step, micro_batch_index, run, model
+    # Count the step. A window starts after a logged step.
+    skipped_sums = dict.fromkeys(metric_sums, 0.0) | {"skipped": 1.0}
+    step_sums = optax.tree.where(is_finite, metric_sums, skipped_sums)
+    starts_window = state.step % run.log_every_steps == 0
+    window = jax.tree.map(
+        lambda old, new: jnp.where(starts_window, new, old + new),
+        state.window,
+        step_sums,
     )
-    purposes = {"drop_path": Purpose.DROP_PATH, "reducer": Purpose.REDUCER}
-    keys = {}
-    for name, purpose in purposes.items():
-        keys[name] = sample_keys(run.seed, state.step, positions, purpose)
-    teacher_pair = None
-    if teacher is not None:
-        teacher_outputs = teacher.compute_outputs(teacher_variables, images)
-        teacher_pair = teacher_outputs, teacher_outputs.states
-        teacher_pair = jax.lax.stop_gradient(teacher_pair)
+    num_skipped = jnp.where(is_finite, 0, state.skipped + 1)
+    metrics = {
+        "loss": mean_loss,
+        "grad_norm": grad_norm,
+        "lr": lr_schedule(state.step),
+        "terms": terms,
+        "window": window,
+        "skipped": num_skipped,
+    }
 
-    def student_loss(params: PyTree) -> tuple[Float[Array, ""], tuple]:
-        outputs, new_variables = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            keys=keys,
-            with_states=True,
-            mutable=["batch_stats"],
-        )
-        student_pair = outputs, outputs.states
-        loss_value, terms = loss(
-            student_pair, teacher_pair, targets, run, model, state.step
-        )
-        _check_term_names(terms)
-        new_stats = new_variables.get("batch_stats", {})
-        return loss_value, (outputs.logits, new_stats, terms)
-
-    loss_and_gradient = jax.value_and_grad(student_loss, has_aux=True)
-    (loss_value, (logits, new_stats, terms)), grads = loss_and_gradient(state.params)
-    return grads, new_stats, _sum_metrics(loss_value, logits, targets), terms
-
-
-def update_state(
-    state: TrainState,
-    grads: PyTree,
-    batch_stats: PyTree,
-    is_finite: Bool[Array, ""],
-    optimizer: Optimizer,
-    run: RunConfig,
-) -> TrainState:
-    """Apply the global batch's gradients; unless `is_finite`, no weight changes."""
+    # Update, unless the step is skipped.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
         variables = {"params": params, "batch_stats": batch_stats}
         ema = moving_average(ema, variables, run.ema_decay)
-    return dataclasses.replace(
-        state,
+    new_state = TrainState(
         step=state.step + 1,
         params=optax.tree.where(is_finite, params, state.params),
         batch_stats=optax.tree.where(is_finite, batch_stats, state.batch_stats),
         opt_state=choose_opt_state(is_finite, opt_state, state.opt_state),
         ema=optax.tree.where(is_finite, ema, state.ema),
+        window=window,
+        skipped=num_skipped,
     )
-
-
-def count_in_window(
-    state: TrainState,
-    metric_sums: Metrics,
-    is_finite: Bool[Array, ""],
-    log_every_steps: int,
-) -> TrainState:
-    """Count a step, with its global sums, in the window and in `skipped`."""
-    num_skipped = jnp.where(is_finite, 0, state.skipped + 1)
-    skipped_sums = dict.fromkeys(metric_sums, 0.0) | {"skipped": 1.0}
-    step_sums = optax.tree.where(is_finite, metric_sums, skipped_sums)
-    # A window starts after a logged step.
-    starts_window = state.step % log_every_steps == 0
-    window = jax.tree.map(
-        lambda old, new: jnp.where(starts_window, new, old + new),
-        state.window,
-        step_sums,
-    )
-    return dataclasses.replace(state, window=window, skipped=num_skipped)
-
-
-def prepare_micro_batch(
-    micro_batch: Batch,
-    positions: Int[Array, " batch"],
-    step: Int[Array, ""],
-    micro_batch_index: Int[Array, ""],
-    run: RunConfig,
-    model: ViT,
-) -> tuple[NormalizedImages, Float[Array, "batch classes"]]:
-    """Normalize, augment and mix a micro-batch: (images, soft targets).
-
-    micro_batch: image uint8 [m, S, S, 3] and label int32 [m]
-    positions: image positions in the global batch
-    """
-    draw_keys = functools.partial(
-        sample_keys, run.seed, step, positions, Purpose.AUGMENT
-    )
-    mean_and_std = (model.config.mean, model.config.std)
-    images = pipeline.augment_batch(
-        micro_batch["image"], run.augment, *mean_and_std, draw_keys
-    )
-    smoothing = run.label_smoothing
-    targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
-    return mix_micro_batch(images, targets, step, micro_batch_index, run)
-
-
-def mix_micro_batch(
-    images: NormalizedImages,
-    targets: Float[Array, "batch classes"],
-    step: Int[Array, ""],
-    micro_batch_index: Int[Array, ""],
-    run: RunConfig,
-) -> tuple[NormalizedImages, Float[Array, "batch classes"]]:
-    """Mix image i with image B - 1 - i of the micro-batch over all devices.
-
-    Returns (images, targets); unchanged if mixup and cutmix are off.
-    """
-    # The key is equal on all devices: a micro-batch is mixed as a whole.
-    key = jax.random.fold_in(batch_key(run.seed, step, Purpose.MIX), micro_batch_index)
-    mix = mixup.draw_mix(
-        key,
-        *images.shape[1:3],
-        mixup=run.mixup,
-        cutmix=run.cutmix,
-        prob=run.mixup_prob,
-        switch_prob=run.mixup_switch_prob,
-    )
-    if mix is None:
-        return images, targets
-    partners = parallel.reverse_batch((images, targets))
-    return mixup.mix_batch(mix, images, targets, *partners)
-
-
-def _check_term_names(terms: Metrics) -> None:
-    """Raise InputError for a loss term named like another metric of a step."""
-    for name in terms:
-        if name in STEP_METRICS:
-            raise InputError(
-                f"loss returns a term {name!r}, but a step already has a figure of "
-                "this name"
-            )
-
-
-def _sum_metrics(
-    loss: Float[Array, ""],
-    logits: Float[Array, "batch classes"],
-    targets: Float[Array, "batch classes"],
-) -> Metrics:
-    """Sum the metrics over this device's images."""
-    num_samples, num_classes = targets.shape
-    # A mixed image counts as the image with the larger share.
-    labels = jnp.argmax(targets, axis=-1)
-    return {
-        "loss": loss * num_samples,
-        "acc1": jnp.sum(correct_at(logits, labels, 1), dtype=jnp.float32),
-        "acc5": jnp.sum(
-            correct_at(logits, labels, min(5, num_classes)), dtype=jnp.float32
-        ),
-        "samples": jnp.float32(num_samples),
-        "skipped": jnp.float32(0),
-    }
+    return new_state, metrics

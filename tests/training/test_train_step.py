@@ -15,17 +15,15 @@ from flax import struct
 
 from configs import base
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.rng import Purpose, sample_keys
+from imagepiece_jax.data.augment import pipeline
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import create_adamw
-from imagepiece_jax.training.train_step import (
-    init_state,
-    prepare_micro_batch,
-    train_step,
-)
+from imagepiece_jax.training.train_step import init_state, train_step
 from tests.helpers import small_runs
 from tests.helpers.named_models import config
 from tests.helpers.refused_calls import refused
@@ -323,33 +321,30 @@ AUGMENT = AugmentConfig(
 
 
 def test_draws_depend_on_step_and_global_place_alone():
-    """Device, micro-batch and neighbors do not matter."""
-    model = create_model(config("vit_mini", mean=HALF, std=HALF, **DENSE))
-    recipe = dataclasses.replace(PLAIN, seed=3, augment=AUGMENT)
-    prepare = functools.partial(prepare_micro_batch, model=model, run=recipe)
-    program = parallel.pmap(prepare)
+    """Neighbors do not matter; two micro-batches are one batch in two parts."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
-    batch = {"image": images, "label": np.arange(BATCH, dtype=np.int32)}
+    pixels = rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
 
-    def augment(micro_batch, positions, step=5, index=0):
-        """Images on one device, mixup and cutmix switched off."""
-        positions = np.asarray(positions, np.int32)
-        inputs = (micro_batch, positions, np.int32(step), np.int32(index))
-        image, _ = program(*jax.tree.map(lambda x: np.asarray(x)[None], inputs))
-        return np.asarray(image[0])
+    @jax.jit
+    def augment(pixels, positions, step):
+        keys = functools.partial(sample_keys, 3, step, positions, Purpose.AUGMENT)
+        return pipeline.augment_batch(pixels, AUGMENT, HALF, HALF, keys)
 
-    first = augment(batch, range(BATCH))
-    assert first.shape == (BATCH, SIZE, SIZE, 3)
-    assert np.isfinite(first).all()
+    first = augment(pixels, np.arange(BATCH), 5)
     order = np.array([6, 1, 7, 0, 3, 2, 5, 4])
-    moved = jax.tree.map(lambda x: x[order], batch)
-    np.testing.assert_array_equal(augment(moved, order, index=1), first[order])
-    same = jax.tree.map(lambda x: np.repeat(x[:1], BATCH, 0), batch)
-    copies = augment(same, range(BATCH))
-    assert len({image.tobytes() for image in copies}) == BATCH
+    np.testing.assert_array_equal(augment(pixels[order], order, 5), first[order])
+    same = np.repeat(pixels[:1], BATCH, 0)
+    copies = augment(same, np.arange(BATCH), 5)
+    assert len({np.asarray(image).tobytes() for image in copies}) == BATCH
     np.testing.assert_array_equal(copies[0], first[0])
-    assert (augment(same, range(BATCH), step=6) != copies).any((1, 2, 3)).all()
+    assert (augment(same, np.arange(BATCH), 6) != copies).any((1, 2, 3)).all()
+
+    gradients = []
+    for micro in (1, 2):
+        step, state = make_step(dataclasses.replace(PLAIN, seed=3, augment=AUGMENT))
+        gradients.append(run(compile_once(step), state, [random_batch(0, micro)])[1])
+    (whole,), (split,) = gradients
+    assert_close(split["loss"], whole["loss"], units=8)
 
 
 def test_smoothed_targets_by_hand():
