@@ -89,7 +89,7 @@ def with_own_config(argv: list[str]) -> list[str]:
     workdir = re.search(r"^--?workdir[=\n](.*)$", text, re.MULTILINE)
     if workdir is None or re.search(r"^--?config([=\n]|$)", text, re.MULTILINE):
         return argv
-    file = pathlib.Path(workdir[1], run_files.CONFIG_FILE)
+    file = pathlib.Path(workdir[1], "config.json")
     if not file.is_file():
         return argv
     run_files.read_run_file(file)
@@ -189,8 +189,7 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    cli.replace_closed_streams()
     # Libraries report each of their steps, and TFDS its first tries to find a data set.
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # RunErrors say what Orbax logs
     logging.get_absl_handler().setFormatter(Formatter())  # as printed lines
     app.run(lambda words: cli.run_and_exit(train), flags_parser=parse_flags)

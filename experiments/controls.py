@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.reduction.block_plan import MergeCandidates, Step, exact_ceil
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece, Retokenize
@@ -35,7 +34,7 @@ class RandomPairs(Retokenize):
 
     def compare_sides(self, inputs, candidates, num_a):
         shape = (num_a, candidates.shape[1] - num_a)
-        return jax.vmap(lambda key: draw_uniform(key, shape))(inputs.rng)
+        return jax.vmap(lambda key: jax.random.uniform(key, shape))(inputs.rng)
 
 
 @dataclasses.dataclass(frozen=True)

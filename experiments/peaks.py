@@ -27,7 +27,6 @@ import imagepiece_jax
 from experiments import controls, intervals, study
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
@@ -99,7 +98,9 @@ class KeepParts(KeepPeaks):
         if self.keep == "peaks":
             worth = peak_values(score, alike)
         if self.keep == "random":
-            worth = jax.vmap(lambda key: draw_uniform(key, (counts.n_in,)))(inputs.rng)
+            worth = jax.vmap(lambda key: jax.random.uniform(key, (counts.n_in,)))(
+                inputs.rng
+            )
         order = rank_tokens(worth)
         slot, to_kept = join_kept(alike, order, counts.n_out)
         if self.merge == "none":

@@ -56,7 +56,7 @@ def measure_cells(
             result["versions"] = versions
             result["seconds"] = round(time.monotonic() - began, 1)
             lines.append(result)
-            parallel.forget_programs()
+            jax.clear_caches()
 
 
 def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:

@@ -1,16 +1,11 @@
 """Entry point of all commands: imagepiece COMMAND, or python -m imagepiece_jax.
 
-A process imports only its command's module. Further imports stand where they are used,
-after signals are handled.
+A process imports only its command's module. Further imports stand where they are used.
 """
 
 import sys
 
-from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError
-
-# Commands that time their programs, or compile little.
-KEEP_NO_PROGRAMS = ("benchmark", "describe", "doctor")
 
 
 def command_files() -> dict:
@@ -33,10 +28,9 @@ def command_listing() -> str:
 
 
 def main() -> None:
-    signals.handle_ending_signals()
     from imagepiece_jax import cli
 
-    cli.run_and_exit(_run_command, keeps_programs=False)
+    cli.run_and_exit(_run_command)
 
 
 def _run_command() -> None:
@@ -56,8 +50,7 @@ def _run_command() -> None:
 
         module = importlib.import_module(f"imagepiece_jax.commands.{name}")
         del sys.argv[1]
-        prog = f"imagepiece {name}"
-        cli.run_command(module.main, prog, keeps_programs=name not in KEEP_NO_PROGRAMS)
+        cli.run_command(module.main, f"imagepiece {name}")
     else:
         command_names = ", ".join(files)
         raise InputError(f"{name!r} is not a command; the commands are {command_names}")

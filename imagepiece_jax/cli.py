@@ -8,18 +8,13 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from imagepiece_jax.common import cache_dirs, progress, signals
+from imagepiece_jax.common import progress, signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
 
 
-def run_command(
-    function: Callable[..., int | None],
-    prog: str | None = None,
-    *,
-    keeps_programs: bool = True,
-) -> None:
+def run_command(function: Callable[..., int | None], prog: str | None = None) -> None:
     """Call a typed function with the words of sys.argv, and exit with its status.
 
     tyro explains wrong words, with status 2. `run_and_exit` ends the process.
@@ -27,11 +22,10 @@ def run_command(
     function: its typed parameters are the options. Positional words are fields of its
         dataclasses.
     prog: the program's name in its help
-    keeps_programs: as in `run_and_exit`
     """
 
-    def parse_and_call() -> int | None:
-        import tyro  # here, because signals are handled by now
+    def parse_and_call():
+        import tyro  # here, because an interruption is a line by now
 
         if function.__module__.startswith("imagepiece_jax.commands"):
             for name in {"--weights", "--data"}.intersection(sys.argv):
@@ -39,7 +33,7 @@ def run_command(
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 
-    run_and_exit(parse_and_call, keeps_programs=keeps_programs)
+    run_and_exit(parse_and_call)
 
 
 # OSErrors that a mistyped path causes.
@@ -48,25 +42,25 @@ WRONG_PATHS = FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 DEVICE_ERRORS = ("RESOURCE_EXHAUSTED", "Unable to initialize backend")
 
 
-def run_and_exit(
-    call: Callable[[], int | None], *, keeps_programs: bool = True
-) -> None:
+def run_and_exit(call: Callable[[], int | None]) -> None:
     """Call a command's function, and exit with its status (None: 0).
 
-    InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1,
-    `signals.END_SIGNALS` with 128 + their number (Ctrl-C: 130). stderr gets one line.
-
-    keeps_programs: keep JAX's compiled programs for the next process
+    InputError and WRONG_PATHS exit with 2, RunError and other OSErrors with 1, Ctrl-C
+    with 130. stderr gets one line.
     """
-    _set_up_process()
+    signals.exit_on_sigterm()
+    progress.show_progress()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal cannot show, not being UTF-8, must not stop a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"warning: {message}", file=sys.stderr
+    )
     try:
-        if keeps_programs:
-            use_program_cache()
-        try:
-            status = call() or 0
-        except SystemExit as exit_error:  # of --help and of a mistyped word
-            status = exit_error.code
+        status = call() or 0
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        _print_and_leave(130, "interrupted")
     except BrokenPipeError:  # the reader of stdout has gone: `... | head`
         leave_process(RunError.status)
     except Stopped as stopped:
@@ -77,41 +71,14 @@ def run_and_exit(
         status = InputError.status if is_mistake else RunError.status
         _print_and_leave(status, f"error: {message}")
     except RuntimeError as error:  # of JAX: a full or missing device
-        message = str(error).partition("\n")[0]
         if not any(device_error in str(error) for device_error in DEVICE_ERRORS):
             raise
-        _print_and_leave(RunError.status, f"error: {message}")
+        _print_and_leave(RunError.status, f"error: {error}".splitlines()[0])
     sys.exit(status)
 
 
-def _set_up_process() -> None:
-    """Let a command's process handle signals, and write lines that no name breaks."""
-    replace_closed_streams()
-    signals.handle_ending_signals()
-    progress.show_progress()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal cannot show, not being UTF-8, must not stop a run.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _make_warning_formatter()
-
-
-def replace_closed_streams() -> None:
-    """Replace closed standard streams, as daemons have them, by the null device."""
-    # A closed stream is None in Python, and its number goes to the next file that is
-    # opened: prints would end up there.
-    for descriptor, stream_name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, stream_name) is None:
-            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
-            os.set_inheritable(descriptor, True)
-            mode = "w" if descriptor else "r"
-            stream = open(descriptor, mode, errors="backslashreplace")
-            setattr(sys, stream_name, stream)
-
-
-def _print_and_leave(status: int, message: object) -> NoReturn:
-    """Print the last line on stderr, if it can be written, and leave."""
-    with contextlib.suppress(OSError):  # no reader, or a full disk
-        print(message, file=sys.stderr, flush=True)
+def _print_and_leave(status, message):
+    print(message, file=sys.stderr, flush=True)
     leave_process(status)
 
 
@@ -124,28 +91,3 @@ def leave_process(status: int) -> NoReturn:
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(status)
-
-
-def _make_warning_formatter() -> Callable[..., str]:
-    """Make a formatter of Python's warnings: one line, once, without code location."""
-    # Python forgets shown warnings whenever a library, such as JAX, changes filters.
-    shown_lines = set()
-
-    def format_warning(message: Any, *_: Any) -> str:
-        line = f"warning: {message}\n"
-        if line in shown_lines:
-            return ""
-        shown_lines.add(line)
-        return line
-
-    return format_warning
-
-
-def use_program_cache() -> None:
-    """Let JAX keep compiled programs for later commands; report a new folder."""
-    if "jax" in sys.modules:  # imported before: its settings are somebody else's
-        return
-    folder, is_new = cache_dirs.keep_compiled_programs()
-    if is_new:
-        hint = "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
-        print(f"compiled programs are kept in {folder} {hint}", file=sys.stderr)

@@ -1,12 +1,10 @@
-"""Commands: exit status, warnings, and kept programs."""
+"""Commands: exit status, and warnings."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from tests.helpers.run_command import call, start
 from tests.helpers.small_runs import ROOT
@@ -40,38 +38,6 @@ def test_code_faults_have_a_traceback():
         call(main)
 
 
-STREAMS = [">&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"]
-
-
-@pytest.mark.parametrize("streams", STREAMS)
-def test_commands_survive_closed_streams(streams, tmp_path):
-    """Printed text enters no file opened meanwhile."""
-    script = tmp_path / "writes.py"
-    script.write_text(WRITES)
-    line = f"{sys.executable} {script} {tmp_path}/file {streams}"
-    ended = subprocess.run(line, shell=True, cwd=ROOT, timeout=60, env=ON_PATH)
-    assert ended.returncode == 0
-    assert (tmp_path / "file").read_text() == "whole"
-
-
-WRITES = """
-import os, subprocess, sys
-from imagepiece_jax import cli
-from imagepiece_jax.common.progress import ProgressBar
-
-def main(path: str, /):
-    with open(path, "w") as file:
-        print("a line", flush=True)
-        if not os.path.samefile("/dev/full", "/proc/self/fd/2"):
-            ProgressBar("work", 2).log_line("a note")
-        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'of C')"])
-        file.write("whole")
-
-cli.run_command(main, keeps_programs=False)
-"""
-ON_PATH = os.environ | {"PYTHONPATH": str(ROOT)}
-
-
 @pytest.mark.parametrize("words", ["", "doctor --help"])
 def test_a_full_disk_is_one_sentence(words):
     line = f"{sys.executable} -m imagepiece_jax {words} >/dev/full"
@@ -80,64 +46,12 @@ def test_a_full_disk_is_one_sentence(words):
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
-KEEPS = """
-from imagepiece_jax import cli
-
-def main():
-    import jax
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    print(jax.jit(lambda x: 3 * x + 1)(2.0))
-
-cli.run_command(main)
-"""
-
-
-def test_programs_are_kept(tmp_path):
-    script = tmp_path / "keeps.py"
-    home = tmp_path / "cache"
-    script.write_text(KEEPS)
-    variables = {name: os.environ[name] for name in os.environ if "JAX" not in name}
-    variables |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home)}
-    variables["JAX_PLATFORMS"] = "cpu"
-    command = [sys.executable, script]
-    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (0, "7.0\n")
-    (folder,) = (home / "imagepiece_jax" / "programs").iterdir()
-    assert f"kept in {folder} (set JAX_" in ended.stderr
-    assert [*folder.glob("*-cache")]
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"XDG_CACHE_HOME": "not/absolute", "HOME": "/proc/none"},
-        {"JAX_COMPILATION_CACHE_DIR": ""},
-    ],
-)
-def test_unusable_caches_print_nothing(variables, monkeypatch, capsys):
-    for name in [name for name in os.environ if "JAX" in name]:
-        monkeypatch.delenv(name)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delitem(sys.modules, "jax", raising=False)
-    cli.use_program_cache()
-    assert capsys.readouterr() == ("", "")
-    assert not os.environ.get("JAX_COMPILATION_CACHE_DIR")
-
-
-TWICE = """
+WARNS = """
 import warnings
 from imagepiece_jax import cli
-
-def main():
-    for _ in range(2):
-        with warnings.catch_warnings():  # Python forgets what it has shown
-            pass
-        warnings.warn("of this")
-
-cli.run_command(main, keeps_programs=False)
+cli.run_command(lambda: warnings.warn("of this"))
 """
 
 
-def test_repeated_warnings_print_once():
-    assert start("-c", TWICE, PYTHONWARNINGS="").ok().err == "warning: of this\n"
+def test_a_warning_is_one_line():
+    assert start("-c", WARNS, PYTHONWARNINGS="").ok().err == "warning: of this\n"

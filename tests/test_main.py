@@ -69,28 +69,6 @@ def test_every_commands_example_runs(name, folder, monkeypatch):
     call(main, *words).ok()
 
 
-INTERRUPTED = """
-import signal, sys
-from imagepiece_jax.__main__ import main
-class Interrupting:
-    def find_spec(name, path, target=None):
-        if name == sys.argv[-1]:
-            signal.raise_signal(int(sys.argv[-2]))
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
-sys.meta_path.insert(0, Interrupting)
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    "module, signum, message",
-    [("imagepiece_jax.cli", 2, "interrupted"), ("tyro", 15, "terminated")],
-)
-def test_signals_during_imports_end_in_one_line(module, signum, message):
-    ended = start("-c", INTERRUPTED, "describe", "--help", signum, module)
-    assert (ended.status, ended.out, ended.err) == (128 + signum, "", f"{message}\n")
-
-
 def test_the_console_script_is_the_entry_point():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"imagepiece": "imagepiece_jax.__main__:main"}

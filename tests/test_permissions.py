@@ -7,16 +7,13 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.common import files
-from imagepiece_jax.common.orbax_files import StepWriter
+from tests.helpers.small_states import save
 
 UMASK = 0o027  # files are 0640 and folders 0750, unlike any system's default
 
 
 def save_checkpoint(folder):
-    writer = StepWriter(folder / "latest", num_newest=1)
-    writer.save(1, {"params/kernel": np.zeros((300, 300), np.float32)}, {"step": 1})
-    writer.wait()
-    writer.close()
+    save(folder, [1])
 
 
 def write_by_safetensors(folder):

@@ -77,7 +77,7 @@ def test_data_and_checkpoints_name_missing_packages(without, monkeypatch, tmp_pa
     with pytest.raises(InputError, match="hf:a/b needs datasets, .*hub-data"):
         registry.open_source("hf:a/b", "val")
     without("orbax")
-    name = "imagepiece_jax.common.orbax_files"
+    name = "imagepiece_jax.common.checkpoints"
     monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(InputError, match="a checkpoint needs orbax-checkpoint, which"):
         importlib.import_module(name)

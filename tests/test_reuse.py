@@ -10,7 +10,6 @@ import jax
 import pytest
 from flax import linen as nn
 
-import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.result_cache import (
     MeasuredImages,
@@ -22,8 +21,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.training.config import RunConfig
-from tests.helpers import small_runs, tiny_vit
+from tests.helpers import tiny_vit
 from tests.helpers.picture_files import noise, write_images
 
 SIDE = 40  # images above 32 pixels are resized
@@ -155,32 +153,3 @@ def test_changed_settings_are_measured_anew(vit, measured, name):
     changed = dataclasses.replace(measured, **changes)
     assert is_measured(measured)
     assert not is_measured(changed)
-
-
-@pytest.fixture(scope="module")
-def student(quickly_begun, tmp_path_factory):
-    """(config of a run, its folder, its teacher as a Pretrained)."""
-    folder = tmp_path_factory.mktemp("student")
-    fields = {"distill.kind": "soft", "teacher.weights": str(folder / "teacher")}
-    fields |= {"epochs": 1, "warmup_epochs": 0.0, "batch_size": 256, "model.depth": 1}
-    config = small_runs.quickstart_config(
-        small_runs.DENSE | {"model.stem": "patch"}, fields
-    )
-    model = RunConfig.from_config(config).create_dense_model()
-    teacher = imagepiece_jax.Pretrained(model, tiny_vit.fill(tiny_vit.shapes(model)))
-    imagepiece_jax.save(teacher, folder / "teacher")
-    small_runs.train(config, folder / "run")
-    return config, folder / "run", teacher
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["weights", "gelu"])
-def test_a_changed_teacher_is_refused(student, name):
-    """The path stays; the weights or a field of the config change."""
-    config, workdir, teacher = student
-    path = config.teacher.weights
-    imagepiece_jax.save(MODELS[name](teacher), path)
-    with pytest.raises(InputError, match="another teacher than the run"):
-        small_runs.train(config, workdir)
-    imagepiece_jax.save(teacher, path)
-    small_runs.train(config, workdir)

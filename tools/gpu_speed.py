@@ -524,4 +524,4 @@ def format_spread(spread: Iterable[float]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run_command(main, keeps_programs=False)
+    cli.run_command(main)

@@ -212,4 +212,4 @@ def _timm_call(size, images):
 
 
 if __name__ == "__main__":
-    cli.run_command(main, keeps_programs=False)
+    cli.run_command(main)

@@ -344,4 +344,4 @@ def merge_pairs(x, size, metric, merges):
 
 
 if __name__ == "__main__":
-    cli.run_command(main, keeps_programs=False)
+    cli.run_command(main)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from imagepiece_jax.common import device, parallel, timer
 from imagepiece_jax.common.device import NUM_INPUTS
 from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.common.rng import draw_normal, root_key
+from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import ViTConfig
@@ -213,7 +213,7 @@ def _draw_noise(
     @jax.jit
     def draw_images() -> list[Array]:
         keys = jax.random.split(root_key(0), NUM_INPUTS)
-        return [draw_normal(key, shape, dtype=dtype) for key in keys]
+        return [jax.random.normal(key, shape, dtype=dtype) for key in keys]
 
     return draw_images()
 

@@ -1,9 +1,9 @@
 """Recovery of a reduced model, from a few hundred images without labels."""
 
-import sys
 from typing import TYPE_CHECKING, Literal, cast
 
 from imagepiece_jax.commands._arguments import Images, Weights
+from imagepiece_jax.errors import RunError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from imagepiece_jax.models.pretrained import Pretrained
@@ -24,8 +24,8 @@ def main(
 
     It trains at --reduction, or else at 0.6, 0.5 and 0.4. IMAGE may be a set,
     such as digits, hf:OWNER/NAME or csv:FILE; labels are not read. OUT is written as
-    `save` writes a folder, with the dense model unchanged. Ctrl-C and other signals
-    save the weights so far in it, if they are better than the start.
+    `save` writes a folder, with the dense model unchanged. Ctrl-C, SIGTERM and
+    SIGUSR1 save the weights so far in it, if they are better than the start.
 
     Example: imagepiece recover weights digits --out better --steps 4
 
@@ -65,19 +65,15 @@ def save_recovered(recovered_vit: "Pretrained", out: str) -> None:
 
     Nothing is written if a signal stopped every variant before it was better.
     """
-    from imagepiece_jax.common.signals import deferred_signals
     from imagepiece_jax.models.recovery_record import Recovery
     from imagepiece_jax.weights.save import save
 
     recovery = cast(Recovery, recovered_vit.recovery)
     has_nothing_to_save = all(v.stopped and not v.changed for v in recovery.variants)
-    with deferred_signals():  # a signal must not lose minutes of work
-        if not has_nothing_to_save:
-            save(recovered_vit, out)  # before prints, which a lost terminal refuses
-        print(recovery, flush=True)
-        if has_nothing_to_save:
-            print(f"nothing is written to {out}", file=sys.stderr)
-            return
-        print(f"saved in {out}", flush=True)
-        if not any(variant.changed for variant in recovery.variants):
-            print(f"note: nothing was better: {out} holds the model as it was")
+    print(recovery)
+    if has_nothing_to_save:
+        raise RunError(f"nothing is written to {out}: no weights were better yet")
+    save(recovered_vit, out)
+    print(f"saved in {out}", flush=True)
+    if not any(variant.changed for variant in recovery.variants):
+        print(f"note: nothing was better: {out} holds the model as it was")

@@ -50,10 +50,9 @@ def main(
             check_range("blocks", block, 0, len(vit.model.plan) - 1)
         pixels, image_names = pictures.read_images(source, vit.preprocessing)
         file_names = [*map(os.path.basename, image_names)]
-        with html.unfinished_page(folder):
-            lines = html.write_page(
-                folder, models, pixels, file_names, vit.origin.name, drawn_blocks
-            )
-            for line in lines:
-                print(line, flush=True)
+        lines = html.write_page(
+            folder, models, pixels, file_names, vit.origin.name, drawn_blocks
+        )
+        for line in lines:
+            print(line, flush=True)
     return int(len(file_names) < len(source))

@@ -2,40 +2,23 @@
 
 import codecs
 import contextlib
-import ctypes
 import errno
-import functools
-import io
 import json
-import logging
 import os
 import pathlib
 import shutil
 import stat
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import filelock
 
-from imagepiece_jax.common import signals
 from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE_FOLDER = pathlib.Path(__file__).resolve().parent.parent
-
-# Errors of a call that some mounts (SMB, FUSE, object stores) do not have.
-UNSUPPORTED_ERRORS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-UNSUPPORTED_ERRORS += (errno.EPERM, errno.EACCES)
-# Names, in lower case, that systems and NAS put beside files, hidden files apart.
-SYSTEM_NAMES = {"@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"}
-SYSTEM_NAMES |= {"__macosx", "lost+found", "$recycle.bin", "recycler", "thumbs.db"}
-SYSTEM_NAMES |= {"system volume information", "desktop.ini", ".ds_store"}
-SYSTEM_NAMES |= {"network trash folder", "temporary items", "@tmp", "@sharebin"}
 LOCK_NAME = ".lock"  # name of a folder's lock file
-
-log = logging.getLogger("imagepiece_jax.files")
 
 
 @contextlib.contextmanager
@@ -51,25 +34,13 @@ def locked_folder(name: str, folder: str | os.PathLike) -> Iterator[None]:
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     # The operating system unlocks the file of a killed process.
-    lock = filelock.FileLock(folder / LOCK_NAME, blocking=False, fallback_to_soft=False)
+    lock = filelock.FileLock(folder / LOCK_NAME, blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
         raise InputError(f"{name} {folder} is in use by another process") from error
-    except OSError as error:
-        # Some mounts of Lustre and NFS have no locks. A run there is better than none.
-        log.warning(
-            "%s cannot be locked (%s): two processes that write into it would not "
-            "notice each other",
-            folder,
-            error.strerror,
-        )
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(signals.unfinished_path(folder / LOCK_NAME))
-            for path in new_folders:
-                stack.enter_context(signals.unfinished_path(path, if_empty=True))
-            yield
+        yield
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK_NAME).unlink()
@@ -137,7 +108,7 @@ def check_own_files(
     for file in sorted(folder.iterdir()):
         # A killed process may have left unfinished files and its lock.
         is_unfinished = file.name.startswith(".") and file.suffix == ".tmp"
-        if is_unfinished or file.name.lower() in {LOCK_NAME, *SYSTEM_NAMES}:
+        if is_unfinished or file.name == LOCK_NAME:
             continue
         if not is_own(file):
             raise InputError(
@@ -194,17 +165,15 @@ def replacement_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     new_path = _temporary_path(path)
     try:
-        with signals.unfinished_path(new_path):
-            new_path.touch()
-            mode = new_path.stat().st_mode  # the umask's; a library may change it
-            yield new_path
-            _finish_file(new_path, mode)
-            os.replace(new_path, path)
+        new_path.touch()
+        mode = new_path.stat().st_mode  # the umask's; a library may change it
+        yield new_path
+        _finish_file(new_path, mode)
+        os.replace(new_path, path)
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            new_path.unlink()
+        new_path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -220,86 +189,34 @@ def replacement_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     new_folder = _temporary_path(target)
     old_folder = _temporary_path(target)
     try:
-        with signals.unfinished_path(new_folder):
-            new_folder.mkdir(parents=True)
-            mode = new_folder.stat().st_mode & 0o666  # a file's bits, without execution
-            yield new_folder
-            for file in new_folder.iterdir():
-                _finish_file(file, mode)
-            with signals.deferred_signals():
-                if not _exchange_folders(new_folder, target):
-                    if target.exists():
-                        # A kill between the two renames leaves the old folder in the
-                        # same place, under a name that starts with a dot.
-                        os.rename(target, old_folder)
-                    os.rename(new_folder, target)
-                    shutil.rmtree(old_folder, ignore_errors=True)
+        new_folder.mkdir(parents=True)
+        mode = new_folder.stat().st_mode & 0o666  # a file's bits, without execution
+        yield new_folder
+        for file in new_folder.iterdir():
+            _finish_file(file, mode)
+        if target.exists():
+            # A kill between the two renames leaves the old folder beside, under a name
+            # that starts with a dot.
+            os.rename(target, old_folder)
+        os.rename(new_folder, target)
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
         if old_folder.exists() and not target.exists():
             os.rename(old_folder, target)
+        shutil.rmtree(old_folder, ignore_errors=True)
         shutil.rmtree(new_folder, ignore_errors=True)
 
 
-def _exchange_folders(folder: str | os.PathLike, target: str | os.PathLike) -> bool:
-    """Exchange two folders in one step; False if one is missing or no call does it."""
-    # Linux's call, which Python lacks. `ctypes.CDLL(None)` fails on Windows.
-    rename_call = getattr(ctypes.pythonapi, "renameat2", None)
-    arguments = (-100, os.fsencode(folder), -100, os.fsencode(target))  # AT_FDCWD
-    exchange_flag = 2  # RENAME_EXCHANGE
-    return rename_call is not None and rename_call(*arguments, exchange_flag) == 0
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[str]:
-    """Yield a new folder; its end, or a signal that ends the command, removes it.
-
-    Temporary files of libraries are in it, too.
-    """
-    previous_folder = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as folder, signals.unfinished_path(folder):
-        tempfile.tempdir = folder
-        try:
-            yield folder
-        finally:
-            tempfile.tempdir = previous_folder
-
-
-def _finish_file(file: pathlib.Path, mode: int) -> None:
+def _finish_file(file, mode):
     """Set a file's permissions and flush it to the disk."""
-    with ignore_unsupported():
-        # Some libraries choose their own permissions: safetensors 0.8 leaves 0600.
-        os.chmod(file, mode)
-    with open(file, "rb") as opened_file, ignore_unsupported():
+    os.chmod(file, mode)  # safetensors 0.8 leaves 0600
+    with open(file, "rb") as opened_file:
         os.fsync(opened_file.fileno())
 
 
-@contextlib.contextmanager
-def ignore_unsupported() -> Iterator[None]:
-    """Ignore that the file system may lack a call, or refuse it to everybody."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNSUPPORTED_ERRORS:
-            raise
-
-
-def _write_error(path: str | os.PathLike, error: OSError) -> RunError:
+def _write_error(path, error):
     return RunError(f"{path} cannot be written ({error.strerror or error})")
-
-
-def append_line(file: io.FileIO, line: str) -> None:
-    """Append a line to `file`, opened for unbuffered binary appending.
-
-    Raises RunError if the line cannot be written whole, as on a full disk.
-    """
-    unwritten_bytes = memoryview((line + "\n").encode())
-    try:
-        while unwritten_bytes:
-            unwritten_bytes = unwritten_bytes[file.write(unwritten_bytes) :]
-    except OSError as error:
-        raise _write_error(file.name, error) from error
 
 
 def git_revision() -> str | None:
@@ -307,21 +224,22 @@ def git_revision() -> str | None:
 
     None if git does not track the code, as in an installed package.
     """
-    run_options = {"capture_output": True, "text": True, "cwd": PACKAGE_FOLDER}
-    run = functools.partial(subprocess.run, **run_options)
-    describe_options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        tracking_result = run(["git", "ls-files", "--error-unmatch", "errors.py"])
-        describe_result = run(["git", "describe", *describe_options])
-    except OSError:  # git is not installed
-        return None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    outputs = []
     # An installed package may lie inside another repository, whose revision would say
     # nothing about this code.
-    if tracking_result.returncode:
-        return None
-    return describe_result.stdout.strip()
+    for command in (["git", "ls-files", "--error-unmatch", "errors.py"], describe):
+        try:
+            outputs.append(
+                subprocess.check_output(
+                    command, stderr=subprocess.DEVNULL, text=True, cwd=PACKAGE_FOLDER
+                )
+            )
+        except (OSError, subprocess.CalledProcessError):  # git may not be installed
+            return None
+    return outputs[1].strip()
 
 
-def _temporary_path(path: str | os.PathLike) -> pathlib.Path:
+def _temporary_path(path):
     """New path beside `path`, unique because several processes may write at once."""
     return pathlib.Path(path).with_name(f".{uuid.uuid4().hex}.tmp")

@@ -94,28 +94,6 @@ def check_same_values(values: dict) -> None:
                 )
 
 
-def make_max_over_processes() -> Callable[[int], int]:
-    """Return a function from an int to its maximum over all processes.
-
-    All processes must call it the same number of times. A single process gets its own
-    number back. Several processes get the previous call's maximum, at first 0.
-    """
-    if jax.process_count() == 1:
-        return int
-    max_over_devices = pmap(lambda number: jax.lax.pmax(number, DEVICE_AXIS))
-    latest_max = None
-
-    # The previous call's answer has arrived by now, so the device need not wait for the
-    # host.
-    def max_of_previous_call(number: int) -> int:
-        nonlocal latest_max
-        previous_max = latest_max
-        latest_max = max_over_devices(replicate(np.int32(number)))
-        return 0 if previous_max is None else int(unreplicate(previous_max))
-
-    return max_of_previous_call
-
-
 def is_main() -> bool:
     """Whether this process writes logs and tables."""
     return jax.process_index() == 0
@@ -193,17 +171,11 @@ class MappedFunction:
         types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
         key = _program_key(types)
         if key not in self._programs:
-            if are_memory_maps_scarce():
-                forget_programs()
             is_announced = self._task is not None and is_main()
             with announced_work(self._task or "", enabled=is_announced):
-                self._programs[key] = self._lower_types(types).compile(self._options)
+                lowered = self._mapped_fn.lower(*types)
+                self._programs[key] = lowered.compile(self._options)
         return self._programs[key]
-
-    def _lower_types(self, types: tuple) -> jax.stages.Lowered:
-        # JAX 0.10 itself mixes types when it lowers bfloat16's backward products.
-        with jax.numpy_dtype_promotion("standard"):
-            return self._mapped_fn.lower(*types)
 
     @property
     def working_bytes(self) -> int:
@@ -216,28 +188,6 @@ def _program_key(args: tuple) -> tuple:
     """Key of a program: its arguments' tree, shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
-
-
-def are_memory_maps_scarce() -> bool:
-    """Whether this process uses more than half the memory maps Linux allows it."""
-    try:
-        # A program takes up to 2,500 of 65,530 maps (vm.max_map_count). Without a free
-        # map, XLA ends the process by SIGSEGV while it compiles or writes to the
-        # compilation cache (jaxlib 0.10.2).
-        with open("/proc/sys/vm/max_map_count") as file:
-            max_maps = int(file.read())
-        with open("/proc/self/maps", "rb") as file:
-            num_maps = len(file.readlines())
-    except OSError:  # another system
-        return False
-    return 2 * num_maps > max_maps
-
-
-def forget_programs() -> None:
-    """Unload compiled programs whose mapped function is no longer referenced."""
-    # `jax.pmap` never frees its caches. A referenced mapped function keeps its
-    # programs; any other function compiles again at its next call.
-    jax.clear_caches()
 
 
 def replicate(tree: PyTree) -> PyTree:

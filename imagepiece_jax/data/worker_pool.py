@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.signals import END_SIGNALS, blocked_signals
+from imagepiece_jax.common.signals import blocked_signals
 from imagepiece_jax.data.batches import BatchChunk, Batches, BatchReader
 from imagepiece_jax.errors import InputError, RunError
 
@@ -154,7 +154,7 @@ class _Worker:
         try:
             # Signals stay blocked in the worker, which ends with its parent:
             # a stopping run needs batches until it has finished its step.
-            with blocked_signals(*END_SIGNALS):
+            with blocked_signals():
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-c", code],  # -P: no current folder
                     stdin=subprocess.PIPE,

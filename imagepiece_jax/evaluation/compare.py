@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float
 from imagepiece_jax.common import device, extras, plotting, statistics
 from imagepiece_jax.common.files import check_own_files, replace_file
 from imagepiece_jax.common.image_size import image_sides, size_text
-from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import result_cache
@@ -308,9 +307,8 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
 def write_report(folder: str | os.PathLike, report: Report) -> None:
     """Write a report's table and plot into a folder."""
     table_file, plot_file = choose_report_files(folder, report)
-    with deferred_signals():  # the files belong together
-        replace_file(table_file, format_page(report, plot_file.name))
-        paint_plot(plot_file, report)
+    replace_file(table_file, format_page(report, plot_file.name))
+    paint_plot(plot_file, report)
 
 
 def check_report_folder(folder: str | os.PathLike) -> None:

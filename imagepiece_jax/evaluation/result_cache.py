@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool
 
@@ -79,10 +80,8 @@ class ResultCache(contextlib.ExitStack):
             self.push(stack.pop_all())  # closed with this object
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write an object as the last line, to disk. Raises RunError without room."""
-        files.append_line(self._file, json.dumps(line))
-        with files.ignore_unsupported():
-            os.fsync(self._file.fileno())
+        """Write an object as the last line."""
+        self._file.write((json.dumps(line) + "\n").encode())
 
     def measure_once(
         self,
@@ -213,10 +212,10 @@ class MeasuredWeights:
         measure_outputs = _take_logits if self.dense_reference else None
         step_key = model, seed, alter_images, measure_outputs
         if step_key not in self.compiled_steps:
-            # A program takes up to 2,500 of 65,530 memory maps: the oldest step goes.
-            while self.compiled_steps and parallel.are_memory_maps_scarce():
-                self.compiled_steps.pop(next(iter(self.compiled_steps)))
-                parallel.forget_programs()
+            # A program takes up to 2,500 of 65,530 memory maps.
+            if len(self.compiled_steps) == 16:
+                self.compiled_steps.clear()
+                jax.clear_caches()
             self.compiled_steps[step_key] = accuracy.make_eval_step(
                 model, seed, measure_outputs=measure_outputs, alter_images=alter_images
             )

@@ -6,6 +6,7 @@ The file does not run here. Tests compare its logits in onnxruntime and OpenVINO
 import dataclasses
 import os
 import pathlib
+import tempfile
 import types
 from typing import Any, NamedTuple
 
@@ -15,11 +16,9 @@ from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.files import (
     check_writable,
-    temporary_folder,
     write_json,
 )
 from imagepiece_jax.common.progress import announced_work
-from imagepiece_jax.common.signals import deferred_signals
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower
 from imagepiece_jax.exporters.program_interface import ProgramInterface
@@ -136,11 +135,10 @@ def export(
     if card_images is not None:
         card_facts = make_card(program, traced_model, place, card_images)
         program = program._replace(facts=program.facts | {"card": card_facts})
-    with deferred_signals():  # the files belong together
-        write_files(program, place)
-        if card_images is not None:
-            page_text = card.format_card_page(place.graph_file, vit, program.facts)
-            card.replace_card_section(place.page_file, place.graph_file, page_text)
+    write_files(program, place)
+    if card_images is not None:
+        page_text = card.format_card_page(place.graph_file, vit, program.facts)
+        card.replace_card_section(place.page_file, place.graph_file, page_text)
     return place.graph_file
 
 
@@ -235,7 +233,7 @@ def quantize_program(
     pixels: calibrate it, uint8 [images, H, W, 3]
     """
     message = f"calibrating int8 with {len(pixels)} images, which takes minutes"
-    with temporary_folder() as folder, announced_work(message):
+    with tempfile.TemporaryDirectory() as folder, announced_work(message):
         graph_file = pathlib.Path(folder, place.graph_file.name)
         write_program(program, place._replace(graph_file=graph_file))
         float32_program = open_program(graph_file)
@@ -256,7 +254,7 @@ def make_card(
     vit, interface, options = traced_model
     dense_options = options._replace(dtype="float32")
     dense_traced_model = choose_traced_model(vit.with_reduction(None), dense_options)
-    with temporary_folder() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         graph_file = pathlib.Path(folder, f"file{place.graph_file.suffix}")
         dense_file = graph_file.with_stem("dense")
         write_program(program, place._replace(graph_file=graph_file))

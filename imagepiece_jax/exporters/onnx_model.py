@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from imagepiece_jax import kernels
-from imagepiece_jax.common import nodes, signals
+from imagepiece_jax.common import nodes
 from imagepiece_jax.common.files import replace_file, replacement_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import Graph, Value
@@ -145,7 +145,6 @@ def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | N
         replacement_file(path) as graph_path,
         replacement_file(weights_file) as weights_path,  # which ends first
         tempfile.TemporaryDirectory(".tmp", ".", path.parent) as folder,
-        signals.unfinished_path(folder),  # gigabytes, which a second Ctrl-C would leave
     ):
         temporary_graph = pathlib.Path(folder, path.name)
         options = {"location": weights_file.name, "size_threshold": MIN_EXTERNAL_BYTES}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -9,7 +10,6 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
-from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import to_native_order
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -164,8 +164,9 @@ class Pretrained:
     def warn_of_untrained(self) -> None:
         """Warn if any part is untrained."""
         if self.untrained_kinds:
-            warn_caller(
-                f"{self!r}: untrained parts were drawn from a seed; train them first"
+            warnings.warn(
+                f"{self!r}: untrained parts were drawn from a seed; train them first",
+                stacklevel=3,
             )
 
     def with_variables(self, variables: Mapping[str, Any]) -> Self:

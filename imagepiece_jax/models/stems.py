@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import PatchGrid, PixelRows
 
@@ -22,7 +21,7 @@ def bias_init(fan_in: int) -> Callable[..., jax.Array]:
     bound = fan_in**-0.5
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-        return draw_uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
+        return jax.random.uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
 
     return init
 
@@ -96,11 +95,7 @@ class ConvStem(nn.Module):
                 dtype=self.dtype,
                 name=f"norm_{i}",
             )
-            # Flax adds float32 to bfloat16. Under the user setting "strict" that sum
-            # raises an error.
-            with jax.numpy_dtype_promotion("standard"):
-                x = norm(x)
-            x = nn.relu(x)
+            x = nn.relu(norm(x))
         init = bias_init(self.embed_dim)
         return conv(self.embed_dim, (1, 1), bias_init=init, name="proj")(x)
 

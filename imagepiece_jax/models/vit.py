@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.common.image_size import size_text
-from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.data.normalize import check_images, warn_if_unnormalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import PixelRows, TokenRows
@@ -45,7 +44,7 @@ def draw_drop_path_scale(
     keep_probs = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
     def draw(key: jax.Array) -> jax.Array:
-        is_kept = draw_uniform(key, (depth, 2)) < keep_probs
+        is_kept = jax.random.uniform(key, (depth, 2)) < keep_probs
         return is_kept.astype(jnp.float32) / keep_probs
 
     return jax.vmap(draw)(keys)

@@ -123,28 +123,28 @@ def recover(
         student_seconds = 60 * minutes / len(students)
         progress_length = student_seconds
     variants = []
+    stop_signals = []
     with contextlib.ExitStack() as stack:
-        early_stop = stack.enter_context(signals.stoppable_work(NOTHING_BETTER))
         teacher = DenseTeacher(dense_vit)
         held_out_pairs = teacher.pair_outputs(batches)
         progress = None
         for index, student in enumerate(students):
             fit = StudentFit(student, recipe, teacher)
-            run = RecoveryRun(
-                fit, image_split, held_out_pairs, early_stop, student_seconds
-            )
+            run = RecoveryRun(fit, image_split, held_out_pairs, student_seconds)
             run.measure_and_compile()
             if progress is None:  # after compiling, for true step times
+                stop_signals = stack.enter_context(signals.noted_signals())
                 progress_total = max(1, round(progress_length * len(students)))
                 progress = stack.enter_context(ProgressBar("recover", progress_total))
+            run.stop_signals = stop_signals
             run.train_student(progress, round(progress_length * index))
             variant = run.make_variant(dense_vit)
             # After a stop a variant without gain is left out, unless it is the first.
-            if variant.changed or not (early_stop.requested and variants):
+            if variant.changed or not (stop_signals and variants):
                 variants.append(variant)
-            if early_stop.requested:
+            if stop_signals:
                 break
-    if early_stop.requested and early_stop.defers:  # else the handler has logged it
+    if stop_signals:
         has_gain = any(variant.changed for variant in variants)
         kept_message = "stopped: the weights so far are kept"
         log.warning(kept_message if has_gain else NOTHING_BETTER)
@@ -191,11 +191,11 @@ class RecoveryRun:
     fit: StudentFit
     image_split: ImageSplit
     held_out_pairs: list[tuple]  # held-out images, from `DenseTeacher.pair_outputs`
-    early_stop: signals.EarlyStop  # ends the training
     time_limit: float = math.inf  # seconds; inf: the recipe's steps are taken
 
     def __post_init__(self) -> None:
         self.start_time = time.monotonic()
+        self.stop_signals = []  # signals that end the training
         self.make_crops = functools.partial(
             make_crop_batches,
             self.image_split.training,
@@ -233,7 +233,7 @@ class RecoveryRun:
         for attempt in range(MAX_ATTEMPTS):
             self.lr = self.fit.recipe.lr / 4**attempt
             has_ended = self.attempt_training(progress, earlier_progress)
-            if has_ended or self.early_stop.requested:
+            if has_ended or self.stop_signals:
                 break
             if attempt == 0:
                 log.warning(
@@ -263,7 +263,6 @@ class RecoveryRun:
                 lr = self.lr * lr_factor(min(1.0, self.finished_share(ahead=0.5)))
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
                 loss = np.asarray(self.fit.train_step(batch["image"][:, 0], lr))
-                self.early_stop.defers = True  # from here on there is a result to keep
                 self.steps_done += 1
                 self.last_step_seconds = time.monotonic() - step_start
                 self.attempt_seconds += self.last_step_seconds
@@ -273,7 +272,7 @@ class RecoveryRun:
                 if not np.isfinite(loss).all():
                     return False
                 is_over = self.has_time_limit and self.finished_share(ahead=1) > 1
-                if self.early_stop.requested or is_over:
+                if self.stop_signals or is_over:
                     break
                 # Divergence is measured once.
                 if len(self.curve) == 1 and self.finished_share() >= CHECK_SHARE:
@@ -346,7 +345,7 @@ class RecoveryRun:
             ),
             lr=self.lr,
             curve=tuple(self.curve),
-            stopped=self.early_stop.requested,
+            stopped=bool(self.stop_signals),
             changed=self.trained_params is not None,
             image_size=vit.image_size,
             depth=vit.model.depth,

@@ -12,7 +12,6 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from imagepiece_jax.common.rng import draw_gumbel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.reduction import moves
@@ -43,9 +42,7 @@ class KeepScores(nn.Module):
             return nn.Dense(width, kernel_init=DENSE_INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
-        # Flax adds float32 to bfloat16, but a user's setting may forbid promotion.
-        with jax.numpy_dtype_promotion("standard"):
-            x = norm(x)
+        x = norm(x)
         hidden = nn.gelu(make_dense(dim, "embed")(x), approximate=False)
         local_features = hidden[..., : dim // 2]
         shared_features = hidden[..., dim // 2 :].astype(jnp.float32)
@@ -73,7 +70,7 @@ def draw_gumbel_noise(
     keys: Shaped[Array, " batch"], shape: tuple[int, ...]
 ) -> Float[Array, "batch ..."]:
     """Draw Gumbel(0, 1) noise with one key per image."""
-    return jax.vmap(lambda key: draw_gumbel(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
 
 
 def straight_through(

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.training.cluster.checkpoint import RunProgress
-from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.logging import RunLog
 
 if TYPE_CHECKING:
@@ -15,40 +14,31 @@ SHARED_METRICS = ("images", "throughput")  # shared by all models of a pass
 
 
 class Evaluation:
-    """Evaluates a `Run` between its steps; `request` is its StopRequest."""
+    """Evaluates a `Run` between its steps."""
 
-    def __init__(self, run: "Run", log: RunLog, stop_request: StopRequest) -> None:
-        setup = run.setup
+    def __init__(self, run: "Run") -> None:
         self._run = run
-        self._data = setup.data
-        self._log = log
-        self._stop_request = stop_request
-        # Compiled here, with nothing to save yet: a signal ends compilation at once.
-        with stop_request.ending_at_once():
-            self._eval_step = accuracy.make_eval_step(setup.model, setup.config.seed)
-            self._eval_step.compile(
-                run.state.variables, self._data.val_batches.allocate_batch()
-            )
+        self._data = run.setup.data
+        self._eval_step = accuracy.make_eval_step(
+            run.setup.model, run.setup.config.seed
+        )
+        self._eval_step.compile(
+            run.state.variables, self._data.val_batches.allocate_batch()
+        )
 
-    def evaluate_run(self) -> RunProgress:
-        """Evaluate the run; return its new RunProgress, or the old after a signal."""
+    def evaluate_run(self, log: RunLog) -> RunProgress:
+        """Evaluate the run; return its new RunProgress."""
         run = self._run
-        log = self._log
         log.flush()
-        state = run.state
         # Weights and averages are evaluated in one pass over the images.
-        evaluated_variables = [state.variables]
-        if state.ema is not None:
-            evaluated_variables.append(state.ema)
+        evaluated_variables = [run.state.variables]
+        if run.state.ema is not None:
+            evaluated_variables.append(run.state.ema)
         reader = self._data.read_ahead(self._data.val_batches)
         with contextlib.closing(reader):
-            batches = self._stop_request.until_requested(reader)
-            try:
-                results = accuracy.evaluate_models(
-                    self._eval_step, evaluated_variables, batches
-                )
-            except Interrupted:
-                return run.progress
+            results = accuracy.evaluate_models(
+                self._eval_step, evaluated_variables, reader
+            )
         metrics, *all_ema_metrics = [result.metrics for result in results]
         for ema_metrics in all_ema_metrics:
             for name, value in ema_metrics.items():

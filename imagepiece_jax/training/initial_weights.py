@@ -35,8 +35,7 @@ class InitialWeights:
 
     def __init__(self, run: RunConfig, workdir: str | os.PathLike) -> None:
         self._run = run
-        self._workdir = workdir
-        self._earlier_run = run_dir.read_earlier_run(workdir)
+        self._earlier_model = run_dir.read_earlier_model(workdir)
 
     # Lazy: a resumed run needs no initial weights.
     @functools.cached_property
@@ -59,8 +58,8 @@ class InitialWeights:
         # With the weights' normalization and crop, the first accuracy equals the
         # accuracy of `evaluate`. A resumed run keeps its own.
         run = self._run
-        if self._earlier_run is not None:
-            return run.fill_preprocessing(self._earlier_run.model)
+        if self._earlier_model is not None:
+            return run.fill_preprocessing(self._earlier_model)
         source_config = run.vit_config
         if self.initial_weights is not None:
             source_config = self.initial_weights.config
@@ -74,20 +73,14 @@ class InitialWeights:
     ) -> None:
         """Compare the classes of a run's weights with the classes of its data.
 
-        The weights are the run's own earlier weights, the teacher's, and the initial
-        weights of a new run with their head.
+        The weights are the teacher's, and the initial weights of a new run with their
+        head.
 
         names: class names of `config.data`
         Raises InputError for the first class with another name.
         """
         run = self._run
         data_title = f"config.data.name {run.data.name!r}"
-        if self._earlier_run is not None:
-            try:
-                earlier_names = self._earlier_run.class_names
-                check_classes(earlier_names, str(self._workdir), names, data_title)
-            except InputError as error:
-                raise InputError(f"{error}; {run_dir.CHOOSE_OTHER_WORKDIR}") from error
         if self.teacher_weights is not None:
             weights_title = f"config.teacher.weights {run.teacher.weights}"
             teacher_names = self.teacher_weights.class_names

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import append_line, ignore_unsupported, replace_file
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.progress import duration_text
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunLength
 
@@ -44,30 +44,23 @@ class MetricWriter(contextlib.ExitStack):
     def __init__(self, workdir: str | os.PathLike, step: int = 0) -> None:
         super().__init__()
         self._metrics_file = None  # the open metrics.jsonl
-        self._event_writer: Any = None  # TensorBoard's writer
         if not parallel.is_main():
             return
-        from tensorboardX import event_file_writer  # only where logged
-        from tensorboardX.proto.event_pb2 import SessionLog  # pyrefly: ignore
+        import tensorboardX  # only where logged
 
-        workdir = pathlib.Path(workdir)
-        (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        last_step = step or -1  # -1: a new run keeps no line
+        path = pathlib.Path(workdir) / METRICS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
-        if (workdir / METRICS_FILE).exists():
-            lines = read_metrics(workdir)
-            kept_lines = [line for line in lines if line["step"] <= last_step]
-            kept_text = "".join(json.dumps(line) + "\n" for line in kept_lines)
-            replace_file(workdir / METRICS_FILE, kept_text)
-        metrics_file = open(workdir / METRICS_FILE, "ab", buffering=0)
-        self._metrics_file = self.enter_context(metrics_file)
-        prefix = str(workdir / "tensorboard" / "events")
-        self._event_writer = event_file_writer.EventsWriter(prefix)
-        self.callback(self._close_events)
-        # TensorBoard then hides a killed run's later steps.
-        session_start = SessionLog(status=SessionLog.START)
-        self._write_event(last_step + 1, session_log=session_start)
+        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
+        # Buffered by line, and written before the step's checkpoint: a kill between
+        # the two loses nothing.
+        self._metrics_file = self.enter_context(open(path, "a", buffering=1))
+        # TensorBoard hides a killed run's later steps by `purge_step`.
+        folder = str(path.parent / "tensorboard")
+        self._board = tensorboardX.SummaryWriter(folder, purge_step=step + 1)
+        self.callback(self._board.close)
 
     def write_line(self, kind: str, step: int, **metrics: Any) -> None:
         """Write one line, and its finite numbers to TensorBoard as `kind/name`.
@@ -75,59 +68,27 @@ class MetricWriter(contextlib.ExitStack):
         kind: "train" or "eval"
         metrics: strings, None, or numbers (0-d arrays too); NaN and infinities become
             null
-        Raises RunError if the line cannot be written.
         """
         if self._metrics_file is None:
             return
         json_metrics = {name: _as_json_scalar(x) for name, x in metrics.items()}
         line = {"kind": kind, "step": int(step), **json_metrics}
-        # Unbuffered, and before the step's checkpoint: a kill between loses nothing.
-        append_line(self._metrics_file, json.dumps(line, allow_nan=False))
-        from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore
-
-        scalars = []
+        self._metrics_file.write(json.dumps(line, allow_nan=False) + "\n")
         for name, value in json_metrics.items():
             if isinstance(value, int | float):
-                scalars.append(Summary.Value(tag=f"{kind}/{name}", simple_value=value))
-        self._write_event(int(step), summary=Summary(value=scalars))
-
-    def _close_events(self) -> None:
-        with ignore_unsupported():
-            self._event_writer.close()
-
-    def _write_event(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore
-
-        event = Event(wall_time=time.time(), step=step, **content)
-        self._event_writer.write_event(event)
-        with ignore_unsupported():  # it calls fsync at the end
-            self._event_writer.flush()
+                self._board.add_scalar(f"{kind}/{name}", value, int(step))
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-    """Read `workdir/metrics.jsonl` as dicts, in order; [] without the file.
+    """Read the whole lines of `workdir/metrics.jsonl` as dicts, in order.
 
-    An unfinished last line is left out.
-    Raises InputError for any other line without a JSON object and a step.
+    [] without the file. A kill, or a full disk, may cut the last line.
     """
     path = pathlib.Path(workdir) / METRICS_FILE
-    if not path.exists():
-        return []
-    content = path.read_text(encoding="utf-8", errors="replace")
-    text_lines = content.removesuffix("\n").split("\n")
     lines = []
-    for line_number, text_line in enumerate(text_lines, start=1):
-        try:
-            line = json.loads(text_line)
-        except json.JSONDecodeError:
-            line = None
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-        elif line_number < len(text_lines):
-            raise InputError(
-                f"{path}: line {line_number} is {text_line[:40]!r}; it must be a JSON "
-                "object with a step"
-            )
+    for text_line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text_line))
     return lines
 
 
@@ -145,33 +106,24 @@ TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and fe
 
 def print_line(line: str) -> None:
     """Print a line in the main process only."""
-    # A lost terminal refuses lines, but the run goes on, or stops and saves.
-    with contextlib.suppress(OSError):
-        if parallel.is_main():
-            print(line, flush=True)
+    if parallel.is_main():
+        print(line, flush=True)
 
 
 class RunLog(contextlib.ExitStack):
     """A run's output; closing it closes files and trace.
 
     step: the step the run resumes from; 0: a new run
-    find_saved_step: newest checkpoint's step or None, for an error message
     """
 
     def __init__(
-        self,
-        workdir: str | os.PathLike,
-        config: RunConfig,
-        length: RunLength,
-        step: int,
-        find_saved_step: Callable[[], int | None],
+        self, workdir: pathlib.Path, config: RunConfig, length: RunLength, step: int
     ) -> None:
         super().__init__()
-        self._trace_folder = pathlib.Path(workdir) / TRACE_FOLDER
+        self._trace_folder = workdir / TRACE_FOLDER
         self._workdir = workdir
         self._config = config
         self._length = length
-        self._find_saved_step = find_saved_step
         self._writer = self.enter_context(MetricWriter(workdir, step))
         first_traced = min(step + TRACED_STEPS.start, length.steps)
         last_traced = min(first_traced + len(TRACED_STEPS) - 1, length.steps)
@@ -286,18 +238,13 @@ class RunLog(contextlib.ExitStack):
     def _raise_non_finite(self, step: int, metrics: dict) -> NoReturn:
         """Raise RunError for a step with a non-finite loss or gradient."""
         metric_name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
-        saved_step = self._find_saved_step()
-        num_skipped = int(metrics["skipped"])
-        saved_clause = "none was saved"
-        if saved_step:
-            saved_clause = f"the checkpoint of step {saved_step} is kept"
         repeat_clause = ""
-        if num_skipped > 1:
-            repeat_clause = f", as in {num_skipped} steps in a row"
+        if metrics["skipped"] > 1:
+            repeat_clause = f", as in {int(metrics['skipped'])} steps in a row"
         raise RunError(
             f"{metric_name} is {metrics[metric_name]} at step {step}{repeat_clause}: "
-            f"training stopped, {saved_clause} in {self._workdir}; try a lower lr, or "
-            "clip_grad_norm=1.0"
+            f"training stopped, the checkpoints in {self._workdir} are kept; try a "
+            "lower lr, or clip_grad_norm=1.0"
         )
 
 

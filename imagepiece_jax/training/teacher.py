@@ -18,8 +18,6 @@ from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.record import as_json
-from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.config import RunConfig
@@ -41,13 +39,6 @@ class Teacher:
         """Outputs with states for the student's images."""
         images = self.prepare_images(images)
         return self.model.apply(variables, images, with_states=True)
-
-    def make_record(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Weights, model and normalization as JSON, for checkpoints."""
-        # The attention kernel is left out: it depends on the device.
-        model = self.model.with_execution(attention_impl="xla")
-        model_record = as_json(dataclasses.replace(self, model=model))
-        return {"weights": variables_digest(variables)[:16], **model_record}
 
     def prepare_images(
         self, images: Float[Array, "batch height width 3"]

@@ -1,8 +1,8 @@
 """Training in three functions: `set_up_run`, `open_run` and `train`.
 
 `set_up_run` decides everything that needs no weights, `open_run` makes the first state,
-and `train` is the loop; `cluster.keeper` saves, stops and resumes. Weights come from
-the newest checkpoint in the workdir, else from `config.init.weights`, else the seed.
+and `train` is the loop. Weights come from the newest checkpoint in the workdir, else
+from `config.init.weights`, else the seed.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from imagepiece_jax.common import extras, parallel
+from imagepiece_jax.common import extras, files, parallel
+from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import report
-from imagepiece_jax.training.cluster.checkpoint import RunProgress
-from imagepiece_jax.training.cluster.keeper import Keeper, held_workdir
+from imagepiece_jax.training.cluster import job, preemption, run_dir
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
 from imagepiece_jax.training.evaluation import Evaluation
@@ -141,7 +142,7 @@ class Run:
     """A run between two steps."""
 
     setup: RunSetup
-    keeper: Keeper
+    checkpoints: Checkpoints
     state: TrainState  # on all devices
     teacher: Teacher | None
     teacher_variables: PyTree  # on all devices; they are not trained
@@ -151,13 +152,15 @@ class Run:
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to do."""
-        return self.step == self.setup.data.length.steps == self.progress.evaluated
+        return self.step == self.setup.data.length.steps
 
-    @property
-    def lacks_evaluation(self) -> bool:
-        """Whether a stop prevented the evaluation after the last step."""
-        is_due = self.step > 0 and self.setup.data.length.evaluates_after(self.step)
-        return is_due and self.progress.evaluated < self.step
+    def save(self) -> None:
+        """Save the run after its step; also as "best", if this step is best."""
+        state = parallel.unreplicate(self.state)
+        metadata = dataclasses.asdict(self.progress)
+        if self.progress.best["step"] == self.step:
+            self.checkpoints.save(self.step, state, metadata, "best")
+        self.checkpoints.save(self.step, state, metadata)
 
     def compile_step(self, epoch: int) -> parallel.MappedFunction:
         """Compile an epoch's training step for all devices.
@@ -195,35 +198,53 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
     Mistakes are found before anything is written, and leave no folder behind.
 
     dry_run: neither write nor lock
-    Raises InputError, in all processes, for weights or a checkpoint that do not fit.
+    Raises InputError, in all processes, for weights or a checkpoint that do not fit,
+        and if the folder is in use or belongs to another run.
     """
+    config_fields = setup.config.to_dict()
     with contextlib.ExitStack() as stack:
         with parallel.shared_errors():
-            keeper_context = held_workdir(
-                setup.workdir, setup.config, setup.model, setup.data, dry_run
-            )
-            keeper = stack.enter_context(keeper_context)
-            run = _begin_run(setup, keeper)
+            job.check_same_settings(dry_run, config_fields, setup.model, setup.data)
+            run_dir.check_config(setup.workdir, config_fields)
+            if parallel.is_main() and not dry_run:
+                stack.enter_context(files.locked_folder("workdir", setup.workdir))
+            if not dry_run:
+                setup.data.check_space()
+            run = _begin_run(setup)
+            if parallel.is_main() and not dry_run:  # nothing is written before
+                class_names = setup.data.train.class_names
+                run_dir.record_start(setup.workdir, config_fields, class_names)
         yield run
 
 
-def _begin_run(setup: RunSetup, keeper: Keeper) -> Run:
+def _begin_run(setup: RunSetup) -> Run:
     """Make the Run from initial weights, or from a checkpoint."""
+    checkpoints = Checkpoints(setup.workdir, setup.config.keep_every_steps)
+    # Process 0 looks, because a network file system may show other processes less.
+    resumes = parallel.share_main_decision(checkpoints.find_latest_step) is not None
     initial_weights = setup.initial_weights
-    resumes = keeper.has_checkpoint
     initial_weights.check_classes(setup.data.train.class_names, resumes)
     teacher, teacher_variables = create_teacher(
         setup.config, setup.dense_model, initial_weights
     )
-    teacher_record = teacher.make_record(teacher_variables) if teacher else None
     state = _make_first_state(setup, resumes)
     initial_weights.free_weights()  # frees host memory for the training
-    state, progress, step = keeper.begin_run(state, teacher_variables, teacher_record)
+    progress = RunProgress(setup.data.find_digests())
+    step = 0
+    if resumes:
+        state, saved_fields, step = checkpoints.restore(state)
+        if saved_fields["digest"] != progress.digest:
+            raise InputError(
+                f"config.data.name is {setup.config.data.name}, whose images are not "
+                f"those of the run in {setup.workdir}; choose another workdir"
+            )
+        progress = RunProgress(**saved_fields)
+    job.check_same_start(step, (state, teacher_variables))
     if resumes and setup.loss is not micro_batch_loss:
         loss_name = getattr(setup.loss, "__name__", setup.loss)
         print_line(f"step {step}, with the loss {loss_name}")
     state, teacher_variables = parallel.replicate((state, teacher_variables))
-    return Run(setup, keeper, state, teacher, teacher_variables, progress, step)
+    return Run(setup, checkpoints, state, teacher, teacher_variables, progress, step)
 
 
 def _make_first_state(setup: RunSetup, resumes: bool) -> TrainState:
@@ -248,42 +269,39 @@ def train(run: Run) -> None:
     if run.is_complete:
         return
     setup = run.setup
-    keeper = run.keeper
     length = setup.data.length
+    first_step = run.step + 1
+    # Both compile before a signal waits for the end of a step.
+    evaluation = Evaluation(run)
+    program = run.compile_step(setup.find_epoch(first_step))
     train_batches = setup.data.train_batches(steps=range(run.step, length.steps))
     # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
-        keeper.guarded_steps() as stop_request,
-        RunLog(
-            setup.workdir, setup.config, length, run.step, keeper.find_saved_step
-        ) as log,
+        preemption.stop_signals() as stop_signal,
+        contextlib.closing(run.checkpoints),
+        RunLog(setup.workdir, setup.config, length, run.step) as log,
         contextlib.closing(setup.data.read_ahead(train_batches)) as batches,
     ):
-        evaluation = Evaluation(run, log, stop_request)
-        keeper.stop_if_requested(run)  # arrived since `guarded_steps`
-        # A signal stopped the run in this evaluation.
-        if run.lacks_evaluation:
-            run.progress = evaluation.evaluate_run()
-            keeper.save_or_stop(run, log)
-
-        program = None
-        for batch in log.timed_batches(batches):
-            step = run.step + 1
-            if program is None or setup.changes_program(step):
+        for step, batch in enumerate(log.timed_batches(batches), start=first_step):
+            if step > first_step and setup.changes_program(step):
                 log.begin_program(step)
-                with keeper.guarded_compilation(run, log):
-                    if program is not None:
-                        # Only an unreferenced program is unloaded.
-                        program = None
-                        parallel.forget_programs()
-                    program = run.compile_step(setup.find_epoch(step))
+                # Only an unreferenced program is unloaded. A run of 75 programs would
+                # else have no memory maps left, and end by SIGSEGV.
+                program = None
+                jax.clear_caches()
+                program = run.compile_step(setup.find_epoch(step))
 
-            # `take_metrics` ends a run that skips too many steps.
             with log.traced_step(step):
                 run.state, metrics = program(run.state, batch, run.teacher_variables)
             run.step = step
-            log.take_metrics(step, metrics)
+            log.take_metrics(step, metrics)  # ends a run that skips too many steps
 
-            if length.evaluates_after(step):
-                run.progress = evaluation.evaluate_run()
-            keeper.save_or_stop(run, log)
+            is_evaluated = length.evaluates_after(step)
+            if is_evaluated:
+                run.progress = evaluation.evaluate_run(log)
+            signum = stop_signal(step)
+            if signum or is_evaluated or setup.config.saves_step(step):
+                log.flush()  # lines first: a kill between the two loses nothing
+                run.save()
+            if signum and not run.is_complete:
+                raise Stopped(signum, step)

@@ -1,6 +1,5 @@
 """A folder for images under several methods: figures, a page, and slot maps."""
 
-import contextlib
 import html
 import os
 import pathlib
@@ -12,7 +11,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from imagepiece_jax.common import extras, files
-from imagepiece_jax.common.signals import unfinished_path
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.class_names import describe_class
 from imagepiece_jax.models.pretrained import Pretrained
@@ -68,16 +66,6 @@ def check_page_writable(folder: pathlib.Path) -> None:
         return file.name in PAGE_FILES
 
     files.check_own_files("out", folder, "an earlier call", is_ours)
-
-
-@contextlib.contextmanager
-def unfinished_page(folder: pathlib.Path) -> Iterator[None]:
-    """Remove a folder's new files of a page if a signal ends the command inside."""
-    with contextlib.ExitStack() as stack:
-        for name in PAGE_FILES:
-            if not (folder / name).exists():
-                stack.enter_context(unfinished_path(folder / name))
-        yield
 
 
 def write_page(

@@ -8,13 +8,13 @@ import dataclasses
 import os
 import pathlib
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from imagepiece_jax.common.checks import replace_lists
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import ImageSize, image_sides
-from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -90,8 +90,9 @@ def describe_weights(
             # from another version.
             if config is None or OWN_KEY not in (location.config_fields or {OWN_KEY}):
                 raise
-            warn_caller(
-                f"{error}; the file is ignored, because config describes the model"
+            warnings.warn(
+                f"{error}; the file is ignored, because config describes the model",
+                stacklevel=3,
             )
             return Description(config, has_file_config=False)
     if config is not None:

@@ -6,13 +6,13 @@ arrays, and the config they show. Pretrained: a model with its variables.
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from imagepiece_jax.common.image_size import ImageSize, image_sides
-from imagepiece_jax.common.warning import warn_caller
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import resize_positions, timm_tensors
@@ -190,7 +190,8 @@ def warn_of_unclear_head(vit: Pretrained) -> None:
     """Warn if the head, taken for a classifier, may be CLIP's projection."""
     is_like_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
     if is_like_clip and not vit.class_names and not vit.untrained_kinds:
-        warn_caller(
+        warnings.warn(
             f"{vit!r}: the head is taken for a classifier; config.problem_type "
-            "'projection' says that it is CLIP's projection"
+            "'projection' says that it is CLIP's projection",
+            stacklevel=3,
         )

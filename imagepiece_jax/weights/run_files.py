@@ -6,14 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common.checksums import complete_steps
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights.file_names import CONFIG_FILE, FACT_FILES
+from imagepiece_jax.weights.file_names import FACT_FILES
 
-RUN_FORMAT = 1  # of CONFIG_FILE; other formats are refused
+RUN_FORMAT = 2  # of a run's config.json and checkpoints
 CLASS_NAMES_FILE = "classes.json"  # class names by label, if the data have names
 CHECKPOINTS_FOLDER = "checkpoints"  # the folder of weights
 CHECKPOINT_KINDS = ("latest", "best")  # kinds of checkpoints
@@ -21,19 +20,19 @@ LOG_FILES = ("run.json", "metrics.jsonl")  # files that only a run writes
 
 
 def read_run_file(file: pathlib.Path) -> dict[str, Any]:
-    """Read the config of a run, in this version's format."""
+    """Read the config of a run."""
     config_fields = read_json(file)
-    check_run_format(config_fields)
+    try:
+        check_run_format(config_fields)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     return config_fields
 
 
 def check_run_format(config_fields: Mapping[str, Any]) -> None:
     """Refuse a run's config in another format."""
     if config_fields.get("format") != RUN_FORMAT:
-        raise InputError(
-            f"the run has format {config_fields.get('format')}; this version reads "
-            f"format {RUN_FORMAT}"
-        )
+        raise InputError("the run was made by an earlier revision: make it again")
 
 
 def read_class_names(
@@ -52,6 +51,12 @@ def read_class_names(
         raise InputError(f"{path}: {error}") from error
 
 
+def complete_steps(folder: pathlib.Path) -> list[int]:
+    """List the completely written steps in a folder of checkpoints, in order."""
+    # An unfinished step has a longer name.
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal())
+
+
 def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
     """Find the folder of a run's checkpoints of a kind, in CHECKPOINT_KINDS."""
     checkpoints_folder = folder / CHECKPOINTS_FOLDER
@@ -63,23 +68,6 @@ def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
             f"run {folder} has no {kind!r} checkpoint yet, but {saved_kinds[0]!r}"
         )
     return checkpoints_folder / kind
-
-
-def check_normalization(
-    folder: pathlib.Path, model_fields: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> None:
-    """Refuse a run whose config was edited to a mean or std unlike its training's.
-
-    model_fields: "mean" and "std" from the config
-    metadata: stored beside a checkpoint's arrays; {}: unknown
-    """
-    for field, trained_value in (metadata.get("normalization") or {}).items():
-        config_value = [*model_fields[field]]
-        if config_value != trained_value:
-            raise InputError(
-                f"{folder / CONFIG_FILE}: model.{field} is {config_value}, but the run "
-                f"was trained with {trained_value}"
-            )
 
 
 def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:

@@ -2,13 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import traverse_util
 
-from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
@@ -24,7 +21,7 @@ from imagepiece_jax.weights.file_names import (
     SELECTORS_FILE,
 )
 from imagepiece_jax.weights.location import RUN_KIND, Location
-from imagepiece_jax.weights.run_files import check_normalization, find_checkpoint_folder
+from imagepiece_jax.weights.run_files import find_checkpoint_folder
 from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
 
 VARIABLE_COLLECTIONS = ("params", "batch_stats")
@@ -86,7 +83,7 @@ def _read_stored_tensors(
 ) -> tuple[NamedArrays, NamedArrays]:
     """Read (the model's tensors, tensors of recovered variants)."""
     if location.kind == RUN_KIND:
-        return _read_run_tensors(location, description.config), {}
+        return _read_run_tensors(location), {}
     tensors = naming.read_timm_tensors(
         location.find_weights(), location.checkpoint, description.config
     )
@@ -118,26 +115,25 @@ def _check_same_model(
         )
 
 
-def _read_run_tensors(location: Location, config: ViTConfig) -> NamedArrays:
+def _read_run_tensors(location: Location) -> NamedArrays:
     """Read a run's newest "best" or "latest" checkpoint, or its averages."""
+    from imagepiece_jax.common import checkpoints  # an optional package
+
     run_folder = location.disk_path.resolve()
-    prefix = f"{AVERAGES_KEY}/" if location.averaged else ""
 
-    def choose_names(_: Any, table: Mapping[str, Any]) -> list[str]:
-        """Choose the variables in a checkpoint's table of arrays by name."""
-        collection_prefixes = tuple(f"{prefix}{name}/" for name in VARIABLE_COLLECTIONS)
-        array_names = [name for name in table if name.startswith(collection_prefixes)]
-        if array_names or not location.averaged:
-            return array_names
-        raise InputError(
-            f"run {run_folder} has no averaged weights, as its ema_decay was 0"
-        )
+    def choose_variables(stored_state):
+        if not location.averaged:
+            return {name: stored_state[name] for name in VARIABLE_COLLECTIONS}
+        if not stored_state[AVERAGES_KEY]:
+            raise InputError(
+                f"run {run_folder} has no averaged weights, as its ema_decay was 0"
+            )
+        return {AVERAGES_KEY: stored_state[AVERAGES_KEY]}
 
-    checkpoint_folder = find_checkpoint_folder(run_folder, str(location.checkpoint))
-    arrays, metadata, _ = checksums.read_newest_step(checkpoint_folder, choose_names)
-    check_normalization(location.disk_path, vars(config), metadata)
-    arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return timm_tensors.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
+    state, _, _ = checkpoints.read_newest_step(
+        find_checkpoint_folder(run_folder, str(location.checkpoint)), choose_variables
+    )
+    return timm_tensors.to_timm(state.get(AVERAGES_KEY, state))
 
 
 def correct_config(

@@ -1,13 +1,10 @@
 """Atomic writes and locks."""
 
 import errno
-import fcntl
 import json
 import os
 import signal
 import subprocess
-import sys
-from unittest import mock
 
 import pytest
 
@@ -23,16 +20,6 @@ from imagepiece_jax.errors import RunError
 from imagepiece_jax.weights.run_files import list_input_files
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import start
-
-
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
-def test_a_file_system_without_locks_is_noted(tmp_path, monkeypatch, caplog, code):
-    error = OSError(code, os.strerror(code))
-    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
-    with locked_folder("out", tmp_path):
-        pass
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert f"cannot be locked ({os.strerror(code)}): two processes that" in message
 
 
 def test_a_lock_keeps_other_processes_out_and_leaves_no_file(tmp_path):
@@ -98,16 +85,6 @@ def test_a_file_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch)
     assert read_texts(tmp_path) == {"file": "old"}
 
 
-@pytest.mark.parametrize("call", ["chmod", "fsync"])
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
-def test_a_mount_without_chmod_or_fsync_is_written(tmp_path, monkeypatch, call, code):
-    error = OSError(code, os.strerror(code))
-    monkeypatch.setattr(os, call, mock.Mock(side_effect=error))
-    replace_file(tmp_path / "file", b"whole")
-    write_folder(tmp_path / "folder", "whole")
-    assert read_texts(tmp_path) == {"file": "whole", "folder/file": "whole"}
-
-
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
     path = tmp_path / "file"
     with replacement_file(path) as new:  # while another process does the same
@@ -132,43 +109,10 @@ def test_a_failed_replacement_restores_the_folder(
             raise error
         rename(*names)
 
-    monkeypatch.setattr(files, "_exchange_folders", lambda *folders: False)
     monkeypatch.setattr(os, "rename", fail_once)
     with pytest.raises((RunError, KeyboardInterrupt)):
         write_folder(path, "new")
     assert read_texts(tmp_path) == {"model/file": "old"}
-
-
-def test_a_folder_is_replaced_on_systems_like_windows(tmp_path, monkeypatch):
-    """Windows opens a library by its name alone."""
-
-    def open_by_name(name, *others):
-        assert name is not None, "argument 1 must be str, not None"
-
-    path = tmp_path / "model"
-    write_folder(path, "old")
-    monkeypatch.setattr("ctypes.CDLL", open_by_name)
-    write_folder(path, "new")
-    assert read_texts(tmp_path) == {"model/file": "new"}
-
-
-KILLED_IN_EXCHANGE = """
-import os, signal, sys
-from imagepiece_jax.common.files import replacement_folder
-def killed(*names):
-    os.kill(os.getpid(), signal.SIGKILL)
-os.rename = killed  # the old folder leaves, and the new one comes
-with replacement_folder(sys.argv[1]) as new:
-    (new / "file").write_text("new")
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
-def test_a_folder_exists_at_every_moment_of_a_replacement(tmp_path):
-    path = tmp_path / "model"
-    write_folder(path, "old")
-    assert start("-c", KILLED_IN_EXCHANGE, path, imported=True).status == 0
-    assert read_texts(tmp_path) == {"model/file": "new"}
 
 
 def test_nonfinite_numbers_are_null_in_json(tmp_path):

@@ -44,7 +44,7 @@ def held_out_logits(vit):
     return tiny_vit.logits(vit.model)(vit.variables, images).astype(float)
 
 
-def interrupt_step(monkeypatch, step, presses=1):
+def interrupt_step(monkeypatch, step):
     """Press Ctrl-C in a training step. Returns a list of all steps' arguments."""
     train_step = recovery_step.StudentFit.train_step
     taken = []
@@ -52,8 +52,7 @@ def interrupt_step(monkeypatch, step, presses=1):
     def interrupted(self, *args):
         taken.append(args)
         if len(taken) == step:
-            for _ in range(presses):
-                signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return train_step(self, *args)
 
     monkeypatch.setattr(recovery_step.StudentFit, "train_step", interrupted)

@@ -67,8 +67,8 @@ def call(main, *words):
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(cli, "leave_process", sys.exit),
-        mock.patch.object(signals, "handle_ending_signals"),  # tests go on
-        mock.patch.object(warnings, "formatwarning"),
+        mock.patch.object(signals, "exit_on_sigterm"),  # tests go on
+        mock.patch.object(warnings, "showwarning"),
         show_log(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

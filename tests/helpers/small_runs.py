@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from configs import quickstart
-from imagepiece_jax.common import checksums, parallel
+from imagepiece_jax.common import checkpoints, parallel
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.recovery import recovery_step
@@ -73,8 +73,8 @@ def unclocked_lines(workdir):
 def arrays(workdir, kind):
     """Arrays of the newest undamaged "latest" or "best" checkpoint, as nested dicts."""
     folder = pathlib.Path(workdir, "checkpoints", kind)
-    arrays, _, _ = checksums.read_newest_step(folder, lambda _, table: table)
-    return traverse_util.unflatten_dict(arrays, sep="/")
+    arrays, _, _ = checkpoints.read_newest_step(folder, lambda stored: stored)
+    return arrays
 
 
 def draw_untrained(model, seed):

@@ -14,8 +14,6 @@ import zlib
 import jax
 from jax._src import compilation_cache
 
-from imagepiece_jax.common import cache_dirs
-
 MAX_BYTES = 2_000_000_000  # in the folder: every change of a model makes programs
 
 
@@ -48,12 +46,6 @@ class Programs:
         return self._path / f"{key}-cache"
 
 
-def folder(root):
-    """The subfolder for this kind of processor: JAX's names leave it out."""
-    kind = f"{zlib.crc32(cache_dirs.processor_features().encode()):08x}"
-    return pathlib.Path(root, kind)
-
-
 def write_whole():
     """Let this process read and write its folder by `Programs`, lightly compressed.
 
@@ -67,7 +59,7 @@ def write_whole():
 def keep(root):
     """Write this process's programs to a folder, and read them from it."""
     write_whole()
-    jax.config.update("jax_compilation_cache_dir", str(folder(root)))
+    jax.config.update("jax_compilation_cache_dir", root)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -78,8 +70,8 @@ def shared_folder(alone):
     """
     root = os.environ["TESTS_PROGRAMS"]
     if root and not alone.exists():
-        folder(root).mkdir(parents=True, exist_ok=True)
-        alone.symlink_to(folder(root))
+        pathlib.Path(root).mkdir(parents=True, exist_ok=True)
+        alone.symlink_to(root)
     return alone
 
 

@@ -66,7 +66,7 @@ def test_diverging_training_restarts(vit, monkeypatch, caplog, kind, restarts):
 
 
 def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
-    interrupt_step(monkeypatch, 30, presses=3)
+    interrupt_step(monkeypatch, 30)
     before = signal.getsignal(signal.SIGINT)
     stopped = run_recovery(vit, steps=40)
     assert signal.getsignal(signal.SIGINT) is before
@@ -78,11 +78,10 @@ def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
     assert "so far are kept" in caplog.text
 
 
-def test_ctrl_c_before_the_first_step_is_raised(vit, monkeypatch, caplog):
+def test_ctrl_c_before_the_first_step_is_raised(vit, monkeypatch):
     interrupt_step(monkeypatch, 1)  # while it compiles
     with pytest.raises(KeyboardInterrupt):
         run_recovery(vit, steps=40)
-    assert caplog.text.count(recover.NOTHING_BETTER) == 1
 
 
 @pytest.mark.usefixtures("useless")

@@ -1,12 +1,8 @@
 """A run's output: rates, a line or a bar, a trace, and metrics on disk."""
 
-import functools
 import gzip
-import io
 import json
 import math
-import os
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +10,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.training import logging
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunLength
@@ -22,14 +18,14 @@ from imagepiece_jax.training.logging import MetricWriter, read_metrics
 from tests.helpers import small_runs
 
 
-def make_log(workdir, step=0, saved=None, epochs=2, **fields):
+def make_log(workdir, step=0, epochs=2, **fields):
     """A RunLog with 20 steps an epoch and 64 images a step."""
     config = small_runs.quickstart_config(
         {"progress": False, "log_every_steps": 2}, **fields
     )
     config = RunConfig.from_config(config)
     length = RunLength(steps_per_epoch=20, epochs=epochs, eval_every_epochs=1)
-    return logging.RunLog(workdir, config, length, step, lambda: saved)
+    return logging.RunLog(workdir, config, length, step)
 
 
 def step_metrics(loss=0.5, skipped=0, samples=128.0, norm=2.0):
@@ -120,17 +116,15 @@ def test_throughput_leaves_compiling_out(begin, tmp_path, clock):
 
 
 @pytest.mark.parametrize(
-    "limit, saved, metrics, message",
+    "limit, metrics, message",
     [
-        (0, 8, {"loss": np.nan}, "loss is nan at step 10: .* step 8 is kept in .*lr"),
-        (3, 8, {"loss": np.nan}, "loss is nan at step 13, as in 4 steps in a row: "),
-        (0, None, {"norm": np.inf}, "grad_norm is inf at step 10: .* none was"),
+        (0, {"loss": np.nan}, "loss is nan at step 10: .* lower lr"),
+        (3, {"loss": np.nan}, "loss is nan at step 13, as in 4 steps in a row: "),
+        (0, {"norm": np.inf}, "grad_norm is inf at step 10: "),
     ],
 )
-def test_too_many_skipped_steps_in_a_row_stop_the_run(
-    begin, limit, saved, metrics, message
-):
-    run = begin(max_skipped_steps=limit, saved=saved)
+def test_too_many_skipped_steps_in_a_row_stop_the_run(begin, limit, metrics, message):
+    run = begin(max_skipped_steps=limit)
     for count in range(limit + 2):
         run.take_metrics(9 + count, step_metrics(skipped=count, **metrics))
     with pytest.raises(RunError, match=f"^{message}"):
@@ -227,16 +221,6 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
     assert read_steps(tmp_path) == [10, 20]
 
 
-@pytest.mark.parametrize("bad", ["nonsense", "[1]", '{"loss": 1}'])
-def test_a_broken_line_in_the_middle_is_named(tmp_path, bad):
-    write_run(tmp_path, [10, 20])
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(bad + "\n" + path.read_text())
-    for read in (read_metrics, functools.partial(MetricWriter, step=10)):
-        with pytest.raises(InputError, match="metrics.jsonl: line 1 is "):
-            read(tmp_path)
-
-
 def read_events(workdir):
     """Events of the newest TensorBoard file, without its record framing."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -258,12 +242,3 @@ def test_tensorboard_gets_finite_numbers_and_hides_cut_steps(tmp_path):
     assert (start.step, start.HasField("session_log")) == (21, True)
     (value,) = scalar.summary.value
     assert (scalar.step, value.tag, value.simple_value) == (30, "train/loss", 0.5)
-
-
-def test_a_lost_terminal_does_not_end_a_run(monkeypatch):
-    """The terminal refuses lines after SIGHUP, but the step must be saved."""
-    stdout = io.StringIO()
-    monkeypatch.setattr(stdout, "flush", lambda: os.write(-1, b""))
-    monkeypatch.setattr(sys, "stdout", stdout)
-    logging.print_line("step 400")
-    assert stdout.getvalue() == "step 400\n"

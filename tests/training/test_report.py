@@ -17,7 +17,7 @@ from tests.helpers import small_runs
 from tests.helpers.refused_calls import refused
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
-PROGRESS = RunProgress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
+PROGRESS = RunProgress([], {"acc1": 98.125, "step": 352}, LAST)
 
 
 def result_rows(workdir, progress=PROGRESS, **fields):

@@ -16,7 +16,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.errors import InputError, RunError, Stopped
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.pretrained import Pretrained
@@ -84,28 +84,6 @@ def test_a_run_leaves_config_versions_classes_and_checkpoints(finished):
     assert imagepiece_jax.load(workdir).class_names == tuple(digits)
 
 
-def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
-    names = json.loads((workdir / "classes.json").read_text())
-    names[3:5] = "drei", "vier"
-    (workdir / "classes.json").write_text(json.dumps(names))
-    with refused(f"{workdir}: class 3 is 'drei', but '3' in ", "another workdir"):
-        small_runs.train(short_config(profile=True), workdir)
-
-
-def test_a_config_with_changed_normalization_is_refused(finished, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
-    path = workdir / "config.json"
-    config = json.loads(path.read_text())
-    config["model"]["std"] = [0.1, 0.2, 0.3]
-    path.write_text(json.dumps(config))
-    message = f"{path}: model.std is [0.1, 0.2, 0.3], but the run was trained with "
-    with refused(message):
-        small_runs.train(short_config(profile=True), workdir)
-    with refused(message):
-        imagepiece_jax.load(workdir)
-
-
 def test_a_finished_run_stays_as_it_is(finished, capsys):
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -126,7 +104,7 @@ def test_nonfinite_steps_stop_a_run_and_its_resumption(finished, tmp_path):
     workdir = tmp_path / "run"
     fields = {"lr": 1e30, "checkpoint_every_steps": 1, "max_skipped_steps": 2}
     config = short_config(fields, **{"init.weights": str(start)})
-    message = r"^(loss|grad_norm) is nan at step \d+, as in 3 steps in a row: .* kept"
+    message = r"^(loss|grad_norm) is nan at step \d+, as in 3 steps in a row: "
     with pytest.raises(RunError, match=message) as error:
         small_runs.train(config, workdir)
     step = int(re.search(r"\d+", str(error.value))[0])
@@ -143,12 +121,12 @@ def test_nonfinite_steps_stop_a_run_and_its_resumption(finished, tmp_path):
 
 
 def test_the_first_of_the_highest_is_the_best():
-    progress = RunProgress([], [])
+    progress = RunProgress([])
     best = []
     for step, acc1 in enumerate((50, 40, 55, 55), start=1):
         metrics = {"acc1": acc1, "ema_acc1": 90}
         progress = progress.with_evaluation(step, metrics | {"throughput": 9})
-        assert (progress.evaluated, progress.last) == (step, metrics)
+        assert progress.last == metrics
         best.append(progress.best["step"])
     assert best == [1, 1, 3, 3]
     assert progress.best == {"acc1": 55, "step": 3}
@@ -172,7 +150,7 @@ def shade_config(tmp_path_factory):
 
 def test_a_test_split_does_not_choose_the_best_step(tmp_path, shade_config, capsys):
     """Without a validation split the last step is the best."""
-    progress = RunProgress([], [])
+    progress = RunProgress([])
     for step, acc1 in enumerate((50, 55, 40), start=1):
         progress = progress.with_evaluation(step, {"acc1": acc1}, may_choose=False)
     assert progress.best == {"acc1": 40, "step": 3}
@@ -190,9 +168,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, shade_config):
     val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
     shutil.copy(val / "0.bmp", val / "1.bmp")
     texts = {path: path.read_bytes() for path in workdir.glob("*.json")}
-    with refused(
-        "folder:", "set, whose validation set has digest ", ", but the run in"
-    ):
+    with refused("folder:", "set, whose images are not those of the run in"):
         small_runs.train(config, workdir)
     assert texts == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
@@ -229,10 +205,22 @@ def warmup_config(**fields):
 
 
 @pytest.mark.slow
-def test_an_interrupted_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
-    """After a signal in the last evaluation, and from an earlier checkpoint."""
-    fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
+def test_a_run_of_two_programs_resumes_from_any_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    """A signal in the last evaluation lets it end, and nothing is left to do."""
+    config = warmup_config(checkpoint_every_steps=4, keep_every_steps=3)
     evaluate = accuracy.evaluate_models
+
+    def signal_in_evaluation(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args)
+
+    monkeypatch.setattr(accuracy, "evaluate_models", signal_in_evaluation)
+    last = small_runs.train(config, tmp_path)
+    monkeypatch.setattr(accuracy, "evaluate_models", evaluate)
+    stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
+    assert stored == [3, 6, 9, 10]
     epochs = []
     compile_step = trainer.Run.compile_step
 
@@ -241,40 +229,19 @@ def test_an_interrupted_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
         return compile_step(run, epoch)
 
     monkeypatch.setattr(trainer.Run, "compile_step", note_epoch)
-
-    def stop_in_evaluation(step, models, batches):
-        signal.raise_signal(signal.SIGTERM)
-        return evaluate(step, models, batches)
-
-    monkeypatch.setattr(accuracy, "evaluate_models", stop_in_evaluation)
-    with pytest.raises(Stopped, match="stopped at step 10") as stopped:
-        small_runs.train(warmup_config(**fields), tmp_path)
-    assert stopped.value.signum == signal.SIGTERM
-    assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
-    stored = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
-    assert stored == [3, 6, 9, 10]
-    assert epochs == [0, 1]
-    state = tmp_path / "checkpoints" / "latest" / "10" / "state"
-    written = state.stat()
-
-    monkeypatch.setattr(accuracy, "evaluate_models", evaluate)
-    last = small_runs.train(warmup_config(**fields), tmp_path)
-    assert "resuming from step 10 of 10" in capsys.readouterr().out
-    line = read_metrics(tmp_path)[-1]
-    assert (line["kind"], line["acc1"]) == ("eval", last["acc1"])
-    assert os.path.samestat(state.stat(), written)  # the state is not written again
-    assert small_runs.train(warmup_config(**fields), tmp_path) == last
-    assert "this run is complete: 10 steps" in capsys.readouterr().out
-    assert small_runs.arrays(tmp_path, "best")["step"] == 10
-
-    earlier = shutil.copytree(tmp_path, tmp_path / "again")
-    shutil.rmtree(earlier / "checkpoints" / "best")
-    for step in stored[2:]:
-        shutil.rmtree(earlier / "checkpoints" / "latest" / f"{step}")
-    assert small_runs.train(warmup_config(**fields), earlier) == last
-    assert "resuming from step 6 of 10" in capsys.readouterr().out
-    assert epochs == [0, 1, 1]
-    assert small_runs.unclocked_lines(earlier) == small_runs.unclocked_lines(tmp_path)
+    for first, expected_epochs in ((3, [0, 1]), (6, [1])):
+        earlier = shutil.copytree(tmp_path, tmp_path / f"from {first}")
+        shutil.rmtree(earlier / "checkpoints" / "best")
+        for step in stored[stored.index(first) + 1 :]:
+            shutil.rmtree(earlier / "checkpoints" / "latest" / f"{step}")
+        epochs.clear()
+        assert small_runs.train(config, earlier) == last
+        assert epochs == expected_epochs
+        assert f"resuming from step {first} of 10" in capsys.readouterr().out
+        lines = small_runs.unclocked_lines(earlier)
+        assert lines == small_runs.unclocked_lines(tmp_path)
+        arrays = small_runs.arrays(earlier, "latest")
+        assert_same(arrays, small_runs.arrays(tmp_path, "latest"))
 
 
 PAGE = test_readme.DOCS / "training.md"

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from imagepiece_jax.common import rng
-
 BETA_TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
 
@@ -47,11 +45,11 @@ def draw_mix(
         return None
     mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
     cutmix_prob = switch_prob if mixup > 0 and cutmix > 0 else float(cutmix > 0)
-    cut = rng.draw_uniform(cut_key) < cutmix_prob
+    cut = jax.random.uniform(cut_key) < cutmix_prob
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
-    is_mixed = rng.draw_uniform(mixed_key) < prob
+    is_mixed = jax.random.uniform(mixed_key) < prob
     lam = jnp.where(is_mixed, draw_beta(lam_key, alpha), 1.0)
-    center = rng.draw_integers(center_key, (2,), 0, jnp.array([height, width]))
+    center = jax.random.randint(center_key, (2,), 0, jnp.array([height, width]))
     box, box_lam = cutmix_box(lam, center, height, width)
     return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
 
@@ -61,8 +59,8 @@ def draw_beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
     # Two gamma variables, with all tries at once: `jax.random.beta` repeats tries in a
     # loop, and a GPU waits for the host before every turn of a loop of unknown length.
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
-    x = rng.draw_normal(normal_key, (2, BETA_TRIES))
-    u = 1 - rng.draw_uniform(accept_key, (2, BETA_TRIES))
+    x = jax.random.normal(normal_key, (2, BETA_TRIES))
+    u = 1 - jax.random.uniform(accept_key, (2, BETA_TRIES))
     # Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     d = alpha + 2 / 3  # for the shape alpha + 1, above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
@@ -73,7 +71,7 @@ def draw_beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
     first_accepted = jnp.argmax(is_accepted, axis=1, keepdims=True)
     # A gamma variable of shape alpha + 1 times U^(1 / alpha) has shape alpha.
     # Logarithms, because variables of a small alpha would vanish.
-    log_boost = jnp.log(1 - rng.draw_uniform(boost_key, (2,))) / alpha
+    log_boost = jnp.log(1 - jax.random.uniform(boost_key, (2,))) / alpha
     log_gamma = jnp.take_along_axis(log_v, first_accepted, axis=1)[:, 0] + log_boost
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common import rng
 from imagepiece_jax.data.augment.randaugment import fill_color, randaugment
 from imagepiece_jax.data.config import AugmentConfig
 from imagepiece_jax.data.normalize import normalize
@@ -65,7 +64,7 @@ def erase_randomly(images: jax.Array, keys: jax.Array, prob: float) -> jax.Array
         columns = jnp.arange(width, dtype=jnp.int32)[None, :]
         is_inside = (rows >= top) & (rows < top + box_height)
         is_inside &= (columns >= left) & (columns < left + box_width)
-        noise = rng.draw_normal(noise_key, image.shape)  # per pixel and channel
+        noise = jax.random.normal(noise_key, image.shape)  # per pixel and channel
         return jnp.where(is_inside[:, :, None], noise, image)
 
     return jax.vmap(erase_box)(images, keys)
@@ -74,7 +73,7 @@ def erase_randomly(images: jax.Array, keys: jax.Array, prob: float) -> jax.Array
 def draw_erased_box(key: jax.Array, height: int, width: int, prob: float) -> jax.Array:
     """Draw a box (top, left, height, width); size 0 erases nothing."""
     prob_key, try_key, place_key = jax.random.split(key, 3)
-    area_draw, aspect_draw = rng.draw_uniform(try_key, (2, ERASING_TRIES))
+    area_draw, aspect_draw = jax.random.uniform(try_key, (2, ERASING_TRIES))
     log_low, log_high = map(math.log, ERASED_ASPECT)
     smallest_share, largest_share = ERASED_AREA
     area_share = smallest_share + area_draw * (largest_share - smallest_share)
@@ -86,10 +85,10 @@ def draw_erased_box(key: jax.Array, height: int, width: int, prob: float) -> jax
     # The first try that is smaller than the image in both directions counts.
     fits = (tried_heights < height) & (tried_widths < width)
     first_fit = jnp.argmax(fits)
-    is_erased = (rng.draw_uniform(prob_key) < prob) & fits[first_fit]
+    is_erased = (jax.random.uniform(prob_key) < prob) & fits[first_fit]
     box_height = jnp.where(is_erased, tried_heights[first_fit], 0)
     box_width = jnp.where(is_erased, tried_widths[first_fit], 0)
-    top_draw, left_draw = rng.draw_uniform(place_key, (2,))
+    top_draw, left_draw = jax.random.uniform(place_key, (2,))
     top = jnp.floor(top_draw * (height - box_height + 1))
     left = jnp.floor(left_draw * (width - box_width + 1))
     return jnp.stack([top, left, box_height, box_width]).astype(jnp.int32)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common import rng
 from imagepiece_jax.data.config import MAX_MAGNITUDE, AugmentConfig
 
 OPERATION_NAMES = (
@@ -58,12 +57,14 @@ def draw_operations(keys: jax.Array, augment: AugmentConfig) -> OperationDraws:
     def draw_for_image(key):
         op_key, applied_key, magnitude_key, sign_key = jax.random.split(key, 4)
         shape = (augment.layers,)
-        noise = augment.magnitude_std * rng.draw_normal(magnitude_key, shape)
+        noise = augment.magnitude_std * jax.random.normal(magnitude_key, shape)
         return OperationDraws(
-            op=rng.draw_integers(op_key, shape, 0, len(OPERATION_NAMES)),
-            is_applied=rng.draw_uniform(applied_key, shape) < augment.prob,
+            op=jax.random.randint(op_key, shape, 0, len(OPERATION_NAMES)),
+            is_applied=jax.random.uniform(applied_key, shape) < augment.prob,
             magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
-            sign=jnp.where(rng.draw_uniform(sign_key, shape) < 0.5, jnp.float32(1), -1),
+            sign=jnp.where(
+                jax.random.uniform(sign_key, shape) < 0.5, jnp.float32(1), -1
+            ),
         )
 
     return jax.vmap(draw_for_image)(keys)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common.files import SYSTEM_NAMES
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import image_extensions
@@ -35,8 +34,8 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
     """List the images in root/subfolder, and in the folders below it.
 
     Images have an ending of `image_extensions`. A folder's files come before its
-    subfolders, both sorted by name. Hidden files and folders, `SYSTEM_NAMES`, pipes and
-    unreadable subfolders are left out.
+    subfolders, both sorted by name. Hidden files and folders, pipes and unreadable
+    subfolders are left out.
     Raises InputError if there are no images.
     """
     listing = FolderListing([], [])
@@ -78,7 +77,7 @@ def _list_entries(folder):
         for entry in entries:
             names_of_kind = other_names
             lower_name = entry.name.lower()
-            if not lower_name.startswith(".") and lower_name not in SYSTEM_NAMES:
+            if not lower_name.startswith("."):
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     names_of_kind = folder_names
                 elif lower_name.endswith(image_extensions()) and _is_file(entry):

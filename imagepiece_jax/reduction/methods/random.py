@@ -5,7 +5,6 @@ import dataclasses
 import jax
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.rng import draw_uniform
 from imagepiece_jax.reduction.block_plan import KeepShare, Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
@@ -25,7 +24,7 @@ class Draw(Reducer):
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
         def draw_scores(key: Array) -> Float[Array, " tokens"]:
-            return draw_uniform(key, (counts.n_in,))
+            return jax.random.uniform(key, (counts.n_in,))
 
         return keep_highest(jax.vmap(draw_scores)(inputs.rng), counts.n_out)
 

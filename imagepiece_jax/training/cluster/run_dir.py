@@ -13,24 +13,22 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.version import KEY_LIBRARIES
-from imagepiece_jax.data.decode import image_extensions
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.record import list_differences
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.logging import read_metrics
+from imagepiece_jax.weights.file_names import CONFIG_FILE
 from imagepiece_jax.weights.run_files import (
     CHECKPOINTS_FOLDER,
     CLASS_NAMES_FILE,
-    CONFIG_FILE,
-    check_run_format,
-    read_class_names,
+    complete_steps,
+    read_run_file,
 )
 
 RUN_FILE = "run.json"
@@ -47,66 +45,16 @@ NO_FIELD = "not a field"
 
 
 def has_steps(workdir: str | os.PathLike) -> bool:
-    """Whether a run in `workdir` has a checkpoint, or metrics of a step."""
-    # Unfinished checkpoints have names that are not decimal.
-    checkpoints = (pathlib.Path(workdir) / CHECKPOINTS_FOLDER).glob("*/*")
-    if any(folder.name.isdecimal() for folder in checkpoints):
-        return True
-    return any(line["step"] > 0 for line in read_metrics(workdir))
+    """Whether a run in `workdir` has a checkpoint."""
+    return bool(complete_steps(pathlib.Path(workdir) / CHECKPOINTS_FOLDER / "latest"))
 
 
-class EarlierRun(NamedTuple):
-    """Facts in a run's folder about its earlier steps."""
-
-    model: ViTConfig
-    class_names: tuple[str | None, ...] | None
-
-
-def read_earlier_run(workdir: str | os.PathLike) -> EarlierRun | None:
-    """Read the EarlierRun in `workdir`; None before its first step."""
-    folder = pathlib.Path(workdir)
-    config_file = folder / CONFIG_FILE
-    if not (has_steps(folder) and config_file.is_file()):
+def read_earlier_model(workdir: str | os.PathLike) -> ViTConfig | None:
+    """Read the model of the run in `workdir`; None before its first checkpoint."""
+    config_file = pathlib.Path(workdir) / CONFIG_FILE
+    if not (has_steps(workdir) and config_file.is_file()):
         return None
-    config = _read_run_config(config_file)
-    try:
-        run_config = RunConfig.from_config(config)
-    except InputError as error:
-        raise InputError(f"{config_file}: {error}; {CHOOSE_OTHER_WORKDIR}") from error
-    class_names = read_class_names(folder, run_config.num_classes)
-    return EarlierRun(run_config.vit_config, class_names)
-
-
-def _read_run_config(path: pathlib.Path) -> dict:
-    config = files.read_json(path)
-    try:
-        check_run_format(config)
-    except InputError as error:
-        raise InputError(f"{path}: {error}; {CHOOSE_OTHER_WORKDIR}") from error
-    return config
-
-
-def check_workdir_place(workdir: str | os.PathLike, data_name: str) -> None:
-    """Raise InputError for a new run inside its data, or among images.
-
-    data_name: config.data.name, with a path after a ":", such as "folder:/data/birds"
-    """
-    folder = pathlib.Path(workdir).resolve()
-    if (folder / CONFIG_FILE).exists():  # not a new run
-        return
-    _, _, data_path = data_name.partition(":")
-    data_folder = pathlib.Path(data_path).expanduser().resolve()
-    if data_path and data_folder.is_dir() and folder.is_relative_to(data_folder):
-        raise InputError(
-            f"workdir {workdir} is inside the data, {data_folder}; "
-            f"{CHOOSE_OTHER_WORKDIR}"
-        )
-    for glob_pattern in ("*", "*/*", "*/*/*"):  # images, classes and splits
-        for file in folder.glob(glob_pattern):
-            if file.suffix.lower() in image_extensions():
-                raise InputError(
-                    f"workdir {workdir} holds images; {CHOOSE_OTHER_WORKDIR}"
-                )
+    return RunConfig.from_config(read_run_file(config_file)).vit_config
 
 
 def check_config(workdir: str | os.PathLike, config: dict) -> None:
@@ -115,8 +63,8 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
     All fields except `MAY_CHANGE` must be equal; 1, 1.0 and True differ.
 
     config: nested dict of JSON values (tuples count as lists)
-    Raises InputError for the first field that differs, a run without its config.json,
-        and a config.json of anything else than a run.
+    Raises InputError for the first field that differs, and for a config.json of
+        anything else than a run.
     """
     config_path = pathlib.Path(workdir) / CONFIG_FILE
     has_begun = has_steps(workdir)
@@ -125,13 +73,9 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
         config_path.with_name(RUN_FILE).exists() or has_begun
     ):
         raise InputError(f"{config_path} is not a run's config; {CHOOSE_OTHER_WORKDIR}")
-    if has_begun and not config_path.exists():
-        raise InputError(
-            f"{workdir} holds a run without {CONFIG_FILE}; {CHOOSE_OTHER_WORKDIR}"
-        )
     if not has_begun:  # another config can start here without spoiling anything
         return
-    old_fields = _encode_fields(_read_run_config(config_path))
+    old_fields = _encode_fields(read_run_file(config_path))
     # Through JSON, so that tuples are lists.
     new_fields = _encode_fields(json.loads(json.dumps(config)))
     for name, value, old_value in list_differences(new_fields, old_fields):

@@ -14,7 +14,6 @@ import pytest
 
 from imagepiece_jax.training.cluster.job import (
     check_device_counts,
-    check_gpus,
     is_process_loss,
 )
 from tests.helpers import forked_processes
@@ -67,34 +66,19 @@ def test_incomplete_flags_are_refused():
     assert done.out.count("are needed together") == 4, done.err
 
 
-@pytest.mark.parametrize(
-    "visible, is_refused", [("0,1", True), ("0", False), (None, False)]
-)
-def test_unused_gpus_are_refused(visible, is_refused, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    if not is_refused:
-        return check_gpus()
-    with refused("has 2 GPUs, and its tasks use 1; start one"):
-        check_gpus()
-
-
 def test_unequal_device_counts_are_refused(monkeypatch):
     owners = [0, 0, 1, 2, 2]
     devices = [types.SimpleNamespace(process_index=owner) for owner in owners]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    with refused("the number of devices is 1 on process 1, but 2 on process 0; all"):
+    with refused("the processes have {0: 2, 1: 1, 2: 2} devices"):
         check_device_counts()
     del devices[1], devices[-1]
     check_device_counts()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process, signum", [(0, signal.SIGINT), (1, signal.SIGTERM)])
-def test_a_process_waiting_for_others_ends_at_a_signal(process, signum):
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_waiting_for_others_ends_at_ctrl_c(process, signum=signal.SIGINT):
     """JAX waits in C++, where Python's own handlers do not run."""
     address = f"127.0.0.1:{forked_processes.free_port()}"
     reader, writer = map(open, os.pipe(), "rw")
@@ -117,27 +101,13 @@ def test_a_process_waiting_for_others_ends_at_a_signal(process, signum):
     assert (status, err) == (-signum, "")
 
 
-LOST = "error: another process of this run has ended"
-# {work of a joined process: beginnings of its lines}
-ENDS = {
-    # Like JAX's abort after a missing heartbeat.
-    "thread = threading.Thread(target=os.abort); thread.start(); thread.join()": [LOST],
-    "raise ValueError('Gloo AllGather failed')": ["Gloo AllGather failed", LOST],
-    # JAX aborts last, because it registered first.
-    "atexit.register(os.abort); atexit.register(os.write, 2, b'a long report');"
-    "raise SystemExit('error: disk is full')": ["error: disk is full"],
-}
-
-
-@pytest.mark.parametrize("work", ENDS)
-def test_a_process_ends_with_its_error_or_with_the_loss_of_another(work):
+def test_the_loss_of_another_process_is_a_sentence():
     address = f"127.0.0.1:{forked_processes.free_port()}"
+    work = "raise ValueError('Gloo AllGather failed')"
     done = run(f"with joined_cluster({address!r}, 1, 0):\n    {work}")
-    first, *lines = done.err.splitlines()
-    assert first == f"waiting for all processes at {address}"
-    assert done.status == 1
-    for line, beginning in zip(lines, ENDS[work], strict=True):
-        assert line.startswith(beginning)
+    waiting, error, message = done.err.splitlines()
+    assert (done.status, error) == (1, "Gloo AllGather failed")
+    assert message.startswith("error: another process of this run has ended")
 
 
 @pytest.mark.parametrize(

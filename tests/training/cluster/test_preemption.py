@@ -1,113 +1,71 @@
-"""Graceful shutdown: a run saves first, or ends at once where it cannot save."""
+"""Runs that are stopped or killed continue to the last bit."""
 
-import concurrent.futures
+import itertools
+import os
 import signal
 import time
 
 import pytest
 
-from imagepiece_jax.common.signals import END_SIGNALS
-from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from imagepiece_jax.training.cluster.preemption import Interrupted, StopRequest
-from tests.helpers import small_runs
-from tests.helpers.run_command import start
-from tests.helpers.small_runs import ROOT
+from imagepiece_jax.training.cluster.preemption import stop_signals
+from tests.helpers import forked_processes, small_runs, stored_programs
+from tests.helpers.small_states import assert_same
+
+# 12 steps an epoch, with random draws, averages, batch statistics and a reduction.
+FIELDS = small_runs.SMALL | {"model.depth": 1, "model.patch_size": 4, "epochs": 2}
+FIELDS |= {"reduction": "imagepiece:merge_blocks=():prune_blocks=(0,)"}
+FIELDS |= {"mixup": 0.8, "cutmix": 1.0, "batch_size": 112, "checkpoint_every_steps": 5}
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_a_signal_is_noted_and_handlers_are_restored(name):
-    """A lost ssh session sends SIGHUP, a scheduler SIGUSR1 (--signal=USR1@60)."""
-    signum = signal.Signals[name]
-    before = signal.getsignal(signum)
-    with StopRequest() as request:
-        assert request.stop_signal() == 0
-        signal.raise_signal(signum)
-        assert request.stop_signal() == signum
-        signal.raise_signal(signal.SIGINT)  # the first one counts
-        assert request.stop_signal() == signum
-    assert signal.getsignal(signum) is before
+def test_a_signal_is_known_after_the_step():
+    with stop_signals() as stop_signal:
+        assert stop_signal(1) == 0
+        signal.raise_signal(signal.SIGUSR1)
+        assert stop_signal(2) == signal.SIGUSR1
 
 
-def test_an_ignored_signal_stays_ignored():
-    """A process started by a shell's `&` ignores Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with StopRequest() as request:
-            signal.raise_signal(signal.SIGINT)
-            assert request.stop_signal() == 0
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+def wait_for_step(workdir, step, processes):
+    while len(small_runs.lines(workdir, "train")) < step:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
 
 
-def test_other_threads_hear_no_signal():
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in END_SIGNALS}
-
-    def requested():
-        with StopRequest() as request:
-            return request.stop_signal()
-
-    try:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            assert pool.submit(requested).result() == 0
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def test_a_request_ends_work_between_two_items():
-    items = []
-    with StopRequest() as request, pytest.raises(Interrupted):
-        for item in request.until_requested(iter(range(5))):
-            items.append(item)
-            if item == 2:
-                signal.raise_signal(signal.SIGTERM)
-    assert items == [0, 1, 2]
-
-
-def test_all_processes_stop_together():
-    answers = iter([0, signal.SIGTERM])
-    with StopRequest(agree=lambda own: next(answers)) as request:
-        assert [request.stop_signal() for _ in range(3)] == [0, 15, 15]
-
-
-# Python's handlers do not run in this work, as in a compile.
-WORK = """
-import contextlib, hashlib, os, signal, sys, threading
-from imagepiece_jax.training.cluster.preemption import StopRequest
-
-with StopRequest() as request, contextlib.ExitStack() as stack:
-    if sys.argv[1] == "noted":
-        signal.raise_signal(signal.SIGTERM)
-    if sys.argv[1] == "twice":
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)  # as where a shell forwards it
-        signal.raise_signal(signal.SIGINT)
-    threading.Timer(0.1, lambda: os.kill(os.getpid(), 15)).start()
-    stack.enter_context(request.ending_at_once())
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-"""
-
-
-@pytest.mark.parametrize(
-    "where, signum", [("compile", 15), ("noted", 15), ("twice", 2)]
-)
-def test_a_busy_process_ends_at_once(where, signum):
-    """In a compile, at a compile's start after a signal, or at a second Ctrl-C."""
-    ended = start("-c", WORK, where, PYTHONPATH=str(ROOT))
-    assert (ended.status, ended.err) == (-signum, "")
+def assert_equal_runs(workdir, whole):
+    assert small_runs.unclocked_lines(workdir) == small_runs.unclocked_lines(whole)
+    for kind in ("latest", "best"):
+        assert_same(small_runs.arrays(workdir, kind), small_runs.arrays(whole, kind))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_begun")
-def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
-    workdir = tmp_path / "run"
-    fields = {"model.depth": 1, "model.patch_size": 4, "reduction": "none"}
-    fields |= {"model.stem": "patch", "model.embed_dim": 16, "model.num_heads": 2}
-    process = small_runs.start(workdir, fields, tmp_path / "cache", quick=True)
-    while not (workdir / "metrics.jsonl").exists():  # opened before the compile
-        assert process.poll() is None, workdir.with_name("run.log").read_text()
-        time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
-    assert Checkpoints(workdir).find_latest_step() is None
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_stopped_and_killed_runs_end_like_an_undisturbed_one(tmp_path, is_pair):
+    """A pair stops at the same step after a signal to one of its processes."""
+    cache = stored_programs.shared_folder(tmp_path / "cache")
+
+    def start(name):
+        if is_pair:
+            return small_runs.start_two(tmp_path / name, FIELDS, cache)
+        return [small_runs.start(tmp_path / name, FIELDS, cache, quick=True)]
+
+    whole = start("whole")
+    assert set(forked_processes.statuses(whole, timeout=300)) == {0}
+    ends = [(signal.SIGINT, 3), (signal.SIGTERM, 9), (signal.SIGKILL, 15)]
+    for (signum, step), target in zip(ends, itertools.cycle([-1, 0])):
+        processes = start("run")
+        wait_for_step(tmp_path / "run", step, processes)
+        processes[target].send_signal(signum)
+        statuses = forked_processes.statuses(processes, timeout=300)
+        if signum == signal.SIGKILL:
+            assert statuses[target] == -signum and 0 not in statuses
+            continue
+        # JAX tells a pair's processes of SIGTERM alone.
+        stopped_by = signal.SIGTERM if is_pair else signum
+        assert set(statuses) == {128 + stopped_by}
+        log = tmp_path / ("run.0.log" if is_pair else "run.log")
+        last_line = log.read_text().splitlines()[-1]
+        assert last_line.startswith("stopped at step ")
+    assert set(forked_processes.statuses(start("run"), timeout=300)) == {0}
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+    assert not [*(tmp_path / "run").rglob("*tmp*")]
+    assert os.listdir(tmp_path / "run/checkpoints/latest")
