@@ -52,7 +52,7 @@ class MetricWriter(contextlib.ExitStack):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
-        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+        lines = [line for line in read_metrics(workdir) if line["step"] <= (step or -1)]
         replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
         # Buffered by line, and written before the step's checkpoint: a kill between
         # the two loses nothing.
