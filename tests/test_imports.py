@@ -161,7 +161,7 @@ def test_imports_point_one_way():
         ("kernels.ranking", "imagepiece_jax.reduction.methods"),
         *[("training.trainer", f"imagepiece_jax.{room}") for room in ABOVE_TRAINING],
         ("weights.load", "imagepiece_jax.inference.optimize"),
-        ("training.cluster.keeper", "imagepiece_jax.training.trainer"),
+        ("training.cluster.checkpoint", "imagepiece_jax.training.trainer"),
         ("commands.describe", "imagepiece_jax.commands.doctor"),
         ("cli", "imagepiece_jax.training.trainer"),
     ],
