@@ -1,10 +1,11 @@
 """The card of an exported file: its cost and its outputs beside the dense file's.
 
 The dense file is an export of the same weights without reduction, in float32. Both run
-in onnxruntime on the CPU.
+in onnxruntime on the CPU. A folder's README.md has the cards of all its files.
 """
 
 import functools
+import inspect
 import json
 import os
 import pathlib
@@ -15,13 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import device, timer
-from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.program_facts import program_files
+from imagepiece_jax.exporters import program_facts
 from imagepiece_jax.inference.compare_outputs import (
     IMAGE_CONTROLS,
     check_image_count,
@@ -32,8 +32,9 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram, open_program
 from imagepiece_jax.recovery.recovery_images import split_images
 
-CARD_FILE_NAME = "README.md"
-SECTION_MARK = "<!-- Written by imagepiece export: "  # and the name of a section's file
+PAGE_NAME = "README.md"
+PAGE_MARK = "<!-- Written by imagepiece export -->"
+FEW_IMAGES = 50  # below, ten nearest images are most of a scene, or all there are
 CARD_THREADS = 2
 CARD_TIMING = timer.Timing(warmup=2, repeats=5, seconds=0.4)
 PAUSE_SECONDS = 0.1  # seconds until onnxruntime's threads leave the cores
@@ -47,34 +48,68 @@ Programs = Mapping[str, ExportedProgram]
 
 
 class CardImages(NamedTuple):
-    """Pixels [N, H, W, 3] that calibrate, and others that are compared."""
+    """Pixels [N, H, W, 3] that calibrate int8, and pixels that are compared."""
 
-    calibration_pixels: np.ndarray
+    calibration_pixels: np.ndarray | None
     compared_pixels: np.ndarray
     compared_names: list[str]
 
 
+def check_card(
+    folder: pathlib.Path, graph_file: pathlib.Path, vit: Pretrained, output: str
+) -> None:
+    """Check that a card of `vit` can be measured, and written into the folder's page.
+
+    graph_file: the graph to write, in the folder
+    output: as for `export`
+    """
+    if vit.config.arch.pool == "none" and output != "patches":
+        raise InputError(
+            "pool is 'none', so a card has no image vectors to compare; give "
+            "output='patches' (--output patches)"
+        )
+    page_file = folder / PAGE_NAME
+    if page_file.exists() and not is_card_page(page_file):
+        raise InputError(
+            f"{page_file} already exists, and export did not write it; the "
+            "card needs a folder of its own"
+        )
+    own = describe_weights(vit)
+    for file, facts in read_other_cards(graph_file).items():
+        if any(facts["card"].get(key) != own[key] for key in ("weights", "license")):
+            raise InputError(
+                f"{page_file} is the page of {facts['card'].get('weights')} "
+                f"({file.name}); choose another folder"
+            )
+
+
 def is_card_page(file: pathlib.Path) -> bool:
     """Whether a file is a page of cards."""
-    return file.is_file() and SECTION_MARK in file.read_text("utf-8", errors="replace")
+    return file.is_file() and PAGE_MARK in file.read_text("utf-8", errors="replace")
 
 
-def read_card_images(vit: Pretrained, images: Any) -> CardImages:
+def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
-    They are divided as by `recover`. Scenes that recovered the model are not compared.
-
-    images: as for `recover`
+    images: as for `recover`. Those that recovered the model are not compared.
+    calibrates: whether some calibrate, which are then not compared, either
     Raises InputError if images are too few, or all are alike or recovered the model.
     """
     source = as_source(images)
-    calibration_source, compared_source = _split_source(vit, source)
-    calibration_pixels, _ = read_images(calibration_source, vit.preprocessing)
-    compared_pixels, readable_paths = read_images(compared_source, vit.preprocessing)
+    calibration_pixels = None
+    recovered = vit.recovered_variant
+    if calibrates or recovered:
+        calibration_source, source = _split_source(vit, source)
+        if calibrates:
+            calibration_pixels, _ = read_images(calibration_source, vit.preprocessing)
+    source = source.evenly_spaced(MAX_CARD_IMAGES)
+    compared_pixels, readable_paths = read_images(source, vit.preprocessing)
     num_compared = len(compared_pixels)
     check_image_count(num_compared)
-    num_images = len(calibration_pixels) + num_compared
-    log.info(f"a card of {num_images} images: {num_compared} of them are compared")
+    calibration_text = ""
+    if calibration_pixels is not None:
+        calibration_text = f", {len(calibration_pixels)} others calibrate"
+    log.info(f"a card of {num_compared} compared images{calibration_text}")
     prefix_length = os.path.commonprefix(readable_paths).rfind("/") + 1
     compared_names = [path[prefix_length:] for path in readable_paths]
     return CardImages(calibration_pixels, compared_pixels, compared_names)
@@ -93,10 +128,7 @@ def _split_source(vit: Pretrained, source: Source) -> tuple[Source, Source]:
             "images are alike or recovered the model, so none can be held out to "
             "compare; give photographs of more scenes"
         )
-    return (
-        image_split.training.evenly_spaced(MAX_CARD_IMAGES),
-        image_split.held_out.evenly_spaced(MAX_CARD_IMAGES),
-    )
+    return image_split.training.evenly_spaced(MAX_CARD_IMAGES), image_split.held_out
 
 
 def compare_with_dense_file(
@@ -116,9 +148,15 @@ def compare_with_dense_file(
     # Images are repeated if a batch takes more than there are.
     speeds = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
     outputs = compute_card_outputs(programs, pixels)
+    fidelities = measure_fidelities(outputs, has_classes)
+    if len(pixels) < FEW_IMAGES:
+        for metrics in fidelities.values():
+            metrics.pop("neighbors_kept", None)
     megabytes = {}
     for name, file in files.items():
-        megabytes[name] = sum(f.stat().st_size for f in program_files(file)) / 1e6
+        megabytes[name] = (
+            sum(f.stat().st_size for f in program_facts.program_files(file)) / 1e6
+        )
     gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
     return {
         "images": card_images.compared_names,
@@ -128,7 +166,7 @@ def compare_with_dense_file(
         "mac_share": gmacs["file"] / gmacs["dense"],
         "megabytes": megabytes,
         **speeds,
-        "fidelity": measure_fidelities(outputs, has_classes),
+        "fidelity": fidelities,
     }
 
 
@@ -175,7 +213,9 @@ def compute_vectors(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     return program(pixels, name, IMAGES_PER_CALL).reshape(len(pixels), -1)
 
 
-def format_card_table(graph_file: pathlib.Path, file_facts: Mapping[str, Any]) -> str:
+def format_card_table(
+    graph_file: pathlib.PurePath, file_facts: Mapping[str, Any]
+) -> str:
     """Markdown table of a card: the dense file, the file, and the controls.
 
     file_facts: the file's, with its card
@@ -199,60 +239,118 @@ def format_card_table(graph_file: pathlib.Path, file_facts: Mapping[str, Any]) -
     return rows_table([{"": title, **cells} for title, cells in rows.items()])
 
 
-def replace_card_section(
-    page_file: pathlib.Path, graph_file: pathlib.Path, page_text: str = ""
+def describe_weights(vit: Pretrained) -> dict[str, Any]:
+    """What a page says of a model besides its measurements, as JSON values."""
+    variant = vit.recovered_variant
+    is_known = variant is None or variant.learned is not None
+    words = "A reduction without a name."
+    if vit.reduction is not None:
+        words = (inspect.getdoc(type(vit.reduction.method)) or "").partition("\n")[0]
+    return {
+        "weights": vit.origin.name or vit.config.name or "ViT",
+        "license": vit.origin.license,
+        "reduction": vit.label,
+        "reduction_in_words": words,
+        "learned_images_known": is_known,
+    }
+
+
+def read_other_cards(graph_file: pathlib.Path) -> dict[pathlib.Path, dict]:
+    """Read the facts of the other graphs with cards in a graph's folder, by graph."""
+    facts_of_graph = {}
+    for json_file in sorted(graph_file.parent.glob("*.json")):
+        other = json_file.with_suffix("")
+        facts = program_facts.read_facts(other)
+        if other != graph_file and other.is_file() and "card" in facts:
+            facts_of_graph[other] = facts
+    return facts_of_graph
+
+
+def write_page(
+    staging: pathlib.Path, staged_graph: pathlib.Path, graph_file: pathlib.Path
 ) -> None:
-    """Replace a file's section of a page of cards, or remove it.
+    """Write the page of all cards in a graph's folder, if there are any.
 
-    page_text: the page's head and the section, as `format_card_page` gives them
+    staging, staged_graph: the export's folder and its new graph, which will be
+        `graph_file`
     """
-    page_head, *new_sections = page_text.split(SECTION_MARK)
-    sections = []
-    if is_card_page(page_file):
-        old_head, *sections = page_file.read_text("utf-8").split(SECTION_MARK)
-        page_head = page_head or old_head
-    sections = [s for s in sections if not s.startswith(f"{graph_file.name} ")]
-    sections += new_sections
-    if sections:
-        replace_file(page_file, SECTION_MARK.join([page_head, *sections]))
-    elif is_card_page(page_file):
-        page_file.unlink()
+    facts_of_graph = {graph_file: program_facts.read_facts(staged_graph)}
+    facts_of_graph |= read_other_cards(graph_file)
+    subfolder = staged_graph.parent.relative_to(staging)
+    cards = {
+        str(subfolder / file.name): facts
+        for file, facts in sorted(facts_of_graph.items())
+        if "card" in facts
+    }
+    if cards:
+        (staging / PAGE_NAME).write_text(format_page(cards), "utf-8")
 
 
-def format_card_page(
-    graph_file: pathlib.Path, vit: Pretrained, file_facts: Mapping[str, Any]
-) -> str:
-    """A file's README.md: a model card of the Hugging Face hub."""
-    card = file_facts["card"]
+def remove_page(folder: pathlib.Path) -> None:
+    """Remove a folder's page of cards, if it has one."""
+    if is_card_page(folder / PAGE_NAME):
+        (folder / PAGE_NAME).unlink()
+
+
+def format_page(facts_of_file: Mapping[str, Mapping[str, Any]]) -> str:
+    """Page of the cards of one model's files, as a model card of the Hugging Face hub.
+
+    facts_of_file: with their cards, by the graph's path in the folder
+    """
+    first_facts = next(iter(facts_of_file.values()))
+    card = first_facts["card"]
     task = "image-feature-extraction"
-    if file_facts["activation"]:
+    if first_facts["activation"]:
         task = "image-classification"
-    front_matter = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
-    if "/" in vit.origin.name:
-        front_matter.append(f"base_model: {vit.origin.name}")
-    if vit.origin.license:  # any text, as JSON, which YAML reads
-        license_name = json.dumps(vit.origin.license, ensure_ascii=False)
-        front_matter.append(f"license: {license_name}")
-    history = "neither recovered nor calibrated"
-    if vit.recovered_variant and vit.recovered_variant.learned is None:
-        history = "did not calibrate; which images recovered the model is not recorded"
-    model_name = vit.origin.name or vit.config.name or "ViT"
+    lines = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
+    if "/" in card["weights"]:
+        lines.append(f"base_model: {card['weights']}")
+    if card["license"]:  # any text, as JSON, which YAML reads
+        lines.append(f"license: {json.dumps(card['license'], ensure_ascii=False)}")
+    lines += ["---", PAGE_MARK]
+    for name, facts in facts_of_file.items():
+        lines += ["", *format_section(name, facts)]
+    return "\n".join(lines) + "\n"
+
+
+def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
+    """Lines about one file, for readers who have never seen this package.
+
+    name: the graph's path in the folder
+    """
+    card = facts["card"]
+    images = facts["input"]
+    shape = " x ".join(map(str, images["shape"]))
+    license_text = card["license"] or "unknown; see where the weights come from"
+    history = " that did not calibrate it" if facts["dtype"] == "int8" else ""
+    if not card["learned_images_known"]:
+        history += "; which images recovered the model is not recorded"
     num_images = len(card["images"])
-    lines = [
-        *front_matter,
-        "---",
-        f"{SECTION_MARK}{graph_file.name} -->",
+    few_text = f" These are too few to tell: give {FEW_IMAGES} or more."
+    return [
+        f"# {card['weights']}, {card['reduction']}, {facts['dtype']}",
         "",
-        f"# {model_name}, {vit.label}, {file_facts['dtype']}",
+        f"`{name}` is a vision transformer in ONNX, made from the weights "
+        f"{card['weights']} (license: {license_text}). It takes "
+        f"{card['mac_share']:.2f} of the multiply-adds of these weights' dense model. "
+        f"Its reduction: {card['reduction_in_words']}",
         "",
-        format_card_table(graph_file, file_facts),
+        "```python",
+        "import onnxruntime",
+        f'session = onnxruntime.InferenceSession("{name}")',
+        f'outputs = session.run(None, {{"{images["name"]}": images}})',
+        "```",
+        "",
+        f"`images` are {images['dtype']}, {shape}; `{name}.json` describes how to "
+        "prepare them, and the outputs.",
+        "",
+        format_card_table(pathlib.PurePath(name), facts),
         "",
         f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
         f"batch size {card['batch_size']}. Files took turns; brackets at times have "
         "the lowest and highest turn, and *times as fast* is the median of the turns' "
-        f"ratios. Outputs are compared with the dense file's on {num_images} images "
-        f"that {history}. Brackets have 95 % intervals, and points are relative "
-        "to the dense file. The last rows compare the dense file's outputs for changed "
+        f"ratios. Outputs are compared with the dense file's on {num_images} images"
+        f"{history}.{few_text if num_images < FEW_IMAGES else ''} Brackets have 95 % "
+        "intervals. The last rows compare the dense file's outputs for changed "
         "images, and its outputs in another order (*shuffled*), which is chance.",
     ]
-    return "\n".join(lines) + "\n"

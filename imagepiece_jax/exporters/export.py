@@ -3,23 +3,21 @@
 The file does not run here. Tests compare its logits in onnxruntime and OpenVINO.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import tempfile
 import types
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common import extras
+from imagepiece_jax.common import extras, files
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.common.files import (
-    check_writable,
-    write_json,
-)
 from imagepiece_jax.common.progress import announced_work
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
@@ -28,9 +26,12 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import FORMAT_MODULES, import_format, open_program
 
 
-class ExportOptions(NamedTuple):
-    """The arguments of `export`, as there."""
+@dataclasses.dataclass(eq=False)
+class Export:
+    """The arguments of `export`, checked, and what follows from them."""
 
+    vit: Pretrained  # with plain attention, which has a graph, once it is made
+    out: str | os.PathLike
     batch_size: int | None
     gelu: str | None
     pixels: bool
@@ -39,36 +40,117 @@ class ExportOptions(NamedTuple):
     dtype: str
     images: Any
 
-
-class TracedModel(NamedTuple):
-    """A model with plain attention, which has a graph, and its program's arrays."""
-
-    vit: Pretrained
-    interface: ProgramInterface
-    options: ExportOptions
-
-
-class ExportPlace(NamedTuple):
-    """Where the files of an export go."""
-
-    graph_file: pathlib.Path
-    folder: pathlib.Path  # has the page of cards
-    files: dict[pathlib.Path, Any]  # the layout's, {path: JSON value}
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, 1, whole=True)
+        check_gelu(self.vit.model, self.gelu)
+        check_choice("dtype", self.dtype, tower.DTYPE_SUFFIXES)
+        if self.layout is not None:
+            check_choice("layout", self.layout, tower.PROGRAM_LAYOUTS)
+            if self.output != "logits":
+                raise InputError(
+                    f"output is {self.output!r}; the layout decides the outputs"
+                )
+        if self.dtype == "int8" and self.images is None:
+            raise InputError(
+                "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
+            )
+        config = self.vit.config
+        config = config.with_arch(gelu=self.gelu or config.arch.gelu)
+        # int8 is made of the float32 graph.
+        graph_dtype = "float32" if self.dtype == "int8" else self.dtype
+        execution = make_execution(config, graph_dtype, "xla")
+        model = self.vit.model.clone(config=config, execution=execution)
+        self.vit = vit = dataclasses.replace(self.vit, model=model)
+        self.layout_files: dict[str, Any] = {}  # {path in the folder: JSON value}
+        if self.layout is None:
+            self.interface = ProgramInterface(vit, self.output)
+            self.graph_file = choose_graph_file(self.out, self.dtype)
+            self.folder = self.graph_file.parent
+        else:
+            layout = tower.PROGRAM_LAYOUTS[self.layout]
+            self.interface = tower.make_interface(vit, self.layout, self.pixels)
+            self.folder = pathlib.Path(os.path.expanduser(self.out))
+            self.graph_file = tower.find_graph_file(
+                self.folder, self.layout, vit, self.dtype
+            )
+            tower.check_layout_folder(self.folder, self.layout, vit, self.graph_file)
+            self.layout_files = layout.files(vit)
 
     @property
     def file_format(self) -> types.ModuleType:
+        """The module of the graph's format."""
         return import_format(self.graph_file)
 
-    @property
-    def page_file(self) -> pathlib.Path:
-        return self.folder / card.CARD_FILE_NAME
+    def make_program(self) -> tuple[Any, dict[str, Any]]:
+        """Make a float32 or float16 graph, and the facts about it."""
+        options = {"batch_size": self.batch_size, "takes_pixels": self.pixels}
+        with announced_work("exporting the model"):
+            graph = self.file_format.build_graph(
+                self.vit, **options, interface=self.interface
+            )
+        facts = program_facts.collect_facts(self.vit, self.interface, **options)
+        facts |= self.file_format.FORMAT_FACTS
+        facts |= {"layout": self.layout, "dtype": self.dtype}
+        facts["float32_parts"] = list(self.interface.model.execution.float32_parts)
+        return graph, facts
 
+    def write_program(self, file: pathlib.Path, graph: Any, facts: dict) -> None:
+        """Write a graph, its weights and its JSON; `facts` get the weights' name."""
+        weights_file = self.file_format.write_graph(file, graph)
+        if weights_file is not None:
+            facts["external_data"] = weights_file.name
+        program_facts.write_program_facts(file, facts)
 
-class MadeProgram(NamedTuple):
-    """A program in memory, and its JSON."""
+    def quantize(self, graph: Any, facts: dict, pixels: np.ndarray) -> Any:
+        """Quantize a float32 graph to int8.
 
-    graph: Any  # the format's
-    facts: dict[str, Any]
+        pixels: calibrate it, uint8 [images, H, W, 3]
+        """
+        message = f"calibrating int8 with {len(pixels)} images, which takes minutes"
+        with tempfile.TemporaryDirectory() as folder, announced_work(message):
+            file = pathlib.Path(folder, self.graph_file.name)
+            self.write_program(file, graph, dict(facts))
+            return self.file_format.quantize_graph(open_program(file), pixels)
+
+    def make_card(self, file: pathlib.Path, images: card.CardImages) -> dict[str, Any]:
+        """Measure the program in `file` beside the dense model's, in float32.
+
+        Raises InputError for outputs that are not finite.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder, "dense" if self.layout else "dense.onnx")
+            dense = dataclasses.replace(
+                self, vit=self.vit.with_reduction(None), out=out, dtype="float32"
+            )
+            dense.graph_file.parent.mkdir(parents=True, exist_ok=True)
+            dense.write_program(dense.graph_file, *dense.make_program())
+            has_classes = self.vit.config.head.has_classes
+            if "logits" not in self.interface.output_names:
+                has_classes = False
+            measured = card.compare_with_dense_file(
+                file, dense.graph_file, images, has_classes
+            )
+        return card.describe_weights(self.vit) | measured
+
+    def put_in_place(self, staging: pathlib.Path) -> None:
+        """Move the files of a folder `staging` into the export's folder."""
+        earlier_weights = program_facts.read_facts(self.graph_file).get("external_data")
+        staged_graph = staging / self.graph_file.relative_to(self.folder)
+        graph, *weights = program_facts.program_files(staged_graph)
+        first = [*weights, graph, program_facts.facts_file(graph)]
+        rest = [file for file in staging.rglob("*") if file.is_file()]
+        # These know no digest: a kill must not leave them beside another graph.
+        for name in self.layout_files:
+            (self.folder / name).unlink(missing_ok=True)
+        card.remove_page(self.folder)
+        for file in [*first, *(file for file in rest if file not in first)]:
+            target = self.folder / file.relative_to(staging)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+        self.file_format.remove_earlier_weights(
+            self.graph_file, earlier_weights, *weights
+        )
 
 
 def export(
@@ -87,7 +169,7 @@ def export(
 
     FILE.json beside it describes image preparation and outputs. It also names the
     second file for weights above 2 GB. With `images` the file is measured, and the
-    JSON and a README.md have its card.
+    JSON and a README.md have its card. Files are put in place together at the end.
 
     out: an .onnx file, or a folder, which gets a model.onnx. Only an earlier export is
         replaced. With a `layout`, always a folder.
@@ -104,190 +186,60 @@ def export(
     images: as for `recover`. Part of them calibrates int8, which needs them; the card
         is measured on others
     Returns the file's path.
-    Raises InputError for a wrong argument, and for outputs that are not finite, before
-        anything is written.
+    Raises InputError for a wrong argument, and for outputs that are not finite, and
+        RunError if a file cannot be written. Then the folder stays as it was.
     """
-    program_options = (batch_size, gelu, pixels, output, layout, dtype)
-    options = ExportOptions(*program_options, images)
-    check_option_values(vit, options)
-    check_option_pairs(options)
+    job = Export(vit, out, batch_size, gelu, pixels, output, layout, dtype, images)
     vit.warn_of_untrained()
-    traced_model = choose_traced_model(vit, options)
-    vit = traced_model.vit
-    place = choose_place(out, traced_model)
     card_images = None
-    calibration_pixels = None
+    sampled_pixels = calibration_pixels = None
     if images is not None:
-        check_card(place, traced_model)
-        card_images = card.read_card_images(vit, images)
+        extras.check_installed("a card", job.file_format.RUNTIME_MODULE)
+        card.check_card(job.folder, job.graph_file, job.vit, output)
+        card_images = card.read_card_images(job.vit, images, calibrates=dtype == "int8")
         calibration_pixels = card_images.calibration_pixels
+        sampled_pixels = calibration_pixels
+        if calibration_pixels is None:
+            sampled_pixels = card_images.compared_pixels
     # Seconds in float32 find numbers that are not finite before a file is written, and
     # those too large for float16.
-    part_maxima = largest_numbers.find_largest_numbers(vit, calibration_pixels)
+    part_maxima = largest_numbers.find_largest_numbers(job.vit, sampled_pixels)
     if dtype == "float16":
-        model = largest_numbers.with_float32_parts(vit.model, part_maxima)
-        traced_model.interface.model = model
-    place.graph_file.parent.mkdir(parents=True, exist_ok=True)
-    check_replaceable(place.graph_file)  # again: its folder exists now
-    program = make_program(traced_model, place)
-    if dtype == "int8" and calibration_pixels is not None:
-        program = quantize_program(program, place, calibration_pixels)
-    if card_images is not None:
-        card_facts = make_card(program, traced_model, place, card_images)
-        program = program._replace(facts=program.facts | {"card": card_facts})
-    write_files(program, place)
-    if card_images is not None:
-        page_text = card.format_card_page(place.graph_file, vit, program.facts)
-        card.replace_card_section(place.page_file, place.graph_file, page_text)
-    return place.graph_file
-
-
-def check_option_values(vit: Pretrained, options: ExportOptions) -> None:
-    """Check each argument of `export` that needs no file and no computation."""
-    if options.batch_size is not None:
-        check_range("batch_size", options.batch_size, 1, whole=True)
-    check_gelu(vit.model, options.gelu)
-    check_choice("dtype", options.dtype, tower.DTYPE_SUFFIXES)
-    if options.layout is not None:
-        check_choice("layout", options.layout, tower.PROGRAM_LAYOUTS)
-
-
-def check_option_pairs(options: ExportOptions) -> None:
-    """Refuse arguments of `export` that contradict or lack each other."""
-    if options.layout is not None and options.output != "logits":
-        raise InputError(
-            f"output is {options.output!r}; the layout decides the outputs"
+        job.interface.model = largest_numbers.with_float32_parts(
+            job.vit.model, part_maxima
         )
-    if options.dtype == "int8" and options.images is None:
-        raise InputError(
-            "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
-        )
+    graph, facts = job.make_program()
+    if calibration_pixels is not None:
+        graph = job.quantize(graph, facts, calibration_pixels)
+    with staging_folder(job) as staging:
+        file = staging / job.graph_file.relative_to(job.folder)
+        file.parent.mkdir(exist_ok=True)
+        job.write_program(file, graph, facts)
+        if card_images is not None:
+            facts["card"] = job.make_card(file, card_images)
+            program_facts.write_program_facts(file, facts)
+        for name, content in job.layout_files.items():
+            files.write_json(staging / name, content)
+        card.write_page(staging, file, job.graph_file)
+        job.put_in_place(staging)
+    return job.graph_file
 
 
-def choose_traced_model(vit: Pretrained, options: ExportOptions) -> TracedModel:
-    """Choose what is traced, and check that the layout's program takes it."""
-    layout = options.layout
-    config = vit.config.with_arch(gelu=options.gelu or vit.config.arch.gelu)
-    dtype = options.dtype
-    if dtype == "int8":  # made of the float32 graph
-        dtype = "float32"
-    execution = make_execution(config, dtype, "xla")
-    model = vit.model.clone(config=config, execution=execution)
-    vit = dataclasses.replace(vit, model=model)
-    if layout is None:
-        return TracedModel(vit, ProgramInterface(vit, options.output), options)
-    interface = tower.make_interface(vit, layout, options.pixels)
-    return TracedModel(vit, interface, options)
+@contextlib.contextmanager
+def staging_folder(job: Export) -> Iterator[pathlib.Path]:
+    """Yield a new folder inside the export's, on the same disk; its end removes it.
 
-
-def choose_place(out: str | os.PathLike, traced_model: TracedModel) -> ExportPlace:
-    """Choose where files go; nothing but an earlier export may be replaced."""
-    vit, _, options = traced_model
-    layout = options.layout
-    if layout is None:
-        graph_file = choose_graph_file(out, options.dtype)
-        return ExportPlace(graph_file, graph_file.parent, {})
-    folder = pathlib.Path(os.path.expanduser(out))
-    graph_file = tower.find_graph_file(folder, layout, vit, options.dtype)
-    tower.check_layout_folder(folder, layout, vit, graph_file)
-    program_layout = tower.PROGRAM_LAYOUTS[layout]
-    content_of_file = {folder / k: v for k, v in program_layout.files(vit).items()}
-    return ExportPlace(graph_file, folder, content_of_file)
-
-
-def check_card(place: ExportPlace, traced_model: TracedModel) -> None:
-    """Check that a card can be measured, and written."""
-    extras.check_installed("a card", place.file_format.RUNTIME_MODULE)
-    vit, _, options = traced_model
-    if vit.config.arch.pool == "none" and options.output != "patches":
-        raise InputError(
-            "pool is 'none', so a card has no image vectors to compare; give "
-            "output='patches' (--output patches)"
-        )
-    if place.page_file.exists() and not card.is_card_page(place.page_file):
-        raise InputError(
-            f"{place.page_file} already exists, and export did not write it; the "
-            "card needs a folder of its own"
-        )
-
-
-def make_program(traced_model: TracedModel, place: ExportPlace) -> MadeProgram:
-    """Make a float32 or float16 program, and the facts about it."""
-    vit, interface, options = traced_model
-    file_format = place.file_format
-    input_options = {"batch_size": options.batch_size, "takes_pixels": options.pixels}
-    with announced_work("exporting the model"):
-        graph = file_format.build_graph(vit, **input_options, interface=interface)
-    facts = program_facts.collect_facts(vit, interface, **input_options)
-    facts |= file_format.FORMAT_FACTS
-    facts |= {"layout": options.layout, "dtype": options.dtype}
-    facts["float32_parts"] = list(interface.model.execution.float32_parts)
-    return MadeProgram(graph, facts)
-
-
-def quantize_program(
-    program: MadeProgram, place: ExportPlace, pixels: np.ndarray
-) -> MadeProgram:
-    """Quantize a float32 program to int8.
-
-    pixels: calibrate it, uint8 [images, H, W, 3]
+    Raises RunError for a full disk, naming the export's file.
     """
-    message = f"calibrating int8 with {len(pixels)} images, which takes minutes"
-    with tempfile.TemporaryDirectory() as folder, announced_work(message):
-        graph_file = pathlib.Path(folder, place.graph_file.name)
-        write_program(program, place._replace(graph_file=graph_file))
-        float32_program = open_program(graph_file)
-        graph = place.file_format.quantize_graph(float32_program, pixels)
-    return program._replace(graph=graph)
-
-
-def make_card(
-    program: MadeProgram,
-    traced_model: TracedModel,
-    place: ExportPlace,
-    images: card.CardImages,
-) -> dict[str, Any]:
-    """Measure a program beside the dense one, before it is in place.
-
-    Raises InputError for outputs that are not finite.
-    """
-    vit, interface, options = traced_model
-    dense_options = options._replace(dtype="float32")
-    dense_traced_model = choose_traced_model(vit.with_reduction(None), dense_options)
-    with tempfile.TemporaryDirectory() as folder:
-        graph_file = pathlib.Path(folder, f"file{place.graph_file.suffix}")
-        dense_file = graph_file.with_stem("dense")
-        write_program(program, place._replace(graph_file=graph_file))
-        dense_program = make_program(dense_traced_model, place)
-        write_program(dense_program, place._replace(graph_file=dense_file))
-        has_classes = "logits" in interface.output_names and vit.config.head.has_classes
-        return card.compare_with_dense_file(graph_file, dense_file, images, has_classes)
-
-
-def write_program(program: MadeProgram, place: ExportPlace) -> None:
-    """Write a program, its weights and its JSON; remove an earlier one's weights."""
-    graph_file = place.graph_file
-    file_format = place.file_format
-    facts = dict(program.facts)
-    # Read before the new facts replace it.
-    earlier_weights_name = program_facts.read_facts(graph_file).get("external_data")
-    weights_file = file_format.write_graph(graph_file, program.graph)
-    if weights_file is not None:
-        facts["external_data"] = weights_file.name
-    program_facts.write_program_facts(graph_file, facts)
-    file_format.remove_earlier_weights(graph_file, earlier_weights_name, weights_file)
-
-
-def write_files(program: MadeProgram, place: ExportPlace) -> None:
-    """Write a program and the layout's files. The page loses an earlier section."""
-    # Nobody compares these with the graph's digest. A kill must not leave them beside
-    # another graph.
-    card.replace_card_section(place.page_file, place.graph_file)
-    for file in place.files:
-        file.unlink(missing_ok=True)
-    write_program(program, place)
-    for file, content in place.files.items():
-        write_json(file, content)
+    options = {"dir": job.folder, "prefix": ".", "suffix": ".tmp"}
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(**options) as staging:
+            yield pathlib.Path(staging)
+    except (OSError, RunError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or error
+        raise RunError(f"{job.graph_file} cannot be written ({reason})") from error
 
 
 def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib.Path:
@@ -307,16 +259,11 @@ def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib
         raise InputError(f"out {error}") from error
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
     if is_folder and not path.exists():
-        check_writable("out", path, ("",))
-    else:
-        check_replaceable(graph_file)
-    return graph_file
-
-
-def check_replaceable(graph_file: pathlib.Path) -> None:
-    """Check that a graph and its JSON can be written, and replace only an export."""
+        files.check_writable("out", path, ("",))
+        return graph_file
     is_export = program_facts.is_export(graph_file)
     for file in (graph_file, program_facts.facts_file(graph_file)):
-        check_writable("out", file, (graph_file.suffix.lower(), ".json"))
+        files.check_writable("out", file, (graph_file.suffix.lower(), ".json"))
         if file.exists() and not is_export:
             raise InputError(f"{file} already exists, and export did not write it")
+    return graph_file

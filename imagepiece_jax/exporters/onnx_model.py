@@ -4,7 +4,6 @@ import hashlib
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from jax.extend.core import ClosedJaxpr
 
 from imagepiece_jax import kernels
 from imagepiece_jax.common import nodes
-from imagepiece_jax.common.files import replace_file, replacement_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import Graph, Value
 from imagepiece_jax.exporters.onnx_primitives import add_equations
@@ -59,7 +57,15 @@ def build_onnx_model(
     graph = Graph(images)
     # Weights are named first, so that initializers have the parameters' names.
     weights = name_weights(graph, params)
-    output_values = add_equations(graph, jaxpr, [*weights, images])
+    try:
+        output_values = add_equations(graph, jaxpr, [*weights, images])
+    except TypeError as error:
+        if "PRNGKey" not in str(error):  # JAX's keys have no type in NumPy
+            raise
+        raise InputError(
+            f"reduction is {vit.label}, which computes with jax.random: it has no "
+            "graph; draw constants by NumPy"
+        ) from error
     output_of_name = {}
     for name, output_value, aval in zip(
         interface.output_names, output_values, jaxpr.out_avals, strict=True
@@ -120,44 +126,32 @@ def wrap_graph(graph: "GraphProto") -> "ModelProto":
 def write_onnx(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
     """Write a model to a file, or to two files if it exceeds protobuf's 2 GB.
 
-    The second file, PATH.DIGEST.data, holds the large weights.
+    The second file, PATH.DIGEST.data, holds the large weights, which leave `model`.
 
     Returns the second file's path, or None.
-    Raises RunError if a file cannot be written.
     """
     import onnx
 
     path = pathlib.Path(path)
     if _model_bytes(model) <= MAX_PROTOBUF_BYTES:
-        replace_file(path, model.SerializeToString())
+        path.write_bytes(model.SerializeToString())
         return None
-    large_tensors = [
-        t for t in model.graph.initializer if len(t.raw_data) >= MIN_EXTERNAL_BYTES
-    ]
     digest = hashlib.sha256()
-    for tensor in large_tensors:
-        digest.update(tensor.raw_data)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) >= MIN_EXTERNAL_BYTES:
+            digest.update(tensor.raw_data)
     short_digest = digest.hexdigest()[:NAME_DIGEST_DIGITS]
     weights_file = path.with_name(f"{path.name}.{short_digest}.data")
-    # The weights file is in place before the graph, and named by its digest. So a kill
-    # leaves the old graph with its weights, or the new graph.
-    with (
-        replacement_file(path) as graph_path,
-        replacement_file(weights_file) as weights_path,  # which ends first
-        tempfile.TemporaryDirectory(".tmp", ".", path.parent) as folder,
-    ):
-        temporary_graph = pathlib.Path(folder, path.name)
-        options = {"location": weights_file.name, "size_threshold": MIN_EXTERNAL_BYTES}
-        onnx.save_model(model, temporary_graph, save_as_external_data=True, **options)
-        temporary_graph.replace(graph_path)
-        temporary_graph.with_name(weights_file.name).replace(weights_path)
-    # Saving took the weights out of `model`, which may be written again.
-    onnx.load_external_data_for_model(model, str(path.parent))
+    weights_file.unlink(missing_ok=True)  # onnx would append to it
+    options = {"location": weights_file.name, "size_threshold": MIN_EXTERNAL_BYTES}
+    onnx.save_model(model, path, save_as_external_data=True, **options)
     return weights_file
 
 
 def remove_earlier_weights(
-    path: str | os.PathLike, earlier_name: Any, new_weights_file: pathlib.Path | None
+    path: str | os.PathLike,
+    earlier_name: Any,
+    new_weights_file: pathlib.Path | None = None,
 ) -> None:
     """Remove the weights file of an earlier graph at `path`.
 

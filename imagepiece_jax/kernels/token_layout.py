@@ -10,11 +10,20 @@ from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.choice import is_reference
 
 
-def flatten_tokens(x: Float[Array, "*tokens dim"]) -> Float[Array, "rows dim"]:
-    """Join batch and tokens."""
+def flatten_tokens(x: Float[Array, "*tokens dim"]) -> Float[Array, "*rows dim"]:
+    """Join batch and tokens, if the batch size is known."""
+    return x.reshape(*row_shape(x), x.shape[-1])
+
+
+def row_shape(x: Float[Array, "batch tokens ..."]) -> tuple:
+    """The axes of an array's rows: one for all, or batch and tokens."""
     # XLA does not change the layout of a matrix. For [B, N, D] it may choose layouts
     # with the batch innermost, and then transposes whole arrays in the backward pass.
-    return x.reshape(-1, x.shape[-1])
+    if isinstance(x.shape[0], int):
+        return (-1,)
+    # An exported graph for any batch size: in int8, OpenVINO (2026.4) fails to move a
+    # scale per channel from a matrix of batch * tokens rows through the reshape.
+    return x.shape[:2]
 
 
 def call_on_rows(layer: Callable[[jax.Array], jax.Array], x: TokenRows) -> TokenRows:

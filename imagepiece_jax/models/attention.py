@@ -26,7 +26,7 @@ from imagepiece_jax.kernels.attention_scores import (
     mean_attention,
     mean_query,
 )
-from imagepiece_jax.kernels.token_layout import flatten_tokens
+from imagepiece_jax.kernels.token_layout import flatten_tokens, row_shape
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense_layer
 from imagepiece_jax.reduction.state import TokenState
@@ -196,7 +196,7 @@ class Attention(nn.Module):
 
     def project_output(self, out: TokenHeads) -> TokenRows:
         """Project the heads' results."""
-        head_rows = out.reshape(-1, self.config.embed_dim)
+        head_rows = out.reshape(*row_shape(out), self.config.embed_dim)
         if self.config.arch.attn_norm:
             head_rows = self.norm(head_rows)
         return self.proj(head_rows).reshape(*out.shape[:2], self.config.embed_dim)

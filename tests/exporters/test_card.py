@@ -1,6 +1,7 @@
 """The card: metrics, images, and README.md files that it may replace."""
 
 import dataclasses
+import errno
 import io
 import json
 import pathlib
@@ -14,6 +15,7 @@ import imagepiece_jax
 from imagepiece_jax import recover
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.pictures import as_source
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.exporters import card
 from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS
 from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION
@@ -36,6 +38,13 @@ CARD["fidelity"] = {
 }
 
 FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}
+FACTS["input"] = {"name": "images", "shape": [1, 8, 8, 3], "dtype": "float32"}
+
+
+def page_of(vit):
+    return card.format_page(
+        {"m.onnx": FACTS | {"card": card.describe_weights(vit) | CARD}}
+    )
 
 
 def run_by_hand(file, facts, pixels):
@@ -77,8 +86,8 @@ def test_a_cards_metrics_equal_those_of_the_files(tmp_path, classes):
     facts = json.loads(file.with_name(f"{file.name}.json").read_text())
     measured = facts["card"]
     pixels = np.stack([np.asarray(Image.open(folder / n)) for n in measured["images"]])
-    assert len(pixels) >= 16
-    assert f"a card of 60 images: {len(pixels)} of them are compared" in ended.err
+    assert len(pixels) == 60  # nothing calibrates
+    assert "a card of 60 compared images\n" in ended.err
     dense = imagepiece_jax.export(vit.with_reduction(None), tmp_path / "dense.onnx")
     dense_facts = json.loads((tmp_path / "dense.onnx.json").read_text())
     base = run_by_hand(dense, dense_facts, pixels)
@@ -185,24 +194,44 @@ def test_a_page_has_a_section_for_every_file(tmp_path):
     imagepiece_jax.export(vit, tmp_path / "b.onnx", images=pixels, dtype="float16")
     assert section_types() == ["float32", "float16"]
     imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
-    assert section_types() == ["float16", "float32"]
+    assert section_types() == ["float32", "float16"]
     assert page.read_text().count("pipeline_tag") == 1
+    assert "too few" in page.read_text() and "nearest" not in page.read_text()
+    other = dataclasses.replace(vit, origin=dataclasses.replace(vit.origin, name="o"))
+    with refused("README.md", "another folder"):
+        imagepiece_jax.export(other, tmp_path / "c.onnx", images=pixels)
     imagepiece_jax.export(vit, tmp_path / "b.onnx")
     assert section_types() == ["float32"]
+
+
+def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    """Of a layout, whose program needs all files, on a full disk."""
+    vit = tiny_vit.pretrained("tome:r=3", depth=1)
+    pixels = small_photographs.draw(30)
+    options = {"layout": "transformers", "images": pixels}
+    imagepiece_jax.export(vit, tmp_path / "out", **options)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    assert len(before) == 5  # graph, JSON, page and the layout's two
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(card, "write_page", fail)
+    with pytest.raises(RunError, match=r"model\.onnx cannot be written \(No space"):
+        imagepiece_jax.export(vit.with_reduction(None), tmp_path / "out", **options)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
 
 
 LICENSES = ["apache-2.0", "CC BY-NC 4.0: see LICENSE", "[a, b]", "a # b", "Two\nlines"]
 
 
 @pytest.mark.parametrize("license", [*LICENSES, "no", "1.0", '"é" 雪'])
-def test_yaml_reads_the_license_as_it_is(tmp_path, license):
+def test_yaml_reads_the_license_as_it_is(license):
     yaml = pytest.importorskip("yaml")
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     origin = dataclasses.replace(vit.origin, license=license)
     vit = dataclasses.replace(vit, origin=origin)
-    facts = FACTS | {"card": CARD}
-    text = card.format_card_page(tmp_path / "m.onnx", vit, facts)
-    assert yaml.safe_load(text.split("---\n")[1])["license"] == license
+    assert yaml.safe_load(page_of(vit).split("---\n")[1])["license"] == license
 
 
 def test_images_that_recovered_the_model_are_not_compared(tmp_path):
@@ -223,30 +252,27 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     vit = imagepiece_jax.load(saved)
     assert vit.recovered_variant
-    images = card.read_card_images(vit, folder)
+    images = card.read_card_images(vit, folder, False)
     assert len(images.compared_pixels) >= 16
     assert not names & {*images.compared_names}
     with refused("recovered the model"):
-        card.read_card_images(vit, [folder / name for name in names])
+        card.read_card_images(vit, [folder / name for name in names], False)
 
 
 @pytest.mark.parametrize("learned", [None, "00000000"])
-def test_a_card_says_whether_it_knows_what_recovered(tmp_path, learned):
+def test_a_card_says_whether_it_knows_what_recovered(learned):
     vit = made_up_recoveries.recovered(tiny_vit.pretrained("tome:r=3"))
     (variant,) = vit.recovery.variants
     variant = dataclasses.replace(variant, learned=learned)
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
-    facts = FACTS | {"card": CARD}
-    text = card.format_card_page(tmp_path / "m.onnx", vit, facts)
-    assert ("neither recovered nor" in text) == (learned is not None)
-    assert ("is not recorded" in text) == (learned is None)
+    assert ("is not recorded" in page_of(vit)) == (learned is None)
 
 
 def test_equal_names_in_two_folders_stay_apart(tmp_path):
     for seed, name in enumerate("ab"):
         small_photographs.write_photographs(tmp_path / name, 20, seed)
     folders = [tmp_path / name for name in "ab"]
-    images = card.read_card_images(tiny_vit.pretrained("tome:r=3"), folders)
+    images = card.read_card_images(tiny_vit.pretrained("tome:r=3"), folders, False)
     names = images.compared_names
     assert len({*names}) == len(names)
     assert {name.split("/")[0] for name in names} == {"a", "b"}

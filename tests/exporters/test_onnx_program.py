@@ -42,7 +42,7 @@ def jax_logits(vit):
     return np.asarray(vit.model.apply(vit.variables, images).logits)
 
 
-@pytest.mark.parametrize("ending", [".onnx", ".json"])
+@pytest.mark.parametrize("ending", ["", ".json"])
 def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
     pytest.importorskip("onnxruntime")
     old = tiny_vit.pretrained(depth=1)
@@ -56,7 +56,7 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
     replace = os.replace
 
     def kill(source, target):
-        if str(target).endswith(ending):
+        if target == tmp_path / f"m.onnx{ending}":
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -64,7 +64,7 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
         patch.setattr(os, "replace", kill)
         with pytest.raises(KeyboardInterrupt):
             imagepiece_jax.export(new, file)
-    if ending == ".onnx":
+    if not ending:
         np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(old), atol=1e-3)
     else:
         with refused("m.onnx.json", "not from the same export"):

@@ -90,7 +90,7 @@ def test_single_numbers_are_compared_by_spread_or_side():
     for kind in (None, False):
         fidelity = measure_fidelity(outputs, dense, kind)
         assert fidelity.keys() == {"difference"}
-        assert fidelity["difference"].value == pytest.approx(30)
+        assert fidelity["difference"].value == pytest.approx(100 * np.sqrt(0.13))
     outputs[:5] = -0.2
     fidelity = measure_fidelity(outputs, dense, True)
     assert fidelity.keys() == {"first_class"}
