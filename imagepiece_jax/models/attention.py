@@ -129,7 +129,7 @@ class Attention(nn.Module):
         return self._split_heads(self.v(flatten_tokens(x)), x)
 
     def _split_heads(
-        self, token_rows: Float[Array, "rows dim"], x: TokenRows
+        self, token_rows: Float[Array, "*rows dim"], x: TokenRows
     ) -> QueryHeads:
         """Split rows of tokens x into heads."""
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)

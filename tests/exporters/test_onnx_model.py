@@ -2,6 +2,7 @@
 
 import collections
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -240,6 +241,19 @@ def test_tied_tokens_have_jaxs_order():
 def test_a_reduction_that_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
         build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
+
+
+def test_constants_that_jax_draws_have_no_graph(monkeypatch):
+    make_forward = ProgramInterface.make_forward_function
+
+    def make_noisy_forward(self, model):
+        forward = make_forward(self, model)
+        noise = jax.random.key(0)
+        return lambda *args: [x + jax.random.normal(noise) for x in forward(*args)]
+
+    monkeypatch.setattr(ProgramInterface, "make_forward_function", make_noisy_forward)
+    with refused("jax.random", "NumPy"):
+        build_onnx_model(tiny_vit.pretrained(depth=1))
 
 
 def test_a_step_that_keeps_all_tokens_draws_nothing():

@@ -68,3 +68,25 @@ def test_products_for_decisions_stay_float32():
         initializer=weights,
     )
     assert quantize.list_weight_products(graph) == ["layer"]
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_every_type_runs_in_both_runtimes(tmp_path, dtype, batch_size):
+    """OpenVINO 2026.4 refuses int8 matrices of batch * tokens rows, for an open batch.
+
+    Only those with more tokens than columns.
+    """
+    openvino = pytest.importorskip("openvino")
+    vit = tiny_vit.pretrained("tome:r=3", depth=2, embed_dim=24)
+    pixels = draw(44)
+    options = {"dtype": dtype, "batch_size": batch_size, "images": pixels[4:]}
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **options)
+    images = np.asarray(normalize(pixels[:2], vit.config.mean, vit.config.std))
+    assert vit.model.plan[0].attn_tokens > vit.config.embed_dim
+    expected = np.asarray(vit.model.apply(vit.variables, images).logits)
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(file, "CPU", hints)
+    error = {"float32": 1e-4, "float16": 0.02, "int8": 0.15}[dtype]
+    for logits in (run_logits(file, images), compiled([images])["logits"]):
+        assert np.abs(logits - expected).mean() < error * expected.std()
