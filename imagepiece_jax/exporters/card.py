@@ -74,7 +74,7 @@ def check_card(
             f"{page_file} already exists, and export did not write it; the "
             "card needs a folder of its own"
         )
-    own = describe_weights(vit)
+    own = card_facts(vit)
     for file, facts in read_other_cards(graph_file).items():
         if any(facts["card"].get(key) != own[key] for key in ("weights", "license")):
             raise InputError(
@@ -239,7 +239,7 @@ def format_card_table(
     return rows_table([{"": title, **cells} for title, cells in rows.items()])
 
 
-def describe_weights(vit: Pretrained) -> dict[str, Any]:
+def card_facts(vit: Pretrained) -> dict[str, Any]:
     """What a page says of a model besides its measurements, as JSON values."""
     variant = vit.recovered_variant
     is_known = variant is None or variant.learned is not None
@@ -266,7 +266,7 @@ def read_other_cards(graph_file: pathlib.Path) -> dict[pathlib.Path, dict]:
     return facts_of_graph
 
 
-def write_page(
+def write_card_page(
     staging: pathlib.Path, staged_graph: pathlib.Path, graph_file: pathlib.Path
 ) -> None:
     """Write the page of all cards in a graph's folder, if there are any.
@@ -283,16 +283,16 @@ def write_page(
         if "card" in facts
     }
     if cards:
-        (staging / PAGE_NAME).write_text(format_page(cards), "utf-8")
+        (staging / PAGE_NAME).write_text(format_card_page(cards), "utf-8")
 
 
-def remove_page(folder: pathlib.Path) -> None:
+def remove_card_page(folder: pathlib.Path) -> None:
     """Remove a folder's page of cards, if it has one."""
     if is_card_page(folder / PAGE_NAME):
         (folder / PAGE_NAME).unlink()
 
 
-def format_page(facts_of_file: Mapping[str, Mapping[str, Any]]) -> str:
+def format_card_page(facts_of_file: Mapping[str, Mapping[str, Any]]) -> str:
     """Page of the cards of one model's files, as a model card of the Hugging Face hub.
 
     facts_of_file: with their cards, by the graph's path in the folder

@@ -131,7 +131,7 @@ class Export:
             measured = card.compare_with_dense_file(
                 file, dense.graph_file, images, has_classes
             )
-        return card.describe_weights(self.vit) | measured
+        return card.card_facts(self.vit) | measured
 
     def put_in_place(self, staging: pathlib.Path) -> None:
         """Move the files of a folder `staging` into the export's folder."""
@@ -143,7 +143,7 @@ class Export:
         # These know no digest: a kill must not leave them beside another graph.
         for name in self.layout_files:
             (self.folder / name).unlink(missing_ok=True)
-        card.remove_page(self.folder)
+        card.remove_card_page(self.folder)
         for file in [*first, *(file for file in rest if file not in first)]:
             target = self.folder / file.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
@@ -220,7 +220,7 @@ def export(
             program_facts.write_program_facts(file, facts)
         for name, content in job.layout_files.items():
             files.write_json(staging / name, content)
-        card.write_page(staging, file, job.graph_file)
+        card.write_card_page(staging, file, job.graph_file)
         job.put_in_place(staging)
     return job.graph_file
 

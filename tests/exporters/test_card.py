@@ -42,8 +42,8 @@ FACTS["input"] = {"name": "images", "shape": [1, 8, 8, 3], "dtype": "float32"}
 
 
 def page_of(vit):
-    return card.format_page(
-        {"m.onnx": FACTS | {"card": card.describe_weights(vit) | CARD}}
+    return card.format_card_page(
+        {"m.onnx": FACTS | {"card": card.card_facts(vit) | CARD}}
     )
 
 
@@ -216,7 +216,7 @@ def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(card, "write_page", fail)
+    monkeypatch.setattr(card, "write_card_page", fail)
     with pytest.raises(RunError, match=r"model\.onnx cannot be written \(No space"):
         imagepiece_jax.export(vit.with_reduction(None), tmp_path / "out", **options)
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
