@@ -459,9 +459,9 @@ def main(options: Options):
         rules = Timing(options.warmup, options.repeats, options.seconds)
         clock = Clock(options.speed_batch_size, rules)
     out = options.out
-    with ResultCache(out, versions=study.code_versions()) as cache:
-        paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)
-        make_tables(names, paper)
+    cache = ResultCache(out, versions=study.code_versions())
+    paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)
+    make_tables(names, paper)
 
 
 if __name__ == "__main__":

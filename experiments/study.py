@@ -39,24 +39,24 @@ def measure_cells(
     Raises InputError before anything is measured if a line has another identity.
     """
     versions = code_versions()  # the code may change while it runs
-    with ResultCache(folder, name=FILE) as lines:
-        measured = read_runs(folder)
-        waiting = []
-        for cell in cells:
-            if cell.name not in measured:
-                waiting.append(cell)
-            elif not identity.items() <= measured[cell.name].items():
-                problem = "is of other weights or images"
-                hint = "give another --out"
-                raise InputError(f"{folder}: {cell.name} {problem}; {hint}")
-        for number, cell in enumerate(waiting, start=1):
-            print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
-            began = time.monotonic()
-            result = {"name": cell.name, **identity, **measure(cell)}
-            result["versions"] = versions
-            result["seconds"] = round(time.monotonic() - began, 1)
-            lines.append(result)
-            jax.clear_caches()
+    lines = ResultCache(folder, name=FILE)
+    measured = read_runs(folder)
+    waiting = []
+    for cell in cells:
+        if cell.name not in measured:
+            waiting.append(cell)
+        elif not identity.items() <= measured[cell.name].items():
+            problem = "is of other weights or images"
+            hint = "give another --out"
+            raise InputError(f"{folder}: {cell.name} {problem}; {hint}")
+    for number, cell in enumerate(waiting, start=1):
+        print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
+        began = time.monotonic()
+        result = {"name": cell.name, **identity, **measure(cell)}
+        result["versions"] = versions
+        result["seconds"] = round(time.monotonic() - began, 1)
+        lines.append(result)
+        jax.clear_caches()
 
 
 def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:

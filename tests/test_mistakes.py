@@ -91,7 +91,7 @@ MISTAKES = [
     ("export weights m.onnx --dtype bfloat16", 2, "--dtype"),
     ("export weights m --dtype int8", 2, "--images"),
     ("export weights m --images empty", 2, "empty"),
-    ("export weights m --images photos", 2, "images has 1"),
+    ("export weights m --images photos", 2, "12"),
     (
         "export encoder m --layout immich --dtype int8 --images photos",
         2,

@@ -120,10 +120,9 @@ OF_IMAGES = {"digest": "other", "limit": 5}
 @pytest.fixture
 def measured(vit, tmp_path):
     """MeasuredWeights with a measured accuracy of the unchanged model."""
-    with ResultCache(tmp_path) as cache:
-        new = MeasuredWeights(vit, MeasuredImages(SETTING, list), cache)
-        new.cache.measure_once(new.make_result_key("accuracy", vit.reduction), dict)
-        yield new
+    new = MeasuredWeights(vit, MeasuredImages(SETTING, list), ResultCache(tmp_path))
+    new.cache.measure_once(new.make_result_key("accuracy", vit.reduction), dict)
+    return new
 
 
 def is_measured(weights):

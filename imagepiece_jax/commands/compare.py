@@ -34,6 +34,5 @@ def main(
         out=out,
         **vars(data),
     )
-    table_file, plot_file = compare.choose_report_files(out, report)
-    print(table_file.read_text("utf-8"), end="")
-    print(f"written to {table_file} and {plot_file.name}", flush=True)
+    print(report, end="")
+    print(f"written to {out}/{compare.TABLE_FILE_NAME} and {compare.PLOT_FILE_NAME}")

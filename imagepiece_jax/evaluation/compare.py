@@ -5,15 +5,10 @@ reduction also with the smaller images. All comparisons are one family of exact 
 tests, corrected by Holm's rule. Without labels or classes, fidelity is compared.
 """
 
-import contextlib
 import dataclasses
-import functools
-import hashlib
 import os
 import pathlib
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +21,7 @@ from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.tables import markdown_table, rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import result_cache
-from imagepiece_jax.evaluation.labeled_images import LabeledImages, open_labeled_images
+from imagepiece_jax.evaluation.labeled_images import open_labeled_images
 from imagepiece_jax.evaluation.result_cache import (
     MeasuredImages,
     MeasuredWeights,
@@ -48,6 +43,10 @@ DEFAULT_MAC_SHARES = ("0.6", "0.5")  # if the caller names no row
 TABLE_FILE_NAME = "compare.md"
 PLOT_FILE_NAME = "compare.png"
 MAX_SHOWN_P = 0.05  # only a smaller p is shown
+COMPARISONS_NOTE = (
+    "Brackets are 95 % intervals of each row by itself. p is corrected for the number "
+    "of comparisons in the table (Holm), so an interval without 0 may have none."
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,36 +127,18 @@ def compare(
         workers=workers,
         threads=threads,
     )
-    dense_weights = make_dense_weights(vit, images)
-    rows = make_rows(dense_weights, reductions, image_sizes)  # before files are made
-    with contextlib.ExitStack() as stack:
-        folder = out
-        if folder is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-        versions = device.library_versions()
-        cache = stack.enter_context(ResultCache(folder, versions=versions))
-        report = measure_rows(dense_weights, rows, cache)
-        if out is not None:
-            write_report(out, report)
-    return report
-
-
-def make_dense_weights(vit: Pretrained, images: LabeledImages) -> MeasuredWeights:
-    """Make weights that measure accuracy, or without labels or classes fidelity."""
     weights = MeasuredWeights(vit, MeasuredImages(images.facts, images.read_batches))
-    if vit.config.head.is_single_label and images.source.num_classes:
-        return weights
-    check_image_count(len(images.source))
-
-    @functools.cache
-    def measure_dense_outputs() -> np.ndarray:
-        dense_vit = vit.with_reduction(None)
-        return fidelity_weights.measure_images(dense_vit).image_metrics["outputs"]
-
-    fidelity_weights = dataclasses.replace(
-        weights, dense_reference=measure_dense_outputs
-    )
-    return fidelity_weights
+    if not (vit.config.head.is_single_label and images.source.num_classes):
+        check_image_count(len(images.source))
+        weights = dataclasses.replace(weights, reference=weights)
+    rows = make_rows(weights, reductions, image_sizes)  # before files are made
+    cache = None
+    if out is not None:
+        cache = ResultCache(out, versions=device.library_versions())
+    report = measure_rows(weights, rows, cache)
+    if out is not None:
+        write_report(out, report)
+    return report
 
 
 def make_rows(
@@ -194,41 +175,26 @@ def make_rows(
 
 
 def measure_rows(
-    dense_weights: MeasuredWeights, rows: Sequence[ComparedRow], cache: ResultCache
+    dense_weights: MeasuredWeights,
+    rows: Sequence[ComparedRow],
+    cache: ResultCache | None,
 ) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
     all_rows = [ComparedRow("dense", dense_weights), *rows]
-    if dense_weights.dense_reference:
-        controls = (*IMAGE_CONTROLS, SHUFFLED_CONTROL)
-        all_rows += [make_control_row(dense_weights, name) for name in controls]
+    if dense_weights.reference:
+        for control in (*IMAGE_CONTROLS, SHUFFLED_CONTROL):
+            name = f"dense, images {control}"
+            weights = dataclasses.replace(dense_weights, control=control, name=name)
+            all_rows.append(ComparedRow(name, weights))
     records = {}
     for row in all_rows:
         weights = dataclasses.replace(row.weights, cache=cache)
         records[row.name] = weights.measure_reduction(row.reduction)
-    if dense_weights.dense_reference:
-        return Report(dense_weights, all_rows, records, {})
-    smaller_names = [row.name for row in all_rows if row.is_smaller]
-    comparisons = compare_pairs(records, smaller_names)
+    comparisons = {}
+    if not dense_weights.reference:
+        smaller_names = [row.name for row in all_rows if row.is_smaller]
+        comparisons = compare_pairs(records, smaller_names)
     return Report(dense_weights, all_rows, records, comparisons)
-
-
-def make_control_row(dense_weights: MeasuredWeights, control_name: str) -> ComparedRow:
-    """Row of the dense weights on images with a control's change, or shuffled."""
-
-    def read_changed_batches() -> Iterator[dict[str, Any]]:
-        for batch in dense_weights.images.read_batches():
-            images = [IMAGE_CONTROLS[control_name](pixels) for pixels in batch["image"]]
-            yield {**batch, "image": np.stack(images)}
-
-    image_facts = {**dense_weights.images.facts, "change": control_name}
-    title = f"dense, images {control_name}"
-    weights = dataclasses.replace(
-        dense_weights,
-        images=MeasuredImages(image_facts, read_changed_batches),
-        name=title,
-        is_shuffled=control_name == SHUFFLED_CONTROL,
-    )
-    return ComparedRow(title, weights)
 
 
 def compare_pairs(
@@ -305,33 +271,15 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
 
 
 def write_report(folder: str | os.PathLike, report: Report) -> None:
-    """Write a report's table and plot into a folder."""
-    table_file, plot_file = choose_report_files(folder, report)
-    replace_file(table_file, format_page(report, plot_file.name))
-    paint_plot(plot_file, report)
+    """Write a report's table and plot into a folder, in place of earlier ones."""
+    replace_file(pathlib.Path(folder, TABLE_FILE_NAME), format_page(report))
+    paint_plot(pathlib.Path(folder, PLOT_FILE_NAME), report)
 
 
 def check_report_folder(folder: str | os.PathLike) -> None:
     """Check that a folder is empty or holds comparisons."""
-    points_pattern = re.escape(result_cache.POINTS_FILE_NAME)
-    own_name = rf"compare(-[0-9a-f]{{8}})?\.(md|png)|{points_pattern}"
-    check_own_files(
-        "out", folder, "a comparison", lambda file: re.fullmatch(own_name, file.name)
-    )
-
-
-def choose_report_files(
-    folder: str | os.PathLike, report: Report
-) -> tuple[pathlib.Path, pathlib.Path]:
-    """Paths of a report's table and plot in a folder."""
-    folder = pathlib.Path(folder)
-    subject = format_subject(report)
-    table_file = folder / TABLE_FILE_NAME
-    # A comparison of other weights or images has its own names, so both stay.
-    if table_file.exists() and subject not in table_file.read_text("utf-8", "replace"):
-        digest = hashlib.sha256(subject.encode()).hexdigest()[:8]
-        table_file = folder / f"compare-{digest}.md"
-    return table_file, table_file.with_suffix(".png")
+    own_names = {TABLE_FILE_NAME, PLOT_FILE_NAME, result_cache.POINTS_FILE_NAME}
+    check_own_files("out", folder, "a comparison", lambda file: file.name in own_names)
 
 
 def format_subject(report: Report) -> str:
@@ -348,15 +296,17 @@ def format_subject(report: Report) -> str:
     return markdown_table([*columns], [[*columns.values()]])
 
 
-def format_page(report: Report, plot_name: str = PLOT_FILE_NAME) -> str:
-    """Page of a comparison: subject, rows, and the picture in file `plot_name`."""
+def format_page(report: Report) -> str:
+    """Page of a comparison: subject, rows, and the picture."""
     metric_name = "Accuracy" if report.comparisons else "Fidelity"
     sections = [
         f"# {metric_name} of reductions",
         format_subject(report),
         format_table(report),
-        f"![{metric_name} by MACs]({plot_name})",
+        f"![{metric_name} by MACs]({PLOT_FILE_NAME})",
     ]
+    if report.comparisons:
+        sections.insert(3, COMPARISONS_NOTE)
     return "\n\n".join(sections) + "\n"
 
 
@@ -413,7 +363,7 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
         dense_level = dense_record["fidelity"][metric][0]
     curves = {}
     for row in report.rows[1:]:
-        if row.weights.is_shuffled:  # chance would stretch the axis
+        if row.weights.control == SHUFFLED_CONTROL:  # chance would stretch the axis
             continue
         curve_name = row.reduction.name
         if row.reduction == DENSE_REDUCTION:

@@ -12,51 +12,43 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.inference.compare_outputs import measure_fidelity, shuffle_outputs
+from imagepiece_jax.inference import compare_outputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import model_record
-from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 POINTS_FILE_NAME = "points.jsonl"
 
 
 def read_points(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the objects in a ResultCache's file; [] without a file."""
-    try:
-        # The last piece is empty, or a line that a killed process left unfinished.
-        *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
+    """Read the objects in a file of JSON lines; [] without a file."""
     points = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            points.append(dict(json.loads(line)))
-        except (TypeError, ValueError) as error:
-            message = f"{path}: line {number} is not a JSON object ({error})"
-            raise InputError(message) from error
+    with contextlib.suppress(FileNotFoundError):
+        for line in pathlib.Path(path).read_text("utf-8").splitlines():
+            # A killed process leaves half a line, whose result is measured again.
+            with contextlib.suppress(ValueError):
+                points.append(json.loads(line))
     return points
 
 
-class ResultCache(contextlib.ExitStack):
-    """JSON objects in a file, one per line; its folder is locked until `close`.
+class ResultCache:
+    """Results in a folder's file, by everything that decides them.
 
     folder: made if missing
     versions: versions of libraries and the device, stored with new results
-    Raises InputError if another process has the folder, or a line is not JSON.
     """
 
     def __init__(
@@ -65,23 +57,18 @@ class ResultCache(contextlib.ExitStack):
         versions: dict[str, Any] | None = None,
         name: str = POINTS_FILE_NAME,
     ) -> None:
-        super().__init__()
+        self.path = pathlib.Path(folder, name)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.versions = versions or {}
         self._results: dict[str, dict] = {}
-        path = pathlib.Path(folder, name)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(files.locked_folder("folder", folder))
-            self._file = stack.enter_context(open(path, "ab", buffering=0))
-            for point in read_points(path):
-                if point.keys() >= {"setting", "result"}:
-                    self._results[_encode_key(point["setting"])] = point["result"]
-            # Cut off an unfinished last line, which a killed process left.
-            os.ftruncate(self._file.fileno(), path.read_bytes().rfind(b"\n") + 1)
-            self.push(stack.pop_all())  # closed with this object
+        for point in read_points(self.path):
+            if point.keys() >= {"setting", "result"}:
+                self._results[_encode_key(point["setting"])] = point["result"]
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write an object as the last line."""
-        self._file.write((json.dumps(line) + "\n").encode())
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def measure_once(
         self,
@@ -96,24 +83,22 @@ class ResultCache(contextlib.ExitStack):
         subject: of the measurement, for the log
         """
         key_text = _encode_key(key)
-        if key_text in self._results:
-            return self._results[key_text]
-        start_time = time.monotonic()
-        log.info(f"measuring {subject} ..")
-        try:
+        if key_text not in self._results:
+            start_time = time.monotonic()
+            log.info(f"measuring {subject} ..")
             result = measure()
-        finally:
-            seconds = time.monotonic() - start_time
-            log.info(f"took {seconds:.0f} s")
-        point = {
-            "setting": key,
-            "result": result,
-            "versions": self.versions,
-            "git": files.git_revision(),
-            "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        }
-        self.append(point)
-        return self._results.setdefault(key_text, json.loads(json.dumps(result)))
+            log.info(f"took {time.monotonic() - start_time:.0f} s")
+            self.append(
+                {
+                    "setting": key,
+                    "result": result,
+                    "versions": self.versions,
+                    "git": files.git_revision(),
+                    "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+                }
+            )
+            self._results[key_text] = json.loads(json.dumps(result))
+        return self._results[key_text]
 
 
 def _encode_key(key: Mapping[str, Any]) -> str:
@@ -138,9 +123,10 @@ class MeasuredWeights:
     cache: ResultCache | None = None  # where results are stored; None: nothing is kept
     seed: int | None = None  # for random reducers; None: the weights' seed
     name: str = ""  # for the log; "": the reduction
-    # makes the dense model's outputs, for fidelity instead of accuracy
-    dense_reference: Callable[[], np.ndarray] | None = None
-    is_shuffled: bool = False  # the dense model's outputs in another order: chance
+    # whose dense outputs others are compared with; None: accuracy is measured
+    reference: "MeasuredWeights | None" = None
+    # a control of `compare_outputs`; "": the images and outputs as they are
+    control: str = ""
     # compiled evaluation steps; weights of one model may share the dict
     compiled_steps: dict = dataclasses.field(default_factory=dict)
 
@@ -148,8 +134,9 @@ class MeasuredWeights:
         """Metrics with a reduction, as JSON values; "right" has a bit per image."""
         if self.cache is None:
             return self._measure_uncached(reduction)
-        kind = "fidelity" if self.dense_reference else "accuracy"
-        key = self.make_result_key(kind, reduction)
+        key = self.make_result_key(
+            "fidelity" if self.reference else "accuracy", reduction
+        )
         counted_images = counted_noun(key["images"], "image")
         subject = f"{self.name or reduction}, {counted_images}"
         measure = functools.partial(self._measure_uncached, reduction)
@@ -158,32 +145,47 @@ class MeasuredWeights:
     def _measure_uncached(self, reduction: Reduction) -> dict[str, Any]:
         """Metrics and token counts with a reduction, as JSON values."""
         vit = self.vit.with_reduction(reduction, seed=self.vit.origin.seed)
-        if self.dense_reference:
-            dense_outputs = self.dense_reference()
-            if self.is_shuffled:
-                outputs = shuffle_outputs(dense_outputs)
-            else:
-                outputs = self.measure_images(vit).image_metrics["outputs"]
-            has_classes = vit.config.head.has_classes
-            fidelity = measure_fidelity(outputs, dense_outputs, has_classes)
-            metrics = {"images": len(outputs), "fidelity": fidelity}
-        else:
+        if self.reference is None:
             eval_result = self.measure_images(vit)
             right_bits = encode_bits(eval_result.image_metrics["right"])
             metrics = {**eval_result.metrics, "right": right_bits}
+        else:
+            dense_outputs = self.reference.dense_outputs
+            if self.control == compare_outputs.SHUFFLED_CONTROL:
+                outputs = compare_outputs.shuffle_outputs(dense_outputs)
+            else:
+                outputs = self.measure_images(vit).image_metrics["outputs"]
+            fidelity = compare_outputs.measure_fidelity(
+                outputs, dense_outputs, vit.config.head.has_classes
+            )
+            metrics = {"images": len(outputs), "fidelity": fidelity}
         return {
             **metrics,
             "untrained_selectors": "selectors" in vit.untrained_kinds,
             **describe_plan(vit.model),
         }
 
+    @functools.cached_property
+    def dense_outputs(self) -> np.ndarray:
+        """Logits, or vectors of a model without a head, of the dense model."""
+        dense_weights = dataclasses.replace(self, reference=self)
+        dense_vit = self.vit.with_reduction(None)
+        return dense_weights.measure_images(dense_vit).image_metrics["outputs"]
+
     def measure_images(self, vit: Pretrained) -> accuracy.EvalResult:
         """One pass over the images; vit: these weights with any reduction."""
         variables = parallel.replicate(vit.variables)
-        batches = self.images.read_batches()
         return accuracy.evaluate_model(
-            self._compiled_step(vit.model), variables, batches
+            self._compiled_step(vit.model), variables, self._read_batches()
         )
+
+    def _read_batches(self) -> Iterator[Mapping[str, Any]]:
+        change = compare_outputs.IMAGE_CONTROLS.get(self.control)
+        for batch in self.images.read_batches():
+            if change is not None:
+                changed_images = np.stack([change(pixels) for pixels in batch["image"]])
+                batch = {**batch, "image": changed_images}
+            yield batch
 
     def make_result_key(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
@@ -196,6 +198,8 @@ class MeasuredWeights:
             "seed": self.vit.origin.seed,  # draws missing selectors
             **self.images.facts,
         }
+        if self.control:
+            key["change"] = self.control
         if self.seed not in (None, self.vit.origin.seed):
             key["reducer_seed"] = self.seed
         return key
@@ -209,7 +213,7 @@ class MeasuredWeights:
         """A model's evaluation step, which compiles at its first call and is kept."""
         alter_images = self.images.alter_images
         seed = self.vit.origin.seed if self.seed is None else self.seed
-        measure_outputs = _take_logits if self.dense_reference else None
+        measure_outputs = _take_logits if self.reference else None
         step_key = model, seed, alter_images, measure_outputs
         if step_key not in self.compiled_steps:
             # A program takes up to 2,500 of 65,530 memory maps.
@@ -222,7 +226,7 @@ class MeasuredWeights:
         return self.compiled_steps[step_key]
 
 
-def _take_logits(outputs: Outputs, batch: Mapping[str, Array]) -> dict[str, Array]:
+def _take_logits(outputs, batch):
     return {"outputs": outputs.logits}  # vectors of a model without a head
 
 

@@ -1,6 +1,5 @@
 """Comparisons of rows, paired and corrected, against slow counts."""
 
-import contextlib
 import io
 
 import numpy as np
@@ -98,9 +97,8 @@ def test_foreign_folders_are_refused(tmp_path):
 
 @pytest.fixture
 def on_digits(tmp_path):
-    with contextlib.closing(ResultCache(tmp_path / "out")) as cache:
-        images = tiny_paper.images()
-        yield lambda weights: MeasuredWeights(weights, images, cache)
+    cache, images = ResultCache(tmp_path / "out"), tiny_paper.images()
+    return lambda weights: MeasuredWeights(weights, images, cache)
 
 
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):

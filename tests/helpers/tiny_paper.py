@@ -51,5 +51,4 @@ def study(folder, weights=None, **given):
         given["models"] = OffTheShelf(weights)
     fields = {"images": images(), "programs": PROGRAMS, **given}
     cache = ResultCache(folder, versions=code_versions())
-    with contextlib.closing(cache):
-        yield Study(out=pathlib.Path(folder), cache=cache, **fields)
+    yield Study(out=pathlib.Path(folder), cache=cache, **fields)
