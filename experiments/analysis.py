@@ -163,7 +163,7 @@ def first_and_last(paper, vit, reduction):
     return paper.inside("similarity", vit, reduction, read, summarize)
 
 
-def merging_sites(vit, reduction) -> list[merges.Site]:
+def merging_sites(vit, reduction):
     """The Sites that merge."""
     steps = merges.list_sites(vit.reduced_model(reduction))
     return [site for site in steps if site.merges]
@@ -176,18 +176,18 @@ def site_pairs(outputs, site):
     return merges.merged_pairs(inputs, result, site.reducer, site.counts)
 
 
-def lowest_count(images: int) -> int:
+def lowest_count(images):
     """How many images the lowest share is, at least one."""
     return max(1, round(LOWEST * images))
 
 
-def mean_lowest(values: np.ndarray) -> float:
+def mean_lowest(values):
     """Mean of the lowest 1 % of values [images]."""
     count = lowest_count(len(values))
     return float(np.sort(values)[:count].mean())
 
 
-def lowest_mean(values: np.ndarray) -> statistics.Estimate:
+def lowest_mean(values):
     """`mean_lowest` of values [images], by bootstrap."""
     return intervals.bootstrap_statistic(
         lambda index: mean_lowest(values[index]), len(values)

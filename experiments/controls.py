@@ -5,7 +5,6 @@ docs/imagepiece.md has the first three: dropping, random pairs, ToMe's matching.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -112,7 +111,7 @@ CONTROLS = {
 
 
 @contextlib.contextmanager
-def register_methods(methods: Mapping[str, type] = CONTROLS) -> Iterator[None]:
+def register_methods(methods=CONTROLS):
     """Have `methods` among METHODS while the context is entered."""
     new = {name: kind for name, kind in methods.items() if name not in METHODS}
     METHODS.update(new)

@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, GRAY = COLORS = ("#0072B2", "#D55E00", "#009E73", "#555555"
 COLORS += ("#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
-def draw_axes(xlabel: str, ylabel: str):
+def draw_axes(xlabel, ylabel):
     """A figure of a page's width, and its empty axes."""
     figure = new_figure(7.5, 4.2)
     axes = figure.add_axes((0.09, 0.13, 0.89, 0.84), xlabel=xlabel, ylabel=ylabel)
@@ -36,13 +36,13 @@ def draw_axes(xlabel: str, ylabel: str):
     return figure, axes
 
 
-def plot_points(axes, x, y, label: str, color: str, marker="o", full=True, line="none"):
+def plot_points(axes, x, y, label, color, marker="o", full=True, line="none"):
     """Draw points, full or hollow; a label that starts with _ is not in the legend."""
     look = {"color": color, "marker": marker, "linestyle": line, "zorder": 3}
     axes.plot(x, y, label=label, mfc=color if full else "white", ms=7, **look)
 
 
-def annotate_point(axes, text: str, x: float, y: float, color: str, position):
+def annotate_point(axes, text, x, y, color, position):
     """Write a text whose center is `position`, in 1/72 inch, from a point."""
     look = {"color": color, "ha": "center", "textcoords": "offset points"}
     axes.annotate(text, (x, y), position, **look)
@@ -99,7 +99,7 @@ def draw_all():
         }
 
 
-def points_digest(figure) -> str:
+def points_digest(figure):
     """Sixteen digits of all points and their labels."""
     lines = figure.axes[0].lines
     points = [(line.get_label(), line.get_xydata().round(6).tolist()) for line in lines]

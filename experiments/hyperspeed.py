@@ -28,7 +28,7 @@ class Sweep(NamedTuple):
     rates: list[dict]
 
 
-def keep_rates(*rates: float) -> list[dict]:
+def keep_rates(*rates):
     return [{"keep_rate": rate} for rate in rates]
 
 
@@ -79,7 +79,7 @@ def write_hyperspeed_page(paper):
     )
 
 
-def measure_curve(paper, row, models, rates, dense) -> Curve:
+def measure_curve(paper, row, models, rates, dense):
     """The models of a row, one a seed, at each rate."""
     curve = {}
     for rate in rates:
@@ -92,14 +92,14 @@ def measure_curve(paper, row, models, rates, dense) -> Curve:
     return curve
 
 
-def curve_name(row: TableRow, curve: Curve) -> str:
+def curve_name(row, curve):
     first = next(iter(curve.values()))
     if first.facts["untrained_selectors"]:
         return f"{row.name} (untrained selectors)"
     return row.name
 
 
-def points_table(curves: Mapping[str, Curve]) -> str:
+def points_table(curves):
     """Cost, speed and accuracy of every point."""
     lines = []
     for name, curve in curves.items():
@@ -118,7 +118,7 @@ def points_table(curves: Mapping[str, Curve]) -> str:
     return markdown_table([*head, "acc1, %", "to dense, points"], lines)
 
 
-def mean_height(x, accuracy, low: float, high: float) -> float:
+def mean_height(x, accuracy, low, high):
     """Mean of a piecewise linear curve over low..high, in the unit of `accuracy`.
 
     x, accuracy: [points], in any order of x; both ends lie inside its range.
@@ -132,21 +132,14 @@ def mean_height(x, accuracy, low: float, high: float) -> float:
     return float(np.trapezoid(heights, places) / (high - low))
 
 
-def common_range(x: Mapping[str, list[float]]) -> tuple[float, float] | None:
+def common_range(x):
     """The range of x that all curves share, (low, high); None: there is none."""
     low = max(map(min, x.values()))
     high = min(map(max, x.values()))
     return (low, high) if low < high else None
 
 
-def means_table(
-    paper,
-    curves: Mapping[str, Curve],
-    axis: str,
-    name: str,
-    x: Mapping,
-    level: float | None,
-) -> str:
+def means_table(paper, curves, axis, name, x, level):
     """A plot over one axis, and a table of mean accuracies over the common range.
 
     Their intervals are by bootstrap over images.
@@ -174,13 +167,13 @@ def means_table(
     return markdown_table(head, lines)
 
 
-def draw_speed_curves(path, name: str, series: Mapping, level: float | None):
+def draw_speed_curves(path, name, series, level):
     """A PNG of accuracy, {method: [(x, Estimate)]}; arguments as for `means_table`."""
     line = None if level is None else ("dense", level)
     plotting.draw_curves(path, name, "accuracy, %", series, level=line)
 
 
-def estimate_range_mean(x, right: np.ndarray, span: tuple[float, float]):
+def estimate_range_mean(x, right, span):
     """Mean accuracy over a range, an Estimate.
 
     right: percent, [points, images]
@@ -193,7 +186,7 @@ def estimate_range_mean(x, right: np.ndarray, span: tuple[float, float]):
     return intervals.bootstrap_statistic(mean, right.shape[1], repeats=500)
 
 
-def printed_table() -> str:
+def printed_table():
     """Table of published figures at the one speed that the paper's text gives."""
     speed = published.HYPERSPEED["speed"]
     base, _ = published.ACCURACY_SPEED["deit_s"]["DeiT"]

@@ -7,17 +7,15 @@ bootstrap of any statistic.
 """
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.statistics import Estimate
 
 
-def estimate_accuracy(rights: Sequence[np.ndarray]) -> Estimate:
+def estimate_accuracy(rights):
     """Percent of True, bool [seeds, images]; one seed has Wilson's interval."""
     if len(rights) == 1:
         return statistics.estimate_accuracy(rights[0])
@@ -26,9 +24,7 @@ def estimate_accuracy(rights: Sequence[np.ndarray]) -> Estimate:
     return Estimate(value, max(low, 0.0), min(high, 100.0))
 
 
-def estimate_difference(
-    rights: Sequence[np.ndarray], bases: Sequence[np.ndarray]
-) -> Estimate:
+def estimate_difference(rights, bases):
     """Points by which `rights` exceed `bases`, paired by seed and image.
 
     bool [seeds, images] twice; one seed has the interval of Agresti and Min.
@@ -41,7 +37,7 @@ def estimate_difference(
     return mean_over_seeds(changes)
 
 
-def estimate_mean(values: ArrayLike) -> Estimate:
+def estimate_mean(values):
     """Mean of one value per image [images], NaN left out, by its standard error."""
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
@@ -54,7 +50,7 @@ def estimate_mean(values: ArrayLike) -> Estimate:
     return Estimate(value, value - half, value + half)
 
 
-def mean_over_seeds(values: ArrayLike) -> Estimate:
+def mean_over_seeds(values):
     """Mean of one value per image of several trainings. [seeds, images].
 
     Two sources of chance add up: the images (normal), and the seeds (Student's t over
@@ -68,7 +64,7 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     return Estimate(by_seed.value, by_seed.value - half, by_seed.value + half)
 
 
-def estimate_seed_mean(values: ArrayLike) -> Estimate:
+def estimate_seed_mean(values):
     """Mean of one figure per training [trainings], two or more, by Student's t."""
     errors = stats.t.ppf(0.975, len(values) - 1)
     half = float(errors * stats.sem(values))
@@ -76,9 +72,7 @@ def estimate_seed_mean(values: ArrayLike) -> Estimate:
     return Estimate(value, value - half, value + half)
 
 
-def bootstrap_statistic(
-    statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000
-) -> Estimate:
+def bootstrap_statistic(statistic, n, repeats=1000):
     """Estimate of `statistic(index)`, a number, by resampling n images.
 
     `index` [n] repeats some images; the interval has percentiles.

@@ -7,7 +7,6 @@ Tokens are image tokens; only steps that change something are counted.
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -87,7 +86,7 @@ class Site:
     reducer: Any
 
 
-def list_sites(model) -> list[Site]:
+def list_sites(model):
     """All Sites of `model`'s plan, in order."""
     all_sites = []
     for block, layer in enumerate(model.plan):
@@ -98,7 +97,7 @@ def list_sites(model) -> list[Site]:
     return all_sites
 
 
-def merged_pairs(inputs, result, reducer, counts) -> tuple[jax.Array, jax.Array]:
+def merged_pairs(inputs, result, reducer, counts):
     """(tokens that left, tokens they were merged into), both [B, r], of a matching.
 
     reducer: a Bipartite or a Retokenize; a token of its side A left if its slot has
@@ -117,7 +116,7 @@ def merged_pairs(inputs, result, reducer, counts) -> tuple[jax.Array, jax.Array]
     return left, gather_rows(partner, left)
 
 
-def pair_similarity(inputs, pairs) -> jax.Array:
+def pair_similarity(inputs, pairs):
     """Mean cosine similarity of the merged pairs. [B]."""
     left, partner = pairs
     left_keys = unit_vectors(gather_rows(inputs.metric, left))
@@ -126,7 +125,7 @@ def pair_similarity(inputs, pairs) -> jax.Array:
     return jnp.mean(cosines, axis=1)
 
 
-def candidate_similarity(inputs, counts) -> jax.Array:
+def candidate_similarity(inputs, counts):
     """Mean cosine similarity over all pairs that ImagePiece could have merged. [B].
 
     The candidates are its least attended tokens, split into two sides by attention.
@@ -138,7 +137,7 @@ def candidate_similarity(inputs, counts) -> jax.Array:
     return jnp.mean(cosines, axis=(1, 2))
 
 
-def pair_distance(pairs, width: int) -> jax.Array:
+def pair_distance(pairs, width):
     """Mean distance of the merged pairs, in patches from center to center. [B].
 
     The step's tokens must be single patches.
@@ -152,25 +151,25 @@ def pair_distance(pairs, width: int) -> jax.Array:
     return jnp.mean(jnp.sqrt(squares), axis=1)
 
 
-def merged_slots(result) -> jax.Array:
+def merged_slots(result):
     """Tokens after a matching that others were merged into. [B, n_out] bool."""
     return jnp.sum(is_in_slot(result.slot_of_token, result.n_out), axis=2) > 1
 
 
-def mark_indices(indices, n: int) -> jax.Array:
+def mark_indices(indices, n):
     """Which of n places are among the indices [B, r]. [B, n] bool."""
     index = jnp.arange(n)[None, :, None]
     return jnp.any(indices[:, None, :] == index, axis=2)
 
 
-def attentive_share(merged, cls_attn, count: int) -> jax.Array:
+def attentive_share(merged, cls_attn, count):
     """Share of the `merged` tokens [B, n] among the `count` most attended. [B]."""
     among = rank_tokens(cls_attn) < count
     shared = jnp.sum(merged & among, axis=1)
     return shared / jnp.sum(merged, axis=1)
 
 
-def mark_merged_tokens(pairs, n: int, both: bool) -> jax.Array:
+def mark_merged_tokens(pairs, n, both):
     """Which of `n` tokens a matching merges. [B, n] bool.
 
     both: count the tokens that others merge into, beside the leaving tokens
@@ -181,7 +180,7 @@ def mark_merged_tokens(pairs, n: int, both: bool) -> jax.Array:
     return mark_indices(tokens, n)
 
 
-def percent_attended(members, cls_attn, percent: int) -> jax.Array:
+def percent_attended(members, cls_attn, percent):
     """Percent of the `members` [B, n] among the `percent` % most attended. [B].
 
     The count is rounded up: the top 70 % and ImagePiece's lowest 30 % share no token.

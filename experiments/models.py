@@ -1,12 +1,9 @@
 """Models of the paper's tables: one checkpoint, or trained runs."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction
@@ -23,15 +20,15 @@ class Models:
     note: str  # a sentence on their origin
     weights: tuple[Pretrained, ...]  # as loaded; their classes must be the data's
 
-    def find(self, reduction: Mapping, stem: str) -> list[Model]:
+    def find(self, reduction, stem):
         """The models of one row, one a seed; none where there is no such model."""
 
-    def sizes(self) -> set[tuple[int, int]]:
+    def sizes(self):
         """(classes, image size) of all models."""
         return {(vit.model.config.num_classes, vit.image_size) for vit in self.weights}
 
     @property
-    def crop(self) -> dict[str, Any]:
+    def crop(self):
         """How all models see images: fields of a Preprocessing except its size."""
         return crop_of(self.weights[0].preprocessing) if self.weights else {}
 
@@ -76,7 +73,7 @@ class TrainedRuns(Models):
         return runs
 
 
-def load_runs(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
+def load_runs(folder, dtype=None):
     """All runs in a folder, by name. Raises InputError where there are none."""
     configs = sorted(pathlib.Path(folder).glob(f"*/{CONFIG_FILE}"))
     if not configs:
@@ -89,6 +86,6 @@ def load_runs(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretr
     ]
 
 
-def crop_of(images: Preprocessing) -> dict[str, Any]:
+def crop_of(images):
     """The fields of a Preprocessing except its size."""
     return {name: value for name, value in vars(images).items() if name != "image_size"}

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -39,14 +39,12 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source, short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.result_cache import (
-    MeasuredImages,
     MeasuredWeights,
     ResultCache,
 )
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
-from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
+from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import RUN_KIND, locate_weights
 
@@ -138,7 +136,7 @@ class Clock:
     batch_size: int = 64
     rules: Timing = Timing()
 
-    def setting(self, vit: Pretrained) -> dict:
+    def setting(self, vit):
         """Everything that decides a speed besides the model, as JSON values.
 
         "gelu" is added if the program's differs from the model's, and "sizes" if a
@@ -155,7 +153,7 @@ class Clock:
             setting["sizes"] = "direction"
         return setting
 
-    def __call__(self, vit: Pretrained, reduction: ReductionLike) -> dict[str, float]:
+    def __call__(self, vit, reduction):
         """`timer.speed_metrics` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
         for name, reduction_of_model in (
@@ -191,25 +189,25 @@ class StudyImages:
         return len(self.source)
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self):
         """At most all images, rounded up to whole devices."""
         devices = len(parallel.local_devices())
         count = min(self.most, max(len(self), 1))
         return -(-count // devices) * devices
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self):
         return Preprocessing(self.image_size, **self.crop)
 
     @property
-    def text(self) -> str:
+    def text(self):
         """How many images of which set in which crop, for a page."""
         spaced = ", evenly spaced" if self.source.subset_record else ""
         crop = self.preprocessing.description
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self):
         """All that decides figures on these images."""
         return {
             "data": self.name,
@@ -270,16 +268,14 @@ class Study:
     programs: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def pretrained(self) -> Pretrained:
+    def pretrained(self):
         """The one checkpoint of a table that needs one. Raises InputError without."""
         if not isinstance(self.models, OffTheShelf):
             allowed = "a weights file or a run's folder"
             raise InputError(f"--weights is missing; allowed: {allowed}")
         return self.models.pretrained
 
-    def weights(
-        self, vit: Pretrained, images: MeasuredImages | None = None
-    ) -> MeasuredWeights:
+    def weights(self, vit, images=None):
         """Measurements of a model on all images, or on these."""
         return MeasuredWeights(
             vit,
@@ -289,20 +285,13 @@ class Study:
             compiled_steps=self.programs,
         )
 
-    def evaluate(
-        self,
-        vit: Pretrained,
-        reduction: ReductionLike,
-        images: MeasuredImages | None = None,
-    ) -> Answers:
+    def evaluate(self, vit, reduction, images=None):
         """Answers of a model with a reduction on all images, or on these."""
         weights = self.weights(vit, images)
         figures = weights.measure_reduction(Reduction.read(reduction))
         return Answers(figures, study.unpacked_right(figures))
 
-    def speed(
-        self, vit: Pretrained, reduction: ReductionLike
-    ) -> dict[str, float] | None:
+    def speed(self, vit, reduction):
         """Speed in turns with the dense model, as a Clock gives it."""
         if self.clock is None:
             return None
@@ -318,14 +307,7 @@ class Study:
             setting, lambda: self.clock(vit, reduction), task
         )
 
-    def inside(
-        self,
-        kind: str,
-        vit: Pretrained,
-        reduction: ReductionLike,
-        read: Callable[..., Mapping[str, Any]],
-        summarize: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
-    ) -> dict[str, Any]:
+    def inside(self, kind, vit, reduction, read, summarize):
         """Figures from inside a model with a reduction, as JSON values by name.
 
         kind: the name of the figures in the setting of their file
@@ -348,7 +330,7 @@ class Study:
 
     # The pages
 
-    def facts(self, more: Mapping[str, Any] | None = None) -> str:
+    def facts(self, more=None):
         """Table of the images and models of a page; more: further rows, by name."""
         rows = {
             "images": self.images.text,
@@ -364,7 +346,7 @@ class Study:
         rows |= dict(more or {})
         return f"{LEGEND}\n\n{markdown_table(['', ''], rows.items())}"
 
-    def write_page(self, name: str, title: str, *blocks: str):
+    def write_page(self, name, title, *blocks):
         """Write OUT/name.md from blocks of Markdown, and print it."""
         blocks = [block for block in blocks if block]
         text = "\n\n".join([f"## `{name}`: {title}", *blocks]) + "\n"
@@ -375,7 +357,7 @@ class Study:
 # The command
 
 
-def open_models(options: Options) -> Models:
+def open_models(options):
     """Trained runs, or one checkpoint off the shelf."""
     dtype = options.dtype or xla_options.fast_dtype()
     if options.runs:
@@ -394,7 +376,7 @@ def open_models(options: Options) -> Models:
     return OffTheShelf(vit)
 
 
-def open_images(models: Models, options: Options) -> StudyImages:
+def open_images(models, options):
     """The images that all models are compared on. Prints notes on their classes.
 
     Raises InputError where models or images have other classes than the first.
@@ -419,7 +401,7 @@ def open_images(models: Models, options: Options) -> StudyImages:
     return images
 
 
-def one_size(models: Models) -> tuple[int, Any]:
+def one_size(models):
     """(classes, image size) of all models. Raises InputError where they differ."""
     sizes = models.sizes()
     if len(sizes) > 1:
@@ -431,7 +413,7 @@ def one_size(models: Models) -> tuple[int, Any]:
     return classes, side
 
 
-def make_tables(names: list[str], paper: Study):
+def make_tables(names, paper):
     """Make tables; among several, a table with a mistake is left out and named."""
     with controls.register_methods():
         for name in names:

@@ -7,14 +7,13 @@ here.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments import intervals, published
 from experiments.controls import CONTROLS
-from experiments.models import Model
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
@@ -22,7 +21,6 @@ from imagepiece_jax.evaluation.result_cache import name_use
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import Reduction
 
 BLANK = "not measured"
@@ -94,16 +92,16 @@ class Measured:
     speed: Mapping[str, float] | None = None
 
     @property
-    def rights(self) -> np.ndarray:
+    def rights(self):
         """Right answers. bool [seeds, images]."""
         return np.stack([result.right for result in self.results])
 
     @property
-    def accuracy(self) -> statistics.Estimate:
+    def accuracy(self):
         return intervals.estimate_accuracy(self.rights)
 
     @property
-    def difference(self) -> statistics.Estimate | None:
+    def difference(self):
         """Points to the dense model of the same seed; None where there is none."""
         if not self.bases:
             return None
@@ -111,7 +109,7 @@ class Measured:
         return intervals.estimate_difference(self.rights, bases)
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self):
         return self.results[0].figures
 
 
@@ -119,7 +117,7 @@ class Measured:
 Results = Mapping[str, Measured | None]
 
 
-def find_models(paper, row: TableRow) -> list[Model]:
+def find_models(paper, row):
     """The models of a row, one a seed, as `Models.find` has them."""
     trained = row.reduction if row.trained is None else row.trained
     models = paper.models.find(trained, row.stem)
@@ -128,7 +126,7 @@ def find_models(paper, row: TableRow) -> list[Model]:
     return [(vit, row.reduction) for vit, _ in models]
 
 
-def measure_rows(paper, rows: tuple[TableRow, ...]) -> Results:
+def measure_rows(paper, rows):
     """Measure the rows of a table, and the dense model.
 
     Raises InputError where there is not one model.
@@ -154,9 +152,7 @@ def measure_rows(paper, rows: tuple[TableRow, ...]) -> Results:
     return results
 
 
-def measure_row(
-    paper, row: TableRow, models: list[Model], dense: list[Model]
-) -> Measured:
+def measure_row(paper, row, models, dense):
     """Measure a row's models and the dense ones.
 
     The first dense model stands in for those of other seeds.
@@ -185,7 +181,7 @@ def measure_row(
 # As text
 
 
-def rows_table(rows, results: Results, printed: Mapping, whose: str) -> str:
+def rows_table(rows, results, printed, whose):
     """The Markdown table of rows; a row without a model and figures is left out.
 
     printed: published (acc1, img/s) by a row's name; img/s may be None
@@ -220,9 +216,7 @@ def rows_table(rows, results: Results, printed: Mapping, whose: str) -> str:
     return markdown_table(head, lines)
 
 
-def measured_cells(
-    measured: Measured, dense: Measured | None, several: bool
-) -> list[str]:
+def measured_cells(measured, dense, several):
     """The measured cells of a line; several: whether it has accuracies by seed."""
     facts = measured.facts
     gmacs = facts["gmacs"]
@@ -243,7 +237,7 @@ def measured_cells(
     return cells
 
 
-def speed_cell(speed: Mapping[str, float] | None) -> str:
+def speed_cell(speed):
     """ "1.54 (1.50 to 1.57)", times as fast as dense."""
     if speed is None:
         return BLANK
@@ -252,7 +246,7 @@ def speed_cell(speed: Mapping[str, float] | None) -> str:
     return f"{speed['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def describe_table(paper, results: Results) -> str:
+def describe_table(paper, results):
     """Images and models of a table, and its missing rows."""
     more = {}
     lacking = [name for name, measured in results.items() if measured is None]
@@ -264,15 +258,7 @@ def describe_table(paper, results: Results) -> str:
     return paper.facts(more)
 
 
-def write_table_page(
-    paper,
-    name: str,
-    title: str,
-    rows: tuple[TableRow, ...],
-    *,
-    more: Callable[[Results], str] | None = None,
-    sizes: tuple[str, ...] = ("deit_s",),
-):
+def write_table_page(paper, name, title, rows, *, more=None, sizes=("deit_s",)):
     """Measure rows, and write the page of their table.
 
     more: makes a further table of the results
@@ -284,7 +270,7 @@ def write_table_page(
     paper.write_page(name, title, text, describe_table(paper, results), further)
 
 
-def published_figures(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping, str]:
+def published_figures(results, sizes):
     """Published (acc1, img/s) by row of the models' size, and the size's name.
 
     sizes: sizes of the paper's tables; the first stands in for any other
@@ -295,7 +281,7 @@ def published_figures(results: Results, sizes: tuple[str, ...]) -> tuple[Mapping
     return published.ACCURACY_SPEED[size], published.SIZES[size]
 
 
-def find_size_name(results: Results) -> str | None:
+def find_size_name(results):
     """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(entry for entry in results.values() if entry is not None)
     config = first.pretrained.config
@@ -327,7 +313,7 @@ def write_table3(paper):
     write_table_page(paper, "table3", title, TABLE3, more=printed_tokens)
 
 
-def printed_tokens(_) -> str:
+def printed_tokens(_):
     """Table of the published token counts beside those of the plans, of DeiT-S."""
     rows = {row.name: row for row in TABLE3}
     lines = []
@@ -337,12 +323,12 @@ def printed_tokens(_) -> str:
     return markdown_table(head, lines)
 
 
-def plan_tokens(row: TableRow) -> int:
+def plan_tokens(row):
     """Tokens of DeiT-S after the last block, class token included."""
     return deit_s(row).plan[-1].mlp_tokens
 
 
-def deit_s(row: TableRow) -> ViT:
+def deit_s(row):
     """DeiT-S with the stem and the reduction of a row."""
     config = dataclasses.replace(MODELS["deit_s"], stem=row.stem)
     return create_model(config, row.reduction)
@@ -385,7 +371,7 @@ def write_combinations_page(paper):
     write_table_page(paper, "combos", title, COMBINATIONS, more=gains_table)
 
 
-def gains_table(results: Results) -> str:
+def gains_table(results):
     """Table of the gain of each combination, on the same images."""
     lines = []
     for row, combination in PAIRS:
@@ -440,7 +426,7 @@ def write_ablation_page(paper):
     write_table_page(paper, "ablation", title, ABLATION, more=switches_table)
 
 
-def switches_table(results: Results) -> str:
+def switches_table(results):
     """Table of each switch beside the default, on the same images."""
     lines = []
     for default in (IMAGEPIECE_PATCH, IMAGEPIECE):

@@ -15,7 +15,6 @@ import argparse
 import base64
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -156,11 +155,11 @@ class Cell(NamedTuple):
     fields: Any = ()  # pairs
 
     @property
-    def name(self) -> str:
+    def name(self):
         return f"{self.model}, {self.images}, {self.setting}"
 
 
-def reduced_cell(model, images, method, share, schedule=None, title=None) -> Cell:
+def reduced_cell(model, images, method, share, schedule=None, title=None):
     """A cell of a method at a share, with its own schedule or one of SCHEDULES."""
     text = f"{method}:macs={share}"
     where = "own schedule"
@@ -172,7 +171,7 @@ def reduced_cell(model, images, method, share, schedule=None, title=None) -> Cel
     return Cell(model, images, setting, (("reduction", text),))
 
 
-def part_cells(model, images, parts: Mapping[str, str], shares) -> list[Cell]:
+def part_cells(model, images, parts, shares):
     cells = []
     for share in shares:
         for title, fields in parts.items():
@@ -181,7 +180,7 @@ def part_cells(model, images, parts: Mapping[str, str], shares) -> list[Cell]:
     return cells
 
 
-def list_cells() -> list[Cell]:
+def list_cells():
     """All cells, in the order in which they run."""
     dense = "dense"
     order = [Cell("deit", "photographs", dense)]
@@ -220,7 +219,7 @@ def list_cells() -> list[Cell]:
     return order + encoder_cells()
 
 
-def encoder_cells() -> list[Cell]:
+def encoder_cells():
     order = [Cell("dinov2", "even", "dense")]
     for share in (0.6, 0.5, 0.75, 0.4):
         order.append(reduced_cell("dinov2", "even", "peaks", share, "three"))
@@ -244,16 +243,16 @@ def encoder_cells() -> list[Cell]:
 # Measuring
 
 
-def encode_values(values: np.ndarray) -> str:
+def encode_values(values):
     """Values of images as float16 in base64."""
     return base64.b64encode(values.astype("<f2").tobytes()).decode()
 
 
-def decode_values(text: str) -> np.ndarray:
+def decode_values(text):
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float64)
 
 
-def judging_photographs() -> np.ndarray:
+def judging_photographs():
     """Rising indices of the photographs that chose no method and no recipe."""
     is_judging = np.ones(1000, bool)
     is_judging[1:600:2] = False  # chose the method
@@ -269,7 +268,7 @@ class Study:
     imagenette: its folder val at 224 pixels
     """
 
-    def __init__(self, assets: pathlib.Path, imagenette: pathlib.Path):
+    def __init__(self, assets, imagenette):
         self.paths = {
             "deit": assets / "weights/deit_tiny_patch16_224.npz",
             "dinov2": assets / "weights/dinov2_small",
@@ -292,19 +291,19 @@ class Study:
         self.pixels = {}
         self.dense = {}
 
-    def read(self, images: str) -> np.ndarray:
+    def read(self, images):
         if images not in self.pixels:
             self.pixels[images], _ = read_images(self.images[images], np.asarray)
         return self.pixels[images]
 
-    def load(self, cell: Cell):
+    def load(self, cell):
         fields = {"crop": 1.0, "dtype": "float32", **dict(cell.fields)}
         if cell.model != "deit":
             fields.setdefault("image_size", 224)
         vit = imagepiece_jax.load(str(self.paths[cell.model]), **fields)
         return study.mean_pooled(vit) if cell.model == "mean" else vit
 
-    def outputs(self, vit, cell: Cell) -> dict[str, np.ndarray]:
+    def outputs(self, vit, cell):
         """Logits of a cell's classifier; vectors and patch features of an encoder."""
         pixels = self.read(cell.images)
         if cell.model == "deit":
@@ -319,7 +318,7 @@ class Study:
             maps.append(rows.reshape(len(patches), -1, rows.shape[-1]))
         return {"vectors": np.concatenate(vectors), "maps": np.concatenate(maps)}
 
-    def measure(self, cell: Cell) -> dict[str, Any]:
+    def measure(self, cell):
         key = cell.model, cell.images
         if key not in self.dense:
             dense_cell = Cell(*key, "dense")
@@ -337,7 +336,7 @@ class Study:
         return line | compare_features(outputs, dense)
 
 
-def compute_logits(vit, pixels: np.ndarray) -> np.ndarray:
+def compute_logits(vit, pixels):
     """Logits [images, classes] of uint8 images, resized on the device if need be."""
     height, width = image_sides(vit.image_size)
     config = vit.config
@@ -358,7 +357,7 @@ def compute_logits(vit, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(answers)
 
 
-def compare_logits(logits, dense, images: Study, cell: Cell) -> dict[str, str]:
+def compare_logits(logits, dense, images, cell):
     log_probs = special.log_softmax(logits.astype(np.float64), axis=1)
     dense_log_probs = special.log_softmax(dense.astype(np.float64), axis=1)
     kl = np.sum(np.exp(dense_log_probs) * (dense_log_probs - log_probs), axis=1)
@@ -370,7 +369,7 @@ def compare_logits(logits, dense, images: Study, cell: Cell) -> dict[str, str]:
     }
 
 
-def compare_features(outputs, dense) -> dict[str, Any]:
+def compare_features(outputs, dense):
     vectors = unit_rows(outputs["vectors"])
     dense_vectors = unit_rows(dense["vectors"])
     kept = count_shared(
@@ -391,34 +390,34 @@ def compare_features(outputs, dense) -> dict[str, Any]:
 class Lines:
     """The measured lines, by name of their cell, and values per image."""
 
-    def __init__(self, folder: pathlib.Path = FOLDER):
+    def __init__(self, folder=FOLDER):
         self.lines = study.read_runs(folder)
 
-    def has(self, cell: Cell) -> bool:
+    def has(self, cell):
         return cell.name in self.lines and "refused" not in self.lines[cell.name]
 
-    def values(self, cell: Cell, field: str) -> np.ndarray:
+    def values(self, cell, field):
         """A value per image: floats, or bools of "right" and "same"."""
         text = self.lines[cell.name][field]
         if field in ("right", "same"):
             return decode_bits(text, COUNTS[cell.images])
         return decode_values(text)
 
-    def mean(self, cell: Cell, field: str) -> float:
+    def mean(self, cell, field):
         return float(self.values(cell, field).mean())
 
-    def points(self, cell: Cell, base: Cell) -> Estimate:
+    def points(self, cell, base):
         """Points of top-1 above `base`."""
         own = self.values(cell, "right")
         return statistics.paired_difference(own, self.values(base, "right"))
 
-    def change(self, cell: Cell, base: Cell, field: str) -> Estimate:
+    def change(self, cell, base, field):
         """How far a measure exceeds that of `base`, a mean over images."""
         own = self.values(cell, field)
         return statistics.mean_difference(own, self.values(base, field))
 
 
-def shares_table(lines: Lines) -> str:
+def shares_table(lines):
     """KL from the dense model, and points of top-1 lost, by method and share."""
     dense = Cell("deit", "photographs", "dense")
     head = ["method", "leaves in"]
@@ -445,14 +444,14 @@ def methods_of_table():
             yield method, "all"
 
 
-def kl_and_points(lines, cell, dense) -> str:
+def kl_and_points(lines, cell, dense):
     if not lines.has(cell):
         return ""
     points = lines.points(dense, cell)
     return f"{lines.mean(cell, 'kl'):.4f}, {format_estimate(points)}"
 
 
-def sizes_table(lines: Lines) -> str:
+def sizes_table(lines):
     """The dense model on smaller images."""
     dense = Cell("deit", "photographs", "dense")
     rows = []
@@ -468,9 +467,7 @@ def sizes_table(lines: Lines) -> str:
     return markdown_table(head, rows)
 
 
-def contrasts_table(
-    lines: Lines, images: str, others, shares, own_schedule="three"
-) -> str:
+def contrasts_table(lines, images, others, shares, own_schedule="three"):
     """Peaks minus other methods at equal cost, paired by image."""
     rows = []
     for share in shares:
@@ -493,7 +490,7 @@ def contrasts_table(
     return markdown_table(head, rows)
 
 
-def controls_table(lines: Lines, images: str, shares) -> str:
+def controls_table(lines, images, shares):
     """KL of the controls, and its change from peaks."""
     head = ["kept, merged"]
     for share in shares:
@@ -516,7 +513,7 @@ def controls_table(lines: Lines, images: str, shares) -> str:
     return markdown_table(head, rows)
 
 
-def scores_table(lines: Lines) -> str:
+def scores_table(lines):
     """EViT and ImagePiece by scores, off the shelf."""
     dense = Cell("deit", "photographs", "dense")
     head = ["method", "score", "0.6: KL, points lost", "0.5: KL, points lost"]
@@ -532,7 +529,7 @@ def scores_table(lines: Lines) -> str:
     return markdown_table(head, rows)
 
 
-def encoder_table(lines: Lines, model: str) -> str:
+def encoder_table(lines, model):
     """Distances of an encoder's vectors and maps, and neighbors kept."""
     head = ["share", "method", "vector, 1 - cosine", "worst image"]
     head += ["maps, 1 - cosine", "ten nearest kept, %"]
@@ -549,12 +546,12 @@ def encoder_table(lines: Lines, model: str) -> str:
     return markdown_table(head, rows)
 
 
-def negative_share(cell: Cell) -> float:
+def negative_share(cell):
     share = cell.setting.rpartition(", ")[2]
     return 0.0 if share == "dense" else -float(share)
 
 
-def encoder_contrasts(lines: Lines) -> str:
+def encoder_contrasts(lines):
     """Peaks minus ToMe and attended, paired by image."""
     rows = []
     for model, method in (("dinov2", "peaks"), ("mean", "peaks:score=mean")):
@@ -588,7 +585,7 @@ WHERE["all"] = "1 to 11"
 ENCODERS = {"dinov2": "class token", "mean": "mean of patches"}
 
 
-def page_tables(folder: pathlib.Path = FOLDER) -> dict[str, str]:
+def page_tables(folder=FOLDER):
     """The tables of docs/results/peaks.md, by the names in their marks."""
     lines = Lines(folder)
     shares = (0.6, 0.5, 0.4)

@@ -68,6 +68,6 @@ OVERLAP = {
 LCB_SIMILARITY = {"patch": 0.5293, "conv": 0.8091}
 
 
-def format_figure(figure: float | None, digits: int = 2) -> str:
+def format_figure(figure, digits=2):
     """A published figure; blank where there is none."""
     return "" if figure is None else f"{figure:.{digits}f}"

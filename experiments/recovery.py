@@ -1,7 +1,6 @@
 """What `recover` gives back on several models; a cell is a recovery, and a line.
 
 python -m experiments.recovery --assets FOLDER --imagenette FOLDER [--only CELLS]
-    [--weights NAME=PATH ..]
 python -m experiments.recovery --table
 python -m experiments.recovery --readme
 
@@ -10,25 +9,11 @@ photographs of odd index, evenly spaced, and no part of the recipe is chosen her
 DINOv2 gets 20 minutes instead (declared before its first cell ran). 300 photographs of
 even index, evenly spaced, and 200 of imagenette's test images at 224 pixels judge: by
 the distance from the dense model, before and after, and by the share of equal first
-classes. CELLS run in their order with seed 0; SEEDS has cells that also run with seeds
-1 and 2. The table has every cell that has run. A cell with a line in
-docs/results/recovery.jsonl is not run again. --weights names models that are not
-public: "ten", DeiT-Ti fine-tuned to imagenette's ten classes in four
-epochs.
+classes. A cell with a line in docs/results/recovery.jsonl is not run again.
 
 "mean" is DeiT-Ti whose head reads the mean of the patches, untrained for it: it stands
 in for a tower without class token. Its cells were added later, to compare reductions in
 twelve, six and three blocks.
-
-Lines named "..-batch32" have batches of 32 and 250 steps, the defaults until they were
-measured. Lines named "..-500steps" have batches of 8. Lines named "..-trials" have 750
-steps of 8: short trials chose the learning rate, and half of the held-out images the
-best weights. Later defaults were chosen on another model, on DeiT-Ti at .5, and on
-photographs that also judge here.
-
-"..-more" also learns from imagenette's test images that do not judge. It was added once
-the cell without it was known, to see whether more images help; its line comes from a
-script with these calls, and has four digits.
 
 "peaks-COST-FOLD" has DeiT-Ti's accuracy in README's table, which --readme prints: fold
 A learns from the even photographs and answers for the odd ones, fold B the reverse. 100
@@ -57,13 +42,11 @@ from experiments.peaks import judging_photographs
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.statistics import (
-    Estimate,
     format_estimate,
     paired_difference,
 )
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
@@ -120,19 +103,16 @@ CELLS = {
     "deit-160-.5": Cell("deit", attended_reduction(0.5), 160),
     "deit-tome-.5": Cell("deit", tome_reduction(0.5)),
     "deit-evit-.5": Cell("deit", "evit:macs=0.5"),
-    "ten-.5": Cell("ten", attended_reduction(0.5)),
     "deit-.6": Cell("deit", attended_reduction(0.6)),
     "deit-.4": Cell("deit", attended_reduction(0.4)),
     "deit-160-.6": Cell("deit", attended_reduction(0.6), 160),
     "deit-160-.4": Cell("deit", attended_reduction(0.4), 160),
-    "two-.5": Cell("two", attended_reduction(0.5)),
     "mean-160-tome-.5": Cell("mean", tome_reduction(0.5), 160),
     "mean-160-tome-six-.5": Cell("mean", f"{tome_reduction(0.5)}:counts={SIX}", 160),
     "mean-160-tome-three-.5": Cell(
         "mean", f"{tome_reduction(0.5)}:counts={THREE}", 160
     ),
 }
-CELLS["dinov2-tome-.6-more"] = CELLS["dinov2-tome-.6"]._replace(images="more")
 FOLDS = {"A": 1, "B": 0}  # the first judged photograph; every second one follows
 COSTS = (0.6, 0.5, 0.4)
 for cost in COSTS:
@@ -142,43 +122,20 @@ for cost in COSTS:
         )
         CELLS[f"peaks-{cost}-{fold}"] = Cell("deit", peaks_reduction(cost), images=fold)
 CELLS["deit-peaks-.5"] = Cell("deit", peaks_reduction(0.5))
-CELLS["dinov2-peaks-.6"] = Cell("dinov2", peaks_reduction(0.6))
-SEEDS = ("deit-.5", "dinov2-tome-.6")
 for seed in (1, 2):
-    for name in SEEDS:
-        CELLS[f"{name}-seed{seed}"] = CELLS[name]._replace(seed=seed)
+    CELLS[f"deit-.5-seed{seed}"] = CELLS["deit-.5"]._replace(seed=seed)
 
 
-def load_cell(cell: Cell, paths: dict[str, str]) -> imagepiece_jax.Pretrained:
-    """The reduced model of a cell; models of FROM_DEIT are changed DeiT-Ti."""
-    path = paths["deit" if cell.model in FROM_DEIT else cell.model]
+def load_cell(cell, paths):
+    """The reduced model of a cell."""
+    path = paths["deit" if cell.model == "mean" else cell.model]
     vit = imagepiece_jax.load(path, image_size=cell.size)
-    if cell.model in FROM_DEIT:
-        vit = FROM_DEIT[cell.model](vit)
+    if cell.model == "mean":
+        vit = study.mean_pooled(vit)
     return vit.with_reduction(cell.reduction)
 
 
-def with_two_classes(vit):
-    """DeiT-Ti that tells ImageNet's animals (0 to 397) from the rest: mean logits."""
-    head = vit.variables["params"]["head"]
-    parts = {}
-    for name, value in head.items():
-        sides = value[..., :398].mean(-1), value[..., 398:].mean(-1)
-        parts[name] = np.stack(sides, -1)
-    params = {**vit.variables["params"], "head": parts}
-    config = dataclasses.replace(vit.config, num_classes=2)
-    return dataclasses.replace(
-        vit,
-        model=vit.model.clone(config=config),
-        dense_variables={**vit.variables, "params": params},
-        class_names=None,
-    )
-
-
-FROM_DEIT = {"two": with_two_classes, "mean": study.mean_pooled}
-
-
-def judge_recovery(vit, recovered, source: Source) -> dict[str, dict[str, float]]:
+def judge_recovery(vit, recovered, source):
     """Mean distances of a reduced model from the dense one, and equal first classes.
 
     Returns {"before": .., "after": ..}, of the model and of its recovered form.
@@ -233,7 +190,7 @@ def unreachable_change(model, variables, images, targets):
     return relative_change(best, patches, jnp.sum(holds, axis=-1))
 
 
-def encode_right_answers(vit, source: Source) -> str:
+def encode_right_answers(vit, source):
     """Which images of a source have the right first class, as bits in base64."""
     labels = source.labels[source.indices]
     right = np.zeros(len(source), bool)
@@ -248,7 +205,7 @@ def encode_right_answers(vit, source: Source) -> str:
     return encode_bits(right)
 
 
-def right_answers(lines, study: str, cost: float) -> dict[str, np.ndarray] | None:
+def right_answers(lines, study, cost):
     """Right answers of both folds' judging photographs, bool, by name.
 
     study: "readme" or "peaks", the start of the cells' names
@@ -266,9 +223,7 @@ def right_answers(lines, study: str, cost: float) -> dict[str, np.ndarray] | Non
     return {name: np.concatenate(parts[name]) for name in parts}
 
 
-def points_lost(
-    lines: dict[str, dict], study: str
-) -> dict[float, tuple[Estimate, Estimate]]:
+def points_lost(lines, study):
     """Points of accuracy to the dense model, off the shelf and recovered, by cost."""
     points = {}
     for cost in COSTS:
@@ -280,7 +235,7 @@ def points_lost(
     return points
 
 
-def recovered_table(lines: dict[str, dict]) -> str:
+def recovered_table(lines):
     """Points lost by peaks and by attended, off the shelf and recovered."""
     rows = []
     for cost in COSTS:
@@ -299,7 +254,7 @@ def recovered_table(lines: dict[str, dict]) -> str:
     return markdown_table([*head, "recovered peaks minus recovered attended"], rows)
 
 
-def measure_cell(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -> dict:
+def measure_cell(cell, paths, images):
     """The line of a cell."""
     began = time.monotonic()
     vit = load_cell(cell, paths)
@@ -331,7 +286,7 @@ def measure_cell(cell: Cell, paths: dict[str, str], images: dict[str, Source]) -
     }
 
 
-def open_sources(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, Source]:
+def open_sources(assets, imagenette):
     """The images that cells learn from, and the images that judge."""
     photographs = as_source(assets / "data/nips2017_224_jpg/images")
     odd = photographs.subset(range(1, len(photographs), 2))
@@ -343,21 +298,16 @@ def open_sources(assets: pathlib.Path, imagenette: pathlib.Path) -> dict[str, So
     sources["photographs"] = even.evenly_spaced(JUDGED["photographs"])
     tests = as_source(imagenette)
     sources["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])
-    unjudged = np.setdiff1d(tests.indices, sources["imagenette"].indices)
-    paths = [tests.image_name(index) for index in unjudged]
-    learned = sources["learned"]
-    paths += [learned.image_name(index) for index in range(len(learned))]
-    sources["more"] = as_source(paths)
     return sources
 
 
-def read_lines() -> dict[str, dict]:
+def read_lines():
     """{cell: its line} of all cells that have run."""
     return {line.pop("cell"): line for line in result_cache.read_points(LINES)}
 
 
-def cells_table(lines: dict[str, dict]) -> str:
-    """The table of docs/results/recovery.md: today's recipe, and what lacks."""
+def cells_table(lines):
+    """The table of docs/results/recovery.md: the cells of today's recipe."""
     head = ["cell", "held out", "95 % of the change", *JUDGED, "minutes"]
     rows = []
     for name in CELLS:
@@ -370,12 +320,10 @@ def cells_table(lines: dict[str, dict]) -> str:
         for images in JUDGED:
             row.append(format_change(**line["elsewhere"][images]))
         rows.append([*row, f"{line['minutes']:.0f}"])
-    text = markdown_table(head, rows).strip()
-    missing = ", ".join(name for name in CELLS if name not in lines)
-    return f"{text}\n\nNot measured: {missing}." if missing else text
+    return markdown_table(head, rows).strip()
 
 
-def format_change(before: dict[str, float], after: dict[str, float]) -> str:
+def format_change(before, after):
     """Distances before and after, in text; of an encoder also by vector and maps."""
     text = f"{before['distance']:.4f} -> {after['distance']:.4f}"
     if "patches" not in before:
@@ -391,7 +339,6 @@ def main():
     parser.add_argument("--assets", type=pathlib.Path)
     parser.add_argument("--imagenette", type=pathlib.Path, help="the folder val")
     parser.add_argument("--only", nargs="+", choices=CELLS, default=[*CELLS])
-    parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=PATH")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--readme", action="store_true")
     args = parser.parse_args()
@@ -410,11 +357,10 @@ def main():
     paths = {
         "deit": str(weights / "deit_tiny_patch16_224.pth"),
         "dinov2": str(weights / "dinov2_small"),
-        **dict(pair.split("=", 1) for pair in args.weights),
     }
     images = open_sources(args.assets, args.imagenette)
     for name in args.only:
-        if name in lines or CELLS[name].model not in {*paths, *FROM_DEIT}:
+        if name in lines:
             continue
         line = measure_cell(CELLS[name], paths, images)
         with LINES.open("a", encoding="utf-8") as file:

@@ -33,12 +33,12 @@ class Results:
     readme: Sequence[Mapping[str, Any]]
 
 
-def read_results() -> Results:
+def read_results():
     """Read docs/results/results.json."""
     return Results(**json.loads(FILE.read_text("utf-8")))
 
 
-def readme_table(results: Results) -> str:
+def readme_table(results):
     """Points lost and speed gained, by the typed setting."""
     lines = []
     for row in results.readme:
@@ -53,7 +53,7 @@ def readme_table(results: Results) -> str:
     return markdown_table([*head, "CPU", "H200, DeiT-S"], lines)
 
 
-def readme_photographs(results: Results) -> str:
+def readme_photographs(results):
     """Which photographs README's table is about, and the dense model's accuracy."""
     image_count = results.sources[results.readme[0]["source"]]["images"]
     dense = peaks.Cell("deit", "photographs", "dense")
@@ -65,7 +65,7 @@ def readme_photographs(results: Results) -> str:
     )
 
 
-def page_tables(results: Results) -> dict[str, str]:
+def page_tables(results):
     """The tables of the pages, by the names that stand in their marks."""
     return {
         "readme": f"{readme_photographs(results)}\n\n{readme_table(results)}",
@@ -74,7 +74,7 @@ def page_tables(results: Results) -> dict[str, str]:
     }
 
 
-def fill_tables(text: str, by_name: Mapping[str, str]) -> str:
+def fill_tables(text, by_name):
     """A page's `text` with the tables between its marks."""
 
     def fill(part):

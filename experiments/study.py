@@ -5,14 +5,10 @@ runs.jsonl.
 """
 
 import dataclasses
-import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import jax
-import numpy as np
 
 from imagepiece_jax.common import device, parallel
 from imagepiece_jax.common.files import git_revision
@@ -26,12 +22,7 @@ FILE = "runs.jsonl"
 # Cells: whatever has a `name`
 
 
-def measure_cells(
-    cells: Iterable[Any],
-    folder: pathlib.Path,
-    identity: Mapping[str, Any],
-    measure: Callable[[Any], Mapping[str, Any]],
-):
+def measure_cells(cells, folder, identity, measure):
     """Measure each cell without a line, and write its line.
 
     identity: values that all lines of a folder share, such as digests
@@ -59,7 +50,7 @@ def measure_cells(
         jax.clear_caches()
 
 
-def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+def read_runs(folder):
     """The lines of a folder's cells, by name. Raises InputError for a name twice."""
     path = pathlib.Path(folder, FILE)
     lines = {}
@@ -71,7 +62,7 @@ def read_runs(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     return lines
 
 
-def code_versions() -> dict[str, str]:
+def code_versions():
     """Versions of the libraries, the processor and the code."""
     code = {"device": device.device_name(), "commit": git_revision()}
     return device.library_versions() | code
@@ -86,9 +77,7 @@ def mean_pooled(vit):
 # A model's answers
 
 
-def model_reader(
-    vit, read: Callable[..., Mapping[str, Any]], model: Any = None
-) -> Callable[..., dict]:
+def model_reader(vit, read, model=None):
     """A function of batches that returns read(outputs, batch), [images, ..] by name.
 
     It is compiled at the first batch, for all calls. Images of another size than the
@@ -118,7 +107,7 @@ def model_reader(
     return answer
 
 
-def unpacked_right(result: Mapping[str, Any]) -> np.ndarray:
+def unpacked_right(result):
     """Right answers [images] of a result."""
     try:
         return decode_bits(result["right"], result["images"])

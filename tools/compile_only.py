@@ -81,7 +81,7 @@ def main(
         print(report_kernels(named.items(), size, chosen, kernels, gelu))
 
 
-def read_config_file(name: str):
+def read_config_file(name):
     """The config of a file of configs/, "deit_s:deit_ti" with its argument."""
     file, *argument = name.split(":", 1)
     check_choice("configs", file, [module.name for module in iter_modules(CONFIGS)])

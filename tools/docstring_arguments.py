@@ -10,12 +10,11 @@ import ast
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
 
 EXPLAINED = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): ")
 
 
-def stale_arguments(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def stale_arguments(tree):
     """Yield (line number, name) of every explained argument that does not exist."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -35,7 +34,7 @@ def stale_arguments(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield number, argument
 
 
-def parameter_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+def parameter_names(function):
     """The parameters of a function, and those of functions inside it."""
     names = set()
     for node in ast.walk(function):
@@ -44,7 +43,7 @@ def parameter_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str
     return names
 
 
-def class_names(node: ast.ClassDef) -> set[str]:
+def class_names(node):
     """The fields of a class, and the parameters of its methods."""
     names = set()
     for statement in node.body:

@@ -20,7 +20,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 from unittest import mock
 
@@ -54,7 +54,7 @@ class Case:
     side: int = SIDE  # of images, in pixels
     timm: str | None = None  # timm's name; None: the same
 
-    def create(self, setting: str):
+    def create(self, setting):
         """The ViT in one of MODELS."""
         config = registry.model_config(self.name).at_size(self.side_of(setting))
         if setting.endswith(CONV):
@@ -63,7 +63,7 @@ class Case:
             config = dataclasses.replace(config, **SMOKE)
         return create_model(config, MODELS[setting])
 
-    def side_of(self, setting: str) -> int:
+    def side_of(self, setting):
         """Pixels a side of the images in one of MODELS."""
         return SIDES.get(setting, self.side)
 
@@ -238,7 +238,7 @@ class Timed(NamedTuple):
     facts: dict[str, Any]
 
 
-def list_ways(case: Case) -> list[Way]:
+def list_ways(case):
     """All Ways that the flags list, the dense model's first."""
     settings = OPTIONS.models or [
         name for name in MODELS if name not in (HALF, TOME_STAGES)
@@ -261,9 +261,7 @@ def list_ways(case: Case) -> list[Way]:
     return all_ways
 
 
-def measure_case(
-    size: str, batches: list[int], dtype: str, rules
-) -> Iterator[list[dict[str, Any]]]:
+def measure_case(size, batches, dtype, rules):
     """Rows of a model's programs, batch by batch; a batch's programs take turns.
 
     All programs are compiled first, several at a time, because XLA tries a product's
@@ -280,7 +278,7 @@ def measure_case(
         yield timed_rows(timed, {"size": size, "batch": batch}, rules)
 
 
-def all_compiled(case: Case, batches, dtype: str, all_ways: list[Way]) -> dict:
+def all_compiled(case, batches, dtype, all_ways):
     """The Program of each batch and Way."""
     parts = [*itertools.product(batches, all_ways)]
     any_direction = mock.patch.object(
@@ -294,7 +292,7 @@ def all_compiled(case: Case, batches, dtype: str, all_ways: list[Way]) -> dict:
         return dict(zip(parts, programs, strict=True))
 
 
-def timed_rows(programs: list[Timed], shared: Mapping, rules) -> list[dict[str, Any]]:
+def timed_rows(programs, shared, rules):
     """Rows of programs of one batch; shared: fields of all rows."""
     latency = shared["batch"] <= SMALL_BATCH
     jobs = {}
@@ -312,7 +310,7 @@ def timed_rows(programs: list[Timed], shared: Mapping, rules) -> list[dict[str, 
     return with_ratios(rows)
 
 
-def compile_program(compilers: Mapping[Way, Callable], part: tuple[int, Way]):
+def compile_program(compilers, part):
     """The Program of a batch and a Way."""
     batch, way = part
     with jax.default_matmul_precision(PRECISIONS[way.precision]):
@@ -322,7 +320,7 @@ def compile_program(compilers: Mapping[Way, Callable], part: tuple[int, Way]):
     return program
 
 
-def time_ours(case: Case, way: Way, program) -> Timed:
+def time_ours(case, way, program):
     """A Program, with images on the device."""
     model = program.model
     sizes = None
@@ -337,7 +335,7 @@ def time_ours(case: Case, way: Way, program) -> Timed:
     return Timed(call_on_noise(program), jax.block_until_ready, facts)
 
 
-def make_compiler(case: Case, dtype: str, way: Way):
+def make_compiler(case, dtype, way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
     variables = draw_random_variables(model)
@@ -352,7 +350,7 @@ def make_compiler(case: Case, dtype: str, way: Way):
     return make_program_compiler(Pretrained(model, variables), **options)
 
 
-def random_directions(vit, images=None) -> np.ndarray:
+def random_directions(vit, images=None):
     """Any directions; speeds do not depend on `size_direction.find_directions`."""
     model = vit.model
     shape = (model.depth, model.config.num_heads, model.config.head_dim)
@@ -360,7 +358,7 @@ def random_directions(vit, images=None) -> np.ndarray:
     return np.float32(directions / np.linalg.norm(directions, axis=-1, keepdims=True))
 
 
-def time_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
+def time_timm(case, name, batch, dtype):
     """timm's dense model under torch.compile; name: in ACTS."""
     import timm
 
@@ -383,7 +381,7 @@ def time_timm(case: Case, name: str, batch: int, dtype: str) -> Timed:
     return Timed(call, torch_baselines.wait_for_event, facts)
 
 
-def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_ratios(rows):
     """Rows with rates, and with ratios to the dense model."""
     with_ratio = []
     for row in rows:
@@ -396,7 +394,7 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return with_ratio
 
 
-def find_dense_row(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
+def find_dense_row(row, rows):
     """Our dense model of the row's precision, and of its GELU where there is one.
 
     The first listed options of XLA count, whatever the row's options are.
@@ -411,7 +409,7 @@ def find_dense_row(row: Mapping, rows: Iterable[Mapping]) -> Mapping:
     return dense
 
 
-def speed_ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spread:
+def speed_ratio(row, other, field="turns"):
     """How many times as fast a row is as another one, turn by turn."""
     return timer.find_spread(timer.paired_speedups(other[field], row[field]))
 
@@ -419,7 +417,7 @@ def speed_ratio(row: Mapping, other: Mapping, field: str = "turns") -> timer.Spr
 # Tables
 
 
-def group_turns(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
+def group_turns(rows):
     """The rows that took turns, by device, size, batch and run."""
     by_key = {}
     for row in rows:
@@ -428,7 +426,7 @@ def group_turns(rows: Iterable[Mapping]) -> dict[tuple, list[Mapping]]:
     return by_key
 
 
-def all_tables(rows: Iterable[Mapping]) -> dict[str, str]:
+def all_tables(rows):
     """All tables of rows by name, without empty ones."""
     texts = {}
     for (runtime, size, batch, run), group in group_turns(rows).items():
@@ -441,7 +439,7 @@ def all_tables(rows: Iterable[Mapping]) -> dict[str, str]:
     return texts
 
 
-def group_table(rows: Iterable[Mapping]) -> str:
+def group_table(rows):
     """A line for each program of a group."""
     lines = []
     for row in rows:
@@ -460,7 +458,7 @@ def group_table(rows: Iterable[Mapping]) -> str:
     return markdown_table([*head, "by MACs", "one call, ms"], lines)
 
 
-def timm_table(rows: Iterable[Mapping]) -> str:
+def timm_table(rows):
     """Our dense models beside timm's of either GELU."""
     lines = []
     for (_, size, batch, _), group in group_turns(rows).items():
@@ -477,7 +475,7 @@ def timm_table(rows: Iterable[Mapping]) -> str:
     return lines and markdown_table(head, lines)
 
 
-def growth_table(rows: Iterable[Mapping]) -> str:
+def growth_table(rows):
     """Throughput and latency at half of the MACs, by model and batch.
 
     A program's later run counts.
@@ -510,14 +508,14 @@ def growth_table(rows: Iterable[Mapping]) -> str:
     return lines and markdown_table(head, [lines[key] for key in keys])
 
 
-def describe_xla(row: Mapping) -> str:
+def describe_xla(row):
     """The options and flags of XLA of a row, in words; "" for the default."""
     options = row.get("xla", "default")
     words = [] if options == "default" else [options]
     return " ".join(words + row.get("flags", "").split())
 
 
-def format_spread(spread: Iterable[float]) -> str:
+def format_spread(spread):
     """ "1.45 [1.44, 1.46]": median, lowest and highest."""
     median, low, high = spread
     return f"{median:.2f} [{low:.2f}, {high:.2f}]"

@@ -10,8 +10,6 @@ original counts.
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.models import registry
@@ -28,15 +26,13 @@ ORIGINALS = ["model", "logits"]
 LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
 
-def newest_rows(
-    rows: Iterable[Mapping[str, Any]], field: str
-) -> list[Mapping[str, Any]]:
+def newest_rows(rows, field):
     """The last row of each value of `field` and each name, in the rows' order."""
     newest = {(row[field], row.get("name")): row for row in rows if field in row}
     return [*newest.values()]
 
 
-def package_versions(rows: Iterable[Mapping[str, Any]]) -> str:
+def package_versions(rows):
     """The packages of the rows' measurements, with all their versions."""
     rows = [*rows]
     named = []
@@ -47,7 +43,7 @@ def package_versions(rows: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(named)
 
 
-def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
+def of_families(rows):
     """The table of families."""
     cells = []
     for row in rows:
@@ -59,7 +55,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(FAMILIES, cells)
 
 
-def token_scores(name: str) -> str:
+def token_scores(name):
     """The scores that can rank tokens of a public model."""
     arch = registry.model_config(name).arch
     lacking = contract.list_missing_parts(arch.class_token, arch.pool)
@@ -70,14 +66,14 @@ def token_scores(name: str) -> str:
     return ", ".join(available)
 
 
-def of_originals(rows: Sequence[Mapping[str, Any]]) -> str:
+def of_originals(rows):
     """The table of other libraries' checkpoints."""
     return markdown_table(
         ORIGINALS, [[f"`{r['original']}`", f"{r['logits']:.1e}"] for r in rows]
     )
 
 
-def of_largest(models: Mapping[str, Mapping[str, Any]]) -> str:
+def of_largest(models):
     """The table of the largest members."""
     cells = [
         [
@@ -97,9 +93,7 @@ def _format_count(count):
     return f"{count / 1e6:.4g} million"
 
 
-def parity_page(
-    measured: Sequence[Mapping[str, Any]], largest: Mapping[str, Mapping[str, Any]]
-) -> str:
+def parity_page(measured, largest):
     """The whole page, Markdown."""
     families = newest_rows(measured, "family")
     stored = newest_rows(measured, "original")

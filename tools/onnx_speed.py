@@ -167,7 +167,7 @@ def _format_rate(row):
     return f"{rate:.1f} ({median:.2f} [{low:.2f}, {high:.2f}])"
 
 
-def onnxruntime_call(graph: bytes, images: np.ndarray):
+def onnxruntime_call(graph, images):
     """Return a function of a call's number that runs a graph."""
     import onnxruntime
 
@@ -181,7 +181,7 @@ def onnxruntime_call(graph: bytes, images: np.ndarray):
     return lambda number: session.run(None, {name: images})
 
 
-def openvino_call(graph: bytes, images: np.ndarray):
+def openvino_call(graph, images):
     """Return a function of a call's number that runs a graph."""
     import openvino
 

@@ -7,7 +7,7 @@ import collections
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    pass
 
 # Operators of float32 and float16. WebGPU has no int64, and moves no booleans.
 NUMBERS = """
@@ -29,7 +29,7 @@ COUNTS |= {"Slice": {1, 2, 3, 4}}
 class TypedGraph:
     """A graph's nodes, with the types and constants of their values."""
 
-    def __init__(self, model: "ModelProto"):
+    def __init__(self, model):
         from onnx import helper, numpy_helper, shape_inference
 
         graph = shape_inference.infer_shapes(model, strict_mode=True).graph
@@ -42,12 +42,12 @@ class TypedGraph:
             tensor = value.type.tensor_type
             self.dtypes[value.name] = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
 
-    def kinds(self, names) -> str:
+    def kinds(self, names):
         """The values' kinds: b boolean, f number, i or u integer."""
         return "".join(self.dtypes[name].kind for name in names)
 
 
-def count_leaving_nodes(model: "ModelProto") -> collections.Counter:
+def count_leaving_nodes(model):
     """Count the nodes that WebGPU leaves to the CPU.
 
     Returns {(operator, kinds of its operands): nodes}.
@@ -60,7 +60,7 @@ def count_leaving_nodes(model: "ModelProto") -> collections.Counter:
     return nodes
 
 
-def runs_on_webgpu(node: "NodeProto", graph: TypedGraph) -> bool:
+def runs_on_webgpu(node, graph):
     operands = []
     for place, name in enumerate(node.input):
         if place not in COUNTS.get(node.op_type, ()):

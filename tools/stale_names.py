@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 
 # {whose names: names that no code here uses}
 FOREIGN = {
@@ -55,7 +54,7 @@ LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]|^[A-Z]{2,}$")
 class KnownNames:
     """Names in the files of a repository."""
 
-    def __init__(self, files: list[str]) -> None:
+    def __init__(self, files):
         self.files = [f"/{file}" for file in files]
         self.words = {*dir(builtins)}.union(*FOREIGN.values())
         # {class or dotted module: names in its body}
@@ -65,7 +64,7 @@ class KnownNames:
             path = pathlib.PurePath(file)
             self.words |= {path.name, *path.with_suffix("").parts}
 
-    def read(self, file: str, tree: ast.Module) -> None:
+    def read(self, file, tree):
         """Add the names in a file's code, and its strings without spaces."""
         parts = module_name(file).split(".")
         for start in range(max(1, len(parts) - 1)):  # a path may lack its first folders
@@ -85,7 +84,7 @@ class KnownNames:
                 if not re.search(r"[\s`]", node.value):
                     self.words |= {node.value, *re.findall(r"\w+", node.value)}
 
-    def has_name(self, dotted: str) -> bool:
+    def has_name(self, dotted):
         """Whether code or a library has a dotted name."""
         parts = dotted.split(".")
         if dotted in self.words or PLACEHOLDER.search(dotted):
@@ -105,7 +104,7 @@ class KnownNames:
             return False
         return True
 
-    def has_member(self, owner: str, name: str) -> bool:
+    def has_member(self, owner, name):
         """Whether a class or module has a name; a library's class has any word."""
         if owner not in self.members:
             return name in self.words
@@ -114,11 +113,11 @@ class KnownNames:
         return name in self.members[owner] or any(inherited)
 
 
-def module_name(path: str) -> str:
+def module_name(path):
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def defined_names(owner: ast.Module | ast.ClassDef) -> set[str]:
+def defined_names(owner):
     """Names that the body of a module or a class defines; attributes of `self`."""
     names = set()
     for statement in owner.body:
@@ -136,7 +135,7 @@ def defined_names(owner: ast.Module | ast.ClassDef) -> set[str]:
     return names
 
 
-def example_names(text: str) -> Iterator[str]:
+def example_names(text):
     """Yield the names in an example of Python; none if it is no Python."""
     try:
         tree = ast.parse(re.sub(r"\.\.+", "...", text))
@@ -154,7 +153,7 @@ def example_names(text: str) -> Iterator[str]:
             inner.add(getattr(node, "value", None))
 
 
-def example_stale_names(text: str, known: KnownNames) -> Iterator[str]:
+def example_stale_names(text, known):
     """Yield the flags, paths and Python names in an example that exist nowhere."""
     for flag in FLAG.findall(text):
         field = re.sub("^--(no-)?", "", flag).replace("-", "_")
@@ -169,7 +168,7 @@ def example_stale_names(text: str, known: KnownNames) -> Iterator[str]:
         yield from (name for name in names if not known.has_name(name))
 
 
-def stale_names(text: str, suffix: str, known: KnownNames) -> Iterator[tuple[int, str]]:
+def stale_names(text, suffix, known):
     """Yield (line number, name) of every name in a file's text that exists nowhere."""
     if suffix == ".md":
         for skipped in (GONE, FENCED):

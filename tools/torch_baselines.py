@@ -157,7 +157,7 @@ def _inference_workload(size, case, variant, r=0):
     )
 
 
-def inference_call(vit, shape, dtype: str, compiled: bool, r: int = 0, mode=None):
+def inference_call(vit, shape, dtype, compiled, r=0, mode=None):
     """A function of a call's number that starts timm's `vit` on noise.
 
     shape: of images, [B, 3, H, W]

@@ -146,22 +146,14 @@ def _read_path_list(file):
     content = read_text(file, "surrogateescape")
     if "\0" in content:
         raise InputError(f"images: {file} is not a list of paths: it has a zero byte")
-    # Relative paths start at the current folder or, if none exists there, at the list.
-    folders = ("", os.path.dirname(file))
     paths = []
     for line in content.split("\n"):  # splitlines() also splits at other characters
-        listed_path = line.removesuffix("\r")
-        path = QUOTED_PATH.sub(r"\2", listed_path.strip())
-        # A file name may really have blanks or quotes around it.
-        if path != listed_path and any(
-            os.path.exists(os.path.join(folder, listed_path)) for folder in folders
-        ):
-            path = listed_path
-        if path:
+        if path := QUOTED_PATH.sub(r"\2", line.strip()):
             paths.append(os.path.expanduser(path))
-    relative_paths = [path for path in paths if not os.path.isabs(path)]
-    in_current = any(os.path.exists(path) for path in relative_paths)
-    return [os.path.join(folders[0 if in_current else 1], path) for path in paths]
+    # Relative paths start at the current folder or, if none exists there, at the list.
+    in_current = any(os.path.exists(path) for path in paths if not os.path.isabs(path))
+    folder = "" if in_current else os.path.dirname(file)
+    return [os.path.join(folder, path) for path in paths]
 
 
 def read_images(source: Source, transform: Crop) -> tuple[np.ndarray, list[str]]:

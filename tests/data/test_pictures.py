@@ -1,7 +1,6 @@
 """Lists of paths, and images from paths, folders and sets."""
 
 import io
-import os
 import pathlib
 
 import jax
@@ -48,14 +47,6 @@ def test_paths_are_relative_to_the_current_or_the_lists_folder(folder, monkeypat
     monkeypatch.setenv("HOME", str(folder))
     (folder / "list.txt").write_text("~/d.png\n")
     assert find_images(["~/list.txt"]) == [str(folder / "d.png")]
-
-
-@pytest.mark.parametrize("name", ['"a".png', "'a'", "a.png ", " a.png", "it's 'a'.png"])
-def test_a_name_may_have_quotes_and_blanks(folder, name):
-    os.rename(folder / "a.png", folder / name)
-    for path in (name, folder / name):
-        (folder / "list.txt").write_text(f"{path}\n")
-        assert find_images([folder / "list.txt"]) == [str(folder / name)]
 
 
 def test_a_hidden_image_counts_if_it_is_named(folder):
