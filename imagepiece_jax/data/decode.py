@@ -1,5 +1,6 @@
 """Decoding of image files."""
 
+import contextlib
 import functools
 import io
 import os
@@ -28,6 +29,11 @@ UPRIGHT_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+with contextlib.suppress(ImportError):  # telephones' HEIC, where it is installed
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 # Pillow warns at half of MAX_PIXELS, which large cameras exceed. A warnings context
 # around every image is not thread-safe: other threads would see it.

@@ -1,5 +1,6 @@
 """Folders of images: listing files, finding splits, opening folder:PATH."""
 
+import collections
 import logging
 import os
 import pathlib
@@ -19,8 +20,6 @@ from imagepiece_jax.data.source import (
 from imagepiece_jax.errors import InputError, NoLabels
 
 log = logging.getLogger("imagepiece_jax.data")
-
-SOME_EXTENSIONS = ".jpg, .png or .webp"
 
 
 class FolderListing(NamedTuple):
@@ -61,9 +60,10 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
         waiting_folders += [os.path.join(folder, name) for name in folder_names[::-1]]
     if not listing.image_paths:
+        note = left_out_note(root, listing.left_out_paths)
         raise InputError(
-            f"folder {pathlib.Path(root, subfolder)} holds no images (files ending in "
-            f"{SOME_EXTENSIONS})"
+            f"folder {pathlib.Path(root, subfolder)} holds no images"
+            + (f": {note}" if note else "")
         )
     return listing
 
@@ -95,15 +95,25 @@ def _is_file(entry):
 
 def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | None:
     """Note on the paths left out of a folder; None without any."""
-    if not left_out_paths:
-        return None
-    num_more = len(left_out_paths) - 1
-    others = f" and {num_more} more are" if num_more else " is"
-    return (
-        f"{os.path.join(root, left_out_paths[0])}{others} left out: hidden or of a "
-        "system, unreadable folders, or files without an ending such as "
-        f"{SOME_EXTENSIONS}"
-    )
+    endings = collections.Counter()
+    others = []
+    for path in left_out_paths:
+        name = os.path.basename(path).lower()
+        ending = os.path.splitext(name)[1]
+        if ending and name not in SYSTEM_NAMES and ending not in image_extensions():
+            endings[ending] += 1
+        else:
+            others.append(os.path.join(root, path))
+    notes_by_cause = []
+    if endings:
+        counts = ", ".join(f"{count} {ending}" for ending, count in endings.items())
+        advice = " (pip install pillow-heif)" if {".heic", ".heif"} & {*endings} else ""
+        notes_by_cause.append(f"{counts} left out: Pillow cannot read them{advice}")
+    if others:
+        more = f" and {len(others) - 1} more are" if others[1:] else " is"
+        cause = "hidden, of a system, unreadable or without an ending"
+        notes_by_cause.append(f"{others[0]}{more} left out: {cause}")
+    return "; ".join(notes_by_cause) or None
 
 
 def find_split_folders(
