@@ -250,6 +250,14 @@ def test_the_tour_quotes_its_files():
         assert count >= 4 and quoted in parts, file
 
 
+def test_the_design_page_quotes_its_files():
+    text = (DOCS / "design.md").read_text("utf-8")
+    quotes = re.findall(r"\]\(\.\./([^)#]+)\S*\): `(.+)`\n", text)
+    assert len(quotes) == 10
+    for file, line in quotes:
+        assert line in (ROOT / file).read_text("utf-8"), file
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch, assets):
     """Two blocks of public weights in the working folder."""

@@ -32,7 +32,7 @@ def test_readme_has_the_files_rows(stored):
         for column, name in (("lost", "lost"), ("lost, recovered", "recovered")):
             shown = row[f"points {column}"]
             if name not in stored_row:  # `recover` trains no smaller images
-                assert shown == ""
+                assert shown == "not recovered"
                 continue
             interval = markdown.read_interval(shown)
             assert interval == pytest.approx(stored_row[name], abs=0.051)
@@ -62,23 +62,3 @@ def test_rows_name_all_sources(stored):
         names = ("source", "recovered_source", "h200_source")
         named |= {row[name] for name in names if name in row}
     assert named == set(stored.sources)
-
-
-def test_the_comparison_page_has_the_results_figures():
-    rows, *_ = markdown.tables(markdown.section("docs/comparison.md", "By time"))
-    page = "docs/results/comparison.md"
-    recovered, *_ = markdown.tables(markdown.section(page, "Recovered"))
-    by_model = {row["model"]: row for row in recovered}
-    tables = markdown.tables(markdown.section("docs/results/speed.md", "How fast"))
-    (timed,) = [table for table in tables if "times the dense" in table[0]]
-    on_gpu = {row["setting"].replace(" in ", ", "): row for row in timed}
-    for row in rows:
-        measured = by_model[row["setting"]]
-        for column, name in (("", "off the shelf"), (", recovered", "recovered")):
-            lost, *_ = markdown.read_interval(measured[f"points, {name}"])
-            assert float(row[f"points lost{column}"]) == -lost
-        assert float(row["CPU"]) == markdown.read_interval(measured["times as fast"])[0]
-        if row["H200, DeiT-S"]:
-            setting = row["setting"].replace("blocks,", "blocks")
-            setting = setting.replace("dense, ", "dense at ")
-            assert on_gpu[setting]["times the dense"].split()[0] == row["H200, DeiT-S"]
