@@ -98,9 +98,8 @@ def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | N
     endings = collections.Counter()
     others = []
     for path in left_out_paths:
-        name = os.path.basename(path).lower()
-        ending = os.path.splitext(name)[1]
-        if ending and name not in SYSTEM_NAMES and ending not in image_extensions():
+        ending = os.path.splitext(path)[1].lower()
+        if ending and ending not in image_extensions():
             endings[ending] += 1
         else:
             others.append(os.path.join(root, path))
@@ -111,7 +110,7 @@ def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | N
         notes_by_cause.append(f"{counts} left out: Pillow cannot read them{advice}")
     if others:
         more = f" and {len(others) - 1} more are" if others[1:] else " is"
-        cause = "hidden, of a system, unreadable or without an ending"
+        cause = "hidden, unreadable or without an ending"
         notes_by_cause.append(f"{others[0]}{more} left out: {cause}")
     return "; ".join(notes_by_cause) or None
 
