@@ -31,7 +31,7 @@ UPRIGHT_TRANSPOSES = {
 }
 
 with contextlib.suppress(ImportError):  # telephones' HEIC, where it is installed
-    import pillow_heif
+    import pillow_heif  # pyrefly: ignore[missing-import]
 
     pillow_heif.register_heif_opener()
 

@@ -21,6 +21,10 @@ from imagepiece_jax.errors import InputError, NoLabels
 
 log = logging.getLogger("imagepiece_jax.data")
 
+# Folders that systems and NAS put beside images: their thumbnails would be a class.
+SYSTEM_FOLDERS = {"@eadir", "#recycle", "__macosx", "lost+found", "$recycle.bin"}
+SYSTEM_FOLDERS |= {"system volume information"}
+
 
 class FolderListing(NamedTuple):
     """Contents of a folder and its subfolders, as paths relative to a root."""
@@ -77,7 +81,7 @@ def _list_entries(folder):
         for entry in entries:
             names_of_kind = other_names
             lower_name = entry.name.lower()
-            if not lower_name.startswith("."):
+            if not lower_name.startswith(".") and lower_name not in SYSTEM_FOLDERS:
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     names_of_kind = folder_names
                 elif lower_name.endswith(image_extensions()) and _is_file(entry):
