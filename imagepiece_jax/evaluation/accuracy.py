@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.rng import Purpose, sample_keys
@@ -77,11 +77,7 @@ def correct_at(
     return (num_ahead < k) & ~jnp.isnan(label_logit[:, 0])
 
 
-def _compute_image_metrics(
-    logits: Float[Array, "batch classes"],
-    labels: Int[Array, " batch"],
-    classes: Collection[int] | None = None,
-) -> dict[str, Shaped[Array, " batch"]]:
+def _compute_image_metrics(logits, labels, classes=None):
     """Metrics of every image; classes: labels to choose among, or None for all."""
     if classes is not None:
         is_choice = np.isin(np.arange(logits.shape[-1]), [*classes])
@@ -94,21 +90,15 @@ def _compute_image_metrics(
     }
 
 
-def _sum_metrics(
-    image_metrics: Mapping[str, Shaped[Array, " batch"]], mask: Shaped[Array, " batch"]
-) -> dict[str, Float[Array, ""]]:
+def _sum_metrics(image_metrics, mask):
     """Sums over one device's images, by metric."""
-    summands = {
-        "acc1": image_metrics["right"],
-        "acc5": image_metrics["right5"],
-        "loss": image_metrics["loss"],
-        "images": jnp.ones_like(mask),
-    }
-    metric_sums = {}
+    summands = {"acc1": "right", "acc5": "right5", "loss": "loss"}
+    sums = {"images": jnp.sum(jnp.where(mask > 0, 1.0, 0.0))}
     for name, summand in summands.items():
         # A masked image may give anything, even NaN: select, do not multiply.
-        metric_sums[name] = jnp.sum(jnp.where(mask > 0, summand.astype(jnp.float32), 0))
-    return metric_sums
+        values = image_metrics[summand].astype(jnp.float32)
+        sums[name] = jnp.sum(jnp.where(mask > 0, values, 0))
+    return sums
 
 
 def make_eval_step(
@@ -137,12 +127,15 @@ def make_eval_step(
     xla_options.check_dtype(model.execution.dtype.name)
     model = model.with_execution(head_only=measure_outputs is None)
 
-    def evaluate_batch(
-        variables: PyTree, batch: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        outputs = compute_outputs(
-            model, variables, batch, seed, precision, alter_images
-        )
+    def evaluate_batch(variables, batch):
+        keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
+        images = normalize(batch["image"], model.config.mean, model.config.std)
+        if alter_images is not None:
+            images = alter_images(images, batch, model)
+        with contextlib.ExitStack() as stack:
+            if precision is not None:
+                stack.enter_context(jax.default_matmul_precision(precision))
+            outputs = model.apply(variables, images, keys=keys)
         image_metrics = _compute_image_metrics(outputs.logits, batch["label"], classes)
         device_sums = _sum_metrics(image_metrics, batch["mask"])
         metric_sums = parallel.sum_over_devices(device_sums)
@@ -153,39 +146,17 @@ def make_eval_step(
     return parallel.pmap(evaluate_batch, program_name="evaluation")
 
 
-def compute_outputs(
-    model: ViT,
-    variables: PyTree,
-    batch: Mapping[str, Array],
-    seed: int,
-    precision: str | None,
-    alter_images: AlterImages | None,
-) -> Outputs:
-    """Compute a model's outputs for a batch; arguments as for `make_eval_step`."""
-    keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
-    images = normalize(batch["image"], model.config.mean, model.config.std)
-    if alter_images is not None:
-        images = alter_images(images, batch, model)
-    precision_context = contextlib.nullcontext()
-    if precision is not None:
-        precision_context = jax.default_matmul_precision(precision)
-    with precision_context:
-        return model.apply(variables, images, keys=keys)
-
-
 def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
     """Make an EvalStep of a program uint8 [m, S, S, 3] -> logits, without variables."""
 
     @jax.jit
-    def measure_logits(
-        logits: Array, labels: Array, mask: Array
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def measure_logits(logits, labels, mask):
         image_metrics = _compute_image_metrics(logits, labels)
         metric_sums = _sum_metrics(image_metrics, mask)
         results = metric_sums, image_metrics
         return jax.tree.map(lambda x: x[None], results)  # a device axis
 
-    def evaluate_batch(_: PyTree, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    def evaluate_batch(_, batch):
         logits = program(batch["image"][0])  # on one device, with its weights inside
         labels_and_mask = jax.device_put((batch["label"][0], batch["mask"][0]))
         return measure_logits(logits, *labels_and_mask)
@@ -233,23 +204,24 @@ def evaluate_models(
     model_passes = [_ModelPass() for _ in model_variables]
     start_time = time.perf_counter()
     num_untimed_images = 0.0
-    pending_results = []  # (index_and_mask, results) of at most one batch
+    pending = None  # (index_and_mask, results) of the last batch
 
-    def add_pending_results() -> None:
-        while pending_results:
-            index_and_mask, results = pending_results.pop()
+    def add_pending_results():
+        if pending is not None:
+            index_and_mask, results = pending
             for model_pass, result in zip(model_passes, results, strict=True):
                 model_pass.add_batch(index_and_mask, *result)
 
     for batch_number, batch in enumerate(batches):
         if batch_number == 1:  # wait for the first batch, then start the clock
             add_pending_results()
+            pending = None
             start_time = time.perf_counter()
             num_untimed_images = model_passes[0].metric_sums["images"]
         results = [step(variables, batch) for variables in model_variables]
         add_pending_results()  # one behind: the device works while the host reads
         index_and_mask = {name: np.array(batch[name]) for name in ("index", "mask")}
-        pending_results.append((index_and_mask, results))
+        pending = index_and_mask, results
     add_pending_results()
     seconds = time.perf_counter() - start_time
     return [p.make_result(num_untimed_images, seconds) for p in model_passes]

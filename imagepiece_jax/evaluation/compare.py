@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
 from imagepiece_jax.common import device, extras, plotting, statistics
 from imagepiece_jax.common.files import check_own_files, replace_file
@@ -36,7 +35,6 @@ from imagepiece_jax.inference.compare_outputs import (
     fidelity_cells,
 )
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 DEFAULT_MAC_SHARES = ("0.6", "0.5")  # if the caller names no row
@@ -230,7 +228,7 @@ def compare_pairs(
     return comparisons
 
 
-def _decode_right(record: Mapping[str, Any]) -> Bool[np.ndarray, " images"]:
+def _decode_right(record):
     return decode_bits(record["right"], record["images"])
 
 
@@ -246,11 +244,7 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
             f"{size_text(vit.image_size)}"
         )
 
-    def shrink_images(
-        images: Float[Array, "batch height width channels"],
-        batch: Mapping[str, Array],
-        model: ViT,
-    ) -> Float[Array, "batch side side channels"]:
+    def shrink_images(images, batch, model):
         # The dense model's normalized images, by antialiased bicubic weights.
         shape = (images.shape[0], side, side, images.shape[3])
         return jax.image.resize(images, shape, "cubic", antialias=True)

@@ -14,7 +14,6 @@ from imagepiece_jax.evaluation.labeled_images import LabeledImages, open_labeled
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram, open_program
-from imagepiece_jax.models.vit import ViT
 
 
 def evaluate(
@@ -126,9 +125,7 @@ def compare_optimized(
     }
 
 
-def _describe_result(
-    result: accuracy.EvalResult, model: ViT, reductions: str
-) -> dict[str, Any]:
+def _describe_result(result, model, reductions):
     """Metrics, and how the model computes; reductions: as in `optimize`."""
     return {
         **result.metrics,

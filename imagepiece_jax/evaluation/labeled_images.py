@@ -154,12 +154,7 @@ def open_labeled_images(
     )
 
 
-def _open_source(
-    vit: Pretrained | ExportedProgram,
-    data_name: str,
-    data_dir: str | os.PathLike | None,
-    need_labels: bool,
-) -> Source:
+def _open_source(vit, data_name, data_dir, need_labels):
     """Open a model's images; without labels if these are neither there nor needed."""
     open_images = functools.partial(
         registry.open_source, data_name, "val", data_dir=data_dir
@@ -174,12 +169,7 @@ def _open_source(
     return open_images(labeled=False)
 
 
-def _list_notes(
-    vit: Pretrained | ExportedProgram,
-    data_name: str,
-    whole_source: Source,
-    source: Source,
-) -> list[str]:
+def _list_notes(vit, data_name, whole_source, source):
     """Note facts about labels and sizes in `source`, a part of `whole_source`."""
     note_texts = []
     if source.split:

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -101,7 +101,7 @@ class ResultCache:
         return self._results[key_text]
 
 
-def _encode_key(key: Mapping[str, Any]) -> str:
+def _encode_key(key):
     return json.dumps(key, sort_keys=True)
 
 
@@ -142,7 +142,7 @@ class MeasuredWeights:
         measure = functools.partial(self._measure_uncached, reduction)
         return self.cache.measure_once(key, measure, subject)
 
-    def _measure_uncached(self, reduction: Reduction) -> dict[str, Any]:
+    def _measure_uncached(self, reduction):
         """Metrics and token counts with a reduction, as JSON values."""
         vit = self.vit.with_reduction(reduction, seed=self.vit.origin.seed)
         if self.reference is None:
@@ -179,7 +179,7 @@ class MeasuredWeights:
             self._compiled_step(vit.model), variables, self._read_batches()
         )
 
-    def _read_batches(self) -> Iterator[Mapping[str, Any]]:
+    def _read_batches(self):
         change = compare_outputs.IMAGE_CONTROLS.get(self.control)
         for batch in self.images.read_batches():
             if change is not None:
@@ -209,7 +209,7 @@ class MeasuredWeights:
         prop_attn = self.vit.reduced_model(reduction).prop_attn
         return str(dataclasses.replace(reduction, prop_attn=prop_attn))
 
-    def _compiled_step(self, model: ViT) -> accuracy.EvalStep:
+    def _compiled_step(self, model):
         """A model's evaluation step, which compiles at its first call and is kept."""
         alter_images = self.images.alter_images
         seed = self.vit.origin.seed if self.seed is None else self.seed

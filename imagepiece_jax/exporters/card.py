@@ -19,7 +19,6 @@ from imagepiece_jax.common import device, timer
 from imagepiece_jax.common.progress import announced_work, log
 from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
-from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import program_facts
 from imagepiece_jax.inference.compare_outputs import (
@@ -115,7 +114,7 @@ def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImag
     return CardImages(calibration_pixels, compared_pixels, compared_names)
 
 
-def _split_source(vit: Pretrained, source: Source) -> tuple[Source, Source]:
+def _split_source(vit, source):
     """Split images: (to calibrate, to compare), at most MAX_CARD_IMAGES each."""
     batch_size = 1
     learned_digests = ""

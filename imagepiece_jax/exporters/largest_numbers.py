@@ -1,8 +1,6 @@
 """The largest numbers of a model's parts, and the parts that float16 cannot hold."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +44,7 @@ def find_largest_numbers(
     part_names = []
 
     @jax.jit
-    def compute_maxima(
-        variables: dict, images: Float[Array, "batch height width channels"]
-    ) -> list[Float[Array, ""]]:
+    def compute_maxima(variables, images):
         maxima = find_part_maxima(model, variables, images)
         part_names[:] = maxima  # in order, which jit would not keep in a dict
         return [*maxima.values()]
@@ -82,7 +78,7 @@ def find_part_maxima(
     # A layer's result is the next one's input. Kept arrays keep their ids.
     noted_arrays = {}
 
-    def note_numbers(part: str, arrays: Any) -> None:
+    def note_numbers(part, arrays):
         for array in jax.tree.leaves(arrays):
             is_float32 = isinstance(array, jax.Array) and array.dtype == jnp.float32
             if is_float32 and (part, id(array)) not in noted_arrays:
@@ -93,7 +89,7 @@ def find_part_maxima(
                 magnitudes = jnp.where(is_finite, magnitudes, jnp.inf)
                 maxima_of_part.setdefault(part, []).append(jnp.max(magnitudes))
 
-    def call_and_note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def call_and_note(call, args, kwargs, context):
         result = call(*args, **kwargs)
         path = context.module.path
         if path:

@@ -4,12 +4,10 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
 from imagepiece_jax import kernels
 from imagepiece_jax.common import nodes
@@ -20,7 +18,6 @@ from imagepiece_jax.exporters.program_facts import output_dtype
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.vit import ViT
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -50,13 +47,25 @@ def build_onnx_model(
     interface: the program's inputs and outputs; None: images and logits
     """
     interface = interface or ProgramInterface(vit)
-    check_deterministic(vit, interface.model)
+    for layer in interface.model.plan:
+        step, counts = layer.step, layer.counts  # no counts where all tokens stay
+        if step and counts and step.reducer.draws_random(counts, train=False):
+            raise InputError(
+                f"reduction is {vit.label}, which draws random numbers: it has no graph"
+            )
     input_spec = interface.input_spec(batch_size, takes_pixels)
-    params, jaxpr = trace_program(interface, vit.variables, input_spec)
+    model, variables = optimize.fold_and_cast(interface.model, vit.variables)
+    with nodes.marked_functions(), kernels.reference_forms():
+        forward = interface.make_forward_function(model)
+        jaxpr = jax.make_jaxpr(forward)(variables, input_spec)
     images = Value(input_spec.shape, np.dtype(input_spec.dtype), interface.input_name)
     graph = Graph(images)
-    # Weights are named first, so that initializers have the parameters' names.
-    weights = name_weights(graph, params)
+    # Weights are named first: initializers have the parameters' names ("head.bias").
+    weights = []
+    for path, param in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        weights.append(Value.constant(param))
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        graph.name_value(weights[-1], name)
     try:
         output_values = add_equations(graph, jaxpr, [*weights, images])
     except TypeError as error:
@@ -73,41 +82,6 @@ def build_onnx_model(
         output_value = graph.cast(output_value, output_dtype(aval.dtype))
         output_of_name[name] = graph.as_output(output_value, aval.shape)
     return wrap_graph(graph.graph_proto(output_of_name))
-
-
-def check_deterministic(vit: Pretrained, model: ViT) -> None:
-    """Refuse a plan that draws random numbers."""
-    for layer in model.plan:
-        step = layer.step
-        counts = layer.counts  # None where all tokens stay
-        if step and counts and step.reducer.draws_random(counts, train=False):
-            raise InputError(
-                f"reduction is {vit.label}, which draws random numbers: it has no graph"
-            )
-
-
-def trace_program(
-    interface: ProgramInterface,
-    variables: Mapping[str, Any],
-    input_spec: jax.ShapeDtypeStruct,
-) -> tuple[dict[str, Any], ClosedJaxpr]:
-    """Trace a program: (parameters in its dtypes, jaxpr of parameters and images)."""
-    model, variables = optimize.fold_and_cast(interface.model, variables)
-    with nodes.marked_functions(), kernels.reference_forms():
-        forward = interface.make_forward_function(model)
-        jaxpr = jax.make_jaxpr(forward)(variables, input_spec)
-    return variables["params"], jaxpr
-
-
-def name_weights(graph: Graph, params: Mapping[str, Any]) -> list[Value]:
-    """Make every parameter an initializer with its own name, such as "head.bias"."""
-    weights = []
-    for path, param in jax.tree_util.tree_leaves_with_path(params):
-        weight = Value.constant(param)
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        graph.name_value(weight, name)
-        weights.append(weight)
-    return weights
 
 
 def wrap_graph(graph: "GraphProto") -> "ModelProto":
@@ -166,7 +140,7 @@ def remove_earlier_weights(
             path.with_name(earlier_name).unlink(missing_ok=True)
 
 
-def _model_bytes(model: "ModelProto") -> int:
+def _model_bytes(model):
     """Bytes of a graph with its weights, or a few more."""
     num_bytes = 0
     for node in model.graph.node:

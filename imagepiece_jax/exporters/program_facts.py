@@ -107,7 +107,7 @@ def collect_facts(
         interface.make_forward_function(model), vit.variables, input_spec
     )
 
-    def array_facts(name: str, spec: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    def array_facts(name, spec):
         shape = [side if isinstance(side, int) else str(side) for side in spec.shape]
         return {"name": name, "shape": shape, "dtype": output_dtype(spec.dtype).name}
 

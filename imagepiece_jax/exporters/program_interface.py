@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.image_size import image_sides
@@ -66,7 +65,7 @@ class ProgramInterface:
             return lambda variables, images: (run_model(variables, images),)
         run_model = features.make_features_function(model)
 
-        def compute_arrays(variables: dict, images: Array) -> tuple[Array, ...]:
+        def compute_arrays(variables, images):
             outputs = run_model(variables, images)
             return tuple(getattr(outputs, name) for name in self.output_names)
 
@@ -103,9 +102,7 @@ class TowerInterface(ProgramInterface):
         has_tokens = "last_hidden_state" in self.array_names
         model = model.with_execution(head_only=not has_tokens)
 
-        def compute_arrays(
-            variables: dict[str, Any], images: Array
-        ) -> tuple[Array, ...]:
+        def compute_arrays(variables, images):
             if self.channels_first:
                 images = images.transpose(0, 2, 3, 1)
             normalized_images = model.config.as_normalized(images)

@@ -124,7 +124,7 @@ def check_layout_folder(
                     f"{folder} has another model, with another {name}; choose a folder"
                 )
 
-    def is_ours(file: pathlib.Path) -> bool:
+    def is_ours(file):
         # Ctrl-C may have left the graph's folder, which may lie in `folder`, empty.
         is_graph_folder = file == new_file.parent and file.is_dir()
         return bool(exported) or (is_graph_folder and not any(file.iterdir()))
