@@ -159,7 +159,7 @@ def config_from_facts(facts: Mapping[str, Any]) -> ViTConfig:
     return ViTConfig(**fields)
 
 
-def _without_type_names(record):
+def _without_type_names(record: Any) -> Any:
     """Remove the dataclass names from a record of `as_json`."""
     if not isinstance(record, Mapping):
         return record
