@@ -140,7 +140,18 @@ def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 @contextlib.contextmanager
 def _open_safetensors(path: pathlib.Path) -> Generator[UnreadTensors]:
     with safetensors.safe_open(path, framework="numpy") as file:
-        yield UnreadTensors(_make_lazy_tensors(file.keys(), file.get_tensor))
+
+        def read_tensor(name):
+            try:
+                return file.get_tensor(name)
+            except AttributeError as error:  # NumPy has no FP8
+                dtype = file.get_slice(name).get_dtype()
+                raise InputError(
+                    f"tensor {name} is of type {dtype}; it must have floats of 16, 32 "
+                    "or 64 bits, integers or booleans"
+                ) from error
+
+        yield UnreadTensors(_make_lazy_tensors(file.keys(), read_tensor))
 
 
 @contextlib.contextmanager

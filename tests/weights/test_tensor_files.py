@@ -207,7 +207,7 @@ REFUSED = [  # name, writer, part of the sentence
     ("a.pth", pth(mapping(a=integer(3))), "'a' is"),
     ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
     ("a.npz", lambda path: np.savez(path, a=np.array(["x"])), "is of ty"),
-    ("a.safetensors", safetensors_of_float8, "float8"),
+    ("a.safetensors", safetensors_of_float8, "is of type F8_E4M3"),
     ("a.safetensors", content_writer(LFS), "is a Git LFS pointer"),
     ("a.h5", lambda path: None, "ends in none of .npz"),
     # PyTorch before 1.6.
