@@ -7,6 +7,11 @@ class InputError(ValueError):
     status = 2
 
 
+def earlier_revision(title: object) -> InputError:
+    """Make the InputError for a file whose format this revision does not read."""
+    return InputError(f"{title} was made by an earlier revision: make it again")
+
+
 class NoLabels(InputError):
     """Images without labels, where labels are read."""
 

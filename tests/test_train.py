@@ -89,7 +89,7 @@ def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
         assert train.with_own_config([*words, *more_words]) == [*words, *more_words]
     assert len(train.with_own_config(["train.py", "--workdir", str(tmp_path)])) == 4
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="format"):
+    with pytest.raises(InputError, match="earlier revision"):
         train.with_own_config(words)
     nowhere = ["train.py", "--workdir=nowhere"]
     assert train.with_own_config(nowhere) == nowhere

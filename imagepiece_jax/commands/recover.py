@@ -6,6 +6,8 @@ from imagepiece_jax.commands._arguments import Images, Weights
 from imagepiece_jax.errors import RunError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
+    from pathlib import Path
+
     from imagepiece_jax.models.pretrained import Pretrained
 
 
@@ -30,7 +32,8 @@ def main(
     Example: imagepiece recover weights digits --out better --steps 4
 
     Args:
-        out: The folder to write. A folder with a saved model is replaced.
+        out: The folder to write. A saved model is replaced, unless a recovered
+            reduction in it would be lost.
         steps: Training steps per reduction; 400 if unset.
         minutes: Training time of all reductions together, instead of steps. Compiling
             comes on top.
@@ -48,6 +51,7 @@ def main(
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked_folder("out", folder):
         vit = weights.load_model()
+        check_lost_reductions(folder, vit)
         recovered_vit = recover(
             vit,
             source,
@@ -58,6 +62,28 @@ def main(
             parameters=parameters,
         )
     save_recovered(recovered_vit, out)
+
+
+def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
+    """Refuse to replace a folder with recovered reductions that the result lacks."""
+    from imagepiece_jax.errors import InputError
+    from imagepiece_jax.recovery.recover import list_students
+    from imagepiece_jax.weights import description, location
+
+    try:
+        recovery = description.describe_weights(
+            location.locate_weights(folder)
+        ).recovery
+    except InputError:  # nothing there, or nothing that this revision reads
+        return
+    kept = {student.reduction for student in list_students(vit)}
+    kept |= {v.reduction for v in vit.recovery.variants} if vit.recovery else set()
+    lost = {v.reduction for v in recovery.variants} - kept if recovery else set()
+    if lost:
+        raise InputError(
+            f"out {folder} holds {' and '.join(sorted(map(str, lost)))}, which the "
+            "result would not; recover that folder, or name another"
+        )
 
 
 def save_recovered(recovered_vit: "Pretrained", out: str) -> None:

@@ -5,6 +5,7 @@ samples to the W devices of all processes.
 """
 
 import contextlib
+import functools
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -26,6 +27,19 @@ DEVICE_AXIS = "devices"
 
 class _ReportedError(InputError):
     """A mistake reported by another process."""
+
+
+def without_mesh(function: Callable) -> Callable:
+    """Let a function place its own arrays, also after the caller's `jax.set_mesh`."""
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        if jax.sharding.get_abstract_mesh().empty:
+            return function(*args, **options)
+        with jax.set_mesh(None):
+            return function(*args, **options)
+
+    return call
 
 
 def gather_texts(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common import device, extras, plotting, statistics
+from imagepiece_jax.common import device, extras, parallel, plotting, statistics
 from imagepiece_jax.common.files import check_own_files, replace_file
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.tables import markdown_table, rows_table
@@ -81,6 +81,7 @@ class Report:
         return format_page(self)
 
 
+@parallel.without_mesh
 def compare(
     vit: Pretrained,
     data: str | None = None,

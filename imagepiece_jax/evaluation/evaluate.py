@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common import statistics
+from imagepiece_jax.common import parallel, statistics
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
@@ -16,6 +16,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram, open_program
 
 
+@parallel.without_mesh
 def evaluate(
     model: Pretrained | ExportedProgram | str | os.PathLike,
     data: str | None = None,

@@ -92,7 +92,7 @@ def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImag
 
     images: as for `recover`. Those that recovered the model are not compared.
     calibrates: whether some calibrate, which are then not compared, either
-    Raises InputError if images are too few, or all are alike or recovered the model.
+    Raises InputError if images are too few, or too many recovered the model.
     """
     source = as_source(images)
     calibration_pixels = None
@@ -120,13 +120,8 @@ def _split_source(vit, source):
     learned_digests = ""
     if vit.recovered_variant:
         batch_size = vit.recovered_variant.batch_size
-        learned_digests = vit.recovered_variant.learned or ""
+        learned_digests = vit.recovered_variant.learned
     image_split = split_images(source, batch_size, learned_digests)
-    if not image_split.num_scenes:
-        raise InputError(
-            "images are alike or recovered the model, so none can be held out to "
-            "compare; give photographs of more scenes"
-        )
     return image_split.training.evenly_spaced(MAX_CARD_IMAGES), image_split.held_out
 
 
@@ -240,8 +235,6 @@ def format_card_table(
 
 def card_facts(vit: Pretrained) -> dict[str, Any]:
     """What a page says of a model besides its measurements, as JSON values."""
-    variant = vit.recovered_variant
-    is_known = variant is None or variant.learned is not None
     words = "A reduction without a name."
     if vit.reduction is not None:
         words = (inspect.getdoc(type(vit.reduction.method)) or "").partition("\n")[0]
@@ -250,7 +243,6 @@ def card_facts(vit: Pretrained) -> dict[str, Any]:
         "license": vit.origin.license,
         "reduction": vit.label,
         "reduction_in_words": words,
-        "learned_images_known": is_known,
     }
 
 
@@ -322,8 +314,6 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
     shape = " x ".join(map(str, images["shape"]))
     license_text = card["license"] or "unknown; see where the weights come from"
     history = " that did not calibrate it" if facts["dtype"] == "int8" else ""
-    if not card["learned_images_known"]:
-        history += "; which images recovered the model is not recorded"
     num_images = len(card["images"])
     few_text = f" These are too few to tell: give {FEW_IMAGES} or more."
     return [

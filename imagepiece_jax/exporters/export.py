@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common import extras, files
+from imagepiece_jax.common import extras, files, parallel
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.errors import InputError, RunError
@@ -153,6 +153,7 @@ class Export:
         )
 
 
+@parallel.without_mesh
 def export(
     vit: Pretrained,
     out: str | os.PathLike,

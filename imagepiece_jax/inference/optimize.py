@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Shaped
 
-from imagepiece_jax.common import xla_options
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import announced_work
@@ -88,6 +88,7 @@ class Program:
         """XLA's memory analysis, such as `memory.temp_size_in_bytes`."""
         return self.compiled.memory_analysis()
 
+    @parallel.without_mesh
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Compute the logits of at most `batch_size` images, [b, num_classes] float32.
 
@@ -297,6 +298,7 @@ def make_program_compiler(
     compute_logits = make_logits_function(model, reductions)
     leaves, tree = jax.tree.flatten(weights)
 
+    @parallel.without_mesh
     def compile_batch(batch_size: int) -> Program:
         input_spec = jax.ShapeDtypeStruct(
             (batch_size, *sides, 3),

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.reduction.reduction import Reduction
@@ -23,6 +25,8 @@ class Origin:
     license: str | None = None
     # image size the position embeddings were trained at; None: the model's
     image_size: ImageSize | None = None
+    # the position embeddings of that size, if the model's are resized from them
+    positions: np.ndarray | None = None
     # reduction used in training; None: unknown
     reduction: Reduction | None = None
     checkpoint: str | None = None  # a run's "best" or "latest"; a key in a file

@@ -172,7 +172,12 @@ class Pretrained:
     def with_variables(self, variables: Mapping[str, Any]) -> Self:
         """The same model with new variables, for example trained further."""
         # Recovered values were learned for the old variables, so they are dropped.
-        return dataclasses.replace(self, dense_variables=variables, recovery=None)
+        origin = self.origin
+        if origin.positions is not None:  # the new ones are of this size
+            origin = dataclasses.replace(origin, image_size=None, positions=None)
+        return dataclasses.replace(
+            self, dense_variables=variables, recovery=None, origin=origin
+        )
 
     def variables_for(
         self, model: ViT, fresh_parts: Iterable[str] = (), seed: int = 0
@@ -211,16 +216,8 @@ class Pretrained:
         """The same weights at another image size, with resized position embeddings.
 
         image_size: pixels a side, or (height, width), multiples of the patch size
-        Raises InputError for a size that does not fit patches or reduction, and for
-            position embeddings that are already resized.
+        Raises InputError for a size that does not fit patches or reduction.
         """
-        trained_size = self.origin.image_size or self.image_size
-        is_resized = image_sides(trained_size) != image_sides(self.image_size)
-        if is_resized and self.config.arch.positions:
-            raise InputError(
-                f"positions are resized from {size_text(trained_size)} already; resize "
-                "the model as it was loaded"
-            )
         dense_model = self.model.clone(config=self.config.at_size(image_size))
         return self.with_model(with_plan(dense_model, self.known_reduction()))
 
@@ -271,7 +268,12 @@ class Pretrained:
                 params[name] = part_params
         if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = origin.image_size or self.image_size
-            origin = dataclasses.replace(origin, image_size=trained_size)
+            positions = params.get("pos_embed")
+            if origin.positions is not None:  # never resized twice
+                params["pos_embed"] = positions = origin.positions
+            origin = dataclasses.replace(
+                origin, image_size=trained_size, positions=positions
+            )
             params = resize_positions.fit_positions(params, model.config, trained_size)
         selectors = self.selectors
         if "selectors" not in self.untrained_kinds:

@@ -51,17 +51,15 @@ class RecoveredVariant:
     changed: bool  # False: the last weights were no better than the start
     image_size: ImageSize
     depth: int  # block count
-    lr: float | None = None  # peak learning rate, as a share of a parameter's size
-    weights: str | None = None  # `Origin.name` of the dense model
-    share: float | None = None  # MACs / dense MACs
+    lr: float  # peak learning rate, as a share of a parameter's size
+    weights: str | None  # `Origin.name` of the dense model
+    share: float  # MACs / dense MACs
     # the measure with dense parameters; differs from `before` if this recovery
     # started from an earlier recovery
-    off_the_shelf: float | None = None
-    # held-out scenes; 0: similar images were in training, so measures may be too good
-    scenes: int | None = None
+    off_the_shelf: float
     # digests of all images that trained the values, one after another, from
-    # `near_duplicates`; None: unknown, because an earlier version trained them
-    learned: str | None = dataclasses.field(default=None, repr=False)
+    # `recovery_images.read_digests`
+    learned: str = dataclasses.field(repr=False)
     # learned values, in place of dense parameters; {}: nothing was better
     values: ValueByPath = dataclasses.field(
         default_factory=dict, compare=False, repr=False
@@ -98,7 +96,7 @@ class RecoveredVariant:
 
     def __str__(self) -> str:
         change_text = f"{self.measure} {self.before:.4f}"
-        if self.off_the_shelf not in (None, self.before):
+        if self.off_the_shelf != self.before:
             dense_text = f"{self.off_the_shelf:.4f} off the shelf"
             change_text = f"{self.measure} {dense_text}, {self.before:.4f}"
         if self.changed:
@@ -113,16 +111,11 @@ class RecoveredVariant:
                 change_text += f", first class as the dense model's {agreement_text}"
         else:
             change_text += f" stays; {NOTHING_LOWER}"
-        held_out_text = f"{self.held_out} images held out"
-        if self.scenes == 0:
-            held_out_text += " that are like the training images, so it may be too good"
-        elif self.scenes and self.scenes < self.held_out:
-            held_out_text = f"{self.held_out} images of {self.scenes} scenes held out"
         steps_text = counted_noun(self.steps, "step")
         return (
-            f"{self.name}: {change_text}; on {held_out_text}, "
-            f"learned from {self.images} others, {steps_text} of {self.batch_size} "
-            "images"
+            f"{self.name}: {change_text}; on {self.held_out} images held out (near "
+            f"copies are not looked for), learned from {self.images} others, "
+            f"{steps_text} of {self.batch_size} images"
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from imagepiece_jax.common import signals
+from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.common.statistics import mean_difference
@@ -60,11 +60,12 @@ UNLIMITED_STEPS = 10**9  # more than fit in any time limit
 MAX_ATTEMPTS = 4  # every retry has a quarter of the learning rate
 
 NOTHING_BETTER = "stopped: nothing is better than the start"
-SceneMetrics = dict[str, Float[np.ndarray, " scenes"]]  # by the metric's name
+RunMetrics = dict[str, Float[np.ndarray, " runs"]]  # by the metric's name
 
 log = logging.getLogger("imagepiece_jax.recover")
 
 
+@parallel.without_mesh
 def recover(
     vit: Pretrained,
     images: Any,
@@ -81,11 +82,13 @@ def recover(
     0.4 of its MACs, in this order, by the recommended method. The dense parameters do
     not change: `with_reduction(None)` returns them unchanged.
 
-    Of more than 10,000 images, 10,000 evenly spaced ones are used. A fifth, 16 to 500
-    images, is held out by whole scenes: copies, or frames of a burst, are all held out
-    or all trained on. The last weights are kept if they are better on the held-out
-    images. Ctrl-C ends training after the current step; before the first step it raises
-    KeyboardInterrupt. Equal seed and steps give equal bits on the same machine.
+    Of more than 10,000 images, 10,000 evenly spaced ones are used. Exact copies are
+    dropped; near copies are not looked for. A fifth, 16 to 500 images, is held out, in
+    runs of neighboring files, so that a burst stays together. Images that trained a
+    recovered model are not held out. The last weights are kept if they are better on
+    the held-out images. Ctrl-C ends training after the current step; before the first
+    step it raises KeyboardInterrupt. Equal seed and steps give equal bits on the same
+    machine.
 
     vit: a dense model, or one with a reduction without learned selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
@@ -111,11 +114,13 @@ def recover(
         steps = DEFAULT_STEPS
     recipe = RecoveryRecipe(parameters, steps, batch_size, seed)
     dense_vit = vit.with_reduction(None)
-    students = list_students(vit, dense_vit)
+    students = list_students(vit)
     # Images are checked before anything is compiled.
-    image_split = split_images(as_source(images), batch_size)
-    held_out_source = image_split.held_out
-    batches = read_image_batches(held_out_source, vit.preprocessing, batch_size)
+    known_digests = "".join(
+        s.recovered_variant.learned for s in students if s.recovered_variant
+    )
+    image_split = split_images(as_source(images), batch_size, known_digests)
+    batches = read_image_batches(image_split.held_out, vit.preprocessing, batch_size)
     # Progress counts steps, or seconds of a time limit.
     student_seconds = math.inf
     progress_length = steps
@@ -174,13 +179,13 @@ def is_dense(vit: Pretrained) -> bool:
     return not any(layer.counts for layer in vit.model.plan)
 
 
-def list_students(vit: Pretrained, dense_vit: Pretrained) -> list[Pretrained]:
+def list_students(vit: Pretrained) -> list[Pretrained]:
     """List the variants to train: a reduced model itself, or a dense one at all costs.
 
     A variant starts from its last recovery, if it has one, else from the dense values.
     """
     if is_dense(vit):
-        return [dense_vit.with_reduction(cost) for cost in RECOVERED_COSTS]
+        return [vit.with_reduction(cost) for cost in RECOVERED_COSTS]
     return [vit]
 
 
@@ -210,7 +215,7 @@ class RecoveryRun:
         self.seconds_left = self.time_limit  # at the attempt's start
         self.curve = []  # (training step, mean distance)
         self.trained_params = None  # last weights; None: not better than the start
-        self.metrics_before: SceneMetrics = {}  # by `measure_and_compile`
+        self.metrics_before: RunMetrics = {}  # by `measure_and_compile`
         self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
 
     def measure_and_compile(self) -> None:
@@ -220,7 +225,7 @@ class RecoveryRun:
         if math.isinf(mean_metric(self.metrics_before)):
             raise InputError(f"{self.fit.vit!r}: outputs are not finite")
         if self.fit.vit.recovered_variant:
-            self.off_the_shelf_metrics = self.measure_scenes(is_dense=True)
+            self.off_the_shelf_metrics = self.measure_runs(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
         for batch in self.make_crops(1).read_batches():
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
@@ -289,22 +294,19 @@ class RecoveryRun:
         seconds_done = self.attempt_seconds + ahead * self.last_step_seconds
         return seconds_done / max(1e-9, self.seconds_left)
 
-    def measure_scenes(self, is_dense: bool = False) -> SceneMetrics:
-        """Measure held-out images, per scene; `is_dense`: with the dense parameters."""
+    def measure_runs(self, is_dense: bool = False) -> RunMetrics:
+        """Measure held-out images, per run; `is_dense`: with the dense parameters."""
         metrics = self.fit.measure_held_out(self.held_out_pairs, is_dense)
-        # Images of one scene are alike, so the interval counts scenes, not images.
-        scene_of_image = self.image_split.scenes[metrics.pop("index")]
-        _, scene_indices, scene_sizes = np.unique(
-            scene_of_image, return_inverse=True, return_counts=True
-        )
-        scene_means = {}
-        for name, image_values in metrics.items():
-            scene_means[name] = np.bincount(scene_indices, image_values) / scene_sizes
-        return scene_means
+        # Neighboring images may be alike, so the interval counts runs, not images.
+        runs = self.image_split.runs[metrics.pop("index")]
+        run_sizes = np.bincount(runs)
+        return {
+            k: np.bincount(runs, values) / run_sizes for k, values in metrics.items()
+        }
 
-    def extend_curve(self) -> SceneMetrics:
-        """Return `measure_scenes`, with their mean distance added to the curve."""
-        metrics = self.measure_scenes()
+    def extend_curve(self) -> RunMetrics:
+        """Return `measure_runs`, with their mean distance added to the curve."""
+        metrics = self.measure_runs()
         self.curve.append((self.steps_done, mean_metric(metrics)))
         log.info("recover: step %s, %.4f", *self.curve[-1])
         return metrics
@@ -319,16 +321,13 @@ class RecoveryRun:
         learned_digests = self.image_split.digests
         if vit.recovered_variant:  # it started from the values of its last recovery
             learned_values = vit.recovered_variant.values
-            earlier_digests = vit.recovered_variant.learned
-            is_unknown = earlier_digests is None
-            learned_digests = None if is_unknown else earlier_digests + learned_digests
+            learned_digests = vit.recovered_variant.learned + learned_digests
         if self.trained_params is not None:
             learned_values = {**learned_values, **flatten_params(self.trained_params)}
         return RecoveredVariant(
             reduction=vit.reduction or DENSE_REDUCTION,
             images=len(self.image_split.training),
             held_out=len(self.image_split.held_out),
-            scenes=self.image_split.num_scenes,
             parameters=recipe.parameters,
             steps=self.steps_done,
             batch_size=recipe.batch_size,
@@ -362,6 +361,6 @@ def lr_factor(finished_share: float) -> float:
     return warm_up * math.cos(math.pi / 2 * finished_share) ** 2
 
 
-def mean_metric(metrics: SceneMetrics, name: str = "distance") -> float:
+def mean_metric(metrics: RunMetrics, name: str = "distance") -> float:
     """Mean of a metric; infinity for NaN, so that NaN is never better."""
     return float(np.nan_to_num(metrics[name].mean(), nan=np.inf, posinf=np.inf))

@@ -1,18 +1,21 @@
 """A recovery's images: random crops to train on, and held-out images."""
 
+import concurrent.futures
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import ImageSize
+from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.near_duplicates import DIGEST_DIGITS, read_scenes
-from imagepiece_jax.data.source import Source, evenly_spaced_indices
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recovery.recovery_step import RecoveryRecipe
 
@@ -22,7 +25,10 @@ CROP_AREA = (0.4, 1.0)
 HELD_OUT_FRACTION = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest held-out images
 MAX_HELD_OUT = 500  # the most held-out images
-MIN_SCENES = 5  # the fewest held-out scenes, for the interval
+# Runs of neighboring files that are held out: few runs split few bursts, and the
+# interval needs several.
+HELD_OUT_RUNS = 8
+DIGEST_DIGITS = 8  # hex digits of an image's digest; 1 pair in 4 billion shares it
 DECODE_THREADS = 2
 
 log = logging.getLogger("imagepiece_jax.recover")
@@ -33,83 +39,87 @@ class ImageSplit(NamedTuple):
 
     training: Source
     held_out: Source
-    scenes: np.ndarray  # scene per held-out image
-    num_scenes: int  # held-out scenes; 0: training has images like them
+    runs: np.ndarray  # number of every held-out image's run
     digests: str  # of the training images, as in `RecoveredVariant.learned`
 
 
 def split_images(
     source: Source, batch_size: int, known_digests: str = ""
 ) -> ImageSplit:
-    """Hold out whole scenes of the readable images, evenly spaced.
+    """Hold out runs of neighboring images, evenly spaced.
 
-    known_digests: of images whose scenes are not held out, joined
+    Frames of a burst have neighboring files. Exact copies are dropped; near copies are
+    not looked for.
+
+    known_digests: of images that are not held out, joined
     """
     sample = source.evenly_spaced(MAX_IMAGES)
     if sample is not source:
         counts_text = f"{len(sample):,} of the {len(source):,} images"
         log.warning("%s are taken, evenly spaced", counts_text)
-    readable_source, scene_of_image, digests = read_scenes(sample)
-    num_images = len(readable_source)
+    index_by_digest = read_digests(sample)
+    digests = np.array([*index_by_digest])
+    num_images = len(digests)
     num_needed = MIN_HELD_OUT + batch_size
     if num_images < num_needed:
         raise InputError(
             f"images has {num_images}, but {num_needed} are needed: {MIN_HELD_OUT} to "
             f"hold out, and a batch of {batch_size}"
         )
-    num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
     digest_starts = range(0, len(known_digests), DIGEST_DIGITS)
-    known_digest_list = [known_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
-    known_scenes = scene_of_image[np.isin(digests, known_digest_list)]
-    new_scene_of_image = scene_of_image[~np.isin(scene_of_image, known_scenes)]
-    held_out_scenes = choose_scenes(new_scene_of_image, num_held_out)
-    is_held_out = np.isin(scene_of_image, held_out_scenes)
-    num_scenes = len(held_out_scenes)
-    if num_scenes < MIN_SCENES or (~is_held_out).sum() < batch_size:
-        log.warning(
-            "most images are alike, so held-out images are like training "
-            "images, and figures may be too good"
+    known = [known_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
+    new_positions = np.flatnonzero(~np.isin(digests, known))
+    if len(new_positions) < MIN_HELD_OUT:
+        raise InputError(
+            f"images has {num_images}, but {num_images - len(new_positions)} of them "
+            f"have trained the model; {MIN_HELD_OUT} others are needed to hold out"
         )
-        # Single images are held out; num_scenes tells the report.
-        num_scenes = 0
-        scene_of_image = np.arange(num_images)
-        held_out_scenes = evenly_spaced_indices(num_images, num_held_out)
-        is_held_out = np.isin(scene_of_image, held_out_scenes)
-    held_out_indices = np.flatnonzero(is_held_out)
-    num_measured = min(MAX_HELD_OUT, len(held_out_indices))
-    spaced_indices = evenly_spaced_indices(len(held_out_indices), num_measured)
-    measured_indices = held_out_indices[spaced_indices]
+    num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
+    num_held_out = min(num_held_out, num_images - batch_size, len(new_positions))
+    # The first images of every eighth.
+    run_of_image = np.sort(np.arange(num_held_out) % HELD_OUT_RUNS)
+    parts = np.array_split(new_positions, HELD_OUT_RUNS)
+    run_sizes = np.bincount(run_of_image)
+    held_out = [part[:size] for part, size in zip(parts, run_sizes, strict=True)]
+    is_held_out = np.isin(np.arange(num_images), np.concatenate(held_out))
+    indices = np.array([*index_by_digest.values()])
     return ImageSplit(
-        training=readable_source.subset(np.flatnonzero(~is_held_out)),
-        held_out=readable_source.subset(measured_indices),
-        scenes=scene_of_image[measured_indices],
-        num_scenes=num_scenes,
-        digests="".join(np.array(digests)[~is_held_out]),
+        training=sample.subset(indices[~is_held_out]),
+        held_out=sample.subset(indices[is_held_out]),
+        runs=run_of_image,
+        digests="".join(digests[~is_held_out]),
     )
 
 
-def choose_scenes(
-    scene_of_image: Int[np.ndarray, " images"], min_images: int
-) -> Int[np.ndarray, " chosen"]:
-    """Choose scenes with at least `min_images` in total, or none, to hold out."""
-    _, first_images, unique_sizes = np.unique(
-        scene_of_image, return_index=True, return_counts=True
-    )
-    # Larger scenes stay in training. If they have most images, no scene is chosen.
-    is_small = unique_sizes <= min_images
-    if 2 * unique_sizes[is_small].sum() < len(scene_of_image):
-        return np.zeros(0, int)
-    small_scenes = scene_of_image[np.sort(first_images[is_small])]
-    scene_sizes = np.bincount(scene_of_image)
-    # A third of the scenes, or MIN_HELD_OUT, is enough for the interval.
-    num_chosen = max(MIN_SCENES, min(MIN_HELD_OUT, len(small_scenes) // 3))
-    while num_chosen < len(small_scenes):
-        spaced_indices = evenly_spaced_indices(len(small_scenes), num_chosen)
-        chosen_scenes = small_scenes[spaced_indices]
-        if scene_sizes[chosen_scenes].sum() >= min_images:
-            return chosen_scenes
-        num_chosen += 1
-    return small_scenes
+def read_digests(source: Source) -> dict[str, int]:
+    """{digest: index} of the readable images; of exact copies the first counts."""
+
+    def read_digest(index: int) -> str | UnreadableImage | None:
+        image = source[index]
+        if image.pixels is None:
+            return image.damage
+        digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGEST_DIGITS // 2)
+        return digest.hexdigest()
+
+    index_by_digest = {}
+    num_copies = 0
+    indices = range(len(source))
+    pool = concurrent.futures.ThreadPoolExecutor(available_cores())
+    try:
+        results = pool.map(read_digest, indices)
+        for index in with_progress_bar(indices, "looking through the images"):
+            digest = next(results)
+            if not isinstance(digest, str):
+                log.warning("%s: it is left out", digest)
+            elif digest in index_by_digest:
+                num_copies += 1
+            else:
+                index_by_digest[digest] = index
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if num_copies:
+        log.warning("%d copies of other images are left out", num_copies)
+    return index_by_digest
 
 
 def make_crop_batches(

@@ -77,20 +77,18 @@ class Reduction:
         try:
             field_values["macs"] = float(method_text)
         except ValueError:
-            if method_text not in METHODS:
-                # A new method is not in the copy that `pip install .` made.
-                methods_text = f"methods in {methods.__path__[0]}"
-                if similar := find_similar_name(method_text, METHODS):
-                    raise InputError(
-                        f"reduction is {text!r}; did you mean {similar!r}? "
-                        f"({methods_text})"
-                    ) from None
+            method_class = methods.find_method(method_text)
+            if method_class is None:
+                similar = find_similar_name(method_text, METHODS)
+                suggestion = f" (did you mean {similar!r}?)" if similar else ""
+                if "," in method_text:
+                    suggestion = " (spaces separate several)"
                 raise InputError(
-                    f"reduction is {text!r}; it must be a share of the MACs such as "
-                    f"0.5, or begin with one of the {methods_text}: "
-                    f"{', '.join(METHODS)}"
+                    f"reduction is {text!r}; it must be one share of the MACs such as "
+                    f"0.5, or begin with a method{suggestion}: {', '.join(METHODS)}. "
+                    "Your own is added to METHODS before load in Python, and by an "
+                    f"entry point {methods.ENTRY_POINTS} of its package for commands"
                 ) from None
-            method_class = METHODS[method_text]
         known_fields = [field.name for field in dataclasses.fields(method_class)]
         known_fields.append("prop_attn")
         for field_text in field_texts:

@@ -18,7 +18,7 @@ from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, earlier_revision
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
@@ -39,7 +39,7 @@ from imagepiece_jax.weights.location import FILE_KIND, RUN_KIND, Location, locat
 from imagepiece_jax.weights.run_files import check_run_format, read_class_names
 
 ParseResult = TypeVar("ParseResult")
-RECORD_FORMAT = 4  # of the part OWN_KEY; other formats are refused
+RECORD_FORMAT = 5  # of the part OWN_KEY; other formats are refused
 # Errors of parsers for content of an unknown form.
 PARSER_ERRORS = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 RUN_FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
@@ -245,9 +245,13 @@ def _parse_own_record(config_fields: JsonFields) -> Description:
     """Parse our own part of a file (`save.make_config_fields`)."""
     config_fields = replace_lists(config_fields)
     record = config_fields[OWN_KEY]
-    _check_record(record)
+    if record.get("format") != RECORD_FORMAT:
+        raise earlier_revision("it")
+    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
+        raise InputError(f"{OWN_KEY}.reduction is None")
     config = _read_config_record(record["config"])
-    _check_same_images(config, config_fields)
+    trained_size = record.get("trained_size")
+    _check_same_images(config, trained_size or config.image_size, config_fields)
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
@@ -259,20 +263,9 @@ def _parse_own_record(config_fields: JsonFields) -> Description:
         dtype=checked_dtype(record["dtype"]),
         untrained_parts=tuple(map(str, record.get("untrained", ()))),
         recovery=_read_recovery(record.get("recovery")),
+        trained_size=trained_size,
         digest=record.get("digest"),
     )
-
-
-def _check_record(record: JsonFields) -> None:
-    """Refuse our own part of a file in another format, or without a reduction."""
-    if record.get("format") != RECORD_FORMAT:
-        raise InputError(
-            f"{OWN_KEY}.format is {record.get('format')}; this version reads "
-            f"{RECORD_FORMAT}: load it with the version that wrote it, or save the "
-            "original weights again"
-        )
-    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
-        raise InputError(f"{OWN_KEY}.reduction is None")
 
 
 def _read_recovery(record: JsonFields | None) -> Recovery | None:
@@ -296,18 +289,19 @@ def _read_config_record(record: JsonFields) -> ViTConfig:
 def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
     """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(record_class):
-        # Values are in another file, and earlier versions wrote no `learned`.
-        if field.name not in (*fields, "values", "learned"):
+        if field.name not in (*fields, "values"):  # values are in another file
             raise KeyError(field.name)
     return record_class(**fields)
 
 
-def _check_same_images(config: ViTConfig, config_fields: JsonFields) -> None:
+def _check_same_images(
+    config: ViTConfig, image_size: ImageSize, config_fields: JsonFields
+) -> None:
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
     pretrained_cfg = config_fields.get("pretrained_cfg", {})
     own_values = {"mean": config.mean, "std": config.std}
-    own_values["input_size"] = (3, *image_sides(config.image_size))
+    own_values["input_size"] = (3, *image_sides(image_size))
     for field, own_value in own_values.items():
         timm_value = pretrained_cfg.get(field, own_value)
         if timm_value != own_value:

@@ -108,12 +108,16 @@ def load(
     params = variables["params"]
     untrained_parts = {p for p in params if is_in_parts(p, description.untrained_parts)}
     untrained_parts |= {*drawn_parts}
+    is_resized = image_sides(vit_config.image_size) != image_sides(
+        tensors.config.image_size
+    )
     # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
         location.origin,
         name=location.origin.name or vit_config.name or "",
         license=description.license,
         image_size=tensors.config.image_size,
+        positions=tensors.dense_tensors.get("pos_embed") if is_resized else None,
         reduction=description.reduction if location.file_names else None,
     )
     vit = Pretrained(

@@ -9,7 +9,7 @@ from typing import Any
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, earlier_revision
 from imagepiece_jax.weights.file_names import FACT_FILES
 
 RUN_FORMAT = 2  # of a run's config.json and checkpoints
@@ -32,7 +32,7 @@ def read_run_file(file: pathlib.Path) -> dict[str, Any]:
 def check_run_format(config_fields: Mapping[str, Any]) -> None:
     """Refuse a run's config in another format."""
     if config_fields.get("format") != RUN_FORMAT:
-        raise InputError("the run was made by an earlier revision: make it again")
+        raise earlier_revision("the run")
 
 
 def read_class_names(

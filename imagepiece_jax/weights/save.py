@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 
@@ -21,7 +22,6 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import check_variables, variables_digest
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights import naming, timm_config
 from imagepiece_jax.weights.description import RECORD_FORMAT, parse_config
 from imagepiece_jax.weights.file_names import (
@@ -75,7 +75,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     json_text = json.dumps(config_fields, default=lambda scalar: scalar.item())
     json_fields = json.loads(json_text)
     vit.warn_of_untrained()
-    _check_round_trip(vit.model, loaded_tensors, json_fields)
+    _check_round_trip(vit, loaded_tensors, json_fields)
     _replace_folder(folder, tensors, json_fields)
     return folder
 
@@ -96,6 +96,8 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
         optional_fields["recovery"] = {"variants": variant_records}
     if vit.class_names:
         optional_fields["class_names"] = vit.class_names
+    if vit.origin.positions is not None:
+        optional_fields["trained_size"] = vit.origin.image_size
     if vit.origin.license:
         optional_fields["license"] = vit.origin.license
     record = {
@@ -112,6 +114,8 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
 def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
     """Collect a model's tensors; the dense ones fit timm's `architecture`."""
     tensors = timm_tensors.to_timm(vit.dense_variables)
+    if vit.origin.positions is not None:
+        tensors["pos_embed"] = np.asarray(vit.origin.positions, np.float32)
     dense_tensors, _ = timm_tensors.split_selectors(tensors)
     dense_tensors = naming.pack_for_timm(dense_tensors, vit.config.arch, architecture)
     variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
@@ -158,14 +162,17 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def _check_round_trip(
-    model: ViT, loaded_tensors: NamedArrays, config_fields: JsonFields
+    vit: Pretrained, loaded_tensors: NamedArrays, config_fields: JsonFields
 ) -> None:
     """Check that `load` would make the same model from these tensors and config."""
     description = parse_config(config_fields, {})
     loaded_model = build_model(description.config, description.reduction)
+    if vit.origin.positions is not None:  # `load` resizes them
+        own_positions = np.asarray(vit.dense_variables["params"]["pos_embed"])
+        loaded_tensors = loaded_tensors | {"pos_embed": own_positions}
     timm_tensors.make_own_variables(loaded_model, loaded_tensors, "the saved model")
     for field in ("plan", "prop_attn"):
-        saved_value = getattr(model, field)
+        saved_value = getattr(vit.model, field)
         loaded_value = getattr(loaded_model, field)
         if loaded_value != saved_value:
             raise InputError(

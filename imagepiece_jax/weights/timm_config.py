@@ -278,6 +278,8 @@ def _make_arch_fields(
 def describe_timm(vit: Pretrained) -> dict[str, Any]:
     """Describe the dense part of a Pretrained for timm; {} if timm lacks the model."""
     config = vit.model.config
+    if vit.origin.positions is not None:  # the saved ones
+        config = config.with_preprocessing(image_size=vit.origin.image_size)
     preprocessing = vit.preprocessing
     architecture_fields = _find_timm_architecture(config)
     if not architecture_fields:

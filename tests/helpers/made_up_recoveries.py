@@ -24,7 +24,10 @@ VARIANT_FIELDS = {
     "agreement": (80.0, 90.0),
     "curve": ((0, 0.25), (8, 0.125)),
     "stopped": False,
+    "lr": 0.002,
     "weights": "public.pth",
+    "off_the_shelf": 0.25,
+    "learned": "",
 }
 
 

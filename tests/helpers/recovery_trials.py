@@ -39,7 +39,7 @@ def run_recovery(vit, images=None, **fields):
 
 def held_out_logits(vit):
     """A model's logits for the held-out images of `noise`, float64."""
-    images = noise()[np.linspace(0, 47, 16).round().astype(int)]
+    images = noise()[np.arange(48) % 6 < 2]  # two of every eighth
     images = imagepiece_jax.normalize(images, vit.config.mean, vit.config.std)
     return tiny_vit.logits(vit.model)(vit.variables, images).astype(float)
 

@@ -1,9 +1,12 @@
 """A trained model as one object: defaults, other reductions, sizes and heads."""
 
+import numpy as np
 import pytest
 
 import imagepiece_jax
 from imagepiece_jax import Preprocessing, Pretrained
+from imagepiece_jax.weights.save import DENSE_FILE
+from imagepiece_jax.weights.tensor_files import read_state_dict
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.weights.test_load_published import same
@@ -48,13 +51,22 @@ def test_weights_at_another_size_equal_loaded_ones(tmp_path, dense):
 
 
 def test_positions_are_resized_once(tmp_path, dense):
+    """The trained ones are saved, bit for bit, whatever the model's size."""
     file = tiny_vit.write(tmp_path / "w.npz", dense.variables)
-    loaded = imagepiece_jax.load(file, image_size=28, **GIVEN)
-    for larger in (dense.at_size(28), loaded):
-        with refused(
-            "positions", f"resized from {tiny_vit.SIDE}x{tiny_vit.SIDE} already"
-        ):
-            larger.at_size(40)
+    original = imagepiece_jax.load(file, **GIVEN)
+    larger = imagepiece_jax.load(file, image_size=28, **GIVEN)
+    saved = imagepiece_jax.save(larger, tmp_path / "saved")
+    tensors = [read_state_dict(x)["pos_embed"] for x in (file, saved / DENSE_FILE)]
+    np.testing.assert_array_equal(*tensors)
+    again = imagepiece_jax.load(saved)
+    assert same(again.variables, larger.variables)
+    assert again.image_size == 28
+    for vit in (larger, again, original.at_size(28)):
+        assert same(vit.at_size(tiny_vit.SIDE).variables, original.variables)
+        assert same(vit.at_size(40).variables, original.at_size(40).variables)
+    trained = larger.with_variables(larger.variables)  # further, at this size
+    assert same(trained.at_size(28).variables, larger.variables)
+    assert not same(trained.at_size(40).variables, larger.at_size(40).variables)
 
 
 def test_only_a_models_own_size_may_be_no_multiple():

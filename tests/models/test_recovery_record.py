@@ -164,22 +164,9 @@ def test_recovered_positions_follow_the_size(tmp_path):
     chex.assert_trees_all_equal(loaded.variables, larger.variables)
 
 
-@pytest.mark.parametrize(
-    "field, value, words",
-    [
-        ("interval", (-0.15, -0.1), []),
-        ("interval", (-0.2, 0.1), ["within noise"]),
-        ("scenes", 0, ["too good"]),  # images are alike
-        ("scenes", 5, ["scenes"]),
-        ("scenes", 16, []),
-        ("scenes", None, []),
-    ],
-)
-def test_a_report_names_its_doubts(field, value, words):
-    report = str(
-        made_up_recoveries.make_variant(
-            tiny_vit.pretrained("tome:r=3"), **{field: value}
-        )
-    )
-    doubts = ("within noise", "too good", "scenes")
-    assert [doubt for doubt in doubts if doubt in report] == words
+@pytest.mark.parametrize("interval", [(-0.15, -0.1), (-0.2, 0.1)])
+def test_a_report_names_its_doubts(interval):
+    vit = tiny_vit.pretrained("tome:r=3")
+    report = str(made_up_recoveries.make_variant(vit, interval=interval))
+    assert ("within noise" in report) == (interval[1] > 0)
+    assert "near copies" in report

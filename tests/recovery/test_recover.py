@@ -1,7 +1,6 @@
 """Recovery: learned values, reports and errors."""
 
 import dataclasses
-import json
 import sys
 
 import chex
@@ -24,7 +23,6 @@ from tests.helpers import (
 from tests.helpers.recovery_trials import (
     DROPPING,
     MERGING,
-    SIDE,
     held_out_logits,
     noise,
     reduced_model,
@@ -41,7 +39,6 @@ def test_the_loss_falls_and_only_some_values_change(vit, better):
     (report,) = better.recovery.variants
     assert report.changed
     assert report.after < 0.8 * report.before
-    assert report.interval[1] < 0
     assert (better.model, better.reduction) == (vit.model, vit.reduction)
     chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
     params_of_both = [
@@ -65,11 +62,13 @@ def test_the_report_has_metrics_of_held_out_images(vit, better):
     assert means[-1] == report.after
     assert report.before == pytest.approx(before.mean(), rel=1e-4)
     assert report.after == pytest.approx(after.mean(), rel=1e-4)
-    change = statistics.mean_difference(after, before)
+    # Of 16 images, two neighbors are a run.
+    runs = [row.reshape(8, 2).mean(1) for row in (after, before)]
+    change = statistics.mean_difference(*runs)
     assert report.interval == pytest.approx(change[1:], abs=1e-4 * before.mean())
     agreement = [100 * np.mean(row.argmax(-1) == dense.argmax(-1)) for row in logits]
     assert report.agreement == pytest.approx(agreement)
-    assert (report.scenes, report.lr) == (16, pytest.approx(0.002 * 0.5**0.5))
+    assert report.lr == pytest.approx(0.002 * 0.5**0.5)
 
 
 def test_equal_seeds_give_equal_bits(vit):
@@ -135,7 +134,7 @@ def test_a_useless_recovery_returns_the_weights(vit):
 
 def test_a_dense_model_continues_from_its_recovered_costs():
     better = made_up_recoveries.recovered(tiny_vit.pretrained(None), reductions=(0.5,))
-    vits = recover.list_students(better, better.with_reduction(None))
+    vits = recover.list_students(better)
     assert [vit.recovered_variant is None for vit in vits] == [True, False, True]
 
 
@@ -196,7 +195,7 @@ def test_learning_fewer_parameters_keeps_the_other_values(vit, monkeypatch, lr):
 
 
 def test_a_dense_model_learns_three_costs(public):
-    recovered = run_recovery(public)
+    recovered = run_recovery(public, seed=2)
     assert recovered.label == "none"
     chex.assert_trees_all_equal(recovered.variables, public.variables)
     variants = recovered.recovery.variants
@@ -213,7 +212,7 @@ def test_a_dense_model_learns_three_costs(public):
             assert value == pytest.approx(distance, rel=1e-4)
     assert str(recovered.recovery).splitlines() == [*map(str, variants)]
     # A cost learns as if alone.
-    alone = run_recovery(public.with_reduction(variants[1].reduction))
+    alone = run_recovery(public.with_reduction(variants[1].reduction), seed=2)
     half = recovered.with_reduction(variants[1].reduction)
     chex.assert_trees_all_equal(half.variables, alone.variables)
 
@@ -228,19 +227,6 @@ def test_a_model_without_a_class_token_learns_by_its_patches():
     assert report.measure == "change"
     assert report.changed
     assert report.after < report.before
-
-
-def test_equal_images_suffice_with_a_warning(vit, caplog):
-    """24 images of one color each. The report is called too good."""
-    colors = np.repeat(np.arange(24, dtype=np.uint8), 3 * SIDE**2)
-    with caplog.at_level("INFO", logger="imagepiece_jax"):
-        recovered = run_recovery(vit, colors.reshape(24, SIDE, SIDE, 3))
-    (report,) = recovered.recovery.variants
-    assert (report.images, report.held_out, report.scenes) == (8, 16, 0)
-    assert "too good" in caplog.text
-    assert "too good" in str(report)
-    for step, value in report.curve:
-        assert caplog.text.count(f"step {step}, {value:.4f}") == 1
 
 
 MISTAKES = [
@@ -287,23 +273,21 @@ def test_a_model_without_finite_outputs_is_refused():
 
 
 def test_a_recovered_model_knows_its_learned_images(vit, tmp_path):
-    """Digests of both recoveries, or None if the first has no digests."""
-    images = noise(48)
-    (once,) = imagepiece_jax.recover(vit, images, steps=1).recovery.variants
+    """A second recovery with more images holds out none that trained the first."""
+    images = noise(80)
+    first = imagepiece_jax.recover(vit, images[:48], steps=1)
+    (once,) = first.recovery.variants
     assert len(once.learned) == 8 * once.images
-    assert once.learned == recovery_images.split_images(as_source(images), 16).digests
-    before = made_up_recoveries.make_variant(
-        vit, values=made_up_recoveries.moved_values(vit)
-    )
-    for earlier, expected in ((None, None), ("01234567", "01234567" + once.learned)):
-        first = dataclasses.replace(before, learned=earlier)
-        started = dataclasses.replace(vit, recovery=recovery_record.Recovery((first,)))
-        second = imagepiece_jax.recover(started, images, steps=1)
-        assert second.recovery.variants[0].learned == expected
-    named = dataclasses.replace(vit, recovery=recovery_record.Recovery((once,)))
-    saved = imagepiece_jax.save(named, tmp_path / "w")
-    config = json.loads((saved / "config.json").read_text())
-    assert imagepiece_jax.load(saved).recovery.variants == (once,)
-    del config["imagepiece_jax"]["recovery"]["variants"][0]["learned"]  # as earlier
-    (saved / "config.json").write_text(json.dumps(config))
-    assert imagepiece_jax.load(saved).recovery.variants[0].learned is None
+    values = made_up_recoveries.moved_values(vit)
+    once = dataclasses.replace(once, changed=True, values=values)
+    first = dataclasses.replace(vit, recovery=recovery_record.Recovery((once,)))
+    first = imagepiece_jax.load(imagepiece_jax.save(first, tmp_path / "w"))
+    assert first.recovery.variants == (once,)
+    second = imagepiece_jax.recover(first, images, steps=1)
+    (twice,) = second.recovery.variants
+    split = recovery_images.split_images(as_source(images), 16, once.learned)
+    assert twice.learned == once.learned + split.digests
+    held_out = recovery_images.read_digests(split.held_out)
+    assert len(held_out) == 16 and not any(x in once.learned for x in held_out)
+    with refused("have trained the model"):
+        imagepiece_jax.recover(first, images[:40], steps=1)

@@ -13,9 +13,6 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from tests.helpers.refused_calls import refused
-from tests.helpers.small_runs import ROOT
-
-METHODS_FOLDER = ROOT / "imagepiece_jax" / "reduction" / "methods"
 
 # These texts are canonical: no default field, no extra digit, no space.
 TEXTS = [
@@ -72,9 +69,9 @@ def test_equal_reductions_compute_the_same():
 @pytest.mark.parametrize(
     "value, message",
     [
-        ("", "imagepiece_jax/reduction/methods: none, imagepiece"),
-        ("resnet", f"begin with one of the methods in {METHODS_FOLDER}: "),
-        ("tomme:r=8", f"did you mean 'tome'? (methods in {METHODS_FOLDER})"),
+        ("", "begin with a method: none, imagepiece"),
+        ("resnet", "entry point imagepiece_jax.methods"),
+        ("tomme:r=8", "did you mean 'tome'?"),
         ("image_piece", "did you mean 'imagepiece'"),
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
         ("tome:keep_rate=.5", "'keep_rate' must be a field of tome: macs, counts, "),
@@ -84,7 +81,8 @@ def test_equal_reductions_compute_the_same():
         ("evit:blocks=3", "must be a tuple"),
         ("evit:counts=late-2", "needs macs"),
         ("evit:counts=(9,9):macs=.5", "excludes macs"),
-        ("50%", "a share of the MACs"),
+        ("50%", "one share of the MACs such as 0.5"),
+        ("0.6,0.5", "spaces"),
         (50, "at most 1"),
         (float("nan"), "a number"),
         ({"name": "tome"}, 'a text such as "evit:keep_rate=0.7"'),
@@ -93,6 +91,24 @@ def test_equal_reductions_compute_the_same():
 def test_a_value_that_is_no_reduction_is_refused(value, message):
     with refused(message):
         Reduction.read(value)
+
+
+def test_a_method_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "own_methods.py").write_text(
+        "import dataclasses\n"
+        "from imagepiece_jax.reduction.methods.tome import ToMe\n\n\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Own(ToMe):\n    r: int = 3\n"
+    )
+    facts = tmp_path / "own_methods-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: own_methods\n")
+    entry = f"[{methods.ENTRY_POINTS}]\nown = own_methods:Own\n"
+    (facts / "entry_points.txt").write_text(entry)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(METHODS, "data", {**METHODS.data})
+    assert str(Reduction.read("own:r=4")) == "own:r=4"
+    assert Reduction.read("own").method.r == 3
 
 
 def test_a_reduction_has_one_prop_attn():

@@ -2,9 +2,12 @@
 
 import collections
 import importlib
+from importlib import metadata
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
+
+ENTRY_POINTS = "imagepiece_jax.methods"  # the group of other packages' methods
 
 
 class _Methods(collections.UserDict):
@@ -53,6 +56,14 @@ METHODS = _Methods(
     imagepiece_tome="ImagePieceToMe",
     imagepiece_dynamicvit="ImagePieceDynamicViT",
 )
+
+
+def find_method(name: str) -> type[Method] | None:
+    """Find a method's class in METHODS, or by another package's entry point."""
+    if name not in METHODS:
+        for entry_point in metadata.entry_points(group=ENTRY_POINTS, name=name):
+            METHODS[name] = entry_point.load()
+    return METHODS.get(name)
 
 
 def method_name(method: Method) -> str:
