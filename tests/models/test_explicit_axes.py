@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
 
 import imagepiece_jax
 from tests.helpers import masked_models, tiny_vit
@@ -125,3 +126,27 @@ def test_a_model_runs_inside_a_module_with_rngs(mesh):
     expected = apply(variables, images)
     actual = apply(place_variables(variables, mesh), divide(images, mesh))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_entry_points_compute_alike_under_the_callers_mesh(mesh, tmp_path):
+    vit = tiny_vit.pretrained("tome:r=3", depth=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        folder = tmp_path / f"photos/{number}"
+        folder.mkdir(parents=True)
+        Image.fromarray(image).save(folder / "0.png")
+    small = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=6)
+    calls = {
+        "optimize": lambda: imagepiece_jax.optimize(vit, 4, pixels=True)(pixels[:3]),
+        "Predictor": lambda: imagepiece_jax.Predictor(vit)(pixels[0])[0].probability,
+        "evaluate": lambda: imagepiece_jax.evaluate(
+            small, str(tmp_path / "photos"), workers=0
+        )["loss"],
+        "export": lambda: (
+            imagepiece_jax.export(vit, tmp_path / "m.onnx").stat().st_size
+        ),
+    }
+    expected = {name: np.asarray(call()) for name, call in calls.items()}
+    with jax.set_mesh(mesh):
+        for name, call in calls.items():
+            np.testing.assert_allclose(call(), expected[name], rtol=1e-4, err_msg=name)
