@@ -89,7 +89,7 @@ def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
             reason = f"more than {MAX_PIXELS:,} pixels"
         elif isinstance(error, UnidentifiedImageError):
             reason = "no known image format"
-        raise UnreadableImage(name, reason) from error
+        raise UnreadableImage(name, reason) from None  # `reason` says it all
 
 
 def read_header_size(file: ImageFile, upright: bool = True) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ from imagepiece_jax.inference.compare_outputs import (
     check_image_count,
     fidelity_cells,
 )
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 DEFAULT_MAC_SHARES = ("0.6", "0.5")  # if the caller names no row
@@ -86,7 +86,7 @@ def compare(
     vit: Pretrained,
     data: str | None = None,
     *,
-    reductions: Iterable[str] = (),
+    reductions: str | Iterable[str] = (),
     image_sizes: Iterable[int] = (),
     out: str | os.PathLike | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -112,6 +112,7 @@ def compare(
     Returns a Report; its `str` is the table.
     Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
+    check_pretrained(vit)
     if out is not None:
         check_report_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")
@@ -142,7 +143,7 @@ def compare(
 
 def make_rows(
     dense_weights: MeasuredWeights,
-    reductions: Iterable[str] = (),
+    reductions: str | Iterable[str] = (),
     image_sizes: Iterable[int] = (),
 ) -> list[ComparedRow]:
     """Make rows from reductions and image sizes; the default is DEFAULT_MAC_SHARES.
@@ -152,6 +153,8 @@ def make_rows(
     Raises InputError for a row that does not fit, and for a duplicate.
     """
     vit = dense_weights.vit
+    if isinstance(reductions, str):
+        reductions = [reductions]
     reduction_texts = list(reductions)
     sides = list(image_sizes)
     if not reduction_texts and not sides:

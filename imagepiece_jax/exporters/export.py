@@ -22,7 +22,7 @@ from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.program import FORMAT_MODULES, import_format, open_program
 
 
@@ -190,6 +190,7 @@ def export(
     Raises InputError for a wrong argument, and for outputs that are not finite, and
         RunError if a file cannot be written. Then the folder stays as it was.
     """
+    check_pretrained(vit)
     job = Export(vit, out, batch_size, gelu, pixels, output, layout, dtype, images)
     vit.warn_of_untrained()
     card_images = None

@@ -29,7 +29,7 @@ from imagepiece_jax.data.normalize import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.vit import Outputs, ViT, final_norm
 from imagepiece_jax.reduction.provenance import PatchPath, follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking, TokenState
@@ -83,6 +83,7 @@ def features(
         its own when it was dropped; "zero"; or "class", the class token's
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
+    check_pretrained(vit)
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
     if isinstance(images, pictures.AnyPath):
         images, _ = pictures.list_pictures(images)

@@ -38,7 +38,7 @@ from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELU_KINDS
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import dead_macs, model_macs
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import ViT
 
@@ -59,7 +59,7 @@ SMALL_BATCH = 8
 SMALL_WEIGHT = 2**16
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Program:
     """A compiled model: `program(images)` returns logits."""
 
@@ -97,6 +97,11 @@ class Program:
             long as a full batch
         Raises InputError for other shapes and dtypes.
         """
+        if isinstance(images, jax.core.Tracer):
+            raise InputError(
+                "images is traced, but a Program is compiled: inside jit, call "
+                "vit.model.apply(vit.variables, images)"
+            )
         spec = self.input_spec
         images = to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
@@ -233,6 +238,7 @@ def optimize(
         process's first device
     compiler_options: XLA options that override common.xla_options
     """
+    check_pretrained(vit)
     check_range("batch_size", batch_size, 1, whole=True)
     compile_batch = make_program_compiler(
         vit,

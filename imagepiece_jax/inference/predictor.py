@@ -18,7 +18,7 @@ from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.optimize import Program, make_program_compiler
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
 
 class Prediction(NamedTuple):
@@ -58,6 +58,7 @@ class Predictor:
         device: jax.Device | str | None = None,
         compiler_options: Mapping[str, Any] | None = None,
     ) -> None:
+        check_pretrained(vit)
         num_classes = vit.config.num_classes
         self._labels = _choose_labels(vit, labels) or [None] * num_classes
         self._top = top

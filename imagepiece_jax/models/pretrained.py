@@ -296,3 +296,9 @@ class Pretrained:
         if self.recovery is not None:
             self.recovery.log_unrecovered(model, vit.label)
         return vit
+
+
+def check_pretrained(vit: object) -> None:
+    """Refuse anything but a Pretrained, such as the path of weights."""
+    if not isinstance(vit, Pretrained):
+        raise InputError(f"vit is {vit!r}; load makes a Pretrained of a path")

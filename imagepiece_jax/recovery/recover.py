@@ -25,7 +25,7 @@ from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.common.statistics import mean_difference
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredVariant,
     Recovery,
@@ -105,6 +105,7 @@ def recover(
     Raises InputError for a model with learned selectors, a reduction that leaves all
         tokens, and too few images.
     """
+    check_pretrained(vit)
     check_recoverable(vit)
     if minutes is not None:
         check_range("minutes", minutes, above=0)

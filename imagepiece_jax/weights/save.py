@@ -20,7 +20,7 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.variables import check_variables, variables_digest
 from imagepiece_jax.weights import naming, timm_config
 from imagepiece_jax.weights.description import RECORD_FORMAT, parse_config
@@ -61,6 +61,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     Raises InputError for a folder that holds anything else, and for variables that do
         not match the model.
     """
+    check_pretrained(vit)
     folder = checked_folder(folder)
     if vit.model.execution.folded:
         raise InputError("the model was changed by optimize; save the loaded one")
