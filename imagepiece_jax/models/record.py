@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 
 FLAX_FIELDS = ("parent", "name")  # of every Flax module, without effect on results
 MAX_NAMED_FIELDS = 3  # fields named in a sentence
-# Stored records are compared with new ones, so classes and fields keep the names there
-# that they had before they were renamed; None: a field that records never had.
-RECORDED_NAMES = {
-    "FusionRule": "FuseAway",
-    "KeepFixed": "Fixed",
-    "KeepInitialShare": "KeepInitial",
-    "KeepShare": "Keep",
-    "MergeCandidates": "Merge",
-    "RemoveCount": "Remove",
-    "added_when_masked": "when_masked",
-    "attention_reads": "reads",
-    "counts_class_token": None,
-}
 
 
 def model_record(
@@ -75,15 +62,13 @@ def as_json(value: Any) -> Any:
         return {str(name): as_json(item) for name, item in value.items()}
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"{value!r} has no form in a record")
-    class_name = getattr(value, "recorded_name", type(value).__name__)
-    record = {"is": RECORDED_NAMES.get(class_name, class_name)}
+    record = {"is": type(value).__name__}
     for field in dataclasses.fields(value):
         if isinstance(value, nn.Module) and field.name in FLAX_FIELDS:
             continue
         field_value = getattr(value, field.name)
-        name = RECORDED_NAMES.get(field.name, field.name)
-        if name and field.compare and field_value not in (None, (), frozenset()):
-            record[name] = as_json(field_value)
+        if field.compare and field_value not in (None, (), frozenset()):
+            record[field.name] = as_json(field_value)
     return record
 
 

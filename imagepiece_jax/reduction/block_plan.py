@@ -126,11 +126,6 @@ class KeepAtLeastHalf(RemoveAtMostHalf):
     rate: float
     counts_class_token: bool = False
 
-    @property
-    def recorded_name(self) -> str:
-        """The rule's name in stored records (`models/record.py`)."""
-        return "MergeAway" if self.counts_class_token else "MergeTo"
-
     def count_removed(self, n: int) -> int:
         num_tokens = n + self.counts_class_token
         return num_tokens - max(1, exact_ceil(self.rate * num_tokens))
