@@ -82,9 +82,9 @@ class AttentionPool(nn.Module):
         attn = mean_softmax(logits * query.shape[-1] ** -0.5, bias)
         return state.image_rows(attn) if self.config.arch.pool_include_prefix else attn
 
-    def _probe_query(self) -> Float[Array, "1 1 heads head_dim"]:
+    def _probe_query(self):
         return self._split_heads(self.q(self.latent.astype(self.dtype)))
 
-    def _split_heads(self, x: TokenRows) -> Float[Array, "batch tokens heads head_dim"]:
+    def _split_heads(self, x):
         num_heads = self.config.arch.pool_heads or self.config.num_heads
         return x.reshape(*x.shape[:2], num_heads, -1)

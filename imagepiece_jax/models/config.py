@@ -73,7 +73,7 @@ class ViTConfig:
         object.__setattr__(self, "std", normalization.std)
         self._check_fit()
 
-    def _check_fit(self) -> None:
+    def _check_fit(self):
         """Check that sizes, stem, pool and head go together."""
         arch = self.arch
         width = self.embed_dim

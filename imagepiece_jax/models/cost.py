@@ -112,7 +112,7 @@ def dead_macs(model: ViT) -> float:
     return unused_macs
 
 
-def _part_macs(model: ViT) -> list[float]:
+def _part_macs(model):
     """MACs [stem, *blocks, head]."""
     config = model.config
     width = config.embed_dim
@@ -168,11 +168,11 @@ def reducer_macs(model: ViT, block_plan: BlockPlan) -> float:
     return block_plan.reducer.extra_macs(n_in, config.embed_dim, config.num_heads)
 
 
-def _part_parameters(model: ViT) -> list[int]:
+def _part_parameters(model):
     """Parameter counts [stem, *blocks, head]."""
     params = variable_shapes(model)["params"]
 
-    def count_parameters(*names: str) -> int:
+    def count_parameters(*names):
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 

@@ -140,7 +140,7 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     return config
 
 
-def _read_model_fields(run_config: Mapping[str, Any]) -> dict[str, Any]:
+def _read_model_fields(run_config):
     """Read the ViTConfig fields that a run's config sets."""
     model_fields = run_config["model"]
     # The named model's crop belongs to its published weights, not to this run.
@@ -159,9 +159,7 @@ def _read_model_fields(run_config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _build_unnamed_config(
-    fields: dict[str, Any], arch_fields: Mapping[str, Any]
-) -> ViTConfig:
+def _build_unnamed_config(fields, arch_fields):
     """Make the config of a DeiT with changed parts, normalized like ImageNet."""
     size_fields = RUN_SIZE_FIELDS[:-1]  # mlp_ratio has a default
     if missing_fields := [field for field in size_fields if field not in fields]:

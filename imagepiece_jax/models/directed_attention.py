@@ -5,7 +5,6 @@ from collections.abc import Set
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import zeros
-from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.size_direction import add_sizes
@@ -55,7 +54,7 @@ class DirectedAttention(Attention):
             scores["key"] = state.image_rows(scores["all_keys"])
         return scores
 
-    def _mean_key(self, x: TokenRows) -> Float[Array, "batch tokens head_dim"]:
+    def _mean_key(self, x):
         """Mean key over heads, without directions."""
         dtype = self.execution.dtype
         rows = flatten_tokens(x).astype(dtype)

@@ -66,9 +66,7 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _nearest_ratio(
-    method: Method, target: float, model: ViT, tolerance: float
-) -> float:
+def _nearest_ratio(method, target, model, tolerance):
     """Bisect for the ratio whose share of the dense MACs is nearest to `target`.
 
     Raises InputError if the nearest cost misses by more than the tolerance.
@@ -77,7 +75,7 @@ def _nearest_ratio(
     shares = {}  # {ratio: share of the dense model's MACs}
     errors = {}  # {ratio: Unreachable}
 
-    def compute_share(ratio: float) -> float:
+    def compute_share(ratio):
         """Compute a ratio's share of the MACs, and keep it in `shares`."""
         reduced_method = method.at_ratio(ratio, facts)
         plan = reduced_method.plan(facts, model.config.arch.prefix)

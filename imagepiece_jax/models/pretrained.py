@@ -102,7 +102,7 @@ class Pretrained:
         """Parameters and statistics, {"params": .., ..}, with recovered values."""
         return self._variables_with_recovery(self.model)
 
-    def _variables_with_recovery(self, model: ViT) -> Mapping[str, Any]:
+    def _variables_with_recovery(self, model):
         """`dense_variables` with the values recovered for a ViT's reduction, if any."""
         if self.recovery is None:
             return self.dense_variables

@@ -103,7 +103,7 @@ def describe_difference(differences: list[tuple[str, Any, Any]], subject: str) -
     return predicate
 
 
-def _shorten_value(value: Any) -> str:
+def _shorten_value(value):
     if value is None:
         return "none"
     return value if isinstance(value, str) else reprlib.repr(value)

@@ -97,7 +97,7 @@ def build_config(architecture: str, **config_fields: Any) -> ViTConfig:
     return ViTConfig(arch=Architecture(**row["arch"]), **fields)
 
 
-def _agreed_values(fields: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def _agreed_values(fields):
     """The values on which all weights behind a name must agree."""
     crop = fields["preprocessing"] | {"image_size": None}
     return crop, [fields.get(field) for field in AGREED_FIELDS]
@@ -120,7 +120,7 @@ def suggest_names(name: str) -> str:
     return KNOWN_MODELS_TEXT
 
 
-def _fields_by_tag(name: str | None) -> dict[str, dict[str, Any]]:
+def _fields_by_tag(name):
     """{tag: config fields} of public weights behind timm's `name`; {} if unknown.
 
     A name without a tag stands for all its weights, timm's default tag first.

@@ -71,9 +71,7 @@ def resize_grid(
     return np.einsum("ab,cd,bdx->acx", *weights, grid, optimize=True)
 
 
-def _bicubic_weights(
-    old_side: int, new_side: int, offset: float
-) -> Float32[np.ndarray, "{new_side} {old_side}"]:
+def _bicubic_weights(old_side, new_side, offset):
     """PyTorch's bicubic interpolation weights along one axis.
 
     offset: added to `new_side` where it divides `old_side`
@@ -92,9 +90,7 @@ def _bicubic_weights(
     return weights.astype(np.float32)
 
 
-def _linear_weights(
-    old_side: int, new_side: int
-) -> Float32[np.ndarray, "{new_side} {old_side}"]:
+def _linear_weights(old_side, new_side):
     """Linear interpolation weights with fixed end points."""
     coordinates = np.linspace(0, old_side - 1, new_side)
     distances = np.abs(coordinates[:, None] - np.arange(old_side))

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ def bias_init(fan_in: int) -> Callable[..., jax.Array]:
     """Bias initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+    def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype=dtype, minval=-bound, maxval=bound)
 
     return init

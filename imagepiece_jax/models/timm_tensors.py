@@ -5,7 +5,7 @@ timm. PyTorch kernels have outputs before inputs (linear [out, in], convolution 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -258,12 +258,12 @@ def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {entry.name: entry.shape for entry in _make_entries(leaves).values()}
 
 
-def _make_entries(leaves: Mapping[str, Any]) -> dict[str, _Entry]:
+def _make_entries(leaves):
     """{path with collection: _Entry} for all leaves of a variables tree."""
     return {key: _make_entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
 
 
-def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _Entry:
+def _make_entry(key, shape, leaves):
     """The _Entry of one leaf; `key` is params/blocks_3/mlp/fc1/bias, for example."""
     path = key.partition("/")[2]
     *modules, leaf_name = path.split("/")
@@ -291,12 +291,12 @@ def _make_entry(key: str, shape: Sequence[int], leaves: Mapping[str, Any]) -> _E
     return _Entry(path, name, stack_index, len(stack), tuple(timm_shape))
 
 
-def _torch_axes(ndim: int) -> Sequence[int]:
+def _torch_axes(ndim):
     """PyTorch's axis order for a kernel."""
     return _KERNEL_AXES.get(ndim, range(ndim))
 
 
-def _read_param(state_dict: Arrays, entry: _Entry, dtype: np.dtype) -> np.ndarray:
+def _read_param(state_dict, entry, dtype):
     """Read one parameter, in this model's axis order and dtype."""
     array = state_dict[entry.name]
     if entry.stack_index is not None:
@@ -313,12 +313,7 @@ def _read_param(state_dict: Arrays, entry: _Entry, dtype: np.dtype) -> np.ndarra
     return array
 
 
-def _check_tensors(
-    state_dict: Mapping[str, Any],
-    entries: Iterable[_Entry],
-    needed_entries: Iterable[_Entry],
-    fresh_parts: Iterable[str],
-) -> None:
+def _check_tensors(state_dict, entries, needed_entries, fresh_parts):
     """Raise StateDictMismatch for a tensor left over, missing or of wrong form."""
     model_names = {entry.name for entry in entries}
     problems = []  # (path, name, problem)
@@ -347,12 +342,10 @@ def _check_tensors(
         raise StateDictMismatch(f"tensor {name} {problem}", name, replaceable_parts)
 
 
-def _describe_size_difference(
-    state_dict: Mapping[str, Any], needed_entries: Iterable[_Entry]
-) -> str | None:
+def _describe_size_difference(state_dict, needed_entries):
     """Say how depth or width differ from the model's; None if they do not."""
 
-    def depth_and_width(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    def depth_and_width(shapes):
         blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
         width = shapes.get("blocks.0.norm1.weight", ())[:1]
         return (len(blocks), *width)
@@ -369,9 +362,7 @@ def _describe_size_difference(
     )
 
 
-def _replaceable_parts(
-    unfit_paths: Sequence[str], entries: Iterable[_Entry], fresh_parts: Iterable[str]
-) -> tuple[str, ...]:
+def _replaceable_parts(unfit_paths, entries, fresh_parts):
     """Find parts to draw so the rest fits; () if `unfit_paths` are in other parts."""
     model_paths = [entry.path for entry in entries]
     replaced_parts = []

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax
@@ -68,18 +68,18 @@ def variable_shapes(model: "ViT") -> dict[str, Any]:
     return shapes
 
 
-def _copy_dicts(tree: Any) -> Any:
+def _copy_dicts(tree):
     """Copy a tree's dicts, not its leaves."""
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
-def _reducer_shapes(model: "ViT", block_plan: BlockPlan) -> Mapping[str, Any]:
+def _reducer_shapes(model, block_plan):
     """Shapes and dtypes of the variables of a BlockPlan's reducer."""
     reducer = block_plan.reducer
     num_tokens = block_plan.mlp_tokens - model.config.arch.prefix
     counts = block_plan.counts or StepCounts(num_tokens, num_tokens)
 
-    def init(key: jax.Array) -> Mapping[str, Any]:
+    def init(key):
         inputs = contract.random_inputs(
             reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
         )
@@ -109,7 +109,7 @@ def draw_variables(
     part_names = tuple(parts)
 
     @jax.jit
-    def draw(key: jax.Array, images: jax.Array) -> dict[str, Any]:
+    def draw(key, images):
         variables = {}
         for collection, collection_parts in init(key, images).items():
             variables[collection] = {
@@ -159,13 +159,13 @@ def variables_digest(tree: Any) -> str:
     return hasher.hexdigest()
 
 
-def _key_shape() -> jax.ShapeDtypeStruct:
+def _key_shape():
     """A random key's shape and dtype."""
     return jax.eval_shape(root_key, 0)
 
 
 @functools.lru_cache(maxsize=4)
-def _traced_shapes(model: "ViT") -> Mapping[str, Any]:
+def _traced_shapes(model):
     size = image_sides(model.config.image_size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     init = _init_function(model)  # pyrefly: ignore[bad-argument-type]
@@ -173,11 +173,11 @@ def _traced_shapes(model: "ViT") -> Mapping[str, Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _init_function(model: "ViT") -> Callable[..., Any]:
+def _init_function(model):
     """`model.init`, traced once for both shapes and values."""
 
     @jax.jit
-    def init(key: jax.Array, images: jax.Array) -> Mapping[str, Any]:
+    def init(key, images):
         # A Flax setting decides how parameters' keys are derived. A fixed value keeps
         # initial values independent of the user's setting.
         with flax.config.temp_flip_flag("fix_rng_separator", False):
@@ -186,7 +186,7 @@ def _init_function(model: "ViT") -> Callable[..., Any]:
     return init
 
 
-def _shapes_by_name(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes_by_name(variables):
     """{path: shape}."""
     leaves: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

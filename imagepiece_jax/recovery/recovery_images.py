@@ -14,7 +14,6 @@ from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
-from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.recovery.recovery_step import RecoveryRecipe
@@ -94,7 +93,7 @@ def split_images(
 def read_digests(source: Source) -> dict[str, int]:
     """{digest: index} of the readable images; of exact copies the first counts."""
 
-    def read_digest(index: int) -> str | UnreadableImage | None:
+    def read_digest(index):
         image = source[index]
         if image.pixels is None:
             return image.damage

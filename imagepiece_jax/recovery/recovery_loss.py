@@ -22,7 +22,7 @@ BatchValues = Float[Array, " batch"]
 def binary_kl_divergence(student: Logits, teacher: Logits) -> BatchValues:
     """KL(teacher || student) of sigmoid(logits), summed over classes."""
 
-    def outcome_divergence(sign: int) -> BatchValues:
+    def outcome_divergence(sign):
         log_student = jax.nn.log_sigmoid(sign * student)
         log_teacher = jax.nn.log_sigmoid(sign * teacher)
         return jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)

@@ -93,9 +93,7 @@ class DenseTeacher:
         """Normalize pixels for both models."""
         return normalize(pixels, self.model.config.mean, self.model.config.std)
 
-    def _pixel_outputs(
-        self, variables: Variables, pixels: PixelImages
-    ) -> ComparedOutputs:
+    def _pixel_outputs(self, variables, pixels):
         images = self.normalize_pixels(pixels)
         return self.comparison.compute_outputs(self.model, variables, images)
 
@@ -176,13 +174,7 @@ class StudentFit:
         order = np.argsort(metrics["index"])
         return {name: array[order] for name, array in metrics.items()}
 
-    def _train_step(
-        self,
-        state: FitState,
-        student_and_teacher: tuple[Variables, Variables],
-        pixels: PixelImages,
-        lr: Float[Array, ""],
-    ) -> tuple[FitState, Float[Array, ""]]:
+    def _train_step(self, state, student_and_teacher, pixels, lr):
         """Take a training step on one device: (next FitState, loss)."""
         student_variables, teacher_variables = student_and_teacher
         images = self.teacher.normalize_pixels(pixels)
@@ -190,7 +182,7 @@ class StudentFit:
             self.teacher.model, teacher_variables, images
         )
 
-        def trained_loss(trained_params: Any) -> Float[Array, ""]:
+        def trained_loss(trained_params):
             outputs = self.compute_student_outputs(
                 student_variables, trained_params, images
             )
@@ -200,20 +192,14 @@ class StudentFit:
         loss, gradient = parallel.mean_over_devices((loss, gradient))
         directions, moments = self.adam.update(gradient, state.moments)
 
-        def make_update(path: tuple, value: jax.Array, direction: jax.Array) -> Any:
+        def make_update(path, value, direction):
             return -lr * step_size(path[-1].key, value) * direction
 
         updates = jax.tree.map_with_path(make_update, state.trained_params, directions)
         new_params = optax.apply_updates(state.trained_params, updates)
         return FitState(new_params, moments), loss
 
-    def _measure_batch(
-        self,
-        trained_params: Any,
-        student_variables: Variables,
-        pixels: PixelImages,
-        targets: ComparedOutputs,
-    ) -> dict[str, jax.Array]:
+    def _measure_batch(self, trained_params, student_variables, pixels, targets):
         """Compare a batch with `targets`, the teacher's outputs."""
         images = self.teacher.normalize_pixels(pixels)
         outputs = self.compute_student_outputs(

@@ -125,7 +125,7 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     return describe_weights(location).config
 
 
-def _find_named_config(location: Location) -> ViTConfig:
+def _find_named_config(location):
     """Find the config by a file's own name, if it is the name of a public model."""
     weights_path = location.disk_path
     if location.kind == FILE_KIND:
@@ -143,7 +143,7 @@ def _find_named_config(location: Location) -> ViTConfig:
     )
 
 
-def _describe_run(location: Location) -> Description:
+def _describe_run(location):
     """Read a run's config and its class names."""
     config_fields = location.config_fields or {}
     if not RUN_FIELDS <= {*config_fields}:
@@ -155,16 +155,14 @@ def _describe_run(location: Location) -> Description:
     return description._replace(class_names=class_names)
 
 
-def _parse_run_config(config_fields: JsonFields) -> Description:
+def _parse_run_config(config_fields):
     check_run_format(config_fields)
     reduction = Reduction.read(config_fields["reduction"])
     dtype = config_fields["model"]["dtype"]
     return Description(read_run_config(config_fields), reduction=reduction, dtype=dtype)
 
 
-def _describe_folder(
-    location: Location, config_file: pathlib.Path, has_config: bool
-) -> Description:
+def _describe_folder(location, config_file, has_config):
     """Read a folder's config file and its image processor's config file."""
     # Broken JSON is read again, which raises the error in the file.
     config_fields = location.config_fields or read_json(config_file)
@@ -175,7 +173,7 @@ def _describe_folder(
     return parse_config(config_fields, processor_fields, location.disk_path, has_config)
 
 
-def _read_image_processor(location: Location) -> JsonFields:
+def _read_image_processor(location):
     """Read the config of a folder's image processor; {} if there is none."""
     processor_fields = {}
     if PROCESSOR_FILE in location.file_names:
@@ -211,9 +209,7 @@ def parse_config(
     return _describe_transformers(config_file, config_fields, processor_fields)
 
 
-def _describe_transformers(
-    config_file: pathlib.Path, config_fields: JsonFields, processor_fields: JsonFields
-) -> Description:
+def _describe_transformers(config_file, config_fields, processor_fields):
     """Describe transformers' weights by a config.json and its image processor's."""
     find_type = transformers_config.find_vision_type
     model_type = parse_content(config_file, find_type, config_fields)
@@ -241,7 +237,7 @@ def parse_content(
         raise InputError(f"{file} has an unknown field: {error}") from error
 
 
-def _parse_own_record(config_fields: JsonFields) -> Description:
+def _parse_own_record(config_fields):
     """Parse our own part of a file (`save.make_config_fields`)."""
     config_fields = replace_lists(config_fields)
     record = config_fields[OWN_KEY]
@@ -268,7 +264,7 @@ def _parse_own_record(config_fields: JsonFields) -> Description:
     )
 
 
-def _read_recovery(record: JsonFields | None) -> Recovery | None:
+def _read_recovery(record):
     """Make a Recovery without values from its record."""
     if record is None:
         return None
@@ -276,7 +272,7 @@ def _read_recovery(record: JsonFields | None) -> Recovery | None:
     return Recovery(tuple(variants))
 
 
-def _read_config_record(record: JsonFields) -> ViTConfig:
+def _read_config_record(record):
     """Make a ViTConfig from its record."""
     arch_fields = dict(record["arch"])
     if arch_fields["rotary"]:
@@ -286,7 +282,7 @@ def _read_config_record(record: JsonFields) -> ViTConfig:
     return _read_record(ViTConfig, vit_fields)
 
 
-def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
+def _read_record(record_class, fields):
     """Make a dataclass from a record, which must hold every field, without defaults."""
     for field in dataclasses.fields(record_class):
         if field.name not in (*fields, "values"):  # values are in another file
@@ -294,9 +290,7 @@ def _read_record(record_class: type[Any], fields: JsonFields) -> Any:
     return record_class(**fields)
 
 
-def _check_same_images(
-    config: ViTConfig, image_size: ImageSize, config_fields: JsonFields
-) -> None:
+def _check_same_images(config, image_size, config_fields):
     """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
     pretrained_cfg = config_fields.get("pretrained_cfg", {})

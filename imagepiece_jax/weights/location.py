@@ -122,9 +122,7 @@ def locate_weights(
     return dataclasses.replace(location, checkpoint=checkpoint, averaged=averaged)
 
 
-def _locate_weights_at(
-    path_or_id: str | os.PathLike, config_may_be_broken: bool
-) -> Location:
+def _locate_weights_at(path_or_id, config_may_be_broken):
     """Find the weights at a path or hub id."""
     # A hub folder's config must be JSON: it tells which files to fetch.
     if hub.is_hub_id(path_or_id):
@@ -163,11 +161,7 @@ def locate_config(path_or_id: str) -> Location | None:
     return locate_weights(local_path)
 
 
-def _locate_weights_in(
-    folder: pathlib.Path,
-    config_may_be_broken: bool = False,
-    config_file: pathlib.Path | None = None,
-) -> Location:
+def _locate_weights_in(folder, config_may_be_broken=False, config_file=None):
     """Find the weights in a folder.
 
     config_file: None: the preferred config file
@@ -192,7 +186,7 @@ def _locate_weights_in(
     return Location(folder, kind, chosen_file, config_fields, file_names=file_names)
 
 
-def _choose_config_name(file_names: frozenset[str]) -> str:
+def _choose_config_name(file_names):
     """Choose a folder's config file name; the file may be missing."""
     # OpenCLIP repositories often hold transformers' weights and config.json too, and
     # these are preferred.
@@ -204,7 +198,7 @@ def _choose_config_name(file_names: frozenset[str]) -> str:
     return CONFIG_FILE
 
 
-def _list_weights_names(file_names: frozenset[str]) -> list[str]:
+def _list_weights_names(file_names):
     """List a folder's weights files: the first usual name, or else all."""
     for name in WEIGHTS_FILES:
         if name in file_names:

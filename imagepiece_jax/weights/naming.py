@@ -68,7 +68,7 @@ class Naming:
         return name_start + timm_name
 
 
-def _look_up_name(name: str, template_by_pattern: Mapping[str, str]) -> str | None:
+def _look_up_name(name, template_by_pattern):
     """Translate the name of a tensor or module; None if no pattern fits it."""
     for pattern, template in template_by_pattern.items():
         name_pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
@@ -311,12 +311,7 @@ def with_timm_names(
     return _translate_tensors(state_dict, *find_timm_names(state_dict), config)
 
 
-def _translate_tensors(
-    state_dict: Mapping[str, np.ndarray],
-    naming: Naming,
-    timm_names: Mapping[str, str],
-    config: ViTConfig | None,
-) -> NamedArrays:
+def _translate_tensors(state_dict, naming, timm_names, config):
     """Translate tensors by the naming and the timm names of `find_timm_names`."""
     renamed_tensors = {}
     source_names = {}  # {timm's name: name in the file}
@@ -355,9 +350,7 @@ def _translate_tensors(
     return _fit_norm_and_biases(canonical_tensors, config.arch, may_norm_pooled)
 
 
-def _fit_norm_and_biases(
-    tensors: NamedArrays, arch: Architecture, may_norm_pooled: bool
-) -> NamedArrays:
+def _fit_norm_and_biases(tensors, arch, may_norm_pooled):
     """Let `arch` decide between norm and fc_norm, and whether zero biases stay."""
     # Without arch.qkv_bias the attention biases are dropped, but only if all are 0, so
     # that no learned bias is lost.
@@ -406,7 +399,7 @@ def pack_for_timm(
     return packed_tensors
 
 
-def _strip_wrapper_parts(tensor_names: Collection[str]) -> dict[str, str]:
+def _strip_wrapper_parts(tensor_names):
     """Map names to dotted names without the parts that wrappers added."""
     unwrapped_names = {}
     for name in tensor_names:
@@ -421,7 +414,7 @@ def _strip_wrapper_parts(tensor_names: Collection[str]) -> dict[str, str]:
     return short_names
 
 
-def _find_naming(tensor_names: Collection[str]) -> tuple[Naming, str]:
+def _find_naming(tensor_names):
     """Find (naming, prefix of the vision tower) from a checkpoint's tensor names."""
     for naming in NAMINGS:
         marked_names = [n for n in tensor_names if f".{n}".endswith(f".{naming.mark}")]
@@ -440,7 +433,7 @@ def _find_naming(tensor_names: Collection[str]) -> tuple[Naming, str]:
     raise InputError(f"it has tensors of an unsupported model, such as {examples}")
 
 
-def _split_scanned_blocks(name: str, tensor: np.ndarray) -> NamedArrays:
+def _split_scanned_blocks(name, tensor):
     """Split a tensor of scanned blocks into {name: tensor} with one entry per block."""
     _, scan_marker, leaf_name = name.partition(f"blocks.{SCANNED_BLOCK}.")
     if not scan_marker:
@@ -450,7 +443,7 @@ def _split_scanned_blocks(name: str, tensor: np.ndarray) -> NamedArrays:
     return {f"blocks.{i}.{leaf_name}": tensor[i] for i in range(len(tensor))}
 
 
-def _canonicalize_tensors(tensors: NamedArrays) -> NamedArrays:
+def _canonicalize_tensors(tensors):
     """Bring renamed tensors of any library into the canonical form."""
     canonical_tensors = {}
     for name, tensor in tensors.items():
@@ -485,7 +478,7 @@ TOKEN_ROWS = """
 """.split()
 
 
-def _to_torch_weight(module: str, kernel: np.ndarray) -> np.ndarray:
+def _to_torch_weight(module, kernel):
     """Turn a Flax kernel into a PyTorch weight: outputs first, heads flattened."""
     if kernel.ndim == 4:
         return kernel.transpose(3, 2, 0, 1)
@@ -498,7 +491,7 @@ def _to_torch_weight(module: str, kernel: np.ndarray) -> np.ndarray:
     return kernel.T
 
 
-def _stack_projections(tensors: NamedArrays) -> None:
+def _stack_projections(tensors):
     """Stack the blocks' q, k and v, and an attention pool's k and v, in place.
 
     Without a key bias, the other biases become timm's q_bias and v_bias.
@@ -525,7 +518,7 @@ def _stack_projections(tensors: NamedArrays) -> None:
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(projections)
 
 
-def _apply_bias_masks(tensors: NamedArrays) -> None:
+def _apply_bias_masks(tensors):
     """Apply DINOv3's masks to the q, k, v biases, in place."""
     # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel.
     # So the key bias is dropped if it is 0 or NaN in all blocks.
@@ -552,14 +545,14 @@ def _apply_bias_masks(tensors: NamedArrays) -> None:
             tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
 
 
-def _split_equally(name: str, tensor: np.ndarray, num_parts: int) -> list[np.ndarray]:
+def _split_equally(name, tensor, num_parts):
     """Split the tensor `name` into equal parts."""
     if tensor.ndim == 0 or len(tensor) % num_parts:
         raise shape_error(name, tensor.shape, f"{num_parts} equal parts")
     return np.split(tensor, num_parts)
 
 
-def _split_packed_layers(tensors: NamedArrays) -> None:
+def _split_packed_layers(tensors):
     """Split an attention pool's stacked projections and packed SwiGLUs, in place."""
     for leaf in ("weight", "bias"):
         qkv = tensors.pop(f"attn_pool.qkv.{leaf}", None)
@@ -588,7 +581,7 @@ def _split_packed_layers(tensors: NamedArrays) -> None:
             tensors[f"{module}.fc1_x.{leaf}"] = linear
 
 
-def _add_class_position(tensors: NamedArrays) -> None:
+def _add_class_position(tensors):
     """Add the class token's position to the token, for DINOv2's registers, in place."""
     # DINOv2 inserts its registers after adding positions. In a model with registers
     # timm and this package have positions for patches only.
@@ -605,7 +598,7 @@ def _add_class_position(tensors: NamedArrays) -> None:
     tensors["pos_embed"] = positions[:, 1:]
 
 
-def _rename_head_and_token(tensors: NamedArrays) -> None:
+def _rename_head_and_token(tensors):
     """Give the head and DeiT's distillation token timm's names, in place.
 
     A head may be a projection or SigLIP's, which reads the mean of the patches.
@@ -633,7 +626,7 @@ def _rename_head_and_token(tensors: NamedArrays) -> None:
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
 
 
-def _check_head_width(tensors: NamedArrays) -> None:
+def _check_head_width(tensors):
     """Refuse a head that reads more or fewer values than a token has."""
     head_weight = tensors.get("head.weight")
     norm_weight = tensors.get("norm.weight")

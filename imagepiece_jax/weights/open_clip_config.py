@@ -4,10 +4,9 @@ A missing field has the default of CLIPVisionCfg (open_clip 3.3).
 """
 
 import dataclasses
-from typing import Any
 
 from imagepiece_jax.common.checks import check_choice, replace_lists
-from imagepiece_jax.common.image_size import ImageSize, image_sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
@@ -64,9 +63,7 @@ def parse_open_clip(config_fields: JsonFields) -> ViTConfig:
     return _build_tower_config(vision_fields, model_cfg, image_fields)
 
 
-def _parse_preprocess_cfg(
-    preprocess_cfg: JsonFields, image_size: ImageSize
-) -> dict[str, Any]:
+def _parse_preprocess_cfg(preprocess_cfg, image_size):
     """Translate preprocess_cfg into a ViTConfig's mean, std and preprocessing."""
     resize_mode = preprocess_cfg.get("resize_mode", "shortest")
     interpolation = preprocess_cfg.get("interpolation", "bicubic")
@@ -85,9 +82,7 @@ def _parse_preprocess_cfg(
     }
 
 
-def _build_tower_config(
-    vision_fields: JsonFields, model_cfg: JsonFields, image_fields: JsonFields
-) -> ViTConfig:
+def _build_tower_config(vision_fields, model_cfg, image_fields):
     """Make the config of OpenCLIP's own VisionTransformer."""
     width = vision_fields["width"]
     depth = vision_fields["layers"]
@@ -123,14 +118,14 @@ def _build_tower_config(
     )
 
 
-def _check_only_option(field: str, options: JsonFields, known_option: str) -> None:
+def _check_only_option(field, options, known_option):
     """Refuse any option in a field except the known option."""
     for option, value in options.items():
         if option != known_option:
             raise InputError(f"{field} has {option}={value!r}, which is not supported")
 
 
-def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
+def _choose_gelu(act_kwargs, is_quick):
     """Choose the GELU variant from `act_kwargs` and `quick_gelu`."""
     approximate = act_kwargs.get("approximate", "none")
     gelu_of_approximate = {"none": "exact", "tanh": "tanh"}
@@ -141,9 +136,7 @@ def _choose_gelu(act_kwargs: JsonFields, is_quick: bool) -> str:
     return gelu_of_approximate[approximate]
 
 
-def _build_timm_config(
-    vision_fields: JsonFields, model_cfg: JsonFields, image_fields: JsonFields
-) -> ViTConfig:
+def _build_timm_config(vision_fields, model_cfg, image_fields):
     """Make the config of a timm model, maybe with a projection."""
     # OpenCLIP builds the model with timm's own code for the architecture, whatever the
     # weights were trained with.

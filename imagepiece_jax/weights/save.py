@@ -31,7 +31,6 @@ from imagepiece_jax.weights.file_names import (
     RECOVERED_FILE,
     SELECTORS_FILE,
     WEIGHTS_FILES,
-    JsonFields,
 )
 from imagepiece_jax.weights.tensor_files import NamedArrays
 
@@ -112,7 +111,7 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
     return {"architecture": OWN_KEY, **timm_fields, OWN_KEY: record}
 
 
-def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
+def _collect_tensors(vit, architecture):
     """Collect a model's tensors; the dense ones fit timm's `architecture`."""
     tensors = timm_tensors.to_timm(vit.dense_variables)
     if vit.origin.positions is not None:
@@ -123,9 +122,7 @@ def _collect_tensors(vit: Pretrained, architecture: str) -> SavedTensors:
     return SavedTensors(dense_tensors, vit.collect_selectors(), variant_tensors)
 
 
-def _replace_folder(
-    folder: pathlib.Path, tensors: SavedTensors, config_fields: JsonFields
-) -> None:
+def _replace_folder(folder, tensors, config_fields):
     """Replace a folder, completely or not at all."""
     tensors_by_file = {
         DENSE_FILE: tensors.dense_tensors,
@@ -139,7 +136,7 @@ def _replace_folder(
         write_json(new_folder / CONFIG_FILE, config_fields)
 
 
-def _write_tensors(file: pathlib.Path, tensors: NamedArrays) -> None:
+def _write_tensors(file, tensors):
     """Write tensors to a file. Raises OSError if a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
     try:
@@ -162,9 +159,7 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     return folder
 
 
-def _check_round_trip(
-    vit: Pretrained, loaded_tensors: NamedArrays, config_fields: JsonFields
-) -> None:
+def _check_round_trip(vit, loaded_tensors, config_fields):
     """Check that `load` would make the same model from these tensors and config."""
     description = parse_config(config_fields, {})
     loaded_model = build_model(description.config, description.reduction)

@@ -90,9 +90,7 @@ def open_tensors(
 
 
 @contextlib.contextmanager
-def _open_file(
-    path: pathlib.Path, openers: Mapping[str, Callable[[pathlib.Path], Any]]
-) -> Generator[UnreadTensors]:
+def _open_file(path, openers):
     """Open a file by its ending, as UnreadTensors of its whole content."""
     opener = openers.get(path.suffix.lower() or path.name)
     if opener is None:
@@ -116,21 +114,19 @@ def _open_file(
         ) from error
 
 
-def _make_lazy_tensors(
-    names: Iterable[str], read_tensor: Callable[[str], np.ndarray]
-) -> LazyTensors:
+def _make_lazy_tensors(names, read_tensor):
     return {name: LazyTensor(functools.partial(read_tensor, name)) for name in names}
 
 
 @contextlib.contextmanager
-def _open_npz(path: pathlib.Path) -> Generator[UnreadTensors]:
+def _open_npz(path):
     # numpy.load would take any other file for a pickle, and say so.
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
         read_array = functools.partial(_read_array, archive)
         yield UnreadTensors(_make_lazy_tensors(archive.files, read_array))
 
 
-def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def _read_array(archive, name):
     array = archive[name]
     if array.dtype == "V2":  # bfloat16, which NumPy saves as two raw bytes
         return array.view(jnp.bfloat16)
@@ -138,7 +134,7 @@ def _read_array(archive: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _open_safetensors(path: pathlib.Path) -> Generator[UnreadTensors]:
+def _open_safetensors(path):
     with safetensors.safe_open(path, framework="numpy") as file:
 
         def read_tensor(name):
@@ -155,7 +151,7 @@ def _open_safetensors(path: pathlib.Path) -> Generator[UnreadTensors]:
 
 
 @contextlib.contextmanager
-def _open_torch(path: pathlib.Path) -> Generator[UnreadTensors]:
+def _open_torch(path):
     with open_torch_file(path) as content:
         yield UnreadTensors(content)
 
@@ -172,16 +168,14 @@ def read_weight_map(path: pathlib.Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _open_index(path: pathlib.Path) -> Generator[UnreadTensors]:
+def _open_index(path):
     file_of_tensor = read_weight_map(path)
     read_tensors = functools.partial(_read_indexed_tensors, path.parent, file_of_tensor)
     tensors = _make_lazy_tensors(file_of_tensor, lambda n: read_tensors([n])[n])
     yield UnreadTensors(tensors, read_tensors)
 
 
-def _read_indexed_tensors(
-    folder: pathlib.Path, file_of_tensor: Mapping[str, str], tensor_names: Iterable[str]
-) -> NamedArrays:
+def _read_indexed_tensors(folder, file_of_tensor, tensor_names):
     """Read tensors of an index, and open each file once."""
     names_by_file = {}
     for name in tensor_names:
@@ -204,7 +198,7 @@ def wrap_arrays(content: Any) -> Any:
     return content
 
 
-def _copy_to_numpy(tensor: Any) -> np.ndarray:
+def _copy_to_numpy(tensor):
     """Copy a tensor to NumPy, so that later changes by the caller miss the model."""
     # torch tensors may be bfloat16, which NumPy lacks, or on a GPU.
     if hasattr(tensor, "detach"):
@@ -246,7 +240,7 @@ def extract_state_dict(content: Any) -> dict[str, LazyTensor]:
     return {name: tensor for name, tensor in content.items() if name != _COUNTER_NAME}
 
 
-def _is_state_dict(value: Any) -> bool:
+def _is_state_dict(value):
     """Whether a value in the content is a model's state dict."""
     if not isinstance(value, dict) or len(value) < MIN_MODEL_TENSORS:
         return False

@@ -66,9 +66,7 @@ def read_tensors(location: Location, description: Description) -> Tensors:
     )
 
 
-def _choose_class_names(
-    description: Description, config: ViTConfig
-) -> tuple[str | None, ...] | None:
+def _choose_class_names(description, config):
     """Choose the class names of the stored head; None without a head or names."""
     if not config.num_classes:
         return None
@@ -78,9 +76,7 @@ def _choose_class_names(
     return description.class_names
 
 
-def _read_stored_tensors(
-    location: Location, description: Description
-) -> tuple[NamedArrays, NamedArrays]:
+def _read_stored_tensors(location, description):
     """Read (the model's tensors, tensors of recovered variants)."""
     if location.kind == RUN_KIND:
         return _read_run_tensors(location), {}
@@ -93,16 +89,14 @@ def _read_stored_tensors(
     return tensors, variant_tensors
 
 
-def _read_learned_file(location: Location, file_name: str) -> NamedArrays:
+def _read_learned_file(location, file_name):
     """Read a file beside a saved model's weights; {} if it is missing."""
     if file_name not in location.file_names:
         return {}
     return read_state_dict(location.disk_path / file_name)
 
 
-def _check_same_model(
-    location: Location, stored_tensors: list[NamedArrays], digest: str | None
-) -> None:
+def _check_same_model(location, stored_tensors, digest):
     """Refuse learned files of another model.
 
     digest: of a saved model's tensors; None: unknown
@@ -115,7 +109,7 @@ def _check_same_model(
         )
 
 
-def _read_run_tensors(location: Location) -> NamedArrays:
+def _read_run_tensors(location):
     """Read a run's newest "best" or "latest" checkpoint, or its averages."""
     from imagepiece_jax.common import checkpoints  # an optional package
 

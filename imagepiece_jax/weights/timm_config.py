@@ -10,7 +10,7 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.weights.file_names import JsonFields
@@ -105,9 +105,7 @@ def parse_timm(config_fields: JsonFields) -> TimmModel:
     return TimmModel(config, label_names, trained_size, pretrained_cfg.get("license"))
 
 
-def _read_preprocessing(
-    pretrained_cfg: JsonFields, image_size: ImageSize
-) -> Preprocessing:
+def _read_preprocessing(pretrained_cfg, image_size):
     """Read how timm resizes and crops images."""
     interpolation = pretrained_cfg.get("interpolation") or Preprocessing.interpolation
     return Preprocessing(
@@ -119,13 +117,13 @@ def _read_preprocessing(
     )
 
 
-def _compact_size(size: Any) -> ImageSize:
+def _compact_size(size):
     """Return a square's side, or else (height, width)."""
     height, width = image_sides(size)
     return height if height == width else (height, width)
 
 
-def _is_flexible(name: str, pretrained_cfg: JsonFields, arguments: JsonFields) -> bool:
+def _is_flexible(name, pretrained_cfg, arguments):
     """Whether timm's model takes images whose size differs from its positions'."""
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         return True
@@ -133,9 +131,7 @@ def _is_flexible(name: str, pretrained_cfg: JsonFields, arguments: JsonFields) -
     return not pretrained_cfg.get("fixed_input_size", not is_dynamic)
 
 
-def _prefer_public_config(
-    public_name: str, config: ViTConfig, num_classes: int | None, arguments: JsonFields
-) -> ViTConfig:
+def _prefer_public_config(public_name, config, num_classes, arguments):
     """Return a public model's config if the file describes its weights; else `config`.
 
     config, num_classes: the file's config and number of classes, which must agree
@@ -156,9 +152,7 @@ def _prefer_public_config(
     return public_config if is_same else config
 
 
-def _find_class_names(
-    config_fields: JsonFields, num_classes: Any, config: ViTConfig
-) -> tuple[str | None, ...] | None:
+def _find_class_names(config_fields, num_classes, config):
     """Find a file's label descriptions or names, or those of a public model."""
     label_names = config_fields.get("label_names") if num_classes != 0 else None
     if isinstance(label_names, Mapping) and label_names:  # numbers may be missing
@@ -224,9 +218,7 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
     return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=mlp_ratio)
 
 
-def _make_arch_fields(
-    arguments: JsonFields, is_eva: bool, arch: Architecture
-) -> dict[str, Any]:
+def _make_arch_fields(arguments, is_eva, arch):
     """Translate timm's arguments into fields of an Architecture.
 
     arguments: of PART_ARGUMENTS; Eva's under their names in VisionTransformer
@@ -321,7 +313,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     }
 
 
-def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
+def _find_timm_architecture(config):
     """Find timm's "architecture" and "model_args"; {} if timm lacks the model.
 
     The architecture is a public model with equal parts and sizes, preferably with the
@@ -349,9 +341,7 @@ def _find_timm_architecture(config: ViTConfig) -> dict[str, Any]:
     return {"architecture": architecture, "model_args": arguments}
 
 
-def _collect_timm_traits(
-    config: ViTConfig, ignored_parts: JsonFields
-) -> tuple[list[Any], Architecture]:
+def _collect_timm_traits(config, ignored_parts):
     """Collect the values that make two models equal to timm."""
     sizes = [getattr(config, field) for field in (*SIZE_ARGUMENTS, "mlp_ratio")]
     return sizes, dataclasses.replace(config.arch, **ignored_parts)

@@ -70,18 +70,18 @@ def open_torch_file(path: pathlib.Path) -> Generator[Any]:
         if order_name in member_names and archive.read(order_name) != b"little":
             raise InputError("its byte order is big")
 
-        def read_bytes(storage: _Storage) -> bytes:
+        def read_bytes(storage):
             return archive.read(f"{folder}/data/{storage.key}")
 
         pickle_file = io.BytesIO(archive.read(f"{folder}/data.pkl"))
         yield _StateDictUnpickler(pickle_file, read_bytes).load()
 
 
-def _read_old_file(file: BinaryIO) -> Any:
+def _read_old_file(file):
     """Read the content of a file from before PyTorch 1.6."""
     offsets: dict[str, int] = {}  # {storage key: its first byte in the file}
 
-    def read_bytes(storage: _Storage) -> bytes:
+    def read_bytes(storage):
         file.seek(offsets[storage.key])
         return file.read(storage.num_bytes)
 
@@ -194,9 +194,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         self.storages[key] = _Storage(key, _STORAGE_DTYPES[storage_type], num_values)
         return self.storages[key]
 
-    def _rebuild_tensor(
-        self, storage: Any, offset: Any, shape: Any, strides: Any, *_ignored: Any
-    ) -> LazyTensor:
+    def _rebuild_tensor(self, storage, offset, shape, strides, *_ignored):
         """Make a LazyTensor of a strided tensor; strides count elements."""
         # Tuples only: a pickle could change a list after these checks.
         are_tuples = type(shape) is type(strides) is tuple
@@ -217,13 +215,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         )
         return LazyTensor(read_tensor)
 
-    def _read_tensor(
-        self,
-        storage: _Storage,
-        offset: int,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-    ) -> np.ndarray:
+    def _read_tensor(self, storage, offset, shape, strides):
         """Copy a tensor out of its storage; offset and strides count elements."""
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
@@ -235,6 +227,6 @@ class _StateDictUnpickler(pickle.Unpickler):
         byte_strides = [s * storage.dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat_values, shape, byte_strides).copy()
 
-    def _rebuild_parameter(self, tensor: Any, *_ignored: Any) -> Any:
+    def _rebuild_parameter(self, tensor, *_ignored):
         """Return the first argument: a parameter's tensor."""
         return tensor

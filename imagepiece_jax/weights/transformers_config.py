@@ -7,7 +7,7 @@ defaults of its configuration classes and image processors (version 5.24).
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import check_choice, check_range
@@ -76,7 +76,7 @@ class ModelType:
     classifier_pool: str | None = None  # of a classifier; None: as without a classifier
 
 
-def _compute_hidden_width(fields: JsonFields) -> int:
+def _compute_hidden_width(fields):
     """Compute the MLP's hidden width."""
     if "intermediate_size" in fields:
         return fields["intermediate_size"]
@@ -87,15 +87,15 @@ def _compute_hidden_width(fields: JsonFields) -> int:
     return (int(full_width * 2 / 3) + 7) // 8 * 8
 
 
-def _make_vit_arch(fields: JsonFields) -> Architecture:
+def _make_vit_arch(fields):
     return Architecture(qkv_bias=fields["qkv_bias"])
 
 
-def _make_deit_arch(fields: JsonFields) -> Architecture:
+def _make_deit_arch(fields):
     return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
 
 
-def _make_dinov2_arch(fields: JsonFields) -> Architecture:
+def _make_dinov2_arch(fields):
     return Architecture(
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
@@ -103,14 +103,14 @@ def _make_dinov2_arch(fields: JsonFields) -> Architecture:
     )
 
 
-def _make_register_arch(fields: JsonFields) -> Architecture:
+def _make_register_arch(fields):
     registers = fields["num_register_tokens"]
     return dataclasses.replace(
         _make_dinov2_arch(fields), registers=registers, prefix_positions=not registers
     )
 
 
-def _make_dinov3_arch(fields: JsonFields) -> Architecture:
+def _make_dinov3_arch(fields):
     """Make DINOv3's Architecture, with all biases, without the key's, or with none."""
     bias_flags = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
     allowed_flags = [(True, True, True), (True, False, True), (False, False, False)]
@@ -128,11 +128,11 @@ def _make_dinov3_arch(fields: JsonFields) -> Architecture:
     )
 
 
-def _make_clip_arch(_: JsonFields) -> Architecture:
+def _make_clip_arch(_):
     return Architecture(patch_bias=False, pre_norm=True)
 
 
-def _make_siglip_arch(_: JsonFields) -> Architecture:
+def _make_siglip_arch(_):
     return Architecture(class_token=False, pool="map")
 
 
@@ -244,7 +244,7 @@ def parse_transformers(
     return TransformersModel(vit_config, _read_label_names(id2label), head_fields)
 
 
-def _checked_fields(config_fields: JsonFields, model_type: ModelType) -> JsonFields:
+def _checked_fields(config_fields, model_type):
     """Check the fields of the vision tower, and complete them by defaults."""
     vision_fields = _select_vision_fields(config_fields)
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
@@ -257,9 +257,7 @@ def _checked_fields(config_fields: JsonFields, model_type: ModelType) -> JsonFie
     return fields
 
 
-def _build_arch(
-    model_type: ModelType, fields: JsonFields, is_classifier: bool
-) -> Architecture:
+def _build_arch(model_type, fields, is_classifier):
     """Make the Architecture of a model type with a file's fields."""
     gelu_of_act = TRANSFORMERS_GELUS
     if fields.get("use_gated_mlp"):
@@ -276,7 +274,7 @@ def _build_arch(
     return arch
 
 
-def _select_vision_fields(config_fields: JsonFields) -> JsonFields:
+def _select_vision_fields(config_fields):
     """Select the vision tower's fields in an image-text model, else all fields."""
     if config_fields["model_type"] not in VISION_TYPES:
         return config_fields
@@ -287,7 +285,7 @@ def _select_vision_fields(config_fields: JsonFields) -> JsonFields:
     return former_fields
 
 
-def _check_fixed_fields(fixed_fields: JsonFields, fields: JsonFields) -> None:
+def _check_fixed_fields(fixed_fields, fields):
     """Check that fields have their only supported value, or are absent."""
     for field, value in fixed_fields.items():
         check_choice(field, fields.get(field, value), [value])
@@ -319,7 +317,7 @@ def parse_image_processor(
     return ImageProcessor(Normalization(mean, std), crop_fields)
 
 
-def _find_processor_name(processor_fields: JsonFields, model_type: str) -> str:
+def _find_processor_name(processor_fields, model_type):
     """Find the image processor of a file, one of PROCESSOR_DEFAULTS."""
     field = "image_processor_type"
     if processor_fields.get(field) is None:
@@ -334,7 +332,7 @@ def _find_processor_name(processor_fields: JsonFields, model_type: str) -> str:
     return processor_names[slow_name]
 
 
-def _make_crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]:
+def _make_crop_fields(fields, processor_name):
     """Translate an image processor's fields into fields of a Preprocessing."""
     size = fields["size"]
     has_crop = fields["do_center_crop"]
@@ -374,7 +372,7 @@ def _make_crop_fields(fields: JsonFields, processor_name: str) -> dict[str, Any]
     }
 
 
-def _find_problem_type(config_fields: JsonFields, id2label: JsonFields) -> str:
+def _find_problem_type(config_fields, id2label):
     """Find the problem type by the rule of transformers' pipeline."""
     problem_type = config_fields.get("problem_type")
     if problem_type is not None:
@@ -397,7 +395,7 @@ def find_vision_type(config_fields: JsonFields) -> str:
     return vision_type
 
 
-def _read_label_names(id2label: JsonFields) -> tuple[str | None, ...] | None:
+def _read_label_names(id2label):
     """Turn id2label into short class names; None for transformers' placeholders."""
     if not id2label:
         return None
@@ -409,7 +407,7 @@ def _read_label_names(id2label: JsonFields) -> tuple[str | None, ...] | None:
     return tuple(class_names.shorten_imagenet_names(label_names) or ())
 
 
-def _compute_crop_share(crop_side: int, side: int) -> float:
+def _compute_crop_share(crop_side, side):
     """Compute the crop's share of a side; int(crop_side / share) is `side` again."""
     if not crop_side or not side:
         return math.inf  # `_make_crop_fields` refuses a share above 1
@@ -419,7 +417,7 @@ def _compute_crop_share(crop_side: int, side: int) -> float:
     return share
 
 
-def _read_resized_side(size: Any, default_to_square: bool) -> tuple[int, bool]:
+def _read_resized_side(size, default_to_square):
     """Read a processor's size: (pixels, whether both sides are resized to them)."""
     if not isinstance(size, Mapping):
         return _read_square_side(size), default_to_square or not isinstance(size, int)
@@ -433,14 +431,14 @@ def _read_resized_side(size: Any, default_to_square: bool) -> tuple[int, bool]:
     return _read_square_side(sides), True
 
 
-def _expand_channels(values: float | Sequence[float]) -> Sequence[float]:
+def _expand_channels(values):
     """Expand a mean or std to three channels."""
     if isinstance(values, int | float):
         return (values,) * 3
     return values
 
 
-def _read_square_side(size: Any) -> int:
+def _read_square_side(size):
     """Read a square's side from a number, a pair, or {"height", "width"}."""
     if isinstance(size, Mapping):
         size = (size["height"], size["width"])

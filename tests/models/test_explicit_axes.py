@@ -9,10 +9,10 @@ import pytest
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
+from tests.models.test_vit_switches import PARTS
 
 import imagepiece_jax
 from tests.helpers import masked_models, tiny_vit
-from tests.models.test_vit_switches import PARTS
 
 BATCH = 4
 RANDOM = "random:keep_rate=0.7:blocks=(1,)"
