@@ -95,14 +95,9 @@ def describe_weights(
                 stacklevel=3,
             )
             return Description(config, has_file_config=False)
-    if config is not None:
-        caller_fields = {
-            "config": config,
-            "has_file_config": False,
-            "trained_size": None,
-        }
-        description = description._replace(**caller_fields)
-    return description
+    if config is None:
+        return description
+    return description._replace(config=config, has_file_config=False, trained_size=None)
 
 
 def read_config(config: str | os.PathLike) -> ViTConfig:
@@ -128,10 +123,10 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
 def _find_named_config(location):
     """Find the config by a file's own name, if it is the name of a public model."""
     weights_path = location.disk_path
-    if location.kind == FILE_KIND:
-        model_name = registry.model_in_file_name(weights_path)
-        if model_name is not None:
-            return registry.model_config(model_name)
+    if location.kind == FILE_KIND and (
+        name := registry.model_in_file_name(weights_path)
+    ):
+        return registry.model_config(name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
@@ -167,8 +162,10 @@ def _describe_folder(location, config_file, has_config):
     # Broken JSON is read again, which raises the error in the file.
     config_fields = location.config_fields or read_json(config_file)
     if config_file.name == OPEN_CLIP_FILE:
-        parse_open_clip = open_clip_config.parse_open_clip
-        return Description(parse_content(config_file, parse_open_clip, config_fields))
+        config = parse_content(
+            config_file, open_clip_config.parse_open_clip, config_fields
+        )
+        return Description(config)
     processor_fields = _read_image_processor(location)
     return parse_config(config_fields, processor_fields, location.disk_path, has_config)
 
@@ -206,20 +203,18 @@ def parse_config(
             f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
             "are normalized; place it beside the weights, or give config="
         )
-    return _describe_transformers(config_file, config_fields, processor_fields)
-
-
-def _describe_transformers(config_file, config_fields, processor_fields):
-    """Describe transformers' weights by a config.json and its image processor's."""
-    find_type = transformers_config.find_vision_type
-    model_type = parse_content(config_file, find_type, config_fields)
-    processor_file = config_file.with_name(PREPROCESSOR_FILE)
-    parse_processor = transformers_config.parse_image_processor
-    processor = parse_content(
-        processor_file, parse_processor, processor_fields, model_type
+    model_type = parse_content(
+        config_file, transformers_config.find_vision_type, config_fields
     )
-    parse_model = transformers_config.parse_transformers
-    model = parse_content(config_file, parse_model, config_fields, processor)
+    processor = parse_content(
+        folder / PREPROCESSOR_FILE,
+        transformers_config.parse_image_processor,
+        processor_fields,
+        model_type,
+    )
+    model = parse_content(
+        config_file, transformers_config.parse_transformers, config_fields, processor
+    )
     return Description(model.config, model.class_names, head_fields=model.head_fields)
 
 
@@ -251,6 +246,10 @@ def _parse_own_record(config_fields):
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
+    recovery = None
+    if "recovery" in record:
+        variants = record["recovery"]["variants"]
+        recovery = Recovery(tuple(_read_record(RecoveredVariant, v) for v in variants))
     return Description(
         config,
         class_names=class_names,
@@ -258,18 +257,10 @@ def _parse_own_record(config_fields):
         reduction=Reduction.read(record["reduction"]),
         dtype=checked_dtype(record["dtype"]),
         untrained_parts=tuple(map(str, record.get("untrained", ()))),
-        recovery=_read_recovery(record.get("recovery")),
+        recovery=recovery,
         trained_size=trained_size,
         digest=record.get("digest"),
     )
-
-
-def _read_recovery(record):
-    """Make a Recovery without values from its record."""
-    if record is None:
-        return None
-    variants = [_read_record(RecoveredVariant, fields) for fields in record["variants"]]
-    return Recovery(tuple(variants))
 
 
 def _read_config_record(record):

@@ -107,7 +107,7 @@ def load(
     )
     params = variables["params"]
     untrained_parts = {p for p in params if is_in_parts(p, description.untrained_parts)}
-    untrained_parts |= {*drawn_parts}
+    untrained_parts.update(drawn_parts)
     is_resized = image_sides(vit_config.image_size) != image_sides(
         tensors.config.image_size
     )
@@ -193,7 +193,7 @@ def fit_tensors(
 def warn_of_unclear_head(vit: Pretrained) -> None:
     """Warn if the head, taken for a classifier, may be CLIP's projection."""
     is_like_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
-    if is_like_clip and not vit.class_names and not vit.untrained_kinds:
+    if is_like_clip and not (vit.class_names or vit.untrained_kinds):
         warnings.warn(
             f"{vit!r}: the head is taken for a classifier; config.problem_type "
             "'projection' says that it is CLIP's projection",

@@ -76,14 +76,12 @@ def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
     inputs: paths of weights, and names of data such as csv:FILE; files that belong to
         them are listed whether they exist or not
     """
-    file_names = (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)
     files = []
-    for command_input in inputs:
-        input_name = os.fspath(command_input)
-        path_text = input_name
-        if registry.find_form(input_name).endswith(":FILE"):
-            _, _, path_text = input_name.partition(":")
-        path = pathlib.Path(path_text).expanduser()
-        json_file = path.with_name(f"{path.name}.json")  # describes an .onnx file
-        files += [path, json_file, *(path / name for name in file_names)]
+    for given in inputs:
+        name = os.fspath(given)
+        if registry.find_form(name).endswith(":FILE"):
+            name = name.partition(":")[2]
+        path = pathlib.Path(name).expanduser()
+        files += [path, path.with_name(f"{path.name}.json")]  # it describes an .onnx
+        files += [path / x for x in (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)]
     return files

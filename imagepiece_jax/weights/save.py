@@ -69,11 +69,11 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     tensors = _collect_tensors(vit, config_fields["architecture"])
     # As `load` will read them.
     loaded_tensors = naming.with_timm_names(tensors.dense_tensors) | tensors.selectors
-    digest = variables_digest([loaded_tensors, tensors.variant_tensors])
-    config_fields[OWN_KEY]["digest"] = digest
+    config_fields[OWN_KEY]["digest"] = variables_digest(
+        [loaded_tensors, tensors.variant_tensors]
+    )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
-    json_text = json.dumps(config_fields, default=lambda scalar: scalar.item())
-    json_fields = json.loads(json_text)
+    json_fields = json.loads(json.dumps(config_fields, default=lambda x: x.item()))
     vit.warn_of_untrained()
     _check_round_trip(vit, loaded_tensors, json_fields)
     _replace_folder(folder, tensors, json_fields)
@@ -124,25 +124,16 @@ def _collect_tensors(vit, architecture):
 
 def _replace_folder(folder, tensors, config_fields):
     """Replace a folder, completely or not at all."""
-    tensors_by_file = {
-        DENSE_FILE: tensors.dense_tensors,
-        SELECTORS_FILE: tensors.selectors,
-        RECOVERED_FILE: tensors.variant_tensors,
-    }
-    with replacement_folder(folder) as new_folder:
-        for file_name, named_arrays in tensors_by_file.items():
-            if named_arrays:
-                _write_tensors(new_folder / file_name, named_arrays)
-        write_json(new_folder / CONFIG_FILE, config_fields)
-
-
-def _write_tensors(file, tensors):
-    """Write tensors to a file. Raises OSError if a disk is full or fails."""
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
-    try:
-        safetensors.numpy.save_file(tensors, file, metadata)
-    except safetensors.SafetensorError as error:
-        raise OSError(str(error)) from error
+    file_names = (DENSE_FILE, SELECTORS_FILE, RECOVERED_FILE)
+    with replacement_folder(folder) as new_folder:
+        try:
+            for name, arrays in zip(file_names, tensors, strict=True):
+                if arrays:
+                    safetensors.numpy.save_file(arrays, new_folder / name, metadata)
+        except safetensors.SafetensorError as error:  # a disk is full or fails
+            raise OSError(str(error)) from error
+        write_json(new_folder / CONFIG_FILE, config_fields)
 
 
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:

@@ -60,20 +60,13 @@ def read_tensors(location: Location, description: Description) -> Tensors:
         recovery = parse_content(
             recovered_file, recovery.with_tensors, variant_tensors, shapes
         )
-    class_names = _choose_class_names(description, config)
+    class_names = description.class_names if config.num_classes else None
+    if config.num_classes and class_names is None and not description.has_file_config:
+        # Without a file that states classes, only a public name tells their names.
+        class_names = registry.published_class_names(config.name, config.num_classes)
     return Tensors(
         config, class_names, dense_tensors, selectors, learned_selectors, recovery
     )
-
-
-def _choose_class_names(description, config):
-    """Choose the class names of the stored head; None without a head or names."""
-    if not config.num_classes:
-        return None
-    if description.class_names is None and not description.has_file_config:
-        # Without a file that states classes, only a public name tells their names.
-        return registry.published_class_names(config.name, config.num_classes)
-    return description.class_names
 
 
 def _read_stored_tensors(location, description):
@@ -85,7 +78,16 @@ def _read_stored_tensors(location, description):
     )
     tensors |= _read_learned_file(location, SELECTORS_FILE)
     variant_tensors = _read_learned_file(location, RECOVERED_FILE)
-    _check_same_model(location, [tensors, variant_tensors], description.digest)
+    learned_names = [name for name in LEARNED_FILES if name in location.file_names]
+    digest = description.digest
+    if learned_names and digest not in (
+        None,
+        variables_digest([tensors, variant_tensors]),
+    ):
+        raise InputError(
+            f"{location.title}: {' or '.join(learned_names)} belongs to another model "
+            "than the weights"
+        )
     return tensors, variant_tensors
 
 
@@ -94,19 +96,6 @@ def _read_learned_file(location, file_name):
     if file_name not in location.file_names:
         return {}
     return read_state_dict(location.disk_path / file_name)
-
-
-def _check_same_model(location, stored_tensors, digest):
-    """Refuse learned files of another model.
-
-    digest: of a saved model's tensors; None: unknown
-    """
-    learned_file_names = [name for name in LEARNED_FILES if name in location.file_names]
-    if learned_file_names and digest not in (None, variables_digest(stored_tensors)):
-        raise InputError(
-            f"{location.title}: {' or '.join(learned_file_names)} belongs to another "
-            "model than the weights"
-        )
 
 
 def _read_run_tensors(location):
