@@ -102,8 +102,9 @@ def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | N
     endings = collections.Counter()
     others = []
     for path in left_out_paths:
-        ending = os.path.splitext(path)[1].lower()
-        if ending and ending not in image_extensions():
+        name = os.path.basename(path).lower()
+        ending = os.path.splitext(name)[1]
+        if ending and ending not in image_extensions() and name not in SYSTEM_FOLDERS:
             endings[ending] += 1
         else:
             others.append(os.path.join(root, path))
