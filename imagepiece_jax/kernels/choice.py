@@ -7,8 +7,8 @@ from typing import Literal
 
 from jaxtyping import Array, Shaped
 
-# Up to this many array elements (55 images of DeiT-S, 14 of So400m), fewer kernels are
-# worth more bytes; an estimate.
+# Up to this many array elements (55 images of DeiT-S, 14 of So400m), starting a kernel
+# costs more than moving the array (estimated).
 LATENCY_BOUND_SIZE = 2**22
 Forms = Literal["reference", "exact", "fast"]
 _forms: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", default="exact")

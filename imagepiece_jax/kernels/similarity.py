@@ -56,7 +56,7 @@ def all_cosines(
 ) -> Float[Array, "batch tokens tokens"]:
     """Cosines of all image tokens, without a gradient.
 
-    all_x: x behind the prefix; None: x alone
+    all_x: the same tokens with the prefix in front; None: x alone
     """
     x = jax.lax.stop_gradient(x)
     if not is_fast(x) or all_x is None:

@@ -173,7 +173,8 @@ class Step:
     reducer: Any
     rule: Rule = Rule()  # sets how many tokens stay
     site: str = "mid"  # position in the block, one of SITES
-    # number of tokens added here in masked training; None: tokens leave there, too
+    # in masked training nothing leaves here, and this many tokens are appended; None:
+    # tokens leave as in evaluation
     added_when_masked: int | None = None
     tokens: int | None = None  # number of image tokens that stay; None: by the rule
 

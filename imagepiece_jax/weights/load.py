@@ -168,7 +168,8 @@ def fit_tensors(
 ) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
     """Select the tensors for a model and its image size: (tensors, parts to draw).
 
-    keeps_foreign_selectors: keep those that the model lacks, which are an error later
+    keeps_foreign_selectors: leave selectors in that the model lacks; `make_variables`
+        names them in its error
     seed: draws untrained and missing selectors; None: missing ones are refused
     """
     model_tensors: Mapping[str, np.ndarray] = tensors.dense_tensors | tensors.selectors

@@ -39,7 +39,7 @@ def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
         [record] = caplog.records
         assert f"{2 * len(SYSTEM)} more" in record.getMessage()
     assert len(as_source(tmp_path / "train")) == 2
-    assert capsys.readouterr().out.count("left out") == 1
+    assert capsys.readouterr().out.count("1 .db left out") == 1
 
 
 def test_photographs_that_pillow_cannot_read_are_counted(tmp_path, monkeypatch):
