@@ -22,6 +22,7 @@ from tests.helpers import small_runs, tiny_vit
 from tests.helpers.picture_files import write_plain
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call, sentence
+from tests.helpers.small_states import State
 
 SMALL = {"model.depth": 1, "model.embed_dim": 8, "model.num_heads": 2}
 SMALL["reduction"] = "imagepiece:merge_blocks=():prune_blocks=()"
@@ -56,9 +57,11 @@ def run(tmp_path_factory):
     config = RunConfig.from_config(configured())
     run_dir.record_start(workdir, config.to_dict(), ("ant", "bee"))
     variables = tiny_vit.fill(variable_shapes(config.create_model()))
+    parts = {"batch_stats": {}, **variables, "ema_params": None}
+    state = State(step=np.asarray(1, np.int32), opt_state={}, **parts)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, variables, {}, "best")
-    checkpoints.save(1, variables, {})
+    checkpoints.save(1, state, {}, "best")
+    checkpoints.save(1, state, {})
     checkpoints.close()
     return workdir
 
