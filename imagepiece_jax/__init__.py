@@ -20,7 +20,7 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.exporters.export import export
     from imagepiece_jax.inference.feature_store import read_features
     from imagepiece_jax.inference.features import features
-    from imagepiece_jax.inference.optimize import optimize
+    from imagepiece_jax.inference.optimize import ProgramOptions, optimize
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.models.config import ViTConfig
     from imagepiece_jax.models.create import create_model
@@ -33,9 +33,9 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.weights.save import save
 
 __all__ = ["METHODS", "InputError", "Predictor", "Preprocessing", "Pretrained"]
-__all__ += ["Reduction", "RunError", "ViTConfig", "compare", "create_model", "evaluate"]
-__all__ += ["export", "features", "load", "normalize", "optimize", "read_config"]
-__all__ += ["read_features", "recover", "save"]
+__all__ += ["ProgramOptions", "Reduction", "RunError", "ViTConfig", "compare"]
+__all__ += ["create_model", "evaluate", "export", "features", "load", "normalize"]
+__all__ += ["optimize", "read_config", "read_features", "recover", "save"]
 
 _HOMES = {
     "InputError": "errors",
@@ -44,6 +44,7 @@ _HOMES = {
     "Preprocessing": "data.preprocessing",
     "Pretrained": "models.pretrained",
     "Reduction": "reduction.reduction",
+    "ProgramOptions": "inference.optimize",
     "RunError": "errors",
     "ViTConfig": "models.config",
     "compare": "evaluation.compare",

@@ -37,7 +37,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.result_cache import read_points
 from imagepiece_jax.inference import size_direction
-from imagepiece_jax.inference.optimize import make_program_compiler
+from imagepiece_jax.inference.optimize import ProgramOptions, make_program_compiler
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -347,7 +347,8 @@ def make_compiler(case, dtype, way):
     options["compiler_options"] = XLA[way.xla]
     if OPTIONS.smoke:
         options["compiler_options"] = XLA[way.xla] | QUICK
-    return make_program_compiler(Pretrained(model, variables), **options)
+    vit = Pretrained(model, variables)
+    return make_program_compiler(vit, ProgramOptions(**options))
 
 
 def random_directions(vit, images=None):

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from imagepiece_jax.common import device, parallel, timer
 from imagepiece_jax.common.device import NUM_INPUTS
@@ -114,9 +114,7 @@ class BenchmarkCase:
         return Workload(timer.TimedCall(call), self.batch_size, macs, columns)
 
 
-def _make_program_call(
-    program: ExportedProgram, batch_size: int
-) -> Callable[[int], Any]:
+def _make_program_call(program, batch_size):
     """Make a function of a call's index that runs an exported file on random images."""
     shape = (batch_size, *image_sides(program.config.image_size), 3)
     calls = []
@@ -205,13 +203,11 @@ def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
 
 
 @functools.lru_cache(maxsize=4)  # shapes of images
-def _draw_noise(
-    shape: tuple[int, ...], dtype: np.dtype
-) -> list[Float[Array, "images ..."]]:
+def _draw_noise(shape, dtype):
     """Random images on the device, shared by programs that take turns."""
 
     @jax.jit
-    def draw_images() -> list[Array]:
+    def draw_images():
         keys = jax.random.split(root_key(0), NUM_INPUTS)
         return [jax.random.normal(key, shape, dtype=dtype) for key in keys]
 
@@ -259,7 +255,7 @@ def draw_random_variables(model: ViT) -> PyTree:
     # drawing all numbers of a large model takes longer than timing it.
     number_pool = rng.normal(0.0, 0.02, 2**20).astype(np.float32)
 
-    def draw_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def draw_leaf(path, leaf):
         mean = 1.0 if path[-1].key in ("scale", "var") else 0.0
         offset = rng.integers(len(number_pool))
         deviations = np.resize(np.roll(number_pool, offset), leaf.shape)
@@ -268,9 +264,7 @@ def draw_random_variables(model: ViT) -> PyTree:
     return jax.tree_util.tree_map_with_path(draw_leaf, variable_shapes(model))
 
 
-def _describe_program(
-    model: ViT, program: jax.stages.Compiled | None
-) -> dict[str, Any]:
+def _describe_program(model, program):
     """A compiled program's row columns; None: an exported file's."""
     return {
         "peak_memory": program and device.program_bytes(program),
@@ -280,7 +274,7 @@ def _describe_program(
     }
 
 
-def _draw_batch(run: RunConfig, seed: int) -> dict[str, np.ndarray]:
+def _draw_batch(run, seed):
     """A random batch in the loader's form: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
     leading_axes = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)

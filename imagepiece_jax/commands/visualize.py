@@ -5,7 +5,6 @@ import pathlib
 
 from imagepiece_jax.commands._arguments import Images, Weights, option_values
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.files import locked_folder
 
 NUM_DRAWN_IMAGES = 8  # images of a data set
 
@@ -43,16 +42,14 @@ def main(
     source = pictures.as_source(images.images, "val")
     if registry.is_set_name(images.images[0]):
         source = source.evenly_spaced(NUM_DRAWN_IMAGES)
-    with locked_folder("out", folder):
-        vit = weights.load_model().with_default_execution(weights.dtype or "float32")
-        models = [vit.with_reduction(text) for text in reduction_texts] or [vit]
-        for block in drawn_blocks:
-            check_range("blocks", block, 0, len(vit.model.plan) - 1)
-        pixels, image_names = pictures.read_images(source, vit.preprocessing)
-        file_names = [*map(os.path.basename, image_names)]
-        lines = html.write_page(
-            folder, models, pixels, file_names, vit.origin.name, drawn_blocks
-        )
-        for line in lines:
-            print(line, flush=True)
+    vit = weights.load_model().with_default_execution(weights.dtype or "float32")
+    models = [vit.with_reduction(text) for text in reduction_texts] or [vit]
+    for block in drawn_blocks:
+        check_range("blocks", block, 0, len(vit.model.plan) - 1)
+    pixels, image_names = pictures.read_images(source, vit.preprocessing)
+    file_names = [*map(os.path.basename, image_names)]
+    for line in html.write_page(
+        folder, models, pixels, file_names, vit.origin.name, drawn_blocks
+    ):
+        print(line, flush=True)
     return int(len(file_names) < len(source))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
@@ -31,8 +31,8 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 from imagepiece_jax.models.vit import Outputs, ViT, final_norm
-from imagepiece_jax.reduction.provenance import PatchPath, follow_patches, gather_tokens
-from imagepiece_jax.reduction.state import Masking, TokenState
+from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
+from imagepiece_jax.reduction.state import Masking
 
 FILL_CHOICES = ("nearest", "last", "zero", "class")
 FILE_BATCH_SIZE = 64
@@ -105,7 +105,7 @@ def features(
         return _extract_features(variables, images, model, extract_options)
 
 
-def _list_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
+def _list_blocks(layers, depth):
     """List the block indices of `features`' argument `layers`."""
     block_indices = layers
     if not np.iterable(layers):
@@ -117,7 +117,7 @@ def _list_blocks(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
     return block_indices
 
 
-def _checked_batch(vit: Pretrained, images: Any) -> np.ndarray | Array:
+def _checked_batch(vit, images):
     """Turn `features`' images into an array of the model's size."""
     batch = to_native_order(pictures.as_batch(images, vit.preprocessing))
     check_images(batch, vit.image_size, takes_pixels=True)
@@ -125,9 +125,7 @@ def _checked_batch(vit: Pretrained, images: Any) -> np.ndarray | Array:
     return batch
 
 
-def _batched_features(
-    vit: Pretrained, files: list, options: Mapping[str, Any]
-) -> Features:
+def _batched_features(vit, files, options):
     """Compute features for files in batches, as NumPy arrays.
 
     options: keyword arguments of `features`
@@ -143,9 +141,7 @@ def _batched_features(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _extract_features(
-    variables: Mapping[str, Any], images: jax.Array, model: ViT, options: tuple
-) -> Features:
+def _extract_features(variables, images, model, options):
     extract = make_features_function(model, *options)
     return on_auto_axes(extract, images)(variables, images)
 
@@ -162,10 +158,7 @@ def make_features_function(
     blocks: block indices from 0
     """
 
-    def extract(
-        variables: Mapping[str, Any],
-        images: Shaped[Array, "batch height width channels"],
-    ) -> Features:
+    def extract(variables, images):
         images = model.config.as_normalized(images)
         outputs = model.apply(variables, images, with_states=True)
         grid = model.config.grid
@@ -176,7 +169,7 @@ def make_features_function(
         paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
-        def layer_features(block: int, block_norm: Norm | None) -> Layer:
+        def layer_features(block, block_norm):
             path = paths[step_counts[block]]
             state = outputs.states[block]
             prefix, patches, is_dropped = _patch_features(state, path, fill, block_norm)
@@ -219,13 +212,7 @@ def feature_map(
     return patches.reshape(patches.shape[0], *grid, patches.shape[2])
 
 
-def _patch_features(
-    state: TokenState, path: PatchPath, fill: str, norm: Norm | None
-) -> tuple[
-    Float[Array, "batch prefix dim"],
-    Float[Array, "batch patches dim"],
-    Bool[Array, "batch patches"],
-]:
+def _patch_features(state, path, fill, norm):
     """Map tokens to (prefix, patch features, mask of dropped patches)."""
     prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
@@ -250,10 +237,7 @@ def _patch_features(
     return prefix, vectors, is_dropped
 
 
-def _spread_tokens(
-    learned_tokens: Float[Array, "batch slots dim"],
-    token_weights: Float[Array, "batch slots tokens"],
-) -> Float[Array, "batch tokens dim"]:
+def _spread_tokens(learned_tokens, token_weights):
     """Spread learned tokens back over their inputs.
 
     An input gets the learned tokens' mean, weighted by how much they took from it.

@@ -71,8 +71,6 @@ class Program:
     device: jax.Device
     options: Mapping  # XLA's options
     reductions: str  # one of REDUCTION_MODES
-    gmacs: float  # per image
-    dead_gmacs: float  # the part of `gmacs` that is skipped (`cost.dead_macs`)
     compile_seconds: float
     own_gelu: str  # the model's GELU before `optimize`
     # Whether the range of float images was checked. Later calls skip the check, which
@@ -82,6 +80,11 @@ class Program:
     @property
     def batch_size(self) -> int:
         return self.input_spec.shape[0]
+
+    @property
+    def gmacs(self) -> float:
+        """Per image."""
+        return model_macs(self.model) / 1e9
 
     @property
     def memory(self) -> Any:
@@ -163,8 +166,8 @@ class Program:
             f"{counted_noun(batch, 'image')} of {size_text((height, width))}, "
             f"{dtype_text}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
-            f"{self.gmacs:.3f} GMACs an image, {self.dead_gmacs:.3f} of them not "
-            "computed\n"
+            f"{self.gmacs:.3f} GMACs an image, "
+            f"{dead_macs(model) / 1e9:.3f} of them not computed\n"
             f"{model.execution.dtype.name}, {gelu_text}, "
             f"{model.execution.attention_impl} attention, {model.config.stem} stem, "
             f"folded{token_sizes_text}\n"
@@ -191,8 +194,10 @@ def fit_images(
     return images.astype(dtype)
 
 
-def find_device(device: jax.Device | str) -> jax.Device:
-    """Find the jax.Device for a device or a platform name."""
+def find_device(device: jax.Device | str | None) -> jax.Device:
+    """Find the jax.Device for a device or a platform name; None: the first device."""
+    if device is None:
+        return jax.local_devices()[0]
     if isinstance(device, jax.Device):
         return device
     platform, _, index = str(device).lower().partition(":")
@@ -206,22 +211,10 @@ def find_device(device: jax.Device | str) -> jax.Device:
     )
 
 
-def optimize(
-    vit: Pretrained,
-    batch_size: int,
-    *,
-    dtype: str | None = None,
-    gelu: str | None = None,
-    attention: str = "auto",
-    sizes: str | None = None,
-    reductions: str | None = None,
-    pixels: bool = False,
-    device: jax.Device | str | None = None,
-    compiler_options: Mapping[str, Any] | None = None,
-) -> Program:
-    """Compile a trained model for one device and images of the model's size.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramOptions:
+    """How a model is compiled.
 
-    batch_size: images per call
     dtype: of weights and layers; norms, scores, softmax and logits stay float32. None:
         bfloat16, or float32 on CPUs, where bfloat16 is slow
     gelu: "exact" or "tanh" for a model with either; "quick" for a QuickGELU model.
@@ -238,84 +231,83 @@ def optimize(
         process's first device
     compiler_options: XLA options that override common.xla_options
     """
+
+    dtype: str | None = None
+    gelu: str | None = None
+    attention: str = "auto"
+    sizes: str | None = None
+    reductions: str | None = None
+    pixels: bool = False
+    device: jax.Device | str | None = None
+    compiler_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("attention", self.attention, ATTENTION_BACKENDS)
+        check_choice("sizes", self.sizes, (None, *SIZE_ENCODINGS))
+        check_choice("reductions", self.reductions, (None, *REDUCTION_MODES))
+
+    def choose_dtype(self, device: jax.Device) -> str:
+        """The layers' dtype on a device."""
+        dtype = xla_options.fast_dtype(device)
+        if self.dtype is not None:
+            dtype = xla_options.checked_dtype(self.dtype)
+        xla_options.check_dtype(dtype, device.platform)
+        if self.reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
+            raise InputError(f"reductions is 'fast', but dtype is {dtype}")
+        return dtype
+
+
+def optimize(vit: Pretrained, batch_size: int, **options: Any) -> Program:
+    """Compile a trained model for one device and images of the model's size.
+
+    batch_size: images per call
+    options: fields of ProgramOptions
+    """
     check_pretrained(vit)
     check_range("batch_size", batch_size, 1, whole=True)
-    compile_batch = make_program_compiler(
-        vit,
-        dtype=dtype,
-        gelu=gelu,
-        attention=attention,
-        sizes=sizes,
-        reductions=reductions,
-        pixels=pixels,
-        device=device,
-        compiler_options=compiler_options,
-    )
-    return compile_batch(batch_size)
+    return make_program_compiler(vit, ProgramOptions(**options))(batch_size)
 
 
 def make_program_compiler(
-    vit: Pretrained,
-    *,
-    dtype: str | None = None,
-    gelu: str | None = None,
-    attention: str = "auto",
-    sizes: str | None = None,
-    reductions: str | None = None,
-    pixels: bool = False,
-    device: jax.Device | str | None = None,
-    compiler_options: Mapping[str, Any] | None = None,
+    vit: Pretrained, options: ProgramOptions
 ) -> Callable[[int], Program]:
-    """Return a function: batch size -> Program, with the options of `optimize`.
+    """Return a function: batch size -> Program.
 
     All Programs share the weights, which are copied to the device once.
     """
-    if dtype is not None:
-        dtype = xla_options.checked_dtype(dtype)
-    check_choice("attention", attention, ATTENTION_BACKENDS)
-    check_choice("sizes", sizes, (None, *SIZE_ENCODINGS))
-    check_choice("reductions", reductions, (None, *REDUCTION_MODES))
-    check_gelu(vit.model, gelu)
-    device = jax.local_devices()[0] if device is None else find_device(device)
-    sides = image_sides(vit.image_size)
-    model = vit.model
-    variables = vit.variables
+    check_gelu(vit.model, options.gelu)
+    device = find_device(options.device)
+    dtype = options.choose_dtype(device)
+    model, variables = vit.model, vit.variables
     check_variables(model, variables)
     vit.warn_of_untrained()
-    dtype = dtype or xla_options.fast_dtype(device)
-    xla_options.check_dtype(dtype, device.platform)
-    if reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
-        raise InputError(f"reductions is 'fast', but dtype is {dtype}")
-    options = xla_options.compiler_options(device.platform)
-    options |= compiler_options or {}
     model = model.with_execution(dtype=jnp.dtype(dtype))
-    model = with_device_attention(model, device, attention)
-    if uses_size_direction(model, sizes):
+    model = with_device_attention(model, device, options.attention)
+    if uses_size_direction(model, options.sizes):
         directions = size_direction.find_directions(vit)
         model, variables = size_direction.fold_sizes(model, variables, directions)
     with jax.default_device(device):
-        gelu = gelu or default_gelu(model, device)
+        gelu = options.gelu or default_gelu(model, device)
         model, weights = fold_and_cast(model, variables, device, gelu)
     weights = jax.device_put(weights, device)
-    gmacs = model_macs(model) / 1e9
-    dead_gmacs = dead_macs(model) / 1e9
-    reductions = reductions or default_reductions(model, device)
-    input_dtype = "uint8" if pixels else dtype
+    reductions = options.reductions or default_reductions(model, device)
     compute_logits = make_logits_function(model, reductions)
     leaves, tree = jax.tree.flatten(weights)
+    xla = xla_options.compiler_options(device.platform)
+    xla |= options.compiler_options or {}
 
     @parallel.without_mesh
-    def compile_batch(batch_size: int) -> Program:
+    def compile_batch(batch_size):
         input_spec = jax.ShapeDtypeStruct(
-            (batch_size, *sides, 3),
-            jnp.dtype(input_dtype),
+            (batch_size, *image_sides(vit.image_size), 3),
+            jnp.dtype("uint8" if options.pixels else dtype),
             sharding=SingleDeviceSharding(device),
         )
         start_time = time.perf_counter()
         max_bytes = SMALL_WEIGHT if batch_size <= SMALL_BATCH else 0
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > max_bytes)
 
-        def logits(arguments: tuple[jax.Array, ...], images: jax.Array) -> jax.Array:
+        def logits(arguments, images):
             args = iter(arguments)
             all_leaves = [x if x.nbytes <= max_bytes else next(args) for x in leaves]
             return compute_logits(jax.tree.unflatten(tree, all_leaves), images)
@@ -324,7 +316,7 @@ def make_program_compiler(
         with announced_work(f"compiling the model for {image_count} at a time"):
             lowered_program = jax.jit(logits).lower(arguments, input_spec)
             # pyrefly: ignore[bad-argument-type]  # the stub has no numbers
-            executable = lowered_program.compile(compiler_options=options)
+            executable = lowered_program.compile(compiler_options=xla)
         return Program(
             model=model,
             variables=weights,
@@ -332,10 +324,8 @@ def make_program_compiler(
             compiled=executable,
             input_spec=input_spec,
             device=device,
-            options=options,
+            options=xla,
             reductions=reductions,
-            gmacs=gmacs,
-            dead_gmacs=dead_gmacs,
             compile_seconds=time.perf_counter() - start_time,
             own_gelu=vit.model.config.arch.gelu,
         )
@@ -429,7 +419,7 @@ def fold_and_cast(
         )
         model = model.with_execution(folded=num_joined_pixels)
 
-    def cast_param(path: tuple, param: Any) -> jax.Array:
+    def cast_param(path, param):
         # Parameters of the model itself, such as pos_embed, are cast like the stem.
         part = path[0].key if len(path) > 1 else "patch_embed"
         stays_float32 = part in model.execution.float32_parts
@@ -451,7 +441,7 @@ def make_logits_function(
     """
     model = model.with_execution(head_only=True)
 
-    def logits(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+    def logits(variables, images):
         images = model.config.as_normalized(images)
         with choice.fast_forms(reductions == "fast"):
             return model.apply(variables, images).logits

@@ -4,20 +4,23 @@ import collections
 import functools
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.machine import default_threads
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import Program, make_program_compiler
+from imagepiece_jax.inference.optimize import (
+    Program,
+    ProgramOptions,
+    make_program_compiler,
+)
 from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
 
 
@@ -39,7 +42,7 @@ class Predictor:
         (`class_names`), or indices
     top: number of classes to return; None: 5, or all if the model has fewer
     threads: decoding threads; None: one per core, at most 16
-    dtype to compiler_options: as for `optimize`
+    options: fields of ProgramOptions except `pixels`
     """
 
     def __init__(
@@ -50,13 +53,7 @@ class Predictor:
         top: int | None = None,
         batch_size: int = 32,
         threads: int | None = None,
-        dtype: str | None = None,
-        gelu: str | None = None,
-        attention: str = "auto",
-        sizes: str | None = None,
-        reductions: str | None = None,
-        device: jax.Device | str | None = None,
-        compiler_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         check_pretrained(vit)
         num_classes = vit.config.num_classes
@@ -76,17 +73,8 @@ class Predictor:
         self._as_result = self._most_probable if num_classes else np.array
         self._preprocessing = vit.preprocessing
         self._probabilities = vit.config.head.probabilities
-        self._compile_batch = make_program_compiler(
-            vit,
-            dtype=dtype,
-            gelu=gelu,
-            attention=attention,
-            sizes=sizes,
-            reductions=reductions,
-            pixels=True,
-            device=device,
-            compiler_options=compiler_options,
-        )
+        program_options = ProgramOptions(**options, pixels=True)
+        self._compile_batch = make_program_compiler(vit, program_options)
         self._programs: dict[int, Program] = {}
         self._lock = threading.Lock()
         self._decode_pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -139,15 +127,13 @@ class Predictor:
                 else:
                     yield self._as_result(next(logits))
 
-    def _find_program(self, batch_size: int) -> Program:
+    def _find_program(self, batch_size):
         with self._lock:
             if batch_size not in self._programs:
                 self._programs[batch_size] = self._compile_batch(batch_size)
             return self._programs[batch_size]
 
-    def _compute_logits(
-        self, pixels: list[UInt8[np.ndarray, "height width 3"]]
-    ) -> Float[np.ndarray, "images classes"]:
+    def _compute_logits(self, pixels):
         """Compute the logits of at most a full batch."""
         program = self._find_program(
             min(n for n in self.batch_sizes if n >= len(pixels))
@@ -156,7 +142,7 @@ class Predictor:
         with jax.transfer_guard_device_to_host("allow"):
             return np.asarray(program(np.stack(pixels)))
 
-    def _read_ahead(self, images: Iterable) -> Iterator[Future]:
+    def _read_ahead(self, images):
         """Yield a Future of every image's pixels; threads read ahead."""
         waiting_futures: collections.deque[Future] = collections.deque()
         for image in images:
@@ -169,7 +155,7 @@ class Predictor:
                 yield waiting_futures.popleft()
         yield from waiting_futures
 
-    def _most_probable(self, logits: Float[np.ndarray, " classes"]) -> list[Prediction]:
+    def _most_probable(self, logits):
         """Turn one image's logits into the `top` Predictions."""
         probabilities = self._probabilities(logits)
         order = np.argsort(-logits, kind="stable")[: self._top]
@@ -182,9 +168,7 @@ class Predictor:
         return predictions
 
 
-def _choose_labels(
-    vit: Pretrained, labels: Sequence[str] | str | None
-) -> tuple[str | None, ...] | None:
+def _choose_labels(vit, labels):
     """Choose the class names of predictions, with `labels` as in Predictor."""
     if labels is None:
         return vit.class_names
@@ -193,7 +177,7 @@ def _choose_labels(
     return class_names.checked_names(labels, vit.config.num_classes, "labels")
 
 
-def _pixels_or_error(future: Future) -> np.ndarray | UnreadableImage:
+def _pixels_or_error(future):
     """Return an image's pixels, or an unreadable file's error."""
     try:
         return future.result()

@@ -97,10 +97,10 @@ def sample_photographs(image_size: ImageSize) -> UInt8[np.ndarray, "8 height wid
 def compile_moments(model: ViT) -> Callable[[Any, jax.Array], list]:
     """Compile (variables, images) -> [(C_q, C_k) per block], [H, d, d] float32."""
 
-    def moments(variables: Any, images: jax.Array) -> list:
+    def moments(variables, images):
         block_moments = []
 
-        def append_moments(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+        def append_moments(call, args, kwargs, context):
             projections = call(*args, **kwargs)
             is_attention = isinstance(context.module, Attention)
             if is_attention and context.method_name == Attention.project_heads.__name__:

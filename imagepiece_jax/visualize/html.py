@@ -21,19 +21,9 @@ from imagepiece_jax.visualize.trace import Trace
 PAGE_FILES = ("figures", "index.html", tracing.TRACE_FILE)  # in an output folder
 PAGE_TITLE = "What the tokens became"
 PAGE_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>
-body {{ margin: 1rem; font-family: sans-serif; }}
-th, td {{ padding: 0.2rem 1rem 0.2rem 0; text-align: left; }}
-figure {{ margin: 1rem 0; }}
-img {{ max-width: 100%; }}
-</style>
-</head>
-<body>
+<style>body {{ font-family: sans-serif; }} td, th {{ padding-right: 2rem; }}</style>
 <h1>{title}</h1>
 <p>{weights}; {patches} patches an image</p>
 <table>
@@ -41,16 +31,7 @@ img {{ max-width: 100%; }}
 {rows}
 </table>
 {sections}
-</body>
-</html>
 """
-ROW_TEMPLATE = (
-    "<tr><td>{label}</td><td>{gmacs:.3f}</td><td>{tokens}</td><td>{steps}</td></tr>"
-)
-FIGURE_TEMPLATE = """<figure>
-<figcaption>{caption}</figcaption>
-<img src="{path}" alt="{caption}" loading="lazy">
-</figure>"""
 
 
 def check_page_writable(folder: pathlib.Path) -> None:
@@ -60,7 +41,7 @@ def check_page_writable(folder: pathlib.Path) -> None:
     """
     extras.check_installed("a figure", "matplotlib")
 
-    def is_ours(file: pathlib.Path) -> bool:
+    def is_ours(file):
         if file.name == "index.html":
             return PAGE_TITLE in file.read_text("utf-8", errors="replace")
         return file.name in PAGE_FILES
@@ -116,22 +97,21 @@ def render_page(
     """Render the page as HTML; arguments as in `write_page` and `write_traces`."""
     rows = []
     for method, trace in zip(methods, traces, strict=True):
-        row_fields = {
-            "label": html.escape(method["label"]),
-            "gmacs": method["gmacs"],
-            "tokens": trace.num_tokens,
-            "steps": ", ".join(str(stage.num_tokens) for stage in trace.stages),
-        }
-        rows.append(ROW_TEMPLATE.format(**row_fields))
+        counts = ", ".join(str(stage.num_tokens) for stage in trace.stages)
+        cells = (f"{method['gmacs']:.3f}", str(trace.num_tokens), counts)
+        texts = (html.escape(method["label"]), *cells)
+        rows.append(f"<tr><td>{'</td><td>'.join(texts)}</td></tr>")
     sections = []
     for index, name in enumerate(names):
         sections.append(f"<h2>{html.escape(name)}</h2>")
         for method, trace in zip(methods, traces, strict=True):
             file_name = figure.figure_name(index, name, method["label"])
             url = urllib.parse.quote(os.fsencode(f"figures/{file_name}"))
-            prediction_text = _prediction_text(trace, index, class_names or ())
-            caption = html.escape(method["label"] + prediction_text)
-            sections.append(FIGURE_TEMPLATE.format(path=url, caption=caption))
+            class_text = _describe_prediction(trace, index, class_names or ())
+            caption = html.escape(
+                ": ".join(filter(None, [method["label"], class_text]))
+            )
+            sections.append(f'<p>{caption}</p>\n<img src="{url}" alt="{caption}">')
     return PAGE_TEMPLATE.format(
         title=PAGE_TITLE,
         weights=html.escape(weights_name),
@@ -141,9 +121,7 @@ def render_page(
     )
 
 
-def _prediction_text(
-    trace: Trace, index: int, class_names: Sequence[str | None]
-) -> str:
+def _describe_prediction(trace, index, class_names):
     """Most probable class in words; "" without classes."""
     if trace.top_labels is None or trace.confidence is None:
         return ""
@@ -151,4 +129,4 @@ def _prediction_text(
     class_text = f"class {label}"
     if label < len(class_names) and (class_name := class_names[label]):
         class_text = describe_class(class_name)
-    return f": {class_text}, {100 * trace.confidence[index]:.0f} % sure"
+    return f"{class_text}, {100 * trace.confidence[index]:.0f} % sure"

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int
 
 from imagepiece_jax.common.plotting import DOTS_PER_INCH, new_figure, save_figure
 from imagepiece_jax.data.preprocessing import RgbPixels
@@ -177,28 +177,24 @@ def write_panel_page(
     save_figure(figure, pathlib.Path(path))
 
 
-def _same_token(token_of_patch: TokenMap) -> Bool[np.ndarray, "patches patches"]:
+def _same_token(token_of_patch):
     """Whether patches share a token; a dropped patch is alone."""
     is_shared = (token_of_patch[:, None] == token_of_patch) & (token_of_patch >= 0)
     return is_shared | np.eye(len(token_of_patch), dtype=bool)
 
 
-def _mix_colors(
-    below: Shaped[np.ndarray, "..."], above: Shaped[np.ndarray, "..."], share: float
-) -> Float[np.ndarray, "..."]:
+def _mix_colors(below, above, share):
     return (1 - share) * below + share * above
 
 
-def _fade_to_stripes(pixels: Shaped[np.ndarray, "height width 3"]) -> FloatPixels:
+def _fade_to_stripes(pixels):
     """Stripes over the faintly visible gray image."""
     y, x = np.indices(pixels.shape[:2])
     stripes = _STRIPE_COLORS[(x + y) // _STRIPE_WIDTH % 2]
     return _mix_colors(pixels.mean(axis=-1, keepdims=True), stripes, _FADED_SHARE)
 
 
-def _expand_to_pixels(
-    patch_values: Shaped[np.ndarray, "rows columns *channels"], image: RgbPixels
-) -> Shaped[np.ndarray, "height width *channels"]:
+def _expand_to_pixels(patch_values, image):
     """Value of every pixel's patch."""
     pixel_values = patch_values
     for axis in (0, 1):
@@ -207,9 +203,7 @@ def _expand_to_pixels(
     return pixel_values
 
 
-def _token_border(
-    token_of_pixel: Int[np.ndarray, "height width"], border_width: int
-) -> Bool[np.ndarray, "height width"]:
+def _token_border(token_of_pixel, border_width):
     """Mark pixels at most `border_width` from another token in their row or column."""
     is_border = np.zeros(token_of_pixel.shape, bool)
     # A transpose turns columns into rows, in the same memory.

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import patch_grid
@@ -102,9 +102,7 @@ def trace_tokens(
     )
 
 
-def _trace_in_batches(
-    model: ViT, variables: Any, images: UInt8[np.ndarray, "images height width 3"]
-) -> tuple[list[Int[np.ndarray, "images patches"]], Float[np.ndarray, "images ..."]]:
+def _trace_in_batches(model, variables, images):
     """`_token_maps_and_logits` of all images, TRACE_BATCH at a time."""
     variables = jax.device_put(variables)  # once for all batches
     batch_results = []
@@ -123,9 +121,7 @@ def _trace_in_batches(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _token_maps_and_logits(
-    variables: Any, images: UInt8[Array, "batch height width 3"], model: ViT
-) -> tuple[list[Int[Array, "batch patches"]], Float[Array, "batch ..."]]:
+def _token_maps_and_logits(variables, images, model):
     """(token_of_patch after every step before the first soft reduction, logits)."""
     images = normalize(images, model.config.mean, model.config.std)
     # Full float32: GPUs would round factors of products, and near ties would differ.
