@@ -74,11 +74,12 @@ def write_features(
         bar = progress.ProgressBar("features", len(paths), num_existing)
         failures = {}
         with bar, contextlib.closing(reader):
-            if num_existing or num_removed:
+            if num_removed:
                 bar.log_line(
-                    f"{num_existing} of {len(paths)} rows exist already; removed: "
-                    f"{num_removed} of photographs that changed, are gone or not named"
+                    f"{num_removed} rows removed: files changed, gone, not named"
                 )
+            if num_existing:
+                bar.log_line(f"{num_existing} of {len(paths)} rows exist already")
             for batch, outputs in _compute_ahead(program, weights, reader):
                 indices = batch["index"][0]
                 columns, is_finite = _host_columns(outputs)
