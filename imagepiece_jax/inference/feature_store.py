@@ -6,6 +6,7 @@ SQLite keeps the file whole when its writer is killed, and lets one process writ
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import sqlite3
@@ -189,12 +190,11 @@ def read_features(
         shape = _read_made_by(connection)["vector"]
         (count,) = connection.execute("SELECT count(*) FROM photographs").fetchone()
         paths = []
-        vectors = np.empty((count, *shape), DTYPES["vector"])
-        buffer = memoryview(vectors.reshape(-1)).cast("B")
+        buffer = bytearray(4 * count * math.prod(shape))
         query = "SELECT path, vector FROM photographs ORDER BY path"
         start = 0
         for path, vector in connection.execute(query):
             paths.append(path)
             buffer[start : start + len(vector)] = vector
             start += len(vector)
-    return paths, vectors
+    return paths, np.ndarray((count, *shape), DTYPES["vector"], buffer)
