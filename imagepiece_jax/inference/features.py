@@ -225,8 +225,8 @@ def _patch_features(state, path, fill, norm):
             vectors = jnp.where(is_dropped[..., None], path.last_feature, vectors)
         if path.before_mixing is None:
             break
-        path, mixing, x = path.before_mixing
-        vectors = _spread_tokens(vectors, mixing.matrix).astype(x.dtype)
+        path, mixing, tokens_before = path.before_mixing
+        vectors = _spread_tokens(vectors, mixing.matrix).astype(tokens_before.dtype)
     if fill == "class":
         vectors = jnp.where(is_dropped[..., None], prefix[:, :1], vectors)
     if norm:  # one norm over prefix and patches compiles faster than two

@@ -134,7 +134,7 @@ class Predictor:
             return self._programs[batch_size]
 
     def _compute_logits(self, pixels):
-        """Compute the logits of at most a full batch."""
+        """Compute the logits of at most a full batch; the program pads."""
         program = self._find_program(
             min(n for n in self.batch_sizes if n >= len(pixels))
         )

@@ -81,6 +81,7 @@ def write_features(
             if num_existing:
                 bar.log_line(f"{num_existing} of {len(paths)} rows exist already")
             for batch, outputs in _compute_ahead(program, weights, reader):
+                # [0]: a batch's entries are [1, images], as for a single device.
                 indices = batch["index"][0]
                 columns, is_finite = _host_columns(outputs)
                 is_written = is_finite & (batch["mask"][0] > 0)

@@ -1,7 +1,7 @@
 """hf:OWNER/NAME and hf:FOLDER: images read by Hugging Face's `datasets`."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,14 @@ def open_hub_data(
         splits = datasets.load_dataset(os.path.expanduser(path))
     except data_errors as error:
         raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
-    split_name = _choose_split(splits, split, title)
+    split_name = find_splits(splits, title).get(split)
+    if split_name is None:
+        raise InputError(
+            f"{title} has the splits {', '.join(splits)}; a split must be named "
+            f"{', '.join(SPLIT_NAMES)}"
+        )
+    if not len(splits[split_name]):
+        raise InputError(f"{title} has no row with split {split_name!r}")
     columns = ["image", "label"][: 1 + labeled]
     try:
         rows = splits[split_name].select_columns(columns)
@@ -68,19 +75,6 @@ def open_hub_data(
     )
     source.split = split_name
     return source
-
-
-def _choose_split(splits: Mapping[str, Any], split: str, title: str) -> str:
-    """Name of the stored split that is "train" or "val"; it has rows."""
-    split_name = find_splits(splits, title).get(split)
-    if split_name is None:
-        raise InputError(
-            f"{title} has the splits {', '.join(splits)}; a split must be named "
-            f"{', '.join(SPLIT_NAMES)}"
-        )
-    if not len(splits[split_name]):
-        raise InputError(f"{title} has no row with split {split_name!r}")
-    return split_name
 
 
 def one_line(error: Exception) -> str:
