@@ -62,9 +62,9 @@ def start_saving(
 ) -> None:
     """Start saving a step; at the return `state` may be changed.
 
-    state: a flax struct of trees of NumPy arrays
+    state: a flax struct, or a dict, of trees of NumPy arrays
     """
-    checksums = {name: _checksum(part) for name, part in vars(state).items()}
+    checksums = {name: _checksum(part) for name, part in _parts(state).items()}
     items = ocp.args.Composite(
         state=ocp.args.PyTreeSave(state),
         meta=ocp.args.JsonSave(metadata | {CHECKSUMS: checksums}),
@@ -108,10 +108,14 @@ def _read_step(manager, step, choose):
     restored = manager.restore(step, args=items)
     metadata = dict(restored.meta)
     checksums = metadata.pop(CHECKSUMS)
-    for name, part in (restored.state if is_dict else vars(restored.state)).items():
+    for name, part in _parts(restored.state).items():
         if _checksum(part) != checksums[name]:
             raise ValueError(f"{name} does not fit its checksum")
     return restored.state, metadata
+
+
+def _parts(state):
+    return state if isinstance(state, dict) else vars(state)
 
 
 def _checksum(tree: PyTree) -> int:

@@ -27,13 +27,8 @@ class ProgressHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stdout if record.name == notes.name else sys.stderr
-        if stream is None:  # a closed stream
-            return
-        # A full disk may refuse a progress line, but must not end the work for it.
-        ignored_errors = [OSError] if stream is sys.stderr else []
-        with contextlib.suppress(*ignored_errors):
-            tqdm.write(self.format(record), file=stream)
-            stream.flush()
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
 
 
 def show_progress() -> None:

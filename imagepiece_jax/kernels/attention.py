@@ -174,18 +174,15 @@ def _fused_attention(
         key, value, bias = _expand_key_bias(query, key, value, key_bias)
     elif key_bias is not None:
         bias = key_bias[:, None, None, :]
-    # JAX's function adds float32 to bfloat16. Under the user setting "strict" that sum
-    # raises an error.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            bias=bias,
-            implementation=backend,
-            query_seq_lengths=query_lengths,
-            key_value_seq_lengths=key_lengths,
-        )
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias=bias,
+        implementation=backend,
+        query_seq_lengths=query_lengths,
+        key_value_seq_lengths=key_lengths,
+    )
 
 
 def _expand_key_bias(

@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,15 +174,7 @@ def _traced_shapes(model):
 @functools.lru_cache(maxsize=4)
 def _init_function(model):
     """`model.init`, traced once for both shapes and values."""
-
-    @jax.jit
-    def init(key, images):
-        # A Flax setting decides how parameters' keys are derived. A fixed value keeps
-        # initial values independent of the user's setting.
-        with flax.config.temp_flip_flag("fix_rng_separator", False):
-            return model.init(key, images)
-
-    return init
+    return jax.jit(model.init)
 
 
 def _shapes_by_name(variables):

@@ -124,7 +124,7 @@ class InitialWeights:
             raise InputError(f"{error}; to train it anew: {flags}") from error
 
 
-def _load_dense_model(field: str, weights: str | None) -> Pretrained | None:
+def _load_dense_model(field, weights):
     """Load the dense model of a config field's weights; None without weights."""
     if not weights:
         return None
@@ -172,7 +172,7 @@ def check_unstored_fields(
             )
 
 
-def _is_equal(value: Any, trained_value: Any) -> bool:
+def _is_equal(value, trained_value):
     """Whether values are equal; numbers may differ by float32 rounding."""
     if isinstance(value, tuple | float):
         return np.allclose(value, trained_value, rtol=1e-6, atol=0)

@@ -91,7 +91,7 @@ def warmup_steps(run: RunConfig, steps_per_epoch: int) -> int:
 def decay_mask(params: optax.Params) -> PyTree:
     """Whether weight decay applies, as a tree of bools like `params`."""
 
-    def has_decay(path: tuple, leaf: Any) -> bool:
+    def has_decay(path, leaf):
         path_names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         # 1-D parameters are biases and norm scales. Positions and prefix tokens have
         # more dimensions, so they are named.
@@ -121,15 +121,13 @@ def create_adamw(run: RunConfig, lr_schedule: Schedule) -> Optimizer:
 def zero_frozen_gradients(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
     """Give frozen parameters zero gradients, so that clipping ignores them."""
 
-    def zero_frozen(path: tuple, gradient: Array) -> Array:
+    def zero_frozen(path, gradient):
         group = _find_group(group_of, path)
         if group is not None and group.is_frozen:
             return jnp.zeros_like(gradient)
         return gradient
 
-    def update(
-        gradients: PyTree, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[PyTree, optax.OptState]:
+    def update(gradients, state, params=None):
         gradients = jax.tree_util.tree_map_with_path(zero_frozen, gradients)
         return optimizer.update(gradients, state, params)
 
@@ -141,7 +139,7 @@ def scale_by_group(
 ) -> Optimizer:
     """Scale updates by their group's learning rate."""
 
-    def update_scale(path: tuple, step: StepNumber) -> float | Float[Array, ""]:
+    def update_scale(path, step):
         group = _find_group(group_of, path)
         if group is None:
             return 1.0
@@ -158,12 +156,10 @@ def scale_by_group(
             )
         return jnp.where(is_thawed, scale, 0.0)
 
-    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+    def init(params):
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    def update(
-        updates: PyTree, state: Any, params: optax.Params | None = None
-    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
+    def update(updates, state, params=None):
         scaled_updates = jax.tree_util.tree_map_with_path(
             lambda path, u: (u * update_scale(path, state.count)).astype(u.dtype),
             updates,
@@ -173,7 +169,7 @@ def scale_by_group(
     return optax.GradientTransformation(init, update)
 
 
-def _find_group(group_of: GroupOf, path: tuple) -> ParamGroup | None:
+def _find_group(group_of, path):
     return group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
@@ -200,12 +196,12 @@ def choose_opt_state(
 
     # A skipped step still counts in schedules, so the rate follows the run's step.
     # Adam's own count stays, because it corrects the moments.
-    def choose_node(new_node: Any, old_node: Any) -> Any:
+    def choose_node(new_node, old_node):
         if isinstance(new_node, optax.ScaleByScheduleState):
             return new_node
         return jnp.where(is_finite, new_node, old_node)
 
-    def is_schedule(node: Any) -> bool:
+    def is_schedule(node):
         return isinstance(node, optax.ScaleByScheduleState)
 
     return jax.tree.map(choose_node, new_state, old_state, is_leaf=is_schedule)

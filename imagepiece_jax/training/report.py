@@ -1,9 +1,7 @@
 """Texts about a run: an estimate, a dry run's findings, and the result table."""
 
-import pathlib
 import statistics
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -129,46 +127,23 @@ def describe_model(model: ViT, dense_model: ViT) -> str:
 
 
 def describe_results(run: "Run") -> str:
-    """The result table: accuracy, tokens and cost of the model, time, folder."""
-    setup = run.setup
-    model = setup.model
-    best_metrics = run.progress.best
-    gmacs = model_macs(model) / 1e9
-    dense_gmacs = model_macs(setup.dense_model) / 1e9
-    block_tokens = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
-    token_counts = " ".join(map(str, block_tokens))
-    mac_ratio = dense_gmacs / gmacs
-    rows = [
-        ("accuracy", _format_accuracy(run.progress.last or {})),
-        ("best", f"{best_metrics['acc1']:.2f} % at step {best_metrics['step']}"),
-        ("tokens", f"{token_counts}  (into block 0, then after each)"),
-        ("cost", f"{gmacs:.4f} GMACs; dense {dense_gmacs:.4f}, {mac_ratio:.2f} times"),
-        *_list_log_rows(setup.workdir, setup.config.batch_size),
-        ("folder", setup.workdir),
-    ]
+    """The result table: accuracy, best step, time, skipped steps."""
+    last = run.progress.last or {}
+    best = run.progress.best
+    accuracy = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
+    accuracy += f" of {last['images']} images"
+    if last.get("ema_acc1") is not None:
+        accuracy += f"; averaged weights {last['ema_acc1']:.2f} %"
+    rows = [("accuracy", accuracy)]
+    rows.append(("best", f"{best['acc1']:.2f} % at step {best['step']}"))
+    all_lines = read_metrics(run.setup.workdir)
+    lines = [line for line in all_lines if line["kind"] == "train"]
+    throughputs = [line["throughput"] for line in lines if line["throughput"]]
+    if throughputs:  # else no step was timed
+        throughput = statistics.median(throughputs)
+        num_images = lines[-1]["step"] * run.setup.config.batch_size
+        duration = duration_text(num_images / throughput)
+        rows.append(("time", f"{duration} of steps, {throughput:,.0f} img/s (median)"))
+    if num_skipped := sum(line["skipped"] for line in lines):
+        rows.append(("skipped", f"{num_skipped} steps, which were not finite"))
     return "\n".join(f"{title:12s} {content}" for title, content in rows)
-
-
-def _list_log_rows(workdir: pathlib.Path, batch_size: int) -> Iterator[tuple[str, str]]:
-    """Table rows from the log: time, skipped steps."""
-    lines = read_metrics(workdir)
-    train_lines = [line for line in lines if line["kind"] == "train"]
-    throughputs = [line["throughput"] for line in train_lines if line["throughput"]]
-    if not throughputs:  # no step was timed
-        return
-    throughput = statistics.median(throughputs)
-    num_steps = train_lines[-1]["step"]
-    duration = duration_text(num_steps * batch_size / throughput)
-    time_text = f"{duration} of training, without compiling and evaluations"
-    yield "time", f"{time_text}; {throughput:,.0f} images a second (median)"
-    num_skipped = sum(line["skipped"] for line in train_lines)
-    if num_skipped:
-        yield "skipped", f"{num_skipped} of {num_steps} steps, which were not finite"
-
-
-def _format_accuracy(metrics: dict) -> str:
-    accuracy = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
-    accuracy += f" of {metrics['images']} images"
-    if metrics.get("ema_acc1") is not None:
-        accuracy += f"; averaged weights {metrics['ema_acc1']:.2f} %"
-    return accuracy

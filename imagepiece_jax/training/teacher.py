@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, PyTree
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import make_execution
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.config import RunConfig
@@ -113,9 +112,7 @@ def check_teacher_settings(run: RunConfig) -> None:
         )
 
 
-def _create_distillation_teacher(
-    run: RunConfig, vit: Pretrained
-) -> tuple[ViT, Mapping[str, Any]]:
+def _create_distillation_teacher(run, vit):
     """(model, variables) of any model with the student's number of classes."""
     config = vit.config
     if config.num_classes != run.num_classes:

@@ -50,7 +50,9 @@ def train_and_evaluate(
     Raises InputError for a config or file that does not fit, RunError if training
         cannot continue, Stopped after a signal.
     """
-    check_libraries()
+    with parallel.shared_errors():
+        libraries = ("matplotlib", "simplejpeg", "tensorboardX")
+        extras.check_installed("training", *libraries)
     setup = set_up_run(config, workdir, dry_run)
     print_line(report.describe_data(setup.config, setup.data))
     print_line(report.describe_model(setup.model, setup.dense_model))
@@ -69,13 +71,6 @@ def train_and_evaluate(
         if parallel.is_main():
             print_line(report.describe_results(run))
         return run.progress.last
-
-
-def check_libraries() -> None:
-    """Raise InputError, in all processes, without the libraries that training needs."""
-    with parallel.shared_errors():
-        libraries = ("matplotlib", "simplejpeg", "tensorboardX")
-        extras.check_installed("training", *libraries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +112,8 @@ def set_up_run(
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
-        initial_weights = InitialWeights(config, workdir)
-        full_config = initial_weights.complete_config().with_counts()
+        weights = InitialWeights(config, workdir)
+        full_config = weights.complete_config().with_counts()
         placement = parallel.process_placement(full_config.grad_accum_steps)
         model = full_config.create_model()
         dense_model = full_config.create_dense_model()
@@ -126,14 +121,7 @@ def set_up_run(
         steps_per_epoch = data.length.steps_per_epoch
         lr_schedule, optimizer = create_optimizer(full_config, steps_per_epoch)
     return RunSetup(
-        workdir,
-        full_config,
-        model,
-        dense_model,
-        data,
-        lr_schedule,
-        optimizer,
-        initial_weights,
+        workdir, full_config, model, dense_model, data, lr_schedule, optimizer, weights
     )
 
 
