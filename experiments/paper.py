@@ -7,8 +7,8 @@ With --weights one checkpoint stands for every row, off the shelf; --runs takes 
 trained with each reduction. OUT gets a page NAME.md, and a line of OUT/points.jsonl for
 every result: the same command measures only results without a line.
 
-NAME: table1, table2, hyperspeed, table3, reassess, similarity, overlap, lcb-similarity,
-combos, ablation; or all of them.
+NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
+lcb-similarity, combos, ablation; or all of them.
 """
 
 import dataclasses
@@ -22,7 +22,15 @@ import jax
 import numpy as np
 from tyro.conf import Positional, arg
 
-from experiments import analysis, controls, hyperspeed, merges, paper_tables, study
+from experiments import (
+    analysis,
+    controls,
+    hyperspeed,
+    masking,
+    merges,
+    paper_tables,
+    study,
+)
 from experiments.models import Models, OffTheShelf, TrainedRuns, load_runs
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark.workloads import call_on_noise
@@ -53,6 +61,7 @@ TABLES = {
     "table2": paper_tables.write_table2,
     "hyperspeed": hyperspeed.write_hyperspeed_page,
     "table3": paper_tables.write_table3,
+    "masking": masking.write_masking_page,
     "reassess": analysis.write_reassess_page,
     "similarity": analysis.write_similarity_page,
     "overlap": analysis.write_overlap_page,

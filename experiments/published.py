@@ -51,6 +51,16 @@ HYPERSPEED = {
 # Table 3, DeiT-S: tokens after the last block, class token included.
 OUTPUT_TOKENS = {"DynamicViT": 68, "EViT": 69, "ToMe": 41, "ImagePiece, keep .6": 26}
 
+# Table 4, DeiT-S: acc1 by the number of masks of 16 x 16 pixels.
+MASKS = (7, 10, 15, 20, 25, 50)
+MASKING = {
+    "DeiT": (79.05, 78.65, 77.78, 76.52, 75.29, 68.28),
+    "DynamicViT": (78.54, 78.06, 77.09, 75.95, 74.81, 68.17),
+    "EViT": (78.21, 77.72, 76.77, 75.42, 74.47, 68.10),
+    "ToMe": (78.41, 77.73, 76.49, 74.99, 73.68, 65.41),
+    "ImagePiece": (79.63, 79.13, 78.36, 77.20, 76.63, 71.42),
+}
+
 # Table 5, by block counted from 0 (the paper counts layers from 1), percent.
 REASSESS = {1: 27.99, 2: 44.39, 4: 35.49, 5: 58.77, 7: 28.97, 8: 43.27}
 

@@ -1,0 +1,158 @@
+"""Table 4: accuracy when random squares of the image are covered.
+
+The paper leaves open where the squares may lie and what they show. Here they lie
+anywhere inside the image, may overlap, and show the mean color (0 once normalized). An
+image's squares depend only on (mask seed, index): all methods see the same, and a
+larger number of squares adds to a smaller one's. There are three mask seeds.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import intervals, paper_tables, published
+from experiments.paper_tables import BLANK, DENSE, find_models
+from imagepiece_jax.common import plotting
+from imagepiece_jax.common.statistics import format_difference, format_estimate
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.evaluation.result_cache import MeasuredImages
+
+SIDE = 16  # pixels of a square
+SEEDS = (0, 1, 2)
+MAX_MASKS = max(published.MASKS)
+COUNTS = (0, *published.MASKS)
+ROWS = (
+    *(DENSE, paper_tables.DYNAMICVIT, paper_tables.EVIT, paper_tables.TOME),
+    *(paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH, paper_tables.DENSE_CONV),
+)
+
+
+def write_masking_page(paper):
+    """Measure every model at every number of squares; masking.md and a plot."""
+    rights = {}
+    for row in ROWS:
+        for model in find_models(paper, row)[:1]:
+            vit, reduction = model
+            # Fresh selectors say nothing of the method.
+            variant = vit.with_reduction(reduction, seed=0)
+            if "selectors" not in variant.untrained_kinds:
+                rights[row] = [measure_rights(paper, model, count) for count in COUNTS]
+    lines = []
+    series = {}
+    for row in ROWS:
+        lines += published_lines(row)
+        lines += measured_lines(row, rights.get(row), rights.get(DENSE))
+        if row in rights:
+            accuracies = map(intervals.estimate_accuracy, rights[row])
+            series[row.name] = list(zip(COUNTS, accuracies, strict=True))
+    draw_mask_curves(paper.out / "masking.png", series)
+    head = ["model", "figure", *(f"{count} masks" for count in COUNTS), "mean, masked"]
+    squares = f"{SIDE} pixels, mean, anywhere"
+    more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
+    title = "accuracy behind random masks"
+    table = markdown_table(head, lines)
+    paper.write_page("masking", title, table, paper.facts(more))
+
+
+def draw_mask_curves(path, series):
+    """A PNG of accuracy by the number of squares, {model: [(count, Estimate)]}."""
+    axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
+    plotting.draw_curves(path, *axes, series)
+
+
+def published_lines(row):
+    if row.name not in published.MASKING:
+        return []
+    figures = [published.format_figure(acc1) for acc1 in published.MASKING[row.name]]
+    label = f"acc1, %, DeiT-S ({published.LABEL})"
+    return [[row.name, label, "", *figures, ""]]
+
+
+def measured_lines(row, rights, dense):
+    """A model's lines: accuracy, and its paired difference from the dense model's.
+
+    rights, dense: bool [counts, mask seeds, images]; None: not measured
+    """
+    name = "acc1, % (measured)"
+    if rights is None:
+        blanks = [BLANK] * (len(COUNTS) + 1)
+        return [[row.name, name, *blanks]]
+    masked = masked_mean(rights)
+    estimates = [intervals.estimate_accuracy(right) for right in rights]
+    estimates.append(intervals.estimate_mean(masked))
+    lines = [[row.name, name, *map(format_estimate, estimates)]]
+    if dense is not None and row != DENSE:
+        changes = []
+        for right, base in zip(rights, dense, strict=True):
+            changes.append(intervals.estimate_difference(right, base))
+        changes.append(intervals.estimate_mean(masked - masked_mean(dense)))
+        cells = map(format_difference, changes)
+        lines.append([row.name, "to dense, points (paired)", *cells])
+    return lines
+
+
+def masked_mean(rights):
+    """Percent of right answers over each image's masked copies. [images]."""
+    return 100 * np.mean(rights[1:], axis=(0, 1))
+
+
+def measure_rights(paper, model, count):
+    """bool [mask seeds, images]; without squares one evaluation stands for all."""
+    if count == 0:
+        return [paper.evaluate(*model).right] * len(SEEDS)
+    rights = []
+    for seed in SEEDS:
+        images = cover_images(paper.images, count, seed)
+        rights.append(paper.evaluate(*model, images).right)
+    return rights
+
+
+def cover_images(images, count, seed):
+    """The images with `count` squares each."""
+    facts = images.facts | {"masks": count, "square": SIDE, "mask_seed": seed}
+
+    def batches():
+        for batch in images.read_batches():
+            yield with_corners(batch, count, seed)
+
+    return MeasuredImages(facts, batches, hide_squares)
+
+
+def with_corners(batch, count, seed):
+    """Add "corners" of `count` squares an image to a batch, as `hide_squares` reads.
+
+    There are always MAX_MASKS, so one program serves all counts: the rest lies outside
+    the image.
+    """
+    side = batch["image"].shape[-2]
+    drawn = draw_corners(batch["index"], count, seed, side)
+    *images, _, two = drawn.shape
+    corners = np.full((*images, MAX_MASKS, two), -SIDE, np.int32)
+    corners[..., :count, :] = drawn
+    return batch | {"corners": corners}
+
+
+def draw_corners(index, count, seed, side):
+    """Top left corners of each image's squares. int [...] -> int32 [..., count, 2].
+
+    Corners are (row, column) from 0 to side - SIDE, and depend only on (seed, index): a
+    larger `count` begins with a smaller one's corners.
+    """
+    corners = []
+    for image in np.ravel(index):
+        counter = [0, 0, 0, int(image)]
+        generator = np.random.Philox(key=[seed, 0], counter=counter)
+        draw = np.random.Generator(generator)
+        corners.append(draw.integers(0, side - SIDE + 1, (count, 2)))
+    shape = (*np.shape(index), count, 2)
+    return np.array(corners, np.int32).reshape(shape)
+
+
+def hide_squares(images, batch, model):
+    """Normalized images [m, S, S, 3], 0 in the squares of batch["corners"]."""
+    index = jnp.arange(images.shape[1])[None, None, None, :]
+    corner = batch["corners"][..., None]  # [m, count, 2, 1]
+    within = (index >= corner) & (index < corner + SIDE)
+    rows = within[:, :, 0, :, None]
+    columns = within[:, :, 1, None, :]
+    inside = jnp.any(rows & columns, axis=1)
+    return jnp.where(inside[..., None], 0.0, images)
