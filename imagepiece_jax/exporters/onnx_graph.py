@@ -309,8 +309,8 @@ class Graph:
         # Sides that the Value has are 1 here, so that many nodes share these sides.
         repeats = [1 if a == b else b for a, b in zip(opened_sides, shape, strict=True)]
         if any(side != 1 for side in repeats):
-            value = self.add_node("Expand", [value, repeats], shape, value.dtype)
-        return value
+            return self.add_node("Expand", [value, repeats], shape, value.dtype)
+        return self.reshape(value, opened_sides)
 
     def _open_zeros(self, shape: Shape, dtype: DTypeLike) -> Value:
         """Zeros with the open side of `shape`; all other sides are 1."""
@@ -364,6 +364,9 @@ class Graph:
             dtype = operands[0].dtype
         if kind in ("Max", "Min"):
             return self._add_extremum(kind, *operands)
+        source_kind, sources, _ = self._node_of_value[operands[-1].name]
+        if (kind, source_kind) == ("Mul", "Reciprocal"):
+            return self.add_elementwise("Div", operands[0], *sources)
         if kind in ("Add", "Mul") and operands[0].array is not None:
             operands = operands[::-1]
         last_array = operands[-1].array
@@ -445,6 +448,9 @@ class Graph:
             result = self.add_reduction(kind, numbers, axes, keepdims)
             return self.cast(result, value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
+        source_kind, factors, _ = self._node_of_value[value.name]
+        if (kind, source_kind) == ("ReduceSum", "Mul") and factors[0] is factors[1]:
+            return self.add_reduction("ReduceSumSquare", factors[0], axes, keepdims)
         shape = list(value.shape)
         for axis in axes:
             shape[axis] = 1

@@ -76,11 +76,9 @@ def _add_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
 def _fold_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     """Compute an equation of constants and return its outputs as constants."""
     name = equation.primitive.name
-    output_atoms = equation.outvars
     operands = _broadcast_operands(graph, equation, operands)
     if name in MOVING_PRIMITIVES:
-        (value,) = _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
-        return [graph.expand(value, _traced_array(output_atoms[0]).shape)]
+        return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
     arrays = []
     for operand, atom in zip(operands, equation.invars, strict=True):
         arrays.append(np.asarray(operand.array, _traced_array(atom).dtype))
@@ -299,9 +297,15 @@ def _pass_operands(graph: Graph, equation: JaxprEqn, *values: Value) -> Values:
 def _add_broadcast(graph: Graph, equation: JaxprEqn, x: Value, *_: Value) -> Value:
     sides = [1] * len(equation.params["shape"])
     axes = equation.params["broadcast_dimensions"]
-    for axis, side in zip(axes, x.shape, strict=True):
+    for axis, side in zip(axes[::-1], x.shape[::-1], strict=False):
         sides[axis] = side
+    if _without_leading_ones(sides) == _without_leading_ones(x.shape):
+        return x  # operators broadcast to the left, so an axis in front needs no node
     return graph.reshape(x, sides)
+
+
+def _without_leading_ones(shape):
+    return [*itertools.dropwhile(lambda side: side == 1, shape)]
 
 
 @translates_primitive("reshape", "squeeze", expand=True)
@@ -309,7 +313,7 @@ def _add_reshape(graph: Graph, equation: JaxprEqn, x: Value, *_: Value) -> Value
     return graph.reshape(x, _traced_array(equation.outvars[0]).shape)
 
 
-@translates_primitive("transpose")
+@translates_primitive("transpose", expand=True)
 def _add_transpose(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
     return graph.transpose(x, equation.params["permutation"])
 

@@ -26,11 +26,9 @@ def mean_attention(
         )
         return jnp.mean(attention_map, axis=(1, 2))
     # A GPU has no product for single queries, and fuses these sums.
-    logits = [
-        jnp.sum(query[:, i : i + 1] * key.astype(jnp.float32), axis=-1)  # [B, N, H]
-        for i in range(query.shape[1])
-    ]
-    logits = jnp.concatenate(logits, axis=2) * query.shape[-1] ** -0.5
+    products = jnp.sum(query[:, None] * key.astype(jnp.float32)[:, :, None], axis=-1)
+    logits = products * query.shape[-1] ** -0.5  # [B, N, Q, H]
+    logits = logits.reshape(*logits.shape[:2], -1)
     return mean_softmax(logits, key_bias, choice.is_fast(key))
 
 

@@ -130,17 +130,30 @@ def _merge_by_product(x, size, attn_size, assignment, num_patches):
             token_weight = jnp.pad(rounded_weight, padding, constant_values=1.0)
             token_weight = token_weight[:, None, :]
         weight = jnp.where(is_member, token_weight, 0.0)
-    weight_sums = jnp.sum(weight, axis=2)[:, :num_slots]
-    operands = [weight.astype(x.dtype)]
+    weight_sums = jnp.sum(weight, axis=2)
     # Whole numbers up to `max_exact` fit into the tokens' dtype. A larger size needs
     # two operands: the rounded size and the remainder.
     max_exact = 2 / jnp.finfo(x.dtype).eps
     if by_size and (num_patches is None or num_patches > max_exact):
-        remainder = weight - operands[0].astype(jnp.float32)
-        operands.append(remainder.astype(x.dtype))
-    matrix = jnp.stack(operands, axis=1)  # [B, 1 or 2, slots, N]
-    rows = jnp.einsum("bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32)
-    rows = jnp.sum(rows, axis=1)[:, :num_slots] / weight_sums[:, :, None]
+        rounded_weight = weight.astype(x.dtype)
+        remainder = (weight - rounded_weight.astype(jnp.float32)).astype(x.dtype)
+        matrix = jnp.stack([rounded_weight, remainder], axis=1)  # [B, 2, slots, N]
+        rows = jnp.einsum(
+            "bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32
+        )
+        rows = jnp.sum(rows, axis=1)
+        divisor = weight_sums
+    else:
+        # Sums in two bytes spare a pass in float32. A token alone in its slot keeps its
+        # bits, because its weight is 1. Sums of float16 could overflow.
+        is_alone = jnp.max(weight, axis=2) == weight_sums
+        matrix = jnp.where(is_alone[:, :, None], weight > 0, weight).astype(x.dtype)
+        divisor = jnp.where(is_alone, 1.0, weight_sums)
+        sum_dtype = x.dtype if x.dtype == jnp.bfloat16 else jnp.float32
+        rows = jnp.einsum("bsn,bnd->bsd", matrix, x, preferred_element_type=sum_dtype)
+        rows = rows.astype(jnp.float32)
+    rows = rows[:, :num_slots] * (1 / divisor[:, :num_slots])[:, :, None]
+    weight_sums = weight_sums[:, :num_slots]
     merged_size = weight_sums
     if not by_size:
         merged_size = jnp.sum(member_sizes, axis=-1)[:, :num_slots]

@@ -18,11 +18,9 @@ def rank_tokens(score: TokenValues) -> Int32[Array, "batch tokens"]:
     score = _without_nan(score)
     own_score = score[:, :, None]
     other_score = score[:, None, :]
-    is_ahead = jnp.where(
-        _is_earlier(score.shape[1]),
-        (other_score >= own_score).astype(jnp.int32),
-        (other_score > own_score).astype(jnp.int32),
-    )
+    is_earlier = _is_earlier(score.shape[1]).astype(jnp.int32)
+    is_ahead = jnp.where(other_score > own_score, 1, is_earlier)
+    is_ahead = jnp.where(other_score >= own_score, is_ahead, 0)
     return jnp.sum(is_ahead, axis=-1, dtype=jnp.int32)
 
 
