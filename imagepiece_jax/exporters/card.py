@@ -98,31 +98,21 @@ def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImag
     calibration_pixels = None
     recovered = vit.recovered_variant
     if calibrates or recovered:
-        calibration_source, source = _split_source(vit, source)
+        batch_size = recovered.batch_size if recovered else 1
+        split = split_images(source, batch_size, recovered.learned if recovered else "")
+        source = split.held_out
         if calibrates:
-            calibration_pixels, _ = read_images(calibration_source, vit.preprocessing)
+            calibrating = split.training.evenly_spaced(MAX_CARD_IMAGES)
+            calibration_pixels, _ = read_images(calibrating, vit.preprocessing)
     source = source.evenly_spaced(MAX_CARD_IMAGES)
     compared_pixels, readable_paths = read_images(source, vit.preprocessing)
     num_compared = len(compared_pixels)
     check_image_count(num_compared)
-    calibration_text = ""
-    if calibration_pixels is not None:
-        calibration_text = f", {len(calibration_pixels)} others calibrate"
-    log.info(f"a card of {num_compared} compared images{calibration_text}")
+    others = "" if calibration_pixels is None else ", and others calibrate"
+    log.info(f"a card of {num_compared} compared images{others}")
     prefix_length = os.path.commonprefix(readable_paths).rfind("/") + 1
     compared_names = [path[prefix_length:] for path in readable_paths]
     return CardImages(calibration_pixels, compared_pixels, compared_names)
-
-
-def _split_source(vit, source):
-    """Split images: (to calibrate, to compare), at most MAX_CARD_IMAGES each."""
-    batch_size = 1
-    learned_digests = ""
-    if vit.recovered_variant:
-        batch_size = vit.recovered_variant.batch_size
-        learned_digests = vit.recovered_variant.learned
-    image_split = split_images(source, batch_size, learned_digests)
-    return image_split.training.evenly_spaced(MAX_CARD_IMAGES), image_split.held_out
 
 
 def compare_with_dense_file(

@@ -195,15 +195,32 @@ def transformers_config_fields(vit: Pretrained) -> dict:
     Image size and classes are the model's, because `load` may have changed them.
     """
     config = vit.config
-    fields = read_transformers_fields(vit)
     is_classifier = config.head.is_classifier
-    if not is_classifier and "id2label" in fields:  # the head was left out
-        for field in ("architectures", *CLASSIFIER_FIELDS):
-            fields.pop(field, None)
-    for section in (fields, fields.get("vision_config", {})):
-        if "image_size" in section:
-            section["image_size"] = min(vit.preprocessing.shape)
-    fields = fields or make_transformers_fields(vit)
+    fields = {}
+    if vit.origin.path is not None:
+        config_file = pathlib.Path(vit.origin.path, CONFIG_FILE)
+        fields = read_json(config_file) if config_file.is_file() else {}
+    if "model_type" in fields:  # transformers'
+        if not is_classifier and "id2label" in fields:  # the head was left out
+            for field in ("architectures", *CLASSIFIER_FIELDS):
+                fields.pop(field, None)
+        for section in (fields, fields.get("vision_config", {})):
+            if "image_size" in section:
+                section["image_size"] = min(vit.preprocessing.shape)
+    else:
+        fields = {
+            "model_type": "vit",
+            "hidden_size": config.embed_dim,
+            "num_hidden_layers": config.depth,
+            "num_attention_heads": config.num_heads,
+            "patch_size": config.patch_size,
+            "image_size": min(vit.preprocessing.shape),
+        }
+        if config.head.is_projection:
+            fields["model_type"] = "clip_vision_model"
+            fields["projection_dim"] = config.num_classes
+        elif is_image_text_tower(vit):
+            fields["model_type"] = "siglip_vision_model"
     if is_classifier:
         architectures = fields.get("architectures") or [""]
         if not architectures[0].endswith(CLASSIFIER_ENDING):
@@ -212,36 +229,6 @@ def transformers_config_fields(vit: Pretrained) -> dict:
         names = vit.class_names or [None] * config.num_classes
         fields["id2label"] = {i: n or f"LABEL_{i}" for i, n in enumerate(names)}
         fields["label2id"] = {n: i for i, n in fields["id2label"].items()}
-    return fields
-
-
-def read_transformers_fields(vit: Pretrained) -> dict:
-    """Read the weights folder's config.json if it is transformers', else {}."""
-    if vit.origin.path is None:
-        return {}
-    config_file = pathlib.Path(vit.origin.path) / CONFIG_FILE
-    if not config_file.is_file():
-        return {}
-    fields = read_json(config_file)
-    return fields if "model_type" in fields else {}
-
-
-def make_transformers_fields(vit: Pretrained) -> dict:
-    """Make transformers' fields of a model, without its classes."""
-    config = vit.config
-    fields = {
-        "model_type": "vit",
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "patch_size": config.patch_size,
-        "image_size": min(vit.preprocessing.shape),
-    }
-    if vit.config.head.is_projection:
-        fields["model_type"] = "clip_vision_model"
-        fields["projection_dim"] = config.num_classes
-    elif is_image_text_tower(vit):
-        fields["model_type"] = "siglip_vision_model"
     return fields
 
 
