@@ -196,7 +196,7 @@ def transformers_config_fields(vit: Pretrained) -> dict:
     """
     config = vit.config
     is_classifier = config.head.is_classifier
-    fields = {}
+    fields: dict[str, Any] = {}
     if vit.origin.path is not None:
         config_file = pathlib.Path(vit.origin.path, CONFIG_FILE)
         fields = read_json(config_file) if config_file.is_file() else {}
