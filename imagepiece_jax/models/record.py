@@ -1,6 +1,6 @@
 """JSON record of everything that decides a model's results.
 
-Code that resumes or uses an earlier result compares records: feature folders, lines of
+Code that resumes or uses an earlier result compares records: feature files, lines of
 `compare`, a run's teacher. Records hold whole objects, so new fields are never missed.
 """
 
