@@ -9,6 +9,7 @@ from unittest import mock
 import chex
 import numpy as np
 import pytest
+from flax import struct
 
 import imagepiece_jax
 from imagepiece_jax.evaluation.result_cache import name_use
@@ -179,6 +180,13 @@ def test_a_runs_wrong_field_is_named_with_its_config(tmp_path, field, value, mes
         imagepiece_jax.load(run)
 
 
+@struct.dataclass
+class StoredState:
+    params: dict
+    batch_stats: dict
+    ema: dict
+
+
 @pytest.mark.parametrize(
     "field, value, problem",
     [
@@ -191,8 +199,11 @@ def test_a_config_must_fit_its_checkpoint(tmp_path, field, value, problem):
     model = RunConfig.from_config(
         small_runs.quickstart_config(small_runs.DENSE)
     ).create_model()
-    with Checkpoints(tmp_path) as checkpoints:  # before the first best
-        checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {})
+    checkpoints = Checkpoints(tmp_path)  # before the first best
+    variables = tiny_vit.fill(variable_shapes(model))
+    state = StoredState(ema={}, **variables)
+    checkpoints.save(1, state, {})
+    checkpoints.close()
     run_folder(tmp_path, **small_runs.DENSE)
     imagepiece_jax.load(tmp_path, checkpoint="latest")
     run_folder(tmp_path, **small_runs.DENSE | {field: value})
