@@ -84,6 +84,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	$(BIN)/python $(PIP) $(LOCKED) -r requirements-dev.txt
+	-$(BIN)/python $(PIP) --no-deps 'litert-converter>=0.5,<0.6'  # no wheel on some machines
 	touch $@
 
 .venv-%/installed: requirements-%.txt

@@ -1,9 +1,9 @@
-"""Dense and reduced models in onnxruntime, OpenVINO, JAX and PyTorch on this CPU.
+"""Dense and reduced models in runtimes on this CPU: ONNX, LiteRT, JAX and PyTorch.
 
     python -m tools.onnx_speed --size deit_s --times speeds.jsonl
 
 Programs of a batch size take turns in one process, in float32 with random weights: ONNX
-graphs, `optimize`'s programs, and timm's dense model where torch is installed. The
+graphs, LiteRT's, `optimize`'s programs, and timm's dense model, if installed. The
 table has images a second and, in brackets, the ratio to the runtime's dense model with
 the patch stem, round by round, with its lowest and highest turn. Times in the file are
 not taken again.
@@ -24,6 +24,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluation.result_cache import read_points
+from imagepiece_jax.exporters import litert_format
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry
@@ -54,6 +55,7 @@ MODELS = {
     "peaks .6": f"peaks:macs=0.6:{STAGES}",
     "peaks .5": f"peaks:macs=0.5:{STAGES}",
     "peaks .4": "peaks:macs=0.4:counts=proportional-1",
+    "0.5": "0.5",
     "dense at 192 pixels": DENSE,
     "dense at 176 pixels": DENSE,
     "dense at 160 pixels": DENSE,
@@ -65,8 +67,7 @@ SIDES = {
 }
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
-THREADS = 2
-RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
+RUNTIMES = ("onnxruntime", "OpenVINO", "LiteRT", "JAX", "PyTorch")
 RULES = timer.Timing(warmup=3, repeats=7, seconds=0.4)
 
 
@@ -76,28 +77,30 @@ def main(
     size: Literal["deit_ti", "deit_s"] = "deit_s",
     batch_sizes: tuple[int, ...] = (1, 8, 32),
     models: tuple[str, ...] = (),
+    threads: int = 2,
 ):
-    """Time ONNX runtimes, JAX and PyTorch on this CPU, in turns.
+    """Time these runtimes on this CPU, in turns.
 
     Args:
         times: A file of one line per program.
         size: Of the models.
         batch_sizes: One or more.
         models: Names of the table, beside dense; all of them without any.
+        threads: Of every runtime; with one, JAX and PyTorch are not timed.
     """
     check_writable("times", times, ["", ".json", ".jsonl"])
     for name in models:
         check_choice("models", name, MODELS)
     rows = [row for row in read_points(times) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
-        measured = measure_batch(size, batch, models)
+        measured = measure_batch(size, batch, models, threads)
         with open(times, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
     print(format_speeds(rows))
 
 
-def measure_batch(size, batch, models=()):
+def measure_batch(size, batch, models=(), threads=2):
     """Rows of a batch size's programs, of all models or of `models`."""
     jobs = {}
     macs = {}
@@ -112,15 +115,20 @@ def measure_batch(size, batch, models=()):
         macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
         graph = build_onnx_model(vit, batch_size=batch).SerializeToString()
-        program = optimize(vit, batch_size=batch, dtype="float32")
-        for runtime, call in (
-            ("onnxruntime", onnxruntime_call(graph, images)),
-            ("OpenVINO", openvino_call(graph, images)),
-            ("JAX", _jax_call(program, images)),
-        ):
+        calls = {
+            "onnxruntime": onnxruntime_call(graph, images, threads),
+            "OpenVINO": openvino_call(graph, images, threads),
+        }
+        if importlib.util.find_spec("litert_converter"):
+            flatbuffer = litert_format.build_graph(vit, batch_size=batch)
+            calls["LiteRT"] = litert_call(flatbuffer, images, threads)
+        if threads > 1:
+            program = optimize(vit, batch_size=batch, dtype="float32")
+            calls["JAX"] = _jax_call(program, images)
+        for runtime, call in calls.items():
             jobs[runtime, name] = timer.TimedCall(call)
-    if importlib.util.find_spec("timm") and not models:
-        call = _timm_call(size, random_images(batch, SIDE))
+    if importlib.util.find_spec("timm") and not models and threads > 1:
+        call = _timm_call(size, random_images(batch, SIDE), threads)
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
     times = timer.time_in_turns(jobs, RULES, pause=lambda: time.sleep(0.1))
     rows = []
@@ -167,13 +175,13 @@ def _format_rate(row):
     return f"{rate:.1f} ({median:.2f} [{low:.2f}, {high:.2f}])"
 
 
-def onnxruntime_call(graph, images):
+def onnxruntime_call(graph, images, threads=2):
     """Return a function of a call's number that runs a graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
@@ -181,26 +189,35 @@ def onnxruntime_call(graph, images):
     return lambda number: session.run(None, {name: images})
 
 
-def openvino_call(graph, images):
+def openvino_call(graph, images, threads=2):
     """Return a function of a call's number that runs a graph."""
     import openvino
 
     core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    hints["INFERENCE_NUM_THREADS"] = THREADS
+    hints["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(core.read_model(graph), "CPU", hints)
     return lambda number: compiled([images])[0]
+
+
+def litert_call(flatbuffer, images, threads=2):
+    """Return a function of a call's number that runs a flatbuffer."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=flatbuffer, num_threads=threads)
+    run = interpreter.get_signature_runner()
+    return lambda number: list(run(images=images).values())
 
 
 def _jax_call(program, images):
     return lambda number: np.asarray(program(images))
 
 
-def _timm_call(size, images):
+def _timm_call(size, images, threads):
     import timm
     import torch
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     model = timm.create_model(TIMM[size]).eval()
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 

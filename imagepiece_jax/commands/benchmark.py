@@ -22,13 +22,13 @@ def main(
     """Time the dense model and every reduction in turns, in one process.
 
     A speed is the median of the rounds, with the lowest and the highest beside it.
-    MODEL may be an exported .onnx file, which onnxruntime runs.
+    MODEL may be an exported file, which its runtime runs.
 
     Example: imagepiece benchmark weights --reductions 0.6 tome:r=1
 
     Args:
         reductions: Shares of the dense model's MACs, or methods.
-        batch_size: One or more; if unset 256, or an .onnx file's own size, or 1.
+        batch_size: One or more; if unset 256, or an exported file's own size, or 1.
         mode: Forward passes, or training steps by DeiT's recipe.
         gelu: The GELU variant in the optimized program.
         warmup: Untimed calls per program, first.

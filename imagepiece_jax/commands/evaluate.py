@@ -6,6 +6,7 @@ from typing import Any, Literal
 from imagepiece_jax.commands._arguments import Data, Weights
 from imagepiece_jax.common.files import write_json
 from imagepiece_jax.common.tables import counted_noun
+from imagepiece_jax.errors import InputError
 
 
 def main(
@@ -14,11 +15,12 @@ def main(
     *,
     optimized: bool = False,
     gelu: Literal["exact", "tanh"] | None = None,
+    self_test: bool = False,
     json: str | None = None,
-) -> None:
+) -> int | None:
     """Print top-1, top-5 and loss over a whole data set, with any --reduction.
 
-    WEIGHTS may be an exported .onnx file, run in onnxruntime. With --optimized, the
+    WEIGHTS may be an exported file, run in its runtime. With --optimized, the
     program of `imagepiece_jax.optimize` is compared with the float32 model, image by
     image. The difference is the program's cost in accuracy.
 
@@ -27,14 +29,26 @@ def main(
     Args:
         optimized: Compare the optimized program with the float32 model.
         gelu: The GELU variant in the optimized program.
+        self_test: Instead, check an exported file by the outputs that its JSON has for
+            a photograph. Status 1 if they differ.
         json: A file to write the results to.
     """
     from imagepiece_jax.evaluation.accuracy import format_metrics
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import find_data_name
+    from imagepiece_jax.exporters.self_test import find_difference
     from imagepiece_jax.models.pretrained import Pretrained
 
-    model = weights.open_exported() or weights.load_model()
+    program = weights.open_exported()
+    if self_test:
+        if program is None:
+            raise InputError(
+                f"self_test is for an exported file; {weights.weights} is none"
+            )
+        difference, tolerance = find_difference(program)
+        print(f"self-test: difference {difference:.2g}, tolerance {tolerance:.2g}")
+        return int(not difference <= tolerance)  # NaN fails, too
+    model = program or weights.load_model()
     if json is not None:
         weights.check_json_file(json, find_data_name(model, data.data))
     notes = [model.config.preprocessing.description]
@@ -52,6 +66,7 @@ def main(
         print(f"unreadable images left out: {num_unreadable}")
     if json is not None:
         write_json(json, metrics | {"weights": weights.weights})
+    return None
 
 
 def print_comparison(metrics: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Export of a model with its weights as an ONNX file."""
+"""Export of a model with its weights as an ONNX or LiteRT file."""
 
 import dataclasses
 import pathlib
@@ -28,8 +28,8 @@ class Out:
     """The file to write."""
 
     out: Annotated[pathlib.Path, Positional, arg(metavar="OUT")]
-    """The .onnx file to write, new or of an earlier export, or a folder for it; with
-    --layout always a folder."""
+    """The .onnx or .tflite file to write, new or of an earlier export, or a folder for
+    an .onnx file; with --layout always a folder."""
 
 
 def main(
@@ -43,7 +43,7 @@ def main(
     layout: str | None = None,
     images: tuple[str, ...] | None = None,
 ) -> None:
-    """Write a model with its weights as an ONNX file.
+    """Write a model with its weights as an ONNX file, or as a LiteRT file for phones.
 
     OUT.json beside it describes image preparation and outputs. With --images the
     command also prints a card, and writes it as README.md.
@@ -51,7 +51,7 @@ def main(
     Example: imagepiece export weights model.onnx --reduction 0.6
 
     Args:
-        batch_size: Images per call; any number if unset.
+        batch_size: Images per call, which a .tflite file needs; any number if unset.
         gelu: The GELU variant in the program; the model's if unset.
         pixels: Take uint8 images and normalize them inside the program.
         output: The program's outputs.

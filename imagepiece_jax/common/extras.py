@@ -25,6 +25,10 @@ EXTRA_MODULES = {
     "hub": {"huggingface_hub": "huggingface_hub"},
     "hub-data": {"datasets": "datasets"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"},
+    "litert": {
+        "ai_edge_litert": "ai-edge-litert",
+        "litert_converter": "litert-converter",
+    },
     "torch": {"timm": "timm", "torch": "torch"},
 }
 MODULE_EXTRAS: dict[str, str] = {}
@@ -58,9 +62,13 @@ def missing_module_error(feature: str, module: str) -> InputError:
     """Make an InputError for a missing module, with its install command."""
     extra = MODULE_EXTRAS[module]
     library = EXTRA_MODULES[extra][module]
+    command = install_command(extra)
+    # It requires an xdsl, which what we import of it does not, and whose
+    # typing-extensions are too old for chex.
+    if module == "litert_converter":
+        command = "pip install --no-deps litert-converter"
     return InputError(
-        f"{feature} needs {library}, which is not installed; install it: "
-        f"{install_command(extra)}"
+        f"{feature} needs {library}, which is not installed; install it: {command}"
     )
 
 

@@ -8,7 +8,8 @@ translates it as a whole. Outside `marked_functions`, the mark changes nothing.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,9 @@ ARRAY_TYPES = (jax.Array, np.ndarray)
 COMPOSITE_PRIMITIVE = "composite"  # the equation's primitive
 
 _are_functions_marked = contextvars.ContextVar("marked", default=False)
+_replacements: contextvars.ContextVar[Mapping[str, Callable]] = contextvars.ContextVar(
+    "replacements", default=types.MappingProxyType({})
+)
 
 
 def onnx_op(fn: Callable) -> Callable:
@@ -32,6 +36,8 @@ def onnx_op(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def call_marked(*args: Any, **options: Any) -> Any:
+        if replacement := _replacements.get().get(fn.__name__):
+            return replacement(*args, **options)
         # A composite has no derivative, and takes static values only by name.
         if not _are_functions_marked.get():
             return fn(*args, **options)
@@ -90,3 +96,13 @@ def marked_functions() -> Iterator[None]:
         yield
     finally:
         _are_functions_marked.reset(token)
+
+
+@contextlib.contextmanager
+def replaced_functions(**replacements: Callable) -> Iterator[None]:
+    """Call these functions in place of marked functions of their names."""
+    token = _replacements.set(replacements)
+    try:
+        yield
+    finally:
+        _replacements.reset(token)

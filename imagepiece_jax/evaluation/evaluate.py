@@ -31,7 +31,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure top-1, top-5 and loss on every image of a data set.
 
-    model: a loaded model, or the path of an exported .onnx file, which onnxruntime runs
+    model: a loaded model, or the path of an exported file, which its runtime runs
     data: a folder with a folder of images per class, csv:FILE, hf:OWNER/NAME,
         imagenet2012 or digits; None: the run's validation data
     optimized: compare the program of `optimize` with the float32 model

@@ -1,7 +1,7 @@
 """The card of an exported file: its cost and its outputs beside the dense file's.
 
 The dense file is an export of the same weights without reduction, in float32. Both run
-in onnxruntime on the CPU. A folder's README.md has the cards of all its files.
+in the file's runtime on the CPU. A folder's README.md has the cards of all its files.
 """
 
 import functools
@@ -28,7 +28,11 @@ from imagepiece_jax.inference.compare_outputs import (
     measure_fidelities,
 )
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import ExportedProgram, open_program
+from imagepiece_jax.models.program import (
+    ExportedProgram,
+    import_format,
+    open_program,
+)
 from imagepiece_jax.recovery.recovery_images import split_images
 
 PAGE_NAME = "README.md"
@@ -36,7 +40,7 @@ PAGE_MARK = "<!-- Written by imagepiece export -->"
 FEW_IMAGES = 50  # below, ten nearest images are most of a scene, or all there are
 CARD_THREADS = 2
 CARD_TIMING = timer.Timing(warmup=2, repeats=5, seconds=0.4)
-PAUSE_SECONDS = 0.1  # seconds until onnxruntime's threads leave the cores
+PAUSE_SECONDS = 0.1  # seconds until a runtime's threads leave the cores
 MAX_CARD_IMAGES = 200  # the most images that calibrate, and the most that are compared
 IMAGES_PER_CALL = 8  # images per call, where outputs are compared
 # The output to compare is the first of these.
@@ -283,7 +287,7 @@ def format_card_page(facts_of_file: Mapping[str, Mapping[str, Any]]) -> str:
     task = "image-feature-extraction"
     if first_facts["activation"]:
         task = "image-classification"
-    lines = ["---", f"pipeline_tag: {task}", "tags: [onnx, token-reduction]"]
+    lines = ["---", f"pipeline_tag: {task}", "tags: [token-reduction]"]
     if "/" in card["weights"]:
         lines.append(f"base_model: {card['weights']}")
     if card["license"]:  # any text, as JSON, which YAML reads
@@ -300,6 +304,7 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
     name: the graph's path in the folder
     """
     card = facts["card"]
+    file_format = import_format(name)
     images = facts["input"]
     shape = " x ".join(map(str, images["shape"]))
     license_text = card["license"] or "unknown; see where the weights come from"
@@ -309,15 +314,14 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
     return [
         f"# {card['weights']}, {card['reduction']}, {facts['dtype']}",
         "",
-        f"`{name}` is a vision transformer in ONNX, made from the weights "
+        f"`{name}` is {file_format.FORMAT_TITLE} with a vision transformer, made from "
+        "the weights "
         f"{card['weights']} (license: {license_text}). It takes "
         f"{card['mac_share']:.2f} of the multiply-adds of these weights' dense model. "
         f"Its reduction: {card['reduction_in_words']}",
         "",
         "```python",
-        "import onnxruntime",
-        f'session = onnxruntime.InferenceSession("{name}")',
-        f'outputs = session.run(None, {{"{images["name"]}": images}})',
+        file_format.RUN_LINES.format(file=name, images=images["name"]),
         "```",
         "",
         f"`images` are {images['dtype']}, {shape}; `{name}.json` describes how to "
@@ -325,10 +329,11 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
         "",
         format_card_table(pathlib.PurePath(name), facts),
         "",
-        f"Measured in onnxruntime on {card['machine']}: {card['threads']} threads, "
-        f"batch size {card['batch_size']}. Files took turns; brackets at times have "
-        "the lowest and highest turn, and *times as fast* is the median of the turns' "
-        f"ratios. Outputs are compared with the dense file's on {num_images} images"
+        f"Measured in {file_format.RUNTIME_TITLE} on {card['machine']}: "
+        f"{card['threads']} threads, batch size {card['batch_size']}. Files took "
+        "turns; brackets at times have the lowest and highest turn, and *times as "
+        "fast* is the median of the turns' ratios. Outputs are compared with the "
+        f"dense file's on {num_images} images"
         f"{history}.{few_text if num_images < FEW_IMAGES else ''} Brackets have 95 % "
         "intervals. The last rows compare the dense file's outputs for changed "
         "images, and its outputs in another order (*shuffled*), which is chance.",

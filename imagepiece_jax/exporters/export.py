@@ -18,7 +18,13 @@ from imagepiece_jax.common import extras, files, parallel
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.exporters import card, largest_numbers, program_facts, tower
+from imagepiece_jax.exporters import (
+    card,
+    largest_numbers,
+    program_facts,
+    self_test,
+    tower,
+)
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
@@ -76,6 +82,14 @@ class Export:
             )
             tower.check_layout_folder(self.folder, self.layout, vit, self.graph_file)
             self.layout_files = layout.files(vit)
+        title = self.file_format.FORMAT_TITLE
+        if self.dtype not in self.file_format.FORMAT_DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}, which {title} cannot have")
+        if self.batch_size is None and not self.file_format.HAS_OPEN_BATCH:
+            raise InputError(
+                f"batch_size is not given, but {title} has a fixed one; give it "
+                "(--batch-size 1)"
+            )
 
     @property
     def file_format(self) -> types.ModuleType:
@@ -119,7 +133,8 @@ class Export:
         Raises InputError for outputs that are not finite.
         """
         with tempfile.TemporaryDirectory() as folder:
-            out = pathlib.Path(folder, "dense" if self.layout else "dense.onnx")
+            ending = "" if self.layout else self.graph_file.suffix
+            out = pathlib.Path(folder, f"dense{ending}")
             dense = dataclasses.replace(
                 self, vit=self.vit.with_reduction(None), out=out, dtype="float32"
             )
@@ -166,15 +181,15 @@ def export(
     dtype: str = "float32",
     images: Any = None,
 ) -> pathlib.Path:
-    """Write a model with its weights as an ONNX file, which runs without this package.
+    """Write a model with its weights as a file that runs without this package.
 
     FILE.json beside it describes image preparation and outputs. It also names the
     second file for weights above 2 GB. With `images` the file is measured, and the
     JSON and a README.md have its card. Files are put in place together at the end.
 
-    out: an .onnx file, or a folder, which gets a model.onnx. Only an earlier export is
-        replaced. With a `layout`, always a folder.
-    batch_size: images per call; None: any number
+    out: an .onnx file, a .tflite file for LiteRT, or a folder, which gets a model.onnx.
+        Only an earlier export is replaced. With a `layout`, always a folder.
+    batch_size: images per call, which a .tflite file needs; None: any number
     gelu: the GELU variant, as in `optimize`; None: the model's
     pixels: uint8 images, normalized by the program; else float32
     output: "logits" (pooled vectors of a model without classes), "features" (the
@@ -213,6 +228,7 @@ def export(
     graph, facts = job.make_program()
     if calibration_pixels is not None:
         graph = job.quantize(graph, facts, calibration_pixels)
+    facts["self_test"] = self_test.expected_facts(job.vit, job.interface, dtype)
     with staging_folder(job) as staging:
         file = staging / job.graph_file.relative_to(job.folder)
         file.parent.mkdir(exist_ok=True)

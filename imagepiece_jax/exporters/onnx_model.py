@@ -47,12 +47,7 @@ def build_onnx_model(
     interface: the program's inputs and outputs; None: images and logits
     """
     interface = interface or ProgramInterface(vit)
-    for layer in interface.model.plan:
-        step, counts = layer.step, layer.counts  # no counts where all tokens stay
-        if step and counts and step.reducer.draws_random(counts, train=False):
-            raise InputError(
-                f"reduction is {vit.label}, which draws random numbers: it has no graph"
-            )
+    check_deterministic(vit, interface)
     input_spec = interface.input_spec(batch_size, takes_pixels)
     model, variables = optimize.fold_and_cast(interface.model, vit.variables)
     with nodes.marked_functions(), kernels.reference_forms():
@@ -82,6 +77,16 @@ def build_onnx_model(
         output_value = graph.cast(output_value, output_dtype(aval.dtype))
         output_of_name[name] = graph.as_output(output_value, aval.shape)
     return wrap_graph(graph.graph_proto(output_of_name))
+
+
+def check_deterministic(vit: Pretrained, interface: ProgramInterface) -> None:
+    """Refuse a plan that draws random numbers."""
+    for layer in interface.model.plan:
+        step, counts = layer.step, layer.counts  # no counts where all tokens stay
+        if step and counts and step.reducer.draws_random(counts, train=False):
+            raise InputError(
+                f"reduction is {vit.label}, which draws random numbers: it has no graph"
+            )
 
 
 def wrap_graph(graph: "GraphProto") -> "ModelProto":

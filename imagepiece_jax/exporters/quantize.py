@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from imagepiece_jax.exporters.onnx_program import OnnxProgram
+from imagepiece_jax.exporters.file_program import FileProgram
 from imagepiece_jax.exporters.program_facts import program_files
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ DECISION_OPERATORS = {"ArgMax", "ArgMin", "Equal", "Not"}
 DECISION_OPERATORS |= {"Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 
 
-def quantize_onnx(program: OnnxProgram, pixels: np.ndarray) -> "ModelProto":
+def quantize_onnx(program: FileProgram, pixels: np.ndarray) -> "ModelProto":
     """Quantize a float32 file to int8, with a scale per channel of its weights.
 
     pixels: images that give the ranges of activations, uint8 [images, H, W, 3]

@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
 
 # {ending of a file: module with its format's functions}. The first is a folder's. The
 # modules' libraries are optional, so `import_format` imports the one that is needed.
-FORMAT_MODULES = {".onnx": "imagepiece_jax.exporters.onnx_format"}
+FORMAT_MODULES = {
+    ".onnx": "imagepiece_jax.exporters.onnx_format",
+    ".tflite": "imagepiece_jax.exporters.litert_format",
+}
 
 
 class ExportedProgram(Protocol):

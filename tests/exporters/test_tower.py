@@ -13,9 +13,9 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.exporters import tower
 from imagepiece_jax.exporters.export import export
-from imagepiece_jax.exporters.onnx_program import open_onnx
 from imagepiece_jax.exporters.program_facts import facts_file
 from imagepiece_jax.models.head import MULTI_LABEL, SINGLE_LABEL
+from imagepiece_jax.models.program import open_program
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -207,7 +207,7 @@ def test_small_types_have_their_clients_file_names(tmp_path, layout):
         vectors = session.run(None, {entry.name: input_images})[-1]
         assert vectors.dtype == np.float32
         assert_near(vectors, expected, dtype)
-        assert open_onnx(out).model.execution.dtype == dtype  # for reports
+        assert open_program(out).model.execution.dtype == dtype  # for reports
         assert name.rpartition("/")[2] in (tmp_path / "README.md").read_text()
 
 

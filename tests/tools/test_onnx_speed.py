@@ -9,10 +9,10 @@ from tests.helpers.rounding import assert_close
 from tools import onnx_speed
 
 
-@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino", "litert"])
 def test_calls_compute_the_models_logits(library):
     pytest.importorskip("onnx")
-    pytest.importorskip(library)
+    pytest.importorskip({"litert": "litert_converter"}.get(library, library))
     vit = tiny_vit.pretrained("tome:r=4")
     images = onnx_speed.random_images(2, vit.image_size)
     graph = build_onnx_model(vit, batch_size=2).SerializeToString()

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.exporters import onnx_program, quantize
+from imagepiece_jax.exporters import quantize
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.exporters.program_interface import ProgramInterface
+from imagepiece_jax.models import program as programs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.exporters import test_tower
@@ -129,7 +130,7 @@ def test_only_quantizations_of_int8_leave(tmp_path, name, batch_size):
     model = short_model(name)
     vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
-    program = onnx_program.open_onnx(file)
+    program = programs.open_program(file)
     graph = quantize.quantize_onnx(program, draw(1))
     assert {kind for kind, _ in count_leaving_nodes(graph)} == {"QuantizeLinear"}
 
@@ -240,7 +241,7 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
 def test_quantizations_leave_webgpu(tmp_path):
     vit = tiny_vit.pretrained("none", depth=1)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
-    graph = quantize.quantize_onnx(onnx_program.open_onnx(file), draw(1))
+    graph = quantize.quantize_onnx(programs.open_program(file), draw(1))
     onnx.save(graph, tmp_path / "int8.onnx")
     (row,) = measure_placement([tmp_path / "int8.onnx"]).values()
     kinds = {(operator, place) for operator, place, *_ in row["elsewhere"]}

@@ -9,8 +9,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.exporters.onnx_program import OnnxProgram, open_onnx
+from imagepiece_jax.exporters.file_program import FileProgram
 from imagepiece_jax.exporters.program_facts import facts_file
+from imagepiece_jax.models.program import open_program
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -20,13 +21,13 @@ PIXELS = np.zeros((24, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
 def test_a_last_batch_repeats_its_last_image():
     """Black images would extend the ranges that calibrate int8."""
     vit = tiny_vit.pretrained()
-    program = OnnxProgram(
+    program = FileProgram(
         path=pathlib.Path("model.onnx"),
         model=vit.model,
         config=vit.config,
         origin=vit.origin,
         facts={},
-        session=None,
+        make_call=None,
         input_name="images",
         input_dtype="uint8",
         batch_size=2,
@@ -52,7 +53,7 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
         old, model=model, dense_variables=tiny_vit.variables(model, 1)
     )
     file = imagepiece_jax.export(old, tmp_path / "m.onnx")
-    np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(old), atol=1e-3)
+    np.testing.assert_allclose(open_program(file)(PIXELS), jax_logits(old), atol=1e-3)
     replace = os.replace
 
     def kill(source, target):
@@ -65,12 +66,14 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending):
         with pytest.raises(KeyboardInterrupt):
             imagepiece_jax.export(new, file)
     if not ending:
-        np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(old), atol=1e-3)
+        np.testing.assert_allclose(
+            open_program(file)(PIXELS), jax_logits(old), atol=1e-3
+        )
     else:
         with refused("m.onnx.json", "not from the same export"):
-            open_onnx(file)
+            open_program(file)
     imagepiece_jax.export(new, file)
-    np.testing.assert_allclose(open_onnx(file)(PIXELS), jax_logits(new), atol=1e-3)
+    np.testing.assert_allclose(open_program(file)(PIXELS), jax_logits(new), atol=1e-3)
 
 
 LAYOUTS = ["immich", "transformers", "fastembed"]
@@ -111,8 +114,8 @@ def test_an_onnxruntime_without_the_operators_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "InferenceSession", fail)
     monkeypatch.setattr(runtime, "__version__", "1.16.3")
     with refused("a.onnx", "onnxruntime 1.16.3 lacks Gelu of opset 20", "1.17 has"):
-        open_onnx(file)
+        open_program(file)
     monkeypatch.setattr(runtime, "__version__", "1.17.0")
     with refused("a.onnx", "guarantees") as caught:
-        open_onnx(file)
+        open_program(file)
     assert "lacks" not in str(caught.value)

@@ -1,16 +1,13 @@
-"""Exported ONNX files in onnxruntime, described by the JSON beside them."""
+"""Exported files in their runtimes, described by the JSON beside them."""
 
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common import extras
-from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -24,13 +21,15 @@ from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights.description import parse_content
 
-PROGRAM_KIND = "ONNX file"
-OLDEST_ONNXRUNTIME = (1, 17)  # the first with opset 20, and so its Gelu
+# (prepared images, names) -> a function that computes these outputs; None: all
+MakeCall = Callable[
+    [np.ndarray, Sequence[str] | None], Callable[[], Sequence[np.ndarray]]
+]
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class OnnxProgram(ExportedProgram):
-    """An `ExportedProgram` in onnxruntime."""
+class FileProgram(ExportedProgram):
+    """An `ExportedProgram` of a file."""
 
     path: pathlib.Path
     model: ViT
@@ -38,7 +37,7 @@ class OnnxProgram(ExportedProgram):
     class_names: tuple[str | None, ...] | None = None
     origin: Origin
     facts: Mapping[str, Any]  # the JSON beside the file
-    session: Any  # an onnxruntime.InferenceSession
+    make_call: MakeCall  # by the format's runtime
     input_name: str
     input_dtype: str
     batch_size: int | None  # images per call; None: any number
@@ -48,7 +47,7 @@ class OnnxProgram(ExportedProgram):
         self, pixels: np.ndarray, name: str = "logits", batch_size: int | None = None
     ) -> np.ndarray:
         """Like `ExportedProgram.__call__`."""
-        output_names = [output.name for output in self.session.get_outputs()]
+        output_names = [output["name"] for output in np.ravel(self.facts["output"])]
         if name not in output_names:
             title = self.origin.title
             raise InputError(
@@ -56,13 +55,12 @@ class OnnxProgram(ExportedProgram):
             )
         output_batches = []
         for images in self.prepared_batches(pixels, batch_size):
-            output_batches += self.session.run([name], {self.input_name: images})
+            output_batches += self.make_call(images, [name])()
         return np.concatenate(output_batches)[: len(pixels)]
 
-    def prepared_call(self, pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
+    def prepared_call(self, pixels: np.ndarray) -> Callable[[], Sequence[np.ndarray]]:
         """Like `ExportedProgram.prepared_call`, for all outputs."""
-        images = {self.input_name: self.prepared_images(pixels)}
-        return functools.partial(self.session.run, None, images)
+        return self.make_call(self.prepared_images(pixels), None)
 
     def prepared_images(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
@@ -86,66 +84,46 @@ class OnnxProgram(ExportedProgram):
             yield self.prepared_images(batch)
 
 
-def open_onnx(path: str | os.PathLike, threads: int | None = None) -> OnnxProgram:
-    """Open an .onnx file, as `open_program` does."""
-    extras.check_installed("an ONNX file", "onnxruntime")
+def open_described(
+    path: str | os.PathLike,
+    kind: str,
+    runtime: str,
+    open_runtime: Callable[[pathlib.Path, Mapping[str, Any]], MakeCall],
+) -> FileProgram:
+    """Open a file with the JSON beside it.
+
+    kind: of the file, for messages
+    runtime: its name, for reports
+    """
     path = pathlib.Path(path).expanduser()
     path.stat()  # FileNotFoundError for the file itself
-    facts = read_program_facts(path, PROGRAM_KIND)
-    session = open_session(path, threads, facts.get("opset"))
-    return parse_content(facts_file(path), program_from_facts, path, facts, session)
+    facts = read_program_facts(path, kind)
+    make_call = open_runtime(path, facts)
 
+    def program_from_facts() -> FileProgram:
+        config = config_from_facts(facts)
+        batch_size, second_side, *_ = facts["input"]["shape"]
+        model = build_model(config, facts["method"])
+        class_names = facts["class_names"]
+        if class_names is not None:
+            class_names = checked_names(class_names, config.num_classes)
+        return FileProgram(
+            path=path,
+            model=model.with_execution(
+                dtype=np.dtype(facts["dtype"]), attention_impl=runtime
+            ),
+            config=config,
+            class_names=class_names,
+            origin=Origin(path=path, kind=kind, name=path.name),
+            facts=facts,
+            make_call=make_call,
+            input_name=facts["input"]["name"],
+            input_dtype=facts["input"]["dtype"],
+            batch_size=batch_size if isinstance(batch_size, int) else None,
+            channels_first=second_side == 3,
+        )
 
-def open_session(path: pathlib.Path, threads: int | None, opset: int | None) -> Any:
-    """Open an .onnx file in onnxruntime, as an InferenceSession.
-
-    threads: as for `open_program`
-    opset: the file's, for the message of an old onnxruntime
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cores()
-    providers = onnxruntime.get_available_providers()
-    if threads is not None:
-        providers = ["CPUExecutionProvider"]
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no class
-        reason = str(error).partition("\n")[0]
-        version = onnxruntime.__version__
-        if tuple(map(int, version.split(".")[:2])) < OLDEST_ONNXRUNTIME:
-            reason = (
-                f"onnxruntime {version} lacks Gelu of opset {opset}, which "
-                f"{'.'.join(map(str, OLDEST_ONNXRUNTIME))} has; install a newer one"
-            )
-        raise InputError(f"{PROGRAM_KIND} {path}: {reason}") from error
-
-
-def program_from_facts(
-    path: pathlib.Path, facts: Mapping[str, Any], session: Any
-) -> OnnxProgram:
-    """Make the program of a session from the JSON beside its file."""
-    config = config_from_facts(facts)
-    batch_size, second_side, *_ = facts["input"]["shape"]
-    dtype = np.dtype(facts["dtype"])
-    model = build_model(config, facts["method"])
-    class_names = facts["class_names"]
-    if class_names is not None:
-        class_names = checked_names(class_names, config.num_classes)
-    return OnnxProgram(
-        path=path,
-        model=model.with_execution(dtype=dtype, attention_impl="onnxruntime"),
-        config=config,
-        class_names=class_names,
-        origin=Origin(path=path, kind=PROGRAM_KIND, name=path.name),
-        facts=facts,
-        session=session,
-        input_name=facts["input"]["name"],
-        input_dtype=facts["input"]["dtype"],
-        batch_size=batch_size if isinstance(batch_size, int) else None,
-        channels_first=second_side == 3,
-    )
+    return parse_content(facts_file(path), program_from_facts)
 
 
 def config_from_facts(facts: Mapping[str, Any]) -> ViTConfig:

@@ -1,0 +1,209 @@
+"""LiteRT (.tflite) as a format of `models.program.FORMAT_MODULES`, for phones.
+
+JAX exports StableHLO, LiteRT's converter makes a flatbuffer of it. TensorFlow is not
+needed.
+"""
+
+import importlib
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagepiece_jax.common import extras, nodes
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.exporters import file_program
+from imagepiece_jax.exporters.onnx_model import check_deterministic
+from imagepiece_jax.exporters.program_interface import ProgramInterface
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.kernels import choice, gelu
+from imagepiece_jax.models.pretrained import Pretrained
+
+FORMAT_TITLE = "a LiteRT file"
+FORMAT_VERSION = "LiteRT"
+FORMAT_FACTS: Mapping[str, Any] = {}
+FORMAT_DTYPES = ("float32", "float16")
+HAS_OPEN_BATCH = False  # the converter unrolls the batch of products
+WRITER_MODULE = "litert_converter"
+RUNTIME_MODULE = "ai_edge_litert"
+RUNTIME_TITLE = "LiteRT"
+RUN_LINES = """\
+from ai_edge_litert.interpreter import Interpreter
+run = Interpreter("{file}").get_signature_runner()
+outputs = run({images}=images)"""
+PROGRAM_KIND = "LiteRT file"
+MIN_HALF_SIZE = 256  # smaller constants stay float32 in a float16 file
+
+
+def build_graph(
+    vit: Pretrained,
+    *,
+    batch_size: int,
+    takes_pixels: bool = False,
+    interface: ProgramInterface | None = None,
+) -> bytes:
+    """Build a model's flatbuffer, from images [batch, H, W, 3] to its outputs.
+
+    A float16 model has its weights in float16. The device chooses the type that
+    computes, which is float32 on CPUs.
+
+    Raises InputError if the converter refuses the model.
+    """
+    interface = interface or ProgramInterface(vit)
+    check_deterministic(vit, interface)
+    model, variables = optimize.fold_and_cast(interface.model, vit.variables)
+    is_half = model.execution.dtype == np.float16
+    # CPUs have no kernels for float16: they read weights of that type as float32.
+    model = model.with_execution(dtype=np.dtype("float32"))
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
+    forward = interface.make_forward_function(model)
+
+    def compute_outputs(images: jax.Array) -> tuple[jax.Array, ...]:
+        # LiteRT has no loops: without jit JAX unrolls them.
+        with (
+            choice.reference_forms(),
+            nodes.replaced_functions(gelu=converter_gelu),
+            jax.disable_jit(),
+        ):
+            return forward(variables, images)
+
+    input_spec = interface.input_spec(batch_size, takes_pixels)
+    program = jax.export.export(jax.jit(compute_outputs), platforms=["cpu"])(input_spec)
+    flatbuffer = convert_program(
+        program.mlir_module_serialized, interface.input_name, interface.output_names
+    )
+    return with_half_constants(flatbuffer) if is_half else flatbuffer
+
+
+def converter_gelu(x: jax.Array, variant: str = "exact") -> jax.Array:
+    """GELU as the composite that the converter turns into LiteRT's own operator."""
+    if variant != "exact":  # "tanh" is recognized, and "quick" has two operators
+        return gelu.plain_gelu(x, variant)
+
+    def exact_gelu(x: jax.Array, approximate: str) -> jax.Array:
+        return gelu.plain_gelu(x, variant)
+
+    composite = jax.lax.composite(exact_gelu, "aten.gelu.default")
+    return composite(x, approximate="none")
+
+
+def convert_program(
+    stablehlo_bytes: bytes, input_name: str, output_names: Sequence[str]
+) -> bytes:
+    """Convert a portable StableHLO artifact to a flatbuffer with a signature."""
+    # Modules as values: type checkers find no stubs for them.
+    ir = importlib.import_module("litert_converter.mlir.ir")
+    passmanager = importlib.import_module("litert_converter.mlir.passmanager")
+    stablehlo = importlib.import_module("litert_converter.mlir.dialects.stablehlo")
+    library = "litert_converter.mlir._mlir_libs.converter_api_ext"
+    converter = importlib.import_module(library)
+    context = ir.Context()
+    converter.prepare_mlir_context(context)
+    try:
+        with context:
+            module = stablehlo.deserialize_portable_artifact(context, stablehlo_bytes)
+            config = converter.ConvertToTFLConfig()
+            converter.run_convert_to_tfl_passes(
+                module, passmanager.PassManager(), config
+            )
+            converter.set_signature(
+                module.operation, "serving_default", [input_name], [*output_names]
+            )
+            return converter.export_flatbuffer_to_bytes(module.operation)
+    except Exception as error:  # the converter's errors share no class
+        reason = " ".join(str(error).split())
+        raise InputError(f"LiteRT's converter refuses the model: {reason}") from error
+
+
+def with_half_constants(flatbuffer: bytes) -> bytes:
+    """Store large constants in float16 if that changes none of their values."""
+    flatbuffers = importlib.import_module("flatbuffers")
+    schema = importlib.import_module("litert_converter.schema_py_generated")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    model.operatorCodes.append(code)
+    (graph,) = model.subgraphs
+    half_buffers = set()
+    dequantizing_operators = []
+    for index, tensor in enumerate(list(graph.tensors)):
+        buffer = model.buffers[tensor.buffer]
+        if tensor.type != schema.TensorType.FLOAT32 or buffer.data is None:
+            continue
+        if tensor.buffer not in half_buffers:
+            values = np.asarray(buffer.data, np.uint8).view(np.float32)
+            with np.errstate(over="ignore"):
+                half_values = values.astype(np.float16)
+            if len(values) < MIN_HALF_SIZE or not np.array_equal(half_values, values):
+                continue
+            buffer.data = half_values.view(np.uint8)
+            half_buffers.add(tensor.buffer)
+        half_tensor = schema.TensorT()
+        half_tensor.shape = tensor.shape
+        half_tensor.type = schema.TensorType.FLOAT16
+        half_tensor.name = tensor.name + b"_half"
+        half_tensor.buffer = tensor.buffer
+        tensor.buffer = 0  # the empty buffer, of computed tensors
+        operator = schema.OperatorT()
+        operator.opcodeIndex = len(model.operatorCodes) - 1
+        operator.inputs, operator.outputs = [len(graph.tensors)], [index]
+        graph.tensors.append(half_tensor)
+        dequantizing_operators.append(operator)
+    graph.operators = dequantizing_operators + graph.operators
+    builder = flatbuffers.Builder(len(flatbuffer))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def write_graph(path: str | os.PathLike, graph: bytes) -> None:
+    """Write a flatbuffer to a file, which has all weights."""
+    replace_file(pathlib.Path(path), graph)
+
+
+def remove_earlier_weights(*_: Any) -> None:
+    """Do nothing: no file has its weights beside it."""
+
+
+def open_file(
+    path: str | os.PathLike, threads: int | None = None
+) -> file_program.FileProgram:
+    """Open a .tflite file, as `open_program` does."""
+    extras.check_installed(FORMAT_TITLE, RUNTIME_MODULE)
+
+    def open_runtime(
+        path: pathlib.Path, facts: Mapping[str, Any]
+    ) -> file_program.MakeCall:
+        litert = importlib.import_module("ai_edge_litert.interpreter")
+        num_threads = threads or available_cores()
+        interpreter = litert.Interpreter(str(path), num_threads=num_threads)
+        interpreter.allocate_tensors()
+        (entry,) = interpreter.get_input_details()
+        output_names = [output["name"] for output in np.ravel(facts["output"])]
+        index_of_output = {
+            name: detail["index"]
+            for name, detail in zip(
+                output_names, interpreter.get_output_details(), strict=True
+            )
+        }
+
+        def make_call(
+            images: np.ndarray, names: Sequence[str] | None
+        ) -> Callable[[], list[np.ndarray]]:
+            def call() -> list[np.ndarray]:
+                interpreter.set_tensor(entry["index"], images)
+                interpreter.invoke()
+                return [
+                    interpreter.get_tensor(index_of_output[name])
+                    for name in names or output_names
+                ]
+
+            return call
+
+        return make_call
+
+    return file_program.open_described(path, PROGRAM_KIND, RUNTIME_TITLE, open_runtime)

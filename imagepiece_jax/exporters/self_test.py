@@ -1,0 +1,71 @@
+"""The self-test of an exported file: its first outputs for a photograph of ours."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagepiece_jax.common.progress import announced_work
+from imagepiece_jax.data import pictures
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.exporters.program_interface import ProgramInterface
+from imagepiece_jax.inference import optimize, size_direction
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.program import ExportedProgram
+
+PHOTOGRAPH = "panda.jpg"
+NUM_VALUES = 16
+# The largest difference, as a share of the largest value
+TOLERANCES = {"float32": 1e-3, "float16": 0.05, "int8": 0.5}
+
+
+def expected_facts(
+    vit: Pretrained, interface: ProgramInterface, dtype: str
+) -> dict[str, Any]:
+    """Compute the first outputs for the photograph in JAX, in float32, as JSON values.
+
+    dtype: of the file
+    """
+    model, variables = optimize.fold_and_cast(
+        vit.with_default_execution().model, vit.variables
+    )
+    pixels = _read_photograph(vit.preprocessing)
+    images = normalize(pixels, vit.config.mean, vit.config.std)
+    if interface.channels_first:
+        images = images.transpose(0, 3, 1, 2)
+    # The fastest compilation, for one image.
+    options = {"xla_backend_optimization_level": 0}
+    forward = jax.jit(interface.make_forward_function(model), compiler_options=options)
+    with announced_work("computing the self-test's values"):
+        first_output, *_ = jax.device_get(forward(variables, images))
+    values = first_output.ravel()[:NUM_VALUES]
+    return {
+        "photograph": PHOTOGRAPH,
+        "output": interface.output_names[0],
+        "first_values": values.tolist(),
+        "tolerance": TOLERANCES[dtype] * float(np.abs(values).max()),
+    }
+
+
+def find_difference(program: ExportedProgram) -> tuple[float, float]:
+    """Run a file's self-test: (largest difference from JAX's values, tolerance)."""
+    facts = program.facts.get("self_test")
+    if facts is None:
+        raise InputError(
+            f"{program.origin.title} has no self-test; export the model again"
+        )
+    pixels = _read_photograph(program.config.preprocessing)
+    expected = np.asarray(facts["first_values"])
+    values = program(pixels, facts["output"]).ravel()[: len(expected)]
+    return float(np.abs(values - expected).max()), facts["tolerance"]
+
+
+def _read_photograph(preprocessing: Preprocessing) -> np.ndarray:
+    """Prepared pixels of the photograph, [1, H, W, 3] uint8."""
+    if not preprocessing.resizes:
+        preprocessing = Preprocessing(preprocessing.image_size, crop=1.0)
+    path = size_direction.PHOTOGRAPH_FOLDER / PHOTOGRAPH
+    pixels, _ = pictures.read_images(pictures.as_source(path), preprocessing)
+    return pixels

@@ -1,0 +1,129 @@
+"""LiteRT files have JAX's outputs, and only what a phone's GPU takes."""
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.commands.benchmark import main as benchmark
+from imagepiece_jax.commands.evaluate import main as evaluate
+from imagepiece_jax.common.files import read_json, write_json
+from imagepiece_jax.exporters import litert_format
+from imagepiece_jax.exporters.program_facts import facts_file
+from imagepiece_jax.exporters.program_interface import ProgramInterface
+from imagepiece_jax.inference.features import features
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.program import open_program
+from imagepiece_jax.reduction.methods import METHODS
+from tests.helpers import tiny_vit
+from tests.helpers.architecture_pairs import (
+    ARCHITECTURES,
+    covering_architectures,
+    narrow_model,
+    short_model,
+)
+from tests.helpers.litert_runs import count_operators, run_litert
+from tests.helpers.refused_calls import refused
+from tests.helpers.rounding import assert_close
+from tests.helpers.run_command import call
+from tests.models.test_vit_families import FAMILIES
+
+METHOD_NAMES = sorted(METHODS.keys() - {"random"})
+
+
+def check_flatbuffer(model, images=None, batch_size=2):
+    """Return the operators of `model` after comparing its logits with JAX's."""
+    variables = tiny_vit.variables(model)
+    if images is None:
+        images = tiny_vit.images(batch_size)
+    expected = tiny_vit.logits(model)(variables, images)
+    vit = Pretrained(model, variables)
+    flatbuffer = litert_format.build_graph(vit, batch_size=batch_size)
+    operators = count_operators(flatbuffer)
+    (logits,) = run_litert(flatbuffer, images)
+    assert_close(logits, expected, units=256)
+    return operators
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_method_has_jaxs_logits(name):
+    check_flatbuffer(short_model(name))
+
+
+@pytest.mark.parametrize("name", ["attended", "imagepiece", "peaks", "tome"])
+def test_tied_tokens_have_jaxs_order(name):
+    """All patches are equal, so every score and similarity is a tie."""
+    images = np.ones((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.float32)
+    check_flatbuffer(short_model(name), images, batch_size=1)
+
+
+@pytest.mark.parametrize("name", covering_architectures(FAMILIES | ARCHITECTURES))
+def test_pairs_of_architecture_fields_have_jaxs_logits(name):
+    check_flatbuffer(narrow_model(name, "tome:r=2:inflection=-1.0"))
+
+
+@pytest.mark.parametrize("gelu", ["exact", "tanh"])
+def test_gelu_is_one_operator(gelu):
+    """Its polynomial takes longer than the products around it."""
+    model = tiny_vit.model()
+    model = model.clone(config=model.config.with_arch(gelu=gelu))
+    assert check_flatbuffer(model)["GELU"] == tiny_vit.DEPTH
+
+
+def test_features_and_pixels(tmp_path):
+    vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(1,2)")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    expected = features(vit, pixels)
+    options = {"batch_size": 2, "output": "features", "pixels": True}
+    file = imagepiece_jax.export(vit, tmp_path / "a.tflite", **options)
+    program = open_program(file)
+    for name in ProgramInterface(vit, "features").output_names:
+        values = program(pixels, name)
+        np.testing.assert_allclose(
+            values, getattr(expected, name), rtol=1e-4, atol=1e-5
+        )
+    assert program(pixels, "dropped").any()
+
+
+def test_a_float16_file_has_half_the_weights_and_the_same_tokens(tmp_path):
+    vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(1,2)", embed_dim=60)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    sizes = {}
+    outputs = {}
+    for dtype in ("float32", "float16"):
+        out = tmp_path / f"{dtype}.tflite"
+        options = {"batch_size": 2, "output": "features", "dtype": dtype}
+        file = imagepiece_jax.export(vit, out, **options)
+        sizes[dtype] = file.stat().st_size
+        program = open_program(file)
+        assert program.model.execution.dtype == dtype
+        outputs[dtype] = [program(pixels, name) for name in ("dropped", "pooled")]
+    assert sizes["float16"] < 0.7 * sizes["float32"]
+    np.testing.assert_array_equal(outputs["float16"][0], outputs["float32"][0])
+    np.testing.assert_allclose(outputs["float16"][1], outputs["float32"][1], atol=0.02)
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".tflite"])
+def test_commands_run_a_file_and_its_self_test(tmp_path, ending):
+    pytest.importorskip("onnxruntime")
+    vit = tiny_vit.pretrained("tome:r=4")
+    file = imagepiece_jax.export(vit, tmp_path / f"a{ending}", batch_size=1)
+    ended = call(benchmark, str(file), "--seconds", "0", "--repeats", "1").ok()
+    assert file.name in ended.out
+    call(evaluate, str(file), "--self-test").ok()
+    facts = read_json(facts_file(file))
+    facts["self_test"]["first_values"][3] += 2 * facts["self_test"]["tolerance"]
+    write_json(facts_file(file), facts)
+    assert call(evaluate, str(file), "--self-test").status == 1
+
+
+def test_what_a_litert_file_cannot_have_is_refused(tmp_path):
+    out = tmp_path / "a.tflite"
+    with refused("batch_size", "--batch-size 1"):
+        imagepiece_jax.export(tiny_vit.pretrained(), out)
+    with refused("dtype", "int8"):
+        options = {"dtype": "int8", "batch_size": 1, "images": "photos"}
+        imagepiece_jax.export(tiny_vit.pretrained(), out, **options)
+    with refused("reduction", "draws random numbers"):
+        vit = tiny_vit.pretrained("random:blocks=(1,)")
+        imagepiece_jax.export(vit, out, batch_size=1)
+    assert not out.exists()
