@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from imagepiece_jax.common import extras
 from imagepiece_jax.errors import InputError
@@ -118,7 +117,7 @@ def _parts(state):
     return state if isinstance(state, dict) else vars(state)
 
 
-def _checksum(tree: PyTree) -> int:
+def _checksum(tree):
     checksum = 0
     for leaf in jax.tree.leaves(tree):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, checksum)

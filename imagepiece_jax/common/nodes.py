@@ -10,7 +10,6 @@ import contextvars
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,14 +27,14 @@ _replacements: contextvars.ContextVar[Mapping[str, Callable]] = contextvars.Cont
 def onnx_op(fn: Callable) -> Callable:
     """Mark `fn`, a function of arrays, pytrees and static values, as a single node."""
 
-    def call_whole(*arrays: Any, arguments: tuple) -> Any:
+    def call_whole(*arrays, arguments):
         args, options = _rebuild_arguments(arguments, arrays)
         return fn(*args, **options)
 
     composite = jax.lax.composite(call_whole, fn.__name__)
 
     @functools.wraps(fn)
-    def call_marked(*args: Any, **options: Any) -> Any:
+    def call_marked(*args, **options):
         if replacement := _replacements.get().get(fn.__name__):
             return replacement(*args, **options)
         # A composite has no derivative, and takes static values only by name.
@@ -68,7 +67,7 @@ def read_marked_call(
     return equation.params["name"], args, options
 
 
-def _rebuild_arguments(arguments: tuple, arrays: Sequence) -> tuple[Sequence, dict]:
+def _rebuild_arguments(arguments, arrays):
     """(args, options) of a marked call, rebuilt with `arrays`.
 
     arguments: (treedef, static entries); an entry per leaf, None for an array, else

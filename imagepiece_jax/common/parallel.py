@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import Array, Int, PyTree
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.placement import Placement, device_samples
@@ -198,7 +198,7 @@ class MappedFunction:
         return max(memory.temp_size_in_bytes for memory in analyses if memory)
 
 
-def _program_key(args: tuple) -> tuple:
+def _program_key(args):
     """Key of a program: its arguments' tree, shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -208,7 +208,7 @@ def replicate(tree: PyTree) -> PyTree:
     """Copy every array to every device: [...] -> [devices, ...]."""
     num_devices = len(local_devices())
 
-    def replicate_leaf(x: Array | np.ndarray) -> Array:
+    def replicate_leaf(x):
         x = np.asarray(jax.device_get(x))
         return _global_array(np.broadcast_to(x, (num_devices, *x.shape)))
 
@@ -218,7 +218,7 @@ def replicate(tree: PyTree) -> PyTree:
 def local_rows(tree: PyTree) -> PyTree:
     """Read this process's rows as NumPy: [devices, ...] -> [local devices, ...]."""
 
-    def read_shards(x: Array) -> np.ndarray:
+    def read_shards(x):
         shards = [shard.data for shard in x.addressable_shards]
         return np.concatenate(jax.device_get(shards))
 
@@ -237,7 +237,7 @@ def shard_samples(tree: PyTree) -> PyTree:
     """Split this process's samples: [n, ...] -> [devices, n / local devices, ...]."""
     num_devices = len(local_devices())
 
-    def shard_leaf(x: Array | np.ndarray) -> Array:
+    def shard_leaf(x):
         return _global_array(
             x.reshape(num_devices, len(x) // num_devices, *x.shape[1:])
         )
@@ -277,7 +277,7 @@ def reverse_batch(tree: PyTree) -> PyTree:
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
     mirrored_pairs = [(i, num_devices - 1 - i) for i in range(num_devices)]
 
-    def reverse_rows(x: Shaped[Array, "images ..."]) -> Shaped[Array, "images ..."]:
+    def reverse_rows(x):
         middle_index, is_odd = divmod(len(x), 2)
         if is_odd and num_devices > 1:
             swapped_row = jax.lax.ppermute(x[middle_index], DEVICE_AXIS, mirrored_pairs)
@@ -287,7 +287,7 @@ def reverse_batch(tree: PyTree) -> PyTree:
     return jax.tree.map(reverse_rows, tree)
 
 
-def _global_shape(x: Array | np.ndarray) -> jax.ShapeDtypeStruct:
+def _global_shape(x):
     """Shape and dtype of `_global_array(x)`, computed without a copy."""
     shape = x.shape
     if isinstance(x, np.ndarray):
@@ -295,14 +295,14 @@ def _global_shape(x: Array | np.ndarray) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
-def _global_array(x: Array | np.ndarray) -> Array:
+def _global_array(x):
     """Join the NumPy rows of all processes in one JAX array [devices, ...]."""
     if not isinstance(x, np.ndarray):  # a JAX array has all rows already
         return x
     return jax.make_array_from_process_local_data(_device_sharding(), x)
 
 
-def _device_sharding() -> jax.sharding.NamedSharding:
+def _device_sharding():
     """Sharding of a leading axis, one row per device, in `jax.pmap`'s device order."""
     devices = []
     for process in range(jax.process_count()):

@@ -54,7 +54,7 @@ def sample_keys(
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(branch_key, positions)
 
 
-def _step_key(seed: Scalar, step: Scalar, purpose: Purpose) -> PRNGKeyArray:
+def _step_key(seed, step, purpose):
     """Parent key of all draws with one purpose in one step."""
     purpose_key = jax.random.fold_in(root_key(seed), int(purpose))
     return jax.random.fold_in(purpose_key, step)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 
 def counted_noun(count: int, noun: str) -> str:
@@ -39,7 +38,7 @@ def rows_table(rows: Sequence[Mapping]) -> str:
     return markdown_table(columns, [[*map(row.get, columns)] for row in rows])
 
 
-def _escape_cell(cell: Any) -> str:
+def _escape_cell(cell):
     """Escape text, such as a file name: it could end its cell or be HTML."""
     if cell is None:
         return ""

@@ -88,7 +88,7 @@ def time_in_turns(
     # Inputs rotate across turns, by the number of started calls.
     num_started = dict.fromkeys(timed_calls, 0)
 
-    def time_turn(name: Any, min_calls: int, min_seconds: float = 0.0) -> float:
+    def time_turn(name, min_calls, min_seconds=0.0):
         """Seconds per call."""
         timed_call = timed_calls[name]
         pending_results = collections.deque()

@@ -7,7 +7,7 @@ needed.
 import importlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ def build_graph(
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
     forward = interface.make_forward_function(model)
 
-    def compute_outputs(images: jax.Array) -> tuple[jax.Array, ...]:
+    def compute_outputs(images):
         # LiteRT has no loops: without jit JAX unrolls them.
         with (
             choice.reference_forms(),
@@ -85,7 +85,7 @@ def converter_gelu(x: jax.Array, variant: str = "exact") -> jax.Array:
     if variant != "exact":  # "tanh" is recognized, and "quick" has two operators
         return gelu.plain_gelu(x, variant)
 
-    def exact_gelu(x: jax.Array, approximate: str) -> jax.Array:
+    def exact_gelu(x, approximate):
         return gelu.plain_gelu(x, variant)
 
     composite = jax.lax.composite(exact_gelu, "aten.gelu.default")
@@ -175,9 +175,7 @@ def open_file(
     """Open a .tflite file, as `open_program` does."""
     extras.check_installed(FORMAT_TITLE, RUNTIME_MODULE)
 
-    def open_runtime(
-        path: pathlib.Path, facts: Mapping[str, Any]
-    ) -> file_program.MakeCall:
+    def open_runtime(path, facts):
         litert = importlib.import_module("ai_edge_litert.interpreter")
         num_threads = threads or available_cores()
         interpreter = litert.Interpreter(str(path), num_threads=num_threads)
@@ -191,10 +189,8 @@ def open_file(
             )
         }
 
-        def make_call(
-            images: np.ndarray, names: Sequence[str] | None
-        ) -> Callable[[], list[np.ndarray]]:
-            def call() -> list[np.ndarray]:
+        def make_call(images, names):
+            def call():
                 interpreter.set_tensor(entry["index"], images)
                 interpreter.invoke()
                 return [

@@ -3,7 +3,6 @@
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common import extras
@@ -44,9 +43,7 @@ def open_file(
     """Open an .onnx file, as `open_program` does."""
     extras.check_installed(FORMAT_TITLE, RUNTIME_MODULE)
 
-    def open_runtime(
-        path: pathlib.Path, facts: Mapping[str, Any]
-    ) -> file_program.MakeCall:
+    def open_runtime(path, facts):
         session = open_session(path, threads, facts.get("opset"))
         name = facts["input"]["name"]
         return lambda images, names: functools.partial(

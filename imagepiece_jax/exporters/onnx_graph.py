@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, ValueInfoProto
+    from onnx import GraphProto, NodeProto
 
 Shape = Sequence[Any]  # sides are ints, or multiples of the open batch
 LARGEST_INTEGER = 2**23  # half of a larger one would be rounded
@@ -182,7 +182,7 @@ class Graph:
                 for field in (node.input, node.output):
                     field[:] = [public_names.get(name, name) for name in field]
 
-        def value_info(name: str, value: Value) -> "ValueInfoProto":
+        def value_info(name, value):
             element_type = helper.np_dtype_to_tensor_dtype(value.dtype)
             sides = [str(s) if is_open_side(s) else int(s) for s in value.shape]
             return helper.make_tensor_value_info(name, element_type, sides)
@@ -199,7 +199,7 @@ class Graph:
             initializer=initializers,
         )
 
-    def _copy_repeated_outputs(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
+    def _copy_repeated_outputs(self, outputs):
         """Copy Values that several outputs name: {name: output} without repetition."""
         from onnx import helper
 
@@ -217,7 +217,7 @@ class Graph:
             outputs_by_name[name] = value
         return outputs_by_name
 
-    def _new_name(self, kind: str) -> str:
+    def _new_name(self, kind):
         """Make a new name, such as "MatMul_3"."""
         self._name_counts[kind] += 1
         return f"{kind}_{self._name_counts[kind] - 1}"
@@ -312,7 +312,7 @@ class Graph:
             return self.add_node("Expand", [value, repeats], shape, value.dtype)
         return self.reshape(value, opened_sides)
 
-    def _open_zeros(self, shape: Shape, dtype: DTypeLike) -> Value:
+    def _open_zeros(self, shape, dtype):
         """Zeros with the open side of `shape`; all other sides are 1."""
         # An operator that counts the images would compute integers.
         (open_side,) = filter(is_open_side, shape)
@@ -387,7 +387,7 @@ class Graph:
             return self.transpose(out, order)
         return self.add_node(kind, operands, shape, dtype, **attributes)
 
-    def _add_extremum(self, kind: str, a: Value, b: Value) -> Value:
+    def _add_extremum(self, kind, a, b):
         """Max or Min, which WebGPU has for numbers only (Clip)."""
         if a.array is not None:
             a, b = b, a
@@ -402,9 +402,7 @@ class Graph:
         a_wins = self.add_elementwise(comparison, a, b, dtype=bool)
         return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
 
-    def _simplified_result(
-        self, kind: str, value: Value, number: np.ndarray
-    ) -> Value | None:
+    def _simplified_result(self, kind, value, number):
         """The Value itself, a mean for a divided sum, or None for any other operation.
 
         number: the second operand, []
@@ -463,14 +461,14 @@ class Graph:
         return self.reshape(result, kept_sides)
 
 
-def _as_value(node_input: Input, dtype: DTypeLike | None = None) -> Value:
+def _as_value(node_input, dtype=None):
     """Turn a number or an array into a constant; a Value stays."""
     if isinstance(node_input, Value):
         return node_input
     return Value.constant(node_input, dtype)
 
 
-def _as_operand(node_input: Input) -> Value:
+def _as_operand(node_input):
     """Turn an operator's numbers into a constant: integers count sides or axes."""
     if isinstance(node_input, Value):
         return node_input
@@ -485,7 +483,7 @@ def is_open_side(side: Any) -> bool:
     return not isinstance(side, int | np.integer)
 
 
-def _transposed_constant(constant: Value, order: Sequence[int]) -> Value:
+def _transposed_constant(constant, order):
     """Transpose a constant to broadcast with an array transposed by `order`."""
     array = constant.array
     if array is None or array.ndim == 0:

@@ -6,13 +6,13 @@ whose inputs are all constants is computed during the export, and stored as a co
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 import jax
 import numpy as np
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.common import nodes
@@ -20,7 +20,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import onnx_kernels
 from imagepiece_jax.exporters.onnx_graph import (
     Graph,
-    Shape,
     Value,
     Values,
     is_open_side,
@@ -38,7 +37,7 @@ def add_equations(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, inputs: Values) -> V
     value_of_atom = dict(zip(open_jaxpr.constvars, constants, strict=True))
     value_of_atom.update(zip(open_jaxpr.invars, inputs, strict=True))
 
-    def atom_value(atom: Atom) -> Value:
+    def atom_value(atom):
         if isinstance(atom, Literal):
             return Value.constant(np.asarray(atom.val, _traced_array(atom).dtype))
         return value_of_atom[atom]
@@ -49,7 +48,7 @@ def add_equations(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, inputs: Values) -> V
     return [*map(atom_value, open_jaxpr.outvars)]
 
 
-def _add_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
+def _add_equation(graph, equation, operands):
     """Add one equation's nodes, or its constants; return its outputs' Values."""
     name = equation.primitive.name
     params = equation.params
@@ -73,7 +72,7 @@ def _add_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
     return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
 
 
-def _fold_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
+def _fold_equation(graph, equation, operands):
     """Compute an equation of constants and return its outputs as constants."""
     name = equation.primitive.name
     operands = _broadcast_operands(graph, equation, operands)
@@ -91,27 +90,27 @@ def _fold_equation(graph: Graph, equation: JaxprEqn, operands: Values) -> Values
     return [Value.constant(np.asarray(result)) for result in _as_list(results)]
 
 
-def _broadcast_operands(graph: Graph, equation: JaxprEqn, operands: Values) -> Values:
+def _broadcast_operands(graph, equation, operands):
     """Broadcast an equation's operands to their shapes in JAX."""
     shapes = _atom_shapes(equation.invars)
     return [graph.expand(v, s) for v, s in zip(operands, shapes, strict=False)]
 
 
-def _as_list(results: Any) -> Sequence:
+def _as_list(results):
     """Put a single result in a list."""
     return results if isinstance(results, list | tuple) else [results]
 
 
-def _traced_array(atom: Atom) -> ShapedArray:
+def _traced_array(atom):
     """Shape and dtype of an equation's operand or result."""
     return cast(ShapedArray, atom.aval)
 
 
-def _atom_shapes(atoms: Iterable[Atom]) -> list[Shape]:
+def _atom_shapes(atoms):
     return [_traced_array(atom).shape for atom in atoms]
 
 
-def _needed_equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
+def _needed_equations(jaxpr):
     """List the equations on which a jaxpr's outputs depend."""
     needed_ids = set(map(id, jaxpr.outvars))
     needed_equations = []
@@ -139,8 +138,8 @@ def translates_primitive(*names: str, expand: bool = False) -> Callable:
     expand: broadcast its operands first
     """
 
-    def enter(fn: Translation) -> Translation:
-        def translate_expanded(graph: Graph, equation: JaxprEqn, *values: Value) -> Any:
+    def enter(fn):
+        def translate_expanded(graph, equation, *values):
             return fn(graph, equation, *_broadcast_operands(graph, equation, values))
 
         translation = translate_expanded if expand else fn
@@ -176,7 +175,7 @@ NUMPY_PRIMITIVES = {
 
 
 @translates_primitive(*SIMPLE_OPERATORS)
-def _add_operator(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
+def _add_operator(graph, equation, *values):
     """Add an operator. For booleans, max is `or`, and min is `and`."""
     name = equation.primitive.name
     kind = _traced_array(equation.invars[0]).dtype.kind
@@ -192,7 +191,7 @@ def _add_operator(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
     return graph.add_elementwise(SIMPLE_OPERATORS[name], *values)
 
 
-def _whole_quotient(graph: Graph, a: Value, b: Value) -> Value:
+def _whole_quotient(graph, a, b):
     """The integer part of a / b, toward zero, for whole numbers."""
     elementwise = graph.add_elementwise
     # Half a unit more: a GPU's quotient may be a little below the exact number.
@@ -224,7 +223,7 @@ PRIMITIVE_FORMULAS = {
 
 
 @translates_primitive(*PRIMITIVE_FORMULAS)
-def _add_formula(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
+def _add_formula(graph, equation, *values):
     if equation.primitive.name == "ne" and values[0] is values[1]:
         return Value.constant(False)  # only NaN differs from itself: graphs read none
     numbers = map(graph.as_number, values)
@@ -232,7 +231,7 @@ def _add_formula(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
 
 
 @translates_primitive("rem")
-def _add_remainder(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Value:
+def _add_remainder(graph, equation, a, b):
     if _traced_array(equation.invars[0]).dtype.kind not in "iu":
         return graph.add_elementwise("Mod", a, b, fmod=1)
     multiple = graph.add_elementwise("Mul", b, _whole_quotient(graph, a, b))
@@ -240,7 +239,7 @@ def _add_remainder(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Valu
 
 
 @translates_primitive("sign")
-def _add_sign(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_sign(graph, equation, x):
     # WebGPU has no Sign.
     is_positive = graph.add_elementwise("Greater", x, 0, dtype=bool)
     is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
@@ -249,7 +248,7 @@ def _add_sign(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("integer_pow")
-def _add_integer_pow(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_integer_pow(graph, equation, x):
     power = equation.params["y"]
     if power == 2:
         return graph.add_elementwise("Mul", x, x)
@@ -257,7 +256,7 @@ def _add_integer_pow(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("select_n")
-def _add_select(graph: Graph, equation: JaxprEqn, mask: Value, *cases: Value) -> Value:
+def _add_select(graph, equation, mask, *cases):
     """Choose the second case where the mask is true, else the first."""
     if len(cases) != 2 or mask.dtype.kind != "b":
         raise no_operator_error("a choice among more than two")
@@ -274,7 +273,7 @@ def _add_select(graph: Graph, equation: JaxprEqn, mask: Value, *cases: Value) ->
 
 
 @translates_primitive("convert_element_type")
-def _add_conversion(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_conversion(graph, equation, x):
     """Convert a dtype; floats become integers by rounding toward zero."""
     dtype = np.dtype(equation.params["new_dtype"])
     old_dtype = _traced_array(equation.invars[0]).dtype
@@ -286,7 +285,7 @@ def _add_conversion(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("copy", "stop_gradient", "optimization_barrier")
-def _pass_operands(graph: Graph, equation: JaxprEqn, *values: Value) -> Values:
+def _pass_operands(graph, equation, *values):
     return values
 
 
@@ -294,7 +293,7 @@ def _pass_operands(graph: Graph, equation: JaxprEqn, *values: Value) -> Values:
 
 
 @translates_primitive("broadcast_in_dim")
-def _add_broadcast(graph: Graph, equation: JaxprEqn, x: Value, *_: Value) -> Value:
+def _add_broadcast(graph, equation, x, *_):
     sides = [1] * len(equation.params["shape"])
     axes = equation.params["broadcast_dimensions"]
     for axis, side in zip(axes[::-1], x.shape[::-1], strict=False):
@@ -309,22 +308,22 @@ def _without_leading_ones(shape):
 
 
 @translates_primitive("reshape", "squeeze", expand=True)
-def _add_reshape(graph: Graph, equation: JaxprEqn, x: Value, *_: Value) -> Value:
+def _add_reshape(graph, equation, x, *_):
     return graph.reshape(x, _traced_array(equation.outvars[0]).shape)
 
 
 @translates_primitive("transpose", expand=True)
-def _add_transpose(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_transpose(graph, equation, x):
     return graph.transpose(x, equation.params["permutation"])
 
 
 @translates_primitive("concatenate", expand=True)
-def _add_concatenation(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
+def _add_concatenation(graph, equation, *values):
     return graph.concat(values, int(equation.params["dimension"]))
 
 
 @translates_primitive("stack", expand=True)
-def _add_stack(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
+def _add_stack(graph, equation, *values):
     """Join Values along a new axis."""
     axis = int(equation.params["axis"])
     stacked_values = []
@@ -335,7 +334,7 @@ def _add_stack(graph: Graph, equation: JaxprEqn, *values: Value) -> Value:
 
 
 @translates_primitive("pad", expand=True)
-def _add_padding(graph: Graph, equation: JaxprEqn, x: Value, fill: Value) -> Value:
+def _add_padding(graph, equation, x, fill):
     """Pad the ends of axes: ONNX's Pad has no padding between elements."""
     out = _traced_array(*equation.outvars)
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
@@ -347,7 +346,7 @@ def _add_padding(graph: Graph, equation: JaxprEqn, x: Value, fill: Value) -> Val
 
 
 @translates_primitive("iota")
-def _index_constant(graph: Graph, equation: JaxprEqn) -> Value:
+def _index_constant(graph, equation):
     """Make a constant that counts along one axis, with sides of 1 along others."""
     shape = equation.params["shape"]
     axis = equation.params["dimension"]
@@ -359,7 +358,7 @@ def _index_constant(graph: Graph, equation: JaxprEqn) -> Value:
 
 
 @translates_primitive("slice", expand=True)
-def _add_slice(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_slice(graph, equation, x):
     params = equation.params
     strides = params["strides"] or (1,) * x.ndim
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
@@ -369,7 +368,7 @@ def _add_slice(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("split", expand=True)
-def _add_split(graph: Graph, equation: JaxprEqn, x: Value) -> Values:
+def _add_split(graph, equation, x):
     operands = [x, equation.params["sizes"]]
     output_types = [(shape, x.dtype) for shape in _atom_shapes(equation.outvars)]
     axis = int(equation.params["axis"])
@@ -377,7 +376,7 @@ def _add_split(graph: Graph, equation: JaxprEqn, x: Value) -> Values:
 
 
 @translates_primitive("rev", expand=True)
-def _add_reversal(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_reversal(graph, equation, x):
     """Reverse axes by a Gather with constant indices."""
     # A Slice would need a negative step: not every runtime can slice backward.
     for axis in map(int, equation.params["dimensions"]):
@@ -389,7 +388,7 @@ def _add_reversal(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("gather")
-def _add_gather(graph: Graph, equation: JaxprEqn, x: Value, index: Value) -> Value:
+def _add_gather(graph, equation, x, index):
     """Gather by constant indices: a block of the array, or rows of one axis."""
     x = graph.expand(x, _traced_array(equation.invars[0]).shape)
     params = equation.params
@@ -444,13 +443,13 @@ REDUCTION_OPERATORS |= {"reduce_sum": "ReduceSum"}
 
 
 @translates_primitive(*REDUCTION_OPERATORS, expand=True)
-def _add_reduction(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_reduction(graph, equation, x):
     kind = REDUCTION_OPERATORS[equation.primitive.name]
     return graph.add_reduction(kind, x, equation.params["axes"])
 
 
 @translates_primitive("argmax", "argmin", expand=True)
-def _add_arg_extremum(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
+def _add_arg_extremum(graph, equation, x):
     """Find the first extremum without integers, which WebGPU lacks."""
     (axis,) = equation.params["axes"]
     kind = {"argmax": "ReduceMax", "argmin": "ReduceMin"}[equation.primitive.name]
@@ -464,7 +463,7 @@ def _add_arg_extremum(graph: Graph, equation: JaxprEqn, x: Value) -> Value:
 
 
 @translates_primitive("dot_general", expand=True)
-def _add_dot_general(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Value:
+def _add_dot_general(graph, equation, a, b):
     """MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
     out = _traced_array(*equation.outvars)
     dtype = out.dtype
@@ -488,13 +487,13 @@ def _add_dot_general(graph: Graph, equation: JaxprEqn, a: Value, b: Value) -> Va
     return graph.reshape(product, out.shape)
 
 
-def _remaining_axes(value: Value, *axis_groups: Iterable[int]) -> list[int]:
+def _remaining_axes(value, *axis_groups):
     listed_axes = {*itertools.chain(*axis_groups)}
     return [axis for axis in range(value.ndim) if axis not in listed_axes]
 
 
 @translates_primitive("conv_general_dilated", expand=True)
-def _add_conv(graph: Graph, equation: JaxprEqn, x: Value, kernel: Value) -> Value:
+def _add_conv(graph, equation, x, kernel):
     """Convolve, with any order of the axes: ONNX has channels before the sides."""
     out = _traced_array(*equation.outvars)
     params = equation.params
@@ -522,7 +521,7 @@ def _add_conv(graph: Graph, equation: JaxprEqn, x: Value, kernel: Value) -> Valu
 
 
 @translates_primitive("scan", expand=True)
-def _add_unrolled_loop(graph: Graph, equation: JaxprEqn, *values: Value) -> Values:
+def _add_unrolled_loop(graph, equation, *values):
     """Unroll a loop.
 
     values: operands equal in all steps, then operands changed by the steps

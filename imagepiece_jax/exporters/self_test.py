@@ -62,7 +62,7 @@ def find_difference(program: ExportedProgram) -> tuple[float, float]:
     return float(np.abs(values - expected).max()), facts["tolerance"]
 
 
-def _read_photograph(preprocessing: Preprocessing) -> np.ndarray:
+def _read_photograph(preprocessing):
     """Prepared pixels of the photograph, [1, H, W, 3] uint8."""
     if not preprocessing.resizes:
         preprocessing = Preprocessing(preprocessing.image_size, crop=1.0)

@@ -1,7 +1,6 @@
 """Attention: its definition, and forms for GPUs and for training."""
 
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -152,13 +151,13 @@ def attention_columns(
 
 
 def _fused_attention(
-    query: QueryHeads,
-    key: TokenHeads,
-    value: TokenHeads,
-    key_bias: TokenValues | None,
-    backend: Backend,
-    length: int | None = None,
-) -> QueryHeads:
+    query,
+    key,
+    value,
+    key_bias,
+    backend,
+    length=None,
+):
     """`dot_product_attention` for a token count that the backend accepts."""
     batch, padded_length = key.shape[:2]
     query_lengths = None
@@ -185,9 +184,7 @@ def _fused_attention(
     )
 
 
-def _expand_key_bias(
-    query: TokenHeads, key: TokenHeads, value: TokenHeads, key_bias: TokenValues
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+def _expand_key_bias(query, key, value, key_bias):
     """Expand the key bias to one row per query for cuDNN: (key, value, bias)."""
     num_tokens = key.shape[1]
     # Odd row lengths are unaligned and take cuDNN up to twice as long. Padding keys get
@@ -205,9 +202,7 @@ def _expand_key_bias(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _without_padding_gradient(
-    x: Float[Array, "batch tokens *dims"], length: int
-) -> Float[Array, "batch tokens *dims"]:
+def _without_padding_gradient(x, length):
     """Return x; its padding, from token `length` on, gets zero gradient."""
     # A fused kernel may return any gradient for padding, even NaN.
     return x
@@ -220,20 +215,16 @@ _without_padding_gradient.defvjp(
 
 
 @jax.custom_vjp
-def _attend_odd_length(
-    query: TokenHeads, key: TokenHeads, value: TokenHeads, key_bias: TokenValues | None
-) -> TokenHeads:
+def _attend_odd_length(query, key, value, key_bias):
     """cuDNN's attention for an odd token count; only differentiation pads it."""
     return _fused_attention(query, key, value, key_bias, "cudnn")
 
 
-def _odd_length_forward(
-    query: TokenHeads, key: TokenHeads, value: TokenHeads, key_bias: TokenValues | None
-) -> tuple[TokenHeads, Callable]:
+def _odd_length_forward(query, key, value, key_bias):
     """Attend with one token of padding: (result without it, function of its vjp)."""
     length = key.shape[1]
 
-    def attend_padded(*operands: jax.Array | None) -> jax.Array:
+    def attend_padded(*operands):
         padded_operands = jax.tree.map(lambda x: pad_tokens(x, length + 1), operands)
         query, key, value, key_bias = padded_operands
         out = _fused_attention(query, key, value, key_bias, "cudnn", length)
@@ -316,9 +307,7 @@ def resolve_backend(
     return "xla" if reason else "cudnn"
 
 
-def _find_unmet_requirement(
-    device: jax.Device, dtype: np.dtype, head_dim: int
-) -> str | None:
+def _find_unmet_requirement(device, dtype, head_dim):
     """Word the unmet requirement of cuDNN's attention; None if it runs."""
     try:
         capability = float(device.compute_capability)

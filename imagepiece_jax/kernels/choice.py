@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-from collections.abc import Generator
 from typing import Literal
 
 from jaxtyping import Array, Shaped
@@ -15,7 +14,7 @@ _forms: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", default=
 
 
 @contextlib.contextmanager
-def _trace_forms(forms: Forms) -> Generator[None]:
+def _trace_forms(forms):
     """Trace operations in these forms, or in definitions inside `reference_forms`."""
     if is_reference():
         forms = "reference"

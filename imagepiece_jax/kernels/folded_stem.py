@@ -47,9 +47,7 @@ class FoldedStem(nn.Module):
             x = nn.relu(x)
         return make_convolution(self.embed_dim, (1, 1), (1, 1), name="proj")(x)
 
-    def _convolve_joined(
-        self, x: PixelRows, out_channels: int
-    ) -> Float[Array, "batch rows columns {out_channels}"]:
+    def _convolve_joined(self, x, out_channels):
         """The first convolution, with the kernel of `join_pixels`."""
         # Two pixels give one result, and a position's results are channels until they
         # are separated. Both reshapes need no copy.
@@ -107,9 +105,9 @@ def fold_stem(
 
 
 def _fold_patches(
-    kernel: Float[Array, "side side channels dim"],
-    bias: Float[Array, " dim"] | None = None,
-) -> dict[str, jax.Array]:
+    kernel,
+    bias=None,
+):
     """Rewrite a patch projection to read a row of a patch as one pixel."""
     p, _, channels, dim = kernel.shape
     if bias is None:
@@ -118,11 +116,11 @@ def _fold_patches(
 
 
 def _fold_convolutions(
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
-    epsilon: float,
-    pixels_per_position: int,
-) -> dict[str, Any]:
+    params,
+    batch_stats,
+    epsilon,
+    pixels_per_position,
+):
     """Multiply batch norms into kernel and bias of the convolution before them."""
     folded_params = {}
     float32_epsilon = jax.device_put(np.float32(epsilon))
@@ -169,12 +167,10 @@ def join_pixels(
     return wide_kernel, jnp.tile(bias, num_results)
 
 
-def _convolution_params(
-    kernel: Float[Array, "height width channels dim"], bias: Float[Array, " dim"]
-) -> dict[str, jax.Array]:
+def _convolution_params(kernel, bias):
     """Parameters of a `_Convolution`; its kernel's first axis is the output."""
     return {"kernel": jnp.moveaxis(kernel, 3, 0), "bias": bias}
 
 
-def _broadcast_channels(x: Float[Array, " channels"]) -> Float[Array, "1 1 1 channels"]:
+def _broadcast_channels(x):
     return x.reshape(1, 1, 1, -1)

@@ -27,7 +27,7 @@ def plain_gelu(x: Float[Array, " *dims"], variant: str) -> Float[Array, " *dims"
     return (x32 * phi).astype(x.dtype)
 
 
-def _normal_cdf(x: Float[Array, " *dims"]) -> Float[Array, " *dims"]:
+def _normal_cdf(x):
     """Phi(x)."""
     # erf, as in PyTorch: erfc, as in JAX's own GELU, takes much longer.
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
@@ -37,15 +37,13 @@ def _normal_cdf(x: Float[Array, " *dims"]) -> Float[Array, " *dims"]:
 # backward pass needs only x, a GPU can compute "tanh" in the kernel of the matrix
 # product before it, in the type of x.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gelu_from_input(x: Float[Array, " *dims"], variant: str) -> Float[Array, " *dims"]:
+def _gelu_from_input(x, variant):
     if variant == "tanh":
         return jax.nn.gelu(x, approximate=True)
     return plain_gelu(x, variant)
 
 
-def _gelu_gradient(
-    variant: str, x: Float[Array, " *dims"], gradient: Float[Array, " *dims"]
-) -> tuple[Float[Array, " *dims"]]:
+def _gelu_gradient(variant, x, gradient):
     """The gradient of x: (Phi(x) + x Phi'(x)) times the result's gradient."""
     x32 = x.astype(jnp.float32)
     if variant == "tanh":

@@ -85,7 +85,7 @@ def merge_tokens(
     if choice.is_fast(x) and assignment.mean and assignment.merges:
         return _merge_by_product(x, size, attn_size, assignment, num_patches)
 
-    def sum_sizes(values: AllValues) -> jax.Array:
+    def sum_sizes(values):
         slot_sums = assignment.sum_slots(values[:, num_prefix:].astype(jnp.float32))
         return jnp.concatenate([values[:, :num_prefix], slot_sums], axis=1)
 

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.kernels.choice import is_reference
@@ -19,7 +19,7 @@ def plain_layer_norm(
     return _normalize(x, *_mean_and_inverse_std(x, eps), scale, bias).astype(dtype)
 
 
-def _mean_and_inverse_std(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]:
+def _mean_and_inverse_std(x, eps):
     """(mean, 1 / sqrt(variance + eps)), in float32."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -31,12 +31,12 @@ def _mean_and_inverse_std(x: AnyRows, eps: float) -> tuple[RowValues, RowValues]
 
 
 def _normalize(
-    x: AnyRows,
-    mean: RowValues,
-    inverse_std: RowValues,
-    scale: FeatureParams,
-    bias: FeatureParams,
-) -> AnyRows:
+    x,
+    mean,
+    inverse_std,
+    scale,
+    bias,
+):
     """(x - mean) * inverse_std * scale + bias in float32."""
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
@@ -48,18 +48,14 @@ def _normalize(
 _layer_norm_from_input = jax.custom_vjp(plain_layer_norm, nondiff_argnums=(3, 4))
 
 
-def _layer_norm_forward(
-    x: AnyRows, scale: FeatureParams, bias: FeatureParams, dtype: jnp.dtype, eps: float
-) -> tuple[AnyRows, tuple[Shaped[Array, "..."], ...]]:
+def _layer_norm_forward(x, scale, bias, dtype, eps):
     # Without this barrier XLA would store whole float32 arrays instead.
     mean, inverse_std = jax.lax.optimization_barrier(_mean_and_inverse_std(x, eps))
     out = _normalize(x, mean, inverse_std, scale, bias).astype(dtype)
     return out, (x, mean, inverse_std, scale)
 
 
-def _layer_norm_backward(
-    dtype: jnp.dtype, eps: float, residuals: tuple[jax.Array, ...], gradient: AnyRows
-) -> tuple[AnyRows, FeatureParams, FeatureParams]:
+def _layer_norm_backward(dtype, eps, residuals, gradient):
     """The gradients of x, scale and bias.
 
     dtype, eps: only the forward pass uses them

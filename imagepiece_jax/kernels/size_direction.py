@@ -77,9 +77,7 @@ def remove_size_directions(
     return params
 
 
-def _project_out(
-    param: Float[Array, "*rows dim"], u: Directions
-) -> Float[np.ndarray, "*rows dim"]:
+def _project_out(param, u):
     """Multiply by P = I - u u^T, head by head, in float32."""
     head_values = np.asarray(param, np.float64).reshape(*param.shape[:-1], *u.shape)
     components = np.sum(head_values * u, axis=-1, keepdims=True)
@@ -135,9 +133,7 @@ def least_used_direction(
     return _turn_vectors(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]
 
 
-def _turn_vectors(
-    vectors: Vectors, query_moments: Moments, key_moments: Moments, max_turns: int
-) -> Vectors:
+def _turn_vectors(vectors, query_moments, key_moments, max_turns):
     """Turn unit vectors up to `max_turns` times; stop once all settle."""
     for _ in range(max_turns):
         previous = vectors
@@ -153,14 +149,12 @@ def _turn_vectors(
     return vectors
 
 
-def _quadratic_form(
-    vectors: Vectors, moments: Moments
-) -> Float[np.ndarray, "*heads starts"]:
+def _quadratic_form(vectors, moments):
     """Compute u^T C u."""
     return np.einsum("...sd,...de,...se->...s", vectors, moments, vectors)
 
 
-def _normalize_moments(moments: Moments) -> Moments:
+def _normalize_moments(moments):
     """Scale second moments to trace 1 and make them positive definite."""
     # A head of zeros, such as a pruned head, gets equal moments in every direction.
     moments = np.asarray(moments, np.float64)

@@ -53,11 +53,11 @@ def keep_token_major(x: TokenRows) -> TokenRows:
 
 
 @jax.custom_vjp
-def _keep_token_major(x: TokenRows) -> TokenRows:
+def _keep_token_major(x):
     return x
 
 
-def _keep_token_major_backward(_: None, gradient: TokenRows) -> tuple[TokenRows]:
+def _keep_token_major_backward(_, gradient):
     matrix = jax.lax.optimization_barrier(flatten_tokens(gradient))
     return (matrix.reshape(gradient.shape),)
 

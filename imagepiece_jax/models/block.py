@@ -61,9 +61,7 @@ class BlockReduction:
             raise InputError(f"{place}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
-    def _collect_inputs(
-        self, state: TokenState, scores: NamedScores, train: bool
-    ) -> ReducerInputs:
+    def _collect_inputs(self, state, scores, train):
         """Collect the reducer's inputs from a state and its scores."""
         reducer = self.reducer
         fields: dict[str, Any] = {
@@ -90,7 +88,7 @@ class BlockReduction:
             fields["rng"] = self._random_keys(len(state.x))
         return ReducerInputs(**fields)
 
-    def _random_keys(self, batch_size: int) -> jax.Array:
+    def _random_keys(self, batch_size):
         """This block's random keys [batch]; fixed keys if the model call has none."""
         if self.keys is None:
             indices = jnp.arange(batch_size)
@@ -218,7 +216,7 @@ class Block(nn.Module):
             out = self.mlp(self.norm2(flatten_tokens(x)))
         return add_branch(x, self.ls2(out), factor)
 
-    def _cut_to_queries(self, state: TokenState) -> TokenState:
+    def _cut_to_queries(self, state):
         """Cut `state` to the tokens returned by the block."""
         if not self.num_queries:
             return state
@@ -226,11 +224,11 @@ class Block(nn.Module):
         size = state.size[:, : self.num_queries]
         return TokenState(x=x, size=size, num_prefix=self.num_queries)
 
-    def _norm_input(self, x: TokenRows) -> TokenRows:
+    def _norm_input(self, x):
         """Attention's input: norm(x), or x if the norm follows attention."""
         return x if self.config.arch.post_norm else call_on_rows(self.norm1, x)
 
-    def _scale_output(self, out: TokenRows) -> TokenRows:
+    def _scale_output(self, out):
         """Apply post norm and layer scale to attention's output."""
         if self.config.arch.post_norm:
             out = call_on_rows(self.norm1, out)

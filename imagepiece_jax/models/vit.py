@@ -14,11 +14,10 @@ from jaxtyping import Array, Float, Shaped
 from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.data.normalize import check_images, warn_if_unnormalized
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.array_shapes import PixelRows, TokenRows
 from imagepiece_jax.kernels.folded_stem import FoldedStem
 from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.attention_pool import AttentionPool, cut_pooled_tokens
-from imagepiece_jax.models.block import Block, BlockReduction, Decision, Probe
+from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.explicit_axes import batch_sharding, call_on_auto_axes
 from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, dense_layer
@@ -27,7 +26,7 @@ from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import Outputs, TokenState, initial_state
+from imagepiece_jax.reduction.state import Outputs, initial_state
 
 
 def draw_drop_path_scale(
@@ -43,7 +42,7 @@ def draw_drop_path_scale(
     """
     keep_probs = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
-    def draw(key: jax.Array) -> jax.Array:
+    def draw(key):
         is_kept = jax.random.uniform(key, (depth, 2)) < keep_probs
         return is_kept.astype(jnp.float32) / keep_probs
 
@@ -131,7 +130,7 @@ class ViT(nn.Module):
             images = reshard(images, NamedSharding(sharding.mesh, PartitionSpec()))
         elif sharding is not None:
 
-            def call(vit: ViT, images: jax.Array, keys: Any) -> Outputs:
+            def call(vit, images, keys):
                 return vit(images, train, keys, with_states)
 
             return call_on_auto_axes(call, self, sharding, images, keys)
@@ -147,7 +146,7 @@ class ViT(nn.Module):
             dtype = self._part_dtype("attn_pool")
             pool = AttentionPool(self.config, dtype, self.prop_attn, name="attn_pool")
 
-            def probe(state: TokenState) -> jax.Array:
+            def probe(state):
                 return pool.probe_scores(norm(state.x), state)
 
         for index in range(self.depth):
@@ -165,7 +164,7 @@ class ViT(nn.Module):
         return outputs
 
     @nn.nowrap
-    def _check_inputs(self, images: jax.Array) -> None:
+    def _check_inputs(self, images):
         """Check the images; refuse `rngs`, which would have no effect."""
         check_images(images)
         warn_if_unnormalized(images, self.config.mean, self.config.std)
@@ -177,18 +176,18 @@ class ViT(nn.Module):
                 'keys={"drop_path": [B] keys, "reducer": [B] keys}'
             )
 
-    def _part_dtype(self, part: str) -> jnp.dtype:
+    def _part_dtype(self, part):
         if part in self.execution.float32_parts:
             return jnp.dtype("float32")
         return self.execution.dtype
 
-    def _make_final_norm(self) -> Callable[[jax.Array], jax.Array]:
+    def _make_final_norm(self):
         """The norm after the last block; the identity if the model has none."""
         if self.config.arch.final_norm:
             return self._make_norm("norm")
         return lambda x: x
 
-    def _make_block(self, index: int) -> Block:
+    def _make_block(self, index):
         """Make a Block; `head_only` limits the last block to the head's queries."""
         num_queries = None
         is_last = index == self.depth - 1
@@ -200,9 +199,7 @@ class ViT(nn.Module):
         fields = (self.config, execution, index, self.plan[index], self.prop_attn)
         return Block(*fields, num_queries, name=name)
 
-    def _make_reduction(
-        self, index: int, keys: dict[str, jax.Array] | None, probe: Probe | None
-    ) -> BlockReduction | None:
+    def _make_reduction(self, index, keys, probe):
         """The BlockReduction at an index; None if the block keeps all tokens."""
         block_plan = self.plan[index]
         reducer: Any = block_plan.reducer
@@ -221,9 +218,7 @@ class ViT(nn.Module):
         num_heads = self.config.num_heads
         return BlockReduction(index, block_plan.counts, reducer, num_heads, keys, probe)
 
-    def _draw_drop_path(
-        self, keys: dict[str, jax.Array] | None, train: bool
-    ) -> list[tuple[jax.Array | None, jax.Array | None]]:
+    def _draw_drop_path(self, keys, train):
         """Drop path factors [batch] of the two branches per block."""
         rate = self.execution.drop_path_rate
         if not (train and rate):
@@ -236,11 +231,11 @@ class ViT(nn.Module):
 
     def _compute_outputs(
         self,
-        state: TokenState,
-        decisions: list[Decision],
-        norm: Callable[[jax.Array], jax.Array],
-        pool: AttentionPool | None,
-    ) -> Outputs:
+        state,
+        decisions,
+        norm,
+        pool,
+    ):
         """Pool the last block's tokens and apply the heads."""
         arch = self.config.arch
         x = state.x
@@ -281,10 +276,10 @@ class ViT(nn.Module):
             head_logits=tuple(head_logits),
         )
 
-    def _make_norm(self, name: str) -> LayerNorm:
+    def _make_norm(self, name):
         return LayerNorm(self._part_dtype(name), self.config.arch.norm_eps, name=name)
 
-    def _mean_token(self, x: TokenRows, state: TokenState) -> Float[Array, "batch dim"]:
+    def _mean_token(self, x, state):
         """Token mean, weighted by size."""
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if mask is not None:
@@ -293,7 +288,7 @@ class ViT(nn.Module):
         size_share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
         return jnp.sum(x.astype(jnp.float32) * size_share[:, :, None], axis=1)
 
-    def _embed_images(self, images: PixelRows, train: bool) -> TokenState:
+    def _embed_images(self, images, train):
         """Turn images into tokens: the prefix, then the patches."""
         arch = self.config.arch
         stem = self._make_stem()
@@ -320,7 +315,7 @@ class ViT(nn.Module):
         coordinates = arch.rotary.coordinates(grid) if arch.rotary else None
         return initial_state(keep_token_major(x), arch.prefix, grid, coordinates)
 
-    def _prefix_tokens(self, batch_size: int, dim: int) -> list[jax.Array]:
+    def _prefix_tokens(self, batch_size, dim):
         """The learned prefix tokens: arrays [batch, count, dim]."""
         arch = self.config.arch
         counts = {
@@ -335,7 +330,7 @@ class ViT(nn.Module):
         prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
         return [jnp.broadcast_to(p, (batch_size, *p.shape[1:])) for p in prefix]
 
-    def _make_stem(self) -> nn.Module:
+    def _make_stem(self):
         """Make the trained stem, or the FoldedStem of an Execution with `folded`."""
         name = "patch_embed"
         fields = (self.config.embed_dim, self.config.patch_size, self._part_dtype(name))
@@ -347,7 +342,7 @@ class ViT(nn.Module):
             return ConvStem(*fields, axis_name=self.execution.axis_name, name=name)
         return PatchStem(*fields, use_bias=self.config.arch.patch_bias, name=name)
 
-    def _check_positions(self, num_patches: int, image_size: tuple[int, int]) -> None:
+    def _check_positions(self, num_patches, image_size):
         """Check that there are as many patches as position embeddings."""
         arch = self.config.arch
         position_embeddings = self.variables.get("params", {}).get("pos_embed")
@@ -363,7 +358,7 @@ class ViT(nn.Module):
                 "load(.., image_size=..) resizes them"
             )
 
-    def _add_positions(self, x: TokenRows) -> TokenRows:
+    def _add_positions(self, x):
         if not self.config.arch.positions:
             return x
         pos_embed = self.param("pos_embed", NORMAL_INIT, (1, *x.shape[1:]))

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped
 
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError
@@ -125,7 +124,7 @@ def check_values(result: object, counts: StepCounts) -> None:
             _check_finite(name, values)
 
 
-def _check_finite(name: str, values: Shaped[np.ndarray, "batch ..."]) -> None:
+def _check_finite(name, values):
     is_finite = np.isfinite(values.astype(np.float32))
     for image, *index in _find_first_true(~is_finite):
         value = values[image, *index]
@@ -178,22 +177,18 @@ def random_inputs(
     )
 
 
-def _check_shape(
-    name: str, array: Shaped[Array, "batch ..."] | None, *sizes: int
-) -> None:
+def _check_shape(name, array, *sizes):
     if array is not None and array.shape[1:] != sizes:
         size_list = ", ".join(map(str, sizes))
         raise InputError(f"{name} has shape {array.shape}; it must be [B, {size_list}]")
 
 
-def _find_first_true(flags: Bool[np.ndarray, "..."]) -> list[list[int]]:
+def _find_first_true(flags):
     """Locate an array's first True: a list with one index, or an empty list."""
     return [index.tolist() for index in np.argwhere(flags)[:1]]
 
 
-def _check_slots(
-    slot_of_token: Int[np.ndarray, "batch tokens"], n_out: int, merges: bool
-) -> None:
+def _check_slots(slot_of_token, n_out, merges):
     """Check that slots are in range, not empty, and single tokens without `merges`."""
     is_outside = (slot_of_token < 0) | (slot_of_token >= n_out)
     for image, token in _find_first_true(is_outside & (slot_of_token != DROPPED)):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows, TokenValues
+from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
 from imagepiece_jax.kernels.merging import (
     DROPPED,
     is_in_slot,
@@ -76,14 +76,14 @@ def mean_coordinates(
     return jnp.stack(coordinate_sums, axis=-1) / result.sum_slots(size)[..., None]
 
 
-def _merge_masks(mask: TokenValues, result: Assignment) -> Float[Array, "batch slots"]:
+def _merge_masks(mask, result):
     """Mask slots: a slot with a live token is live."""
     is_member = is_in_slot(result.slot_of_token, result.n_out)
     member_mask = jnp.where(is_member, mask[:, None, :], 0)
     return jnp.max(member_mask, axis=-1)
 
 
-def _apply_mixing(state: TokenState, result: Mixing) -> TokenState:
+def _apply_mixing(state, result):
     """Apply a Mixing to tokens, coordinates and attention sizes."""
     matrix = result.matrix.astype(jnp.float32)
     x = mix_tokens(state.x, matrix)
@@ -115,7 +115,7 @@ def weighted_coordinates(
     return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
 
 
-def _apply_masking(state: TokenState, result: Masking) -> TokenState:
+def _apply_masking(state, result):
     """Apply a Masking: no token leaves, and `append` adds a token at the end."""
     mask_before = state.mask
     coordinates = state.coordinates

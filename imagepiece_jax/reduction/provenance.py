@@ -66,11 +66,11 @@ def follow_patches(
 
 
 def _follow_step(
-    path: PatchPath,
-    result: Any,  # an Assignment or a Mixing
-    x: Any,  # tokens before the step; None: not known
-    fill: str | None,
-) -> PatchPath:
+    path,
+    result,  # an Assignment or a Mixing
+    x,  # tokens before the step; None: not known
+    fill,
+):
     """Follow the patches through one step."""
     # A Mixing gives every slot a part of every token: no map says where a patch is, so
     # the path starts afresh and remembers what was mixed.

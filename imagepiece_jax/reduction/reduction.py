@@ -68,7 +68,7 @@ class Reduction:
         return dataclasses.replace(reduction, prop_attn=prop_attn)
 
     @classmethod
-    def _parse_text(cls, text: str) -> "Reduction":
+    def _parse_text(cls, text):
         """Parse a reduction's text. Raises InputError for an invalid text."""
         # A method's name or a share of the MACs, then its fields.
         method_text, *field_texts = [part.strip() for part in text.split(":")]
@@ -137,7 +137,7 @@ ReductionLike = Reduction | Method | str | float | None
 DENSE_REDUCTION = Reduction(METHODS["none"]())
 
 
-def _parse_literal(text: str) -> Any:
+def _parse_literal(text):
     """Parse a Python literal, lists as tuples; return any other text unchanged."""
     try:
         value = ast.literal_eval(text)

@@ -4,7 +4,6 @@ Training removes no tokens: attention reads a mask drawn from the scores.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ class KeepScores(nn.Module):
         dim = x.shape[-1]
         dtype = x.dtype
 
-        def make_dense(width: int, name: str, dtype: Any = dtype) -> nn.Dense:
+        def make_dense(width, name, dtype=dtype):
             return nn.Dense(width, kernel_init=DENSE_INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
@@ -158,7 +157,7 @@ def check_teacher(outputs: Outputs, teacher_outputs: Outputs) -> None:
         )
 
 
-def _describe_sizes(outputs: Outputs) -> str:
+def _describe_sizes(outputs):
     num_patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.reducer_inputs:  # the first step saw all patches
         num_patches = outputs.reducer_inputs[0].x.shape[1]

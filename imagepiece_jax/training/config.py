@@ -7,7 +7,7 @@ the ConfigDict of the command line from these classes.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from imagepiece_jax.common.checks import check_options, option, replace_lists
@@ -250,9 +250,7 @@ class RunConfig:
         fields = dataclasses.asdict(self) | {"reduction": str(self.reduction)}
         return {"format": run_files.RUN_FORMAT, **fields}
 
-    def _create_model(
-        self, reduction: "Reduction | None", masked: bool = False
-    ) -> "ViT":
+    def _create_model(self, reduction, masked=False):
         """Build the model; `masked`: it may train with masks in place of removals."""
         from imagepiece_jax.models.create import (  # import JAX
             build_model,
@@ -273,7 +271,7 @@ class RunConfig:
         return any(interval and step % interval == 0 for interval in intervals)
 
 
-def _read_options(options_class: Any, values: Mapping[str, Any]) -> Any:
+def _read_options(options_class, values):
     """Make a dataclass of options from the values of all its fields."""
     option_values = dict(values)
     for field in dataclasses.fields(options_class):
@@ -284,7 +282,7 @@ def _read_options(options_class: Any, values: Mapping[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _prefix_errors() -> Iterator[None]:
+def _prefix_errors():
     """Prefix InputErrors about a config's model or reduction."""
     try:
         yield

@@ -182,7 +182,7 @@ class RunData:
         """Content digests of both splits, equal in all processes."""
 
         # Only process 0 reads all images, which is slow over a network.
-        def make_digests() -> list[str]:
+        def make_digests():
             with announced_work("making a digest of the data"):
                 return [self.train.digest, self.val.digest]
 

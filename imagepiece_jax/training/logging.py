@@ -12,7 +12,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,7 +92,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
     return lines
 
 
-def _as_json_scalar(value: Any) -> Any:
+def _as_json_scalar(value):
     scalar = np.asarray(value).item()
     # JSON has no NaN and no infinity.
     if isinstance(scalar, float) and not np.isfinite(scalar):
@@ -220,7 +220,7 @@ class RunLog(contextlib.ExitStack):
         loss = f"loss {metrics['loss']:.3f}"
         print_line(f"epoch {epoch:g}, step {step}: {accuracy}, {loss}")
 
-    def _print_progress(self, step: int, metrics: dict) -> None:
+    def _print_progress(self, step, metrics):
         """Print a step's metrics, and the time left at this throughput."""
         num_images_left = (self._length.steps - step) * self._config.batch_size
         throughput = metrics["throughput"]
@@ -235,7 +235,7 @@ class RunLog(contextlib.ExitStack):
             line += f", skipped {metrics['skipped']}"
         print_line(line)
 
-    def _raise_non_finite(self, step: int, metrics: dict) -> NoReturn:
+    def _raise_non_finite(self, step, metrics):
         """Raise RunError for a step with a non-finite loss or gradient."""
         metric_name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
         repeat_clause = ""

@@ -205,7 +205,7 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
         yield run
 
 
-def _begin_run(setup: RunSetup) -> Run:
+def _begin_run(setup):
     """Make the Run from initial weights, or from a checkpoint."""
     checkpoints = Checkpoints(setup.workdir, setup.config.keep_every_steps)
     # Process 0 looks, because a network file system may show other processes less.
@@ -235,7 +235,7 @@ def _begin_run(setup: RunSetup) -> Run:
     return Run(setup, checkpoints, state, teacher, teacher_variables, progress, step)
 
 
-def _make_first_state(setup: RunSetup, resumes: bool) -> TrainState:
+def _make_first_state(setup, resumes):
     """Make the state before the first step; a run that resumes gets its shapes."""
     with_ema = setup.config.ema_decay > 0
     make_state = functools.partial(

@@ -46,7 +46,7 @@ def join_closest_clusters(
     token = jnp.arange(num_tokens, dtype=jnp.int32)[None]
     link_distances = LINKAGES[linkage]
 
-    def merge_pair(_: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def merge_pair(_, carry):
         # A cluster is stored in the row and column of its first token.
         distance, first_token, size = carry
         _, pair_index = find_first_largest(-distance.reshape(batch, -1))

@@ -5,7 +5,6 @@ import functools
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Self
 
 import jax
@@ -42,13 +41,13 @@ def load_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in schedules.items()}
 
 
-def _fit_counts(counts: Sequence[int], model: ModelFacts) -> tuple[int, ...]:
+def _fit_counts(counts, model):
     """Stretch a published count list to a model with another depth or patch count."""
     shares = stretched_shares([count - 1 for count in counts], model.depth, ratio=0.5)
     return _count_with_class_token(shares, model.patches)
 
 
-def _count_with_class_token(shares: Sequence[float], patches: int) -> tuple[int, ...]:
+def _count_with_class_token(shares, patches):
     """Turn image token shares into counts, class token included."""
     return tuple(1 + count for count in shares_to_counts(shares, patches))
 
@@ -156,7 +155,7 @@ class DiffRate(Method):
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # The shares in both lists are raised to a power.
 
-        def scale_counts(counts: Sequence[int]) -> tuple[int, ...]:
+        def scale_counts(counts):
             shares = [(count - 1) / model.patches for count in counts]
             return _count_with_class_token(powered_shares(shares, ratio), model.patches)
 

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.ranking import (
@@ -50,7 +50,7 @@ def choose_softly(
         CHOICE_TEMPERATURE * CHOICE_TEMPERATURE
     )
 
-    def draw(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+    def draw(carry, _):
         amounts, discount = carry
         discounted_logits = jnp.where(
             is_candidate, logits + discount[:, :, None], -jnp.inf
@@ -120,11 +120,11 @@ def merge_softly(
 
 
 def _reorder_live_rows(
-    rows: Float[Array, "batch ..."],
-    order: Int[Array, "batch {num_live}"],
-    all_rows: Float[Array, "batch ..."],
-    num_live: int,
-) -> Float[Array, "batch ..."]:
+    rows,
+    order,
+    all_rows,
+    num_live,
+):
     """Gather rows at `order`, and append the rows of `all_rows` from `num_live` on."""
     ordered_rows = gather_rows(rows, order)
     return jnp.concatenate([ordered_rows, all_rows[:, num_live:]], axis=1)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
@@ -137,8 +137,8 @@ class Fusion(Ranking):
 
 
 def _rank_rows(
-    values: Float[Array, "batch rows columns"],
-) -> tuple[Int[Array, "batch rows"], Int[Array, "batch rows"]]:
+    values,
+):
     """Rank rows by their highest values: (rank of each row, its best column)."""
     best_value, best_column = find_first_largest(values)
     return rank_tokens(best_value), best_column

@@ -130,7 +130,7 @@ class Method:
                 "counts excludes macs"
             )
 
-    def _check_default(self, name: str, rival: str) -> None:
+    def _check_default(self, name, rival):
         """Raise InputError if a field is set that `rival` sets, too."""
         value = getattr(self, name)
         if value != getattr(type(self), name):

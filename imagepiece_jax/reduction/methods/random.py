@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float
 
 from imagepiece_jax.reduction.block_plan import KeepShare, Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
@@ -23,7 +22,7 @@ class Draw(Reducer):
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
     ) -> Assignment:
-        def draw_scores(key: Array) -> Float[Array, " tokens"]:
+        def draw_scores(key):
             return jax.random.uniform(key, (counts.n_in,))
 
         return keep_highest(jax.vmap(draw_scores)(inputs.rng), counts.n_out)

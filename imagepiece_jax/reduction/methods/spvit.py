@@ -66,9 +66,7 @@ class Selector(nn.Module, MaskingReducer):
         package = jnp.einsum("bn,bnd->bd", weight, tokens, precision="highest")
         return Masking(keep, append=package)
 
-    def _weigh_heads(
-        self, head_features: Float[Array, "batch tokens heads head_dim"]
-    ) -> Float[Array, "batch tokens heads"]:
+    def _weigh_heads(self, head_features):
         """Head weights from the heads' mean features, with sum 1."""
         num_heads = head_features.shape[2]
         make_dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)

@@ -8,7 +8,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenRows
 from imagepiece_jax.kernels.merging import DROPPED, is_in_slot
 from imagepiece_jax.kernels.similarity import vector_lengths
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
@@ -56,7 +55,7 @@ class Fuse(Bipartite):
         return dataclasses.replace(assignment, weight=weight, mean=False)
 
 
-def _is_kept(assignment: Assignment, inputs: ReducerInputs) -> TokenFlags:
+def _is_kept(assignment, inputs):
     """Whether a token is on side B, or stays on side A: A's slots stand first."""
     num_tokens = inputs.x.shape[1]
     first_token = inputs.num_prefix % 2
@@ -65,7 +64,7 @@ def _is_kept(assignment: Assignment, inputs: ReducerInputs) -> TokenFlags:
     return (assignment.slot_of_token < assignment.n_out - num_b) | is_b[None]
 
 
-def _scale_for_squares(x: TokenRows) -> TokenRows:
+def _scale_for_squares(x):
     """Divide large tokens per image, so that squares fit into float32."""
     # The caller uses only ratios of lengths, which stay the same.
     x = x.astype(jnp.float32)

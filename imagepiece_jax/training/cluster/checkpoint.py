@@ -11,7 +11,6 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from imagepiece_jax.common import checkpoints, parallel
@@ -98,7 +97,7 @@ class Checkpoints:
                 manager.close()
 
     @contextlib.contextmanager
-    def _explained_errors(self) -> Iterator[None]:
+    def _explained_errors(self):
         """Turn the errors of Orbax and TensorStore into a RunError."""
         try:
             yield

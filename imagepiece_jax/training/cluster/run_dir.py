@@ -130,6 +130,6 @@ def flatten_fields(config: dict) -> dict[str, Any]:
     return {n: {} if value is empty_group else value for n, value in fields.items()}
 
 
-def _encode_fields(config: dict) -> dict[str, str]:
+def _encode_fields(config):
     """`flatten_fields` with values as JSON text, in which 1, 1.0 and true differ."""
     return {name: json.dumps(value) for name, value in flatten_fields(config).items()}
