@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -10,8 +11,10 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from imagepiece_jax.common import progress, signals
+from imagepiece_jax.common import checks, progress, signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
+
+POSITIONAL_NAMES = {"weights", "data", "images"}
 
 
 def run_command(function: Callable[..., int | None], prog: str | None = None) -> None:
@@ -28,12 +31,29 @@ def run_command(function: Callable[..., int | None], prog: str | None = None) ->
         import tyro  # here, because an interruption is a line by now
 
         if function.__module__.startswith("imagepiece_jax.commands"):
-            for name in {"--weights", "--data"}.intersection(sys.argv):
-                raise InputError(f"{name} is no option; type its value without {name}")
+            check_option_names(function)
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         return tyro.cli(function, prog=prog, config=config)
 
     run_and_exit(parse_and_call)
+
+
+def check_option_names(function: Callable) -> None:
+    """Refuse words of sys.argv that are no option of a command."""
+    # tyro would first miss WEIGHTS, and call it weights.weights.
+    names = {"help": None}
+    for name, parameter in inspect.signature(function).parameters.items():
+        names |= getattr(parameter.annotation, "__dataclass_fields__", {name: None})
+    for word in sys.argv[1:]:
+        option = word.partition("=")[0]
+        name = option[2:].replace("-", "_")
+        if not option.startswith("--") or name in names.keys() - POSITIONAL_NAMES:
+            continue
+        similar = checks.find_similar_name(name, names)
+        way_out = f" (did you mean --{similar}?)" if similar else ""
+        if similar in POSITIONAL_NAMES:
+            way_out = f"; type its value without {option}"
+        raise InputError(f"{option} is no option{way_out}")
 
 
 # OSErrors that a mistyped path causes.

@@ -19,6 +19,8 @@ MISTAKES = [
     ("predict", 2, "WEIGHTS"),
     ("predict weights a.png --topp 3", 2, "--top"),
     ("compare --weights weights digits", 2, "without --weights"),
+    ("compare --wieghts weights", 2, "without --wieghts"),
+    ("compare --limt 3", 2, "--limit"),
     ("evaluate weights digits --limit 1.5", 2, "1.5"),
     ("recover weights digits --out x --parameters heads", 2, "heads"),
     # weights

@@ -67,8 +67,8 @@ def build_onnx_model(
         if "PRNGKey" not in str(error):  # JAX's keys have no type in NumPy
             raise
         raise InputError(
-            f"reduction is {vit.label}, which computes with jax.random: it has no "
-            "graph; draw constants by NumPy"
+            f"reduction is {vit.typed_reduction}, which computes with jax.random: it "
+            "has no graph; draw constants by NumPy"
         ) from error
     output_of_name = {}
     for name, output_value, aval in zip(
@@ -85,7 +85,8 @@ def check_deterministic(vit: Pretrained, interface: ProgramInterface) -> None:
         step, counts = layer.step, layer.counts  # no counts where all tokens stay
         if step and counts and step.reducer.draws_random(counts, train=False):
             raise InputError(
-                f"reduction is {vit.label}, which draws random numbers: it has no graph"
+                f"reduction is {vit.typed_reduction}, which draws random numbers: it "
+                "has no graph"
             )
 
 

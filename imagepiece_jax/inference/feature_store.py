@@ -66,25 +66,31 @@ def _describe_unread(path):
 
 @contextlib.contextmanager
 def open_store(
-    file: str | os.PathLike, made_by: Mapping[str, Any]
+    file: str | os.PathLike, made_by: Mapping[str, Any], typed_reduction: str
 ) -> Iterator[sqlite3.Connection]:
     """Open or create a file for this process alone.
 
     made_by: JSON values of everything that decides a vector
+    typed_reduction: for messages
     Raises InputError for a file made by others, RunError for a file in use.
     """
     with _connect(file, "rwc") as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         is_new = not connection.execute("SELECT * FROM sqlite_master").fetchone()
-        if not is_new and (earlier := _read_made_by(connection)) != made_by:
+        earlier = {} if is_new else _read_made_by(connection)
+        earlier_typed = earlier.pop("typed_reduction", None)
+        if not is_new and earlier != made_by:
             from imagepiece_jax.models import record  # and JAX: not for `read_features`
 
             (field, *_), *_ = differences = record.list_differences(made_by, earlier)
+            if field == "reduction" and typed_reduction != earlier_typed:
+                differences[0] = field, typed_reduction, earlier_typed
             problem = record.describe_difference(differences, f"{file} was made with")
             raise InputError(f"{field} {problem}; give another file")
         connection.executescript(OPENING)
         if is_new:
-            values = [(name, json.dumps(value)) for name, value in made_by.items()]
+            settings = {**made_by, "typed_reduction": typed_reduction}
+            values = [(name, json.dumps(value)) for name, value in settings.items()]
             connection.executemany("INSERT INTO made_by VALUES (?, ?)", values)
         connection.commit()
         try:

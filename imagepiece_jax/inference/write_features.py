@@ -58,7 +58,7 @@ def write_features(
     settings = {"vector": shapes["vector"], "patches": shapes.get("map")}
     made_by = record.model_record(vit, model, logits=logits, **settings)
     paths = list(dict.fromkeys([os.fspath(image) for image in images]))
-    with feature_store.open_store(file, made_by) as store:
+    with feature_store.open_store(file, made_by, vit.typed_reduction) as store:
         missing, num_removed = feature_store.update_rows(store, paths)
         photographs = _RecordedFiles(missing)
         device_batch = max(1, min(batch_size, math.ceil(len(missing) / len(devices))))

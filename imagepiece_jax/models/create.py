@@ -100,7 +100,8 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
         plan = fitted_reduction.method.plan(facts, config.arch.prefix, masked)
         contract.check_plan(plan, facts.class_token, facts.pool, config.grid)
     except InputError as error:
-        raise InputError(f"reduction {reduction}: {error}") from error
+        typed = reduction.typed or reduction
+        raise InputError(f"reduction {typed}: {error}") from error
     # The config's default comes first: MAE's weights, for example, work without
     # proportional attention.
     default_prop_attn = config.prop_attn

@@ -40,7 +40,8 @@ def fit_to_cost(
         ratio = _nearest_ratio(method, macs, model, tolerance)
     except InputError as error:
         raise InputError(f"reduction {reduction}: {error}") from error
-    return dataclasses.replace(reduction, method=method.at_ratio(ratio, facts))
+    fitted_method = method.at_ratio(ratio, facts)
+    return dataclasses.replace(reduction, method=fitted_method, typed=str(reduction))
 
 
 def log_reduction(reduction: Reduction, model: ViT) -> None:

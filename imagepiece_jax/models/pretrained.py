@@ -143,6 +143,11 @@ class Pretrained:
         return f"{label} (recovered)" if self.recovered_variant else label
 
     @property
+    def typed_reduction(self) -> str:
+        """`label`, or the cost that was typed and replaced by counts."""
+        return (self.reduction and self.reduction.typed) or self.label
+
+    @property
     def recovered_variant(self) -> RecoveredVariant | None:
         """The recovered variant in use; None: the model has its dense parameters."""
         if self.recovery is None:

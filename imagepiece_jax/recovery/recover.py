@@ -161,7 +161,9 @@ def recover(
 def check_recoverable(vit: Pretrained) -> None:
     """Raise InputError for a model that `recover` does not take."""
     if vit.model.has_selectors:
-        raise InputError(f"{vit.label} has selectors, which only training can learn")
+        raise InputError(
+            f"{vit.typed_reduction} has selectors, which only training can learn"
+        )
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
     if (
@@ -170,7 +172,8 @@ def check_recoverable(vit: Pretrained) -> None:
         and reduction.name != DENSE_REDUCTION.name
     ):
         raise InputError(
-            f"reduction {reduction} keeps all tokens, so there is nothing to recover"
+            f"reduction {vit.typed_reduction} keeps all tokens, so there is nothing to "
+            "recover"
         )
     check_variables(vit.model, vit.variables)
 

@@ -29,6 +29,8 @@ class Reduction:
     method: Method  # plain Method: placeholder for the method recommended for a model
     # whether attention is proportional; None: the default of method and model
     prop_attn: bool | None = None
+    # the text with a cost that was replaced by these counts, for messages
+    typed: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("prop_attn", self.prop_attn, (None, True, False))

@@ -236,6 +236,10 @@ def test_rows_are_refused_for_other_files_and_settings(vit, write, written, tmp_
     with refused("weights", vit.digest):
         other = vit.with_variables(jax.tree.map(lambda leaf: leaf + 1, vit.variables))
         write_features.write_features(other, [], written[0], patches=True)
+    with refused("reduction is tome:macs=0.6, but", "made with tome:macs=0.5"):
+        for cost in (0.5, 0.6):  # what was typed, not the counts that it became
+            reduced = vit.with_reduction(f"tome:macs={cost}")
+            write_features.write_features(reduced, [], tmp_path / "reduced.sqlite")
     text_file = tmp_path / "text.sqlite"
     text_file.write_text("no database at all, but a text of more than 100 letters" * 9)
     foreign_file = tmp_path / "foreign.sqlite"
@@ -256,7 +260,7 @@ def test_one_process_writes_at_a_time(write, tmp_path, monkeypatch):
     file = tmp_path / "v.sqlite"
     connect = functools.partial(sqlite3.connect, timeout=0)
     monkeypatch.setattr(sqlite3, "connect", connect)
-    with feature_store.open_store(file, {"vector": [3]}):
+    with feature_store.open_store(file, {"vector": [3]}, "none"):
         for use in (write, read_features):
             with pytest.raises(RunError, match="locked"):
                 use(file)
