@@ -76,12 +76,16 @@ def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
         ).recovery
     except InputError:  # nothing there, or nothing that this revision reads
         return
-    kept = {student.reduction for student in list_students(vit)}
-    kept |= {v.reduction for v in vit.recovery.variants} if vit.recovery else set()
-    lost = {v.reduction for v in recovery.variants} - kept if recovery else set()
+    models = [student.model for student in list_students(vit)]
+    kept = {v.name for v in vit.recovery.variants} if vit.recovery else set()
+    lost = [
+        variant.name
+        for variant in (recovery.variants if recovery else ())
+        if variant.name not in kept and not any(map(variant.fits_model, models))
+    ]
     if lost:
         raise InputError(
-            f"out {folder} holds {' and '.join(sorted(map(str, lost)))}, which the "
+            f"out {folder} holds {' and '.join(lost)}, which the "
             "result would not; recover that folder, or name another"
         )
 

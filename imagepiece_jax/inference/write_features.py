@@ -18,6 +18,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import final_norm
 
 
+@parallel.without_mesh
 def write_features(
     vit: Pretrained,
     images: Sequence[str | os.PathLike],

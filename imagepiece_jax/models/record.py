@@ -1,7 +1,7 @@
 """JSON record of everything that decides a model's results.
 
-Code that resumes or uses an earlier result compares records: feature files, lines of
-`compare`, a run's teacher. Records hold whole objects, so new fields are never missed.
+Code that resumes or uses an earlier result compares records: feature files, and lines
+of `compare`. Records hold whole objects, so new fields are never missed.
 """
 
 import dataclasses

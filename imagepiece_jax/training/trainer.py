@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from imagepiece_jax.common import extras, files, parallel
 from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.variables import variable_shapes, variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import report
 from imagepiece_jax.training.cluster import job, preemption, run_dir
@@ -217,7 +217,8 @@ def _begin_run(setup):
     )
     state = _make_first_state(setup, resumes)
     initial_weights.free_weights()  # frees host memory for the training
-    progress = RunProgress(setup.data.find_digests())
+    teacher_digest = variables_digest(teacher_variables)
+    progress = RunProgress(setup.data.find_digests(), teacher=teacher_digest)
     step = 0
     if resumes:
         state, saved_fields, step = checkpoints.restore(state)
@@ -227,6 +228,11 @@ def _begin_run(setup):
                 f"those of the run in {setup.workdir}; choose another workdir"
             )
         progress = RunProgress(**saved_fields)
+        if progress.teacher != teacher_digest:
+            raise InputError(
+                f"config.teacher.weights is {setup.config.teacher.weights}, which is "
+                f"not the teacher of the run in {setup.workdir}; choose another workdir"
+            )
     job.check_same_start(step, (state, teacher_variables))
     if resumes and setup.loss is not micro_batch_loss:
         loss_name = getattr(setup.loss, "__name__", setup.loss)

@@ -1,6 +1,7 @@
 """Models on two devices of a mesh with explicit axes, `jax.make_mesh`'s default."""
 
 import contextlib
+import tempfile
 
 import chex
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 import imagepiece_jax
+from imagepiece_jax.inference import write_features
 from tests.helpers import masked_models, tiny_vit
 
 BATCH = 4
@@ -135,6 +137,11 @@ def test_entry_points_compute_alike_under_the_callers_mesh(mesh, tmp_path):
         folder.mkdir(parents=True)
         Image.fromarray(image).save(folder / "0.png")
     small = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=6)
+
+    def write_rows(file):
+        write_features.write_features(vit, [folder / "0.png"], file)
+        return imagepiece_jax.read_features(file)[1]
+
     calls = {
         "optimize": lambda: imagepiece_jax.optimize(vit, 4, pixels=True)(pixels[:3]),
         "Predictor": lambda: imagepiece_jax.Predictor(vit)(pixels[0])[0].probability,
@@ -144,6 +151,7 @@ def test_entry_points_compute_alike_under_the_callers_mesh(mesh, tmp_path):
         "export": lambda: (
             imagepiece_jax.export(vit, tmp_path / "m.onnx").stat().st_size
         ),
+        "write_features": lambda: write_rows(tempfile.mkstemp(dir=tmp_path)[1]),
     }
     expected = {name: np.asarray(call()) for name, call in calls.items()}
     with jax.set_mesh(mesh):

@@ -173,6 +173,26 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, shade_config):
     assert texts == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
 
+def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
+    """The path stays; its weights change."""
+    teacher = tmp_path / "teacher"
+    fields = {"distill.kind": "soft", "teacher.weights": str(teacher)}
+    config = RunConfig.from_config(short_config(PLAIN, fields))
+
+    def begin(seed):
+        model = config.create_dense_model()
+        variables = small_runs.draw_untrained(model, seed)
+        save(Pretrained(model, variables), teacher)
+        with trainer.open_run(trainer.set_up_run(config, tmp_path / "run")) as run:
+            run.save()
+            run.checkpoints.close()
+
+    begin(0)
+    begin(0)
+    with refused("config.teacher.weights", "not the teacher of the run"):
+        begin(1)
+
+
 @pytest.mark.slow
 def test_damaged_images_end_training_with_one_error(tmp_path):
     """Every tenth image is torn; worker processes end, too."""

@@ -30,6 +30,7 @@ class RunProgress:
     # step and accuracy of the best evaluation
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
     last: dict | None = None  # metrics of the last evaluation
+    teacher: str = ""  # digest of its weights
 
     def with_evaluation(
         self, step: int, metrics: dict, may_choose: bool = True
