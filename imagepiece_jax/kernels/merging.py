@@ -93,7 +93,7 @@ def merge_tokens(
         rows = mix_tokens(x, assignment.slot_matrix(size[:, num_prefix:]))
     else:
         kept = ranking.invert_order(assignment.slot_of_token, assignment.n_out)
-        prefix = jnp.broadcast_to(np.arange(num_prefix), (len(kept), num_prefix))
+        prefix = jnp.broadcast_to(np.arange(num_prefix), (kept.shape[0], num_prefix))
         kept = jnp.concatenate([prefix, kept + num_prefix], axis=1)
         rows = ranking.gather_rows(x, kept, unique=True)
     if attn_size is not None:
