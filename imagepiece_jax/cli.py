@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import inspect
 import io
+import itertools
 import os
 import re
 import sys
@@ -13,8 +14,6 @@ from typing import NoReturn
 
 from imagepiece_jax.common import checks, progress, signals
 from imagepiece_jax.errors import InputError, RunError, Stopped
-
-POSITIONAL_NAMES = {"weights", "data", "images"}
 
 
 def run_command(function: Callable[..., int | None], prog: str | None = None) -> None:
@@ -41,17 +40,23 @@ def run_command(function: Callable[..., int | None], prog: str | None = None) ->
 def check_option_names(function: Callable) -> None:
     """Refuse words of sys.argv that are no option of a command."""
     # tyro would first miss WEIGHTS, and call it weights.weights.
-    names = {"help": None}
+    options = {"help"}
+    positional = set()
     for name, parameter in inspect.signature(function).parameters.items():
-        names |= getattr(parameter.annotation, "__dataclass_fields__", {name: None})
-    for word in sys.argv[1:]:
+        fields = getattr(parameter.annotation, "__dataclass_fields__", None)
+        if fields is None:
+            options.add(name)
+        else:  # of its fields, the one with the parameter's name is positional
+            options |= fields.keys() - {name}
+            positional.add(name)
+    for word in itertools.takewhile(lambda word: word != "--", sys.argv[1:]):
         option = word.partition("=")[0]
         name = option[2:].replace("-", "_")
-        if not option.startswith("--") or name in names.keys() - POSITIONAL_NAMES:
+        if not option.startswith("--") or name in options:
             continue
-        similar = checks.find_similar_name(name, names)
+        similar = checks.find_similar_name(name, options | positional)
         way_out = f" (did you mean --{similar}?)" if similar else ""
-        if similar in POSITIONAL_NAMES:
+        if similar in positional:
             way_out = f"; type its value without {option}"
         raise InputError(f"{option} is no option{way_out}")
 

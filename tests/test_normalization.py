@@ -4,6 +4,7 @@ The model classifies by color alone and without ties, so another mean or deviati
 changes its answer. NumPy computes the expected answers.
 """
 
+import contextlib
 import json
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from tests.helpers import small_runs, tiny_vit
 from tests.helpers.oracles import log_softmax, softmax
 from tests.helpers.picture_files import write_csv
 from tests.helpers.run_command import call
+from tests.helpers.small_states import StoredState
 
 HALF = (0.5, 0.5, 0.5)
 # Some reduction, for runs.
@@ -68,9 +70,9 @@ def folder(model, variables, tmp_path_factory):
     (folder / "run").mkdir()
     written = json.dumps(RunConfig.from_config(halves).to_dict())
     (folder / "run" / "config.json").write_text(written)
-    with Checkpoints(folder / "run") as checkpoints:
-        checkpoints.save(1, variables, {}, "best")
-        checkpoints.save(1, variables, {})
+    with contextlib.closing(Checkpoints(folder / "run")) as checkpoints:
+        for kind in ("best", "latest"):
+            checkpoints.save(1, StoredState(**variables), {}, kind)
     pixels = np.random.default_rng(0).integers(0, 99, (40, 16, 16, 3)).astype(np.uint8)
     np.save(folder / "pixels.npy", pixels)
     write_csv(folder, pixels, np.arange(40) % 10)

@@ -30,10 +30,10 @@ INSTALLED_AS = {
     "yaml": "pyyaml",
 }
 # Our imports need it without declaring it.
-NOT_IMPORTED = {"importlib_resources"}
+NOT_IMPORTED = {"absl-py", "importlib_resources"}
 # Imported only where an extra installed them.
-OPTIONAL = {"datasets", "huggingface_hub", "onnx", "onnxruntime", "pyarrow"}
-OPTIONAL |= {"timm", "torch"}
+OPTIONAL = {"datasets", "huggingface_hub", "onnx", "onnxruntime", "pillow_heif"}
+OPTIONAL |= {"pyarrow", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Tables lie beside their readers.
 SOURCES = (".py", ".json", ".txt", ".gz")

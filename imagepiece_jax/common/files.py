@@ -135,7 +135,7 @@ def check_writable(
     for input_file in inputs:
         if path.exists() and os.path.exists(input_file) and path.samefile(input_file):
             raise InputError(f"{name} {path} is an input of this command")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise InputError(f"{name} {path} cannot be written")
 
 

@@ -98,9 +98,9 @@ def open_described(
     path = pathlib.Path(path).expanduser()
     path.stat()  # FileNotFoundError for the file itself
     facts = read_program_facts(path, kind)
-    make_call = open_runtime(path, facts)
 
     def program_from_facts() -> FileProgram:
+        make_call = open_runtime(path, facts)
         config = config_from_facts(facts)
         batch_size, second_side, *_ = facts["input"]["shape"]
         model = build_model(config, facts["method"])

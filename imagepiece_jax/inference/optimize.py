@@ -118,7 +118,10 @@ class Program:
             )
         if not self.is_range_checked and images.dtype != np.uint8:
             config = self.model.config
-            is_range_checked = warn_if_unnormalized(images, config.mean, config.std)
+            # 3: `without_mesh` stands between this call and the user's.
+            is_range_checked = warn_if_unnormalized(
+                images, config.mean, config.std, stacklevel=3
+            )
             object.__setattr__(self, "is_range_checked", is_range_checked)
         num_missing = self.batch_size - num_images
         # NumPy pads without compiling a program for every image count.

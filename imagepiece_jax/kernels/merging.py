@@ -146,8 +146,8 @@ def _merge_by_product(x, size, attn_size, assignment, num_patches):
     else:
         # Sums in two bytes spare a pass in float32. A token alone in its slot keeps its
         # bits, because its weight is 1. Sums of float16 could overflow.
-        is_alone = jnp.max(weight, axis=2) == weight_sums
-        matrix = jnp.where(is_alone[:, :, None], weight > 0, weight).astype(x.dtype)
+        is_alone = jnp.sum(is_member, axis=2) == 1
+        matrix = jnp.where(is_alone[:, :, None], is_member, weight).astype(x.dtype)
         divisor = jnp.where(is_alone, 1.0, weight_sums)
         sum_dtype = x.dtype if x.dtype == jnp.bfloat16 else jnp.float32
         rows = jnp.einsum("bsn,bnd->bsd", matrix, x, preferred_element_type=sum_dtype)

@@ -29,14 +29,16 @@ def run_litert(flatbuffer, images):
     return [interpreter.get_tensor(detail["index"]) for detail in details]
 
 
-def count_operators(flatbuffer):
-    """Operators by name; a phone's GPU must take all tensors and operators."""
+def count_operators(flatbuffer, most_dimensions=MAX_DIMENSIONS):
+    """Operators by name; a phone's GPU must take all operators.
+
+    most_dimensions: of the tensors, exactly
+    """
     root = schema.Model.GetRootAsModel(flatbuffer, 0)
     model = schema.ModelT.InitFromObj(root)
     (graph,) = model.subgraphs
-    assert all(
-        len(x.shape) <= MAX_DIMENSIONS for x in graph.tensors if x.shape is not None
-    )
+    shapes = [tensor.shape for tensor in graph.tensors if tensor.shape is not None]
+    assert max(map(len, shapes)) == most_dimensions
     codes = [model.operatorCodes[operator.opcodeIndex] for operator in graph.operators]
     names = [OPERATOR_NAMES[code.builtinCode] for code in codes]
     assert not FORBIDDEN_OPERATORS & {*names}

@@ -28,7 +28,7 @@ class Halves:
         return np.full((len(pixels), 10), 0.5, np.float32)
 
 
-def write_graph(path, graph, metadata):
+def write_graph(path, graph):
     path.write_text(graph)
 
 
@@ -40,6 +40,9 @@ def text_format_vit(monkeypatch):
     form.FORMAT_TITLE = "a text"
     form.WRITER_MODULE = "json"
     form.FORMAT_FACTS = {"lines": 1}
+    form.FORMAT_DTYPES = ("float32",)
+    form.FORMAT_VERSION = "text"
+    form.HAS_OPEN_BATCH = True
     form.build_graph = lambda vit, interface, **options: f"{interface.output_names}"
     form.write_graph = write_graph
     form.remove_earlier_weights = lambda *files: None
@@ -66,5 +69,5 @@ def test_a_line_in_the_table_adds_a_format(tmp_path, text_format_vit):
 def test_another_ending_is_refused(tmp_path):
     assert not program.is_exported("model.npz")
     for use in (program.open_program, imagepiece_jax.evaluate):
-        with refused("m.tflite", "does not end in .onnx"):
-            use(tmp_path / "m.tflite")
+        with refused("m.engine", "does not end in .onnx"):
+            use(tmp_path / "m.engine")

@@ -121,14 +121,13 @@ def state_at(places, size=None):
     return state if size is None else state.replace(size=np.float32([[1, 1, *size]]))
 
 
-@pytest.mark.parametrize("form", ["gather", "one_hot"])
-def test_a_merged_token_has_its_patches_mean_coordinates(form):
+def test_a_merged_token_has_its_patches_mean_coordinates():
     """Three patches at 0 and one at (4, 8) meet at (1, 2); the last one is dropped."""
     state = state_at([[0, 0], [5, 5], [4, 8], [1, 2]], size=[3, 1, 1, 1])
     dest = np.int32([[0, 1, 0, -1]])
     # Feature weights do not move the token.
     result = Assignment(dest, weight=np.float32([[1, 1, 9, 1]]), n_out=2)
-    moved = apply(state, result, form=form)
+    moved = apply(state, result)
     assert moved.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 

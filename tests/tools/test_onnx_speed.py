@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from imagepiece_jax.exporters import litert_format
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from tests.helpers import tiny_vit
 from tests.helpers.rounding import assert_close
@@ -15,7 +16,10 @@ def test_calls_compute_the_models_logits(library):
     pytest.importorskip({"litert": "litert_converter"}.get(library, library))
     vit = tiny_vit.pretrained("tome:r=4")
     images = onnx_speed.random_images(2, vit.image_size)
-    graph = build_onnx_model(vit, batch_size=2).SerializeToString()
+    if library == "litert":
+        graph = litert_format.build_graph(vit, batch_size=2)
+    else:
+        graph = build_onnx_model(vit, batch_size=2).SerializeToString()
     make_call = getattr(onnx_speed, f"{library}_call")
     expected = vit.model.apply(vit.variables, images).logits
     logits = np.reshape(make_call(graph, images)(0), expected.shape)

@@ -9,7 +9,6 @@ from unittest import mock
 import chex
 import numpy as np
 import pytest
-from flax import struct
 
 import imagepiece_jax
 from imagepiece_jax.evaluation.result_cache import name_use
@@ -24,6 +23,7 @@ from imagepiece_jax.weights import location, naming
 from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers import named_models, small_runs, tiny_vit
 from tests.helpers.refused_calls import refused
+from tests.helpers.small_states import StoredState
 from tests.weights.test_load_published import same
 
 HALF = (0.5, 0.5, 0.5)
@@ -180,13 +180,6 @@ def test_a_runs_wrong_field_is_named_with_its_config(tmp_path, field, value, mes
         imagepiece_jax.load(run)
 
 
-@struct.dataclass
-class StoredState:
-    params: dict
-    batch_stats: dict
-    ema: dict
-
-
 @pytest.mark.parametrize(
     "field, value, problem",
     [
@@ -201,7 +194,7 @@ def test_a_config_must_fit_its_checkpoint(tmp_path, field, value, problem):
     ).create_model()
     checkpoints = Checkpoints(tmp_path)  # before the first best
     variables = tiny_vit.fill(variable_shapes(model))
-    state = StoredState(ema={}, **variables)
+    state = StoredState(**variables)
     checkpoints.save(1, state, {})
     checkpoints.close()
     run_folder(tmp_path, **small_runs.DENSE)
@@ -251,7 +244,7 @@ def test_a_run_loads_with_and_without_its_selectors(tmp_path):
     variables = tiny_vit.fill(variable_shapes(model))
     with refused("checkpoint"):
         imagepiece_jax.load(tmp_path)
-    with Checkpoints(tmp_path) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
     vit = imagepiece_jax.load(tmp_path)
     assert (vit.config.mean, vit.config.std) == (HALF, HALF)
@@ -355,7 +348,7 @@ def test_a_run_loads_its_model_and_trained_reduction(tmp_path):
         run = run_folder(tmp_path / str(len(changes)), **changes)
         config = json.loads((run / "config.json").read_text())
         model = RunConfig.from_config(config).create_model()
-        with Checkpoints(run) as checkpoints:
+        with contextlib.closing(Checkpoints(run)) as checkpoints:
             checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {}, "best")
         return imagepiece_jax.load(run).with_default_execution()
 
