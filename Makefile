@@ -13,7 +13,7 @@ LOCKED := $(if $(LOCK),--constraint locks/$(LOCK).txt)
 UV = .venv-release/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
 comma := ,
 
-.PHONY: train test quick plain clients webgpu lint workflows newest dist lock resolve clean
+.PHONY: train test quick plain clients webgpu docs lint workflows newest dist lock resolve clean
 
 train: $(INSTALLED)
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
@@ -34,6 +34,12 @@ plain: .venv-plain/installed
 # Programs that load exported folders, and their outputs.
 clients: $(INSTALLED)-dev .venv-clients/installed
 	IMAGEPIECE_CLIENTS=$(CURDIR)/.venv-clients/bin/python $(BIN)/python -m pytest tests/exporters/test_tower.py -k client
+
+# The pages and the API as a site in build/site, with warnings as errors.
+docs: .venv-docs/installed
+	.venv-docs/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env \
+	  --conf-dir docs --doctree-dir build/site-trees . build/site
+	cp build/site/README.html build/site/index.html
 
 # Whether exported files stay on WebGPU: needs a Vulkan driver (docs/export.md).
 webgpu: $(INSTALLED)-dev .venv-webgpu/installed
@@ -101,4 +107,4 @@ $(INSTALLED)-dev: $(INSTALLED) requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-plain .venv-clients .venv-release .venv-webgpu build
+	rm -rf $(VENV) .venv-plain .venv-clients .venv-docs .venv-release .venv-webgpu build

@@ -214,26 +214,6 @@ def test_named_flags_exist(page, flags_of):
         assert not {*flags} - flags_of[name], words
 
 
-def anchors(page):
-    """GitHub's anchors of a page's headings."""
-    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
-    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
-    words = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
-    return {heading.replace(" ", "-") for heading in words}
-
-
-LINKING = [*PAGES, ROOT / "CHANGELOG.md", DOCS / "quickstart.ipynb"]
-
-
-@pytest.mark.parametrize("page", LINKING, ids=lambda path: path.name)
-def test_links_lead_to_files_and_headings(page):
-    text = page.read_text(encoding="utf-8")
-    for link, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text):
-        target = page.parent / link if link else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
-
-
 def test_the_tour_quotes_its_files():
     """Four or more lines of each file, in order."""
     text = (DOCS / "tour.md").read_text(encoding="utf-8")

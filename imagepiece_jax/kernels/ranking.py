@@ -98,7 +98,7 @@ def gather_rows(
     """Gather rows of x at indices that are at least 0, image by image.
 
     unique: no image repeats an index, so the gradient is one pass without sums
-    Returns [*index.shape, *dims].
+    Returns rows [`*index.shape`, `*dims`].
     """
     batch, n = x.shape[:2]
     if choice.is_reference():

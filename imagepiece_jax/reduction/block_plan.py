@@ -1,7 +1,7 @@
 """Token counts per block: rules, steps and plans, before anything is traced.
 
-A method has `Step`s. A step's `Rule` sets how many image tokens stay. `plan_blocks`
-turns steps into one `BlockPlan` per block.
+A method makes steps (`Step`). A step's `Rule` sets how many image tokens stay.
+`plan_blocks` turns steps into one `BlockPlan` per block.
 """
 
 import dataclasses
