@@ -1,7 +1,6 @@
 """A recovery's course: rates, divergence, Ctrl-C, minutes and progress."""
 
 import itertools
-import os
 import signal
 
 import chex
@@ -66,8 +65,6 @@ def test_diverging_training_restarts(vit, monkeypatch, caplog, kind, restarts):
     chex.assert_trees_all_equal(second.variables, recovered.variables)
 
 
-# After other files' tests the signal ends a worker of xdist; alone it passes.
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="ends the worker")
 def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
     interrupt_step(monkeypatch, 30)
     before = signal.getsignal(signal.SIGINT)
