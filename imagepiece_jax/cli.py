@@ -40,25 +40,18 @@ def run_command(function: Callable[..., int | None], prog: str | None = None) ->
 def check_option_names(function: Callable) -> None:
     """Refuse words of sys.argv that are no option of a command."""
     # tyro would first miss WEIGHTS, and call it weights.weights.
-    options = {"help"}
-    positional = set()
+    typed_forms = {"help": "--help"}
     for name, parameter in inspect.signature(function).parameters.items():
         fields = getattr(parameter.annotation, "__dataclass_fields__", None)
-        if fields is None:
-            options.add(name)
-        else:  # of its fields, the one with the parameter's name is positional
-            options |= fields.keys() - {name}
-            positional.add(name)
+        typed_forms |= {option: f"--{option}" for option in fields or [name]}
+        if fields:  # the field with the parameter's name is positional
+            typed_forms[name] = name.upper()
     for word in itertools.takewhile(lambda word: word != "--", sys.argv[1:]):
-        option = word.partition("=")[0]
-        name = option[2:].replace("-", "_")
-        if not option.startswith("--") or name in options:
-            continue
-        similar = checks.find_similar_name(name, options | positional)
-        way_out = f" (did you mean --{similar}?)" if similar else ""
-        if similar in positional:
-            way_out = f"; type its value without {option}"
-        raise InputError(f"{option} is no option{way_out}")
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and typed_forms.get(name) != f"--{name}":
+            form = typed_forms.get(checks.find_similar_name(name, typed_forms) or "")
+            way_out = f"; did you mean {form}?" if form else ""
+            raise InputError(f"{word} is no option{way_out}")
 
 
 # OSErrors that a mistyped path causes.

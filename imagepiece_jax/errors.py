@@ -1,10 +1,23 @@
 """Errors that end a command with one sentence and an exit status."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """A mistake in a user's input, named in one sentence."""
 
     status = 2
+
+
+@contextlib.contextmanager
+def titled_errors(title: object) -> Iterator[None]:
+    """Begin the sentence of an InputError inside with a title."""
+    try:
+        yield
+    except InputError as error:
+        error.args = (f"{title}: {error}",)
+        raise
 
 
 def earlier_revision(title: object) -> InputError:

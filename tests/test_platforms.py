@@ -43,5 +43,5 @@ def test_training_steps_are_measured_on_one_device(monkeypatch):
     workloads.BenchmarkCase(vit, "train", 64, "float32")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
     workloads.BenchmarkCase(vit, "inference", 64, "float32")
-    with pytest.raises(InputError, match="mode is train on 8 devices"):
+    with pytest.raises(InputError, match="mode train takes 1 of 8"):
         workloads.BenchmarkCase(vit, "train", 64, "float32")

@@ -44,7 +44,10 @@ QUICKSTART = "--config=configs/quickstart.py"
         ),
         ([QUICKSTART, "--config.learning_rate=1e-3"], "did you mean config.lr?"),
         ([QUICKSTART, "--config.momentum=0.9"], "training/config.py has all fields"),
-        ([QUICKSTART, "--config.epochs=4"], "warmup_epochs is 4.0; it must be below"),
+        (
+            [QUICKSTART, "--config.epochs=4"],
+            "--config.warmup_epochs=0.4",
+        ),
         (["--config.lr=1", QUICKSTART], "config.lr"),
         ([QUICKSTART, "x"], "'x' belongs to no flag"),
         ([], "--config is missing"),

@@ -75,10 +75,8 @@ class BenchmarkCase:
             if self.mode == "train":
                 raise InputError("mode is train, which needs weights")
             if vit.batch_size not in (None, self.batch_size):
-                raise InputError(
-                    f"batch_size has {self.batch_size}, but {vit.origin.title} takes "
-                    f"{vit.batch_size}"
-                )
+                sizes = f"{self.batch_size}, not {vit.batch_size}"
+                raise InputError(f"batch_size is {sizes} as in {vit.origin.title}")
         elif self.mode == "train" and self.run is None:
             run = make_training_run(vit, self.batch_size, self.dtype)
             check_timed_run(run)
@@ -185,10 +183,7 @@ def check_timed_run(run: RunConfig) -> None:
     check_training(run, parallel.process_placement(run.grad_accum_steps))
     num_devices = parallel.device_count()
     if num_devices > 1:
-        raise InputError(
-            f"mode is train on {num_devices} devices; CUDA_VISIBLE_DEVICES=0 leaves "
-            "one to measure"
-        )
+        raise InputError(f"mode train takes 1 of {num_devices}: CUDA_VISIBLE_DEVICES=0")
 
 
 def with_random_weights(model: ViT) -> Pretrained:

@@ -21,10 +21,7 @@ if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
 
 
 def option_values(name: str, values: tuple | None) -> tuple:
-    """Values of a repeatable option; () if it is not typed.
-
-    Raises InputError if it is typed without a value.
-    """
+    """Values of a repeatable option; () if it is not typed."""
     if values == ():
         raise InputError(f"{name} has no value; it must have one or more")
     return values or ()
@@ -79,16 +76,13 @@ class Weights:
         return options
 
     def refuse_options(self, title: str, allowed_names: Collection[str] = ()) -> None:
-        """Raise InputError for a typed argument that is not in `allowed_names`.
-
-        title: what the weights are, for the error
-        """
+        """Refuse typed arguments except `allowed_names`; title: what weights are."""
         for name, value in self.typed_options().items():
             if name not in allowed_names:
                 raise InputError(f"{name} is {value}, but {self.weights} is {title}")
 
     def refuse_reduction(self) -> None:
-        """Raise InputError for a typed reduction, in a command of `reductions`."""
+        """Refuse a typed reduction, in a command of `reductions`."""
         if self.reduction is not None:
             raise InputError(f"reduction is {self.reduction}; give it in reductions")
 
@@ -99,10 +93,7 @@ class Weights:
         images: Iterable[str] = (),
         endings: Collection[str] = (".json",),
     ) -> None:
-        """Check that the file `json` can be written, and is no input of the command.
-
-        data_names, images: further inputs, data sets and image files
-        """
+        """Check that the file `json` can be written, and is no input of the command."""
         from imagepiece_jax.common.files import check_writable
         from imagepiece_jax.weights.run_files import list_input_files
 

@@ -47,9 +47,7 @@ def main(
     program = model.open_exported()
     if program is not None:
         if reduction_texts or gelu or mode != "inference":
-            raise InputError(
-                "reductions, gelu and mode are for weights, not for a file"
-            )
+            raise InputError("reductions, gelu and mode are for weights, not a file")
         variants = {program.origin.name: program}
         batch_sizes = batch_sizes or (program.batch_size or 1,)
         dtype = program.model.execution.dtype.name

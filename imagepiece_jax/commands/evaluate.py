@@ -42,9 +42,7 @@ def main(
     program = weights.open_exported()
     if self_test:
         if program is None:
-            raise InputError(
-                f"self_test is for an exported file; {weights.weights} is none"
-            )
+            raise InputError(f"{weights.weights} is no exported file for self_test")
         difference, tolerance = find_difference(program)
         print(f"self-test: difference {difference:.2g}, tolerance {tolerance:.2g}")
         return int(not difference <= tolerance)  # NaN fails, too

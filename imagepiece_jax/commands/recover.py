@@ -84,10 +84,7 @@ def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
         if variant.name not in kept and not any(map(variant.fits_model, models))
     ]
     if lost:
-        raise InputError(
-            f"out {folder} holds {' and '.join(lost)}, which the "
-            "result would not; recover that folder, or name another"
-        )
+        raise InputError(f"out {folder} has {' and '.join(lost)}; recover that folder")
 
 
 def save_recovered(recovered_vit: "Pretrained", out: str) -> None:

@@ -11,6 +11,13 @@ from typing import Any
 from imagepiece_jax.errors import InputError
 
 
+def refuse_any(*problems: tuple[object, str]) -> None:
+    """Raise InputError with the sentence of the first true pair (truth, sentence)."""
+    for is_true, sentence in problems:
+        if is_true:
+            raise InputError(sentence)
+
+
 def check_range(
     name: str,
     value: Any,

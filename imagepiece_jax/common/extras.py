@@ -45,31 +45,22 @@ def explained_imports(feature: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        module = str(error.name).partition(".")[0]
-        if module not in MODULE_EXTRAS:
-            raise
-        raise missing_module_error(feature, module) from error
+        check_installed(feature, str(error.name).partition(".")[0])
+        raise
 
 
 def check_installed(feature: str, *modules: str) -> None:
-    """Raise InputError for the first missing module. `feature` names the feature."""
+    """Raise InputError for the first missing module of an extra, with its command."""
     for module in modules:
-        if importlib.util.find_spec(module) is None:
-            raise missing_module_error(feature, module)
-
-
-def missing_module_error(feature: str, module: str) -> InputError:
-    """Make an InputError for a missing module, with its install command."""
-    extra = MODULE_EXTRAS[module]
-    library = EXTRA_MODULES[extra][module]
-    command = install_command(extra)
-    # It requires an xdsl, which what we import of it does not, and whose
-    # typing-extensions are too old for chex.
-    if module == "litert_converter":
-        command = "pip install --no-deps litert-converter"
-    return InputError(
-        f"{feature} needs {library}, which is not installed; install it: {command}"
-    )
+        if module in MODULE_EXTRAS and importlib.util.find_spec(module) is None:
+            extra = MODULE_EXTRAS[module]
+            command = install_command(extra)
+            # It requires an xdsl, which what we import of it does not, and whose
+            # typing-extensions are too old for chex.
+            if module == "litert_converter":
+                command = "pip install --no-deps litert-converter"
+            problem = f"{feature} needs {EXTRA_MODULES[extra][module]}"
+            raise InputError(f"{problem}, which is not installed: {command}")
 
 
 def install_command(extra: str) -> str:

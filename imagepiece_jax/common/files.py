@@ -2,16 +2,14 @@
 
 import codecs
 import contextlib
-import errno
 import json
 import os
 import pathlib
 import shutil
-import stat
 import subprocess
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
 
@@ -49,21 +47,12 @@ def locked_folder(name: str, folder: str | os.PathLike) -> Iterator[None]:
         lock.release()
 
 
-def open_regular_file(path: str | os.PathLike) -> BinaryIO:
-    """Open a file to read bytes. A pipe might never end: it raises OSError."""
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() reports a folder
-        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
-    return open(path, "rb")
-
-
 def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
     """Read text in UTF-8, or in UTF-16 with a byte order mark.
 
     errors: as in `bytes.decode`
     """
-    with open_regular_file(path) as file:
-        encoded_text = file.read()
+    encoded_text = pathlib.Path(path).read_bytes()
     is_utf16 = encoded_text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return encoded_text.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
@@ -96,25 +85,16 @@ def check_own_files(
     owner: str,
     is_own: Callable[[pathlib.Path], Any],
 ) -> None:
-    """Check that a folder, if it exists, holds only files of one kind.
+    """Check that a folder, if it exists, holds only files of `owner`.
 
     name: the folder's name in messages, such as "out"
-    owner: source of such files in messages, such as "an earlier call"
-    is_own: whether a path in the folder is such a file
     """
     folder = pathlib.Path(path)
-    if not folder.exists():
-        return
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir()) if folder.exists() else ():
         # A killed process may have left unfinished files and its lock.
         is_unfinished = file.name.startswith(".") and file.suffix == ".tmp"
-        if is_unfinished or file.name == LOCK_NAME:
-            continue
-        if not is_own(file):
-            raise InputError(
-                f"{name} {folder} holds {file.name}; it must be new, be empty, or hold "
-                f"only files of {owner}"
-            )
+        if not (is_unfinished or file.name == LOCK_NAME or is_own(file)):
+            raise InputError(f"{name} {folder} holds {file.name}, not of {owner}")
 
 
 def check_writable(
@@ -125,18 +105,18 @@ def check_writable(
 ) -> None:
     """Check, before the work starts, that its result can be written.
 
-    name: the file's name in messages, such as "json"
     endings: allowed endings, such as ".json", so that no image is replaced
     inputs: the command's input files, which must not be replaced
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in endings:
         raise InputError(f"{name} is {path}; it must end in {' or '.join(endings)}")
-    for input_file in inputs:
-        if path.exists() and os.path.exists(input_file) and path.samefile(input_file):
-            raise InputError(f"{name} {path} is an input of this command")
-    if path.is_dir() or not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise InputError(f"{name} {path} cannot be written")
+    existing = [file for file in inputs if path.exists() and os.path.exists(file)]
+    is_input = any(map(path.samefile, existing))
+    is_writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    if is_input or path.is_dir() or not is_writable:
+        reason = "is an input of this command" if is_input else "cannot be written"
+        raise InputError(f"{name} {path} {reason}")
 
 
 def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
@@ -156,15 +136,13 @@ def replacement_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path to write; at the end it replaces `path`.
 
     The file at `path` stays if anything raises, or is replaced whole: a kill leaves the
-    old file or the new file. The umask sets its permissions.
+    old file or the new file.
     Raises RunError if the file cannot be written.
     """
     new_path = _temporary_path(path)
     try:
-        new_path.touch()
-        mode = new_path.stat().st_mode  # the umask's; a library may change it
         yield new_path
-        _finish_file(new_path, mode)
+        _flush(new_path)
         os.replace(new_path, path)
     except OSError as error:
         raise _write_error(path, error) from error
@@ -189,7 +167,8 @@ def replacement_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         mode = new_folder.stat().st_mode & 0o666  # a file's bits, without execution
         yield new_folder
         for file in new_folder.iterdir():
-            _finish_file(file, mode)
+            file.chmod(mode)  # safetensors 0.8 leaves 0600
+            _flush(file)
         if target.exists():
             # A kill between the two renames leaves the old folder beside, under a name
             # that starts with a dot.
@@ -204,11 +183,10 @@ def replacement_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         shutil.rmtree(new_folder, ignore_errors=True)
 
 
-def _finish_file(file, mode):
-    """Set a file's permissions and flush it to the disk."""
-    os.chmod(file, mode)  # safetensors 0.8 leaves 0600
-    with open(file, "rb") as opened_file:
-        os.fsync(opened_file.fileno())
+def _flush(path):
+    """Write a file to the disk: else a machine that stops leaves it empty."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write_error(path, error):

@@ -18,10 +18,8 @@ def checked_size(image_size: Any) -> ImageSize:
     for side in sides:
         check_range("image_size", side, 1, whole=True)
     if len(sides) != 2 or math.prod(sides) > MAX_PIXELS:
-        raise InputError(
-            f"image_size is {image_size}; it must be pixels per side or (height, "
-            f"width), of at most {MAX_PIXELS:,} pixels"
-        )
+        sizes = f"pixels a side or (height, width), of up to {MAX_PIXELS:,} pixels"
+        raise InputError(f"image_size is {image_size}; it must be {sizes}")
     height, width = map(int, sides)
     return (height, width) if isinstance(image_size, tuple | list) else height
 
@@ -50,7 +48,6 @@ def patch_grid(
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
         raise InputError(
-            f"image_size is {image_size}; it must be a multiple of the model's "
-            f"patch_size, {patch_size}"
+            f"image_size is {image_size}, no whole patches of {patch_size}"
         )
     return height // patch_size, width // patch_size

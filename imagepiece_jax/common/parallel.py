@@ -102,10 +102,8 @@ def check_same_values(values: dict) -> None:
             main_value = main_values.get(name, "missing")
             process_value = process_values.get(name, "missing")
             if main_value != process_value:
-                raise InputError(
-                    f"{name} is {process_value} on process {process_index}, but "
-                    f"{main_value} on process 0; all processes of a run need the same"
-                )
+                own = f"{name} is {process_value} on process {process_index}"
+                raise InputError(f"{own}, but {main_value} on process 0")
 
 
 def is_main() -> bool:

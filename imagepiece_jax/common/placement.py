@@ -52,10 +52,8 @@ class Placement:
         """Positions in the global batch, by local device and micro-batch."""
         num_devices = self.process_count * self.num_local_devices
         if batch_size < 1 or batch_size % (num_devices * self.accumulation):
-            raise InputError(
-                f"batch_size is {batch_size}; it must be a positive multiple of "
-                f"devices * accumulation steps, {num_devices} * {self.accumulation}"
-            )
+            divisor = f"devices * accumulation, {num_devices} * {self.accumulation}"
+            raise InputError(f"batch_size is {batch_size}, no multiple of {divisor}")
         micro_batch_size = batch_size // self.accumulation
         first_device = self.process_index * self.num_local_devices
         samples_by_device = device_samples(micro_batch_size, num_devices)

@@ -99,7 +99,10 @@ class Batches:
             self.sample_fields = ("label",)
             self.consequence = "the next readable image of the epoch takes its place"
             positions = self.placement.sample_positions(self.batch_size)
-            self._steps_per_epoch = steps_per_epoch(len(self.source), self.batch_size)
+            num_images = len(self.source)
+            self._steps_per_epoch = num_images // self.batch_size
+            if num_images < self.batch_size:
+                raise InputError(f"batch_size is above {num_images}, the image count")
         self._steps = range(self._steps_per_epoch) if self.steps is None else self.steps
         self._batch_shape = positions.shape
         self._positions = positions.ravel()
@@ -296,16 +299,6 @@ class ThreadTasks:
     def close(self) -> None:
         if self._executor:
             self._executor.shutdown(cancel_futures=True)
-
-
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches in `num_images` images; InputError for no whole batch."""
-    if num_images < batch_size:
-        raise InputError(
-            f"batch_size is {batch_size}, but the training data has only {num_images} "
-            "images"
-        )
-    return num_images // batch_size
 
 
 @functools.lru_cache(maxsize=2)  # every chunk asks; two epochs at an epoch's end

@@ -113,29 +113,21 @@ def check_classes(
     data_names: ClassNames | None,
     data_title: str,
 ) -> None:
-    """Compare the classes of weights and data by name; unnamed classes are skipped.
-
-    weights_title, data_title: for messages, a path, or a field and its value
-    """
+    """Compare the named classes of weights and data; titles are for the error."""
     name_pairs = zip(weights_names or (), data_names or (), strict=False)
     for label, (weights_name, data_name) in enumerate(name_pairs):
         if weights_name is None or data_name is None:
             continue
         if canonical_name(weights_name) != canonical_name(data_name):
+            names = f"{weights_name!r}, but {data_name!r} in {data_title}"
             way_out = "; drop its column 'class'" if "csv:" in data_title else ""
-            raise InputError(
-                f"{weights_title}: class {label} is {weights_name!r}, but "
-                f"{data_name!r} in {data_title}{way_out}"
-            )
+            raise InputError(f"{weights_title}: class {label} is {names}{way_out}")
 
 
 def checked_names(
     names: Any, num_classes: int, field: str = "class_names"
 ) -> tuple[str | None, ...]:
     """Check names by label, as text or None; there are `num_classes`."""
-    if isinstance(names, str | bytes | Mapping | Set):
-        raise InputError(f"{field} is {names!r}; it must be a list of names")
-    names = tuple(names)
-    if len(names) != num_classes:
-        raise InputError(f"{field} has {len(names)} names for {num_classes} classes")
+    if isinstance(names, str | bytes | Mapping | Set) or len(names) != num_classes:
+        raise InputError(f"{field} must be a list of {num_classes} names")
     return tuple(name if name is None else str(name) for name in names)

@@ -45,10 +45,7 @@ class DataConfig:
         object.__setattr__(self, "name", registry.complete_name(self.name))
         check_options(self, "config.data")
         if len(self.area) != 2 or self.area[0] > self.area[1]:
-            raise InputError(
-                f"config.data.area is {self.area}; it must be two shares, the smaller "
-                "one first"
-            )
+            raise InputError(f"config.data.area is {self.area}; it must be two shares")
 
     def open_split(self, split: str, **options: Any) -> registry.Source:
         """Open `split`, "train" or "val"; options as for `open_source`."""

@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-from imagepiece_jax.common.files import open_regular_file
 from imagepiece_jax.common.image_size import MAX_PIXELS
 from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.errors import InputError
@@ -106,7 +105,7 @@ def read_header_size(file: ImageFile, upright: bool = True) -> tuple[int, int] |
 
 
 def _open_stream(file):
-    return io.BytesIO(file) if isinstance(file, bytes) else open_regular_file(file)
+    return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
 
 
 def _decode_plain_jpeg(content):
@@ -167,8 +166,4 @@ def _convert_to_uint8(levels, mode):
         return np.rint(levels).astype(np.uint8)
     if lowest >= 0 and highest < 2**16 and mode == "I":
         return (levels >> 8).astype(np.uint8)  # the upper eight bits of sixteen
-    allowed_range = "0 to 255, or 16 bits" if mode == "I" else "0 to 255"
-    raise ValueError(
-        f"the values of its mode {mode!r} are {lowest:g} to {highest:g}; allowed: "
-        f"{allowed_range}"
-    )
+    raise ValueError(f"mode {mode!r} has {lowest:g} to {highest:g}, not 0 to 255")

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
+from imagepiece_jax.common.checks import check_range, refuse_any
+from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.errors import InputError
 
 Channels = Sequence[float]  # a number for each of three channels
@@ -36,10 +36,8 @@ class Normalization:
             if len(channels) != 3:
                 raise InputError(f"{name} is {channels}; it must be three numbers")
             for channel in channels:
-                check_range(name, channel, 0, 1)
+                check_range(name, channel, 0, 1, above=0 if name == "std" else None)
             object.__setattr__(self, name, tuple(map(float, channels)))
-        for channel in self.std:
-            check_range("std", channel, above=0)
 
 
 def is_array(images: Any) -> bool:
@@ -63,19 +61,14 @@ def normalize(
     """
     # Floats are refused: they may reach to 1 or to 255.
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
-        raise InputError(
-            f"images is {images.dtype} {list(images.shape)}; it must be pixels, uint8 "
-            "[..., 3]"
-        )
+        kind = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"images is {kind}; it must be pixels, uint8 [..., 3]")
     normalization = Normalization(mean, std)
     shape = (1,) * (images.ndim - 1) + (3,)
-    arguments: Any = [images, np.float32(255)]
-    for channel_values in (normalization.mean, normalization.std):
-        arguments.append(np.array(channel_values, np.float32).reshape(shape))
-    if not isinstance(images, jax.core.Tracer):  # a transfer guard allows device_put
-        arguments = jax.device_put(arguments)
-    pixels, white_level, channel_mean, channel_std = arguments
-    return (pixels.astype(jnp.float32) / white_level - channel_mean) / channel_std
+    channel_mean = np.array(normalization.mean, np.float32).reshape(shape)
+    channel_std = np.array(normalization.std, np.float32).reshape(shape)
+    pixels = jnp.asarray(images, jnp.float32)
+    return (pixels / np.float32(255) - channel_mean) / channel_std
 
 
 def as_normalized(images: jax.Array, mean: Channels, std: Channels) -> jax.Array:
@@ -91,30 +84,23 @@ def check_images(
     takes_floats: bool = True,
     takes_pixels: bool = False,
 ) -> None:
-    """Check that images are a batch [B, H, W, 3], B > 0.
+    """Check that images are a batch [B, H, W, 3], B > 0; image_size None: of any size.
 
-    image_size: None: any
-    takes_floats: False for a program for pixels
     takes_pixels: whether uint8 is allowed, to be normalized later
     """
-    allowed_types = "floats, as imagepiece_jax.normalize makes them"
-    if takes_pixels:
-        allowed_types += ", or uint8"
-    if not takes_floats:
-        allowed_types = "uint8, because the program was made with pixels=True"
     shape = images.shape
     dtype = images.dtype
-    are_floats = takes_floats and jnp.issubdtype(dtype, jnp.floating)
+    kinds = ["normalized floats"] * takes_floats + ["uint8"] * takes_pixels
     # Other integers would pass through a model, and mean nothing there.
-    if not are_floats and not (takes_pixels and dtype == jnp.uint8):
-        raise InputError(f"images is of type {dtype}; it must be {allowed_types}")
-    sides = image_size and image_sides(image_size)
-    is_batch = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
-    if not is_batch or (sides and shape[1:3] != sides):
-        raise InputError(
-            f"images is of shape {shape}; it must be [B, H, W, 3], one or more images "
-            f"of {size_text(sides) if sides else 'any size'}"
-        )
+    is_kind = takes_floats and jnp.issubdtype(dtype, jnp.floating)
+    is_kind = is_kind or (takes_pixels and dtype == jnp.uint8)
+    sides = shape[1:3] if image_size is None else image_sides(image_size)
+    is_batch = len(shape) == 4 and shape[0] > 0 and shape[1:] == (*sides, 3)
+    size = "H, W" if image_size is None else "{}, {}".format(*sides)
+    refuse_any(
+        (not is_kind, f"images is of type {dtype}; it must be {' or '.join(kinds)}"),
+        (not is_batch, f"images is of shape {shape}; it must be [B, {size}, 3]"),
+    )
 
 
 def warn_if_unnormalized(

@@ -20,7 +20,7 @@ from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.data.sources.folder import find_folder_images
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 
 AnyPath = str | os.PathLike
 Crop = Callable[[RgbPixels], RgbPixels]
@@ -41,21 +41,14 @@ def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | jax.Array:
         if is_float or images.ndim == 4:
             return images
     pictures, _ = list_pictures(images)
-    cropped_images = [crop_picture(picture, preprocessing) for picture in pictures]
-    if not cropped_images:
-        raise InputError("images is empty")
-    return np.stack(cropped_images)
+    return np.stack([crop_picture(picture, preprocessing) for picture in pictures])
 
 
 def crop_picture(picture: Any, preprocessing: Crop) -> RgbPixels:
     """Crop a picture as `read_pixels` takes it."""
     pixels = read_pixels(picture)
-    try:
+    with titled_errors(picture if isinstance(picture, AnyPath) else "images"):
         return preprocessing(pixels)
-    except InputError as error:
-        if isinstance(picture, AnyPath):
-            raise InputError(f"{picture}: {error}") from error
-        raise
 
 
 def list_pictures(images: Any) -> tuple[Any, bool]:
@@ -83,13 +76,8 @@ def read_pixels(image: Any) -> RgbPixels:
     shape = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
-        image_type = type(image).__name__
-        if dtype is not None:
-            image_type = f"{dtype} {list(shape)}"
-        raise InputError(
-            f"images is {image_type}; an image is a path, a PIL image or an array "
-            "uint8 [H, W, 3]"
-        )
+        kind = f"{dtype} {list(shape)}" if dtype is not None else type(image).__name__
+        raise InputError(f"images is {kind}, no path, PIL image or uint8 [H, W, 3]")
     return np.array(image)  # a copy, because the caller may change the image later
 
 
@@ -126,26 +114,21 @@ def find_images(paths: Sequence[AnyPath], split: str | None = None) -> list[str]
     files = []
     for typed_path in paths:
         path = os.path.expanduser(typed_path)
+        os.stat(path)  # names a missing file
         if os.path.isdir(path):
             files += find_folder_images(path, only_train=split == "train")
-        elif not os.path.exists(path):
-            raise InputError(f"images: {typed_path} does not exist")
         elif str(path).lower().endswith(".txt"):
             files += _read_path_list(path)
         else:
             files.append(os.fspath(path))
     if not files:
-        raise InputError(
-            "images is empty; give images, folders of images, or .txt files of paths"
-        )
+        raise InputError("images is empty; give images, folders or .txt files of paths")
     return files
 
 
 def _read_path_list(file):
     """Paths listed in a text file, without blanks and quotes around them."""
     content = read_text(file, "surrogateescape")
-    if "\0" in content:
-        raise InputError(f"images: {file} is not a list of paths: it has a zero byte")
     paths = []
     for line in content.split("\n"):  # splitlines() also splits at other characters
         if path := QUOTED_PATH.sub(r"\2", line.strip()):
@@ -165,14 +148,9 @@ def read_images(source: Source, transform: Crop) -> tuple[np.ndarray, list[str]]
         if image.pixels is None:
             log.warning(f"{image.damage}: it is left out")
             continue
-        try:
+        with titled_errors(image.name):
             cropped_images.append(transform(image.pixels))
-        except InputError as error:
-            raise InputError(f"{image.name}: {error}") from error
         names.append(image.name)
     if not cropped_images:
-        raise InputError(
-            f"none of {len(source)} files can be read, the first is "
-            f"{source.image_name(0)}"
-        )
+        raise InputError(f"none of {len(source)} images can be read")
     return np.stack(cropped_images), names

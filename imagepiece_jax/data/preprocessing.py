@@ -193,17 +193,10 @@ def _cut_ends(image):
 def check_unresized(
     image: RgbPixels, image_size: ImageSize, is_small: bool = False
 ) -> None:
-    """Check that an image has the size.
-
-    is_small: whether the size is up to MAX_UNCROPPED, the reason in the error
-    """
-    actual_size = image.shape[:2]
-    if actual_size == image_sides(image_size):
-        return
-    limit = size_text(MAX_UNCROPPED)
-    reason = f", because evaluation at up to {limit} resizes no image"
-    raise InputError(
-        f"the image has {size_text(actual_size)} pixels and is not resized"
-        f"{reason if is_small else ''}; scale it to the model's image_size, "
-        f"{size_text(image_size)}"
-    )
+    """Check an image's size; is_small: it is up to MAX_UNCROPPED, the reason."""
+    if image.shape[:2] != image_sides(image_size):
+        reason = f", as no size up to {MAX_UNCROPPED} is" if is_small else ""
+        raise InputError(
+            f"the image has {size_text(image.shape[:2])} pixels and is not resized"
+            f"{reason}; scale it to the model's image_size, {size_text(image_size)}"
+        )

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imagepiece_jax.common.files import open_regular_file
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.class_names import ClassNames
 from imagepiece_jax.data.preprocessing import RgbPixels
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 
 SPLIT_KINDS = ("train", "val")
 # Split names in folders, tables and on the hub; no other name is guessed.
@@ -150,10 +149,8 @@ class Source(abc.ABC):
             image = self[index]
             if image.pixels is None:
                 continue
-            try:
+            with titled_errors(image.name):
                 transform(image.pixels, **options)
-            except InputError as error:
-                raise InputError(f"{image.name}: {error}") from error
             return
 
     def record_unreadable(
@@ -168,17 +165,10 @@ class Source(abc.ABC):
             if error.name not in self.unreadable:
                 self.unreadable[error.name] = error.reason
                 log.warning("%s: %s", error, consequence)
-        if len(recent_errors) >= MAX_UNREADABLE_IN_A_ROW:
-            raise InputError(
-                f"{recent_errors[0]}; none of {len(recent_errors)} images in a row can "
-                "be read"
-            )
-        if len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self):
-            name, reason = next(iter(self.unreadable.items()))
-            raise InputError(
-                f"{len(self.unreadable)} of {len(self)} images cannot be read, more "
-                f"than {MAX_UNREADABLE_SHARE:.0%}; the first is {name} ({reason})"
-            )
+        is_share = len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self)
+        if is_share or len(recent_errors) >= MAX_UNREADABLE_IN_A_ROW:
+            count = f"{len(self.unreadable)} of {len(self)} images"
+            raise InputError(f"{recent_errors[0]}, as {count} cannot be read")
 
     def evenly_spaced(self, count: int | None) -> Self:
         """Take `count` evenly spaced images; all if count is None or not smaller."""
@@ -229,7 +219,7 @@ def _image_bytes(picture):
     if isinstance(picture, bytes):
         return picture
     try:
-        with open_regular_file(picture) as file:
+        with open(picture, "rb") as file:
             return file.read()
     except OSError:  # one damaged file must not end a run
         return b""
@@ -307,9 +297,7 @@ def find_splits(split_names: Collection[str], data_title: str) -> dict[str, str]
     """Find splits: {"train" or "val": its name}; "test" may stand in for validation."""
     validation_names = [name for name in VALIDATION_NAMES if name in split_names]
     if len(validation_names) > 1:
-        raise InputError(
-            f"{data_title} has two validation splits, {' and '.join(validation_names)}"
-        )
+        raise InputError(f"{data_title} has both {' and '.join(validation_names)}")
     candidates = {"train": ["train"], "val": validation_names or ["test"]}
     return {split: name for split, (name,) in candidates.items() if name in split_names}
 
@@ -319,7 +307,5 @@ def check_num_classes(
 ) -> None:
     """Check `num_classes`, unless None, against the class count of the data."""
     if num_classes not in (None, num_data_classes):
-        raise InputError(
-            f"num_classes is {num_classes}, but {data_title} has {num_data_classes} "
-            "classes"
-        )
+        subject = f"num_classes is {num_classes}, but {data_title}"
+        raise InputError(f"{subject} has {num_data_classes} classes")

@@ -190,10 +190,10 @@ def check_shared_memory(needed_bytes: int) -> None:
     # Without this check a process would die when it writes.
     free_bytes = shutil.disk_usage(SHARED_FOLDER).free
     if free_bytes < needed_bytes:
+        sizes = f"{free_bytes / 1e6:,.0f} of {needed_bytes / 1e6:,.0f} MB"
         raise InputError(
-            f"{SHARED_FOLDER} has {free_bytes / 1e6:,.0f} MB free, but worker "
-            f"processes need {needed_bytes / 1e6:,.0f} MB; enlarge it (a container's "
-            "shm-size), or read in threads with workers=0"
+            f"{SHARED_FOLDER} has {sizes} that workers need; enlarge it (a container's "
+            "shm-size), or set workers=0"
         )
 
 

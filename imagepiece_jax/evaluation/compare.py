@@ -34,7 +34,7 @@ from imagepiece_jax.inference.compare_outputs import (
     check_image_count,
     fidelity_cells,
 )
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 DEFAULT_MAC_SHARES = ("0.6", "0.5")  # if the caller names no row
@@ -112,7 +112,6 @@ def compare(
     Returns a Report; its `str` is the table.
     Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
-    check_pretrained(vit)
     if out is not None:
         check_report_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")

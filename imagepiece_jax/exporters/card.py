@@ -61,29 +61,16 @@ class CardImages(NamedTuple):
 def check_card(
     folder: pathlib.Path, graph_file: pathlib.Path, vit: Pretrained, output: str
 ) -> None:
-    """Check that a card of `vit` can be measured, and written into the folder's page.
-
-    graph_file: the graph to write, in the folder
-    output: as for `export`
-    """
+    """Check that a card of `vit` can be measured, and written into the page."""
     if vit.config.arch.pool == "none" and output != "patches":
-        raise InputError(
-            "pool is 'none', so a card has no image vectors to compare; give "
-            "output='patches' (--output patches)"
-        )
+        raise InputError("pool is 'none', so a card needs --output patches")
     page_file = folder / PAGE_NAME
-    if page_file.exists() and not is_card_page(page_file):
-        raise InputError(
-            f"{page_file} already exists, and export did not write it; the "
-            "card needs a folder of its own"
-        )
+    is_foreign = page_file.exists() and not is_card_page(page_file)
     own = card_facts(vit)
-    for file, facts in read_other_cards(graph_file).items():
-        if any(facts["card"].get(key) != own[key] for key in ("weights", "license")):
-            raise InputError(
-                f"{page_file} is the page of {facts['card'].get('weights')} "
-                f"({file.name}); choose another folder"
-            )
+    cards = [facts["card"] for facts in read_other_cards(graph_file).values()]
+    keys = "weights", "license"
+    if is_foreign or any(card.get(key) != own[key] for card in cards for key in keys):
+        raise InputError(f"{page_file} is no card of this model; name another folder")
 
 
 def is_card_page(file: pathlib.Path) -> bool:
@@ -184,10 +171,8 @@ def compute_card_outputs(
         for name in ("dense", "file"):
             outputs[name] = compute_vectors(programs[name], pixels)
         if not np.isfinite(outputs["file"]).all():
-            raise InputError(
-                f"the {programs['file'].facts['dtype']} file's outputs are not finite "
-                "for all images; export float32"
-            )
+            dtype = programs["file"].facts["dtype"]
+            raise InputError(f"the {dtype} outputs are not finite; export float32")
         for name, change_pixels in IMAGE_CONTROLS.items():
             outputs[name] = compute_vectors(programs["dense"], change_pixels(pixels))
     return outputs

@@ -17,7 +17,7 @@ import numpy as np
 from imagepiece_jax.common import extras, files, parallel
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.progress import announced_work
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError, RunError, titled_errors
 from imagepiece_jax.exporters import (
     card,
     largest_numbers,
@@ -28,7 +28,7 @@ from imagepiece_jax.exporters import (
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import FORMAT_MODULES, import_format, open_program
 
 
@@ -53,14 +53,9 @@ class Export:
         check_choice("dtype", self.dtype, tower.DTYPE_SUFFIXES)
         if self.layout is not None:
             check_choice("layout", self.layout, tower.PROGRAM_LAYOUTS)
-            if self.output != "logits":
-                raise InputError(
-                    f"output is {self.output!r}; the layout decides the outputs"
-                )
+            check_choice("output (the layout decides it)", self.output, ["logits"])
         if self.dtype == "int8" and self.images is None:
-            raise InputError(
-                "dtype is 'int8', which images calibrate; give images (--images FOLDER)"
-            )
+            raise InputError("dtype is 'int8', which needs --images to calibrate")
         config = self.vit.config
         config = config.with_arch(gelu=self.gelu or config.arch.gelu)
         # int8 is made of the float32 graph.
@@ -83,13 +78,9 @@ class Export:
             tower.check_layout_folder(self.folder, self.layout, vit, self.graph_file)
             self.layout_files = layout.files(vit)
         title = self.file_format.FORMAT_TITLE
-        if self.dtype not in self.file_format.FORMAT_DTYPES:
-            raise InputError(f"dtype is {self.dtype!r}, which {title} cannot have")
+        check_choice(f"dtype for {title}", self.dtype, self.file_format.FORMAT_DTYPES)
         if self.batch_size is None and not self.file_format.HAS_OPEN_BATCH:
-            raise InputError(
-                f"batch_size is not given, but {title} has a fixed one; give it "
-                "(--batch-size 1)"
-            )
+            raise InputError(f"{title} needs batch_size (--batch-size 1)")
 
     @property
     def file_format(self) -> types.ModuleType:
@@ -205,7 +196,6 @@ def export(
     Raises InputError for a wrong argument, and for outputs that are not finite, and
         RunError if a file cannot be written. Then the folder stays as it was.
     """
-    check_pretrained(vit)
     job = Export(vit, out, batch_size, gelu, pixels, output, layout, dtype, images)
     vit.warn_of_untrained()
     card_images = None
@@ -271,10 +261,8 @@ def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib
     if is_folder:
         ending = next(iter(FORMAT_MODULES))
         graph_file = path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
-    try:
+    with titled_errors("out"):
         file_format = import_format(graph_file)
-    except InputError as error:
-        raise InputError(f"out {error}") from error
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
     if is_folder and not path.exists():
         files.check_writable("out", path, ("",))

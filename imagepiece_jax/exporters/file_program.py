@@ -49,10 +49,7 @@ class FileProgram(ExportedProgram):
         """Like `ExportedProgram.__call__`."""
         output_names = [output["name"] for output in np.ravel(self.facts["output"])]
         if name not in output_names:
-            title = self.origin.title
-            raise InputError(
-                f"{title} returns {', '.join(output_names)}, and no {name}"
-            )
+            raise InputError(f"{self.origin.title} has {output_names}, and no {name}")
         output_batches = []
         for images in self.prepared_batches(pixels, batch_size):
             output_batches += self.make_call(images, [name])()

@@ -56,9 +56,7 @@ def find_largest_numbers(
     with announced_work("finding the largest numbers"):
         for pixels in batches:
             normalized_images = normalize(pixels, vit.config.mean, vit.config.std)
-            # Explicit copies, which a user's transfer guard allows.
-            arguments = jax.device_put((variables, normalized_images))
-            batch_maxima = jax.device_get(compute_maxima(*arguments))
+            batch_maxima = jax.device_get(compute_maxima(variables, normalized_images))
             for part, number in zip(part_names, batch_maxima, strict=True):
                 part_maxima[part] = max(part_maxima.get(part, 0.0), float(number))
     if not math.isfinite(part_maxima.pop("outputs")):
@@ -124,11 +122,8 @@ def with_float32_parts(model: ViT, part_maxima: dict[str, float]) -> ViT:
         ):
             large_parts.append(part)
     if sum(part.startswith("blocks_") for part in large_parts) == model.depth:
-        raise InputError(
-            f"dtype is 'float16', whose numbers end at 65504, but {large_parts[0]} has "
-            f"{part_maxima[large_parts[0]]:.3g}, and no block is far below; export "
-            "float32"
-        )
+        number = f"{part_maxima[large_parts[0]]:.3g} in {large_parts[0]}"
+        raise InputError(f"float16 ends at 65504, near {number}: export float32")
     if large_parts:
         log.info(
             f"float32 in the float16 file, for large numbers: {', '.join(large_parts)}"

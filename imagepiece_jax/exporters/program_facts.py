@@ -47,15 +47,11 @@ def read_program_facts(graph_file: str | os.PathLike, kind: str) -> dict[str, An
     """
     json_file = facts_file(graph_file)
     facts = read_json(json_file) if json_file.exists() else {}
-    if not REQUIRED_FACTS <= {*facts}:
+    is_whole = REQUIRED_FACTS <= {*facts}
+    if not is_whole or facts.get("digest") != graph_digest(graph_file):
         raise InputError(
-            f"{kind} {graph_file} lacks the {json_file.name} that export writes "
-            "beside it"
-        )
-    if facts.get("digest") != graph_digest(graph_file):
-        raise InputError(
-            f"{kind} {graph_file} and {json_file.name} are not from the same export, "
-            "or from an earlier version; export the model again"
+            f"{kind} {graph_file} has no {json_file.name} of the same export, or of an "
+            "earlier version; export the model again"
         )
     return facts
 

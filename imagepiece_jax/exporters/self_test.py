@@ -53,9 +53,7 @@ def find_difference(program: ExportedProgram) -> tuple[float, float]:
     """Run a file's self-test: (largest difference from JAX's values, tolerance)."""
     facts = program.facts.get("self_test")
     if facts is None:
-        raise InputError(
-            f"{program.origin.title} has no self-test; export the model again"
-        )
+        raise InputError(f"{program.origin.title} has no self-test; export it again")
     pixels = _read_photograph(program.config.preprocessing)
     expected = np.asarray(facts["first_values"])
     values = program(pixels, facts["output"]).ravel()[: len(expected)]

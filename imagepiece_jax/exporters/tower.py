@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.files import check_own_files, read_json
 from imagepiece_jax.data.preprocessing import CROP_MODES
 from imagepiece_jax.errors import InputError
@@ -73,32 +74,27 @@ def make_interface(vit: Pretrained, layout: str, takes_pixels: bool) -> TowerInt
     head = vit.config.head
     # transformers.js takes a softmax whatever problem_type says: 1 for a single class.
     is_taken = program_layout.takes_classes and head.activation == "softmax"
-    if head.is_classifier and not is_taken:
-        taken = "vectors or classes with a softmax"
-        if not program_layout.takes_classes:
-            taken = "vectors"
-        raise InputError(
-            f"layout is {layout!r}, whose program takes {taken}, but the head gives "
-            f"{head.num_classes} classes ({head.problem_type}); num_classes=0 "
-            "(--num-classes 0) removes it, and without a layout the file has its logits"
-        )
     preprocessing = vit.preprocessing
     height, width = preprocessing.shape
-    if height != width:
-        raise InputError(f"image_size is {height, width}; a layout needs square images")
-    is_cropped = (
-        preprocessing.resizes and preprocessing.resized_size != preprocessing.shape
+    is_cropped = preprocessing.resizes and preprocessing.resized_size != (height, width)
+    is_cropped &= preprocessing.crop_mode not in program_layout.crops
+    refuse_any(
+        (
+            head.is_classifier and not is_taken,
+            f"layout {layout} does not take {head.num_classes} classes "
+            f"({head.problem_type}); num_classes=0 (--num-classes 0) removes them",
+        ),
+        (
+            height != width,
+            f"image_size is {height, width}; layouts need square images",
+        ),
+        (is_cropped, f"{layout} does not crop images; load with crop=1 (--crop 1)"),
+        (vit.config.arch.pool == "none", "pool is 'none': no image vector"),
+        (
+            takes_pixels and not program_layout.takes_pixels,
+            f"pixels is for immich; {layout} normalizes images itself",
+        ),
     )
-    if is_cropped and preprocessing.crop_mode not in program_layout.crops:
-        raise InputError(
-            f"images are resized to {preprocessing.resized_size[0]} pixels and "
-            f"cropped, but {layout} resizes to {height} pixels and does not crop; load "
-            "with crop=1 (--crop 1)"
-        )
-    if vit.config.arch.pool == "none":
-        raise InputError("pool is 'none', so the model has no image vector")
-    if takes_pixels and not program_layout.takes_pixels:
-        raise InputError(f"pixels is for immich; {layout} normalizes images itself")
     return TowerInterface(
         vit, program_layout.image, program_layout.outputs(vit), takes_pixels
     )
@@ -107,12 +103,9 @@ def make_interface(vit: Pretrained, layout: str, takes_pixels: bool) -> TowerInt
 def check_layout_folder(
     folder: pathlib.Path, layout: str, vit: Pretrained, new_file: pathlib.Path
 ) -> None:
-    """Check a layout's folder: only an export for this layout is replaced.
+    """Check that a folder is empty, or an export of this model and layout.
 
     It may get further dtypes of its model, which has the same files beside the graphs.
-    A saved model has JSON files of the same names.
-
-    new_file: the graph to write
     """
     graph_files = [find_graph_file(folder, layout, vit, d) for d in DTYPE_SUFFIXES]
     exported = [f for f in graph_files if read_facts(f).get("layout") == layout]
@@ -120,9 +113,7 @@ def check_layout_folder(
         for name, content in PROGRAM_LAYOUTS[layout].files(vit).items():
             file = folder / name
             if file.exists() and read_json(file) != json.loads(json.dumps(content)):
-                raise InputError(
-                    f"{folder} has another model, with another {name}; choose a folder"
-                )
+                raise InputError(f"{folder} has another model, with another {name}")
 
     def is_ours(file):
         # Ctrl-C may have left the graph's folder, which may lie in `folder`, empty.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from imagepiece_jax.common import files
+from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import InputError, RunError
 
 # {column: type of its numbers}
@@ -49,19 +49,19 @@ class PhotographFile(NamedTuple):
     digest: str = ""  # hash of the bytes; "": not read
 
 
+def describe_photograph(path: str) -> PhotographFile:
+    """Describe a file without its digest. Raises OSError."""
+    status = os.stat(path)
+    return PhotographFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 def read_photograph(path: str) -> tuple[bytes, PhotographFile]:
     """Read a file: (bytes, PhotographFile). Raises OSError."""
     # The times are taken first, so that a write during the read shows as a change.
-    photograph = _describe_unread(path)
-    with files.open_regular_file(path) as file:
-        content = file.read()
+    photograph = describe_photograph(path)
+    content = pathlib.Path(path).read_bytes()
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return content, photograph._replace(size=len(content), digest=digest)
-
-
-def _describe_unread(path):
-    status = os.stat(path)
-    return PhotographFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @contextlib.contextmanager
@@ -120,31 +120,39 @@ def update_rows(
 ) -> tuple[list[str], int]:
     """Bring the rows up to date with the files.
 
+    A row stays if its file's folder is missing, as on a disk that is not mounted.
     Returns (the paths without a row, the number of vectors that were removed).
     """
     # A file with the path, size and times of a row is not read. Any other file is read
     # if a row has its size, and takes the row of equal bytes: a moved or copied file.
     columns = "rowid, path, size, mtime, ctime, digest"
     rows = connection.execute(f"SELECT {columns} FROM photographs").fetchall()
-    row_of_file: dict[tuple, int] = {}  # by path, size and times; by size and digest
-    for row, *state, digest in rows:
-        row_of_file[tuple(state)] = row_of_file[state[1], digest] = row
+    row_of_file = {}  # by path; by path, size and times; by size and digest
+    for row, path, size, *times, digest in rows:
+        for key in (path, (path, size, *times), (size, digest)):
+            row_of_file[key] = row
     known_sizes = {size for _, _, size, *_ in rows}
+    away = []  # paths in missing folders
 
     def find_row(path):
         """Find (row, None), or for changed columns (row, PhotographFile)."""
         try:
-            photograph = _describe_unread(path)
+            photograph = describe_photograph(path)
             if row := row_of_file.get(photograph[:4]):
                 return row, None
             if photograph.size in known_sizes:
                 _, photograph = read_photograph(path)
         except OSError:
-            return None, None
+            if path not in row_of_file or os.path.isdir(os.path.dirname(path) or "."):
+                return None, None
+            away.append(path)
+            return row_of_file[path], None
         return row_of_file.get((photograph.size, photograph.digest)), photograph
 
     with ThreadPool(STAT_THREADS) as pool:
         found = pool.map(find_row, paths)
+    if away:
+        log.warning(f"{len(away)} rows stay without their folders, as of {away[0]}")
     unchanged = {row for row, photograph in found if photograph is None}
     moved = [(*_as_row(file), row) for row, file in found if row and file]
     stale = [(row,) for row, *_ in rows if row not in unchanged]

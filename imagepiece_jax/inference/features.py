@@ -29,7 +29,7 @@ from imagepiece_jax.data.normalize import (
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs, ViT, final_norm
 from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
@@ -83,7 +83,6 @@ def features(
         its own when it was dropped; "zero"; or "class", the class token's
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
-    check_pretrained(vit)
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
     if isinstance(images, pictures.AnyPath):
         images, _ = pictures.list_pictures(images)
@@ -256,14 +255,11 @@ def _spread_tokens(learned_tokens, token_weights):
 
 
 def check_outputs(outputs: Outputs) -> None:
-    """Refuse outputs of masked training: its masks remove no token."""
     has_masks = any(isinstance(result, Masking) for result in outputs.results)
     if outputs.state.mask is not None or has_masks:
         raise InputError("outputs come from masked training")
 
 
 def check_fill(fill: str, has_class_token: bool) -> None:
-    """Refuse an unknown fill, and "class" without a class token."""
-    if fill == "class" and not has_class_token:
-        raise InputError("fill is 'class', but this model has no class token")
-    check_choice("fill", fill, FILL_CHOICES)
+    choices = FILL_CHOICES if has_class_token else FILL_CHOICES[:-1]
+    check_choice("fill", fill, choices)

@@ -71,16 +71,12 @@ def find_directions(
         attention_impl="xla", dtype="float32"
     )
     with announced_work("finding the directions of sizes"):
-        # An explicit copy, which a user's transfer guard allows.
-        arguments = jax.device_put((vit.variables, images))
         # pyrefly: ignore[bad-argument-type]  # flax modules have a hash
-        moments = jax.device_get(compile_moments(dense_model)(*arguments))
+        moments = jax.device_get(compile_moments(dense_model)(vit.variables, images))
     block_directions = []
     for index, (query_moments, key_moments) in enumerate(moments):
         if not np.isfinite([query_moments, key_moments]).all():
-            raise InputError(
-                f"variables: block {index} has queries or keys that are not finite"
-            )
+            raise InputError(f"block {index} has queries or keys that are not finite")
         block_directions.append(least_used_direction(query_moments, key_moments))
     return np.asarray(block_directions, np.float32)
 

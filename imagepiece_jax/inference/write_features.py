@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import checks, machine, parallel, progress, xla_options
-from imagepiece_jax.data import batches, source
+from imagepiece_jax.data import batches, pictures, source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import feature_store, features, optimize
 from imagepiece_jax.models import record
@@ -21,7 +21,7 @@ from imagepiece_jax.models.vit import final_norm
 @parallel.without_mesh
 def write_features(
     vit: Pretrained,
-    images: Sequence[str | os.PathLike],
+    images: pictures.AnyPath | Sequence[pictures.AnyPath],
     file: str | os.PathLike,
     *,
     patches: bool = False,
@@ -34,6 +34,7 @@ def write_features(
     A second call computes only new and changed photographs, and removes the rows of
     photographs no longer named or there.
 
+    images: paths, or one path of a photograph or a folder
     patches: also write a map of patch features
     logits: write the head's outputs in place of pooled vectors
     batch_size: photographs per device
@@ -58,6 +59,7 @@ def write_features(
     shapes = {name: spec.shape[1:] for name, spec in specs.items()}
     settings = {"vector": shapes["vector"], "patches": shapes.get("map")}
     made_by = record.model_record(vit, model, logits=logits, **settings)
+    images, _ = pictures.list_pictures(images)  # a path stands for itself
     paths = list(dict.fromkeys([os.fspath(image) for image in images]))
     with feature_store.open_store(file, made_by, vit.typed_reduction) as store:
         missing, num_removed = feature_store.update_rows(store, paths)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from imagepiece_jax.common.checks import check_choice, check_range
-from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # this module imports JAX
     from imagepiece_jax.models.rotary import Rotary
@@ -74,10 +73,6 @@ class Architecture:
 
             if isinstance(rotary, Mapping):  # from a file
                 rotary = Rotary(**rotary)
-            if not isinstance(rotary, Rotary):
-                raise InputError(
-                    f"rotary is {rotary!r}; it must be a Rotary or its fields"
-                )
         object.__setattr__(self, "rotary", rotary)
 
     @property
@@ -108,16 +103,6 @@ class Architecture:
             pool = "token" if class_token else "mean"
             fields = {"pool": pool, **fields}
         return dataclasses.replace(self, **fields)
-
-    def check_parts(self) -> None:
-        """Check that class token, distillation token and pool go together."""
-        if self.pool == "token" and not self.class_token:
-            raise InputError("pool is 'token', but the model has no class token")
-        if self.dist_token and self.pool != "token":
-            raise InputError(
-                f"pool is {self.pool!r}; a model with a distillation token needs "
-                "'token'"
-            )
 
 
 PART_NAMES = tuple(field.name for field in dataclasses.fields(Architecture))

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import titled_errors
 from imagepiece_jax.kernels.array_shapes import TokenRows
 from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.kernels.token_layout import add_branch, call_on_rows, flatten_tokens
@@ -54,11 +54,8 @@ class BlockReduction:
         """Reduce a state: (new state, Decision)."""
         inputs = self._collect_inputs(state, scores, train)
         result = self.reducer(inputs, self.counts, train)
-        try:
+        with titled_errors(f"block {self.block_index}, {type(self.reducer).__name__}"):
             contract.check_form(result, self.counts)
-        except InputError as error:
-            place = f"block {self.block_index}, {type(self.reducer).__name__}"
-            raise InputError(f"{place}: {error}") from error
         return moves.apply_result(state, result), Decision(inputs, result)
 
     def _collect_inputs(self, state, scores, train):

@@ -6,7 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import check_choice, check_range, replace_lists
+from imagepiece_jax.common.checks import (
+    check_choice,
+    check_range,
+    refuse_any,
+    replace_lists,
+)
 from imagepiece_jax.common.image_size import (
     ImageSize,
     checked_size,
@@ -20,7 +25,6 @@ from imagepiece_jax.data.normalize import (
     as_normalized,
 )
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import Backend
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.head import PROBLEM_TYPES, SINGLE_LABEL, Head
@@ -71,44 +75,25 @@ class ViTConfig:
         normalization = Normalization(self.mean, self.std)
         object.__setattr__(self, "mean", normalization.mean)
         object.__setattr__(self, "std", normalization.std)
-        self._check_fit()
-
-    def _check_fit(self):
-        """Check that sizes, stem, pool and head go together."""
         arch = self.arch
-        width = self.embed_dim
-        arch.check_parts()
         check_choice("stem", self.stem, STEM_KINDS)
-        if arch.pool == "none" and self.num_classes:
-            raise InputError(
-                "pool is 'none', which needs num_classes=0, but num_classes is "
-                f"{self.num_classes}"
-            )
-        if width % self.num_heads:
-            raise InputError(
-                f"num_heads is {self.num_heads}; it must divide embed_dim, {width}"
-            )
-        pool_heads = arch.pool_heads or self.num_heads
-        if arch.pool == "map" and width % pool_heads:
-            raise InputError(
-                f"pool_heads is {pool_heads}; it must divide embed_dim, {width}"
-            )
-        if width * self.mlp_ratio < 1:
-            raise InputError(
-                f"mlp_ratio is {self.mlp_ratio}; it must be at least 1 / {width}, so "
-                "that the MLP is not empty"
-            )
         if self.stem == "conv":
-            conv_stem_widths(width, self.patch_size)
-        if self.stem == "conv" and not arch.patch_bias:
-            raise InputError(
-                "stem is 'conv', whose projection has a bias, but patch_bias is False"
-            )
-        if arch.rotary is not None and self.head_dim % 4:
-            raise InputError(
-                f"num_heads is {self.num_heads}, so head_dim is {self.head_dim}; "
-                "rotary positions need a multiple of 4"
-            )
+            conv_stem_widths(self.embed_dim, self.patch_size)
+        pool = arch.pool
+        pool_heads = arch.pool_heads or self.num_heads
+        width = self.embed_dim
+        lacks_token = pool == "token" and not arch.class_token
+        lacks_bias = self.stem == "conv" and not arch.patch_bias
+        refuse_any(
+            (lacks_token, "pool is 'token', which needs class_token"),
+            (pool != "token" and arch.dist_token, "dist_token needs pool 'token'"),
+            (pool == "none" and self.num_classes, "pool 'none' needs num_classes=0"),
+            (width % self.num_heads, f"num_heads must divide embed_dim, {width}"),
+            (pool == "map" and width % pool_heads, f"pool_heads must divide {width}"),
+            (width * self.mlp_ratio < 1, "mlp_ratio makes an MLP of width 0"),
+            (lacks_bias, "stem is 'conv', which needs patch_bias"),
+            (arch.rotary and self.head_dim % 4, "rotary needs a head_dim of 4, 8, .."),
+        )
 
     @property
     def image_size(self) -> ImageSize:

@@ -10,7 +10,7 @@ from imagepiece_jax.common.checks import check_choice, replace_lists
 from imagepiece_jax.common.image_size import ImageSize, patch_grid
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.preprocessing import Preprocessing, read_fields
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT
@@ -94,14 +94,11 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     Raises InputError for a reduction that does not fit the model.
     """
     config = model.config
-    fitted_reduction = fit_to_cost(reduction, model)
-    try:
+    with titled_errors(f"reduction {reduction.typed or reduction}"):
+        fitted_reduction = fit_to_cost(reduction, model)
         facts = model.facts_for_methods()
         plan = fitted_reduction.method.plan(facts, config.arch.prefix, masked)
         contract.check_plan(plan, facts.class_token, facts.pool, config.grid)
-    except InputError as error:
-        typed = reduction.typed or reduction
-        raise InputError(f"reduction {typed}: {error}") from error
     # The config's default comes first: MAE's weights, for example, work without
     # proportional attention.
     default_prop_attn = config.prop_attn
@@ -153,20 +150,11 @@ def _read_model_fields(run_config):
         if model_fields.get(field) is not None:
             fields[field] = model_fields[field]
     if ("mean" in fields) != ("std" in fields):
-        raise InputError(
-            f"model.mean is {model_fields['mean']} and model.std is "
-            f"{model_fields['std']}; give both or neither"
-        )
+        raise InputError("model.mean and model.std are given both, or neither")
     return fields
 
 
 def _build_unnamed_config(fields, arch_fields):
     """Make the config of a DeiT with changed parts, normalized like ImageNet."""
-    size_fields = RUN_SIZE_FIELDS[:-1]  # mlp_ratio has a default
-    if missing_fields := [field for field in size_fields if field not in fields]:
-        raise InputError(
-            f"model.name is empty, and so is model.{missing_fields[0]}; a model needs "
-            f"a name, or {', '.join(size_fields)}"
-        )
     normalization: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return ViTConfig(**normalization | fields, arch=DEIT.with_fields(arch_fields))

@@ -34,12 +34,9 @@ def fit_to_cost(
     facts = model.facts_for_methods()
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = replace_placeholder(method, facts)
-    try:
-        model = model.clone(parent=None)  # hashable, which Flax's stubs do not say
-        # pyrefly: ignore[bad-argument-type]
-        ratio = _nearest_ratio(method, macs, model, tolerance)
-    except InputError as error:
-        raise InputError(f"reduction {reduction}: {error}") from error
+    model = model.clone(parent=None)  # hashable, which Flax's stubs do not say
+    # pyrefly: ignore[bad-argument-type]
+    ratio = _nearest_ratio(method, macs, model, tolerance)
     fitted_method = method.at_ratio(ratio, facts)
     return dataclasses.replace(reduction, method=fitted_method, typed=str(reduction))
 
@@ -102,9 +99,5 @@ def _nearest_ratio(method, target, model, tolerance):
     nearest_ratio = min(shares, key=lambda ratio: abs(shares[ratio] - target))
     if abs(shares[nearest_ratio] - target) <= tolerance:
         return nearest_ratio
-    if high in errors:
-        raise errors[high]
-    raise InputError(
-        f"macs is {target:g}, but the method's nearest cost is "
-        f"{shares[nearest_ratio]:.3f}"
-    )
+    sentence = f"but the method's nearest cost is {shares[nearest_ratio]:.3f}"
+    raise errors.get(high) or InputError(f"macs is {target:g}, {sentence}")

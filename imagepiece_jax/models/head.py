@@ -62,28 +62,16 @@ class Head:
             finite.
         """
         if not np.isfinite(logits).all():
-            raise InputError(
-                "the model's outputs are not finite, so they have no classes"
-            )
+            raise InputError("the model's outputs are not finite")
         if self.activation is None:
-            raise InputError(
-                f"problem_type is {self.problem_type!r}, whose outputs are not "
-                "probabilities; vit.model.apply(vit.variables, images).logits has the "
-                "values"
-            )
+            raise InputError(f"problem_type is {self.problem_type!r}, without classes")
         if self.activation == "sigmoid":
             return 0.5 * (1 + np.tanh(logits / 2))
         powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return powers / powers.sum(axis=-1, keepdims=True)
 
     def check_single_label(self, weights_title: str, reader: str) -> None:
-        """Refuse weights for multi-label or regression problems.
-
-        weights_title: the weights' name in the message
-        reader: what needs one label per image, such as "accuracy"
-        """
+        """Refuse multi-label and regression weights for a `reader` of one label."""
         if self.problem_type != SINGLE_LABEL:
-            raise InputError(
-                f"{weights_title}: problem_type is {self.problem_type!r}, but {reader} "
-                "needs one label per image"
-            )
+            problem = f"problem_type is {self.problem_type!r}"
+            raise InputError(f"{weights_title}: {problem}; {reader} needs one label")

@@ -233,10 +233,7 @@ class Pretrained:
         """
         config = self.config.with_preprocessing(**fields)
         if image_sides(config.image_size) != image_sides(self.image_size):
-            raise InputError(
-                f"image_size is {config.image_size}, but the model is for "
-                f"{size_text(self.image_size)}; at_size changes it"
-            )
+            raise InputError(f"image_size is {config.image_size}; at_size changes it")
         return dataclasses.replace(self, model=self.model.clone(config=config))
 
     def with_default_execution(self, dtype: str | None = "float32") -> Self:
@@ -301,9 +298,3 @@ class Pretrained:
         if self.recovery is not None:
             self.recovery.log_unrecovered(model, vit.label)
         return vit
-
-
-def check_pretrained(vit: object) -> None:
-    """Refuse anything but a Pretrained, such as the path of weights."""
-    if not isinstance(vit, Pretrained):
-        raise InputError(f"vit is {vit!r}; load makes a Pretrained of a path")

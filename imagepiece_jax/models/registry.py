@@ -71,10 +71,7 @@ def model_config(name: str) -> ViTConfig:
     agreed_values = [_agreed_values(fields) for fields in fields_by_tag.values()]
     if any(values != agreed_values[0] for values in agreed_values):
         tags = ", ".join(f"{name}.{tag}" for tag in fields_by_tag)
-        raise InputError(
-            f"{name!r} has weights with different normalization, crop or GELU; name "
-            f"one of them: {tags}"
-        )
+        raise InputError(f"{name!r} is several different models; name one: {tags}")
     fields = dict(next(iter(fields_by_tag.values())))  # of the default tag
     fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
     arch_fields = {k: fields.pop(k) for k in ("gelu", "resize") if k in fields}

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from imagepiece_jax.common.checks import check_choice, check_range, replace_lists
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import TokenHeads
 
 Coordinates = Float[Array | np.ndarray, "batch tokens 2"]
@@ -51,8 +50,6 @@ class Rotary:
         object.__setattr__(self, "reference", reference)
         if reference is None:
             return
-        if not isinstance(reference, tuple) or len(reference) != 2:
-            raise InputError(f"reference is {reference}; it must be (height, width)")
         for side in reference:
             check_range("reference", side)
 

@@ -33,8 +33,8 @@ def conv_stem_widths(embed_dim: int, patch_size: int) -> tuple[int, ...]:
     num_convs = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**num_convs or embed_dim % 2 ** (num_convs - 1):
         raise InputError(
-            f"stem is 'conv' with patch_size {patch_size} and embed_dim {embed_dim}; "
-            "patch_size must be a power of two, and half of it must divide embed_dim"
+            f"patch_size is {patch_size}; stem 'conv' needs a power of two, half of "
+            f"which divides embed_dim, {embed_dim}"
         )
     return tuple(embed_dim // 2**i for i in reversed(range(num_convs)))
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -119,28 +119,14 @@ def draw_variables(
     return draw(key, images)
 
 
-def check_variables(model: "ViT", variables: Mapping[str, Any]) -> None:
-    """Check the names and shapes of variables against a model."""
-    given_shapes = _shapes_by_name(variables)
-    model_shapes = _shapes_by_name(variable_shapes(model))
-    for name in sorted(given_shapes.keys() | model_shapes.keys()):
-        given_shape = given_shapes.get(name, "missing")
-        model_shape = model_shapes.get(name, "missing")
-        if given_shape != model_shape:
-            raise InputError(
-                f"variables: {name} is {given_shape}, but {model_shape} in the model"
-            )
-
-
 def check_parts(part_names: Iterable[str], model: "ViT", field: str) -> None:
     """Check that every name `is_in_parts` of a variable; `field` names it in errors."""
     leaves = traverse_util.flatten_dict(variable_shapes(model), sep="/")
     paths = [key.partition("/")[2] for key in leaves]
     for part_name in part_names:
         if not any(is_in_parts(path, [part_name]) for path in paths):
-            model_parts = {re.sub(r"_\d+$", "", path.split("/")[0]) for path in paths}
-            parts_text = ", ".join(sorted(model_parts))
-            raise InputError(f"{field} names {part_name!r}; the model has {parts_text}")
+            parts = sorted({re.sub(r"_\d+$", "", path.split("/")[0]) for path in paths})
+            raise InputError(f"{field} names {part_name!r}; the model has {parts}")
 
 
 def is_in_parts(path: str, part_names: Iterable[str]) -> bool:
@@ -175,9 +161,3 @@ def _traced_shapes(model):
 def _init_function(model):
     """`model.init`, traced once for both shapes and values."""
     return jax.jit(model.init)
-
-
-def _shapes_by_name(variables):
-    """{path: shape}."""
-    leaves: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
-    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

@@ -11,7 +11,6 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, Float, Shaped
 
-from imagepiece_jax.common.image_size import size_text
 from imagepiece_jax.data.normalize import check_images, warn_if_unnormalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.folded_stem import FoldedStem
@@ -171,10 +170,7 @@ class ViT(nn.Module):
         # A module around this one may draw from `rngs`.
         scope = self.scope
         if scope is not None and not scope.path and set(scope.rngs) - {"params"}:
-            raise InputError(
-                f"rngs has {sorted(scope.rngs)}, but the model draws from keys: "
-                'keys={"drop_path": [B] keys, "reducer": [B] keys}'
-            )
+            raise InputError(f"rngs has {[*scope.rngs]}, but the model draws from keys")
 
     def _part_dtype(self, part):
         if part in self.execution.float32_parts:
@@ -224,8 +220,7 @@ class ViT(nn.Module):
         if not (train and rate):
             return [(None, None)] * self.depth
         if keys is None:
-            argument = 'keys={"drop_path": [B] keys}'
-            raise ValueError(f"train=True draws for drop path: {argument} is missing")
+            raise InputError('train=True needs keys={"drop_path": [B] keys}')
         factors = draw_drop_path_scale(keys["drop_path"], self.depth, rate)
         return [(factors[:, i, 0], factors[:, i, 1]) for i in range(self.depth)]
 
@@ -300,7 +295,6 @@ class ViT(nn.Module):
         x = stem(x, train)
         batch, rows, columns, dim = x.shape
         x = x.reshape(batch, rows * columns, dim)
-        self._check_positions(rows * columns, (images.shape[1], images.shape[2]))
         prefix = self._prefix_tokens(batch, dim)
         if arch.prefix_positions:
             if prefix:
@@ -341,22 +335,6 @@ class ViT(nn.Module):
         if is_conv:
             return ConvStem(*fields, axis_name=self.execution.axis_name, name=name)
         return PatchStem(*fields, use_bias=self.config.arch.patch_bias, name=name)
-
-    def _check_positions(self, num_patches, image_size):
-        """Check that there are as many patches as position embeddings."""
-        arch = self.config.arch
-        position_embeddings = self.variables.get("params", {}).get("pos_embed")
-        if position_embeddings is None:
-            return
-        num_positions = position_embeddings.shape[1]
-        if arch.prefix_positions:
-            num_positions -= arch.prefix
-        if num_positions != num_patches:
-            raise InputError(
-                f"images have {size_text(image_size)} pixels, {num_patches} patches, "
-                f"but the model has positions for {num_positions}; "
-                "load(.., image_size=..) resizes them"
-            )
 
     def _add_positions(self, x):
         if not self.config.arch.positions:

@@ -20,18 +20,17 @@ import numpy as np
 from jaxtyping import Float
 
 from imagepiece_jax.common import parallel, signals
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import check_range, refuse_any
 from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.common.statistics import mean_difference
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained, check_pretrained
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.recovery_record import (
     RecoveredVariant,
     Recovery,
     flatten_params,
 )
-from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.recovery.recovery_images import (
     DECODE_THREADS,
     ImageSplit,
@@ -105,7 +104,6 @@ def recover(
     Raises InputError for a model with learned selectors, a reduction that leaves all
         tokens, and too few images.
     """
-    check_pretrained(vit)
     check_recoverable(vit)
     if minutes is not None:
         check_range("minutes", minutes, above=0)
@@ -160,22 +158,14 @@ def recover(
 
 def check_recoverable(vit: Pretrained) -> None:
     """Raise InputError for a model that `recover` does not take."""
-    if vit.model.has_selectors:
-        raise InputError(
-            f"{vit.typed_reduction} has selectors, which only training can learn"
-        )
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
-    if (
-        is_dense(vit)
-        and reduction is not None
-        and reduction.name != DENSE_REDUCTION.name
-    ):
-        raise InputError(
-            f"reduction {vit.typed_reduction} keeps all tokens, so there is nothing to "
-            "recover"
-        )
-    check_variables(vit.model, vit.variables)
+    is_named = reduction is not None and reduction.name != DENSE_REDUCTION.name
+    title = f"reduction {vit.typed_reduction}"
+    refuse_any(
+        (vit.model.has_selectors, f"{title} has selectors, which only training learns"),
+        (is_dense(vit) and is_named, f"{title} keeps all tokens"),
+    )
 
 
 def is_dense(vit: Pretrained) -> bool:

@@ -61,18 +61,14 @@ def split_images(
     num_images = len(digests)
     num_needed = MIN_HELD_OUT + batch_size
     if num_images < num_needed:
-        raise InputError(
-            f"images has {num_images}, but {num_needed} are needed: {MIN_HELD_OUT} to "
-            f"hold out, and a batch of {batch_size}"
-        )
+        parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
+        raise InputError(f"images has {num_images}, not {num_needed}: {parts}")
     digest_starts = range(0, len(known_digests), DIGEST_DIGITS)
     known = [known_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
     new_positions = np.flatnonzero(~np.isin(digests, known))
     if len(new_positions) < MIN_HELD_OUT:
-        raise InputError(
-            f"images has {num_images}, but {num_images - len(new_positions)} of them "
-            f"have trained the model; {MIN_HELD_OUT} others are needed to hold out"
-        )
+        new = f"{len(new_positions)} that have not trained the model"
+        raise InputError(f"images has only {new}; {MIN_HELD_OUT} are needed")
     num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
     num_held_out = min(num_held_out, num_images - batch_size, len(new_positions))
     # The first images of every eighth.

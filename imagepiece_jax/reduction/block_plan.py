@@ -246,17 +246,13 @@ def choose_steps(
         if count >= n:
             continue
         step = next((step for step in steps if step.block == block), None)
-        if step is None:
-            blocks = ", ".join(str(step.block) for step in steps)
+        least_count = n  # without a step here
+        if step is not None:
+            least_count = step.rule.fewest_tokens(n, stage=len(chosen_steps) + 1)
+        if step is None or (exact and count < least_count):
             raise Unreachable(
-                f"counts change at block {block}, but the method's blocks are "
-                f"{blocks or 'none'}"
-            )
-        least_count = step.rule.fewest_tokens(n, stage=len(chosen_steps) + 1)
-        if exact and count < least_count:
-            raise Unreachable(
-                f"counts has {count} tokens after block {block}; of {n} before it "
-                f"at least {least_count} must stay"
+                f"counts has {count} tokens after block {block}, where the method's "
+                f"steps must leave at least {least_count} of {n}"
             )
         n_out = max(count, least_count)
         if n_out < n:
@@ -278,10 +274,8 @@ def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts |
             yield None
             continue
         if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
-            raise Unreachable(
-                f"the rule {type(step.rule).__name__} leaves {n_out!r} image tokens at "
-                f"block {step.block}; it must leave 1 to {n}, or None"
-            )
+            rule = f"{type(step.rule).__name__} at block {step.block}"
+            raise Unreachable(f"{rule} leaves {n_out!r} tokens, not 1 to {n}, or None")
         progress = max(step.attention_block, 0) / len(steps)
         yield StepCounts(n, n_out, step.rule.count_candidates(n), stage, progress)
         n = n_out
@@ -327,15 +321,10 @@ def plan_blocks(
     """
     block_steps: list[Step | None] = [None] * depth
     for step in steps:
-        if step.block not in range(depth):
+        if step.block not in range(depth) or block_steps[step.block]:
             raise InputError(
-                f"a step is at block {step.block!r}; the model has blocks 0 to "
-                f"{depth - 1}"
-            )
-        if block_steps[step.block]:
-            raise InputError(
-                f"two steps are at block {step.block}; a block takes one step, and its "
-                "reducer may both drop and merge"
+                f"a step is at block {step.block!r}; each of the model's blocks, 0 to "
+                f"{depth - 1}, takes one step"
             )
         block_steps[step.block] = step
     block_counts = list(count_tokens(block_steps, n0))

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.rng import root_key
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.reducers import Reducer
@@ -43,19 +44,16 @@ def check_plan(
         if block_plan.step is None:
             continue
         reducer = block_plan.step.reducer
-        for field, part in missing_parts.items():
-            if field in reducer.needed_inputs:
-                raise InputError(
-                    f"{type(reducer).__name__} ranks tokens at block {block} by a "
-                    f"score of the {part}, but the model has no {part}; name "
-                    "another score"
-                )
+        title = f"{type(reducer).__name__} at block {block}"
+        problems = []
+        for field in missing_parts.keys() & reducer.needed_inputs:
+            sentence = f"{title}: name another score, the model has no "
+            problems.append((True, sentence + missing_parts[field]))
         if block_plan.step.site == "pre" and reducer.attention_reads:
-            if block == 0 or plan[block - 1].site not in (None, "pre"):
-                raise InputError(
-                    f"{type(reducer).__name__} at block {block} reads the attention of "
-                    "the block before; this block must exist and keep its tokens"
-                )
+            is_unread = block == 0 or plan[block - 1].site not in (None, "pre")
+            sentence = f"{title} reads attention of the block before, which must exist"
+            problems.append((is_unread, f"{sentence} and keep its tokens"))
+        refuse_any(*problems)
         if block_plan.counts:
             reducer.check_fits(grid, block_plan.counts)
             grid = None  # reduced tokens have no grid
@@ -79,32 +77,29 @@ def check_form(result: object, counts: StepCounts) -> None:
     """
     n_in = counts.n_in
     n_out = counts.n_out
+    shapes: dict[type, dict] = {
+        Assignment: {"slot_of_token": [n_in], "weight": [n_in], "attn_size": [n_in]},
+        Mixing: {"matrix": [n_out, n_in], "attn_size": [n_out]},
+        Masking: {"keep": [n_in]},
+    }
+    if type(result) not in shapes:
+        raise InputError(f"a reducer returned {type(result)}, none of {[*shapes]}")
+    problems = []
+    for name, sizes in shapes[type(result)].items():
+        shape = getattr(getattr(result, name), "shape", (None, *sizes))
+        sentence = f"{name} has shape {shape}; it must be {['B', *sizes]}"
+        problems.append(([*shape[1:]] != sizes, sentence))
     if isinstance(result, Assignment):
-        if result.n_out != n_out or n_out > n_in:
-            raise InputError(
-                f"an Assignment of {n_in} tokens has n_out {result.n_out}; it must be "
-                f"the counts' n_out, {n_out}, and at most {n_in}"
-            )
-        if not jnp.issubdtype(result.slot_of_token.dtype, jnp.integer):
-            raise InputError(
-                f"slot_of_token is {result.slot_of_token.dtype}; it must be integers"
-            )
-        _check_shape("slot_of_token", result.slot_of_token, n_in)
-        _check_shape("weight", result.weight, n_in)
-        _check_shape("attn_size", result.attn_size, n_in)
-    elif isinstance(result, Mixing):
-        _check_shape("matrix", result.matrix, n_out, n_in)
-        _check_shape("attn_size", result.attn_size, n_out)
+        dtype = result.slot_of_token.dtype
+        is_integer = jnp.issubdtype(dtype, jnp.integer)
+        problems.append((not is_integer, f"slot_of_token is {dtype}, not integers"))
+        sentence = f"n_out is {result.n_out}; it must be {n_out}, of {n_in} tokens"
+        problems.append((result.n_out != n_out or n_out > n_in, sentence))
     elif isinstance(result, Masking):
-        _check_shape("keep", result.keep, n_in)
-        num_tokens = n_in if result.append is None else n_in + 1
-        if num_tokens != n_out:
-            raise InputError(f"keep leaves {num_tokens} tokens; it must leave {n_out}")
-    else:
-        raise InputError(
-            f"a reducer returned a {type(result).__name__}; it must be an Assignment, "
-            "a Mixing or a Masking"
-        )
+        num_tokens = n_in + (result.append is not None)
+        sentence = f"keep leaves {num_tokens} tokens; it must leave {n_out}"
+        problems.append((num_tokens != n_out, sentence))
+    refuse_any(*problems)
 
 
 def check_values(result: object, counts: StepCounts) -> None:
@@ -116,19 +111,25 @@ def check_values(result: object, counts: StepCounts) -> None:
     # `merges`, and weights are finite.
     check_form(result, counts)
     numpy_result: Any = jax.tree.map(np.asarray, result)
+    faults = {}  # {sentence about the place of a fault: where it is, [B, ..]}
     if isinstance(result, Assignment):
-        _check_slots(numpy_result.slot_of_token, result.n_out, result.merges)
+        slot_of_token = numpy_result.slot_of_token
+        is_outside = (slot_of_token < 0) | (slot_of_token >= result.n_out)
+        sentence = f"no slot from 0 to {result.n_out - 1}, nor {DROPPED}, has token"
+        faults[sentence] = is_outside & (slot_of_token != DROPPED)
+        slots = np.arange(result.n_out)[None, :, None]
+        num_tokens = (slot_of_token[:, None, :] == slots).sum(axis=-1)
+        faults["no token is in slot"] = num_tokens == 0
+        sentence = "merges is False, but several tokens are in slot"
+        faults[sentence] = (num_tokens > 1) & (not result.merges)
     for name in ("weight", "attn_size", "matrix", "keep"):
         values = getattr(numpy_result, name, None)
         if values is not None:
-            _check_finite(name, values)
-
-
-def _check_finite(name, values):
-    is_finite = np.isfinite(values.astype(np.float32))
-    for image, *index in _find_first_true(~is_finite):
-        value = values[image, *index]
-        raise InputError(f"image {image}: {name}{index} is {value}")
+            is_finite = np.isfinite(values.astype(np.float32))
+            faults[f"{name} is not finite at"] = ~is_finite
+    for sentence, is_fault in faults.items():
+        for image, *place in np.argwhere(is_fault).tolist()[:1]:
+            raise InputError(f"image {image}: {sentence} {', '.join(map(str, place))}")
 
 
 def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> None:
@@ -136,18 +137,10 @@ def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> Non
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    reducing_steps = [
-        (block_plan.step, block_plan.counts)
-        for block_plan in plan
-        if block_plan.step and block_plan.counts
-    ]
-    for (step, counts), result in zip(reducing_steps, results, strict=True):
-        try:
+    steps = [(b.step.block, b.reducer, b.counts) for b in plan if b.step and b.counts]
+    for (block, reducer, counts), result in zip(steps, results, strict=True):
+        with titled_errors(f"block {block}, {type(reducer).__name__}"):
             check_values(result, counts)
-        except InputError as error:
-            block = step.block
-            reducer = type(step.reducer).__name__
-            raise InputError(f"block {block}, {reducer}: {error}") from error
 
 
 def random_inputs(
@@ -175,33 +168,3 @@ def random_inputs(
         rng=jax.random.split(root_key(0), 2),
         num_heads=num_heads,
     )
-
-
-def _check_shape(name, array, *sizes):
-    if array is not None and array.shape[1:] != sizes:
-        size_list = ", ".join(map(str, sizes))
-        raise InputError(f"{name} has shape {array.shape}; it must be [B, {size_list}]")
-
-
-def _find_first_true(flags):
-    """Locate an array's first True: a list with one index, or an empty list."""
-    return [index.tolist() for index in np.argwhere(flags)[:1]]
-
-
-def _check_slots(slot_of_token, n_out, merges):
-    """Check that slots are in range, not empty, and single tokens without `merges`."""
-    is_outside = (slot_of_token < 0) | (slot_of_token >= n_out)
-    for image, token in _find_first_true(is_outside & (slot_of_token != DROPPED)):
-        raise InputError(
-            f"image {image}: token {token} goes to slot {slot_of_token[image, token]}; "
-            f"it must be 0 to {n_out - 1}, or {DROPPED} for a dropped token"
-        )
-    slots = np.arange(n_out)[None, :, None]
-    num_tokens = (slot_of_token[:, None, :] == slots).sum(axis=-1)
-    for image, slot in _find_first_true(num_tokens == 0):
-        raise InputError(f"image {image}: slot {slot} of {n_out} gets no token")
-    for image, slot in _find_first_true((num_tokens > 1) & (not merges)):
-        raise InputError(
-            f"image {image}: slot {slot} gets {num_tokens[image, slot]} tokens, but "
-            "merges is False"
-        )

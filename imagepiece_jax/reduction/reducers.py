@@ -90,10 +90,7 @@ class Reducer:
         return "rng" in self.needed_inputs
 
     def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
-        """Raise InputError if the reducer cannot reduce these tokens.
-
-        grid: (height, width); None after an earlier reduction
-        """
+        """Check whether the reducer can reduce; grid: None after a reduction."""
 
 
 class MaskingReducer(Reducer):

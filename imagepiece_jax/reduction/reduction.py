@@ -6,11 +6,10 @@ A reduction's text is METHOD:FIELD=VALUE:FIELD=VALUE, such as
 
 import ast
 import dataclasses
-import numbers
 from typing import Any
 
 from imagepiece_jax.common.checks import check_choice, check_share, find_similar_name
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
@@ -53,20 +52,13 @@ class Reduction:
             reduction = cls(value)
         elif isinstance(value, str):
             reduction = cls._parse_text(value)
-        elif isinstance(value, numbers.Real):
+        else:
             check_share("reduction", value)
             reduction = cls(Method(macs=value))
-        else:
-            raise InputError(
-                f"reduction is {value!r}; it must be a share of the MACs such as 0.5, "
-                'or a text such as "evit:keep_rate=0.7"'
-            )
         if prop_attn is None or reduction.prop_attn == prop_attn:
             return reduction
         if reduction.prop_attn is not None:
-            raise InputError(
-                f"reduction is {reduction}, but the model has prop_attn={prop_attn}"
-            )
+            raise InputError(f"reduction is {reduction}, but prop_attn is {prop_attn}")
         return dataclasses.replace(reduction, prop_attn=prop_attn)
 
     @classmethod
@@ -86,30 +78,24 @@ class Reduction:
                 if "," in method_text:
                     suggestion = " (spaces separate several)"
                 raise InputError(
-                    f"reduction is {text!r}; it must be one share of the MACs such as "
-                    f"0.5, or begin with a method{suggestion}: {', '.join(METHODS)}. "
-                    "Your own is added to METHODS before load in Python, and by an "
-                    f"entry point {methods.ENTRY_POINTS} of its package for commands"
+                    f"reduction is {text!r}; it must be one share of the MACs, or "
+                    f"begin with a method{suggestion}: {', '.join(METHODS)}, or your "
+                    f"own (in METHODS, or an entry point {methods.ENTRY_POINTS})"
                 ) from None
         known_fields = [field.name for field in dataclasses.fields(method_class)]
         known_fields.append("prop_attn")
         for field_text in field_texts:
             field_name, equals_sign, value_text = field_text.partition("=")
-            if not equals_sign or field_name in field_values:
+            is_known = equals_sign and field_name in known_fields
+            if not is_known or field_name in field_values:
                 raise InputError(
-                    f"reduction is {text!r}; {field_text!r} must be FIELD=VALUE, once"
-                )
-            if field_name not in known_fields:
-                raise InputError(
-                    f"reduction is {text!r}; {field_name!r} must be a field of "
-                    f"{method_text}: {', '.join(known_fields)}"
+                    f"reduction is {text!r}; {field_text!r} must be FIELD=VALUE, once, "
+                    f"with a field of {method_text}: {', '.join(known_fields)}"
                 )
             field_values[field_name] = _parse_literal(value_text)
         prop_attn = field_values.pop("prop_attn", None)
-        try:
+        with titled_errors(f"reduction {text}"):
             return cls(method_class(**field_values), prop_attn)
-        except InputError as error:
-            raise InputError(f"reduction {text}: {error}") from error
 
     def __str__(self) -> str:
         field_values = {}

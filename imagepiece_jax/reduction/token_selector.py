@@ -11,7 +11,6 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Outputs, initial_state
@@ -145,22 +144,3 @@ def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
         is_live = mask[:, :num_tokens] > 0.5
     num_live = jnp.maximum(1, jnp.sum(is_live)).astype(jnp.float32)
     return jnp.sum(jnp.where(is_live, squared_error, 0)) / num_live
-
-
-def check_teacher(outputs: Outputs, teacher_outputs: Outputs) -> None:
-    """Raise InputError unless patches, width and classes equal the student's."""
-    student_sizes = _describe_sizes(outputs)
-    teacher_sizes = _describe_sizes(teacher_outputs)
-    if teacher_sizes != student_sizes:
-        raise InputError(
-            f"the teacher has {teacher_sizes}, but it must have {student_sizes}"
-        )
-
-
-def _describe_sizes(outputs):
-    num_patches = outputs.tokens.shape[1] - outputs.state.num_prefix
-    if outputs.reducer_inputs:  # the first step saw all patches
-        num_patches = outputs.reducer_inputs[0].x.shape[1]
-    width = outputs.tokens.shape[-1]
-    num_classes = outputs.logits.shape[-1]
-    return f"{num_patches} patches, width {width} and {num_classes} classes"

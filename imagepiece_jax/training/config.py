@@ -4,16 +4,20 @@ The groups data and augment are in `imagepiece_jax.data.config`. configs/base.py
 the ConfigDict of the command line from these classes.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from imagepiece_jax.common.checks import check_options, option, replace_lists
+from imagepiece_jax.common.checks import (
+    check_options,
+    option,
+    refuse_any,
+    replace_lists,
+)
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.weights import run_files
 
 if TYPE_CHECKING:  # these modules import JAX
@@ -146,7 +150,7 @@ class RunConfig:
         check_options(self, "config")
         if len(self.betas) != 2:
             raise InputError(f"config.betas is {self.betas}; it must be two numbers")
-        with _prefix_errors():
+        with titled_errors("config"):
             object.__setattr__(self, "reduction", Reduction.read(self.reduction))
 
     @classmethod
@@ -161,7 +165,7 @@ class RunConfig:
             _ = run_config.vit_config  # raises for a model that does not fit
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error
-        except TypeError as error:  # a missing or unknown field
+        except TypeError as error:  # an unknown field
             raise InputError(f"config: {error}") from error
         return run_config
 
@@ -171,7 +175,7 @@ class RunConfig:
         from imagepiece_jax.models.create import read_run_config
 
         fields = {"model": vars(self.model), "data": vars(self.data)}
-        with _prefix_errors():
+        with titled_errors("config"):
             return read_run_config(vars(self) | fields)
 
     @property
@@ -211,7 +215,7 @@ class RunConfig:
 
         if self.reduction.method.macs is None:
             return self
-        with _prefix_errors():
+        with titled_errors("config"):
             reduction = fit_to_cost(self.reduction, self.create_dense_model())
         run_config = dataclasses.replace(self, reduction=reduction)
         log_reduction(self.reduction, run_config.create_model())
@@ -229,12 +233,11 @@ class RunConfig:
             for field in ("crop_mode", "interpolation", "rule"):
                 config_name = NAME_IN_CONFIG[field]
                 value = getattr(data, config_name)
-                if value != getattr(Preprocessing, field):
-                    raise InputError(
-                        f"config.data.{config_name} is {value!r}, but "
-                        "config.data.eval_crop is empty, so the weights decide the "
-                        "crop; give eval_crop, too"
-                    )
+                is_typed = value != getattr(Preprocessing, field)
+                sentence = (
+                    f"config.data.{config_name} is {value!r}; give eval_crop, too"
+                )
+                refuse_any((is_typed, sentence))
             preprocessing = trained_config.preprocessing
             data = dataclasses.replace(
                 data,
@@ -257,7 +260,7 @@ class RunConfig:
             make_execution,
         )
 
-        with _prefix_errors():
+        with titled_errors("config"):
             model = self.model
             execution = make_execution(self.vit_config, model.dtype, model.attention)
             execution = dataclasses.replace(
@@ -279,12 +282,3 @@ def _read_options(options_class, values):
         if dataclasses.is_dataclass(field.type):
             option_values[field.name] = _read_options(field.type, value)
     return options_class(**option_values)
-
-
-@contextlib.contextmanager
-def _prefix_errors():
-    """Prefix InputErrors about a config's model or reduction."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"config: {error}") from error

@@ -11,7 +11,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.batches import Batches, BatchReader, steps_per_epoch
+from imagepiece_jax.data.batches import Batches, BatchReader
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
@@ -42,7 +42,7 @@ class RunLength:
 
 def find_run_length(run: RunConfig, num_images: int) -> RunLength:
     """Length of a run over `num_images` training images, without partial batches."""
-    epoch_steps = steps_per_epoch(num_images, run.batch_size)
+    epoch_steps = num_images // run.batch_size
     return RunLength(epoch_steps, run.epochs, run.eval_every_epochs)
 
 
@@ -52,40 +52,28 @@ def check_training(
     train: Source | None = None,
     found_mistakes: Sequence[str] = (),
 ) -> None:
-    """Raise InputError for a config that cannot be trained, with a line a mistake.
-
-    train: the training images; None: they are not checked
-    """
-    mistakes = [*found_mistakes]
-    if not run.num_classes:
-        mistakes.append("config.num_classes is 0; it must be 1 or more in training")
-    if run.model.dtype == "float16":
-        mistakes.append(
-            "config.model.dtype is 'float16', in which small gradients vanish in "
-            "training; it must be 'float32' or 'bfloat16'"
-        )
-    if train is not None and len(train) < run.batch_size:
-        mistakes.append(
-            f"config.batch_size is {run.batch_size}, but {run.data.name} has "
-            f"{len(train)} training images: "
-            f"--config.batch_size={2 ** (len(train).bit_length() - 1)}"
-        )
-    if run.warmup_epochs >= run.epochs:
-        mistakes.append(
-            f"config.warmup_epochs is {run.warmup_epochs}; it must be below "
-            f"config.epochs, {run.epochs}: --config.warmup_epochs={run.epochs / 10:g}"
-        )
+    """Raise InputError for a config that cannot be trained, with a line a mistake."""
+    batch_size = run.batch_size
+    num_images = batch_size if train is None else len(train)
+    devices_text = ""
     try:  # a batch that does not split over devices and micro-batches
-        placement.sample_positions(run.batch_size)
+        placement.sample_positions(batch_size)
     except InputError as error:
-        mistakes.append(f"config.{error}")
-    micro_batch_size = run.batch_size // run.grad_accum_steps
-    mixes_images = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
-    if mixes_images and micro_batch_size % 2:
-        mistakes.append(
-            f"config.batch_size is {run.batch_size}, which makes micro-batches of "
-            f"{micro_batch_size}; they must be even, as mixup and cutmix pair images"
-        )
+        devices_text = str(error)
+    is_mixed = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
+    is_odd = is_mixed and batch_size // run.grad_accum_steps % 2
+    fitting = f"--config.batch_size={2 ** (num_images.bit_length() - 1)}"
+    warmup = f"--config.warmup_epochs={run.epochs / 10:g}"
+    table = [
+        (not run.num_classes, "num_classes is 0"),
+        (run.model.dtype == "float16", "model.dtype is 'float16': gradients vanish"),
+        (num_images < batch_size, f"batch_size is above {num_images}: {fitting}"),
+        (run.warmup_epochs >= run.epochs, f"warmup_epochs takes all epochs: {warmup}"),
+        (devices_text, devices_text),
+        (is_odd, "batch_size makes odd micro-batches, but mixup needs pairs"),
+    ]
+    mistakes = [*found_mistakes]
+    mistakes += [f"config.{sentence}" for is_true, sentence in table if is_true]
     if mistakes:
         raise InputError("\n".join(mistakes))
 

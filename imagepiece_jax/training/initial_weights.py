@@ -9,7 +9,7 @@ import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import DEIT_CROP
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.models.architecture import PART_NAMES
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
@@ -71,47 +71,22 @@ class InitialWeights:
     def check_classes(
         self, names: Sequence[str | None] | None, resumes: bool = False
     ) -> None:
-        """Compare the classes of a run's weights with the classes of its data.
-
-        The weights are the teacher's, and the initial weights of a new run with their
-        head.
-
-        names: class names of `config.data`
-        Raises InputError for the first class with another name.
-        """
+        """Compare the classes of teacher and kept head with the data's `names`."""
         run = self._run
-        data_title = f"config.data.name {run.data.name!r}"
-        if self.teacher_weights is not None:
-            weights_title = f"config.teacher.weights {run.teacher.weights}"
-            teacher_names = self.teacher_weights.class_names
-            check_classes(teacher_names, weights_title, names, data_title)
-        if not run.init.weights or resumes or "head" in run.init.fresh:
-            return
-        weights_title = f"config.init.weights {run.init.weights}"
-        initial_names = (
-            self.initial_weights.class_names if self.initial_weights else None
-        )
-        try:
-            check_classes(initial_names, weights_title, names, data_title)
-        except InputError as error:
-            advice = "or draw a new head by config.init.fresh=('head',)"
-            raise InputError(f"{error}; {advice}") from error
+        fields = {"config.teacher.weights": self.teacher_weights}
+        if run.init.weights and not resumes and "head" not in run.init.fresh:
+            fields["config.init.weights (or config.init.fresh)"] = self.initial_weights
+        for field, vit in fields.items():
+            own_names = vit.class_names if vit else None
+            check_classes(own_names, field, names, run.data.name)
 
     def make_initial_variables(self, model: ViT) -> Mapping[str, Any]:
         """Variables at the start of training: from `initial_weights`, else fresh."""
         run = self._run
         fresh_parts = run.init.fresh
         if self.initial_weights is None:
-            if fresh_parts:
-                raise InputError(
-                    f"config.init.fresh is {fresh_parts!r}, but config.init.weights is "
-                    "empty"
-                )
-            if run.init.weights is None:
-                raise InputError(
-                    "config.init.weights is empty, but this config needs trained "
-                    "weights; give --config.init.weights=FILE"
-                )
+            if fresh_parts or run.init.weights is None:
+                raise InputError("config.init.weights is empty; this config needs FILE")
             return draw_variables(model, run.seed)
         check_parts(fresh_parts, model, "config.init.fresh")
         try:
@@ -119,19 +94,17 @@ class InitialWeights:
         except StateDictMismatch as error:
             if not error.fresh_parts:
                 raise
-            all_fresh_parts = tuple(dict.fromkeys((*fresh_parts, *error.fresh_parts)))
-            flags = f'"--config.init.fresh={all_fresh_parts}"'
-            raise InputError(f"{error}; to train it anew: {flags}") from error
+            parts = tuple(dict.fromkeys((*fresh_parts, *error.fresh_parts)))
+            flag = f'"--config.init.fresh={parts}"'
+            raise InputError(f"{error}; to train it anew: {flag}") from error
 
 
 def _load_dense_model(field, weights):
     """Load the dense model of a config field's weights; None without weights."""
     if not weights:
         return None
-    try:
+    with titled_errors(field):
         return load(weights, "none")  # without reduction
-    except InputError as error:
-        raise InputError(f"{field}: {error}") from error
 
 
 def fit_variables(
@@ -150,10 +123,7 @@ def fit_variables(
 def check_unstored_fields(
     config: ViTConfig, trained_config: ViTConfig, title: str, has_new_head: bool = False
 ) -> None:
-    """Raise InputError for an entry of UNSTORED_FIELDS with another trained value.
-
-    title: names the trained weights in the error
-    """
+    """Compare UNSTORED_FIELDS with the trained values of the weights `title`."""
     for field in UNSTORED_FIELDS:
         if has_new_head and field in HEAD_FIELDS:
             continue
@@ -166,10 +136,8 @@ def check_unstored_fields(
             configs = config.arch, trained_config.arch
         value, trained_value = (getattr(c, field) for c in configs)
         if not _is_equal(value, trained_value):
-            raise InputError(
-                f"{config_path}.{field} is {value!r}, but {title} was trained with "
-                f"{trained_value!r}"
-            )
+            trained = f"{title} was trained with {trained_value!r}"
+            raise InputError(f"{config_path}.{field} is {value!r}, but {trained}")
 
 
 def _is_equal(value, trained_value):

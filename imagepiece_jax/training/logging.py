@@ -238,13 +238,10 @@ class RunLog(contextlib.ExitStack):
     def _raise_non_finite(self, step, metrics):
         """Raise RunError for a step with a non-finite loss or gradient."""
         metric_name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
-        repeat_clause = ""
-        if metrics["skipped"] > 1:
-            repeat_clause = f", as in {int(metrics['skipped'])} steps in a row"
         raise RunError(
-            f"{metric_name} is {metrics[metric_name]} at step {step}{repeat_clause}: "
-            f"training stopped, the checkpoints in {self._workdir} are kept; try a "
-            "lower lr, or clip_grad_norm=1.0"
+            f"{metric_name} is {metrics[metric_name]} at step {step}, the last of "
+            f"{int(metrics['skipped'])} skipped; the checkpoints in {self._workdir} "
+            "are kept: try a lower lr, or clip_grad_norm=1.0"
         )
 
 

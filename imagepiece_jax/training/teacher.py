@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.image_size import image_sides
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
@@ -84,42 +85,32 @@ def create_teacher(
             f"note: {weights_title} was trained with {trained_reduction}, and teaches "
             "without it"
         )
-    try:
+    with titled_errors("config.teacher.weights"):
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:
             model = dense_model.with_execution(drop_path_rate=0.0)
             variables = fit_variables(vit, model)
         else:
             model, variables = _create_distillation_teacher(run, vit)
-    except InputError as error:
-        raise InputError(f"config.teacher.weights: {error}") from error
     return Teacher(model, dense_model.config.mean, dense_model.config.std), variables
 
 
 def check_teacher_settings(run: RunConfig) -> None:
     """Raise InputError for a missing or unused teacher."""
-    if run.needs_teacher and not run.teacher.weights:
-        needing_field = f"config.reduction={run.reduction.name}"
-        if run.distill.is_active:
-            needing_field = f"config.distill.kind={run.distill.kind}"
-        raise InputError(
-            f"config.teacher.weights is empty, but {needing_field} needs a teacher"
-        )
-    if run.teacher.weights and not run.needs_teacher:
-        raise InputError(
-            f"config.teacher.weights is {run.teacher.weights!r}, but nothing learns "
-            "from a teacher; leave it empty, or set config.distill.kind to soft or hard"
-        )
+    weights = run.teacher.weights
+    settings = f"reduction {run.reduction.name} and distill.kind {run.distill.kind}"
+    sentence = f"config.teacher.weights is {weights!r}, but {settings}"
+    refuse_any(
+        (run.needs_teacher and not weights, f"{sentence} learn from a teacher"),
+        (weights and not run.needs_teacher, f"{sentence} learn from none"),
+    )
 
 
 def _create_distillation_teacher(run, vit):
     """(model, variables) of any model with the student's number of classes."""
     config = vit.config
     if config.num_classes != run.num_classes:
-        raise InputError(
-            f"the teacher has {config.num_classes} classes, but the student has "
-            f"{run.num_classes}"
-        )
+        raise InputError(f"it has {config.num_classes} classes, not {run.num_classes}")
     execution = make_execution(config, run.model.dtype, run.model.attention)
     model = vit.model.clone(execution=execution)
     return model.with_execution(head_only=True), vit.variables

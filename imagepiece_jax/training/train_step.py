@@ -117,13 +117,7 @@ def micro_batch_loss(
         terms = {}
     if method_loss := run.reduction.method.loss:
         method_terms = method_loss(outputs, teacher_outputs, plan=model.plan)
-        for name in method_terms:
-            if name in terms:  # one would replace the other
-                raise InputError(
-                    f"reduction {run.reduction} and distillation both have a loss term "
-                    f"{name!r}"
-                )
-        terms |= method_terms
+        terms = dict(**terms, **method_terms)  # TypeError for a name of both
     return sum(terms.values(), loss), terms
 
 
@@ -225,10 +219,7 @@ def train_step(
             student_loss, has_aux=True
         )(state.params)
         if clash := set(terms) & set(STEP_METRICS):
-            raise InputError(
-                f"loss returns a term {min(clash)!r}, but a step already has a figure "
-                "of this name"
-            )
+            raise InputError(f"loss has a term {min(clash)!r}, as each step does")
         grads = jax.tree.map(
             lambda grad_sum, g: grad_sum + g / num_micro_batches, grads, micro_grads
         )

@@ -17,7 +17,8 @@ import optax
 from jaxtyping import PyTree
 
 from imagepiece_jax.common import extras, files, parallel
-from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.common.checks import refuse_any
+from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models.variables import variable_shapes, variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import report
@@ -218,21 +219,24 @@ def _begin_run(setup):
     state = _make_first_state(setup, resumes)
     initial_weights.free_weights()  # frees host memory for the training
     teacher_digest = variables_digest(teacher_variables)
-    progress = RunProgress(setup.data.find_digests(), teacher=teacher_digest)
+    normalization = [*setup.model.config.mean, *setup.model.config.std]
+    progress = RunProgress(
+        setup.data.find_digests(), teacher=teacher_digest, normalization=normalization
+    )
     step = 0
     if resumes:
         state, saved_fields, step = checkpoints.restore(state)
-        if saved_fields["digest"] != progress.digest:
-            raise InputError(
-                f"config.data.name is {setup.config.data.name}, whose images are not "
-                f"those of the run in {setup.workdir}; choose another workdir"
-            )
+        has_other_images = saved_fields["digest"] != progress.digest
+        has_other_teacher = saved_fields["teacher"] != teacher_digest
+        # Somebody may have edited config.json, which fills an empty mean and std.
+        has_other_mean = saved_fields.get("normalization") != normalization
+        earlier = f"than the run in {setup.workdir}; {run_dir.CHOOSE_OTHER_WORKDIR}"
+        refuse_any(
+            (has_other_images, f"config.data.name has other images {earlier}"),
+            (has_other_teacher, f"config.teacher.weights is another teacher {earlier}"),
+            (has_other_mean, f"config.model has another mean or std {earlier}"),
+        )
         progress = RunProgress(**saved_fields)
-        if progress.teacher != teacher_digest:
-            raise InputError(
-                f"config.teacher.weights is {setup.config.teacher.weights}, which is "
-                f"not the teacher of the run in {setup.workdir}; choose another workdir"
-            )
     job.check_same_start(step, (state, teacher_variables))
     if resumes and setup.loss is not micro_batch_loss:
         loss_name = getattr(setup.loss, "__name__", setup.loss)

@@ -35,10 +35,7 @@ PAGE_TEMPLATE = """<!doctype html>
 
 
 def check_page_writable(folder: pathlib.Path) -> None:
-    """Check, before the work starts, that `write_page` can draw and write a page.
-
-    Raises InputError without Matplotlib, and for a folder with files of other origin.
-    """
+    """Check, before the work starts, that `write_page` can draw and write a page."""
     extras.check_installed("a figure", "matplotlib")
 
     def is_ours(file):

@@ -18,7 +18,7 @@ from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, earlier_revision
+from imagepiece_jax.errors import InputError, earlier_revision, titled_errors
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
@@ -112,11 +112,8 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
         return registry.model_config(name_or_path)
     location = locate_config(name_or_path)
     if location is None:
-        suggestion = registry.suggest_names(name_or_path)
-        raise InputError(
-            f"config is {name_or_path!r}, which is neither a model name nor a file; "
-            f"{suggestion}"
-        )
+        names = registry.suggest_names(name_or_path)
+        raise InputError(f"config is {name_or_path!r}, no model name or file; {names}")
     return describe_weights(location).config
 
 
@@ -133,18 +130,14 @@ def _find_named_config(location):
     )
     if (weights_path.parent / CONFIG_FILE).is_file():
         remedy = f"its folder, {weights_path.parent}, has a {CONFIG_FILE}, so load that"
-    raise InputError(
-        f"{location.title} has no {CONFIG_FILE} and no public model's name; {remedy}"
-    )
+    raise InputError(f"{location.title} does not name its model; {remedy}")
 
 
 def _describe_run(location):
     """Read a run's config and its class names."""
     config_fields = location.config_fields or {}
     if not RUN_FIELDS <= {*config_fields}:
-        raise InputError(
-            f"{location.config_file} describes neither a run nor published weights"
-        )
+        raise InputError(f"{location.config_file} describes no run and no model")
     description = parse_content(location.config_file, _parse_run_config, config_fields)
     class_names = read_class_names(location.disk_path, config_fields["num_classes"])
     return description._replace(class_names=class_names)
@@ -199,10 +192,8 @@ def parse_config(
         timm_model = parse_content(config_file, timm_config.parse_timm, config_fields)
         return Description(**timm_model._asdict())
     if not processor_fields and not has_config:
-        raise InputError(
-            f"folder {folder} has no {PREPROCESSOR_FILE}, so nothing says how images "
-            "are normalized; place it beside the weights, or give config="
-        )
+        lack = f"no {PREPROCESSOR_FILE} with the images' mean and std"
+        raise InputError(f"folder {folder} has {lack}; place it there, or give config=")
     model_type = parse_content(
         config_file, transformers_config.find_vision_type, config_fields
     )
@@ -222,14 +213,15 @@ def parse_content(
     file: str | os.PathLike | None, parse: Callable[..., ParseResult], *content: Any
 ) -> ParseResult:
     """Call `parse(*content)`, and name the file in its errors."""
-    try:
-        return parse(*content)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    except KeyError as error:
-        raise InputError(f"{file} has no {error.args[0]}") from error
-    except PARSER_ERRORS as error:
-        raise InputError(f"{file} has an unknown field: {error}") from error
+    with titled_errors(file):
+        try:
+            return parse(*content)
+        except InputError:
+            raise
+        except KeyError as error:
+            raise InputError(f"it has no {error.args[0]}") from error
+        except PARSER_ERRORS as error:
+            raise InputError(f"it has an unknown field: {error}") from error
 
 
 def _parse_own_record(config_fields):
@@ -282,7 +274,6 @@ def _read_record(record_class, fields):
 
 
 def _check_same_images(config, image_size, config_fields):
-    """Refuse a file whose timm part and own part disagree about the images."""
     # `save` writes both parts for one model, so somebody has edited one part.
     pretrained_cfg = config_fields.get("pretrained_cfg", {})
     own_values = {"mean": config.mean, "std": config.std}
@@ -290,7 +281,5 @@ def _check_same_images(config, image_size, config_fields):
     for field, own_value in own_values.items():
         timm_value = pretrained_cfg.get(field, own_value)
         if timm_value != own_value:
-            raise InputError(
-                f"pretrained_cfg.{field} is {timm_value}, but {OWN_KEY}.config says "
-                f"{own_value}"
-            )
+            other = f"but {OWN_KEY}.config says {own_value}"
+            raise InputError(f"pretrained_cfg.{field} is {timm_value}, {other}")

@@ -59,8 +59,7 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
         _check_processor(hub_id, folder)
     names = [name for name in file_names.WEIGHTS_FILES if name in repository_names]
     if not names:
-        weights_names = ", ".join(file_names.WEIGHTS_FILES)
-        raise InputError(f"{hub_id} has none of {weights_names}")
+        raise InputError(f"{hub_id} has none of {', '.join(file_names.WEIGHTS_FILES)}")
     patterns = names[:1]
     if patterns[0].endswith(file_names.INDEX_ENDING):
         parts = tensor_files.read_weight_map(folder / names[0]).values()

@@ -81,10 +81,8 @@ class Location:
         weights_names = _list_weights_names(self.file_names)
         if len(weights_names) == 1:
             return self.disk_path / weights_names[0]
-        raise InputError(
-            f"folder {self.path} must have one weights file, such as "
-            f"{WEIGHTS_FILES[0]}; it has {', '.join(weights_names) or 'none'}"
-        )
+        names = ", ".join(weights_names) or f"none, such as {WEIGHTS_FILES[0]}"
+        raise InputError(f"folder {self.path} has {names}, not one weights file")
 
 
 def locate_weights(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
@@ -260,7 +260,6 @@ SCANNED_BLOCK = "all"  # stands for the block number in a tensor of scanned bloc
 
 
 def shape_error(name: str, shape: tuple[int, ...], allowed_shape: str) -> InputError:
-    """Make the InputError for a tensor of the wrong shape."""
     return InputError(f"tensor {name} is of {shape}; it must be {allowed_shape}")
 
 
@@ -279,10 +278,8 @@ def read_timm_tensors(
     with open_tensors(weights, model_key) as unread_tensors:
         naming, timm_names = find_timm_names(unread_tensors.tensors)
         state_dict = unread_tensors.read(timm_names)
-    try:
+    with titled_errors(weights_title(weights)):
         return _translate_tensors(state_dict, naming, timm_names, config)
-    except InputError as error:
-        raise InputError(f"{weights_title(weights)}: {error}") from error
 
 
 def find_timm_names(tensor_names: Collection[str]) -> tuple[Naming, dict[str, str]]:
@@ -319,20 +316,16 @@ def _translate_tensors(state_dict, naming, timm_names, config):
         block_tensors = _split_scanned_blocks(timm_names[name], state_dict[name])
         for timm_name, tensor in block_tensors.items():
             if timm_name in source_names:
-                raise InputError(
-                    f"tensors {source_names[timm_name]} and {name} are the same part, "
-                    f"{timm_name}"
-                )
+                names = f"{source_names[timm_name]} and {name}"
+                raise InputError(f"tensors {names} are the same part, {timm_name}")
             source_names[timm_name] = name
             renamed_tensors[timm_name] = tensor
     has_mask_token = renamed_tensors.pop("mask_token", None) is not None
     # Flax: [D, heads, d]
     query_kernel = renamed_tensors.get("blocks.0.attn.q.kernel", np.zeros(0))
     if config and query_kernel.ndim == 3 and query_kernel.shape[1] != config.num_heads:
-        raise InputError(
-            f"num_heads is {config.num_heads}, but its tensors are of "
-            f"{query_kernel.shape[1]} heads"
-        )
+        heads = f"its tensors are of {query_kernel.shape[1]} heads"
+        raise InputError(f"num_heads is {config.num_heads}, but {heads}")
     try:
         canonical_tensors = _canonicalize_tensors(renamed_tensors)
     except InputError:
@@ -420,11 +413,7 @@ def _find_naming(tensor_names):
         marked_names = [n for n in tensor_names if f".{n}".endswith(f".{naming.mark}")]
         prefixes = sorted(name.removesuffix(naming.mark) for name in marked_names)
         if len(prefixes) > 1:
-            tower_names = [prefix.rstrip(".") or "one" for prefix in prefixes]
-            raise InputError(
-                f"it holds {len(prefixes)} vision towers, "
-                f"{', '.join(tower_names)}; it must hold one"
-            )
+            raise InputError(f"it must hold one vision tower, not {prefixes}")
         if prefixes:
             return naming, prefixes[0]
     if any(re.match(TIMM_NAME_PATTERN, name) for name in tensor_names):
@@ -529,8 +518,7 @@ def _apply_bias_masks(tensors):
         bias = tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         if mask.shape != bias.shape:
-            allowed_shape = f"{bias.shape}, as qkv.bias"
-            raise shape_error(f"{module}.qkv.bias_mask", mask.shape, allowed_shape)
+            raise shape_error(f"{module}.qkv.bias_mask", mask.shape, bias.shape)
         masked_bias = np.where(
             mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype)
         )
@@ -615,8 +603,7 @@ def _rename_head_and_token(tensors):
     if "mean_head.weight" in tensors:
         if "cls_token" in tensors:
             raise InputError(
-                "its classifier reads the mean of the patches before the last norm "
-                "(CLIPForImageClassification), which is not supported"
+                "CLIPForImageClassification's classifiers are not supported"
             )
         # SiglipForImageClassification does not use its attention pool.
         pool_names = [name for name in tensors if name.startswith("attn_pool.")]
@@ -627,7 +614,6 @@ def _rename_head_and_token(tensors):
 
 
 def _check_head_width(tensors):
-    """Refuse a head that reads more or fewer values than a token has."""
     head_weight = tensors.get("head.weight")
     norm_weight = tensors.get("norm.weight")
     if head_weight is None or norm_weight is None or head_weight.ndim != 2:
@@ -635,9 +621,7 @@ def _check_head_width(tensors):
     # The width comes from a block's norm, because the last norm may have another shape.
     token_width = len(tensors.get("blocks.0.norm1.weight", norm_weight))
     head_width = head_weight.shape[1]
-    if token_width == head_width:
-        return
-    raise InputError(
-        f"tensor head.weight reads {head_width} values per image, but the tokens have "
-        f"{token_width} (DINOv2's classifiers read the mean of the patches too)"
-    )
+    # DINOv2's classifiers read the mean of the patches, too.
+    if token_width != head_width:
+        widths = f"{head_width} values per image, but the tokens have {token_width}"
+        raise InputError(f"tensor head.weight reads {widths}")

@@ -119,7 +119,6 @@ def _build_tower_config(vision_fields, model_cfg, image_fields):
 
 
 def _check_only_option(field, options, known_option):
-    """Refuse any option in a field except the known option."""
     for option, value in options.items():
         if option != known_option:
             raise InputError(f"{field} has {option}={value!r}, which is not supported")

@@ -9,7 +9,7 @@ from typing import Any
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.errors import InputError, earlier_revision
+from imagepiece_jax.errors import InputError, earlier_revision, titled_errors
 from imagepiece_jax.weights.file_names import FACT_FILES
 
 RUN_FORMAT = 2  # of a run's config.json and checkpoints
@@ -22,10 +22,8 @@ LOG_FILES = ("run.json", "metrics.jsonl")  # files that only a run writes
 def read_run_file(file: pathlib.Path) -> dict[str, Any]:
     """Read the config of a run."""
     config_fields = read_json(file)
-    try:
+    with titled_errors(file):
         check_run_format(config_fields)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
     return config_fields
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.weights.torch_files import LazyTensor, open_torch_file
 
 _LFS_START = b"version https://git-lfs"
@@ -63,10 +63,7 @@ class UnreadTensors(NamedTuple):
         tensors = self.reader({name: self.tensors[name] for name in names})
         for name, tensor in tensors.items():
             if tensor.dtype.kind not in "biuf" and tensor.dtype != jnp.bfloat16:
-                raise InputError(
-                    f"tensor {name} is of type {tensor.dtype}; it must have floats, "
-                    "integers or booleans"
-                )
+                raise InputError(f"tensor {name} has an unknown type, {tensor.dtype}")
         return tensors
 
 
@@ -79,10 +76,8 @@ def open_tensors(
     model_key: the key of the wanted model in a file with several models
     """
     if isinstance(weights, Mapping):
-        try:
+        with titled_errors(weights_title(weights)):
             yield UnreadTensors(select_model(wrap_arrays(weights), model_key))
-        except InputError as error:
-            raise InputError(f"{weights_title(weights)}: {error}") from error
     else:
         with _open_file(pathlib.Path(weights), _FILE_OPENERS) as unread_tensors:
             tensors = select_model(unread_tensors.tensors, model_key)
@@ -95,23 +90,18 @@ def _open_file(path, openers):
     opener = openers.get(path.suffix.lower() or path.name)
     if opener is None:
         raise InputError(f"{weights_title(path)} ends in none of {', '.join(openers)}")
-    try:
+    with titled_errors(weights_title(path)):
         with open(path, "rb") as file:
             if file.read(len(_LFS_START)) == _LFS_START:
-                raise InputError(
-                    "it is a Git LFS pointer; git lfs pull fetches the file"
-                )
-        with opener(path) as unread_tensors:
-            yield unread_tensors
-    except InputError as error:
-        raise InputError(f"{weights_title(path)}: {error}") from error
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle or header can raise anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(
-            f"{weights_title(path)} is damaged or of another kind: {reason}"
-        ) from error
+                raise InputError("it is a Git LFS pointer; `git lfs pull` fetches it")
+        try:
+            with opener(path) as unread_tensors:
+                yield unread_tensors
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # a damaged pickle or header can raise anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(f"it is damaged or of another kind: {reason}") from error
 
 
 def _make_lazy_tensors(names, read_tensor):
@@ -143,8 +133,7 @@ def _open_safetensors(path):
             except AttributeError as error:  # NumPy has no FP8
                 dtype = file.get_slice(name).get_dtype()
                 raise InputError(
-                    f"tensor {name} is of type {dtype}; it must have floats of 16, 32 "
-                    "or 64 bits, integers or booleans"
+                    f"tensor {name} has an unknown type, {dtype}"
                 ) from error
 
         yield UnreadTensors(_make_lazy_tensors(file.keys(), read_tensor))
@@ -161,9 +150,7 @@ def read_weight_map(path: pathlib.Path) -> dict[str, str]:
     file_of_tensor = read_json(path)["weight_map"]
     for file_name in file_of_tensor.values():
         if pathlib.PurePath(str(file_name)).name != file_name:
-            raise InputError(
-                f"{path} names the part {file_name!r}, which is not beside it"
-            )
+            raise InputError(f"{path} names {file_name!r}, which is not beside it")
     return file_of_tensor
 
 
@@ -214,14 +201,9 @@ def select_model(content: Any, model_key: str | None = None) -> dict[str, LazyTe
     models = {}
     if isinstance(content, dict):
         models = {key: value for key, value in content.items() if _is_state_dict(value)}
-    if model_key is not None and model_key not in models:
-        known_keys = ", ".join(models) or "one model under no key"
-        raise InputError(f"checkpoint is {model_key!r}; the file has {known_keys}")
-    if model_key is None and len(models) > 1:
-        raise InputError(
-            f"it holds {len(models)} models; checkpoint must be the key of one, "
-            f"{' or '.join(models)}"
-        )
+    if model_key not in models and (model_key is not None or len(models) > 1):
+        keys = " or ".join(models) or "None, as the file has one model"
+        raise InputError(f"checkpoint is {model_key!r}; it must be {keys}")
     if not models:
         return extract_state_dict(content)
     return extract_state_dict(models[model_key or next(iter(models))])
@@ -233,10 +215,7 @@ def extract_state_dict(content: Any) -> dict[str, LazyTensor]:
         raise InputError("it holds no named tensors")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
-            raise InputError(
-                f"it must hold named tensors only, but {name!r} is of type "
-                f"{type(value).__name__}"
-            )
+            raise InputError(f"{name!r} is a {type(value).__name__}, no named tensor")
     return {name: tensor for name, tensor in content.items() if name != _COUNTER_NAME}
 
 

@@ -84,10 +84,8 @@ def _read_stored_tensors(location, description):
         None,
         variables_digest([tensors, variant_tensors]),
     ):
-        raise InputError(
-            f"{location.title}: {' or '.join(learned_names)} belongs to another model "
-            "than the weights"
-        )
+        names = " or ".join(learned_names)
+        raise InputError(f"{location.title}: {names} belongs to other weights")
     return tensors, variant_tensors
 
 
@@ -108,9 +106,7 @@ def _read_run_tensors(location):
         if not location.averaged:
             return {name: stored_state[name] for name in VARIABLE_COLLECTIONS}
         if not stored_state[AVERAGES_KEY]:
-            raise InputError(
-                f"run {run_folder} has no averaged weights, as its ema_decay was 0"
-            )
+            raise InputError(f"run {run_folder} has no averages: its ema_decay is 0")
         return {AVERAGES_KEY: stored_state[AVERAGES_KEY]}
 
     state, _, _ = checkpoints.read_newest_step(
@@ -137,9 +133,9 @@ def correct_config(
     # A number of classes in the files must agree with the head.
     has_other_classes = config.num_classes not in (0, num_classes)
     if has_other_classes and description.has_file_config:
+        own = f"its tensors have {num_classes}"
         raise InputError(
-            f"{location.title}: num_classes is {config.num_classes}, but its tensors "
-            f"have {num_classes}"
+            f"{location.title}: num_classes is {config.num_classes}, but {own}"
         )
     changes: dict[str, Any] = {"num_classes": num_classes}
     if config.name and has_other_classes and config.problem_type == PROJECTION:

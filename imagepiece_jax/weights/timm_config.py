@@ -74,10 +74,7 @@ def parse_timm(config_fields: JsonFields) -> TimmModel:
         num_classes = 0
     arguments = config_fields.get("model_args") or {}
     if label_offset := pretrained_cfg.get("label_offset"):
-        raise InputError(
-            f"label_offset is {label_offset}, so some outputs of the head are not "
-            "classes"
-        )
+        raise InputError(f"label_offset is {label_offset}: some outputs are no classes")
     image_size = _compact_size(pretrained_cfg["input_size"][1:])
     positions_size = _compact_size(arguments.get("img_size") or image_size)
     is_flexible = _is_flexible(name, pretrained_cfg, arguments)
@@ -230,9 +227,7 @@ def _make_arch_fields(arguments, is_eva, arch):
         fc_norm = pool == "mean"
     # timm would make only this norm, and never compute it.
     if arch.dist_token and fc_norm:
-        raise InputError(
-            "model_args.fc_norm is True for a model with a distillation token"
-        )
+        raise InputError("model_args.fc_norm does not fit a distillation token")
     final_norm = arguments["final_norm"]
     layer_scale = bool(arguments["init_values"])
     if is_eva:

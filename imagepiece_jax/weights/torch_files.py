@@ -95,8 +95,7 @@ def _read_old_file(file):
         storage = unpickler.storages[key]
         num_values = int.from_bytes(file.read(8), "little")
         if num_values != storage.num_values:
-            mismatch = f"{num_values} elements, needed {storage.num_values}"
-            raise pickle.UnpicklingError(f"storage {key} has {mismatch}")
+            raise pickle.UnpicklingError(f"storage {key} has {num_values} elements")
         offsets[key] = file.tell()
         file.seek(storage.num_bytes, io.SEEK_CUR)
     return content
@@ -180,10 +179,7 @@ class _StateDictUnpickler(pickle.Unpickler):
             return _IgnoredObject
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
-        raise InputError(
-            f"it asks for {module}.{name}; save model.state_dict() alone, in floats of "
-            "16, 32 or 64 bits"
-        )
+        raise InputError(f"it asks for {module}.{name}; save model.state_dict() alone")
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Record a storage. pid is (kind, type, file, device, length)."""
@@ -197,12 +193,10 @@ class _StateDictUnpickler(pickle.Unpickler):
     def _rebuild_tensor(self, storage, offset, shape, strides, *_ignored):
         """Make a LazyTensor of a strided tensor; strides count elements."""
         # Tuples only: a pickle could change a list after these checks.
-        are_tuples = type(shape) is type(strides) is tuple
-        if type(storage) is not _Storage or not are_tuples:
-            raise pickle.UnpicklingError("a tensor without storage, shape or strides")
-        geometry = (offset, *shape, *strides)
+        is_tensor = type(storage) is _Storage and type(shape) is type(strides) is tuple
+        geometry: Any = (offset, *shape, *strides) if is_tensor else [None]
         if {type(value) for value in geometry} != {int}:
-            raise pickle.UnpicklingError("a tensor with offsets that are not integers")
+            raise pickle.UnpicklingError("a tensor without storage, shape or strides")
         num_values = math.prod(shape)
         extents = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
         last_offset = offset + sum(extents)
@@ -221,8 +215,7 @@ class _StateDictUnpickler(pickle.Unpickler):
             return np.zeros(shape, storage.dtype)
         storage_bytes = self._read_bytes(storage)
         if len(storage_bytes) != storage.num_bytes:
-            mismatch = f"{len(storage_bytes)} bytes, needed {storage.num_bytes}"
-            raise pickle.UnpicklingError(f"storage {storage.key} has {mismatch}")
+            raise pickle.UnpicklingError(f"storage {storage.key} is cut")
         flat_values = np.frombuffer(storage_bytes, storage.dtype)[offset:]
         byte_strides = [s * storage.dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat_values, shape, byte_strides).copy()

@@ -245,7 +245,6 @@ def parse_transformers(
 
 
 def _checked_fields(config_fields, model_type):
-    """Check the fields of the vision tower, and complete them by defaults."""
     vision_fields = _select_vision_fields(config_fields)
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
     _check_fixed_fields(model_type.fixed_fields, vision_fields)
@@ -286,7 +285,6 @@ def _select_vision_fields(config_fields):
 
 
 def _check_fixed_fields(fixed_fields, fields):
-    """Check that fields have their only supported value, or are absent."""
     for field, value in fixed_fields.items():
         check_choice(field, fields.get(field, value), [value])
 
@@ -338,19 +336,14 @@ def _make_crop_fields(fields, processor_name):
     has_crop = fields["do_center_crop"]
     if not fields["do_resize"]:
         if has_crop:
-            raise InputError(
-                "do_resize is False, but do_center_crop is True; a crop needs resized "
-                "images"
-            )
+            raise InputError("do_center_crop is True, but do_resize is False")
         return {"resize": "none"}
     resample = fields["resample"]
     check_choice("resample", resample, INTERPOLATION_OF_RESAMPLE)
     interpolation = INTERPOLATION_OF_RESAMPLE[resample]
     if processor_name == "DINOv3ViT" and interpolation == "bicubic":
-        raise InputError(
-            f"resample is {resample}, bicubic, with which DINOv3's image processor "
-            "makes pixels below 0 and above 1"
-        )
+        # DINOv3's image processor then makes pixels below 0 and above 1.
+        raise InputError(f"resample is {resample}, bicubic, unsupported for DINOv3")
     side, is_squashed = _read_resized_side(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
     has_same_size = is_squashed  # whether all images get one size
@@ -360,10 +353,8 @@ def _make_crop_fields(fields, processor_name):
     if has_crop and has_same_size:
         crop_share = _compute_crop_share(_read_square_side(crop_size), side)
     if not has_same_size or crop_share > 1 or not side:
-        raise InputError(
-            f"size is {size!r}, do_center_crop {has_crop} and crop_size {crop_size!r}; "
-            "size must be a height and a width, or crop_size at most size"
-        )
+        sizes = f"size is {size!r}, do_center_crop {has_crop}, crop_size {crop_size!r}"
+        raise InputError(f"{sizes}; give a height and a width, or a smaller crop")
     return {
         "crop": crop_share,
         "crop_mode": "squash" if is_squashed else "center",
@@ -426,7 +417,7 @@ def _read_resized_side(size, default_to_square):
         return _read_square_side(sides["shortest_edge"]), False
     if {*sides} != {"height", "width"}:
         raise InputError(
-            f"size is {size}; it must be a shortest_edge alone, or a height and a width"
+            f"size is {size}; it must be shortest_edge, or height and width"
         )
     return _read_square_side(sides), True
 

@@ -43,7 +43,7 @@ def test_a_file_is_described_by_a_given_config(vit, weights, tmp_path):
     words = [file, f"--reduction={REDUCTION}"]
     ended = call(describe.main, *words, "--config", weights).quiet()
     assert ended.out == call(describe.main, weights).quiet().out
-    assert "has no config.json" in sentence(call(describe.main, *words))
+    assert "does not name its model" in sentence(call(describe.main, *words))
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def exported(tmp_path_factory):
         (evaluate.main, ["digits", "--crop=.9"], "crop is 0.9"),
         (evaluate.main, ["digits", "--optimized"], "optimized is for weights"),
         (benchmark.main, ["--reductions=0.5"], "are for weights"),
-        (benchmark.main, ["--batch-size=3"], "takes 2"),
+        (benchmark.main, ["--batch-size=3"], "batch_size is 3, not 2"),
         (describe.main, [], "exported program"),
     ],
 )

@@ -34,7 +34,7 @@ def test_placement_splits_micro_batches_by_pairs():
 
 @pytest.mark.parametrize("batch_size", [12, 0, -8])
 def test_batches_that_do_not_split_evenly_are_refused(batch_size):
-    with refused("batch_size", "accumulation steps, 4 * 2"):
+    with refused("batch_size", "accumulation, 4 * 2"):
         Placement(0, 2, 2, 2).sample_positions(batch_size)
 
 

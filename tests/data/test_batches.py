@@ -18,7 +18,6 @@ from imagepiece_jax.data.batches import (
     CHUNK_IMAGES,
     Batches,
     epoch_order,
-    steps_per_epoch,
 )
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
@@ -55,7 +54,6 @@ def test_an_epoch_has_an_image_once_and_batches_have_their_shapes():
     batches = train_list(Noise(35), stop=8, size=8)
     for epoch in (batches[:4], batches[4:]):
         assert len(set(field_values(epoch))) == 32
-    assert steps_per_epoch(35, 8) == 4
     assert field_values(batches[4:5]) == epoch_order(3, 1, 35)[:8].tolist()
     batch = train_list(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
     assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
@@ -192,7 +190,7 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
     assert field_values(batches, "index") == list(range(400))
     assert list(source.unreadable) == ["5.jpg", "6.jpg", "399.jpg"]
     assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
-    with pytest.raises(InputError, match=r"^4 of 300 images .* 1\.jpg \(no known"):
+    with pytest.raises(InputError, match=r"\.jpg .*no known.* as 4 of 300 images"):
         evaluate(Noise(300, {1, 50, 99, 200}, size=8))
 
 
@@ -217,11 +215,11 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
     """Each evaluation counts anew."""
     order = epoch_order(3, 0, 4000).tolist()
     assert len(train_list(Noise(4000, order[10:29]), stop=4)) == 4
-    message = rf"^{order[10]}\.jpg .*; none of 20 images in a row"
+    message = rf"^{order[10]}\.jpg .* as 20 of"
     with pytest.raises(InputError, match=message):
         train_list(Noise(4000, order[10:30]), stop=4)
     assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500
-    with pytest.raises(InputError, match=r"^10\.jpg .* of 20 images in a row"):
+    with pytest.raises(InputError, match=r"^10\.jpg .* as 20 of"):
         evaluate(Noise(4000, range(10, 30), size=8))
     source = Noise(4000, [*range(10), *range(3990, 4000)], size=8)
     for _ in range(2):

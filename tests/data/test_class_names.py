@@ -77,7 +77,7 @@ def test_a_run_keeps_its_class_names(tmp_path):
     assert read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_start(tmp_path, config, names[:2])
-    with refused("class_names", "classes.json", "3 classes"):
+    with refused("class_names", "classes.json", "3 names"):
         read_class_names(tmp_path, 3)
 
 
@@ -135,8 +135,7 @@ def test_data_with_other_classes_are_not_evaluated(run, tmp_path):
 def test_data_with_other_classes_are_not_trained_on(run, tmp_path, weights):
     config = RunConfig.from_config(configured(**{f"{weights}.weights": str(run)}))
     start = InitialWeights(config, tmp_path)
-    place = f"config.{weights}.weights {run}"
-    with refused(f"{place}: class 1 is 'bee', but 'wasp' in config.data.name 'digits'"):
+    with refused(f"config.{weights}.weights", "class 1 is 'bee', but 'wasp' in digits"):
         start.check_classes(("ant", "wasp"))
 
 
@@ -164,7 +163,11 @@ def test_folders_names_give_their_labels(tmp_path, folders, model):
 @pytest.mark.parametrize(
     "folders, model, message",
     [
-        (("ant", "bee"), ("bee", "cat"), "class 'ant', .*model's 2 .*class_names="),
+        (
+            ("ant", "bee"),
+            ("bee", "cat"),
+            "class 'ant', .*no class of the model.*class_names=",
+        ),
         (("giant_panda",), ("giant panda",), "class 'giant_panda', .*class_names="),
         # timm and torchvision sort differently.
         ([*map(str, range(12))], None, "class '11' before '2'"),
@@ -192,7 +195,7 @@ def test_unknown_or_ambiguously_sorted_folders_are_refused(
 def test_two_classes_with_one_name_are_refused(tmp_path, folders, model):
     """Folders' names that differ in form alone, or a model's equal names."""
     num_classes = len(model or folders)
-    with pytest.raises(InputError, match="two classes .* have this name"):
+    with pytest.raises(InputError, match="the name of two classes"):
         open_val(tmp_path, folders, num_classes=num_classes, class_names=model)
 
 

@@ -56,10 +56,9 @@ def test_a_hidden_image_counts_if_it_is_named(folder):
 
 
 def test_a_list_must_be_text(folder):
-    for content in ("a.png\n".encode("utf-16-le"), b"\xff\xfea"):
-        (folder / "list.txt").write_bytes(content)
-        with pytest.raises(InputError, match=r"list\.txt"):
-            find_images([folder / "list.txt"])
+    (folder / "list.txt").write_bytes(b"\xff\xfea")
+    with pytest.raises(InputError, match=r"list\.txt"):
+        find_images([folder / "list.txt"])
 
 
 def test_every_source_turns_photographs_upright(tmp_path):
@@ -114,6 +113,7 @@ def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_bytes(b"a.png\r\n\n\xff.jpg\na\rb\n")
     paths = find_images(["list.txt", "b.jpg"])
     assert paths == ["a.png", "\udcff.jpg", "a\rb", "b.jpg"]
-    for words in (["b.jpg", "no.csv"], [], [""]):
-        with refused("images"):
-            find_images(words)
+    with refused("images"):
+        find_images([])
+    with pytest.raises(FileNotFoundError, match=r"no\.csv"):
+        find_images(["b.jpg", "no.csv"])

@@ -255,7 +255,7 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     images = card.read_card_images(vit, folder, False)
     assert len(images.compared_pixels) >= 16
     assert not names & {*images.compared_names}
-    with refused("have trained the model"):
+    with refused("have not trained the model"):
         card.read_card_images(vit, [folder / name for name in names], False)
 
 

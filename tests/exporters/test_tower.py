@@ -150,7 +150,7 @@ def test_unsuitable_models_are_refused(tmp_path):
         (SINGLE_LABEL, 1),
     ):
         vit = tiny_vit.pretrained(REDUCTION, num_classes=classes)
-        with refused("transformers", "softmax", "--num-classes 0"):
+        with refused("transformers", f"{classes} classes", "--num-classes 0"):
             vit = tiny_vit.with_problem_type(vit, problem_type)
             export(vit, tmp_path, layout="transformers")
     with refused("output"):
@@ -171,7 +171,7 @@ def test_foreign_files_stay(tmp_path, layout):
     vit = clip()
     saved = imagepiece_jax.save(vit, tmp_path / "saved")
     before = {file: file.read_bytes() for file in saved.iterdir()}
-    with refused("out", "holds config.json; it must be new, be empty"):
+    with refused("out", "holds config.json, not of an export"):
         export(vit, saved, layout=layout)
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
     out = tmp_path / "new"
@@ -237,7 +237,7 @@ def test_a_plain_graph_makes_its_folder_no_layout(tmp_path):
     saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
     export(encoder(), saved / "model.onnx")
     before = {file: file.read_bytes() for file in saved.iterdir()}
-    with refused("out", "it must be new, be empty"):
+    with refused("out", "not of an export"):
         export(encoder(), saved, layout="fastembed")
     assert {file: file.read_bytes() for file in saved.iterdir()} == before
 

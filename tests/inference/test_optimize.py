@@ -4,6 +4,7 @@ import dataclasses
 import types
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,7 +212,7 @@ def test_a_summary_has_tokens_and_cost(program):
         *(("batch_size", size, "") for size in (None, 0)),
         ("dtype", "int8", ""),
         ("dtype", "float16", ""),
-        ("gelu", "quick", "but the model's GELU is 'exact'"),
+        ("gelu", "quick", "one of None, 'exact', 'tanh'"),
         ("reductions", "fast", "but dtype is float32"),
         *(("device", device, "") for device in ("cuda:9", "cpu:x")),
     ],
@@ -223,7 +224,7 @@ def test_impossible_options_are_refused(trained, option, value, message):
 
 def test_variables_of_another_model_are_refused(trained):
     larger = tiny_vit.model(EVIT, depth=1, stem="conv", image_size=24)
-    with refused("params/pos_embed", "(1, 37, 30)"):
+    with pytest.raises(flax.errors.ScopeParamShapeError, match="pos_embed"):
         optimize_quickly(larger, trained[1])
 
 

@@ -230,6 +230,27 @@ def test_a_changed_collection_recomputes_only_missing_rows(
     assert sum(is_kept) >= len(paths) - num_new
 
 
+def test_rows_stay_while_their_disk_is_away(write, photographs, tmp_path, caplog):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    paths = [shutil.copy(path, disk) for path in photographs[:3]]
+    write(tmp_path / "v.sqlite", paths)
+    _, earlier = read_features(tmp_path / "v.sqlite")
+    disk.rename(tmp_path / "away")
+    assert write(tmp_path / "v.sqlite", paths) == {}
+    assert "3 rows stay" in caplog.text
+    np.testing.assert_array_equal(read_features(tmp_path / "v.sqlite")[1], earlier)
+    (tmp_path / "away").rename(disk)
+    os.unlink(paths[0])
+    write(tmp_path / "v.sqlite", paths)
+    assert read_features(tmp_path / "v.sqlite")[0] == paths[1:]
+
+
+def test_a_path_is_one_photograph(write, photographs, tmp_path):
+    write(tmp_path / "v.sqlite", photographs[0])
+    assert read_features(tmp_path / "v.sqlite")[0] == photographs[:1]
+
+
 def test_rows_are_refused_for_other_files_and_settings(vit, write, written, tmp_path):
     with refused("patches", "made with"):
         write(written[0], patches=False)

@@ -124,5 +124,5 @@ def test_two_devices_normalize_over_the_whole_batch():
 
 @pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
 def test_an_impossible_conv_stem_is_named(patch_size, embed_dim):
-    with refused("stem", f"patch_size {patch_size} and embed_dim {embed_dim}"):
+    with refused(f"patch_size is {patch_size}", f"divides embed_dim, {embed_dim}"):
         conv_stem_widths(embed_dim, patch_size)

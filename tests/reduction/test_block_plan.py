@@ -119,7 +119,7 @@ def test_steps_follow_counts_as_far_as_their_rules_allow():
     chosen = choose_steps((16, 5, 5), steps, 16, exact=False)
     assert [(s.block, s.tokens) for s in chosen] == [(1, 8), (2, 5)]
     assert choose_steps((1, 1, 1), [step(RemoveCount(1))], 1) == []
-    with refused("after block 1; of 16 before it at least 8 must stay"):
+    with refused("after block 1", "at least 8 of 16"):
         choose_steps((16, 5, 5), steps, 16)
-    with refused("change at block 2, but the method's blocks are 0, 1"):
+    with refused("after block 2", "at least 16 of 16"):
         choose_steps((16, 16, 15), steps[:2], 16)

@@ -60,12 +60,15 @@ def ones(*shape):
 @pytest.mark.parametrize(
     "result, message",
     [
-        (assign(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1: token 3 goes to slot 4; "),
-        (assign(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: slot 2 of 4 gets no token"),
-        (join_call([0, 1, 2, 2], [4, 4], [0, 1]), "image 0: slot 2 of 4 gets no"),
-        (assign(RIGHT, merges=False), "slot 0 gets 2 tokens, but merges is False"),
-        (assign(RIGHT, weight=np.nan * ones(1, 6)), r"weight\[0\] is nan"),
-        (ones(1, 6), "returned a ndarray; it must be an Assignment"),
+        (
+            assign(RIGHT, [0, 1, 2, 4, 0, 3]),
+            "image 1: no slot .* token 3",
+        ),
+        (assign(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: no token is in slot 2"),
+        (join_call([0, 1, 2, 2], [4, 4], [0, 1]), "image 0: no token is in slot 2"),
+        (assign(RIGHT, merges=False), "several tokens are in slot 0"),
+        (assign(RIGHT, weight=np.nan * ones(1, 6)), "weight is not finite at 0"),
+        (ones(1, 6), "returned .*ndarray.*Assignment"),
     ],
 )
 def test_a_broken_contract_is_named(result, message):
@@ -77,11 +80,11 @@ def test_a_broken_contract_is_named(result, message):
 @pytest.mark.parametrize(
     "result, n_out, message",
     [
-        (assign(RIGHT, n_out=3), 4, "n_out 3; .*, 4"),
-        (assign(RIGHT, n_out=7), 7, "of 6 tokens has n_out 7"),
-        (assign(RIGHT[:5]), 4, r"slot_of_token has shape \(1, 5\); .* \[B, 6"),
+        (assign(RIGHT, n_out=3), 4, "n_out is 3; .* 4, of 6"),
+        (assign(RIGHT, n_out=7), 7, "n_out is 7; .* of 6"),
+        (assign(RIGHT[:5]), 4, r"slot_of_token has shape \(1, 5\); .*'B', 6"),
         (assign(RIGHT, slot_of_token=ones(1, 6)), 4, "slot_of_token is float32"),
-        (Mixing(ones(1, 6, 4)), 4, r"has shape \(1, 6, 4\); .* \[B, 4, 6\]"),
+        (Mixing(ones(1, 6, 4)), 4, r"has shape \(1, 6, 4\); .* 4, 6\]"),
         (Masking(ones(1, 6)), 4, "keep leaves 6 tokens"),
     ],
 )
@@ -119,11 +122,11 @@ def method_class(steps):
 @pytest.mark.parametrize(
     "reducer, rule, message",
     [
-        (TopK(), LeaveN(0), "the rule LeaveN leaves 0 image tokens at block 1"),
-        (TopK(), LeaveN("3"), "the rule LeaveN leaves '3' image tokens at block 1"),
-        (TopK(), KeepFixed(26), "tokens at block 1; it must leave 1 to 25"),
-        (Retokenize(), KeepShare(0.5), "Retokenize needs a rule with candidates"),
-        (Retokenize(), LeaveN(19, among=10), "of 10 candidates; at most half"),
+        (TopK(), LeaveN(0), "LeaveN at block 1 leaves 0 tokens"),
+        (TopK(), LeaveN("3"), "LeaveN at block 1 leaves '3' tokens"),
+        (TopK(), KeepFixed(26), "leaves 26 tokens, not 1 to 25"),
+        (Retokenize(), KeepShare(0.5), "of None candidates"),
+        (Retokenize(), LeaveN(19, among=10), "of 10 candidates"),
     ],
 )
 @pytest.mark.parametrize("schedule", ["", ":macs=0.8"])
@@ -140,5 +143,5 @@ def test_every_model_checks_shapes(monkeypatch):
         METHODS, "wrong", method_class([Step(1, KeepFewer(), KeepShare(0.6))])
     )
     model = tiny_vit.model("wrong")
-    with pytest.raises(InputError, match="^block 1, KeepFewer: .* n_out 14; .* 15"):
+    with pytest.raises(InputError, match="^block 1, KeepFewer: .* n_out is 14; .* 15"):
         jax.eval_shape(model.apply, tiny_vit.shapes(model), ones(1, 20, 20, 3))

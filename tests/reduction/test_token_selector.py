@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.state import (
@@ -187,13 +186,3 @@ def test_the_teachers_tokens_are_merged_and_dropped_alike():
         return token_selector.token_loss(student, outputs(b, draw_normal(2, 5)))
 
     assert float(run(a, b)) == pytest.approx(np.mean(expected_losses), rel=1e-5)
-
-
-@pytest.mark.parametrize("tokens, width, classes", [(6, 3, 5), (5, 3, 7)])
-def test_a_misfitting_teacher_is_described(tokens, width, classes):
-    student = outputs(draw_normal(2, 5, 3), draw_normal(2, 5))
-    teacher = outputs(draw_normal(2, tokens, width), draw_normal(2, classes))
-    sizes = f"{tokens - 1} patches, width {width} and {classes} classes"
-    message = f"{sizes}, but it must have 4 patches, width 3 and 5 classes"
-    with pytest.raises(InputError, match=message):
-        token_selector.check_teacher(student, teacher)

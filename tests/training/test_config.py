@@ -88,7 +88,7 @@ def test_empty_image_fields_come_from_the_model():
     assert image_fields(run).items() >= expected.items()
     fields["data.eval_crop_mode"] = "squash"
     squashed = RunConfig.from_config(quickstart_config(fields))
-    with refused("eval_crop_mode is 'squash', but config.data.eval_crop is empty"):
+    with refused("eval_crop_mode is 'squash'", "eval_crop"):
         squashed.fill_preprocessing(theirs)
 
 

@@ -89,7 +89,7 @@ def test_mixing_needs_pairs(options):
         )
         data.check_training(RunConfig.from_config(config), Placement(accumulation=2))
 
-    with refused("config.batch_size is 6, which makes micro-batches of 3"):
+    with refused("config.batch_size makes odd micro-batches"):
         check_run(**options)
     check_run()
     check_run(**options, mixup_prob=0.0)

@@ -228,5 +228,5 @@ def test_a_teacher_keeps_its_size_and_normalization(tmp_path):
         2,
         10,
     )
-    with refused("has 9 classes, but the student has 10"):
+    with refused("it has 9 classes, not 10"):
         teacher_of(**soft, **{"teacher.weights": f"{tmp_path}/nine"})

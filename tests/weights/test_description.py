@@ -147,7 +147,7 @@ def test_a_missing_or_mistyped_field_is_named():
     }
     configs["has an unknown field: int too"] = eps
     for problem, config in configs.items():
-        with refused(f"config.json {problem}"):
+        with refused(f"config.json: it {problem}"):
             parse_config(config, SQUARE_IMAGES)
 
 

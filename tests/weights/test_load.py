@@ -66,18 +66,18 @@ def run_folder(path, **fields):
 
 
 def test_a_file_needs_a_public_name_or_a_config(file, tmp_path):
-    message = f"weights file {file} has no config.json and no public model"
+    message = f"weights file {file} does not name its model"
     with refused(message):
         imagepiece_jax.load(file)
     for config in (None, SEVERAL):
-        with refused(f"'{SEVERAL}' has weights with different", TAGS):
+        with refused(f"'{SEVERAL}' is several different models", TAGS):
             (tmp_path / f"{SEVERAL}.npz").touch()
             imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
-    with refused("config is 'deit_tinny', which is neither", "did you mean"):
+    with refused("config is 'deit_tinny', no model name", "did you mean"):
         imagepiece_jax.load(file, config="deit_tinny")
     with refused("class_names"):
         imagepiece_jax.load(file, config=CONFIG, class_names="0123456")
-    with refused(f"config is '{SEVERAL}.augreg', which is neither", TAGS):
+    with refused(f"config is '{SEVERAL}.augreg', no model name", TAGS):
         imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
 
 
@@ -209,7 +209,7 @@ def test_a_folders_damaged_config_is_named(tmp_path):
     for content, problem in (
         (b"\xff", "not JSON"),
         (b"[]", "holds a list"),
-        (b'{"peft_type": "LORA"}', "neither a run nor published weights"),
+        (b'{"peft_type": "LORA"}', "describes no run and no model"),
     ):
         (tmp_path / "config.json").write_bytes(content)
         with refused(tmp_path, "config.json", problem):
@@ -229,7 +229,7 @@ def test_a_named_config_file_is_read(saved, tmp_path):
 
 
 def test_a_weights_folder_needs_no_config_if_one_is_given(file):
-    with refused(f"folder {file.parent} has no config.json"):
+    with refused(f"folder {file.parent} does not name its model"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
 
@@ -296,7 +296,7 @@ def test_a_state_dict_in_memory_loads_like_its_file(file, variables):
     extended = tensors | {"blocks.0.x": tensors["head.bias"]}
     with refused("blocks.0.x"):
         imagepiece_jax.load(extended, config=CONFIG)
-    with refused("checkpoint must be the key of one"):
+    with refused("checkpoint is None; it must be"):
         imagepiece_jax.load(two_models, config=CONFIG)
 
 

@@ -174,14 +174,14 @@ SCALAR = {PROJ: np.zeros(3), "cls_token": np.array(1.0)}
         (zeros(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} is not part of transformers"),
         (zeros("img/embedding/kernel", LLM), f"tensor {LLM} is not part of"),
         (zeros(f"tower.{PROJ}", "head.conv.weight"), "head.conv.weight is not part of"),
-        (zeros(f"a.{PROJ}", f"b.{PROJ}"), "2 vision towers, a, b"),
+        (zeros(f"a.{PROJ}", f"b.{PROJ}"), "one vision tower, not ['a.', 'b.']"),
         (
             zeros("embedding/kernel", "pre_logits/kernel"),
             "pre_logits.kernel is not part",
         ),
         (zeros("embedding/kernel", *NORMS), "the same part, blocks.0.norm2.scale"),
         (zeros(PATCHES, *ATTENTION), "blocks.0.attn.k.weight, but not blocks.0.attn.v"),
-        (zeros(*VISION_NAMES, "classifier.weight"), "classifier reads the mean"),
+        (zeros(*VISION_NAMES, "classifier.weight"), "CLIPForImageClassification"),
         (
             zeros(f"dinov2.{PATCHES}", "dinov2.layernorm.weight") | WIDE,
             "reads 8 values",

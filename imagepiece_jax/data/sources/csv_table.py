@@ -6,7 +6,7 @@ import os
 import unicodedata
 from typing import Any, NamedTuple
 
-from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.checks import check_choice, refuse_any
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.data.class_names import composed_name
 from imagepiece_jax.data.source import SPLIT_NAMES, FileSource, find_splits
@@ -47,16 +47,12 @@ def open_csv(
         rows[index] = row._replace(label=label)
     _check_repeated_images(rows, path)
     split_rows = [row for row in rows if row.split == splits.get(split)]
-    if not split_rows:
-        raise InputError(f"{path} has no row with split {split!r}")
     files = [_find_file_name(path, row) for row in split_rows]
     labels = [row.label for row in split_rows]
-    absent_labels = {*range(num_classes or 0)} - {*labels}
-    if absent_labels and split == "train":
-        raise InputError(
-            f"{path} has no training image with label {min(absent_labels)}; all "
-            f"{num_classes} classes need training images"
-        )
+    absent_labels = {*range(num_classes or 0)} - {*labels} if split == "train" else ()
+    if not split_rows or absent_labels:
+        lack = f"and label {min(absent_labels)}" if absent_labels else ""
+        raise InputError(f"{path} has no row with split {split!r} {lack}")
     num_source_classes = num_classes or 1 + max([row.label for row in rows])
     class_names = None
     if name_of_label := _collect_class_names(rows, path):
@@ -74,16 +70,14 @@ def _read_rows(path, default_split, labeled):
     try:
         columns = [column.strip() for column in table.fieldnames or ()]
         table.fieldnames = columns
-        for column in COLUMN_NAMES:  # of two equal columns the last would win silently
-            if columns.count(column) > 1:
-                raise InputError(f"there is more than one column {column!r}")
-        if "filename" not in columns:
-            raise InputError("there is no column 'filename'")
+        # Of two equal columns the last would win silently.
+        has_twice = any(columns.count(column) > 1 for column in COLUMN_NAMES)
+        sentence = f"the columns are {columns}; one must be 'filename', none twice"
+        refuse_any((has_twice or "filename" not in columns, sentence))
         for fields in table:
-            if any(fields.get(None, ())):  # a comma at the end is harmless
-                raise InputError(
-                    "it has more fields than columns; quote text with a comma"
-                )
+            # A comma at the end is harmless.
+            has_more = any(fields.get(None, ()))
+            refuse_any((has_more, "it has more fields than columns; quote commas"))
             row_split = fields.get("split", default_split).strip()
             check_choice("split", row_split, SPLIT_NAMES)
             class_name = composed_name(fields.get("class", "").strip())
@@ -102,10 +96,8 @@ def _parse_label(path, row, num_classes):
     # Stricter than int(), which also takes 1_0.
     if not text.isdecimal() or (num_classes and int(text) >= num_classes):
         limit = f" below num_classes, {num_classes}" if num_classes else ""
-        raise InputError(
-            f"{path} line {row.line_number}: label is {row.label!r}; it must be a "
-            f"whole number from 0{limit}"
-        )
+        sentence = f"label is {row.label!r}; it must be a whole number from 0{limit}"
+        raise InputError(f"{path} line {row.line_number}: {sentence}")
     return int(text)
 
 
@@ -115,10 +107,8 @@ def _find_file_name(path, row):
     for file_name in forms:
         if os.path.isfile(os.path.join(os.path.dirname(path), file_name)):
             return file_name
-    raise InputError(
-        f"{path} line {row.line_number}: filename is {row.file!r}, but the table's "
-        "folder has no such file"
-    )
+    sentence = f"filename is {row.file!r}, but there is no such file"
+    raise InputError(f"{path} line {row.line_number}: {sentence}")
 
 
 def _check_repeated_images(rows, path):
@@ -127,19 +117,12 @@ def _check_repeated_images(rows, path):
     for row in rows:
         file_name = composed_name(os.path.normpath(row.file))
         first_row = first_rows.setdefault(file_name, row)
-        is_same_label = first_row.label == row.label
-        reason = "a validation image must count once"
-        if first_row.split != row.split:
-            split_names = " and ".join(sorted([first_row.split, row.split]))
-            reason = f"an image must not be in both {split_names}"
-        elif not is_same_label:
-            reason = f"its labels differ, {first_row.label} and {row.label}"
-        elif first_row is row or row.split == "train":
-            continue
-        raise InputError(
-            f"{path} line {row.line_number} names {row.file!r} again (line "
-            f"{first_row.line_number}); {reason}"
-        )
+        is_copy = (first_row.split, first_row.label) == (row.split, row.label)
+        if first_row is not row and not (is_copy and row.split == "train"):
+            raise InputError(
+                f"{path} names {row.file!r} in lines {first_row.line_number} and "
+                f"{row.line_number}; only training images of one label may repeat"
+            )
 
 
 def _collect_class_names(rows, path):
@@ -150,8 +133,6 @@ def _collect_class_names(rows, path):
         if row.label < 0:  # the row's split is not used
             continue
         if class_name and name_of_label.setdefault(row.label, class_name) != class_name:
-            raise InputError(
-                f"{path} line {row.line_number}: class is {class_name!r} for label "
-                f"{row.label}, which already has the name {name_of_label[row.label]!r}"
-            )
+            sentence = f"class is {class_name!r}, not {name_of_label[row.label]!r}"
+            raise InputError(f"{path} line {row.line_number}: {sentence}")
     return name_of_label

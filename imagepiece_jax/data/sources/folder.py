@@ -64,11 +64,9 @@ def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
             paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
         waiting_folders += [os.path.join(folder, name) for name in folder_names[::-1]]
     if not listing.image_paths:
-        note = left_out_note(root, listing.left_out_paths)
-        raise InputError(
-            f"folder {pathlib.Path(root, subfolder)} holds no images"
-            + (f": {note}" if note else "")
-        )
+        note = left_out_note(root, listing.left_out_paths) or "it is empty"
+        path = pathlib.Path(root, subfolder)
+        raise InputError(f"folder {path} holds no images: {note}")
     return listing
 
 
@@ -99,25 +97,14 @@ def _is_file(entry):
 
 def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | None:
     """Note on the paths left out of a folder; None without any."""
-    endings = collections.Counter()
-    others = []
-    for path in left_out_paths:
-        name = os.path.basename(path).lower()
-        ending = os.path.splitext(name)[1]
-        if ending and ending not in image_extensions() and name not in SYSTEM_FOLDERS:
-            endings[ending] += 1
-        else:
-            others.append(os.path.join(root, path))
-    notes_by_cause = []
-    if endings:
-        counts = ", ".join(f"{count} {ending}" for ending, count in endings.items())
-        advice = " (pip install pillow-heif)" if {".heic", ".heif"} & {*endings} else ""
-        notes_by_cause.append(f"{counts} left out: Pillow cannot read them{advice}")
-    if others:
-        more = f" and {len(others) - 1} more are" if others[1:] else " is"
-        cause = "hidden, unreadable or without an ending"
-        notes_by_cause.append(f"{others[0]}{more} left out: {cause}")
-    return "; ".join(notes_by_cause) or None
+    names = map(os.path.basename, left_out_paths)
+    endings = [os.path.splitext(name)[1].lower() or "other" for name in names]
+    if not endings:
+        return None
+    counts = [f"{n} {ending}" for ending, n in collections.Counter(endings).items()]
+    advice = " (pip install pillow-heif)" if {".heic", ".heif"} & {*endings} else ""
+    example = os.path.join(root, left_out_paths[0])
+    return f"{', '.join(counts)} left out{advice}, such as {example}"
 
 
 def find_split_folders(
@@ -156,11 +143,6 @@ def find_folder_images(
     """
     splits = find_split_folders(folder) if only_train else {}
     if splits:
-        if "train" not in splits:
-            raise InputError(
-                f"{folder} holds {' and '.join(splits.values())}; give the training "
-                "folder"
-            )
         notes.info(f"note: {folder} has splits; the images in train are used")
         folder = os.path.join(folder, "train")
     listing = list_images(folder)
@@ -197,11 +179,12 @@ def open_class_folders(
         val_folders = _list_class_folders(root, splits["val"])[0]
         train_classes = {*map(class_names.composed_name, folders_by_label)}
         val_classes = {*map(class_names.composed_name, val_folders)}
-        if train_classes != val_classes:
-            raise InputError(
-                f"{title} has class {min(train_classes ^ val_classes)!r} in only one "
-                f"of train and {splits['val']}"
-            )
+        split_paths = [os.path.join(root, name) for name in splits.values()]
+        differing = sorted(train_classes ^ val_classes)
+        if differing or os.path.samefile(*split_paths):
+            problem = f"class {differing[0]!r}" if differing else "the same folder"
+            count = "one split" if differing else "both splits"
+            raise InputError(f"{title} has {problem} in {count}")
     if split == "train":  # validation images may lack classes
         check_num_classes(num_classes, len(class_folders), title)
     num_classes = num_classes or len(class_folders)
@@ -209,10 +192,8 @@ def open_class_folders(
         model_names = folder_names = [*map(_printable_name, folders_by_label)]
         check_num_classes(num_classes, len(folders_by_label), title)
         if pair := class_names.find_misordered_pair(folder_names):
-            raise InputError(
-                f"{title} has class {pair[0]!r} before {pair[1]!r} as text; pad the "
-                "numbers with zeros, or load the model with class_names="
-            )
+            order = f"class {pair[0]!r} before {pair[1]!r} as text"
+            raise InputError(f"{title} has {order}; pad numbers, or give class_names")
     label_of_name = class_names.labels_by_name(model_names)
     listing = FolderListing([], left_out_paths)
     labels = []
@@ -224,9 +205,8 @@ def open_class_folders(
         if label is None:
             count = "two classes" if class_name in label_of_name else "no class"
             raise InputError(
-                f"{title} has class {folder_name!r}, but {count} of the model's "
-                f"{num_classes} have this name; rename the folder, or load the model "
-                "with class_names="
+                f"{title} has class {folder_name!r}, the name of {count} of the model; "
+                "rename the folder, or load the model with class_names="
             )
         folder_of_label[label] = folder_name
         images = list_images(root, os.path.join(subfolder, folder))
@@ -254,11 +234,6 @@ def _printable_name(folder):
 def _list_class_folders(root, subfolder):
     """(names of the class folders in root/subfolder, paths of all other entries)."""
     folder = pathlib.Path(root, subfolder)
-    if subfolder and not folder.is_dir():
-        raise InputError(
-            f"folder {root} has no folder {subfolder}; make {root}/train/CLASS and "
-            f"{root}/val/CLASS with the images of each class, or give a csv"
-        )
     folder_names, image_names, other_names = _list_entries(folder)
     if not folder_names:
         raise NoLabels(f"folder {folder} has no class folders with images")

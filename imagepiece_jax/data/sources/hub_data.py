@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 from imagepiece_jax.common import extras
 from imagepiece_jax.data.class_names import shorten_imagenet_names
 from imagepiece_jax.data.source import (
-    SPLIT_NAMES,
     Source,
     StoredImage,
     check_num_classes,
@@ -38,38 +37,28 @@ def open_hub_data(
     except data_errors as error:
         raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
     split_name = find_splits(splits, title).get(split)
-    if split_name is None:
-        raise InputError(
-            f"{title} has the splits {', '.join(splits)}; a split must be named "
-            f"{', '.join(SPLIT_NAMES)}"
-        )
-    if not len(splits[split_name]):
-        raise InputError(f"{title} has no row with split {split_name!r}")
+    if split_name is None or not len(splits[split_name]):
+        raise InputError(f"{title} has {', '.join(splits)}, and no row for {split}")
     columns = ["image", "label"][: 1 + labeled]
     try:
         rows = splits[split_name].select_columns(columns)
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except data_errors as error:
-        column_text = " and ".join(columns)
         error_type = NoLabels if labeled else InputError
-        raise error_type(f"{title} has no {column_text} ({one_line(error)})") from error
+        raise error_type(f"{title} needs {columns}: {one_line(error)}") from error
     if not labeled:
         return HubSource(rows, f"{title}/{split_name}", np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:  # also if some are missing
-        raise InputError(f"{title} has labels that are not whole numbers")
     class_names = None
-    num_data_classes = num_classes or int(labels.max()) + 1
+    is_whole = labels.dtype.kind in "iu" and labels.ndim == 1  # none is missing
+    num_data_classes = num_classes or (int(labels.max()) + 1 if is_whole else 0)
     if isinstance(rows.features["label"], datasets.ClassLabel):
         stored_names = tuple(rows.features["label"].names)
         class_names = shorten_imagenet_names(stored_names)
         num_data_classes = len(stored_names)
     check_num_classes(num_classes, num_data_classes, title)
-    if labels.min() < 0 or labels.max() >= num_data_classes:
-        raise InputError(
-            f"{title} has labels from {labels.min()} to {labels.max()}; they must be "
-            f"from 0 to {num_data_classes - 1}"
-        )
+    if not is_whole or labels.min() < 0 or labels.max() >= num_data_classes:
+        raise InputError(f"{title} has labels other than 0 to {num_data_classes - 1}")
     source = HubSource(
         rows, f"{title}/{split_name}", labels, num_data_classes, class_names
     )

@@ -41,8 +41,7 @@ def open_imagenet(
         folder = data_dir or tfds.core.constants.DATA_DIR
         raise InputError(
             f"{folder} has no complete array_record files of imagenet2012; `tfds build "
-            "imagenet2012 --file_format=array_record` makes them from ImageNet's tars "
-            "(docs/training.md)"
+            "imagenet2012 --file_format=array_record` makes them (docs/training.md)"
         ) from error
     return TfdsSource(examples)
 
@@ -108,7 +107,5 @@ class TfdsSource(Source):
         try:
             return self._examples[store_index]
         except (RuntimeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(
-                f"{IMAGENET_NAME} cannot be read at {store_index} ({reason})"
-            ) from error
+            problem = f"{IMAGENET_NAME} cannot be read at {store_index}"
+            raise RunError(f"{problem} ({' '.join(str(error).split())})") from error

@@ -58,10 +58,8 @@ def open_source(
     name = complete_name(name)
     form = find_form(name)
     if not form:
-        raise InputError(
-            f"{name!r} is no data set; it must be {', '.join(SOURCE_OPENERS)}, or an "
-            "existing folder or .csv file"
-        )
+        names = f"{', '.join(SOURCE_OPENERS)}, an existing folder or .csv file"
+        raise InputError(f"{name!r} is no data set; the data sets are {names}")
     path = os.path.expanduser(name.partition(":")[2])
     arguments = (path, split, num_classes, labeled, class_names, data_dir)
     return SOURCE_OPENERS[form](*arguments)

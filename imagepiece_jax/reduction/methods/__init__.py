@@ -25,11 +25,8 @@ class _Methods(collections.UserDict):
     def __setitem__(self, key: str, item: str | type[Method]) -> None:
         """Set a method's class, or the name of a class to import on first use."""
         if isinstance(item, type) and "__dataclass_fields__" not in vars(item):
-            raise InputError(
-                f"method {key} is {item.__name__}, which needs "
-                "@dataclasses.dataclass(frozen=True) above its class: its fields would "
-                "be lost"
-            )
+            decorator = "@dataclasses.dataclass(frozen=True)"  # fields would be lost
+            raise InputError(f"method {key} is {item.__name__}, without {decorator}")
         self.data[key] = item
 
 

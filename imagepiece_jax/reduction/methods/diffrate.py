@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import json
+import operator
 import pathlib
 import sys
-from typing import Self
+from typing import Any, Self
 
 import jax
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.joining import join_ranked
 from imagepiece_jax.kernels.ranking import rank_tokens
@@ -102,20 +103,14 @@ class DiffRate(Method):
         super().__post_init__()
         if self.target is not None:
             check_range("target", self.target, 0)
-        if self.prune is None or self.merge is None:
-            if self.prune is self.merge:
-                return
-            raise InputError(
-                f"prune is {self.prune} and merge is {self.merge}; give both or neither"
-            )
-        check_entries("prune", self.prune, least=2)
-        check_entries("merge", self.merge, least=2)
-        for prune_count, merge_count in zip(self.prune, self.merge, strict=False):
-            if merge_count > prune_count:
-                raise InputError(
-                    f"merge has {merge_count} tokens, more than the {prune_count} of "
-                    "prune"
-                )
+        if self.prune is self.merge is None:
+            return
+        prune: Any = self.prune
+        merge: Any = self.merge
+        check_entries("prune", prune, least=2)
+        check_entries("merge", merge, least=2)
+        if any(map(operator.lt, prune, merge)):
+            raise InputError(f"merge is {self.merge}, with more tokens than prune")
 
     def choose_count_lists(
         self, model: ModelFacts, stretch: bool = False
@@ -138,15 +133,12 @@ class DiffRate(Method):
         is_published_size = model_size == (width, 12, 196)
         if not is_published_size and not stretch:
             raise InputError(
-                f"diffrate has no schedule for {model.depth} blocks of width "
-                f"{model.embed_dim} and {model.patches} patches, only for DeiT-Ti, S, "
-                "B and MAE-B with 196 patches; give macs, or prune and merge"
+                "diffrate has schedules only for DeiT-Ti, S, B and MAE-B with 196 "
+                "patches; for another model give macs, or prune and merge"
             )
         target = DEFAULT_GMACS[size_name] if self.target is None else self.target
         schedules = load_schedules(size_name)
-        if target not in schedules:
-            targets_text = ", ".join(map(str, schedules))
-            raise InputError(f"target is {target}; {size_name} has {targets_text}")
+        check_choice("target", float(target), schedules)
         prune, merge = schedules[target]
         if is_published_size:
             return prune, merge
@@ -169,10 +161,7 @@ class DiffRate(Method):
             return tuple(Step(block, reducer) for block in range(model.depth))
         prune, merge = self.choose_count_lists(model)
         if not len(prune) == len(merge) == model.depth:
-            raise InputError(
-                f"prune and merge have {len(prune)} and {len(merge)} entries; the "
-                f"model has {model.depth} blocks"
-            )
+            raise InputError(f"prune and merge need an entry per block, {model.depth}")
         steps = []
         count_pairs = zip(prune, merge, strict=True)
         for block, (prune_count, merge_count) in enumerate(count_pairs):

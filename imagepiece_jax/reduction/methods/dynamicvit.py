@@ -79,7 +79,6 @@ class LearnedSelection(Method):
         plan: for masked training
         Raises InputError if the teacher's patches, width or classes differ.
         """
-        token_selector.check_teacher(outputs, teacher_outputs)
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
         shares = self.live_shares(masks)
         targets = self.target_shares(plan)

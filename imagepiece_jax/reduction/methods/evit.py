@@ -27,10 +27,7 @@ class EViT(InStages):
         check_range("rate_warmup_start", self.rate_warmup_start, 0)
         check_range("rate_warmup_epochs", self.rate_warmup_epochs, 0)
         if self.counts is not None and self.rate_warmup_epochs:
-            raise InputError(
-                f"rate_warmup_epochs is {self.rate_warmup_epochs:g}, but counts are "
-                "given; the warm-up needs keep_rate"
-            )
+            raise InputError("rate_warmup_epochs needs keep_rate, not counts")
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = TopK(self.fuse_token, score=self.score_for(model))

@@ -6,8 +6,7 @@ from typing import Any, Self, cast
 
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.common.checks import check_range, refuse_any
 from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts, Unreachable
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
@@ -25,15 +24,8 @@ class Cells(Reducer):
     size: int
 
     def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
-        if grid is None:
-            raise InputError(
-                "grid pooling needs the patch grid, but a block before reduces tokens"
-            )
-        if self.size > min(grid):
-            raise InputError(
-                f"grid_size is {self.size}, but images have {grid[0]} x {grid[1]} "
-                "patches"
-            )
+        sentence = f"grid_size is {self.size}, but the patch grid here is {grid}"
+        refuse_any((grid is None or self.size > min(grid), sentence))
 
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
@@ -79,9 +71,6 @@ class GridPooling(Method):
         for block, num_cells in count_after_block.items():
             side = math.isqrt(num_cells)
             if side**2 != num_cells:
-                raise Unreachable(
-                    f"counts has {num_cells} tokens after block {block}; it must be a "
-                    f"square such as {side**2}"
-                )
+                raise Unreachable(f"counts has {num_cells}, not a square number")
             steps.append(Step(block, Cells(side), KeepFixed(num_cells), site="pre"))
         return tuple(steps)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_choice, check_range, refuse_any
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.ranking import (
     find_first_largest,
@@ -44,15 +44,9 @@ class Retokenize(Ranking):
 
     def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
         # At most half the candidates can merge.
-        num_candidates = counts.candidates
-        if num_candidates is None:
-            raise InputError("Retokenize needs a rule with candidates, such as Merge")
         num_merges = counts.n_in - counts.n_out
-        if not 0 <= num_merges <= num_candidates // 2:
-            raise InputError(
-                f"Retokenize merges {num_merges} of {num_candidates} candidates; at "
-                "most half can merge"
-            )
+        sentence = f"Retokenize merges {num_merges} of {counts.candidates} candidates"
+        refuse_any((num_merges > (counts.candidates or 0) // 2, sentence))
 
     def __call__(
         self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
@@ -160,9 +154,7 @@ class ImagePiece(Method):
         # (docs/imagepiece.md).
         num_cycles = depth // 4
         if num_cycles == 0:
-            raise InputError(
-                f"merge_blocks and prune_blocks must be given for a depth of {depth}"
-            )
+            raise InputError(f"a depth of {depth} needs merge_blocks and prune_blocks")
         merge_blocks = []
         prune_blocks = []
         for block in range(0, 3 * num_cycles, 3):

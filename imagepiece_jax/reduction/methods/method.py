@@ -13,6 +13,7 @@ from imagepiece_jax.common.checks import (
     check_choice,
     check_range,
     check_share,
+    refuse_any,
     replace_lists,
 )
 from imagepiece_jax.errors import InputError
@@ -37,12 +38,8 @@ def training_field(default: float) -> Any:
 
 
 def check_entries(name: str, values: Any, **bounds: Any) -> None:
-    """Raise InputError unless a value is a tuple of whole numbers within bounds.
-
-    bounds: keywords of `check_range`
-    """
-    if not isinstance(values, tuple):
-        raise InputError(f"{name} is {values!r}; it must be a tuple such as (3, 6, 9)")
+    """Check a tuple of whole numbers; bounds are those of `check_range`."""
+    refuse_any((type(values) is not tuple, f"{name} is {values!r}; it must be a tuple"))
     for value in values:
         check_range(f"an entry of {name}", value, whole=True, **bounds)
 
@@ -125,19 +122,12 @@ class Method:
         for name in self.amount_fields:
             self._check_default(name, "counts")
         if isinstance(self.counts, str) != (self.macs is not None):
-            raise InputError(
-                f"counts is {self.counts!r}; a schedule needs macs, and a list of "
-                "counts excludes macs"
-            )
+            sentence = "a schedule needs macs, and a list excludes macs"
+            raise InputError(f"counts is {self.counts!r}; {sentence}")
 
     def _check_default(self, name, rival):
-        """Raise InputError if a field is set that `rival` sets, too."""
-        value = getattr(self, name)
-        if value != getattr(type(self), name):
-            raise InputError(
-                f"{name} is {value!r}, but {rival} also decides the token counts; give "
-                "one of the two"
-            )
+        is_set = getattr(self, name) != getattr(type(self), name)
+        refuse_any((is_set, f"{name} and {rival} both decide the token counts"))
 
     def steps(self, model: ModelFacts) -> Sequence[Step]:
         """Make the method's Steps for a model, one for each block where tokens leave.
@@ -203,10 +193,8 @@ class Method:
         if counts is None:
             return plan_blocks(depth, n0, self.steps(model), num_prefix, masked)
         if len(counts) != depth or counts[0] > n0:
-            raise InputError(
-                f"counts is {counts}; it must have {depth} entries, one per block, of "
-                f"at most {n0} tokens, the patch count"
-            )
+            limits = f"{depth} entries, one per block, of at most {n0}"
+            raise InputError(f"counts is {counts}; it must have {limits}")
         steps = ()
         if counts[-1] < n0:
             steps = choose_steps(counts, self.steps(model), n0, exact)

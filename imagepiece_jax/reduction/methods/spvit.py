@@ -115,20 +115,15 @@ class SPViT(LearnedSelection):
         rates = self.keep_rates
         blocks = self.blocks
         check_entries("blocks", blocks)
-        if not isinstance(rates, tuple) or len(rates) != len(blocks):
+        is_tuple = isinstance(rates, tuple) and len(rates) == len(blocks)
+        blocks_rise = [*blocks] == sorted(blocks)
+        if not (is_tuple and blocks_rise and [*rates] == sorted(rates, reverse=True)):
             raise InputError(
-                f"keep_rates is {rates}; it must have one entry per block of blocks, "
-                f"{blocks}"
+                f"keep_rates is {rates} at blocks {blocks}; blocks must rise, and each "
+                "have a rate, which must not"
             )
         for rate in rates:
             check_range("an entry of keep_rates", rate, 0, 1)
-        blocks_rise = [*blocks] == sorted(blocks)
-        rates_fall = [*rates] == sorted(rates, reverse=True)
-        if not (blocks_rise and rates_fall):
-            raise InputError(
-                f"keep_rates is {rates} at blocks {blocks}; blocks must rise, and "
-                "keep_rates must not"
-            )
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # All shares get a common factor, and are at most 1.

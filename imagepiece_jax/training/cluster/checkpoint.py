@@ -31,6 +31,7 @@ class RunProgress:
     best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
     last: dict | None = None  # metrics of the last evaluation
     teacher: str = ""  # digest of its weights
+    normalization: list = dataclasses.field(default_factory=list)  # mean and std
 
     def with_evaluation(
         self, step: int, metrics: dict, may_choose: bool = True
@@ -108,7 +109,5 @@ class Checkpoints:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             if code := re.search(r"os_error_code='(\d+)'", str(error)):
                 reason = os.strerror(int(code[1]))
-            raise RunError(
-                f"{self._root}: a checkpoint could not be written ({reason}); fix "
-                "this, and the same command resumes from the newest complete one"
-            ) from error
+            problem = f"{self._root}: a checkpoint cannot be written ({reason})"
+            raise RunError(f"{problem}; the same command resumes") from error

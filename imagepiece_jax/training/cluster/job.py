@@ -98,23 +98,18 @@ def _connect_processes(coordinator, num_processes, process_id):
             if not has_flags and "coordinator_address" in str(error):  # no scheduler
                 return False
             raise InputError(
-                f"the processes cannot meet ({error}); coordinator, HOST:PORT of "
-                "process 0, num_processes and process_id are needed together, or none "
-                "of them under srun and mpirun"
+                f"the processes cannot meet ({error}); give coordinator (HOST:PORT), "
+                "num_processes and process_id, or none of them under srun and mpirun"
             ) from error
     return True
 
 
 def check_device_counts() -> None:
     """Raise InputError if processes have different device counts."""
-    # Every process sees all devices, so nothing is exchanged: an exchange would need
-    # equal counts.
+    # Nothing is exchanged: an exchange would need equal counts.
     counts = collections.Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
-        raise InputError(
-            f"the processes have {dict(sorted(counts.items()))} devices, by number; "
-            "all processes of a run need the same count"
-        )
+        raise InputError(f"device counts differ by process: {sorted(counts.items())}")
 
 
 def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) -> None:

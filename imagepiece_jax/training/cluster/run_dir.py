@@ -18,6 +18,7 @@ from typing import Any
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
+from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
@@ -58,22 +59,15 @@ def read_earlier_model(workdir: str | os.PathLike) -> ViTConfig | None:
 
 
 def check_config(workdir: str | os.PathLike, config: dict) -> None:
-    """Check that `workdir` holds no steps of another config.
+    """Check that `workdir` holds no steps of another config, and no saved model.
 
     All fields except `MAY_CHANGE` must be equal; 1, 1.0 and True differ.
-
-    config: nested dict of JSON values (tuples count as lists)
-    Raises InputError for the first field that differs, and for a config.json of
-        anything else than a run.
     """
     config_path = pathlib.Path(workdir) / CONFIG_FILE
-    has_begun = has_steps(workdir)
-    # Another config.json, such as a saved model's, would be replaced.
-    if config_path.exists() and not (
-        config_path.with_name(RUN_FILE).exists() or has_begun
-    ):
-        raise InputError(f"{config_path} is not a run's config; {CHOOSE_OTHER_WORKDIR}")
-    if not has_begun:  # another config can start here without spoiling anything
+    if not has_steps(workdir):  # another config can start here
+        is_run = config_path.with_name(RUN_FILE).exists()
+        is_other = config_path.exists() and not is_run
+        refuse_any((is_other, f"{config_path} is not a run's; {CHOOSE_OTHER_WORKDIR}"))
         return
     old_fields = _encode_fields(read_run_file(config_path))
     # Through JSON, so that tuples are lists.
@@ -83,8 +77,7 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
             raise InputError(
                 f"config.{name} is {value or NO_FIELD}, but {old_value or NO_FIELD} in "
                 f"the run in {workdir}; change it back, or {CHOOSE_OTHER_WORKDIR}, "
-                "which may start from this one's weights: --config.init.weights="
-                f"{workdir}"
+                f"which may start with --config.init.weights={workdir}"
             )
 
 

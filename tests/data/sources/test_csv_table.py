@@ -59,7 +59,7 @@ def test_no_image_is_in_both_splits(images):
     refused(path, "has no row with split 'train'", "train")
     path = write_table(images, "a,0,train b,1,val c,1,train")
     assert levels(path, "val") == [10]
-    refused(path, "has no training image with label 2; .* 5 classes", "train", 5)
+    refused(path, "no row with split 'train' and label 2", "train", 5)
 
 
 NO_LABELS = ("1_0", "²", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
@@ -86,26 +86,26 @@ def test_a_wrong_field_is_named_with_its_line(images, columns, rows, field, valu
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
-    "rows, fault",
+    "rows, lines",
     [
-        ("a,0,train a,0,val", "must not be in both train and val"),
-        ("a,0,val b,0,train ../images/a,0,train", "must not be in both train"),
-        ("a,0,train b,0,val b,0,val", "a validation image must count once"),
-        ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
+        ("a,0,train a,0,val", "2 and 3"),
+        ("a,0,val b,0,train ../images/a,0,train", "2 and 4"),
+        ("a,0,train b,0,val b,0,val", "3 and 4"),
+        ("a,0,train c,0,val a,1,train", "2 and 4"),
     ],
 )
-def test_contradicting_rows_are_refused(images, split, rows, fault):
+def test_contradicting_rows_are_refused(images, split, rows, lines):
     path = write_table(images, rows)
-    refused(path, rf"names '.*' again \(line [23]\); .*{fault}", split)
+    refused(path, f"names '.*' in lines {lines}; .*may repeat", split)
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"file,label\nimages/a.png,0\n", "there is no column 'filename'"),
-        (b"", "there is no column 'filename'"),
+        (b"file,label\nimages/a.png,0\n", "one must be 'filename'"),
+        (b"", "one must be 'filename'"),
         (b"filename,label\nimages/a.png,0,1\n", "line 2: it has more fields than"),
-        (b"filename,label,label\na.png,0,1\n", "there is more than one column 'label'"),
+        (b"filename,label,label\na.png,0,1\n", "'label', 'label'.*none twice"),
         (b"filename,label\n", "has no row with split 'val'"),
         (b"\xff\xfe\x00\x00\x81", "codec can't decode"),
     ],
@@ -137,8 +137,8 @@ def test_a_test_split_serves_without_a_validation_split(images):
         assert (levels(path, "val"), open_csv(path, "val").split) == ([20], name)
     path = write_table(images, "a,0,train b,0,test")
     assert (levels(path, "val"), open_csv(path, "val").split) == ([10], "test")
-    refused(write_table(images, "a,0,valid b,0,val"), "two validation splits")
-    refused(write_table(images, "a,0,train a,0,test b,0,val"), "both test and train")
+    refused(write_table(images, "a,0,valid b,0,val"), "has both val and valid")
+    refused(write_table(images, "a,0,train a,0,test b,0,val"), "in lines 2 and 3")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_name_is_found_in_either_unicode_form(images, stored, named):
     assert source[0].pixels is not None
     with open(path, "a") as table:
         table.write(f"{file},0,{unicodedata.normalize(stored, name)}\n")
-    refused(path, "again")
+    refused(path, "in lines")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])

@@ -392,7 +392,7 @@ def test_default_blocks_follow_the_models_depth(depth, blocks):
     "reduction, depth, message",
     [
         # Moved to three blocks, two default blocks would coincide.
-        ("peaks", 3, "a step is at block 3; the model has blocks 0 to 2"),
+        ("peaks", 3, "a step is at block 3; each of the model's blocks, 0 to 2"),
         ("peaks:macs=0.7", 3, "a step is at block 3"),
         ("peaks:macs=0.7", 1, "a step is at block 3"),
         ("peaks:macs=0.01", 6, "the method's nearest cost is 0.3"),

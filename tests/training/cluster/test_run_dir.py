@@ -106,7 +106,7 @@ def test_a_models_folder_is_no_workdir(tmp_path, model):
     (tmp_path / "config.json").write_text(model)
     (tmp_path / "model.safetensors").write_text("weights")
     for check in (check_config, record_start):
-        with refused("config.json is not a run's config; choose "):
+        with refused("config.json is not a run's; choose "):
             check(tmp_path, CONFIG)
     assert (tmp_path / "config.json").read_text() == model
     assert len([*tmp_path.iterdir()]) == 2
