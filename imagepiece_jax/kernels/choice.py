@@ -47,9 +47,9 @@ def is_reference() -> bool:
     return _forms.get() == "reference"
 
 
-def is_fast(x: Shaped[Array, "..."]) -> bool:
-    """Whether `fast_forms` is entered and tokens x have a two-byte dtype."""
-    return _forms.get() == "fast" and x.dtype.itemsize == 2
+def is_fast(x: Shaped[Array, "..."] | None = None) -> bool:
+    """Whether `fast_forms` is entered and tokens x, if given, have a two-byte dtype."""
+    return _forms.get() == "fast" and (x is None or x.dtype.itemsize == 2)
 
 
 def is_latency_bound(x: Shaped[Array, "..."]) -> bool:

@@ -39,9 +39,8 @@ def join_kept(
     cosines = jnp.where(jnp.eye(num_tokens, dtype=bool)[None], 2.0, cosines)
     cosines = jnp.where(jnp.isnan(cosines), -3.0, cosines)
     cosines = jnp.where(ranks[:, None, :] < n_out, cosines, -3.0)
-    best_cosine = jnp.max(cosines, axis=2)
-    is_best = cosines == best_cosine[:, :, None]
-    slot = jnp.min(jnp.where(is_best, ranks[:, None, :], num_tokens), axis=2)
+    numbers = jnp.broadcast_to(ranks[:, None, :], cosines.shape)
+    best_cosine, slot = ranking.reduce_largest(cosines, numbers)
     return slot, jnp.minimum(best_cosine, 1.0)
 
 

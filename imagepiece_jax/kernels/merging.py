@@ -12,6 +12,7 @@ from imagepiece_jax.kernels.array_shapes import AllRows, TokenIndices, TokenValu
 # The prefix stands before the image tokens, or before the slots.
 AllValues = Float[Array, "batch all_tokens"]
 MergedRows = Float[Array, "batch prefix_and_slots dim"]
+FEW_MERGED = 24  # up to this many tokens merge without a product
 DROPPED = -1  # instead of a slot, for a dropped token
 LEAST_WEIGHT = 1e-30  # with which a token still counts in a mean of its slot
 
@@ -82,8 +83,11 @@ def merge_tokens(
     if assignment.attn_size is not None:
         prefix_size = (size if attn_size is None else attn_size)[:, :num_prefix]
         attn_size = jnp.concatenate([prefix_size, assignment.attn_size], axis=1)
-    if choice.is_fast(x) and assignment.mean and assignment.merges:
-        return _merge_by_product(x, size, attn_size, assignment, num_patches)
+    # Weights that are tiny in float16 keep their digits, except in fast forms.
+    by_product = x.dtype == jnp.bfloat16 and not choice.is_reference()
+    by_product |= choice.is_fast(x)
+    if by_product and assignment.mean and assignment.merges:
+        return _merge_two_bytes(x, size, attn_size, assignment, num_patches)
 
     def sum_sizes(values):
         slot_sums = assignment.sum_slots(values[:, num_prefix:].astype(jnp.float32))
@@ -102,63 +106,107 @@ def merge_tokens(
     return rows, sum_sizes(size), attn_size
 
 
-def _merge_by_product(x, size, attn_size, assignment, num_patches):
-    """`merge_tokens` in two bytes, by one product that includes the prefix."""
+def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
+    """`merge_tokens` for means of two-byte tokens, prefix included."""
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
-    padding = ((0, 0), (num_prefix, 0))
-    token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     num_slots = num_prefix + assignment.n_out
+    are_few = 0 < x.shape[1] - num_slots <= FEW_MERGED
+    are_few &= choice.is_fast(x) and not choice.is_latency_bound(x)
     # Rows are padded to a multiple of 8 for tensor cores. Otherwise XLA would cut the
     # padded product in one more pass over it.
-    slot = jnp.arange(num_slots + -num_slots % 8, dtype=jnp.int32)
-    # Prefix tokens get slot numbers below DROPPED, which no image token has.
-    slot = jnp.where(slot < num_prefix, DROPPED - 1 - slot, slot - num_prefix)
-    slot_of_token = jnp.pad(assignment.slot_of_token, padding)
-    slot_of_token = jnp.where(token < num_prefix, DROPPED - 1 - token, slot_of_token)
+    padding = 0 if are_few else -num_slots % 8
+    slot = np.arange(-num_prefix, assignment.n_out + padding, dtype=np.int32)
+    slot -= slot < 0  # prefix tokens get slots below DROPPED, which no image token has
+    prefix = jnp.broadcast_to(slot[:num_prefix], (x.shape[0], num_prefix))
+    slot_of_token = jnp.concatenate([prefix, assignment.slot_of_token], axis=1)
     is_member = slot_of_token[:, None, :] == slot[None, :, None]
-    member_sizes = jnp.where(is_member, size[:, None, :], 0)
+
+    def sum_slots(values):
+        slot_sums = jnp.sum(jnp.where(is_member, values[:, None, :], 0), axis=2)
+        return slot_sums[:, :num_slots]
+
+    merged_size = sum_slots(size)
+    weight, weight_sums = size, merged_size
     by_size = assignment.by_size and assignment.weight is None
-    weight = member_sizes
     if not by_size:
-        token_weight = 1.0
+        weight = jnp.ones_like(size)
         if assignment.weight is not None:
             # Every slot is an exact mean by the rounded weights, which do not vanish.
-            rounded_weight = assignment.weight.astype(x.dtype)
+            weight = assignment.weight.astype(x.dtype)
             if assignment.weight.dtype != bool:
-                rounded_weight = jnp.maximum(rounded_weight, jnp.finfo(x.dtype).tiny)
-            rounded_weight = rounded_weight.astype(jnp.float32)
-            token_weight = jnp.pad(rounded_weight, padding, constant_values=1.0)
-            token_weight = token_weight[:, None, :]
-        weight = jnp.where(is_member, token_weight, 0.0)
-    weight_sums = jnp.sum(weight, axis=2)
-    # Whole numbers up to `max_exact` fit into the tokens' dtype. A larger size needs
-    # two operands: the rounded size and the remainder.
-    max_exact = 2 / jnp.finfo(x.dtype).eps
-    if by_size and (num_patches is None or num_patches > max_exact):
+                weight = jnp.maximum(weight, jnp.finfo(x.dtype).tiny)
+            weight = weight.astype(jnp.float32)
+            weight = jnp.pad(weight, ((0, 0), (num_prefix, 0)), constant_values=1.0)
+        weight_sums = sum_slots(weight)
+    if are_few:
+        rows = _mix_few(x, num_prefix, slot_of_token, is_member, weight, weight_sums)
+    else:
+        # Whole numbers up to this one fit into the tokens' dtype.
+        max_exact = 2 / jnp.finfo(x.dtype).eps
+        are_exact = not by_size or (num_patches or np.inf) <= max_exact
+        rows = _mix_by_product(x, is_member, weight, weight_sums, are_exact)
+    if attn_size is not None:
+        tiny = jnp.finfo(jnp.float32).tiny
+        attn_size = jnp.maximum(sum_slots(attn_size), tiny)
+    return rows.astype(x.dtype), merged_size, attn_size
+
+
+def _mix_by_product(x, is_member, weight, weight_sums, are_exact):
+    """Means of slots by one product."""
+    weight = jnp.where(is_member, weight[:, None, :], 0.0)
+    if not are_exact:  # two operands: the rounded size and the remainder
         rounded_weight = weight.astype(x.dtype)
         remainder = (weight - rounded_weight.astype(jnp.float32)).astype(x.dtype)
         matrix = jnp.stack([rounded_weight, remainder], axis=1)  # [B, 2, slots, N]
         rows = jnp.einsum(
             "bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32
         )
-        rows = jnp.sum(rows, axis=1)
-        divisor = weight_sums
-    else:
-        # Sums in two bytes spare a pass in float32. A token alone in its slot keeps its
-        # bits, because its weight is 1. Sums of float16 could overflow.
-        is_alone = jnp.sum(is_member, axis=2) == 1
-        matrix = jnp.where(is_alone[:, :, None], is_member, weight).astype(x.dtype)
-        divisor = jnp.where(is_alone, 1.0, weight_sums)
-        sum_dtype = x.dtype if x.dtype == jnp.bfloat16 else jnp.float32
-        rows = jnp.einsum("bsn,bnd->bsd", matrix, x, preferred_element_type=sum_dtype)
-        rows = rows.astype(jnp.float32)
-    rows = rows[:, :num_slots] * (1 / divisor[:, :num_slots])[:, :, None]
-    weight_sums = weight_sums[:, :num_slots]
-    merged_size = weight_sums
-    if not by_size:
-        merged_size = jnp.sum(member_sizes, axis=-1)[:, :num_slots]
-    if attn_size is not None:
-        attn_size = jnp.sum(jnp.where(is_member, attn_size[:, None, :], 0), axis=2)
-        tiny = jnp.finfo(jnp.float32).tiny
-        attn_size = jnp.maximum(attn_size[:, :num_slots], tiny)
-    return rows.astype(x.dtype), merged_size, attn_size
+        rows = jnp.sum(rows, axis=1)[:, : weight_sums.shape[1]]
+        return rows * (1 / weight_sums)[:, :, None]
+    # Sums in two bytes spare a pass in float32. A token alone in its slot keeps its
+    # bits, because its weight is 1. Sums of float16 could overflow.
+    is_alone = jnp.sum(is_member, axis=2) == 1
+    matrix = jnp.where(is_alone[:, :, None], is_member, weight).astype(x.dtype)
+    sum_dtype = x.dtype if x.dtype == jnp.bfloat16 else jnp.float32
+    rows = jnp.einsum("bsn,bnd->bsd", matrix, x, preferred_element_type=sum_dtype)
+    num_slots = weight_sums.shape[1]
+    divisor = jnp.where(is_alone[:, :num_slots], 1.0, weight_sums)
+    return rows.astype(jnp.float32)[:, :num_slots] * (1 / divisor)[:, :, None]
+
+
+def _mix_few(x, num_prefix, slot_of_token, is_member, weight, weight_sums):
+    """Means of slots, most of which have a single token: rows of x are gathered."""
+    # A product would read a copy of x, padded for tensor cores.
+    num_tokens = x.shape[1]
+    token = jnp.arange(num_tokens, dtype=jnp.int32)[None]
+
+    def join(a, b):
+        is_several = jnp.maximum(a[0], b[0]) < num_tokens
+        return jnp.minimum(a[0], b[0]), a[1] | b[1] | is_several
+
+    members = jnp.where(is_member, token[:, None], num_tokens)
+    start = (np.int32(num_tokens), np.bool_(False))
+    arrays = (members, jnp.zeros_like(is_member))
+    first, is_several = jax.lax.reduce(arrays, start, join, (2,))
+    last = jnp.max(jnp.where(is_member, token[:, None], -1), axis=2)
+    # All other tokens merge, numbered by `token` minus the first tokens before it.
+    step = jnp.where(first[:, None, :] == token[:, :, None], num_tokens, 0)
+    step = jnp.where(first[:, None, :] < token[:, :, None], 1, step)
+    number = token - jnp.sum(step, axis=2, dtype=jnp.int32)
+    merged, target, merged_weight = ranking.pick_by_rank(
+        number, num_tokens - first.shape[1], token, slot_of_token, weight
+    )
+    # Slots of merging tokens are means of rows around the row of their first token.
+    # Means of dropped tokens are not read.
+    slot = jnp.maximum(target + num_prefix, 0)
+    start = ranking.gather_rows(first, slot)
+    is_same = target[:, :, None] == target[:, None, :]
+    members = jnp.where(is_same, merged[:, None, :], start[:, :, None])
+    start = ranking.gather_rows(x, start).astype(jnp.float32)
+    distance = ranking.gather_rows(x, members) - start[:, :, None]
+    distance = jnp.sum(distance * merged_weight[:, None, :, None], axis=2)
+    means = start + distance / ranking.gather_rows(weight_sums, slot)[..., None]
+    number = ranking.gather_rows(number, last)
+    mean = ranking.gather_rows(means.astype(x.dtype), jnp.maximum(number, 0))
+    row = ranking.gather_rows(x, first)
+    return jnp.where(is_several[:, :, None], mean, row)

@@ -15,7 +15,19 @@ from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenIndices, TokenV
 
 def rank_tokens(score: TokenValues) -> Int32[Array, "batch tokens"]:
     """Rank tokens from 0 by falling score, ties to the lower index, NaN last."""
-    score = _without_nan(score)
+    return _rank(_without_nan(score))
+
+
+def rank_rows(
+    values: Float[Array, "batch tokens columns"],
+) -> tuple[Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
+    """(ranks of tokens by their largest value, the first column that has it)."""
+    largest, column = find_first_largest(values)
+    return _rank(largest), column
+
+
+def _rank(score):
+    """`rank_tokens` without NaN, whose replacement is one more kernel on a GPU."""
     own_score = score[:, :, None]
     other_score = score[:, None, :]
     is_earlier = _is_earlier(score.shape[1]).astype(jnp.int32)
@@ -39,17 +51,43 @@ def find_first_largest(
     values: Float[Array, "*rows columns"],
 ) -> tuple[Float[Array, "*rows"], Int32[Array, "*rows"]]:
     """(largest value, its first column) per row; NaN counts as minus infinity."""
-    values = _without_nan(values)
-    largest = jnp.max(values, axis=-1)
     column = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
-    is_largest = values == largest[..., None]
-    return largest, jnp.min(jnp.where(is_largest, column, values.shape[-1]), axis=-1)
+    return reduce_largest(_without_nan(values), column)
 
 
-def count_kept_before(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
-    """Count kept tokens before every token."""
+def reduce_largest(
+    values: Float[Array, "*rows columns"], number: Int32[Array, "*rows columns"]
+) -> tuple[Float[Array, "*rows"], Int32[Array, "*rows"]]:
+    """(largest value, the lowest number that has it) per row, without NaN.
+
+    number: below the number of columns
+    """
+    last_axis = values.ndim - 1
+    highest_number = np.int32(values.shape[last_axis])
+    if not choice.is_fast():
+        largest = jnp.max(values, axis=last_axis)
+        is_largest = values == largest[..., None]
+        number = jnp.where(is_largest, number, highest_number)
+        return largest, jnp.min(number, axis=last_axis)
+
+    def pick_larger(a, b):
+        is_first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+        return jnp.where(is_first, a[0], b[0]), jnp.where(is_first, a[1], b[1])
+
+    # One kernel on a GPU; the definition takes two.
+    start = (np.asarray(-np.inf, values.dtype), highest_number)
+    arrays = (jax.lax.stop_gradient(values), number)
+    return jax.lax.reduce(arrays, start, pick_larger, (last_axis,))
+
+
+def count_kept_before(
+    keep: TokenFlags, tokens: Int[Array, "batch listed"] | None = None
+) -> Int32[Array, "batch listed"]:
+    """Count kept tokens before every one of `tokens`; None: before every token."""
+    token = jnp.arange(keep.shape[1], dtype=jnp.int32)[None]
+    tokens = token if tokens is None else tokens
     keep = keep.astype(jnp.int32)[:, None, :]
-    is_kept_before = jnp.where(_is_earlier(keep.shape[2]), keep, 0)
+    is_kept_before = jnp.where(token[:, None, :] < tokens[:, :, None], keep, 0)
     return jnp.sum(is_kept_before, axis=-1, dtype=jnp.int32)
 
 
@@ -77,9 +115,6 @@ def pick_by_rank(
     *values: Num[Array, "#batch tokens"],
 ) -> tuple[Num[Array, "batch wanted"], ...]:
     """Gather values at `invert_order(ranks, wanted)`."""
-    if not choice.is_reference():
-        # Without it XLA recomputes all ranks for every wanted index.
-        ranks = jax.lax.optimization_barrier(ranks)
     if isinstance(wanted, int):
         wanted = np.arange(wanted)
     wanted_ranks = jnp.asarray(wanted, jnp.int32)[None, :, None]

@@ -117,5 +117,8 @@ class Rotary:
         if self.planes == "halves":
             rotated = jnp.concatenate([rotated_a, rotated_b], axis=-1)
         else:
-            rotated = jnp.stack([rotated_a, rotated_b], axis=-1).reshape(x.shape)
+            # jnp.stack would have five axes, which a phone's GPU does not take.
+            sides = (*x.shape[:2], -1, 1)
+            pairs = [rotated_a.reshape(sides), rotated_b.reshape(sides)]
+            rotated = jnp.concatenate(pairs, axis=-1).reshape(x.shape)
         return rotated.astype(heads.dtype)

@@ -11,15 +11,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenRows, TokenValues
+from imagepiece_jax.kernels.array_shapes import (
+    TokenFlags,
+    TokenIndices,
+    TokenRows,
+    TokenValues,
+)
 from imagepiece_jax.kernels.joining import join_sides
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import (
     count_kept_before,
-    find_first_largest,
     gather_rows,
     index_kept_tokens,
-    pick_by_rank,
+    rank_rows,
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import (
@@ -176,10 +180,10 @@ class Bipartite(Reducer):
         first_token = inputs.num_prefix % 2
         metric = jax.lax.stop_gradient(inputs.metric)
         similarity = side_cosines(metric, first_token, inputs.x, inputs.all_metric)
-        best_cosine, partners = find_first_largest(similarity)
+        ranks, partners = rank_rows(similarity)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
         slot_of_token = join_sides(
-            rank_tokens(best_cosine),
+            ranks,
             partners,
             num_merges,
             counts.n_in,
@@ -242,29 +246,35 @@ def keep_and_sum(is_kept: TokenFlags, weight: TokenValues, n_out: int) -> Assign
     return Assignment(slot_of_token, weight, n_out=n_out, mean=False)
 
 
-def merge_in_place(
-    absorbed_tokens: Int[Array, "batch pairs"],
-    partner_tokens: Int[Array, "batch pairs"],
+def merge_most_similar(
+    similarity: Float[Array, "batch sources targets"],
+    sources: Int[Array, "batch sources"],
+    targets: Int[Array, "batch targets"],
     counts: StepCounts,
 ) -> Assignment:
-    """Merge absorbed tokens into staying partners; the token order is kept.
+    """Merge the most similar sources into their most similar targets.
 
-    absorbed_tokens: no token twice
+    Ties go to the first target. The token order is kept.
     """
-
-    def subtract_absorbed(tokens):
-        """Subtract the number of absorbed tokens before every token."""
-        is_earlier = absorbed_tokens[:, None, :] < tokens[:, :, None]
-        return tokens - jnp.sum(is_earlier, axis=-1, dtype=jnp.int32)
-
+    ranks, columns = rank_rows(similarity)
+    offset = gather_rows(targets, columns) - sources
+    num_merges = counts.n_in - counts.n_out
+    if num_merges < sources.shape[1]:
+        offset = jnp.where(ranks < num_merges, offset, 0)
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-    is_absorbed = absorbed_tokens[:, None, :] == token[:, :, None]
-    target_slots = subtract_absorbed(partner_tokens)[:, None, :]
-    target_slot = jnp.max(jnp.where(is_absorbed, target_slots, DROPPED), axis=-1)
-    slot_of_token = jnp.where(
-        target_slot == DROPPED, subtract_absorbed(token), target_slot
-    )
-    return Assignment(slot_of_token, n_out=counts.n_out)
+    is_source = sources[:, None, :] == token[:, :, None]
+    offset = jnp.where(is_source, offset[:, None, :], 0)
+    target = token + jnp.sum(offset, axis=-1, dtype=jnp.int32)
+    return merge_into(target, counts.n_out)
+
+
+def merge_into(target: TokenIndices, n_out: int) -> Assignment:
+    """Merge every token into its target; the order of the targets is kept.
+
+    target: tokens; a staying token is its own target
+    """
+    token = jnp.arange(target.shape[1], dtype=jnp.int32)[None]
+    return Assignment(count_kept_before(target == token, target), n_out=n_out)
 
 
 def keep_and_join(
@@ -286,26 +296,3 @@ def keep_and_join(
     is_token = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
     slot_of_token = jnp.max(jnp.where(is_token, slots, DROPPED), axis=-1)
     return Assignment(slot_of_token, n_out=n_out)
-
-
-def join_most_similar(
-    metric: TokenRows,
-    sources: Int[Array, "batch sources"],
-    targets: Int[Array, "batch targets"],
-    num_joining: int | None = None,
-) -> tuple[Int[Array, "batch pairs"], Int[Array, "batch pairs"]]:
-    """Pair sources with their most similar targets; ties go to the first target.
-
-    num_joining: sources to pair, most similar first; None: all sources
-    Returns (sources, targets), pair by pair.
-    """
-    similarity = cosine_similarity(
-        gather_rows(metric, sources), gather_rows(metric, targets)
-    )
-    best_similarity, columns = find_first_largest(similarity)
-    partners = gather_rows(targets, columns)
-    if num_joining is None:
-        return sources, partners
-    ranks = rank_tokens(best_similarity)
-    sources, partners = pick_by_rank(ranks, num_joining, sources, partners)
-    return sources, partners

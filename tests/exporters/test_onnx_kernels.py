@@ -11,7 +11,6 @@ from imagepiece_jax import kernels
 from imagepiece_jax.common import nodes
 from imagepiece_jax.exporters import onnx_kernels
 from imagepiece_jax.kernels import attention, gelu, merging, norm
-from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
 from imagepiece_jax.kernels.ranking import (
     find_first_largest,
     gather_rows,
@@ -21,9 +20,7 @@ from imagepiece_jax.kernels.ranking import (
     pick_by_rank,
     rank_tokens,
 )
-from imagepiece_jax.kernels.similarity import cosine_similarity
 from tests.helpers.onnx_runs import function_outputs, random_outputs
-from tests.helpers.rounding import assert_close
 from tests.reduction.test_moves import random_move
 
 MARKED = nodes.onnx_op(lambda: None).__code__
@@ -96,30 +93,6 @@ def test_tokens_are_picked_like_in_jax(fn):
         expected, *results = random_outputs(fn, (2, 6))
     for result in results:
         np.testing.assert_array_equal(result, expected)
-
-
-@pytest.mark.parametrize("n_out", [1, 4, 8])
-@pytest.mark.parametrize("ties", [True, False])
-def test_distances_and_kept_tokens_equal_jaxs(n_out, ties):
-    """Tokens lie on few axes, so most cosines are ties; three score values tie, too."""
-    rng = np.random.default_rng(n_out)
-    axes = np.eye(4)[rng.integers(4, size=(3, 9))] * rng.choice([-1, 1], (3, 9, 1))
-    score = rng.choice([0.0, 0.25, 0.5], (3, 9, 1)) if ties else rng.random((3, 9, 1))
-
-    def decide(inputs):
-        tokens, score = jnp.split(inputs, [4], 2)
-        alike = cosine_similarity(tokens, tokens)
-        order = rank_tokens(score[..., 0])
-        distance = distance_to_earlier(alike, order)
-        slot, to_kept = join_kept(alike, order, n_out)
-        return jnp.stack([distance, slot.astype(jnp.float32), to_kept], axis=1)
-
-    inputs = np.concatenate([axes, score], axis=2).astype(np.float32)
-    with nodes.marked_functions(), kernels.reference_forms():
-        expected, *results = function_outputs(decide, inputs)
-    for result in results:
-        np.testing.assert_array_equal(result[:, 1], expected[:, 1])
-        assert_close(result, expected)
 
 
 @pytest.mark.parametrize(

@@ -227,17 +227,6 @@ def test_features_equal_jaxs(reduction, options):
         assert not arrays["dropped"].all()
 
 
-def test_tied_tokens_have_jaxs_order():
-    """All patches are equal, so every score and similarity is a tie."""
-    for reduction in (EVIT, IMAGEPIECE, "tome:r=4", "peaks:blocks=(0,)"):
-        vit = tiny_vit.pretrained(reduction, depth=2)
-        vit.variables["params"]["pos_embed"][:] = 0
-        images = np.ones((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.float32)
-        expected = jax_logits(vit.model, vit.variables, images)
-        (logits,) = run_onnxruntime(build_onnx_model(vit), images)
-        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_a_reduction_that_draws_has_no_graph():
     with refused("reduction", "it has no graph"):
         build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))

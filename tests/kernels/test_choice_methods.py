@@ -2,7 +2,8 @@
 
 Forms round in different orders, so decisions may differ at a near tie: there, noise of
 one rounding changes the definition's own decision. Near ties are counted. In all other
-images decisions are equal, and features and gradients are equal up to rounding.
+images decisions are equal, and features and gradients are equal up to rounding. Nothing
+differentiates the fast forms.
 """
 
 import contextlib
@@ -121,6 +122,8 @@ def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=D):
             noisy_decisions, _ = run("definition", x * (1 + noise), size, probe)
             is_near |= np.any(decisions != noisy_decisions, axis=1)
         assert not (is_different & ~is_near).any()
+    if form.startswith("fast"):
+        numbers, chosen_numbers = numbers[:-1], chosen_numbers[:-1]
     for expected, value in zip(numbers, chosen_numbers, strict=True):
         assert value.dtype == expected.dtype
         unit = float(jnp.finfo(value.dtype).eps)
@@ -147,8 +150,9 @@ def test_forms_decide_like_the_definition_except_at_near_ties(case):
     ties = 0
     for block, layer in steps:
         ties += count_near_ties(layer, block, prefix, "exact", "float32")
+        ties += count_near_ties(layer, block, prefix, "exact", "bfloat16")
         ties += count_near_ties(layer, block, prefix, "fast", "bfloat16")
-    assert 100 * ties <= 2 * len(steps) * IMAGES
+    assert 100 * ties <= 3 * len(steps) * IMAGES
 
 
 @pytest.mark.parametrize("case", CASES[-len(FURTHER) :], ids=LABELS[-len(FURTHER) :])

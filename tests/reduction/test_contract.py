@@ -24,7 +24,6 @@ from imagepiece_jax.reduction.reducers import (
     TopK,
     keep_and_join,
     keep_highest,
-    merge_in_place,
 )
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing
 from tests.helpers import tiny_vit
@@ -41,11 +40,6 @@ def ints(*rows):
 def assign(*rows, **fields):
     """An Assignment to four slots, one row per image."""
     return Assignment(**{"slot_of_token": ints(*rows), "n_out": 4} | fields)
-
-
-def merge_call(absorbed, partners):
-    run = tiny_vit.compiled(merge_in_place, static_argnums=2)
-    return functools.partial(run, ints(absorbed), ints(partners), COUNTS)
 
 
 def join_call(keep, absorbed, target):

@@ -11,15 +11,11 @@ from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.kernels.array_shapes import TokenIndices
-from imagepiece_jax.kernels.ranking import (
-    count_kept_before,
-    find_first_largest,
-    gather_rows,
-)
+from imagepiece_jax.kernels.ranking import find_first_largest, gather_rows
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import Reducer, merge_into
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 # {name: function (a, b, m, n) -> distances of a joined cluster}; a and b are the
@@ -100,11 +96,8 @@ class Agglomeration(Reducer):
         distance = 1 - cosine_similarity(metric, metric)
         num_merges = counts.n_in - counts.n_out
         first_token = join_closest_clusters(distance, num_merges, self.linkage)
-        is_first = first_token == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        slot_of_token = gather_rows(count_kept_before(is_first), first_token)
-        return Assignment(
-            slot_of_token, n_out=counts.n_out, by_size=self.size_weighting
-        )
+        assignment = merge_into(first_token, counts.n_out)
+        return dataclasses.replace(assignment, by_size=self.size_weighting)
 
 
 @dataclasses.dataclass(frozen=True)

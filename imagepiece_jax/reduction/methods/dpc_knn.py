@@ -13,7 +13,6 @@ from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
 from imagepiece_jax.kernels.ranking import (
     count_kept_before,
     find_first_largest,
-    gather_rows,
     mark_smallest,
     rank_tokens,
 )
@@ -47,7 +46,7 @@ def cluster_by_density(x: TokenRows, num_neighbors: int, n_out: int) -> TokenInd
     _, nearest_center = find_first_largest(nearness)
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     center_of_token = jnp.where(is_center, token, nearest_center)
-    return gather_rows(count_kept_before(is_center), center_of_token)
+    return count_kept_before(is_center, center_of_token)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,8 @@ from jaxtyping import Array, Float, Int
 from imagepiece_jax.common.checks import check_choice, check_range, refuse_any
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.ranking import (
-    find_first_largest,
     gather_rows,
     invert_order,
-    pick_by_rank,
     rank_tokens,
 )
 from imagepiece_jax.kernels.similarity import cosine_similarity
@@ -25,7 +23,7 @@ from imagepiece_jax.reduction.block_plan import (
     StepCounts,
 )
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts, check_entries
-from imagepiece_jax.reduction.reducers import Ranking, TopK, merge_in_place
+from imagepiece_jax.reduction.reducers import Ranking, TopK, merge_most_similar
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
@@ -61,14 +59,12 @@ class Retokenize(Ranking):
             rank_tokens(score), np.concatenate([ranks_a, ranks_b])
         )
         num_a = len(ranks_a)
-        similarity = self.compare_sides(inputs, candidates, num_a)
-        best_similarity, columns = find_first_largest(similarity)
-        partners = gather_rows(candidates[:, num_a:], columns)
-        num_merges = counts.n_in - counts.n_out
-        absorbed_tokens, partner_tokens = pick_by_rank(
-            rank_tokens(best_similarity), num_merges, candidates[:, :num_a], partners
+        assignment = merge_most_similar(
+            self.compare_sides(inputs, candidates, num_a),
+            candidates[:, :num_a],
+            candidates[:, num_a:],
+            counts,
         )
-        assignment = merge_in_place(absorbed_tokens, partner_tokens, counts)
         return dataclasses.replace(assignment, by_size=self.size_weighting)
 
     def compare_sides(

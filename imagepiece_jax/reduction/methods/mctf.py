@@ -14,11 +14,10 @@ from jaxtyping import Array, Float
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
 from imagepiece_jax.kernels.ranking import (
-    find_first_largest,
     gather_rows,
     index_kept_tokens,
     invert_order,
-    rank_tokens,
+    rank_rows,
 )
 from imagepiece_jax.kernels.similarity import dot_products, unit_vectors
 from imagepiece_jax.reduction.block_plan import (
@@ -88,7 +87,7 @@ class Fusion(Ranking):
         even_to_odd = self.fusion_values(x, attention, size, first_even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         num_joining_even = num_merges // 2
-        even_ranks, odd_partners = _rank_rows(even_to_odd)
+        even_ranks, odd_partners = rank_rows(even_to_odd)
         joining_even = invert_order(even_ranks, num_joining_even)
         joined_odd = gather_rows(odd_partners, joining_even)
         slot_of_even = index_kept_tokens(even_ranks >= num_joining_even)
@@ -98,7 +97,7 @@ class Fusion(Ranking):
         # The second half: odd tokens join the remaining even tokens, whose slots come
         # first. Then come the odd tokens by the falling value of their best partners.
         odd_to_even = gather_rows(even_to_odd, staying_even).transpose(0, 2, 1)
-        odd_ranks, partner_slots = _rank_rows(odd_to_even)
+        odd_ranks, partner_slots = rank_rows(odd_to_even)
         num_joining_odd = num_merges - num_joining_even
         is_leaving = odd_ranks < num_joining_odd
         slot_of_staying = staying_even.shape[1] - num_joining_odd + odd_ranks
@@ -134,14 +133,6 @@ class Fusion(Ranking):
         similarity = ((similarity + 1) / 2) ** (1 / self.similarity)
         even_factor = factor[:, first_even::2, None]
         return similarity * even_factor * factor[:, None, 1 - first_even :: 2]
-
-
-def _rank_rows(
-    values,
-):
-    """Rank rows by their highest values: (rank of each row, its best column)."""
-    best_value, best_column = find_first_largest(values)
-    return rank_tokens(best_value), best_column
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ import math
 import jax
 import numpy as np
 
-from imagepiece_jax.kernels.ranking import invert_order, rank_tokens
+from imagepiece_jax.kernels.ranking import gather_rows, invert_order, rank_tokens
+from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
 from imagepiece_jax.reduction.methods.method import KeepingShare, ModelFacts
-from imagepiece_jax.reduction.reducers import Ranking, join_most_similar, merge_in_place
+from imagepiece_jax.reduction.reducers import Ranking, merge_most_similar
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
@@ -32,19 +33,16 @@ class ByEnergy(Ranking):
     ) -> Assignment:
         uniqueness = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
-        num_merges = counts.n_in - counts.n_out
         ranks = rank_tokens(-uniqueness)
         num_compared = counts.n_in
-        num_joining = num_merges
         if self.protect:
-            num_compared = 2 * num_merges
-            num_joining = None  # all of side A
+            num_compared = 2 * (counts.n_in - counts.n_out)
         side_a = invert_order(ranks, np.arange(0, num_compared, 2))
         side_b = invert_order(ranks, np.arange(1, num_compared, 2))
-        absorbed_tokens, partner_tokens = join_most_similar(
-            metric, side_a, side_b, num_joining
+        similarity = cosine_similarity(
+            gather_rows(metric, side_a), gather_rows(metric, side_b)
         )
-        return merge_in_place(absorbed_tokens, partner_tokens, counts)
+        return merge_most_similar(similarity, side_a, side_b, counts)
 
 
 @dataclasses.dataclass(frozen=True)
