@@ -1,5 +1,7 @@
 """Merging tokens into slots by an Assignment: one product with the slot matrix."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,7 @@ def merge_tokens(
         prefix = jnp.broadcast_to(np.arange(num_prefix), (kept.shape[0], num_prefix))
         kept = jnp.concatenate([prefix, kept + num_prefix], axis=1)
         rows = ranking.gather_rows(x, kept, unique=True)
+        sum_sizes = functools.partial(ranking.gather_rows, index=kept)
     if attn_size is not None:
         # A slot's tokens may all add 0, but attention takes the logarithm.
         attn_size = jnp.maximum(sum_sizes(attn_size), jnp.finfo(jnp.float32).tiny)

@@ -93,7 +93,12 @@ def count_kept_before(
 
 def index_kept_tokens(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     """Number kept tokens from 0; other tokens are -1."""
-    return jnp.where(keep, count_kept_before(keep), -1)
+    # One sum without a choice: all else would be one more kernel on a GPU. A token that
+    # is not kept lacks its own count, which exceeds all others.
+    num_tokens = keep.shape[1]
+    own_count = num_tokens * jnp.eye(num_tokens, dtype=jnp.int32)[None]
+    count = jnp.where(keep[:, None, :], _is_earlier(num_tokens) + own_count, 0)
+    return jnp.maximum(jnp.sum(count, axis=2, dtype=jnp.int32) - num_tokens, -1)
 
 
 def invert_order(
