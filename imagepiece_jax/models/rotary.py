@@ -50,7 +50,8 @@ class Rotary:
         object.__setattr__(self, "reference", reference)
         if reference is None:
             return
-        for side in reference:
+        height, width = reference
+        for side in (height, width):
             check_range("reference", side)
 
     def coordinates(self, grid: tuple[int, int]) -> Float32[np.ndarray, "patches 2"]:
