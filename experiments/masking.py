@@ -6,6 +6,8 @@ image's squares depend only on (mask seed, index): all methods see the same, and
 larger number of squares adds to a smaller one's. There are three mask seeds.
 """
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +16,6 @@ from experiments.paper_tables import BLANK, DENSE, find_models
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.statistics import format_difference, format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation.result_cache import MeasuredImages
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
@@ -108,13 +109,13 @@ def measure_rights(paper, model, count):
 
 def cover_images(images, count, seed):
     """The images with `count` squares each."""
-    facts = images.facts | {"masks": count, "square": SIDE, "mask_seed": seed}
-
-    def batches():
-        for batch in images.read_batches():
-            yield with_corners(batch, count, seed)
-
-    return MeasuredImages(facts, batches, hide_squares)
+    return types.SimpleNamespace(
+        facts=images.facts | {"masks": count, "square": SIDE, "mask_seed": seed},
+        read_batches=lambda: (
+            with_corners(batch, count, seed) for batch in images.read_batches()
+        ),
+        alter_images=hide_squares,
+    )
 
 
 def with_corners(batch, count, seed):

@@ -183,7 +183,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class StudyImages:
-    """Images that models are compared on, a `result_cache.MeasuredImages`."""
+    """Images that models are compared on, as `result_cache.MeasuredWeights` reads."""
 
     source: Any
     name: str  # as config.data has it

@@ -5,17 +5,14 @@ A changed setting leaves them as they are: it is refused, or measured anew.
 
 import copy
 import dataclasses
+import types
 
 import jax
 import pytest
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.result_cache import (
-    MeasuredImages,
-    MeasuredWeights,
-    ResultCache,
-)
+from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache
 from imagepiece_jax.inference.write_features import write_features
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution
@@ -120,7 +117,8 @@ OF_IMAGES = {"digest": "other", "limit": 5}
 @pytest.fixture
 def measured(vit, tmp_path):
     """MeasuredWeights with a measured accuracy of the unchanged model."""
-    new = MeasuredWeights(vit, MeasuredImages(SETTING, list), ResultCache(tmp_path))
+    images = types.SimpleNamespace(facts=SETTING)
+    new = MeasuredWeights(vit, images, ResultCache(tmp_path))
     new.cache.measure_once(new.make_result_key("accuracy", vit.reduction), dict)
     return new
 
@@ -143,7 +141,8 @@ def test_changed_settings_are_measured_anew(vit, measured, name):
     if name in MODELS | OF_DEVICE:
         changes["vit"] = (MODELS | OF_DEVICE)[name](vit)
     elif name in OF_IMAGES:
-        changes["images"] = MeasuredImages(SETTING | {name: OF_IMAGES[name]}, list)
+        facts = SETTING | {name: OF_IMAGES[name]}
+        changes["images"] = types.SimpleNamespace(facts=facts)
     elif name == "reducers":
         changes["seed"] = 1
     else:

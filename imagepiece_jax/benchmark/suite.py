@@ -87,7 +87,16 @@ def time_groups(
     make_workloads: function from a group's cases to further workloads to time
     """
     first_case = next(iter(case_groups[0].values()))
-    timing_columns = describe_timing(first_case, timing)
+    libraries = [name for name in ("torch", "timm") if name in sys.modules]
+    timing_columns = {
+        "mode": first_case.mode,
+        "dtype": first_case.dtype,
+        "weights": first_case.weights_path,
+        "device": device.device_name(),
+        "versions": device.library_versions(libraries),
+        "git": git_revision(),
+        **dataclasses.asdict(timing),
+    }
     weights_text = "random weights"
     if first_case.weights_path is not None:
         weights_text = f"weights of {first_case.weights_path}"
@@ -108,20 +117,6 @@ def time_groups(
         json_lines += [json.dumps(row) + "\n" for row in rows]
         if file:
             replace_file(file, "".join(json_lines))
-
-
-def describe_timing(case: BenchmarkCase, timing: timer.Timing) -> dict[str, Any]:
-    """Mode, dtype, weights, device, versions and duration, as JSON values."""
-    libraries = [name for name in ("torch", "timm") if name in sys.modules]
-    return {
-        "mode": case.mode,
-        "dtype": case.dtype,
-        "weights": case.weights_path,
-        "device": device.device_name(),
-        "versions": device.library_versions(libraries),
-        "git": git_revision(),
-        **dataclasses.asdict(timing),
-    }
 
 
 def make_speed_rows(

@@ -79,7 +79,11 @@ class BenchmarkCase:
                 raise InputError(f"batch_size is {sizes} as in {vit.origin.title}")
         elif self.mode == "train" and self.run is None:
             run = make_training_run(vit, self.batch_size, self.dtype)
-            check_timed_run(run)
+            check_training(run, parallel.process_placement(run.grad_accum_steps))
+            num_devices = parallel.device_count()
+            if num_devices > 1:
+                one = "CUDA_VISIBLE_DEVICES=0"
+                raise InputError(f"mode train takes 1 of {num_devices}: {one}")
             object.__setattr__(self, "run", run)
 
     @property
@@ -96,7 +100,13 @@ class BenchmarkCase:
             columns = _describe_program(call.model, call.compiled_step)
             image_macs = TRAINING_MAC_FACTOR * model_macs(call.model)
         elif not isinstance(self.vit, Pretrained):
-            call = _make_program_call(self.vit, self.batch_size)
+            shape = (self.batch_size, *image_sides(self.vit.config.image_size), 3)
+            calls = []
+            for seed in range(NUM_INPUTS):
+                rng = np.random.default_rng(seed)
+                pixels = rng.integers(0, 256, shape, np.uint8)
+                calls.append(self.vit.prepared_call(pixels))
+            call = lambda call_index: calls[call_index % NUM_INPUTS]()  # noqa: E731
             columns = _describe_program(self.vit.model, None)
         else:
             fast_program = optimize.optimize(
@@ -110,16 +120,6 @@ class BenchmarkCase:
             columns = _describe_program(fast_program.model, fast_program.compiled)
         macs = self.batch_size * image_macs
         return Workload(timer.TimedCall(call), self.batch_size, macs, columns)
-
-
-def _make_program_call(program, batch_size):
-    """Make a function of a call's index that runs an exported file on random images."""
-    shape = (batch_size, *image_sides(program.config.image_size), 3)
-    calls = []
-    for seed in range(NUM_INPUTS):
-        pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-        calls.append(program.prepared_call(pixels))
-    return lambda call_index: calls[call_index % NUM_INPUTS]()
 
 
 @dataclasses.dataclass
@@ -149,8 +149,13 @@ def compile_training_steps(run: RunConfig) -> TrainingSteps:
         teacher_variables = parallel.replicate(draw_random_variables(teacher_model))
     state = parallel.replicate(make_state(draw_random_variables(model)))
     batches = []
-    for seed in range(NUM_INPUTS):
-        batches.append(parallel.shard_samples(_draw_batch(run, seed)))
+    leading_axes = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)
+    image_shape = batch_shapes(run, leading_axes)["image"].shape
+    for seed in range(NUM_INPUTS):  # batches in the loader's form
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 256, image_shape, np.uint8)
+        label = rng.integers(0, run.num_classes, leading_axes, np.int32)
+        batches.append(parallel.shard_samples({"image": image, "label": label}))
     program = parallel.pmap(step_fn, donate_argnums=(0,), program_name="training step")
     compiled_step = program.compile(state, batches[0], teacher_variables)
     return TrainingSteps(model, compiled_step, state, batches, teacher_variables)
@@ -176,14 +181,6 @@ def make_training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig
         reduction=vit.reduction,
         batch_size=batch_size,
     )
-
-
-def check_timed_run(run: RunConfig) -> None:
-    """Raise InputError for a run that cannot be trained, or not on one device."""
-    check_training(run, parallel.process_placement(run.grad_accum_steps))
-    num_devices = parallel.device_count()
-    if num_devices > 1:
-        raise InputError(f"mode train takes 1 of {num_devices}: CUDA_VISIBLE_DEVICES=0")
 
 
 def with_random_weights(model: ViT) -> Pretrained:
@@ -266,15 +263,4 @@ def _describe_program(model, program):
         "attention": model.execution.attention_impl,
         "gelu": model.config.arch.gelu,
         "sizes": model.execution.size_encoding,
-    }
-
-
-def _draw_batch(run, seed):
-    """A random batch in the loader's form: uint8 [A, m, S, S, 3], labels [A, m]."""
-    rng = np.random.default_rng(seed)
-    leading_axes = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)
-    shapes = batch_shapes(run, leading_axes)
-    return {
-        "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),
-        "label": rng.integers(0, run.num_classes, leading_axes, np.int32),
     }

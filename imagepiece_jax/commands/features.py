@@ -42,12 +42,20 @@ def main(
     """
     import numpy as np
 
+    from imagepiece_jax.common.checks import check_range
+    from imagepiece_jax.data.pictures import find_images
+    from imagepiece_jax.data.source import evenly_spaced_indices
     from imagepiece_jax.inference.feature_store import read_features
     from imagepiece_jax.inference.write_features import write_features
 
     file = pathlib.Path(out)
     files.check_writable("out", file, (".sqlite",))
-    image_files = choose_images(images, limit)
+    image_files = find_images(images.images)
+    if limit is not None:
+        check_range("limit", limit, 1)
+        count = len(image_files)
+        indices = evenly_spaced_indices(count, min(limit, count))
+        image_files = [image_files[index] for index in indices]
     vit = weights.load_model()
     note_image_cost(vit)
     options = {"patches": patches, "logits": logits, "batch_size": batch_size}
@@ -59,20 +67,6 @@ def main(
                 np.save(opened_file, read_features(file)[1])
         print(file.with_suffix(".npy"))
     return int(bool(failures))
-
-
-def choose_images(images: Images, limit: int | None) -> list[str]:
-    """List the image files; of more than `limit`, `limit` evenly spaced ones."""
-    from imagepiece_jax.common.checks import check_range
-    from imagepiece_jax.data.pictures import find_images
-    from imagepiece_jax.data.source import evenly_spaced_indices
-
-    image_files = find_images(images.images)
-    if limit is None:
-        return image_files
-    check_range("limit", limit, 1)
-    indices = evenly_spaced_indices(len(image_files), min(limit, len(image_files)))
-    return [image_files[index] for index in indices]
 
 
 def note_image_cost(vit: "Pretrained") -> None:

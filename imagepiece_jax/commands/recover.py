@@ -8,6 +8,7 @@ from imagepiece_jax.errors import RunError
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
     from pathlib import Path
 
+    from imagepiece_jax.models import recovery_record
     from imagepiece_jax.models.pretrained import Pretrained
 
 
@@ -44,7 +45,7 @@ def main(
     from imagepiece_jax.common.files import locked_folder
     from imagepiece_jax.data.pictures import as_source
     from imagepiece_jax.recovery.recover import recover
-    from imagepiece_jax.weights.save import checked_folder
+    from imagepiece_jax.weights.save import checked_folder, save
 
     folder = checked_folder(out)
     source = as_source(images.images)
@@ -61,7 +62,14 @@ def main(
             seed=seed,
             parameters=parameters,
         )
-    save_recovered(recovered_vit, out)
+    recovery = cast("recovery_record.Recovery", recovered_vit.recovery)
+    print(recovery)
+    if all(v.stopped and not v.changed for v in recovery.variants):
+        raise RunError(f"nothing is written to {out}: no weights were better yet")
+    save(recovered_vit, out)
+    print(f"saved in {out}", flush=True)
+    if not any(variant.changed for variant in recovery.variants):
+        print(f"note: nothing was better: {out} holds the model as it was")
 
 
 def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
@@ -85,22 +93,3 @@ def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
     ]
     if lost:
         raise InputError(f"out {folder} has {' and '.join(lost)}; recover that folder")
-
-
-def save_recovered(recovered_vit: "Pretrained", out: str) -> None:
-    """Save a recovered model, and print what its recovery gave.
-
-    Nothing is written if a signal stopped every variant before it was better.
-    """
-    from imagepiece_jax.models.recovery_record import Recovery
-    from imagepiece_jax.weights.save import save
-
-    recovery = cast(Recovery, recovered_vit.recovery)
-    has_nothing_to_save = all(v.stopped and not v.changed for v in recovery.variants)
-    print(recovery)
-    if has_nothing_to_save:
-        raise RunError(f"nothing is written to {out}: no weights were better yet")
-    save(recovered_vit, out)
-    print(f"saved in {out}", flush=True)
-    if not any(variant.changed for variant in recovery.variants):
-        print(f"note: nothing was better: {out} holds the model as it was")

@@ -11,29 +11,17 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from imagepiece_jax.common import device, extras, parallel, plotting, statistics
 from imagepiece_jax.common.files import check_own_files, replace_file
 from imagepiece_jax.common.image_size import image_sides, size_text
-from imagepiece_jax.common.tables import markdown_table, rows_table
+from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.labeled_images import open_labeled_images
-from imagepiece_jax.evaluation.result_cache import (
-    MeasuredImages,
-    MeasuredWeights,
-    ResultCache,
-    decode_bits,
-)
-from imagepiece_jax.inference.compare_outputs import (
-    FIDELITY_COLUMNS,
-    IMAGE_CONTROLS,
-    SHUFFLED_CONTROL,
-    check_image_count,
-    fidelity_cells,
-)
+from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache
+from imagepiece_jax.inference import compare_outputs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
@@ -54,7 +42,11 @@ class ComparedRow:
     name: str
     weights: MeasuredWeights
     reduction: Reduction = DENSE_REDUCTION
-    is_smaller: bool = False  # the dense model on smaller images
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether it is the dense model on smaller images."""
+        return self.weights.smaller_side is not None
 
     @property
     def is_recovered(self) -> bool:
@@ -89,11 +81,7 @@ def compare(
     reductions: str | Iterable[str] = (),
     image_sizes: Iterable[int] = (),
     out: str | os.PathLike | None = None,
-    data_dir: str | os.PathLike | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    threads: int | None = None,
+    **options: Any,
 ) -> Report:
     """Compare reductions and smaller images with the dense model on the same images.
 
@@ -108,7 +96,7 @@ def compare(
     image_sizes: pixels a side, for the dense model
     out: folder for a table, a plot and points.jsonl, where a stopped comparison
         resumes; None: write nothing
-    data_dir to threads: as for `evaluate`
+    options: as for `evaluate`
     Returns a Report; its `str` is the table.
     Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
@@ -116,19 +104,10 @@ def compare(
         check_report_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")
     vit = vit.with_default_execution(None)
-    images = open_labeled_images(
-        vit,
-        data,
-        data_dir=data_dir,
-        need_labels=False,
-        limit=limit,
-        batch_size=batch_size,
-        workers=workers,
-        threads=threads,
-    )
-    weights = MeasuredWeights(vit, MeasuredImages(images.facts, images.read_batches))
+    images = open_labeled_images(vit, data, need_labels=False, **options)
+    weights = MeasuredWeights(vit, images)
     if not (vit.config.head.is_single_label and images.source.num_classes):
-        check_image_count(len(images.source))
+        compare_outputs.check_image_count(len(images.source))
         weights = dataclasses.replace(weights, reference=weights)
     rows = make_rows(weights, reductions, image_sizes)  # before files are made
     cache = None
@@ -136,7 +115,8 @@ def compare(
         cache = ResultCache(out, versions=device.library_versions())
     report = measure_rows(weights, rows, cache)
     if out is not None:
-        write_report(out, report)
+        replace_file(pathlib.Path(out, TABLE_FILE_NAME), format_page(report))
+        paint_plot(pathlib.Path(out, PLOT_FILE_NAME), report)
     return report
 
 
@@ -164,8 +144,7 @@ def make_rows(
         rows.append(ComparedRow(reduction_text, dense_weights, reduction))
     for side in sides:
         weights = use_smaller_images(dense_weights, side)
-        name = f"image_size={side}"
-        rows.append(ComparedRow(name, weights, is_smaller=True))
+        rows.append(ComparedRow(f"image_size={side}", weights))
     row_names = {(vit.image_size, DENSE_REDUCTION): "dense"}
     for row in rows:
         variant = row.weights.vit.image_size, row.reduction
@@ -183,7 +162,7 @@ def measure_rows(
     """Measure the dense model, every row and fidelity's controls once, and compare."""
     all_rows = [ComparedRow("dense", dense_weights), *rows]
     if dense_weights.reference:
-        for control in (*IMAGE_CONTROLS, SHUFFLED_CONTROL):
+        for control in compare_outputs.CONTROLS:
             name = f"dense, images {control}"
             weights = dataclasses.replace(dense_weights, control=control, name=name)
             all_rows.append(ComparedRow(name, weights))
@@ -232,10 +211,7 @@ def compare_pairs(
 
 
 def _decode_right(record):
-    return decode_bits(record["right"], record["images"])
-
-
-# Smaller images
+    return result_cache.decode_bits(record["right"], record["images"])
 
 
 def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeights:
@@ -247,30 +223,13 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
             f"{size_text(vit.image_size)}"
         )
 
-    def shrink_images(images, batch, model):
-        # The dense model's normalized images, by antialiased bicubic weights.
-        shape = (images.shape[0], side, side, images.shape[3])
-        return jax.image.resize(images, shape, "cubic", antialias=True)
-
-    image_facts = {**dense_weights.images.facts, "smaller": (side, side)}
     return dataclasses.replace(
         dense_weights,
         vit=vit.with_reduction(None).at_size(side),  # a dense model fits any size
-        images=MeasuredImages(
-            image_facts, dense_weights.images.read_batches, shrink_images
-        ),
+        smaller_side=side,
         compiled_steps={},
         name=f"images of {side} pixels a side",
     )
-
-
-# Files
-
-
-def write_report(folder: str | os.PathLike, report: Report) -> None:
-    """Write a report's table and plot into a folder, in place of earlier ones."""
-    replace_file(pathlib.Path(folder, TABLE_FILE_NAME), format_page(report))
-    paint_plot(pathlib.Path(folder, PLOT_FILE_NAME), report)
 
 
 def check_report_folder(folder: str | os.PathLike) -> None:
@@ -279,26 +238,20 @@ def check_report_folder(folder: str | os.PathLike) -> None:
     check_own_files("out", folder, "a comparison", lambda file: file.name in own_names)
 
 
-def format_subject(report: Report) -> str:
-    """Table of what a report measured: weights, images and crop."""
+def format_page(report: Report) -> str:
+    """Page of a comparison: what was measured, rows, and the picture."""
     vit = report.dense_weights.vit
     image_set = report.dense_weights.images.facts["data"]
-    num_images = report.figures["dense"]["images"]
-    columns = {
+    subject = {
         "weights": f"`{vit.origin.name}`",
         "digest": vit.digest,
-        "images": f"{num_images:,} of {image_set}",
+        "images": f"{report.figures['dense']['images']:,} of {image_set}",
         "crop": vit.preprocessing.description,
     }
-    return markdown_table([*columns], [[*columns.values()]])
-
-
-def format_page(report: Report) -> str:
-    """Page of a comparison: subject, rows, and the picture."""
     metric_name = "Accuracy" if report.comparisons else "Fidelity"
     sections = [
         f"# {metric_name} of reductions",
-        format_subject(report),
+        rows_table([subject]),
         format_table(report),
         f"![{metric_name} by MACs]({PLOT_FILE_NAME})",
     ]
@@ -318,7 +271,7 @@ def format_table(report: Report) -> str:
         record = report.figures[row.name]
         recovered_note = " (recovered)" if row.is_recovered else ""
         cells = {"row": f"`{row.name}`{recovered_note}"}
-        cells |= fidelity_cells(record.get("fidelity", {}))
+        cells |= compare_outputs.fidelity_cells(record.get("fidelity", {}))
         if report.comparisons:
             acc1 = statistics.estimate_accuracy(_decode_right(record))
             cells["acc1, %"] = statistics.format_estimate(acc1)
@@ -356,11 +309,12 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
         dense_level = statistics.estimate_accuracy(_decode_right(dense_record)).value
     else:
         metric = [*dense_record["fidelity"]][-1]  # the last one has an interval
-        axis_label = f"{FIDELITY_COLUMNS[metric]} (95 %)"
+        axis_label = f"{compare_outputs.FIDELITY_COLUMNS[metric]} (95 %)"
         dense_level = dense_record["fidelity"][metric][0]
     curves = {}
     for row in report.rows[1:]:
-        if row.weights.control == SHUFFLED_CONTROL:  # chance would stretch the axis
+        # Chance would stretch the axis.
+        if row.weights.control == compare_outputs.SHUFFLED_CONTROL:
             continue
         curve_name = row.reduction.name
         if row.reduction == DENSE_REDUCTION:

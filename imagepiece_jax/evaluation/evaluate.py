@@ -9,8 +9,7 @@ import numpy as np
 from imagepiece_jax.common import parallel, statistics
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.labeled_images import LabeledImages, open_labeled_images
+from imagepiece_jax.evaluation import accuracy, labeled_images
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram, open_program
@@ -23,11 +22,7 @@ def evaluate(
     *,
     optimized: bool = False,
     gelu: str | None = None,
-    data_dir: str | os.PathLike | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    threads: int | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measure top-1, top-5 and loss on every image of a data set.
 
@@ -36,10 +31,10 @@ def evaluate(
         imagenet2012 or digits; None: the run's validation data
     optimized: compare the program of `optimize` with the float32 model
     gelu: for the optimized program
-    data_dir: folder of imagenet2012's files
-    limit: evenly spaced images to take; None: all
-    batch_size, workers, threads: how to read images; None: as in the run, or 512, 8 and
-        2
+    options: fields of ReadOptions, where None means the run's or the default:
+        data_dir: folder of imagenet2012's files
+        limit: evenly spaced images to take
+        batch_size, workers, threads: how to read images; 512, 8 and 2
     Returns acc1 and acc5 in percent, loss, images, throughput in images a second, and
         their settings; with `optimized`, metrics are under "reference" and "optimized".
     Raises InputError for images of other classes, and for a model without classes.
@@ -50,44 +45,23 @@ def evaluate(
         raise InputError(f"gelu is {gelu}, but only the optimized program takes it")
     if optimized and not isinstance(model, Pretrained):
         raise InputError("optimized is for weights, not for an exported file")
-    images = open_labeled_images(
-        model,
-        data,
-        data_dir=data_dir,
-        limit=limit,
-        batch_size=batch_size,
-        workers=workers,
-        threads=threads,
-    )
+    images = labeled_images.open_labeled_images(model, data, **options)
     if not isinstance(model, Pretrained):
-        metrics = measure_program(model, images)
-        reduction = model.facts["method"]
-        recovered_name = model.facts.get("recovered")
+        batches = images.read_batches(placement=Placement())  # of this process
+        step = accuracy.make_program_step(lambda pixels: jax.device_put(model(pixels)))
+        metrics = accuracy.evaluate_model(step, None, batches).metrics
+    elif optimized:
+        metrics = compare_optimized(model, images, gelu)
     else:
-        if optimized:
-            metrics = compare_optimized(model, images, gelu)
-        else:
-            batches = images.read_batches()
-            result = accuracy.evaluate_weights(model.model, model.variables, batches)
-            metrics = result.metrics
-        reduction = model.reduction
-        variant = model.recovered_variant
-        recovered_name = variant.name if variant else None
+        batches = images.read_batches()
+        result = accuracy.evaluate_weights(model.model, model.variables, batches)
+        metrics = result.metrics
     # After the pass, which finds unreadable images.
-    return metrics | images.model_facts(model, reduction, recovered_name)
-
-
-def measure_program(
-    program: ExportedProgram, images: LabeledImages
-) -> dict[str, float]:
-    """Measure an exported program, on this process."""
-    batches = images.read_batches(placement=Placement())
-    step = accuracy.make_program_step(lambda pixels: jax.device_put(program(pixels)))
-    return accuracy.evaluate_model(step, None, batches).metrics
+    return metrics | images.model_facts(model)
 
 
 def compare_optimized(
-    vit: Pretrained, images: LabeledImages, gelu: str | None
+    vit: Pretrained, images: labeled_images.LabeledImages, gelu: str | None
 ) -> dict[str, dict[str, Any]]:
     """Compare the accuracy of a model's optimized program with the model's.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imagepiece_jax.common import parallel
@@ -21,7 +21,46 @@ from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram
 
-LEAST_OPTION_VALUES = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
+# Bounds and defaults of `ReadOptions`
+LEAST_VALUES = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
+DEFAULT_VALUES = {"batch_size": 512, "workers": 8, "threads": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Which images of a set are read, and how; None: the run's, or the default.
+
+    data_dir: folder of imagenet2012's files
+    limit: evenly spaced images to take; None: all
+    batch_size: images at once, over all devices
+    workers: worker processes; 0: read in this process
+    threads: decoding threads in each process; 0: its main thread
+    """
+
+    data_dir: str | os.PathLike | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST_VALUES.items():
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, least, whole=True)
+
+    def completed(self, run_config: Mapping[str, Any]) -> "ReadOptions":
+        """These options, completed by a run's config and by the defaults."""
+        run_data = run_config.get("data", {})
+        run_values = {
+            "data_dir": run_data.get("dir") or None,
+            "batch_size": run_config.get("eval_batch_size"),
+            "workers": run_data.get("workers"),
+            "threads": run_data.get("threads"),
+        }
+        values: dict[str, Any] = dict(DEFAULT_VALUES)
+        for more_values in (run_values, vars(self)):
+            values |= {k: v for k, v in more_values.items() if v is not None}
+        return ReadOptions(**values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +70,17 @@ class LabeledImages:
     name: str  # data name for `open_source`
     source: Source
     preprocessing: Preprocessing
-    limit: int | None = None  # requested image count
-    batch_size: int = 512  # images at once, over all devices
-    workers: int = 8  # worker processes; 0: read in this process
-    threads: int = 2  # decoding threads in each process; 0: its main thread
+    options: Any  # completed ReadOptions, without None except for `limit`
+    alter_images = None  # no change on the device, as in `accuracy.make_eval_step`
 
     @property
     def pass_batch_size(self) -> int:
         """At most half the images, rounded up to whole devices."""
         # Half, because the first batch compiles and is not timed.
         half_count = -(-len(self.source) // 2)
-        return parallel.process_placement().round_up(min(self.batch_size, half_count))
+        return parallel.process_placement().round_up(
+            min(self.options.batch_size, half_count)
+        )
 
     def read_batches(
         self, batch_size: int | None = None, placement: Placement | None = None
@@ -53,25 +92,23 @@ class LabeledImages:
             batch_size=batch_size or self.pass_batch_size,
             placement=placement or parallel.process_placement(),
         )
-        return worker_pool.read_ahead(batches, self.workers, self.threads)
+        options = self.options
+        return worker_pool.read_ahead(batches, options.workers, options.threads)
 
-    def model_facts(
-        self,
-        vit: Pretrained | ExportedProgram,
-        reduction: Any,
-        recovered_name: str | None,
-    ) -> dict[str, Any]:
-        """Everything that decides a model's metrics on the images, as JSON values.
-
-        reduction: the model's, in any form with a text
-        """
+    def model_facts(self, vit: Pretrained | ExportedProgram) -> dict[str, Any]:
+        """Everything that decides a model's metrics on the images, as JSON values."""
         origin = vit.origin
+        if isinstance(vit, Pretrained):
+            reduction, variant = vit.reduction, vit.recovered_variant
+            recovered_name = variant.name if variant else None
+        else:
+            reduction, recovered_name = vit.facts["method"], vit.facts.get("recovered")
         return {
             "preprocessing": self.preprocessing.as_json,
             "checkpoint": origin.checkpoint,
             "averaged": origin.averaged,
             "data": self.name,
-            "limit": self.limit,
+            "limit": self.options.limit,
             **self.source.subset_record,
             "num_classes": vit.config.num_classes,
             "dtype": vit.model.execution.dtype.name,
@@ -92,7 +129,7 @@ class LabeledImages:
             "data": registry.short_name(self.name),
             "digest": self.source.whole_digest,
             "images": len(self.source),
-            "limit": self.limit,
+            "limit": self.options.limit,
             **self.source.subset_record,
             **self.preprocessing.as_json,
         }
@@ -110,18 +147,14 @@ def find_data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -
 def open_labeled_images(
     vit: Pretrained | ExportedProgram,
     data: str | None = None,
-    *,
-    data_dir: str | os.PathLike | None = None,
     need_labels: bool = True,
-    **options: int | None,
+    **options: Any,
 ) -> LabeledImages:
-    """Open the images to evaluate a model on; notes on both are logged.
+    """Open the images of a data set for a model.
 
     data: as for `open_source`; None: the run's validation data
-    data_dir: for imagenet2012; None: the run's
     need_labels: False: take images without labels, too, and models without classes
-    options: limit, batch_size, workers and threads of LabeledImages; None: the run's or
-        the default
+    options: fields of ReadOptions
     Raises InputError for weights without classes, and for images of other classes.
     """
     if need_labels:
@@ -131,18 +164,10 @@ def open_labeled_images(
                 f"{title} has no classes; train a head, or take vectors by `features`"
             )
         vit.config.head.check_single_label(title, "accuracy")
-    given_options = {k: value for k, value in options.items() if value is not None}
-    for option, value in given_options.items():
-        check_range(option, value, LEAST_OPTION_VALUES[option], whole=True)
-    run_config = vit.origin.run or {}
-    run_data = run_config.get("data", {})
-    run_options = {k: run_data[k] for k in ("workers", "threads") if k in run_data}
-    if "eval_batch_size" in run_config:
-        run_options["batch_size"] = run_config["eval_batch_size"]
+    read_options = ReadOptions(**options).completed(vit.origin.run or {})
     data_name = find_data_name(vit, data)
-    data_dir = data_dir or run_data.get("dir") or None
-    whole_source = _open_source(vit, data_name, data_dir, need_labels)
-    source = whole_source.evenly_spaced(given_options.get("limit"))
+    whole_source = _open_source(vit, data_name, read_options.data_dir, need_labels)
+    source = whole_source.evenly_spaced(read_options.limit)
     check_classes(vit.class_names, vit.origin.title, source.class_names, data_name)
     for note in _list_notes(vit, data_name, whole_source, source):
         notes.info(f"note: {note}")
@@ -150,7 +175,7 @@ def open_labeled_images(
         name=data_name,
         source=source,
         preprocessing=vit.config.preprocessing,
-        **run_options | given_options,
+        options=read_options,
     )
 
 

@@ -12,8 +12,8 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -105,41 +105,32 @@ def _encode_key(key):
     return json.dumps(key, sort_keys=True)
 
 
-class MeasuredImages(NamedTuple):
-    """Images to measure on."""
-
-    # everything that decides metrics on these images, as JSON; "images" is their count
-    facts: Mapping[str, Any]
-    read_batches: Callable[[], Iterable[Mapping[str, Any]]]  # one pass's batches
-    alter_images: accuracy.AlterImages | None = None  # on the device
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredWeights:
     """Accuracy or fidelity of weights, measured once per reduction."""
 
     vit: Pretrained  # a model of `load`
-    images: MeasuredImages  # or an object with the same fields
+    # LabeledImages, or an object with their facts (all that decides metrics, as JSON),
+    # read_batches and alter_images
+    images: Any
     cache: ResultCache | None = None  # where results are stored; None: nothing is kept
     seed: int | None = None  # for random reducers; None: the weights' seed
     name: str = ""  # for the log; "": the reduction
     # whose dense outputs others are compared with; None: accuracy is measured
     reference: "MeasuredWeights | None" = None
-    # a control of `compare_outputs`; "": the images and outputs as they are
-    control: str = ""
+    control: str = ""  # of `compare_outputs`; "": images and outputs as they are
+    smaller_side: int | None = None  # to which devices shrink images; None: no change
     # compiled evaluation steps; weights of one model may share the dict
     compiled_steps: dict = dataclasses.field(default_factory=dict)
 
     def measure_reduction(self, reduction: Reduction) -> dict[str, Any]:
         """Metrics with a reduction, as JSON values; "right" has a bit per image."""
-        if self.cache is None:
-            return self._measure_uncached(reduction)
-        key = self.make_result_key(
-            "fidelity" if self.reference else "accuracy", reduction
-        )
-        counted_images = counted_noun(key["images"], "image")
-        subject = f"{self.name or reduction}, {counted_images}"
         measure = functools.partial(self._measure_uncached, reduction)
+        if self.cache is None:
+            return measure()
+        kind = "fidelity" if self.reference else "accuracy"
+        key = self.make_result_key(kind, reduction)
+        subject = f"{self.name or reduction}, {counted_noun(key['images'], 'image')}"
         return self.cache.measure_once(key, measure, subject)
 
     def _measure_uncached(self, reduction):
@@ -175,17 +166,14 @@ class MeasuredWeights:
     def measure_images(self, vit: Pretrained) -> accuracy.EvalResult:
         """One pass over the images; vit: these weights with any reduction."""
         variables = parallel.replicate(vit.variables)
-        return accuracy.evaluate_model(
-            self._compiled_step(vit.model), variables, self._read_batches()
-        )
-
-    def _read_batches(self):
-        change = compare_outputs.IMAGE_CONTROLS.get(self.control)
-        for batch in self.images.read_batches():
-            if change is not None:
-                changed_images = np.stack([change(pixels) for pixels in batch["image"]])
-                batch = {**batch, "image": changed_images}
-            yield batch
+        batches = self.images.read_batches()
+        if change := compare_outputs.IMAGE_CONTROLS.get(self.control):
+            batches = (
+                {**batch, "image": np.stack([change(rows) for rows in batch["image"]])}
+                for batch in batches
+            )
+        step = self._compiled_step(vit.model)
+        return accuracy.evaluate_model(step, variables, batches)
 
     def make_result_key(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
@@ -198,6 +186,8 @@ class MeasuredWeights:
             "seed": self.vit.origin.seed,  # draws missing selectors
             **self.images.facts,
         }
+        if self.smaller_side:
+            key["smaller"] = (self.smaller_side, self.smaller_side)
         if self.control:
             key["change"] = self.control
         if self.seed not in (None, self.vit.origin.seed):
@@ -211,23 +201,30 @@ class MeasuredWeights:
 
     def _compiled_step(self, model):
         """A model's evaluation step, which compiles at its first call and is kept."""
-        alter_images = self.images.alter_images
         seed = self.vit.origin.seed if self.seed is None else self.seed
-        measure_outputs = _take_logits if self.reference else None
-        step_key = model, seed, alter_images, measure_outputs
+        step_key = model, seed, self.images.alter_images, bool(self.reference)
         if step_key not in self.compiled_steps:
             # A program takes up to 2,500 of 65,530 memory maps.
             if len(self.compiled_steps) == 16:
                 self.compiled_steps.clear()
                 jax.clear_caches()
+            alter_images, measure_outputs = self.images.alter_images, None
+            if self.smaller_side:
+                alter_images = functools.partial(shrink_images, self.smaller_side)
+            if self.reference:  # vectors of a model without a head
+                measure_outputs = lambda outputs, _: {"outputs": outputs.logits}  # noqa: E731
             self.compiled_steps[step_key] = accuracy.make_eval_step(
                 model, seed, measure_outputs=measure_outputs, alter_images=alter_images
             )
         return self.compiled_steps[step_key]
 
 
-def _take_logits(outputs, batch):
-    return {"outputs": outputs.logits}  # vectors of a model without a head
+def shrink_images(
+    side: int, images: jax.Array, batch: Any = None, model: ViT | None = None
+) -> jax.Array:
+    """Shrink normalized images to `side` pixels by antialiased bicubic weights."""
+    shape = (images.shape[0], side, side, images.shape[3])
+    return jax.image.resize(images, shape, "cubic", antialias=True)
 
 
 def name_use(vit: Pretrained, reduction: ReductionLike) -> str:

@@ -21,18 +21,9 @@ from imagepiece_jax.common.tables import rows_table
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import program_facts
-from imagepiece_jax.inference.compare_outputs import (
-    IMAGE_CONTROLS,
-    check_image_count,
-    fidelity_cells,
-    measure_fidelities,
-)
+from imagepiece_jax.inference import compare_outputs
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import (
-    ExportedProgram,
-    import_format,
-    open_program,
-)
+from imagepiece_jax.models.program import ExportedProgram, import_format, open_program
 from imagepiece_jax.recovery.recovery_images import split_images
 
 PAGE_NAME = "README.md"
@@ -98,7 +89,7 @@ def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImag
     source = source.evenly_spaced(MAX_CARD_IMAGES)
     compared_pixels, readable_paths = read_images(source, vit.preprocessing)
     num_compared = len(compared_pixels)
-    check_image_count(num_compared)
+    compare_outputs.check_image_count(num_compared)
     others = "" if calibration_pixels is None else ", and others calibrate"
     log.info(f"a card of {num_compared} compared images{others}")
     prefix_length = os.path.commonprefix(readable_paths).rfind("/") + 1
@@ -123,15 +114,14 @@ def compare_with_dense_file(
     # Images are repeated if a batch takes more than there are.
     speeds = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
     outputs = compute_card_outputs(programs, pixels)
-    fidelities = measure_fidelities(outputs, has_classes)
+    fidelities = compare_outputs.measure_fidelities(outputs, has_classes)
     if len(pixels) < FEW_IMAGES:
         for metrics in fidelities.values():
             metrics.pop("neighbors_kept", None)
     megabytes = {}
     for name, file in files.items():
-        megabytes[name] = (
-            sum(f.stat().st_size for f in program_facts.program_files(file)) / 1e6
-        )
+        sizes = [part.stat().st_size for part in program_facts.program_files(file)]
+        megabytes[name] = sum(sizes) / 1e6
     gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
     return {
         "images": card_images.compared_names,
@@ -173,15 +163,14 @@ def compute_card_outputs(
         if not np.isfinite(outputs["file"]).all():
             dtype = programs["file"].facts["dtype"]
             raise InputError(f"the {dtype} outputs are not finite; export float32")
-        for name, change_pixels in IMAGE_CONTROLS.items():
+        for name, change_pixels in compare_outputs.IMAGE_CONTROLS.items():
             outputs[name] = compute_vectors(programs["dense"], change_pixels(pixels))
     return outputs
 
 
 def compute_vectors(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     """Compute a file's logits or vectors, [images, D]."""
-    output_facts = np.ravel(program.facts["output"])  # of one output, or of several
-    output_names = [entry["name"] for entry in output_facts]
+    output_names = program.output_names
     name = next(name for name in CARD_OUTPUTS if name in output_names)
     return program(pixels, name, IMAGES_PER_CALL).reshape(len(pixels), -1)
 
@@ -208,7 +197,8 @@ def format_card_table(
     titles = dict(zip(("dense", "file"), rows, strict=True))
     for name, metrics in card["fidelity"].items():
         title = titles.get(name, f"dense, images {name}")
-        rows[title] = rows.get(title, {}) | fidelity_cells(metrics)
+        cells = compare_outputs.fidelity_cells(metrics)
+        rows[title] = rows.get(title, {}) | cells
     return rows_table([{"": title, **cells} for title, cells in rows.items()])
 
 
@@ -254,12 +244,6 @@ def write_card_page(
     }
     if cards:
         (staging / PAGE_NAME).write_text(format_card_page(cards), "utf-8")
-
-
-def remove_card_page(folder: pathlib.Path) -> None:
-    """Remove a folder's page of cards, if it has one."""
-    if is_card_page(folder / PAGE_NAME):
-        (folder / PAGE_NAME).unlink()
 
 
 def format_card_page(facts_of_file: Mapping[str, Mapping[str, Any]]) -> str:

@@ -38,13 +38,13 @@ class Export:
 
     vit: Pretrained  # with plain attention, which has a graph, once it is made
     out: str | os.PathLike
-    batch_size: int | None
-    gelu: str | None
-    pixels: bool
-    output: str
-    layout: str | None
-    dtype: str
-    images: Any
+    batch_size: int | None = None
+    gelu: str | None = None
+    pixels: bool = False
+    output: str = "logits"
+    layout: str | None = None
+    dtype: str = "float32"
+    images: Any = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
@@ -131,9 +131,8 @@ class Export:
             )
             dense.graph_file.parent.mkdir(parents=True, exist_ok=True)
             dense.write_program(dense.graph_file, *dense.make_program())
-            has_classes = self.vit.config.head.has_classes
-            if "logits" not in self.interface.output_names:
-                has_classes = False
+            has_logits = "logits" in self.interface.output_names
+            has_classes = has_logits and self.vit.config.head.has_classes
             measured = card.compare_with_dense_file(
                 file, dense.graph_file, images, has_classes
             )
@@ -149,7 +148,8 @@ class Export:
         # These know no digest: a kill must not leave them beside another graph.
         for name in self.layout_files:
             (self.folder / name).unlink(missing_ok=True)
-        card.remove_card_page(self.folder)
+        if card.is_card_page(self.folder / card.PAGE_NAME):
+            (self.folder / card.PAGE_NAME).unlink()
         for file in [*first, *(file for file in rest if file not in first)]:
             target = self.folder / file.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
@@ -160,18 +160,7 @@ class Export:
 
 
 @parallel.without_mesh
-def export(
-    vit: Pretrained,
-    out: str | os.PathLike,
-    *,
-    batch_size: int | None = None,
-    gelu: str | None = None,
-    pixels: bool = False,
-    output: str = "logits",
-    layout: str | None = None,
-    dtype: str = "float32",
-    images: Any = None,
-) -> pathlib.Path:
+def export(vit: Pretrained, out: str | os.PathLike, **options: Any) -> pathlib.Path:
     """Write a model with its weights as a file that runs without this package.
 
     FILE.json beside it describes image preparation and outputs. It also names the
@@ -180,45 +169,45 @@ def export(
 
     out: an .onnx file, a .tflite file for LiteRT, or a folder, which gets a model.onnx.
         Only an earlier export is replaced. With a `layout`, always a folder.
-    batch_size: images per call, which a .tflite file needs; None: any number
-    gelu: the GELU variant, as in `optimize`; None: the model's
-    pixels: uint8 images, normalized by the program; else float32
-    output: "logits" (pooled vectors of a model without classes), "features" (the
-        outputs of `features`) or "patches" (only a feature per patch)
-    layout: the program that loads the folder, from `tower.PROGRAM_LAYOUTS`
-    dtype: of the layers, whatever the model's: "float32", "float16" or "int8", where
-        products with weights are quantized. Norms, softmax, and scores and order of
-        reductions are float32 in every dtype, and so are outputs. In float16 the stem
-        is float32, and so are blocks with large numbers
-    images: as for `recover`. Part of them calibrates int8, which needs them; the card
-        is measured on others
+    options: fields of Export:
+        batch_size: images per call, which a .tflite file needs; None: any number
+        gelu: the GELU variant, as in `optimize`; None: the model's
+        pixels: uint8 images, normalized by the program; else float32
+        output: "logits" (pooled vectors of a model without classes), "features" (the
+            outputs of `features`) or "patches" (only a feature per patch)
+        layout: the program that loads the folder, from `tower.PROGRAM_LAYOUTS`
+        dtype: of the layers, whatever the model's: "float32", "float16" or "int8",
+            where products with weights are quantized. Norms, softmax, and scores and
+            order of reductions are float32 in every dtype, and so are outputs. In
+            float16 the stem is float32, and so are blocks with large numbers
+        images: as for `recover`. Part of them calibrates int8, which needs them; the
+            card is measured on others
     Returns the file's path.
     Raises InputError for a wrong argument, and for outputs that are not finite, and
         RunError if a file cannot be written. Then the folder stays as it was.
     """
-    job = Export(vit, out, batch_size, gelu, pixels, output, layout, dtype, images)
+    job = Export(vit, out, **options)
     vit.warn_of_untrained()
     card_images = None
     sampled_pixels = calibration_pixels = None
-    if images is not None:
+    if job.images is not None:
         extras.check_installed("a card", job.file_format.RUNTIME_MODULE)
-        card.check_card(job.folder, job.graph_file, job.vit, output)
-        card_images = card.read_card_images(job.vit, images, calibrates=dtype == "int8")
-        calibration_pixels = card_images.calibration_pixels
-        sampled_pixels = calibration_pixels
+        card.check_card(job.folder, job.graph_file, job.vit, job.output)
+        card_images = card.read_card_images(job.vit, job.images, job.dtype == "int8")
+        sampled_pixels = calibration_pixels = card_images.calibration_pixels
         if calibration_pixels is None:
             sampled_pixels = card_images.compared_pixels
     # Seconds in float32 find numbers that are not finite before a file is written, and
     # those too large for float16.
     part_maxima = largest_numbers.find_largest_numbers(job.vit, sampled_pixels)
-    if dtype == "float16":
+    if job.dtype == "float16":
         job.interface.model = largest_numbers.with_float32_parts(
             job.vit.model, part_maxima
         )
     graph, facts = job.make_program()
     if calibration_pixels is not None:
         graph = job.quantize(graph, facts, calibration_pixels)
-    facts["self_test"] = self_test.expected_facts(job.vit, job.interface, dtype)
+    facts["self_test"] = self_test.expected_facts(job.vit, job.interface, job.dtype)
     with staging_folder(job) as staging:
         file = staging / job.graph_file.relative_to(job.folder)
         file.parent.mkdir(exist_ok=True)

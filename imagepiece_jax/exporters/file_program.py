@@ -16,7 +16,7 @@ from imagepiece_jax.exporters.program_facts import facts_file, read_program_fact
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
-from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.pretrained import Origin
 from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights.description import parse_content
@@ -47,13 +47,19 @@ class FileProgram(ExportedProgram):
         self, pixels: np.ndarray, name: str = "logits", batch_size: int | None = None
     ) -> np.ndarray:
         """Like `ExportedProgram.__call__`."""
-        output_names = [output["name"] for output in np.ravel(self.facts["output"])]
-        if name not in output_names:
-            raise InputError(f"{self.origin.title} has {output_names}, and no {name}")
+        if name not in self.output_names:
+            names = self.output_names
+            raise InputError(f"{self.origin.title} has {names}, and no {name}")
         output_batches = []
         for images in self.prepared_batches(pixels, batch_size):
             output_batches += self.make_call(images, [name])()
         return np.concatenate(output_batches)[: len(pixels)]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Like `ExportedProgram.output_names`."""
+        # The facts have one output, or a list.
+        return [output["name"] for output in np.ravel(self.facts["output"])]
 
     def prepared_call(self, pixels: np.ndarray) -> Callable[[], Sequence[np.ndarray]]:
         """Like `ExportedProgram.prepared_call`, for all outputs."""
@@ -98,7 +104,13 @@ def open_described(
 
     def program_from_facts() -> FileProgram:
         make_call = open_runtime(path, facts)
-        config = config_from_facts(facts)
+        fields: dict[str, Any] = _without_type_names(facts["model"])
+        fields["arch"] = Architecture(**fields["arch"])
+        preprocessing = dict(facts["preprocessing"])
+        preprocessing.pop("resized", None)  # for readers: no field of Preprocessing
+        image_size = tuple(preprocessing.pop("image_size"))
+        fields["preprocessing"] = Preprocessing(image_size, **preprocessing)
+        config = ViTConfig(**fields)
         batch_size, second_side, *_ = facts["input"]["shape"]
         model = build_model(config, facts["method"])
         class_names = facts["class_names"]
@@ -123,18 +135,7 @@ def open_described(
     return parse_content(facts_file(path), program_from_facts)
 
 
-def config_from_facts(facts: Mapping[str, Any]) -> ViTConfig:
-    """Make a model's config from the JSON beside its file."""
-    fields = _without_type_names(facts["model"])
-    fields["arch"] = Architecture(**fields["arch"])
-    preprocessing = dict(facts["preprocessing"])
-    preprocessing.pop("resized", None)  # for readers: no field of Preprocessing
-    image_size = tuple(preprocessing.pop("image_size"))
-    fields["preprocessing"] = Preprocessing(image_size, **preprocessing)
-    return ViTConfig(**fields)
-
-
-def _without_type_names(record: Any) -> Any:
+def _without_type_names(record):
     """Remove the dataclass names from a record of `as_json`."""
     if not isinstance(record, Mapping):
         return record

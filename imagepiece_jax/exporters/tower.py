@@ -141,15 +141,14 @@ def transformers_outputs(vit: Pretrained) -> dict[str, str]:
 
 def open_clip_fields(vit: Pretrained) -> dict:
     """OpenCLIP's preprocess_cfg fields. OpenCLIP resizes to the crop's size."""
-    preprocessing = vit.preprocessing
-    resize_mode = "squash" if preprocessing.crop_mode == "squash" else "shortest"
+    is_squashed = vit.preprocessing.crop_mode == "squash"
     return {
-        "size": list(preprocessing.shape),
+        "size": list(vit.preprocessing.shape),
         "mode": "RGB",
         "mean": list(vit.config.mean),
         "std": list(vit.config.std),
-        "interpolation": preprocessing.interpolation,
-        "resize_mode": resize_mode,
+        "interpolation": vit.preprocessing.interpolation,
+        "resize_mode": "squash" if is_squashed else "shortest",
         "fill_color": 0,
     }
 

@@ -179,3 +179,4 @@ IMAGE_CONTROLS = {
     f"JPEG {JPEG_QUALITY}": compress_images,
     "mirrored": lambda pixels: pixels[:, :, ::-1],
 }
+CONTROLS = (*IMAGE_CONTROLS, SHUFFLED_CONTROL)

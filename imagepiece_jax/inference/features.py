@@ -90,10 +90,18 @@ def features(
     if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
         return _batched_features(vit, [*images], options)
     model = vit.model
-    blocks = _list_blocks(layers, model.depth)
+    blocks = layers
+    if not np.iterable(layers):
+        check_range("layers", layers, 0, model.depth, whole=True)
+        blocks = range(model.depth - layers, model.depth)
+    blocks = tuple(np.asarray(blocks).tolist())
+    for block in blocks:
+        check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = _checked_batch(vit, images)
+    images = to_native_order(pictures.as_batch(images, vit.preprocessing))
+    check_images(images, vit.image_size, takes_pixels=True)
+    warn_if_unnormalized(images, vit.config.mean, vit.config.std)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)
@@ -102,26 +110,6 @@ def features(
     with announced_work("compiling the features"):
         extract_options = (blocks, norm, reshape, fill)
         return _extract_features(variables, images, model, extract_options)
-
-
-def _list_blocks(layers, depth):
-    """List the block indices of `features`' argument `layers`."""
-    block_indices = layers
-    if not np.iterable(layers):
-        check_range("layers", layers, 0, depth, whole=True)
-        block_indices = range(depth - layers, depth)
-    block_indices = tuple(np.asarray(block_indices).tolist())
-    for block in block_indices:
-        check_range("layers", block, 0, depth - 1, whole=True)
-    return block_indices
-
-
-def _checked_batch(vit, images):
-    """Turn `features`' images into an array of the model's size."""
-    batch = to_native_order(pictures.as_batch(images, vit.preprocessing))
-    check_images(batch, vit.image_size, takes_pixels=True)
-    warn_if_unnormalized(batch, vit.config.mean, vit.config.std, stacklevel=3)
-    return batch
 
 
 def _batched_features(vit, files, options):
@@ -225,7 +213,16 @@ def _patch_features(state, path, fill, norm):
         if path.before_mixing is None:
             break
         path, mixing, tokens_before = path.before_mixing
-        vectors = _spread_tokens(vectors, mixing.matrix).astype(tokens_before.dtype)
+        # An input gets the learned tokens' mean, weighted by how much they took from
+        # it; an input that no learned token used gets 0, not 0 / 0.
+        weight_sum = jnp.sum(mixing.matrix, axis=1, keepdims=True)
+        shares = mixing.matrix / jnp.where(weight_sum > 0, weight_sum, 1.0)
+        vectors = jnp.einsum(
+            "bsn,bsd->bnd",
+            shares,
+            vectors.astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        ).astype(tokens_before.dtype)
     if fill == "class":
         vectors = jnp.where(is_dropped[..., None], prefix[:, :1], vectors)
     if norm:  # one norm over prefix and patches compiles faster than two
@@ -234,24 +231,6 @@ def _patch_features(state, path, fill, norm):
     if fill == "zero":
         vectors = jnp.where(is_dropped[..., None], 0, vectors)
     return prefix, vectors, is_dropped
-
-
-def _spread_tokens(learned_tokens, token_weights):
-    """Spread learned tokens back over their inputs.
-
-    An input gets the learned tokens' mean, weighted by how much they took from it.
-
-    token_weights: the weights of the inputs in the learned tokens
-    """
-    weight_sum = jnp.sum(token_weights, axis=1, keepdims=True)
-    # An input that no learned token used gets 0, not 0 / 0.
-    weight_sum = jnp.where(weight_sum > 0, weight_sum, 1.0)
-    return jnp.einsum(
-        "bsn,bsd->bnd",
-        token_weights / weight_sum,
-        learned_tokens.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )
 
 
 def check_outputs(outputs: Outputs) -> None:

@@ -235,16 +235,6 @@ class ProgramOptions:
         check_choice("sizes", self.sizes, (None, *SIZE_ENCODINGS))
         check_choice("reductions", self.reductions, (None, *REDUCTION_MODES))
 
-    def choose_dtype(self, device: jax.Device) -> str:
-        """The layers' dtype on a device."""
-        dtype = xla_options.fast_dtype(device)
-        if self.dtype is not None:
-            dtype = xla_options.checked_dtype(self.dtype)
-        xla_options.check_dtype(dtype, device.platform)
-        if self.reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
-            raise InputError(f"reductions is 'fast', but dtype is {dtype}")
-        return dtype
-
 
 def optimize(vit: Pretrained, batch_size: int, **options: Any) -> Program:
     """Compile a trained model for one device and images of the model's size.
@@ -265,7 +255,12 @@ def make_program_compiler(
     """
     check_gelu(vit.model, options.gelu)
     device = find_device(options.device)
-    dtype = options.choose_dtype(device)
+    dtype = xla_options.fast_dtype(device)
+    if options.dtype is not None:
+        dtype = xla_options.checked_dtype(options.dtype)
+    xla_options.check_dtype(dtype, device.platform)
+    if options.reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
+        raise InputError(f"reductions is 'fast', but dtype is {dtype}")
     model, variables = vit.model, vit.variables
     vit.warn_of_untrained()
     model = model.with_execution(dtype=jnp.dtype(dtype))

@@ -16,11 +16,7 @@ from imagepiece_jax.common.machine import default_threads
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import (
-    Program,
-    ProgramOptions,
-    make_program_compiler,
-)
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.pretrained import Pretrained
 
 
@@ -56,10 +52,14 @@ class Predictor:
         **options: Any,
     ) -> None:
         num_classes = vit.config.num_classes
-        self._labels = _choose_labels(vit, labels) or [None] * num_classes
-        self._top = top
-        if top is None:
-            self._top = min(5, num_classes)
+        if labels is None:
+            names = vit.class_names or [None] * num_classes
+        else:
+            if labels == "imagenet":
+                labels = class_names.imagenet_names()
+            names = class_names.checked_names(labels, num_classes, "labels")
+        self._labels = names
+        self._top = min(5, num_classes) if top is None else top
         check_range("top", self._top, min(1, num_classes), num_classes, whole=True)
         if num_classes:
             # Raises InputError unless the outputs are classes.
@@ -72,14 +72,14 @@ class Predictor:
         self._as_result = self._most_probable if num_classes else np.array
         self._preprocessing = vit.preprocessing
         self._probabilities = vit.config.head.probabilities
-        program_options = ProgramOptions(**options, pixels=True)
-        self._compile_batch = make_program_compiler(vit, program_options)
-        self._programs: dict[int, Program] = {}
+        program_options = optimize.ProgramOptions(**options, pixels=True)
+        self._compile_batch = optimize.make_program_compiler(vit, program_options)
+        self._programs: dict[int, optimize.Program] = {}
         self._lock = threading.Lock()
         self._decode_pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @property
-    def program(self) -> Program:
+    def program(self) -> optimize.Program:
         """The Program for a full batch."""
         return self._find_program(self.batch_sizes[-1])
 
@@ -117,9 +117,19 @@ class Predictor:
         images, _ = pictures.list_pictures(images)
         futures = self._read_ahead(images)
         while batch_futures := list(itertools.islice(futures, self.batch_sizes[-1])):
-            pixels_or_errors = [_pixels_or_error(future) for future in batch_futures]
+            pixels_or_errors = []
+            for future in batch_futures:
+                try:
+                    pixels_or_errors.append(future.result())
+                except UnreadableImage as error:
+                    pixels_or_errors.append(error)
             pixels = [x for x in pixels_or_errors if isinstance(x, np.ndarray)]
-            logits = iter(self._compute_logits(pixels) if pixels else ())
+            logits = iter(())
+            if pixels:
+                # A Program pads to the next of its sizes, and cuts its results.
+                fitting_sizes = [n for n in self.batch_sizes if n >= len(pixels)]
+                program = self._find_program(min(fitting_sizes))
+                logits = iter(np.asarray(program(np.stack(pixels))))
             for pixels_or_error in pixels_or_errors:
                 if isinstance(pixels_or_error, InputError):
                     yield pixels_or_error
@@ -131,13 +141,6 @@ class Predictor:
             if batch_size not in self._programs:
                 self._programs[batch_size] = self._compile_batch(batch_size)
             return self._programs[batch_size]
-
-    def _compute_logits(self, pixels):
-        """Compute the logits of at most a full batch; the program pads."""
-        program = self._find_program(
-            min(n for n in self.batch_sizes if n >= len(pixels))
-        )
-        return np.asarray(program(np.stack(pixels)))
 
     def _read_ahead(self, images):
         """Yield a Future of every image's pixels; threads read ahead."""
@@ -163,20 +166,3 @@ class Predictor:
                 label = index
             predictions.append(Prediction(label, index, float(probabilities[index])))
         return predictions
-
-
-def _choose_labels(vit, labels):
-    """Choose the class names of predictions, with `labels` as in Predictor."""
-    if labels is None:
-        return vit.class_names
-    if labels == "imagenet":
-        labels = class_names.imagenet_names()
-    return class_names.checked_names(labels, vit.config.num_classes, "labels")
-
-
-def _pixels_or_error(future):
-    """Return an image's pixels, or an unreadable file's error."""
-    try:
-        return future.result()
-    except UnreadableImage as error:
-        return error

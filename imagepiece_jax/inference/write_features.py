@@ -86,8 +86,14 @@ def write_features(
             for batch, outputs in _compute_ahead(program, weights, reader):
                 # [0]: a batch's entries are [1, images], as for a single device.
                 indices = batch["index"][0]
-                columns, is_finite = _host_columns(outputs)
-                is_written = is_finite & (batch["mask"][0] > 0)
+                columns = {}
+                is_written = batch["mask"][0] > 0
+                for name, array in parallel.local_rows(outputs).items():
+                    rows = array.reshape(-1, *array.shape[2:])
+                    with np.errstate(over="ignore"):
+                        columns[name] = rows.astype(feature_store.DTYPES[name])
+                    is_finite = np.isfinite(columns[name]).reshape(len(rows), -1)
+                    is_written &= is_finite.all(axis=1)
                 for index in indices[~is_written & (indices < len(missing))]:
                     path = missing[index]
                     failures[path] = photographs.unreadable.get(path, "not finite")
@@ -135,15 +141,3 @@ def _compute_ahead(program, weights, reader):
         pending = batch, outputs
     if pending is not None:
         yield pending
-
-
-def _host_columns(outputs):
-    """Return ({column: rows in the type that is stored}, which rows are finite)."""
-    columns = {}
-    is_finite = True
-    for name, array in parallel.local_rows(outputs).items():
-        rows = array.reshape(-1, *array.shape[2:])
-        with np.errstate(over="ignore"):
-            columns[name] = rows.astype(feature_store.DTYPES[name])
-        is_finite &= np.isfinite(columns[name]).reshape(len(rows), -1).all(axis=1)
-    return columns, is_finite

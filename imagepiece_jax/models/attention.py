@@ -5,7 +5,7 @@ run as a fused kernel without an N x N matrix.
 """
 
 from collections.abc import Set
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from imagepiece_jax.kernels.attention_scores import (
     mean_attention,
     mean_query,
 )
+from imagepiece_jax.kernels.size_direction import add_sizes
 from imagepiece_jax.kernels.token_layout import flatten_tokens, row_shape
 from imagepiece_jax.models.config import Execution, ViTConfig
 from imagepiece_jax.models.layers import LayerNorm, dense_layer
@@ -86,7 +87,15 @@ class Attention(nn.Module):
         if train and state.mask is None and num_queries is None:
             x = pad_for_training(x, self.execution.attention_impl)
         heads = self.project_heads(x, state, num_queries=num_queries)
-        out = self.attend_heads(heads, num_tokens)
+        query, key, value, _, key_bias, mask = heads
+        if mask is not None:
+            attention = attention_map(query, key, key_bias, mask)
+            out = weighted_sum(attention, value)
+        else:
+            backend = self.execution.attention_impl
+            out = dot_product_attention(
+                query, key, value, key_bias, backend=backend, length=num_tokens
+            )
         scores = self.token_scores(heads, score_names, state)
         return self.project_output(out)[:, :num_tokens], scores
 
@@ -114,9 +123,15 @@ class Attention(nn.Module):
             value = self._split_heads(self.v(token_rows), x)
             score_inputs["value"] = value
         rotary = self.config.arch.rotary
-        rotations = self._token_rotations(state)
-        if rotary is not None and rotations is not None:
-            cos, sin = (pad_tokens(a, x.shape[1]) for a in rotations)
+        if rotary is not None:
+            arguments = (self.config.head_dim, state.num_prefix)
+            coordinates: Any = state.coordinates  # a rotary model's tokens have them
+            # With a grid nothing is reduced yet: all images share their positions.
+            if state.grid:
+                rotations = rotary.grid_rotations(state.grid, *arguments)
+            else:
+                rotations = rotary.rotations(coordinates, *arguments)
+            cos, sin = (pad_tokens(cast(Any, a), x.shape[1]) for a in rotations)
             key = rotary.rotate(key, (cos, sin))
             query = rotary.rotate(query, (cos[:, :num_queries], sin[:, :num_queries]))
         key_bias = None
@@ -128,9 +143,7 @@ class Attention(nn.Module):
         """Project normed tokens to values."""
         return self._split_heads(self.v(flatten_tokens(x)), x)
 
-    def _split_heads(
-        self, token_rows: Float[Array, "*rows dim"], x: TokenRows
-    ) -> QueryHeads:
+    def _split_heads(self, token_rows, x):
         """Split rows of tokens x into heads."""
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         return token_rows.reshape(shape)
@@ -178,22 +191,6 @@ class Attention(nn.Module):
                 scores[name] = head_means[:, image_slice]
         return scores
 
-    def attention_weights(
-        self, heads: Heads
-    ) -> Float[Array, "batch heads tokens tokens"]:
-        """Attention after softmax, in float32."""
-        return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
-
-    def attend_heads(self, heads: Heads, num_keys: int) -> QueryHeads:
-        """Attend from every query to the first `num_keys` tokens."""
-        query, key, value, _, key_bias, mask = heads
-        if mask is not None:
-            return weighted_sum(attention_map(query, key, key_bias, mask), value)
-        backend = self.execution.attention_impl
-        return dot_product_attention(
-            query, key, value, key_bias, backend=backend, length=num_keys
-        )
-
     def project_output(self, out: TokenHeads) -> TokenRows:
         """Project the heads' results."""
         head_rows = out.reshape(*row_shape(out), self.config.embed_dim)
@@ -201,13 +198,49 @@ class Attention(nn.Module):
             head_rows = self.norm(head_rows)
         return self.proj(head_rows).reshape(*out.shape[:2], self.config.embed_dim)
 
-    def _token_rotations(self, state: TokenState) -> tuple[Any, Any] | None:
-        """(cosines, sines) of the tokens' rotary positions; None without rotary."""
-        rotary = self.config.arch.rotary
-        rotary_arguments = (self.config.head_dim, state.num_prefix)
-        if rotary is None:
-            return None
-        if state.grid:  # nothing is reduced yet, so all images share their positions
-            return rotary.grid_rotations(state.grid, *rotary_arguments)
-        coordinates: Any = state.coordinates  # a rotary model's tokens have them
-        return rotary.rotations(coordinates, *rotary_arguments)
+
+class DirectedAttention(Attention):
+    """Attention with variables from `inference.size_direction.fold_sizes`."""
+
+    query_bias = True
+
+    def setup(self) -> None:
+        super().setup()
+        config = self.config
+        init = nn.initializers.zeros
+        per_head_shape = (config.num_heads, config.head_dim)
+        self.size_direction = self.param("size_direction", init, per_head_shape)
+        mean_key_shape = (config.embed_dim, config.head_dim)
+        self.mean_key = self.param("mean_key", init, mean_key_shape)
+        self.mean_key_bias = self.param("mean_key_bias", init, (config.head_dim,))
+
+    def project_heads(
+        self,
+        x: TokenRows,
+        state: TokenState,
+        with_value: bool = True,
+        num_queries: int | None = None,
+    ) -> Heads:
+        """As in Attention; keys carry the sizes, so there is no key bias."""
+        heads = super().project_heads(x, state, with_value, num_queries)
+        if heads.key_bias is None:
+            return heads
+        key = add_sizes(heads.key, heads.key_bias, self.size_direction)
+        return heads._replace(key=key, key_bias=None)
+
+    def token_scores(
+        self, heads: Heads, score_names: Set[str], state: TokenState
+    ) -> dict[str, jax.Array]:
+        """As in Attention; "key" comes with "all_keys", prefix included."""
+        scores = super().token_scores(heads, score_names - {"key"}, state)
+        if "key" in score_names:
+            # Reducers compare the mean key over heads without sizes, a product of its
+            # own.
+            x, dtype = heads.score_inputs["input"], self.execution.dtype
+            rows, kernel = flatten_tokens(x).astype(dtype), self.mean_key.astype(dtype)
+            product = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
+            mean_keys = product + self.mean_key_bias.astype(jnp.float32)[None]
+            mean_keys = mean_keys.reshape(*x.shape[:2], -1)
+            scores["all_keys"] = mean_keys[:, : state.x.shape[1]]
+            scores["key"] = state.image_rows(scores["all_keys"])
+        return scores

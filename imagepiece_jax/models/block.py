@@ -12,11 +12,10 @@ from jaxtyping import Array, Float
 from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import titled_errors
 from imagepiece_jax.kernels.array_shapes import TokenRows
-from imagepiece_jax.kernels.attention import attend_merged
+from imagepiece_jax.kernels.attention import attend_merged, attention_map
 from imagepiece_jax.kernels.token_layout import add_branch, call_on_rows, flatten_tokens
-from imagepiece_jax.models.attention import Attention
+from imagepiece_jax.models.attention import Attention, DirectedAttention
 from imagepiece_jax.models.config import Execution, ViTConfig
-from imagepiece_jax.models.directed_attention import DirectedAttention
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import contract, moves
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
@@ -82,17 +81,14 @@ class BlockReduction:
         if self.probe and "probe" in reducer.needed_inputs:
             fields["probe"] = self.probe(state)
         if reducer.draws_random(self.counts, train):
-            fields["rng"] = self._random_keys(len(state.x))
+            if self.keys is None:  # fixed keys, one per image
+                indices = jnp.arange(len(state.x))
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), indices)
+            else:
+                keys = self.keys["reducer"]
+            fold_in = jax.vmap(jax.random.fold_in, (0, None))
+            fields["rng"] = fold_in(keys, self.block_index)
         return ReducerInputs(**fields)
-
-    def _random_keys(self, batch_size):
-        """This block's random keys [batch]; fixed keys if the model call has none."""
-        if self.keys is None:
-            indices = jnp.arange(batch_size)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), indices)
-        else:
-            keys = self.keys["reducer"]
-        return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block_index)
 
 
 class Block(nn.Module):
@@ -191,7 +187,7 @@ class Block(nn.Module):
         heads = self.attn.project_heads(
             self._norm_input(state.x), state, with_value=False
         )
-        attention = self.attn.attention_weights(heads)
+        attention = attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
         if self.num_queries:
             attention = attention[:, :, : self.num_queries]
         scores = self.attn.token_scores(heads, self.block_plan.attention_reads, state)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import pathlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -17,13 +18,78 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.create import make_execution, with_plan
-from imagepiece_jax.models.fit_to_cost import log_reduction
-from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.create import log_reduction, make_execution, with_plan
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction, ReductionLike
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Origin:
+    """Where weights come from; empty for a model made in memory."""
+
+    path: pathlib.Path | None = None  # on this machine
+    kind: str = "model"  # "weights file", "folder" or "run"
+    name: str = ""  # last part of the path; for hub weights OWNER/NAME
+    license: str | None = None
+    # image size the position embeddings were trained at; None: the model's
+    image_size: ImageSize | None = None
+    # the position embeddings of that size, if the model's are resized from them
+    positions: np.ndarray | None = None
+    # reduction used in training; None: unknown
+    reduction: Reduction | None = None
+    checkpoint: str | None = None  # a run's "best" or "latest"; a key in a file
+    averaged: bool = False  # weights averaged over training steps
+    run: Mapping[str, Any] | None = None  # the run's config
+    # {part: digest of its random values}. A part with another digest was trained since.
+    untrained_digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; 0 without a run."""
+        return self.run["seed"] if self.run else 0
+
+    @property
+    def title(self) -> str:
+        """The weights' name in messages, such as "run runs/a"."""
+        if self.path is None:
+            return f"the {self.kind}"
+        location = f"hf://{self.name}" if "/" in self.name else self.path
+        return f"{self.kind} {location}"
+
+    def with_untrained(self, params: Mapping[str, Any], parts: Iterable[str]) -> Self:
+        """The same origin with more untrained parts, which have random values."""
+        digests = {part: variables_digest(params[part]) for part in parts}
+        untrained_digests = {**self.untrained_digests, **digests}
+        return dataclasses.replace(self, untrained_digests=untrained_digests)
+
+    def untrained_parts(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the parts that still have random values, such as "head"."""
+        return tuple(
+            part
+            for part, digest in self.untrained_digests.items()
+            if part in params and variables_digest(params[part]) == digest
+        )
+
+    def describe_differences(self, vit: "Pretrained") -> list[str]:
+        """Describe a model's reduction and image size if they differ from training's.
+
+        vit: a model of these weights, recovered or not
+        """
+        lines = []
+        if self.reduction is not None and not vit.recovery:
+            trained_reduction = vit.reduced_model(self.reduction).reduction
+            if trained_reduction != vit.reduction:
+                lines.append(
+                    f"reduction {vit.reduction} (trained with {trained_reduction})"
+                )
+        trained_size = self.image_size or vit.image_size
+        if image_sides(vit.image_size) != image_sides(trained_size):
+            own_size_text = size_text(vit.image_size)
+            trained_text = size_text(trained_size)
+            lines.append(f"size {own_size_text} (trained with {trained_text})")
+        return lines
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +108,7 @@ class Pretrained:
     # are read-only from then on. `with_variables` replaces them.
     dense_variables: Mapping[str, Any]
     # one entry per class, None for an unnamed class; None: no class has a name
-    class_names: tuple[str | None, ...] | None = None
+    class_names: Sequence[str | None] | None = None
     # values learned by `recover`, which replace dense parameters in reduced models
     recovery: Recovery | None = None
     origin: Origin = dataclasses.field(default_factory=Origin)
@@ -251,9 +317,13 @@ class Pretrained:
     def collect_selectors(self) -> dict[str, np.ndarray]:
         """Tensors of `selectors` and of the model's own, which are newer."""
         # The model's selectors may have been trained after `self.selectors` was set.
-        selectors = timm_tensors.selector_params(self.dense_variables)
-        tensors = timm_tensors.to_timm({"params": selectors})
-        return timm_tensors.replace_selectors(self.selectors, tensors)
+        params = timm_tensors.selector_params(self.dense_variables)
+        tensors = timm_tensors.to_timm({"params": params})
+        # A block's older tensors all go: another selector may have other names.
+        blocks = {name.split(".")[1] for name in tensors}
+        older = self.selectors.items()
+        kept = {k: v for k, v in older if k.split(".")[1] not in blocks}
+        return kept | tensors
 
     def with_model(self, model: ViT, seed: int | None = None) -> Self:
         """The same weights in another ViT, with resized position embeddings.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
     import numpy as np
 
     from imagepiece_jax.models.config import ViTConfig
-    from imagepiece_jax.models.origin import Origin
+    from imagepiece_jax.models.pretrained import Origin
     from imagepiece_jax.models.vit import ViT
 
 # {ending of a file: module with its format's functions}. The first is a folder's. The
@@ -33,6 +33,10 @@ class ExportedProgram(Protocol):
     origin: "Origin"
     facts: Mapping[str, Any]  # the JSON beside the file
     batch_size: int | None  # images per call; None: any number
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
 
     def __call__(
         self, pixels: "np.ndarray", name: str = "logits", batch_size: int | None = None

@@ -95,15 +95,12 @@ def describe_difference(differences: list[tuple[str, Any, Any]], subject: str) -
     subject: the other record's owner and a verb, such as "vectors was started with"
     """
     (_, *values), *more_differences = differences
-    our_text, their_text = map(_shorten_value, values)
+    our_text, their_text = (
+        v if isinstance(v, str) else reprlib.repr(v) if v is not None else "none"
+        for v in values
+    )
     predicate = f"is {our_text}, but {subject} {their_text}"
     if more_differences:
         field_names = [name for name, *_ in more_differences[: MAX_NAMED_FIELDS - 1]]
         predicate += f" (also different: {', '.join(field_names)})"
     return predicate
-
-
-def _shorten_value(value):
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else reprlib.repr(value)

@@ -50,7 +50,7 @@ ORIGINAL_FILE_PATTERNS = {
 KNOWN_MODELS_TEXT = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 # size fields in a row of the JSON
 SIZE_FIELDS = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-# Fields in which all weights behind a name without a tag must agree.
+# All weights behind a name without a tag must agree in these fields and in the crop.
 AGREED_FIELDS = ("mean", "std", "gelu", "resize")
 
 
@@ -68,7 +68,10 @@ def model_config(name: str) -> ViTConfig:
     fields_by_tag = _fields_by_tag(name)
     if not fields_by_tag:
         raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
-    agreed_values = [_agreed_values(fields) for fields in fields_by_tag.values()]
+    agreed_values = [
+        (f["preprocessing"] | {"image_size": None}, [f.get(k) for k in AGREED_FIELDS])
+        for f in fields_by_tag.values()
+    ]
     if any(values != agreed_values[0] for values in agreed_values):
         tags = ", ".join(f"{name}.{tag}" for tag in fields_by_tag)
         raise InputError(f"{name!r} is several different models; name one: {tags}")
@@ -92,12 +95,6 @@ def build_config(architecture: str, **config_fields: Any) -> ViTConfig:
     fields: dict[str, Any] = {"name": architecture, **config_fields}
     fields |= {field: row[field] for field in SIZE_FIELDS if field in row}
     return ViTConfig(arch=Architecture(**row["arch"]), **fields)
-
-
-def _agreed_values(fields):
-    """The values on which all weights behind a name must agree."""
-    crop = fields["preprocessing"] | {"image_size": None}
-    return crop, [fields.get(field) for field in AGREED_FIELDS]
 
 
 def is_known(name: str | None) -> bool:

@@ -101,36 +101,10 @@ def make_own_variables(
 ) -> tuple[dict[str, Any], list[str]]:
     """`make_variables` without the tensors of foreign selectors.
 
-    fresh_parts: as for `drop_foreign_selectors`
-    """
-    own_tensors, drawn_parts = drop_foreign_selectors(
-        model, tensors, title, fresh_parts
-    )
-    return make_variables(model, own_tensors, title, drawn_parts, seed, known_variables)
-
-
-def drop_foreign_selectors(
-    model: ViT, tensors: Arrays, title: str, fresh_parts: Iterable[str] | None = ()
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Drop the tensors of foreign selectors: (tensors, names of parts to draw).
-
-    fresh_parts: parts to draw even if there are tensors; None: every missing selector
+    fresh_parts: None: every missing selector
     Raises StateDictMismatch for a missing selector that is not in `fresh_parts`.
     """
-    selectors = selector_params(variable_shapes(model))
-    name_prefixes = tuple([f"{name.replace('_', '.')}." for name in selectors])
-    dense_tensors, selector_tensors = split_selectors(tensors)
-    own_tensors = {
-        k: v for k, v in selector_tensors.items() if k.startswith(name_prefixes)
-    }
-    shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
-    missing_selectors = []  # also of other shapes
-    for selector, name_prefix in zip(selectors, name_prefixes, strict=True):
-        selector_shapes = {
-            name: shapes[name] for name in shapes if name.startswith(name_prefix)
-        }
-        if selector_shapes != timm_shapes({"params": {selector: selectors[selector]}}):
-            missing_selectors.append(selector)
+    missing_selectors = list_missing_selectors(model, tensors)
     if fresh_parts is None:
         fresh_parts = missing_selectors
     for selector in missing_selectors:
@@ -140,7 +114,26 @@ def drop_foreign_selectors(
                 selector,
                 (SELECTOR,),
             )
-    return dense_tensors | own_tensors, (*fresh_parts,)
+    own_tensors, selector_tensors = split_selectors(tensors)
+    for selector in selector_params(variable_shapes(model)):
+        own_tensors |= _tensors_of_selector(selector, selector_tensors)
+    return make_variables(model, own_tensors, title, fresh_parts, seed, known_variables)
+
+
+def list_missing_selectors(model: ViT, tensors: Arrays) -> tuple[str, ...]:
+    """Names of a model's selectors whose tensors are missing or of other shapes."""
+    missing_selectors = []
+    for selector, params in selector_params(variable_shapes(model)).items():
+        own_tensors = _tensors_of_selector(selector, tensors)
+        shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
+        if shapes != timm_shapes({"params": {selector: params}}):
+            missing_selectors.append(selector)
+    return tuple(missing_selectors)
+
+
+def _tensors_of_selector(selector, tensors):
+    name_start = f"{selector.replace('_', '.')}."
+    return {k: v for k, v in tensors.items() if k.startswith(name_start)}
 
 
 def split_selectors(
@@ -153,16 +146,6 @@ def split_selectors(
         group = selector_tensors if name.startswith(f"{SELECTOR}.") else dense_tensors
         group[name] = tensor
     return dense_tensors, selector_tensors
-
-
-def replace_selectors(
-    selectors: Mapping[str, Any], newer_selectors: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Replace selector tensors, block by block, by newer tensors."""
-    # A block's older tensors all go: another selector may have other names.
-    blocks = {name.split(".")[1] for name in newer_selectors}
-    kept_tensors = {k: v for k, v in selectors.items() if k.split(".")[1] not in blocks}
-    return {**kept_tensors, **newer_selectors}
 
 
 def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,9 +320,18 @@ def _check_tensors(state_dict, entries, needed_entries, fresh_parts):
         problems.append((path, name, problem))
     if problems:
         _, name, problem = problems[0]
+        # The parts to draw so that the rest fits; () if unfit tensors are elsewhere
         unfit_paths = [path for path, *_ in problems]
-        replaceable_parts = _replaceable_parts(unfit_paths, entries, fresh_parts)
-        raise StateDictMismatch(f"tensor {name} {problem}", name, replaceable_parts)
+        parts: tuple[str, ...] = ()
+        for part in _REPLACEABLE:
+            paths = [entry.path for entry in entries]
+            if all(
+                any(is_in_parts(p, [part]) for p in x) for x in (paths, unfit_paths)
+            ):
+                parts += (part,)
+        fits_then = all(is_in_parts(path, parts) for path in unfit_paths)
+        new_parts = (*fresh_parts, *parts) if fits_then else ()
+        raise StateDictMismatch(f"tensor {name} {problem}", name, new_parts)
 
 
 def _describe_size_difference(state_dict, needed_entries):
@@ -360,16 +352,3 @@ def _describe_size_difference(state_dict, needed_entries):
         f"a model of depth {tensor_size[0]} and width {tensor_size[-1]}, but this "
         f"model has depth {model_size[0]} and width {model_size[-1]}"
     )
-
-
-def _replaceable_parts(unfit_paths, entries, fresh_parts):
-    """Find parts to draw so the rest fits; () if `unfit_paths` are in other parts."""
-    model_paths = [entry.path for entry in entries]
-    replaced_parts = []
-    for part in _REPLACEABLE:
-        in_model = any(is_in_parts(path, [part]) for path in model_paths)
-        if in_model and any(is_in_parts(path, [part]) for path in unfit_paths):
-            replaced_parts.append(part)
-    if not all(is_in_parts(path, replaced_parts) for path in unfit_paths):
-        return ()
-    return (*fresh_parts, *replaced_parts)

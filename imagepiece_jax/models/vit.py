@@ -138,7 +138,7 @@ class ViT(nn.Module):
         states = []
         decisions = []
         drop_path = self._draw_drop_path(keys, train)
-        norm = self._make_final_norm()
+        norm = self._make_norm("norm") if self.config.arch.final_norm else lambda x: x
         pool = None
         probe = None
         if self.config.arch.pool == "map":
@@ -176,12 +176,6 @@ class ViT(nn.Module):
         if part in self.execution.float32_parts:
             return jnp.dtype("float32")
         return self.execution.dtype
-
-    def _make_final_norm(self):
-        """The norm after the last block; the identity if the model has none."""
-        if self.config.arch.final_norm:
-            return self._make_norm("norm")
-        return lambda x: x
 
     def _make_block(self, index):
         """Make a Block; `head_only` limits the last block to the head's queries."""
@@ -224,13 +218,7 @@ class ViT(nn.Module):
         factors = draw_drop_path_scale(keys["drop_path"], self.depth, rate)
         return [(factors[:, i, 0], factors[:, i, 1]) for i in range(self.depth)]
 
-    def _compute_outputs(
-        self,
-        state,
-        decisions,
-        norm,
-        pool,
-    ):
+    def _compute_outputs(self, state, decisions, norm, pool):
         """Pool the last block's tokens and apply the heads."""
         arch = self.config.arch
         x = state.x
@@ -239,7 +227,13 @@ class ViT(nn.Module):
         if arch.pool == "token":
             head_vector = head_tokens[:, 0]
         elif arch.pool == "mean":
-            head_vector = self._mean_token(head_tokens, state)
+            pooled_tokens, size, mask = cut_pooled_tokens(head_tokens, state, arch)
+            if mask is not None:
+                size = size * mask
+            # The sum is 0 if all tokens of an image are masked.
+            shares = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
+            weighted_tokens = pooled_tokens.astype(jnp.float32) * shares[:, :, None]
+            head_vector = jnp.sum(weighted_tokens, axis=1)
         elif pool is not None:
             head_vector = pool(head_tokens, state)
         else:  # no pool: a vector per token
@@ -273,15 +267,6 @@ class ViT(nn.Module):
 
     def _make_norm(self, name):
         return LayerNorm(self._part_dtype(name), self.config.arch.norm_eps, name=name)
-
-    def _mean_token(self, x, state):
-        """Token mean, weighted by size."""
-        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
-        if mask is not None:
-            size = size * mask
-        # The sum is 0 if all tokens of an image are masked.
-        size_share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
-        return jnp.sum(x.astype(jnp.float32) * size_share[:, :, None], axis=1)
 
     def _embed_images(self, images, train):
         """Turn images into tokens: the prefix, then the patches."""

@@ -25,25 +25,9 @@ from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.common.statistics import mean_difference
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.recovery_record import (
-    RecoveredVariant,
-    Recovery,
-    flatten_params,
-)
-from imagepiece_jax.recovery.recovery_images import (
-    DECODE_THREADS,
-    ImageSplit,
-    make_crop_batches,
-    read_image_batches,
-    split_images,
-)
-from imagepiece_jax.recovery.recovery_step import (
-    DEFAULT_STEPS,
-    DenseTeacher,
-    RecoveryRecipe,
-    StudentFit,
-)
+from imagepiece_jax.recovery import recovery_images, recovery_step
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
@@ -110,16 +94,20 @@ def recover(
         if steps is not None:
             raise InputError("steps and minutes are both given; give one")
     if steps is None:
-        steps = DEFAULT_STEPS
-    recipe = RecoveryRecipe(parameters, steps, batch_size, seed)
+        steps = recovery_step.DEFAULT_STEPS
+    recipe = recovery_step.RecoveryRecipe(parameters, steps, batch_size, seed)
     dense_vit = vit.with_reduction(None)
     students = list_students(vit)
     # Images are checked before anything is compiled.
     known_digests = "".join(
         s.recovered_variant.learned for s in students if s.recovered_variant
     )
-    image_split = split_images(as_source(images), batch_size, known_digests)
-    batches = read_image_batches(image_split.held_out, vit.preprocessing, batch_size)
+    image_split = recovery_images.split_images(
+        as_source(images), batch_size, known_digests
+    )
+    batches = recovery_images.read_image_batches(
+        image_split.held_out, vit.preprocessing, batch_size
+    )
     # Progress counts steps, or seconds of a time limit.
     student_seconds = math.inf
     progress_length = steps
@@ -129,11 +117,11 @@ def recover(
     variants = []
     stop_signals = []
     with contextlib.ExitStack() as stack:
-        teacher = DenseTeacher(dense_vit)
+        teacher = recovery_step.DenseTeacher(dense_vit)
         held_out_pairs = teacher.pair_outputs(batches)
         progress = None
         for index, student in enumerate(students):
-            fit = StudentFit(student, recipe, teacher)
+            fit = recovery_step.StudentFit(student, recipe, teacher)
             run = RecoveryRun(fit, image_split, held_out_pairs, student_seconds)
             run.measure_and_compile()
             if progress is None:  # after compiling, for true step times
@@ -152,7 +140,7 @@ def recover(
         has_gain = any(variant.changed for variant in variants)
         kept_message = "stopped: the weights so far are kept"
         log.warning(kept_message if has_gain else NOTHING_BETTER)
-    recovery = Recovery(tuple(variants)).merge_earlier(vit.recovery)
+    recovery = recovery_record.Recovery(tuple(variants)).merge_earlier(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
 
@@ -187,8 +175,8 @@ def list_students(vit: Pretrained) -> list[Pretrained]:
 class RecoveryRun:
     """Training at one cost, measured before and after."""
 
-    fit: StudentFit
-    image_split: ImageSplit
+    fit: recovery_step.StudentFit
+    image_split: recovery_images.ImageSplit
     held_out_pairs: list[tuple]  # held-out images, from `DenseTeacher.pair_outputs`
     time_limit: float = math.inf  # seconds; inf: the recipe's steps are taken
 
@@ -196,7 +184,7 @@ class RecoveryRun:
         self.start_time = time.monotonic()
         self.stop_signals = []  # signals that end the training
         self.make_crops = functools.partial(
-            make_crop_batches,
+            recovery_images.make_crop_batches,
             self.image_split.training,
             self.fit.vit.image_size,
             self.fit.recipe,
@@ -255,11 +243,13 @@ class RecoveryRun:
         self.attempt_seconds = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
         with contextlib.closing(
-            self.make_crops(num_steps).read_batches(DECODE_THREADS)
+            self.make_crops(num_steps).read_batches(recovery_images.DECODE_THREADS)
         ) as reader:
             for batch in reader:
                 # The learning rate at the middle of the step.
-                lr = self.lr * lr_factor(min(1.0, self.finished_share(ahead=0.5)))
+                share = min(1.0, self.finished_share(ahead=0.5))
+                warm_up = min(1.0, share / WARM_UP_SHARE)
+                lr = self.lr * (warm_up * math.cos(math.pi / 2 * share) ** 2)
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
                 loss = np.asarray(self.fit.train_step(batch["image"][:, 0], lr))
                 self.steps_done += 1
@@ -305,7 +295,7 @@ class RecoveryRun:
         log.info("recover: step %s, %.4f", *self.curve[-1])
         return metrics
 
-    def make_variant(self, dense_vit: Pretrained) -> RecoveredVariant:
+    def make_variant(self, dense_vit: Pretrained) -> recovery_record.RecoveredVariant:
         """Describe the result; `dense_vit` is the teacher."""
         vit = self.fit.vit
         recipe = self.fit.recipe
@@ -317,8 +307,11 @@ class RecoveryRun:
             learned_values = vit.recovered_variant.values
             learned_digests = vit.recovered_variant.learned + learned_digests
         if self.trained_params is not None:
-            learned_values = {**learned_values, **flatten_params(self.trained_params)}
-        return RecoveredVariant(
+            learned_values = {
+                **learned_values,
+                **recovery_record.flatten_params(self.trained_params),
+            }
+        return recovery_record.RecoveredVariant(
             reduction=vit.reduction or DENSE_REDUCTION,
             images=len(self.image_split.training),
             held_out=len(self.image_split.held_out),
@@ -347,12 +340,6 @@ class RecoveryRun:
             learned=learned_digests,
             values=learned_values,
         )
-
-
-def lr_factor(finished_share: float) -> float:
-    """Learning rate at a share of training, as a share of the highest rate."""
-    warm_up = min(1.0, finished_share / WARM_UP_SHARE)
-    return warm_up * math.cos(math.pi / 2 * finished_share) ** 2
 
 
 def mean_metric(metrics: RunMetrics, name: str = "distance") -> float:

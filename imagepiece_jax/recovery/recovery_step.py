@@ -18,11 +18,13 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data.normalize import NormalizedImages, PixelImages, normalize
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery.recovery_loss import ComparedOutputs, OutputComparison
 
 Variables = Mapping[str, Any]
 
+# "norms": norm scales and biases. "biases": "norms", all other biases, and the layer
+# scale factors.
+TRAINED = ("all", "biases", "norms")
 MIN_PARAM_SIZE = 0.05  # for root mean squares near 0
 DEFAULT_STEPS = 400  # steps per cost, if neither steps nor minutes are given
 REFERENCE_BATCH_SIZE = 16
@@ -78,9 +80,12 @@ class DenseTeacher:
         self.model = dense_vit.model
         self.comparison = OutputComparison(dense_vit)
         self.variables = parallel.replicate(dense_vit.variables)
-        self._pixel_program = parallel.pmap(
-            self._pixel_outputs, program_name="dense model"
-        )
+
+        def compute_outputs(variables, pixels):
+            images = self.normalize_pixels(pixels)
+            return self.comparison.compute_outputs(self.model, variables, images)
+
+        self._pixel_program = parallel.pmap(compute_outputs, program_name="dense model")
 
     def pair_outputs(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
         """Pair all `read_image_batches` with the teacher's outputs."""
@@ -92,10 +97,6 @@ class DenseTeacher:
     def normalize_pixels(self, pixels: PixelImages) -> NormalizedImages:
         """Normalize pixels for both models."""
         return normalize(pixels, self.model.config.mean, self.model.config.std)
-
-    def _pixel_outputs(self, variables, pixels):
-        images = self.normalize_pixels(pixels)
-        return self.comparison.compute_outputs(self.model, variables, images)
 
 
 class StudentFit:
@@ -218,3 +219,31 @@ class StudentFit:
         params = with_trained(variables["params"], trained_params)
         student_variables = {**variables, "params": params}
         return self.comparison.compute_outputs(self.model, student_variables, images)
+
+
+def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Replace frozen parameters by None; `kind` is in TRAINED."""
+    # JAX treats None as an empty tree, so gradients, moments and exchanges between
+    # devices exist for trained parameters only.
+    if kind == "all":
+        return params
+    is_norm = "scale" in params
+    trained_params: dict[str, Any] = {}
+    for name, subtree in params.items():
+        is_bias_or_factor = name in ("bias", "gamma")
+        if isinstance(subtree, Mapping):
+            trained_params[name] = trained_part(subtree, kind)
+        elif is_norm or (kind == "biases" and is_bias_or_factor):
+            trained_params[name] = subtree
+        else:
+            trained_params[name] = None
+    return trained_params
+
+
+def with_trained(params: Mapping[str, Any], trained_params: Any) -> Mapping[str, Any]:
+    """Put the parameters of a `trained_part` back into `params`."""
+    if trained_params is None:
+        return params
+    if not isinstance(params, Mapping):
+        return trained_params
+    return {name: with_trained(params[name], trained_params[name]) for name in params}

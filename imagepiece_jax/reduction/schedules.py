@@ -1,7 +1,7 @@
 """Schedules: shares of image tokens left after the blocks, in plain Python.
 
 A schedule has a shape and a ratio: 0 keeps all tokens, 1 as few as the shape allows.
-`models.fit_to_cost` finds the ratio for a cost, and `block_plan` counts a step's
+`models.create` finds the ratio for a cost, and `block_plan` counts a step's
 tokens.
 """
 

@@ -211,7 +211,7 @@ class RunConfig:
     def with_counts(self) -> "RunConfig":
         """Replace the cost `macs`, if given, by token counts, and log them."""
         # imports JAX
-        from imagepiece_jax.models.fit_to_cost import fit_to_cost, log_reduction
+        from imagepiece_jax.models.create import fit_to_cost, log_reduction
 
         if self.reduction.method.macs is None:
             return self

@@ -3,12 +3,10 @@
 import os
 import pathlib
 import re
-from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
-from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.visualize import token_pictures
@@ -21,33 +19,16 @@ FIGURE_CAPTION = (
 STEM_BYTES = 80  # bytes of an image's name in a file name, which file systems limit
 
 
-def write_figures(
-    folder: pathlib.Path,
-    images: UInt8[np.ndarray, "images height width 3"],
-    names: Sequence[str],
-    trace: Trace,
-    method_label: str,
-) -> None:
-    """Write the figures of a trace's images.
-
-    images: cut to whole patches
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    task = f"figures of {method_label}"
-    for index in with_progress_bar(range(len(names)), task):
-        path = folder / figure_name(index, names[index], method_label)
-        write_figure(path, images[index], names[index], trace, index)
-
-
 def write_figure(
     path: str | os.PathLike, image: RgbPixels, name: str, trace: Trace, index: int
 ) -> None:
-    """Write the figure of image `index` in a trace.
+    """Write the figure of image `index` in a trace; the image has whole patches.
 
     The first row has the input, titled `name`, and its tokens; the second row has the
     token sizes. A soft reduction's tokens overlap, and are not painted.
     """
-    enlarged_image = token_pictures.enlarge_image(image)
+    factor = max(1, -(-token_pictures.LEAST_PANEL // image.shape[0]))
+    enlarged_image = image.repeat(factor, 0).repeat(factor, 1)
     token_panels = [(name, enlarged_image, f"{trace.num_patches} patches")]
     size_panels: list[token_pictures.Panel | None] = [None]
     for stage in trace.stages:

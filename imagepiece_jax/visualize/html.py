@@ -1,5 +1,6 @@
 """A folder for images under several methods: figures, a page, and slot maps."""
 
+import dataclasses
 import html
 import os
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from imagepiece_jax.common import extras, files
+from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.class_names import describe_class
 from imagepiece_jax.models.pretrained import Pretrained
@@ -74,8 +76,15 @@ def write_page(
         # Like the model, figures leave out incomplete patches, at the far edges.
         height, width = (vit.config.patch_size * side for side in trace.grid)
         shown_images = images[:, :height, :width]
-        shown_trace = trace.at_blocks(blocks)
-        figure.write_figures(figure_folder, shown_images, names, shown_trace, vit.label)
+        stages = tuple(s for s in trace.stages if not blocks or s.block in blocks)
+        shown_trace = dataclasses.replace(trace, stages=stages)
+        figure_folder.mkdir(parents=True, exist_ok=True)
+        task = f"figures of {vit.label}"
+        for index in with_progress_bar(range(len(names)), task):
+            path = figure_folder / figure.figure_name(index, names[index], vit.label)
+            figure.write_figure(
+                path, shown_images[index], names[index], shown_trace, index
+            )
         tokens_text = counted_noun(trace.num_tokens, "token")
         yield f"{vit.label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
@@ -104,10 +113,14 @@ def render_page(
         for method, trace in zip(methods, traces, strict=True):
             file_name = figure.figure_name(index, name, method["label"])
             url = urllib.parse.quote(os.fsencode(f"figures/{file_name}"))
-            class_text = _describe_prediction(trace, index, class_names or ())
-            caption = html.escape(
-                ": ".join(filter(None, [method["label"], class_text]))
-            )
+            caption = method["label"]
+            if trace.top_labels is not None and trace.confidence is not None:
+                label = trace.top_labels[index]
+                class_text = f"class {label}"
+                if class_names and (class_name := class_names[label]):
+                    class_text = describe_class(class_name)
+                caption += f": {class_text}, {100 * trace.confidence[index]:.0f} % sure"
+            caption = html.escape(caption)
             sections.append(f'<p>{caption}</p>\n<img src="{url}" alt="{caption}">')
     return PAGE_TEMPLATE.format(
         title=PAGE_TITLE,
@@ -116,14 +129,3 @@ def render_page(
         rows="\n".join(rows),
         sections="\n".join(sections),
     )
-
-
-def _describe_prediction(trace, index, class_names):
-    """Most probable class in words; "" without classes."""
-    if trace.top_labels is None or trace.confidence is None:
-        return ""
-    label = trace.top_labels[index]
-    class_text = f"class {label}"
-    if label < len(class_names) and (class_name := class_names[label]):
-        class_text = describe_class(class_name)
-    return f"{class_text}, {100 * trace.confidence[index]:.0f} % sure"

@@ -32,7 +32,7 @@ _STRIPE_COLORS = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
 
 # The page, in pixels.
-_LEAST_PANEL = 224  # least side of a picture
+LEAST_PANEL = 224  # the fewest rows of a picture
 _PAGE_MARGIN = 20
 _PANEL_GAP = 16
 _TITLE_HEIGHT = 58
@@ -117,12 +117,6 @@ def paint_values(
     colored_pixels = _mix_colors(gray, pixel_colors, _VALUE_SHARE)
     painted_pixels = np.where(is_dropped, _fade_to_stripes(image), colored_pixels)
     return np.rint(painted_pixels).astype(np.uint8)
-
-
-def enlarge_image(image: RgbPixels) -> RgbPixels:
-    """Enlarge an image by a whole factor to _LEAST_PANEL rows or more."""
-    factor = max(1, -(-_LEAST_PANEL // image.shape[0]))
-    return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def write_panel_page(

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,13 +55,6 @@ class Trace:
     @property
     def num_patches(self) -> int:
         return math.prod(self.grid)
-
-    def at_blocks(self, blocks: Collection[int]) -> Self:
-        """The same trace with the stages of these blocks; empty: all."""
-        if not blocks:
-            return self
-        stages = tuple(stage for stage in self.stages if stage.block in blocks)
-        return dataclasses.replace(self, stages=stages)
 
 
 def trace_tokens(

@@ -60,7 +60,8 @@ class Description(NamedTuple):
     has_file_config: bool = True
     # fields of the config that apply if the weights have a head
     head_fields: Mapping[str, Any] = types.MappingProxyType({})
-    # image size of the positions in a model of flexible size; None: the config's
+    # image size of the positions, in `read_tensors`' result and in a model of flexible
+    # size; None: the config's
     trained_size: ImageSize | None = None
     digest: str | None = None  # of all files saved together; None: not compared
 
@@ -75,26 +76,23 @@ def describe_weights(
     """
     if config is not None and not isinstance(config, ViTConfig):
         config = read_config(config)
-    if location.kind == RUN_KIND:
-        description = _describe_run(location)
-    elif location.config_file is None:
+    if location.config_file is None:
         config = config or _find_named_config(location)
         return Description(config, has_file_config=False)
-    else:
-        try:
-            description = _describe_folder(
-                location, location.config_file, config is not None
-            )
-        except InputError as error:
-            # The caller's config replaces a config.json of `save` that is broken or
-            # from another version.
-            if config is None or OWN_KEY not in (location.config_fields or {OWN_KEY}):
-                raise
-            warnings.warn(
-                f"{error}; the file is ignored, because config describes the model",
-                stacklevel=3,
-            )
-            return Description(config, has_file_config=False)
+    try:
+        description = _describe_files(
+            location, location.config_file, config is not None
+        )
+    except InputError as error:
+        # The caller's config replaces a config.json of `save` that is broken or from
+        # another version.
+        if config is None or OWN_KEY not in (location.config_fields or {OWN_KEY}):
+            raise
+        warnings.warn(
+            f"{error}; the file is ignored, because config describes the model",
+            stacklevel=3,
+        )
+        return Description(config, has_file_config=False)
     if config is None:
         return description
     return description._replace(config=config, has_file_config=False, trained_size=None)
@@ -119,11 +117,10 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
 
 def _find_named_config(location):
     """Find the config by a file's own name, if it is the name of a public model."""
-    weights_path = location.disk_path
-    if location.kind == FILE_KIND and (
-        name := registry.model_in_file_name(weights_path)
-    ):
-        return registry.model_config(name)
+    weights_path = location.path
+    if location.origin.kind == FILE_KIND:
+        if name := registry.model_in_file_name(weights_path):
+            return registry.model_config(name)
     remedy = (
         "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
         "is, and save keeps that beside the weights"
@@ -133,14 +130,28 @@ def _find_named_config(location):
     raise InputError(f"{location.title} does not name its model; {remedy}")
 
 
-def _describe_run(location):
-    """Read a run's config and its class names."""
-    config_fields = location.config_fields or {}
-    if not RUN_FIELDS <= {*config_fields}:
-        raise InputError(f"{location.config_file} describes no run and no model")
-    description = parse_content(location.config_file, _parse_run_config, config_fields)
-    class_names = read_class_names(location.disk_path, config_fields["num_classes"])
-    return description._replace(class_names=class_names)
+def _describe_files(location, config_file, has_config):
+    """Read the files beside weights: config, image processor, a run's class names."""
+    # Broken JSON is read again, which raises the error in the file.
+    config_fields = location.config_fields
+    if config_fields is None:
+        config_fields = read_json(config_file)
+    if location.origin.kind == RUN_KIND:
+        if not RUN_FIELDS <= {*config_fields}:
+            raise InputError(f"{config_file} describes no run and no model")
+        description = parse_content(config_file, _parse_run_config, config_fields)
+        class_names = read_class_names(location.path, config_fields["num_classes"])
+        return description._replace(class_names=class_names)
+    if config_file.name == OPEN_CLIP_FILE:
+        parse = open_clip_config.parse_open_clip
+        return Description(parse_content(config_file, parse, config_fields))
+    processor_fields = {}
+    if PROCESSOR_FILE in location.file_names:
+        file_fields = read_json(location.path / PROCESSOR_FILE)
+        processor_fields = file_fields.get("image_processor") or {}
+    if not processor_fields and PREPROCESSOR_FILE in location.file_names:
+        processor_fields = read_json(location.path / PREPROCESSOR_FILE)
+    return parse_config(config_fields, processor_fields, location.path, has_config)
 
 
 def _parse_run_config(config_fields):
@@ -148,30 +159,6 @@ def _parse_run_config(config_fields):
     reduction = Reduction.read(config_fields["reduction"])
     dtype = config_fields["model"]["dtype"]
     return Description(read_run_config(config_fields), reduction=reduction, dtype=dtype)
-
-
-def _describe_folder(location, config_file, has_config):
-    """Read a folder's config file and its image processor's config file."""
-    # Broken JSON is read again, which raises the error in the file.
-    config_fields = location.config_fields or read_json(config_file)
-    if config_file.name == OPEN_CLIP_FILE:
-        config = parse_content(
-            config_file, open_clip_config.parse_open_clip, config_fields
-        )
-        return Description(config)
-    processor_fields = _read_image_processor(location)
-    return parse_config(config_fields, processor_fields, location.disk_path, has_config)
-
-
-def _read_image_processor(location):
-    """Read the config of a folder's image processor; {} if there is none."""
-    processor_fields = {}
-    if PROCESSOR_FILE in location.file_names:
-        file_fields = read_json(location.disk_path / PROCESSOR_FILE)
-        processor_fields = file_fields.get("image_processor") or {}
-    if not processor_fields and PREPROCESSOR_FILE in location.file_names:
-        processor_fields = read_json(location.disk_path / PREPROCESSOR_FILE)
-    return processor_fields
 
 
 def parse_config(
@@ -189,8 +176,8 @@ def parse_config(
     if OWN_KEY in config_fields:
         return parse_content(config_file, _parse_own_record, config_fields)
     if "architecture" in config_fields:
-        timm_model = parse_content(config_file, timm_config.parse_timm, config_fields)
-        return Description(**timm_model._asdict())
+        parse = timm_config.parse_timm
+        return Description(**parse_content(config_file, parse, config_fields))
     if not processor_fields and not has_config:
         lack = f"no {PREPROCESSOR_FILE} with the images' mean and std"
         raise InputError(f"folder {folder} has {lack}; place it there, or give config=")
@@ -203,10 +190,8 @@ def parse_config(
         processor_fields,
         model_type,
     )
-    model = parse_content(
-        config_file, transformers_config.parse_transformers, config_fields, processor
-    )
-    return Description(model.config, model.class_names, head_fields=model.head_fields)
+    parse = transformers_config.parse_transformers
+    return Description(**parse_content(config_file, parse, config_fields, processor))
 
 
 def parse_content(
@@ -232,7 +217,14 @@ def _parse_own_record(config_fields):
         raise earlier_revision("it")
     if record["reduction"] is None:  # Reduction.read(None) would be the dense model
         raise InputError(f"{OWN_KEY}.reduction is None")
-    config = _read_config_record(record["config"])
+    config_record = dict(record["config"])
+    arch_fields = dict(config_record["arch"])
+    if arch_fields["rotary"]:
+        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
+    config_record["arch"] = _read_record(Architecture, arch_fields)
+    preprocessing = config_record["preprocessing"]
+    config_record["preprocessing"] = _read_record(Preprocessing, preprocessing)
+    config = _read_record(ViTConfig, config_record)
     trained_size = record.get("trained_size")
     _check_same_images(config, trained_size or config.image_size, config_fields)
     class_names = record.get("class_names")
@@ -253,16 +245,6 @@ def _parse_own_record(config_fields):
         trained_size=trained_size,
         digest=record.get("digest"),
     )
-
-
-def _read_config_record(record):
-    """Make a ViTConfig from its record."""
-    arch_fields = dict(record["arch"])
-    if arch_fields["rotary"]:
-        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
-    vit_fields = dict(record, arch=_read_record(Architecture, arch_fields))
-    vit_fields["preprocessing"] = _read_record(Preprocessing, record["preprocessing"])
-    return _read_record(ViTConfig, vit_fields)
 
 
 def _read_record(record_class, fields):

@@ -21,14 +21,6 @@ def is_hub_id(path_or_id: str | os.PathLike) -> bool:
     return str(path_or_id).startswith(HUB_SCHEME)
 
 
-def cached_repository_name(folder: pathlib.Path) -> str | None:
-    """Return OWNER/NAME of a folder in the hub's cache; None for any other folder."""
-    repository_folder = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository_folder.startswith("models--"):
-        return repository_folder.removeprefix("models--").replace("--", "/")
-    return None
-
-
 @functools.cache  # a process asks the hub once
 def fetch_folder(hub_id: str) -> pathlib.Path:
     """Fetch a hub id, and return its folder in the cache."""
@@ -56,7 +48,19 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
     except errors.CachedRepoTreeNotFoundError:
         # Offline, and another program filled the cache, perhaps without all files.
         repository_names = {*os.listdir(folder)}
-        _check_processor(hub_id, folder)
+        # timm's config and ours have mean and std, transformers' has not. Without its
+        # processor's file a model would silently get another mean and std.
+        processor_files = {file_names.PREPROCESSOR_FILE, file_names.PROCESSOR_FILE}
+        if (
+            file_names.CONFIG_FILE in repository_names
+            and not processor_files & repository_names
+            and "architecture" not in read_json(folder / file_names.CONFIG_FILE)
+        ):
+            raise InputError(
+                f"{hub_id}: the hub cannot be reached, and its cache does not say "
+                f"whether {file_names.PREPROCESSOR_FILE} exists; offline, load the "
+                f"folder {folder}"
+            ) from None
     names = [name for name in file_names.WEIGHTS_FILES if name in repository_names]
     if not names:
         raise InputError(f"{hub_id} has none of {', '.join(file_names.WEIGHTS_FILES)}")
@@ -66,17 +70,3 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
         patterns = [names[0], *parts]
     fetch(commit, patterns)
     return folder
-
-
-def _check_processor(hub_id, folder):
-    # timm's config and ours have mean and std, transformers' has not. Without its
-    # processor's file a model would silently get another mean and std.
-    names = os.listdir(folder)
-    processor_files = {file_names.PREPROCESSOR_FILE, file_names.PROCESSOR_FILE}
-    if file_names.CONFIG_FILE not in names or processor_files & {*names}:
-        return
-    if "architecture" not in read_json(folder / file_names.CONFIG_FILE):
-        raise InputError(
-            f"{hub_id}: the hub cannot be reached, and its cache does not say whether "
-            f"{file_names.PREPROCESSOR_FILE} exists; offline, load the folder {folder}"
-        )

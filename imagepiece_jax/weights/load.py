@@ -1,10 +1,11 @@
-"""The public `load`: from a path to a model, in four stages.
+"""The public `load`: from a path to a model.
 
 Location: what the path holds. Description: which model it is. Tensors: the stored
-arrays, and the config they show. Pretrained: a model with its variables.
+arrays, which correct the description. Pretrained: a model with its variables.
 """
 
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,24 +13,37 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.image_size import ImageSize, image_sides
-from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.common.image_size import ImageSize, image_sides, patch_grid
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import resize_positions, timm_tensors
-from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.create import build_model, make_execution
-from imagepiece_jax.models.fit_to_cost import log_reduction
-from imagepiece_jax.models.head import SINGLE_LABEL
+from imagepiece_jax.models import registry, resize_positions, timm_tensors
+from imagepiece_jax.models.config import PROJECTION, SINGLE_LABEL, ViTConfig
+from imagepiece_jax.models.create import build_model, log_reduction, make_execution
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import is_in_parts
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.variables import (
+    is_in_parts,
+    variable_shapes,
+    variables_digest,
+)
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights.description import Description, describe_weights
-from imagepiece_jax.weights.location import Location, locate_weights
-from imagepiece_jax.weights.tensors import Tensors, read_tensors
+from imagepiece_jax.weights import naming
+from imagepiece_jax.weights.description import (
+    Description,
+    describe_weights,
+    parse_content,
+)
+from imagepiece_jax.weights.file_names import (
+    LEARNED_FILES,
+    RECOVERED_FILE,
+    SELECTORS_FILE,
+)
+from imagepiece_jax.weights.location import RUN_KIND, Location, locate_weights
+from imagepiece_jax.weights.run_files import find_checkpoint_folder
+from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
 
 TRAINED_REDUCTION = "trained"  # the reduction of the training or of the saved model
 HEAD_PARTS = ("head", "head_dist")  # parts to draw for a new number of classes
+VARIABLE_COLLECTIONS = ("params", "batch_stats")
+AVERAGES_KEY = "ema"  # of VARIABLE_COLLECTIONS averaged over steps, in a run's state
 
 
 def load(
@@ -74,21 +88,16 @@ def load(
         match the config.
     """
     location = locate_weights(weights, config is not None, checkpoint, averaged)
-    description = describe_weights(location, config)
-    tensors = read_tensors(location, description)
-    vit_config = change_config(description, tensors, image_size, crop, num_classes)
-    new_head_parts: tuple[str, ...] = ()
-    if vit_config.num_classes != tensors.config.num_classes:
-        new_head_parts = HEAD_PARTS
+    tensors, facts = read_tensors(location, describe_weights(location, config))
+    vit_config = change_config(facts, image_size, crop, num_classes)
+    fresh_parts: tuple[str, ...] = ()
+    if vit_config.num_classes != facts.config.num_classes:
+        fresh_parts = HEAD_PARTS
     elif class_names is None:
-        class_names = tensors.class_names
-    if class_names is not None:
-        class_names = checked_names(class_names, vit_config.num_classes)
+        class_names = facts.class_names
     keeps_reduction = reduction == TRAINED_REDUCTION
-    if keeps_reduction:
-        reduction = description.reduction
-    reduction = Reduction.read(reduction)
-    execution = make_execution(vit_config, dtype or description.dtype, attention)
+    reduction = Reduction.read(facts.reduction if keeps_reduction else reduction)
+    execution = make_execution(vit_config, dtype or facts.dtype, attention)
     try:
         model = build_model(vit_config, reduction, execution)
     except InputError as error:
@@ -96,60 +105,78 @@ def load(
             raise
         raise InputError(f"{location.title}: {error}") from error
     log_reduction(reduction, model)
-    # Only a saved folder holds selectors for several reductions.
-    keeps_foreign_selectors = keeps_reduction and description.digest is None
-    fitted_tensors, new_selectors = fit_tensors(
-        location, tensors, model, keeps_foreign_selectors, seed
-    )
-    fresh_parts = (*new_head_parts, *new_selectors)
-    variables, drawn_parts = timm_tensors.make_variables(
-        model, fitted_tensors, location.title, fresh_parts=fresh_parts, seed=seed or 0
+    dense_tensors, selectors = timm_tensors.split_selectors(tensors)
+    untrained = tuple(f"{part.replace('_', '.')}." for part in facts.untrained_parts)
+    learned_selectors = {
+        k: v for k, v in selectors.items() if not k.startswith(untrained)
+    }
+    model_tensors = dense_tensors | selectors
+    make_variables = timm_tensors.make_own_variables
+    if seed is not None:
+        model_tensors = dense_tensors | learned_selectors
+        fresh_parts += timm_tensors.list_missing_selectors(model, model_tensors)
+    elif keeps_reduction and facts.digest is None:
+        # Only a saved folder holds selectors for several reductions: in other files
+        # a foreign one is an error.
+        make_variables = timm_tensors.make_variables
+    trained_size = facts.trained_size or vit_config.image_size
+    positions = None  # those of the trained size, if the model has another
+    if image_sides(vit_config.image_size) != image_sides(trained_size):
+        positions = tensors.get("pos_embed")
+        model_tensors = resize_positions.fit_positions(
+            model_tensors, vit_config, trained_size
+        )
+    variables, drawn_parts = make_variables(
+        model, model_tensors, location.title, fresh_parts, seed or 0
     )
     params = variables["params"]
-    untrained_parts = {p for p in params if is_in_parts(p, description.untrained_parts)}
+    untrained_parts = {p for p in params if is_in_parts(p, facts.untrained_parts)}
     untrained_parts.update(drawn_parts)
-    is_resized = image_sides(vit_config.image_size) != image_sides(
-        tensors.config.image_size
-    )
-    # A file alone does not tell its training's reduction.
     origin = dataclasses.replace(
         location.origin,
         name=location.origin.name or vit_config.name or "",
-        license=description.license,
-        image_size=tensors.config.image_size,
-        positions=tensors.dense_tensors.get("pos_embed") if is_resized else None,
-        reduction=description.reduction if location.file_names else None,
+        license=facts.license,
+        image_size=trained_size,
+        positions=positions,
+        # A file alone does not tell its training's reduction.
+        reduction=facts.reduction if location.file_names else None,
     )
+    recovery = facts.recovery
     vit = Pretrained(
         model,
         variables,
         class_names=class_names,
-        recovery=tensors.recovery
-        and tensors.recovery.without_parts({*fresh_parts, *untrained_parts}),
+        recovery=recovery and recovery.without_parts({*fresh_parts, *untrained_parts}),
         origin=origin.with_untrained(params, sorted(untrained_parts)),
-        selectors=tensors.learned_selectors,
+        selectors=learned_selectors,
     )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
-    warn_of_unclear_head(vit)
-    if vit.recovery is not None:
-        vit.recovery.log_unrecovered(vit.model, vit.label)
+    is_like_clip = vit_config.arch.pre_norm and vit_config.head.is_single_label
+    if is_like_clip and not (vit.class_names or vit.untrained_kinds):
+        warnings.warn(
+            f"{vit!r}: the head is taken for a classifier; config.problem_type "
+            "'projection' says that it is CLIP's projection",
+            stacklevel=2,
+        )
+    if recovery is not None:
+        recovery.log_unrecovered(model, vit.label)
     return vit
 
 
 def change_config(
-    description: Description,
-    tensors: Tensors,
+    facts: Description,
     image_size: ImageSize | None,
     crop: float | None,
     num_classes: int | None,
 ) -> ViTConfig:
     """Apply the caller's image size, crop and number of classes; None: no change."""
-    config = tensors.config
-    if image_size is None and description.trained_size is not None:
-        image_size = description.config.image_size
-    if image_size is not None:
-        config = config.at_size(image_size)
+    config = facts.config
+    if image_size is None:
+        image_size = config.image_size
+    # From the trained size, because `at_size` checks a new size alone.
+    trained_size = facts.trained_size or config.image_size
+    config = config.with_preprocessing(image_size=trained_size).at_size(image_size)
     if crop is not None:
         config = config.with_preprocessing(crop=crop)
     if num_classes is None or num_classes == config.num_classes:
@@ -159,44 +186,111 @@ def change_config(
     )
 
 
-def fit_tensors(
-    location: Location,
-    tensors: Tensors,
-    model: ViT,
-    keeps_foreign_selectors: bool,
-    seed: int | None,
-) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
-    """Select the tensors for a model and its image size: (tensors, parts to draw).
+def read_tensors(
+    location: Location, facts: Description
+) -> tuple[NamedArrays, Description]:
+    """Read all tensors that the model may need, and correct the facts by them.
 
-    keeps_foreign_selectors: leave selectors in that the model lacks; `make_variables`
-        names them in its error
-    seed: draws untrained and missing selectors; None: missing ones are refused
+    Returns (tensors by timm's names, the facts with a complete `recovery` and the
+    `trained_size`).
+    Raises InputError for tensors that contradict the files' config.
     """
-    model_tensors: Mapping[str, np.ndarray] = tensors.dense_tensors | tensors.selectors
-    fresh_parts = ()
-    if seed is not None:
-        trained_tensors = tensors.dense_tensors | tensors.learned_selectors
-        model_tensors, fresh_parts = timm_tensors.drop_foreign_selectors(
-            model, trained_tensors, location.title, None
+    variant_tensors = {}
+    if location.origin.kind == RUN_KIND:
+        tensors = _read_run_tensors(location)
+    else:
+        tensors = naming.read_timm_tensors(
+            location.find_weights(), location.origin.checkpoint, facts.config
         )
-    elif not keeps_foreign_selectors:
-        model_tensors, _ = timm_tensors.drop_foreign_selectors(
-            model, model_tensors, location.title
+        learned_files = [n for n in LEARNED_FILES if n in location.file_names]
+        learned = {n: read_state_dict(location.path / n) for n in learned_files}
+        tensors |= learned.get(SELECTORS_FILE, {})
+        variant_tensors = learned.get(RECOVERED_FILE, {})
+        if learned_files and facts.digest is not None:
+            if facts.digest != variables_digest([tensors, variant_tensors]):
+                names = " or ".join(learned_files)
+                raise InputError(f"{location.title}: {names} belongs to other weights")
+    facts = correct_facts(location, facts, tensors)
+    config, recovery = facts.config, facts.recovery
+    if recovery is not None:
+        recovery = parse_content(
+            location.path / RECOVERED_FILE,
+            recovery.with_tensors,
+            variant_tensors,
+            variable_shapes(build_model(config)),
         )
-    trained_size = tensors.config.image_size
-    if image_sides(model.config.image_size) != image_sides(trained_size):
-        model_tensors = resize_positions.fit_positions(
-            model_tensors, model.config, trained_size
-        )
-    return model_tensors, fresh_parts
+    class_names = facts.class_names if config.num_classes else None
+    if config.num_classes and class_names is None and not facts.has_file_config:
+        # Without a file that states classes, only a public name tells their names.
+        class_names = registry.published_class_names(config.name, config.num_classes)
+    return tensors, facts._replace(class_names=class_names, recovery=recovery)
 
 
-def warn_of_unclear_head(vit: Pretrained) -> None:
-    """Warn if the head, taken for a classifier, may be CLIP's projection."""
-    is_like_clip = vit.config.arch.pre_norm and vit.config.head.is_single_label
-    if is_like_clip and not (vit.class_names or vit.untrained_kinds):
-        warnings.warn(
-            f"{vit!r}: the head is taken for a classifier; config.problem_type "
-            "'projection' says that it is CLIP's projection",
-            stacklevel=3,
+def _read_run_tensors(location):
+    """Read a run's newest "best" or "latest" checkpoint, or its averages."""
+    from imagepiece_jax.common import checkpoints  # an optional package
+
+    origin = location.origin
+    run_folder = location.path.resolve()
+    names = (AVERAGES_KEY,) if origin.averaged else VARIABLE_COLLECTIONS
+
+    def choose_variables(stored_state):
+        if origin.averaged and not stored_state[AVERAGES_KEY]:
+            raise InputError(f"run {run_folder} has no averages: its ema_decay is 0")
+        return {name: stored_state[name] for name in names}
+
+    state, _, _ = checkpoints.read_newest_step(
+        find_checkpoint_folder(run_folder, str(origin.checkpoint)), choose_variables
+    )
+    return timm_tensors.to_timm(state.get(AVERAGES_KEY, state))
+
+
+def correct_facts(
+    location: Location, facts: Description, tensors: NamedArrays
+) -> Description:
+    """Correct the config by the tensors.
+
+    Tensors decide the number of classes and whether DeiT's distillation token is a
+    register. Unless the files state them, tensors also decide the positions' image size
+    and a gated MLP's width.
+    """
+    config = facts.config
+    arch = config.arch
+    head_weight = tensors.get("head.weight", np.zeros(()))
+    num_classes = len(head_weight) if head_weight.ndim else 0
+    if num_classes and facts.has_file_config:
+        config = dataclasses.replace(config, **facts.head_fields)
+    # A number of classes in the files must agree with the head.
+    has_other_classes = config.num_classes not in (0, num_classes)
+    if has_other_classes and facts.has_file_config:
+        own = f"its tensors have {num_classes}"
+        raise InputError(
+            f"{location.title}: num_classes is {config.num_classes}, but {own}"
         )
+    changes: dict[str, Any] = {"num_classes": num_classes}
+    if config.name and has_other_classes and config.problem_type == PROJECTION:
+        changes["problem_type"] = SINGLE_LABEL
+    # Without a head of its own, DeiT's distillation token is a register.
+    if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
+        changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
+    # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
+    fc2_weight = tensors.get("blocks.0.mlp.fc2.weight", np.zeros(()))
+    has_gated_mlp = arch.mlp == "swiglu" and fc2_weight.ndim == 2
+    if has_gated_mlp and not facts.has_file_config:
+        changes["mlp_ratio"] = fc2_weight.shape[1] / config.embed_dim
+    config = dataclasses.replace(config, **changes)
+    trained_size = facts.trained_size or config.image_size
+    positions = tensors.get("pos_embed")
+    has_fixed_size = facts.has_file_config and facts.trained_size is None
+    if not has_fixed_size and positions is not None and positions.ndim == 3:
+        num_positions = positions.shape[1]
+        if config.arch.prefix_positions:
+            num_positions -= config.arch.prefix
+        # Positions of another grid than the config's are taken for a square's.
+        grid = patch_grid(trained_size, config.patch_size, cut=True)
+        side = math.isqrt(max(0, num_positions))
+        if num_positions != math.prod(grid) and side * side == num_positions:
+            trained_size = side * config.patch_size
+    if facts.trained_size is None:
+        config = config.with_preprocessing(image_size=trained_size)
+    return facts._replace(config=config, trained_size=trained_size)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.origin import Origin
+from imagepiece_jax.models.pretrained import Origin
 from imagepiece_jax.models.program import is_exported
 from imagepiece_jax.weights import hub
 from imagepiece_jax.weights.file_names import (
@@ -38,31 +38,12 @@ PUBLISHED_KEYS = {"architecture", "architectures", "model_type", OWN_KEY}
 class Location:
     """Weights on this machine."""
 
-    path: pathlib.Path | None  # None: in memory
-    kind: str  # FILE_KIND, FOLDER_KIND, RUN_KIND or STATE_DICT_KIND
+    origin: Origin  # path, kind and name; a run's config and checkpoint
     # the config file of a folder's weights, if there is one, and its content
     config_file: pathlib.Path | None = None
     config_fields: Mapping[str, Any] | None = None  # also None for broken JSON
     tensors: Mapping[str, Any] | None = None  # a STATE_DICT_KIND's
-    # file names in a folder
-    file_names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
-    checkpoint: str | None = None  # a run's CHECKPOINT_KINDS; a model's key in a file
-    averaged: bool = False  # whether to read a run's averaged weights
-
-    @property
-    def origin(self) -> Origin:
-        """What the path tells about the weights; an Origin's other fields are empty."""
-        name = ""
-        if self.path is not None:
-            name = hub.cached_repository_name(self.path) or self.path.name
-        return Origin(
-            path=self.path,
-            kind=self.kind,
-            name=name,
-            checkpoint=self.checkpoint,
-            averaged=self.averaged,
-            run=self.config_fields if self.kind == RUN_KIND else None,
-        )
+    file_names: frozenset[str] = frozenset()  # in a folder
 
     @property
     def title(self) -> str:
@@ -70,17 +51,17 @@ class Location:
         return self.origin.title
 
     @property
-    def disk_path(self) -> pathlib.Path:
+    def path(self) -> pathlib.Path:
         """The path of weights on disk; a state dict has none."""
-        return cast(pathlib.Path, self.path)
+        return cast(pathlib.Path, self.origin.path)
 
     def find_weights(self) -> pathlib.Path | Mapping[str, Any]:
         """Find the weights: a file, a folder's single one, or a state dict."""
-        if self.kind != FOLDER_KIND:
-            return self.disk_path if self.tensors is None else self.tensors
+        if self.origin.kind != FOLDER_KIND:
+            return self.path if self.tensors is None else self.tensors
         weights_names = _list_weights_names(self.file_names)
         if len(weights_names) == 1:
-            return self.disk_path / weights_names[0]
+            return self.path / weights_names[0]
         names = ", ".join(weights_names) or f"none, such as {WEIGHTS_FILES[0]}"
         raise InputError(f"folder {self.path} has {names}, not one weights file")
 
@@ -100,45 +81,42 @@ def locate_weights(
         config file, and a local config file need not be JSON
     checkpoint, averaged: as for `load`
     """
-    if not isinstance(weights, Mapping):
-        location = _locate_weights_at(weights, has_config)
-    elif has_config:
-        location = Location(None, STATE_DICT_KIND, tensors=weights)
+    if isinstance(weights, Mapping):
+        if not has_config:
+            raise InputError("config is missing: a state dict does not say its model")
+        location = Location(Origin(kind=STATE_DICT_KIND), tensors=weights)
+    elif hub.is_hub_id(weights):
+        # A hub folder's config must be JSON: it tells which files to fetch.
+        location = _locate_weights_in(hub.fetch_folder(str(weights)))
     else:
-        raise InputError("config is missing: a state dict does not say its model")
-    title = location.title
-    if location.kind == RUN_KIND:
+        path = pathlib.Path(weights).expanduser()
+        if not path.exists():
+            raise InputError(
+                f"weights is '{path}': no such file or folder; a model of the Hugging "
+                f"Face hub is {hub.HUB_SCHEME}OWNER/NAME"
+            )
+        if path.is_dir():
+            location = _locate_weights_in(path, has_config)
+        elif is_exported(path):
+            raise InputError(
+                f"weights is '{path}', an exported program; evaluate, benchmark and "
+                "onnxruntime run it, but load needs the original weights"
+            )
+        else:
+            location = Location(Origin(path=path, kind=FILE_KIND, name=path.name))
+    origin = location.origin
+    if origin.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, CHECKPOINT_KINDS)
     elif checkpoint in CHECKPOINT_KINDS:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {title} is no run")
+        raise InputError(f"checkpoint is {checkpoint!r}, but {origin.title} is no run")
     elif averaged:
         raise InputError(
-            f"averaged is for a run, but this is {title}; in a file, "
+            f"averaged is for a run, but this is {origin.title}; in a file, "
             "checkpoint is the key of the averages"
         )
-    return dataclasses.replace(location, checkpoint=checkpoint, averaged=averaged)
-
-
-def _locate_weights_at(path_or_id, config_may_be_broken):
-    """Find the weights at a path or hub id."""
-    # A hub folder's config must be JSON: it tells which files to fetch.
-    if hub.is_hub_id(path_or_id):
-        return _locate_weights_in(hub.fetch_folder(str(path_or_id)))
-    path = pathlib.Path(path_or_id).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"weights is '{path}': no such file or folder; a model of the Hugging Face "
-            f"hub is {hub.HUB_SCHEME}OWNER/NAME"
-        )
-    if path.is_dir():
-        return _locate_weights_in(path, config_may_be_broken)
-    if is_exported(path):
-        raise InputError(
-            f"weights is '{path}', an exported program; evaluate, benchmark and "
-            "onnxruntime run it, but load needs the original weights"
-        )
-    return Location(path, FILE_KIND)
+    origin = dataclasses.replace(origin, checkpoint=checkpoint, averaged=averaged)
+    return dataclasses.replace(location, origin=origin)
 
 
 def locate_config(path_or_id: str) -> Location | None:
@@ -165,35 +143,36 @@ def _locate_weights_in(folder, config_may_be_broken=False, config_file=None):
     config_file: None: the preferred config file
     """
     file_names = frozenset(os.listdir(folder))
-    chosen_file = config_file or folder / _choose_config_name(file_names)
-    if chosen_file.name not in file_names:
-        location = Location(folder, FOLDER_KIND, file_names=file_names)
+    name = folder.name
+    # A folder in the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        name = repository.removeprefix("models--").replace("--", "/")
+    origin = Origin(path=folder, kind=FOLDER_KIND, name=name)
+    if config_file is None:
+        # OpenCLIP repositories often hold transformers' weights and config.json too,
+        # and these are preferred.
+        config_file = folder / CONFIG_FILE
+        weights_names = _list_weights_names(file_names)
+        has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
+        prefers_open_clip = has_only_open_clip or CONFIG_FILE not in file_names
+        if OPEN_CLIP_FILE in file_names and prefers_open_clip:
+            config_file = folder / OPEN_CLIP_FILE
+    if config_file.name not in file_names:
+        location = Location(origin, file_names=file_names)
         location.find_weights()  # raises unless there is exactly one weights file
         return location
     config_fields = None
     try:
-        config_fields = read_json(chosen_file)
+        config_fields = read_json(config_file)
     except InputError:
         if not config_may_be_broken:
             raise
-    kind = FOLDER_KIND
     # A broken config.json is taken for published weights'.
     config_keys = PUBLISHED_KEYS if config_fields is None else {*config_fields}
     if OPEN_CLIP_FILE not in file_names and not config_keys & PUBLISHED_KEYS:
-        kind = RUN_KIND
-    return Location(folder, kind, chosen_file, config_fields, file_names=file_names)
-
-
-def _choose_config_name(file_names):
-    """Choose a folder's config file name; the file may be missing."""
-    # OpenCLIP repositories often hold transformers' weights and config.json too, and
-    # these are preferred.
-    weights_names = _list_weights_names(file_names)
-    has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
-    prefers_open_clip = has_only_open_clip or CONFIG_FILE not in file_names
-    if OPEN_CLIP_FILE in file_names and prefers_open_clip:
-        return OPEN_CLIP_FILE
-    return CONFIG_FILE
+        origin = dataclasses.replace(origin, kind=RUN_KIND, run=config_fields)
+    return Location(origin, config_file, config_fields, file_names=file_names)
 
 
 def _list_weights_names(file_names):

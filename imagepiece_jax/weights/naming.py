@@ -313,7 +313,15 @@ def _translate_tensors(state_dict, naming, timm_names, config):
     renamed_tensors = {}
     source_names = {}  # {timm's name: name in the file}
     for name in [name for name in timm_names if name in state_dict]:
-        block_tensors = _split_scanned_blocks(timm_names[name], state_dict[name])
+        block_tensors = {timm_names[name]: state_dict[name]}
+        _, is_scanned, leaf_name = timm_names[name].partition(
+            f"blocks.{SCANNED_BLOCK}."
+        )
+        if is_scanned:
+            (tensor,) = block_tensors.values()
+            if tensor.ndim == 0:
+                raise shape_error(name, (), "an array whose first axis is blocks")
+            block_tensors = {f"blocks.{i}.{leaf_name}": x for i, x in enumerate(tensor)}
         for timm_name, tensor in block_tensors.items():
             if timm_name in source_names:
                 names = f"{source_names[timm_name]} and {name}"
@@ -327,7 +335,7 @@ def _translate_tensors(state_dict, naming, timm_names, config):
         heads = f"its tensors are of {query_kernel.shape[1]} heads"
         raise InputError(f"num_heads is {config.num_heads}, but {heads}")
     try:
-        canonical_tensors = _canonicalize_tensors(renamed_tensors)
+        tensors = _canonicalize_tensors(renamed_tensors)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -335,23 +343,18 @@ def _translate_tensors(state_dict, naming, timm_names, config):
             f"its tensors' shapes do not fit {naming.library}: {error}"
         ) from error
     if config is None:
-        return canonical_tensors
+        return tensors
     # A mask token beside q_bias marks EVA-02's pretrained weights. Their last norm may
     # be an fc_norm, because the public configs describe the fine-tuned models.
-    is_pretrained_eva = has_mask_token and "blocks.0.attn.q_bias" in canonical_tensors
+    is_pretrained_eva = has_mask_token and "blocks.0.attn.q_bias" in tensors
     may_norm_pooled = naming.may_norm_pooled or is_pretrained_eva
-    return _fit_norm_and_biases(canonical_tensors, config.arch, may_norm_pooled)
-
-
-def _fit_norm_and_biases(tensors, arch, may_norm_pooled):
-    """Let `arch` decide between norm and fc_norm, and whether zero biases stay."""
+    if may_norm_pooled and config.arch.fc_norm and "fc_norm.weight" not in tensors:
+        tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
     # Without arch.qkv_bias the attention biases are dropped, but only if all are 0, so
     # that no learned bias is lost.
-    if may_norm_pooled and arch.fc_norm and "fc_norm.weight" not in tensors:
-        tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
     bias_pattern = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
     bias_names = [name for name in tensors if bias_pattern.fullmatch(name)]
-    if arch.qkv_bias or any(np.any(tensors[name]) for name in bias_names):
+    if config.arch.qkv_bias or any(np.any(tensors[name]) for name in bias_names):
         return tensors
     return {name: tensors[name] for name in tensors if name not in bias_names}
 
@@ -420,16 +423,6 @@ def _find_naming(tensor_names):
         return TIMM_NAMING, ""
     examples = ", ".join([*tensor_names][:NUM_SHOWN_NAMES])
     raise InputError(f"it has tensors of an unsupported model, such as {examples}")
-
-
-def _split_scanned_blocks(name, tensor):
-    """Split a tensor of scanned blocks into {name: tensor} with one entry per block."""
-    _, scan_marker, leaf_name = name.partition(f"blocks.{SCANNED_BLOCK}.")
-    if not scan_marker:
-        return {name: tensor}
-    if tensor.ndim == 0:
-        raise shape_error(name, tensor.shape, "an array whose first axis is blocks")
-    return {f"blocks.{i}.{leaf_name}": tensor[i] for i in range(len(tensor))}
 
 
 def _canonicalize_tensors(tensors):
@@ -509,8 +502,9 @@ def _stack_projections(tensors):
 
 def _apply_bias_masks(tensors):
     """Apply DINOv3's masks to the q, k, v biases, in place."""
-    # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel.
-    # So the key bias is dropped if it is 0 or NaN in all blocks.
+    # A mask is 0 for keys, and the bias under it may be NaN, which 0 does not cancel: a
+    # masked bias is 0. A checkpoint without its masks keeps the NaN. So the key bias is
+    # dropped if it is 0 or NaN in all blocks.
     biases_by_module = {}  # {module: [q, k, v]}
     masked_bias_names = [name for name in tensors if name.endswith(".masked.bias")]
     for name in masked_bias_names:
@@ -519,10 +513,8 @@ def _apply_bias_masks(tensors):
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         if mask.shape != bias.shape:
             raise shape_error(f"{module}.qkv.bias_mask", mask.shape, bias.shape)
-        masked_bias = np.where(
-            mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype)
-        )
-        biases_by_module[module] = _split_equally(f"{module}.qkv.bias", masked_bias, 3)
+        bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
+        biases_by_module[module] = _split_equally(f"{module}.qkv.bias", bias, 3)
     key_biases = [k for _, k, _ in biases_by_module.values()]
     drops_key_biases = all(np.all((k == 0) | np.isnan(k)) for k in key_biases)
     for module, (q, k, v) in biases_by_module.items():

@@ -11,8 +11,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.head import PROJECTION
+from imagepiece_jax.models.config import PROJECTION, ViTConfig
 from imagepiece_jax.weights import timm_config
 from imagepiece_jax.weights.file_names import JsonFields
 
@@ -93,12 +92,18 @@ def _build_tower_config(vision_fields, model_cfg, image_fields):
     _check_only_option("vision_cfg.norm_kwargs", norm_kwargs, "eps")
     check_choice("vision_cfg.pool_type", vision_fields["pool_type"], OPEN_CLIP_POOLS)
     pool = OPEN_CLIP_POOLS[vision_fields["pool_type"]]
+    approximate = act_kwargs.get("approximate", "none")
+    gelu_of_approximate = {"none": "exact", "tanh": "tanh"}
+    if model_cfg.get("quick_gelu", False):
+        gelu_of_approximate = {"none": "quick"}
+    _check_only_option("vision_cfg.act_kwargs", act_kwargs, "approximate")
+    check_choice("vision_cfg.act_kwargs.approximate", approximate, gelu_of_approximate)
     # The last norm applies to the tokens or to the pooled vector.
     fc_norm = pool == "mean" and bool(vision_fields["final_ln_after_pool"])
     arch = Architecture(
         patch_bias=False,
         pre_norm=not vision_fields["no_ln_pre"],
-        gelu=_choose_gelu(act_kwargs, bool(model_cfg.get("quick_gelu", False))),
+        gelu=gelu_of_approximate[approximate],
         norm_eps=float(norm_kwargs.get("eps", LAYER_NORM_EPS)),
         resize="antialias",
         pool=pool,
@@ -122,17 +127,6 @@ def _check_only_option(field, options, known_option):
     for option, value in options.items():
         if option != known_option:
             raise InputError(f"{field} has {option}={value!r}, which is not supported")
-
-
-def _choose_gelu(act_kwargs, is_quick):
-    """Choose the GELU variant from `act_kwargs` and `quick_gelu`."""
-    approximate = act_kwargs.get("approximate", "none")
-    gelu_of_approximate = {"none": "exact", "tanh": "tanh"}
-    if is_quick:
-        gelu_of_approximate = {"none": "quick"}
-    _check_only_option("vision_cfg.act_kwargs", act_kwargs, "approximate")
-    check_choice("vision_cfg.act_kwargs.approximate", approximate, gelu_of_approximate)
-    return gelu_of_approximate[approximate]
 
 
 def _build_timm_config(vision_fields, model_cfg, image_fields):

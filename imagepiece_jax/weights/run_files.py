@@ -59,7 +59,7 @@ def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
     """Find the folder of a run's checkpoints of a kind, in CHECKPOINT_KINDS."""
     checkpoints_folder = folder / CHECKPOINTS_FOLDER
     saved_kinds = [
-        name for name in CHECKPOINT_KINDS if complete_steps(checkpoints_folder / name)
+        k for k in CHECKPOINT_KINDS if complete_steps(checkpoints_folder / k)
     ]
     if saved_kinds and kind not in saved_kinds:
         raise InputError(

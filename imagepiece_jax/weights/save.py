@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -32,20 +32,11 @@ from imagepiece_jax.weights.file_names import (
     SELECTORS_FILE,
     WEIGHTS_FILES,
 )
-from imagepiece_jax.weights.tensor_files import NamedArrays
 
 # A saved folder holds up to four files. CONFIG_FILE has all `load` needs to make the
 # same model, and timm's architecture if timm has the model.
 DENSE_FILE = WEIGHTS_FILES[0]
 SAVED_FILES = (DENSE_FILE, *LEARNED_FILES, CONFIG_FILE)
-
-
-class SavedTensors(NamedTuple):
-    """The tensors of a saved folder; a file without tensors is not written."""
-
-    dense_tensors: NamedArrays  # DENSE_FILE: the dense part by timm's names
-    selectors: NamedArrays  # SELECTORS_FILE: the learned selectors
-    variant_tensors: NamedArrays  # RECOVERED_FILE: by `Recovery.to_tensors`
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -64,17 +55,37 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     if vit.model.execution.folded:
         raise InputError("the model was changed by optimize; save the loaded one")
     config_fields = make_config_fields(vit)
-    tensors = _collect_tensors(vit, config_fields["architecture"])
+    tensors = timm_tensors.to_timm(vit.dense_variables)
+    if vit.origin.positions is not None:
+        tensors["pos_embed"] = np.asarray(vit.origin.positions, np.float32)
+    tensors, _ = timm_tensors.split_selectors(tensors)
+    architecture = config_fields["architecture"]
+    tensors = naming.pack_for_timm(tensors, vit.config.arch, architecture)
+    selectors = vit.collect_selectors()
+    variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
     # As `load` will read them.
-    loaded_tensors = naming.with_timm_names(tensors.dense_tensors) | tensors.selectors
+    loaded_tensors = naming.with_timm_names(tensors) | selectors
     config_fields[OWN_KEY]["digest"] = variables_digest(
-        [loaded_tensors, tensors.variant_tensors]
+        [loaded_tensors, variant_tensors]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     json_fields = json.loads(json.dumps(config_fields, default=lambda x: x.item()))
     vit.warn_of_untrained()
     _check_round_trip(vit, loaded_tensors, json_fields)
-    _replace_folder(folder, tensors, json_fields)
+    arrays_by_file = {
+        DENSE_FILE: tensors,
+        SELECTORS_FILE: selectors,
+        RECOVERED_FILE: variant_tensors,
+    }
+    metadata = {"format": "pt"}  # some readers refuse a file without this entry
+    with replacement_folder(folder) as new_folder:
+        try:
+            for name, arrays in arrays_by_file.items():
+                if arrays:
+                    safetensors.numpy.save_file(arrays, new_folder / name, metadata)
+        except safetensors.SafetensorError as error:  # a disk is full or fails
+            raise OSError(str(error)) from error
+        write_json(new_folder / CONFIG_FILE, json_fields)
     return folder
 
 
@@ -107,31 +118,6 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
     }
     timm_fields = timm_config.describe_timm(vit)
     return {"architecture": OWN_KEY, **timm_fields, OWN_KEY: record}
-
-
-def _collect_tensors(vit, architecture):
-    """Collect a model's tensors; the dense ones fit timm's `architecture`."""
-    tensors = timm_tensors.to_timm(vit.dense_variables)
-    if vit.origin.positions is not None:
-        tensors["pos_embed"] = np.asarray(vit.origin.positions, np.float32)
-    dense_tensors, _ = timm_tensors.split_selectors(tensors)
-    dense_tensors = naming.pack_for_timm(dense_tensors, vit.config.arch, architecture)
-    variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
-    return SavedTensors(dense_tensors, vit.collect_selectors(), variant_tensors)
-
-
-def _replace_folder(folder, tensors, config_fields):
-    """Replace a folder, completely or not at all."""
-    metadata = {"format": "pt"}  # some readers refuse a file without this entry
-    file_names = (DENSE_FILE, SELECTORS_FILE, RECOVERED_FILE)
-    with replacement_folder(folder) as new_folder:
-        try:
-            for name, arrays in zip(file_names, tensors, strict=True):
-                if arrays:
-                    safetensors.numpy.save_file(arrays, new_folder / name, metadata)
-        except safetensors.SafetensorError as error:  # a disk is full or fails
-            raise OSError(str(error)) from error
-        write_json(new_folder / CONFIG_FILE, config_fields)
 
 
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:

@@ -47,20 +47,19 @@ def read_state_dict(
         return unread_tensors.read(unread_tensors.tensors)
 
 
-def read_lazy_tensors(lazy_tensors: LazyTensors) -> NamedArrays:
-    """Read {name: LazyTensor} into {name: array}."""
-    return {name: tensor.read() for name, tensor in lazy_tensors.items()}
-
-
 class UnreadTensors(NamedTuple):
-    """Tensors of an open weights file, and the function that reads them."""
+    """Tensors of an open weights file."""
 
     tensors: LazyTensors
-    reader: Callable[[LazyTensors], NamedArrays] = read_lazy_tensors
+    # reads tensors by name; None: one after another
+    reader: Callable[[Iterable[str]], NamedArrays] | None = None
 
     def read(self, names: Iterable[str]) -> NamedArrays:
         """Read {name: array}; all other tensors, maybe many GB, stay in the file."""
-        tensors = self.reader({name: self.tensors[name] for name in names})
+        if self.reader is None:
+            tensors = {name: self.tensors[name].read() for name in names}
+        else:
+            tensors = self.reader(names)
         for name, tensor in tensors.items():
             if tensor.dtype.kind not in "biuf" and tensor.dtype != jnp.bfloat16:
                 raise InputError(f"tensor {name} has an unknown type, {tensor.dtype}")
@@ -112,15 +111,12 @@ def _make_lazy_tensors(names, read_tensor):
 def _open_npz(path):
     # numpy.load would take any other file for a pickle, and say so.
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
-        read_array = functools.partial(_read_array, archive)
+
+        def read_array(name):
+            array = archive[name]  # NumPy saves bfloat16 as two raw bytes
+            return array.view(jnp.bfloat16) if array.dtype == "V2" else array
+
         yield UnreadTensors(_make_lazy_tensors(archive.files, read_array))
-
-
-def _read_array(archive, name):
-    array = archive[name]
-    if array.dtype == "V2":  # bfloat16, which NumPy saves as two raw bytes
-        return array.view(jnp.bfloat16)
-    return array
 
 
 @contextlib.contextmanager
@@ -157,40 +153,37 @@ def read_weight_map(path: pathlib.Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _open_index(path):
     file_of_tensor = read_weight_map(path)
-    read_tensors = functools.partial(_read_indexed_tensors, path.parent, file_of_tensor)
+
+    def read_tensors(tensor_names):
+        names_by_file = {}  # every file is opened once
+        for name in tensor_names:
+            names_by_file.setdefault(file_of_tensor[name], []).append(name)
+        tensors = {}
+        for file_name, names_in_file in sorted(names_by_file.items()):
+            with _open_file(path.parent / file_name, _INDEXED_OPENERS) as part:
+                state_dict = extract_state_dict(part.tensors)
+                names = [name for name in names_in_file if name in state_dict]
+                tensors |= {name: state_dict[name].read() for name in names}
+        return tensors
+
     tensors = _make_lazy_tensors(file_of_tensor, lambda n: read_tensors([n])[n])
     yield UnreadTensors(tensors, read_tensors)
-
-
-def _read_indexed_tensors(folder, file_of_tensor, tensor_names):
-    """Read tensors of an index, and open each file once."""
-    names_by_file = {}
-    for name in tensor_names:
-        names_by_file.setdefault(file_of_tensor[name], []).append(name)
-    tensors = {}
-    for file_name, names_in_file in sorted(names_by_file.items()):
-        with _open_file(folder / file_name, _INDEXED_OPENERS) as unread_tensors:
-            state_dict = extract_state_dict(unread_tensors.tensors)
-            lazy_tensors = {n: state_dict[n] for n in names_in_file if n in state_dict}
-            tensors |= unread_tensors.reader(lazy_tensors)
-    return tensors
 
 
 def wrap_arrays(content: Any) -> Any:
     """Replace arrays and torch tensors in `content` by LazyTensor."""
     if isinstance(content, Mapping):
         return {name: wrap_arrays(value) for name, value in content.items()}
-    if hasattr(content, "shape"):
-        return LazyTensor(functools.partial(_copy_to_numpy, content))
-    return content
+    if not hasattr(content, "shape"):
+        return content
 
+    def copy_to_numpy():
+        # torch tensors may be bfloat16, which NumPy lacks, or on a GPU. A copy, so that
+        # later changes by the caller miss the model.
+        is_torch = hasattr(content, "detach")
+        return np.array(content.detach().cpu().float().numpy() if is_torch else content)
 
-def _copy_to_numpy(tensor):
-    """Copy a tensor to NumPy, so that later changes by the caller miss the model."""
-    # torch tensors may be bfloat16, which NumPy lacks, or on a GPU.
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu().float().numpy()
-    return np.array(tensor)
+    return LazyTensor(copy_to_numpy)
 
 
 def select_model(content: Any, model_key: str | None = None) -> dict[str, LazyTensor]:
@@ -199,8 +192,10 @@ def select_model(content: Any, model_key: str | None = None) -> dict[str, LazyTe
     model_key: needed if the content has several models
     """
     models = {}
-    if isinstance(content, dict):
-        models = {key: value for key, value in content.items() if _is_state_dict(value)}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, dict) and len(value) >= MIN_MODEL_TENSORS:
+            if all(isinstance(tensor, LazyTensor) for tensor in value.values()):
+                models[key] = value
     if model_key not in models and (model_key is not None or len(models) > 1):
         keys = " or ".join(models) or "None, as the file has one model"
         raise InputError(f"checkpoint is {model_key!r}; it must be {keys}")
@@ -217,13 +212,6 @@ def extract_state_dict(content: Any) -> dict[str, LazyTensor]:
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
             raise InputError(f"{name!r} is a {type(value).__name__}, no named tensor")
     return {name: tensor for name, tensor in content.items() if name != _COUNTER_NAME}
-
-
-def _is_state_dict(value):
-    """Whether a value in the content is a model's state dict."""
-    if not isinstance(value, dict) or len(value) < MIN_MODEL_TENSORS:
-        return False
-    return all(isinstance(tensor, LazyTensor) for tensor in value.values())
 
 
 _FILE_OPENERS = {

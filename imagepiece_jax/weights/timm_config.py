@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.image_size import ImageSize, image_sides
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.preprocessing import DEIT_CROP, Preprocessing
 from imagepiece_jax.errors import InputError
@@ -52,18 +52,8 @@ SWIGLU_TAGS = ("virchow_v1", "virchow_v2")
 USUAL_ARGUMENTS = ("in_chans", "img_size", "num_classes", "global_pool")
 
 
-class TimmModel(NamedTuple):
-    """What a config.json of timm tells about a model."""
-
-    config: ViTConfig
-    class_names: tuple[str | None, ...] | None
-    # image size of the positions in a model of flexible size, resized to input_size
-    trained_size: ImageSize | None
-    license: str | None
-
-
-def parse_timm(config_fields: JsonFields) -> TimmModel:
-    """Parse the content of a config.json."""
+def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
+    """Parse the content of a config.json into fields of a Description."""
     # Files from before timm 0.9 are flat.
     pretrained_cfg = config_fields.get("pretrained_cfg", config_fields)
     name, tag = registry.translate_former_name(config_fields["architecture"])
@@ -77,13 +67,24 @@ def parse_timm(config_fields: JsonFields) -> TimmModel:
         raise InputError(f"label_offset is {label_offset}: some outputs are no classes")
     image_size = _compact_size(pretrained_cfg["input_size"][1:])
     positions_size = _compact_size(arguments.get("img_size") or image_size)
-    is_flexible = _is_flexible(name, pretrained_cfg, arguments)
+    # Whether timm's model takes images whose size differs from its positions'.
+    is_dynamic = registry.timm_arguments(name).get("dynamic_img_size", False)
+    is_flexible = not pretrained_cfg.get("fixed_input_size", not is_dynamic)
+    if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
+        is_flexible = True
     if not is_flexible:
         image_size = positions_size
     vit_fields: dict[str, Any] = {
         "mean": tuple(pretrained_cfg["mean"]),
         "std": tuple(pretrained_cfg["std"]),
-        "preprocessing": _read_preprocessing(pretrained_cfg, image_size),
+        "preprocessing": Preprocessing(
+            image_size,
+            # timm's default crop, for small images too
+            crop=pretrained_cfg.get("crop_pct") or DEIT_CROP,
+            crop_mode=pretrained_cfg.get("crop_mode") or Preprocessing.crop_mode,
+            interpolation=pretrained_cfg.get("interpolation")
+            or Preprocessing.interpolation,
+        ),
     }
     if num_classes is not None:
         vit_fields["num_classes"] = num_classes
@@ -98,34 +99,18 @@ def parse_timm(config_fields: JsonFields) -> TimmModel:
     # transformers' TimmWrapper writes a problem_type.
     problem_type = config_fields.get("problem_type") or config.problem_type
     config = dataclasses.replace(config, **vit_fields, problem_type=problem_type)
-    trained_size = positions_size if is_flexible else None
-    return TimmModel(config, label_names, trained_size, pretrained_cfg.get("license"))
-
-
-def _read_preprocessing(pretrained_cfg, image_size):
-    """Read how timm resizes and crops images."""
-    interpolation = pretrained_cfg.get("interpolation") or Preprocessing.interpolation
-    return Preprocessing(
-        image_size,
-        # timm's default crop, for small images too
-        crop=pretrained_cfg.get("crop_pct") or DEIT_CROP,
-        crop_mode=pretrained_cfg.get("crop_mode") or Preprocessing.crop_mode,
-        interpolation=interpolation,
-    )
+    return {
+        "config": config,
+        "class_names": label_names,
+        "trained_size": positions_size if is_flexible else None,
+        "license": pretrained_cfg.get("license"),
+    }
 
 
 def _compact_size(size):
     """Return a square's side, or else (height, width)."""
     height, width = image_sides(size)
     return height if height == width else (height, width)
-
-
-def _is_flexible(name, pretrained_cfg, arguments):
-    """Whether timm's model takes images whose size differs from its positions'."""
-    if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
-        return True
-    is_dynamic = registry.timm_arguments(name).get("dynamic_img_size", False)
-    return not pretrained_cfg.get("fixed_input_size", not is_dynamic)
 
 
 def _prefer_public_config(public_name, config, num_classes, arguments):
@@ -267,21 +252,16 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     config = vit.model.config
     if vit.origin.positions is not None:  # the saved ones
         config = config.with_preprocessing(image_size=vit.origin.image_size)
-    preprocessing = vit.preprocessing
     architecture_fields = _find_timm_architecture(config)
     if not architecture_fields:
         return {}
     optional_fields: dict[str, Any] = {}
-    if preprocessing.resizes:
-        preprocessing_fields = preprocessing.as_json
-        optional_fields["crop_pct"] = preprocessing_fields["crop"]
-        optional_fields["crop_mode"] = preprocessing_fields["crop_mode"]
-        optional_fields["interpolation"] = preprocessing_fields["interpolation"]
+    if vit.preprocessing.resizes:
+        fields = vit.preprocessing.as_json
+        optional_fields["crop_pct"] = fields["crop"]
+        optional_fields |= {k: fields[k] for k in ("crop_mode", "interpolation")}
     if vit.origin.license:
         optional_fields["license"] = vit.origin.license
-    head_names = "head"
-    if config.arch.dist_token:
-        head_names = ["head", "head_dist"]
     label_fields: dict[str, Any] = {}
     if vit.class_names and None in vit.class_names:  # {number: name} skips None
         numbered_names = enumerate(vit.class_names)
@@ -303,7 +283,7 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
             **optional_fields,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
-            "classifier": head_names,
+            "classifier": ["head", "head_dist"] if config.arch.dist_token else "head",
         },
     }
 

@@ -16,12 +16,14 @@ from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
-from imagepiece_jax.models.head import (
+from imagepiece_jax.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     MULTI_LABEL,
     PROBLEM_TYPES,
     PROJECTION,
     SINGLE_LABEL,
+    ViTConfig,
 )
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.weights.file_names import JsonFields
@@ -47,14 +49,6 @@ RESCALE_RANGE = (RESCALE_FACTOR - 1e-6, RESCALE_FACTOR + 1e-6)
 UNQUANTIZED_FIELDS = {"quantization_config": None}
 
 
-class TransformersModel(NamedTuple):
-    """What a config.json of transformers tells about a model."""
-
-    config: ViTConfig
-    class_names: tuple[str | None, ...] | None
-    head_fields: dict[str, Any]  # apply if the tensors turn out to have a head
-
-
 class ImageProcessor(NamedTuple):
     """How a preprocessor_config.json prepares images."""
 
@@ -76,37 +70,15 @@ class ModelType:
     classifier_pool: str | None = None  # of a classifier; None: as without a classifier
 
 
-def _compute_hidden_width(fields):
-    """Compute the MLP's hidden width."""
-    if "intermediate_size" in fields:
-        return fields["intermediate_size"]
-    full_width = int(fields["hidden_size"] * fields["mlp_ratio"])
-    if not fields["use_swiglu_ffn"]:
-        return full_width
-    # transformers' Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8.
-    return (int(full_width * 2 / 3) + 7) // 8 * 8
-
-
-def _make_vit_arch(fields):
-    return Architecture(qkv_bias=fields["qkv_bias"])
-
-
-def _make_deit_arch(fields):
-    return Architecture(qkv_bias=fields["qkv_bias"], dist_token=True)
-
-
 def _make_dinov2_arch(fields):
+    """Make the Architecture of DINOv2, with or without registers."""
+    registers = fields.get("num_register_tokens", 0)
     return Architecture(
+        registers=registers,
+        prefix_positions=not registers,
         qkv_bias=fields["qkv_bias"],
         layer_scale=True,
         mlp="swiglu" if fields["use_swiglu_ffn"] else "gelu",
-    )
-
-
-def _make_register_arch(fields):
-    registers = fields["num_register_tokens"]
-    return dataclasses.replace(
-        _make_dinov2_arch(fields), registers=registers, prefix_positions=not registers
     )
 
 
@@ -126,14 +98,6 @@ def _make_dinov3_arch(fields):
         layer_scale=True,
         mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
     )
-
-
-def _make_clip_arch(_):
-    return Architecture(patch_bias=False, pre_norm=True)
-
-
-def _make_siglip_arch(_):
-    return Architecture(class_token=False, pool="map")
 
 
 _BASE_FIELDS = (
@@ -157,19 +121,34 @@ _DINOV3_FIELDS = (
 )
 _DINOV3_BIASES = {"proj_bias": True, "mlp_bias": True}
 MODEL_TYPES = {
-    "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _make_vit_arch),
-    "deit": ModelType(_VIT_FIELDS, "bicubic", "DeiT", _make_deit_arch),
+    "vit": ModelType(
+        _VIT_FIELDS, "bicubic", "ViT", lambda f: Architecture(qkv_bias=f["qkv_bias"])
+    ),
+    "deit": ModelType(
+        _VIT_FIELDS,
+        "bicubic",
+        "DeiT",
+        lambda f: Architecture(qkv_bias=f["qkv_bias"], dist_token=True),
+    ),
     "dinov2": ModelType(
         _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _make_dinov2_arch
     ),
     "dinov2_with_registers": ModelType(
-        _REGISTER_FIELDS, "antialias", "Bit", _make_register_arch
+        _REGISTER_FIELDS, "antialias", "Bit", _make_dinov2_arch
     ),
     "clip_vision_model": ModelType(
-        _CLIP_FIELDS, "bicubic", "CLIP", _make_clip_arch, has_labels=False
+        _CLIP_FIELDS,
+        "bicubic",
+        "CLIP",
+        lambda _: Architecture(patch_bias=False, pre_norm=True),
+        has_labels=False,
     ),
     "siglip_vision_model": ModelType(
-        _SIGLIP_FIELDS, "bicubic", "Siglip", _make_siglip_arch, classifier_pool="mean"
+        _SIGLIP_FIELDS,
+        "bicubic",
+        "Siglip",
+        lambda _: Architecture(class_token=False, pool="map"),
+        classifier_pool="mean",
     ),
     "dinov3_vit": ModelType(
         _DINOV3_FIELDS, "antialias", "DINOv3ViT", _make_dinov3_arch, _DINOV3_BIASES
@@ -207,44 +186,9 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 
 def parse_transformers(
     config_fields: JsonFields, processor: ImageProcessor
-) -> TransformersModel:
-    """Parse a config.json; another file tells the image processor."""
+) -> dict[str, Any]:
+    """Parse a config.json into fields of a Description."""
     model_type = MODEL_TYPES[find_vision_type(config_fields)]
-    fields = _checked_fields(config_fields, model_type)
-    # transformers names a classifier in "architectures" only when it saves the model,
-    # so other files may have a head without a name here.
-    architectures = config_fields.get("architectures") or ()
-    is_classifier = any("ImageClass" in name for name in architectures)
-    id2label = {}
-    if model_type.has_labels:
-        id2label = config_fields.get("id2label") or {}
-    problem_type = _find_problem_type(config_fields, id2label)
-    if not model_type.has_labels and not is_classifier:
-        problem_type = PROJECTION
-    head_fields = {"num_classes": len(id2label), "problem_type": problem_type}
-    arch = _build_arch(model_type, fields, is_classifier)
-    if arch.pool == "map":
-        vision_fields = _select_vision_fields(config_fields)
-        _check_fixed_fields({"vision_use_head": True}, vision_fields)
-    image_size = _read_square_side(fields["image_size"])
-    width = fields["hidden_size"]
-    vit_config = ViTConfig(
-        embed_dim=width,
-        depth=fields["num_hidden_layers"],
-        num_heads=fields["num_attention_heads"],
-        patch_size=_read_square_side(fields["patch_size"]),
-        mlp_ratio=_compute_hidden_width(fields) / width,
-        arch=arch,
-        num_classes=0,
-        preprocessing=Preprocessing(image_size, **processor.crop_fields),
-        **vars(processor.normalization),
-    )
-    if is_classifier:
-        vit_config = dataclasses.replace(vit_config, **head_fields)
-    return TransformersModel(vit_config, _read_label_names(id2label), head_fields)
-
-
-def _checked_fields(config_fields, model_type):
     vision_fields = _select_vision_fields(config_fields)
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
     _check_fixed_fields(model_type.fixed_fields, vision_fields)
@@ -253,7 +197,57 @@ def _checked_fields(config_fields, model_type):
     for field in {*fields} & {*POSITIVE_FIELDS}:
         check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
-    return fields
+    # transformers names a classifier in "architectures" only when it saves the model,
+    # so other files may have a head without a name here.
+    architectures = config_fields.get("architectures") or ()
+    is_classifier = any("ImageClass" in name for name in architectures)
+    id2label = {}
+    if model_type.has_labels:
+        id2label = config_fields.get("id2label") or {}
+    # The rule of transformers' pipeline
+    problem_type = config_fields.get("problem_type")
+    if problem_type is None:
+        problem_type = MULTI_LABEL if len(id2label) == 1 else SINGLE_LABEL
+    check_choice("problem_type", problem_type, PROBLEM_TYPES)
+    if not model_type.has_labels and not is_classifier:
+        problem_type = PROJECTION
+    head_fields = {"num_classes": len(id2label), "problem_type": problem_type}
+    arch = _build_arch(model_type, fields, is_classifier)
+    if arch.pool == "map":
+        _check_fixed_fields({"vision_use_head": True}, vision_fields)
+    image_size = _read_square_side(fields["image_size"])
+    width = fields["hidden_size"]
+    hidden_width = fields.get("intermediate_size")
+    if hidden_width is None:
+        hidden_width = int(width * fields["mlp_ratio"])
+        if fields["use_swiglu_ffn"]:
+            # transformers' Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8
+            hidden_width = (int(hidden_width * 2 / 3) + 7) // 8 * 8
+    label_names = None
+    if id2label:
+        label_names = tuple(id2label.get(str(i)) for i in range(len(id2label)))
+        if label_names == tuple(f"LABEL_{i}" for i in range(len(id2label))):
+            label_names = None  # transformers' placeholders
+        else:
+            label_names = class_names.shorten_imagenet_names(label_names)
+    vit_config = ViTConfig(
+        embed_dim=width,
+        depth=fields["num_hidden_layers"],
+        num_heads=fields["num_attention_heads"],
+        patch_size=_read_square_side(fields["patch_size"]),
+        mlp_ratio=hidden_width / width,
+        arch=arch,
+        num_classes=0,
+        preprocessing=Preprocessing(image_size, **processor.crop_fields),
+        **vars(processor.normalization),
+    )
+    if is_classifier:
+        vit_config = dataclasses.replace(vit_config, **head_fields)
+    return {
+        "config": vit_config,
+        "class_names": label_names and tuple(label_names),
+        "head_fields": head_fields,
+    }
 
 
 def _build_arch(model_type, fields, is_classifier):
@@ -351,7 +345,13 @@ def _make_crop_fields(fields, processor_name):
     if has_crop:
         has_same_size = crop_size is not None
     if has_crop and has_same_size:
-        crop_share = _compute_crop_share(_read_square_side(crop_size), side)
+        crop_side = _read_square_side(crop_size)
+        crop_share = math.inf  # refused below
+        if crop_side and side:
+            crop_share = crop_side / side
+            # int(crop_side / crop_share) must be `side` again.
+            if int(crop_side / crop_share) != side:
+                crop_share = math.nextafter(crop_share, 0)
     if not has_same_size or crop_share > 1 or not side:
         sizes = f"size is {size!r}, do_center_crop {has_crop}, crop_size {crop_size!r}"
         raise InputError(f"{sizes}; give a height and a width, or a smaller crop")
@@ -361,17 +361,6 @@ def _make_crop_fields(fields, processor_name):
         "interpolation": interpolation,
         "rule": "transformers",
     }
-
-
-def _find_problem_type(config_fields, id2label):
-    """Find the problem type by the rule of transformers' pipeline."""
-    problem_type = config_fields.get("problem_type")
-    if problem_type is not None:
-        check_choice("problem_type", problem_type, PROBLEM_TYPES)
-        return problem_type
-    if id2label and len(id2label) == 1:
-        return MULTI_LABEL
-    return SINGLE_LABEL
 
 
 def find_vision_type(config_fields: JsonFields) -> str:
@@ -384,28 +373,6 @@ def find_vision_type(config_fields: JsonFields) -> str:
     tower_type = _select_vision_fields(config_fields).get("model_type", vision_type)
     check_choice("vision_config.model_type", tower_type, [vision_type, model_type])
     return vision_type
-
-
-def _read_label_names(id2label):
-    """Turn id2label into short class names; None for transformers' placeholders."""
-    if not id2label:
-        return None
-    indices = range(len(id2label))
-    label_names = tuple([id2label.get(str(i)) for i in indices])
-    placeholders = tuple([f"LABEL_{i}" for i in indices])
-    if label_names == placeholders:
-        return None
-    return tuple(class_names.shorten_imagenet_names(label_names) or ())
-
-
-def _compute_crop_share(crop_side, side):
-    """Compute the crop's share of a side; int(crop_side / share) is `side` again."""
-    if not crop_side or not side:
-        return math.inf  # `_make_crop_fields` refuses a share above 1
-    share = crop_side / side
-    if int(crop_side / share) != side:
-        share = math.nextafter(share, 0)
-    return share
 
 
 def _read_resized_side(size, default_to_square):

@@ -10,7 +10,7 @@ from scipy import stats
 from imagepiece_jax.common import statistics
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation import compare
+from imagepiece_jax.evaluation import compare, result_cache
 from imagepiece_jax.evaluation.result_cache import (
     MeasuredWeights,
     ResultCache,
@@ -127,7 +127,7 @@ def test_smaller_images_use_the_dense_weights(tmp_path, on_digits):
     labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     resized = compare.use_smaller_images(measured, size)
-    altered = resized.images.alter_images(images, None, None)
+    altered = result_cache.shrink_images(resized.smaller_side, images)
     channel = np.asarray(images[3, :, :, 1], np.float32)
     expected = Image.fromarray(channel).resize(sides, Image.Resampling.BICUBIC)
     # Pillow's bicubic weights have a = -0.5, too.

@@ -9,7 +9,7 @@ import pytest
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.labeled_images import open_labeled_images
-from imagepiece_jax.models.head import Head
+from imagepiece_jax.models.config import Head
 from tests.helpers.picture_files import write_csv, write_plain
 
 VIT = types.SimpleNamespace(

@@ -18,7 +18,7 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.exporters import card
 from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS
-from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION
+from imagepiece_jax.models.config import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import split_images
 from tests.exporters.test_tower import clip

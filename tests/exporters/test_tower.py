@@ -14,7 +14,7 @@ import imagepiece_jax
 from imagepiece_jax.exporters import tower
 from imagepiece_jax.exporters.export import export
 from imagepiece_jax.exporters.program_facts import facts_file
-from imagepiece_jax.models.head import MULTI_LABEL, SINGLE_LABEL
+from imagepiece_jax.models.config import MULTI_LABEL, SINGLE_LABEL
 from imagepiece_jax.models.program import open_program
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused

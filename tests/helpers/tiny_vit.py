@@ -13,8 +13,7 @@ from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.models import create, timm_tensors
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.config import Execution
-from imagepiece_jax.models.origin import Origin
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Origin, Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS

@@ -10,7 +10,6 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_vit
 from tests.helpers.oracles import softmax
@@ -166,12 +165,13 @@ def test_simultaneous_calls_get_their_own_results(predictor, pictures):
 
 def test_batch_sizes_are_compiled_once_when_needed(trained, pictures, monkeypatch):
     sizes = []
+    make_compiler = optimize.make_program_compiler
 
     def count_sizes(*args, **options):
-        compiled = optimize.make_program_compiler(*args, **options)
+        compiled = make_compiler(*args, **options)
         return lambda batch_size: sizes.append(batch_size) or compiled(batch_size)
 
-    monkeypatch.setattr(api, "make_program_compiler", count_sizes)
+    monkeypatch.setattr(optimize, "make_program_compiler", count_sizes)
     predict = imagepiece_jax.Predictor(trained, batch_size=12, **QUICK)
     assert predict.batch_sizes == (1, 8, 12)
     assert sizes == []

@@ -14,7 +14,7 @@ from timm.models import _hub
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.head import PROBLEM_TYPES, PROJECTION
+from imagepiece_jax.models.config import PROBLEM_TYPES, PROJECTION
 from imagepiece_jax.weights import timm_config, transformers_config
 from tests.helpers import named_models
 from tests.helpers.parity_record import distance, noise, run_jax, run_torch

@@ -243,7 +243,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize("options, subject", MISTAKES)
 def test_mistakes_are_refused(vit, monkeypatch, options, subject):
-    monkeypatch.setattr(recover, "StudentFit", None)  # the check comes before compiling
+    # The check comes before compiling.
+    monkeypatch.setattr(recovery_step, "StudentFit", None)
     with refused(subject):
         run_recovery(vit, **options)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION
+from imagepiece_jax.models.config import MULTI_LABEL, REGRESSION
 from imagepiece_jax.recovery import recovery_loss, recovery_step
 from tests.helpers import oracles, tiny_vit
 from tests.models.test_rotary import ARCHS

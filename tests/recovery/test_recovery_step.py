@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import recovery_record
-from imagepiece_jax.models.trainable import TRAINED, trained_part, with_trained
 from imagepiece_jax.recovery import recovery_step
+from imagepiece_jax.recovery.recovery_step import TRAINED, trained_part, with_trained
 from tests.helpers import tiny_vit
 from tests.helpers.recovery_trials import noise
 

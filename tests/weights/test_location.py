@@ -8,7 +8,6 @@ import imagepiece_jax
 from imagepiece_jax.weights.location import (
     FOLDER_KIND,
     RUN_KIND,
-    Location,
     locate_config,
     locate_weights,
 )
@@ -30,8 +29,10 @@ def test_a_folders_kind_follows_from_its_config(tmp_path, config, kind):
     located = locate_weights(folder)
     checkpoint = "best" if kind == RUN_KIND else None
     file = folder / "config.json"
-    assert located == Location(folder, kind, file, config, checkpoint=checkpoint)
-    assert (located.origin.name, located.title) == ("a", f"{kind} {folder}")
+    origin = located.origin
+    assert (origin.path, origin.kind, origin.name) == (folder, kind, "a")
+    assert (origin.checkpoint, located.title) == (checkpoint, f"{kind} {folder}")
+    assert (located.config_file, located.config_fields) == (file, config)
 
 
 def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
@@ -40,7 +41,7 @@ def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
     with refused(tmp_path, "none, such as model.safetensors, not one weights file"):
         locate_weights(tmp_path)
     (tmp_path / "b.pth").touch()
-    assert locate_weights(tmp_path) == Location(tmp_path, FOLDER_KIND)
+    assert locate_weights(tmp_path).config_file is None
     (tmp_path / "a.npz").touch()
     with refused(f"folder {tmp_path} has a.npz, b.pth, not one"):
         locate_weights(tmp_path)
@@ -54,7 +55,7 @@ def test_open_clips_files_count_without_other_weights(tmp_path):
     assert locate_weights(folder).config_file.name == "open_clip_config.json"
     (folder / "model.safetensors").touch()
     located = locate_weights(folder)
-    assert (located.kind, located.config_file.name) == (FOLDER_KIND, "config.json")
+    assert located.config_file.name == "config.json"
 
 
 def test_a_folder_in_the_hubs_cache_has_its_repositorys_name(tmp_path):
@@ -69,7 +70,7 @@ def test_only_runs_are_run_folders(tmp_path, monkeypatch):
     assert locate_config(str(tmp_path / "x")) is None
     assert locate_config("x" * 5000) is None  # longer than names may be
     for path in ("~/a", "~/a/config.json"):
-        assert locate_config(path).kind == RUN_KIND
+        assert locate_config(path).origin.kind == RUN_KIND
 
 
 @pytest.mark.parametrize("path", ["hf://org/name/file", "hf:/o/n", "w.pth"])

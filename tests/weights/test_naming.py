@@ -18,8 +18,12 @@ import imagepiece_jax
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.head import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from imagepiece_jax.models.config import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    ViTConfig,
+)
 from imagepiece_jax.models.resize_positions import resize_grid
 from imagepiece_jax.weights import naming
 from tests.helpers import tiny_vit

@@ -15,9 +15,8 @@ from imagepiece_jax.errors import RunError
 from imagepiece_jax.inference.optimize import fold_and_cast
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.config import PROBLEM_TYPES, ViTConfig
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.head import PROBLEM_TYPES
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.head import MULTI_LABEL, PROBLEM_TYPES
+from imagepiece_jax.models.config import MULTI_LABEL, PROBLEM_TYPES
 from imagepiece_jax.weights.description import parse_config
 from tests.helpers import named_models
 from tests.helpers.config_files import (

@@ -99,7 +99,7 @@ class Method:
     rate_at: ClassVar[Any] = None
 
     _: dataclasses.KW_ONLY
-    # Cost as a share of the dense model's MACs. `models.fit_to_cost` finds the ratio
+    # Cost as a share of the dense model's MACs. `models.create` finds the ratio
     # with the nearest cost, for the schedule in `counts` or the method's own schedule.
     macs: float | None = None
     # Image token counts after the blocks, or a schedule, which needs `macs`.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.head import PROBLEM_TYPES, REGRESSION, Head
+from imagepiece_jax.models.config import PROBLEM_TYPES, REGRESSION, Head
 from tests.helpers.refused_calls import refused
 
 SINGLE, MULTI, _, PROJECTION = PROBLEM_TYPES

@@ -6,8 +6,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
-from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.fit_to_cost import COST_TOLERANCE
+from imagepiece_jax.models.create import COST_TOLERANCE, create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method
