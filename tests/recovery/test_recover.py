@@ -54,7 +54,7 @@ def test_the_report_has_metrics_of_held_out_images(vit, better):
     (report,) = better.recovery.variants
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
     dense = held_out_logits(vit.with_reduction(None))
-    logits = [held_out_logits(vit), held_out_logits(better)]
+    logits = [held_out_logits(model) for model in (vit, better)]
     before, after = (slow_kl(dense, row) for row in logits)
     assert [step for step, _ in report.curve] == [0, 4, 40]
     means = [value for _, value in report.curve]
@@ -62,13 +62,22 @@ def test_the_report_has_metrics_of_held_out_images(vit, better):
     assert means[-1] == report.after
     assert report.before == pytest.approx(before.mean(), rel=1e-4)
     assert report.after == pytest.approx(after.mean(), rel=1e-4)
-    # Of 16 images, two neighbors are a run.
-    runs = [row.reshape(8, 2).mean(1) for row in (after, before)]
-    change = statistics.mean_difference(*runs)
-    assert report.interval == pytest.approx(change[1:], abs=1e-4 * before.mean())
     agreement = [100 * np.mean(row.argmax(-1) == dense.argmax(-1)) for row in logits]
     assert report.agreement == pytest.approx(agreement)
     assert report.lr == pytest.approx(0.002 * 0.5**0.5)
+
+
+def test_the_interval_counts_runs_of_neighbors(vit, monkeypatch):
+    monkeypatch.setattr(recovery_images, "HELD_OUT_RUNS", 4)
+    recovered = run_recovery(vit)
+    (report,) = recovered.recovery.variants
+    dense = held_out_logits(vit.with_reduction(None), runs=4)
+    distances = [
+        slow_kl(dense, held_out_logits(model, runs=4)).reshape(4, 4)
+        for model in (recovered, vit)
+    ]
+    change = statistics.mean_difference(*[row.mean(1) for row in distances])
+    assert report.interval == pytest.approx(change[1:], abs=1e-4 * report.before)
 
 
 def test_equal_seeds_give_equal_bits(vit):

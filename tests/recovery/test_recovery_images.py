@@ -43,7 +43,7 @@ def test_runs_of_neighboring_images_are_held_out(count, held_out):
     indices = parts.held_out.indices
     assert not {*indices} & {*parts.training.indices}
     starts = np.flatnonzero(np.diff(indices, prepend=-2) > 1)
-    assert len(starts) == 8
+    assert len(starts) == 16
     np.testing.assert_array_equal(
         parts.runs, np.cumsum(np.diff(indices, prepend=-2) > 1) - 1
     )
