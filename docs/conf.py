@@ -14,7 +14,7 @@ NAVIGATION = {
     "Code": "design tour api ../CONTRIBUTING ../CHANGELOG",
     "Evidence": "results/* results/*/* ../PERFORMANCE ../experiments/README",
 }
-EXPLAINED = re.compile(r"^(?:(\w+(?:(?:, | to )\w+)*): |(Returns|Raises) )", re.M)
+EXPLAINED = re.compile(r"^( *)(?:(\w+(?:(?:, | to )\w+)*): |(Returns|Raises) )", re.M)
 parser.comment_re = re.compile(r"^\s*#:? ?(.*)\r?\n?$")  # fields have plain comments
 
 project = html_title = "imagepiece_jax"
@@ -51,7 +51,7 @@ def prepare_signature(app, what, name, obj, options, signature, returned):
 
 def prepare_docstring(app, what, name, obj, options, lines):
     text = re.sub(r"\n\n(?=    )", "\n\n.. code-block:: python\n\n", "\n".join(lines))
-    lines[:] = EXPLAINED.sub(r"\n**\1\2**\n    ", text).split("\n")
+    lines[:] = EXPLAINED.sub(r"\n\1**\2\3**\n\1    ", text).split("\n")
 
 
 def setup(app):
