@@ -373,7 +373,7 @@ def open_models(options):
         return TrainedRuns(tuple(load_runs(options.runs, dtype)))
     # A run's best was chosen on the images of the figures.
     location = locate_weights(options.weights, options.config is not None)
-    checkpoint = "latest" if location.kind == RUN_KIND else None
+    checkpoint = "latest" if location.origin.kind == RUN_KIND else None
     vit = load(
         options.weights,
         config=options.config,

@@ -80,8 +80,7 @@ def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImag
     calibration_pixels = None
     recovered = vit.recovered_variant
     if calibrates or recovered:
-        batch_size = recovered.batch_size if recovered else 1
-        split = split_images(source, batch_size, recovered.learned if recovered else "")
+        split = split_images(source, 1, recovered.learned if recovered else "")
         source = split.held_out
         if calibrates:
             calibrating = split.training.evenly_spaced(MAX_CARD_IMAGES)

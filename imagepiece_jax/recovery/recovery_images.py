@@ -50,6 +50,7 @@ def split_images(
     Frames of a burst have neighboring files. Exact copies are dropped; near copies are
     not looked for.
 
+    batch_size: the fewest images that are not held out
     known_digests: of images that are not held out, joined
     """
     sample = source.evenly_spaced(MAX_IMAGES)
@@ -61,7 +62,7 @@ def split_images(
     num_images = len(digests)
     num_needed = MIN_HELD_OUT + batch_size
     if num_images < num_needed:
-        parts = f"{MIN_HELD_OUT} to hold out, and a batch of {batch_size}"
+        parts = f"{MIN_HELD_OUT} to hold out, and {batch_size} others"
         raise InputError(f"images has {num_images}, not {num_needed}: {parts}")
     digest_starts = range(0, len(known_digests), DIGEST_DIGITS)
     known = [known_digests[i : i + DIGEST_DIGITS] for i in digest_starts]

@@ -93,7 +93,8 @@ def read_outputs(model, variables):
     return out.logits, out.state.size, tiny_vit.final_slots(out), states
 
 
-TRACED = {*itertools.product(METHODS, ["siglip"])}
+NEED_CLASS_TOKEN = set()  # names of methods
+TRACED = {*itertools.product({*METHODS} - NEED_CLASS_TOKEN, ["siglip"])}
 TRACED |= {*itertools.product(("evit", "tome"), FAMILIES)}
 TRACED -= {*RUN}
 
