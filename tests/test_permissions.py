@@ -17,10 +17,9 @@ def save_checkpoint(folder):
 
 
 def write_by_safetensors(folder):
-    """Write a file and a folder by safetensors 0.8, which excludes other users."""
+    """Write a file, and a folder by safetensors 0.8, which excludes other users."""
     tensors = {"a": np.zeros(3, np.float32)}
-    with files.replacement_file(folder / "file") as new:
-        safetensors.numpy.save_file(tensors, new)
+    files.replace_file(folder / "file", "text")
     with files.replacement_folder(folder / "folder") as new:
         safetensors.numpy.save_file(tensors, new / "file")
 

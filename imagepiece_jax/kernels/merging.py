@@ -137,7 +137,8 @@ def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
             # Every slot is an exact mean by the rounded weights, which do not vanish.
             weight = assignment.weight.astype(x.dtype)
             if assignment.weight.dtype != bool:
-                weight = jnp.maximum(weight, jnp.finfo(x.dtype).tiny)
+                least = max(float(jnp.finfo(x.dtype).tiny), LEAST_WEIGHT)
+                weight = jnp.maximum(weight, least)
             weight = weight.astype(jnp.float32)
             weight = jnp.pad(weight, ((0, 0), (num_prefix, 0)), constant_values=1.0)
         weight_sums = sum_slots(weight)

@@ -22,11 +22,9 @@ def full_disk(room=1000):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-FULL = r"a checkpoint could not be written \(File too large\)"
+FULL = r"a checkpoint cannot be written \(File too large\)"
 
 
-# Orbax's event loop is closed when the failed write ends in the background.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("failing_call", ["save", "close"])
 def test_a_full_disk_is_reported_and_loses_no_checkpoint(
     tmp_path, capfd, monkeypatch, failing_call
