@@ -160,11 +160,14 @@ class Cell(NamedTuple):
 
 
 def reduced_cell(model, images, method, share, schedule=None, title=None):
-    """A cell of a method at a share, with its own schedule or one of SCHEDULES."""
+    """A cell of a method at a share.
+
+    schedule: a name in SCHEDULES, or a schedule's text; None: the method's own
+    """
     text = f"{method}:macs={share}"
     where = "own schedule"
     if schedule:
-        text += f":counts={SCHEDULES[schedule]}"
+        text += f":counts={SCHEDULES.get(schedule, schedule)}"
         where = f"{schedule} blocks"
     name, _, rest = (title or method).partition(":")
     setting = f"{name}{' ' + rest if rest else ''}, {where}, {share}"
@@ -261,6 +264,11 @@ def judging_photographs():
     return np.flatnonzero(is_judging)
 
 
+def choosing_photographs(count):
+    """Indices of `count` photographs that chose the method, evenly spaced."""
+    return np.arange(1, 600, 2)[evenly_spaced_indices(300, count)]
+
+
 class Study:
     """The models and the images.
 
@@ -276,18 +284,19 @@ class Study:
         }
         photographs = open_csv(assets / "data/nips2017_224_jpg/labels.csv", "val")
         tests = as_source(imagenette)
-        self.images = {
-            "photographs": photographs.subset(judging_photographs()),
-            "even": photographs.subset(range(0, 1000, 2)),
-            "imagenette": tests.evenly_spaced(2000),
+        indices = {
+            "photographs": judging_photographs(),
+            "even": np.arange(0, 1000, 2),
+            "choosing": choosing_photographs(200),
+            "choosing 100": choosing_photographs(100),
         }
-        names = [self.images["imagenette"].image_name(index) for index in range(2000)]
-        self.labels = {
-            "photographs": photographs.labels[judging_photographs()],
-            "imagenette": np.array(
-                [IMAGENETTE[pathlib.Path(n).parent.name] for n in names]
-            ),
-        }
+        self.images = {name: photographs.subset(indices[name]) for name in indices}
+        self.labels = {name: photographs.labels[indices[name]] for name in indices}
+        for name, count in (("imagenette", 2000), ("imagenette 500", 500)):
+            images = tests.evenly_spaced(count)
+            folders = [pathlib.Path(images.image_name(n)).parent for n in range(count)]
+            self.images[name] = images
+            self.labels[name] = np.array([IMAGENETTE[path.name] for path in folders])
         self.pixels = {}
         self.dense = {}
 
@@ -579,7 +588,8 @@ BELOW = [("attended", "all"), ("attended", "three"), ("mctf", "all")]
 BELOW += [("tome", "all"), ("peaks", "five")]
 ON_IMAGENETTE = [("attended", "three"), ("tome", None), ("mctf", None)]
 ON_IMAGENETTE += [("diffrate", None), ("attended", "all"), ("peaks", "all")]
-COUNTS = {"photographs": 600, "imagenette": 2000, "even": 500}
+COUNTS = {"photographs": 600, "imagenette": 2000, "even": 500, "imagenette 500": 500}
+COUNTS |= {"choosing": 200, "choosing 100": 100}
 WHERE = {None: "its own blocks", "three": "3, 6, 9", "five": "2, 4, .., 10"}
 WHERE["all"] = "1 to 11"
 ENCODERS = {"dinov2": "class token", "mean": "mean of patches"}
@@ -609,22 +619,23 @@ def page_tables(folder=FOLDER):
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--assets", type=pathlib.Path)
-    parser.add_argument("--imagenette", type=pathlib.Path, help="the folder val")
+def main(doc=__doc__, cells=None):
+    """Measure cells of a study, by default of this one."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("--assets", type=pathlib.Path, required=True)
+    parser.add_argument(
+        "--imagenette", type=pathlib.Path, required=True, help="the folder val"
+    )
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     args = parser.parse_args()
-    if args.assets is None or args.imagenette is None:
-        parser.error("--assets and --imagenette are required")
-    cells = []
-    for cell in list_cells():
+    named = []
+    for cell in cells or list_cells():
         if any(word in cell.name for word in args.only):
-            cells.append(cell)
+            named.append(cell)
     with controls.register_methods({"parts": PeaksOfParts}):
         images = Study(args.assets, args.imagenette)
-        study.measure_cells(cells, args.out, {}, images.measure)
+        study.measure_cells(named, args.out, {}, images.measure)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""Where should tokens leave? Sets of blocks at equal cost.
+
+python -m experiments.where --assets FOLDER --imagenette FOLDER [--only WORD ..]
+
+docs/results/peaks/where.md declares it. Cells, lines and options are those of
+experiments.peaks. Photographs named "choosing" choose a set of blocks, all other images
+judge. `python -m experiments.results` writes the tables of the page.
+"""
+
+import math
+
+from scipy import stats
+
+from experiments.intervals import estimate_mean
+from experiments.peaks import FOLDER, Cell, Lines, main, reduced_cell
+from imagepiece_jax.common.statistics import format_estimate
+from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.reduction.methods.recommended import LEAST_STAGED_MACS
+
+SETS = {  # title: schedule. Blocks are twelfths of the depth.
+    "3, 6, 9": "three",
+    "3, 4, 6": "stages-3-4-6",
+    "3, 5, 7": "stages-3-5-7",
+    "3, 5, 8": "stages-3-5-8",
+    "2, 4, 6": "stages-2-4-6",
+    "3, 4, 6, 8": "stages-3-4-6-8",
+    "3, 5, 7, 9": "stages-3-5-7-9",
+    "2, 4, .., 10": "five",
+    "2, 3, 4, 6, 8": "stages-2-3-4-6-8",
+    "3 to 8": "stages-3-4-5-6-7-8",
+    "2 to 8": "stages-2-3-4-5-6-7-8",
+    "1 to 11": "all",
+}
+LONG = ("2, 4, .., 10", "2, 3, 4, 6, 8", "3 to 8", "2 to 8", "1 to 11")
+OF_METHODS = ("3, 6, 9", "3, 4, 6", "3, 4, 6, 8", "3, 5, 7, 9", "2 to 8", "1 to 11")
+METHODS = ("peaks", "attended", "tome", "mctf", "diffrate")
+SHARES = (0.6, 0.5, 0.4, 0.3)
+# (model, images that choose, images that judge, measure, shares)
+JUDGES = {
+    "DeiT-Ti, photographs": ("deit", "choosing", "photographs", "kl", SHARES),
+    "DeiT-Ti, imagenette": ("deit", "choosing", "imagenette 500", "kl", (0.5, 0.4)),
+    "DINOv2-S": ("dinov2", "choosing 100", "even", "vector", (0.6, 0.5)),
+}
+
+
+def sets_at(share):
+    """The sets compared at a share: at .3 few blocks leave one or two tokens."""
+    return LONG if share < 0.35 else tuple(SETS)
+
+
+def default_set(share):
+    return "3, 6, 9" if share >= LEAST_STAGED_MACS else "1 to 11"
+
+
+def list_cells():
+    """All cells, in the order in which they run: first those that choose."""
+    cells = []
+    for role in (1, 2):
+        for judge in JUDGES.values():
+            model, images, shares = judge[0], judge[role], judge[4]
+            cells.append(Cell(model, images, "dense"))
+            for share in shares:
+                for title in sets_at(share):
+                    schedule = SETS[title]
+                    cells.append(reduced_cell(model, images, "peaks", share, schedule))
+    for images in ("choosing", "photographs"):
+        for method in METHODS:
+            for title in OF_METHODS:
+                cells.append(reduced_cell("deit", images, method, 0.5, SETS[title]))
+    return list(dict.fromkeys(cells))
+
+
+def choose_set(values, default):
+    """The nearest set if it is nearer than the default beyond chance, or the default.
+
+    The paired interval has Bonferroni's level for all rivals of the default.
+
+    values: {set: distances of the same images}
+    """
+    nearest = min(values, key=lambda title: values[title].mean())
+    changes = values[nearest] - values[default]
+    error = changes.std(ddof=1) / math.sqrt(len(changes))
+    quantile = stats.norm.ppf(1 - 0.025 / (len(values) - 1))
+    return nearest if changes.mean() + quantile * error < 0 else default
+
+
+def set_values(lines, model, images, share, field, method="peaks", titles=None):
+    """{set: a value per image} of the measured sets."""
+    values = {}
+    for title in titles or sets_at(share):
+        cell = reduced_cell(model, images, method, share, SETS[title])
+        if lines.has(cell):
+            values[title] = lines.values(cell, field)
+    return values
+
+
+def sets_table(lines):
+    """Distances of all sets on the judging images."""
+    head = ["leaves in"]
+    rows = [[title] for title in SETS]
+    for name, (model, _, images, field, shares) in JUDGES.items():
+        for share in shares:
+            head.append(f"{name}, {share:g}")
+            values = set_values(lines, model, images, share, field)
+            least = min(values, key=lambda title: values[title].mean(), default=None)
+            for row in rows:
+                text = ""
+                if row[0] in values:
+                    text = f"{values[row[0]].mean():.4f}"
+                row.append(f"**{text}**" if row[0] == least else text)
+    return markdown_table(head, rows)
+
+
+def format_set(values, title, default):
+    """A set, its distance, and its paired change from the default, in percent too."""
+    text = f"{title}: {values[title].mean():.4f}"
+    if title == default:
+        return text
+    base = values[default]
+    changes = values[title] - base
+    percent = 100 * changes.mean() / base.mean()
+    return (
+        f"{text} ({percent:+.0f} %), {format_estimate(estimate_mean(changes), 4, True)}"
+    )
+
+
+def choices_table(lines):
+    """The default beside the chosen set and the best set in hindsight."""
+    rows = []
+    for name, (model, choosing, judging, field, shares) in JUDGES.items():
+        for share in shares:
+            values = set_values(lines, model, judging, share, field)
+            chosen_on = set_values(lines, model, choosing, share, field)
+            rows.append([name, f"{share:g}", *compare_sets(values, chosen_on, share)])
+    head = ["judged on", "share", "default", "chosen", "best in hindsight"]
+    return markdown_table(head, rows)
+
+
+def compare_sets(values, chosen_on, share):
+    default = default_set(share)
+    chosen = choose_set(chosen_on, default)
+    best = min(values, key=lambda title: values[title].mean())
+    return [format_set(values, title, default) for title in (default, chosen, best)]
+
+
+def methods_table(lines):
+    """The same freedom for other methods, at .5."""
+    rows = []
+    for method in METHODS:
+        parts = []
+        for images in ("photographs", "choosing"):
+            parts.append(
+                set_values(lines, "deit", images, 0.5, "kl", method, OF_METHODS)
+            )
+        rows.append([f"`{method}`", *compare_sets(*parts, 0.5)])
+    return markdown_table(["method", "3, 6, 9", "chosen", "best in hindsight"], rows)
+
+
+def page_tables(folder=FOLDER):
+    """The tables by the names in their marks."""
+    lines = Lines(folder)
+    return {
+        "where-sets": sets_table(lines),
+        "where-choices": choices_table(lines),
+        "where-methods": methods_table(lines),
+    }
+
+
+if __name__ == "__main__":
+    main(__doc__, list_cells())
