@@ -147,12 +147,11 @@ def methods_table(lines):
     """The same freedom for other methods, at .5."""
     rows = []
     for method in METHODS:
-        parts = []
-        for images in ("photographs", "choosing"):
-            parts.append(
-                set_values(lines, "deit", images, 0.5, "kl", method, OF_METHODS)
-            )
-        rows.append([f"`{method}`", *compare_sets(*parts, 0.5)])
+        values, chosen_on = (
+            set_values(lines, "deit", images, 0.5, "kl", method, OF_METHODS)
+            for images in ("photographs", "choosing")
+        )
+        rows.append([f"`{method}`", *compare_sets(values, chosen_on, 0.5)])
     return markdown_table(["method", "3, 6, 9", "chosen", "best in hindsight"], rows)
 
 
