@@ -13,17 +13,6 @@ from imagepiece_jax.kernels.array_shapes import (
 from imagepiece_jax.kernels.merging import DROPPED
 
 
-def distance_to_earlier(
-    cosines: Float[Array, "batch tokens tokens"], ranks: TokenIndices
-) -> TokenValues:
-    """Subtract the highest cosine to a token of lower rank from 1.
-
-    ranks: from 0; the first token's distance is 2
-    """
-    is_earlier = ranks[:, None, :] < ranks[:, :, None]
-    return 1 - jnp.max(jnp.where(is_earlier, cosines, -1.0), axis=-1)
-
-
 def join_kept(
     cosines: Float[Array, "batch tokens tokens"], ranks: TokenIndices, n_out: int
 ) -> tuple[TokenIndices, TokenValues]:

@@ -18,6 +18,17 @@ def rank_tokens(score: TokenValues) -> Int32[Array, "batch tokens"]:
     return _rank(_without_nan(score))
 
 
+def distance_to_higher(
+    cosines: Float[Array, "batch tokens tokens"], score: TokenValues
+) -> TokenValues:
+    """Subtract the highest cosine to a token that `rank_tokens` ranks higher from 1.
+
+    The first token's distance is 2.
+    """
+    cosines = _where_ahead(_without_nan(score), cosines, -1.0)
+    return 1 - jnp.max(cosines, axis=-1)
+
+
 def rank_rows(
     values: Float[Array, "batch tokens columns"],
 ) -> tuple[Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
@@ -28,12 +39,16 @@ def rank_rows(
 
 def _rank(score):
     """`rank_tokens` without NaN, whose replacement is one more kernel on a GPU."""
+    return jnp.sum(_where_ahead(score, 1, 0), axis=-1, dtype=jnp.int32)
+
+
+def _where_ahead(score, ahead, behind):
+    """`ahead` where the second token of a pair ranks before the first, else `behind`."""
     own_score = score[:, :, None]
     other_score = score[:, None, :]
-    is_earlier = _is_earlier(score.shape[1]).astype(jnp.int32)
-    is_ahead = jnp.where(other_score > own_score, 1, is_earlier)
-    is_ahead = jnp.where(other_score >= own_score, is_ahead, 0)
-    return jnp.sum(is_ahead, axis=-1, dtype=jnp.int32)
+    values = jnp.where(_is_earlier(score.shape[1]), ahead, behind)
+    values = jnp.where(other_score > own_score, ahead, values)
+    return jnp.where(other_score >= own_score, values, behind)
 
 
 def _without_nan(values):

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenValues
-from imagepiece_jax.kernels.joining import distance_to_earlier, join_kept
+from imagepiece_jax.kernels.joining import join_kept
 from imagepiece_jax.kernels.merging import LEAST_WEIGHT
-from imagepiece_jax.kernels.ranking import rank_tokens
+from imagepiece_jax.kernels.ranking import distance_to_higher, rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
@@ -56,7 +56,7 @@ def peak_values(
     score: TokenValues, cosines: Float[Array, "batch tokens tokens"]
 ) -> TokenValues:
     """Multiply token scores by the distance to higher-scored tokens."""
-    return score * distance_to_earlier(cosines, rank_tokens(score))
+    return score * distance_to_higher(cosines, score)
 
 
 @dataclasses.dataclass(frozen=True)
