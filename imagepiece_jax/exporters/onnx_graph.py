@@ -100,8 +100,6 @@ class Graph:
         # {name of a Value: (kind, operands, attributes) of its node}
         self._node_of_value: dict[str, tuple[str, list[Value], dict]]
         self._node_of_value = collections.defaultdict(lambda: ("", [], {}))
-        # {name of a reduction without its axes: name with axes of length 1}
-        self._squeezed_reductions: dict[str, str] = {}
 
     # Nodes
 
@@ -183,7 +181,6 @@ class Graph:
                 # The graph's outputs get their public names.
                 for field in (node.input, node.output):
                     field[:] = [public_names.get(name, name) for name in field]
-        needed_nodes = self._without_squeezes(needed_nodes[::-1], public_names)
 
         def value_info(name, value):
             element_type = helper.np_dtype_to_tensor_dtype(value.dtype)
@@ -195,31 +192,12 @@ class Graph:
             if name in needed_names:
                 initializers.append(numpy_helper.from_array(array, name))
         return helper.make_graph(
-            nodes=needed_nodes,
+            nodes=needed_nodes[::-1],
             name="imagepiece_jax",
             inputs=[value_info(self.images.name, self.images)],
             outputs=[value_info(name, output) for name, output in outputs.items()],
             initializer=initializers,
         )
-
-    def _without_squeezes(self, nodes, public_names):
-        """Nodes whose reductions drop their axes if only a Reshape reads these."""
-        num_reads = collections.Counter(name for node in nodes for name in node.input)
-        node_of_output = {node.output[0]: node for node in nodes}
-        dropped_names = set()
-        for squeezed, reduction in self._squeezed_reductions.items():
-            squeezed = public_names.get(squeezed, squeezed)
-            if squeezed in node_of_output and num_reads[reduction] == 1:
-                node = node_of_output[reduction]
-                (keepdims,) = [a for a in node.attribute if a.name == "keepdims"]
-                keepdims.i = 0
-                node.output[:] = [squeezed]
-                dropped_names.add(squeezed)
-        return [
-            node
-            for node in nodes
-            if node.op_type != "Reshape" or node.output[0] not in dropped_names
-        ]
 
     def _copy_repeated_outputs(self, outputs):
         """Copy Values that several outputs name: {name: output} without repetition."""
@@ -480,9 +458,7 @@ class Graph:
         if keepdims:
             return result
         kept_sides = [side for i, side in enumerate(value.shape) if i not in axes]
-        squeezed_result = self.reshape(result, kept_sides)
-        self._squeezed_reductions[squeezed_result.name] = result.name
-        return squeezed_result
+        return self.reshape(result, kept_sides)
 
 
 def _as_value(node_input, dtype=None):
