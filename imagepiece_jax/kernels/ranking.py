@@ -43,7 +43,7 @@ def _rank(score):
 
 
 def _where_ahead(score, ahead, behind):
-    """`ahead` where the second token of a pair ranks before the first, else `behind`."""
+    """`ahead` where a pair's second token ranks before its first; else `behind`."""
     own_score = score[:, :, None]
     other_score = score[:, None, :]
     values = jnp.where(_is_earlier(score.shape[1]), ahead, behind)
