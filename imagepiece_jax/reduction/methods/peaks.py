@@ -1,9 +1,11 @@
 """Peaks: tokens stay that are attended, and unlike every more attended token.
 
 The distance to higher-scored tokens is that of density peaks (Rodriguez and Laio,
-Science 2014), with attention in place of density. BAT (Long et al., CVPR 2023) keeps
-attended and diverse tokens, too. Tokens join as in DiffRate (Chen et al., ICCV 2023),
-and attention weighs their mean, as in EViT's fused token (Liang et al., ICLR 2022).
+Science 2014), with attention in place of density. RESTORE (Cho et al., ICML 2026) has
+it for tokens of language models, with a sum of cosines as density. BAT (Long et al.,
+CVPR 2023) keeps attended and diverse tokens, too. Tokens join as in DiffRate (Chen et
+al., ICCV 2023), and attention weighs their mean, as in EViT's fused token (Liang et
+al., ICLR 2022).
 """
 
 import dataclasses
