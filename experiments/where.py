@@ -39,7 +39,7 @@ SHARES = (0.6, 0.5, 0.4, 0.3)
 JUDGES = {
     "DeiT-Ti, photographs": ("deit", "choosing", "photographs", "kl", SHARES),
     "DeiT-Ti, imagenette": ("deit", "choosing", "imagenette 500", "kl", (0.5, 0.4)),
-    "DINOv2-S": ("dinov2", "choosing 100", "even", "vector", (0.6, 0.5)),
+    "DINOv2-S": ("dinov2", "choosing 100", "even", "vector", (0.6, 0.5, 0.4)),
 }
 
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.evaluation.result_cache import read_points
@@ -85,12 +84,10 @@ def main(
         times: A file of one line per program.
         size: Of the models.
         batch_sizes: One or more.
-        models: Names of the table, beside dense; all of them without any.
+        models: Names of the table or reductions, beside dense; the table without any.
         threads: Of every runtime; with one, JAX and PyTorch are not timed.
     """
     check_writable("times", times, ["", ".json", ".jsonl"])
-    for name in models:
-        check_choice("models", name, MODELS)
     rows = [row for row in read_points(times) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
         measured = measure_batch(size, batch, models, threads)
@@ -105,7 +102,7 @@ def measure_batch(size, batch, models=(), threads=2):
     jobs = {}
     macs = {}
     for name in dict.fromkeys(["dense", *(models or MODELS)]):
-        reduction = MODELS[name]
+        reduction = MODELS.get(name, name)
         side = SIDES.get(name, SIDE)
         stem = "conv" if name.endswith("conv stem") else "patch"
         images = random_images(batch, side)
@@ -137,7 +134,8 @@ def measure_batch(size, batch, models=(), threads=2):
         ratios = timer.paired_speedups(times[runtime, "dense"], times[runtime, name])
         row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
         row |= {"rate": rates, "ratio": timer.find_spread(ratios)}
-        row |= {"macs": macs["dense"] / macs[name], "reduction": MODELS[name]}
+        row |= {"macs": macs["dense"] / macs[name]}
+        row["reduction"] = MODELS.get(name, name)
         rows.append(row | {"image_size": SIDES.get(name, SIDE)})
     return rows
 
@@ -154,7 +152,7 @@ def format_speeds(rows):
     batches = sorted({row["batch"] for row in rows})
     lines = []
     for runtime in RUNTIMES:
-        for name in MODELS:
+        for name in dict.fromkeys([*MODELS, *(row["model"] for row in rows)]):
             cells = [by_program.get((runtime, name, batch)) for batch in batches]
             measured = [row for row in cells if row is not None]
             if measured:
