@@ -284,8 +284,11 @@ class Study:
         }
         photographs = open_csv(assets / "data/nips2017_224_jpg/labels.csv", "val")
         tests = as_source(imagenette)
+        judging = judging_photographs()
         indices = {
-            "photographs": judging_photographs(),
+            "photographs": judging,
+            "photographs, even": judging[judging % 2 == 0],
+            "learned": np.arange(1, 1000, 2)[evenly_spaced_indices(500, 400)],
             "even": np.arange(0, 1000, 2),
             "choosing": choosing_photographs(200),
             "choosing 100": choosing_photographs(100),
@@ -307,6 +310,10 @@ class Study:
 
     def load(self, cell):
         fields = {"crop": 1.0, "dtype": "float32", **dict(cell.fields)}
+        steps = fields.pop("recovery_steps", None)
+        if steps:
+            vit = self.load(cell._replace(fields=cell.fields[:-1]))
+            return imagepiece_jax.recover(vit, self.images["learned"], steps=steps)
         if cell.model != "deit":
             fields.setdefault("image_size", 224)
         vit = imagepiece_jax.load(str(self.paths[cell.model]), **fields)
@@ -589,7 +596,7 @@ BELOW += [("tome", "all"), ("peaks", "five")]
 ON_IMAGENETTE = [("attended", "three"), ("tome", None), ("mctf", None)]
 ON_IMAGENETTE += [("diffrate", None), ("attended", "all"), ("peaks", "all")]
 COUNTS = {"photographs": 600, "imagenette": 2000, "even": 500, "imagenette 500": 500}
-COUNTS |= {"choosing": 200, "choosing 100": 100}
+COUNTS |= {"choosing": 200, "choosing 100": 100, "photographs, even": 400}
 WHERE = {None: "its own blocks", "three": "3, 6, 9", "five": "2, 4, .., 10"}
 WHERE["all"] = "1 to 11"
 ENCODERS = {"dinov2": "class token", "mean": "mean of patches"}

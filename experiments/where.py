@@ -43,6 +43,10 @@ JUDGES = {
 }
 
 
+STEPS = 120  # of a recovery
+RECOVERED = [(0.4, "1 to 11"), (0.4, "2 to 8"), (0.5, "3, 6, 9"), (0.5, "3, 4, 6, 8")]
+
+
 def sets_at(share):
     """The sets compared at a share: at .3 few blocks leave one or two tokens."""
     return LONG if share < 0.35 else tuple(SETS)
@@ -67,7 +71,17 @@ def list_cells():
         for method in METHODS:
             for title in OF_METHODS:
                 cells.append(reduced_cell("deit", images, method, 0.5, SETS[title]))
+    cells.append(Cell("deit", "photographs, even", "dense"))
+    for share, title in RECOVERED:
+        cells += recovery_cells(share, title)
     return list(dict.fromkeys(cells))
+
+
+def recovery_cells(share, title):
+    """A set off the shelf and recovered, on photographs that taught nothing."""
+    cell = reduced_cell("deit", "photographs, even", "peaks", share, SETS[title])
+    steps = (*cell.fields, ("recovery_steps", STEPS))
+    return cell, cell._replace(setting=f"recovered, {cell.setting}", fields=steps)
 
 
 def choose_set(values, default):

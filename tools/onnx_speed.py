@@ -77,6 +77,8 @@ def main(
     batch_sizes: tuple[int, ...] = (1, 8, 32),
     models: tuple[str, ...] = (),
     threads: int = 2,
+    runtimes: tuple[str, ...] = RUNTIMES,
+    clock: Literal["wall", "processor"] = "wall",
 ):
     """Time these runtimes on this CPU, in turns.
 
@@ -86,18 +88,20 @@ def main(
         batch_sizes: One or more.
         models: Names of the table or reductions, beside dense; the table without any.
         threads: Of every runtime; with one, JAX and PyTorch are not timed.
+        runtimes: Of the table.
+        clock: Processor time suits one thread on a machine that is not idle.
     """
     check_writable("times", times, ["", ".json", ".jsonl"])
     rows = [row for row in read_points(times) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
-        measured = measure_batch(size, batch, models, threads)
+        measured = measure_batch(size, batch, models, threads, runtimes, clock)
         with open(times, "a") as out:
             out.writelines(json.dumps(row) + "\n" for row in measured)
         rows += measured
     print(format_speeds(rows))
 
 
-def measure_batch(size, batch, models=(), threads=2):
+def measure_batch(size, batch, models=(), threads=2, runtimes=RUNTIMES, clock="wall"):
     """Rows of a batch size's programs, of all models or of `models`."""
     jobs = {}
     macs = {}
@@ -116,18 +120,19 @@ def measure_batch(size, batch, models=(), threads=2):
             "onnxruntime": onnxruntime_call(graph, images, threads),
             "OpenVINO": openvino_call(graph, images, threads),
         }
-        if importlib.util.find_spec("litert_converter"):
+        if "LiteRT" in runtimes and importlib.util.find_spec("litert_converter"):
             flatbuffer = litert_format.build_graph(vit, batch_size=batch)
             calls["LiteRT"] = litert_call(flatbuffer, images, threads)
         if threads > 1:
             program = optimize(vit, batch_size=batch, dtype="float32")
             calls["JAX"] = _jax_call(program, images)
-        for runtime, call in calls.items():
-            jobs[runtime, name] = timer.TimedCall(call)
+        for runtime in [runtime for runtime in runtimes if runtime in calls]:
+            jobs[runtime, name] = timer.TimedCall(calls[runtime])
     if importlib.util.find_spec("timm") and not models and threads > 1:
         call = _timm_call(size, random_images(batch, SIDE), threads)
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
-    times = timer.time_in_turns(jobs, RULES, pause=lambda: time.sleep(0.1))
+    read_clock = time.process_time if clock == "processor" else time.perf_counter
+    times = timer.time_in_turns(jobs, RULES, read_clock, lambda: time.sleep(0.1))
     rows = []
     for runtime, name in times:
         rates = timer.find_spread([batch / seconds for seconds in times[runtime, name]])
