@@ -29,7 +29,7 @@ MISTAKES = [
     ("predict bare.npz a.png", 2, "bare.npz"),
     ("describe deit_xs", 2, "deit_xs"),
     ("predict weights a.png --reduction evit", 2, "blocks"),
-    ("predict weights a.png --reduction dynamicvit:blocks=(1,)", 2, "selector"),
+    ("predict weights a.png --reduction dynamicvit:blocks=(1,)", 2, "training"),
     ("predict weights a.png --reduction peaks", 2, "blocks"),
     ("predict weights a.png --reduction peaks:score=probe:blocks=(1,)", 2, "pooling"),
     ("describe deit_ti --reduction peaks:macs=.01", 2, "nearest"),
@@ -37,9 +37,16 @@ MISTAKES = [
     ("predict weights a.png --averaged", 2, "averaged"),
     ("predict weights a.png --config deit_ti", 2, "depth"),
     ("predict weights a.png --num-classes 7", 2, "--num-classes"),
+    ("predict weights a.png --image-size big", 2, "big"),
+    ("describe deit_ti --reduction 50", 2, "0.5?"),
+    ("describe deit_ti --reduction 50%", 2, "0.5?"),
+    ("describe deit_ti --reduction .6,.5", 2, "spaces"),
+    ("describe fake.pth", 2, "damaged"),
+    ("predict a.png a.png", 2, ".safetensors"),  # no weights
     ("evaluate m.onnx digits --crop 0.9", 2, "export the weights again"),
     # images
     ("predict weights", 2, "give images"),
+    ("features photos --out x.sqlite", 2, "weights"),
     ("predict weights no.png", 2, "no.png"),
     ("predict weights damaged.png", 1, "damaged.png"),
     ("predict weights empty", 2, "empty"),
@@ -59,7 +66,7 @@ MISTAKES = [
     ("evaluate weights digits --gelu tanh", 2, "optimized"),
     ("evaluate weights digits --limit 0", 2, "limit"),
     ("compare weights digits --reductions .6 .60", 2, "again"),
-    ("compare weights digits --reduction .6", 2, "reductions"),
+    ("compare weights digits --reduction .6", 2, "--reductions .6"),
     ("compare weights digits --reductions random", 2, "blocks"),
     ("compare weights digits --image-sizes 16", 2, "16"),
     ("compare weights photos", 2, "12"),  # of one image
@@ -72,6 +79,7 @@ MISTAKES = [
     ("visualize weights a.png --out x --blocks 9", 2, "9"),
     ("visualize weights a.png --out x --reduction .5 --reductions .6", 2, "reductions"),
     ("recover weights digits --out x --minutes 1 --steps 2", 2, "minutes"),
+    ("recover none digits --out x --steps 0", 2, "steps"),  # before loading
     ("recover weights digits --out x --reduction evit:blocks=()", 2, "tokens"),
     ("export weights x.onnx --images", 2, "images"),
     ("export weights x.onnx --images photos no.png", 2, "no.png"),
@@ -87,7 +95,7 @@ MISTAKES = [
     ("describe deit_ti --config deit_s", 2, "config"),
     ("describe deit_ti --reduction tome:r=-1" + "0" * 400, 2, "r"),
     ("recover weights digits --out photos", 2, "photos"),
-    ("export weights m.pth", 2, "out: m.pth"),
+    ("export weights m.pth", 2, "folder"),
     ("export weights no/m.onnx", 2, "no"),
     ("export weights no/m", 2, "no"),
     ("export weights m.onnx --dtype bfloat16", 2, "--dtype"),
@@ -125,7 +133,8 @@ def folder(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     for name in ("a.png", "photos/b.png"):
         Image.fromarray(pixels[0]).save(folder / name)
-    (folder / "damaged.png").write_bytes(b"no image")
+    for name in ("damaged.png", "fake.pth"):
+        (folder / name).write_bytes(b"nothing")
     (folder / "a.txt").write_text("mine")
     write_csv(folder, pixels, [0, 12])
     (folder / "set.csv").rename(folder / "other.csv")
@@ -154,6 +163,7 @@ def test_a_mistake_is_one_sentence(folder, monkeypatch, line, status, word):
     ended = call(main, *words)
     assert ended.status == status, ended
     assert word in ended.err, ended
+    assert "[bold]" not in ended.err  # markup
     if TYRO not in ended.err:
         errors = [x for x in ended.err.splitlines() if x.startswith("error: ")]
         assert len(errors) == 1 and ended.err.endswith(f"{errors[0]}\n"), ended

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
@@ -42,7 +41,7 @@ class Weights:
     reduction: str | None = None
     """A share of the dense model's MACs, such as 0.5, or a method: tome:r=8."""
 
-    image_size: ImageSize | None = None
+    image_size: tuple[int, ...] | None = None
     """Pixels per side, or height and width."""
 
     config: str | None = None
@@ -73,6 +72,8 @@ class Weights:
         for name, value in vars(self).items():
             if name != "weights" and value is not None and value is not False:
                 options[name] = value
+        if len(self.image_size or ()) == 1:
+            (options["image_size"],) = self.image_size
         return options
 
     def refuse_options(self, title: str, allowed_names: Collection[str] = ()) -> None:
@@ -84,7 +85,8 @@ class Weights:
     def refuse_reduction(self) -> None:
         """Refuse a typed reduction, in a command of `reductions`."""
         if self.reduction is not None:
-            raise InputError(f"reduction is {self.reduction}; give it in reductions")
+            words = f"--reductions {self.reduction}, which takes several"
+            raise InputError(f"reduction is {self.reduction}; type {words}")
 
     def check_json_file(
         self,

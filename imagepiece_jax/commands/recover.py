@@ -44,10 +44,11 @@ def main(
     """
     from imagepiece_jax.common.files import locked_folder
     from imagepiece_jax.data.pictures import as_source
-    from imagepiece_jax.recovery.recover import recover
+    from imagepiece_jax.recovery.recover import make_recipe, recover
     from imagepiece_jax.weights.save import checked_folder, save
 
     folder = checked_folder(out)
+    make_recipe(steps, minutes, batch_size, seed, parameters)  # errors before loading
     source = as_source(images.images)
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked_folder("out", folder):
@@ -74,6 +75,7 @@ def main(
 
 def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
     """Refuse to replace a folder with recovered reductions that the result lacks."""
+    from imagepiece_jax.common.progress import log
     from imagepiece_jax.errors import InputError
     from imagepiece_jax.recovery.recover import list_students
     from imagepiece_jax.weights import description, location
@@ -86,10 +88,9 @@ def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
         return
     models = [student.model for student in list_students(vit)]
     kept = {v.name for v in vit.recovery.variants} if vit.recovery else set()
-    lost = [
-        variant.name
-        for variant in (recovery.variants if recovery else ())
-        if variant.name not in kept and not any(map(variant.fits_model, models))
-    ]
-    if lost:
-        raise InputError(f"out {folder} has {' and '.join(lost)}; recover that folder")
+    for variant in recovery.variants if recovery else ():
+        if variant.name not in kept:
+            owned = f"out {folder} has {variant.name}"
+            if not any(map(variant.fits_model, models)):
+                raise InputError(f"{owned}; recover that folder")
+            log.info(f"{owned}; it will be replaced")

@@ -122,7 +122,8 @@ def find_images(paths: Sequence[AnyPath], split: str | None = None) -> list[str]
         else:
             files.append(os.fspath(path))
     if not files:
-        raise InputError("images is empty; give images, folders or .txt files of paths")
+        rule = "after the weights give images, folders or .txt lists of paths"
+        raise InputError(f"images is empty; {rule}")
     return files
 
 

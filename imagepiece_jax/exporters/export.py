@@ -17,7 +17,7 @@ import numpy as np
 from imagepiece_jax.common import extras, files, parallel
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.progress import announced_work
-from imagepiece_jax.errors import InputError, RunError, titled_errors
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.exporters import (
     card,
     largest_numbers,
@@ -29,7 +29,12 @@ from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.program import FORMAT_MODULES, import_format, open_program
+from imagepiece_jax.models.program import (
+    FORMAT_MODULES,
+    import_format,
+    is_exported,
+    open_program,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -250,8 +255,10 @@ def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib
     if is_folder:
         ending = next(iter(FORMAT_MODULES))
         graph_file = path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
-    with titled_errors("out"):
-        file_format = import_format(graph_file)
+    if not is_exported(graph_file):
+        rule = f"a file ends in {' or '.join(FORMAT_MODULES)}, a folder in none"
+        raise InputError(f"out: {path}; {rule}")
+    file_format = import_format(graph_file)
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
     if is_folder and not path.exists():
         files.check_writable("out", path, ("",))

@@ -110,7 +110,7 @@ def make_own_variables(
     for selector in missing_selectors:
         if not is_in_parts(selector, fresh_parts):
             raise StateDictMismatch(
-                f"{title} has no {selector}, the selector of this reduction",
+                f"{title} has no {selector}, a selector that training with it learns",
                 selector,
                 (SELECTOR,),
             )

@@ -88,14 +88,8 @@ def recover(
     Raises InputError for a model with learned selectors, a reduction that leaves all
         tokens, and too few images.
     """
+    recipe = make_recipe(steps, minutes, batch_size, seed, parameters)
     check_recoverable(vit)
-    if minutes is not None:
-        check_range("minutes", minutes, above=0)
-        if steps is not None:
-            raise InputError("steps and minutes are both given; give one")
-    if steps is None:
-        steps = recovery_step.DEFAULT_STEPS
-    recipe = recovery_step.RecoveryRecipe(parameters, steps, batch_size, seed)
     dense_vit = vit.with_reduction(None)
     students = list_students(vit)
     # Images are checked before anything is compiled.
@@ -110,7 +104,7 @@ def recover(
     )
     # Progress counts steps, or seconds of a time limit.
     student_seconds = math.inf
-    progress_length = steps
+    progress_length = recipe.steps
     if minutes is not None:
         student_seconds = 60 * minutes / len(students)
         progress_length = student_seconds
@@ -142,6 +136,19 @@ def recover(
         log.warning(kept_message if has_gain else NOTHING_BETTER)
     recovery = recovery_record.Recovery(tuple(variants)).merge_earlier(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
+
+
+def make_recipe(
+    steps: int | None, minutes: float | None, batch_size: int, seed: int, trained: str
+) -> recovery_step.RecoveryRecipe:
+    """Check arguments of `recover`, and set its default steps."""
+    if minutes is not None:
+        check_range("minutes", minutes, above=0)
+        if steps is not None:
+            raise InputError("steps and minutes are both given; give one")
+    if steps is None:
+        steps = recovery_step.DEFAULT_STEPS
+    return recovery_step.RecoveryRecipe(trained, steps, batch_size, seed)
 
 
 def check_recoverable(vit: Pretrained) -> None:

@@ -66,22 +66,26 @@ class Reduction:
         """Parse a reduction's text. Raises InputError for an invalid text."""
         # A method's name or a share of the MACs, then its fields.
         method_text, *field_texts = [part.strip() for part in text.split(":")]
-        method_class = Method
         field_values: dict[str, Any] = {}
-        try:
-            field_values["macs"] = float(method_text)
-        except ValueError:
+        share = _parse_literal(method_text.removesuffix("%"))
+        if type(share) in (int, float):
+            if method_text.endswith("%") or not 0 < share <= 1:
+                meant = f"; did you mean {share / 100:g}?" if 1 <= share <= 100 else ""
+                rule = "a share of the MACs is above 0 and at most 1"
+                raise InputError(f"reduction is {text!r}; {rule}{meant}")
+            method_class, field_values["macs"] = Method, float(share)
+        else:
             method_class = methods.find_method(method_text)
-            if method_class is None:
-                similar = find_similar_name(method_text, METHODS)
-                suggestion = f" (did you mean {similar!r}?)" if similar else ""
-                if "," in method_text:
-                    suggestion = " (spaces separate several)"
-                raise InputError(
-                    f"reduction is {text!r}; it must be one share of the MACs, or "
-                    f"begin with a method{suggestion}: {', '.join(METHODS)}, or your "
-                    f"own (in METHODS, or an entry point {methods.ENTRY_POINTS})"
-                ) from None
+        if method_class is None:
+            if "," in method_text:
+                raise InputError(f"reduction is {text!r}; spaces separate several")
+            similar = find_similar_name(method_text, METHODS)
+            suggestion = f" (did you mean {similar!r}?)" if similar else ""
+            raise InputError(
+                f"reduction is {text!r}; it must be one share of the MACs, or begin "
+                f"with a method{suggestion}: {', '.join(METHODS)}, or your own (in "
+                f"METHODS, or an entry point {methods.ENTRY_POINTS})"
+            )
         known_fields = [field.name for field in dataclasses.fields(method_class)]
         known_fields.append("prop_attn")
         for field_text in field_texts:

@@ -37,6 +37,7 @@ from imagepiece_jax.weights.file_names import (
 )
 from imagepiece_jax.weights.location import FILE_KIND, RUN_KIND, Location, locate_config
 from imagepiece_jax.weights.run_files import check_run_format, read_class_names
+from imagepiece_jax.weights.tensor_files import open_tensors
 
 ParseResult = TypeVar("ParseResult")
 RECORD_FORMAT = 5  # of the part OWN_KEY; other formats are refused
@@ -121,12 +122,13 @@ def _find_named_config(location):
     if location.origin.kind == FILE_KIND:
         if name := registry.model_in_file_name(weights_path):
             return registry.model_config(name)
-    remedy = (
-        "load(.., config=NAME) or --config NAME, such as deit_ti, says which model it "
-        "is, and save keeps that beside the weights"
-    )
-    if (weights_path.parent / CONFIG_FILE).is_file():
-        remedy = f"its folder, {weights_path.parent}, has a {CONFIG_FILE}, so load that"
+    remedy = f"its folder, {weights_path.parent}, has a {CONFIG_FILE}, so load that"
+    if not (weights_path.parent / CONFIG_FILE).is_file():
+        with open_tensors(location.find_weights(), location.origin.checkpoint):
+            remedy = (  # for weights; any other file is named by the error of opening
+                "load(.., config=NAME) or --config NAME, such as deit_ti, says which "
+                "model it is, and save keeps that beside the weights"
+            )
     raise InputError(f"{location.title} does not name its model; {remedy}")
 
 

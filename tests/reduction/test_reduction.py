@@ -81,7 +81,7 @@ def test_equal_reductions_compute_the_same():
         ("evit:blocks=3", "must be a tuple"),
         ("evit:counts=late-2", "needs macs"),
         ("evit:counts=(9,9):macs=.5", "excludes macs"),
-        ("50%", "one share of the MACs"),
+        ("50%", "did you mean 0.5"),
         ("0.6,0.5", "spaces"),
         (50, "at most 1"),
         (float("nan"), "a number"),
