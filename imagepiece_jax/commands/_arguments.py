@@ -72,7 +72,7 @@ class Weights:
         for name, value in vars(self).items():
             if name != "weights" and value is not None and value is not False:
                 options[name] = value
-        if len(self.image_size or ()) == 1:
+        if self.image_size is not None and len(self.image_size) == 1:
             (options["image_size"],) = self.image_size
         return options
 

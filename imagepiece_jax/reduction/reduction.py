@@ -68,7 +68,7 @@ class Reduction:
         method_text, *field_texts = [part.strip() for part in text.split(":")]
         field_values: dict[str, Any] = {}
         share = _parse_literal(method_text.removesuffix("%"))
-        if type(share) in (int, float):
+        if isinstance(share, int | float) and not isinstance(share, bool):
             if method_text.endswith("%") or not 0 < share <= 1:
                 meant = f"; did you mean {share / 100:g}?" if 1 <= share <= 100 else ""
                 rule = "a share of the MACs is above 0 and at most 1"
