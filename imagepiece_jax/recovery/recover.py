@@ -144,7 +144,8 @@ def recover(
         kept_message = "stopped: the weights so far are kept"
         log.warning(kept_message if has_gain else NOTHING_BETTER)
     recovery = recovery_record.Recovery(tuple(variants)).merge_earlier(vit.recovery)
-    return dataclasses.replace(vit, recovery=recovery)
+    result = vit if is_dense(vit) else students[0]  # with its chosen blocks
+    return dataclasses.replace(result, recovery=recovery)
 
 
 def make_recipe(

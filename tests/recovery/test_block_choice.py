@@ -65,9 +65,8 @@ def deep(monkeypatch):
 def test_recover_moves_to_the_nearest_blocks(deep):
     """The distances are KL divergences of the images that train, computed slowly."""
     images = noise(96)
-    (variant,) = run_recovery(
-        deep, images, steps=1, choose_blocks=True
-    ).recovery.variants
+    moved = run_recovery(deep, images, steps=1, choose_blocks=True)
+    (variant,) = moved.recovery.variants
     training = recovery_images.split_images(as_source(images), 8).training
     pixels = imagepiece_jax.normalize(
         images[training.indices], deep.config.mean, deep.config.std
@@ -82,7 +81,7 @@ def test_recover_moves_to_the_nearest_blocks(deep):
     distances = [slow_kl(dense, logits(vit)) for vit in models]
     picked = models[block_choice.pick_nearest(distances)]
     assert picked is not deep
-    assert variant.reduction == picked.reduction
+    assert variant.reduction == moved.reduction == picked.reduction
 
 
 def test_too_few_images_are_refused(deep):
