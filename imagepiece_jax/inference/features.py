@@ -20,12 +20,7 @@ from jaxtyping import Array, Float
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.progress import announced_work
-from imagepiece_jax.data import pictures
-from imagepiece_jax.data.normalize import (
-    check_images,
-    to_native_order,
-    warn_if_unnormalized,
-)
+from imagepiece_jax.data import normalize, pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
@@ -99,9 +94,9 @@ def features(
         check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = to_native_order(pictures.as_batch(images, vit.preprocessing))
-    check_images(images, vit.image_size, takes_pixels=True)
-    warn_if_unnormalized(images, vit.config.mean, vit.config.std)
+    images = normalize.to_native_order(pictures.as_batch(images, vit.preprocessing))
+    normalize.check_images(images, vit.image_size, takes_pixels=True)
+    normalize.warn_if_unnormalized(images, vit.config.mean, vit.config.std)
     variables = vit.variables
     if not isinstance(images, jax.core.Tracer):
         images = jax.device_put(images)

@@ -24,11 +24,7 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.common.tables import counted_noun
-from imagepiece_jax.data.normalize import (
-    check_images,
-    to_native_order,
-    warn_if_unnormalized,
-)
+from imagepiece_jax.data import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.kernels import choice, folded_stem
@@ -100,10 +96,12 @@ class Program:
         Raises InputError for other shapes and dtypes.
         """
         spec = self.input_spec
-        images = to_native_order(images)
+        images = normalize.to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
             takes_floats = spec.dtype != jnp.uint8
-            check_images(images, spec.shape[1:3], takes_floats, takes_pixels=True)
+            normalize.check_images(
+                images, spec.shape[1:3], takes_floats, takes_pixels=True
+            )
         num_images = images.shape[0]
         if num_images > self.batch_size:
             raise InputError(
@@ -112,7 +110,7 @@ class Program:
         if not self.is_range_checked and images.dtype != np.uint8:
             config = self.model.config
             # 3: `without_mesh` stands between this call and the user's.
-            is_range_checked = warn_if_unnormalized(
+            is_range_checked = normalize.warn_if_unnormalized(
                 images, config.mean, config.std, stacklevel=3
             )
             object.__setattr__(self, "is_range_checked", is_range_checked)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels import attention_scores
 from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenRows
 from imagepiece_jax.kernels.attention import (
     attention_columns,
@@ -20,11 +21,6 @@ from imagepiece_jax.kernels.attention import (
     pad_for_training,
     pad_tokens,
     weighted_sum,
-)
-from imagepiece_jax.kernels.attention_scores import (
-    class_and_mean_queries,
-    mean_attention,
-    mean_query,
 )
 from imagepiece_jax.kernels.size_direction import add_sizes
 from imagepiece_jax.kernels.token_layout import flatten_tokens, row_shape
@@ -169,14 +165,16 @@ class Attention(nn.Module):
         image_slice = slice(state.num_prefix, num_tokens)
         scores = {}
         if "cls_attn" in score_names:
-            attention = mean_attention(query[:, :1], key, bias)
+            attention = attention_scores.mean_attention(query[:, :1], key, bias)
             scores["cls_attn"] = attention[:, image_slice]
         if "mean_attn" in score_names:
-            attention = mean_attention(mean_query(query, live_mask), key, bias)
+            attention = attention_scores.mean_attention(
+                attention_scores.mean_query(query, live_mask), key, bias
+            )
             scores["mean_attn"] = attention[:, image_slice]
         if "cls_and_mean_attn" in score_names:
-            queries = class_and_mean_queries(query, live_mask)
-            attention = mean_attention(queries, key, bias)
+            queries = attention_scores.class_and_mean_queries(query, live_mask)
+            attention = attention_scores.mean_attention(queries, key, bias)
             scores["cls_and_mean_attn"] = attention[:, image_slice]
         if "attn_columns" in score_names:
             columns = attention_columns(query, key, bias, live_mask)

@@ -7,24 +7,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.checks import (
-    check_choice,
-    check_range,
-    refuse_any,
-    replace_lists,
-)
+from imagepiece_jax.common import checks
 from imagepiece_jax.common.image_size import (
     ImageSize,
     checked_size,
     image_sides,
     patch_grid,
 )
-from imagepiece_jax.data.normalize import (
-    Normalization,
-    NormalizedImages,
-    PixelImages,
-    as_normalized,
-)
+from imagepiece_jax.data import normalize
+from imagepiece_jax.data.normalize import Normalization, NormalizedImages, PixelImages
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import Backend
@@ -135,19 +126,19 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = replace_lists(getattr(self, field.name))
+            value = checks.replace_lists(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         for name in ("embed_dim", "depth", "num_heads", "patch_size"):
-            check_range(name, getattr(self, name), 1, MAX_WIDTH, whole=True)
-        check_range("mlp_ratio", self.mlp_ratio, above=0, most=MAX_WIDTH)
-        check_range("num_classes", self.num_classes, 0, whole=True)
-        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        check_choice("prop_attn", self.prop_attn, (None, True, False))
+            checks.check_range(name, getattr(self, name), 1, MAX_WIDTH, whole=True)
+        checks.check_range("mlp_ratio", self.mlp_ratio, above=0, most=MAX_WIDTH)
+        checks.check_range("num_classes", self.num_classes, 0, whole=True)
+        checks.check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        checks.check_choice("prop_attn", self.prop_attn, (None, True, False))
         normalization = Normalization(self.mean, self.std)
         object.__setattr__(self, "mean", normalization.mean)
         object.__setattr__(self, "std", normalization.std)
         arch = self.arch
-        check_choice("stem", self.stem, STEM_KINDS)
+        checks.check_choice("stem", self.stem, STEM_KINDS)
         if self.stem == "conv":
             conv_stem_widths(self.embed_dim, self.patch_size)
         pool = arch.pool
@@ -155,7 +146,7 @@ class ViTConfig:
         width = self.embed_dim
         lacks_token = pool == "token" and not arch.class_token
         lacks_bias = self.stem == "conv" and not arch.patch_bias
-        refuse_any(
+        checks.refuse_any(
             (lacks_token, "pool is 'token', which needs class_token"),
             (pool != "token" and arch.dist_token, "dist_token needs pool 'token'"),
             (pool == "none" and self.num_classes, "pool 'none' needs num_classes=0"),
@@ -193,7 +184,7 @@ class ViTConfig:
 
     def as_normalized(self, images: PixelImages | NormalizedImages) -> NormalizedImages:
         """Normalize pixels for the model; floats are normalized already."""
-        return as_normalized(images, self.mean, self.std)
+        return normalize.as_normalized(images, self.mean, self.std)
 
     def at_size(self, image_size: ImageSize) -> "ViTConfig":
         """The same config at another image size, in whole patches."""
@@ -239,7 +230,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
+        checks.check_range("drop_path_rate", self.drop_path_rate, 0, below=1)
 
 
 FLOAT32 = Execution()

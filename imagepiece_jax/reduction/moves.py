@@ -10,13 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels import merging
 from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
-from imagepiece_jax.kernels.merging import (
-    DROPPED,
-    is_in_slot,
-    merge_tokens,
-    mix_tokens,
-)
 from imagepiece_jax.kernels.ranking import (
     find_first_largest,
     gather_rows,
@@ -46,7 +41,7 @@ def apply_result(state: TokenState, result: Result) -> TokenState:
         return _apply_mixing(state, result)
     num_tokens = state.num_prefix + result.slot_of_token.shape[1]
     chex.assert_shape(state.x, (None, num_tokens, None))
-    x, size, attn_size = merge_tokens(
+    x, size, attn_size = merging.merge_tokens(
         state.x, state.size, state.attn_size, result, state.patches
     )
     mask = state.mask
@@ -78,7 +73,7 @@ def mean_coordinates(
 
 def _merge_masks(mask, result):
     """Mask slots: a slot with a live token is live."""
-    is_member = is_in_slot(result.slot_of_token, result.n_out)
+    is_member = merging.is_in_slot(result.slot_of_token, result.n_out)
     member_mask = jnp.where(is_member, mask[:, None, :], 0)
     return jnp.max(member_mask, axis=-1)
 
@@ -86,7 +81,7 @@ def _merge_masks(mask, result):
 def _apply_mixing(state, result):
     """Apply a Mixing to tokens, coordinates and attention sizes."""
     matrix = result.matrix.astype(jnp.float32)
-    x = mix_tokens(state.x, matrix)
+    x = merging.mix_tokens(state.x, matrix)
     coordinates = state.coordinates
     if coordinates is not None:
         coordinates = weighted_coordinates(matrix, coordinates)
@@ -152,7 +147,7 @@ def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     x: tokens before the step, compared by cosine; ties go to the first token
     """
     slot_of_token = result.slot_of_token
-    is_dropped = slot_of_token == DROPPED
+    is_dropped = slot_of_token == merging.DROPPED
     max_dropped = slot_of_token.shape[1] - result.n_out
     if not max_dropped:
         return slot_of_token

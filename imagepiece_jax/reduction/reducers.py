@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.array_shapes import (
     TokenFlags,
     TokenIndices,
@@ -19,13 +20,6 @@ from imagepiece_jax.kernels.array_shapes import (
 )
 from imagepiece_jax.kernels.joining import join_sides
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.ranking import (
-    count_kept_before,
-    gather_rows,
-    index_kept_tokens,
-    rank_rows,
-    rank_tokens,
-)
 from imagepiece_jax.kernels.similarity import (
     cosine_similarity,
     side_cosines,
@@ -156,7 +150,7 @@ class TopK(Ranking):
         score = self.token_scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
-        is_kept = rank_tokens(score) < counts.n_out - 1
+        is_kept = ranking.rank_tokens(score) < counts.n_out - 1
         return keep_and_sum(is_kept, score, counts.n_out)
 
 
@@ -180,7 +174,7 @@ class Bipartite(Reducer):
         first_token = inputs.num_prefix % 2
         metric = jax.lax.stop_gradient(inputs.metric)
         similarity = side_cosines(metric, first_token, inputs.x, inputs.all_metric)
-        ranks, partners = rank_rows(similarity)
+        ranks, partners = ranking.rank_rows(similarity)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
         slot_of_token = join_sides(
             ranks,
@@ -235,13 +229,13 @@ def uniqueness_scores(
 
 def keep_highest(score: TokenValues, n_out: int) -> Assignment:
     """Assign slots to the `n_out` highest scores, in spatial order."""
-    slot_of_token = index_kept_tokens(rank_tokens(score) < n_out)
+    slot_of_token = ranking.index_kept_tokens(ranking.rank_tokens(score) < n_out)
     return Assignment(slot_of_token, n_out=n_out, merges=False)
 
 
 def keep_and_sum(is_kept: TokenFlags, weight: TokenValues, n_out: int) -> Assignment:
     """Keep `n_out - 1` tokens in spatial order; the last slot is the rest's sum."""
-    slot_of_token = jnp.where(is_kept, count_kept_before(is_kept), n_out - 1)
+    slot_of_token = jnp.where(is_kept, ranking.count_kept_before(is_kept), n_out - 1)
     weight = jnp.where(is_kept, 1.0, weight)
     return Assignment(slot_of_token, weight, n_out=n_out, mean=False)
 
@@ -256,8 +250,8 @@ def merge_most_similar(
 
     Ties go to the first target. The token order is kept.
     """
-    ranks, columns = rank_rows(similarity)
-    offset = gather_rows(targets, columns) - sources
+    ranks, columns = ranking.rank_rows(similarity)
+    offset = ranking.gather_rows(targets, columns) - sources
     num_merges = counts.n_in - counts.n_out
     if num_merges < sources.shape[1]:
         offset = jnp.where(ranks < num_merges, offset, 0)
@@ -274,7 +268,7 @@ def merge_into(target: TokenIndices, n_out: int) -> Assignment:
     target: tokens; a staying token is its own target
     """
     token = jnp.arange(target.shape[1], dtype=jnp.int32)[None]
-    return Assignment(count_kept_before(target == token, target), n_out=n_out)
+    return Assignment(ranking.count_kept_before(target == token, target), n_out=n_out)
 
 
 def keep_and_join(

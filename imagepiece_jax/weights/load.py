@@ -25,17 +25,7 @@ from imagepiece_jax.models.variables import (
     variables_digest,
 )
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights import naming
-from imagepiece_jax.weights.description import (
-    Description,
-    describe_weights,
-    parse_content,
-)
-from imagepiece_jax.weights.file_names import (
-    LEARNED_FILES,
-    RECOVERED_FILE,
-    SELECTORS_FILE,
-)
+from imagepiece_jax.weights import description, file_names, naming
 from imagepiece_jax.weights.location import RUN_KIND, Location, locate_weights
 from imagepiece_jax.weights.run_files import find_checkpoint_folder
 from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
@@ -88,7 +78,9 @@ def load(
         match the config.
     """
     location = locate_weights(weights, config is not None, checkpoint, averaged)
-    tensors, facts = read_tensors(location, describe_weights(location, config))
+    tensors, facts = read_tensors(
+        location, description.describe_weights(location, config)
+    )
     vit_config = change_config(facts, image_size, crop, num_classes)
     fresh_parts: tuple[str, ...] = ()
     if vit_config.num_classes != facts.config.num_classes:
@@ -165,7 +157,7 @@ def load(
 
 
 def change_config(
-    facts: Description,
+    facts: description.Description,
     image_size: ImageSize | None,
     crop: float | None,
     num_classes: int | None,
@@ -187,8 +179,8 @@ def change_config(
 
 
 def read_tensors(
-    location: Location, facts: Description
-) -> tuple[NamedArrays, Description]:
+    location: Location, facts: description.Description
+) -> tuple[NamedArrays, description.Description]:
     """Read all tensors that the model may need, and correct the facts by them.
 
     Returns (tensors by timm's names, the facts with a complete `recovery` and the
@@ -202,10 +194,12 @@ def read_tensors(
         tensors = naming.read_timm_tensors(
             location.find_weights(), location.origin.checkpoint, facts.config
         )
-        learned_files = [n for n in LEARNED_FILES if n in location.file_names]
+        learned_files = [
+            n for n in file_names.LEARNED_FILES if n in location.file_names
+        ]
         learned = {n: read_state_dict(location.path / n) for n in learned_files}
-        tensors |= learned.get(SELECTORS_FILE, {})
-        variant_tensors = learned.get(RECOVERED_FILE, {})
+        tensors |= learned.get(file_names.SELECTORS_FILE, {})
+        variant_tensors = learned.get(file_names.RECOVERED_FILE, {})
         if learned_files and facts.digest is not None:
             if facts.digest != variables_digest([tensors, variant_tensors]):
                 names = " or ".join(learned_files)
@@ -213,8 +207,8 @@ def read_tensors(
     facts = correct_facts(location, facts, tensors)
     config, recovery = facts.config, facts.recovery
     if recovery is not None:
-        recovery = parse_content(
-            location.path / RECOVERED_FILE,
+        recovery = description.parse_content(
+            location.path / file_names.RECOVERED_FILE,
             recovery.with_tensors,
             variant_tensors,
             variable_shapes(build_model(config)),
@@ -246,8 +240,8 @@ def _read_run_tensors(location):
 
 
 def correct_facts(
-    location: Location, facts: Description, tensors: NamedArrays
-) -> Description:
+    location: Location, facts: description.Description, tensors: NamedArrays
+) -> description.Description:
     """Correct the config by the tensors.
 
     Tensors decide the number of classes and whether DeiT's distillation token is a

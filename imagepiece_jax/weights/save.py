@@ -11,32 +11,19 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from imagepiece_jax.common.files import (
-    check_own_files,
-    read_json,
-    replacement_folder,
-    write_json,
-)
+from imagepiece_jax.common import files
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variables_digest
-from imagepiece_jax.weights import naming, timm_config
+from imagepiece_jax.weights import file_names, naming, timm_config
 from imagepiece_jax.weights.description import RECORD_FORMAT, parse_config
-from imagepiece_jax.weights.file_names import (
-    CONFIG_FILE,
-    LEARNED_FILES,
-    OWN_KEY,
-    RECOVERED_FILE,
-    SELECTORS_FILE,
-    WEIGHTS_FILES,
-)
 
 # A saved folder holds up to four files. CONFIG_FILE has all `load` needs to make the
 # same model, and timm's architecture if timm has the model.
-DENSE_FILE = WEIGHTS_FILES[0]
-SAVED_FILES = (DENSE_FILE, *LEARNED_FILES, CONFIG_FILE)
+DENSE_FILE = file_names.WEIGHTS_FILES[0]
+SAVED_FILES = (DENSE_FILE, *file_names.LEARNED_FILES, file_names.CONFIG_FILE)
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -65,7 +52,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
     # As `load` will read them.
     loaded_tensors = naming.with_timm_names(tensors) | selectors
-    config_fields[OWN_KEY]["digest"] = variables_digest(
+    config_fields[file_names.OWN_KEY]["digest"] = variables_digest(
         [loaded_tensors, variant_tensors]
     )
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
@@ -74,18 +61,18 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     _check_round_trip(vit, loaded_tensors, json_fields)
     arrays_by_file = {
         DENSE_FILE: tensors,
-        SELECTORS_FILE: selectors,
-        RECOVERED_FILE: variant_tensors,
+        file_names.SELECTORS_FILE: selectors,
+        file_names.RECOVERED_FILE: variant_tensors,
     }
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
-    with replacement_folder(folder) as new_folder:
+    with files.replacement_folder(folder) as new_folder:
         try:
             for name, arrays in arrays_by_file.items():
                 if arrays:
                     safetensors.numpy.save_file(arrays, new_folder / name, metadata)
         except safetensors.SafetensorError as error:  # a disk is full or fails
             raise OSError(str(error)) from error
-        write_json(new_folder / CONFIG_FILE, json_fields)
+        files.write_json(new_folder / file_names.CONFIG_FILE, json_fields)
     return folder
 
 
@@ -117,7 +104,11 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
         **optional_fields,
     }
     timm_fields = timm_config.describe_timm(vit)
-    return {"architecture": OWN_KEY, **timm_fields, OWN_KEY: record}
+    return {
+        "architecture": file_names.OWN_KEY,
+        **timm_fields,
+        file_names.OWN_KEY: record,
+    }
 
 
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
@@ -126,9 +117,11 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     own_files = ()
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
-        if OWN_KEY in read_json(folder / CONFIG_FILE):
+        if file_names.OWN_KEY in files.read_json(folder / file_names.CONFIG_FILE):
             own_files = SAVED_FILES
-    check_own_files("folder", folder, "a saved model", lambda f: f.name in own_files)
+    files.check_own_files(
+        "folder", folder, "a saved model", lambda f: f.name in own_files
+    )
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder

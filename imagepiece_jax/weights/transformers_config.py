@@ -15,16 +15,8 @@ from imagepiece_jax.data import class_names
 from imagepiece_jax.data.normalize import Normalization
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import config
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    MULTI_LABEL,
-    PROBLEM_TYPES,
-    PROJECTION,
-    SINGLE_LABEL,
-    ViTConfig,
-)
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.weights.file_names import JsonFields
 from imagepiece_jax.weights.open_clip_config import CLIP_MEAN, CLIP_STD
@@ -166,7 +158,9 @@ _COMMON_FIELDS = _SWITCHES | dict(
     rescale_factor=RESCALE_FACTOR, crop_size=None, resample=3
 )
 _HALF_NORMALIZATION = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-_IMAGENET_NORMALIZATION = dict(image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+_IMAGENET_NORMALIZATION = dict(
+    image_mean=config.IMAGENET_MEAN, image_std=config.IMAGENET_STD
+)
 _CLIP_NORMALIZATION = dict(image_mean=CLIP_MEAN, image_std=CLIP_STD)
 _CROPPED_IMAGES = _COMMON_FIELDS | dict(do_center_crop=True, crop_size=224)
 _SQUARE_IMAGES = _COMMON_FIELDS | dict(
@@ -207,10 +201,10 @@ def parse_transformers(
     # The rule of transformers' pipeline
     problem_type = config_fields.get("problem_type")
     if problem_type is None:
-        problem_type = MULTI_LABEL if len(id2label) == 1 else SINGLE_LABEL
-    check_choice("problem_type", problem_type, PROBLEM_TYPES)
+        problem_type = config.MULTI_LABEL if len(id2label) == 1 else config.SINGLE_LABEL
+    check_choice("problem_type", problem_type, config.PROBLEM_TYPES)
     if not model_type.has_labels and not is_classifier:
-        problem_type = PROJECTION
+        problem_type = config.PROJECTION
     head_fields = {"num_classes": len(id2label), "problem_type": problem_type}
     arch = _build_arch(model_type, fields, is_classifier)
     if arch.pool == "map":
@@ -230,7 +224,7 @@ def parse_transformers(
             label_names = None  # transformers' placeholders
         else:
             label_names = class_names.shorten_imagenet_names(label_names)
-    vit_config = ViTConfig(
+    vit_config = config.ViTConfig(
         embed_dim=width,
         depth=fields["num_hidden_layers"],
         num_heads=fields["num_attention_heads"],

@@ -9,13 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
-from imagepiece_jax.kernels.ranking import (
-    count_kept_before,
-    find_first_largest,
-    mark_smallest,
-    rank_tokens,
-)
 from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
@@ -33,7 +28,7 @@ def cluster_by_density(x: TokenRows, num_neighbors: int, n_out: int) -> TokenInd
     # are the `n_out` tokens with the highest product of density and distance to the
     # nearest denser token.
     mean_squares = squared_distances(x) / x.shape[-1]
-    is_near = mark_smallest(mean_squares, num_neighbors)
+    is_near = ranking.mark_smallest(mean_squares, num_neighbors)
     # The density's logarithm: the density itself would be 0 for all distant tokens.
     log_density = -jnp.sum(jnp.where(is_near, mean_squares, 0), axis=-1) / num_neighbors
     distance = jnp.sqrt(mean_squares)
@@ -41,12 +36,12 @@ def cluster_by_density(x: TokenRows, num_neighbors: int, n_out: int) -> TokenInd
     max_distance = jnp.max(distance, axis=(1, 2))
     separation = jnp.where(is_denser, distance, max_distance[:, None, None])
     separation = jnp.min(separation, axis=-1)
-    is_center = rank_tokens(log_density + jnp.log(separation)) < n_out
+    is_center = ranking.rank_tokens(log_density + jnp.log(separation)) < n_out
     nearness = jnp.where(is_center[:, None, :], -distance, -jnp.inf)
-    _, nearest_center = find_first_largest(nearness)
+    _, nearest_center = ranking.find_first_largest(nearness)
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     center_of_token = jnp.where(is_center, token, nearest_center)
-    return count_kept_before(is_center, center_of_token)
+    return ranking.count_kept_before(is_center, center_of_token)
 
 
 @dataclasses.dataclass(frozen=True)

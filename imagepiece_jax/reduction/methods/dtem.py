@@ -12,20 +12,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.kernels.ranking import (
-    gather_rows,
-    interleave_tokens,
-    invert_order,
-    mark_smallest,
-    rank_tokens,
-)
+from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import RemoveCount, Step, StepCounts
-from imagepiece_jax.reduction.methods.method import (
-    ModelFacts,
-    ParamGroup,
-    RemovalPerBlock,
-)
+from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs
 
@@ -44,7 +34,9 @@ def choose_softly(
     """
     # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
     # The more of a row is chosen already, the less the row counts.
-    is_candidate = mark_smallest(-jax.lax.stop_gradient(similarity), SHARING_PARTNERS)
+    is_candidate = ranking.mark_smallest(
+        -jax.lax.stop_gradient(similarity), SHARING_PARTNERS
+    )
     # The authors divide similarities by the temperature twice.
     logits = jnp.where(is_candidate, similarity, 0) / (
         CHOICE_TEMPERATURE * CHOICE_TEMPERATURE
@@ -107,13 +99,13 @@ def merge_softly(
     matrix = jax.lax.pad(odd_weight, jnp.float32(0), paddings)
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
-    own_weight = interleave_tokens(jnp.ones_like(even_size), odd_size / divisor)
+    own_weight = ranking.interleave_tokens(jnp.ones_like(even_size), odd_size / divisor)
     own_weight = jnp.pad(own_weight, ((0, 0), (0, num_dead)), constant_values=1.0)
     own_weight = own_weight[:, :, None]
     matrix = matrix + own_weight * jnp.eye(num_tokens, dtype=jnp.float32)[None]
-    live_size = interleave_tokens(even_size * kept_share, grown_size)
-    ranks = rank_tokens(jax.lax.stop_gradient(live_size))
-    order = invert_order(ranks, num_live)
+    live_size = ranking.interleave_tokens(even_size * kept_share, grown_size)
+    ranks = ranking.rank_tokens(jax.lax.stop_gradient(live_size))
+    order = ranking.invert_order(ranks, num_live)
     attn_size = _reorder_live_rows(live_size, order, size, num_live)
     matrix = _reorder_live_rows(matrix, order, matrix, num_live)
     return Mixing(matrix, attn_size=attn_size + TINY_SIZE)
@@ -126,7 +118,7 @@ def _reorder_live_rows(
     num_live,
 ):
     """Gather rows at `order`, and append the rows of `all_rows` from `num_live` on."""
-    ordered_rows = gather_rows(rows, order)
+    ordered_rows = ranking.gather_rows(rows, order)
     return jnp.concatenate([ordered_rows, all_rows[:, num_live:]], axis=1)
 
 
@@ -170,7 +162,7 @@ def embedding_width(embed_dim: int, num_heads: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class DTEM(RemovalPerBlock):
+class DTEM(method.RemovalPerBlock):
     """Merge `r` tokens away in every block, at most half the image tokens."""
 
     amount_fields = ("r",)
@@ -181,7 +173,7 @@ class DTEM(RemovalPerBlock):
         super().__post_init__()
         check_range("r", self.r, 0, whole=True)
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
         steps = []
         for block, r in enumerate(self.removed_counts(model.depth)):
             if r:
@@ -190,8 +182,8 @@ class DTEM(RemovalPerBlock):
                 )
         return tuple(steps)
 
-    def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
+    def param_groups(self, path: str) -> method.ParamGroup:  # pyrefly: ignore[bad-override]
         # Only the embeddings are trained.
         if path.startswith("reducer_"):
-            return ParamGroup()
-        return ParamGroup(frozen_epochs=math.inf)
+            return method.ParamGroup()
+        return method.ParamGroup(frozen_epochs=math.inf)

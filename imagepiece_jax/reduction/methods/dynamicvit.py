@@ -14,13 +14,7 @@ from jaxtyping import Array, Float
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import BlockPlan, Step, StepCounts
-from imagepiece_jax.reduction.methods.method import (
-    InStages,
-    Method,
-    ModelFacts,
-    ParamGroup,
-    training_field,
-)
+from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
 from imagepiece_jax.reduction.state import Assignment, Masking, Outputs, ReducerInputs
 from imagepiece_jax.reduction.token_selector import (
@@ -48,22 +42,22 @@ class KeepPredictor(nn.Module, MaskingReducer):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedSelection(Method):
+class LearnedSelection(method.Method):
     """Base of methods with a learned selector: losses, a teacher, learning rates."""
 
     needs_teacher = True
 
     # Weights of loss terms; cross entropy has the weight 1:
     # live token shares against their targets
-    ratio_weight: float = training_field(2.0)
+    ratio_weight: float = method.training_field(2.0)
     # logits against the teacher's logits
-    kl_weight: float = training_field(0.5)
+    kl_weight: float = method.training_field(0.5)
     # live tokens after the final norm against the teacher's tokens
-    token_weight: float = training_field(0.5)
+    token_weight: float = method.training_field(0.5)
     # learning rate of the backbone / learning rate of the selectors
-    backbone_lr: float = training_field(0.01)
+    backbone_lr: float = method.training_field(0.01)
     # number of first epochs that train only the selectors
-    frozen_epochs: float = training_field(5.0)
+    frozen_epochs: float = method.training_field(5.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,20 +109,20 @@ class LearnedSelection(Method):
     def backbone_rate(self, lr: Any, peak_lr: float) -> Any:
         return self.backbone_lr * lr
 
-    def param_groups(self, path: str) -> ParamGroup:  # pyrefly: ignore[bad-override]
+    def param_groups(self, path: str) -> method.ParamGroup:  # pyrefly: ignore[bad-override]
         # Selectors have the scheduled learning rate. The backbone learns slower, after
         # the frozen epochs. Prefix tokens and positions are not trained.
         part = path.split("/")[0]
         if part.startswith("reducer_"):
-            return ParamGroup()
+            return method.ParamGroup()
         if part in ("cls_token", "dist_token", "reg_token", "pos_embed"):
-            return ParamGroup(frozen_epochs=math.inf)
-        return ParamGroup(self.backbone_rate, self.frozen_epochs)
+            return method.ParamGroup(frozen_epochs=math.inf)
+        return method.ParamGroup(self.backbone_rate, self.frozen_epochs)
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicViT(InStages, LearnedSelection):
+class DynamicViT(method.InStages, LearnedSelection):
     """Before the s-th of `blocks`, keep floor(n0 * keep_rate**s) of n0 image tokens."""
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
         return self.stage_steps(model, KeepPredictor(), site="pre", added_when_masked=0)

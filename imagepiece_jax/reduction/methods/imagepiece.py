@@ -10,11 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from imagepiece_jax.common.checks import check_choice, check_range, refuse_any
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.ranking import (
-    gather_rows,
-    invert_order,
-    rank_tokens,
-)
+from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import (
     KeepShare,
@@ -55,8 +51,8 @@ class Retokenize(Ranking):
         candidate_ranks = np.arange(first_rank, counts.n_in)
         ranks_a = candidate_ranks[self.parity :: 2]
         ranks_b = candidate_ranks[1 - self.parity :: 2]
-        candidates = invert_order(
-            rank_tokens(score), np.concatenate([ranks_a, ranks_b])
+        candidates = ranking.invert_order(
+            ranking.rank_tokens(score), np.concatenate([ranks_a, ranks_b])
         )
         num_a = len(ranks_a)
         assignment = merge_most_similar(
@@ -74,7 +70,9 @@ class Retokenize(Ranking):
         num_a: int,
     ) -> Float[Array, "batch {num_a} side_b"]:
         """Compare side A, the first `num_a` candidates, with side B."""
-        candidate_metric = gather_rows(jax.lax.stop_gradient(inputs.metric), candidates)
+        candidate_metric = ranking.gather_rows(
+            jax.lax.stop_gradient(inputs.metric), candidates
+        )
         return cosine_similarity(candidate_metric.astype(jnp.float32))[
             :, :num_a, num_a:
         ]

@@ -12,25 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
-from imagepiece_jax.kernels.ranking import (
-    gather_rows,
-    index_kept_tokens,
-    invert_order,
-    rank_rows,
-)
 from imagepiece_jax.kernels.similarity import dot_products, unit_vectors
-from imagepiece_jax.reduction.block_plan import (
-    RemoveAtMostHalf,
-    Step,
-    StepCounts,
-    exact_floor,
-)
-from imagepiece_jax.reduction.methods.method import (
-    ModelFacts,
-    RemovalPerBlock,
-    check_entries,
-)
+from imagepiece_jax.reduction import block_plan
+from imagepiece_jax.reduction.block_plan import RemoveAtMostHalf, Step, StepCounts
+from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.reducers import Ranking, keep_and_join
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
@@ -49,7 +36,7 @@ class FusionRule(RemoveAtMostHalf):
 
     def count_removed(self, n: int) -> int:
         r = min(self.r, n + 1 - FEWEST_TOKENS)
-        return exact_floor(n * r) if r < 1 else int(r)
+        return block_plan.exact_floor(n * r) if r < 1 else int(r)
 
     def fewest_tokens(self, n: int, stage: int) -> int:
         return max(super().fewest_tokens(n, stage), min(n, FEWEST_TOKENS - 1))
@@ -87,22 +74,22 @@ class Fusion(Ranking):
         even_to_odd = self.fusion_values(x, attention, size, first_even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         num_joining_even = num_merges // 2
-        even_ranks, odd_partners = rank_rows(even_to_odd)
-        joining_even = invert_order(even_ranks, num_joining_even)
-        joined_odd = gather_rows(odd_partners, joining_even)
-        slot_of_even = index_kept_tokens(even_ranks >= num_joining_even)
-        staying_even = invert_order(
+        even_ranks, odd_partners = ranking.rank_rows(even_to_odd)
+        joining_even = ranking.invert_order(even_ranks, num_joining_even)
+        joined_odd = ranking.gather_rows(odd_partners, joining_even)
+        slot_of_even = ranking.index_kept_tokens(even_ranks >= num_joining_even)
+        staying_even = ranking.invert_order(
             slot_of_even, even_ranks.shape[1] - num_joining_even
         )
         # The second half: odd tokens join the remaining even tokens, whose slots come
         # first. Then come the odd tokens by the falling value of their best partners.
-        odd_to_even = gather_rows(even_to_odd, staying_even).transpose(0, 2, 1)
-        odd_ranks, partner_slots = rank_rows(odd_to_even)
+        odd_to_even = ranking.gather_rows(even_to_odd, staying_even).transpose(0, 2, 1)
+        odd_ranks, partner_slots = ranking.rank_rows(odd_to_even)
         num_joining_odd = num_merges - num_joining_even
         is_leaving = odd_ranks < num_joining_odd
         slot_of_staying = staying_even.shape[1] - num_joining_odd + odd_ranks
         slot_of_odd = jnp.where(is_leaving, partner_slots, slot_of_staying)
-        ranked_odd = invert_order(odd_ranks, odd_ranks.shape[1])
+        ranked_odd = ranking.invert_order(odd_ranks, odd_ranks.shape[1])
         joining_odd = ranked_odd[:, :num_joining_odd]
         staying_odd = ranked_odd[:, num_joining_odd:]
         kept_tokens = [first_even + 2 * staying_even, first_odd + 2 * staying_odd]
@@ -111,7 +98,7 @@ class Fusion(Ranking):
         absorbed_tokens = jnp.concatenate(absorbed_tokens, axis=1)
         # An even token goes to the slot of its odd partner.
         odd_targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
-        target_slots = gather_rows(slot_of_odd, odd_targets)
+        target_slots = ranking.gather_rows(slot_of_odd, odd_targets)
         weight = attention * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
         return dataclasses.replace(
@@ -136,7 +123,7 @@ class Fusion(Ranking):
 
 
 @dataclasses.dataclass(frozen=True)
-class MCTF(RemovalPerBlock):
+class MCTF(method.RemovalPerBlock):
     """Fuse `r` tokens away (r < 1: this share) in every block in `blocks`."""
 
     amount_fields = ("r", "blocks")
@@ -153,14 +140,14 @@ class MCTF(RemovalPerBlock):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.blocks is not None:
-            check_entries("blocks", self.blocks, least=0)
+            method.check_entries("blocks", self.blocks, least=0)
         check_range("r", self.r, 0)
         if self.r >= 1:
             check_range("r", self.r, whole=True)
         for name in ("similarity", "attention", "sizes"):
             check_range(name, getattr(self, name), above=0)
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, model: method.ModelFacts) -> Self:
         if 0 < self.r < 1:
             return dataclasses.replace(self, r=min(ratio, 0.999999))
         return super().scale_schedule(ratio, model)
@@ -175,10 +162,10 @@ class MCTF(RemovalPerBlock):
             return range(depth)
         if self.blocks is None:
             return range(1, depth)
-        check_entries("blocks", self.blocks, least=0, most=depth - 1)
+        method.check_entries("blocks", self.blocks, least=0, most=depth - 1)
         return self.blocks
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
         score = self.score_for(model)
         reducer = Fusion(self.similarity, self.attention, self.sizes, score=score)
         rule = FusionRule(self.r)

@@ -9,13 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
-from imagepiece_jax.common.checks import (
-    check_choice,
-    check_range,
-    check_share,
-    refuse_any,
-    replace_lists,
-)
+from imagepiece_jax.common import checks
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.block_plan import (
@@ -39,9 +33,11 @@ def training_field(default: float) -> Any:
 
 def check_entries(name: str, values: Any, **bounds: Any) -> None:
     """Check a tuple of whole numbers; bounds are those of `check_range`."""
-    refuse_any((type(values) is not tuple, f"{name} is {values!r}; it must be a tuple"))
+    checks.refuse_any(
+        (type(values) is not tuple, f"{name} is {values!r}; it must be a tuple")
+    )
     for value in values:
-        check_range(f"an entry of {name}", value, whole=True, **bounds)
+        checks.check_range(f"an entry of {name}", value, whole=True, **bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +104,12 @@ class Method:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             # Lists have no hash, and NumPy numbers print differently.
-            value = replace_lists(getattr(self, field.name))
+            value = checks.replace_lists(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
             if field.name in CHOICES:
-                check_choice(field.name, value, CHOICES[field.name])
+                checks.check_choice(field.name, value, CHOICES[field.name])
         if self.macs is not None or type(self) is Method:
-            check_share("macs", self.macs)
+            checks.check_share("macs", self.macs)
         if self.macs is not None and self.ratio_field is not None:
             self._check_default(self.ratio_field, "macs")
         if self.counts is None:
@@ -127,7 +123,7 @@ class Method:
 
     def _check_default(self, name, rival):
         is_set = getattr(self, name) != getattr(type(self), name)
-        refuse_any((is_set, f"{name} and {rival} both decide the token counts"))
+        checks.refuse_any((is_set, f"{name} and {rival} both decide the token counts"))
 
     def steps(self, model: ModelFacts) -> Sequence[Step]:
         """Make the method's Steps for a model, one for each block where tokens leave.
@@ -212,7 +208,7 @@ class KeepingShare(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("keep_rate", self.keep_rate, 0, 1)
+        checks.check_range("keep_rate", self.keep_rate, 0, 1)
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))

@@ -19,12 +19,8 @@ from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step, StepCounts
+from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
-from imagepiece_jax.reduction.methods.method import (
-    ModelFacts,
-    check_entries,
-    fit_blocks,
-)
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs
 
@@ -114,7 +110,7 @@ class SPViT(LearnedSelection):
         super().__post_init__()
         rates = self.keep_rates
         blocks = self.blocks
-        check_entries("blocks", blocks)
+        method.check_entries("blocks", blocks)
         is_tuple = isinstance(rates, tuple) and len(rates) == len(blocks)
         blocks_rise = [*blocks] == sorted(blocks)
         if not (is_tuple and blocks_rise and [*rates] == sorted(rates, reverse=True)):
@@ -125,16 +121,16 @@ class SPViT(LearnedSelection):
         for rate in rates:
             check_range("an entry of keep_rates", rate, 0, 1)
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, model: method.ModelFacts) -> Self:
         # All shares get a common factor, and are at most 1.
         least_rate = min((rate for rate in self.keep_rates if rate), default=1.0)
         scale = (1 - ratio) / least_rate
         rates = [min(1.0, scale * rate) for rate in self.keep_rates]
         rates = tuple(round(rate, 6) for rate in rates)
-        blocks = fit_blocks(self, model.depth)
+        blocks = method.fit_blocks(self, model.depth)
         return dataclasses.replace(self, keep_rates=rates, blocks=blocks)
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
         block_rates = zip(self.blocks, self.keep_rates, strict=True)
         if self.counts is not None:
             # The counts replace the rates.

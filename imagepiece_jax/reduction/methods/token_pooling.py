@@ -6,11 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.kernels.ranking import (
-    count_kept_before,
-    find_first_largest,
-    rank_tokens,
-)
+from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.similarity import squared_distances
 from imagepiece_jax.reduction.block_plan import Step, StepCounts
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
@@ -35,7 +31,7 @@ class KMedoids(Ranking):
     ) -> Assignment:
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
-        is_medoid = rank_tokens(score) < counts.n_out
+        is_medoid = ranking.rank_tokens(score) < counts.n_out
         # A score can underflow to 0. Zero scores would tie all costs.
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
@@ -44,7 +40,7 @@ class KMedoids(Ranking):
         is_earlier = (token[:, None] > token[None])[None]  # [1, n, n], j < i
         for _ in range(self.iterations):
             nearness = jnp.where(is_medoid[:, None, :], -distance, -jnp.inf)
-            _, nearest_medoid = find_first_largest(nearness)
+            _, nearest_medoid = ranking.find_first_largest(nearness)
             medoid_of_token = jnp.where(is_medoid, token[None], nearest_medoid)
             in_same_cluster = medoid_of_token[:, :, None] == medoid_of_token[:, None, :]
             # Weighted distance from every token to its cluster's members.
@@ -56,7 +52,7 @@ class KMedoids(Ranking):
             is_other_better |= (other_cost == own_cost) & is_earlier
             is_medoid = ~jnp.any(in_same_cluster & is_other_better, axis=-1)
         # Slots are in the order of the medoids, and have the medoids' features.
-        medoid_slot = jnp.where(is_medoid, count_kept_before(is_medoid), 0)
+        medoid_slot = jnp.where(is_medoid, ranking.count_kept_before(is_medoid), 0)
         slot_of_token = jnp.where(in_same_cluster, medoid_slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
         slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)
         return Assignment(slot_of_token, weight=is_medoid, n_out=counts.n_out)
