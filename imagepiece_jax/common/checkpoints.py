@@ -96,8 +96,7 @@ def read_newest_step(
 
 
 def _read_step(manager, step, choose):
-    stored_state = manager.item_metadata(step)["state"].tree
-    target = choose(stored_state)
+    target = choose(manager.item_metadata(step)["state"].tree)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
     is_dict = isinstance(target, dict)
     items = ocp.args.Composite(

@@ -123,9 +123,8 @@ def device_count() -> int:
 
 def process_placement(accumulation: int = 1) -> Placement:
     """This process's Placement, with `accumulation` micro-batches per batch."""
-    num_devices = len(local_devices())
     return Placement(
-        jax.process_index(), jax.process_count(), num_devices, accumulation
+        jax.process_index(), jax.process_count(), len(local_devices()), accumulation
     )
 
 

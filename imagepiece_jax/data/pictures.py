@@ -37,8 +37,7 @@ def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | jax.Array:
     if isinstance(images, jax.core.Tracer):
         return images
     if is_array(images):
-        is_float = jnp.issubdtype(images.dtype, jnp.floating)
-        if is_float or images.ndim == 4:
+        if jnp.issubdtype(images.dtype, jnp.floating) or images.ndim == 4:
             return images
     pictures, _ = list_pictures(images)
     return np.stack([crop_picture(picture, preprocessing) for picture in pictures])
@@ -56,8 +55,7 @@ def list_pictures(images: Any) -> tuple[Any, bool]:
     is_path = isinstance(images, AnyPath)
     if is_path and os.path.isdir(os.path.expanduser(images)):
         return find_images([images]), False
-    is_pil_image = hasattr(images, "convert")
-    if is_path or is_pil_image or getattr(images, "ndim", None) == 3:
+    if is_path or hasattr(images, "convert") or getattr(images, "ndim", None) == 3:
         return [images], True
     return images, False
 

@@ -125,8 +125,7 @@ def check_values(result: object, counts: StepCounts) -> None:
     for name in ("weight", "attn_size", "matrix", "keep"):
         values = getattr(numpy_result, name, None)
         if values is not None:
-            is_finite = np.isfinite(values.astype(np.float32))
-            faults[f"{name} is not finite at"] = ~is_finite
+            faults[f"{name} is not finite at"] = ~np.isfinite(values.astype(np.float32))
     for sentence, is_fault in faults.items():
         for image, *place in np.argwhere(is_fault).tolist()[:1]:
             raise InputError(f"image {image}: {sentence} {', '.join(map(str, place))}")

@@ -74,8 +74,7 @@ def mean_coordinates(
 def _merge_masks(mask, result):
     """Mask slots: a slot with a live token is live."""
     is_member = merging.is_in_slot(result.slot_of_token, result.n_out)
-    member_mask = jnp.where(is_member, mask[:, None, :], 0)
-    return jnp.max(member_mask, axis=-1)
+    return jnp.max(jnp.where(is_member, mask[:, None, :], 0), axis=-1)
 
 
 def _apply_mixing(state, result):

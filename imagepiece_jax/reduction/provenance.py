@@ -28,8 +28,7 @@ def trace_patches(
     token_maps = [path.token_of_patch for path in follow_patches([*assignments])]
     every_patch = jnp.arange(num_patches, dtype=jnp.int32)
     token_maps[0] = jnp.broadcast_to(every_patch, (batch, num_patches))
-    num_untraced = len(results) + 1 - len(token_maps)
-    return token_maps + [None] * num_untraced
+    return token_maps + [None] * (len(results) + 1 - len(token_maps))
 
 
 class PatchPath(NamedTuple):

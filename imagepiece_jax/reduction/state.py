@@ -46,8 +46,7 @@ class TokenState:
         """Mask of all tokens with a live prefix; None: no mask."""
         if self.mask is None:
             return None
-        prefix_padding = ((0, 0), (self.num_prefix, 0))
-        return jnp.pad(self.mask, prefix_padding, constant_values=1)
+        return jnp.pad(self.mask, ((0, 0), (self.num_prefix, 0)), constant_values=1)
 
 
 @struct.dataclass

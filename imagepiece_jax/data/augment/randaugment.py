@@ -216,8 +216,7 @@ def _count_values(images, is_chosen):
     # do not depend on their order.
     num_bins = images.shape[0] * 3 * 256
     bins = jnp.where(is_chosen[:, None, None, None], _table_indices(images), num_bins)
-    zero_counts = jnp.zeros(num_bins, jnp.int32)
-    counts = zero_counts.at[bins.reshape(-1)].add(1, mode="drop")
+    counts = jnp.zeros(num_bins, jnp.int32).at[bins.reshape(-1)].add(1, mode="drop")
     return counts.reshape(images.shape[0], 3, 256)
 
 

@@ -76,8 +76,7 @@ def flip_image(image: RgbPixels, rng: Rng) -> RgbPixels:
     if rng.random() >= 0.5:
         return image
     # Half the time of copying NumPy's mirrored view.
-    mirrored_image = Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(mirrored_image)
+    return np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,7 @@ def open_digits(path: str, split: str, num_classes: int | None, *_: Any) -> Arra
     indices = np.flatnonzero(is_test_image if split == "val" else ~is_test_image)
     images = np.stack([_enlarge_digit(digits[index]) for index in indices])
     names = [f"digits/{index:04d}" for index in indices]
-    class_names = tuple(map(str, range(10)))
-    return ArraySource(images, labels[indices], 10, class_names, names)
+    return ArraySource(images, labels[indices], 10, tuple(map(str, range(10))), names)
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:

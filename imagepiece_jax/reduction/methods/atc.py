@@ -56,8 +56,7 @@ def join_closest_clusters(
         row_a = gather_rows(distance, a)[:, 0]
         row_b = gather_rows(distance, b)[:, 0]
         size_a = gather_rows(size, a)
-        size_b = gather_rows(size, b)
-        merged_distance = link_distances(row_a, row_b, size_a, size_b)
+        merged_distance = link_distances(row_a, row_b, size_a, gather_rows(size, b))
         merged_distance = jnp.where(is_a_or_b, FAR_DISTANCE, merged_distance)
         distance = jnp.where(is_a[:, :, None], merged_distance[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], merged_distance[:, :, None], distance)
