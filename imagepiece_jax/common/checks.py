@@ -65,15 +65,20 @@ def check_share(name: str, value: Any) -> None:
     check_range(name, value, above=0, most=1)
 
 
-def option(default: Any, choices: Collection[Any] = (), **bounds: float) -> Any:
+def option(
+    default: Any, choices: Collection[Any] = (), compare: bool = True, **bounds: float
+) -> Any:
     """A dataclass field with its default, and its choices or bounds (`check_range`).
 
     The value must be a whole number if the default is one.
+    compare: False: equality ignores the field
     """
     check = functools.partial(check_range, whole=isinstance(default, int), **bounds)
     if choices:
         check = functools.partial(check_choice, choices=choices)
-    return dataclasses.field(default=default, metadata={"check": check})
+    return dataclasses.field(
+        default=default, metadata={"check": check}, compare=compare
+    )
 
 
 def check_options(options: Any, owner: str) -> None:

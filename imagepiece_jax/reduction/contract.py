@@ -17,26 +17,17 @@ from imagepiece_jax.common.rng import root_key
 from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
-from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import (
-    Assignment,
-    Masking,
-    Mixing,
-    ReducerInputs,
-    Result,
-)
+from imagepiece_jax.reduction.reducers import SCORES, Reducer
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, ReducerInputs
 
 
 def check_plan(
-    plan: tuple[BlockPlan, ...],
-    class_token: bool,
-    pool: str,
-    grid: tuple[int, int] | None,
+    plan: Sequence[BlockPlan], class_token: bool, pool: str, grid: Any
 ) -> None:
     """Check that attention, model and grid meet the needs of a plan's steps.
 
     class_token, pool: parts of the model's `Architecture`
-    grid: (height, width) in patches
+    grid: (height, width) in patches, or None
     Raises InputError for the first unmet need, with the block.
     """
     missing_parts = list_missing_parts(class_token, pool)
@@ -63,8 +54,7 @@ def list_missing_parts(class_token: bool, pool: str) -> dict[str, str]:
     """List a model's missing scores: {field of ReducerInputs: part it would need}."""
     missing_parts = {}
     if not class_token:
-        missing_parts["cls_attn"] = "class token"
-        missing_parts["cls_and_mean_attn"] = "class token"
+        missing_parts = dict.fromkeys(("cls_attn", "cls_and_mean_attn"), "class token")
     if pool != "map":
         missing_parts["probe"] = "attention-pooling head"
     return missing_parts
@@ -131,7 +121,7 @@ def check_values(result: object, counts: StepCounts) -> None:
             raise InputError(f"image {image}: {sentence} {', '.join(map(str, place))}")
 
 
-def check_results(plan: tuple[BlockPlan, ...], results: Sequence[Result]) -> None:
+def check_results(plan: Sequence[BlockPlan], results: Sequence[object]) -> None:
     """`check_values` the results of a plan's reducing steps (`Outputs.results`).
 
     Raises InputError for a result that breaks the contract, with the step's block.
@@ -151,19 +141,8 @@ def random_inputs(
     size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
     scores = jax.nn.softmax(x[..., 0])
     key = x[..., : embed_dim // num_heads]
-    compares_tokens = reducer.metric in ("token", "input")
-    return ReducerInputs(
-        x=x,
-        size=size,
-        attn_size=size,
-        metric=x if compares_tokens else key,
-        key=key,
-        cls_attn=scores,
-        mean_attn=scores,
-        cls_and_mean_attn=scores,
-        attn_columns=scores,
-        shift=scores,
-        probe=scores,
-        rng=jax.random.split(root_key(0), 2),
-        num_heads=num_heads,
-    )
+    metric = x if reducer.metric in ("token", "input") else key
+    all_scores: dict[str, Any] = dict.fromkeys({*SCORES.values()} - {"key"}, scores)
+    rng = jax.random.split(root_key(0), 2)
+    features = (x, size, size, metric, key)
+    return ReducerInputs(*features, rng=rng, num_heads=num_heads, **all_scores)

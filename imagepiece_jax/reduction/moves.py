@@ -10,25 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels import merging
+from imagepiece_jax.kernels import merging, ranking
 from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
-from imagepiece_jax.kernels.ranking import (
-    find_first_largest,
-    gather_rows,
-    index_kept_tokens,
-    invert_order,
-)
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.state import (
-    Assignment,
-    Masking,
-    Mixing,
-    Result,
-    TokenState,
-)
+from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, TokenState
 
 
-def apply_result(state: TokenState, result: Result) -> TokenState:
+def apply_result(
+    state: TokenState, result: Assignment | Mixing | Masking
+) -> TokenState:
     """Apply a reducer's result (Assignment, Mixing or Masking) to a TokenState.
 
     The prefix stays in front. An Assignment's slots get weighted means (or sums) of
@@ -45,8 +35,9 @@ def apply_result(state: TokenState, result: Result) -> TokenState:
         state.x, state.size, state.attn_size, result, state.patches
     )
     mask = state.mask
-    if mask is not None:
-        mask = _merge_masks(mask, result)
+    if mask is not None:  # a slot with a live token is live
+        is_member = merging.is_in_slot(result.slot_of_token, result.n_out)
+        mask = jnp.max(jnp.where(is_member, mask[:, None, :], 0), axis=-1)
     return TokenState(
         x=x,
         size=size,
@@ -65,16 +56,9 @@ def mean_coordinates(
     if state.coordinates is None:
         return None
     size = state.image_rows(state.size)
-    coordinate_sums = [
-        result.sum_slots(size * state.coordinates[..., axis]) for axis in range(2)
-    ]
-    return jnp.stack(coordinate_sums, axis=-1) / result.sum_slots(size)[..., None]
-
-
-def _merge_masks(mask, result):
-    """Mask slots: a slot with a live token is live."""
-    is_member = merging.is_in_slot(result.slot_of_token, result.n_out)
-    return jnp.max(jnp.where(is_member, mask[:, None, :], 0), axis=-1)
+    rows, columns = state.coordinates[..., 0], state.coordinates[..., 1]
+    sums = [result.sum_slots(size * axis) for axis in (rows, columns)]
+    return jnp.stack(sums, axis=-1) / result.sum_slots(size)[..., None]
 
 
 def _apply_mixing(state, result):
@@ -103,8 +87,7 @@ def weighted_coordinates(
     coordinates: Float[Array, "batch tokens 2"],
 ) -> Float[Array, "batch slots 2"]:
     """Average coordinates by weights >= 0; zero weights give the plain mean."""
-    weight_sum = jnp.sum(weight, axis=-1, keepdims=True)
-    weight = jnp.where(weight_sum > 0, weight, 1.0)
+    weight = jnp.where(jnp.sum(weight, axis=-1, keepdims=True) > 0, weight, 1.0)
     weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
     return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
 
@@ -150,11 +133,11 @@ def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     max_dropped = slot_of_token.shape[1] - result.n_out
     if not max_dropped:
         return slot_of_token
-    dropped_index = index_kept_tokens(is_dropped)
-    dropped_rows = gather_rows(x, invert_order(dropped_index, max_dropped))
-    cosines = jnp.where(
-        is_dropped[:, None, :], -2.0, cosine_similarity(dropped_rows, x)
-    )
-    slot_of_dropped = gather_rows(slot_of_token, find_first_largest(cosines)[1])
-    slot_if_dropped = gather_rows(slot_of_dropped, jnp.maximum(dropped_index, 0))
+    gather = ranking.gather_rows
+    dropped_index = ranking.index_kept_tokens(is_dropped)
+    dropped_rows = gather(x, ranking.invert_order(dropped_index, max_dropped))
+    cosines = cosine_similarity(dropped_rows, x)
+    cosines = jnp.where(is_dropped[:, None, :], -2.0, cosines)
+    slot_of_dropped = gather(slot_of_token, ranking.find_first_largest(cosines)[1])
+    slot_if_dropped = gather(slot_of_dropped, jnp.maximum(dropped_index, 0))
     return jnp.where(is_dropped, slot_if_dropped, slot_of_token)

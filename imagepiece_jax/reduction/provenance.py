@@ -64,21 +64,15 @@ def follow_patches(
     return paths
 
 
-def _follow_step(
-    path,
-    result,  # an Assignment or a Mixing
-    x,  # tokens before the step; None: not known
-    fill,
-):
-    """Follow the patches through one step."""
+def _follow_step(path, result, x, fill):
+    """Follow the patches through one step; x: tokens before it, None: not known."""
     # A Mixing gives every slot a part of every token: no map says where a patch is, so
     # the path starts afresh and remembers what was mixed.
     if isinstance(result, Mixing):
         return PatchPath(before_mixing=(path, result, x))
     token_of_patch = compose_maps(result.slot_of_token, path.token_of_patch)
     if fill == "nearest":
-        nearest_slot = find_nearest_slots(x, result)
-        source_token = compose_maps(nearest_slot, path.source_token)
+        source_token = compose_maps(find_nearest_slots(x, result), path.source_token)
         return path._replace(token_of_patch=token_of_patch, source_token=source_token)
     last_feature = None
     # After a Mixing, a patch has a part of every token, dropped tokens included.

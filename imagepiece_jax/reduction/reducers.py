@@ -5,7 +5,6 @@ A reducer reads `ReducerInputs` and `StepCounts`. It returns an `Assignment`, a
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from imagepiece_jax.kernels.similarity import (
     vector_lengths,
 )
 from imagepiece_jax.reduction.block_plan import StepCounts
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
+from imagepiece_jax.reduction.state import Assignment, ReducerInputs, Result
 
 METRICS = ("key", "query", "value", "token")  # features by which tokens are compared
 # Scores that rank tokens: {name: field of ReducerInputs}. "auto" reads class attention;
@@ -53,10 +52,13 @@ ATTENTION_SCORES = {"cls_attn", "mean_attn", "cls_and_mean_attn", "attn_columns"
 
 
 class Reducer:
-    """Base of reducers, called as reducer(inputs, counts, train).
+    """Base of reducers: frozen dataclasses, or Flax modules if they learn."""
 
-    Subclasses are frozen dataclasses, or Flax modules if they learn.
-    """
+    def __call__(
+        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
+    ) -> Result:
+        """Decide where the image tokens go; `train` matters to learned reducers."""
+        raise NotImplementedError
 
     @property
     def needed_inputs(self) -> frozenset[str]:
@@ -122,18 +124,13 @@ class Ranking(Reducer):
         So no merge of low scores takes it. In masked training, do not keep the highest
         scores, because removed tokens would stay.
         """
+        score = getattr(inputs, SCORES[self.score])
+        is_live = None if inputs.mask is None else inputs.mask > 0.5
         if self.score == "energy":
-            live_mask = None
-            if inputs.mask is not None:
-                live_mask = (inputs.mask > 0.5).astype(jnp.float32)
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
-            key: Any = inputs.key  # in `needed_inputs`
-            score = uniqueness_scores(key, margin, live_mask)
-        else:
-            score = getattr(inputs, SCORES[self.score])
-        if inputs.mask is None:
-            return score
-        return jnp.where(inputs.mask > 0.5, score, jnp.inf)
+            live_mask = None if is_live is None else is_live.astype(jnp.float32)
+            score = uniqueness_scores(score, margin, live_mask)
+        return score if is_live is None else jnp.where(is_live, score, jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +141,7 @@ class TopK(Ranking):
     # in EViT (Liang et al. 2022); its gradient reaches the scores
     fuse: bool = False
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         score = self.token_scores(inputs, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
@@ -166,9 +161,7 @@ class Bipartite(Reducer):
     metric: str = "key"
     needed_inputs = frozenset({"metric"})
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         num_merges = counts.n_in - counts.n_out
         # A's first image token: positions count the prefix, too.
         first_token = inputs.num_prefix % 2
@@ -176,14 +169,9 @@ class Bipartite(Reducer):
         similarity = side_cosines(metric, first_token, inputs.x, inputs.all_metric)
         ranks, partners = ranking.rank_rows(similarity)
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
-        slot_of_token = join_sides(
-            ranks,
-            partners,
-            num_merges,
-            counts.n_in,
-            first_token,
-            keeps_order=inputs.num_prefix > 0,
-        )
+        sizes = (num_merges, counts.n_in, first_token)
+        keeps_order = inputs.num_prefix > 0
+        slot_of_token = join_sides(ranks, partners, *sizes, keeps_order=keeps_order)
         return Assignment(slot_of_token, n_out=counts.n_out)
 
 
@@ -219,8 +207,7 @@ def uniqueness_scores(
     elu_similarity = jax.nn.elu(cosine_similarity(key, key) - margin)
     if live_mask is None:
         live_mask = jnp.ones(key.shape[:2], jnp.float32)
-    num_live = jnp.sum(live_mask, axis=1, keepdims=True)
-    num_live = jnp.maximum(num_live, 1.0)
+    num_live = jnp.maximum(jnp.sum(live_mask, axis=1, keepdims=True), 1.0)
     energy = jnp.sum(elu_similarity * live_mask[:, None, :], axis=2) / num_live
     uniqueness = (1 - energy) * live_mask
     uniqueness_sum = jnp.sum(uniqueness, axis=1, keepdims=True)
@@ -258,8 +245,7 @@ def merge_most_similar(
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     is_source = sources[:, None, :] == token[:, :, None]
     offset = jnp.where(is_source, offset[:, None, :], 0)
-    target = token + jnp.sum(offset, axis=-1, dtype=jnp.int32)
-    return merge_into(target, counts.n_out)
+    return merge_into(token + jnp.sum(offset, axis=-1, dtype=jnp.int32), counts.n_out)
 
 
 def merge_into(target: TokenIndices, n_out: int) -> Assignment:

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels.array_shapes import TokenIndices
 from imagepiece_jax.kernels.ranking import find_first_largest, gather_rows
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer, merge_into
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 # {name: function (a, b, m, n) -> distances of a joined cluster}; a and b are the
 # distances of its two parts [B, n], m and n the token counts of the parts [B, 1].
@@ -88,9 +87,7 @@ class Agglomeration(Reducer):
     size_weighting: bool = True  # whether means are over patches, not over tokens
     needed_inputs = frozenset({"metric"})
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         metric = jax.lax.stop_gradient(inputs.metric)
         distance = 1 - cosine_similarity(metric, metric)
         num_merges = counts.n_in - counts.n_out
@@ -106,14 +103,10 @@ class ATC(InStages):
     # The authors weight by size where they use proportional attention.
     default_prop_attn = True
 
-    linkage: str = "complete"  # distance between clusters, one of LINKAGES
+    linkage: str = option("complete", tuple(LINKAGES))  # distance between clusters
     metric: str = "key"
-    size_weighting: bool = True  # whether means are over patches, not tokens
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("linkage", self.linkage, tuple(LINKAGES))
-        check_choice("size_weighting", self.size_weighting, (True, False))
+    # whether means are over patches, not tokens
+    size_weighting: bool = option(True, (True, False))
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)

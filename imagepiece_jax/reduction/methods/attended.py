@@ -19,6 +19,5 @@ class Attended(InStages):
     score: str = "auto"
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        return self.stage_steps(
-            model, PruneAndMerge(ALL_TOKENS, score=self.score_for(model))
-        )
+        reducer = PruneAndMerge(ALL_TOKENS, score=self.score_for(model))
+        return self.stage_steps(model, reducer)

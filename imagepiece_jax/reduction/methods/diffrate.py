@@ -14,15 +14,11 @@ from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.joining import join_ranked
 from imagepiece_jax.kernels.ranking import rank_tokens
-from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction import schedules
+from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts, check_entries
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.schedules import (
-    powered_shares,
-    shares_to_counts,
-    stretched_shares,
-)
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
+from imagepiece_jax.reduction.state import Assignment
 
 # Published schedules for models with 197 tokens: {model: {GMACs: (counts after pruning,
 # counts after merging)}}, one count per block, class token included.
@@ -42,15 +38,9 @@ def load_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in schedules.items()}
 
 
-def _fit_counts(counts, model):
-    """Stretch a published count list to a model with another depth or patch count."""
-    shares = stretched_shares([count - 1 for count in counts], model.depth, ratio=0.5)
-    return _count_with_class_token(shares, model.patches)
-
-
 def _count_with_class_token(shares, patches):
     """Turn image token shares into counts, class token included."""
-    return tuple(1 + count for count in shares_to_counts(shares, patches))
+    return tuple(1 + count for count in schedules.shares_to_counts(shares, patches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +53,7 @@ class PruneAndMerge(Ranking):
 
     kept: int  # number of tokens before merging
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         """Keep `n_out` tokens by score; the next join them, and the rest is dropped."""
         n_out = counts.n_out
         # Slots and similarities are decisions, through which no gradient flows.
@@ -137,19 +125,24 @@ class DiffRate(Method):
                 "patches; for another model give macs, or prune and merge"
             )
         target = DEFAULT_GMACS[size_name] if self.target is None else self.target
-        schedules = load_schedules(size_name)
-        check_choice("target", float(target), schedules)
-        prune, merge = schedules[target]
+        lists_of_target = load_schedules(size_name)
+        check_choice("target", float(target), lists_of_target)
+        prune, merge = lists_of_target[target]
         if is_published_size:
             return prune, merge
-        return _fit_counts(prune, model), _fit_counts(merge, model)
+
+        def stretch_counts(counts):
+            image_counts = [count - 1 for count in counts]
+            shares = schedules.stretched_shares(image_counts, model.depth, ratio=0.5)
+            return _count_with_class_token(shares, model.patches)
+
+        return stretch_counts(prune), stretch_counts(merge)
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
-        # The shares in both lists are raised to a power.
-
         def scale_counts(counts):
             shares = [(count - 1) / model.patches for count in counts]
-            return _count_with_class_token(powered_shares(shares, ratio), model.patches)
+            powered = schedules.powered_shares(shares, ratio)
+            return _count_with_class_token(powered, model.patches)
 
         prune, merge = map(scale_counts, self.choose_count_lists(model, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)
@@ -162,10 +155,7 @@ class DiffRate(Method):
         prune, merge = self.choose_count_lists(model)
         if not len(prune) == len(merge) == model.depth:
             raise InputError(f"prune and merge need an entry per block, {model.depth}")
-        steps = []
-        count_pairs = zip(prune, merge, strict=True)
-        for block, (prune_count, merge_count) in enumerate(count_pairs):
-            # The lists count the class token.
-            reducer = PruneAndMerge(prune_count - 1, score=score)
-            steps.append(Step(block, reducer, tokens=merge_count - 1))
-        return tuple(steps)
+        # The lists count the class token.
+        reducers = [PruneAndMerge(count - 1, score=score) for count in prune]
+        pairs = enumerate(zip(reducers, merge, strict=True))
+        return tuple(Step(b, reducer, tokens=n - 1) for b, (reducer, n) in pairs)

@@ -8,14 +8,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenRows
 from imagepiece_jax.kernels.similarity import squared_distances
-from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
+from imagepiece_jax.reduction.state import Assignment
 
 
 def cluster_by_density(x: TokenRows, num_neighbors: int, n_out: int) -> TokenIndices:
@@ -50,9 +50,7 @@ class DensityPeaks(Reducer):
 
     neighbors: int = 5  # see `cluster_by_density`
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
         num_neighbors = min(self.neighbors, counts.n_in)
         slot_of_token = cluster_by_density(x, num_neighbors, counts.n_out)
@@ -63,11 +61,7 @@ class DensityPeaks(Reducer):
 class DpcKnn(InStages):
     """Before the s-th of `blocks`, replace n0 tokens by n0 * keep_rate**s clusters."""
 
-    neighbors: int = 5  # tokens per density, the token itself included
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("neighbors", self.neighbors, 1, whole=True)
+    neighbors: int = option(5, least=1)  # tokens per density, the token itself included
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         return self.stage_steps(model, DensityPeaks(self.neighbors), site="pre")

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import RemoveCount, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import RemoveCount, Step
 from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
-from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs
+from imagepiece_jax.reduction.state import Mixing
 
 SHARING_PARTNERS = 3  # most partners that share a token in training
 CHOICE_TEMPERATURE = 0.1  # of the soft choice
@@ -34,21 +34,17 @@ def choose_softly(
     """
     # Every draw is a softmax over the SHARING_PARTNERS largest entries of all rows.
     # The more of a row is chosen already, the less the row counts.
-    is_candidate = ranking.mark_smallest(
-        -jax.lax.stop_gradient(similarity), SHARING_PARTNERS
-    )
+    distance = -jax.lax.stop_gradient(similarity)
+    is_candidate = ranking.mark_smallest(distance, SHARING_PARTNERS)
     # The authors divide similarities by the temperature twice.
-    logits = jnp.where(is_candidate, similarity, 0) / (
-        CHOICE_TEMPERATURE * CHOICE_TEMPERATURE
-    )
+    squared_temperature = CHOICE_TEMPERATURE * CHOICE_TEMPERATURE
+    logits = jnp.where(is_candidate, similarity, 0) / squared_temperature
 
     def draw(carry, _):
         amounts, discount = carry
-        discounted_logits = jnp.where(
-            is_candidate, logits + discount[:, :, None], -jnp.inf
-        )
-        share = jax.nn.softmax(discounted_logits.reshape(len(discounted_logits), -1))
-        share = share.reshape(discounted_logits.shape)
+        discounted = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
+        share = jax.nn.softmax(discounted.reshape(len(discounted), -1))
+        share = share.reshape(discounted.shape)
         row_share = jnp.sum(share, axis=-1)
         row_rest = jnp.maximum(1 - row_share, 2.0**-23)  # 0 would have no logarithm
         discount = discount + jnp.log(row_rest) / CHOICE_TEMPERATURE
@@ -56,8 +52,7 @@ def choose_softly(
 
     initial_carry = (jnp.zeros_like(similarity), jnp.zeros_like(similarity[..., 0]))
     (amounts, _), _ = jax.lax.scan(draw, initial_carry, length=num_merges)
-    row_sums = jnp.sum(amounts, axis=-1, keepdims=True)
-    row_sums = jnp.maximum(row_sums, 1.0)
+    row_sums = jnp.maximum(jnp.sum(amounts, axis=-1, keepdims=True), 1.0)
     return amounts / jax.lax.stop_gradient(row_sums)
 
 
@@ -106,20 +101,13 @@ def merge_softly(
     live_size = ranking.interleave_tokens(even_size * kept_share, grown_size)
     ranks = ranking.rank_tokens(jax.lax.stop_gradient(live_size))
     order = ranking.invert_order(ranks, num_live)
-    attn_size = _reorder_live_rows(live_size, order, size, num_live)
-    matrix = _reorder_live_rows(matrix, order, matrix, num_live)
-    return Mixing(matrix, attn_size=attn_size + TINY_SIZE)
 
+    def reorder(live_rows, all_rows):  # the rows from `num_live` on stay
+        ordered_rows = ranking.gather_rows(live_rows, order)
+        return jnp.concatenate([ordered_rows, all_rows[:, num_live:]], axis=1)
 
-def _reorder_live_rows(
-    rows,
-    order,
-    all_rows,
-    num_live,
-):
-    """Gather rows at `order`, and append the rows of `all_rows` from `num_live` on."""
-    ordered_rows = ranking.gather_rows(rows, order)
-    return jnp.concatenate([ordered_rows, all_rows[:, num_live:]], axis=1)
+    attn_size = reorder(live_size, size)
+    return Mixing(reorder(matrix, matrix), attn_size=attn_size + TINY_SIZE)
 
 
 class Embedding(nn.Module, Reducer):
@@ -132,9 +120,7 @@ class Embedding(nn.Module, Reducer):
     needed_inputs = frozenset({"metric"})
 
     @nn.compact
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment | Mixing:
+    def __call__(self, inputs, counts, train=False):
         x = jax.lax.stop_gradient(inputs.metric).astype(jnp.float32)
         width = embedding_width(x.shape[-1], inputs.num_heads)
         embedding = nn.Dense(width, name="embed")(x)
@@ -167,20 +153,15 @@ class DTEM(method.RemovalPerBlock):
 
     amount_fields = ("r",)
 
-    r: int = 16  # number of tokens merged away per block
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("r", self.r, 0, whole=True)
+    r: int = option(16, least=0)  # number of tokens merged away per block
 
     def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
-        steps = []
-        for block, r in enumerate(self.removed_counts(model.depth)):
-            if r:
-                steps.append(
-                    Step(block, Embedding(), RemoveCount(r), added_when_masked=0)
-                )
-        return tuple(steps)
+        counts = enumerate(self.removed_counts(model.depth))
+        rules = {block: RemoveCount(r) for block, r in counts if r}
+        return tuple(
+            Step(block, Embedding(), rule, added_when_masked=0)
+            for block, rule in rules.items()
+        )
 
     def param_groups(self, path: str) -> method.ParamGroup:  # pyrefly: ignore[bad-override]
         # Only the embeddings are trained.

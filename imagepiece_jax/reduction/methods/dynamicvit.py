@@ -7,30 +7,23 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.block_plan import BlockPlan, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import BlockPlan, Step
 from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
-from imagepiece_jax.reduction.state import Assignment, Masking, Outputs, ReducerInputs
-from imagepiece_jax.reduction.token_selector import (
-    kl_divergence,
-    ratio_loss,
-    token_loss,
-)
+from imagepiece_jax.reduction.state import Masking, Outputs
 
 
 class KeepPredictor(nn.Module, MaskingReducer):
     """Keep the tokens with the highest learned scores; masked training draws a mask."""
 
     @nn.compact
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment | Masking:
+    def __call__(self, inputs, counts, train=False):
         scores = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)
         if counts.n_out < counts.n_in:
             return keep_highest(scores[..., 0], counts.n_out)
@@ -49,21 +42,15 @@ class LearnedSelection(method.Method):
 
     # Weights of loss terms; cross entropy has the weight 1:
     # live token shares against their targets
-    ratio_weight: float = method.training_field(2.0)
+    ratio_weight: float = method.training_field(2.0, least=0)
     # logits against the teacher's logits
-    kl_weight: float = method.training_field(0.5)
+    kl_weight: float = method.training_field(0.5, least=0)
     # live tokens after the final norm against the teacher's tokens
-    token_weight: float = method.training_field(0.5)
+    token_weight: float = method.training_field(0.5, least=0)
     # learning rate of the backbone / learning rate of the selectors
-    backbone_lr: float = method.training_field(0.01)
+    backbone_lr: float = method.training_field(0.01, least=0, most=1)
     # number of first epochs that train only the selectors
-    frozen_epochs: float = method.training_field(5.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("ratio_weight", "kl_weight", "token_weight", "frozen_epochs"):
-            check_range(name, getattr(self, name), 0)
-        check_range("backbone_lr", self.backbone_lr, 0, 1)
+    frozen_epochs: float = method.training_field(5.0, least=0)
 
     def loss(  # pyrefly: ignore[bad-override]
         self, outputs: Outputs, teacher_outputs: Outputs, plan: tuple[BlockPlan, ...]
@@ -74,19 +61,18 @@ class LearnedSelection(method.Method):
         Raises InputError if the teacher's patches, width or classes differ.
         """
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
-        shares = self.live_shares(masks)
-        targets = self.target_shares(plan)
-        kl = kl_divergence(outputs.logits, teacher_outputs.logits)
+        shares, targets = self.live_shares(masks), self.target_shares(plan)
+        ratio = token_selector.ratio_loss(shares, targets)
+        kl = token_selector.kl_divergence(outputs.logits, teacher_outputs.logits)
+        tokens = token_selector.token_loss(outputs, teacher_outputs)
         return {
-            "ratio": self.ratio_weight * ratio_loss(shares, targets),
+            "ratio": self.ratio_weight * ratio,
             "kl": self.kl_weight * jnp.mean(kl),
-            "tokens": self.token_weight * token_loss(outputs, teacher_outputs),
+            "tokens": self.token_weight * tokens,
         }
 
-    def live_shares(
-        self, masks: list[Float[Array, "batch _"]]
-    ) -> list[Float[Array, " batch"]]:
-        """Live token shares per image: one array per masking step."""
+    def live_shares(self, masks: list[jax.Array]) -> list[jax.Array]:
+        """Live token shares per image, [batch]; masks: [batch, tokens] per step."""
         return [jnp.mean(mask, axis=1) for mask in masks]
 
     def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:

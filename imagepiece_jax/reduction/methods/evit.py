@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.block_plan import KeepShare, Step
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts, training_field
@@ -15,25 +15,21 @@ class EViT(InStages):
     """At every block in `blocks`, keep the ceil(keep_rate * n) most attended tokens."""
 
     # whether one more token is the score-weighted sum of the leaving tokens
-    fuse_token: bool = False
+    fuse_token: bool = option(False, (True, False))
     score: str = "auto"
     # number of first epochs with all tokens, then of epochs until keep_rate is reached
-    rate_warmup_start: float = training_field(0.0)
-    rate_warmup_epochs: float = training_field(0.0)
+    rate_warmup_start: float = training_field(0.0, least=0)
+    rate_warmup_epochs: float = training_field(0.0, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("fuse_token", self.fuse_token, (True, False))
-        check_range("rate_warmup_start", self.rate_warmup_start, 0)
-        check_range("rate_warmup_epochs", self.rate_warmup_epochs, 0)
         if self.counts is not None and self.rate_warmup_epochs:
             raise InputError("rate_warmup_epochs needs keep_rate, not counts")
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = TopK(self.fuse_token, score=self.score_for(model))
-        return self.stage_steps(
-            model, reducer, KeepShare(self.keep_rate, self.fuse_token)
-        )
+        rule = KeepShare(self.keep_rate, self.fuse_token)
+        return self.stage_steps(model, reducer, rule)
 
     def rate_at(self, epoch: int) -> float:  # pyrefly: ignore[bad-override]
         # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors

@@ -6,11 +6,12 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from imagepiece_jax.common.checks import check_choice, check_range, refuse_any
+from imagepiece_jax.common.checks import option, refuse_any
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels import ranking
+from imagepiece_jax.kernels.array_shapes import TokenIndices
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import (
     KeepShare,
@@ -20,7 +21,7 @@ from imagepiece_jax.reduction.block_plan import (
 )
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts, check_entries
 from imagepiece_jax.reduction.reducers import Ranking, TopK, merge_most_similar
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
+from imagepiece_jax.reduction.state import ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,7 @@ class Retokenize(Ranking):
         sentence = f"Retokenize merges {num_merges} of {counts.candidates} candidates"
         refuse_any((num_merges > (counts.candidates or 0) // 2, sentence))
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         num_candidates = counts.candidates or 0  # set by the rule MergeCandidates
         first_rank = counts.n_in - num_candidates  # the rest has higher scores
@@ -55,12 +54,9 @@ class Retokenize(Ranking):
             ranking.rank_tokens(score), np.concatenate([ranks_a, ranks_b])
         )
         num_a = len(ranks_a)
-        assignment = merge_most_similar(
-            self.compare_sides(inputs, candidates, num_a),
-            candidates[:, :num_a],
-            candidates[:, num_a:],
-            counts,
-        )
+        similarity = self.compare_sides(inputs, candidates, num_a)
+        sides = candidates[:, :num_a], candidates[:, num_a:]
+        assignment = merge_most_similar(similarity, *sides, counts)
         return dataclasses.replace(assignment, by_size=self.size_weighting)
 
     def compare_sides(
@@ -70,12 +66,9 @@ class Retokenize(Ranking):
         num_a: int,
     ) -> Float[Array, "batch {num_a} side_b"]:
         """Compare side A, the first `num_a` candidates, with side B."""
-        candidate_metric = ranking.gather_rows(
-            jax.lax.stop_gradient(inputs.metric), candidates
-        )
-        return cosine_similarity(candidate_metric.astype(jnp.float32))[
-            :, :num_a, num_a:
-        ]
+        metric = jax.lax.stop_gradient(inputs.metric)
+        candidate_metric = ranking.gather_rows(metric, candidates).astype(jnp.float32)
+        return cosine_similarity(candidate_metric)[:, :num_a, num_a:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,25 +77,22 @@ class ImagePiece(Method):
 
     amount_fields = ("keep_rate", "merge_ratio")
 
-    keep_rate: float = 0.8  # share of image tokens kept by a prune step
-    merge_ratio: float = 0.08  # share of tokens merged away by a merge step
-    candidate_ratio: float = 0.3  # share of least attended image tokens that may merge
+    keep_rate: float = option(0.8, least=0, most=1)  # share kept by a prune step
+    merge_ratio: float = option(0.08, least=0, most=1)  # share merged by a merge step
+    # share of least attended image tokens that may merge
+    candidate_ratio: float = option(0.3, least=0, most=1)
     merge_blocks: tuple[int, ...] | None = None  # None: 0 1 3 4 6 7 of 12
     prune_blocks: tuple[int, ...] | None = None  # None: 2 5 8 of 12
-    parity: int = 0  # index of the first candidate that may leave, 0 or 1
+    parity: int = option(0, (0, 1))  # index of the first candidate that may leave
     metric: str = "key"
-    size_weighting: bool = True  # merged tokens are means over patches
+    size_weighting: bool = option(True, (True, False))  # means are over patches
     score: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("keep_rate", "merge_ratio", "candidate_ratio"):
-            check_range(name, getattr(self, name), 0, 1)
         for name in ("merge_blocks", "prune_blocks"):
             if getattr(self, name) is not None:
                 check_entries(name, getattr(self, name))
-        check_choice("parity", self.parity, (0, 1))
-        check_choice("size_weighting", self.size_weighting, (True, False))
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
@@ -116,8 +106,7 @@ class ImagePiece(Method):
         return dataclasses.replace(self, keep_rate=keep_rate, merge_ratio=merge_ratio)
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        merge_blocks = self.merge_blocks
-        prune_blocks = self.prune_blocks
+        merge_blocks, prune_blocks = self.merge_blocks, self.prune_blocks
         if merge_blocks is None:
             merge_blocks, _ = self.scheduled_blocks(model.depth)
         if prune_blocks is None:
@@ -129,10 +118,8 @@ class ImagePiece(Method):
 
     def merge_step(self, block: int, score: str) -> Step:
         switches = (self.parity, self.metric, self.size_weighting)
-        reducer = Retokenize(*switches, score=score)
-        return Step(
-            block, reducer, MergeCandidates(self.merge_ratio, self.candidate_ratio)
-        )
+        rule = MergeCandidates(self.merge_ratio, self.candidate_ratio)
+        return Step(block, Retokenize(*switches, score=score), rule)
 
     def prune_step(self, block: int, score: str) -> Step:
         """Make a Step that prunes tokens; combinations of methods override this."""

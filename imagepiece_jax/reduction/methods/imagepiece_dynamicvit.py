@@ -13,22 +13,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.common.checks import check_choice
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import BlockPlan, KeepShare, Step, StepCounts
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import keep_highest
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 class NoisyTopK(KeepPredictor):
     """Keep tokens with the highest learned scores, with Gumbel noise in training."""
 
     @nn.compact
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         score = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
@@ -49,21 +46,15 @@ class NoisyTopK(KeepPredictor):
 class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     """ImagePiece's steps, with prune steps that rank by a learned score."""
 
-    mode: str = "mask"  # training masks tokens ("mask") or removes tokens ("topk")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("mode", self.mode, ("mask", "topk"))
+    # training masks tokens ("mask") or removes tokens ("topk")
+    mode: str = option("mask", ("mask", "topk"))
 
     def prune_step(self, block: int, score: str) -> Step:
         # In the mode "mask", masked training removes no token at this step.
-        reducer = NoisyTopK()
-        added_when_masked = None
-        if self.mode == "mask":
-            reducer = KeepPredictor()
-            added_when_masked = 0
         rule = KeepShare(self.keep_rate)
-        return Step(block, reducer, rule, added_when_masked=added_when_masked)
+        if self.mode == "mask":
+            return Step(block, KeepPredictor(), rule, added_when_masked=0)
+        return Step(block, NoisyTopK(), rule)
 
     def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         # Shares kept in evaluation by the prune steps alone; merges do not count.

@@ -16,10 +16,9 @@ from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
 from imagepiece_jax.kernels.similarity import dot_products, unit_vectors
 from imagepiece_jax.reduction import block_plan
-from imagepiece_jax.reduction.block_plan import RemoveAtMostHalf, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import RemoveAtMostHalf, Step
 from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.reducers import Ranking, keep_and_join
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 FEWEST_TOKENS = 10  # tokens that stay of a fixed number `r`, class token included
 
@@ -58,9 +57,7 @@ class Fusion(Ranking):
     score: str = dataclasses.field(default="received", kw_only=True)
     metric = "token"
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         num_merges = counts.n_in - counts.n_out
         x, attention, size = jax.lax.stop_gradient(
             (inputs.metric, self.token_scores(inputs, counts), inputs.attn_size)
@@ -92,19 +89,20 @@ class Fusion(Ranking):
         ranked_odd = ranking.invert_order(odd_ranks, odd_ranks.shape[1])
         joining_odd = ranked_odd[:, :num_joining_odd]
         staying_odd = ranked_odd[:, num_joining_odd:]
-        kept_tokens = [first_even + 2 * staying_even, first_odd + 2 * staying_odd]
-        kept_tokens = jnp.concatenate(kept_tokens, axis=1)
-        absorbed_tokens = [first_even + 2 * joining_even, first_odd + 2 * joining_odd]
-        absorbed_tokens = jnp.concatenate(absorbed_tokens, axis=1)
-        # An even token goes to the slot of its odd partner.
+        # Places are turned into tokens. An even token goes to its odd partner's slot.
+        kept_tokens = jnp.concatenate(
+            [first_even + 2 * staying_even, first_odd + 2 * staying_odd], axis=1
+        )
+        absorbed_tokens = jnp.concatenate(
+            [first_even + 2 * joining_even, first_odd + 2 * joining_odd], axis=1
+        )
         odd_targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
         target_slots = ranking.gather_rows(slot_of_odd, odd_targets)
         weight = attention * size / jnp.max(size, axis=1, keepdims=True)
         weight = jnp.maximum(weight, tiny)
-        return dataclasses.replace(
-            keep_and_join(kept_tokens, absorbed_tokens, target_slots, counts.n_in),
-            weight=weight,
-        )
+        tokens = (kept_tokens, absorbed_tokens)
+        assignment = keep_and_join(*tokens, target_slots, counts.n_in)
+        return dataclasses.replace(assignment, weight=weight)
 
     def fusion_values(
         self, x: TokenRows, attention: TokenValues, size: TokenValues, first_even: int

@@ -26,9 +26,9 @@ from imagepiece_jax.reduction.reducers import METRICS, SCORES
 CHOICES = {"score": tuple(SCORES), "metric": METRICS}
 
 
-def training_field(default: float) -> Any:
-    """Declare a field that only training reads; equality ignores it."""
-    return dataclasses.field(default=default, compare=False)
+def training_field(default: float, **bounds: Any) -> Any:
+    """Declare a `checks.option` that only training reads; equality ignores it."""
+    return checks.option(default, compare=False, **bounds)
 
 
 def check_entries(name: str, values: Any, **bounds: Any) -> None:
@@ -108,6 +108,8 @@ class Method:
             object.__setattr__(self, field.name, value)
             if field.name in CHOICES:
                 checks.check_choice(field.name, value, CHOICES[field.name])
+            if "check" in field.metadata:
+                field.metadata["check"](field.name, value)
         if self.macs is not None or type(self) is Method:
             checks.check_share("macs", self.macs)
         if self.macs is not None and self.ratio_field is not None:
@@ -278,8 +280,6 @@ class RemovalPerBlock(Method):
             removed_counts = (1,) * model.depth
         scale = ratio * model.patches / max(removed_counts)
         lost_counts = itertools.accumulate(count * scale for count in removed_counts)
-        counts = [
-            max(1, schedules.round_half_up(model.patches - lost))
-            for lost in lost_counts
-        ]
+        n0 = model.patches
+        counts = [max(1, schedules.round_half_up(n0 - lost)) for lost in lost_counts]
         return self.with_counts(counts, model)

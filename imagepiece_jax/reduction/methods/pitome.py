@@ -1,17 +1,15 @@
 """PiToMe: merge tokens similar to many tokens (Tran et al., NeurIPS 2024)."""
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
 
 from imagepiece_jax.kernels.ranking import gather_rows, invert_order, rank_tokens
 from imagepiece_jax.kernels.similarity import cosine_similarity
-from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare, ModelFacts
 from imagepiece_jax.reduction.reducers import Ranking, merge_most_similar
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +26,7 @@ class ByEnergy(Ranking):
     metric: str = "key"
     score: str = dataclasses.field(default="energy", kw_only=True)
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         uniqueness = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         metric = jax.lax.stop_gradient(inputs.metric)
         ranks = rank_tokens(-uniqueness)
@@ -39,9 +35,8 @@ class ByEnergy(Ranking):
             num_compared = 2 * (counts.n_in - counts.n_out)
         side_a = invert_order(ranks, np.arange(0, num_compared, 2))
         side_b = invert_order(ranks, np.arange(1, num_compared, 2))
-        similarity = cosine_similarity(
-            gather_rows(metric, side_a), gather_rows(metric, side_b)
-        )
+        metric_a, metric_b = gather_rows(metric, side_a), gather_rows(metric, side_b)
+        similarity = cosine_similarity(metric_a, metric_b)
         return merge_most_similar(similarity, side_a, side_b, counts)
 
 
@@ -57,9 +52,7 @@ class PiToMe(KeepingShare):
     metric: str = "key"  # for pairs; energies always compare keys
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        half = math.ceil(model.depth / 2)
-        steps = []
-        for block in range(model.depth):
-            reducer = ByEnergy(block >= half, self.metric)
-            steps.append(Step(block, reducer, KeepAtLeastHalf(self.keep_rate)))
-        return tuple(steps)
+        rule = KeepAtLeastHalf(self.keep_rate)
+        protects = [block >= model.depth / 2 for block in range(model.depth)]
+        reducers = [ByEnergy(protect, self.metric) for protect in protects]
+        return tuple(Step(block, r, rule) for block, r in enumerate(reducers))

@@ -4,10 +4,9 @@ import dataclasses
 
 import jax
 
-from imagepiece_jax.reduction.block_plan import KeepShare, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import KeepShare, Step
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer, keep_highest
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +18,9 @@ class Draw(Reducer):
 
     needed_inputs = frozenset({"rng"})
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
-        def draw_scores(key):
-            return jax.random.uniform(key, (counts.n_in,))
-
-        return keep_highest(jax.vmap(draw_scores)(inputs.rng), counts.n_out)
+    def __call__(self, inputs, counts, train=False):
+        draw_scores = jax.vmap(lambda key: jax.random.uniform(key, (counts.n_in,)))
+        return keep_highest(draw_scores(inputs.rng), counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)

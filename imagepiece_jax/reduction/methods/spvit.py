@@ -11,18 +11,18 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Shaped
 
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import TokenValues
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step
 from imagepiece_jax.reduction.methods import method
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
-from imagepiece_jax.reduction.state import Assignment, Masking, ReducerInputs
+from imagepiece_jax.reduction.state import Masking
 
 
 class Selector(nn.Module, MaskingReducer):
@@ -32,16 +32,12 @@ class Selector(nn.Module, MaskingReducer):
     """
 
     @nn.compact
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment | Masking:
+    def __call__(self, inputs, counts, train=False):
         batch, n, dim = inputs.x.shape
         head_dim = dim // inputs.num_heads
         head_features = inputs.x.reshape(batch, n, inputs.num_heads, head_dim)
-        # Log probabilities from the heads' features, [B, n, H, 2].
-        head_scores = token_selector.KeepScores(name="scores")(
-            head_features, inputs.mask
-        )
+        keep_scores = token_selector.KeepScores(name="scores")
+        head_scores = keep_scores(head_features, inputs.mask)  # [B, n, H, 2]
         head_weights = self._weigh_heads(head_features)[..., None]
         probability = jnp.sum(head_weights * jnp.exp(head_scores), axis=2)[..., 0]
         num_packages = counts.stage - 1  # of earlier steps; they are the last tokens
@@ -125,15 +121,13 @@ class SPViT(LearnedSelection):
         # All shares get a common factor, and are at most 1.
         least_rate = min((rate for rate in self.keep_rates if rate), default=1.0)
         scale = (1 - ratio) / least_rate
-        rates = [min(1.0, scale * rate) for rate in self.keep_rates]
-        rates = tuple(round(rate, 6) for rate in rates)
+        rates = tuple(round(min(1.0, scale * rate), 6) for rate in self.keep_rates)
         blocks = method.fit_blocks(self, model.depth)
         return dataclasses.replace(self, keep_rates=rates, blocks=blocks)
 
     def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
         block_rates = zip(self.blocks, self.keep_rates, strict=True)
-        if self.counts is not None:
-            # The counts replace the rates.
+        if self.counts is not None:  # the counts replace the rates
             block_rates = [(block, 0.0) for block in range(model.depth)]
         steps = []
         for block, rate in block_rates:
@@ -141,9 +135,7 @@ class SPViT(LearnedSelection):
             steps.append(Step(block, Selector(), rule, site="pre", added_when_masked=1))
         return tuple(steps)
 
-    def live_shares(
-        self, masks: list[Float[Array, "batch _"]]
-    ) -> list[Float[Array, ""]]:
+    def live_shares(self, masks: list[jax.Array]) -> list[jax.Array]:
         # Shares are means over this device's whole batch, because images may keep
         # different numbers of tokens. Packages do not count.
         num_patches = masks[0].shape[1]

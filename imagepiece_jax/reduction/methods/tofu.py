@@ -10,38 +10,35 @@ import jax.numpy as jnp
 
 from imagepiece_jax.kernels.merging import DROPPED, is_in_slot
 from imagepiece_jax.kernels.similarity import vector_lengths
-from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
 from imagepiece_jax.reduction.methods.method import KeepingShare, ModelFacts
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
 
 
 class Discard(Bipartite):
     """Drop the tokens merged by ToMe."""
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         assignment = super().__call__(inputs, counts, train)
-        slot_of_token = jnp.where(
-            _is_kept(assignment, inputs), assignment.slot_of_token, DROPPED
-        )
-        return dataclasses.replace(
-            assignment, slot_of_token=slot_of_token, merges=False
-        )
+        is_kept = _is_kept(assignment, inputs)
+        slots = jnp.where(is_kept, assignment.slot_of_token, DROPPED)
+        return dataclasses.replace(assignment, slot_of_token=slots, merges=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fuse(Bipartite):
     """Merge the tokens merged by ToMe, but into plain means scaled per group."""
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         assignment = super().__call__(inputs, counts, train)
         is_member = is_in_slot(assignment.slot_of_token, counts.n_out)
         is_kept = is_member & _is_kept(assignment, inputs)[:, None, :]
-        x = _scale_for_squares(inputs.x)
+        # Large tokens are divided per image, so that squares fit into float32: only
+        # ratios of lengths count, which stay the same.
+        x = inputs.x.astype(jnp.float32)
+        magnitude = jnp.abs(jax.lax.stop_gradient(x))
+        max_magnitude = jnp.max(magnitude, axis=(1, 2), keepdims=True)
+        x = x / jnp.where(max_magnitude > 2.0**56, max_magnitude, 1.0)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
         length = vector_lengths(x)[:, None, :]
@@ -64,15 +61,6 @@ def _is_kept(assignment, inputs):
     return (assignment.slot_of_token < assignment.n_out - num_b) | is_b[None]
 
 
-def _scale_for_squares(x):
-    """Divide large tokens per image, so that squares fit into float32."""
-    # The caller uses only ratios of lengths, which stay the same.
-    x = x.astype(jnp.float32)
-    magnitude = jnp.abs(jax.lax.stop_gradient(x))
-    max_magnitude = jnp.max(magnitude, axis=(1, 2), keepdims=True)
-    return x / jnp.where(max_magnitude > 2.0**56, max_magnitude, 1.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class ToFu(KeepingShare):
     """Remove floor((1 - keep_rate) N) of N tokens in every block, at most half.
@@ -84,13 +72,8 @@ class ToFu(KeepingShare):
     metric: str = "key"
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        discard = Discard(self.metric)
-        fuse = Fuse(self.metric)
         rule = KeepAtLeastHalf(self.keep_rate, counts_class_token=True)
-        steps = []
-        for block in range(model.depth):
-            reducer = fuse
-            if block <= model.depth // 2:
-                reducer = discard
-            steps.append(Step(block, reducer, rule))
-        return tuple(steps)
+        num_discarding = model.depth // 2 + 1
+        reducers = [Discard(self.metric)] * num_discarding
+        reducers += [Fuse(self.metric)] * (model.depth - num_discarding)
+        return tuple(Step(block, r, rule) for block, r in enumerate(reducers))

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels.array_shapes import TokenRows
-from imagepiece_jax.reduction.block_plan import KeepFixed, Step, StepCounts
+from imagepiece_jax.reduction.block_plan import KeepFixed, Step
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.schedules import find_falls, round_half_up
-from imagepiece_jax.reduction.state import Mixing, ReducerInputs
+from imagepiece_jax.reduction.state import Mixing
 
 
 class Scores(nn.Module):
@@ -26,8 +26,8 @@ class Scores(nn.Module):
     @nn.compact
     def __call__(self, x: TokenRows) -> Float[Array, "batch tokens slots"]:
         init = nn.initializers.xavier_uniform()
-        norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm")
-        x = norm(x.astype(jnp.float32))
+        x = x.astype(jnp.float32)
+        x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm")(x)
         x = nn.Dense(self.bottleneck_dim, kernel_init=init, name="fc1")(x)
         x = nn.gelu(x, approximate=True)
         return nn.Dense(self.num_tokens, kernel_init=init, name="fc2")(x)
@@ -40,9 +40,7 @@ class MlpLearner(nn.Module, Reducer):
     bottleneck_dim: int = 64
 
     @nn.compact
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Mixing:
+    def __call__(self, inputs, counts, train=False):
         scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(inputs.x)
         return Mixing(jax.nn.softmax(jnp.swapaxes(scores, 1, 2), axis=-1))
 
@@ -59,15 +57,9 @@ class TokenLearner(Method):
     amount_fields = ("num_tokens", "block")
     ratio_field = "block"
 
-    num_tokens: int = 16
-    block: int = 7  # the first block with the new tokens
-    bottleneck_dim: int = 64  # width of the scoring MLP
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("num_tokens", self.num_tokens, 1, whole=True)
-        check_range("block", self.block, 0, whole=True)
-        check_range("bottleneck_dim", self.bottleneck_dim, 1, whole=True)
+    num_tokens: int = option(16, least=1)
+    block: int = option(7, least=0)  # the first block with the new tokens
+    bottleneck_dim: int = option(64, least=1)  # width of the scoring MLP
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         # A larger ratio moves the step to an earlier block. A ratio between two blocks'

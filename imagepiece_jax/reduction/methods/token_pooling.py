@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.similarity import squared_distances
-from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
 from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
+from imagepiece_jax.reduction.state import Assignment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,7 @@ class KMedoids(Ranking):
     iterations: int = 3
     score: str = dataclasses.field(default="received", kw_only=True)
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         x = jax.lax.stop_gradient(inputs.x).astype(jnp.float32)
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         is_medoid = ranking.rank_tokens(score) < counts.n_out
@@ -46,8 +44,7 @@ class KMedoids(Ranking):
             # Weighted distance from every token to its cluster's members.
             cost = jnp.where(in_same_cluster, weight[:, None, :] * distance, 0)
             cost = cost.sum(axis=-1)
-            own_cost = cost[:, :, None]
-            other_cost = cost[:, None, :]
+            own_cost, other_cost = cost[:, :, None], cost[:, None, :]
             is_other_better = other_cost < own_cost
             is_other_better |= (other_cost == own_cost) & is_earlier
             is_medoid = ~jnp.any(in_same_cluster & is_other_better, axis=-1)
@@ -63,11 +60,7 @@ class TokenPooling(InStages):
     """Before the s-th of `blocks`, replace n0 tokens by n0 * keep_rate**s medoids."""
 
     score: str = "received"  # weighs distances and chooses the first medoids
-    iterations: int = 3  # clustering rounds
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("iterations", self.iterations, 1, whole=True)
+    iterations: int = option(3, least=1)  # clustering rounds
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         reducer = KMedoids(self.iterations, score=self.score_for(model))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.reduction.block_plan import RemoveCount, Step
 from imagepiece_jax.reduction.methods.method import ModelFacts, RemovalPerBlock
 from imagepiece_jax.reduction.reducers import Bipartite
@@ -18,16 +18,11 @@ class ToMe(RemovalPerBlock):
 
     amount_fields = ("r", "inflection")
 
-    r: int = 13  # number of tokens merged away per block, on average
+    r: int = option(13, least=0)  # number of tokens merged away per block, on average
     # Slope over the blocks: -1 falls from 2 r in the first block to 0 in the last, and
     # 1 rises from 0 to 2 r.
-    inflection: float = 0.0
+    inflection: float = option(0.0, least=-1, most=1)
     metric: str = "key"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("r", self.r, 0, whole=True)
-        check_range("inflection", self.inflection, -1, 1)
 
     def removed_counts(self, depth: int) -> Sequence[int]:
         first_count = int(self.r * (1 - self.inflection))
@@ -37,8 +32,6 @@ class ToMe(RemovalPerBlock):
         return tuple(first_count + block * rise // last_block for block in range(depth))
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+        rules = map(RemoveCount, self.removed_counts(model.depth))
         reducer = Bipartite(self.metric)
-        steps = []
-        for block, r in enumerate(self.removed_counts(model.depth)):
-            steps.append(Step(block, reducer, RemoveCount(r)))
-        return tuple(steps)
+        return tuple(Step(block, reducer, rule) for block, rule in enumerate(rules))
