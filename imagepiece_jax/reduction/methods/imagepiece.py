@@ -60,10 +60,7 @@ class Retokenize(Ranking):
         return dataclasses.replace(assignment, by_size=self.size_weighting)
 
     def compare_sides(
-        self,
-        inputs: ReducerInputs,
-        candidates: Int[Array, "batch candidates"],
-        num_a: int,
+        self, inputs: ReducerInputs, candidates: TokenIndices, num_a: int
     ) -> Float[Array, "batch {num_a} side_b"]:
         """Compare side A, the first `num_a` candidates, with side B."""
         metric = jax.lax.stop_gradient(inputs.metric)
