@@ -9,12 +9,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from imagepiece_jax.common.checks import (
-    check_options,
-    option,
-    refuse_any,
-    replace_lists,
-)
+from imagepiece_jax.common.checks import check_options, option, replace_lists
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError, titled_errors
@@ -210,15 +205,14 @@ class RunConfig:
 
     def with_counts(self) -> "RunConfig":
         """Replace the cost `macs`, if given, by token counts, and log them."""
-        # imports JAX
-        from imagepiece_jax.models.create import fit_to_cost, log_reduction
+        from imagepiece_jax.models import create  # imports JAX
 
         if self.reduction.method.macs is None:
             return self
         with titled_errors("config"):
-            reduction = fit_to_cost(self.reduction, self.create_dense_model())
+            reduction = create.fit_to_cost(self.reduction, self.create_dense_model())
         run_config = dataclasses.replace(self, reduction=reduction)
-        log_reduction(self.reduction, run_config.create_model())
+        create.log_reduction(self.reduction, run_config.create_model())
         return run_config
 
     def fill_preprocessing(self, trained_config: "ViTConfig") -> "RunConfig":
@@ -233,19 +227,13 @@ class RunConfig:
             for field in ("crop_mode", "interpolation", "rule"):
                 config_name = NAME_IN_CONFIG[field]
                 value = getattr(data, config_name)
-                is_typed = value != getattr(Preprocessing, field)
-                sentence = (
-                    f"config.data.{config_name} is {value!r}; give eval_crop, too"
-                )
-                refuse_any((is_typed, sentence))
-            preprocessing = trained_config.preprocessing
-            data = dataclasses.replace(
-                data,
-                eval_crop=preprocessing.crop,
-                eval_crop_mode=preprocessing.crop_mode,
-                eval_interpolation=preprocessing.interpolation,
-                eval_rule=preprocessing.rule,
-            )
+                if value != getattr(Preprocessing, field):
+                    typed = f"config.data.{config_name} is {value!r}"
+                    raise InputError(f"{typed}; give eval_crop, too")
+            crop_fields = vars(trained_config.preprocessing)
+            names = {n: f for f, n in NAME_IN_CONFIG.items() if f != "resize"}
+            eval_fields = {name: crop_fields[field] for name, field in names.items()}
+            data = dataclasses.replace(data, **eval_fields)
         return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,18 +243,14 @@ class RunConfig:
 
     def _create_model(self, reduction, masked=False):
         """Build the model; `masked`: it may train with masks in place of removals."""
-        from imagepiece_jax.models.create import (  # import JAX
-            build_model,
-            make_execution,
-        )
+        from imagepiece_jax.models import create  # imports JAX
 
+        model, vit_config = self.model, self.vit_config
         with titled_errors("config"):
-            model = self.model
-            execution = make_execution(self.vit_config, model.dtype, model.attention)
-            execution = dataclasses.replace(
-                execution, drop_path_rate=model.drop_path_rate
-            )
-            return build_model(self.vit_config, reduction, execution, masked)
+            execution = create.make_execution(vit_config, model.dtype, model.attention)
+            rate = model.drop_path_rate
+            execution = dataclasses.replace(execution, drop_path_rate=rate)
+            return create.build_model(vit_config, reduction, execution, masked)
 
     def saves_step(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows."""

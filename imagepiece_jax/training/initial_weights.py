@@ -10,14 +10,10 @@ import numpy as np
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError, titled_errors
+from imagepiece_jax.models import variables as model_variables
 from imagepiece_jax.models.architecture import PART_NAMES
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import (
-    StateDictMismatch,
-    check_parts,
-    draw_variables,
-)
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.config import RunConfig
@@ -87,11 +83,11 @@ class InitialWeights:
         if self.initial_weights is None:
             if fresh_parts or run.init.weights is None:
                 raise InputError("config.init.weights is empty; this config needs FILE")
-            return draw_variables(model, run.seed)
-        check_parts(fresh_parts, model, "config.init.fresh")
+            return model_variables.draw_variables(model, run.seed)
+        model_variables.check_parts(fresh_parts, model, "config.init.fresh")
         try:
             return fit_variables(self.initial_weights, model, fresh_parts, run.seed)
-        except StateDictMismatch as error:
+        except model_variables.StateDictMismatch as error:
             if not error.fresh_parts:
                 raise
             parts = tuple(dict.fromkeys((*fresh_parts, *error.fresh_parts)))
@@ -135,13 +131,9 @@ def check_unstored_fields(
             config_path = "config.model.arch"
             configs = config.arch, trained_config.arch
         value, trained_value = (getattr(c, field) for c in configs)
-        if not _is_equal(value, trained_value):
+        is_equal = value == trained_value
+        if isinstance(value, tuple | float):  # float32 rounding may have changed it
+            is_equal = np.allclose(value, trained_value, rtol=1e-6, atol=0)
+        if not is_equal:
             trained = f"{title} was trained with {trained_value!r}"
             raise InputError(f"{config_path}.{field} is {value!r}, but {trained}")
-
-
-def _is_equal(value, trained_value):
-    """Whether values are equal; numbers may differ by float32 rounding."""
-    if isinstance(value, tuple | float):
-        return np.allclose(value, trained_value, rtol=1e-6, atol=0)
-    return value == trained_value

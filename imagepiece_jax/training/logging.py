@@ -183,7 +183,12 @@ class RunLog(contextlib.ExitStack):
                 f"{self._trace_folder} (TensorBoard, Perfetto)"
             )
         if metrics["skipped"] > self._config.max_skipped_steps:
-            self._raise_non_finite(step, metrics)
+            name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
+            raise RunError(
+                f"{name} is {metrics[name]} at step {step}, the last of "
+                f"{int(metrics['skipped'])} skipped; the checkpoints in "
+                f"{self._workdir} are kept: try a lower lr, or clip_grad_norm=1.0"
+            )
         if step == self._untimed_step:
             self.restart_clock()
         else:
@@ -234,15 +239,6 @@ class RunLog(contextlib.ExitStack):
         if metrics["skipped"]:
             line += f", skipped {metrics['skipped']}"
         print_line(line)
-
-    def _raise_non_finite(self, step, metrics):
-        """Raise RunError for a step with a non-finite loss or gradient."""
-        metric_name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
-        raise RunError(
-            f"{metric_name} is {metrics[metric_name]} at step {step}, the last of "
-            f"{int(metrics['skipped'])} skipped; the checkpoints in {self._workdir} "
-            "are kept: try a lower lr, or clip_grad_norm=1.0"
-        )
 
 
 def measure_device_memory() -> dict[str, float]:

@@ -31,20 +31,15 @@ def create_optimizer(
     run: RunConfig, steps_per_epoch: int
 ) -> tuple[Schedule, Optimizer]:
     """Create the learning rate's schedule and the optimizer."""
-    lr_schedule = functools.partial(
-        learning_rate, run=run, steps_per_epoch=steps_per_epoch
-    )
+    length = {"run": run, "steps_per_epoch": steps_per_epoch}
+    lr_schedule = functools.partial(learning_rate, **length)
     optimizer = create_adamw(run, lr_schedule)
     # Learned methods give some parameters their own rates.
-    param_groups = run.reduction.method.param_groups
-    if param_groups is not None:
+    if groups := run.reduction.method.param_groups:
         # Frozen parameters leave the clipping. Groups scale the finished update.
-        group_scaling = scale_by_group(
-            param_groups, lr_schedule, run.peak_lr, steps_per_epoch
-        )
-        optimizer = optax.chain(
-            zero_frozen_gradients(optimizer, param_groups), group_scaling
-        )
+        optimizer = zero_frozen_gradients(optimizer, groups)
+        scaling = scale_by_group(groups, lr_schedule, run.peak_lr, steps_per_epoch)
+        optimizer = optax.chain(optimizer, scaling)
     return lr_schedule, optimizer
 
 
@@ -104,15 +99,8 @@ def create_adamw(run: RunConfig, lr_schedule: Schedule) -> Optimizer:
     """AdamW after gradient clipping."""
     # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
     # as in torch. The paper multiplies by only the schedule's factor.
-    b1, b2 = run.betas
-    optimizer = optax.adamw(
-        lr_schedule,
-        b1=b1,
-        b2=b2,
-        eps=run.eps,
-        weight_decay=run.weight_decay,
-        mask=decay_mask,
-    )
+    options = {"weight_decay": run.weight_decay, "mask": decay_mask}
+    optimizer = optax.adamw(lr_schedule, *run.betas, run.eps, **options)
     if run.clip_grad_norm == 0:  # no clipping
         return optimizer
     return optax.chain(optax.clip_by_global_norm(run.clip_grad_norm), optimizer)
@@ -150,10 +138,8 @@ def scale_by_group(
         # AdamW has applied the schedule's rate: divide by it, multiply by the group's.
         scale = 1.0
         if group.lr is not None:
-            # The schedule's rate may be 0.
-            scale = group.lr(lr_schedule(step), peak_lr) / jnp.maximum(
-                lr_schedule(step), 1e-30
-            )
+            group_lr = group.lr(lr_schedule(step), peak_lr)
+            scale = group_lr / jnp.maximum(lr_schedule(step), 1e-30)  # it may be 0
         return jnp.where(is_thawed, scale, 0.0)
 
     def init(params):
@@ -194,14 +180,14 @@ def choose_opt_state(
 ) -> PyTree:
     """Choose the state after a step: new_state if `is_finite`, else old_state."""
 
+    where_finite = functools.partial(jnp.where, is_finite)
+
     # A skipped step still counts in schedules, so the rate follows the run's step.
     # Adam's own count stays, because it corrects the moments.
-    def choose_node(new_node, old_node):
-        if isinstance(new_node, optax.ScaleByScheduleState):
-            return new_node
-        return jnp.where(is_finite, new_node, old_node)
-
     def is_schedule(node):
         return isinstance(node, optax.ScaleByScheduleState)
+
+    def choose_node(new_node, old_node):
+        return new_node if is_schedule(new_node) else where_finite(new_node, old_node)
 
     return jax.tree.map(choose_node, new_state, old_state, is_leaf=is_schedule)

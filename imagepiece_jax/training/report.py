@@ -53,10 +53,8 @@ def count_training_flop(
     length = find_run_length(config, num_images)
     # A step is a forward pass, a backward pass of twice its cost, and the teacher's
     # forward pass.
-    macs = (
-        TRAINING_MAC_FACTOR * sum(list_epoch_macs(config))
-        + length.epochs * teacher_macs
-    )
+    macs = TRAINING_MAC_FACTOR * sum(list_epoch_macs(config))
+    macs += length.epochs * teacher_macs
     return 2.0 * length.steps_per_epoch * config.batch_size * macs
 
 
@@ -90,20 +88,18 @@ def describe_dry_run(run: "Run") -> str:
 
 def describe_data(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
-    absent_splits = [
-        name for name in ("train", "val") if isinstance(vars(data)[name], CountedSource)
-    ]
+    splits = {"train": data.train, "val": data.val}
+    absent = [name for name in splits if isinstance(splits[name], CountedSource)]
     absence_note = ""
-    if absent_splits:
-        splits = " and ".join(absent_splits)
-        absence_note = f" (not read: {splits} are its published numbers)"
+    if absent:
+        names = " and ".join(absent)
+        absence_note = f" (not read: {names} are its published numbers)"
     class_names = data.train.class_names
     class_text = f"{config.num_classes} classes"
     if class_names is not None:
         class_text += ": " + ", ".join(map(str, class_names[:LISTED_CLASSES]))
-    sources = data.train, data.val
     split_note = ""
-    train_note, val_note = (s.split and f" ({s.split})" for s in sources)
+    train_note, val_note = (s.split and f" ({s.split})" for s in splits.values())
     if data.val.split == "test":
         split_note = "; test chooses nothing, so the last checkpoint is the best"
     num_warmup_steps = optimizer.warmup_steps(config, data.length.steps_per_epoch)

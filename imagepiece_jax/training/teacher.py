@@ -6,13 +6,11 @@ classes, on images prepared as in its own training.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.image_size import image_sides
@@ -33,24 +31,19 @@ class Teacher:
     mean: tuple[float, ...]  # the student's; its images come normalized
     std: tuple[float, ...]  # likewise
 
-    def compute_outputs(
-        self, variables: Mapping[str, Any], images: Float[Array, "batch height width 3"]
-    ) -> Outputs:
+    def compute_outputs(self, variables: PyTree, images: jax.Array) -> Outputs:
         """Outputs with states for the student's images."""
         images = self.prepare_images(images)
         return self.model.apply(variables, images, with_states=True)
 
-    def prepare_images(
-        self, images: Float[Array, "batch height width 3"]
-    ) -> Float[Array, "batch _ _ 3"]:
-        """Resize and normalize images for this model."""
+    def prepare_images(self, images: jax.Array) -> jax.Array:
+        """Resize and normalize the student's images for this model."""
         num_images, *student_size, channels = images.shape
         teacher_size = image_sides(self.model.config.image_size)
         # Bicubic and antialiased like Pillow, but from values that are not rounded.
         if tuple(student_size) != teacher_size:
-            images = jax.image.resize(
-                images, (num_images, *teacher_size, channels), "cubic"
-            )
+            shape = (num_images, *teacher_size, channels)
+            images = jax.image.resize(images, shape, "cubic")
         student_stats = (self.mean, self.std)
         teacher_stats = (self.model.config.mean, self.model.config.std)
         if not np.allclose(student_stats, teacher_stats, rtol=1e-6, atol=0):
@@ -73,7 +66,13 @@ def create_teacher(
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.
     """
-    check_teacher_settings(run)
+    weights = run.teacher.weights
+    settings = f"reduction {run.reduction.name} and distill.kind {run.distill.kind}"
+    sentence = f"config.teacher.weights is {weights!r}, but {settings}"
+    refuse_any(
+        (run.needs_teacher and not weights, f"{sentence} learn from a teacher"),
+        (weights and not run.needs_teacher, f"{sentence} learn from none"),
+    )
     vit = initial_weights.teacher_weights
     if vit is None:
         return None, None
@@ -91,26 +90,11 @@ def create_teacher(
             model = dense_model.with_execution(drop_path_rate=0.0)
             variables = fit_variables(vit, model)
         else:
-            model, variables = _create_distillation_teacher(run, vit)
+            config = vit.config
+            if config.num_classes != run.num_classes:
+                counts = f"{config.num_classes} classes, not {run.num_classes}"
+                raise InputError(f"it has {counts}")
+            execution = make_execution(config, run.model.dtype, run.model.attention)
+            model = vit.model.clone(execution=execution).with_execution(head_only=True)
+            variables = vit.variables
     return Teacher(model, dense_model.config.mean, dense_model.config.std), variables
-
-
-def check_teacher_settings(run: RunConfig) -> None:
-    """Raise InputError for a missing or unused teacher."""
-    weights = run.teacher.weights
-    settings = f"reduction {run.reduction.name} and distill.kind {run.distill.kind}"
-    sentence = f"config.teacher.weights is {weights!r}, but {settings}"
-    refuse_any(
-        (run.needs_teacher and not weights, f"{sentence} learn from a teacher"),
-        (weights and not run.needs_teacher, f"{sentence} learn from none"),
-    )
-
-
-def _create_distillation_teacher(run, vit):
-    """(model, variables) of any model with the student's number of classes."""
-    config = vit.config
-    if config.num_classes != run.num_classes:
-        raise InputError(f"it has {config.num_classes} classes, not {run.num_classes}")
-    execution = make_execution(config, run.model.dtype, run.model.attention)
-    model = vit.model.clone(execution=execution)
-    return model.with_execution(head_only=True), vit.variables

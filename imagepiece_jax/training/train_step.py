@@ -109,9 +109,8 @@ def micro_batch_loss(
     outputs, _ = student
     teacher_outputs: Any = teacher[0] if teacher else None
     if run.distill.is_active:
-        loss, terms = distillation_loss(
-            run.distill, outputs, targets, teacher_outputs.logits
-        )
+        teacher_logits = teacher_outputs.logits
+        loss, terms = distillation_loss(run.distill, outputs, targets, teacher_logits)
     else:
         loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
         terms = {}
@@ -152,9 +151,8 @@ def train_step(
     """
     # `micro_batch_loss` reads logits only. Other losses may read tokens.
     reads_tokens = loss is not micro_batch_loss or run.reduction.method.loss is not None
-    model = model.with_execution(
-        head_only=not reads_tokens, axis_name=parallel.DEVICE_AXIS
-    )
+    axis_name = parallel.DEVICE_AXIS
+    model = model.with_execution(head_only=not reads_tokens, axis_name=axis_name)
     num_micro_batches, num_images = batch["label"].shape
 
     def add_micro_batch(carry, inputs):
@@ -165,31 +163,21 @@ def train_step(
         # Prepare. Draws depend on positions in the global batch, not on the devices.
         positions = parallel.micro_batch_positions(num_images, index)
         draw_keys = functools.partial(sample_keys, run.seed, state.step, positions)
-        images = pipeline.augment_batch(
-            micro_batch["image"],
-            run.augment,
-            model.config.mean,
-            model.config.std,
-            lambda: draw_keys(Purpose.AUGMENT),
-        )
-        targets = mixup.soft_targets(
-            micro_batch["label"], run.num_classes, run.label_smoothing
-        )
+        draw_augment_keys = functools.partial(draw_keys, Purpose.AUGMENT)
+        images, stats = micro_batch["image"], (model.config.mean, model.config.std)
+        images = pipeline.augment_batch(images, run.augment, *stats, draw_augment_keys)
+        smoothing = run.label_smoothing
+        targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
 
         # Mix image i with image B - 1 - i of the micro-batch over all devices. The key
         # is equal on all of them, because a micro-batch is mixed as a whole.
-        mix_key = batch_key(run.seed, state.step, Purpose.MIX)
-        mix = mixup.draw_mix(
-            jax.random.fold_in(mix_key, index),
-            *images.shape[1:3],
-            mixup=run.mixup,
-            cutmix=run.cutmix,
-            prob=run.mixup_prob,
-            switch_prob=run.mixup_switch_prob,
-        )
+        step_mix_key = batch_key(run.seed, state.step, Purpose.MIX)
+        mix_key = jax.random.fold_in(step_mix_key, index)
+        height, width = images.shape[1:3]
+        mix = mixup.draw_mix(mix_key, height, width, run)
         if mix is not None:
             partners = parallel.reverse_batch((images, targets))
-            images, targets = mixup.mix_batch(mix, images, targets, *partners)
+            images, targets = mixup.mix_batch(mix, (images, targets), partners)
 
         # Forward pass, loss and gradient.
         keys = {"drop_path": draw_keys(Purpose.DROP_PATH)}
@@ -208,10 +196,8 @@ def train_step(
                 with_states=True,
                 mutable=["batch_stats"],
             )
-            student_pair = outputs, outputs.states
-            value, terms = loss(
-                student_pair, teacher_pair, targets, run, model, state.step
-            )
+            pairs = (outputs, outputs.states), teacher_pair
+            value, terms = loss(*pairs, targets, run, model, state.step)
             new_stats = new_variables.get("batch_stats", {})
             return value, (outputs.logits, new_stats, terms)
 
@@ -226,17 +212,11 @@ def train_step(
 
         # Add up the metrics. A mixed image counts as the image with the larger share.
         labels = jnp.argmax(targets, axis=-1)
-        num_right = [
-            jnp.sum(correct_at(logits, labels, k), dtype=jnp.float32)
-            for k in (1, min(5, run.num_classes))
-        ]
-        micro_sums = {
-            "loss": value * num_images,
-            "acc1": num_right[0],
-            "acc5": num_right[1],
-            "samples": jnp.float32(num_images),
-            "skipped": jnp.float32(0),
-        }
+        is_right = [correct_at(logits, labels, k) for k in (1, min(5, run.num_classes))]
+        num_right = [jnp.sum(right, dtype=jnp.float32) for right in is_right]
+        micro_sums = {"acc1": num_right[0], "acc5": num_right[1]}
+        micro_sums |= {"loss": value * num_images, "samples": jnp.float32(num_images)}
+        micro_sums["skipped"] = jnp.float32(0)
         metric_sums = jax.tree.map(jnp.add, metric_sums, micro_sums)
         return (batch_stats, grads, metric_sums), terms
 
@@ -268,20 +248,14 @@ def train_step(
     skipped_sums = dict.fromkeys(metric_sums, 0.0) | {"skipped": 1.0}
     step_sums = optax.tree.where(is_finite, metric_sums, skipped_sums)
     starts_window = state.step % run.log_every_steps == 0
-    window = jax.tree.map(
-        lambda old, new: jnp.where(starts_window, new, old + new),
-        state.window,
-        step_sums,
-    )
+
+    def add_step(window_sum, step_sum):
+        return jnp.where(starts_window, step_sum, window_sum + step_sum)
+
+    window = jax.tree.map(add_step, state.window, step_sums)
     num_skipped = jnp.where(is_finite, 0, state.skipped + 1)
-    metrics = {
-        "loss": mean_loss,
-        "grad_norm": grad_norm,
-        "lr": lr_schedule(state.step),
-        "terms": terms,
-        "window": window,
-        "skipped": num_skipped,
-    }
+    metrics = {"loss": mean_loss, "grad_norm": grad_norm, "lr": lr_schedule(state.step)}
+    metrics |= {"terms": terms, "window": window, "skipped": num_skipped}
 
     # Update, unless the step is skipped.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

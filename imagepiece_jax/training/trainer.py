@@ -8,6 +8,7 @@ from `config.init.weights`, else the seed.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from jaxtyping import PyTree
 from imagepiece_jax.common import extras, files, parallel
 from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.errors import Stopped
+from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.variables import variable_shapes, variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import report
@@ -26,7 +28,6 @@ from imagepiece_jax.training.cluster import job, preemption, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
-from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, print_line
 from imagepiece_jax.training.optimizer import create_optimizer
@@ -63,9 +64,7 @@ def train_and_evaluate(
             return None
         steps = setup.data.length.steps
         if run.is_complete:
-            print_line(
-                f"this run is complete: {steps} steps; there is nothing left to do"
-            )
+            print_line(f"this run is complete: {steps} steps; nothing is left to do")
         elif run.step > 0:
             print_line(f"resuming from step {run.step} of {steps}")
         train(run)
@@ -171,11 +170,9 @@ class Run:
         program = parallel.pmap(
             step_function, donate_argnums=(0,), program_name="training step"
         )
-        num_devices = parallel.device_count()
-        num_micro_batches = config.grad_accum_steps
-        micro_batch_size = config.batch_size // (num_devices * num_micro_batches)
-        leading_axes = num_devices, num_micro_batches, micro_batch_size
-        abstract_batch = batch_shapes(config, leading_axes)
+        axes = (parallel.device_count(), config.grad_accum_steps)
+        micro_batch_size = config.batch_size // math.prod(axes)
+        abstract_batch = batch_shapes(config, (*axes, micro_batch_size))
         program.compile(self.state, abstract_batch, self.teacher_variables)
         return program
 
@@ -216,7 +213,13 @@ def _begin_run(setup):
     teacher, teacher_variables = create_teacher(
         setup.config, setup.dense_model, initial_weights
     )
-    state = _make_first_state(setup, resumes)
+    make_state = functools.partial(
+        init_state, optimizer=setup.optimizer, with_ema=setup.config.ema_decay > 0
+    )
+    if resumes:  # only shapes, because the checkpoint has the values
+        state = jax.eval_shape(make_state, variable_shapes(setup.model))
+    else:
+        state = jax.jit(make_state)(initial_weights.make_initial_variables(setup.model))
     initial_weights.free_weights()  # frees host memory for the training
     teacher_digest = variables_digest(teacher_variables)
     normalization = [*setup.model.config.mean, *setup.model.config.std]
@@ -245,17 +248,25 @@ def _begin_run(setup):
     return Run(setup, checkpoints, state, teacher, teacher_variables, progress, step)
 
 
-def _make_first_state(setup, resumes):
-    """Make the state before the first step; a run that resumes gets its shapes."""
-    with_ema = setup.config.ema_decay > 0
-    make_state = functools.partial(
-        init_state, optimizer=setup.optimizer, with_ema=with_ema
-    )
-    if resumes:  # the checkpoint has the values
-        return jax.eval_shape(make_state, variable_shapes(setup.model))
-    return jax.jit(make_state)(
-        setup.initial_weights.make_initial_variables(setup.model)
-    )
+def evaluate_run(run: Run, eval_step: accuracy.EvalStep, log: RunLog) -> RunProgress:
+    """Evaluate the run between two steps; return its new RunProgress."""
+    log.flush()
+    # Weights and averages are evaluated in one pass over the images.
+    variables = [run.state.variables]
+    if run.state.ema is not None:
+        variables.append(run.state.ema)
+    data = run.setup.data
+    with contextlib.closing(data.read_ahead(data.val_batches)) as reader:
+        results = accuracy.evaluate_models(eval_step, variables, reader)
+    metrics, *all_ema_metrics = [result.metrics for result in results]
+    for ema_metrics in all_ema_metrics:
+        for name in ("acc1", "acc5", "loss"):
+            metrics[f"ema_{name}"] = ema_metrics[name]
+    log.write_evaluation(run.step, metrics)
+    log.restart_clock()
+    # A test split chooses no checkpoint.
+    may_choose = data.val.split != "test"
+    return run.progress.with_evaluation(run.step, metrics, may_choose)
 
 
 def train(run: Run) -> None:
@@ -270,7 +281,8 @@ def train(run: Run) -> None:
     length = setup.data.length
     first_step = run.step + 1
     # Both compile before a signal waits for the end of a step.
-    evaluation = Evaluation(run)
+    eval_step = accuracy.make_eval_step(setup.model, setup.config.seed)
+    eval_step.compile(run.state.variables, setup.data.val_batches.allocate_batch())
     program = run.compile_step(setup.find_epoch(first_step))
     train_batches = setup.data.train_batches(steps=range(run.step, length.steps))
     # On leaving, the reader closes first, then the log, then the checkpoints.
@@ -296,7 +308,7 @@ def train(run: Run) -> None:
 
             is_evaluated = length.evaluates_after(step)
             if is_evaluated:
-                run.progress = evaluation.evaluate_run(log)
+                run.progress = evaluate_run(run, eval_step, log)
             signum = stop_signal(step)
             if signum or is_evaluated or setup.config.saves_step(step):
                 log.flush()  # lines first: a kill between the two loses nothing

@@ -3,6 +3,8 @@
 Functions are pure: all draws come from the key of `training.train_step`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -25,29 +27,21 @@ class Mix:
     cut: jax.Array  # bool: cutmix; else mixup
 
 
-def draw_mix(
-    key: jax.Array,
-    height: int,
-    width: int,
-    *,
-    mixup: float,
-    cutmix: float,
-    prob: float,
-    switch_prob: float,
-) -> Mix | None:
+def draw_mix(key: jax.Array, height: int, width: int, options: Any) -> Mix | None:
     """Draw a batch's `Mix`; None if mixup and cutmix are off.
 
-    mixup, cutmix: alphas of Beta(alpha, alpha); 0: off
-    prob: probability of mixing the batch
-    switch_prob: probability of cutmix if both are on
+    options: a RunConfig, or an object with its fields mixup, cutmix, mixup_prob and
+        mixup_switch_prob
     """
+    mixup, cutmix = options.mixup, options.cutmix
     if mixup <= 0 and cutmix <= 0:
         return None
     mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
-    cutmix_prob = switch_prob if mixup > 0 and cutmix > 0 else float(cutmix > 0)
+    are_both_on = mixup > 0 and cutmix > 0
+    cutmix_prob = options.mixup_switch_prob if are_both_on else float(cutmix > 0)
     cut = jax.random.uniform(cut_key) < cutmix_prob
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
-    is_mixed = jax.random.uniform(mixed_key) < prob
+    is_mixed = jax.random.uniform(mixed_key) < options.mixup_prob
     lam = jnp.where(is_mixed, draw_beta(lam_key, alpha), 1.0)
     center = jax.random.randint(center_key, (2,), 0, jnp.array([height, width]))
     box, box_lam = cutmix_box(lam, center, height, width)
@@ -94,17 +88,16 @@ def cutmix_box(
 
 
 def mix_batch(
-    mix: Mix,
-    images: jax.Array,
-    targets: jax.Array,
-    partner_images: jax.Array,
-    partner_targets: jax.Array,
+    mix: Mix, batch: tuple[jax.Array, jax.Array], partners: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Mix partners into images [B, H, W, 3] and targets [B, classes].
 
-    images: normalized; they keep their dtype, the arithmetic is float32
-    partner_images, partner_targets: the reversed global batch
+    batch: (images, targets); normalized images keep their dtype, and are mixed in
+        float32
+    partners: the reversed global batch
     """
+    images, targets = batch
+    partner_images, partner_targets = partners
     height, width = images.shape[1:3]
     rows = jnp.arange(height, dtype=jnp.int32)[:, None]
     columns = jnp.arange(width, dtype=jnp.int32)[None, :]
@@ -112,11 +105,8 @@ def mix_batch(
     is_row_inside = (rows >= top) & (rows < bottom)
     is_inside = is_row_inside & ((columns >= left) & (columns < right))
     image_share = jnp.where(mix.cut, 1 - is_inside.astype(jnp.float32), mix.lam)
-    mixed_images = _weighted_mean(
-        image_share[None, :, :, None],
-        images.astype(jnp.float32),
-        partner_images.astype(jnp.float32),
-    )
+    floats = images.astype(jnp.float32), partner_images.astype(jnp.float32)
+    mixed_images = _weighted_mean(image_share[None, :, :, None], *floats)
     mixed_targets = _weighted_mean(mix.lam, targets, partner_targets)
     return mixed_images.astype(images.dtype), mixed_targets
 

@@ -66,9 +66,8 @@ class Checkpoints:
         with self._explained_errors():
             if kind not in self._managers:
                 keep_every = self._keep_every if kind == "latest" else 0
-                manager = checkpoints.open_steps(
-                    self._root / kind, NUM_KEPT, keep_every
-                )
+                folder = self._root / kind
+                manager = checkpoints.open_steps(folder, NUM_KEPT, keep_every)
                 # They are damaged, or abandoned by a resume from an earlier step.
                 for later_step in [s for s in manager.all_steps() if s >= step]:
                     manager.delete(later_step)
@@ -87,9 +86,8 @@ class Checkpoints:
 
         abstract_state: the state with a jax.ShapeDtypeStruct for each array
         """
-        return checkpoints.read_newest_step(
-            self._root / "latest", lambda _: abstract_state
-        )
+        folder = self._root / "latest"
+        return checkpoints.read_newest_step(folder, lambda _: abstract_state)
 
     def close(self) -> None:
         """Wait until everything is on disk."""

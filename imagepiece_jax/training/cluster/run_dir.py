@@ -12,7 +12,6 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from flax import traverse_util
@@ -20,6 +19,7 @@ from flax import traverse_util
 from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.version import KEY_LIBRARIES
+from imagepiece_jax.data.class_names import ClassNames
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.record import list_differences
@@ -82,9 +82,7 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
 
 
 def record_start(
-    workdir: str | os.PathLike,
-    config: dict,
-    class_names: Sequence[str | None] | None = None,
+    workdir: str | os.PathLike, config: dict, class_names: ClassNames | None = None
 ) -> None:
     """Write `config.json` and `classes.json`, and add this start to `run.json`.
 
@@ -95,18 +93,7 @@ def record_start(
     starts = []
     if (workdir / RUN_FILE).exists():
         starts = files.read_json(workdir / RUN_FILE).get("starts", [])
-    starts.append(describe_start())
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / RUN_FILE, {"starts": starts})
-    files.write_json(workdir / CONFIG_FILE, config)
-    if class_names is not None:
-        names_json = json.dumps(class_names, indent=0, ensure_ascii=False)
-        files.replace_file(workdir / CLASS_NAMES_FILE, names_json + "\n")
-
-
-def describe_start() -> dict[str, Any]:
-    """Code, time, command and machine of a start, as JSON values."""
-    return {
+    start = {
         "git": files.git_revision(),  # null if git does not track the code
         "time": time.strftime(TIME_FORMAT),
         "command": sys.argv,
@@ -114,6 +101,13 @@ def describe_start() -> dict[str, Any]:
         "devices": [str(d.device_kind) for d in parallel.local_devices()],
         "libraries": {name: importlib.metadata.version(name) for name in KEY_LIBRARIES},
     }
+    starts.append(start)
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_json(workdir / RUN_FILE, {"starts": starts})
+    files.write_json(workdir / CONFIG_FILE, config)
+    if class_names is not None:
+        names_json = json.dumps(class_names, indent=0, ensure_ascii=False)
+        files.replace_file(workdir / CLASS_NAMES_FILE, names_json + "\n")
 
 
 def flatten_fields(config: dict) -> dict[str, Any]:

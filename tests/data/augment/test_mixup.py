@@ -1,6 +1,7 @@
 """Mixing against published numbers, a slow NumPy cutmix and the Beta distribution."""
 
 import functools
+import types
 
 import chex
 import jax
@@ -16,15 +17,15 @@ beta = jax.jit(jax.vmap(mixup.draw_beta, (0, None)))
 cutmix_box = jax.jit(mixup.cutmix_box, static_argnums=(2, 3))
 soft_targets = jax.jit(mixup.soft_targets, static_argnums=(1, 2))
 mix_batch = jax.jit(mixup.mix_batch)
-MIXING = {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5}
+MIXING = {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "mixup_switch_prob": 0.5}
 
 
 @functools.cache
 def draw_mixes(**options):
     """4000 draws for images of 32 x 48."""
-    options = MIXING | options
+    options = types.SimpleNamespace(**MIXING | options)
     keys = jax.random.split(jax.random.key(0), 4000)
-    mixes = jax.jit(jax.vmap(lambda key: mixup.draw_mix(key, 32, 48, **options)))(keys)
+    mixes = jax.jit(jax.vmap(lambda key: mixup.draw_mix(key, 32, 48, options)))(keys)
     return jax.tree.map(np.asarray, mixes)
 
 
@@ -35,9 +36,8 @@ def test_soft_targets_and_no_mix():
     np.testing.assert_allclose(out, expected, atol=1e-7)
     assert out.dtype == jnp.float32
     assert soft_targets(np.array([1]), 3, 0.0).tolist() == [[0, 1, 0]]
-    drawn = mixup.draw_mix(
-        jax.random.key(0), 6, 8, **MIXING | {"mixup": 0.0, "cutmix": 0.0}
-    )
+    options = types.SimpleNamespace(mixup=0.0, cutmix=0.0)
+    drawn = mixup.draw_mix(jax.random.key(0), 6, 8, options)
     assert drawn is None
 
 
@@ -89,7 +89,7 @@ def test_beta_has_scipys_distribution(alpha):
 
 
 def test_mixup_and_cutmix_have_their_shares():
-    out = draw_mixes(mixup=0.3, cutmix=1.0, prob=0.6, switch_prob=0.2)
+    out = draw_mixes(mixup=0.3, cutmix=1.0, mixup_prob=0.6, mixup_switch_prob=0.2)
     assert abs(out.cut.mean() - 0.2) < 0.026  # 4 standard deviations
     blended = ~out.cut & (out.lam < 1)
     assert abs(blended.mean() - 0.8 * 0.6) < 0.032
@@ -109,7 +109,7 @@ def mixing_batch(dtype):
 def test_mixup_blends_images_and_targets(dtype):
     images, targets, *partner = mixing_batch(dtype)
     drawn = mixup.Mix(np.float32(0.3), np.array([0, 6, 0, 8]), np.array(False))
-    mixed, mixed_targets = mix_batch(drawn, images, targets, *partner)
+    mixed, mixed_targets = mix_batch(drawn, (images, targets), partner)
     image = np.float64(images)
     partner_image = np.float64(partner[0])
     mixed64 = np.float64(mixed)
@@ -126,7 +126,7 @@ def test_mixup_blends_images_and_targets(dtype):
 def test_cutmix_pastes_the_partners_box_exactly():
     images, targets, *partner = mixing_batch(jnp.bfloat16)
     drawn = mixup.Mix(np.float32(0.75), np.array([1, 4, 2, 6]), np.array(True))
-    mixed, mixed_targets = mix_batch(drawn, images, targets, *partner)
+    mixed, mixed_targets = mix_batch(drawn, (images, targets), partner)
     expected = np.array(images)
     expected[:, 1:4, 2:6] = np.array(partner[0])[:, 1:4, 2:6]
     np.testing.assert_array_equal(np.asarray(mixed), expected)
@@ -141,11 +141,13 @@ def test_one_program_without_a_loop_serves_all_draws():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def mix(key, images, targets, partner, partner_targets):
-        drawn = mixup.draw_mix(key, 6, 8, **MIXING)
-        return mixup.mix_batch(drawn, images, targets, partner, partner_targets)
+        drawn = mixup.draw_mix(key, 6, 8, types.SimpleNamespace(**MIXING))
+        return mixup.mix_batch(drawn, (images, targets), (partner, partner_targets))
 
     arrays = mixing_batch(jnp.float32)
     outs = [np.asarray(mix(jax.random.key(s), *arrays)[0]) for s in range(3)]
     assert not np.array_equal(outs[0], outs[1])
-    program = jax.make_jaxpr(lambda key: mixup.draw_mix(key, 6, 8, **MIXING))
+    program = jax.make_jaxpr(
+        lambda key: mixup.draw_mix(key, 6, 8, types.SimpleNamespace(**MIXING))
+    )
     assert "while" not in str(program(jax.random.key(0)))
