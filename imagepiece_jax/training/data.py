@@ -161,6 +161,11 @@ class RunData:
         needed_bytes += worker_pool.shared_bytes(self.val_batches, *self.reader_counts)
         worker_pool.check_shared_memory(needed_bytes)
 
+    @property
+    def image_counts(self) -> list[int]:
+        """[number of training images, number of validation images]."""
+        return [len(self.train), len(self.val)]
+
     def find_digests(self) -> list[str]:
         """Content digests of both splits, equal in all processes."""
 

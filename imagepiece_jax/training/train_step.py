@@ -212,8 +212,10 @@ def train_step(
 
         # Add up the metrics. A mixed image counts as the image with the larger share.
         labels = jnp.argmax(targets, axis=-1)
-        is_right = [correct_at(logits, labels, k) for k in (1, min(5, run.num_classes))]
-        num_right = [jnp.sum(right, dtype=jnp.float32) for right in is_right]
+        num_right = [
+            jnp.sum(correct_at(logits, labels, k), dtype=jnp.float32)
+            for k in (1, min(5, run.num_classes))
+        ]
         micro_sums = {"acc1": num_right[0], "acc5": num_right[1]}
         micro_sums |= {"loss": value * num_images, "samples": jnp.float32(num_images)}
         micro_sums["skipped"] = jnp.float32(0)

@@ -167,7 +167,9 @@ def begin_quickly(replace=setattr):
     from imagepiece_jax.training import initial_weights
     from tests.helpers import small_runs
 
-    replace(initial_weights, "draw_variables", small_runs.draw_untrained)
+    replace(
+        initial_weights.model_variables, "draw_variables", small_runs.draw_untrained
+    )
 
 
 def _run(words, folder, environment):

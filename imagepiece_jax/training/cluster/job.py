@@ -116,7 +116,6 @@ def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) 
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = flatten_fields(config)
     shared_fields = {f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS}
-    image_counts = [len(data.train), len(data.val)]
     names_checksum = zlib.crc32(json.dumps(data.train.class_names).encode())
     parallel.check_same_values(
         {
@@ -124,7 +123,7 @@ def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) 
             **shared_fields,
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
-            "the count of training and validation images": image_counts,
+            "the count of training and validation images": data.image_counts,
             "the checksum of the names of the classes": names_checksum,
         }
     )
