@@ -1,15 +1,13 @@
 """The features command: output, and options of `load`."""
 
-import pathlib
 import re
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import features
-from tests import test_readme
 from tests.helpers import tiny_vit
 from tests.helpers.picture_files import write_damaged
 from tests.helpers.run_command import call
@@ -73,58 +71,6 @@ def test_the_pages_search_finds_the_photograph_itself(
     first, last = capsys.readouterr().out.splitlines()[-2:]
     assert first == "1.000 photos/c.png"
     assert last.endswith("photos/a.png")
-
-
-@pytest.fixture
-def cluster():
-    """A local Ray with room for two copies of a model."""
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # from Ray
-def test_the_pages_ray_class_computes_the_commands_rows(
-    assets, cluster, tmp_path, monkeypatch
-):
-    """400 photographs on two copies; one is turned, one gray and one damaged."""
-    monkeypatch.chdir(tmp_path)
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    files = sorted((assets / "data" / "nips2017_224_jpg" / "images").glob("*.jpg"))
-    for file in files[:397]:
-        (photos / file.name).symlink_to(file)
-    with Image.open(files[397]) as image:
-        image.convert("L").save(photos / "gray.png")
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = 6
-        image.crop((0, 0, 120, 224)).save(photos / "turned.jpg", exif=exif)
-    (photos / "damaged.jpg").write_bytes(files[398].read_bytes()[:500])
-    code = test_readme.block(ROOT / "docs" / "search.md", "import io\n")
-    weights = str(assets / "weights" / "dinov2_small")
-    code = code.replace("hf://facebook/dinov2-small", weights)
-    code = code.replace('"image_size": 224', '"image_size": 112')
-    exec(code.replace("/data", str(tmp_path)), {})
-    rows = cluster.data.read_parquet(str(tmp_path / "vectors")).take_all()
-    vectors = {pathlib.Path(row["path"]).name: row["pooled"] for row in rows}
-    words = [
-        weights,
-        "photos",
-        "--image-size=112",
-        "--reduction=0.6",
-        "--out=own.sqlite",
-    ]
-    assert call(features.main, *words, "--out=own.sqlite").status == 1
-    paths, by_command = imagepiece_jax.read_features("own.sqlite")
-    names = [pathlib.Path(path).name for path in paths]
-    assert len(rows) == 400 and {*vectors} - {*names} == {"damaged.jpg"}
-    assert np.isnan(vectors["damaged.jpg"]).all()
-    by_ray = np.stack([np.float32(vectors[name]) for name in names])
-    products = np.sum(by_command * by_ray, axis=1)
-    lengths = np.linalg.norm(by_command, axis=1) * np.linalg.norm(by_ray, axis=1)
-    assert (products / lengths).min() > 0.9999
 
 
 @pytest.mark.parametrize("size, is_noted", [(448, True), (224, False)])

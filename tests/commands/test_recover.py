@@ -10,10 +10,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.commands import recover
 from imagepiece_jax.common.files import LOCK_NAME, locked_folder
-from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.recovery import recovery_step
 from tests.helpers import tiny_vit
-from tests.helpers.picture_files import write_plain
 from tests.helpers.run_command import call, sentence, start
 
 REDUCTION = "--reduction=evit:keep_rate=.5:blocks=(1,)"
@@ -52,13 +49,6 @@ def test_the_folder_holds_the_recovered_model(words, tmp_path):
     for option in ("--reduction=tome:r=2", "--image-size=24"):
         refused = call(recover.main, *words, option)
         assert refused.status == 2 and variant.name in refused.err
-
-
-def test_a_path_wins_over_a_sets_name(tmp_path, monkeypatch):
-    assert len(as_source("digits")) > 1000
-    monkeypatch.chdir(tmp_path)
-    write_plain(tmp_path, "digits/0.png")
-    assert len(as_source("digits")) == 1
 
 
 # The command sends itself a signal at a step.
@@ -101,14 +91,6 @@ def test_a_signal_saves_the_best_or_nothing(
         assert variant.stopped
         assert variant.steps == 34
         assert f"saved in {tmp_path / 'out'}" in ended.out
-
-
-def test_an_unwritable_folder_is_refused_before_the_work(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(recovery_step.StudentFit, "__init__", None)
-    (tmp_path / "file").touch()
-    ended = call(recover.main, *words, f"--out={tmp_path / 'file' / 'x'}")
-    assert ended.status == 2 and "Not a directory" in ended.err
-    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):

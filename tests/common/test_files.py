@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 
 import pytest
@@ -19,7 +18,6 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.weights.run_files import list_input_files
 from tests.helpers.refused_calls import refused
-from tests.helpers.run_command import start
 
 
 def test_a_lock_keeps_other_processes_out_and_leaves_no_file(tmp_path):
@@ -31,22 +29,6 @@ def test_a_lock_keeps_other_processes_out_and_leaves_no_file(tmp_path):
     with locked_folder("out", folder):
         (folder / "run.json").touch()
     assert [*folder.iterdir()] == [folder / "run.json"]
-
-
-KILLED = """
-import os, signal, sys
-from imagepiece_jax.common.files import locked_folder
-with locked_folder("out", sys.argv[1]):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_killed_process_leaves_no_lock(tmp_path):
-    assert start("-c", KILLED, tmp_path, imported=True).status == -signal.SIGKILL
-    assert [*tmp_path.iterdir()] == [tmp_path / ".lock"]
-    with locked_folder("out", tmp_path):
-        pass
-    assert not [*tmp_path.iterdir()]
 
 
 def write_folder(folder, text):
@@ -121,31 +103,6 @@ def test_nonfinite_numbers_are_null_in_json(tmp_path):
     text = (tmp_path / "a.json").read_text()
     read_back = json.loads(text, parse_constant=pytest.fail)
     assert read_back == {"a": [None, 1.5], "b": None, "c": "NaN"}
-
-
-def test_a_folder_that_appears_meanwhile_stays(tmp_path, monkeypatch):
-    path = tmp_path / "model"
-    rename = os.rename
-
-    def rename_later(source, target):
-        path.mkdir()
-        (path / "theirs").write_text("theirs")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", rename_later)
-    with pytest.raises(RunError, match="cannot be written .Directory not empty"):
-        write_folder(path, "new")
-    assert read_texts(tmp_path) == {"model/theirs": "theirs"}
-
-
-def test_a_links_target_is_replaced(tmp_path):
-    target = tmp_path / "disk" / "target"
-    link = tmp_path / "link"
-    write_folder(target, "old")
-    link.symlink_to(target)
-    write_folder(link, "new")
-    assert link.is_symlink()
-    assert read_texts(tmp_path / "disk") == {"target/file": "new"}
 
 
 def git(folder, *words):

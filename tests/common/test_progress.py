@@ -1,7 +1,6 @@
 """Messages about long work, on a terminal and in a log."""
 
 import io
-import re
 import time
 
 import pytest
@@ -42,21 +41,3 @@ def test_items_are_counted(shown, monkeypatch, stream):
 def test_times_in_words():
     texts = [progress.duration_text(seconds) for seconds in (40, 540, 9000)]
     assert texts == ["40 s", "9 min", "2.5 h"]
-
-
-def test_the_estimate_leaves_the_first_items_out(shown, monkeypatch, capsys):
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 5.0)
-    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 3.0)
-    with progress.ProgressBar("steps", 40) as bar:
-        clock[0] += 60
-        bar.update(4)
-        for _ in range(10):
-            clock[0] += 1
-            bar.update()
-    first = capsys.readouterr().err.splitlines()[0]
-    remaining = re.search(r"<(\d+):(\d+)", first)
-    done = int(re.search(r"(\d+)/40", first)[1])
-    assert int(remaining[2]) == 40 - done
-    assert remaining[1] == "00"

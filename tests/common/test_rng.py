@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common import rng
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from tests.helpers.rounding import assert_close
 
@@ -43,11 +42,6 @@ def uniform_draws(keys):
 
 def key_data(keys):
     return [tuple(row) for row in np.asarray(jax.random.key_data(keys)).reshape(-1, 2)]
-
-
-def test_keys_do_not_depend_on_the_count_of_keys():
-    key = rng.root_key(3)
-    assert key_data(jax.random.split(key, 5))[:4] == key_data(jax.random.split(key, 4))
 
 
 def test_purposes_keep_their_numbers():

@@ -63,18 +63,3 @@ def test_a_signal_ends_a_command_with_nothing_half_written(signum, err, tmp_path
     ended = start("-c", ENDED, f"--signum={signum}", f"--folder={tmp_path}")
     assert (ended.status, ended.err) == (128 + signum, err)
     assert not [*tmp_path.iterdir()]
-
-
-BLOCKED = """
-import os, signal, subprocess, sys
-from imagepiece_jax.common import signals
-with signals.blocked_signals():
-    child = subprocess.Popen([sys.executable, "-c", "print(input())"], stdin=-1)
-os.kill(child.pid, signal.SIGINT)
-os.kill(child.pid, signal.SIGTERM)
-child.communicate(b"still there\\n")
-"""
-
-
-def test_a_child_begun_with_blocked_signals_receives_none():
-    assert start("-c", BLOCKED).quiet().out == "still there\n"

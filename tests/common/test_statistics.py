@@ -102,13 +102,6 @@ def test_estimates_are_formatted(estimate, written):
     assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
 
 
-@pytest.mark.parametrize("images", [4, 10, 14, 600])
-def test_an_interval_has_its_value_inside(images):
-    for right in (np.ones(images, bool), np.zeros(images, bool)):
-        value, low, high = statistics.estimate_accuracy(right)
-        assert low <= value <= high
-
-
 def test_a_shares_interval_ends_at_100():
     """SciPy's Student interval, cut at 100."""
     shares = [100.0] * 9 + [90.0]

@@ -4,7 +4,6 @@ image exactly once; damaged files; repeats against DeiT's sampler."""
 import collections
 import functools
 import itertools
-import logging
 import math
 import threading
 import time
@@ -192,23 +191,6 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
     assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
     with pytest.raises(InputError, match=r"\.jpg .*no known.* as 4 of 300 images"):
         evaluate(Noise(300, {1, 50, 99, 200}, size=8))
-
-
-def test_unreadable_images_are_named_once_in_the_log(caplog):
-    order = epoch_order(3, 0, 200).tolist()
-    source = Noise(200, {order[1], order[30]})
-    val = Noise(200, {7}, size=8)
-    with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
-        train_list(source, stop=60, threads=2)  # two epochs and more
-        evaluate(val)
-        evaluate(val)
-    messages = [record.getMessage() for record in caplog.records]
-    reason = "cannot be read (no known image format)"
-    replaced = f"{reason}: the next readable image of the epoch takes its place"
-    expected = [f"{order[1]}.jpg {replaced}", f"{order[30]}.jpg {replaced}"]
-    assert messages == [*expected, f"7.jpg {reason}: it is left out of the evaluation"]
-    assert len(source.unreadable) == 2
-    assert len(val.unreadable) == 1
 
 
 def test_twenty_unreadable_images_in_a_row_stop_the_run():

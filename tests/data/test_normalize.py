@@ -68,16 +68,6 @@ def test_possibly_normalized_images_cause_no_warning():
         warn_if_unnormalized(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
 
 
-def test_an_array_on_an_accelerator_is_not_checked(monkeypatch):
-    """Else a program would not check later arrays on the host either."""
-    images = np.asarray(normalize(PIXELS, *IMAGENET))
-    assert warn_if_unnormalized(images, *IMAGENET)
-    monkeypatch.setattr(
-        "imagepiece_jax.data.normalize._is_on_host", lambda images: False
-    )
-    assert not warn_if_unnormalized(images, *IMAGENET)
-
-
 def swap_bytes(leaf):
     leaf = np.asarray(leaf)
     return leaf.astype(leaf.dtype.newbyteorder("S"))

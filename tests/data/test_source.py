@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.decode import image_extensions
 from imagepiece_jax.data.source import FileSource
 from imagepiece_jax.data.sources.digits import read_digits
 from imagepiece_jax.data.sources.registry import open_source
@@ -107,14 +106,9 @@ def test_a_folders_classes_are_sorted_by_name(folder):
 
 def test_validation_images_may_be_class_folders_alone(folder):
     whole = open_source(f"folder:{folder}", "val", num_classes=2)
-    for name in (f"folder:{folder}/val", f"{folder}/val", f"{folder}/val/"):
-        alone = open_source(name, "val", num_classes=2)
-        names = [
-            os.path.normpath(alone.image_name(index)) for index in range(len(alone))
-        ]
-        assert names == [whole.image_name(index) for index in range(len(whole))]
-        assert read_labels(alone) == read_labels(whole) == [0, 1]
-        assert alone.class_names == whole.class_names == ("ant", "zebra")
+    alone = open_source(f"{folder}/val", "val", num_classes=2)
+    assert image_names(alone) == image_names(whole)
+    assert read_labels(alone) == read_labels(whole) == [0, 1]
     with pytest.raises(FileNotFoundError, match=f"{folder}/val/train"):
         open_source(f"{folder}/val", "train")
 
@@ -131,44 +125,7 @@ def test_a_csv_table_has_its_rows_order_and_class_names(table):
     assert source.class_names == ("ant", None, "cat", None)
 
 
-def test_folder_names_beyond_utf8_can_be_printed(tmp_path):
-    for name in (b"a", b"caf\xe9"):
-        write_plain(tmp_path, f"val/{os.fsdecode(name)}/0.png")
-    source = open_source(f"folder:{tmp_path}", "val")
-    assert source.class_names == ("a", "caf\ufffd")
-    assert os.path.isfile(source.image_name(1))
-
-
 Image.init()  # all formats of Pillow
-FORMATS = Image.registered_extensions()
-# Pillow cannot write color in these formats.
-GRAY = {"BLP", "MSP", "XBM"}
-COLOR = {*Image.SAVE} - GRAY
-WRITTEN = {suffix for suffix, name in FORMATS.items() if name in COLOR}
-
-
-def test_a_folders_images_may_have_any_known_format(folder):
-    formats = sorted({*image_extensions()} & WRITTEN)
-    for number, suffix in enumerate(formats, start=1):
-        write_plain(folder, f"val/ant/{number:03}{suffix}", color=(200, 100, 0))
-    source = open_source(f"folder:{folder}", "val")
-    assert len(source) == len(formats) + 2
-    for index in range(1, len(formats) + 1):
-        image, label, name, _ = source[index]
-        assert np.abs(image.astype(int) - (200, 100, 0)).max() <= 3, name
-        assert label == 0
-
-
-def test_left_out_files_are_logged_once(folder, caplog):
-    (folder / "train" / "loose.png").touch()
-    (folder / "train" / "zebra" / ".hidden.jpg").touch()
-    assert len(open_source(f"folder:{folder}", "train")) == 6
-    (record,) = caplog.records
-    message = f"left out, such as {folder}/train/loose.png"
-    assert message in record.getMessage() and "1 .txt" in record.getMessage()
-    caplog.clear()
-    open_source(f"folder:{folder}", "val")
-    assert not caplog.records
 
 
 def test_a_class_may_have_subfolders(folder):
@@ -270,10 +227,9 @@ def test_a_part_is_spread_evenly_over_the_source(folder, tmp_path):
     assert (len(full), len(part)) == (6, 4)
     assert part.num_classes == 2
     assert part.class_names == full.class_names
-    for index, place in enumerate([0, 2, 3, 5]):
-        assert (part[index].pixels == full[place].pixels).all()
-        assert part[index][1:] == full[place][1:]
-        assert part.image_name(index) == full.image_name(place) == part[index].name
+    places = [0, 2, 3, 5]
+    assert image_names(part) == [full.image_name(place) for place in places]
+    assert read_labels(part) == [full[place].label for place in places]
     assert full.evenly_spaced(6) is full.evenly_spaced(None) is full
     assert full.evenly_spaced(1).image_name(0) == full.image_name(0)
     assert full.subset(range(4)).subset_record != part.subset_record

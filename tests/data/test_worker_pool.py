@@ -1,7 +1,6 @@
 """Prefetching: equal arrays with any workers, and a clean end in every case."""
 
 import collections
-import contextlib
 import itertools
 import os
 import pathlib
@@ -18,12 +17,13 @@ from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.worker_pool import read_ahead
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
-from tests.helpers import forked_processes, noise_images
+from tests.helpers import forked_processes
 from tests.helpers.noise_images import Noise, assert_same, train_transform
 from tests.helpers.reading_tasks import Filled, train
+from tests.helpers.refused_calls import refused
 from tests.helpers.small_runs import quickstart_config
 
 
@@ -93,20 +93,13 @@ def test_worker_processes_change_no_batch_and_outlive_signals():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "signum, cause",
-    [
-        (signal.SIGKILL, ", often for lack of memory"),
-        (signal.SIGBUS, r", often because /dev/shm is full \(in a container, its shm-"),
-        (signal.SIGSEGV, "; the same command resumes from the last checkpoint"),
-    ],
-)
-def test_a_dead_worker_ends_the_run_with_a_sentence(signum, cause):
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
+def test_a_dead_worker_ends_the_run(signum):
     batches = train(Noise(300), 10_000, workers=2)
     next(batches)
     started = own_workers()
     os.kill(min(started), signum)
-    with pytest.raises(RunError, match=f"ended with status -{signum:d}{cause}"):
+    with pytest.raises(RunError, match=f"status -{signum:d}"):
         collections.deque(batches, maxlen=0)
     assert wait_for_end(started) and not shared_mappings()
 
@@ -114,49 +107,31 @@ def test_a_dead_worker_ends_the_run_with_a_sentence(signum, cause):
 @pytest.mark.slow
 def test_a_workers_error_is_the_main_processs():
     transform = Preprocessing(16, resize="none")
-    message = "0.jpg: the image has 8x8 pixels and is not resized; scale it to"
     for count in (0, 2):
         source = Noise(100, size=8)
         batches = Batches(source=source, transform=transform, batch_size=40)
         reader = read_ahead(batches, count)
-        with pytest.raises(InputError) as caught:
+        with refused("0.jpg", "8x8"):
             next(reader)
-        assert str(caught.value).startswith(message)
         with pytest.raises(StopIteration):
             next(reader)
     assert not own_workers()
 
 
-@contextlib.contextmanager
-def start_reading(*words):
-    """A process of `read_forever` after its first batch, and its output."""
-    reader, writer = map(open, os.pipe(), "rw")
-    with reader:
-        with writer:
-            command = [sys.executable, "-m", "tests.helpers.reading_tasks", *words]
-            running = forked_processes.Process(command, stdout=writer, stderr=writer)
-        try:
-            assert reader.readline() == "\n"
-            yield running, reader
-        finally:
-            running.kill()
-
-
 @pytest.mark.slow
 def test_workers_end_with_a_killed_run():
-    with start_reading() as (running, _):
-        started = child_workers(running.pid)
-        assert len(started) == 2 and shared_mappings(running.pid)
-        running.kill()
+    reader, writer = map(open, os.pipe(), "rw")
+    with reader, writer:
+        command = [sys.executable, "-m", "tests.helpers.reading_tasks"]
+        running = forked_processes.Process(command, stdout=writer)
+        try:
+            assert reader.readline() == "\n"  # after its first batch
+            started = child_workers(running.pid)
+            assert len(started) == 2 and shared_mappings(running.pid)
+        finally:
+            running.kill()
         running.wait(timeout=20)
     assert wait_for_end(started)
-
-
-@pytest.mark.slow
-def test_an_unclosed_iterator_does_not_disturb_the_end():
-    with start_reading("leave") as (running, output):
-        assert running.wait(timeout=20) == 7
-        assert output.read() == ""
 
 
 @pytest.mark.slow
@@ -192,26 +167,6 @@ def test_evaluations_between_steps_change_no_batch():
     assert damaged == [source.unreadable for source in sources] != [{}, {}]
 
 
-def used_megabytes():
-    """MB of this process and its workers, without files of other programs."""
-    total = 0
-    for pid in {os.getpid(), *own_workers()}:
-        text = proc_file(pid, "smaps_rollup").read_text()
-        total += sum(map(int, re.findall(r"Pss_(?:Anon|Shmem): +(\d+)", text)))
-    return total / 1e3
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow():
-    """A batch has 5 MB, so keeping one per epoch would add 75 MB."""
-    options = {"transform": train_transform(160), "workers": 2, "threads": 2}
-    batches = noise_images.train_batches(Noise(64, size=64), 10_000, 64, **options)
-    epochs = [used_megabytes() for _, _ in zip(range(40), batches, strict=False)]
-    batches.close()
-    assert epochs[0] > 20
-    assert min(epochs[30:]) - min(epochs[10:20]) < 20, epochs
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
 def test_slots_are_not_reused_while_they_are_read(count, threads):
@@ -233,8 +188,7 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
     set_free_space(monkeypatch, 2 * 10**6)
     monkeypatch.setattr(Filled, "chunk_bytes", 10**6)
-    message = f"{tmp_path} has 2 of 9 MB .*workers=0"
-    with pytest.raises(InputError, match=message):
+    with refused(tmp_path):
         read_ahead(Filled(9), workers=1)
 
 
@@ -252,5 +206,5 @@ def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
     set_free_space(monkeypatch, needed)
     data.check_space()
     set_free_space(monkeypatch, needed - 1)
-    with pytest.raises(InputError, match="has 9 of 9 MB"):
+    with refused(tmp_path):
         data.check_space()

@@ -1,6 +1,5 @@
 """Batches read by processes, which import this module instead of JAX."""
 
-import sys
 import time
 
 from imagepiece_jax.data import worker_pool
@@ -38,13 +37,11 @@ def train(source, stop, **options):
 
 
 def read_forever():
-    """Read batches in two processes; with the word "leave" end after the first one."""
+    """Read batches in two processes, and print a line at the first one."""
     worker_pool.MIN_TASKS = 1
     batches = train(Noise(300), 10**6, workers=2, threads=2)
     next(batches)
     print(flush=True)
-    if "leave" in sys.argv:
-        sys.exit(7)
     for _ in batches:
         pass
 

@@ -199,7 +199,7 @@ def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
 
 
 def start_two(workdir, fields, cache, **second_fields):
-    """Start two processes of one run, with four devices each, like SLURM's srun.
+    """Start two processes of one run, with two devices each, like SLURM's srun.
 
     Their outputs go to WORKDIR.0.log and WORKDIR.1.log. `second_fields` are fields of
     the second process alone.
@@ -209,6 +209,6 @@ def start_two(workdir, fields, cache, **second_fields):
     processes = []
     for number, extra in (("0", {}), ("1", second_fields)):
         job |= {"SLURM_PROCID": number, "SLURM_LOCALID": number}
-        options = {"devices": 4, "quick": True, "log": number}
+        options = {"devices": 2, "quick": True, "log": number}
         processes.append(start(workdir, fields | extra, cache, **options, **job))
     return processes

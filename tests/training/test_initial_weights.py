@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from configs import deit_ti_finetune
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import draw_variables
 from imagepiece_jax.training.cluster.run_dir import record_start
@@ -140,12 +139,6 @@ def test_fresh_parts_need_weights():
     """Else all parts would be fresh, and DTEM would train almost none."""
     with refused("config.init.weights is empty"):
         start_variables(tiny_config(**{"init.fresh": ("head",)}))
-
-
-def test_a_config_for_trained_weights_needs_them():
-    config = deit_ti_finetune.get_config()
-    with refused("config.init.weights is empty"):
-        start_variables(tiny_config(**{"init.weights": config.init.weights}))
 
 
 HALF = (0.5, 0.5, 0.5)

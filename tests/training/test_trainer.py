@@ -4,7 +4,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -16,17 +15,15 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import RunError
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.weights.save import save
 from tests import test_readme
-from tests.data.test_worker_pool import own_workers, shared_mappings
 from tests.helpers import forked_processes, small_runs, stored_programs
 from tests.helpers.picture_files import write_csv, write_plain
 from tests.helpers.refused_calls import refused
@@ -91,9 +88,7 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    with refused(
-        "config.epochs is 99, but 2 in the run in ", "change it back, or choose"
-    ):
+    with refused("config.epochs is 99, but 2"):
         small_runs.train(short_config(epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
 
@@ -173,8 +168,8 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, shade_config):
     assert texts == {path: path.read_bytes() for path in workdir.glob("*.json")}
 
 
-def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
-    """The path stays; its weights change."""
+def test_a_run_is_not_resumed_with_another_teacher_or_mean(tmp_path):
+    """The teacher's path stays; its weights change."""
     teacher = tmp_path / "teacher"
     fields = {"distill.kind": "soft", "teacher.weights": str(teacher)}
     config = RunConfig.from_config(short_config(PLAIN, fields))
@@ -189,45 +184,14 @@ def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
 
     begin(0)
     begin(0)
-    with refused("config.teacher.weights is another teacher than the run"):
+    with refused("config.teacher.weights"):
         begin(1)
-
-
-def test_a_run_is_not_resumed_with_another_mean(tmp_path):
-    """Its config.json fills an empty mean."""
-    config = RunConfig.from_config(short_config(PLAIN))
-
-    def begin():
-        with trainer.open_run(trainer.set_up_run(config, tmp_path)) as run:
-            run.save()
-            run.checkpoints.close()
-
-    begin()
-    begin()
-    fields = json.loads((tmp_path / "config.json").read_text())
-    fields["model"]["mean"] = [0.1, 0.2, 0.3]
-    (tmp_path / "config.json").write_text(json.dumps(fields))
+    file = tmp_path / "run" / "config.json"
+    written = json.loads(file.read_text())
+    written["model"]["mean"] = [0.1, 0.2, 0.3]  # complete_config has filled it
+    file.write_text(json.dumps(written))
     with refused("mean or std"):
-        begin()
-
-
-@pytest.mark.slow
-def test_damaged_images_end_training_with_one_error(tmp_path):
-    """Every tenth image is torn; worker processes end, too."""
-    for split, count in (("train", 400), ("val", 40)):
-        for i in range(count):
-            file = f"set/{split}/{'ab'[i % 2]}/{i}.jpg"
-            write_plain(tmp_path, file)
-            if split == "train" and i % 10 == 0:
-                os.truncate(tmp_path / file, 200)
-    fields = {"data.name": f"folder:{tmp_path}/set", "batch_size": 16}
-    fields |= {"num_classes": 2, "data.workers": 2, "data.threads": 2}
-    config = short_config(PLAIN, **fields)
-    # Not `refused`, in whose frame the error would keep the shared memory.
-    with pytest.raises(InputError, match="as 5 of 400 images cannot be read"):
-        small_runs.train(config, tmp_path / "run")
-    assert read_metrics(tmp_path / "run")  # of earlier steps
-    assert not own_workers() and not shared_mappings()
+        begin(0)
 
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
@@ -385,6 +349,6 @@ def test_cudnn_trains_on_odd_lengths(tmp_path):
         plan = RunConfig.from_config(config).create_model().plan
         assert any(layer.attn_tokens % 2 for layer in plan), plan
         small_runs.train(config, tmp_path / attention)
-        runs.append(runs(tmp_path / attention))
+        runs.append(losses(tmp_path / attention))
     assert len(runs[0]) == 2
     np.testing.assert_allclose(runs[1], runs[0], rtol=0, atol=0.02)

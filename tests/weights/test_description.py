@@ -3,29 +3,18 @@
 import pytest
 
 from imagepiece_jax.data import class_names
-from imagepiece_jax.weights.description import describe_weights, parse_config
-from imagepiece_jax.weights.location import locate_weights
+from imagepiece_jax.weights.description import parse_config
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
 from tests.helpers.config_files import (
     CLASSIFIER_CONFIG,
     DISTILLED_NAME,
     GATED_NAME,
-    HALF_PIXELS,
     SQUARE_IMAGES,
     TRANSFORMERS_FILES,
     VIT_CONFIG,
     timm_file,
 )
 from tests.helpers.refused_calls import refused
-
-
-@pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
-def test_a_tag_of_imagenet_gives_its_class_names(tag, named):
-    config = timm_file(architecture="vit_small_patch16_224", num_classes=1000)
-    config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF_PIXELS
-    described = parse_config(config, {})
-    assert described.config.name.partition(".")[2] == (tag if named else "")
-    assert described.class_names == (class_names.imagenet_names() if named else None)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +148,3 @@ def test_unsupported_options_of_open_clip_are_named(field, value):
     config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {field: value}}}
     with refused(f"vision_cfg.{field} has {[*value][0]}="):
         parse_open_clip(config)
-
-
-def test_the_config_file_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
-    with refused(f"{tmp_path / 'config.json'}: model_type is "):
-        describe_weights(locate_weights(tmp_path))

@@ -83,11 +83,6 @@ def test_a_revision_is_another_commit(cache, files, variables):
         hub.fetch_folder("hf://org/name@v2")
 
 
-def test_an_invalid_id_is_named(cache):
-    with refused("hf://a--b/c: "):
-        imagepiece_jax.load("hf://a--b/c")
-
-
 def test_a_cache_must_know_whether_the_hub_has_a_file(cache, online, files):
     """Another program's cache does not; ours lists the repository's files."""
     constants = pytest.importorskip("huggingface_hub.constants")
@@ -187,15 +182,6 @@ def test_an_index_names_the_fetched_parts(online, cache):
     hub.fetch_folder("hf://org/name")
     fetched = {"config.json", "model.safetensors.index.json"} | {*weight_map.values()}
     assert cached_files(cache) == fetched
-
-
-def test_transformers_models_come_with_their_processors(online, cache):
-    """transformers 5 prefers the second file."""
-    processors = {"preprocessor_config.json", "processor_config.json"}
-    online.files["config.json"] = json.dumps(HF).encode()
-    online.files |= dict.fromkeys(processors, b"{}")
-    hub.fetch_folder("hf://org/name")
-    assert cached_files(cache) == processors | {"config.json", "model.safetensors"}
 
 
 def test_missing_weights_or_repositories_are_named(online):

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from unittest import mock
 
 import chex
 import numpy as np
@@ -19,11 +18,9 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights import location, naming
 from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers import named_models, small_runs, tiny_vit
 from tests.helpers.refused_calls import refused
-from tests.helpers.small_states import StoredState
 from tests.weights.test_load_published import same
 
 HALF = (0.5, 0.5, 0.5)
@@ -180,30 +177,6 @@ def test_a_runs_wrong_field_is_named_with_its_config(tmp_path, field, value, mes
         imagepiece_jax.load(run)
 
 
-@pytest.mark.parametrize(
-    "field, value, problem",
-    [
-        ("image_size", 32, "tensor pos_embed has shape"),
-        ("num_classes", 3, "num_classes is 3, but its tensors have 10"),
-        ("model.embed_dim", 32, "a model of depth 2 and width 16"),
-    ],
-)
-def test_a_config_must_fit_its_checkpoint(tmp_path, field, value, problem):
-    model = RunConfig.from_config(
-        small_runs.quickstart_config(small_runs.DENSE)
-    ).create_model()
-    checkpoints = Checkpoints(tmp_path)  # before the first best
-    variables = tiny_vit.fill(variable_shapes(model))
-    state = StoredState(**variables)
-    checkpoints.save(1, state, {})
-    checkpoints.close()
-    run_folder(tmp_path, **small_runs.DENSE)
-    imagepiece_jax.load(tmp_path, checkpoint="latest")
-    run_folder(tmp_path, **small_runs.DENSE | {field: value})
-    with refused(tmp_path, problem):
-        imagepiece_jax.load(tmp_path, checkpoint="latest")
-
-
 def test_a_folders_damaged_config_is_named(tmp_path):
     (tmp_path / "model.safetensors").touch()
     for content, problem in (
@@ -300,15 +273,6 @@ def test_a_state_dict_in_memory_loads_like_its_file(file, variables):
         imagepiece_jax.load(two_models, config=CONFIG)
 
 
-def test_names_are_mapped_once_and_a_folder_is_listed_once(saved, monkeypatch):
-    spies = []
-    for module, name in ((naming, "find_timm_names"), (location.os, "listdir")):
-        spies.append(mock.Mock(side_effect=getattr(module, name)))
-        monkeypatch.setattr(module, name, spies[-1])
-    imagepiece_jax.load(saved)
-    assert [spy.call_count for spy in spies] == [1, 1]
-
-
 def test_torch_tensors_are_loaded_from_memory(file, variables):
     torch = pytest.importorskip("torch")
     tensors = {}
@@ -319,14 +283,6 @@ def test_torch_tensors_are_loaded_from_memory(file, variables):
     expected = imagepiece_jax.load(file, config=CONFIG).variables
     # bfloat16 rounds by up to 2^-9 of a number, and all are below 8.
     chex.assert_trees_all_close(loaded.variables, expected, rtol=0, atol=2**-6)
-
-
-def test_reduction_none_is_dense_in_load_and_with_reduction(tmp_path):
-    saved = imagepiece_jax.save(tiny_vit.pretrained("tome:r=2"), tmp_path / "m")
-    for reduction, name in ((None, "none"), ("none", "none"), ("trained", "tome")):
-        assert imagepiece_jax.load(saved, reduction).reduction.name == name
-    vit = imagepiece_jax.load(saved)
-    assert vit.with_reduction(None).model == imagepiece_jax.load(saved, None).model
 
 
 def test_selectors_of_other_shapes_are_fresh(tmp_path):

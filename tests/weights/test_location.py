@@ -8,7 +8,6 @@ import imagepiece_jax
 from imagepiece_jax.weights.location import (
     FOLDER_KIND,
     RUN_KIND,
-    locate_config,
     locate_weights,
 )
 from tests.helpers.refused_calls import refused
@@ -56,21 +55,6 @@ def test_open_clips_files_count_without_other_weights(tmp_path):
     (folder / "model.safetensors").touch()
     located = locate_weights(folder)
     assert located.config_file.name == "config.json"
-
-
-def test_a_folder_in_the_hubs_cache_has_its_repositorys_name(tmp_path):
-    folder = tmp_path / "models--org--name" / "snapshots" / "0a1b"
-    located = locate_weights(write_json(folder, "config.json", TIMM))
-    assert (located.origin.name, located.title) == ("org/name", "folder hf://org/name")
-
-
-def test_only_runs_are_run_folders(tmp_path, monkeypatch):
-    write_json(tmp_path / "a", "config.json", RUN_FIELDS)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert locate_config(str(tmp_path / "x")) is None
-    assert locate_config("x" * 5000) is None  # longer than names may be
-    for path in ("~/a", "~/a/config.json"):
-        assert locate_config(path).origin.kind == RUN_KIND
 
 
 @pytest.mark.parametrize("path", ["hf://org/name/file", "hf:/o/n", "w.pth"])

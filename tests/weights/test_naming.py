@@ -19,8 +19,6 @@ from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import (
-    MULTI_LABEL,
-    REGRESSION,
     SINGLE_LABEL,
     ViTConfig,
 )
@@ -73,16 +71,6 @@ def test_a_towers_head_needs_its_problem_type(tmp_path):
         with pytest.warns(UserWarning, match="problem_type 'projection'"):
             vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
         assert vit.config.head.has_classes
-
-
-@pytest.mark.parametrize("problem_type", [MULTI_LABEL, REGRESSION])
-def test_a_head_of_another_size_keeps_its_problem_type(problem_type, tmp_path):
-    tensors, facts = read_fixture("openclip")
-    np.savez(tmp_path / "w.npz", **tensors)
-    fields = {"name": "mine", "num_classes": 512, "problem_type": problem_type}
-    config = dataclasses.replace(facts["config"], **fields)
-    vit = imagepiece_jax.load(tmp_path / "w.npz", config=config)
-    assert (vit.config.num_classes, vit.config.problem_type) == (5, problem_type)
 
 
 WRAPPERS = ("module.model", "_orig_mod.module.net", "model._orig_mod.module")

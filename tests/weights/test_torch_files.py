@@ -18,8 +18,6 @@ from tests.helpers.pth_files import (
     write_pth,
 )
 
-ONE = tensor("0", 4, (4,), (1,))
-
 
 @pytest.mark.parametrize(
     "storage, array",
@@ -55,16 +53,6 @@ def test_pth_views_share_one_storage(tmp_path):
     assert read["empty"].shape == (0, 3)
     read["column"][:] = -1
     assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
-
-
-@pytest.mark.parametrize("types", [("Long", "Float"), ("Float", "Long")])
-def test_a_pth_storage_is_read_under_two_types(tmp_path, types):
-    stored = np.arange(4, dtype="<f4")
-    long = tensor("0", 2, (2,), (1,), storage="LongStorage")
-    views = {"Long": (long, stored.view("<i8")), "Float": (ONE, stored)}
-    a, b = (views[name] for name in types)
-    path = write_pth(tmp_path / "a.pth", mapping(a=a[0], b=b[0]), {"0": stored})
-    assert_same(read_state_dict(path), {"a": a[1], "b": b[1]})
 
 
 def test_files_before_pytorch_1_6_are_read(tmp_path):

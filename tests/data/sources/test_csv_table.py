@@ -1,7 +1,6 @@
 """Splits, class names and errors of a CSV file."""
 
 import re
-import unicodedata
 
 import pytest
 
@@ -159,28 +158,6 @@ def test_unlabeled_reading_needs_no_labels(images, columns, rows, expected):
     assert {*source.labels.tolist()} == {-1}
     if "0," not in rows:
         refused(path, "label", "train" if "split" in columns else "val")
-
-
-def test_class_names_of_an_unused_split_are_not_compared(images):
-    rows = "a,0,train,ant b,0,val,ant c,-1,test,bee d,-1,test,cat"
-    path = write_table(images, rows, f"{SPLIT},class")
-    assert open_csv(path, "val").class_names == ("ant",)
-
-
-@pytest.mark.parametrize("stored, named", [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_name_is_found_in_either_unicode_form(images, stored, named):
-    file = unicodedata.normalize(stored, "caf\u00e9.png")
-    write_plain(images, file)
-    name = unicodedata.normalize(named, "caf\u00e9")
-    path = images / "set.csv"
-    rows = f"{name}.png,0,{name}\nimages/a.png,0,{name}\n"
-    path.write_text(f"filename,label,class\n{rows}")
-    source = open_csv(path, "val")
-    assert source.image_name(0) == str(images / file)
-    assert source[0].pixels is not None
-    with open(path, "a") as table:
-        table.write(f"{file},0,{unicodedata.normalize(stored, name)}\n")
-    refused(path, "in lines")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])

@@ -5,13 +5,10 @@ import pathlib
 import socket
 import unicodedata
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import VALIDATION_NAMES
-from imagepiece_jax.data.sources import folder
 from imagepiece_jax.data.sources.folder import find_split_folders, list_images
 from imagepiece_jax.data.sources.registry import open_source
 from tests.helpers.picture_files import write_plain
@@ -39,23 +36,6 @@ def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
         assert "14 other, 2 .bin" in record.getMessage()
     assert len(as_source(tmp_path / "train")) == 2
     assert capsys.readouterr().out.count("1 .db left out") == 1
-
-
-def test_photographs_that_pillow_cannot_read_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "image_extensions", lambda: (".jpg",))
-    write_plain(tmp_path, "a.jpg")
-    for name in ("b.CR2", "c.mp4", "d.cr2", "e.heic"):
-        (tmp_path / name).touch()
-    note = folder.left_out_note(tmp_path, list_images(tmp_path).left_out_paths)
-    assert note.startswith("2 .cr2, 1 .mp4, 1 .heic left out (pip install pillow-heif)")
-
-
-def test_heic_is_read(tmp_path):
-    pytest.importorskip("pillow_heif")
-    pixels = np.full((32, 48, 3), (200, 60, 20), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.heic", quality=100)
-    source = as_source(tmp_path)
-    assert np.abs(source[0].pixels.astype(int) - pixels).max() < 8
 
 
 def test_pipes_and_sockets_are_no_images(tmp_path, monkeypatch):

@@ -4,9 +4,7 @@ import io
 import os
 import pickle
 import shutil
-import subprocess
 import sys
-import tarfile
 
 import pytest
 from PIL import Image
@@ -91,35 +89,6 @@ def test_files_are_read_without_tensorflow(imagenet):
     assert "tensorflow" not in sys.modules
 
 
-READ_FIRST = """
-import pickle, sys, threading
-source = pickle.load(sys.stdin.buffer)
-assert "tensorflow_datasets.proto" in sys.modules
-threads = [threading.Thread(target=source.stored_image, args=[i]) for i in range(6)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-"""
-
-
-def test_threads_of_another_process_read(imagenet):
-    """TFDS imports modules for records before threads start."""
-    source = pickle.dumps(open_imagenet(imagenet))
-    command = [sys.executable, "-c", READ_FIRST]
-    subprocess.run(command, input=source, check=True, timeout=60)
-
-
-def test_the_limit_of_open_files_is_raised(imagenet):
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-    try:
-        open_imagenet(imagenet)
-        raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert raised >= 1024 + 64
-
-
 def test_an_unprepared_folder_says_how_to_prepare(imagenet, tmp_path):
     torn = tmp_path / "torn"
     shutil.copytree(imagenet, torn)
@@ -160,36 +129,3 @@ def test_other_records_change_the_digest(imagenet, tmp_path):
     )
     other = write_imagenet(tmp_path / "other", second=3)
     assert digest(other) != digest(imagenet)
-
-
-def make_tar(files):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not TFDS, reason="IMAGEPIECE_TFDS names no command tfds")
-def test_tfds_prepares_imagenets_tars(tmp_path):
-    """With docs/training.md's command, on two tiny tars with ImageNet's names."""
-    classes = {}
-    for label, wnid in enumerate(("n01440764", "n01443537")):
-        classes[f"{wnid}.tar"] = make_tar({f"{wnid}_7.JPEG": jpeg(label)})
-    tests = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg(10 + i) for i in range(1, 5)}
-    for split, files in (("train", classes), ("val", tests)):
-        (tmp_path / f"ILSVRC2012_img_{split}.tar").write_bytes(make_tar(files))
-    command = [TFDS, "build", "imagenet2012", "--file_format=array_record"]
-    command += [f"--manual_dir={tmp_path}", f"--data_dir={tmp_path}/out"]
-    subprocess.run(command, check=True)
-    source = open_imagenet(tmp_path / "out")
-    stored = {source[i].label: source.stored_image(i)[0] for i in range(len(source))}
-    assert stored == {0: jpeg(0), 1: jpeg(1)}
-    source = open_imagenet(tmp_path / "out", "val")
-    assert {source.image_name(i): source.stored_image(i)[0] for i in range(4)} == tests
-    labels = {source.image_name(i): source[i].label for i in range(4)}
-    # The first lines of ILSVRC2012_validation_ground_truth.txt, in WordNet IDs' order.
-    assert [*dict(sorted(labels.items())).values()] == [65, 970, 230, 809]

@@ -1,9 +1,7 @@
 """Checkpoints are exact, verified, kept, and complete after a kill."""
 
 import gc
-import logging
 import os
-import re
 import shutil
 import sys
 import time
@@ -116,31 +114,14 @@ def remove_half(workdir):
     shutil.rmtree(workdir / "checkpoints" / "latest" / "2" / "meta")
 
 
-DAMAGES = {
-    flip_bit: r"\S+ does not fit its checksum",  # Orbax restores it silently
-    truncate: "",
-    remove_half: "",
-}
-
-
 @pytest.mark.usefixtures("noisy")
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [flip_bit, truncate, remove_half])
 def test_a_damaged_step_is_skipped_and_replaced(workdir, caplog, damage):
-    damage(workdir)
-    with caplog.at_level(logging.WARNING, logger="imagepiece_jax.checkpoints"):
-        assert_restored(Checkpoints(workdir), 1)
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert re.search(rf"latest/2 \({DAMAGES[damage]}", warning)
+    damage(workdir)  # Orbax restores a flipped bit silently
+    assert_restored(Checkpoints(workdir), 1)
+    assert "latest/2" in caplog.text
     assert_restored(save(workdir, [2]), 2)
     assert folders(workdir) == ["1", "2"]
-
-
-@pytest.mark.usefixtures("noisy")
-def test_only_damaged_steps_are_named(workdir):
-    shutil.rmtree(workdir / "checkpoints/latest/1")
-    truncate(workdir)
-    with pytest.raises(InputError, match="latest holds no intact checkpoint"):
-        Checkpoints(workdir).restore(abstract(make_state()))
 
 
 def test_saving_an_earlier_step_replaces_it_and_removes_later_ones(workdir):
