@@ -75,11 +75,10 @@ def layout_graph(folder, make, layout):
 def float_graphs(folder):
     """{name: function that makes a graph of float32 or float16}."""
     graphs = {}
-    for dtype in ("float32", "float16"):
-        for batch_size in (1, None):
-            for name in NAMES:
-                make = functools.partial(method_graph, name, batch_size, dtype)
-                graphs[f"{name}-{batch_size or 'open'}-{dtype}"] = make
+    for dtype, batch_size in (("float32", None), ("float16", 1)):
+        for name in NAMES:
+            make = functools.partial(method_graph, name, batch_size, dtype)
+            graphs[f"{name}-{dtype}"] = make
     for number, (make, layout, *_) in enumerate(test_tower.CASES):
         place = folder / str(number)
         graphs[place.name] = functools.partial(layout_graph, place, make, layout)
@@ -96,11 +95,10 @@ def float_graphs(folder):
         MEANS,
         "mctf:r=3",
     ):
-        for output in ("features", "patches"):
-            for batch_size in (1, None):
-                title = f"{output}-{reduction.partition(':')[0]}-{batch_size or 'open'}"
-                make = functools.partial(output_graph, reduction, output, batch_size)
-                graphs[title] = make
+        for output, batch_size in (("features", 1), ("patches", None)):
+            title = f"{output}-{reduction.partition(':')[0]}"
+            make = functools.partial(output_graph, reduction, output, batch_size)
+            graphs[title] = make
     return graphs
 
 
@@ -120,16 +118,15 @@ def test_every_graph_has_webgpus_operators(graphs):
         if leaving:
             leaving_by_graph[name] = dict(leaving)
     assert not leaving_by_graph
-    assert len(graphs) > 4 * len(NAMES) + len(test_tower.CASES) + 20
+    assert len(graphs) > 2 * len(NAMES) + len(test_tower.CASES) + 15
 
 
-@pytest.mark.parametrize("batch_size", [1, None])
-@pytest.mark.parametrize("name", NAMES)
-def test_only_quantizations_of_int8_leave(tmp_path, name, batch_size):
+@pytest.mark.parametrize("name", ["imagepiece", "peaks", "token_learner"])
+def test_only_quantizations_of_int8_leave(tmp_path, name):
     """onnxruntime's WebGPU has no QuantizeLinear, even for a dense model."""
     model = short_model(name)
     vit = Pretrained(model, tiny_vit.variables(model))
-    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=batch_size)
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
     program = programs.open_program(file)
     graph = quantize.quantize_onnx(program, draw(1))
     assert {kind for kind, _ in count_leaving_nodes(graph)} == {"QuantizeLinear"}
@@ -235,15 +232,3 @@ def test_onnxruntime_runs_deit_on_webgpu(tmp_path, assets, name):
         files.append(imagepiece_jax.export(vit, file, batch_size=batch_size))
     rows = measure_placement(files).values()
     assert not [row for row in rows if has_left(row, FLOAT32)]
-
-
-@needs_webgpu
-def test_quantizations_leave_webgpu(tmp_path):
-    vit = tiny_vit.pretrained("none", depth=1)
-    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=1)
-    graph = quantize.quantize_onnx(programs.open_program(file), draw(1))
-    onnx.save(graph, tmp_path / "int8.onnx")
-    (row,) = measure_placement([tmp_path / "int8.onnx"]).values()
-    kinds = {(operator, place) for operator, place, *_ in row["elsewhere"]}
-    copies = {("MemcpyFromHost", "copies"), ("MemcpyToHost", "copies")}
-    assert kinds == {("QuantizeLinear", "CPU"), *copies}
