@@ -190,30 +190,6 @@ def test_command_lines_parse(page):
             call(functools.wraps(main)(lambda *_, **__: None), *words[3:]).ok()
 
 
-@pytest.fixture(scope="module")
-def flags_of():
-    """Names of the options of every command."""
-    options = {}
-    for name in command_files():
-        main = importlib.import_module(f"imagepiece_jax.commands.{name}").main
-        out = call(main, "--help").ok().out
-        options[name] = {*re.findall(r"--([\w-]+)", out), "help"}
-    return options
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_named_flags_exist(page, flags_of):
-    if "results" in page.parts:  # of older commits
-        return
-    text = page.read_text("utf-8").replace("\\\n", " ")
-    names = "|".join(command_files())
-    typed = re.findall(rf"imagepiece(?:_jax)? ({names})((?: [^\n`|]*)?)", text)
-    typed += re.findall(rf"`({names}) (--[^`]*)`", text)
-    for name, words in typed:
-        flags = re.findall(r"(?<![\w-])--([\w-]+)", words.replace("\n", " "))
-        assert not {*flags} - flags_of[name], words
-
-
 def test_the_tour_quotes_its_files():
     """Four or more lines of each file, in order."""
     text = (DOCS / "tour.md").read_text(encoding="utf-8")

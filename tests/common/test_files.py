@@ -105,26 +105,22 @@ def test_nonfinite_numbers_are_null_in_json(tmp_path):
     assert read_back == {"a": [None, 1.5], "b": None, "c": "NaN"}
 
 
-def git(folder, *words):
-    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    return subprocess.check_output([*command, *words], text=True).strip()
-
-
 def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "errors.py").write_text("1\n")
-    monkeypatch.setattr(files, "PACKAGE_FOLDER", package)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert files.git_revision() is None
-    git(tmp_path, "init", "-q")
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.check_output(command, text=True).strip()
+
+    (tmp_path / "errors.py").write_text("1\n")
+    monkeypatch.setattr(files, "PACKAGE_FOLDER", tmp_path)
+    git("init", "-q")
     assert files.git_revision() is None  # another repository than this code's
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-q", "-m", "one")
-    git(tmp_path, "tag", "-a", "v1", "-m", "tag")
-    revision = git(tmp_path, "rev-parse", "HEAD")
+    git("add", "-A")
+    git("commit", "-q", "-m", "one")
+    git("tag", "-a", "v1", "-m", "tag")
+    revision = git("rev-parse", "HEAD")
     assert files.git_revision() == revision
-    (package / "errors.py").write_text("2\n")
+    (tmp_path / "errors.py").write_text("2\n")
     assert files.git_revision() == revision + "-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert files.git_revision() is None  # no git installed

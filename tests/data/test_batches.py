@@ -48,19 +48,6 @@ def test_epoch_orders_are_different_permutations():
     np.testing.assert_array_equal(epoch_order(0, 0, 50), orders[0])
 
 
-def test_an_epoch_has_an_image_once_and_batches_have_their_shapes():
-    # An epoch has 35 // 8 = 4 steps and leaves 3 images out.
-    batches = train_list(Noise(35), stop=8, size=8)
-    for epoch in (batches[:4], batches[4:]):
-        assert len(set(field_values(epoch))) == 32
-    assert field_values(batches[4:5]) == epoch_order(3, 1, 35)[:8].tolist()
-    batch = train_list(Noise(20), 1, 16, placement=Placement(1, 2, 2, 2))[0]
-    assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
-    assert batch["image"].dtype == np.uint8
-    assert batch["label"].shape == (2, 2, 2)
-    assert batch["label"].dtype == np.int32
-
-
 ONCE = dict(stop=46)  # two steps into the second epoch
 COPIES = dict(size=96, stop=4, repeats=3)  # three chunks on one process
 

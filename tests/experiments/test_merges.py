@@ -127,14 +127,6 @@ def test_pairs_agree_with_slots(reducer, counts):
         assert np.flatnonzero(members[False][image]).tolist() == sorted(left[image])
 
 
-def test_attentive_share_by_hand():
-    """Of tokens 0, 3 and 4 only 3 is among the two most attended."""
-    merged = np.asarray([[True, False, False, True, True]])
-    attention = np.asarray([[0.1, 0.5, 0.2, 0.3, 0.0]], np.float32)
-    share = tiny_vit.compiled(merges.attentive_share, static_argnums=2)
-    assert_close(share(merged, attention, 2), [1 / 3], units=8)
-
-
 def slow_overlap(members, attention, percent):
     """Sorted lists instead of counted places."""
     n = len(attention)

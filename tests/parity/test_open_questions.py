@@ -197,20 +197,3 @@ def test_eva02s_pretrained_file(tmp_path, lm_head):
     vit = imagepiece_jax.load(tmp_path / "w.pt", config=small_config(name, model))
     images = noise(2, 28, 28, 3)
     assert distance(run_jax(vit, images).pooled, run_torch(model, images)) < 1e-5
-
-
-def test_dinov3s_biases_that_are_zero(tmp_path):
-    """timm's distilled models have no such biases; test_naming_rope tests others."""
-    name = "vit_small_patch16_dinov3.lvd1689m"
-    model = originals.randomize(timm.create_model(name, **TINY | {"img_size": 32}))
-    renamed = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
-    file = authors_tensors(model, renamed | {"reg_token": "storage_tokens"})
-    mask = torch.ones(3, 48)
-    mask[1] = 0
-    for block in range(2):
-        bias = f"blocks.{block}.attn.qkv.bias"
-        file |= {bias: torch.zeros(144), f"{bias}_mask": mask.flatten()}
-    torch.save(file, tmp_path / "w.pth")
-    vit = imagepiece_jax.load(tmp_path / "w.pth", config=small_config(name, model))
-    images = noise(2, 32, 32, 3)
-    assert distance(run_jax(vit, images).pooled, run_torch(model, images)) < 1e-5

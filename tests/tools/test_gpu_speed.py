@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.helpers.run_command import call, start
+from tests.helpers.run_command import call
 from tools import gpu_speed
 
 SMOKE = ["--smoke", "--warmup=2", "--repeats=2", "--seconds=0", "--cases=deit_ti"]
@@ -42,37 +42,6 @@ def test_settings_are_timed_beside_the_dense_model(tmp_path):
         assert (direction["gelu"], dense["ratio"]) == ("tanh", [1, 1, 1])
     assert [bool(row["latency"]) for row in rows] == 3 * [False] + 3 * [True]
     assert "| half | tanh | direction | highest |" in out
-
-
-def test_rows_have_image_size_and_stem(tmp_path):
-    file = tmp_path / "times"
-    words = [*SMOKE, "--at-once=2", f"--times={file}"]
-    words += ["--models", "dense at 160 pixels", "dense with conv stem"]
-    call(gpu_speed.main, *words).ok()
-    rows = read_rows(file)
-    assert [row["image_size"] for row in rows] == [96, 160, 96]
-    assert [row["stem"] for row in rows] == ["patch", "patch", "conv"]
-
-
-def test_timm_takes_turns_with_either_gelu(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("timm")
-    compiled = []
-
-    def compile(run, dynamic, mode):
-        compiled.append((dynamic, mode))
-        return run
-
-    monkeypatch.setattr(torch, "compile", compile)
-    file = tmp_path / "times"
-    words = [*SMOKE, "--models=dense", "--at-once=2", f"--times={file}"]
-    call(gpu_speed.main, *words, "--beside", *gpu_speed.ACTS).ok()
-    timed = [(row["library"], row["gelu"]) for row in read_rows(file)]
-    assert timed[0] == ("imagepiece_jax", "exact")
-    gelus = {"timm": "exact", "timm-tanh": "tanh", "timm-graphs": "exact"}
-    assert timed[1:] == [*gelus.items()]
-    assert compiled == [(False, None), (False, None), (False, "reduce-overhead")]
-    call(gpu_speed.main, f"--show={file}").ok()
 
 
 def row(model, seconds, **fields):
@@ -112,18 +81,3 @@ def test_timms_table_has_either_gelu(rows):
     _, _, exact, tanh = gpu_speed.timm_table(rows).splitlines()
     assert exact == "| DeiT-S | 2 | exact | 1.50 [0.75, 1.50] |  |  |"
     assert tanh == "| DeiT-S | 2 | tanh | 2.00 [2.00, 2.00] |  |  |"
-
-
-ABSENT = ("ml_collections", "tensorflow", "tensorflow_datasets", "array_record")
-ALONE = """
-import sys
-sys.modules.update(dict.fromkeys(NAMES))
-from tools import gpu_speed, torch_baselines
-"""
-
-
-@pytest.mark.slow  # imports JAX anew
-def test_the_tool_imports_with_jax_alone():
-    """Libraries of configs and data sets are absent."""
-    ended = start("-c", ALONE.replace("NAMES", repr(ABSENT)))
-    assert ended.status == 0, ended

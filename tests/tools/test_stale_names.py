@@ -87,22 +87,6 @@ def test_names_that_exist_nowhere(text, name, known):
     assert [*stale_names.example_stale_names(text, known)] == [name]
 
 
-@pytest.mark.parametrize(
-    "name, stale", [("take_picture", []), ("open_lid", [(2, "camera.lens.open_lid")])]
-)
-def test_names_of_a_file_are_defined_in_it(name, stale, known):
-    path = "camera/lens.py"
-    text = f"See\n`{name}` in `{path}`"
-    assert [*stale_names.stale_names(text, ".md", known)] == stale
-
-
-def test_a_test_in_parentheses_exists(known):
-    known.read("tests/test_lens.py", ast.parse("def test_a_lens(): ..."))
-    text = "# why (test_{})"
-    for name, stale in (("a_lens", []), ("a_box", [(1, "test_a_box")])):
-        assert [*stale_names.stale_names(text.format(name), ".py", known)] == stale
-
-
 def test_the_command_fails_and_names_file_and_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "--quiet"], check=True)

@@ -131,18 +131,6 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(begin, limit, metrics, mes
         run.flush()
 
 
-def test_a_printed_line_has_the_time_left(begin, capsys):
-    run = begin(progress=True)
-    for step in (1, 2, 3):
-        run.take_metrics(step, step_metrics())
-    run.flush()
-    run.write_evaluation(3, {"acc1": 12.345, "loss": 2.0})
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("step 2 of 40, epoch 0.10: loss 0.500, acc1 25.0 %, lr ")
-    assert "img/s" in lines[0] and lines[0].endswith(" s left")
-    assert lines[1:] == ["epoch 0.15, step 3: validation accuracy 12.35 %, loss 2.000"]
-
-
 def test_other_processes_print_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "is_main", lambda: False)
     run = make_log(tmp_path / "run", progress=True, profile=True, epochs=1)

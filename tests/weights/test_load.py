@@ -134,24 +134,6 @@ def test_tensors_of_another_config_are_named(file, changes, theirs, ours):
         imagepiece_jax.load(file, config=config)
 
 
-@pytest.mark.parametrize(
-    "field, value, message",
-    [
-        ("num_classes", 9, "num_classes is 9, but its tensors have 7"),
-        ("image_size", 40, "tensor pos_embed has shape (1, 26, 64)"),
-    ],
-)
-def test_a_folders_config_must_have_its_sizes(saved, tmp_path, field, value, message):
-    folder = shutil.copytree(saved, tmp_path / "m")
-    config = json.loads((saved / "config.json").read_text())
-    saved_fields = config["imagepiece_jax"]["config"]
-    group = saved_fields["preprocessing"] if field == "image_size" else saved_fields
-    group[field] = value
-    (folder / "config.json").write_text(json.dumps(config))
-    with refused(folder, message):
-        imagepiece_jax.load(folder)
-
-
 @pytest.mark.parametrize("included, side", [(True, 12), (False, 16)])
 def test_positions_with_and_without_the_prefix(tmp_path, included, side):
     """16 rows are a class token, six registers and 3 x 3 patches, or 4 x 4."""

@@ -299,18 +299,6 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
             imagepiece_jax.save(make(), ".")
 
 
-def test_timms_license_is_kept(tmp_path):
-    vit = make()
-    config = describe_model("test_vit")
-    del config["imagepiece_jax"]
-    config["pretrained_cfg"]["license"] = "dinov3-license"
-    license = parse_config(config, {}).license
-    origin = dataclasses.replace(vit.origin, license=license)
-    folder = tmp_path / "m"
-    imagepiece_jax.save(dataclasses.replace(vit, origin=origin), folder)
-    assert imagepiece_jax.load(folder).origin.license == "dinov3-license"
-
-
 def test_an_unloadable_model_is_not_saved(tmp_path):
     model, variables = tiny_vit.pair(make())
     evit = make(reduction="evit:blocks=(1,)").model

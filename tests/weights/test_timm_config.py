@@ -172,14 +172,3 @@ def test_arguments_that_change_the_architecture(name, arguments, changes):
     assert parsed.arch == dataclasses.replace(public.arch, **changes)
     for field in ("name", "num_heads", "patch_size", "embed_dim", "depth"):
         assert getattr(parsed, field) == arguments.get(field, getattr(public, field))
-
-
-def test_a_rotary_models_pool_comes_from_its_arguments():
-    """timm always writes global_pool."""
-    config = timm_file(architecture=EVA_NAME, model_args={"global_pool": "avg"})
-    public = registry.model_config(EVA_NAME).arch
-    assert parse_config(config, {}).config.arch == public
-    config["model_args"] = {"global_pool": "token"}
-    parsed = parse_config(config, {}).config.arch
-    assert (parsed.pool, parsed.final_norm, parsed.fc_norm) == ("token", True, False)
-    assert parsed.rotary == public.rotary

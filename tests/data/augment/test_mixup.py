@@ -3,7 +3,6 @@
 import functools
 import types
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,22 +131,3 @@ def test_cutmix_pastes_the_partners_box_exactly():
     np.testing.assert_array_equal(np.asarray(mixed), expected)
     expected = 0.75 * 0.92 + 0.25 * 0.02
     assert_close(mixed_targets[1, 1], expected, units=8)
-
-
-def test_one_program_without_a_loop_serves_all_draws():
-    """A loop of unknown length makes a GPU wait for the host at every turn."""
-    chex.clear_trace_counter()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def mix(key, images, targets, partner, partner_targets):
-        drawn = mixup.draw_mix(key, 6, 8, types.SimpleNamespace(**MIXING))
-        return mixup.mix_batch(drawn, (images, targets), (partner, partner_targets))
-
-    arrays = mixing_batch(jnp.float32)
-    outs = [np.asarray(mix(jax.random.key(s), *arrays)[0]) for s in range(3)]
-    assert not np.array_equal(outs[0], outs[1])
-    program = jax.make_jaxpr(
-        lambda key: mixup.draw_mix(key, 6, 8, types.SimpleNamespace(**MIXING))
-    )
-    assert "while" not in str(program(jax.random.key(0)))

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import socket
 import unicodedata
 
 import pytest
@@ -36,24 +35,6 @@ def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
         assert "14 other, 2 .bin" in record.getMessage()
     assert len(as_source(tmp_path / "train")) == 2
     assert capsys.readouterr().out.count("1 .db left out") == 1
-
-
-def test_pipes_and_sockets_are_no_images(tmp_path, monkeypatch):
-    """A broken link counts as an unreadable image."""
-    monkeypatch.chdir(tmp_path)
-    write_plain(tmp_path, "a.jpg", "folder.jpg/b.jpg")
-    os.mkfifo("pipe.jpg")
-    (tmp_path / "link.jpg").symlink_to("pipe.jpg")
-    (tmp_path / "null.jpg").symlink_to(os.devnull)
-    (tmp_path / "gone.jpg").symlink_to("nothing.jpg")
-    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
-    (tmp_path / "up").symlink_to(tmp_path)
-    (tmp_path / "empty.jpg").touch()
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket.jpg")
-        images, left_out = list_images(tmp_path)
-    assert images == ["a.jpg", "empty.jpg", "gone.jpg", "loop.jpg", "folder.jpg/b.jpg"]
-    assert left_out == ["link.jpg", "null.jpg", "pipe.jpg", "socket.jpg"]
 
 
 def test_an_unreadable_folder_is_left_out(tmp_path, monkeypatch):
