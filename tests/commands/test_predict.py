@@ -17,6 +17,11 @@ from tests.helpers.picture_files import write_damaged
 from tests.helpers.run_command import call
 
 
+def test_vectors_of_all_tokens_are_counted():
+    _, line = predict.describe_output("a.png", np.zeros((17, 24)))
+    assert line == "a.png: 17 vectors of 24 features"
+
+
 def test_a_damaged_image_is_named_and_others_are_predicted(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"

@@ -133,11 +133,12 @@ def test_a_class_may_have_subfolders(folder):
     for place in ("b/2.png", "b/deep/3.png", "a/1.png", ".hidden/4.png", "5.jpg/6.png"):
         write_plain(folder / "val" / "zebra", place, color=(1, 2, 3))
     (folder / "val" / "zebra" / "b" / "again").symlink_to(folder / "val" / "zebra")
+    (folder / "val" / "zebra" / "gone.png").symlink_to("nothing.png")  # unreadable
     source = open_source(f"folder:{folder}", "val")
-    names = ["0.png", "5.jpg/6.png", "a/1.png", "b/2.png", "b/deep/3.png"]
+    names = ["0.png", "gone.png", "5.jpg/6.png", "a/1.png", "b/2.png", "b/deep/3.png"]
     assert image_names(source, f"{folder}/val/zebra/")[1:] == names
-    assert source.labels.tolist() == [0, 1, 1, 1, 1, 1]
-    assert source[2].pixels[0, 0].tolist() == [1, 2, 3]
+    assert source.labels.tolist() == [0, 1, 1, 1, 1, 1, 1]
+    assert source[3].pixels[0, 0].tolist() == [1, 2, 3]
 
 
 NAMES = ("mnist", "folder:", "hf:", "csv", "digits:x", "")

@@ -134,6 +134,15 @@ def test_tensors_of_another_config_are_named(file, changes, theirs, ours):
         imagepiece_jax.load(file, config=config)
 
 
+def test_a_folders_config_must_have_its_classes(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "m")
+    config = json.loads((saved / "config.json").read_text())
+    config["imagepiece_jax"]["config"]["num_classes"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    with refused(folder, "num_classes is 9", "7"):
+        imagepiece_jax.load(folder)
+
+
 @pytest.mark.parametrize("included, side", [(True, 12), (False, 16)])
 def test_positions_with_and_without_the_prefix(tmp_path, included, side):
     """16 rows are a class token, six registers and 3 x 3 patches, or 4 x 4."""

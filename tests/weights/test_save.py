@@ -299,6 +299,14 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
             imagepiece_jax.save(make(), ".")
 
 
+def test_a_license_is_kept(tmp_path):
+    vit = make()
+    origin = dataclasses.replace(vit.origin, license="dinov3-license")
+    vit = dataclasses.replace(vit, origin=origin)
+    folder = imagepiece_jax.save(vit, tmp_path / "m")
+    assert imagepiece_jax.load(folder).origin.license == "dinov3-license"
+
+
 def test_an_unloadable_model_is_not_saved(tmp_path):
     model, variables = tiny_vit.pair(make())
     evit = make(reduction="evit:blocks=(1,)").model
