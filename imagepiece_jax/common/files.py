@@ -198,20 +198,16 @@ def git_revision() -> str | None:
 
     None if git does not track the code, as in an installed package.
     """
+    options: dict[str, Any] = {"stderr": subprocess.DEVNULL, "cwd": PACKAGE_FOLDER}
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    outputs = []
-    # An installed package may lie inside another repository, whose revision would say
-    # nothing about this code.
-    for command in (["git", "ls-files", "--error-unmatch", "errors.py"], describe):
-        try:
-            outputs.append(
-                subprocess.check_output(
-                    command, stderr=subprocess.DEVNULL, text=True, cwd=PACKAGE_FOLDER
-                )
-            )
-        except (OSError, subprocess.CalledProcessError):  # git may not be installed
-            return None
-    return outputs[1].strip()
+    try:
+        # An installed package may lie inside another repository, whose revision would
+        # say nothing about this code.
+        tracked = ["git", "ls-files", "--error-unmatch", "errors.py"]
+        subprocess.check_output(tracked, **options)
+        return subprocess.check_output(describe, **options).decode().strip()
+    except (OSError, subprocess.CalledProcessError):  # git may not be installed
+        return None
 
 
 def _temporary_path(path):

@@ -41,14 +41,10 @@ def onnx_op(fn: Callable) -> Callable:
         if not _are_functions_marked.get():
             return fn(*args, **options)
         leaves, treedef = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
-        arrays = []
-        static_entries = []  # as in `_rebuild_arguments`
-        for leaf in leaves:
-            if isinstance(leaf, ARRAY_TYPES):
-                arrays.append(leaf)
-                static_entries.append(None)
-            else:
-                static_entries.append((leaf,))
+        arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAY_TYPES)]
+        static_entries = [
+            None if isinstance(leaf, ARRAY_TYPES) else (leaf,) for leaf in leaves
+        ]
         return composite(*arrays, arguments=(treedef, tuple(static_entries)))
 
     return call_marked
@@ -77,13 +73,7 @@ def _rebuild_arguments(arguments, arrays):
     num_arrays = static_entries.count(None)
     # The function's constants come before its arrays.
     remaining_arrays = iter(arrays[len(arrays) - num_arrays :])
-    leaves = []
-    for entry in static_entries:
-        if entry is None:
-            leaves.append(next(remaining_arrays))
-        else:
-            (value,) = entry
-            leaves.append(value)
+    leaves = [next(remaining_arrays) if e is None else e[0] for e in static_entries]
     return jax.tree.unflatten(treedef, leaves)
 
 

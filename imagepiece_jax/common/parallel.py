@@ -52,10 +52,8 @@ def gather_texts(text: str) -> list[str]:
     padded_text = np.zeros(max(lengths.max(), 1), np.uint8)
     padded_text[: encoded_text.size] = encoded_text
     padded_rows = multihost_utils.process_allgather(padded_text)
-    process_texts = []
-    for row, length in zip(padded_rows, lengths, strict=True):
-        process_texts.append(bytes(row[:length]).decode())
-    return process_texts
+    rows = zip(padded_rows, lengths, strict=True)
+    return [bytes(row[:length]).decode() for row, length in rows]
 
 
 def exchange_values(value: Any) -> list:
@@ -71,10 +69,7 @@ def share_main_decision(decide: Callable[[], Any]) -> Any:
     """Call `decide()` in process 0 and return its JSON value in every process."""
     # Decisions about shared files belong here: for a while, processes may see different
     # states of a network file system.
-    decision = None
-    if is_main():
-        decision = decide()
-    return exchange_values(decision)[0]
+    return exchange_values(decide() if is_main() else None)[0]
 
 
 @contextlib.contextmanager
@@ -142,10 +137,7 @@ def pmap(
         xla_options, and its compilation is reported. None: neither.
     """
     mapped_fn = jax.pmap(
-        fn,
-        axis_name=DEVICE_AXIS,
-        donate_argnums=donate_argnums,
-        axis_size=device_count(),
+        fn, DEVICE_AXIS, donate_argnums=donate_argnums, axis_size=device_count()
     )
     if program_name is None:
         return MappedFunction(mapped_fn, {})
@@ -235,9 +227,7 @@ def shard_samples(tree: PyTree) -> PyTree:
     num_devices = len(local_devices())
 
     def shard_leaf(x):
-        return _global_array(
-            x.reshape(num_devices, len(x) // num_devices, *x.shape[1:])
-        )
+        return _global_array(x.reshape(num_devices, -1, *x.shape[1:]))
 
     return jax.tree.map(shard_leaf, tree)
 
@@ -296,13 +286,9 @@ def _global_array(x):
     """Join the NumPy rows of all processes in one JAX array [devices, ...]."""
     if not isinstance(x, np.ndarray):  # a JAX array has all rows already
         return x
-    return jax.make_array_from_process_local_data(_device_sharding(), x)
-
-
-def _device_sharding():
-    """Sharding of a leading axis, one row per device, in `jax.pmap`'s device order."""
-    devices = []
+    devices = []  # one row each, in `jax.pmap`'s order
     for process in range(jax.process_count()):
         devices += local_devices(process)
     mesh = jax.sharding.Mesh(np.array(devices), (DEVICE_AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DEVICE_AXIS))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DEVICE_AXIS))
+    return jax.make_array_from_process_local_data(sharding, x)

@@ -20,9 +20,7 @@ def device_samples(
     first_samples = np.arange(num_devices * num_pairs).reshape(num_devices, num_pairs)
     # With an odd count per device, the middle samples of two mirrored devices are a
     # pair.
-    middle_samples = np.arange(num_devices * num_middle).reshape(
-        num_devices, num_middle
-    )
+    middle_samples = np.arange(num_devices * num_middle).reshape(num_devices, -1)
     middle_samples += first_samples.size
     partner_samples = num_samples - 1 - first_samples[:, ::-1]
     return np.concatenate([first_samples, middle_samples, partner_samples], axis=1)

@@ -12,9 +12,7 @@ def counted_noun(count: int, noun: str) -> str:
 def text_table(rows: Iterable[Iterable]) -> str:
     """Align columns: the first row is the heading, the last column left-aligned."""
     text_rows = [list(map(str, row)) for row in rows]
-    widths = []
-    for column in zip(*text_rows, strict=True):
-        widths.append(max(map(len, column)))
+    widths = [max(map(len, column)) for column in zip(*text_rows, strict=True)]
     lines = []
     for row in text_rows:
         cells = list(map(str.rjust, row, widths))

@@ -32,9 +32,7 @@ class DataConfig:
     eval_crop: float | None = option(None, above=0, most=1)
     eval_crop_mode: str = option("center", preprocessing.CROP_MODES)
     eval_interpolation: str = option("bicubic", preprocessing.INTERPOLATION_NAMES)
-    eval_rule: str = option(
-        "timm", preprocessing.ROUNDING_RULES
-    )  # the library that rounds so
+    eval_rule: str = option("timm", preprocessing.ROUNDING_RULES)  # whose rounding
     # Copies of an image in a row (repeated augmentation). An epoch keeps its steps, and
     # sees 1 / repeats of the images.
     repeats: int = option(3, least=1)

@@ -51,14 +51,9 @@ class EvalResult:
 
 def format_metrics(metrics: Mapping[str, float], *more_entries: str) -> str:
     """Format an EvalResult's metrics, and `more_entries`, as one line."""
-    entries = [
-        f"acc1 {metrics['acc1']:.2f} %",
-        f"acc5 {metrics['acc5']:.2f} %",
-        f"loss {metrics['loss']:.4f}",
-        f"images {metrics['images']}",
-        *more_entries,
-        f"throughput {metrics['throughput']:.1f} img/s",
-    ]
+    entries = [f"{name} {metrics[name]:.2f} %" for name in ("acc1", "acc5")]
+    entries += [f"loss {metrics['loss']:.4f}", f"images {metrics['images']}"]
+    entries += [*more_entries, f"throughput {metrics['throughput']:.1f} img/s"]
     return "  ".join(entries)
 
 
@@ -82,11 +77,10 @@ def _compute_image_metrics(logits, labels, classes=None):
     if classes is not None:
         is_choice = np.isin(np.arange(logits.shape[-1]), [*classes])
         logits = jnp.where(is_choice, logits, -jnp.inf)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return {
+        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
         "right": correct_at(logits, labels, 1),
         "right5": correct_at(logits, labels, min(5, logits.shape[-1])),
-        "loss": loss,
     }
 
 
@@ -152,8 +146,7 @@ def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
     @jax.jit
     def measure_logits(logits, labels, mask):
         image_metrics = _compute_image_metrics(logits, labels)
-        metric_sums = _sum_metrics(image_metrics, mask)
-        results = metric_sums, image_metrics
+        results = _sum_metrics(image_metrics, mask), image_metrics
         return jax.tree.map(lambda x: x[None], results)  # a device axis
 
     def evaluate_batch(_, batch):
@@ -230,16 +223,11 @@ def evaluate_models(
 class _ModelPass:
     """Sums and per-image arrays of one model so far."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.metric_sums = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
-        self.batch_arrays: dict[str, list[np.ndarray]] = {}
+        self.batch_arrays = {}
 
-    def add_batch(
-        self,
-        index_and_mask: Mapping[str, np.ndarray],
-        metric_sums: PyTree,
-        image_metrics: PyTree,
-    ) -> None:
+    def add_batch(self, index_and_mask, metric_sums, image_metrics):
         """Add a batch's results; arrays are [devices, a device's images, ..]."""
         host_sums = parallel.unreplicate(metric_sums)
         for name in self.metric_sums:
@@ -250,7 +238,7 @@ class _ModelPass:
             rows = array.reshape(-1, *array.shape[2:])[is_real]
             self.batch_arrays.setdefault(name, []).append(rows)
 
-    def make_result(self, num_untimed_images: float, seconds: float) -> EvalResult:
+    def make_result(self, num_untimed_images, seconds):
         """EvalResult; `seconds` were measured after the first `num_untimed_images`."""
         image_metrics = {
             name: np.concatenate(arrays) for name, arrays in self.batch_arrays.items()

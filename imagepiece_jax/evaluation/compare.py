@@ -110,13 +110,12 @@ def compare(
         compare_outputs.check_image_count(len(images.source))
         weights = dataclasses.replace(weights, reference=weights)
     rows = make_rows(weights, reductions, image_sizes)  # before files are made
-    cache = None
-    if out is not None:
-        cache = ResultCache(out, versions=device.library_versions())
+    if out is None:
+        return measure_rows(weights, rows, None)
+    cache = ResultCache(out, versions=device.library_versions())
     report = measure_rows(weights, rows, cache)
-    if out is not None:
-        replace_file(pathlib.Path(out, TABLE_FILE_NAME), format_page(report))
-        paint_plot(pathlib.Path(out, PLOT_FILE_NAME), report)
+    replace_file(pathlib.Path(out, TABLE_FILE_NAME), format_page(report))
+    paint_plot(pathlib.Path(out, PLOT_FILE_NAME), report)
     return report
 
 
@@ -132,9 +131,7 @@ def make_rows(
     Raises InputError for a row that does not fit, and for a duplicate.
     """
     vit = dense_weights.vit
-    if isinstance(reductions, str):
-        reductions = [reductions]
-    reduction_texts = list(reductions)
+    reduction_texts = [reductions] if isinstance(reductions, str) else [*reductions]
     sides = list(image_sizes)
     if not reduction_texts and not sides:
         reduction_texts = list(DEFAULT_MAC_SHARES)
@@ -218,11 +215,8 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
     """The dense weights on images of `side` pixels a side."""
     vit = dense_weights.vit
     if side >= min(image_sides(vit.image_size)):
-        raise InputError(
-            f"image_sizes has {side}; sizes must be below the model's image_size, "
-            f"{size_text(vit.image_size)}"
-        )
-
+        limit = f"the model's image_size, {size_text(vit.image_size)}"
+        raise InputError(f"image_sizes has {side}; sizes must be below {limit}")
     return dataclasses.replace(
         dense_weights,
         vit=vit.with_reduction(None).at_size(side),  # a dense model fits any size
@@ -327,6 +321,5 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
         else:
             estimate = record["fidelity"][metric]
         curves.setdefault(curve_name, []).append((record["gmacs"], estimate))
-    plotting.draw_curves(
-        path, "GMACs an image", axis_label, curves, level=("dense", dense_level)
-    )
+    level = ("dense", dense_level)
+    plotting.draw_curves(path, "GMACs an image", axis_label, curves, level)

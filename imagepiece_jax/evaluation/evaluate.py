@@ -69,17 +69,17 @@ def compare_optimized(
     Returns {"reference", "optimized"}: metrics of both, and under "optimized" the
         difference of acc1 in points with its interval.
     """
+    execution = vit.model.execution
     program = optimize.optimize(
         vit,
         batch_size=images.pass_batch_size,
-        dtype=vit.model.execution.dtype.name,
+        dtype=execution.dtype.name,
         gelu=gelu,
-        attention=vit.model.execution.attention,
+        attention=execution.attention,
         pixels=True,
     )
-    exact_model = vit.model.with_execution(
-        dtype=np.dtype("float32"), attention_impl="xla"
-    )
+    exact = {"dtype": np.dtype("float32"), "attention_impl": "xla"}
+    exact_model = vit.model.with_execution(**exact)
     reference_result = accuracy.evaluate_weights(
         exact_model, vit.variables, images.read_batches(), precision="highest"
     )

@@ -77,10 +77,8 @@ class LabeledImages:
     def pass_batch_size(self) -> int:
         """At most half the images, rounded up to whole devices."""
         # Half, because the first batch compiles and is not timed.
-        half_count = -(-len(self.source) // 2)
-        return parallel.process_placement().round_up(
-            min(self.options.batch_size, half_count)
-        )
+        num_images = min(self.options.batch_size, -(-len(self.source) // 2))
+        return parallel.process_placement().round_up(num_images)
 
     def read_batches(
         self, batch_size: int | None = None, placement: Placement | None = None
@@ -157,26 +155,21 @@ def open_labeled_images(
     options: fields of ReadOptions
     Raises InputError for weights without classes, and for images of other classes.
     """
+    title = vit.origin.title
+    if need_labels and not vit.config.num_classes:
+        way_out = "train a head, or take vectors by `features`"
+        raise InputError(f"{title} has no classes; {way_out}")
     if need_labels:
-        title = vit.origin.title
-        if not vit.config.num_classes:
-            raise InputError(
-                f"{title} has no classes; train a head, or take vectors by `features`"
-            )
         vit.config.head.check_single_label(title, "accuracy")
     read_options = ReadOptions(**options).completed(vit.origin.run or {})
     data_name = find_data_name(vit, data)
     whole_source = _open_source(vit, data_name, read_options.data_dir, need_labels)
     source = whole_source.evenly_spaced(read_options.limit)
-    check_classes(vit.class_names, vit.origin.title, source.class_names, data_name)
+    check_classes(vit.class_names, title, source.class_names, data_name)
     for note in _list_notes(vit, data_name, whole_source, source):
         notes.info(f"note: {note}")
-    return LabeledImages(
-        name=data_name,
-        source=source,
-        preprocessing=vit.config.preprocessing,
-        options=read_options,
-    )
+    fields = {"preprocessing": vit.config.preprocessing, "options": read_options}
+    return LabeledImages(name=data_name, source=source, **fields)
 
 
 def _open_source(vit, data_name, data_dir, need_labels):
@@ -200,9 +193,8 @@ def _list_notes(vit, data_name, whole_source, source):
     if source.split:
         note_texts.append(f"images are from the split {source.split} of {data_name}")
     if source.subset_record:
-        note_texts.append(
-            f"{len(source)} evenly spaced images of {len(whole_source)} are used"
-        )
+        counts = f"{len(source)} evenly spaced images of {len(whole_source)}"
+        note_texts.append(f"{counts} are used")
     num_present = len(source.present_labels)
     if num_present < source.num_classes:
         subject = "1 class has" if num_present == 1 else f"{num_present:,} classes have"
@@ -211,9 +203,8 @@ def _list_notes(vit, data_name, whole_source, source):
         )
     if data_name.startswith("csv:") and whole_source.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
-        note_texts.append(
-            f"the lowest label of {data_name} is 1, but labels count from 0"
-        )
+        lowest = f"the lowest label of {data_name} is 1"
+        note_texts.append(f"{lowest}, but labels count from 0")
     sizes = source.sampled_sizes()
     enlargement_note = vit.config.preprocessing.enlargement_note(sizes, len(source))
     return [*note_texts, enlargement_note] if enlargement_note else note_texts

@@ -54,7 +54,7 @@ class ResultCache:
     def __init__(
         self,
         folder: str | os.PathLike,
-        versions: dict[str, Any] | None = None,
+        versions: Any = None,
         name: str = POINTS_FILE_NAME,
     ) -> None:
         self.path = pathlib.Path(folder, name)
@@ -71,10 +71,7 @@ class ResultCache:
             file.write(json.dumps(line) + "\n")
 
     def measure_once(
-        self,
-        key: Mapping[str, Any],
-        measure: Callable[[], dict],
-        subject: str = "a point",
+        self, key: Mapping[str, Any], measure: Callable[[], dict], subject: str = ""
     ) -> dict:
         """Return a key's stored result, or measure and store it.
 
@@ -85,18 +82,12 @@ class ResultCache:
         key_text = _encode_key(key)
         if key_text not in self._results:
             start_time = time.monotonic()
-            log.info(f"measuring {subject} ..")
+            log.info(f"measuring {subject or 'a point'} ..")
             result = measure()
             log.info(f"took {time.monotonic() - start_time:.0f} s")
-            self.append(
-                {
-                    "setting": key,
-                    "result": result,
-                    "versions": self.versions,
-                    "git": files.git_revision(),
-                    "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-                }
-            )
+            now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            point = {"setting": key, "result": result, "versions": self.versions}
+            self.append(point | {"git": files.git_revision(), "time": now})
             self._results[key_text] = json.loads(json.dumps(result))
         return self._results[key_text]
 
@@ -150,11 +141,8 @@ class MeasuredWeights:
                 outputs, dense_outputs, vit.config.head.has_classes
             )
             metrics = {"images": len(outputs), "fidelity": fidelity}
-        return {
-            **metrics,
-            "untrained_selectors": "selectors" in vit.untrained_kinds,
-            **describe_plan(vit.model),
-        }
+        metrics["untrained_selectors"] = "selectors" in vit.untrained_kinds
+        return metrics | describe_plan(vit.model)
 
     @functools.cached_property
     def dense_outputs(self) -> np.ndarray:

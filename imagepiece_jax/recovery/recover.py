@@ -10,7 +10,6 @@ as it is. A variant gets its own values of some parameters, by default norms and
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import time
@@ -23,6 +22,8 @@ from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.common.checks import check_range, refuse_any
 from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.common.statistics import mean_difference
+from imagepiece_jax.data.augment.random_crop import TrainTransform
+from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import recovery_record
@@ -96,12 +97,9 @@ def recover(
     dense_vit = vit.with_reduction(None)
     students = list_students(vit)
     # Images are checked before anything is compiled.
-    known_digests = "".join(
-        s.recovered_variant.learned for s in students if s.recovered_variant
-    )
-    image_split = recovery_images.split_images(
-        as_source(images), batch_size, known_digests
-    )
+    earlier = [s.recovered_variant for s in students if s.recovered_variant]
+    known = "".join(variant.learned for variant in earlier)
+    image_split = recovery_images.split_images(as_source(images), batch_size, known)
     batches = recovery_images.read_image_batches(
         image_split.held_out, vit.preprocessing, batch_size
     )
@@ -200,12 +198,6 @@ class RecoveryRun:
     def __post_init__(self) -> None:
         self.start_time = time.monotonic()
         self.stop_signals = []  # signals that end the training
-        self.make_crops = functools.partial(
-            recovery_images.make_crop_batches,
-            self.image_split.training,
-            self.fit.vit.image_size,
-            self.fit.recipe,
-        )
         self.has_time_limit = math.isfinite(self.time_limit)
         self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
@@ -216,6 +208,18 @@ class RecoveryRun:
         self.trained_params = None  # last weights; None: not better than the start
         self.metrics_before: RunMetrics = {}  # by `measure_and_compile`
         self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
+
+    def make_crops(self, steps: int) -> Batches:
+        """Batches of random crops for `steps` steps."""
+        size, area = self.fit.vit.image_size, recovery_images.CROP_AREA
+        return Batches(
+            source=self.image_split.training,
+            transform=TrainTransform(size, "random_resized", area, shift=0, flip=True),
+            batch_size=self.fit.recipe.batch_size,
+            placement=parallel.process_placement(),
+            seed=self.fit.recipe.seed,
+            steps=range(steps),
+        )
 
     def measure_and_compile(self) -> None:
         """Measure the student before training, and compile the training step."""
@@ -324,10 +328,8 @@ class RecoveryRun:
             learned_values = vit.recovered_variant.values
             learned_digests = vit.recovered_variant.learned + learned_digests
         if self.trained_params is not None:
-            learned_values = {
-                **learned_values,
-                **recovery_record.flatten_params(self.trained_params),
-            }
+            trained_values = recovery_record.flatten_params(self.trained_params)
+            learned_values = {**learned_values, **trained_values}
         return recovery_record.RecoveredVariant(
             reduction=vit.reduction or DENSE_REDUCTION,
             images=len(self.image_split.training),

@@ -9,14 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.progress import with_progress_bar
-from imagepiece_jax.data.augment.random_crop import TrainTransform
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.source import Source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.recovery.recovery_step import RecoveryRecipe
 
 MAX_IMAGES = 10_000  # the most images that are read
 # Smallest and largest share of an image's area in a random crop.
@@ -118,22 +115,6 @@ def read_digests(source: Source) -> dict[str, int]:
     return index_by_digest
 
 
-def make_crop_batches(
-    source: Source, image_size: ImageSize, recipe: RecoveryRecipe, steps: int
-) -> Batches:
-    """Batches of random crops for `steps` steps."""
-    return Batches(
-        source=source,
-        transform=TrainTransform(
-            image_size, "random_resized", CROP_AREA, shift=0, flip=True
-        ),
-        batch_size=recipe.batch_size,
-        placement=parallel.process_placement(),
-        seed=recipe.seed,
-        steps=range(steps),
-    )
-
-
 def read_image_batches(
     source: Source, preprocessing: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> list[dict[str, Any]]:
@@ -152,6 +133,6 @@ def read_image_batches(
     )
     host_batches = []
     for batch in batches.read_batches(DECODE_THREADS):
-        pixels_and_index = {name: batch[name] for name in ("image", "index")}
-        host_batches.append({**pixels_and_index, "mask": batch["mask"] == 1})
+        fields = {"image": batch["image"], "index": batch["index"]}
+        host_batches.append(fields | {"mask": batch["mask"] == 1})
     return host_batches

@@ -110,9 +110,7 @@ class OutputComparison:
         outputs = model.apply(variables, images, with_states=True)
         arrays = {"logits": outputs.logits}
         if "class_tokens" in self.output_names:
-            class_tokens = []
-            for state in outputs.states:
-                class_tokens.append(state.x[:, 0].astype(jnp.float32))
+            class_tokens = [s.x[:, 0].astype(jnp.float32) for s in outputs.states]
             arrays["class_tokens"] = jnp.stack(class_tokens, axis=1)
         if "patches" in self.output_names:
             tokens = outputs.tokens[:, model.config.arch.prefix :]

@@ -141,10 +141,8 @@ class StudentFit:
 
         lr: learning rate, multiplied by a parameter's `step_size`
         """
-        replicated_lr = parallel.replicate(np.float32(lr))
-        self.state, loss = self._step_program(
-            self.state, self.student_and_teacher, pixels, replicated_lr
-        )
+        arguments = self.student_and_teacher, pixels, parallel.replicate(np.float32(lr))
+        self.state, loss = self._step_program(self.state, *arguments)
         return loss
 
     def measure_held_out(

@@ -81,9 +81,7 @@ def describe_weights(
         config = config or _find_named_config(location)
         return Description(config, has_file_config=False)
     try:
-        description = _describe_files(
-            location, location.config_file, config is not None
-        )
+        description = _describe_files(location, config is not None)
     except InputError as error:
         # The caller's config replaces a config.json of `save` that is broken or from
         # another version.
@@ -132,8 +130,9 @@ def _find_named_config(location):
     raise InputError(f"{location.title} does not name its model; {remedy}")
 
 
-def _describe_files(location, config_file, has_config):
+def _describe_files(location, has_config):
     """Read the files beside weights: config, image processor, a run's class names."""
+    config_file = location.config_file
     # Broken JSON is read again, which raises the error in the file.
     config_fields = location.config_fields
     if config_fields is None:
@@ -183,15 +182,11 @@ def parse_config(
     if not processor_fields and not has_config:
         lack = f"no {PREPROCESSOR_FILE} with the images' mean and std"
         raise InputError(f"folder {folder} has {lack}; place it there, or give config=")
-    model_type = parse_content(
-        config_file, transformers_config.find_vision_type, config_fields
-    )
-    processor = parse_content(
-        folder / PREPROCESSOR_FILE,
-        transformers_config.parse_image_processor,
-        processor_fields,
-        model_type,
-    )
+    parse = transformers_config.find_vision_type
+    model_type = parse_content(config_file, parse, config_fields)
+    parse = transformers_config.parse_image_processor
+    file = folder / PREPROCESSOR_FILE
+    processor = parse_content(file, parse, processor_fields, model_type)
     parse = transformers_config.parse_transformers
     return Description(**parse_content(config_file, parse, config_fields, processor))
 

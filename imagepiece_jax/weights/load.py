@@ -78,9 +78,8 @@ def load(
         match the config.
     """
     location = locate_weights(weights, config is not None, checkpoint, averaged)
-    tensors, facts = read_tensors(
-        location, description.describe_weights(location, config)
-    )
+    facts = description.describe_weights(location, config)
+    tensors, facts = read_tensors(location, facts)
     vit_config = change_config(facts, image_size, crop, num_classes)
     fresh_parts: tuple[str, ...] = ()
     if vit_config.num_classes != facts.config.num_classes:
@@ -115,12 +114,10 @@ def load(
     positions = None  # those of the trained size, if the model has another
     if image_sides(vit_config.image_size) != image_sides(trained_size):
         positions = tensors.get("pos_embed")
-        model_tensors = resize_positions.fit_positions(
-            model_tensors, vit_config, trained_size
-        )
-    variables, drawn_parts = make_variables(
-        model, model_tensors, location.title, fresh_parts, seed or 0
-    )
+        fit_positions = resize_positions.fit_positions
+        model_tensors = fit_positions(model_tensors, vit_config, trained_size)
+    parts = (location.title, fresh_parts, seed or 0)
+    variables, drawn_parts = make_variables(model, model_tensors, *parts)
     params = variables["params"]
     untrained_parts = {p for p in params if is_in_parts(p, facts.untrained_parts)}
     untrained_parts.update(drawn_parts)
@@ -173,9 +170,8 @@ def change_config(
         config = config.with_preprocessing(crop=crop)
     if num_classes is None or num_classes == config.num_classes:
         return config
-    return dataclasses.replace(
-        config, num_classes=num_classes, problem_type=SINGLE_LABEL
-    )
+    new_head = {"num_classes": num_classes, "problem_type": SINGLE_LABEL}
+    return dataclasses.replace(config, **new_head)
 
 
 def read_tensors(
@@ -191,12 +187,10 @@ def read_tensors(
     if location.origin.kind == RUN_KIND:
         tensors = _read_run_tensors(location)
     else:
-        tensors = naming.read_timm_tensors(
-            location.find_weights(), location.origin.checkpoint, facts.config
-        )
-        learned_files = [
-            n for n in file_names.LEARNED_FILES if n in location.file_names
-        ]
+        weights, key = location.find_weights(), location.origin.checkpoint
+        tensors = naming.read_timm_tensors(weights, key, facts.config)
+        names = location.file_names
+        learned_files = [name for name in file_names.LEARNED_FILES if name in names]
         learned = {n: read_state_dict(location.path / n) for n in learned_files}
         tensors |= learned.get(file_names.SELECTORS_FILE, {})
         variant_tensors = learned.get(file_names.RECOVERED_FILE, {})
@@ -233,9 +227,8 @@ def _read_run_tensors(location):
             raise InputError(f"run {run_folder} has no averages: its ema_decay is 0")
         return {name: stored_state[name] for name in names}
 
-    state, _, _ = checkpoints.read_newest_step(
-        find_checkpoint_folder(run_folder, str(origin.checkpoint)), choose_variables
-    )
+    folder = find_checkpoint_folder(run_folder, str(origin.checkpoint))
+    state, _, _ = checkpoints.read_newest_step(folder, choose_variables)
     return timm_tensors.to_timm(state.get(AVERAGES_KEY, state))
 
 
@@ -257,10 +250,8 @@ def correct_facts(
     # A number of classes in the files must agree with the head.
     has_other_classes = config.num_classes not in (0, num_classes)
     if has_other_classes and facts.has_file_config:
-        own = f"its tensors have {num_classes}"
-        raise InputError(
-            f"{location.title}: num_classes is {config.num_classes}, but {own}"
-        )
+        subject = f"{location.title}: num_classes is {config.num_classes}"
+        raise InputError(f"{subject}, but its tensors have {num_classes}")
     changes: dict[str, Any] = {"num_classes": num_classes}
     if config.name and has_other_classes and config.problem_type == PROJECTION:
         changes["problem_type"] = SINGLE_LABEL

@@ -314,9 +314,8 @@ def _translate_tensors(state_dict, naming, timm_names, config):
     source_names = {}  # {timm's name: name in the file}
     for name in [name for name in timm_names if name in state_dict]:
         block_tensors = {timm_names[name]: state_dict[name]}
-        _, is_scanned, leaf_name = timm_names[name].partition(
-            f"blocks.{SCANNED_BLOCK}."
-        )
+        scanned = f"blocks.{SCANNED_BLOCK}."
+        _, is_scanned, leaf_name = timm_names[name].partition(scanned)
         if is_scanned:
             (tensor,) = block_tensors.values()
             if tensor.ndim == 0:
@@ -339,9 +338,8 @@ def _translate_tensors(state_dict, naming, timm_names, config):
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"its tensors' shapes do not fit {naming.library}: {error}"
-        ) from error
+        subject = f"its tensors' shapes do not fit {naming.library}"
+        raise InputError(f"{subject}: {error}") from error
     if config is None:
         return tensors
     # A mask token beside q_bias marks EVA-02's pretrained weights. Their last norm may
@@ -382,9 +380,8 @@ def pack_for_timm(
                 packed_tensors[f"{name_start}{letter}_proj.weight"] = third
             continue
         if keeps_qkv_apart:
-            timm_name = re.sub(
-                r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", timm_name
-            )
+            bias_pattern = r"\.attn\.([qv])_bias$"
+            timm_name = re.sub(bias_pattern, r".attn.\1_proj.bias", timm_name)
         packed_tensors[timm_name] = tensor
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
         gate_names = [name for name in packed_tensors if ".mlp.fc1_g." in name]
@@ -466,10 +463,8 @@ def _to_torch_weight(module, kernel):
         return kernel.transpose(3, 2, 0, 1)
     # q, k and v: [D, heads, d]; the output projection: [heads, d, D].
     if kernel.ndim == 3:
-        num_outputs = kernel[0].size
-        if module.endswith(".proj"):
-            num_outputs = kernel.shape[-1]
-        kernel = kernel.reshape(-1, num_outputs)
+        is_output = module.endswith(".proj")
+        kernel = kernel.reshape(-1, kernel.shape[-1] if is_output else kernel[0].size)
     return kernel.T
 
 
@@ -483,9 +478,7 @@ def _stack_projections(tensors):
         if not match or name not in tensors:
             continue
         module, own_letter, leaf = match.groups()
-        letters = "qkv"
-        if module == "attn_pool":
-            letters = "kv"
+        letters = "kv" if module == "attn_pool" else "qkv"
         if own_letter not in letters:
             continue
         name_by_letter = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
@@ -540,8 +533,7 @@ def _split_packed_layers(tensors):
             q, *kv = _split_equally(f"attn_pool.qkv.{leaf}", qkv, 3)
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
-    fc1_names = [name for name in tensors if name.endswith(".mlp.fc1.weight")]
-    for name in fc1_names:
+    for name in [name for name in tensors if name.endswith(".mlp.fc1.weight")]:
         module = name.removesuffix(".fc1.weight")
         has_gate = f"{module}.fc1_g.weight" in tensors
         # A packed first layer has twice the outputs the second layer reads.
@@ -594,12 +586,9 @@ def _rename_head_and_token(tensors):
         tensors["head.bias"] = tensors.pop("projection.bias", zeros)
     if "mean_head.weight" in tensors:
         if "cls_token" in tensors:
-            raise InputError(
-                "CLIPForImageClassification's classifiers are not supported"
-            )
+            raise InputError("CLIPForImageClassification is not supported")
         # SiglipForImageClassification does not use its attention pool.
-        pool_names = [name for name in tensors if name.startswith("attn_pool.")]
-        for name in pool_names:
+        for name in [name for name in tensors if name.startswith("attn_pool.")]:
             del tensors[name]
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")

@@ -58,13 +58,10 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
 def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
     """Find the folder of a run's checkpoints of a kind, in CHECKPOINT_KINDS."""
     checkpoints_folder = folder / CHECKPOINTS_FOLDER
-    saved_kinds = [
-        k for k in CHECKPOINT_KINDS if complete_steps(checkpoints_folder / k)
-    ]
-    if saved_kinds and kind not in saved_kinds:
-        raise InputError(
-            f"run {folder} has no {kind!r} checkpoint yet, but {saved_kinds[0]!r}"
-        )
+    saved = [k for k in CHECKPOINT_KINDS if complete_steps(checkpoints_folder / k)]
+    if saved and kind not in saved:
+        lack = f"has no {kind!r} checkpoint yet, but {saved[0]!r}"
+        raise InputError(f"run {folder} {lack}")
     return checkpoints_folder / kind
 
 

@@ -52,9 +52,8 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
     # As `load` will read them.
     loaded_tensors = naming.with_timm_names(tensors) | selectors
-    config_fields[file_names.OWN_KEY]["digest"] = variables_digest(
-        [loaded_tensors, variant_tensors]
-    )
+    digest = variables_digest([loaded_tensors, variant_tensors])
+    config_fields[file_names.OWN_KEY]["digest"] = digest
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     json_fields = json.loads(json.dumps(config_fields, default=lambda x: x.item()))
     vit.warn_of_untrained()
@@ -103,12 +102,8 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
         "dtype": model.execution.dtype.name,
         **optional_fields,
     }
-    timm_fields = timm_config.describe_timm(vit)
-    return {
-        "architecture": file_names.OWN_KEY,
-        **timm_fields,
-        file_names.OWN_KEY: record,
-    }
+    own_key = file_names.OWN_KEY
+    return {"architecture": own_key, **timm_config.describe_timm(vit), own_key: record}
 
 
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
@@ -119,9 +114,8 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     with contextlib.suppress(InputError, OSError):
         if file_names.OWN_KEY in files.read_json(folder / file_names.CONFIG_FILE):
             own_files = SAVED_FILES
-    files.check_own_files(
-        "folder", folder, "a saved model", lambda f: f.name in own_files
-    )
+    is_own = lambda file: file.name in own_files  # noqa: E731
+    files.check_own_files("folder", folder, "a saved model", is_own)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder

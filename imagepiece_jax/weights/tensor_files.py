@@ -128,9 +128,8 @@ def _open_safetensors(path):
                 return file.get_tensor(name)
             except AttributeError as error:  # NumPy has no FP8
                 dtype = file.get_slice(name).get_dtype()
-                raise InputError(
-                    f"tensor {name} has an unknown type, {dtype}"
-                ) from error
+                fault = f"has an unknown type, {dtype}"
+                raise InputError(f"tensor {name} {fault}") from error
 
         yield UnreadTensors(_make_lazy_tensors(file.keys(), read_tensor))
 

@@ -90,8 +90,8 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
         vit_fields["num_classes"] = num_classes
     config = registry.build_config(name, **{"num_classes": 0, **vit_fields})
     if tag:
-        public_name = f"{name}.{tag}"
-        config = _prefer_public_config(public_name, config, num_classes, arguments)
+        facts = (config, num_classes, arguments)
+        config = _prefer_public_config(f"{name}.{tag}", *facts)
     if tag in SWIGLU_TAGS:
         config = config.with_arch(mlp="swiglu")
     config = apply_model_args(config, arguments)
@@ -182,10 +182,8 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
         hidden_width //= 2
     if is_gated:
         hidden_width += -hidden_width % (part_arguments.get("swiglu_align_to") or 1)
-    arch_arguments = {
-        EVA_ARGUMENT_NAMES.get(argument, argument): value
-        for argument, value in part_arguments.items()
-    }
+    names = EVA_ARGUMENT_NAMES
+    arch_arguments = {names.get(k, k): value for k, value in part_arguments.items()}
     arch_fields |= _make_arch_fields(arch_arguments, is_eva, config.arch)
     if arch_fields["pool"] == "map":
         num_pool_heads = part_arguments.get("attn_pool_num_heads") or 0
@@ -224,14 +222,13 @@ def _make_arch_fields(arguments, is_eva, arch):
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
         includes_prefix = arguments["pool_include_prefix"] and pool != "token"
+    lacks_prefix_position = arguments["no_embed_class"] and has_prefix
     has_own_biases = is_eva and arguments["attn_type"] == "eva"
     lacks_key_bias = has_own_biases and arguments["qkv_bias"]
     return {
         "class_token": arguments["class_token"],
         "registers": arguments["reg_tokens"],
-        "prefix_positions": not (
-            arguments["no_embed_class"] and has_prefix and arch.positions
-        ),
+        "prefix_positions": not (lacks_prefix_position and arch.positions),
         "qkv_bias": arguments["qkv_bias"],
         "key_bias": not lacks_key_bias,
         "pre_norm": arguments["pre_norm"],
@@ -262,13 +259,10 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
         optional_fields |= {k: fields[k] for k in ("crop_mode", "interpolation")}
     if vit.origin.license:
         optional_fields["license"] = vit.origin.license
-    label_fields: dict[str, Any] = {}
-    if vit.class_names and None in vit.class_names:  # {number: name} skips None
-        numbered_names = enumerate(vit.class_names)
-        name_by_label = {str(i): name for i, name in numbered_names if name is not None}
-        label_fields["label_names"] = name_by_label
-    elif vit.class_names:
-        label_fields["label_names"] = vit.class_names
+    label_names: Any = vit.class_names
+    if label_names and None in label_names:  # {number: name} skips None
+        label_names = {str(i): x for i, x in enumerate(label_names) if x is not None}
+    label_fields = {"label_names": label_names} if label_names else {}
     return {
         **architecture_fields,
         "num_classes": config.num_classes,

@@ -86,8 +86,7 @@ def _read_old_file(file):
         return file.read(storage.num_bytes)
 
     _StateDictUnpickler(file, read_bytes).load()  # the version of the format
-    system_facts = _StateDictUnpickler(file, read_bytes).load()
-    if not system_facts["little_endian"]:
+    if not _StateDictUnpickler(file, read_bytes).load()["little_endian"]:
         raise InputError("its byte order is big")
     unpickler = _StateDictUnpickler(file, read_bytes)
     content = unpickler.load()
@@ -204,10 +203,8 @@ class _StateDictUnpickler(pickle.Unpickler):
         is_inside = min(geometry) >= 0 and num_values <= storage.num_values
         if not is_inside or (num_values and last_offset >= storage.num_values):
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
-        read_tensor = functools.partial(
-            self._read_tensor, storage, offset, shape, strides
-        )
-        return LazyTensor(read_tensor)
+        view = (storage, offset, shape, strides)
+        return LazyTensor(functools.partial(self._read_tensor, *view))
 
     def _read_tensor(self, storage, offset, shape, strides):
         """Copy a tensor out of its storage; offset and strides count elements."""

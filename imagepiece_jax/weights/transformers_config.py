@@ -195,9 +195,7 @@ def parse_transformers(
     # so other files may have a head without a name here.
     architectures = config_fields.get("architectures") or ()
     is_classifier = any("ImageClass" in name for name in architectures)
-    id2label = {}
-    if model_type.has_labels:
-        id2label = config_fields.get("id2label") or {}
+    id2label = (model_type.has_labels and config_fields.get("id2label")) or {}
     # The rule of transformers' pipeline
     problem_type = config_fields.get("problem_type")
     if problem_type is None:
@@ -266,10 +264,8 @@ def _select_vision_fields(config_fields):
     if config_fields["model_type"] not in VISION_TYPES:
         return config_fields
     # Before version 4.30, vision_config_dict takes precedence over vision_config.
-    former_fields = config_fields.get("vision_config_dict")
-    if former_fields is None:
-        return config_fields.get("vision_config") or {}
-    return former_fields
+    fields = config_fields.get("vision_config_dict")
+    return config_fields.get("vision_config") or {} if fields is None else fields
 
 
 def _check_fixed_fields(fixed_fields, fields):
@@ -297,8 +293,8 @@ def parse_image_processor(
     check_range("rescale_factor", fields["rescale_factor"], *RESCALE_RANGE)
     if not fields["do_normalize"]:
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    mean = _expand_channels(fields["image_mean"])
-    std = _expand_channels(fields["image_std"])
+    values = fields["image_mean"], fields["image_std"]  # a number is for all channels
+    mean, std = [(v,) * 3 if isinstance(v, int | float) else v for v in values]
     crop_fields = _make_crop_fields(fields, processor_name)
     return ImageProcessor(Normalization(mean, std), crop_fields)
 
@@ -334,10 +330,9 @@ def _make_crop_fields(fields, processor_name):
         raise InputError(f"resample is {resample}, bicubic, unsupported for DINOv3")
     side, is_squashed = _read_resized_side(size, fields["default_to_square"])
     crop_size = fields["crop_size"]
-    has_same_size = is_squashed  # whether all images get one size
+    # whether all images get one size
+    has_same_size = crop_size is not None if has_crop else is_squashed
     crop_share = 1.0
-    if has_crop:
-        has_same_size = crop_size is not None
     if has_crop and has_same_size:
         crop_side = _read_square_side(crop_size)
         crop_share = math.inf  # refused below
@@ -377,17 +372,9 @@ def _read_resized_side(size, default_to_square):
     if {*sides} == {"shortest_edge"}:
         return _read_square_side(sides["shortest_edge"]), False
     if {*sides} != {"height", "width"}:
-        raise InputError(
-            f"size is {size}; it must be shortest_edge, or height and width"
-        )
+        allowed = "shortest_edge, or height and width"
+        raise InputError(f"size is {size}; it must be {allowed}")
     return _read_square_side(sides), True
-
-
-def _expand_channels(values):
-    """Expand a mean or std to three channels."""
-    if isinstance(values, int | float):
-        return (values,) * 3
-    return values
 
 
 def _read_square_side(size):

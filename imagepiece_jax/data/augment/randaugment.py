@@ -101,10 +101,8 @@ def _enhance_images(images, op, factor):
     gray = jnp.broadcast_to(_gray_levels(images)[..., None], images.shape)
     is_sharpness = (op == _SHARPNESS_INDEX)[:, None, None, None]
     degenerate_images = jnp.where(is_sharpness, _smooth_images(images), gray)
-    blended_levels = _blend_images(
-        degenerate_images, images, factor[:, None, None, None]
-    )
-    return blended_levels.astype(jnp.uint8)
+    factor = factor[:, None, None, None]
+    return _blend_images(degenerate_images, images, factor).astype(jnp.uint8)
 
 
 def _smooth_images(images):
@@ -269,17 +267,22 @@ def _move_pixels(images, matrices, fill):
     fill: color where a pixel's center lies outside the source
     """
     num_images, height, width, _ = images.shape
-    x, y = _source_positions(matrices, height, width)
+    # Source position of every pixel's center. Behind the barrier x and y are two
+    # arrays. Without it the compiler stores every derived index and weight as a
+    # separate array, and memory traffic on a GPU triples.
+    column = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
+    row = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
+    a, b, c, d, e, f = [matrices[:, k, None, None] for k in range(6)]
+    positions = a * column + b * row + c, d * column + e * row + f
+    x, y = jax.lax.optimization_barrier(positions)
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, weights_x = _cubic_neighbors(x - 0.5)
     top, weights_y = _cubic_neighbors(y - 0.5)
     image_starts = jnp.arange(num_images, dtype=jnp.int32) * (height * width)
-    first_indices = image_starts[:, None, None]
+    starts = image_starts[:, None, None]
     # Clipped indices repeat the edge's pixels beyond the edge.
     columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
-    row_starts = [
-        first_indices + jnp.clip(top + k, 0, height - 1) * width for k in range(4)
-    ]
+    row_starts = [starts + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
     pixels = images.reshape(-1, 3)
     pixel_sum = jnp.float32(_ROUNDING_NUDGE)
     for row_start, weight_y in zip(row_starts, weights_y, strict=True):
@@ -295,18 +298,6 @@ def _move_pixels(images, matrices, fill):
     return jax.lax.optimization_barrier(
         jnp.where(is_inside[..., None], moved_images, fill_pixel)
     )
-
-
-def _source_positions(matrices, height, width):
-    """Source position of every pixel's center: x and y."""
-    x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
-    y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
-    a, b, c, d, e, f = [matrices[:, k, None, None] for k in range(6)]
-    # Behind the barrier x and y are two arrays. Without it the compiler stores every
-    # derived index and weight as a separate array, and memory traffic on a GPU triples.
-    source_x = a * x + b * y + c
-    source_y = d * x + e * y + f
-    return jax.lax.optimization_barrier((source_x, source_y))
 
 
 def _cubic_neighbors(position):

@@ -38,7 +38,6 @@ def open_csv(
         the labels of both splits need
     labeled: False: ignore labels, and take all rows if there is no `split`
     """
-    root = os.path.dirname(path)
     rows = _read_rows(path, "val" if labeled else split, labeled)
     splits = find_splits({row.split for row in rows}, path)
     for index, row in enumerate(rows):

@@ -93,11 +93,10 @@ class HubSource(Source):
 
         image_column = self._rows.data.column("image")
         call_function = pyarrow.compute.call_function
-        columns = []
-        for name in ("bytes", "path"):
-            field_option = pyarrow.compute.StructFieldOptions(name)
-            columns.append(call_function("struct_field", [image_column], field_option))
-        bytes_column, path_column = columns
+        options = map(pyarrow.compute.StructFieldOptions, ("bytes", "path"))
+        bytes_column, path_column = [
+            call_function("struct_field", [image_column], field) for field in options
+        ]
         sizes = call_function("binary_length", [bytes_column]).fill_null(-1)
         sizes = sizes.to_numpy()[indices]
         yield sizes.tobytes()
