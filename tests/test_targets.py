@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.common import nodes
 from imagepiece_jax.exporters import litert_format
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Mixing, initial_state
@@ -55,7 +54,7 @@ def run_xla(label):
 def run_onnx(label):
     onnx_runs = pytest.importorskip("tests.helpers.onnx_runs")
     step = functools.partial(flat_step, label)
-    with nodes.marked_functions(), kernels.reference_forms():
+    with kernels.reference_forms():
         _, *arrays = onnx_runs.function_outputs(step, TOKENS)
     return arrays
 

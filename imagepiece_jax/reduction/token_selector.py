@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.kernels.array_shapes import TokenValues
+from imagepiece_jax.kernels.gelu import gelu
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Outputs, initial_state
 
@@ -41,7 +42,7 @@ class KeepScores(nn.Module):
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
         x = norm(x)
-        hidden = nn.gelu(make_dense(dim, "embed")(x), approximate=False)
+        hidden = gelu(make_dense(dim, "embed")(x))
         local_features = hidden[..., : dim // 2]
         shared_features = hidden[..., dim // 2 :].astype(jnp.float32)
         live_mask = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
@@ -52,8 +53,8 @@ class KeepScores(nn.Module):
         mean = jnp.sum(live_mask * shared_features, axis=1, keepdims=True) / num_live
         mean = jnp.broadcast_to(mean.astype(dtype), shared_features.shape)
         hidden = jnp.concatenate([local_features, mean], axis=-1)
-        hidden = nn.gelu(make_dense(dim // 2, "half")(hidden), approximate=False)
-        hidden = nn.gelu(make_dense(dim // 4, "quarter")(hidden), approximate=False)
+        hidden = gelu(make_dense(dim // 2, "half")(hidden))
+        hidden = gelu(make_dense(dim // 4, "quarter")(hidden))
         return jax.nn.log_softmax(make_dense(2, "score", jnp.float32)(hidden))
 
 

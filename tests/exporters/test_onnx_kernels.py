@@ -89,7 +89,7 @@ def rows_after_first(x, tokens):
     ],
 )
 def test_tokens_are_picked_like_in_jax(fn):
-    with nodes.marked_functions(), kernels.reference_forms():
+    with kernels.reference_forms():
         expected, *results = random_outputs(fn, (2, 6))
     for result in results:
         np.testing.assert_array_equal(result, expected)
@@ -128,7 +128,7 @@ def test_tokens_and_values_merge_like_in_jax(n_out, drop, options, fields):
         parts = (rows, sizes, out, first)
         return jnp.concatenate([part.reshape(3, -1) for part in parts], axis=1)
 
-    with nodes.marked_functions(), kernels.reference_forms():
+    with kernels.reference_forms():
         expected, *results = function_outputs(merge, np.concatenate(parts, axis=2))
     for merged in results:
         np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-5)

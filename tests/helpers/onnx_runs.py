@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.common import nodes
 from imagepiece_jax.exporters import onnx_graph
 from imagepiece_jax.exporters.onnx_model import build_onnx_model, wrap_graph
 from imagepiece_jax.exporters.onnx_primitives import add_equations
@@ -119,7 +120,10 @@ def function_outputs(fn, *arrays):
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
     graph = onnx_graph.Graph(entry)
     constants = map(onnx_graph.Value.constant, arrays[1:])
-    (out,) = add_equations(graph, jax.make_jaxpr(fn)(*arrays), [entry, *constants])
+    with nodes.marked_functions():
+        # Another function: JAX would compile the marked trace below.
+        jaxpr = jax.make_jaxpr(lambda *args: fn(*args))(*arrays)
+    (out,) = add_equations(graph, jaxpr, [entry, *constants])
     expected = tiny_vit.compiled(fn)(*arrays)
     finished = graph.graph_proto({"logits": graph.expand(out, expected.shape)})
     model = wrap_graph(finished)

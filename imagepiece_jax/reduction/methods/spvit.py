@@ -16,6 +16,7 @@ from jaxtyping import Array, Shaped
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import TokenValues
+from imagepiece_jax.kernels.gelu import gelu
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.block_plan import KeepInitialShare, Step
@@ -64,7 +65,7 @@ class Selector(nn.Module, MaskingReducer):
         make_dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
         head_means = jnp.mean(head_features, axis=-1, dtype=jnp.float32)
         hidden = make_dense(max(1, num_heads // 2), name="vote_in")(head_means)
-        hidden = nn.gelu(hidden, approximate=False)
+        hidden = gelu(hidden)
         votes = make_dense(num_heads, name="vote_out")(hidden)
         # sigmoid(v) / sum sigmoid(v) of votes v, even where all sigmoids underflow
         return jax.nn.softmax(jax.nn.log_sigmoid(votes))
