@@ -7,14 +7,20 @@ experiments.peaks. Photographs named "choosing" choose a set of blocks, all othe
 judge. `python -m experiments.results` writes the tables of the page.
 """
 
-import math
-
-from scipy import stats
+import json
 
 from experiments.intervals import estimate_mean
-from experiments.peaks import FOLDER, Cell, Lines, main, reduced_cell
+from experiments.peaks import (
+    FOLDER,
+    SCHEDULES,
+    Cell,
+    Lines,
+    main,
+    reduced_cell,
+)
 from imagepiece_jax.common.statistics import format_estimate
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.recovery import block_choice
 from imagepiece_jax.reduction.methods.recommended import LEAST_STAGED_MACS
 
 SETS = {  # title: schedule. Blocks are twelfths of the depth.
@@ -43,6 +49,8 @@ JUDGES = {
 }
 
 
+# As fast as "3, 6, 9" at .5 in docs/results/peaks/speed.jsonl.
+EQUAL_TIME = [(0.48, "3, 4, 6, 8"), (0.46, "2 to 8")]
 STEPS = 120  # of a recovery
 RECOVERED = [(0.4, "1 to 11"), (0.4, "2 to 8"), (0.5, "3, 6, 9"), (0.5, "3, 4, 6, 8")]
 
@@ -71,6 +79,8 @@ def list_cells():
         for method in METHODS:
             for title in OF_METHODS:
                 cells.append(reduced_cell("deit", images, method, 0.5, SETS[title]))
+    for share, title in EQUAL_TIME:
+        cells.append(reduced_cell("deit", "photographs", "peaks", share, SETS[title]))
     cells.append(Cell("deit", "photographs, even", "dense"))
     for share, title in RECOVERED:
         cells += recovery_cells(share, title)
@@ -85,17 +95,9 @@ def recovery_cells(share, title):
 
 
 def choose_set(values, default):
-    """The nearest set if it is nearer than the default beyond chance, or the default.
-
-    The paired interval has Bonferroni's level for all rivals of the default.
-
-    values: {set: distances of the same images}
-    """
-    nearest = min(values, key=lambda title: values[title].mean())
-    changes = values[nearest] - values[default]
-    error = changes.std(ddof=1) / math.sqrt(len(changes))
-    quantile = stats.norm.ppf(1 - 0.025 / (len(values) - 1))
-    return nearest if changes.mean() + quantile * error < 0 else default
+    """The nearest set by `block_choice.pick_nearest`, among {set: distances}."""
+    titles = [default, *(title for title in values if title != default)]
+    return titles[block_choice.pick_nearest([values[title] for title in titles])]
 
 
 def set_values(lines, model, images, share, field, method="peaks", titles=None):
@@ -114,13 +116,14 @@ def sets_table(lines):
     rows = [[title] for title in SETS]
     for name, (model, _, images, field, shares) in JUDGES.items():
         for share in shares:
-            head.append(f"{name}, {share:g}")
             values = set_values(lines, model, images, share, field)
-            least = min(values, key=lambda title: values[title].mean(), default=None)
+            means = {title: values[title].mean() for title in values}
+            if len(means) < 4:
+                continue
+            head.append(f"{name}, {share:g}")
+            least = min(means, key=means.get)
             for row in rows:
-                text = ""
-                if row[0] in values:
-                    text = f"{values[row[0]].mean():.4f}"
+                text = f"{means[row[0]]:.4f}" if row[0] in means else ""
                 row.append(f"**{text}**" if row[0] == least else text)
     return markdown_table(head, rows)
 
@@ -133,9 +136,8 @@ def format_set(values, title, default):
     base = values[default]
     changes = values[title] - base
     percent = 100 * changes.mean() / base.mean()
-    return (
-        f"{text} ({percent:+.0f} %), {format_estimate(estimate_mean(changes), 4, True)}"
-    )
+    change = format_estimate(estimate_mean(changes), 4, signs=True)
+    return f"{text} ({percent:+.0f} %), {change}"
 
 
 def choices_table(lines):
@@ -145,28 +147,86 @@ def choices_table(lines):
         for share in shares:
             values = set_values(lines, model, judging, share, field)
             chosen_on = set_values(lines, model, choosing, share, field)
-            rows.append([name, f"{share:g}", *compare_sets(values, chosen_on, share)])
+            if len(chosen_on) == len(sets_at(share)):
+                row = compare_sets(values, chosen_on, default_set(share))
+                rows.append([name, f"{share:g}", *row])
     head = ["judged on", "share", "default", "chosen", "best in hindsight"]
     return markdown_table(head, rows)
 
 
-def compare_sets(values, chosen_on, share):
-    default = default_set(share)
+def compare_sets(values, chosen_on, default):
     chosen = choose_set(chosen_on, default)
     best = min(values, key=lambda title: values[title].mean())
-    return [format_set(values, title, default) for title in (default, chosen, best)]
+    texts = [format_set(values, title, default) for title in (default, chosen, best)]
+    best_text = "chosen" if best == chosen else texts[2]
+    return [*texts[:2], f"{best_text} (of {len(values)})"]
 
 
 def methods_table(lines):
     """The same freedom for other methods, at .5."""
     rows = []
-    for method in METHODS:
+    for method in METHODS[1:]:
         values, chosen_on = (
             set_values(lines, "deit", images, 0.5, "kl", method, OF_METHODS)
             for images in ("photographs", "choosing")
         )
-        rows.append([f"`{method}`", *compare_sets(values, chosen_on, 0.5)])
+        if chosen_on:
+            rows.append([f"`{method}`", *compare_sets(values, chosen_on, "3, 6, 9")])
     return markdown_table(["method", "3, 6, 9", "chosen", "best in hindsight"], rows)
+
+
+def recovered_table(lines):
+    """Sets off the shelf and recovered: KL, points lost, and changes of the KL."""
+    dense = Cell("deit", "photographs, even", "dense")
+    rows = []
+    for share, title in RECOVERED if lines.has(dense) else ():
+        row = [f"{share:g}", title]
+        base = recovery_cells(share, default_set(share))
+        for cell, base_cell in zip(recovery_cells(share, title), base, strict=True):
+            if not lines.has(cell):
+                continue
+            lost = format_estimate(lines.points(dense, cell))
+            text = f"{lines.mean(cell, 'kl'):.4f}, {lost}"
+            if title != default_set(share):
+                change = lines.change(cell, base_cell, "kl")
+                text += f" ({format_estimate(change, 4, signs=True)})"
+            row.append(text)
+        if len(row) == 4:
+            rows.append(row)
+    head = ["share", "leaves in", "KL, points lost (KL minus default)"]
+    return markdown_table([*head, "the same, recovered"], rows)
+
+
+def time_table(lines, folder):
+    """KL over processor time: sets, and the dense model on smaller images."""
+    sets = {schedule: title for title, schedule in SETS.items()}
+    speeds = {}
+    for text in (folder / "speed.jsonl").read_text("utf-8").splitlines():
+        line = json.loads(text)
+        speeds.setdefault((line["model"], line["reduction"]), []).append(line)
+    rows = []
+    in_order = []
+    for (name, reduction), measured in speeds.items():
+        images = f"dense on {name.split()[2]} pixels" if " at " in name else name
+        cell = Cell("deit", "photographs", images)
+        if reduction.startswith("peaks"):
+            _, macs, counts = reduction.split(":")
+            schedule = {SCHEDULES[key]: key for key in SCHEDULES}
+            schedule = schedule.get(counts[7:], counts[7:])
+            cell = reduced_cell(
+                "deit", "photographs", "peaks", float(macs[5:]), schedule
+            )
+            images = f"{macs[5:]}: {sets[schedule]}"
+        row = [images]
+        in_order = sorted(measured, key=lambda line: (-line["batch"], line["runtime"]))
+        for line in in_order:
+            median, low, high = line["ratio"]
+            row.append(f"{median:.2f} [{low:.2f}, {high:.2f}]")
+        kl = f"{lines.mean(cell, 'kl'):.4f}" if lines.has(cell) else ""
+        rows.append([*row, kl])
+    head = ["share, blocks"]
+    head += [f"{line['runtime']}, batches of {line['batch']}" for line in in_order]
+    return markdown_table([*head, "KL"], rows)
 
 
 def page_tables(folder=FOLDER):
@@ -176,6 +236,8 @@ def page_tables(folder=FOLDER):
         "where-sets": sets_table(lines),
         "where-choices": choices_table(lines),
         "where-methods": methods_table(lines),
+        "where-recovered": recovered_table(lines),
+        "where-time": time_table(lines, folder),
     }
 
 
