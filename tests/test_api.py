@@ -10,13 +10,6 @@ from tests.helpers import tiny_vit
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
 
-
-@pytest.mark.parametrize("name", ["optimize", "Predictor"])
-def test_a_wrong_option_is_a_type_error(name):
-    with pytest.raises(TypeError, match="zebra"):
-        getattr(imagepiece_jax, name)(tiny_vit.pretrained(), batch_size=1, zebra=1)
-
-
 IMPORTED = """
 import sys, imagepiece_jax as i
 loaded = lambda *names: print(*(name in sys.modules for name in names))

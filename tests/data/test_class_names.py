@@ -29,21 +29,6 @@ SMALL["reduction"] = "imagepiece:merge_blocks=():prune_blocks=()"
 configured = functools.partial(small_runs.quickstart_config, SMALL, {"num_classes": 2})
 
 
-@pytest.mark.parametrize(
-    "names, strings",
-    [
-        ([7, 8], ("7", "8")),
-        (np.arange(2), ("0", "1")),
-        (np.array(["a", "b"]), ("a", "b")),
-        (["a", None], ("a", None)),
-    ],
-)
-def test_names_are_strings(names, strings):
-    checked = checked_names(names, 2)
-    assert checked == strings
-    assert {type(name) for name in checked} <= {str, type(None)}
-
-
 @pytest.mark.parametrize("names", [b"ab", {0: "a", 1: "b"}, {"a", "b"}])
 def test_a_value_that_is_no_list_of_names_is_refused(names):
     with refused("class_names"):

@@ -113,18 +113,6 @@ def test_validation_images_may_be_class_folders_alone(folder):
         open_source(f"{folder}/val", "train")
 
 
-def test_a_csv_table_has_its_rows_order_and_class_names(table):
-    source = open_source(f"csv:{table}", "val")
-    assert (source.num_classes, source.class_names) == (5, None)
-    assert read_labels(source) == [4, 0]
-    assert source[1].pixels.shape == (7, 7, 3)
-    assert source[0].pixels[0, 0].tolist() == [1, 2, 3]
-    assert source.image_name(0) == str(table.parent / "images" / "a.png")
-    table.write_text("filename,label,class\nimages/a.png,2,cat\nimages/b.png,0,ant\n")
-    source = open_source(f"csv:{table}", "val", num_classes=4)
-    assert source.class_names == ("ant", None, "cat", None)
-
-
 Image.init()  # all formats of Pillow
 
 

@@ -6,7 +6,6 @@ Only shapes are needed: nothing is compiled or computed.
 import re
 
 import jax
-import numpy as np
 
 from imagepiece_jax.reduction.methods import METHODS
 from tests.helpers import tiny_vit
@@ -55,17 +54,6 @@ def equations(jaxpr):
         for value in inner:
             if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
                 yield from equations(value)
-
-
-def operations_in_64_bits(jaxpr):
-    """Sentences about operations in float64 and 64-bit draws."""
-    sentences = []
-    for equation in equations(jaxpr):
-        draws = equation.params.get("bit_width") == 64
-        for array in equation.outvars:
-            if draws or getattr(array.aval, "dtype", None) == np.float64:
-                sentences.append(f"{equation.primitive} of {array.aval}")
-    return sentences
 
 
 def replace_core(monkeypatch):
