@@ -105,6 +105,26 @@ def test_nonfinite_numbers_are_null_in_json(tmp_path):
     assert read_back == {"a": [None, 1.5], "b": None, "c": "NaN"}
 
 
+def test_a_links_target_is_replaced(tmp_path):
+    target = tmp_path / "disk" / "target"
+    write_folder(target, "old")
+    (tmp_path / "link").symlink_to(target)
+    write_folder(tmp_path / "link", "new")
+    assert read_texts(tmp_path / "disk") == {"target/file": "new"}
+
+
+def test_the_umask_decides_modes(tmp_path):
+    """safetensors 0.8 excludes other users."""
+    before = os.umask(0o027)
+    try:
+        with replacement_folder(tmp_path / "folder") as new:
+            (new / "file").touch(0o600)
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")]
+    assert modes == [0o750, 0o640]
+
+
 def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
     def git(*words):
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
