@@ -1,5 +1,3 @@
-"""Public names are imported on use, and refuse what they do not take."""
-
 import jax
 import numpy as np
 import pytest

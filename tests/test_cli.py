@@ -1,5 +1,3 @@
-"""Commands: exit status, and warnings."""
-
 import subprocess
 import sys
 

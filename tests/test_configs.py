@@ -1,5 +1,3 @@
-"""Every config builds a model, and states its true cost."""
-
 import ast
 import importlib
 import re

@@ -1,5 +1,3 @@
-"""Commands on weights without classes, which give pooled vectors."""
-
 import json
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""The entry point: its list of commands, refusals, and every command's help."""
-
 import importlib
 import json
 import re

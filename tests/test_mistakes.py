@@ -1,5 +1,3 @@
-"""Mistakes of commands: a status, one line or a box of tyro's, nothing written."""
-
 import dataclasses
 import importlib
 

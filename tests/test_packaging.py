@@ -1,5 +1,3 @@
-"""Declared requirements equal the imports, also in the built package."""
-
 import ast
 import os
 import re

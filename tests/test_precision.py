@@ -1,5 +1,3 @@
-"""References compute float32 products, never TF32 on a GPU."""
-
 import re
 
 import jax

@@ -1,5 +1,3 @@
-"""The examples of README and of the pages in docs work as shown."""
-
 import ast
 import dataclasses
 import functools

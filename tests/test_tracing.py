@@ -1,5 +1,3 @@
-"""The tests' fast lowering gives JAX's programs."""
-
 import jax
 import pytest
 from jax._src.interpreters import mlir

@@ -1,5 +1,3 @@
-"""train.py: its config, and errors for a wrong command line."""
-
 import json
 import re
 import shlex

@@ -1,5 +1,3 @@
-"""The benchmark command: its measurements and files."""
-
 import itertools
 import json
 

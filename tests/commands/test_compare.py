@@ -1,5 +1,3 @@
-"""The compare command: rows, files and continuation."""
-
 import pytest
 from PIL import Image
 

@@ -1,5 +1,3 @@
-"""describe, evaluate and doctor print true numbers."""
-
 import json
 
 import jax

@@ -1,5 +1,3 @@
-"""Exported files: facts, logits in other programs, and errors."""
-
 import json
 import shutil
 

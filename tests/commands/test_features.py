@@ -1,5 +1,3 @@
-"""The features command: output, and options of `load`."""
-
 import re
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""The predict command: output, JSON and exit status."""
-
 import json
 
 import numpy as np

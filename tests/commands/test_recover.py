@@ -1,5 +1,3 @@
-"""The recover command: its folder, signals and errors."""
-
 import json
 
 import chex

@@ -1,5 +1,3 @@
-"""The visualize command: figures, page and data."""
-
 import numpy as np
 import pytest
 

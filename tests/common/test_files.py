@@ -1,5 +1,3 @@
-"""Atomic writes and locks."""
-
 import errno
 import json
 import os

@@ -1,5 +1,3 @@
-"""A batch's placement over devices."""
-
 import itertools
 
 import pytest

@@ -1,5 +1,3 @@
-"""Figures of curves that all look different."""
-
 import numpy as np
 import pytest
 

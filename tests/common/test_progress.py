@@ -1,5 +1,3 @@
-"""Messages about long work, on a terminal and in a log."""
-
 import io
 import time
 

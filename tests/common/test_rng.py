@@ -1,5 +1,3 @@
-"""Draws depend on seed, step, sample and purpose alone."""
-
 import itertools
 
 import jax

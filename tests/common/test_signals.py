@@ -1,5 +1,3 @@
-"""Signals are noted for long work, and SIGTERM ends a command in order."""
-
 import signal
 import threading
 

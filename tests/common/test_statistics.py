@@ -1,5 +1,3 @@
-"""Intervals against tables, SciPy and brute force."""
-
 import fractions
 import math
 

@@ -1,5 +1,3 @@
-"""Tables as text."""
-
 from imagepiece_jax.common.tables import markdown_table, rows_table, text_table
 
 

@@ -1,5 +1,3 @@
-"""Class names given by users, kept by runs, and found in data."""
-
 import functools
 import re
 

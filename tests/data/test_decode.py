@@ -1,5 +1,3 @@
-"""Decoding against Pillow, and unreadable files."""
-
 import io
 import struct
 import zlib

@@ -1,5 +1,3 @@
-"""Normalization by published numbers, and warnings about ranges."""
-
 import warnings
 
 import chex

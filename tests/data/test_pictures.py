@@ -1,5 +1,3 @@
-"""Lists of paths, and images from paths, folders and sets."""
-
 import io
 import pathlib
 

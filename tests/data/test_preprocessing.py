@@ -1,5 +1,3 @@
-"""Evaluation crops against positions by hand, by torchvision and by Pillow."""
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,5 +1,3 @@
-"""Sources of images: samples, digests, and errors on opening."""
-
 import os
 import pathlib
 import shutil

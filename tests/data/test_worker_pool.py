@@ -1,5 +1,3 @@
-"""Prefetching: equal arrays with any workers, and a clean end in every case."""
-
 import collections
 import itertools
 import os

@@ -1,5 +1,3 @@
-"""Pictures of the pages show the stored figures."""
-
 import json
 
 import numpy as np

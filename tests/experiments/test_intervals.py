@@ -1,5 +1,3 @@
-"""Intervals over trainings and of means, against SciPy and brute force."""
-
 import numpy as np
 import pytest
 from scipy import stats

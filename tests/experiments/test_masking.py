@@ -1,5 +1,3 @@
-"""Masks are equal for all models, lie inside the image, and only remove."""
-
 from unittest import mock
 
 import jax.numpy as jnp

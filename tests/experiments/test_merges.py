@@ -1,5 +1,3 @@
-"""Measures of merges: hand-computed cases and slow loops."""
-
 import itertools
 
 import numpy as np

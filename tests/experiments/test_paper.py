@@ -1,5 +1,3 @@
-"""The command: mistakes, and experiments from end to end."""
-
 import pytest
 
 import imagepiece_jax

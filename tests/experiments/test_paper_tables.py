@@ -1,5 +1,3 @@
-"""Measured results: figures of evaluation, cached, paired, labeled as measured."""
-
 import jax
 import numpy as np
 import pytest

@@ -1,5 +1,3 @@
-"""Intermediate layers, pooled vectors and non-square images against timm's models."""
-
 import functools
 
 import jax

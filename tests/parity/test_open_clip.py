@@ -1,5 +1,3 @@
-"""OpenCLIP's folders and files, against its image features."""
-
 import dataclasses
 import json
 

@@ -1,5 +1,3 @@
-"""Authors' file names, against the addresses in timm's registry."""
-
 import pathlib
 
 import timm

@@ -1,5 +1,3 @@
-"""Evaluation crops, pixel by pixel, against timm's and transformers'."""
-
 import contextlib
 import dataclasses
 import json

@@ -1,5 +1,3 @@
-"""Saved models in timm: the dense part has equal outputs."""
-
 import chex
 import jax
 import numpy as np

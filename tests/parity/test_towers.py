@@ -1,5 +1,3 @@
-"""Exported towers in onnxruntime, by output name against their own library."""
-
 import json
 
 import numpy as np

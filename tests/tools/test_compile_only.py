@@ -1,5 +1,3 @@
-"""The report of programs compiled for an H200, and their kernels."""
-
 import chex
 import jax
 import jax.numpy as jnp

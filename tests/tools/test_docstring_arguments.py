@@ -1,5 +1,3 @@
-"""Docstrings that explain missing arguments."""
-
 import ast
 
 import pytest

@@ -1,5 +1,3 @@
-"""The GPU session's commands: every one parses, and a failing one stops no other."""
-
 import os
 import re
 import stat

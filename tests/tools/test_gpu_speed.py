@@ -1,5 +1,3 @@
-"""The GPU clock times tiny models, and makes tables."""
-
 import dataclasses
 import json
 

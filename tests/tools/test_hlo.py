@@ -1,5 +1,3 @@
-"""Kernels of small programs in XLA's text, counted by hand."""
-
 import pytest
 
 from tools import hlo

@@ -1,5 +1,3 @@
-"""The page of measured models has the stored figures."""
-
 import json
 
 from tests.helpers.small_runs import ROOT

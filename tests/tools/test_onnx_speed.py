@@ -1,5 +1,3 @@
-"""Timed calls of a graph compute the model's outputs."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Names in backticks that exist nowhere."""
-
 import ast
 import subprocess
 

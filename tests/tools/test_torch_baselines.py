@@ -1,5 +1,3 @@
-"""PyTorch baselines: their ToMe equals ours, and both libraries share one run."""
-
 import json
 
 import jax.numpy as jnp

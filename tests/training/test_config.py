@@ -1,5 +1,3 @@
-"""A run's config: refused values, and the models built from it."""
-
 import pytest
 
 from configs import deit_s_evit

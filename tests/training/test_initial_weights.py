@@ -1,5 +1,3 @@
-"""Initial weights: fresh, from a file or a run, or partly fresh."""
-
 import functools
 
 import chex

@@ -1,5 +1,3 @@
-"""A run's output: rates, a line or a bar, a trace, and metrics on disk."""
-
 import gzip
 import json
 import math

@@ -1,5 +1,3 @@
-"""Rates against DeiT's table, AdamW against slow NumPy, and methods' groups."""
-
 import copy
 import dataclasses
 import math

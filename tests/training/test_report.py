@@ -1,5 +1,3 @@
-"""A run's cost, its table of results, and refused runs."""
-
 import types
 
 import pytest

@@ -1,5 +1,3 @@
-"""Distillation: the loss by hand, by NumPy and inside the step."""
-
 import dataclasses
 import functools
 

@@ -1,5 +1,3 @@
-"""The training step: loss by hand, averages, skipped steps and augmentation."""
-
 import copy
 import dataclasses
 import functools

@@ -1,5 +1,3 @@
-"""Whole runs, here and in new processes: files, stops, resuming, losses, devices."""
-
 import functools
 import itertools
 import json

@@ -1,5 +1,3 @@
-"""A full disk loses no complete checkpoint or line, and is reported in a sentence."""
-
 import contextlib
 import resource
 

@@ -1,5 +1,3 @@
-"""Config files of published models: class names, OpenCLIP's form, and errors."""
-
 import pytest
 
 from imagepiece_jax.data import class_names

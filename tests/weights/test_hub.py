@@ -1,5 +1,3 @@
-"""Hub ids, in handmade caches and on a local server."""
-
 import hashlib
 import http.server
 import json

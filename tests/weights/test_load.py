@@ -1,5 +1,3 @@
-"""Loading weights files, folders and runs, and contradicting configs."""
-
 import contextlib
 import dataclasses
 import json

@@ -1,5 +1,3 @@
-"""Folders like the hub's: config.json and one file of weights."""
-
 import dataclasses
 import json
 

@@ -1,5 +1,3 @@
-"""What a path holds: kinds of places, their names, and errors."""
-
 import json
 
 import pytest

@@ -1,5 +1,3 @@
-"""Saved models: loaded again, and their folder's files."""
-
 import dataclasses
 import json
 import shutil

@@ -1,5 +1,3 @@
-"""Weights files: exact tensors, or an error with the fault."""
-
 import json
 import re
 import struct

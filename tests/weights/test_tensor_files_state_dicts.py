@@ -1,5 +1,3 @@
-"""The state dict of a file, beside averages and other models."""
-
 import numpy as np
 import safetensors.numpy
 

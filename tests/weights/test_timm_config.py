@@ -1,5 +1,3 @@
-"""Config files of timm's models."""
-
 import dataclasses
 
 import pytest

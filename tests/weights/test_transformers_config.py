@@ -1,5 +1,3 @@
-"""Config files of transformers' models."""
-
 import dataclasses
 
 import pytest

@@ -1,5 +1,3 @@
-"""Mixing against published numbers, a slow NumPy cutmix and the Beta distribution."""
-
 import functools
 import types
 

@@ -1,5 +1,3 @@
-"""Order and randomness of augmentation; random erasing."""
-
 import dataclasses
 import functools
 

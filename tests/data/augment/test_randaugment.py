@@ -1,5 +1,3 @@
-"""RandAugment on the device against Pillow, on photographs."""
-
 import functools
 
 import jax

@@ -1,5 +1,3 @@
-"""Splits, class names and errors of a CSV file."""
-
 import re
 
 import pytest

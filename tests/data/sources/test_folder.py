@@ -1,5 +1,3 @@
-"""A folder's images, and its splits."""
-
 import os
 import pathlib
 import unicodedata

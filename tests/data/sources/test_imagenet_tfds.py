@@ -1,5 +1,3 @@
-"""imagenet2012 in TFDS's files."""
-
 import io
 import os
 import pickle

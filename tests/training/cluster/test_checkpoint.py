@@ -1,5 +1,3 @@
-"""Checkpoints are exact, verified, kept, and complete after a kill."""
-
 import gc
 import os
 import shutil

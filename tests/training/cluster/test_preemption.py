@@ -1,5 +1,3 @@
-"""Runs that are stopped or killed continue to the last bit."""
-
 import os
 import signal
 import time

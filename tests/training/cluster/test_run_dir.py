@@ -1,5 +1,3 @@
-"""A run's folder: one config, and every start."""
-
 import json
 
 import jax
