@@ -46,19 +46,5 @@ def test_every_case_is_printed_and_a_json_line(measured):
         assert row["gelu"] == "tanh"
         assert row["peak_memory"] > 0
         assert row["throughput"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
-
-
-def test_costs_are_the_methods(measured):
-    rows = read_rows(measured[1])[:3]
-    assert rows[0]["ratio"] == rows[0]["mac_ratio"] == 1
-    gmacs = [row["gmacs"] for row in rows]
-    assert gmacs[0] > gmacs[1] and gmacs[0] > gmacs[2]
-    # The first block's MLP has two tokens fewer, the second's attention two and its MLP
-    # four.
-    mlp = 8 * tiny_vit.WIDTH**2
-    attention = 4 * tiny_vit.WIDTH**2
-    scores = (
-        2 * tiny_vit.WIDTH * ((tiny_vit.TOKENS + 1) ** 2 - (tiny_vit.TOKENS - 1) ** 2)
-    )
-    saved = (2 + 4) * mlp + 2 * attention + scores
-    assert gmacs[0] - gmacs[1] == pytest.approx(saved / 1e9, rel=1e-3)
+    assert rows[0]["mac_ratio"] == 1 < rows[1]["mac_ratio"]
+    assert rows[0]["gmacs"] / rows[1]["gmacs"] == pytest.approx(rows[1]["mac_ratio"])

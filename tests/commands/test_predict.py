@@ -6,17 +6,30 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import program_facts
 from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from tests.helpers import named_models, tiny_vit
-from tests.helpers.picture_files import write_damaged
+from tests.helpers.picture_files import noise, write_damaged, write_images
 from tests.helpers.run_command import call
 
 
-def test_vectors_of_all_tokens_are_counted():
-    _, line = predict.describe_output("a.png", np.zeros((17, 24)))
+def test_an_encoder_gives_pooled_vectors(tmp_path):
+    vit = tiny_vit.pretrained(num_classes=0, class_token=False, depth=2)
+    weights = imagepiece_jax.save(vit, tmp_path / "w")
+    (file,) = write_images(tmp_path / "images", noise(1, tiny_vit.SIDE, tiny_vit.SIDE))
+    out = tmp_path / "a.json"
+    ended = call(predict.main, weights, file, "--reduction=tome:r=4", f"--json={out}")
+    assert f"00.png: a vector of {tiny_vit.WIDTH} features" in ended.quiet().out
+    images = normalize(np.asarray(Image.open(file))[None], IMAGENET_MEAN, IMAGENET_STD)
+    reduced = vit.reduced_model("tome:r=4")
+    pooled = tiny_vit.jit(reduced.apply)(vit.variables, images).pooled
+    found = json.loads(out.read_text())[str(file)]["pooled"]
+    np.testing.assert_allclose(found, pooled[0], rtol=1e-4, atol=1e-5)
+    _, line = predict.describe_output("a.png", np.zeros((17, 24)))  # without a pool
     assert line == "a.png: 17 vectors of 24 features"
 
 

@@ -134,13 +134,6 @@ def test_numbers_without_a_known_range_are_refused(values):
         convert_to_rgb(Image.fromarray(np.array([values], dtype)))
 
 
-def large_jpeg():
-    data = bytearray(encode(one_color("RGB", (1, 2, 3)), "JPEG"))
-    size = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, size
-    data[size : size + 4] = b"\xff\xdc\xff\xdc"
-    return bytes(data)
-
-
 def large_png(width, height):
     data = bytearray(encode(one_color("L", 7), "PNG"))
     header = b"IHDR" + struct.pack(">II", width, height) + bytes(data[24:29])
@@ -160,13 +153,12 @@ FLOATS = encode(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
         (b"no image at all", "no known image format"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (JPEG[:-2], "truncated"),
-        (large_jpeg(), "more than 178,956,970 pixels"),
-        (large_png(20_000, 9_000), "more than 178,956,970 pixels"),
-        (large_png(1, 180_000_000), "more than 178,956,970 pixels"),
+        (large_png(20_000, 9_000), "178,956,970 pixels"),
+        (large_png(1, 180_000_000), "178,956,970 pixels"),
         (FLOATS, "not 0 to 255"),
         (None, "No such file"),
     ],
-    ids=range(9),
+    ids=range(8),
 )
 def test_damaged_or_too_large_images_are_unreadable(tmp_path, data, reason):
     file = str(tmp_path / "gone.jpg") if data is None else data

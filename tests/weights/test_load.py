@@ -242,6 +242,16 @@ def test_authors_file_names_are_known(file, name):
     assert registry.model_in_file_name(f"folder/{file}.pth") == name
 
 
+@pytest.mark.parametrize("end", ["", ".fb_in1k", "-a1311bcf", None])
+def test_every_spelling_of_a_name_has_its_crop(tmp_path, end):
+    stem = "deit_ti" if end is None else f"deit_tiny_patch16_224{end}"
+    for suffix in (".npz", ".pth.tar"):
+        path = tmp_path / f"{stem}{suffix}"
+        path.touch()  # no tensor is read
+        images = imagepiece_jax.read_config(path).preprocessing
+        assert images == imagepiece_jax.Preprocessing(224, crop=0.9)
+
+
 def test_a_state_dict_in_memory_loads_like_its_file(file, variables):
     """By timm's names, alone or under a key. The caller's arrays are copied."""
     tensors = {k: np.array(v) for k, v in timm_tensors.to_timm(variables).items()}
