@@ -3,17 +3,18 @@
 import contextlib
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
+from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, Masking, TokenState
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.reduction_steps import apply
+from tests.helpers.rounding import assert_close
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -86,20 +87,6 @@ def test_apply_equals_the_oracle(n, n_out, options):
     np.testing.assert_array_equal(moved.x[:, front], state.x[:, front])
 
 
-def test_sizes_are_exact_beyond_bfloat16():
-    state, assignment = random_move(7, 1, dtype=jnp.bfloat16)
-    state = state.replace(size=np.full_like(state.size, 129.0))
-    assignment = assignment.replace(slot_of_token=np.zeros((3, 7), np.int32))
-    np.testing.assert_array_equal(apply(state, assignment).size[:, 1], 7 * 129)
-
-
-def test_a_token_alone_in_its_slot_keeps_its_bits():
-    state, _ = random_move(7, 7)
-    slots = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
-    moved = apply(state, Assignment(slot_of_token=slots, n_out=5))
-    np.testing.assert_array_equal(moved.x[:, [1, 3, 4, 5]], state.x[:, [1, 4, 6, 7]])
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("form", [contextlib.nullcontext, kernels.reference_forms])
 def test_tokens_that_stay_alone_keep_their_bits(form, weighted):
@@ -143,27 +130,45 @@ def test_a_package_is_appended_and_live():
     assert moved.mask.tolist() == [[1, 0, 1, 1, 0, 1]] * 3
 
 
-@tiny_vit.compiled
-def gradients(state, assignment, probe):
-    def loss(x, weight):
-        weighted = assignment.replace(weight=weight)
-        moved = moves.apply_result(state.replace(x=x), weighted)
-        return jnp.sum(moved.x.astype(jnp.float32) * probe)
+def test_attention_sizes_add_up_beside_the_sizes():
+    state, assignment = random_move(7, 3)
+    given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
+    given[1] = -1
+    moved = apply(state, assignment.replace(attn_size=given))
+    x, size = slow_move(state, assignment)
+    expected = np.full((3, 3), np.finfo(np.float32).tiny)
+    for image, slot in np.ndindex(3, 3):
+        total = given[image][assignment.slot_of_token[image] == slot].sum()
+        expected[image, slot] = max(total, expected[image, slot])
+    assert_close(moved.effective_size[:, 1:], expected, units=8)
+    assert (moved.effective_size > 0).all()
+    np.testing.assert_array_equal(moved.effective_size[:, :1], state.size[:, :1])
+    assert_close(moved.x, x)
+    np.testing.assert_array_equal(moved.size, size)
+    merge_all = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
+    # Without attention sizes, the sizes serve.
+    assert apply(state, assignment).attn_size is None
+    merged = apply(moved, merge_all)
+    assert_close(merged.effective_size[:, 1], expected.sum(axis=1), units=8)
+    np.testing.assert_array_equal(merged.size[:, 1], size[:, 1:].sum(axis=1))
 
-    return jax.grad(loss, argnums=(0, 1))(state.x, assignment.weight)
 
-
-def random_probe(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
-
-
-def test_gradients_in_bfloat16_are_close():
-    probe = random_probe(3, 4, 4)
-    rounded_gradients = gradients(
-        *random_move(5, 3, weighted=True, dtype=jnp.bfloat16), probe
-    )
-    exact_gradients = gradients(*random_move(5, 3, weighted=True), probe)
-    assert rounded_gradients[0].dtype == jnp.bfloat16
-    for rounded, exact in zip(rounded_gradients, exact_gradients, strict=True):
-        rounded = np.asarray(rounded, float)
-        np.testing.assert_allclose(rounded, exact, rtol=2**-6, atol=2**-6)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_an_attention_map_merges_by_rows_and_columns(weighted):
+    """Slow loops agree; the prefix keeps its rows and columns."""
+    state, assignment = random_move(7, 3, prefix=2, weighted=weighted)
+    weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
+    # Values of 1 at one token each give the merged map.
+    values = np.broadcast_to(np.eye(5, dtype=np.float32)[None, :, None], (3, 5, 2, 5))
+    attend = tiny_vit.compiled(attend_merged)
+    merged = attend(weights, values, assignment, state.size).transpose(0, 2, 1, 3)
+    weight = np.asarray(assignment.weight if weighted else state.size[:, 2:])
+    for image, head in np.ndindex(3, 2):
+        slots = np.asarray(assignment.slot_of_token[image])
+        members = [[0], [1]] + [list(2 + np.flatnonzero(slots == s)) for s in range(3)]
+        shares = np.concatenate([[1, 1], weight[image]])
+        for i, rows in enumerate(members):
+            for j, columns in enumerate(members):
+                block = weights[image, head][np.ix_(rows, columns)].sum(axis=1)
+                expected = (shares[rows] * block).sum() / shares[rows].sum()
+                assert merged[image, head, i, j] == pytest.approx(expected, rel=1e-5)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.ranking import find_first_largest
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
@@ -77,11 +76,6 @@ def test_imagepiece_merges_by_hand(candidates, merges, values, sizes):
     moved = apply(initial_state(x), result)
     assert_close(moved.x[0, :, 0], [-1, *values], units=8)
     assert moved.size[0].tolist() == [1, *sizes]
-
-    slots = oracles.retokenize(
-        np.float32(ATTENTION), oracles.cosine(CIRCLE, CIRCLE), candidates, merges
-    )
-    np.testing.assert_array_equal(result.slot_of_token[0], slots)
     assert result.by_size
     unweighted = Retokenize(size_weighting=False)
     assert not decide(unweighted, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
@@ -137,7 +131,7 @@ def slow_slots(reducer, counts, scores, similarity):
     )
 
 
-@pytest.mark.parametrize("n", (1, 2, 3, 5, 8, 18, 19, 64))
+@pytest.mark.parametrize("n", (1, 2, 3, 8, 19, 64))
 def test_decisions_equal_the_oracle(n):
     scores, metric = tied_images(n, seed=n)
     inputs = make_inputs(scores, metric)
@@ -196,13 +190,3 @@ def test_bad_numbers_still_fill_every_slot(reducer, counts):
     ):
         result = decide(reducer, make_inputs(bad_scores, bad_metric), counts)
         assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
-
-
-def test_the_first_of_the_largest_in_very_large_images():
-    """Columns have 17 bits; NaN counts as minus infinity."""
-    values = np.zeros((1, 3, 100_000), np.float32)
-    values[0, 0, [90_007, 99_000]] = values[0, 1, [70_000, 95_000]] = 1.0
-    values[0, 1, 5] = values[0, 2] = np.nan
-    largest, columns = tiny_vit.compiled(find_first_largest)(values)
-    assert columns.tolist() == [[90_007, 70_000, 0]]
-    assert largest.tolist() == [[1, 1, -np.inf]]

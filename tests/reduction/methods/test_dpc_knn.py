@@ -8,13 +8,6 @@ from imagepiece_jax.reduction.methods.dpc_knn import cluster_by_density
 from tests.helpers import tiny_vit
 
 
-def test_an_outlier_is_no_center():
-    x = np.float32([0, 0.5, 1.25, 5, 5.5, 6.5, 15])[None, :, None]
-    slots = tiny_vit.jit(cluster_by_density, static_argnums=(1, 2))(x, 3, 3)
-    # Centers are tokens 1, 2 and 4, of slots 0, 1 and 2.
-    assert slots.tolist() == [[0, 0, 1, 2, 2, 2, 2]]
-
-
 def cluster_slowly(x, neighbors, n_out):
     """Slot of each token by loops, in float64. [n, D] -> [n]."""
     n, dim = x.shape

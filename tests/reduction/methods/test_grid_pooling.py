@@ -30,14 +30,6 @@ def pool_tokens(x, grid, size, prefix=1):
     return moves.apply_result(initial_state(x, prefix), result), result.slot_of_token
 
 
-def test_two_by_two_patches_by_hand():
-    x = np.arange(17, dtype=np.float32)[None, :, None]  # class token 0, then 1..16
-    state, slots = pool_tokens(x, (4, 4), 2)
-    assert state.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
-    assert state.size[0].tolist() == [1, 4, 4, 4, 4]
-    assert slots.tolist() == [[0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2]
-
-
 @pytest.mark.parametrize(
     "grid, size, prefix, dtype",
     [

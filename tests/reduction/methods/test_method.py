@@ -42,10 +42,7 @@ REFUSED = [  # (a reduction's text, part of the error)
     ("tome:r=True", "a whole number, at least 0"),
     ("evit:blocks=(3,30)", "a step is at block 30"),
     ("evit:blocks=(3,3)", "a step is at block 3"),
-    (
-        f"evit:counts={(9,) * 12}:rate_warmup_epochs=5",
-        "needs keep_rate",
-    ),
+    (f"evit:counts={(9,) * 12}:rate_warmup_epochs=5", "needs keep_rate"),
     (f"evit:counts={(9,) * 12}", "it must have 10 entries"),
     (f"evit:counts={(197,) * 10}", "of at most 196"),
     ("mctf:r=1.5", "a whole number"),
@@ -55,6 +52,9 @@ REFUSED = [  # (a reduction's text, part of the error)
     ("diffrate:prune=(1,1):merge=(1,1)", "at least 2"),
     ("diffrate:prune=(8,8):merge=(9,8)", "merge is (9, 8)"),
     ("none:macs=0.5", "none keeps all tokens"),
+    ("peaks:macs=0", "macs is 0"),
+    ("peaks:score=attention", "score is 'attention'"),
+    ("peaks:keep_rate=1.1", "keep_rate is 1.1"),
 ]
 
 
@@ -80,12 +80,15 @@ def test_equal_methods_have_equal_steps(name):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "text, pool, message",
     [
-        ("token_pooling:blocks=(0,2)", "at block 0 reads attention of the block"),
-        ("grid_pooling:grid_size=6:block=1", "leaves 36 tokens"),
+        ("token_pooling:blocks=(0,2)", "token", "block 0 reads attention"),
+        ("grid_pooling:grid_size=6:block=1", "token", "leaves 36 tokens"),
+        ("evit:blocks=(1,):score=class", "map", "no class token"),
+        ("peaks:blocks=(1,):score=class_and_mean", "map", "no class token"),
+        ("evit:blocks=(1,):score=probe", "token", "no attention-pooling head"),
     ],
 )
-def test_a_step_cannot_read_what_its_model_lacks(text, message):
+def test_a_step_cannot_read_what_its_model_lacks(text, pool, message):
     with refused(message):
-        tiny_vit.model(text)
+        tiny_vit.model(text, arch={"pool": pool, "class_token": pool == "token"})

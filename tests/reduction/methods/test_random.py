@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts
@@ -25,14 +24,6 @@ def draw(image_keys, counts, train=False):
     tokens = jnp.zeros((len(image_keys), counts.n_in))
     inputs = ReducerInputs(x=tokens[:, :, None], size=tokens + 1, rng=image_keys)
     return Draw()(inputs, counts, train)
-
-
-@pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
-def test_n_out_tokens_stay_in_spatial_order(n, n_out):
-    result = draw(image_keys(5), StepCounts(n_in=n, n_out=n_out))
-    assert (result.n_out, result.merges) == (n_out, False)
-    for slots in np.asarray(result.slot_of_token):
-        assert slots[slots != DROPPED].tolist() == list(range(n_out))
 
 
 def test_every_set_of_tokens_is_equally_likely():

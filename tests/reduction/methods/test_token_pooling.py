@@ -83,17 +83,6 @@ def random_tokens(n, width=5, batch=3, seed=0):
     return x, rng.uniform(0.1, 3, size=(batch, n)).astype(np.float32)
 
 
-LINE = np.float32([0, 1, 2, 10, 11])[None, :, None]
-WEIGHT = np.float32([[1, 5, 1, 1, 2]])
-
-
-@pytest.mark.parametrize("iterations", [1, 7])
-def test_by_hand(iterations):
-    dest, rows, sizes = pool(LINE, WEIGHT, 2, iterations)
-    assert (dest.tolist(), sizes.tolist()) == ([[0, 0, 0, 1, 1]], [[3, 2]])
-    assert rows[..., 0].tolist() == [[1, 11]]
-
-
 @pytest.mark.parametrize(
     "n, n_out, iterations, prefix, dtype",
     [

@@ -9,10 +9,8 @@ import pytest
 from imagepiece_jax.reduction.block_plan import RemoveCount, Step, count_tokens
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.state import ReducerInputs, initial_state
+from imagepiece_jax.reduction.state import ReducerInputs
 from tests.helpers import oracles, oracles_tome, tiny_vit
-from tests.helpers.reduction_steps import apply, decide, vectors
-from tests.helpers.rounding import assert_close
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)
@@ -30,21 +28,6 @@ def image_inputs(metric, num_prefix=1, size=None):
 def removal_counts(r, n):
     """Counts of a step that merges `r` of `n` tokens; None if it changes nothing."""
     return next(count_tokens([Step(0, Bipartite(), RemoveCount(r))], n))
-
-
-@pytest.mark.parametrize(
-    "r, values, sizes",
-    [
-        (2, [0, 20, 10, 35, 55], [1, 1, 1, 2, 2]),  # 4 joins 3, 6 joins 5
-        (9, [0, 15, 35, 55], [1, 2, 2, 2]),  # at most 3; 2 joins 1
-    ],
-)
-def test_seven_tokens(r, values, sizes):
-    inputs = image_inputs(vectors([0, 10, 14, 50, 47, 90, 88]))
-    state = initial_state(10 * np.arange(7, dtype=np.float32)[None, :, None])
-    got = apply(state, decide(Bipartite(), inputs, removal_counts(r, 6)))
-    assert_close(got.x[0, :, 0], values, units=8)
-    assert got.size[0].tolist() == sizes
 
 
 def tied_metrics(n, seed=0):
