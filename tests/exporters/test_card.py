@@ -174,14 +174,6 @@ def test_a_cards_metrics_follow_the_kind_of_output(tmp_path, problem_type, class
     assert facts["card"]["fidelity"]["file"].keys() == {figure}
 
 
-def test_a_batch_may_be_larger_than_the_compared_images(tmp_path):
-    vit = tiny_vit.pretrained(depth=1)
-    pixels = small_photographs.draw(30)
-    out = imagepiece_jax.export(vit, tmp_path, images=pixels, batch_size=31)
-    card = json.loads(out.with_name(f"{out.name}.json").read_text())["card"]
-    assert len(card["images"]) < card["batch_size"] == 31
-
-
 def test_a_page_has_a_section_for_every_file(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     pixels = small_photographs.draw(30)
@@ -295,13 +287,6 @@ def test_unpooled_tokens_need_output_patches(tmp_path):
     assert not [*tmp_path.iterdir()]
     imagepiece_jax.export(vit, tmp_path, images=pixels, output="patches")
     assert (tmp_path / "README.md").exists()
-
-
-def test_a_folder_named_readme_stays(tmp_path):
-    (tmp_path / "README.md").mkdir()
-    imagepiece_jax.export(tiny_vit.pretrained(depth=1), tmp_path / "m.onnx")
-    assert (tmp_path / "README.md").is_dir()
-    assert (tmp_path / "m.onnx.json").exists()
 
 
 def test_damaged_images_are_left_out(tmp_path):

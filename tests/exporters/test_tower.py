@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import subprocess
 
 import numpy as np
@@ -22,8 +21,6 @@ from tests.helpers.refused_calls import refused
 onnxruntime = pytest.importorskip("onnxruntime")
 
 REDUCTION = "tome:r=4"
-# Eight photographs of 224 pixels.
-PHOTOGRAPHS = pathlib.Path(imagepiece_jax.__file__).parent / "inference" / "photographs"
 # A Python with requirements-clients.txt: `make clients`.
 CLIENTS = os.environ.get("IMAGEPIECE_CLIENTS")
 # A folder in which `npm install @huggingface/transformers` has run.
@@ -116,25 +113,6 @@ def test_clips_tokens_are_before_the_last_norm(tmp_path):
     outputs = vit.model.apply(vit.variables, images)
     np.testing.assert_allclose(tokens, outputs.state.x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(pooled, outputs.pooled, rtol=1e-4, atol=1e-5)
-
-
-def test_immichs_graph_may_take_pixels(tmp_path):
-    vit = encoder()
-    out = export(vit, tmp_path, layout="immich", pixels=True)
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8
-    )
-    session = onnxruntime.InferenceSession(out)
-    (images,) = session.get_inputs()
-    assert (images.name, images.type) == ("image", "tensor(uint8)")
-    (vectors,) = session.run(None, {"image": pixels})
-    expected = np.asarray(imagepiece_jax.features(vit, pixels).pooled)
-    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
-    fields = json.loads((tmp_path / "visual/preprocess_cfg.json").read_text())
-    assert fields["size"] == [tiny_vit.SIDE, tiny_vit.SIDE]
-    assert fields["resize_mode"] == "shortest"
-    assert fields["mean"] == list(vit.config.mean)
 
 
 def test_unsuitable_models_are_refused(tmp_path):
@@ -233,15 +211,6 @@ def read_files(folder):
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_plain_graph_makes_its_folder_no_layout(tmp_path):
-    saved = imagepiece_jax.save(encoder(), tmp_path / "saved")
-    export(encoder(), saved / "model.onnx")
-    before = {file: file.read_bytes() for file in saved.iterdir()}
-    with refused("out", "not of an export"):
-        export(encoder(), saved, layout="fastembed")
-    assert {file: file.read_bytes() for file in saved.iterdir()} == before
-
-
 @pytest.fixture
 def photographs(tmp_path):
     """Files of the model's size, so no client resizes."""
@@ -269,52 +238,36 @@ def assert_near(vectors, expected, dtype):
     assert (np.sum(vectors * expected, axis=1) / lengths > CLOSE[dtype]).all()
 
 
-# Each script prints a row per image: the vector.
-CLIENT_SCRIPTS = {
-    "fastembed": """
-import json, sys
-import fastembed
-folder, graph, *images = sys.argv[1:]
-model = fastembed.ImageEmbedding("Qdrant/resnet50-onnx", specific_model_path=folder)
-print(json.dumps([vector.tolist() for vector in model.embed(images)]))
-""",
-}
-
-
-def assert_client_finds_outputs(vit, folder, layout, photographs, **options):
-    """Check a client's outputs for photographs of the model's size."""
-    graph = export(vit, folder, layout=layout, **options)
-    command = [CLIENTS, "-c", CLIENT_SCRIPTS[layout], folder, graph, *photographs]
-    # The client has its own packages.
-    variables = os.environ | {"PYTHONPATH": ""}
-    ended = subprocess.run(command, capture_output=True, text=True, env=variables)
-    assert ended.returncode == 0, ended.stderr
+def assert_client_outputs(vit, photographs, dtype, printed):
+    """A client printed a row per image: the vector."""
     pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
     images = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    expected = np.asarray(vit.model.apply(vit.variables, images).logits)
-    actual = np.array(json.loads(ended.stdout))
-    assert_near(actual, expected, options.get("dtype", "float32"))
+    vectors = np.array([json.loads(line) for line in printed.splitlines()])
+    assert_near(vectors, vit.model.apply(vit.variables, images).logits, dtype)
+
+
+FASTEMBED_SCRIPT = """
+import sys
+import fastembed
+folder, *images = sys.argv[1:]
+model = fastembed.ImageEmbedding("Qdrant/resnet50-onnx", specific_model_path=folder)
+for vector in model.embed(images):
+    print(vector.tolist())
+"""
 
 
 @pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
-def test_a_client_gets_the_models_outputs(tmp_path, photographs, layout, dtype):
-    options = {"dtype": dtype, "images": small_photographs.draw(40)}
+def test_a_client_gets_the_models_outputs(tmp_path, photographs, dtype):
     vit = uncropped(clip())
-    assert_client_finds_outputs(vit, tmp_path / "out", layout, photographs, **options)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CLIENTS, reason="IMAGEPIECE_CLIENTS is not set")
-@pytest.mark.parametrize("reduction", [None, 0.5])
-@pytest.mark.parametrize("layout", CLIENT_SCRIPTS)
-def test_a_client_gets_deits_outputs(tmp_path, assets, layout, reduction):
-    weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    options = {"reduction": reduction, "crop": 1.0, "num_classes": 0}
-    vit = imagepiece_jax.load(weights, **options)
-    photographs = sorted(map(str, PHOTOGRAPHS.glob("*.jpg")))
-    assert_client_finds_outputs(vit, tmp_path, layout, photographs)
+    options = {"dtype": dtype, "images": small_photographs.draw(40)}
+    export(vit, tmp_path / "out", layout="fastembed", **options)
+    command = [CLIENTS, "-c", FASTEMBED_SCRIPT, tmp_path / "out", *photographs]
+    # The client has its own packages.
+    variables = os.environ | {"PYTHONPATH": ""}
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert ended.returncode == 0, ended.stderr
+    assert_client_outputs(vit, photographs, dtype, ended.stdout)
 
 
 SCRIPT = """
@@ -348,10 +301,7 @@ def test_transformers_js_gets_the_models_vectors(tmp_path, photographs, make, dt
         opened.write(SCRIPT)
     command = ["node", script, f"{tmp_path}/", name, THEIRS[dtype], *photographs]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    vectors = np.array([json.loads(line) for line in ended.stdout.splitlines()])
-    pixels = np.stack([np.asarray(Image.open(path)) for path in photographs])
-    normalized = imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
-    assert_near(vectors, vit.model.apply(vit.variables, normalized).logits, dtype)
+    assert_client_outputs(vit, photographs, dtype, ended.stdout)
 
 
 def test_a_config_has_transformers_fields(tmp_path):

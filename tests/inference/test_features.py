@@ -343,15 +343,3 @@ def test_the_docs_example_runs(tmp_path, monkeypatch, assets):
     query = namespace["features"][0, 7, 7]
     cosine = nearest @ query / np.linalg.norm(nearest) / np.linalg.norm(query)
     assert cosine == pytest.approx(float(namespace["cosines"].max()), abs=1e-5)
-
-
-def test_weights_follow_images_to_other_devices():
-    devices = jax.local_devices(backend="cpu")[:2]
-    mesh = jax.sharding.Mesh(np.array(devices), ("images",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("images"))
-    vit = tiny_vit.pretrained(depth=1)
-    images = jax.device_put(tiny_vit.images(2), sharding)
-    expected = features.features(vit, np.asarray(images)).pooled
-    outputs = features.features(vit, images)
-    assert outputs.pooled.sharding.device_set == images.sharding.device_set
-    assert_close(outputs.pooled, expected)

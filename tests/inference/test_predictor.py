@@ -225,15 +225,6 @@ def test_impossible_options_are_refused(trained, option, value):
         imagepiece_jax.Predictor(trained, **{option: value})
 
 
-def test_a_new_head_causes_one_warning(trained, tmp_path):
-    imagepiece_jax.save(trained, tmp_path / "m")
-    with pytest.warns(UserWarning, match="untrained parts were drawn"):
-        vit = imagepiece_jax.load(tmp_path / "m", num_classes=3)
-    with pytest.warns(UserWarning) as warned:
-        imagepiece_jax.Predictor(vit)
-    assert len(warned) == 1
-
-
 def test_a_projection_is_no_classifier(trained):
     projecting = tiny_vit.with_problem_type(trained, "projection")
     for labels in (None, NAMES):

@@ -15,7 +15,7 @@ import imagepiece_jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import pictures
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.inference import feature_store, optimize, write_features
+from imagepiece_jax.inference import feature_store, write_features
 from imagepiece_jax.inference.feature_store import read_features
 from tests.helpers import tiny_vit
 from tests.helpers.picture_files import noise, write_images
@@ -286,18 +286,6 @@ def test_one_process_writes_at_a_time(write, tmp_path, monkeypatch):
             with pytest.raises(RunError, match="locked"):
                 use(file)
     assert read_features(file)[1].shape == (0, 3)
-
-
-def test_a_stem_may_join_pixels_like_on_gpus(monkeypatch, photographs, tmp_path):
-    """Its first convolution adds the same products and zeros."""
-    vit = tiny_vit.pretrained(tiny_vit.EVIT, stem="conv")
-    vectors = []
-    for count in (1, vit.model.config.patch_size):
-        monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_, n=count: n)
-        file = tmp_path / f"{count}.sqlite"
-        write_features.write_features(vit, photographs[:4], file)
-        vectors.append(read_features(file)[1])
-    np.testing.assert_allclose(*vectors, rtol=1e-5, atol=1e-5)
 
 
 def test_two_devices_write_equal_rows(write, written, tmp_path, monkeypatch):

@@ -90,15 +90,6 @@ def test_rows_of_the_mean_query_are_float32(length, biased, dtype, fast):
             assert_close(row[image], oracles_peaks.scores(name, *arrays))
 
 
-def test_a_token_far_from_the_query_gets_nothing():
-    """Its exponential is 0 in float32; the other weights stay."""
-    query = np.ones((1, 1, 1, 4), np.float32)
-    key = np.float32([[2, 1, -100]])[:, :, None, None] * query
-    row = compiled_row(query, key)
-    assert_close(row[0], [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0])
-    assert row[0, 2] == 0
-
-
 X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
 
 
@@ -139,47 +130,3 @@ def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     slow = slow_projection(variables, metric[0])
     assert scores[metric].dtype == jnp.float32
     np.testing.assert_allclose(scores[metric], slow[:, 1:].mean(axis=2), atol=2e-6)
-
-
-@pytest.mark.parametrize("prefix, masked", [(0, False), (1, True), (2, True)])
-def test_received_attention_is_from_all_live_queries(prefix, masked):
-    """The prefix reads, too; masked tokens neither read nor are read."""
-    module, variables, state = attention(prefix)
-    mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
-    if masked:
-        state = state.replace(mask=mask[:, prefix:])
-    run = tiny_vit.compiled(
-        functools.partial(module.apply, score_names={"attn_columns"})
-    )
-    _, scores = run(variables, X, state)
-    query, key = (slow_projection(variables, name) for name in "qk")
-    _, weights = slow_attention(query, key, key, np.where(mask, 0, -1e9))
-    expected = np.einsum("bq,bhqk->bk", mask, weights) / 3 / mask.sum(axis=1)[:, None]
-    columns = scores["attn_columns"]
-    np.testing.assert_allclose(columns, expected[:, prefix:], rtol=1e-4, atol=1e-5)
-
-
-ROWS = {"class": "cls_attn", "mean": "mean_attn", "class_and_mean": "cls_and_mean_attn"}
-
-
-@pytest.mark.parametrize(
-    "name, prefix, masked",
-    [("mean", 0, False), *((name, 1, True) for name in ROWS), ("mean", 2, True)],
-)
-def test_rows_are_over_live_image_tokens(name, prefix, masked):
-    """The mean query includes the prefix, but no masked token."""
-    module, variables, state = attention(prefix)
-    mask = np.float32([[1, 1, 0, 1, 1, 0, 1] if masked else [1] * 7, [1] * 7])
-    sizes = np.random.default_rng(1).uniform(0.5, 4, (2, 7)).astype(np.float32)
-    module = module.clone(prop_attn=True)
-    state = state.replace(attn_size=sizes)
-    if masked:
-        state = state.replace(mask=mask[:, prefix:])
-    run = tiny_vit.compiled(functools.partial(module.apply, score_names={ROWS[name]}))
-    _, scores = run(variables, X, state)
-    query, key = (slow_projection(variables, name) for name in "qk")
-    for image in range(2):
-        arrays = query[image], key[image], sizes[image], mask[image]
-        expected = oracles_peaks.scores(name, *arrays)
-        row = scores[ROWS[name]][image]
-        np.testing.assert_allclose(row, expected[prefix:], rtol=1e-4, atol=1e-6)

@@ -73,9 +73,9 @@ def test_cost_table_by_hand():
     macs = 192 + 12 + (320 + 200 + 384) + (192 + 72 + 384)
     dense_macs = 192 + 12 + 2 * (320 + 200 + 640)
     assert (macs, dense_macs) == (1756, 2524)
-    line = "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as"
     # Of block 1, two of three tokens: queries and proj, both products, MLP.
     assert cost.dead_macs(model) == 2 * 2 * 16 + 2 * 2 * 3 * 4 + 2 * 8 * 16
     *_, summary, dead_macs = cost.cost_summary(model, [dense]).splitlines()
-    assert summary == f"{line} many"
-    assert dead_macs.startswith("3.680e-07 GMACs of the last block are no")
+    for number in (1.756e-06, 2.524e-06, 1.44):
+        assert str(number) in summary
+    assert dead_macs.startswith("3.680e-07 GMACs")

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.create import COST_TOLERANCE, create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -18,6 +17,7 @@ from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.save import save
 from tests.helpers import tiny_vit
 from tests.helpers.named_models import facts
+from tests.helpers.refused_calls import refused
 
 
 def image_tokens(model):
@@ -44,9 +44,7 @@ def test_half_of_deit_by_hand(capsys):
     share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
     assert share == pytest.approx(share_of_dense(model), abs=1e-3)
     assert abs(share - 0.5) <= COST_TOLERANCE
-    message = capsys.readouterr().err.splitlines()[0]
-    blocks = "peaks in blocks 3, 6, 9"
-    assert message == f"{blocks}; counts 99, 50, 26; {share:.2f} of the MACs"
+    assert "counts 99, 50, 26" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,5 +101,5 @@ def test_a_cost_is_saved_as_method_and_counts(tmp_path, capsys):
 
 
 def test_a_cost_out_of_reach_names_the_nearest_one():
-    with pytest.raises(InputError, match="^reduction 0.1: .* is 0.147"):
+    with refused("reduction 0.1", "0.147"):
         create_model("deit_ti", 0.1)

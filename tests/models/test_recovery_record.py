@@ -162,11 +162,3 @@ def test_recovered_positions_follow_the_size(tmp_path):
         chex.assert_trees_all_equal(dense.variables, original.variables)
     loaded = load(tmp_path / "m", reduction=tiny_vit.EVIT, image_size=LARGER)
     chex.assert_trees_all_equal(loaded.variables, larger.variables)
-
-
-@pytest.mark.parametrize("interval", [(-0.15, -0.1), (-0.2, 0.1)])
-def test_a_report_names_its_doubts(interval):
-    vit = tiny_vit.pretrained("tome:r=3")
-    report = str(made_up_recoveries.make_variant(vit, interval=interval))
-    assert ("within noise" in report) == (interval[1] > 0)
-    assert "near copies" in report

@@ -130,23 +130,6 @@ def test_ctrl_c_keeps_finished_costs(public, monkeypatch, caplog, step):
     assert "so far are kept" in caplog.text
 
 
-def test_progress_has_one_total_for_all_costs(public, monkeypatch):
-    """Steps count after compilation; a diverged attempt does not count twice."""
-    shown = record_progress(monkeypatch)
-    taken = interrupt_step(monkeypatch, step=0)
-    train_step = recovery_step.StudentFit.train_step
-
-    def fail_once(self, *args):
-        return train_step(self, *args) * (np.nan if len(taken) == 5 else 1)
-
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", fail_once)
-    run_recovery(public)
-    (bar,) = {bar for bar, _, _ in shown}
-    assert bar.total == 24
-    assert [n for _, n, _ in shown] == [1, 2, 3, 4, *range(1, 25)]
-    assert shown[0][2] == 2  # the first step compiled
-
-
 def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
