@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 
 from imagepiece_jax import kernels
 from imagepiece_jax.kernels.attention import (
@@ -162,23 +161,6 @@ def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
     assert np.isfinite(np.asarray(bias, np.float32)).all()
     padding_weights = np.exp(np.asarray(bias[..., 7:], np.float32))
     np.testing.assert_array_equal(padding_weights, 0)
-
-
-def test_jax_refuses_odd_lengths_of_cudnn_in_training(monkeypatch):
-    """Padding can go when JAX accepts them: see Odd lengths in PERFORMANCE.md."""
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
-
-    padded = functools.partial(dot_product_attention, backend="cudnn")
-    plain = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-
-    def trace(attention):
-        query = jax.ShapeDtypeStruct((2, 7, 3, 64), jnp.bfloat16)
-        grad = jax.grad(lambda x: attention(x, x, x).sum(dtype=jnp.float32))
-        jax.jit(grad).trace(query)
-
-    trace(padded)
-    with pytest.raises(NotImplementedError, match="sequence length Q 7, KV 7"):
-        trace(plain)
 
 
 def fake_device(platform, capability=None):

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.kernels import attention, choice, gelu, norm, size_direction
+from imagepiece_jax.kernels import choice, size_direction
 from imagepiece_jax.kernels.folded_stem import FoldedStem, fold_stem
-from imagepiece_jax.kernels.token_layout import keep_token_major
 from imagepiece_jax.models.stems import NORM_EPSILON, ConvStem, PatchStem
 from imagepiece_jax.reduction.state import TokenState
 from tests.helpers import tiny_vit
@@ -38,50 +37,6 @@ def assert_forms_agree(dtype, fn, *arrays, roundings=(32, 1), together=False):
     for (value, expected), limit in zip(pairs, largest, strict=True):
         atol = rounding * (max(largest) if together else limit)
         np.testing.assert_allclose(np.float64(value), np.float64(expected), atol=atol)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", ["exact", "tanh", "quick"])
-def test_gelu(variant, dtype):
-    x = 3 * draw_normal(400, dtype=dtype)
-    form = functools.partial(gelu.gelu, variant=variant)
-    # In bfloat16 "tanh" rounds every step.
-    roundings = (32, 4 if variant == "tanh" else 1)
-    assert_forms_agree(dtype, form, x, roundings=roundings)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(7, 12), (2, 3, 33)])
-def test_layer_norm(shape, dtype):
-    """Tokens are far from zero, so canceling squares would show."""
-    x = (draw_normal(*shape) + 20 * draw_normal(*shape[:-1], 1, seed=1)).astype(
-        jnp.dtype(dtype)
-    )
-    scale = 1 + 0.3 * draw_normal(shape[-1], seed=2)
-    layer_norm = functools.partial(norm.layer_norm, dtype=jnp.dtype(dtype))
-    bias = draw_normal(shape[-1], seed=3)
-    assert_forms_agree(dtype, layer_norm, x, scale, bias, roundings=(256, 1))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("is_biased", [False, True])
-@pytest.mark.parametrize("length", [None, 6])
-def test_attend(length, is_biased, dtype):
-    """Also with a row of padding."""
-    heads = draw_normal(3, 2, 7, 3, 4, dtype=dtype)
-    bias = draw_normal(2, length or 7, seed=1) if is_biased else None
-
-    def attend(*heads):
-        out = attention.dot_product_attention(*heads, bias, length=length)
-        return out[:, :length]
-
-    assert_forms_agree(dtype, attend, *heads, roundings=(32, 2))
-
-
-def test_token_major():
-    assert_forms_agree(
-        "float32", keep_token_major, draw_normal(2, 4, 3), roundings=(0, 0)
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

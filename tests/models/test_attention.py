@@ -20,39 +20,6 @@ compiled_row = tiny_vit.compiled(mean_attention)
 compiled_columns = tiny_vit.compiled(attention_columns)
 
 
-def score_queries(query, rows):
-    """Queries of the score "class", "mean" or "class_and_mean", one or two each."""
-    both = jnp.concatenate([query[:, :1], mean_query(query)], axis=1)
-    return {"class": both[:, :1], "mean": both[:, 1:], "class_and_mean": both}[rows]
-
-
-@pytest.mark.parametrize("rows", ["class", "mean", "class_and_mean"])
-def test_rows_have_the_gradient_of_a_softmax(rows):
-    """A token fused by EViT learns from it."""
-    query, key, _ = random_qkv(7)
-    bias = random_bias(7)
-    probe = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)
-
-    def by_softmax(query, key):
-        first = query[:, 0]
-        mean = sum(query[:, token] for token in range(7)) / 7
-        queries = {"class": [first], "mean": [mean], "class_and_mean": [first, mean]}
-        totals = []
-        for score_query in queries[rows]:
-            logits = jnp.einsum("bhd,bnhd->bnh", score_query, key, precision="highest")
-            weights = jax.nn.softmax(logits / np.sqrt(5) + bias[:, :, None], axis=1)
-            totals.append(jnp.sum(weights.mean(axis=2) * probe))
-        return sum(totals) / len(totals)
-
-    def by_row(query, key):
-        return jnp.sum(mean_attention(score_queries(query, rows), key, bias) * probe)
-
-    gradients = (tiny_vit.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
-    for actual, expected in zip(*(g(query, key) for g in gradients), strict=True):
-        assert np.abs(expected).max() > 0.01
-        np.testing.assert_allclose(actual, expected, atol=1e-6)
-
-
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_columns_and_the_class_row_are_float32(length, biased, dtype):
