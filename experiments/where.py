@@ -8,6 +8,9 @@ judge. `python -m experiments.results` writes the tables of the page.
 """
 
 import json
+import math
+
+from scipy import stats
 
 from experiments.intervals import estimate_mean
 from experiments.peaks import (
@@ -20,7 +23,6 @@ from experiments.peaks import (
 )
 from imagepiece_jax.common.statistics import format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.recovery import block_choice
 from imagepiece_jax.reduction.methods.recommended import LEAST_STAGED_MACS
 
 SETS = {  # title: schedule. Blocks are twelfths of the depth.
@@ -95,9 +97,17 @@ def recovery_cells(share, title):
 
 
 def choose_set(values, default):
-    """The nearest set by `block_choice.pick_nearest`, among {set: distances}."""
-    titles = [default, *(title for title in values if title != default)]
-    return titles[block_choice.pick_nearest([values[title] for title in titles])]
+    """The nearest set if it is nearer than the default beyond chance, or the default.
+
+    The paired interval has Bonferroni's level for all rivals of the default.
+
+    values: {set: distances of the same images}
+    """
+    nearest = min(values, key=lambda title: values[title].mean())
+    changes = values[nearest] - values[default]
+    error = changes.std(ddof=1) / math.sqrt(len(changes))
+    quantile = stats.norm.ppf(1 - 0.025 / (len(values) - 1))
+    return nearest if changes.mean() + quantile * error < 0 else default
 
 
 def set_values(lines, model, images, share, field, method="peaks", titles=None):

@@ -22,7 +22,6 @@ def main(
     batch_size: int = 16,
     seed: int = 0,
     parameters: Literal["norms", "biases", "all"] = "biases",
-    choose_blocks: bool = False,
 ) -> None:
     """Train a reduced model to answer like the dense model.
 
@@ -42,8 +41,6 @@ def main(
         batch_size: Images per step.
         seed: Seed for crops and order.
         parameters: Parameters to train.
-        choose_blocks: First move the reductions to the blocks that keep the model
-            nearest to the dense one, at equal cost.
     """
     from imagepiece_jax.common.files import locked_folder
     from imagepiece_jax.data.pictures import as_source
@@ -56,7 +53,7 @@ def main(
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked_folder("out", folder):
         vit = weights.load_model()
-        check_lost_reductions(folder, vit, choose_blocks)
+        check_lost_reductions(folder, vit)
         recovered_vit = recover(
             vit,
             source,
@@ -65,7 +62,6 @@ def main(
             batch_size=batch_size,
             seed=seed,
             parameters=parameters,
-            choose_blocks=choose_blocks,
         )
     recovery = cast("recovery_record.Recovery", recovered_vit.recovery)
     print(recovery)
@@ -77,9 +73,7 @@ def main(
         print(f"note: nothing was better: {out} holds the model as it was")
 
 
-def check_lost_reductions(
-    folder: "Path", vit: "Pretrained", choose_blocks: bool = False
-) -> None:
+def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
     """Refuse to replace a folder with recovered reductions that the result lacks."""
     from imagepiece_jax.common.progress import log
     from imagepiece_jax.errors import InputError
@@ -92,9 +86,7 @@ def check_lost_reductions(
         ).recovery
     except InputError:  # nothing there, or nothing that this revision reads
         return
-    # Chosen blocks are not known yet, so the result may lack any other reduction.
-    students = [] if choose_blocks else list_students(vit)
-    models = [student.model for student in students]
+    models = [student.model for student in list_students(vit)]
     kept = {v.name for v in vit.recovery.variants} if vit.recovery else set()
     for variant in recovery.variants if recovery else ():
         if variant.name not in kept:

@@ -28,7 +28,7 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.recovery import block_choice, recovery_images, recovery_step
+from imagepiece_jax.recovery import recovery_images, recovery_step
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
@@ -59,7 +59,6 @@ def recover(
     batch_size: int = 16,
     seed: int = 0,
     parameters: str = "biases",
-    choose_blocks: bool = False,
 ) -> Pretrained:
     """Train reduced variants to answer like the dense model, on unlabeled images.
 
@@ -85,8 +84,6 @@ def recover(
     batch_size: images per step, over all devices of this machine
     parameters: the trained parameters: "norms", "biases" (norms, all other biases and
         layer-scale factors) or "all"
-    choose_blocks: first move the reductions to the blocks that keep the model nearest
-        to the dense one, at equal cost, on up to 200 of the images that train
     Returns the model with a `recovery`; its `variants` have the measures before and
         after.
     Raises InputError for a model with learned selectors, a reduction that leaves all
@@ -114,12 +111,6 @@ def recover(
     with contextlib.ExitStack() as stack:
         teacher = recovery_step.DenseTeacher(dense_vit)
         held_out_pairs = teacher.pair_outputs(batches)
-        if choose_blocks:
-            training = image_split.training
-            students = [
-                block_choice.choose_blocks(student, teacher, training)
-                for student in students
-            ]
         progress = None
         for index, student in enumerate(students):
             fit = recovery_step.StudentFit(student, recipe, teacher)
@@ -142,8 +133,7 @@ def recover(
         kept_message = "stopped: the weights so far are kept"
         log.warning(kept_message if has_gain else NOTHING_BETTER)
     recovery = recovery_record.Recovery(tuple(variants)).merge_earlier(vit.recovery)
-    result = vit if is_dense(vit) else students[0]  # with its chosen blocks
-    return dataclasses.replace(result, recovery=recovery)
+    return dataclasses.replace(vit, recovery=recovery)
 
 
 def make_recipe(
