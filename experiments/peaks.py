@@ -506,7 +506,7 @@ def contrasts_table(lines, images, others, shares, own_schedule="three"):
     return markdown_table(head, rows)
 
 
-def controls_table(lines, images, shares):
+def controls_table(lines, shares):
     """KL of the controls, and its change from peaks."""
     head = ["kept, merged"]
     for share in shares:
@@ -515,8 +515,8 @@ def controls_table(lines, images, shares):
     for title in (*CONTROLS, *FURTHER):
         row = [title]
         for share in shares:
-            peaks_cell = reduced_cell("deit", images, "peaks", share, "three")
-            cell = reduced_cell("deit", images, "parts", share, "three", title)
+            peaks_cell = reduced_cell("deit", "photographs", "peaks", share, "three")
+            cell = reduced_cell("deit", "photographs", "parts", share, "three", title)
             if not lines.has(peaks_cell) or not lines.has(cell):
                 row += ["", "", ""]
                 continue
@@ -614,11 +614,7 @@ def page_tables(folder=FOLDER):
             lines, "imagenette", ON_IMAGENETTE, (*shares, 0.3)
         ),
         "peaks-below": contrasts_table(lines, "photographs", BELOW, (0.4, 0.3), "all"),
-        "peaks-below-imagenette": contrasts_table(
-            lines, "imagenette", BELOW, (0.4, 0.3), "all"
-        ),
-        "peaks-controls": controls_table(lines, "photographs", shares),
-        "peaks-controls-imagenette": controls_table(lines, "imagenette", (0.5,)),
+        "peaks-controls": controls_table(lines, shares),
         "peaks-scores": scores_table(lines),
         "peaks-encoder": encoder_table(lines, "dinov2"),
         "peaks-mean": encoder_table(lines, "mean"),
