@@ -17,7 +17,6 @@ from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.exporters import card
 from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS, measure_fidelity
-from imagepiece_jax.models.config import MULTI_LABEL, REGRESSION
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import split_images
 from tests.exporters.test_tower import clip
@@ -136,16 +135,6 @@ def test_images_must_leave_some_to_compare(tmp_path):
     assert {*tmp_path.iterdir()} == {folder}
 
 
-@pytest.mark.parametrize("problem_type, classes", [(REGRESSION, 3), (MULTI_LABEL, 1)])
-def test_a_cards_metrics_follow_the_kind_of_output(tmp_path, problem_type, classes):
-    vit = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=classes)
-    vit = tiny_vit.with_problem_type(vit, problem_type)
-    out = imagepiece_jax.export(vit, tmp_path, images=small_photographs.draw(30))
-    facts = json.loads(out.with_name("model.onnx.json").read_text())
-    figure = "difference" if problem_type == REGRESSION else "first_class"
-    assert facts["card"]["fidelity"]["file"].keys() == {figure}
-
-
 def test_a_page_has_a_section_for_every_file(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     pixels = small_photographs.draw(30)
@@ -233,12 +222,6 @@ def test_equal_names_in_two_folders_stay_apart(tmp_path):
     assert {name.split("/")[0] for name in names} == {"a", "b"}
     for name, pixels in zip(names, images.compared_pixels, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
-    saved = imagepiece_jax.save(
-        tiny_vit.pretrained("tome:r=3", depth=1), tmp_path / "w"
-    )
-    call(export.main, saved, tmp_path / "v1", "--images", *folders).ok()
-    facts = json.loads((tmp_path / "v1" / "model.onnx.json").read_text())
-    assert {*facts["card"]["images"]} == {*names}
 
 
 def test_a_projections_card_compares_vectors(tmp_path):

@@ -178,18 +178,15 @@ def swap_files(folder, others):
 # photograph, 05.png, is always tried again.
 CHANGES = {
     "nothing": (lambda folder, others: None, 1),
-    "new last": (lambda folder, others: shutil.copy(others[0], folder), 2),
     "times kept": (
         lambda folder, others: replace_and_keep_times(folder / "03.png", others[0]),
         2,
     ),
-    "touched": (lambda folder, others: os.utime(folder / "03.png", (1, 1)), 1),
     "moved": (lambda folder, _: (folder / "00.png").rename(folder / "later.png"), 1),
     "copied": (lambda folder, _: shutil.copy(folder / "00.png", folder / "0.png"), 1),
     "swapped": (swap_files, 1),
     "mended": (lambda folder, others: shutil.copy(others[0], folder / "05.png"), 1),
     "damaged": (lambda folder, others: (folder / "02.png").write_bytes(b"?"), 2),
-    "left": (lambda folder, others: (folder / "02.png").unlink(), 1),
     "not UTF-8": (
         lambda folder, _: os.rename(
             folder / "00.png", os.fsencode(folder) + b"/\xff\n"

@@ -5,10 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-import imagepiece_jax
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import cost, resize_positions
+from imagepiece_jax.models import cost
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.cost import model_macs, stem_macs
 from imagepiece_jax.models.create import create_model
@@ -16,21 +14,6 @@ from imagepiece_jax.models.variables import variable_shapes
 from tests.helpers import named_models, tiny_vit
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
-
-
-def test_cells_of_a_grid_are_rows_and_columns_of_patches():
-    """3 x 5 patches in 2 x 2 cells: rows 0 1 | 2, columns 0 1 2 | 3 4."""
-    pooling = "grid_pooling:grid_size=2:block=0"
-    vit = tiny_vit.pretrained(pooling, image_size=WIDE, depth=1)
-    maps = features(vit, tiny_vit.images(2, side=WIDE))
-    patches = np.asarray(maps.patches)[0, :, :, 0]
-    assert patches.shape == (3, 5)
-    values = np.unique(patches, return_inverse=True)[1].reshape(3, 5)
-    cells = values[[0, 0, 2, 2], [0, 3, 0, 3]]
-    assert len(set(cells)) == 4
-    a, b, c, d = cells
-    expected = [[a, a, a, b, b], [a, a, a, b, b], [c, c, c, d, d]]
-    np.testing.assert_array_equal(values, expected)
 
 
 def test_parts_of_a_model_are_counted_by_hand():
@@ -71,20 +54,3 @@ def test_pixels_beyond_whole_patches_are_not_read(folded):
         for m, x in zip(models, (images, images[:, :20, :20]), strict=True)
     )
     np.testing.assert_allclose(cut_logits, whole_logits, rtol=1e-5, atol=1e-5)
-
-
-def test_square_positions_are_resized_to_a_rectangle(tmp_path):
-    """The model's 196 positions are 14 x 14, so 7 x 28 needs resizing."""
-    name = "vit_tiny_patch16_224.augreg_in21k"
-    model = create_model(named_models.config(name, depth=1, num_classes=3))
-    variables = tiny_vit.variables(model)
-    tiny_vit.write(tmp_path / "w.npz", variables)
-    size = (112, 448)
-    vit = imagepiece_jax.load(tmp_path / "w.npz", config=model.config, image_size=size)
-    old = variables["params"]["pos_embed"]
-    tensors = {"pos_embed": old}
-    wide = resize_positions.fit_positions(tensors, vit.config, (224, 224))["pos_embed"]
-    np.testing.assert_array_equal(vit.variables["params"]["pos_embed"], wide)
-    np.testing.assert_array_equal(wide[:, 0], old[:, 0])
-    assert wide.shape == old.shape
-    assert not np.array_equal(wide, old)

@@ -3,10 +3,8 @@
 A stand-in replaces the fused attention, so any other N x N array of weights shows.
 """
 
-import functools
 import re
 
-import jax
 import pytest
 
 from imagepiece_jax.reduction.methods import METHODS
@@ -14,7 +12,6 @@ from tests.helpers import tiny_vit
 from tests.helpers.traced_programs import (
     REDUCED,
     SMALL,
-    equations,
     replace_core,
     trace_model,
     unwanted_operations,
@@ -80,33 +77,3 @@ def test_no_sort_scatter_or_attention_matrix(without_core, name, train):
     found = unwanted_operations(model, train=train)
     assert bool(found) == (name in EXPECTED), found
     assert all(line.startswith(EXPECTED[name]) for line in found), found
-
-
-# A pass is an operation that ends a fusion; on a GPU it is about one kernel. These are
-# the passes of one step with class attention and move. Fewer are better.
-LAST = tiny_vit.DEPTH - 1  # no later block changes with the token count
-ALLOWED = {
-    f"evit:blocks={(LAST,)}": 11,
-    f"evit:blocks={(LAST,)}:fuse_token=True": 10,
-    f"imagepiece:merge_ratio=0.06:merge_blocks={(LAST,)}:prune_blocks=()": 23,
-    f"tome:counts={(tiny_vit.TOKENS,) * LAST + (tiny_vit.TOKENS - 4,)}": 14,
-    f"peaks:blocks={(LAST,)}": 23,
-}
-PASS = re.compile(
-    "reduce|arg|gather|dot|conv_|concatenate|stack|pad|sort|top_k|scatter|cum|while|scan"
-)
-NO_PASS = ("reduce_precision",)
-
-
-@functools.cache
-def count_passes(reduction):
-    """Number of passes of the forward program, nested passes included."""
-    model = tiny_vit.model(reduction, prop_attn=False)
-    traced = jax.make_jaxpr(lambda v: model.apply(v, tiny_vit.images(2)).logits)
-    names = [each.primitive.name for each in equations(traced(tiny_vit.shapes(model)))]
-    return len([n for n in names if PASS.search(n) and n not in NO_PASS])
-
-
-@pytest.mark.parametrize("reduction", ALLOWED)
-def test_a_step_has_as_few_passes_as_it_had(without_core, reduction):
-    assert count_passes(reduction) - count_passes(None) <= ALLOWED[reduction]

@@ -131,16 +131,6 @@ def test_recovery_is_equal_in_other_processes_and_on_more_devices(tmp_path):
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
 
-@pytest.mark.usefixtures("useless")
-def test_a_useless_recovery_returns_the_weights(vit):
-    recovered = run_recovery(vit)
-    (report,) = recovered.recovery.variants
-    assert not report.changed
-    assert report.after == report.before
-    assert report.agreement[0] == report.agreement[1]
-    chex.assert_trees_all_equal(recovered.variables, vit.variables)
-
-
 def test_a_dense_model_continues_from_its_recovered_costs():
     better = made_up_recoveries.recovered(tiny_vit.pretrained(None), reductions=(0.5,))
     vits = recover.list_students(better)
