@@ -59,6 +59,7 @@ class ResultCache:
     ) -> None:
         self.path = pathlib.Path(folder, name)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()  # fails here if it cannot be written
         self.versions = versions or {}
         self._results: dict[str, dict] = {}
         for point in read_points(self.path):

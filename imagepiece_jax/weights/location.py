@@ -62,8 +62,10 @@ class Location:
         weights_names = _list_weights_names(self.file_names)
         if len(weights_names) == 1:
             return self.path / weights_names[0]
-        names = ", ".join(weights_names) or f"none, such as {WEIGHTS_FILES[0]}"
-        raise InputError(f"folder {self.path} has {names}, not one weights file")
+        names = f"{', '.join(weights_names)}, not one weights file"
+        if not weights_names:
+            names = f"no {WEIGHTS_FILES[0]}; name an exported file by its own path"
+        raise InputError(f"folder {self.path} has {names}")
 
 
 def locate_weights(

@@ -35,7 +35,7 @@ def test_a_folders_kind_follows_from_its_config(tmp_path, config, kind):
 def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "recovered.safetensors").touch()
-    with refused(tmp_path, "none, such as model.safetensors, not one weights file"):
+    with refused(tmp_path, "no model.safetensors"):
         locate_weights(tmp_path)
     (tmp_path / "b.pth").touch()
     assert locate_weights(tmp_path).config_file is None

@@ -98,7 +98,7 @@ def _is_file(entry):
 def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | None:
     """Note on the paths left out of a folder; None without any."""
     names = map(os.path.basename, left_out_paths)
-    endings = [os.path.splitext(name)[1].lower() or "other" for name in names]
+    endings = [os.path.splitext(name)[1].lower() or "without ending" for name in names]
     if not endings:
         return None
     counts = [f"{n} {ending}" for ending, n in collections.Counter(endings).items()]

@@ -24,9 +24,10 @@ class _Methods(collections.UserDict):
 
     def __setitem__(self, key: str, item: str | type[Method]) -> None:
         """Set a method's class, or the name of a class to import on first use."""
-        if isinstance(item, type) and "__dataclass_fields__" not in vars(item):
-            decorator = "@dataclasses.dataclass(frozen=True)"  # fields would be lost
-            raise InputError(f"method {key} is {item.__name__}, without {decorator}")
+        is_dataclass = "__dataclass_fields__" in getattr(item, "__dict__", ())
+        if not (is_dataclass or isinstance(item, str)):  # its fields would be lost
+            decorator = "@dataclasses.dataclass(frozen=True)"
+            raise InputError(f"method {key} is {item}, no class with {decorator}")
         self.data[key] = item
 
 
@@ -59,7 +60,10 @@ def find_method(name: str) -> type[Method] | None:
     """Find a method's class in METHODS, or by another package's entry point."""
     if name not in METHODS:
         for entry_point in metadata.entry_points(group=ENTRY_POINTS, name=name):
-            METHODS[name] = entry_point.load()
+            try:
+                METHODS[name] = entry_point.load()
+            except (ImportError, AttributeError) as error:
+                raise InputError(f"method {name}: {error}") from error
     return METHODS.get(name)
 
 
