@@ -30,7 +30,7 @@ def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
         source = open_source(f"{tmp_path}", split, num_classes=2)
         assert (len(source), source.class_names) == (2, ("ant", "bee"))
         [record] = caplog.records
-        assert "14 other, 2 .bin" in record.getMessage()
+        assert "14 without ending, 2 .bin" in record.getMessage()
     assert len(as_source(tmp_path / "train")) == 2
     assert capsys.readouterr().out.count("1 .db left out") == 1
 
