@@ -21,20 +21,12 @@ from experiments import paper
 from imagepiece_jax.__main__ import command_files
 from imagepiece_jax.commands import export
 from imagepiece_jax.data import class_names
-from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.ranking import (
-    find_first_largest,
-    gather_rows,
-    invert_order,
-    rank_tokens,
-)
-from imagepiece_jax.kernels.similarity import cosine_similarity
+from imagepiece_jax.kernels import merging, ranking, similarity
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.reduction import block_plan
-from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
+from imagepiece_jax.reduction import block_plan, reducers, state
+from imagepiece_jax.reduction.state import ReducerInputs
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights import hub
 from tests.helpers import named_models, tiny_vit
@@ -72,58 +64,45 @@ def run(page, start, space):
     return space
 
 
+def decide_slots(reducer, n_out, x):
+    """Slots of tokens [B, n, D], whose first feature is their attention."""
+    counts = block_plan.StepCounts(n_in=x.shape[1], n_out=n_out)
+    size = np.ones(x.shape[:2], np.float32)
+    inputs = ReducerInputs(x=x, size=size, cls_attn=x[..., 0])
+    return tiny_vit.compiled(lambda tokens: reducer(tokens, counts))(inputs)
+
+
+TOKENS = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
+
+
 def test_the_new_method_keeps_tokens_of_largest_norm():
     space = run(DOCS / "methods.md", "# imagepiece_jax/reduction/methods/", {})
-    steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(facts(4))
-    plan = block_plan.plan_blocks(4, 16, steps)
+    (step,) = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(facts(4))
+    plan = block_plan.plan_blocks(4, 16, [step])
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
-    model = tiny_vit.imagenet_vit(
-        plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3
-    )
-    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    variables = tiny_vit.fill(jax.eval_shape(model.init, jax.random.key(1), images))
-
-    @tiny_vit.compiled
-    def decide(variables, images):
-        outputs = model.apply(variables, images)
-        return outputs.reducer_inputs[0].x, outputs.results[0].slot_of_token
-
-    for x, slot_of_token in zip(*decide(variables, images), strict=True):
+    slots = decide_slots(step.reducer, 5, TOKENS).slot_of_token
+    for x, slot_of_token in zip(TOKENS, slots, strict=True):
         norm = np.linalg.norm(x, axis=-1)
-        longest = np.sort(np.argsort(-norm)[:8])  # slots are in spatial order
-        np.testing.assert_array_equal(slot_of_token[longest], np.arange(8))
+        longest = np.sort(np.argsort(-norm)[:5])  # slots are in spatial order
+        np.testing.assert_array_equal(slot_of_token[longest], np.arange(5))
         unit = x / norm[:, None]
         best = (unit @ unit[longest].T).argmax(axis=1)
-        others = np.setdiff1d(np.arange(16), longest)
+        others = np.setdiff1d(np.arange(10), longest)
         np.testing.assert_array_equal(slot_of_token[others], best[others])
-    reducer = space["JoinByNorm"]()
-    counts = block_plan.StepCounts(n_in=16, n_out=8)
-    decide_alone = tiny_vit.compiled(lambda x: reducer(x, counts).slot_of_token)
-    size = np.ones((2, 16), np.float32)
-    inputs = ReducerInputs(x=images.reshape(2, 16, 12), size=size)
-    assert {*np.ravel(decide_alone(inputs))} == {*range(8)}
 
 
 def test_the_written_reducer_fills_slots_and_drops_the_rest():
     space = {"jax": jax, "jnp": jnp, "dataclasses": dataclasses, "ClassVar": ClassVar}
-    space |= {"Reducer": Reducer, "rank_tokens": rank_tokens}
-    space |= {"cosine_similarity": cosine_similarity}
-    space |= {"gather_rows": gather_rows, "invert_order": invert_order}
-    space |= {"find_first_largest": find_first_largest}
-    space |= {"Assignment": Assignment, "DROPPED": DROPPED}
-    space |= {"ReducerInputs": ReducerInputs, "StepCounts": block_plan.StepCounts}
+    for module in (ranking, merging, similarity, block_plan, state, reducers):
+        space |= vars(module)
     start = "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge"
     run(DOCS / "reducers.md", start, space)
-    x = np.random.default_rng(0).normal(size=(3, 10, 8)).astype(np.float32)
-    inputs = ReducerInputs(x=x, size=np.ones((3, 10), np.float32), cls_attn=x[..., 0])
-    counts = block_plan.StepCounts(n_in=10, n_out=4)
-    reducer = space["PruneAndMerge"](keep=7)
-    decide = tiny_vit.compiled(lambda inputs: reducer(inputs, counts))
-    for slot_of_token, tokens_of in zip(decide(inputs).slot_of_token, x, strict=True):
-        assert (slot_of_token == DROPPED).sum() == 3
+    slots = decide_slots(space["PruneAndMerge"](keep=7), 4, TOKENS).slot_of_token
+    for slot_of_token, x in zip(slots, TOKENS, strict=True):
+        assert (slot_of_token == merging.DROPPED).sum() == 3
         assert set(slot_of_token) == {-1, 0, 1, 2, 3}
-        unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
-        order = np.argsort(-tokens_of[:, 0])
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        order = np.argsort(-x[:, 0])
         np.testing.assert_array_equal(slot_of_token[order[:4]], range(4))
         cosines = unit[order[4:7]] @ unit[order[:4]].T
         np.testing.assert_array_equal(slot_of_token[order[4:7]], cosines.argmax(axis=1))
