@@ -1,5 +1,4 @@
 import io
-import os
 import pickle
 import shutil
 import sys
@@ -9,9 +8,6 @@ from PIL import Image
 
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError, RunError
-
-# The command `tfds` of an environment with TensorFlow.
-TFDS = os.environ.get("IMAGEPIECE_TFDS", "")
 
 
 def jpeg(index):
