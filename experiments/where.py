@@ -157,7 +157,7 @@ def choices_table(lines):
         for share in shares:
             values = set_values(lines, model, judging, share, field)
             chosen_on = set_values(lines, model, choosing, share, field)
-            if len(chosen_on) == len(sets_at(share)):
+            if len(chosen_on) > 4:
                 row = compare_sets(values, chosen_on, default_set(share))
                 rows.append([name, f"{share:g}", *row])
     head = ["judged on", "share", "default", "chosen", "best in hindsight"]
