@@ -1,5 +1,3 @@
-"""Groups of programs, and the figures of invented readings."""
-
 import pytest
 
 from imagepiece_jax.benchmark import suite

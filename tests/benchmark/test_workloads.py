@@ -1,5 +1,3 @@
-"""Programs of a benchmark: their outputs, and their MACs."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Accuracy over a whole split, by a model with known logits."""
-
 import functools
 import types
 

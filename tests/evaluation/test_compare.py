@@ -1,5 +1,3 @@
-"""Comparisons of rows, paired and corrected, against slow counts."""
-
 import io
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Labeled images for an evaluation, and notes on their labels."""
-
 import itertools
 import types
 

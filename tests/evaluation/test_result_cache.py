@@ -1,5 +1,3 @@
-"""Results are measured once, and written at once and whole."""
-
 import json
 
 from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME, ResultCache

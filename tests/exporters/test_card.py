@@ -1,5 +1,3 @@
-"""The card: metrics, images, and README.md files that it may replace."""
-
 import dataclasses
 import errno
 import json

@@ -1,5 +1,3 @@
-"""Exported files as programs."""
-
 import dataclasses
 import os
 import pathlib

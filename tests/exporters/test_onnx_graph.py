@@ -1,5 +1,3 @@
-"""Nodes that a graph rewrites, with equal values in JAX and both runtimes."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,3 @@
-"""Marked functions' operators have equal values in JAX and both runtimes."""
-
 import collections
 import inspect
 

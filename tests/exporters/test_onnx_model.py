@@ -1,5 +1,3 @@
-"""ONNX graphs of models have JAX's logits in onnxruntime and OpenVINO."""
-
 import collections
 
 import jax

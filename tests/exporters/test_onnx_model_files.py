@@ -1,5 +1,3 @@
-"""A graph with its weights in a file beside it."""
-
 import os
 
 import numpy as np

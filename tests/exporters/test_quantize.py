@@ -1,5 +1,3 @@
-"""int8 files: quantized products, and decisions in float32."""
-
 import collections
 
 import numpy as np

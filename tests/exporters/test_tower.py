@@ -1,5 +1,3 @@
-"""Exported folders for other programs."""
-
 import dataclasses
 import json
 import os

@@ -1,5 +1,3 @@
-"""Fidelity to the dense model against loops over images."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Features: maps by hand, and whole models' pooled vectors and layers."""
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,3 @@
-"""The fast program: outputs, forms, and errors for wrong input."""
-
 import dataclasses
 import types
 

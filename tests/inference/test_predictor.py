@@ -1,5 +1,3 @@
-"""Predictions for all kinds of images, and errors for other values."""
-
 import concurrent.futures
 import itertools
 

@@ -1,5 +1,3 @@
-"""Token sizes in a direction of the keys: the logits' losses and gains."""
-
 import functools
 
 import jax

@@ -1,5 +1,3 @@
-"""Photographs' vectors in a file: rows, kept rows, recomputed rows, errors."""
-
 import contextlib
 import functools
 import os

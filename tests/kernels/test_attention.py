@@ -1,5 +1,3 @@
-"""Attention against slow loops, and calls of cuDNN's kernel."""
-
 import functools
 import itertools
 import types

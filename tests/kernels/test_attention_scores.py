@@ -1,5 +1,3 @@
-"""Attention from few queries, in every form, against its definition."""
-
 import contextlib
 import functools
 

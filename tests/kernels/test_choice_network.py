@@ -1,5 +1,3 @@
-"""Chosen forms against the plain definitions, forward and backward."""
-
 import contextlib
 import functools
 

@@ -1,5 +1,3 @@
-"""GELU and its handwritten slope against central differences."""
-
 import functools
 
 import jax

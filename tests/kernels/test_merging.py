@@ -1,5 +1,3 @@
-"""Merging 16-bit tokens."""
-
 import re
 
 import jax

@@ -1,5 +1,3 @@
-"""Layer norm and its handwritten gradient against Flax's."""
-
 import contextlib
 
 import chex

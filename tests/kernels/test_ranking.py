@@ -1,5 +1,3 @@
-"""Ranks against slow loops."""
-
 import jax.numpy as jnp
 import numpy as np
 import pytest

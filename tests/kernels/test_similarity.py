@@ -1,5 +1,3 @@
-"""Similarity against slow loops."""
-
 import jax.numpy as jnp
 import numpy as np
 import pytest

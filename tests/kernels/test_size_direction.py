@@ -1,5 +1,3 @@
-"""A head's least-used logit direction, against all other directions."""
-
 import numpy as np
 import pytest
 

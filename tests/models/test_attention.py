@@ -1,5 +1,3 @@
-"""Attention scores for every reducer input, against slow attention."""
-
 import functools
 
 import jax

@@ -1,5 +1,3 @@
-"""Fields of a model, the models built from them, and errors for wrong fields."""
-
 import dataclasses
 import json
 

@@ -1,5 +1,3 @@
-"""Probabilities by hand, and heads without probabilities."""
-
 import numpy as np
 import pytest
 

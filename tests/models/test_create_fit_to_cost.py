@@ -1,5 +1,3 @@
-"""A share of the dense model's MACs becomes token counts or an error."""
-
 import numpy as np
 import pytest
 

@@ -135,7 +135,6 @@ def test_entry_points_compute_alike_under_the_callers_mesh(mesh, tmp_path):
 
     calls = {
         "optimize": lambda: imagepiece_jax.optimize(vit, 4, pixels=True)(pixels[:3]),
-        "Predictor": lambda: imagepiece_jax.Predictor(vit)(pixels[0])[0].probability,
         "evaluate": lambda: imagepiece_jax.evaluate(
             small, str(tmp_path / "photos"), workers=0
         )["loss"],

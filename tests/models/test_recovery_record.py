@@ -1,5 +1,3 @@
-"""Recovered models' values at each cost, in memory and in folders."""
-
 import dataclasses
 import functools
 import shutil

@@ -1,5 +1,3 @@
-"""Names of models: published facts, and unknown names."""
-
 import pytest
 
 from imagepiece_jax.models import registry

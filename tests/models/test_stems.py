@@ -1,5 +1,3 @@
-"""Both stems against slow loops, and batch statistics."""
-
 import functools
 
 import chex

@@ -1,5 +1,3 @@
-"""Conversion of public weights: axes, types, and errors for misfits."""
-
 import math
 
 import chex

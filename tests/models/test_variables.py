@@ -1,5 +1,3 @@
-"""Shapes of a model's variables, known without drawing them."""
-
 import jax
 import pytest
 

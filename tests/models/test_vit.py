@@ -1,5 +1,3 @@
-"""Dense and reduced transformers against a slow one in NumPy."""
-
 import functools
 
 import chex

@@ -1,5 +1,3 @@
-"""A last block for the head's tokens alone, against the full model."""
-
 from unittest import mock
 
 import chex

@@ -1,5 +1,3 @@
-"""Image sizes that are not square or not multiples of the patch size."""
-
 import chex
 import jax
 import numpy as np

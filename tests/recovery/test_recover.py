@@ -1,5 +1,3 @@
-"""Recovery: learned values, reports and errors."""
-
 import dataclasses
 import sys
 

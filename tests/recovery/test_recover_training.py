@@ -1,5 +1,3 @@
-"""A recovery's course: rates, divergence, Ctrl-C, minutes and progress."""
-
 import itertools
 import signal
 

@@ -1,5 +1,3 @@
-"""A recovery's split of images, and batches of held-out images."""
-
 import numpy as np
 import pytest
 

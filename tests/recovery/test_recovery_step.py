@@ -1,5 +1,3 @@
-"""Steps of a recovery: trained parameters and step sizes."""
-
 import chex
 import numpy as np
 import pytest

@@ -1,5 +1,3 @@
-"""The papers' token counts, exact despite binary rounding, and plans of steps."""
-
 import dataclasses
 
 import pytest

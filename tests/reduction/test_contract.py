@@ -1,5 +1,3 @@
-"""The check of a reducer's result: its messages, and its callers."""
-
 import dataclasses
 import functools
 

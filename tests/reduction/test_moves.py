@@ -1,5 +1,3 @@
-"""Applied reductions, and the map from patches to tokens, against slow loops."""
-
 import contextlib
 import itertools
 

@@ -1,5 +1,3 @@
-"""The map from patches to tokens against slow loops."""
-
 import numpy as np
 
 from imagepiece_jax.kernels.merging import DROPPED

@@ -1,5 +1,3 @@
-"""Scores that rank tokens: against slow NumPy, defaults and errors."""
-
 import dataclasses
 import functools
 

@@ -1,5 +1,3 @@
-"""A reduction's text: read, compared and written again."""
-
 import dataclasses
 
 import numpy as np

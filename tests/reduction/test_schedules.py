@@ -1,5 +1,3 @@
-"""Schedules' token counts by hand."""
-
 import pytest
 
 from imagepiece_jax.reduction.block_plan import plan_blocks

@@ -1,5 +1,3 @@
-"""Scores, draws and losses of learned selection against their papers."""
-
 import functools
 
 import jax

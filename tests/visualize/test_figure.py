@@ -1,5 +1,3 @@
-"""Sizes of a trace, and figures of every kind."""
-
 import numpy as np
 import pytest
 from PIL import Image

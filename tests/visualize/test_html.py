@@ -1,5 +1,3 @@
-"""The page shows all figures and describes them."""
-
 import numpy as np
 import pytest
 

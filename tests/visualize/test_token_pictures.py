@@ -1,5 +1,3 @@
-"""Pictures of tokens against slow loops over pixels."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Traces against the untraced model's outputs; saved traces."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""DiffRate: the schedules of MAE, and an example by hand."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""DPC-KNN: an example by hand, and cluster_slowly against slow loops."""
-
 import jax.numpy as jnp
 import numpy as np
 import pytest

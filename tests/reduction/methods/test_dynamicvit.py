@@ -1,5 +1,3 @@
-"""DynamicViT: training masks what evaluation removes, and the loss's terms."""
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,3 @@
-"""EViT's keep-rate warm-up: published values, and the number of programs."""
-
 import pytest
 
 from configs import deit_s_evit

@@ -1,5 +1,3 @@
-"""Grid pooling: a cell is the mean of its patches."""
-
 import functools
 import itertools
 

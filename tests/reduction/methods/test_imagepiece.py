@@ -1,5 +1,3 @@
-"""ImagePiece's schedule, and its steps' blocks and rates."""
-
 import pytest
 
 from imagepiece_jax.models.cost import model_macs

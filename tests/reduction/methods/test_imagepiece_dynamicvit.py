@@ -1,5 +1,3 @@
-"""ImagePiece's merges and DynamicViT's learned prunes in one model."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np

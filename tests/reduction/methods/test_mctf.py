@@ -1,5 +1,3 @@
-"""MCTF: a fusion in both directions by hand."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Fields of all methods: defaults, checks and errors."""
-
 import dataclasses
 
 import pytest

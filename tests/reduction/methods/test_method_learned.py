@@ -1,5 +1,3 @@
-"""Methods with learned selectors: parameters, learning rates, evaluation."""
-
 import math
 
 import numpy as np

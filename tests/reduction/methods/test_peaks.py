@@ -1,5 +1,3 @@
-"""Peaks: examples by hand; a step and whole models against slow oracles."""
-
 import functools
 
 import chex

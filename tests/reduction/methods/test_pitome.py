@@ -1,5 +1,3 @@
-"""PiToMe: both halves of the rule by hand."""
-
 import numpy as np
 import pytest
 

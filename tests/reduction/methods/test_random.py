@@ -1,5 +1,3 @@
-"""Random control: uniform draws from the keys alone."""
-
 import functools
 import math
 

@@ -1,5 +1,3 @@
-"""SPViT: the heads' votes, and packages of dropped tokens."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np

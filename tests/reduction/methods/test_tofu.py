@@ -1,5 +1,3 @@
-"""ToFu: dropped and fused tokens by hand."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""TokenLearner against its authors' definitions."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np

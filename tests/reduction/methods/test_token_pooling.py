@@ -1,5 +1,3 @@
-"""Token Pooling's clusters against slow loops; medoids come through unchanged."""
-
 import functools
 import math
 

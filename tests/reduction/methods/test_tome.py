@@ -1,5 +1,3 @@
-"""ToMe's merges and slots against its paper."""
-
 import functools
 
 import jax.numpy as jnp
