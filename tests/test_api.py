@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import predictor
 from tests.helpers import tiny_vit
 from tests.helpers.run_command import start
@@ -32,6 +33,15 @@ def test_imports_wait_until_use():
     assert imagepiece_jax.Predictor is predictor.Predictor
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = imagepiece_jax.lode
+
+
+@pytest.mark.parametrize(
+    "name", ["Predictor", "features", "recover", "compare", "export"]
+)
+def test_a_path_in_place_of_a_model_is_refused(name, tmp_path):
+    arguments = [] if name == "Predictor" else [tmp_path]
+    with pytest.raises(InputError, match="load"):
+        getattr(imagepiece_jax, name)("deit.pth", *arguments)
 
 
 def test_a_program_is_not_traced():

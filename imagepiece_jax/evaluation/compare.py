@@ -22,7 +22,7 @@ from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.labeled_images import open_labeled_images
 from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache
 from imagepiece_jax.inference import compare_outputs
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 
 DEFAULT_MAC_SHARES = ("0.6", "0.5")  # if the caller names no row
@@ -100,6 +100,7 @@ def compare(
     Returns a Report; its `str` is the table.
     Raises InputError for a row that does not fit, and for a folder with foreign files.
     """
+    check_loaded(vit)
     if out is not None:
         check_report_folder(out)
         extras.check_installed("the plot of a comparison", "matplotlib")

@@ -28,7 +28,7 @@ from imagepiece_jax.exporters import (
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
 from imagepiece_jax.models.create import make_execution
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 from imagepiece_jax.models.program import (
     FORMAT_MODULES,
     import_format,
@@ -52,6 +52,7 @@ class Export:
     images: Any = None
 
     def __post_init__(self) -> None:
+        check_loaded(self.vit)
         if self.batch_size is not None:
             check_range("batch_size", self.batch_size, 1, whole=True)
         check_gelu(self.vit.model, self.gelu)

@@ -24,7 +24,7 @@ from imagepiece_jax.data import normalize, pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.explicit_axes import on_auto_axes
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 from imagepiece_jax.models.vit import Outputs, ViT, final_norm
 from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
@@ -78,6 +78,7 @@ def features(
         its own when it was dropped; "zero"; or "class", the class token's
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
+    check_loaded(vit)
     options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
     if isinstance(images, pictures.AnyPath):
         images, _ = pictures.list_pictures(images)

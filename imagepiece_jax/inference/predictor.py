@@ -17,7 +17,7 @@ from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 
 
 class Prediction(NamedTuple):
@@ -51,6 +51,7 @@ class Predictor:
         threads: int | None = None,
         **options: Any,
     ) -> None:
+        check_loaded(vit)
         num_classes = vit.config.num_classes
         if labels is None:
             names = vit.class_names or [None] * num_classes
@@ -106,7 +107,7 @@ class Predictor:
         if not is_one:
             return results
         if isinstance(results[0], InputError):
-            raise results[0]
+            raise results[0].with_traceback(None)  # of a thread
         return results[0]
 
     def stream(self, images: Iterable) -> Iterator:

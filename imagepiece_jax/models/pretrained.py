@@ -368,3 +368,11 @@ class Pretrained:
         if self.recovery is not None:
             self.recovery.log_unrecovered(model, vit.label)
         return vit
+
+
+def check_loaded(vit: object) -> None:
+    """Raise InputError for anything but a Pretrained, such as a path of weights."""
+    if not isinstance(vit, Pretrained):
+        raise InputError(
+            f"vit is {vit!r}; imagepiece_jax.load makes a model of weights"
+        )

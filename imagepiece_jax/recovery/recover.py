@@ -27,7 +27,7 @@ from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import recovery_record
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 from imagepiece_jax.recovery import recovery_images, recovery_step
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
@@ -151,6 +151,7 @@ def make_recipe(
 
 def check_recoverable(vit: Pretrained) -> None:
     """Raise InputError for a model that `recover` does not take."""
+    check_loaded(vit)
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
     is_named = reduction is not None and reduction.name != DENSE_REDUCTION.name
