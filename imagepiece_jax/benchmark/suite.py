@@ -158,7 +158,6 @@ def format_speeds(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         num_bytes = row["peak_memory"]
         fields = {**row, "megabytes": f"{num_bytes / 1e6:,.0f}" if num_bytes else "-"}
-        cells.append(
-            [template.format(**fields) for template in COLUMN_FORMATS.values()]
-        )
+        templates = COLUMN_FORMATS.values()
+        cells.append([template.format(**fields) for template in templates])
     return text_table([[*COLUMN_FORMATS], *cells])

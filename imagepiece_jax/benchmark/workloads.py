@@ -135,9 +135,8 @@ class TrainingSteps:
     def __call__(self, call_index: int) -> dict[str, Array]:
         """Take a step on the batch chosen by `call_index`, and return its metrics."""
         batch = self.batches[call_index % NUM_INPUTS]
-        self.state, metrics = self.compiled_step(
-            self.state, batch, self.teacher_variables
-        )
+        arguments = (self.state, batch, self.teacher_variables)
+        self.state, metrics = self.compiled_step(*arguments)
         return metrics
 
 
@@ -221,8 +220,9 @@ def make_training_step(
     teacher = None
     if run.needs_teacher:  # a teacher of the student's size
         head_only = not run.reduction.method.needs_teacher
-        teacher_model = run.create_dense_model().with_execution(
-            drop_path_rate=0.0, head_only=head_only
+        dense_model = run.create_dense_model()
+        teacher_model = dense_model.with_execution(
+            drop_path_rate=0, head_only=head_only
         )
         adapted_teacher = adapt_model(teacher_model)
         teacher = Teacher(adapted_teacher, model.config.mean, model.config.std)

@@ -77,9 +77,8 @@ def print_comparison(metrics: Mapping[str, Any]) -> None:
         variant = f"{name}, {row['dtype']}, {row['gelu']} GELU, sizes as {row['sizes']}"
         print(f"{variant}: {format_metrics(row)}", flush=True)
     # The last row, the optimized program's, has the difference.
-    change = statistics.Estimate(
-        row["difference"], row["difference_low"], row["difference_high"]
-    )
+    ends = ("difference", "difference_low", "difference_high")
+    change = statistics.Estimate(*[row[name] for name in ends])
     change_text = statistics.format_difference(change, 2)
     interval_text = f"points, 95 %, paired, {counted_noun(row['images'], 'image')}"
     print(f"the program's cost: acc1 {change_text} ({interval_text})")

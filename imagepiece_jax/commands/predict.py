@@ -39,14 +39,9 @@ def main(
     if json is not None:
         weights.check_json_file(json, images=files)
     vit = weights.load_model()
-    predictor = Predictor(
-        vit,
-        labels=labels,
-        top=top,
-        dtype=weights.dtype,
-        attention=vit.model.execution.attention,
-        gelu=gelu,
-    )
+    attention = vit.model.execution.attention
+    options = {"dtype": weights.dtype, "attention": attention, "gelu": gelu}
+    predictor = Predictor(vit, labels=labels, top=top, **options)
     records = {}
     num_unreadable = 0
     for file, output in zip(files, predictor.stream(files), strict=True):

@@ -81,9 +81,8 @@ def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
     from imagepiece_jax.weights import description, location
 
     try:
-        recovery = description.describe_weights(
-            location.locate_weights(folder)
-        ).recovery
+        place = location.locate_weights(folder)
+        recovery = description.describe_weights(place).recovery
     except InputError:  # nothing there, or nothing that this revision reads
         return
     models = [student.model for student in list_students(vit)]

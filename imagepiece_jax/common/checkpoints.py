@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import extras
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.errors import InputError
 
 with extras.explained_imports("a checkpoint"):
@@ -71,9 +72,7 @@ def start_saving(
     manager.save(step, args=items, force=True)
 
 
-def read_newest_step(
-    folder: str | os.PathLike, choose: Callable[[dict], Any]
-) -> tuple[Any, dict, int]:
+def read_newest_step(folder: AnyPath, choose: Callable[[dict], Any]) -> tuple:
     """Read the newest intact step in `folder`: (state, metadata, step).
 
     A damaged step is skipped with a warning.

@@ -81,17 +81,18 @@ def option(
     )
 
 
-def check_options(options: Any, owner: str) -> None:
+def check_options(options: Any, owner: str = "") -> None:
     """Check the `option` fields of a dataclass, every number of a tuple by itself.
 
     owner: the dataclass's name in errors, such as "config.data"
     """
+    start = f"{owner}." if owner else ""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if "check" not in field.metadata or value is field.default:
             continue
         for entry in value if isinstance(value, tuple) else (value,):
-            field.metadata["check"](f"{owner}.{field.name}", entry)
+            field.metadata["check"](f"{start}{field.name}", entry)
 
 
 def find_similar_name(name: str, known_names: Iterable[str]) -> str | None:

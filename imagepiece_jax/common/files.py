@@ -17,6 +17,7 @@ from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE_FOLDER = pathlib.Path(__file__).resolve().parent.parent
 LOCK_NAME = ".lock"  # name of a folder's lock file
+AnyPath = str | os.PathLike
 
 
 @contextlib.contextmanager
@@ -80,10 +81,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def check_own_files(
-    name: str,
-    path: str | os.PathLike,
-    owner: str,
-    is_own: Callable[[pathlib.Path], Any],
+    name: str, path: AnyPath, owner: str, is_own: Callable[[pathlib.Path], Any]
 ) -> None:
     """Check that a folder, if it exists, holds only files of `owner`.
 
@@ -98,10 +96,7 @@ def check_own_files(
 
 
 def check_writable(
-    name: str,
-    path: str | os.PathLike,
-    endings: Collection[str],
-    inputs: Iterable[str | os.PathLike] = (),
+    name: str, path: AnyPath, endings: Collection[str], inputs: Iterable[AnyPath] = ()
 ) -> None:
     """Check, before the work starts, that its result can be written.
 

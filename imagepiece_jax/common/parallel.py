@@ -188,7 +188,6 @@ class MappedFunction:
 
 
 def _program_key(args):
-    """Key of a program: its arguments' tree, shapes and dtypes."""
     leaves, tree = jax.tree.flatten(args)
     return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import check_options, option
 
 # JAX is imported where it is used: commands read Timing for their --help.
 MAX_QUEUED_CALLS = 2  # queued calls, so that a device never waits for its host
@@ -21,14 +21,12 @@ MAX_QUEUED_CALLS = 2  # queued calls, so that a device never waits for its host
 class Timing:
     """How long to measure. The defaults suit published figures."""
 
-    warmup: int = 20  # calls of every program before the timed calls
-    repeats: int = 5  # turns of every program
-    seconds: float = 1.0  # least duration of a turn
+    warmup: int = option(20, least=1)  # calls of every program before the timed calls
+    repeats: int = option(5, least=1)  # turns of every program
+    seconds: float = option(1.0, least=0)  # least duration of a turn
 
     def __post_init__(self) -> None:
-        check_range("warmup", self.warmup, 1, whole=True)
-        check_range("repeats", self.repeats, 1, whole=True)
-        check_range("seconds", self.seconds, 0)
+        check_options(self)
 
 
 def calls_ahead() -> int:

@@ -145,7 +145,6 @@ def warn_if_unnormalized(
 
 
 def _is_on_host(images):
-    """Whether an array is in this process's memory."""
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
         is_local = images.is_fully_addressable  # not spread over processes
         return is_local and all(device.platform == "cpu" for device in images.devices())

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.files import read_text
+from imagepiece_jax.common.files import AnyPath, read_text
 from imagepiece_jax.common.progress import log, with_progress_bar
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.normalize import is_array
@@ -22,7 +22,6 @@ from imagepiece_jax.data.sources import registry
 from imagepiece_jax.data.sources.folder import find_folder_images
 from imagepiece_jax.errors import InputError, titled_errors
 
-AnyPath = str | os.PathLike
 Crop = Callable[[RgbPixels], RgbPixels]
 QUOTED_PATH = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 

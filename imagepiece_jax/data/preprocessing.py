@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_options, check_range, option
 from imagepiece_jax.common.image_size import (
     ImageSize,
     checked_size,
@@ -52,24 +52,21 @@ class Preprocessing:
     # pixels
     crop: float | None = None
     # "center" keeps the image's aspect ratio; "squash" does not
-    crop_mode: str = "center"  # one of CROP_MODES
+    crop_mode: str = option("center", CROP_MODES)
     # Pillow's, antialiased, as in published accuracies
-    interpolation: str = "bicubic"  # one of INTERPOLATION_NAMES
+    interpolation: str = option("bicubic", INTERPOLATION_NAMES)
     # library to follow in details. timm resizes in one Pillow call and rounds the
     # crop's start half to even, like torchvision. transformers resizes the width first,
     # an order that Pillow 13 does not always keep, and rounds down
-    rule: str = "timm"  # one of ROUNDING_RULES
+    rule: str = option("timm", ROUNDING_RULES)
     # "none": images already have image_size
-    resize: str = "deit"  # one of RESIZE_MODES
+    resize: str = option("deit", RESIZE_MODES)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", checked_size(self.image_size))
         if self.crop is not None:
             check_range("crop", self.crop, above=0, most=1)
-        check_choice("crop_mode", self.crop_mode, CROP_MODES)
-        check_choice("interpolation", self.interpolation, INTERPOLATION_NAMES)
-        check_choice("rule", self.rule, ROUNDING_RULES)
-        check_choice("resize", self.resize, RESIZE_MODES)
+        check_options(self)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -157,9 +157,7 @@ def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
     return evaluate_batch
 
 
-def evaluate_model(
-    step: EvalStep, variables: PyTree, batches: Iterable[Mapping[str, Any]]
-) -> EvalResult:
+def evaluate_model(step: EvalStep, variables: PyTree, batches: Iterable) -> EvalResult:
     """Accuracy and loss of one pass over all images.
 
     step: from `make_eval_step` or `make_program_step`
@@ -175,10 +173,7 @@ def evaluate_model(
 
 
 def evaluate_weights(
-    model: ViT,
-    variables: PyTree,
-    batches: Iterable[Mapping[str, Any]],
-    precision: str | None = None,
+    model: ViT, variables: PyTree, batches: Iterable, precision: str | None = None
 ) -> EvalResult:
     """`evaluate_model` for a model's variables, on all devices."""
     step = make_eval_step(model, precision=precision)
@@ -186,9 +181,7 @@ def evaluate_weights(
 
 
 def evaluate_models(
-    step: EvalStep,
-    model_variables: Sequence[PyTree],
-    batches: Iterable[Mapping[str, Any]],
+    step: EvalStep, model_variables: Sequence[PyTree], batches: Iterable[Mapping]
 ) -> list[EvalResult]:
     """Evaluate several sets of variables in one pass that reads every image once.
 

@@ -153,26 +153,24 @@ def make_rows(
 
 
 def measure_rows(
-    dense_weights: MeasuredWeights,
-    rows: Sequence[ComparedRow],
-    cache: ResultCache | None,
+    dense: MeasuredWeights, rows: Sequence[ComparedRow], cache: ResultCache | None
 ) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
-    all_rows = [ComparedRow("dense", dense_weights), *rows]
-    if dense_weights.reference:
+    all_rows = [ComparedRow("dense", dense), *rows]
+    if dense.reference:
         for control in compare_outputs.CONTROLS:
             name = f"dense, images {control}"
-            weights = dataclasses.replace(dense_weights, control=control, name=name)
+            weights = dataclasses.replace(dense, control=control, name=name)
             all_rows.append(ComparedRow(name, weights))
     records = {}
     for row in all_rows:
         weights = dataclasses.replace(row.weights, cache=cache)
         records[row.name] = weights.measure_reduction(row.reduction)
     comparisons = {}
-    if not dense_weights.reference:
+    if not dense.reference:
         smaller_names = [row.name for row in all_rows if row.is_smaller]
         comparisons = compare_pairs(records, smaller_names)
-    return Report(dense_weights, all_rows, records, comparisons)
+    return Report(dense, all_rows, records, comparisons)
 
 
 def compare_pairs(

@@ -101,7 +101,6 @@ def compare_optimized(
 
 
 def _describe_result(result, model, reductions):
-    """Metrics, and how the model computes; reductions: as in `optimize`."""
     return {
         **result.metrics,
         "dtype": model.execution.dtype.name,

@@ -168,8 +168,10 @@ def open_labeled_images(
     check_classes(vit.class_names, title, source.class_names, data_name)
     for note in _list_notes(vit, data_name, whole_source, source):
         notes.info(f"note: {note}")
-    fields = {"preprocessing": vit.config.preprocessing, "options": read_options}
-    return LabeledImages(name=data_name, source=source, **fields)
+    preprocessing = vit.config.preprocessing
+    return LabeledImages(
+        name=data_name, source=source, preprocessing=preprocessing, options=read_options
+    )
 
 
 def _open_source(vit, data_name, data_dir, need_labels):

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from imagepiece_jax.common import files, parallel
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.evaluation import accuracy
@@ -52,10 +53,7 @@ class ResultCache:
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike,
-        versions: Any = None,
-        name: str = POINTS_FILE_NAME,
+        self, folder: AnyPath, versions: Any = None, name: str = POINTS_FILE_NAME
     ) -> None:
         self.path = pathlib.Path(folder, name)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +69,7 @@ class ResultCache:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def measure_once(
-        self, key: Mapping[str, Any], measure: Callable[[], dict], subject: str = ""
-    ) -> dict:
+    def measure_once(self, key: Mapping, measure: Callable, subject: str = "") -> dict:
         """Return a key's stored result, or measure and store it.
 
         key: everything that decides the result, as JSON values

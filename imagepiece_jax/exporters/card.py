@@ -156,9 +156,8 @@ def compute_card_outputs(
 ) -> dict[str, np.ndarray]:
     """Outputs of the dense file, the file, and the dense file for changed pixels."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        outputs = {}
-        for name in ("dense", "file"):
-            outputs[name] = compute_vectors(programs[name], pixels)
+        names = ("dense", "file")
+        outputs = {name: compute_vectors(programs[name], pixels) for name in names}
         if not np.isfinite(outputs["file"]).all():
             dtype = programs["file"].facts["dtype"]
             raise InputError(f"the {dtype} outputs are not finite; export float32")
@@ -174,9 +173,7 @@ def compute_vectors(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     return program(pixels, name, IMAGES_PER_CALL).reshape(len(pixels), -1)
 
 
-def format_card_table(
-    graph_file: pathlib.PurePath, file_facts: Mapping[str, Any]
-) -> str:
+def format_card_table(graph_file: pathlib.PurePath, file_facts: Mapping) -> str:
     """Markdown table of a card: the dense file, the file, and the controls.
 
     file_facts: the file's, with its card

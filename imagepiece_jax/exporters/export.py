@@ -78,9 +78,8 @@ class Export:
             layout = tower.PROGRAM_LAYOUTS[self.layout]
             self.interface = tower.make_interface(vit, self.layout, self.pixels)
             self.folder = pathlib.Path(os.path.expanduser(self.out))
-            self.graph_file = tower.find_graph_file(
-                self.folder, self.layout, vit, self.dtype
-            )
+            place = (self.folder, self.layout, vit)
+            self.graph_file = tower.find_graph_file(*place, self.dtype)
             tower.check_layout_folder(self.folder, self.layout, vit, self.graph_file)
             self.layout_files = layout.files(vit)
         title = self.file_format.FORMAT_TITLE
@@ -97,9 +96,8 @@ class Export:
         """Make a float32 or float16 graph, and the facts about it."""
         options = {"batch_size": self.batch_size, "takes_pixels": self.pixels}
         with announced_work("exporting the model"):
-            graph = self.file_format.build_graph(
-                self.vit, **options, interface=self.interface
-            )
+            build_graph = self.file_format.build_graph
+            graph = build_graph(self.vit, **options, interface=self.interface)
         facts = program_facts.collect_facts(self.vit, self.interface, **options)
         facts |= self.file_format.FORMAT_FACTS
         facts |= {"layout": self.layout, "dtype": self.dtype}
@@ -132,16 +130,14 @@ class Export:
         with tempfile.TemporaryDirectory() as folder:
             ending = "" if self.layout else self.graph_file.suffix
             out = pathlib.Path(folder, f"dense{ending}")
-            dense = dataclasses.replace(
-                self, vit=self.vit.with_reduction(None), out=out, dtype="float32"
-            )
+            dense_vit = self.vit.with_reduction(None)
+            dense = dataclasses.replace(self, vit=dense_vit, out=out, dtype="float32")
             dense.graph_file.parent.mkdir(parents=True, exist_ok=True)
             dense.write_program(dense.graph_file, *dense.make_program())
             has_logits = "logits" in self.interface.output_names
             has_classes = has_logits and self.vit.config.head.has_classes
-            measured = card.compare_with_dense_file(
-                file, dense.graph_file, images, has_classes
-            )
+            pair = (file, dense.graph_file)
+            measured = card.compare_with_dense_file(*pair, images, has_classes)
         return card.card_facts(self.vit) | measured
 
     def put_in_place(self, staging: pathlib.Path) -> None:
@@ -160,9 +156,8 @@ class Export:
             target = self.folder / file.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
             os.replace(file, target)
-        self.file_format.remove_earlier_weights(
-            self.graph_file, earlier_weights, *weights
-        )
+        remove = self.file_format.remove_earlier_weights
+        remove(self.graph_file, earlier_weights, *weights)
 
 
 @parallel.without_mesh
@@ -207,9 +202,8 @@ def export(vit: Pretrained, out: str | os.PathLike, **options: Any) -> pathlib.P
     # those too large for float16.
     part_maxima = largest_numbers.find_largest_numbers(job.vit, sampled_pixels)
     if job.dtype == "float16":
-        job.interface.model = largest_numbers.with_float32_parts(
-            job.vit.model, part_maxima
-        )
+        with_float32_parts = largest_numbers.with_float32_parts
+        job.interface.model = with_float32_parts(job.vit.model, part_maxima)
     graph, facts = job.make_program()
     if calibration_pixels is not None:
         graph = job.quantize(graph, facts, calibration_pixels)

@@ -136,7 +136,6 @@ def open_described(
 
 
 def _without_type_names(record):
-    """Remove the dataclass names from a record of `as_json`."""
     if not isinstance(record, Mapping):
         return record
     return {k: _without_type_names(value) for k, value in record.items() if k != "is"}

@@ -29,9 +29,7 @@ STEM_PART = "patch_embed"
 EMBEDDING_METHODS = ("_embed_images", "_prefix_tokens", "_add_positions")
 
 
-def find_largest_numbers(
-    vit: Pretrained, images: np.ndarray | None = None
-) -> dict[str, float]:
+def find_largest_numbers(vit: Pretrained, images: np.ndarray | None = None) -> dict:
     """Find the largest weight, input or result of every part, in float32.
 
     The parts are in the order of computation, named as in `Execution.float32_parts`.
@@ -115,17 +113,13 @@ def with_float32_parts(model: ViT, part_maxima: dict[str, float]) -> ViT:
     part_maxima: from `find_largest_numbers`
     Raises InputError if no block is left for float16.
     """
-    large_parts = []
-    for part, number in part_maxima.items():
-        if number > FLOAT16_LIMIT and not part.startswith(
-            (STEM_PART, *ALWAYS_FLOAT32_PARTS)
-        ):
-            large_parts.append(part)
+    large_parts = [part for part in part_maxima if part_maxima[part] > FLOAT16_LIMIT]
+    exempt = (STEM_PART, *ALWAYS_FLOAT32_PARTS)
+    large_parts = [part for part in large_parts if not part.startswith(exempt)]
     if sum(part.startswith("blocks_") for part in large_parts) == model.depth:
         number = f"{part_maxima[large_parts[0]]:.3g} in {large_parts[0]}"
         raise InputError(f"float16 ends at 65504, near {number}: export float32")
     if large_parts:
-        log.info(
-            f"float32 in the float16 file, for large numbers: {', '.join(large_parts)}"
-        )
+        names = ", ".join(large_parts)
+        log.info(f"float32 in the float16 file, for large numbers: {names}")
     return model.with_execution(float32_parts=(STEM_PART, *large_parts))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import extras, nodes
-from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.files import AnyPath, replace_file
 from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import file_program
@@ -108,9 +108,8 @@ def convert_program(
         with context:
             module = stablehlo.deserialize_portable_artifact(context, stablehlo_bytes)
             config = converter.ConvertToTFLConfig()
-            converter.run_convert_to_tfl_passes(
-                module, passmanager.PassManager(), config
-            )
+            passes = passmanager.PassManager()
+            converter.run_convert_to_tfl_passes(module, passes, config)
             converter.set_signature(
                 module.operation, "serving_default", [input_name], [*output_names]
             )
@@ -169,9 +168,7 @@ def remove_earlier_weights(*_: Any) -> None:
     """Do nothing: no file has its weights beside it."""
 
 
-def open_file(
-    path: str | os.PathLike, threads: int | None = None
-) -> file_program.FileProgram:
+def open_file(path: AnyPath, threads: int | None = None) -> file_program.FileProgram:
     """Open a .tflite file, as `open_program` does."""
     extras.check_installed(FORMAT_TITLE, RUNTIME_MODULE)
 
@@ -182,21 +179,16 @@ def open_file(
         interpreter.allocate_tensors()
         (entry,) = interpreter.get_input_details()
         output_names = [output["name"] for output in np.ravel(facts["output"])]
-        index_of_output = {
-            name: detail["index"]
-            for name, detail in zip(
-                output_names, interpreter.get_output_details(), strict=True
-            )
-        }
+        indices = [detail["index"] for detail in interpreter.get_output_details()]
+        index_of_output = dict(zip(output_names, indices, strict=True))
 
         def make_call(images, names):
+            wanted = [index_of_output[name] for name in names or output_names]
+
             def call():
                 interpreter.set_tensor(entry["index"], images)
                 interpreter.invoke()
-                return [
-                    interpreter.get_tensor(index_of_output[name])
-                    for name in names or output_names
-                ]
+                return [interpreter.get_tensor(index) for index in wanted]
 
             return call
 

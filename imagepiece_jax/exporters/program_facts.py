@@ -56,9 +56,7 @@ def read_program_facts(graph_file: str | os.PathLike, kind: str) -> dict[str, An
     return facts
 
 
-def write_program_facts(
-    graph_file: str | os.PathLike, facts: Mapping[str, Any]
-) -> None:
+def write_program_facts(graph_file: str | os.PathLike, facts: Mapping) -> None:
     """Write the facts about the program in `graph_file`, with its digest."""
     write_json(facts_file(graph_file), {**facts, "digest": graph_digest(graph_file)})
 
@@ -113,11 +111,9 @@ def collect_facts(
     if takes_pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     else:
-        normalization = {
-            "pixels": "0 to 1, of which the input is (pixels - mean) / std",
-            "mean": config.mean,
-            "std": config.std,
-        }
+        pixels_text = "0 to 1, of which the input is (pixels - mean) / std"
+        stats = {"mean": config.mean, "std": config.std}
+        normalization = {"pixels": pixels_text, **stats}
     preprocessing = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         preprocessing["resized"] = list(vit.preprocessing.resized_size)

@@ -32,9 +32,8 @@ def quantize_onnx(program: FileProgram, pixels: np.ndarray) -> "ModelProto":
 
     path = program.path
     model = onnx.load(path)
-    inputs_by_name = (
-        {program.input_name: images} for images in program.prepared_batches(pixels, 1)
-    )
+    batches = program.prepared_batches(pixels, 1)
+    inputs_by_name = ({program.input_name: images} for images in batches)
     batch_reader = types.SimpleNamespace(get_next=lambda: next(inputs_by_name, None))
     data_reader = cast(quantization.CalibrationDataReader, batch_reader)
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess

@@ -1,7 +1,5 @@
 """The self-test of an exported file: its first outputs for a photograph of ours."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -24,16 +22,13 @@ NUM_VALUES = 16
 TOLERANCES = {"float32": 1e-3, "float16": 0.05, "int8": 0.5}
 
 
-def expected_facts(
-    vit: Pretrained, interface: ProgramInterface, dtype: str
-) -> dict[str, Any]:
+def expected_facts(vit: Pretrained, interface: ProgramInterface, dtype: str) -> dict:
     """Compute the first outputs for the photograph in JAX, in float32, as JSON values.
 
     dtype: of the file
     """
-    model, variables = optimize.fold_and_cast(
-        vit.with_default_execution().model, vit.variables
-    )
+    model = vit.with_default_execution().model
+    model, variables = optimize.fold_and_cast(model, vit.variables)
     pixels = _read_photograph(vit.preprocessing)
     images = normalize(pixels, vit.config.mean, vit.config.std)
     if interface.channels_first:

@@ -78,26 +78,20 @@ def make_interface(vit: Pretrained, layout: str, takes_pixels: bool) -> TowerInt
     height, width = preprocessing.shape
     is_cropped = preprocessing.resizes and preprocessing.resized_size != (height, width)
     is_cropped &= preprocessing.crop_mode not in program_layout.crops
+    takes_floats = takes_pixels and not program_layout.takes_pixels
+    classes = f"{head.num_classes} classes ({head.problem_type})"
+    way_out = "num_classes=0 (--num-classes 0) removes them"
+    too_many = f"layout {layout} does not take {classes}; {way_out}"
+    oblong = f"image_size is {height, width}; layouts need square images"
     refuse_any(
-        (
-            head.is_classifier and not is_taken,
-            f"layout {layout} does not take {head.num_classes} classes "
-            f"({head.problem_type}); num_classes=0 (--num-classes 0) removes them",
-        ),
-        (
-            height != width,
-            f"image_size is {height, width}; layouts need square images",
-        ),
+        (head.is_classifier and not is_taken, too_many),
+        (height != width, oblong),
         (is_cropped, f"{layout} does not crop images; load with crop=1 (--crop 1)"),
         (vit.config.arch.pool == "none", "pool is 'none': no image vector"),
-        (
-            takes_pixels and not program_layout.takes_pixels,
-            f"pixels is for immich; {layout} normalizes images itself",
-        ),
+        (takes_floats, f"pixels is for immich; {layout} normalizes images itself"),
     )
-    return TowerInterface(
-        vit, program_layout.image, program_layout.outputs(vit), takes_pixels
-    )
+    outputs = program_layout.outputs(vit)
+    return TowerInterface(vit, program_layout.image, outputs, takes_pixels)
 
 
 def check_layout_folder(

@@ -142,9 +142,7 @@ def count_shared(
     return is_equal.any(axis=2).sum(axis=1)
 
 
-def shuffle_outputs(
-    outputs: Float[np.ndarray, "images dim"],
-) -> Float[np.ndarray, "images dim"]:
+def shuffle_outputs(outputs: Float[np.ndarray, "images dim"]) -> np.ndarray:
     """Outputs in another order, so that an image has a random image's."""
     return np.random.default_rng(0).permutation(outputs)
 
@@ -154,18 +152,16 @@ def fidelity_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
     cells = {}
     for name, metric in metrics.items():
         if isinstance(metric, float):
-            cells[FIDELITY_COLUMNS[name]] = f"{metric:.4f}"
+            text = f"{metric:.4f}"
+        elif metric[1] == metric[2]:
+            text = f"{metric[0]:.1f}"
         else:
             text = statistics.format_estimate(statistics.Estimate(*metric))
-            if metric[1] == metric[2]:
-                text = f"{metric[0]:.1f}"
-            cells[FIDELITY_COLUMNS[name]] = text
+        cells[FIDELITY_COLUMNS[name]] = text
     return cells
 
 
-def compress_images(
-    pixels: UInt8[np.ndarray, "images height width 3"],
-) -> UInt8[np.ndarray, "images height width 3"]:
+def compress_images(pixels: UInt8[np.ndarray, "images height width 3"]) -> np.ndarray:
     """Compress images to JPEG files of JPEG_QUALITY, and decode them."""
     decoded_images = []
     for image in pixels:

@@ -15,7 +15,6 @@ from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.errors import InputError, RunError
@@ -158,14 +157,11 @@ def update_rows(
     stale = [(row,) for row, *_ in rows if row not in unchanged]
     with connection:
         # Rows move at once, because two files may have exchanged their names.
-        connection.execute(
-            "CREATE TEMP TABLE moved AS SELECT * FROM photographs LIMIT 0"
-        )
-        connection.executemany(
-            "INSERT INTO moved SELECT CAST(? AS TEXT), ?, ?, ?, ?, vector, map "
-            "FROM photographs WHERE rowid = ?",
-            moved,
-        )
+        create = "CREATE TEMP TABLE moved AS SELECT * FROM photographs LIMIT 0"
+        connection.execute(create)
+        insert = "INSERT INTO moved SELECT CAST(? AS TEXT), ?, ?, ?, ?, vector, map "
+        insert += "FROM photographs WHERE rowid = ?"
+        connection.executemany(insert, moved)
         connection.executemany("DELETE FROM photographs WHERE rowid = ?", stale)
         connection.execute("INSERT INTO photographs SELECT * FROM moved")
     missing = [path for path, (row, _) in zip(paths, found, strict=True) if not row]
@@ -193,9 +189,7 @@ def append_rows(
         connection.executemany(insert, rows)
 
 
-def read_features(
-    file: str | os.PathLike,
-) -> tuple[list[str], Float[np.ndarray, "photographs ..."]]:
+def read_features(file: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     """Read a file of `imagepiece features`: (paths, vectors [n, D]), ordered by path.
 
     Raises RunError for any other file, and while a process writes the file.

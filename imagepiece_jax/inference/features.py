@@ -213,12 +213,9 @@ def _patch_features(state, path, fill, norm):
         # it; an input that no learned token used gets 0, not 0 / 0.
         weight_sum = jnp.sum(mixing.matrix, axis=1, keepdims=True)
         shares = mixing.matrix / jnp.where(weight_sum > 0, weight_sum, 1.0)
-        vectors = jnp.einsum(
-            "bsn,bsd->bnd",
-            shares,
-            vectors.astype(jnp.float32),
-            precision=jax.lax.Precision.HIGHEST,
-        ).astype(tokens_before.dtype)
+        vectors = vectors.astype(jnp.float32)
+        vectors = jnp.einsum("bsn,bsd->bnd", shares, vectors, precision="highest")
+        vectors = vectors.astype(tokens_before.dtype)
     if fill == "class":
         vectors = jnp.where(is_dropped[..., None], prefix[:, :1], vectors)
     if norm:  # one norm over prefix and patches compiles faster than two

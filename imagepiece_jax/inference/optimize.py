@@ -98,22 +98,17 @@ class Program:
         spec = self.input_spec
         images = normalize.to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
-            takes_floats = spec.dtype != jnp.uint8
-            normalize.check_images(
-                images, spec.shape[1:3], takes_floats, takes_pixels=True
-            )
+            sides, takes_floats = spec.shape[1:3], spec.dtype != jnp.uint8
+            normalize.check_images(images, sides, takes_floats, takes_pixels=True)
         num_images = images.shape[0]
         if num_images > self.batch_size:
-            raise InputError(
-                f"images has {num_images}, batch_size is {self.batch_size}"
-            )
+            size = f"batch_size is {self.batch_size}"
+            raise InputError(f"images has {num_images}, {size}")
         if not self.is_range_checked and images.dtype != np.uint8:
-            config = self.model.config
+            stats = self.model.config.mean, self.model.config.std
             # 3: `without_mesh` stands between this call and the user's.
-            is_range_checked = normalize.warn_if_unnormalized(
-                images, config.mean, config.std, stacklevel=3
-            )
-            object.__setattr__(self, "is_range_checked", is_range_checked)
+            is_checked = normalize.warn_if_unnormalized(images, *stats, stacklevel=3)
+            object.__setattr__(self, "is_range_checked", is_checked)
         num_missing = self.batch_size - num_images
         # NumPy pads without compiling a program for every image count.
         if num_missing and isinstance(images, np.ndarray):

@@ -157,13 +157,11 @@ class Predictor:
         yield from waiting_futures
 
     def _most_probable(self, logits):
-        """Turn one image's logits into the `top` Predictions."""
         probabilities = self._probabilities(logits)
         order = np.argsort(-logits, kind="stable")[: self._top]
         predictions = []
         for index in order.tolist():
-            label = self._labels[index]
-            if label is None:
-                label = index
+            name = self._labels[index]
+            label = index if name is None else name
             predictions.append(Prediction(label, index, float(probabilities[index])))
         return predictions

@@ -67,9 +67,8 @@ def find_directions(
     """
     if images is None:
         images = sample_photographs(vit.image_size)
-    dense_model = vit.reduced_model(None).with_execution(
-        attention_impl="xla", dtype="float32"
-    )
+    exact = {"attention_impl": "xla", "dtype": "float32"}
+    dense_model = vit.reduced_model(None).with_execution(**exact)
     with announced_work("finding the directions of sizes"):
         # pyrefly: ignore[bad-argument-type]  # flax modules have a hash
         moments = jax.device_get(compile_moments(dense_model)(vit.variables, images))
@@ -128,12 +127,11 @@ def fold_sizes(
     params = dict(variables["params"])
     if blocks is None:
         blocks = sized_blocks(model)
-    for index in range(model.depth):
-        direction = directions[index]
+    for index, direction in enumerate(directions):
         if index not in blocks:
             direction = np.zeros_like(direction)
-        block_name = f"blocks_{index}"
-        attention_params = remove_size_directions(params[block_name]["attn"], direction)
-        params[block_name] = {**params[block_name], "attn": attention_params}
+        block_params = params[f"blocks_{index}"]
+        attention_params = remove_size_directions(block_params["attn"], direction)
+        params[f"blocks_{index}"] = {**block_params, "attn": attention_params}
     model = model.with_execution(size_encoding="direction")
     return model, {**variables, "params": params}

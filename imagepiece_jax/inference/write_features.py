@@ -78,9 +78,8 @@ def write_features(
         failures = {}
         with bar, contextlib.closing(reader):
             if num_removed:
-                bar.log_line(
-                    f"{num_removed} rows removed: files changed, gone, not named"
-                )
+                reasons = "files changed, gone, not named"
+                bar.log_line(f"{num_removed} rows removed: {reasons}")
             if num_existing:
                 bar.log_line(f"{num_existing} of {len(paths)} rows exist already")
             for batch, outputs in _compute_ahead(program, weights, reader):

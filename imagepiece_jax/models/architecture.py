@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_choice, check_options, option
 
 if TYPE_CHECKING:  # this module imports JAX
     from imagepiece_jax.models.rotary import Rotary
@@ -22,7 +22,7 @@ class Architecture:
     # the prefix, in front of the patches: class token, distillation token, registers
     class_token: bool = True
     dist_token: bool = False  # with a head of its own (Touvron et al. 2021, DeiT)
-    registers: int = 0  # Darcet et al. 2024
+    registers: int = option(0, least=0)  # Darcet et al. 2024
     positions: bool = True  # learned embeddings are added to the patches
     prefix_positions: bool = True  # and to the prefix
     # rotary positions, as a Rotary or a dict of its fields; None or False: none
@@ -35,36 +35,28 @@ class Architecture:
     post_norm: bool = False
     attn_norm: bool = False  # norm of the heads' output (EVA-02's sub-LN)
     mlp_norm: bool = False  # norm of the MLP's hidden layer (EVA-02's sub-LN)
-    norm_eps: float = 1e-6  # added to variances in norms
+    norm_eps: float = option(1e-6, above=0, below=1)  # added to variances in norms
     layer_scale: bool = False  # learned factor per channel and branch (CaiT)
     # "tanh": the usual approximation; "quick": x sigmoid(1.702 x)
-    gelu: str = "exact"
-    mlp: str = "gelu"  # or "swiglu" (Shazeer 2020)
+    gelu: str = option("exact", GELU_KINDS)
+    mlp: str = option("gelu", MLP_KINDS)  # "swiglu": Shazeer 2020
     # the head's input: "token", the class token; "mean", the patches' mean weighted by
     # token size; "map", attention from a learned probe (SigLIP); "none": no head, all
     # tokens are the output
-    pool: str = "token"
+    pool: str = option("token", POOL_KINDS)
     pool_include_prefix: bool = False  # "mean" and "map" read the prefix, too
-    pool_heads: int = 0  # attention heads of "map"; 0: num_heads
+    pool_heads: int = option(0, least=0)  # attention heads of "map"; 0: num_heads
     # hidden width of the MLP in "map" / embed_dim; None: mlp_ratio
-    pool_mlp_ratio: float | None = None
+    pool_mlp_ratio: float | None = option(None, above=0)
     final_norm: bool = True  # norm of all tokens before the pool
     fc_norm: bool = False  # norm of the pooled vector
-    resize: str = "antialias"  # method in `resize_positions.resize_grid`
+    resize: str = option("antialias", RESIZE_KINDS)  # as in `resize_grid`
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if isinstance(field.default, bool):
                 check_choice(field.name, getattr(self, field.name), (True, False))
-        check_range("registers", self.registers, 0, whole=True)
-        check_range("pool_heads", self.pool_heads, 0, whole=True)
-        if self.pool_mlp_ratio is not None:
-            check_range("pool_mlp_ratio", self.pool_mlp_ratio, above=0)
-        check_range("norm_eps", self.norm_eps, above=0, below=1)
-        check_choice("gelu", self.gelu, GELU_KINDS)
-        check_choice("mlp", self.mlp, MLP_KINDS)
-        check_choice("pool", self.pool, POOL_KINDS)
-        check_choice("resize", self.resize, RESIZE_KINDS)
+        check_options(self)
         rotary = self.rotary
         if rotary is False:  # a caller's way to switch off a named model's rotary
             rotary = None

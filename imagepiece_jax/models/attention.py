@@ -168,9 +168,8 @@ class Attention(nn.Module):
             attention = attention_scores.mean_attention(query[:, :1], key, bias)
             scores["cls_attn"] = attention[:, image_slice]
         if "mean_attn" in score_names:
-            attention = attention_scores.mean_attention(
-                attention_scores.mean_query(query, live_mask), key, bias
-            )
+            mean_query = attention_scores.mean_query(query, live_mask)
+            attention = attention_scores.mean_attention(mean_query, key, bias)
             scores["mean_attn"] = attention[:, image_slice]
         if "cls_and_mean_attn" in score_names:
             queries = attention_scores.class_and_mean_queries(query, live_mask)
@@ -208,17 +207,11 @@ class DirectedAttention(Attention):
         init = nn.initializers.zeros
         per_head_shape = (config.num_heads, config.head_dim)
         self.size_direction = self.param("size_direction", init, per_head_shape)
-        mean_key_shape = (config.embed_dim, config.head_dim)
-        self.mean_key = self.param("mean_key", init, mean_key_shape)
+        key_shape = (config.embed_dim, config.head_dim)
+        self.mean_key = self.param("mean_key", init, key_shape)
         self.mean_key_bias = self.param("mean_key_bias", init, (config.head_dim,))
 
-    def project_heads(
-        self,
-        x: TokenRows,
-        state: TokenState,
-        with_value: bool = True,
-        num_queries: int | None = None,
-    ) -> Heads:
+    def project_heads(self, x, state, with_value=True, num_queries=None):
         """As in Attention; keys carry the sizes, so there is no key bias."""
         heads = super().project_heads(x, state, with_value, num_queries)
         if heads.key_bias is None:
@@ -226,9 +219,7 @@ class DirectedAttention(Attention):
         key = add_sizes(heads.key, heads.key_bias, self.size_direction)
         return heads._replace(key=key, key_bias=None)
 
-    def token_scores(
-        self, heads: Heads, score_names: Set[str], state: TokenState
-    ) -> dict[str, jax.Array]:
+    def token_scores(self, heads, score_names, state):
         """As in Attention; "key" comes with "all_keys", prefix included."""
         scores = super().token_scores(heads, score_names - {"key"}, state)
         if "key" in score_names:

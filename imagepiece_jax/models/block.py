@@ -24,7 +24,7 @@ from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 
 NamedScores = dict[str, jax.Array]  # of image tokens, by name
 Probe = Callable[[TokenState], jax.Array]
-BranchFactor = Float[Array, " batch"] | None  # drop path's factor; None: 1
+Factor = Float[Array, " batch"] | None  # drop path's, of a branch; None: 1
 
 
 class Decision(NamedTuple):
@@ -122,7 +122,7 @@ class Block(nn.Module):
         state: TokenState,
         scores: NamedScores,
         reduction: BlockReduction | None = None,
-        drop_path: tuple[BranchFactor, BranchFactor] = (None, None),
+        drop_path: tuple[Factor, Factor] = (None, None),
         train: bool = False,
     ) -> tuple[TokenState, NamedScores, Decision | None]:
         """Run the block: (state, scores, the reduction's Decision or None).
@@ -157,36 +157,26 @@ class Block(nn.Module):
         return state, scores, decision
 
     def attend(
-        self,
-        state: TokenState,
-        factor: BranchFactor,
-        score_names: Set[str],
-        train: bool,
+        self, state: TokenState, factor: Factor, score_names: Set[str], train: bool
     ) -> tuple[TokenRows, NamedScores]:
         """The attention branch: (x + factor * attention(norm(x)), scores)."""
         x = self._norm_input(state.x)
         out, scores = self.attn(x, state, score_names, train, self.num_queries)
         out = self._scale_output(out)
         if "shift" in score_names:
-            live_mask = None
-            if state.mask is not None:
-                live_mask = (state.mask > 0.5).astype(jnp.float32)
+            mask = state.mask
+            live_mask = None if mask is None else (mask > 0.5).astype(jnp.float32)
             scores["shift"] = shift_shares(state.image_rows(out), live_mask)
         return add_branch(self._cut_to_queries(state).x, out, factor), scores
 
     def attend_reduced(
-        self,
-        state: TokenState,
-        reduction: BlockReduction,
-        factor: BranchFactor,
-        train: bool,
+        self, state: TokenState, reduction: BlockReduction, factor: Factor, train: bool
     ) -> tuple[TokenState, NamedScores, Decision]:
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
-        heads = self.attn.project_heads(
-            self._norm_input(state.x), state, with_value=False
-        )
+        x = self._norm_input(state.x)
+        heads = self.attn.project_heads(x, state, with_value=False)
         attention = attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
         if self.num_queries:
             attention = attention[:, :, : self.num_queries]
@@ -194,14 +184,13 @@ class Block(nn.Module):
         size_before = state.size
         state, decision = reduction(state, scores, train)
         value = self.attn.project_values(self._norm_input(state.x))
-        out = self.attn.project_output(
-            attend_merged(attention, value, decision.result, size_before)
-        )
+        merged = attend_merged(attention, value, decision.result, size_before)
+        out = self.attn.project_output(merged)
         state = self._cut_to_queries(state)
         x = add_branch(state.x, self._scale_output(out), factor)
         return dataclasses.replace(state, x=x), scores, decision
 
-    def feed_forward(self, x: TokenRows, factor: BranchFactor = None) -> TokenRows:
+    def feed_forward(self, x: TokenRows, factor: Factor = None) -> TokenRows:
         """x + mlp(norm(x))."""
         if self.config.arch.post_norm:
             out = self.norm2(self.mlp(flatten_tokens(x)))

@@ -61,11 +61,8 @@ def cost_table(model: ViT, dense_model: ViT) -> str:
         [*parameter_counts, sum(parameter_counts)],
         strict=True,
     ):
-        cells = (
-            f"{part_macs / 1e6:.1f}",
-            f"{dense_part_macs / 1e6:.1f}",
-            f"{parameter_count:,}",
-        )
+        cells = [f"{count / 1e6:.1f}" for count in (part_macs, dense_part_macs)]
+        cells.append(f"{parameter_count:,}")
         if block_plan is None:
             rows.append((name, "", "", *cells, ""))
         else:
@@ -105,8 +102,8 @@ def dead_macs(model: ViT) -> float:
     num_queries = model.config.arch.num_head_tokens
     if num_queries is None:
         return 0
-    needed_macs = block_macs(model, last_plan, num_queries)
-    unused_macs = block_macs(model, last_plan) - needed_macs
+    unused_macs = block_macs(model, last_plan)
+    unused_macs -= block_macs(model, last_plan, num_queries)
     if last_plan.site == "mid":
         unused_macs += reducer_macs(model, last_plan)
     return unused_macs
@@ -176,9 +173,8 @@ def _part_parameters(model):
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    block_counts = []
-    for index in range(model.depth):
-        block_counts.append(count_parameters(f"blocks_{index}", f"reducer_{index}"))
+    block_names = [(f"blocks_{i}", f"reducer_{i}") for i in range(model.depth)]
+    block_counts = [count_parameters(*names) for names in block_names]
     head_count = count_parameters("norm", "fc_norm", "attn_pool", "head", "head_dist")
     stem_count = count_parameters(*params) - sum(block_counts) - head_count
     return [stem_count, *block_counts, head_count]

@@ -158,10 +158,9 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
         place = f"{block_noun} {', '.join(map(str, counts))}"
         if len(counts) == model.depth:
             place = "every block"
-        counts_text = ", ".join(map(str, counts.values()))
-        share = share_of_dense(model)
-        line = f"{method_name} in {place}; counts {counts_text}; "
-        line += f"{share:.2f} of the MACs"
+        line = f"{method_name} in {place}; counts "
+        line += f"{', '.join(map(str, counts.values()))}; "
+        line += f"{share_of_dense(model):.2f} of the MACs"
     log.info(line)
 
 
@@ -214,10 +213,8 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     """
     model_fields = run_config["model"]
     config_fields: dict[str, Any] = _read_model_fields(run_config)
-    arch_fields = {}
-    for field, value in model_fields["arch"].items():
-        if value is not None:
-            arch_fields[field] = replace_lists(value)
+    parts = model_fields["arch"].items()
+    arch_fields = {k: replace_lists(v) for k, v in parts if v is not None}
     if model_fields["name"]:
         base_config = registry.model_config(model_fields["name"])
         arch = base_config.arch.with_fields(arch_fields)
@@ -238,9 +235,8 @@ def _read_model_fields(run_config):
     """Read the ViTConfig fields that a run's config sets."""
     model_fields = run_config["model"]
     # The named model's crop belongs to its published weights, not to this run.
-    preprocessing = Preprocessing(
-        run_config["image_size"], **read_fields(run_config["data"])
-    )
+    crop_fields = read_fields(run_config["data"])
+    preprocessing = Preprocessing(run_config["image_size"], **crop_fields)
     fields = {"preprocessing": preprocessing, "num_classes": run_config["num_classes"]}
     for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
         if model_fields.get(field) is not None:

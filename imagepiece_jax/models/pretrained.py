@@ -81,14 +81,12 @@ class Origin:
         if self.reduction is not None and not vit.recovery:
             trained_reduction = vit.reduced_model(self.reduction).reduction
             if trained_reduction != vit.reduction:
-                lines.append(
-                    f"reduction {vit.reduction} (trained with {trained_reduction})"
-                )
+                trained_text = f"(trained with {trained_reduction})"
+                lines.append(f"reduction {vit.reduction} {trained_text}")
         trained_size = self.image_size or vit.image_size
         if image_sides(vit.image_size) != image_sides(trained_size):
-            own_size_text = size_text(vit.image_size)
-            trained_text = size_text(trained_size)
-            lines.append(f"size {own_size_text} (trained with {trained_text})")
+            trained_text = f"(trained with {size_text(trained_size)})"
+            lines.append(f"size {size_text(vit.image_size)} {trained_text}")
         return lines
 
 
@@ -169,7 +167,6 @@ class Pretrained:
         return self._variables_with_recovery(self.model)
 
     def _variables_with_recovery(self, model):
-        """`dense_variables` with the values recovered for a ViT's reduction, if any."""
         if self.recovery is None:
             return self.dense_variables
         return self.recovery.variables_for(model, self.dense_variables)
@@ -304,10 +301,9 @@ class Pretrained:
 
     def with_default_execution(self, dtype: str | None = "float32") -> Self:
         """The same model with default execution, except dtype and attention kernel."""
-        model_execution = self.model.execution
-        execution = make_execution(
-            self.config, dtype or model_execution.dtype.name, model_execution.attention
-        )
+        now = self.model.execution
+        dtype = dtype or now.dtype.name
+        execution = make_execution(self.config, dtype, now.attention)
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
     def reduced_model(self, reduction: ReductionLike) -> ViT:
@@ -334,18 +330,16 @@ class Pretrained:
         seed: draws missing selectors; None: a missing selector raises InputError
         """
         origin = self.origin
-        params = {}
-        for name, part_params in self.dense_variables["params"].items():
-            if not name.startswith(timm_tensors.SELECTOR):
-                params[name] = part_params
+        parts = self.dense_variables["params"].items()
+        selector = timm_tensors.SELECTOR
+        params = {name: x for name, x in parts if not name.startswith(selector)}
         if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = origin.image_size or self.image_size
             positions = params.get("pos_embed")
             if origin.positions is not None:  # never resized twice
                 params["pos_embed"] = positions = origin.positions
-            origin = dataclasses.replace(
-                origin, image_size=trained_size, positions=positions
-            )
+            trained = {"image_size": trained_size, "positions": positions}
+            origin = dataclasses.replace(origin, **trained)
             params = resize_positions.fit_positions(params, model.config, trained_size)
         selectors = self.selectors
         if "selectors" not in self.untrained_kinds:

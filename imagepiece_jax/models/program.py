@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:  # JAX is imported here, but the table does not need it
@@ -63,9 +64,7 @@ def import_format(path: str | os.PathLike) -> types.ModuleType:
     return importlib.import_module(FORMAT_MODULES[ending])
 
 
-def open_program(
-    path: str | os.PathLike, threads: int | None = None
-) -> ExportedProgram:
+def open_program(path: AnyPath, threads: int | None = None) -> ExportedProgram:
     """Open an exported file, described by its JSON.
 
     threads: of the CPU; None: all devices, and as many threads as cores

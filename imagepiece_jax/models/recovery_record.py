@@ -135,9 +135,7 @@ class Recovery:
                 return variant
         return None
 
-    def variables_for(
-        self, model: ViT, variables: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    def variables_for(self, model: ViT, variables: Mapping) -> Mapping:
         """Replace dense variables by the recovered values of a model's variant."""
         variant = self.variant_for(model)
         if variant is None or not variant.values:
@@ -171,10 +169,9 @@ class Recovery:
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
-            kept_values = {
-                k: v for k, v in variant.values.items() if not is_in_parts(k, parts)
-            }
-            variants.append(dataclasses.replace(variant, values=kept_values))
+            values = variant.values.items()
+            kept = {path: v for path, v in values if not is_in_parts(path, parts)}
+            variants.append(dataclasses.replace(variant, values=kept))
         return dataclasses.replace(self, variants=tuple(variants))
 
     def to_tensors(self) -> dict[str, np.ndarray]:
@@ -186,9 +183,7 @@ class Recovery:
                 tensors[f"{index}.{name}"] = tensor
         return tensors
 
-    def with_tensors(
-        self, tensors: Mapping[str, np.ndarray], like: Mapping[str, Any]
-    ) -> Self:
+    def with_tensors(self, tensors: Mapping[str, np.ndarray], like: Mapping) -> Self:
         """The same recovery with the values of `to_tensors`.
 
         like: the dense model's variables or their shapes

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from imagepiece_jax.common.checks import check_choice, check_range, replace_lists
+from imagepiece_jax.common.checks import (
+    check_options,
+    check_range,
+    option,
+    replace_lists,
+)
 from imagepiece_jax.kernels.array_shapes import TokenHeads
 
 Coordinates = Float[Array | np.ndarray, "batch tokens 2"]
@@ -29,23 +34,20 @@ class Rotary:
     # "corner": rows and columns count from `start`, scaled from the image's grid to the
     # grid `reference`. "center": an image of any size spans -1 to 1, coordinates are
     # patch centers, and 1 is a full rotation of the first plane.
-    origin: str = "corner"
+    origin: str = option("corner", ("corner", "center"))
     # the first plane's frequency / the frequency a plane after the last would have
-    temperature: float = 10000.0
+    temperature: float = option(10000.0, above=0)
     # grid (height, width) in training; None: coordinates are not scaled
     reference: tuple[float, float] | None = None
-    start: float = 0.0  # coordinate of the first row and of the first column
-    axes: str = "yx"  # or "xy"; the first axis rotates the first half of the planes
+    start: float = option(0.0)  # coordinate of the first row and of the first column
+    # The first axis rotates the first half of the planes.
+    axes: str = option("yx", ("yx", "xy"))
     # A plane's channels are "neighbors", or have equal indices in the two "halves" of a
     # head.
-    planes: str = "neighbors"
+    planes: str = option("neighbors", ("neighbors", "halves"))
 
     def __post_init__(self) -> None:
-        check_choice("origin", self.origin, ("corner", "center"))
-        check_range("temperature", self.temperature, above=0)
-        check_range("start", self.start)
-        check_choice("axes", self.axes, ("yx", "xy"))
-        check_choice("planes", self.planes, ("neighbors", "halves"))
+        check_options(self)
         reference = replace_lists(self.reference)
         object.__setattr__(self, "reference", reference)
         if reference is None:

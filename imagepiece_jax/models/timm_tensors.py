@@ -109,11 +109,8 @@ def make_own_variables(
         fresh_parts = missing_selectors
     for selector in missing_selectors:
         if not is_in_parts(selector, fresh_parts):
-            raise StateDictMismatch(
-                f"{title} has no {selector}, a selector that training with it learns",
-                selector,
-                (SELECTOR,),
-            )
+            lack = f"{title} has no {selector}, a selector that training with it learns"
+            raise StateDictMismatch(lack, selector, (SELECTOR,))
     own_tensors, selector_tensors = split_selectors(tensors)
     for selector in selector_params(variable_shapes(model)):
         own_tensors |= _tensors_of_selector(selector, selector_tensors)
@@ -136,12 +133,9 @@ def _tensors_of_selector(selector, tensors):
     return {k: v for k, v in tensors.items() if k.startswith(name_start)}
 
 
-def split_selectors(
-    tensors: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_selectors(tensors: Mapping[str, Any]) -> tuple[dict, dict]:
     """Split tensors into (dense model, selectors)."""
-    dense_tensors = {}
-    selector_tensors = {}
+    dense_tensors, selector_tensors = {}, {}
     for name, tensor in tensors.items():
         group = selector_tensors if name.startswith(f"{SELECTOR}.") else dense_tensors
         group[name] = tensor
@@ -173,9 +167,7 @@ def from_timm(
 
 
 def match_tensors(
-    state_dict: Mapping[str, Any],
-    like: Mapping[str, Any],
-    fresh_parts: Iterable[str] = (),
+    state_dict: Mapping, like: Mapping, fresh_parts: Iterable[str] = ()
 ) -> dict[str, _Entry]:
     """Check names, shapes and types: {key: _Entry} of the parts not in `fresh_parts`.
 
@@ -186,8 +178,7 @@ def match_tensors(
     needed_entries = {
         k: e for k, e in entries.items() if not is_in_parts(e.path, fresh_parts)
     }
-    problem = _describe_size_difference(state_dict, needed_entries.values())
-    if problem:
+    if problem := _describe_size_difference(state_dict, needed_entries.values()):
         raise StateDictMismatch(problem)
     _check_tensors(state_dict, entries.values(), needed_entries.values(), fresh_parts)
     return needed_entries
@@ -208,10 +199,9 @@ def values_from_timm(
         if entry.name in tensors and not is_in_parts(entry.path, fresh_parts):
             subset_leaves[key] = leaves[key]
     if "pos_embed" in tensors:
-        positions = tensors["pos_embed"]
-        subset_leaves["params/pos_embed"] = jax.ShapeDtypeStruct(
-            positions.shape, jnp.float32
-        )
+        shape = tensors["pos_embed"].shape
+        positions = jax.ShapeDtypeStruct(shape, jnp.float32)
+        subset_leaves["params/pos_embed"] = positions
     subset_like = traverse_util.unflatten_dict(subset_leaves, sep="/")
     variables = from_timm(tensors, subset_like, fresh_parts)
     values: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
@@ -275,12 +265,10 @@ def _make_entry(key, shape, leaves):
 
 
 def _torch_axes(ndim):
-    """PyTorch's axis order for a kernel."""
     return _KERNEL_AXES.get(ndim, range(ndim))
 
 
 def _read_param(state_dict, entry, dtype):
-    """Read one parameter, in this model's axis order and dtype."""
     array = state_dict[entry.name]
     if entry.stack_index is not None:
         array = np.split(array, entry.stack_size)[entry.stack_index]
@@ -289,10 +277,8 @@ def _read_param(state_dict, entry, dtype):
     with np.errstate(over="ignore"):  # an overflow is infinite and refused below
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
-        raise StateDictMismatch(
-            f"tensor {entry.name} has a value that is not finite in {array.dtype}",
-            entry.name,
-        )
+        fault = f"has a value that is not finite in {array.dtype}"
+        raise StateDictMismatch(f"tensor {entry.name} {fault}", entry.name)
     return array
 
 
@@ -303,9 +289,8 @@ def _check_tensors(state_dict, entries, needed_entries, fresh_parts):
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
         if name not in model_names and not is_in_parts(path, fresh_parts):
-            problem = f"of shape {tensor.shape} is left over, "
-            problem += "this model has no such part"
-            problems.append((path, name, problem))
+            lack = "is left over, this model has no such part"
+            problems.append((path, name, f"of shape {tensor.shape} {lack}"))
     for entry in needed_entries:
         path, name, *_, shape = entry
         tensor = state_dict.get(name)

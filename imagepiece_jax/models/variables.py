@@ -68,24 +68,20 @@ def variable_shapes(model: "ViT") -> dict[str, Any]:
 
 
 def _copy_dicts(tree):
-    """Copy a tree's dicts, not its leaves."""
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
 def _reducer_shapes(model, block_plan):
-    """Shapes and dtypes of the variables of a BlockPlan's reducer."""
     reducer = block_plan.reducer
     num_tokens = block_plan.mlp_tokens - model.config.arch.prefix
     counts = block_plan.counts or StepCounts(num_tokens, num_tokens)
 
     def init(key):
-        inputs = contract.random_inputs(
-            reducer, counts.n_in, model.config.embed_dim, model.config.num_heads
-        )
+        widths = model.config.embed_dim, model.config.num_heads
+        inputs = contract.random_inputs(reducer, counts.n_in, *widths)
         # Some reducers read the grid. Variables do not depend on its shape.
-        return reducer.init(
-            key, dataclasses.replace(inputs, grid=(1, counts.n_in)), counts
-        )
+        inputs = dataclasses.replace(inputs, grid=(1, counts.n_in))
+        return reducer.init(key, inputs, counts)
 
     return jax.eval_shape(init, _key_shape())
 
@@ -110,10 +106,8 @@ def draw_variables(
     @jax.jit
     def draw(key, images):
         variables = {}
-        for collection, collection_parts in init(key, images).items():
-            variables[collection] = {
-                n: collection_parts[n] for n in part_names if n in collection_parts
-            }
+        for collection, drawn in init(key, images).items():
+            variables[collection] = {n: drawn[n] for n in part_names if n in drawn}
         return variables
 
     return draw(key, images)
@@ -145,7 +139,6 @@ def variables_digest(tree: Any) -> str:
 
 
 def _key_shape():
-    """A random key's shape and dtype."""
     return jax.eval_shape(root_key, 0)
 
 

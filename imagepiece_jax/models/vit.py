@@ -198,11 +198,10 @@ class ViT(nn.Module):
             if block_plan.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters:
                 # a call on random inputs creates them.
-                num_tokens = block_plan.mlp_tokens - self.config.arch.prefix
-                reducer_inputs = contract.random_inputs(
-                    reducer, num_tokens, self.config.embed_dim, self.config.num_heads
-                )
-                reducer(reducer_inputs, StepCounts(num_tokens, num_tokens))
+                n = block_plan.mlp_tokens - self.config.arch.prefix
+                widths = self.config.embed_dim, self.config.num_heads
+                inputs = contract.random_inputs(reducer, n, *widths)
+                reducer(inputs, StepCounts(n, n))
         if block_plan.counts is None:
             return None
         num_heads = self.config.num_heads
@@ -269,7 +268,6 @@ class ViT(nn.Module):
         return LayerNorm(self._part_dtype(name), self.config.arch.norm_eps, name=name)
 
     def _embed_images(self, images, train):
-        """Turn images into tokens: the prefix, then the patches."""
         arch = self.config.arch
         stem = self._make_stem()
         # Pixels beyond the last whole patch are cut, like a strided convolution does.
@@ -302,10 +300,8 @@ class ViT(nn.Module):
             "dist_token": int(arch.dist_token),
             "reg_token": arch.registers,
         }
-        params = []
-        for name, count in counts.items():
-            if count:
-                params.append(self.param(name, NORMAL_INIT, (1, count, dim)))
+        shapes = {name: (1, count, dim) for name, count in counts.items() if count}
+        params = [self.param(name, NORMAL_INIT, shapes[name]) for name in shapes]
         prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
         return [jnp.broadcast_to(p, (batch_size, *p.shape[1:])) for p in prefix]
 

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.checks import check_choice, check_range
+from imagepiece_jax.common.checks import check_options, option
 from imagepiece_jax.data.normalize import NormalizedImages, PixelImages, normalize
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.recovery.recovery_loss import ComparedOutputs, OutputComparison
@@ -35,16 +35,13 @@ REFERENCE_LR = 0.002  # highest learning rate at REFERENCE_BATCH_SIZE
 class RecoveryRecipe:
     """Settings of a recovery."""
 
-    parameters: str = "biases"  # the trained parameters, one of TRAINED
-    steps: int = DEFAULT_STEPS
-    batch_size: int = REFERENCE_BATCH_SIZE
-    seed: int = 0
+    parameters: str = option("biases", TRAINED)  # the trained parameters
+    steps: int = option(DEFAULT_STEPS, least=1)
+    batch_size: int = option(REFERENCE_BATCH_SIZE, least=1)
+    seed: int = option(0, least=0)
 
     def __post_init__(self) -> None:
-        check_choice("parameters", self.parameters, TRAINED)
-        check_range("steps", self.steps, least=1, whole=True)
-        check_range("batch_size", self.batch_size, least=1, whole=True)
-        check_range("seed", self.seed, least=0, whole=True)
+        check_options(self)
 
     @property
     def lr(self) -> float:
@@ -199,7 +196,6 @@ class StudentFit:
         return FitState(new_params, moments), loss
 
     def _measure_batch(self, trained_params, student_variables, pixels, targets):
-        """Compare a batch with `targets`, the teacher's outputs."""
         images = self.teacher.normalize_pixels(pixels)
         outputs = self.compute_student_outputs(
             student_variables, trained_params, images

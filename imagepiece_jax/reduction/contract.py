@@ -143,6 +143,6 @@ def random_inputs(
     key = x[..., : embed_dim // num_heads]
     metric = x if reducer.metric in ("token", "input") else key
     all_scores: dict[str, Any] = dict.fromkeys({*SCORES.values()} - {"key"}, scores)
+    fields = {"x": x, "size": size, "attn_size": size, "metric": metric, "key": key}
     rng = jax.random.split(root_key(0), 2)
-    features = (x, size, size, metric, key)
-    return ReducerInputs(*features, rng=rng, num_heads=num_heads, **all_scores)
+    return ReducerInputs(**fields, rng=rng, num_heads=num_heads, **all_scores)

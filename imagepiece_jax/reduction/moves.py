@@ -62,7 +62,6 @@ def mean_coordinates(
 
 
 def _apply_mixing(state, result):
-    """Apply a Mixing to tokens, coordinates and attention sizes."""
     matrix = result.matrix.astype(jnp.float32)
     x = merging.mix_tokens(state.x, matrix)
     coordinates = state.coordinates

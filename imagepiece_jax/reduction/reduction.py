@@ -63,7 +63,6 @@ class Reduction:
 
     @classmethod
     def _parse_text(cls, text):
-        """Parse a reduction's text. Raises InputError for an invalid text."""
         # A method's name or a share of the MACs, then its fields.
         method_text, *field_texts = [part.strip() for part in text.split(":")]
         field_values: dict[str, Any] = {}

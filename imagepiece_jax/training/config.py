@@ -259,7 +259,6 @@ class RunConfig:
 
 
 def _read_options(options_class, values):
-    """Make a dataclass of options from the values of all its fields."""
     option_values = dict(values)
     for field in dataclasses.fields(options_class):
         value = option_values[field.name]  # no default: another version's may differ

@@ -226,7 +226,6 @@ class RunLog(contextlib.ExitStack):
         print_line(f"epoch {epoch:g}, step {step}: {accuracy}, {loss}")
 
     def _print_progress(self, step, metrics):
-        """Print a step's metrics, and the time left at this throughput."""
         num_images_left = (self._length.steps - step) * self._config.batch_size
         throughput = metrics["throughput"]
         line = f"step {step} of {self._length.steps}, epoch {metrics['epoch']:.2f}: "

@@ -70,9 +70,7 @@ def list_step_counts(model: ViT) -> tuple:
     return tuple(layer.counts for layer in model.plan)
 
 
-def init_state(
-    variables: Mapping[str, Any], optimizer: Optimizer, with_ema: bool
-) -> TrainState:
+def init_state(variables: Mapping, optimizer: Optimizer, with_ema: bool) -> TrainState:
     """Make the TrainState before the first training step."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
@@ -216,9 +214,13 @@ def train_step(
             jnp.sum(correct_at(logits, labels, k), dtype=jnp.float32)
             for k in (1, min(5, run.num_classes))
         ]
-        micro_sums = {"acc1": num_right[0], "acc5": num_right[1]}
-        micro_sums |= {"loss": value * num_images, "samples": jnp.float32(num_images)}
-        micro_sums["skipped"] = jnp.float32(0)
+        micro_sums = {
+            "loss": value * num_images,
+            "acc1": num_right[0],
+            "acc5": num_right[1],
+            "samples": jnp.float32(num_images),
+            "skipped": jnp.float32(0),
+        }
         metric_sums = jax.tree.map(jnp.add, metric_sums, micro_sums)
         return (batch_stats, grads, metric_sums), terms
 

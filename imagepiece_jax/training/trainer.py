@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from imagepiece_jax.common import extras, files, parallel
 from imagepiece_jax.common.checks import refuse_any
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.variables import variable_shapes, variables_digest
@@ -102,9 +103,7 @@ class RunSetup:
         return list_step_counts(model_before) != list_step_counts(model)
 
 
-def set_up_run(
-    config: RunConfig, workdir: str | os.PathLike, dry_run: bool = False
-) -> RunSetup:
+def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> RunSetup:
     """Set up a run in `workdir` without writing to it.
 
     dry_run: accept ImageNet's published image count in place of its images
@@ -204,7 +203,6 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
 
 
 def _begin_run(setup):
-    """Make the Run from initial weights, or from a checkpoint."""
     checkpoints = Checkpoints(setup.workdir, setup.config.keep_every_steps)
     # Process 0 looks, because a network file system may show other processes less.
     resumes = parallel.share_main_decision(checkpoints.find_latest_step) is not None

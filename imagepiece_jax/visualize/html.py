@@ -80,11 +80,9 @@ def write_page(
         shown_trace = dataclasses.replace(trace, stages=stages)
         figure_folder.mkdir(parents=True, exist_ok=True)
         task = f"figures of {vit.label}"
-        for index in with_progress_bar(range(len(names)), task):
-            path = figure_folder / figure.figure_name(index, names[index], vit.label)
-            figure.write_figure(
-                path, shown_images[index], names[index], shown_trace, index
-            )
+        for index, name in enumerate(with_progress_bar(names, task)):
+            path = figure_folder / figure.figure_name(index, name, vit.label)
+            figure.write_figure(path, shown_images[index], name, shown_trace, index)
         tokens_text = counted_noun(trace.num_tokens, "token")
         yield f"{vit.label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)

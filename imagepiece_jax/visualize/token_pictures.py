@@ -90,9 +90,8 @@ def mean_colors(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> Patch
     """Mean color of every patch's token."""
     height, width = image.shape[:2]
     num_rows, num_columns = grid
-    patches = image.reshape(
-        num_rows, height // num_rows, num_columns, width // num_columns, 3
-    )
+    sides = (num_rows, height // num_rows, num_columns, width // num_columns)
+    patches = image.reshape(*sides, 3)
     patch_means = patches.astype(np.float64).mean(axis=(1, 3)).reshape(-1, 3)
     same_token = _same_token(token_of_patch)
     token_means = same_token @ patch_means / same_token.sum(axis=1, keepdims=True)
@@ -150,10 +149,8 @@ def write_panel_page(
             axes.set_axis_off()
             # A file name may not be UTF-8.
             whole_title = title.encode(errors="backslashreplace").decode()
-            num_title_letters = int(width / _LETTER_WIDTH)
-            short_title = textwrap.shorten(
-                whole_title, num_title_letters, placeholder="…"
-            )
+            num_letters = int(width / _LETTER_WIDTH)
+            short_title = textwrap.shorten(whole_title, num_letters, placeholder="…")
             axes.set_title(
                 f"{short_title}\n{note}",
                 fontsize=_FONT_SIZE,

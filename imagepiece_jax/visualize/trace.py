@@ -65,8 +65,7 @@ def trace_tokens(
     model: not in masked training
     """
     token_maps, logits = _trace_in_batches(model, variables, images)
-    top_labels = None
-    confidence = None
+    top_labels = confidence = None
     head = model.config.head
     if head.activation:
         top_labels = logits.argmax(axis=-1).astype(np.int32)
@@ -99,9 +98,8 @@ def _trace_in_batches(model, variables, images):
     """`_token_maps_and_logits` of all images, TRACE_BATCH at a time."""
     variables = jax.device_put(variables)  # once for all batches
     batch_results = []
-    for start in with_progress_bar(
-        range(0, len(images), TRACE_BATCH), "batches of images traced"
-    ):
+    starts = range(0, len(images), TRACE_BATCH)
+    for start in with_progress_bar(starts, "batches of images traced"):
         batch = images[start : start + TRACE_BATCH]
         num_padding = min(TRACE_BATCH, len(images)) - len(batch)
         padding = np.repeat(batch[:1], num_padding, axis=0)

@@ -116,8 +116,9 @@ def load(
         positions = tensors.get("pos_embed")
         fit_positions = resize_positions.fit_positions
         model_tensors = fit_positions(model_tensors, vit_config, trained_size)
-    parts = (location.title, fresh_parts, seed or 0)
-    variables, drawn_parts = make_variables(model, model_tensors, *parts)
+    variables, drawn_parts = make_variables(
+        model, model_tensors, location.title, fresh_parts, seed or 0
+    )
     params = variables["params"]
     untrained_parts = {p for p in params if is_in_parts(p, facts.untrained_parts)}
     untrained_parts.update(drawn_parts)

@@ -309,7 +309,6 @@ def with_timm_names(
 
 
 def _translate_tensors(state_dict, naming, timm_names, config):
-    """Translate tensors by the naming and the timm names of `find_timm_names`."""
     renamed_tensors = {}
     source_names = {}  # {timm's name: name in the file}
     for name in [name for name in timm_names if name in state_dict]:
@@ -519,7 +518,6 @@ def _apply_bias_masks(tensors):
 
 
 def _split_equally(name, tensor, num_parts):
-    """Split the tensor `name` into equal parts."""
     if tensor.ndim == 0 or len(tensor) % num_parts:
         raise shape_error(name, tensor.shape, f"{num_parts} equal parts")
     return np.split(tensor, num_parts)

@@ -311,6 +311,5 @@ def _find_timm_architecture(config):
 
 
 def _collect_timm_traits(config, ignored_parts):
-    """Collect the values that make two models equal to timm."""
     sizes = [getattr(config, field) for field in (*SIZE_ARGUMENTS, "mlp_ratio")]
     return sizes, dataclasses.replace(config.arch, **ignored_parts)

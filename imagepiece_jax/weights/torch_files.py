@@ -78,7 +78,6 @@ def open_torch_file(path: pathlib.Path) -> Generator[Any]:
 
 
 def _read_old_file(file):
-    """Read the content of a file from before PyTorch 1.6."""
     offsets: dict[str, int] = {}  # {storage key: its first byte in the file}
 
     def read_bytes(storage):
@@ -218,5 +217,4 @@ class _StateDictUnpickler(pickle.Unpickler):
         return np.lib.stride_tricks.as_strided(flat_values, shape, byte_strides).copy()
 
     def _rebuild_parameter(self, tensor, *_ignored):
-        """Return the first argument: a parameter's tensor."""
         return tensor

@@ -178,9 +178,7 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_transformers(
-    config_fields: JsonFields, processor: ImageProcessor
-) -> dict[str, Any]:
+def parse_transformers(config_fields: JsonFields, processor: ImageProcessor) -> dict:
     """Parse a config.json into fields of a Description."""
     model_type = MODEL_TYPES[find_vision_type(config_fields)]
     vision_fields = _select_vision_fields(config_fields)
@@ -243,7 +241,6 @@ def parse_transformers(
 
 
 def _build_arch(model_type, fields, is_classifier):
-    """Make the Architecture of a model type with a file's fields."""
     gelu_of_act = TRANSFORMERS_GELUS
     if fields.get("use_gated_mlp"):
         gelu_of_act = GATE_ACTIVATIONS

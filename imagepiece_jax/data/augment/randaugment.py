@@ -82,7 +82,6 @@ def apply_operations(
 
 
 def _apply_layer(images, op, magnitude, sign, fill):
-    """Apply one operation per image."""
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
     tables = make_lookup_tables(images, op, magnitude, sign).reshape(-1)
@@ -187,7 +186,6 @@ def make_lookup_tables(
 
 
 def _table_indices(images):
-    """Pixel indices in flattened tables."""
     image_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image_index * 3 + channel_index) * 256 + images.astype(jnp.int32)

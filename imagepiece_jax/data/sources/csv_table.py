@@ -90,7 +90,6 @@ def _read_rows(path, default_split, labeled):
 
 
 def _parse_label(path, row, num_classes):
-    """Parse a row's label and check its range."""
     text = row.label.strip()
     # Stricter than int(), which also takes 1_0.
     if not text.isdecimal() or (num_classes and int(text) >= num_classes):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.decode import image_extensions
@@ -107,9 +108,7 @@ def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | N
     return f"{', '.join(counts)} left out{advice}, such as {example}"
 
 
-def find_split_folders(
-    folder: str | os.PathLike, labeled: bool = False
-) -> dict[str, str]:
+def find_split_folders(folder: AnyPath, labeled: bool = False) -> dict[str, str]:
     """Find a folder's splits: {"train" or "val": folder name}; {} for class folders.
 
     labeled: splits hold class folders, so folders of images are not splits
@@ -133,9 +132,7 @@ def _has_images(folder, name):
         return False
 
 
-def find_folder_images(
-    folder: str | os.PathLike, only_train: bool = False
-) -> list[str]:
+def find_folder_images(folder: AnyPath, only_train: bool = False) -> list[str]:
     """Paths of a folder's images; notes name left-out files and the split in use.
 
     only_train: take the images in train alone, if the folder has splits
@@ -218,7 +215,6 @@ def open_class_folders(
 
 
 def _make_source(root, subfolder, listing, labels, *class_arguments):
-    """Make the source of a listing; log its left-out paths."""
     if note := left_out_note(root, listing.left_out_paths):
         log.warning(note)
     source = FileSource(root, listing.image_paths, labels, *class_arguments)

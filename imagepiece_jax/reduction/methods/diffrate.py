@@ -39,7 +39,6 @@ def load_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
 
 
 def _count_with_class_token(shares, patches):
-    """Turn image token shares into counts, class token included."""
     return tuple(1 + count for count in schedules.shares_to_counts(shares, patches))
 
 
