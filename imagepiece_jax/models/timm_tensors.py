@@ -109,7 +109,9 @@ def make_own_variables(
         fresh_parts = missing_selectors
     for selector in missing_selectors:
         if not is_in_parts(selector, fresh_parts):
-            lack = f"{title} has no {selector}, a selector that training with it learns"
+            lack = (
+                f"{title} has no {selector}, the selector that training with it learns"
+            )
             raise StateDictMismatch(lack, selector, (SELECTOR,))
     own_tensors, selector_tensors = split_selectors(tensors)
     for selector in selector_params(variable_shapes(model)):
