@@ -210,12 +210,15 @@ def time_table(lines, folder):
     """KL over processor time: sets, and the dense model on smaller images."""
     sets = {schedule: title for title, schedule in SETS.items()}
     speeds = {}
+    columns = set()
     for text in (folder / "speed.jsonl").read_text("utf-8").splitlines():
         line = json.loads(text)
-        speeds.setdefault((line["model"], line["reduction"]), []).append(line)
+        column = -line["batch"], line["runtime"]
+        columns.add(column)
+        program = line["model"], line["reduction"]
+        speeds.setdefault(program, {})[column] = line["ratio"]
     rows = []
-    in_order = []
-    for (name, reduction), measured in speeds.items():
+    for (name, reduction), ratios in speeds.items():
         images = f"dense on {name.split()[2]} pixels" if " at " in name else name
         cell = Cell("deit", "photographs", images)
         if reduction.startswith("peaks"):
@@ -227,14 +230,15 @@ def time_table(lines, folder):
             )
             images = f"{macs[5:]}: {sets[schedule]}"
         row = [images]
-        in_order = sorted(measured, key=lambda line: (-line["batch"], line["runtime"]))
-        for line in in_order:
-            median, low, high = line["ratio"]
-            row.append(f"{median:.2f} [{low:.2f}, {high:.2f}]")
+        for column in sorted(columns):
+            row.append("")
+            if column in ratios:
+                median, low, high = ratios[column]
+                row[-1] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
         kl = f"{lines.mean(cell, 'kl'):.4f}" if lines.has(cell) else ""
         rows.append([*row, kl])
     head = ["share, blocks"]
-    head += [f"{line['runtime']}, batches of {line['batch']}" for line in in_order]
+    head += [f"{runtime}, batches of {-batch}" for batch, runtime in sorted(columns)]
     return markdown_table([*head, "KL"], rows)
 
 
