@@ -86,6 +86,15 @@ def test_a_training_step_equals_one_on_one_device(reduction, fields, within, mes
         assert statistic.sharding.is_fully_replicated
 
 
+def test_first_variables_do_not_depend_on_the_mesh(mesh):
+    model = tiny_vit.model(LEARNED)
+    init = tiny_vit.jit(model.init)
+    images = tiny_vit.images(2)
+    divided = init(jax.random.key(0), divide(images, mesh))
+    whole = init(jax.random.key(0), images)
+    chex.assert_trees_all_close(divided, whole, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:the values of images")
 def test_features_stay_on_their_devices(mesh):
     vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(1,)", depth=2)
