@@ -38,7 +38,7 @@ def read_points(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read the objects in a file of JSON lines; [] without a file."""
     points = []
     with contextlib.suppress(FileNotFoundError):
-        for line in pathlib.Path(path).read_text("utf-8").splitlines():
+        for line in pathlib.Path(path).read_text("utf-8", "replace").splitlines():
             # A killed process leaves half a line, whose result is measured again.
             with contextlib.suppress(ValueError):
                 points.append(json.loads(line))
@@ -61,7 +61,7 @@ class ResultCache:
         self.versions = versions or {}
         self._results: dict[str, dict] = {}
         for point in read_points(self.path):
-            if point.keys() >= {"setting", "result"}:
+            if isinstance(point, dict) and point.keys() >= {"setting", "result"}:
                 self._results[_encode_key(point["setting"])] = point["result"]
 
     def append(self, line: Mapping[str, Any]) -> None:

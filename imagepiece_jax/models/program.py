@@ -59,7 +59,8 @@ def is_exported(path: str | os.PathLike) -> bool:
 def import_format(path: str | os.PathLike) -> types.ModuleType:
     """Import the format of an exported file."""
     if not is_exported(path):
-        raise InputError(f"{path} does not end in {' or '.join(FORMAT_MODULES)}")
+        endings = " or ".join(FORMAT_MODULES)
+        raise InputError(f"{path} does not end in {endings}; load takes weights")
     ending = pathlib.PurePath(path).suffix.lower()
     return importlib.import_module(FORMAT_MODULES[ending])
 

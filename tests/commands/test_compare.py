@@ -41,9 +41,11 @@ def test_rows_are_measured_once_into_table_and_plot(weights, tmp_path):
         assert statistics.format_estimate(change, signs=True) in page
     with Image.open(out / "compare.png") as picture:
         assert picture.format == "PNG"
+    with open(out / result_cache.POINTS_FILE_NAME, "ab") as file:
+        file.write(b"null\n\xff\n")  # no measurements
     second = call(compare.main, *words, "evit:blocks=(1,)").ok()
     assert second.err.count("measuring") == 1
-    assert len(result_cache.read_points(out / result_cache.POINTS_FILE_NAME)) == 4
+    assert len(result_cache.read_points(out / result_cache.POINTS_FILE_NAME)) == 5
 
 
 def test_evenly_spaced_images_have_the_functions_table(weights, tmp_path):
