@@ -82,7 +82,7 @@ def option(
 
 
 def check_options(options: Any, owner: str = "") -> None:
-    """Check the `option` fields of a dataclass, every number of a tuple by itself.
+    """Check a dataclass's `option` fields; if the default is a tuple, every entry.
 
     owner: the dataclass's name in errors, such as "config.data"
     """
@@ -91,7 +91,8 @@ def check_options(options: Any, owner: str = "") -> None:
         value = getattr(options, field.name)
         if "check" not in field.metadata or value is field.default:
             continue
-        for entry in value if isinstance(value, tuple) else (value,):
+        has_entries = isinstance(value, tuple) and isinstance(field.default, tuple)
+        for entry in value if has_entries else (value,):
             field.metadata["check"](f"{start}{field.name}", entry)
 
 

@@ -26,10 +26,12 @@ WRONG = [  # (fields, part of the error)
     ({"stem": "conv", "patch_size": 14}, "patch_size is 14; stem 'conv' needs"),
     ({"stem": "conv", "arch": {"patch_bias": False}}, "needs patch_bias"),
     ({"arch": {"registers": -1}}, "registers is -1"),
+    ({"arch": {"registers": (2,)}}, "registers is (2,)"),
     ({"arch": {"pre_norm": 1}}, "pre_norm is 1"),
     ({"class_token": False, "pool": "token"}, "needs class_token"),
     ({"arch": {"dist_token": True, "pool": "mean"}}, "dist_token needs pool 'token'"),
     ({"arch": {"rotary": {"origin": "centre"}}}, "origin is 'centre'"),
+    ({"arch": {"rotary": {"axes": ()}}}, "axes is ()"),
     ({"arch": {"rotary": {}}}, "head_dim"),  # 10 channels have no whole planes
 ]
 
