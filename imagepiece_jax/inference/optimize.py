@@ -98,7 +98,8 @@ class Program:
         spec = self.input_spec
         images = normalize.to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
-            sides, takes_floats = spec.shape[1:3], spec.dtype != jnp.uint8
+            sides = spec.shape[1:3]
+            takes_floats = spec.dtype != jnp.uint8
             normalize.check_images(images, sides, takes_floats, takes_pixels=True)
         num_images = images.shape[0]
         if num_images > self.batch_size:

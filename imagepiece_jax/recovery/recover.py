@@ -202,7 +202,8 @@ class RecoveryRun:
 
     def make_crops(self, steps: int) -> Batches:
         """Batches of random crops for `steps` steps."""
-        size, area = self.fit.vit.image_size, recovery_images.CROP_AREA
+        size = self.fit.vit.image_size
+        area = recovery_images.CROP_AREA
         return Batches(
             source=self.image_split.training,
             transform=TrainTransform(size, "random_resized", area, shift=0, flip=True),

@@ -72,7 +72,8 @@ class Reduction:
                 meant = f"; did you mean {share / 100:g}?" if 1 <= share <= 100 else ""
                 rule = "a share of the MACs is above 0 and at most 1"
                 raise InputError(f"reduction is {text!r}; {rule}{meant}")
-            method_class, field_values["macs"] = Method, float(share)
+            method_class = Method
+            field_values["macs"] = float(share)
         else:
             method_class = methods.find_method(method_text)
         if method_class is None:

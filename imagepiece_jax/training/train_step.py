@@ -162,8 +162,10 @@ def train_step(
         positions = parallel.micro_batch_positions(num_images, index)
         draw_keys = functools.partial(sample_keys, run.seed, state.step, positions)
         draw_augment_keys = functools.partial(draw_keys, Purpose.AUGMENT)
-        images, stats = micro_batch["image"], (model.config.mean, model.config.std)
-        images = pipeline.augment_batch(images, run.augment, *stats, draw_augment_keys)
+        stats = (model.config.mean, model.config.std)
+        images = pipeline.augment_batch(
+            micro_batch["image"], run.augment, *stats, draw_augment_keys
+        )
         smoothing = run.label_smoothing
         targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
 

@@ -188,7 +188,8 @@ def read_tensors(
     if location.origin.kind == RUN_KIND:
         tensors = _read_run_tensors(location)
     else:
-        weights, key = location.find_weights(), location.origin.checkpoint
+        weights = location.find_weights()
+        key = location.origin.checkpoint
         tensors = naming.read_timm_tensors(weights, key, facts.config)
         names = location.file_names
         learned_files = [name for name in file_names.LEARNED_FILES if name in names]

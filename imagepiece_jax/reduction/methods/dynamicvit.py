@@ -61,8 +61,8 @@ class LearnedSelection(method.Method):
         Raises InputError if the teacher's patches, width or classes differ.
         """
         masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
-        shares, targets = self.live_shares(masks), self.target_shares(plan)
-        ratio = token_selector.ratio_loss(shares, targets)
+        shares = self.live_shares(masks)
+        ratio = token_selector.ratio_loss(shares, self.target_shares(plan))
         kl = token_selector.kl_divergence(outputs.logits, teacher_outputs.logits)
         tokens = token_selector.token_loss(outputs, teacher_outputs)
         return {
