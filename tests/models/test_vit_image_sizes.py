@@ -3,6 +3,7 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.architecture import Architecture
@@ -30,6 +31,22 @@ def test_parts_of_a_model_are_counted_by_hand():
     assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
     head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
     assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
+
+
+# The smallest covering images: int(28 / .875) = 32 and int(56 / .875) = 64.
+@pytest.mark.parametrize(
+    "size, resized", [((40, 80), (32, 64)), ((40, 100), (32, 80)), ((60, 80), (48, 64))]
+)
+def test_a_rectangular_crop_is_central(size, resized):
+    image = np.full((*size, 3), 7, np.uint8)
+    image[:, :, 0] = 2 * np.arange(size[0])[:, None]
+    image[:, :, 1] = 2 * np.arange(size[1])[None, :]
+    out = Preprocessing((28, 56))(image)
+    assert out.shape == (28, 56, 3)
+    for axis, (old, new, side) in enumerate(zip(size, resized, (28, 56), strict=True)):
+        positions = ((new - side) / 2 + np.arange(side) + 0.5) * old / new - 0.5
+        crop_line = out[:, 20, 0] if axis == 0 else out[20, :, 1]
+        assert np.abs(crop_line - 2 * positions)[2:-2].max() <= 1
 
 
 @pytest.mark.parametrize("folded", [False, True])
