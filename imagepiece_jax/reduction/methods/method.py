@@ -75,7 +75,7 @@ class Method:
     """
 
     # In subclasses every field has a default. Training-only fields have compare=False.
-    # Fields named in CHOICES are checked.
+    # A `checks.option` is checked, and so are fields named in CHOICES.
     #
     # Methods with their own training override some class attributes below by a value
     # or a function.
