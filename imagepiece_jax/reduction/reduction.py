@@ -69,7 +69,7 @@ class Reduction:
         share = _parse_literal(method_text.removesuffix("%"))
         if isinstance(share, int | float) and not isinstance(share, bool):
             if method_text.endswith("%") or not 0 < share <= 1:
-                meant = f"; did you mean {share / 100:g}?" if 1 <= share <= 100 else ""
+                meant = f"; did you mean {share / 100:g}?" if 5 <= share <= 100 else ""
                 rule = "a share of the MACs is above 0 and at most 1"
                 raise InputError(f"reduction is {text!r}; {rule}{meant}")
             method_class = Method
