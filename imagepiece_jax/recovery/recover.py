@@ -29,6 +29,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 from imagepiece_jax.recovery import recovery_images, recovery_step
+from imagepiece_jax.recovery.recovery_images import split_images
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
@@ -96,7 +97,7 @@ def recover(
     # Images are checked before anything is compiled.
     earlier = [s.recovered_variant for s in students if s.recovered_variant]
     known = "".join(variant.learned for variant in earlier)
-    image_split = recovery_images.split_images(as_source(images), batch_size, known)
+    image_split = split_images(as_source(images), batch_size, known)
     batches = recovery_images.read_image_batches(
         image_split.held_out, vit.preprocessing, batch_size
     )

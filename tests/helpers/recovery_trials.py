@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.recovery import recover, recovery_images, recovery_step
+from imagepiece_jax.recovery import recover, recovery_step
 from tests.helpers import tiny_vit
 from tests.helpers.oracles import softmax
 
@@ -101,12 +101,12 @@ def source_names(source):
 
 def split_only(monkeypatch, vit, images):
     """The learned and the held-out images of `recover`, which stops there."""
-    split_images = recovery_images.split_images
+    split_images = recover.split_images
 
     def split_and_stop(*args):
         raise LookupError(split_images(*args))
 
-    monkeypatch.setattr(recovery_images, "split_images", split_and_stop)
+    monkeypatch.setattr(recover, "split_images", split_and_stop)
     with pytest.raises(LookupError) as stopped:
         imagepiece_jax.recover(vit, images, batch_size=8)
     (parts,) = stopped.value.args
