@@ -44,7 +44,7 @@ def test_cells_equal_slow_means(grid, size, prefix, dtype):
     x = rng.normal(size=(2, prefix + n, 3)).astype(jnp.dtype(dtype))
     state, slots = pool_tokens(x, grid, size, prefix)
     assert state.x.dtype == dtype
-    tolerance = 1e-6 if dtype == "float32" else 2**-8
+    tolerance = 1e-6 if dtype == "float32" else 2**-7  # sum and quotient round
     cell_of_patch = [
         (i * size // grid[0]) * size + j * size // grid[1]
         for i, j in itertools.product(range(grid[0]), range(grid[1]))
