@@ -108,8 +108,7 @@ class Method:
             object.__setattr__(self, field.name, value)
             if field.name in CHOICES:
                 checks.check_choice(field.name, value, CHOICES[field.name])
-            if "check" in field.metadata:
-                field.metadata["check"](field.name, value)
+        checks.check_options(self)
         if self.macs is not None or type(self) is Method:
             checks.check_share("macs", self.macs)
         if self.macs is not None and self.ratio_field is not None:
