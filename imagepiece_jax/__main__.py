@@ -1,35 +1,34 @@
 """Entry point of all commands: imagepiece COMMAND, or python -m imagepiece_jax.
 
-A process imports only its command's module. Further imports stand where they are used.
+A process imports only its command's module.
 """
 
+import ast
+import importlib
+import pathlib
 import sys
 
+from imagepiece_jax import __version__, cli
 from imagepiece_jax.errors import InputError
 
 
-def command_files() -> dict:
+def command_files() -> dict[str, pathlib.Path]:
     """{name: file} of all commands."""
-    import pathlib
-
     folder = pathlib.Path(__file__).resolve().parent / "commands"
     return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
 def command_listing() -> str:
     """List the commands: name, and first line of the module docstring."""
-    import ast
-
     lines = ["imagepiece COMMAND ..; COMMAND --help has its options"]
     for name, file in command_files().items():
+        # Parsed, because an import would load the libraries of all commands.
         docstring = ast.get_docstring(ast.parse(file.read_bytes())) or name
         lines.append(f"  {name:15}{docstring.splitlines()[0]}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    from imagepiece_jax import cli
-
     cli.run_and_exit(_run_command)
 
 
@@ -40,14 +39,8 @@ def _run_command() -> None:
     if name in ("--help", "-h"):
         print(command_listing())
     elif name == "--version":
-        from imagepiece_jax.common.version import __version__
-
         print(f"imagepiece_jax {__version__}")
     elif name in files:
-        import importlib
-
-        from imagepiece_jax import cli
-
         module = importlib.import_module(f"imagepiece_jax.commands.{name}")
         del sys.argv[1]
         cli.run_command(module.main, f"imagepiece {name}")

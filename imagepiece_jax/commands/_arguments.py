@@ -6,17 +6,11 @@ the order of these classes in a command's signature.
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from imagepiece_jax.errors import InputError
-
-if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
-    from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.models.program import ExportedProgram
-    from imagepiece_jax.models.vit import ViT
 
 
 def option_values(name: str, values: tuple | None) -> tuple:
@@ -76,7 +70,7 @@ class Weights:
             (options["image_size"],) = self.image_size
         return options
 
-    def refuse_options(self, title: str, allowed_names: Collection[str] = ()) -> None:
+    def _refuse_options(self, title, allowed_names=()):
         """Refuse typed arguments except `allowed_names`; title: what weights are."""
         for name, value in self.typed_options().items():
             if name not in allowed_names:
@@ -88,30 +82,18 @@ class Weights:
             words = f"--reductions {self.reduction}, which takes several"
             raise InputError(f"reduction is {self.reduction}; type {words}")
 
-    def check_json_file(
-        self,
-        json: str,
-        *data_names: str,
-        images: Iterable[str] = (),
-        endings: Collection[str] = (".json",),
-    ) -> None:
-        """Check that the file `json` can be written, and is no input of the command."""
-        from imagepiece_jax.common.files import check_writable
-        from imagepiece_jax.weights.run_files import list_input_files
+    # Without hints of results, because JAX would be imported, and --help needs none.
 
-        input_files = [*images, *list_input_files(self.weights, *data_names)]
-        check_writable("json", json, endings, input_files)
-
-    def open_exported(self) -> "ExportedProgram | None":
-        """Open an exported file; None if the argument is weights."""
+    def open_exported(self):
+        """Open an exported file as an ExportedProgram; None if it is weights."""
         from imagepiece_jax.models.program import is_exported, open_program
 
         if not is_exported(self.weights):
             return None
-        self.refuse_options("an exported program; export the weights again with it")
+        self._refuse_options("an exported program; export the weights again with it")
         return open_program(self.weights)
 
-    def load_model(self, **more_options: Any) -> "Pretrained":
+    def load_model(self, **more_options):
         """Load the model, with more arguments of `imagepiece_jax.load`."""
         from imagepiece_jax import load
 
@@ -125,8 +107,8 @@ class Model(Weights):
     weights: Annotated[str, Positional, arg(metavar="MODEL")]
     """Weights as other commands take them, or timm's name of a public model."""
 
-    def create_named(self) -> "ViT | None":
-        """Create a named model; None for a file, a folder or hf://OWNER/NAME.
+    def create_named(self):
+        """Create a named ViT; None for a file, a folder or hf://OWNER/NAME.
 
         Raises InputError for an unknown name, and for arguments that need weights.
         """
@@ -136,7 +118,7 @@ class Model(Weights):
         if os.path.exists(path) or path.startswith("hf://"):
             return None
         allowed_names = ("reduction", "image_size", "dtype", "attention")
-        self.refuse_options("no file or folder", allowed_names)
+        self._refuse_options("no file or folder", allowed_names)
         return create_model(self.weights, **self.typed_options())
 
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from imagepiece_jax.commands._arguments import Model, option_values
+from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.common.timer import Timing
 from imagepiece_jax.errors import InputError
 
@@ -38,11 +39,13 @@ def main(
     """
     from imagepiece_jax.benchmark import suite, workloads
     from imagepiece_jax.common import xla_options
+    from imagepiece_jax.weights.run_files import list_input_files
 
     batch_sizes = option_values("batch_size", batch_size)
     timing = Timing(warmup, repeats, seconds)
     if json:
-        model.check_json_file(json, endings=(".json", ".jsonl"))
+        endings = (".json", ".jsonl")
+        check_writable("json", json, endings, list_input_files(model.weights))
     reduction_texts = option_values("reductions", reductions)
     program = model.open_exported()
     if program is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from imagepiece_jax.commands._arguments import Data, Weights
-from imagepiece_jax.common.files import write_json
+from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.errors import InputError
 
@@ -38,6 +38,7 @@ def main(
     from imagepiece_jax.evaluation.labeled_images import find_data_name
     from imagepiece_jax.exporters.self_test import find_difference
     from imagepiece_jax.models.pretrained import Pretrained
+    from imagepiece_jax.weights.run_files import list_input_files
 
     program = weights.open_exported()
     if self_test:
@@ -48,7 +49,8 @@ def main(
         return int(not difference <= tolerance)  # NaN fails, too
     model = program or weights.load_model()
     if json is not None:
-        weights.check_json_file(json, find_data_name(model, data.data))
+        inputs = (weights.weights, find_data_name(model, data.data))
+        check_writable("json", json, (".json",), list_input_files(*inputs))
     notes = [model.config.preprocessing.description]
     if isinstance(model, Pretrained):
         notes += model.origin.describe_differences(model)

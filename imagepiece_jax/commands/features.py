@@ -1,15 +1,11 @@
 """Vectors of photographs, in one SQLite file."""
 
 import pathlib
-from typing import TYPE_CHECKING
 
 from imagepiece_jax.commands._arguments import Images, Weights
 from imagepiece_jax.common import files
 from imagepiece_jax.common.image_size import image_sides, size_text
 from imagepiece_jax.common.progress import log
-
-if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
-    from imagepiece_jax.models.pretrained import Pretrained
 
 
 def main(
@@ -57,7 +53,7 @@ def main(
         indices = evenly_spaced_indices(count, min(limit, count))
         image_files = [image_files[index] for index in indices]
     vit = weights.load_model()
-    note_image_cost(vit)
+    _note_image_cost(vit)
     options = {"patches": patches, "logits": logits, "batch_size": batch_size}
     failures = write_features(vit, image_files, file, threads=threads, **options)
     print(f"{file}: vectors of {len({*image_files}) - len(failures)} images")
@@ -69,7 +65,7 @@ def main(
     return int(bool(failures))
 
 
-def note_image_cost(vit: "Pretrained") -> None:
+def _note_image_cost(vit):
     """Log a note if images of 224 pixels would take less than half the MACs."""
     from imagepiece_jax.models.cost import model_macs
     from imagepiece_jax.models.create import build_model

@@ -1,16 +1,11 @@
 """The most probable classes of images."""
 
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
-from imagepiece_jax.common.files import write_json
+from imagepiece_jax.common.files import check_writable, write_json
 from imagepiece_jax.errors import InputError
-
-if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
-    import numpy as np
-
-    from imagepiece_jax.inference.predictor import Prediction
 
 
 def main(
@@ -34,10 +29,12 @@ def main(
     """
     from imagepiece_jax.data import pictures
     from imagepiece_jax.inference.predictor import Predictor
+    from imagepiece_jax.weights.run_files import list_input_files
 
     files = pictures.find_images(images.images)
     if json is not None:
-        weights.check_json_file(json, images=files)
+        input_files = [*files, *list_input_files(weights.weights)]
+        check_writable("json", json, (".json",), input_files)
     vit = weights.load_model()
     attention = vit.model.execution.attention
     options = {"dtype": weights.dtype, "attention": attention, "gelu": gelu}
@@ -45,7 +42,7 @@ def main(
     records = {}
     num_unreadable = 0
     for file, output in zip(files, predictor.stream(files), strict=True):
-        records[file], line = describe_output(file, output)
+        records[file], line = _describe_output(file, output)
         if isinstance(output, InputError):
             num_unreadable += 1
             print(line, file=sys.stderr)
@@ -56,12 +53,10 @@ def main(
     return int(num_unreadable > 0)
 
 
-def describe_output(
-    file: str, output: "list[Prediction] | np.ndarray | InputError"
-) -> tuple[dict | list, str]:
+def _describe_output(file, output):
     """(JSON value, printed line) of an image.
 
-    output: its predictions, an InputError, or vectors of a model without classes
+    output: its Predictions, an InputError, or vectors of a model without classes
     """
     from imagepiece_jax.data import class_names
 

@@ -1,15 +1,10 @@
 """Recovery of a reduced model, from a few hundred images without labels."""
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal
 
 from imagepiece_jax.commands._arguments import Images, Weights
-from imagepiece_jax.errors import RunError
-
-if TYPE_CHECKING:  # JAX is imported here, but --help does not need it
-    from pathlib import Path
-
-    from imagepiece_jax.models import recovery_record
-    from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.common.progress import log
+from imagepiece_jax.errors import InputError, RunError
 
 
 def main(
@@ -53,7 +48,7 @@ def main(
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked_folder("out", folder):
         vit = weights.load_model()
-        check_lost_reductions(folder, vit)
+        _check_lost_reductions(folder, vit)
         recovered_vit = recover(
             vit,
             source,
@@ -63,7 +58,7 @@ def main(
             seed=seed,
             parameters=parameters,
         )
-    recovery = cast("recovery_record.Recovery", recovered_vit.recovery)
+    recovery = recovered_vit.recovery
     print(recovery)
     if all(v.stopped and not v.changed for v in recovery.variants):
         raise RunError(f"nothing is written to {out}: no weights were better yet")
@@ -73,10 +68,8 @@ def main(
         print(f"note: nothing was better: {out} holds the model as it was")
 
 
-def check_lost_reductions(folder: "Path", vit: "Pretrained") -> None:
+def _check_lost_reductions(folder, vit):
     """Refuse to replace a folder with recovered reductions that the result lacks."""
-    from imagepiece_jax.common.progress import log
-    from imagepiece_jax.errors import InputError
     from imagepiece_jax.recovery.recover import list_students
     from imagepiece_jax.weights import description, location
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.visualize import token_pictures
-from imagepiece_jax.visualize.trace import Stage, Trace
+from imagepiece_jax.visualize.trace import Trace
 
 FIGURE_CAPTION = (
     f"{token_pictures.TOKEN_CAPTION} Sizes: the number of patches of each token, on a "
@@ -29,32 +29,23 @@ def write_figure(
     """
     factor = max(1, -(-token_pictures.LEAST_PANEL // image.shape[0]))
     enlarged_image = image.repeat(factor, 0).repeat(factor, 1)
-    token_panels = [(name, enlarged_image, f"{trace.num_patches} patches")]
-    size_panels: list[token_pictures.Panel | None] = [None]
+    panels = {(0, 0): (name, enlarged_image, f"{trace.num_patches} patches")}
+    column = 0
     for stage in trace.stages:
-        panels = draw_stage(enlarged_image, trace.grid, stage, index)
-        if panels is not None:
-            token_panels.append(panels[0])
-            size_panels.append(panels[1])
-    if len(token_panels) > 1:
-        panel_rows = [token_panels, size_panels]
-        token_pictures.write_panel_page(path, panel_rows, FIGURE_CAPTION)
-    else:
-        token_pictures.write_panel_page(path, [token_panels], "")
-
-
-def draw_stage(
-    image: RgbPixels, grid: token_pictures.Grid, stage: Stage, index: int
-) -> tuple[token_pictures.Panel, token_pictures.Panel] | None:
-    """Draw the tokens and the token sizes of image `index`; None: they overlap."""
-    if stage.token_of_patch is None or stage.sizes is None:
-        return None
-    token_of_patch = stage.token_of_patch[index]
-    token_picture = token_pictures.paint_tokens(image, token_of_patch, grid)
-    token_panel = (stage.title, token_picture, counted_noun(stage.num_tokens, "token"))
-    shares, size_note = size_shares(stage.sizes[index], token_of_patch)
-    size_picture = token_pictures.paint_values(image, shares, grid)
-    return token_panel, (f"sizes, {stage.title}", size_picture, size_note)
+        if stage.token_of_patch is None or stage.sizes is None:
+            continue
+        column += 1
+        token_of_patch = stage.token_of_patch[index]
+        picture = token_pictures.paint_tokens(
+            enlarged_image, token_of_patch, trace.grid
+        )
+        note = counted_noun(stage.num_tokens, "token")
+        panels[0, column] = (stage.title, picture, note)
+        shares, note = size_shares(stage.sizes[index], token_of_patch)
+        picture = token_pictures.paint_values(enlarged_image, shares, trace.grid)
+        panels[1, column] = (f"sizes, {stage.title}", picture, note)
+    caption = FIGURE_CAPTION if column else ""
+    token_pictures.write_panel_page(path, panels, caption)
 
 
 def size_shares(
@@ -65,13 +56,12 @@ def size_shares(
     Sizes are logarithmic: 0 for one patch, 1 for the image's largest token, NaN for a
     dropped patch.
     """
-    min_size = sizes.min()
     max_size = sizes.max()
     # Two patches are the smallest size that gets the brightest color.
     shares = np.log(sizes) / np.log(max(max_size, 2))
-    size_note = "1 patch each" if max_size == 1 else f"{min_size} to {max_size} patches"
+    note = "1 patch each" if max_size == 1 else f"{sizes.min()} to {max_size} patches"
     share_of_patch = shares[np.maximum(token_of_patch, 0)]
-    return np.where(token_of_patch < 0, np.nan, share_of_patch), size_note
+    return np.where(token_of_patch < 0, np.nan, share_of_patch), note
 
 
 def figure_name(index: int, name: str, method_label: str) -> str:

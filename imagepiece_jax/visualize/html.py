@@ -63,28 +63,27 @@ def write_page(
     Yields a line per reduction, and a line about the files.
     """
     figure_folder = folder / "figures"
+    figure_folder.mkdir(parents=True, exist_ok=True)
     methods = []
     traces = []
-    folder.mkdir(parents=True, exist_ok=True)
     for earlier_figure in figure_folder.glob("[0-9]*_*.png"):
         earlier_figure.unlink()
     for vit in models:
         trace = tracing.trace_tokens(vit.model, vit.variables, images)
         traces.append(trace)
-        setting = str(vit.reduction)
-        methods.append({"label": vit.label, "setting": setting, "gmacs": vit.gmacs})
+        label = vit.label
+        method = {"label": label, "setting": str(vit.reduction), "gmacs": vit.gmacs}
+        methods.append(method)
         # Like the model, figures leave out incomplete patches, at the far edges.
         height, width = (vit.config.patch_size * side for side in trace.grid)
         shown_images = images[:, :height, :width]
         stages = tuple(s for s in trace.stages if not blocks or s.block in blocks)
         shown_trace = dataclasses.replace(trace, stages=stages)
-        figure_folder.mkdir(parents=True, exist_ok=True)
-        task = f"figures of {vit.label}"
-        for index, name in enumerate(with_progress_bar(names, task)):
-            path = figure_folder / figure.figure_name(index, name, vit.label)
+        for index, name in enumerate(with_progress_bar(names, f"figures of {label}")):
+            path = figure_folder / figure.figure_name(index, name, label)
             figure.write_figure(path, shown_images[index], name, shown_trace, index)
         tokens_text = counted_noun(trace.num_tokens, "token")
-        yield f"{vit.label}: {trace.num_patches} patches, {tokens_text} at the end"
+        yield f"{label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
     html_text = render_page(names, methods, traces, weights_name, models[0].class_names)
     files.replace_file(folder / "index.html", html_text)
@@ -102,9 +101,9 @@ def render_page(
     rows = []
     for method, trace in zip(methods, traces, strict=True):
         counts = ", ".join(str(stage.num_tokens) for stage in trace.stages)
-        cells = (f"{method['gmacs']:.3f}", str(trace.num_tokens), counts)
-        texts = (html.escape(method["label"]), *cells)
-        rows.append(f"<tr><td>{'</td><td>'.join(texts)}</td></tr>")
+        label = html.escape(method["label"])
+        cells = (label, f"{method['gmacs']:.3f}", str(trace.num_tokens), counts)
+        rows.append(f"<tr><td>{'</td><td>'.join(cells)}</td></tr>")
     sections = []
     for index, name in enumerate(names):
         sections.append(f"<h2>{html.escape(name)}</h2>")

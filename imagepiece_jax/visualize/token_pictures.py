@@ -3,11 +3,10 @@
 `token_of_patch` is the token of every patch, row by row; negative: a dropped patch.
 """
 
-import itertools
 import os
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -119,45 +118,40 @@ def paint_values(
 
 
 def write_panel_page(
-    path: str | os.PathLike, panel_rows: Sequence[Sequence[Panel | None]], caption: str
+    path: str | os.PathLike, panels: Mapping[tuple[int, int], Panel], caption: str
 ) -> None:
-    """Write one PNG of pictures in rows.
+    """Write one PNG of pictures in rows and columns.
 
-    panel_rows: pictures of one size; None: an empty place
+    panels: by (row, column), with pictures of one size; a place may be empty
     """
-    _, first_picture, _ = next(filter(None, itertools.chain(*panel_rows)))
-    height, width = first_picture.shape[:2]
-    num_columns = max(map(len, panel_rows))
+    height, width, _ = panels[0, 0][1].shape
+    num_rows, num_columns = np.max([*panels], axis=0) + 1
     page_width = 2 * _PAGE_MARGIN + num_columns * (width + _PANEL_GAP) - _PANEL_GAP
     letters_per_line = int((page_width - 2 * _PAGE_MARGIN) / _LETTER_WIDTH)
     caption_lines = textwrap.wrap(caption, letters_per_line)
     caption_height = 2 * _PAGE_MARGIN + len(caption_lines) * _LINE_HEIGHT
-    page_height = len(panel_rows) * (height + _TITLE_HEIGHT) + caption_height
+    page_height = num_rows * (height + _TITLE_HEIGHT) + caption_height
 
     figure = new_figure(page_width / DOTS_PER_INCH, page_height / DOTS_PER_INCH)
-    for row_index, panels in enumerate(panel_rows):
-        for column_index, panel in enumerate(panels):
-            if panel is None:
-                continue
-            title, picture, note = panel
-            left = _PAGE_MARGIN + column_index * (width + _PANEL_GAP)
-            bottom = page_height - (row_index + 1) * (height + _TITLE_HEIGHT)
-            corner = (left / page_width, bottom / page_height)
-            extent = (width / page_width, height / page_height)
-            axes = figure.add_axes((*corner, *extent))
-            axes.imshow(picture, interpolation="nearest", aspect="auto")
-            axes.set_axis_off()
-            # A file name may not be UTF-8.
-            whole_title = title.encode(errors="backslashreplace").decode()
-            num_letters = int(width / _LETTER_WIDTH)
-            short_title = textwrap.shorten(whole_title, num_letters, placeholder="…")
-            axes.set_title(
-                f"{short_title}\n{note}",
-                fontsize=_FONT_SIZE,
-                loc="left",
-                pad=5,
-                parse_math=False,  # "$" in a file name is a "$"
-            )
+    for (row, column), (title, picture, note) in panels.items():
+        left = _PAGE_MARGIN + column * (width + _PANEL_GAP)
+        bottom = page_height - (row + 1) * (height + _TITLE_HEIGHT)
+        corner = (left / page_width, bottom / page_height)
+        extent = (width / page_width, height / page_height)
+        axes = figure.add_axes((*corner, *extent))
+        axes.imshow(picture, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        # A file name may not be UTF-8.
+        whole_title = title.encode(errors="backslashreplace").decode()
+        num_letters = int(width / _LETTER_WIDTH)
+        short_title = textwrap.shorten(whole_title, num_letters, placeholder="…")
+        axes.set_title(
+            f"{short_title}\n{note}",
+            fontsize=_FONT_SIZE,
+            loc="left",
+            pad=5,
+            parse_math=False,  # "$" in a file name is a "$"
+        )
     figure.text(
         _PAGE_MARGIN / page_width,
         (caption_height - _PAGE_MARGIN) / page_height,
@@ -187,11 +181,9 @@ def _fade_to_stripes(pixels):
 
 def _expand_to_pixels(patch_values, image):
     """Value of every pixel's patch."""
-    pixel_values = patch_values
-    for axis in (0, 1):
-        patch_side = image.shape[axis] // patch_values.shape[axis]
-        pixel_values = pixel_values.repeat(patch_side, axis)
-    return pixel_values
+    height, width = image.shape[:2]
+    num_rows, num_columns = patch_values.shape[:2]
+    return patch_values.repeat(height // num_rows, 0).repeat(width // num_columns, 1)
 
 
 def _token_border(token_of_pixel, border_width):

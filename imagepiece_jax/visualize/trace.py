@@ -33,7 +33,14 @@ class Stage:
     num_tokens: int
     # None after a soft reduction (TokenLearner), whose tokens overlap. DROPPED: none
     token_of_patch: Int[np.ndarray, "images patches"] | None = None
-    sizes: Int[np.ndarray, "images tokens"] | None = None  # patches per token
+
+    @functools.cached_property
+    def sizes(self) -> Int[np.ndarray, "images tokens"] | None:
+        """Number of patches of every token; None after a soft reduction."""
+        if self.token_of_patch is None:
+            return None
+        is_member = self.token_of_patch[:, :, None] == np.arange(self.num_tokens)
+        return is_member.sum(axis=1, dtype=np.int32)
 
     @property
     def title(self) -> str:
@@ -75,16 +82,11 @@ def trace_tokens(
     for block, block_plan in enumerate(model.plan):
         if not block_plan.counts or block_plan.step is None:
             continue
-        site = block_plan.step.site
-        num_tokens = block_plan.counts.n_out
         token_of_patch = next(remaining_maps, None)
-        # A soft reduction's tokens overlap; later tokens have no place in the image.
-        if token_of_patch is None:
-            stages.append(Stage(block, site, num_tokens))
+        place = (block, block_plan.step.site, block_plan.counts.n_out)
+        stages.append(Stage(*place, token_of_patch))
+        if token_of_patch is None:  # later tokens have no place in the image
             break
-        is_member = token_of_patch[:, :, None] == np.arange(num_tokens)
-        sizes = is_member.sum(axis=1, dtype=np.int32)
-        stages.append(Stage(block, site, num_tokens, token_of_patch, sizes))
     return Trace(
         grid=patch_grid(images.shape[1:3], model.config.patch_size, cut=True),
         stages=tuple(stages),
@@ -98,13 +100,14 @@ def _trace_in_batches(model, variables, images):
     """`_token_maps_and_logits` of all images, TRACE_BATCH at a time."""
     variables = jax.device_put(variables)  # once for all batches
     batch_results = []
-    starts = range(0, len(images), TRACE_BATCH)
-    for start in with_progress_bar(starts, "batches of images traced"):
-        batch = images[start : start + TRACE_BATCH]
-        num_padding = min(TRACE_BATCH, len(images)) - len(batch)
-        padding = np.repeat(batch[:1], num_padding, axis=0)
-        padded_batch = jax.device_put(np.concatenate([batch, padding]))
-        batch_result = _token_maps_and_logits(variables, padded_batch, model)
+    batch_size = min(TRACE_BATCH, len(images))
+    for start in with_progress_bar(
+        range(0, len(images), batch_size), "batches of images traced"
+    ):
+        # The last batch is padded with copies of its first image.
+        indices = np.arange(start, start + batch_size)
+        batch = images[np.where(indices < len(images), indices, start)]
+        batch_result = _token_maps_and_logits(variables, jax.device_put(batch), model)
         batch_results.append(jax.device_get(batch_result))
     return jax.tree.map(
         lambda *arrays: np.concatenate(arrays)[: len(images)], *batch_results
@@ -148,14 +151,15 @@ def write_traces(
                 "source": stage.token_of_patch,
             }
             stage_records.append(stage_record)
-        trace_record = {
+        method_record = {
+            **method,
             "grid": trace.grid,
             "stages": stage_records,
             "tokens": trace.num_tokens,
             "top": trace.top_labels,
             "confidence": trace.confidence,
         }
-        method_records.append({**method, **trace_record})
+        method_records.append(method_record)
     file = pathlib.Path(folder) / TRACE_FILE
     record = {"images": names, "methods": method_records}
     replace_file(file, json.dumps(record, default=np.ndarray.tolist) + "\n")

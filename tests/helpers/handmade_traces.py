@@ -27,10 +27,9 @@ def _trace(stages, tokens):
 
 def hard_trace():
     """A merge in block 1 and a pruning before block 3."""
-    sizes = [np.array(s, np.int32) for s in ([2, 1, 1, 1, 1], [2, 1, 1, 1])]
     stages = (
-        Stage(1, "mid", 5, for_two_images(MERGED), for_two_images(sizes[0])),
-        Stage(3, "pre", 4, for_two_images(PRUNED), for_two_images(sizes[1])),
+        Stage(1, "mid", 5, for_two_images(MERGED)),
+        Stage(3, "pre", 4, for_two_images(PRUNED)),
     )
     return _trace(stages, 4)
 
