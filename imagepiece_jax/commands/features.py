@@ -4,8 +4,6 @@ import pathlib
 
 from imagepiece_jax.commands._arguments import Images, Weights
 from imagepiece_jax.common import files
-from imagepiece_jax.common.image_size import image_sides, size_text
-from imagepiece_jax.common.progress import log
 
 
 def main(
@@ -53,7 +51,6 @@ def main(
         indices = evenly_spaced_indices(count, min(limit, count))
         image_files = [image_files[index] for index in indices]
     vit = weights.load_model()
-    _note_image_cost(vit)
     options = {"patches": patches, "logits": logits, "batch_size": batch_size}
     failures = write_features(vit, image_files, file, threads=threads, **options)
     print(f"{file}: vectors of {len({*image_files}) - len(failures)} images")
@@ -63,19 +60,3 @@ def main(
                 np.save(opened_file, read_features(file)[1])
         print(file.with_suffix(".npy"))
     return int(bool(failures))
-
-
-def _note_image_cost(vit):
-    """Log a note if images of 224 pixels would take less than half the MACs."""
-    from imagepiece_jax.models.cost import model_macs
-    from imagepiece_jax.models.create import build_model
-
-    if max(image_sides(vit.image_size)) <= 224 or 224 % vit.config.patch_size:
-        return
-    dense_macs = model_macs(build_model(vit.config))
-    small_macs = model_macs(build_model(vit.config.at_size(224)))
-    if dense_macs > 2 * small_macs:
-        log.info(
-            f"images of {size_text(vit.image_size)} take {vit.gmacs:.0f} GMACs each; "
-            f"--image-size 224 takes {dense_macs / small_macs:.0f} times fewer"
-        )

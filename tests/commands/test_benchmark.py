@@ -12,32 +12,14 @@ from tests.helpers.tiny_benchmark import SMALL, simplify
 NAMES = ("dense", "tome:r=2", "dynamicvit:blocks=(1,)")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    return imagepiece_jax.save(tiny_vit.pretrained(depth=2), folder / "trained")
-
-
-@pytest.fixture(scope="module")
-def measured(trained, tmp_path_factory):
-    """Measure weights with two reductions at two batch sizes: (output, folder)."""
-    folder = tmp_path_factory.mktemp("out")
-    words = [trained, "--reductions", *NAMES[1:], *SMALL, "--batch-size", 2, 4]
-    words += ["--json", folder / "a.json", "--gelu=tanh"]
-    with pytest.MonkeyPatch.context() as patch:
-        simplify(patch)
-        ended = call(benchmark.main, *words).quiet()
-    return ended.out, folder
-
-
-def read_rows(folder):
-    return [json.loads(line) for line in (folder / "a.json").read_text().splitlines()]
-
-
-def test_every_case_is_printed_and_a_json_line(measured):
-    out, folder = measured
-    assert [line.split()[0] for line in out.splitlines()[-3:]] == [*NAMES]
-    rows = read_rows(folder)
+def test_every_case_is_printed_and_a_json_line(tmp_path, monkeypatch):
+    weights = imagepiece_jax.save(tiny_vit.pretrained(depth=2), tmp_path / "w")
+    file = tmp_path / "a.json"
+    words = [weights, "--reductions", *NAMES[1:], *SMALL, "--batch-size", 2, 4]
+    simplify(monkeypatch)
+    ended = call(benchmark.main, *words, "--json", file, "--gelu=tanh").quiet()
+    assert [line.split()[0] for line in ended.out.splitlines()[-3:]] == [*NAMES]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
     cases = itertools.product((4, 2), NAMES)
     assert [(row["batch_size"], row["config"]) for row in rows] == list(cases)
     for row in rows:

@@ -3,12 +3,11 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import compare
-from imagepiece_jax.common import extras, statistics
+from imagepiece_jax.common import statistics
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits
 from tests.helpers import small_photographs, tiny_vit
-from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
@@ -53,9 +52,8 @@ def test_evenly_spaced_images_have_the_functions_table(weights, tmp_path):
     words = [weights, "digits", "--limit=30", "--reductions=tome:r=2", "--out", out]
     ended = call(compare.main, *words).ok()
     assert f"written to {out / 'compare.md'}" in ended.out
-    setting = result_cache.read_points(out / result_cache.POINTS_FILE_NAME)[0][
-        "setting"
-    ]
+    line, *_ = result_cache.read_points(out / result_cache.POINTS_FILE_NAME)
+    setting = line["setting"]
     assert (setting["images"], setting["limit"]) == (30, 30)
     first_30 = open_source("digits", "val").subset(range(30))  # not evenly spaced
     assert setting["digest"] != first_30.digest
@@ -83,11 +81,3 @@ def test_an_encoder_is_compared_on_photographs(tmp_path):
     (photos / "005.png").write_bytes(b"no image")
     ended = call(compare.main, *words)
     assert ended.status == 2 and "005.png" in ended.lines[-1]
-
-
-def test_missing_matplotlib_is_refused_before_measuring(tmp_path, monkeypatch):
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
-    vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
-    with refused("matplotlib"):
-        imagepiece_jax.compare(vit, "digits", out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -13,8 +13,6 @@ from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call, sentence
 
-NEEDED = ("input", "preprocessing", "model")  # among the facts
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -22,11 +20,10 @@ def weights(tmp_path_factory):
     return imagepiece_jax.save(vit, tmp_path_factory.mktemp("weights") / "w")
 
 
-ACTIVATIONS = [("single_label_classification", "softmax"), ("regression", None)]
-ACTIVATIONS += [("multi_label_classification", "sigmoid")]
-
-
-@pytest.mark.parametrize("problem_type, activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "problem_type, activation",
+    [("regression", None), ("multi_label_classification", "sigmoid")],
+)
 def test_facts_describe_images_and_logits(problem_type, activation):
     vit = tiny_vit.pretrained(depth=1)
     prepared = Preprocessing(tiny_vit.SIDE, crop=0.9, rule="transformers")
@@ -44,7 +41,6 @@ def test_facts_describe_images_and_logits(problem_type, activation):
 def test_large_weights_are_beside_an_onnx_file_and_named(
     weights, tmp_path, monkeypatch
 ):
-    pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
     facts_file = tmp_path / "model.onnx.json"
@@ -109,8 +105,8 @@ def test_a_file_is_evaluated_like_its_model(tmp_path, fields):
     assert result["gmacs"] == model_result["gmacs"]
     assert result["reduction"] == "tome:r=3"
     words = ["--warmup=1", "--repeats=1", "--seconds=0"]
-    printed = call(benchmark.main, file, *words).ok().out
-    assert ["m.onnx", str(fields.get("batch_size", 1))] == printed.split()[-12:-10]
+    *_, row = call(benchmark.main, file, *words).ok().out.splitlines()
+    assert row.split()[:2] == ["m.onnx", str(fields.get("batch_size", 1))]
 
 
 @pytest.fixture(scope="module")
@@ -136,38 +132,22 @@ def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, mess
     assert message in sentence(call(main, exported, *words))
 
 
-def remove_digest(facts):
-    """Facts of an earlier version."""
-    del facts["digest"]
-    return facts
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda facts: {}, ""),
-        (lambda facts: [1], ""),
-        (lambda facts: {"model": {"depth": 3}}, ""),
-        *((lambda facts, name=name: facts | {name: 3}, "") for name in NEEDED),
-        (remove_digest, "export the model again"),
-    ],
-)
-def test_a_damaged_description_is_refused(exported, tmp_path, damage, message):
+@pytest.mark.parametrize("removed", ["input", "preprocessing", "model", "digest"])
+def test_a_damaged_description_is_refused(exported, tmp_path, removed):
     file = shutil.copy(exported, tmp_path / "m.onnx")
     facts = json.loads(exported.with_name("m.onnx.json").read_text())
-    (tmp_path / "m.onnx.json").write_text(json.dumps(damage(facts)))
-    error = sentence(call(evaluate.main, file, "digits"))
-    assert "m.onnx.json" in error and message in error
+    del facts[removed]
+    (tmp_path / "m.onnx.json").write_text(json.dumps(facts))
+    assert "m.onnx.json" in sentence(call(evaluate.main, file, "digits"))
 
 
-@pytest.mark.parametrize("text", [None, ""])
-def test_a_file_without_its_description_is_refused(tmp_path, text):
-    pytest.importorskip("onnxruntime")
-    (tmp_path / "m.onnx").touch()
+@pytest.mark.parametrize("text", [None, "", "[1]", '{"model": {"depth": 3}}'])
+def test_a_file_without_its_description_is_refused(exported, tmp_path, text):
+    file = shutil.copy(exported, tmp_path / "m.onnx")
     if text is not None:
         (tmp_path / "m.onnx.json").write_text(text)
     for main, words in ((evaluate.main, ["digits"]), (benchmark.main, [])):
-        assert "m.onnx.json" in sentence(call(main, tmp_path / "m.onnx", *words))
+        assert "m.onnx.json" in sentence(call(main, file, *words))
 
 
 def test_a_file_is_not_loaded(tmp_path):

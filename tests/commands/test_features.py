@@ -69,12 +69,3 @@ def test_the_pages_search_finds_the_photograph_itself(
     first, last = capsys.readouterr().out.splitlines()[-2:]
     assert first == "1.000 photos/c.png"
     assert last.endswith("photos/a.png")
-
-
-@pytest.mark.parametrize("size, is_noted", [(448, True), (224, False)])
-def test_a_large_image_size_is_noted(shown, caplog, size, is_noted):
-    """224 pixels have a quarter of the patches, and less of the multiply-adds."""
-    model = imagepiece_jax.create_model("deit_ti", image_size=size)
-    vit = imagepiece_jax.Pretrained(model, {"params": {}})
-    features.note_image_cost(vit)
-    assert ("--image-size 224" in caplog.text) == is_noted

@@ -1,10 +1,14 @@
-"""Names in backticks, and tests in parentheses, that exist nowhere, for `make lint`.
+"""Names that exist nowhere: `make lint` runs this file.
 
-    python -m tools.stale_names
+    python -m tools.lint
 
-It reads docstrings, comments, messages and pages. A Python name or a flag exists if
-code uses it, a member of a class or module if its body defines it, and any other name
-if its library has it. Results and the changelog tell the past and are not read.
+In docstrings, comments, messages and pages, names in backticks must exist. A Python
+name or a flag exists if code uses it, a member of a class or module if its body defines
+it, and any other name if its library has it. Results and the changelog tell the past
+and are not read.
+
+In the package, a line "name: text" of a docstring explains a parameter of its function,
+or a field or a parameter of its class. Linters read such lines only under a heading.
 """
 
 import ast
@@ -45,8 +49,8 @@ PATH = re.compile(
     r"(?<![\w./])((?:[\w.*-]+/)+[\w.*-]+\.(?:py|md|sh|mjs|toml)"
     r"|(?:imagepiece_jax|configs|docs|experiments|tests|tools)(?:/\w+)+)(?![\w.])"
 )
+EXPLAINED = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): ")
 IN_FILE = re.compile(r"`(\w+)`\s+(?:in|of)\s+`([\w/]+\.py)`")
-TEST = re.compile(r"\((test_\w+)\)")
 # An underscore, a dot, CamelCase or capitals; other words may be English.
 LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]|^[A-Z]{2,}$")
 
@@ -177,13 +181,28 @@ def stale_names(text, suffix, known):
         line = text.count("\n", 0, quoted.start()) + 1
         for name in example_stale_names(quoted[1].replace("\n", " "), known):
             yield line, name
-    for found in TEST.finditer(text):
-        if not known.has_name(found[1]):
-            yield text.count("\n", 0, found.start()) + 1, found[1]
     for found in IN_FILE.finditer(text):
         name = f"{module_name(found[2])}.{found[1]}"
         if not known.has_name(name):
             yield text.count("\n", 0, found.start()) + 1, name
+
+
+def stale_arguments(tree):
+    """Yield (line number, name) of every explained argument that does not exist."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        # Functions inside a function may explain what they take from outside.
+        names = {child.arg for child in ast.walk(node) if isinstance(child, ast.arg)}
+        if isinstance(node, ast.ClassDef):
+            names |= defined_names(node)
+        docstring = ast.get_docstring(node, clean=False) or ""
+        statement = node.body[0]
+        for number, line in enumerate(docstring.splitlines(), statement.lineno):
+            explained = EXPLAINED.match(line.removeprefix(" " * statement.col_offset))
+            for argument in explained[1].split(", ") if explained else ():
+                if argument not in names:
+                    yield number, argument
 
 
 def main() -> int:
@@ -192,20 +211,25 @@ def main() -> int:
     listed = subprocess.check_output(command, text=True).splitlines()
     files = [file for file in listed if pathlib.Path(file).is_file()]
     known = KnownNames(files)
+    problems = []
     for file in files:
         path = pathlib.Path(file)
         if path.suffix == ".py":
-            known.read(file, ast.parse(path.read_bytes()))
+            tree = ast.parse(path.read_bytes())
+            known.read(file, tree)
+            if file.startswith("imagepiece_jax/"):
+                for line, name in stale_arguments(tree):
+                    problems.append(f"{file}:{line}: no argument {name} exists")
         elif path.suffix == ".json":
             known.words.update(re.findall(r'"([\w.]+)"', path.read_text("utf-8")))
-    count = 0
     for file in files:
         path = pathlib.Path(file)
         if path.suffix in QUOTED and not PAST.match(file):
             for line, name in stale_names(path.read_text("utf-8"), path.suffix, known):
-                print(f"{file}:{line}: {name} exists nowhere")
-                count += 1
-    return min(count, 1)
+                problems.append(f"{file}:{line}: {name} exists nowhere")
+    for problem in problems:
+        print(problem)
+    return int(bool(problems))
 
 
 if __name__ == "__main__":
