@@ -31,7 +31,7 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.data.source import evenly_spaced_indices
-from imagepiece_jax.data.sources.csv_table import open_csv
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.inference.compare_outputs import (
@@ -282,7 +282,8 @@ class Study:
             "dinov2": assets / "weights/dinov2_small",
             "mean": assets / "weights/dinov2_small",
         }
-        photographs = open_csv(assets / "data/nips2017_224_jpg/labels.csv", "val")
+        table = assets / "data/nips2017_224_jpg/labels.csv"
+        photographs = open_source(f"csv:{table}", "val")
         tests = as_source(imagenette)
         judging = judging_photographs()
         indices = {

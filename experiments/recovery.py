@@ -47,7 +47,7 @@ from imagepiece_jax.common.statistics import (
 )
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.data.sources.csv_table import open_csv
+from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.recovery.recovery_images import read_image_batches
@@ -294,7 +294,7 @@ def open_sources(assets, imagenette):
     sources = {"learned": odd.evenly_spaced(LEARNED), "A": even, "B": odd}
     table = assets / "data/nips2017_224_jpg/labels.csv"
     if table.exists():
-        sources["labeled"] = open_csv(table, "val")
+        sources["labeled"] = open_source(f"csv:{table}", "val")
     sources["photographs"] = even.evenly_spaced(JUDGED["photographs"])
     tests = as_source(imagenette)
     sources["imagenette"] = tests.evenly_spaced(JUDGED["imagenette"])

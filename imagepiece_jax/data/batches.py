@@ -134,12 +134,14 @@ class Batches:
         """Read chunk `chunk_number` of all batches; `allocate` makes its pixels."""
         batch_index, chunk_index = divmod(chunk_number, self.chunks_per_batch)
         step = self._steps[batch_index]
+        epoch, epoch_step = divmod(step, self._steps_per_epoch)
+        batch_start = epoch_step * self.batch_size
         positions = self._positions[self._chunk_places[chunk_index]].tolist()
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
-        for (epoch, order_index), copies in itertools.groupby(
+        for order_index, copies in itertools.groupby(
             zip(pixels, positions, strict=True),
-            lambda pair: self._epoch_place(step, position=pair[1]),
+            lambda pair: (batch_start + pair[1]) // self.repeats,  # pair[1]: position
         ):
             source_pixels, sample = self._read_first_readable(epoch, order_index)
             for target, position in copies:
@@ -155,11 +157,6 @@ class Batches:
                 samples.append(sample)
                 sample = sample._replace(image_errors=[])  # recorded for the first copy
         return BatchChunk(pixels, samples)
-
-    def _epoch_place(self, step, position):
-        """(epoch, index into the epoch's order)."""
-        epoch, epoch_step = divmod(step, self._steps_per_epoch)
-        return epoch, (epoch_step * self.batch_size + position) // self.repeats
 
     def _read_first_readable(self, epoch, order_index):
         """(pixels, Sample) of the first readable image; (None, ..) without any."""

@@ -3,17 +3,18 @@
 import contextlib
 import functools
 import io
-import os
+import pathlib
 import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.common.image_size import MAX_PIXELS
 from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.errors import InputError
 
-ImageFile = str | os.PathLike | bytes  # a path, or a file's bytes
+ImageFile = AnyPath | bytes  # a path, or a file's bytes
 
 # Formats that Pillow names, but does not decode by itself: documents, films, and others
 # that need a separate decoder; and IM, which Pillow drops.
@@ -66,20 +67,19 @@ def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
     Raises UnreadableImage, also for more than MAX_PIXELS.
     """
     try:
-        with _open_stream(file) as stream:
-            content = stream.read()
+        is_content = isinstance(file, bytes)
+        content = file if is_content else pathlib.Path(file).read_bytes()
         pixels = _decode_plain_jpeg(content)
+        if pixels is None:
+            with Image.open(io.BytesIO(content)) as image:
+                return convert_to_rgb(image, upright)
         # EXIF orientations are in APP1 segments, which most files of public sets lack.
-        if pixels is not None and upright and b"\xff\xe1" in content:
+        if upright and b"\xff\xe1" in content:
             # Not Image.open, which also reads further images listed in the file.
             image = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
-            if (orientation := _orientation(image)) in UPRIGHT_TRANSPOSES:
-                transpose = UPRIGHT_TRANSPOSES[orientation]
+            if (transpose := _upright_transpose(image)) is not None:
                 pixels = np.asarray(Image.fromarray(pixels).transpose(transpose))
-        if pixels is not None:
-            return pixels
-        with Image.open(io.BytesIO(content)) as image:
-            return convert_to_rgb(image, upright)
+        return pixels
     except ImportError:  # a missing library, not a damaged image
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
@@ -89,23 +89,6 @@ def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
         elif isinstance(error, UnidentifiedImageError):
             reason = "no known image format"
         raise UnreadableImage(name, reason) from None  # `reason` says it all
-
-
-def read_header_size(file: ImageFile, upright: bool = True) -> tuple[int, int] | None:
-    """(height, width) from an image's header; None if unreadable."""
-    try:
-        with _open_stream(file) as stream, Image.open(stream) as image:
-            # Pillow turns TIFF files by itself, size included.
-            may_turn = upright and image.format != "TIFF"
-            if may_turn and _orientation(image) in (5, 6, 7, 8):  # sideways
-                return image.width, image.height
-            return image.height, image.width
-    except Exception:  # as in `decode_image`, which reports it
-        return None
-
-
-def _open_stream(file):
-    return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
 
 
 def _decode_plain_jpeg(content):
@@ -126,14 +109,15 @@ def _decode_plain_jpeg(content):
     return None
 
 
-def _orientation(image):
-    """EXIF orientation, 1 to 8; 1 without one."""
+def _upright_transpose(image):
+    """The transpose that makes an image upright; None for an upright image."""
     # Not ImageOps.exif_transpose: it also rewrites the EXIF without the orientation,
     # and fails if any other field is malformed.
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return UPRIGHT_TRANSPOSES.get(orientation)
     except Exception:  # malformed metadata; the pixels are whole
-        return 1
+        return None
 
 
 def convert_to_rgb(image: Image.Image, upright: bool = True) -> RgbPixels:
@@ -144,8 +128,8 @@ def convert_to_rgb(image: Image.Image, upright: bool = True) -> RgbPixels:
     """
     if upright:
         image.load()  # for some formats Pillow reads EXIF, or turns the image, only now
-        if (orientation := _orientation(image)) in UPRIGHT_TRANSPOSES:
-            image = image.transpose(UPRIGHT_TRANSPOSES[orientation])
+        if (transpose := _upright_transpose(image)) is not None:
+            image = image.transpose(transpose)
     if image.mode.startswith("I;16"):  # convert() would clip at 255, not scale
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

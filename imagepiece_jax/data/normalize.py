@@ -45,13 +45,6 @@ def is_array(images: Any) -> bool:
     return isinstance(getattr(images, "dtype", None), np.dtype)
 
 
-def to_native_order(array: Any) -> Any:
-    """Convert to this machine's byte order: JAX rejects any other."""
-    if not isinstance(array, np.ndarray) or array.dtype.isnative:
-        return array
-    return array.astype(array.dtype.newbyteorder("="))
-
-
 def normalize(
     images: jax.Array | np.ndarray, mean: Channels, std: Channels
 ) -> jax.Array:
@@ -115,7 +108,12 @@ def warn_if_unnormalized(
     """
     # Unnormalized floats pass through a model, but their logits mean nothing. On an
     # accelerator the check would wait for the array.
-    if not _is_on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
+    is_on_host = isinstance(images, np.ndarray)
+    if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
+        is_local = images.is_fully_addressable  # not spread over processes
+        platforms = {device.platform for device in images.devices()}
+        is_on_host = is_local and platforms == {"cpu"}
+    if not is_on_host or not jnp.issubdtype(images.dtype, jnp.floating):
         return False
     slices = []  # a sample of the pixels decides
     for length, num_sampled in zip(images.shape, (8, 32, 32), strict=False):
@@ -142,10 +140,3 @@ def warn_if_unnormalized(
         stacklevel=stacklevel + 1,
     )
     return True
-
-
-def _is_on_host(images):
-    if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
-        is_local = images.is_fully_addressable  # not spread over processes
-        return is_local and all(device.platform == "cpu" for device in images.devices())
-    return isinstance(images, np.ndarray)

@@ -4,7 +4,6 @@
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from imagepiece_jax.data.sources.folder import find_folder_images
 from imagepiece_jax.errors import InputError, titled_errors
 
 Crop = Callable[[RgbPixels], RgbPixels]
-QUOTED_PATH = re.compile(r"""\A(["'])(.*)\1\Z""", re.DOTALL)
 
 
 def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | jax.Array:
@@ -125,12 +123,10 @@ def find_images(paths: Sequence[AnyPath], split: str | None = None) -> list[str]
 
 
 def _read_path_list(file):
-    """Paths listed in a text file, without blanks and quotes around them."""
-    content = read_text(file, "surrogateescape")
-    paths = []
-    for line in content.split("\n"):  # splitlines() also splits at other characters
-        if path := QUOTED_PATH.sub(r"\2", line.strip()):
-            paths.append(os.path.expanduser(path))
+    """Paths listed in a text file, without blanks around them."""
+    # splitlines() would also split at other characters.
+    lines = map(str.strip, read_text(file, "surrogateescape").split("\n"))
+    paths = [os.path.expanduser(line) for line in lines if line]
     # Relative paths start at the current folder or, if none exists there, at the list.
     in_current = any(os.path.exists(path) for path in paths if not os.path.isabs(path))
     folder = "" if in_current else os.path.dirname(file)

@@ -5,20 +5,16 @@ their ViTConfig.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from imagepiece_jax.common import image_size as sizes
 from imagepiece_jax.common.checks import check_options, check_range, option
-from imagepiece_jax.common.image_size import (
-    ImageSize,
-    checked_size,
-    image_sides,
-    size_text,
-)
+from imagepiece_jax.common.image_size import ImageSize, size_text
 from imagepiece_jax.errors import InputError
 
 RgbPixels = UInt8[np.ndarray, "_ _ 3"]
@@ -63,14 +59,14 @@ class Preprocessing:
     resize: str = option("deit", RESIZE_MODES)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", checked_size(self.image_size))
+        object.__setattr__(self, "image_size", sizes.checked_size(self.image_size))
         if self.crop is not None:
             check_range("crop", self.crop, above=0, most=1)
         check_options(self)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return image_sides(self.image_size)  # (height, width)
+        return sizes.image_sides(self.image_size)  # (height, width)
 
     @property
     def resizes(self) -> bool:
@@ -99,10 +95,10 @@ class Preprocessing:
             resized_text += " squashed"
         elif height == width:
             resized_text = str(self.resized_size[0])
-        crop_size = height if height == width else size_text(self.shape)
+        crop_text = height if height == width else size_text(self.shape)
         rule_text = "" if self.rule == "timm" else f" as in {self.rule}"
         return (
-            f"resize {resized_text} {self.interpolation}, crop {crop_size}{rule_text}"
+            f"resize {resized_text} {self.interpolation}, crop {crop_text}{rule_text}"
         )
 
     @property
@@ -113,27 +109,11 @@ class Preprocessing:
             return {"image_size": size, "resize": "none"}
         return {**vars(self), "image_size": size, "crop": self._crop_share}
 
-    def enlargement_note(
-        self, sizes: Iterable[tuple[int, int]], num_images: int
-    ) -> str | None:
-        """Note if images of the model's own size are still enlarged and cropped.
-
-        sizes: (height, width) of some or all of `num_images` images
-        """
-        sizes = list(sizes)
-        if not self.resizes or {*sizes} != {self.shape} or self._crop_share == 1:
-            return None
-        return (
-            f"each image read ({len(sizes)} of {num_images}) has "
-            f"{size_text(self.shape)} pixels, the model's size, and is enlarged and "
-            f"cropped nevertheless ({self.description}): crop=1 takes it as it is"
-        )
-
     # `rng` is ignored; training transforms draw from it.
     def __call__(self, image: RgbPixels, rng: Any = None) -> RgbPixels:
         """Resize, then crop the middle."""
         if not self.resizes:
-            check_unresized(image, self.image_size, is_small=self.resize != "none")
+            check_unresized(image, self.image_size)
             return image
         height, width = self.shape
         new_height, new_width = self.resized_size
@@ -187,13 +167,10 @@ def _cut_ends(image):
     return image[top : height - top, left : width - left]
 
 
-def check_unresized(
-    image: RgbPixels, image_size: ImageSize, is_small: bool = False
-) -> None:
-    """Check an image's size; is_small: it is up to MAX_UNCROPPED, the reason."""
-    if image.shape[:2] != image_sides(image_size):
-        reason = f", as no size up to {MAX_UNCROPPED} is" if is_small else ""
+def check_unresized(image: RgbPixels, image_size: ImageSize) -> None:
+    """Check that an image that is not resized has the model's size."""
+    if image.shape[:2] != sizes.image_sides(image_size):
         raise InputError(
-            f"the image has {size_text(image.shape[:2])} pixels and is not resized"
-            f"{reason}; scale it to the model's image_size, {size_text(image_size)}"
+            f"the image has {size_text(image.shape[:2])} pixels and is not resized; "
+            f"scale it to the model's image_size, {size_text(image_size)}"
         )

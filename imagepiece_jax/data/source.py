@@ -5,6 +5,7 @@ One damaged file must not end a long run; many must: `Source.record_unreadable`.
 
 import abc
 import copy
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from imagepiece_jax.common import checks
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.class_names import ClassNames
 from imagepiece_jax.data.preprocessing import RgbPixels
@@ -40,6 +43,28 @@ class SourceImage(NamedTuple):
     label: int  # -1: no label
     name: str  # for logs: the file name, if there is a file
     damage: decode.UnreadableImage | None = None  # why `pixels` is None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitRequest:
+    """A data set's split to open, as every function of `SOURCE_OPENERS` takes it.
+
+    num_classes: None: as many as the data have
+    class_names: a model's class names by label. A folder is named after a class or its
+        WordNet ID; validation folders may cover some classes. None: labels follow
+        all folders, sorted as text
+    labeled: False: no labels are needed, and only imagenet2012 and digits read them
+    data_dir: folder of TFDS's files, for imagenet2012
+    """
+
+    split: str  # in SPLIT_KINDS
+    num_classes: int | None = None
+    class_names: ClassNames | None = None
+    labeled: bool = True
+    data_dir: AnyPath | None = None
+
+    def __post_init__(self) -> None:
+        checks.check_choice("split", self.split, SPLIT_KINDS)
 
 
 # (path, bytes or pixels; label; name)
@@ -89,17 +114,6 @@ class Source(abc.ABC):
     def image_name(self, index: int) -> str:
         """Image name for logs."""
         return self._stored_image_at(index)[2]
-
-    def header_size(self, index: int) -> tuple[int, int] | None:
-        """(height, width) from the image's header; None if unreadable."""
-        picture = self._stored_image_at(index)[0]
-        if isinstance(picture, np.ndarray):
-            return picture.shape[:2]
-        return decode.read_header_size(picture, self.upright)
-
-    def sampled_sizes(self) -> list[tuple[int, int]]:
-        """Sizes of readable images among 64, spread over the source."""
-        return [*filter(None, map(self.header_size, self._sampled_indices()))]
 
     @property
     def present_labels(self) -> tuple[int, ...]:
@@ -229,8 +243,8 @@ class FileSource(Source):
 
     def __init__(
         self,
-        root: str | os.PathLike,
-        files: Sequence[str | os.PathLike],
+        root: AnyPath,
+        files: Sequence[AnyPath],
         labels: ArrayLike,
         num_classes: int = 0,
         class_names: ClassNames | None = None,

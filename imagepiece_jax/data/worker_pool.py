@@ -45,29 +45,15 @@ _CAUSE_OF_STATUS = {
 def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> BatchReader:
     """Iterate over batches that processes read ahead; close() ends the processes.
 
-    workers: processes, at most one for every 16 chunks; 0: threads of this process
+    workers: processes, at most one for MIN_TASKS chunks; 0: threads of this process
     threads: threads in each process; without processes, 0: read on demand
     Raises the errors of `Batches.read_batches`, RunError for a dead process, and
         InputError for too little shared memory.
     """
-    workers = _usable_workers(batches, workers)
+    workers = min(workers, batches.total_chunks // MIN_TASKS)
     if not workers:
         return batches.read_batches(threads)
-    num_buffers = batches.max_buffered_chunks(workers * max(threads, 1))
-    sizes = (workers, threads, num_buffers, batches.chunk_bytes)
-    return BatchReader(batches, ProcessTasks(batches.read_chunk, *sizes))
-
-
-def shared_bytes(batches: Batches, workers: int, threads: int) -> int:
-    """Shared memory for `read_ahead` in bytes; 0 without processes."""
-    workers = _usable_workers(batches, workers)
-    num_chunks = batches.max_buffered_chunks(workers * max(threads, 1))
-    return num_chunks * batches.chunk_bytes if workers else 0
-
-
-def _usable_workers(batches, workers):
-    """Reduce `workers` until every worker has enough tasks."""
-    return min(workers, batches.total_chunks // MIN_TASKS)
+    return BatchReader(batches, ProcessTasks(batches, workers, max(threads, 1)))
 
 
 class ProcessTasks:
@@ -76,33 +62,29 @@ class ProcessTasks:
     Task n uses buffer n % buffers: it may start once the result of task n - buffers is
     no longer needed.
 
-    buffer_bytes: largest size of a chunk's pixels
+    num_threads: threads in each process
     """
 
-    def __init__(
-        self,
-        read_chunk: Callable[..., BatchChunk],
-        num_workers: int,
-        num_threads: int,
-        num_buffers: int,
-        buffer_bytes: int,
-    ) -> None:
-        self.tasks_at_a_time = num_workers * max(num_threads, 1)
-        self._num_buffers = num_buffers
-        self._buffer_bytes = buffer_bytes
-        pickled_function = pickle.dumps(read_chunk)  # once, for all workers to read
-        function_start = num_buffers * buffer_bytes
+    def __init__(self, batches: Batches, num_workers: int, num_threads: int) -> None:
+        self.tasks_at_a_time = num_workers * num_threads
+        self._num_buffers = batches.max_buffered_chunks(self.tasks_at_a_time)
+        self._buffer_bytes = batches.chunk_bytes
+        # Pickled once, for all workers to read.
+        pickled_function = pickle.dumps(batches.read_chunk)
+        function_start = self._num_buffers * self._buffer_bytes
         memory_bytes = function_start + len(pickled_function)
-        check_shared_memory(memory_bytes)
         self._early_results = {}  # {task number: (pixel shape, result)}
         self._workers = []
+        folder = None  # of temporary files
+        if os.path.isdir(SHARED_FOLDER):
+            _check_shared_memory(memory_bytes)
+            folder = SHARED_FOLDER
         # An unnamed file disappears even if all processes are killed.
-        folder = SHARED_FOLDER if os.path.isdir(SHARED_FOLDER) else None
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(memory_bytes)
             self._memory: mmap.mmap | None = mmap.mmap(file.fileno(), memory_bytes)
             self._memory[function_start:] = pickled_function
-            serve_arguments = (function_start, buffer_bytes, max(num_threads, 1))
+            serve_arguments = (function_start, self._buffer_bytes, num_threads)
             for _ in range(num_workers):
                 self._workers.append(_Worker(file.fileno(), *serve_arguments))
 
@@ -183,11 +165,8 @@ class _Worker:
             self.task_stream.close()
 
 
-def check_shared_memory(needed_bytes: int) -> None:
-    """Raise InputError if less than `needed_bytes` of shared memory are free."""
-    if not os.path.isdir(SHARED_FOLDER):
-        return
-    # Without this check a process would die when it writes.
+def _check_shared_memory(needed_bytes):
+    """Refuse too little shared memory: a process would die when it writes."""
     free_bytes = shutil.disk_usage(SHARED_FOLDER).free
     if free_bytes < needed_bytes:
         sizes = f"{free_bytes / 1e6:,.0f} of {needed_bytes / 1e6:,.0f} MB"

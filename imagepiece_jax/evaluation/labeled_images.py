@@ -190,7 +190,7 @@ def _open_source(vit, data_name, data_dir, need_labels):
 
 
 def _list_notes(vit, data_name, whole_source, source):
-    """Note facts about labels and sizes in `source`, a part of `whole_source`."""
+    """Note facts about labels in `source`, a part of `whole_source`."""
     note_texts = []
     if source.split:
         note_texts.append(f"images are from the split {source.split} of {data_name}")
@@ -207,6 +207,4 @@ def _list_notes(vit, data_name, whole_source, source):
         # With labels from 1 the accuracy would be 0.
         lowest = f"the lowest label of {data_name} is 1"
         note_texts.append(f"{lowest}, but labels count from 0")
-    sizes = source.sampled_sizes()
-    enlargement_note = vit.config.preprocessing.enlargement_note(sizes, len(source))
-    return [*note_texts, enlargement_note] if enlargement_note else note_texts
+    return note_texts

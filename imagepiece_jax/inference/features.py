@@ -95,7 +95,7 @@ def features(
         check_range("layers", block, 0, model.depth - 1, whole=True)
     check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
-    images = normalize.to_native_order(pictures.as_batch(images, vit.preprocessing))
+    images = pictures.as_batch(images, vit.preprocessing)
     normalize.check_images(images, vit.image_size, takes_pixels=True)
     normalize.warn_if_unnormalized(images, vit.config.mean, vit.config.std)
     variables = vit.variables

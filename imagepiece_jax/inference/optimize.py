@@ -96,7 +96,6 @@ class Program:
         Raises InputError for other shapes and dtypes.
         """
         spec = self.input_spec
-        images = normalize.to_native_order(images)
         if images.shape != spec.shape or images.dtype != spec.dtype:
             sides = spec.shape[1:3]
             takes_floats = spec.dtype != jnp.uint8

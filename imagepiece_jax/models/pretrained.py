@@ -12,7 +12,6 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import ImageSize, image_sides, size_text
 from imagepiece_jax.data.class_names import checked_names
-from imagepiece_jax.data.normalize import to_native_order
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import resize_positions, timm_tensors
@@ -114,14 +113,9 @@ class Pretrained:
     selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        set_field = functools.partial(object.__setattr__, self)
         if self.class_names is not None:
             class_names = checked_names(self.class_names, self.config.num_classes)
-            set_field("class_names", class_names)
-        leaves = jax.tree.leaves(self.dense_variables)
-        if any(to_native_order(leaf) is not leaf for leaf in leaves):
-            variables = jax.tree.map(to_native_order, self.dense_variables)
-            set_field("dense_variables", variables)
+            object.__setattr__(self, "class_names", class_names)
 
     def __repr__(self) -> str:
         # The model's own repr is pages long.

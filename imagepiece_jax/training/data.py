@@ -154,13 +154,6 @@ class RunData:
         """Iterate over batches, read ahead by `reader_counts`."""
         return worker_pool.read_ahead(batches, *self.reader_counts)
 
-    def check_space(self) -> None:
-        """Raise InputError if shared memory cannot hold training plus evaluation."""
-        train_batches = self.train_batches(steps=range(self.length.steps))
-        needed_bytes = worker_pool.shared_bytes(train_batches, *self.reader_counts)
-        needed_bytes += worker_pool.shared_bytes(self.val_batches, *self.reader_counts)
-        worker_pool.check_shared_memory(needed_bytes)
-
     @property
     def image_counts(self) -> list[int]:
         """[number of training images, number of validation images]."""

@@ -193,8 +193,6 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
             run_dir.check_config(setup.workdir, config_fields)
             if parallel.is_main() and not dry_run:
                 stack.enter_context(files.locked_folder("workdir", setup.workdir))
-            if not dry_run:
-                setup.data.check_space()
             run = _begin_run(setup)
             if parallel.is_main() and not dry_run:  # nothing is written before
                 class_names = setup.data.train.class_names

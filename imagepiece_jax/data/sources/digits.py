@@ -2,20 +2,21 @@
 
 import gzip
 import pathlib
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data.source import ArraySource, check_num_classes
+from imagepiece_jax.data.source import ArraySource, SplitRequest, check_num_classes
 
 
-def open_digits(path: str, split: str, num_classes: int | None, *_: Any) -> ArraySource:
-    """Open a split of the digits, 16x16; arguments and errors as for `open_source`."""
-    check_num_classes(num_classes, 10, "data set digits")
+def open_digits(path: str, request: SplitRequest) -> ArraySource:
+    """Open a split of the digits, enlarged to 16x16; `path` is ""."""
+    check_num_classes(request.num_classes, 10, "data set digits")
     digits, labels = read_digits()
-    is_test_image = _draw_test_set(labels)
-    indices = np.flatnonzero(is_test_image if split == "val" else ~is_test_image)
+    is_wanted = _draw_test_set(labels)
+    if request.split == "train":
+        is_wanted = ~is_wanted
+    indices = np.flatnonzero(is_wanted)
     images = np.stack([_enlarge_digit(digits[index]) for index in indices])
     names = [f"digits/{index:04d}" for index in indices]
     return ArraySource(images, labels[indices], 10, tuple(map(str, range(10))), names)

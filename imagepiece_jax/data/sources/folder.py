@@ -1,23 +1,18 @@
 """Folders of images: listing files, finding splits, opening folder:PATH."""
 
 import collections
+import contextlib
 import logging
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.common.progress import notes
-from imagepiece_jax.data import class_names
+from imagepiece_jax.data import class_names, source
 from imagepiece_jax.data.decode import image_extensions
-from imagepiece_jax.data.source import (
-    SPLIT_NAMES,
-    FileSource,
-    check_num_classes,
-    find_splits,
-)
 from imagepiece_jax.errors import InputError, NoLabels
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -34,78 +29,80 @@ class FolderListing(NamedTuple):
     left_out_paths: list[str]  # all other files, and folders that are not read
 
 
-def list_images(root: str | os.PathLike, subfolder: str = "") -> FolderListing:
+def list_images(root: AnyPath, subfolder: str = "") -> FolderListing:
     """List the images in root/subfolder, and in the folders below it.
 
     Images have an ending of `image_extensions`. A folder's files come before its
-    subfolders, both sorted by name. Hidden files and folders, pipes and unreadable
-    subfolders are left out.
+    subfolders, both sorted by name. Hidden files and folders and unreadable subfolders
+    are left out.
     Raises InputError if there are no images.
     """
     listing = FolderListing([], [])
+    start_folder = os.path.join(root, subfolder)
+
+    def leave_out(error):
+        if error.filename == start_folder:
+            raise error
+        # First, because a note names only the first path left out.
+        listing.left_out_paths.insert(0, os.path.relpath(error.filename, root))
+
     seen_folders = set()
-    start_folder = os.path.normpath(subfolder)
-    waiting_folders = [start_folder]
-    while waiting_folders:
-        folder = waiting_folders.pop()
-        path = os.path.join(root, folder)
-        real_path = os.path.realpath(path)
+    for folder, *names_by_kind in _walk_folders(start_folder, leave_out):
+        folder_names, image_names, other_names = names_by_kind
+        real_path = os.path.realpath(folder)
         if real_path in seen_folders:  # links may lead to a folder again, in circles
+            folder_names.clear()
             continue
         seen_folders.add(real_path)
-        try:
-            folder_names, *names_by_kind = _list_entries(path)
-        except OSError:
-            if folder == start_folder:
-                raise
-            # First, because a note names only the first path left out.
-            listing.left_out_paths.insert(0, os.path.normpath(folder))
-            continue
-        for paths, names in zip(listing, names_by_kind, strict=True):
-            paths += [os.path.normpath(os.path.join(folder, name)) for name in names]
-        waiting_folders += [os.path.join(folder, name) for name in folder_names[::-1]]
+        relative_folder = os.path.relpath(folder, root)
+        for paths, names in zip(listing, (image_names, other_names), strict=True):
+            paths += [os.path.normpath(os.path.join(relative_folder, n)) for n in names]
     if not listing.image_paths:
         note = left_out_note(root, listing.left_out_paths) or "it is empty"
-        path = pathlib.Path(root, subfolder)
-        raise InputError(f"folder {path} holds no images: {note}")
+        raise InputError(f"folder {pathlib.Path(start_folder)} holds no images: {note}")
     return listing
+
+
+def _walk_folders(top, onerror):
+    """Yield (folder, its folders' names, its images' names, other names), sorted.
+
+    A folder that the caller removes from the names is not walked.
+    """
+    walk = os.walk(top, onerror=onerror, followlinks=True)
+    for folder, folder_names, file_names in walk:
+        other_names = {*folder_names, *file_names}
+        folder_names[:] = sorted(filter(_is_visible, folder_names))
+        image_names = []
+        for name in sorted(filter(_is_visible, file_names)):
+            if name.lower().endswith(image_extensions()):
+                image_names.append(name)
+        other_names = sorted(other_names.difference(folder_names, image_names))
+        yield folder, folder_names, image_names, other_names
+
+
+def _is_visible(name):
+    return name[0] != "." and name.lower() not in SYSTEM_FOLDERS
 
 
 def _list_entries(folder):
     """Sorted names in a folder: (folders, images, other names)."""
-    folder_names = []
-    image_names = []
-    other_names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            names_of_kind = other_names
-            lower_name = entry.name.lower()
-            if not lower_name.startswith(".") and lower_name not in SYSTEM_FOLDERS:
-                if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
-                    names_of_kind = folder_names
-                elif lower_name.endswith(image_extensions()) and _is_file(entry):
-                    names_of_kind = image_names
-            names_of_kind.append(entry.name)
-    return sorted(folder_names), sorted(image_names), sorted(other_names)
+
+    def raise_error(error):  # os.walk itself ignores errors
+        raise error
+
+    return next(_walk_folders(folder, raise_error))[1:]
 
 
-def _is_file(entry):
-    """Whether a folder's entry is a file, or a link to a missing file."""
-    if entry.is_symlink():
-        return os.path.isfile(entry) or not os.path.exists(entry)
-    return entry.is_file()
-
-
-def left_out_note(root: str | os.PathLike, left_out_paths: list[str]) -> str | None:
+def left_out_note(root: AnyPath, left_out_paths: list[str]) -> str | None:
     """Note on the paths left out of a folder; None without any."""
-    names = map(os.path.basename, left_out_paths)
-    endings = [os.path.splitext(name)[1].lower() or "without ending" for name in names]
-    if not endings:
+    if not left_out_paths:
         return None
-    counts = [f"{n} {ending}" for ending, n in collections.Counter(endings).items()]
+    endings = [os.path.splitext(path)[1].lower() for path in left_out_paths]
+    counts = collections.Counter(ending or "without ending" for ending in endings)
+    counts_text = ", ".join(f"{count} {ending}" for ending, count in counts.items())
     advice = " (pip install pillow-heif)" if {".heic", ".heif"} & {*endings} else ""
     example = os.path.join(root, left_out_paths[0])
-    return f"{', '.join(counts)} left out{advice}, such as {example}"
+    return f"{counts_text} left out{advice}, such as {example}"
 
 
 def find_split_folders(folder: AnyPath, labeled: bool = False) -> dict[str, str]:
@@ -113,33 +110,32 @@ def find_split_folders(folder: AnyPath, labeled: bool = False) -> dict[str, str]
 
     labeled: splits hold class folders, so folders of images are not splits
     """
-    folders, image_names, _ = _list_entries(folder)
-    splits = find_splits(folders, f"folder {folder}")
-    image_folders = {name for name in folders if _has_images(folder, name)}
-    if labeled and len(image_folders) == len(folders):
+    folder_names, image_names, _ = _list_entries(folder)
+    splits = source.find_splits(folder_names, f"folder {folder}")
+    image_folders = set()
+    for name in folder_names:
+        with contextlib.suppress(OSError):  # an unreadable folder shows no images
+            _, images_inside, _ = _list_entries(os.path.join(folder, name))
+            if images_inside:
+                image_folders.add(name)
+    if labeled and len(image_folders) == len(folder_names):
         return {}
     # Classes may be called train or test, too. Such a folder has images itself or is
     # the only split, and another folder or `folder` itself has images.
     may_be_classes = len(splits) == 1 or image_folders.intersection(splits.values())
-    has_other_images = image_folders - {*SPLIT_NAMES} or (image_names and not labeled)
+    has_other_images = image_folders.difference(source.SPLIT_NAMES) or (
+        image_names and not labeled
+    )
     return {} if may_be_classes and has_other_images else splits
-
-
-def _has_images(folder, name):
-    try:
-        return bool(_list_entries(os.path.join(folder, name))[1])
-    except OSError:
-        return False
 
 
 def find_folder_images(folder: AnyPath, only_train: bool = False) -> list[str]:
     """Paths of a folder's images; notes name left-out files and the split in use.
 
     only_train: take the images in train alone, if the folder has splits
-    Raises InputError for splits without train.
+    Raises FileNotFoundError for splits without train.
     """
-    splits = find_split_folders(folder) if only_train else {}
-    if splits:
+    if only_train and find_split_folders(folder):
         notes.info(f"note: {folder} has splits; the images in train are used")
         folder = os.path.join(folder, "train")
     listing = list_images(folder)
@@ -148,46 +144,36 @@ def find_folder_images(folder: AnyPath, only_train: bool = False) -> list[str]:
     return [os.path.join(folder, path) for path in listing.image_paths]
 
 
-def open_class_folders(
-    root: str,
-    split: str,
-    num_classes: int | None,
-    labeled: bool,
-    model_names: class_names.ClassNames | None,
-    *_: Any,
-) -> FileSource:
-    """Open folder:ROOT: ROOT/train/CLASS and ROOT/val/CLASS, or ROOT/CLASS for "val".
-
-    Arguments and errors are as for `open_source`.
-    """
+def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSource:
+    """Open ROOT/train/CLASS or ROOT/val/CLASS; without splits ROOT/CLASS is "val"."""
     title = f"folder {root}"
-    splits = find_split_folders(root, labeled)
-    subfolder = splits.get(split, split)
-    if split == "val" and not splits:
+    splits = find_split_folders(root, request.labeled)
+    subfolder = splits.get(request.split, request.split)
+    if request.split == "val" and not splits:
         subfolder = ""  # validation images lie in the root itself
-    if not labeled:
+    if not request.labeled:
         listing = list_images(root, subfolder)
         no_labels = np.full(len(listing.image_paths), -1)
         return _make_source(root, subfolder, listing, no_labels)
     class_folders, left_out_paths = _list_class_folders(root, subfolder)
     folders_by_label = class_folders
     if len(splits) == 2:
-        folders_by_label = _list_class_folders(root, splits["train"])[0]
-        val_folders = _list_class_folders(root, splits["val"])[0]
+        # Validation images get the labels of the training folders.
+        folders_by_label, _ = _list_class_folders(root, splits["train"])
+        val_folders, _ = _list_class_folders(root, splits["val"])
         train_classes = {*map(class_names.composed_name, folders_by_label)}
         val_classes = {*map(class_names.composed_name, val_folders)}
-        split_paths = [os.path.join(root, name) for name in splits.values()]
-        differing = sorted(train_classes ^ val_classes)
-        if differing or os.path.samefile(*split_paths):
-            problem = f"class {differing[0]!r}" if differing else "the same folder"
-            count = "one split" if differing else "both splits"
-            raise InputError(f"{title} has {problem} in {count}")
-    if split == "train":  # validation images may lack classes
-        check_num_classes(num_classes, len(class_folders), title)
-    num_classes = num_classes or len(class_folders)
+        if differing_classes := train_classes ^ val_classes:
+            raise InputError(
+                f"{title} has class {min(differing_classes)!r} in one split"
+            )
+    if request.split == "train":  # validation images may lack classes
+        source.check_num_classes(request.num_classes, len(class_folders), title)
+    num_classes = request.num_classes or len(class_folders)
+    model_names = request.class_names
     if model_names is None:
         model_names = folder_names = [*map(_printable_name, folders_by_label)]
-        check_num_classes(num_classes, len(folders_by_label), title)
+        source.check_num_classes(num_classes, len(folders_by_label), title)
         if pair := class_names.find_misordered_pair(folder_names):
             order = f"class {pair[0]!r} before {pair[1]!r} as text"
             raise InputError(f"{title} has {order}; pad numbers, or give class_names")
@@ -217,9 +203,9 @@ def open_class_folders(
 def _make_source(root, subfolder, listing, labels, *class_arguments):
     if note := left_out_note(root, listing.left_out_paths):
         log.warning(note)
-    source = FileSource(root, listing.image_paths, labels, *class_arguments)
-    source.split = subfolder
-    return source
+    file_source = source.FileSource(root, listing.image_paths, labels, *class_arguments)
+    file_source.split = subfolder
+    return file_source
 
 
 def _printable_name(folder):
@@ -229,7 +215,7 @@ def _printable_name(folder):
 
 def _list_class_folders(root, subfolder):
     """(names of the class folders in root/subfolder, paths of all other entries)."""
-    folder = pathlib.Path(root, subfolder)
+    folder = os.path.join(root, subfolder)
     folder_names, image_names, other_names = _list_entries(folder)
     if not folder_names:
         raise NoLabels(f"folder {folder} has no class folders with images")

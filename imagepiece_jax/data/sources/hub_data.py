@@ -9,21 +9,13 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from imagepiece_jax.common import extras
+from imagepiece_jax.data import source
 from imagepiece_jax.data.class_names import shorten_imagenet_names
-from imagepiece_jax.data.source import (
-    Source,
-    StoredImage,
-    check_num_classes,
-    find_splits,
-    read_file_sizes,
-)
 from imagepiece_jax.errors import InputError, NoLabels
 
 
-def open_hub_data(
-    path: str, split: str, num_classes: int | None, labeled: bool, *_: Any
-) -> "HubSource":
-    """Open a split of hf:PATH; arguments and errors as for `open_source`."""
+def open_hub_data(path: str, request: source.SplitRequest) -> "HubSource":
+    """Open a split of hf:PATH."""
     title = f"hf:{path}"
     extras.check_installed(title, "datasets")
     # pyrefly: ignore[missing-import]
@@ -33,37 +25,37 @@ def open_hub_data(
     data_errors = (ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
         # Written once to the cache, as a file that processes map into memory.
-        splits = datasets.load_dataset(os.path.expanduser(path))
+        splits = datasets.load_dataset(path)
     except data_errors as error:
         raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
-    split_name = find_splits(splits, title).get(split)
+    split_name = source.find_splits(splits, title).get(request.split)
     if split_name is None or not len(splits[split_name]):
-        raise InputError(f"{title} has {', '.join(splits)}, and no row for {split}")
-    columns = ["image", "label"][: 1 + labeled]
+        names = ", ".join(splits)
+        raise InputError(f"{title} has {names}, and no row for {request.split}")
+    columns = ["image", "label"] if request.labeled else ["image"]
     try:
         rows = splits[split_name].select_columns(columns)
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except data_errors as error:
-        error_type = NoLabels if labeled else InputError
+        error_type = NoLabels if request.labeled else InputError
         raise error_type(f"{title} needs {columns}: {one_line(error)}") from error
-    if not labeled:
-        return HubSource(rows, f"{title}/{split_name}", np.full(len(rows), -1), 0)
+    split_title = f"{title}/{split_name}"
+    if not request.labeled:
+        return HubSource(rows, split_title, np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     class_names = None
     is_whole = labels.dtype.kind in "iu" and labels.ndim == 1  # none is missing
-    num_data_classes = num_classes or (int(labels.max()) + 1 if is_whole else 0)
+    num_classes = request.num_classes or (int(labels.max()) + 1 if is_whole else 0)
     if isinstance(rows.features["label"], datasets.ClassLabel):
         stored_names = tuple(rows.features["label"].names)
         class_names = shorten_imagenet_names(stored_names)
-        num_data_classes = len(stored_names)
-    check_num_classes(num_classes, num_data_classes, title)
-    if not is_whole or labels.min() < 0 or labels.max() >= num_data_classes:
-        raise InputError(f"{title} has labels other than 0 to {num_data_classes - 1}")
-    source = HubSource(
-        rows, f"{title}/{split_name}", labels, num_data_classes, class_names
-    )
-    source.split = split_name
-    return source
+        num_classes = len(stored_names)
+    source.check_num_classes(request.num_classes, num_classes, title)
+    if not is_whole or labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(f"{title} has labels other than 0 to {num_classes - 1}")
+    hub_source = HubSource(rows, split_title, labels, num_classes, class_names)
+    hub_source.split = split_name
+    return hub_source
 
 
 def one_line(error: Exception) -> str:
@@ -71,7 +63,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-class HubSource(Source):
+class HubSource(source.Source):
     """Rows of a `datasets.Dataset`; `title` (data and split) is in image names."""
 
     def __init__(self, rows: Any, title: str, labels: ArrayLike, *classes: Any) -> None:
@@ -80,7 +72,7 @@ class HubSource(Source):
         self._title = title
         self.labels = np.asarray(labels, np.int32)
 
-    def stored_image(self, store_index: int) -> StoredImage:
+    def stored_image(self, store_index: int) -> source.StoredImage:
         # A row may lack an image.
         image_entry = self._rows[store_index]["image"] or {"bytes": b""}
         picture = image_entry["bytes"]
@@ -106,4 +98,4 @@ class HubSource(Source):
         if stored_paths:
             file_names = [os.path.basename(path) for path in stored_paths]
             yield "\0".join(file_names).encode(errors="surrogateescape")
-            yield read_file_sizes(stored_paths).tobytes()
+            yield source.read_file_sizes(stored_paths).tobytes()

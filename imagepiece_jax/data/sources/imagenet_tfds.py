@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.data.source import Source, StoredImage, check_num_classes
+from imagepiece_jax.data import source
 from imagepiece_jax.errors import InputError, RunError
 
 IMAGENET_NAME = "data set imagenet2012"
@@ -17,20 +17,18 @@ IMAGE_COUNTS = {"train": 1_281_167, "val": 50_000}  # published
 OPEN_FILE_LIMIT = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 
-def open_imagenet(
-    path: str, split: str, num_classes: int | None, labeled: bool, _: Any, data_dir: Any
-) -> "TfdsSource":
-    """Open a split of ImageNet; arguments and errors as for `open_source`."""
+def open_imagenet(path: str, request: source.SplitRequest) -> "TfdsSource":
+    """Open a split of ImageNet from `request.data_dir`; `path` is ""."""
     extras.check_installed(IMAGENET_NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
-    check_num_classes(num_classes, 1000, IMAGENET_NAME)
+    source.check_num_classes(request.num_classes, 1000, IMAGENET_NAME)
     _raise_file_limit()
     try:
         examples: Any = tfds.data_source(
             "imagenet2012",
-            split=TFDS_SPLIT_NAMES[split],
-            data_dir=data_dir,
+            split=TFDS_SPLIT_NAMES[request.split],
+            data_dir=request.data_dir,
             download=False,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
@@ -38,7 +36,7 @@ def open_imagenet(
     except ImportError:
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
-        folder = data_dir or tfds.core.constants.DATA_DIR
+        folder = request.data_dir or tfds.core.constants.DATA_DIR
         raise InputError(
             f"{folder} has no complete array_record files of imagenet2012; `tfds build "
             "imagenet2012 --file_format=array_record` makes them (docs/training.md)"
@@ -46,16 +44,16 @@ def open_imagenet(
     return TfdsSource(examples)
 
 
-class CountedSource(Source):
+class CountedSource(source.Source):
     """A split's published image count, for a plan without the data."""
 
     digest = "counted"
 
     def __init__(self, split: str, num_classes: int | None) -> None:
-        check_num_classes(num_classes, 1000, IMAGENET_NAME)
+        source.check_num_classes(num_classes, 1000, IMAGENET_NAME)
         super().__init__(IMAGE_COUNTS[split], 1000)
 
-    def stored_image(self, store_index: int) -> StoredImage:
+    def stored_image(self, store_index: int) -> source.StoredImage:
         raise RunError(f"the images of {IMAGENET_NAME} are not on this machine")
 
     def try_first_image(self, transform: Any, **options: Any) -> None:
@@ -72,7 +70,7 @@ def _raise_file_limit():
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard_limit))
 
 
-class TfdsSource(Source):
+class TfdsSource(source.Source):
     """Undecoded examples of `tfds.data_source`, with image, label and file_name."""
 
     upright = False  # published accuracies use ImageNet's images as stored
@@ -89,7 +87,7 @@ class TfdsSource(Source):
         # other.
         self._read_example(0)
 
-    def stored_image(self, store_index: int) -> StoredImage:
+    def stored_image(self, store_index: int) -> source.StoredImage:
         example = self._read_example(store_index)
         return example["image"], int(example["label"]), example["file_name"].decode()
 

@@ -2,10 +2,10 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
-from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.data.source import SPLIT_KINDS, Source
+from imagepiece_jax.data.source import Source, SplitRequest
 from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.data.sources.digits import open_digits
 from imagepiece_jax.data.sources.folder import open_class_folders
@@ -13,9 +13,8 @@ from imagepiece_jax.data.sources.hub_data import open_hub_data
 from imagepiece_jax.data.sources.imagenet_tfds import open_imagenet
 from imagepiece_jax.errors import InputError
 
-# {form of names: function (path, split, num_classes, labeled, class_names, data_dir)}.
-# No command overwrites a FILE it reads.
-SOURCE_OPENERS: dict[str, Callable[..., Source]] = {
+# {form of names: function (path, SplitRequest)}. No command overwrites a FILE it reads.
+SOURCE_OPENERS: dict[str, Callable[[str, SplitRequest], Source]] = {
     "imagenet2012": open_imagenet,
     "digits": open_digits,
     "hf:OWNER/NAME": open_hub_data,
@@ -24,16 +23,8 @@ SOURCE_OPENERS: dict[str, Callable[..., Source]] = {
 }
 
 
-def open_source(
-    name: str,
-    split: str,
-    *,
-    num_classes: int | None = None,
-    data_dir: str | os.PathLike | None = None,
-    class_names: Sequence[str | None] | None = None,
-    labeled: bool = True,
-) -> Source:
-    """Open a split of the data set `name`.
+def open_source(name: str, split: str, **options: Any) -> Source:
+    """Open a split, "train" or "val", of the data set `name`; options: SplitRequest's.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`
     hf:OWNER/NAME   columns image and label of a data set on the Hugging Face hub, or
@@ -44,25 +35,17 @@ def open_source(
     csv:FILE        see `open_csv`; paths relative to FILE
     PATH            an existing folder or .csv file, without the word before it
 
-    split: "train" or "val"
-    num_classes: None: as many as the data have
-    class_names: a model's class names by label. A folder is named after a class or its
-        WordNet ID; validation folders may cover some classes. None: labels follow
-        all folders, sorted as text
-    labeled: False: no labels are needed, and only imagenet2012 and digits read them
     Raises InputError for an unknown name, for missing, empty or unreadable files, for
         labels that do not fit `num_classes`, and for folders without `class_names`
         whose text order contradicts their numbers.
     """
-    check_choice("split", split, SPLIT_KINDS)
+    request = SplitRequest(split, **options)
     name = complete_name(name)
     form = find_form(name)
     if not form:
         names = f"{', '.join(SOURCE_OPENERS)}, an existing folder or .csv file"
         raise InputError(f"{name!r} is no data set; the data sets are {names}")
-    path = os.path.expanduser(name.partition(":")[2])
-    arguments = (path, split, num_classes, labeled, class_names, data_dir)
-    return SOURCE_OPENERS[form](*arguments)
+    return SOURCE_OPENERS[form](os.path.expanduser(name.partition(":")[2]), request)
 
 
 def find_form(name: str) -> str:

@@ -3,7 +3,6 @@ import re
 import pytest
 
 from imagepiece_jax.data.pictures import as_source
-from imagepiece_jax.data.sources.csv_table import open_csv
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from tests.helpers.picture_files import write_plain
@@ -29,34 +28,42 @@ def write_table(folder, text, columns=SPLIT):
     return path
 
 
+def open_table(path, split="val", num_classes=None):
+    return open_source(f"csv:{path}", split, num_classes=num_classes)
+
+
 def gray_levels(source):
     return [int(source[i].pixels[0, 0, 0]) for i in range(len(source))]
 
 
-def levels(path, split):
-    return gray_levels(open_source(f"csv:{path}", split))
-
-
 def refused(path, message, split="val", num_classes=None):
     with pytest.raises(InputError, match=message) as caught:
-        open_csv(path, split, num_classes)
+        open_table(path, split, num_classes)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_no_image_is_in_both_splits(images):
-    path = write_table(images, "a,0,train b,1,val c,1,train d,0,val e,1,train")
-    assert levels(path, "train") == [0, 20, 40]
-    assert levels(path, "val") == [10, 30]
-    for split in ("train", "val"):
-        assert open_source(f"csv:{path}", split).num_classes == 2
-    assert levels(write_table(images, "a,0,train b,0,val a,0,train"), "train") == [0, 0]
-    path = write_table(images, "a,0 b,1", NO_SPLIT)
-    assert levels(path, "val") == [0, 10]
-    refused(path, "has no row with split 'train'", "train")
-    path = write_table(images, "a,0,train b,1,val c,1,train")
-    assert levels(path, "val") == [10]
-    refused(path, "no row with split 'train' and label 2", "train", 5)
+@pytest.mark.parametrize(
+    "rows, columns, train, val, val_split",
+    [
+        ("a,0,train b,1,val c,1,train d,0,val", SPLIT, [0, 20], [10, 30], "val"),
+        ("a,0,train b,0,val a,0,train", SPLIT, [0, 0], [10], "val"),
+        ("a,0 b,1", NO_SPLIT, None, [0, 10], "val"),
+        ("a,0,train b,-1,test c,0,valid", SPLIT, [0], [20], "valid"),
+        ("a,0,train b,-1,test c,0,validation", SPLIT, [0], [20], "validation"),
+        ("a,0,train b,0,test", SPLIT, [0], [10], "test"),
+    ],
+)
+def test_no_image_is_in_both_splits(images, rows, columns, train, val, val_split):
+    path = write_table(images, rows, columns)
+    source = open_table(path)
+    assert (gray_levels(source), source.split) == (val, val_split)
+    if train is None:
+        refused(path, "has no row with split 'train'", "train")
+        return
+    assert gray_levels(open_table(path, "train")) == train
+    # The labels of both splits count.
+    assert open_table(path, "train").num_classes == source.num_classes
 
 
 NO_LABELS = ("1_0", "²", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
@@ -81,19 +88,26 @@ def test_a_wrong_field_is_named_with_its_line(images, columns, rows, field, valu
     refused(path, f"line 3: {field} is .*{re.escape(repr(value))}", num_classes=5)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
-    "rows, lines",
+    "rows, message",
     [
-        ("a,0,train a,0,val", "2 and 3"),
-        ("a,0,val b,0,train ../images/a,0,train", "2 and 4"),
-        ("a,0,train b,0,val b,0,val", "3 and 4"),
-        ("a,0,train c,0,val a,1,train", "2 and 4"),
+        ("a,0,train a,0,val", "names '.*' in lines 2 and 3"),
+        ("a,0,val b,0,train ../images/a,0,train", "lines 2 and 4; .*may repeat"),
+        ("a,0,train b,0,val b,0,val", "lines 3 and 4"),
+        ("a,0,train c,0,val a,1,train", "lines 2 and 4"),
+        ("a,0,train a,0,test b,0,val", "lines 2 and 3"),
+        ("a,0,valid b,0,val", "has both val and valid"),
     ],
 )
-def test_contradicting_rows_are_refused(images, split, rows, lines):
+def test_contradicting_rows_are_refused(images, rows, message):
     path = write_table(images, rows)
-    refused(path, f"names '.*' in lines {lines}; .*may repeat", split)
+    for split in ("train", "val"):
+        refused(path, message, split)
+
+
+def test_all_classes_of_a_model_need_training_images(images):
+    path = write_table(images, "a,0,train b,1,val c,1,train")
+    refused(path, "no row with split 'train' and label 2", "train", 5)
 
 
 @pytest.mark.parametrize(
@@ -112,30 +126,23 @@ def test_a_file_that_is_no_table_is_refused(images, content, message):
     refused(images / "set.csv", message)
 
 
-def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_blanks_line_ends_commas_and_excels_encodings_change_nothing(images, encoding):
     text = (
-        "\ufefffilename, label , split, class\r\nimages/a.png, 1, train, big cat \r\n"
-        "images/b.png,0 ,val,ant,\r\n\r\nimages/c.png,1, val ,big cat"
+        "filename, label , split, class\r\nimages/a.png, 1, train, big cat \r\n"
+        "images/b.png,0 ,val,f\u00fcr,\r\n\r\nimages/c.png,1, val ,big cat"
     )
     path = images / "set.csv"
-    path.write_bytes(text.encode())
-    table = open_csv(path, "val")
+    path.write_bytes(text.encode(encoding))
+    table = open_table(path)
     assert table.files.tolist() == [b"images/b.png", b"images/c.png"]
-    assert (table.labels.tolist(), table.class_names) == ([0, 1], ("ant", "big cat"))
+    assert (table.labels.tolist(), table.class_names) == (
+        [0, 1],
+        ("f\u00fcr", "big cat"),
+    )
     # ImageNet's cranes are a bird and a machine.
     path = write_table(images, "a,0,crane b,1,crane", NAMED)
-    assert open_csv(path, "val").class_names == ("crane", "crane")
-
-
-def test_a_test_split_serves_without_a_validation_split(images):
-    for name in ("val", "valid", "validation"):
-        path = write_table(images, f"a,0,train b,-1,test c,0,{name}")
-        assert levels(path, "train") == [0]
-        assert (levels(path, "val"), open_csv(path, "val").split) == ([20], name)
-    path = write_table(images, "a,0,train b,0,test")
-    assert (levels(path, "val"), open_csv(path, "val").split) == ([10], "test")
-    refused(write_table(images, "a,0,valid b,0,val"), "has both val and valid")
-    refused(write_table(images, "a,0,train a,0,test b,0,val"), "in lines 2 and 3")
+    assert open_table(path).class_names == ("crane", "crane")
 
 
 @pytest.mark.parametrize(
@@ -156,12 +163,3 @@ def test_unlabeled_reading_needs_no_labels(images, columns, rows, expected):
     assert {*source.labels.tolist()} == {-1}
     if "0," not in rows:
         refused(path, "label", "train" if "split" in columns else "val")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
-def test_a_table_may_have_excels_encodings(images, encoding):
-    text = "filename,label,class\r\nimages/a.png,0,f\u00fcr\r\n"
-    if encoding == "utf-16-le":
-        text = f"\ufeff{text}"
-    (images / "set.csv").write_bytes(text.encode(encoding))
-    assert open_csv(images / "set.csv", "val").class_names == ("f\u00fcr",)
