@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.decode import (
-    UnreadableImage,
-    convert_to_rgb,
-    decode_image,
-    read_header_size,
-)
+from imagepiece_jax.data.decode import UnreadableImage, convert_to_rgb, decode_image
 
 
 def encode(image, format, **options):
@@ -82,10 +77,6 @@ def test_upright_pixels_are_in_a_viewers_order(format, orientation, stored):
     for upright, corners in ((False, as_stored), (True, "1234")):
         pixels = decode_image(file, "x", upright)[8::16, 8::16, 0].reshape(-1)
         assert np.abs(pixels - 60.0 * np.array([*map(int, corners)])).max() < 3
-    wide = encode(image.resize((20, 10)), format, exif=exif, **lossless)
-    for upright in (False, True):
-        shape = decode_image(wide, "x", upright).shape[:2]
-        assert read_header_size(wide, upright) == shape
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -99,7 +90,6 @@ def test_malformed_metadata_turn_nothing():
 
 GRAY = np.uint16([[0, 1000], [40000, 65535]])
 BYTES = Image.fromarray(np.uint8(GRAY >> 8))
-MODES = ("P", "LA", "CMYK", "YCbCr")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +102,7 @@ MODES = ("P", "LA", "CMYK", "YCbCr")
         Image.fromarray(np.int32(GRAY >> 8)),
         BYTES.convert("LA").convert("La"),
         BYTES.convert("RGBA").convert("RGBa"),
-        *map(BYTES.convert, MODES),
+        *map(BYTES.convert, ("P", "LA", "CMYK", "YCbCr")),
     ],
     ids=lambda image: image.mode,
 )
@@ -124,8 +114,7 @@ def test_every_pillow_mode_becomes_eight_bits(image):
 
 @pytest.mark.parametrize(
     "values",
-    [[-1.0, 200.0], [0.0, 1.0], [0.5, 1.5], [0.0, 1e5], [0.0, np.nan]]
-    + [[0, 70000], [-5, 0]],
+    [[-1.0, 200.0], [0.0, 1.0], [0.0, 1e5], [0.0, np.nan], [0, 70000], [-5, 0]],
 )
 def test_numbers_without_a_known_range_are_refused(values):
     """Clipping to 0 .. 255 would make them black or white."""
@@ -149,16 +138,14 @@ FLOATS = encode(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
 @pytest.mark.parametrize(
     "data, reason",
     [
-        (b"", "no known image format"),
         (b"no image at all", "no known image format"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (JPEG[:-2], "truncated"),
         (large_png(20_000, 9_000), "178,956,970 pixels"),
-        (large_png(1, 180_000_000), "178,956,970 pixels"),
         (FLOATS, "not 0 to 255"),
         (None, "No such file"),
     ],
-    ids=range(8),
+    ids=range(6),
 )
 def test_damaged_or_too_large_images_are_unreadable(tmp_path, data, reason):
     file = str(tmp_path / "gone.jpg") if data is None else data

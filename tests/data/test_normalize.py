@@ -1,15 +1,12 @@
 import warnings
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize, warn_if_unnormalized
 from imagepiece_jax.errors import InputError
-from tests.helpers import tiny_vit
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3  # the AugReg ViTs'
@@ -64,22 +61,3 @@ def test_possibly_normalized_images_cause_no_warning():
         jax.jit(lambda x: warn_if_unnormalized(x, *IMAGENET))(np.float32(PIXELS))
         # This model takes pixels in [0, 1].
         warn_if_unnormalized(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
-
-
-def swap_bytes(leaf):
-    leaf = np.asarray(leaf)
-    return leaf.astype(leaf.dtype.newbyteorder("S"))
-
-
-def test_byte_order_changes_no_result():
-    """JAX takes the machine's order; FITS files and old checkpoints have the other."""
-    vit = tiny_vit.pretrained(num_classes=3, image_size=16, depth=1)
-    images = np.float32(np.random.default_rng(0).normal(size=(2, 16, 16, 3)))
-    program = imagepiece_jax.optimize(vit, batch_size=2)
-    chex.assert_trees_all_equal(program(swap_bytes(images)), program(images))
-    maps = [imagepiece_jax.features(vit, x) for x in (swap_bytes(images), images)]
-    chex.assert_trees_all_equal(*maps)
-    swapped = vit.with_variables(jax.tree.map(swap_bytes, dict(vit.variables)))
-    assert swapped.digest == vit.digest
-    logits = imagepiece_jax.optimize(swapped, batch_size=2)(images)
-    chex.assert_trees_all_equal(logits, program(images))

@@ -24,22 +24,17 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize(
-    "line",
-    ["{0}/{1}\n", "{0}/{1}\r\n", " {0}/{1}\t\n", '"{0}/{1}" \r\n', "'{0}/{1}'\n"],
-)
-def test_a_list_may_have_other_encodings_and_quotes(folder, encoding, line):
-    text = "".join(line.format(folder, name) for name in NAMES)
-    (folder / "list.txt").write_bytes(text.encode(encoding))
+def test_a_list_may_have_other_encodings_and_blanks(folder, encoding):
+    lines = [f"{folder}/a.png", f"{folder}/b c.png\r", f" {folder}/d.png\t\r", ""]
+    (folder / "list.txt").write_bytes("\n".join(lines).encode(encoding))
     expected = [str(folder / name) for name in NAMES]
     assert find_images([folder / "list.txt"]) == expected
 
 
 def test_paths_are_relative_to_the_current_or_the_lists_folder(folder, monkeypatch):
-    (folder / "list.txt").write_text("gone.png\n" + '\n"b c.png"\n'.join(NAMES))
+    (folder / "list.txt").write_text("gone.png\n" + "\n".join(NAMES))
     paths = find_images([folder / "list.txt"])
-    names = ("a.png", "b c.png", "b c.png")
-    assert paths[1:4] == [str(folder / name) for name in names]
+    assert paths[1:] == [str(folder / name) for name in NAMES]
     write_plain(pathlib.Path(), "a.png")
     assert find_images([folder / "list.txt"])[1] == "a.png"
     monkeypatch.setenv("HOME", str(folder))
@@ -53,12 +48,6 @@ def test_a_hidden_image_counts_if_it_is_named(folder):
     assert find_images([hidden]) == [str(hidden)]
 
 
-def test_a_list_must_be_text(folder):
-    (folder / "list.txt").write_bytes(b"\xff\xfea")
-    with pytest.raises(InputError, match=r"list\.txt"):
-        find_images([folder / "list.txt"])
-
-
 def test_every_source_turns_photographs_upright(tmp_path):
     """Only imagenet2012 has pixels as stored."""
     pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
@@ -66,19 +55,15 @@ def test_every_source_turns_photographs_upright(tmp_path):
     exif[0x0112] = 6  # a quarter to the right
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", exif=exif)
-    for split in ("train", "val"):
-        (tmp_path / "set" / split / "ant").mkdir(parents=True)
-        (tmp_path / "set" / split / "ant" / "a.png").write_bytes(file.getvalue())
-    path = tmp_path / "set" / "val" / "ant" / "a.png"
+    path = tmp_path / "val" / "ant" / "a.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(file.getvalue())
     (tmp_path / "set.csv").write_text(f"filename,label\n{path},0\n")
-    (tmp_path / "list.txt").write_text(f"{path}\n")
     csv = f"csv:{tmp_path}/set.csv"
-    sources = [open_source(name, "val") for name in (f"{tmp_path}/set", csv)]
-    for images in (path, tmp_path / "list.txt", csv, [Image.open(path)]):
-        sources.append(as_source(images))
+    sources = [open_source(name, "val") for name in (f"{tmp_path}/val", csv)]
+    sources += [as_source(images) for images in (path, csv, [Image.open(path)])]
     for source in sources:
         np.testing.assert_array_equal(source[0].pixels, np.rot90(pixels, -1))
-        assert source.header_size(0) == (5, 4)
 
 
 def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
@@ -90,9 +75,6 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     for source in sources:
         assert len(source) == 3
         np.testing.assert_array_equal(source[1].pixels, pixels[1])
-    table = tmp_path / "table.csv"
-    table.write_text("filename,split\n00.png,train\n01.png,train\n02.png,val")
-    assert len(as_source(f"csv:{table}")) == 2
 
 
 def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
@@ -106,3 +88,6 @@ def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
         find_images([])
     with pytest.raises(FileNotFoundError, match=r"no\.csv"):
         find_images(["b.jpg", "no.csv"])
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfea")
+    with pytest.raises(InputError, match=r"list\.txt"):
+        find_images(["list.txt"])

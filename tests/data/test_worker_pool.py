@@ -10,19 +10,15 @@ import types
 
 import pytest
 
-from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import RunData
 from tests.helpers import forked_processes
 from tests.helpers.noise_images import Noise, assert_same, train_transform
 from tests.helpers.reading_tasks import Filled, train
 from tests.helpers.refused_calls import refused
-from tests.helpers.small_runs import quickstart_config
 
 
 @pytest.fixture(autouse=True)
@@ -177,32 +173,10 @@ def test_slots_are_not_reused_while_they_are_read(count, threads):
         assert pixels.tolist() == [number % 200] * 5
 
 
-def set_free_space(monkeypatch, free):
-    usage = types.SimpleNamespace(free=free)
-    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
-
-
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
-    set_free_space(monkeypatch, 2 * 10**6)
+    usage = types.SimpleNamespace(free=2 * 10**6)
+    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr(Filled, "chunk_bytes", 10**6)
     with refused(tmp_path):
         read_ahead(Filled(9), workers=1)
-
-
-def test_training_and_an_evaluation_have_room_together(monkeypatch, tmp_path):
-    """Before the first step: 6 MB for training, of three groups, and 3 MB beside it."""
-    monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
-    fields = {"data.workers": 1, "image_size": 100, "model.patch_size": 4}
-    fields |= {"data.resize": "deit", "data.crop": "random_resized"}
-    config = quickstart_config(fields, batch_size=64, eval_batch_size=32)
-    data = RunData(RunConfig.from_config(config), Placement())
-    training = data.train_batches(steps=range(data.length.steps))
-    assert worker_pool.shared_bytes(training, 1, 1) == 3 * 64 * 100 * 100 * 3
-    assert worker_pool.shared_bytes(data.val_batches, 1, 1) == 3 * 32 * 100 * 100 * 3
-    needed = 3 * (64 + 32) * 100 * 100 * 3
-    set_free_space(monkeypatch, needed)
-    data.check_space()
-    set_free_space(monkeypatch, needed - 1)
-    with refused(tmp_path):
-        data.check_space()
