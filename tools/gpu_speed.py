@@ -198,7 +198,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
             check_choice(name, value, allowed)
     batches = list(options.at_once)
     if options.beside:
-        torch_baselines.prepare_torch(["timm"])
+        torch_baselines.prepare_torch()
     dtype = options.dtype or xla_options.fast_dtype()
     rules = timer.Timing(options.warmup, options.repeats, options.seconds)
     common = {

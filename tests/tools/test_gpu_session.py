@@ -41,7 +41,7 @@ def timed(monkeypatch):
         return []
 
     monkeypatch.setattr(gpu_speed, "measure_case", measure)
-    monkeypatch.setattr(torch_baselines, "prepare_torch", lambda *_: None)
+    monkeypatch.setattr(torch_baselines, "prepare_torch", lambda: None)
     monkeypatch.setattr(suite, "make_case_groups", lambda *_: [{}])
     monkeypatch.setattr(suite, "time_groups", lambda *_: None)
     monkeypatch.chdir(ROOT)
