@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Protocol
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
@@ -14,7 +15,7 @@ from imagepiece_jax.weights.load import load
 Model = tuple[Pretrained, Mapping]
 
 
-class Models:
+class Models(Protocol):
     """Where the models of a table come from."""
 
     note: str  # a sentence on their origin
@@ -23,23 +24,9 @@ class Models:
     def find(self, reduction, stem):
         """The models of one row, one a seed; none where there is no such model."""
 
-    def sizes(self):
-        """(classes, image size) of all models."""
-        return {(vit.model.config.num_classes, vit.image_size) for vit in self.weights}
-
-    @property
-    def crop(self):
-        """How all models see images: fields of a Preprocessing except its size."""
-        return crop_of(self.weights[0].preprocessing) if self.weights else {}
-
-    @property
-    def class_names(self):
-        """Names of the first model's classes, by label; None where it has none."""
-        return self.weights[0].class_names if self.weights else None
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OffTheShelf(Models):
+class OffTheShelf:
     """One checkpoint, which every reduction is applied to without training."""
 
     pretrained: Pretrained
@@ -58,7 +45,7 @@ class OffTheShelf(Models):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainedRuns(Models):
+class TrainedRuns:
     """Runs, each matched with a row by its stem and all fields of its reduction."""
 
     weights: tuple[Pretrained, ...]
@@ -77,15 +64,6 @@ def load_runs(folder, dtype=None):
     """All runs in a folder, by name. Raises InputError where there are none."""
     configs = sorted(pathlib.Path(folder).glob(f"*/{CONFIG_FILE}"))
     if not configs:
-        problem = f"{folder} has no run"
-        allowed = "a folder of runs"
-        raise InputError(f"--runs {problem}; allowed: {allowed}")
-    return [
-        load(path.parent, checkpoint="latest").with_default_execution(dtype)
-        for path in configs
-    ]
-
-
-def crop_of(images):
-    """The fields of a Preprocessing except its size."""
-    return {name: value for name, value in vars(images).items() if name != "image_size"}
+        raise InputError(f"--runs {folder} has no run; allowed: a folder of runs")
+    runs = [load(path.parent, checkpoint="latest") for path in configs]
+    return [run.with_default_execution(dtype) for run in runs]

@@ -18,39 +18,26 @@ import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import jax
 import numpy as np
 from tyro.conf import Positional, arg
 
-from experiments import (
-    analysis,
-    controls,
-    hyperspeed,
-    masking,
-    merges,
-    paper_tables,
-    study,
-)
-from experiments.models import Models, OffTheShelf, TrainedRuns, load_runs
+from experiments import analysis, controls, hyperspeed, masking, merges, paper_tables
+from experiments import models as study_models
+from experiments import study as studies
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark.workloads import call_on_noise
-from imagepiece_jax.common import device, parallel, timer, xla_options
+from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.common.timer import Timing
-from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.class_names import check_classes
-from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.data.sources.registry import open_source, short_name
+from imagepiece_jax.data.sources.registry import short_name
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.result_cache import (
-    MeasuredWeights,
-    ResultCache,
-)
-from imagepiece_jax.inference import optimize
+from imagepiece_jax.evaluation import labeled_images
+from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache
+from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.weights.load import load
@@ -145,68 +132,30 @@ class Clock:
     batch_size: int = 64
     rules: Timing = Timing()
 
-    def setting(self, vit):
-        """Everything that decides a speed besides the model, as JSON values.
-
-        "gelu" is added if the program's differs from the model's, and "sizes" if a
-        program may encode sizes in a direction of the keys.
-        """
+    @property
+    def setting(self):
+        """What decides a speed besides the model, as JSON values."""
         setting = {"device": device.device_name(), "batch_size": self.batch_size}
-        setting |= dataclasses.asdict(self.rules)
-        here = jax.local_devices()[0]
-        gelu = optimize.default_gelu(vit.model, here)
-        if gelu != vit.model.config.arch.gelu:
-            setting["gelu"] = gelu
-        model = optimize.with_device_attention(vit.model, here)
-        if model.execution.attention_impl == "cudnn":
-            setting["sizes"] = "direction"
-        return setting
+        return setting | dataclasses.asdict(self.rules)
 
     def __call__(self, vit, reduction):
         """`timer.speed_metrics` relative to the dense model; "dense_ms" is its time."""
         jobs = {}
-        for name, reduction_of_model in (
-            ("dense", DENSE_REDUCTION),
-            ("reduced", reduction),
-        ):
-            variant = vit.with_reduction(reduction_of_model, seed=0)
-            fast = optimize.optimize(
-                variant,
-                batch_size=self.batch_size,
-                dtype=vit.model.execution.dtype.name,
-            )
-            jobs[name] = timer.TimedCall(call_on_noise(fast))
+        for name, setting in (("dense", DENSE_REDUCTION), ("reduced", reduction)):
+            variant = vit.with_reduction(setting, seed=0)
+            dtype = vit.model.execution.dtype.name
+            program = optimize(variant, batch_size=self.batch_size, dtype=dtype)
+            jobs[name] = timer.TimedCall(call_on_noise(program))
         times = timer.time_in_turns(jobs, self.rules)
         figures = timer.speed_metrics(times["dense"], times["reduced"], self.batch_size)
         return figures | {"dense_ms": 1e3 * timer.find_spread(times["dense"]).median}
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class StudyImages:
-    """Images that models are compared on, as `result_cache.MeasuredWeights` reads."""
-
-    source: Any
-    name: str  # as config.data has it
-    image_size: int | tuple[int, int]
-    most: int  # images at once
-    workers: int = 0
-    crop: Mapping[str, Any]  # fields of a Preprocessing, but its size
-    alter_images = None
-    valid = None
+class StudyImages(labeled_images.LabeledImages):
+    """Images that models are compared on; a small set is read once and kept."""
 
     def __len__(self):
         return len(self.source)
-
-    @property
-    def batch_size(self):
-        """At most all images, rounded up to whole devices."""
-        devices = len(parallel.local_devices())
-        count = min(self.most, max(len(self), 1))
-        return -(-count // devices) * devices
-
-    @property
-    def preprocessing(self):
-        return Preprocessing(self.image_size, **self.crop)
 
     @property
     def text(self):
@@ -215,38 +164,15 @@ class StudyImages:
         crop = self.preprocessing.description
         return f"{len(self)} images of {short_name(self.name)}{spaced} ({crop})"
 
-    @property
-    def facts(self):
-        """All that decides figures on these images."""
-        return {
-            "data": self.name,
-            "split": "val",
-            "images": len(self),
-            "digest": self.source.digest,
-            "image_size": self.image_size,
-            "resize": "deit",
-            **self.crop,
-            **self.source.subset_record,
-        }
-
     def read_batches(self):
-        """Batches of a pass, by `Batches` without a seed."""
-        pixels = len(self) * math.prod(image_sides(self.image_size)) * 3
-        return self._kept if pixels <= MOST_KEPT else self._read()
+        sides = image_sides(self.preprocessing.image_size)
+        if len(self) * math.prod(sides) * 3 > MOST_KEPT:
+            return super().read_batches()
+        return self._kept
 
     @functools.cached_property
     def _kept(self):
-        return list(self._read())
-
-    def _read(self):
-        batches = Batches(
-            source=self.source,
-            transform=self.preprocessing,
-            batch_size=self.batch_size,
-            placement=parallel.process_placement(),
-        )
-        threads = 2 if self.workers else 0
-        return worker_pool.read_ahead(batches, self.workers, threads)
+        return list(super().read_batches())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,7 +195,7 @@ class Study:
     clock: measures speeds; None: nothing is timed
     """
 
-    models: Models
+    models: study_models.Models
     images: StudyImages
     out: pathlib.Path
     cache: ResultCache | None = None
@@ -279,7 +205,7 @@ class Study:
     @property
     def pretrained(self):
         """The one checkpoint of a table that needs one. Raises InputError without."""
-        if not isinstance(self.models, OffTheShelf):
+        if not isinstance(self.models, study_models.OffTheShelf):
             allowed = "a weights file or a run's folder"
             raise InputError(f"--weights is missing; allowed: {allowed}")
         return self.models.pretrained
@@ -298,7 +224,7 @@ class Study:
         """Answers of a model with a reduction on all images, or on these."""
         weights = self.weights(vit, images)
         figures = weights.measure_reduction(Reduction.read(reduction))
-        return Answers(figures, study.unpacked_right(figures))
+        return Answers(figures, studies.unpacked_right(figures))
 
     def speed(self, vit, reduction):
         """Speed in turns with the dense model, as a Clock gives it."""
@@ -309,12 +235,10 @@ class Study:
             "kind": "speed",
             "model": as_json(vit.reduced_model(reduction)),
             "reduction": self.weights(vit).format_reduction(reduction),
-            **self.clock.setting(vit),
+            **self.clock.setting,
         }
-        task = f"the speed of {reduction}"
-        return self.cache.measure_once(
-            setting, lambda: self.clock(vit, reduction), task
-        )
+        measure = functools.partial(self.clock, vit, reduction)
+        return self.cache.measure_once(setting, measure, f"the speed of {reduction}")
 
     def inside(self, kind, vit, reduction, read, summarize):
         """Figures from inside a model with a reduction, as JSON values by name.
@@ -326,9 +250,8 @@ class Study:
 
         def measure():
             reduced = vit.with_reduction(reduction, vit.origin.seed)
-            answer = study.model_reader(
-                reduced, read, merges.observe_reducers(reduced.model)
-            )
+            observed = merges.observe_reducers(reduced.model)
+            answer = studies.model_reader(reduced, read, observed)
             return summarize(answer(self.images.read_batches()))
 
         weights = self.weights(vit)
@@ -343,7 +266,7 @@ class Study:
         """Table of the images and models of a page; more: further rows, by name."""
         rows = {
             "images": self.images.text,
-            "pixels a side": self.images.image_size,
+            "pixels a side": self.images.preprocessing.image_size,
             "models": self.models.note,
         }
         if self.clock:
@@ -357,8 +280,7 @@ class Study:
 
     def write_page(self, name, title, *blocks):
         """Write OUT/name.md from blocks of Markdown, and print it."""
-        blocks = [block for block in blocks if block]
-        text = "\n\n".join([f"## `{name}`: {title}", *blocks]) + "\n"
+        text = "\n\n".join([f"## `{name}`: {title}", *filter(None, blocks)]) + "\n"
         replace_file(self.out / f"{name}.md", text)
         print(text, flush=True)
 
@@ -370,7 +292,8 @@ def open_models(options):
     """Trained runs, or one checkpoint off the shelf."""
     dtype = options.dtype or xla_options.fast_dtype()
     if options.runs:
-        return TrainedRuns(tuple(load_runs(options.runs, dtype)))
+        runs = study_models.load_runs(options.runs, dtype)
+        return study_models.TrainedRuns(tuple(runs))
     # A run's best was chosen on the images of the figures.
     location = locate_weights(options.weights, options.config is not None)
     checkpoint = "latest" if location.origin.kind == RUN_KIND else None
@@ -382,7 +305,7 @@ def open_models(options):
         dtype=dtype,
         checkpoint=checkpoint,
     )
-    return OffTheShelf(vit)
+    return study_models.OffTheShelf(vit)
 
 
 def open_images(models, options):
@@ -390,44 +313,34 @@ def open_images(models, options):
 
     Raises InputError where models or images have other classes than the first.
     """
-    classes, side = one_size(models)
-    name = options.data
-    class_names = models.class_names
-    source = open_source(name, "val", num_classes=classes, class_names=class_names)
-    images = StudyImages(
-        source=source.evenly_spaced(options.limit),
-        name=name,
-        image_size=side,
-        most=options.eval_batch_size,
+    first, *others = models.weights
+    size = first.config.num_classes, first.image_size
+    for vit in others:
+        if (vit.config.num_classes, vit.image_size) != size:
+            problem = "runs has models of several numbers of classes or image sizes"
+            raise InputError(f"{problem}; they must be of one data set")
+    images = labeled_images.open_labeled_images(
+        first,
+        options.data,
+        limit=options.limit,
+        batch_size=options.eval_batch_size,
         workers=options.readers,
-        crop=models.crop,
+        threads=2 if options.readers else 0,
     )
     names = images.source.class_names
-    for vit in models.weights:
+    for vit in others:
         path = str(vit.origin.path)
-        if line := check_classes(vit.class_names, path, names, name):
+        if line := check_classes(vit.class_names, path, names, options.data):
             print(f"note: {line}", flush=True)
-    return images
+    return StudyImages(**vars(images))
 
 
-def one_size(models):
-    """(classes, image size) of all models. Raises InputError where they differ."""
-    sizes = models.sizes()
-    if len(sizes) > 1:
-        text = f"runs has models of (classes, image size) {sorted(sizes)}"
-        raise InputError(f"{text}; they must be of one data set")
-    ((classes, side),) = sizes
-    if not classes:
-        raise InputError("weights has no classes, so there is no accuracy to compare")
-    return classes, side
-
-
-def make_tables(names, paper):
+def make_tables(names, study):
     """Make tables; among several, a table with a mistake is left out and named."""
     with controls.register_methods():
         for name in names:
             try:
-                TABLES[name](paper)
+                TABLES[name](study)
             except InputError as error:
                 if len(names) == 1:
                     raise
@@ -450,9 +363,9 @@ def main(options: Options):
         rules = Timing(options.warmup, options.repeats, options.seconds)
         clock = Clock(options.speed_batch_size, rules)
     out = options.out
-    cache = ResultCache(out, versions=study.code_versions())
-    paper = Study(models=models, images=images, out=out, cache=cache, clock=clock)
-    make_tables(names, paper)
+    cache = ResultCache(out, versions=studies.code_versions())
+    study = Study(models=models, images=images, out=out, cache=cache, clock=clock)
+    make_tables(names, study)
 
 
 if __name__ == "__main__":

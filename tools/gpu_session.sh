@@ -131,7 +131,7 @@ for number in ${*:-1 2 3 4}; do
       ;;
     14)
       part 240 "$PYTHON" -m tools.torch_baselines deit_s --reductions imagepiece \
-        --mode train --plain --json "$OUT/train.json"
+        --json "$OUT/train.json"
       ;;
     15)
       speed 150 --cases deit_s --models dense --gelus tanh exact --beside timm timm-tanh

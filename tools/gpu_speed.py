@@ -13,6 +13,7 @@ programs of a run by them, turn by turn. --smoke makes tiny models of the same p
 try a command.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -20,8 +21,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 from unittest import mock
 
 import jax
@@ -186,17 +186,11 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     if not times:
         raise InputError("times is missing; name a file to which lines are added")
     check_writable("times", times, ["", ".json", ".jsonl"])
-    choices = (
-        ("cases", options.cases, CASES),
-        ("models", options.models, MODELS),
-        ("precisions", options.precisions, PRECISIONS),
-        ("xla", options.xla, XLA),
-        ("beside", options.beside, ACTS),
-    )
-    for name, values, allowed in choices:
-        for value in values:
-            check_choice(name, value, allowed)
-    batches = list(options.at_once)
+    allowed = {"cases": CASES, "models": MODELS, "precisions": PRECISIONS}
+    allowed |= {"xla": XLA, "beside": ACTS}
+    for name, choices in allowed.items():
+        for value in getattr(options, name):
+            check_choice(name, value, choices)
     if options.beside:
         torch_baselines.prepare_torch()
     dtype = options.dtype or xla_options.fast_dtype()
@@ -205,11 +199,12 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
         "runtime": device.device_name(),
         "dtype": dtype,
         "versions": device.library_versions(),
+        "flags": os.environ.get("XLA_FLAGS", ""),  # of the whole process
+        "run": time.strftime("%Y-%m-%d %H:%M:%S"),
+        **dataclasses.asdict(rules),
     }
-    common["flags"] = os.environ.get("XLA_FLAGS", "")  # of the whole process
-    common |= {"run": time.strftime("%Y-%m-%d %H:%M:%S"), **dataclasses.asdict(rules)}
     for size in options.cases:
-        for rows in measure_case(size, batches, dtype, rules):
+        for rows in measure_case(size, options.at_once, dtype, rules):
             with open(times, "a") as out:
                 out.writelines(json.dumps(row | common) + "\n" for row in rows)
             print(group_table(rows), flush=True)
@@ -230,33 +225,22 @@ class Way:
     xla: str = "default"  # one of XLA
 
 
-class Timed(NamedTuple):
-    """A program that is timed, and the fields of its row."""
-
-    call: Callable[[int], Any]
-    wait: Callable[[Any], Any]
-    facts: dict[str, Any]
-
-
 def list_ways(case):
     """All Ways that the flags list, the dense model's first."""
-    settings = OPTIONS.models or [
-        name for name in MODELS if name not in (HALF, TOME_STAGES)
-    ]
+    of_deit = [name for name in MODELS if name not in (HALF, TOME_STAGES)]
+    settings = OPTIONS.models or of_deit
     all_ways = []
     for name in dict.fromkeys([DENSE, *settings]):
-        kinds = OPTIONS.size_forms
         model = case.create(name)
+        size_forms = OPTIONS.size_forms
         if not size_direction.has_sizes(model):
-            kinds = []
+            size_forms = ()
         elif size_direction.refusal_reason(model):
-            kinds = [kind for kind in kinds if kind != "direction"]
-        reductions = OPTIONS.reduction_forms
-        if name not in FASTER:
-            reductions = []
-        forms = (OPTIONS.gelus or [None], kinds or [None], reductions or [None])
-        forms += (OPTIONS.precisions, OPTIONS.xla)
-        for parts in itertools.product(*forms):
+            size_forms = [form for form in size_forms if form != "direction"]
+        reductions = OPTIONS.reduction_forms if name in FASTER else ()
+        # None: as `optimize` chooses
+        forms = [kinds or [None] for kinds in (OPTIONS.gelus, size_forms, reductions)]
+        for parts in itertools.product(*forms, OPTIONS.precisions, OPTIONS.xla):
             all_ways.append(Way(name, *parts))
     return all_ways
 
@@ -293,18 +277,20 @@ def all_compiled(case, batches, dtype, all_ways):
 
 
 def timed_rows(programs, shared, rules):
-    """Rows of programs of one batch; shared: fields of all rows."""
+    """Rows of one batch's programs, [(TimedCall, fields of its row)].
+
+    shared: fields of all rows
+    """
     latency = shared["batch"] <= SMALL_BATCH
     jobs = {}
-    for number, program in enumerate(programs):
-        call = (program.call, program.wait)
-        jobs[number, "turns"] = timer.TimedCall(*call)
+    for number, (call, _) in enumerate(programs):
+        jobs[number, "turns"] = call
         if latency:
-            jobs[number, "latency"] = timer.TimedCall(*call, ahead=0)
+            jobs[number, "latency"] = dataclasses.replace(call, ahead=0)
     times = timer.time_in_turns(jobs, rules)
     rows = []
-    for number, program in enumerate(programs):
-        row = {**shared, **program.facts, "turns": times[number, "turns"]}
+    for number, (_, facts) in enumerate(programs):
+        row = {**shared, **facts, "turns": times[number, "turns"]}
         row["latency"] = times.get((number, "latency"))
         rows.append(row)
     return with_ratios(rows)
@@ -321,34 +307,40 @@ def compile_program(compilers, part):
 
 
 def time_ours(case, way, program):
-    """A Program, with images on the device."""
+    """(TimedCall, fields of its row) of a Program, with images on the device."""
     model = program.model
     sizes = None
     if size_direction.has_sizes(model):
         sizes = model.execution.size_encoding
-    facts = {"model": way.setting, "library": OURS, "reduction": MODELS[way.setting]}
-    facts |= {"image_size": case.side_of(way.setting), "stem": model.config.stem}
-    gelu = model.config.arch.gelu
-    facts |= {"gelu": gelu, "sizes": sizes, "precision": way.precision}
-    facts |= {"gmacs": program.gmacs, "compile_s": program.compile_seconds}
-    facts |= {"xla": way.xla, "reductions": program.reductions}
-    return Timed(call_on_noise(program), jax.block_until_ready, facts)
+    facts = {
+        "model": way.setting,
+        "library": OURS,
+        "reduction": MODELS[way.setting],
+        "image_size": case.side_of(way.setting),
+        "stem": model.config.stem,
+        "gelu": model.config.arch.gelu,
+        "sizes": sizes,
+        "precision": way.precision,
+        "gmacs": program.gmacs,
+        "compile_s": program.compile_seconds,
+        "xla": way.xla,
+        "reductions": program.reductions,
+    }
+    return timer.TimedCall(call_on_noise(program), jax.block_until_ready), facts
 
 
 def make_compiler(case, dtype, way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
-    variables = draw_random_variables(model)
-    options = {"dtype": dtype, "gelu": way.gelu}
-    if way.sizes is not None:
-        options["sizes"] = way.sizes
-    if way.reductions is not None:
-        options["reductions"] = way.reductions
-    options["compiler_options"] = XLA[way.xla]
-    if OPTIONS.smoke:
-        options["compiler_options"] = XLA[way.xla] | QUICK
-    vit = Pretrained(model, variables)
-    return make_program_compiler(vit, ProgramOptions(**options))
+    options = ProgramOptions(
+        dtype=dtype,
+        gelu=way.gelu,
+        sizes=way.sizes,
+        reductions=way.reductions,
+        compiler_options=XLA[way.xla] | (QUICK if OPTIONS.smoke else {}),
+    )
+    vit = Pretrained(model, draw_random_variables(model))
+    return make_program_compiler(vit, options)
 
 
 def random_directions(vit, images=None):
@@ -360,26 +352,48 @@ def random_directions(vit, images=None):
 
 
 def time_timm(case, name, batch, dtype):
-    """timm's dense model under torch.compile; name: in ACTS."""
+    """(TimedCall, fields of its row) of timm's dense model; name: in ACTS."""
     import timm
+    import torch
 
     side = case.side_of(DENSE)
     fields = ACTS[name] | {"img_size": side}
     if OPTIONS.smoke:
         fields |= SMOKE
     vit = timm.create_model(case.timm or case.name, **fields)
-    shape = (batch, 3, side, side)
+    torch_device = torch_baselines.torch_device()
+    dtype = getattr(torch, dtype)
+    vit = vit.eval().to(torch_device, dtype)
+    # All models' `forward` share the limit; beyond it torch runs them eager.
+    torch._dynamo.config.recompile_limit = 1000
+    run = torch.compile(vit, dynamic=False, mode=TORCH_MODES.get(name))
+    images = []
+    for _ in range(device.NUM_INPUTS):
+        noise = torch.randn((batch, 3, side, side), device=torch_device, dtype=dtype)
+        images.append(noise)
+
+    def call(number):
+        with torch.inference_mode():
+            run(images[number % len(images)])
+        return torch_baselines.record_event(torch_device)
+
     began = time.perf_counter()
-    mode = TORCH_MODES.get(name)
-    call = torch_baselines.inference_call(vit, shape, dtype, compiled=True, mode=mode)
     torch_baselines.wait_for_event(call(0))
     seconds = time.perf_counter() - began
     print(f"{name}: compiled in {seconds:.0f} s", flush=True)
-    gelu = "tanh" if ACTS[name] else "exact"
-    facts = {"model": DENSE, "library": name, "reduction": MODELS[DENSE]}
-    facts |= {"image_size": side, "stem": "patch", "gelu": gelu, "sizes": None}
-    facts |= {"precision": "default", "gmacs": None, "compile_s": seconds}
-    return Timed(call, torch_baselines.wait_for_event, facts)
+    facts = {
+        "model": DENSE,
+        "library": name,
+        "reduction": MODELS[DENSE],
+        "image_size": side,
+        "stem": "patch",
+        "gelu": "tanh" if ACTS[name] else "exact",
+        "sizes": None,
+        "precision": "default",
+        "gmacs": None,
+        "compile_s": seconds,
+    }
+    return timer.TimedCall(call, torch_baselines.wait_for_event), facts
 
 
 def with_ratios(rows):
@@ -419,11 +433,10 @@ def speed_ratio(row, other, field="turns"):
 
 
 def group_turns(rows):
-    """The rows that took turns, by device, size, batch and run."""
-    by_key = {}
+    """The rows that took turns, by (device, size, batch, run)."""
+    by_key = collections.defaultdict(list)
     for row in rows:
-        key = tuple(row[name] for name in ("runtime", "size", "batch", "run"))
-        by_key.setdefault(key, []).append(row)
+        by_key[row["runtime"], row["size"], row["batch"], row["run"]].append(row)
     return by_key
 
 

@@ -4,10 +4,6 @@ The operators are onnxruntime-webgpu 1.27's, by tests/tools/test_runtime_operato
 """
 
 import collections
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 # Operators of float32 and float16. WebGPU has no int64, and moves no booleans.
 NUMBERS = """
@@ -48,10 +44,7 @@ class TypedGraph:
 
 
 def count_leaving_nodes(model):
-    """Count the nodes that WebGPU leaves to the CPU.
-
-    Returns {(operator, kinds of its operands): nodes}.
-    """
+    """{(operator, kinds of its operands): nodes that WebGPU leaves to the CPU}."""
     graph = TypedGraph(model)
     nodes = collections.Counter()
     for node in graph.nodes:

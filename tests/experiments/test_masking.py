@@ -9,6 +9,7 @@ from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from experiments.paper_tables import DENSE
 from experiments.published import MASKS
+from imagepiece_jax.data.preprocessing import Preprocessing
 
 INDEX = np.array([[3, 0, 7]])
 
@@ -46,10 +47,8 @@ def test_covers_equal_slow_loops():
 class Twenty:
     """A set of twenty images."""
 
-    name = "made up"
-    image_size = 224
+    preprocessing = Preprocessing(224)
     text = "twenty of a made up set"
-
     facts = {}
 
     def __len__(self):

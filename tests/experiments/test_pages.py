@@ -6,6 +6,7 @@ import pytest
 from experiments import controls, hyperspeed, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluation.result_cache import describe_plan
 from imagepiece_jax.models.cost import model_macs
 from tests.helpers import markdown, tiny_vit
@@ -17,7 +18,7 @@ class Photographs:
     """A set of a thousand images."""
 
     text = f"{IMAGES} images of a set"
-    image_size = 224
+    preprocessing = Preprocessing(224)
 
     def __len__(self):
         return IMAGES

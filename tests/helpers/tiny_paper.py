@@ -6,7 +6,9 @@ import pathlib
 from experiments.models import OffTheShelf
 from experiments.paper import Study, StudyImages
 from experiments.study import code_versions
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.sources.registry import open_source
+from imagepiece_jax.evaluation.labeled_images import ReadOptions
 from imagepiece_jax.evaluation.result_cache import ResultCache
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
@@ -39,9 +41,12 @@ def pretrained(folder, seed=0, **fields):
 
 
 def images(count=24):
-    source = open_source("digits", "val", num_classes=10).evenly_spaced(count)
-    crop = {"resize": "none"}
-    return StudyImages(source=source, name="digits", image_size=16, most=12, crop=crop)
+    return StudyImages(
+        name="digits",
+        source=open_source("digits", "val", num_classes=10).evenly_spaced(count),
+        preprocessing=Preprocessing(16, resize="none"),
+        options=ReadOptions(limit=count, batch_size=12, workers=0, threads=0),
+    )
 
 
 @contextlib.contextmanager

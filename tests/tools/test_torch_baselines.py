@@ -9,23 +9,14 @@ from tools import torch_baselines
 pytest.importorskip("timm")
 
 
-@pytest.mark.slow  # compiles two steps of training
+@pytest.mark.slow  # compiles a step of training
 def test_both_libraries_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_baselines, "VARIANTS", ("eager",))
     out = tmp_path / "out.json"
-    words = ["deit_ti", "--image-size=32", *SMALL]
-    rows = []
-    for mode in ("inference", "train"):
-        ended = call(torch_baselines.main, *words, f"--mode={mode}", f"--json={out}")
-        assert (ended.status, ended.err) == (0, "")
-        rows += [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["mode"], row["config"]) for row in rows] == [
-        ("inference", "dense"),
-        ("inference", "timm deit_ti, eager"),
-        ("train", "dense"),
-        ("train", "timm deit_ti, eager"),
-    ]
-    _, dense, _, trained = rows
-    assert trained["gmacs"] == pytest.approx(3 * dense["gmacs"])
-    assert {"torch", "timm"} <= set(dense["versions"])
-    assert all(row["throughput"] > 0 for row in rows)
+    words = ["deit_ti", "--image-size=32", *SMALL, f"--json={out}"]
+    call(torch_baselines.main, *words).quiet()
+    ours, timms = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (ours["config"], timms["config"]) == ("dense", "timm deit_ti, eager")
+    assert timms["gmacs"] == ours["gmacs"]
+    assert {"torch", "timm"} <= set(ours["versions"])
+    assert min(ours["throughput"], timms["throughput"]) > 0
