@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests; assets lie outside the repository."""
 
+import functools
 import gc
 import os
 import pathlib
@@ -10,21 +11,17 @@ from tests.helpers import compiling, forked_processes
 
 # Imported objects stay; searching them for garbage takes a fifth of the time.
 gc.disable()
-# Tests compile hundreds of tiny programs and run each once: compile them fast. Some
-# runs in separate processes (tests/helpers/small_runs.py) compile as users do.
+# Tests compile hundreds of tiny programs and run each once: compile them fast.
 os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
 # A shell's `&` starts processes that ignore Ctrl-C, and nohup's ignore SIGHUP. Tests
 # send both.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# Programs are kept for the next run of the tests unless the variable is empty. Commands
-# of tests keep and read none.
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-named = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "programs"))
-KEPT = os.environ.setdefault("TESTS_PROGRAMS", named)  # workers inherit it
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # tests' commands keep no programs
 # With this package OpenVINO would report its use.
 sys.modules["openvino_telemetry"] = None
 
@@ -45,17 +42,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 parallel.local_devices = lambda process=None: jax.local_devices(process)[:1]
 parallel.device_count = lambda: 1
-fast_tracing.remember_initializers()
-fast_tracing.name_no_arguments()
-fast_tracing.remember_exports()
-fast_tracing.lower_fast()
-if KEPT:
-    stored_programs.keep(KEPT)
-
-
-def pytest_configure(config):
-    if KEPT and not hasattr(config, "workerinput"):
-        stored_programs.remove_large_folder(KEPT)
+fast_tracing.trace_fast()
+stored_programs.write_whole()
+jax.config.update("jax_compilation_cache_dir", str(stored_programs.FOLDER))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_collection_finish():
@@ -80,45 +70,44 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def assets():
     """Folder with weights, data and reference outputs; skips where it is absent."""
-    folder = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
+    beside = pathlib.Path(__file__).resolve().parents[2] / "shared"
+    folder = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", beside))
     if not (folder / "weights").is_dir():
-        pytest.skip(
-            f"no weights in {folder}: point IMAGEPIECE_ASSETS at a folder with "
-            "weights/, data/ and fixtures/"
-        )
+        pytest.skip(f"no weights in {folder}, the folder IMAGEPIECE_ASSETS")
     return folder
 
 
 @pytest.fixture(scope="module")
-def quickly_begun():
-    """Runs of this and forked processes begin with NumPy's weights.
-
-    JAX compiles for 1-2 s before it draws weights.
-    """
+def file_patch():
+    """A MonkeyPatch for all tests of a file."""
     with pytest.MonkeyPatch.context() as patch:
-        forked_processes.begin_quickly(patch.setattr)
-        patch.setenv(forked_processes.QUICKLY, "1")
-        yield
+        yield patch
 
 
 @pytest.fixture(scope="module")
-def recoveries_compiled_once():
+def quickly_begun(file_patch):
+    """Runs begin with NumPy's weights; JAX compiles for 1-2 s before it draws."""
+    from imagepiece_jax.training.initial_weights import model_variables
+    from tests.helpers import small_runs
+
+    file_patch.setattr(model_variables, "draw_variables", small_runs.draw_untrained)
+
+
+@pytest.fixture(scope="module")
+def recoveries_compiled_once(file_patch):
     """Recoveries of one model compile once, whatever their lengths."""
     from tests.helpers import small_runs
 
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.compile_recoveries_once(patch)
-        yield
+    small_runs.compile_recoveries_once(file_patch)
 
 
 @pytest.fixture(scope="module")
-def evaluations_compiled_once():
+def evaluations_compiled_once(file_patch):
     """Evaluations of equal models compile once."""
-    from tests.helpers import small_runs
+    from imagepiece_jax.evaluation import accuracy
 
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.compile_evaluations_once(patch)
-        yield
+    remembered = functools.cache(accuracy.make_eval_step)
+    file_patch.setattr(accuracy, "make_eval_step", remembered)
 
 
 @pytest.fixture
@@ -146,7 +135,7 @@ def _free_programs():
     """
     yield
     if len(jax.devices()[0].client.live_executables()) > 1000:
-        fast_tracing.renew_mlir_context()
+        fast_tracing.make_context.cache_clear()
         jax.clear_caches()
 
 

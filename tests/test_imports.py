@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import importlib.util
 import pathlib
 import sys
 
@@ -55,20 +54,15 @@ def floor(module):
     return FLOOR_OF[max(parts, key=len, default="commands")]
 
 
-def imported_names(module, source, is_package=False):
-    """Dotted names that `source` imports anywhere, relative ones resolved.
-
-    `from a import b` counts as a.b: b may be a module.
-    """
-    package = module if is_package else module.rpartition(".")[0]
+def imported_names(source):
+    """Dotted names that `source` imports anywhere; `from a import b` counts as a.b."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = "." * int(node.level) + (node.module or "")
-            base = importlib.util.resolve_name(base, package) if node.level else base
-            names += [f"{base}.{alias.name}" for alias in node.names]
+            assert not node.level, "a relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
     return names
 
 
@@ -95,10 +89,10 @@ def is_allowed(module, name):
     return module == PACKAGE or floor(imported) <= floor(importer)
 
 
-def find_violations(module, source, is_package=False):
+def find_violations(module, source):
     """Sentences about imports of `module` that the order does not allow."""
     bad = []
-    for name in imported_names(module, source, is_package):
+    for name in imported_names(source):
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names or name == f"{PACKAGE}.__version__":
             continue
@@ -115,42 +109,33 @@ def find_violations(module, source, is_package=False):
     return bad
 
 
-def describe_file(path):
-    """(dotted module name, source, is it a package) of a file of the repository."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    is_package = parts[-1] == "__init__"
-    module = ".".join(parts[:-1] if is_package else parts)
-    return module, path.read_text("utf-8"), is_package
-
-
-def imported_rooms():
-    """{room: rooms that its files import}."""
-    rooms = {}
-    for path in (ROOT / PACKAGE).rglob("*.py"):
-        module, source, is_package = describe_file(path)
-        room, *_ = module.removeprefix(f"{PACKAGE}.").split(".")
-        for name in imported_names(module, source, is_package):
-            top, _, imported = name.partition(".")
-            if top == PACKAGE != room and imported.partition(".")[0] != room:
-                rooms.setdefault(room, set()).add(imported.partition(".")[0])
-    return rooms
+def sources(folder):
+    """{dotted module name: source} of a folder's files."""
+    texts = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        texts[module.removesuffix(".__init__")] = path.read_text("utf-8")
+    return texts
 
 
 def test_rooms_import_without_cycles():
-    graph = imported_rooms()
-    assert graph["evaluation"] & {"inference", "exporters"} == {"inference"}
-    assert "exporters" not in graph["benchmark"]
-    graphlib.TopologicalSorter(graph).prepare()
-    graph["inference"].add("evaluation")
-    with pytest.raises(graphlib.CycleError, match="inference"):
-        graphlib.TopologicalSorter(graph).prepare()
+    rooms = {}
+    for module, source in sources(PACKAGE).items():
+        room, *_ = module.removeprefix(f"{PACKAGE}.").split(".")
+        for name in imported_names(source):
+            top, _, imported = name.partition(".")
+            if top == PACKAGE != room and imported.partition(".")[0] != room:
+                rooms.setdefault(room, set()).add(imported.partition(".")[0])
+    assert rooms["evaluation"] & {"inference", "exporters"} == {"inference"}
+    assert "exporters" not in rooms["benchmark"]
+    graphlib.TopologicalSorter(rooms).prepare()
 
 
 def test_imports_point_one_way():
-    violations = find_violations(*describe_file(ROOT / "train.py"))
+    violations = find_violations("train", (ROOT / "train.py").read_text("utf-8"))
     for folder in (PACKAGE, "configs", "experiments"):
-        for path in (ROOT / folder).rglob("*.py"):
-            violations += find_violations(*describe_file(path))
+        for module, source in sources(folder).items():
+            violations += find_violations(module, source)
     assert violations == []
 
 
@@ -184,25 +169,15 @@ def test_test_files_mirror_the_package():
     assert misplaced == []
 
 
-def public_names(source):
-    """Functions, classes, constants and types that a file defines for other files."""
-    names = set()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            names |= {name.id for name in node.targets if isinstance(name, ast.Name)}
-        elif isinstance(node, ast.AnnAssign):
-            names.add(node.target.id)
-    # Every command has a `main`, and many a file a logger.
-    return {name for name in names if name[0] != "_"} - {"main", "log"}
-
-
 def test_a_public_name_has_one_home():
+    """Functions and classes; a command's `main` and an export format's are alike."""
     homes = {}
-    for path in (ROOT / PACKAGE).rglob("*.py"):
-        if path.stem.endswith("_format"):  # of an export: all have the same names
+    for module, source in sources(PACKAGE).items():
+        if module.endswith("_format"):
             continue
-        for name in public_names(path.read_text("utf-8")):
-            homes.setdefault(name, []).append(str(path.relative_to(ROOT)))
-    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                homes.setdefault(node.name, []).append(module)
+    del homes["main"]
+    shared = {name: modules for name, modules in homes.items() if len(modules) > 1}
+    assert {name: shared[name] for name in shared if name[0] != "_"} == {}

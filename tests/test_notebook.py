@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+from unittest import mock
 
 import pytest
 
@@ -24,10 +25,13 @@ DEPTH = 2  # blocks instead of twelve: compiling them takes most of the time
 
 def stored_output(cell):
     """A stored cell's printed text and number of pictures."""
-    shown = [o for o in cell["outputs"] if o.get("name") != "stderr"]
-    outputs = [output.get("data", output) for output in shown]
-    text = "".join("".join(output.get("text", [])) for output in outputs)
-    return text, sum("image/png" in output for output in outputs)
+    text = ""
+    pictures = 0
+    for output in cell["outputs"]:
+        if output.get("name") == "stdout":
+            text += "".join(output["text"])
+        pictures += "image/png" in output.get("data", ())
+    return text, pictures
 
 
 def mask_varying_parts(text):
@@ -52,20 +56,15 @@ def test_cells_print_their_stored_outputs(tmp_path, monkeypatch, capsys):
             png_sizes.append(len(file.getvalue()))
         plt.close()
 
-    def refuse(text):
-        raise InputError(f"{text}: the hub cannot be reached")
-
     plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", show)
-    monkeypatch.setattr(hub, "fetch_folder", refuse)
+    unreachable = mock.Mock(side_effect=InputError("the hub cannot be reached"))
+    monkeypatch.setattr(hub, "fetch_folder", unreachable)
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     recover = imagepiece_jax.recover
-
-    def recover_briefly(vit, images, steps, batch_size):
-        return recover(vit, images, steps=2, batch_size=batch_size)
-
-    monkeypatch.setattr(imagepiece_jax, "recover", recover_briefly)
+    briefly = lambda vit, images, **_: recover(vit, images, steps=2, batch_size=8)  # noqa: E731
+    monkeypatch.setattr(imagepiece_jax, "recover", briefly)
     trained = (assets / "weights" / "deit_tiny_patch16_224.pth").exists()
     space = {}
     printed = []

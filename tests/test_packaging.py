@@ -1,32 +1,20 @@
 import ast
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
-import zipfile
 
 import pytest
 import yaml
 
 import imagepiece_jax
+from imagepiece_jax.common.extras import EXTRA_MODULES
 from tests.helpers import compiling, markdown, tiny_vit
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
 
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PROJECT = PYPROJECT["project"]
-# Packages whose name of import differs.
-INSTALLED_AS = {
-    "PIL": "pillow",
-    "absl": "absl-py",
-    "ml_collections": "ml-collections",
-    "orbax": "orbax-checkpoint",
-    "sklearn": "scikit-learn",
-    "tensorflow_datasets": "tensorflow-datasets",
-    "yaml": "pyyaml",
-}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+INSTALLED_AS = {"PIL": "pillow", **EXTRA_MODULES["train"]}
 # Our imports need it without declaring it.
 NOT_IMPORTED = {"absl-py", "importlib_resources"}
 # Imported only where an extra installed them.
@@ -46,35 +34,28 @@ def name_of(requirement):
     return re.match(r"[\w.-]+", requirement)[0]
 
 
-def imported(*folders):
-    """Third-party packages that the folders' Python files import."""
-    names = set()
-    for folder in folders:
-        for file in (ROOT / folder).rglob("*.py"):
-            names |= imported_by(ast.walk(ast.parse(file.read_text())))
-    return names
-
-
-def imported_by(nodes):
-    """Third-party packages that nodes of a syntax tree import."""
+def required_by(nodes):
+    """Names of packages that nodes of a syntax tree import."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif isinstance(node, ast.ImportFrom):
             names.add(node.module)
     names = {name.partition(".")[0] for name in names}
-    return names - set(sys.stdlib_module_names) - LOCAL
+    names -= {*sys.stdlib_module_names} | LOCAL
+    return {INSTALLED_AS.get(name, name) for name in names}
 
 
 def test_requirements_equal_imports():
-    modules = imported("imagepiece_jax") | imported("configs")  # of train.py, too
-    used = {INSTALLED_AS.get(name, name) for name in modules}
+    used = set()
+    for folder in ("imagepiece_jax", "configs"):  # of train.py, too
+        for file in (ROOT / folder).rglob("*.py"):
+            used |= required_by(ast.walk(ast.parse(file.read_text())))
     declared = {name_of(line) for line in requirements("requirements.txt")}
     assert used - OPTIONAL == declared - NOT_IMPORTED
     both = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["train"]
     assert both == requirements("requirements.txt")
-    assert imported("configs") == {"ml_collections"}
 
 
 def test_the_page_counts_direct_requirements():
@@ -91,45 +72,34 @@ def test_versions_agree():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel of this source; skips without setuptools."""
-    folder = tmp_path_factory.mktemp("source")  # building writes beside it
-    for name in ("pyproject.toml", "README.md", "requirements.txt"):
-        shutil.copy(ROOT / name, folder)
+def list_sources(folder):
+    files = (folder / "imagepiece_jax").rglob("*")
+    return {file.relative_to(folder) for file in files if file.suffix in SOURCES}
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_is_whole_and_works_in_an_empty_folder(tmp_path):
+    source = tmp_path / "source"  # building writes beside it
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("imagepiece_jax", "configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
-    command += ["--wheel-dir", folder / "wheels", folder]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if "No matching distribution found for setuptools" in ended.stderr:
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "requirements.txt"):
+        shutil.copy(ROOT / name, source)
+    wheels = ["-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path]
+    ended = start(*wheels, source)
+    if "No matching distribution found for setuptools" in ended.err:
         pytest.skip("building needs setuptools from a package index; there is none")
-    assert ended.returncode == 0, ended.stderr
-    (wheel,) = (folder / "wheels").glob("*.whl")
-    return wheel
-
-
-@pytest.mark.slow
-def test_the_wheel_is_whole(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        names = [n for n in archive.namelist() if ".dist-info/" not in n]
-        inside = {name for name in names if name.endswith(SOURCES)}
-    files = [f for f in (ROOT / "imagepiece_jax").rglob("*") if f.suffix in SOURCES]
-    assert inside == {str(file.relative_to(ROOT)) for file in files}
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
+    ended.ok()
+    (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    start(*install, "--no-compile", "--target", site, wheel).ok()
+    assert list_sources(site) == list_sources(ROOT)
     folder = tmp_path / "empty"
     folder.mkdir()
-    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    ended = start(*install, "--no-compile", "--target", site, wheel).ok()
     vit = tiny_vit.pretrained(image_size=16, num_classes=10, depth=1)
     imagepiece_jax.save(vit, folder / "weights")
     words = ["-m", "imagepiece_jax", "evaluate", "weights", "digits", "--limit=16"]
     variables = {"PYTHONPATH": str(site), "XLA_FLAGS": compiling.QUICK}
     ended = start(*words, "--crop=1", cwd=folder, **variables).ok()
     assert "images 16" in ended.out
-    assert "experiments" not in os.listdir(site / "imagepiece_jax")

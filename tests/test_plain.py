@@ -1,34 +1,34 @@
 """An installation without the extra `train`: working parts, and refusals."""
 
 import ast
-import importlib
 import json
-import subprocess
+import pathlib
 import sys
 
 import pytest
 
 from imagepiece_jax.data.sources import registry
-from imagepiece_jax.errors import InputError
 from tests.helpers import compiling, small_runs, tiny_vit
+from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import sentence, start
-from tests.helpers.small_runs import ROOT
-from tests.test_packaging import INSTALLED_AS, PROJECT, imported_by, name_of
+from tests.test_packaging import PROJECT, name_of, required_by
+
+PUBLIC = """
+import imagepiece_jax, sys
+for name in imagepiece_jax.__all__:
+    getattr(imagepiece_jax, name)
+files = {name: module.__file__ for name, module in sys.modules.items()
+         if name.startswith("imagepiece_jax")}
+print(*files.values(), sep="\\n")
+"""
 
 
 def test_dependencies_equal_public_imports():
-    code = "import imagepiece_jax as p, sys; [getattr(p, name) for name in p.__all__]"
-    code += "; print(*(m.__file__ for m in sys.modules.values() if m.__name__"
-    code += ".startswith('imagepiece_jax')), sep='\\n')"
-    files = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
-    names = set()
-    for file in files.splitlines():
-        with open(file, encoding="utf-8") as source:
-            statements = ast.parse(source.read()).body  # none inside functions
-        names |= imported_by(statements)
-    installed = {INSTALLED_AS.get(name, name) for name in names}
-    installed.add("tyro")  # commands need it
-    assert installed == {name_of(line) for line in PROJECT["dependencies"]}
+    required = {"tyro"}  # of commands
+    for file in start("-c", PUBLIC).ok().out.splitlines():
+        statements = ast.parse(pathlib.Path(file).read_text()).body
+        required |= required_by(statements)  # none inside functions
+    assert required == {name_of(line) for line in PROJECT["dependencies"]}
 
 
 @pytest.mark.slow
@@ -55,30 +55,22 @@ def test_a_command_on_weights_needs_no_configs():
     assert "none.npz" in sentence(start("-c", HIDING, "imagepiece_jax", *words))
 
 
-@pytest.fixture
-def without(monkeypatch):
-    return lambda module: monkeypatch.setitem(sys.modules, module, None)
-
-
-def test_training_names_missing_packages_first(without, tmp_path):
-    without("tensorboardX")
+def test_training_names_missing_packages_first(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     workdir = tmp_path / "run"
-    message = "training needs tensorboardX, which is not installed"
-    with pytest.raises(InputError, match=message):
+    with refused("training needs tensorboardX, which is not installed"):
         small_runs.train(small_runs.quickstart_config(), workdir)
     assert not workdir.exists()
 
 
-def test_data_and_checkpoints_name_missing_packages(without, monkeypatch, tmp_path):
-    without("tensorflow_datasets")
-    with pytest.raises(InputError, match="imagenet2012 needs tensorflow-datasets"):
-        registry.open_source("imagenet2012", "val", data_dir=tmp_path)
-    without("datasets")
-    with pytest.raises(InputError, match="hf:a/b needs datasets, .*hub-data"):
-        registry.open_source("hf:a/b", "val")
-    without("orbax")
-    name = "imagepiece_jax.common.checkpoints"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(InputError, match="a checkpoint needs orbax-checkpoint, which"):
-        importlib.import_module(name)
-    monkeypatch.delitem(sys.modules, name, raising=False)
+@pytest.mark.parametrize(
+    "name, module, message",
+    [
+        ("imagenet2012", "tensorflow_datasets", "needs tensorflow-datasets"),
+        ("hf:a/b", "datasets", "hub-data"),
+    ],
+)
+def test_data_sets_name_missing_packages(monkeypatch, tmp_path, name, module, message):
+    monkeypatch.setitem(sys.modules, module, None)
+    with refused(name, message):
+        registry.open_source(name, "val", data_dir=tmp_path)

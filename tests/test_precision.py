@@ -7,7 +7,6 @@ import pytest
 import imagepiece_jax
 from experiments import study
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.common import parallel
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.source import ArraySource
@@ -53,12 +52,9 @@ def test_traces_and_studies_have_full_precision(weights, lowered):
     variant = load(weights).with_default_execution().with_reduction(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace_tokens(variant.model, variant.variables, images)
-    options = {"transform": Preprocessing(16, resize="none"), "batch_size": 2}
-    options["placement"] = parallel.process_placement()
-    batches = Batches(source=ArraySource(images), **options)
-    answer = study.model_reader(
-        variant, lambda outputs, batch: {"logits": outputs.logits}
-    )
+    transform = Preprocessing(16, resize="none")
+    batches = Batches(source=ArraySource(images), transform=transform, batch_size=2)
+    answer = study.model_reader(variant, lambda outputs, _: {"logits": outputs.logits})
     answer(batches.read_batches(threads=1))
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 

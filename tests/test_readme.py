@@ -52,15 +52,11 @@ FOLDERS = ("", "configs", "imagepiece_jax", "imagepiece_jax/models")
 FOLDERS += ("imagepiece_jax/reduction/methods", "tests/commands")
 
 
-def block(page, start):
-    """The Python block of a page that starts with `start`."""
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    return next(code for code in blocks if code.startswith(start))
-
-
 def run(page, start, space):
-    """The names in `space` after this block of a page."""
-    exec(compile(block(page, start), page.name, "exec"), space)
+    """The names in `space` after the page's Python block that starts with `start`."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    code = next(code for code in blocks if code.startswith(start))
+    exec(compile(code, page.name, "exec"), space)
     return space
 
 
@@ -111,11 +107,6 @@ def test_the_written_reducer_fills_slots_and_drops_the_rest():
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_named_commands_and_files_exist(page):
     text = page.read_text(encoding="utf-8")
-    for name, size in re.findall(r"--config (configs/\w+\.py)(:[\w,:=.]*\w)?", text):
-        if name != "configs/deit_s_NAME.py":
-            module = importlib.import_module(f"configs.{pathlib.Path(name).stem}")
-            config = module.get_config(*filter(None, [size.removeprefix(":")]))
-            RunConfig.from_config(config).create_model()
     # Removed files are named with their last revision.
     text = re.sub(r"`[^`]+`(?: and `[^`]+`)*\s+of\s+revision\s+[0-9a-f]{8}", "", text)
     for name in re.findall(r"(?<![\w/])configs/\w+\.py|(?<=`)[\w/]+\.py(?=`)", text):
@@ -129,9 +120,8 @@ def test_named_commands_and_files_exist(page):
     typed = r"(?:^|python -m )imagepiece(?:_jax)? ([a-z]+)\b"
     for name in re.findall(typed, text, re.MULTILINE):
         assert name in command_files(), name
-    if not re.search(r"of\s+commit\s+[0-9a-f]{8}", text):
-        for name in re.findall(r"python -m\s+experiments (\w+)", text):
-            assert name in (*paper.TABLES, "NAME"), name
+    for name in re.findall(r"python -m\s+experiments (\w+)", text):
+        assert name in (*paper.TABLES, "NAME"), name
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -148,14 +138,12 @@ def list_command_lines(page):
 @pytest.mark.filterwarnings("ignore:the load_module")
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_command_lines_parse(page):
-    if re.search(r"commands? of commit|` of commit", page.read_text("utf-8")):
-        return  # the page names the commit that has its commands
     for words in list_command_lines(page):
         if words[0] == "imagepiece":
             words = ["python", "-m", f"imagepiece_jax.commands.{words[1]}", *words[2:]]
         if words[1] == "train.py":
             line = re.sub(r"--(workdir \S+|dry_run)", "", shlex.join(words[2:]))
-            assert not line or parse_command(line)
+            assert not line or RunConfig.from_config(parse_command(line))
             continue
         if words[1] != "-m":
             continue
@@ -175,12 +163,11 @@ def test_the_tour_quotes_its_files():
     )
     assert len(stops) == len(re.findall(r"^## \d", text, re.M)) >= 6
     for file, code in stops:
-        quoted = [line.strip() for line in code.splitlines()]
-        source = (ROOT / file).read_text(encoding="utf-8").splitlines()
-        source = [line.strip() for line in source]
-        count = len(quoted)
-        parts = (source[i : i + count] for i in range(len(source)))
-        assert count >= 4 and quoted in parts, file
+        quoted, source = (
+            "\n".join(map(str.strip, text.splitlines()))
+            for text in (code, (ROOT / file).read_text("utf-8"))
+        )
+        assert code.count("\n") >= 4 and f"\n{quoted}\n" in source, file
 
 
 def test_the_design_page_quotes_its_files():
@@ -192,21 +179,31 @@ def test_the_design_page_quotes_its_files():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, assets):
-    """Two blocks of public weights in the working folder."""
-    weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    deit_ti(monkeypatch, 2)
-    (tmp_path / "deit_tiny_patch16_224-a1311bcf.pth").symlink_to(weights)
+def photographs(tmp_path, monkeypatch):
+    """Two photographs in the working folder."""
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("RGB", (300, 200), "gray").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_example_of_weights_runs(folder):
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch, assets, photographs):
+    """README's file of weights in the working folder, with two blocks, and no hub."""
+    name = "deit_tiny_patch16_224-a1311bcf.pth"
+    assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
+    (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
+    deit_ti(monkeypatch, 2)
+    monkeypatch.setattr(hub, "fetch_folder", None)
+    return tmp_path
+
+
+def test_the_example_of_weights_runs(downloaded):
     logits = run(DOCS / "inference.md", "import imagepiece_jax\n", {})["logits"]
     assert logits.shape == (8, 1000)
     assert bool(jnp.isfinite(logits).all())
 
 
-def test_a_photograph_has_its_class_without_this_package(folder, assets):
+def test_a_photograph_has_its_class_without_this_package(downloaded, assets):
     """Landscapes, portraits, and a phone's rotated photograph."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -243,23 +240,8 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture
-def hub_of_pages(published, tmp_path, monkeypatch):
-    """Serve `published` as the hub; two photographs lie in the working folder."""
+def hub_of_pages(published, photographs, monkeypatch):
     monkeypatch.setattr(hub, "fetch_folder", published.__getitem__)
-    for name in ("cat.jpg", "dog.jpg"):
-        Image.new("RGB", (300, 200), "gray").save(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def downloaded(tmp_path, monkeypatch, assets, hub_of_pages):
-    """README's file of weights, with two blocks, and no hub."""
-    name = "deit_tiny_patch16_224-a1311bcf.pth"
-    assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
-    (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
-    deit_ti(monkeypatch, 2)
-    monkeypatch.setattr(hub, "fetch_folder", None)
-    return tmp_path
 
 
 def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):

@@ -28,8 +28,8 @@ TOKENS[2] = TOKENS[2, 0]  # every score and similarity is a tie
 
 def first_step(label, x):
     """A method's first step: (result, TokenState)."""
-    steps = enumerate(test_methods.short_plan(*CASES[label]))
-    block, layer = next((block, layer) for block, layer in steps if layer.counts)
+    plan = test_methods.short_plan(*CASES[label])
+    block, layer = next((i, layer) for i, layer in enumerate(plan) if layer.counts)
     keys = None
     if label == "random":
         keys = test_methods.block_keys(test_methods.image_keys(3), block)

@@ -32,20 +32,11 @@ QUICKSTART = "--config=configs/quickstart.py"
         ([QUICKSTART, "--config.lr=fast"], "config.lr is 'fast'; it must be of type"),
         ([QUICKSTART, "--noconfig.data.flap"], "config.data.flip?"),
         ([QUICKSTART, "--config.lr=-1"], "config.lr is -1.0"),
-        (
-            [QUICKSTART, "--config.data.name=nowhere"],
-            "config.data: 'nowhere' is no data set",
-        ),
-        (
-            ["--config=configs/quick.py"],
-            "error: No such file or directory: 'configs/quick.py'; the configs are",
-        ),
+        ([QUICKSTART, "--config.data.name=nowhere"], "'nowhere' is no data set"),
+        (["--config=configs/quick.py"], "'configs/quick.py'; the configs are"),
         ([QUICKSTART, "--config.learning_rate=1e-3"], "did you mean config.lr?"),
         ([QUICKSTART, "--config.momentum=0.9"], "training/config.py has all fields"),
-        (
-            [QUICKSTART, "--config.epochs=4"],
-            "--config.warmup_epochs=0.4",
-        ),
+        ([QUICKSTART, "--config.epochs=4"], "--config.warmup_epochs=0.4"),
         (["--config.lr=1", QUICKSTART], "config.lr"),
         ([QUICKSTART, "x"], "'x' belongs to no flag"),
         ([], "--config is missing"),
@@ -58,18 +49,12 @@ def test_a_mistake_is_one_sentence(words, message):
     assert message in ended.err
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--help"], "--workdir: folder of the run"),
-        ([QUICKSTART, "--config.larning=1"], ""),
-    ],
-)
-def test_help_and_a_mistyped_flag_import_no_jax(words, message):
+@pytest.mark.parametrize("words", [["--help"], [QUICKSTART, "--config.larning=1"]])
+def test_help_and_a_mistyped_flag_import_no_jax(words):
     ended = start("-X", "importtime", "train.py", *words)
-    assert message in ended.out
-    assert "ml_collections" in ended.err
-    assert "| jax\n" not in ended.err.replace(" ", "").replace("|", "| ")
+    modules = [line.rpartition("|")[2].strip() for line in ended.err.splitlines()]
+    assert "ml_collections" in modules and "jax" not in modules
+    assert ("--workdir" in ended.out) == ("--help" in words)
 
 
 def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
@@ -97,22 +82,14 @@ def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "typed, words",
-    [
-        (("(head,)",), ("head",)),
-        (("(head,reducer)",), ("head", "reducer")),
-        (("head,reducer",), ("head", "reducer")),
-        (("['head']",), ("head",)),
-        (("patch_embed.proj", "head"), ("patch_embed.proj", "head")),
-        ((), ()),
-    ],
+    "typed", [("(head,reducer)",), ("head,reducer",), ("['head','reducer']",)]
 )
-def test_names_need_no_quotes(typed, words):
+def test_names_need_no_quotes(typed):
     config = base.get_config()
     config.init.fresh = typed
     before = config.data.area
     train.split_words(config)
-    assert config.init.fresh == words
+    assert config.init.fresh == ("head", "reducer")
     assert config.data.area == before
 
 
@@ -123,8 +100,7 @@ def test_the_dry_run_of_readme_needs_no_data(tmp_path):
     fields |= {"augment.layers": 0, "augment.erase_prob": 0.0, "model.stem": "patch"}
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     words = [*line.split(), *words, "--workdir", tmp_path / "run"]
-    ended = start(*words, imported=True, TFDS_DATA_DIR=str(tmp_path))
-    assert ended.status == 0, ended.err
+    ended = start(*words, imported=True, TFDS_DATA_DIR=str(tmp_path)).ok()
     assert "1,281,167 training images, 50,000 validation images" in ended.out
     for phrase in ("memory on each", "EFLOP (", "learning rate: ", " steps: "):
         assert phrase in ended.out
@@ -162,8 +138,8 @@ def test_an_own_folder_trains_as_the_page_says(own_folder):
     words[0] = ROOT / "train.py"
     words[words.index("--config") + 1] = ROOT / words[words.index("--config") + 1]
     words += ["--config.model.depth=1", "--config.epochs=1"]
-    ended = start(*words, "--config.warmup_epochs=0", cwd=own_folder, imported=True)
-    assert ended.status == 0 and "accuracy " in ended.out, ended
+    words.append("--config.warmup_epochs=0")
+    assert "accuracy " in start(*words, cwd=own_folder, imported=True).ok().out
 
 
 def test_mistakes_come_together_with_flags_that_mend_them(own_folder):

@@ -10,7 +10,7 @@ from imagepiece_jax.exporters.onnx_model import (
     write_onnx,
 )
 from tests.helpers import tiny_vit
-from tests.helpers.onnx_runs import EVIT, run_file, run_onnxruntime
+from tests.helpers.onnx_runs import EVIT, run_onnxruntime, run_openvino
 
 onnx = pytest.importorskip("onnx")
 
@@ -30,7 +30,8 @@ def test_large_weights_are_in_one_file_beside_the_graph(small_files, tmp_path):
     assert sorted(tmp_path.iterdir()) == [path, data]
     assert path.stat().st_size < 20_000 < data.stat().st_size
     onnx.checker.check_model(path, full_check=True)
-    for logits in run_file(path, pixels):
+    for run in (run_onnxruntime, run_openvino):
+        (logits,) = run(path, pixels)
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
     model = onnx.load(path, load_external_data=False)
     outside = [t for t in model.graph.initializer if t.external_data]
@@ -46,7 +47,7 @@ def test_graphs_never_lie_beside_other_weights(small_files, tmp_path, monkeypatc
     old = tiny_vit.pretrained(EVIT, depth=1)
     new = tiny_vit.pretrained(EVIT, depth=2)
     imagepiece_jax.export(old, path)
-    expected, _ = run_file(path, images)
+    (expected,) = run_onnxruntime(path, images)
     replace = os.replace
 
     def kill_before_graph(source, target):
@@ -58,7 +59,7 @@ def test_graphs_never_lie_beside_other_weights(small_files, tmp_path, monkeypatc
         patch.setattr(os, "replace", kill_before_graph)
         with pytest.raises(KeyboardInterrupt):
             imagepiece_jax.export(new, path)
-    np.testing.assert_array_equal(run_file(path, images)[0], expected)
+    np.testing.assert_array_equal(run_onnxruntime(path, images)[0], expected)
     imagepiece_jax.export(new, path)
     assert len([*tmp_path.glob("*.data")]) == 1
-    assert not np.array_equal(run_file(path, images)[0], expected)
+    assert not np.array_equal(run_onnxruntime(path, images)[0], expected)

@@ -56,15 +56,9 @@ def covering_architectures(archs):
     missing = set().union(*pairs_of_name.values())
     chosen = []
     while missing:
-        chosen.append(
-            max(pairs_of_name, key=lambda name: len(pairs_of_name[name] & missing))
-        )
-        missing -= pairs_of_name[chosen[-1]]
-    for name in chosen[:]:  # later choices may cover an early one
-        others = [other for other in chosen if other != name]
-        covered = set().union(*(pairs_of_name[other] for other in others))
-        if pairs_of_name[name] <= covered:
-            chosen = others
+        best = max(pairs_of_name, key=lambda name: len(pairs_of_name[name] & missing))
+        chosen.append(best)
+        missing -= pairs_of_name[best]
     return chosen
 
 

@@ -10,7 +10,6 @@ import operator
 import types
 import typing
 
-import beartype
 import jax
 import jaxtyping
 import numpy as np
@@ -23,27 +22,19 @@ jaxtyped = jaxtyping.jaxtyped
 def install():
     """Check the functions of modules imported from now on."""
     jaxtyping.jaxtyped = check_arrays
-    jaxtyping.install_import_hook(PACKAGE, f"{__name__}.check_array_hints")
+    jaxtyping.install_import_hook(PACKAGE, "beartype.beartype")
 
 
 def check_arrays(function=None, *, typechecker):
     """Like `jaxtyping.jaxtyped`, which would slow down functions without arrays."""
     if function is None:
         return functools.partial(check_arrays, typechecker=typechecker)
-    if inspect.isclass(function):
-        return function
     hints = getattr(function, "__annotations__", {})
-    if not any(map(has_array, hints.values())):
-        return function
-    return jaxtyped(function, typechecker=typechecker)
-
-
-def check_array_hints(function):
-    """Like `beartype.beartype`, for hints of arrays alone."""
-    hints = function.__annotations__
     arrays = {name: widen(hint) for name, hint in hints.items() if has_array(hint)}
+    if inspect.isclass(function) or not arrays:
+        return function
     function.__annotations__ = arrays
-    return beartype.beartype(function)
+    return jaxtyped(function, typechecker=typechecker)
 
 
 def has_array(hint):

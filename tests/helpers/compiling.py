@@ -11,24 +11,14 @@ QUICK = "--xla_backend_optimization_level=0"
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     # Six times as fast. Later versions exit at an unknown flag, and no flag of 0.12
     # replaces it: 8 ms for every fusion make the suite 1.8 times as long.
-    # Opt preset FAST_COMPILE, no fusion wrapper, no expensive passes: no difference.
-    # Without fusion compiling takes four times as long.
     QUICK += " --xla_cpu_use_fusion_emitters=false"
     QUICK += " --xla_cpu_parallel_codegen_split_count=1"
     # These passes make large programs fast, and take a tenth of the time here.
-    QUICK += " --xla_disable_hlo_passes=" + ",".join(
-        (
-            "constant_folding",
-            "cpu-parallel-task-assigner",
-            "dynamic-dimension-simplifier",
-            "literal-canonicalizer",
-            "map-inline",
-            "reduce-decomposer",
-            "reshape-mover",
-            "shape-canonicalizer",
-            "tree_reduction_rewriter",
-            "while-loop-constant-sinking",
-        )
+    QUICK += (
+        " --xla_disable_hlo_passes=constant_folding,cpu-parallel-task-assigner,"
+        "dynamic-dimension-simplifier,literal-canonicalizer,map-inline,reshape-mover,"
+        "reduce-decomposer,shape-canonicalizer,tree_reduction_rewriter,"
+        "while-loop-constant-sinking"
     )
 
 # A CPU accepts these compiler options, and they change nothing: with them in

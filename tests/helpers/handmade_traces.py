@@ -34,15 +34,6 @@ def hard_trace():
     return _trace(stages, 4)
 
 
-def soft_trace():
-    """Two learned tokens before block 2."""
-    return _trace((Stage(2, "pre", 2),), 2)
-
-
-def dense_trace():
-    return _trace((), 6)
-
-
 def all_methods():
     """(facts of each method, its Trace)"""
     learner = "learner (untrained selectors)"
@@ -51,7 +42,8 @@ def all_methods():
         {"label": learner, "gmacs": 0.4, "setting": "token_learner"},
         {"label": "dense", "gmacs": 1.0, "setting": "none"},
     ]
-    return facts, [hard_trace(), soft_trace(), dense_trace()]
+    soft = _trace((Stage(2, "pre", 2),), 2)  # two learned tokens before block 2
+    return facts, [hard_trace(), soft, _trace((), 6)]
 
 
 def read_traces(folder):

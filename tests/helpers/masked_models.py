@@ -22,7 +22,7 @@ def keys(batch=3, seed=0):
 def training(model):
     """Compiled (variables, images, keys) -> Outputs in training."""
     return tiny_vit.compiled(
-        lambda variables, *args: model.apply(variables, args[0], True, args[1])
+        lambda variables, images, keys: model.apply(variables, images, True, keys)
     )
 
 

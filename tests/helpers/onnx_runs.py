@@ -25,37 +25,31 @@ IMAGEPIECE = tiny_vit.with_fields(
 EVIT = tiny_vit.with_fields(tiny_vit.EVIT, blocks=(0,))
 
 
-def open_session(graph):
-    """A session of onnxruntime, with its usual optimizations."""
+def open_session(model):
+    """A session of onnxruntime for a graph or a file, with usual optimizations."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    if isinstance(model, onnx.ModelProto):
+        model = model.SerializeToString()
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
-def run_onnxruntime(graph, *batches):
+def run_onnxruntime(model, *batches):
     """Logits of each batch by onnxruntime."""
-    session = open_session(graph)
+    session = open_session(model)
     return [session.run(None, {"images": np.asarray(images)})[0] for images in batches]
 
 
-def run_openvino(graph, *batches):
+def run_openvino(model, *batches):
     """Logits of each batch by OpenVINO on a CPU, in float32 throughout."""
+    if isinstance(model, onnx.ModelProto):
+        model = model.SerializeToString()
     core = openvino.Core()
-    model = core.read_model(graph.SerializeToString())
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    graph = core.read_model(model)
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [compiled([np.asarray(images)])[0] for images in batches]
-
-
-def run_file(path, images):
-    """Logits by onnxruntime and by OpenVINO, from a file."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(
-        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    return session.run(None, {"images": images})[0], compiled([images])[0]
 
 
 @functools.cache
@@ -72,12 +66,10 @@ def jax_logits(model, variables, images):
     return run(variables, images)
 
 
-def check_graph(
-    model,
-    side=tiny_vit.SIDE,
-    batch_size=None,
-    runtimes=(run_onnxruntime, run_openvino),
-):
+RUNTIMES = (run_onnxruntime, run_openvino)
+
+
+def check_graph(model, side=tiny_vit.SIDE, batch_size=None, runtimes=RUNTIMES):
     """Return the graph of `model` after comparing its logits with JAX's."""
     variables, images, expected = jax_example(model, side)
     vit = Pretrained(model, variables)
@@ -111,8 +103,7 @@ def nodes_with_row_constants(graph):
 def random_outputs(fn, *shapes):
     """Outputs of `fn` for random arrays: by JAX, onnxruntime and OpenVINO."""
     rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    return function_outputs(fn, *arrays)
+    return function_outputs(fn, *[np.float32(rng.normal(size=s)) for s in shapes])
 
 
 def function_outputs(fn, *arrays):

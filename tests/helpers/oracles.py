@@ -32,43 +32,28 @@ def merge_counts(n, merge_ratio, candidate_ratio, base="all"):
 
 def by_score(scores):
     """Tokens by falling score: ties to the lower index, a NaN is minus infinity."""
-
-    def place(token):
-        score = float(scores[token])
-        if math.isnan(score):
-            score = -math.inf
-        return -score, token
-
-    return sorted(range(len(scores)), key=place)
+    scores = np.asarray(scores, float)
+    falling = np.where(np.isnan(scores), math.inf, -scores)
+    return np.argsort(falling, kind="stable").tolist()
 
 
 def rank_by_score(scores):
     """Place of every token in `by_score`. [n] -> [n] int."""
-    places = np.zeros(len(scores), int)
-    for place, token in enumerate(by_score(scores)):
-        places[token] = place
-    return places
+    return np.argsort(by_score(scores))
 
 
 def top_k(scores, k):
     """Slot map that keeps the `k` best tokens in spatial order. [n] -> dest [n]."""
     dest = np.full(len(scores), DROPPED)
-    for slot, token in enumerate(sorted(by_score(scores)[:k])):
-        dest[token] = slot
+    dest[sorted(by_score(scores)[:k])] = np.arange(k)
     return dest
 
 
 def cosine(a, b, eps=1e-6):
     """Cosine of all pairs of rows, `eps` inside the roots. [n, d], [m, d] -> [n, m]."""
-    a = np.asarray(a, float)
-    b = np.asarray(b, float)
-    out = np.zeros((len(a), len(b)))
-    for i, row in enumerate(a):
-        length = math.sqrt(row @ row + eps)
-        for j, other in enumerate(b):
-            other_length = math.sqrt(other @ other + eps)
-            out[i, j] = (row @ other) / (length * other_length)
-    return out
+    a, b = (np.asarray(rows, float) for rows in (a, b))
+    lengths = [np.sqrt((rows**2).sum(axis=1) + eps) for rows in (a, b)]
+    return (a @ b.T) / np.outer(*lengths)
 
 
 def retokenize(scores, similarity, candidates, merges, order="descending", parity=0):
@@ -86,16 +71,54 @@ def retokenize(scores, similarity, candidates, merges, order="descending", parit
     movers = ranked_candidates[parity::2]
     targets = ranked_candidates[1 - parity :: 2]
     nearest = {}
-    if targets:
-        for a in movers:
-            nearest[a] = max(targets, key=lambda b: similarity[a][b])  # first of ties
+    for a in movers if targets else ():
+        nearest[a] = max(targets, key=lambda b: similarity[a][b])  # first of ties
     closest = sorted(nearest, key=lambda a: -similarity[a][nearest[a]])  # stable
     partner_of_token = {a: nearest[a] for a in closest[:merges]}
-    survivors = [token for token in range(n) if token not in partner_of_token]
-    dest = np.zeros(n, int)
-    for token in range(n):
-        dest[token] = survivors.index(partner_of_token.get(token, token))
-    return dest
+    left = [token for token in range(n) if token not in partner_of_token]
+    return np.array([left.index(partner_of_token.get(t, t)) for t in range(n)])
+
+
+def bipartite(similarity, r, num_prefix):
+    """Bipartite soft matching. similarity [N, N] of all tokens -> groups of positions.
+
+    Each token at an even position (A) points to the most similar token at an odd
+    position (B). The `r` most similar pairs merge, at most half of the image tokens.
+    The class token (position 0) never leaves, and no token joins the distillation
+    token (position 1). Groups are in the output's order: tokens of A that stay, by
+    position (without a class token by falling similarity), then B. The earlier
+    position wins ties.
+    """
+    total = len(similarity)
+    r = max(0, min(r, (total - num_prefix) // 2))
+    nearest = {}
+    for a in range(0, total, 2):
+        for b in range(1, total, 2):
+            if a < num_prefix or b < num_prefix:
+                continue
+            if a not in nearest or similarity[a][b] > similarity[a][nearest[a]]:
+                nearest[a] = b
+    by_similarity = sorted(nearest, key=lambda a: (-similarity[a][nearest[a]], a))
+    merged = by_similarity[:r]
+    staying = by_similarity[r:]
+    groups = {b: [b] for b in range(1, total, 2)}
+    for a in merged:
+        groups[nearest[a]].append(a)
+    if num_prefix:
+        remaining = [a for a in range(0, total, 2) if a not in merged]
+    else:
+        remaining = staying
+    if num_prefix == 2:  # both prefix tokens stay in front
+        return [[0], groups.pop(1), *([a] for a in remaining if a), *groups.values()]
+    return [[a] for a in remaining] + list(groups.values())
+
+
+def bipartite_slots(groups, num_prefix):
+    """Slot of every image token, both counted without the prefix. -> [n] int."""
+    slot = {}
+    for place, group in enumerate(groups):
+        slot |= {i: place for i in group}
+    return np.array([slot[i] for i in range(num_prefix, len(slot))]) - num_prefix
 
 
 def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
@@ -126,20 +149,12 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
 
 def compose(outer, inner):
     """Slot maps joined, `inner` first; dropped patches stay dropped."""
-    ends = np.full(len(inner), DROPPED)
-    for patch, slot in enumerate(inner):
-        if slot != DROPPED:
-            ends[patch] = outer[slot]
-    return ends
+    return np.where(inner == DROPPED, DROPPED, np.asarray(outer)[inner])
 
 
 def count_sources(source, n):
     """Patch counts of `n` slots. source [n0] -> [n]."""
-    counts = np.zeros(n, int)
-    for slot in source:
-        if slot != DROPPED:
-            counts[slot] += 1
-    return counts
+    return np.bincount(source[source != DROPPED], minlength=n)
 
 
 def last_values(values, steps):
@@ -221,6 +236,12 @@ def attention(query, key, value, bias=0.0):
 def log_softmax(logits):
     logits = np.asarray(logits, float)
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def kl(teacher, student):
+    """KL(teacher || student) of logits, [B, C] twice -> [B]."""
+    logs = log_softmax(teacher)
+    return (np.exp(logs) * (logs - log_softmax(student))).sum(axis=-1)
 
 
 def sigmoid(x):

@@ -1,8 +1,8 @@
 """Slow NumPy oracles of learned reductions, one image at a time, in float64.
 
-Written from the papers' definitions with loops over tokens and heads. Nothing here is
-imported from the package. Parameters are nested dictionaries of arrays as Flax names
-them. Legend: n tokens, D width, H heads, N tokens with the prefix.
+Written from the papers' definitions; nothing here is imported from the package.
+Parameters are nested dictionaries of arrays as Flax names them. Legend: n tokens, D
+width, H heads, N tokens with the prefix.
 """
 
 import math
@@ -18,21 +18,13 @@ def keep_scores(parameters, x, mask=None):
     x [n, D], mask [n] -> [n, 2].
     """
     n, dim = x.shape
-    mask = np.ones(n) if mask is None else mask
-    own = []
-    mean = np.zeros(dim - dim // 2)
-    for token in range(n):
-        row = layer_norm(x[token], parameters["norm"], 1e-5)
-        row = gelu(dense(row, parameters["embed"]))
-        own.append(row[: dim // 2])
-        mean += mask[token] * row[dim // 2 :]
-    mean /= sum(mask) + 1e-6
-    out = []
-    for token in range(n):
-        row = gelu(dense(np.concatenate([own[token], mean]), parameters["half"]))
-        row = gelu(dense(row, parameters["quarter"]))
-        out.append(log_softmax(dense(row, parameters["score"])))
-    return np.array(out)
+    mask = np.ones(n) if mask is None else np.asarray(mask)
+    rows = gelu(dense(layer_norm(x, parameters["norm"], 1e-5), parameters["embed"]))
+    mean = mask @ rows[:, dim // 2 :] / (mask.sum() + 1e-6)
+    rows = np.hstack([rows[:, : dim // 2], np.tile(mean, (n, 1))])
+    for name in ("half", "quarter"):
+        rows = gelu(dense(rows, parameters[name]))
+    return log_softmax(dense(rows, parameters["score"]))
 
 
 def select(parameters, x, heads, mask=None):
@@ -41,30 +33,24 @@ def select(parameters, x, heads, mask=None):
     x [n, D] -> log probabilities [n, 2] and keep probabilities [n]. Both are means over
     heads, weighted by each token's votes.
     """
-    n, dim = x.shape
-    width = dim // heads
-    parts = [x[:, h * width : (h + 1) * width] for h in range(heads)]
-    scores = [keep_scores(parameters["scores"], part, mask) for part in parts]
-    logs = np.zeros((n, 2))
-    kept = np.zeros(n)
-    for token in range(n):
-        means = np.array([part[token].mean() for part in parts])
-        hidden = gelu(dense(means, parameters["vote_in"]))
-        votes = sigmoid(dense(hidden, parameters["vote_out"]))
-        for h in range(heads):
-            logs[token] += votes[h] * scores[h][token] / sum(votes)
-            kept[token] += votes[h] * math.exp(scores[h][token][0]) / sum(votes)
+    parts = np.split(x, heads, axis=1)
+    means = np.stack([part.mean(axis=1) for part in parts], axis=1)
+    votes = gelu(dense(means, parameters["vote_in"]))
+    votes = sigmoid(dense(votes, parameters["vote_out"]))
+    votes /= votes.sum(axis=1, keepdims=True)
+    logs = np.zeros((len(x), 2))
+    kept = np.zeros(len(x))
+    for part, vote in zip(parts, votes.T, strict=True):
+        scores = keep_scores(parameters["scores"], part, mask)
+        logs += vote[:, None] * scores
+        kept += vote * np.exp(scores[:, 0])
     return logs, kept
 
 
 def package(probability, dropped, x):
     """The mean of dropped tokens. [n], [n] bool, [n, D] -> [D]."""
-    total = np.zeros(x.shape[1])
-    share = 0.0
-    for token in np.flatnonzero(dropped):
-        total += probability[token] * x[token]
-        share += probability[token]
-    return total / (share + 1e-6)
+    weight = probability * dropped
+    return weight @ x / (weight.sum() + 1e-6)
 
 
 def masked_attention(q, k, v, mask, bias, eps=1e-6):
@@ -75,21 +61,9 @@ def masked_attention(q, k, v, mask, bias, eps=1e-6):
     n, heads, width = q.shape
     out = np.zeros(v.shape)
     for h in range(heads):
-        for i in range(n):
-            logits = [q[i, h] @ k[j, h] / math.sqrt(width) + bias[j] for j in range(n)]
-            odds = [math.exp(value - max(logits)) for value in logits]
-            odds = [o if i == j else o * mask[j] for j, o in enumerate(odds)]
-            for j in range(n):
-                share = (odds[j] + eps / n) / (sum(odds) + eps)
-                out[i, h] += share * v[j, h]
+        logits = q[:, h] @ k[:, h].T / math.sqrt(width) + bias
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        odds *= np.where(np.eye(n), 1.0, mask)
+        shares = (odds + eps / n) / (odds.sum(axis=1, keepdims=True) + eps)
+        out[:, h] = shares @ v[:, h]
     return out
-
-
-def kl(student, teacher):
-    """KL(teacher || student) of logits, mean over rows. [B, C] twice -> float."""
-    total = 0.0
-    for a, b in zip(student, teacher, strict=True):
-        a = log_softmax(a)
-        b = log_softmax(b)
-        total += sum(math.exp(t) * (t - s) for s, t in zip(a, b, strict=True))
-    return total / len(student)

@@ -1,8 +1,8 @@
 """Slow oracle of peaks, one image at a time, in float64.
 
-Written from the method's definition with loops over tokens and heads. Nothing here is
-imported from the package. Legend: N tokens with the prefix, n image tokens, n_out of
-them left, H heads, d width of a head, D width.
+Written from the method's definition; nothing here is imported from the package.
+Legend: N tokens with the prefix, n image tokens, n_out of them left, H heads, d width
+of a head, D width.
 """
 
 import math
@@ -14,20 +14,13 @@ from tests.helpers import oracles, slow_deit
 
 
 def attention_row(query, key, size, live):
-    """Attention from one query to all tokens, mean over heads. -> [N].
+    """Attention from one query to all live tokens, mean over heads. -> [N].
 
-    query [H, d], key [N, H, d], size [N] > 0, live [N] bool. Tokens that are not live
-    get no attention.
+    query [H, d], key [N, H, d], size [N], live [N] bool
     """
-    row = np.zeros(len(key))
-    for head in range(key.shape[1]):
-        logits = np.full(len(key), -math.inf)
-        for token in np.flatnonzero(live):
-            product = query[head] @ key[token, head] / math.sqrt(key.shape[2])
-            logits[token] = product + math.log(size[token])
-        powers = np.exp(logits - logits.max())
-        row += powers / powers.sum() / key.shape[1]
-    return row
+    bias = np.where(live, np.log(np.where(live, size, 1.0)), -math.inf)
+    _, weights = oracles.attention(query[None], key, key, bias)
+    return weights[:, 0].mean(axis=0)
 
 
 def scores(name, query, key, size=None, live=None):
@@ -37,14 +30,12 @@ def scores(name, query, key, size=None, live=None):
     size, live: None: all are 1
     """
     query = np.asarray(query, float)
-    key = np.asarray(key, float)
     size = np.ones(len(key)) if size is None else np.asarray(size, float)
     live = np.ones(len(key), bool) if live is None else np.asarray(live) > 0.5
-    rows = {"class": attention_row(query[0], key, size, live)}
-    mean = sum(query[token] for token in np.flatnonzero(live)) / live.sum()
-    rows["mean"] = attention_row(mean, key, size, live)
-    rows["class_and_mean"] = (rows["class"] + rows["mean"]) / 2
-    return rows[name]
+    by_class = attention_row(query[0], key, size, live)
+    by_mean = attention_row(query[live].mean(axis=0), key, size, live)
+    rows = {"class": by_class, "mean": by_mean}
+    return rows.get(name, (by_class + by_mean) / 2)
 
 
 class Decision(NamedTuple):
@@ -58,41 +49,27 @@ def decide(score, cosines, n_out):
     """Choose kept tokens and all slots. score [n], cosines [n, n]."""
     score = np.asarray(score, float)
     cosines = np.asarray(cosines, float)
-    n = len(score)
-    value = np.zeros(n)
-    for token in range(n):
-        nearest = -1.0
-        for other_token in range(n):
-            higher = score[other_token] > score[token]
-            earlier = score[other_token] == score[token] and other_token < token
-            if higher or earlier:
-                nearest = max(nearest, cosines[token, other_token])
+    value = np.zeros(len(score))
+    ranked = oracles.by_score(score)
+    for place, token in enumerate(ranked):
+        nearest = max([-1.0, *cosines[token, ranked[:place]]])
         value[token] = score[token] * (1 - nearest)
-    kept = sorted(range(n), key=lambda token: (-value[token], token))[:n_out]
-    slot = np.zeros(n, int)
-    alike = np.ones(n)
-    for token in range(n):
-        if token in kept:
-            slot[token] = kept.index(token)
-            continue
-        kept_cosines = [cosines[token, other_token] for other_token in kept]
-        slot[token] = kept_cosines.index(max(kept_cosines))  # the first of ties
-        alike[token] = max(kept_cosines)
+    kept = oracles.by_score(value)[:n_out]
+    slot = cosines[:, kept].argmax(axis=1)  # the first of ties
+    slot[kept] = np.arange(n_out)
+    alike = cosines[:, kept].max(axis=1)
+    alike[kept] = 1.0
     return Decision(kept, slot, alike, value)
 
 
-def mean_weights(decision, score, least=0.0):
+def mean_weights(decision, score):
     """Share of every token in every slot's mean, by score. -> [n_out, n].
 
-    least: the scores' lower limit. Tokens of a slot without attention have equal
-    shares.
+    Tokens of a slot without attention have equal shares.
     """
-    shares = np.zeros((len(decision.kept), len(score)))
-    for token, slot in enumerate(decision.slot):
-        shares[slot, token] = max(float(score[token]), least)
-    for row, slot in enumerate(shares):
-        if slot.sum() == 0:
-            shares[row] = decision.slot == row
+    members = decision.slot == np.arange(len(decision.kept))[:, None]
+    shares = members * np.asarray(score, float)
+    shares = np.where(shares.sum(axis=1, keepdims=True) == 0, members, shares)
     return shares / shares.sum(axis=1, keepdims=True)
 
 
@@ -101,10 +78,8 @@ def attention_sizes(decision, size):
 
     Returns [n_out], above 0.
     """
-    out = np.zeros(len(decision.kept))
-    for token, slot in enumerate(decision.slot):
-        out[slot] += size[token] * decision.alike[token]
-    return np.maximum(out, np.finfo(np.float32).tiny)
+    sizes = np.bincount(decision.slot, size * decision.alike)
+    return np.maximum(sizes, np.finfo(np.float32).tiny)
 
 
 class Step(NamedTuple):
@@ -116,46 +91,27 @@ class Step(NamedTuple):
     patches: np.ndarray
 
 
-def reduce_tokens(x, score, size, patches, n_out):
-    """Reduce x [n, D] to n_out tokens: (x, size, Step).
-
-    size, patches: [n], sizes in attention and patch counts
-    """
-    cosines = oracles.cosine(x, x)
-    decision = decide(score, cosines, n_out)
-    summed = [sum(patches[decision.slot == slot]) for slot in range(n_out)]
-    step = Step(score, cosines, decision, np.array(summed))
-    return mean_weights(decision, score) @ x, attention_sizes(decision, size), step
-
-
-def forward(params, image, counts, *, heads, patch, name="class_and_mean"):
+def forward(params, image, counts, *, name="class_and_mean", **sizes):
     """A DeiT reduced by peaks. image [S, S, 3] -> (logits, size [N], Steps).
 
     counts: {block: image tokens after it}
     name: the score's
     size: final sizes in attention
     """
-    x = slow_deit.embed(params, image, patch)
-    size = np.ones(len(x))
-    patches = np.ones(len(x) - 1)
     steps = []
-    for i in range(sum(key.startswith("blocks_") for key in params)):
-        block = params[f"blocks_{i}"]
-        normed = oracles.layer_norm(x, block["norm1"])
-        out, record = slow_deit.attention(normed, block["attn"], heads, size)
-        x = x + out
-        if i in counts:
-            query = oracles.dense(normed, block["attn"]["q"]).reshape(record.key.shape)
-            score = scores(name, query, record.key, size)[1:]
-            merged, sizes, step = reduce_tokens(
-                x[1:], score, size[1:], patches, counts[i]
-            )
-            x = np.concatenate([x[:1], merged])
-            size = np.concatenate([size[:1], sizes])
-            patches = step.patches
-            steps.append(step)
-        normed = oracles.layer_norm(x, block["norm2"])
-        hidden = oracles.gelu(oracles.dense(normed, block["mlp"]["fc1"]))
-        x = x + oracles.dense(hidden, block["mlp"]["fc2"])
-    tokens = oracles.layer_norm(x, params["norm"])
-    return oracles.dense(tokens[0], params["head"]), size, steps
+
+    def reduce_tokens(block, x, size, record):
+        if block not in counts:
+            return x, size
+        score = scores(name, record.query, record.key, record.size)[1:]
+        cosines = oracles.cosine(x, x)
+        decision = decide(score, cosines, counts[block])
+        patches = steps[-1].patches if steps else np.ones(len(x))
+        summed = [sum(patches[decision.slot == n]) for n in range(counts[block])]
+        steps.append(Step(score, cosines, decision, np.array(summed)))
+        return mean_weights(decision, score) @ x, attention_sizes(decision, size)
+
+    logits, _, size, _ = slow_deit.forward(
+        params, image, reduce_tokens=reduce_tokens, prop_attn=True, **sizes
+    )
+    return logits, size, steps

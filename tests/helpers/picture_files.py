@@ -7,9 +7,10 @@ from PIL import Image
 def write_images(folder, images):
     """Write 00.png, 01.png, .. into a new folder, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:02}.png" for number in range(len(images))]
-    for path, pixels in zip(paths, images, strict=True):
-        Image.fromarray(pixels).save(path)
+    paths = []
+    for number, pixels in enumerate(images):
+        paths.append(folder / f"{number:02}.png")
+        Image.fromarray(pixels).save(paths[-1])
     return paths
 
 

@@ -28,26 +28,20 @@ from tests.helpers import named_models, tiny_vit
 
 README = pathlib.Path(__file__).resolve().parent.parent.parent / "README.md"
 FILE = "deit_tiny_patch16_224"  # the stem of the file in README's first example
-# Packages of a plain installation import these.
-IMPORTED_BY_OTHERS = ("absl", "google")
-SEEN_BY_TYRO = ("ml_collections", "torch")  # tyro imports them if sys.modules has them
+# Packages of a plain installation import absl and google.
+HIDDEN = set().union(*extras.EXTRA_MODULES.values()) - {"absl", "google"}
 
 
 class Hidden:
-    """A finder that refuses `SEEN_BY_TYRO`."""
+    """A finder that refuses the modules that a plain installation lacks."""
 
     def find_spec(name, path, target=None):
-        if name in SEEN_BY_TYRO:
+        if name in HIDDEN:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def hide():
-    """Make the modules that a plain installation lacks unimportable."""
-    for modules in extras.EXTRA_MODULES.values():
-        for name in modules:
-            if name not in IMPORTED_BY_OTHERS + SEEN_BY_TYRO:
-                assert name not in sys.modules
-                sys.modules[name] = None
+    assert not HIDDEN & {*sys.modules}
     sys.meta_path.insert(0, Hidden)
 
 

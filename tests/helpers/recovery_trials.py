@@ -8,7 +8,6 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.recovery import recover, recovery_step
 from tests.helpers import tiny_vit
-from tests.helpers.oracles import softmax
 
 DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
 MERGING = "tome:r=5"
@@ -23,12 +22,6 @@ def reduced_model(reduction=DROPPING, **options):
 def noise(count=48, side=SIDE, seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, side, side, 3), np.uint8)
-
-
-def slow_kl(teacher, student):
-    """KL(teacher || student), slowly, in float64."""
-    p = softmax(teacher)
-    return np.sum(p * (np.log(p) - np.log(softmax(student))), axis=-1)
 
 
 def run_recovery(vit, images=None, **fields):
@@ -74,22 +67,14 @@ def slow_down(monkeypatch, clock, name, seconds, first=None):
 
 
 def record_progress(monkeypatch):
-    """Return a list that gets (bar, progress, steps taken) at each update."""
+    """Return a list that gets (bar, progress) at each update."""
     shown = []
-    taken = []
-    train_step = recovery_step.StudentFit.train_step
     update = recover.ProgressBar.update
-
-    def counted(self, *args):
-        taken.append(args)
-        return train_step(self, *args)
 
     def updated(self, n):
         update(self, n)
-        if taken:  # training, not reading images
-            shown.append((self, self.n, len(taken)))
+        shown.append((self, self.n))
 
-    monkeypatch.setattr(recovery_step.StudentFit, "train_step", counted)
     monkeypatch.setattr(recover.ProgressBar, "update", updated)
     return shown
 

@@ -1,12 +1,13 @@
 """Commands run with words, in this process or in a new one."""
 
 import contextlib
-import functools
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from typing import NamedTuple
 from unittest import mock
@@ -49,11 +50,8 @@ class Ended(NamedTuple):
     @property
     def lines(self):
         """The lines on stderr, except the plans of reductions."""
-        lines_besides_plans = []
-        for line in self.err.splitlines():
-            if line.startswith("error: ") or not line.endswith(" of the MACs"):
-                lines_besides_plans.append(line)
-        return lines_besides_plans
+        is_plan = re.compile(r"(?!error: ).* of the MACs").fullmatch
+        return [line for line in self.err.splitlines() if not is_plan(line)]
 
 
 def call(main, *words):
@@ -83,19 +81,24 @@ def call(main, *words):
     return Ended(status, out.getvalue(), err.getvalue())
 
 
-def start(*words, cwd=ROOT, imported=False, **environment):
+def start(*words, cwd=ROOT, imported=False, timeout=120, **environment):
     """Run `python` with these words in a new process.
 
     imported: fork it from one that has imported JAX and the package
     """
-    run = functools.partial(subprocess.run, capture_output=True, text=True)
-    done = (forked_processes.run if imported else run)(
-        [sys.executable, *map(str, words)],
-        cwd=cwd,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        timeout=120,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    new_process = forked_processes.Process if imported else subprocess.Popen
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = new_process(
+            [sys.executable, *map(str, words)],
+            cwd=cwd,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+            stdout=out,
+            stderr=err,
+        )
+        (status,) = forked_processes.statuses([process], timeout)
+        out.seek(0)
+        err.seek(0)
+        return Ended(status, out.read(), err.read())
 
 
 def sentence(ended):

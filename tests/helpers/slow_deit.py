@@ -18,15 +18,17 @@ class BlockRecord:
 
     rows: np.ndarray  # [H, N], of the class token
     mean_rows: np.ndarray  # [H, N], of the mean query
+    query: np.ndarray  # [N, H, d]
     key: np.ndarray  # [N, H, d]
+    size: np.ndarray  # [N], in attention
     x: np.ndarray  # [N, D]
 
 
-def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=None):
+def forward(params, image, *, heads, patch, reduce_tokens, prop_attn=False, scale=None):
     """image [S, S, 3] -> (logits, tokens [N, D], size [N], a BlockRecord per block).
 
-    moves: {block: (slots [n], weight [n] or None, n_out, mean)} of image tokens before
-    the MLP
+    reduce_tokens: (block, x, size, BlockRecord) -> (x, size) of image tokens, before
+        the MLP
     scale: [depth, 2], factors of the residual branches
     """
     x = embed(params, image, patch)
@@ -36,13 +38,12 @@ def forward(params, image, *, heads, patch, moves=None, prop_attn=False, scale=N
         block = params[f"blocks_{i}"]
         factors = (1.0, 1.0) if scale is None else scale[i]
         normed = layer_norm(x, block["norm1"])
-        weight = size if prop_attn else 1.0
+        weight = size if prop_attn else np.ones(len(x))
         out, record = attention(normed, block["attn"], heads, weight)
         x = record.x = x + factors[0] * out
-        if moves and i in moves:
-            moved, sizes = oracles.apply_map(x[1:], size[1:], *moves[i])
-            x = np.concatenate([x[:1], moved])
-            size = np.concatenate([size[:1], sizes])
+        left, sizes = reduce_tokens(i, x[1:], size[1:], record)
+        x = np.concatenate([x[:1], left])
+        size = np.concatenate([size[:1], sizes])
         hidden = dense(layer_norm(x, block["norm2"]), block["mlp"]["fc1"])
         x = x + factors[1] * dense(gelu(hidden), block["mlp"]["fc2"])
         blocks.append(record)
@@ -66,5 +67,6 @@ def attention(x, params, heads, size):
     out, weights = oracles.attention(query, key, value, np.log(size))
     mean = query.mean(axis=0, keepdims=True)
     _, mean_weights = oracles.attention(mean, key, value, np.log(size))
-    record = BlockRecord(weights[:, 0], mean_weights[:, 0], key, x)
+    rows = weights[:, 0], mean_weights[:, 0]
+    record = BlockRecord(*rows, query, key, size, x)
     return dense(out.reshape(x.shape), params["proj"]), record

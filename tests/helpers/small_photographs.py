@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers import tiny_vit
+from tests.helpers.picture_files import write_images
 
 
 def draw(count, seed=0):
@@ -19,7 +20,5 @@ def draw(count, seed=0):
 
 def write_photographs(folder, count, seed=0):
     """Write photographs as PNG files into a new folder, and return it."""
-    folder.mkdir(parents=True)
-    for number, image in enumerate(draw(count, seed)):
-        Image.fromarray(image).save(folder / f"{number:03}.png")
+    write_images(folder, draw(count, seed))
     return folder

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 import sys
-import types
 import uuid
 
 import numpy as np
@@ -12,17 +11,14 @@ from flax import traverse_util
 
 from configs import quickstart
 from imagepiece_jax.common import checkpoints, parallel
-from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import InitConfig, RunConfig
 from imagepiece_jax.training.logging import CLOCKED_METRICS, read_metrics
-from tests.helpers import compiling, forked_processes
+from tests.helpers import forked_processes, stored_programs
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-ZEROS = ("bias", "mean")
-ONES = ("scale", "var")
+ROOT = forked_processes.ROOT
 
 # A quickstart that takes seconds: two narrow blocks, few images a step.
 SMALL = {
@@ -82,18 +78,14 @@ def draw_untrained(model, seed):
     rng = np.random.default_rng(seed)
     leaves = traverse_util.flatten_dict(variable_shapes(model))
     for path, leaf in sorted(leaves.items()):
-        spread = 0.0 if path[-1] in ZEROS + ONES else 0.02
-        value = rng.normal(float(path[-1] in ONES), spread, leaf.shape)
-        leaves[path] = value.astype(leaf.dtype)
+        is_one = path[-1] in ("scale", "var")
+        spread = 0.0 if is_one or path[-1] in ("bias", "mean") else 0.02
+        leaves[path] = rng.normal(float(is_one), spread, leaf.shape).astype(leaf.dtype)
     return traverse_util.unflatten_dict(leaves)
 
 
 def compile_once(patch):
-    """Let runs of one config in this process compile once, a resumed run included.
-
-    patch: a pytest.MonkeyPatch. A test that patches the same names passes its own,
-        because two MonkeyPatches undo each other's patches.
-    """
+    """Let runs of one config in this process compile once, a resumed run included."""
     steps = {}
     compiled = trainer.Run.compile_step
 
@@ -109,32 +101,6 @@ def compile_once(patch):
         return steps[key]
 
     patch.setattr(trainer.Run, "compile_step", step)
-    compile_evaluations_once(patch)
-
-
-def compile_evaluations_once(patch):
-    """Let evaluations of equal models in this process compile once.
-
-    Metrics are equal if their code and its closure are.
-    """
-    steps = {}
-    make_eval_step = accuracy.make_eval_step
-
-    def step(model, *args, **options):
-        key = [model, *args]
-        for name, value in sorted(options.items()):
-            if isinstance(value, types.FunctionType):
-                cells = value.__closure__ or ()
-                value = (value.__code__, *[cell.cell_contents for cell in cells])
-            key.append((name, value))
-        try:
-            if tuple(key) not in steps:
-                steps[tuple(key)] = make_eval_step(model, *args, **options)
-            return steps[tuple(key)]
-        except TypeError:  # not hashable
-            return make_eval_step(model, *args, **options)
-
-    patch.setattr(accuracy, "make_eval_step", step)
 
 
 def compile_recoveries_once(patch):
@@ -160,45 +126,34 @@ def compile_recoveries_once(patch):
     patch.setattr(parallel, "pmap", compiled)
 
 
-def command(workdir, fields):
-    """Words of train.py with the quickstart config and changed fields."""
-    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    words = [sys.executable, "train.py", "--config=configs/quickstart.py"]
-    return [*words, f"--workdir={workdir}", *overrides]
-
-
-def environment(cache, devices=1, quick=False):
-    """A run's environment: CPU devices, and the cache of compiled programs.
-
-    quick: compile fast, like the tests, instead of well
-    """
-    flags = [f"--xla_force_host_platform_device_count={devices}"]
-    if quick:
-        flags.insert(0, os.environ.get("XLA_FLAGS", compiling.QUICK))
+def environment(devices=1):
+    """A run's environment: CPU devices, and the tests' compiled programs."""
+    count = f"--xla_force_host_platform_device_count={devices}"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join(flags),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",
+        "JAX_COMPILATION_CACHE_DIR": str(stored_programs.FOLDER),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 
-def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
-    """Start a run, whose output goes to WORKDIR.log.
+def start(workdir, fields, devices=1, log="", **variables):
+    """Start a run of the quickstart's config with changed fields.
 
-    log: "0": its output goes to WORKDIR.0.log; variables: added to its environment
+    log: its output goes to WORKDIR.log, or to WORKDIR.LOG.log
+    variables: added to its environment
     """
+    words = [sys.executable, "train.py", "--config=configs/quickstart.py"]
+    words += [f"--config.{name}={value}" for name, value in fields.items()]
+    words.append(f"--workdir={workdir}")
+    env = environment(devices) | variables
     name = ".".join(filter(None, (str(workdir), log, "log")))
-    env = environment(cache, devices, quick) | variables
     with open(name, "a", encoding="utf-8") as out:
-        words = command(workdir, fields)
-        return forked_processes.Process(
-            words, cwd=ROOT, env=env, stdout=out, stderr=out
-        )
+        return forked_processes.Process(words, env=env, stdout=out, stderr=out)
 
 
-def start_two(workdir, fields, cache, **second_fields):
+def start_two(workdir, fields, **second_fields):
     """Start two processes of one run, with two devices each, like SLURM's srun.
 
     Their outputs go to WORKDIR.0.log and WORKDIR.1.log. `second_fields` are fields of
@@ -209,6 +164,6 @@ def start_two(workdir, fields, cache, **second_fields):
     processes = []
     for number, extra in (("0", {}), ("1", second_fields)):
         job |= {"SLURM_PROCID": number, "SLURM_LOCALID": number}
-        options = {"devices": 2, "quick": True, "log": number}
-        processes.append(start(workdir, fields | extra, cache, **options, **job))
+        fields = fields | extra
+        processes.append(start(workdir, fields, devices=2, log=number, **job))
     return processes

@@ -20,15 +20,6 @@ class State:
     ema_params: Any = None
 
 
-@struct.dataclass
-class StoredState:
-    """What `load` reads of a run's checkpoint."""
-
-    params: Any
-    batch_stats: Any = struct.field(default_factory=dict)
-    ema: Any = struct.field(default_factory=dict)
-
-
 def make_state(seed=0, width=64, with_ema=True):
     rng = np.random.default_rng(seed)
     head = {"kernel": rng.normal(size=(8, width)), "bias": rng.normal(size=width)}

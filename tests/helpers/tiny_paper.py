@@ -16,18 +16,8 @@ from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights.save import save
 from tests.helpers import named_models, tiny_vit
 
-SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
-FIELDS = {
-    "name": "vit_mini",
-    "image_size": 16,
-    "num_classes": 10,
-    "stem": "patch",
-    "gelu": "exact",
-    "class_token": True,
-    "mlp_ratio": 2.0,
-    **SIZE,
-}
-
+FIELDS = {"name": "vit_mini", "num_classes": 10, "mlp_ratio": 2.0}
+FIELDS |= {"embed_dim": 8, "depth": 4, "num_heads": 2}
 PROGRAMS = {}  # shared by all studies, because most models are equal
 
 

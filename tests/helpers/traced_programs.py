@@ -6,6 +6,7 @@ Only shapes are needed: nothing is compiled or computed.
 import re
 
 import jax
+from jax._src import core
 
 from imagepiece_jax.reduction.methods import METHODS
 from tests.helpers import tiny_vit
@@ -39,21 +40,16 @@ def trace_model(model, train=True, backward=True):
 
     rest = dict(tiny_vit.shapes(model))
     params = rest.pop("params")
-    return jax.make_jaxpr(jax.grad(loss, has_aux=True) if backward else loss)(
-        params, rest
-    )
+    traced = jax.grad(loss, has_aux=True) if backward else loss
+    return jax.make_jaxpr(traced)(params, rest)
 
 
 def equations(jaxpr):
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    """All equations of a program, inner programs included."""
+    for equation in jaxpr.eqns:
         yield equation
-        inner = jax.tree.leaves(
-            list(equation.params.values()),
-            is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"),
-        )
-        for value in inner:
-            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-                yield from equations(value)
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def replace_core(monkeypatch):
@@ -67,48 +63,33 @@ def replace_core(monkeypatch):
 
 def token_counts(model):
     """Possible token counts of arrays, with and without the prefix."""
-    totals = {layer.attn_tokens for layer in model.plan}
-    totals |= {layer.mlp_tokens for layer in model.plan}
-    counts = totals | {total - 1 for total in totals}
-    other_sizes = {
-        BATCH,
-        tiny_vit.HEADS,
-        tiny_vit.WIDTH,
-        4 * tiny_vit.WIDTH,
-        tiny_vit.WIDTH // 2,
-    }
-    other_sizes |= {tiny_vit.SIDE, tiny_vit.SIDE // 2, tiny_vit.SIDE // 4}
-    common = sorted(counts & other_sizes)
-    assert not common, f"{common}: name fields in `small` that leave other counts"
+    counts = set()
+    for layer in model.plan:
+        for total in (layer.attn_tokens, layer.mlp_tokens):
+            counts |= {total, total - 1}
+    widths = {tiny_vit.WIDTH // 2, tiny_vit.WIDTH, 4 * tiny_vit.WIDTH}
+    sides = {tiny_vit.SIDE, tiny_vit.SIDE // 2, tiny_vit.SIDE // 4}
+    common = sorted(counts & (widths | sides | {BATCH, tiny_vit.HEADS}))
+    assert not common, f"{common}: name fields in `SMALL` that leave other counts"
     return counts
 
 
-def traced_shapes(model, train=True, backward=None):
-    """Name and array shapes of every operation of a program.
+def unwanted_operations(model, train=True):
+    """Sentences about operations that a fused program must not have.
 
-    A training program has its gradient, unless `backward` is false.
+    A training program has its gradient.
     """
-    backward = train if backward is None else backward
-    for equation in equations(trace_model(model, train, backward)):
-        arrays = (*equation.invars, *equation.outvars)
+    counts = token_counts(model)
+    sentences = []
+    for equation in equations(trace_model(model, train, backward=train)):
         name = equation.primitive.name
         if name == "scatter-add" and equation.params["unique_indices"]:
             name = "gradient of a gather"  # one kernel, and deterministic
-        yield name, [v.aval.shape for v in arrays]
-
-
-def unwanted_operations(model, **options):
-    """Sentences about operations that a fused program must not have."""
-    counts = token_counts(model)
-    sentences = []
-    for name, shapes in traced_shapes(model, **options):
-        if re.search("sort|top_k|scatter|cumsum", name):
-            sentences.append(f"{name} of {shapes}")
-        sentences += [
-            f"attention weights {shape} in {name}"
-            for shape in shapes
-            if len(shape) >= 4
-            and tiny_vit.HEADS in shape
-            and len([n for n in shape if n in counts]) > 1
-        ]
+        for array in (*equation.invars, *equation.outvars):
+            shape = array.aval.shape
+            if re.search("sort|top_k|scatter|cumsum", name):
+                sentences.append(f"{name} of {shape}")
+            of_tokens = [n for n in shape if n in counts]
+            if len(shape) >= 4 and tiny_vit.HEADS in shape and len(of_tokens) > 1:
+                sentences.append(f"attention weights {shape} in {name}")
     return sentences

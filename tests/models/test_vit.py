@@ -33,7 +33,13 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
             slots = np.asarray(result.slot_of_token[b])
             moves[block] = slots, weight, result.n_out, result.mean
         options["scale"] = None if scale is None else scale[b]
-        outputs.append(slow_deit.forward(params, image, moves=moves, **options))
+
+        def move(block, x, size, _, moves=moves):
+            if block in moves:
+                return oracles.apply_map(x, size, *moves[block])
+            return x, size
+
+        outputs.append(slow_deit.forward(params, image, reduce_tokens=move, **options))
     logits, tokens, size, records = zip(*outputs, strict=True)
     return np.stack(logits), np.stack(tokens), np.stack(size), records
 

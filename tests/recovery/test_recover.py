@@ -14,8 +14,8 @@ from imagepiece_jax.recovery import recover, recovery_images, recovery_step
 from tests.helpers import (
     forked_processes,
     made_up_recoveries,
+    oracles,
     small_runs,
-    stored_programs,
     tiny_vit,
 )
 from tests.helpers.recovery_trials import (
@@ -25,7 +25,6 @@ from tests.helpers.recovery_trials import (
     noise,
     reduced_model,
     run_recovery,
-    slow_kl,
 )
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
@@ -53,7 +52,7 @@ def test_the_report_has_metrics_of_held_out_images(vit, better):
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
     dense = held_out_logits(vit.with_reduction(None))
     logits = [held_out_logits(model) for model in (vit, better)]
-    before, after = (slow_kl(dense, row) for row in logits)
+    before, after = (oracles.kl(dense, row) for row in logits)
     assert [step for step, _ in report.curve] == [0, 4, 40]
     means = [value for _, value in report.curve]
     assert means[0] == report.before == report.off_the_shelf
@@ -71,7 +70,7 @@ def test_the_interval_counts_runs_of_neighbors(vit, monkeypatch):
     (report,) = recovered.recovery.variants
     dense = held_out_logits(vit.with_reduction(None), runs=4)
     distances = [
-        slow_kl(dense, held_out_logits(model, runs=4)).reshape(4, 4)
+        oracles.kl(dense, held_out_logits(model, runs=4)).reshape(4, 4)
         for model in (recovered, vit)
     ]
     change = statistics.mean_difference(*[row.mean(1) for row in distances])
@@ -108,10 +107,9 @@ np.savez(sys.argv[1], *leaves, curve=better.recovery.variants[0].curve)
 @pytest.mark.slow
 def test_recovery_is_equal_in_other_processes_and_on_more_devices(tmp_path):
     """One device gives equal bits; several devices sum in another order."""
-    cache = stored_programs.shared_folder(tmp_path / "cache")
     processes = {}
     for devices in (1, 4):
-        environment = small_runs.environment(cache, devices, quick=True)
+        environment = small_runs.environment(devices)
         words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.npz")]
         processes[devices] = forked_processes.Process(words, env=environment)
     here = small_recovery()
@@ -205,7 +203,7 @@ def test_a_dense_model_learns_three_costs(public):
         assert reduced.recovered_variant is variant
         unrecovered = public.with_reduction(variant.reduction)
         for model, value in ((unrecovered, variant.before), (reduced, variant.after)):
-            distance = slow_kl(teacher, held_out_logits(model)).mean()
+            distance = oracles.kl(teacher, held_out_logits(model)).mean()
             assert value == pytest.approx(distance, rel=1e-4)
     assert str(recovered.recovery).splitlines() == [*map(str, variants)]
     # A cost learns as if alone.

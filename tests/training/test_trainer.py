@@ -22,13 +22,13 @@ from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.save import save
 from tests import test_readme
-from tests.helpers import forked_processes, small_runs, stored_programs
+from tests.helpers import forked_processes, small_runs
 from tests.helpers.picture_files import write_csv, write_plain
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 from tests.helpers.small_states import assert_same
 
-pytestmark = pytest.mark.usefixtures("quickly_begun")
+pytestmark = pytest.mark.usefixtures("quickly_begun", "evaluations_compiled_once")
 
 # 1,438 digits of 16 patches, 256 a step: 5 steps an epoch.
 PLAIN = {"model.depth": 1, "reduction": "none"}
@@ -39,10 +39,8 @@ short_config = functools.partial(small_runs.quickstart_config, FIELDS)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_once():
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.compile_once(patch)
-        yield
+def _compiled_once(file_patch):
+    small_runs.compile_once(file_patch)
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +305,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
     model = RunConfig.from_config(config).create_model()
     save(Pretrained(model, small_runs.draw_untrained(model, 0)), weights)
     fields = DRAWING | {"data.name": some_digits, "init.weights": f"{weights}"}
-    cache = stored_programs.shared_folder(tmp_path / "cache")
-    running = small_runs.start(tmp_path / "8", fields, cache, devices=8, quick=True)
+    running = small_runs.start(tmp_path / "8", fields, devices=8)
     config.update_from_flattened_dict(fields)
     small_runs.train(config, tmp_path / "1")
     assert running.wait(timeout=300) == 0
@@ -322,7 +319,7 @@ def test_eight_devices_train_like_one(tmp_path, some_digits):
 def test_hosts_with_different_configs_are_refused(tmp_path):
     """Both name the field and leave no folder."""
     run = tmp_path / "run"
-    processes = small_runs.start_two(run, small_runs.SMALL, tmp_path / "cache", lr=0.5)
+    processes = small_runs.start_two(run, small_runs.SMALL, lr=0.5)
     assert forked_processes.statuses(processes, timeout=100) == [2, 2]
     for process in (0, 1):
         output = run.with_name(f"run.{process}.log").read_text()

@@ -6,8 +6,6 @@ transformers (DINOv2-S), in float32 on a CPU.
 
 import functools
 import json
-import os
-import sys
 import types
 
 import jax
@@ -20,8 +18,9 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
-from tests.helpers import forked_processes, tiny_vit
+from tests.helpers import tiny_vit
 from tests.helpers.parity_record import distance
+from tests.helpers.run_command import start
 
 pytestmark = pytest.mark.slow
 
@@ -105,18 +104,11 @@ def test_evit_keeps_the_authors_tokens(evit, image):
 
 def evaluate_200(assets, out, *words):
     data = assets / "data/nips2017_224_jpg/labels.csv"
-    ended = forked_processes.run(
-        [
-            *(sys.executable, "-m", "imagepiece_jax", "evaluate"),
-            *(assets / f"{WEIGHTS}.npz", f"csv:{data}"),
-            *("--crop=1", "--json", out, "--dtype=float32"),
-            *("--batch-size=40", "--workers=0", "--limit=200"),
-            *words,
-        ],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        timeout=600,
-    )
-    assert ended.returncode == 0, ended
+    weights = assets / f"{WEIGHTS}.npz"
+    words = (weights, f"csv:{data}", "--json", out, "--crop=1", *words)
+    words += ("--dtype=float32", "--batch-size=40", "--workers=0", "--limit=200")
+    evaluate = ("-m", "imagepiece_jax", "evaluate", *words)
+    start(*evaluate, imported=True, timeout=600, XLA_FLAGS="").ok()
     return json.loads(out.read_text())
 
 

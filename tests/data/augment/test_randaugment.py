@@ -12,8 +12,7 @@ from imagepiece_jax.data.augment.randaugment import (
     fill_color,
 )
 from tests.data.augment.test_pipeline import augment_config
-from tests.helpers import oracles_randaugment
-from tests.helpers.oracles_augment import photograph_pieces
+from tests.helpers import oracles_augment
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SIZE = (64, 48)
@@ -32,7 +31,7 @@ def apply(images, draws, fill=FILL):
 @functools.cache
 def pieces():
     """30 images: 24 pieces of photographs, and edge cases of formulas."""
-    out = photograph_pieces(30, *SIZE)
+    out = oracles_augment.photograph_pieces(30, *SIZE)
     out[24] = 128  # one value only
     out[25:27] = (250, 1, 90)
     out[25, 0, 0] = 0  # one pixel differs: nothing to equalize
@@ -71,7 +70,7 @@ def assert_close(out, expected, name):
 def test_operations_at_magnitude_9_equal_pillows(name, sign):
     drawn = fixed_draws(OPERATION_NAMES.index(name), 9.0, sign, applied=[True, False])
     expected = [
-        oracles_randaugment.apply(image, OperationDraws(*(x[i] for x in drawn)))
+        oracles_augment.randaugment(image, OperationDraws(*(x[i] for x in drawn)))
         for i, image in enumerate(pieces())
     ]
     assert_close(np.asarray(apply(pieces(), drawn)), np.stack(expected), name)
@@ -86,7 +85,7 @@ def test_bare_places_have_the_models_mean_color():
     first = OperationDraws(*(x[0] for x in drawn))
     for rotated in (
         np.asarray(apply(white, drawn, fill))[0],
-        oracles_randaugment.apply(white[0], first, fill),
+        oracles_augment.randaugment(white[0], first, fill),
     ):
         colors, counts = np.unique(rotated.reshape(-1, 3), axis=0, return_counts=True)
         assert (colors[counts.argsort()[-2:]] == [[128] * 3, [255] * 3]).all()
@@ -107,7 +106,7 @@ def test_device_and_pillow_agree_on_any_draw():
     changed = 0
     for i, image in enumerate(pieces()):
         image_draws = OperationDraws(*(x[i] for x in drawn))
-        expected = oracles_randaugment.apply(image, image_draws).astype(int)
+        expected = oracles_augment.randaugment(image, image_draws).astype(int)
         changed += (expected != image).any()
         # A second operation may enlarge a small error: Solarize flips a level that
         # crosses its threshold. Such pixels must be few.
@@ -140,7 +139,7 @@ def test_extreme_magnitudes_by_hand(name, magnitude, expected):
     drawn = OperationDraws(
         [OPERATION_NAMES.index(name.strip("-"))], [True], [magnitude], [sign]
     )
-    by_pillow = oracles_randaugment.apply(RAMP[0], drawn)
+    by_pillow = oracles_augment.randaugment(RAMP[0], drawn)
     np.testing.assert_array_equal(by_pillow[:, :, 1].ravel(), values)
     arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
     np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 2], values)

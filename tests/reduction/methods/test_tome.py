@@ -8,7 +8,7 @@ from imagepiece_jax.reduction.block_plan import RemoveCount, Step, count_tokens
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs
-from tests.helpers import oracles, oracles_tome, tiny_vit
+from tests.helpers import oracles, tiny_vit
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)
@@ -54,8 +54,8 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
         assert result.slot_of_token.dtype == jnp.int32
         assert result.n_out == counts.n_out
         for image, dest in enumerate(np.asarray(result.slot_of_token)):
-            pairs = oracles_tome.bipartite(similarity[image], r, num_prefix)
-            want = oracles_tome.slots(pairs, num_prefix)
+            pairs = oracles.bipartite(similarity[image], r, num_prefix)
+            want = oracles.bipartite_slots(pairs, num_prefix)
             np.testing.assert_array_equal(dest, want, err_msg=f"r {r} image {image}")
 
 

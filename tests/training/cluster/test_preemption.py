@@ -5,7 +5,7 @@ import time
 import pytest
 
 from imagepiece_jax.training.cluster.preemption import stop_signals
-from tests.helpers import forked_processes, small_runs, stored_programs
+from tests.helpers import forked_processes, small_runs
 from tests.helpers.small_states import assert_same
 
 # 12 steps an epoch, with random draws, averages, batch statistics and a reduction.
@@ -40,12 +40,11 @@ def assert_equal_runs(workdir, whole):
 @pytest.mark.parametrize("is_pair", [False, True])
 def test_stopped_and_killed_runs_end_like_an_undisturbed_one(tmp_path, is_pair):
     """A pair stops at the same step after a signal to one of its processes."""
-    cache = stored_programs.shared_folder(tmp_path / "cache")
 
     def start(name):
         if is_pair:
-            return small_runs.start_two(tmp_path / name, FIELDS, cache)
-        return [small_runs.start(tmp_path / name, FIELDS, cache, quick=True)]
+            return small_runs.start_two(tmp_path / name, FIELDS)
+        return [small_runs.start(tmp_path / name, FIELDS)]
 
     whole = start("whole")
     assert set(forked_processes.statuses(whole, timeout=300)) == {0}
