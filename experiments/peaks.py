@@ -40,11 +40,11 @@ from imagepiece_jax.inference.compare_outputs import (
     nearest_images,
     unit_rows,
 )
-from imagepiece_jax.kernels.joining import join_kept
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks, Peaks, peak_values
+from imagepiece_jax.reduction.reducers import join_kept
 from imagepiece_jax.reduction.state import Assignment
 
 FOLDER = pathlib.Path("docs/results/peaks")

@@ -34,7 +34,7 @@ def first_step(label, x):
     if label == "random":
         keys = test_methods.block_keys(test_methods.image_keys(3), block)
     state = dataclasses.replace(initial_state(x), size=jnp.asarray(SIZES))
-    inputs = test_methods.step_inputs(layer, state, keys, test_methods.GRID)
+    inputs = test_methods.step_inputs(state, keys, test_methods.GRID)
     result = test_methods.decide_filled(layer.step.reducer, inputs, layer.counts)
     return result, moves.apply_result(state, result)
 

@@ -26,7 +26,7 @@ def add_gelu(graph, x, variant="exact"):
     return graph.add_elementwise("Gelu", x, approximate=approximation)
 
 
-def add_attention_map(graph, query, key, key_bias=None, mask=None, eps=1e-6):
+def add_attention_map(graph, query, key, key_bias=None, mask=None):
     """Attention weights [B, H, Q, N]; None, so no node of its own, with a mask."""
     if mask is not None:
         return None

@@ -1,7 +1,7 @@
 """Attention: its definition, and forms for GPUs and for training."""
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,14 @@ from jaxtyping import Array, Float, Shaped
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenValues
-from imagepiece_jax.kernels.choice import is_reference
+from imagepiece_jax.kernels.choice import uses_reference_forms
 from imagepiece_jax.kernels.merging import Assignment, is_in_slot, mix_tokens
 
 Backend = Literal["xla", "cudnn"]
 ATTENTION_BACKENDS = ("auto", "xla", "cudnn")
 BIAS_ALIGNMENT = 8  # two-byte values in 16 bytes, the alignment of a bias row
 PADDING_BIAS = -6e4  # logit bias of padding keys; float16 ends at -65504
-
-
-def plain_attention(
-    query: QueryHeads,
-    key: TokenHeads,
-    value: TokenHeads,
-    key_bias: Float[Array, "batch length"] | None = None,
-    length: int | None = None,
-) -> QueryHeads:
-    """softmax(q k^T / sqrt(d) + key_bias) v over the first `length` tokens."""
-    attention = attention_map(query, key[:, :length], key_bias)
-    return weighted_sum(attention, value[:, :length])
+MASKED_EPS = 1e-6  # keeps masked attention finite even if all tokens are masked
 
 
 @onnx_op
@@ -38,13 +27,12 @@ def attention_map(
     key: TokenHeads,
     key_bias: TokenValues | None = None,
     mask: TokenValues | None = None,
-    eps: float = 1e-6,
 ) -> Float[Array, "batch heads queries tokens"]:
     """Attention from the first tokens to all tokens, in float32.
 
     A masked token gets attention from itself only (Rao et al. 2021, DynamicViT). With
     P = exp(logits), and W = mask except 1 on the diagonal, the map is
-    (P W + eps / N) / (sum P W + eps). It is finite even if all tokens are masked.
+    (P W + eps / N) / (sum P W + eps), where eps is MASKED_EPS.
 
     key_bias: added to the logits
     mask: 1 for live tokens, 0 for masked tokens; differentiable
@@ -64,7 +52,7 @@ def attention_map(
     visibility = is_itself + (1 - is_itself) * mask.astype(jnp.float32)[:, None, :]
     attention = jnp.exp(logits - max_logit) * visibility[:, None]
     attention_sum = jnp.sum(attention, axis=-1, keepdims=True)
-    return (attention + eps / num_tokens) / (attention_sum + eps)
+    return (attention + MASKED_EPS / num_tokens) / (attention_sum + MASKED_EPS)
 
 
 def weighted_sum(
@@ -84,7 +72,6 @@ def attend_live_tokens(
     value: TokenHeads,
     mask: TokenValues,
     key_bias: TokenValues | None = None,
-    eps: float = 1e-6,
 ) -> Float[Array, "batch heads head_dim"]:
     """Attention from a single query to the live tokens, as `attention_map` has it."""
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
@@ -95,7 +82,7 @@ def attend_live_tokens(
     max_logit = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
     attention = jnp.exp(logits - max_logit) * mask.astype(jnp.float32)[:, :, None]
     attention_sum = jnp.sum(attention, axis=1, keepdims=True)
-    attention = (attention + eps / key.shape[1]) / (attention_sum + eps)
+    attention = (attention + MASKED_EPS / key.shape[1]) / (attention_sum + MASKED_EPS)
     terms = attention[..., None] * value.astype(jnp.float32)
     return jnp.sum(terms, axis=1)
 
@@ -150,37 +137,23 @@ def attention_columns(
 # refuses to train it with an odd number of tokens.
 
 
-def _fused_attention(
-    query,
-    key,
-    value,
-    key_bias,
-    backend,
-    length=None,
-):
+def _fused_attention(query, key, value, key_bias, backend, length=None):
     """`dot_product_attention` for a token count that the backend accepts."""
     batch, padded_length = key.shape[:2]
-    query_lengths = None
-    key_lengths = None
+    lengths: dict[str, Any] = {}
     if length is not None and length != padded_length:
         key = _without_padding_gradient(key, length)
         value = _without_padding_gradient(value, length)
         # Padding attends, too, which keeps its outputs finite.
-        query_lengths = jnp.full((batch,), padded_length, jnp.int32)
-        key_lengths = jnp.full((batch,), length, jnp.int32)
+        lengths["query_seq_lengths"] = jnp.full((batch,), padded_length, jnp.int32)
+        lengths["key_value_seq_lengths"] = jnp.full((batch,), length, jnp.int32)
     bias = None
     if key_bias is not None and backend == "cudnn":
         key, value, bias = _expand_key_bias(query, key, value, key_bias)
     elif key_bias is not None:
         bias = key_bias[:, None, None, :]
     return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        bias=bias,
-        implementation=backend,
-        query_seq_lengths=query_lengths,
-        key_value_seq_lengths=key_lengths,
+        query, key, value, bias=bias, implementation=backend, **lengths
     )
 
 
@@ -242,7 +215,7 @@ def pad_for_training(
     """Append a token to x if `backend` cannot train with its token count."""
     # Padding x costs nothing, because x is written anyway. Padding query, key and
     # value, as `_attend_odd_length` does, copies them.
-    if is_reference() or backend != "cudnn":
+    if uses_reference_forms() or backend != "cudnn":
         return x
     return pad_tokens(x, x.shape[1] + x.shape[1] % 2)
 
@@ -274,8 +247,9 @@ def dot_product_attention(
     length: token count without padding. Padding gets no attention and a zero gradient,
         but attends to the tokens, which keeps all outputs finite.
     """
-    if is_reference():
-        return plain_attention(query, key, value, key_bias, length)
+    if uses_reference_forms():
+        attention = attention_map(query, key[:, :length], key_bias)
+        return weighted_sum(attention, value[:, :length])
     num_tokens = key.shape[1]
     if key_bias is not None:
         key_bias = pad_tokens(key_bias, num_tokens)
@@ -301,22 +275,17 @@ def resolve_backend(
     if requested_backend == "xla":
         return requested_backend
     device = device or jax.local_devices()[0]
-    reason = _find_unmet_requirement(device, jnp.dtype(dtype), head_dim)
-    if requested_backend == "cudnn" and reason:
-        raise InputError(f"attention is 'cudnn', which needs {reason}")
-    return "xla" if reason else "cudnn"
-
-
-def _find_unmet_requirement(device, dtype, head_dim):
-    """Word the unmet requirement of cuDNN's attention; None if it runs."""
     try:
         capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # no GPU; AMD's capabilities are names
         capability = 0.0
-    if device.platform != "gpu" or capability < 8.0:
-        return f"an NVIDIA GPU of compute capability 8.0 or more, not {device}"
-    if dtype.itemsize != 2:
-        return f"dtype 'bfloat16' or 'float16', not {dtype.name!r}"
-    if head_dim % 8 or head_dim > 128:
-        return f"heads of a width of 8, 16, .. 128, not {head_dim}"
-    return None
+    is_two_bytes = jnp.dtype(dtype).itemsize == 2
+    if capability >= 8.0 and is_two_bytes and head_dim in range(8, 129, 8):
+        return "cudnn"
+    if requested_backend == "cudnn":
+        raise InputError(
+            "attention is 'cudnn', which needs an NVIDIA GPU of compute capability 8.0 "
+            "or more, dtype 'bfloat16' or 'float16', and heads of a width of 8, 16, .. "
+            f"128; here are {device}, {jnp.dtype(dtype).name!r} and {head_dim}"
+        )
+    return "xla"

@@ -20,7 +20,7 @@ def mean_attention(
     key_bias: added to the logits
     """
     query = query.astype(jnp.float32)
-    if choice.is_reference():
+    if choice.uses_reference_forms():
         attention_map = attention.attention_map(
             query, key.astype(jnp.float32), key_bias
         )
@@ -29,7 +29,7 @@ def mean_attention(
     products = jnp.sum(query[:, None] * key.astype(jnp.float32)[:, :, None], axis=-1)
     logits = products * query.shape[-1] ** -0.5  # [B, N, Q, H]
     logits = logits.reshape(*logits.shape[:2], -1)
-    return mean_softmax(logits, key_bias, choice.is_fast(key))
+    return mean_softmax(logits, key_bias, choice.uses_fast_forms(key))
 
 
 def mean_query(

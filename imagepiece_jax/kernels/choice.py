@@ -16,7 +16,7 @@ _forms: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", default=
 @contextlib.contextmanager
 def _trace_forms(forms):
     """Trace operations in these forms, or in definitions inside `reference_forms`."""
-    if is_reference():
+    if uses_reference_forms():
         forms = "reference"
     token = _forms.set(forms)
     try:
@@ -42,16 +42,16 @@ def fast_forms(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     return _trace_forms("fast" if enabled else "exact")
 
 
-def is_reference() -> bool:
+def uses_reference_forms() -> bool:
     """Whether `reference_forms` is entered."""
     return _forms.get() == "reference"
 
 
-def is_fast(x: Shaped[Array, "..."] | None = None) -> bool:
+def uses_fast_forms(x: Shaped[Array, "..."] | None = None) -> bool:
     """Whether `fast_forms` is entered and tokens x, if given, have a two-byte dtype."""
     return _forms.get() == "fast" and (x is None or x.dtype.itemsize == 2)
 
 
 def is_latency_bound(x: Shaped[Array, "..."]) -> bool:
-    """Whether `is_fast` and starting GPU kernels takes longer than moving x."""
-    return is_fast(x) and x.size <= LATENCY_BOUND_SIZE
+    """Whether `uses_fast_forms` and starting GPU kernels takes longer than moving x."""
+    return uses_fast_forms(x) and x.size <= LATENCY_BOUND_SIZE

@@ -31,32 +31,26 @@ class FoldedStem(nn.Module):
         x = images
         p = self.patch_size
         make_convolution = functools.partial(_Convolution, self.dtype)
+        batch, height, width, channels = images.shape
         if not self.widths:
             # The reshape needs no copy, and a convolution over p rows spares a GPU
             # from putting the patches in order.
-            batch, height, width, channels = images.shape
             x = images.reshape(batch, height, width // p, channels * p)
             return make_convolution(self.embed_dim, (p, 1), (p, 1), name="proj")(x)
         # A GPU computes bias and ReLU in the convolution's kernel.
         for i, out_channels in enumerate(self.widths):
-            if i == 0 and self.pixels_per_position > 1:
-                x = self._convolve_joined(x, out_channels)
-            else:
-                conv_fields = (out_channels, (3, 3), (2, 2), 1)
-                x = make_convolution(*conv_fields, name=f"conv_{i}")(x)
+            conv_fields = (out_channels, (3, 3), (2, 2), 1)
+            num_pixels = self.pixels_per_position if i == 0 else 1
+            if num_pixels > 1:
+                # Two pixels give one result, and a position's results are channels
+                # until they are separated. Both reshapes need no copy.
+                x = x.reshape(batch, height, width // num_pixels, num_pixels * channels)
+                conv_fields = (num_pixels // 2 * out_channels, (3, 3), (2, 1), 1)
+            x = make_convolution(*conv_fields, name=f"conv_{i}")(x)
+            if num_pixels > 1:
+                x = x.reshape(batch, height // 2, width // 2, out_channels)
             x = nn.relu(x)
         return make_convolution(self.embed_dim, (1, 1), (1, 1), name="proj")(x)
-
-    def _convolve_joined(self, x, out_channels):
-        """The first convolution, with the kernel of `join_pixels`."""
-        # Two pixels give one result, and a position's results are channels until they
-        # are separated. Both reshapes need no copy.
-        num_pixels = self.pixels_per_position
-        batch, height, width, channels = x.shape
-        x = x.reshape(batch, height, width // num_pixels, num_pixels * channels)
-        conv_fields = (num_pixels // 2 * out_channels, (3, 3), (2, 1), 1)
-        x = _Convolution(self.dtype, *conv_fields, name="conv_0")(x)
-        return x.reshape(batch, height // 2, width // 2, out_channels)
 
 
 class _Convolution(nn.Module):
@@ -97,60 +91,35 @@ def fold_stem(
     pixels_per_position: pixels of a row that a conv stem's first convolution reads as
         one position, a power of two up to the patch size; 1: the plain convolution
     """
-    # Explicit copies, here and below, are what a user's transfer guard allows.
-    params, batch_stats = jax.device_put((params, batch_stats))
     if not batch_stats:
-        return {"proj": _fold_patches(**params["proj"])}
-    return _fold_convolutions(params, batch_stats, epsilon, pixels_per_position)
-
-
-def _fold_patches(
-    kernel,
-    bias=None,
-):
-    """Rewrite a patch projection to read a row of a patch as one pixel."""
-    p, _, channels, dim = kernel.shape
-    if bias is None:
-        bias = jax.device_put(np.zeros(dim, kernel.dtype))
-    return _convolution_params(kernel.reshape(p, 1, p * channels, dim), bias)
-
-
-def _fold_convolutions(
-    params,
-    batch_stats,
-    epsilon,
-    pixels_per_position,
-):
-    """Multiply batch norms into kernel and bias of the convolution before them."""
+        # A patch projection reads a row of a patch as one pixel.
+        kernel = params["proj"]["kernel"]
+        p, _, channels, dim = kernel.shape
+        bias = params["proj"].get("bias", jnp.zeros(dim, kernel.dtype))
+        kernel = kernel.reshape(p, 1, p * channels, dim)
+        return {"proj": _convolution_params(kernel, bias)}
+    # Batch norms are multiplied into the convolutions before them.
     folded_params = {}
-    float32_epsilon = jax.device_put(np.float32(epsilon))
     for norm_name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
         conv_name = norm_name.replace("norm", "conv")
         norm_scale = params[norm_name]["scale"]
-        scale = norm_scale / jnp.sqrt(mean_and_variance["var"] + float32_epsilon)
+        scale = norm_scale / jnp.sqrt(mean_and_variance["var"] + np.float32(epsilon))
         kernel = params[conv_name]["kernel"] * _broadcast_channels(scale)
         bias = params[norm_name]["bias"] - mean_and_variance["mean"] * scale
         folded_params[conv_name] = _convolution_params(kernel, bias)
-    # More pixels per position mean more than three input channels, and more results
-    # at once.
+    # A GPU's product wants more than three input channels, and more results at once.
     if pixels_per_position > 1:
         conv = folded_params["conv_0"]
-        kernel, bias = join_pixels(conv["kernel"], conv["bias"], pixels_per_position)
-        folded_params["conv_0"] = {"kernel": kernel, "bias": bias}
+        joined_conv = _join_pixels(conv["kernel"], conv["bias"], pixels_per_position)
+        folded_params["conv_0"] = joined_conv
     return folded_params | {"proj": _convolution_params(**params["proj"])}
 
 
-def join_pixels(
-    kernel: Float[Array, "out_channels 3 3 channels"],
-    bias: Float[Array, " out_channels"],
-    num_pixels: int,
-) -> tuple[
-    Float[Array, "{num_pixels//2}*out_channels 3 3 {num_pixels}*channels"],
-    Float[Array, " {num_pixels//2}*out_channels"],
-]:
+def _join_pixels(kernel, bias, num_pixels):
     """Rewrite a stride-2 convolution to read `num_pixels` of a row as one position.
 
-    Returns (kernel, bias) for an even number of pixels.
+    kernel: [out_channels, 3, 3, channels]
+    num_pixels: even
     """
     # A position has num_pixels / 2 results. A result reads three adjacent pixels; the
     # first starts at the last pixel of the position before. All other weights are 0,
@@ -164,7 +133,7 @@ def join_pixels(
         start = num_pixels - 1 + 2 * result
         wide_kernel = wide_kernel.at[result, :, :, start : start + 3].set(kernel)
     wide_kernel = wide_kernel.reshape(-1, 3, 3, num_pixels * channels)
-    return wide_kernel, jnp.tile(bias, num_results)
+    return {"kernel": wide_kernel, "bias": jnp.tile(bias, num_results)}
 
 
 def _convolution_params(kernel, bias):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import is_reference
+from imagepiece_jax.kernels.choice import uses_reference_forms
 
 QUICK_GELU_FACTOR = 1.702  # QuickGELU's factor
 TANH_FACTOR = math.sqrt(2 / math.pi)  # u = TANH_FACTOR (x + CUBIC_FACTOR x^3)
@@ -73,5 +73,5 @@ def gelu(x: Float[Array, " *dims"], variant: str = "exact") -> Float[Array, " *d
     variant: "exact", or an approximate Phi: "tanh", 0.5 (1 + tanh u), or "quick",
         sigmoid(1.702 x)
     """
-    form = plain_gelu if is_reference() else _gelu_from_input
+    form = plain_gelu if uses_reference_forms() else _gelu_from_input
     return form(x, variant)

@@ -86,8 +86,8 @@ def merge_tokens(
         prefix_size = (size if attn_size is None else attn_size)[:, :num_prefix]
         attn_size = jnp.concatenate([prefix_size, assignment.attn_size], axis=1)
     # Weights that are tiny in float16 keep their digits, except in fast forms.
-    by_product = x.dtype == jnp.bfloat16 and not choice.is_reference()
-    by_product |= choice.is_fast(x)
+    by_product = x.dtype == jnp.bfloat16 and not choice.uses_reference_forms()
+    by_product |= choice.uses_fast_forms(x)
     if by_product and assignment.mean and assignment.merges:
         return _merge_two_bytes(x, size, attn_size, assignment, num_patches)
 
@@ -95,7 +95,11 @@ def merge_tokens(
         slot_sums = assignment.sum_slots(values[:, num_prefix:].astype(jnp.float32))
         return jnp.concatenate([values[:, :num_prefix], slot_sums], axis=1)
 
-    if assignment.merges or assignment.weight is not None or choice.is_reference():
+    if (
+        assignment.merges
+        or assignment.weight is not None
+        or choice.uses_reference_forms()
+    ):
         rows = mix_tokens(x, assignment.slot_matrix(size[:, num_prefix:]))
     else:
         kept = ranking.invert_order(assignment.slot_of_token, assignment.n_out)
@@ -114,7 +118,7 @@ def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     num_slots = num_prefix + assignment.n_out
     are_few = 0 < x.shape[1] - num_slots <= FEW_MERGED
-    are_few &= choice.is_fast(x) and not choice.is_latency_bound(x)
+    are_few &= choice.uses_fast_forms(x) and not choice.is_latency_bound(x)
     # Rows are padded to a multiple of 8 for tensor cores. Otherwise XLA would cut the
     # padded product in one more pass over it.
     padding = 0 if are_few else -num_slots % 8
@@ -188,6 +192,8 @@ def _mix_few(x, num_prefix, slot_of_token, is_member, weight, weight_sums):
         is_several = jnp.maximum(a[0], b[0]) < num_tokens
         return jnp.minimum(a[0], b[0]), a[1] | b[1] | is_several
 
+    # Every slot's first token and whether it has several: one kernel on a GPU, where
+    # a minimum and a count are two.
     members = jnp.where(is_member, token[:, None], num_tokens)
     start = (np.int32(num_tokens), np.bool_(False))
     arrays = (members, jnp.zeros_like(is_member))

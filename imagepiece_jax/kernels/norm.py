@@ -5,10 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import is_reference
+from imagepiece_jax.kernels.choice import uses_reference_forms
 
 AnyRows = Float[Array, "*tokens dim"]
-RowValues = Float[Array, "*tokens 1"]
 FeatureParams = Float[Array, " dim"]
 
 
@@ -25,18 +24,11 @@ def _mean_and_inverse_std(x, eps):
     mean = jnp.mean(x, axis=-1, keepdims=True)
     # XLA fuses the mean of squared distances into one kernel. E[x^2] - E[x]^2 would
     # cancel for large numbers.
-    squares = (x - mean) ** 2
-    variance = jnp.mean(squares, axis=-1, keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
     return mean, jax.lax.rsqrt(variance + eps)
 
 
-def _normalize(
-    x,
-    mean,
-    inverse_std,
-    scale,
-    bias,
-):
+def _normalize(x, mean, inverse_std, scale, bias):
     """(x - mean) * inverse_std * scale + bias in float32."""
     scale = jnp.expand_dims(scale, range(x.ndim - 1))
     bias = jnp.expand_dims(bias, range(x.ndim - 1))
@@ -90,5 +82,5 @@ def layer_norm(
     dtype: the result's type; statistics are float32
     eps: added to the variance
     """
-    form = plain_layer_norm if is_reference() else _layer_norm_from_input
+    form = plain_layer_norm if uses_reference_forms() else _layer_norm_from_input
     return form(x, scale, bias, dtype, eps)

@@ -79,7 +79,7 @@ def reduce_largest(
     """
     last_axis = values.ndim - 1
     highest_number = np.int32(values.shape[last_axis])
-    if not choice.is_fast():
+    if not choice.uses_fast_forms():
         largest = jnp.max(values, axis=last_axis)
         is_largest = values == largest[..., None]
         number = jnp.where(is_largest, number, highest_number)
@@ -156,7 +156,7 @@ def gather_rows(
     Returns rows [`*index.shape`, `*dims`].
     """
     batch, n = x.shape[:2]
-    if choice.is_reference():
+    if choice.uses_reference_forms():
         return _gather_by_product(x, index)
     # One matrix of all rows: pairs (image, row) would be one more array in memory.
     first_rows = n * jnp.arange(batch, dtype=index.dtype)

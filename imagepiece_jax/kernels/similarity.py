@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from imagepiece_jax.kernels import choice
 from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows
-from imagepiece_jax.kernels.choice import is_fast, is_latency_bound, is_reference
 
 
 def unit_vectors(
@@ -37,7 +37,7 @@ def cosine_similarity(
     """
     if b is not None:
         return dot_products(unit_vectors(a, eps), unit_vectors(b, eps))
-    if is_reference():
+    if choice.uses_reference_forms():
         return dot_products(unit_vectors(a, eps), unit_vectors(a, eps))
     # One product has squared lengths on its diagonal. Two-byte values are operands
     # without conversion, because their products are exact in float32.
@@ -59,7 +59,7 @@ def all_cosines(
     all_x: the same tokens with the prefix in front; None: x alone
     """
     x = jax.lax.stop_gradient(x)
-    if not is_fast(x) or all_x is None:
+    if not choice.uses_fast_forms(x) or all_x is None:
         x = unit_vectors(x)
         return dot_products(x, x)
     # For a product with a slice of an array, a GPU would copy the slice.
@@ -78,7 +78,7 @@ def side_cosines(
 
     all_metric: metric behind the prefix; None: metric alone
     """
-    if not is_latency_bound(x):
+    if not choice.is_latency_bound(x):
         # Scaling all tokens at once is one GPU kernel; two sides need several.
         metric = unit_vectors(metric)
         return dot_products(metric[:, first_token::2], metric[:, 1 - first_token :: 2])

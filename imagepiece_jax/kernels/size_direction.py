@@ -13,11 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
-from imagepiece_jax.kernels.choice import is_fast
+from imagepiece_jax.kernels.choice import uses_fast_forms
 
 HeadMoments = Float[Array, "heads head_dim head_dim"]
 Moments = Float[np.ndarray, "*heads head_dim head_dim"]
-Vectors = Float[np.ndarray, "*heads starts head_dim"]
 Directions = Float[np.ndarray, "heads head_dim"]
 SIZE_ENCODINGS = ("bias", "direction")
 QUERY_SCALE = 4.0  # every query's component along its head's size direction
@@ -40,7 +39,7 @@ def add_sizes(
     # factor cancels that and attention's division by sqrt(d).
     factor = key.shape[-1] ** 0.5 / QUERY_SCALE
     scaled_direction = factor * direction.astype(jnp.float32)[None, None]
-    if is_fast(key):
+    if uses_fast_forms(key):
         # In the keys' type the addition fuses into the matrix product before it.
         key_shift = log_size[:, :, None] * scaled_direction.reshape(1, 1, -1)
         shifted_key = key.reshape(key_shift.shape) + key_shift.astype(key.dtype)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenRows
-from imagepiece_jax.kernels.choice import is_reference
+from imagepiece_jax.kernels.choice import uses_reference_forms
 
 
 def flatten_tokens(x: Float[Array, "*tokens dim"]) -> Float[Array, "*rows dim"]:
@@ -49,7 +49,7 @@ def keep_token_major(x: TokenRows) -> TokenRows:
     """Return x; its gradient keeps the memory layout [batch, tokens, dim]."""
     # XLA would otherwise move the batch innermost, for the positions' gradient, and
     # transpose whole arrays.
-    return x if is_reference() else _keep_token_major(x)
+    return x if uses_reference_forms() else _keep_token_major(x)
 
 
 @jax.custom_vjp

@@ -36,15 +36,15 @@ def check_plan(
             continue
         reducer = block_plan.step.reducer
         title = f"{type(reducer).__name__} at block {block}"
-        problems = []
         for field in missing_parts.keys() & reducer.needed_inputs:
             sentence = f"{title}: name another score, the model has no "
-            problems.append((True, sentence + missing_parts[field]))
-        if block_plan.step.site == "pre" and reducer.attention_reads:
-            is_unread = block == 0 or plan[block - 1].site not in (None, "pre")
-            sentence = f"{title} reads attention of the block before, which must exist"
-            problems.append((is_unread, f"{sentence} and keep its tokens"))
-        refuse_any(*problems)
+            raise InputError(sentence + missing_parts[field])
+        reads_before = block_plan.step.site == "pre" and reducer.attention_reads
+        if reads_before and (block == 0 or plan[block - 1].site not in (None, "pre")):
+            raise InputError(
+                f"{title} reads attention of the block before, which must exist and "
+                "keep its tokens"
+            )
         if block_plan.counts:
             reducer.check_fits(grid, block_plan.counts)
             grid = None  # reduced tokens have no grid

@@ -10,20 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from imagepiece_jax.kernels import ranking
+from imagepiece_jax.kernels import ranking, similarity
 from imagepiece_jax.kernels.array_shapes import (
     TokenFlags,
     TokenIndices,
     TokenRows,
     TokenValues,
 )
-from imagepiece_jax.kernels.joining import join_sides
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.kernels.similarity import (
-    cosine_similarity,
-    side_cosines,
-    vector_lengths,
-)
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.state import Assignment, ReducerInputs, Result
 
@@ -166,13 +160,22 @@ class Bipartite(Reducer):
         # A's first image token: positions count the prefix, too.
         first_token = inputs.num_prefix % 2
         metric = jax.lax.stop_gradient(inputs.metric)
-        similarity = side_cosines(metric, first_token, inputs.x, inputs.all_metric)
-        ranks, partners = ranking.rank_rows(similarity)
+        cosines = similarity.side_cosines(
+            metric, first_token, inputs.x, inputs.all_metric
+        )
+        ranks, partners = ranking.rank_rows(cosines)  # of A's tokens; on side B
+        is_merged = ranks < num_merges
+        num_staying = ranks.shape[1] - num_merges
         # Slots are A's staying tokens, then B, so the next split mixes the two sides.
-        sizes = (num_merges, counts.n_in, first_token)
-        keeps_order = inputs.num_prefix > 0
-        slot_of_token = join_sides(ranks, partners, *sizes, keeps_order=keeps_order)
-        return Assignment(slot_of_token, n_out=counts.n_out)
+        # Behind a prefix A's tokens keep their order, as in the authors' code.
+        slots = ranks - num_merges
+        if inputs.num_prefix > 0:
+            slots = ranking.count_kept_before(~is_merged)
+        slots_a = jnp.where(is_merged, num_staying + partners, slots)
+        slots_b = jnp.arange(num_staying, counts.n_out, dtype=jnp.int32)
+        slots_b = jnp.broadcast_to(slots_b, (ranks.shape[0], slots_b.size))
+        sides = (slots_b, slots_a) if first_token else (slots_a, slots_b)
+        return Assignment(ranking.interleave_tokens(*sides), n_out=counts.n_out)
 
 
 def shift_shares(
@@ -184,7 +187,7 @@ def shift_shares(
     live_mask: 1 for live tokens and 0 for masked tokens; None: all live
     Source: Choi et al. 2025 (Representation Shift, by the L2 distance).
     """
-    distance = vector_lengths(token_change)
+    distance = similarity.vector_lengths(token_change)
     if live_mask is not None:
         distance = distance * live_mask
     distance_sum = jnp.sum(distance, axis=1, keepdims=True)
@@ -204,7 +207,7 @@ def uniqueness_scores(
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
     # for a token similar to many tokens.
-    elu_similarity = jax.nn.elu(cosine_similarity(key, key) - margin)
+    elu_similarity = jax.nn.elu(similarity.cosine_similarity(key, key) - margin)
     if live_mask is None:
         live_mask = jnp.ones(key.shape[:2], jnp.float32)
     num_live = jnp.maximum(jnp.sum(live_mask, axis=1, keepdims=True), 1.0)
@@ -228,7 +231,7 @@ def keep_and_sum(is_kept: TokenFlags, weight: TokenValues, n_out: int) -> Assign
 
 
 def merge_most_similar(
-    similarity: Float[Array, "batch sources targets"],
+    similarities: Float[Array, "batch sources targets"],
     sources: Int[Array, "batch sources"],
     targets: Int[Array, "batch targets"],
     counts: StepCounts,
@@ -237,7 +240,7 @@ def merge_most_similar(
 
     Ties go to the first target. The token order is kept.
     """
-    ranks, columns = ranking.rank_rows(similarity)
+    ranks, columns = ranking.rank_rows(similarities)
     offset = ranking.gather_rows(targets, columns) - sources
     num_merges = counts.n_in - counts.n_out
     if num_merges < sources.shape[1]:
@@ -255,6 +258,26 @@ def merge_into(target: TokenIndices, n_out: int) -> Assignment:
     """
     token = jnp.arange(target.shape[1], dtype=jnp.int32)[None]
     return Assignment(ranking.count_kept_before(target == token, target), n_out=n_out)
+
+
+def join_kept(
+    cosines: Float[Array, "batch tokens tokens"], ranks: TokenIndices, n_out: int
+) -> tuple[TokenIndices, TokenValues]:
+    """Send every token to the most similar of the first `n_out` tokens by rank.
+
+    ranks: from 0; on a tie the first kept token wins
+    Returns (slot, cosine to the token kept there). A kept token's slot is its rank, and
+    its cosine 1.
+    """
+    # A kept token is its own partner, so the same pass finds its slot. A token that is
+    # not kept is as dissimilar as NaN, so no token joins it.
+    num_tokens = ranks.shape[1]
+    cosines = jnp.where(jnp.eye(num_tokens, dtype=bool)[None], 2.0, cosines)
+    cosines = jnp.where(jnp.isnan(cosines), -3.0, cosines)
+    cosines = jnp.where(ranks[:, None, :] < n_out, cosines, -3.0)
+    numbers = jnp.broadcast_to(ranks[:, None, :], cosines.shape)
+    best_cosine, slot = ranking.reduce_largest(cosines, numbers)
+    return slot, jnp.minimum(best_cosine, 1.0)
 
 
 def keep_and_join(

@@ -66,19 +66,13 @@ class Reduction:
         # A method's name or a share of the MACs, then its fields.
         method_text, *field_texts = [part.strip() for part in text.split(":")]
         field_values: dict[str, Any] = {}
-        share = _parse_literal(method_text.removesuffix("%"))
-        if isinstance(share, int | float) and not isinstance(share, bool):
-            if method_text.endswith("%") or not 0 < share <= 1:
-                meant = f"; did you mean {share / 100:g}?" if 5 <= share <= 100 else ""
-                rule = "a share of the MACs is above 0 and at most 1"
-                raise InputError(f"reduction is {text!r}; {rule}{meant}")
+        share = _parse_literal(method_text)
+        if isinstance(share, int | float):
             method_class = Method
-            field_values["macs"] = float(share)
+            field_values["macs"] = share
         else:
             method_class = methods.find_method(method_text)
         if method_class is None:
-            if "," in method_text:
-                raise InputError(f"reduction is {text!r}; spaces separate several")
             similar = find_similar_name(method_text, METHODS)
             suggestion = f" (did you mean {similar!r}?)" if similar else ""
             raise InputError(

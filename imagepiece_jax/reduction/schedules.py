@@ -8,7 +8,6 @@ tokens.
 import functools
 import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 
 from imagepiece_jax.common.checks import check_range
@@ -43,15 +42,6 @@ def staged_shares(depth: int, ratio: float, *blocks: int) -> list[float]:
     return shares
 
 
-def late_shares(depth: int, ratio: float, power: float = 2.0) -> list[float]:
-    """Shares after the blocks; the lost share is ratio * ((block + 1) / depth)^power.
-
-    power: above 0; with 1 every block loses an equal share of the initial tokens
-    Source: Later Is Better, 2026, arXiv 2610.07758.
-    """
-    return [1 - ratio * ((block + 1) / depth) ** power for block in range(depth)]
-
-
 def powered_shares(shares: Sequence[float], ratio: float) -> list[float]:
     """Raise shares to the power ratio / (1 - ratio), for a ratio from 0 to 1.
 
@@ -80,47 +70,35 @@ def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[fl
     return powered_shares(shares, ratio)
 
 
-# {name: function (depth, ratio, *numbers) -> shares of tokens after the blocks}
+# {name: function (depth, ratio, *blocks) -> shares of tokens after the blocks}
 SCHEDULE_SHAPES: dict[str, Callable[..., list[float]]] = {
     "constant": constant_shares,
     "proportional": proportional_shares,
     "stages": staged_shares,
     "imagepiece": functools.partial(stretched_shares, IMAGEPIECE_COUNTS),
     "diffrate": functools.partial(stretched_shares, DIFFRATE_COUNTS),
-    "late": late_shares,
 }
-# Most numbers in a schedule's text: any number for "stages", 0 if not listed.
-MAX_NUMBERS = {"constant": 1, "proportional": 1, "late": 1}
-POWER_SCHEDULE = "late"  # the number of this schedule is a power, not a block
+# Most blocks in a schedule's text, 0 if not listed
+MAX_BLOCKS = {"constant": 1, "proportional": 1, "stages": math.inf}
 ALLOWED_COUNTS = (
-    f"{', '.join(SCHEDULE_SHAPES)}, with numbers such as proportional-1 (from block "
-    "1), stages-3-6-9 (blocks that rise) and late-2 (a power above 0), or a list of "
-    "whole numbers, one for each block, that do not rise"
+    f"{', '.join(SCHEDULE_SHAPES)}, with blocks such as proportional-1 (from block 1) "
+    "and stages-3-6-9 (blocks that rise), or a list of whole numbers, one for each "
+    "block, that do not rise"
 )
 
 
-def split_schedule(schedule: str) -> tuple[str, tuple[float, ...]]:
-    """Split a schedule's text such as "stages-3-6-9" into (name, numbers).
+def split_schedule(schedule: str) -> tuple[str, tuple[int, ...]]:
+    """Split a schedule's text such as "stages-3-6-9" into (name, blocks).
 
     Raises InputError for an invalid schedule.
     """
-    name, *number_texts = schedule.split("-")
-    pattern = "[0-9]+"
-    number_type = int
-    if name == POWER_SCHEDULE:
-        pattern = "[0-9]*[.]?[0-9]+(e[0-9]+)?"
-        number_type = float
-    is_valid = name in SCHEDULE_SHAPES and all(
-        re.fullmatch(pattern, number_text) for number_text in number_texts
-    )
-    numbers = tuple(map(number_type, number_texts)) if is_valid else ()
-    if name == "stages":
-        is_valid = is_valid and [*numbers] == sorted({*numbers})
-    else:
-        is_valid = is_valid and len(numbers) <= MAX_NUMBERS.get(name, 0)
-    if not is_valid or (name == POWER_SCHEDULE and 0 in numbers):
+    name, *block_texts = schedule.split("-")
+    blocks = tuple(int(text) for text in block_texts if text.isdecimal())
+    is_valid = name in SCHEDULE_SHAPES and len(blocks) == len(block_texts)
+    is_valid = is_valid and len(blocks) <= MAX_BLOCKS.get(name, 0)
+    if not is_valid or [*blocks] != sorted({*blocks}):
         raise InputError(f"counts is {schedule!r}; it must be one of {ALLOWED_COUNTS}")
-    return name, numbers
+    return name, blocks
 
 
 def scheduled_counts(
@@ -133,11 +111,10 @@ def scheduled_counts(
     reduction_ratio: from 0 (all tokens stay) to 1
     Raises InputError for a block outside the model.
     """
-    name, numbers = split_schedule(schedule)
-    # The number of POWER_SCHEDULE is an exponent; all other numbers are blocks.
-    if name != POWER_SCHEDULE and max(numbers, default=0) >= depth:
+    name, blocks = split_schedule(schedule)
+    if max(blocks, default=0) >= depth:
         raise InputError(f"counts is {schedule!r}, but the model has {depth} blocks")
-    shares = SCHEDULE_SHAPES[name](depth, reduction_ratio, *numbers)
+    shares = SCHEDULE_SHAPES[name](depth, reduction_ratio, *blocks)
     return shares_to_counts(shares, num_patches)
 
 

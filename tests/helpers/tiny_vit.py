@@ -54,10 +54,6 @@ IMAGEPIECE = f"imagepiece:{SMALL['imagepiece']}"  # 25 image tokens, 23, 21, 17
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-# Options of chex's with_pmap: arrays already have an axis of devices.
-ON_DEVICES = {"broadcast_args_to_devices": False, "reduce_fn": None}
-
-
 def compiled(fn, **options):
     """Compile `fn` and fetch its outputs as NumPy arrays, except random keys.
 

@@ -1,5 +1,4 @@
 import functools
-import itertools
 import types
 
 import chex
@@ -9,27 +8,22 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.kernels.attention import (
-    attention_map,
-    dot_product_attention,
-    plain_attention,
-    resolve_backend,
-    weighted_sum,
-)
+from imagepiece_jax.kernels import attention
+from imagepiece_jax.kernels.attention import dot_product_attention, resolve_backend
 from imagepiece_jax.reduction.state import TokenState
 from tests.helpers import compiling, oracles, oracles_learned, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
+
+def attend_by_map(query, key, value, key_bias=None, mask=None):
+    """The definition: the attention map times the values."""
+    weights = attention.attention_map(query, key, key_bias, mask)
+    return attention.weighted_sum(weights, value)
+
+
 # This compiles once per shape instead of once per operation.
-compiled_attention = tiny_vit.compiled(plain_attention)
-
-
-def masked_attend(query, key, value, mask, key_bias=None):
-    return weighted_sum(attention_map(query, key, key_bias, mask), value)
-
-
-attend_masked = tiny_vit.compiled(masked_attend)
+compiled_attention = tiny_vit.compiled(attend_by_map)
 
 
 def random_qkv(length, heads=3, width=5, batch=2, seed=0):
@@ -44,20 +38,14 @@ def random_bias(length, batch=2):
     return np.log(sizes, dtype=np.float32)
 
 
-def slow_attention(query, key, value, bias=None):
-    """float64 -> (output, weights [B, H, N, N])."""
-    bias = np.zeros(query.shape[:2]) if bias is None else bias
-    images = zip(query, key, value, bias, strict=True)
-    out, weights = zip(*itertools.starmap(oracles.attention, images), strict=True)
-    return np.stack(out), np.stack(weights)
-
-
 @pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 def test_the_definition_equals_slow_attention(length, biased):
-    query, key, value = random_qkv(length)
-    bias = random_bias(length) if biased else None
-    out, _ = slow_attention(query, key, value, bias)
-    assert_close(compiled_attention(query, key, value, bias), out)
+    qkv = random_qkv(length)
+    bias = random_bias(length) if biased else np.zeros((2, length))
+    images = zip(*qkv, bias, strict=True)
+    out = [oracles.attention(*image)[0] for image in images]
+    for attend in (compiled_attention, tiny_vit.compiled(dot_product_attention)):
+        assert_close(attend(*qkv, bias if biased else None), np.stack(out))
 
 
 # cuDNN runs only on GPUs. XLA's kernel replaces it here.
@@ -161,43 +149,27 @@ def test_the_bias_of_padding_is_finite(cudnn_calls, dtype):
     np.testing.assert_array_equal(padding_weights, 0)
 
 
-def fake_device(platform, capability=None):
-    device = types.SimpleNamespace(platform=platform)
-    if capability is not None:
-        device.compute_capability = capability
-    return device
-
-
-GPU = "an NVIDIA GPU of compute capability 8.0"
-
-
 @pytest.mark.parametrize(
-    "device, dtype, head_dim, lacking",
+    "facts, dtype, head_dim, runs",
     [
-        (fake_device("gpu", "8.0"), "bfloat16", 64, ""),
-        (fake_device("gpu", "10.0"), "float16", 8, ""),
-        (
-            fake_device("gpu", "9.0"),
-            "float32",
-            64,
-            "'bfloat16' or 'float16', not 'float32'",
-        ),
-        (fake_device("gpu", "9.0"), "bfloat16", 12, "8, 16, .. 128, not 12"),
-        (fake_device("gpu", "9.0"), "bfloat16", 136, "8, 16, .. 128, not 136"),
-        (fake_device("gpu", "7.5"), "bfloat16", 64, GPU),
-        (fake_device("gpu", "gfx942"), "bfloat16", 64, GPU),
-        (fake_device("cpu"), "bfloat16", 64, GPU),
+        ({"compute_capability": "8.0"}, "bfloat16", 64, True),
+        ({"compute_capability": "10.0"}, "float16", 8, True),
+        ({"compute_capability": "9.0"}, "float32", 64, False),
+        ({"compute_capability": "9.0"}, "bfloat16", 12, False),
+        ({"compute_capability": "9.0"}, "bfloat16", 136, False),
+        ({"compute_capability": "7.5"}, "bfloat16", 64, False),
+        ({"compute_capability": "gfx942"}, "bfloat16", 64, False),
+        ({}, "bfloat16", 64, False),
     ],
 )
-def test_auto_takes_cudnn_where_it_runs(monkeypatch, device, dtype, head_dim, lacking):
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    backend = "xla" if lacking else "cudnn"
-    assert resolve_backend("auto", dtype, head_dim) == backend
+def test_auto_takes_cudnn_where_it_runs(monkeypatch, facts, dtype, head_dim, runs):
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(**facts)])
+    assert resolve_backend("auto", dtype, head_dim) == ("cudnn" if runs else "xla")
     assert resolve_backend("xla", dtype, head_dim) == "xla"
-    if not lacking:
+    if runs:
         assert resolve_backend("cudnn", dtype, head_dim) == "cudnn"
         return
-    with refused("attention", lacking):
+    with refused("attention is 'cudnn'", dtype, str(head_dim)):
         resolve_backend("cudnn", dtype, head_dim)
 
 
@@ -207,8 +179,8 @@ def test_masked_attention_equals_the_oracle(length, biased):
     bias = random_bias(length, 3) if biased else np.zeros((3, length), np.float32)
     mask = np.random.default_rng(1).integers(2, size=(3, length)).astype(np.float32)
     mask[1:] = np.float32([[1], [0]])
-    attended = attend_masked(query, key, value, mask, key_bias=bias)
-    first_row = attend_masked(query[:, :1], key, value, mask, key_bias=bias)
+    attended = compiled_attention(query, key, value, bias, mask)
+    first_row = compiled_attention(query[:, :1], key, value, bias, mask)
     for image in range(3):
         arrays = (np.asarray(a[image], float) for a in (query, key, value))
         expected = oracles_learned.masked_attention(*arrays, mask[image], bias[image])
@@ -223,7 +195,7 @@ def test_large_masked_logits_stay_finite(dtype):
     heads = heads.astype(jnp.dtype(dtype))
 
     def squared_sum(heads, mask):
-        out = masked_attend(*heads, mask)
+        out = attend_by_map(*heads, mask=mask)
         assert out.dtype == dtype
         return jnp.sum(out.astype(jnp.float32) ** 2)
 

@@ -19,18 +19,10 @@ from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.kernels import choice
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.reducers import ATTENTION_SCORES
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs, TokenState
+from imagepiece_jax.reduction.state import Assignment, TokenState
 from tests.helpers import tiny_vit
-from tests.reduction.test_methods import (
-    DEFAULTS,
-    GRID,
-    D,
-    decide_filled,
-    image_keys,
-    short_plan,
-)
+from tests.reduction import test_methods
 
 IMAGES = 24
 FORMS = {
@@ -50,7 +42,7 @@ FURTHER = [
     ("peaks:keep_rate=0.4:blocks=(1,)", 64, 1),
     ("mctf:r=0.49:blocks=(0,)", 64, 1),
 ]
-CASES = [(name, method, 25, 1) for label, name, method in DEFAULTS]
+CASES = [(name, method, 25, 1) for label, name, method in test_methods.DEFAULTS]
 for text, tokens, prefix in FURTHER:
     method = Reduction.read(text).method
     CASES.append((text.partition(":")[0], method, tokens, prefix))
@@ -59,36 +51,20 @@ LABELS = [f"{name}-{tokens}-{prefix}" for name, _, tokens, prefix in CASES]
 PLACES = {"float32": 64, "bfloat16": 2}
 
 
-def token_inputs(state, block):
-    """ReducerInputs with scores and features computed from the tokens."""
-    x = state.image_rows(state.x)
-    scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
-    keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys(len(x)), block)
-    return ReducerInputs(
-        x=x,
-        size=state.image_rows(state.size),
-        attn_size=state.image_rows(state.attn_size),
-        metric=x,
-        all_x=state.x,
-        all_metric=state.x if state.num_prefix == 1 else None,
-        **dict.fromkeys(ATTENTION_SCORES, scores),
-        key=x,
-        rng=keys,
-        grid=GRID,
-        num_prefix=state.num_prefix,
-        num_heads=2,
-    )
-
-
 @functools.partial(tiny_vit.compiled, static_argnums=(0, 1, 2, 3))
 def run_step(layer, block, prefix, form, x, size, probe):
     """One reduction: its decisions, and the tokens, sizes and gradient after it."""
 
     def loss(x):
         state = TokenState(x, size, attn_size=size**0.5, num_prefix=prefix)
+        keys = test_methods.block_keys(test_methods.image_keys(len(x)), block)
         with FORMS[form]():
-            inputs = token_inputs(state, block)
-            result = decide_filled(layer.step.reducer, inputs, layer.counts)
+            inputs = test_methods.step_inputs(state, keys, test_methods.GRID)
+            all_metric = x if prefix == 1 else None
+            inputs = inputs.replace(all_x=x, all_metric=all_metric)
+            result = test_methods.decide_filled(
+                layer.step.reducer, inputs, layer.counts
+            )
             state = moves.apply_result(state, result)
         weights = probe[:, : state.x.shape[1]]
         return jnp.sum(state.x.astype(jnp.float32) * weights), (result, state)
@@ -103,7 +79,7 @@ def run_step(layer, block, prefix, form, x, size, probe):
     return decisions, jax.tree.leaves((state.x, state.size, state.attn_size, gradient))
 
 
-def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=D):
+def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=8):
     """Compare a form of a step with its definition. Returns the near ties' count."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(images, prefix + layer.counts.n_in, width))
@@ -141,7 +117,7 @@ def case_steps(case):
     """A case's reducers as [(block, layer)], and its prefix length."""
     name, method, tokens, prefix = case
     first_steps = {}
-    for block, layer in enumerate(short_plan(name, method, n0=tokens)):
+    for block, layer in enumerate(test_methods.short_plan(name, method, n0=tokens)):
         if layer.counts:
             first_steps.setdefault(layer.step.reducer, (block, layer))
     return [*first_steps.values()], prefix

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels import choice, merging
-from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.kernels import choice
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import Assignment, TokenState
-from tests.helpers import compiling, tiny_vit
+from tests.helpers import compiling
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -64,35 +63,3 @@ def test_clusters_move_by_one_product_of_two_bytes(chosen):
             np.asarray(moved.x[image, 1 + slot], float), mean, rtol=2**-7, atol=1e-6
         )
         assert moved.size[image, 1 + slot] == size[image, members].sum()
-
-
-@pytest.mark.parametrize(
-    "reduction",
-    [
-        "dpc_knn:blocks=(1,)",
-        "token_pooling:blocks=(1,)",
-        "atc:blocks=(1,):size_weighting=False",
-    ],
-)
-def test_clusters_need_no_product_of_float32(reduction, monkeypatch):
-    model = tiny_vit.model(reduction).with_execution(dtype=jnp.dtype("bfloat16"))
-    shapes = variable_shapes(model)
-    monkeypatch.delattr(merging, "mix_tokens")
-    with choice.fast_forms():
-        jax.eval_shape(model.apply, shapes, tiny_vit.images(2))
-
-
-@pytest.mark.parametrize("weight", [0.0, 1e-45, 1e-38, 2e-30])
-@pytest.mark.parametrize("fast", [False, True])
-def test_tiny_equal_weights_give_the_plain_mean(weight, fast):
-    """Half of the sum of 1/8 and 3/8; flushed products gave 0."""
-    x = jnp.asarray([[[5.0], [0.125], [0.375]]], jnp.bfloat16)
-    weights = jnp.full((1, 2), weight, jnp.float32)
-    state = TokenState(x=x, size=jnp.ones((1, 3), jnp.float32))
-    result = Assignment(jnp.zeros((1, 2), jnp.int32), weights, n_out=1)
-    if fast:
-        with choice.fast_forms():
-            moved = moves.apply_result(state, result)
-    else:
-        moved = moves.apply_result(state, result)
-    np.testing.assert_array_equal(np.float32(moved.x[0, :, 0]), [5.0, 0.25])

@@ -1,16 +1,12 @@
-import dataclasses
-
 import pytest
 
+from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.block_plan import (
     KeepAtLeastHalf,
-    KeepFixed,
     KeepInitialShare,
     KeepShare,
     MergeCandidates,
     RemoveCount,
-    Step,
-    choose_steps,
     plan_blocks,
 )
 from imagepiece_jax.reduction.reducers import Reducer
@@ -56,7 +52,7 @@ def test_merge_counts_are_exact(merge_ratio, candidate_ratio):
         (KeepAtLeastHalf(0.8), 196, 157),
         (KeepAtLeastHalf(0.4), 7, 4),
         (KeepAtLeastHalf(1.0), 7, None),
-        (KeepFixed(16), 7, 16),
+        (block_plan.KeepFixed(16), 7, 16),
         # SPViT's second step on 196 patches, with one package a step.
         (KeepInitialShare(0.369), 122, 72),
         (KeepInitialShare(0.369, packages=True), 122, 74),
@@ -69,42 +65,34 @@ def test_published_and_hand_computed_counts(rule, n, expected):
     assert rule.n_out(n, 196, stage=2) == expected
 
 
-def step(rule, block=0, site="mid"):
-    return Step(block=block, reducer=Reducer(), rule=rule, site=site)
+def step(rule, block=0, **fields):
+    return block_plan.Step(block, Reducer(), rule, **fields)
 
 
-def test_pre_steps_reduce_before_attention_whatever_the_prefix():
-    plan = plan_blocks(
-        depth=3, n0=196, steps=[step(KeepShare(0.7), block=1, site="pre")]
-    )
-    tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
-    assert tokens == [(197, 197), (139, 139), (139, 139)]
-    assert plan[1].counts.n_in == 196
-    # A distillation token changes no image-token count.
-    steps = [step(MergeCandidates(0.08, 0.3), block=0), step(KeepShare(0.8), block=1)]
-    one_prefix = plan_blocks(2, 196, steps, num_prefix=1)
-    two_prefixes = plan_blocks(2, 196, steps, num_prefix=2)
-    for first, second in zip(one_prefix, two_prefixes, strict=True):
-        assert first.counts == second.counts
-        assert first.attn_tokens == second.attn_tokens - 1
-        assert first.mlp_tokens == second.mlp_tokens - 1
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_pre_steps_reduce_before_attention_whatever_the_prefix(prefix):
+    steps = [step(KeepShare(0.7), 1, site="pre"), step(KeepShare(0.5), 2)]
+    plan = plan_blocks(3, 196, steps, prefix)
+    tokens = [(p.attn_tokens - prefix, p.mlp_tokens - prefix) for p in plan]
+    assert tokens == [(196, 196), (138, 138), (138, 69)]
+    assert [(p.counts.n_in, p.counts.n_out) for p in plan[1:]] == [
+        (196, 138),
+        (138, 69),
+    ]
 
 
 def test_masked_training_keeps_what_evaluation_would_remove():
-    kept = dataclasses.replace(step(KeepShare(0.8)), added_when_masked=0)
-    appended = dataclasses.replace(step(KeepShare(0.8), block=1), added_when_masked=1)
-    plan = plan_blocks(
-        3, 196, [kept, appended, step(KeepShare(0.8), block=2)], masked=True
-    )
+    kept = step(KeepShare(0.8), added_when_masked=0)
+    appended = step(KeepShare(0.8), 1, added_when_masked=1)
+    steps = [kept, appended, step(KeepShare(0.8), 2)]
+    plan = plan_blocks(3, 196, steps, masked=True)
     # In evaluation 157, 126 and 101 image tokens stay: the last step removes 25.
     assert [layer.mlp_tokens for layer in plan] == [197, 198, 173]
 
 
 def test_stages_count_the_steps_that_change_something():
     steps = [step(KeepShare(rate), block) for block, rate in enumerate((0.9, 1.0, 0.9))]
-    plan = plan_blocks(
-        depth=4, n0=20, steps=[*steps, step(MergeCandidates(0.0, 0.3), block=3)]
-    )
+    plan = plan_blocks(4, 20, [*steps, step(MergeCandidates(0.0, 0.3), 3)])
     assert [layer.step for layer in plan][:3] == steps
     assert [layer.counts and layer.counts.stage for layer in plan] == [1, None, 2, None]
     assert plan[1].mlp_tokens == plan[0].mlp_tokens
@@ -113,11 +101,11 @@ def test_stages_count_the_steps_that_change_something():
 def test_steps_follow_counts_as_far_as_their_rules_allow():
     """At most half of 16 tokens leave; later steps remove the rest."""
     steps = [step(RemoveCount(1), block) for block in range(3)]
-    assert [s.tokens for s in choose_steps((16, 8, 7), steps, 16)] == [8, 7]
-    chosen = choose_steps((16, 5, 5), steps, 16, exact=False)
+    assert [s.tokens for s in block_plan.choose_steps((16, 8, 7), steps, 16)] == [8, 7]
+    chosen = block_plan.choose_steps((16, 5, 5), steps, 16, exact=False)
     assert [(s.block, s.tokens) for s in chosen] == [(1, 8), (2, 5)]
-    assert choose_steps((1, 1, 1), [step(RemoveCount(1))], 1) == []
+    assert block_plan.choose_steps((1, 1, 1), [step(RemoveCount(1))], 1) == []
     with refused("after block 1", "at least 8 of 16"):
-        choose_steps((16, 5, 5), steps, 16)
+        block_plan.choose_steps((16, 5, 5), steps, 16)
     with refused("after block 2", "at least 16 of 16"):
-        choose_steps((16, 16, 15), steps[:2], 16)
+        block_plan.choose_steps((16, 16, 15), steps[:2], 16)

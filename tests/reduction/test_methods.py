@@ -1,7 +1,7 @@
 """The contract of every method.
 
 A new method's line in `METHODS` covers it. Methods run with default fields and with the
-`SETTINGS` below. chex's variants need absl's parameters.
+`SETTINGS` below.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 from flax import linen as nn
 
 from imagepiece_jax.kernels.merging import DROPPED
@@ -63,7 +62,7 @@ SOFT = {"token_learner"}
 
 
 def method_cases(names):
-    """(case name, method name, Method) tuples for `named_parameters`."""
+    """(case name, method name, Method) tuples."""
     cases = []
     for text in (*METHODS, *SETTINGS):
         label = re.sub(r"\W+", "_", text).strip("_")
@@ -106,7 +105,6 @@ def decide_filled(reducer, inputs, counts):
     """A reducer's result. Random parameters of a learned reducer leave no tie."""
     if not isinstance(reducer, nn.Module):
         return reducer(inputs, counts)
-
     if reducer not in _parameters:  # shapes do not depend on the token count
         init = functools.partial(reducer.init, inputs=inputs, counts=counts)
         _parameters[reducer] = tiny_vit.fill(jax.eval_shape(init, jax.random.key(0)))
@@ -127,7 +125,7 @@ def run_plan(plan, x, keys=None):
     keys = image_keys(len(x)) if keys is None else keys
     for block, layer in enumerate(plan):
         if layer.counts:
-            inputs = step_inputs(layer, states[-1], block_keys(keys, block), grid)
+            inputs = step_inputs(states[-1], block_keys(keys, block), grid)
             results.append(decide_filled(layer.step.reducer, inputs, layer.counts))
             states.append(moves.apply_result(states[-1], results[-1]))
             grid = None
@@ -144,18 +142,20 @@ def block_keys(keys, block):
     return jax.vmap(jax.random.fold_in, (0, None))(keys, block)
 
 
-def step_inputs(layer, state, keys, grid=None):
-    x = state.x[:, 1:]
+def step_inputs(state, keys, grid=None):
+    """ReducerInputs with scores and features computed from the tokens."""
+    x = state.image_rows(state.x)
     scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
     return ReducerInputs(
         x=x,
-        size=state.size[:, 1:],
-        attn_size=state.effective_size[:, 1:],
+        size=state.image_rows(state.size),
+        attn_size=state.image_rows(state.effective_size),
         metric=x,
         **dict.fromkeys(ATTENTION_SCORES, scores),
         key=x,
         rng=keys,
         grid=grid,
+        num_prefix=state.num_prefix,
         num_heads=2,
     )
 
@@ -173,14 +173,10 @@ def case_program(name, method):
         return run_plan(plan, x, keys=keys)
 
     chex.clear_trace_counter()  # it counts by source line, over all cases
-    return chex.assert_max_traces(run, n=1)
+    return jax.jit(chex.assert_max_traces(run, n=1))
 
 
 DEFAULTS = [case for case in CASES if case[0] == case[1] != "none"]
-ANYWHERE = method_cases(set(METHODS) - BY_POSITION)
-# One reducer that draws, one that merges, pools, sums and mixes.
-KINDS = ("random", "tome", "grid_pooling", "evit_fuse_token_True", "token_learner")
-ONE_OF_EACH_KIND = [case for case in CASES if case[0] in KINDS]
 ORDER = np.random.default_rng(1).permutation(N0)
 
 
@@ -188,128 +184,97 @@ def permute_patches(x):
     return np.concatenate([x[:, :1], x[:, 1:][:, ORDER]], axis=1)
 
 
-def first_step(name, method):
-    """Reducer, inputs and result of a case's first step."""
-    steps = enumerate(short_plan(name, method))
-    block, layer = next((block, layer) for block, layer in steps if layer.counts)
-    x = jnp.asarray(random_tokens())
-    keys = image_keys(3)
-    inputs = step_inputs(layer, initial_state(x), block_keys(keys, block), GRID)
-    run = functools.partial(decide_filled, layer.step.reducer, counts=layer.counts)
-    _, (result, *_) = jax.jit(case_program(name, method))(x, keys)
-    return run, inputs, jax.tree.map(np.asarray, result)
+def walk(name, method, x=None, images=slice(None)):
+    """States and results of a case, as NumPy arrays."""
+    x = random_tokens() if x is None else x
+    run = case_program(name, method)
+    states_and_results = run(jnp.asarray(x[images]), image_keys(3)[images])
+    return jax.tree.map(np.asarray, states_and_results)
 
 
-def stack_batches(tree, stack):
-    """A batch for one device, and the reversed batch for another."""
-    return jax.tree.map(lambda a: stack([a, a[::-1]])[:, None], tree)
+def each_case(cases):
+    ids = [label for label, *_ in cases]
+    return pytest.mark.parametrize(
+        "name, method", [case[1:] for case in cases], ids=ids
+    )
 
 
-class MethodsTest(chex.TestCase):
-    """Promises of every method for any image, jitted or not."""
-
-    def walk(self, name, method, x=None, images=slice(None)):
-        run = self.variant(case_program(name, method))
-        x = random_tokens() if x is None else x
-        states_and_results = run(jnp.asarray(x[images]), image_keys(3)[images])
-        return jax.tree.map(np.asarray, states_and_results)
-
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*CASES)
-    def test_promises_hold_after_every_step(self, name, method):
-        plan = short_plan(name, method)
-        x = random_tokens()
-        states, results = self.walk(name, method)
-        contract.check_results(plan, results)
-        counts = [layer.counts for layer in plan if layer.counts]
-        assert bool(counts) == (name != "none")
-        assert states[-1].x.shape[1] == plan[-1].mlp_tokens
-        before, *slots = patch_slots(results)
-        assert any(slot is None for slot in slots) == (name in SOFT)
-        for state, slot, count in zip(states[1:], slots, counts, strict=True):
-            chex.assert_shape(state.x, (3, 1 + count.n_out, D))
-            prefix = (state.x[:, 0], state.size[:, 0])
-            chex.assert_trees_all_equal(prefix, (x[:, 0], np.ones(3, np.float32)))
-            if name in SOFT:
-                assert (state.size == 1).all()
-                continue
-            assert (slot[before == DROPPED] == DROPPED).all()
-            for source, size in zip(slot, state.size, strict=True):
-                patches = oracles.count_sources(source, count.n_out)
-                assert patches.min() >= 1
-                np.testing.assert_array_equal(size[1:], patches)
-            before = slot
-
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*ANYWHERE)
-    def test_permuted_patches_keep_their_groups(self, name, method):
-        (*_, plain), results = self.walk(name, method)
-        (*_, moved), permuted = self.walk(
-            name, method, permute_patches(random_tokens())
-        )
+@each_case(CASES)
+def test_promises_hold_after_every_step(name, method):
+    plan = short_plan(name, method)
+    x = random_tokens()
+    states, results = walk(name, method)
+    contract.check_results(plan, results)
+    counts = [layer.counts for layer in plan if layer.counts]
+    assert bool(counts) == (name != "none")
+    assert states[-1].x.shape[1] == plan[-1].mlp_tokens
+    before, *slots = patch_slots(results)
+    assert any(slot is None for slot in slots) == (name in SOFT)
+    for state, slot, count in zip(states[1:], slots, counts, strict=True):
+        chex.assert_shape(state.x, (3, 1 + count.n_out, D))
+        prefix = (state.x[:, 0], state.size[:, 0])
+        chex.assert_trees_all_equal(prefix, (x[:, 0], np.ones(3, np.float32)))
         if name in SOFT:
-            assert np.abs(plain.x - moved.x).max() < 1e-5
-            return
-        plain_slots = patch_slots(results)[-1]
-        permuted_slots = patch_slots(permuted)[-1]
-        for image in range(3):
-            a = plain_slots[image][ORDER]
-            b = permuted_slots[image]
-            np.testing.assert_array_equal(a == DROPPED, b == DROPPED)
-            np.testing.assert_array_equal(a[:, None] == a, b[:, None] == b)
-            kept = np.flatnonzero(b != DROPPED)
-            pair = (moved.x[image, 1 + b[kept]], plain.x[image, 1 + a[kept]])
-            chex.assert_trees_all_close(*pair, rtol=1e-4, atol=1e-5)
-
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*DEFAULTS)
-    def test_large_tokens_stay_finite(self, name, method):
-        """Squares of an image times 1e30 overflow; tokens stay finite."""
-        x = random_tokens()
-        states, _ = self.walk(name, method, x=x * np.float32(1e30))
-        limit = 2.1 * 1e30 * np.linalg.norm(x, axis=-1).max()
-        assert all(np.abs(state.x).max() < limit for state in states)
-
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*CASES)
-    def test_images_are_reduced_independently(self, name, method):
-        """Their order does not matter, and other values need no new trace."""
-        order = np.array([1, 2, 0])  # reversed, a mirror would not show
-        expected = jax.tree.map(lambda a: a[order], self.walk(name, method))
-        reordered = self.walk(name, method, images=order)
-        # Tokens are up to 5. A processor may sum each row in another order, which costs
-        # about ten roundings of 6e-7. Another image would differ by 1.
-        chex.assert_trees_all_close(reordered, expected, rtol=1e-5, atol=1e-5)
-
-    @chex.variants(with_pmap=True)
-    @parameterized.named_parameters(*ONE_OF_EACH_KIND)
-    def test_a_stack_of_batches_reduces_as_single_batches(self, name, method):
-        run, inputs, expected = first_step(name, method)
-        stacked = self.variant(jax.vmap(run), **tiny_vit.ON_DEVICES)(
-            stack_batches(inputs, jnp.stack)
-        )
-        expected = stack_batches(expected, np.stack)
-        chex.assert_trees_all_close(stacked, expected, rtol=1e-5, atol=1e-6)
-
-    @chex.variants(with_jit=True)
-    @parameterized.named_parameters(*DEFAULTS)
-    @pytest.mark.slow
-    def test_gradients_in_bfloat16_are_finite(self, name, method):
-        """Every image's patches have gradients; the class token has its own alone."""
-        plan = shortest_plan(short_plan(name, method))
-        x = random_tokens(jnp.bfloat16)
-        probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
-        gradient = jax.grad(lambda x: jnp.sum(run_plan(plan, x)[0][-1].x * probe))
-        gradient = np.asarray(self.variant(gradient)(x))
-        chex.assert_type(gradient, jnp.bfloat16)
-        chex.assert_tree_all_finite(gradient)
-        np.testing.assert_array_equal(gradient[:, 0], probe[:, 0])
-        assert (np.abs(gradient[:, 1:]).max(axis=(1, 2)) > 0).all()
+            assert (state.size == 1).all()
+            continue
+        assert (slot[before == DROPPED] == DROPPED).all()
+        for source, size in zip(slot, state.size, strict=True):
+            patches = oracles.count_sources(source, count.n_out)
+            assert patches.min() >= 1
+            np.testing.assert_array_equal(size[1:], patches)
+        before = slot
 
 
-def test_two_devices_are_there():
-    """chex skips its variant with_pmap on one device."""
-    chex.assert_devices_available(2, "cpu")
+@each_case(method_cases(set(METHODS) - BY_POSITION))
+def test_permuted_patches_keep_their_groups(name, method):
+    (*_, plain), results = walk(name, method)
+    (*_, moved), permuted = walk(name, method, permute_patches(random_tokens()))
+    if name in SOFT:
+        assert np.abs(plain.x - moved.x).max() < 1e-5
+        return
+    for image in range(3):
+        a = patch_slots(results)[-1][image][ORDER]
+        b = patch_slots(permuted)[-1][image]
+        np.testing.assert_array_equal(a == DROPPED, b == DROPPED)
+        np.testing.assert_array_equal(a[:, None] == a, b[:, None] == b)
+        kept = np.flatnonzero(b != DROPPED)
+        pair = (moved.x[image, 1 + b[kept]], plain.x[image, 1 + a[kept]])
+        chex.assert_trees_all_close(*pair, rtol=1e-4, atol=1e-5)
+
+
+@each_case(DEFAULTS)
+def test_large_tokens_stay_finite(name, method):
+    """Squares of an image times 1e30 overflow; tokens stay finite."""
+    x = random_tokens()
+    states, _ = walk(name, method, x=x * np.float32(1e30))
+    limit = 2.1 * 1e30 * np.linalg.norm(x, axis=-1).max()
+    assert all(np.abs(state.x).max() < limit for state in states)
+
+
+@each_case(CASES)
+def test_images_are_reduced_independently(name, method):
+    """Their order does not matter, and other values need no new trace."""
+    order = np.array([1, 2, 0])  # reversed, a mirror would not show
+    expected = jax.tree.map(lambda a: a[order], walk(name, method))
+    reordered = walk(name, method, images=order)
+    # Tokens are up to 5. A processor may sum each row in another order, which costs
+    # about ten roundings of 6e-7. Another image would differ by 1.
+    chex.assert_trees_all_close(reordered, expected, rtol=1e-5, atol=1e-5)
+
+
+@each_case(DEFAULTS)
+@pytest.mark.slow
+def test_gradients_in_bfloat16_are_finite(name, method):
+    """Every image's patches have gradients; the class token has its own alone."""
+    plan = shortest_plan(short_plan(name, method))
+    x = random_tokens(jnp.bfloat16)
+    probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
+    gradient = jax.grad(lambda x: jnp.sum(run_plan(plan, x)[0][-1].x * probe))
+    gradient = np.asarray(jax.jit(gradient)(x))
+    chex.assert_type(gradient, jnp.bfloat16)
+    chex.assert_tree_all_finite(gradient)
+    np.testing.assert_array_equal(gradient[:, 0], probe[:, 0])
+    assert (np.abs(gradient[:, 1:]).max(axis=(1, 2)) > 0).all()
 
 
 NOTHING = {"keep_rate": 1.0, "merge_ratio": 0.0, "r": 0, "keep_rates": (1.0,) * 3}

@@ -9,15 +9,17 @@ import sys
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.joining import join_ranked
+from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
+from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts, check_entries
-from imagepiece_jax.reduction.reducers import Ranking
+from imagepiece_jax.reduction.reducers import Ranking, join_kept
 from imagepiece_jax.reduction.state import Assignment
 
 # Published schedules for models with 197 tokens: {model: {GMACs: (counts after pruning,
@@ -59,16 +61,19 @@ class PruneAndMerge(Ranking):
         x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
         # ALL_TOKENS exceeds every count, and a rule's `n_out` may exceed `kept`.
         num_kept = min(max(self.kept, n_out), counts.n_in)
-        slot_of_token, attn_size = join_ranked(
-            x, rank_tokens(score), n_out, num_kept, inputs.attn_size, inputs.all_x
-        )
-        return Assignment(
-            slot_of_token,
-            attn_size=attn_size,
-            n_out=n_out,
-            by_size=False,
-            merges=num_kept > n_out,
-        )
+        ranks = rank_tokens(score)
+        if num_kept == n_out:
+            slot_of_token = jnp.where(ranks < n_out, ranks, DROPPED)
+            return Assignment(
+                slot_of_token, attn_size=inputs.attn_size, n_out=n_out, merges=False
+            )
+        slot_of_token, cosine = join_kept(all_cosines(x, inputs.all_x), ranks, n_out)
+        size = inputs.attn_size * cosine  # as in the authors' code
+        if num_kept < counts.n_in:
+            is_dropped = ranks >= num_kept
+            slot_of_token = jnp.where(is_dropped, DROPPED, slot_of_token)
+            size = jnp.where(is_dropped, 0.0, size)
+        return Assignment(slot_of_token, attn_size=size, n_out=n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,12 +57,13 @@ class LearnedSelection(method.Method):
     ) -> dict[str, Float[Array, ""]]:
         """Compute {name: loss term}, as means over this device's images.
 
-        plan: for masked training
+        plan: planned for masked training
         Raises InputError if the teacher's patches, width or classes differ.
         """
-        masks = [r.keep for r in outputs.results if isinstance(r, Masking)]
-        shares = self.live_shares(masks)
-        ratio = token_selector.ratio_loss(shares, self.target_shares(plan))
+        results = outputs.results
+        masks = [result.keep for result in results if isinstance(result, Masking)]
+        shares = self.kept_token_shares(masks)
+        ratio = token_selector.ratio_loss(shares, self.target_kept_shares(plan))
         kl = token_selector.kl_divergence(outputs.logits, teacher_outputs.logits)
         tokens = token_selector.token_loss(outputs, teacher_outputs)
         return {
@@ -71,11 +72,14 @@ class LearnedSelection(method.Method):
             "tokens": self.token_weight * tokens,
         }
 
-    def live_shares(self, masks: list[jax.Array]) -> list[jax.Array]:
-        """Live token shares per image, [batch]; masks: [batch, tokens] per step."""
+    def kept_token_shares(self, masks: list[jax.Array]) -> list[jax.Array]:
+        """Shares of tokens kept by each step per image, [batch] each.
+
+        masks: [batch, tokens] per step
+        """
         return [jnp.mean(mask, axis=1) for mask in masks]
 
-    def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
+    def target_kept_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         """Shares of initial tokens kept in evaluation, per masking step."""
         shares = []
         num_initial = None  # image tokens before the first step

@@ -50,13 +50,14 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     mode: str = option("mask", ("mask", "topk"))
 
     def prune_step(self, block: int, score: str) -> Step:
-        # In the mode "mask", masked training removes no token at this step.
+        # `score` ranks for merges alone: prune steps learn their own. In the mode
+        # "mask", masked training removes no token at this step.
         rule = KeepShare(self.keep_rate)
         if self.mode == "mask":
             return Step(block, KeepPredictor(), rule, added_when_masked=0)
         return Step(block, NoisyTopK(), rule)
 
-    def target_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
+    def target_kept_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
         # Shares kept in evaluation by the prune steps alone; merges do not count.
         shares = []
         for block_plan in plan:

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenValues
-from imagepiece_jax.kernels.joining import join_kept
 from imagepiece_jax.kernels.merging import LEAST_WEIGHT
 from imagepiece_jax.kernels.ranking import distance_to_higher, rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
-from imagepiece_jax.reduction.block_plan import Step, StepCounts
+from imagepiece_jax.reduction.block_plan import Step
 from imagepiece_jax.reduction.methods.method import InStages, ModelFacts
-from imagepiece_jax.reduction.reducers import Ranking
-from imagepiece_jax.reduction.state import Assignment, ReducerInputs
+from imagepiece_jax.reduction.reducers import Ranking, join_kept
+from imagepiece_jax.reduction.state import Assignment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +33,7 @@ class KeepPeaks(Ranking):
     token of its highest cosine. Features are means weighted by score.
     """
 
-    def __call__(
-        self, inputs: ReducerInputs, counts: StepCounts, train: bool = False
-    ) -> Assignment:
+    def __call__(self, inputs, counts, train=False):
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         size = inputs.attn_size
         if inputs.mask is not None:  # tokens removed by a mask leave first

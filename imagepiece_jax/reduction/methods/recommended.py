@@ -1,7 +1,5 @@
 """Choose the recommended method for a model, when only a share of MACs is given."""
 
-from typing import NamedTuple
-
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 
@@ -11,39 +9,17 @@ NUM_STAGES = 4  # stages of equal depth; tokens leave at the start of stages 2 t
 LEAST_STAGED_MACS = 0.45
 
 
-class Recommendation(NamedTuple):
-    """Recommended method for a kind of model."""
-
-    name: str  # method name
-    # whether `blocks` are at quarters of the depth, for MACs from LEAST_STAGED_MACS
-    in_stages: bool = False
-
-
-# {kind of model: method}, for models without further training. docs/results/peaks.md
-# has the rule and the figures.
-METHOD_OF_KIND = {
-    "class token": Recommendation("peaks", in_stages=True),  # which the head reads
-    "other pool": Recommendation("tome"),
-    "no classes": Recommendation("tome"),  # users read features
-}
-
-
-def recommend_method(model: ModelFacts) -> Recommendation:
-    if not model.classes:
-        return METHOD_OF_KIND["no classes"]
-    if model.pool == "token":
-        return METHOD_OF_KIND["class token"]
-    return METHOD_OF_KIND["other pool"]
-
-
 def replace_placeholder(method: Method, model: ModelFacts) -> Method:
     """Replace a placeholder Method by the recommended method, with the same cost.
 
     method: sets `macs`, and may set a schedule in `counts`
     """
-    recommendation = recommend_method(model)
     fields = {"macs": method.macs, "counts": method.counts}
-    if recommendation.in_stages and method.counts is None:
+    # For models without further training; docs/results/peaks.md has the figures. Of a
+    # model without classes, users read all tokens' features.
+    if not model.classes or model.pool != "token":
+        return methods.METHODS["tome"](**fields)
+    if method.counts is None:
         # Below a depth of 4, stages start at block 0. This reaches costs out of reach
         # for "proportional-1", which keeps all tokens in block 0.
         if (method.macs or 0) < LEAST_STAGED_MACS and model.depth >= NUM_STAGES:
@@ -52,4 +28,4 @@ def replace_placeholder(method: Method, model: ModelFacts) -> Method:
             stages = range(1, NUM_STAGES)
             stage_starts = {model.depth * stage // NUM_STAGES for stage in stages}
             fields["blocks"] = tuple(sorted(stage_starts))
-    return methods.METHODS[recommendation.name](**fields)
+    return methods.METHODS["peaks"](**fields)

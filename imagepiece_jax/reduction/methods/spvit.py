@@ -136,7 +136,7 @@ class SPViT(LearnedSelection):
             steps.append(Step(block, Selector(), rule, site="pre", added_when_masked=1))
         return tuple(steps)
 
-    def live_shares(self, masks: list[jax.Array]) -> list[jax.Array]:
+    def kept_token_shares(self, masks: list[jax.Array]) -> list[jax.Array]:
         # Shares are means over this device's whole batch, because images may keep
         # different numbers of tokens. Packages do not count.
         num_patches = masks[0].shape[1]

@@ -65,10 +65,10 @@ def test_target_shares_equal_the_shares_in_evaluation():
     plan = plan_blocks(12, 196, ImagePieceDynamicViT().steps(facts()), masked=True)
     expected = np.cumprod([132 / 165, 89 / 111, 60 / 74]).tolist()
     method = ImagePieceDynamicViT()
-    assert_close(method.target_shares(plan), expected, units=1)
+    assert_close(method.target_kept_shares(plan), expected, units=1)
     for fields in ({"keep_rate": 1.0}, {"mode": "topk"}):
         steps = ImagePieceDynamicViT(**fields).steps(facts())
-        assert method.target_shares(plan_blocks(12, 196, steps, masked=True)) == []
+        assert method.target_kept_shares(plan_blocks(12, 196, steps, masked=True)) == []
     assert float(token_selector.ratio_loss([], [])) == 0
 
 

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import create
-from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
+from imagepiece_jax.reduction.block_plan import StepCounts
+from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT, KeepPredictor
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.spvit import SPViT
+from imagepiece_jax.reduction.state import ReducerInputs
 from tests.helpers import named_models, oracles, oracles_learned, tiny_vit
+from tests.helpers.reduction_steps import apply_learned, random_variables
 
 SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 
@@ -24,9 +27,8 @@ SPVIT = "spvit:keep_rates=(0.6,0.3):blocks=(0,1)"
 )
 def test_selector_has_the_published_parameters(name, reduction, num_parameters):
     for is_masked in (False, True):
-        model = create.build_model(
-            named_models.config(name, depth=2), reduction, masked=is_masked
-        )
+        config = named_models.config(name, depth=2)
+        model = create.build_model(config, reduction, masked=is_masked)
         params = tiny_vit.shapes(model)["params"]
         sizes = {k: tiny_vit.count(v) for k, v in params.items() if "reducer" in k}
         assert sizes == {"reducer_0": num_parameters, "reducer_1": num_parameters}
@@ -59,20 +61,12 @@ def test_the_backbone_learns_slowly(method, rates, half):
 
 
 def test_evaluation_keeps_the_highest_scores():
-    """25 tokens, merged 23, pruned 14."""
-    fields = "merge_ratio=0.06:keep_rate=0.6:merge_blocks=(0,):prune_blocks=(1,)"
-    model = tiny_vit.model(f"imagepiece_dynamicvit:{fields}", depth=2)
-    variables = tiny_vit.variables(model)
-    out = tiny_vit.compiled(model.apply)(variables, tiny_vit.images())
-    blocks = [block for block, layer in enumerate(model.plan) if layer.counts]
-    for block, result, inputs in zip(
-        blocks, out.results, out.reducer_inputs, strict=True
-    ):
-        params = variables["params"].get(f"reducer_{block}")
-        for image in range(3) if params else ():
-            tokens = np.asarray(inputs.x[image], float)
-            scores = oracles_learned.keep_scores(params["scores"], tokens)
-            best_slots = oracles.top_k(scores[:, 0], result.n_out)
-            np.testing.assert_array_equal(result.slot_of_token[image], best_slots)
-    assert params
-    assert out.state.x.shape[1] == 1 + 14
+    x = np.random.default_rng(0).normal(size=(2, 9, 8)).astype(np.float32)
+    inputs = ReducerInputs(x=x, size=np.ones((2, 9), np.float32))
+    counts = StepCounts(n_in=9, n_out=4)
+    variables = random_variables(KeepPredictor(), inputs, counts)
+    slots = apply_learned(KeepPredictor(), variables, inputs, counts).slot_of_token
+    for image in range(2):
+        parameters = variables["params"]["scores"]
+        scores = oracles_learned.keep_scores(parameters, np.float64(x[image]))
+        np.testing.assert_array_equal(slots[image], oracles.top_k(scores[:, 0], 4))

@@ -6,12 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import imagepiece_jax
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels import choice
 from imagepiece_jax.kernels.similarity import all_cosines
-from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
-from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
@@ -20,25 +16,21 @@ from tests.helpers import compiling, oracles, oracles_peaks, tiny_vit
 from tests.helpers.reduction_steps import vectors
 from tests.helpers.rounding import assert_close
 
-REDUCER = KeepPeaks(score="class_and_mean")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def prefixed_state(x, size, patches, mask=None):
-    """TokenState of image tokens x [B, n, D], behind a class token of ones."""
-    x = jnp.asarray(x)
+def reduce_once(x, score, size, patches, n_out, mask=None, fast=False):
+    """Reduce x [B, n, D] once: (cosines, Assignment, the new TokenState).
+
+    A class token of ones stands before x.
+    """
     front = ((0, 0), (1, 0))
-    return TokenState(
-        x=jnp.pad(x, (*front, (0, 0)), constant_values=1),
+    state = TokenState(
+        x=jnp.pad(jnp.asarray(x), (*front, (0, 0)), constant_values=1),
         size=jnp.pad(jnp.float32(patches), front, constant_values=1),
         attn_size=jnp.pad(jnp.float32(size), front, constant_values=1),
         mask=mask,
     )
-
-
-def reduce_once(x, score, size, patches, n_out, mask=None, fast=False):
-    """Reduce x [B, n, D] once: (cosines, Assignment, the new TokenState)."""
-    state = prefixed_state(x, size, patches, mask)
     inputs = ReducerInputs(
         x=state.image_rows(state.x),
         size=state.image_rows(state.size),
@@ -49,12 +41,9 @@ def reduce_once(x, score, size, patches, n_out, mask=None, fast=False):
     )
     counts = StepCounts(n_in=inputs.x.shape[1], n_out=n_out)
     with choice.fast_forms(fast):
-        result = REDUCER(inputs, counts)
-        return (
-            all_cosines(inputs.x, inputs.all_x),
-            result,
-            moves.apply_result(state, result),
-        )
+        result = KeepPeaks(score="class_and_mean")(inputs, counts)
+        cosines = all_cosines(inputs.x, inputs.all_x)
+        return cosines, result, moves.apply_result(state, result)
 
 
 compiled_step = tiny_vit.compiled(reduce_once, static_argnames=("n_out", "fast"))
@@ -218,16 +207,6 @@ def test_means_pass_gradients_to_tokens_and_scores_get_none(dtype):
         np.testing.assert_allclose(actual, expected, atol=bound)
 
 
-def oracle_outputs(variables, images, counts, patch, heads, **options):
-    """The oracle's (logits, size, steps) of every image, in float64."""
-    params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
-    sizes = {"heads": heads, "patch": patch} | options
-    return [
-        oracles_peaks.forward(params, image, counts, **sizes)
-        for image in np.asarray(images, float)
-    ]
-
-
 @pytest.mark.parametrize("score", ["class", "mean", "class_and_mean"])
 def test_a_model_equals_the_oracle(score):
     """Attention counts merged tokens by their sizes, and so do the scores."""
@@ -235,10 +214,12 @@ def test_a_model_equals_the_oracle(score):
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2)
     out = tiny_vit.compiled(model.apply)(variables, images)
-    counts = {1: 15, 2: 9}
-    sizes = tiny_vit.PATCH, tiny_vit.HEADS
-    expected = oracle_outputs(variables, images, counts, *sizes, name=score)
-    for image, (logits, size, steps) in enumerate(expected):
+    params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
+    options = {"patch": tiny_vit.PATCH, "heads": tiny_vit.HEADS, "name": score}
+    for image, pixels in enumerate(np.asarray(images, float)):
+        logits, size, steps = oracles_peaks.forward(
+            params, pixels, {1: 15, 2: 9}, **options
+        )
         assert_close(out.logits[image], logits, units=128)
         assert_close(out.state.effective_size[image], size, units=128)
         for result, oracle_step in zip(out.results, steps, strict=True):
@@ -247,49 +228,3 @@ def test_a_model_equals_the_oracle(score):
             )
             assert_close(result.weight[image], oracle_step.score, units=128)
         np.testing.assert_array_equal(out.state.size[image, 1:], steps[-1].patches)
-
-
-TIE = 1e-5  # twice the largest relative error of scores and cosines on these images
-
-
-def smallest_gap(step):
-    """The smallest change of a value (relative) or a cosine that changes a decision."""
-    kept = step.decision.kept
-    values = np.sort(step.decision.value)[::-1][: len(kept) + 1]
-    removed = np.setdiff1d(np.arange(len(step.score)), kept)
-    nearest = np.sort(step.cosines[removed][:, kept], axis=1)
-    gaps = [values[:-1] / values[1:] - 1, nearest[:, -1] - nearest[:, -2]]
-    return min(gap.min() for gap in gaps)
-
-
-@pytest.mark.slow
-def test_decisions_of_deit_on_photographs_equal_the_oracle(assets):
-    """Trained weights at half the MACs: kept tokens, every patch's slot, and logits."""
-    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
-        images = normalize(
-            jnp.asarray(file["images_uint8"]), IMAGENET_MEAN, IMAGENET_STD
-        )
-    dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
-    model = create_model("deit_ti", "peaks:macs=0.5", attention="xla")
-    variables = dense.variables
-
-    @tiny_vit.compiled
-    def outputs_and_slots(variables, images):
-        outputs = model.apply(variables, images)
-        return outputs, tiny_vit.final_slots(outputs, 196)
-
-    out, slots = outputs_and_slots(variables, images)
-    counts = {3: 99, 6: 50, 9: 26}
-    expected = oracle_outputs(variables, images, counts, patch=16, heads=3)
-    for image, (logits, size, steps) in enumerate(expected):
-        token_of_patch = np.arange(196)
-        for result, oracle_step in zip(out.results, steps, strict=True):
-            # None of the twelve decisions is a near tie, so all are exact.
-            assert smallest_gap(oracle_step) > TIE
-            np.testing.assert_array_equal(
-                result.slot_of_token[image], oracle_step.decision.slot
-            )
-            token_of_patch = oracles.compose(oracle_step.decision.slot, token_of_patch)
-        np.testing.assert_array_equal(slots[image], token_of_patch)
-        assert_close(out.logits[image], logits, units=128)
-        np.testing.assert_allclose(out.state.effective_size[image], size, atol=1e-4)
