@@ -33,21 +33,24 @@ CASES = {
 }
 
 
+def load_deit(assets):
+    """Variables of DeiT-Ti, two normalized images, and timm's arrays of them."""
+    dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
+    timm = np.load(assets / "fixtures/deit_tiny_timm.npz")
+    pixels = jnp.asarray(timm["images_uint8"][:2])
+    return dense.variables, normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), timm
+
+
 @pytest.fixture(scope="module")
 def authors_arrays(assets):
     """The authors' arrays, images, and the dense model's variables."""
     theirs = dict(np.load(assets / "fixtures/deit_tiny_methods2.npz"))
     theirs |= np.load(assets / "fixtures/deit_tiny_reduced.npz")
     source = theirs["tome_r13_source_argmax"]  # first the class token's
-    np.testing.assert_array_equal(source[:, 0], 0)
     theirs["tome_r13_source"] = source[:, 1:] - 1
-    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
-        images = normalize(
-            jnp.asarray(file["images_uint8"][:2]), IMAGENET_MEAN, IMAGENET_STD
-        )
-        theirs["dense"] = file["logits"][:2]
-    dense = imagepiece_jax.load(assets / "weights/deit_tiny_patch16_224.npz")
-    return theirs, images, dense.variables
+    variables, images, timm = load_deit(assets)
+    theirs["dense"] = timm["logits"][:2]
+    return theirs, images, variables
 
 
 def embedding(block):

@@ -27,7 +27,7 @@ def random_maps(rng, batch, n, n_out, drop=0.2):
 
 
 def random_move(
-    n, n_out, prefix=1, weighted=False, dtype=np.float32, drop=0.3, **fields
+    n, n_out, prefix=1, weighted=False, dtype="float32", drop=0.3, **fields
 ):
     """A TokenState and an Assignment of three images, all random."""
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ BOTH = (False, True)
 WEIGHTS = [dict(weighted=w, mean=m) for w, m in itertools.product(BOTH, BOTH)]
 MOVES = [  # n, n_out, options of `random_move`
     *((7, 3, weights) for weights in WEIGHTS),
-    (7, 3, WEIGHTS[2] | {"dtype": jnp.bfloat16}),
+    (7, 3, WEIGHTS[2] | {"dtype": jnp.dtype("bfloat16")}),
     (7, 3, {"by_size": False}),
     *((7, 3, {"prefix": prefix}) for prefix in (0, 2)),
     (1, 1, {}),
@@ -91,10 +91,9 @@ def test_tokens_that_stay_alone_keep_their_bits(form, weighted):
     """Gathered, by the definition, and with a weight for the gradient."""
     state, assignment = random_move(7, 4, prefix=2, drop=1.0, weighted=weighted)
     pruned = assignment.replace(merges=False, mean=not weighted)
+    move = tiny_vit.compiled(lambda *args: moves.apply_result(*args))
     with form():
-        moved = tiny_vit.compiled(lambda *args: moves.apply_result(*args))(
-            state, pruned
-        )
+        moved = move(state, pruned)
     for image, slot in np.ndindex(3, 4):
         (token,) = np.flatnonzero(assignment.slot_of_token[image] == slot)
         expected = state.x[image, 2 + token]
@@ -122,8 +121,8 @@ def test_a_package_is_appended_and_live():
     package = np.float32([[7, 8, 9, 10]] * 3)
     keep = np.float32([[1, 0, 1, 1, 0]] * 3)
     moved = apply(state, Masking(keep, append=package))
-    np.testing.assert_array_equal(moved.x[:, :-1], state.x)
-    np.testing.assert_array_equal(moved.x[:, -1], package)
+    expected = np.concatenate([state.x, package[:, None]], axis=1)
+    np.testing.assert_array_equal(moved.x, expected)
     assert moved.size[:, -1].tolist() == [1] * 3
     assert moved.mask.tolist() == [[1, 0, 1, 1, 0, 1]] * 3
 
@@ -144,11 +143,8 @@ def test_attention_sizes_add_up_beside_the_sizes():
     assert_close(moved.x, x)
     np.testing.assert_array_equal(moved.size, size)
     merge_all = Assignment(slot_of_token=np.zeros((3, 3), np.int32), n_out=1)
-    # Without attention sizes, the sizes serve.
-    assert apply(state, assignment).attn_size is None
     merged = apply(moved, merge_all)
     assert_close(merged.effective_size[:, 1], expected.sum(axis=1), units=8)
-    np.testing.assert_array_equal(merged.size[:, 1], size[:, 1:].sum(axis=1))
 
 
 @pytest.mark.parametrize("weighted", [True, False])

@@ -35,12 +35,10 @@ def make_inputs(scores, metric):
 def tied_images(n, seed=0):
     """Scores [8, n] and metric [8, n, 6]; most images are full of ties."""
     rng = np.random.default_rng(seed)
-    random_scores = rng.random((3, n))
-    tied_scores = rng.integers(3, size=(2, n)).astype(float)
-    nan_scores = np.where(rng.random((2, n)) < 0.4, np.nan, rng.random((2, n)))
-    scores = np.concatenate(
-        [random_scores, tied_scores, nan_scores, np.full((1, n), 0.25)]
-    )
+    scores = rng.random((8, n))
+    scores[3:5] = rng.integers(3, size=(2, n))
+    scores[5:7] = np.where(rng.random((2, n)) < 0.4, np.nan, scores[5:7])
+    scores[7] = 0.25
     metric = rng.normal(size=(8, n, 6))
     axes = np.eye(6)[rng.integers(6, size=(8, n))] * rng.choice([-1, 1], (8, n, 1))
     scaled = axes * rng.choice([0.001, 1.0], (8, n, 1))  # three sizes of cosine
@@ -77,8 +75,6 @@ def test_imagepiece_merges_by_hand(candidates, merges, values, sizes):
     assert_close(moved.x[0, :, 0], [-1, *values], units=8)
     assert moved.size[0].tolist() == [1, *sizes]
     assert result.by_size
-    unweighted = Retokenize(size_weighting=False)
-    assert not decide(unweighted, make_inputs([ATTENTION], [CIRCLE]), counts).by_size
 
 
 @pytest.mark.parametrize("fuse", [False, True])
@@ -144,16 +140,13 @@ def test_decisions_equal_the_oracle(n):
         assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
         for image, slots in enumerate(np.asarray(result.slot_of_token)):
             expected = slow_slots(reducer, counts, scores[image], similarity[image])
-            label = f"{reducer} {counts} image {image}"
-            np.testing.assert_array_equal(slots, expected, err_msg=label)
+            np.testing.assert_array_equal(slots, expected, err_msg=f"{reducer} {image}")
 
 
 def test_fusing_passes_gradient_to_the_attention():
     """A dropped token's score has the token as gradient, a kept token's score 0."""
     rng = np.random.default_rng(0)
-    state = jax.tree.map(
-        jnp.asarray, initial_state(np.float32(rng.normal(size=(2, 8, 5))))
-    )
+    state = initial_state(jnp.float32(rng.normal(size=(2, 8, 5))))
     scores = np.float32(rng.dirichlet(np.ones(7), size=2))
     counts = StepCounts(n_in=7, n_out=5)
 

@@ -7,12 +7,7 @@ import pytest
 
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.state import (
-    Assignment,
-    Masking,
-    ReducerInputs,
-    initial_state,
-)
+from imagepiece_jax.reduction.state import Assignment, Masking, initial_state
 from tests.helpers import oracles, oracles_learned, tiny_vit
 from tests.helpers.rounding import assert_close
 
@@ -26,31 +21,24 @@ def image_keys(batch, seed=0):
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def score_network(*shape):
-    """(parameters of random values, compiled (parameters, x, mask) -> scores)."""
-    net = token_selector.KeepScores()
-    parameters = tiny_vit.fill(
-        jax.eval_shape(net.init, jax.random.key(0), draw_normal(*shape))
-    )
-    return parameters["params"], tiny_vit.jit(
-        lambda p, *a: net.apply({"params": p}, *a)
-    )
-
-
 @pytest.mark.parametrize("n, dim", [(1, 8), (7, 12), (5, 11)])
 def test_scores_equal_the_oracle(n, dim):
-    parameters, run = score_network(3, n, dim)
     x = draw_normal(3, n, dim)
+    net = token_selector.KeepScores()
+    variables = tiny_vit.fill(jax.eval_shape(net.init, jax.random.key(0), x))
+    run = tiny_vit.jit(net.apply)
     mask = (draw_normal(3, n, seed=1) > 0).astype(np.float32)
     mask[2] = 0  # nothing is live there
     for live in (None, mask):
-        scores = run(parameters, x, live)
+        scores = run(variables, x, live)
         assert scores.dtype == jnp.float32
         for image in range(3):
             image_mask = None if live is None else live[image]
-            expected = oracles_learned.keep_scores(parameters, x[image], image_mask)
+            expected = oracles_learned.keep_scores(
+                variables["params"], x[image], image_mask
+            )
             np.testing.assert_allclose(scores[image], expected, rtol=2e-5, atol=2e-5)
-    half_scores = run(parameters, x.astype(jnp.bfloat16), None)
+    half_scores = run(variables, x.astype(jnp.bfloat16), None)
     assert half_scores.dtype == jnp.float32
     assert_close(jnp.exp(half_scores).sum(-1), 1, units=8)
 
@@ -106,14 +94,11 @@ def test_images_have_independent_noise():
     assert (np.asarray(draw(scores, seed=1)) != all_images).any()
 
 
-def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
+def outputs(tokens, logits, results=(), mask=None, prefix=1):
     """The Outputs that a loss reads."""
     tokens = jnp.asarray(tokens, jnp.float32)
     state = initial_state(tokens, prefix).replace(mask=mask)
-    patches = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
-    inputs = (ReducerInputs(x=patches, size=patches[..., 0]),) * len(results)
-    logits = jnp.asarray(logits)
-    return Outputs(logits, None, tokens, state, results, inputs)
+    return Outputs(jnp.asarray(logits), None, tokens, state, results, ())
 
 
 def test_the_teacher_has_no_gradient():
@@ -153,7 +138,7 @@ def test_a_package_is_not_in_the_token_loss():
     mask = jnp.asarray([[1, 1, 0, 1, 1], [0, 1, 0, 0, 1]], jnp.float32)
     results = (Masking(mask[:, :4], append=jnp.zeros((2, 3))),)
     teacher = outputs(b, draw_normal(2, 5))
-    with_package = outputs(a, draw_normal(2, 5), results, mask, n0=4)
+    with_package = outputs(a, draw_normal(2, 5), results, mask)
     without_package = outputs(a[:, :5], draw_normal(2, 5), mask=mask[:, :4])
     students = (with_package, without_package)
     losses = [token_selector.token_loss(student, teacher) for student in students]
@@ -180,7 +165,7 @@ def test_the_teachers_tokens_are_merged_and_dropped_alike():
 
     @tiny_vit.jit
     def run(a, b):
-        student = outputs(a, draw_normal(2, 5), results, mask, n0=5)
+        student = outputs(a, draw_normal(2, 5), results, mask)
         return token_selector.token_loss(student, outputs(b, draw_normal(2, 5)))
 
     assert float(run(a, b)) == pytest.approx(np.mean(expected_losses), rel=1e-5)

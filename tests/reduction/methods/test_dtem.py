@@ -8,22 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import imagepiece_jax
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import create
-from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.reduction.methods import dtem
 from tests.helpers import named_models, tiny_vit
-from tests.reduction.test_methods_published import embedding
+from tests.reduction.test_methods_published import embedding, load_deit
+
+
+def authors_arrays(assets, start):
+    """The authors' arrays with names from `start`, which is cut off."""
+    with np.load(assets / "fixtures/deit_tiny_methods2.npz") as file:
+        names = [name for name in file if name.startswith(start)]
+        return {name.removeprefix(start): file[name] for name in names}
 
 
 @pytest.mark.slow
 def test_soft_merge_and_its_gradient_equal_the_authors(assets):
     """One merge by the authors' code: 7 of 9 tokens are live, 2 merge."""
-    with np.load(assets / "fixtures/deit_tiny_methods2.npz") as arrays:
-        names = [name for name in arrays if name.startswith("dtem_unit_")]
-        theirs = {name.removeprefix("dtem_unit_"): arrays[name] for name in names}
+    theirs = authors_arrays(assets, "dtem_unit_")
     live = int(theirs["n"]) - 1
     r = int(theirs["r"])
     # The class token is left out.
@@ -54,19 +56,9 @@ def test_soft_merge_and_its_gradient_equal_the_authors(assets):
 def test_training_step_equals_the_authors(assets):
     """Logits, loss and gradients of W and b, merging softly in one block."""
     block = 5
-    theirs = np.load(assets / "fixtures/deit_tiny_methods2.npz")
-    theirs = {
-        name.removeprefix(f"dtem_trainb{block}_"): theirs[name]
-        for name in theirs
-        if name.startswith(f"dtem_trainb{block}_")
-    }
-    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
-        images = normalize(
-            jnp.asarray(file["images_uint8"][:2]), IMAGENET_MEAN, IMAGENET_STD
-        )
-        labels = file["labels"][:2]
-    file = assets / "weights/deit_tiny_patch16_224.npz"
-    dense = imagepiece_jax.load(file).variables
+    theirs = authors_arrays(assets, f"dtem_trainb{block}_")
+    variables, images, timm = load_deit(assets)
+    labels = timm["labels"][:2]
     reduction = f"dtem:counts={(196,) * block + (180,) * (12 - block)}"
     model = create.build_model(named_models.config("deit_ti"), reduction, masked=True)
 
@@ -78,7 +70,7 @@ def test_training_step_equals_the_authors(assets):
         log_probs = jax.nn.log_softmax(logits)[jnp.arange(2), labels]
         return -jnp.mean(log_probs), logits
 
-    (value, logits), slopes = loss(embedding(block), dense["params"])
+    (value, logits), slopes = loss(embedding(block), variables["params"])
     np.testing.assert_allclose(logits, theirs["logits"], atol=1e-4)
     assert value == pytest.approx(float(theirs["loss"]), abs=1e-5)
     expected = {"kernel": theirs["grad_w"].T, "bias": theirs["grad_b"][block]}

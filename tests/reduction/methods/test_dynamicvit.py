@@ -17,11 +17,6 @@ def masked_student(blocks=(1, 2), **options):
     return model, tiny_vit.variables(model)
 
 
-@pytest.fixture(scope="module")
-def training():
-    return masked_models.training_model(FIELDS)
-
-
 @pytest.mark.parametrize("prefix", [1, 0])
 def test_masking_equals_removing(prefix):
     model, variables = masked_student(class_token=bool(prefix))
@@ -63,9 +58,9 @@ def test_gradients_stay_finite_when_all_tokens_are_masked():
     assert float(terms["ratio"]) == pytest.approx(0.6**2 + 0.36**2)
 
 
-def test_terms_of_the_loss(training):
+def test_terms_of_the_loss():
     """Target shares are .6 and .36; default weights are 2, .5 and .5."""
-    model, run = training
+    model, run = masked_models.training_model(FIELDS)
     out = run(masked_models.keys())
     taught = masked_models.random_outputs(tiny_vit.model(depth=1))
     weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
@@ -77,10 +72,8 @@ def test_terms_of_the_loss(training):
         return default_terms, DynamicViT(**weights).loss(out, taught, model.plan)
 
     default_terms, weighted_terms = losses(out, taught)
-    squared_errors = [
-        np.mean((np.asarray(result.keep).mean(axis=1) - target) ** 2)
-        for result, target in zip(out.results, (0.6, 0.36), strict=True)
-    ]
+    first, second = (result.keep.mean(axis=1) for result in out.results)
+    squared_errors = [np.mean((first - 0.6) ** 2), np.mean((second - 0.36) ** 2)]
     is_live = np.asarray(out.state.mask) > 0.5
     differences = np.float64(out.tokens - taught.tokens)[:, 1:][is_live]
     ratio = 2 * np.mean(squared_errors)

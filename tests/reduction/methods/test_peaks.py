@@ -163,22 +163,6 @@ def test_unattended_tokens_have_a_plain_mean(dtype, fast):
     assert after.x.dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_tiny_scores_are_not_rounded(dtype):
-    """A score far below float16's smallest normal number stands beside a larger one."""
-    if dtype == "float16":
-        compiling.needs_float16()
-    x = vectors([0, 10, 90]).astype(dtype)
-    score = np.float32([[5e-5, 1e-6, 0.5]])
-    ones = np.ones((1, 3), np.float32)
-    _, result, after = compiled_step(x, score, ones, ones, n_out=2)
-    assert result.slot_of_token.tolist() == [[1, 1, 0]]
-    first, second, _ = np.asarray(x, float)[0]
-    mean = (50 * first + second) / 51
-    atol = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(np.asarray(after.x[0, 2], float), mean, atol=atol)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_means_pass_gradients_to_tokens_and_scores_get_none(dtype):
     """Unattended tokens get gradients, too; attention sizes get none."""
