@@ -40,7 +40,7 @@ import imagepiece_jax
 from experiments import study
 from experiments.peaks import judging_photographs
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.files import git_revision, read_json_lines
 from imagepiece_jax.common.statistics import (
     format_estimate,
     paired_difference,
@@ -48,7 +48,6 @@ from imagepiece_jax.common.statistics import (
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.evaluation import result_cache
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
 from imagepiece_jax.recovery.recovery_images import read_image_batches
 from imagepiece_jax.recovery.recovery_loss import relative_change
@@ -303,7 +302,7 @@ def open_sources(assets, imagenette):
 
 def read_lines():
     """{cell: its line} of all cells that have run."""
-    return {line.pop("cell"): line for line in result_cache.read_points(LINES)}
+    return {line.pop("cell"): line for line in read_json_lines(LINES)}
 
 
 def cells_table(lines):

@@ -11,11 +11,11 @@ import time
 import jax
 
 from imagepiece_jax.common import device, parallel
-from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.files import git_revision, read_json_lines
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits, read_points
+from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits
 
 FILE = "runs.jsonl"
 
@@ -54,7 +54,7 @@ def read_runs(folder):
     """The lines of a folder's cells, by name. Raises InputError for a name twice."""
     path = pathlib.Path(folder, FILE)
     lines = {}
-    for entry in read_points(path):
+    for entry in read_json_lines(path):
         name = entry["name"]
         if name in lines:
             raise InputError(f"{path}: {name} has two lines; remove one")

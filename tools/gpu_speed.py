@@ -31,11 +31,9 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark.workloads import call_on_noise, draw_random_variables
 from imagepiece_jax.common import device, timer, xla_options
 from imagepiece_jax.common.checks import check_choice
-from imagepiece_jax.common.files import check_writable
-from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.files import check_writable, read_json_lines
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluation.result_cache import read_points
 from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import ProgramOptions, make_program_compiler
 from imagepiece_jax.models import registry
@@ -181,7 +179,7 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
     global OPTIONS
     OPTIONS = options
     if show:
-        print(*all_tables(read_points(show)).values(), sep="\n\n")
+        print(*all_tables(read_json_lines(show)).values(), sep="\n\n")
         return
     if not times:
         raise InputError("times is missing; name a file to which lines are added")
@@ -268,7 +266,9 @@ def all_compiled(case, batches, dtype, all_ways):
     any_direction = mock.patch.object(
         size_direction, "find_directions", random_directions
     )
-    threads = concurrent.futures.ThreadPoolExecutor(max(1, available_cores() // 2))
+    threads = concurrent.futures.ThreadPoolExecutor(
+        max(1, device.available_cores() // 2)
+    )
     with any_direction, threads:
         make = functools.partial(make_compiler, case, dtype)
         compilers = dict(zip(all_ways, threads.map(make, all_ways), strict=True))

@@ -20,9 +20,8 @@ import numpy as np
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.files import check_writable
+from imagepiece_jax.common.files import check_writable, read_json_lines
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.evaluation.result_cache import read_points
 from imagepiece_jax.exporters import litert_format
 from imagepiece_jax.exporters.onnx_model import build_onnx_model
 from imagepiece_jax.inference.optimize import optimize
@@ -92,7 +91,7 @@ def main(
         clock: Processor time suits one thread on a machine that is not idle.
     """
     check_writable("times", times, ["", ".json", ".jsonl"])
-    rows = [row for row in read_points(times) if row["size"] == size]
+    rows = [row for row in read_json_lines(times) if row["size"] == size]
     for batch in sorted(set(batch_sizes) - {row["batch"] for row in rows}):
         measured = measure_batch(size, batch, models, threads, runtimes, clock)
         with open(times, "a") as out:

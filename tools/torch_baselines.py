@@ -17,8 +17,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.commands._arguments import Model
 from imagepiece_jax.common import extras, timer, xla_options
-from imagepiece_jax.common.device import NUM_INPUTS
-from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.device import NUM_INPUTS, available_cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import TRAINING_MAC_FACTOR, model_macs
 

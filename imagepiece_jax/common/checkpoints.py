@@ -4,7 +4,6 @@ A step has two items: `state`, a tree of arrays, and `meta`, JSON.
 """
 
 import logging
-import os
 import pathlib
 import zlib
 from collections.abc import Callable
@@ -28,7 +27,7 @@ CHECKSUMS = "crc32"
 
 
 def open_steps(
-    folder: str | os.PathLike, num_newest: int | None = None, keep_every: int = 0
+    folder: AnyPath, num_newest: int | None = None, keep_every: int = 0
 ) -> ocp.CheckpointManager:
     """Open a folder of steps, for this process alone. Opening to write cleans it up.
 

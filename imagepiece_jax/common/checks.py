@@ -60,11 +60,6 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     raise InputError(f"{name} is {value!r}; it must be one of {choices_text}")
 
 
-def check_share(name: str, value: Any) -> None:
-    """Check that a value is a share: above 0 and at most 1."""
-    check_range(name, value, above=0, most=1)
-
-
 def option(
     default: Any, choices: Collection[Any] = (), compare: bool = True, **bounds: float
 ) -> Any:

@@ -1,6 +1,8 @@
-"""The benchmarked device: its name, memory and versions."""
+"""This process's device and CPU cores: names, counts, memory and versions."""
 
 import importlib.metadata
+import math
+import os
 import pathlib
 import platform as host
 import re
@@ -8,10 +10,28 @@ from collections.abc import Iterable
 
 import jax
 
-from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.common.version import KEY_LIBRARIES
 
-NUM_INPUTS = 4  # different inputs, which calls take in turn
+NUM_INPUTS = 4  # different inputs of a benchmark, which calls take in turn
+QUOTA_FILE = pathlib.Path("/sys/fs/cgroup/cpu.max")  # a container's, in cgroup v2
+
+
+def available_cores() -> int:
+    """Number of CPU cores available to this process, at least 1."""
+    # On Linux a job may be bound to some cores, or have a quota of their time.
+    core_count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        core_count = len(os.sched_getaffinity(0))
+    try:
+        quota_us, period_us = map(int, QUOTA_FILE.read_text().split())
+    except (OSError, ValueError):  # there is none, or its quota is "max"
+        return core_count
+    return max(1, min(core_count, math.ceil(quota_us / period_us)))
+
+
+def default_threads() -> int:
+    """Number of threads that decode images, unless a caller names another."""
+    return min(16, available_cores())
 
 
 def device_name() -> str:

@@ -54,15 +54,10 @@ def check_installed(feature: str, *modules: str) -> None:
     for module in modules:
         if module in MODULE_EXTRAS and importlib.util.find_spec(module) is None:
             extra = MODULE_EXTRAS[module]
-            command = install_command(extra)
+            command = f'pip install ".[{extra}]" in the clone'
             # It requires an xdsl, which what we import of it does not, and whose
             # typing-extensions are too old for chex.
             if module == "litert_converter":
                 command = "pip install --no-deps litert-converter"
             problem = f"{feature} needs {EXTRA_MODULES[extra][module]}"
             raise InputError(f"{problem}, which is not installed: {command}")
-
-
-def install_command(extra: str) -> str:
-    """Command to install an extra beside the package."""
-    return f'pip install ".[{extra}]" in the clone'

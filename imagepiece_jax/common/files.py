@@ -21,7 +21,7 @@ AnyPath = str | os.PathLike
 
 
 @contextlib.contextmanager
-def locked_folder(name: str, folder: str | os.PathLike) -> Iterator[None]:
+def locked_folder(name: str, folder: AnyPath) -> Iterator[None]:
     """Create a folder and lock it against other processes, by its file `LOCK_NAME`.
 
     New folders are removed at the end if they are empty.
@@ -48,7 +48,7 @@ def locked_folder(name: str, folder: str | os.PathLike) -> Iterator[None]:
         lock.release()
 
 
-def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
+def read_text(path: AnyPath, errors: str = "strict") -> str:
     """Read text in UTF-8, or in UTF-16 with a byte order mark.
 
     errors: as in `bytes.decode`
@@ -61,7 +61,7 @@ def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
         raise InputError(f"{path} is not text in UTF-8 or UTF-16 ({error})") from error
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Read a JSON object from a file, as a dict."""
     encoded_text = pathlib.Path(path).read_bytes()
     try:
@@ -73,7 +73,20 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def read_json_lines(path: AnyPath) -> list:
+    """Read the values in a file of JSON lines; [] without a file.
+
+    A kill, or a full disk, may have cut a line: it is left out.
+    """
+    values = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in pathlib.Path(path).read_text("utf-8", "replace").splitlines():
+            with contextlib.suppress(ValueError):
+                values.append(json.loads(line))
+    return values
+
+
+def write_json(path: AnyPath, value: Any) -> None:
     """Write an indented JSON file. Raises RunError like `replace_file`."""
     # NaN and infinity, which JSON lacks, become null.
     finite_value = json.loads(json.dumps(value), parse_constant=lambda _: None)
@@ -114,7 +127,7 @@ def check_writable(
         raise InputError(f"{name} {path} {reason}")
 
 
-def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
+def replace_file(path: AnyPath, content: str | bytes) -> None:
     """Write a whole file of text or bytes, or nothing.
 
     Raises RunError if the file cannot be written.
@@ -127,7 +140,7 @@ def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacement_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replacement_file(path: AnyPath) -> Iterator[pathlib.Path]:
     """Yield a temporary path to write; at the end it replaces `path`.
 
     The file at `path` stays if anything raises, or is replaced whole: a kill leaves the
@@ -146,7 +159,7 @@ def replacement_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def replacement_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replacement_folder(path: AnyPath) -> Iterator[pathlib.Path]:
     """Yield a new folder to fill with files; at the end it replaces `path`.
 
     The folder at `path` stays if anything raises. The umask sets the files'

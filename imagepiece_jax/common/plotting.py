@@ -1,12 +1,11 @@
 """Matplotlib figures, drawn without a display and written as whole files."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from imagepiece_jax.common.files import replacement_file
+from imagepiece_jax.common.files import AnyPath, replacement_file
 
 if TYPE_CHECKING:  # imports half of Matplotlib
     from matplotlib.figure import Figure
@@ -29,7 +28,7 @@ def new_figure(
 
 
 def draw_curves(
-    path: str | os.PathLike,
+    path: AnyPath,
     xlabel: str,
     ylabel: str,
     curves: Mapping[str, Sequence],
@@ -65,7 +64,7 @@ def draw_curves(
     save_figure(figure, path)
 
 
-def save_figure(figure: "Figure", path: str | os.PathLike) -> None:
+def save_figure(figure: "Figure", path: AnyPath) -> None:
     """Write a figure as a whole PNG. Raises RunError if the file cannot be written."""
     with replacement_file(path) as new_path:
         figure.savefig(new_path, format="png")

@@ -72,38 +72,24 @@ class ProgressBar(tqdm):
     """
 
     def __init__(self, description: str, num_items: int, num_done: int = 0) -> None:
-        self._description = description
-        self._num_items = num_items
-        self._num_untimed = num_done
+        self._meter = {"prefix": description, "initial": num_done}
         self._start_time = time.monotonic()
-        self._next_line_time = self._start_time
-        self._is_timed = False  # the first items may compile: no estimate
+        self._next_line_time = self._start_time + PATIENCE_SECONDS
         disable = None if log.isEnabledFor(logging.INFO) else True  # None: by tqdm
         options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": disable}
         super().__init__(desc=description, total=num_items, initial=num_done, **options)
 
     def update(self, n: float | None = 1) -> None:
         """Count `n` more items as done."""
-        now = time.monotonic()
-        if not self._is_timed:
-            self._is_timed = True
-            self._num_untimed = self.initial = self.n + n
-            self._start_time = now
-            self._next_line_time = now + PATIENCE_SECONDS
-            self.start_t = time.time()
         if not self.disable:
             super().update(n)
             return
         self.n += n
-        if now >= self._next_line_time and self.n < self._num_items:
+        now = time.monotonic()
+        if now >= self._next_line_time and self.n < self.total:
             elapsed = now - self._start_time
-            kwargs = {"initial": self._num_untimed, "prefix": self._description}
-            self.log_line(self.format_meter(self.n, self._num_items, elapsed, **kwargs))
+            log.info(self.format_meter(self.n, self.total, elapsed, **self._meter))
             self._next_line_time = now + LINE_INTERVAL_SECONDS
-
-    def log_line(self, line: str) -> None:
-        """Log a line, printed above the bar."""
-        log.info(line)
 
 
 def duration_text(seconds: float) -> str:

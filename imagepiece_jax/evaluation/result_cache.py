@@ -5,11 +5,9 @@ disk before the next measurement starts, so a stopped command resumes after it.
 """
 
 import base64
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -34,17 +32,6 @@ from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 POINTS_FILE_NAME = "points.jsonl"
 
 
-def read_points(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the objects in a file of JSON lines; [] without a file."""
-    points = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in pathlib.Path(path).read_text("utf-8", "replace").splitlines():
-            # A killed process leaves half a line, whose result is measured again.
-            with contextlib.suppress(ValueError):
-                points.append(json.loads(line))
-    return points
-
-
 class ResultCache:
     """Results in a folder's file, by everything that decides them.
 
@@ -60,7 +47,7 @@ class ResultCache:
         self.path.touch()  # fails here if it cannot be written
         self.versions = versions or {}
         self._results: dict[str, dict] = {}
-        for point in read_points(self.path):
+        for point in files.read_json_lines(self.path):
             if isinstance(point, dict) and point.keys() >= {"setting", "result"}:
                 self._results[_encode_key(point["setting"])] = point["result"]
 

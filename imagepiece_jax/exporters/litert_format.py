@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import extras, nodes
+from imagepiece_jax.common.device import available_cores
 from imagepiece_jax.common.files import AnyPath, replace_file
-from imagepiece_jax.common.machine import available_cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import file_program
 from imagepiece_jax.exporters.onnx_model import check_deterministic

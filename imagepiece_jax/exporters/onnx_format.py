@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from imagepiece_jax.common import extras
-from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.device import available_cores
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import file_program
 from imagepiece_jax.exporters.onnx_model import (

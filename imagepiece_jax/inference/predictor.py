@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.checks import check_range
-from imagepiece_jax.common.machine import default_threads
+from imagepiece_jax.common.device import default_threads
 from imagepiece_jax.data import class_names, pictures
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError

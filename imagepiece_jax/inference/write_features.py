@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from imagepiece_jax.common import checks, machine, parallel, progress, xla_options
+from imagepiece_jax.common import checks, parallel, progress, xla_options
+from imagepiece_jax.common.device import default_threads
 from imagepiece_jax.data import batches, pictures, source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import feature_store, features, optimize
@@ -44,7 +45,7 @@ def write_features(
     """
     checks.check_range("batch_size", batch_size, 1, whole=True)
     if threads is None:
-        threads = machine.default_threads()
+        threads = default_threads()
     checks.check_range("threads", threads, 1, whole=True)
     if logits and not vit.model.config.num_classes:
         raise InputError("logits is for weights with a head")
@@ -79,9 +80,9 @@ def write_features(
         with bar, contextlib.closing(reader):
             if num_removed:
                 reasons = "files changed, gone, not named"
-                bar.log_line(f"{num_removed} rows removed: {reasons}")
+                progress.log.info(f"{num_removed} rows removed: {reasons}")
             if num_existing:
-                bar.log_line(f"{num_existing} of {len(paths)} rows exist already")
+                progress.log.info(f"{num_existing} of {len(paths)} rows exist already")
             for batch, outputs in _compute_ahead(program, weights, reader):
                 # [0]: a batch's entries are [1, images], as for a single device.
                 indices = batch["index"][0]
@@ -96,7 +97,7 @@ def write_features(
                 for index in indices[~is_written & (indices < len(missing))]:
                     path = missing[index]
                     failures[path] = photographs.unreadable.get(path, "not finite")
-                    bar.log_line(f"{path} has no row ({failures[path]})")
+                    progress.log.info(f"{path} has no row ({failures[path]})")
                 written = [photographs.read[index] for index in indices[is_written]]
                 columns = {name: rows[is_written] for name, rows in columns.items()}
                 feature_store.append_rows(store, written, **columns)

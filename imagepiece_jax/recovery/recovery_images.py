@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.machine import available_cores
+from imagepiece_jax.common.device import available_cores
 from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.batches import Batches
 from imagepiece_jax.data.source import Source

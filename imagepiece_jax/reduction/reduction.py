@@ -8,7 +8,7 @@ import ast
 import dataclasses
 from typing import Any
 
-from imagepiece_jax.common.checks import check_choice, check_share, find_similar_name
+from imagepiece_jax.common.checks import check_choice, check_range, find_similar_name
 from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
@@ -53,7 +53,7 @@ class Reduction:
         elif isinstance(value, str):
             reduction = cls._parse_text(value)
         else:
-            check_share("reduction", value)
+            check_range("reduction", value, above=0, most=1)
             reduction = cls(Method(macs=value))
         if prop_attn is None or reduction.prop_attn == prop_attn:
             return reduction

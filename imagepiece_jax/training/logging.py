@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.files import read_json_lines, replace_file
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.config import RunConfig
@@ -80,16 +80,8 @@ class MetricWriter(contextlib.ExitStack):
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-    """Read the whole lines of `workdir/metrics.jsonl` as dicts, in order.
-
-    [] without the file. A kill, or a full disk, may cut the last line.
-    """
-    path = pathlib.Path(workdir) / METRICS_FILE
-    lines = []
-    for text_line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text_line))
-    return lines
+    """Read the whole lines of `workdir/metrics.jsonl` as dicts, in order."""
+    return read_json_lines(pathlib.Path(workdir) / METRICS_FILE)
 
 
 def _as_json_scalar(value):

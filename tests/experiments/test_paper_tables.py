@@ -5,8 +5,9 @@ import pytest
 from experiments import analysis, merges, paper_tables, published
 from experiments.models import TrainedRuns
 from experiments.paper_tables import DENSE, TableRow
+from imagepiece_jax.common.files import read_json_lines
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME, read_points
+from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_paper, tiny_vit
 from tests.helpers.oracles import log_softmax
@@ -48,7 +49,7 @@ def test_figures_equal_plain_numpy(study, pretrained):
 
 def test_a_line_has_the_whole_setting(study, pretrained):
     study.evaluate(pretrained, TOME)
-    *_, line = read_points(study.out / POINTS_FILE_NAME)
+    *_, line = read_json_lines(study.out / POINTS_FILE_NAME)
     setting = line["setting"]
     assert setting["reduction"] == "tome:r=4:prop_attn=True"  # ToMe's published form
     assert setting["weights"] == pretrained.digest

@@ -110,7 +110,7 @@ class Method:
                 checks.check_choice(field.name, value, CHOICES[field.name])
         checks.check_options(self)
         if self.macs is not None or type(self) is Method:
-            checks.check_share("macs", self.macs)
+            checks.check_range("macs", self.macs, above=0, most=1)
         if self.macs is not None and self.ratio_field is not None:
             self._check_default(self.ratio_field, "macs")
         if self.counts is None:
