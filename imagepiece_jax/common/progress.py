@@ -72,7 +72,7 @@ class ProgressBar(tqdm):
     """
 
     def __init__(self, description: str, num_items: int, num_done: int = 0) -> None:
-        self._meter = {"prefix": description, "initial": num_done}
+        self._meter = {"prefix": description, "initial": num_done, "total": num_items}
         self._start_time = time.monotonic()
         self._next_line_time = self._start_time + PATIENCE_SECONDS
         disable = None if log.isEnabledFor(logging.INFO) else True  # None: by tqdm
@@ -86,9 +86,9 @@ class ProgressBar(tqdm):
             return
         self.n += n
         now = time.monotonic()
-        if now >= self._next_line_time and self.n < self.total:
+        if now >= self._next_line_time and self.n < self._meter["total"]:
             elapsed = now - self._start_time
-            log.info(self.format_meter(self.n, self.total, elapsed, **self._meter))
+            log.info(self.format_meter(self.n, elapsed=elapsed, **self._meter))
             self._next_line_time = now + LINE_INTERVAL_SECONDS
 
 

@@ -40,11 +40,6 @@ class Normalization:
             object.__setattr__(self, name, tuple(map(float, channels)))
 
 
-def is_array(images: Any) -> bool:
-    """Whether `images` is a NumPy or JAX array; a torch tensor's dtype is torch's."""
-    return isinstance(getattr(images, "dtype", None), np.dtype)
-
-
 def normalize(
     images: jax.Array | np.ndarray, mean: Channels, std: Channels
 ) -> jax.Array:
@@ -62,13 +57,6 @@ def normalize(
     channel_std = np.array(normalization.std, np.float32).reshape(shape)
     pixels = jnp.asarray(images, jnp.float32)
     return (pixels / np.float32(255) - channel_mean) / channel_std
-
-
-def as_normalized(images: jax.Array, mean: Channels, std: Channels) -> jax.Array:
-    """`normalize` pixels; floats are normalized already and pass unchanged."""
-    if images.dtype != jnp.uint8:
-        return images
-    return normalize(images, mean, std)
 
 
 def check_images(

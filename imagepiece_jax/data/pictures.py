@@ -14,7 +14,6 @@ import numpy as np
 from imagepiece_jax.common.files import AnyPath, read_text
 from imagepiece_jax.common.progress import log, with_progress_bar
 from imagepiece_jax.data import decode
-from imagepiece_jax.data.normalize import is_array
 from imagepiece_jax.data.preprocessing import RgbPixels
 from imagepiece_jax.data.source import ArraySource, FileSource, Source
 from imagepiece_jax.data.sources import registry
@@ -33,7 +32,8 @@ def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | jax.Array:
     """
     if isinstance(images, jax.core.Tracer):
         return images
-    if is_array(images):
+    # A torch tensor's dtype is torch's.
+    if isinstance(getattr(images, "dtype", None), np.dtype):
         if jnp.issubdtype(images.dtype, jnp.floating) or images.ndim == 4:
             return images
     pictures, _ = list_pictures(images)

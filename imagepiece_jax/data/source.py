@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple, Self
 
@@ -22,7 +22,7 @@ from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.data import decode
 from imagepiece_jax.data.class_names import ClassNames
 from imagepiece_jax.data.preprocessing import RgbPixels
-from imagepiece_jax.errors import InputError, titled_errors
+from imagepiece_jax.errors import InputError
 
 SPLIT_KINDS = ("train", "val")
 # Split names in folders, tables and on the hub; no other name is guessed.
@@ -30,7 +30,7 @@ VALIDATION_NAMES = ("val", "valid", "validation")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
 MAX_UNREADABLE_IN_A_ROW = 20  # unreadable images in a row that stop a run
 MAX_UNREADABLE_SHARE = 0.01  # largest unreadable share of a source before the run stops
-SAMPLED_IMAGES = 64  # images to read where reading all images would take too long
+SAMPLED_IMAGES = 64  # images that a digest reads: all images would take too long
 FILE_THREADS = 16  # threads for file sizes and contents, which are slow over a network
 
 log = logging.getLogger("imagepiece_jax.data")
@@ -115,13 +115,6 @@ class Source(abc.ABC):
         """Image name for logs."""
         return self._stored_image_at(index)[2]
 
-    @property
-    def present_labels(self) -> tuple[int, ...]:
-        """Sorted labels in the store, also for a subset; all classes if not listed."""
-        if self.labels is None:
-            return tuple(range(self.num_classes))
-        return tuple(np.unique(self.labels).tolist())
-
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that identify images and labels.
@@ -129,7 +122,10 @@ class Source(abc.ABC):
         A changed image of equal size may be missed: only 64 images are read.
         """
         # Folders and file times are left out, because data get copied.
-        return self._digest_with_content(self._sampled_indices())
+        num_sampled = min(len(self), SAMPLED_IMAGES)
+        steps = max(1, num_sampled - 1)
+        sampled_indices = [i * (len(self) - 1) // steps for i in range(num_sampled)]
+        return self._digest_with_content(sampled_indices)
 
     @functools.cached_property
     def whole_digest(self) -> str:
@@ -155,16 +151,6 @@ class Source(abc.ABC):
         for store_index in indices.tolist():
             _, label, name = self.stored_image(store_index)
             yield f"{name} {label}".encode(errors="surrogateescape")
-
-    def try_first_image(self, transform: Callable[..., Any], **options: Any) -> None:
-        """Check that the first readable image fits `transform`."""
-        for index in range(min(len(self), MAX_UNREADABLE_IN_A_ROW)):
-            image = self[index]
-            if image.pixels is None:
-                continue
-            with titled_errors(image.name):
-                transform(image.pixels, **options)
-            return
 
     def record_unreadable(
         self, recent_errors: Sequence[decode.UnreadableImage], consequence: str
@@ -212,12 +198,6 @@ class Source(abc.ABC):
 
     def _stored_image_at(self, index):
         return self.stored_image(int(self.indices[index]))
-
-    def _sampled_indices(self):
-        """Up to 64 indices, spread over the source."""
-        num_sampled = min(len(self), SAMPLED_IMAGES)
-        last_index = len(self) - 1
-        return [i * last_index // max(1, num_sampled - 1) for i in range(num_sampled)]
 
 
 def evenly_spaced_indices(length: int, count: int) -> np.ndarray:

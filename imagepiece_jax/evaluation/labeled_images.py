@@ -197,12 +197,12 @@ def _list_notes(vit, data_name, whole_source, source):
     if source.subset_record:
         counts = f"{len(source)} evenly spaced images of {len(whole_source)}"
         note_texts.append(f"{counts} are used")
-    num_present = len(source.present_labels)
+    num_present = source.num_classes  # of a source without a list of labels
+    if source.labels is not None:
+        num_present = len({*source.labels.tolist()})
     if num_present < source.num_classes:
-        subject = "1 class has" if num_present == 1 else f"{num_present:,} classes have"
-        note_texts.append(
-            f"{subject} images, and the model chooses among all {source.num_classes:,}"
-        )
+        choice = f"the model chooses among all {source.num_classes:,} classes"
+        note_texts.append(f"{num_present:,} have images, and {choice}")
     if data_name.startswith("csv:") and whole_source.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         lowest = f"the lowest label of {data_name} is 1"

@@ -184,7 +184,9 @@ class ViTConfig:
 
     def as_normalized(self, images: PixelImages | NormalizedImages) -> NormalizedImages:
         """Normalize pixels for the model; floats are normalized already."""
-        return normalize.as_normalized(images, self.mean, self.std)
+        if images.dtype != jnp.uint8:
+            return images
+        return normalize.normalize(images, self.mean, self.std)
 
     def at_size(self, image_size: ImageSize) -> "ViTConfig":
         """The same config at another image size, in whole patches."""

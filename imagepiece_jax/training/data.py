@@ -5,8 +5,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-import numpy as np
-
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
 from imagepiece_jax.common.progress import announced_work
@@ -128,9 +126,6 @@ class RunData:
         )
         # At most the validation set, as a multiple of the devices.
         eval_batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
-        # An image size that does not fit shows here, not in the first step.
-        self.train.try_first_image(train_transform, rng=np.random.default_rng(0))
-        self.val.try_first_image(preprocessing)
         self.length = find_run_length(run, len(self.train))
         # (processes, threads per process); training and evaluation have their own.
         self.reader_counts = run.data.workers, run.data.threads

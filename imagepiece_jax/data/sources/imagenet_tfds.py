@@ -56,9 +56,6 @@ class CountedSource(source.Source):
     def stored_image(self, store_index: int) -> source.StoredImage:
         raise RunError(f"the images of {IMAGENET_NAME} are not on this machine")
 
-    def try_first_image(self, transform: Any, **options: Any) -> None:
-        """Do nothing: there is no image to try."""
-
 
 def _raise_file_limit():
     """Raise the soft limit on open files, for this process and its children."""
