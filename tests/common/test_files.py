@@ -6,13 +6,6 @@ import subprocess
 import pytest
 
 from imagepiece_jax.common import files
-from imagepiece_jax.common.files import (
-    check_writable,
-    locked_folder,
-    replace_file,
-    replacement_file,
-    replacement_folder,
-)
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.weights.run_files import list_input_files
 from tests.helpers.refused_calls import refused
@@ -20,30 +13,30 @@ from tests.helpers.refused_calls import refused
 
 def test_a_lock_keeps_other_processes_out_and_leaves_no_file(tmp_path):
     folder = tmp_path / "new" / "run"
-    with locked_folder("out", folder):
+    with files.locked_folder("out", folder):
         with refused("out ", "is in use by another process"):
-            locked_folder("out", folder).__enter__()
+            files.locked_folder("out", folder).__enter__()
     assert not [*tmp_path.iterdir()]
-    with locked_folder("out", folder):
+    with files.locked_folder("out", folder):
         (folder / "run.json").touch()
     assert [*folder.iterdir()] == [folder / "run.json"]
 
 
 def write_folder(folder, text):
-    with replacement_folder(folder) as new:
+    with files.replacement_folder(folder) as new:
         (new / "file").write_text(text)
 
 
 def read_texts(folder):
     """{file: text} of all files below a folder, also hidden ones."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_text() for path in files}
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_text() for path in paths}
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
-    replace_file(path, b"old")
-    with pytest.raises(KeyboardInterrupt), replacement_file(path) as new:
+    files.replace_file(path, b"old")
+    with pytest.raises(KeyboardInterrupt), files.replacement_file(path) as new:
         new.write_bytes(b"ne")
         raise KeyboardInterrupt
     assert read_texts(tmp_path) == {"file": "old"}
@@ -52,7 +45,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 def test_a_file_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
     """Else a machine that stops would leave an empty file."""
     path = tmp_path / "file"
-    replace_file(path, b"old")
+    files.replace_file(path, b"old")
 
     def fsync(descriptor):
         assert os.pread(descriptor, 9, 0) == b"newer"
@@ -61,27 +54,29 @@ def test_a_file_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(RunError, match=r"file cannot be written \(disk is full\)"):
-        replace_file(path, b"newer")
+        files.replace_file(path, b"newer")
     assert read_texts(tmp_path) == {"file": "old"}
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
     path = tmp_path / "file"
-    with replacement_file(path) as new:  # while another process does the same
-        replace_file(path, "theirs")
+    with files.replacement_file(path) as new:  # while another process does the same
+        files.replace_file(path, "theirs")
         new.write_text("ours")
     assert read_texts(tmp_path) == {"file": "ours"}
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "bad"), KeyboardInterrupt()])
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_failed_replacement_restores_the_folder(
+def test_a_failed_replacement_restores_a_links_folder(
     tmp_path, monkeypatch, error, failing
 ):
-    path = tmp_path / "model"
+    target = tmp_path / "disk" / "target"
+    write_folder(target, "older")
+    (tmp_path / "link").symlink_to(target)
+    write_folder(tmp_path / "link", "old")
     rename = os.rename
     calls = []
-    write_folder(path, "old")
 
     def fail_once(*names):
         calls.append(names)
@@ -91,8 +86,8 @@ def test_a_failed_replacement_restores_the_folder(
 
     monkeypatch.setattr(os, "rename", fail_once)
     with pytest.raises((RunError, KeyboardInterrupt)):
-        write_folder(path, "new")
-    assert read_texts(tmp_path) == {"model/file": "old"}
+        write_folder(tmp_path / "link", "new")
+    assert read_texts(tmp_path / "disk") == {"target/file": "old"}
 
 
 def test_nonfinite_numbers_are_null_in_json(tmp_path):
@@ -103,19 +98,11 @@ def test_nonfinite_numbers_are_null_in_json(tmp_path):
     assert read_back == {"a": [None, 1.5], "b": None, "c": "NaN"}
 
 
-def test_a_links_target_is_replaced(tmp_path):
-    target = tmp_path / "disk" / "target"
-    write_folder(target, "old")
-    (tmp_path / "link").symlink_to(target)
-    write_folder(tmp_path / "link", "new")
-    assert read_texts(tmp_path / "disk") == {"target/file": "new"}
-
-
 def test_the_umask_decides_modes(tmp_path):
     """safetensors 0.8 excludes other users."""
     before = os.umask(0o027)
     try:
-        with replacement_folder(tmp_path / "folder") as new:
+        with files.replacement_folder(tmp_path / "folder") as new:
             (new / "file").touch(0o600)
     finally:
         os.umask(before)
@@ -144,26 +131,23 @@ def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
     assert files.git_revision() is None  # no git installed
 
 
-def test_unwritable_files_are_refused_before_the_work(tmp_path):
-    (tmp_path / "a.json").touch()
+def test_unwritable_files_and_inputs_are_refused_before_the_work(tmp_path):
     (tmp_path / "folder.json").mkdir()
-    for name in ("a.json", "B.JSON"):
-        check_writable("json", tmp_path / name, [".json"])
-    for name in ("no/a.json", "folder.json", "a.json/b.json"):
-        with refused("cannot be written"):
-            check_writable("json", tmp_path / name, [".json"])
-    for name in ("panda.jpg", "result", "a.md"):
-        with refused("must end in .json or .jsonl"):
-            check_writable("json", tmp_path / name, [".json", ".jsonl"])
-
-
-def test_input_files_are_not_replaced(tmp_path):
-    names = ["config.json", "classes.json", "run.json", "preprocessor_config.json"]
-    for name in (*names, "labels.json"):
+    names = ["config.json", "classes.json", "labels.json"]
+    for name in names:
         (tmp_path / name).write_text("{}")
-    table = tmp_path / "labels.json"
-    check_writable("json", table, [".json"], list_input_files(tmp_path))
-    for name in (*names, "labels.json"):
+
+    def check(name, inputs=()):
+        files.check_writable("json", tmp_path / name, [".json", ".jsonl"], inputs)
+
+    check("B.JSON")
+    for name in ("no/a.json", "folder.json", "labels.json/b.json"):
+        with refused("cannot be written"):
+            check(name)
+    for name in ("panda.jpg", "result"):
+        with refused("must end in .json or .jsonl"):
+            check(name)
+    check("labels.json", list_input_files(tmp_path))
+    for name in names:
         with refused("json ", f"{name} is an input of this"):
-            inputs = list_input_files(tmp_path, f"csv:{table}")
-            check_writable("json", tmp_path / name, [".json"], inputs)
+            check(name, list_input_files(tmp_path, f"csv:{tmp_path}/labels.json"))

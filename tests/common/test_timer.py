@@ -8,6 +8,16 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.timer import TimedCall, Timing
 
 
+class World:
+    time = 0.0
+
+    def __init__(self):
+        self.log = []
+
+    def now(self):
+        return self.time
+
+
 class Device:
     """A simulated device that runs calls in sequence, each for given seconds.
 
@@ -23,7 +33,7 @@ class Device:
         self.unfinished = 0
 
     def call(self, number):
-        free = max(self.world.time, self.ends[-1] if self.ends else 0.0)
+        free = max(self.world.time, *self.ends[-1:], 0.0)
         self.numbers.append(number)
         self.ends.append(free + next(self.seconds))
         self.unfinished = max(self.unfinished, len(self.ends) - len(self.waited))
@@ -36,15 +46,6 @@ class Device:
 
     def job(self, ahead=0):
         return TimedCall(self.call, self.wait, ahead)
-
-
-class World:
-    def __init__(self):
-        self.time = 0.0
-        self.log = []
-
-    def now(self):
-        return self.time
 
 
 @pytest.fixture

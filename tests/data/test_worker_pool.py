@@ -16,7 +16,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import RunError
 from tests.helpers import forked_processes
-from tests.helpers.noise_images import Noise, assert_same, train_transform
+from tests.helpers.noise_images import Noise, assert_same
 from tests.helpers.reading_tasks import Filled, train
 from tests.helpers.refused_calls import refused
 
@@ -34,12 +34,9 @@ def proc_file(pid, name=""):
 
 
 def child_workers(pid):
-    path = proc_file(pid, f"task/{pid}/children")
-    return {int(child) for child in path.read_text().split() if is_worker(child)}
-
-
-def is_worker(pid):
-    return b"worker_pool" in proc_file(pid, "cmdline").read_bytes()
+    children = proc_file(pid, f"task/{pid}/children").read_text().split()
+    command_of_child = {c: proc_file(c, "cmdline").read_bytes() for c in children}
+    return {int(c) for c in children if b"worker_pool" in command_of_child[c]}
 
 
 def own_workers():
@@ -126,39 +123,6 @@ def test_workers_end_with_a_killed_run():
             running.kill()
         running.wait(timeout=20)
     assert wait_for_end(started)
-
-
-@pytest.mark.slow
-def test_evaluations_between_steps_change_no_batch():
-    """While training's workers wait, an evaluation has its own."""
-    sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
-    options = {"transform": train_transform(24), "seed": 3, "repeats": 3}
-    options |= {"batch_size": 40, "steps": range(2, 13)}
-    training = Batches(source=sources[0], **options)
-    evaluation = Batches(source=sources[1], transform=Preprocessing(48), batch_size=40)
-    reader = read_ahead(training, 2, threads=2)
-    evaluations = []
-    trained = [next(reader)]
-    started = own_workers()
-    assert len(started) == 2
-    for steps in (3, 5, 2):
-        trained += itertools.islice(reader, steps)
-        evaluation_reader = read_ahead(evaluation, 2, threads=2)
-        first = [next(evaluation_reader)]
-        assert started < own_workers() and len(own_workers()) == 4
-        evaluations.append([*first, *evaluation_reader])
-        assert own_workers() == started
-    assert not [*reader]
-    assert not own_workers()
-    damaged = [dict(source.unreadable) for source in sources]
-    for source in sources:
-        source.unreadable.clear()
-    assert_same(trained, list(training.read_batches()))
-    expected = list(evaluation.read_batches())
-    for batches in evaluations:
-        assert_same(batches, expected)
-    assert len(trained) == 11
-    assert damaged == [source.unreadable for source in sources] != [{}, {}]
 
 
 @pytest.mark.slow
