@@ -96,23 +96,22 @@ def test_mixup_and_cutmix_have_their_shares():
     assert abs(len(unmixed) / 4000 - 0.4) < 0.032
 
 
-def mixing_batch(dtype):
+def mix_random_batch(lam, box, cut, dtype):
+    """(images, partners' images, mixed images, mixed targets) of four noise images."""
     images = np.random.default_rng(0).normal(size=(4, 6, 8, 3)).astype(dtype)
     targets = np.asarray(soft_targets(np.arange(4), 5, 0.1))
-    return images, targets, images[::-1], targets[::-1]
+    drawn = mixup.Mix(np.float32(lam), np.array(box), np.array(cut))
+    mixed = mix_batch(drawn, (images, targets), (images[::-1], targets[::-1]))
+    return images, images[::-1], *mixed
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_mixup_blends_images_and_targets(dtype):
-    images, targets, *partner = mixing_batch(dtype)
-    drawn = mixup.Mix(np.float32(0.3), np.array([0, 6, 0, 8]), np.array(False))
-    mixed, mixed_targets = mix_batch(drawn, (images, targets), partner)
-    image = np.float64(images)
-    partner_image = np.float64(partner[0])
-    mixed64 = np.float64(mixed)
+    batch = mix_random_batch(0.3, (0, 6, 0, 8), False, dtype)
+    images, partners, mixed, mixed_targets = batch
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-8  # half a unit of the last place
-    expected = 0.3 * image + 0.7 * partner_image
-    np.testing.assert_allclose(mixed64, expected, rtol=tolerance, atol=1e-6)
+    expected = 0.3 * np.float64(images) + 0.7 * np.float64(partners)
+    np.testing.assert_allclose(np.float64(mixed), expected, rtol=tolerance, atol=1e-6)
     assert mixed.dtype == dtype
     assert mixed_targets.dtype == jnp.float32
     expected = [0.3 * 0.92 + 0.7 * 0.02, 0.3 * 0.02 + 0.7 * 0.92]
@@ -121,11 +120,9 @@ def test_mixup_blends_images_and_targets(dtype):
 
 
 def test_cutmix_pastes_the_partners_box_exactly():
-    images, targets, *partner = mixing_batch(jnp.bfloat16)
-    drawn = mixup.Mix(np.float32(0.75), np.array([1, 4, 2, 6]), np.array(True))
-    mixed, mixed_targets = mix_batch(drawn, (images, targets), partner)
+    batch = mix_random_batch(0.75, (1, 4, 2, 6), True, jnp.bfloat16)
+    images, partners, mixed, mixed_targets = batch
     expected = np.array(images)
-    expected[:, 1:4, 2:6] = np.array(partner[0])[:, 1:4, 2:6]
+    expected[:, 1:4, 2:6] = np.array(partners)[:, 1:4, 2:6]
     np.testing.assert_array_equal(np.asarray(mixed), expected)
-    expected = 0.75 * 0.92 + 0.25 * 0.02
-    assert_close(mixed_targets[1, 1], expected, units=8)
+    assert_close(mixed_targets[1, 1], 0.75 * 0.92 + 0.25 * 0.02, units=8)
