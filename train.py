@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import run_files
+from imagepiece_jax.weights import folder_files
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -92,7 +92,7 @@ def with_own_config(argv: list[str]) -> list[str]:
     file = pathlib.Path(workdir[1], "config.json")
     if not file.is_file():
         return argv
-    run_files.read_run_file(file)
+    folder_files.read_run_file(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
     return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
 

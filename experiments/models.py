@@ -8,7 +8,7 @@ from typing import Protocol
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction
-from imagepiece_jax.weights.file_names import CONFIG_FILE
+from imagepiece_jax.weights.folder_files import CONFIG_FILE
 from imagepiece_jax.weights.load import load
 
 # A model, and the reduction that it is measured with

@@ -295,7 +295,7 @@ def open_models(options):
         runs = study_models.load_runs(options.runs, dtype)
         return study_models.TrainedRuns(tuple(runs))
     # A run's best was chosen on the images of the figures.
-    location = locate_weights(options.weights, options.config is not None)
+    location = locate_weights(options.weights)
     checkpoint = "latest" if location.origin.kind == RUN_KIND else None
     vit = load(
         options.weights,

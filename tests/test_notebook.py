@@ -11,7 +11,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.weights import hub
+from imagepiece_jax.weights import location
 from tests.helpers.shallow_deit import deit_ti
 
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -59,7 +59,7 @@ def test_cells_print_their_stored_outputs(tmp_path, monkeypatch, capsys):
     plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", show)
     unreachable = mock.Mock(side_effect=InputError("the hub cannot be reached"))
-    monkeypatch.setattr(hub, "fetch_folder", unreachable)
+    monkeypatch.setattr(location, "fetch_folder", unreachable)
     assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
     recover = imagepiece_jax.recover

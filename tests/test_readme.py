@@ -28,7 +28,7 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.reduction import block_plan, reducers, state
 from imagepiece_jax.reduction.state import ReducerInputs
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights import hub
+from imagepiece_jax.weights import location
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.named_models import facts
 from tests.helpers.picture_files import noise, write_images
@@ -193,7 +193,7 @@ def downloaded(tmp_path, monkeypatch, assets, photographs):
     assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
     deit_ti(monkeypatch, 2)
-    monkeypatch.setattr(hub, "fetch_folder", None)
+    monkeypatch.setattr(location, "fetch_folder", None)
     return tmp_path
 
 
@@ -241,7 +241,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def hub_of_pages(published, photographs, monkeypatch):
-    monkeypatch.setattr(hub, "fetch_folder", published.__getitem__)
+    monkeypatch.setattr(location, "fetch_folder", published.__getitem__)
 
 
 def test_the_first_lines_run_without_the_hub(downloaded, monkeypatch, capsys):

@@ -39,7 +39,7 @@ def main(
     """
     from imagepiece_jax.benchmark import suite, workloads
     from imagepiece_jax.common import xla_options
-    from imagepiece_jax.weights.run_files import list_input_files
+    from imagepiece_jax.weights.folder_files import list_input_files
 
     batch_sizes = option_values("batch_size", batch_size)
     timing = Timing(warmup, repeats, seconds)

@@ -38,7 +38,7 @@ def main(
     from imagepiece_jax.evaluation.labeled_images import find_data_name
     from imagepiece_jax.exporters.self_test import find_difference
     from imagepiece_jax.models.pretrained import Pretrained
-    from imagepiece_jax.weights.run_files import list_input_files
+    from imagepiece_jax.weights.folder_files import list_input_files
 
     program = weights.open_exported()
     if self_test:

@@ -29,7 +29,7 @@ def main(
     """
     from imagepiece_jax.data import pictures
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.weights.run_files import list_input_files
+    from imagepiece_jax.weights.folder_files import list_input_files
 
     files = pictures.find_images(images.images)
     if json is not None:

@@ -19,7 +19,7 @@ from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Origin
 from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.weights.description import parse_content
+from imagepiece_jax.weights.description import content_errors
 
 # (prepared images, names) -> a function that computes these outputs; None: all
 MakeCall = Callable[
@@ -132,7 +132,8 @@ def open_described(
             channels_first=second_side == 3,
         )
 
-    return parse_content(facts_file(path), program_from_facts)
+    with content_errors(facts_file(path)):
+        return program_from_facts()
 
 
 def _without_type_names(record):

@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_facts import read_facts
 from imagepiece_jax.exporters.program_interface import TowerInterface
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.weights.file_names import CONFIG_FILE, PREPROCESSOR_FILE
+from imagepiece_jax.weights.folder_files import CONFIG_FILE, PREPROCESSOR_FILE
 from imagepiece_jax.weights.transformers_config import (
     INTERPOLATION_OF_RESAMPLE,
     RESCALE_FACTOR,

@@ -13,7 +13,7 @@ from imagepiece_jax.common.checks import check_options, option, replace_lists
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
 from imagepiece_jax.errors import InputError, titled_errors
-from imagepiece_jax.weights import run_files
+from imagepiece_jax.weights import folder_files
 
 if TYPE_CHECKING:  # these modules import JAX
     from imagepiece_jax.models.config import ViTConfig
@@ -239,7 +239,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of a run's config.json."""
         fields = dataclasses.asdict(self) | {"reduction": str(self.reduction)}
-        return {"format": run_files.RUN_FORMAT, **fields}
+        return {"format": folder_files.RUN_FORMAT, **fields}
 
     def _create_model(self, reduction, masked=False):
         """Build the model; `masked`: it may train with masks in place of removals."""

@@ -4,13 +4,12 @@ The config comes from the caller, a public name, or the files beside the weights
 config.json of timm, transformers, `save` or a run, or an open_clip_config.json.
 """
 
-import dataclasses
+import contextlib
 import os
 import pathlib
 import types
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import replace_lists
 from imagepiece_jax.common.files import read_json
@@ -24,22 +23,27 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import read_run_config
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
-from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
-from imagepiece_jax.weights.file_names import (
+from imagepiece_jax.weights.folder_files import (
     CONFIG_FILE,
     OPEN_CLIP_FILE,
     OWN_KEY,
     PREPROCESSOR_FILE,
     PROCESSOR_FILE,
     JsonFields,
+    check_run_format,
+    read_class_names,
 )
-from imagepiece_jax.weights.location import FILE_KIND, RUN_KIND, Location, locate_config
-from imagepiece_jax.weights.run_files import check_run_format, read_class_names
+from imagepiece_jax.weights.location import (
+    FILE_KIND,
+    RUN_KIND,
+    STATE_DICT_KIND,
+    Location,
+    locate_config,
+)
 from imagepiece_jax.weights.tensor_files import open_tensors
 
-ParseResult = TypeVar("ParseResult")
 RECORD_FORMAT = 5  # of the part OWN_KEY; other formats are refused
 # Errors of parsers for content of an unknown form.
 PARSER_ERRORS = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
@@ -80,18 +84,7 @@ def describe_weights(
     if location.config_file is None:
         config = config or _find_named_config(location)
         return Description(config, has_file_config=False)
-    try:
-        description = _describe_files(location, config is not None)
-    except InputError as error:
-        # The caller's config replaces a config.json of `save` that is broken or from
-        # another version.
-        if config is None or OWN_KEY not in (location.config_fields or {OWN_KEY}):
-            raise
-        warnings.warn(
-            f"{error}; the file is ignored, because config describes the model",
-            stacklevel=3,
-        )
-        return Description(config, has_file_config=False)
+    description = _describe_files(location, config is not None)
     if config is None:
         return description
     return description._replace(config=config, has_file_config=False, trained_size=None)
@@ -116,6 +109,8 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
 
 def _find_named_config(location):
     """Find the config by a file's own name, if it is the name of a public model."""
+    if location.origin.kind == STATE_DICT_KIND:
+        raise InputError("config is missing: a state dict does not say its model")
     weights_path = location.path
     if location.origin.kind == FILE_KIND:
         if name := registry.model_in_file_name(weights_path):
@@ -127,77 +122,71 @@ def _find_named_config(location):
                 "load(.., config=NAME) or --config NAME, such as deit_ti, says which "
                 "model it is, and save keeps that beside the weights"
             )
-    raise InputError(f"{location.title} does not name its model; {remedy}")
+    raise InputError(f"{location.origin.title} does not name its model; {remedy}")
 
 
 def _describe_files(location, has_config):
     """Read the files beside weights: config, image processor, a run's class names."""
     config_file = location.config_file
-    # Broken JSON is read again, which raises the error in the file.
     config_fields = location.config_fields
-    if config_fields is None:
-        config_fields = read_json(config_file)
     if location.origin.kind == RUN_KIND:
         if not RUN_FIELDS <= {*config_fields}:
             raise InputError(f"{config_file} describes no run and no model")
-        description = parse_content(config_file, _parse_run_config, config_fields)
-        class_names = read_class_names(location.path, config_fields["num_classes"])
-        return description._replace(class_names=class_names)
+        with content_errors(config_file):
+            check_run_format(config_fields)
+            config = read_run_config(config_fields)
+            reduction = Reduction.read(config_fields["reduction"])
+            dtype = config_fields["model"]["dtype"]
+        class_names = read_class_names(location.path, config.num_classes)
+        return Description(config, class_names, reduction=reduction, dtype=dtype)
     if config_file.name == OPEN_CLIP_FILE:
-        parse = open_clip_config.parse_open_clip
-        return Description(parse_content(config_file, parse, config_fields))
+        with content_errors(config_file):
+            return Description(open_clip_config.parse_open_clip(config_fields))
     processor_fields = {}
     if PROCESSOR_FILE in location.file_names:
         file_fields = read_json(location.path / PROCESSOR_FILE)
         processor_fields = file_fields.get("image_processor") or {}
     if not processor_fields and PREPROCESSOR_FILE in location.file_names:
         processor_fields = read_json(location.path / PREPROCESSOR_FILE)
-    return parse_config(config_fields, processor_fields, location.path, has_config)
-
-
-def _parse_run_config(config_fields):
-    check_run_format(config_fields)
-    reduction = Reduction.read(config_fields["reduction"])
-    dtype = config_fields["model"]["dtype"]
-    return Description(read_run_config(config_fields), reduction=reduction, dtype=dtype)
+    # timm's config.json and ours have mean and std, and so has the caller's config.
+    # For transformers' they would silently be the defaults.
+    if not (processor_fields or has_config or "architecture" in config_fields):
+        lack = f"no {PREPROCESSOR_FILE} with the images' mean and std"
+        folder = f"folder {location.path} has {lack}"
+        raise InputError(f"{folder}; place it there, or give config=")
+    return parse_config(config_fields, processor_fields, location.path)
 
 
 def parse_config(
     config_fields: JsonFields,
     processor_fields: JsonFields,
     folder: pathlib.Path = pathlib.Path(),
-    has_config: bool = False,
 ) -> Description:
     """Describe weights by the contents of their folder's config files.
 
     config_fields, processor_fields: of config.json and preprocessor_config.json
-    has_config: whether the caller describes the images, which no file then need do
     """
     config_file = folder / CONFIG_FILE
-    if OWN_KEY in config_fields:
-        return parse_content(config_file, _parse_own_record, config_fields)
-    if "architecture" in config_fields:
-        parse = timm_config.parse_timm
-        return Description(**parse_content(config_file, parse, config_fields))
-    if not processor_fields and not has_config:
-        lack = f"no {PREPROCESSOR_FILE} with the images' mean and std"
-        raise InputError(f"folder {folder} has {lack}; place it there, or give config=")
-    parse = transformers_config.find_vision_type
-    model_type = parse_content(config_file, parse, config_fields)
-    parse = transformers_config.parse_image_processor
-    file = folder / PREPROCESSOR_FILE
-    processor = parse_content(file, parse, processor_fields, model_type)
-    parse = transformers_config.parse_transformers
-    return Description(**parse_content(config_file, parse, config_fields, processor))
+    with content_errors(config_file):
+        if OWN_KEY in config_fields:
+            return _parse_own_record(config_fields)
+        if "architecture" in config_fields:
+            return Description(**timm_config.parse_timm(config_fields))
+        model_type = transformers_config.find_vision_type(config_fields)
+    with content_errors(folder / PREPROCESSOR_FILE):
+        parse_processor = transformers_config.parse_image_processor
+        normalization, crop_fields = parse_processor(processor_fields, model_type)
+    with content_errors(config_file):
+        parse = transformers_config.parse_transformers
+        return Description(**parse(config_fields, normalization, crop_fields))
 
 
-def parse_content(
-    file: str | os.PathLike | None, parse: Callable[..., ParseResult], *content: Any
-) -> ParseResult:
-    """Call `parse(*content)`, and name the file in its errors."""
+@contextlib.contextmanager
+def content_errors(file: str | os.PathLike) -> Iterator[None]:
+    """Name a file in the errors of parsing its content."""
     with titled_errors(file):
         try:
-            return parse(*content)
+            yield
         except InputError:
             raise
         except KeyError as error:
@@ -212,53 +201,35 @@ def _parse_own_record(config_fields):
     record = config_fields[OWN_KEY]
     if record.get("format") != RECORD_FORMAT:
         raise earlier_revision("it")
-    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
-        raise InputError(f"{OWN_KEY}.reduction is None")
-    config_record = dict(record["config"])
-    arch_fields = dict(config_record["arch"])
-    if arch_fields["rotary"]:
-        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
-    config_record["arch"] = _read_record(Architecture, arch_fields)
-    preprocessing = config_record["preprocessing"]
-    config_record["preprocessing"] = _read_record(Preprocessing, preprocessing)
-    config = _read_record(ViTConfig, config_record)
+    config_record = {**record["config"]}
+    config_record["arch"] = Architecture(**config_record["arch"])
+    config_record["preprocessing"] = Preprocessing(**config_record["preprocessing"])
+    config = ViTConfig(**config_record)
     trained_size = record.get("trained_size")
-    _check_same_images(config, trained_size or config.image_size, config_fields)
+    # `save` writes both parts for one model, so somebody has edited one part.
+    own_values = {"mean": config.mean, "std": config.std}
+    own_values["input_size"] = (3, *image_sides(trained_size or config.image_size))
+    pretrained_cfg = config_fields.get("pretrained_cfg", {})
+    for field, own_value in own_values.items():
+        timm_value = pretrained_cfg.get(field, own_value)
+        if timm_value != own_value:
+            other = f"but {OWN_KEY}.config says {own_value}"
+            raise InputError(f"pretrained_cfg.{field} is {timm_value}, {other}")
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
     recovery = None
     if "recovery" in record:
         variants = record["recovery"]["variants"]
-        recovery = Recovery(tuple(_read_record(RecoveredVariant, v) for v in variants))
+        recovery = Recovery(tuple(RecoveredVariant(**fields) for fields in variants))
     return Description(
         config,
         class_names=class_names,
         license=record.get("license"),
         reduction=Reduction.read(record["reduction"]),
         dtype=checked_dtype(record["dtype"]),
-        untrained_parts=tuple(map(str, record.get("untrained", ()))),
+        untrained_parts=tuple(record.get("untrained", ())),
         recovery=recovery,
         trained_size=trained_size,
         digest=record.get("digest"),
     )
-
-
-def _read_record(record_class, fields):
-    """Make a dataclass from a record, which must hold every field, without defaults."""
-    for field in dataclasses.fields(record_class):
-        if field.name not in (*fields, "values"):  # values are in another file
-            raise KeyError(field.name)
-    return record_class(**fields)
-
-
-def _check_same_images(config, image_size, config_fields):
-    # `save` writes both parts for one model, so somebody has edited one part.
-    pretrained_cfg = config_fields.get("pretrained_cfg", {})
-    own_values = {"mean": config.mean, "std": config.std}
-    own_values["input_size"] = (3, *image_sides(image_size))
-    for field, own_value in own_values.items():
-        timm_value = pretrained_cfg.get(field, own_value)
-        if timm_value != own_value:
-            other = f"but {OWN_KEY}.config says {own_value}"
-            raise InputError(f"pretrained_cfg.{field} is {timm_value}, {other}")

@@ -25,9 +25,8 @@ from imagepiece_jax.models.variables import (
     variables_digest,
 )
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights import description, file_names, naming
+from imagepiece_jax.weights import description, folder_files, naming
 from imagepiece_jax.weights.location import RUN_KIND, Location, locate_weights
-from imagepiece_jax.weights.run_files import find_checkpoint_folder
 from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
 
 TRAINED_REDUCTION = "trained"  # the reduction of the training or of the saved model
@@ -77,10 +76,10 @@ def load(
     Raises InputError for weights without a known config, and for tensors that do not
         match the config.
     """
-    location = locate_weights(weights, config is not None, checkpoint, averaged)
+    location = locate_weights(weights, checkpoint, averaged)
     facts = description.describe_weights(location, config)
     tensors, facts = read_tensors(location, facts)
-    vit_config = change_config(facts, image_size, crop, num_classes)
+    vit_config = _change_config(facts, image_size, crop, num_classes)
     fresh_parts: tuple[str, ...] = ()
     if vit_config.num_classes != facts.config.num_classes:
         fresh_parts = HEAD_PARTS
@@ -94,7 +93,7 @@ def load(
     except InputError as error:
         if not keeps_reduction:  # the caller's mistake, not the file's
             raise
-        raise InputError(f"{location.title}: {error}") from error
+        raise InputError(f"{location.origin.title}: {error}") from error
     log_reduction(reduction, model)
     dense_tensors, selectors = timm_tensors.split_selectors(tensors)
     untrained = tuple(f"{part.replace('_', '.')}." for part in facts.untrained_parts)
@@ -117,7 +116,7 @@ def load(
         fit_positions = resize_positions.fit_positions
         model_tensors = fit_positions(model_tensors, vit_config, trained_size)
     variables, drawn_parts = make_variables(
-        model, model_tensors, location.title, fresh_parts, seed or 0
+        model, model_tensors, location.origin.title, fresh_parts, seed or 0
     )
     params = variables["params"]
     untrained_parts = {p for p in params if is_in_parts(p, facts.untrained_parts)}
@@ -154,12 +153,7 @@ def load(
     return vit
 
 
-def change_config(
-    facts: description.Description,
-    image_size: ImageSize | None,
-    crop: float | None,
-    num_classes: int | None,
-) -> ViTConfig:
+def _change_config(facts, image_size, crop, num_classes):
     """Apply the caller's image size, crop and number of classes; None: no change."""
     config = facts.config
     if image_size is None:
@@ -191,24 +185,26 @@ def read_tensors(
         weights = location.find_weights()
         key = location.origin.checkpoint
         tensors = naming.read_timm_tensors(weights, key, facts.config)
-        names = location.file_names
-        learned_files = [name for name in file_names.LEARNED_FILES if name in names]
-        learned = {n: read_state_dict(location.path / n) for n in learned_files}
-        tensors |= learned.get(file_names.SELECTORS_FILE, {})
-        variant_tensors = learned.get(file_names.RECOVERED_FILE, {})
-        if learned_files and facts.digest is not None:
+        learned_tensors = {
+            name: read_state_dict(location.path / name)
+            for name in folder_files.LEARNED_FILES
+            if name in location.file_names
+        }
+        tensors |= learned_tensors.get(folder_files.SELECTORS_FILE, {})
+        variant_tensors = learned_tensors.get(folder_files.RECOVERED_FILE, {})
+        if learned_tensors and facts.digest is not None:
             if facts.digest != variables_digest([tensors, variant_tensors]):
-                names = " or ".join(learned_files)
-                raise InputError(f"{location.title}: {names} belongs to other weights")
-    facts = correct_facts(location, facts, tensors)
-    config, recovery = facts.config, facts.recovery
+                names = " or ".join(learned_tensors)
+                raise InputError(
+                    f"{location.origin.title}: {names} belongs to other weights"
+                )
+    facts = _correct_facts(facts, tensors, location.origin.title)
+    config = facts.config
+    recovery = facts.recovery
     if recovery is not None:
-        recovery = description.parse_content(
-            location.path / file_names.RECOVERED_FILE,
-            recovery.with_tensors,
-            variant_tensors,
-            variable_shapes(build_model(config)),
-        )
+        dense_shapes = variable_shapes(build_model(config))
+        with description.content_errors(location.path / folder_files.RECOVERED_FILE):
+            recovery = recovery.with_tensors(variant_tensors, dense_shapes)
     class_names = facts.class_names if config.num_classes else None
     if config.num_classes and class_names is None and not facts.has_file_config:
         # Without a file that states classes, only a public name tells their names.
@@ -229,14 +225,12 @@ def _read_run_tensors(location):
             raise InputError(f"run {run_folder} has no averages: its ema_decay is 0")
         return {name: stored_state[name] for name in names}
 
-    folder = find_checkpoint_folder(run_folder, str(origin.checkpoint))
+    folder = folder_files.find_checkpoint_folder(run_folder, str(origin.checkpoint))
     state, _, _ = checkpoints.read_newest_step(folder, choose_variables)
     return timm_tensors.to_timm(state.get(AVERAGES_KEY, state))
 
 
-def correct_facts(
-    location: Location, facts: description.Description, tensors: NamedArrays
-) -> description.Description:
+def _correct_facts(facts, tensors, title):
     """Correct the config by the tensors.
 
     Tensors decide the number of classes and whether DeiT's distillation token is a
@@ -252,7 +246,7 @@ def correct_facts(
     # A number of classes in the files must agree with the head.
     has_other_classes = config.num_classes not in (0, num_classes)
     if has_other_classes and facts.has_file_config:
-        subject = f"{location.title}: num_classes is {config.num_classes}"
+        subject = f"{title}: num_classes is {config.num_classes}"
         raise InputError(f"{subject}, but its tensors have {num_classes}")
     changes: dict[str, Any] = {"num_classes": num_classes}
     if config.name and has_other_classes and config.problem_type == PROJECTION:

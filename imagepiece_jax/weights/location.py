@@ -1,37 +1,33 @@
 """Location, the first stage of `load`: a file, a published folder, a run or a dict.
 
-`locate_weights` looks at a path once. The later stages read its result.
+`locate_weights` looks at a path once. The later stages read its result. A Hugging Face
+hub id is hf://OWNER/NAME or hf://OWNER/NAME@REVISION: a branch, a tag or a commit. Its
+config files and one weights file go into huggingface_hub's own cache, which is then
+read like any other folder.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, cast
 
+from imagepiece_jax.common import extras
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Origin
-from imagepiece_jax.models.program import is_exported
-from imagepiece_jax.weights import hub
-from imagepiece_jax.weights.file_names import (
-    CONFIG_FILE,
-    LEARNED_FILES,
-    OPEN_CLIP_FILE,
-    OWN_KEY,
-    WEIGHTS_ENDINGS,
-    WEIGHTS_FILES,
-)
-from imagepiece_jax.weights.run_files import CHECKPOINT_KINDS
+from imagepiece_jax.weights import folder_files
 
+HUB_SCHEME = "hf://"
 # Kinds of weights, as error messages call them.
 FILE_KIND = "weights file"
 FOLDER_KIND = "folder"  # in the Hugging Face hub's format
 RUN_KIND = "run"
 STATE_DICT_KIND = "state dict"  # in memory
 # config.json keys of published weights (timm's, transformers', ours), not of runs.
-PUBLISHED_KEYS = {"architecture", "architectures", "model_type", OWN_KEY}
+PUBLISHED_KEYS = {"architecture", "architectures", "model_type", folder_files.OWN_KEY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +37,9 @@ class Location:
     origin: Origin  # path, kind and name; a run's config and checkpoint
     # the config file of a folder's weights, if there is one, and its content
     config_file: pathlib.Path | None = None
-    config_fields: Mapping[str, Any] | None = None  # also None for broken JSON
+    config_fields: Mapping[str, Any] | None = None
     tensors: Mapping[str, Any] | None = None  # a STATE_DICT_KIND's
     file_names: frozenset[str] = frozenset()  # in a folder
-
-    @property
-    def title(self) -> str:
-        """The path in error messages: "run runs/a", "folder hf://OWNER/NAME"."""
-        return self.origin.title
 
     @property
     def path(self) -> pathlib.Path:
@@ -64,13 +55,13 @@ class Location:
             return self.path / weights_names[0]
         names = f"{', '.join(weights_names)}, not one weights file"
         if not weights_names:
-            names = f"no {WEIGHTS_FILES[0]}; name an exported file by its own path"
+            default_name = folder_files.WEIGHTS_FILES[0]
+            names = f"no {default_name}; name an exported file by its own path"
         raise InputError(f"folder {self.path} has {names}")
 
 
 def locate_weights(
     weights: str | os.PathLike | Mapping[str, Any],
-    has_config: bool = False,
     checkpoint: str | None = None,
     averaged: bool = False,
 ) -> Location:
@@ -78,39 +69,27 @@ def locate_weights(
 
     Only a folder's config file is read. A folder with one weights file may lack it.
 
-    weights: a path, a hub id or a state dict
-    has_config: whether the caller describes the model; a state dict then needs no
-        config file, and a local config file need not be JSON
-    checkpoint, averaged: as for `load`
+    weights, checkpoint, averaged: as for `load`
     """
     if isinstance(weights, Mapping):
-        if not has_config:
-            raise InputError("config is missing: a state dict does not say its model")
         location = Location(Origin(kind=STATE_DICT_KIND), tensors=weights)
-    elif hub.is_hub_id(weights):
-        # A hub folder's config must be JSON: it tells which files to fetch.
-        location = _locate_weights_in(hub.fetch_folder(str(weights)))
+    elif str(weights).startswith(HUB_SCHEME):
+        location = _locate_weights_in(fetch_folder(str(weights)))
     else:
         path = pathlib.Path(weights).expanduser()
         if not path.exists():
             raise InputError(
                 f"weights is '{path}': no such file or folder; a model of the Hugging "
-                f"Face hub is {hub.HUB_SCHEME}OWNER/NAME"
+                f"Face hub is {HUB_SCHEME}OWNER/NAME"
             )
+        location = Location(Origin(path=path, kind=FILE_KIND, name=path.name))
         if path.is_dir():
-            location = _locate_weights_in(path, has_config)
-        elif is_exported(path):
-            raise InputError(
-                f"weights is '{path}', an exported program; evaluate, benchmark and "
-                "onnxruntime run it, but load needs the original weights"
-            )
-        else:
-            location = Location(Origin(path=path, kind=FILE_KIND, name=path.name))
+            location = _locate_weights_in(path)
     origin = location.origin
     if origin.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
-        check_choice("checkpoint", checkpoint, CHECKPOINT_KINDS)
-    elif checkpoint in CHECKPOINT_KINDS:
+        check_choice("checkpoint", checkpoint, folder_files.CHECKPOINT_KINDS)
+    elif checkpoint in folder_files.CHECKPOINT_KINDS:
         raise InputError(f"checkpoint is {checkpoint!r}, but {origin.title} is no run")
     elif averaged:
         raise InputError(
@@ -127,23 +106,62 @@ def locate_config(path_or_id: str) -> Location | None:
     Of several config files, the named one is read.
     """
     folder, file_name = os.path.split(path_or_id)
-    is_config_file = file_name in (CONFIG_FILE, OPEN_CLIP_FILE)
-    if hub.is_hub_id(path_or_id):
+    is_config_file = file_name in (
+        folder_files.CONFIG_FILE,
+        folder_files.OPEN_CLIP_FILE,
+    )
+    if path_or_id.startswith(HUB_SCHEME):
         return locate_weights(folder if is_config_file else path_or_id)
     local_path = os.path.expanduser(path_or_id)
     if not os.path.exists(local_path):  # also for a name that is too long
         return None
     if is_config_file:
         config_file = pathlib.Path(local_path)
-        return _locate_weights_in(config_file.parent, config_file=config_file)
+        return _locate_weights_in(config_file.parent, config_file)
     return locate_weights(local_path)
 
 
-def _locate_weights_in(folder, config_may_be_broken=False, config_file=None):
-    """Find the weights in a folder.
+@functools.cache  # a process asks the hub once
+def fetch_folder(hub_id: str) -> pathlib.Path:
+    """Fetch a hub id, and return its folder in the cache."""
+    extras.check_installed(hub_id, "huggingface_hub")
+    import huggingface_hub
+    from huggingface_hub import errors
 
-    config_file: None: the preferred config file
-    """
+    name, _, revision = hub_id.removeprefix(HUB_SCHEME).partition("@")
+
+    def fetch(revision, patterns):
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=patterns
+            )
+        )
+
+    try:
+        folder = fetch(
+            revision or None, [*folder_files.FACT_FILES, *folder_files.LEARNED_FILES]
+        )
+    except (errors.HFValidationError, errors.LocalEntryNotFoundError) as error:
+        raise InputError(f"{hub_id}: {error}") from error
+    commit = folder.name  # as the cache names folders; all files are of one commit
+    try:
+        tree = huggingface_hub.get_cached_repo_tree(name, revision=commit)
+        repository_names = {file.path for file in tree}
+    except errors.CachedRepoTreeNotFoundError:
+        # Offline, and another program filled the cache, perhaps without all files.
+        repository_names = {*os.listdir(folder)}
+    weights_files = folder_files.WEIGHTS_FILES
+    patterns = [name for name in weights_files if name in repository_names][:1]
+    if not patterns:
+        raise InputError(f"{hub_id} has none of {', '.join(weights_files)}")
+    if patterns[0].endswith(folder_files.INDEX_ENDING):
+        patterns += read_json(folder / patterns[0])["weight_map"].values()
+    fetch(commit, patterns)
+    return folder
+
+
+def _locate_weights_in(folder, config_file=None):
+    """Find the weights in a folder; config_file: None: the preferred config file."""
     file_names = frozenset(os.listdir(folder))
     name = folder.name
     # A folder in the hub's cache: models--OWNER--NAME/snapshots/COMMIT
@@ -154,35 +172,27 @@ def _locate_weights_in(folder, config_may_be_broken=False, config_file=None):
     if config_file is None:
         # OpenCLIP repositories often hold transformers' weights and config.json too,
         # and these are preferred.
-        config_file = folder / CONFIG_FILE
+        config_file = folder / folder_files.CONFIG_FILE
         weights_names = _list_weights_names(file_names)
         has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
-        prefers_open_clip = has_only_open_clip or CONFIG_FILE not in file_names
-        if OPEN_CLIP_FILE in file_names and prefers_open_clip:
-            config_file = folder / OPEN_CLIP_FILE
+        prefers_open_clip = has_only_open_clip or config_file.name not in file_names
+        if folder_files.OPEN_CLIP_FILE in file_names and prefers_open_clip:
+            config_file = folder / folder_files.OPEN_CLIP_FILE
     if config_file.name not in file_names:
         location = Location(origin, file_names=file_names)
         location.find_weights()  # raises unless there is exactly one weights file
         return location
-    config_fields = None
-    try:
-        config_fields = read_json(config_file)
-    except InputError:
-        if not config_may_be_broken:
-            raise
-    # A broken config.json is taken for published weights'.
-    config_keys = PUBLISHED_KEYS if config_fields is None else {*config_fields}
-    if OPEN_CLIP_FILE not in file_names and not config_keys & PUBLISHED_KEYS:
+    config_fields = read_json(config_file)
+    has_open_clip_file = folder_files.OPEN_CLIP_FILE in file_names
+    if not has_open_clip_file and PUBLISHED_KEYS.isdisjoint(config_fields):
         origin = dataclasses.replace(origin, kind=RUN_KIND, run=config_fields)
     return Location(origin, config_file, config_fields, file_names=file_names)
 
 
 def _list_weights_names(file_names):
     """List a folder's weights files: the first usual name, or else all."""
-    for name in WEIGHTS_FILES:
+    for name in folder_files.WEIGHTS_FILES:
         if name in file_names:
             return [name]
-    candidate_names = file_names - {*LEARNED_FILES}
-    return sorted(
-        name for name in candidate_names if pathlib.Path(name).suffix in WEIGHTS_ENDINGS
-    )
+    other_names = sorted(file_names - {*folder_files.LEARNED_FILES})
+    return [name for name in other_names if name.endswith(folder_files.WEIGHTS_ENDINGS)]

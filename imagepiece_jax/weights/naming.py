@@ -7,7 +7,7 @@ gate, and mlp.fc1_x. `models.timm_tensors` turns canonical tensors into variable
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Naming:
         inner_name = tower_name  # without the block's start
         timm_name = None
         if in_tower and (match := re.match(self.block_pattern, tower_name)):
-            name_start = f"blocks.{match[1] or SCANNED_BLOCK}."
+            name_start = f"blocks.{match[1]}." if match[1] else SCANNED_BLOCKS
             inner_name = tower_name[match.end() :]
             timm_name = _look_up_name(inner_name, self.block_names)
         elif in_tower:
@@ -256,11 +256,7 @@ _INSERTED_PARTS = """
 """.split()
 _FRONT_PATTERN = r"^((model|net|network)\.)*"
 _NNX_ENDING = ".value"  # at the end of all names in a saved Flax NNX state
-SCANNED_BLOCK = "all"  # stands for the block number in a tensor of scanned blocks
-
-
-def shape_error(name: str, shape: tuple[int, ...], allowed_shape: str) -> InputError:
-    return InputError(f"tensor {name} is of {shape}; it must be {allowed_shape}")
+SCANNED_BLOCKS = "blocks.all."  # start of timm's name for a tensor of scanned blocks
 
 
 def read_timm_tensors(
@@ -268,77 +264,35 @@ def read_timm_tensors(
     model_key: str | None = None,
     config: ViTConfig | None = None,
 ) -> NamedArrays:
-    """Read the tensors of a weights file, {timm's name: array}.
+    """Read the tensors of a file or state dict of any library, {timm's name: array}.
 
-    Tensors that no model needs are never read.
+    Tensors that no model needs are never read: text towers, decoders, poolers and
+    self-distillation heads. timm's own names are checked in `timm_tensors.from_timm`.
 
     model_key: as for `open_tensors`
-    config: as for `with_timm_names`
-    """
-    with open_tensors(weights, model_key) as unread_tensors:
-        naming, timm_names = find_timm_names(unread_tensors.tensors)
-        state_dict = unread_tensors.read(timm_names)
-    with titled_errors(weights_title(weights)):
-        return _translate_tensors(state_dict, naming, timm_names, config)
-
-
-def find_timm_names(tensor_names: Collection[str]) -> tuple[Naming, dict[str, str]]:
-    """Find (the naming of a checkpoint, {name: timm's name}).
-
-    Text towers, decoders, poolers and self-distillation heads are left out.
-    """
-    unwrapped_names = _strip_wrapper_parts(tensor_names)
-    naming, prefix = _find_naming([*unwrapped_names.values()])
-    timm_names = {
-        k: naming.translate_name(v, prefix) for k, v in unwrapped_names.items()
-    }
-    return naming, {k: timm_name for k, timm_name in timm_names.items() if timm_name}
-
-
-def with_timm_names(
-    state_dict: Mapping[str, np.ndarray], config: ViTConfig | None = None
-) -> NamedArrays:
-    """Translate a state dict of any library to {timm's name: array}.
-
-    timm's own names are not checked here, but in `timm_tensors.from_timm`.
-
     config: resolves names with two meanings, such as a last norm before or after the
         pool; None: names are taken literally
     """
-    return _translate_tensors(state_dict, *find_timm_names(state_dict), config)
-
-
-def _translate_tensors(state_dict, naming, timm_names, config):
-    renamed_tensors = {}
-    source_names = {}  # {timm's name: name in the file}
-    for name in [name for name in timm_names if name in state_dict]:
-        block_tensors = {timm_names[name]: state_dict[name]}
-        scanned = f"blocks.{SCANNED_BLOCK}."
-        _, is_scanned, leaf_name = timm_names[name].partition(scanned)
-        if is_scanned:
-            (tensor,) = block_tensors.values()
-            if tensor.ndim == 0:
-                raise shape_error(name, (), "an array whose first axis is blocks")
-            block_tensors = {f"blocks.{i}.{leaf_name}": x for i, x in enumerate(tensor)}
-        for timm_name, tensor in block_tensors.items():
-            if timm_name in source_names:
-                names = f"{source_names[timm_name]} and {name}"
-                raise InputError(f"tensors {names} are the same part, {timm_name}")
-            source_names[timm_name] = name
-            renamed_tensors[timm_name] = tensor
-    has_mask_token = renamed_tensors.pop("mask_token", None) is not None
-    # Flax: [D, heads, d]
-    query_kernel = renamed_tensors.get("blocks.0.attn.q.kernel", np.zeros(0))
-    if config and query_kernel.ndim == 3 and query_kernel.shape[1] != config.num_heads:
-        heads = f"its tensors are of {query_kernel.shape[1]} heads"
-        raise InputError(f"num_heads is {config.num_heads}, but {heads}")
-    try:
-        tensors = _canonicalize_tensors(renamed_tensors)
-    except InputError:
-        raise
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        subject = f"its tensors' shapes do not fit {naming.library}"
-        raise InputError(f"{subject}: {error}") from error
+    with open_tensors(weights, model_key) as lazy_tensors:
+        short_names = _strip_wrapper_parts(lazy_tensors)
+        naming, prefix = _find_naming([*short_names.values()])
+        timm_names = {}  # {name in the file: timm's name}
+        for name, short_name in short_names.items():
+            if timm_name := naming.translate_name(short_name, prefix):
+                timm_names[name] = timm_name
+        state_dict = {name: lazy_tensors[name].read() for name in timm_names}
+    with titled_errors(weights_title(weights)):
+        try:
+            renamed_tensors = _rename_tensors(state_dict, timm_names)
+            has_mask_token = renamed_tensors.pop("mask_token", None) is not None
+            if config is not None:
+                _check_num_heads(renamed_tensors, config)
+            tensors = _canonicalize_tensors(renamed_tensors)
+        except InputError:
+            raise
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            subject = f"its tensors' shapes do not fit {naming.library}"
+            raise InputError(f"{subject}: {error}") from error
     if config is None:
         return tensors
     # A mask token beside q_bias marks EVA-02's pretrained weights. Their last norm may
@@ -354,6 +308,36 @@ def _translate_tensors(state_dict, naming, timm_names, config):
     if config.arch.qkv_bias or any(np.any(tensors[name]) for name in bias_names):
         return tensors
     return {name: tensors[name] for name in tensors if name not in bias_names}
+
+
+def _rename_tensors(state_dict, timm_names):
+    """Give tensors timm's names, and split scanned blocks, whose first axis is blocks.
+
+    timm_names: {name in the file: timm's name}
+    """
+    renamed_tensors = {}
+    source_names = {}  # {timm's name: name in the file}
+    for name, tensor in state_dict.items():
+        block_tensors = {timm_names[name]: tensor}
+        _, is_scanned, leaf_name = timm_names[name].partition(SCANNED_BLOCKS)
+        if is_scanned:
+            block_tensors = {f"blocks.{i}.{leaf_name}": x for i, x in enumerate(tensor)}
+        for timm_name in block_tensors:
+            if timm_name in source_names:
+                names = f"{source_names[timm_name]} and {name}"
+                raise InputError(f"tensors {names} are the same part, {timm_name}")
+            source_names[timm_name] = name
+        renamed_tensors |= block_tensors
+    return renamed_tensors
+
+
+def _check_num_heads(renamed_tensors, config):
+    # Only Flax kernels, [D, heads, d], show the number of heads. With another number
+    # the shapes would fit, and the logits would silently be wrong.
+    query_kernel = renamed_tensors.get("blocks.0.attn.q.kernel", np.zeros(0))
+    if query_kernel.ndim == 3 and query_kernel.shape[1] != config.num_heads:
+        heads = f"its tensors are of {query_kernel.shape[1]} heads"
+        raise InputError(f"num_heads is {config.num_heads}, but {heads}")
 
 
 def pack_for_timm(
@@ -433,20 +417,15 @@ def _canonicalize_tensors(tensors):
         elif leaf == "bias":
             # Flax has an extra axis of heads.
             canonical_tensors[name] = tensor.reshape(-1)
-        elif name == "pos_embed" and tensor.ndim == 1:
-            canonical_tensors[name] = tensor  # malformed; make_variables reports it
         elif name in TOKEN_ROWS and tensor.ndim != 3:
             canonical_tensors[name] = tensor.reshape(1, -1, tensor.shape[-1])
-        elif name == "reg_token" and not tensor.size:  # DINOv3's may be empty
-            continue
-        else:
+        elif name != "reg_token" or tensor.size:  # DINOv3's may be empty
             canonical_tensors[name] = tensor
     _stack_projections(canonical_tensors)
     _apply_bias_masks(canonical_tensors)
     _split_packed_layers(canonical_tensors)
     _add_class_position(canonical_tensors)
     _rename_head_and_token(canonical_tensors)
-    _check_head_width(canonical_tensors)
     return canonical_tensors
 
 
@@ -503,10 +482,8 @@ def _apply_bias_masks(tensors):
         module = name.removesuffix(".masked.bias")
         bias = tensors.pop(name)
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
-        if mask.shape != bias.shape:
-            raise shape_error(f"{module}.qkv.bias_mask", mask.shape, bias.shape)
         bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
-        biases_by_module[module] = _split_equally(f"{module}.qkv.bias", bias, 3)
+        biases_by_module[module] = np.split(bias, 3)
     key_biases = [k for _, k, _ in biases_by_module.values()]
     drops_key_biases = all(np.all((k == 0) | np.isnan(k)) for k in key_biases)
     for module, (q, k, v) in biases_by_module.items():
@@ -517,18 +494,12 @@ def _apply_bias_masks(tensors):
             tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
 
 
-def _split_equally(name, tensor, num_parts):
-    if tensor.ndim == 0 or len(tensor) % num_parts:
-        raise shape_error(name, tensor.shape, f"{num_parts} equal parts")
-    return np.split(tensor, num_parts)
-
-
 def _split_packed_layers(tensors):
     """Split an attention pool's stacked projections and packed SwiGLUs, in place."""
     for leaf in ("weight", "bias"):
         qkv = tensors.pop(f"attn_pool.qkv.{leaf}", None)
         if qkv is not None:
-            q, *kv = _split_equally(f"attn_pool.qkv.{leaf}", qkv, 3)
+            q, *kv = np.split(qkv, 3)
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
     for name in [name for name in tensors if name.endswith(".mlp.fc1.weight")]:
@@ -546,7 +517,7 @@ def _split_packed_layers(tensors):
                 continue
             linear = fc1
             if not has_gate:  # packed: the gate is the first half (DINOv2's SwiGLUFFN)
-                gate, linear = _split_equally(f"{module}.fc1.{leaf}", fc1, 2)
+                gate, linear = np.split(fc1, 2)
                 tensors[f"{module}.fc1_g.{leaf}"] = gate
             tensors[f"{module}.fc1_x.{leaf}"] = linear
 
@@ -590,17 +561,3 @@ def _rename_head_and_token(tensors):
             del tensors[name]
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
-
-
-def _check_head_width(tensors):
-    head_weight = tensors.get("head.weight")
-    norm_weight = tensors.get("norm.weight")
-    if head_weight is None or norm_weight is None or head_weight.ndim != 2:
-        return
-    # The width comes from a block's norm, because the last norm may have another shape.
-    token_width = len(tensors.get("blocks.0.norm1.weight", norm_weight))
-    head_width = head_weight.shape[1]
-    # DINOv2's classifiers read the mean of the patches, too.
-    if token_width != head_width:
-        widths = f"{head_width} values per image, but the tokens have {token_width}"
-        raise InputError(f"tensor head.weight reads {widths}")

@@ -13,7 +13,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import PROJECTION, ViTConfig
 from imagepiece_jax.weights import timm_config
-from imagepiece_jax.weights.file_names import JsonFields
+from imagepiece_jax.weights.folder_files import JsonFields
 
 VISION_DEFAULTS = (
     dict(layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16)
@@ -89,14 +89,14 @@ def _build_tower_config(vision_fields, model_cfg, image_fields):
         raise InputError(f"vision_cfg.layers is {depth}, so the model is a ResNet")
     norm_kwargs = vision_fields["norm_kwargs"] or {}
     act_kwargs = vision_fields["act_kwargs"] or {}
-    _check_only_option("vision_cfg.norm_kwargs", norm_kwargs, "eps")
+    check_choice("vision_cfg.norm_kwargs", [*norm_kwargs], [[], ["eps"]])
     check_choice("vision_cfg.pool_type", vision_fields["pool_type"], OPEN_CLIP_POOLS)
     pool = OPEN_CLIP_POOLS[vision_fields["pool_type"]]
     approximate = act_kwargs.get("approximate", "none")
     gelu_of_approximate = {"none": "exact", "tanh": "tanh"}
     if model_cfg.get("quick_gelu", False):
         gelu_of_approximate = {"none": "quick"}
-    _check_only_option("vision_cfg.act_kwargs", act_kwargs, "approximate")
+    check_choice("vision_cfg.act_kwargs", [*act_kwargs], [[], ["approximate"]])
     check_choice("vision_cfg.act_kwargs.approximate", approximate, gelu_of_approximate)
     # The last norm applies to the tokens or to the pooled vector.
     fc_norm = pool == "mean" and bool(vision_fields["final_ln_after_pool"])
@@ -121,12 +121,6 @@ def _build_tower_config(vision_fields, model_cfg, image_fields):
         problem_type=PROJECTION,
         **image_fields,
     )
-
-
-def _check_only_option(field, options, known_option):
-    for option, value in options.items():
-        if option != known_option:
-            raise InputError(f"{field} has {option}={value!r}, which is not supported")
 
 
 def _build_timm_config(vision_fields, model_cfg, image_fields):

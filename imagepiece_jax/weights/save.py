@@ -17,13 +17,13 @@ from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variables_digest
-from imagepiece_jax.weights import file_names, naming, timm_config
+from imagepiece_jax.weights import folder_files, naming, timm_config
 from imagepiece_jax.weights.description import RECORD_FORMAT, parse_config
 
 # A saved folder holds up to four files. CONFIG_FILE has all `load` needs to make the
 # same model, and timm's architecture if timm has the model.
-DENSE_FILE = file_names.WEIGHTS_FILES[0]
-SAVED_FILES = (DENSE_FILE, *file_names.LEARNED_FILES, file_names.CONFIG_FILE)
+DENSE_FILE = folder_files.WEIGHTS_FILES[0]
+SAVED_FILES = (DENSE_FILE, *folder_files.LEARNED_FILES, folder_files.CONFIG_FILE)
 
 
 def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
@@ -51,17 +51,17 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     selectors = vit.collect_selectors()
     variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
     # As `load` will read them.
-    loaded_tensors = naming.with_timm_names(tensors) | selectors
+    loaded_tensors = naming.read_timm_tensors(tensors) | selectors
     digest = variables_digest([loaded_tensors, variant_tensors])
-    config_fields[file_names.OWN_KEY]["digest"] = digest
+    config_fields[folder_files.OWN_KEY]["digest"] = digest
     # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
     json_fields = json.loads(json.dumps(config_fields, default=lambda x: x.item()))
     vit.warn_of_untrained()
     _check_round_trip(vit, loaded_tensors, json_fields)
     arrays_by_file = {
         DENSE_FILE: tensors,
-        file_names.SELECTORS_FILE: selectors,
-        file_names.RECOVERED_FILE: variant_tensors,
+        folder_files.SELECTORS_FILE: selectors,
+        folder_files.RECOVERED_FILE: variant_tensors,
     }
     metadata = {"format": "pt"}  # some readers refuse a file without this entry
     with files.replacement_folder(folder) as new_folder:
@@ -71,7 +71,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
                     safetensors.numpy.save_file(arrays, new_folder / name, metadata)
         except safetensors.SafetensorError as error:  # a disk is full or fails
             raise OSError(str(error)) from error
-        files.write_json(new_folder / file_names.CONFIG_FILE, json_fields)
+        files.write_json(new_folder / folder_files.CONFIG_FILE, json_fields)
     return folder
 
 
@@ -83,26 +83,23 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
     """
     model = vit.model
     reduction = dataclasses.replace(vit.known_reduction(), prop_attn=model.prop_attn)
-    optional_fields: dict[str, Any] = {}
-    if untrained_parts := vit.origin.untrained_parts(vit.variables["params"]):
-        optional_fields["untrained"] = untrained_parts
-    if vit.recovery:
-        variant_records = [variant.record for variant in vit.recovery.variants]
-        optional_fields["recovery"] = {"variants": variant_records}
-    if vit.class_names:
-        optional_fields["class_names"] = vit.class_names
-    if vit.origin.positions is not None:
-        optional_fields["trained_size"] = vit.origin.image_size
-    if vit.origin.license:
-        optional_fields["license"] = vit.origin.license
+    variants = vit.recovery.variants if vit.recovery else ()
+    has_positions = vit.origin.positions is not None
+    optional_fields = {
+        "untrained": vit.origin.untrained_parts(vit.variables["params"]),
+        "recovery": variants and {"variants": [variant.record for variant in variants]},
+        "class_names": vit.class_names,
+        "trained_size": vit.origin.image_size if has_positions else None,
+        "license": vit.origin.license,
+    }
     record = {
         "format": RECORD_FORMAT,
         "config": dataclasses.asdict(model.config),
         "reduction": str(reduction),
         "dtype": model.execution.dtype.name,
-        **optional_fields,
+        **{name: value for name, value in optional_fields.items() if value},
     }
-    own_key = file_names.OWN_KEY
+    own_key = folder_files.OWN_KEY
     return {"architecture": own_key, **timm_config.describe_timm(vit), own_key: record}
 
 
@@ -112,7 +109,7 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     own_files = ()
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
-        if file_names.OWN_KEY in files.read_json(folder / file_names.CONFIG_FILE):
+        if folder_files.OWN_KEY in files.read_json(folder / folder_files.CONFIG_FILE):
             own_files = SAVED_FILES
     is_own = lambda file: file.name in own_files  # noqa: E731
     files.check_own_files("folder", folder, "a saved model", is_own)

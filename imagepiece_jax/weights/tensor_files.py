@@ -8,8 +8,8 @@ import contextlib
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ _COUNTER_NAME = "n_averaged"  # a counter in PyTorch's AveragedModel, not a weig
 MIN_MODEL_TENSORS = 12  # a model has at least the tensors of one block
 
 NamedArrays = dict[str, np.ndarray]  # {name: array}
-LazyTensors = Mapping[str, LazyTensor]
+LazyTensors = dict[str, LazyTensor]
 
 
 def weights_title(weights: str | os.PathLike | Mapping[str, Any]) -> str:
@@ -39,53 +39,33 @@ def read_state_dict(
 ) -> NamedArrays:
     """Read {name: array} from a weights file, with the file's shapes and dtypes.
 
-    A state dict in memory is copied.
-
     model_key: as for `open_tensors`
     """
-    with open_tensors(weights, model_key) as unread_tensors:
-        return unread_tensors.read(unread_tensors.tensors)
-
-
-class UnreadTensors(NamedTuple):
-    """Tensors of an open weights file."""
-
-    tensors: LazyTensors
-    # reads tensors by name; None: one after another
-    reader: Callable[[Iterable[str]], NamedArrays] | None = None
-
-    def read(self, names: Iterable[str]) -> NamedArrays:
-        """Read {name: array}; all other tensors, maybe many GB, stay in the file."""
-        if self.reader is None:
-            tensors = {name: self.tensors[name].read() for name in names}
-        else:
-            tensors = self.reader(names)
-        for name, tensor in tensors.items():
-            if tensor.dtype.kind not in "biuf" and tensor.dtype != jnp.bfloat16:
-                raise InputError(f"tensor {name} has an unknown type, {tensor.dtype}")
-        return tensors
+    with open_tensors(weights, model_key) as lazy_tensors:
+        return {name: tensor.read() for name, tensor in lazy_tensors.items()}
 
 
 @contextlib.contextmanager
 def open_tensors(
     weights: str | os.PathLike | Mapping[str, Any], model_key: str | None = None
-) -> Generator[UnreadTensors]:
+) -> Generator[LazyTensors]:
     """Open a weights file or a state dict in memory; errors name the file.
+
+    Tensors that nobody reads, maybe many GB, stay in the file.
 
     model_key: the key of the wanted model in a file with several models
     """
     if isinstance(weights, Mapping):
         with titled_errors(weights_title(weights)):
-            yield UnreadTensors(select_model(wrap_arrays(weights), model_key))
+            yield select_model(wrap_arrays(weights), model_key)
     else:
-        with _open_file(pathlib.Path(weights), _FILE_OPENERS) as unread_tensors:
-            tensors = select_model(unread_tensors.tensors, model_key)
-            yield unread_tensors._replace(tensors=tensors)
+        with _open_file(pathlib.Path(weights), _FILE_OPENERS) as content:
+            yield select_model(content, model_key)
 
 
 @contextlib.contextmanager
 def _open_file(path, openers):
-    """Open a file by its ending, as UnreadTensors of its whole content."""
+    """Open a file by its ending, and give its content with every array a LazyTensor."""
     opener = openers.get(path.suffix.lower() or path.name)
     if opener is None:
         raise InputError(f"{weights_title(path)} ends in none of {', '.join(openers)}")
@@ -94,8 +74,8 @@ def _open_file(path, openers):
             if file.read(len(_LFS_START)) == _LFS_START:
                 raise InputError("it is a Git LFS pointer; `git lfs pull` fetches it")
         try:
-            with opener(path) as unread_tensors:
-                yield unread_tensors
+            with opener(path) as content:
+                yield content
         except (InputError, OSError):
             raise
         except Exception as error:  # a damaged pickle or header can raise anything
@@ -116,57 +96,34 @@ def _open_npz(path):
             array = archive[name]  # NumPy saves bfloat16 as two raw bytes
             return array.view(jnp.bfloat16) if array.dtype == "V2" else array
 
-        yield UnreadTensors(_make_lazy_tensors(archive.files, read_array))
+        yield _make_lazy_tensors(archive.files, read_array)
 
 
 @contextlib.contextmanager
 def _open_safetensors(path):
     with safetensors.safe_open(path, framework="numpy") as file:
-
-        def read_tensor(name):
-            try:
-                return file.get_tensor(name)
-            except AttributeError as error:  # NumPy has no FP8
-                dtype = file.get_slice(name).get_dtype()
-                fault = f"has an unknown type, {dtype}"
-                raise InputError(f"tensor {name} {fault}") from error
-
-        yield UnreadTensors(_make_lazy_tensors(file.keys(), read_tensor))
-
-
-@contextlib.contextmanager
-def _open_torch(path):
-    with open_torch_file(path) as content:
-        yield UnreadTensors(content)
-
-
-def read_weight_map(path: pathlib.Path) -> dict[str, str]:
-    """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
-    file_of_tensor = read_json(path)["weight_map"]
-    for file_name in file_of_tensor.values():
-        if pathlib.PurePath(str(file_name)).name != file_name:
-            raise InputError(f"{path} names {file_name!r}, which is not beside it")
-    return file_of_tensor
+        yield _make_lazy_tensors(file.keys(), file.get_tensor)
 
 
 @contextlib.contextmanager
 def _open_index(path):
-    file_of_tensor = read_weight_map(path)
+    """Open an index of .safetensors or .bin in parts, and a part when it is read."""
+    file_of_tensor = read_json(path)["weight_map"]  # {tensor name: file name}
+    open_parts = contextlib.ExitStack()
 
-    def read_tensors(tensor_names):
-        names_by_file = {}  # every file is opened once
-        for name in tensor_names:
-            names_by_file.setdefault(file_of_tensor[name], []).append(name)
-        tensors = {}
-        for file_name, names_in_file in sorted(names_by_file.items()):
-            with _open_file(path.parent / file_name, _INDEXED_OPENERS) as part:
-                state_dict = extract_state_dict(part.tensors)
-                names = [name for name in names_in_file if name in state_dict]
-                tensors |= {name: state_dict[name].read() for name in names}
-        return tensors
+    @functools.cache
+    def open_part(file_name):
+        part = _open_file(path.parent / file_name, _INDEXED_OPENERS)
+        return open_parts.enter_context(part)
 
-    tensors = _make_lazy_tensors(file_of_tensor, lambda n: read_tensors([n])[n])
-    yield UnreadTensors(tensors, read_tensors)
+    def read_tensor(name):
+        return open_part(file_of_tensor[name])[name].read()
+
+    try:
+        yield _make_lazy_tensors(file_of_tensor, read_tensor)
+    finally:
+        # Not `with open_parts`: every open part would put its name before an error.
+        open_parts.close()
 
 
 def wrap_arrays(content: Any) -> Any:
@@ -185,7 +142,7 @@ def wrap_arrays(content: Any) -> Any:
     return LazyTensor(copy_to_numpy)
 
 
-def select_model(content: Any, model_key: str | None = None) -> dict[str, LazyTensor]:
+def select_model(content: Any, model_key: str | None = None) -> LazyTensors:
     """Select one model in `content`, {name: LazyTensor}.
 
     model_key: needed if the content has several models
@@ -203,7 +160,7 @@ def select_model(content: Any, model_key: str | None = None) -> dict[str, LazyTe
     return extract_state_dict(models[model_key or next(iter(models))])
 
 
-def extract_state_dict(content: Any) -> dict[str, LazyTensor]:
+def extract_state_dict(content: Any) -> LazyTensors:
     """Take a state dict's tensors except AveragedModel's counter; refuse others."""
     if not isinstance(content, dict) or not content:
         raise InputError("it holds no named tensors")
@@ -216,12 +173,12 @@ def extract_state_dict(content: Any) -> dict[str, LazyTensor]:
 _FILE_OPENERS = {
     ".npz": _open_npz,
     ".safetensors": _open_safetensors,
-    ".pth": _open_torch,
-    ".pt": _open_torch,
-    ".tar": _open_torch,  # timm's .pth.tar
-    ".bin": _open_torch,
-    ".ckpt": _open_torch,  # Lightning
+    ".pth": open_torch_file,
+    ".pt": open_torch_file,
+    ".tar": open_torch_file,  # timm's .pth.tar
+    ".bin": open_torch_file,
+    ".ckpt": open_torch_file,  # Lightning
     ".json": _open_index,
 }
 # Openers for the parts of an index.
-_INDEXED_OPENERS = {".safetensors": _open_safetensors, ".bin": _open_torch}
+_INDEXED_OPENERS = {".safetensors": _open_safetensors, ".bin": open_torch_file}

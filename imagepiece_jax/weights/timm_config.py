@@ -13,7 +13,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.weights.file_names import JsonFields
+from imagepiece_jax.weights.folder_files import JsonFields
 
 TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 GATE_ACTIVATIONS = {"silu": "exact", "swish": "exact"}  # activations of a gated MLP
@@ -262,12 +262,11 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
     label_names: Any = vit.class_names
     if label_names and None in label_names:  # {number: name} skips None
         label_names = {str(i): x for i, x in enumerate(label_names) if x is not None}
-    label_fields = {"label_names": label_names} if label_names else {}
     return {
         **architecture_fields,
         "num_classes": config.num_classes,
         "num_features": config.embed_dim,
-        **label_fields,
+        **({"label_names": label_names} if label_names else {}),
         "pretrained_cfg": {
             "input_size": [3, *image_sides(config.image_size)],
             "fixed_input_size": True,

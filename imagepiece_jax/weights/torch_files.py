@@ -158,8 +158,9 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def __init__(self, file: BinaryIO, read_bytes: Callable[[_Storage], bytes]) -> None:
         super().__init__(file)
-        # Several tensors may share a storage.
-        self._read_bytes = functools.cache(read_bytes)
+        # Tensors after another may share a storage. More are not kept: a file may have
+        # many GB.
+        self._read_bytes = functools.lru_cache(maxsize=1)(read_bytes)
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:

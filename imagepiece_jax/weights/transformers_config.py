@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from imagepiece_jax.common.checks import check_choice, check_range
 from imagepiece_jax.data import class_names
@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import config
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.weights.file_names import JsonFields
+from imagepiece_jax.weights.folder_files import JsonFields
 from imagepiece_jax.weights.open_clip_config import CLIP_MEAN, CLIP_STD
 from imagepiece_jax.weights.timm_config import GATE_ACTIVATIONS
 
@@ -29,23 +29,12 @@ TANH_GELU_NAMES = """
 TRANSFORMERS_GELUS = dict.fromkeys(TANH_GELU_NAMES, "tanh") | dict(
     gelu="exact", gelu_python="exact", quick_gelu="quick"
 )
-# Fields of at least 1.
-POSITIVE_FIELDS = """
-    hidden_size num_hidden_layers num_attention_heads intermediate_size
-""".split()
 INTERPOLATION_OF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
 RESCALE_FACTOR = 1 / 255
 # Files round RESCALE_FACTOR.
 RESCALE_RANGE = (RESCALE_FACTOR - 1e-6, RESCALE_FACTOR + 1e-6)
 # Quantized tensors mean nothing without this config, which is refused.
 UNQUANTIZED_FIELDS = {"quantization_config": None}
-
-
-class ImageProcessor(NamedTuple):
-    """How a preprocessor_config.json prepares images."""
-
-    normalization: Normalization
-    crop_fields: dict[str, Any]  # of a Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +142,6 @@ VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 _SWITCHES = dict(do_resize=True, do_rescale=True, do_normalize=True) | dict.fromkeys(
     ("do_center_crop", "do_pad", "default_to_square"), False
 )
-SWITCH_VALUES = {True: True, False: False, None: False}
 _COMMON_FIELDS = _SWITCHES | dict(
     rescale_factor=RESCALE_FACTOR, crop_size=None, resample=3
 )
@@ -178,16 +166,19 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_transformers(config_fields: JsonFields, processor: ImageProcessor) -> dict:
-    """Parse a config.json into fields of a Description."""
+def parse_transformers(
+    config_fields: JsonFields, normalization: Normalization, crop_fields: dict[str, Any]
+) -> dict[str, Any]:
+    """Parse a config.json into fields of a Description.
+
+    normalization, crop_fields: from `parse_image_processor`
+    """
     model_type = MODEL_TYPES[find_vision_type(config_fields)]
     vision_fields = _select_vision_fields(config_fields)
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
     _check_fixed_fields(model_type.fixed_fields, vision_fields)
     defaults = model_type.defaults
     fields = defaults | {k: v for k, v in vision_fields.items() if k in defaults}
-    for field in {*fields} & {*POSITIVE_FIELDS}:
-        check_range(field, fields[field], 1, whole=True)
     check_choice("num_channels", fields["num_channels"], [3])
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
@@ -228,8 +219,8 @@ def parse_transformers(config_fields: JsonFields, processor: ImageProcessor) -> 
         mlp_ratio=hidden_width / width,
         arch=arch,
         num_classes=0,
-        preprocessing=Preprocessing(image_size, **processor.crop_fields),
-        **vars(processor.normalization),
+        preprocessing=Preprocessing(image_size, **crop_fields),
+        **vars(normalization),
     )
     if is_classifier:
         vit_config = dataclasses.replace(vit_config, **head_fields)
@@ -260,9 +251,7 @@ def _select_vision_fields(config_fields):
     """Select the vision tower's fields in an image-text model, else all fields."""
     if config_fields["model_type"] not in VISION_TYPES:
         return config_fields
-    # Before version 4.30, vision_config_dict takes precedence over vision_config.
-    fields = config_fields.get("vision_config_dict")
-    return config_fields.get("vision_config") or {} if fields is None else fields
+    return config_fields.get("vision_config") or {}
 
 
 def _check_fixed_fields(fixed_fields, fields):
@@ -272,8 +261,8 @@ def _check_fixed_fields(fixed_fields, fields):
 
 def parse_image_processor(
     processor_fields: JsonFields, model_type: str
-) -> ImageProcessor:
-    """Parse the content of a preprocessor_config.json.
+) -> tuple[Normalization, dict[str, Any]]:
+    """Parse a preprocessor_config.json: (normalization, fields of a Preprocessing).
 
     Missing fields have the image processor's defaults.
     """
@@ -282,9 +271,7 @@ def parse_image_processor(
         _check_fixed_fields({"use_square_size": False}, processor_fields)
     defaults = PROCESSOR_DEFAULTS[processor_name]
     fields = defaults | {k: v for k, v in processor_fields.items() if k in defaults}
-    for field in _SWITCHES:
-        check_choice(field, fields[field], SWITCH_VALUES)
-        fields[field] = SWITCH_VALUES[fields[field]]
+    fields |= {field: bool(fields[field]) for field in _SWITCHES}  # None: False
     check_choice("do_rescale", fields["do_rescale"], [True])
     check_choice("do_pad", fields["do_pad"], [False])
     check_range("rescale_factor", fields["rescale_factor"], *RESCALE_RANGE)
@@ -292,8 +279,7 @@ def parse_image_processor(
         fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     values = fields["image_mean"], fields["image_std"]  # a number is for all channels
     mean, std = [(v,) * 3 if isinstance(v, int | float) else v for v in values]
-    crop_fields = _make_crop_fields(fields, processor_name)
-    return ImageProcessor(Normalization(mean, std), crop_fields)
+    return Normalization(mean, std), _make_crop_fields(fields, processor_name)
 
 
 def _find_processor_name(processor_fields, model_type):

@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.common import files
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.weights.run_files import list_input_files
+from imagepiece_jax.weights.folder_files import list_input_files
 from tests.helpers.refused_calls import refused
 
 

@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.weights.run_files import read_class_names
+from imagepiece_jax.weights.folder_files import read_class_names
 from tests.helpers import small_runs, tiny_vit
 from tests.helpers.picture_files import write_plain
 from tests.helpers.refused_calls import refused

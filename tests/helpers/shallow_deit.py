@@ -3,18 +3,18 @@
 import re
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.weights.tensor_files import UnreadTensors
+from imagepiece_jax.weights import tensor_files
 
 
 def deit_ti(monkeypatch, depth):
     """Let DeiT-Ti have only its first `depth` blocks, also when its file is read."""
-    read = UnreadTensors.read
+    extract = tensor_files.extract_state_dict
     kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{depth - 1}]\.")
 
-    def first_blocks(unread, names):
-        return read(unread, [name for name in names if kept.match(name)])
+    def first_blocks(content):
+        return {k: v for k, v in extract(content).items() if kept.match(k)}
 
-    monkeypatch.setattr(UnreadTensors, "read", first_blocks)
+    monkeypatch.setattr(tensor_files, "extract_state_dict", first_blocks)
     monkeypatch.setitem(
         registry.public_models()["deit_tiny_patch16_224"], "depth", depth
     )

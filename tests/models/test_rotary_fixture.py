@@ -38,7 +38,7 @@ def fixture_model(name, fixture):
     model = create_model(
         named_models.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
     )
-    tensors = naming.with_timm_names(tensors)
+    tensors = naming.read_timm_tensors(tensors)
     tensors = resize_positions.fit_positions(tensors, model.config, IMAGE)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
     return model, variables, fixture[f"{name}/image"].astype(np.float32)

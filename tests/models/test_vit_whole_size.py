@@ -35,7 +35,7 @@ def test_the_whole_model_has_timms_tensors(name):
     model = create_model(name)
     shapes = variable_shapes(model)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(shapes))
-    converted = naming.with_timm_names(tensors(row))
+    converted = naming.read_timm_tensors(tensors(row))
     timm_tensors.match_tensors(converted, shapes)
     assert count == pytest.approx(row["parameters"], rel=1e-4)
     # Some papers count the head, and all round the last nonzero digit.

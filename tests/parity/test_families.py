@@ -79,7 +79,7 @@ def test_logits_and_tokens_equal_timms(family):
     )
     images = noise(2, side, side, 3)
     tensors = originals.memory(theirs)
-    out = run_tensors(ours, naming.with_timm_names(tensors), images)
+    out = run_tensors(ours, naming.read_timm_tensors(tensors), images)
     distances = [
         distance(out.logits, run_torch(theirs, images)),
         distance(out.tokens, run_torch(theirs.forward_features, images)),

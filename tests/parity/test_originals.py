@@ -39,9 +39,9 @@ def test_outputs_equal_the_originals(original, tmp_path, request):
 
 
 def test_a_checkpoints_other_names_convert_alike(original):
-    expected = naming.with_timm_names(original.tensors)
+    expected = naming.read_timm_tensors(original.tensors)
     for tensors in original.also:
-        chex.assert_trees_all_equal(naming.with_timm_names(tensors), expected)
+        chex.assert_trees_all_equal(naming.read_timm_tensors(tensors), expected)
 
 
 @pytest.mark.parametrize("wrapper", ["model", "teacher", None])
@@ -50,7 +50,7 @@ def test_a_file_of_torch_save_is_read(wrapper, tmp_path):
     content = {wrapper: tensors, "epoch": 3} if wrapper else tensors
     torch.save(content, tmp_path / "pytorch_model.bin")
     read_tensors = naming.read_timm_tensors(tmp_path / "pytorch_model.bin")
-    expected = naming.with_timm_names(originals.mae().tensors)
+    expected = naming.read_timm_tensors(originals.mae().tensors)
     assert read_tensors.keys() == expected.keys()
     # All are arrays.
     safetensors.numpy.save_file(read_tensors, tmp_path / "a.safetensors")

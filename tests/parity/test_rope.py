@@ -54,7 +54,7 @@ def test_logits_and_features_equal_timms(name):
     fixtures.randomize_model(theirs.eval())
     ours = create_model(named_models.config(name, image_size=size))
     raw = originals.memory(theirs)
-    tensors = naming.with_timm_names(raw)
+    tensors = naming.read_timm_tensors(raw)
     pixels = noise(2, *image_sides(size), 3)
     features = run_torch(theirs.forward_features, pixels)
     logits = run_torch(theirs, pixels)
@@ -79,7 +79,7 @@ def test_positions_are_resized_like_timm(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
     fixtures.randomize_model(theirs.eval())
-    tensors = naming.with_timm_names(originals.memory(theirs))
+    tensors = naming.read_timm_tensors(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
     out = run_tensors(
@@ -105,6 +105,6 @@ def test_authors_names_are_read_like_by_timm(name, rename):
     tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)
     assert by_timm.keys() == model.state_dict().keys()
-    expected = naming.with_timm_names({k: v.numpy() for k, v in by_timm.items()})
-    actual = naming.with_timm_names({f"module.{k}": v for k, v in theirs.items()})
+    expected = naming.read_timm_tensors({k: v.numpy() for k, v in by_timm.items()})
+    actual = naming.read_timm_tensors({f"module.{k}": v for k, v in theirs.items()})
     chex.assert_trees_all_equal(actual, expected)

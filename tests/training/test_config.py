@@ -5,7 +5,7 @@ from imagepiece_jax.data.preprocessing import NAME_IN_CONFIG, Preprocessing
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
+from imagepiece_jax.weights.folder_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers.named_models import config
 from tests.helpers.refused_calls import refused
 from tests.helpers.small_runs import quickstart_config

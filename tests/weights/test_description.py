@@ -89,7 +89,6 @@ def with_arguments(**arguments):
         (SIGLIP | {"vision_use_head": False}, {}, "vision_use_head"),
         (DINOV3 | {"value_bias": False}, {}, BIASES),
         (DINOV3 | {"use_gated_mlp": True}, {}, "hidden_act"),
-        (VIT_CONFIG | {"hidden_size": "768"}, {}, "hidden_size"),
         (VIT_CONFIG | {"num_channels": 4}, {}, "num_channels"),
         (VIT_CONFIG | {"image_size": [224, 256]}, {}, "a size"),
         (VIT_CONFIG, {"size": 224, "resample": 0}, "resample"),
@@ -97,7 +96,6 @@ def with_arguments(**arguments):
         (VIT_CONFIG, {"do_rescale": False}, "do_rescale"),
         (VIT_CONFIG, {"size": 224, "do_center_crop": True}, "size"),
         (VIT_CONFIG, CENTER | CROPPED, "size"),
-        (VIT_CONFIG, {"size": 224, "do_resize": "no"}, "do_resize"),
         (VIT_CONFIG, {"do_resize": False} | CROPPED, "do_resize"),
         (VIT_CONFIG, {"size": LONGEST, "do_resize": True}, "size"),
         (VIT_CONFIG, {"image_processor_type": "Other"}, "image_processor_type"),
@@ -138,11 +136,8 @@ def test_a_missing_or_mistyped_field_is_named():
             parse_config(config, SQUARE_IMAGES)
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [("act_kwargs", {"inplace": True}), ("norm_kwargs", {"bias": False})],
-)
-def test_unsupported_options_of_open_clip_are_named(field, value):
-    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {field: value}}}
-    with refused(f"vision_cfg.{field} has {[*value][0]}="):
+@pytest.mark.parametrize("field", ["act_kwargs", "norm_kwargs"])
+def test_unsupported_options_of_open_clip_are_named(field):
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {field: {"bias": False}}}}
+    with refused(f"vision_cfg.{field} is ['bias']"):
         parse_open_clip(config)

@@ -1,16 +1,19 @@
+"""Where weights are: folders, runs, and the hub's cache."""
+
 import json
+import types
 
 import pytest
+import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.weights.location import (
-    FOLDER_KIND,
-    RUN_KIND,
-    locate_weights,
-)
+from imagepiece_jax.models import timm_tensors
+from imagepiece_jax.weights import location
+from imagepiece_jax.weights.location import FOLDER_KIND, RUN_KIND, locate_weights
+from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
+from tests.weights.test_load_published import HF, STD, TIMM, same
 
-TIMM = {"architecture": "vit_tiny_patch16_224"}
 RUN_FIELDS = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": "none"}
 
 
@@ -24,16 +27,14 @@ def write_json(folder, name, content):
 def test_a_folders_kind_follows_from_its_config(tmp_path, config, kind):
     folder = write_json(tmp_path / "a", "config.json", config)
     located = locate_weights(folder)
-    checkpoint = "best" if kind == RUN_KIND else None
-    file = folder / "config.json"
     origin = located.origin
     assert (origin.path, origin.kind, origin.name) == (folder, kind, "a")
-    assert (origin.checkpoint, located.title) == (checkpoint, f"{kind} {folder}")
-    assert (located.config_file, located.config_fields) == (file, config)
+    assert origin.checkpoint == ("best" if kind == RUN_KIND else None)
+    assert origin.title == f"{kind} {folder}"
+    assert located.config_file == folder / "config.json"
 
 
 def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
     (tmp_path / "recovered.safetensors").touch()
     with refused(tmp_path, "no model.safetensors"):
         locate_weights(tmp_path)
@@ -51,8 +52,7 @@ def test_open_clips_files_count_without_other_weights(tmp_path):
     write_json(folder, "config.json", {"architectures": ["CLIPModel"]})
     assert locate_weights(folder).config_file.name == "open_clip_config.json"
     (folder / "model.safetensors").touch()
-    located = locate_weights(folder)
-    assert located.config_file.name == "config.json"
+    assert locate_weights(folder).config_file.name == "config.json"
 
 
 @pytest.mark.parametrize("path", ["hf://org/name/file", "hf:/o/n", "w.pth"])
@@ -60,3 +60,121 @@ def test_neither_an_id_nor_a_path_is_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with refused(path):
         imagepiece_jax.load(path)
+
+
+# The hub
+
+COMMIT = "a" * 40
+OLDER = "b" * 40
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return tiny_vit.variables(tiny_vit.model(depth=1))
+
+
+@pytest.fixture(scope="module")
+def files(variables):
+    weights = safetensors.numpy.save(timm_tensors.to_timm(variables))
+    config = json.dumps(TIMM).encode()
+    return {"config.json": config, "model.safetensors": weights, "README.md": b"#"}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache without a network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    location.fetch_folder.cache_clear()
+    yield tmp_path / "hub"
+    location.fetch_folder.cache_clear()
+
+
+def lay_out(cache, files, commit=COMMIT, ref="main"):
+    """Fill the cache of org/name like huggingface_hub; return the files' folder."""
+    folder = cache / "models--org--name"
+    snapshot = folder / "snapshots" / commit
+    for part in (snapshot, folder / "refs"):
+        part.mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / ref).write_text(commit)
+    for file, content in files.items():
+        (snapshot / file).write_bytes(content)
+    return snapshot
+
+
+def test_a_cached_id_loads_without_a_network(cache, files, variables):
+    snapshot = lay_out(cache, files)
+    vit = imagepiece_jax.load("hf://org/name")
+    assert vit.origin.title == "folder hf://org/name"  # not the cache's folder
+    model, values = tiny_vit.pair(vit)
+    assert same(values, variables)
+    assert (model.config.num_classes, model.config.std) == (7, STD)
+    assert location.fetch_folder("hf://org/name") == snapshot
+    assert imagepiece_jax.read_config("hf://org/name") == model.config
+    assert imagepiece_jax.read_config("hf://org/name/config.json") == model.config
+
+
+def test_a_revision_is_another_commit(cache, files, variables):
+    lay_out(cache, files)
+    other = timm_tensors.to_timm(tiny_vit.variables(tiny_vit.model(depth=1), seed=1))
+    older = {**files, "model.safetensors": safetensors.numpy.save(other)}
+    snapshot = lay_out(cache, older, OLDER, ref="v1")
+    for revision in ("v1", OLDER):
+        assert location.fetch_folder(f"hf://org/name@{revision}") == snapshot
+    assert not same(imagepiece_jax.load("hf://org/name@v1").variables, variables)
+    with refused("@v2: "):
+        location.fetch_folder("hf://org/name@v2")
+
+
+def test_an_incomplete_cache_gives_no_default_normalization(cache, files):
+    """Another program may have cached no preprocessor_config.json."""
+    lay_out(cache, files | {"config.json": json.dumps(HF).encode()})
+    with refused("has no preprocessor_config.json", "or give config="):
+        imagepiece_jax.load("hf://org/name")
+
+
+@pytest.fixture
+def online(cache, files, monkeypatch):
+    """The files of org/name on a hub that fetches the named ones."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    hub_files = dict(files)
+
+    def snapshot_download(_, revision, allow_patterns):
+        assert revision in (None, COMMIT)
+        named = {k: v for k, v in hub_files.items() if k in allow_patterns}
+        return str(lay_out(cache, named))
+
+    def list_files(_, revision):
+        return [types.SimpleNamespace(path=path) for path in hub_files]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "get_cached_repo_tree", list_files)
+    return hub_files
+
+
+def cached_files(cache):
+    return {path.name for path in cache.glob("models--*/snapshots/*/*")}
+
+
+def test_only_needed_files_are_fetched(online, cache, variables):
+    online["pytorch_model.bin"] = b"not this one"
+    assert same(imagepiece_jax.load("hf://org/name").variables, variables)
+    assert cached_files(cache) == {"config.json", "model.safetensors"}
+
+
+def test_an_index_names_the_fetched_parts(online, cache):
+    part = online.pop("model.safetensors")
+    online |= dict.fromkeys(["a.safetensors", "b.safetensors", "c.safetensors"], part)
+    weight_map = {"x": "a.safetensors", "y": "b.safetensors"}
+    index = json.dumps({"weight_map": weight_map}).encode()
+    online["model.safetensors.index.json"] = index
+    location.fetch_folder("hf://org/name")
+    fetched = {"config.json", "model.safetensors.index.json"} | {*weight_map.values()}
+    assert cached_files(cache) == fetched
+
+
+def test_missing_weights_are_named(online):
+    del online["model.safetensors"]
+    with refused("hf://org/name has none of model.safetensors, "):
+        imagepiece_jax.load("hf://org/name")

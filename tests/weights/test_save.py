@@ -8,15 +8,13 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.inference.optimize import fold_and_cast
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import PROBLEM_TYPES, ViTConfig
+from imagepiece_jax.models.config import PROBLEM_TYPES
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights.description import parse_config
@@ -85,12 +83,15 @@ def make(
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_loads_unchanged(tmp_path, name):
     vit = make(**MODELS[name])
+    origin = dataclasses.replace(vit.origin, license="dinov3-license")
+    vit = dataclasses.replace(vit, origin=origin)
     assert imagepiece_jax.save(vit, tmp_path / "m") == tmp_path / "m"
     loaded = imagepiece_jax.load(tmp_path / "m")
     assert (loaded.model, loaded.reduction) == (vit.model, vit.reduction)
     assert same(loaded.variables, vit.variables)
     assert loaded.preprocessing == vit.preprocessing
     assert loaded.class_names == vit.class_names
+    assert loaded.origin.license == "dinov3-license"
     # Saving the loaded model writes equal files.
     (tmp_path / "again").mkdir()
     again = imagepiece_jax.save(loaded, tmp_path / "again" / "m")
@@ -131,14 +132,11 @@ def test_a_public_model_keeps_its_architecture(name):
 def test_a_public_models_config_has_timms_fields():
     names = ("a", None, "c")
     saved = describe_model("test_vit", names, image_size=64, num_classes=3, **SQUASHED)
-    assert saved["architecture"] == "test_vit"
-    assert saved["num_classes"] == 3
+    assert (saved["architecture"], saved["num_classes"]) == ("test_vit", 3)
     assert saved["label_names"] == {"0": "a", "2": "c"}
-    images = saved["pretrained_cfg"]
-    assert images["input_size"] == [3, 64, 64]
-    assert images["mean"] == (0.5,) * 3
-    assert (images["crop_pct"], images["crop_mode"]) == (0.9, "squash")
-    assert images["interpolation"] == "bilinear"
+    images = {"input_size": [3, 64, 64], "mean": (0.5,) * 3, "crop_pct": 0.9}
+    images |= {"crop_mode": "squash", "interpolation": "bilinear"}
+    assert images.items() <= saved["pretrained_cfg"].items()
     defaults = describe_model("test_vit", crop=None)["pretrained_cfg"]
     assert (defaults["crop_pct"], defaults["crop_mode"]) == (0.875, "center")
 
@@ -160,7 +158,6 @@ CONFIG = "imagepiece_jax.config"
     "changed, value, message",
     [
         ("imagepiece_jax.format", 3, "earlier revision"),
-        (f"{CONFIG}.foo", 3, "foo"),
         (f"{CONFIG}.mean", THREE, "config says (0.1, 0.2, 0.3)"),
         ("pretrained_cfg.std", THREE, "pretrained_cfg.std is (0.1, 0.2, 0.3), but"),
         (f"{CONFIG}.preprocessing.image_size", 32, "config says (3, 32, 32)"),
@@ -181,38 +178,14 @@ def test_a_changed_config_is_refused(changed, value, message):
 
 
 @pytest.mark.parametrize(
-    "group, kind",
-    [
-        ("config", ViTConfig),
-        ("config.preprocessing", Preprocessing),
-        ("config.arch", Architecture),
-        ("config.arch.rotary", Rotary),
-    ],
+    "field, value",
+    [("dtype", "x"), ("class_names", ["a"]), ("untrained", 3), ("config", {})],
 )
-def test_every_field_of_a_record_is_needed(group, kind):
-    """A missing field would become DeiT's."""
-    config = json.loads(json.dumps(make_config_fields(make(**MODELS["eva02"]))))
-    parse_config(config, {})
-    for field in dataclasses.fields(kind):
-        part = changed = json.loads(json.dumps(config))
-        for name in ("imagepiece_jax", *group.split(".")):
-            part = part[name]
-        del part[field.name]
-        with refused("config.json", f"it has no {field.name}"):
-            parse_config(changed, {})
-
-
-WRONG = {"dtype": (1, "x", []), "class_names": (3, ["a"]), "reduction": [None]}
-WRONG |= {"untrained": [3], "config": ({}, 3)}
-
-
-@pytest.mark.parametrize("field", WRONG)
-def test_a_value_of_another_type_is_refused(field):
+def test_a_value_of_another_form_is_refused(field, value):
     config = json.loads(json.dumps(make_config_fields(make())))
-    for value in WRONG[field]:
-        config["imagepiece_jax"][field] = value
-        with refused("config.json"):
-            parse_config(config, {})
+    config["imagepiece_jax"][field] = value
+    with refused("config.json"):
+        parse_config(config, {})
 
 
 def learned(seed):
@@ -277,32 +250,20 @@ def test_saving_replaces_a_model_as_a_whole(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
-def test_saving_into_a_foreign_folder_is_refused(tmp_path):
+def test_saving_destroys_no_other_folder(tmp_path, monkeypatch):
+    """A process working in a replaced folder would see the old, empty one."""
     folder = imagepiece_jax.save(make(), tmp_path / "m")
     (folder / "thesis.tex").touch()
     with refused(folder, "thesis.tex"):
         imagepiece_jax.save(make(), folder)
-    assert imagepiece_jax.load(folder).model == make().model
     (tmp_path / "config.json").write_text("{}")
     with refused(tmp_path, "config.json"):
         imagepiece_jax.save(make(), tmp_path)
-
-
-def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
-    """A process working there would see the old, empty folder."""
-    (tmp_path / "new").mkdir()
-    for folder in (tmp_path / "new", imagepiece_jax.save(make(), tmp_path / "m")):
-        monkeypatch.chdir(folder)
-        with refused("is the working directory"):
-            imagepiece_jax.save(make(), ".")
-
-
-def test_a_license_is_kept(tmp_path):
-    vit = make()
-    origin = dataclasses.replace(vit.origin, license="dinov3-license")
-    vit = dataclasses.replace(vit, origin=origin)
-    folder = imagepiece_jax.save(vit, tmp_path / "m")
-    assert imagepiece_jax.load(folder).origin.license == "dinov3-license"
+    (folder / "thesis.tex").unlink()
+    monkeypatch.chdir(folder)
+    with refused("is the working directory"):
+        imagepiece_jax.save(make(), ".")
+    assert imagepiece_jax.load(folder).model == make().model
 
 
 def test_an_unloadable_model_is_not_saved(tmp_path):
@@ -331,7 +292,6 @@ def test_drawn_selectors_stay_untrained(tmp_path):
     loaded = imagepiece_jax.load(tmp_path / "m")
     assert loaded.untrained_kinds
     assert (loaded.label, loaded.model) == (vit.label, vit.model)
-    assert not loaded.with_reduction(None).untrained_kinds
     assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained_kinds
 
 
@@ -342,9 +302,7 @@ def test_a_drawn_head_is_untrained_until_its_values_change(tmp_path):
         vit = imagepiece_jax.load(file, reduction=tiny_vit.EVIT, **fields)
     assert len(warned) == 1
     assert warned[0].filename == __file__
-    assert vit.untrained_kinds == ("head",)
-    tome = vit.with_reduction("tome:r=3")
-    assert tome.untrained_kinds and tome.label == "tome:r=3 (untrained head)"
+    assert vit.with_reduction("tome:r=3").label == "tome:r=3 (untrained head)"
     with warns_untrained():
         imagepiece_jax.optimize(vit, batch_size=1)
     with warns_untrained() as warned:
@@ -357,8 +315,5 @@ def test_a_drawn_head_is_untrained_until_its_values_change(tmp_path):
     params = reloaded.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
     variables = {**reloaded.variables, "params": {**params, "head": head}}
-    trained = reloaded.with_variables(variables)
-    assert trained.untrained_kinds == ()
-    imagepiece_jax.save(trained, tmp_path / "trained")
-    assert not imagepiece_jax.load(tmp_path / "trained").untrained_kinds
+    assert reloaded.with_variables(variables).untrained_kinds == ()
     assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained_kinds

@@ -15,7 +15,6 @@ from tests.helpers.config_files import (
     TRANSFORMERS_FILES,
     parse_transformers,
 )
-from tests.helpers.refused_calls import refused
 
 # Missing fields have the defaults of the file's class.
 TRANSFORMERS = {
@@ -96,11 +95,6 @@ def test_a_crop_is_a_share_of_the_resized_image(size):
     assert crop_fields(parsed) == SQUASHED | {"crop": pytest.approx(224 / size)}
 
 
-def test_without_a_processor_a_config_is_needed():
-    with refused("has no preprocessor_config.json", "or give config="):
-        parse_config({"model_type": "vit"}, {})
-
-
 # (file, mean and std, fields of a Preprocessing), by transformers' classes
 SQUASHED = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
 CENTERED = {"crop_mode": "center"}
@@ -162,12 +156,8 @@ def test_problem_types_equal_transformers_pipeline(fields, task):
     assert parse_transformers(CLASSIFIER_CONFIG | fields).problem_type == task
 
 
-def test_a_towers_earlier_form_wins():
-    """Missing fields are CLIPConfig's defaults, not vision_config's."""
-    later = {"hidden_size": 96, "num_hidden_layers": 3}
-    config = {"model_type": "clip", "vision_config": later}
-    assert parse_transformers(config).embed_dim == 96
-    config["vision_config_dict"] = {"num_hidden_layers": 5}
+def test_a_towers_missing_fields_are_clips():
+    config = {"model_type": "clip", "vision_config": {"num_hidden_layers": 5}}
     parsed = parse_transformers(config)
     assert (parsed.embed_dim, parsed.depth) == (768, 5)
 

@@ -16,7 +16,7 @@ from typing import Any
 from imagepiece_jax.common import checkpoints, parallel
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.logging import CLOCKED_METRICS
-from imagepiece_jax.weights.run_files import CHECKPOINTS_FOLDER, complete_steps
+from imagepiece_jax.weights.folder_files import CHECKPOINTS_FOLDER, complete_steps
 
 # Newest steps per kind that stay: the second serves if the newest is damaged.
 NUM_KEPT = 2

@@ -24,10 +24,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.record import list_differences
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights.file_names import CONFIG_FILE
-from imagepiece_jax.weights.run_files import (
+from imagepiece_jax.weights.folder_files import (
     CHECKPOINTS_FOLDER,
     CLASS_NAMES_FILE,
+    CONFIG_FILE,
     complete_steps,
     read_run_file,
 )

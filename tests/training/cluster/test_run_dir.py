@@ -10,7 +10,7 @@ from imagepiece_jax.training.cluster.run_dir import (
     record_start,
 )
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights.run_files import RUN_FORMAT as RUN_FORMAT
+from imagepiece_jax.weights.folder_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers import small_runs
 from tests.helpers.refused_calls import refused
 

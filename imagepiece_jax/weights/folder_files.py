@@ -1,4 +1,4 @@
-"""Files in a run's folder that training writes and `load` reads, and their names."""
+"""The files of a weights folder and of a run's folder: names, and small ones read."""
 
 import json
 import os
@@ -10,8 +10,32 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, earlier_revision, titled_errors
-from imagepiece_jax.weights.file_names import FACT_FILES
 
+JsonFields = Mapping[str, Any]  # of a JSON file
+# Files that tell which model the weights are.
+CONFIG_FILE = "config.json"  # of timm, transformers, `save` and runs
+OWN_KEY = "imagepiece_jax"  # key of this package's own part in CONFIG_FILE
+OPEN_CLIP_FILE = "open_clip_config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"  # for images and text, since transformers 5
+INDEX_ENDING = ".index.json"  # ending of the file that lists a sharded file's parts
+# Weights files in order of preference. OpenCLIP's come last, because its repositories
+# often hold transformers' weights too.
+WEIGHTS_FILES = """
+    model.safetensors model.safetensors.index.json pytorch_model.bin
+    pytorch_model.bin.index.json model.npz model.pth pytorch_model.pth
+    open_clip_model.safetensors open_clip_pytorch_model.bin
+""".split()
+# Names of files that tell something about the weights, beside them.
+FACT_FILES = (CONFIG_FILE, OPEN_CLIP_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE)
+FACT_FILES += tuple(name for name in WEIGHTS_FILES if name.endswith(INDEX_ENDING))
+# Endings of weights files with any other name.
+WEIGHTS_ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
+# Files beside a saved model's weights.
+SELECTORS_FILE = "selectors.safetensors"  # learned by a reduction
+RECOVERED_FILE = "recovered.safetensors"  # parameters of recovered variants
+LEARNED_FILES = (SELECTORS_FILE, RECOVERED_FILE)
+# Files in a run's folder.
 RUN_FORMAT = 2  # of a run's config.json and checkpoints
 CLASS_NAMES_FILE = "classes.json"  # class names by label, if the data have names
 CHECKPOINTS_FOLDER = "checkpoints"  # the folder of weights
