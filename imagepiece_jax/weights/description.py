@@ -24,24 +24,13 @@ from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import read_run_config
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
-from imagepiece_jax.weights import open_clip_config, timm_config, transformers_config
-from imagepiece_jax.weights.folder_files import (
-    CONFIG_FILE,
-    OPEN_CLIP_FILE,
-    OWN_KEY,
-    PREPROCESSOR_FILE,
-    PROCESSOR_FILE,
-    JsonFields,
-    check_run_format,
-    read_class_names,
+from imagepiece_jax.weights import (
+    folder_files,
+    open_clip_config,
+    timm_config,
+    transformers_config,
 )
-from imagepiece_jax.weights.location import (
-    FILE_KIND,
-    RUN_KIND,
-    STATE_DICT_KIND,
-    Location,
-    locate_config,
-)
+from imagepiece_jax.weights.location import FILE_KIND, RUN_KIND, Location, locate_config
 from imagepiece_jax.weights.tensor_files import open_tensors
 
 RECORD_FORMAT = 5  # of the part OWN_KEY; other formats are refused
@@ -109,14 +98,15 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
 
 def _find_named_config(location):
     """Find the config by a file's own name, if it is the name of a public model."""
-    if location.origin.kind == STATE_DICT_KIND:
+    if location.tensors is not None:
         raise InputError("config is missing: a state dict does not say its model")
     weights_path = location.path
     if location.origin.kind == FILE_KIND:
         if name := registry.model_in_file_name(weights_path):
             return registry.model_config(name)
-    remedy = f"its folder, {weights_path.parent}, has a {CONFIG_FILE}, so load that"
-    if not (weights_path.parent / CONFIG_FILE).is_file():
+    config_file = weights_path.parent / folder_files.CONFIG_FILE
+    remedy = f"its folder, {config_file.parent}, has a {config_file.name}, so load that"
+    if not config_file.is_file():
         with open_tensors(location.find_weights(), location.origin.checkpoint):
             remedy = (  # for weights; any other file is named by the error of opening
                 "load(.., config=NAME) or --config NAME, such as deit_ti, says which "
@@ -133,47 +123,47 @@ def _describe_files(location, has_config):
         if not RUN_FIELDS <= {*config_fields}:
             raise InputError(f"{config_file} describes no run and no model")
         with content_errors(config_file):
-            check_run_format(config_fields)
+            folder_files.check_run_format(config_fields)
             config = read_run_config(config_fields)
             reduction = Reduction.read(config_fields["reduction"])
             dtype = config_fields["model"]["dtype"]
-        class_names = read_class_names(location.path, config.num_classes)
+        class_names = folder_files.read_class_names(location.path, config.num_classes)
         return Description(config, class_names, reduction=reduction, dtype=dtype)
-    if config_file.name == OPEN_CLIP_FILE:
+    if config_file.name == folder_files.OPEN_CLIP_FILE:
         with content_errors(config_file):
             return Description(open_clip_config.parse_open_clip(config_fields))
     processor_fields = {}
-    if PROCESSOR_FILE in location.file_names:
-        file_fields = read_json(location.path / PROCESSOR_FILE)
+    if folder_files.PROCESSOR_FILE in location.file_names:
+        file_fields = read_json(location.path / folder_files.PROCESSOR_FILE)
         processor_fields = file_fields.get("image_processor") or {}
-    if not processor_fields and PREPROCESSOR_FILE in location.file_names:
-        processor_fields = read_json(location.path / PREPROCESSOR_FILE)
+    if not processor_fields and folder_files.PREPROCESSOR_FILE in location.file_names:
+        processor_fields = read_json(location.path / folder_files.PREPROCESSOR_FILE)
     # timm's config.json and ours have mean and std, and so has the caller's config.
     # For transformers' they would silently be the defaults.
     if not (processor_fields or has_config or "architecture" in config_fields):
-        lack = f"no {PREPROCESSOR_FILE} with the images' mean and std"
+        lack = f"no {folder_files.PREPROCESSOR_FILE} with the images' mean and std"
         folder = f"folder {location.path} has {lack}"
         raise InputError(f"{folder}; place it there, or give config=")
     return parse_config(config_fields, processor_fields, location.path)
 
 
 def parse_config(
-    config_fields: JsonFields,
-    processor_fields: JsonFields,
+    config_fields: folder_files.JsonFields,
+    processor_fields: folder_files.JsonFields,
     folder: pathlib.Path = pathlib.Path(),
 ) -> Description:
     """Describe weights by the contents of their folder's config files.
 
     config_fields, processor_fields: of config.json and preprocessor_config.json
     """
-    config_file = folder / CONFIG_FILE
+    config_file = folder / folder_files.CONFIG_FILE
     with content_errors(config_file):
-        if OWN_KEY in config_fields:
+        if folder_files.OWN_KEY in config_fields:
             return _parse_own_record(config_fields)
         if "architecture" in config_fields:
             return Description(**timm_config.parse_timm(config_fields))
         model_type = transformers_config.find_vision_type(config_fields)
-    with content_errors(folder / PREPROCESSOR_FILE):
+    with content_errors(folder / folder_files.PREPROCESSOR_FILE):
         parse_processor = transformers_config.parse_image_processor
         normalization, crop_fields = parse_processor(processor_fields, model_type)
     with content_errors(config_file):
@@ -198,7 +188,7 @@ def content_errors(file: str | os.PathLike) -> Iterator[None]:
 def _parse_own_record(config_fields):
     """Parse our own part of a file (`save.make_config_fields`)."""
     config_fields = replace_lists(config_fields)
-    record = config_fields[OWN_KEY]
+    record = config_fields[folder_files.OWN_KEY]
     if record.get("format") != RECORD_FORMAT:
         raise earlier_revision("it")
     config_record = {**record["config"]}
@@ -213,7 +203,7 @@ def _parse_own_record(config_fields):
     for field, own_value in own_values.items():
         timm_value = pretrained_cfg.get(field, own_value)
         if timm_value != own_value:
-            other = f"but {OWN_KEY}.config says {own_value}"
+            other = f"but {folder_files.OWN_KEY}.config says {own_value}"
             raise InputError(f"pretrained_cfg.{field} is {timm_value}, {other}")
     class_names = record.get("class_names")
     if class_names is not None:

@@ -255,7 +255,6 @@ _INSERTED_PARTS = """
     module _orig_mod _checkpoint_wrapped_module _fsdp_wrapped_module
 """.split()
 _FRONT_PATTERN = r"^((model|net|network)\.)*"
-_NNX_ENDING = ".value"  # at the end of all names in a saved Flax NNX state
 SCANNED_BLOCKS = "blocks.all."  # start of timm's name for a tensor of scanned blocks
 
 
@@ -384,10 +383,7 @@ def _strip_wrapper_parts(tensor_names):
         unwrapped_names[name] = ".".join(own_parts)
     common_start = os.path.commonprefix([*unwrapped_names.values()])
     front = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
-    short_names = {k: v.removeprefix(front) for k, v in unwrapped_names.items()}
-    if all(short_name.endswith(_NNX_ENDING) for short_name in short_names.values()):
-        return {k: v.removesuffix(_NNX_ENDING) for k, v in short_names.items()}
-    return short_names
+    return {k: v.removeprefix(front) for k, v in unwrapped_names.items()}
 
 
 def _find_naming(tensor_names):

@@ -318,13 +318,11 @@ def _make_crop_fields(fields, processor_name):
     crop_share = 1.0
     if has_crop and has_same_size:
         crop_side = _read_square_side(crop_size)
-        crop_share = math.inf  # refused below
-        if crop_side and side:
-            crop_share = crop_side / side
-            # int(crop_side / crop_share) must be `side` again.
-            if int(crop_side / crop_share) != side:
-                crop_share = math.nextafter(crop_share, 0)
-    if not has_same_size or crop_share > 1 or not side:
+        crop_share = crop_side / side
+        # int(crop_side / crop_share) must be `side` again.
+        if int(crop_side / crop_share) != side:
+            crop_share = math.nextafter(crop_share, 0)
+    if not has_same_size or crop_share > 1:
         sizes = f"size is {size!r}, do_center_crop {has_crop}, crop_size {crop_size!r}"
         raise InputError(f"{sizes}; give a height and a width, or a smaller crop")
     return {

@@ -14,24 +14,19 @@ from tests.helpers.config_files import (
 )
 from tests.helpers.refused_calls import refused
 
+SYNSETS, LEMMAS = zip(*class_names.imagenet_rows(), strict=True)
+
 
 @pytest.mark.parametrize(
-    "form, is_imagenet",
-    [("names", True), ("lemmas", True), ("hub", True), ("synsets", True)]
-    + [("lemmas", False)],
+    "names, is_imagenet",
+    [
+        (SYNSETS, True),
+        ([*LEMMAS[:517], "crane2", *LEMMAS[518:]], True),  # as on the hub
+        ([*LEMMAS[:388], "my cat", *LEMMAS[389:]], False),
+    ],
 )
-def test_imagenets_label_maps_get_short_names(form, is_imagenet):
+def test_imagenets_label_maps_get_short_names(names, is_imagenet):
     """In both libraries' forms. With one changed class the file's names stay."""
-    synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
-    forms = {
-        "synsets": synsets,
-        "lemmas": lemmas,
-        "hub": [*lemmas[:517], "crane2", *lemmas[518:]],
-        "names": class_names.imagenet_names(),
-    }
-    names = [*forms[form]]
-    if not is_imagenet:
-        names[388] = "my cat"
     config, processor = TRANSFORMERS_FILES["google/vit-base-patch16-224"].values()
     labels = {str(i): name for i, name in enumerate(names)}
     expected = class_names.imagenet_names() if is_imagenet else tuple(names)
@@ -69,21 +64,16 @@ SIGLIP = {"model_type": "siglip_vision_model"}
 QUANTIZED = {"quantization_config": {"load_in_8bit": True}}
 BIASES = "query_bias, key_bias, value_bias"
 DINOV3 = {"model_type": "dinov3_vit"}
-ROTARY = "vit_small_patch16_dinov3"
-REGISTER = {"reg_tokens": 1}
-NORM = {"fc_norm": True}
-GELU = {"act_layer": "gelu"}
 
 
-def with_arguments(**arguments):
-    return timm_file(model_args=arguments)
+def with_arguments(name="vit_small_patch14_reg4_dinov2", **arguments):
+    return timm_file(architecture=name, model_args=arguments)
 
 
 @pytest.mark.parametrize(
     "config, processor, field",
     [
         ({"model_type": "resnet"}, {}, "model_type"),
-        ({"model_type": ["vit"]}, {}, "model_type"),
         (CLASSIFIER_CONFIG | {"problem_type": "multi"}, {}, "problem_type"),
         (VIT_CONFIG | QUANTIZED, {}, "quantization_config"),
         (SIGLIP | {"vision_use_head": False}, {}, "vision_use_head"),
@@ -103,18 +93,10 @@ def with_arguments(**arguments):
         (timm_file(architecture="vit_smal_patch16_224"), {}, "vit_smal_patch16_224"),
         (with_arguments(qk_norm=True), {}, "model_args.qk_norm"),
         (with_arguments(act_layer="relu"), {}, "model_args.act_layer"),
-        (timm_file(architecture=ROTARY, model_args=REGISTER), {}, "model_args"),
+        (with_arguments("vit_small_patch16_dinov3", reg_tokens=1), {}, "model_args"),
         (with_arguments(global_pool="max"), {}, "model_args.global_pool"),
-        (
-            timm_file(architecture=GATED_NAME, model_args=GELU),
-            {},
-            "model_args.act_layer",
-        ),
-        (
-            timm_file(architecture=DISTILLED_NAME, model_args=NORM),
-            {},
-            "model_args.fc_norm",
-        ),
+        (with_arguments(GATED_NAME, act_layer="gelu"), {}, "model_args.act_layer"),
+        (with_arguments(DISTILLED_NAME, fc_norm=True), {}, "model_args.fc_norm"),
     ],
 )
 def test_an_unsupported_field_is_named(config, processor, field):
@@ -124,16 +106,18 @@ def test_an_unsupported_field_is_named(config, processor, field):
     assert str(error.value).startswith(f"{file}: ")
 
 
-def test_a_missing_or_mistyped_field_is_named():
-    eps = VIT_CONFIG | {"layer_norm_eps": 10**309}  # beyond all floats
-    configs = {
-        "has no model_type": {},
-        "has no input_size": timm_file(pretrained_cfg={}),
-    }
-    configs["has an unknown field: int too"] = eps
-    for problem, config in configs.items():
-        with refused(f"config.json: it {problem}"):
-            parse_config(config, SQUARE_IMAGES)
+@pytest.mark.parametrize(
+    "problem, config",
+    [
+        ("has no model_type", {}),
+        ("has no input_size", timm_file(pretrained_cfg={})),
+        # beyond all floats
+        ("has an unknown field: int too", VIT_CONFIG | {"layer_norm_eps": 10**309}),
+    ],
+)
+def test_a_missing_or_mistyped_field_is_named(problem, config):
+    with refused(f"config.json: it {problem}"):
+        parse_config(config, SQUARE_IMAGES)
 
 
 @pytest.mark.parametrize("field", ["act_kwargs", "norm_kwargs"])
