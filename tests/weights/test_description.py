@@ -122,6 +122,6 @@ def test_a_missing_or_mistyped_field_is_named(problem, config):
 
 @pytest.mark.parametrize("field", ["act_kwargs", "norm_kwargs"])
 def test_unsupported_options_of_open_clip_are_named(field):
-    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {field: {"bias": False}}}}
-    with refused(f"vision_cfg.{field} is ['bias']"):
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {field: {"inplace": True}}}}
+    with refused(f"vision_cfg.{field} is ['inplace']"):
         parse_open_clip(config)
