@@ -14,7 +14,7 @@ from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.models.stems import conv_stem_widths
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.block_plan import BlockPlan, plan_dense_blocks
+from imagepiece_jax.reduction.block_plan import BlockPlan, plan_blocks
 
 TRAINING_MAC_FACTOR = 3  # on inference MACs: a backward pass costs two forward passes
 
@@ -89,7 +89,7 @@ def model_macs(model: ViT) -> float:
 
 def share_of_dense(model: ViT) -> float:
     """A model's MACs divided by the dense model's MACs."""
-    plan = plan_dense_blocks(model.depth, model.config.num_tokens)
+    plan = plan_blocks(model.depth, model.config.num_tokens, (), num_prefix=0)
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 

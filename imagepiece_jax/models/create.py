@@ -28,7 +28,7 @@ from imagepiece_jax.models.config import (
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.block_plan import Unreachable, plan_dense_blocks
+from imagepiece_jax.reduction.block_plan import Unreachable, plan_blocks
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.recommended import replace_placeholder
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
@@ -90,7 +90,7 @@ def build_model(
     masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit.
     """
-    dense_plan = plan_dense_blocks(config.depth, config.num_tokens)
+    dense_plan = plan_blocks(config.depth, config.num_tokens, (), num_prefix=0)
     dense_model = ViT(config, dense_plan, execution)
     return with_plan(dense_model, Reduction.read(reduction), masked)
 

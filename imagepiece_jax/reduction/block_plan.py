@@ -7,7 +7,7 @@ A method makes steps (`Step`). A step's `Rule` sets how many image tokens stay.
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from imagepiece_jax.common.checks import check_choice
@@ -261,47 +261,21 @@ def choose_steps(
     return chosen_steps
 
 
-def count_tokens(steps: Sequence[Step | None], n0: int) -> Iterator[StepCounts | None]:
-    """Count the tokens of every block's step in evaluation; None: all tokens stay.
+def _count_step(
+    step: Step, n: int, n0: int, stage: int, depth: int
+) -> StepCounts | None:
+    """Count the tokens of a step in evaluation: StepCounts, or None if all stay.
 
-    Raises Unreachable unless a rule gives None, or a whole number that it can leave.
+    Raises Unreachable unless the rule gives None, or a whole number that it can leave.
     """
-    n = n0
-    stage = 1
-    for step in steps:
-        n_out = step.n_out(n, n0, stage) if step else None
-        if step is None or n_out is None:
-            yield None
-            continue
-        if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
-            rule = f"{type(step.rule).__name__} at block {step.block}"
-            raise Unreachable(f"{rule} leaves {n_out!r} tokens, not 1 to {n}, or None")
-        progress = max(step.attention_block, 0) / len(steps)
-        yield StepCounts(n, n_out, step.rule.count_candidates(n), stage, progress)
-        n = n_out
-        stage += 1
-
-
-def count_masked_tokens(
-    steps: Sequence[Step | None], evaluation_counts: Sequence[StepCounts | None]
-) -> Iterator[StepCounts | None]:
-    """Count the tokens in masked training, from the counts in evaluation."""
-    num_extra = 0  # tokens that evaluation does not have
-    for step, counts in zip(steps, evaluation_counts, strict=True):
-        if not (step and counts):
-            yield None
-            continue
-        changed_fields: dict[str, Any] = {"n_in": counts.n_in + num_extra}
-        if step.added_when_masked is not None:
-            num_extra += counts.n_in - counts.n_out + step.added_when_masked
-            changed_fields["evaluation"] = counts
-        changed_fields["n_out"] = counts.n_out + num_extra
-        yield dataclasses.replace(counts, **changed_fields)
-
-
-def plan_dense_blocks(depth: int, num_tokens: int) -> tuple[BlockPlan, ...]:
-    """Plan a dense model; `num_tokens` includes the prefix."""
-    return (BlockPlan(num_tokens, num_tokens),) * depth
+    n_out = step.n_out(n, n0, stage)
+    if n_out is None:
+        return None
+    if not isinstance(n_out, numbers.Integral) or not 1 <= n_out <= n:
+        rule = f"{type(step.rule).__name__} at block {step.block}"
+        raise Unreachable(f"{rule} leaves {n_out!r} tokens, not 1 to {n}, or None")
+    progress = max(step.attention_block, 0) / depth
+    return StepCounts(n, n_out, step.rule.count_candidates(n), stage, progress)
 
 
 def plan_blocks(
@@ -314,7 +288,7 @@ def plan_blocks(
     """Plan a model: one BlockPlan per block.
 
     n0: number of image tokens before the first block
-    steps: in any order, at most one per block
+    steps: in any order, at most one per block; (): a dense model
     num_prefix: number of class, distillation and register tokens, which always stay
     masked: plan masked training; steps with `added_when_masked` then remove no tokens
     Raises InputError for a step outside the model, or two steps at one block.
@@ -327,21 +301,31 @@ def plan_blocks(
                 f"{depth - 1}, takes one step"
             )
         block_steps[step.block] = step
-    block_counts = list(count_tokens(block_steps, n0))
-    if masked:
-        block_counts = list(count_masked_tokens(block_steps, block_counts))
-    steps_and_counts = list(zip(block_steps, block_counts, strict=True))
-    attention_reads = [frozenset() for _ in steps_and_counts]
-    for step, counts in steps_and_counts:
-        if step and counts and step.attention_block >= 0:
-            attention_reads[step.attention_block] |= step.reducer.attention_reads
     plan = []
-    mlp_tokens = n0 + num_prefix
-    for (step, counts), reads in zip(steps_and_counts, attention_reads, strict=True):
-        attn_tokens = mlp_tokens
-        if counts:
-            mlp_tokens = counts.n_out + num_prefix
+    attention_reads: list[frozenset[str]] = [frozenset()] * depth
+    n = n0  # image tokens in evaluation
+    num_extra = 0  # tokens of masked training that evaluation does not have
+    stage = 1
+    for step in block_steps:
+        attn_tokens = n + num_extra + num_prefix
+        counts = _count_step(step, n, n0, stage, depth) if step else None
+        if step and counts:
+            n = counts.n_out
+            stage += 1
+            if masked:
+                n_in = counts.n_in + num_extra
+                evaluation = None
+                if step.added_when_masked is not None:
+                    evaluation = counts
+                    num_extra += counts.n_in - counts.n_out + step.added_when_masked
+                counts = dataclasses.replace(
+                    counts, n_in=n_in, n_out=n + num_extra, evaluation=evaluation
+                )
+            if step.attention_block >= 0:
+                attention_reads[step.attention_block] |= step.reducer.attention_reads
+        mlp_tokens = n + num_extra + num_prefix
         if step and step.site == "pre":
             attn_tokens = mlp_tokens
-        plan.append(BlockPlan(attn_tokens, mlp_tokens, step, counts, reads))
-    return tuple(plan)
+        plan.append(BlockPlan(attn_tokens, mlp_tokens, step, counts))
+    reads = zip(plan, attention_reads, strict=True)
+    return tuple(dataclasses.replace(p, attention_reads=names) for p, names in reads)

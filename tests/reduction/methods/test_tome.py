@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.block_plan import RemoveCount, Step, count_tokens
+from imagepiece_jax.reduction.block_plan import RemoveCount, Step, plan_blocks
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs
@@ -25,7 +25,8 @@ def image_inputs(metric, num_prefix=1, size=None):
 
 def removal_counts(r, n):
     """Counts of a step that merges `r` of `n` tokens; None if it changes nothing."""
-    return next(count_tokens([Step(0, Bipartite(), RemoveCount(r))], n))
+    (layer,) = plan_blocks(1, n, [Step(0, Bipartite(), RemoveCount(r))])
+    return layer.counts
 
 
 def tied_metrics(n, seed=0):
