@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,17 +6,13 @@ import pytest
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.state import Assignment, Masking, initial_state
-from tests.helpers import oracles, oracles_learned, tiny_vit
+from tests.helpers import masked_models, oracles, oracles_learned, tiny_vit
+from tests.helpers.random_gradients import draw_normal
 from tests.helpers.rounding import assert_close
 
 
-def draw_normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def image_keys(batch, seed=0):
-    return jax.random.split(jax.random.key(seed), batch)
+    return masked_models.keys(batch, seed)["reducer"]
 
 
 @pytest.mark.parametrize("n, dim", [(1, 8), (7, 12), (5, 11)])

@@ -9,8 +9,9 @@ from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weig
 from imagepiece_jax.reduction.state import Masking, ReducerInputs, initial_state
 from tests.helpers import oracles, oracles_learned, tiny_vit
 from tests.helpers.named_models import facts
+from tests.helpers.random_gradients import draw_normal
 from tests.helpers.reduction_steps import apply, apply_learned, random_variables
-from tests.reduction.test_token_selector import draw_normal, outputs
+from tests.reduction.test_token_selector import image_keys, outputs
 
 BATCH = 3
 HEADS = 3
@@ -19,8 +20,8 @@ D = 12
 
 def run_selector(selector, counts, x, mask=None):
     """(parameters, result) of a selector with random parameters."""
-    keys = jax.random.split(jax.random.key(0), len(x))
     size = np.ones(x.shape[:2], np.float32)
+    keys = image_keys(len(x))
     inputs = ReducerInputs(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
     variables = random_variables(selector, inputs, counts)
     return variables["params"], apply_learned(selector, variables, inputs, counts)

@@ -9,18 +9,12 @@ from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs
 from tests.helpers import oracles, tiny_vit
+from tests.reduction.test_reducers import tied_images
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)
 def decide_all(inputs, work):
     return [Bipartite()(inputs, counts) for counts in work]
-
-
-def image_inputs(metric, num_prefix=1, size=None):
-    """ReducerInputs of image tokens from a metric [B, prefix + n, d]."""
-    metric = metric[:, num_prefix:]
-    size = np.ones(metric.shape[:2], np.float32) if size is None else size
-    return ReducerInputs(x=metric, size=size, metric=metric, num_prefix=num_prefix)
 
 
 def removal_counts(r, n):
@@ -29,20 +23,9 @@ def removal_counts(r, n):
     return layer.counts
 
 
-def tied_metrics(n, seed=0):
-    """Metrics [6, n, 5]: three images without ties, three full of ties."""
-    rng = np.random.default_rng(seed)
-    metric = rng.normal(size=(6, n, 5))
-    axes = np.eye(5)[rng.integers(5, size=(3, n))] * rng.choice([-1, 1], (3, n, 1))
-    metric[3:] = axes * rng.choice([0.001, 1.0], (3, n, 1))  # three sizes of cosine
-    metric[4, : n // 2] = 0.0  # zero vectors resemble nothing
-    metric[5] = metric[5, :1]  # all tokens are the same
-    return metric.astype(np.float32)
-
-
 @pytest.mark.parametrize("n, num_prefix", [(1, 0), (2, 1), (8, 0), (19, 1), (19, 2)])
 def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
-    metric = tied_metrics(num_prefix + n)
+    _, metric = tied_images(num_prefix + n)
     similarity = [oracles.cosine(m, m) for m in metric]
     work = {}
     for r in (0, 1, n // 3, n // 2, n, 10 * n):
@@ -50,7 +33,9 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
         assert (counts is None) == (min(r, n // 2) == 0)
         if counts is not None:
             work.setdefault(counts, r)
-    results = decide_all(image_inputs(metric, num_prefix), tuple(work))
+    x = metric[:, num_prefix:]
+    inputs = ReducerInputs(x=x, size=x[..., 0], metric=x, num_prefix=num_prefix)
+    results = decide_all(inputs, tuple(work))
     for (counts, r), result in zip(work.items(), results, strict=True):
         assert result.slot_of_token.dtype == jnp.int32
         assert result.n_out == counts.n_out
