@@ -1,4 +1,1 @@
-"""Tools for every room: files, processes, devices, random keys, progress, signals.
-
-Nothing here depends on models or runs.
-"""
+"""Tools for every room; nothing here depends on models or runs."""

@@ -1,7 +1,4 @@
-"""Folders of checkpoints, written and read by Orbax.
-
-A step has two items: `state`, a tree of arrays, and `meta`, JSON.
-"""
+"""Checkpoints by Orbax: a step has `state`, a tree of arrays, and `meta`, JSON."""
 
 import logging
 import pathlib
@@ -76,8 +73,7 @@ def read_newest_step(folder: AnyPath, choose: Callable[[dict], Any]) -> tuple:
 
     A damaged step is skipped with a warning.
 
-    choose: function from the stored state, nested dicts, to the state to read: a flax
-        struct, or some of the parts
+    choose: function from the stored state, nested dicts, to the state or parts to read
     """
     with open_steps(folder) as manager:
         for step in sorted(manager.all_steps(), reverse=True):

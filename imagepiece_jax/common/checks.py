@@ -28,12 +28,9 @@ def check_range(
     below: float | None = None,
     whole: bool = False,
 ) -> None:
-    """Check that a value is a finite number within bounds.
+    """Check that a value, `name` in the error, is a number within bounds.
 
-    name: the value's name in the error
-    least, most: inclusive bounds
-    above, below: exclusive bounds
-    Raises InputError otherwise, also for a bool.
+    `least` and `most` are inclusive. A bool is no number, and NaN is in no bounds.
     """
     all_bounds = {"at least": least, "above": above, "at most": most, "below": below}
     bounds = {rule: bound for rule, bound in all_bounds.items() if bound is not None}
@@ -52,7 +49,7 @@ def check_range(
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Check that a value is in `choices`. `name` is the value's name in the error."""
+    """Check that a value, `name` in the error, is in `choices`."""
     # 1 == True, so equal values must also have the same type.
     if any(value == choice and type(value) is type(choice) for choice in choices):
         return
@@ -97,10 +94,7 @@ def find_similar_name(name: str, known_names: Iterable[str]) -> str | None:
 
 
 def replace_lists(value: Any) -> Any:
-    """Replace lists (JSON's form of tuples) and arrays by tuples, at every depth.
-
-    NumPy scalars become Python numbers; dicts and other values stay what they are.
-    """
+    """Replace lists (JSON's form of tuples), arrays and NumPy scalars by Python's."""
     if isinstance(value, dict):
         return {name: replace_lists(entry) for name, entry in value.items()}
     # The type np.float32 has a `tolist`, too.

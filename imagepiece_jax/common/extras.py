@@ -1,8 +1,4 @@
-"""Optional packages, and their extras.
-
-`pip install imagepiece_jax` installs the imports of the public functions. Any further
-import stands inside `explained_imports`, or after a `check_installed`.
-"""
+"""Optional packages: their import follows `explained_imports` or `check_installed`."""
 
 import contextlib
 import importlib.util
@@ -38,10 +34,7 @@ for extra, extra_modules in EXTRA_MODULES.items():
 
 @contextlib.contextmanager
 def explained_imports(feature: str) -> Iterator[None]:
-    """Turn a missing module into InputError, if an extra installs it.
-
-    feature: the feature that needs the import, such as "a config file"
-    """
+    """Turn a missing module, which `feature` needs, into InputError with its extra."""
     try:
         yield
     except ModuleNotFoundError as error:

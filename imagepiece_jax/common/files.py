@@ -24,10 +24,7 @@ AnyPath = str | os.PathLike
 def locked_folder(name: str, folder: AnyPath) -> Iterator[None]:
     """Create a folder and lock it against other processes, by its file `LOCK_NAME`.
 
-    New folders are removed at the end if they are empty.
-
-    name: the folder's name in messages, such as "out"
-    Raises InputError if another process holds the lock.
+    New folders are removed at the end if they are empty. `name` is for the error.
     """
     folder = pathlib.Path(folder)
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -49,10 +46,7 @@ def locked_folder(name: str, folder: AnyPath) -> Iterator[None]:
 
 
 def read_text(path: AnyPath, errors: str = "strict") -> str:
-    """Read text in UTF-8, or in UTF-16 with a byte order mark.
-
-    errors: as in `bytes.decode`
-    """
+    """Read text in UTF-8, or in UTF-16 with a byte order mark."""
     encoded_text = pathlib.Path(path).read_bytes()
     is_utf16 = encoded_text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -87,7 +81,7 @@ def read_json_lines(path: AnyPath) -> list:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Write an indented JSON file. Raises RunError like `replace_file`."""
+    """Write an indented JSON file, as by `replace_file`."""
     # NaN and infinity, which JSON lacks, become null.
     finite_value = json.loads(json.dumps(value), parse_constant=lambda _: None)
     replace_file(path, json.dumps(finite_value, indent=2) + "\n")
@@ -96,10 +90,7 @@ def write_json(path: AnyPath, value: Any) -> None:
 def check_own_files(
     name: str, path: AnyPath, owner: str, is_own: Callable[[pathlib.Path], Any]
 ) -> None:
-    """Check that a folder, if it exists, holds only files of `owner`.
-
-    name: the folder's name in messages, such as "out"
-    """
+    """Check that a folder, `name` in the error, has at most files of `owner`."""
     folder = pathlib.Path(path)
     for file in sorted(folder.iterdir()) if folder.exists() else ():
         # A killed process may have left unfinished files and its lock.
@@ -128,10 +119,7 @@ def check_writable(
 
 
 def replace_file(path: AnyPath, content: str | bytes) -> None:
-    """Write a whole file of text or bytes, or nothing.
-
-    Raises RunError if the file cannot be written.
-    """
+    """Write a whole file of text or bytes, or nothing and raise RunError."""
     if isinstance(content, str):
         # File names in the text may not be UTF-8: they become backslash escapes.
         content = content.encode(errors="backslashreplace")
@@ -162,9 +150,8 @@ def replacement_file(path: AnyPath) -> Iterator[pathlib.Path]:
 def replacement_folder(path: AnyPath) -> Iterator[pathlib.Path]:
     """Yield a new folder to fill with files; at the end it replaces `path`.
 
-    The folder at `path` stays if anything raises. The umask sets the files'
-    permissions.
-    Raises RunError if the folder cannot be written.
+    The folder at `path` stays if anything raises, which is RunError for an OSError. The
+    umask sets the files' permissions.
     """
     # Through a symbolic link, the folder it points to is replaced.
     target = pathlib.Path(os.path.realpath(path))

@@ -41,13 +41,11 @@ def patch_grid(
 ) -> tuple[int, int]:
     """(height, width) in patches of an image of `image_size`.
 
-    cut: ignore the pixels of incomplete patches, as some published models do. Else the
-        size must be a multiple of the patch size.
+    cut: ignore the pixels of incomplete patches, as some published models do
     """
     height, width = image_sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
-        raise InputError(
-            f"image_size is {image_size}, no whole patches of {patch_size}"
-        )
+        patches = f"no whole patches of {patch_size}"
+        raise InputError(f"image_size is {image_size}, {patches}")
     return height // patch_size, width // patch_size

@@ -1,8 +1,4 @@
-"""Devices and processes that act as one: `pmap`, and exchanged values.
-
-Only this file uses `jax.pmap`. `placement.device_samples` assigns a global batch's
-samples to the W devices of all processes.
-"""
+"""Devices and processes that act as one: `pmap`, and exchanged values."""
 
 import contextlib
 import functools
@@ -139,20 +135,16 @@ def pmap(
     mapped_fn = jax.pmap(
         fn, DEVICE_AXIS, donate_argnums=donate_argnums, axis_size=device_count()
     )
-    if program_name is None:
-        return MappedFunction(mapped_fn, {})
-    options = xla_options.compiler_options(local_devices()[0].platform)
-    return MappedFunction(mapped_fn, options, f"compiling the {program_name}")
+    return MappedFunction(mapped_fn, program_name)
 
 
 class MappedFunction:
     """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options."""
 
-    def __init__(self, mapped_fn: Any, options: dict, task: str | None = None) -> None:
+    def __init__(self, mapped_fn: Any, program_name: str | None) -> None:
         self._mapped_fn = mapped_fn
-        self._options = options
+        self._program_name = program_name
         self._programs: dict[tuple, jax.stages.Compiled] = {}
-        self._task = task  # what a compilation logs; None: nothing
 
     def __call__(self, *args: PyTree) -> PyTree:
         # Programs take and return arrays of all processes. `jax.pmap` uses arrays of
@@ -166,7 +158,7 @@ class MappedFunction:
         return self._programs[key](*args)
 
     def compile(self, *args: PyTree) -> jax.stages.Compiled:
-        """Compile, keep and return these arguments' program, a `jax.stages.Compiled`.
+        """Compile, keep and return the program for these arguments.
 
         A `jax.ShapeDtypeStruct` has one row per device of all processes.
         """
@@ -174,10 +166,14 @@ class MappedFunction:
         types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
         key = _program_key(types)
         if key not in self._programs:
-            is_announced = self._task is not None and is_main()
-            with announced_work(self._task or "", enabled=is_announced):
+            options = {}
+            if self._program_name:
+                platform = local_devices()[0].platform
+                options = xla_options.compiler_options(platform)
+            is_announced = bool(self._program_name) and is_main()
+            with announced_work(f"compiling the {self._program_name}", is_announced):
                 lowered = self._mapped_fn.lower(*types)
-                self._programs[key] = lowered.compile(self._options)
+                self._programs[key] = lowered.compile(options)
         return self._programs[key]
 
     @property
@@ -194,11 +190,10 @@ def _program_key(args):
 
 def replicate(tree: PyTree) -> PyTree:
     """Copy every array to every device: [...] -> [devices, ...]."""
-    num_devices = len(local_devices())
 
     def replicate_leaf(x):
         x = np.asarray(jax.device_get(x))
-        return _global_array(np.broadcast_to(x, (num_devices, *x.shape)))
+        return _global_array(np.broadcast_to(x, (len(local_devices()), *x.shape)))
 
     return jax.tree.map(replicate_leaf, tree)
 
@@ -231,24 +226,10 @@ def shard_samples(tree: PyTree) -> PyTree:
     return jax.tree.map(shard_leaf, tree)
 
 
-def mean_over_devices(tree: PyTree) -> PyTree:
-    """Mean over all devices, inside `pmap`."""
-    return jax.lax.pmean(tree, DEVICE_AXIS)
-
-
-def sum_over_devices(tree: PyTree) -> PyTree:
-    """Sum over all devices, inside `pmap`."""
-    return jax.lax.psum(tree, DEVICE_AXIS)
-
-
 def micro_batch_positions(
     num_images: int, micro_batch_index: Int[Array, ""]
 ) -> Int[Array, " {num_images}"]:
-    """This device's positions in the global batch, inside `pmap`.
-
-    num_images: images of a micro-batch on this device
-    micro_batch_index: from 0, in the step
-    """
+    """Global positions of a micro-batch's images on this device, inside `pmap`."""
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
     samples = device_samples(num_images * num_devices, num_devices)
     own_samples = jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]

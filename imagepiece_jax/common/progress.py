@@ -1,7 +1,6 @@
-"""Progress of long work, shown only on request.
+"""Progress of long work, shown where the logger "imagepiece_jax" is on level INFO.
 
-Lines are INFO records of the logger "imagepiece_jax". Bars appear only where INFO is
-on: commands turn it on (`show_progress`), a library's caller may.
+Commands turn it on (`show_progress`), and a library's caller may.
 """
 
 import contextlib
@@ -41,9 +40,8 @@ def show_progress() -> None:
 
 @contextlib.contextmanager
 def announced_work(task: str, enabled: bool = True) -> Iterator[None]:
-    """Log `task` is being done, once it has taken PATIENCE seconds.
+    """Log that `task`, "compiling a step", is being done once it takes long.
 
-    task: a phrase such as "compiling the training step"
     enabled: False in all but one of several processes
     """
     timer = threading.Timer(PATIENCE_SECONDS, log.info, [f"{task} .."])

@@ -46,10 +46,7 @@ def batch_key(seed: Scalar, step: Scalar, purpose: Purpose) -> PRNGKeyArray:
 def sample_keys(
     seed: Scalar, step: Scalar, positions: Int[Array, " images"], purpose: Purpose
 ) -> Key[Array, " images"]:
-    """Typed keys for samples at `positions` in the global batch.
-
-    Under gradient accumulation, positions run on through the step's micro-batches.
-    """
+    """Typed keys for samples at `positions` in the global batch, not a micro-batch."""
     branch_key = jax.random.fold_in(_step_key(seed, step, purpose), _SAMPLE_BRANCH)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(branch_key, positions)
 

@@ -1,8 +1,7 @@
-"""95 % confidence intervals of accuracies and paired differences.
+"""95 % confidence intervals of accuracies (percent) and paired differences (points).
 
-No other file computes an interval, so a figure has the same interval wherever it is
-printed. Accuracies are in percent, differences in points. Models are always compared on
-the same images, in the same order.
+No other file computes an interval. Models are compared on the same images, in the same
+order.
 """
 
 import math

@@ -50,8 +50,7 @@ class TimedCall:
 
     call: function (number) that starts call 0, 1, .. on the input chosen by the number
     wait: function that blocks until the device has finished a result of `call`
-    ahead: unfinished calls allowed when a call starts. 0: every call has the device's
-        cores to itself.
+    ahead: unfinished calls allowed when a call starts
     """
 
     call: Callable[[int], Any]
@@ -124,12 +123,10 @@ def paired_speedups(
 def speed_metrics(
     base_seconds: Sequence[float], own_seconds: Sequence[float], num_images: int
 ) -> dict[str, float]:
-    """A program's speed metrics, by name.
+    """Throughput in images per second, ms per call, and ratio of speeds to the base.
 
-    base_seconds, own_seconds: per call of the reference and of the program, by round
+    base_seconds, own_seconds: per call, by round
     num_images: images per call
-    Returns throughput (images per second) and ratio (speed relative to the reference,
-        by round), both with _min and _max, and ms (milliseconds per call).
     """
     seconds = find_spread(own_seconds)
     ratio = find_spread(paired_speedups(base_seconds, own_seconds))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.errors import InputError
 
-LAYER_DTYPES = ("float32", "bfloat16", "float16")  # layer dtypes
+LAYER_DTYPES = ("float32", "bfloat16", "float16")
 # {platform: options}. A matrix product of cuBLASLt includes bias, GELU and residual.
 # Triton leaves them to separate kernels, and so does cuBLASLt where XLA merges
 # products that share an input.

@@ -1,4 +1,1 @@
-"""Images from sources to batches: opened, decoded, cropped, augmented, normalized.
-
-The choice of evaluation images is in `evaluate`.
-"""
+"""Images from sources to batches: opened, decoded, cropped, augmented, normalized."""

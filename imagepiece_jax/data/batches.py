@@ -131,11 +131,11 @@ class Batches:
         return self.chunks_per_batch + num_ahead
 
     def read_chunk(self, chunk_number: int, allocate: AllocatePixels) -> BatchChunk:
-        """Read chunk `chunk_number` of all batches; `allocate` makes its pixels."""
+        """Read a chunk, counted over all batches; `allocate` makes its pixels."""
         batch_index, chunk_index = divmod(chunk_number, self.chunks_per_batch)
         step = self._steps[batch_index]
         epoch, epoch_step = divmod(step, self._steps_per_epoch)
-        batch_start = epoch_step * self.batch_size
+        batch_start = epoch_step * self.batch_size  # position in the epoch
         positions = self._positions[self._chunk_places[chunk_index]].tolist()
         pixels = allocate((len(positions), *self.transform.shape, 3))
         samples = []
@@ -218,8 +218,6 @@ class BatchReader:
     close() ends the pool; so do garbage collection and interpreter exit.
 
     pool: ThreadTasks, or `worker_pool.ProcessTasks`
-    Raises the errors of `Batches.read_chunk`, and InputError for too many unreadable
-    images.
     """
 
     def __init__(self, batches: Batches, pool: Any) -> None:

@@ -60,11 +60,9 @@ def image_extensions() -> tuple[str, ...]:
 
 
 def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
-    """Decode an image to RGB pixels; `convert_to_rgb` treats other modes.
+    """Decode an image to RGB pixels, or raise UnreadableImage with `name`.
 
-    name: file name for errors
     upright: apply the EXIF orientation
-    Raises UnreadableImage, also for more than MAX_PIXELS.
     """
     try:
         is_content = isinstance(file, bytes)

@@ -43,10 +43,7 @@ class Normalization:
 def normalize(
     images: jax.Array | np.ndarray, mean: Channels, std: Channels
 ) -> jax.Array:
-    """Subtract `mean` from uint8 pixels, divide by `std`.
-
-    Raises InputError for floats, other channel counts, and mean and std of [0, 255].
-    """
+    """Subtract `mean` from uint8 pixels in [0, 1], divide by `std`."""
     # Floats are refused: they may reach to 1 or to 255.
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         kind = f"{images.dtype} {list(images.shape)}"

@@ -1,7 +1,4 @@
-"""Images from a caller: paths, folders, PIL images, arrays.
-
-`as_batch` makes an array, `as_source` a Source, and `find_images` a list of files.
-"""
+"""Images from a caller: paths, folders, PIL images, arrays."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -61,7 +58,6 @@ def read_pixels(image: Any) -> RgbPixels:
     """Pixels of one image; files and PIL images are turned upright.
 
     image: a path, a PIL image, or an array uint8 [H, W, 3]
-    Raises UnreadableImage for an unreadable file.
     """
     if isinstance(image, AnyPath):
         path = os.path.expanduser(image)

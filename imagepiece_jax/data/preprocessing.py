@@ -1,8 +1,4 @@
-"""Resize and crop for evaluation: `Preprocessing`, for everything that reads images.
-
-A run makes it from config.data (`NAME_IN_CONFIG` maps the fields), other weights from
-their ViTConfig.
-"""
+"""Resize and crop for evaluation: `Preprocessing`, for everything that reads images."""
 
 import dataclasses
 from collections.abc import Mapping

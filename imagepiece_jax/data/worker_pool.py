@@ -189,8 +189,16 @@ def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
             while True:
                 with receive_lock:
                     task_number, buffer_index = pickle.load(sys.stdin.buffer)
-                buffer = {"buffer": memory, "offset": buffer_index * buffer_bytes}
-                result = _run_task(read_chunk, task_number, dtype=np.uint8, **buffer)
+                offset = buffer_index * buffer_bytes
+                place = {"dtype": np.uint8, "buffer": memory, "offset": offset}
+                try:
+                    chunk = read_chunk(
+                        task_number, functools.partial(np.ndarray, **place)
+                    )
+                    result = chunk.pixels.shape, chunk._replace(pixels=None)
+                except Exception as error:
+                    error.add_note(traceback.format_exc())
+                    result = None, error
                 with send_lock:
                     pickle.dump((task_number, *result), result_stream)
                     result_stream.flush()
@@ -203,13 +211,3 @@ def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
     for _ in range(threads - 1):
         threading.Thread(target=serve_until_end).start()
     serve_until_end()
-
-
-def _run_task(read_chunk, task_number, **buffer):
-    """(pixel shape, result without pixels), or (None, error of `read_chunk`)."""
-    try:
-        result = read_chunk(task_number, functools.partial(np.ndarray, **buffer))
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        return None, error
-    return result.pixels.shape, result._replace(pixels=None)

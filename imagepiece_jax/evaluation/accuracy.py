@@ -132,7 +132,7 @@ def make_eval_step(
             outputs = model.apply(variables, images, keys=keys)
         image_metrics = _compute_image_metrics(outputs.logits, batch["label"], classes)
         device_sums = _sum_metrics(image_metrics, batch["mask"])
-        metric_sums = parallel.sum_over_devices(device_sums)
+        metric_sums = jax.lax.psum(device_sums, parallel.DEVICE_AXIS)
         if measure_outputs is not None:
             image_metrics |= measure_outputs(outputs, batch)
         return metric_sums, image_metrics

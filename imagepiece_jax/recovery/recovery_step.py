@@ -185,7 +185,7 @@ class StudentFit:
             return self.comparison.mean_loss(outputs, targets)
 
         loss, gradient = jax.value_and_grad(trained_loss)(state.trained_params)
-        loss, gradient = parallel.mean_over_devices((loss, gradient))
+        loss, gradient = jax.lax.pmean((loss, gradient), parallel.DEVICE_AXIS)
         directions, moments = self.adam.update(gradient, state.moments)
 
         def make_update(path, value, direction):

@@ -243,9 +243,10 @@ def train_step(
         grads, metric_sums, terms = jax.lax.optimization_barrier(
             (grads, metric_sums, terms)
         )
-    grads = parallel.mean_over_devices(grads)
-    metric_sums = parallel.sum_over_devices(metric_sums)
-    terms = parallel.mean_over_devices(jax.tree.map(jnp.mean, terms))
+    grads = jax.lax.pmean(grads, parallel.DEVICE_AXIS)
+    metric_sums = jax.lax.psum(metric_sums, parallel.DEVICE_AXIS)
+    mean_terms = jax.tree.map(jnp.mean, terms)
+    terms = jax.lax.pmean(mean_terms, parallel.DEVICE_AXIS)
     mean_loss = metric_sums["loss"] / metric_sums["samples"]
     grad_norm = global_norm(grads)
     is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)

@@ -60,8 +60,8 @@ def check_exchange(devices, first=0, local=None):
     def step(x):
         positions = parallel.micro_batch_positions(3, jnp.int32(0))
         sums = (
-            parallel.mean_over_devices({"x": x.sum(0)}),
-            parallel.sum_over_devices({"n": jnp.ones(())}),
+            jax.lax.pmean({"x": x.sum(0)}, parallel.DEVICE_AXIS),
+            jax.lax.psum({"n": jnp.ones(())}, parallel.DEVICE_AXIS),
         )
         return positions, parallel.reverse_batch({"x": x, "i": x[:, 0]}), *sums
 

@@ -1,4 +1,1 @@
-"""Image sources: folders, csv tables, TFDS, Hugging Face, the digits.
-
-`registry` opens a `data.source.Source` by name.
-"""
+"""Stores of images, a file each; `registry` opens a `Source` by its name."""

@@ -17,9 +17,15 @@ def open_digits(path: str, request: SplitRequest) -> ArraySource:
     if request.split == "train":
         is_wanted = ~is_wanted
     indices = np.flatnonzero(is_wanted)
-    images = np.stack([_enlarge_digit(digits[index]) for index in indices])
+    images = []
+    for gray in np.round(digits[indices] * (255 / 16)).astype(np.uint8):
+        # Bicubic, like a photograph.
+        image = Image.fromarray(gray).resize((16, 16), Image.Resampling.BICUBIC)
+        images.append(np.asarray(image.convert("RGB")))
     names = [f"digits/{index:04d}" for index in indices]
-    return ArraySource(images, labels[indices], 10, tuple(map(str, range(10))), names)
+    return ArraySource(
+        np.stack(images), labels[indices], 10, tuple(map(str, range(10))), names
+    )
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -39,10 +45,3 @@ def _draw_test_set(labels):
         class_indices = rng.permutation(np.flatnonzero(labels == label))
         is_test_image[class_indices[: round(len(class_indices) / 5)]] = True
     return is_test_image
-
-
-def _enlarge_digit(digit):
-    """Enlarge values from 0 to 16, bicubic like a photograph."""
-    gray = np.round(digit * (255 / 16)).astype(np.uint8)
-    large_image = Image.fromarray(gray).resize((16, 16), Image.Resampling.BICUBIC)
-    return np.asarray(large_image.convert("RGB"))

@@ -85,15 +85,15 @@ class HubSource(source.Source):
 
         image_column = self._rows.data.column("image")
         call_function = pyarrow.compute.call_function
-        options = map(pyarrow.compute.StructFieldOptions, ("bytes", "path"))
-        bytes_column, path_column = [
-            call_function("struct_field", [image_column], field) for field in options
-        ]
-        sizes = call_function("binary_length", [bytes_column]).fill_null(-1)
+        columns = {}
+        for field in ("bytes", "path"):
+            options = pyarrow.compute.StructFieldOptions(field)
+            columns[field] = call_function("struct_field", [image_column], options)
+        sizes = call_function("binary_length", [columns["bytes"]]).fill_null(-1)
         sizes = sizes.to_numpy()[indices]
         yield sizes.tobytes()
         yield self.labels[indices].tobytes()
-        file_paths = path_column.to_numpy()[indices][sizes < 0]
+        file_paths = columns["path"].to_numpy()[indices][sizes < 0]
         stored_paths = [path for path in file_paths if path]
         if stored_paths:
             file_names = [os.path.basename(path) for path in stored_paths]

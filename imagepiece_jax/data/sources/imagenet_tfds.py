@@ -102,5 +102,6 @@ class TfdsSource(source.Source):
         try:
             return self._examples[store_index]
         except (RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
             problem = f"{IMAGENET_NAME} cannot be read at {store_index}"
-            raise RunError(f"{problem} ({' '.join(str(error).split())})") from error
+            raise RunError(f"{problem} ({reason})") from error

@@ -35,9 +35,7 @@ def open_source(name: str, split: str, **options: Any) -> Source:
     csv:FILE        see `open_csv`; paths relative to FILE
     PATH            an existing folder or .csv file, without the word before it
 
-    Raises InputError for an unknown name, for missing, empty or unreadable files, for
-        labels that do not fit `num_classes`, and for folders without `class_names`
-        whose text order contradicts their numbers.
+    Raises InputError for an unknown name, and for images or labels that are not there.
     """
     request = SplitRequest(split, **options)
     name = complete_name(name)
