@@ -95,14 +95,14 @@ def model_reader(vit, read, model=None):
 
     step = accuracy.make_eval_step(
         model or vit.model,
-        precision="highest",
         measure_outputs=read,
         alter_images=sized,
     )
     variables = parallel.replicate(vit.variables)
 
     def answer(images):
-        return accuracy.evaluate_model(step, variables, images).image_metrics
+        with jax.default_matmul_precision("highest"):
+            return accuracy.evaluate_model(step, variables, images).image_metrics
 
     return answer
 

@@ -1,6 +1,5 @@
 """The evaluation pass: accuracy and loss, over a split and per image."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -86,9 +85,8 @@ def _compute_image_metrics(logits, labels, classes=None):
 
 def _sum_metrics(image_metrics, mask):
     """Sums over one device's images, by metric."""
-    summands = {"acc1": "right", "acc5": "right5", "loss": "loss"}
     sums = {"images": jnp.sum(jnp.where(mask > 0, 1.0, 0.0))}
-    for name, summand in summands.items():
+    for name, summand in (("acc1", "right"), ("acc5", "right5"), ("loss", "loss")):
         # A masked image may give anything, even NaN: select, do not multiply.
         values = image_metrics[summand].astype(jnp.float32)
         sums[name] = jnp.sum(jnp.where(mask > 0, values, 0))
@@ -98,7 +96,6 @@ def _sum_metrics(image_metrics, mask):
 def make_eval_step(
     model: ViT,
     seed: int = 0,
-    precision: str | None = None,
     measure_outputs: MeasureOutputs | None = None,
     alter_images: AlterImages | None = None,
     classes: Collection[int] | None = None,
@@ -109,8 +106,6 @@ def make_eval_step(
     set) [m].
 
     seed: for reducers with random numbers, which are equal in every pass
-    precision: "highest" keeps all bits of float32 factors, which GPUs otherwise round
-        (TF32)
     measure_outputs: (outputs, batch) -> further per-image arrays by name; outputs then
         include tokens
     alter_images: (images, batch, model) -> the normalized images for the model
@@ -126,10 +121,7 @@ def make_eval_step(
         images = normalize(batch["image"], model.config.mean, model.config.std)
         if alter_images is not None:
             images = alter_images(images, batch, model)
-        with contextlib.ExitStack() as stack:
-            if precision is not None:
-                stack.enter_context(jax.default_matmul_precision(precision))
-            outputs = model.apply(variables, images, keys=keys)
+        outputs = model.apply(variables, images, keys=keys)
         image_metrics = _compute_image_metrics(outputs.logits, batch["label"], classes)
         device_sums = _sum_metrics(image_metrics, batch["mask"])
         metric_sums = jax.lax.psum(device_sums, parallel.DEVICE_AXIS)
@@ -172,12 +164,9 @@ def evaluate_model(step: EvalStep, variables: PyTree, batches: Iterable) -> Eval
     return result
 
 
-def evaluate_weights(
-    model: ViT, variables: PyTree, batches: Iterable, precision: str | None = None
-) -> EvalResult:
+def evaluate_weights(model: ViT, variables: PyTree, batches: Iterable) -> EvalResult:
     """`evaluate_model` for a model's variables, on all devices."""
-    step = make_eval_step(model, precision=precision)
-    return evaluate_model(step, parallel.replicate(variables), batches)
+    return evaluate_model(make_eval_step(model), parallel.replicate(variables), batches)
 
 
 def evaluate_models(

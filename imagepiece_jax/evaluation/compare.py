@@ -102,7 +102,8 @@ def compare(
     """
     check_loaded(vit)
     if out is not None:
-        check_report_folder(out)
+        own_names = (TABLE_FILE_NAME, PLOT_FILE_NAME, result_cache.POINTS_FILE_NAME)
+        check_own_files("out", out, "a comparison", lambda file: file.name in own_names)
         extras.check_installed("the plot of a comparison", "matplotlib")
     vit = vit.with_default_execution(None)
     images = open_labeled_images(vit, data, need_labels=False, **options)
@@ -192,16 +193,13 @@ def compare_pairs(
         base_names = ["dense"] if name in smaller_names else ["dense", *smaller_names]
         for base_name in base_names:
             base_right = is_right[base_name]
-            num_gained, num_lost = statistics.count_discordant(own_right, base_right)
             comparisons[name, base_name] = {
                 "points": statistics.paired_difference(own_right, base_right),
-                "gained": num_gained,
-                "lost": num_lost,
                 "p": statistics.mcnemar_p(own_right, base_right),
             }
     p_values = [comparison["p"] for comparison in comparisons.values()]
-    corrected_p = statistics.holm_correction(p_values)
-    for comparison, p in zip(comparisons.values(), corrected_p, strict=True):
+    corrected_p_values = statistics.holm_correction(p_values)
+    for comparison, p in zip(comparisons.values(), corrected_p_values, strict=True):
         comparison["holm"] = p
     return comparisons
 
@@ -223,12 +221,6 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
         compiled_steps={},
         name=f"images of {side} pixels a side",
     )
-
-
-def check_report_folder(folder: str | os.PathLike) -> None:
-    """Check that a folder is empty or holds comparisons."""
-    own_names = {TABLE_FILE_NAME, PLOT_FILE_NAME, result_cache.POINTS_FILE_NAME}
-    check_own_files("out", folder, "a comparison", lambda file: file.name in own_names)
 
 
 def format_page(report: Report) -> str:
@@ -303,7 +295,7 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
     else:
         metric = [*dense_record["fidelity"]][-1]  # the last one has an interval
         axis_label = f"{compare_outputs.FIDELITY_COLUMNS[metric]} (95 %)"
-        dense_level = dense_record["fidelity"][metric][0]
+        dense_level = dense_record["fidelity"][metric][0]  # of value, low, high
     curves = {}
     for row in report.rows[1:]:
         # Chance would stretch the axis.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -76,18 +77,18 @@ class LabeledImages:
     @property
     def pass_batch_size(self) -> int:
         """At most half the images, rounded up to whole devices."""
-        # Half, because the first batch compiles and is not timed.
-        num_images = min(self.options.batch_size, -(-len(self.source) // 2))
+        # Half, rounded up, because the first batch compiles and is not timed.
+        num_images = min(self.options.batch_size, math.ceil(len(self.source) / 2))
         return parallel.process_placement().round_up(num_images)
 
     def read_batches(
-        self, batch_size: int | None = None, placement: Placement | None = None
+        self, placement: Placement | None = None
     ) -> Iterator[dict[str, Any]]:
         """Read this process's batches of one pass."""
         batches = Batches(
             source=self.source,
             transform=self.preprocessing,
-            batch_size=batch_size or self.pass_batch_size,
+            batch_size=self.pass_batch_size,
             placement=placement or parallel.process_placement(),
         )
         options = self.options
@@ -97,10 +98,11 @@ class LabeledImages:
         """Everything that decides a model's metrics on the images, as JSON values."""
         origin = vit.origin
         if isinstance(vit, Pretrained):
-            reduction, variant = vit.reduction, vit.recovered_variant
-            recovered_name = variant.name if variant else None
+            reduction = vit.reduction
+            recovered_name = vit.recovered_variant and vit.recovered_variant.name
         else:
-            reduction, recovered_name = vit.facts["method"], vit.facts.get("recovered")
+            reduction = vit.facts["method"]
+            recovered_name = vit.facts.get("recovered")
         return {
             "preprocessing": self.preprocessing.as_json,
             "checkpoint": origin.checkpoint,

@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -47,9 +48,9 @@ class ResultCache:
         self.path.touch()  # fails here if it cannot be written
         self.versions = versions or {}
         self._results: dict[str, dict] = {}
+        # A killed process leaves half a line, whose result is measured again.
         for point in files.read_json_lines(self.path):
-            if isinstance(point, dict) and point.keys() >= {"setting", "result"}:
-                self._results[_encode_key(point["setting"])] = point["result"]
+            self._results[_encode_key(point["setting"])] = point["result"]
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write an object as the last line."""
@@ -180,15 +181,18 @@ class MeasuredWeights:
             if len(self.compiled_steps) == 16:
                 self.compiled_steps.clear()
                 jax.clear_caches()
-            alter_images, measure_outputs = self.images.alter_images, None
+            alter_images = self.images.alter_images
             if self.smaller_side:
                 alter_images = functools.partial(shrink_images, self.smaller_side)
-            if self.reference:  # vectors of a model without a head
-                measure_outputs = lambda outputs, _: {"outputs": outputs.logits}  # noqa: E731
+            measure_outputs = _read_outputs if self.reference else None
             self.compiled_steps[step_key] = accuracy.make_eval_step(
                 model, seed, measure_outputs=measure_outputs, alter_images=alter_images
             )
         return self.compiled_steps[step_key]
+
+
+def _read_outputs(outputs, batch):
+    return {"outputs": outputs.logits}  # vectors of a model without a head
 
 
 def shrink_images(
@@ -222,6 +226,6 @@ def encode_bits(is_right: Bool[np.ndarray, " images"]) -> str:
 def decode_bits(encoded_bits: str, count: int) -> Bool[np.ndarray, " {count}"]:
     """Decode the bits of `encode_bits`; ValueError for another length."""
     packed_bits = np.frombuffer(base64.b64decode(encoded_bits), np.uint8)
-    if len(packed_bits) != -(-count // 8):
+    if len(packed_bits) != math.ceil(count / 8):  # whole bytes
         raise ValueError(f"{8 * len(packed_bits)} bits")
     return np.unpackbits(packed_bits)[:count].astype(bool)

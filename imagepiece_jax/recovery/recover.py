@@ -67,13 +67,10 @@ def recover(
     0.4 of its MACs, in this order, by the recommended method. The dense parameters do
     not change: `with_reduction(None)` returns them unchanged.
 
-    Of more than 10,000 images, 10,000 evenly spaced ones are used. Exact copies are
-    dropped; near copies are not looked for. A fifth, 16 to 500 images, is held out, in
-    runs of neighboring files, so that a burst stays together. Images that trained a
-    recovered model are not held out. The last weights are kept if they are better on
-    the held-out images. Ctrl-C ends training after the current step; before the first
-    step it raises KeyboardInterrupt. Equal seed and steps give equal bits on the same
-    machine.
+    A fifth of the images is held out (`recovery_images.split_images`). The last weights
+    are kept if they are better on the held-out images. Ctrl-C ends training after the
+    current step; before the first step it raises KeyboardInterrupt. Equal seed and
+    steps give equal bits on the same machine.
 
     vit: a dense model, or one with a reduction without learned selectors
     images: a folder, paths, PIL images, uint8 arrays [B, H, W, 3] or a list of
@@ -95,18 +92,15 @@ def recover(
     dense_vit = vit.with_reduction(None)
     students = list_students(vit)
     # Images are checked before anything is compiled.
-    earlier = [s.recovered_variant for s in students if s.recovered_variant]
-    known = "".join(variant.learned for variant in earlier)
-    image_split = split_images(as_source(images), batch_size, known)
+    known_digests = ""
+    for student in students:
+        if student.recovered_variant:
+            known_digests += student.recovered_variant.learned
+    image_split = split_images(as_source(images), batch_size, known_digests)
     batches = recovery_images.read_image_batches(
         image_split.held_out, vit.preprocessing, batch_size
     )
-    # Progress counts steps, or seconds of a time limit.
-    student_seconds = math.inf
-    progress_length = recipe.steps
-    if minutes is not None:
-        student_seconds = 60 * minutes / len(students)
-        progress_length = student_seconds
+    budget = recipe.steps if minutes is None else 60 * minutes / len(students)
     variants = []
     stop_signals = []
     with contextlib.ExitStack() as stack:
@@ -115,24 +109,25 @@ def recover(
         progress = None
         for index, student in enumerate(students):
             fit = recovery_step.StudentFit(student, recipe, teacher)
-            run = RecoveryRun(fit, image_split, held_out_pairs, student_seconds)
+            is_timed = minutes is not None
+            run = RecoveryRun(fit, image_split, held_out_pairs, budget, is_timed)
             run.measure_and_compile()
             if progress is None:  # after compiling, for true step times
                 stop_signals = stack.enter_context(signals.noted_signals())
-                progress_total = max(1, round(progress_length * len(students)))
-                progress = stack.enter_context(ProgressBar("recover", progress_total))
+                total = max(1, round(budget * len(students)))
+                progress = stack.enter_context(ProgressBar("recover", total))
             run.stop_signals = stop_signals
-            run.train_student(progress, round(progress_length * index))
+            run.train_student(progress, round(budget * index))
             variant = run.make_variant(dense_vit)
             # After a stop a variant without gain is left out, unless it is the first.
             if variant.changed or not (stop_signals and variants):
                 variants.append(variant)
             if stop_signals:
                 break
-    if stop_signals:
-        has_gain = any(variant.changed for variant in variants)
-        kept_message = "stopped: the weights so far are kept"
-        log.warning(kept_message if has_gain else NOTHING_BETTER)
+    if stop_signals and any(variant.changed for variant in variants):
+        log.warning("stopped: the weights so far are kept")
+    elif stop_signals:
+        log.warning(NOTHING_BETTER)
     recovery = recovery_record.Recovery(tuple(variants)).merge_earlier(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
@@ -185,17 +180,16 @@ class RecoveryRun:
     fit: recovery_step.StudentFit
     image_split: recovery_images.ImageSplit
     held_out_pairs: list[tuple]  # held-out images, from `DenseTeacher.pair_outputs`
-    time_limit: float = math.inf  # seconds; inf: the recipe's steps are taken
+    budget: float  # steps, or seconds of training, that are left
+    is_timed: bool  # whether `budget` counts seconds
 
     def __post_init__(self) -> None:
         self.start_time = time.monotonic()
         self.stop_signals = []  # signals that end the training
-        self.has_time_limit = math.isfinite(self.time_limit)
         self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
-        self.last_step_seconds = 0.0
-        self.attempt_seconds = 0.0  # of this attempt's steps
-        self.seconds_left = self.time_limit  # at the attempt's start
+        self.spent = 0.0  # part of `budget` that this attempt has taken
+        self.step_cost = 0.0 if self.is_timed else 1.0  # the last step's part
         self.curve = []  # (training step, mean distance)
         self.trained_params = None  # last weights; None: not better than the start
         self.metrics_before: RunMetrics = {}  # by `measure_and_compile`
@@ -229,7 +223,7 @@ class RecoveryRun:
     def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
         """Train until an attempt does not diverge; keep its weights if better.
 
-        earlier_progress: of earlier students, in steps, or seconds of a time limit
+        earlier_progress: of earlier students, in `budget`'s unit
         """
         for attempt in range(MAX_ATTEMPTS):
             self.lr = self.fit.recipe.lr / 4**attempt
@@ -244,21 +238,22 @@ class RecoveryRun:
         metrics = self.extend_curve()
         if mean_metric(metrics) < mean_metric(self.metrics_before):
             self.metrics_after = metrics
-            self.trained_params = self.fit.fetch_state().trained_params
+            self.trained_params = self.fit.fetch_trained_params()
 
     def attempt_training(self, progress: ProgressBar, earlier_progress: int) -> bool:
         """Train from the start; return whether training ended without diverging."""
         self.fit.reset_state()
         self.steps_done = 0
         del self.curve[1:]  # the distance at the start stays
-        # A time limit ends the training by the clock, not by a number of steps.
-        num_steps = UNLIMITED_STEPS if self.has_time_limit else self.fit.recipe.steps
-        self.seconds_left -= self.attempt_seconds
-        self.attempt_seconds = 0.0
+        num_steps = self.fit.recipe.steps
+        if self.is_timed:  # the clock ends the training, not a number of steps
+            num_steps = UNLIMITED_STEPS
+            self.budget -= self.spent
+        self.spent = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
-        with contextlib.closing(
-            self.make_crops(num_steps).read_batches(recovery_images.DECODE_THREADS)
-        ) as reader:
+        crops = self.make_crops(num_steps)
+        reader = crops.read_batches(recovery_images.DECODE_THREADS)
+        with contextlib.closing(reader):
             for batch in reader:
                 # The learning rate at the middle of the step.
                 share = min(1.0, self.finished_share(ahead=0.5))
@@ -267,14 +262,13 @@ class RecoveryRun:
                 # Waiting for the loss gives true step times and a prompt Ctrl-C.
                 loss = np.asarray(self.fit.train_step(batch["image"][:, 0], lr))
                 self.steps_done += 1
-                self.last_step_seconds = time.monotonic() - step_start
-                self.attempt_seconds += self.last_step_seconds
-                seconds_done = int(self.attempt_seconds)
-                progress_done = seconds_done if self.has_time_limit else self.steps_done
-                progress.update(earlier_progress + progress_done - progress.n)
+                if self.is_timed:
+                    self.step_cost = time.monotonic() - step_start
+                self.spent += self.step_cost
+                progress.update(earlier_progress + int(self.spent) - progress.n)
                 if not np.isfinite(loss).all():
                     return False
-                is_over = self.has_time_limit and self.finished_share(ahead=1) > 1
+                is_over = self.is_timed and self.finished_share(ahead=1) > 1
                 if self.stop_signals or is_over:
                     break
                 # Divergence is measured once.
@@ -287,10 +281,8 @@ class RecoveryRun:
 
     def finished_share(self, ahead: float = 0) -> float:
         """Return the finished share of training, `ahead` steps from now."""
-        if not self.has_time_limit:
-            return (self.steps_done + ahead) / self.fit.recipe.steps
-        seconds_done = self.attempt_seconds + ahead * self.last_step_seconds
-        return seconds_done / max(1e-9, self.seconds_left)
+        # Earlier attempts may have used up the time.
+        return (self.spent + ahead * self.step_cost) / max(1e-9, self.budget)
 
     def measure_runs(self, is_dense: bool = False) -> RunMetrics:
         """Measure held-out images, per run; `is_dense`: with the dense parameters."""
@@ -298,9 +290,7 @@ class RecoveryRun:
         # Neighboring images may be alike, so the interval counts runs, not images.
         runs = self.image_split.runs[metrics.pop("index")]
         run_sizes = np.bincount(runs)
-        return {
-            k: np.bincount(runs, values) / run_sizes for k, values in metrics.items()
-        }
+        return {k: np.bincount(runs, v) / run_sizes for k, v in metrics.items()}
 
     def extend_curve(self) -> RunMetrics:
         """Return `measure_runs`, with their mean distance added to the curve."""
@@ -313,8 +303,9 @@ class RecoveryRun:
         """Describe the result; `dense_vit` is the teacher."""
         vit = self.fit.vit
         recipe = self.fit.recipe
-        distances = self.metrics_after["distance"], self.metrics_before["distance"]
-        distance_change = mean_difference(*distances)
+        distance_change = mean_difference(
+            self.metrics_after["distance"], self.metrics_before["distance"]
+        )
         learned_values = {}
         learned_digests = self.image_split.digests
         if vit.recovered_variant:  # it started from the values of its last recovery

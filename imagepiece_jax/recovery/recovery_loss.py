@@ -81,8 +81,8 @@ class OutputComparison:
     def __init__(self, vit: Pretrained) -> None:
         self.output_kind = find_output_kind(vit)
         self.distance_name, self.output_distance = OUTPUT_DISTANCES[self.output_kind]
-        # Term weights in the loss: 1 for outputs, as "logits" and an encoder's patches,
-        # and half for the other terms (docs/results/recovery.md, "A step").
+        # Weights of terms besides "logits": 1 like that one for an encoder's patches,
+        # which are outputs, and half for others (docs/results/recovery.md, "A step").
         self.term_weights = {}
         if vit.model.config.arch.class_token:
             self.term_weights["class_tokens"] = 0.5
@@ -90,7 +90,6 @@ class OutputComparison:
             self.term_weights["patches"] = 1.0
         elif not vit.model.config.arch.class_token:
             self.term_weights["patches"] = 0.5
-        self.output_names = tuple(self.term_weights)  # besides "logits"
 
     def compute_outputs(
         self, model: ViT, variables: Mapping[str, Any], images: NormalizedImages
@@ -106,13 +105,14 @@ class OutputComparison:
         if model.config.arch.pool == "none":
             pool = "token" if model.config.arch.class_token else "mean"
             model = model.clone(config=model.config.with_arch(pool=pool))
-        model = model.with_execution(head_only="patches" not in self.output_names)
+        model = model.with_execution(head_only="patches" not in self.term_weights)
         outputs = model.apply(variables, images, with_states=True)
         arrays = {"logits": outputs.logits}
-        if "class_tokens" in self.output_names:
+        if "class_tokens" in self.term_weights:
+            # The class token is the first of a block's tokens, [B, tokens, D].
             class_tokens = [s.x[:, 0].astype(jnp.float32) for s in outputs.states]
             arrays["class_tokens"] = jnp.stack(class_tokens, axis=1)
-        if "patches" in self.output_names:
+        if "patches" in self.term_weights:
             tokens = outputs.tokens[:, model.config.arch.prefix :]
             token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
             arrays["patches"] = gather_tokens(tokens, token_of_patch)
@@ -127,7 +127,7 @@ class OutputComparison:
     ) -> dict[str, BatchValues]:
         """Unweighted loss terms, by name."""
         terms = {"logits": self.output_distance(student["logits"], teacher["logits"])}
-        for name in self.output_names:
+        for name in self.term_weights:
             kept_mask = student["kept"] if name == "patches" else None
             terms[name] = relative_change(student[name], teacher[name], kept_mask)
         return terms
@@ -136,10 +136,9 @@ class OutputComparison:
         self, student: ComparedOutputs, teacher: ComparedOutputs
     ) -> Float[Array, ""]:
         """Sum all terms with their weights; return the batch mean."""
-        weighted_sum = 0
-        for name, term in self.loss_terms(student, teacher).items():
-            weighted_sum = weighted_sum + self.term_weights.get(name, 1.0) * term
-        return jnp.mean(weighted_sum)
+        terms = self.loss_terms(student, teacher)
+        weights = {"logits": 1.0, **self.term_weights}
+        return jnp.mean(sum(weights[name] * term for name, term in terms.items()))
 
     def measure_images(
         self, student: ComparedOutputs, teacher: ComparedOutputs

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import check_options, option
@@ -52,8 +52,8 @@ class RecoveryRecipe:
 class FitState(NamedTuple):
     """The values that a training step changes."""
 
-    trained_params: Any  # trained parameters, from `trained_part`
-    moments: Any  # the optimizer's moments
+    trained_params: PyTree  # from `trained_part`
+    moments: PyTree  # the optimizer's
 
 
 def step_size(name: str, param: Float[Array, "..."]) -> Float[Array, ""]:
@@ -86,10 +86,8 @@ class DenseTeacher:
 
     def pair_outputs(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
         """Pair all `read_image_batches` with the teacher's outputs."""
-        pairs = []
-        for batch in batches:
-            pairs.append((batch, self._pixel_program(self.variables, batch["image"])))
-        return pairs
+        program = self._pixel_program
+        return [(batch, program(self.variables, batch["image"])) for batch in batches]
 
     def normalize_pixels(self, pixels: PixelImages) -> NormalizedImages:
         """Normalize pixels for both models."""
@@ -108,10 +106,9 @@ class StudentFit:
         self.teacher = teacher
         self.comparison = teacher.comparison
         # Without an earlier recovery both models share one copy of the variables.
-        student_variables = teacher.variables
+        self.variables = teacher.variables
         if vit.recovered_variant:
-            student_variables = parallel.replicate(vit.variables)
-        self.student_and_teacher = student_variables, teacher.variables
+            self.variables = parallel.replicate(vit.variables)
         self.adam = optax.scale_by_adam()
         self.reset_state()
         self._step_program = parallel.pmap(
@@ -123,13 +120,15 @@ class StudentFit:
 
     def reset_state(self) -> None:
         """Reset the state to the first step's."""
-        trained_params = self.select_trained_params(self.vit.variables["params"])
+        trained_params = trained_part(
+            self.vit.variables["params"], self.recipe.parameters
+        )
         moments = jax.jit(self.adam.init)(jax.device_put(trained_params))
         self.state = parallel.replicate(FitState(trained_params, moments))
 
-    def fetch_state(self) -> FitState:
-        """Copy the state to the host."""
-        return jax.device_get(parallel.unreplicate(self.state))
+    def fetch_trained_params(self) -> PyTree:
+        """Copy the trained parameters to the host."""
+        return parallel.unreplicate(self.state.trained_params)
 
     def train_step(
         self, pixels: UInt8[np.ndarray, "devices batch height width 3"], lr: float
@@ -138,8 +137,13 @@ class StudentFit:
 
         lr: learning rate, multiplied by a parameter's `step_size`
         """
-        arguments = self.student_and_teacher, pixels, parallel.replicate(np.float32(lr))
-        self.state, loss = self._step_program(self.state, *arguments)
+        self.state, loss = self._step_program(
+            self.state,
+            self.variables,
+            self.teacher.variables,
+            pixels,
+            parallel.replicate(np.float32(lr)),
+        )
         return loss
 
     def measure_held_out(
@@ -150,15 +154,15 @@ class StudentFit:
         held_out_pairs: the images, from `DenseTeacher.pair_outputs`
         is_dense: whether the student has the dense model's values
         """
-        student_variables, teacher_variables = self.student_and_teacher
+        variables = self.variables
         trained_params = self.state.trained_params
         if is_dense:
-            student_variables = teacher_variables
-            trained_params = self.select_trained_params(teacher_variables["params"])
+            variables = self.teacher.variables
+            trained_params = trained_part(variables["params"], self.recipe.parameters)
         arrays_by_name = {}
         for batch, targets in held_out_pairs:
             batch_metrics = self._metrics_program(
-                trained_params, student_variables, batch["image"], targets
+                trained_params, variables, batch["image"], targets
             )
             batch_arrays = parallel.local_rows(batch_metrics)
             batch_arrays["index"] = batch["index"]
@@ -170,18 +174,15 @@ class StudentFit:
         order = np.argsort(metrics["index"])
         return {name: array[order] for name, array in metrics.items()}
 
-    def _train_step(self, state, student_and_teacher, pixels, lr):
+    def _train_step(self, state, variables, teacher_variables, pixels, lr):
         """Take a training step on one device: (next FitState, loss)."""
-        student_variables, teacher_variables = student_and_teacher
         images = self.teacher.normalize_pixels(pixels)
         targets = self.comparison.compute_outputs(
             self.teacher.model, teacher_variables, images
         )
 
         def trained_loss(trained_params):
-            outputs = self.compute_student_outputs(
-                student_variables, trained_params, images
-            )
+            outputs = self.compute_student_outputs(variables, trained_params, images)
             return self.comparison.mean_loss(outputs, targets)
 
         loss, gradient = jax.value_and_grad(trained_loss)(state.trained_params)
@@ -195,24 +196,18 @@ class StudentFit:
         new_params = optax.apply_updates(state.trained_params, updates)
         return FitState(new_params, moments), loss
 
-    def _measure_batch(self, trained_params, student_variables, pixels, targets):
+    def _measure_batch(self, trained_params, variables, pixels, targets):
         images = self.teacher.normalize_pixels(pixels)
-        outputs = self.compute_student_outputs(
-            student_variables, trained_params, images
-        )
+        outputs = self.compute_student_outputs(variables, trained_params, images)
         return self.comparison.measure_images(outputs, targets)
-
-    def select_trained_params(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Select the trained parameters."""
-        return trained_part(params, self.recipe.parameters)
 
     def compute_student_outputs(
         self, variables: Variables, trained_params: Any, images: NormalizedImages
     ) -> ComparedOutputs:
         """Compute the student's outputs, with `trained_params` in its variables."""
         params = with_trained(variables["params"], trained_params)
-        student_variables = {**variables, "params": params}
-        return self.comparison.compute_outputs(self.model, student_variables, images)
+        variables = {**variables, "params": params}
+        return self.comparison.compute_outputs(self.model, variables, images)
 
 
 def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # these modules import JAX
     from imagepiece_jax.models.vit import ViT
     from imagepiece_jax.reduction.reduction import Reduction
 
-REFERENCE_BATCH = 512  # global batch size for `config.lr`
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -176,7 +174,7 @@ class RunConfig:
     @property
     def peak_lr(self) -> float:
         """Peak learning rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
-        return self.lr * self.batch_size / REFERENCE_BATCH
+        return self.lr * self.batch_size / 512
 
     @property
     def needs_teacher(self) -> bool:
@@ -220,20 +218,21 @@ class RunConfig:
         model = self.model
         data = self.data
         if model.mean is None:
-            mean_and_std = {"mean": trained_config.mean, "std": trained_config.std}
-            model = dataclasses.replace(model, **mean_and_std)
+            model = dataclasses.replace(
+                model, mean=trained_config.mean, std=trained_config.std
+            )
         if data.eval_crop is None and data.resize != "none":
-            # The weights give the whole crop, so no part of it may be given alone.
-            for field in ("crop_mode", "interpolation", "rule"):
-                config_name = NAME_IN_CONFIG[field]
+            crop_values = {}
+            for field, config_name in NAME_IN_CONFIG.items():
+                if field == "resize":  # stays the run's own
+                    continue
                 value = getattr(data, config_name)
+                # The weights give the whole crop, so no part of it may be given alone.
                 if value != getattr(Preprocessing, field):
                     typed = f"config.data.{config_name} is {value!r}"
                     raise InputError(f"{typed}; give eval_crop, too")
-            crop_fields = vars(trained_config.preprocessing)
-            names = {n: f for f, n in NAME_IN_CONFIG.items() if f != "resize"}
-            eval_fields = {name: crop_fields[field] for name, field in names.items()}
-            data = dataclasses.replace(data, **eval_fields)
+                crop_values[config_name] = getattr(trained_config.preprocessing, field)
+            data = dataclasses.replace(data, **crop_values)
         return dataclasses.replace(self, model=model, data=data)
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.config import RunConfig
 
-IMAGENET_SOURCE = "imagenet2012"
-
 
 @dataclasses.dataclass(frozen=True)
 class RunLength:
@@ -38,12 +36,6 @@ class RunLength:
         return is_last or (not remainder and epoch % self.eval_every_epochs == 0)
 
 
-def find_run_length(run: RunConfig, num_images: int) -> RunLength:
-    """Length of a run over `num_images` training images, without partial batches."""
-    epoch_steps = num_images // run.batch_size
-    return RunLength(epoch_steps, run.epochs, run.eval_every_epochs)
-
-
 def check_training(
     run: RunConfig,
     placement: Placement,
@@ -53,21 +45,25 @@ def check_training(
     """Raise InputError for a config that cannot be trained, with a line a mistake."""
     batch_size = run.batch_size
     num_images = batch_size if train is None else len(train)
-    devices_text = ""
+    split_mistake = ""
     try:  # a batch that does not split over devices and micro-batches
         placement.sample_positions(batch_size)
     except InputError as error:
-        devices_text = str(error)
+        split_mistake = str(error)
     is_mixed = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
     is_odd = is_mixed and batch_size // run.grad_accum_steps % 2
-    fitting = f"--config.batch_size={2 ** (num_images.bit_length() - 1)}"
-    warmup = f"--config.warmup_epochs={run.epochs / 10:g}"
+    # Largest power of 2 that fits.
+    batch_flag = f"--config.batch_size={2 ** (num_images.bit_length() - 1)}"
+    warmup_flag = f"--config.warmup_epochs={run.epochs / 10:g}"
     table = [
         (not run.num_classes, "num_classes is 0"),
         (run.model.dtype == "float16", "model.dtype is 'float16': gradients vanish"),
-        (num_images < batch_size, f"batch_size is above {num_images}: {fitting}"),
-        (run.warmup_epochs >= run.epochs, f"warmup_epochs takes all epochs: {warmup}"),
-        (devices_text, devices_text),
+        (num_images < batch_size, f"batch_size is above {num_images}: {batch_flag}"),
+        (
+            run.warmup_epochs >= run.epochs,
+            f"warmup_epochs takes all epochs: {warmup_flag}",
+        ),
+        (split_mistake, split_mistake),
         (is_odd, "batch_size makes odd micro-batches, but mixup needs pairs"),
     ]
     mistakes = [*found_mistakes]
@@ -88,7 +84,7 @@ def open_images(
     try:
         return run.data.open_split(split, num_classes=run.num_classes)
     except InputError as error:
-        if dry_run and run.data.name == IMAGENET_SOURCE:
+        if dry_run and run.data.name == "imagenet2012":
             return CountedSource(split, run.num_classes)
         if mistakes is not None:
             with contextlib.suppress(InputError):
@@ -126,7 +122,8 @@ class RunData:
         )
         # At most the validation set, as a multiple of the devices.
         eval_batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
-        self.length = find_run_length(run, len(self.train))
+        steps_per_epoch = len(self.train) // run.batch_size  # without a partial batch
+        self.length = RunLength(steps_per_epoch, run.epochs, run.eval_every_epochs)
         # (processes, threads per process); training and evaluation have their own.
         self.reader_counts = run.data.workers, run.data.threads
         self.train_batches = functools.partial(
@@ -149,17 +146,10 @@ class RunData:
         """Iterate over batches, read ahead by `reader_counts`."""
         return worker_pool.read_ahead(batches, *self.reader_counts)
 
-    @property
-    def image_counts(self) -> list[int]:
-        """[number of training images, number of validation images]."""
-        return [len(self.train), len(self.val)]
-
     def find_digests(self) -> list[str]:
         """Content digests of both splits, equal in all processes."""
-
         # Only process 0 reads all images, which is slow over a network.
-        def make_digests():
-            with announced_work("making a digest of the data"):
-                return [self.train.digest, self.val.digest]
-
-        return parallel.share_main_decision(make_digests)
+        with announced_work("making a digest of the data", parallel.is_main()):
+            return parallel.share_main_decision(
+                lambda: [self.train.digest, self.val.digest]
+            )

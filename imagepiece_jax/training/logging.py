@@ -18,14 +18,15 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from imagepiece_jax.common import parallel
-from imagepiece_jax.common.files import read_json_lines, replace_file
+from imagepiece_jax.common import files, parallel
 from imagepiece_jax.common.progress import duration_text
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunLength
 
 METRICS_FILE = "metrics.jsonl"
+TRACE_FOLDER = "profile"  # trace folder in the run's folder
+TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and few
 # Values from clocks and meters. A repeated run has equal values everywhere else.
 CLOCKED_METRICS = ("throughput", "input_wait", "device_memory")
 # Figures in a step's line, besides the loss terms.
@@ -52,8 +53,9 @@ class MetricWriter(contextlib.ExitStack):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
-        lines = [line for line in read_metrics(workdir) if line["step"] <= (step or -1)]
-        replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
+        lines = files.read_json_lines(path)
+        kept_lines = [line for line in lines if line["step"] <= (step or -1)]
+        files.replace_file(path, "".join(json.dumps(x) + "\n" for x in kept_lines))
         # Buffered by line, and written before the step's checkpoint: a kill between
         # the two loses nothing.
         self._metrics_file = self.enter_context(open(path, "a", buffering=1))
@@ -79,21 +81,12 @@ class MetricWriter(contextlib.ExitStack):
                 self._board.add_scalar(f"{kind}/{name}", value, int(step))
 
 
-def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-    """Read the whole lines of `workdir/metrics.jsonl` as dicts, in order."""
-    return read_json_lines(pathlib.Path(workdir) / METRICS_FILE)
-
-
 def _as_json_scalar(value):
     scalar = np.asarray(value).item()
     # JSON has no NaN and no infinity.
     if isinstance(scalar, float) and not np.isfinite(scalar):
         return None
     return scalar
-
-
-TRACE_FOLDER = "profile"  # trace folder in the run's folder
-TRACED_STEPS = range(10, 15)  # counted from this start: after compiling, and few
 
 
 def print_line(line: str) -> None:
@@ -117,10 +110,11 @@ class RunLog(contextlib.ExitStack):
         self._config = config
         self._length = length
         self._writer = self.enter_context(MetricWriter(workdir, step))
-        first_traced = min(step + TRACED_STEPS.start, length.steps)
-        last_traced = min(first_traced + len(TRACED_STEPS) - 1, length.steps)
-        is_traced = config.profile and parallel.is_main()
-        self._traced_steps = (first_traced, last_traced) if is_traced else (None, None)
+        self._traced_steps = range(0)  # no step, because they count from 1
+        if config.profile and parallel.is_main():
+            first = min(step + TRACED_STEPS.start, length.steps)
+            stop = min(first + len(TRACED_STEPS), length.steps + 1)
+            self._traced_steps = range(first, stop)
         self._trace_context = self.enter_context(contextlib.ExitStack())
         self._unwritten_metrics = None  # (last step, its metrics), until `flush`
         self._untimed_step = step + 1  # a program's first step, which compiles
@@ -150,7 +144,7 @@ class RunLog(contextlib.ExitStack):
 
     def traced_step(self, step: int) -> contextlib.AbstractContextManager:
         """Context for dispatching `step`, with its number in the trace."""
-        if step == self._traced_steps[0]:
+        if step == self._traced_steps.start:
             self._trace_context.enter_context(jax.profiler.trace(self._trace_folder))
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
@@ -167,13 +161,10 @@ class RunLog(contextlib.ExitStack):
         step, metrics = self._unwritten_metrics
         self._unwritten_metrics = None
         metrics = parallel.unreplicate(metrics)  # waits for their step
-        first_traced, last_traced = self._traced_steps
-        if step == last_traced:
+        if step == self._traced_steps.stop - 1:
             self._trace_context.close()
-            print_line(
-                f"trace of steps {first_traced} to {last_traced}: "
-                f"{self._trace_folder} (TensorBoard, Perfetto)"
-            )
+            trace_text = f"trace of steps {self._traced_steps.start} to {step}"
+            print_line(f"{trace_text}: {self._trace_folder} (TensorBoard, Perfetto)")
         if metrics["skipped"] > self._config.max_skipped_steps:
             name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
             raise RunError(
@@ -235,6 +226,8 @@ class RunLog(contextlib.ExitStack):
 def measure_device_memory() -> dict[str, float]:
     """Peak memory of the fullest local device: {"device_memory": GB}, or {}."""
     # CPUs do not count their memory.
-    stats = [device.memory_stats() or {} for device in parallel.local_devices()]
-    peak_bytes = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
-    return {"device_memory": max(peak_bytes) / 1e9} if peak_bytes else {}
+    peak_bytes = 0
+    for device in parallel.local_devices():
+        memory_stats = device.memory_stats() or {}
+        peak_bytes = max(peak_bytes, memory_stats.get("peak_bytes_in_use", 0))
+    return {"device_memory": peak_bytes / 1e9} if peak_bytes else {}

@@ -6,7 +6,6 @@ the end of the warm-up.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -19,7 +18,6 @@ from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training.config import RunConfig
 
 Optimizer: TypeAlias = optax.GradientTransformation
-StepNumber: TypeAlias = int | Int[Array, "*steps"]
 Schedule: TypeAlias = Callable[[Any], Any]  # training step -> learning rate
 # Parameter path, such as "blocks_3/attn/q/kernel" -> its group, or None.
 GroupOf: TypeAlias = Callable[[str], ParamGroup | None]
@@ -31,8 +29,9 @@ def create_optimizer(
     run: RunConfig, steps_per_epoch: int
 ) -> tuple[Schedule, Optimizer]:
     """Create the learning rate's schedule and the optimizer."""
-    length = {"run": run, "steps_per_epoch": steps_per_epoch}
-    lr_schedule = functools.partial(learning_rate, **length)
+    lr_schedule = functools.partial(
+        learning_rate, run=run, steps_per_epoch=steps_per_epoch
+    )
     optimizer = create_adamw(run, lr_schedule)
     # Learned methods give some parameters their own rates.
     if groups := run.reduction.method.param_groups:
@@ -44,7 +43,7 @@ def create_optimizer(
 
 
 def learning_rate(
-    step: StepNumber, run: RunConfig, steps_per_epoch: int
+    step: int | Int[Array, "*steps"], run: RunConfig, steps_per_epoch: int
 ) -> Float[Array, "*steps"]:
     """Learning rate at `step`, float32.
 
@@ -71,16 +70,6 @@ def learning_rate(
     return jnp.where(
         t < run.warmup_epochs, run.warmup_lr + t * rise_per_epoch, cosine_rate
     )
-
-
-def warmup_steps(run: RunConfig, steps_per_epoch: int) -> int:
-    """Number of steps, from the first on, that `learning_rate` warms up."""
-    if run.warmup_epochs == 0:
-        return 0
-    epochs = run.warmup_epochs
-    if run.lr_offset:  # one rate per epoch
-        epochs = math.ceil(epochs) + run.lr_offset
-    return math.ceil(min(run.epochs, epochs) * steps_per_epoch)
 
 
 def decay_mask(params: optax.Params) -> PyTree:
@@ -146,10 +135,10 @@ def scale_by_group(
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None):
-        scaled_updates = jax.tree_util.tree_map_with_path(
-            lambda path, u: (u * update_scale(path, state.count)).astype(u.dtype),
-            updates,
-        )
+        def scale(path, leaf):
+            return (leaf * update_scale(path, state.count)).astype(leaf.dtype)
+
+        scaled_updates = jax.tree_util.tree_map_with_path(scale, updates)
         return scaled_updates, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
@@ -168,11 +157,13 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
     """Moving average over any tree: `average + (1 - decay) (new - average)`."""
+
     # In this form an average equal to `new` stays exactly equal. Leaves keep the dtype
     # of `average`.
-    return jax.tree.map(
-        lambda a, n: a + ((1.0 - decay) * (n - a)).astype(a.dtype), average, new
-    )
+    def move(old_leaf, new_leaf):
+        return old_leaf + ((1.0 - decay) * (new_leaf - old_leaf)).astype(old_leaf.dtype)
+
+    return jax.tree.map(move, average, new)
 
 
 def choose_opt_state(

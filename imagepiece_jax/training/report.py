@@ -1,40 +1,20 @@
 """Texts about a run: an estimate, a dry run's findings, and the result table."""
 
-import statistics
 import time
 from typing import TYPE_CHECKING
 
 import jax
 
-from imagepiece_jax.common import parallel
-from imagepiece_jax.common.progress import duration_text
+from imagepiece_jax.common import files, parallel
 from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.models.cost import TRAINING_MAC_FACTOR, cost_summary, model_macs
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import RunData, find_run_length
-from imagepiece_jax.training.logging import print_line, read_metrics
+from imagepiece_jax.training.data import RunData
+from imagepiece_jax.training.logging import METRICS_FILE, print_line
 
 if TYPE_CHECKING:
     from imagepiece_jax.training.trainer import Run
-
-EFLOP_UNIT = " (1e18 operations, two a MAC)"
-LISTED_CLASSES = 5  # class names in the text about the data
-
-
-def list_epoch_macs(config: RunConfig) -> list[float]:
-    """Forward-pass MACs per image, in every epoch; keep rates may differ."""
-    # MACs differ between epochs only by the keep rate.
-    keep_rate_at = config.reduction.method.rate_at
-    macs_by_rate = {}
-    macs = []
-    for epoch in range(config.epochs):
-        keep_rate = keep_rate_at(epoch) if keep_rate_at else None
-        if keep_rate not in macs_by_rate:
-            macs_by_rate[keep_rate] = model_macs(config.create_train_model(epoch))
-        macs.append(macs_by_rate[keep_rate])
-    return macs
 
 
 def count_training_flop(
@@ -50,12 +30,19 @@ def count_training_flop(
         teacher_macs = 0
         if config.needs_teacher:
             teacher_macs = model_macs(config.create_dense_model())
-    length = find_run_length(config, num_images)
-    # A step is a forward pass, a backward pass of twice its cost, and the teacher's
-    # forward pass.
-    macs = TRAINING_MAC_FACTOR * sum(list_epoch_macs(config))
-    macs += length.epochs * teacher_macs
-    return 2.0 * length.steps_per_epoch * config.batch_size * macs
+    # Forward passes differ between epochs only by the keep rate.
+    keep_rate_at = config.reduction.method.rate_at
+    macs_by_rate = {}
+    macs = 0  # of an image, over all epochs
+    for epoch in range(config.epochs):
+        keep_rate = keep_rate_at(epoch) if keep_rate_at else None
+        if keep_rate not in macs_by_rate:
+            macs_by_rate[keep_rate] = model_macs(config.create_train_model(epoch))
+        # A step is a forward pass, a backward pass of twice its cost, and the
+        # teacher's forward pass.
+        macs += TRAINING_MAC_FACTOR * macs_by_rate[keep_rate] + teacher_macs
+    steps_per_epoch = num_images // config.batch_size
+    return 2.0 * steps_per_epoch * config.batch_size * macs
 
 
 def describe_dry_run(run: "Run") -> str:
@@ -68,7 +55,7 @@ def describe_dry_run(run: "Run") -> str:
     num_operations = count_training_flop(config, len(data.train), teacher_macs)
     print_line(
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
-        f"{num_operations / 1e18:#.3g} EFLOP{EFLOP_UNIT}"
+        f"{num_operations / 1e18:#.3g} EFLOP (1e18 operations, two a MAC)"
     )
     print_line("compiling the training step, which takes minutes on a few CPU cores")
     start_time = time.perf_counter()
@@ -88,27 +75,22 @@ def describe_dry_run(run: "Run") -> str:
 
 def describe_data(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
-    splits = {"train": data.train, "val": data.val}
-    absent = [name for name in splits if isinstance(splits[name], CountedSource)]
-    absence_note = ""
-    if absent:
-        names = " and ".join(absent)
-        absence_note = f" (not read: {names} are its published numbers)"
-    class_names = data.train.class_names
+    parts = [config.data.name]
+    for use, source in (("training", data.train), ("validation", data.val)):
+        note = source.split and f" ({source.split})"
+        if isinstance(source, CountedSource):
+            note = " (its published number; not read)"
+        parts.append(f"{len(source):,} {use} images{note}")
     class_text = f"{config.num_classes} classes"
-    if class_names is not None:
-        class_text += ": " + ", ".join(map(str, class_names[:LISTED_CLASSES]))
-    split_note = ""
-    train_note, val_note = (s.split and f" ({s.split})" for s in splits.values())
+    if data.train.class_names is not None:
+        class_text += ": " + ", ".join(map(str, data.train.class_names[:5]))
+    parts.append(class_text)
     if data.val.split == "test":
-        split_note = "; test chooses nothing, so the last checkpoint is the best"
-    num_warmup_steps = optimizer.warmup_steps(config, data.length.steps_per_epoch)
+        parts.append("test chooses nothing, so the last checkpoint is the best")
     return (
-        f"data: {config.data.name}, {len(data.train):,} training images{train_note}, "
-        f"{len(data.val):,} validation images{val_note}, {class_text}{split_note}"
-        f"{absence_note}\n"
+        f"data: {', '.join(parts)}\n"
         f"learning rate: {config.peak_lr:.4g} ({config.lr:.4g} per 512 images) after a "
-        f"warm-up of {num_warmup_steps} of {data.length.steps} steps"
+        f"warm-up of {config.warmup_epochs:g} of {config.epochs} epochs"
     )
 
 
@@ -123,7 +105,7 @@ def describe_model(model: ViT, dense_model: ViT) -> str:
 
 
 def describe_results(run: "Run") -> str:
-    """The result table: accuracy, best step, time, skipped steps."""
+    """The result table: accuracy, best step, skipped steps."""
     last = run.progress.last or {}
     best = run.progress.best
     accuracy = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
@@ -132,14 +114,7 @@ def describe_results(run: "Run") -> str:
         accuracy += f"; averaged weights {last['ema_acc1']:.2f} %"
     rows = [("accuracy", accuracy)]
     rows.append(("best", f"{best['acc1']:.2f} % at step {best['step']}"))
-    all_lines = read_metrics(run.setup.workdir)
-    lines = [line for line in all_lines if line["kind"] == "train"]
-    throughputs = [line["throughput"] for line in lines if line["throughput"]]
-    if throughputs:  # else no step was timed
-        throughput = statistics.median(throughputs)
-        num_images = lines[-1]["step"] * run.setup.config.batch_size
-        duration = duration_text(num_images / throughput)
-        rows.append(("time", f"{duration} of steps, {throughput:,.0f} img/s (median)"))
-    if num_skipped := sum(line["skipped"] for line in lines):
+    lines = files.read_json_lines(run.setup.workdir / METRICS_FILE)
+    if num_skipped := sum(line.get("skipped", 0) for line in lines):
         rows.append(("skipped", f"{num_skipped} steps, which were not finite"))
     return "\n".join(f"{title:12s} {content}" for title, content in rows)

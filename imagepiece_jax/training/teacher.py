@@ -10,17 +10,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.vit import Outputs, ViT
-from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights, fit_variables
-from imagepiece_jax.training.logging import print_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +29,16 @@ class Teacher:
     mean: tuple[float, ...]  # the student's; its images come normalized
     std: tuple[float, ...]  # likewise
 
-    def compute_outputs(self, variables: PyTree, images: jax.Array) -> Outputs:
-        """Outputs with states for the student's images."""
+    def compute_outputs(
+        self, variables: PyTree, images: Float[Array, "batch height width channels"]
+    ) -> Outputs:
+        """Outputs, with the state after each block, for the student's images."""
         images = self.prepare_images(images)
         return self.model.apply(variables, images, with_states=True)
 
-    def prepare_images(self, images: jax.Array) -> jax.Array:
+    def prepare_images(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch teacher_height teacher_width channels"]:
         """Resize and normalize the student's images for this model."""
         num_images, *student_size, channels = images.shape
         teacher_size = image_sides(self.model.config.image_size)
@@ -47,9 +49,9 @@ class Teacher:
         student_stats = (self.mean, self.std)
         teacher_stats = (self.model.config.mean, self.model.config.std)
         if not np.allclose(student_stats, teacher_stats, rtol=1e-6, atol=0):
-            shape = (1, 1, 1, channels)
-            stats = (np.reshape(v, shape) for v in (*student_stats, *teacher_stats))
-            mean, std, teacher_mean, teacher_std = stats
+            mean, std, teacher_mean, teacher_std = np.reshape(
+                (*student_stats, *teacher_stats), (4, 1, 1, 1, channels)
+            )
             # From the student's normalization to the teacher's in one multiply-add.
             scale = std / teacher_std
             shift = (mean - teacher_mean) / teacher_std
@@ -76,14 +78,8 @@ def create_teacher(
     vit = initial_weights.teacher_weights
     if vit is None:
         return None, None
-    weights_title = f"config.teacher.weights {run.teacher.weights}"
-    vit.config.head.check_single_label(weights_title, "distillation")
-    trained_reduction = vit.origin.reduction
-    if trained_reduction is not None and trained_reduction.name != DENSE_REDUCTION.name:
-        print_line(
-            f"note: {weights_title} was trained with {trained_reduction}, and teaches "
-            "without it"
-        )
+    title = f"config.teacher.weights {run.teacher.weights}"
+    vit.config.head.check_single_label(title, "distillation")
     with titled_errors("config.teacher.weights"):
         # A loss that compares tokens needs the student's own dense model.
         if run.reduction.method.needs_teacher:

@@ -18,7 +18,7 @@ from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.accuracy import correct_at
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import STEP_METRICS
 from imagepiece_jax.training.losses import distillation_loss, soft_cross_entropy
@@ -87,8 +87,8 @@ def init_state(variables: Mapping, optimizer: Optimizer, with_ema: bool) -> Trai
 
 
 def micro_batch_loss(
-    student: tuple,
-    teacher: tuple | None,
+    outputs: Outputs,
+    teacher_outputs: Any,
     targets: Float[Array, "batch classes"],
     run: RunConfig,
     model: ViT,
@@ -98,14 +98,12 @@ def micro_batch_loss(
 
     The total adds the method's terms to the loss of labels and distillation.
 
-    student, teacher: (Outputs, TokenState after each block) for the same images;
-        teacher None: the run has no teacher
+    outputs: the student's; `states` has a TokenState after each block
+    teacher_outputs: the teacher's Outputs, for the same images; None: no teacher
     targets: label probabilities, smoothed and mixed
     model: the student
     step: from 0; unused here, but another loss may change with it
     """
-    outputs, _ = student
-    teacher_outputs: Any = teacher[0] if teacher else None
     if run.distill.is_active:
         teacher_logits = teacher_outputs.logits
         loss, terms = distillation_loss(run.distill, outputs, targets, teacher_logits)
@@ -137,10 +135,9 @@ def train_step(
 
     batch: this device's image uint8 [A, m, S, S, 3] and label int32 [A, m], with A
         micro-batches
-    teacher_variables: the teacher's, which are not trained
-    teacher: gets the student's augmented and mixed images; None: no teacher
     model: from `RunConfig.create_train_model`
-    lr_schedule: function step -> learning rate, here only for the metrics
+    lr_schedule: here only for the metrics
+    teacher: gets the student's augmented and mixed images; None: no teacher
     loss: `micro_batch_loss`, or a function with its arguments and results
     Returns (state, metrics). Metrics of the global batch: loss, grad_norm, lr, terms,
         `skipped` (skipped steps in a row, this step included), and `window` (sums over
@@ -162,9 +159,12 @@ def train_step(
         positions = parallel.micro_batch_positions(num_images, index)
         draw_keys = functools.partial(sample_keys, run.seed, state.step, positions)
         draw_augment_keys = functools.partial(draw_keys, Purpose.AUGMENT)
-        stats = (model.config.mean, model.config.std)
         images = pipeline.augment_batch(
-            micro_batch["image"], run.augment, *stats, draw_augment_keys
+            micro_batch["image"],
+            run.augment,
+            model.config.mean,
+            model.config.std,
+            draw_augment_keys,
         )
         smoothing = run.label_smoothing
         targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
@@ -182,10 +182,9 @@ def train_step(
         # Forward pass, loss and gradient.
         keys = {"drop_path": draw_keys(Purpose.DROP_PATH)}
         keys["reducer"] = draw_keys(Purpose.REDUCER)
-        teacher_pair = None
+        teacher_outputs = None
         if teacher is not None:
             teacher_outputs = teacher.compute_outputs(teacher_variables, images)
-            teacher_pair = teacher_outputs, teacher_outputs.states
 
         def student_loss(params):
             outputs, new_variables = model.apply(
@@ -196,12 +195,13 @@ def train_step(
                 with_states=True,
                 mutable=["batch_stats"],
             )
-            pairs = (outputs, outputs.states), teacher_pair
-            value, terms = loss(*pairs, targets, run, model, state.step)
+            micro_loss, terms = loss(
+                outputs, teacher_outputs, targets, run, model, state.step
+            )
             new_stats = new_variables.get("batch_stats", {})
-            return value, (outputs.logits, new_stats, terms)
+            return micro_loss, (outputs.logits, new_stats, terms)
 
-        (value, (logits, batch_stats, terms)), micro_grads = jax.value_and_grad(
+        (micro_loss, (logits, batch_stats, terms)), micro_grads = jax.value_and_grad(
             student_loss, has_aux=True
         )(state.params)
         if clash := set(terms) & set(STEP_METRICS):
@@ -212,14 +212,14 @@ def train_step(
 
         # Add up the metrics. A mixed image counts as the image with the larger share.
         labels = jnp.argmax(targets, axis=-1)
-        num_right = [
-            jnp.sum(correct_at(logits, labels, k), dtype=jnp.float32)
-            for k in (1, min(5, run.num_classes))
-        ]
+
+        def count_right(k):
+            return jnp.sum(correct_at(logits, labels, k), dtype=jnp.float32)
+
         micro_sums = {
-            "loss": value * num_images,
-            "acc1": num_right[0],
-            "acc5": num_right[1],
+            "acc1": count_right(1),
+            "acc5": count_right(min(5, run.num_classes)),
+            "loss": micro_loss * num_images,
             "samples": jnp.float32(num_images),
             "skipped": jnp.float32(0),
         }
@@ -230,7 +230,8 @@ def train_step(
     carry = (state.batch_stats, *zeros)
     inputs = (batch, jnp.arange(num_micro_batches, dtype=jnp.int32))
     if num_micro_batches == 1:
-        carry, terms = add_micro_batch(carry, jax.tree.map(lambda x: x[0], inputs))
+        only_inputs = jax.tree.map(lambda x: x[0], inputs)
+        carry, terms = add_micro_batch(carry, only_inputs)
     else:
         carry, terms = jax.lax.scan(add_micro_batch, carry, inputs)
     batch_stats, grads, metric_sums = carry

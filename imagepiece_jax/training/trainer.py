@@ -18,14 +18,13 @@ import optax
 from jaxtyping import PyTree
 
 from imagepiece_jax.common import extras, files, parallel
-from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.files import AnyPath
-from imagepiece_jax.errors import Stopped
+from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.variables import variable_shapes, variables_digest
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import report
-from imagepiece_jax.training.cluster import job, preemption, run_dir
+from imagepiece_jax.training.cluster import job, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
@@ -54,8 +53,7 @@ def train_and_evaluate(
         cannot continue, Stopped after a signal.
     """
     with parallel.shared_errors():
-        libraries = ("matplotlib", "simplejpeg", "tensorboardX")
-        extras.check_installed("training", *libraries)
+        extras.check_installed("training", "matplotlib", "simplejpeg", "tensorboardX")
     setup = set_up_run(config, workdir, dry_run)
     print_line(report.describe_data(setup.config, setup.data))
     print_line(report.describe_model(setup.model, setup.dense_model))
@@ -169,9 +167,9 @@ class Run:
         program = parallel.pmap(
             step_function, donate_argnums=(0,), program_name="training step"
         )
-        axes = (parallel.device_count(), config.grad_accum_steps)
-        micro_batch_size = config.batch_size // math.prod(axes)
-        abstract_batch = batch_shapes(config, (*axes, micro_batch_size))
+        devices_and_parts = (parallel.device_count(), config.grad_accum_steps)
+        micro_batch_size = config.batch_size // math.prod(devices_and_parts)
+        abstract_batch = batch_shapes(config, (*devices_and_parts, micro_batch_size))
         program.compile(self.state, abstract_batch, self.teacher_variables)
         return program
 
@@ -203,7 +201,7 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
 def _begin_run(setup):
     checkpoints = Checkpoints(setup.workdir, setup.config.keep_every_steps)
     # Process 0 looks, because a network file system may show other processes less.
-    resumes = parallel.share_main_decision(checkpoints.find_latest_step) is not None
+    resumes = parallel.share_main_decision(lambda: run_dir.has_steps(setup.workdir))
     initial_weights = setup.initial_weights
     initial_weights.check_classes(setup.data.train.class_names, resumes)
     teacher, teacher_variables = create_teacher(
@@ -217,29 +215,26 @@ def _begin_run(setup):
     else:
         state = jax.jit(make_state)(initial_weights.make_initial_variables(setup.model))
     initial_weights.free_weights()  # frees host memory for the training
-    teacher_digest = variables_digest(teacher_variables)
-    normalization = [*setup.model.config.mean, *setup.model.config.std]
     progress = RunProgress(
-        setup.data.find_digests(), teacher=teacher_digest, normalization=normalization
+        setup.data.find_digests(),
+        teacher=variables_digest(teacher_variables),
+        normalization=[*setup.model.config.mean, *setup.model.config.std],
     )
     step = 0
     if resumes:
         state, saved_fields, step = checkpoints.restore(state)
-        has_other_images = saved_fields["digest"] != progress.digest
-        has_other_teacher = saved_fields["teacher"] != teacher_digest
-        # Somebody may have edited config.json, which fills an empty mean and std.
-        has_other_mean = saved_fields.get("normalization") != normalization
-        earlier = f"than the run in {setup.workdir}; {run_dir.CHOOSE_OTHER_WORKDIR}"
-        refuse_any(
-            (has_other_images, f"config.data.name has other images {earlier}"),
-            (has_other_teacher, f"config.teacher.weights is another teacher {earlier}"),
-            (has_other_mean, f"config.model has another mean or std {earlier}"),
-        )
+        sentences = {
+            "digest": "config.data.name has other images",
+            "teacher": "config.teacher.weights is another teacher",
+            # Somebody may have edited config.json, which fills an empty mean and std.
+            "normalization": "config.model has another mean or std",
+        }
+        for field, sentence in sentences.items():
+            if saved_fields[field] != getattr(progress, field):
+                earlier = f"{setup.workdir}; {run_dir.CHOOSE_OTHER_WORKDIR}"
+                raise InputError(f"{sentence} than the run in {earlier}")
         progress = RunProgress(**saved_fields)
     job.check_same_start(step, (state, teacher_variables))
-    if resumes and setup.loss is not micro_batch_loss:
-        loss_name = getattr(setup.loss, "__name__", setup.loss)
-        print_line(f"step {step}, with the loss {loss_name}")
     state, teacher_variables = parallel.replicate((state, teacher_variables))
     return Run(setup, checkpoints, state, teacher, teacher_variables, progress, step)
 
@@ -248,16 +243,16 @@ def evaluate_run(run: Run, eval_step: accuracy.EvalStep, log: RunLog) -> RunProg
     """Evaluate the run between two steps; return its new RunProgress."""
     log.flush()
     # Weights and averages are evaluated in one pass over the images.
-    variables = [run.state.variables]
+    variables_of_models = [run.state.variables]
     if run.state.ema is not None:
-        variables.append(run.state.ema)
+        variables_of_models.append(run.state.ema)
     data = run.setup.data
     with contextlib.closing(data.read_ahead(data.val_batches)) as reader:
-        results = accuracy.evaluate_models(eval_step, variables, reader)
-    metrics, *all_ema_metrics = [result.metrics for result in results]
-    for ema_metrics in all_ema_metrics:
+        results = accuracy.evaluate_models(eval_step, variables_of_models, reader)
+    metrics = results[0].metrics
+    if run.state.ema is not None:
         for name in ("acc1", "acc5", "loss"):
-            metrics[f"ema_{name}"] = ema_metrics[name]
+            metrics[f"ema_{name}"] = results[1].metrics[name]
     log.write_evaluation(run.step, metrics)
     log.restart_clock()
     # A test split chooses no checkpoint.
@@ -283,7 +278,7 @@ def train(run: Run) -> None:
     train_batches = setup.data.train_batches(steps=range(run.step, length.steps))
     # On leaving, the reader closes first, then the log, then the checkpoints.
     with (
-        preemption.stop_signals() as stop_signal,
+        job.stop_signals() as stop_signal,
         contextlib.closing(run.checkpoints),
         RunLog(setup.workdir, setup.config, length, run.step) as log,
         contextlib.closing(setup.data.read_ahead(train_batches)) as batches,

@@ -6,8 +6,7 @@ from imagepiece_jax.commands import compare
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.files import read_json_lines
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.evaluation import result_cache
-from imagepiece_jax.evaluation.result_cache import decode_bits
+from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME, decode_bits
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.run_command import call
 
@@ -25,7 +24,7 @@ def test_rows_are_measured_once_into_table_and_plot(weights, tmp_path):
     out = tmp_path / "out"
     words = [weights, "digits", "--out", out, "--reductions", "tome:r=2"]
     ended = call(compare.main, *words, "--image-sizes", 12).ok()
-    lines = read_json_lines(out / result_cache.POINTS_FILE_NAME)
+    lines = read_json_lines(out / POINTS_FILE_NAME)
     assert len(lines) == 3
     results = [line["result"] for line in lines]
     assert [result["tokens"] for result in results] == [17, 13, 10]
@@ -41,11 +40,9 @@ def test_rows_are_measured_once_into_table_and_plot(weights, tmp_path):
         assert statistics.format_estimate(change, signs=True) in page
     with Image.open(out / "compare.png") as picture:
         assert picture.format == "PNG"
-    with open(out / result_cache.POINTS_FILE_NAME, "ab") as file:
-        file.write(b"null\n\xff\n")  # no measurements
     second = call(compare.main, *words, "evit:blocks=(1,)").ok()
     assert second.err.count("measuring") == 1
-    assert len(read_json_lines(out / result_cache.POINTS_FILE_NAME)) == 5
+    assert len(read_json_lines(out / POINTS_FILE_NAME)) == 4
 
 
 def test_evenly_spaced_images_have_the_functions_table(weights, tmp_path):
@@ -53,8 +50,7 @@ def test_evenly_spaced_images_have_the_functions_table(weights, tmp_path):
     words = [weights, "digits", "--limit=30", "--reductions=tome:r=2", "--out", out]
     ended = call(compare.main, *words).ok()
     assert f"written to {out / 'compare.md'}" in ended.out
-    line, *_ = read_json_lines(out / result_cache.POINTS_FILE_NAME)
-    setting = line["setting"]
+    setting = read_json_lines(out / POINTS_FILE_NAME)[0]["setting"]
     assert (setting["images"], setting["limit"]) == (30, 30)
     first_30 = open_source("digits", "val").subset(range(30))  # not evenly spaced
     assert setting["digest"] != first_30.digest

@@ -128,19 +128,13 @@ def test_evaluate_leaves_a_damaged_image_out_and_names_it(
     assert f"{damaged} cannot be read" in caplog.text
 
 
-def test_evaluate_compares_the_optimized_program(tmp_path, logits, words, image_set):
+def test_evaluate_runs_the_optimized_program(tmp_path, logits, words, image_set):
     words += ["--dtype=float32", "--optimized", "--gelu=tanh"]
-    ended, result = run_evaluate(tmp_path, *words)
-    acc1, acc5, loss = metrics_by_hand(logits, image_set[2])
-    for name, gelu in (("reference", "exact"), ("optimized", "tanh")):
-        row = result[name]
-        assert (row["images"], row["dtype"], row["gelu"]) == (150, "float32", gelu)
-        assert row["acc1"] == pytest.approx(acc1, abs=1.5)  # two images
-        assert row["loss"] == pytest.approx(loss, rel=1e-4)
-    assert result["reference"]["acc5"] == pytest.approx(acc5, abs=1e-9)
-    change = result["optimized"]["acc1"] - result["reference"]["acc1"]
-    assert result["optimized"]["difference"] == pytest.approx(change, abs=1e-9)
-    assert f"the program's cost: acc1 {change:+.2f} [" in ended.out
+    _, result = run_evaluate(tmp_path, *words)
+    acc1, _, loss = metrics_by_hand(logits, image_set[2])
+    assert (result["images"], result["dtype"]) == (150, "float32")
+    assert result["acc1"] == pytest.approx(acc1, abs=1.5)  # two images
+    assert result["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_doctor_without_its_device_prints_the_rest():

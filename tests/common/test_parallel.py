@@ -13,6 +13,7 @@ import pytest
 
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.placement import device_samples
+from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.cluster.job import (
     check_same_settings,
@@ -144,9 +145,9 @@ def check_agreement(process):
     execution = types.SimpleNamespace(attention_impl="xla")
     model = types.SimpleNamespace(execution=execution)
 
-    def check_settings(config=config, names=("ant", "bee"), images=(7, 5)):
-        train = types.SimpleNamespace(class_names=names)
-        data = types.SimpleNamespace(train=train, image_counts=images)
+    def check_settings(config=config, names=("ant", "bee"), count=7):
+        train = ArraySource(np.zeros((count, 1, 1, 3)), class_names=names)
+        data = types.SimpleNamespace(train=train, val=train)
         check_same_settings(False, config, model, data)
 
     check_settings()
@@ -156,8 +157,8 @@ def check_agreement(process):
         check_settings(config | {"parts": [{}, {"gelu": "tanh"}][process]})
     with refused("a is missing on process 1, but 5 on process"):
         parallel.check_same_values([{"a": 5}, {}][process])
-    with refused("images is [6, 5] on process 1, but [7, "):
-        check_settings(images=(7 - process, 5))
+    with refused("training images is 6 on process 1, but 7 on"):
+        check_settings(count=7 - process)
     with refused("checksum of the names of the classes is"):
         check_settings(names=("ant", f"bee{process}"))
     execution.attention_impl = ("cudnn", "xla")[process]

@@ -22,7 +22,7 @@ def test_a_result_is_measured_once_and_then_read(tmp_path, capsys):
     first, calls = measure_settings(tmp_path, SETTING, SETTING)
     assert calls == 1
     assert first == [{"acc1": 81.0}] * 2
-    reordered = {name: SETTING[name] for name in reversed(SETTING)}
+    reordered = dict(reversed(SETTING.items()))
     assert capsys.readouterr().err == "measuring a point ..\ntook 0 s\n"
     second, calls = measure_settings(tmp_path, reordered)
     assert calls == 0

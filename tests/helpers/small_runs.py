@@ -11,11 +11,12 @@ from flax import traverse_util
 
 from configs import quickstart
 from imagepiece_jax.common import checkpoints, parallel
+from imagepiece_jax.common.files import read_json_lines
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import InitConfig, RunConfig
-from imagepiece_jax.training.logging import CLOCKED_METRICS, read_metrics
+from imagepiece_jax.training.logging import CLOCKED_METRICS, METRICS_FILE
 from tests.helpers import forked_processes, stored_programs
 
 ROOT = forked_processes.ROOT
@@ -56,6 +57,10 @@ def train(config, workdir, **options):
 def lines(workdir, kind):
     """A run's metric lines of one kind."""
     return [line for line in read_metrics(workdir) if line["kind"] == kind]
+
+
+def read_metrics(workdir):
+    return read_json_lines(pathlib.Path(workdir, METRICS_FILE))
 
 
 def unclocked_lines(workdir):

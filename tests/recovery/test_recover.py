@@ -1,8 +1,7 @@
-import dataclasses
+import json
 import sys
 
 import chex
-import jax
 import numpy as np
 import pytest
 
@@ -38,13 +37,11 @@ def test_the_loss_falls_and_only_some_values_change(vit, better):
     assert report.after < 0.8 * report.before
     assert (better.model, better.reduction) == (vit.model, vit.reduction)
     chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
-    params_of_both = [
-        recovery_record.flatten_params(x.variables["params"]) for x in (better, vit)
-    ]
+    before = recovery_record.flatten_params(vit.variables["params"])
+    after = recovery_record.flatten_params(better.variables["params"])
     for name in ("pos_embed", "blocks_1/mlp/fc1/kernel"):
-        np.testing.assert_array_equal(*(params[name] for params in params_of_both))
-    scales = [params["blocks_1/norm1/scale"] for params in params_of_both]
-    assert np.any(scales[0] != scales[1])
+        np.testing.assert_array_equal(after[name], before[name])
+    assert np.any(after["blocks_1/norm1/scale"] != before["blocks_1/norm1/scale"])
 
 
 def test_the_report_has_metrics_of_held_out_images(vit, better):
@@ -78,51 +75,36 @@ def test_the_interval_counts_runs_of_neighbors(vit, monkeypatch):
 
 
 def test_equal_seeds_give_equal_bits(vit):
-    first = run_recovery(vit)
-    second = run_recovery(vit)
+    first, second, other = (run_recovery(vit, seed=seed) for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first.variables, second.variables)
-    first_curve, second_curve, other_curve = (
-        recovered.recovery.variants[0].curve
-        for recovered in (first, second, run_recovery(vit, seed=1))
-    )
-    assert first_curve == second_curve != other_curve
-
-
-def small_recovery():
-    """A recovery of a few steps."""
-    return run_recovery(reduced_model())
+    curves = [x.recovery.variants[0].curve for x in (first, second, other)]
+    assert curves[0] == curves[1] != curves[2]
 
 
 ELSEWHERE = """
-import sys
-import jax
-import numpy as np
-from tests.recovery.test_recover import small_recovery
-better = small_recovery()
-leaves = map(np.asarray, jax.tree.leaves(better.variables))
-np.savez(sys.argv[1], *leaves, curve=better.recovery.variants[0].curve)
+import json, sys
+from tests.helpers.recovery_trials import reduced_model, run_recovery
+(report,) = run_recovery(reduced_model()).recovery.variants
+json.dump(report.curve, open(sys.argv[1], "w"))
 """
 
 
 @pytest.mark.slow
-def test_recovery_is_equal_in_other_processes_and_on_more_devices(tmp_path):
-    """One device gives equal bits; several devices sum in another order."""
-    processes = {}
+def test_one_device_gives_equal_curves_and_several_devices_close_ones(tmp_path):
+    """Several devices sum in another order."""
+    processes = []
     for devices in (1, 4):
         environment = small_runs.environment(devices)
-        words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.npz")]
-        processes[devices] = forked_processes.Process(words, env=environment)
-    here = small_recovery()
-    assert forked_processes.statuses(processes.values(), timeout=300) == [0, 0]
-    curve = np.array(here.recovery.variants[0].curve)
-    arrays = {n: np.load(tmp_path / f"{n}.npz") for n in processes}
-    np.testing.assert_array_equal(arrays[1]["curve"], curve)
-    for number, leaf in enumerate(jax.tree.leaves(here.variables)):
-        np.testing.assert_array_equal(arrays[1][f"arr_{number}"], leaf)
-    elsewhere = arrays[4]["curve"]
-    np.testing.assert_array_equal(elsewhere[:, 0], curve[:, 0])
+        words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.json")]
+        processes.append(forked_processes.Process(words, env=environment))
+    curve = np.array(run_recovery(reduced_model()).recovery.variants[0].curve)
+    assert forked_processes.statuses(processes, timeout=300) == [0, 0]
+    files = [tmp_path / f"{devices}.json" for devices in (1, 4)]
+    one, four = (np.array(json.loads(file.read_text())) for file in files)
+    np.testing.assert_array_equal(one, curve)
+    np.testing.assert_array_equal(four[:, 0], curve[:, 0])
     # Every step enlarges earlier rounding.
-    assert_close(elsewhere[:, 1], curve[:, 1], units=2**13)
+    assert_close(four[:, 1], curve[:, 1], units=2**13)
     # The loss changes, so equal curves say something.
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
@@ -151,26 +133,7 @@ def test_a_recovered_model_learns_a_new_cost_and_its_own_again(vit, better):
     oldest = better.recovery.variants[0]
     assert newest.before == pytest.approx(oldest.after, rel=1e-5)
     assert newest.off_the_shelf == pytest.approx(oldest.before, rel=1e-5)
-    for value in (newest.off_the_shelf, newest.before, newest.after):
-        assert f"{value:.4f}" in str(newest)
     chex.assert_trees_all_equal(third.with_reduction(None).variables, vit.variables)
-
-
-@pytest.mark.usefixtures("useless")
-def test_a_useless_recovery_keeps_earlier_ones(vit, better):
-    """It learns again at its own cost, and at the dense model's three costs."""
-    again = run_recovery(better, steps=2)
-    (report,) = again.recovery.variants
-    assert not report.changed
-    assert report.before == pytest.approx(better.recovery.variants[0].after, rel=1e-5)
-    chex.assert_trees_all_equal(again.variables, better.variables)
-    assert again.label == better.label
-    chex.assert_trees_all_equal(again.with_reduction(None).variables, vit.variables)
-    dense = run_recovery(better.with_reduction(None), steps=1)
-    assert len(dense.recovery.variants) == 4
-    assert str(dense.recovery).count(recovery_record.NOTHING_LOWER) == 3
-    evit = dense.with_reduction(DROPPING)
-    chex.assert_trees_all_equal(evit.variables, better.variables)
 
 
 @pytest.mark.parametrize("lr", [1e6, recovery_step.REFERENCE_LR])
@@ -244,21 +207,18 @@ def test_mistakes_are_refused(vit, monkeypatch, options, subject):
         run_recovery(vit, **options)
 
 
-def test_learned_selectors_are_refused():
-    learned = tiny_vit.pretrained("dynamicvit:keep_rate=0.5:blocks=(1,)")
-    with refused(learned.label):
-        run_recovery(learned)
-
-
-@pytest.mark.parametrize("reduction", [1, "tome:r=0"])
-def test_a_reduction_that_keeps_all_tokens_is_refused(reduction):
-    vit = tiny_vit.pretrained(reduction)
-    with refused("reduction", "keeps all tokens"):
-        run_recovery(vit)
-
-
-def test_a_dense_model_may_have_proportional_attention():
-    recover.check_recoverable(tiny_vit.pretrained("none:prop_attn=True"))
+@pytest.mark.parametrize(
+    "reduction, reason",
+    [
+        ("dynamicvit:keep_rate=0.5:blocks=(1,)", "has selectors"),
+        (1, "keeps all tokens"),
+        ("tome:r=0", "keeps all tokens"),
+    ],
+)
+def test_reductions_that_cannot_learn_are_refused(reduction, reason):
+    with refused("reduction", reason):
+        run_recovery(tiny_vit.pretrained(reduction))
+    recover.check_recoverable(tiny_vit.pretrained("none:prop_attn=True"))  # dense
 
 
 def test_a_model_without_finite_outputs_is_refused():
@@ -271,14 +231,11 @@ def test_a_model_without_finite_outputs_is_refused():
 def test_a_recovered_model_knows_its_learned_images(vit, tmp_path):
     """A second recovery with more images holds out none that trained the first."""
     images = noise(80)
-    first = imagepiece_jax.recover(vit, images[:48], steps=1)
+    first = run_recovery(vit, images[:48])
     (once,) = first.recovery.variants
     assert len(once.learned) == 8 * once.images
-    values = made_up_recoveries.moved_values(vit)
-    once = dataclasses.replace(once, changed=True, values=values)
-    first = dataclasses.replace(vit, recovery=recovery_record.Recovery((once,)))
     first = imagepiece_jax.load(imagepiece_jax.save(first, tmp_path / "w"))
-    assert first.recovery.variants == (once,)
+    assert first.recovery.variants[0].learned == once.learned
     second = imagepiece_jax.recover(first, images, steps=1)
     (twice,) = second.recovery.variants
     split = recovery_images.split_images(as_source(images), 16, once.learned)

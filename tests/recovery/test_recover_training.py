@@ -74,9 +74,7 @@ def test_ctrl_c_leaves_the_weights_so_far(vit, monkeypatch, caplog):
     assert report.after < report.before
     assert report.curve[-1] == (29, report.after)
     assert "so far are kept" in caplog.text
-
-
-def test_ctrl_c_before_the_first_step_is_raised(vit, monkeypatch):
+    monkeypatch.undo()
     interrupt_step(monkeypatch, 1)  # while it compiles
     with pytest.raises(KeyboardInterrupt):
         run_recovery(vit, steps=40)
@@ -92,7 +90,7 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
     assert caplog.text.count(recover.NOTHING_BETTER) == 1
 
 
-@pytest.mark.parametrize("step, other", [(1.0, 0.1), (40.0, 1.0), (1.0, 200.0)])
+@pytest.mark.parametrize("step, other", [(40.0, 1.0), (1.0, 200.0)])
 def test_minutes_count_steps_alone(vit, monkeypatch, step, other):
     """Compiling and measuring may take longer than all 150 s."""
     taken = interrupt_step(monkeypatch, step=0)
@@ -102,10 +100,9 @@ def test_minutes_count_steps_alone(vit, monkeypatch, step, other):
     slow_down(monkeypatch, clock, "measure_held_out", other)
     (report,) = run_recovery(vit, steps=None, minutes=2.5).recovery.variants
     assert report.seconds == pytest.approx(clock[0], abs=0.1)
-    assert report.steps == 150 // step  # the rate ends near 0
-    assert report.curve[-1][0] == report.steps == len(taken) - 1
+    assert report.steps == 150 // step == len(taken) - 1
     assert report.changed
-    if step == 1.0:
+    if step == 1.0:  # the rate ends near 0
         assert taken[-1][1] < 1e-3 * report.lr
 
 

@@ -38,9 +38,9 @@ def test_the_first_step_has_its_size(vit):
     recipe = recovery_step.RecoveryRecipe(batch_size=8, parameters="all")
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.StudentFit(vit, recipe, teacher)
-    before = fit.fetch_state().trained_params
+    before = fit.fetch_trained_params()
     fit.train_step(noise(8)[None], 1e-3)
-    after = fit.fetch_state().trained_params
+    after = fit.fetch_trained_params()
     for name in ("kernel", "bias"):
         old, new = (tree["blocks_1"]["mlp"]["fc1"][name] for tree in (before, after))
         changes = np.abs(new - old)

@@ -47,13 +47,9 @@ def test_a_saved_config_has_format_counts_and_normalization():
     assert written["format"] == RUN_FORMAT
     assert "macs" not in written["reduction"]
     assert Reduction.read(written["reduction"]) == run.reduction
-    assert (written["model"]["mean"], written["model"]["std"]) == (
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-    )
-    read_back = RunConfig.from_config(written)
-    assert read_back == run
-    assert read_back.create_model() == run.create_model()
+    assert written["model"]["mean"] == IMAGENET_MEAN
+    assert written["model"]["std"] == IMAGENET_STD
+    assert RunConfig.from_config(written) == run
 
 
 OWN = {"mean": (0.4,) * 3, "std": (0.2,) * 3}  # other than ImageNet's
@@ -77,13 +73,8 @@ def test_empty_image_fields_come_from_the_model():
     typed = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
     run = RunConfig.from_config(quickstart_config(fields | typed))
     run = run.fill_preprocessing(theirs)
-    expected = {
-        "mean": (0.1,) * 3,
-        "std": (0.3,) * 3,
-        "crop": 0.8,
-        "crop_mode": "center",
-    }
-    assert image_fields(run).items() >= expected.items()
+    expected = {"mean": (0.1,) * 3, "std": (0.3,) * 3, "crop": 0.8}
+    assert image_fields(run).items() >= (expected | {"crop_mode": "center"}).items()
     fields["data.eval_crop_mode"] = "squash"
     squashed = RunConfig.from_config(quickstart_config(fields))
     with refused("eval_crop_mode is 'squash'", "eval_crop"):

@@ -20,17 +20,12 @@ TINY |= {"model.stem": "patch", "reduction": "none"}
 tiny_config = functools.partial(small_runs.quickstart_config, TINY)
 
 
-def untrained_variables(config, seed=0):
-    return small_runs.draw_untrained(config_model(config), seed)
-
-
 def config_model(config):
     return RunConfig.from_config(config).create_model()
 
 
 def initial_weights(config, workdir="no_such_run"):
-    run = RunConfig.from_config(config)
-    return InitialWeights(run, workdir)
+    return InitialWeights(RunConfig.from_config(config), workdir)
 
 
 def start_variables(config):
@@ -39,15 +34,13 @@ def start_variables(config):
 
 def teacher_variables(config):
     run = RunConfig.from_config(config)
-    _, variables = create_teacher(
-        run, run.create_dense_model(), initial_weights(config)
-    )
-    return variables
+    dense_model = run.create_dense_model()
+    return create_teacher(run, dense_model, initial_weights(config))[1]
 
 
 def save_weights(path, config):
     """Save a config's weights of seed 1 in a folder, and return them."""
-    variables = untrained_variables(config, seed=1)
+    variables = small_runs.draw_untrained(config_model(config), seed=1)
     save(Pretrained(config_model(config), variables), path)
     return variables
 
@@ -57,12 +50,6 @@ def saved_weights(tmp_path_factory):
     """A folder of weights of seed 1, and the weights."""
     path = tmp_path_factory.mktemp("weights") / "one"
     return path, save_weights(path, tiny_config())
-
-
-def test_a_run_starts_from_its_weights(saved_weights):
-    path, variables = saved_weights
-    config = tiny_config(**{"init.weights": str(path)})
-    chex.assert_trees_all_equal(start_variables(config), variables)
 
 
 LEARNED = {"reduction": "dynamicvit:blocks=(0,):keep_rate=0.5"}
@@ -77,16 +64,13 @@ def test_a_teachers_weights_must_fit(saved_weights):
 
 
 TOME = "tome:r=2"
-
-
 reducing_config = functools.partial(tiny_config, {"model.depth": 2, "reduction": TOME})
 
 
 @pytest.fixture(scope="module")
 def recovered_folder(tmp_path_factory):
-    vit = Pretrained(
-        config_model(reducing_config()), untrained_variables(reducing_config())
-    )
+    model = config_model(reducing_config())
+    vit = Pretrained(model, small_runs.draw_untrained(model, seed=0))
     folder = tmp_path_factory.mktemp("recovered") / "m"
     return save(made_up_recoveries.recovered(vit, reductions=(TOME,)), folder)
 
@@ -96,29 +80,22 @@ def norm_scales(variables):
 
 
 def test_a_run_starts_from_values_recovered_for_its_reduction(recovered_folder):
+    """For another size or reduction it starts from the dense values."""
     weights = {"init.weights": str(recovered_folder)}
-    vit = imagepiece_jax.load(recovered_folder)
-    dense = norm_scales(
-        imagepiece_jax.load(recovered_folder, reduction="none").variables
-    )
-    assert np.any(dense != norm_scales(vit.variables))
-    config = reducing_config(**weights)
-    assert np.all(norm_scales(start_variables(config)) == norm_scales(vit.variables))
-    assert np.all(
-        norm_scales(start_variables(reducing_config(image_size=32, **weights))) == dense
-    )
-    dense_start = initial_weights(config).make_initial_variables(
-        RunConfig.from_config(config).create_dense_model()
-    )
-    assert np.all(norm_scales(dense_start) == dense)
-
-
-def test_a_recovered_folder_teaches_with_its_dense_model(recovered_folder):
+    recovered = norm_scales(imagepiece_jax.load(recovered_folder).variables)
+    dense_vit = imagepiece_jax.load(recovered_folder, reduction="none")
+    dense = norm_scales(dense_vit.variables)
+    assert np.any(dense != recovered)
+    for fields, expected in (
+        ({}, recovered),
+        ({"image_size": 32}, dense),
+        ({"reduction": "none"}, dense),
+    ):
+        scales = norm_scales(start_variables(reducing_config(weights, **fields)))
+        np.testing.assert_array_equal(scales, expected)
     fields = {"distill.kind": "soft", "teacher.weights": str(recovered_folder)}
-    dense = imagepiece_jax.load(recovered_folder, reduction="none")
-    chex.assert_trees_all_equal(
-        teacher_variables(reducing_config(**fields)), dense.variables
-    )
+    taught = teacher_variables(reducing_config(**fields))
+    chex.assert_trees_all_equal(taught, dense_vit.variables)
 
 
 def test_only_the_named_parts_are_fresh(saved_weights):

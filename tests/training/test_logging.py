@@ -12,22 +12,13 @@ from imagepiece_jax.errors import RunError
 from imagepiece_jax.training import logging
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunLength
-from imagepiece_jax.training.logging import MetricWriter, read_metrics
+from imagepiece_jax.training.logging import MetricWriter
 from tests.helpers import small_runs
+from tests.helpers.small_runs import read_metrics
 
 
-def make_log(workdir, step=0, epochs=2, **fields):
-    """A RunLog with 20 steps an epoch and 64 images a step."""
-    config = small_runs.quickstart_config(
-        {"progress": False, "log_every_steps": 2}, **fields
-    )
-    config = RunConfig.from_config(config)
-    length = RunLength(steps_per_epoch=20, epochs=epochs, eval_every_epochs=1)
-    return logging.RunLog(workdir, config, length, step)
-
-
-def step_metrics(loss=0.5, skipped=0, samples=128.0, norm=2.0):
-    window = {"loss": 64.0, "acc1": 32.0, "acc5": 96.0, "samples": samples}
+def step_metrics(loss=0.5, skipped=0, norm=2.0):
+    window = {"loss": 64.0, "acc1": 32.0, "acc5": 96.0, "samples": 128.0}
     window["skipped"] = float(skipped > 0)
     metrics = {"loss": loss, "grad_norm": norm, "lr": 1e-3, "terms": {"own": 0.25}}
     metrics |= {"window": window, "skipped": np.int32(skipped)}
@@ -36,11 +27,16 @@ def step_metrics(loss=0.5, skipped=0, samples=128.0, norm=2.0):
 
 @pytest.fixture
 def begin(tmp_path):
-    """`make_log` in the test's folder; logs are closed at the end."""
+    """A function that makes a RunLog with 20 steps an epoch and 64 images a step."""
     started = []
 
-    def begin(**options):
-        started.append(make_log(tmp_path, **options))
+    def begin(step=0, **fields):
+        config = small_runs.quickstart_config(
+            {"progress": False, "log_every_steps": 2}, **fields
+        )
+        length = RunLength(steps_per_epoch=20, epochs=2, eval_every_epochs=1)
+        run_config = RunConfig.from_config(config)
+        started.append(logging.RunLog(tmp_path / "run", run_config, length, step))
         return started[-1]
 
     yield begin
@@ -65,11 +61,10 @@ def test_a_line_has_the_means_of_its_window(begin, tmp_path):
     run = begin()
     run.take_metrics(1, step_metrics())
     run.take_metrics(2, step_metrics())
-    assert read_metrics(tmp_path) == []  # one step behind the device
+    assert read_metrics(tmp_path / "run") == []  # one step behind the device
     run.flush()
-    (line,) = read_metrics(tmp_path)
-    assert line["step"] == 2
-    assert line["epoch"] == pytest.approx(0.1)
+    (line,) = read_metrics(tmp_path / "run")
+    assert (line["step"], line["epoch"]) == (2, pytest.approx(0.1))
     assert (line["loss"], line["acc1"], line["acc5"]) == (0.5, 25.0, 75.0)
     assert (line["grad_norm"], line["skipped"], line["own"]) == (2.0, 0, 0.25)
     assert line["lr"] == pytest.approx(1e-3)
@@ -79,45 +74,33 @@ def test_a_line_has_the_means_of_its_window(begin, tmp_path):
 
 
 def test_throughput_and_input_wait_by_the_clock(begin, tmp_path, clock):
-    """Reading takes four seconds and a step one: 64 images in five seconds."""
-    run = begin(log_every_steps=3)
-    timed = run.timed_batches(slow_batches(clock, 6, 4))
-    for step, number in enumerate(timed, start=1):
-        assert number == step - 1
-        clock[0] += 1000 if step == 1 else 1  # the first step compiles
-        run.take_metrics(step, step_metrics())
-        run.flush()
-        if step == 3:  # an evaluation between the two windows
-            clock[0] += 1000
-            run.restart_clock()
-    lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == [3, 6]
-    assert [line["input_wait"] for line in lines] == pytest.approx([0.8, 0.8])
-    assert [line["throughput"] for line in lines] == pytest.approx([12.8, 12.8])
+    """Reading takes three seconds and a step one: 64 images in four seconds.
 
-
-def test_throughput_leaves_compiling_out(begin, tmp_path, clock):
-    """A resumed run logs its first step; later programs begin inside windows."""
+    A resumed run logs its first step; later programs begin inside windows.
+    """
     run = begin(step=2, log_every_steps=3)
-    for step, _ in enumerate(run.timed_batches(slow_batches(clock, 7, 3)), start=3):
+    for step, number in enumerate(run.timed_batches(slow_batches(clock, 10, 3)), 3):
+        assert number == step - 3
         if step in (3, 5, 8):
             run.begin_program(step)
-            clock[0] += 1000
+            clock[0] += 1000  # the step compiles
         clock[0] += 1
         run.take_metrics(step, step_metrics())
         run.flush()
-    lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == [3, 6, 9]
+        if step == 9:  # an evaluation between two windows
+            clock[0] += 1000
+            run.restart_clock()
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
     # The first window has one compiling step, later ones the steps after it.
-    assert [line["throughput"] for line in lines] == [None, 64 / 4, 64 / 4]
-    assert [line["input_wait"] for line in lines] == [None, 3 / 4, 3 / 4]
+    assert [line["throughput"] for line in lines] == [None, *[64 / 4] * 3]
+    assert [line["input_wait"] for line in lines] == [None, *[3 / 4] * 3]
 
 
 @pytest.mark.parametrize(
     "limit, metrics, message",
     [
-        (0, {"loss": np.nan}, "loss is nan at step 10, .* lower lr"),
-        (3, {"loss": np.nan}, "loss is nan at step 13, the last of 4 skipped; "),
+        (3, {"loss": np.nan}, "loss is nan at step 13, the last of 4 skipped; .* lr"),
         (0, {"norm": np.inf}, "grad_norm is inf at step 10, "),
     ],
 )
@@ -129,35 +112,32 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(begin, limit, metrics, mes
         run.flush()
 
 
-def test_other_processes_print_and_write_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(parallel, "is_main", lambda: False)
-    run = make_log(tmp_path / "run", progress=True, profile=True, epochs=1)
-    for step in range(1, 21):
-        with run.traced_step(step):
-            run.take_metrics(step, step_metrics())
-    run.flush()
-    run.write_evaluation(20, {"acc1": 1.0, "loss": 2.0})
-    run.close()
-    assert not (tmp_path / "run").exists()
-    assert read_metrics(tmp_path / "run") == []
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_trace_has_the_chosen_steps(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_trace_has_the_chosen_steps_in_the_main_process(
+    begin, tmp_path, monkeypatch, capsys, is_main
+):
+    """Other processes print and write nothing."""
+    monkeypatch.setattr(parallel, "is_main", lambda: is_main)
     monkeypatch.setattr(logging, "TRACED_STEPS", range(2, 4))
-    run = make_log(tmp_path, step=20, profile=True)
+    run = begin(step=20, profile=True, progress=True)
     for step in range(21, 26):
         with run.traced_step(step):
             metrics = step_metrics()
         run.take_metrics(step, metrics)
+    run.write_evaluation(25, {"acc1": 1.0, "loss": 2.0})
     run.close()
-    (path,) = (tmp_path / logging.TRACE_FOLDER).rglob("*.trace.json.gz")
+    if not is_main:
+        assert not (tmp_path / "run").exists()
+        assert capsys.readouterr() == ("", "")
+        return
+    folder = tmp_path / "run" / logging.TRACE_FOLDER
+    (path,) = folder.rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = [int(e["args"]["step_num"]) for e in events if e.get("name") == "train"]
     # The next step is under way when their metrics arrive.
     assert sorted(steps)[:2] == [22, 23]
     assert set(steps) <= {22, 23, 24}
-    assert f"trace of steps 22 to 23: {tmp_path / 'profile'}" in capsys.readouterr().out
+    assert f"trace of steps 22 to 23: {folder}" in capsys.readouterr().out
 
 
 def write_run(workdir, steps, step=0):
@@ -178,53 +158,37 @@ def test_a_metrics_line_is_one_json_object_written_at_once(tmp_path):
     writer.write_line("eval", jnp.asarray(20), throughput=np.inf, **python, **arrays)
     (text,) = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()
     writer.close()  # not before
-    writer.close()
     expected = {"kind": "eval", "step": 20, "throughput": None} | python | {"lr": None}
     expected |= {"loss": float(np.float32(0.1)), "acc1": 97.5, "ok": True}
     assert json.loads(text, parse_constant=pytest.fail) == expected
 
 
-def test_a_resumed_run_leaves_an_uninterrupted_runs_file(tmp_path):
+@pytest.mark.parametrize("torn", ["", '{"kind": "train", "step": 2', "\0\0"])
+def test_a_resumed_run_leaves_an_uninterrupted_runs_file(tmp_path, torn):
+    """A torn last line is dropped, like lines after the checkpoint."""
     write_run(tmp_path / "whole", range(0, 60, 10))
     write_run(tmp_path / "killed", range(0, 50, 10))
+    files = [tmp_path / name / "metrics.jsonl" for name in ("killed", "whole")]
+    files[0].write_text(files[0].read_text() + torn)
     write_run(tmp_path / "killed", [30, 40, 50], step=20)
-    texts = [tmp_path / name / "metrics.jsonl" for name in ("killed", "whole")]
-    assert texts[0].read_bytes() == texts[1].read_bytes()
-    assert read_steps(tmp_path / "killed") == [*range(0, 60, 10)]
+    assert files[0].read_bytes() == files[1].read_bytes()
     write_run(tmp_path / "killed", [0])  # nothing was restored
     assert read_steps(tmp_path / "killed") == [0]
 
 
-@pytest.mark.parametrize(
-    "torn", ['{"kind": "tr', '{"kind": "train", "step": 2', "\0\0", None]
-)
-def test_a_torn_last_line_is_dropped(tmp_path, torn):
-    write_run(tmp_path, [10])
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text() + torn if torn else path.read_text().rstrip("\n"))
-    assert read_steps(tmp_path) == [10]
-    write_run(tmp_path, [20], step=10)
-    assert read_steps(tmp_path) == [10, 20]
-
-
-def read_events(workdir):
-    """Events of the newest TensorBoard file, without its record framing."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    data = max((workdir / "tensorboard").iterdir()).read_bytes()
-    events = []
-    start = 0
-    while start < len(data):
-        size = int.from_bytes(data[start : start + 8], "little")
-        events.append(event_pb2.Event.FromString(data[start + 12 : start + 12 + size]))
-        start += 8 + 4 + size + 4
-    return events
-
-
 def test_tensorboard_gets_finite_numbers_and_hides_cut_steps(tmp_path):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     writer = MetricWriter(tmp_path, step=20)
     writer.write_line("train", 30, loss=0.5, lr=math.nan, note="x")
     writer.close()
-    start, scalar = read_events(tmp_path)[-2:]
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data = path.read_bytes()
+    events = []
+    while data:  # a record is its size in 12 bytes, the event, and 4 bytes
+        size = int.from_bytes(data[:8], "little")
+        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    start, scalar = events[-2:]
     assert (start.step, start.HasField("session_log")) == (21, True)
     (value,) = scalar.summary.value
     assert (scalar.step, value.tag, value.simple_value) == (30, "train/loss", 0.5)

@@ -9,14 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import struct
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.rng import Purpose, sample_keys
-from imagepiece_jax.data.augment import pipeline
 from imagepiece_jax.data.config import AugmentConfig
-from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.losses import soft_cross_entropy
@@ -30,7 +26,6 @@ from tests.helpers.rounding import assert_close
 SIZE = 8
 CLASSES = 10
 BATCH = 8
-HALF = (0.5,) * 3
 DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=1, embed_dim=8, num_heads=2)
 
 
@@ -58,17 +53,13 @@ def with_loss(recipe, loss):
     return dataclasses.replace(recipe, reduction=reduction)
 
 
-def make_step(recipe=None, optimizer=None, seed=0, **fields):
+def make_step(recipe=None, optimizer=None, drop_path_rate=0.0, **fields):
     """A tiny model's step on one device, and its replicated first state."""
-    execution = {"axis_name": parallel.DEVICE_AXIS}
-    for name in ("axis_name", "drop_path_rate"):
-        if name in fields:
-            execution[name] = fields.pop(name)
     model = create_model(config("vit_mini", **DENSE | fields))
-    model = model.with_execution(**execution)
-    recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
+    model = model.with_execution(drop_path_rate=drop_path_rate)
+    recipe = recipe or dataclasses.replace(PLAIN, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
-    variables = small_runs.draw_untrained(model, seed)
+    variables = small_runs.draw_untrained(model, seed=0)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
         train_step, model=model, optimizer=optimizer, lr_schedule=rate, run=recipe
@@ -122,8 +113,7 @@ def test_a_logged_step_ends_its_window():
 
 
 def test_a_custom_loss_gets_the_step_number():
-    def rising_loss(student, teacher, targets, run, model, step):
-        outputs, _ = student
+    def rising_loss(outputs, teacher_outputs, targets, run, model, step):
         loss = step * jnp.mean(soft_cross_entropy(outputs.logits, targets))
         return loss, {"at": step}
 
@@ -163,33 +153,28 @@ def test_images_have_the_models_normalization():
     mean = (0.1, 0.5, 0.9)
     std = (0.01, 0.02, 0.03)
     step, state = make_step(recipe, mean=mean, std=std)
-    images = random_batch(0)["image"][0, 0]
-    labels = random_batch(0)["label"][0, 0]
+    batch = random_batch(0)
     forward = jax.jit(create_model(config("vit_mini", **DENSE)).apply)
     variables = parallel.unreplicate(state).variables
-
-    def cross_entropy(mean, std):
-        pixels = (images / 255 - np.array(mean)) / np.array(std)
-        logits = forward(variables, jnp.asarray(pixels, jnp.float32)).logits
-        return -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels].mean()
-
-    loss = run(compile_once(step), state, [random_batch(0)])[1][0]["loss"]
-    assert_close(loss, cross_entropy(mean, std))
-    assert abs(cross_entropy(IMAGENET_MEAN, IMAGENET_STD) - loss) > 1e-4
+    pixels = (batch["image"][0, 0] / 255 - np.array(mean)) / np.array(std)
+    logits = forward(variables, jnp.asarray(pixels, jnp.float32)).logits
+    log_shares = np.asarray(jax.nn.log_softmax(logits))
+    expected = -log_shares[np.arange(BATCH), batch["label"][0, 0]].mean()
+    loss = run(compile_once(step), state, [batch])[1][0]["loss"]
+    assert_close(loss, expected)
 
 
 def test_micro_batches_give_the_whole_batchs_gradient():
-    states = []
+    params = []
     for micro, seed in ((1, 0), (4, 0), (1, 1)):
         recipe = dataclasses.replace(PLAIN, seed=seed)
         step, state = make_step(recipe, depth=2, drop_path_rate=0.5)
         batches = [random_batch(0, micro), random_batch(1, micro)]
-        states.append(run(compile_once(step), state, batches)[0])
-    whole, split, other_seed = [state.params for state in states]
+        params.append(run(compile_once(step), state, batches)[0].params)
+    whole, split, other_seed = params
     chex.assert_trees_all_close(split, whole, atol=1e-6)
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(other_seed, whole, atol=1e-6)
-    assert int(states[1].step) == 2
 
 
 def test_mixup_draws_one_lambda_and_changes_the_gradient():
@@ -198,37 +183,26 @@ def test_mixup_draws_one_lambda_and_changes_the_gradient():
     same["image"][:] = same["image"][:, :, :1]
     same["label"][:] = 3
     step, state = make_step(dataclasses.replace(PLAIN, mixup=1.0))
-    metrics = []
-    for program in (compile_once(step), plain_step()[0]):
-        metrics.append(
-            [run(program, state, [one])[1][0] for one in (same, random_batch(0))]
-        )
-    (equal, mixed), (equal_plain, mixed_plain) = metrics
-    assert_close(equal["loss"], equal_plain["loss"])
-    assert abs(mixed["grad_norm"] - mixed_plain["grad_norm"]) > 1e-3
-
-
-@struct.dataclass
-class PoisonedOutputs:
-    value: jax.Array
-    root: jax.Array
-    states: tuple = ()
+    mixing = compile_once(step)
+    plain = plain_step()[0]
+    losses = [run(program, state, [same])[1][0]["loss"] for program in (mixing, plain)]
+    assert_close(*losses)
+    batches = [random_batch(0)]
+    norms = [run(p, state, batches)[1][0]["grad_norm"] for p in (mixing, plain)]
+    assert abs(norms[0] - norms[1]) > 1e-3
 
 
 class Poison:
     """A stand-in for a teacher that returns its variables."""
 
     def compute_outputs(self, variables, image):
-        return PoisonedOutputs(**variables)
+        return variables
 
 
-def poisoned_loss(outputs, teacher_outputs, plan):
+def poisoned_loss(outputs, poison, plan):
     """Loss terms whose value, or gradient alone, is not finite on request."""
     size = jnp.sum(outputs.logits**2)
-    return {
-        "value": teacher_outputs.value * size,
-        "root": jnp.sqrt(teacher_outputs.root * size),
-    }
+    return {"value": poison["value"] * size, "root": jnp.sqrt(poison["root"] * size)}
 
 
 GOOD = {"value": 0.0, "root": 1.0}
@@ -241,10 +215,9 @@ RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 def poisoned_run():
     """A step function, and states and metrics of five steps; three are not finite."""
     fields = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
-    optim = dataclasses.replace(PLAIN, **fields)
-    recipe = dataclasses.replace(PLAIN, ema_decay=0.75, log_every_steps=3)
-    recipe = with_loss(recipe, poisoned_loss)
-    optimizer = create_adamw(optim, lambda step: RATES[step])
+    fields |= {"ema_decay": 0.75, "log_every_steps": 3}
+    recipe = with_loss(dataclasses.replace(PLAIN, **fields), poisoned_loss)
+    optimizer = create_adamw(recipe, lambda step: RATES[step])
     step, state = make_step(recipe, optimizer, stem="conv")
     step.keywords["teacher"] = Poison()
     compiled = parallel.pmap(step)
@@ -264,10 +237,10 @@ def poisoned_run():
 
 def test_weights_and_statistics_have_a_moving_average(poisoned_run):
     _, (first, second, *_), _ = poisoned_run
-    for name, tree in (("params", second.params), ("batch_stats", second.batch_stats)):
-        old = getattr(first, name)
-        expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, tree)
-        chex.assert_trees_all_close(second.ema[name], expected, atol=1e-6)
+    for name, average in second.ema.items():
+        trees = getattr(first, name), getattr(second, name)
+        expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, *trees)
+        chex.assert_trees_all_close(average, expected, atol=1e-6)
     differences = jax.tree.map(np.subtract, first.batch_stats, second.batch_stats)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(differences))
 
@@ -318,31 +291,16 @@ AUGMENT = AugmentConfig(
 )
 
 
-def test_draws_depend_on_step_and_global_place_alone():
-    """Neighbors do not matter; two micro-batches are one batch in two parts."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
-
-    @jax.jit
-    def augment(pixels, positions, step):
-        keys = functools.partial(sample_keys, 3, step, positions, Purpose.AUGMENT)
-        return pipeline.augment_batch(pixels, AUGMENT, HALF, HALF, keys)
-
-    first = augment(pixels, np.arange(BATCH), 5)
-    order = np.array([6, 1, 7, 0, 3, 2, 5, 4])
-    np.testing.assert_array_equal(augment(pixels[order], order, 5), first[order])
-    same = np.repeat(pixels[:1], BATCH, 0)
-    copies = augment(same, np.arange(BATCH), 5)
-    assert len({np.asarray(image).tobytes() for image in copies}) == BATCH
-    np.testing.assert_array_equal(copies[0], first[0])
-    assert (augment(same, np.arange(BATCH), 6) != copies).any((1, 2, 3)).all()
-
-    gradients = []
+def test_augmentations_depend_on_step_and_global_place_alone():
+    """Two micro-batches are one batch in two parts; two steps differ."""
+    losses = []
     for micro in (1, 2):
-        step, state = make_step(dataclasses.replace(PLAIN, seed=3, augment=AUGMENT))
-        gradients.append(run(compile_once(step), state, [random_batch(0, micro)])[1])
-    (whole,), (split,) = gradients
-    assert_close(split["loss"], whole["loss"], units=8)
+        recipe = dataclasses.replace(PLAIN, seed=3, augment=AUGMENT)
+        step, state = make_step(recipe, optax.sgd(0.0))  # weights stay
+        batches = [random_batch(0, micro)] * 2
+        losses.append([m["loss"] for m in run(compile_once(step), state, batches)[1]])
+    assert_close(losses[1], losses[0], units=8)
+    assert abs(losses[0][0] - losses[0][1]) > 1e-5
 
 
 def test_smoothed_targets_by_hand():
@@ -356,8 +314,6 @@ def test_smoothed_targets_by_hand():
     right = math.log(12) - 0.91 * math.log(3)
     wrong = math.log(12) - 0.01 * math.log(3)
     assert_close(losses, [right, wrong], units=34)
-    large = soft_cross_entropy(np.array([[1e4, 0.0]]), np.array([[0.5, 0.5]]))
-    assert_close(large, [5e3], units=1)
     with pytest.raises((AssertionError, TypeError)):  # labels instead of targets
         soft_cross_entropy(np.zeros((2, 3)), np.zeros(2))
 

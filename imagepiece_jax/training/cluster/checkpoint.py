@@ -16,10 +16,9 @@ from typing import Any
 from imagepiece_jax.common import checkpoints, parallel
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.logging import CLOCKED_METRICS
-from imagepiece_jax.weights.folder_files import CHECKPOINTS_FOLDER, complete_steps
+from imagepiece_jax.weights.folder_files import CHECKPOINTS_FOLDER
 
-# Newest steps per kind that stay: the second serves if the newest is damaged.
-NUM_KEPT = 2
+NUM_KEPT = 2  # newest steps per kind; the second serves if the newest is damaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Checkpoints:
 
     keep_every: multiples of this step count are never removed; 0: no extra steps stay
     Raises RunError if writing fails: in `save`, or, as writing continues in the
-        background, in the next `save`, `find_latest_step` or `close`.
+        background, in the next `save` or `close`.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep_every: int = 0) -> None:
@@ -73,13 +72,6 @@ class Checkpoints:
                     manager.delete(later_step)
                 self._managers[kind] = manager
             checkpoints.start_saving(self._managers[kind], step, state, metadata)
-
-    def find_latest_step(self) -> int | None:
-        """The newest complete step, even if damaged; None without steps."""
-        with self._explained_errors():
-            for manager in self._managers.values():
-                manager.wait_until_finished()
-        return max(complete_steps(self._root / "latest"), default=None)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict, int]:
         """Read the newest intact step: (state, metadata, step).

@@ -1,7 +1,4 @@
-"""Join a run's processes and compare their settings.
-
-The only file that mentions `jax.distributed`.
-"""
+"""Join a run's processes, compare their settings, and stop them together."""
 
 import collections
 import contextlib
@@ -10,16 +7,17 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from imagepiece_jax.common import parallel, signals
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training.cluster.run_dir import flatten_fields
+from imagepiece_jax.training.cluster.run_dir import encode_fields
 from imagepiece_jax.training.data import RunData
 
 # Both short, so that all processes have stopped within a minute.
@@ -69,7 +67,7 @@ def joined_cluster(
         raise
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # JAX raises a ValueError if a process is lost during an exchange of values.
-        if not is_process_loss(error):
+        if not any(sign in str(error).lower() for sign in LOSS_SIGNS):
             raise
         print(f"{error}\n{LOSS_MESSAGE}", file=sys.stderr, flush=True)
         os._exit(1)  # at once: JAX would wait for the lost process
@@ -81,7 +79,7 @@ def _connect_processes(coordinator, num_processes, process_id):
     if coordinator:
         print(f"waiting for all processes at {coordinator}", file=sys.stderr)
     # JAX waits in C++ code, where Python's handler of Ctrl-C does not run. JAX itself
-    # handles SIGTERM from here on (`preemption`).
+    # handles SIGTERM from here on (`stop_signals`).
     with signals.handled_signals(signal.SIG_DFL, [signal.SIGINT]):
         try:
             jax.distributed.initialize(
@@ -114,17 +112,18 @@ def check_device_counts() -> None:
 
 def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) -> None:
     """Raise InputError if the processes of a run disagree on their settings."""
-    fields = flatten_fields(config)
+    fields = encode_fields(config)
     shared_fields = {f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS}
-    names_checksum = zlib.crc32(json.dumps(data.train.class_names).encode())
+    class_names = json.dumps(data.train.class_names).encode()
     parallel.check_same_values(
         {
             "dry_run": dry_run,
             **shared_fields,
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
-            "the count of training and validation images": data.image_counts,
-            "the checksum of the names of the classes": names_checksum,
+            "the count of training images": len(data.train),
+            "the count of validation images": len(data.val),
+            "the checksum of the names of the classes": zlib.crc32(class_names),
         }
     )
 
@@ -141,7 +140,22 @@ def check_same_start(step: int, arrays: PyTree) -> None:
     )
 
 
-def is_process_loss(error: BaseException) -> bool:
-    """Whether a JAX exception reports the loss of a process."""
-    message = str(error).lower()
-    return any(sign in message for sign in LOSS_SIGNS)
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[int], int]]:
+    """Yield a function from a step to the signal that stops the run after it, or 0.
+
+    All processes call it after every step, and stop after the same step.
+    """
+    if jax.process_count() == 1:
+        with signals.noted_signals() as noted:
+            yield lambda step: noted[0] if noted else 0
+        return
+
+    # JAX handles SIGTERM itself, and tells the other processes.
+    def pass_on(signum, frame):
+        signal.raise_signal(signal.SIGTERM)
+
+    others = [s for s in signals.STOP_SIGNALS if s != signal.SIGTERM]
+    with signals.handled_signals(pass_on, others):
+        reaches_stop = multihost_utils.reached_preemption_sync_point
+        yield lambda step: signal.SIGTERM if reaches_stop(step) else 0

@@ -12,7 +12,6 @@ import pathlib
 import platform
 import sys
 import time
-from typing import Any
 
 from flax import traverse_util
 
@@ -33,7 +32,6 @@ from imagepiece_jax.weights.folder_files import (
 )
 
 RUN_FILE = "run.json"
-TIME_FORMAT = "%Y-%m-%d %H:%M:%S %z"  # time format in run.json
 # Fields that a resumed run may change. Its images may have moved, because their digest
 # is in the checkpoint.
 MAY_CHANGE = (
@@ -69,9 +67,8 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
         is_other = config_path.exists() and not is_run
         refuse_any((is_other, f"{config_path} is not a run's; {CHOOSE_OTHER_WORKDIR}"))
         return
-    old_fields = _encode_fields(read_run_file(config_path))
-    # Through JSON, so that tuples are lists.
-    new_fields = _encode_fields(json.loads(json.dumps(config)))
+    old_fields = encode_fields(read_run_file(config_path))
+    new_fields = encode_fields(config)
     for name, value, old_value in list_differences(new_fields, old_fields):
         if name not in MAY_CHANGE:
             raise InputError(
@@ -95,7 +92,7 @@ def record_start(
         starts = files.read_json(workdir / RUN_FILE).get("starts", [])
     start = {
         "git": files.git_revision(),  # null if git does not track the code
-        "time": time.strftime(TIME_FORMAT),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": sys.argv,
         "python": platform.python_version(),
         "devices": [str(d.device_kind) for d in parallel.local_devices()],
@@ -110,13 +107,8 @@ def record_start(
         files.replace_file(workdir / CLASS_NAMES_FILE, names_json + "\n")
 
 
-def flatten_fields(config: dict) -> dict[str, Any]:
-    """Flatten a config to {"a.b": 1}; an empty group is a field {}."""
+def encode_fields(config: dict) -> dict[str, str]:
+    """Flatten a config to {"a.b": "1"}: as JSON text, 1, 1.0 and true differ."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
-    empty_group = traverse_util.empty_node
-    return {n: {} if value is empty_group else value for n, value in fields.items()}
-
-
-def _encode_fields(config):
-    """`flatten_fields` with values as JSON text, in which 1, 1.0 and true differ."""
-    return {name: json.dumps(value) for name, value in flatten_fields(config).items()}
+    # Only an empty group is no JSON value.
+    return {n: json.dumps(value, default=lambda _: {}) for n, value in fields.items()}

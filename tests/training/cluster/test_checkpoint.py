@@ -1,17 +1,17 @@
+import contextlib
 import gc
 import os
+import resource
 import shutil
 import sys
-import time
 
-import numpy as np
 import pytest
+from absl import logging
 
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-from tests.helpers import forked_processes, small_runs
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
+from tests.helpers import small_runs
 from tests.helpers.small_states import (
-    State,
     abstract,
     assert_same,
     folders,
@@ -41,13 +41,6 @@ def workdir(steps_1_2, tmp_path):
     return shutil.copytree(steps_1_2, tmp_path / "run")
 
 
-def data_files(workdir, step):
-    """A step's files of arrays, the largest first."""
-    files = (workdir / "checkpoints" / "latest" / str(step) / "state").rglob("*")
-    array_files = [p for p in files if p.is_file() and p.parent.name == "d"]
-    return sorted(array_files, key=lambda p: -p.stat().st_size)
-
-
 def assert_restored(checkpoints, step):
     state, meta, restored_step = checkpoints.restore(abstract(make_state()))
     assert (restored_step, meta) == (step, {"epoch": step / 2})
@@ -58,64 +51,57 @@ def test_state_is_restored_exactly_though_it_changes_after_save(tmp_path):
     state = make_state(7, width=40_000)
     meta = {"best_acc1": 97.25, "seen": [1, 2], "note": None}
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.find_latest_step() is None
     checkpoints.save(7, state, meta)
     state.params["head"]["kernel"][:] = 0
     checkpoints.close()
-    restored, restored_meta, step = checkpoints.restore(abstract(state))
+    restored, *meta_and_step = checkpoints.restore(abstract(state))
     assert_same(restored, make_state(7, width=40_000))
-    assert (restored_meta, step, checkpoints.find_latest_step()) == (meta, 7, 7)
+    assert meta_and_step == [meta, 7]
 
 
-def test_the_newest_two_and_every_nth_step_are_kept(tmp_path):
+def test_the_newest_two_every_nth_and_the_best_step_are_kept(tmp_path):
     """The first save removes a killed run's unfinished steps."""
     stale = tmp_path / "checkpoints" / "latest" / "9.orbax-checkpoint-tmp" / "state"
     stale.mkdir(parents=True)
     (stale / "data").write_text("half")
-    save(tmp_path, range(1, 6), keep_every=2)
-    assert folders(tmp_path) == ["2", "4", "5"]
-
-
-def test_the_best_step_outlives_later_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1), {"acc1": 90.0}, "best")
-    for step in (2, 3, 4):
-        checkpoints.save(step, make_state(step), {})
     checkpoints.close()
+    save(tmp_path, range(1, 6), keep_every=2)
+    assert folders(tmp_path) == ["2", "4", "5"]
     assert_same(small_runs.arrays(tmp_path, "best")["params"], make_state(1).params)
-    assert folders(tmp_path) == ["3", "4"]
 
 
 def test_reading_changes_no_file(workdir):
     (workdir / "checkpoints" / "latest" / "3.orbax-checkpoint-tmp").mkdir()
     before = sorted(workdir.rglob("*"))
-    reader = Checkpoints(workdir)
-    assert reader.restore(abstract(make_state()))[2] == 2
+    assert_restored(Checkpoints(workdir), 2)
     with pytest.raises(InputError, match="latest holds no intact checkpoint"):
         Checkpoints(workdir / "none").restore(abstract(make_state()))
     assert sorted(workdir.rglob("*")) == before
 
 
-def flip_bit(workdir):
-    path = data_files(workdir, 2)[0]
+def flip_bit(step_folder):
+    files = (step_folder / "state").rglob("d/*")
+    path = max(files, key=lambda p: p.stat().st_size)  # of the largest array
     data = bytearray(path.read_bytes())
     data[len(data) // 8] ^= 4  # further back a node may be unused
     path.write_bytes(data)
 
 
-def truncate(workdir):
-    for path in data_files(workdir, 2):
+def truncate(step_folder):
+    for path in (step_folder / "state").rglob("d/*"):
         os.truncate(path, path.stat().st_size // 2)
 
 
-def remove_half(workdir):
-    shutil.rmtree(workdir / "checkpoints" / "latest" / "2" / "meta")
+def remove_half(step_folder):
+    shutil.rmtree(step_folder / "meta")
 
 
 @pytest.mark.usefixtures("noisy")
 @pytest.mark.parametrize("damage", [flip_bit, truncate, remove_half])
 def test_a_damaged_step_is_skipped_and_replaced(workdir, caplog, damage):
-    damage(workdir)  # Orbax restores a flipped bit silently
+    damage(workdir / "checkpoints" / "latest" / "2")  # Orbax restores a flipped bit
     assert_restored(Checkpoints(workdir), 1)
     assert "latest/2" in caplog.text
     assert_restored(save(workdir, [2]), 2)
@@ -130,44 +116,51 @@ def test_saving_an_earlier_step_replaces_it_and_removes_later_ones(workdir):
     assert folders(workdir) == ["1"]
 
 
-def large_state(step):
-    """A step's state of 8 MB that do not compress."""
-    rng = np.random.default_rng(step)
-    params = {"a": rng.normal(size=1_000_000)}
-    return State(step=np.asarray(step), params=params, batch_stats={}, opt_state=())
+@contextlib.contextmanager
+def full_disk(room=1000):
+    """No file may grow beyond `room` bytes: write() fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def save_until_killed(workdir):
+@pytest.mark.parametrize("failing_call", ["save", "close"])
+def test_a_full_disk_is_reported_and_loses_no_checkpoint(
+    workdir, capfd, monkeypatch, failing_call
+):
+    """A background thread writes, so the next call raises the error."""
+    monkeypatch.setattr(logging.get_absl_logger(), "disabled", True)  # as in train.py
     checkpoints = Checkpoints(workdir)
-    for step in range(1, 1000):
-        checkpoints.save(step, large_state(step), {"step": step})
-        if step > 1:
-            print(step - 1, flush=True)  # `save` has waited for the step before
-
-
-@pytest.mark.slow
-def test_kill_while_saving_loses_no_finished_step(tmp_path):
-    reader, writer = map(open, os.pipe(), "rw")
-    with reader:
-        with writer:
-            command = [sys.executable, __file__, tmp_path]
-            child = forked_processes.Process(command, stdout=writer)
-        for _ in range(4):
-            assert reader.readline()
-        time.sleep(0.013)
-        child.kill()
-        child.wait()
-        *_, finished = [4, *reader]
-    finished = int(finished)
-    checkpoints = Checkpoints(tmp_path)
-    state, meta, step = checkpoints.restore(abstract(large_state(0)))
-    assert step in (finished, finished + 1)
-    assert meta == {"step": step}
-    assert_same(state, large_state(step))
-    checkpoints.save(step + 1, large_state(step + 1), {})
+    with full_disk():
+        checkpoints.save(3, make_state(3), {})
+        with pytest.raises(RunError, match=r"cannot be written \(File too large\)"):
+            if failing_call == "save":
+                checkpoints.save(4, make_state(4), {})
+            checkpoints.close()
     checkpoints.close()
-    assert all(name.isdecimal() for name in folders(tmp_path))
+    assert_restored(Checkpoints(workdir), 2)
+    save(workdir, [3])  # the disk has room again
+    assert folders(workdir) == ["2", "3"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
-if __name__ == "__main__":
-    save_until_killed(sys.argv[1])
+@pytest.mark.parametrize(
+    "may_choose, best_steps", [(True, [1, 1, 3, 3]), (False, [1, 2, 3, 4])]
+)
+def test_the_first_of_the_highest_is_the_best(may_choose, best_steps):
+    """Without images that may choose, the last step is the best."""
+    progress = RunProgress([])
+    chosen = []
+    for step, acc1 in enumerate((50, 40, 55, 55), start=1):
+        metrics = {"acc1": acc1, "ema_acc1": 90}
+        progress = progress.with_evaluation(
+            step, metrics | {"throughput": 9}, may_choose
+        )
+        assert progress.last == metrics
+        chosen.append(progress.best)
+    accuracies = [50, 50, 55, 55] if may_choose else [50, 40, 55, 55]
+    assert [best["step"] for best in chosen] == best_steps
+    assert [best["acc1"] for best in chosen] == accuracies

@@ -1,4 +1,4 @@
-"""Processes of a run: named by flags or a scheduler, joined, and lost.
+"""Processes of a run: named by flags or a scheduler, joined, stopped, and lost.
 
 SLURM's variables are those in the manual of srun ("OUTPUT ENVIRONMENT VARIABLES").
 """
@@ -12,13 +12,11 @@ import types
 import jax
 import pytest
 
-from imagepiece_jax.training.cluster.job import (
-    check_device_counts,
-    is_process_loss,
-)
-from tests.helpers import forked_processes
+from imagepiece_jax.training.cluster.job import check_device_counts, stop_signals
+from tests.helpers import forked_processes, small_runs
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import start
+from tests.helpers.small_states import assert_same
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -76,47 +74,86 @@ def test_unequal_device_counts_are_refused(monkeypatch):
     check_device_counts()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_process_waiting_for_others_ends_at_ctrl_c(process, signum=signal.SIGINT):
-    """JAX waits in C++, where Python's own handlers do not run."""
-    address = f"127.0.0.1:{forked_processes.free_port()}"
-    reader, writer = map(open, os.pipe(), "rw")
-    with reader:
-        with writer:
-            code = f"{HEAD}with joined_cluster({address!r}, 2, {process}): pass"
-            waiting = forked_processes.Process(
-                [sys.executable, "-c", code],
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},
-                stderr=writer,
-            )
-        try:
-            assert "waiting for all processes" in reader.readline()
-            time.sleep(1)  # until it waits
-            waiting.send_signal(signum)
-            status = waiting.wait(timeout=20)
-        finally:
-            waiting.kill()
-        err = reader.read()
-    assert (status, err) == (-signum, "")
-
-
 def test_the_loss_of_another_process_is_a_sentence():
-    address = f"127.0.0.1:{forked_processes.free_port()}"
-    work = "raise ValueError('Gloo AllGather failed')"
-    done = run(f"with joined_cluster({address!r}, 1, 0):\n    {work}")
-    waiting, error, message = done.err.splitlines()
+    def run_work(error):
+        address = f"127.0.0.1:{forked_processes.free_port()}"
+        return run(f"with joined_cluster({address!r}, 1, 0):\n    raise {error!r}")
+
+    done = run_work(ValueError("Gloo AllGather failed"))
+    _, error, message = done.err.splitlines()
     assert (done.status, error) == (1, "Gloo AllGather failed")
     assert message.startswith("error: another process of this run has ended")
+    assert "another process" not in run_work(ValueError("shapes do not match")).err
 
 
-@pytest.mark.parametrize(
-    "message, lost",
-    [
-        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", True),
-        ("INTERNAL: NCCL operation ncclAllReduce failed: remote error", True),
-        ("INVALID_ARGUMENT: shapes do not match", False),
-    ],
-)
-def test_a_process_loss_is_distinguished_from_other_errors(message, lost):
-    assert is_process_loss(RuntimeError(message)) == lost
+@pytest.mark.slow
+def test_a_process_waiting_for_others_ends_at_ctrl_c(tmp_path):
+    """JAX waits in C++, where Python's own handlers do not run."""
+    address = f"127.0.0.1:{forked_processes.free_port()}"
+    code = f"{HEAD}with joined_cluster({address!r}, 2, 1): pass"
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        words = [sys.executable, "-c", code]
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        waiting = forked_processes.Process(words, env=env, stderr=file)
+    while "waiting for all processes" not in log.read_text():
+        time.sleep(0.1)
+    time.sleep(1)  # until it waits
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=20) == -signal.SIGINT
+
+
+def test_a_signal_is_known_after_the_step():
+    with stop_signals() as stop_signal:
+        assert stop_signal(1) == 0
+        signal.raise_signal(signal.SIGUSR1)
+        assert stop_signal(2) == signal.SIGUSR1
+
+
+# 12 steps an epoch, with random draws, averages, batch statistics and a reduction.
+FIELDS = small_runs.SMALL | {"model.depth": 1, "model.patch_size": 4, "epochs": 4}
+FIELDS |= {"reduction": "imagepiece:merge_blocks=():prune_blocks=(0,)"}
+FIELDS |= {"mixup": 0.8, "cutmix": 1.0, "batch_size": 112, "checkpoint_every_steps": 5}
+
+
+def wait_for_steps(workdir, count, processes):
+    """Wait for `count` more steps, so that the run is in its loop."""
+    last = len(small_runs.lines(workdir, "train"))
+    while len(small_runs.lines(workdir, "train")) < last + count:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly_begun")
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_stopped_and_killed_runs_end_like_an_undisturbed_one(tmp_path, is_pair):
+    """A pair stops at the same step after a signal to one of its processes."""
+
+    def start(name):
+        if is_pair:
+            return small_runs.start_two(tmp_path / name, FIELDS)
+        return [small_runs.start(tmp_path / name, FIELDS)]
+
+    whole = start("whole")
+    assert set(forked_processes.statuses(whole, timeout=300)) == {0}
+    # JAX tells a pair's processes of SIGTERM alone, which Ctrl-C becomes there.
+    for signum in [signal.SIGINT] + [signal.SIGTERM] * (not is_pair):
+        processes = start("run")
+        wait_for_steps(tmp_path / "run", 2, processes)
+        processes[-1].send_signal(signum)
+        statuses = forked_processes.statuses(processes, timeout=300)
+        assert set(statuses) == {128 + (signal.SIGTERM if is_pair else signum)}
+        log = tmp_path / ("run.0.log" if is_pair else "run.log")
+        assert log.read_text().splitlines()[-1].startswith("stopped at step ")
+    processes = start("run")
+    wait_for_steps(tmp_path / "run", 2, processes)
+    processes[0].kill()
+    statuses = forked_processes.statuses(processes, timeout=300)
+    assert statuses[0] == -signal.SIGKILL and 0 not in statuses
+    assert set(forked_processes.statuses(start("run"), timeout=300)) == {0}
+    lines = [small_runs.unclocked_lines(tmp_path / name) for name in ("run", "whole")]
+    assert lines[0] == lines[1]
+    for kind in ("latest", "best"):
+        assert_same(*[small_runs.arrays(tmp_path / x, kind) for x in ("run", "whole")])
+    assert not [*(tmp_path / "run").rglob("*tmp*")]

@@ -5,10 +5,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common.files import git_revision
-from imagepiece_jax.training.cluster.run_dir import (
-    check_config,
-    record_start,
-)
+from imagepiece_jax.training.cluster.run_dir import check_config, record_start
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.folder_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers import small_runs
@@ -25,10 +22,6 @@ CONFIG = {
 }
 
 
-def with_fields(**fields):
-    return {**CONFIG, **fields}
-
-
 def read_json(path):
     return json.loads(path.read_text())
 
@@ -41,16 +34,15 @@ def record_steps(workdir, config=CONFIG):
 
 def test_a_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
     workdir = tmp_path / "new" / "run"
-    record_start(workdir, CONFIG)
+    record_steps(workdir)
     assert read_json(workdir / "config.json") == json.loads(json.dumps(CONFIG))
     (start,) = read_json(workdir / "run.json")["starts"]
     assert start["libraries"]["jax"] == jax.__version__
     assert start["git"] == git_revision()
     assert {"time", "command", "python", "devices"} <= set(start)
-    assert {p.name for p in workdir.iterdir()} == {"config.json", "run.json"}
     monkeypatch.setattr("sys.argv", ["again"])
     # Fields of one host and of the log may change.
-    moved = with_fields(data={"workers": 8, "name": "folder:moved"})
+    moved = CONFIG | {"data": {"workers": 8, "name": "folder:moved"}}
     record_start(workdir, json.loads(json.dumps(moved)))
     first, second = read_json(workdir / "run.json")["starts"]
     assert (first, second["command"]) == (start, ["again"])
@@ -58,53 +50,44 @@ def test_a_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "config, field, now, before",
+    "changes, field, now, before",
     [
-        (with_fields(lr=2e-3), "lr", "0.002", "0.001"),
-        (with_fields(betas=(0.9, 0.95)), "betas", "[0.9, 0.95]", "[0.9, 0.999]"),
-        (with_fields(data={"flip": True}), "data.flip", "true", "not a field"),
-        (with_fields(empty={"a": {}}), "empty.a", "{}", "not a field"),
+        ({"lr": 2e-3}, "lr", "0.002", "0.001"),
+        ({"betas": (0.9, 0.95)}, "betas", "[0.9, 0.95]", "[0.9, 0.999]"),
+        ({"data": {"flip": True}}, "data.flip", "true", "not a field"),
+        ({"empty": {"a": {}}}, "empty.a", "{}", "not a field"),
     ],
 )
-def test_another_config_is_refused(tmp_path, config, field, now, before):
+def test_another_config_is_refused(tmp_path, changes, field, now, before):
     record_steps(tmp_path)
     texts = [path.read_text() for path in tmp_path.glob("*.json")]
     for check in (check_config, record_start):
         with refused(
             f"config.{field} is {now}, but {before} in the run in {tmp_path};"
         ):
-            check(tmp_path, config)
+            check(tmp_path, CONFIG | changes)
     assert texts == [path.read_text() for path in tmp_path.glob("*.json")]
-    check_config(tmp_path / "a", config)
-    assert not (tmp_path / "a").exists()
 
 
 def test_a_start_without_steps_does_not_block_the_folder(tmp_path):
     record_start(tmp_path, CONFIG)
     (tmp_path / "checkpoints" / "latest" / "5.tmp").mkdir(parents=True)
-    record_start(tmp_path, with_fields(lr=2e-3))
+    record_start(tmp_path, CONFIG | {"lr": 2e-3})
     assert read_json(tmp_path / "config.json")["lr"] == 2e-3
-    record_steps(tmp_path, with_fields(lr=2e-3))
-    with refused("lr is 0.001, but 0.002 in the run"):
-        record_start(tmp_path, CONFIG)
 
 
 def test_a_run_of_another_format_is_refused(tmp_path):
     config = RunConfig.from_config(small_runs.quickstart_config()).to_dict()
     record_steps(tmp_path, config | {"format": 0})
-    with refused("made by an earlier revision"):
-        check_config(tmp_path, CONFIG)
-    with refused("made by an earlier revision"):
-        imagepiece_jax.load(tmp_path)
+    for read in (lambda folder: check_config(folder, CONFIG), imagepiece_jax.load):
+        with refused("made by an earlier revision"):
+            read(tmp_path)
 
 
-@pytest.mark.parametrize("model", ['{"model_type": "dinov2"}', "{"])
-def test_a_models_folder_is_no_workdir(tmp_path, model):
+def test_a_models_folder_is_no_workdir(tmp_path):
     """`save` and the hub write such a config.json, and loading needs it."""
-    (tmp_path / "config.json").write_text(model)
-    (tmp_path / "model.safetensors").write_text("weights")
+    (tmp_path / "config.json").write_text("{")
     for check in (check_config, record_start):
         with refused("config.json is not a run's; choose "):
             check(tmp_path, CONFIG)
-    assert (tmp_path / "config.json").read_text() == model
-    assert len([*tmp_path.iterdir()]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
