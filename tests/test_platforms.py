@@ -5,12 +5,11 @@ import types
 import jax
 import pytest
 
-from experiments.paper import Clock
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import device, parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.create import create_model
-from tests.helpers import named_models, tiny_vit
+from tests.helpers import named_models
 
 GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 GPU.compute_capability = "9.0"
@@ -24,17 +23,6 @@ def test_defaults_follow_the_device(monkeypatch):
     assert xla_options.fast_dtype() == "bfloat16"
     assert timer.TimedCall(None).ahead == 2
     assert device.device_name() == "NVIDIA H200"
-
-
-@pytest.mark.parametrize("dtype, named", [("float32", False), ("bfloat16", True)])
-def test_speed_settings_name_the_devices_forms(monkeypatch, dtype, named):
-    vit = tiny_vit.pretrained(dtype=dtype, embed_dim=24)
-    cpu_setting = Clock().setting(vit)
-    assert not {"gelu", "sizes"} & cpu_setting.keys()
-    monkeypatch.setattr(jax, "local_devices", lambda: [GPU])
-    gpu_setting = Clock().setting(vit)
-    forms = {"gelu": "tanh", "sizes": "direction"} if named else {}
-    assert gpu_setting == cpu_setting | {"device": gpu_setting["device"]} | forms
 
 
 def test_training_steps_are_measured_on_one_device(monkeypatch):

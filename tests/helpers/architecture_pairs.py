@@ -41,24 +41,29 @@ ARCHITECTURES = {
 ROTARY = {str(arch.rotary): name for name, arch in ARCHITECTURES.items() if arch.rotary}
 
 
-def field_pairs(arch):
-    """Pairs of (field, value). Registers and rotary count as absent or present."""
+def combined_fields(arch, count):
+    """All combinations of `count` fields with their values.
+
+    Registers and rotary count as absent or present.
+    """
     fields = dataclasses.asdict(arch)
     fields["registers"] = arch.registers > 0
     fields["rotary"] = arch.rotary is not None
     values = [(name, str(value)) for name, value in fields.items()]
-    return set(itertools.combinations(values, 2))
+    return set(itertools.combinations(values, count))
 
 
-def covering_architectures(archs):
-    """Names of a few architectures with every field pair of `archs` ({name: arch})."""
-    pairs_of_name = {name: field_pairs(arch) for name, arch in sorted(archs.items())}
-    missing = set().union(*pairs_of_name.values())
+def covering_architectures(archs, count=2):
+    """Names of a few of `archs` ({name: arch}) with every pair of fields.
+
+    count: 1: with every value of every field
+    """
+    combined = {name: combined_fields(arch, count) for name, arch in archs.items()}
+    missing = set().union(*combined.values())
     chosen = []
     while missing:
-        best = max(pairs_of_name, key=lambda name: len(pairs_of_name[name] & missing))
-        chosen.append(best)
-        missing -= pairs_of_name[best]
+        chosen.append(max(sorted(combined), key=lambda n: len(combined[n] & missing)))
+        missing -= combined[chosen[-1]]
     return chosen
 
 

@@ -84,12 +84,9 @@ def global_batches(parts):
 
 
 def assert_same(batches, other_batches):
-    assert len(batches) == len(other_batches)
-    for batch, other in zip(batches, other_batches, strict=True):
-        assert batch.keys() == other.keys()
-        for field in batch:
-            np.testing.assert_array_equal(batch[field], other[field])
-            assert batch[field].dtype == other[field].dtype
+    import chex  # it imports JAX, and worker processes do not
+
+    chex.assert_trees_all_equal(batches, other_batches, strict=True)
 
 
 def color_ramp(height, width, slope=4):

@@ -157,38 +157,25 @@ def count_sources(source, n):
     return np.bincount(source[source != DROPPED], minlength=n)
 
 
-def last_values(values, steps):
-    """Every patch's value. A dropped patch has its token's value at the drop.
+def patch_values(values, steps, fill):
+    """Every patch's value: its token's in `values` [n, D], after all steps.
 
-    Arguments as for `nearest_values`.
+    steps: pairs of the tokens [n, D] before a step and its slot map [n]
+    fill: a dropped token has the value of the most similar kept token ("nearest"), or
+        its own before the step ("last")
     """
     out = []
     for token in range(len(steps[0][1] if steps else values)):
         for x, dest in steps:
-            if dest[token] == DROPPED:
+            if dest[token] == DROPPED and fill == "last":
                 out.append(x[token])
                 break
+            if dest[token] == DROPPED:
+                cosines = cosine(x[token : token + 1], x)[0]
+                token = np.where(np.equal(dest, DROPPED), -math.inf, cosines).argmax()
             token = dest[token]
         else:
             out.append(values[token])
-    return np.stack(out)
-
-
-def nearest_values(values, steps):
-    """Every patch's value. A dropped token has the most similar kept token's value.
-
-    values [n, D] after all steps; steps: pairs of the tokens [n, D] before a step and
-    its slot map [n] -> [n0, D]
-    """
-    out = []
-    for token in range(len(steps[0][1] if steps else values)):
-        for x, dest in steps:
-            if dest[token] == DROPPED:
-                cosines = cosine(x[token : token + 1], x)[0]
-                kept = np.flatnonzero(np.asarray(dest) != DROPPED)
-                token = max(kept, key=lambda other: cosines[other])  # the first of ties
-            token = dest[token]
-        out.append(values[token])
     return np.stack(out)
 
 

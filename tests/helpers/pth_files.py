@@ -7,6 +7,7 @@ a zip archive with a pickle in `NAME/data.pkl` and the raw storages in `NAME/dat
 import struct
 import zipfile
 
+import chex
 import numpy as np
 
 EMPTY = b"ccollections\nOrderedDict\n)R"
@@ -55,10 +56,7 @@ NAMESPACE = b"cargparse\nNamespace\n)\x81"
 
 
 def assert_same(tensors, expected):
-    assert tensors.keys() == expected.keys()
-    for name, value in expected.items():
-        assert tensors[name].dtype == value.dtype, name
-        np.testing.assert_array_equal(tensors[name], value, err_msg=name, strict=True)
+    chex.assert_trees_all_equal({**tensors}, {**expected}, strict=True)
 
 
 # PyTorch before 1.6

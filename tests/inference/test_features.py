@@ -239,16 +239,12 @@ def test_every_patch_has_its_tokens_feature(reduced, fill):
     for image in range(2):
         values = out.tokens[image, 1:]
         steps = []
-        normed = []
         for inputs, result in zip(out.reducer_inputs, out.results, strict=True):
             x = inputs.x[image]
+            x = oracles.layer_norm(x, norm) if fill == "last" else x
             steps.append((x, result.slot_of_token[image]))
-            normed.append((oracles.layer_norm(x, norm), result.slot_of_token[image]))
-        expected = {
-            "nearest": oracles.nearest_values(values, steps),
-            "last": oracles.last_values(values, normed),
-        }
-        assert_near(maps.patches[image].reshape(25, -1), expected[fill])
+        expected = oracles.patch_values(values, steps, fill)
+        assert_near(maps.patches[image].reshape(25, -1), expected)
     early, late = maps.layers
     assert not early.dropped.any()  # merged patches are not dropped
     np.testing.assert_array_equal(late.dropped, maps.dropped)

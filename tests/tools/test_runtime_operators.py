@@ -85,7 +85,7 @@ def float_graphs(folder):
         place = folder / str(number)
         graphs[place.name] = functools.partial(layout_graph, place, make, layout)
     archs = FAMILIES | ARCHITECTURES
-    for name in covering_architectures(archs):  # registers, rotary positions
+    for name in covering_architectures(archs, 1):  # registers, rotary positions
         graphs[name] = functools.partial(architecture_graph, name)
     for name in ROTARY.values():
         for reduction in (MERGED, MEANS):
