@@ -231,9 +231,10 @@ def micro_batch_positions(
 ) -> Int[Array, " {num_images}"]:
     """Global positions of a micro-batch's images on this device, inside `pmap`."""
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
-    samples = device_samples(num_images * num_devices, num_devices)
-    own_samples = jnp.asarray(samples, jnp.int32)[jax.lax.axis_index(DEVICE_AXIS)]
-    return micro_batch_index * (num_images * num_devices) + own_samples
+    micro_batch_size = num_images * num_devices
+    positions = jnp.asarray(device_samples(micro_batch_size, num_devices), jnp.int32)
+    own_positions = positions[jax.lax.axis_index(DEVICE_AXIS)]
+    return micro_batch_index * micro_batch_size + own_positions
 
 
 def reverse_batch(tree: PyTree) -> PyTree:

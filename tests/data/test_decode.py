@@ -15,31 +15,6 @@ def encode(image, format, **options):
     return file.getvalue()
 
 
-def one_color(mode, color):
-    return Image.new(mode, (6, 4), color)
-
-
-def paletted_image(color):
-    """Pillow warns when it converts transparency to RGB."""
-    image = one_color("P", 1)
-    image.putpalette([0, 0, 0, *color])
-    image.info["transparency"] = b"\x00\x80"
-    return image
-
-
-@pytest.mark.parametrize(
-    "image, expected",
-    [
-        (one_color("RGBA", (200, 30, 90, 0)), (200, 30, 90)),
-        (one_color("1", 1), (255, 255, 255)),
-        (paletted_image((10, 200, 30)), (10, 200, 30)),
-    ],
-)
-def test_other_color_modes_become_rgb(image, expected):
-    pixels = decode_image(encode(image, "PNG"), "x")
-    assert (pixels == np.full((4, 6, 3), expected)).all()
-
-
 @pytest.mark.parametrize(
     "mode, options",
     [
@@ -90,6 +65,10 @@ def test_malformed_metadata_turn_nothing():
 
 GRAY = np.uint16([[0, 1000], [40000, 65535]])
 BYTES = Image.fromarray(np.uint8(GRAY >> 8))
+PALETTED = BYTES.convert("P")
+PALETTED.info["transparency"] = b"\x00\x80"  # Pillow warns when it becomes RGB
+TRANSPARENT = BYTES.convert("RGBA")
+TRANSPARENT.putalpha(0)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +81,8 @@ BYTES = Image.fromarray(np.uint8(GRAY >> 8))
         Image.fromarray(np.int32(GRAY >> 8)),
         BYTES.convert("LA").convert("La"),
         BYTES.convert("RGBA").convert("RGBa"),
+        PALETTED,
+        TRANSPARENT,
         *map(BYTES.convert, ("P", "LA", "CMYK", "YCbCr")),
     ],
     ids=lambda image: image.mode,
@@ -124,7 +105,7 @@ def test_numbers_without_a_known_range_are_refused(values):
 
 
 def large_png(width, height):
-    data = bytearray(encode(one_color("L", 7), "PNG"))
+    data = bytearray(encode(Image.new("L", (6, 4)), "PNG"))
     header = b"IHDR" + struct.pack(">II", width, height) + bytes(data[24:29])
     data[12:33] = header + struct.pack(">I", zlib.crc32(header))
     return bytes(data)

@@ -23,9 +23,8 @@ def open_digits(path: str, request: SplitRequest) -> ArraySource:
         image = Image.fromarray(gray).resize((16, 16), Image.Resampling.BICUBIC)
         images.append(np.asarray(image.convert("RGB")))
     names = [f"digits/{index:04d}" for index in indices]
-    return ArraySource(
-        np.stack(images), labels[indices], 10, tuple(map(str, range(10))), names
-    )
+    class_names = tuple(map(str, range(10)))
+    return ArraySource(np.stack(images), labels[indices], 10, class_names, names)
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
