@@ -90,8 +90,7 @@ def as_source(images: Any, split: str = "train") -> Source:
         images = [images]
     pictures = [*list_pictures(images)[0]]
     if all(isinstance(picture, AnyPath) for picture in pictures):
-        files = find_images(pictures, split)
-        return FileSource("", files, np.full(len(files), -1))
+        return FileSource("", find_images(pictures, split))
     return ArraySource([read_pixels(picture) for picture in pictures])
 
 

@@ -219,22 +219,25 @@ def _image_bytes(picture):
 
 
 class FileSource(Source):
-    """Image files below `root`, with their labels."""
+    """Image files below `root`.
+
+    labels: -1: no labels
+    classes: as for a Source
+    """
 
     def __init__(
         self,
         root: AnyPath,
         files: Sequence[AnyPath],
-        labels: ArrayLike,
-        num_classes: int = 0,
-        class_names: ClassNames | None = None,
+        labels: ArrayLike = -1,
+        *classes: Any,
     ) -> None:
-        super().__init__(len(files), num_classes, class_names)
+        super().__init__(len(files), *classes)
         self.root = root
         # Bytes, because every worker process has a copy: a million names take 50 MB,
         # and 130 MB as Python strings.
         self.files = np.array([os.fsencode(file) for file in files])
-        self.labels = np.asarray(labels, np.int32)
+        self.labels = np.full(len(files), labels, np.int32)
 
     def stored_image(self, store_index: int) -> StoredImage:
         path = os.path.join(self.root, os.fsdecode(self.files[store_index]))
@@ -264,26 +267,21 @@ def read_file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
 class ArraySource(Source):
     """Images in memory, whose sizes may differ.
 
-    labels: None: no labels, stored as -1
-    names: None: "image 0", "image 1", ..
+    labels: -1: no labels
+    classes: as for a Source
     """
 
     def __init__(
-        self,
-        images: Sequence[RgbPixels] | np.ndarray,
-        labels: ArrayLike | None = None,
-        num_classes: int = 0,
-        class_names: ClassNames | None = None,
-        names: Sequence[str] | None = None,
+        self, images: Sequence[RgbPixels], labels: ArrayLike = -1, *classes: Any
     ) -> None:
-        super().__init__(len(images), num_classes, class_names)
+        super().__init__(len(images), *classes)
         self.images = images
-        self.labels = np.full(len(images), -1 if labels is None else labels, np.int32)
-        self.names = names
+        self.labels = np.full(len(images), labels, np.int32)
+        self.names = [f"image {index}" for index in range(len(images))]
 
     def stored_image(self, store_index: int) -> StoredImage:
-        name = f"image {store_index}" if self.names is None else self.names[store_index]
-        return self.images[store_index], int(self.labels[store_index]), name
+        label = int(self.labels[store_index])
+        return self.images[store_index], label, self.names[store_index]
 
 
 def find_splits(split_names: Collection[str], data_title: str) -> dict[str, str]:

@@ -109,7 +109,7 @@ class _RecordedFiles(source.FileSource):
     """Image files without labels."""
 
     def __init__(self, paths):
-        super().__init__("", paths, np.full(len(paths), -1))
+        super().__init__("", paths)
         self.read = {}  # {index: PhotographFile}
 
     def stored_image(self, store_index):

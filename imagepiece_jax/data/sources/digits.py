@@ -22,9 +22,10 @@ def open_digits(path: str, request: SplitRequest) -> ArraySource:
         # Bicubic, like a photograph.
         image = Image.fromarray(gray).resize((16, 16), Image.Resampling.BICUBIC)
         images.append(np.asarray(image.convert("RGB")))
-    names = [f"digits/{index:04d}" for index in indices]
     class_names = tuple(map(str, range(10)))
-    return ArraySource(np.stack(images), labels[indices], 10, class_names, names)
+    source = ArraySource(images, labels[indices], 10, class_names)
+    source.names = [f"digits/{index:04d}" for index in indices]
+    return source
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,6 @@ import os
 import pathlib
 from typing import NamedTuple
 
-import numpy as np
-
 from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.common.progress import notes
 from imagepiece_jax.data import class_names, source
@@ -152,9 +150,7 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
     if request.split == "val" and not splits:
         subfolder = ""  # validation images lie in the root itself
     if not request.labeled:
-        listing = list_images(root, subfolder)
-        no_labels = np.full(len(listing.image_paths), -1)
-        return _make_source(root, subfolder, listing, no_labels)
+        return _make_source(root, subfolder, list_images(root, subfolder))
     class_folders, left_out_paths = _list_class_folders(root, subfolder)
     folders_by_label = class_folders
     if len(splits) == 2:
@@ -200,10 +196,10 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
     return _make_source(root, subfolder, listing, labels, num_classes, names_by_label)
 
 
-def _make_source(root, subfolder, listing, labels, *class_arguments):
+def _make_source(root, subfolder, listing, *labels_and_classes):
     if note := left_out_note(root, listing.left_out_paths):
         log.warning(note)
-    file_source = source.FileSource(root, listing.image_paths, labels, *class_arguments)
+    file_source = source.FileSource(root, listing.image_paths, *labels_and_classes)
     file_source.split = subfolder
     return file_source
 
