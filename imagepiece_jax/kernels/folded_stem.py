@@ -29,14 +29,15 @@ class FoldedStem(nn.Module):
     @nn.compact
     def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         x = images
-        p = self.patch_size
+        patch_size = self.patch_size
         make_convolution = functools.partial(_Convolution, self.dtype)
         batch, height, width, channels = images.shape
         if not self.widths:
-            # The reshape needs no copy, and a convolution over p rows spares a GPU
-            # from putting the patches in order.
-            x = images.reshape(batch, height, width // p, channels * p)
-            return make_convolution(self.embed_dim, (p, 1), (p, 1), name="proj")(x)
+            # The reshape needs no copy, and a convolution over a patch's rows spares
+            # a GPU from putting the patches in order.
+            shape = (batch, height, width // patch_size, channels * patch_size)
+            conv_fields = (self.embed_dim, (patch_size, 1), (patch_size, 1))
+            return make_convolution(*conv_fields, name="proj")(images.reshape(shape))
         # A GPU computes bias and ReLU in the convolution's kernel.
         for i, out_channels in enumerate(self.widths):
             conv_fields = (out_channels, (3, 3), (2, 2), 1)
@@ -94,9 +95,9 @@ def fold_stem(
     if not batch_stats:
         # A patch projection reads a row of a patch as one pixel.
         kernel = params["proj"]["kernel"]
-        p, _, channels, dim = kernel.shape
+        patch_size, _, channels, dim = kernel.shape
         bias = params["proj"].get("bias", jnp.zeros(dim, kernel.dtype))
-        kernel = kernel.reshape(p, 1, p * channels, dim)
+        kernel = kernel.reshape(patch_size, 1, patch_size * channels, dim)
         return {"proj": _convolution_params(kernel, bias)}
     # Batch norms are multiplied into the convolutions before them.
     folded_params = {}

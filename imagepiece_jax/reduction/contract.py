@@ -126,9 +126,10 @@ def check_results(plan: Sequence[BlockPlan], results: Sequence[object]) -> None:
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    steps = [(b.step.block, b.reducer, b.counts) for b in plan if b.step and b.counts]
-    for (block, reducer, counts), result in zip(steps, results, strict=True):
-        with titled_errors(f"block {block}, {type(reducer).__name__}"):
+    reducing = [block for block, block_plan in enumerate(plan) if block_plan.counts]
+    for block, result in zip(reducing, results, strict=True):
+        counts: Any = plan[block].counts
+        with titled_errors(f"block {block}, {type(plan[block].reducer).__name__}"):
             check_values(result, counts)
 
 

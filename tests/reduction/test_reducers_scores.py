@@ -86,7 +86,7 @@ def test_energy_scores_are_over_the_blocks_keys(reduction, blocks):
             np.testing.assert_allclose(scores[image], energy_shares(energy), atol=1e-6)
 
 
-def pool_weights(pool, x, sizes=1.0):
+def pool_weights(pool, x, sizes):
     """The head's attention to tokens of these sizes. -> [3 heads, n]."""
     query = pool["latent"][0, 0] @ pool["q"]["kernel"] + pool["q"]["bias"]
     keys = x @ pool["k"]["kernel"] + pool["k"]["bias"]
@@ -245,32 +245,16 @@ def test_the_probe_does_not_read_masked_tokens(method, include):
     np.testing.assert_allclose(masked_output, live_output, rtol=1e-4, atol=1e-5)
 
 
-def slow_pool(variables, x, sizes):
-    """The head's attention and MLP in float64, with tokens repeated `sizes` times."""
-    params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
-    x = np.repeat(np.asarray(x, float), sizes, axis=0)
-
-    def dense(name, x, of=params):
-        return x @ of[name]["kernel"] + of[name]["bias"]
-
-    value = dense("v", x).reshape(-1, 3, 4)
-    pooled = np.einsum("hn,nhd->hd", pool_weights(params, x), value)
-    pooled = dense("proj", pooled.reshape(12))
-    hidden = dense("fc1", oracles.layer_norm(pooled, params["norm"]), params["mlp"])
-    return pooled + dense("fc2", oracles.gelu(hidden), params["mlp"])
-
-
 @pytest.mark.parametrize(
     "prop_attn, include", [(True, True), (True, False), (False, True)]
 )
 def test_the_pool_reads_a_token_of_three_patches_as_three_tokens(prop_attn, include):
     """The pool reads both prefix tokens, or neither."""
     pool, variables, x = attention_pool(prop_attn, include)
-    sizes = np.array([[1, 1, 3, 1, 5, 1, 2], [1, 1, 1, 4, 1, 1, 1]])
-    state = initial_state(x, 2).replace(size=np.float32(sizes))
-    pooled = tiny_vit.compiled(pool.apply)(variables, x, state)
-    repeats = sizes if prop_attn else np.ones_like(sizes)
-    repeats = repeats if include else repeats * [0, 0, 1, 1, 1, 1, 1]
-    for image in range(2):
-        expected = slow_pool(variables, x[image], repeats[image])
-        np.testing.assert_allclose(pooled[image], expected, rtol=1e-4, atol=1e-5)
+    sizes = np.array([1, 1, 3, 1, 5, 1, 2])
+    repeated_x = np.repeat(x, sizes if prop_attn else 1, axis=1)
+    run_pool = tiny_vit.compiled(pool.apply)
+    expected = run_pool(variables, repeated_x, initial_state(repeated_x, 2))
+    state = initial_state(x, 2).replace(size=np.float32([sizes] * 2))
+    pooled = run_pool(variables, x, state)
+    np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-5)

@@ -159,7 +159,9 @@ class DiffRate(Method):
         prune, merge = self.choose_count_lists(model)
         if not len(prune) == len(merge) == model.depth:
             raise InputError(f"prune and merge need an entry per block, {model.depth}")
-        # The lists count the class token.
-        reducers = [PruneAndMerge(count - 1, score=score) for count in prune]
-        pairs = enumerate(zip(reducers, merge, strict=True))
-        return tuple(Step(b, reducer, tokens=n - 1) for b, (reducer, n) in pairs)
+        steps = []
+        for block, (num_kept, num_left) in enumerate(zip(prune, merge, strict=True)):
+            # The lists count the class token.
+            reducer = PruneAndMerge(num_kept - 1, score=score)
+            steps.append(Step(block, reducer, tokens=num_left - 1))
+        return tuple(steps)

@@ -169,7 +169,8 @@ class Method:
         defaults = {name: getattr(type(self), name) for name in self.amount_fields}
         method = dataclasses.replace(self, macs=None, counts=counts, **defaults)
         plan = method.plan(model, exact=False)
-        return dataclasses.replace(method, counts=[b.mlp_tokens for b in plan])
+        reached_counts = [block_plan.mlp_tokens for block_plan in plan]
+        return dataclasses.replace(method, counts=reached_counts)
 
     def plan(
         self,

@@ -53,6 +53,8 @@ class PiToMe(KeepingShare):
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         rule = KeepAtLeastHalf(self.keep_rate)
-        protects = [block >= model.depth / 2 for block in range(model.depth)]
-        reducers = [ByEnergy(protect, self.metric) for protect in protects]
-        return tuple(Step(block, r, rule) for block, r in enumerate(reducers))
+        steps = []
+        for block in range(model.depth):
+            reducer = ByEnergy(block >= model.depth / 2, self.metric)
+            steps.append(Step(block, reducer, rule))
+        return tuple(steps)

@@ -73,7 +73,8 @@ class ToFu(KeepingShare):
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:
         rule = KeepAtLeastHalf(self.keep_rate, counts_class_token=True)
-        num_discarding = model.depth // 2 + 1
-        reducers = [Discard(self.metric)] * num_discarding
-        reducers += [Fuse(self.metric)] * (model.depth - num_discarding)
-        return tuple(Step(block, r, rule) for block, r in enumerate(reducers))
+        steps = []
+        for block in range(model.depth):
+            reducer_class = Discard if block <= model.depth // 2 else Fuse
+            steps.append(Step(block, reducer_class(self.metric), rule))
+        return tuple(steps)
