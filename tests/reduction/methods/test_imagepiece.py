@@ -2,7 +2,6 @@ import pytest
 
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.block_plan import KeepShare, MergeCandidates, plan_blocks
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from tests.helpers import tiny_vit
 from tests.helpers.named_models import facts
@@ -41,16 +40,3 @@ def test_scaled_schedules_pass_the_own_rates_and_cost_ever_less():
     plans = [plan_blocks(12, 196, method.steps(facts())) for method in methods]
     costs = [model_macs(tiny_vit.imagenet_vit(plan, 192, 3)) for plan in plans]
     assert costs == sorted(costs, reverse=True)
-
-
-@pytest.mark.parametrize("name", ["imagepiece", "imagepiece_tome"])
-def test_given_counts_choose_merge_and_prune_blocks(name):
-    """Merge steps take at most half of the candidates: 29 of the 58 of 196."""
-    counts = (167, 167, 100) + (100,) * 9
-    plan = METHODS[name](counts=counts).plan(facts())
-    merge, prune = [layer.step for layer in plan if layer.step]
-    assert (merge.block, prune.block) == (0, 2)
-    own = METHODS[name]().steps(facts())
-    assert (merge.reducer, prune.reducer) == (own[0].reducer, own[2].reducer)
-    step_counts = [layer.counts for layer in plan if layer.counts]
-    assert [(c.n_out, c.candidates) for c in step_counts] == [(167, 58), (100, None)]
