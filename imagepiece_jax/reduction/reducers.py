@@ -245,6 +245,7 @@ def merge_most_similar(
     num_merges = counts.n_in - counts.n_out
     if num_merges < sources.shape[1]:
         offset = jnp.where(ranks < num_merges, offset, 0)
+    # A sum over pairs moves each offset to its source, so that nothing scatters.
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
     is_source = sources[:, None, :] == token[:, :, None]
     offset = jnp.where(is_source, offset[:, None, :], 0)
@@ -296,6 +297,7 @@ def keep_and_join(
     kept_slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), kept_tokens.shape)
     tokens = jnp.concatenate((kept_tokens, absorbed_tokens), axis=1)[:, None, :]
     slots = jnp.concatenate((kept_slots, target_slots), axis=1)[:, None, :]
+    # DROPPED is below all slots, so a maximum finds the slot of a listed token.
     is_token = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
     slot_of_token = jnp.max(jnp.where(is_token, slots, DROPPED), axis=-1)
     return Assignment(slot_of_token, n_out=n_out)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import jax.numpy as jnp
 
@@ -28,9 +28,7 @@ class Cells(Reducer):
         refuse_any((grid is None or self.size > min(grid), sentence))
 
     def __call__(self, inputs, counts, train=False):
-        self.check_fits(inputs.grid, counts)
-        grid: Any = inputs.grid  # checked
-        height, width = grid
+        height, width = inputs.grid  # not None, see `check_fits`
         cell_row = jnp.arange(height) * self.size // height
         cell_column = jnp.arange(width) * self.size // width
         cell = cell_row[:, None] * self.size + cell_column[None, :]
