@@ -64,6 +64,9 @@ def test_a_file_needs_a_public_name_or_a_config(file, tmp_path):
     message = f"weights file {file} does not name its model"
     with refused(message):
         imagepiece_jax.load(file)
+    with refused(f"folder {file.parent} does not name its model"):
+        imagepiece_jax.load(file.parent)
+    assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
     for config in (None, SEVERAL):
         with refused(f"'{SEVERAL}' is several different models", TAGS):
             (tmp_path / f"{SEVERAL}.npz").touch()
@@ -94,6 +97,15 @@ def test_a_given_config_replaces_a_folders(saved):
     assert (vit.image_size, vit.origin.image_size) == (32, tiny_vit.SIDE)
 
 
+def test_a_folders_config_must_have_its_classes(saved, tmp_path):
+    config = json.loads((saved / "config.json").read_text())
+    config["imagepiece_jax"]["config"]["num_classes"] = 9
+    shutil.copy(saved / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with refused(tmp_path, "num_classes is 9", "7"):
+        imagepiece_jax.load(tmp_path)
+
+
 def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path):
     """Also in a folder whose config.json describes another model."""
     folder = shutil.copytree(saved, tmp_path / "m")
@@ -120,15 +132,6 @@ def test_tensors_of_another_config_are_named(file, changes, theirs, ours):
     config = named_models.config("vit_mini", **SIZE | changes)
     with refused(f"weights file {file}", theirs, ours):
         imagepiece_jax.load(file, config=config)
-
-
-def test_a_folders_config_must_have_its_classes(saved, tmp_path):
-    folder = shutil.copytree(saved, tmp_path / "m")
-    config = json.loads((saved / "config.json").read_text())
-    config["imagepiece_jax"]["config"]["num_classes"] = 9
-    (folder / "config.json").write_text(json.dumps(config))
-    with refused(folder, "num_classes is 9", "7"):
-        imagepiece_jax.load(folder)
 
 
 @pytest.mark.parametrize("included, side", [(True, 12), (False, 16)])
@@ -180,38 +183,33 @@ def test_a_named_config_file_is_read(saved, tmp_path):
             imagepiece_jax.read_config(tmp_path / name)
 
 
-def test_a_weights_folder_needs_no_config_if_one_is_given(file):
-    with refused(f"folder {file.parent} does not name its model"):
-        imagepiece_jax.load(file.parent)
-    assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
+def save_run(folder, seed=0, **fields):
+    """Write a run with random weights, and return its model and variables."""
+    run_folder(folder, seed=seed, **fields)
+    config = json.loads((folder / "config.json").read_text())
+    model = RunConfig.from_config(config).create_model()
+    variables = tiny_vit.fill(variable_shapes(model))
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(1, variables, {}, "best")
+    return model.with_execution(drop_path_rate=0.0), variables
 
 
 def test_a_run_loads_with_and_without_its_selectors(tmp_path):
-    fields = {"seed": 7, "model.stem": "conv", "model.mean": HALF, "model.std": HALF}
-    config = small_runs.quickstart_config(small_runs.DENSE, fields)
-    config.reduction = "token_learner:num_tokens=8:block=1"
-    run = RunConfig.from_config(config)
-    (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
-    model = run.create_model()
-    variables = tiny_vit.fill(variable_shapes(model))
+    fields = {"model.stem": "conv", "model.mean": HALF, "model.std": HALF}
+    fields["reduction"] = "token_learner:num_tokens=8:block=1"
     with refused("checkpoint"):
-        imagepiece_jax.load(tmp_path)
-    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-        checkpoints.save(1, variables, {}, "best")
-    vit = imagepiece_jax.load(tmp_path)
+        imagepiece_jax.load(run_folder(tmp_path, **fields))
+    model, variables = save_run(tmp_path, seed=7, **fields)
+    vit = imagepiece_jax.load(tmp_path).with_default_execution()
     assert (vit.config.mean, vit.config.std) == (HALF, HALF)
     assert (vit.origin.seed, vit.origin.title) == (7, f"run {tmp_path}")
     assert vit.model == model
     assert same(vit.variables, variables)
     assert set(variables) == {"params", "batch_stats"}
-    assert not vit.untrained_kinds
     learned = {name for name in variables["params"] if "reducer" in name}
     dense = imagepiece_jax.load(tmp_path, reduction="none")
-    for unreduced in (dense, vit.with_reduction(None)):
-        assert not unreduced.untrained_kinds
-        assert model.plan != unreduced.model.plan
-        assert {*variables["params"]} - {*unreduced.variables["params"]} == learned
-    # An analysis takes the last checkpoint.
+    assert not (vit.untrained_kinds or dense.untrained_kinds)
+    assert {*variables["params"]} - {*dense.variables["params"]} == learned
     with refused("has no 'latest' checkpoint yet, but 'best'"):
         imagepiece_jax.load(tmp_path, checkpoint="latest")
 
@@ -255,18 +253,6 @@ def test_a_state_dict_in_memory_loads_like_its_file(file, variables):
         imagepiece_jax.load(two_models, config=CONFIG)
 
 
-def test_torch_tensors_are_loaded_from_memory(file, variables):
-    torch = pytest.importorskip("torch")
-    tensors = {}
-    for name, value in timm_tensors.to_timm(variables).items():
-        tensor = torch.nn.Parameter(torch.tensor(np.asarray(value)))
-        tensors[name] = tensor.to(torch.bfloat16) if name == "head.bias" else tensor
-    loaded = imagepiece_jax.load(tensors, config=CONFIG)
-    expected = imagepiece_jax.load(file, config=CONFIG).variables
-    # bfloat16 rounds by up to 2^-9 of a number, and all are below 8.
-    chex.assert_trees_all_close(loaded.variables, expected, rtol=0, atol=2**-6)
-
-
 def test_selectors_of_other_shapes_are_fresh(tmp_path):
     dynamicvit = "dynamicvit:blocks=(1,)"
     learned = tiny_vit.variables(create_model(CONFIG, dynamicvit), seed=3)
@@ -277,23 +263,14 @@ def test_selectors_of_other_shapes_are_fresh(tmp_path):
     assert not spvit.with_reduction(dynamicvit, seed=0).untrained_kinds
 
 
-def test_a_run_loads_its_model_and_trained_reduction(tmp_path):
-    def load_run(**changes):
-        run = run_folder(tmp_path / str(len(changes)), **changes)
-        config = json.loads((run / "config.json").read_text())
-        model = RunConfig.from_config(config).create_model()
-        with contextlib.closing(Checkpoints(run)) as checkpoints:
-            checkpoints.save(1, tiny_vit.fill(variable_shapes(model)), {}, "best")
-        return imagepiece_jax.load(run).with_default_execution()
-
-    vit = load_run()
-    weighted = load_run(reduction="imagepiece:prop_attn=True")
-    model = RunConfig.from_config(small_runs.quickstart_config()).create_model()
-    assert vit.model == model.with_execution(drop_path_rate=0.0)
-    assert weighted.model.prop_attn is True
+def test_a_run_loads_its_trained_reduction(tmp_path):
+    save_run(tmp_path / "run")
+    vit = imagepiece_jax.load(tmp_path / "run")
     given = small_runs.quickstart_config().reduction
     assert name_use(vit, given) == "as trained"
-    assert name_use(vit, f"{given}:keep_rate=0.5") == "off-the-shelf"
-    assert (
-        name_use(weighted, given) == name_use(vit, DENSE_REDUCTION) == "off-the-shelf"
-    )
+    for other in (f"{given}:keep_rate=0.5", DENSE_REDUCTION):
+        assert name_use(vit, other) == "off-the-shelf"
+    save_run(tmp_path / "weighted", reduction="imagepiece:prop_attn=True")
+    weighted = imagepiece_jax.load(tmp_path / "weighted")
+    assert weighted.model.prop_attn is True
+    assert name_use(weighted, given) == "off-the-shelf"
