@@ -30,7 +30,7 @@ from imagepiece_jax.weights import (
     timm_config,
     transformers_config,
 )
-from imagepiece_jax.weights.location import FILE_KIND, RUN_KIND, Location, locate_config
+from imagepiece_jax.weights.location import HUB_SCHEME, Location, locate_weights
 from imagepiece_jax.weights.tensor_files import open_tensors
 
 RECORD_FORMAT = 5  # of the part OWN_KEY; other formats are refused
@@ -89,11 +89,11 @@ def read_config(config: str | os.PathLike) -> ViTConfig:
     name_or_path = os.fspath(config)
     if registry.is_known(name_or_path):
         return registry.model_config(name_or_path)
-    location = locate_config(name_or_path)
-    if location is None:
+    is_hub_id = name_or_path.startswith(HUB_SCHEME)
+    if not is_hub_id and not os.path.exists(os.path.expanduser(name_or_path)):
         names = registry.suggest_names(name_or_path)
         raise InputError(f"config is {name_or_path!r}, no model name or file; {names}")
-    return describe_weights(location).config
+    return describe_weights(locate_weights(name_or_path)).config
 
 
 def _find_named_config(location):
@@ -101,7 +101,7 @@ def _find_named_config(location):
     if location.tensors is not None:
         raise InputError("config is missing: a state dict does not say its model")
     weights_path = location.path
-    if location.origin.kind == FILE_KIND:
+    if not location.file_names:  # a file
         if name := registry.model_in_file_name(weights_path):
             return registry.model_config(name)
     config_file = weights_path.parent / folder_files.CONFIG_FILE
@@ -119,7 +119,7 @@ def _describe_files(location, has_config):
     """Read the files beside weights: config, image processor, a run's class names."""
     config_file = location.config_file
     config_fields = location.config_fields
-    if location.origin.kind == RUN_KIND:
+    if location.origin.run is not None:
         if not RUN_FIELDS <= {*config_fields}:
             raise InputError(f"{config_file} describes no run and no model")
         with content_errors(config_file):

@@ -26,7 +26,7 @@ from imagepiece_jax.models.variables import (
 )
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import description, folder_files, naming
-from imagepiece_jax.weights.location import RUN_KIND, Location, locate_weights
+from imagepiece_jax.weights.location import Location, locate_weights
 from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
 
 TRAINED_REDUCTION = "trained"  # the reduction of the training or of the saved model
@@ -179,7 +179,7 @@ def read_tensors(
     Raises InputError for tensors that contradict the files' config.
     """
     variant_tensors = {}
-    if location.origin.kind == RUN_KIND:
+    if location.origin.run is not None:
         tensors = _read_run_tensors(location)
     else:
         weights = location.find_weights()

@@ -19,6 +19,7 @@ from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Origin
 from imagepiece_jax.weights import folder_files
+from imagepiece_jax.weights.tensor_files import PathOrStateDict
 
 HUB_SCHEME = "hf://"
 # Kinds of weights, as error messages call them.
@@ -61,13 +62,12 @@ class Location:
 
 
 def locate_weights(
-    weights: str | os.PathLike | Mapping[str, Any],
-    checkpoint: str | None = None,
-    averaged: bool = False,
+    weights: PathOrStateDict, checkpoint: str | None = None, averaged: bool = False
 ) -> Location:
     """Find weights on this machine; a hub id is fetched unless it is cached.
 
-    Only a folder's config file is read. A folder with one weights file may lack it.
+    Only a folder's config file is read. A folder with one weights file may lack it. The
+    path of a config file stands for its folder.
 
     weights, checkpoint, averaged: as for `load`
     """
@@ -85,6 +85,8 @@ def locate_weights(
         location = Location(Origin(path=path, kind=FILE_KIND, name=path.name))
         if path.is_dir():
             location = _locate_weights_in(path)
+        elif path.name in (folder_files.CONFIG_FILE, folder_files.OPEN_CLIP_FILE):
+            location = _locate_weights_in(path.parent, config_file=path)
     origin = location.origin
     if origin.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
@@ -98,27 +100,6 @@ def locate_weights(
         )
     origin = dataclasses.replace(origin, checkpoint=checkpoint, averaged=averaged)
     return dataclasses.replace(location, origin=origin)
-
-
-def locate_config(path_or_id: str) -> Location | None:
-    """Find the weights at a path or hub id, or beside a config file; None: neither.
-
-    Of several config files, the named one is read.
-    """
-    folder, file_name = os.path.split(path_or_id)
-    is_config_file = file_name in (
-        folder_files.CONFIG_FILE,
-        folder_files.OPEN_CLIP_FILE,
-    )
-    if path_or_id.startswith(HUB_SCHEME):
-        return locate_weights(folder if is_config_file else path_or_id)
-    local_path = os.path.expanduser(path_or_id)
-    if not os.path.exists(local_path):  # also for a name that is too long
-        return None
-    if is_config_file:
-        config_file = pathlib.Path(local_path)
-        return _locate_weights_in(config_file.parent, config_file)
-    return locate_weights(local_path)
 
 
 @functools.cache  # a process asks the hub once

@@ -8,7 +8,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,12 @@ from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.weights.tensor_files import NamedArrays, open_tensors, weights_title
+from imagepiece_jax.weights.tensor_files import (
+    NamedArrays,
+    PathOrStateDict,
+    open_tensors,
+    weights_title,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +263,7 @@ SCANNED_BLOCKS = "blocks.all."  # start of timm's name for a tensor of scanned b
 
 
 def read_timm_tensors(
-    weights: str | os.PathLike | Mapping[str, Any],
+    weights: PathOrStateDict,
     model_key: str | None = None,
     config: ViTConfig | None = None,
 ) -> NamedArrays:
@@ -340,13 +344,13 @@ def _check_num_heads(renamed_tensors, config):
 
 
 def pack_for_timm(
-    tensors: Mapping[str, np.ndarray], arch: Architecture, architecture: str | None
+    tensors: Mapping[str, np.ndarray], arch: Architecture, timm_architecture: str
 ) -> NamedArrays:
     """Convert canonical tensors (`timm_tensors.to_timm`) for timm's own classes.
 
-    architecture: timm's name; any other name is allowed for a model timm lacks
+    timm_architecture: any name that timm lacks is allowed for a model that timm lacks
     """
-    is_eva = registry.timm_class(architecture) == "Eva"
+    is_eva = registry.timm_class(timm_architecture) == "Eva"
     # timm keeps q, k and v apart in EVA-02's models with sub-LN (an MLP norm and no key
     # bias). It packs both halves of a SwiGLU without a norm in models with position
     # embeddings.

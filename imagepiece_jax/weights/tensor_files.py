@@ -9,7 +9,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,29 +25,25 @@ MIN_MODEL_TENSORS = 12  # a model has at least the tensors of one block
 
 NamedArrays = dict[str, np.ndarray]  # {name: array}
 LazyTensors = dict[str, LazyTensor]
+PathOrStateDict: TypeAlias = str | os.PathLike | Mapping[str, Any]
 
 
-def weights_title(weights: str | os.PathLike | Mapping[str, Any]) -> str:
+def weights_title(weights: PathOrStateDict) -> str:
     """Name a weights file or a state dict in error messages."""
     if isinstance(weights, Mapping):
         return "the state dict"
     return f"weights file {weights}"
 
 
-def read_state_dict(
-    weights: str | os.PathLike | Mapping[str, Any], model_key: str | None = None
-) -> NamedArrays:
-    """Read {name: array} from a weights file, with the file's shapes and dtypes.
-
-    model_key: as for `open_tensors`
-    """
-    with open_tensors(weights, model_key) as lazy_tensors:
+def read_state_dict(path: str | os.PathLike) -> NamedArrays:
+    """Read {name: array} from a file of one model, with its shapes and dtypes."""
+    with open_tensors(path) as lazy_tensors:
         return {name: tensor.read() for name, tensor in lazy_tensors.items()}
 
 
 @contextlib.contextmanager
 def open_tensors(
-    weights: str | os.PathLike | Mapping[str, Any], model_key: str | None = None
+    weights: PathOrStateDict, model_key: str | None = None
 ) -> Generator[LazyTensors]:
     """Open a weights file or a state dict in memory; errors name the file.
 
@@ -57,10 +53,10 @@ def open_tensors(
     """
     if isinstance(weights, Mapping):
         with titled_errors(weights_title(weights)):
-            yield select_model(wrap_arrays(weights), model_key)
+            yield select_model_tensors(wrap_arrays(weights), model_key)
     else:
         with _open_file(pathlib.Path(weights), _FILE_OPENERS) as content:
-            yield select_model(content, model_key)
+            yield select_model_tensors(content, model_key)
 
 
 @contextlib.contextmanager
@@ -142,7 +138,7 @@ def wrap_arrays(content: Any) -> Any:
     return LazyTensor(copy_to_numpy)
 
 
-def select_model(content: Any, model_key: str | None = None) -> LazyTensors:
+def select_model_tensors(content: Any, model_key: str | None = None) -> LazyTensors:
     """Select one model in `content`, {name: LazyTensor}.
 
     model_key: needed if the content has several models

@@ -120,8 +120,8 @@ class _WithoutAttributes:
         pass
 
 
-class _IgnoredObject(_WithoutAttributes):
-    """Placeholder for an object beside the weights: accepts anything, keeps nothing.
+class _IgnoredObject(_WithoutAttributes, list):
+    """Placeholder for an object beside the weights, which accepts anything.
 
     An _IgnoredObject is not a dict, so it never counts as weights.
     """
@@ -133,12 +133,6 @@ class _IgnoredObject(_WithoutAttributes):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
-
-    def append(self, value: Any) -> None:
-        """Ignore the element."""
-
-    def extend(self, values: Any) -> None:
-        """Ignore the elements."""
 
 
 class _OrderedDict(_WithoutAttributes, dict):

@@ -112,7 +112,6 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     assert (model.config.num_classes, model.config.std) == (7, STD)
     assert location.fetch_folder("hf://org/name") == snapshot
     assert imagepiece_jax.read_config("hf://org/name") == model.config
-    assert imagepiece_jax.read_config("hf://org/name/config.json") == model.config
 
 
 def test_a_revision_is_another_commit(cache, files, variables):
